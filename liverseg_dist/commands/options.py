@@ -1,0 +1,27 @@
+"""Options that several commands share."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from liverseg_dist.config import Settings, load_settings
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """`--config FILE` (repeatable), `--print-config`, and dotted overrides as the last positionals."""
+    parser.add_argument(
+        "--config", action="append", type=Path, default=[], metavar="FILE", help="YAML of differences; repeatable"
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="settings for this call, e.g. train.learning_rate=1e-3"
+    )
+
+
+def settings_from(args: argparse.Namespace) -> Settings:
+    """The resolved settings; with `--print-config` prints them and exits 0."""
+    settings = load_settings(args.config, args.overrides)
+    if args.print_config:
+        print(settings.to_yaml(), end="")
+        sys.exit(0)
+    return settings

@@ -1,0 +1,34 @@
+"""Typed, validated settings: one section per file, put together in `settings.py`."""
+
+from liverseg_dist.config.convert import CleaningConfig, ConvertConfig, SlabConfig, SplitConfig
+from liverseg_dist.config.inference import InferenceConfig
+from liverseg_dist.config.model import LossConfig, ModelConfig
+from liverseg_dist.config.settings import Settings, load_settings
+from liverseg_dist.config.train import (
+    CheckpointConfig,
+    DataConfig,
+    IntensityConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+    ValidationConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "CleaningConfig",
+    "ConvertConfig",
+    "DataConfig",
+    "InferenceConfig",
+    "IntensityConfig",
+    "LossConfig",
+    "ModelConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "Settings",
+    "SlabConfig",
+    "SplitConfig",
+    "TrainConfig",
+    "ValidationConfig",
+    "load_settings",
+]

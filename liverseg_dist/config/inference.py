@@ -1,0 +1,22 @@
+"""Settings of sliding-window inference (`inference.*`)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from liverseg_dist.config.base import Section
+
+
+class InferenceConfig(Section):
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a window that neighbours cover too."""
+    window_weights: Literal["gaussian", "constant"] = "gaussian"
+    mirror: bool = False
+    """Average over mirrored copies (8 in 3D); up to 8 times slower."""
+    batch_size: int = Field(default=1, ge=1)
+    """Windows computed at once."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    largest_component: bool = False
+    """Keep only the largest connected liver (with its tumours)."""
+    min_tumour_ml: float = Field(default=0.0, ge=0)
+    """Drop predicted tumour components smaller than this."""

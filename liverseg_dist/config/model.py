@@ -1,0 +1,56 @@
+"""Settings of the network and its losses (`model.*`, `loss.*`)."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from liverseg_dist.config.base import Section
+
+Kernel = tuple[int, int, int]
+
+
+class ModelConfig(Section):
+    architecture: Literal["unet", "resenc"] = "unet"
+    """Plain-convolution U-Net, or residual-encoder U-Net."""
+    preset: Literal["tiny", "S", "M", "L"] = "S"
+    """Widths and depth where the keys below are null. tiny is meant for CPUs and tests."""
+    features: tuple[int, ...] | None = None
+    """Channels per level, highest resolution first; null: from the preset."""
+    strides: tuple[Kernel, ...] | None = None
+    """Stride (z, y, x) on entering each level, the first is 1, 1, 1; null: from the store's spacing and the patch."""
+    kernels: tuple[Kernel, ...] | None = None
+    """Kernel (z, y, x) of each level; null: from the store's spacing."""
+    blocks_per_level: int | tuple[int, ...] | None = None
+    norm: Literal["instance", "group"] = "instance"
+    deep_supervision: bool = True
+    """Also train the outputs of the lower levels (all but the two lowest)."""
+    regions: bool = False
+    """Predict liver (label 1 or 2) and tumour as overlapping regions with sigmoids instead of three classes."""
+    pretrained: Path | None = None
+    """Weights to start from: a run, a safetensors file, or a foreign state dict (tensors only)."""
+
+    @model_validator(mode="after")
+    def _same_depth(self) -> "ModelConfig":
+        depths = {
+            name: len(value)
+            for name in ("features", "strides", "kernels")
+            if (value := getattr(self, name)) is not None
+        }
+        if len(set(depths.values())) > 1:
+            named = ", ".join(f"{name} has {n}" for name, n in depths.items())
+            raise ValueError(f"one entry per level is needed in each list, but {named}; make them the same length")
+        return self
+
+
+class LossConfig(Section):
+    name: Literal["dice_ce", "dice_focal", "tversky_ce", "ce", "dice"] = "dice_ce"
+    class_weights: tuple[float, ...] | Literal["auto", "none"] = "none"
+    """Weights of background, liver, tumour in the cross-entropy; auto: from the store's class frequencies."""
+    dice_weight: float = Field(default=1.0, ge=0)
+    ce_weight: float = Field(default=1.0, ge=0)
+    batch_dice: bool = False
+    """Dice over the whole micro-batch at once (nnU-Net's batch dice) instead of per sample."""
+    focal_gamma: float = Field(default=2.0, ge=0)
+    tversky_alpha: float = Field(default=0.3, ge=0, le=1)
+    """Weight of false positives; false negatives get 1 - alpha."""

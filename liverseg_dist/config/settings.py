@@ -1,0 +1,134 @@
+"""The one typed model of all settings, and how it is put together.
+
+Defaults in code <- YAML files of differences, in order <- dotted overrides (`train.learning_rate=1e-3`).
+An unknown key, a wrong type or an impossible combination is a `UserError` of one line that names the key, the value
+and the remedy. The resolved settings are saved with each run.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from liverseg_dist.config.base import Section
+from liverseg_dist.config.convert import ConvertConfig
+from liverseg_dist.config.inference import InferenceConfig
+from liverseg_dist.config.model import LossConfig, ModelConfig
+from liverseg_dist.config.train import CheckpointConfig, DataConfig, RunConfig, TrainConfig, ValidationConfig
+from liverseg_dist.errors import UserError
+
+
+class Settings(Section):
+    """All settings of all commands."""
+
+    run: RunConfig = Field(default_factory=RunConfig)
+    seed: int = Field(default=0, ge=0)
+    """Everything random derives from it."""
+    convert: ConvertConfig = Field(default_factory=ConvertConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    inference: InferenceConfig = Field(default_factory=InferenceConfig)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_settings(files: Sequence[Path] = (), overrides: Iterable[str] = ()) -> Settings:
+    """Defaults, then each YAML file, then `key.sub=value` overrides. Raises `UserError`."""
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for file in files:
+        _merge(merged, _read_yaml(file), str(file), origin)
+    for override in overrides:
+        _merge(merged, _parse_override(override), "command line", origin)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_first_line(error, origin)) from None
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such config file; configs/ holds examples") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: a config is a mapping of sections (train: ..., data: ...), not {type(content).__name__}")
+    return content
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value_text = text.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise UserError(f"'{text}': an override is written key=value, e.g. train.learning_rate=1e-3")
+    try:
+        value = yaml.safe_load(value_text)
+    except yaml.YAMLError:
+        value = value_text
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any], source: str, origin: dict[str, str], prefix: str = "") -> None:
+    for key, value in new.items():
+        path = f"{prefix}{key}"
+        origin[path] = source
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value, source, origin, f"{path}.")
+        else:
+            into[key] = value
+            if isinstance(value, dict):
+                _record(value, source, origin, f"{path}.")
+
+
+def _record(value: dict[str, Any], source: str, origin: dict[str, str], prefix: str) -> None:
+    for key, inner in value.items():
+        origin[f"{prefix}{key}"] = source
+        if isinstance(inner, dict):
+            _record(inner, source, origin, f"{prefix}{key}.")
+
+
+def _first_line(error: ValidationError, origin: dict[str, str]) -> str:
+    """One line for the first problem: where it was set, key, value, what would do."""
+    problem = error.errors(include_url=False)[0]
+    names: list[str] = []
+    section: type[BaseModel] | None = Settings
+    for part in problem["loc"]:  # pydantic appends union branches and indices; the key ends at the last known field
+        if section is None or not isinstance(part, str):
+            break
+        names.append(part)
+        field = section.model_fields.get(part)
+        annotation = field.annotation if field else None
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    key = ".".join(names) or "settings"
+    where = next((origin[key[:end]] for end in _prefix_ends(key) if key[:end] in origin), "settings")
+    if problem["type"] == "extra_forbidden":
+        parent: Any = Settings
+        for name in names[:-1]:
+            parent = parent.model_fields[name].annotation
+        close = difflib.get_close_matches(names[-1], parent.model_fields, n=1)
+        known = ".".join([*names[:-1], close[0]]) if close else None
+        remedy = f"did you mean {known}?" if known else f"known here: {', '.join(parent.model_fields)}"
+        return f"{where}: unknown key {key}; {remedy}"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem.get("input")
+    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {value!r}"
+    return f"{where}: {key}{shown}: {message[:1].lower()}{message[1:]}"
+
+
+def _prefix_ends(key: str) -> list[int]:
+    return [len(key), *(i for i in range(len(key) - 1, 0, -1) if key[i] == ".")]

@@ -1,0 +1,112 @@
+"""Settings of a training run (`run.*`, `data.*`, `train.*`, `checkpoint.*`, `validation.*`)."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from liverseg_dist.config.base import Section
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class RunConfig(Section):
+    dir: Path | None = None
+    """The run's folder; made when missing, continued when there."""
+
+
+class IntensityConfig(Section):
+    """The stored HU -> network input affine: clip to [lower_hu, upper_hu], map to [0, 1], then (v - mean) / std."""
+
+    lower_hu: float
+    upper_hu: float
+    mean: float
+    """Of the [0, 1] values of the training cases' foreground."""
+    std: float = Field(gt=0)
+
+
+class DataConfig(Section):
+    store: str | None = None
+    """Path or fsspec URL of the Zarr store."""
+    fold: int | Literal["all"] = 0
+    """Validation fold; all: train on every case outside the test set."""
+    patch_size: tuple[Positive, Positive, Positive] = (64, 128, 128)
+    """z, y, x in voxels of the store."""
+    oversample_foreground: float = Field(default=0.33, ge=0, le=1)
+    """Share of each batch centred on liver or tumour (nnU-Net's meaning: guaranteed, not drawn)."""
+    augmentation: Literal["none", "light", "nnunet", "strong"] = "nnunet"
+    workers: int = Field(default=1, ge=0)
+    """Loader processes per rank; 0 reads in the training process."""
+    prefetch: int = Field(default=4, ge=1)
+    """Batches read ahead per worker."""
+    cache_gib: float = Field(default=0.0, ge=0)
+    """Memory per node for decoded cases shared by its ranks; 0: read straight from the store."""
+    unreadable: Literal["fail", "skip"] = "fail"
+    """What to do about a chunk that cannot be read: stop, or skip the sample and log it."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """Filled in from the store: the voxel size (z, y, x) the network sees."""
+    intensity: IntensityConfig | None = None
+    """Filled in from the store."""
+
+
+class ScheduleConfig(Section):
+    name: Literal["poly", "cosine", "constant"] = "poly"
+    warmup_steps: int = Field(default=0, ge=0)
+    power: float = 0.9
+    """Exponent of the poly schedule (nnU-Net: 0.9)."""
+
+
+class TrainConfig(Section):
+    max_steps: Positive = 250_000
+    """Optimizer steps of the whole run."""
+    learning_rate: float = Field(default=1e-2, gt=0)
+    global_batch_size: Positive = 2
+    """Samples per optimizer step over all ranks; what ranks and micro_batch_size cannot hold at once is accumulated."""
+    micro_batch_size: Positive = 1
+    """Samples a rank computes at once."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = Field(default=0.99, ge=0, lt=1)
+    """SGD only (Nesterov)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=3e-5, ge=0)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    clip_grad_norm: float = Field(default=12.0, ge=0)
+    """0: no clipping."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Exponential moving average of the weights, exported as the model when on; 0: off."""
+    strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed only."""
+    offload_optimizer: bool = False
+    """DeepSpeed only: optimizer state in CPU memory."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: Literal["none", "all"] | tuple[int, ...] = "none"
+    """Which U-Net levels recompute their activations in backward; level numbers start at the full resolution."""
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = True
+    """Bit-identical results for the same seed; on CUDA this costs speed."""
+    deterministic_reduction: bool = False
+    """Sum gradients sample by sample in a fixed order: the same bits on any number of ranks (ddp, slower)."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """A NaN or Inf loss: stop and name the samples, or skip the step."""
+    log_every_steps: Positive = 10
+    threads: int = Field(default=0, ge=0)
+    """CPU threads per rank; 0: the cores this node offers, divided among its ranks."""
+
+
+class CheckpointConfig(Section):
+    every_steps: Positive = 1000
+    every_minutes: float = Field(default=30.0, gt=0)
+    """Also after this much time, whichever comes first."""
+    keep_last: Positive = 2
+    keep_best: bool = True
+
+
+class ValidationConfig(Section):
+    every_steps: int = Field(default=2500, ge=0)
+    """0: never."""
+    max_cases: int = Field(default=0, ge=0)
+    """At most this many validation cases each time; 0: all."""
+    pictures: int = Field(default=2, ge=0)
+    """Cases whose middle tumour slice goes to TensorBoard."""

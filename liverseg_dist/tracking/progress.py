@@ -1,0 +1,62 @@
+"""Progress on stderr: a bar on a terminal, a line now and then in a log file."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LOG_INTERVAL_S = 15.0
+"""At most one line in this many seconds where stderr is not a terminal."""
+
+
+class ProgressLine:
+    """Counts steps of known or unknown total; `note` is a short free text shown behind the counts."""
+
+    def __init__(self, description: str, total: int | None, bar: Progress | None) -> None:
+        self.description, self.total, self.done = description, total, 0
+        self._bar = bar
+        self._task = bar.add_task(description, total=total, note="") if bar else None
+        self._started = time.monotonic()
+        self._last_line = self._started
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.done += steps
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=steps, note=note)
+            return
+        now = time.monotonic()
+        if self.done == self.total or now - self._last_line >= LOG_INTERVAL_S:
+            self._last_line = now
+            print(f"{self.description}: {self._counts(now - self._started)}  {note}".rstrip(), file=sys.stderr, flush=True)
+
+    def _counts(self, elapsed_s: float) -> str:
+        if not self.total:
+            return f"{self.done}"
+        left = elapsed_s / self.done * (self.total - self.done) if self.done else float("nan")
+        return f"{self.done}/{self.total}, {elapsed_s:.0f} s, {left:.0f} s left"
+
+
+@contextmanager
+def progress(description: str, total: int | None = None, *, quiet: bool = False) -> Iterator[ProgressLine]:
+    """`with progress("convert", n) as line: line.advance(note="liver_28")`. `quiet` (ranks above 0) shows nothing."""
+    console = Console(stderr=True, quiet=quiet)
+    if quiet or not console.is_terminal:
+        line = ProgressLine(description, total, None)
+        if quiet:
+            line._last_line = float("inf")
+            line.total = None
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield ProgressLine(description, total, bar)
