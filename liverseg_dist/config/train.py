@@ -59,6 +59,8 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     max_steps: Positive = 250_000
     """Optimizer steps of the whole run."""
+    stop_at_step: int = Field(default=0, ge=0)
+    """Save and stop here, to go on later with a higher value (the rungs of a sweep); 0: run to max_steps."""
     learning_rate: float = Field(default=1e-2, gt=0)
     global_batch_size: Positive = 2
     """Samples per optimizer step over all ranks; what ranks and micro_batch_size cannot hold at once is accumulated."""

@@ -1,0 +1,167 @@
+"""`World`: which process this is, read from the environment that torchrun, srun (also through submitit) or nobody set.
+
+A half-set environment is refused: a job that believes it is alone while its siblings wait is the worst kind of hang.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from liverseg_dist.errors import UserError
+
+TORCHRUN_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+SLURM_KEYS = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
+FIRST_PORT, PORTS = 20_000, 12_000
+"""Ports of SLURM jobs lie below Linux's ephemeral range (32768 upwards), so nobody else takes one by chance."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run."""
+
+    global_rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    master: str = ""
+    """`host:port` of rank 0's rendezvous; empty when alone."""
+    device: torch.device = torch.device("cpu")
+    launched_by: str = "nobody"
+
+    @property
+    def is_main(self) -> bool:
+        return self.global_rank == 0
+
+    @property
+    def is_distributed(self) -> bool:
+        return self.world_size > 1
+
+    @classmethod
+    def from_environment(cls, device: str = "auto", environment: Mapping[str, str] | None = None) -> "World":
+        """Who we are. `device`: auto, cpu or cuda. Raises `UserError` for a half-set environment or an absent GPU."""
+        env = os.environ if environment is None else environment
+        if "RANK" in env or "LOCAL_RANK" in env or "TORCHELASTIC_RUN_ID" in env:
+            return _from_torchrun(env, device)
+        if "SLURM_STEP_NUM_TASKS" in env:  # set by srun for each task; a bare batch script or salloc shell has none
+            return _from_slurm(env, device)
+        return cls(device=_device(device, 0))
+
+    @contextmanager
+    def connected(self, timeout_s: float = 1800.0) -> Iterator["World"]:
+        """The process group while the block runs: NCCL for CUDA tensors, gloo for CPU tensors; none when alone.
+
+        `timeout_s`: how long a collective waits for a lost peer before it raises.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if not self.is_distributed:
+            yield self
+            return
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        timeout = timedelta(seconds=timeout_s)
+        if self.launched_by == "torchrun":  # its own store is already up; a second listener on the port would clash
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(
+                backend,
+                init_method=f"tcp://{self.master}",
+                rank=self.global_rank,
+                world_size=self.world_size,
+                timeout=timeout,
+            )
+        try:
+            yield self
+        finally:
+            if dist.is_initialized():  # left open, some ranks abort at interpreter exit and turn a good job into FAILED
+                dist.destroy_process_group()
+
+    def threads(self, wanted: int = 0) -> int:
+        """CPU threads for this rank: `wanted`, or this node's cores divided among its ranks."""
+        return wanted or max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
+
+
+def _from_torchrun(env: Mapping[str, str], device: str) -> World:
+    values = _complete(env, TORCHRUN_KEYS, "torchrun's", "start with torchrun, or unset them to run as one process")
+    rank, world_size, local_rank = (_integer(values, key) for key in TORCHRUN_KEYS[:3])
+    local_world_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
+    if not 0 <= rank < world_size:
+        raise UserError(f"RANK={rank} does not fit WORLD_SIZE={world_size}")
+    return World(
+        rank, local_rank, world_size, local_world_size, f"{values['MASTER_ADDR']}:{values['MASTER_PORT']}",
+        _device(device, local_rank), "torchrun",
+    )  # fmt: skip
+
+
+def _from_slurm(env: Mapping[str, str], device: str) -> World:
+    values = _complete(env, SLURM_KEYS, "srun's", "start with srun")
+    rank, world_size, local_rank = (_integer(values, key) for key in SLURM_KEYS[:3])
+    local_world_size = _tasks_on_this_node(env, world_size)
+    if world_size == 1:
+        return World(device=_device(device, 0), launched_by="srun")
+    address = env.get("MASTER_ADDR") or _first_host(values["SLURM_STEP_NODELIST"])
+    port = env.get("MASTER_PORT") or str(slurm_port(values["SLURM_JOB_ID"], env.get("SLURM_STEP_ID", "0")))
+    return World(
+        rank, local_rank, world_size, local_world_size, f"{address}:{port}", _device(device, local_rank), "srun"
+    )
+
+
+def slurm_port(job_id: str, step_id: str) -> int:
+    """A rendezvous port that two jobs, or two steps of a job, on the same node do not share."""
+    return FIRST_PORT + (int(job_id) * 7 + int(step_id)) % PORTS
+
+
+def _first_host(nodelist: str) -> str:
+    try:
+        names = subprocess.run(
+            ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True, timeout=60
+        ).stdout.split()
+        return names[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        raise UserError(
+            f"scontrol cannot name the first host of {nodelist} ({error}); set MASTER_ADDR and MASTER_PORT instead"
+        ) from None
+
+
+def _tasks_on_this_node(env: Mapping[str, str], world_size: int) -> int:
+    """From srun's `4(x2),3` notation and this node's number."""
+    counts: list[int] = []
+    for part in env.get("SLURM_STEP_TASKS_PER_NODE", str(world_size)).split(","):
+        count, _, repeat = part.partition("(x")
+        counts += [int(count)] * int(repeat.rstrip(")") or 1)
+    return counts[min(int(env.get("SLURM_NODEID", "0")), len(counts) - 1)]
+
+
+def _complete(env: Mapping[str, str], keys: tuple[str, ...], whose: str, remedy: str) -> dict[str, str]:
+    missing = [key for key in keys if not env.get(key)]
+    if missing:
+        present = [key for key in keys if env.get(key)]
+        raise UserError(f"{whose} environment is half set: {', '.join(present)} without {', '.join(missing)}; {remedy}")
+    return {key: env[key] for key in keys}
+
+
+def _integer(values: Mapping[str, str], key: str) -> int:
+    try:
+        return int(values[key])
+    except ValueError:
+        raise UserError(f"{key}={values[key]!r} is not a number") from None
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if wanted not in ("auto", "cuda"):
+        raise UserError(f"device {wanted!r}: one of auto, cpu, cuda")
+    visible = torch.cuda.device_count()
+    if visible == 0:
+        raise UserError("device cuda: torch sees no GPU here; check the driver and the torch build, or use device cpu")
+    if visible == 1:  # srun --gpus-per-task shows each rank its own GPU as number 0
+        return torch.device("cuda", 0)
+    if local_rank >= visible:
+        raise UserError(f"local rank {local_rank} has no GPU: {visible} visible; start at most that many per node")
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,134 @@
+"""DeepSpeed ZeRO 0 to 3, with optional optimizer offload (https://arxiv.org/abs/1910.02054).
+
+The state goes into checkpoints as whole tensors by DeepSpeed's per-parameter access functions, so that a run resumes on
+any number of ranks (DeepSpeed's own ZeRO checkpoints are bound to theirs) and under any other strategy.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from liverseg_dist.config import TrainConfig
+from liverseg_dist.distributed.collectives import rank, world_size
+from liverseg_dist.distributed.strategy import Strategy, fill_optimizer_state, loss_scale
+
+STATE_KEYS = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
+
+
+class Zero(Strategy):
+    """A DeepSpeed engine around the module and a torch optimizer."""
+
+    def __init__(self, plain: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+        super().__init__(plain, optimizer, config.clip_grad_norm, config.precision)
+        self._keys = STATE_KEYS[config.optimizer] if config.optimizer == "adamw" or config.momentum else ()
+        deepspeed = _import_deepspeed(next(plain.parameters()).device)
+        self._utils = deepspeed.utils
+        self._engine, _, _, _ = deepspeed.initialize(model=plain, optimizer=optimizer, config=_engine_config(config))
+        self._sharded = config.zero_stage > 0
+        self._stage = config.zero_stage
+
+    def forward(self, image_BCDHW: Tensor, *, last: bool) -> Tensor | list[Tensor]:
+        self._engine.set_gradient_accumulation_boundary(last)
+        with self.autocast():
+            return self._engine(image_BCDHW)
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss * loss_scale())
+
+    def step(self, learning_rate: float) -> float:
+        if not self._sharded:  # stage 0 is plain data parallelism; the engine has averaged the gradients by now
+            return super().step(learning_rate)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def skip(self) -> None:
+        self._engine.zero_grad()
+        self._engine.optimizer.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        if not self._sharded:
+            return super().state()
+        tensors = {f"model.{name}": tensor for name, tensor in self.weights().items()}
+        for name, parameter in self.plain.named_parameters():
+            for key in self._keys:
+                value = self._utils.safe_get_full_optimizer_state(parameter, key)
+                whole = torch.zeros(tensors[f"model.{name}"].shape) if value is None else value.float().cpu()
+                tensors[f"optimizer.{name}.{key}"] = whole.reshape(tensors[f"model.{name}"].shape)
+            if "exp_avg" in self._keys:
+                tensors[f"optimizer.{name}.step"] = torch.tensor(float(self._count()))
+        return tensors
+
+    def state_loaded(self, tensors: dict[str, Tensor]) -> None:
+        if not self._sharded:
+            return
+        base = self._engine.optimizer.optimizer
+        fill_optimizer_state(base)
+        for name, parameter in self.plain.named_parameters():
+            self._set(parameter, tensors[f"model.{name}"], None)
+            for key in self._keys:
+                self._set(parameter, tensors[f"optimizer.{name}.{key}"], key)
+            if "exp_avg" in self._keys:
+                for state in base.state.values():
+                    state["step"] = tensors[f"optimizer.{name}.step"].clone()
+
+    def weights(self) -> dict[str, Tensor]:
+        if self._stage < 3:
+            return super().weights()
+        whole = {}
+        for name, parameter in self.plain.named_parameters():
+            value = self._utils.safe_get_full_fp32_param(parameter).float().cpu()
+            whole[name] = value.flatten()[: parameter.ds_numel].reshape(parameter.ds_shape)  # type: ignore[attr-defined]
+        return whole
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        """Write a whole parameter (`key` None) or optimizer tensor into what this rank holds of it."""
+        if self._stage == 3:
+            # Cut by hand: DeepSpeed's whole-value setter fails where the padded parts do not divide the parameter.
+            part = parameter.ds_tensor  # type: ignore[attr-defined]
+            flat = nn.functional.pad(value.flatten(), (0, part.numel() * world_size() - value.numel()))
+            local = flat.narrow(0, part.numel() * rank(), part.numel())
+            if key is None:
+                self._utils.safe_set_local_fp32_param(parameter, local)
+                part.data.copy_(local)
+            else:
+                self._utils.safe_set_local_optimizer_state(parameter, local, key)
+        elif key is None:
+            self._utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            self._utils.safe_set_full_optimizer_state(parameter, value, key)
+
+    def _count(self) -> int:
+        states = self._engine.optimizer.optimizer.state.values()
+        return int(next((state["step"] for state in states if "step" in state), 0))
+
+
+def _engine_config(config: TrainConfig) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0  # parameters kept whole would not see a loaded checkpoint
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_clipping": config.clip_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, told of the device first. Imported late: it takes seconds, and only this strategy needs it."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    if device.type == "cpu":  # otherwise its shared-memory all-reduce is compiled anew for a minute or two at each start
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
