@@ -1,0 +1,12 @@
+"""Scores of liver and tumour masks: exact at any scale, pure numpy, no knowledge of stores, models or ranks.
+
+`score_case` scores one case, `Ledger` keeps what is scored, `aggregate` pools it, `write_results` writes the files.
+"""
+
+from liverseg_dist.evaluation.case import METRICS_VERSION, score_case
+from liverseg_dist.evaluation.ledger import Ledger, fingerprint_of
+from liverseg_dist.evaluation.report import write_report
+from liverseg_dist.evaluation.results import write_results
+from liverseg_dist.evaluation.summary import aggregate
+
+__all__ = ["METRICS_VERSION", "Ledger", "aggregate", "fingerprint_of", "score_case", "write_report", "write_results"]

@@ -1,0 +1,191 @@
+"""Lesion detection as in the LiTS challenge, and a table of every lesion.
+
+A lesion is a connected component of the tumour label. The LiTS scorer
+(https://github.com/PatrickChrist/lits-challenge-scoring) labels with scipy's default, so lesions that touch at an edge
+or a corner only are two (connectivity 6); that is our default, and `connectivity` may be 18 or 26.
+
+Correspondence (Bilic et al. 2023, https://doi.org/10.1016/j.media.2022.102680): each true lesion goes to the predicted
+one that overlaps it most, and true lesions that share one are merged; each predicted lesion then goes to the merged
+true lesion it overlaps most, and those that share one are merged. What is left are pairs, compared by IoU. A pair
+strictly above the threshold is detected, once with 0.5 and once with 0.
+
+Counts: a detected pair gives as many true positives as true lesions were merged in it; the other true lesions are false
+negatives. False positives are the predicted lesions in no detected pair, and in a detected pair those beyond its number
+of true lesions (a lesion found in three pieces: 1 TP, 2 FP). This is the scorer's `predicted - detected`, except that
+one prediction over three true lesions cannot pay for false positives elsewhere, where the scorer may go below zero.
+Where the scorer fails we differ too: it breaks on a case without true tumour (here every prediction is a false
+positive), and takes its union between labels of two different numberings (here of the pair).
+Precision without any prediction, or recall without any true lesion, is None; the scorer puts 0.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+
+from liverseg_dist.evaluation.overlap import OverlapCounts
+from liverseg_dist.evaluation.surface import surface_scores
+from liverseg_dist.volume import Float3
+
+LITS_CONNECTIVITY = 6
+CONNECTIVITIES = (6, 18, 26)
+IOU_THRESHOLDS: Mapping[str, float] = {"iou_50": 0.5, "iou_0": 0.0}
+SIZE_CLASSES: Mapping[str, tuple[float, float]] = {
+    "under_10mm": (0.0, 10.0),
+    "10_to_20mm": (10.0, 20.0),
+    "over_20mm": (20.0, math.inf),
+}
+"""Lower bound included, upper bound not; diameters in mm."""
+DETECTED_METRICS = ("dice", "jaccard", "voe", "rvd", "assd_mm", "rmsd_mm", "mssd_mm")
+
+
+@dataclass(frozen=True)
+class Components:
+    """Connected components, numbered from 1; arrays below are indexed by number - 1."""
+
+    labels_zyx: np.ndarray
+    voxels: np.ndarray
+    centres_zyx: np.ndarray
+
+    @property
+    def count(self) -> int:
+        return int(self.voxels.size)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A merged group of true lesions and the predicted ones that correspond to it (component numbers, ascending)."""
+
+    truth: tuple[int, ...]
+    prediction: tuple[int, ...]
+    counts: OverlapCounts
+
+    @property
+    def iou(self) -> float:
+        return self.counts.jaccard()
+
+
+def find_components(mask_zyx: np.ndarray, connectivity: int = LITS_CONNECTIVITY) -> Components:
+    """Components of a mask, with voxel counts and centres of mass (z, y, x, voxels)."""
+    if connectivity not in CONNECTIVITIES:
+        raise ValueError(f"connectivity {connectivity}: 6 (faces), 18 (and edges) or 26 (and corners)")
+    mask = np.ascontiguousarray(mask_zyx, dtype=bool)
+    labels, count = cc3d.connected_components(mask, connectivity=connectivity, return_N=True)  # type: ignore[call-overload]
+    statistics = cc3d.statistics(labels, no_slice_conversion=True)
+    return Components(
+        labels,
+        statistics["voxel_counts"][1 : count + 1].astype(np.int64),
+        statistics["centroids"][1 : count + 1],
+    )
+
+
+def shared_voxels(prediction: Components, truth: Components) -> np.ndarray:
+    """Voxels shared by predicted component i and true component j, (predicted, true), int64."""
+    both = np.flatnonzero((prediction.labels_zyx != 0) & (truth.labels_zyx != 0))
+    rows = prediction.labels_zyx.ravel()[both].astype(np.int64) - 1
+    columns = truth.labels_zyx.ravel()[both].astype(np.int64) - 1
+    cells = np.bincount(rows * max(truth.count, 1) + columns, minlength=prediction.count * truth.count)
+    return cells.reshape(prediction.count, truth.count).astype(np.int64)
+
+
+def correspondences(shared: np.ndarray, prediction_voxels: np.ndarray, truth_voxels: np.ndarray) -> list[Pair]:
+    """The pairs (see the module), by ascending first true lesion. Ties of overlap go to the lower number."""
+    if shared.size == 0:
+        return []
+    groups: dict[int, list[int]] = {}
+    for lesion in np.flatnonzero(shared.any(axis=0)):
+        groups.setdefault(int(shared[:, lesion].argmax()), []).append(int(lesion))
+    merged = sorted(groups.values())
+    merged_shared = np.stack([shared[:, group].sum(axis=1) for group in merged], axis=1)
+    pairs = []
+    choice = merged_shared.argmax(axis=1)
+    for number, group in enumerate(merged):
+        members = np.flatnonzero((choice == number) & (merged_shared[:, number] > 0))
+        if members.size == 0:
+            continue
+        counts = OverlapCounts(
+            prediction=int(prediction_voxels[members].sum()),
+            truth=int(truth_voxels[group].sum()),
+            intersection=int(merged_shared[members, number].sum()),
+        )
+        pairs.append(Pair(tuple(lesion + 1 for lesion in group), tuple(int(m) + 1 for m in members), counts))
+    return pairs
+
+
+def detection_counts(pairs: list[Pair], num_prediction: int, num_truth: int, iou_above: float) -> dict[str, int]:
+    """`tp fp fn` at one threshold; definitions in the module."""
+    detected = [pair for pair in pairs if pair.iou > iou_above]
+    tp = sum(len(pair.truth) for pair in detected)
+    used = sum(min(len(pair.truth), len(pair.prediction)) for pair in detected)
+    return {"tp": tp, "fp": num_prediction - used, "fn": num_truth - tp}
+
+
+def diameter_mm(volume_ml: float) -> float:
+    """Diameter of the ball of that volume: independent of orientation and slice thickness."""
+    return (6000.0 * volume_ml / math.pi) ** (1 / 3)
+
+
+def size_class(diameter: float) -> str:
+    return next(name for name, (low, high) in SIZE_CLASSES.items() if low <= diameter < high)
+
+
+def score_lesions(
+    prediction_zyx: np.ndarray, truth_zyx: np.ndarray, spacing_mm: Float3, connectivity: int = LITS_CONNECTIVITY
+) -> dict[str, object]:
+    """Everything about lesions of one case, JSON-able: `detection`, `detected_pairs` and `lesions`.
+
+    Masks are tumour masks (boolean or uint8) of one shape. `detected_pairs` holds the segmentation quality of each pair
+    with IoU above 0.5; `lesions` a row for each true and each predicted component.
+    """
+    prediction, truth = (find_components(mask, connectivity) for mask in (prediction_zyx, truth_zyx))
+    pairs = correspondences(shared_voxels(prediction, truth), prediction.voxels, truth.voxels)
+    detection = {
+        name: detection_counts(pairs, prediction.count, truth.count, iou) for name, iou in IOU_THRESHOLDS.items()
+    }
+    quality = [
+        _pair_quality(pair, prediction, truth, spacing_mm) for pair in pairs if pair.iou > IOU_THRESHOLDS["iou_50"]
+    ]
+    rows = _rows("truth", truth, pairs, spacing_mm) + _rows("prediction", prediction, pairs, spacing_mm)
+    return {"connectivity": connectivity, "detection": detection, "detected_pairs": quality, "lesions": rows}
+
+
+def _pair_quality(pair: Pair, prediction: Components, truth: Components, spacing_mm: Float3) -> dict[str, object]:
+    masks = [
+        np.isin(components.labels_zyx, members)
+        for components, members in ((prediction, pair.prediction), (truth, pair.truth))
+    ]
+    surface = surface_scores(masks[0], masks[1], spacing_mm)
+    values = pair.counts.scores() | surface
+    return {"truth": list(pair.truth), "prediction": list(pair.prediction)} | {m: values[m] for m in DETECTED_METRICS}
+
+
+def _rows(side: str, components: Components, pairs: list[Pair], spacing_mm: Float3) -> list[dict[str, object]]:
+    partner: dict[int, tuple[Pair, tuple[int, ...]]] = {}
+    for pair in pairs:
+        own, other = (pair.truth, pair.prediction) if side == "truth" else (pair.prediction, pair.truth)
+        partner |= dict.fromkeys(own, (pair, other))
+    rows: list[dict[str, object]] = []
+    voxel_ml = math.prod(spacing_mm) / 1000.0
+    for index in range(components.count):
+        known = partner.get(index + 1)
+        volume_ml = int(components.voxels[index]) * voxel_ml
+        iou = known[0].iou if known else 0.0
+        diameter = diameter_mm(volume_ml)
+        rows.append(
+            {
+                "side": side,
+                "number": index + 1,
+                "voxels": int(components.voxels[index]),
+                "volume_ml": volume_ml,
+                "diameter_mm": diameter,
+                "size_class": size_class(diameter),
+                "centre_zyx": [round(float(c), 1) for c in components.centres_zyx[index]],
+                "match": list(known[1]) if known else [],
+                "iou": iou,
+                "dice": known[0].counts.dice() if known else 0.0,
+            }
+            | {f"detected_{name}": iou > threshold for name, threshold in IOU_THRESHOLDS.items()}
+        )
+    return rows
