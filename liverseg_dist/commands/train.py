@@ -1,0 +1,108 @@
+"""Train a 3D U-Net on a Zarr store. Run the same line again to continue from the newest checkpoint.
+
+  one process    liverseg train --config configs/demo_cpu.yaml data.store=STORE run.dir=runs/first
+  two GPUs       torchrun --standalone --nproc-per-node=2 -m liverseg_dist train --config configs/task03.yaml ...
+  a cluster      sbatch slurm/train.sbatch configs/task03.yaml      (or python -m launch.submit train ...)
+
+The run's folder gets config.yaml, TensorBoard events, metrics.jsonl, checkpoints/ and model.safetensors.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+from liverseg_dist.commands.options import add_settings, settings_from
+from liverseg_dist.config import Settings
+from liverseg_dist.distributed.collectives import agree
+from liverseg_dist.distributed.world import World
+from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, LiversegError, RunFailed, UserError
+from liverseg_dist.training.loop import Outcome, Trainer
+from liverseg_dist.training.run_folder import RunFolder
+from liverseg_dist.training.setup import Parts, build, open_store, resolve_settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one")
+    parser.add_argument("--dry-run", action="store_true", help="check settings, store and model, say the plan, and stop")
+    parser.add_argument(
+        "--timeout", type=float, default=1800.0, metavar="S", help="seconds a collective waits for a lost rank (1800)"
+    )
+    add_settings(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any] | None:
+    settings = settings_from(args)
+    if settings.run.dir is None:
+        raise UserError("run.dir is not set; give the run a folder, e.g. run.dir=runs/first")
+    world = World.from_environment(args.device)
+    if not world.is_main:
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
+    store = open_store(settings)
+    settings = resolve_settings(settings, store)
+    folder = RunFolder(settings.run.dir)
+    with world.connected(args.timeout):
+        parts = build(settings, store, world)
+        print(_plan(parts, world), flush=True)
+        if args.dry_run:
+            return {"run": str(folder.path), "dry_run": True}
+        _together(lambda: folder.open(settings) if world.is_main else None)
+        return _train(folder, parts, world)
+
+
+def _train(folder: RunFolder, parts: Parts, world: World) -> dict[str, Any]:
+    max_steps = parts.settings.train.max_steps
+    trainer = Trainer(folder, parts, world)
+    first = trainer.resume()
+    if first:
+        print(f"continues at step {first} of {max_steps}", flush=True)
+    if world.is_main:
+        folder.set_status("running", first, max_steps)
+    try:
+        outcome = trainer.run()
+    except Exception as error:
+        if world.is_main:
+            folder.set_status("failed", trainer.progress.step, max_steps, " ".join(str(error).split())[:500])
+        raise
+    if world.is_main:
+        folder.set_status("stopped" if outcome.stopped_by else "finished", outcome.progress.step, max_steps)
+    return _result(folder, outcome, max_steps)
+
+
+def _result(folder: RunFolder, outcome: Outcome, max_steps: int) -> dict[str, Any]:
+    step, by = outcome.progress.step, outcome.stopped_by
+    if by:
+        print(f"stopped at step {step} of {max_steps} by {by}; all is saved, the same line continues", flush=True)
+    else:
+        print(f"done: {step} steps, weights in {folder.model}; watch: tensorboard --logdir {folder.path}", flush=True)
+    return {
+        "run": str(folder.path),
+        "step": step,
+        "stopped_by": by,
+        "dice": outcome.progress.last_dice,
+        "exit_code": EXIT_DONE if by in ("", "stop_at_step") else EXIT_AGAIN,
+    }
+
+
+def _plan(parts: Parts, world: World) -> str:
+    settings: Settings = parts.settings
+    parameters = sum(p.numel() for p in parts.strategy.plain.parameters())
+    model = settings.model
+    return (
+        f"{world.world_size} x {world.device.type}, {settings.train.strategy}, {settings.train.precision}; "
+        f"{model.architecture} with {parameters / 1e6:.2f} M parameters, features {list(model.features or ())}; "
+        f"patch {'x'.join(map(str, settings.data.patch_size))}, global batch {settings.train.global_batch_size}; "
+        f"{len(parts.train_ids)} cases to train on, {len(parts.validation_ids)} to validate"
+    )
+
+
+def _together(action: Any) -> None:
+    """Do it; if it fails on one rank, every rank ends with the same message instead of waiting for that one."""
+    problem: LiversegError | None = None
+    try:
+        action()
+    except LiversegError as error:
+        problem = error
+    except OSError as error:
+        problem = RunFailed(f"{error.filename or ''}: {error.strerror or error}")
+    if (problem := agree(problem)) is not None:
+        raise problem

@@ -1,0 +1,201 @@
+"""The training loop: steps, figures, validation, checkpoints, and stopping at a step boundary that all ranks agree on."""
+
+import resource
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from liverseg_dist.config import Settings
+from liverseg_dist.data.loading import PatchLoader, PatchSource
+from liverseg_dist.distributed.collectives import agree, barrier, world_size
+from liverseg_dist.distributed.world import World
+from liverseg_dist.tracking.progress import ProgressLine, progress
+from liverseg_dist.tracking.writer import NullWriter, RunWriter, Writer
+from liverseg_dist.training.checkpoint import Checkpoints
+from liverseg_dist.training.ema import Ema
+from liverseg_dist.training.preemption import StopFlag
+from liverseg_dist.training.run_folder import RunFolder
+from liverseg_dist.training.setup import Parts
+from liverseg_dist.training.step import Stepper, StepResult, rank_batches
+from liverseg_dist.training.validate import Validation, validate
+
+
+@dataclass
+class Progress:
+    """What a resumed run must know besides tensors."""
+
+    step: int = 0
+    """Optimizer steps done; samples seen are step * global_batch_size."""
+    best_score: float = float("-inf")
+    best_step: int = 0
+    last_dice: dict[str, float] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended. `stopped_by`: a signal's name, `stop_at_step`, or empty when the run is finished."""
+
+    progress: Progress
+    stopped_by: str
+
+
+class Trainer:
+    """A run from its newest checkpoint to its end, or to a stop."""
+
+    def __init__(self, folder: RunFolder, parts: Parts, world: World) -> None:
+        self.folder, self.parts, self.world = folder, parts, world
+        self.settings: Settings = parts.settings
+        self.ema = Ema(parts.strategy.plain, self.settings.train.ema_decay)
+        self.checkpoints = Checkpoints(folder.checkpoints, self.settings.checkpoint.keep_last)
+        self.progress = Progress()
+        self._last_save_s = time.monotonic()
+        self._recent: deque[StepResult] = deque(maxlen=200)
+
+    def resume(self) -> int:
+        """Load the newest whole checkpoint, if there is one; returns the step the run goes on from."""
+        state = self.checkpoints.newest()
+        if state is None:
+            return 0
+        tensors = self._tensors()
+        self.checkpoints.load(state["step"], tensors)
+        self.parts.strategy.state_loaded(tensors)
+        self.progress = Progress(**state["progress"])
+        if self.progress.scaler:
+            self.parts.strategy.scaler.load_state_dict(self.progress.scaler)
+        return self.progress.step
+
+    def run(self) -> Outcome:
+        """Train to the end or to a stop. A collective call."""
+        self._last_save_s = time.monotonic()
+        writer = self._writer()
+        try:
+            with StopFlag() as stop:
+                stopped_by = self._steps(writer, stop)
+            self._close(stopped_by)
+        finally:
+            self.checkpoints.close()
+            writer.close()
+        return Outcome(self.progress, stopped_by)
+
+    def _steps(self, writer: Writer, stop: StopFlag) -> str:
+        settings, first = self.settings, self.progress.step
+        last = min(settings.train.max_steps, settings.train.stop_at_step or settings.train.max_steps)
+        stepper = Stepper(settings, self.parts.strategy, self.parts.loss, self.world.device)
+        source = PatchSource(
+            self.parts.store, self.parts.train_ids, settings.data, settings.seed, settings.train.global_batch_size
+        )
+        loader = PatchLoader(
+            source,
+            rank_batches(settings, first, last),
+            settings.data.workers,
+            settings.data.prefetch,
+            self.world.device.type == "cuda",
+        )
+        title = f"train {settings.train.max_steps} steps"
+        with loader, progress(title, settings.train.max_steps, quiet=not self.world.is_main) as line:
+            line.advance(first)
+            batches = iter(loader)
+            for step in range(first, last):
+                if self._one(step, stepper, batches, stop.requested, writer, line):
+                    return agree(stop.signal_name) or "a signal on another rank"
+        return "" if self.progress.step >= settings.train.max_steps else "stop_at_step"
+
+    def _one(
+        self, step: int, stepper: Stepper, batches: Iterator, stop_vote: bool, writer: Writer, line: ProgressLine
+    ) -> bool:
+        """One step and what belongs to its boundary. True when the ranks agree to stop."""
+        result = stepper.run(step, batches, stop_vote)
+        self.ema.update(self.parts.strategy.plain, step)
+        done = self.progress.step = step + 1
+        self._recent.append(result)
+        if done % self.settings.train.log_every_steps == 0 or done == self.settings.train.max_steps:
+            writer.scalars(done, self._figures(result))
+        line.advance(note=self._note(result))
+        every = self.settings.validation.every_steps
+        if every and self.parts.validation_ids and (done % every == 0 or done == self.settings.train.max_steps):
+            self._validate(done, writer)
+        if result.stop_votes:
+            return True
+        if self._save_is_due(done):
+            self._save()
+        return False
+
+    def _validate(self, step: int, writer: Writer) -> None:
+        weights = self.weights()
+        store, ids = self.parts.store, self.parts.validation_ids
+        found: Validation = validate(self.settings, store, ids, weights, self.world.device)
+        values = {"validation/score": found.score}
+        for name in found.dice:
+            values[f"validation/dice_{name}"] = found.dice[name]
+            values[f"validation/dice_global_{name}"] = found.dice_global[name]
+        writer.scalars(step, {name: value for name, value in values.items() if value == value})
+        for case_id, rgb_YXC in found.pictures.items():
+            writer.picture(step, f"validation/{case_id}", rgb_YXC)
+        self.progress.last_dice = {k: v for k, v in found.dice.items() if v == v}
+        if found.score > self.progress.best_score:
+            self.progress.best_score, self.progress.best_step = found.score, step
+            if self.settings.checkpoint.keep_best and self.world.is_main:
+                self.folder.export(self.folder.best, weights)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What is validated and exported: the average when EMA is on, else the weights. A collective call."""
+        return self.ema.weights() if self.ema.decay else self.parts.strategy.weights()
+
+    def _save_is_due(self, step: int) -> bool:
+        settings = self.settings.checkpoint
+        late = agree(time.monotonic() - self._last_save_s > settings.every_minutes * 60) if step % 10 == 0 else False
+        return step % settings.every_steps == 0 or late
+
+    def _save(self, *, wait: bool = False) -> bool:
+        self._last_save_s = time.monotonic()
+        self.progress.scaler = dict(self.parts.strategy.scaler.state_dict())
+        state = {"progress": asdict(self.progress), "world_size": world_size()}
+        return self.checkpoints.save(self.progress.step, self._tensors(), state, wait=wait)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {**self.parts.strategy.state(), **self.ema.state()}
+
+    def _close(self, stopped_by: str) -> None:
+        """The last checkpoint and the portable weights, safely on disk."""
+        self._save(wait=True)
+        weights = self.weights()
+        if self.world.is_main:
+            self.folder.export(self.folder.model, weights)
+        barrier()
+
+    def _writer(self) -> Writer:
+        if not self.world.is_main:
+            return NullWriter()
+        writer = RunWriter(self.folder.path, self.progress.step)
+        if self.progress.step == 0:
+            writer.text("config", "```yaml\n" + self.settings.to_yaml() + "\n```")
+        return writer
+
+    def _figures(self, result: StepResult) -> dict[str, float]:
+        times = np.array([r.step_s for r in self._recent])
+        samples_per_s = self.settings.train.global_batch_size / float(times.mean())
+        values = {
+            "train/loss": result.loss,
+            **{f"train/{name}": value for name, value in result.parts.items()},
+            "train/learning_rate": result.learning_rate,
+            "train/gradient_norm": result.gradient_norm,
+            "speed/samples_per_s": samples_per_s,
+            "speed/samples_per_s_per_rank": samples_per_s / world_size(),
+            "speed/step_s_median": float(np.median(times)),
+            "speed/step_s_p95": float(np.percentile(times, 95)),
+            "speed/data_wait_share": sum(r.wait_s for r in self._recent) / float(times.sum()),
+            "memory/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
+        if self.world.device.type == "cuda":
+            values["memory/gpu_gib"] = torch.cuda.max_memory_allocated(self.world.device) / 2**30
+        return {name: value for name, value in values.items() if np.isfinite(value)}
+
+    def _note(self, result: StepResult) -> str:
+        dice = "".join(f"  {name} Dice {value:.3f}" for name, value in self.progress.last_dice.items())
+        return f"loss {result.loss:.3f}{dice}"

@@ -1,0 +1,81 @@
+"""From settings to everything a run needs: store, resolved settings, model, loss, strategy."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from liverseg_dist.config import Settings
+from liverseg_dist.data.store import CaseStore
+from liverseg_dist.distributed.parallelize import check, parallelize
+from liverseg_dist.distributed.strategy import Strategy
+from liverseg_dist.distributed.world import World
+from liverseg_dist.errors import UserError
+from liverseg_dist.model import build_model
+from liverseg_dist.model.losses import build_loss
+from liverseg_dist.model.pretrained import load_pretrained
+from liverseg_dist.model.topology import resolve
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    settings: Settings
+    store: CaseStore
+    train_ids: tuple[str, ...]
+    validation_ids: tuple[str, ...]
+    strategy: Strategy
+    loss: nn.Module
+
+
+def resolve_settings(settings: Settings, store: CaseStore) -> Settings:
+    """Fill in what the store decides: spacing, intensity, cleaning, network topology.
+
+    The result rebuilds the model and prepares a new scan anywhere, without the store.
+    """
+    data = settings.data.model_copy(update={"spacing_mm": store.spacing_mm, "intensity": store.intensity})
+    model = resolve(settings.model, data.patch_size, store.spacing_mm)
+    return settings.model_copy(update={"data": data, "model": model, "convert": store.convert})
+
+
+def open_store(settings: Settings) -> CaseStore:
+    if settings.data.store is None:
+        raise UserError("data.store is not set; make one with tools/to_zarr and pass data.store=STORE")
+    return CaseStore.open(settings.data.store)
+
+
+def build(settings: Settings, store: CaseStore, world: World) -> Parts:
+    """Everything for a run with resolved settings. Deterministic per `seed`."""
+    train = settings.train
+    check(train, world.world_size, world.device)
+    torch.set_num_threads(world.threads(train.threads))
+    _set_arithmetic(settings)
+    train_ids = store.ids("train", settings.data.fold)
+    if not train_ids:
+        raise UserError(f"{settings.data.store}: fold {settings.data.fold} has no labelled training case")
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.model)
+    if settings.model.pretrained is not None:
+        report = load_pretrained(model, settings.model.pretrained)
+        if world.is_main:
+            print(report, flush=True)
+    loss = build_loss(settings.loss, settings.model, store.class_voxels).to(world.device)
+    levels = range(model.num_levels) if train.activation_checkpointing == "all" else train.activation_checkpointing
+    strategy = parallelize(
+        model, world.device, train, () if isinstance(levels, str) else levels, lambda m: _groups(m, settings)
+    )
+    return Parts(settings, store, train_ids, store.ids("validation", settings.data.fold), strategy, loss)
+
+
+def _groups(model: nn.Module, settings: Settings) -> list[dict]:
+    return [{"params": [p for p in model.parameters() if p.requires_grad]}]
+
+
+def _set_arithmetic(settings: Settings) -> None:
+    precision = settings.train.precision
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.benchmark = not settings.train.deterministic
+    # Some CUDA kernels have no deterministic form: torch names them once in a warning instead of ending the run.
+    torch.use_deterministic_algorithms(settings.train.deterministic, warn_only=True)

@@ -1,0 +1,110 @@
+"""One optimizer step: micro-batches forward and backward, figures summed over ranks, then the update."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from liverseg_dist.config import Settings
+from liverseg_dist.data.augment import DeviceTransform
+from liverseg_dist.data.loading import Batch
+from liverseg_dist.distributed.collectives import all_sum, gather, rank, world_size
+from liverseg_dist.distributed.strategy import Strategy
+from liverseg_dist.errors import RunFailed
+from liverseg_dist.training.schedule import learning_rate
+
+
+@dataclass
+class StepResult:
+    """Figures of one step, the same on every rank; seconds are this rank's."""
+
+    loss: float
+    parts: dict[str, float]
+    gradient_norm: float
+    learning_rate: float
+    skipped: bool
+    stop_votes: int
+    wait_s: float = 0.0
+    step_s: float = 0.0
+    names: list[str] = field(default_factory=list)
+
+
+def rank_batches(settings: Settings, first_step: int, last_step: int) -> Iterator[list[int]]:
+    """This rank's micro-batches of run-wide sample numbers for steps [first_step, last_step).
+
+    Step t is made of samples [t B, (t+1) B); rank r of W takes those at positions r, r + W, ... of it.
+    """
+    size, micro = settings.train.global_batch_size, settings.train.micro_batch_size
+    for step in range(first_step, last_step):
+        mine = list(range(step * size, (step + 1) * size))[rank() :: world_size()]
+        for start in range(0, len(mine), micro):
+            yield mine[start : start + micro]
+
+
+class Stepper:
+    """Runs optimizer steps with a strategy, a loss and the device-side transform."""
+
+    def __init__(self, settings: Settings, strategy: Strategy, loss: nn.Module, device: torch.device) -> None:
+        self.settings = settings
+        self.strategy = strategy
+        self.loss = loss
+        self.device = device
+        self.transform = DeviceTransform(settings.data.augmentation, settings.data.patch_size)
+        mine = len(range(rank(), settings.train.global_batch_size, world_size()))
+        self.micro_batches = math.ceil(mine / settings.train.micro_batch_size)
+
+    def run(self, step: int, batches: Iterator[Batch], stop_vote: bool) -> StepResult:
+        """Optimizer step `step` (from 0). A collective call."""
+        started = time.perf_counter()
+        waited = 0.0
+        totals: dict[str, Tensor] = {}
+        broken: list[str] = []
+        for number in range(self.micro_batches):
+            before = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - before
+            parts = self._micro_batch(batch, last=number == self.micro_batches - 1)
+            if not torch.isfinite(parts["loss"]):
+                broken += [f"{n} ({case})" for n, case in zip(batch.indices, batch.case_ids, strict=True)]
+            for name, value in parts.items():
+                totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + value
+        figures = all_sum(torch.stack([*totals.values(), *_flags(bool(broken), stop_vote)])).tolist()
+        values = dict(zip(totals, figures, strict=False))
+        nonfinite, stop_votes = figures[-2:]
+        rate = learning_rate(self.settings.train, step)
+        norm = self._update(step, rate, broken, nonfinite > 0)
+        loss = values.pop("loss")
+        elapsed = time.perf_counter() - started
+        return StepResult(loss, values, norm, rate, nonfinite > 0, int(stop_votes), waited, elapsed)
+
+    def _micro_batch(self, batch: Batch, *, last: bool) -> dict[str, Tensor]:
+        batch = batch.to(self.device)
+        image_BCDHW, label_BDHW = self.transform(batch)
+        if self.settings.train.channels_last:
+            image_BCDHW = image_BCDHW.contiguous(memory_format=torch.channels_last_3d)
+        outputs = self.strategy.forward(image_BCDHW, last=last)
+        result = self.loss(outputs, label_BDHW)
+        share = len(batch.indices) / self.settings.train.global_batch_size
+        self.strategy.backward(result.total * share)
+        named = {"loss": result.total, **result.parts}
+        return {name: value.detach().double().cpu() * share for name, value in named.items()}
+
+    def _update(self, step: int, rate: float, broken: list[str], nonfinite: bool) -> float:
+        if not nonfinite:
+            return self.strategy.step(rate)
+        self.strategy.skip()
+        names = sorted(name for ours in gather(broken) for name in ours)
+        message = f"step {step + 1}: the loss is not finite; samples {', '.join(names)}"
+        if self.settings.train.nonfinite == "stop":
+            raise RunFailed(
+                f"{message}. Lower train.learning_rate, look at these cases, or set train.nonfinite=skip; "
+                "the same line goes on from the last checkpoint"
+            )
+        return float("nan")
+
+
+def _flags(broken: bool, stop_vote: bool) -> list[Tensor]:
+    return [torch.tensor(float(flag), dtype=torch.float64) for flag in (broken, stop_vote)]

@@ -1,0 +1,113 @@
+"""The floors of the house (README, "How it is built") as a test, so that the map cannot drift."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "liverseg_dist"
+
+FLOORS = {
+    "labels": 0, "errors": 0, "volume": 0, "config": 0, "tracking": 0, "__init__": 0,
+    "data": 1, "model": 1, "distributed": 1, "evaluation": 1,
+    "inference": 2,
+    "training": 3,
+    "commands": 4, "__main__": 5,
+}  # fmt: skip
+FACTS_ORDER = ("errors", "labels", "volume", "config", "tracking")
+MAX_LINES = 400
+
+
+def python_files() -> list[Path]:
+    return sorted([*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
+
+
+def room(path_or_module: str) -> str:
+    parts = path_or_module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def own_imports(path: Path) -> list[tuple[int, str, bool]]:
+    """(line, imported module, whether it stands inside a function) for imports of our own packages."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for node in ast.walk(function)
+    }
+    found = []
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import in line {node.lineno}"
+            names = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found += [(node.lineno, n, id(node) in inside) for n in names if n.split(".")[0] in (PACKAGE, "launch")]
+    return found
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_downwards(path: Path) -> None:
+    here = module_name(path)
+    for line, imported, inside_function in own_imports(path):
+        where = f"{path.relative_to(ROOT)}:{line} imports {imported}"
+        assert not inside_function, f"{where} inside a function"
+        if here.startswith("launch"):
+            continue
+        assert not imported.startswith("launch"), f"{where}: nothing imports launch"
+        ours, theirs = room(here), room(imported)
+        if ours == theirs or theirs == "__init__":
+            continue
+        assert FLOORS[theirs] <= FLOORS[ours], f"{where}: that is upwards"
+        if FLOORS[theirs] == FLOORS[ours]:
+            assert FLOORS[ours] == 0, f"{where}: wings on one floor never import each other"
+            assert FACTS_ORDER.index(theirs) < FACTS_ORDER.index(ours), f"{where}: facts build on {FACTS_ORDER}"
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_is_read_in_a_sitting(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def test_no_import_circles() -> None:
+    modules = {module_name(path): path for path in python_files()}
+    graph = {
+        name: {target for _, target, _ in own_imports(path) if target in modules and target != name}
+        for name, path in modules.items()
+    }
+    state: dict[str, int] = {}
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert state.get(name) != 1, f"import circle: {' -> '.join([*trail, name])}"
+        if state.get(name) == 2:
+            return
+        state[name] = 1
+        for target in sorted(graph[name]):
+            visit(target, (*trail, name))
+        state[name] = 2
+
+    for name in sorted(graph):
+        visit(name, ())
+
+
+def test_rank_questions_stay_in_their_rooms() -> None:
+    """Data, model, evaluation and inference get integers and functions, never a process group."""
+    for path in python_files():
+        if room(module_name(path)) in ("data", "model", "evaluation", "inference", "config", "tracking"):
+            text = path.read_text(encoding="utf-8")
+            assert "torch.distributed" not in text, f"{path.relative_to(ROOT)} speaks to torch.distributed"
+
+
+def test_top_level_is_as_the_owner_fixed_it() -> None:
+    allowed = {PACKAGE, "launch", "slurm", "configs", "tests", "tools", "pyproject.toml", "README.md", "LICENSE"}
+    made = {"build", "dist", "runs", "demo"}
+    found = {p.name for p in ROOT.iterdir() if not p.name.startswith(".") and not p.name.endswith(".egg-info")}
+    assert found - allowed - made == set()
