@@ -36,9 +36,11 @@ class DataConfig(Section):
     """Share of each batch centred on liver or tumour (nnU-Net's meaning: guaranteed, not drawn)."""
     augmentation: Literal["none", "light", "nnunet", "strong"] = "nnunet"
     workers: int = Field(default=1, ge=0)
-    """Loader processes per rank; 0 reads in the training process."""
+    """Loader threads per rank (reading releases the GIL); 0 reads between the steps."""
     prefetch: int = Field(default=4, ge=1)
     """Batches read ahead per worker."""
+    stall_timeout_s: float = Field(default=300.0, gt=0)
+    """A batch that takes longer stops the run and names the case."""
     cache_gib: float = Field(default=0.0, ge=0)
     """Memory per node for decoded cases shared by its ranks; 0: read straight from the store."""
     unreadable: Literal["fail", "skip"] = "fail"

@@ -1,0 +1,1 @@
+"""From files on disk to batches: MSD and NIfTI, cleaning, the Zarr store, the loader, augmentation."""

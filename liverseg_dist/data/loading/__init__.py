@@ -1,0 +1,6 @@
+"""From the store to batches: reading, the order of samples, the loader."""
+
+from liverseg_dist.data.loading.loader import Batch, PatchLoader
+from liverseg_dist.data.loading.source import Patch, PatchSource
+
+__all__ = ["Batch", "Patch", "PatchLoader", "PatchSource"]
