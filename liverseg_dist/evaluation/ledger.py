@@ -42,10 +42,12 @@ class Ledger:
         """Record that a case could not be scored, and why."""
         self._write(case_id, {"scores": None, "error": error, "inputs": inputs})
 
-    def read(self, case_id: str) -> dict[str, Any] | None:
-        """Scores of one case, or None where it has none."""
+    def read(self, case_id: str, inputs: str | None = None) -> dict[str, Any] | None:
+        """Scores of one case, or None where it has none (or, with `inputs`, has them from other files)."""
         entry = self._entry(self._file(case_id))
-        return entry["scores"] if entry else None
+        if entry is None or (inputs is not None and entry["inputs"] != inputs):
+            return None
+        return entry["scores"]
 
     def read_all(self) -> list[dict[str, Any]]:
         """Scores of every scored case, sorted by case id."""

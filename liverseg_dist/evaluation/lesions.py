@@ -13,9 +13,12 @@ Counts: a detected pair gives as many true positives as true lesions were merged
 negatives. False positives are the predicted lesions in no detected pair, and in a detected pair those beyond its number
 of true lesions (a lesion found in three pieces: 1 TP, 2 FP). This is the scorer's `predicted - detected`, except that
 one prediction over three true lesions cannot pay for false positives elsewhere, where the scorer may go below zero.
-Where the scorer fails we differ too: it breaks on a case without true tumour (here every prediction is a false
-positive), and takes its union between labels of two different numberings (here of the pair).
-Precision without any prediction, or recall without any true lesion, is None; the scorer puts 0.
+
+Where the scorer's code contradicts its description we keep the description: it breaks on a case without true tumour
+(here every prediction is a false positive), takes a pair's union between two different numberings (here of the pair),
+and counts merged lesions once when detected but each of them when not (here each, always). With those three repaired
+it gives the same TP and FN as we do. Precision without any prediction, or recall without any true lesion, is None; the
+scorer puts 0.
 """
 
 import math
@@ -92,7 +95,7 @@ def shared_voxels(prediction: Components, truth: Components) -> np.ndarray:
 
 def correspondences(shared: np.ndarray, prediction_voxels: np.ndarray, truth_voxels: np.ndarray) -> list[Pair]:
     """The pairs (see the module), by ascending first true lesion. Ties of overlap go to the lower number."""
-    if shared.size == 0:
+    if not shared.any():
         return []
     groups: dict[int, list[int]] = {}
     for lesion in np.flatnonzero(shared.any(axis=0)):

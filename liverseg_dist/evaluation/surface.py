@@ -12,7 +12,8 @@ Distances to the other surface are exact. They are found for the surface points 
 nothing, near ones are found by looking at the lattice places around a point in order of distance, and the few that are
 further away ask a KD-tree. All sums run in a fixed order, so a case always gives the same bits.
 
-Undefined: with either mask empty the distances are None (the LiTS scorer puts 9001, which no mean survives).
+Undefined: with either mask empty the distances are None (the LiTS scorer puts 9001, which no mean survives), and so
+are those between border voxels where a mask fills the whole scan and has none.
 NSD is 1 when both are empty and 0 when one is, as for Dice.
 """
 
@@ -99,21 +100,20 @@ def surface_scores(prediction_zyx: np.ndarray, truth_zyx: np.ndarray, spacing_mm
         return _undefined(nsd=0.0)
     border = border_distances(prediction, truth, spacing_mm)
     surfels = surfel_distances(prediction, truth, spacing_mm)
-    scores: dict[str, float | None] = {
-        "assd_mm": border.assd_mm(),
-        "rmsd_mm": border.rmsd_mm(),
-        "mssd_mm": border.mssd_mm(),
+    return {
+        "assd_mm": border.assd_mm() if border else None,
+        "rmsd_mm": border.rmsd_mm() if border else None,
+        "mssd_mm": border.mssd_mm() if border else None,
         "hd95_mm": surfels.hausdorff_mm(95.0),
+        **{f"nsd_{tolerance:g}mm": surfels.surface_dice(tolerance) for tolerance in TOLERANCES_MM},
     }
-    return scores | {f"nsd_{tolerance:g}mm": surfels.surface_dice(tolerance) for tolerance in TOLERANCES_MM}
 
 
-def border_distances(prediction: np.ndarray, truth: np.ndarray, spacing_mm: Float3) -> BorderDistances:
-    """Both directions between border voxels. Neither mask may be empty; uint8 (0, 1).
-
-    Raises ValueError where a mask has no border at all (it fills the array).
-    """
+def border_distances(prediction: np.ndarray, truth: np.ndarray, spacing_mm: Float3) -> BorderDistances | None:
+    """Both directions between border voxels of uint8 (0, 1) masks; None where one of them has no border voxel."""
     lattices = [_border_lattice(mask) for mask in (prediction, truth)]
+    if not all(lattice.any() for lattice in lattices):
+        return None
     from_prediction, from_truth = _both_ways(lattices[0], lattices[1], spacing_mm)
     return BorderDistances(from_prediction, from_truth)
 
@@ -187,8 +187,6 @@ def _distances(
 
 def _tree_distances(points: np.ndarray, target: np.ndarray, spacing_mm: Float3) -> np.ndarray:
     goals = np.stack(np.unravel_index(np.flatnonzero(target), target.shape), axis=1)
-    if goals.size == 0:
-        raise ValueError("a mask without any border has no distance to it")
     starts = np.stack(np.unravel_index(points, target.shape), axis=1)
     tree = cKDTree(goals * np.asarray(spacing_mm), balanced_tree=False, compact_nodes=False)
     _, nearest = tree.query(starts * np.asarray(spacing_mm))

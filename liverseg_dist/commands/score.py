@@ -1,0 +1,120 @@
+"""Score any folder of predicted NIfTI masks against a folder of true ones.
+
+  liverseg score predictions/ labelsTr/ --out scores/
+
+Masks are matched by name (`_0000` and .nii/.nii.gz do not matter). Labels: 0 background, 1 liver, 2 tumour. A mask
+stored in another orientation is turned; a mask of another size is refused. Writes summary.json, cases.csv, lesions.csv
+and report.html. Run the same line again after a stop: cases already scored are not scored again.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from liverseg_dist.data.nifti import read_nifti
+from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError
+from liverseg_dist.evaluation.folders import Outcome, ScoreJob, ledger_for, score_pairs
+from liverseg_dist.evaluation.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
+from liverseg_dist.evaluation.pairing import Pairing, pair_masks
+from liverseg_dist.evaluation.results import LEDGER, write_results
+from liverseg_dist.tracking.progress import progress
+from liverseg_dist.volume import Volume
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prediction", type=Path, metavar="PRED_DIR", help="folder of predicted masks (or one file)")
+    parser.add_argument("truth", type=Path, metavar="TRUTH_DIR", help="folder of true masks (or one file)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--workers", type=int, default=_usable_cpus(), metavar="N", help="processes (default: usable CPUs, %(default)s)"
+    )
+    parser.add_argument(
+        "--connectivity",
+        type=int,
+        choices=CONNECTIVITIES,
+        default=LITS_CONNECTIVITY,
+        help="neighbours that make one lesion: 6 faces (as LiTS, the default), 18 and edges, 26 and corners",
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="exit 0 although cases have no prediction (they are still listed)"
+    )
+    parser.add_argument(
+        "--ignore-affine", action="store_true", help="compare voxel by voxel as stored, whatever the headers say"
+    )
+
+
+def run(args: argparse.Namespace) -> dict:
+    pairing = pair_masks(args.prediction, args.truth)
+    ledger = ledger_for(args.out / LEDGER, args.connectivity, args.ignore_affine)
+    job = ScoreJob(ledger, read_mask, args.connectivity, args.ignore_affine)
+    outcomes = []
+    with progress("score", len(pairing.pairs)) as line:
+        for outcome in score_pairs(pairing.pairs, job, args.workers):
+            outcomes.append(outcome)
+            line.advance(note=outcome.case_id)
+    failures = {outcome.case_id: outcome.error for outcome in outcomes if outcome.error is not None}
+    for error in failures.values():
+        print(f"liverseg: {error}", file=sys.stderr)
+    wanted = {pair.case_id for pair in pairing.pairs}
+    cases = [case for case in ledger.read_all() if case["case_id"] in wanted]
+    if not cases:
+        raise UserError(f"{args.prediction}: none of {len(wanted)} cases could be scored; the reasons are above")
+    summary = write_results(args.out, cases, failures | dict.fromkeys(pairing.missing, "no prediction"), _details(args))
+    _print_summary(summary, pairing, args.out)
+    return {
+        "out": str(args.out),
+        "summary": str(args.out / "summary.json"),
+        "report": str(args.out / "report.html"),
+        "n_cases": summary["n_cases"],
+        "reused": sum(outcome.reused for outcome in outcomes),
+        "failed": failures,
+        "missing": list(pairing.missing),
+        "extra": list(pairing.extra),
+        "exit_code": _exit_code(outcomes, pairing, args.allow_missing),
+    }
+
+
+def read_mask(file: Path) -> Volume:
+    return read_nifti(file, kind="label")
+
+
+def _exit_code(outcomes: list[Outcome], pairing: Pairing, allow_missing: bool) -> int:
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if failed:
+        return EXIT_USER if all(outcome.users_mistake for outcome in failed) else EXIT_FAILED
+    return EXIT_FAILED if pairing.missing and not allow_missing else EXIT_DONE
+
+
+def _details(args: argparse.Namespace) -> dict[str, object]:
+    return {
+        "title": args.prediction.resolve().name,
+        "prediction": str(args.prediction),
+        "truth": str(args.truth),
+        "lesion_connectivity": args.connectivity,
+        "ignore_affine": args.ignore_affine,
+    }
+
+
+def _print_summary(summary: dict, pairing: Pairing, out: Path) -> None:
+    print(f"{summary['n_cases']} cases")
+    for structure in ("liver", "tumour"):
+        scores = summary[structure]
+        figures = f"Dice per case {_shown(scores['dice_per_case'])}, global {_shown(scores['dice_global'])}"
+        print(f"{structure:7}{figures}, HD95 {_shown(scores['hd95_mm'], 2)} mm, NSD 2 mm {_shown(scores['nsd_2mm'])}")
+    for name, label in (("iou_50", "IoU > 0.5"), ("iou_0", "IoU > 0")):
+        found = summary["tumour"]["detection"][name]
+        print(f"lesions {label}: precision {_shown(found['precision'])}, recall {_shown(found['recall'])}")
+    if pairing.missing:
+        print(f"no prediction for {len(pairing.missing)}: {', '.join(pairing.missing[:10])}")
+    if pairing.extra:
+        print(f"no truth for {len(pairing.extra)}: {', '.join(pairing.extra[:10])}")
+    print(f"report: {out / 'report.html'}")
+
+
+def _shown(value: float | None, digits: int = 4) -> str:
+    return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,93 @@
+"""Score pairs of masks in parallel, each case once: resumable by the ledger; a bad case does not stop the rest."""
+
+import hashlib
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from liverseg_dist.errors import RunFailed, UserError
+from liverseg_dist.evaluation.case import score_case
+from liverseg_dist.evaluation.ledger import Ledger, fingerprint_of
+from liverseg_dist.evaluation.lesions import LITS_CONNECTIVITY
+from liverseg_dist.evaluation.pairing import MaskPair, aligned_prediction
+from liverseg_dist.volume import Volume
+
+ReadMask = Callable[[Path], Volume]
+"""Reads a label file; importable by name, because it is sent to worker processes."""
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """What a worker needs beside the pair."""
+
+    ledger: Ledger
+    read_mask: ReadMask
+    connectivity: int = LITS_CONNECTIVITY
+    ignore_affine: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    case_id: str
+    error: str | None = None
+    users_mistake: bool = False
+    reused: bool = False
+
+
+def ledger_for(folder: Path, connectivity: int, ignore_affine: bool) -> Ledger:
+    """The ledger of a comparison of folders; another setting makes other entries."""
+    return Ledger(folder, {"score": "folders", "connectivity": connectivity, "ignore_affine": ignore_affine})
+
+
+def score_pairs(pairs: Sequence[MaskPair], job: ScoreJob, workers: int) -> Iterator[Outcome]:
+    """Score all pairs with `workers` processes and yield what became of each as it ends; scores go to the ledger.
+
+    Raises `RunFailed` when a worker dies; what was scored until then stays in the ledger.
+    """
+    if workers <= 1 or len(pairs) <= 1:
+        for pair in pairs:
+            yield score_pair(pair, job)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(pairs)), mp_context=context) as pool:
+        futures = [pool.submit(score_pair, pair, job) for pair in pairs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool:
+            raise RunFailed(
+                "a worker died, perhaps for want of memory; run the same line again with fewer --workers to continue"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def score_pair(pair: MaskPair, job: ScoreJob) -> Outcome:
+    """Score one pair unless the ledger has it for these very files; errors are recorded, not raised."""
+    try:
+        inputs = fingerprint_of({"prediction": _sha256(pair.prediction), "truth": _sha256(pair.truth)})
+        if job.ledger.read(pair.case_id, inputs) is not None:
+            return Outcome(pair.case_id, reused=True)
+        prediction, truth = read_pair(pair, job)
+        scores = score_case(pair.case_id, prediction.voxels, truth.voxels, truth.spacing_mm, job.connectivity)
+    except Exception as error:  # whatever a file does to us, the other cases go on
+        message = str(error) if isinstance(error, (UserError, RunFailed)) else f"{type(error).__name__}: {error}"
+        job.ledger.write_failure(pair.case_id, message)
+        return Outcome(pair.case_id, error=message, users_mistake=isinstance(error, UserError))
+    job.ledger.write(pair.case_id, scores, inputs)
+    return Outcome(pair.case_id)
+
+
+def read_pair(pair: MaskPair, job: ScoreJob) -> tuple[Volume, Volume]:
+    """Prediction and truth on the truth's grid."""
+    truth = job.read_mask(pair.truth)
+    prediction = job.read_mask(pair.prediction)
+    return aligned_prediction(prediction, truth, pair, job.ignore_affine), truth
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

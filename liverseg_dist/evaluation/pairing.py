@@ -1,0 +1,111 @@
+"""Which predicted mask belongs to which true one, and whether they lie on the same voxels of the world."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from liverseg_dist.errors import UserError
+from liverseg_dist.volume import Volume
+
+SUFFIXES = (".nii.gz", ".nii")
+_CHANNEL = re.compile(r"_0000$")
+_LITS = re.compile(r"^(?:test-)?(?:volume|segmentation)-(\d+)$")
+SAME_PLACE_MM = 0.1
+"""Corner voxels of two grids may be this far apart: headers are stored as float32 and rounded by tools."""
+
+
+@dataclass(frozen=True)
+class MaskPair:
+    case_id: str
+    prediction: Path
+    truth: Path
+
+
+@dataclass(frozen=True)
+class Pairing:
+    pairs: tuple[MaskPair, ...]
+    missing: tuple[str, ...]
+    """Cases that have a truth but no prediction."""
+    extra: tuple[str, ...]
+    """Predictions that have no truth."""
+
+
+def pair_masks(prediction: Path, truth: Path) -> Pairing:
+    """Match the masks of two folders by name, or two single files.
+
+    `_0000` before the suffix is ignored, and LiTS's `volume-7`, `segmentation-7`, `test-segmentation-7` are one case.
+    Raises `UserError` where a folder is absent, has no mask, or has two masks of one case, or where nothing matches.
+    """
+    if prediction.is_file() and truth.is_file():
+        return Pairing((MaskPair(_case_id(truth), prediction, truth),), (), ())
+    predictions, truths = _masks(prediction), _masks(truth)
+    pairs = tuple(
+        MaskPair(_case_id(file), predictions[key], file) for key, file in truths.items() if key in predictions
+    )
+    missing = tuple(_case_id(file) for key, file in truths.items() if key not in predictions)
+    extra = tuple(_case_id(file) for key, file in predictions.items() if key not in truths)
+    if not pairs:
+        shown = f"{next(iter(predictions.values())).name} against {next(iter(truths.values())).name}"
+        raise UserError(f"{prediction} and {truth}: no two masks have the same name ({shown}); rename one side")
+    return Pairing(pairs, missing, extra)
+
+
+def aligned_prediction(prediction: Volume, truth: Volume, pair: MaskPair, ignore_affine: bool = False) -> Volume:
+    """The prediction on the truth's grid: axes permuted and flipped where the files are stored in another orientation.
+
+    Raises `UserError` where sizes differ, or where the grids are of one size but not in one place in the world.
+    `ignore_affine` compares voxel by voxel as the files are stored.
+    """
+    if ignore_affine:
+        if prediction.shape != truth.shape:
+            raise UserError(_size_mismatch(prediction.shape, truth.shape, pair))
+        return Volume(prediction.voxels, truth.grid)
+    if prediction.grid.matches(truth.grid, SAME_PLACE_MM):
+        return prediction
+    turned = prediction.reoriented(truth.grid.orientation)
+    if turned.shape != truth.shape:
+        raise UserError(_size_mismatch(turned.shape, truth.shape, pair))
+    if not turned.grid.matches(truth.grid, SAME_PLACE_MM):
+        distance = abs(turned.grid.corners_mm() - truth.grid.corners_mm()).max()
+        raise UserError(
+            f"{pair.prediction} and {pair.truth}: same size, but up to {distance:.1f} mm apart in the world; "
+            "put the prediction on the truth's grid, or compare voxel by voxel with --ignore-affine"
+        )
+    return turned
+
+
+def _size_mismatch(prediction: Sequence[int], truth: Sequence[int], pair: MaskPair) -> str:
+    sizes = ["x".join(str(n) for n in reversed(shape)) for shape in (prediction, truth)]
+    return (
+        f"{pair.prediction} is {sizes[0]} voxels, {pair.truth} is {sizes[1]}; "
+        "a prediction must lie on the grid of its truth"
+    )
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+    """Masks of a folder by the key they are matched with, sorted by name."""
+    if folder.is_file():
+        files = [folder]
+    elif folder.is_dir():
+        files = sorted(
+            file for file in folder.iterdir() if file.name.endswith(SUFFIXES) and not file.name.startswith(".")
+        )
+    else:
+        raise UserError(f"{folder}: no such folder")
+    if not files:
+        raise UserError(f"{folder}: holds no .nii or .nii.gz file")
+    masks: dict[str, Path] = {}
+    for file in files:
+        key = _LITS.sub(r"lits-\1", _case_id(file))
+        if key in masks:
+            raise UserError(f"{masks[key]} and {file.name} are the same case; remove one")
+        masks[key] = file
+    return masks
+
+
+def _case_id(file: Path) -> str:
+    name = file.name
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return _CHANNEL.sub("", name)
