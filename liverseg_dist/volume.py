@@ -5,7 +5,7 @@ reversed, to millimetres in RAS+ space. Because NIfTI stores x fastest, the `z, 
 form. Everything that has to swap the two orders does it here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -178,6 +178,6 @@ def reorientation(grid: Grid, orientation: str) -> tuple[Grid, Index3, tuple[boo
     return Grid(_index3(grid.shape[axis] for axis in axes), affine), axes, (flip_z, flip_y, flip_x)
 
 
-def _index3(values: "Sequence[int] | object") -> Index3:
-    z, y, x = (int(v) for v in values)  # type: ignore[attr-defined]
+def _index3(values: Iterable[int]) -> Index3:
+    z, y, x = (int(v) for v in values)
     return z, y, x
