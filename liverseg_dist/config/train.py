@@ -43,6 +43,8 @@ class DataConfig(Section):
     """A batch that takes longer stops the run and names the case."""
     cache_gib: float = Field(default=0.0, ge=0)
     """Memory per node for decoded cases shared by its ranks; 0: read straight from the store."""
+    cache_dir: Path | None = None
+    """Where these are kept, readable by every rank of the node; null: shared memory (/dev/shm)."""
     unreadable: Literal["fail", "skip"] = "fail"
     """What to do about a chunk that cannot be read: stop, or skip the sample and log it."""
     spacing_mm: tuple[float, float, float] | None = None

@@ -34,7 +34,7 @@ def blur(image: Tensor, sigma_voxels: Float3) -> Tensor:
 
 def _blur_weights(sigma: float, length: int) -> np.ndarray:
     """Matrix (length, length) of a truncated, normalised Gaussian."""
-    reach = min(max(1, round(_BLUR_REACH_SIGMAS * sigma)), length - 1)
+    reach = min(max(1, int(_BLUR_REACH_SIGMAS * sigma + 0.25)), length - 1)  # batchgeneratorsv2's kernel size
     offsets = np.arange(-reach, reach + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel /= kernel.sum()

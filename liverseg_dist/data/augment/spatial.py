@@ -67,17 +67,28 @@ def _centred(size: int) -> np.ndarray:
 def _resample_by_grid(
     image: Tensor, label: Tensor, draw: SpatialDraw, patch_size: Index3, outside: float
 ) -> tuple[Tensor, Tensor]:
-    grid = sampling_grid(draw, patch_size, _shape3(image), image.device)[None]
+    places = sampling_places(draw, patch_size, image.device)
+    grid = torch.empty((*patch_size, 3), dtype=torch.float32, device=image.device)
+    for axis, size in enumerate(image.shape):  # grid_sample wants x, y, z in units of half the field
+        torch.mul(places[axis], 2.0 / size, out=grid[..., 2 - axis])
     above = (image - outside)[None, None]
-    moved = F.grid_sample(above, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    shifted = label.to(torch.float32).sub_(IGNORE)
-    nearest = F.grid_sample(shifted[None, None], grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return moved[0, 0].add_(outside), nearest[0, 0].add_(IGNORE).to(torch.uint8)
+    moved = F.grid_sample(above, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
+    return moved[0, 0].add_(outside), _nearest_label(label, places)
 
 
-def sampling_grid(draw: SpatialDraw, patch_size: Index3, field_shape: Index3, device: torch.device) -> Tensor:
-    """Where each patch voxel looks, in `grid_sample`'s coordinates (align_corners=False): (D, H, W, 3) as x, y, z."""
-    matrix = np.asarray(draw.matrix) / (np.asarray(field_shape, dtype=np.float64)[:, None] / 2)
+def _nearest_label(label: Tensor, places: list[Tensor]) -> Tensor:
+    """Labels next to `places`; IGNORE beyond the field, which a rim of one voxel stands for."""
+    rimmed = F.pad(label, (1, 1, 1, 1, 1, 1), value=IGNORE)
+    exact = torch.float32 if rimmed.numel() < 2**24 else torch.float64  # whole numbers; integer products are 10x slower
+    index = torch.zeros((), dtype=exact, device=label.device)
+    for place, size in zip(places, label.shape, strict=True):
+        along = (place + (size + 1) / 2).round_().clamp_(0, size + 1)  # (size - 1) / 2, and one for the rim
+        index = (index * (size + 2)).add(along)
+    return rimmed.view(-1).index_select(0, index.to(torch.int32).view(-1)).view(index.shape)
+
+
+def sampling_places(draw: SpatialDraw, patch_size: Index3, device: torch.device) -> list[Tensor]:
+    """Where each patch voxel looks: its z, y and x, each (D, H, W), in voxels from the field's centre."""
     axes = [
         torch.from_numpy(_centred(size).astype(np.float32)).to(device).view([-1 if i == axis else 1 for i in range(3)])
         for axis, size in enumerate(patch_size)
@@ -85,11 +96,11 @@ def sampling_grid(draw: SpatialDraw, patch_size: Index3, field_shape: Index3, de
     if draw.control_displacement is not None:
         displacement = displacement_field(draw.control_displacement, patch_size, device)
         axes = [axis + moved for axis, moved in zip(axes, displacement, strict=True)]
-    grid = torch.empty((*patch_size, 3), dtype=torch.float32, device=device)
-    for row in range(3):
-        z, y, x = (float(value) for value in matrix[row])
-        torch.add(axes[0] * z + axes[1] * y, axes[2] * x, out=grid[..., 2 - row])
-    return grid
+    places = []
+    for row in draw.matrix:
+        z, y, x = (float(value) for value in row)
+        places.append((axes[0] * z + axes[1] * y) + axes[2] * x)
+    return places
 
 
 def displacement_field(control: np.ndarray, patch_size: Index3, device: torch.device) -> Tensor:
@@ -128,8 +139,3 @@ def centre_crop(volume: Tensor, shape: Index3) -> Tensor:
         for have, want in zip(volume.shape[-3:], shape, strict=True)
     )
     return volume[..., z, y, x]
-
-
-def _shape3(volume: Tensor) -> Index3:
-    z, y, x = volume.shape
-    return z, y, x

@@ -125,6 +125,10 @@ class PatchLoader:
         assert job.batch is not None
         return job.batch
 
+    def ready(self) -> bool:
+        """Whether the next batch could be had without waiting."""
+        return bool(self._pending) and self._pending[0].done.is_set()
+
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             if self._closed:
@@ -163,7 +167,8 @@ class PatchLoader:
         return images, torch.empty((count, *shape), dtype=torch.uint8, pin_memory=self._pin)
 
     def close(self) -> None:
-        """Stop the threads. One that hangs is left behind (it cannot be stopped, nor keep the process alive)."""
+        """Stop the threads and close the source. A thread that hangs is left behind: it cannot be stopped, and as a
+        daemon it does not keep the process alive."""
         if self._closed:
             return
         self._closed = True
@@ -172,6 +177,7 @@ class PatchLoader:
         for thread in self._threads:
             thread.join(timeout=5.0)
         self._pending.clear()
+        self._source.close()
 
     def __enter__(self) -> Self:
         return self

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import google_crc32c
 import numcodecs.blosc
@@ -126,6 +126,11 @@ class RemoteFiles:
 
 
 Decoder = Callable[[memoryview, np.ndarray], Any]
+_Box = tuple[slice, slice, slice]
+_Piece = tuple[int, _Box, _Box]
+"""A chunk's number in its shard, the part of the box it fills, the part of the chunk that does."""
+_Located = tuple[int, int, _Piece]
+"""A piece's bytes [start, stop) in the shard file, and the piece."""
 
 
 @dataclass(frozen=True)
@@ -189,35 +194,38 @@ class ShardedArray:
         stop = [begin + size for begin, size in zip(start, out.shape, strict=True)]
         if min(start) < 0 or any(end > size for end, size in zip(stop, self.shape, strict=True)):
             raise ValueError(f"{self.path}: box {start} to {tuple(stop)} leaves the array {self.shape}")
-        chunk = self.layout.chunk
-        spans = [range(a // c, -(-b // c)) for a, b, c in zip(start, stop, chunk, strict=True)]
-        per_shard = self.layout.chunks_per_shard
-        by_shard: dict[Index3, list[Index3]] = {}
-        for index in itertools.product(*spans):
-            shard = tuple(i // n for i, n in zip(index, per_shard, strict=True))
-            by_shard.setdefault(shard, []).append(index)  # type: ignore[arg-type]
-        for shard, chunks in by_shard.items():
-            self._read_from_shard(shard, chunks, start, out)
+        layout = self.layout
+        planes, rows, columns = (
+            _pieces(*axis) for axis in zip(start, stop, layout.chunk, layout.chunks_per_shard, strict=True)
+        )
+        by_shard: dict[Index3, list[_Piece]] = {}
+        _, rows_per_shard, columns_per_shard = layout.chunks_per_shard
+        for pz, py, px in itertools.product(planes, rows, columns):
+            number = (pz.inner * rows_per_shard + py.inner) * columns_per_shard + px.inner
+            piece = (number, (pz.target, py.target, px.target), (pz.source, py.source, px.source))
+            by_shard.setdefault((pz.shard, py.shard, px.shard), []).append(piece)
+        for shard, pieces in by_shard.items():
+            self._read_from_shard(shard, pieces, out)
 
-    def _read_from_shard(self, shard: Index3, chunks: list[Index3], start: Index3, out: np.ndarray) -> None:
+    def _read_from_shard(self, shard: Index3, pieces: list[_Piece], out: np.ndarray) -> None:
         index = self._index(shard)
-        _, rows, columns = per_shard = self.layout.chunks_per_shard
         located = []
-        for chunk in chunks:
-            z, y, x = (i % n for i, n in zip(chunk, per_shard, strict=True))
-            offset, size = index[(z * rows + y) * columns + x] if index is not None else (_ABSENT, _ABSENT)
+        for piece in pieces:
+            offset, size = index[piece[0]] if index is not None else (_ABSENT, _ABSENT)
             if offset == _ABSENT:
-                self._place(chunk, None, start, out)
+                out[piece[1]] = self.layout.fill_value
             else:
-                located.append((offset, offset + size, chunk))
+                located.append((offset, offset + size, piece))
         if not located:
             return
-        located.sort()
+        located.sort(key=_offset)
+        voxels = self._scratch_chunk()
         ranges, members = _merged(located)
         for data, (first, _), inside in zip(self._fetch(shard, ranges), ranges, members, strict=True):
             view = memoryview(data)
-            for begin, end, chunk in inside:
-                self._place(chunk, view[begin - first : end - first], start, out)
+            for begin, end, (number, target, source) in inside:
+                self._decode(shard, number, view[begin - first : end - first], voxels)
+                out[target] = voxels[source]
 
     def _fetch(self, shard: Index3, ranges: list[tuple[int, int]]) -> list[bytes]:
         key = f"{self.path}/{self.layout.shard_key(shard)}"
@@ -230,29 +238,23 @@ class ShardedArray:
                 raise ChunkError(f"{key}: the file ends early (byte {begin + len(data)} instead of {end})")
         return fetched
 
-    def _place(self, chunk: Index3, data: memoryview | None, start: Index3, out: np.ndarray) -> None:
-        """Decode one chunk and copy the part of it that the box covers."""
-        target, source = [], []
-        for i, size, begin, length in zip(chunk, self.layout.chunk, start, out.shape, strict=True):
-            low, high = max(i * size, begin), min((i + 1) * size, begin + length)
-            target.append(slice(low - begin, high - begin))
-            source.append(slice(low - i * size, high - i * size))
-        if data is None:
-            out[tuple(target)] = self.layout.fill_value
-            return
+    def _scratch_chunk(self) -> np.ndarray:
+        """This thread's room for one decoded chunk."""
         voxels = getattr(self._scratch, "voxels", None)
         if voxels is None:
             voxels = self._scratch.voxels = np.empty(self.layout.chunk, self.layout.dtype)
-        self._decode(chunk, data, voxels)
-        out[tuple(target)] = voxels[tuple(source)]
+        return voxels
 
-    def _decode(self, chunk: Index3, data: memoryview, voxels: np.ndarray) -> None:
+    def _decode(self, shard: Index3, number: int, data: memoryview, voxels: np.ndarray) -> None:
         try:
             if self.layout.checksummed:
                 data = _verified(data)
             self.layout.decode(data, voxels)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise ChunkError(f"{self.path}: chunk {'/'.join(map(str, chunk))}: {_said(error)}") from error
+            per_shard = self.layout.chunks_per_shard
+            inner = np.unravel_index(number, per_shard)
+            chunk = "/".join(str(s * n + int(i)) for s, n, i in zip(shard, per_shard, inner, strict=True))
+            raise ChunkError(f"{self.path}: chunk {chunk}: {_said(error)}") from error
 
     def _index(self, shard: Index3) -> list[tuple[int, int]] | None:
         """(offset, size) of every chunk of the shard, C order; None for a shard that is legitimately not there."""
@@ -346,17 +348,39 @@ def _copy(data: memoryview, out: np.ndarray) -> None:
 def _verified(data: memoryview) -> memoryview:
     """The data without its trailing crc32c. Raises ValueError when it does not match."""
     body = data[:-4]
-    if google_crc32c.value(bytes(body)) != int.from_bytes(data[-4:], "little"):
+    # an array, because google_crc32c refuses a memoryview
+    if google_crc32c.value(np.frombuffer(body, np.uint8)) != int.from_bytes(data[-4:], "little"):
         raise ValueError("wrong checksum (crc32c)")
     return body
 
 
-def _merged(
-    located: list[tuple[int, int, Index3]],
-) -> tuple[list[tuple[int, int]], list[list[tuple[int, int, Index3]]]]:
+class _Axis(NamedTuple):
+    """Along one axis: a chunk that the box touches, and where its part of the box lies."""
+
+    shard: int
+    inner: int
+    target: slice
+    source: slice
+
+
+def _pieces(start: int, stop: int, chunk: int, per_shard: int) -> list[_Axis]:
+    pieces = []
+    for index in range(start // chunk, -(-stop // chunk)):
+        origin = index * chunk
+        low, high = max(origin, start), min(origin + chunk, stop)
+        shard, inner = divmod(index, per_shard)
+        pieces.append(_Axis(shard, inner, slice(low - start, high - start), slice(low - origin, high - origin)))
+    return pieces
+
+
+def _offset(located: _Located) -> int:
+    return located[0]
+
+
+def _merged(located: list[_Located]) -> tuple[list[tuple[int, int]], list[list[_Located]]]:
     """Sorted chunk ranges joined where the gap is small: (ranges to fetch, the chunks in each)."""
     ranges: list[tuple[int, int]] = []
-    members: list[list[tuple[int, int, Index3]]] = []
+    members: list[list[_Located]] = []
     for entry in located:
         begin, end, _ = entry
         if ranges and begin - ranges[-1][1] <= _MERGE_GAP_BYTES:

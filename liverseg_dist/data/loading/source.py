@@ -14,6 +14,7 @@ import numpy as np
 
 from liverseg_dist.config import DataConfig, IntensityConfig, SlabConfig
 from liverseg_dist.data.augment.presets import PRESETS, draw_augmentation
+from liverseg_dist.data.loading.cache import NodeCache, default_folder
 from liverseg_dist.data.loading.reader import BoxReader, StoreReader, read_padded
 from liverseg_dist.data.loading.sampling import Centre, ForegroundIndex, SampleOrder, patch_start
 from liverseg_dist.data.loading.shards import ChunkError
@@ -108,6 +109,7 @@ class PatchSource:
         self._order = SampleOrder(case_ids, seed, global_batch_size, settings.oversample_foreground)
         self._preset = PRESETS[settings.augmentation]
         self._reader = StoreReader(store.path)
+        self._cache = _open_cache(store, self._reader, settings)
         self._cases: dict[str, _OpenCase] = {}
         self._reported: set[str] = set()
 
@@ -146,8 +148,10 @@ class PatchSource:
         if image_DHW.shape != plan.shape:
             image_DHW[...] = fill_hu
             label_DHW[...] = IGNORE
-        read_padded(case.image, plan.start, image_DHW[box], fill_hu)
-        read_padded(case.label, plan.start, label_DHW[box], IGNORE)
+        cached = self._cache.get(plan.case_id, case.image, case.label) if self._cache else None
+        image, label = cached or (case.image, case.label)
+        read_padded(image, plan.start, image_DHW[box], fill_hu)
+        read_padded(label, plan.start, label_DHW[box], IGNORE)
 
     def readable_plan(self, index: int, attempt: int = 0) -> tuple[PatchPlan, int]:
         """`plan`, or that of the first replacement whose metadata can be read (policy skip)."""
@@ -195,8 +199,12 @@ class PatchSource:
                 plan, attempt = self.readable_plan(plan.index, attempt)
 
     def close(self) -> None:
+        """Close files and leave the node's cache. Reading goes on working, more slowly."""
         self._cases.clear()
         self._reader.close()
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
 
     def _case(self, case_id: str) -> _OpenCase:
         known = self._cases.get(case_id)
@@ -217,3 +225,16 @@ class PatchSource:
             self.settings.intensity or meta.intensity,
         )
         return self._cases.setdefault(case_id, opened)
+
+
+def _open_cache(store: PatchStore, reader: StoreReader, settings: DataConfig) -> NodeCache | None:
+    if settings.cache_gib == 0:
+        return None
+    folder = settings.cache_dir or default_folder()
+    try:
+        return NodeCache(folder, str(store.path), reader.fingerprint(), int(settings.cache_gib * 2**30))
+    except ChunkError as error:
+        raise RunFailed(f"{store.path}: {error}") from error
+    except OSError as error:
+        where = error.filename or folder
+        raise UserError(f"{where}: {error.strerror}; set data.cache_dir, or data.cache_gib=0") from None
