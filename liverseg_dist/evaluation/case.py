@@ -32,9 +32,7 @@ def score_case(
     """
     spacing: Float3 = (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
     prediction, truth = _checked(case_id, prediction_zyx, truth_zyx)
-    box = joint_box(prediction, truth)
-    if box is None:
-        box = (slice(0, 1), slice(0, 1), slice(0, 1))
+    box = joint_box(prediction, truth) or (slice(0, 1),) * 3
     prediction, truth = (np.ascontiguousarray(mask[box]) for mask in (prediction, truth))
     counts = structure_counts(confusion(prediction, truth))
     voxel_ml = math.prod(spacing) / 1000.0
@@ -57,11 +55,9 @@ def score_case(
             **own.scores(),
             **surface_scores(masks[0], masks[1], spacing),
         }
-    tumour_box = joint_box(masks[0], masks[1]) or (slice(0, 1), slice(0, 1), slice(0, 1))
-    result |= score_lesions(masks[0][tumour_box], masks[1][tumour_box], spacing, connectivity)
-    offset = [outer.start + inner.start for outer, inner in zip(box, tumour_box, strict=True)]
+    result |= score_lesions(masks[0], masks[1], spacing, connectivity)
     for lesion in result["lesions"]:
-        lesion["centre_zyx"] = [round(c + o, 1) for c, o in zip(lesion["centre_zyx"], offset, strict=True)]
+        lesion["centre_zyx"] = [round(c + axis.start, 1) for c, axis in zip(lesion["centre_zyx"], box, strict=True)]
     result["burden"] = burden_scores(counts["liver"], counts["tumour"])
     return result
 

@@ -24,10 +24,12 @@ scorer puts 0.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cc3d
 import numpy as np
 
+from liverseg_dist.evaluation.boxes import joint_box
 from liverseg_dist.evaluation.overlap import OverlapCounts
 from liverseg_dist.evaluation.surface import surface_scores
 from liverseg_dist.volume import Float3
@@ -51,6 +53,9 @@ class Components:
     labels_zyx: np.ndarray
     voxels: np.ndarray
     centres_zyx: np.ndarray
+    first_zyx: np.ndarray
+    last_zyx: np.ndarray
+    """Lowest and highest voxel index (included) along each axis."""
 
     @property
     def count(self) -> int:
@@ -81,6 +86,8 @@ def find_components(mask_zyx: np.ndarray, connectivity: int = LITS_CONNECTIVITY)
         labels,
         statistics["voxel_counts"][1 : count + 1].astype(np.int64),
         statistics["centroids"][1 : count + 1],
+        statistics["bounding_boxes"][1 : count + 1, 0::2].astype(np.int64),
+        statistics["bounding_boxes"][1 : count + 1, 1::2].astype(np.int64),
     )
 
 
@@ -140,9 +147,10 @@ def score_lesions(
     """Everything about lesions of one case, JSON-able: `detection`, `detected_pairs` and `lesions`.
 
     Masks are tumour masks (boolean or uint8) of one shape. `detected_pairs` holds the segmentation quality of each pair
-    with IoU above 0.5; `lesions` a row for each true and each predicted component.
+    with IoU above 0.5; `lesions` a row for each true and each predicted component, centres in voxels of the masks.
     """
-    prediction, truth = (find_components(mask, connectivity) for mask in (prediction_zyx, truth_zyx))
+    box = joint_box(prediction_zyx, truth_zyx) or (slice(0, 1),) * 3
+    prediction, truth = (find_components(mask[box], connectivity) for mask in (prediction_zyx, truth_zyx))
     pairs = correspondences(shared_voxels(prediction, truth), prediction.voxels, truth.voxels)
     detection = {
         name: detection_counts(pairs, prediction.count, truth.count, iou) for name, iou in IOU_THRESHOLDS.items()
@@ -151,25 +159,30 @@ def score_lesions(
         _pair_quality(pair, prediction, truth, spacing_mm) for pair in pairs if pair.iou > IOU_THRESHOLDS["iou_50"]
     ]
     rows = _rows("truth", truth, pairs, spacing_mm) + _rows("prediction", prediction, pairs, spacing_mm)
+    corner = np.array([axis.start for axis in box])
+    for row in rows:
+        row["centre_zyx"] = [round(float(c), 1) for c in row["centre_zyx"] + corner]
     return {"connectivity": connectivity, "detection": detection, "detected_pairs": quality, "lesions": rows}
 
 
 def _pair_quality(pair: Pair, prediction: Components, truth: Components, spacing_mm: Float3) -> dict[str, object]:
-    masks = [
-        np.isin(components.labels_zyx, members)
-        for components, members in ((prediction, pair.prediction), (truth, pair.truth))
-    ]
+    sides = ((prediction, np.array(pair.prediction)), (truth, np.array(pair.truth)))
+    shape = np.array(truth.labels_zyx.shape)
+    first = np.minimum.reduce([side.first_zyx[members - 1].min(axis=0) for side, members in sides]) - 1
+    last = np.maximum.reduce([side.last_zyx[members - 1].max(axis=0) for side, members in sides]) + 1
+    box = tuple(map(slice, np.maximum(first, 0), np.minimum(last + 1, shape)))
+    masks = [np.isin(side.labels_zyx[box], members) for side, members in sides]
     surface = surface_scores(masks[0], masks[1], spacing_mm)
     values = pair.counts.scores() | surface
     return {"truth": list(pair.truth), "prediction": list(pair.prediction)} | {m: values[m] for m in DETECTED_METRICS}
 
 
-def _rows(side: str, components: Components, pairs: list[Pair], spacing_mm: Float3) -> list[dict[str, object]]:
+def _rows(side: str, components: Components, pairs: list[Pair], spacing_mm: Float3) -> list[dict[str, Any]]:
     partner: dict[int, tuple[Pair, tuple[int, ...]]] = {}
     for pair in pairs:
         own, other = (pair.truth, pair.prediction) if side == "truth" else (pair.prediction, pair.truth)
         partner |= dict.fromkeys(own, (pair, other))
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     voxel_ml = math.prod(spacing_mm) / 1000.0
     for index in range(components.count):
         known = partner.get(index + 1)
@@ -184,7 +197,7 @@ def _rows(side: str, components: Components, pairs: list[Pair], spacing_mm: Floa
                 "volume_ml": volume_ml,
                 "diameter_mm": diameter,
                 "size_class": size_class(diameter),
-                "centre_zyx": [round(float(c), 1) for c in components.centres_zyx[index]],
+                "centre_zyx": components.centres_zyx[index],
                 "match": list(known[1]) if known else [],
                 "iou": iou,
                 "dice": known[0].counts.dice() if known else 0.0,
