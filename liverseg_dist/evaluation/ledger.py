@@ -109,10 +109,15 @@ def write_json(file: Path, content: object) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Write UTF-8 text aside and put it in place in one step."""
+    write_bytes(file, text.encode("utf-8"))
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write bytes aside and put them in place in one step."""
     aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        with open(aside, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+        with open(aside, "wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(aside, file)
