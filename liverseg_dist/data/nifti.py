@@ -17,7 +17,8 @@ from typing import BinaryIO, Literal, cast
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip
+from isal.igzip_lib import IsalError
 
 from liverseg_dist.data.findings import Finding, ScanFileError, printable
 from liverseg_dist.data.nifti_header import NIFTI1_BYTES, Header, header_bytes, parse_header
@@ -33,6 +34,7 @@ MAX_TRAILING_BYTES = 64 << 10
 MAX_GZIP_RATIO = 1032
 """No deflate stream expands further."""
 LABEL_TOLERANCE = 1e-3
+CORRUPT = (EOFError, igzip.BadGzipFile, cast(type[Exception], IsalError))
 GZIP_LEVEL = 2
 """isal's; masks come out near gzip -6 at 50 times its speed."""
 
@@ -64,7 +66,7 @@ def read_scan_file(path: Path | str, kind: Kind = "image") -> ScanFile:
             _skip(stream, header.offset - len(block))
             voxels = _read_voxels(stream, header, kind, path)
             _expect_end(stream, path)
-    except (EOFError, igzip.BadGzipFile, isal_zlib.IsalError) as error:
+    except CORRUPT as error:
         truncated = isinstance(error, EOFError)
         reason = "ends too early (truncated)" if truncated else f"corrupt gzip data ({error})"
         raise ScanFileError(path, "truncated" if truncated else "corrupt", f"{reason}; copy it again") from None
