@@ -24,6 +24,16 @@ class DataParallel(Strategy):
                 plain, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True
             )
 
+    def settle(self, image_BCDHW: Tensor) -> None:
+        """A throw-away backward. DDP lays out its buckets anew after the first one, and with more than two ranks the
+        layout decides the order of the sums: without this, step N of a resumed run differs in the last bits."""
+        if not isinstance(self._ddp, DistributedDataParallel):
+            return
+        outputs = self.forward(image_BCDHW, last=True)
+        tensors = outputs if isinstance(outputs, list) else [outputs]
+        sum(tensor.float().sum() for tensor in tensors).backward()  # type: ignore[union-attr]
+        self.skip()
+
     def forward(self, image_BCDHW: Tensor, *, last: bool) -> Tensor | list[Tensor]:
         if isinstance(self._ddp, DistributedDataParallel):
             self._ddp.require_backward_grad_sync = last  # what `no_sync` sets; DDP reads it in forward

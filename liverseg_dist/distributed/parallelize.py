@@ -26,6 +26,11 @@ def check(config: TrainConfig, ranks: int, device: torch.device) -> None:
             f"train.global_batch_size = {config.global_batch_size} leaves some of {ranks} ranks without a sample; "
             f"use at least {ranks}, or fewer ranks"
         )
+    if config.strategy != "ddp" and config.global_batch_size % ranks:
+        raise UserError(
+            f"train.strategy={config.strategy} needs the same number of samples on each rank: "
+            f"train.global_batch_size = {config.global_batch_size} is not a multiple of {ranks} ranks"
+        )
     if config.deterministic_reduction and (config.strategy != "ddp" or config.micro_batch_size != 1):
         raise UserError(
             "train.deterministic_reduction needs train.strategy=ddp and train.micro_batch_size=1: "

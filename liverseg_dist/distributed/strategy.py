@@ -40,6 +40,9 @@ class Strategy(ABC):
     def forward(self, image_BCDHW: Tensor, *, last: bool) -> Tensor | list[Tensor]:
         """The model's output. `last`: the rank's last micro-batch of the step, whose backward exchanges gradients."""
 
+    def settle(self, image_BCDHW: Tensor) -> None:
+        """Called once before the first step, also of a resumed run, with an input of the usual shape."""
+
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's gradients."""

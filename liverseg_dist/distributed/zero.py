@@ -53,6 +53,7 @@ class Zero(Strategy):
     def state(self) -> dict[str, Tensor]:
         if not self._sharded:
             return super().state()
+        self._fill()
         tensors = {f"model.{name}": tensor for name, tensor in self.weights().items()}
         for name, parameter in self.plain.named_parameters():
             for key in self._keys:
@@ -67,7 +68,6 @@ class Zero(Strategy):
         if not self._sharded:
             return
         base = self._engine.optimizer.optimizer
-        fill_optimizer_state(base)
         for name, parameter in self.plain.named_parameters():
             self._set(parameter, tensors[f"model.{name}"], None)
             for key in self._keys:
@@ -101,6 +101,19 @@ class Zero(Strategy):
             self._utils.safe_set_full_fp32_param(parameter, value)
         else:
             self._utils.safe_set_full_optimizer_state(parameter, value, key)
+
+    def _fill(self) -> None:
+        """Optimizer state that DeepSpeed makes at the first step, so that a checkpoint can be loaded before it."""
+        outer = self._engine.optimizer
+        if self._stage == 3:  # its torch optimizer is given the partitions only while it steps
+            base, lists = outer.optimizer, [group["params"] for group in outer.optimizer.param_groups]
+            base.param_groups[0]["params"] = list(outer.fp32_partitioned_groups_flat)
+            fill_optimizer_state(base)
+            for group, parameters in zip(base.param_groups, lists, strict=True):
+                group["params"] = parameters
+        else:
+            fill_optimizer_state(outer.optimizer)
+            outer._lazy_init_hp_params_optimizer_state()
 
     def _count(self) -> int:
         states = self._engine.optimizer.optimizer.state.values()

@@ -87,6 +87,8 @@ class Trainer:
         settings, first = self.settings, self.progress.step
         last = min(settings.train.max_steps, settings.train.stop_at_step or settings.train.max_steps)
         stepper = Stepper(settings, self.parts.strategy, self.parts.loss, self.world.device)
+        shape = (settings.train.micro_batch_size, 1, *settings.data.patch_size)
+        self.parts.strategy.settle(torch.zeros(shape, device=self.world.device))
         source = PatchSource(
             self.parts.store, self.parts.train_ids, settings.data, settings.seed, settings.train.global_batch_size
         )
