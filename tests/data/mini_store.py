@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from scipy import ndimage
 from zarr.codecs import BloscCodec
 
 from liverseg_dist.config import IntensityConfig
@@ -56,17 +57,14 @@ def ct_like(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndar
 
 
 def foreground_of(label: np.ndarray) -> np.ndarray:
-    from scipy import ndimage
-
     components, _ = ndimage.label(label == 2)
     rows = [(1, 0, *voxel) for voxel in np.argwhere(label == 1)[::7]]
     rows += [(2, int(components[tuple(voxel)]), *voxel) for voxel in np.argwhere(label == 2)]
     return np.array(sorted(rows), dtype=np.int16).reshape(-1, 5)
 
 
-def write_case(
-    group: zarr.Group, case_id: str, image: np.ndarray, label: np.ndarray, chunk: tuple[int, int, int] = (16, 32, 32)
-) -> None:
+def write_case(group: zarr.Group, case_id: str, image: np.ndarray, label: np.ndarray, labelled: bool = True) -> None:
+    chunk = (16, 32, 32)
     case = group.create_group(f"cases/{case_id}")
     shard = tuple(-(-n // c) * c for n, c in zip(image.shape, chunk, strict=True))
     for name, array in (("image", image), ("label", label)):
@@ -78,15 +76,17 @@ def write_case(
     foreground = foreground_of(label)
     case.create_array("foreground", data=foreground)
     case.attrs["liverseg"] = {
-        "labelled": True,
+        "labelled": labelled,
         "valid_slices": [0, image.shape[0]],
         "class_voxels": np.bincount(label[label < 3], minlength=3).tolist(),
     }
 
 
-def write_store(path: Path, cases: int = 3, shape: tuple[int, int, int] = (64, 72, 80)) -> MiniStore:
+def write_store(
+    path: Path, cases: int = 3, shape: tuple[int, int, int] = (64, 72, 80), labelled: bool = True
+) -> MiniStore:
     group = zarr.open_group(str(path), mode="w")
     ids = [f"case_{i}" for i in range(cases)]
     for seed, case_id in enumerate(ids):
-        write_case(group, case_id, *ct_like(shape, seed))
+        write_case(group, case_id, *ct_like(shape, seed), labelled)
     return MiniStore(path, ids)

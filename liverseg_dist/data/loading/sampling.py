@@ -121,10 +121,10 @@ def patch_start(
     start = []
     for axis, ((low, high), size) in enumerate(zip(bounds, patch_size, strict=True)):
         room = high - low - size
-        if room <= 0:
-            begin = low + room // 2
-            if size <= image_shape[axis]:
-                begin = min(max(begin, 0), image_shape[axis] - size)
+        if size >= image_shape[axis]:
+            begin = (image_shape[axis] - size) // 2
+        elif room <= 0:
+            begin = min(max(low + room // 2, 0), image_shape[axis] - size)
         elif centre is None:
             begin = low + random.below(room + 1)
         else:

@@ -1,0 +1,258 @@
+"""One stream of samples, whatever the world size, threads, prefetch depth or restart; and clean failures."""
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from liverseg_dist.config import DataConfig
+from liverseg_dist.data.augment import DeviceTransform, draw_augmentation
+from liverseg_dist.data.augment.presets import PRESETS
+from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
+from liverseg_dist.errors import RunFailed, UserError
+from tests.data.mini_store import INTENSITY, MiniStore, write_store
+
+PATCH = (16, 24, 24)
+SETTINGS = DataConfig(patch_size=PATCH, augmentation="strong", stall_timeout_s=30)
+BATCH, SAMPLES = 4, 48
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> MiniStore:
+    return write_store(tmp_path_factory.mktemp("loader") / "store.zarr", cases=3, shape=(64, 48, 56))
+
+
+@pytest.fixture(autouse=True)
+def no_thread_survives() -> Iterator[None]:
+    yield
+    assert [t.name for t in threading.enumerate() if t.name.startswith("liverseg-loader")] == []
+
+
+def rank_batches(rank: int, world_size: int, first: int = 0, micro: int = 2) -> Iterator[list[int]]:
+    """As the trainer asks: rank r of W takes positions r, r + W, ... of each global batch."""
+    for step in range(first // BATCH, SAMPLES // BATCH):
+        mine = list(range(step * BATCH, (step + 1) * BATCH))[rank::world_size]
+        yield from (mine[i : i + micro] for i in range(0, len(mine), micro))
+
+
+def digests(store: MiniStore, batches: Iterator[list[int]], workers: int = 0, prefetch: int = 2) -> dict:
+    """Sample number -> digest of what the network would get."""
+    source = PatchSource(store, store.case_ids, SETTINGS, seed=7, global_batch_size=BATCH)
+    transform = DeviceTransform(SETTINGS.augmentation, PATCH)
+    found = {}
+    with PatchLoader(source, batches, workers, prefetch) as loader:
+        for batch in loader:
+            image_BCDHW, label_BDHW = transform(batch.to("cpu"))
+            for i, index in enumerate(batch.indices):
+                content = image_BCDHW[i].numpy().tobytes() + label_BDHW[i].numpy().tobytes()
+                found[index] = (batch.case_ids[i], hashlib.sha256(content).hexdigest())
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(store: MiniStore) -> dict:
+    found = digests(store, rank_batches(0, 1))
+    assert sorted(found) == list(range(SAMPLES))
+    assert len({digest for _, digest in found.values()}) == SAMPLES
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_one_stream_for_any_world_size_and_threads(
+    store: MiniStore, reference: dict, world_size: int, workers: int
+) -> None:
+    merged: dict = {}
+    for rank in range(world_size):
+        mine = digests(store, rank_batches(rank, world_size), workers, prefetch=1 + rank % 3)
+        assert not merged.keys() & mine.keys()
+        merged |= mine
+    assert merged == reference
+
+
+@pytest.mark.parametrize("first", [4, 20, 44])
+def test_restart_anywhere_goes_on_with_the_same_stream(store: MiniStore, reference: dict, first: int) -> None:
+    assert digests(store, rank_batches(0, 1, first), 1) == {n: reference[n] for n in range(first, SAMPLES)}
+
+
+def test_micro_batch_size_changes_nothing(store: MiniStore, reference: dict) -> None:
+    assert digests(store, rank_batches(0, 1, micro=1)) == reference
+    assert digests(store, rank_batches(0, 1, micro=4)) == reference
+
+
+def test_batches_hold_the_stored_voxels(store: MiniStore) -> None:
+    settings = SETTINGS.model_copy(update={"augmentation": "none"})
+    source = PatchSource(store, store.case_ids, settings, 3, BATCH)
+    with PatchLoader(source, [[0, 1, 2, 3]], workers=1) as loader:
+        (batch,) = list(loader)
+    assert batch.image_BCDHW.dtype == torch.int16
+    assert batch.label_BDHW.dtype == torch.uint8
+    assert batch.image_BCDHW.shape == (4, 1, *PATCH)
+    for i, index in enumerate(batch.indices):
+        plan = source.plan(index)
+        box = tuple(slice(a, a + n) for a, n in zip(plan.patch_start, PATCH, strict=True))
+        np.testing.assert_array_equal(batch.image_BCDHW[i, 0].numpy(), store.image(plan.case_id)[box])
+        np.testing.assert_array_equal(batch.label_BDHW[i].numpy(), store.label(plan.case_id)[box])
+    expected = [INTENSITY.lower_hu, INTENSITY.upper_hu, INTENSITY.mean, INTENSITY.std]
+    torch.testing.assert_close(batch.intensity_B4, torch.tensor([expected] * 4))
+
+
+def test_foreground_samples_have_their_class_at_the_centre(store: MiniStore) -> None:
+    source = PatchSource(store, store.case_ids, SETTINGS, 3, BATCH)
+    plans = [source.plan(n) for n in range(40)]
+    centres = {plan.index: plan.centre for plan in plans if plan.centre}
+    assert sorted(centres) == [n for n in range(40) if n % BATCH == 3]
+    for plan in plans:
+        if plan.centre:
+            assert store.label(plan.case_id)[plan.centre.voxel_zyx] == plan.centre.label
+    source.close()
+
+
+def test_a_patch_larger_than_the_image_is_padded(store: MiniStore) -> None:
+    settings = DataConfig(patch_size=(64, 60, 64), augmentation="none")
+    source = PatchSource(store, store.case_ids, settings, 0, 2)
+    patch = source.sample(0)
+    inside = np.zeros(patch.label_DHW.shape, bool)
+    inside[:, 6:54, 4:60] = True
+    np.testing.assert_array_equal(patch.image_DHW[inside].reshape(64, 48, 56), store.image(patch.case_id))
+    assert (patch.label_DHW[~inside] == 255).all()
+    assert (patch.image_DHW[~inside] == INTENSITY.lower_hu).all()
+    source.close()
+
+
+def test_turned_samples_bring_their_surrounding(store: MiniStore) -> None:
+    source = PatchSource(store, store.case_ids, SETTINGS, 3, BATCH)
+    plan = next(p for p in map(source.plan, range(100)) if p.shape != PATCH)
+    draw = draw_augmentation(PRESETS["strong"], PATCH, plan.augment_seed)
+    assert plan.shape == draw.field_shape
+    patch = source.sample(plan.index)
+    assert patch.image_DHW.shape == plan.shape
+    offset = [a - b for a, b in zip(plan.patch_start, plan.start, strict=True)]
+    inner = patch.image_DHW[tuple(slice(o, o + n) for o, n in zip(offset, PATCH, strict=True))]
+    box = tuple(slice(a, a + n) for a, n in zip(plan.patch_start, PATCH, strict=True))
+    np.testing.assert_array_equal(inner, store.image(plan.case_id)[box])
+    source.close()
+
+
+def test_no_surrounding_above_and_below_a_whole_slab(store: MiniStore) -> None:
+    settings = SETTINGS.model_copy(update={"patch_size": (64, 24, 24)})
+    source = PatchSource(store, store.case_ids, settings, 3, BATCH)
+    shapes = {source.plan(n).shape for n in range(100)}
+    assert len(shapes) > 10
+    assert {shape[0] for shape in shapes} == {64}
+    source.close()
+
+
+def test_leaving_early_stops_the_threads(store: MiniStore) -> None:
+    source = PatchSource(store, store.case_ids, SETTINGS, 3, BATCH)
+    loader = PatchLoader(source, ([n] for n in range(10**9)), workers=2, prefetch=3)
+    next(loader)
+    loader.close()
+    loader.close()
+    with pytest.raises(StopIteration):
+        next(loader)
+
+
+def test_device_prefetcher_gives_the_same_samples(store: MiniStore, reference: dict) -> None:
+    source = PatchSource(store, store.case_ids, SETTINGS, seed=7, global_batch_size=BATCH)
+    with PatchLoader(source, rank_batches(0, 1), workers=1) as loader:
+        got = {}
+        for batch in DevicePrefetcher(loader, DeviceTransform("strong", PATCH), torch.device("cpu")):
+            for i, index in enumerate(batch.indices):
+                content = batch.image_BCDHW[i].numpy().tobytes() + batch.label_BDHW[i].numpy().tobytes()
+                got[index] = (batch.case_ids[i], hashlib.sha256(content).hexdigest())
+    assert got == reference
+    assert loader.wait_s > 0
+
+
+# --- failures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> MiniStore:
+    """A store whose case_1 has a damaged image shard."""
+    store = write_store(tmp_path / "store.zarr", cases=3, shape=(16, 32, 32))
+    shard = tmp_path / "store.zarr/cases/case_1/image/c/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:100])
+    return store
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_chunk_stops_the_run_and_is_named(broken: MiniStore, workers: int) -> None:
+    settings = DataConfig(patch_size=(16, 16, 16))
+    source = PatchSource(broken, broken.case_ids, settings, 0, 2)
+    with (
+        PatchLoader(source, ([n] for n in range(50)), workers) as loader,
+        pytest.raises(RunFailed, match=r"cases/case_1/image/c/0/0/0.*liverseg verify.*data.unreadable=skip"),
+    ):
+        list(loader)
+
+
+def test_skip_replaces_the_sample_and_says_so(broken: MiniStore, caplog: pytest.LogCaptureFixture) -> None:
+    settings = DataConfig(patch_size=(16, 16, 16), unreadable="skip")
+
+    def stream(workers: int) -> list[tuple[int, str, int]]:
+        source = PatchSource(broken, broken.case_ids, settings, 0, 2)
+        with PatchLoader(source, ([n, n + 1] for n in range(0, 30, 2)), workers) as loader:
+            return [
+                (n, case, int(image.long().sum()))
+                for b in loader
+                for n, case, image in zip(b.indices, b.case_ids, b.image_BCDHW, strict=True)
+            ]
+
+    with caplog.at_level(logging.WARNING):
+        first = stream(0)
+    assert [n for n, _, _ in first] == list(range(30))
+    assert {case for _, case, _ in first} == {"case_0", "case_2"}
+    assert "case_1" in caplog.text
+    assert len(caplog.records) == 1
+    assert stream(2) == first
+
+
+def test_skip_gives_up_when_nothing_is_readable(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store.zarr", cases=1, shape=(16, 32, 32))
+    (tmp_path / "store.zarr/cases/case_0/image/c/0/0/0").unlink()
+    source = PatchSource(store, store.case_ids, DataConfig(patch_size=(16, 16, 16), unreadable="skip"), 0, 2)
+    with pytest.raises(RunFailed, match="20 cases are unreadable"):
+        source.sample(0)
+
+
+def test_a_hanging_file_system_is_named_with_its_case(tmp_path: Path) -> None:
+    """A FIFO in the shard's place: opening it waits for ever, as a dead file server does."""
+    store = write_store(tmp_path / "store.zarr", cases=1, shape=(16, 32, 32))
+    shard = tmp_path / "store.zarr/cases/case_0/image/c/0/0/0"
+    source = PatchSource(store, store.case_ids, DataConfig(patch_size=(16, 16, 16), stall_timeout_s=0.5), 0, 2)
+    source.sample(0)
+    source.close()
+    shard.unlink()
+    os.mkfifo(shard)
+    loader = PatchLoader(source, [[0], [1]], workers=1)
+    release = threading.Timer(2.0, lambda: os.close(os.open(shard, os.O_WRONLY)))  # lets the thread go at last
+    release.start()
+    started = time.monotonic()
+    with pytest.raises(RunFailed, match=r"stuck for 0 s: reading case case_0 \(sample 0\).*samples 0"):
+        next(loader)
+    assert time.monotonic() - started < 30
+    release.join()
+
+
+def test_a_failing_thread_is_named(store: MiniStore) -> None:
+    source = PatchSource(store, store.case_ids, SETTINGS, 0, BATCH)
+    with PatchLoader(source, [[-1]], workers=1) as loader, pytest.raises(RunFailed, match="looking up sample -1"):
+        next(loader)
+
+
+def test_mistakes_of_the_user(store: MiniStore, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no case to train on in fold 0.*data.fold"):
+        PatchSource(store, [], SETTINGS, 0, BATCH)
+    unlabelled = write_store(tmp_path / "s.zarr", cases=1, shape=(16, 16, 16), labelled=False)
+    source = PatchSource(unlabelled, unlabelled.case_ids, SETTINGS, 0, BATCH)
+    with pytest.raises(UserError, match="case_0 has no label"):
+        source.sample(0)
