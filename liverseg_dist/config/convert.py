@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from liverseg_dist.config.base import Section
 
@@ -13,18 +13,41 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 class CleaningConfig(Section):
     missing_label: Literal["exclude", "unlabelled"] = "exclude"
     """What becomes of a training image without a label: left out, or kept without label (never used for losses)."""
+    max_broken_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """NaN and infinite voxels become air, blank slices are interpolated; a scan with a larger share is excluded."""
+    spacing_table: Path | None = None
+    """CSV `case,z_mm,y_mm,x_mm` (or YAML `case: [z, y, x]`): the true voxel size of scans whose header lost it."""
     noise: Literal["none", "median", "gaussian", "tv"] = "none"
-    """Noise reduction of the image before resampling."""
+    """Noise reduction of the image, slice by slice, before resampling; tv: total variation (Chambolle)."""
     noise_strength: PositiveFloat = 1.0
     """median: radius in voxels; gaussian: sigma in voxels in plane; tv: weight relative to the noise's own sigma."""
-    outliers: Literal["percentile", "window"] = "percentile"
-    """Clip HU to percentiles of the data set's liver voxels (nnU-Net), or to `window_hu`."""
+    outliers: Literal["percentile", "window", "robust_z"] = "percentile"
+    """Clip HU to percentiles of the data set's liver voxels (nnU-Net), to `window_hu`, or around their median."""
     percentiles: tuple[float, float] = (0.5, 99.5)
     window_hu: tuple[float, float] = (-160.0, 240.0)
+    robust_z: PositiveFloat = 4.0
+    """outliers=robust_z: keep median +- this many robust standard deviations (1.4826 times the median deviation)."""
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Resample to this voxel size (z, y, x); null keeps each scan's own. The slab policy may still thin out z."""
+    order: Literal[1, 3] = 3
+    """Interpolation of images: 1 linear, 3 cubic spline."""
+    thick_order: Literal[0, 1] = 1
+    """The same across thick slices (voxels over 3 times longer than wide): 0 nearest, 1 linear."""
+    antialias: bool = True
+    """Smooth before voxels grow, so that noise does not fold back; matters from a factor of 1.5 upwards."""
     body_margin_mm: float = -1.0
     """Crop in plane to the body plus this margin; negative: no crop."""
+    outside_body: Literal["keep", "air"] = "keep"
+    """air: table, blanket and air around the body become -1024 HU."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "CleaningConfig":
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"percentiles are two ascending numbers from 0 to 100, not {low:g}, {high:g}")
+        if not self.window_hu[0] < self.window_hu[1]:
+            raise ValueError(f"window_hu is lower, upper, not {self.window_hu[0]:g}, {self.window_hu[1]:g}")
+        return self
 
 
 class SlabConfig(Section):

@@ -80,6 +80,11 @@ def resample_probabilities(probabilities_czyx: np.ndarray, source: Grid, target:
     return out
 
 
+def resample_nearest(label: Volume, grid: Grid, fill: int = 0) -> Volume:
+    """Each voxel of `grid` takes the nearest voxel of `label`: for labels drawn on another grid, whatever its angle."""
+    return Volume(_resample_rotated(label, grid, "label", fill), grid)
+
+
 def align(source: Grid, target: Grid) -> tuple[tuple[int, int, int], tuple[AxisPlaces, AxisPlaces, AxisPlaces]] | None:
     """How target axes run along source axes: (source axis of each target axis, places on it); None when rotated."""
     change = np.linalg.inv(source.affine) @ target.affine

@@ -1,0 +1,75 @@
+"""Bring a label onto its image's grid, or say why that cannot be."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from liverseg_dist.data.findings import Finding
+from liverseg_dist.data.resample import resample_nearest
+from liverseg_dist.labels import BACKGROUND
+from liverseg_dist.volume import Grid, Volume
+
+MOST_CUT = 0.1
+"""A resampled label that loses more than this share of its volume gets a warning of its own."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The label on the image's grid (None: impossible), and what had to be done."""
+
+    label: Volume | None
+    findings: tuple[Finding, ...] = ()
+
+
+def match_label(image: Grid, label: Volume) -> Matched:
+    """Same grid: as it is. Same places in another orientation: turned. Header lost or half a voxel off: the image's
+    header is believed. Another grid: nearest neighbour. No common place: refused."""
+    if label.grid.matches(image):
+        return Matched(Volume(label.voxels, image))
+    if label.shape == image.shape and is_identity(label.grid) and not is_identity(image):
+        message = "the label's header lost its geometry (identity affine); its voxels are laid on the image's grid"
+        return Matched(Volume(label.voxels, image), (Finding("warning", "label_header_lost", message),))
+    turned = label.reoriented(image.orientation)
+    found = []
+    if turned.grid.orientation != label.grid.orientation:
+        message = f"label stored as {label.grid.orientation}, image as {image.orientation}, in the same world: turned"
+        found.append(Finding("warning", "label_reoriented", message))
+    if turned.grid.matches(image):
+        return Matched(Volume(np.ascontiguousarray(turned.voxels), image), tuple(found))
+    apart_mm = _apart_mm(turned.grid, image)
+    if apart_mm is not None and apart_mm <= min(image.spacing_mm) / 2:
+        message = f"label and image lie {apart_mm:.2f} mm apart, less than half a voxel; the image's grid is believed"
+        found.append(Finding("warning", "label_shifted", message))
+        return Matched(Volume(np.ascontiguousarray(turned.voxels), image), tuple(found))
+    return _resampled(image, label)
+
+
+def is_identity(grid: Grid) -> bool:
+    """Voxels of exactly 1 mm along the world's axes: what writers leave when they have no geometry."""
+    return bool(np.abs(np.abs(grid.affine[:3, :3]) - np.eye(3)).max() < 1e-6)
+
+
+def _apart_mm(one: Grid, other: Grid) -> float | None:
+    if one.shape != other.shape:
+        return None
+    return float(np.linalg.norm(one.corners_mm() - other.corners_mm(), axis=1).max())
+
+
+def _resampled(image: Grid, label: Volume) -> Matched:
+    before_ml = np.count_nonzero(label.voxels != BACKGROUND) * label.grid.voxel_volume_ml
+    result = resample_nearest(label, image)
+    after_ml = np.count_nonzero(result.voxels != BACKGROUND) * image.voxel_volume_ml
+    grids = f"label grid {_size(label.grid)}, image grid {_size(image)}"
+    if before_ml > 0 and after_ml == 0:
+        return Matched(None, (Finding("error", "label_no_overlap", f"{grids}: no labelled voxel lies in the image"),))
+    message = f"{grids}: resampled to the nearest voxel, {before_ml:.1f} ml before, {after_ml:.1f} ml after"
+    found = [Finding("warning", "label_resampled", message)]
+    if after_ml < (1 - MOST_CUT) * before_ml:
+        lost = 100 * (1 - after_ml / before_ml)
+        found.append(Finding("warning", "label_cut", f"{lost:.0f} % of the label lies outside the image"))
+    return Matched(result, tuple(found))
+
+
+def _size(grid: Grid) -> str:
+    voxels, sizes = " x ".join(map(str, grid.shape)), " x ".join(f"{mm:.3g}" for mm in grid.spacing_mm)
+    return f"{voxels} of {sizes} mm {grid.orientation}"
