@@ -19,6 +19,7 @@ COMMANDS = {
     "phantom": "make a synthetic Task03-layout data set",
     "convert": "clean CT scans and write the Zarr store (also: tools/to_zarr)",
     "verify": "check every checksum and promise of a store",
+    "preview": "draw what a run would feed the network: samples, augmented, with labels",
     "train": "train a 3D U-Net; run again to continue",
     "evaluate": "score a run on its test or validation cases, exactly, on any number of ranks",
     "predict": "segment scans; masks lie on each scan's own grid",

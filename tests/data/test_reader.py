@@ -10,8 +10,9 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
+from liverseg_dist.data.loading.files import LocalFiles
 from liverseg_dist.data.loading.reader import MemoryArray, StoreReader, ZarrArray, read_padded
-from liverseg_dist.data.loading.shards import ChunkError, LocalFiles, ShardedArray
+from liverseg_dist.data.loading.shards import ChunkError, ShardedArray
 
 SHAPE = (20, 33, 47)
 CODECS = {

@@ -134,6 +134,38 @@ class AugmentDraw:
     in_plane_only: bool = False
 
 
+def describe(draw: AugmentDraw) -> list[str]:
+    """The drawn transforms in words, in their order."""
+    said = []
+    if draw.spatial is not None:
+        turn, scaling = _angle_and_scaling(draw.spatial.matrix)
+        said += [f"turned by {math.degrees(turn):.0f} degrees"] if draw.spatial.rotates else []
+        said += ["scaled by " + " ".join(f"{1 / s:.2f}" for s in scaling)] if np.ptp([*scaling, 1.0]) > 1e-9 else []
+        said += ["bent"] if draw.spatial.control_displacement is not None else []
+    if draw.enhancement is not None:
+        said.append("enhancement {:+.2f} {:+.2f}".format(*draw.enhancement))
+    for name, value in (
+        ("slices thicker by", draw.slice_thickness),
+        ("noise", draw.noise_sigma),
+        ("blur", max(draw.blur_sigma_voxels) if draw.blur_sigma_voxels else None),
+        ("brightness", draw.brightness),
+        ("contrast", draw.contrast),
+        ("resolution", draw.low_resolution),
+        ("inverted gamma", draw.inverted_gamma),
+        ("gamma", draw.gamma),
+    ):
+        said += [f"{name} {value:.2f}"] if value is not None else []
+    said += ["mirrored " + "".join("zyx"[axis] for axis in draw.mirrored_axes)] if draw.mirrored_axes else []
+    return said
+
+
+def _angle_and_scaling(matrix: np.ndarray) -> tuple[float, list[float]]:
+    """Total angle of the rotation (radians), and the scaling of each axis."""
+    scaling = np.linalg.norm(matrix, axis=0)
+    trace = np.trace(matrix / scaling)
+    return math.acos(min(1.0, max(-1.0, (trace - 1) / 2))), scaling.tolist()
+
+
 def draw_augmentation(preset: Preset, patch_size: Index3, seed: int) -> AugmentDraw:
     """The augmentation of the sample with this seed (0 <= seed < 2**63)."""
     if preset == PRESETS["none"]:

@@ -12,7 +12,8 @@ import fsspec
 import numpy as np
 import zarr
 
-from liverseg_dist.data.loading.shards import ByteSource, ChunkError, LocalFiles, RemoteFiles, ShardedArray
+from liverseg_dist.data.loading.files import ByteSource, LocalFiles, RemoteFiles
+from liverseg_dist.data.loading.shards import ChunkError, ShardedArray
 from liverseg_dist.volume import Index3
 
 

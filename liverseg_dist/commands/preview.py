@@ -1,0 +1,69 @@
+"""Draw what a training run would feed the network: samples as stored, as augmented, and their labels.
+
+  liverseg preview tasks/liver.zarr --out picture.png
+  liverseg preview tasks/liver.zarr --out picture.png --samples 10 data.augmentation=strong data.patch_size=[32,160,160]
+
+The samples are those that a run with the same settings and seed draws, by their run-wide number.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+
+from liverseg_dist.commands.options import add_settings, settings_from
+from liverseg_dist.config import IntensityConfig, Settings
+from liverseg_dist.data.augment import PRESETS, DeviceTransform, describe, draw_augmentation
+from liverseg_dist.data.loading import Batch, PatchLoader, PatchSource
+from liverseg_dist.data.preview import PreviewRow, render_preview
+from liverseg_dist.data.store import CaseStore
+from liverseg_dist.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE", help="path or fsspec URL of the Zarr store")
+    parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
+    parser.add_argument("--samples", type=int, default=6, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first (default: %(default)s)")
+    add_settings(parser)
+
+
+def run(args: argparse.Namespace) -> dict:
+    settings = settings_from(args)
+    if args.samples < 1 or args.first < 0:
+        raise UserError("--samples is at least 1, --first at least 0")
+    if args.out.suffix.lower() != ".png":
+        raise UserError(f"{args.out}: the picture is a PNG; name it so")
+    store = CaseStore.open(args.store)
+    case_ids = store.ids("train", settings.data.fold)
+    source = PatchSource(store, case_ids, settings.data, settings.seed, settings.train.global_batch_size)
+    with PatchLoader(source, ([n] for n in range(args.first, args.first + args.samples)), workers=0) as loader:
+        rows = [preview_row(source, batch, settings) for batch in loader]
+    beside = args.out.with_name(args.out.name + ".part")
+    render_preview(rows).save(beside, format="PNG")
+    os.replace(beside, args.out)
+    print(f"{args.out}: {len(rows)} samples of {len(case_ids)} cases, augmentation {settings.data.augmentation}")
+    return {"picture": str(args.out), "samples": len(rows), "cases": len(case_ids)}
+
+
+def preview_row(source: PatchSource, batch: Batch, settings: Settings) -> PreviewRow:
+    """One sample (a batch of one), stored and augmented."""
+    size, preset = settings.data.patch_size, settings.data.augmentation
+    stored, augmented = (
+        (image_BCDHW[0, 0].numpy(), label_BDHW[0].numpy())
+        for image_BCDHW, label_BDHW in (DeviceTransform("none", size)(batch), DeviceTransform(preset, size)(batch))
+    )
+    (index,), (case_id,) = batch.indices, batch.case_ids
+    draw = draw_augmentation(PRESETS[preset], size, int(batch.augment_seed_B[0]))
+    centre = source.plan(index).centre
+    where = "at random" if centre is None else f"on {('liver', f'tumour {centre.component}')[centre.label - 1]}"
+    black, white = grey_range(source.intensity(case_id))
+    title = f"sample {index}: {case_id}"
+    return PreviewRow(title, (f"centred {where}", *describe(draw)), stored, augmented, black, white)
+
+
+def grey_range(intensity: IntensityConfig) -> tuple[float, float]:
+    """Normalised values of the clipping bounds."""
+    black, white = (np.array([0.0, 1.0]) - intensity.mean) / intensity.std
+    return float(black), float(white)
