@@ -18,6 +18,23 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_inference(parser: argparse.ArgumentParser) -> None:
+    """What evaluate and predict share: which weights, which device, how ranks wait."""
+    parser.add_argument(
+        "--weights", choices=("last", "best"), default="last", help="last (default), or best on validation"
+    )
+    parser.add_argument(
+        "--ensemble", type=Path, action="append", default=[], metavar="RUN", help="average with this run; repeatable"
+    )
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one"
+    )
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads a rank; 0: its share of cores")
+    parser.add_argument(
+        "--timeout", type=float, default=86400.0, metavar="S", help="seconds ranks wait for the slowest (86400)"
+    )
+
+
 def settings_from(args: argparse.Namespace) -> Settings:
     """The resolved settings; with `--print-config` prints them and exits 0."""
     settings = load_settings(args.config, args.overrides)

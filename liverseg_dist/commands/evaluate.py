@@ -1,0 +1,191 @@
+"""Score a run on its test cases (or another part): exactly, each case once, on any number of ranks.
+
+  liverseg evaluate runs/first --store STORE --source Task03_Liver      whole scans, the score to publish
+  liverseg evaluate runs/first --store STORE --part validation          the store's slabs, no source files needed
+  torchrun --standalone --nproc-per-node=4 -m liverseg_dist evaluate runs/first --store STORE
+  liverseg evaluate runs/fold0 --ensemble runs/fold1 --ensemble runs/fold2 --store STORE --out runs/ensemble
+
+Without --source the input is the store's slab of 64 slices; all outside it counts as background, and the slab was
+placed with the help of the truth. Results lie in RUN/evaluation: summary.json, cases.csv, lesions.csv, report.html and
+the ledger, by which the same line, run again, continues. Settings such as inference.mirror=true may follow.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from liverseg_dist.commands.options import add_inference
+from liverseg_dist.data.msd import read_dataset
+from liverseg_dist.data.store import CaseStore
+from liverseg_dist.distributed.collectives import agree, barrier, gather
+from liverseg_dist.distributed.world import World
+from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
+from liverseg_dist.evaluation.ledger import Ledger
+from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
+from liverseg_dist.inference.evaluate import Evaluation, labelled, share
+from liverseg_dist.inference.runs import LoadedRun, fingerprint_of_runs, load_run, predictor_for
+from liverseg_dist.tracking.progress import progress
+
+PARTS = ("test", "validation", "train")
+SHARED_DISK_PATIENCE_S = 60.0
+"""A file another node wrote may take this long to be seen on a network file system."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of training")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="inference.* settings for this evaluation")
+    parser.add_argument("--store", metavar="STORE", help="the Zarr store (default: the one the run was trained on)")
+    parser.add_argument("--part", choices=PARTS, help="default: test, or validation where the store has no test cases")
+    parser.add_argument("--cases", metavar="ID,ID", help="these cases only, whatever part they are in")
+    parser.add_argument("--source", type=Path, metavar="DIR", help="MSD folder: whole scans, not the store's slabs")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/evaluation, or in it PART/")
+    parser.add_argument("--save-masks", action="store_true", help="also write OUT/masks/CASE.nii.gz")
+    add_inference(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    world = World.from_environment(args.device)
+    if not world.is_main:
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
+    torch.set_num_threads(world.threads(args.threads))
+    runs = [load_run(path, world.device, args.overrides, args.weights) for path in (args.run, *args.ensemble)]
+    store_path = args.store or runs[0].settings.data.store
+    if store_path is None:
+        raise UserError("--store is not given, and the run does not name one")
+    store = CaseStore.open(store_path)
+    case_ids, part, folder = _choose(args, runs[0], store)
+    case_ids, unlabelled = labelled(store, case_ids)
+    if not case_ids:
+        raise UserError(f"{store_path}: {part} has no labelled case; choose another --part or --cases")
+    job = _job(args, runs, store, folder, world.device)
+    with world.connected(args.timeout):
+        if unlabelled:
+            print(f"left out, without a label: {', '.join(unlabelled)}")
+        reused = _work(job, case_ids, world)
+        return agree(_finish(job, case_ids, folder, _details(args, runs, part), reused) if world.is_main else None)
+
+
+def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple[list[str], str, Path]:
+    """(case ids, name of the part, folder for the results)."""
+    home = args.out or run.path / "evaluation"
+    if args.cases is not None:
+        wanted = [name.strip() for name in args.cases.split(",") if name.strip()]
+        strangers = sorted(set(wanted) - set(store.case_ids))
+        if strangers or not wanted:
+            raise UserError(f"--cases: {', '.join(strangers) or 'nothing'} is not in {store.path}")
+        return sorted(set(wanted)), "cases", args.out or home / "cases"
+    fold = run.settings.data.fold
+    default = "test" if store.ids("test", fold) else "validation"
+    part = args.part or default
+    return list(store.ids(part, fold)), part, args.out or (home if part == default else home / part)
+
+
+def _job(
+    args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, folder: Path, device: torch.device
+) -> Evaluation:
+    settings = runs[0].settings
+    fingerprint = fingerprint_of_runs(runs) | {"input": "slab" if args.source is None else "scan"}
+    sources = None
+    if args.source is not None:
+        dataset = read_dataset(args.source)
+        sources = {case.case_id: case.image for case in (*dataset.training, *dataset.test)}
+    masks = folder / "masks" if args.save_masks else None
+    if masks is not None:
+        masks.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(folder / LEDGER, fingerprint)
+    predictor = predictor_for(runs, device)
+    return Evaluation(store, predictor, settings, ledger, sources, masks, folder / PICTURES)
+
+
+def _work(job: Evaluation, case_ids: list[str], world: World) -> int:
+    """Score this rank's share; returns how many cases of all ranks were already done. Ends together on all ranks."""
+    before = agree(sorted(job.ledger.done()))
+    known = [case_id for case_id in case_ids if case_id in before]
+    size = {name: int(torch.Size(job.store.meta(name).source_grid.shape).numel()) for name in case_ids}
+    fresh = share({name: size[name] for name in case_ids if name not in before}, world.global_rank, world.world_size)
+    mine = [*known[world.global_rank :: world.world_size], *fresh]
+    reused = 0
+    with progress("evaluate", len(mine), quiet=not world.is_main) as line:
+        for case_id in mine:
+            try:
+                reused += job.run_case(case_id)
+            except RunFailed as error:
+                print(f"liverseg: {error}", file=sys.stderr, flush=True)
+            line.advance(note=case_id)
+    barrier()
+    return sum(gather(reused))
+
+
+def _finish(job: Evaluation, case_ids: list[str], folder: Path, details: dict[str, Any], reused: int) -> dict[str, Any]:
+    """Aggregate the ledger, write the files, say the result. Any failure becomes part of the answer to all ranks."""
+    try:
+        cases, failures = _read_ledger(job.ledger, case_ids)
+        if not cases:
+            raise RunFailed(f"{folder}: none of {len(case_ids)} cases could be scored; the reasons are above")
+        summary = write_results(folder, cases, failures, details)
+    except (LiversegError, OSError) as error:
+        print(f"liverseg: {error}", file=sys.stderr)
+        return {"error": str(error), "exit_code": EXIT_FAILED}
+    _say(summary, folder)
+    return {
+        "out": str(folder),
+        "summary": str(folder / "summary.json"),
+        "report": str(folder / "report.html"),
+        "n_cases": summary["n_cases"],
+        "reused": reused,
+        "failed": failures,
+        "liver_dice": summary["liver"]["dice_per_case"],
+        "tumour_dice": summary["tumour"]["dice_per_case"],
+        "exit_code": EXIT_FAILED if failures else EXIT_DONE,
+    }
+
+
+def _read_ledger(ledger: Ledger, case_ids: list[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Scores and failures of these cases; waits for what other nodes wrote to be seen here."""
+    end = time.monotonic() + SHARED_DISK_PATIENCE_S
+    while True:
+        cases = [case for case in ledger.read_all() if case["case_id"] in set(case_ids)]
+        failures = {name: text for name, text in ledger.failures().items() if name in set(case_ids)}
+        missing = sorted(set(case_ids) - {case["case_id"] for case in cases} - set(failures))
+        if not missing:
+            return cases, failures
+        if time.monotonic() > end:
+            raise RunFailed(f"{ledger.folder}: no entry for {', '.join(missing[:5])}; run the same line again")
+        time.sleep(0.5)
+
+
+def _details(args: argparse.Namespace, runs: list[LoadedRun], part: str) -> dict[str, Any]:
+    """What the report tells about the evaluation: nothing in it depends on ranks, time or machine."""
+    details: dict[str, Any] = {
+        "title": f"{args.run.resolve().name}, {part}",
+        "run": args.run.resolve().name,
+        "part": part,
+        "input": "slab" if args.source is None else "scan",
+        "weights": args.weights,
+        "weights_sha256": [run.weights_sha256 for run in runs],
+        "inference": runs[0].settings.inference.model_dump(mode="json"),
+    }
+    if args.source is None:
+        details["note"] = "64-slice slabs, placed with the help of the truth; outside them all is background"
+    return details
+
+
+def _say(summary: dict[str, Any], folder: Path) -> None:
+    kind = summary["details"]["input"]
+    print(f"{summary['n_cases']} cases, {kind}s, on the scans' own voxels")
+    for structure in ("liver", "tumour"):
+        scores = summary[structure]
+        print(f"{structure:7}Dice {_shown(scores['dice_per_case'])} per case, {_shown(scores['dice_global'])} global")
+    found = summary["tumour"]["detection"]["iou_0"]
+    print(f"lesions recall {_shown(found['recall'])}, precision {_shown(found['precision'])} (any overlap)")
+    if summary["failed"]:
+        print(f"failed: {', '.join(summary['failed'])}")
+    print(f"report: {folder / 'report.html'}", flush=True)
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"

@@ -1,0 +1,97 @@
+"""Segment scans: one mask per scan, with the scan's own shape and affine, whatever its orientation and spacing.
+
+  liverseg predict runs/first SCAN.nii.gz --out masks/
+  liverseg predict runs/first imagesTs/ --out masks/ inference.mirror=true
+  liverseg predict runs/fold0 --ensemble runs/fold1 --ensemble runs/fold2 imagesTs/ --out masks/
+  torchrun --standalone --nproc-per-node=4 -m liverseg_dist predict runs/first imagesTs/ --out masks/
+
+Labels: 0 background, 1 liver, 2 tumour. volumes.csv gets liver and tumour volume (ml) and tumour burden of each scan.
+Run the same line again after a stop: finished scans are not segmented again (--force does).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from liverseg_dist.commands.options import add_inference
+from liverseg_dist.distributed.collectives import agree, barrier, gather
+from liverseg_dist.distributed.world import World
+from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
+from liverseg_dist.evaluation.ledger import Ledger
+from liverseg_dist.inference.evaluate import share
+from liverseg_dist.inference.predict import Prediction, find_scans, scan_name
+from liverseg_dist.inference.runs import fingerprint_of_runs, load_run, predictor_for
+from liverseg_dist.tracking.progress import progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of training")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="IMAGE", help="scans (.nii, .nii.gz) or folders of them; then inference.KEY=VALUE"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the masks")
+    parser.add_argument(
+        "--probabilities", action="store_true", help="also write float32 probabilities of liver and tumour"
+    )
+    parser.add_argument("--force", action="store_true", help="segment again what is done")
+    add_inference(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    world = World.from_environment(args.device)
+    if not world.is_main:
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
+    torch.set_num_threads(world.threads(args.threads))
+    overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
+    files = find_scans([Path(text) for text in args.inputs if text not in overrides], args.out)
+    if not files:
+        raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
+    job = _job(args, overrides, world)
+    with world.connected(args.timeout):
+        failed = _work(job, files, world)
+        barrier()
+        table = agree(str(job.write_table()) if world.is_main else None)
+    print(f"table: {table}", flush=True)
+    all_mistakes = len(failed) == len(files) and all(failed.values())
+    return {
+        "out": str(args.out),
+        "table": table,
+        "masks": [str(job.mask_file(scan_name(file))) for file in files if scan_name(file) not in failed],
+        "failed": sorted(failed),
+        "exit_code": EXIT_DONE if not failed else EXIT_USER if all_mistakes else EXIT_FAILED,
+    }
+
+
+def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Prediction:
+    runs = [load_run(path, world.device, overrides, args.weights) for path in (args.run, *args.ensemble)]
+    settings = runs[0].settings
+    (args.out / "probabilities" if args.probabilities else args.out).mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(args.out / "ledger", fingerprint_of_runs(runs))
+    return Prediction(predictor_for(runs, world.device), settings, args.out, ledger, args.probabilities, args.force)
+
+
+def _work(job: Prediction, files: list[Path], world: World) -> dict[str, bool]:
+    """Segment this rank's share; returns for each scan that failed, on any rank, whether it was the user's mistake."""
+    size = {str(file): file.stat().st_size if file.is_file() else 0 for file in files}
+    failed: dict[str, bool] = {}
+    mine = [Path(name) for name in share(size, world.global_rank, world.world_size)]
+    with progress("predict", len(mine), quiet=not world.is_main) as line:
+        for file in mine:
+            try:
+                record, known = job.run_file(file)
+                print(_line(record, known), flush=True)
+            except (UserError, RunFailed) as error:
+                failed[scan_name(file)] = isinstance(error, UserError)
+                print(f"liverseg: {error}", file=sys.stderr, flush=True)
+            line.advance(note=file.name)
+    return {name: mistake for part in gather(failed) for name, mistake in part.items()}
+
+
+def _line(record: dict[str, Any], known: bool) -> str:
+    burden = "" if record["burden"] is None else f", burden {100 * record['burden']:.2f} %"
+    note = "  (done before)" if known else ""
+    volumes = f"liver {record['liver_ml']:.1f} ml, tumour {record['tumour_ml']:.2f} ml in {record['tumours']}"
+    return f"{record['case_id']}: {volumes}{burden}{note}"

@@ -1,0 +1,18 @@
+"""From a trained run and a scan to a mask on the scan's own voxels, in bounded memory.
+
+`load_run` -> `predictor_for` -> `segment_scan`; `Predictor` alone slides a model over any array.
+"""
+
+from liverseg_dist.inference.predictor import Predictor
+from liverseg_dist.inference.runs import LoadedRun, load_run, predictor_for
+from liverseg_dist.inference.segment import Segmentation, segment_onto, segment_scan
+
+__all__ = [
+    "LoadedRun",
+    "Predictor",
+    "Segmentation",
+    "load_run",
+    "predictor_for",
+    "segment_onto",
+    "segment_scan",
+]

@@ -1,0 +1,112 @@
+"""Load what a training run left: its resolved settings and its weights."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from liverseg_dist.config import Settings, load_settings
+from liverseg_dist.errors import UserError
+from liverseg_dist.inference.predictor import Predictor
+from liverseg_dist.model import build_model
+
+CONFIG = "config.yaml"
+WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
+"""Weights at the end of training, and those that were best on validation."""
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    path: Path
+    settings: Settings
+    model: nn.Module
+    """On the device, in evaluation mode."""
+    weights_sha256: str
+
+
+def load_run(
+    run_dir: Path | str, device: torch.device, overrides: Iterable[str] = (), weights: str = "last"
+) -> LoadedRun:
+    """The model of a run folder and its settings with `inference.*` overrides. Raises `UserError`."""
+    path = Path(run_dir)
+    file = path / WEIGHTS[weights]
+    _expect_run(path, file, weights)
+    settings = load_settings([path / CONFIG], inference_only(overrides))
+    for section, key in (("data", "spacing_mm"), ("data", "intensity"), ("model", "features")):
+        if getattr(getattr(settings, section), key) is None:
+            raise UserError(f"{path / CONFIG}: {section}.{key} is not filled in; give a folder that training wrote")
+    model = build_model(settings.model)
+    try:
+        model.load_state_dict(load_file(file))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); copy it again, or train on to write it anew") from None
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: the weights do not fit the model in {CONFIG} ({reason})") from None
+    return LoadedRun(path, settings, model.to(device).eval(), sha256_of(file))
+
+
+def predictor_for(runs: Sequence[LoadedRun], device: torch.device) -> Predictor:
+    """The predictor of one run, or of several whose probabilities are averaged: all must see scans alike.
+
+    The first run's inference settings count. Raises `UserError` where runs differ in what the network gets.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        for key, ours, theirs in (
+            ("data.spacing_mm", first.settings.data.spacing_mm, other.settings.data.spacing_mm),
+            ("data.intensity", first.settings.data.intensity, other.settings.data.intensity),
+            ("data.patch_size", first.settings.data.patch_size, other.settings.data.patch_size),
+            ("model.regions", first.settings.model.regions, other.settings.model.regions),
+            ("convert.cleaning", first.settings.convert.cleaning, other.settings.convert.cleaning),
+        ):
+            if ours != theirs:
+                raise UserError(
+                    f"{other.path}: {key} is not that of {first.path}; only runs on one store with one patch size can "
+                    "be averaged"
+                )
+    settings = first.settings
+    models = [run.model for run in runs]
+    return Predictor(models, settings.data.patch_size, settings.model.regions, settings.inference, device)
+
+
+def fingerprint_of_runs(runs: Sequence[LoadedRun]) -> dict[str, object]:
+    """Everything about the runs that a mask depends on; the batch size changes speed only."""
+    settings = runs[0].settings
+    return {
+        "weights_sha256": [run.weights_sha256 for run in runs],
+        "inference": settings.inference.model_dump(mode="json", exclude={"batch_size"}),
+        "data": settings.data.model_dump(mode="json", include={"spacing_mm", "intensity", "patch_size"}),
+        "convert": settings.convert.model_dump(mode="json", include={"cleaning"}),
+    }
+
+
+def inference_only(overrides: Iterable[str]) -> list[str]:
+    """The overrides, if all are `inference.*`: the rest of a finished run is what its weights were made with."""
+    kept = list(overrides)
+    for override in kept:
+        if not override.startswith("inference."):
+            raise UserError(f"'{override}': a finished run takes inference.* only, e.g. inference.overlap=0.25")
+    return kept
+
+
+def sha256_of(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _expect_run(path: Path, file: Path, weights: str) -> None:
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder; `liverseg train ... run.dir={path}` makes one")
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{path}: holds no {CONFIG}, so it is no run folder; give the run.dir of a training run")
+    if not file.is_file():
+        remedy = "train to the end (the same `liverseg train` line continues)"
+        if weights == "best":
+            remedy = "training writes it after the first validation; --weights last takes the last ones"
+        raise UserError(f"{path}: has no {file.name} yet; {remedy}")

@@ -1,0 +1,63 @@
+"""A scan in, a mask on the scan's own voxels out: same shape, same affine, whatever its orientation and spacing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from liverseg_dist.config import Settings
+from liverseg_dist.data.prepare import prepare_scan
+from liverseg_dist.inference.postprocess import postprocess
+from liverseg_dist.inference.predictor import Predictor
+from liverseg_dist.inference.restore import restore
+from liverseg_dist.labels import LIVER, STRUCTURES, TUMOUR
+from liverseg_dist.model import labels_from
+from liverseg_dist.volume import Grid, Volume
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Labels (z, y, x) uint8 on the scan's own grid, and per structure its probability (float32) when asked for."""
+
+    mask_zyx: np.ndarray
+    probability_zyx: dict[str, np.ndarray]
+
+
+def segment_scan(volume: Volume, predictor: Predictor, settings: Settings) -> np.ndarray:
+    """Labels (z, y, x) uint8 of a scan in HU, on its own voxels; `settings` are a run's resolved ones."""
+    return segment_onto(prepared(volume, settings), volume.grid, predictor, settings).mask_zyx
+
+
+def prepared(volume: Volume, settings: Settings) -> Volume:
+    """The scan as the network knows it: cleaned, in canonical orientation, in the run's voxel size; still HU."""
+    assert settings.data.spacing_mm is not None
+    return prepare_scan(volume, settings.convert, settings.data.spacing_mm)
+
+
+def segment_onto(
+    image: Volume, target: Grid, predictor: Predictor, settings: Settings, keep_probabilities: bool = False
+) -> Segmentation:
+    """Predict a prepared image (HU) and bring the answer onto `target`, which may have any orientation.
+
+    Beside the image and the result it holds one row of windows (see `predictor`). Probabilities cost 8 bytes a voxel
+    of `target` more.
+    """
+    mask = np.zeros(target.shape, dtype=np.uint8)
+    kept = {name: np.zeros(target.shape, np.float32) for name in STRUCTURES} if keep_probabilities else {}
+    orientation = image.grid.orientation
+    view = Volume(mask, target).reoriented(orientation)  # a view: what is written to it lands in the file's own order
+    kept_views = {name: Volume(values, target).reoriented(orientation).voxels for name, values in kept.items()}
+    stream = predictor.stream(image.voxels, settings.data.intensity)
+    for box, values_CDHW in restore(stream, image.grid, view.grid):
+        view.voxels[box] = labels_from(values_CDHW[None], predictor.regions)[0].cpu().numpy()
+        for name, values in kept_views.items():
+            values[box] = structure_probability(values_CDHW, name, predictor.regions).cpu().numpy()
+    postprocess(mask, target.voxel_volume_ml, predictor.config)
+    return Segmentation(mask, kept)
+
+
+def structure_probability(values_CDHW: Tensor, structure: str, regions: bool) -> Tensor:
+    """Probability D H W of a structure: `liver` is the organ with its tumours, whose classes exclude each other."""
+    if regions:
+        return values_CDHW[STRUCTURES.index(structure)]
+    return values_CDHW[LIVER] + values_CDHW[TUMOUR] if structure == "liver" else values_CDHW[TUMOUR]
