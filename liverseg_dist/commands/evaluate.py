@@ -26,7 +26,8 @@ from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
-from liverseg_dist.inference.evaluate import Evaluation, labelled, share
+from liverseg_dist.inference.cases import share
+from liverseg_dist.inference.evaluate import Evaluation, labelled
 from liverseg_dist.inference.runs import LoadedRun, fingerprint_of_runs, load_run, predictor_for
 from liverseg_dist.tracking.progress import progress
 
@@ -126,7 +127,7 @@ def _finish(job: Evaluation, case_ids: list[str], folder: Path, details: dict[st
         cases, failures = _read_ledger(job.ledger, case_ids)
         if not cases:
             raise RunFailed(f"{folder}: none of {len(case_ids)} cases could be scored; the reasons are above")
-        summary = write_results(folder, cases, failures, details)
+        summary = write_results(folder, cases, failures, details, job.ledger)
     except (LiversegError, OSError) as error:
         print(f"liverseg: {error}", file=sys.stderr)
         return {"error": str(error), "exit_code": EXIT_FAILED}

@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": "segment scans; masks lie on each scan's own grid",
     "score": "score any folder of NIfTI masks against the truth",
     "report": "make report.html again from a finished evaluation",
+    "compare": "compare two evaluations case by case, with a paired test",
     "doctor": "tell what this machine has and what would go wrong",
 }
 

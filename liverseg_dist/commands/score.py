@@ -14,10 +14,11 @@ from pathlib import Path
 
 from liverseg_dist.data.nifti import read_nifti
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError
-from liverseg_dist.evaluation.folders import Outcome, ScoreJob, ledger_for, score_pairs
+from liverseg_dist.evaluation.folders import Drawing, Outcome, ScoreJob, draw_pairs, ledger_for, score_pairs
 from liverseg_dist.evaluation.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
-from liverseg_dist.evaluation.pairing import Pairing, pair_masks
-from liverseg_dist.evaluation.results import LEDGER, write_results
+from liverseg_dist.evaluation.pairing import Pairing, images_by_case, pair_masks
+from liverseg_dist.evaluation.report import cases_to_show
+from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
 from liverseg_dist.tracking.progress import progress
 from liverseg_dist.volume import Volume
 
@@ -42,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore-affine", action="store_true", help="compare voxel by voxel as stored, whatever the headers say"
     )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="CT scans (HU) to show behind the masks in the report"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="leave the pictures of cases out of the report")
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -56,23 +61,39 @@ def run(args: argparse.Namespace) -> dict:
     failures = {outcome.case_id: outcome.error for outcome in outcomes if outcome.error is not None}
     for error in failures.values():
         print(f"liverseg: {error}", file=sys.stderr)
-    wanted = {pair.case_id for pair in pairing.pairs}
-    cases = [case for case in ledger.read_all() if case["case_id"] in wanted]
+    scored = {outcome.case_id for outcome in outcomes if outcome.error is None}
+    cases = [case for case in ledger.read_all() if case["case_id"] in scored]
     if not cases:
-        raise UserError(f"{args.prediction}: none of {len(wanted)} cases could be scored; the reasons are above")
-    summary = write_results(args.out, cases, failures | dict.fromkeys(pairing.missing, "no prediction"), _details(args))
+        raise UserError(f"{args.prediction}: none of {len(outcomes)} cases could be scored; the reasons are above")
+    if not args.no_pictures:
+        _draw(args, pairing, job, cases)
+    not_scored = failures | dict.fromkeys(pairing.missing, "no prediction")
+    summary = write_results(args.out, cases, not_scored, _details(args), ledger)
     _print_summary(summary, pairing, args.out)
     return {
         "out": str(args.out),
         "summary": str(args.out / "summary.json"),
         "report": str(args.out / "report.html"),
         "n_cases": summary["n_cases"],
+        **{s: {key: summary[s][key] for key in ("dice_per_case", "dice_global")} for s in ("liver", "tumour")},
         "reused": sum(outcome.reused for outcome in outcomes),
         "failed": failures,
         "missing": list(pairing.missing),
         "extra": list(pairing.extra),
         "exit_code": _exit_code(outcomes, pairing, args.allow_missing),
     }
+
+
+def _draw(args: argparse.Namespace, pairing: Pairing, job: ScoreJob, cases: list[dict]) -> None:
+    """Pictures of the cases that the report will show."""
+    chosen = {case["case_id"] for _, case in cases_to_show(cases)}
+    pairs = [pair for pair in pairing.pairs if pair.case_id in chosen]
+    drawing = Drawing(args.out / PICTURES, images_by_case(args.images, pairs), read_nifti)
+    with progress("pictures", len(pairs)) as line:
+        for outcome in draw_pairs(pairs, job, drawing, args.workers):
+            line.advance(note=outcome.case_id)
+            if outcome.error is not None:
+                print(f"liverseg: {outcome.error}", file=sys.stderr)
 
 
 def read_mask(file: Path) -> Volume:
@@ -101,7 +122,9 @@ def _print_summary(summary: dict, pairing: Pairing, out: Path) -> None:
     for structure in ("liver", "tumour"):
         scores = summary[structure]
         figures = f"Dice per case {_shown(scores['dice_per_case'])}, global {_shown(scores['dice_global'])}"
-        print(f"{structure:7}{figures}, HD95 {_shown(scores['hd95_mm'], 2)} mm, NSD 2 mm {_shown(scores['nsd_2mm'])}")
+        print(
+            f"{structure:7}{figures}, HD95 {_shown(scores['hd95_mm'], 2, ' mm')}, NSD 2 mm {_shown(scores['nsd_2mm'])}"
+        )
     for name, label in (("iou_50", "IoU > 0.5"), ("iou_0", "IoU > 0")):
         found = summary["tumour"]["detection"][name]
         print(f"lesions {label}: precision {_shown(found['precision'])}, recall {_shown(found['recall'])}")
@@ -112,8 +135,8 @@ def _print_summary(summary: dict, pairing: Pairing, out: Path) -> None:
     print(f"report: {out / 'report.html'}")
 
 
-def _shown(value: float | None, digits: int = 4) -> str:
-    return "undefined" if value is None else f"{value:.{digits}f}"
+def _shown(value: float | None, digits: int = 4, unit: str = "") -> str:
+    return "undefined" if value is None else f"{value:.{digits}f}{unit}"
 
 
 def _usable_cpus() -> int:

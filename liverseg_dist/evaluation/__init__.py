@@ -6,7 +6,16 @@
 from liverseg_dist.evaluation.case import METRICS_VERSION, score_case
 from liverseg_dist.evaluation.ledger import Ledger, fingerprint_of
 from liverseg_dist.evaluation.report import write_report
-from liverseg_dist.evaluation.results import write_results
+from liverseg_dist.evaluation.results import load_results, write_results
 from liverseg_dist.evaluation.summary import aggregate
 
-__all__ = ["METRICS_VERSION", "Ledger", "aggregate", "fingerprint_of", "score_case", "write_report", "write_results"]
+__all__ = [
+    "METRICS_VERSION",
+    "Ledger",
+    "aggregate",
+    "fingerprint_of",
+    "load_results",
+    "score_case",
+    "write_report",
+    "write_results",
+]

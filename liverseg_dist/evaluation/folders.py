@@ -1,8 +1,9 @@
 """Score pairs of masks in parallel, each case once: resumable by the ledger; a bad case does not stop the rest."""
 
+import functools
 import hashlib
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.evaluation.case import score_case
-from liverseg_dist.evaluation.ledger import Ledger, fingerprint_of
+from liverseg_dist.evaluation.ledger import Ledger, file_name, fingerprint_of
 from liverseg_dist.evaluation.lesions import LITS_CONNECTIVITY
-from liverseg_dist.evaluation.pairing import MaskPair, aligned_prediction
+from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, aligned_prediction
+from liverseg_dist.evaluation.pictures import save_pictures
 from liverseg_dist.volume import Volume
 
 ReadMask = Callable[[Path], Volume]
@@ -27,6 +29,15 @@ class ScoreJob:
     read_mask: ReadMask
     connectivity: int = LITS_CONNECTIVITY
     ignore_affine: bool = False
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Where pictures go, and the CT of each case that has one (read with `read_image`, HU)."""
+
+    folder: Path
+    images: Mapping[str, Path]
+    read_image: ReadMask
 
 
 @dataclass(frozen=True)
@@ -47,13 +58,25 @@ def score_pairs(pairs: Sequence[MaskPair], job: ScoreJob, workers: int) -> Itera
 
     Raises `RunFailed` when a worker dies; what was scored until then stays in the ledger.
     """
+    yield from _in_parallel(functools.partial(score_pair, job=job), pairs, workers)
+
+
+def draw_pairs(pairs: Sequence[MaskPair], job: ScoreJob, drawing: Drawing, workers: int) -> Iterator[Outcome]:
+    """Save the pictures of these pairs (`pictures.save_pictures`) and remove those of all others."""
+    kept = {file_name(pair.case_id) for pair in pairs}
+    for file in drawing.folder.glob("*"):
+        if file.suffix in (".json", ".png") and file.name.removesuffix(file.suffix) not in kept:
+            file.unlink(missing_ok=True)
+    yield from _in_parallel(functools.partial(draw_pair, job=job, drawing=drawing), pairs, workers)
+
+
+def _in_parallel(work: Callable[[MaskPair], Outcome], pairs: Sequence[MaskPair], workers: int) -> Iterator[Outcome]:
     if workers <= 1 or len(pairs) <= 1:
-        for pair in pairs:
-            yield score_pair(pair, job)
+        yield from map(work, pairs)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(pairs)), mp_context=context) as pool:
-        futures = [pool.submit(score_pair, pair, job) for pair in pairs]
+        futures = [pool.submit(work, pair) for pair in pairs]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -79,6 +102,29 @@ def score_pair(pair: MaskPair, job: ScoreJob) -> Outcome:
         return Outcome(pair.case_id, error=message, users_mistake=isinstance(error, UserError))
     job.ledger.write(pair.case_id, scores, inputs)
     return Outcome(pair.case_id)
+
+
+def draw_pair(pair: MaskPair, job: ScoreJob, drawing: Drawing) -> Outcome:
+    """Save the pictures of one pair. A CT that cannot be read, or lies on another grid, is left out and said."""
+    try:
+        prediction, truth = read_pair(pair, job)
+        image, error = None, None
+        if pair.case_id in drawing.images:
+            image, error = _matching_image(drawing.images[pair.case_id], truth, drawing.read_image)
+        save_pictures(drawing.folder, pair.case_id, prediction, truth, image)
+    except Exception as error_:  # a picture is no reason to fail
+        return Outcome(pair.case_id, error=f"{pair.case_id}: no pictures: {error_}")
+    return Outcome(pair.case_id, error=error)
+
+
+def _matching_image(file: Path, truth: Volume, read_image: ReadMask) -> tuple[Volume | None, str | None]:
+    try:
+        image = read_image(file).reoriented(truth.grid.orientation)
+    except UserError as error:
+        return None, str(error)
+    if not image.grid.matches(truth.grid, SAME_PLACE_MM):
+        return None, f"{file}: not on the grid of its mask; pictures are drawn without it"
+    return image, None
 
 
 def read_pair(pair: MaskPair, job: ScoreJob) -> tuple[Volume, Volume]:

@@ -22,9 +22,13 @@ LONGEST_NAME = 150
 class Ledger:
     """`Ledger(folder, fingerprint={"weights_sha256": ..., "settings": ...})`; any number of processes may write."""
 
-    def __init__(self, folder: Path | str, fingerprint: Mapping[str, object] | None = None) -> None:
+    def __init__(self, folder: Path | str, fingerprint: Mapping[str, object] | str | None = None) -> None:
+        """`fingerprint` is what the scores depend on, or the `.fingerprint` of another ledger as it was recorded."""
         self.folder = Path(folder)
-        self.fingerprint = fingerprint_of({"metrics_version": METRICS_VERSION, **(fingerprint or {})})
+        if isinstance(fingerprint, str):
+            self.fingerprint = fingerprint
+        else:
+            self.fingerprint = fingerprint_of({"metrics_version": METRICS_VERSION, **(fingerprint or {})})
 
     def done(self, inputs: Mapping[str, str] | None = None) -> set[str]:
         """Ids of cases that need not be scored again. `inputs` maps a case id to the fingerprint of its own files."""

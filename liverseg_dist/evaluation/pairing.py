@@ -75,6 +75,15 @@ def aligned_prediction(prediction: Volume, truth: Volume, pair: MaskPair, ignore
     return turned
 
 
+def images_by_case(folder: Path | None, pairs: Sequence[MaskPair]) -> dict[str, Path]:
+    """The scans of `folder` that belong to these pairs, by case id; cases without a scan are left out."""
+    if folder is None:
+        return {}
+    images = _masks(folder)
+    found = {pair.case_id: images.get(_key(pair.truth)) for pair in pairs}
+    return {case_id: file for case_id, file in found.items() if file is not None}
+
+
 def _size_mismatch(prediction: Sequence[int], truth: Sequence[int], pair: MaskPair) -> str:
     sizes = ["x".join(str(n) for n in reversed(shape)) for shape in (prediction, truth)]
     return (
@@ -97,11 +106,15 @@ def _masks(folder: Path) -> dict[str, Path]:
         raise UserError(f"{folder}: holds no .nii or .nii.gz file")
     masks: dict[str, Path] = {}
     for file in files:
-        key = _LITS.sub(r"lits-\1", _case_id(file))
+        key = _key(file)
         if key in masks:
             raise UserError(f"{masks[key]} and {file.name} are the same case; remove one")
         masks[key] = file
     return masks
+
+
+def _key(file: Path) -> str:
+    return _LITS.sub(r"lits-\1", _case_id(file))
 
 
 def _case_id(file: Path) -> str:

@@ -3,8 +3,8 @@
 Lines say whose mask it is (truth white, prediction yellow), fills of the tumour say how it went (found, missed, false).
 Radiological display: the patient's right is on the left of the picture, anterior and head are up.
 
-The CT and the overlay are two images, so that the report can switch the overlay off, lines stay sharp beside a lossy CT,
-and a page of many cases stays small. A case's pictures are one JSON file (whole or absent) and one PNG for slides.
+The CT and the overlay are two images, so that the report can switch the overlay off, lines stay sharp beside a lossy
+CT, and a page of many cases stays small. A case's pictures are one JSON file (whole or absent) and one PNG for slides.
 """
 
 import base64

@@ -1,16 +1,39 @@
-"""The files of a finished evaluation: `summary.json`, `cases.csv`, `lesions.csv` and `report.html`."""
+"""The files of a finished evaluation: `summary.json`, `cases.csv`, `lesions.csv` and `report.html`.
 
+All of them are made from the ledger, so they can be made again at any time; `summary.json` says which
+of its entries count.
+"""
+
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.evaluation.ledger import write_json
+from liverseg_dist.errors import UserError
+from liverseg_dist.evaluation.ledger import Ledger, write_json
 from liverseg_dist.evaluation.report import write_report
 from liverseg_dist.evaluation.summary import aggregate
 from liverseg_dist.evaluation.tables import write_cases_csv, write_lesions_csv
 
-PICTURES = "pictures"
 LEDGER = "ledger"
+PICTURES = "pictures"
+SUMMARY = "summary.json"
+EVALUATION = "evaluation"
+"""Where a run keeps its evaluation."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A finished evaluation as read back from its folder."""
+
+    folder: Path
+    summary: dict[str, Any]
+    cases: tuple[dict[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        return self.folder.parent.name if self.folder.name == EVALUATION else self.folder.name
 
 
 def write_results(
@@ -18,18 +41,47 @@ def write_results(
     cases: Iterable[dict[str, Any]],
     failures: Mapping[str, str] | None = None,
     details: Mapping[str, object] | None = None,
+    ledger: Ledger | None = None,
 ) -> dict[str, Any]:
     """Aggregate scored cases and write all result files into `folder`; returns the summary.
 
-    `failures` maps ids of cases without scores to the reason. `details` is what the report tells about the run
-    (title, commit, settings ...) and is kept in the summary. Pictures are taken from `folder/pictures`.
+    `failures` maps cases without scores to the reason. `details` is what the report tells about the run (title, commit,
+    settings ...) and is kept in the summary. `ledger` is where the cases come from; without it the results cannot be
+    loaded again. Pictures are taken from `folder/pictures`.
     """
     ordered = sorted(cases, key=lambda case: case["case_id"])
     failed = dict(sorted((failures or {}).items()))
-    summary = aggregate(ordered) | {"failed": failed, "details": dict(details or {})}
+    source = {"fingerprint": ledger.fingerprint, "case_ids": [case["case_id"] for case in ordered]} if ledger else None
+    summary = aggregate(ordered) | {"failed": failed, "details": dict(details or {}), "ledger": source}
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "summary.json", summary)
     write_cases_csv(folder / "cases.csv", ordered, failed)
     write_lesions_csv(folder / "lesions.csv", ordered)
     write_report(folder, summary, ordered, folder / PICTURES)
+    write_json(folder / SUMMARY, summary)
     return summary
+
+
+def load_results(run: Path) -> Results:
+    """A finished evaluation, from its own folder or from its run's. Raises `UserError` where there is none."""
+    folder = next((f for f in (run, run / EVALUATION) if (f / SUMMARY).is_file()), None)
+    if folder is None:
+        raise UserError(f"{run}: holds no {SUMMARY}; finish `liverseg evaluate` or `liverseg score` there first")
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        fingerprint, case_ids = summary["ledger"]["fingerprint"], summary["ledger"]["case_ids"]
+        ledger = Ledger(folder / LEDGER, str(fingerprint))
+        cases = [ledger.read(str(case_id)) for case_id in case_ids]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{folder / SUMMARY}: damaged; run `liverseg evaluate` or `liverseg score` again") from None
+    known = [case for case in cases if case is not None]
+    if len(known) < len(cases):
+        lost = [case_id for case_id, case in zip(case_ids, cases, strict=True) if case is None]
+        raise UserError(f"{folder / LEDGER}: no entry for {', '.join(lost[:3])}; evaluate again, the rest is reused")
+    return Results(folder, summary, tuple(known))
+
+
+def rewrite_results(results: Results) -> dict[str, Any]:
+    """Make all files of a finished evaluation again from its ledger and pictures."""
+    ledger = Ledger(results.folder / LEDGER, str(results.summary["ledger"]["fingerprint"]))
+    failed, details = results.summary.get("failed", {}), results.summary.get("details", {})
+    return write_results(results.folder, results.cases, failed, details, ledger)

@@ -31,8 +31,8 @@ def surface_points(
     if len(points) > MAX_POINTS:  # thin out the liver, keep every tumour point that fits
         liver = np.flatnonzero(points[:, 6] == 0)
         others = np.flatnonzero(points[:, 6] != 0)
-        others = _every(others, MAX_POINTS // 2)
-        points = points[np.sort(np.concatenate([_every(liver, MAX_POINTS - others.size), others]))]
+        others = _some(others, MAX_POINTS // 2)
+        points = points[np.sort(np.concatenate([_some(liver, MAX_POINTS - others.size), others]))]
     scale = 255.0 / max(1, *(n - 1 for n in truth.shape))
     centre = (np.array(truth.shape)[::-1] - 1) / 2
     packed = np.empty((len(points), 7), dtype=np.uint8)
@@ -51,7 +51,7 @@ def _tumours_by_fate(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndar
 
 
 def _reduced(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """The highest label in each cube of about `VOXEL_MM`, so that a small tumour is not lost; one voxel of air around."""
+    """The highest label in each cube of about `VOXEL_MM`, so that no small tumour is lost; one voxel of air around."""
     steps = [max(1, round(VOXEL_MM / mm)) for mm in spacing_mm]
     padded = np.pad(labels, [(0, -n % step) for n, step in zip(labels.shape, steps, strict=True)])
     z, y, x = (n // step for n, step in zip(padded.shape, steps, strict=True))
@@ -69,11 +69,18 @@ def _points(mask: np.ndarray, kind: int) -> np.ndarray:
     surface = np.argwhere(mask & ~ndimage.binary_erosion(mask))
     if not len(surface):
         return np.zeros((0, 7))
-    gradient = np.stack(np.gradient(ndimage.gaussian_filter(mask.astype(np.float32), 1.2)))
-    normal = -gradient[:, surface[:, 0], surface[:, 1], surface[:, 2]].T
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
-    return np.concatenate([surface[:, ::-1], normal[:, ::-1], np.full((len(surface), 1), kind)], axis=1)
+    smooth = ndimage.gaussian_filter(mask.astype(np.float32), 1.2)
+    at = tuple(surface.T)
+    normal = -np.stack([slope[at] for slope in np.gradient(smooth)], axis=1)
+    steepness = np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
+    normal /= steepness
+    outwards = np.clip((smooth[at][:, None] - 0.5) / steepness, -1, 1)  # to where the smooth mask is a half: no stairs
+    place = surface + normal * outwards
+    return np.concatenate([place[:, ::-1], normal[:, ::-1], np.full((len(surface), 1), kind)], axis=1)
 
 
-def _every(indices: np.ndarray, at_most: int) -> np.ndarray:
-    return indices[np.linspace(0, indices.size - 1, min(indices.size, at_most)).round().astype(int)]
+def _some(indices: np.ndarray, at_most: int) -> np.ndarray:
+    """Some of them, drawn evenly (always the same): every n-th would leave stripes."""
+    if indices.size <= at_most:
+        return indices
+    return np.sort(np.random.default_rng(0).choice(indices, at_most, replace=False))

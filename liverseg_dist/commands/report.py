@@ -1,0 +1,21 @@
+"""Make report.html, summary.json and the tables again from a finished evaluation's ledger and pictures.
+
+liverseg report runs/fold0
+"""
+
+import argparse
+from pathlib import Path
+
+from liverseg_dist.evaluation.results import load_results, rewrite_results
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN_OR_DIR", help="evaluated run, or a folder of evaluate or score")
+
+
+def run(args: argparse.Namespace) -> dict:
+    results = load_results(args.run)
+    summary = rewrite_results(results)
+    report = results.folder / "report.html"
+    print(f"{summary['n_cases']} cases\nreport: {report}")
+    return {"report": str(report), "summary": str(results.folder / "summary.json"), "n_cases": summary["n_cases"]}

@@ -1,0 +1,95 @@
+"""A few SVG marks and axes, enough for the charts of the report; texts are escaped, colours are in report.css."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values in [low, high] to pixels [start, stop]; `log` for a decadic scale."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        value = min(max(value, self.low), self.high)
+        if self.log:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.stop - self.start), 2)
+
+    def ticks(self) -> list[float]:
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            steps = [m * 10.0**d for d in decades for m in (1, 2, 5)]
+            return [t for t in steps if self.low * 0.999 <= t <= self.high * 1.001]
+        raw = (self.high - self.low) / 5
+        magnitude = 10.0 ** math.floor(math.log10(raw))
+        step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+        first = math.ceil(self.low / step - 1e-9)
+        return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def nice_high(values: Sequence[float], least: float) -> float:
+    """A round upper bound for an axis."""
+    highest = max([*values, least])
+    magnitude = 10.0 ** math.floor(math.log10(highest))
+    return next(m * magnitude for m in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if m * magnitude >= highest * 0.999)
+
+
+def circle(x: float, y: float, radius: float, kind: str, title: str) -> Markup:
+    return Markup('<circle cx="{}" cy="{}" r="{}" class="{}"><title>{}</title></circle>').format(
+        x, y, radius, kind, title
+    )
+
+
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(x1, y1, x2, y2, kind)
+
+
+def rect(x: float, y: float, width: float, height: float, kind: str, title: str = "") -> Markup:
+    inner = Markup("<title>{}</title>").format(title) if title else Markup("")
+    return Markup('<rect x="{}" y="{}" width="{}" height="{}" class="{}">{}</rect>').format(
+        round(x, 2), round(y, 2), round(max(width, 0), 2), round(max(height, 0), 2), kind, inner
+    )
+
+
+def text(x: float, y: float, content: str, anchor: str = "start", kind: str = "label") -> Markup:
+    return Markup('<text x="{}" y="{}" text-anchor="{}" class="{}">{}</text>').format(x, y, anchor, kind, content)
+
+
+def x_axis(axis: Axis, y: float, top: float, title: str) -> list[Markup]:
+    marks = []
+    for tick in axis.ticks():
+        marks += [line(axis(tick), top, axis(tick), y, "grid"), text(axis(tick), y + 15, shown(tick), "middle", "tick")]
+    return [*marks, text((axis.start + axis.stop) / 2, y + 32, title, "middle", "title")]
+
+
+def y_axis(axis: Axis, x: float, right: float, title: str) -> list[Markup]:
+    marks = []
+    for tick in axis.ticks():
+        marks += [
+            line(x, axis(tick), right, axis(tick), "grid"),
+            text(x - 6, axis(tick) + 4, shown(tick), "end", "tick"),
+        ]
+    middle = (axis.start + axis.stop) / 2
+    turned = Markup('<text transform="translate({},{}) rotate(-90)" text-anchor="middle" class="title">{}</text>')
+    return [*marks, turned.format(x - 40, middle, title)]
+
+
+def picture(width: int, height: int, marks: Sequence[Markup], description: str) -> Markup:
+    """The `<svg>` element; `description` is read out by screen readers."""
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        width, height, description, Markup("").join(escape(mark) for mark in marks)
+    )
+
+
+def shown(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−") if abs(value) >= 1e-9 else "0"
