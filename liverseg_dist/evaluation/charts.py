@@ -46,8 +46,8 @@ def distribution(
         if spread["median"] is not None:
             left, right, median = axis(spread["q25"]), axis(spread["q75"]), axis(spread["median"])
             marks.append(svg.rect(left, centre - 32, right - left, 64, f"box {structure}"))
+            marks += _swarm(values, axis, centre, structure)
             marks.append(svg.line(median, centre - 32, median, centre + 32, f"median {structure}"))
-        marks += _swarm(values, axis, centre, structure)
     return svg.picture(WIDTH, height, marks, f"{title}: one dot a case") if points else None
 
 
@@ -146,7 +146,8 @@ def _swarm(
     values: Sequence[tuple[float, str]], axis: Callable[[float], float], centre: float, structure: str
 ) -> list[Markup]:
     """Dots beside each other where they would lie on each other."""
-    radius, most = 3.4, 4
+    radius = 3.4 if len(values) <= 150 else 2.0
+    levels = 2 * int(30 / (2 * radius)) + 1
     taken: dict[int, int] = {}
     marks = []
     for value, case_id in sorted(values):
@@ -154,7 +155,7 @@ def _swarm(
         bin_number = int(x // (2 * radius))
         level = taken.get(bin_number, 0)
         taken[bin_number] = level + 1
-        level = level % (2 * most + 1)
+        level %= levels
         shift = (level + 1) // 2 * (1 if level % 2 else -1) * 2 * radius
         marks.append(svg.circle(x, round(centre + shift, 1), radius, f"dot {structure}", f"{case_id}: {value:.4g}"))
     return marks

@@ -1,5 +1,8 @@
 """Made-up masks: smooth blobs, as a scan would have them, that may touch the faces of the box."""
 
+import os
+import signal
+
 import numpy as np
 from scipy import ndimage
 
@@ -19,3 +22,8 @@ def labels(seed: int) -> np.ndarray:
     """Labels 0, 1, 2 (uint8): a blobby liver with blobby tumours inside."""
     liver = blobs(seed, 0.4)
     return liver.astype(np.uint8) + (liver & blobs(seed + 1000, 0.15))
+
+
+def dying_reader(path: object) -> None:
+    """A mask reader whose process is killed, as the kernel does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,233 @@
+"""`liverseg score` end to end on small NIfTI files."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from liverseg_dist.commands.main import main
+from liverseg_dist.errors import RunFailed
+from liverseg_dist.evaluation import aggregate, score_case
+from liverseg_dist.evaluation.folders import ScoreJob, ledger_for, score_pairs
+from liverseg_dist.evaluation.pairing import pair_masks
+from tests.evaluation.masks import dying_reader, labels
+
+AFFINE_RAS = np.array([[0.9, 0, 0, -20.0], [0, 0.7, 0, 5.0], [0, 0, 2.5, 100.0], [0, 0, 0, 1]])
+SPACING_MM = (2.5, 0.7, 0.9)
+
+
+def save(file: Path, mask_zyx: np.ndarray, affine: np.ndarray = AFFINE_RAS, orientation: str = "RAS") -> None:
+    """Write a mask given in z, y, x, stored in `orientation`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(np.ascontiguousarray(mask_zyx.T), affine)
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(orientation)
+    )
+    nib.save(image.as_reoriented(turn), file)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Three predicted and three true masks, stored under different names and in different orientations."""
+    prediction, truth = tmp_path / "pred", tmp_path / "truth"
+    for seed, (name, orientation) in enumerate((("a.nii.gz", "RAS"), ("b_0000.nii", "LPS"), ("c.nii.gz", "SPL"))):
+        save(prediction / name, labels(seed + 50), orientation=orientation)
+        save(truth / f"{name[0]}.nii.gz", labels(seed))
+    return prediction, truth, tmp_path / "out"
+
+
+def score(*arguments: object) -> int:
+    return main(["score", *(str(argument) for argument in arguments)])
+
+
+def result(capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_files_score_as_their_arrays_do(
+    folders: tuple[Path, Path, Path], workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction, truth, out = folders
+    assert score(prediction, truth, "--out", out, "--workers", workers, "--json") == 0
+    answer = result(capsys)
+    assert (answer["n_cases"], answer["failed"], answer["missing"]) == (3, {}, [])
+    summary = json.loads((out / "summary.json").read_text())
+    expected = aggregate(
+        score_case(name, labels(seed + 50), labels(seed), SPACING_MM) for seed, name in enumerate("abc")
+    )
+    for structure in ("liver", "tumour"):
+        for key in ("dice_per_case", "dice_global", "rvd", "assd_mm", "hd95_mm", "nsd_2mm"):
+            assert summary[structure][key] == pytest.approx(expected[structure][key], rel=1e-5)  # float32 header
+    assert summary["tumour"]["detection"]["iou_0"]["tp"] == expected["tumour"]["detection"]["iou_0"]["tp"]
+    assert len((out / "cases.csv").read_text().splitlines()) == 7
+    assert (out / "lesions.csv").is_file()
+    assert (out / "report.html").read_text().count("<canvas") == 3
+
+
+def test_results_are_the_same_for_any_number_of_workers(folders: tuple[Path, Path, Path]) -> None:
+    prediction, truth, out = folders
+    for workers in (1, 3):
+        score(prediction, truth, "--out", out / str(workers), "--workers", workers)
+    for name in ("summary.json", "cases.csv", "lesions.csv", "report.html"):
+        assert (out / "1" / name).read_bytes() == (out / "3" / name).read_bytes()
+
+
+def test_run_again_only_what_changed_is_scored(
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction, truth, out = folders
+    arguments = (prediction, truth, "--out", out, "--workers", 1, "--json", "--no-pictures")
+    score(*arguments)
+    first = json.loads((out / "summary.json").read_text())
+    score(*arguments)
+    assert result(capsys)["reused"] == 3
+    assert json.loads((out / "summary.json").read_text()) == first
+    save(prediction / "a.nii.gz", labels(0))
+    score(*arguments)
+    assert result(capsys)["reused"] == 2
+    assert json.loads((out / "ledger" / "a.json").read_text())["scores"]["liver"]["dice"] == 1.0
+    score(*arguments, "--connectivity", 26)
+    assert result(capsys)["reused"] == 0
+
+
+def test_killed_and_run_again_the_result_is_the_same(folders: tuple[Path, Path, Path]) -> None:
+    prediction, truth, out = folders
+    score(prediction, truth, "--out", out / "whole", "--workers", 1)
+    command = [sys.executable, "-m", "liverseg_dist", "score", prediction, truth, "--out", out / "cut", "--workers", 1]
+    with subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        end = time.monotonic() + 60
+        while run.poll() is None and not list((out / "cut").glob("ledger/*.json")) and time.monotonic() < end:
+            time.sleep(0.001)
+        run.kill()
+    assert list((out / "cut").glob("ledger/*.json"))
+    assert score(prediction, truth, "--out", out / "cut", "--workers", 1) == 0
+    for name in ("summary.json", "cases.csv", "lesions.csv", "report.html"):
+        assert (out / "whole" / name).read_bytes() == (out / "cut" / name).read_bytes()
+
+
+def test_a_killed_worker_is_said(folders: tuple[Path, Path, Path]) -> None:
+    prediction, truth, out = folders
+    job = ScoreJob(ledger_for(out / "ledger", 6, False), dying_reader)
+    with pytest.raises(RunFailed, match="a worker died"):
+        list(score_pairs(pair_masks(prediction, truth).pairs, job, workers=2))
+
+
+def test_another_size_is_refused_and_the_rest_is_scored(
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction, truth, out = folders
+    save(prediction / "a.nii.gz", labels(0)[1:])
+    assert score(prediction, truth, "--out", out, "--workers", 1, "--no-pictures") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("liverseg:")]
+    assert str(prediction / "a.nii.gz") in line
+    assert str(truth / "a.nii.gz") in line
+    assert "23x26x19" in line
+    assert "23x26x20" in line
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["n_cases"], list(summary["failed"])) == (2, ["a"])
+
+
+def test_another_place_in_the_world_is_refused_unless_told(
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction, truth, out = folders
+    moved = AFFINE_RAS.copy()
+    moved[0, 3] += 7
+    save(prediction / "a.nii.gz", labels(50), moved)
+    arguments = (prediction / "a.nii.gz", truth / "a.nii.gz", "--out", out, "--no-pictures")
+    assert score(*arguments) == 2
+    assert "7.0 mm apart in the world" in capsys.readouterr().err
+    assert score(*arguments, "--ignore-affine") == 0
+    dice = json.loads((out / "summary.json").read_text())["liver"]["dice_per_case"]
+    assert dice == score_case("a", labels(50), labels(0), SPACING_MM)["liver"]["dice"]
+
+
+def test_a_broken_file_does_not_take_the_rest_down(
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction, truth, out = folders
+    (prediction / "a.nii.gz").write_bytes((prediction / "a.nii.gz").read_bytes()[:200])
+    assert score(prediction, truth, "--out", out, "--workers", 2, "--no-pictures", "--json") != 0
+    answer = result(capsys)
+    assert answer["n_cases"] == 2
+    assert str(prediction / "a.nii.gz") in answer["failed"]["a"]
+
+
+def test_missing_predictions_are_listed_and_fail(
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction, truth, out = folders
+    (prediction / "a.nii.gz").unlink()
+    save(prediction / "stranger.nii.gz", labels(3))
+    arguments = (prediction, truth, "--out", out, "--no-pictures", "--json")
+    assert score(*arguments) == 1
+    answer = result(capsys)
+    assert (answer["n_cases"], answer["missing"], answer["extra"]) == (2, ["a"], ["stranger"])
+    assert json.loads((out / "summary.json").read_text())["failed"] == {"a": "no prediction"}
+    assert score(*arguments, "--allow-missing") == 0
+
+
+def test_unknown_labels_are_refused(folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    prediction, truth, out = folders
+    save(prediction / "a.nii.gz", labels(0) + 1)
+    assert score(prediction, truth, "--out", out, "--no-pictures") == 2
+    assert "the prediction has label 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p, t: shutil.rmtree(p), "no such folder"),
+        (lambda p, t: [f.unlink() for f in p.iterdir()], "holds no .nii"),
+        (lambda p, t: [f.rename(p / f"x{f.name}") for f in list(p.iterdir())], "no two masks have the same name"),
+        (lambda p, t: shutil.copy(p / "a.nii.gz", p / "a_0000.nii.gz"), "are the same case"),
+    ],
+)
+def test_what_makes_no_sense_is_said_in_one_line(
+    folders: tuple[Path, Path, Path], make: object, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction, truth, out = folders
+    make(prediction, truth)  # type: ignore[operator]
+    assert score(prediction, truth, "--out", out) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_lits_names_match(tmp_path: Path) -> None:
+    save(tmp_path / "pred" / "test-segmentation-7.nii", labels(1))
+    save(tmp_path / "truth" / "segmentation-7.nii", labels(1))
+    assert score(tmp_path / "pred", tmp_path / "truth", "--out", tmp_path / "out", "--no-pictures") == 0
+
+
+def test_ct_behind_the_masks(folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    prediction, truth, out = folders
+    images = truth.parent / "images"
+    save(images / "a_0000.nii.gz", np.full(labels(0).shape, 60, dtype=np.int16), orientation="LPS")
+    save(images / "b_0000.nii.gz", np.full((4, 4, 4), 60, dtype=np.int16))
+    assert score(prediction, truth, "--out", out, "--images", images, "--workers", 1) == 0
+    drawn = {name: json.loads((out / "pictures" / f"{name}.json").read_text())["has_ct"] for name in "abc"}
+    assert drawn == {"a": True, "b": False, "c": False}
+    assert "not on the grid of its mask" in capsys.readouterr().err
+
+
+def test_report_and_compare_read_what_score_wrote(
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction, truth, out = folders
+    score(prediction, truth, "--out", out / "a", "--no-pictures", "--workers", 1)
+    score(truth, truth, "--out", out / "b", "--no-pictures", "--workers", 1)
+    (out / "a" / "report.html").unlink()
+    assert main(["report", str(out / "a")]) == 0
+    assert (out / "a" / "report.html").is_file()
+    assert main(["compare", str(out / "a"), str(out / "b"), "--out", str(out / "c"), "--json"]) == 0
+    liver_dice = result(capsys)["metrics"][0]
+    assert (liver_dice["mean_b"], liver_dice["better"]) == (1.0, 3)
+    assert json.loads((out / "c" / "comparison.json").read_text())["n_cases"] == 3
