@@ -1,0 +1,116 @@
+"""Test set and folds: by patient, stratified by tumour burden, the same for the same cases on any machine."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from liverseg_dist.config import SplitConfig
+from liverseg_dist.errors import UserError
+
+NNUNET_SEED = 12345
+NNUNET_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Splits:
+    test: tuple[str, ...]
+    folds: tuple[tuple[str, ...], ...]
+
+    def to_json(self) -> dict[str, list]:
+        return {"test": list(self.test), "folds": [list(fold) for fold in self.folds]}
+
+
+def make_splits(burden: Mapping[str, float], patients: Mapping[str, str], config: SplitConfig) -> Splits:
+    """Splits of the labelled cases. `burden`: tumour over liver volume; `patients`: case to patient. Raises `UserError`."""
+    if config.kind == "nnunet":
+        return Splits((), nnunet_folds(burden))
+    if config.kind == "file":
+        return _from_file(config, set(burden))
+    if not burden:
+        return Splits((), tuple(() for _ in range(config.folds)))
+    return _stratified(burden, patients, config)
+
+
+def nnunet_folds(case_ids: Sequence[str] | Mapping[str, float]) -> tuple[tuple[str, ...], ...]:
+    """Validation cases of nnU-Net's five folds: scikit-learn's KFold(5, shuffle, seed 12345) over the sorted ids.
+
+    The shuffle is NumPy's legacy generator's, which is frozen; the first (n mod 5) folds have one case more.
+    """
+    ids = sorted(case_ids)
+    if len(ids) < NNUNET_FOLDS:
+        raise UserError(f"convert.splits.kind=nnunet needs {NNUNET_FOLDS} labelled cases, there are {len(ids)}")
+    order = np.arange(len(ids))
+    np.random.RandomState(NNUNET_SEED).shuffle(order)  # noqa: NPY002 - the generator nnU-Net's splits come from
+    sizes = [len(ids) // NNUNET_FOLDS + (fold < len(ids) % NNUNET_FOLDS) for fold in range(NNUNET_FOLDS)]
+    ends = np.cumsum(sizes)
+    parts = (np.sort(order[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+    return tuple(tuple(ids[i] for i in part) for part in parts)
+
+
+def read_patients(path: Path | None, case_ids: Sequence[str]) -> dict[str, str]:
+    """Case to patient: from the CSV `case,patient`, else every case its own. Raises `UserError`."""
+    patients = {case_id: case_id for case_id in case_ids}
+    if path is None:
+        return patients
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); convert.splits.patients is a CSV `case,patient`") from None
+    for number, row in enumerate(rows, start=2):
+        if not row.get("case") or not row.get("patient"):
+            raise UserError(f"{path}: line {number} lacks a case or a patient; the header is `case,patient`")
+        # The number in a file's name may identify somebody; the store needs to know only who is the same.
+        patients[row["case"]] = "patient_" + hashlib.sha256(row["patient"].encode()).hexdigest()[:12]
+    return {case_id: patients[case_id] for case_id in case_ids}
+
+
+def _stratified(burden: Mapping[str, float], patients: Mapping[str, str], config: SplitConfig) -> Splits:
+    """Patients in order of burden are dealt out in rounds, one to each fold; neighbours in burden part.
+
+    Within a round the order is drawn by a hash of the patients' names, so that one more case moves few others.
+    """
+    groups: dict[str, list[str]] = {}
+    for case_id in sorted(burden):
+        groups.setdefault(patients[case_id], []).append(case_id)
+    ordered = sorted(groups, key=lambda patient: (max(burden[case] for case in groups[patient]), patient))
+    count = len(ordered)
+    # Every fold needs a patient to validate on and one to train on before any can be held out.
+    wanted = round(config.test_fraction * count)
+    test_count = max(0, min(wanted, count - min(config.folds, max(2, count))))
+    places = {int((i + 0.5) * count / test_count) for i in range(test_count)} if test_count else set()
+    test = [patient for place, patient in enumerate(ordered) if place in places]
+    rest = [patient for place, patient in enumerate(ordered) if place not in places]
+    folds: list[list[str]] = [[] for _ in range(min(config.folds, max(1, len(rest))))]
+    for start in range(0, len(rest), len(folds)):
+        dealt = sorted(rest[start : start + len(folds)], key=lambda p: hashlib.sha256(p.encode()).hexdigest())
+        emptiest = sorted(range(len(folds)), key=lambda f: (len(folds[f]), f))
+        for fold, patient in zip(emptiest, dealt, strict=False):
+            folds[fold] += groups[patient]
+    return Splits(
+        tuple(sorted(case for patient in test for case in groups[patient])), tuple(tuple(sorted(f)) for f in folds)
+    )
+
+
+def _from_file(config: SplitConfig, known: set[str]) -> Splits:
+    path = config.file
+    if path is None:
+        raise UserError('convert.splits.kind=file needs convert.splits.file, a JSON {"test": [...], "folds": [[...]]}')
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        test, folds = list(content.get("test", [])), [list(fold) for fold in content["folds"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{path}: not a JSON {{"test": [...], "folds": [[...], ...]}} ({error})') from None
+    named = [*test, *(case for fold in folds for case in fold)]
+    twice = sorted({case for case in named if named.count(case) > 1}, key=str)
+    if twice:
+        raise UserError(f"{path}: {', '.join(map(str, twice[:5]))} stands in more than one part")
+    strangers = sorted(set(named) - known, key=str)
+    if strangers:
+        raise UserError(f"{path}: {', '.join(map(str, strangers[:5]))} is no labelled case of this data set")
+    return Splits(tuple(sorted(test)), tuple(tuple(sorted(fold)) for fold in folds))

@@ -1,0 +1,177 @@
+"""`CaseStore`: reading a converted data set. Opening reads one file; arrays are read when asked for.
+
+The format is documented in `layout.py`; zarr-python, tensorstore and OME-Zarr readers open it as well.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from pydantic import ValidationError
+from zarr.errors import GroupNotFoundError
+
+from liverseg_dist.config import ConvertConfig, IntensityConfig
+from liverseg_dist.data.layout import ATTRIBUTE, CASES, SCHEMA
+from liverseg_dist.errors import RunFailed, UserError
+from liverseg_dist.volume import Float3, Grid
+
+Part = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class CaseMeta:
+    """What is known of a case without reading a voxel."""
+
+    case_id: str
+    patient: str
+    parent: str
+    """The scan it was cut from: `case_id` itself, unless slab.policy=tile made several of it."""
+    labelled: bool
+    grid: Grid
+    """Of the stored slab."""
+    source_grid: Grid
+    """Of the scan's file."""
+    valid_slices: tuple[int, int]
+    """First slice, and one past the last, that are no padding."""
+    class_voxels: tuple[int, int, int]
+    tumours: int
+    intensity: IntensityConfig
+
+
+class CaseStore:
+    """A data set as written by `liverseg convert`."""
+
+    def __init__(self, path: str, group: zarr.Group, root: Mapping[str, Any]) -> None:
+        self.path = path
+        self._group = group
+        self._root = root
+
+    @classmethod
+    def open(cls, path: str | Path) -> "CaseStore":
+        """Open a folder or fsspec URL for reading. Raises `UserError` when it is no (finished) store of ours."""
+        path = str(path)
+        try:
+            group = zarr.open_group(path, mode="r", zarr_format=3)
+        except (GroupNotFoundError, FileNotFoundError, NotADirectoryError):
+            begun = (Path(path) / ".liverseg").is_dir()
+            state = "its conversion has not finished; run it again" if begun else "no Zarr store is there"
+            raise UserError(f"{path}: {state} (tools/to_zarr SOURCE {path})") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: zarr.json is damaged ({' '.join(str(error).split())[:120]})") from None
+        root = group.attrs.get(ATTRIBUTE)
+        if not isinstance(root, dict):
+            raise UserError(f"{path}: a Zarr group, but not written by liverseg convert")
+        if root.get("schema") != SCHEMA:
+            raise UserError(
+                f"{path}: store schema {root.get('schema')}, this version reads {SCHEMA}; convert the data again"
+            )
+        return cls(path, group, root)
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        return tuple(sorted(self._root["cases"]))
+
+    @property
+    def name(self) -> str:
+        return str(self._root["name"])
+
+    @property
+    def spacing_mm(self) -> Float3:
+        """Median voxel size (z, y, x) of the stored slabs: what a network trained on them is used to."""
+        z, y, x = self._root["spacing_mm"]
+        return float(z), float(y), float(x)
+
+    @cached_property
+    def intensity(self) -> IntensityConfig:
+        return IntensityConfig(**self._root["intensity"])
+
+    @cached_property
+    def convert(self) -> ConvertConfig:
+        """The settings it was made with."""
+        try:
+            return ConvertConfig.model_validate(self._root["convert"])
+        except ValidationError as error:
+            raise UserError(f"{self.path}: made by another version, its settings are not understood: {error}") from None
+
+    @property
+    def audit(self) -> dict[str, Any]:
+        return dict(self._root["audit"])
+
+    @property
+    def class_voxels(self) -> tuple[int, int, int]:
+        """Background, liver and tumour voxels over all labelled cases."""
+        counts = np.zeros(3, dtype=np.int64)
+        for case in self._root["cases"].values():
+            if case["labelled"]:
+                counts += np.array(case["class_voxels"])
+        background, liver, tumour = counts.tolist()
+        return background, liver, tumour
+
+    def meta(self, case_id: str) -> CaseMeta:
+        """Raises `UserError` for a case that is not there."""
+        try:
+            case = self._root["cases"][case_id]
+        except KeyError:
+            raise UserError(f"{self.path}: no case {case_id}; it has {', '.join(self.case_ids[:5])}, ...") from None
+        first, last = case["valid_slices"]
+        background, liver, tumour = case["class_voxels"]
+        return CaseMeta(
+            case_id=case_id,
+            patient=case["patient"],
+            parent=case["parent"],
+            labelled=case["labelled"],
+            grid=Grid.from_json(case["grid"]),
+            source_grid=Grid.from_json(case["source_grid"]),
+            valid_slices=(first, last),
+            class_voxels=(background, liver, tumour),
+            tumours=case["tumours"],
+            intensity=self.intensity,
+        )
+
+    def ids(self, part: Part, fold: int | Literal["all"] = 0) -> tuple[str, ...]:
+        """Case ids of a part. `fold` "all": train on all folds, validate on none. Raises `UserError`."""
+        splits = self._root["splits"]
+        folds: list[list[str]] = splits["folds"]
+        if part == "test":
+            return tuple(splits["test"])
+        if fold == "all":
+            return tuple(sorted(case for ids in folds for case in ids)) if part == "train" else ()
+        if not 0 <= fold < len(folds):
+            raise UserError(f"{self.path}: no fold {fold}; it has folds 0 to {len(folds) - 1}, or all")
+        if part == "validation":
+            return tuple(folds[fold])
+        return tuple(sorted(case for number, ids in enumerate(folds) if number != fold for case in ids))
+
+    def image(self, case_id: str) -> np.ndarray:
+        """HU, int16 (64, Y, X)."""
+        return self._read(case_id, "image")
+
+    def label(self, case_id: str) -> np.ndarray:
+        """uint8 (64, Y, X), 255 where the slab is padded."""
+        return self._read(case_id, "label")
+
+    def source_label(self, case_id: str) -> np.ndarray:
+        """uint8 (z, y, x) on the scan's own grid. Raises `UserError` when the case has no label."""
+        if not self.meta(case_id).labelled:
+            raise UserError(f"{self.path}: case {case_id} has no label to compare with")
+        return self._read(case_id, "source_label")
+
+    def foreground(self, case_id: str) -> np.ndarray:
+        """int16 (n, 5): class, tumour number (from 1; 0 for liver), z, y, x; sorted."""
+        return self._read(case_id, "foreground")
+
+    def _read(self, case_id: str, name: str) -> np.ndarray:
+        try:
+            return np.asarray(self._group[f"{CASES}/{case_id}/{name}"][...])  # type: ignore[index]
+        except KeyError:
+            raise UserError(f"{self.path}: case {case_id} has no {name}; liverseg verify {self.path}") from None
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise RunFailed(
+                f"{self.path}: case {case_id}, {name}: damaged ({reason}); liverseg verify names the chunk, "
+                "converting again mends it"
+            ) from None
