@@ -11,6 +11,7 @@ the ledger, by which the same line, run again, continues. Settings such as infer
 """
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFaile
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
 from liverseg_dist.inference.cases import share
-from liverseg_dist.inference.evaluate import Evaluation, labelled
+from liverseg_dist.inference.evaluate import Evaluation, Slabs, scans_of
 from liverseg_dist.inference.runs import LoadedRun, fingerprint_of_runs, load_run, predictor_for
 from liverseg_dist.tracking.progress import progress
 
@@ -59,15 +60,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--store is not given, and the run does not name one")
     store = CaseStore.open(store_path)
     case_ids, part, folder = _choose(args, runs[0], store)
-    case_ids, unlabelled = labelled(store, case_ids)
-    if not case_ids:
+    slabs, unlabelled = scans_of(store, case_ids)
+    if not slabs:
         raise UserError(f"{store_path}: {part} has no labelled case; choose another --part or --cases")
-    job = _job(args, runs, store, folder, world.device)
+    job = _job(args, runs, store, slabs, folder, world.device)
     with world.connected(args.timeout):
         if unlabelled:
             print(f"left out, without a label: {', '.join(unlabelled)}")
-        reused = _work(job, case_ids, world)
-        return agree(_finish(job, case_ids, folder, _details(args, runs, part), reused) if world.is_main else None)
+        reused = _work(job, world)
+        return agree(_finish(job, folder, _details(args, runs, part), reused) if world.is_main else None)
 
 
 def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple[list[str], str, Path]:
@@ -86,7 +87,7 @@ def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple
 
 
 def _job(
-    args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, folder: Path, device: torch.device
+    args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, slabs: Slabs, folder: Path, device: torch.device
 ) -> Evaluation:
     settings = runs[0].settings
     fingerprint = fingerprint_of_runs(runs) | {"input": "slab" if args.source is None else "scan"}
@@ -99,15 +100,16 @@ def _job(
         masks.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(folder / LEDGER, fingerprint)
     predictor = predictor_for(runs, device)
-    return Evaluation(store, predictor, settings, ledger, sources, masks, folder / PICTURES)
+    return Evaluation(store, slabs, predictor, settings, ledger, sources, masks, folder / PICTURES)
 
 
-def _work(job: Evaluation, case_ids: list[str], world: World) -> int:
+def _work(job: Evaluation, world: World) -> int:
     """Score this rank's share; returns how many cases of all ranks were already done. Ends together on all ranks."""
     before = agree(sorted(job.ledger.done()))
-    known = [case_id for case_id in case_ids if case_id in before]
-    size = {name: int(torch.Size(job.store.meta(name).source_grid.shape).numel()) for name in case_ids}
-    fresh = share({name: size[name] for name in case_ids if name not in before}, world.global_rank, world.world_size)
+    known = sorted(job.slabs.keys() & set(before))
+    voxels = {name: math.prod(job.store.meta(ids[0]).source_grid.shape) for name, ids in job.slabs.items()}
+    new = {name: size for name, size in voxels.items() if name not in before}
+    fresh = share(new, world.global_rank, world.world_size)
     mine = [*known[world.global_rank :: world.world_size], *fresh]
     reused = 0
     with progress("evaluate", len(mine), quiet=not world.is_main) as line:
@@ -121,12 +123,12 @@ def _work(job: Evaluation, case_ids: list[str], world: World) -> int:
     return sum(gather(reused))
 
 
-def _finish(job: Evaluation, case_ids: list[str], folder: Path, details: dict[str, Any], reused: int) -> dict[str, Any]:
+def _finish(job: Evaluation, folder: Path, details: dict[str, Any], reused: int) -> dict[str, Any]:
     """Aggregate the ledger, write the files, say the result. Any failure becomes part of the answer to all ranks."""
     try:
-        cases, failures = _read_ledger(job.ledger, case_ids)
+        cases, failures = _read_ledger(job.ledger, set(job.slabs))
         if not cases:
-            raise RunFailed(f"{folder}: none of {len(case_ids)} cases could be scored; the reasons are above")
+            raise RunFailed(f"{folder}: none of {len(job.slabs)} cases could be scored; the reasons are above")
         summary = write_results(folder, cases, failures, details, job.ledger)
     except (LiversegError, OSError) as error:
         print(f"liverseg: {error}", file=sys.stderr)
@@ -145,13 +147,13 @@ def _finish(job: Evaluation, case_ids: list[str], folder: Path, details: dict[st
     }
 
 
-def _read_ledger(ledger: Ledger, case_ids: list[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _read_ledger(ledger: Ledger, wanted: set[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Scores and failures of these cases; waits for what other nodes wrote to be seen here."""
     end = time.monotonic() + SHARED_DISK_PATIENCE_S
     while True:
-        cases = [case for case in ledger.read_all() if case["case_id"] in set(case_ids)]
-        failures = {name: text for name, text in ledger.failures().items() if name in set(case_ids)}
-        missing = sorted(set(case_ids) - {case["case_id"] for case in cases} - set(failures))
+        cases = [case for case in ledger.read_all() if case["case_id"] in wanted]
+        failures = {name: text for name, text in ledger.failures().items() if name in wanted}
+        missing = sorted(wanted - {case["case_id"] for case in cases} - set(failures))
         if not missing:
             return cases, failures
         if time.monotonic() > end:

@@ -21,7 +21,7 @@ from liverseg_dist.distributed.collectives import agree, barrier, gather
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.inference.evaluate import share
+from liverseg_dist.inference.cases import share
 from liverseg_dist.inference.predict import Prediction, find_scans, scan_name
 from liverseg_dist.inference.runs import fingerprint_of_runs, load_run, predictor_for
 from liverseg_dist.tracking.progress import progress

@@ -3,7 +3,8 @@
 Two kinds of input. `slab`: the 64 slices the store keeps; all else counts as background, and the slab was placed with
 the help of the truth, so liver found outside it is never seen: the kind of score that tells whether training went well.
 `scan`: the whole scan from its file, as a user's scan will come: the kind of score to publish.
-Either way the mask is compared with the truth on the scan's own voxels, in mm.
+Either way the mask is compared with the truth on the scan's own voxels, in mm, and a case is a scan: one that the store
+keeps as several slabs (`slab.policy=tile`) is put together again, each slice from the slab in whose middle it lies most.
 """
 
 import hashlib
@@ -20,10 +21,14 @@ from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.evaluation.case import score_case
 from liverseg_dist.evaluation.ledger import Ledger, file_name, fingerprint_of
 from liverseg_dist.evaluation.pictures import save_pictures
+from liverseg_dist.inference.cases import failure_line
 from liverseg_dist.inference.predictor import Predictor
 from liverseg_dist.inference.runs import sha256_of
 from liverseg_dist.inference.segment import prepared, segment_onto
-from liverseg_dist.volume import Grid, Volume
+from liverseg_dist.volume import Grid, Volume, reorientation
+
+Slabs = Mapping[str, Sequence[str]]
+"""The store's cases that each scan is kept as."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Evaluation:
     """All it takes to score a case."""
 
     store: CaseStore
+    slabs: Slabs
     predictor: Predictor
     settings: Settings
     ledger: Ledger
@@ -41,15 +47,15 @@ class Evaluation:
     pictures: Path | None = None
 
     def run_case(self, case_id: str) -> bool:
-        """Score one case and record it; True if the ledger had it already. Failures are recorded and raised."""
+        """Score one scan and record it; True if the ledger had it already. Raises `RunFailed`, recorded as well."""
         inputs: str | None = None
         try:
-            truth = self.store.source_label(case_id)
+            truth = self.store.source_label(self.slabs[case_id][0])
             inputs = self._inputs(case_id, truth)
             if self._is_done(case_id, inputs):
                 return True
-            image, target, background = self._image(case_id)
-            mask = segment_onto(image, target, self.predictor, self.settings).mask_zyx
+            target = self.store.meta(self.slabs[case_id][0]).source_grid
+            mask, background = self._segment(case_id, target)
             scores = score_case(case_id, mask, truth, target.spacing_mm)
             if self.masks is not None:
                 write_mask(self.mask_file(case_id), mask, target)
@@ -73,15 +79,13 @@ class Evaluation:
 
     def _inputs(self, case_id: str, truth: np.ndarray) -> str:
         """Fingerprint of what this case's score depends on."""
-        meta = self.store.meta(case_id)
-        parts: dict[str, object] = {
-            "truth": _sha256(truth),
-            "grid": meta.grid.to_json(),
-            "source_grid": meta.source_grid.to_json(),
-        }
-        if self.sources is None:
-            parts["image"] = _sha256(self.store.image(case_id))
-        else:
+        parts: dict[str, object] = {"truth": _sha256(truth)}
+        for name in self.slabs[case_id]:
+            meta = self.store.meta(name)
+            parts[f"grids {name}"] = [meta.grid.to_json(), meta.source_grid.to_json()]
+            if self.sources is None:
+                parts[f"image {name}"] = _sha256(self.store.image(name))
+        if self.sources is not None:
             parts["image"] = sha256_of(self._source(case_id))
         return fingerprint_of(parts)
 
@@ -91,53 +95,58 @@ class Evaluation:
             raise UserError(f"{case_id}: --source has no scan of that name; give the folder the store was made from")
         return self.sources[case_id]
 
-    def _image(self, case_id: str) -> tuple[Volume, Grid, Volume | None]:
-        """(prepared image, grid of the truth, image in HU on that grid for the pictures)."""
-        meta = self.store.meta(case_id)
+    def _segment(self, case_id: str, target: Grid) -> tuple[np.ndarray, Volume | None]:
+        """(labels on the scan's grid, the scan in HU on that grid for the pictures)."""
         if self.sources is None:
-            return Volume(self.store.image(case_id), meta.grid), meta.source_grid, None
+            return self._segment_slabs(self.slabs[case_id], target), None
         file = self._source(case_id)
         scan = read_nifti(file)
-        if scan.shape != meta.source_grid.shape:
+        if scan.shape != target.shape:
             raise UserError(
-                f"{file}: has shape {scan.shape} (z, y, x), the scan in the store {meta.source_grid.shape}; "
+                f"{file}: has shape {scan.shape} (z, y, x), the scan in the store {target.shape}; "
                 "give the folder the store was made from"
             )
-        scan = Volume(scan.voxels, meta.source_grid)  # the store's affine: the audit may have mended it
-        return prepared(scan, self.settings), meta.source_grid, scan
+        scan = Volume(scan.voxels, target)  # the store's affine: the audit may have mended it
+        return segment_onto(prepared(scan, self.settings), target, self.predictor, self.settings).mask_zyx, scan
+
+    def _segment_slabs(self, names: Sequence[str], target: Grid) -> np.ndarray:
+        grids = [self.store.meta(name).grid for name in names]
+        mask = np.zeros(target.shape, dtype=np.uint8)
+        for name, slices in zip(names, nearest_slices(grids, target), strict=True):
+            image = Volume(self.store.image(name), self.store.meta(name).grid)
+            part = segment_onto(image, target, self.predictor, self.settings).mask_zyx
+            if len(names) == 1:
+                return part
+            orientation = image.grid.orientation
+            view = Volume(mask, target).reoriented(orientation).voxels
+            view[slices] = Volume(part, target).reoriented(orientation).voxels[slices]
+        return mask
 
 
-def share(voxels: Mapping[str, int], shard: int, num_shards: int) -> list[str]:
-    """The cases of one shard, largest first: each case goes to the shard that has least so far.
-
-    (Graham's longest-processing-time rule: never more than a third longer than the best division.) Every shard works
-    the whole division out for itself, so nobody waits for a claim of one that died.
-    """
-    loads = [0] * num_shards
-    mine = []
-    for case_id in sorted(voxels, key=lambda name: (-voxels[name], name)):
-        lightest = loads.index(min(loads))
-        loads[lightest] += voxels[case_id]
-        if lightest == shard:
-            mine.append(case_id)
-    return mine
+def nearest_slices(slabs: Sequence[Grid], target: Grid) -> list[np.ndarray]:
+    """For each slab the slices of the target, turned to the slabs' orientation, that lie nearest to its middle."""
+    distances = []
+    for slab in slabs:
+        turned, _, _ = reorientation(target, slab.orientation)
+        slices = np.zeros((turned.shape[0], 3))
+        slices[:, 0] = np.arange(turned.shape[0])
+        at_mm = slab.index_of(turned.world_mm(slices))[:, 0] * slab.spacing_mm[0]
+        distances.append(np.abs(at_mm - (slab.shape[0] - 1) / 2 * slab.spacing_mm[0]))
+    nearest = np.argmin(distances, axis=0)
+    return [np.flatnonzero(nearest == number) for number in range(len(slabs))]
 
 
-def labelled(store: CaseStore, case_ids: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(cases with a truth, cases without)."""
-    known = [case_id for case_id in case_ids if store.meta(case_id).labelled]
-    return known, [case_id for case_id in case_ids if case_id not in known]
-
-
-def failure_line(name: str, error: Exception) -> str:
-    """One line that names the case or file and what went wrong."""
-    if isinstance(error, (UserError, RunFailed)):
-        text = str(error)
-    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        text = "out of memory; set inference.batch_size=1, or use --device cpu"
-    else:
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return text if name in text else f"{name}: {text}"
+def scans_of(store: CaseStore, case_ids: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """(scan -> the store's cases it is kept as, both sorted; cases without a label, which are left out)."""
+    slabs: dict[str, list[str]] = {}
+    unlabelled = []
+    for case_id in sorted(case_ids):
+        meta = store.meta(case_id)
+        if meta.labelled:
+            slabs.setdefault(meta.parent, []).append(case_id)
+        else:
+            unlabelled.append(case_id)
+    return slabs, unlabelled
 
 
 def _sha256(array: np.ndarray) -> str:

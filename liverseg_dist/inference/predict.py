@@ -13,7 +13,7 @@ from liverseg_dist.config import Settings
 from liverseg_dist.data.nifti import SUFFIXES, read_nifti, write_image, write_mask
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger, write_text
-from liverseg_dist.inference.evaluate import failure_line
+from liverseg_dist.inference.cases import failure_line
 from liverseg_dist.inference.postprocess import TUMOUR_CONNECTIVITY
 from liverseg_dist.inference.predictor import Predictor
 from liverseg_dist.inference.runs import sha256_of
@@ -40,6 +40,8 @@ class Prediction:
         name = scan_name(file)
         inputs: str | None = None
         try:
+            if not file.is_file():
+                raise UserError(f"{file}: no such file")
             inputs = sha256_of(file)
             known = None if self.force else self.ledger.read(name, inputs)
             if known is not None and all(path.is_file() for path in self._files(name)):
