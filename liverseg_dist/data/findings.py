@@ -1,6 +1,5 @@
 """What was noticed about a file or a case: severity, a stable code for scripts, and a sentence for people."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,5 +37,5 @@ class ScanFileError(UserError):
 
 def printable(name: object) -> str:
     """A name fit for one line of output: undecodable bytes and control characters become `?`."""
-    text = os.fsencode(str(name)).decode("utf-8", "replace")
+    text = str(name).encode("utf-8", "replace").decode("utf-8")
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -133,8 +133,13 @@ def _read_voxels(stream: BinaryIO, header: Header, kind: Kind, path: Path) -> np
     while sink.at < count:
         chunk = buffer[: count - sink.at]
         _fill(stream, chunk)
-        sink.add(chunk.astype(np.float64) * header.slope + header.inter if header.scaled else chunk)
+        sink.add(_scaled(chunk, header) if header.scaled else chunk)
     return sink.voxels.reshape(header.grid.shape)
+
+
+def _scaled(values: np.ndarray, header: Header) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite then, which the audit reports
+        return values.astype(np.float64) * header.slope + header.inter
 
 
 class _ImageSink:
@@ -155,7 +160,7 @@ class _ImageSink:
             wider = np.empty(self.voxels.size, dtype=np.float32)
             wider[: part.start] = self.voxels[: part.start]
             self.voxels = wider
-        with np.errstate(over="ignore"):  # beyond float32: infinite, which the audit reports
+        with np.errstate(over="ignore"):  # beyond float32: infinite too
             self.voxels[part] = values
 
 

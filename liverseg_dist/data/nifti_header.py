@@ -23,7 +23,9 @@ MAX_VOXELS = 2**30
 MAX_OFFSET = 2**26
 """Bytes of header extensions."""
 SPACING_LIMITS_MM = (0.01, 100.0)
+MAX_AFFINE_MM = 1e6
 FORM_TOLERANCE_MM = 0.1
+PIXDIM_TOLERANCE = 0.01
 
 SCALARS = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 """NIfTI data type codes we read, as numpy type strings without the byte order."""
@@ -130,30 +132,22 @@ def _scaling(fields: nib.Nifti1Header, path: Path) -> tuple[float, float]:
 
 def _grid(fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int], path: Path) -> tuple[Grid, list[Finding]]:
     pixdim = np.asarray(fields["pixdim"][1:4], dtype=np.float64)
-    if not np.isfinite(pixdim).all() or (pixdim <= 0).any():
-        raise ScanFileError(
-            path, "header_spacing", f"voxels of {_sizes(pixdim)}; set the header's pixdim to the true size"
-        )
+    low, high = SPACING_LIMITS_MM
+    if not ((low <= pixdim) & (pixdim <= high)).all():  # NaN fails too
+        reason = f"voxels of {_sizes(pixdim)}; set the header's pixdim to the true size"
+        raise ScanFileError(path, "header_spacing", reason)
     notes: list[Finding] = []
-    has_sform, has_qform = int(fields["sform_code"]) > 0, int(fields["qform_code"]) > 0
-    qform = _qform(fields, path) if has_qform else None
-    if has_sform:
-        affine = fields.get_sform()
-    elif qform is not None:
-        affine = qform
+    if int(fields["sform_code"]) > 0:
+        grid = _checked_grid(shape_xyz, fields.get_sform(), path)
+        if int(fields["qform_code"]) > 0:
+            notes += _compare_qform(grid, fields, path)
+    elif int(fields["qform_code"]) > 0:
+        grid = _qform_grid(fields, shape_xyz, path)
     else:
-        affine = _base_affine(fields, shape_xyz)
-        notes.append(
-            Finding("warning", "no_orientation", "neither qform nor sform in the header; left/right is assumed")
-        )
-    grid = _checked_grid(shape_xyz, affine, path)
-    if has_sform and qform is not None:
-        apart_mm = float(np.abs(grid.corners_mm() - Grid(grid.shape, qform).corners_mm()).max())
-        if apart_mm > FORM_TOLERANCE_MM:
-            message = f"qform and sform put voxels up to {apart_mm:.2f} mm apart; the sform is used"
-            notes.append(Finding("warning", "qform_sform_disagree", message))
-    off = np.abs(np.asarray(grid.spacing_mm[::-1]) / pixdim - 1).max()
-    if off > 0.01:
+        grid = _checked_grid(shape_xyz, _base_affine(fields, shape_xyz), path)
+        message = "neither qform nor sform in the header; left/right is assumed"
+        notes.append(Finding("warning", "no_orientation", message))
+    if np.abs(np.asarray(grid.spacing_mm[::-1]) / pixdim - 1).max() > PIXDIM_TOLERANCE:
         by_affine = _sizes(grid.spacing_mm[::-1])
         message = f"pixdim says voxels of {_sizes(pixdim)}, the affine {by_affine}; the affine is used"
         notes.append(Finding("warning", "pixdim_disagrees", message))
@@ -162,11 +156,26 @@ def _grid(fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int], path: Path)
     return grid, notes
 
 
-def _qform(fields: nib.Nifti1Header, path: Path) -> np.ndarray:
+def _compare_qform(grid: Grid, fields: nib.Nifti1Header, path: Path) -> list[Finding]:
+    """What to say about a qform beside the sform, which is used."""
     try:
-        return np.asarray(fields.get_qform())
+        other = _qform_grid(fields, (grid.shape[2], grid.shape[1], grid.shape[0]), path)
+    except ScanFileError as error:
+        return [Finding("warning", "qform_unusable", f"{error.reason}; the sform is used")]
+    apart_mm = float(np.abs(grid.corners_mm() - other.corners_mm()).max())
+    if apart_mm <= FORM_TOLERANCE_MM:
+        return []
+    message = f"qform and sform put voxels up to {apart_mm:.2f} mm apart; the sform is used"
+    return [Finding("warning", "qform_sform_disagree", message)]
+
+
+def _qform_grid(fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int], path: Path) -> Grid:
+    try:
+        with np.errstate(all="ignore"):  # what overflows is refused right after
+            affine = np.asarray(fields.get_qform())
     except (nib.spatialimages.HeaderDataError, ValueError) as error:
         raise ScanFileError(path, "header_affine", f"the qform is no rotation ({error}); repair the header") from None
+    return _checked_grid(shape_xyz, affine, path)
 
 
 def _base_affine(fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int]) -> np.ndarray:
@@ -178,6 +187,8 @@ def _base_affine(fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int]) -> n
 
 
 def _checked_grid(shape_xyz: tuple[int, int, int], affine: np.ndarray, path: Path) -> Grid:
+    if (np.abs(affine) > MAX_AFFINE_MM).any():
+        raise ScanFileError(path, "header_affine", "the affine puts voxels kilometres away; repair qform and sform")
     try:
         grid = Grid(shape_xyz[::-1], affine)
     except ValueError as error:

@@ -12,6 +12,7 @@ nearest for labels, linear for the rest.
 Voxels whose centre lies outside the input become `fill`. Work goes slab by slab: beside input and output about 100 MB.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +21,7 @@ import numpy as np
 from scipy import ndimage
 
 from liverseg_dist.data.resample_axis import AxisPlaces, Band, Order, bands
+from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 
 Kind = Literal["image", "label", "probabilities"]
@@ -29,6 +31,7 @@ THICK = 3.0
 """Slices are thick when a voxel is longer than this many times its shortest side."""
 PARALLEL_TOLERANCE = 0.05
 """Voxels by which axes may run apart over the whole grid and still count as parallel."""
+MAX_VOXELS = 2**30
 SLAB_VOXELS = 4 << 20
 SLICES = 8
 PLANE_BLOCK = 64
@@ -53,6 +56,9 @@ def resample(
     """`volume` at the voxel centres of `grid`, in the volume's own data type; `fill` defaults to air, class 0 or 0."""
     if grid.shape == volume.shape and grid.matches(volume.grid, tolerance_mm=1e-3):
         return Volume(volume.voxels, grid)
+    if math.prod(grid.shape) > MAX_VOXELS:
+        sizes = " x ".join(map(str, grid.shape))
+        raise UserError(f"resampling would make {sizes} voxels; are the voxel sizes in the scan's header right?")
     if fill is None:
         fill = AIR_HU if kind == "image" else 0
     aligned = align(volume.grid, grid)
