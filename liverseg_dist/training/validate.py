@@ -44,19 +44,11 @@ def validate(
     for number in range(rank(), len(chosen), world_size()):
         case_id = chosen[number]
         image, truth = store.image(case_id), store.label(case_id)
-        predicted = predictor.segment(normalise(image, settings))
+        predicted = predictor.segment(image, settings.data.intensity)
         counts[case_id] = {name: _overlap(predicted, truth, name) for name in STRUCTURES}
         if number < settings.validation.pictures:
-            pictures[case_id] = _picture(image, truth, predicted, settings)
+            pictures[case_id] = _picture(image, truth, predicted)
     return _pool(gather(counts), gather(pictures))
-
-
-def normalise(image_zyx: np.ndarray, settings: Settings) -> np.ndarray:
-    """HU to the network's input, float32, by the run's recorded affine."""
-    rule = settings.data.intensity
-    assert rule is not None
-    unit = (np.clip(image_zyx, rule.lower_hu, rule.upper_hu) - rule.lower_hu) / (rule.upper_hu - rule.lower_hu)
-    return ((unit - rule.mean) / rule.std).astype(np.float32)
 
 
 def _overlap(predicted: np.ndarray, truth: np.ndarray, structure: str) -> tuple[int, int, int]:
@@ -66,7 +58,7 @@ def _overlap(predicted: np.ndarray, truth: np.ndarray, structure: str) -> tuple[
     return int((ours & theirs).sum()), int(ours.sum()), int(theirs.sum())
 
 
-def _picture(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, settings: Settings) -> np.ndarray:
+def _picture(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     known = np.where(truth == IGNORE, 0, truth)
     weight = (known == 2).sum(axis=(1, 2)) * 1000 + (known > 0).sum(axis=(1, 2))
     z = int(weight.argmax())
