@@ -3,6 +3,7 @@
 `score_case` scores one case, `Ledger` keeps what is scored, `aggregate` pools it, `write_results` writes the files.
 """
 
+from liverseg_dist.evaluation.calibration import CalibrationCounter
 from liverseg_dist.evaluation.case import METRICS_VERSION, score_case
 from liverseg_dist.evaluation.ledger import Ledger, fingerprint_of
 from liverseg_dist.evaluation.report import write_report
@@ -11,6 +12,7 @@ from liverseg_dist.evaluation.summary import aggregate
 
 __all__ = [
     "METRICS_VERSION",
+    "CalibrationCounter",
     "Ledger",
     "aggregate",
     "fingerprint_of",

@@ -1,11 +1,12 @@
 """The report's charts as inline SVG: distributions, detection by size, volume and burden. No script, no network."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
 
-from liverseg_dist.evaluation import svg
+import liverseg_dist.evaluation.svg as svg
 from liverseg_dist.evaluation.lesions import SIZE_CLASSES
 from liverseg_dist.labels import STRUCTURES
 
@@ -25,6 +26,7 @@ def all_charts(summary: dict[str, Any], cases: Sequence[Case]) -> dict[str, Mark
         "dice_by_size": dice_by_size(cases),
         "burden": burden(cases),
         "volume": volume_error(cases),
+        "calibration": calibration(summary),
     }
     return {name: chart for name, chart in made.items() if chart is not None}
 
@@ -140,6 +142,27 @@ def volume_error(cases: Sequence[Case]) -> Markup | None:
             svg.circle(x(volume), y(error), 4, f"dot {kind}", f"{case_id}: {error:+.1f} ml of {volume:.1f} ml")
         )
     return svg.picture(WIDTH, 270, marks, "Volume error of tumours")
+
+
+def calibration(summary: dict[str, Any]) -> Markup | None:
+    """Share of true voxels over predicted probability, a line a structure; the diagonal is perfect."""
+    pooled = summary.get("calibration") or {}
+    if not pooled:
+        return None
+    x, y = svg.Axis(0, 1, 62, WIDTH - 20), svg.Axis(0, 1, 230, 16)
+    marks = svg.x_axis(x, 230, 16, "predicted probability") + svg.y_axis(y, 62, WIDTH - 20, "share of true voxels")
+    marks.append(svg.line(x(0), y(0), x(1), y(1), "agreement"))
+    for structure, bins in pooled.items():
+        points = [(p, s, v) for p, s, v in zip(*(bins[k] for k in _BIN_KEYS), strict=True) if v]
+        for (p1, s1, _), (p2, s2, _) in pairwise(points):
+            marks.append(svg.line(x(p1), y(s1), x(p2), y(s2), f"median {structure}"))
+        for p, share, voxels in points:
+            hint = f"{structure}: predicted {p:.3f}, true {share:.3f}, {voxels:,} voxels"
+            marks.append(svg.circle(x(p), y(share), 4, f"dot {structure}", hint))
+    return svg.picture(WIDTH, 270, marks, "Calibration of the probabilities")
+
+
+_BIN_KEYS = ("probability", "true_share", "voxels")
 
 
 def _swarm(

@@ -22,7 +22,7 @@ scorer puts 0.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ SIZE_CLASSES: Mapping[str, tuple[float, float]] = {
     "over_20mm": (20.0, math.inf),
 }
 """Lower bound included, upper bound not; diameters in mm."""
+MAX_UNMATCHED_ROWS = 500
 DETECTED_METRICS = ("dice", "jaccard", "voe", "rvd", "assd_mm", "rmsd_mm", "mssd_mm")
 
 
@@ -91,19 +92,31 @@ def find_components(mask_zyx: np.ndarray, connectivity: int = LITS_CONNECTIVITY)
     )
 
 
-def shared_voxels(prediction: Components, truth: Components) -> np.ndarray:
-    """Voxels shared by predicted component i and true component j, (predicted, true), int64."""
+def match_lesions(prediction: Components, truth: Components) -> list[Pair]:
+    """The corresponding pairs (see the module), by ascending first true lesion; a noisy prediction costs no memory."""
     both = np.flatnonzero((prediction.labels_zyx != 0) & (truth.labels_zyx != 0))
-    rows = prediction.labels_zyx.ravel()[both].astype(np.int64) - 1
-    columns = truth.labels_zyx.ravel()[both].astype(np.int64) - 1
-    cells = np.bincount(rows * max(truth.count, 1) + columns, minlength=prediction.count * truth.count)
-    return cells.reshape(prediction.count, truth.count).astype(np.int64)
+    if both.size == 0:
+        return []
+    predicted, rows = np.unique(prediction.labels_zyx.ravel()[both], return_inverse=True)
+    true, columns = np.unique(truth.labels_zyx.ravel()[both], return_inverse=True)
+    cells = np.bincount(rows * true.size + columns, minlength=predicted.size * true.size)
+    shared = cells.reshape(predicted.size, true.size)
+    pairs = correspondences(shared, prediction.voxels[predicted - 1], truth.voxels[true - 1])
+    return [
+        Pair(
+            tuple(int(true[n - 1]) for n in pair.truth),
+            tuple(int(predicted[n - 1]) for n in pair.prediction),
+            pair.counts,
+        )
+        for pair in pairs
+    ]
 
 
 def correspondences(shared: np.ndarray, prediction_voxels: np.ndarray, truth_voxels: np.ndarray) -> list[Pair]:
-    """The pairs (see the module), by ascending first true lesion. Ties of overlap go to the lower number."""
-    if not shared.any():
-        return []
+    """Pairs from the voxels that predicted lesion i and true lesion j share, (predicted, true).
+
+    Ties of overlap go to the lower number.
+    """
     groups: dict[int, list[int]] = {}
     for lesion in np.flatnonzero(shared.any(axis=0)):
         groups.setdefault(int(shared[:, lesion].argmax()), []).append(int(lesion))
@@ -147,22 +160,31 @@ def score_lesions(
     """Everything about lesions of one case, JSON-able: `detection`, `detected_pairs` and `lesions`.
 
     Masks are tumour masks (boolean or uint8) of one shape. `detected_pairs` holds the segmentation quality of each pair
-    with IoU above 0.5; `lesions` a row for each true and each predicted component, centres in voxels of the masks.
+    with IoU above 0.5; `lesions` a row for each true and each predicted component, centres in voxels of the masks. Of
+    the predicted ones without a match only the `MAX_UNMATCHED_ROWS` largest are listed (all are counted).
     """
     box = joint_box(prediction_zyx, truth_zyx) or (slice(0, 1),) * 3
     prediction, truth = (find_components(mask[box], connectivity) for mask in (prediction_zyx, truth_zyx))
-    pairs = correspondences(shared_voxels(prediction, truth), prediction.voxels, truth.voxels)
+    pairs = match_lesions(prediction, truth)
     detection = {
         name: detection_counts(pairs, prediction.count, truth.count, iou) for name, iou in IOU_THRESHOLDS.items()
     }
     quality = [
         _pair_quality(pair, prediction, truth, spacing_mm) for pair in pairs if pair.iou > IOU_THRESHOLDS["iou_50"]
     ]
-    rows = _rows("truth", truth, pairs, spacing_mm) + _rows("prediction", prediction, pairs, spacing_mm)
+    rows = _rows("truth", truth, pairs, spacing_mm)
+    rows += _rows("prediction", prediction, pairs, spacing_mm)
     corner = np.array([axis.start for axis in box])
     for row in rows:
         row["centre_zyx"] = [round(float(c), 1) for c in row["centre_zyx"] + corner]
     return {"connectivity": connectivity, "detection": detection, "detected_pairs": quality, "lesions": rows}
+
+
+def _listed(components: Components, matched: Collection[int]) -> list[int]:
+    """Indices without the smallest of too many unmatched lesions: noise would fill the disk with rows nobody reads."""
+    by_size = np.argsort(-components.voxels, kind="stable").tolist()
+    unmatched = [index for index in by_size if index + 1 not in matched]
+    return sorted([number - 1 for number in matched] + unmatched[:MAX_UNMATCHED_ROWS])
 
 
 def _pair_quality(pair: Pair, prediction: Components, truth: Components, spacing_mm: Float3) -> dict[str, object]:
@@ -184,7 +206,7 @@ def _rows(side: str, components: Components, pairs: list[Pair], spacing_mm: Floa
         partner |= dict.fromkeys(own, (pair, other))
     rows: list[dict[str, Any]] = []
     voxel_ml = math.prod(spacing_mm) / 1000.0
-    for index in range(components.count):
+    for index in _listed(components, partner.keys()) if side == "prediction" else range(components.count):
         known = partner.get(index + 1)
         volume_ml = int(components.voxels[index]) * voxel_ml
         iou = known[0].iou if known else 0.0

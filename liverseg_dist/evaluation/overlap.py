@@ -1,8 +1,9 @@
 """Volume overlap from integer voxel counts, so that pooling over cases is exact.
 
 P and T are the predicted and the true mask, |.| counts voxels. Empty masks follow the LiTS scorer where it has a rule
-(https://github.com/PatrickChrist/lits-challenge-scoring): tumour absent from both is a perfect case. It leaves the rest
-open; what we do is said at each metric. None means undefined, and a summary counts the cases that are defined.
+(https://github.com/PatrickChrist/lits-challenge-scoring): tumour absent from both is a perfect case. It gives 0 for a
+liver where label 1 is not predicted at all, even if tumours are; we take the region (label 1 or 2) as it is. It leaves
+the rest open; what we do is said at each metric. None means undefined, and a summary counts the cases that are defined.
 """
 
 from dataclasses import dataclass

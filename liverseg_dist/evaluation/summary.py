@@ -20,6 +20,7 @@ from liverseg_dist.evaluation.bootstrap import (
     resample_indices,
     statistic_interval,
 )
+from liverseg_dist.evaluation.calibration import pooled_calibration
 from liverseg_dist.evaluation.lesions import DETECTED_METRICS, IOU_THRESHOLDS, SIZE_CLASSES
 from liverseg_dist.labels import STRUCTURES
 
@@ -32,7 +33,10 @@ Case = dict[str, Any]
 
 
 def aggregate(cases: Iterable[Case]) -> dict[str, Any]:
-    """The summary of scored cases (`case.score_case`), JSON-able. Raises ValueError on a case id given twice."""
+    """The summary of scored cases (`case.score_case`), JSON-able. Raises ValueError on a case id given twice.
+
+    A case may carry `calibration`: {structure: `CalibrationCounter.counts()`}.
+    """
     ordered = sorted(cases, key=lambda case: case["case_id"])
     ids = [case["case_id"] for case in ordered]
     if len(set(ids)) != len(ids):
@@ -44,6 +48,11 @@ def aggregate(cases: Iterable[Case]) -> dict[str, Any]:
     summary["tumour"]["detection"] = _detection_summary(ordered, indices)
     summary["tumour"]["detected_lesions"] = _detected_lesions(ordered)
     summary["burden"] = _burden_summary(ordered, indices)
+    summary["calibration"] = {
+        structure: pooled_calibration(counts)
+        for structure in STRUCTURES
+        if (counts := [case["calibration"][structure] for case in ordered if structure in case.get("calibration", {})])
+    }
     summary["bootstrap"] = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
     return summary
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from liverseg_dist.evaluation.lesions import correspondences, find_components, shared_voxels
+from liverseg_dist.evaluation.lesions import find_components, match_lesions
 from liverseg_dist.labels import TUMOUR
 
 VOXEL_MM = 3.0
@@ -44,7 +44,7 @@ def surface_points(
 
 def _tumours_by_fate(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     components = [find_components(mask, connectivity=26) for mask in (prediction, truth)]
-    pairs = correspondences(shared_voxels(*components), components[0].voxels, components[1].voxels)
+    pairs = match_lesions(*components)
     found = np.isin(components[1].labels_zyx, [n for pair in pairs for n in pair.truth])
     matched = np.isin(components[0].labels_zyx, [n for pair in pairs for n in pair.prediction])
     return truth & found, truth & ~found, prediction & ~matched

@@ -11,8 +11,8 @@ from liverseg_dist.evaluation.lesions import (
     detection_counts,
     diameter_mm,
     find_components,
+    match_lesions,
     score_lesions,
-    shared_voxels,
     size_class,
 )
 from tests.evaluation.masks import blobs
@@ -50,14 +50,24 @@ def test_components_are_scipys(connectivity: int, rank: int) -> None:
         np.testing.assert_allclose(found.centres_zyx[number - 1], ndimage.center_of_mass(own), rtol=1e-5)
 
 
-def test_shared_voxels_are_counted() -> None:
+def test_pairs_count_the_voxels_of_their_lesions() -> None:
     prediction, truth = (find_components(blobs(seed, 0.15)) for seed in (1, 2))
-    shared = shared_voxels(prediction, truth)
-    assert shared.any()
-    for i in range(prediction.count):
-        for j in range(truth.count):
-            both = (prediction.labels_zyx == i + 1) & (truth.labels_zyx == j + 1)
-            assert shared[i, j] == both.sum()
+    pairs = match_lesions(prediction, truth)
+    assert pairs
+    for pair in pairs:
+        predicted, true = np.isin(prediction.labels_zyx, pair.prediction), np.isin(truth.labels_zyx, pair.truth)
+        counts = pair.counts
+        assert (counts.prediction, counts.truth) == (predicted.sum(), true.sum())
+        assert counts.intersection == (predicted & true).sum()
+
+
+def test_noise_is_counted_but_not_listed_in_full() -> None:
+    prediction, truth = np.zeros((2, 20, 40, 40), dtype=np.uint8)
+    prediction[::2, ::2, ::2] = 1  # 4000 lesions of one voxel
+    truth[0, 0, 0] = truth[4, 4:6, 4] = 1
+    scores = score_lesions(prediction, truth, MM)
+    assert scores["detection"]["iou_0"] == {"tp": 2, "fp": 3998, "fn": 0}
+    assert len(scores["lesions"]) == 2 + 2 + 500
 
 
 def test_default_connectivity_is_the_lits_scorers() -> None:

@@ -73,10 +73,10 @@ def test_files_score_as_their_arrays_do(
 
 def test_results_are_the_same_for_any_number_of_workers(folders: tuple[Path, Path, Path]) -> None:
     prediction, truth, out = folders
-    for workers in (1, 3):
+    for workers in (1, 2):
         score(prediction, truth, "--out", out / str(workers), "--workers", workers)
     for name in ("summary.json", "cases.csv", "lesions.csv", "report.html"):
-        assert (out / "1" / name).read_bytes() == (out / "3" / name).read_bytes()
+        assert (out / "1" / name).read_bytes() == (out / "2" / name).read_bytes()
 
 
 def test_run_again_only_what_changed_is_scored(
@@ -166,7 +166,7 @@ def test_missing_predictions_are_listed_and_fail(
     prediction, truth, out = folders
     (prediction / "a.nii.gz").unlink()
     save(prediction / "stranger.nii.gz", labels(3))
-    arguments = (prediction, truth, "--out", out, "--no-pictures", "--json")
+    arguments = (prediction, truth, "--out", out, "--no-pictures", "--json", "--workers", 1)
     assert score(*arguments) == 1
     answer = result(capsys)
     assert (answer["n_cases"], answer["missing"], answer["extra"]) == (2, ["a"], ["stranger"])
@@ -177,7 +177,7 @@ def test_missing_predictions_are_listed_and_fail(
 def test_unknown_labels_are_refused(folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     prediction, truth, out = folders
     save(prediction / "a.nii.gz", labels(0) + 1)
-    assert score(prediction, truth, "--out", out, "--no-pictures") == 2
+    assert score(prediction, truth, "--out", out, "--no-pictures", "--workers", 1) == 2
     assert "the prediction has label 3" in capsys.readouterr().err
 
 

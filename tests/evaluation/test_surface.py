@@ -109,6 +109,19 @@ def test_far_points_are_as_exact_as_near_ones(spacing_mm: Float3) -> None:
     np.testing.assert_array_equal(distances.from_prediction_mm, expected)
 
 
+def test_noise_is_exact_too() -> None:
+    """So many far points that a whole distance map is made."""
+    spacing_mm = (2.0, 0.7, 0.7)
+    prediction, truth = np.zeros((2, 30, 60, 60), dtype=np.uint8)
+    prediction[:, :, 25:] = np.random.default_rng(0).random((30, 60, 35)) < 0.3
+    truth[14:17, 20:24, 2:5] = 1
+    distances = surfel_distances(prediction, truth, spacing_mm)
+    codes = [block_codes(mask) for mask in (prediction, truth)]
+    surfaces = [(code != 0) & (code != 255) for code in codes]
+    expected = ndimage.distance_transform_edt(~surfaces[1], sampling=spacing_mm)[surfaces[0]]
+    np.testing.assert_array_equal(distances.from_prediction_mm, expected)
+
+
 def test_known_distances_of_two_shifted_boxes() -> None:
     """A box of 10 mm moved by 3 mm along x: the moved faces are 3 mm apart, MSSD and HD95 are 3 mm."""
     prediction, truth = np.zeros((2, 30, 30, 30), dtype=np.uint8)
