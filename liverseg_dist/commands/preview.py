@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> dict:
     source = PatchSource(store, case_ids, settings.data, settings.seed, settings.train.global_batch_size)
     with PatchLoader(source, ([n] for n in range(args.first, args.first + args.samples)), workers=0) as loader:
         rows = [preview_row(source, batch, settings) for batch in loader]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     beside = args.out.with_name(args.out.name + ".part")
     render_preview(rows).save(beside, format="PNG")
     os.replace(beside, args.out)

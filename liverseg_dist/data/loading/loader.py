@@ -1,8 +1,10 @@
 """`PatchLoader`: batches in order, read ahead by threads.
 
-Threads, not processes: reading a patch is decompression and copying, for which numcodecs and numpy release the GIL.
-So a thread delivers as much as a process would, straight into the (pinned) batch buffer, and there is nothing to
-pickle, to orphan or to leak. `tools/bench/loader.py` measures it.
+Threads, not processes: reading a patch is decompression and copying, for which numcodecs and numpy release the GIL. One
+thread reads a 64x128x128 sample in about 3 ms; behind torch's DataLoader with one process the same costs 9 ms of CPU,
+because the voxels cross a pipe. A main thread that runs torch operators is not slowed by it; one that runs pure Python
+all the time is, by a sixth. Batches appear straight in the (pinned) buffer, and there is nothing to pickle, to orphan
+or to leak. `tools/bench/loader.py` measures it.
 
 Which samples a batch holds is given from outside and its content is a function of them, so threads and prefetch depth
 cannot change the stream. A reader that fails or hangs is named with its case, and the loader stops with `RunFailed`.

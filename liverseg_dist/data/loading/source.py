@@ -210,10 +210,11 @@ class PatchSource:
         known = self._cases.get(case_id)
         if known is not None:
             return known
+        meta = self._store.meta(case_id)
         try:
-            meta, foreground = self._store.meta(case_id), self._store.foreground(case_id)
+            foreground = self._store.foreground(case_id)
         except Exception as error:  # zarr and file systems raise many kinds
-            raise ChunkError(f"cases/{case_id}: {' '.join(str(error).split())}") from error
+            raise ChunkError(f"cases/{case_id}/foreground: {' '.join(str(error).split())}") from error
         if not meta.labelled:
             raise UserError(f"{self._store.path}: case {case_id} has no label and cannot be trained on")
         first, last = (int(z) for z in meta.valid_slices)

@@ -1,0 +1,97 @@
+"""`liverseg preview` on a store that `liverseg convert` made: the whole way from phantom CTs to a picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from liverseg_dist.commands.main import main
+from liverseg_dist.config import DataConfig
+from liverseg_dist.data.augment import DeviceTransform
+from liverseg_dist.data.loading import PatchLoader, PatchSource
+from liverseg_dist.data.preview import TILE_PX, PreviewRow, render_preview, telling_slice
+from liverseg_dist.data.store import CaseStore
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("preview")
+    assert main(["phantom", str(folder / "source"), "--cases", "3", "--seed", "3", "--size", "small"]) == 0
+    assert main(["convert", str(folder / "source"), str(folder / "store.zarr"), "convert.workers=1"]) == 0
+    return folder / "store.zarr"
+
+
+def test_preview_draws_the_samples(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new folder/picture.png"
+    command = [
+        "preview",
+        str(store),
+        "--out",
+        str(out),
+        "--samples",
+        "3",
+        "data.patch_size=[16,32,32]",
+        "data.fold=all",
+    ]
+    assert main(command) == 0
+    assert "3 samples of" in capsys.readouterr().out
+    picture = np.asarray(Image.open(out))
+    assert picture.shape[0] > 3 * TILE_PX
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+    assert [path.name for path in out.parent.iterdir()] == ["picture.png"]
+
+
+def test_the_loader_reads_what_the_conversion_wrote(store: Path) -> None:
+    cases = CaseStore.open(store)
+    settings = DataConfig(patch_size=(16, 32, 32), augmentation="none")
+    source = PatchSource(cases, cases.case_ids, settings, 0, 2)
+    transform = DeviceTransform("none", settings.patch_size)
+    with PatchLoader(source, [[0, 1], [2, 3]], workers=1) as loader:
+        for batch in loader:
+            image_BCDHW, label_BDHW = transform(batch)
+            for i, index in enumerate(batch.indices):
+                plan = source.plan(index)
+                box = tuple(slice(a, a + n) for a, n in zip(plan.patch_start, settings.patch_size, strict=True))
+                np.testing.assert_array_equal(label_BDHW[i].numpy(), cases.label(plan.case_id)[box])
+                hu, known = cases.image(plan.case_id)[box].astype(np.float64), cases.intensity
+                v = (np.clip(hu, known.lower_hu, known.upper_hu) - known.lower_hu) / (known.upper_hu - known.lower_hu)
+                np.testing.assert_allclose(image_BCDHW[i, 0].numpy(), (v - known.mean) / known.std, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out", "p.jpg"], "p.jpg: the picture is a PNG"),
+        (["--out", "p.png", "--samples", "0"], "--samples is at least 1"),
+        (["--out", "p.png", "data.fold=9"], "no fold 9"),
+        (["--out", "p.png", "data.augmentation=heavy"], "data.augmentation"),
+    ],
+)
+def test_mistakes_are_one_line(
+    store: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["preview", str(store), *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert "\n" not in error
+
+
+def test_the_slice_that_tells_most() -> None:
+    label = np.zeros((5, 8, 8), np.uint8)
+    assert telling_slice(label) == 2
+    label[1] = 1
+    assert telling_slice(label) == 1
+    label[4, 2:4, 2:4] = 2
+    assert telling_slice(label) == 4
+
+
+def test_pictures_are_in_radiological_display() -> None:
+    """RAS arrays: x runs to the patient's right, y to the front; the picture has right on its left and front up."""
+    image, label = np.zeros((1, 8, 8), np.float32), np.zeros((1, 8, 8), np.uint8)
+    image[0, -1, -1] = 1.0
+    row = PreviewRow("", (), (image, label), (image, label), black=0.0, white=1.0)
+    picture = np.asarray(render_preview([row]).convert("L")).astype(int)
+    tile = picture[-TILE_PX - 6 : -6, 200 : 200 + TILE_PX]
+    bright = np.argwhere(tile > 200)
+    assert bright.max(axis=0).tolist() == [TILE_PX // 8 - 1, TILE_PX // 8 - 1]

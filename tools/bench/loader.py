@@ -1,0 +1,421 @@
+"""CPU time of a training sample, from disk to network input: ours, nnU-Net's, MONAI's, in one run on equal cases.
+
+  OMP_NUM_THREADS=1 python tools/bench/loader.py [--patch 64 128 128] [--samples 40] [--scan CT.nii.gz LABEL.nii.gz]
+
+Cases are made (CT-like noise), or cut from a scan. Each contest prints one JSON line; a table ends the run. Times are
+CPU milliseconds a sample of one core, everything in this process; `ratio` is theirs / ours. nnU-Net's own loader takes
+part where nnunetv2 and blosc2 can be imported (pip install nnunetv2; remove the torchvision it brings), its transforms
+always. All use nnU-Net's augmentation; MONAI's transforms get the same probabilities and ranges.
+"""
+
+import argparse
+import json
+import math
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore
+import torch
+import zarr
+from batchgenerators.augmentations.utils import rotate_coords_3d
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from scipy import ndimage
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from liverseg_dist.config import DataConfig, IntensityConfig
+from liverseg_dist.data.augment import DeviceTransform, normalise
+from liverseg_dist.data.loading import PatchLoader, PatchSource
+from liverseg_dist.data.loading.reader import StoreReader
+from liverseg_dist.data.nifti import read_nifti
+from liverseg_dist.volume import Index3
+
+warnings.simplefilter("ignore")
+import monai.transforms as mt  # noqa: E402  (warns while it is imported)
+from monai.data import CacheDataset  # noqa: E402
+
+try:
+    from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+except ImportError:
+    nnUNetDataLoader = None
+
+SLAB: Index3 = (64, 512, 512)
+INTENSITY = IntensityConfig(lower_hu=-17, upper_hu=201, mean=0.53, std=0.18)
+Case = tuple[np.ndarray, np.ndarray]
+BUSY_S = 0.02
+"""CPU seconds of Python a sample, in the main thread, while others read."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    case: str
+    vs: str
+    ours_ms: float
+    theirs_ms: float
+
+    def as_json(self, patch: Index3) -> str:
+        named = {"bench": "loader", "patch": "x".join(map(str, patch)), "case": self.case, "vs": self.vs}
+        figures = {"ours_ms": round(self.ours_ms, 3), "theirs_ms": round(self.theirs_ms, 3)}
+        return json.dumps({**named, **figures, "ratio": round(self.theirs_ms / self.ours_ms, 2)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patch", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X"))
+    parser.add_argument("--samples", type=int, default=40, help="of each peer; ours takes five times as many")
+    parser.add_argument("--cases", type=int, default=4)
+    parser.add_argument("--scan", type=Path, nargs=2, metavar=("CT", "LABEL"), help="real voxels instead of made ones")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    patch: Index3 = tuple(args.patch)
+    cases = list(make_cases(args.cases, args.scan))
+    with tempfile.TemporaryDirectory() as folder:
+        store = write_store(Path(folder) / "store.zarr", cases)
+        contests = []
+        for contest in run_contests(Path(folder), store, cases, patch, args.samples):
+            contests.append(contest)
+            print(contest.as_json(patch), flush=True)
+    print(f"\n{'what, CPU ms a sample':44} {'against':34} {'ours':>8} {'theirs':>8} {'ratio':>7}")
+    for c in contests:
+        print(f"{c.case:44} {c.vs:34} {c.ours_ms:8.2f} {c.theirs_ms:8.2f} {c.theirs_ms / c.ours_ms:7.1f}")
+
+
+def run_contests(
+    folder: Path, store: "BenchStore", cases: list[Case], patch: Index3, samples: int
+) -> Iterator[Contest]:
+    readers = time_readers(folder, store, cases, patch)
+    ours = readers.pop("ours")
+    for name, spent in readers.items():
+        yield Contest("one random image patch from disk", name, ours, spent)
+    loaded, transformed = time_ours(store, patch, 5 * samples)
+    yield Contest("delivered to the device (loader's CPU)", "goal of 4 ms", loaded, 4.0)
+    peers = {"batchgeneratorsv2 (nnU-Net)": time_nnunet_transforms(cases, patch, samples)}
+    for name, spent in peers.items():
+        yield Contest("augmentation alone, on the CPU", name, transformed, spent)
+    whole = {
+        "MONAI CacheDataset": time_monai(cases, patch, samples // 2, cached_indices=False),
+        "MONAI CacheDataset, indices cached": time_monai(cases, patch, samples, cached_indices=True),
+    }
+    if nnUNetDataLoader is not None:
+        whole["nnU-Net loader, blosc2"] = time_nnunet_loader(folder / "nnunet", cases, patch, samples)
+    for name, spent in whole.items():
+        yield Contest("whole loader's CPU, device augments", name, loaded, spent)
+        yield Contest("whole loader and augmentation on the CPU", name, loaded + transformed, spent)
+    yield time_threads_against_processes(store, patch, 2 * samples)
+
+
+# --- cases --------------------------------------------------------------------------------------------------------
+
+
+def make_cases(count: int, scan: list[Path] | None) -> Iterator[Case]:
+    """Slabs of 64 slices: image (int16 HU) and label (uint8)."""
+    if scan is not None:
+        image, label = (read_nifti(path, kind).voxels for path, kind in zip(scan, ("image", "label"), strict=True))
+        first = max(0, int(np.median(np.nonzero(label)[0])) - SLAB[0] // 2)
+        image, label = image[first : first + SLAB[0]], label[first : first + SLAB[0]]
+    else:
+        image, label = made_case()
+    for number in range(count):
+        yield (
+            np.ascontiguousarray(np.roll(image, 25 * number, axis=2).astype(np.int16)),
+            np.ascontiguousarray(np.roll(label, 25 * number, axis=2).astype(np.uint8)),
+        )
+
+
+def made_case() -> Case:
+    rng = np.random.default_rng(0)
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in SLAB), indexing="ij")
+    organs = ndimage.zoom(
+        rng.normal(size=(8, 16, 16)).astype(np.float32),
+        [n / m for n, m in zip(SLAB, (8, 16, 16), strict=True)],
+        order=1,
+    )
+    label = (z**2 / 1.2 + ((y - 0.1) / 0.5) ** 2 + ((x + 0.25) / 0.5) ** 2 < 1).astype(np.uint8)
+    for centre, size in (((0, 0.1, -0.2), 0.12), ((0.4, -0.1, -0.4), 0.04), ((-0.5, 0.2, -0.1), 0.06)):
+        label[(z - centre[0]) ** 2 / 4 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < size**2] = 2
+    inside = (y / 0.75) ** 2 + (x / 0.9) ** 2 < 1
+    noise = ndimage.gaussian_filter(rng.normal(size=SLAB).astype(np.float32), (0.3, 0.7, 0.7))
+    image = 30 + 30 * organs + 60 * (label == 1) + 20 * (label == 2) + 12 * noise / noise.std()
+    return np.where(inside, image, -1000 + 4 * noise).astype(np.int16), label
+
+
+@dataclass(frozen=True)
+class BenchMeta:
+    labelled: bool = True
+    valid_slices: tuple[int, int] = (0, SLAB[0])
+    class_voxels: tuple[int, int, int] = (1, 1, 1)
+    intensity: IntensityConfig = INTENSITY
+
+
+@dataclass(frozen=True)
+class BenchStore:
+    """The store's layout without its bookkeeping."""
+
+    path: Path
+    case_ids: list[str]
+    foregrounds: list[np.ndarray]
+
+    def meta(self, case_id: str) -> BenchMeta:
+        return BenchMeta()
+
+    def foreground(self, case_id: str) -> np.ndarray:
+        return self.foregrounds[self.case_ids.index(case_id)]
+
+
+def write_store(path: Path, cases: list[Case]) -> BenchStore:
+    group = zarr.open_group(str(path), mode="w")
+    names = [f"case_{i}" for i in range(len(cases))]
+    for name, case in zip(names, cases, strict=True):
+        for kind, voxels, coder in zip(("image", "label"), case, ("lz4hc", "lz4"), strict=True):
+            shuffle = "shuffle" if kind == "image" else "noshuffle"
+            codecs = [BloscCodec(cname=coder, clevel=5, shuffle=shuffle, typesize=voxels.itemsize), Crc32cCodec()]
+            array = group.create_array(
+                f"cases/{name}/{kind}", shape=voxels.shape, dtype=voxels.dtype, chunks=(32, 32, 64),
+                shards=voxels.shape, compressors=codecs,
+            )  # fmt: skip
+            array[:] = voxels
+    return BenchStore(path, names, [foreground_rows(label) for _, label in cases])
+
+
+def foreground_rows(label: np.ndarray) -> np.ndarray:
+    components, _ = ndimage.label(label == 2)
+    liver, tumour = np.argwhere(label == 1)[::200], np.argwhere(label == 2)[::20]
+    rows = np.concatenate(
+        [
+            np.c_[np.ones(len(liver)), np.zeros(len(liver)), liver],
+            np.c_[np.full(len(tumour), 2), components[tuple(tumour.T)], tumour],
+        ]
+    ).astype(np.int16)
+    return rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+
+
+# --- clocks -------------------------------------------------------------------------------------------------------
+
+
+def cpu_ms(step: Callable[[int], object], count: int, warm_up: int = 5) -> float:
+    """Mean CPU milliseconds of `step(i)`."""
+    for i in range(warm_up):
+        step(-1 - i)
+    started = time.process_time()
+    for i in range(count):
+        step(i)
+    return (time.process_time() - started) / count * 1e3
+
+
+def time_readers(folder: Path, store: BenchStore, cases: list[Case], patch: Index3) -> dict[str, float]:
+    """The best of several rounds, for each way to read one random image patch."""
+    rng = np.random.default_rng(1)
+    starts = [tuple(int(rng.integers(0, n - p + 1)) for n, p in zip(SLAB, patch, strict=True)) for _ in range(40)]
+    name = f"cases/{store.case_ids[0]}/image"
+    plain = np.memmap(folder / "plain", np.int16, "w+", shape=SLAB)
+    plain[:] = cases[0][0]
+    ours = StoreReader(store.path).array(store.case_ids[0], "image")
+    by_zarr = zarr.open_array(str(store.path), path=name, mode="r")
+    specification = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{store.path}/{name}"}}
+    context = {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 1}}
+    by_tensorstore = tensorstore.open(specification, context=tensorstore.Context(context), read=True).result()
+    out = np.empty(patch, np.int16)
+
+    def box(i: int) -> tuple[slice, ...]:
+        return tuple(slice(a, a + n) for a, n in zip(starts[i % len(starts)], patch, strict=True))
+
+    ways: dict[str, Callable[[int], object]] = {
+        "ours": lambda i: ours.read_box(starts[i % len(starts)], out),  # type: ignore[arg-type]
+        "zarr-python": lambda i: out.__setitem__(..., by_zarr[box(i)]),
+        "tensorstore": lambda i: out.__setitem__(..., by_tensorstore[box(i)].read().result()),
+        "uncompressed memmap (the limit)": lambda i: out.__setitem__(..., plain[box(i)]),
+    }
+    return {name: min(cpu_ms(way, 40) for _ in range(3)) for name, way in ways.items()}
+
+
+def time_ours(store: BenchStore, patch: Index3, count: int) -> tuple[float, float]:
+    """(loader, augmentation) with the nnU-Net preset, batches of 2."""
+    settings = DataConfig(patch_size=patch)
+    source = PatchSource(store, store.case_ids, settings, seed=0, global_batch_size=2)
+    transform = DeviceTransform("nnunet", patch)
+    loading_s, augmenting_s = [], []
+    with PatchLoader(source, ([n, n + 1] for n in range(0, count + 20, 2)), workers=0) as loader:
+        before = time.process_time()
+        for batch in loader:
+            loaded = time.process_time()
+            transform(batch)
+            loading_s.append(loaded - before)
+            before = time.process_time()
+            augmenting_s.append(before - loaded)
+    return float(np.mean(loading_s[10:])) * 500, float(np.mean(augmenting_s[10:])) * 500
+
+
+def field_size(patch: Index3) -> Index3:
+    """What nnU-Net crops before it turns (`get_patch_size`): the patch at 30 degrees about each axis, over 0.85."""
+    angle = math.pi / 6
+    corner = np.array(patch, dtype=np.float64)
+    turned = [np.abs(rotate_coords_3d(corner, *(angle * (axis == i) for i in range(3)))) for axis in range(3)]
+    depth, rows, columns = (np.max([corner, *turned], axis=0) / 0.85).astype(int).tolist()
+    return depth, rows, columns
+
+
+def nnunet_transforms(patch: Index3) -> ComposeTransforms:
+    """As `nnUNetTrainer.get_training_transforms` builds them for an isotropic 3D patch, without deep supervision."""
+    quarter, gamma = BGContrast((0.75, 1.25)), BGContrast((0.7, 1.5))
+    angle = math.radians(30)
+    return ComposeTransforms(
+        [
+            SpatialTransform(
+                patch, 0, random_crop=False, p_rotation=0.2, rotation=(-angle, angle), p_scaling=0.2,
+                scaling=(0.7, 1.4), p_synchronize_scaling_across_axes=1,
+                border_mode_seg="constant", padding_value_seg=-1,
+            ),
+            RandomTransform(GaussianNoiseTransform((0, 0.1), 1, True), 0.1),
+            RandomTransform(GaussianBlurTransform((0.5, 1.0), False, False, 0.5, benchmark=True), 0.2),
+            RandomTransform(MultiplicativeBrightnessTransform(quarter, False, 1), 0.15),
+            RandomTransform(ContrastTransform(quarter, True, False, 1), 0.15),
+            RandomTransform(SimulateLowResolutionTransform((0.5, 1), False, True, None, p_per_channel=0.5), 0.25),
+            RandomTransform(GammaTransform(gamma, 1, False, 1, 1), 0.1),
+            RandomTransform(GammaTransform(gamma, 0, False, 1, 1), 0.3),
+            MirrorTransform((0, 1, 2)),
+            RemoveLabelTansform(-1, 0),
+        ]
+    )  # fmt: skip
+
+
+def time_nnunet_transforms(cases: list[Case], patch: Index3, count: int) -> float:
+    """On patches as its loader crops them; warmed up until its blur has chosen its convolution."""
+    transforms, size = nnunet_transforms(patch), field_size(patch)
+    image = torch.from_numpy(np.resize(cases[0][0][:, 100 : 100 + size[1], 100 : 100 + size[2]], size))
+    normalised = normalise(image, *INTENSITY.model_dump().values())[None]
+    label = torch.from_numpy(np.resize(cases[0][1][:, 100 : 100 + size[1], 100 : 100 + size[2]], size))[None].to(
+        torch.int16
+    )
+    seed_peers()
+    return cpu_ms(lambda i: transforms(image=normalised.clone(), segmentation=label.clone()), 2 * count, warm_up=30)
+
+
+def time_nnunet_loader(folder: Path, cases: list[Case], patch: Index3, count: int) -> float:
+    folder.mkdir()
+    for number, (image, label) in enumerate(cases):
+        normalised = normalise(torch.from_numpy(image), *INTENSITY.model_dump().values()).numpy()[None]
+        places = {value: np.c_[np.zeros(1000, int), _sampled(np.argwhere(label == value))] for value in (1, 2)}
+        blocks, chunks = comp_blosc2_params(normalised.shape, patch)
+        nnUNetDatasetBlosc2.save_case(
+            normalised,
+            label[None].astype(np.int8),
+            {"class_locations": places},
+            str(folder / f"case_{number}"),
+            chunks=chunks,
+            blocks=blocks,
+        )
+
+    class Labels:
+        all_labels, has_ignore_label = [1, 2], False
+
+    dataset: Any = nnUNetDatasetBlosc2(str(folder))
+    seed_peers()
+    loader = nnUNetDataLoader(dataset, 2, field_size(patch), patch, Labels(), 0.33, transforms=nnunet_transforms(patch))
+    return cpu_ms(lambda i: next(loader), count // 2, warm_up=10) / 2
+
+
+def seed_peers() -> None:
+    np.random.seed(0)  # noqa: NPY002  (theirs is the global one)
+    torch.manual_seed(0)
+
+
+def _sampled(voxels: np.ndarray) -> np.ndarray:
+    return voxels[np.random.default_rng(0).integers(0, len(voxels), 1000)]
+
+
+def time_monai(cases: list[Case], patch: Index3, count: int, *, cached_indices: bool) -> float:
+    keys, angle = ("image", "label"), math.radians(30)
+    mode = ("bilinear", "nearest")
+    cached: list = [mt.EnsureChannelFirstd(keys, channel_dim="no_channel")]
+    cached += [mt.FgBgToIndicesd("label")] if cached_indices else []
+    indices = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"} if cached_indices else {}
+    randomly: list = [
+        mt.RandCropByPosNegLabeld(keys, label_key="label", spatial_size=patch, pos=1, neg=2, num_samples=1, **indices),
+        mt.RandAffined(
+            keys,
+            prob=1 - 0.8 * 0.8,
+            rotate_range=(angle,) * 3,
+            scale_range=((-0.3, 0.4),) * 3,
+            mode=mode,
+            padding_mode="zeros",
+        ),
+        mt.RandGaussianNoised("image", prob=0.1, std=0.1),
+        mt.RandGaussianSmoothd("image", (0.5, 1.0), (0.5, 1.0), (0.5, 1.0), prob=0.1),
+        mt.RandScaleIntensityd("image", 0.25, prob=0.15),
+        mt.RandScaleIntensityFixedMeand("image", factors=0.25, preserve_range=True, prob=0.15),
+        mt.RandSimulateLowResolutiond("image", prob=0.125, zoom_range=(0.5, 1.0)),
+        mt.RandAdjustContrastd("image", prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True),
+        mt.RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
+        *[mt.RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)],
+    ]
+    data = [
+        {
+            "image": normalise(torch.from_numpy(image), *INTENSITY.model_dump().values()),
+            "label": torch.from_numpy(label),
+        }
+        for image, label in cases
+    ]
+    transform = mt.Compose([*cached, *randomly]).set_random_state(0)
+    dataset = CacheDataset(data, transform, num_workers=1, progress=False)
+    return cpu_ms(lambda i: dataset[i % len(dataset)], count)
+
+
+class AsDataset(torch.utils.data.Dataset):
+    """Our source behind torch's process loader."""
+
+    def __init__(self, store: BenchStore, patch: Index3, count: int) -> None:
+        self.source = PatchSource(store, store.case_ids, DataConfig(patch_size=patch, augmentation="none"), 0, 2)
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        patch = self.source.sample(index)
+        return torch.from_numpy(patch.image_DHW), torch.from_numpy(patch.label_DHW)
+
+
+def time_threads_against_processes(store: BenchStore, patch: Index3, count: int) -> Contest:
+    """CPU of reading (all processes) beside a main thread that is busy in Python, as one that launches kernels."""
+
+    def spent_s() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.process_time() + children.ru_utime + children.ru_stime
+
+    def run(samples: Iterator) -> float:
+        started = spent_s()
+        for _ in samples:
+            until = time.thread_time() + BUSY_S
+            while time.thread_time() < until:
+                pass
+        return ((spent_s() - started) / count - BUSY_S) * 1e3
+
+    source = PatchSource(store, store.case_ids, DataConfig(patch_size=patch, augmentation="none"), 0, 2)
+    with PatchLoader(source, ([n] for n in range(count)), workers=1) as loader:
+        by_thread = run(iter(loader))
+    loader_of_torch = torch.utils.data.DataLoader(
+        AsDataset(store, patch, count), batch_size=1, num_workers=1, prefetch_factor=4
+    )
+    by_process = run(iter(loader_of_torch))
+    return Contest("read beside a main thread busy in Python", "torch DataLoader, one process", by_thread, by_process)
+
+
+if __name__ == "__main__":
+    main()
