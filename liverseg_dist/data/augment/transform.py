@@ -10,7 +10,16 @@ from typing import Protocol
 
 import torch
 
-from liverseg_dist.data.augment import intensity
+from liverseg_dist.data.augment.intensity import (
+    add_noise,
+    blur,
+    change_gamma,
+    lower_resolution,
+    scale_brightness,
+    scale_contrast,
+    shift_enhancement,
+    thicken_slices,
+)
 from liverseg_dist.data.augment.presets import PRESETS, AugmentDraw, PresetName, draw_augmentation
 from liverseg_dist.data.augment.spatial import centre_crop, resample
 from liverseg_dist.volume import Index3
@@ -77,21 +86,21 @@ def normalise(hu: Tensor, lower_hu: float, upper_hu: float, mean: float, std: fl
 
 def _augment_intensity(image: Tensor, label: Tensor, draw: AugmentDraw, seed: int) -> Tensor:
     if draw.enhancement is not None:
-        image = intensity.shift_enhancement(image, label, *draw.enhancement)
+        image = shift_enhancement(image, label, *draw.enhancement)
     if draw.slice_thickness is not None:
-        image = intensity.thicken_slices(image, draw.slice_thickness)
+        image = thicken_slices(image, draw.slice_thickness)
     if draw.noise_sigma is not None:
-        image = intensity.add_noise(image, draw.noise_sigma, seed)
+        image = add_noise(image, draw.noise_sigma, seed)
     if draw.blur_sigma_voxels is not None:
-        image = intensity.blur(image, draw.blur_sigma_voxels)
+        image = blur(image, draw.blur_sigma_voxels)
     if draw.brightness is not None:
-        image = intensity.scale_brightness(image, draw.brightness)
+        image = scale_brightness(image, draw.brightness)
     if draw.contrast is not None:
-        image = intensity.scale_contrast(image, draw.contrast)
+        image = scale_contrast(image, draw.contrast)
     if draw.low_resolution is not None:
-        image = intensity.lower_resolution(image, draw.low_resolution, in_plane_only=draw.in_plane_only)
+        image = lower_resolution(image, draw.low_resolution, in_plane_only=draw.in_plane_only)
     if draw.inverted_gamma is not None:
-        image = intensity.change_gamma(image, draw.inverted_gamma, inverted=True)
+        image = change_gamma(image, draw.inverted_gamma, inverted=True)
     if draw.gamma is not None:
-        image = intensity.change_gamma(image, draw.gamma)
+        image = change_gamma(image, draw.gamma)
     return image
