@@ -129,7 +129,14 @@ def _made(job: CaseJob, source_sha256: str) -> CaseRecord:
             Finding("info", "not_stored", "no label by design; not stored (missing_label=unlabelled stores it)").to_json()
         )
     if wanted and not job.audit_only:
-        _store(job, record, image, audit)
+        try:
+            _store(job, record, image, audit)
+        except OSError:  # a full or read-only disk is no fault of the case
+            raise
+        except Exception as error:  # whatever one case does to us, the others go on; the exit code tells
+            record.status, record.slabs = "quarantined", {}
+            reason = f"cleaning failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            record.findings.append(Finding("error", "failed", reason).to_json())
     return record
 
 

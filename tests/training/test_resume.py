@@ -1,0 +1,146 @@
+"""A run that is killed and started again ends with the same bytes as one that was left alone. Real processes."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from liverseg_dist.errors import EXIT_AGAIN, EXIT_USER
+from tests.distributed.launch import clean_environment, liverseg, torchrun, torchrun_command
+
+pytestmark = pytest.mark.distributed
+
+TINY = (
+    "data.patch_size=[16,32,32]", "data.workers=1", "data.augmentation=light", "model.features=[4,8]",
+    "train.global_batch_size=4", "train.optimizer=adamw", "train.learning_rate=1e-3", "train.ema_decay=0.9",
+    "train.threads=1", "train.log_every_steps=1", "checkpoint.every_steps=2", "validation.every_steps=4",
+    "validation.max_cases=1",
+)  # fmt: skip
+STEPS = 8
+
+
+def arguments(store: Path, run: Path, *overrides: str) -> list[str]:
+    base = ["-m", "liverseg_dist", "train", "--device", "cpu", f"data.store={store}", f"run.dir={run}"]
+    return [*base, f"train.max_steps={STEPS}", *TINY, *overrides]
+
+
+def sha256(run: Path) -> str:
+    return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+
+
+def steps_logged(run: Path) -> list[int]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [record["step"] for record in map(json.loads, lines) if "train/loss" in record]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(phantom_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = torchrun(2, *arguments(phantom_store, run))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return run
+
+
+def test_a_run_leaves_what_a_run_folder_promises(undisturbed: Path) -> None:
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "model.safetensors", "best.safetensors"):
+        assert (undisturbed / name).is_file(), name
+    assert list(undisturbed.glob("events.*"))
+    assert json.loads((undisturbed / "status.json").read_text())["state"] == "finished"
+    assert steps_logged(undisturbed) == list(range(1, STEPS + 1))
+    assert not [p for p in undisturbed.rglob("*") if p.name.endswith((".tmp", ".pt", ".pkl", ".distcp"))]
+
+
+def test_the_same_settings_give_the_same_bytes(undisturbed: Path, phantom_store: Path, tmp_path: Path) -> None:
+    done = torchrun(2, *arguments(phantom_store, tmp_path / "run", "data.workers=0"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sha256(tmp_path / "run") == sha256(undisturbed)
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+def test_killed_and_started_again_it_ends_the_same(
+    how: str, undisturbed: Path, phantom_store: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        torchrun_command(2, *arguments(phantom_store, run)),
+        env=clean_environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for_step(run, 3, process)
+        os.killpg(process.pid, signal.Signals[how])
+    finally:
+        if how == "SIGKILL":
+            process.wait(60)
+    process.wait(90)
+    assert not (run / "model.safetensors").exists() or how == "SIGTERM"
+    again = torchrun(2, *arguments(phantom_store, run))
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "continues at step" in again.stdout
+    assert steps_logged(run) == list(range(1, STEPS + 1))
+    assert sha256(run) == sha256(undisturbed)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen, timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if (run / "metrics.jsonl").exists() and f'"step": {step},' in (run / "metrics.jsonl").read_text():
+            return
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached in {timeout_s} s")
+
+
+def test_stopped_on_request_says_so_by_its_exit_code(phantom_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        ["python", *arguments(phantom_store, run, "train.max_steps=100000")],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    wait_for_step(run, 2, process)
+    process.send_signal(signal.SIGUSR2)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_AGAIN, out
+    assert "by SIGUSR2; all is saved" in out
+    assert json.loads((run / "status.json").read_text())["state"] == "stopped"
+
+
+def test_fixed_order_sums_make_the_number_of_ranks_irrelevant(phantom_store: Path, tmp_path: Path) -> None:
+    exact = ("train.deterministic_reduction=true", "train.max_steps=4")
+    torchrun(2, *arguments(phantom_store, tmp_path / "two", *exact))
+    torchrun(1, *arguments(phantom_store, tmp_path / "one", *exact, "train.stop_at_step=2"))
+    done = torchrun(3, *arguments(phantom_store, tmp_path / "one", *exact))  # one rank, then three
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sha256(tmp_path / "one") == sha256(tmp_path / "two")
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(undisturbed: Path, phantom_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    liverseg(*arguments(phantom_store, run, "train.stop_at_step=6")[2:])
+    newest = max((run / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))
+    assert newest.name == "step_6"
+    shard = next(newest.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-7])
+    (run / "checkpoints" / ".step_8.tmp").mkdir()
+    again = liverseg(*arguments(phantom_store, run)[2:])
+    assert again.returncode == 0, again.stderr
+    assert "step_6 is passed over" in again.stderr
+    assert "continues at step 4" in again.stdout
+    assert not (run / "checkpoints" / ".step_8.tmp").exists()
+
+
+def test_other_settings_do_not_continue_a_run(undisturbed: Path, phantom_store: Path) -> None:
+    done = liverseg(*arguments(phantom_store, undisturbed, "train.learning_rate=0.5")[2:])
+    assert done.returncode == EXIT_USER
+    assert "train.learning_rate=0.001, now 0.5 is asked for" in done.stderr
+    assert "Traceback" not in done.stderr
