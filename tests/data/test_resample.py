@@ -220,7 +220,7 @@ def test_a_straight_ramp_stays_straight() -> None:
 
 
 def test_small_tumours_keep_their_volume_when_slices_grow() -> None:
-    """Doubling the slice thickness puts every new slice halfway between two old ones; nothing may be lost on average."""
+    """Doubling the slice thickness puts every new slice halfway between two old ones; the mean loss is nought."""
     grid = Grid((40, 60, 60), np.diag([0.8, 0.8, 1.5, 1]))
     world_mm = grid.world_mm(np.argwhere(np.ones(grid.shape)))
     target = grid.with_spacing((3.0, 0.8, 0.8))

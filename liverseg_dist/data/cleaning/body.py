@@ -27,7 +27,8 @@ class Box:
 def body_mask(volume: Volume) -> np.ndarray:
     """Boolean mask (z, y, x) of the body, organs and bowel gas included; all False when nothing is tissue.
 
-    Threshold, opening in plane, largest connected component, holes filled slice by slice, on a coarse grid.
+    Threshold, opening in plane, largest connected component, holes filled slice by slice, on a coarse grid. A few mm
+    larger than the body, so that no skin is lost.
     """
     step_y, step_x = (max(1, round(COARSE_MM / mm)) for mm in volume.spacing_mm[1:])
     coarse = volume.voxels[:, ::step_y, ::step_x] > TISSUE_HU
@@ -46,7 +47,7 @@ def body_mask(volume: Volume) -> np.ndarray:
     body = pieces == 1 + int(np.argmax(sizes[1:]))
     for image in body:
         image[:] = ndimage.binary_fill_holes(image)
-    body = ndimage.binary_dilation(body, disc)  # back over the skin that the opening took
+    body = ndimage.binary_dilation(body, disc)
     return body.repeat(step_y, axis=1).repeat(step_x, axis=2)[:, : volume.shape[1], : volume.shape[2]]
 
 

@@ -41,25 +41,27 @@ def gaussian(image_yx: np.ndarray, sigma_voxels: float) -> np.ndarray:
     return ndimage.gaussian_filter(image_yx.astype(np.float32), sigma_voxels, mode="nearest")
 
 
-def total_variation(image_yx: np.ndarray, weight: float) -> np.ndarray:
+def total_variation(
+    image_yx: np.ndarray, weight: float, tolerance: float = TV_TOLERANCE, iterations: int = TV_ITERATIONS
+) -> np.ndarray:
     """Minimises |u - image|^2 / 2 + weight * TV(u), weight in HU.
 
     Chambolle's dual projection (2004, https://doi.org/10.1023/B:JMIV.0000011325.36760.1e), step 1/4, until the energy
-    changes by less than 2e-4 of its first value.
+    changes by less than `tolerance` of its first value.
     """
     image = image_yx.astype(np.float32)
     if weight <= 0:
         return image
     dual = np.zeros((2, *image.shape), dtype=np.float32)
     first = previous = None
-    for _ in range(TV_ITERATIONS):
+    for _ in range(iterations):
         result = image + _divergence(dual)
         gradient = _gradient(result)
         norm = np.sqrt((gradient**2).sum(axis=0))
         energy = float((((result - image) ** 2).sum() / 2 + weight * norm.sum()) / image.size)
         if first is None or previous is None:
             first = energy
-        elif abs(previous - energy) < TV_TOLERANCE * first:
+        elif abs(previous - energy) < tolerance * first:
             break
         previous = energy
         dual = (dual - 0.25 * gradient) / (1 + 0.25 / weight * norm)
