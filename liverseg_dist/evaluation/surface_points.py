@@ -9,9 +9,9 @@ from scipy import ndimage
 from liverseg_dist.evaluation.lesions import find_components, match_lesions
 from liverseg_dist.labels import TUMOUR
 
-VOXEL_MM = 3.0
+VOXEL_MM = 3.5
 """Size of the cubes that the masks are reduced to."""
-MAX_POINTS = 6000
+MAX_POINTS = 7000
 KINDS = ("liver", "found", "missed", "false")
 """Point kinds: true liver, true tumours that were found (any overlap), true tumours that were missed, false tumours."""
 

@@ -81,7 +81,7 @@ def y_axis(axis: Axis, x: float, right: float, title: str) -> list[Markup]:
         ]
     middle = (axis.start + axis.stop) / 2
     turned = Markup('<text transform="translate({},{}) rotate(-90)" text-anchor="middle" class="title">{}</text>')
-    return [*marks, turned.format(x - 40, middle, title)]
+    return [*marks, turned.format(x - 48, middle, title)]
 
 
 def picture(width: int, height: int, marks: Sequence[Markup], description: str) -> Markup:
