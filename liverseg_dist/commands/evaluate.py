@@ -21,12 +21,12 @@ import torch
 
 from liverseg_dist.commands.options import add_inference
 from liverseg_dist.data.msd import read_dataset
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.store import CaseStore, Part
 from liverseg_dist.distributed.collectives import agree, barrier, gather
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
+from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, write_results
 from liverseg_dist.inference.cases import share
 from liverseg_dist.inference.evaluate import Evaluation, Slabs, scans_of
 from liverseg_dist.inference.runs import LoadedRun, fingerprint_of_runs, load_run, predictor_for
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple[list[str], str, Path]:
     """(case ids, name of the part, folder for the results)."""
-    home = args.out or run.path / "evaluation"
+    home = run.path / EVALUATION
     if args.cases is not None:
         wanted = [name.strip() for name in args.cases.split(",") if name.strip()]
         strangers = sorted(set(wanted) - set(store.case_ids))
@@ -81,8 +81,8 @@ def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple
             raise UserError(f"--cases: {', '.join(strangers) or 'nothing'} is not in {store.path}")
         return sorted(set(wanted)), "cases", args.out or home / "cases"
     fold = run.settings.data.fold
-    default = "test" if store.ids("test", fold) else "validation"
-    part = args.part or default
+    default: Part = "test" if store.ids("test", fold) else "validation"
+    part: Part = args.part or default
     return list(store.ids(part, fold)), part, args.out or (home if part == default else home / part)
 
 

@@ -4,7 +4,7 @@ Two kinds of input. `slab`: the 64 slices the store keeps; all else counts as ba
 the help of the truth, so liver found outside it is never seen: the kind of score that tells whether training went well.
 `scan`: the whole scan from its file, as a user's scan will come: the kind of score to publish.
 Either way the mask is compared with the truth on the scan's own voxels, in mm, and a case is a scan: one that the store
-keeps as several slabs (`slab.policy=tile`) is put together again, each slice from the slab in whose middle it lies most.
+keeps as several slabs (`slab.policy=tile`) is put together again, each slice from the slab whose middle is nearest.
 """
 
 import hashlib
