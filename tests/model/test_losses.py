@@ -1,0 +1,130 @@
+"""Each loss against MONAI's of the same name, or PyTorch's; padding, micro-batches, gradients."""
+
+import monai.losses
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from liverseg_dist.config import LossConfig, ModelConfig
+from liverseg_dist.errors import UserError
+from liverseg_dist.labels import IGNORE
+from liverseg_dist.model.losses import SegmentationLoss, build_loss, frequency_weights
+
+SHAPE = (3, 6, 8, 10)
+
+
+@pytest.fixture
+def logits() -> Tensor:
+    return torch.randn(SHAPE[0], 3, *SHAPE[1:], generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def label() -> Tensor:
+    return torch.randint(0, 3, SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+
+
+def make(regions: bool = False, **changes: object) -> SegmentationLoss:
+    return build_loss(LossConfig(**changes), ModelConfig(regions=regions), (1000, 100, 10))
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_dice_equals_monai(logits: Tensor, label: Tensor, batch: bool) -> None:
+    theirs = monai.losses.DiceLoss(
+        include_background=False, softmax=True, to_onehot_y=True, batch=batch, smooth_nr=2e-5, smooth_dr=2e-5
+    )
+    ours = make(name="dice", batch_dice=batch)(logits, label).total
+    assert torch.allclose(ours, theirs(logits, label.unsqueeze(1)), atol=1e-6)
+
+
+def test_tversky_equals_monai(logits: Tensor, label: Tensor) -> None:
+    theirs = monai.losses.TverskyLoss(
+        include_background=False, softmax=True, to_onehot_y=True, alpha=0.3, beta=0.7, smooth_nr=1e-5, smooth_dr=1e-5
+    )
+    ours = make(name="tversky_ce")(logits, label).parts["dice"]
+    assert torch.allclose(ours, theirs(logits, label.unsqueeze(1)), atol=1e-6)
+
+
+def test_weighted_cross_entropy_equals_torch_per_sample(logits: Tensor, label: Tensor) -> None:
+    weight = torch.tensor([1.0, 2.0, 5.0])
+    ours = make(name="ce", class_weights=(1.0, 2.0, 5.0))(logits, label).total
+    samples = [F.cross_entropy(logits[i : i + 1], label[i : i + 1].long(), weight=weight) for i in range(SHAPE[0])]
+    assert torch.allclose(ours, torch.stack(samples).mean(), atol=1e-6)
+
+
+def test_focal_equals_monai(logits: Tensor, label: Tensor) -> None:
+    theirs = monai.losses.FocalLoss(gamma=2.0, to_onehot_y=True, use_softmax=True, reduction="none")
+    per_voxel = theirs(logits, label.unsqueeze(1)).sum(1)  # only the true class's channel is not zero
+    ours = make(name="dice_focal")(logits, label).parts["ce"]
+    assert torch.allclose(ours, per_voxel.mean(), atol=1e-6)
+
+
+def test_regions_equal_monai_with_sigmoids(logits: Tensor, label: Tensor) -> None:
+    target = torch.stack([(label > 0), (label == 2)], dim=1).float()
+    dice = monai.losses.DiceLoss(sigmoid=True, smooth_nr=2e-5, smooth_dr=2e-5)(logits[:, :2], target)
+    entropy = F.binary_cross_entropy_with_logits(logits[:, :2], target)
+    ours = make(regions=True, name="dice_ce")(logits[:, :2], label)
+    assert torch.allclose(ours.parts["dice"], dice, atol=1e-6)
+    assert torch.allclose(ours.parts["ce"], entropy, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dice_ce", "dice_focal", "tversky_ce", "ce", "dice"])
+@pytest.mark.parametrize("regions", [False, True])
+def test_padding_has_no_influence(logits: Tensor, label: Tensor, name: str, regions: bool) -> None:
+    label = label.clone()
+    label[:, :2] = IGNORE
+    inside = logits[:, : 2 if regions else 3].clone().requires_grad_()
+    loss = make(regions=regions, name=name, class_weights=(1.0, 2.0, 5.0))
+    whole = loss(inside, label).total
+    whole.backward()
+    assert torch.allclose(whole, loss(inside[:, :, 2:], label[:, 2:]).total, atol=1e-6)
+    assert inside.grad[:, :, :2].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["dice_ce", "dice_focal", "tversky_ce"])
+def test_the_mean_over_micro_batches_is_the_batch(logits: Tensor, label: Tensor, name: str) -> None:
+    loss = make(name=name, class_weights="auto")
+    parts = [loss(logits[i : i + 1], label[i : i + 1]).total for i in range(SHAPE[0])]
+    assert torch.allclose(torch.stack(parts).mean(), loss(logits, label).total, atol=1e-6)
+
+
+def test_deep_supervision_halves_the_weight_at_each_level(logits: Tensor, label: Tensor) -> None:
+    loss = make(name="dice_ce")
+    lower = torch.randn(SHAPE[0], 3, 3, 4, 5, generator=torch.Generator().manual_seed(3))
+    expected = (loss(logits, label).total * 1.0 + loss(lower, label[:, ::2, ::2, ::2]).total * 0.5) / 1.5
+    assert torch.allclose(loss([logits, lower], label).total, expected, atol=1e-6)
+
+
+def test_gradients_are_right(label: Tensor) -> None:
+    small = label[:1, :2, :2, :2]
+    logits = torch.randn(1, 3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    loss = make(name="dice_focal")
+    numeric = torch.autograd.functional.jacobian(lambda x: loss(x, small).total.double(), logits).flatten()
+    step = 1e-3
+    for i in range(0, logits.numel(), 5):
+        moved = logits.detach().clone().flatten()
+        moved[i] += step
+        up = loss(moved.view_as(logits), small).total
+        moved[i] -= 2 * step
+        down = loss(moved.view_as(logits), small).total
+        assert float((up - down) / (2 * step)) == pytest.approx(float(numeric[i]), abs=2e-4)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_absent_and_all_padded_are_finite(regions: bool) -> None:
+    logits = torch.full((1, 2 if regions else 3, 4, 4, 4), 30.0, dtype=torch.bfloat16, requires_grad=True)
+    for value in (0, IGNORE):
+        result = make(regions=regions, name="dice_ce")(logits, torch.full((1, 4, 4, 4), value, dtype=torch.uint8))
+        result.total.backward()
+        assert torch.isfinite(result.total)
+        assert torch.isfinite(logits.grad).all()
+
+
+def test_automatic_weights_and_wrong_ones() -> None:
+    weights = frequency_weights((10_000, 100, 1))
+    assert sum(weights) == pytest.approx(3)
+    assert weights[2] / weights[1] == pytest.approx(10)
+    with pytest.raises(UserError, match="has 2 numbers"):
+        make(class_weights=(1.0, 2.0))
+    with pytest.raises(UserError, match="needs the store's class counts"):
+        build_loss(LossConfig(class_weights="auto"), ModelConfig())
