@@ -1,0 +1,71 @@
+"""Who am I: torchrun's, srun's and nobody's environment; half-set ones are refused."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from liverseg_dist.distributed.world import World, slurm_port
+from liverseg_dist.errors import UserError
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+TORCHRUN |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+SRUN = {
+    "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "7", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "node[1-3]", "SLURM_STEP_TASKS_PER_NODE": "2(x2),3", "SLURM_NODEID": "2",
+}  # fmt: skip
+
+
+def test_alone() -> None:
+    world = World.from_environment("cpu", {})
+    assert (world.global_rank, world.world_size, world.is_main, world.is_distributed) == (0, 1, True, False)
+
+
+def test_torchrun() -> None:
+    world = World.from_environment("cpu", TORCHRUN)
+    assert (world.global_rank, world.local_rank, world.world_size, world.local_world_size) == (3, 1, 4, 2)
+    assert (world.master, world.launched_by) == ("node1:29500", "torchrun")
+
+
+def test_srun_finds_its_first_host_and_a_port_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol = tmp_path / "scontrol"  # stands in for SLURM's, which expands host lists
+    scontrol.write_text('#!/bin/sh\n[ "$3" = "node[1-3]" ] && printf "node1\\nnode2\\nnode3\\n"\n')
+    scontrol.chmod(scontrol.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    world = World.from_environment("cpu", SRUN)
+    assert (world.global_rank, world.local_rank, world.world_size, world.local_world_size) == (5, 1, 7, 3)
+    assert world.master == f"node1:{slurm_port('1234', '0')}"
+
+
+def test_a_batch_script_without_srun_is_one_process() -> None:
+    env = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_LOCALID": "0"}
+    assert World.from_environment("cpu", env).world_size == 1
+
+
+@pytest.mark.parametrize("absent", ["WORLD_SIZE", "MASTER_ADDR", "LOCAL_RANK"])
+def test_a_half_set_torchrun_environment_is_refused(absent: str) -> None:
+    with pytest.raises(UserError, match=f"half set: .* without {absent}"):
+        World.from_environment("cpu", {k: v for k, v in TORCHRUN.items() if k != absent})
+
+
+def test_a_half_set_srun_environment_is_refused() -> None:
+    with pytest.raises(UserError, match="srun's environment is half set"):
+        World.from_environment("cpu", {k: v for k, v in SRUN.items() if k != "SLURM_PROCID"})
+
+
+@pytest.mark.parametrize(("key", "value"), [("RANK", "4"), ("RANK", "one")])
+def test_nonsense_is_refused(key: str, value: str) -> None:
+    with pytest.raises(UserError, match=key):
+        World.from_environment("cpu", TORCHRUN | {key: value})
+
+
+def test_neighbouring_jobs_get_unlike_ports_below_the_ephemeral_range() -> None:
+    ports = {slurm_port(str(job), str(step)) for job in range(200) for step in range(5)}
+    assert len(ports) == 1000
+    assert min(ports) >= 20_000
+    assert max(ports) < 32_768
+
+
+def test_an_unknown_or_absent_device_is_refused() -> None:
+    with pytest.raises(UserError, match="one of auto, cpu, cuda"):
+        World.from_environment("tpu", {})
