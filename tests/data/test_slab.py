@@ -1,0 +1,112 @@
+"""The 64 slices: where each policy puts them, what is padding, what is lost."""
+
+import numpy as np
+import pytest
+
+from liverseg_dist.config import SlabConfig
+from liverseg_dist.data.slab import Slab, coverage, padded_label, place_slabs
+from liverseg_dist.labels import IGNORE
+from liverseg_dist.volume import Grid, Volume
+
+
+def scan(slices: int, spacing_z: float = 2.0) -> Grid:
+    affine = np.diag([1.0, 1.0, spacing_z, 1.0])
+    affine[:3, 3] = (-5, 7, 100)
+    return Grid((slices, 12, 10), affine)
+
+
+def label_on(grid: Grid, liver: tuple[int, int], *tumours: tuple[int, int]) -> Volume:
+    voxels = np.zeros(grid.shape, np.uint8)
+    voxels[liver[0] : liver[1], 2:8, 2:8] = 1
+    for first, last in tumours:
+        voxels[first:last, 3:5, 3:5] = 2
+    return Volume(voxels, grid)
+
+
+def place(grid: Grid, label: Volume | None, policy: str, spacing_mm: tuple | None = None) -> tuple[Slab, ...]:
+    slabs = place_slabs(grid, label, spacing_mm, SlabConfig(policy=policy, margin_mm=10))
+    assert all(slab.grid.shape[0] == 64 for slab in slabs)
+    return slabs
+
+
+def first_slice_mm(slab: Slab) -> float:
+    return float(slab.grid.world_mm(np.array([0, 0, 0]))[2])
+
+
+def test_fit_keeps_native_slices_when_the_liver_fits() -> None:
+    grid = scan(200)
+    (slab,) = place(grid, label_on(grid, (80, 120)), "fit")
+    assert slab.grid.spacing_mm == grid.spacing_mm
+    assert first_slice_mm(slab) == 100 + 2 * (100 - 32)
+    assert slab.valid_slices == (0, 64)
+
+
+def test_fit_stretches_slices_over_a_longer_liver_and_its_margin() -> None:
+    grid = scan(200)
+    (slab,) = place(grid, label_on(grid, (40, 140)), "fit")
+    low_mm, high_mm = 100 + 2 * (40 - 0.5) - 10, 100 + 2 * (140 - 0.5) + 10  # outer faces of the liver, and the margin
+    step = slab.grid.spacing_mm[0]
+    assert 64 * step == pytest.approx(high_mm - low_mm)
+    assert first_slice_mm(slab) == pytest.approx(low_mm + step / 2)
+    assert coverage(label_on(grid, (40, 140)), [slab])["liver_inside"] == 1.0
+
+
+def test_fit_stays_within_the_scan() -> None:
+    grid = scan(90)
+    (slab,) = place(grid, label_on(grid, (70, 90)), "fit")
+    assert first_slice_mm(slab) == 100 + 2 * 26
+    assert slab.valid_slices == (0, 64)
+
+
+@pytest.mark.parametrize("policy", ["fit", "window", "tile"])
+@pytest.mark.parametrize(("slices", "valid"), [(20, (22, 42)), (3, (30, 33)), (63, (0, 63)), (64, (0, 64))])
+def test_short_scans_are_padded_and_the_padding_is_marked(policy: str, slices: int, valid: tuple[int, int]) -> None:
+    grid = scan(slices)
+    (slab,) = place(grid, label_on(grid, (0, slices)), policy)
+    assert slab.valid_slices == valid
+    marked = padded_label(np.zeros((64, 2, 2), np.uint8), slab)
+    assert (marked[valid[0] : valid[1]] == 0).all()
+    assert (marked == IGNORE).all(axis=(1, 2)).sum() == 64 - slices
+    inside = slab.grid.index_of(grid.world_mm(np.array([[0, 0, 0], [slices - 1, 0, 0]])))[:, 0]
+    assert inside.round(6).tolist() == [valid[0], valid[1] - 1]
+
+
+def test_window_prefers_tumour_over_liver() -> None:
+    grid = scan(300)
+    label = label_on(grid, (10, 200), (180, 200))
+    (slab,) = place(grid, label, "window")
+    assert first_slice_mm(slab) == 100 + 2 * 136  # ends with the liver: all tumour, and most liver with it
+    lost = coverage(label, [slab])
+    assert lost["tumour_inside"] == 1.0
+    assert lost["liver_inside"] == pytest.approx((64 * 36) / (190 * 36))
+
+
+def test_coverage_counts_tumours_that_are_cut_or_missed() -> None:
+    grid = scan(300)
+    label = label_on(grid, (0, 300), (60, 70), (200, 210), (10, 20))
+    slab = Slab(grid.cropped((0, 0, 0), (64, 12, 10)), (0, 64))
+    lost = coverage(label, [slab])
+    assert (lost["tumours_cut"], lost["tumours_missed"]) == (1, 1)
+    assert lost["tumour_inside"] == pytest.approx(14 / 30)
+
+
+def test_tiles_overlap_and_cover_the_liver() -> None:
+    grid = scan(300)
+    label = label_on(grid, (20, 220))
+    slabs = place(grid, label, "tile")
+    starts = [round((first_slice_mm(slab) - 100) / 2) for slab in slabs]
+    assert starts == [20, 68, 116, 156]
+    assert coverage(label, slabs)["liver_inside"] == 1.0
+
+
+def test_without_a_label_the_whole_scan_is_kept() -> None:
+    (slab,) = place(scan(300), None, "fit")
+    assert slab.grid.spacing_mm[0] == pytest.approx(300 * 2 / 64)
+    assert first_slice_mm(slab) == pytest.approx(99 + slab.grid.spacing_mm[0] / 2)
+
+
+def test_another_spacing_in_plane() -> None:
+    grid = scan(100)
+    (slab,) = place(grid, label_on(grid, (40, 60)), "fit", (2.0, 2.0, 2.0))
+    assert slab.grid.shape == (64, 6, 5)
+    assert slab.grid.spacing_mm == pytest.approx((2, 2, 2))

@@ -1,0 +1,113 @@
+"""Splits: nnU-Net's own, patients kept together, strata, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.model_selection import KFold
+
+from liverseg_dist.config import SplitConfig
+from liverseg_dist.data.splits import Splits, make_splits, nnunet_folds, read_patients
+from liverseg_dist.errors import UserError
+
+
+def burdens(count: int, seed: int = 0) -> dict[str, float]:
+    rng = np.random.default_rng(seed)
+    return {f"liver_{i}": float(b) for i, b in enumerate(rng.gamma(1, 0.05, count))}
+
+
+def alone(cases: dict[str, float]) -> dict[str, str]:
+    return {case: case for case in cases}
+
+
+def check_whole(splits: Splits, cases: dict[str, float]) -> None:
+    parts = [splits.test, *splits.folds]
+    assert sorted(case for part in parts for case in part) == sorted(cases)
+
+
+def test_nnunet_folds_equal_the_published_list() -> None:
+    published = Path(__file__).resolve().parents[3] / "shared" / "reference" / "task03_nnunet_5folds.json"
+    if not published.is_file():
+        pytest.skip(f"the published split is not at {published}")
+    content = json.loads(published.read_text())
+    folds = nnunet_folds([Path(case["image"]).name.removesuffix(".nii.gz") for case in content["training"]])
+    for number, fold in enumerate(folds):
+        expected = [Path(case["image"]).name.removesuffix(".nii.gz") for case in content[f"validation_fold{number}"]]
+        assert list(fold) == sorted(expected)
+
+
+@pytest.mark.parametrize("count", [5, 7, 131])
+def test_nnunet_folds_equal_scikit_learn(count: int) -> None:
+    ids = sorted(f"case_{i}" for i in range(count))
+    kfold = KFold(5, shuffle=True, random_state=12345).split(ids)
+    assert nnunet_folds(ids) == tuple(tuple(ids[i] for i in validation) for _, validation in kfold)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 12, 131])
+def test_every_case_once_and_every_fold_usable(count: int) -> None:
+    cases = burdens(count)
+    splits = make_splits(cases, alone(cases), SplitConfig())
+    check_whole(splits, cases)
+    if count >= 2:
+        assert all(splits.folds)
+        assert len(splits.folds) >= 2
+    if count == 131:
+        assert len(splits.test) == 26
+
+
+def test_it_depends_on_nothing_but_the_cases() -> None:
+    cases = burdens(30)
+    turned = dict(reversed(cases.items()))
+    assert make_splits(cases, alone(cases), SplitConfig()) == make_splits(turned, alone(cases), SplitConfig())
+
+
+def test_patients_never_part() -> None:
+    cases = burdens(40)
+    patients = {case: f"p{int(case[6:]) % 13}" for case in cases}
+    splits = make_splits(cases, patients, SplitConfig())
+    check_whole(splits, cases)
+    sides = [{patients[case] for case in part} for part in (splits.test, *splits.folds)]
+    assert sum(map(len, sides)) == 13
+
+
+def test_burden_is_spread_evenly() -> None:
+    cases = burdens(131)
+    splits = make_splits(cases, alone(cases), SplitConfig())
+    means = [np.mean([cases[case] for case in part]) for part in (splits.test, *splits.folds)]
+    assert max(means) < 1.6 * min(means)
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    cases = burdens(4)
+    file = tmp_path / "splits.json"
+    file.write_text(json.dumps({"test": ["liver_3"], "folds": [["liver_0"], ["liver_2", "liver_1"]]}))
+    splits = make_splits(cases, alone(cases), SplitConfig(kind="file", file=file))
+    assert splits == Splits(("liver_3",), (("liver_0",), ("liver_1", "liver_2")))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"folds": [["liver_0"], ["liver_0"]]}', "liver_0 stands in more than one part"),
+        ('{"folds": [["liver_9"]]}', "liver_9 is no labelled case"),
+        ("[]", "not a JSON"),
+        ("{", "not a JSON"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "s.json").write_text(content)
+    cases = burdens(2)
+    with pytest.raises(UserError, match=said):
+        make_splits(cases, alone(cases), SplitConfig(kind="file", file=tmp_path / "s.json"))
+
+
+def test_patient_names_are_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("case,patient\na,Jane Doe\nb,Jane Doe\nc,John Roe\n")
+    patients = read_patients(tmp_path / "p.csv", ["a", "b", "c", "d"])
+    assert patients["a"] == patients["b"] != patients["c"]
+    assert patients["d"] == "d"
+    assert "Doe" not in str(patients)
+    with pytest.raises(UserError, match="line 2 lacks"):
+        (tmp_path / "q.csv").write_text("case,patient\na,\n")
+        read_patients(tmp_path / "q.csv", ["a"])
