@@ -1,0 +1,190 @@
+"""A user's mistakes at the command line: one clear line, the right exit code, no traceback, nothing half-written."""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from liverseg_dist.commands.main import COMMANDS, main
+from liverseg_dist.data.store import CaseStore
+from liverseg_dist.errors import EXIT_FAILED, EXIT_USER
+from tests.distributed.launch import liverseg
+
+STORE = ("convert.cleaning.spacing_mm=[6,6,6]", "convert.splits.folds=2", "convert.workers=1")
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "exit codes:" in text
+    assert f"liverseg {command}" in text
+    assert "--json" in text
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["tarin"])
+    assert ended.value.code == EXIT_USER
+    assert "'train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["absent", "empty", "file"])
+def test_a_wrong_source_folder(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "source"
+    if what == "empty":
+        source.mkdir()
+    elif what == "file":
+        source.write_text("x")
+    code, _, err = call(capsys, "convert", source, tmp_path / "store")
+    assert code == EXIT_USER
+    assert str(source) in err
+    assert "imagesTr" in err
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.fixture
+def source(phantom_source: Path, tmp_path: Path) -> Path:
+    """A copy that may be spoilt."""
+    return Path(shutil.copytree(phantom_source, tmp_path / "source"))
+
+
+def test_labels_of_another_task(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = json.loads((source / "dataset.json").read_text())
+    index["labels"] = {"0": "background", "1": "spleen"}
+    (source / "dataset.json").write_text(json.dumps(index))
+    code, _, err = call(capsys, "convert", source, tmp_path / "store")
+    assert code == EXIT_USER
+    assert "tumour" in err or "cancer" in err
+
+
+def test_broken_and_missing_files_are_told_and_the_rest_goes_on(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = source / "imagesTr" / "liver_0.nii.gz"
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    (source / "imagesTr" / "liver_1.nii.gz").write_bytes(gzip.compress(b"no scan at all"))
+    (source / "labelsTr" / "liver_2.nii.gz").unlink()
+    (source / "imagesTr" / "liver_3.nii.gz").unlink()
+    code, out, err = call(capsys, "convert", source, tmp_path / "store", "--json", *STORE)
+    assert code == EXIT_FAILED
+    result = json.loads(out.splitlines()[-1])
+    status = {case: entry["status"] for case, entry in result["audit"].items()}
+    assert status["liver_0"] == status["liver_1"] == status["liver_3"] == "quarantined"
+    assert status["liver_2"] == "excluded"
+    assert "liver_0" in err
+    assert CaseStore.open(tmp_path / "store").case_ids == ("liver_4", "liver_5")
+
+
+def test_a_store_of_other_settings_is_not_overwritten(
+    phantom_source: Path, phantom_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (phantom_store / "zarr.json").read_bytes()
+    code, _, err = call(capsys, "convert", phantom_source, phantom_store, "convert.cleaning.spacing_mm=[5,5,5]")
+    assert code == EXIT_USER
+    assert "--force" in err
+    assert (phantom_store / "zarr.json").read_bytes() == before
+
+
+def test_a_folder_that_is_no_store_is_left_alone(
+    phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("ten years of work")
+    code, _, err = call(capsys, "convert", phantom_source, tmp_path)
+    assert code == EXIT_USER
+    assert "nothing is overwritten" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_no_place_to_write(phantom_source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "convert", phantom_source, "/proc/store.zarr", *STORE)
+    assert code == EXIT_FAILED
+    assert "/proc/store.zarr" in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk(phantom_source: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine does not let root mount a tmpfs")
+    try:
+        done = liverseg("convert", phantom_source, disk / "store", "convert.workers=1")
+        assert done.returncode == EXIT_FAILED
+        assert "No space left" in done.stderr
+        assert "free some space" in done.stderr
+        assert "Traceback" not in done.stderr
+        opened = liverseg("train", f"data.store={disk / 'store'}", f"run.dir={tmp_path / 'run'}")
+        assert opened.returncode == EXIT_USER
+        assert "its conversion has not finished" in opened.stderr
+        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+        again = liverseg("convert", phantom_source, disk / "store", "convert.workers=1")
+        assert again.returncode == 0, again.stderr
+        assert liverseg("verify", disk / "store").returncode == 0
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run.dir=r"], "data.store is not set"),
+        (["data.store=absent.zarr"], "run.dir is not set"),
+        (["data.store=absent.zarr", "run.dir=r"], "no Zarr store is there"),
+        (["run.dir=r", "train.learning_rat=1"], "did you mean train.learning_rate?"),
+        (["run.dir=r", "--config", "absent.yaml"], "no such config file"),
+    ],
+)
+def test_train_says_what_it_lacks(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "train", *arguments)
+    assert code == EXIT_USER
+    assert said in err
+    assert not Path("r").exists()
+
+
+def test_train_refuses_what_cannot_be_trained(
+    phantom_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["train", "--device", "cpu", f"data.store={phantom_store}", f"run.dir={tmp_path / 'run'}"]
+    for override, said in [
+        ("data.fold=9", "no fold 9; it has folds 0 to 1"),
+        ("data.patch_size=[30,64,64]", "would do"),
+        ("model.pretrained=absent.safetensors", "no such weights"),
+    ]:
+        code, _, err = call(capsys, *base, override)
+        assert code == EXIT_USER
+        assert said in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_of_the_future_is_refused(
+    phantom_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Path(shutil.copytree(phantom_store, tmp_path / "store"))
+    root = json.loads((store / "zarr.json").read_text())
+    root["attributes"]["liverseg"]["schema"] = 99
+    (store / "zarr.json").write_text(json.dumps(root))
+    code, _, err = call(capsys, "verify", store)
+    assert code == EXIT_USER
+    assert "schema 99, this version reads 1" in err
+
+
+def test_the_dry_run_writes_nothing(phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "convert", phantom_source, tmp_path / "store", "--dry-run", "convert.workers=1")
+    assert code == 0
+    assert "nothing was written" in out
+    assert not (tmp_path / "store").exists()
