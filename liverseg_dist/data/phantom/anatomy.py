@@ -1,215 +1,254 @@
-"""A patient: random but plausible anatomy, evaluated at any points in mm. Portal-venous contrast, HU values as in the
-literature's tables for that phase (liver about 100, spleen 115, kidney 160, aorta 150, muscle 60, fat -100)."""
+"""A patient: anatomy drawn at random, and painted on any grid.
 
-from dataclasses import dataclass, field
+A nominal adult is described in millimetres (x right, y front, z head; origin near the liver's hilum). A patient is
+the nominal adult scaled along the axes and warped by a smooth field, so no two organs have the same outline, and body,
+bones and organs stay consistent. HU are those of the portal-venous phase.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from liverseg_dist.data.phantom.shapes import Point, Points, Waves, ellipsoid, smooth_union, tube
-from liverseg_dist.labels import LIVER, TUMOUR
+from liverseg_dist.data.phantom.canvas import Canvas, Stroke, Tissue, in_slab, index_box
+from liverseg_dist.data.phantom.liver import LIVER_BOUNDS, Liver, draw_liver
+from liverseg_dist.data.phantom.organs import Contrast, draw_organs, gallbladder, kidneys
+from liverseg_dist.data.phantom.shapes import Bounds, Box, Cone, Ellipsoid, Point, Points, Shape, Waves
+from liverseg_dist.data.phantom.torso import Torso
+from liverseg_dist.data.phantom.tumours import Room, Tumour, place_tumours
+from liverseg_dist.volume import Grid
 
-
-@dataclass(frozen=True)
-class Tumour:
-    centre: Point
-    radii: Point
-    turn_deg: float
-    contrast_hu: float
-    """Against the liver around it."""
-    core_hu: float | None
-    """Of a necrotic core; None: none."""
-    edge_mm: float
-
-
-@dataclass(frozen=True)
-class Organ:
-    centre: Point
-    radii: Point
-    hu: float
-    turn_deg: float = 0.0
+LIVER_ML = (950.0, 2250.0)
+COARSE_MM = 6.0
+AIR_HU = -1000.0
+SHIFT_MM, SHIFT_SLACK_MM = 8.0, 1.0
+SHIFT_SHAPE = (60, 40, 50)
 
 
 @dataclass(frozen=True)
 class Patient:
-    """Everything that `render` needs. The origin lies in the middle of the abdomen at the height of the liver."""
+    """Everything `Painter` needs. World = patient's millimetres, RAS+."""
 
-    body: Point
-    fat_mm: float
-    liver_hu: float
-    liver_lobes: tuple[Organ, ...]
-    liver_waves: Waves
-    bumps: Waves
-    organs: tuple[Organ, ...]
-    vessels: tuple[tuple[Point, Point, float], ...]
-    tumours: tuple[Tumour, ...] = field(default=())
-    rib_phase: float = 0.0
+    scale: Point
+    warp: tuple[Waves, Waves, Waves]
+    torso: Torso
+    contrast: Contrast
+    organs: tuple[Stroke, ...]
+    liver: Liver
+    inside_liver: tuple[Stroke, ...]
+    tumours: tuple[Tumour, ...] = ()
+    liver_ml: float = 0.0
+    liver_z_mm: tuple[float, float] = (0.0, 0.0)
+    """Lowest and highest point of the liver in the world, to a few mm."""
 
-    def liver_mm(self, p: Points) -> np.ndarray:
-        """Signed distance to the liver's surface."""
-        distance = None
-        for lobe in self.liver_lobes:
-            part = ellipsoid(p, lobe.centre, lobe.radii, lobe.turn_deg)
-            distance = part if distance is None else smooth_union(distance, part, 18.0)
-        assert distance is not None
-        hollow = ellipsoid(p, (18.0, -30.0, -45.0), (48.0, 40.0, 60.0))  # the visceral surface is concave
-        return np.maximum(distance + self.liver_waves.at(p), -hollow)
+    @cached_property
+    def reach_mm(self) -> float:
+        """The furthest the warp can move a point, along one axis."""
+        return max(self.scale) * max(field.largest for field in self.warp)
+
+    @cached_property
+    def _shifts(self) -> tuple[Grid, tuple[np.ndarray, ...]]:
+        """The warp on a coarse grid, to tell how far a body is moved."""
+        affine = np.diag([SHIFT_MM] * 3 + [1.0])
+        affine[:3, 3] = -SHIFT_MM * (np.array(SHIFT_SHAPE[::-1]) - 1) / 2
+        grid = Grid(SHIFT_SHAPE, affine)
+        return grid, tuple(field.on(grid, slice(0, SHIFT_SHAPE[0])) for field in self.warp)
+
+    def world_bounds(self, bounds: Bounds) -> Bounds:
+        """A box in the world around a nominal one."""
+        grid, shifts = self._shifts
+        scale = np.array(self.scale)
+        inner = np.array(bounds)
+        outer = inner * scale + [[-self.reach_mm], [self.reach_mm]]
+        for _ in range(2):  # where it can be tells how it is shifted, which tells better where it can be
+            box = index_box(grid, _bounds(outer), SHIFT_MM)
+            if not (box[0] < box[1]).all():
+                return _bounds(outer)
+            cut = tuple(slice(first, last) for first, last in zip(*box.tolist(), strict=True))
+            low = np.array([shift[cut].min() for shift in shifts]) - SHIFT_SLACK_MM
+            high = np.array([shift[cut].max() for shift in shifts]) + SHIFT_SLACK_MM
+            outer = np.stack([(inner[0] - high) * scale, (inner[1] - low) * scale])
+        return _bounds(outer)
+
+    @property
+    def body_mm(self) -> tuple[float, float]:
+        """Half width (x) and half depth (y) of the body."""
+        thick = self.torso.fat_mm + self.torso.wall_mm
+        return self.scale[0] * (128 + 1.1 * thick), self.scale[1] * (90 + thick)
+
+    def points(self, grid: Grid, planes: slice) -> Points:
+        """Nominal positions of a grid's voxels: scaled and warped."""
+        step_x, step_y, step_z = grid.affine[:3, :3].T
+        z = np.arange(planes.start, planes.stop)[:, None, None]
+        y, x = np.arange(grid.shape[1])[:, None], np.arange(grid.shape[2])
+        parts = []
+        for axis in range(3):
+            rows = grid.affine[axis, 3] + step_z[axis] * z + step_y[axis] * y
+            value = self.warp[axis].on(grid, planes)
+            value += (rows / self.scale[axis]).astype(np.float32)
+            value += (step_x[axis] * x / self.scale[axis]).astype(np.float32)
+            parts.append(value)
+        return Points(*parts)
+
+    def box(self, grid: Grid, bounds: Bounds, margin_mm: float = 0.0) -> np.ndarray:
+        """Voxels that a body given in nominal coordinates can touch."""
+        return index_box(grid, self.world_bounds(bounds), 1.2 * max(grid.spacing_mm) + margin_mm)
+
+
+def _bounds(box: np.ndarray) -> Bounds:
+    (x0, y0, z0), (x1, y1, z1) = box.tolist()
+    return (x0, y0, z0), (x1, y1, z1)
 
 
 def draw_patient(rng: np.random.Generator, tumour_mm: tuple[float, float], hard: bool) -> Patient:
-    """A random patient; `tumour_mm`: smallest and largest tumour diameter."""
-    u = rng.uniform
-    size = u(0.92, 1.08)
-    body = (u(150, 180) * size, u(105, 130) * size, 1e6)
-    liver_hu = u(88, 116)
-    right = Organ((62 * size, 8, 0), (72 * size, 78 * size, u(78, 92) * size), liver_hu, u(-15, 15))
-    left = Organ((-12 * size, 42 * size, u(12, 30)), (74 * size, u(30, 40) * size, u(34, 46) * size), liver_hu, u(-25, 0))
-    patient = Patient(
-        body=body,
-        fat_mm=u(8, 26),
-        liver_hu=liver_hu,
-        liver_lobes=(right, left),
-        liver_waves=Waves.draw(rng, 75, 4.5),
-        bumps=Waves.draw(rng, 60, 1.0),
-        organs=_organs(rng, size),
-        vessels=_vessels(rng, size),
-        rib_phase=u(0, 30),
-    )
-    return Patient(**{**patient.__dict__, "tumours": _tumours(rng, patient, tumour_mm, hard)})
-
-
-def _organs(rng: np.random.Generator, size: float) -> tuple[Organ, ...]:
-    u = rng.uniform
-    kidney = u(135, 175)
-    organs = [
-        Organ((-98 * size, -28 * size, u(5, 30)), (30 * size, 46 * size, u(40, 58)), u(96, 130), u(-20, 20)),  # spleen
-        Organ((58 * size, -58 * size, u(-80, -60)), (26, 28, 52), kidney),
-        Organ((-58 * size, -58 * size, u(-65, -45)), (26, 28, 52), kidney),
-        Organ((-55 * size, 40 * size, u(0, 20)), (46, 42, 50), u(25, 60)),  # stomach
-        Organ((-30, 5, u(-45, -30)), (60, 14, 14), u(80, 100), u(-20, 20)),  # pancreas
-        Organ((42 * size, 46 * size, u(-60, -45)), (15, 18, 26), u(5, 20)),  # gallbladder, dark beside the liver
-    ]
-    for _ in range(9):  # bowel
-        centre = (u(-95, 95), u(0, 70), u(-190, -95))
-        organs.append(Organ(centre, (u(15, 30), u(15, 26), u(15, 34)), u(20, 75)))
-    return tuple(organs)
-
-
-def _vessels(rng: np.random.Generator, size: float) -> tuple[tuple[Point, Point, float], ...]:
-    """Portal and hepatic branches inside the liver: a trunk that forks twice."""
-    hilum: Point = (25 * size, 10.0, -15.0)
-    found = []
-    for _ in range(2):
-        branch = hilum
-        end = (rng.uniform(40, 90), rng.uniform(-30, 45), rng.uniform(-35, 45))
-        found.append((branch, end, rng.uniform(3.5, 5.5)))
-        for _ in range(2):
-            tip = tuple(np.array(end) + rng.uniform(-38, 38, 3))
-            found.append((end, (float(tip[0]), float(tip[1]), float(tip[2])), rng.uniform(2.0, 3.2)))
-    found.append((hilum, (-45 * size, 40.0, 20.0), 3.5))
-    return tuple(found)
-
-
-def _tumours(
-    rng: np.random.Generator, patient: Patient, diameter_mm: tuple[float, float], hard: bool
-) -> tuple[Tumour, ...]:
-    wanted = 0 if rng.random() < 0.08 else int(rng.integers(1, 7))
-    found: list[Tumour] = []
-    for _ in range(400):
-        if len(found) == wanted:
+    """A random patient with a liver of ordinary size; `tumour_mm`: smallest and largest diameter."""
+    while True:
+        patient = _draw_body(rng)
+        patient, room = _measured(patient)
+        if LIVER_ML[0] < patient.liver_ml < LIVER_ML[1]:
             break
-        low, high = np.log(diameter_mm)
-        radius = float(np.exp(rng.uniform(low, high))) / 2
-        centre = (rng.uniform(-60, 130), rng.uniform(-75, 80), rng.uniform(-80, 80))
-        spot = Points(*(np.array([c], np.float32) for c in centre), edge_mm=1.0)
-        if patient.liver_mm(spot)[0] > -0.6 * radius:
+    patient = replace(patient, tumours=place_tumours(rng, room, tumour_mm, hard))
+    if hard:
+        patient = replace(patient, inside_liver=(*patient.inside_liver, *_confounders(rng, patient, room)))
+    return patient
+
+
+def _draw_body(rng: np.random.Generator) -> Patient:
+    u = rng.uniform
+    size = float(u(0.92, 1.08))
+    contrast = Contrast.draw(rng)
+    top = float(u(64, 86))
+    torso = Torso(
+        fat_mm=float(np.exp(u(np.log(6), np.log(34)))),
+        wall_mm=float(u(10, 14)),
+        muscle=Tissue(float(u(50, 66)), grain=5.0, spot=-75.0, rare=-float(u(1.2, 2.4))),
+        marrow=Tissue(float(u(130, 230)), grain=26.0),
+        blood=Tissue(0.95 * contrast.aorta, 3.0),
+        right_top_mm=top,
+        left_top_mm=top - float(u(8, 18)),
+        phase_mm=float(u(0, 60)),
+    )
+    bladder = gallbladder(rng)
+    both_kidneys = kidneys(rng)
+    organs = draw_organs(rng, contrast, both_kidneys)
+    liver = draw_liver(rng, both_kidneys[0], bladder, (torso.right_top_mm, torso.left_top_mm))
+    bile = Tissue(float(u(4, 20)), 2.0)
+    organs += [Stroke(c, Tissue(70.0)) for c in bladder] + [Stroke(c, bile, inset_mm=1.8) for c in bladder]
+    return Patient(
+        scale=(size * float(u(0.97, 1.05)), size * float(u(0.94, 1.1)), size * float(u(0.95, 1.05))),
+        warp=tuple(Waves.draw(rng, (70, 170), 3.2, 6) for _ in range(3)),  # type: ignore[arg-type]
+        torso=torso,
+        contrast=contrast,
+        organs=tuple(organs),
+        liver=liver,
+        inside_liver=(
+            *_vessels(liver.hepatic_veins, contrast.hepatic),
+            *_vessels(liver.portal_veins, contrast.portal),
+        ),
+    )
+
+
+def _vessels(pieces: Sequence[Cone], hu: float) -> list[Stroke]:
+    return [Stroke(piece, Tissue(hu), within="liver", margin_mm=2.0) for piece in pieces]
+
+
+def _measured(patient: Patient) -> tuple[Patient, Room]:
+    """The liver's volume, its extent, and places in it, from a coarse grid."""
+    low, high = np.array(patient.world_bounds(LIVER_BOUNDS))
+    shape = np.ceil((high - low)[::-1] / COARSE_MM).astype(int).tolist()
+    affine = np.diag([COARSE_MM] * 3 + [1.0])
+    affine[:3, 3] = low
+    grid = Grid((shape[0], shape[1], shape[2]), affine)
+    p = patient.points(grid, slice(0, shape[0]))
+    abdomen = np.maximum(patient.torso.dome_mm(p), patient.torso.cavity_mm(p))
+    distance = patient.liver.distance(p, abdomen)
+    inside = np.argwhere(distance < 0)
+    if not len(inside):
+        return patient, Room(np.empty((0, 3)), np.empty(0), grid.voxel_volume_ml)
+    z = grid.world_mm(inside)[:, 2]
+    mask = distance < 0
+    room = Room(np.stack([p.x[mask], p.y[mask], p.z[mask]], axis=1), -distance[mask], grid.voxel_volume_ml)
+    volume = len(inside) * grid.voxel_volume_ml
+    return replace(patient, liver_ml=volume, liver_z_mm=(float(z.min()), float(z.max()))), room
+
+
+def _confounders(rng: np.random.Generator, patient: Patient, room: Room) -> list[Stroke]:
+    """What is in a liver and is no tumour: simple cysts, and fat along the ligament."""
+    strokes = []
+    for _ in range(int(rng.integers(0, 4))):
+        size = float(rng.uniform(2, 6))
+        place = room.places[int(rng.integers(len(room.places)))]
+        centre = (float(place[0]), float(place[1]), float(place[2]))
+        if any(t.ball.distance(_at(centre))[0] < size + 4 for t in patient.tumours):
             continue
-        if any(np.linalg.norm(np.subtract(centre, t.centre)) < radius + max(t.radii) + 4 for t in found):
-            continue
-        found.append(_tumour(rng, centre, radius, hard))
-    return tuple(found)
+        strokes.append(Stroke(Ellipsoid(centre, (size, size, size)), Tissue(6.0), within="liver", margin_mm=1.0))
+    if rng.random() < 0.4:
+        x = patient.liver.fissure_x_mm
+        patch = Ellipsoid((x - 9, 62.0, float(rng.uniform(-5, 20))), (10.0, 16.0, 12.0))
+        dark = Tissue(patient.contrast.liver - float(rng.uniform(20, 40)), 4.0)
+        strokes.append(Stroke(patch, dark, within="liver", margin_mm=1.0, ripple_mm=3.0, edge_mm=6.0))
+    return strokes
 
 
-def _tumour(rng: np.random.Generator, centre: Point, radius: float, hard: bool) -> Tumour:
-    kind = rng.random()
-    if hard and kind < 0.25:
-        contrast = float(rng.choice([-1, 1]) * rng.uniform(10, 18))  # nearly isodense
-    elif kind < 0.75:
-        contrast = -float(rng.uniform(25, 60))
-    else:
-        contrast = float(rng.uniform(28, 55))
-    stretch = rng.uniform(0.8, 1.25, 3)
-    stretch /= stretch.prod() ** (1 / 3)
-    core = float(rng.uniform(15, 35)) if radius > 12 and rng.random() < 0.35 else None
-    radii = (float(radius * stretch[0]), float(radius * stretch[1]), float(radius * stretch[2]))
-    return Tumour(centre, radii, float(rng.uniform(0, 180)), contrast, core, float(rng.uniform(1.0, 3.5)))
+def _at(point: Point) -> Points:
+    x, y, z = (np.array([v], np.float32) for v in point)
+    return Points(x, y, z)
 
 
-def render(patient: Patient, p: Points) -> tuple[np.ndarray, np.ndarray]:
-    """HU (float32, no noise) and label (uint8) at the points."""
-    hu = np.full(np.broadcast_shapes(p.x.shape, p.y.shape, p.z.shape), -1000.0, np.float32)
+class Painter:
+    """Paints a patient on a grid, some planes at a time."""
 
-    def paint(distance_mm: np.ndarray, value: float | np.ndarray) -> None:
-        share = p.occupancy(distance_mm)
-        hu[...] = hu * (1 - share) + value * share
+    def __init__(self, patient: Patient, grid: Grid) -> None:
+        self.patient, self.grid = patient, grid
+        spacing_z, spacing_y, _ = grid.spacing_mm
+        self.edge_mm = 1.15 * max(spacing_y, 0.6 * spacing_z)
+        self._organs = [self._located(stroke.shape, stroke) for stroke in patient.organs]
+        self._inside = [self._located(stroke.shape, stroke) for stroke in patient.inside_liver]
+        self._tumours = [(patient.box(grid, tumour.bounds()), tumour) for tumour in patient.tumours]
+        self._liver = patient.box(grid, LIVER_BOUNDS)
+        self._boxes: dict[Bounds, np.ndarray] = {}
 
-    bumps = patient.bumps.at(p)
-    skin = ellipsoid(p, (0, 0, 0), patient.body) + 3 * bumps
-    paint(skin, -100.0)
-    paint(skin + patient.fat_mm, 58.0 + 4 * bumps)
-    cavity = skin + patient.fat_mm + 14
-    paint(cavity, -95.0 + 8 * bumps)
-    _paint_bones(patient, p, skin + patient.fat_mm + 8, paint)
-    for side in (-1, 1):
-        paint(ellipsoid(p, (side * 78, -5, 150), (66, 84, 108)), -860.0 + 25 * bumps)
-    paint(ellipsoid(p, (-22, 28, 140), (52, 46, 58)), 120.0)
-    for organ in patient.organs:
-        paint(ellipsoid(p, organ.centre, organ.radii, organ.turn_deg) + 1.5 * bumps, organ.hu)
-    _paint_gas_and_trunks(patient, p, paint)
-    liver = np.maximum(patient.liver_mm(p), cavity)
-    paint(liver, patient.liver_hu + 2.5 * bumps)
-    for start, end, radius in patient.vessels:
-        paint(np.maximum(tube(p, start, end, radius), liver + 4), patient.liver_hu + 48.0)
-    label = np.where(liver < 0, LIVER, 0).astype(np.uint8)
-    for tumour in patient.tumours:
-        distance = ellipsoid(p, tumour.centre, tumour.radii, tumour.turn_deg) + 0.06 * max(tumour.radii) * bumps
-        _paint_tumour(patient, p, tumour, np.maximum(distance, liver), hu)
-        label[(distance < 0) & (liver < 0)] = TUMOUR
-    return hu, label
+    def _boxed(self, bounds: Bounds) -> np.ndarray:
+        if bounds not in self._boxes:
+            self._boxes[bounds] = self.patient.box(self.grid, bounds)
+        return self._boxes[bounds]
 
+    def _located(self, shape: Shape, stroke: Stroke) -> tuple[np.ndarray, Stroke]:
+        return self.patient.box(self.grid, shape.bounds(), 2.5 * stroke.ripple_mm + stroke.edge_mm), stroke
 
-def _paint_tumour(patient: Patient, p: Points, tumour: Tumour, distance: np.ndarray, hu: np.ndarray) -> None:
-    share = p.occupancy(distance, tumour.edge_mm)
-    hu[...] = hu * (1 - share) + (patient.liver_hu + tumour.contrast_hu) * share
-    if tumour.core_hu is not None:
-        core = p.occupancy(distance + 0.5 * min(tumour.radii), 6.0)
-        hu[...] = hu * (1 - core) + tumour.core_hu * core
+    def paint(self, planes: slice, texture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """HU (float32), the share of liver (with tumours) and the share of tumour in every voxel of some planes."""
+        patient = self.patient
+        points = patient.points(self.grid, planes)
 
+        def find(bounds: Bounds) -> Box | None:
+            return in_slab(self._boxed(bounds), planes)
 
-def _paint_bones(patient: Patient, p: Points, wall: np.ndarray, paint) -> None:  # noqa: ANN001
-    column = np.sqrt(p.x**2 + ((p.y + 0.58 * patient.body[1]) / 0.85) ** 2) - 21
-    disc = 0.5 + 0.5 * np.sin(2 * np.pi * p.z / 32)
-    paint(column, 330.0 - 190 * (disc > 0.85))
-    paint(column + 4, 190.0 - 90 * (disc > 0.85))
-    canal = np.sqrt(p.x**2 + (p.y + 0.58 * patient.body[1] + 26) ** 2) - 9
-    paint(canal - 5, 280.0)
-    paint(canal, 25.0)
-    angle = np.arctan2(p.y, p.x)
-    slope = p.z + 26 * np.cos(angle + np.pi / 2) + patient.rib_phase  # ribs fall from the spine to the front
-    along = np.abs((slope % 34) - 17) - 5.0
-    rib = np.maximum(np.maximum(np.abs(wall) - 4.0, along), -60.0 - p.z)
-    paint(rib, 380.0)
-    paint(rib + 2.2, 160.0)
+        canvas = Canvas(points, texture, np.full(points.x.shape, AIR_HU, np.float32), self.edge_mm, find)
+        patient.torso.paint(canvas)
+        self._strokes(canvas, self._organs, planes)
+        liver, tumours = np.zeros_like(canvas.hu), np.zeros_like(canvas.hu)
+        distance = np.full(canvas.hu.shape, 1e3, np.float32)
+        box = in_slab(self._liver, planes)
+        if box is None:
+            return canvas.hu, liver, tumours
+        part = canvas[box]
+        distance[box] = patient.liver.distance(part.points, part.regions["abdomen"])
+        liver[box] = part.fill(distance[box], Tissue(patient.contrast.liver, 3.0))
+        canvas.regions["liver"] = distance
+        self._strokes(canvas, self._inside, planes)
+        for where, tumour in self._tumours:
+            inner = in_slab(where, planes)
+            if inner is not None:
+                part = canvas[inner]
+                ball = np.maximum(tumour.distance(part.points), part.regions["liver"])
+                tumour.paint(part, ball, patient.contrast.liver)
+                np.maximum(tumours[inner], part.share(ball), out=tumours[inner])
+        return canvas.hu, liver, tumours
 
-
-def _paint_gas_and_trunks(patient: Patient, p: Points, paint) -> None:  # noqa: ANN001
-    stomach = patient.organs[3]
-    x, y, z = stomach.centre
-    paint(ellipsoid(p, (x, y + 24, z + 6), (28, 14, 26)), -920.0)
-    for organ in patient.organs[6::3]:
-        paint(ellipsoid(p, (organ.centre[0], organ.centre[1] + 4, organ.centre[2]), (9, 7, 11)), -900.0)
-    back = -0.58 * patient.body[1] + 34
-    paint(np.sqrt((p.x + 12) ** 2 + (p.y - back) ** 2) - 10.5 + 0 * p.z, 152.0)
-    paint(np.sqrt((p.x - 18) ** 2 + (p.y - back - 2) ** 2) - 11.5 + 0 * p.z, 128.0)
-    for side in (-1, 1):  # renal pelvis
-        kidney = patient.organs[1 if side > 0 else 2]
-        paint(ellipsoid(p, kidney.centre, (9, 10, 24)), -20.0)
+    def _strokes(self, canvas: Canvas, strokes: list[tuple[np.ndarray, Stroke]], planes: slice) -> None:
+        for where, stroke in strokes:
+            box = in_slab(where, planes)
+            if box is not None:
+                canvas[box].paint(stroke)

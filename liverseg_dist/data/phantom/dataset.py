@@ -1,10 +1,14 @@
-"""A folder of phantom scans in the layout of Medical Segmentation Decathlon, Task03_Liver."""
+"""A folder of phantom scans in the layout of Medical Segmentation Decathlon, Task03_Liver.
+
+A case's files are written whole or not at all, so a run that was stopped continues where it was; `dataset.json` comes
+last. `phantom.json` remembers what decides the bytes, so that two kinds of phantom never mix in one folder.
+"""
 
 import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,11 +16,16 @@ import cc3d
 import numpy as np
 
 from liverseg_dist.data.nifti import read_nifti, write_image, write_mask
-from liverseg_dist.data.phantom.scan import PhantomScan, Size, make_scan
+from liverseg_dist.data.phantom.scan import Size, make_scan
 from liverseg_dist.errors import UserError
 from liverseg_dist.labels import LIVER, TUMOUR
+from liverseg_dist.volume import Grid
 
 SETTINGS = "phantom.json"
+GENERATION = 2
+"""Raised when the same seed gives other scans than before."""
+FIRST_TEST = 10_000
+"""Number of the first test case: cases and test cases can be added later without renaming any."""
 
 
 @dataclass(frozen=True)
@@ -30,34 +39,50 @@ class PhantomSet:
     size: Size = "small"
     hard: bool = False
 
-    def names(self) -> list[tuple[int, str, bool]]:
-        """(case number, id, has a label), training first."""
-        total = self.cases + self.test_cases
-        return [(number, f"liver_{number}", number < self.cases) for number in range(total)]
+    def numbers(self) -> list[int]:
+        """Training cases, then test cases."""
+        return [*range(self.cases), *range(FIRST_TEST, FIRST_TEST + self.test_cases)]
+
+    def files(self, number: int) -> tuple[Path, Path | None]:
+        """Image and label; test cases have none."""
+        name = f"liver_{number}.nii.gz"
+        if number >= FIRST_TEST:
+            return self.folder / "imagesTs" / name, None
+        return self.folder / "imagesTr" / name, self.folder / "labelsTr" / name
+
+    @property
+    def settings(self) -> dict[str, object]:
+        difficulty = "hard" if self.hard else "easy"
+        return {"generation": GENERATION, "seed": self.seed, "size": self.size, "difficulty": difficulty}
 
 
 @dataclass(frozen=True)
 class CaseSummary:
+    """What is in a case; the last three are None for a test case."""
+
     case_id: str
     shape_zyx: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     orientation: str
-    liver_ml: float
-    tumours: int
-    tumour_ml: float
+    liver_ml: float | None = None
+    tumours: int | None = None
+    tumour_ml: float | None = None
 
 
 def write_dataset(wanted: PhantomSet, workers: int, done: Callable[[CaseSummary], None]) -> list[CaseSummary]:
     """Make every case that is not there yet; `done` is called as each is finished. Raises `UserError`."""
-    _open_folder(wanted)
+    check_folder(wanted)
+    for name in ("imagesTr", "labelsTr", "imagesTs"):
+        (wanted.folder / name).mkdir(parents=True, exist_ok=True)
+    _write_json(wanted.folder / SETTINGS, wanted.settings)
     summaries: dict[int, CaseSummary] = {}
     if workers <= 1:
-        for number, _, labelled in wanted.names():
-            summaries[number] = _one(wanted, number, labelled)
+        for number in wanted.numbers():
+            summaries[number] = _one(wanted, number)
             done(summaries[number])
     else:
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            futures = {pool.submit(_one, wanted, number, labelled): number for number, _, labelled in wanted.names()}
+            futures = {pool.submit(_one, wanted, number): number for number in wanted.numbers()}
             for future in as_completed(futures):
                 summaries[futures[future]] = future.result()
                 done(future.result())
@@ -65,66 +90,71 @@ def write_dataset(wanted: PhantomSet, workers: int, done: Callable[[CaseSummary]
     return [summaries[number] for number in sorted(summaries)]
 
 
-def _open_folder(wanted: PhantomSet) -> None:
-    """A new folder, or one made before with what decides the bytes being equal."""
+def check_folder(wanted: PhantomSet) -> None:
+    """Refuse what is neither a new folder nor one of the same phantoms. Raises `UserError`; writes nothing."""
     folder, mark = wanted.folder, wanted.folder / SETTINGS
-    settings = {key: value for key, value in asdict(wanted).items() if key in ("seed", "size", "hard")}
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file, not a folder; give a new folder")
-    if mark.exists():
+    if not mark.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder}: not empty and no phantom set; give a new folder, nothing here is overwritten")
+        return
+    try:
         before = json.loads(mark.read_text(encoding="utf-8"))
-        if before != settings:
-            raise UserError(f"{folder}: holds phantoms made with {before}, not {settings}; give another folder")
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: not empty and no phantom set; give a new folder, nothing here is overwritten")
-    for name in ("imagesTr", "labelsTr", "imagesTs"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    _write_json(mark, settings)
+    except ValueError:
+        raise UserError(f"{mark}: not readable as JSON; give another folder") from None
+    if before != wanted.settings:
+        raise UserError(f"{folder}: holds phantoms made with {before}, not {wanted.settings}; give another folder")
+    expected = {file for number in wanted.numbers() for file in wanted.files(number)}
+    found = [file for name in ("imagesTr", "labelsTr", "imagesTs") for file in (folder / name).glob("*.nii*")]
+    surplus = sorted(str(file.relative_to(folder)) for file in found if file not in expected)
+    if surplus:
+        raise UserError(
+            f"{folder}: holds {len(surplus)} more scan files than asked for ({surplus[0]}); "
+            "ask for at least as many --cases and --test-cases, or give another folder"
+        )
 
 
-def _one(wanted: PhantomSet, number: int, labelled: bool) -> CaseSummary:
-    case_id = f"liver_{number}"
-    image_file = wanted.folder / ("imagesTr" if labelled else "imagesTs") / f"{case_id}.nii.gz"
-    label_file = wanted.folder / "labelsTr" / f"{case_id}.nii.gz"
-    if labelled and image_file.exists() and label_file.exists():  # each appears only whole
-        label = read_nifti(label_file, "label")
-        return _summary(case_id, label.voxels, label.grid.orientation, label.spacing_mm, label.grid.voxel_volume_ml)
-    scan: PhantomScan = make_scan(wanted.seed, number, wanted.size, wanted.hard)
+def _one(wanted: PhantomSet, number: int) -> CaseSummary:
+    image_file, label_file = wanted.files(number)
+    if image_file.exists() and (label_file is None or label_file.exists()):  # each appears only whole
+        kept = read_nifti(label_file, "label") if label_file else read_nifti(image_file)
+        return _summary(number, kept.grid, kept.voxels if label_file else None)
+    scan = make_scan(wanted.seed, number, wanted.size, wanted.hard)
     write_image(image_file, np.ascontiguousarray(scan.image.voxels), scan.image.grid)
-    if labelled:
-        write_mask(label_file, np.ascontiguousarray(scan.label.voxels), scan.label.grid)
-    grid = scan.label.grid
-    return _summary(case_id, scan.label.voxels, grid.orientation, grid.spacing_mm, grid.voxel_volume_ml)
+    if label_file is None:
+        return _summary(number, scan.image.grid, None)
+    write_mask(label_file, np.ascontiguousarray(scan.label.voxels), scan.label.grid)
+    return _summary(number, scan.label.grid, scan.label.voxels)
 
 
-def _summary(
-    case_id: str, label: np.ndarray, orientation: str, spacing_mm: tuple[float, float, float], voxel_ml: float
-) -> CaseSummary:
+def _summary(number: int, grid: Grid, label: np.ndarray | None) -> CaseSummary:
+    place = (f"liver_{number}", grid.shape, grid.spacing_mm, grid.orientation)
+    if label is None:
+        return CaseSummary(*place)
     counts = np.bincount(label.ravel(), minlength=3)
     tumours = int(cc3d.connected_components(np.ascontiguousarray(label == TUMOUR), connectivity=26).max())
-    z, y, x = label.shape
-    liver_ml = float(counts[LIVER] + counts[TUMOUR]) * voxel_ml
-    return CaseSummary(case_id, (z, y, x), spacing_mm, orientation, liver_ml, tumours, float(counts[TUMOUR]) * voxel_ml)
+    liver_ml = float(counts[LIVER] + counts[TUMOUR]) * grid.voxel_volume_ml
+    return CaseSummary(*place, liver_ml, tumours, float(counts[TUMOUR]) * grid.voxel_volume_ml)
 
 
 def _index(wanted: PhantomSet) -> dict[str, object]:
-    training = [n for _, n, labelled in wanted.names() if labelled]
-    test = [n for _, n, labelled in wanted.names() if not labelled]
+    """The keys of Task03_Liver's dataset.json."""
+    test = [f"./imagesTs/liver_{number}.nii.gz" for number in wanted.numbers() if number >= FIRST_TEST]
+    names = [f"liver_{number}.nii.gz" for number in range(wanted.cases)]
     return {
         "name": "Liver phantom",
-        "description": f"Synthetic abdomen CTs, seed {wanted.seed}, size {wanted.size}",
+        "description": f"Synthetic abdomen CTs: {wanted.settings}",
         "reference": "liverseg_dist",
-        "licence": "CC0",
+        "licence": "CC0-1.0",
         "release": "1.0",
         "tensorImageSize": "3D",
         "modality": {"0": "CT"},
         "labels": {"0": "background", "1": "liver", "2": "cancer"},
-        "numTraining": len(training),
+        "numTraining": len(names),
         "numTest": len(test),
-        "training": [
-            {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in training
-        ],
-        "test": [f"./imagesTs/{name}.nii.gz" for name in test],
+        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
+        "test": test,
     }
 
 

@@ -1,4 +1,7 @@
-"""A picture of a phantom set: for each case an axial slice through its largest tumour, the same with outlines, a coronal."""
+"""A picture of a data set in the Task03 layout: per case an axial slice bare and with outlines, and a coronal one.
+
+liverseg phantom DST --cases 12 --montage look.png
+"""
 
 from pathlib import Path
 
@@ -10,8 +13,9 @@ from liverseg_dist.data.nifti import read_nifti
 from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.volume import CANONICAL_ORIENTATION
 
-WINDOW_HU = (-160.0, 240.0)
-TILE = 300
+WINDOW_HU = (-150.0, 250.0)
+TILE_PX = 330
+TILE_MM = 390.0
 COLOURS = {LIVER: (255, 190, 60), TUMOUR: (235, 60, 60)}
 
 
@@ -38,19 +42,19 @@ def _row(folder: Path, case_id: str) -> np.ndarray:
 
 
 def _tile(hu: np.ndarray, label: np.ndarray, spacing_mm: tuple[float, float], outlines: bool) -> np.ndarray:
-    """TILE x TILE pixels over a square of 400 mm."""
+    """The middle TILE_MM of a slice."""
     low, high = WINDOW_HU
     grey = (np.clip((hu - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    size = tuple(max(1, round(n * s / 400 * TILE)) for n, s in zip(hu.shape, spacing_mm, strict=True))
-    scaled = np.array(Image.fromarray(grey).resize(size[::-1], Image.Resampling.BILINEAR))
-    known = np.array(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
+    size = [max(1, round(n * s / TILE_MM * TILE_PX)) for n, s in zip(hu.shape, spacing_mm, strict=True)]
+    scaled = np.array(Image.fromarray(grey).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    known = np.array(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
     rgb = np.repeat(scaled[..., None], 3, axis=2)
     if outlines:
         for value, colour in COLOURS.items():
             mask = known >= value
             rgb[mask & ~ndimage.binary_erosion(mask)] = colour
-    canvas = np.zeros((TILE, TILE, 3), np.uint8)
-    height, width = min(TILE, size[0]), min(TILE, size[1])
-    top, left = (TILE - height) // 2, (TILE - width) // 2
-    canvas[top : top + height, left : left + width] = rgb[:height, :width]
+    canvas = np.zeros((TILE_PX, TILE_PX, 3), np.uint8)
+    cut = [(max(0, (n - TILE_PX) // 2), max(0, (TILE_PX - n) // 2), min(n, TILE_PX)) for n in size]
+    (from_y, to_y, rows), (from_x, to_x, columns) = cut
+    canvas[to_y : to_y + rows, to_x : to_x + columns] = rgb[from_y : from_y + rows, from_x : from_x + columns]
     return canvas

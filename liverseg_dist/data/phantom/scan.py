@@ -1,24 +1,30 @@
-"""A scan of a patient: field of view, voxel size, orientation, blur and noise, as CT scanners differ."""
+"""A scan of a patient: voxel grid and orientation as they come from many hospitals, partial volume, scanner."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import ndimage
 
-from liverseg_dist.data.phantom.anatomy import Patient, draw_patient, render
-from liverseg_dist.data.phantom.shapes import Points
+from liverseg_dist.data.phantom.anatomy import Painter, Patient, draw_patient
+from liverseg_dist.data.phantom.scanner import Scanner, survey, tissue_texture
+from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.volume import Grid, Volume
 
 Size = Literal["small", "full"]
-ORIENTATIONS = ("LPS", "RAS", "LAS", "RPS", "LPI", "PIR")
-SLICES_AT_ONCE = 8
-TUMOUR_MM = {"small": (14.0, 60.0), "full": (4.0, 60.0)}
+ORIENTATIONS = {"LPS": 0.35, "RAS": 0.25, "LAS": 0.2, "RPS": 0.05, "LPI": 0.05, "RAI": 0.05, "PIR": 0.05}
+TUMOUR_MM = {"small": (13.0, 60.0), "full": (4.0, 60.0)}
+FULL_SLICE_MM = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 5.0)
+SMALL_SLICE_MM = (2.5, 3.0, 3.0, 4.0, 5.0)
+FULL_PIXELS, SMALL_PIXELS, SMALL_SLICES = 512, (96, 128), (24, 90)
+SLAB_VOXELS = 150_000
+"""Painted at a time: the arrays of a slab stay in the processor's cache, and memory stays bounded."""
+FINEST_PLANE_MM = 1.8
+_PATIENT, _GRID, _SCANNER, _NOISE, _TEXTURE = range(5)
 
 
 @dataclass(frozen=True)
 class PhantomScan:
-    """Image (int16 HU) and label (uint8) on one grid, and what is in them."""
+    """Image (int16 HU) and label (uint8) on one grid, and who is in them."""
 
     image: Volume
     label: Volume
@@ -27,36 +33,75 @@ class PhantomScan:
 
 def make_scan(seed: int, case: int, size: Size, hard: bool) -> PhantomScan:
     """Case number `case` of the set with `seed`: a pure function of the arguments."""
-    rng = np.random.default_rng([seed, case, size == "full", hard])
-    patient = draw_patient(rng, TUMOUR_MM[size], hard)
-    grid = _draw_grid(rng, size)
-    hu, label = _rendered(patient, grid)
-    _scan(rng, hu, grid, 14.0 if hard else 9.0)
-    image = Volume(np.clip(np.round(hu), -3024, 3071).astype(np.int16), grid)
-    orientation = str(rng.choice(ORIENTATIONS))
-    turned = Volume(label, grid).reoriented(orientation)
-    return PhantomScan(image.reoriented(orientation), turned, patient)
+    key = (seed, case, int(size == "full"), int(hard))
+    patient = draw_patient(np.random.default_rng([*key, _PATIENT]), TUMOUR_MM[size], hard)
+    rng = np.random.default_rng([*key, _GRID])
+    grid = draw_grid(rng, patient, size)
+    orientation = str(rng.choice(list(ORIENTATIONS), p=list(ORIENTATIONS.values())))
+    return scan_patient(patient, grid, orientation, key, hard)
 
 
-def _draw_grid(rng: np.random.Generator, size: Size) -> Grid:
-    """RAS; some a few degrees oblique, as with a tilted gantry or table."""
+def scan_patient(
+    patient: Patient, grid: Grid, orientation: str, key: tuple[int, ...], hard: bool = False
+) -> PhantomScan:
+    """Scan on a grid near RAS, then stored in `orientation`; `key` seeds scanner and noise."""
+    scanner = Scanner.draw(np.random.default_rng([*key, _SCANNER]), grid, patient.body_mm, hard)
+    noise = scanner.noise(np.random.default_rng([*key, _NOISE]), grid)
+    texture = tissue_texture(np.random.default_rng([*key, _TEXTURE]), grid)
+    place = survey(scanner, grid, patient.body_mm)
+    # A thick slice is the mean of several planes; in the plane, the soft edge of each body does the same.
+    parts = max(1, int(np.ceil(grid.spacing_mm[0] / max(FINEST_PLANE_MM, grid.spacing_mm[1]))))
+    spacing_z, spacing_y, spacing_x = grid.spacing_mm
+    slices, height, width = grid.shape
+    fine = grid.with_spacing((spacing_z / parts, spacing_y, spacing_x), (slices * parts, height, width))
+    painter = Painter(patient, fine)
+    image, label = np.empty(grid.shape, np.int16), np.empty(grid.shape, np.uint8)
+    step = max(1, SLAB_VOXELS // (height * width * parts))
+    for start in range(0, slices, step):
+        stop = min(start + step, slices)
+        grain = texture.take(stop - start)
+        painted = painter.paint(slice(start * parts, stop * parts), np.repeat(grain, parts, axis=0))
+        hu, liver, tumour = (_mean_of(planes, parts) for planes in painted)
+        scanner.expose(hu, noise.take(stop - start), place)
+        image[start:stop] = np.rint(hu)
+        label[start:stop] = np.where(tumour >= 0.5, TUMOUR, np.where(liver >= 0.5, LIVER, 0))
+    turned = Volume(image, grid).reoriented(orientation), Volume(label, grid).reoriented(orientation)
+    return PhantomScan(*turned, patient)
+
+
+def _mean_of(planes: np.ndarray, parts: int) -> np.ndarray:
+    return planes if parts == 1 else planes.reshape(-1, parts, *planes.shape[1:]).mean(axis=1)
+
+
+def draw_grid(rng: np.random.Generator, patient: Patient, size: Size) -> Grid:
+    """Axes near RAS; a fifth of the scans some degrees oblique; always the whole liver."""
+    u = rng.uniform
+    oblique = rng.random() < 0.2
+    least = 14.0 if oblique else 5.0
+    field_mm = 2 * patient.body_mm[0] * float(u(1.03, 1.2))
+    low, high = patient.liver_z_mm
     if size == "small":
-        in_plane, thickness, fov = rng.uniform(3.0, 3.6), rng.uniform(2.5, 4.0), rng.uniform(345, 385)
-        extent = rng.uniform(170, 290)
+        thickness = float(rng.choice(SMALL_SLICE_MM) * u(0.95, 1.05))
+        pixels = int(np.clip(round(field_mm / float(u(2.7, 3.3))), *SMALL_PIXELS))
+        pixel_mm = field_mm / pixels
+        below, above = least + float(u(0, 45)), least + float(u(0, 30))
+        slices = int(np.clip(round((high - low + below + above) / thickness), *SMALL_SLICES))
     else:
-        in_plane, thickness, fov = rng.uniform(0.6, 0.9), float(rng.choice([1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 5.0])), None
-        extent = rng.uniform(185, 330)
-        fov = max(512 * in_plane, 330.0)
-    across = round(fov / in_plane)
-    slices = max(24, round(extent / thickness))
-    scale = np.diag([in_plane, in_plane, thickness])
-    if rng.random() < 0.25:
-        scale = _rotation(rng.uniform(-5, 5), rng.uniform(-3, 3)) @ scale
+        thickness = float(rng.choice(FULL_SLICE_MM))
+        pixels, pixel_mm = FULL_PIXELS, float(np.clip(field_mm / FULL_PIXELS, 0.6, 0.9))
+        below, above = least + float(u(0, 100)), least + float(u(0, 55))
+        slices = max(24, round((high - low + below + above) / thickness))
+    axes = np.diag([pixel_mm, pixel_mm, thickness])
+    if oblique:
+        axes = _rotation(float(u(-5, 5)), float(u(-3, 3))) @ axes
+    middle_z = ((low - below) + (high + above)) / 2
+    if slices * thickness < high - low + below + above:  # cut to the most slices: keep the liver in the middle
+        middle_z = (low + high) / 2
+    centre = np.array([float(u(-5, 5)), float(u(-8, 4)), middle_z])
     affine = np.eye(4)
-    affine[:3, :3] = scale
-    centre = np.array([rng.uniform(-8, 8), rng.uniform(-8, 8), rng.uniform(-15, 15)])
-    affine[:3, 3] = centre - scale @ (np.array([across, across, slices]) - 1) / 2
-    return Grid((slices, across, across), affine)
+    affine[:3, :3] = axes
+    affine[:3, 3] = centre - axes @ (np.array([pixels, pixels, slices]) - 1) / 2
+    return Grid((slices, pixels, pixels), affine)
 
 
 def _rotation(about_x_deg: float, about_z_deg: float) -> np.ndarray:
@@ -64,43 +109,3 @@ def _rotation(about_x_deg: float, about_z_deg: float) -> np.ndarray:
     about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
     about_z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
     return about_x @ about_z
-
-
-def _rendered(patient: Patient, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """A few slices at a time, so that memory stays bounded."""
-    hu, label = np.empty(grid.shape, np.float32), np.empty(grid.shape, np.uint8)
-    edge = float(np.prod(grid.spacing_mm) ** (1 / 3))
-    rows, columns = np.meshgrid(np.arange(grid.shape[1]), np.arange(grid.shape[2]), indexing="ij")
-    for start in range(0, grid.shape[0], SLICES_AT_ONCE):
-        stop = min(start + SLICES_AT_ONCE, grid.shape[0])
-        index = np.empty((stop - start, *grid.shape[1:], 3))
-        index[..., 0] = np.arange(start, stop)[:, None, None]
-        index[..., 1], index[..., 2] = rows, columns
-        world = grid.world_mm(index).astype(np.float32)
-        points = Points(world[..., 0], world[..., 1], world[..., 2], edge)
-        hu[start:stop], label[start:stop] = render(patient, points)
-    return hu, label
-
-
-def _scan(rng: np.random.Generator, hu: np.ndarray, grid: Grid, noise_hu: float) -> None:
-    """Table, point spread, noise (correlated in plane, stronger in the middle), scanner offset, edge of the field."""
-    slices, height, width = hu.shape
-    spacing_z, spacing_y, _ = grid.spacing_mm
-    y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    radius2 = x**2 + y**2
-    mm_y = y * height * spacing_y / 2
-    table = (np.abs(mm_y + 148 - 18 * x**2) < 6) & (np.abs(x) < 0.75)
-    sigma_px = 0.6 if spacing_y > 2 else 0.8
-    level = noise_hu * rng.uniform(0.8, 1.4) * min(1.6, (3.0 / spacing_z) ** 0.25)
-    offset = rng.uniform(-5, 5)
-    outside = radius2 > 1.02 if rng.random() < 0.5 else None
-    padding = float(rng.choice([-1024, -2000, -3024]))
-    profile = (1.15 - 0.5 * radius2).clip(0.5, None).astype(np.float32)
-    for z in range(slices):
-        plane = hu[z]
-        np.maximum(plane, np.where(table, -150.0, -1000.0), out=plane)
-        plane[...] = ndimage.gaussian_filter(plane, 0.5)
-        noise = ndimage.gaussian_filter(rng.standard_normal((height, width), dtype=np.float32), sigma_px)
-        plane += offset + noise * (level / max(float(noise.std()), 1e-6)) * profile
-        if outside is not None:
-            plane[np.broadcast_to(outside, plane.shape)] = padding

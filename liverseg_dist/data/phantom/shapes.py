@@ -1,69 +1,181 @@
-"""Soft-edged bodies in patient space (x right, y anterior, z superior; mm): a value of 1 inside, 0 outside, and a ramp of
-one voxel's width between, which is the partial volume."""
+"""Bodies as signed distances (mm, negative inside), and smooth random fields.
 
+Coordinates are the patient's: x to the right, y to the front, z to the head. A distance need not be exact away from
+the surface: a voxel's share of a body is a ramp over one voxel across the surface, which is the partial volume.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
+from liverseg_dist.volume import Grid
+
 Point = tuple[float, float, float]
+Bounds = tuple[Point, Point]
+Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
 class Points:
-    """World positions of a block of voxels, mm, and the width of the soft edge."""
+    """Positions of a block of voxels in mm: three float32 arrays of one shape (planes, rows, columns)."""
 
     x: np.ndarray
     y: np.ndarray
     z: np.ndarray
-    edge_mm: float
 
-    def occupancy(self, signed_distance_mm: np.ndarray, edge_mm: float | None = None) -> np.ndarray:
-        """Share of each voxel inside, from a distance that is negative inside."""
-        width = self.edge_mm if edge_mm is None else max(edge_mm, self.edge_mm)
-        return np.clip(0.5 - signed_distance_mm / width, 0.0, 1.0)
+    def __getitem__(self, box: Box) -> "Points":
+        return Points(self.x[box], self.y[box], self.z[box])
 
 
-def ellipsoid(p: Points, centre: Point, radii: Point, turn_deg: float = 0.0) -> np.ndarray:
-    """Signed distance (approximate, exact at the surface's zero); `turn_deg` about the body's long axis."""
-    c, s = np.cos(np.deg2rad(turn_deg)), np.sin(np.deg2rad(turn_deg))
-    dx, dy, dz = p.x - centre[0], p.y - centre[1], p.z - centre[2]
-    u, v = (c * dx + s * dy) / radii[0], (-s * dx + c * dy) / radii[1]
-    return (np.sqrt(u * u + v * v + (dz / radii[2]) ** 2) - 1) * np.float32(min(radii))
+class Shape(Protocol):
+    """A body with a bounded place."""
+
+    def distance(self, p: Points) -> np.ndarray: ...
+
+    def bounds(self) -> Bounds: ...
 
 
-def tube(p: Points, start: Point, end: Point, radius_mm: float) -> np.ndarray:
-    """Signed distance to a straight vessel with round ends."""
-    a, b = np.array(start, np.float32), np.array(end, np.float32)
-    d = b - a
-    t = ((p.x - a[0]) * d[0] + (p.y - a[1]) * d[1] + (p.z - a[2]) * d[2]) / float(d @ d)
-    t = np.clip(t, 0, 1)
-    away = (p.x - a[0] - t * d[0]) ** 2 + (p.y - a[1] - t * d[1]) ** 2 + (p.z - a[2] - t * d[2]) ** 2
-    return np.sqrt(away) - radius_mm
+@dataclass(frozen=True)
+class Ellipsoid:
+    """`turn_deg` rotates about the long axis of the body (z), `tilt_deg` then about y (leaning to the side)."""
+
+    centre: Point
+    radii: Point
+    turn_deg: float = 0.0
+    tilt_deg: float = 0.0
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        a, b = np.deg2rad([self.turn_deg, self.tilt_deg])
+        turn = np.array([[np.cos(a), np.sin(a), 0], [-np.sin(a), np.cos(a), 0], [0, 0, 1]])
+        tilt = np.array([[np.cos(b), 0, -np.sin(b)], [0, 1, 0], [np.sin(b), 0, np.cos(b)]])
+        return ((turn @ tilt) / np.array(self.radii)[:, None]).astype(np.float32)
+
+    def distance(self, p: Points) -> np.ndarray:
+        cx, cy, cz = np.asarray(self.centre, np.float32)
+        dx, dy, dz = p.x - cx, p.y - cy, p.z - cz
+        squares = np.full_like(dx, 1e-9)
+        part = np.empty_like(dx)
+        for rx, ry, rz in self._rows:
+            along = rx * dx
+            along += np.multiply(dy, ry, out=part)
+            along += np.multiply(dz, rz, out=part)
+            squares += np.multiply(along, along, out=along)
+        np.sqrt(squares, out=squares)
+        squares -= 1
+        squares *= np.float32(min(self.radii))
+        return squares
+
+    def bounds(self) -> Bounds:
+        # The support of an ellipsoid along an axis; rows @ offset has length 1 on the surface.
+        reach = np.linalg.norm(np.linalg.inv(self._rows.astype(np.float64)), axis=1)
+        return _point(np.subtract(self.centre, reach)), _point(np.add(self.centre, reach))
 
 
-def smooth_union(one: np.ndarray, other: np.ndarray, blend_mm: float) -> np.ndarray:
-    """Union of two bodies whose seam is rounded over `blend_mm` (polynomial smooth minimum)."""
-    h = np.clip(0.5 + 0.5 * (other - one) / blend_mm, 0, 1)
-    return other * (1 - h) + one * h - blend_mm * h * (1 - h)
+@dataclass(frozen=True)
+class Cone:
+    """A piece of a tube with round ends, from `start` to `end`, whose radius goes from one value to the other."""
+
+    start: Point
+    end: Point
+    start_radius: float
+    end_radius: float
+
+    def distance(self, p: Points) -> np.ndarray:
+        a = np.asarray(self.start, np.float32)
+        d = np.asarray(self.end, np.float32) - a
+        step = d / np.float32(max(float(d @ d), 1e-6))
+        dx, dy, dz = p.x - a[0], p.y - a[1], p.z - a[2]
+        t = dx * step[0]
+        part = dy * step[1]
+        t += part
+        t += np.multiply(dz, step[2], out=part)
+        np.clip(t, 0, 1, out=t)
+        for offset, along in ((dx, d[0]), (dy, d[1]), (dz, d[2])):
+            offset -= np.multiply(t, along, out=part)
+            offset *= offset
+        dx += dy
+        dx += dz
+        np.sqrt(dx, out=dx)
+        t *= np.float32(self.end_radius - self.start_radius)
+        t += np.float32(self.start_radius)
+        dx -= t
+        return dx
+
+    def bounds(self) -> Bounds:
+        radii = np.array([[self.start_radius], [self.end_radius]])
+        ends = np.array([self.start, self.end])
+        return _point((ends - radii).min(axis=0)), _point((ends + radii).max(axis=0))
+
+
+def tube(*knots: tuple[float, float, float, float]) -> tuple[Cone, ...]:
+    """A chain of cones through `(x, y, z, radius)` knots."""
+    return tuple(Cone(a[:3], b[:3], a[3], b[3]) for a, b in pairwise(knots))
+
+
+def union(one: np.ndarray, other: np.ndarray, blend_mm: float) -> np.ndarray:
+    """Both bodies, the seam rounded over `blend_mm` (polynomial smooth minimum, https://iquilezles.org/articles/smin/)."""
+    near = np.maximum(np.float32(blend_mm) - np.abs(one - other), 0)
+    return np.minimum(one, other) - near * near * np.float32(0.25 / blend_mm)
+
+
+def common(one: np.ndarray, other: np.ndarray, blend_mm: float) -> np.ndarray:
+    """What lies in both bodies, the edge rounded over `blend_mm`."""
+    return -union(-one, -other, blend_mm)
 
 
 @dataclass(frozen=True)
 class Waves:
-    """A smooth random field: a few plane waves. Gives organs their irregular surface."""
+    """A smooth random field: plane waves of random direction, length and phase; `amplitude`: standard deviation."""
 
-    directions: np.ndarray
+    vectors: np.ndarray
+    """(count, 3): radians per mm along x, y, z."""
     phases: np.ndarray
-    amplitude_mm: float
+    amplitude: float
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, wavelength_mm: float, amplitude_mm: float, count: int = 6) -> "Waves":
+    def draw(cls, rng: np.random.Generator, lengths_mm: tuple[float, float], amplitude: float, count: int) -> "Waves":
         unit = rng.normal(size=(count, 3))
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-        lengths = wavelength_mm * rng.uniform(0.7, 1.6, size=(count, 1))
-        return cls(2 * np.pi * unit / lengths, rng.uniform(0, 2 * np.pi, count), amplitude_mm)
+        lengths = np.exp(rng.uniform(np.log(lengths_mm[0]), np.log(lengths_mm[1]), size=(count, 1)))
+        return cls(2 * np.pi * unit / lengths, rng.uniform(0, 2 * np.pi, count), amplitude)
+
+    @property
+    def largest(self) -> float:
+        return self._each * len(self.phases)
+
+    @property
+    def _each(self) -> float:
+        return self.amplitude * float(np.sqrt(2 / len(self.phases)))
 
     def at(self, p: Points) -> np.ndarray:
-        total = np.zeros(np.broadcast_shapes(p.x.shape, p.y.shape, p.z.shape), np.float32)
-        for (kx, ky, kz), phase in zip(self.directions.astype(np.float32), self.phases, strict=True):
-            total += np.sin(kx * p.x + ky * p.y + kz * p.z + np.float32(phase))
-        return total * np.float32(self.amplitude_mm / np.sqrt(len(self.phases)))
+        total = np.zeros(p.x.shape, np.float32)
+        for (kx, ky, kz), phase in zip(self.vectors.astype(np.float32), self.phases.astype(np.float32), strict=True):
+            total += np.sin(kx * p.x + ky * p.y + kz * p.z + phase)
+        return total * np.float32(self._each)
+
+    def on(self, grid: Grid, planes: slice) -> np.ndarray:
+        """The field on some planes of a grid. A wave is a product along the grid's axes, so no sine is taken per voxel:
+        sin(a + b) = sin a cos b + cos a sin b with a per row and b per column."""
+        count = planes.stop - planes.start
+        total = np.zeros((count, *grid.shape[1:]), np.float32)
+        part = np.empty_like(total)
+        steps_xyz = grid.affine[:3, :3].T @ self.vectors.T  # phase per voxel step
+        origin = self.vectors @ grid.affine[:3, 3] + self.phases
+        for (step_x, step_y, step_z), start in zip(steps_xyz.T, origin, strict=True):
+            z = start + step_z * np.arange(planes.start, planes.stop)[:, None, None]
+            rows = z + step_y * np.arange(grid.shape[1])[:, None]
+            columns = step_x * np.arange(grid.shape[2])
+            total += np.multiply(np.sin(rows).astype(np.float32), np.cos(columns).astype(np.float32), out=part)
+            total += np.multiply(np.cos(rows).astype(np.float32), np.sin(columns).astype(np.float32), out=part)
+        total *= np.float32(self._each)
+        return total
+
+
+def _point(values: Sequence[float] | np.ndarray) -> Point:
+    x, y, z = (float(v) for v in values)
+    return x, y, z
