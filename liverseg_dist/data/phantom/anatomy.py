@@ -101,14 +101,14 @@ def _bounds(box: np.ndarray) -> Bounds:
     return (x0, y0, z0), (x1, y1, z1)
 
 
-def draw_patient(rng: np.random.Generator, tumour_mm: tuple[float, float], hard: bool) -> Patient:
+def draw_patient(rng: np.random.Generator, tumours: int, tumour_mm: tuple[float, float], hard: bool) -> Patient:
     """A random patient with a liver of ordinary size; `tumour_mm`: smallest and largest diameter."""
     while True:
         patient = _draw_body(rng)
         patient, room = _measured(patient)
         if LIVER_ML[0] < patient.liver_ml < LIVER_ML[1]:
             break
-    patient = replace(patient, tumours=place_tumours(rng, room, tumour_mm, hard))
+    patient = replace(patient, tumours=place_tumours(rng, room, tumours, tumour_mm, hard))
     if hard:
         patient = replace(patient, inside_liver=(*patient.inside_liver, *_confounders(rng, patient, room)))
     return patient

@@ -97,12 +97,12 @@ class Canvas:
 
 def index_box(grid: Grid, bounds_mm: Bounds, margin_mm: float) -> np.ndarray:
     """The voxels (z, y, x) a body in the world can touch: (2, 3) first and one past the last, cut to the grid."""
-    low, high = np.subtract(bounds_mm[0], margin_mm), np.add(bounds_mm[1], margin_mm)
-    corners = np.array(np.meshgrid(*np.stack([low, high], axis=1))).reshape(3, -1).T
-    index = grid.index_of(corners)
-    first = np.floor(index.min(axis=0)).astype(int)
-    last = np.ceil(index.max(axis=0)).astype(int) + 1
-    return np.clip([first, last], 0, grid.shape)
+    box = np.array(bounds_mm)
+    half = (box[1] - box[0]) / 2 + margin_mm
+    per_mm = np.abs(np.linalg.inv(grid.affine[:3, :3]))[::-1]
+    middle, reach = grid.index_of(box.mean(axis=0)), per_mm @ half
+    first, last = np.floor(middle - reach), np.ceil(middle + reach) + 1
+    return np.minimum(np.maximum([first, last], 0), grid.shape).astype(int)
 
 
 def in_slab(box: np.ndarray, planes: slice) -> Box | None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from liverseg_dist.data.phantom.anatomy import Painter, Patient, draw_patient
 from liverseg_dist.data.phantom.scanner import Scanner, survey, tissue_texture
+from liverseg_dist.data.phantom.tumours import how_many
 from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.volume import Grid, Volume
 
@@ -19,6 +20,7 @@ FULL_PIXELS, SMALL_PIXELS, SMALL_SLICES = 512, (96, 128), (24, 90)
 SLAB_VOXELS = 150_000
 """Painted at a time: the arrays of a slab stay in the processor's cache, and memory stays bounded."""
 FINEST_PLANE_MM = 1.8
+GOLDEN = (5**0.5 - 1) / 2
 _PATIENT, _GRID, _SCANNER, _NOISE, _TEXTURE = range(5)
 
 
@@ -34,7 +36,9 @@ class PhantomScan:
 def make_scan(seed: int, case: int, size: Size, hard: bool) -> PhantomScan:
     """Case number `case` of the set with `seed`: a pure function of the arguments."""
     key = (seed, case, int(size == "full"), int(hard))
-    patient = draw_patient(np.random.default_rng([*key, _PATIENT]), TUMOUR_MM[size], hard)
+    # A golden-ratio sequence: a small set, too, has few and many tumours, and a patient without, in proportion.
+    fraction = (np.random.default_rng(key[:1]).random() + case * GOLDEN) % 1
+    patient = draw_patient(np.random.default_rng([*key, _PATIENT]), how_many(fraction), TUMOUR_MM[size], hard)
     rng = np.random.default_rng([*key, _GRID])
     grid = draw_grid(rng, patient, size)
     orientation = str(rng.choice(list(ORIENTATIONS), p=list(ORIENTATIONS.values())))

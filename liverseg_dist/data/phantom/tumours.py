@@ -92,16 +92,18 @@ class Room:
     sample_ml: float
 
 
+def how_many(fraction: float) -> int:
+    """Tumours of the patient at this place (0 to 1) of the population: none, or 1 to 6 with equal chances."""
+    return 0 if fraction < TUMOUR_FREE else 1 + int((fraction - TUMOUR_FREE) / (1 - TUMOUR_FREE) * MOST)
+
+
 def place_tumours(
-    rng: np.random.Generator, room: Room, diameter_mm: tuple[float, float], hard: bool
+    rng: np.random.Generator, room: Room, wanted: int, diameter_mm: tuple[float, float], hard: bool
 ) -> tuple[Tumour, ...]:
-    """None, or 1 to 6 with log-uniform diameters, apart from each other, for the most part inside the liver."""
-    if rng.random() < TUMOUR_FREE:
-        return ()
-    wanted = int(rng.integers(1, MOST + 1))
+    """Up to `wanted` with log-uniform diameters, apart from each other, for the most part inside the liver."""
     left_ml = MAX_LIVER_SHARE * room.sample_ml * len(room.places)
     found: list[Tumour] = []
-    for _ in range(300):
+    for _ in range(400):
         if len(found) == wanted:
             break
         radius = float(np.exp(rng.uniform(*np.log(diameter_mm)))) / 2
