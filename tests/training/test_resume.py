@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen, timeout_s: fl
 def test_stopped_on_request_says_so_by_its_exit_code(phantom_store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(
-        ["python", *arguments(phantom_store, run, "train.max_steps=100000")],
+        [sys.executable, *arguments(phantom_store, run, "train.max_steps=100000")],
         env=clean_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
