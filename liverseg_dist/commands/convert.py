@@ -3,16 +3,20 @@
   tools/to_zarr Task03_Liver store.zarr
   tools/to_zarr Task03_Liver store.zarr --dry-run                       audit only, nothing is written
   tools/to_zarr Task03_Liver store.zarr convert.cleaning.spacing_mm=[3,1.5,1.5]
-  tools/to_zarr Task03_Liver store.zarr --shard 2/8                     one task of a SLURM array of 8 (numbers 0 to 7)
+  tools/to_zarr Task03_Liver store.zarr --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT     sbatch --array=0-7
+  tools/to_zarr Task03_Liver store.zarr --executor ray                  on the Ray cluster of this node (or RAY_ADDRESS)
 
 SRC is a folder in the layout of the Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr, imagesTs.
-Run again after an interruption: what is whole and unchanged is kept, only the rest is converted.
-Memory: about 1.2 GiB a worker for a 512 x 512 x 700 scan; convert.workers=N bounds their number.
+Run again after an interruption: what is whole and unchanged is kept, only the rest is converted. The store opens when
+all of it is there; DST/audit.html shows what went in. Exit code 1: some scan could not be read; the rest is done.
+Memory: one scan per worker, about 1.5 GiB for 512 x 512 x 700 voxels; convert.workers=N bounds their number.
 """
 
 import argparse
+import math
 import re
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,9 +26,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from liverseg_dist.commands.options import add_settings, settings_from
-from liverseg_dist.data.conversion.case import CaseRecord
-from liverseg_dist.data.conversion.pipeline import Conversion, audit_of, run_jobs
-from liverseg_dist.data.msd import read_dataset
+from liverseg_dist.data.conversion.executors import EXECUTORS
+from liverseg_dist.data.conversion.pipeline import Conversion, run_jobs
+from liverseg_dist.data.conversion.records import CaseJob, CaseRecord
+from liverseg_dist.data.conversion.root import audit_of
+from liverseg_dist.data.msd import MsdDataset, read_dataset
+from liverseg_dist.data.splits import Splits, parted_patients
+from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 from liverseg_dist.tracking.progress import progress
 
@@ -37,7 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, metavar="DST", help="the store: a new folder, or one to continue")
     parser.add_argument("--dry-run", action="store_true", help="audit every case and print it; write nothing")
     parser.add_argument("--force", action="store_true", help="convert again a store that was made with other settings")
-    parser.add_argument("--shard", metavar="I/N", help="convert only every N-th case from number I on (from 0)")
+    parser.add_argument("--shard", metavar="I/N", help="convert only every N-th scan from number I on (from 0)")
+    parser.add_argument(
+        "--executor",
+        choices=sorted(EXECUTORS),
+        default="process",
+        help="process: this machine (default); ray: a cluster",
+    )
     add_settings(parser)
 
 
@@ -51,22 +65,33 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.shard:
         number, total = _shard(args.shard)
         jobs = sorted(jobs, key=lambda job: job.case.case_id)[number::total]
-    if not args.dry_run:
-        conversion.open(force=args.force)
-    made = 0
-    with progress("audit" if args.dry_run else "convert", len(jobs)) as line:
+    if args.dry_run:
+        records, made = _convert(jobs, args.executor, settings.convert.workers, "audit")
+        _print_findings(dataset, records)
+        return _result(args, records, made, finished=False)
+    with conversion.opened(force=args.force):
+        records, made = _convert(jobs, args.executor, settings.convert.workers, "convert")
+        _print_findings(dataset, records)
+        all_records = conversion.finish()
+    if all_records is not None:
+        _print_store(CaseStore.open(args.store))
+    return _result(args, all_records or records, made, finished=all_records is not None)
+
+
+def _convert(jobs: list[CaseJob], executor: str, workers: int, verb: str) -> tuple[list[CaseRecord], int]:
+    """Records, and how many were made now."""
+    made = voxels = 0
+    begun = time.monotonic()
+    with progress(verb, len(jobs)) as line:
 
         def done(record: CaseRecord, fresh: bool) -> None:
-            nonlocal made
+            nonlocal made, voxels
             made += fresh
-            line.advance(note=f"{record.case_id} {record.status}")
+            voxels += fresh * math.prod(record.facts.get("shape_zyx", [0]))
+            speed = voxels / 1e6 / max(1e-3, time.monotonic() - begun)
+            line.advance(note=f"{speed:.1f} M voxels/s  {record.case_id} {record.status if fresh else 'unchanged'}")
 
-        records = run_jobs(jobs, settings.convert.workers, done)
-    for note in dataset.notes:
-        print(f"{note.severity}: {note.message}")
-    _print_table(records)
-    finished = None if args.dry_run else conversion.finish()
-    return _result(args, finished or records, made, finished is not None)
+        return run_jobs(jobs, workers, done, EXECUTORS[executor]), made
 
 
 def _result(args: argparse.Namespace, records: list[CaseRecord], made: int, finished: bool) -> dict[str, Any]:
@@ -77,11 +102,11 @@ def _result(args: argparse.Namespace, records: list[CaseRecord], made: int, fini
         print(f"audit of {len(records)} scans: {said}; nothing was written")
     elif finished:
         stored = sum(len(record.slabs) for record in records)
-        print(f"{args.store}: {stored} cases stored ({made} scans converted now), {said}; look at {args.store}/audit.html")
+        print(f"{args.store}: {stored} cases stored ({made} scans converted now), {said}; see {args.store}/audit.html")
     else:
-        print(f"{args.store}: this shard is done, {said}; the store opens when every shard is")
+        print(f"{args.store}: this shard is done ({made} scans converted now), {said}; others are not yet")
     if quarantined:
-        print(f"liverseg: could not be read: {', '.join(quarantined)}; the rest is done", file=sys.stderr)
+        print(f"liverseg: could not be converted: {', '.join(quarantined)}; the rest is done", file=sys.stderr)
     return {
         "store": str(args.store),
         "finished": finished,
@@ -92,16 +117,41 @@ def _result(args: argparse.Namespace, records: list[CaseRecord], made: int, fini
     }
 
 
+def _print_store(store: CaseStore) -> None:
+    splits = Splits(store.ids("test"), tuple(tuple(fold) for fold in store.root["splits"]["folds"]))
+    print(f"splits: {len(splits.test)} test, folds of {', '.join(str(len(fold)) for fold in splits.folds)}")
+    patients = {case_id: store.meta(case_id).patient for case_id in store.case_ids}
+    for patient in parted_patients(splits, patients):
+        print(f"warning: scans of the patient of {patient} stand in several parts of the split")
+    hu = store.intensity
+    print(f"intensity: {hu.lower_hu:g} to {hu.upper_hu:g} HU becomes 0 to 1, then (v - {hu.mean:.4f}) / {hu.std:.4f}")
+    lost = store.root["coverage"]
+    if lost:
+        print(
+            f"slabs hold {100 * lost['liver_inside']:.2f} % of the labelled liver, {100 * lost['tumour_inside']:.2f} % "
+            f"of tumour; of {lost['tumours']} tumours {lost['tumours_cut']} cut, {lost['tumours_missed']} missed, "
+            f"{lost['tumours_vanished']} too small for the slab's voxels"
+        )
+
+
+def _print_findings(dataset: MsdDataset, records: list[CaseRecord]) -> None:
+    for note in dataset.notes:
+        print(f"{note.severity}: {note.message}")
+    _print_table(records)
+
+
 def _print_table(records: list[CaseRecord]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("case", "status", "voxels z y x", "spacing mm", "axes"):
         table.add_column(heading, no_wrap=True)
     table.add_column("what was found, and done", overflow="fold", min_width=40)
+    audit = audit_of(records)
     for record in sorted(records, key=lambda r: r.case_id):
         facts = record.facts
         shape = " x ".join(map(str, facts.get("shape_zyx", [])))
         spacing = " x ".join(f"{s:.2f}" for s in facts.get("spacing_mm", []))
-        says = [f"[{SHADES[f['severity']]}]{escape(f['message'])}[/]" for f in record.findings]
+        findings = audit[record.case_id]["findings"]
+        says = [f"[{SHADES[f['severity']]}]{escape(f['message'])}[/]" for f in findings]
         status = f"[{COLOURS[record.status]}]{record.status}[/]"
         table.add_row(escape(record.case_id), status, shape, spacing, facts.get("orientation", ""), "\n".join(says))
     console = Console(soft_wrap=False)

@@ -1,6 +1,6 @@
 """Check a store: every checksum, chunk, piece of metadata, split and audit entry. Exit code 1 if anything is wrong.
 
-  liverseg verify store.zarr
+liverseg verify store.zarr
 """
 
 import argparse
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.layout import CASES
 from liverseg_dist.data.verify import verify_store
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
 from liverseg_dist.tracking.progress import progress
@@ -19,19 +19,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    cases = len(CaseStore.open(args.store).case_ids)
-    with progress("verify", cases) as line:
-        damage = verify_store(args.store, lambda case_id: line.advance(note=case_id))
+    checked = 0
+    with progress("verify", sum(1 for _ in (args.store / CASES).glob("*/"))) as line:
+
+        def done(case_id: str) -> None:
+            nonlocal checked
+            checked += 1
+            line.advance(note=case_id)
+
+        damage = verify_store(args.store, done)
     for item in damage:
         print(f"liverseg: {item}", file=sys.stderr)
-    if damage:
-        named = sorted({item.case_id for item in damage if item.case_id})
-        print(f"{args.store}: {len(damage)} findings; remove cases/<case> of {', '.join(named)} and convert again")
+    named = sorted({item.case_id for item in damage if item.case_id})
+    if named:
+        print(f"{args.store}: {len(damage)} findings; remove {CASES}/<case> of {', '.join(named)} and convert again")
+    elif damage:
+        print(f"{args.store}: {len(damage)} findings; convert again, which writes what is missing")
     else:
-        print(f"{args.store}: {cases} cases, every checksum right")
+        print(f"{args.store}: {checked} cases, every checksum right")
     return {
         "store": str(args.store),
-        "cases": cases,
+        "cases": checked,
         "damage": [item.__dict__ for item in damage],
         "exit_code": EXIT_FAILED if damage else EXIT_DONE,
     }

@@ -114,9 +114,9 @@ def _check_grid(image: Volume) -> list[Finding]:
         found.append(Finding("warning", "identity_affine", message))
     slices = image.reoriented(CANONICAL_ORIENTATION).shape[0]
     if slices < VERY_FEW_SLICES:
-        found.append(Finding("warning", "very_few_slices", f"{slices} slices; padded to {SLAB_SLICES}"))
+        found.append(Finding("warning", "very_few_slices", f"{slices} slices, fewer than the {SLAB_SLICES} of a slab"))
     elif slices < SLAB_SLICES:
-        found.append(Finding("info", "few_slices", f"{slices} slices; padded to {SLAB_SLICES}"))
+        found.append(Finding("info", "few_slices", f"{slices} slices, fewer than the {SLAB_SLICES} of a slab"))
     tilt = _tilt_degrees(image)
     if tilt > 1:
         found.append(

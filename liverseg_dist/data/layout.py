@@ -5,7 +5,11 @@
     STORE/cases/<id>/label           uint8 (64, Y, X); 255 is padding
     STORE/cases/<id>/source_label    uint8 on the scan's own grid, as its file has it (z, y, x)
     STORE/cases/<id>/foreground      int16 (n, 5): class, tumour number, z, y, x of sampled voxels
+    STORE/SHA256SUMS                 of every file: `sha256sum -c SHA256SUMS`, or `liverseg verify STORE`
+    STORE/audit.html                 every scan with its picture and findings
     STORE/.liverseg/                 what conversion remembers between runs; readers never need it
+
+Arrays are z, y, x. A case's group carries OME-Zarr 0.5 metadata and its own attribute `liverseg`.
 """
 
 from typing import Any
@@ -35,8 +39,15 @@ def compressors(itemsize: int) -> list[Any]:
 
 
 def ome_metadata(grid: Grid, name: str) -> dict[str, Any]:
-    """OME-Zarr 0.5 `multiscales` of one level (https://ngff.openmicroscopy.org/0.5/): axes z, y, x, scale in mm."""
+    """OME-Zarr 0.5 `multiscales` of one level (https://ngff.openmicroscopy.org/0.5/): axes z, y, x, scale in mm.
+
+    The translation puts slabs of a scan where they belong; axes of oblique scans are shown as if they were straight.
+    """
     axes = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"]
-    transforms = [{"type": "scale", "scale": list(grid.spacing_mm)}]
+    origin_zyx = grid.affine[:3, 3][::-1].tolist()
+    transforms: list[dict[str, Any]] = [
+        {"type": "scale", "scale": list(grid.spacing_mm)},
+        {"type": "translation", "translation": origin_zyx},
+    ]
     datasets = [{"path": "image", "coordinateTransformations": transforms}]
     return {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}

@@ -45,6 +45,8 @@ class ScanFile:
 
     volume: Volume
     notes: tuple[Finding, ...]
+    stored_type: str = ""
+    """Of the voxels in the file: `int16`, `float32` ...; with `, scaled` where scl_slope and scl_inter change them."""
 
 
 def read_nifti(path: Path | str, kind: Kind = "image") -> Volume:
@@ -74,7 +76,8 @@ def read_scan_file(path: Path | str, kind: Kind = "image") -> ScanFile:
         raise ScanFileError(path, "too_large", "does not fit into memory") from None
     except OSError as error:
         raise ScanFileError(path, "unreadable", error.strerror or str(error)) from None
-    return ScanFile(Volume(voxels, header.grid), header.notes)
+    stored_type = header.dtype.newbyteorder("=").name + (", scaled" if header.scaled else "")
+    return ScanFile(Volume(voxels, header.grid), header.notes, stored_type)
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """The 64 contiguous slices that hold the liver: where they lie, what is padding, and what the choice loses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cc3d
 import numpy as np
 
 from liverseg_dist.config import SlabConfig
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
 from liverseg_dist.volume import Float3, Grid, Volume
 
@@ -23,22 +25,24 @@ class Slab:
 
 
 def place_slabs(scan: Grid, label: Volume | None, spacing_mm: Float3 | None, config: SlabConfig) -> tuple[Slab, ...]:
-    """Slabs for a RAS scan. `label` (RAS, any spacing, same field of view) None: the whole scan counts as liver.
+    """Slabs for a RAS scan, from below. `label`: RAS, any spacing, same field of view.
 
-    One slab for `fit` and `window`, one or more for `tile`. `spacing_mm` None keeps the scan's own voxels.
+    One slab for `fit` and `window`, one or more for `tile`. Without a label nobody knows where the liver is: tiles over
+    the whole scan, whatever the policy. `spacing_mm` None keeps the scan's own voxels.
     """
     base = scan if spacing_mm is None else scan.with_spacing(spacing_mm)
     counts = _slice_counts(base, label)
     used = np.flatnonzero(counts.sum(axis=1))
     low, high = (float(used[0]), float(used[-1] + 1)) if used.size else (0.0, float(base.shape[0]))
     slices = config.slices
-    if config.policy == "fit":
+    policy = config.policy if label is not None else "tile"
+    if policy == "fit":
         margin = config.margin_mm / base.spacing_mm[0]
         low, high = max(0.0, low - margin), min(float(base.shape[0]), high + margin)
         if high - low > slices:
             return (_stretched(base, low, high, slices),)
         return (_native(base, _centred(low, high, base.shape[0], slices), slices),)
-    if config.policy == "window":
+    if policy == "window":
         return (_native(base, _fullest(counts, slices), slices),)
     return tuple(_native(base, start, slices) for start in _tiles(low, high, base.shape[0], slices))
 
@@ -51,27 +55,89 @@ def padded_label(label_zyx: np.ndarray, slab: Slab) -> np.ndarray:
     return padded
 
 
-def coverage(label: Volume, slabs: Sequence[Slab]) -> dict[str, float | int]:
-    """Share of liver and of tumour voxels whose slice lies in a slab, and how many tumours are cut or missed."""
+def coverage(label: Volume, slabs: Sequence[Slab], stored: Sequence[np.ndarray] = ()) -> dict[str, Any]:
+    """What the slabs keep of a scan's label: whole numbers that can be pooled, and shares of 1.
+
+    Liver (with its tumours) and tumour voxels whose slice lies in a slab; tumours (26-connected) that are cut, or
+    missed altogether; with the `stored` labels also tumours that lie inside but are too small to have a voxel left.
+    """
+    z = np.arange(label.shape[0])
     inside = np.zeros(label.shape[0], dtype=bool)
     for slab in slabs:
         ends = slab.grid.world_mm(np.array([[-0.5, 0, 0], [slab.grid.shape[0] - 0.5, 0, 0]]))
         first, last = sorted(label.grid.index_of(ends)[:, 0])
-        inside |= (np.arange(label.shape[0]) >= first - 1e-6) & (np.arange(label.shape[0]) <= last + 1e-6)
-    found: dict[str, float | int] = {}
-    for name, mask in (("liver", (label.voxels == LIVER) | (label.voxels == TUMOUR)), ("tumour", label.voxels == TUMOUR)):
+        inside |= (z >= first - 1e-6) & (z <= last + 1e-6)
+    tumour = label.voxels == TUMOUR
+    found: dict[str, Any] = {}
+    for name, mask in (("liver", tumour | (label.voxels == LIVER)), ("tumour", tumour)):
         per_slice = mask.sum(axis=(1, 2), dtype=np.int64)
-        found[f"{name}_inside"] = float(per_slice[inside].sum() / per_slice.sum()) if per_slice.any() else 1.0
-    components, number = cc3d.connected_components(
-        np.ascontiguousarray(label.voxels == TUMOUR), connectivity=26, return_N=True
-    )
-    cut = missed = 0
-    if number and not inside.all():
-        boxes = cc3d.statistics(components)["bounding_boxes"][1:]
-        shares = [inside[box[0]] for box in boxes]
-        missed = sum(not share.any() for share in shares)
-        cut = sum(share.any() and not share.all() for share in shares)
-    return {**found, "tumours_cut": int(cut), "tumours_missed": int(missed)}
+        found[f"{name}_voxels"], found[f"{name}_voxels_inside"] = int(per_slice.sum()), int(per_slice[inside].sum())
+    components, number = cc3d.connected_components(np.ascontiguousarray(tumour), connectivity=26, return_N=True)
+    boxes = cc3d.statistics(components)["bounding_boxes"][1:] if number else []
+    shares = [inside[box[0]] for box in boxes]
+    seen = set().union(*(_seen(components, label, slab, kept) for slab, kept in zip(slabs, stored, strict=False)))
+    reached = {n for n, share in enumerate(shares, start=1) if share.any()}
+    found["tumours"] = int(number)
+    found["tumours_cut"] = sum(bool(share.any() and not share.all()) for share in shares)
+    found["tumours_missed"] = int(number) - len(reached)
+    found["tumours_vanished"] = len(reached - seen) if stored else 0
+    return with_shares(found)
+
+
+def with_shares(found: Mapping[str, Any]) -> dict[str, Any]:
+    shares = {
+        f"{name}_inside": found[f"{name}_voxels_inside"] / found[f"{name}_voxels"] if found[f"{name}_voxels"] else 1.0
+        for name in ("liver", "tumour")
+    }
+    return {**found, **shares}
+
+
+def pooled_coverage(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """`coverage` of several scans together."""
+    total: dict[str, Any] = {}
+    for one in found:
+        for key, value in one.items():
+            if isinstance(value, int):
+                total[key] = total.get(key, 0) + value
+    return with_shares(total) if total else {}
+
+
+def describe(scan: Grid, slabs: Sequence[Slab], found: Mapping[str, Any] | None) -> list[Finding]:
+    """One sentence on where the slabs lie, and warnings about what they lose."""
+    grid, (first, last) = slabs[0].grid, slabs[0].valid_slices
+    step_mm, thickness_mm = grid.spacing_mm[0], scan.spacing_mm[0]
+    thinned = "" if abs(step_mm - thickness_mm) < 1e-3 else f" as {grid.shape[0]} of {step_mm:.3g} mm"
+    as_scanned = f"slices of {thickness_mm:.3g} mm{thinned}"
+    faces = grid.world_mm(np.array([[first - 0.5, 0, 0], [last - 0.5, 0, 0]]))
+    bottom, top = (round(float(at)) for at in scan.index_of(faces)[:, 0] + 0.5)
+    if len(slabs) > 1:
+        message = f"{len(slabs)} slabs of {grid.shape[0]}, {as_scanned}"
+    elif last - first < grid.shape[0]:
+        message = f"slab: all {scan.shape[0]} {as_scanned}, and {grid.shape[0] - last + first} of padding"
+    else:
+        message = f"slab: {top - bottom} of {scan.shape[0]} {as_scanned} (from {bottom}, counted from below)"
+    notes = [Finding("info", "slab", message)]
+    if found and found["liver_voxels_inside"] < found["liver_voxels"]:
+        message = (
+            f"outside the slab: {100 * (1 - found['liver_inside']):.1f} % of the liver, "
+            f"{100 * (1 - found['tumour_inside']):.1f} % of tumour; of {found['tumours']} tumours "
+            f"{found['tumours_cut']} cut, {found['tumours_missed']} missed"
+        )
+        notes.append(Finding("warning", "slab_loss", message))
+    if found and found["tumours_vanished"]:
+        message = f"{found['tumours_vanished']} of {found['tumours']} tumours are too small for the slab's voxels"
+        notes.append(Finding("warning", "tumours_vanished", message))
+    return notes
+
+
+def _seen(components: np.ndarray, label: Volume, slab: Slab, stored: np.ndarray) -> set[int]:
+    """Numbers of the components that have a tumour voxel of `stored` at the place of one of theirs."""
+    at = np.argwhere(stored == TUMOUR)
+    if not len(at):
+        return set()
+    index = np.rint(label.grid.index_of(slab.grid.world_mm(at))).astype(int)
+    index = index[((index >= 0) & (index < label.shape)).all(axis=1)]
+    return set(np.unique(components[tuple(index.T)]).tolist()) - {0}
 
 
 def _slice_counts(base: Grid, label: Volume | None) -> np.ndarray:

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +25,24 @@ class Splits:
         return {"test": list(self.test), "folds": [list(fold) for fold in self.folds]}
 
 
-def make_splits(burden: Mapping[str, float], patients: Mapping[str, str], config: SplitConfig) -> Splits:
-    """Splits of the labelled cases. `burden`: tumour over liver volume; `patients`: case to patient. Raises `UserError`."""
-    if config.kind == "nnunet":
-        return Splits((), nnunet_folds(burden))
+def make_splits(
+    burden: Mapping[str, float], patients: Mapping[str, str], config: SplitConfig, held_out: Collection[str] = ()
+) -> Splits:
+    """Splits of the labelled cases. `burden`: tumour over liver volume; `patients`: case to patient.
+
+    Raises `UserError`.
+    `held_out`: labelled cases that the data set itself sets apart as a test set. With `stratified` and `nnunet` they
+    are the test set, or part of it, and no fold holds another scan of their patients (`nnunet` knows no patients).
+    """
     if config.kind == "file":
         return _from_file(config, set(burden))
-    if not burden:
-        return Splits((), tuple(() for _ in range(config.folds)))
-    return _stratified(burden, patients, config)
+    ours = {case: share for case, share in burden.items() if case not in held_out}
+    if config.kind == "nnunet":
+        return Splits(tuple(sorted(held_out)), nnunet_folds(ours))
+    apart = {patients[case] for case in held_out}
+    test = {case for case in burden if patients[case] in apart}
+    splits = _stratified({case: share for case, share in ours.items() if case not in test}, patients, config)
+    return Splits(tuple(sorted({*splits.test, *test})), splits.folds)
 
 
 def nnunet_folds(case_ids: Sequence[str] | Mapping[str, float]) -> tuple[tuple[str, ...], ...]:
@@ -45,7 +54,7 @@ def nnunet_folds(case_ids: Sequence[str] | Mapping[str, float]) -> tuple[tuple[s
     if len(ids) < NNUNET_FOLDS:
         raise UserError(f"convert.splits.kind=nnunet needs {NNUNET_FOLDS} labelled cases, there are {len(ids)}")
     order = np.arange(len(ids))
-    np.random.RandomState(NNUNET_SEED).shuffle(order)  # noqa: NPY002 - the generator nnU-Net's splits come from
+    np.random.RandomState(NNUNET_SEED).shuffle(order)
     sizes = [len(ids) // NNUNET_FOLDS + (fold < len(ids) % NNUNET_FOLDS) for fold in range(NNUNET_FOLDS)]
     ends = np.cumsum(sizes)
     parts = (np.sort(order[end - size : end]) for size, end in zip(sizes, ends, strict=True))
@@ -53,7 +62,10 @@ def nnunet_folds(case_ids: Sequence[str] | Mapping[str, float]) -> tuple[tuple[s
 
 
 def read_patients(path: Path | None, case_ids: Sequence[str]) -> dict[str, str]:
-    """Case to patient: from the CSV `case,patient`, else every case its own. Raises `UserError`."""
+    """Case to patient, who is called by their first case: from the CSV `case,patient`, else every case its own.
+
+    Raises `UserError`.
+    """
     patients = {case_id: case_id for case_id in case_ids}
     if path is None:
         return patients
@@ -62,12 +74,27 @@ def read_patients(path: Path | None, case_ids: Sequence[str]) -> dict[str, str]:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); convert.splits.patients is a CSV `case,patient`") from None
+    named: dict[str, list[str]] = {}
     for number, row in enumerate(rows, start=2):
         if not row.get("case") or not row.get("patient"):
             raise UserError(f"{path}: line {number} lacks a case or a patient; the header is `case,patient`")
-        # The number in a file's name may identify somebody; the store needs to know only who is the same.
-        patients[row["case"]] = "patient_" + hashlib.sha256(row["patient"].encode()).hexdigest()[:12]
-    return {case_id: patients[case_id] for case_id in case_ids}
+        if row["case"] in patients:
+            named.setdefault(row["patient"], []).append(row["case"])
+    if rows and not named:
+        first = rows[0]["case"]
+        raise UserError(f"{path}: knows none of these scans; it begins with {first}, they with {min(case_ids)}")
+    for scans in named.values():  # who is the same matters, not the name: a patient is called by their first scan
+        patients.update(dict.fromkeys(scans, min(scans)))
+    return patients
+
+
+def parted_patients(splits: Splits, patients: Mapping[str, str]) -> list[str]:
+    """Patients with scans in more than one part: what a network learns of them in one part it is asked in another."""
+    parts: dict[str, set[int]] = {}
+    for number, part in enumerate((splits.test, *splits.folds)):
+        for case_id in part:
+            parts.setdefault(patients[case_id], set()).add(number)
+    return sorted(patient for patient, numbers in parts.items() if len(numbers) > 1)
 
 
 def _stratified(burden: Mapping[str, float], patients: Mapping[str, str], config: SplitConfig) -> Splits:
@@ -75,6 +102,8 @@ def _stratified(burden: Mapping[str, float], patients: Mapping[str, str], config
 
     Within a round the order is drawn by a hash of the patients' names, so that one more case moves few others.
     """
+    if not burden:
+        return Splits((), tuple(() for _ in range(config.folds)))
     groups: dict[str, list[str]] = {}
     for case_id in sorted(burden):
         groups.setdefault(patients[case_id], []).append(case_id)
@@ -97,20 +126,36 @@ def _stratified(burden: Mapping[str, float], patients: Mapping[str, str], config
     )
 
 
-def _from_file(config: SplitConfig, known: set[str]) -> Splits:
+def check_split_files(config: SplitConfig, scans: Sequence[str]) -> None:
+    """Refuse before the first scan is converted what would be refused after the last. Raises `UserError`."""
+    if config.kind == "file":
+        _read_file(config)
+    read_patients(config.patients, scans)
+
+
+def _read_file(config: SplitConfig) -> tuple[list[str], list[list[str]]]:
     path = config.file
     if path is None:
         raise UserError('convert.splits.kind=file needs convert.splits.file, a JSON {"test": [...], "folds": [[...]]}')
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        test, folds = list(content.get("test", [])), [list(fold) for fold in content["folds"]]
+        test, folds = content.get("test", []), content["folds"]
+        if not all(isinstance(part, list) and all(isinstance(c, str) for c in part) for part in (test, *folds)):
+            raise TypeError("test and each fold are lists of case names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path}: not a JSON {{"test": [...], "folds": [[...], ...]}} ({error})') from None
     named = [*test, *(case for fold in folds for case in fold)]
-    twice = sorted({case for case in named if named.count(case) > 1}, key=str)
+    twice = sorted({case for case in named if named.count(case) > 1})
     if twice:
-        raise UserError(f"{path}: {', '.join(map(str, twice[:5]))} stands in more than one part")
-    strangers = sorted(set(named) - known, key=str)
+        raise UserError(f"{path}: {', '.join(twice[:5])} stands in more than one part")
+    if not folds:
+        raise UserError(f"{path}: names no fold; there is nothing to train on")
+    return test, folds
+
+
+def _from_file(config: SplitConfig, known: set[str]) -> Splits:
+    test, folds = _read_file(config)
+    strangers = sorted({*test, *(case for fold in folds for case in fold)} - known)
     if strangers:
-        raise UserError(f"{path}: {', '.join(map(str, strangers[:5]))} is no labelled case of this data set")
+        raise UserError(f"{config.file}: {', '.join(strangers[:5])} is no labelled case of this data set")
     return Splits(tuple(sorted(test)), tuple(tuple(sorted(fold)) for fold in folds))

@@ -65,10 +65,11 @@ class CaseStore:
         root = group.attrs.get(ATTRIBUTE)
         if not isinstance(root, dict):
             raise UserError(f"{path}: a Zarr group, but not written by liverseg convert")
-        if root.get("schema") != SCHEMA:
-            raise UserError(
-                f"{path}: store schema {root.get('schema')}, this version reads {SCHEMA}; convert the data again"
-            )
+        schema = root.get("schema")
+        if schema != SCHEMA:
+            newer = isinstance(schema, int) and schema > SCHEMA
+            remedy = "install a newer liverseg_dist" if newer else "convert the data again"
+            raise UserError(f"{path}: store schema {schema}, this version reads {SCHEMA}; {remedy}")
         return cls(path, group, root)
 
     @property
@@ -99,7 +100,13 @@ class CaseStore:
 
     @property
     def audit(self) -> dict[str, Any]:
+        """Status, findings and facts by scan, of those that were not stored too."""
         return dict(self._root["audit"])
+
+    @property
+    def root(self) -> Mapping[str, Any]:
+        """The whole root attribute (`conversion.root`)."""
+        return self._root
 
     @property
     def class_voxels(self) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """Does a store keep its promises? Every file's checksum, every chunk of a damaged one, metadata, splits, audit."""
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any
 import numpy as np
 import zarr
 
-from liverseg_dist.data.conversion.case import CaseRecord, read_record
-from liverseg_dist.data.conversion.pipeline import settings_sha256
-from liverseg_dist.data.conversion.writer import sha256_file
+from liverseg_dist.data.conversion.settings import settings_sha256
+from liverseg_dist.data.conversion.writer import PRIVATE, SUMS, sha256_file
 from liverseg_dist.data.layout import ARRAYS, CASES
+from liverseg_dist.data.splits import Splits, parted_patients
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.labels import IGNORE
+
+MOST_CHUNKS = 4
+"""Damaged chunks of an array that are named; of more only the number is."""
 
 
 @dataclass(frozen=True)
@@ -32,70 +36,87 @@ class Damage:
 
 def verify_store(path: Path, done: Callable[[str], None]) -> list[Damage]:
     """All damage found; `done` is called with each case id. Raises `UserError` when `path` is no store at all."""
-    store = CaseStore.open(path)
-    found = list(_check_root(store))
-    records = _records(path)
-    for case_id in store.case_ids:
-        found += _check_case(path, store, case_id, records.get(store.meta(case_id).parent))
-        done(case_id)
-    strangers = sorted(p.name for p in (path / CASES).iterdir() if p.is_dir() and p.name not in store.case_ids)
-    found += [Damage(name, f"{CASES}/{name}", "is there but not listed by the store; convert again") for name in strangers]
+    sums, found = _read_sums(path)
+    cases = {_case_of(name) for name in sums}
+    store = None
+    try:
+        store = CaseStore.open(path)
+    except UserError as error:
+        if not sums or not (path / "zarr.json").exists():
+            raise
+        found.append(Damage("", "zarr.json", str(error)))
+    if store is not None:
+        found += _check_root(store)
+        cases |= set(store.case_ids)
+    for case_id in sorted(cases):
+        damaged = list(_check_files(path, case_id, {n: s for n, s in sums.items() if _case_of(n) == case_id}))
+        if case_id and not sums:
+            damaged += _check_chunks(path, case_id)
+        if case_id and store is not None and not damaged:
+            damaged += _check_case(store, case_id)
+        found += damaged
+        if case_id:
+            done(case_id)
+    found += [
+        Damage(p.name, f"{CASES}/{p.name}", "is there but not listed by the store; convert again")
+        for p in sorted((path / CASES).glob("*/"))
+        if p.name not in cases
+    ]
     return found
 
 
-def _records(path: Path) -> dict[str, CaseRecord]:
-    files = sorted((path / ".liverseg" / "records").glob("*.json"))
-    return {file.stem: record for file in files if (record := read_record(path, file.stem)) is not None}
-
-
-def _check_root(store: CaseStore) -> Iterator[Damage]:
-    ids, root = set(store.case_ids), store._root
+def _read_sums(path: Path) -> tuple[dict[str, str], list[Damage]]:
+    """File -> SHA-256 as the store was written."""
     try:
-        splits = root["splits"]
-        named = [*splits["test"], *itertools.chain.from_iterable(splits["folds"])]
-        for case_id in sorted({name for name in named if named.count(name) > 1}):
-            yield Damage(case_id, "splits", "stands in more than one part")
-        for case_id in sorted(set(named) - ids):
-            yield Damage(case_id, "splits", "is named there but not stored")
-        place = {case_id: number for number, part in enumerate([splits["test"], *splits["folds"]]) for case_id in part}
-        patients: dict[str, set[int]] = {}
-        for case_id in sorted(ids & place.keys()):
-            patients.setdefault(store.meta(case_id).patient, set()).add(place[case_id])
-        for patient, parts in patients.items():
-            if len(parts) > 1:
-                yield Damage("", "splits", f"scans of patient {patient} are on several sides")
-        for case_id in sorted(ids):
-            if store.meta(case_id).parent not in root["audit"]:
-                yield Damage(case_id, "audit", "has no entry")
-        if settings_sha256(store.convert) != root["convert_sha256"] and not root["convert"].get("spacing_table"):
-            yield Damage("", "zarr.json", "the recorded settings do not match their hash")
-        store.intensity  # noqa: B018 - raises when it is not valid
-    except (KeyError, TypeError, ValueError, UserError) as error:
-        yield Damage("", "zarr.json", f"metadata is damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]})")
+        text = (path / SUMS).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        if not (path / PRIVATE).is_dir():
+            return {}, []
+        return {}, [Damage("", SUMS, "is missing; only what each chunk carries can be checked")]
+    sums, found = {}, []
+    for number, line in enumerate(text.splitlines(), start=1):
+        match = re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line)
+        if match and ".." not in Path(match[2]).parts and not Path(match[2]).is_absolute():
+            sums[match[2]] = match[1]
+        else:
+            found.append(Damage("", SUMS, f"line {number} is damaged"))
+    if not (path / PRIVATE).is_dir():  # a copy without what only conversion needs
+        sums = {name: digest for name, digest in sums.items() if not name.startswith(PRIVATE)}
+    return sums, found
 
 
-def _check_case(path: Path, store: CaseStore, case_id: str, record: CaseRecord | None) -> Iterator[Damage]:
-    folder = path / CASES / case_id
-    sums: dict[str, str] = {} if record is None else record.slabs.get(case_id, {}).get("files", {})
-    if not sums:
-        yield Damage(case_id, ".liverseg/records", "no record of its checksums; only the chunks' own are checked")
-    damaged = set()
-    for name, expected in sums.items():
-        file = folder / name
-        if not file.is_file():
-            yield Damage(case_id, name, "is missing")
-        elif sha256_file(file) != expected:
-            array = name.split("/")[0]
-            damaged.add(array)
-            chunks = list(_bad_chunks(folder, array)) if array in ARRAYS and "/c/" in name else []
-            yield Damage(case_id, name, f"has changed{', chunk ' + '; chunk '.join(chunks) if chunks else ''}")
-    if not sums:
-        for array in ARRAYS:
-            for chunk in _bad_chunks(folder, array):
-                damaged.add(array)
-                yield Damage(case_id, array, f"chunk {chunk} is damaged")
-    if not damaged:
-        yield from _check_content(store, case_id)
+def _case_of(name: str) -> str:
+    parts = name.split("/")
+    return parts[1] if parts[0] == CASES and len(parts) > 2 else ""
+
+
+def _check_files(path: Path, case_id: str, sums: dict[str, str]) -> Iterator[Damage]:
+    for name, expected in sorted(sums.items()):
+        file, where = path / name, name.removeprefix(f"{CASES}/{case_id}/") if case_id else name
+        try:
+            right = sha256_file(file) == expected
+        except FileNotFoundError:
+            yield Damage(case_id, where, "is missing")
+            continue
+        except OSError as error:
+            yield Damage(case_id, where, f"cannot be read ({error.strerror})")
+            continue
+        if not right:
+            array = where.split("/")[0]
+            chunks = _named(list(_bad_chunks(path / CASES / case_id, array))) if case_id and "/c/" in where else ""
+            yield Damage(case_id, where, f"has changed{f', chunk {chunks}' if chunks else ''}")
+
+
+def _check_chunks(path: Path, case_id: str) -> Iterator[Damage]:
+    for array in ARRAYS:
+        chunks = list(_bad_chunks(path / CASES / case_id, array))
+        if chunks:
+            yield Damage(case_id, array, f"is damaged, chunk {_named(chunks)}")
+
+
+def _named(chunks: list[str]) -> str:
+    more = f"; and {len(chunks) - MOST_CHUNKS} more (the shard's index?)" if len(chunks) > MOST_CHUNKS else ""
+    return "; ".join(chunks[:MOST_CHUNKS]) + more
 
 
 def _bad_chunks(folder: Path, name: str) -> Iterator[str]:
@@ -115,9 +136,45 @@ def _bad_chunks(folder: Path, name: str) -> Iterator[str]:
             yield f"{','.join(map(str, index))} ({' '.join(str(error).split())[:80]})"
 
 
-def _check_content(store: CaseStore, case_id: str) -> Iterator[Damage]:
-    meta = store.meta(case_id)
-    image, label = store.image(case_id), store.label(case_id)
+def _check_root(store: CaseStore) -> Iterator[Damage]:
+    ids, root = set(store.case_ids), store.root
+    try:
+        splits = Splits(tuple(root["splits"]["test"]), tuple(map(tuple, root["splits"]["folds"])))
+        named = [*splits.test, *itertools.chain.from_iterable(splits.folds)]
+        for case_id in sorted({name for name in named if named.count(name) > 1}):
+            yield Damage(case_id, "splits", "stands in more than one part")
+        for case_id in sorted(set(named) - ids):
+            yield Damage(case_id, "splits", "is named there but not stored")
+        for case_id in sorted(ids & set(named)):
+            if not store.meta(case_id).labelled:
+                yield Damage(case_id, "splits", "stands there without a label")
+        if store.convert.splits.kind == "stratified" and ids >= set(named):
+            for patient in parted_patients(splits, {case_id: store.meta(case_id).patient for case_id in ids}):
+                yield Damage("", "splits", f"scans of the patient of {patient} are on several sides")
+        for case_id in sorted(ids):
+            if case_id not in root["audit"][store.meta(case_id).parent]["stored_as"]:
+                yield Damage(case_id, "audit", "its scan's entry does not name it")
+        for scan, entry in root["audit"].items():
+            for case_id in sorted(set(entry["stored_as"]) - ids):
+                yield Damage(case_id, "audit", f"is named by the entry of {scan} but not stored")
+        if settings_sha256(root["convert"]) != root["convert_sha256"]:
+            yield Damage("", "zarr.json", "the recorded settings do not match their hash")
+        store.intensity  # noqa: B018 - raises when it is not valid
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        yield Damage("", "zarr.json", f"metadata is damaged ({reason})")
+
+
+def _check_case(store: CaseStore, case_id: str) -> Iterator[Damage]:
+    """Do arrays and metadata agree? Called for a case whose files are as they were written."""
+    try:
+        meta = store.meta(case_id)
+        image, label, rows = store.image(case_id), store.label(case_id), store.foreground(case_id)
+        if meta.labelled and store.source_label(case_id).shape != meta.source_grid.shape:
+            yield Damage(case_id, "source_label", "is not on the scan's own grid")
+    except Exception as error:  # whatever a decoder makes of damaged bytes
+        yield Damage(case_id, CASES, f"cannot be read ({' '.join(str(error).split())[:160]})")
+        return
     if image.shape != meta.grid.shape or label.shape != meta.grid.shape:
         yield Damage(case_id, "image", f"has shape {image.shape}, its metadata says {meta.grid.shape}")
         return
@@ -127,9 +184,7 @@ def _check_content(store: CaseStore, case_id: str) -> Iterator[Damage]:
     if counts[3:IGNORE].any():
         yield Damage(case_id, "label", "holds values besides 0, 1, 2 and 255")
     first, last = meta.valid_slices
-    if meta.labelled and ((label[:first] != IGNORE).any() or (label[last:] != IGNORE).any()):
+    if (label[:first] != IGNORE).any() or (label[last:] != IGNORE).any():
         yield Damage(case_id, "label", "padding is not marked")
-    rows = store.foreground(case_id)
     if len(rows) and (label[tuple(rows[:, 2:].T)] != rows[:, 0]).any():
         yield Damage(case_id, "foreground", "a sampled voxel has another class in the label")
-

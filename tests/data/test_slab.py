@@ -99,10 +99,12 @@ def test_tiles_overlap_and_cover_the_liver() -> None:
     assert coverage(label, slabs)["liver_inside"] == 1.0
 
 
-def test_without_a_label_the_whole_scan_is_kept() -> None:
-    (slab,) = place(scan(300), None, "fit")
-    assert slab.grid.spacing_mm[0] == pytest.approx(300 * 2 / 64)
-    assert first_slice_mm(slab) == pytest.approx(99 + slab.grid.spacing_mm[0] / 2)
+@pytest.mark.parametrize("policy", ["fit", "window", "tile"])
+def test_without_a_label_tiles_cover_the_whole_scan(policy: str) -> None:
+    slabs = place(scan(150), None, policy)
+    starts = [round((first_slice_mm(slab) - 100) / 2) for slab in slabs]
+    assert starts == [0, 48, 86]
+    assert {slab.grid.spacing_mm[0] for slab in slabs} == {2.0}
 
 
 def test_another_spacing_in_plane() -> None:

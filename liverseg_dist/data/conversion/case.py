@@ -1,143 +1,122 @@
-"""One case from its files to the store: audit, clean, slab, resample, write, remember. Runs in a worker process."""
+"""One scan from its files to the store: audit, clean, slab, resample, write, remember. Runs in a worker process.
 
-import fcntl
-import json
+Its files are read once. Nothing depends on other scans, so that a scan's bytes are the same whoever converts it and
+in whatever company: what needs all scans (clip, normalisation, splits, duplicates) goes into the root, from records.
+"""
+
+import io
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import cc3d
 import numpy as np
 
-from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.audit import AuditResult, audit_case
-from liverseg_dist.data.cleaning.body import body_box, body_mask
 from liverseg_dist.data.cleaning.intensity import HuHistogram
+from liverseg_dist.data.conversion.foreground import foreground_samples
+from liverseg_dist.data.conversion.locks import Locks, locked
+from liverseg_dist.data.conversion.records import (
+    CaseJob,
+    CaseRecord,
+    read_record,
+    retract,
+    source_hash,
+    still_good,
+    thumbnail_file,
+    write_record,
+)
 from liverseg_dist.data.conversion.thumbnail import thumbnail
-from liverseg_dist.data.conversion.writer import PRIVATE, CaseArrays, sha256_file, write_case, write_json
+from liverseg_dist.data.conversion.writer import PRIVATE, Aside, CaseArrays, write_bytes, write_case
 from liverseg_dist.data.duplicates import voxel_hash
 from liverseg_dist.data.findings import Finding, ScanFileError
 from liverseg_dist.data.label_geometry import is_identity
 from liverseg_dist.data.layout import CASES
-from liverseg_dist.data.msd import MsdCase
-from liverseg_dist.data.nifti import read_scan_file
+from liverseg_dist.data.nifti import ScanFile, read_scan_file
 from liverseg_dist.data.prepare import clean_scan, interpolation_of
 from liverseg_dist.data.resample import resample
-from liverseg_dist.data.slab import Slab, coverage, padded_label, place_slabs
+from liverseg_dist.data.slab import Slab, coverage, describe, padded_label, place_slabs
 from liverseg_dist.data.spacing_table import with_true_spacing
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
-from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Volume
-
-RECORD_SCHEMA = 1
-
-
-@dataclass
-class CaseRecord:
-    """What conversion remembers of a scan, stored or not. JSON in `.liverseg/records/`; no path, no name of a person."""
-
-    case_id: str
-    training: bool
-    source_sha256: str
-    settings_sha256: str
-    status: str
-    findings: list[dict[str, str]]
-    facts: dict[str, Any] = field(default_factory=dict)
-    voxel_sha256: str = ""
-    histogram: dict[str, Any] = field(default_factory=dict)
-    """Of liver voxels, HU at the scan's own resolution."""
-    slabs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Stored case id -> its attributes, with `files`: SHA-256 by file."""
-    schema: int = RECORD_SCHEMA
-
-
-@dataclass(frozen=True)
-class CaseJob:
-    """All a worker needs to know."""
-
-    case: MsdCase
-    training: bool
-    store: Path
-    convert: ConvertConfig
-    settings_sha256: str
-    true_spacing_mm: Float3 | None = None
-    audit_only: bool = False
+from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Grid, Volume
 
 
 def convert_case(job: CaseJob) -> tuple[CaseRecord, bool]:
-    """Convert one scan unless it is there already; (record, whether it was made now). Never raises for a bad scan."""
+    """Convert one scan unless it is there already; (record, whether it was made now).
+
+    Whatever is wrong with the scan goes into the record. Raises OSError when the store cannot be written.
+    """
     if job.audit_only:
-        return _made(job, _source_hash(job.case)), True
-    with _locked(job.store / PRIVATE / "locks" / job.case.case_id):
-        source = _source_hash(job.case)
-        before = read_record(job.store, job.case.case_id)
-        if before is not None and _still_good(before, job, source):
+        return _made(job, source_hash(job.case)), True
+    case_id = job.case.case_id
+    aside = Aside(job.store, case_id)
+    with locked(Locks(job.store / PRIVATE).case(case_id)) as alone:
+        if alone:
+            aside.clear()  # what a killed process left
+        source = source_hash(job.case)
+        before = read_record(job.store, case_id)
+        if before is not None and still_good(before, job, source):
             return before, False
+        retract(job.store, case_id)
         record = _made(job, source)
-        if before is not None:
-            for stale in before.slabs.keys() - record.slabs.keys():
-                shutil.rmtree(job.store / CASES / stale, ignore_errors=True)
-        write_json(record_file(job.store, job.case.case_id), asdict(record))
+        for stale in (before.slabs.keys() if before is not None else set()) - record.slabs.keys():
+            shutil.rmtree(job.store / CASES / stale, ignore_errors=True)
+        write_record(job.store, record)
+        aside.clear()
         return record, True
-
-
-def record_file(store: Path, case_id: str) -> Path:
-    return store / PRIVATE / "records" / f"{case_id}.json"
-
-
-def read_record(store: Path, case_id: str) -> CaseRecord | None:
-    """None when there is none, or none this version understands."""
-    try:
-        content = json.loads(record_file(store, case_id).read_text(encoding="utf-8"))
-        return CaseRecord(**content) if content.get("schema") == RECORD_SCHEMA else None
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-
-
-def _still_good(record: CaseRecord, job: CaseJob, source_sha256: str) -> bool:
-    """Made from these bytes with these settings, and its files are there (their content is `verify`'s business)."""
-    if (record.source_sha256, record.settings_sha256) != (source_sha256, job.settings_sha256):
-        return False
-    files = (job.store / CASES / name / file for name, slab in record.slabs.items() for file in slab["files"])
-    return all(file.is_file() for file in files)
 
 
 def _made(job: CaseJob, source_sha256: str) -> CaseRecord:
     record = CaseRecord(job.case.case_id, job.training, source_sha256, job.settings_sha256, "quarantined", [])
+    notes = list(job.case.findings)
     try:
         image_file = read_scan_file(job.case.image, "image")
-        image, notes = image_file.volume, [*job.case.findings, *image_file.notes]
-        label = None
-        if job.case.label is not None:
-            label_file = read_scan_file(job.case.label, "label")
-            label, notes = label_file.volume, [*notes, *label_file.notes]
+        label_file = None if job.case.label is None else read_scan_file(job.case.label, "label")
     except ScanFileError as error:
-        record.findings = [f.to_json() for f in (*job.case.findings, error.finding())]
+        record.findings = _json([*notes, error.finding()])
         return record
+    notes += [*image_file.notes, *_storage_notes(image_file), *(label_file.notes if label_file is not None else ())]
+    try:
+        _judge_and_store(job, record, image_file.volume, None if label_file is None else label_file.volume, notes)
+    except OSError:  # a full or read-only disk is no fault of the scan
+        raise
+    except Exception as error:  # whatever one scan does to us, the others go on; the exit code tells
+        record.status, record.slabs, record.final = "quarantined", {}, not isinstance(error, MemoryError)
+        reason = f"conversion failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        record.findings += _json([Finding("error", "failed", reason)])
+    return record
+
+
+def _storage_notes(file: ScanFile) -> list[Finding]:
+    """What became of voxels that are not stored as the int16 we keep."""
+    if file.stored_type in ("", "int16"):
+        return []
+    if file.volume.voxels.dtype == np.int16:
+        return [Finding("info", "stored_type", f"{file.stored_type} in the file, all whole HU: kept exactly, as int16")]
+    return [Finding("info", "stored_type", f"{file.stored_type} in the file, with fractions: rounded to whole HU")]
+
+
+def _judge_and_store(
+    job: CaseJob, record: CaseRecord, image: Volume, label: Volume | None, notes: Sequence[Finding]
+) -> None:
     image, label = _true_spacing(image, label, job.true_spacing_mm)
     audit = audit_case(image, label, job.convert.cleaning, notes, training=job.training)
     record.status, record.facts = audit.status, audit.facts
-    record.findings = [finding.to_json() for finding in audit.findings]
+    record.findings = _json(audit.findings)
     record.voxel_sha256 = voxel_hash(image)
     wanted = audit.status in ("kept", "repaired") or (
         audit.status == "unlabelled" and job.convert.cleaning.missing_label == "unlabelled"
     )
     if audit.status == "unlabelled" and not wanted:
-        record.findings.append(
-            Finding("info", "not_stored", "no label by design; not stored (missing_label=unlabelled stores it)").to_json()
-        )
-    if wanted and not job.audit_only:
-        try:
-            _store(job, record, image, audit)
-        except OSError:  # a full or read-only disk is no fault of the case
-            raise
-        except Exception as error:  # whatever one case does to us, the others go on; the exit code tells
-            record.status, record.slabs = "quarantined", {}
-            reason = f"cleaning failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-            record.findings.append(Finding("error", "failed", reason).to_json())
-    return record
+        message = "no label by design; not stored (convert.cleaning.missing_label=unlabelled stores it)"
+        record.findings += _json([Finding("info", "not_stored", message)])
+    if job.audit_only:
+        return
+    if wanted:
+        _store(job, record, image, audit)
+    else:
+        seen = image.reoriented()
+        _save_thumbnail(job, seen.voxels, None, seen.spacing_mm)
 
 
 def _true_spacing(image: Volume, label: Volume | None, spacing_mm: Float3 | None) -> tuple[Volume, Volume | None]:
@@ -149,33 +128,38 @@ def _true_spacing(image: Volume, label: Volume | None, spacing_mm: Float3 | None
 
 
 def _store(job: CaseJob, record: CaseRecord, image: Volume, audit: AuditResult) -> None:
-    convert = job.convert
+    convert, case_id = job.convert, job.case.case_id
     clean = clean_scan(image, convert.cleaning)
-    label = audit.label.reoriented(CANONICAL_ORIENTATION) if audit.label is not None else None
-    if label is not None and label.shape != clean.volume.shape:  # cropped to the body: the label goes the same way
-        box = body_box(body_mask(image.reoriented()), label.spacing_mm, convert.cleaning.body_margin_mm)
-        label = label.cropped((0, box.y[0], box.x[0]), clean.volume.shape)
+    label = None if audit.label is None else _onto(audit.label.reoriented(CANONICAL_ORIENTATION), clean.volume.grid)
     slabs = place_slabs(clean.volume.grid, label, convert.cleaning.spacing_mm, convert.slab)
     if label is not None:
         liver = (label.voxels == LIVER) | (label.voxels == TUMOUR)
         record.histogram = HuHistogram.of(clean.volume.voxels[liver]).to_json()
-        record.facts["coverage"] = coverage(label, slabs)
+        del liver
+    stored_labels = []
     for number, slab in enumerate(slabs):
-        name = job.case.case_id if len(slabs) == 1 else f"{job.case.case_id}_tile{number}"
-        arrays = _cut(job, image, clean.volume, label, slab)
-        arrays.attributes.update(parent=job.case.case_id, cleaning=clean.provenance, source_sha256=record.source_sha256)
+        arrays = _cut(job, image.grid, clean.volume, label, slab)
+        arrays.attributes.update(parent=case_id, cleaning=clean.provenance, source_sha256=record.source_sha256)
         if audit.label is not None:
-            source_label = np.ascontiguousarray(audit.label.voxels)
-            arrays = CaseArrays(**{**arrays.__dict__, "source_label": source_label})
-        files = write_case(job.store, name, arrays)
+            arrays = replace(arrays, source_label=np.ascontiguousarray(audit.label.voxels))
+        name = case_id if len(slabs) == 1 else f"{case_id}_tile{number}"
+        files = write_case(Aside(job.store, case_id), name, arrays)
         record.slabs[name] = {**arrays.attributes, "files": files}
-        if number == 0:
-            picture = job.store / PRIVATE / "thumbnails" / f"{job.case.case_id}.png"
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            thumbnail(arrays.image, arrays.label, slab.grid.spacing_mm).save(picture)
+        stored_labels.append(arrays.label)
+        if number == len(slabs) // 2:
+            _save_thumbnail(job, arrays.image, None if label is None else arrays.label, slab.grid.spacing_mm)
+    if label is not None:
+        record.facts["coverage"] = coverage(label, slabs, stored_labels)
+    record.findings += _json(describe(clean.volume.grid, slabs, record.facts.get("coverage")))
 
 
-def _cut(job: CaseJob, source: Volume, clean: Volume, label: Volume | None, slab: Slab) -> CaseArrays:
+def _onto(label: Volume, grid: Grid) -> Volume:
+    """The part of `label` on `grid`, which is its own grid or a crop of it (`convert.cleaning.body_margin_mm`)."""
+    start = np.rint(label.grid.index_of(grid.world_mm(np.zeros(3)))).astype(int)
+    return label.cropped(start.tolist(), grid.shape)
+
+
+def _cut(job: CaseJob, source_grid: Grid, clean: Volume, label: Volume | None, slab: Slab) -> CaseArrays:
     image = resample(clean, slab.grid, "image", interpolation=interpolation_of(job.convert.cleaning)).voxels
     if label is None:
         stored = np.full(slab.grid.shape, IGNORE, np.uint8)
@@ -186,55 +170,21 @@ def _cut(job: CaseJob, source: Volume, clean: Volume, label: Volume | None, slab
     attributes: dict[str, Any] = {
         "labelled": label is not None,
         "grid": slab.grid.to_json(),
-        "source_grid": source.grid.to_json(),
+        "source_grid": source_grid.to_json(),
         "valid_slices": list(slab.valid_slices),
         "class_voxels": counts.tolist(),
         "tumours": tumours,
         "slab": {"policy": job.convert.slab.policy, "spacing_mm": list(slab.grid.spacing_mm)},
     }
-    return CaseArrays(np.ascontiguousarray(image), np.ascontiguousarray(stored), None, foreground, slab.grid, attributes)
+    image, stored = np.ascontiguousarray(image), np.ascontiguousarray(stored)
+    return CaseArrays(image, stored, None, foreground, slab.grid, attributes)
 
 
-def foreground_samples(label_zyx: np.ndarray, most: int) -> tuple[np.ndarray, int]:
-    """(int16 (n, 5) of class, tumour number, z, y, x; number of tumours). Evenly spread over each component's voxels.
-
-    At most `most` per class; a tumour keeps at least 64 of its voxels (or all), so that each can be chosen alike.
-    """
-    components, tumours = cc3d.connected_components(
-        np.ascontiguousarray(label_zyx == TUMOUR), connectivity=26, return_N=True
-    )
-    rows = [_rows(LIVER, 0, np.argwhere(label_zyx == LIVER), most)]
-    tumour_voxels = np.argwhere(components > 0)
-    owner = components[tuple(tumour_voxels.T)]
-    for number in range(1, int(tumours) + 1):
-        voxels = tumour_voxels[owner == number]
-        share = max(64, most * len(voxels) // max(1, len(tumour_voxels)))
-        rows.append(_rows(TUMOUR, number, voxels, share))
-    return np.concatenate(rows).astype(np.int16), int(tumours)
+def _save_thumbnail(job: CaseJob, image_zyx: np.ndarray, label_zyx: np.ndarray | None, spacing_mm: Float3) -> None:
+    buffer = io.BytesIO()
+    thumbnail(image_zyx, label_zyx, spacing_mm).save(buffer, "png")
+    write_bytes(Aside(job.store, job.case.case_id), thumbnail_file(job.store, job.case.case_id), buffer.getvalue())
 
 
-def _rows(value: int, number: int, voxels: np.ndarray, most: int) -> np.ndarray:
-    if len(voxels) > most:
-        voxels = voxels[np.linspace(0, len(voxels) - 1, most).round().astype(int)]
-    head = np.tile([value, number], (len(voxels), 1))
-    return np.concatenate([head, voxels.reshape(-1, 3)], axis=1)
-
-
-def _source_hash(case: MsdCase) -> str:
-    """Of the bytes of image and label; an unreadable file counts by its absence."""
-    parts = []
-    for path in (case.image, case.label):
-        try:
-            parts.append("none" if path is None else sha256_file(path))
-        except OSError:
-            parts.append("unreadable")
-    return ":".join(parts)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Two conversions into one store take turns on a case. The lock goes with the process, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _json(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    return [finding.to_json() for finding in findings]

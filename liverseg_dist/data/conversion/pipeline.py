@@ -1,38 +1,50 @@
-"""The whole conversion: open the store for these settings, run the cases, write the root when all are known.
+"""The whole conversion: open the store for these settings, run the scans, write the root when all are known.
 
-Who finds every case's record present writes the root, so workers of a SLURM array need no master.
+    .liverseg/settings.json    what the store is made with; a run with other settings is refused unless forced
+    .liverseg/records/         one file per scan, written when the scan is stored (or found unfit)
+    .liverseg/aside/           files under way; empty when nobody converts
+    .liverseg/locks/           see `locks`
+
+The root appears last, with the checksums, by whoever finds every scan's record present: the tasks of a SLURM array need
+no master. It is withdrawn before anything it speaks of changes: a store that opens is whole, whenever a process died.
 """
 
 import hashlib
 import json
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.audit_page import audit_page
-from liverseg_dist.data.cleaning.intensity import HuHistogram, fingerprint_of, intensity_of, pool
-from liverseg_dist.data.conversion.case import CaseJob, CaseRecord, convert_case, read_record
-from liverseg_dist.data.conversion.writer import PRIVATE, write_json, write_root, write_text
-from liverseg_dist.data.duplicates import duplicate_findings, find_duplicates, ircadb_findings
-from liverseg_dist.data.layout import CASES, SCHEMA
+from liverseg_dist.data.conversion.executors import Executor
+from liverseg_dist.data.conversion.locks import Locks, locked
+from liverseg_dist.data.conversion.records import CaseJob, CaseRecord, read_record, record_file, thumbnail_file
+from liverseg_dist.data.conversion.root import root_content
+from liverseg_dist.data.conversion.settings import differences, made_with
+from liverseg_dist.data.conversion.writer import (
+    GROUP,
+    PRIVATE,
+    ROOT,
+    SUMS,
+    Aside,
+    json_text,
+    root_text,
+    sha256_file,
+    write_text,
+)
+from liverseg_dist.data.layout import CASES
 from liverseg_dist.data.msd import MsdDataset
 from liverseg_dist.data.spacing_table import read_spacing_table
-from liverseg_dist.data.splits import make_splits, read_patients
-from liverseg_dist.errors import RunFailed, UserError
-from liverseg_dist.labels import CLASS_NAMES
+from liverseg_dist.data.splits import check_split_files
+from liverseg_dist.errors import UserError
 
-SETTINGS = "settings.json"
-THREAD_KEYS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+SETTINGS = f"{PRIVATE}/settings.json"
 Done = Callable[[CaseRecord, bool], None]
-Runner = Callable[[list[CaseJob]], Iterable[tuple[CaseRecord, bool]]]
 
 
 @dataclass(frozen=True)
@@ -47,141 +59,130 @@ class Conversion:
         """Largest files first, so that the last worker does not end long after the others."""
         table = self.convert.cleaning.spacing_table
         spacing = read_spacing_table(table) if table is not None else {}
-        digest = settings_sha256(self.convert)
         jobs = [
-            CaseJob(case, training, self.store, self.convert, digest, spacing.get(case.case_id), audit_only)
+            CaseJob(case, training, self.store, self.convert, spacing.get(case.case_id), audit_only)
             for cases, training in ((self.dataset.training, True), (self.dataset.test, False))
             for case in cases
         ]
         return sorted(jobs, key=lambda job: (-_size(job.case.image), job.case.case_id))
 
-    def open(self, *, force: bool) -> None:
-        """Make the store's folder, or see that it was made with these settings. Raises `UserError`."""
-        mark = self.store / PRIVATE / SETTINGS
-        wanted = {"schema": SCHEMA, "settings_sha256": settings_sha256(self.convert)}
-        if mark.exists():
-            before = json.loads(mark.read_text(encoding="utf-8"))
-            if before != wanted and not force:
-                raise UserError(
-                    f"{self.store}: was made with other settings; convert into another folder, or --force converts "
-                    "it again"
-                )
-        elif self.store.exists() and (not self.store.is_dir() or any(self.store.iterdir())):
-            raise UserError(f"{self.store}: is there and no store of ours; give a new folder, nothing is overwritten")
-        if not mark.exists() or json.loads(mark.read_text(encoding="utf-8")) != wanted:
-            (self.store / "zarr.json").unlink(missing_ok=True)  # what it says is about to become untrue
-            write_json(mark, wanted)
-        for name in (CASES, f"{PRIVATE}/aside", f"{PRIVATE}/locks"):
-            (self.store / name).mkdir(parents=True, exist_ok=True)
+    @contextmanager
+    def opened(self, *, force: bool) -> Iterator[None]:
+        """The store's folder, made or continued. Raises `UserError` if it was made otherwise, unless `force`."""
+        check_split_files(self.convert.splits, self._ids)
+        self._refuse_foreign_folder()
+        with ExitStack() as session:
+            with locked(self._locks.opening):
+                self._agree(force)
+                session.enter_context(locked(self._locks.sessions, shared=True))
+            yield
 
     def finish(self) -> list[CaseRecord] | None:
-        """Write the root if every case has its record; None when some are still missing (other shards)."""
-        digest = settings_sha256(self.convert)
-        ids = sorted(case.case_id for case in (*self.dataset.training, *self.dataset.test))
-        records = [read_record(self.store, case_id) for case_id in ids]
-        known = [record for record in records if record is not None and record.settings_sha256 == digest]
-        if len(known) < len(ids):
-            return None
-        write_root(self.store, root_content(self.dataset.name, self.convert, known))
-        write_text(self.store / "audit.html", audit_page(self.dataset.name, known, self.store / PRIVATE / "thumbnails"))
-        return known
+        """Write the root if every scan has its record; None when some are still missing (other shards)."""
+        with locked(self._locks.root) as alone:
+            records = self._records()
+            if records is None:
+                return None
+            aside = Aside(self.store, ROOT)
+            if alone:
+                aside.clear()
+            content = root_content(self.dataset.name, self.convert, records)
+            self._remove_strangers(records)
+            stored = [case_id for record in records for case_id in record.slabs]
+            write_text(aside, self.store / CASES / "zarr.json", GROUP)
+            thumbnails = {record.case_id: thumbnail_file(self.store, record.case_id) for record in records}
+            write_text(aside, self.store / "audit.html", audit_page(content, thumbnails))
+            root = root_text(self.store, content, stored)
+            write_text(aside, self.store / SUMS, self._sums(records, root))
+            write_text(aside, self.store / "zarr.json", root)
+            aside.clear()
+        return records
+
+    @property
+    def _locks(self) -> Locks:
+        return Locks(self.store / PRIVATE)
+
+    @cached_property
+    def _ids(self) -> list[str]:
+        return sorted(case.case_id for case in (*self.dataset.training, *self.dataset.test))
+
+    def _refuse_foreign_folder(self) -> None:
+        if (self.store / PRIVATE).is_dir() or not self.store.exists():
+            return
+        if not self.store.is_dir() or any(self.store.iterdir()):
+            raise UserError(f"{self.store}: is there and no store of ours; give a new folder, nothing is overwritten")
+
+    def _agree(self, force: bool) -> None:
+        """The store's settings are ours, or become ours."""
+        mark = self.store / SETTINGS
+        wanted = made_with(self.dataset.name, self.convert)
+        before = _read_json(mark)
+        gone = sorted(self._recorded() - set(self._ids))
+        changes = differences(before, wanted) if mark.exists() else []
+        if gone:
+            changes.append(f"{len(gone)} of its scans are not in this data set ({', '.join(gone[:3])})")
+        if changes and not force:
+            raise UserError(
+                f"{self.store}: made with other settings: {'; '.join(changes[:4])}{' ...' if changes[4:] else ''}. "
+                "Give another folder, or --force converts again what that touches"
+            )
+        if before == wanted and not gone:
+            return
+        try:
+            with locked(self._locks.sessions, wait=False), locked(self._locks.root):
+                (self.store / "zarr.json").unlink(missing_ok=True)  # what it says is about to become untrue
+                write_text(Aside(self.store, ROOT), mark, json_text(wanted))
+        except BlockingIOError:
+            raise UserError(f"{self.store}: another conversion writes it with other settings; wait for it") from None
+
+    def _recorded(self) -> set[str]:
+        return {path.stem for path in (self.store / PRIVATE / "records").glob("*.json")}
+
+    def _records(self) -> list[CaseRecord] | None:
+        expected = {job.case.case_id: job.settings_sha256 for job in self.jobs()}
+        records = [read_record(self.store, case_id) for case_id in self._ids]
+        known = [r for r in records if r is not None and r.settings_sha256 == expected[r.case_id]]
+        return known if len(known) == len(self._ids) else None
+
+    def _remove_strangers(self, records: list[CaseRecord]) -> None:
+        """Scans that the data set no longer has, and folders nobody knows."""
+        stored = {case_id for record in records for case_id in record.slabs}
+        for folder in (self.store / CASES).glob("*/"):
+            if folder.name not in stored:
+                shutil.rmtree(folder, ignore_errors=True)
+        for scan in self._recorded() - set(self._ids):
+            record_file(self.store, scan).unlink(missing_ok=True)
+            thumbnail_file(self.store, scan).unlink(missing_ok=True)
+
+    def _sums(self, records: list[CaseRecord], root: str) -> str:
+        sums = {
+            f"{CASES}/{case_id}/{name}": digest
+            for record in records
+            for case_id, slab in record.slabs.items()
+            for name, digest in slab["files"].items()
+        }
+        others = [self.store / CASES / "zarr.json", self.store / "audit.html", self.store / SETTINGS]
+        for scan in self._ids:
+            others += [p for p in (record_file(self.store, scan), thumbnail_file(self.store, scan)) if p.exists()]
+        sums |= {path.relative_to(self.store).as_posix(): sha256_file(path) for path in others}
+        sums["zarr.json"] = hashlib.sha256(root.encode()).hexdigest()
+        return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
 
 
-def settings_sha256(convert: ConvertConfig) -> str:
-    """Of what a case's bytes depend on: splits and the number of workers may change without a new conversion."""
-    relevant = convert.model_dump(mode="json", exclude={"workers": True, "splits": True})
-    return hashlib.sha256(json.dumps({"schema": SCHEMA, **relevant}, sort_keys=True).encode()).hexdigest()
-
-
-def run_jobs(jobs: list[CaseJob], workers: int, done: Done, runner: Runner | None = None) -> list[CaseRecord]:
-    """Records in the order of case ids; `done` is called as each case ends. Raises `RunFailed` for a lost worker."""
+def run_jobs(jobs: list[CaseJob], workers: int, done: Done, executor: Executor) -> list[CaseRecord]:
+    """Records in the order of scan ids; `done` is called as each scan ends. Raises `RunFailed` for a lost worker."""
     records = []
-    for record, made in (runner or (lambda all_jobs: _in_processes(all_jobs, workers)))(jobs):
+    for record, made in executor(jobs, workers):
         done(record, made)
         records.append(record)
     return sorted(records, key=lambda record: record.case_id)
 
 
-def _in_processes(jobs: list[CaseJob], workers: int) -> Iterator[tuple[CaseRecord, bool]]:
-    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(jobs)))
-    if workers == 1:
-        yield from map(convert_case, jobs)
-        return
-    # One thread each: the cores are taken by the other workers. Spawned processes read these at start.
-    before = {key: os.environ.get(key) for key in THREAD_KEYS}
-    os.environ.update(dict.fromkeys(THREAD_KEYS, "1"))
+def _read_json(path: Path) -> Any:
     try:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool_:
-            futures = {pool_.submit(convert_case, job): job.case.case_id for job in jobs}
-            try:
-                for future in as_completed(futures):
-                    yield future.result()
-            except BrokenProcessPool:
-                open_ = sorted(name for future, name in futures.items() if not future.done() or future.exception())
-                raise RunFailed(
-                    f"a conversion worker died (out of memory?) around {', '.join(open_[:workers])}; what is done stays, "
-                    "run the same line again, with convert.workers=1 if memory is short"
-                ) from None
-            except BaseException:
-                pool_.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
-def root_content(name: str, convert: ConvertConfig, records: list[CaseRecord]) -> dict[str, Any]:
-    """The root attribute: everything a reader asks before it reads voxels. Raises `UserError` when nothing is usable."""
-    cases = {name_: slab for record in records for name_, slab in record.slabs.items()}
-    if not cases:
-        raise UserError("no case could be converted; see the reasons above")
-    patients = read_patients(convert.splits.patients, sorted(cases))
-    parents = {name_: slab["parent"] for name_, slab in cases.items()}
-    patients = {name_: patients[name_] if patients[name_] != name_ else parents[name_] for name_ in cases}
-    for group in find_duplicates({r.case_id: r.voxel_sha256 for r in records if r.slabs}):
-        patients.update({n: group[0] for n, parent in parents.items() if parent in group})  # never part in a split
-    burden = {n: slab["class_voxels"][2] / max(1, sum(slab["class_voxels"][1:])) for n, slab in cases.items()
-              if slab["labelled"]}  # fmt: skip
-    splits = make_splits(burden, patients, convert.splits)
-    histogram = pool(HuHistogram.from_json(r.histogram) for r in records if r.slabs and r.histogram)
-    public = convert.model_dump(mode="json", exclude={"workers": True, "splits": {"file": True, "patients": True}})
-    public["cleaning"].pop("spacing_table", None)
-    spacing = np.median([slab["slab"]["spacing_mm"] for slab in cases.values()], axis=0)
-    return {
-        "schema": SCHEMA,
-        "name": name,
-        "unit": "HU",
-        "label_names": list(CLASS_NAMES),
-        "convert": public,
-        "convert_sha256": settings_sha256(convert),
-        "content_sha256": _content_hash(cases),
-        "spacing_mm": [round(float(s), 6) for s in spacing],
-        "intensity": intensity_of(histogram, convert.cleaning).model_dump(),
-        "fingerprint": fingerprint_of(histogram),
-        "splits": splits.to_json(),
-        "cases": {n: {k: v for k, v in {**cases[n], "patient": patients[n]}.items() if k != "files"} for n in sorted(cases)},
-        "audit": audit_of(records),
-    }
-
-
-def audit_of(records: list[CaseRecord]) -> dict[str, Any]:
-    """Status, findings and facts of every scan, with what shows only between scans (duplicates, overlaps)."""
-    between = duplicate_findings(find_duplicates({r.case_id: r.voxel_sha256 for r in records if r.voxel_sha256}))
-    overlaps = ircadb_findings(r.case_id for r in records)
-    found = {}
-    for record in records:
-        extra = [f.to_json() for f in (between.get(record.case_id), overlaps.get(record.case_id)) if f is not None]
-        entry = {"status": record.status, "findings": [*record.findings, *extra], "facts": record.facts}
-        found[record.case_id] = {**entry, "stored_as": sorted(record.slabs)}
-    return found
-
-
-def _content_hash(cases: dict[str, dict[str, Any]]) -> str:
-    files = {name: slab["files"] for name, slab in cases.items()}
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _size(path: Path) -> int:

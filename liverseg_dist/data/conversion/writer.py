@@ -1,9 +1,12 @@
 """Writing cases and the root of a store: aside first, then one rename, so that what can be seen is whole."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,10 @@ from liverseg_dist.data.layout import ATTRIBUTE, CASES, CHUNK, compressors, ome_
 from liverseg_dist.volume import Grid
 
 PRIVATE = ".liverseg"
+ROOT = "__root__"
+"""Owner of the files aside that are not a scan's; no scan may be called so (`data.msd`)."""
+SUMS = "SHA256SUMS"
+"""Checksum of every file of the store, as `sha256sum -c` reads it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,28 +36,46 @@ class CaseArrays:
     attributes: dict[str, Any]
 
 
-def write_case(store: Path, case_id: str, arrays: CaseArrays) -> dict[str, str]:
+@dataclass(frozen=True)
+class Aside:
+    """Where files are written before they are moved to their place: a folder of the store, on the same file system.
+
+    `owner`: a scan's id, or ROOT. Who holds that lock may `clear` what a killed process left there.
+    """
+
+    store: Path
+    owner: str
+
+    @property
+    def folder(self) -> Path:
+        return self.store / PRIVATE / "aside" / self.owner
+
+    def new(self, name: str) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"{name}.{socket.gethostname()}.{os.getpid()}"
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_case(aside: Aside, case_id: str, arrays: CaseArrays) -> dict[str, str]:
     """Write `cases/<case_id>`, replacing an older one; returns the SHA-256 of each of its files."""
-    aside = store / PRIVATE / "aside" / f"{case_id}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
+    folder = aside.new(case_id)
+    shutil.rmtree(folder, ignore_errors=True)
     attributes = {"ome": ome_metadata(arrays.grid, case_id), ATTRIBUTE: arrays.attributes}
-    group = zarr.create_group(str(aside), zarr_format=3, attributes=attributes)
+    group = zarr.create_group(str(folder), zarr_format=3, attributes=attributes)
     _put(group, "image", arrays.image, CHUNK, axes=True)
     _put(group, "label", arrays.label, CHUNK, axes=True)
     if arrays.source_label is not None:
         _put(group, "source_label", arrays.source_label, (32, 128, 128), axes=True)
     _put(group, "foreground", arrays.foreground, (max(1, len(arrays.foreground)), 5))
-    sums = {str(path.relative_to(aside)): _synced_sha256(path) for path in sorted(aside.rglob("*")) if path.is_file()}
-    final = store / CASES / case_id
-    if final.exists():
-        outdated = aside.with_name(aside.name + ".old")
-        shutil.rmtree(outdated, ignore_errors=True)
-        os.replace(final, outdated)
-        os.replace(aside, final)
-        shutil.rmtree(outdated, ignore_errors=True)
-    else:
-        os.replace(aside, final)
+    sums = {path.relative_to(folder).as_posix(): _synced_sha256(path) for path in _files(folder)}
+    _publish(folder, aside.store / CASES / case_id)
     return sums
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _put(group: zarr.Group, name: str, values: np.ndarray, chunk: tuple[int, ...], *, axes: bool = False) -> None:
@@ -69,34 +94,66 @@ def _put(group: zarr.Group, name: str, values: np.ndarray, chunk: tuple[int, ...
         array[...] = values
 
 
-def write_root(store: Path, content: dict[str, Any]) -> None:
-    """The root group with its attribute and consolidated metadata: the moment the store becomes readable."""
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-    write_json(store / CASES / "zarr.json", group)
-    metadata = {}
-    for path in sorted(store.glob(f"{CASES}/**/zarr.json")):
-        metadata[path.parent.relative_to(store).as_posix()] = json.loads(path.read_text(encoding="utf-8"))
+def _publish(folder: Path, final: Path) -> None:
+    """Move a finished folder to its name. Where locks do not work another writer may be quicker: ours replaces it."""
+    outdated = folder.with_name(f"{folder.name}.old")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        shutil.rmtree(outdated, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.rename(final, outdated)
+        try:
+            os.rename(folder, final)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    _sync_folder(final.parent)
+    shutil.rmtree(outdated, ignore_errors=True)
+
+
+def root_text(store: Path, content: dict[str, Any], case_ids: list[str]) -> str:
+    """The root's `zarr.json`: its attribute, and the metadata of all cases consolidated."""
+    metadata: dict[str, Any] = {CASES: json.loads(GROUP)}
+    for case_id in sorted(case_ids):
+        for path in sorted((store / CASES / case_id).glob("**/zarr.json")):
+            metadata[path.parent.relative_to(store).as_posix()] = json.loads(path.read_text(encoding="utf-8"))
     root = {
-        **group,
+        "zarr_format": 3,
+        "node_type": "group",
         "attributes": {ATTRIBUTE: content},
         "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": metadata},
     }
-    write_json(store / "zarr.json", root)
+    return json_text(root)
 
 
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, sort_keys=False) + "\n")
+def json_text(content: Any) -> str:
+    """Raises ValueError for NaN and infinity, which JSON does not know."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+GROUP = json_text({"zarr_format": 3, "node_type": "group", "attributes": {}})
+
+
+def write_text(aside: Aside, path: Path, text: str) -> None:
+    write_bytes(aside, path, text.encode())
+
+
+def write_bytes(aside: Aside, path: Path, content: bytes) -> None:
+    """Whole or not at all; a file that holds these bytes already is left alone."""
     try:
-        aside.write_text(text, encoding="utf-8")
-        _synced_sha256(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        if path.read_bytes() == content:
+            return
+    except OSError:
+        pass
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = aside.new(path.name)
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    _sync_folder(path.parent)
 
 
 def sha256_file(path: Path) -> str:
@@ -108,3 +165,14 @@ def _synced_sha256(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself is on the disk when this returns, where the file system can say so."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems cannot sync a folder
+        pass
+    finally:
+        os.close(descriptor)

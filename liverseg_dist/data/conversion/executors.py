@@ -1,0 +1,116 @@
+"""Who converts: processes of this machine, or the tasks of a Ray cluster that is there already.
+
+Either way each scan is converted by a process with one BLAS thread, so that the bytes do not depend on their number.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any
+
+from liverseg_dist.data.conversion.case import convert_case
+from liverseg_dist.data.conversion.records import CaseJob, CaseRecord
+from liverseg_dist.errors import RunFailed, UserError
+
+Outcome = tuple[CaseRecord, bool]
+Executor = Callable[[list[CaseJob], int], Iterator[Outcome]]
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+def in_processes(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
+    """Outcomes as they come. `workers` 0: one per core this process may use. Raises `RunFailed` for a lost worker."""
+    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(jobs)))
+    with (
+        _environment(THREADS),
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker) as pool,
+    ):
+        futures = {pool.submit(convert_case, job): job.case.case_id for job in jobs}
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool:
+            lost = sorted(name for future, name in futures.items() if not future.done() or future.exception())
+            raise RunFailed(
+                f"a conversion worker died (out of memory?) around {', '.join(lost[:workers])}; what is done stays, "
+                f"run the same line again{', with fewer convert.workers if memory is short' if workers > 1 else ''}"
+            ) from None
+        except BaseException:  # Ctrl-C, a full disk: nobody waits for the scans that are under way
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def on_ray(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
+    """The same on a running Ray cluster (`RAY_ADDRESS`, else the one this node belongs to); `workers` 0: all its cores.
+
+    The nodes see source and store under the same paths.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"--executor ray: no Ray cluster found ({reason}); start one, e.g. ray start --head") from None
+    remote: Any = ray.remote(num_cpus=1, max_retries=1, runtime_env={"env_vars": THREADS})(convert_case)
+    waiting, running = list(reversed(jobs)), dict[Any, str]()
+    most = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    try:
+        while waiting or running:
+            while waiting and len(running) < most:
+                job = waiting.pop()
+                running[remote.remote(job)] = job.case.case_id
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            name = running.pop(ready)
+            try:
+                yield ray.get(ready)
+            except RayTaskError as error:  # what the task itself raised
+                raise error.cause from None
+            except RayError as error:
+                reason = f"Ray lost the task of {name} ({type(error).__name__})"
+                raise RunFailed(f"{reason}; what is done stays, run the same line again") from None
+    finally:
+        for left in running:
+            ray.cancel(left, force=True)
+        ray.shutdown()
+
+
+EXECUTORS: dict[str, Executor] = {"process": in_processes, "ray": on_ray}
+
+
+def _begin_worker() -> None:
+    """Ctrl-C is the parent's to handle; and a worker whose parent is gone goes too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Spawned processes read these when they start."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

@@ -1,0 +1,128 @@
+"""What conversion remembers of each scan between runs, and how it tells that a scan need not be converted again."""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from liverseg_dist.config import ConvertConfig
+from liverseg_dist.data.conversion.locks import Locks, locked
+from liverseg_dist.data.conversion.writer import PRIVATE, SUMS, Aside, json_text, sha256_file, write_text
+from liverseg_dist.data.layout import CASES, SCHEMA
+from liverseg_dist.data.msd import MsdCase
+from liverseg_dist.volume import Float3
+
+RECORD_SCHEMA = 2
+PROCESSING = 1
+"""Raise it when the same settings come to make other voxels: every case is then converted again."""
+NO_CONCERN_OF_A_CASE = {"outliers", "percentiles", "window_hu", "robust_z", "spacing_table"}
+"""Cleaning settings that only the root depends on (clip and normalisation), or that reach a case by their content."""
+
+
+@dataclass
+class CaseRecord:
+    """A scan, stored or not. JSON in `.liverseg/records/`; no path, no name of a person."""
+
+    case_id: str
+    training: bool
+    source_sha256: str
+    settings_sha256: str
+    status: str
+    findings: list[dict[str, str]]
+    facts: dict[str, Any] = field(default_factory=dict)
+    voxel_sha256: str = ""
+    histogram: dict[str, Any] = field(default_factory=dict)
+    """Of liver voxels, HU at the scan's own resolution."""
+    slabs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Stored case id -> its attributes, with `files`: SHA-256 by file."""
+    final: bool = True
+    """False: what went wrong may go right next time (memory ran out), so that the next run tries again."""
+    schema: int = RECORD_SCHEMA
+
+
+@dataclass(frozen=True)
+class CaseJob:
+    """All a worker needs to know."""
+
+    case: MsdCase
+    training: bool
+    store: Path
+    convert: ConvertConfig
+    true_spacing_mm: Float3 | None = None
+    audit_only: bool = False
+
+    @property
+    def settings_sha256(self) -> str:
+        """Of everything but the files' bytes that the stored case depends on."""
+        cleaning = self.convert.cleaning.model_dump(mode="json", exclude=NO_CONCERN_OF_A_CASE)
+        if self.case.label is not None:
+            cleaning.pop("missing_label")
+        what = {
+            "versions": [SCHEMA, RECORD_SCHEMA, PROCESSING],
+            "cleaning": cleaning,
+            "slab": self.convert.slab.model_dump(mode="json"),
+            "foreground_samples": self.convert.foreground_samples,
+            "true_spacing_mm": self.true_spacing_mm,
+            "training": self.training,
+            "notes": [finding.to_json() for finding in self.case.findings],
+        }
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def record_file(store: Path, case_id: str) -> Path:
+    return store / PRIVATE / "records" / f"{case_id}.json"
+
+
+def thumbnail_file(store: Path, case_id: str) -> Path:
+    return store / PRIVATE / "thumbnails" / f"{case_id}.png"
+
+
+def read_record(store: Path, case_id: str) -> CaseRecord | None:
+    """None when there is none, or none this version understands."""
+    try:
+        content = json.loads(record_file(store, case_id).read_text(encoding="utf-8"))
+        return CaseRecord(**content) if content.get("schema") == RECORD_SCHEMA else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def write_record(store: Path, record: CaseRecord) -> None:
+    write_text(Aside(store, record.case_id), record_file(store, record.case_id), json_text(_finite(asdict(record))))
+
+
+def retract(store: Path, case_id: str) -> None:
+    """Before a case changes: the root, which speaks of it as it was, and its record go. Nobody takes old for new."""
+    with locked(Locks(store / PRIVATE).root):
+        for path in (store / "zarr.json", store / SUMS, record_file(store, case_id), thumbnail_file(store, case_id)):
+            path.unlink(missing_ok=True)
+
+
+def still_good(record: CaseRecord, job: CaseJob, source_sha256: str) -> bool:
+    """Made from these bytes with these settings, and its files are there (their content is `verify`'s business)."""
+    if not record.final or (record.source_sha256, record.settings_sha256) != (source_sha256, job.settings_sha256):
+        return False
+    files = (job.store / CASES / name / file for name, slab in record.slabs.items() for file in slab["files"])
+    seen = not record.voxel_sha256 or thumbnail_file(job.store, record.case_id).is_file()
+    return seen and all(file.is_file() for file in files)
+
+
+def source_hash(case: MsdCase) -> str:
+    """Of the bytes of image and label; an unreadable file counts by its absence."""
+    parts = []
+    for path in (case.image, case.label):
+        try:
+            parts.append("none" if path is None else sha256_file(path))
+        except OSError:
+            parts.append("unreadable")
+    return ":".join(parts)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
