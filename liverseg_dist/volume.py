@@ -82,9 +82,7 @@ class Grid:
 
     def matches(self, other: "Grid", tolerance_mm: float = 0.1) -> bool:
         """Same shape, and no corner voxel further apart than `tolerance_mm`."""
-        return self.shape == other.shape and bool(
-            np.abs(self.corners_mm() - other.corners_mm()).max() <= tolerance_mm
-        )
+        return self.shape == other.shape and bool(np.abs(self.corners_mm() - other.corners_mm()).max() <= tolerance_mm)
 
     def cropped(self, start: Sequence[int], shape: Sequence[int]) -> "Grid":
         """The grid of a box that starts at voxel `start` (may be negative: padding) and has `shape`; z, y, x."""
@@ -162,10 +160,12 @@ class Volume:
 
 
 def reorientation(grid: Grid, orientation: str) -> tuple[Grid, Index3, tuple[bool, bool, bool]]:
-    """How to bring `grid` to `orientation`: (new grid, array axes to transpose by, which new axes to flip afterwards)."""
+    """How to bring `grid` to `orientation`: (new grid, array axes to transpose by, which new axes to flip)."""
     source = nib.orientations.io_orientation(grid.affine)
     target = nib.orientations.axcodes2ornt(tuple(orientation))
-    change = nib.orientations.ornt_transform(source, target)  # row i: where input axis i (NIfTI order) goes, and its sign
+    change = nib.orientations.ornt_transform(
+        source, target
+    )  # row i: where input axis i (NIfTI order) goes, and its sign
     axes_xyz = [0, 0, 0]
     flips_xyz = [False, False, False]
     for input_axis, (output_axis, sign) in enumerate(change):

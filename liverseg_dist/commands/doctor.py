@@ -1,6 +1,6 @@
 """Tell what this machine has, and what would go wrong later: packages, GPUs, shared memory, SLURM, disk.
 
-  liverseg doctor
+liverseg doctor
 """
 
 import argparse

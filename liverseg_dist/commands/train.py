@@ -22,8 +22,12 @@ from liverseg_dist.training.setup import Parts, build, open_store, resolve_setti
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one")
-    parser.add_argument("--dry-run", action="store_true", help="check settings, store and model, say the plan, and stop")
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check settings, store and model, say the plan, and stop"
+    )
     parser.add_argument(
         "--timeout", type=float, default=1800.0, metavar="S", help="seconds a collective waits for a lost rank (1800)"
     )
@@ -34,12 +38,12 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     settings = settings_from(args)
     if settings.run.dir is None:
         raise UserError("run.dir is not set; give the run a folder, e.g. run.dir=runs/first")
+    folder = RunFolder(settings.run.dir)
     world = World.from_environment(args.device)
     if not world.is_main:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
     store = open_store(settings)
     settings = resolve_settings(settings, store)
-    folder = RunFolder(settings.run.dir)
     with world.connected(args.timeout):
         parts = build(settings, store, world)
         print(_plan(parts, world), flush=True)

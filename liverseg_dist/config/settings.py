@@ -66,7 +66,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"{file}: a config is a mapping of sections (train: ..., data: ...), not {type(content).__name__}")
+        raise UserError(
+            f"{file}: a config is a mapping of sections (train: ..., data: ...), not {type(content).__name__}"
+        )
     return content
 
 

@@ -1,4 +1,4 @@
-"""DistributedDataParallel, a single process, and the fixed-order sum that gives the same bits on any number of ranks."""
+"""DistributedDataParallel, a single process, and the fixed-order sum giving the same bits on any number of ranks."""
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,9 @@ class DataParallel(Strategy):
     https://arxiv.org/abs/2006.15704
     """
 
-    def __init__(self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str) -> None:
+    def __init__(
+        self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str
+    ) -> None:
         super().__init__(plain, optimizer, clip_grad_norm, precision)
         self._ddp: nn.Module = plain
         if dist.is_initialized():
@@ -51,7 +53,9 @@ class FixedOrder(Strategy):
     Needs one sample per micro-batch and the same `train.threads` everywhere. Costs memory for a rank's gradients.
     """
 
-    def __init__(self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str) -> None:
+    def __init__(
+        self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str
+    ) -> None:
         super().__init__(plain, optimizer, clip_grad_norm, precision)
         self._parameters = [p for p in plain.parameters() if p.requires_grad]
         self._samples: list[Tensor] = []
@@ -78,9 +82,7 @@ class FixedOrder(Strategy):
                 dist.all_gather(theirs, mine)
             for gradient in theirs:
                 total += gradient
-        for parameter, part in zip(
-            self._parameters, total.split([p.numel() for p in self._parameters]), strict=True
-        ):
+        for parameter, part in zip(self._parameters, total.split([p.numel() for p in self._parameters]), strict=True):
             parameter.grad = part.view_as(parameter)
         return super().step(learning_rate)
 

@@ -25,7 +25,9 @@ def shard(plain: nn.Module) -> nn.Module:
 class FullyShard(Strategy):
     """The module must have gone through `shard` already."""
 
-    def __init__(self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str) -> None:
+    def __init__(
+        self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str
+    ) -> None:
         super().__init__(plain, optimizer, clip_grad_norm, precision)
         assert isinstance(plain, FSDPModule)
         self._fsdp: FSDPModule = plain

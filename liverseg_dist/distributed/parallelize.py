@@ -59,7 +59,7 @@ def parallelize(
     """
     model.to(device)
     if config.channels_last:
-        model.to(memory_format=torch.channels_last_3d)
+        model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     model.set_checkpointing(checkpointed_levels)  # type: ignore[operator]
     if config.compile:
         model.compile()

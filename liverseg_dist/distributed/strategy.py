@@ -1,6 +1,6 @@
-"""`Strategy`: the one face behind which DDP, FSDP2 and DeepSpeed stand. The loop, the losses and the logs see only this.
+"""`Strategy`: the one face of DDP, FSDP2 and DeepSpeed. The loop, the losses and the logs see only this.
 
-A step is, for each micro-batch, `forward(image, last=...)` and `backward(loss)`, then `step(learning_rate)` or `skip()`.
+A step is, for each micro-batch, `forward(image, last=...)` and `backward(loss)`; then `step(rate)` or `skip()`.
 Losses arrive scaled so that their sum over all ranks and micro-batches is the mean over the global batch.
 
 State is named tensors, `model.<parameter>` and `optimizer.<parameter>.<key>`: the same names for every strategy, so a
@@ -21,7 +21,9 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Strategy(ABC):
     """A model spread over ranks, with its optimizer."""
 
-    def __init__(self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str) -> None:
+    def __init__(
+        self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str
+    ) -> None:
         self.plain = plain
         """The module itself, with its own parameter names."""
         self.optimizer = optimizer
@@ -40,7 +42,7 @@ class Strategy(ABC):
     def forward(self, image_BCDHW: Tensor, *, last: bool) -> Tensor | list[Tensor]:
         """The model's output. `last`: the rank's last micro-batch of the step, whose backward exchanges gradients."""
 
-    def settle(self, image_BCDHW: Tensor) -> None:
+    def settle(self, image_BCDHW: Tensor) -> None:  # noqa: B027 - most strategies need none
         """Called once before the first step, also of a resumed run, with an input of the usual shape."""
 
     @abstractmethod
@@ -73,7 +75,7 @@ class Strategy(ABC):
                     tensors[f"optimizer.{name}.{key}"] = value
         return tensors
 
-    def state_loaded(self, tensors: dict[str, Tensor]) -> None:
+    def state_loaded(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027 - loaded in place
         """Called once the tensors of `state()` have been overwritten from a checkpoint."""
 
     def weights(self) -> dict[str, Tensor]:

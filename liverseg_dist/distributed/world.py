@@ -7,7 +7,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -31,7 +31,7 @@ class World:
     local_world_size: int = 1
     master: str = ""
     """`host:port` of rank 0's rendezvous; empty when alone."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     launched_by: str = "nobody"
 
     @property

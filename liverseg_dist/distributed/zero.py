@@ -142,6 +142,8 @@ def _import_deepspeed(device: torch.device) -> Any:
     import deepspeed
     import deepspeed.ops
 
-    if device.type == "cpu":  # otherwise its shared-memory all-reduce is compiled anew for a minute or two at each start
+    if (
+        device.type == "cpu"
+    ):  # otherwise its shared-memory all-reduce is compiled anew for a minute or two at each start
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

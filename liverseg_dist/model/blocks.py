@@ -53,7 +53,9 @@ class ResidualBlock(nn.Module):
         return self.act(self.norm(self.conv(self.first(x))) + self.shortcut(x))
 
 
-def stack(kind: type[nn.Module], inside: int, outside: int, kernel: Triple, stride: Triple, norm: str, blocks: int) -> nn.Sequential:
+def stack(
+    kind: type[nn.Module], inside: int, outside: int, kernel: Triple, stride: Triple, norm: str, blocks: int
+) -> nn.Sequential:
     """`blocks` blocks; the first one changes channels and resolution."""
     first = kind(inside, outside, kernel, stride, norm)
     return nn.Sequential(first, *(kind(outside, outside, kernel, (1, 1, 1), norm) for _ in range(blocks - 1)))

@@ -70,7 +70,9 @@ class SegmentationLoss(nn.Module):
             found["dice"] = 1 - tversky_index(probability * valid, wanted * valid, alpha, beta, self.config.batch_dice)
         if self.cross:
             gamma = self.config.focal_gamma if self.cross == "focal" else 0.0
-            entropy = region_entropy(logits, target, gamma) if self.regions else class_entropy(logits, label_BDHW, gamma)
+            entropy = (
+                region_entropy(logits, target, gamma) if self.regions else class_entropy(logits, label_BDHW, gamma)
+            )
             found["ce"] = self._weighted_mean(entropy, label_BDHW)
         return found
 
@@ -138,9 +140,7 @@ def frequency_weights(class_voxels: Sequence[int]) -> tuple[float, ...]:
     return tuple(value * len(raw) / sum(raw) for value in raw)
 
 
-def build_loss(
-    config: LossConfig, model: ModelConfig, class_voxels: Sequence[int] | None = None
-) -> SegmentationLoss:
+def build_loss(config: LossConfig, model: ModelConfig, class_voxels: Sequence[int] | None = None) -> SegmentationLoss:
     """The configured loss. `class_voxels` (background, liver, tumour) is needed for weights `auto`."""
     weights: tuple[float, ...] | None
     if config.class_weights == "none":
@@ -152,5 +152,7 @@ def build_loss(
     else:
         weights = tuple(float(w) for w in config.class_weights)
         if len(weights) != NUM_CLASSES:
-            raise UserError(f"loss.class_weights has {len(weights)} numbers; background, liver and tumour need one each")
+            raise UserError(
+                f"loss.class_weights has {len(weights)} numbers; background, liver and tumour need one each"
+            )
     return SegmentationLoss(config, model.regions, weights)

@@ -1,6 +1,6 @@
 """Start from weights that exist: a run of ours, a safetensors file, or a foreign state dict of tensors.
 
-Nothing is unpickled but tensors (`weights_only=True`). What does not fit is left at its fresh start, and the report says
+Nothing is unpickled but tensors (`weights_only=True`). What does not fit stays at its fresh start, and the report says
 what was taken and what was not.
 """
 
@@ -31,7 +31,9 @@ class PretrainedReport:
     def __str__(self) -> str:
         text = f"pretrained {self.source}: {len(self.matched)} tensors taken, {len(self.adapted)} adapted"
         if self.missing:
-            text += f", {len(self.missing)} left fresh ({', '.join(self.missing[:4])}{', ...' * (len(self.missing) > 4)})"
+            text += (
+                f", {len(self.missing)} left fresh ({', '.join(self.missing[:4])}{', ...' * (len(self.missing) > 4)})"
+            )
         return text + (f", {len(self.unused)} of the file not used" if self.unused else "")
 
 

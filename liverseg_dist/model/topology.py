@@ -1,7 +1,7 @@
 """Strides and kernels of each level from the patch and the voxel spacing, by the rule of nnU-Net's planner.
 
-An axis is halved while its spacing is within a factor of two of the finest axis still being halved and its edge stays at
-4 voxels or more; a kernel is 1 along an axis until the spacings have become comparable
+An axis is halved while its spacing is within a factor of two of the finest axis still being halved and its edge keeps 4
+voxels; a kernel is 1 along an axis until the spacings have become comparable
 (https://www.nature.com/articles/s41592-020-01008-z, "Network topology").
 """
 
@@ -36,7 +36,9 @@ PRESETS = {
 }
 
 
-def pooling(patch_size: Sequence[int], spacing_mm: Sequence[float], max_levels: int) -> tuple[list[Triple], list[Triple]]:
+def pooling(
+    patch_size: Sequence[int], spacing_mm: Sequence[float], max_levels: int
+) -> tuple[list[Triple], list[Triple]]:
     """Strides and kernels (z, y, x) per level, full resolution first (its stride is 1, 1, 1)."""
     edge = np.array(patch_size, dtype=float)
     spacing = np.array(spacing_mm, dtype=float)
@@ -80,8 +82,8 @@ def resolve(config: ModelConfig, patch_size: Sequence[int], spacing_mm: Sequence
         blocks = (blocks,) * levels
     if len(blocks) < levels:
         blocks = (*blocks, *([blocks[-1]] * (levels - len(blocks))))
+    _check_patch(strides, patch_size)
     resolved = {"features": features, "strides": tuple(strides), "kernels": tuple(kernels), "blocks_per_level": blocks}
-    _check_patch(resolved["strides"], patch_size)
     return config.model_copy(update=resolved)
 
 

@@ -50,7 +50,7 @@ class UNet(nn.Module):
             encoder.append(stack(encoder_block, inside, width, kernel, stride, config.norm, blocks))
             inside = width
         self.encoder = nn.ModuleList(encoder)
-        # A residual encoder goes with one convolution per decoder level (ResEnc U-Net); a plain one mirrors its encoder.
+        # A residual encoder goes with one convolution per decoder level (ResEnc U-Net); a plain one mirrors it.
         decoder_blocks = [1 if config.architecture == "resenc" else n for n in config.blocks_per_level]
         self.decoder = nn.ModuleList(
             DecoderLevel(features[i + 1], features[i], kernels[i], strides[i + 1], config.norm, decoder_blocks[i])
@@ -90,8 +90,8 @@ class UNet(nn.Module):
 
     def _run(self, level: int, stage: nn.Module, *inputs: Tensor) -> Tensor:
         if level in self._checkpointed and self.training:
-            return checkpoint(stage, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
-        return stage(*inputs)  # type: ignore[no-any-return]
+            return checkpoint(stage, *inputs, use_reentrant=False)
+        return stage(*inputs)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -30,7 +30,9 @@ class ProgressLine:
         now = time.monotonic()
         if self.done == self.total or now - self._last_line >= LOG_INTERVAL_S:
             self._last_line = now
-            print(f"{self.description}: {self._counts(now - self._started)}  {note}".rstrip(), file=sys.stderr, flush=True)
+            print(
+                f"{self.description}: {self._counts(now - self._started)}  {note}".rstrip(), file=sys.stderr, flush=True
+            )
 
     def _counts(self, elapsed_s: float) -> str:
         if not self.total:

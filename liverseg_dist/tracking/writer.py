@@ -1,4 +1,4 @@
-"""Where a run's figures go: TensorBoard events and `metrics.jsonl`, or nowhere (ranks above 0). Chosen once, called alike."""
+"""Where a run's figures go: TensorBoard events and `metrics.jsonl`, or nowhere (ranks above 0). Chosen once."""
 
 import json
 import os

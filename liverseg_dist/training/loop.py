@@ -1,4 +1,4 @@
-"""The training loop: steps, figures, validation, checkpoints, and stopping at a step boundary that all ranks agree on."""
+"""The training loop: steps, figures, validation, checkpoints, and stopping where all ranks agree to."""
 
 import resource
 import time

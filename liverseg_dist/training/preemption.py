@@ -8,7 +8,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class StopFlag:
-    """`with StopFlag() as stop: ... if stop.requested`. SIGTERM and SIGUSR2 (SLURM, submitit) and Ctrl-C ask for a stop.
+    """`with StopFlag() as stop: ... if stop.requested`. SIGTERM and SIGUSR2 (SLURM, submitit), Ctrl-C ask for a stop.
 
     A second Ctrl-C ends the process at once.
     """

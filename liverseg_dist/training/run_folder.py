@@ -20,7 +20,7 @@ FREE_TO_CHANGE = (
     "inference.", "train.log_every_steps", "train.stop_at_step", "train.threads", "train.strategy", "train.zero_stage",
     "train.offload_optimizer", "train.micro_batch_size", "train.activation_checkpointing", "model.pretrained",
 )  # fmt: skip
-"""Keys that do not change what the run computes (up to the order of floating-point sums), so a resume may change them."""
+"""Keys that do not change what the run computes (but for the order of float sums), so resuming may change them."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,11 @@ Counts = dict[str, tuple[int, int, int]]
 
 
 def validate(
-    settings: Settings, store: CaseStore, case_ids: Sequence[str], weights: dict[str, torch.Tensor], device: torch.device
+    settings: Settings,
+    store: CaseStore,
+    case_ids: Sequence[str],
+    weights: dict[str, torch.Tensor],
+    device: torch.device,
 ) -> Validation:
     """Dice of `weights` on the slabs of `case_ids`. A collective call; the result does not depend on the ranks."""
     limit = settings.validation.max_cases or len(case_ids)

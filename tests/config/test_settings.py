@@ -64,7 +64,7 @@ def test_lists_of_unlike_depth_are_refused() -> None:
 )
 def test_a_bad_file_is_named(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "a.yaml").write_text(content)
-    with pytest.raises(UserError, match="a.yaml") as caught:
+    with pytest.raises(UserError, match=r"a\.yaml") as caught:
         load_settings([tmp_path / "a.yaml"])
     assert said in str(caught.value)
 

@@ -19,7 +19,9 @@ def torchrun_command(ranks: int, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *arguments]
 
 
-def torchrun(ranks: int, *arguments: str, timeout_s: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    ranks: int, *arguments: str, timeout_s: float = 240, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run to the end; `arguments`: a script or `-m module`, and its own arguments. Nothing outlives the time limit."""
     return _run(torchrun_command(ranks, *arguments), timeout_s, environment)
 
