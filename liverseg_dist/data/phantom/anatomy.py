@@ -122,7 +122,7 @@ def _draw_body(rng: np.random.Generator) -> Patient:
     torso = Torso(
         fat_mm=float(np.exp(u(np.log(6), np.log(34)))),
         wall_mm=float(u(10, 14)),
-        muscle=Tissue(float(u(50, 66)), grain=5.0, spot=-75.0, rare=-float(u(1.2, 2.4))),
+        muscle=Tissue(float(u(52, 72)), grain=5.0, spot=-75.0, rare=-float(u(1.2, 2.4))),
         marrow=Tissue(float(u(130, 230)), grain=26.0),
         blood=Tissue(0.95 * contrast.aorta, 3.0),
         right_top_mm=top,

@@ -22,7 +22,7 @@ from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.volume import Grid
 
 SETTINGS = "phantom.json"
-GENERATION = 3
+GENERATION = 4
 """Raised when the same seed gives other scans than before."""
 FIRST_TEST = 10_000
 """Number of the first test case: cases and test cases can be added later without renaming any."""
@@ -129,13 +129,14 @@ def _one(wanted: PhantomSet, number: int) -> CaseSummary:
 
 
 def _summary(number: int, grid: Grid, label: np.ndarray | None) -> CaseSummary:
-    place = (f"liver_{number}", grid.shape, grid.spacing_mm, grid.orientation)
+    z, y, x = (round(mm, 4) for mm in grid.spacing_mm)  # the file's are float32
+    place = (f"liver_{number}", grid.shape, (z, y, x), grid.orientation)
     if label is None:
         return CaseSummary(*place)
     counts = np.bincount(label.ravel(), minlength=3)
     tumours = int(cc3d.connected_components(np.ascontiguousarray(label == TUMOUR), connectivity=26).max())
-    liver_ml = float(counts[LIVER] + counts[TUMOUR]) * grid.voxel_volume_ml
-    return CaseSummary(*place, liver_ml, tumours, float(counts[TUMOUR]) * grid.voxel_volume_ml)
+    liver_ml = round(float(counts[LIVER] + counts[TUMOUR]) * grid.voxel_volume_ml, 2)
+    return CaseSummary(*place, liver_ml, tumours, round(float(counts[TUMOUR]) * grid.voxel_volume_ml, 2))
 
 
 def _index(wanted: PhantomSet) -> dict[str, object]:

@@ -31,7 +31,7 @@ class Contrast:
     def draw(cls, rng: np.random.Generator) -> "Contrast":
         """Portal-venous phase; a stronger bolus lifts everything together, a fatty liver stays dark."""
         u, bolus = rng.uniform, rng.uniform(0.86, 1.14)
-        liver = 108 * bolus + u(-9, 9)
+        liver = 108 * bolus + u(-14, 12)
         if rng.random() < 0.12:
             liver -= u(20, 40)
         hepatic = 152 * bolus + u(-15, 15) if rng.random() < 0.8 else liver + u(-6, 8)  # early: not yet filled
@@ -42,7 +42,7 @@ class Contrast:
             aorta=158 * bolus + u(-15, 25),
             cava=132 * bolus + u(-20, 15),
             kidney=188 * bolus + u(-20, 20),
-            spleen=122 * bolus + u(-8, 8),
+            spleen=118 * bolus + u(-9, 10),
             pancreas=96 * bolus + u(-10, 10),
         )
 
