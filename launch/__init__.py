@@ -1,0 +1,1 @@
+"""Starting liverseg_dist on clusters. Imports the package; nothing imports this."""
