@@ -47,6 +47,14 @@ class Command:
         return code
 
 
+class Executor(submitit.SlurmExecutor):
+    """Also renders where there is no SLURM, for `--dry-run`; whether there is one is asked before submitting."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m launch.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -73,8 +81,9 @@ def submit(args: argparse.Namespace) -> str:
     """The batch file's text for a dry run, else the job's id. Raises `UserError` before anything is submitted."""
     if args.command == "train":
         _check_training(args.arguments)
-    executor = submitit.SlurmExecutor(folder=args.folder / "%j", python=sys.executable)
-    executor.update_parameters(**_parameters(args))
+    parameters = _parameters(args)
+    executor = Executor(folder=args.folder / "%j", python=sys.executable)
+    executor.update_parameters(**parameters)
     command = Command([args.command, *args.arguments])
     if args.dry_run:
         return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
