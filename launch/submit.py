@@ -9,6 +9,7 @@ One task per GPU, or --tasks-per-node. Batch file and logs go to --folder, which
 """
 
 import argparse
+import itertools
 import os
 import re
 import shutil
@@ -97,7 +98,7 @@ def submit(args: argparse.Namespace) -> str:
 
 def _check_training(arguments: Sequence[str]) -> None:
     """Find the mistake now instead of in a log tomorrow."""
-    files = [Path(value) for flag, value in zip(arguments, arguments[1:], strict=False) if flag == "--config"]
+    files = [Path(value) for flag, value in itertools.pairwise(arguments) if flag == "--config"]
     settings = load_settings(files, [a for a in arguments if re.match(r"[a-z_]+[.\w]*=", a)])
     if settings.run.dir is None:
         raise UserError("run.dir is not set; give the run a folder on a shared file system, e.g. run.dir=runs/first")
