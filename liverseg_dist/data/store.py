@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from zarr.errors import GroupNotFoundError
 
 from liverseg_dist.config import ConvertConfig, IntensityConfig
-from liverseg_dist.data.layout import ATTRIBUTE, CASES, SCHEMA
+from liverseg_dist.data.layout import ATTRIBUTE, CASES, FILL, SCHEMA
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.volume import Float3, Grid
 
@@ -173,7 +173,7 @@ class CaseStore:
 
     def _read(self, case_id: str, name: str) -> np.ndarray:
         try:
-            return np.asarray(self._group[f"{CASES}/{case_id}/{name}"][...])  # type: ignore[index]
+            values = np.asarray(self._group[f"{CASES}/{case_id}/{name}"][...])  # type: ignore[index]
         except KeyError:
             raise UserError(f"{self.path}: case {case_id} has no {name}; liverseg verify {self.path}") from None
         except (ValueError, RuntimeError) as error:
@@ -182,3 +182,6 @@ class CaseStore:
                 f"{self.path}: case {case_id}, {name}: damaged ({reason}); liverseg verify names the chunk, "
                 "converting again mends it"
             ) from None
+        if values.size and values.flat[0] == FILL[name]:
+            raise RunFailed(f"{self.path}: case {case_id}, {name}: its file is missing; convert again, which writes it")
+        return values

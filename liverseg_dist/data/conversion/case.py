@@ -58,7 +58,10 @@ def convert_case(job: CaseJob) -> tuple[CaseRecord, bool]:
         if before is not None and still_good(before, job, source):
             return before, False
         retract(job.store, case_id)
-        record = _made(job, source)
+        try:
+            record = _made(job, source)
+        except OSError as error:  # say where, which a failed write does not
+            raise OSError(error.errno, error.strerror, error.filename or str(job.store)) from None
         for stale in (before.slabs.keys() if before is not None else set()) - record.slabs.keys():
             shutil.rmtree(job.store / CASES / stale, ignore_errors=True)
         write_record(job.store, record)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from liverseg_dist.data.layout import ATTRIBUTE, CASES, CHUNK, compressors, ome_metadata, shard_shape
+from liverseg_dist.data.layout import ATTRIBUTE, CASES, CHUNK, FILL, compressors, ome_metadata, shard_shape
 from liverseg_dist.volume import Grid
 
 PRIVATE = ".liverseg"
@@ -86,7 +86,7 @@ def _put(group: zarr.Group, name: str, values: np.ndarray, chunk: tuple[int, ...
         chunks=chunk,
         shards=shard_shape(values.shape, chunk),
         compressors=compressors(values.dtype.itemsize),
-        fill_value=0,
+        fill_value=FILL[name],
         dimension_names=("z", "y", "x") if axes else None,
         config={"write_empty_chunks": True},  # so that every chunk has a checksum to check
     )
