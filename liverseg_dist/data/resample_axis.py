@@ -68,7 +68,7 @@ class Band:
 
 @lru_cache(maxsize=64)
 def bands(places: AxisPlaces, order: Order, antialias: bool, block: int) -> tuple[Band, ...]:
-    """The matrix of an axis, `block` rows at a time with the columns that matter. Rows outside the input are zero."""
+    """The matrix of an axis, `block` rows at a time with the columns that matter."""
     matrix = interpolation_matrix(places, order, antialias).astype(np.float32)
     result = []
     for start in range(0, places.count, block):
@@ -82,7 +82,7 @@ def bands(places: AxisPlaces, order: Order, antialias: bool, block: int) -> tupl
 
 
 def interpolation_matrix(places: AxisPlaces, order: Order, antialias: bool = False) -> np.ndarray:
-    """Float64 matrix (count, length); each row inside the input sums to 1."""
+    """Float64 matrix (count, length), rows sum to 1. Beyond the input the edge value goes on."""
     if order == 3:
         matrix = _cubic(places)
     elif order == 1:
@@ -93,7 +93,6 @@ def interpolation_matrix(places: AxisPlaces, order: Order, antialias: bool = Fal
         raise ValueError(f"interpolation order {order}; 0, 1 or 3")
     if antialias and order > 0 and abs(places.step) > 1:
         matrix = matrix @ _smoothing(places.length, (abs(places.step) - 1) / 2)
-    matrix[~places.inside()] = 0
     return matrix
 
 

@@ -222,7 +222,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(list(INDEX)), json_values))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_index_ends_in_a_list_or_a_clear_line(tmp_path: Path, keys: dict) -> None:
     make(tmp_path, json.dumps(changed(**keys)))
     try:

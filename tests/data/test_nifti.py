@@ -383,11 +383,11 @@ def test_a_gzip_bomb_takes_no_memory(tmp_path: Path, lie: str) -> None:
     done = subprocess.run([sys.executable, "-c", BOMB, path], capture_output=True, text=True, check=True, timeout=120)
     grown_kib, _, message = done.stdout.partition(" ")
     assert str(path) in message
-    assert int(grown_kib) < (50 << 10 if lie == "trailing" else 260 << 10)
+    assert int(grown_kib) < 50 << 10
 
 
 @given(st.data())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_header_bytes_end_in_a_volume_or_a_clear_line(tmp_path: Path, data: st.DataObject) -> None:
     """Fuzz: damage any bytes of the header, or of the compressed stream."""
     path = tmp_path / "scan.nii"
@@ -423,6 +423,8 @@ def test_the_same_mask_is_the_same_bytes(tmp_path: Path, name: str) -> None:
         os.utime(tmp_path / folder / name, (0, 0))
         assert [p.name for p in (tmp_path / folder).iterdir()] == [name]
     assert len(contents) == 1
+    if name.endswith(".gz"):
+        assert contents.pop()[4:8] == bytes(4)  # no time of writing in it
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "a" / name).dataobj).T, mask)
     assert int(nib.load(tmp_path / "a" / name).header["qform_code"]) == 1
 

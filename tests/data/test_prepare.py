@@ -102,7 +102,7 @@ def test_provenance_tells_every_step() -> None:
 
 
 @given(st.tuples(*[st.floats(1.0, 6.0)] * 3), st.sampled_from(ALL_ORIENTATIONS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_mask_finds_back_to_the_scan(spacing_mm: tuple[float, float, float], orientation: str) -> None:
     """What the network would draw on the prepared scan lands on the same tissue of the scan itself."""
     volume = scan().reoriented(orientation)

@@ -88,17 +88,25 @@ def test_thick_slices_are_interpolated_apart_as_nnunet_does() -> None:
         np.testing.assert_allclose(ours, reference, atol=3e-6 * np.abs(values).max())
 
 
+def brick() -> np.ndarray:
+    """Its corners tell whether the box that is computed reaches far enough."""
+    label = np.zeros(SHAPE, np.uint8)
+    label[3:9, 11:30, 7:41] = 1
+    label[5:7, 14:20, 20:25] = 2
+    return label
+
+
+@pytest.mark.parametrize("label", [classes(), brick()], ids=["all over", "brick"])
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
-def test_labels_equal_one_hot_linear_argmax(spacing_mm: tuple[float, float, float]) -> None:
+def test_labels_equal_one_hot_linear_argmax(spacing_mm: tuple[float, float, float], label: np.ndarray) -> None:
     target = GRID.with_spacing(spacing_mm)
-    label = classes()
     assert set(np.unique(label)) == {0, 1, 2}
     shares = np.stack([zoomed((label == value).astype(np.float64), target, 1) for value in range(3)])
     ours = resample(Volume(label, GRID), target, "label").voxels
     assert ours.dtype == np.uint8
     ordered = np.sort(shares, axis=0)
     clear = ordered[2] - ordered[1] > 4 * NUDGE
-    assert clear.mean() > 0.9
+    assert clear.mean() > 0.85
     np.testing.assert_array_equal(ours[clear], shares.argmax(axis=0)[clear])
     taken = np.take_along_axis(shares, ours[None].astype(int), axis=0)[0]
     np.testing.assert_allclose(taken, ordered[2], atol=4 * NUDGE)  # in a tie one of the winners wins
@@ -149,7 +157,6 @@ orientations = st.sampled_from(ALL_ORIENTATIONS)
 
 
 @given(grids(sheared=True), orientations, st.sampled_from(["image", "label"]))
-@settings(deadline=None)
 def test_turning_and_back_is_exact(grid: Grid, orientation: str, kind: str) -> None:
     volume = numbered(grid)
     if kind == "label":
@@ -160,7 +167,6 @@ def test_turning_and_back_is_exact(grid: Grid, orientation: str, kind: str) -> N
 
 
 @given(grids(), st.tuples(*[st.integers(-3, 5)] * 3), st.tuples(*[st.integers(1, 8)] * 3), orientations)
-@settings(deadline=None)
 def test_crops_pads_and_turns_are_exact(
     grid: Grid, start: tuple[int, int, int], shape: tuple[int, int, int], orientation: str
 ) -> None:
@@ -173,7 +179,7 @@ def test_crops_pads_and_turns_are_exact(
 @given(
     grids(oblique=False), orientations, st.tuples(*[st.floats(0.5, 4, allow_nan=False)] * 3), st.sampled_from([1, 3])
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_orientation_does_not_change_the_result(
     grid: Grid, orientation: str, spacing_mm: tuple[float, float, float], order: int
 ) -> None:
@@ -194,7 +200,7 @@ def test_orientation_does_not_change_the_result(
     st.sampled_from([0, 1, 3]),
     st.booleans(),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_constant_stays_constant(
     grid: Grid, spacing_mm: tuple[float, float, float], order: int, antialias: bool
 ) -> None:
