@@ -343,8 +343,7 @@ def _sampled(voxels: np.ndarray) -> np.ndarray:
 def time_monai(cases: list[Case], patch: Index3, count: int, *, cached_indices: bool) -> float:
     keys, angle = ("image", "label"), math.radians(30)
     mode = ("bilinear", "nearest")
-    cached: list = [mt.EnsureChannelFirstd(keys, channel_dim="no_channel")]
-    cached += [mt.FgBgToIndicesd("label")] if cached_indices else []
+    cached: list = [mt.FgBgToIndicesd("label")] if cached_indices else [mt.Identityd(keys)]
     indices = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"} if cached_indices else {}
     randomly: list = [
         mt.RandCropByPosNegLabeld(keys, label_key="label", spatial_size=patch, pos=1, neg=2, num_samples=1, **indices),
@@ -365,11 +364,9 @@ def time_monai(cases: list[Case], patch: Index3, count: int, *, cached_indices: 
         mt.RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
         *[mt.RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)],
     ]
+    statistics = INTENSITY.model_dump().values()
     data = [
-        {
-            "image": normalise(torch.from_numpy(image), *INTENSITY.model_dump().values()),
-            "label": torch.from_numpy(label),
-        }
+        {"image": normalise(torch.from_numpy(image), *statistics)[None], "label": torch.from_numpy(label)[None]}
         for image, label in cases
     ]
     transform = mt.Compose([*cached, *randomly]).set_random_state(0)
