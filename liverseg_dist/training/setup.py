@@ -80,4 +80,4 @@ def _set_arithmetic(settings: Settings) -> None:
     # Some CUDA kernels have no deterministic form: torch names them once in a warning instead of ending the run.
     torch.use_deterministic_algorithms(settings.train.deterministic, warn_only=True)
     # It also overwrites fresh memory with NaN, to show reads of it; on a CPU that costs a tenth of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
