@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import cc3d
@@ -14,7 +15,7 @@ from PIL import Image
 from scipy import ndimage, signal
 
 from liverseg_dist.commands.main import main
-from liverseg_dist.data.phantom.anatomy import Painter, draw_patient
+from liverseg_dist.data.phantom.anatomy import Painter, Patient, draw_patient
 from liverseg_dist.data.phantom.dataset import FIRST_TEST, PhantomSet, write_dataset
 from liverseg_dist.data.phantom.organs import cava
 from liverseg_dist.data.phantom.scan import ORIENTATIONS, PhantomScan, draw_grid, make_scan, scan_patient
@@ -33,7 +34,7 @@ def scans() -> list[PhantomScan]:
     return [make_scan(5, case, "small", case % 2 == 1) for case in range(SCANS)]
 
 
-def patient_of(seed: int, tumours: int = 3):  # noqa: ANN201
+def patient_of(seed: int, tumours: int = 3) -> Patient:
     return draw_patient(np.random.default_rng(seed), tumours, (12.0, 40.0), False)
 
 
@@ -382,7 +383,7 @@ def test_noise_has_its_variance_spectrum_and_correlation() -> None:
     field = SpectralField(np.random.default_rng(0), grid, np.sqrt(f) * np.exp(-((f / 0.3) ** 2)), 0.4).take(60)
     assert field.shape == grid.shape
     assert field.std() == pytest.approx(1, abs=0.02)
-    between = np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(field, field[1:], strict=False)])
+    between = np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairwise(field)])
     assert between == pytest.approx(0.4, abs=0.03)
     for axis in (1, 2):
         frequency, power = signal.welch(field, fs=1 / 0.8, nperseg=48, axis=axis, detrend=False)
