@@ -178,7 +178,7 @@ def test_a_store_of_the_future_is_refused(
     root = json.loads((store / "zarr.json").read_text())
     root["attributes"]["liverseg"]["schema"] = 99
     (store / "zarr.json").write_text(json.dumps(root))
-    code, _, err = call(capsys, "verify", store)
+    code, _, err = call(capsys, "train", "--dry-run", f"data.store={store}", f"run.dir={tmp_path / 'run'}")
     assert code == EXIT_USER
     assert "schema 99, this version reads 1" in err
 

@@ -40,7 +40,16 @@ def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def start(source: Path, store: Path, *more: str) -> subprocess.Popen:
     command = convert_command(source, store, "convert.workers=2", *more)
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        env=ENVIRONMENT,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+        # A shell starts background jobs with Ctrl-C ignored, and that would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def workers_of(process: subprocess.Popen) -> list[int]:
