@@ -9,7 +9,7 @@
 SRC is a folder in the layout of the Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr, imagesTs.
 Run again after an interruption: what is whole and unchanged is kept, only the rest is converted. The store opens when
 all of it is there; DST/audit.html shows what went in. Exit code 1: some scan could not be read; the rest is done.
-Memory: one scan per worker, about 1.5 GiB for 512 x 512 x 700 voxels; convert.workers=N bounds their number.
+Memory: one scan per worker, 1 GiB for 512 x 512 x 700 voxels; convert.workers=N bounds their number.
 """
 
 import argparse

@@ -67,21 +67,31 @@ def coverage(label: Volume, slabs: Sequence[Slab], stored: Sequence[np.ndarray] 
         ends = slab.grid.world_mm(np.array([[-0.5, 0, 0], [slab.grid.shape[0] - 0.5, 0, 0]]))
         first, last = sorted(label.grid.index_of(ends)[:, 0])
         inside |= (z >= first - 1e-6) & (z <= last + 1e-6)
-    tumour = label.voxels == TUMOUR
+    liver, tumour = per_slice(label.voxels)
     found: dict[str, Any] = {}
-    for name, mask in (("liver", tumour | (label.voxels == LIVER)), ("tumour", tumour)):
-        per_slice = mask.sum(axis=(1, 2), dtype=np.int64)
-        found[f"{name}_voxels"], found[f"{name}_voxels_inside"] = int(per_slice.sum()), int(per_slice[inside].sum())
-    components, number = cc3d.connected_components(np.ascontiguousarray(tumour), connectivity=26, return_N=True)
+    for name, counts in (("liver", liver + tumour), ("tumour", tumour)):
+        found[f"{name}_voxels"], found[f"{name}_voxels_inside"] = int(counts.sum()), int(counts[inside].sum())
+    box = _tumour_box(label.voxels, tumour)
+    mask = np.ascontiguousarray(label.voxels[box] == TUMOUR)
+    components, number = cc3d.connected_components(mask, connectivity=26, return_N=True)
     boxes = cc3d.statistics(components)["bounding_boxes"][1:] if number else []
-    shares = [inside[box[0]] for box in boxes]
-    seen = set().union(*(_seen(components, label, slab, kept) for slab, kept in zip(slabs, stored, strict=False)))
+    shares = [inside[box[0]][each[0]] for each in boxes]
+    start = np.array([part.start for part in box])
+    seen: set[int] = set()
+    for slab, kept in zip(slabs, stored, strict=False):
+        seen |= _seen(components, start, label.grid, slab.grid, kept)
     reached = {n for n, share in enumerate(shares, start=1) if share.any()}
     found["tumours"] = int(number)
     found["tumours_cut"] = sum(bool(share.any() and not share.all()) for share in shares)
     found["tumours_missed"] = int(number) - len(reached)
     found["tumours_vanished"] = len(reached - seen) if stored else 0
     return with_shares(found)
+
+
+def per_slice(label_zyx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels of liver, and of tumour, in each slice."""
+    counts = [[np.count_nonzero(slice_yx == value) for slice_yx in label_zyx] for value in (LIVER, TUMOUR)]
+    return np.array(counts[0]), np.array(counts[1])
 
 
 def with_shares(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,13 +140,22 @@ def describe(scan: Grid, slabs: Sequence[Slab], found: Mapping[str, Any] | None)
     return notes
 
 
-def _seen(components: np.ndarray, label: Volume, slab: Slab, stored: np.ndarray) -> set[int]:
-    """Numbers of the components that have a tumour voxel of `stored` at the place of one of theirs."""
-    at = np.argwhere(stored == TUMOUR)
-    if not len(at):
-        return set()
-    index = np.rint(label.grid.index_of(slab.grid.world_mm(at))).astype(int)
-    index = index[((index >= 0) & (index < label.shape)).all(axis=1)]
+def _tumour_box(label_zyx: np.ndarray, tumour_per_slice: np.ndarray) -> tuple[slice, slice, slice]:
+    """The smallest box around all tumour voxels; one voxel where there is none."""
+    used = np.flatnonzero(tumour_per_slice)
+    if not used.size:
+        return slice(0, 1), slice(0, 1), slice(0, 1)
+    z = slice(int(used[0]), int(used[-1]) + 1)
+    plane = np.logical_or.reduce([slice_yx == TUMOUR for slice_yx in label_zyx[z]])
+    y, x = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
+    return z, slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+
+
+def _seen(components: np.ndarray, start: np.ndarray, grid: Grid, stored_grid: Grid, stored: np.ndarray) -> set[int]:
+    """Numbers of the components (from voxel `start` of `grid` on) with a tumour voxel of `stored` in their place."""
+    at = np.stack(np.unravel_index(np.flatnonzero(stored == TUMOUR), stored.shape), axis=1)
+    index = np.rint(grid.index_of(stored_grid.world_mm(at))).astype(int) - start
+    index = index[((index >= 0) & (index < components.shape)).all(axis=1)]
     return set(np.unique(components[tuple(index.T)]).tolist()) - {0}
 
 
@@ -149,8 +168,8 @@ def _slice_counts(base: Grid, label: Volume | None) -> np.ndarray:
     z = np.arange(label.shape[0], dtype=float)
     centres = label.grid.world_mm(np.stack([z, np.zeros_like(z), np.zeros_like(z)], axis=1))
     target = np.clip(np.round(base.index_of(centres)[:, 0]), 0, base.shape[0] - 1).astype(int)
-    for column, value in enumerate((LIVER, TUMOUR)):
-        np.add.at(counts[:, column], target, (label.voxels == value).sum(axis=(1, 2)))
+    for column, found in enumerate(per_slice(label.voxels)):
+        np.add.at(counts[:, column], target, found)
     return counts
 
 
