@@ -8,7 +8,7 @@ and the remedy. The resolved settings are saved with each run.
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -40,8 +40,16 @@ class Settings(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+Kind = TypeVar("Kind", bound=Settings)
+
+
 def load_settings(files: Sequence[Path] = (), overrides: Iterable[str] = ()) -> Settings:
     """Defaults, then each YAML file, then `key.sub=value` overrides. Raises `UserError`."""
+    return load_settings_as(Settings, files, overrides)
+
+
+def load_settings_as(kind: type[Kind], files: Sequence[Path] = (), overrides: Iterable[str] = ()) -> Kind:
+    """The same for a program with a section of its own: `kind` adds it to `Settings`."""
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for file in files:
@@ -49,9 +57,9 @@ def load_settings(files: Sequence[Path] = (), overrides: Iterable[str] = ()) -> 
     for override in overrides:
         _merge(merged, _parse_override(override), "command line", origin)
     try:
-        return Settings.model_validate(merged)
+        return kind.model_validate(merged)
     except ValidationError as error:
-        raise UserError(_first_line(error, origin)) from None
+        raise UserError(_first_line(error, origin, kind)) from None
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -104,11 +112,11 @@ def _record(value: dict[str, Any], source: str, origin: dict[str, str], prefix: 
             _record(inner, source, origin, f"{prefix}{key}.")
 
 
-def _first_line(error: ValidationError, origin: dict[str, str]) -> str:
+def _first_line(error: ValidationError, origin: dict[str, str], kind: type[Settings]) -> str:
     """One line for the first problem: where it was set, key, value, what would do."""
     problem = error.errors(include_url=False)[0]
     names: list[str] = []
-    section: type[BaseModel] | None = Settings
+    section: type[BaseModel] | None = kind
     for part in problem["loc"]:  # pydantic appends union branches and indices; the key ends at the last known field
         if section is None or not isinstance(part, str):
             break
@@ -119,7 +127,7 @@ def _first_line(error: ValidationError, origin: dict[str, str]) -> str:
     key = ".".join(names) or "settings"
     where = next((origin[key[:end]] for end in _prefix_ends(key) if key[:end] in origin), "settings")
     if problem["type"] == "extra_forbidden":
-        parent: Any = Settings
+        parent: Any = kind
         for name in names[:-1]:
             parent = parent.model_fields[name].annotation
         close = difflib.get_close_matches(names[-1], parent.model_fields, n=1)
