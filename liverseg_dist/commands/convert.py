@@ -3,6 +3,7 @@
   tools/to_zarr Task03_Liver store.zarr
   tools/to_zarr Task03_Liver store.zarr --dry-run                       audit only, nothing is written
   tools/to_zarr Task03_Liver store.zarr convert.cleaning.spacing_mm=[3,1.5,1.5]
+  tools/to_zarr Task03_Liver store.zarr --splits nnunet                 its five folds, no test set
   tools/to_zarr Task03_Liver store.zarr --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT     sbatch --array=0-7
   tools/to_zarr Task03_Liver store.zarr --executor ray                  on the Ray cluster of this node (or RAY_ADDRESS)
 
@@ -52,10 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="process",
         help="process: this machine (default); ray: a cluster",
     )
+    parser.add_argument(
+        "--splits",
+        metavar="HOW",
+        help="stratified (default), nnunet (its five folds), or your JSON; short for convert.splits.kind and .file",
+    )
     add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    args.overrides += _splits(args.splits)
     settings = settings_from(args)
     dataset = read_dataset(args.source)
     conversion = Conversion(dataset, args.store, settings.convert)
@@ -158,6 +165,16 @@ def _print_table(records: list[CaseRecord]) -> None:
     if not console.is_terminal:
         console = Console(width=160)
     console.print(table)
+
+
+def _splits(how: str | None) -> list[str]:
+    if how is None:
+        return []
+    if how in ("stratified", "nnunet"):
+        return [f"convert.splits.kind={how}"]
+    if not Path(how).is_file():
+        raise UserError(f"--splits {how}: neither stratified nor nnunet, and no such file")
+    return ["convert.splits.kind=file", f"convert.splits.file={how}"]
 
 
 def _shard(text: str) -> tuple[int, int]:

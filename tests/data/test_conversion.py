@@ -255,6 +255,41 @@ def test_a_chain_of_doubles_and_names_is_one_patient(tmp_path: Path) -> None:
     assert patients_of(records, config) == {"a": "a", "b": "a", "c": "a", "d": "a", "e": "e"}
 
 
+def test_labelled_scans_of_the_data_sets_own_test_set_stay_there(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "src", cases=4)
+    index = json.loads((source / "dataset.json").read_text())
+    index["test"] = [index["training"].pop(1)]
+    (source / "dataset.json").write_text(json.dumps(index))
+    for splits in ([], ["--splits", "nnunet"]):
+        code, _ = convert(source, tmp_path / f"s{len(splits)}", *splits)
+        if splits:
+            assert code == 2  # three are too few for five folds
+            continue
+        opened = CaseStore.open(tmp_path / "s0")
+        assert opened.ids("test") == ("liver_1",)
+        assert opened.ids("train", "all") == ("liver_0", "liver_2", "liver_3")
+
+
+def test_splits_by_name_or_by_a_file(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text('{"test": ["liver_3"], "folds": [["liver_0"], ["liver_1", "liver_2"]]}')
+    assert convert(source, tmp_path / "s", "--splits", str(tmp_path / "mine.json"))[0] == 0
+    opened = CaseStore.open(tmp_path / "s")
+    assert (opened.ids("test"), opened.ids("validation", 1)) == (("liver_3",), ("liver_1", "liver_2"))
+    assert convert(source, tmp_path / "other", "--splits", "random")[0] == 2
+
+
+@pytest.mark.parametrize("name", ["<b onload=alert(1)>&amp;", "x" * 200, 'liver 0 ünd \'"1"'])
+def test_odd_names_do_no_harm(tmp_path: Path, name: str) -> None:
+    image, label = ct_like(SHAPE, 0)
+    write_nifti(tmp_path / f"imagesTr/{name}.nii.gz", image)
+    write_nifti(tmp_path / f"labelsTr/{name}.nii.gz", label)
+    write_index(tmp_path, [name])
+    assert convert(tmp_path, tmp_path / "s")[0] == 0
+    assert CaseStore.open(tmp_path / "s").case_ids == (name,)
+    assert "<b onload" not in (tmp_path / "s" / "audit.html").read_text()
+    assert run("verify", tmp_path / "s")[0] == 0
+
+
 # --- who does it does not matter --------------------------------------------------------------------------------------
 
 

@@ -65,7 +65,8 @@ def convert_case(job: CaseJob) -> tuple[CaseRecord, bool]:
         for stale in (before.slabs.keys() if before is not None else set()) - record.slabs.keys():
             shutil.rmtree(job.store / CASES / stale, ignore_errors=True)
         write_record(job.store, record)
-        aside.clear()
+        if alone:
+            aside.clear()
         return record, True
 
 

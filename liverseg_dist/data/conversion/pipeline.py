@@ -95,7 +95,8 @@ class Conversion:
             root = root_text(self.store, content, stored)
             write_text(aside, self.store / SUMS, self._sums(records, root))
             write_text(aside, self.store / "zarr.json", root)
-            aside.clear()
+            if alone:
+                aside.clear()
         return records
 
     @property

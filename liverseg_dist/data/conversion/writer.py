@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -22,6 +23,9 @@ ROOT = "__root__"
 """Owner of the files aside that are not a scan's; no scan may be called so (`data.msd`)."""
 SUMS = "SHA256SUMS"
 """Checksum of every file of the store, as `sha256sum -c` reads it."""
+
+
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +54,10 @@ class Aside:
     def folder(self) -> Path:
         return self.store / PRIVATE / "aside" / self.owner
 
-    def new(self, name: str) -> Path:
+    def new(self) -> Path:
+        """A name nobody else uses, in a folder that is there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / f"{name}.{socket.gethostname()}.{os.getpid()}"
+        return self.folder / f"{os.getpid()}.{next(_numbers)}.{socket.gethostname()}"
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -60,8 +65,7 @@ class Aside:
 
 def write_case(aside: Aside, case_id: str, arrays: CaseArrays) -> dict[str, str]:
     """Write `cases/<case_id>`, replacing an older one; returns the SHA-256 of each of its files."""
-    folder = aside.new(case_id)
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = aside.new()
     attributes = {"ome": ome_metadata(arrays.grid, case_id), ATTRIBUTE: arrays.attributes}
     group = zarr.create_group(str(folder), zarr_format=3, attributes=attributes)
     _put(group, "image", arrays.image, CHUNK, axes=True)
@@ -147,7 +151,7 @@ def write_bytes(aside: Aside, path: Path, content: bytes) -> None:
     except OSError:
         pass
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = aside.new(path.name)
+    part = aside.new()
     with part.open("wb") as file:
         file.write(content)
         file.flush()
