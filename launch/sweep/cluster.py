@@ -1,0 +1,113 @@
+"""Starting, joining and leaving Ray: no usage pings, loopback only, a temp folder per user, nothing left behind."""
+
+import contextlib
+import getpass
+import importlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray reads these when it is imported
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # our own lines tell more
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+
+from liverseg_dist.errors import RunFailed, StopRequested, UserError
+
+OBJECT_STORE_BYTES = 100 << 20
+"""Only scores travel through Ray."""
+
+
+class _Stop(BaseException):
+    """A signal, by name. No Exception: Tune would take those for a trial's failure."""
+
+
+@contextlib.contextmanager
+def running(address: str | None, cpus: int, dashboard: bool) -> Iterator[str]:
+    """A local Ray of our own, or the cluster at `address`. Yields the dashboard's address, or ''.
+
+    SIGTERM and Ctrl-C raise `StopRequested` in the block. However it is left, no Ray process of ours stays.
+    """
+    session = ""
+    try:
+        with _handlers(_stop):
+            context = _join(address) if address else _start(cpus, dashboard)
+            session = "" if address else str(context.address_info.get("session_dir") or "")
+            with _handlers(_stop):  # Ray has put a handler of its own on SIGTERM
+                yield str(context.dashboard_url or "")
+    except _Stop as stop:
+        raise StopRequested(f"stopped by {stop}; run the same line again to continue") from None
+    finally:
+        with _handlers(signal.SIG_IGN):  # a second signal must not leave processes behind
+            ray.shutdown()
+            if session:
+                shutil.rmtree(session, ignore_errors=True)
+
+
+def temp_folder() -> Path:
+    """Per user; short, as Unix sockets lie in it (107 characters at most)."""
+    folder = Path(tempfile.gettempdir()) / f"ray-{getpass.getuser()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise UserError(f"{folder}: belongs to another user; set TMPDIR to a folder of yours")
+    return folder
+
+
+def dashboard_installed() -> bool:
+    """Whether `ray[default]` is there; `ray[tune]` alone has no dashboard."""
+    try:
+        importlib.import_module("ray.dashboard.optional_deps")
+    except ImportError:
+        return False
+    return True
+
+
+def _start(cpus: int, dashboard: bool) -> Any:
+    try:
+        return ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=dashboard and dashboard_installed(),
+            dashboard_host="127.0.0.1",
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(temp_folder()),
+            _node_ip_address="127.0.0.1",
+        )
+    except (OSError, RuntimeError, TimeoutError) as error:
+        raise RunFailed(f"Ray did not start: {' '.join(str(error).split())[:300]}") from None
+
+
+def _join(address: str) -> Any:
+    try:
+        return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"--address {address}: no Ray cluster answers there ({said})") from None
+
+
+@contextlib.contextmanager
+def _handlers(handler: object) -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    before = {number: signal.signal(number, handler) for number in numbers}  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise _Stop(signal.Signals(number).name)

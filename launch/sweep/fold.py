@@ -1,0 +1,179 @@
+"""One fold of a trial: the ordinary trainer in processes of its own, up to a step. Runs wherever Ray places it.
+
+When the process that watches the trainer dies, the trainer gets SIGTERM, saves and stops (torchrun ends its ranks). It
+inherits a lock, so that the next attempt waits until the folder is free.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from liverseg_dist.errors import EXIT_DONE, EXIT_USER
+
+LOCK_TIMEOUT_S = 600.0
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """What a fold needs to know; plain values, as it travels to other nodes."""
+
+    trial: str
+    """The trial's folder, with its config.yaml."""
+    fold: int
+    cpus: int
+    gpus: float
+    processes: int
+    weights: dict[str, float]
+    max_failures: int
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.trial) / f"fold_{self.fold}"
+
+
+def run_fold(job: FoldJob, step: int) -> dict[str, Any]:
+    """Train to `step` unless it is done already: {"score", "liver", "tumour", "seconds"}, or {"failed": reason}."""
+    reason = ""
+    begun = time.monotonic()
+    with _locked(job.folder.with_suffix(".lock")) as lock:
+        for _ in range(job.max_failures + 1):
+            scores = read_scores(job, step)
+            if scores is not None:
+                return {**scores, "seconds": time.monotonic() - begun}
+            code = _train(job, step, lock)
+            if code != EXIT_DONE:
+                reason = f"fold {job.fold}: {_reason(job, code)}"
+            elif read_scores(job, step) is None:
+                reason = f"fold {job.fold}: no validation Dice at step {step}; has the fold validation cases?"
+            if code == EXIT_USER:
+                break
+        scores = read_scores(job, step)
+    return {"failed": reason} if scores is None else {**scores, "seconds": time.monotonic() - begun}
+
+
+def read_scores(job: FoldJob, step: int) -> dict[str, float] | None:
+    """The fold's validation at `step`, if the run is safely past it."""
+    try:
+        status = json.loads((job.folder / "status.json").read_text(encoding="utf-8"))
+        lines = (job.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return None
+    if status["step"] < step or (status["state"] == "failed" and status["step"] == step):
+        return None
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if record.get("step") == step and "validation/score" in record:
+                return _score(record, job.weights)
+    return None
+
+
+def _score(record: dict[str, float], weights: dict[str, float]) -> dict[str, float] | None:
+    dice = {name: record[f"validation/dice_{name}"] for name in weights if f"validation/dice_{name}" in record}
+    total = sum(weights[name] for name in dice)
+    if total <= 0:
+        return None
+    return {"score": sum(weights[name] * value for name, value in dice.items()) / total, **dice}
+
+
+def command(job: FoldJob, step: int) -> list[str]:
+    """The same line a person would type."""
+    launcher = [sys.executable]
+    if job.processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes}"]
+    return [
+        *launcher, "-m", "liverseg_dist", "train", "--json", "--device", "cuda" if job.gpus else "cpu",
+        "--config", f"{job.trial}/config.yaml", f"data.fold={job.fold}", f"run.dir={job.folder}",
+        f"train.stop_at_step={step}", f"train.threads={threads(job)}",
+    ]  # fmt: skip
+
+
+def threads(job: FoldJob) -> int:
+    return max(1, job.cpus // job.processes)
+
+
+def environment(job: FoldJob) -> dict[str, str]:
+    """Without what a launcher left in it: the fold is a world of its own. GPUs stay as Ray has shared them out."""
+    strangers = ("SLURM_", "PMI", "TORCHELASTIC", "RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(strangers)}
+    return {**kept, "OMP_NUM_THREADS": str(threads(job))}
+
+
+def _train(job: FoldJob, step: int, lock: int) -> int:
+    with job.folder.with_suffix(".log").open("ab") as log:
+        process = subprocess.Popen(
+            command(job, step),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment(job),
+            pass_fds=(lock,),
+            preexec_fn=_die_with_parent,
+            start_new_session=True,
+        )
+        try:
+            return process.wait()
+        finally:
+            if process.poll() is None:
+                _end(process)
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end(process: subprocess.Popen[bytes], patience_s: float = 30.0) -> None:
+    """SIGTERM lets the trainer save; who does not end is killed with its ranks."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """The trainer's processes inherit the lock, so it is free only when all of them are gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        end = time.monotonic() + LOCK_TIMEOUT_S
+        while not try_lock(number):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{path}: processes of an earlier attempt have not ended")
+            time.sleep(0.2)
+        yield number
+    finally:
+        os.close(number)
+
+
+def try_lock(number: int) -> bool:
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _reason(job: FoldJob, code: int) -> str:
+    """The trainer's own last word, from its log."""
+    lines = job.folder.with_suffix(".log").read_text(encoding="utf-8", errors="replace")[-20_000:].splitlines()
+    words = [line for line in lines if line.startswith("liverseg:") or '"error":' in line]
+    last = next((line for line in reversed(words) if line.startswith("liverseg:")), "")
+    if not last:
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no word in its log")
+    return f"exit code {code}: {last.removeprefix('liverseg: ')[:300]}"

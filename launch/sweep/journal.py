@@ -1,0 +1,138 @@
+"""`journal.jsonl`: every trial, rung and decision of a sweep, written before it takes effect, by the driver alone.
+
+It is all that a sweep needs to go on after any interruption; nothing of Ray's own state is read again.
+"""
+
+import fcntl
+import json
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from liverseg_dist.errors import RunFailed, UserError
+
+SETTLED = ("finished", "pruned", "failed")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """All folds of a trial at the same step."""
+
+    step: int
+    score: float
+    """Mean over folds."""
+    spread: float
+    """Sample standard deviation over folds; 0 for one fold."""
+    folds: dict[str, dict[str, float]]
+    """Fold -> score, liver, tumour."""
+    decision: str
+    """continue, prune or end."""
+    seconds: float = 0.0
+    """Wall time of the folds' processes up to here since the last rung, summed; of this attempt only."""
+
+    @classmethod
+    def of(cls, step: int, folds: Mapping[str, dict[str, float]], decision: str, seconds: float) -> "Rung":
+        scores = [folds[key]["score"] for key in sorted(folds)]
+        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+        return cls(step, statistics.fmean(scores), spread, dict(folds), decision, seconds)
+
+
+@dataclass
+class Trial:
+    number: int
+    id: str
+    params: dict[str, Any]
+    rungs: list[Rung] = field(default_factory=list)
+    state: str = "running"
+    """running, finished, pruned or failed."""
+    reason: str = ""
+
+    @property
+    def score(self) -> float | None:
+        return self.rungs[-1].score if self.rungs else None
+
+
+class Journal:
+    """Opened by one driver at a time (a lock on the folder says so)."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise UserError(f"{folder}: another sweep works here; wait for it, or choose another run.dir") from None
+        self.trials: dict[str, Trial] = {}
+        path = folder / "journal.jsonl"
+        whole = 0
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break  # the driver was killed while writing it
+                self._apply(_parse(line, path))
+                whole += len(line)
+        self._file = path.open("ab")
+        self._file.truncate(whole)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._lock.close()
+
+    def __deepcopy__(self, _memo: object) -> "Journal":
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles all it is given for a restore of its own, which is never asked for."""
+        return {}
+
+    @property
+    def unsettled(self) -> list[Trial]:
+        return [trial for trial in self.trials.values() if trial.state not in SETTLED]
+
+    def begin(self, id_: str, params: dict[str, Any]) -> Trial:
+        self._write({"event": "trial", "number": len(self.trials), "id": id_, "params": params})
+        return self.trials[id_]
+
+    def rung(self, id_: str, rung: Rung) -> None:
+        self._write({"event": "rung", "id": id_, **rung.__dict__})
+
+    def fail(self, id_: str, reason: str) -> None:
+        self._write({"event": "failed", "id": id_, "reason": reason})
+
+    def retry(self, id_: str) -> None:
+        """A failed trial is to run again."""
+        self._write({"event": "retry", "id": id_})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._apply(record)
+
+    def _apply(self, record: dict[str, Any]) -> None:
+        event, id_ = record["event"], record["id"]
+        if event == "trial":
+            self.trials[id_] = Trial(record["number"], id_, record["params"])
+            return
+        trial = self.trials[id_]
+        if event == "rung":
+            trial.rungs.append(Rung(**{k: v for k, v in record.items() if k not in ("event", "id")}))
+            trial.state = {"prune": "pruned", "end": "finished"}.get(trial.rungs[-1].decision, "running")
+        elif event == "failed":
+            trial.state, trial.reason = "failed", record["reason"]
+        else:
+            trial.state, trial.reason = "running", ""
+
+
+def _parse(line: bytes, path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        raise RunFailed(f"{path}: a damaged line; restore the file, or begin in another run.dir") from None

@@ -1,0 +1,143 @@
+"""Which hyperparameters come next: a pure function of the sweep's section, its seed and what the journal holds.
+
+So an interrupted sweep proposes what it would have proposed, and there is no state of a searcher to save.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import random
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from launch.sweep.config import Dimension, SweepConfig
+from launch.sweep.journal import Trial
+from liverseg_dist.errors import UserError
+
+Params = dict[str, Any]
+ATTEMPTS = 64
+"""Draws until one is new; a space of few choices is then taken for exhausted."""
+
+
+def trial_id(params: Params) -> str:
+    """Equal hyperparameters, equal id, on any machine."""
+    return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def propose(sweep: SweepConfig, seed: int, number: int, history: Sequence[Trial]) -> Params | None:
+    """Hyperparameters of trial `number`, unlike all before; None when the space has no more."""
+    taken = {trial.id for trial in history}
+    if sweep.search == "grid":
+        points = itertools.product(*(_grid(dimension) for dimension in sweep.space.values()))
+        found = next(itertools.islice(points, number, None), None)
+        return None if found is None else dict(zip(sweep.space, found, strict=True))
+    for attempt in range(ATTEMPTS):
+        if sweep.search == "random":
+            params = _random(sweep.space, random.Random(f"{seed}:{number}:{attempt}"))
+        else:
+            params = _optuna(sweep.space, seed + 1000 * number + attempt, history)
+        if trial_id(params) not in taken:
+            return params
+    return None
+
+
+def require(search: str) -> None:
+    """Raises `UserError` when the search needs a package that is not installed."""
+    if search == "optuna":
+        _import_optuna()
+
+
+def _random(space: dict[str, Dimension], draw: random.Random) -> Params:
+    params: Params = {}
+    for key, dimension in space.items():
+        if dimension.values is not None:
+            params[key] = _plain(draw.choice(dimension.values))
+            continue
+        low, high = _bounds(dimension)
+        if dimension.type == "int":
+            params[key] = draw.randint(int(low), int(high))
+        elif dimension.type == "loguniform":
+            params[key] = _rounded(math.exp(draw.uniform(math.log(low), math.log(high))))
+        else:
+            params[key] = _rounded(draw.uniform(low, high))
+    return params
+
+
+def _grid(dimension: Dimension) -> list[Any]:
+    if dimension.values is not None:
+        return [_plain(value) for value in dimension.values]
+    low, high = _bounds(dimension)
+    shares = [i / (dimension.points - 1) for i in range(dimension.points)]
+    if dimension.type == "loguniform":
+        return [_rounded(low * (high / low) ** share) for share in shares]
+    values = [low + share * (high - low) for share in shares]
+    return sorted({round(v) for v in values}) if dimension.type == "int" else [_rounded(v) for v in values]
+
+
+def _optuna(space: dict[str, Dimension], seed: int, history: Sequence[Trial]) -> Params:
+    """Tree-structured Parzen estimator: Bergstra et al. 2011, as Optuna has it. Running trials count as bad ones."""
+    optuna = _import_optuna()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # constant_liar is marked experimental
+        sampler = optuna.samplers.TPESampler(seed=seed % 2**32, constant_liar=True)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    ranges = {key: _distribution(optuna, dimension) for key, dimension in space.items()}
+    states = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+    for trial in history:
+        params = {key: _to_optuna(space[key], value) for key, value in trial.params.items()}
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState[states.get(trial.state, "RUNNING")],
+                params=params,
+                distributions=ranges,
+                value=trial.score if trial.state == "finished" else None,
+                intermediate_values={rung.step: rung.score for rung in trial.rungs},
+            )
+        )
+    asked = study.ask(ranges).params
+    return {key: _from_optuna(space[key], asked[key]) for key in space}
+
+
+def _import_optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("sweep.search=optuna needs Optuna: pip install optuna, or use random or grid") from None
+    return optuna
+
+
+def _distribution(optuna: Any, dimension: Dimension) -> Any:
+    if dimension.values is not None:  # Optuna's categories are plain scalars: give it their numbers
+        return optuna.distributions.CategoricalDistribution(range(len(dimension.values)))
+    low, high = _bounds(dimension)
+    if dimension.type == "int":
+        return optuna.distributions.IntDistribution(int(low), int(high))
+    return optuna.distributions.FloatDistribution(low, high, log=dimension.type == "loguniform")
+
+
+def _to_optuna(dimension: Dimension, value: Any) -> Any:
+    return value if dimension.values is None else [_plain(v) for v in dimension.values].index(value)
+
+
+def _from_optuna(dimension: Dimension, value: Any) -> Any:
+    if dimension.values is not None:
+        return _plain(dimension.values[value])
+    return value if dimension.type == "int" else _rounded(value)
+
+
+def _bounds(dimension: Dimension) -> tuple[float, float]:
+    assert dimension.low is not None  # the model's validator saw to it
+    assert dimension.high is not None
+    return dimension.low, dimension.high
+
+
+def _rounded(value: float) -> float:
+    """Four significant digits: readable, and the same number after YAML and JSON."""
+    return float(f"{value:.4g}")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

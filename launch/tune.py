@@ -1,0 +1,174 @@
+"""Search hyperparameters with Ray Tune, judged by cross-validation. Run the same line again to continue.
+
+  one machine    python -m launch.tune --config configs/sweep_cpu.yaml data.store=STORE run.dir=runs/sweep
+  a Ray cluster  python -m launch.tune --address HOST:6379 --config configs/sweep.yaml ...   (shared file system)
+  only the plan  python -m launch.tune --dry-run --config ...
+
+The `sweep:` section of the config says what is searched; the other sections are what all trials share. A trial's score
+is the mean over folds of validation Dice; it is pruned only after all its folds have reached a rung. run.dir gets
+best.yaml (a --config for train), sweep.json, sweep.html, TensorBoard HParams and every fold's run folder.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.sweep.cluster import running
+from launch.sweep.config import SweepSettings, to_yaml
+from launch.sweep.fold import try_lock
+from launch.sweep.journal import Journal
+from launch.sweep.page import write_results
+from launch.sweep.search import propose, require
+from launch.sweep.tuning import Sweep, parallel_folds, tune_trials
+from liverseg_dist.config.settings import load_settings_as
+from liverseg_dist.data.store import CaseStore
+from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
+from liverseg_dist.training.run_folder import refuse_other_settings, write_text
+
+FREE_TO_CHANGE = ("trials", "max_failures", "max_concurrent", "resources")
+"""Of the sweep's section: what may differ when it is continued."""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m launch.tune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="exit codes: 0 done, 1 failed, 2 a mistake in the call, 75 stopped on request (run again to continue)",
+    )
+    made.add_argument("--config", action="append", type=Path, default=[], metavar="FILE", help="YAML; repeatable")
+    made.add_argument("--address", metavar="HOST:PORT", help="an existing Ray cluster, or auto (default: our own)")
+    made.add_argument("--cpus", type=int, default=0, metavar="N", help="CPUs our own Ray shares out (default: all)")
+    made.add_argument("--no-dashboard", action="store_true", help="do not start Ray's dashboard")
+    made.add_argument("--retry-failed", action="store_true", help="give failed trials another chance")
+    made.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    made.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
+    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. sweep.trials=20 train.max_steps=300")
+    return made
+
+
+def load(args: argparse.Namespace) -> tuple[SweepSettings, Path]:
+    """The settings, checked against the store, and the sweep's folder. Raises `UserError`."""
+    settings = load_settings_as(SweepSettings, args.config, args.overrides)
+    folder = settings.run.dir
+    if folder is None:
+        raise UserError("run.dir is not set; give the sweep a folder, e.g. run.dir=runs/sweep")
+    if settings.data.store is None:
+        raise UserError("data.store is not set; make one with tools/to_zarr and pass data.store=STORE")
+    store = CaseStore.open(settings.data.store)
+    for fold in settings.sweep.folds:
+        if not store.ids("validation", fold):
+            raise UserError(f"{settings.data.store}: fold {fold} of sweep.folds has no validation case")
+    require(settings.sweep.search)
+    if "://" not in settings.data.store:
+        data = settings.data.model_copy(update={"store": str(Path(settings.data.store).resolve())})
+        settings = settings.model_copy(update={"data": data})
+    return settings, folder.resolve()
+
+
+def plan(settings: SweepSettings) -> str:
+    sweep = settings.sweep
+    resources = sweep.resources
+    lines = [
+        f"{sweep.search} search, at most {sweep.trials} trials x {len(sweep.folds)} folds, {settings.train.max_steps} "
+        f"steps; rungs {list(sweep.rungs) or 'none: nothing is pruned'}",
+        f"a fold: {resources.processes} process(es), {resources.cpus} CPU(s), {resources.gpus:g} GPU(s); "
+        f"{parallel_folds(settings)} fold(s) of a trial at once",
+    ]
+    for key, dimension in sweep.space.items():
+        what = list(dimension.values) if dimension.values is not None else f"{dimension.low:g} to {dimension.high:g}"
+        lines.append(f"  {key}: {dimension.type} {what}")
+    if sweep.search != "optuna":
+        first = [propose(sweep, settings.seed, number, ()) for number in range(min(3, sweep.trials))]
+        lines += [f"  first trials: {params}" for params in first if params]
+    return "\n".join(lines)
+
+
+def tune(args: argparse.Namespace) -> dict[str, Any]:
+    settings, folder = load(args)
+    print(plan(settings), flush=True)
+    if args.dry_run:
+        return {"run": str(folder), "dry_run": True}
+    with Journal(folder) as journal:
+        _same_sweep(folder, settings)
+        for trial in journal.trials.values():
+            if args.retry_failed and trial.state == "failed":
+                journal.retry(trial.id)
+        if journal.trials:
+            settled = len(journal.trials) - len(journal.unsettled)
+            print(f"continues: {settled} trials are settled, {len(journal.unsettled)} go on", flush=True)
+        _run(args, Sweep(settings, folder, journal, lambda text: print(text, flush=True)))
+        summary = write_results(folder, settings, list(journal.trials.values()))
+    if summary["best"] is None:
+        raise RunFailed(f"no trial has finished; their reasons are in {folder / 'sweep.html'}")
+    best = summary["best"]
+    print(f"best: Dice {best['score']:.4f} ± {best['spread']:.4f} with {best['params']}", flush=True)
+    print(f"train it: --config {folder / 'best.yaml'}; look: {folder / 'sweep.html'}; tensorboard --logdir {folder}")
+    return {"run": str(folder), "best": best, "trials": len(summary["trials"]), "exit_code": EXIT_DONE}
+
+
+def _run(args: argparse.Namespace, sweep: Sweep) -> None:
+    wanted = sweep.settings.sweep.trials
+    if not sweep.journal.unsettled and len(sweep.journal.trials) >= wanted:
+        return
+    cpus = args.cpus or len(os.sched_getaffinity(0))
+    try:
+        with running(args.address, cpus, not args.no_dashboard) as dashboard:
+            missing = "none" if args.no_dashboard else "none; pip install 'ray[default]' brings it"
+            print(f"Ray dashboard: {'http://' + dashboard if dashboard else missing}", flush=True)
+            tune_trials(sweep)
+    finally:
+        _wait_for_folds(sweep.folder)
+    if sweep.journal.unsettled:
+        raise RunFailed(f"Ray ended before {len(sweep.journal.unsettled)} trials were settled; run the same line again")
+
+
+def _wait_for_folds(folder: Path, timeout_s: float = 60.0) -> None:
+    """Folds that were told to stop are saving; they hold their locks until they are gone."""
+    end = time.monotonic() + timeout_s
+    for path in folder.glob("trials/*/fold_*.lock"):
+        number = os.open(path, os.O_RDWR)
+        try:
+            while not try_lock(number) and time.monotonic() < end:
+                time.sleep(0.1)
+        finally:
+            os.close(number)
+
+
+def _same_sweep(folder: Path, settings: SweepSettings) -> None:
+    """A sweep goes on only as it was begun. Raises `UserError` naming the difference."""
+    file = folder / "sweep_config.yaml"
+    if not file.exists():
+        write_text(file, to_yaml(settings.model_dump(mode="json", exclude_defaults=True, exclude={"run"})))
+        return
+    before = load_settings_as(SweepSettings, [file])
+    allowed = {key: getattr(settings.sweep, key) for key in FREE_TO_CHANGE}
+    before = before.model_copy(update={"sweep": before.sweep.model_copy(update=allowed)})
+    refuse_other_settings(before, settings, folder)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_intermixed_args(argv)
+    try:
+        result = tune(args)
+    except LiversegError as error:
+        print(f"launch.tune: {error}", file=sys.stderr)
+        if args.json:
+            print(json.dumps({"error": str(error), "exit_code": error.exit_code}), flush=True)
+        return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"launch.tune: {where}{error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILED
+    if args.json:
+        print(json.dumps(result), flush=True)
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run())

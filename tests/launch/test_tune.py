@@ -1,0 +1,278 @@
+"""A real sweep under a real Ray: killed and started again it ends as if left alone, and leaves no process behind."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.sweep.config import Dimension, SweepConfig, SweepSettings, trial_tree
+from launch.sweep.fold import FoldJob, command, environment, read_scores, threads
+from launch.sweep.journal import Journal, Rung, Trial
+from launch.sweep.page import best_of, render
+from launch.sweep.search import propose, trial_id
+from launch.tune import run
+from liverseg_dist.config import load_settings
+from liverseg_dist.config.settings import load_settings_as
+from liverseg_dist.errors import EXIT_AGAIN, EXIT_USER, UserError
+from tests.distributed.launch import clean_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+SWEEP = {
+    "sweep": {
+        "search": "random",
+        "trials": 3,
+        "folds": [0, 1],
+        "rungs": [2],
+        "reduction_factor": 2,
+        "space": {
+            "train.learning_rate": {"type": "loguniform", "low": 1e-4, "high": 1e-2},
+            "data.augmentation": {"type": "choice", "values": ["none", "light"]},
+        },
+        "resources": {"cpus": 1, "parallel_folds": 2},
+        "max_concurrent": 1,
+        "max_failures": 0,
+    },
+    "data": {"patch_size": [16, 32, 32], "workers": 0},
+    "model": {"features": [4, 8]},
+    "train": {"max_steps": 4, "optimizer": "adamw", "log_every_steps": 1},
+    "checkpoint": {"keep_best": False},
+    "validation": {"max_cases": 1, "pictures": 0},
+    "inference": {"overlap": 0.25},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(SWEEP))
+    return file
+
+
+def settings(**changes: object) -> SweepSettings:
+    return SweepSettings.model_validate({**SWEEP, "sweep": {**SWEEP["sweep"], **changes}})
+
+
+def command_line(config: Path, store: Path, folder: Path, *more: str) -> list[str]:
+    base = [sys.executable, "-m", "launch.tune", "--no-dashboard", "--cpus", "2", "--json", "--config", str(config)]
+    return [*base, f"data.store={store}", f"run.dir={folder}", *more]
+
+
+def start(line: list[str], tmp: Path) -> subprocess.Popen[str]:
+    environment = clean_environment(TMPDIR=str(tmp), SWEEP_TEST=str(tmp))
+    return subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+
+
+def processes_of(tmp: Path) -> list[str]:
+    """All processes that carry this test's mark in their environment: Ray's, and the folds'."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"SWEEP_TEST={tmp}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:120])
+        except OSError:
+            continue
+    return found
+
+
+def assert_no_process_stays(tmp: Path, patience_s: float = 40) -> None:
+    end = time.monotonic() + patience_s
+    while (left := processes_of(tmp)) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert left == []
+
+
+def outcome(folder: Path) -> list[tuple]:
+    trials = json.loads((folder / "sweep.json").read_text())["trials"]
+    return [(t["id"], t["state"], t["score"], [(r["step"], r["score"]) for r in t["rungs"]]) for t in trials]
+
+
+@pytest.fixture
+def short_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("r")  # Ray's Unix sockets lie below it
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_killed_and_terminated_it_ends_as_if_left_alone(config: Path, phantom_store: Path, short_tmp: Path) -> None:
+    alone, folder = config.parent / "alone", config.parent / "disturbed"
+    undisturbed = start(command_line(config, phantom_store, alone), short_tmp)
+    out, err = undisturbed.communicate(timeout=300)
+    assert undisturbed.returncode == 0, err[-3000:]
+    assert json.loads(out.splitlines()[-1])["best"]["state"] == "finished"
+    assert_no_process_stays(short_tmp)
+
+    line = command_line(config, phantom_store, folder)
+    for number, wanted in ((signal.SIGKILL, 1), (signal.SIGTERM, 2)):
+        process = start(line, short_tmp)
+        wait_for_rungs(folder, wanted, process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == (EXIT_AGAIN if number == signal.SIGTERM else -signal.SIGKILL), err[-3000:]
+        assert "Traceback" not in err
+        assert_no_process_stays(short_tmp)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/fold_*/checkpoints/step_4/*")}
+    last = start(line, short_tmp)
+    out, err = last.communicate(timeout=300)
+    assert last.returncode == 0, err[-3000:]
+    assert "continues:" in out
+    assert outcome(folder) == outcome(alone)
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished fold ran again"
+    best = load_settings([folder / "best.yaml"], ["run.dir=x"])
+    assert best.train.max_steps == 4
+    assert list((folder / "tensorboard").glob("trial_*/events.*"))
+
+
+def wait_for_rungs(folder: Path, wanted: int, process: subprocess.Popen[str], timeout_s: float = 240) -> None:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        journal = folder / "journal.jsonl"
+        if journal.exists() and journal.read_text().count('"rung"') >= wanted:
+            return
+        assert process.poll() is None, process.stderr and process.stderr.read()[-3000:]
+        time.sleep(0.1)
+    raise AssertionError(f"{wanted} rungs were not reached in {timeout_s} s")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sweep.trails=3", "did you mean sweep.trials?"),
+        ("sweep.rungs=[4]", "must stay below train.max_steps=4"),
+        ("sweep.folds=[0,7]", "fold"),
+        ("sweep.space={train.learning_rate: {type: uniform, low: 2, high: 1}}", "train.learning_rate"),
+        ("sweep.space={data.fold: {type: choice, values: [0]}}", "data.fold is not for the search"),
+        ("sweep.resources.gpu=1", "did you mean sweep.resources.gpus?"),
+        ("train.learning_rat=1", "did you mean train.learning_rate?"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    override: str, said: str, config: Path, phantom_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--config", str(config), "--dry-run", f"data.store={phantom_store}", f"run.dir={config.parent}/x", override]
+    assert run(line) == EXIT_USER
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_another_sweep_in_the_same_folder_is_refused(config: Path, phantom_store: Path, tmp_path: Path) -> None:
+    line = ["--config", str(config), f"data.store={phantom_store}", f"run.dir={tmp_path / 'x'}"]
+    with Journal(tmp_path / "x"):
+        assert run(line) == EXIT_USER
+
+
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_proposals_depend_on_nothing_but_seed_and_history(search: str) -> None:
+    if search == "optuna":
+        pytest.importorskip("optuna")
+    sweep = settings(search=search).sweep
+    history: list[Trial] = []
+    for number in range(5):
+        params = propose(sweep, 3, number, history)
+        assert params is not None
+        assert propose(sweep, 3, number, list(history)) == params
+        assert trial_id(params) not in {trial.id for trial in history}
+        assert 1e-4 <= params["train.learning_rate"] <= 1e-2
+        rung = Rung.of(4, {"0": {"score": 0.1 * number}, "1": {"score": 0.2}}, "end", 1.0)
+        history.append(Trial(number, trial_id(params), params, [rung], "finished"))
+    assert propose(sweep, 4, 0, []) != propose(sweep, 3, 0, [])
+
+
+def test_a_grid_is_every_combination_once() -> None:
+    space = {
+        "train.learning_rate": Dimension(type="loguniform", low=1e-4, high=1e-2),
+        "data.patch_size": Dimension(type="choice", values=([16, 32, 32], [16, 48, 48])),
+    }
+    sweep = SweepConfig(space=space, search="grid", trials=99)
+    points = [propose(sweep, 0, number, ()) for number in range(7)]
+    assert points[6] is None
+    assert [p["train.learning_rate"] for p in points[:6] if p] == [1e-4, 1e-4, 1e-3, 1e-3, 1e-2, 1e-2]
+    assert len({trial_id(p) for p in points[:6] if p}) == 6
+
+
+def test_a_half_written_line_is_not_there(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.begin("a", {"k": 1})
+        journal.rung("a", Rung.of(2, {"0": {"score": 0.5}, "1": {"score": 0.7}}, "continue", 1.0))
+    whole = (tmp_path / "journal.jsonl").read_bytes()
+    (tmp_path / "journal.jsonl").write_bytes(whole + b'{"event": "failed", "id": "a", "rea')
+    with Journal(tmp_path) as journal:
+        assert journal.trials["a"].state == "running"
+        assert journal.trials["a"].score == pytest.approx(0.6)
+        assert journal.trials["a"].rungs[0].spread == pytest.approx(0.02**0.5)
+        journal.fail("a", "why")
+    with Journal(tmp_path) as journal:
+        assert journal.trials["a"].reason == "why"
+
+
+def test_a_trial_is_an_ordinary_config() -> None:
+    tree = trial_tree(settings(), {"train.learning_rate": 0.003, "data.augmentation": "light"})
+    assert tree["train"]["learning_rate"] == 0.003
+    assert tree["validation"]["every_steps"] == 2
+    assert "sweep" not in tree
+    assert "fold" not in tree["data"]
+
+
+def fold_job(folder: Path, **changes: object) -> FoldJob:
+    values = {"cpus": 4, "gpus": 0.0, "processes": 2, "weights": {"liver": 1.0, "tumour": 3.0}, "max_failures": 0}
+    return FoldJob(trial=str(folder), fold=1, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_fold_shares_its_cpus_among_its_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    job = fold_job(tmp_path)
+    assert threads(job) == 2
+    assert environment(job)["OMP_NUM_THREADS"] == "2"
+    assert "SLURM_STEP_NUM_TASKS" not in environment(job)
+    assert "--nproc-per-node=2" in command(job, 6)
+    assert "train.stop_at_step=6" in command(job, 6)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({"state": "stopped", "step": 4}, 0.75 * 0.4 + 0.25 * 0.8),
+        ({"state": "running", "step": 4}, 0.75 * 0.4 + 0.25 * 0.8),
+        ({"state": "running", "step": 2}, None),
+        ({"state": "failed", "step": 4}, None),
+    ],
+)
+def test_a_fold_counts_only_when_it_is_safely_there(
+    status: dict[str, object], expected: float | None, tmp_path: Path
+) -> None:
+    job = fold_job(tmp_path)
+    job.folder.mkdir()
+    figures = {"step": 4, "validation/score": 0.6, "validation/dice_liver": 0.8, "validation/dice_tumour": 0.4}
+    (job.folder / "metrics.jsonl").write_text(json.dumps(figures) + "\n")
+    (job.folder / "status.json").write_text(json.dumps(status))
+    scores = read_scores(job, 4)
+    assert (scores and scores["score"]) == (expected and pytest.approx(expected))
+
+
+def test_the_page_escapes_and_names_what_failed() -> None:
+    params = {"train.learning_rate": 0.001, "data.augmentation": "light"}
+    rungs = [Rung.of(step, {"0": {"score": 0.4, "liver": 0.4}}, "end", 3.0) for step in (2, 4)]
+    trials = [
+        Trial(0, "a", params, rungs, "finished"),
+        Trial(1, "b", {**params, "train.learning_rate": 0.002}, rungs[:1], "pruned"),
+        Trial(2, "c", params, [], "failed", "<script>alert(1)</script>"),
+    ]
+    best = best_of(trials)
+    assert best is trials[0]
+    page = render(settings(), trials, {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0})
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "pruned at step 2" in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_a_section_of_its_own_leaves_other_programs_strict(config: Path) -> None:
+    assert load_settings_as(SweepSettings, [config]).sweep.trials == 3
+    with pytest.raises(UserError, match="unknown key sweep"):
+        load_settings([config])
