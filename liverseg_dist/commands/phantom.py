@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
     parser.add_argument(
         "--size", choices=("small", "full"), default="small",
-        help="small: 96 to 128 pixels of about 3 mm, 24 to 90 slices, tumours of 13 to 60 mm, for demo and tests; "
+        help="small: 96 to 128 pixels of about 3 mm, 24 to 90 slices, tumours of 16 to 60 mm, for demo and tests; "
         "full: 512 pixels of 0.6 to 0.9 mm, slices of 1 to 5 mm, tumours of 4 to 60 mm (default small)",
     )  # fmt: skip
     parser.add_argument(

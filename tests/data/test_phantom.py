@@ -261,7 +261,7 @@ def test_thresholding_fails(scans: list[PhantomScan]) -> None:
         if len(tumour[-1]):
             per_case.append(best_window_dice(tumour[-1], liver[-1]))
     assert np.mean(per_case) < 0.5
-    assert best_window_dice(np.concatenate(tumour), np.concatenate(liver)) < 0.35
+    assert best_window_dice(np.concatenate(tumour), np.concatenate(liver)) < 0.4
     assert best_window_dice(np.concatenate(liver), np.concatenate(rest)) < 0.75
 
 

@@ -22,7 +22,7 @@ from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.volume import Grid
 
 SETTINGS = "phantom.json"
-GENERATION = 4
+GENERATION = 5
 """Raised when the same seed gives other scans than before."""
 FIRST_TEST = 10_000
 """Number of the first test case: cases and test cases can be added later without renaming any."""

@@ -13,7 +13,7 @@ from liverseg_dist.volume import Grid, Volume
 
 Size = Literal["small", "full"]
 ORIENTATIONS = {"LPS": 0.35, "RAS": 0.25, "LAS": 0.2, "RPS": 0.05, "LPI": 0.05, "RAI": 0.05, "PIR": 0.05}
-TUMOUR_MM = {"small": (13.0, 60.0), "full": (4.0, 60.0)}
+TUMOUR_MM = {"small": (16.0, 60.0), "full": (4.0, 60.0)}
 FULL_SLICE_MM = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 5.0)
 SMALL_SLICE_MM = (2.5, 3.0, 3.0, 4.0, 5.0)
 FULL_PIXELS, SMALL_PIXELS, SMALL_SLICES = 512, (96, 128), (24, 90)

@@ -59,10 +59,10 @@ def draw_tumour(rng: np.random.Generator, centre: Point, radius_mm: float, hard:
     kind = rng.random()
     if hard and kind < 0.3:
         contrast = float(rng.choice([-1, 1]) * u(9, 17))  # nearly isodense
-    elif kind < 0.78:
-        contrast = float(-u(24, 52))
+    elif kind < 0.82:
+        contrast = -float(u(24, 55) if hard else u(34, 62))
     else:
-        contrast = float(u(24, 46))
+        contrast = float(u(24, 48) if hard else u(32, 52))
     stretch = u(0.8, 1.25, 3)
     radii = (radius_mm * stretch / stretch.prod() ** (1 / 3)).tolist()
     ball = Ellipsoid(centre, (radii[0], radii[1], radii[2]), float(u(0, 180)), float(u(-60, 60)))
@@ -100,13 +100,13 @@ def how_many(fraction: float) -> int:
 def place_tumours(
     rng: np.random.Generator, room: Room, wanted: int, diameter_mm: tuple[float, float], hard: bool
 ) -> tuple[Tumour, ...]:
-    """Up to `wanted` with log-uniform diameters, apart from each other, for the most part inside the liver."""
+    """Up to `wanted`, apart from each other, for the most part inside the liver."""
     left_ml = MAX_LIVER_SHARE * room.sample_ml * len(room.places)
     found: list[Tumour] = []
     for _ in range(400):
         if len(found) == wanted:
             break
-        radius = float(np.exp(rng.uniform(*np.log(diameter_mm)))) / 2
+        radius = _diameter_mm(rng, *diameter_mm) / 2
         volume_ml = 4 / 3 * np.pi * radius**3 / 1000
         which = int(rng.integers(len(room.places)))
         if room.depth_mm[which] < 0.5 * radius or volume_ml > left_ml:
@@ -118,3 +118,8 @@ def place_tumours(
         found.append(draw_tumour(rng, (x, y, z), radius, hard))
         left_ml -= volume_ml
     return tuple(found)
+
+
+def _diameter_mm(rng: np.random.Generator, least_mm: float, most_mm: float) -> float:
+    """More small ones than large ones: uniform in the square root."""
+    return float(rng.uniform(np.sqrt(least_mm), np.sqrt(most_mm))) ** 2
