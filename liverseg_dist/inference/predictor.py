@@ -1,15 +1,16 @@
-"""Class probabilities of a whole scan by a sliding window, in memory that does not grow with the scan's length.
+"""Probabilities of liver and tumour over a whole scan by a sliding window, in memory that does not grow with the scan.
 
   predictor = Predictor(model, (64, 128, 128), regions=False, config=InferenceConfig(), device=torch.device("cuda"))
-  for first, slab_CDHW in predictor.stream(image_zyx, intensity): ...      # finished slices, from the first to the last
+  for first, slab_FDHW in predictor.stream(image_zyx, intensity): ...      # finished slices, from the first to the last
 
 Windows are computed in rows of equal z. Once a row is done, no later window touches the slices above the next row's
 start: they are divided by their weights, handed out and forgotten. So beside the model only one row lives in memory:
-its input (window depth x Y x X) and one float32 sum per channel.
+its input (window depth x Y x X) and one float32 sum per foreground channel. The background's probability is what is
+left to 1; it is neither summed nor interpolated.
 
 Sums are float32 whatever the precision of the model, and windows are added in one fixed order: the result of a scan is
 the same bits on every run. The batch size changes only how the convolutions themselves are computed.
-Dimensions: B windows, C channels, D H W = z, y, x.
+Dimensions: B windows, C channels of the model, F foreground channels (liver, tumour), D H W = z, y, x.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,12 +22,15 @@ from torch import Tensor, nn
 
 from liverseg_dist.config import InferenceConfig, IntensityConfig
 from liverseg_dist.inference.windows import WindowGrid
+from liverseg_dist.labels import STRUCTURES
 from liverseg_dist.model import labels_from, probabilities
 from liverseg_dist.volume import Index3
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIRRORS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4))
 """Which axes of B C D H W each of the eight mirrored copies flips."""
+YIELDED_VOXELS = 4 << 20
+"""Finished voxels handed out at once."""
 
 
 class Predictor:
@@ -52,19 +56,33 @@ class Predictor:
         self.device = device
 
     def probabilities(self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None) -> np.ndarray:
-        """Probabilities (C, z, y, x) float32 of the whole scan at once; large. See `stream`."""
-        return np.concatenate([slab.cpu().numpy() for _, slab in self.stream(image_zyx, intensity)], axis=1)
+        """Probabilities (C, z, y, x) float32 of the whole scan at once, as the model has them; large. See `stream`."""
+        slabs = [self.with_background(slab).cpu().numpy().copy() for _, slab in self.stream(image_zyx, intensity)]
+        return np.concatenate(slabs, axis=1)
 
     def segment(self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None) -> np.ndarray:
         """Labels (z, y, x) uint8 on the image's own voxels."""
         labels = np.empty(image_zyx.shape, dtype=np.uint8)
-        for first, slab_CDHW in self.stream(image_zyx, intensity):
-            labels[first : first + slab_CDHW.shape[1]] = labels_from(slab_CDHW[None], self.regions)[0].cpu().numpy()
+        for first, slab_FDHW in self.stream(image_zyx, intensity):
+            labels[first : first + slab_FDHW.shape[1]] = self.labels(slab_FDHW)
         return labels
 
-    def stream(self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Yields (first slice, probabilities C D H W on `device`), slab after slab, each slice once.
+    def labels(self, foreground_FDHW: Tensor) -> np.ndarray:
+        """Labels D H W uint8 of what `stream` yields."""
+        return labels_from(self.with_background(foreground_FDHW)[None], self.regions)[0].cpu().numpy()
 
+    def with_background(self, foreground_FDHW: Tensor) -> Tensor:
+        """All channels of the model's answer: classes with their background; regions as they are."""
+        if self.regions:
+            return foreground_FDHW
+        liver, tumour = foreground_FDHW
+        return torch.stack([1 - (liver + tumour), liver, tumour])
+
+    def stream(self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Yields (first slice, probabilities F D H W on `device`), a few slices at a time, each slice once.
+
+        F are the classes liver and tumour, or the regions liver (with its tumours) and tumour. What is yielded is valid
+        until the next is asked for: it lies in memory that is used again.
         `image_zyx` is the network's input, or HU of any type when `intensity` says how to bring it there; it is
         read one row at a time, so a memory map will do. What lies outside the scan is its lowest value, or
         `intensity.lower_hu`: as the training's padding.
@@ -80,26 +98,24 @@ class Predictor:
     ) -> Iterator[tuple[int, Tensor]]:
         depth, margin = self.patch_size[0], grid.margin
         weights_DHW, sums = self._weights(grid)
-        total_CDHW: Tensor | None = None
+        total_FDHW = torch.zeros(len(STRUCTURES), depth, *grid.padded[1:], device=self.device)
         crop_y = slice(margin[1], margin[1] + grid.shape[1])
         crop_x = slice(margin[2], margin[2] + grid.shape[2])
         ends = [*grid.starts[0][1:], grid.padded[0]]
         for start, end in zip(grid.starts[0], ends, strict=True):
             row_DHW = self._row(image_zyx, grid, start, intensity, pad_value)
-            for y, x, window_CDHW in self._windows(row_DHW, grid):
-                if total_CDHW is None:
-                    plane = (depth, *grid.padded[1:])
-                    total_CDHW = torch.zeros(window_CDHW.shape[0], *plane, device=self.device)
-                box = total_CDHW[:, :, y : y + self.patch_size[1], x : x + self.patch_size[2]]
-                box.addcmul_(window_CDHW, weights_DHW)
+            for y, x, window_FDHW in self._windows(row_DHW, grid):
+                box = total_FDHW[:, :, y : y + self.patch_size[1], x : x + self.patch_size[2]]
+                box.addcmul_(window_FDHW, weights_DHW)
             del row_DHW
-            assert total_CDHW is not None
             first, last = max(start, margin[0]), min(end, margin[0] + grid.shape[0])
-            if last > first:
-                done = total_CDHW[:, first - start : last - start, crop_y, crop_x]
-                share = sums[0][first:last, None, None] * (sums[1][crop_y, None] * sums[2][crop_x])
-                yield first - margin[0], done / share
-            _shift(total_CDHW, end - start)
+            step = max(1, YIELDED_VOXELS // (grid.shape[1] * grid.shape[2]))
+            for z in range(first, last, step):
+                part = slice(z, min(z + step, last))
+                done = total_FDHW[:, part.start - start : part.stop - start, crop_y, crop_x]
+                yield z - margin[0], done.div_(sums[0][part, None, None] * (sums[1][crop_y, None] * sums[2][crop_x]))
+            if end < grid.padded[0]:
+                _shift(total_FDHW, end - start)
 
     def _weights(self, grid: WindowGrid) -> tuple[Tensor, list[Tensor]]:
         """Weights of one window D H W, and the sums of weights along z, y, x."""
@@ -115,14 +131,17 @@ class Predictor:
         first = start - grid.margin[0]
         low, high = max(0, first), min(grid.shape[0], first + depth)
         slices = np.ascontiguousarray(image_zyx[low:high])
-        part = torch.from_numpy(slices if slices.flags.writeable else slices.copy()).to(self.device).float()
-        row = torch.full((depth, *grid.padded[1:]), pad_value, device=self.device)
-        y, x = grid.margin[1:]
-        row[low - first : high - first, y : y + grid.shape[1], x : x + grid.shape[2]] = part
-        return row if intensity is None else normalise_(row, intensity)
+        part = torch.from_numpy(slices if slices.flags.writeable else slices.copy()).to(self.device)
+        part = part.to(torch.float32, copy=intensity is not None)  # never normalise the caller's own voxels in place
+        if part.shape != (depth, *grid.padded[1:]):
+            row = torch.full((depth, *grid.padded[1:]), pad_value, device=self.device)
+            y, x = grid.margin[1:]
+            row[low - first : high - first, y : y + grid.shape[1], x : x + grid.shape[2]] = part
+            part = row
+        return part if intensity is None else normalise_(part, intensity)
 
     def _windows(self, row_DHW: Tensor, grid: WindowGrid) -> Iterator[tuple[int, int, Tensor]]:
-        """(y, x, probabilities C D H W) of each window of a row, in order; mirrored copies already averaged.
+        """(y, x, probabilities F D H W) of each window of a row, in order; mirrored copies already averaged.
 
         Windows and their mirrored copies fill batches alike, and are summed in one order whatever the batch size.
         """
@@ -132,7 +151,10 @@ class Predictor:
         total: Tensor | None = None
         for number in range(0, len(copies), self.config.batch_size):
             batch = copies[number : number + self.config.batch_size]
-            inputs = [row_DHW[None, None, :, y : y + height, x : x + width].flip(axes) for (y, x), axes in batch]
+            inputs = []
+            for (y, x), axes in batch:
+                window = row_DHW[None, None, :, y : y + height, x : x + width]
+                inputs.append(window.flip(axes) if axes else window)
             answers = self._forward(torch.cat(inputs))
             for offset, ((y, x), axes) in enumerate(batch):
                 answer = answers[offset : offset + 1].flip(axes) if axes else answers[offset : offset + 1]
@@ -142,13 +164,13 @@ class Predictor:
                     total = None
 
     def _forward(self, image_BCDHW: Tensor) -> Tensor:
-        """Probabilities B C D H W float32, averaged over the models."""
+        """Probabilities B F D H W float32, averaged over the models."""
         dtype = AUTOCAST.get(self.config.precision)
         total: Tensor | None = None
         for model in self.models:
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
                 logits = model(image_BCDHW)
-            answer = probabilities(logits.float(), self.regions)
+            answer = probabilities(logits, self.regions)[:, -len(STRUCTURES) :]
             total = answer if total is None else total.add_(answer)
         assert total is not None
         return total.div_(len(self.models)) if len(self.models) > 1 else total
@@ -166,10 +188,10 @@ def normalise_(hu: Tensor, intensity: IntensityConfig) -> Tensor:
     )
 
 
-def _shift(total_CDHW: Tensor, slices: int) -> None:
+def _shift(total_FDHW: Tensor, slices: int) -> None:
     """Drop the first slices, bring the others forward, clear the rest; in place, in pieces that do not overlap."""
-    depth = total_CDHW.shape[1]
+    depth = total_FDHW.shape[1]
     for first in range(0, depth - slices, slices):
         last = min(first + slices, depth - slices)
-        total_CDHW[:, first:last] = total_CDHW[:, first + slices : last + slices]
-    total_CDHW[:, max(0, depth - slices) :] = 0
+        total_FDHW[:, first:last] = total_FDHW[:, first + slices : last + slices]
+    total_FDHW[:, max(0, depth - slices) :] = 0

@@ -10,8 +10,7 @@ from liverseg_dist.data.prepare import prepare_scan
 from liverseg_dist.inference.postprocess import postprocess
 from liverseg_dist.inference.predictor import Predictor
 from liverseg_dist.inference.restore import restore
-from liverseg_dist.labels import LIVER, STRUCTURES, TUMOUR
-from liverseg_dist.model import labels_from
+from liverseg_dist.labels import STRUCTURES
 from liverseg_dist.volume import Grid, Volume
 
 
@@ -48,16 +47,17 @@ def segment_onto(
     view = Volume(mask, target).reoriented(orientation)  # a view: what is written to it lands in the file's own order
     kept_views = {name: Volume(values, target).reoriented(orientation).voxels for name, values in kept.items()}
     stream = predictor.stream(image.voxels, settings.data.intensity)
-    for box, values_CDHW in restore(stream, image.grid, view.grid):
-        view.voxels[box] = labels_from(values_CDHW[None], predictor.regions)[0].cpu().numpy()
+    for box, values_FDHW in restore(stream, image.grid, view.grid):
+        view.voxels[box] = predictor.labels(values_FDHW)
         for name, values in kept_views.items():
-            values[box] = structure_probability(values_CDHW, name, predictor.regions).cpu().numpy()
+            values[box] = structure_probability(values_FDHW, name, predictor.regions).cpu().numpy()
     postprocess(mask, target.voxel_volume_ml, predictor.config)
     return Segmentation(mask, kept)
 
 
-def structure_probability(values_CDHW: Tensor, structure: str, regions: bool) -> Tensor:
+def structure_probability(foreground_FDHW: Tensor, structure: str, regions: bool) -> Tensor:
     """Probability D H W of a structure: `liver` is the organ with its tumours, whose classes exclude each other."""
-    if regions:
-        return values_CDHW[STRUCTURES.index(structure)]
-    return values_CDHW[LIVER] + values_CDHW[TUMOUR] if structure == "liver" else values_CDHW[TUMOUR]
+    liver, tumour = foreground_FDHW
+    if structure == "tumour":
+        return tumour
+    return liver if regions else liver + tumour

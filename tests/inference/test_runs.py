@@ -1,0 +1,75 @@
+"""Loading runs: what fits is loaded exactly, what does not is told in one line."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from liverseg_dist.errors import UserError
+from liverseg_dist.inference import load_run, predictor_for
+from tests.inference.small_run import SmallRun, train_small_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(small_run: SmallRun, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(small_run.run, tmp_path / "run"))
+
+
+def test_loads_weights_and_settings(small_run: SmallRun) -> None:
+    loaded = load_run(small_run.run, CPU, ["inference.overlap=0.75"])
+    weights = load_file(small_run.run / "model.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.model.state_dict().items())
+    assert not loaded.model.training
+    assert loaded.settings.inference.overlap == 0.75
+    assert loaded.settings.data.intensity is not None
+
+
+def test_what_is_missing_is_named_with_its_remedy(run: Path) -> None:
+    with pytest.raises(UserError, match="no such run folder"):
+        load_run(run / "nowhere", CPU)
+    with pytest.raises(UserError, match=r"best\.safetensors"):
+        load_run(run, CPU, weights="best")
+    (run / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no model\.safetensors yet; train to the end"):
+        load_run(run, CPU)
+    (run / "config.yaml").unlink()
+    with pytest.raises(UserError, match="no run folder"):
+        load_run(run, CPU)
+
+
+def test_broken_weights_are_told(run: Path) -> None:
+    whole = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_run(run, CPU)
+    (run / "model.safetensors").write_bytes(b"not safetensors at all")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_run(run, CPU)
+    save_file({"other": torch.zeros(3)}, run / "model.safetensors")
+    with pytest.raises(UserError, match="do not fit the model"):
+        load_run(run, CPU)
+
+
+def test_settings_of_a_run_stay(run: Path) -> None:
+    with pytest.raises(UserError, match=r"takes inference\.\* only"):
+        load_run(run, CPU, ["data.patch_size=[1,1,1]"])
+    with pytest.raises(UserError, match=r"did you mean inference\.overlap"):
+        load_run(run, CPU, ["inference.overlp=0.1"])
+    (run / "config.yaml").write_text("model: {preset: tiny}\n")
+    with pytest.raises(UserError, match="not filled in"):
+        load_run(run, CPU)
+
+
+def test_runs_that_see_scans_differently_are_not_averaged(small_run: SmallRun, run: Path, tmp_path: Path) -> None:
+    train_small_run(tmp_path / "second", small_run.store, steps=1, seed=1)
+    runs = [load_run(folder, CPU) for folder in (run, tmp_path / "second")]
+    assert len(predictor_for(runs, CPU).models) == 2
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("lower_hu: ", "lower_hu: -1"))
+    with pytest.raises(UserError, match=r"data\.intensity"):
+        predictor_for([load_run(folder, CPU) for folder in (run, tmp_path / "second")], CPU)

@@ -1,0 +1,208 @@
+"""Sliding window: time beyond the model and peak memory against MONAI and nnU-Net, on equal inputs and network.
+
+  python tools/bench/inference.py [--shape 64 512 512] [--long 400 512 512] [--patch 64 128 128] [--peers monai nnunet]
+
+Each contestant slides over the same made scan in a process of its own, one thread, with a network that costs next to
+nothing, so that what remains is the predictor: until the scan's probabilities (nnU-Net: logits) are finished, ours slab
+by slab. `beyond_model_ms` is CPU ms a window outside the network's forward, the least of the repeats; `peak_mib` is the
+process's peak above what it held before. `ratio` is theirs / ours.
+`labels_differing` is the share of voxels labelled otherwise than by us: MONAI's window weights differ, nnU-Net averages
+logits in half precision. nnunet needs `pip install nnunetv2`; what is not installed is left out and said.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from liverseg_dist.config import InferenceConfig
+from liverseg_dist.inference import Predictor
+
+PEERS = {"monai": "monai", "nnunet": "nnunetv2"}
+OVERLAP = 0.5
+Shape = tuple[int, int, int]
+
+
+class Cheap(nn.Module):
+    """Three logits from each voxel and its place in the window; keeps count of its own CPU time."""
+
+    def __init__(self, patch: Shape) -> None:
+        super().__init__()
+        z, y, x = (torch.linspace(-1, 1, n) for n in patch)
+        self.place = (z[:, None, None] + y[:, None] * 0.5 - x * 0.7)[None, None]
+        self.spent_s, self.windows = 0.0, 0
+
+    def forward(self, image_BCDHW: Tensor) -> Tensor:
+        begin = time.process_time()
+        liver = image_BCDHW * 2 + self.place
+        result = torch.cat([-liver, liver, image_BCDHW * 3 - 2], dim=1)
+        self.spent_s += time.process_time() - begin
+        self.windows += len(image_BCDHW)
+        return result
+
+
+def make_scan(shape: Shape) -> np.ndarray:
+    """Smooth structure and noise, float32, normalised."""
+    rng = np.random.default_rng(0)
+    plane = np.kron(rng.standard_normal((-(-shape[1] // 32), -(-shape[2] // 32))), np.ones((32, 32)))
+    image = np.empty(shape, dtype=np.float32)
+    for z in range(shape[0]):
+        image[z] = plane[: shape[1], : shape[2]] + 0.3 * rng.standard_normal(shape[1:])
+    return image
+
+
+def run_ours(image: np.ndarray, model: nn.Module, patch: Shape) -> None:
+    predictor = our_predictor(model, patch)
+    for _ in predictor.stream(image):
+        pass
+
+
+def our_predictor(model: nn.Module, patch: Shape) -> Predictor:
+    config = InferenceConfig(overlap=OVERLAP)
+    return Predictor(model, patch, regions=False, config=config, device=torch.device("cpu"))
+
+
+def run_monai(image: np.ndarray, model: nn.Module, patch: Shape) -> np.ndarray:
+    from monai.inferers import sliding_window_inference
+
+    with torch.inference_mode():
+        result = sliding_window_inference(
+            torch.from_numpy(image)[None, None],
+            roi_size=patch,
+            sw_batch_size=1,
+            predictor=lambda batch: model(batch).softmax(1),
+            overlap=OVERLAP,
+            mode="gaussian",
+            sigma_scale=0.125,
+        )
+        return result[0].numpy()
+
+
+def run_nnunet(image: np.ndarray, model: nn.Module, patch: Shape) -> np.ndarray:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(
+        tile_step_size=OVERLAP, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False
+    )
+    predictor.network = model
+    predictor.configuration_manager = SimpleNamespace(patch_size=patch)
+    predictor.label_manager = SimpleNamespace(num_segmentation_heads=3)
+    predictor.allowed_mirroring_axes = None
+    logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(image)[None])
+    return logits.numpy()
+
+
+CONTESTANTS: dict[str, Callable[[np.ndarray, nn.Module, Shape], np.ndarray | None]] = {
+    "ours": run_ours,
+    "monai": run_monai,
+    "nnunet": run_nnunet,
+}
+
+
+def contest(name: str, shape: Shape, patch: Shape, repeats: int, labels: Path) -> None:
+    """One contestant in this process; prints its figures as JSON."""
+    torch.set_num_threads(1)
+    CONTESTANTS[name](make_scan(patch), Cheap(patch), patch)  # imports and first-call costs
+    image = make_scan(shape)
+    before_kib = current_rss_kib()
+    reset_peak()
+    best: dict[str, Any] = {}
+    for _ in range(repeats):
+        model = Cheap(patch)
+        begin = time.process_time()
+        result = CONTESTANTS[name](image, model, patch)
+        beyond = time.process_time() - begin - model.spent_s
+        peak_kib = peak_rss_kib()
+        if not best or beyond < best["beyond_s"]:
+            best = {"beyond_s": beyond, "windows": model.windows, "beyond_model_ms": 1000 * beyond / model.windows}
+    best["peak_mib"] = (peak_kib - before_kib) / 1024
+    if result is None:
+        np.save(labels, our_predictor(Cheap(patch), patch).segment(image))
+    else:
+        np.save(labels, np.stack([result[:, z].argmax(0).astype(np.uint8) for z in range(shape[0])]))
+    print(json.dumps(best))
+
+
+def reset_peak() -> None:
+    """Make the kernel forget the peak so far (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def current_rss_kib() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
+
+
+def peak_rss_kib() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def compete(names: list[str], shape: Shape, patch: Shape, repeats: int) -> list[dict[str, Any]]:
+    figures: dict[str, dict[str, Any]] = {}
+    labels: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            file = Path(folder) / f"{name}.npy"
+            command = [sys.executable, "-W", "ignore", __file__, "--contest", name, "--labels", str(file)]
+            command += ["--shape", *map(str, shape), "--patch", *map(str, patch), "--repeats", str(repeats)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+            figures[name] = json.loads(done.stdout.splitlines()[-1])
+            labels[name] = np.load(file, mmap_mode="r")
+        rows = []
+        for name in names[1:]:
+            ours, theirs = figures["ours"], figures[name]
+            differing = float(np.mean([np.mean(a != b) for a, b in zip(labels["ours"], labels[name], strict=True)]))
+            for case in ("beyond_model_ms", "peak_mib"):
+                row = {"bench": "inference", "case": case, "vs": name, "ratio": round(theirs[case] / ours[case], 2)}
+                row |= {"ours": round(ours[case], 2), "theirs": round(theirs[case], 2), "shape": list(shape)}
+                row |= {"windows": [ours["windows"], theirs["windows"]], "labels_differing": differing}
+                rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=3, default=(64, 512, 512), metavar=("Z", "Y", "X"))
+    parser.add_argument("--long", type=int, nargs=3, default=(400, 512, 512), metavar=("Z", "Y", "X"))
+    parser.add_argument("--patch", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peers", nargs="*", choices=sorted(PEERS), default=sorted(PEERS))
+    parser.add_argument("--contest", choices=sorted(CONTESTANTS), help=argparse.SUPPRESS)
+    parser.add_argument("--labels", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    shape, patch = tuple(args.shape), tuple(args.patch)
+    if args.contest:
+        contest(args.contest, shape, patch, args.repeats, args.labels)
+        return
+    absent = [peer for peer in args.peers if importlib.util.find_spec(PEERS[peer]) is None]
+    if absent:
+        print(f"not installed, left out: {', '.join(absent)}", file=sys.stderr)
+    names = ["ours", *(peer for peer in args.peers if peer not in absent)]
+    rows = [*compete(names, shape, patch, args.repeats), *compete(names, tuple(args.long), patch, 1)]
+    for row in rows:
+        print(json.dumps(row))
+    print(f"\n{'shape':16} {'case':16} {'against':8} {'ours':>9} {'theirs':>9} {'ratio':>7}  labels differing")
+    for row in rows:
+        size = "x".join(map(str, row["shape"]))
+        print(
+            f"{size:16} {row['case']:16} {row['vs']:8} {row['ours']:9.1f} {row['theirs']:9.1f} {row['ratio']:7.2f}"
+            f"  {row['labels_differing']:.2e}"
+        )
+
+
+if __name__ == "__main__":
+    main()
