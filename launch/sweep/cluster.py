@@ -23,6 +23,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
+from launch.sweep.guard import guarded
 from liverseg_dist.errors import RunFailed, StopRequested, UserError
 
 OBJECT_STORE_BYTES = 100 << 20
@@ -39,20 +40,21 @@ def running(address: str | None, cpus: int, dashboard: bool) -> Iterator[str]:
 
     SIGTERM and Ctrl-C raise `StopRequested` in the block. However it is left, no Ray process of ours stays.
     """
-    session = ""
-    try:
-        with _handlers(_stop):
-            context = _join(address) if address else _start(cpus, dashboard)
-            session = "" if address else str(context.address_info.get("session_dir") or "")
-            with _handlers(_stop):  # Ray has put a handler of its own on SIGTERM
-                yield str(context.dashboard_url or "")
-    except _Stop as stop:
-        raise StopRequested(f"stopped by {stop}; run the same line again to continue") from None
-    finally:
-        with _handlers(signal.SIG_IGN):  # a second signal must not leave processes behind
-            ray.shutdown()
-            if session:
-                shutil.rmtree(session, ignore_errors=True)
+    with guarded():
+        session = ""
+        try:
+            with _handlers(_stop):
+                context = _join(address) if address else _start(cpus, dashboard)
+                session = "" if address else str(context.address_info.get("session_dir") or "")
+                with _handlers(_stop):  # Ray has put a handler of its own on SIGTERM
+                    yield str(context.dashboard_url or "")
+        except _Stop as stop:
+            raise StopRequested(f"stopped by {stop}; run the same line again to continue") from None
+        finally:
+            with _handlers(signal.SIG_IGN):  # a second signal must not leave processes behind
+                ray.shutdown()
+                if session:
+                    shutil.rmtree(session, ignore_errors=True)
 
 
 def temp_folder() -> Path:

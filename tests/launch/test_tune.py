@@ -12,6 +12,7 @@ import yaml
 
 from launch.sweep.config import Dimension, SweepConfig, SweepSettings, trial_tree
 from launch.sweep.fold import FoldJob, command, environment, read_scores, threads
+from launch.sweep.guard import Processes, descendants, still_alive
 from launch.sweep.journal import Journal, Rung, Trial
 from launch.sweep.page import best_of, render
 from launch.sweep.search import propose, trial_id
@@ -63,27 +64,16 @@ def command_line(config: Path, store: Path, folder: Path, *more: str) -> list[st
 
 
 def start(line: list[str], tmp: Path) -> subprocess.Popen[str]:
-    environment = clean_environment(TMPDIR=str(tmp), SWEEP_TEST=str(tmp))
+    environment = clean_environment(TMPDIR=str(tmp))
     return subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
 
 
-def processes_of(tmp: Path) -> list[str]:
-    """All processes that carry this test's mark in their environment: Ray's, and the folds'."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"SWEEP_TEST={tmp}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:120])
-        except OSError:
-            continue
-    return found
-
-
-def assert_no_process_stays(tmp: Path, patience_s: float = 40) -> None:
+def assert_no_process_stays(processes: Processes, patience_s: float = 60) -> None:
     end = time.monotonic() + patience_s
-    while (left := processes_of(tmp)) and time.monotonic() < end:
+    while still_alive(processes) and time.monotonic() < end:
         time.sleep(0.2)
-    assert left == []
+    left = still_alive(processes)
+    assert left == [], [Path(f"/proc/{pid}/cmdline").read_bytes()[:200] for pid in left]
 
 
 def outcome(folder: Path) -> list[tuple]:
@@ -101,20 +91,24 @@ def short_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_and_terminated_it_ends_as_if_left_alone(config: Path, phantom_store: Path, short_tmp: Path) -> None:
     alone, folder = config.parent / "alone", config.parent / "disturbed"
     undisturbed = start(command_line(config, phantom_store, alone), short_tmp)
+    wait_for_rungs(alone, 1, undisturbed)
+    below = descendants(undisturbed.pid)
+    assert len(below) > 3
     out, err = undisturbed.communicate(timeout=300)
     assert undisturbed.returncode == 0, err[-3000:]
     assert json.loads(out.splitlines()[-1])["best"]["state"] == "finished"
-    assert_no_process_stays(short_tmp)
+    assert_no_process_stays(below)
 
     line = command_line(config, phantom_store, folder)
     for number, wanted in ((signal.SIGKILL, 1), (signal.SIGTERM, 2)):
         process = start(line, short_tmp)
         wait_for_rungs(folder, wanted, process)
+        below = descendants(process.pid)
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
         assert process.returncode == (EXIT_AGAIN if number == signal.SIGTERM else -signal.SIGKILL), err[-3000:]
         assert "Traceback" not in err
-        assert_no_process_stays(short_tmp)
+        assert_no_process_stays(below)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/fold_*/checkpoints/step_4/*")}
     last = start(line, short_tmp)
     out, err = last.communicate(timeout=300)

@@ -1,0 +1,96 @@
+"""Sees to it that Ray's processes end with the driver, even when the driver is killed with SIGKILL.
+
+Ray ties its servers to the driver, but its agents can outlive them, waiting for a server that is gone. The guard is a
+process of its own that keeps a list of the driver's descendants; when the pipe from the driver breaks, it kills those
+left. Folds in training are spared: they have got SIGTERM by then, save, and end by themselves.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+INTERVAL_S = 1.0
+GRACE_S = 5.0
+"""What ends by itself within this time after the driver, may."""
+Processes = dict[int, int]
+"""Process id -> start time in clock ticks: together they name a process for good."""
+
+
+def descendants(root: int) -> Processes:
+    """All living processes below `root`, read from /proc."""
+    children: dict[int, list[int]] = {}
+    started: Processes = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        found = _stat(int(entry.name))
+        if found is not None:
+            parent, start = found
+            children.setdefault(parent, []).append(int(entry.name))
+            started[int(entry.name)] = start
+    below: Processes = {}
+    queue = list(children.get(root, ()))
+    while queue:
+        pid = queue.pop()
+        below[pid] = started[pid]
+        queue += children.get(pid, ())
+    return below
+
+
+def still_alive(processes: Processes) -> list[int]:
+    """Those that live yet; zombies do not."""
+    return [pid for pid, start in processes.items() if (found := _stat(pid)) is not None and found[1] == start]
+
+
+def _stat(pid: int) -> tuple[int, int] | None:
+    """(parent, start time) of a living process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else (int(fields[1]), int(fields[19]))
+
+
+def _trains(pid: int) -> bool:
+    try:
+        return b"liverseg_dist\0train" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """While the block runs, and after it however it ends, the guard watches this process."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", str(Path(__file__).resolve()), str(os.getpid())],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    try:
+        yield
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def main(driver: int) -> None:
+    known: Processes = {}
+    while not select.select([sys.stdin], [], [], INTERVAL_S)[0]:
+        below = descendants(driver)
+        below.pop(os.getpid(), None)
+        known = {pid: start for pid, start in {**known, **below}.items() if pid in below or still_alive({pid: start})}
+    end = time.monotonic() + GRACE_S
+    while (left := [pid for pid in still_alive(known) if not _trains(pid)]) and time.monotonic() < end:
+        time.sleep(0.1)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
