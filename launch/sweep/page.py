@@ -68,7 +68,7 @@ def render(settings: SweepSettings, trials: Sequence[Trial], summary: dict[str, 
         store=settings.data.store,
         max_steps=settings.train.max_steps,
         best=best,
-        best_yaml=to_yaml({} if best is None else best.params).strip(),
+        best_yaml="\n".join(f"{key}: {shown(value)}" for key, value in best.params.items()) if best else "",
         trials=ranked,
         summary=summary,
         counts={state: sum(t.state == state for t in trials) for state in _ORDER},
@@ -134,18 +134,21 @@ def _score_axis(trials: Sequence[Trial], start: float, stop: float) -> svg.Axis:
 
 def learning_curves(trials: Sequence[Trial], best: Trial | None, max_steps: int) -> Markup:
     """Mean Dice over folds at each stop; the bars of the best trial are the spread."""
-    x, y = svg.Axis(0, max_steps, 62, 2 * WIDTH - 20), _score_axis(trials, HEIGHT - 40, 14)
-    marks = svg.x_axis(x, HEIGHT - 40, 14, "step") + svg.y_axis(y, 62, 2 * WIDTH - 20, "mean Dice over folds")
+    unit = 1000 if max_steps >= 10_000 else 1
+    x, y = svg.Axis(0, max_steps / unit, 62, 2 * WIDTH - 20), _score_axis(trials, HEIGHT - 40, 14)
+    marks = svg.x_axis(x, HEIGHT - 40, 14, "step" if unit == 1 else "thousand steps") + svg.y_axis(
+        y, 62, 2 * WIDTH - 20, "mean Dice over folds"
+    )
     for trial in sorted(trials, key=lambda t: _kind(t, best) == "best"):
         kind = _kind(trial, best)
         for one, two in pairwise(trial.rungs):
-            marks.append(svg.line(x(one.step), y(one.score), x(two.step), y(two.score), f"curve {kind}"))
+            marks.append(svg.line(x(one.step / unit), y(one.score), x(two.step / unit), y(two.score), f"curve {kind}"))
         for rung in trial.rungs:
             if kind == "best":
                 low, high = y(rung.score - rung.spread), y(rung.score + rung.spread)
-                marks.append(svg.line(x(rung.step), low, x(rung.step), high, "spread"))
+                marks.append(svg.line(x(rung.step / unit), low, x(rung.step / unit), high, "spread"))
             hint = f"trial {trial.number}, step {rung.step}: {rung.score:.4f} ± {rung.spread:.4f}, {rung.decision}"
-            marks.append(svg.circle(x(rung.step), y(rung.score), 3.6, f"dot {kind}", hint))
+            marks.append(svg.circle(x(rung.step / unit), y(rung.score), 3.6, f"dot {kind}", hint))
     return svg.picture(2 * WIDTH, HEIGHT, marks, "Learning curves of the trials")
 
 
@@ -172,10 +175,6 @@ def parallel_coordinates(space: dict[str, Dimension], trials: Sequence[Trial], b
     score = _score_axis(trials, bottom, top)
     columns = [90 + i * (width - 180) / len(space) for i in range(len(space) + 1)]
     marks = [svg.line(x, top, x, bottom, "axis") for x in columns]
-    for x, (key, dimension) in zip(columns, space.items(), strict=False):
-        marks.append(svg.text(x, 16, key, "middle", "title"))
-        for share, name in _labels(dimension):
-            marks.append(svg.text(x - 7, bottom - share * (bottom - top) + 4, name, "end", "tick"))
     marks.append(svg.text(columns[-1], 16, "mean Dice", "middle", "title"))
     marks += [svg.text(columns[-1] + 7, score(t) + 4, svg.shown(t), "start", "tick") for t in score.ticks()]
     for trial in sorted(trials, key=lambda t: _kind(t, best) == "best"):
@@ -190,6 +189,10 @@ def parallel_coordinates(space: dict[str, Dimension], trials: Sequence[Trial], b
         marks.append(
             svg.circle(round(points[-1][0], 1), round(points[-1][1], 1), 3.6, f"dot {_kind(trial, best)}", _hint(trial))
         )
+    for x, (key, dimension) in zip(columns, space.items(), strict=False):
+        marks.append(svg.text(x, 16, key, "middle", "title"))
+        for share, name in _labels(dimension):
+            marks.append(svg.text(x - 7, bottom - share * (bottom - top) + 4, name, "end", "tick"))
     return svg.picture(width, HEIGHT, marks, "Parallel coordinates of the trials")
 
 
