@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SWEEP = {
     "sweep": {
         "search": "random",
-        "trials": 3,
+        "trials": 2,
         "folds": [0, 1],
         "rungs": [2],
         "reduction_factor": 2,
@@ -94,7 +94,7 @@ def test_killed_and_terminated_it_ends_as_if_left_alone(config: Path, phantom_st
     wait_for_rungs(alone, 1, undisturbed)
     below = descendants(undisturbed.pid)
     assert len(below) > 3
-    out, err = undisturbed.communicate(timeout=300)
+    out, err = undisturbed.communicate(timeout=420)
     assert undisturbed.returncode == 0, err[-3000:]
     assert json.loads(out.splitlines()[-1])["best"]["state"] == "finished"
     assert_no_process_stays(below)
@@ -111,7 +111,7 @@ def test_killed_and_terminated_it_ends_as_if_left_alone(config: Path, phantom_st
         assert_no_process_stays(below)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/fold_*/checkpoints/step_4/*")}
     last = start(line, short_tmp)
-    out, err = last.communicate(timeout=300)
+    out, err = last.communicate(timeout=420)
     assert last.returncode == 0, err[-3000:]
     assert "continues:" in out
     assert outcome(folder) == outcome(alone)
@@ -267,6 +267,6 @@ def test_the_page_escapes_and_names_what_failed() -> None:
 
 
 def test_a_section_of_its_own_leaves_other_programs_strict(config: Path) -> None:
-    assert load_settings_as(SweepSettings, [config]).sweep.trials == 3
+    assert load_settings_as(SweepSettings, [config]).sweep.trials == 2
     with pytest.raises(UserError, match="unknown key sweep"):
         load_settings([config])
