@@ -69,5 +69,9 @@ def _encoded(file: Path | None) -> str:
 def _flat(content: Mapping[str, Any], prefix: str = "convert.") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in content.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", str(value))]
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            text = str(value)
+            rows.append((f"{prefix}{key}", text if len(text) <= 120 else f"{text[:40]}... ({len(text):,} characters)"))
     return rows
