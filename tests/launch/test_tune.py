@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from launch.sweep.config import Dimension, SweepConfig, SweepSettings, trial_tree
-from launch.sweep.fold import FoldJob, command, environment, read_scores, threads
+from launch.sweep.fold import FoldJob, command, environment, read_scores, run_fold, threads
 from launch.sweep.guard import Processes, descendants, still_alive
 from launch.sweep.journal import Journal, Rung, Trial
 from launch.sweep.page import best_of, render
@@ -270,3 +270,13 @@ def test_a_section_of_its_own_leaves_other_programs_strict(config: Path) -> None
     assert load_settings_as(SweepSettings, [config]).sweep.trials == 2
     with pytest.raises(UserError, match="unknown key sweep"):
         load_settings([config])
+
+
+def test_a_fold_that_cannot_train_tells_why(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data:\n  store: no_such_store.zarr\n")
+    found = run_fold(fold_job(tmp_path, processes=1, max_failures=3), 2)
+    assert set(found) == {"failed"}
+    assert found["failed"].startswith("fold 1: exit code 2: ")
+    assert "no_such_store.zarr" in found["failed"]
+    log = (tmp_path / "fold_1.log").read_text()
+    assert log.count("liverseg: ") == 1, "a user's mistake is not tried again"
