@@ -18,6 +18,7 @@ from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, EXIT_FAILED, LiversegErr
 COMMANDS = {
     "phantom": "make a synthetic Task03-layout data set",
     "convert": "clean CT scans and write the Zarr store (also: tools/to_zarr)",
+    "denoiser": "train a small denoiser on noisy CTs, for convert.cleaning.noise=autoencoder",
     "verify": "check every checksum and promise of a store",
     "preview": "draw what a run would feed the network: samples, augmented, with labels",
     "train": "train a 3D U-Net; run again to continue",

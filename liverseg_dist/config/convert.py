@@ -1,13 +1,16 @@
 """Settings of the conversion: audit, cleaning, slab, store, splits (`convert.*`)."""
 
+import base64
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from liverseg_dist.config.base import Section
 
 PositiveFloat = Annotated[float, Field(gt=0)]
+DATA_URI = "data:application/octet-stream;base64,"
+MAX_DENOISER_BYTES = 256 << 10
 
 
 class CleaningConfig(Section):
@@ -17,10 +20,13 @@ class CleaningConfig(Section):
     """NaN and infinite voxels become air, blank slices are interpolated; a scan with a larger share is excluded."""
     spacing_table: Path | None = None
     """CSV `case,z_mm,y_mm,x_mm` (or YAML `case: [z, y, x]`): the true voxel size of scans whose header lost it."""
-    noise: Literal["none", "median", "gaussian", "tv"] = "none"
+    noise: Literal["none", "median", "gaussian", "tv", "autoencoder"] = "none"
     """Noise reduction of the image, slice by slice, before resampling; tv: total variation (Chambolle)."""
     noise_strength: PositiveFloat = 1.0
-    """median: radius in voxels; gaussian: sigma in voxels in plane; tv: weight relative to the noise's own sigma."""
+    """median: radius in voxels; gaussian: sigma in voxels in plane; tv: weight relative to the noise's own sigma;
+    autoencoder: share of the predicted noise that is taken away, at most 1."""
+    denoiser: str | None = None
+    """noise=autoencoder: the file that `liverseg denoiser` made. Its content is kept with the settings (as text)."""
     outliers: Literal["percentile", "window", "robust_z"] = "percentile"
     """Clip HU to percentiles of the data set's liver voxels (nnU-Net), to `window_hu`, or around their median."""
     percentiles: tuple[float, float] = (0.5, 99.5)
@@ -39,6 +45,30 @@ class CleaningConfig(Section):
     """Crop in plane to the body plus this margin; negative: no crop."""
     outside_body: Literal["keep", "air"] = "keep"
     """air: table, blanket and air around the body become -1024 HU."""
+
+    @field_validator("denoiser")
+    @classmethod
+    def _content(cls, value: str | None) -> str | None:
+        """A file's name becomes its content, so that store and run need no other file."""
+        if value is None or value.startswith(DATA_URI):
+            return value
+        try:
+            with open(value, "rb") as stream:
+                content = stream.read(MAX_DENOISER_BYTES + 1)
+        except OSError as error:
+            raise ValueError(f"cannot be read: {error.strerror}") from None
+        if len(content) > MAX_DENOISER_BYTES:
+            raise ValueError(f"larger than {MAX_DENOISER_BYTES >> 10} KiB, so not from `liverseg denoiser`")
+        return DATA_URI + base64.b64encode(content).decode("ascii")
+
+    @model_validator(mode="after")
+    def _denoiser_given(self) -> "CleaningConfig":
+        if self.noise == "autoencoder":
+            if self.denoiser is None:
+                raise ValueError("noise=autoencoder needs denoiser=FILE; `liverseg denoiser` makes one")
+            if self.noise_strength > 1:
+                raise ValueError(f"noise_strength = {self.noise_strength:g}; with noise=autoencoder at most 1")
+        return self
 
     @model_validator(mode="after")
     def _ascending(self) -> "CleaningConfig":

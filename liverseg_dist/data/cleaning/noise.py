@@ -1,4 +1,7 @@
-"""Noise reduction slice by slice: median, Gaussian, total variation. Slices are thick, so noise is treated in plane."""
+"""Noise reduction slice by slice: median, Gaussian, total variation, a trained network.
+
+Slices are thick, so noise is treated in plane.
+"""
 
 from collections.abc import Callable
 
@@ -6,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from liverseg_dist.config import CleaningConfig
+from liverseg_dist.data.cleaning.autoencoder import denoise, denoiser_of
 
 TV_TOLERANCE = 2e-4
 TV_ITERATIONS = 200
@@ -18,6 +22,8 @@ def reduce_noise(voxels_zyx: np.ndarray, cleaning: CleaningConfig) -> tuple[np.n
         return voxels_zyx, {"method": "none"}
     strength = cleaning.noise_strength
     provenance: dict[str, object] = {"method": cleaning.noise, "strength": strength}
+    if cleaning.noise == "autoencoder":
+        return denoise(voxels_zyx, denoiser_of(cleaning.denoiser), strength), provenance
     filters: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "median": lambda image: median(image, max(1, round(strength))),
         "gaussian": lambda image: gaussian(image, strength),
