@@ -1,150 +1,139 @@
-"""Submit a liverseg command to SLURM through submitit; stopped by preemption or a time limit, it continues by itself.
+"""Submit a liverseg command to SLURM; stopped by preemption, a time limit or a dead node, it continues by itself.
 
-  python -m launch.submit --nodes 2 --gpus-per-node 4 --time 24:00 --partition gpu \\
-      train --config configs/task03_S.yaml data.store=STORE run.dir=runs/first
-  python -m launch.submit --dry-run --nodes 2 train ...        print the batch file and stop
-  python -m launch.submit --after 1234 evaluate runs/first --store STORE
+  python -m launch.submit train --nodes 2 --gpus-per-node 4 --time 24h --partition gpu \\
+      --config configs/task03_S.yaml data.store=STORE run.dir=runs/first
+  python -m launch.submit train --dry-run --nodes 2 ...          print the batch file and stop
+  python -m launch.submit train --array folds --config ... data.store=STORE run.dir=runs/cv
+  python -m launch.submit convert Task03_Liver STORE --array 8
+  python -m launch.submit chain Task03_Liver STORE --config ... run.dir=runs/first     convert, train, evaluate
+  python -m launch.submit evaluate runs/first --store STORE --after 1234
+  python -m launch.submit tune --nodes 4 --config configs/sweep.yaml data.store=STORE run.dir=runs/sweep
+  python -m launch.submit doctor --nodes 2 --folder runs         try the nodes, network and file system first
+  python -m launch.submit status|logs|cancel runs/first
 
-One task per GPU, or --tasks-per-node. Batch file and logs go to --folder, which must be on a shared file system.
+COMMAND is any liverseg command, tune, or chain; the options below may stand anywhere, all others are the command's own
+(so are all after --). Batch file, records and logs go to the run's folder, which must be on a shared file system:
+job.sbatch there can be submitted again by hand. One task per GPU, or --tasks-per-node.
 """
 
 import argparse
-import itertools
-import os
-import re
-import shutil
-import subprocess
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import submitit
+from launch import runs
+from launch.render import SIGNAL_S, Resources, slurm_time
+from liverseg_dist.errors import EXIT_FAILED, EXIT_USER, LiversegError, UserError
 
-from liverseg_dist.commands.main import COMMANDS, main
-from liverseg_dist.config import load_settings
-from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, LiversegError, RunFailed, UserError
-
-SIGNAL_DELAY_S = 180
-"""Ranks are asked to save this long before the time limit."""
-
-
-class Command:
-    """What every task runs. submitit stores it with the job, so a requeued job runs it again as it is."""
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self.arguments = list(arguments)
-
-    def __call__(self) -> int:
-        """The command's exit code. Stopped on request: rank 0 puts the job back into the queue.
-
-        Raises `RunFailed` when the command failed, which marks the job as failed.
-        """
-        code = main(self.arguments)
-        if code == EXIT_AGAIN and os.environ.get("SLURM_PROCID") == "0":
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
-        elif code not in (EXIT_DONE, EXIT_AGAIN):
-            raise RunFailed(f"liverseg {' '.join(self.arguments)} ended with exit code {code}")
-        return code
-
-
-class Executor(submitit.SlurmExecutor):
-    """Also renders where there is no SLURM, for `--dry-run`; whether there is one is asked before submitting."""
-
-    @classmethod
-    def affinity(cls) -> int:
-        return 2
+OVER_RUNS = ("status", "logs", "cancel")
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m launch.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m launch.submit",
+        usage="python -m launch.submit COMMAND [options] [the command's arguments]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    made.add_argument("--folder", type=Path, default=Path("runs/submitit"), help="batch files and logs (runs/submitit)")
-    made.add_argument("--name", help="job name (default: liverseg-COMMAND)")
-    made.add_argument("--nodes", type=int, default=1)
-    made.add_argument("--gpus-per-node", type=int, default=0, help="0: CPU nodes (default)")
-    made.add_argument("--tasks-per-node", type=int, help="ranks per node (default: one per GPU, or 1)")
-    made.add_argument("--cpus-per-task", type=int, default=4)
-    made.add_argument("--mem-gib", type=int, help="memory per node (default: the cluster's)")
-    made.add_argument("--time", default="24:00", metavar="H:MM", help="time limit, hours:minutes (default 24:00)")
-    for name in ("partition", "account", "qos", "constraint"):
-        made.add_argument(f"--{name}")
-    made.add_argument("--after", metavar="JOBID", help="start only when this job has ended well")
-    made.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other option of sbatch")
-    made.add_argument("--dry-run", action="store_true", help="print the batch file and stop")
-    made.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="a liverseg command")
-    made.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
+    add_resources(made)
+    job = made.add_argument_group("the job")
+    job.add_argument("--name", default="", help="job name (default: liverseg-COMMAND)")
+    job.add_argument("--folder", type=Path, metavar="DIR", help="batch file, records, logs (default: the run's folder)")
+    job.add_argument("--launcher", choices=("srun", "torchrun"), default="srun", help="who starts the ranks (srun)")
+    job.add_argument("--array", default="", metavar="folds|N", help="train: all folds at once; convert: N tasks")
+    job.add_argument("--after", default="", metavar="JOBID", help="start only when this job has ended well")
+    job.add_argument("--restarts", type=int, default=5, metavar="N", help="give up after N without progress (5)")
+    job.add_argument("--convert-tasks", type=int, default=1, metavar="N", help="chain: tasks of the conversion (1)")
+    job.add_argument(
+        "--convert-sbatch", action="append", default=[], metavar="KEY=VALUE", help="chain: sbatch options of it alone"
+    )
+    how = made.add_argument_group("how")
+    how.add_argument("--cluster", choices=("slurm", "local", "debug"), default="slurm", help="where (slurm)")
+    how.add_argument("--dry-run", action="store_true", help="print the batch files and stop")
+    how.add_argument("--follow", action="store_true", help="stay, show the log, end with the job's exit code")
+    how.add_argument("--parsable", action="store_true", help="print nothing but the job ids, one a line")
     return made
 
 
-def submit(args: argparse.Namespace) -> str:
-    """The batch file's text for a dry run, else the job's id. Raises `UserError` before anything is submitted."""
-    if args.command == "train":
-        _check_training(args.arguments)
-    parameters = _parameters(args)
-    executor = Executor(folder=args.folder / "%j", python=sys.executable)
-    executor.update_parameters(**parameters)
-    command = Command([args.command, *args.arguments])
-    if args.dry_run:
-        return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
-    if shutil.which("sbatch") is None:
-        raise UserError("no sbatch here: submit from a login node of the cluster, or use torchrun on this machine")
-    try:
-        return str(executor.submit(command).job_id)
-    except submitit.core.utils.FailedJobError as error:
-        raise RunFailed(f"SLURM refused the job: {' '.join(str(error).split())[:400]}") from None
+def add_resources(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("resources")
+    group.add_argument("--nodes", type=_positive, default=1, metavar="N")
+    group.add_argument("--gpus-per-node", type=int, default=0, metavar="N", help="0: CPU nodes (default)")
+    group.add_argument(
+        "--tasks-per-node", type=_positive, default=0, metavar="N", help="ranks (default: per GPU, or 1)"
+    )
+    group.add_argument("--cpus-per-task", type=_positive, default=4, metavar="N", help="cores of each rank (4)")
+    group.add_argument(
+        "--mem-gib", type=_positive, default=0, metavar="N", help="memory per node (the cluster's default)"
+    )
+    group.add_argument("--time", default="24h", metavar="T", help="limit: 24h, 90m, 2d, H:MM:SS, D-HH:MM:SS (24h)")
+    group.add_argument(
+        "--signal", type=_positive, default=SIGNAL_S, metavar="S", help=f"ask to save S before the limit ({SIGNAL_S})"
+    )
+    for name in ("partition", "account", "qos", "constraint"):
+        group.add_argument(f"--{name}", default="")
+    group.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other option of sbatch")
 
 
-def _check_training(arguments: Sequence[str]) -> None:
-    """Find the mistake now instead of in a log tomorrow."""
-    files = [Path(value) for flag, value in itertools.pairwise(arguments) if flag == "--config"]
-    settings = load_settings(files, [a for a in arguments if re.match(r"[a-z_]+[.\w]*=", a)])
-    if settings.run.dir is None:
-        raise UserError("run.dir is not set; give the run a folder on a shared file system, e.g. run.dir=runs/first")
-    if settings.data.store is None:
-        raise UserError("data.store is not set; make one with tools/to_zarr and pass data.store=STORE")
+def resources_from(args: argparse.Namespace) -> Resources:
+    return Resources(
+        nodes=args.nodes,
+        gpus_per_node=args.gpus_per_node,
+        tasks_per_node=args.tasks_per_node,
+        cpus_per_task=args.cpus_per_task,
+        mem_gib=args.mem_gib,
+        time=slurm_time(args.time),
+        partition=args.partition,
+        account=args.account,
+        qos=args.qos,
+        constraint=args.constraint,
+        extra=tuple(args.sbatch),
+        signal_s=args.signal,
+    )
 
 
-def _parameters(args: argparse.Namespace) -> dict[str, Any]:
-    match = re.fullmatch(r"(\d+):([0-5]\d)", args.time)
-    if not match:
-        raise UserError(f"--time {args.time}: is written hours:minutes, e.g. 24:00")
-    extra = dict(item.partition("=")[::2] for item in args.sbatch)
-    extra |= {"requeue": True, "open-mode": "append"}
-    wanted: dict[str, Any] = {
-        "job_name": args.name or f"liverseg-{args.command}",
-        "nodes": args.nodes,
-        "ntasks_per_node": args.tasks_per_node or args.gpus_per_node or 1,
-        "cpus_per_task": args.cpus_per_task,
-        "time": int(match[1]) * 60 + int(match[2]),
-        "signal_delay_s": SIGNAL_DELAY_S,
-        "stderr_to_stdout": True,
-        "srun_args": ["--kill-on-bad-exit=1"],
-        "additional_parameters": extra,
-        "partition": args.partition,
-        "account": args.account,
-        "qos": args.qos,
-        "constraint": args.constraint,
-        "gpus_per_node": args.gpus_per_node or None,
-        "mem": f"{args.mem_gib}G" if args.mem_gib else None,
-        "dependency": f"afterok:{args.after}" if args.after else None,
-    }
-    return {key: value for key, value in wanted.items() if value is not None}
+def split(argv: Sequence[str]) -> tuple[argparse.Namespace, str, list[str]]:
+    """(our options, the command, its arguments)."""
+    ours, rest = list(argv), []
+    if "--" in ours:
+        at = ours.index("--")
+        ours, rest = ours[:at], ours[at + 1 :]
+    args, unknown = parser().parse_known_args(ours)
+    if not unknown or unknown[0].startswith("-"):
+        what = f"{unknown[0]} is no option of launch.submit" if unknown else "no command"
+        raise UserError(f"{what}; it goes: python -m launch.submit COMMAND [options] (see --help)")
+    return args, unknown[0], [*unknown[1:], *rest]
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        said = submit(args)
+        if words and words[0] in OVER_RUNS:
+            return runs.run(words[0], words[1:])
+        args, command, arguments = split(words)
+        # By name, as torch comes with it: --help and status answer at once.
+        module: Any = importlib.import_module("launch.doctor" if command == "doctor" else "launch.submission")
+        return int(module.submit(args, resources_from(args), command, arguments))
     except LiversegError as error:
         print(f"launch.submit: {error}", file=sys.stderr)
         return error.exit_code
-    if args.dry_run:
-        print(said)
-    else:
-        print(f"job {said} is submitted; its log: {args.folder}/{said}/{said}_0_log.out; cancel: scancel {said}")
-    return EXIT_DONE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"launch.submit: {where}{error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("launch.submit: no longer watching; submitted jobs go on", file=sys.stderr)
+        return EXIT_USER
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: at least 1")
+    return value
 
 
 if __name__ == "__main__":

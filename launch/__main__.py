@@ -1,0 +1,8 @@
+"""`python -m launch` is `python -m launch.submit`."""
+
+import sys
+
+from launch.submit import run
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,27 @@
+"""One node's torchrun inside an srun step: `python -m launch.torchrun_node RANKS_PER_NODE MODULE ARGUMENTS...`.
+
+srun starts one of these per node; it becomes torchrun with this node's number and the rendezvous of the job. torchrun
+itself must not die of the signal by which SLURM asks the ranks to save, so it ignores that.
+"""
+
+import os
+import signal
+import sys
+
+
+def main() -> None:
+    ranks_per_node, *module = sys.argv[1:]
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    env = os.environ
+    nodes = env.get("SLURM_STEP_NUM_NODES", "1")
+    words = ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={ranks_per_node}"]
+    if nodes != "1":
+        words += [f"--node-rank={env['SLURM_NODEID']}", f"--master-addr={env['MASTER_ADDR']}"]
+        words += [f"--master-port={env['MASTER_PORT']}"]
+    else:
+        words += ["--standalone"]
+    os.execv(sys.executable, [sys.executable, "-u", *words, "-m", "launch.rank", *module])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Mistakes are found before anything is submitted, and a command line becomes the jobs it means."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.submit import run, split
+from liverseg_dist.errors import UserError
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def train(phantom_store: Path, tmp_path: Path) -> list[str]:
+    return ["train", f"data.store={phantom_store}", f"run.dir={tmp_path / 'run'}"]
+
+
+@pytest.fixture(autouse=True)
+def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+
+def refused(capsys: Capture, *words: str) -> str:
+    assert run(words) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    return said.err
+
+
+def dry(capsys: Capture, *words: str) -> str:
+    assert run([*words, "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "run.dir is not set"),
+        (["run.dir=x"], "data.store is not set"),
+        (["run.dir=x", "data.store=nowhere.zarr"], "nowhere.zarr"),
+        (["run.dir=x", "data.store=y", "trian.x=1"], "did you mean train?"),
+        (["run.dir=x", "data.store=y", "--confg", "z"], "--confg"),
+        (["run.dir=x", "data.store=y", "--time", "24:00"], "hours or minutes"),
+        (["run.dir=x", "data.store=y", "--nodes", "3"], "train.global_batch_size = 2 leaves some of 3 ranks"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),
+    ],
+)
+def test_mistakes_of_training(words: list[str], said: str, capsys: Capture) -> None:
+    assert said in refused(capsys, "train", *words)
+
+
+def test_other_mistakes(train: list[str], capsys: Capture, tmp_path: Path) -> None:
+    assert "no sbatch here" in refused(capsys, *train)
+    assert "fold" in refused(capsys, *train, "data.fold=7")
+    assert "data.fold: --array folds gives" in refused(capsys, *train, "--array", "folds", "data.fold=1")
+    assert "no such command" in refused(capsys, "trian", "x=1")
+    assert "it goes: python -m launch.submit COMMAND" in refused(capsys, "--nodez", "2", *train)
+    assert "one process" in refused(capsys, "verify", "x.zarr", "--nodes", "2")
+    assert "holds no dataset.json" in refused(capsys, "chain", str(tmp_path), "s.zarr", "run.dir=x")
+    assert "no jobs/ here" in refused(capsys, "status", str(tmp_path))
+
+
+def test_options_may_stand_anywhere_and_the_rest_is_the_commands() -> None:
+    ours, command, rest = split(
+        ["--nodes", "2", "train", "--config", "c.yaml", "--time", "2h", "a.b=1", "--", "--nodes"]
+    )
+    assert (ours.nodes, ours.time, command) == (2, "2h", "train")
+    assert rest == ["--config", "c.yaml", "a.b=1", "--nodes"]
+    with pytest.raises(UserError, match="no command"):
+        split(["--nodes", "2"])
+
+
+def test_a_dry_run_writes_nothing(train: list[str], capsys: Capture, tmp_path: Path) -> None:
+    text = dry(capsys, *train, "--nodes", "2")
+    assert text.startswith("#!/bin/bash\n")
+    assert "#SBATCH --nodes=2" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_folds_become_an_array_then_their_evaluation_then_one_aggregate(train: list[str], capsys: Capture) -> None:
+    first, second, third = dry(capsys, *train, "--array", "folds").split("# --- job ")[1:]
+    run_dir = train[2].removeprefix("run.dir=")
+    assert "#SBATCH --array=0-1\n" in first  # the store has two folds
+    assert f'run.dir={run_dir}/fold_"$SLURM_ARRAY_TASK_ID" data.fold="$SLURM_ARRAY_TASK_ID"' in first
+    assert "#SBATCH --dependency=aftercorr:JOB_1\n" in second
+    assert "--part validation" in second
+    assert "#SBATCH --dependency=afterok:JOB_2\n" in third
+    assert "#SBATCH --kill-on-invalid-dep=yes\n" in third
+    assert f"launch.folds {run_dir} 2" in third
+
+
+def test_a_chain_converts_trains_and_evaluates(phantom_source: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ["chain", str(phantom_source), str(tmp_path / "s.zarr"), f"run.dir={tmp_path / 'run'}"]
+    more = ["convert.splits.folds=2", "train.max_steps=3", "--convert-tasks", "3", "--tasks-per-node", "2"]
+    more += ["--convert-sbatch", "partition=cpu", "--partition", "gpu"]
+    convert, training, evaluation = dry(capsys, *words, *more).split("# --- job ")[1:]
+    assert "#SBATCH --array=0-2\n" in convert
+    assert "#SBATCH --partition=cpu\n" in convert
+    assert '--shard "$SLURM_ARRAY_TASK_ID"/3' in convert
+    assert "train.max_steps" not in convert
+    assert "#SBATCH --dependency=afterok:JOB_1\n" in training
+    assert "#SBATCH --partition=gpu\n" in training
+    assert "#SBATCH --ntasks-per-node=2\n" in training
+    assert "#SBATCH --dependency=afterok:JOB_2\n" in evaluation
+    assert f"--source {phantom_source}" in evaluation
