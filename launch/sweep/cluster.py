@@ -41,15 +41,18 @@ def running(address: str | None, cpus: int, dashboard: bool) -> Iterator[str]:
     SIGTERM and Ctrl-C raise `StopRequested` in the block. However it is left, no Ray process of ours stays.
     """
     with guarded():
-        session = ""
+        session, stop = "", _StopOnSignal()
         try:
-            with _handlers(_stop):
+            with _handlers(stop):
                 context = _join(address) if address else _start(cpus, dashboard)
                 session = "" if address else str(context.address_info.get("session_dir") or "")
-                with _handlers(_stop):  # Ray has put a handler of its own on SIGTERM
+                with _handlers(stop):  # Ray has put a handler of its own on SIGTERM
                     yield str(context.dashboard_url or "")
-        except _Stop as stop:
-            raise StopRequested(f"stopped by {stop}; run the same line again to continue") from None
+        except BaseException:  # raised inside Ray's compiled code, ours arrives as a SystemError
+            if stop.signal_name:
+                said = f"stopped by {stop.signal_name}; run the same line again to continue"
+                raise StopRequested(said) from None
+            raise
         finally:
             with _handlers(signal.SIG_IGN):  # a second signal must not leave processes behind
                 ray.shutdown()
@@ -111,5 +114,12 @@ def _handlers(handler: object) -> Iterator[None]:
             signal.signal(number, old)
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
-    raise _Stop(signal.Signals(number).name)
+class _StopOnSignal:
+    """A signal handler that ends the block it stands for, and remembers why."""
+
+    def __init__(self) -> None:
+        self.signal_name = ""
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        self.signal_name = signal.Signals(number).name
+        raise _Stop(self.signal_name)
