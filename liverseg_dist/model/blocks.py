@@ -1,33 +1,33 @@
-"""Convolution blocks of the U-Nets. Shapes: B batch, C channels, D H W = z y x."""
+"""Convolution blocks of the U-Nets. Shapes: B batch, C channels, D H W = z y x.
 
-from collections.abc import Sequence
+Their activations are rebuilt in backward instead of being kept (`rebuild`).
+"""
 
+from typing import cast
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from liverseg_dist.model.convolution import Conv, Triple, Up
+from liverseg_dist.model.rebuild import InstanceNormAct, recipe_through
+
 SLOPE = 0.01
-Triple = Sequence[int]
 
 
-def make_norm(kind: str, channels: int) -> nn.Module:
-    if kind == "group":
-        return nn.GroupNorm(min(8, channels), channels)
-    return nn.InstanceNorm3d(channels, affine=True)
-
-
-def conv(inside: int, outside: int, kernel: Triple, stride: Triple = (1, 1, 1)) -> nn.Conv3d:
-    """Same-size convolution. No bias: the norm behind it would take it out again."""
-    padding = tuple(k // 2 for k in kernel)
-    return nn.Conv3d(inside, outside, tuple(kernel), tuple(stride), padding, bias=False)  # type: ignore[arg-type]
-
-
-class ConvBlock(nn.Sequential):
+class ConvBlock(nn.Module):
     """Convolution, norm, leaky ReLU."""
+
+    conv: Conv
+    norm: nn.Module
 
     def __init__(self, inside: int, outside: int, kernel: Triple, stride: Triple, norm: str) -> None:
         super().__init__()
-        self.conv = conv(inside, outside, kernel, stride)
-        self.norm = make_norm(norm, outside)
-        self.act = nn.LeakyReLU(SLOPE, inplace=True)
+        self.conv = Conv(inside, outside, kernel, stride)
+        self.norm = norm_act(norm, outside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x))
+        return out
 
 
 class ResidualBlock(nn.Module):
@@ -39,23 +39,73 @@ class ResidualBlock(nn.Module):
     def __init__(self, inside: int, outside: int, kernel: Triple, stride: Triple, norm: str) -> None:
         super().__init__()
         self.first = ConvBlock(inside, outside, kernel, stride, norm)
-        self.conv = conv(outside, outside, kernel)
-        self.norm = make_norm(norm, outside)
-        self.act = nn.LeakyReLU(SLOPE, inplace=True)
+        self.conv = Conv(outside, outside, kernel)
+        self.norm = norm_act(norm, outside, slope=1)
         shortcut: list[nn.Module] = []
         if any(s > 1 for s in stride):
             shortcut.append(nn.AvgPool3d(tuple(stride), tuple(stride)))  # type: ignore[arg-type]
         if inside != outside:
-            shortcut += [conv(inside, outside, (1, 1, 1)), make_norm(norm, outside)]
+            shortcut += [Conv(inside, outside, (1, 1, 1)), norm_act(norm, outside, slope=1)]
         self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(self.first(x))) + self.shortcut(x))
+        return F.leaky_relu_(self.norm(self.conv(self.first(x))) + self.shortcut(x), SLOPE)
+
+
+class DecoderLevel(nn.Module):
+    """Transposed convolution to this level's resolution, the skip beside it, then convolutions."""
+
+    def __init__(self, below: int, features: int, kernel: Triple, stride: Triple, norm: str, blocks: int) -> None:
+        super().__init__()
+        self.up = Up(below, features, stride)
+        self.convs = stack(ConvBlock, 2 * features, features, kernel, (1, 1, 1), norm, blocks)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        blocks = cast(list[ConvBlock], list(self.convs))
+        first, rest = blocks[0], blocks[1:]
+        x = first.conv(self.up(x), skip, recipe_through(self.up, x))
+        x = first.norm(x)
+        for block in rest:
+            x = block.conv(x)
+            x = block.norm(x)
+        return x
+
+
+def norm_act(kind: str, channels: int, slope: float = SLOPE) -> nn.Module:
+    """Norm over each sample, then leaky ReLU unless `slope` is 1."""
+    return InstanceNormAct(channels, slope) if kind == "instance" else GroupNormAct(channels, slope)
+
+
+class GroupNormAct(nn.GroupNorm):
+    """Group norm, then leaky ReLU. Its activations are kept."""
+
+    def __init__(self, channels: int, slope: float) -> None:
+        super().__init__(min(8, channels), channels)
+        self.slope = slope
+
+    def forward(self, input: Tensor) -> Tensor:
+        normed = super().forward(input)
+        return normed if self.slope == 1 else F.leaky_relu_(normed, self.slope)
+
+
+class Stack(nn.Sequential):
+    """Blocks in a row. A plain block's convolution and norm are called here, so that its input is let go in between."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input
+        del input
+        for block in self:
+            if isinstance(block, ConvBlock):
+                x = block.conv(x)
+                x = block.norm(x)
+            else:
+                x = block(x)
+        return x
 
 
 def stack(
     kind: type[nn.Module], inside: int, outside: int, kernel: Triple, stride: Triple, norm: str, blocks: int
-) -> nn.Sequential:
+) -> Stack:
     """`blocks` blocks; the first one changes channels and resolution."""
     first = kind(inside, outside, kernel, stride, norm)
-    return nn.Sequential(first, *(kind(outside, outside, kernel, (1, 1, 1), norm) for _ in range(blocks - 1)))
+    return Stack(first, *(kind(outside, outside, kernel, (1, 1, 1), norm) for _ in range(blocks - 1)))

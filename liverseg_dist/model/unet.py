@@ -5,26 +5,15 @@ https://arxiv.org/abs/1606.06650 (3D U-Net), https://www.nature.com/articles/s41
 
 from collections.abc import Collection
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from liverseg_dist.config import ModelConfig
 from liverseg_dist.labels import NUM_CLASSES
-from liverseg_dist.model.blocks import SLOPE, ConvBlock, ResidualBlock, stack
-from liverseg_dist.model.topology import Triple, size_multiple
-
-
-class DecoderLevel(nn.Module):
-    """Transposed convolution to this level's resolution, the skip beside it, then convolutions."""
-
-    def __init__(self, below: int, features: int, kernel: Triple, stride: Triple, norm: str, blocks: int) -> None:
-        super().__init__()
-        self.up = nn.ConvTranspose3d(below, features, stride, stride, bias=False)
-        self.convs = stack(ConvBlock, 2 * features, features, kernel, (1, 1, 1), norm, blocks)
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.convs(torch.cat([self.up(x), skip], dim=1))
+from liverseg_dist.model.blocks import SLOPE, ConvBlock, DecoderLevel, ResidualBlock, stack
+from liverseg_dist.model.convolution import Head
+from liverseg_dist.model.rebuild import keep_whole, rebuilding
+from liverseg_dist.model.topology import size_multiple
 
 
 class UNet(nn.Module):
@@ -58,7 +47,7 @@ class UNet(nn.Module):
         )
         outputs = 2 if config.regions else NUM_CLASSES
         supervised = max(1, self.num_levels - 2) if config.deep_supervision else 1
-        self.heads = nn.ModuleList(nn.Conv3d(features[i], outputs, 1) for i in range(supervised))
+        self.heads = nn.ModuleList(Head(features[i], outputs) for i in range(supervised))
         self.apply(_initialise)
 
     def set_checkpointing(self, levels: Collection[int]) -> None:
@@ -78,10 +67,11 @@ class UNet(nn.Module):
         for level, stage in enumerate(self.encoder):
             x = self._run(level, stage, x)
             skips.append(x)
+        skips.pop()
         supervise = self.training and self.deep_supervision
         outputs: list[Tensor] = []
         for level in range(self.num_levels - 2, -1, -1):
-            x = self._run(level, self.decoder[level], x, skips[level])
+            x = self._run(level, self.decoder[level], x, skips.pop())
             if level == 0 or (supervise and level < len(self.heads)):
                 outputs.insert(0, self.heads[level](x))
         if self.num_levels == 1:
@@ -90,8 +80,10 @@ class UNet(nn.Module):
 
     def _run(self, level: int, stage: nn.Module, *inputs: Tensor) -> Tensor:
         if level in self._checkpointed and self.training:
-            return checkpoint(stage, *inputs, use_reentrant=False)
-        return stage(*inputs)
+            with rebuilding(*inputs):
+                return keep_whole(checkpoint(stage, *inputs, use_reentrant=False))
+        out: Tensor = stage(*inputs)
+        return out
 
 
 def _initialise(module: nn.Module) -> None:
