@@ -44,7 +44,19 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    name: Literal["dice_ce", "dice_focal", "tversky_ce", "ce", "dice"] = "dice_ce"
+    name: Literal[
+        "dice_ce",
+        "dice_focal",
+        "tversky_ce",
+        "tversky_focal",
+        "dice_ce_boundary",
+        "dice_focal_boundary",
+        "dice",
+        "tversky",
+        "ce",
+        "focal",
+    ] = "dice_ce"
+    """Its terms: overlap (dice or tversky), cross-entropy (plain or focal), distance to the true surface (boundary)."""
     class_weights: tuple[float, ...] | Literal["auto", "none"] = "none"
     """Weights of background, liver, tumour in the cross-entropy; auto: from the store's class frequencies."""
     dice_weight: float = Field(default=1.0, ge=0)
@@ -54,3 +66,6 @@ class LossConfig(Section):
     focal_gamma: float = Field(default=2.0, ge=0)
     tversky_alpha: float = Field(default=0.3, ge=0, le=1)
     """Weight of false positives; false negatives get 1 - alpha."""
+    boundary_weight: float = Field(default=1.0, ge=0)
+    boundary_reach_voxels: int = Field(default=8, ge=1)
+    """Errors further from the true surface than this many voxels (of the finest axis) count alike."""

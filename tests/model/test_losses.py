@@ -1,17 +1,25 @@
 """Each loss against MONAI's of the same name, or PyTorch's; padding, micro-batches, gradients."""
 
+from typing import get_args
+
 import monai.losses
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
+from sklearn.metrics import f1_score
 from torch import Tensor
 
 from liverseg_dist.config import LossConfig, ModelConfig
 from liverseg_dist.errors import UserError
-from liverseg_dist.labels import IGNORE
+from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
+from liverseg_dist.model.counts import dice_of, overlap_counts
 from liverseg_dist.model.losses import SegmentationLoss, build_loss, frequency_weights
+from liverseg_dist.model.losses.boundary import surface_distance
 
 SHAPE = (3, 6, 8, 10)
+NAMES = get_args(LossConfig.model_fields["name"].annotation)
 
 
 @pytest.fixture
@@ -68,7 +76,7 @@ def test_regions_equal_monai_with_sigmoids(logits: Tensor, label: Tensor) -> Non
     assert torch.allclose(ours.parts["ce"], entropy, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["dice_ce", "dice_focal", "tversky_ce", "ce", "dice"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("regions", [False, True])
 def test_padding_has_no_influence(logits: Tensor, label: Tensor, name: str, regions: bool) -> None:
     label = label.clone()
@@ -77,11 +85,11 @@ def test_padding_has_no_influence(logits: Tensor, label: Tensor, name: str, regi
     loss = make(regions=regions, name=name, class_weights=(1.0, 2.0, 5.0))
     whole = loss(inside, label).total
     whole.backward()
-    assert torch.allclose(whole, loss(inside[:, :, 2:], label[:, 2:]).total, atol=1e-6)
     assert inside.grad[:, :, :2].abs().max() == 0
+    assert torch.allclose(whole, loss(inside[:, :, 2:], label[:, 2:]).total, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["dice_ce", "dice_focal", "tversky_ce"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_mean_over_micro_batches_is_the_batch(logits: Tensor, label: Tensor, name: str) -> None:
     loss = make(name=name, class_weights="auto")
     parts = [loss(logits[i : i + 1], label[i : i + 1]).total for i in range(SHAPE[0])]
@@ -95,19 +103,60 @@ def test_deep_supervision_halves_the_weight_at_each_level(logits: Tensor, label:
     assert torch.allclose(loss([logits, lower], label).total, expected, atol=1e-6)
 
 
-def test_gradients_are_right(label: Tensor) -> None:
-    small = label[:1, :2, :2, :2]
-    logits = torch.randn(1, 3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
-    loss = make(name="dice_focal")
-    numeric = torch.autograd.functional.jacobian(lambda x: loss(x, small).total.double(), logits).flatten()
-    step = 1e-3
-    for i in range(0, logits.numel(), 5):
-        moved = logits.detach().clone().flatten()
-        moved[i] += step
-        up = loss(moved.view_as(logits), small).total
-        moved[i] -= 2 * step
-        down = loss(moved.view_as(logits), small).total
-        assert float((up - down) / (2 * step)) == pytest.approx(float(numeric[i]), abs=2e-4)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("regions", [False, True])
+def test_gradients_pass_gradcheck(label: Tensor, name: str, regions: bool) -> None:
+    small = label[:2, :2, :3, :2].clone()
+    small[0, 0, 0, 0] = IGNORE
+    logits = torch.randn(2, 2 if regions else 3, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    loss = make(name=name, regions=regions)
+    assert torch.autograd.gradcheck(lambda x: loss(x, small).total, logits)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 0.8, 0.8)])
+def test_distance_equals_scipy(spacing: tuple[float, ...]) -> None:
+    solid = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(2, 12, 20, 18)), (0, 2, 3, 3)) > 0.02
+    finest = min(spacing)
+    expected = [
+        np.where(
+            mask,
+            ndimage.distance_transform_edt(mask, sampling=spacing),
+            ndimage.distance_transform_edt(~mask, sampling=spacing),
+        )
+        for mask in solid
+    ]
+    target = torch.from_numpy(solid).float().unsqueeze(0)
+    known = torch.ones(1, 1, *solid.shape[1:], dtype=torch.bool)
+    ours = surface_distance(target, known, 6, spacing)[0]
+    theirs = torch.from_numpy(np.stack(expected) / finest / 6).clamp(max=1).float()
+    assert theirs.min() < 0.2
+    assert theirs.max() == 1
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_boundary_gradient_is_the_papers(label: Tensor) -> None:
+    """Kervadec's loss is the mean of signed distance (negative inside) * probability."""
+    logits = torch.randn(SHAPE[0], 2, *SHAPE[1:], requires_grad=True)
+    target = torch.stack([label > 0, label == TUMOUR], dim=1).float()
+    known = torch.ones(SHAPE[0], 1, *SHAPE[1:], dtype=torch.bool)
+    signed = surface_distance(target, known, 8, (1, 1, 1)) * (1 - 2 * target)
+    theirs = torch.autograd.grad((signed * torch.sigmoid(logits)).mean(), logits)[0]
+    loss = make(regions=True, name="dice_ce_boundary", dice_weight=0.0, ce_weight=0.0)
+    ours = torch.autograd.grad(loss(logits, label).total, logits)[0]
+    torch.testing.assert_close(ours, theirs)
+    perfect = loss((target * 2 - 1) * 40, label).parts["boundary"]
+    assert float(perfect) == pytest.approx(0, abs=1e-6)
+
+
+def test_counts_give_scikit_learns_f1(logits: Tensor, label: Tensor) -> None:
+    label = label.clone()
+    label[0, 0] = IGNORE
+    counts = overlap_counts([logits, logits[..., ::2]], label, False)
+    known, predicted = label != IGNORE, logits.argmax(1)
+    for row, values in zip(counts, ((LIVER, TUMOUR), (TUMOUR,)), strict=True):
+        truth, ours = (np.isin(t[known].numpy(), values) for t in (label, predicted))
+        assert float(dice_of(row)) == pytest.approx(f1_score(truth, ours))
+    assert dice_of(torch.zeros(2, 3)).isnan().all()
 
 
 @pytest.mark.parametrize("regions", [False, True])
