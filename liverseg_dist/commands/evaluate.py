@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from liverseg_dist.commands.options import add_inference
+from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.data.msd import read_dataset
 from liverseg_dist.data.store import CaseStore, Part
 from liverseg_dist.distributed.collectives import agree, barrier, gather
@@ -29,6 +29,7 @@ from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, write_results
 from liverseg_dist.inference.cases import share
 from liverseg_dist.inference.evaluate import Evaluation, Slabs, scans_of
+from liverseg_dist.inference.memory import keep_freed_memory
 from liverseg_dist.inference.runs import LoadedRun, fingerprint_of_runs, load_run, predictor_for
 from liverseg_dist.tracking.progress import progress
 
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     world = World.from_environment(args.device)
     if not world.is_main:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
-    torch.set_num_threads(world.threads(args.threads))
+    torch.set_num_threads(1)  # windows are computed side by side instead: the same bits for any number of threads
+    keep_freed_memory()
     runs = [load_run(path, world.device, args.overrides, args.weights) for path in (args.run, *args.ensemble)]
     store_path = args.store or runs[0].settings.data.store
     if store_path is None:
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     slabs, unlabelled = scans_of(store, case_ids)
     if not slabs:
         raise UserError(f"{store_path}: {part} has no labelled case; choose another --part or --cases")
-    job = _job(args, runs, store, slabs, folder, world.device)
+    job = _job(args, runs, store, slabs, folder, world)
     with world.connected(args.timeout):
         if unlabelled:
             print(f"left out, without a label: {', '.join(unlabelled)}")
@@ -87,7 +89,7 @@ def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple
 
 
 def _job(
-    args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, slabs: Slabs, folder: Path, device: torch.device
+    args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, slabs: Slabs, folder: Path, world: World
 ) -> Evaluation:
     settings = runs[0].settings
     fingerprint = fingerprint_of_runs(runs) | {"input": "slab" if args.source is None else "scan"}
@@ -99,7 +101,7 @@ def _job(
     if masks is not None:
         masks.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(folder / LEDGER, fingerprint)
-    predictor = predictor_for(runs, device)
+    predictor = predictor_for(runs, world.device, window_threads(args, world))
     return Evaluation(store, slabs, predictor, settings, ledger, sources, masks, folder / PICTURES)
 
 

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 from liverseg_dist.config import Settings, load_settings
+from liverseg_dist.distributed.world import World
+
+MOST_THREADS = 8
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +32,21 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one"
     )
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads a rank; 0: its share of cores")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="windows side by side on a CPU; more need more memory (default: this rank's share of the cores, at most 8)",
+    )
     parser.add_argument(
         "--timeout", type=float, default=86400.0, metavar="S", help="seconds ranks wait for the slowest (86400)"
     )
+
+
+def window_threads(args: argparse.Namespace, world: World) -> int:
+    """Threads that compute windows: `--threads`, or this rank's share of the cores up to `MOST_THREADS`."""
+    return args.threads or min(world.threads(), MOST_THREADS)
 
 
 def settings_from(args: argparse.Namespace) -> Settings:

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
-from liverseg_dist.commands.options import add_inference
+from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.distributed.collectives import agree, barrier, gather
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.inference.cases import share
+from liverseg_dist.inference.memory import keep_freed_memory
 from liverseg_dist.inference.predict import Prediction, find_scans, scan_name
 from liverseg_dist.inference.runs import fingerprint_of_runs, load_run, predictor_for
 from liverseg_dist.tracking.progress import progress
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     world = World.from_environment(args.device)
     if not world.is_main:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
-    torch.set_num_threads(world.threads(args.threads))
+    torch.set_num_threads(1)  # windows are computed side by side instead: the same bits for any number of threads
+    keep_freed_memory()
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
     files = find_scans([Path(text) for text in args.inputs if text not in overrides], args.out)
     if not files:
@@ -70,7 +72,14 @@ def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Predic
     settings = runs[0].settings
     (args.out / "probabilities" if args.probabilities else args.out).mkdir(parents=True, exist_ok=True)
     ledger = Ledger(args.out / "ledger", fingerprint_of_runs(runs))
-    return Prediction(predictor_for(runs, world.device), settings, args.out, ledger, args.probabilities, args.force)
+    return Prediction(
+        predictor_for(runs, world.device, window_threads(args, world)),
+        settings,
+        args.out,
+        ledger,
+        args.probabilities,
+        args.force,
+    )
 
 
 def _work(job: Prediction, files: list[Path], world: World) -> dict[str, bool]:

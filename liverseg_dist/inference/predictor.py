@@ -8,13 +8,19 @@ start: they are divided by their weights, handed out and forgotten. So beside th
 its input (window depth x Y x X) and one float32 sum per foreground channel. The background's probability is what is
 left to 1; it is neither summed nor interpolated.
 
-Sums are float32 whatever the precision of the model, and windows are added in one fixed order: the result of a scan is
-the same bits on every run. The batch size changes only how the convolutions themselves are computed.
+Sums are float32 whatever the precision of the model, and windows are added in one fixed order: on one kind of device a
+scan's result is the same bits on every run. Only the batch size may change the last ones, because a convolution of
+another batch size may sum in another order. On a CPU so may the number of threads a convolution is spread over (1e-7;
+with channels-last weights 1e-4): `threads` therefore computes whole windows side by side, each by one thread, which
+gives the same bits for any number of them.
 Dimensions: B windows, C channels of the model, F foreground channels (liver, tumour), D H W = z, y, x.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +35,7 @@ from liverseg_dist.volume import Index3
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIRRORS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4))
 """Which axes of B C D H W each of the eight mirrored copies flips."""
+Item = TypeVar("Item")
 YIELDED_VOXELS = 4 << 20
 """Finished voxels handed out at once."""
 
@@ -37,6 +44,8 @@ class Predictor:
     """A model (or several, whose probabilities are averaged) that is slid over scans.
 
     `patch_size` is z, y, x; `regions` tells whether the outputs are overlapping regions (sigmoid) or classes (softmax).
+    With `threads` above 1 (CPU) that many batches are computed side by side; the memory of activations grows with them,
+    and torch's own threads should be set to 1.
     """
 
     def __init__(
@@ -46,6 +55,7 @@ class Predictor:
         regions: bool,
         config: InferenceConfig,
         device: torch.device,
+        threads: int = 1,
     ) -> None:
         self.models = [model] if isinstance(model, nn.Module) else list(model)
         for one in self.models:
@@ -54,6 +64,7 @@ class Predictor:
         self.regions = regions
         self.config = config
         self.device = device
+        self.threads = threads if device.type == "cpu" else 1
 
     def probabilities(self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None) -> np.ndarray:
         """Probabilities (C, z, y, x) float32 of the whole scan at once, as the model has them; large. See `stream`."""
@@ -148,21 +159,29 @@ class Predictor:
         height, width = self.patch_size[1:]
         mirrors = MIRRORS if self.config.mirror else MIRRORS[:1]
         copies = list(product(grid.in_plane, mirrors))
-        total: Tensor | None = None
-        for number in range(0, len(copies), self.config.batch_size):
-            batch = copies[number : number + self.config.batch_size]
+        size = self.config.batch_size
+        batches = [copies[number : number + size] for number in range(0, len(copies), size)]
+
+        def compute(batch: list[tuple[tuple[int, int], tuple[int, ...]]]) -> Tensor:
             inputs = []
             for (y, x), axes in batch:
                 window = row_DHW[None, None, :, y : y + height, x : x + width]
                 inputs.append(window.flip(axes) if axes else window)
-            answers = self._forward(torch.cat(inputs))
+            return self._forward(torch.cat(inputs) if len(inputs) > 1 else inputs[0])
+
+        total: Tensor | None = None
+        summed = 0
+        for batch, answers in zip(batches, in_order(compute, batches, self.threads), strict=True):
             for offset, ((y, x), axes) in enumerate(batch):
-                answer = answers[offset : offset + 1].flip(axes) if axes else answers[offset : offset + 1]
+                answer = answers[offset : offset + 1]
+                answer = answer.flip(axes) if axes else answer
                 total = answer if total is None else total + answer
-                if (number + offset + 1) % len(mirrors) == 0:
+                summed += 1
+                if summed % len(mirrors) == 0:
                     yield y, x, (total / len(mirrors) if len(mirrors) > 1 else total)[0]
                     total = None
 
+    @torch.inference_mode()
     def _forward(self, image_BCDHW: Tensor) -> Tensor:
         """Probabilities B F D H W float32, averaged over the models."""
         dtype = AUTOCAST.get(self.config.precision)
@@ -195,3 +214,22 @@ def _shift(total_FDHW: Tensor, slices: int) -> None:
         last = min(first + slices, depth - slices)
         total_FDHW[:, first:last] = total_FDHW[:, first + slices : last + slices]
     total_FDHW[:, max(0, depth - slices) :] = 0
+
+
+def in_order(compute: Callable[[Item], Tensor], items: Sequence[Item], threads: int) -> Iterator[Tensor]:
+    """`compute` of each item, in the items' order; up to `threads` at once, each with one of torch's threads."""
+    if threads <= 1:
+        yield from map(compute, items)
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        ahead: deque[Future[Tensor]] = deque()
+        try:
+            for item in items:
+                ahead.append(pool.submit(compute, item))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()

@@ -51,7 +51,7 @@ def load_run(
     return LoadedRun(path, settings, model.to(device).eval(), sha256_of(file))
 
 
-def predictor_for(runs: Sequence[LoadedRun], device: torch.device) -> Predictor:
+def predictor_for(runs: Sequence[LoadedRun], device: torch.device, threads: int = 1) -> Predictor:
     """The predictor of one run, or of several whose probabilities are averaged: all must see scans alike.
 
     The first run's inference settings count. Raises `UserError` where runs differ in what the network gets.
@@ -72,7 +72,7 @@ def predictor_for(runs: Sequence[LoadedRun], device: torch.device) -> Predictor:
                 )
     settings = first.settings
     models = [run.model for run in runs]
-    return Predictor(models, settings.data.patch_size, settings.model.regions, settings.inference, device)
+    return Predictor(models, settings.data.patch_size, settings.model.regions, settings.inference, device, threads)
 
 
 def fingerprint_of_runs(runs: Sequence[LoadedRun]) -> dict[str, object]:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from monai.inferers import sliding_window_inference
 
-from liverseg_dist.config import InferenceConfig, IntensityConfig
+from liverseg_dist.config import InferenceConfig, IntensityConfig, load_settings
 from liverseg_dist.inference import Predictor
 from liverseg_dist.inference.windows import WindowGrid, WindowWeights, axis_weights
+from liverseg_dist.model import build_model
+from liverseg_dist.model.topology import resolve
 from tests.inference.models import Random, Threshold
 
 CPU = torch.device("cpu")
@@ -118,6 +120,37 @@ def test_windows_are_summed_in_one_order_whatever_the_batch_size(mirror: bool) -
         assert np.array_equal(results[0], other)
 
 
+@pytest.mark.parametrize("architecture", ["unet", "resenc"])
+def test_same_bits_for_any_number_of_threads(architecture: str) -> None:
+    """Ranks on one machine share its cores, so evaluating with more ranks means fewer threads each."""
+    settings = load_settings([], ["model.preset=tiny", f"model.architecture={architecture}"])
+    model = build_model(resolve(settings.model, (16, 32, 32), (2.5, 0.8, 0.8)))
+    image = scan((24, 50, 40))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    results = [
+        Predictor(model, (16, 32, 32), False, InferenceConfig(batch_size=batch), CPU, threads).probabilities(image)
+        for threads, batch in ((1, 1), (2, 1), (3, 1), (8, 1), (1, 2), (3, 2))
+    ]
+    torch.set_num_threads(before)
+    assert all(np.array_equal(results[0], other) for other in results[1:4])
+    assert np.array_equal(results[4], results[5])
+
+
+def test_an_error_in_a_window_ends_the_scan() -> None:
+    class Fails(Random):
+        def forward(self, image_BCDHW: torch.Tensor) -> torch.Tensor:
+            if float(image_BCDHW.max()) > 50:
+                raise RuntimeError("no")
+            return super().forward(image_BCDHW)
+
+    image = scan((8, 60, 60))
+    image[4, 30, 30] = 99
+    for threads in (1, 3):
+        with pytest.raises(RuntimeError, match="no"):
+            Predictor(Fails(), PATCH, False, InferenceConfig(), CPU, threads).segment(image)
+
+
 def test_slabs_come_in_order_without_gaps() -> None:
     image = scan((50, 16, 12))
     last = 0
@@ -165,8 +198,10 @@ def test_segment_is_the_most_likely_class() -> None:
 PEAK = """
 import resource, sys
 import numpy as np, torch
-from liverseg_dist.config import InferenceConfig, IntensityConfig
+from liverseg_dist.config import InferenceConfig, IntensityConfig, load_settings
 from liverseg_dist.inference import Predictor
+from liverseg_dist.model import build_model
+from liverseg_dist.model.topology import resolve
 from tests.inference.models import Threshold
 torch.set_num_threads(1)
 predictor = Predictor(Threshold(0., 1.), (16, 64, 64), False, InferenceConfig(), torch.device("cpu"))

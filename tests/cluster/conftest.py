@@ -1,0 +1,90 @@
+"""One cluster for all tests of this folder, and jobs on it.
+
+The tests are skipped, with the reason, where no SLURM can be run; with LIVERSEG_REQUIRE_CLUSTER=1 they fail there.
+Those marked `long` run with LIVERSEG_LONG=1 only (minutes of waiting for SLURM's own timeouts).
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from launch.render import BatchJob, Resources, render
+from tests.cluster.slurm import Cluster, why_not
+
+ROOT = Path(__file__).resolve().parents[2]
+Submit = Callable[..., str]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: runs with LIVERSEG_LONG=1 only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not os.environ.get("LIVERSEG_LONG"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    if reason := why_not():
+        if os.environ.get("LIVERSEG_REQUIRE_CLUSTER"):
+            pytest.fail(f"LIVERSEG_REQUIRE_CLUSTER is set, but: {reason}")
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="lseg-"))  # short: sockets lie in it
+    try:
+        with Cluster(folder / "c") as running:
+            yield running
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _login_node(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process sees the cluster as a user on a login node does; all nodes are up again when a test begins."""
+    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH"))]:
+        monkeypatch.delenv(name)
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, cluster.environment[name])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in cluster.address:
+        cluster.start_node(name)
+    cluster.wait_for(
+        lambda: set(cluster.node_states().values()) <= {"idle", "mix", "alloc", "comp"}, 60, "all nodes up"
+    )
+
+
+def stand_in_job(run: Path, **settings: object) -> BatchJob:
+    """A 2 x 2 job that trains nothing, in the very batch file that training gets."""
+    options = {k: settings.pop(k) for k in ("launcher", "restarts", "is_main") if k in settings}
+    resources = Resources(2, tasks_per_node=2, cpus_per_task=1, **settings.pop("resources", {}))  # type: ignore[arg-type]
+    words = [f"{key}={value}" for key, value in ({"steps": 25} | settings).items()]
+    return BatchJob(
+        name="stand-in",
+        module=("tests.cluster.stand_in", f"run.dir={run}", *words),
+        folder=run,
+        resources=resources,
+        workdir=ROOT,
+        python=sys.executable,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def submit(cluster: Cluster) -> Submit:
+    """`submit(run, *sbatch_options, steps=25, fail="3:7:kill", ...)` -> job id."""
+
+    def start(run: Path, *sbatch: str, **settings: object) -> str:
+        job = stand_in_job(run, **settings)
+        (run / "jobs").mkdir(parents=True, exist_ok=True)
+        job.file.write_text(render(job))
+        return cluster.sbatch(*sbatch, job.file)
+
+    return start

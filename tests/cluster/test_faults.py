@@ -1,0 +1,216 @@
+"""What may happen to a job on a cluster, done to real jobs. Two nodes, two ranks each; a stand-in for the trainer.
+
+The job itself must go on or end as it should, its log must say what happened, and nothing may be left on the nodes.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.jobs import newest_step
+from tests.cluster.conftest import Submit
+from tests.cluster.slurm import Cluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+STEPS = 25
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left_on_the_nodes(cluster: Cluster) -> "object":
+    yield
+    cluster.run("scancel", "--user=root")
+    cluster.wait_for(lambda: not cluster.run("squeue", "-h").strip(), 60, "an empty queue")
+    left = {node: cluster.processes_of(node) for node in cluster.address if node in cluster.processes}
+    assert not any(left.values()), left
+
+
+def log_of(run: Path, job_id: str) -> str:
+    return (run / "jobs" / f"{job_id}_0_log.out").read_text()
+
+
+def steps_of(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "trace.jsonl").read_text().splitlines()]
+
+
+def until_step(cluster: Cluster, run: Path, step: int) -> None:
+    cluster.wait_for(lambda: newest_step(run) >= step, 60, f"step {step} of {run.name}")
+
+
+def finishes(cluster: Cluster, run: Path, job_id: str, *, restarts: int) -> str:
+    """Wait for the good end; the log."""
+    ended = cluster.wait_state(job_id, timeout_s=240)
+    log = log_of(run, job_id)
+    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), log
+    assert int(ended["Restarts"]) == restarts, log
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+    assert steps_of(run)[-1] == STEPS
+    return log
+
+
+def test_asked_to_stop_it_saves_returns_to_the_queue_and_continues(
+    cluster: Cluster, submit: Submit, tmp_path: Path
+) -> None:
+    job_id = submit(tmp_path, save_s=1)
+    until_step(cluster, tmp_path, 5)
+    cluster.run("scancel", "--signal=USR2", job_id)
+    log = finishes(cluster, tmp_path, job_id, restarts=1)
+    assert steps_of(tmp_path) == list(range(1, STEPS + 1)), "no step was done twice"
+    assert "start 1 on node" in log
+    assert "stopped on request, all is saved; saved up to step" in log
+    assert "back into the queue" in log
+    assert "goes on from step" in log
+
+
+@pytest.mark.parametrize(
+    ("kind", "exit_code", "said"),
+    [
+        ("exception", "1:0", "ended with exit code 1"),
+        ("kill", "137", "was killed by SIGKILL"),
+        ("exit3", "3:0", "code 3"),
+    ],
+)
+def test_a_rank_that_fails_ends_the_job_soon_and_is_named(
+    kind: str, exit_code: str, said: str, cluster: Cluster, submit: Submit, tmp_path: Path
+) -> None:
+    job_id = submit(tmp_path, fail=f"3:7:{kind}")
+    ended = cluster.wait_state(job_id, timeout_s=60)
+    log = log_of(tmp_path, job_id)
+    assert ended["JobState"] == "FAILED", log
+    assert ended["Restarts"] == "0"
+    assert ended["ExitCode"] == exit_code or kind == "kill"
+    *_, verdict, next_line = log.splitlines()
+    assert "first failure: rank 3 on node" in verdict
+    assert said in verdict
+    assert f"not requeued, exit code {exit_code.split(':')[0]}" in next_line
+    if kind == "exception":
+        assert log.splitlines()[-3] == "  3: ValueError: the planted mistake"
+
+
+def test_a_cancelled_job_stays_cancelled(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+    job_id = submit(tmp_path, save_s=1)
+    until_step(cluster, tmp_path, 5)
+    cluster.run("scancel", job_id)
+    ended = cluster.wait_state(job_id)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
+    time.sleep(3)
+    assert cluster.state(job_id) == "CANCELLED"
+    assert newest_step(tmp_path) >= 6, "the ranks had the time to save"
+    again = cluster.sbatch(tmp_path / "stand-in.sbatch")
+    finishes(cluster, tmp_path, again, restarts=0)
+    assert steps_of(tmp_path) == list(range(1, STEPS + 1)), "submitted again, it continued"
+
+
+def test_preempted_by_a_higher_partition_it_continues_when_that_is_done(
+    cluster: Cluster, submit: Submit, tmp_path: Path
+) -> None:
+    job_id = submit(tmp_path, "--partition=preemptible")
+    until_step(cluster, tmp_path, 5)
+    urgent = cluster.sbatch("-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
+    cluster.wait_state(urgent, "COMPLETED")
+    finishes(cluster, tmp_path, job_id, restarts=1)
+    assert steps_of(tmp_path) == list(range(1, STEPS + 1))
+
+
+def test_requeued_by_hand_it_loses_at_most_the_steps_since_the_last_checkpoint(
+    cluster: Cluster, submit: Submit, tmp_path: Path
+) -> None:
+    job_id = submit(tmp_path)
+    until_step(cluster, tmp_path, 5)
+    cluster.run("scontrol", "requeue", job_id)
+    finishes(cluster, tmp_path, job_id, restarts=1)
+    done = steps_of(tmp_path)
+    assert len(done) - STEPS <= 5
+    assert sorted(set(done)) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_a_node_dies(which: str, cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+    job_id = submit(tmp_path)
+    until_step(cluster, tmp_path, 5)
+    nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job_id)["NodeList"]).split()
+    dead = nodes[0 if which == "first" else 1]
+    cluster.kill_node(dead)
+    cluster.run("scontrol", "update", f"NodeName={dead}", "State=DOWN", "Reason=health")  # spares 20 s of waiting
+    log = finishes(cluster, tmp_path, job_id, restarts=1)
+    assert len(steps_of(tmp_path)) - STEPS <= 5
+    assert f"start 2 on {' (ranks 0-1), '.join(n for n in cluster.address if n != dead)}" in log
+
+
+def test_restarts_without_progress_come_to_an_end(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+    job_id = submit(tmp_path, idle=1, restarts=1)
+    ended = cluster.wait_state(job_id)
+    log = log_of(tmp_path, job_id)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1"), log
+    assert "1 of at most 1 restarts in a row brought no progress" in log
+    assert "gives up: 2 restarts in a row without progress" in log
+
+
+def test_the_controller_is_restarted_meanwhile(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+    job_id = submit(tmp_path)
+    until_step(cluster, tmp_path, 5)
+    cluster.restart_controller()
+    finishes(cluster, tmp_path, job_id, restarts=0)
+
+
+def test_a_full_disk_costs_the_log_not_the_run(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+    log = cluster.small_disk / "log"
+    job_id = submit(tmp_path, f"--output={log}", noise=20_000)
+    assert cluster.wait_state(job_id)["JobState"] == "COMPLETED"
+    assert log.stat().st_size > 100_000
+    assert steps_of(tmp_path)[-1] == STEPS
+
+
+def test_each_rank_sees_the_gpus_of_its_node(cluster: Cluster, tmp_path: Path) -> None:
+    show = "srun --label bash -c 'echo $(hostname) $SLURM_LOCALID $CUDA_VISIBLE_DEVICES'"
+    options = ("-N2", "--ntasks-per-node=2", "--gpus-per-node=2", "-o", tmp_path / "log")
+    assert cluster.wait_state(cluster.sbatch(*options, "--wrap", show))["JobState"] == "COMPLETED"
+    rows = sorted((tmp_path / "log").read_text().splitlines())
+    assert [row.split()[2:] for row in rows] == [["0", "0,1"], ["1", "0,1"], ["0", "0,1"], ["1", "0,1"]]
+    assert len({row.split()[1] for row in rows}) == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_node_dies_and_slurm_finds_out_by_itself(
+    which: int, cluster: Cluster, submit: Submit, tmp_path: Path
+) -> None:
+    job_id = submit(tmp_path)
+    until_step(cluster, tmp_path, 5)
+    nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job_id)["NodeList"]).split()
+    cluster.kill_node(nodes[which])
+    finishes(cluster, tmp_path, job_id, restarts=1)
+    assert len(steps_of(tmp_path)) - STEPS <= 5
+
+
+@pytest.mark.long
+def test_the_controller_is_away_when_the_job_stops(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+    job_id = submit(tmp_path, save_s=4)
+    until_step(cluster, tmp_path, 5)
+    cluster.run("scancel", "--signal=USR2", job_id)
+    cluster.stop_controller()
+    time.sleep(10)
+    cluster.start_controller()
+    finishes(cluster, tmp_path, job_id, restarts=1)
+    assert steps_of(tmp_path) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("signal_s", [60, 1])
+def test_the_time_limit(signal_s: int, cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+    """Asked to save before the limit, and, where that comes too late, by SIGTERM at the limit."""
+    limit = "00:02:00" if signal_s == 60 else "00:01:00"
+    job_id = submit(tmp_path, steps=STEPS, step_s=3, resources={"time": limit, "signal_s": signal_s})
+    log = finishes(cluster, tmp_path, job_id, restarts=1)
+    assert steps_of(tmp_path) == list(range(1, STEPS + 1)), log
+    assert "stopped on request" in log
+
+
+@pytest.mark.long
+def test_under_torchrun_it_stops_and_continues(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+    job_id = submit(tmp_path, launcher="torchrun", step_s=0.4)
+    until_step(cluster, tmp_path, 5)
+    cluster.run("scancel", "--signal=USR2", job_id)
+    finishes(cluster, tmp_path, job_id, restarts=1)
+    assert steps_of(tmp_path) == list(range(1, STEPS + 1))
