@@ -37,7 +37,7 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="windows side by side on a CPU; more need more memory (default: this rank's share of the cores, at most 8)",
+        help="windows side by side on a CPU; more need more memory (default: the rank's share of cores, up to 8)",
     )
     parser.add_argument(
         "--timeout", type=float, default=86400.0, metavar="S", help="seconds ranks wait for the slowest (86400)"
