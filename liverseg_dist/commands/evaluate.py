@@ -11,24 +11,27 @@ the ledger, by which the same line, run again, continues. Settings such as infer
 """
 
 import argparse
-import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
-from liverseg_dist.data.msd import read_dataset
+from liverseg_dist.commands.run_cases import input_kind, inputs_for, voxels_of
 from liverseg_dist.data.store import CaseStore, Part
 from liverseg_dist.distributed.collectives import agree, barrier, gather
+from liverseg_dist.distributed.team import PeerFailed, Team
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
+from liverseg_dist.evaluation.calibration import BINS
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, write_results
-from liverseg_dist.inference.cases import share
-from liverseg_dist.inference.evaluate import Evaluation, Slabs, scans_of
+from liverseg_dist.inference.case_inputs import CaseInputs
+from liverseg_dist.inference.cases import plan
+from liverseg_dist.inference.evaluate import Evaluation
 from liverseg_dist.inference.memory import keep_freed_memory
 from liverseg_dist.inference.runs import LoadedRun, fingerprint_of_runs, load_run, predictor_for
 from liverseg_dist.tracking.progress import progress
@@ -62,10 +65,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--store is not given, and the run does not name one")
     store = CaseStore.open(store_path)
     case_ids, part, folder = _choose(args, runs[0], store)
-    slabs, unlabelled = scans_of(store, case_ids)
-    if not slabs:
+    inputs, unlabelled = inputs_for(store, case_ids, runs[0].settings, args.source)
+    if not inputs.slabs:
         raise UserError(f"{store_path}: {part} has no labelled case; choose another --part or --cases")
-    job = _job(args, runs, store, slabs, folder, world)
+    job = _job(args, runs, inputs, folder, world)
     with world.connected(args.timeout):
         if unlabelled:
             print(f"left out, without a label: {', '.join(unlabelled)}")
@@ -88,36 +91,37 @@ def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple
     return list(store.ids(part, fold)), part, args.out or (home if part == default else home / part)
 
 
-def _job(
-    args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, slabs: Slabs, folder: Path, world: World
-) -> Evaluation:
-    settings = runs[0].settings
-    fingerprint = fingerprint_of_runs(runs) | {"input": "slab" if args.source is None else "scan"}
-    sources = None
-    if args.source is not None:
-        dataset = read_dataset(args.source)
-        sources = {case.case_id: case.image for case in (*dataset.training, *dataset.test)}
+def _job(args: argparse.Namespace, runs: list[LoadedRun], inputs: CaseInputs, folder: Path, world: World) -> Evaluation:
+    fingerprint = fingerprint_of_runs(runs) | {"input": input_kind(inputs), "calibration": BINS}
     masks = folder / "masks" if args.save_masks else None
     if masks is not None:
         masks.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(folder / LEDGER, fingerprint)
     predictor = predictor_for(runs, world.device, window_threads(args, world))
-    return Evaluation(store, slabs, predictor, settings, ledger, sources, masks, folder / PICTURES)
+    return Evaluation(inputs, predictor, ledger, masks, folder / PICTURES)
 
 
 def _work(job: Evaluation, world: World) -> int:
     """Score this rank's share; returns how many cases of all ranks were already done. Ends together on all ranks."""
     before = agree(sorted(job.ledger.done()))
-    known = sorted(job.slabs.keys() & set(before))
-    voxels = {name: math.prod(job.store.meta(ids[0]).source_grid.shape) for name, ids in job.slabs.items()}
-    new = {name: size for name, size in voxels.items() if name not in before}
-    fresh = share(new, world.global_rank, world.world_size)
-    mine = [*known[world.global_rank :: world.world_size], *fresh]
+    known = sorted(job.inputs.slabs.keys() & set(before))
+    new = {name: size for name, size in voxels_of(job.inputs).items() if name not in before}
+    fresh = plan(new, world.global_rank, world.world_size)
+    team = Team(world.device)
+    shared = replace(job, predictor=job.predictor.spread_by(team.spread), together=team.case)
+    alone = [*known[world.global_rank :: world.world_size], *fresh.alone]
     reused = 0
-    with progress("evaluate", len(mine), quiet=not world.is_main) as line:
-        for case_id in mine:
+    with progress("evaluate", len(fresh.together) + len(alone), quiet=not world.is_main) as line:
+        for case_id in (*fresh.together, *alone):
             try:
-                reused += job.run_case(case_id)
+                if case_id not in fresh.together:
+                    reused += job.run_case(case_id)
+                elif world.is_main:
+                    shared.run_case(case_id)
+                else:
+                    shared.help_case(case_id)
+            except PeerFailed:
+                pass  # told by the rank that failed
             except RunFailed as error:
                 print(f"liverseg: {error}", file=sys.stderr, flush=True)
             line.advance(note=case_id)
@@ -128,9 +132,9 @@ def _work(job: Evaluation, world: World) -> int:
 def _finish(job: Evaluation, folder: Path, details: dict[str, Any], reused: int) -> dict[str, Any]:
     """Aggregate the ledger, write the files, say the result. Any failure becomes part of the answer to all ranks."""
     try:
-        cases, failures = _read_ledger(job.ledger, set(job.slabs))
+        cases, failures = _read_ledger(job.ledger, set(job.inputs.slabs))
         if not cases:
-            raise RunFailed(f"{folder}: none of {len(job.slabs)} cases could be scored; the reasons are above")
+            raise RunFailed(f"{folder}: none of {len(job.inputs.slabs)} cases could be scored; the reasons are above")
         summary = write_results(folder, cases, failures, details, job.ledger)
     except (LiversegError, OSError) as error:
         print(f"liverseg: {error}", file=sys.stderr)

@@ -23,6 +23,7 @@ COMMANDS = {
     "preview": "draw what a run would feed the network: samples, augmented, with labels",
     "train": "train a 3D U-Net; run again to continue",
     "evaluate": "score a run on its test or validation cases, exactly, on any number of ranks",
+    "postprocess": "choose a run's post-processing on its validation cases, cross-validated",
     "predict": "segment scans; masks lie on each scan's own grid",
     "score": "score any folder of NIfTI masks against the truth",
     "report": "make report.html again from a finished evaluation",

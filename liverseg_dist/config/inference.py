@@ -16,7 +16,14 @@ class InferenceConfig(Section):
     batch_size: int = Field(default=1, ge=1)
     """Windows computed at once."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tumour_threshold: float = Field(default=0.0, ge=0, lt=1)
+    """Inside the liver a voxel is tumour from this probability on; 0: where tumour is the most likely class."""
     largest_component: bool = False
     """Keep only the largest connected liver (with its tumours)."""
+    fill_holes: bool = False
+    """Background that the liver encloses becomes liver (tumour, where only tumour encloses it)."""
+    tumour_reach_mm: float | None = Field(default=None, ge=0)
+    """Drop tumours further than this from predicted liver tissue; with largest_component from the kept liver, whose
+    near but detached tumours then stay. null: no limit."""
     min_tumour_ml: float = Field(default=0.0, ge=0)
     """Drop predicted tumour components smaller than this."""

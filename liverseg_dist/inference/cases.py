@@ -1,6 +1,7 @@
 """Cases among several workers: who takes which, and how a failed one is told."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from liverseg_dist.errors import RunFailed, UserError
 
@@ -19,6 +20,37 @@ def share(voxels: Mapping[str, int], shard: int, num_shards: int) -> list[str]:
         if lightest == shard:
             mine.append(case_id)
     return mine
+
+
+ALONE_SHARE = 0.2
+"""Part of a case's time that one process spends alone: reading, restoring, scoring. Measured 0.1 to 0.3 on a CPU."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`together`: cases whose windows all processes compute side by side, first and largest first; `alone`: the whole
+    cases of this process."""
+
+    together: tuple[str, ...]
+    alone: tuple[str, ...]
+
+
+def plan(voxels: Mapping[str, int], shard: int, num_shards: int) -> Plan:
+    """What this process does, such that the last one ends soonest: the largest cases together, all others whole.
+
+    Whole cases lose nothing to waiting, but the largest, or the last of a few, can keep one process busy while the
+    others have nothing left. So every number of largest cases to share is tried against the time it would take.
+    """
+    order = sorted(voxels, key=lambda name: (-voxels[name], name))
+    ends = []
+    for number in range(len(order) + 1 if num_shards > 1 else 1):
+        whole = {name: voxels[name] for name in order[number:]}
+        loads = [sum(voxels[name] for name in share(whole, one, num_shards)) for one in range(num_shards)]
+        shared = sum(voxels[name] for name in order[:number])
+        ends.append(shared * (ALONE_SHARE + (1 - ALONE_SHARE) / num_shards) + max(loads))
+    together = order[: ends.index(min(ends))]
+    rest = {name: voxels[name] for name in order[len(together) :]}
+    return Plan(tuple(together), tuple(share(rest, shard, num_shards)))
 
 
 def failure_line(name: str, error: Exception) -> str:

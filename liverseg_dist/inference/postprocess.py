@@ -1,37 +1,91 @@
-"""What is done to a finished mask: keep the largest liver, drop specks of tumour."""
+"""What is done to a finished mask: largest liver, holes filled, stray and tiny tumours dropped; in that order.
+
+Which of it helps is chosen on validation cases by `liverseg postprocess` (see `tuning`), not by hand.
+"""
 
 import math
 from typing import Final
 
 import cc3d
 import numpy as np
+from scipy.spatial import cKDTree
 
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.labels import BACKGROUND, LIVER, TUMOUR
+from liverseg_dist.volume import Float3
 
 LIVER_CONNECTIVITY: Final = 26
 TUMOUR_CONNECTIVITY: Final = 6
 """Faces, as the lesions of LiTS are counted."""
+HOLE_CONNECTIVITY: Final = 6
+"""A hole is closed when no face leads out of it."""
 
 
-def postprocess(mask_zyx: np.ndarray, voxel_volume_ml: float, config: InferenceConfig) -> None:
-    """Apply what `config` asks for, in place. Works in the box that the foreground fills."""
+def postprocess(mask_zyx: np.ndarray, spacing_mm: Float3, config: InferenceConfig) -> None:
+    """Apply what `config` asks for, in place; spacing is z, y, x. Works in the box that the foreground fills."""
     box = foreground_box(mask_zyx)
     if box is None:
         return
     inner = mask_zyx[box]
     if config.largest_component:
-        keep_largest_liver(inner)
+        keep_largest_liver(inner, spacing_mm, config.tumour_reach_mm)
+    if config.fill_holes:
+        fill_holes(inner)
+    if config.tumour_reach_mm is not None:
+        drop_far_tumours(inner, spacing_mm, config.tumour_reach_mm)
     if config.min_tumour_ml > 0:
+        voxel_volume_ml = math.prod(spacing_mm) / 1000
         drop_small_tumours(inner, math.ceil(config.min_tumour_ml / voxel_volume_ml - 1e-9))
 
 
-def keep_largest_liver(mask_zyx: np.ndarray) -> None:
-    """Keep the largest connected liver with its tumours, in place; of equals, the one met first."""
+def keep_largest_liver(
+    mask_zyx: np.ndarray, spacing_mm: Float3 = (1.0, 1.0, 1.0), tumour_reach_mm: float | None = None
+) -> None:
+    """Keep the largest connected liver with its tumours, in place; of equals, the one met first.
+
+    With a reach, tumours that lie apart from it but at most that far stay as well.
+    """
     components = cc3d.connected_components((mask_zyx > BACKGROUND).view(np.uint8), connectivity=LIVER_CONNECTIVITY)
     voxels = cc3d.statistics(components, no_slice_conversion=True)["voxel_counts"][1:]
-    if len(voxels) > 1:
-        mask_zyx[components != np.argmax(voxels) + 1] = BACKGROUND
+    if len(voxels) < 2:
+        return
+    stray = (components != np.argmax(voxels) + 1) & (mask_zyx > BACKGROUND)
+    mask_zyx[stray & (mask_zyx == LIVER)] = BACKGROUND
+    if tumour_reach_mm is None:
+        mask_zyx[stray] = BACKGROUND
+    else:
+        drop_far_tumours(mask_zyx, spacing_mm, tumour_reach_mm)
+
+
+def fill_holes(mask_zyx: np.ndarray) -> None:
+    """Fill background that does not reach the array's edge, in place: as tumour where only tumour touches it."""
+    around = np.pad(mask_zyx, 1)  # so that all that reaches the edge is one component
+    spaces = cc3d.connected_components((around == BACKGROUND).view(np.uint8), connectivity=HOLE_CONNECTIVITY)
+    values = np.full(int(spaces.max()) + 1, TUMOUR, dtype=np.uint8)
+    values[_beside(spaces, around == LIVER)] = LIVER
+    values[[0, spaces[0, 0, 0]]] = BACKGROUND
+    np.maximum(mask_zyx, values[spaces[1:-1, 1:-1, 1:-1]], out=mask_zyx)
+
+
+def drop_far_tumours(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: float) -> None:
+    """Turn tumours whose nearest voxel is more than `reach_mm` (or a voxel, if that is more) from any liver tissue
+    into background, in place. A tumour is dropped or kept as a whole: it may grow out of the liver."""
+    tumours = cc3d.connected_components((mask_zyx == TUMOUR).view(np.uint8), connectivity=TUMOUR_CONNECTIVITY)
+    count = int(tumours.max())
+    tissue = mask_zyx == LIVER
+    apart = np.setdiff1d(np.arange(1, count + 1), _beside(tumours, tissue))
+    if apart.size == 0:
+        return
+    dropped = np.zeros(count + 1, dtype=bool)
+    spacing = np.asarray(spacing_mm)
+    tree = cKDTree(np.argwhere(tissue) * spacing) if tissue.any() else None
+    boxes = cc3d.statistics(tumours)["bounding_boxes"]
+    for number in apart:
+        box = boxes[number]
+        places = np.argwhere(tumours[box] == number) + [axis.start for axis in box]
+        nearest = np.inf if tree is None else tree.query(places * spacing)[0].min()
+        dropped[number] = nearest > max(reach_mm, spacing.max()) + 1e-9
+    mask_zyx[dropped[tumours]] = BACKGROUND
 
 
 def drop_small_tumours(mask_zyx: np.ndarray, min_voxels: int) -> None:
@@ -58,3 +112,16 @@ def foreground_box(mask_zyx: np.ndarray) -> tuple[slice, slice, slice] | None:
         slice(int(rows[0]), int(rows[-1]) + 1),
         slice(int(columns[0]), int(columns[-1]) + 1),
     )
+
+
+def _beside(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Numbers above 0 of the components that share a face with a voxel of `mask`."""
+    found = []
+    for axis in range(3):
+        ahead, behind = (tuple(slice(*ends) if a == axis else slice(None) for a in range(3)) for ends in _SHIFTS)
+        found += [labels[ahead][mask[behind]], labels[behind][mask[ahead]]]
+    numbers = np.unique(np.concatenate([np.unique(part) for part in found]))
+    return numbers[numbers > 0]
+
+
+_SHIFTS = ((1, None), (None, -1))

@@ -16,11 +16,12 @@ gives the same bits for any number of them.
 Dimensions: B windows, C channels of the model, F foreground channels (liver, tumour), D H W = z, y, x.
 """
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from liverseg_dist.config import InferenceConfig, IntensityConfig
 from liverseg_dist.inference.windows import WindowGrid
-from liverseg_dist.labels import STRUCTURES
+from liverseg_dist.labels import LIVER, STRUCTURES, TUMOUR
 from liverseg_dist.model import labels_from, probabilities
 from liverseg_dist.volume import Index3
 
@@ -36,6 +37,10 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIRRORS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4))
 """Which axes of B C D H W each of the eight mirrored copies flips."""
 Item = TypeVar("Item")
+Spread = Callable[
+    [Callable[[Sequence[Any]], Iterator[Tensor]], Sequence[Any], Callable[[Any], tuple[int, ...]]], Iterator[Tensor]
+]
+"""(computes some items in order, all items, shape of an item's answer) -> the answers of all items, in order."""
 YIELDED_VOXELS = 4 << 20
 """Finished voxels handed out at once."""
 
@@ -65,6 +70,13 @@ class Predictor:
         self.config = config
         self.device = device
         self.threads = threads if device.type == "cpu" else 1
+        self._spread: Spread | None = None
+
+    def spread_by(self, spread: "Spread") -> "Predictor":
+        """The same predictor, whose windows several processes compute (`distributed.team`)."""
+        other = copy.copy(self)
+        other._spread = spread
+        return other
 
     def probabilities(self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None) -> np.ndarray:
         """Probabilities (C, z, y, x) float32 of the whole scan at once, as the model has them; large. See `stream`."""
@@ -79,7 +91,13 @@ class Predictor:
         return labels
 
     def labels(self, foreground_FDHW: Tensor) -> np.ndarray:
-        """Labels D H W uint8 of what `stream` yields."""
+        """Labels D H W uint8 of what `stream` yields; with `tumour_threshold` inside a liver of at least one half."""
+        if self.config.tumour_threshold > 0:
+            organ = organ_probability(foreground_FDHW, self.regions) >= 0.5
+            label = organ.to(torch.uint8) * LIVER
+            return (
+                label.masked_fill_(organ & (foreground_FDHW[1] >= self.config.tumour_threshold), TUMOUR).cpu().numpy()
+            )
         return labels_from(self.with_background(foreground_FDHW)[None], self.regions)[0].cpu().numpy()
 
     def with_background(self, foreground_FDHW: Tensor) -> Tensor:
@@ -171,7 +189,7 @@ class Predictor:
 
         total: Tensor | None = None
         summed = 0
-        for batch, answers in zip(batches, in_order(compute, batches, self.threads), strict=True):
+        for batch, answers in zip(batches, self._answers(compute, batches), strict=True):
             for offset, ((y, x), axes) in enumerate(batch):
                 answer = answers[offset : offset + 1]
                 answer = answer.flip(axes) if axes else answer
@@ -180,6 +198,16 @@ class Predictor:
                 if summed % len(mirrors) == 0:
                     yield y, x, (total / len(mirrors) if len(mirrors) > 1 else total)[0]
                     total = None
+
+    def _answers(self, compute: Callable[[Item], Tensor], batches: Sequence[Item]) -> Iterator[Tensor]:
+        """`compute` of each batch in order, wherever it is computed."""
+
+        def run(own: Sequence[Any]) -> Iterator[Tensor]:
+            return in_order(compute, own, self.threads)
+
+        if self._spread is None:
+            return run(batches)
+        return self._spread(run, batches, lambda batch: (len(batch), len(STRUCTURES), *self.patch_size))
 
     @torch.inference_mode()
     def _forward(self, image_BCDHW: Tensor) -> Tensor:
@@ -193,6 +221,11 @@ class Predictor:
             total = answer if total is None else total.add_(answer)
         assert total is not None
         return total.div_(len(self.models)) if len(self.models) > 1 else total
+
+
+def organ_probability(foreground_FDHW: Tensor, regions: bool) -> Tensor:
+    """Probability D H W of the liver with its tumours: classes exclude each other, regions overlap."""
+    return foreground_FDHW[0] if regions else foreground_FDHW[0] + foreground_FDHW[1]
 
 
 def normalise_(hu: Tensor, intensity: IntensityConfig) -> Tensor:

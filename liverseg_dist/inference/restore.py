@@ -18,6 +18,7 @@ from liverseg_dist.volume import Grid
 CHUNK_SLICES = 8
 """Slices of the scan's grid worked out at once."""
 TOLERANCE_VOXELS = 1e-3
+Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,7 @@ def axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, AxisMap]:
     return z, y, x
 
 
-def restore(
-    slabs: Iterable[tuple[int, Tensor]], source: Grid, target: Grid
-) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
+def restore(slabs: Iterable[tuple[int, Tensor]], source: Grid, target: Grid) -> Iterator[tuple[Box, Tensor]]:
     """Yields (box of the target grid, its probabilities C D H W), from the first slice to the last.
 
     `slabs` are (first slice, C D H W) without gaps along the source's z. Target voxels outside the source's field of

@@ -16,6 +16,8 @@ from liverseg_dist.inference.predictor import Predictor
 from liverseg_dist.model import build_model
 
 CONFIG = "config.yaml"
+POSTPROCESS = "postprocess.yaml"
+"""What `liverseg postprocess` chose, laid over the settings of training."""
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 """Weights at the end of training, and those that were best on validation."""
 
@@ -30,13 +32,21 @@ class LoadedRun:
 
 
 def load_run(
-    run_dir: Path | str, device: torch.device, overrides: Iterable[str] = (), weights: str = "last"
+    run_dir: Path | str,
+    device: torch.device,
+    overrides: Iterable[str] = (),
+    weights: str = "last",
+    postprocessed: bool = True,
 ) -> LoadedRun:
-    """The model of a run folder and its settings with `inference.*` overrides. Raises `UserError`."""
+    """The model of a run folder and its settings: those of training, the post-processing that was chosen for the run
+    (unless it is not wanted), then `inference.*` overrides. Raises `UserError`."""
     path = Path(run_dir)
     file = path / WEIGHTS[weights]
     _expect_run(path, file, weights)
-    settings = load_settings([path / CONFIG], inference_only(overrides))
+    files = [path / CONFIG]
+    if postprocessed and (path / POSTPROCESS).is_file():
+        files.append(path / POSTPROCESS)
+    settings = load_settings(files, inference_only(overrides))
     for section, key in (("data", "spacing_mm"), ("data", "intensity"), ("model", "features")):
         if getattr(getattr(settings, section), key) is None:
             raise UserError(f"{path / CONFIG}: {section}.{key} is not filled in; give a folder that training wrote")

@@ -1,5 +1,6 @@
 """A scan in, a mask on the scan's own voxels out: same shape, same affine, whatever its orientation and spacing."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +9,12 @@ from torch import Tensor
 from liverseg_dist.config import Settings
 from liverseg_dist.data.prepare import prepare_scan
 from liverseg_dist.inference.postprocess import postprocess
-from liverseg_dist.inference.predictor import Predictor
-from liverseg_dist.inference.restore import restore
+from liverseg_dist.inference.predictor import Predictor, organ_probability
+from liverseg_dist.inference.restore import Box, restore
 from liverseg_dist.labels import STRUCTURES
-from liverseg_dist.volume import Grid, Volume
+from liverseg_dist.volume import Grid, Volume, reorientation
+
+Watch = Callable[[Box, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -34,30 +37,39 @@ def prepared(volume: Volume, settings: Settings) -> Volume:
 
 
 def segment_onto(
-    image: Volume, target: Grid, predictor: Predictor, settings: Settings, keep_probabilities: bool = False
+    image: Volume,
+    target: Grid,
+    predictor: Predictor,
+    settings: Settings,
+    keep_probabilities: bool = False,
+    watch: Watch | None = None,
 ) -> Segmentation:
     """Predict a prepared image (HU) and bring the answer onto `target`, which may have any orientation.
 
     Beside the image and the result it holds one row of windows (see `predictor`). Probabilities cost 8 bytes a voxel
-    of `target` more.
+    of `target` more. `watch` sees what `restored` yields.
     """
     mask = np.zeros(target.shape, dtype=np.uint8)
     kept = {name: np.zeros(target.shape, np.float32) for name in STRUCTURES} if keep_probabilities else {}
     orientation = image.grid.orientation
     view = Volume(mask, target).reoriented(orientation)  # a view: what is written to it lands in the file's own order
     kept_views = {name: Volume(values, target).reoriented(orientation).voxels for name, values in kept.items()}
-    stream = predictor.stream(image.voxels, settings.data.intensity)
-    for box, values_FDHW in restore(stream, image.grid, view.grid):
+    for box, values_FDHW in restored(image, target, predictor, settings):
         view.voxels[box] = predictor.labels(values_FDHW)
         for name, values in kept_views.items():
             values[box] = structure_probability(values_FDHW, name, predictor.regions).cpu().numpy()
-    postprocess(mask, target.voxel_volume_ml, predictor.config)
+        if watch is not None:
+            watch(box, values_FDHW)
+    postprocess(mask, target.spacing_mm, predictor.config)
     return Segmentation(mask, kept)
+
+
+def restored(image: Volume, target: Grid, predictor: Predictor, settings: Settings) -> Iterator[tuple[Box, Tensor]]:
+    """(box of the target turned to the image's orientation, foreground probabilities F D H W there), slice by slice."""
+    turned, _, _ = reorientation(target, image.grid.orientation)
+    return restore(predictor.stream(image.voxels, settings.data.intensity), image.grid, turned)
 
 
 def structure_probability(foreground_FDHW: Tensor, structure: str, regions: bool) -> Tensor:
     """Probability D H W of a structure: `liver` is the organ with its tumours, whose classes exclude each other."""
-    liver, tumour = foreground_FDHW
-    if structure == "tumour":
-        return tumour
-    return liver if regions else liver + tumour
+    return foreground_FDHW[1] if structure == "tumour" else organ_probability(foreground_FDHW, regions)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.inference.cases import failure_line, share
-from liverseg_dist.inference.evaluate import nearest_slices
+from liverseg_dist.inference.case_inputs import nearest_slices
 from liverseg_dist.volume import Grid
 
 SIZES = st.dictionaries(st.text("abc123_", min_size=1, max_size=6), st.integers(0, 10**9), max_size=40)

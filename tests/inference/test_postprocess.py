@@ -48,9 +48,9 @@ def test_the_smallest_volume_is_in_ml() -> None:
     mask[2, 2, 2:6] = 2  # 4 voxels
     mask[2, 6, 2:5] = 2  # 3 voxels
     before = mask.copy()
-    postprocess(mask, voxel_volume_ml=0.01, config=InferenceConfig(min_tumour_ml=0.03))
+    postprocess(mask, spacing_mm=(1.0, 2.0, 5.0), config=InferenceConfig(min_tumour_ml=0.03))
     assert np.array_equal(mask, before)
-    postprocess(mask, voxel_volume_ml=0.01, config=InferenceConfig(min_tumour_ml=0.031))
+    postprocess(mask, spacing_mm=(1.0, 2.0, 5.0), config=InferenceConfig(min_tumour_ml=0.031))
     assert (mask == 2).sum() == 4
     assert (mask > 0).sum() == (before > 0).sum()
 
@@ -58,19 +58,19 @@ def test_the_smallest_volume_is_in_ml() -> None:
 def test_by_default_nothing_changes() -> None:
     mask = noise(0)
     before = mask.copy()
-    postprocess(mask, 0.001, InferenceConfig())
+    postprocess(mask, (1.0, 1.0, 1.0), InferenceConfig())
     assert np.array_equal(mask, before)
 
 
 @pytest.mark.parametrize("config", [InferenceConfig(largest_component=True, min_tumour_ml=1.0)])
 def test_empty_and_view_masks(config: InferenceConfig) -> None:
     empty = np.zeros((4, 5, 6), np.uint8)
-    postprocess(empty, 0.001, config)
+    postprocess(empty, (1.0, 1.0, 1.0), config)
     assert not empty.any()
     mask = noise(1)
     turned = mask.copy()[::-1].transpose(2, 0, 1)  # a view, as a mask in the file's own orientation is
-    postprocess(turned, 0.002, config)
-    postprocess(mask, 0.002, config)
+    postprocess(turned, (1.0, 2.0, 1.0), config)
+    postprocess(mask, (2.0, 1.0, 1.0), config)
     assert np.array_equal(turned, mask[::-1].transpose(2, 0, 1))
 
 

@@ -1,0 +1,161 @@
+"""Choose the post-processing of a run on its validation cases; what helps is kept, and saved with the run.
+
+  liverseg postprocess runs/first --store STORE                              the store's slabs
+  liverseg postprocess runs/first --store STORE --source Task03_Liver        whole scans, as they will come
+  torchrun --standalone --nproc-per-node=4 -m liverseg_dist postprocess runs/first --store STORE
+
+Looked at, one after the other: a threshold for the tumour's probability, the largest liver only, filled holes, tumours
+only near the liver, a least tumour volume. Each is kept if the mean Dice of liver and tumour is higher with it when
+cases judge settings that were chosen on other cases (cross-validation). The choice goes to RUN/postprocess.yaml, which
+evaluate and predict use from then on (inference.* on their line comes last); delete the file to undo it. Run the same
+line again after a stop: predicted cases are not predicted again.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from liverseg_dist.commands.options import add_inference, window_threads
+from liverseg_dist.commands.run_cases import input_kind, inputs_for, voxels_of
+from liverseg_dist.data.store import CaseStore
+from liverseg_dist.distributed.collectives import agree, barrier, gather
+from liverseg_dist.distributed.world import World
+from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError
+from liverseg_dist.evaluation.ledger import Ledger, write_json
+from liverseg_dist.evaluation.results import EVALUATION, LEDGER
+from liverseg_dist.inference.cases import share
+from liverseg_dist.inference.memory import keep_freed_memory
+from liverseg_dist.inference.runs import POSTPROCESS, LoadedRun, fingerprint_of_runs, load_run, predictor_for
+from liverseg_dist.inference.tuning import LEAST_CASES, NOTHING, OPERATIONS, Decision, Tuning, decide, write_choice
+from liverseg_dist.tracking.progress import progress
+
+FOLDER = "postprocess"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of training")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="inference.* settings of the prediction")
+    parser.add_argument("--store", metavar="STORE", help="the Zarr store (default: the one the run was trained on)")
+    parser.add_argument(
+        "--part", choices=("validation", "train"), default="validation", help="cases to choose on (default: validation)"
+    )
+    parser.add_argument("--source", type=Path, metavar="DIR", help="MSD folder: whole scans, not the store's slabs")
+    parser.add_argument("--dry-run", action="store_true", help="tell what would be chosen, save nothing with the run")
+    add_inference(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    world = World.from_environment(args.device)
+    if not world.is_main:
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
+    torch.set_num_threads(1)  # as evaluate: the same bits for any number of threads
+    keep_freed_memory()
+    runs = [_load(path, args, world) for path in (args.run, *args.ensemble)]
+    store_path = args.store or runs[0].settings.data.store
+    if store_path is None:
+        raise UserError("--store is not given, and the run does not name one")
+    store = CaseStore.open(store_path)
+    job = _job(args, runs, store, world)
+    cases = len(job.inputs.slabs)
+    if cases < LEAST_CASES:
+        raise UserError(f"{store_path}: {args.part} has {cases} labelled cases; choosing needs {LEAST_CASES} or more")
+    with world.connected(args.timeout):
+        failed = _prepare(job, world)
+        if failed:
+            return {"failed": failed, "exit_code": EXIT_FAILED}
+        decisions = _decide(job, world)
+        chosen = {one.operation: one.option for one in decisions if one.kept}
+        _say(decisions)
+        if world.is_main and not args.dry_run:
+            write_choice(args.run / POSTPROCESS, chosen, _told(args, decisions, cases))
+            write_json(job.folder / "choice.json", {"chosen": chosen, "decisions": [asdict(one) for one in decisions]})
+        if not args.dry_run:
+            print(f"saved: {args.run / POSTPROCESS}", flush=True)
+        barrier()
+    return {
+        "chosen": chosen,
+        "n_cases": cases,
+        "score_before": decisions[0].score_before,
+        "score": _final_score(decisions),
+        "saved": None if args.dry_run else str(args.run / POSTPROCESS),
+        "exit_code": EXIT_DONE,
+    }
+
+
+def _load(path: Path, args: argparse.Namespace, world: World) -> LoadedRun:
+    """A run without any post-processing: that is what we are about to choose."""
+    loaded = load_run(path, world.device, args.overrides, args.weights, postprocessed=False)
+    bare = loaded.settings.inference.model_copy(update={name: getattr(NOTHING, name) for name in OPERATIONS})
+    return replace(loaded, settings=loaded.settings.model_copy(update={"inference": bare}))
+
+
+def _job(args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, world: World) -> Tuning:
+    settings = runs[0].settings
+    inputs, _ = inputs_for(store, store.ids(args.part, settings.data.fold), settings, args.source)
+    folder = args.run / EVALUATION / FOLDER
+    ledger = Ledger(folder / LEDGER, fingerprint_of_runs(runs) | {"input": input_kind(inputs), "codes": 1})
+    return Tuning(inputs, predictor_for(runs, world.device, window_threads(args, world)), ledger, folder)
+
+
+def _prepare(job: Tuning, world: World) -> dict[str, str]:
+    """Predict this rank's share; returns the failures of all ranks."""
+    failed: dict[str, str] = {}
+    mine = share(voxels_of(job.inputs), world.global_rank, world.world_size)
+    with progress("predict", len(mine), quiet=not world.is_main) as line:
+        for case_id in mine:
+            try:
+                job.prepare_case(case_id)
+            except RunFailed as error:
+                failed[case_id] = str(error)
+                print(f"liverseg: {error}", file=sys.stderr, flush=True)
+            line.advance(note=case_id)
+    return {name: text for part in gather(failed) for name, text in part.items()}
+
+
+def _decide(job: Tuning, world: World) -> list[Decision]:
+    """One operation after the other; every rank tries the options on its own cases and reaches the same decision."""
+    mine = share(voxels_of(job.inputs), world.global_rank, world.world_size)
+    decisions: list[Decision] = []
+    chosen: dict[str, Any] = {}
+    with progress("try", len(OPERATIONS) * len(mine), quiet=not world.is_main) as line:
+        for operation in OPERATIONS:
+            own = {}
+            for case_id in mine:
+                own[case_id] = job.try_options(case_id, operation, chosen)
+                line.advance(note=f"{operation} {case_id}")
+            scores = {name: values for part in gather(own) for name, values in part.items()}
+            decision = agree(decide(operation, scores))
+            decisions.append(decision)
+            if decision.kept:
+                chosen[operation] = decision.option
+    return decisions
+
+
+def _final_score(decisions: list[Decision]) -> float:
+    """Cross-validated score with all that was kept."""
+    return next((one.score_cross_validated for one in reversed(decisions) if one.kept), decisions[0].score_before)
+
+
+def _say(decisions: list[Decision]) -> None:
+    print(f"{'operation':20} {'best':>8} {'Dice without':>13} {'cross-validated':>16}")
+    for one in decisions:
+        option, verdict = json.dumps(one.option), "kept" if one.kept else "not kept"
+        print(
+            f"{one.operation:20} {option:>8} {one.score_before:13.4f} {one.score_cross_validated:16.4f}  {verdict}",
+            flush=True,
+        )
+
+
+def _told(args: argparse.Namespace, decisions: list[Decision], cases: int) -> str:
+    lines = [f"Chosen by `liverseg postprocess` on {cases} {args.part} cases; delete this file to undo it."]
+    lines.append("Mean Dice of liver and tumour without the operation -> cross-validated with it:")
+    lines += [
+        f"  {one.operation}: {one.score_before:.4f} -> {one.score_cross_validated:.4f} {'' if one.kept else 'not '}kept"
+        for one in decisions
+    ]
+    return "\n".join(lines)

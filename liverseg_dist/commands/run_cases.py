@@ -1,0 +1,31 @@
+"""What `evaluate` and `postprocess` share: the cases of a store, as slabs or as whole scans."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from liverseg_dist.config import Settings
+from liverseg_dist.data.msd import read_dataset
+from liverseg_dist.data.store import CaseStore
+from liverseg_dist.inference.case_inputs import CaseInputs, scans_of
+
+
+def inputs_for(
+    store: CaseStore, case_ids: Sequence[str], settings: Settings, source: Path | None
+) -> tuple[CaseInputs, list[str]]:
+    """(inputs of the labelled cases, the unlabelled ones); with `source` (an MSD folder) whole scans."""
+    slabs, unlabelled = scans_of(store, case_ids)
+    sources = None
+    if source is not None:
+        dataset = read_dataset(source)
+        sources = {case.case_id: case.image for case in (*dataset.training, *dataset.test)}
+    return CaseInputs(store, slabs, settings, sources), unlabelled
+
+
+def input_kind(inputs: CaseInputs) -> str:
+    return "slab" if inputs.sources is None else "scan"
+
+
+def voxels_of(inputs: CaseInputs) -> dict[str, int]:
+    """Size of each scan, which tells how long it takes."""
+    return {name: math.prod(inputs.store.meta(ids[0]).source_grid.shape) for name, ids in inputs.slabs.items()}
