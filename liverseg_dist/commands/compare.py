@@ -2,8 +2,10 @@
 
   liverseg compare runs/fold0 runs/fold0_wide
   liverseg compare scores/ours scores/theirs --out comparison/
+  liverseg compare runs/a_fold0,runs/a_fold1,runs/a_fold2 runs/b_fold0,runs/b_fold1,runs/b_fold2
 
-Each is a run that was evaluated, or a folder that `evaluate` or `score` wrote. Only cases that both have are compared.
+Each is a run that was evaluated, or a folder that `evaluate` or `score` wrote; folds of a cross-validation, joined by
+commas, are pooled. Only cases that both have are compared.
 """
 
 import argparse
@@ -11,18 +13,18 @@ from pathlib import Path
 
 from liverseg_dist.evaluation.compare import compare
 from liverseg_dist.evaluation.ledger import write_json
-from liverseg_dist.evaluation.results import load_results
+from liverseg_dist.evaluation.results import load_pooled
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", type=Path, metavar="RUN_A", help="run or results folder")
-    parser.add_argument("second", type=Path, metavar="RUN_B", help="run or results folder to compare with it")
+    parser.add_argument("first", metavar="RUN_A", help="run or results folder (or several, joined by commas)")
+    parser.add_argument("second", metavar="RUN_B", help="run or results folder to compare with it (or several)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/comparison.json")
 
 
 def run(args: argparse.Namespace) -> dict:
-    first, second = load_results(args.first), load_results(args.second)
-    result = {"a": str(args.first), "b": str(args.second), **compare(first.cases, second.cases)}
+    first, second = load_pooled(folders(args.first)), load_pooled(folders(args.second))
+    result = {"a": args.first, "b": args.second, **compare(first, second)}
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         write_json(args.out / "comparison.json", result)
@@ -40,6 +42,13 @@ def run(args: argparse.Namespace) -> dict:
             f"{_shown(row['p_holm'], 8)}   {row['better']}/{row['worse']}"
         )
     return result
+
+
+def folders(text: str) -> list[Path]:
+    """One folder, or several joined by commas (a folder with a comma in its name is one)."""
+    if Path(text).exists():
+        return [Path(text)]
+    return [Path(part) for part in text.split(",") if part]
 
 
 def _shown(value: float | None, width: int = 10) -> str:

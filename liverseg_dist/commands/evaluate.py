@@ -6,8 +6,9 @@
   liverseg evaluate runs/fold0 --ensemble runs/fold1 --ensemble runs/fold2 --store STORE --out runs/ensemble
 
 Without --source the input is the store's slab of 64 slices; all outside it counts as background, and the slab was
-placed with the help of the truth. Results lie in RUN/evaluation: summary.json, cases.csv, lesions.csv, report.html and
-the ledger, by which the same line, run again, continues. Settings such as inference.mirror=true may follow.
+placed with the help of the truth. Results lie in RUN/evaluation: summary.json, cases.csv, lesions.csv, report.html,
+pictures for TensorBoard and the ledger, by which the same line, run again, continues. Settings such as
+inference.mirror=true may follow. The largest scans are computed by all ranks together where that ends sooner.
 """
 
 import argparse
@@ -20,12 +21,14 @@ from typing import Any
 import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
-from liverseg_dist.commands.run_cases import input_kind, inputs_for, voxels_of
+from liverseg_dist.commands.run_cases import input_kind, inputs_for, load_runs, voxels_of
+from liverseg_dist.data.audit_summary import audit_summary
 from liverseg_dist.data.store import CaseStore, Part
 from liverseg_dist.distributed.collectives import agree, barrier, gather
 from liverseg_dist.distributed.team import PeerFailed, Team
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
+from liverseg_dist.evaluation.board import write_board
 from liverseg_dist.evaluation.calibration import BINS
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, write_results
@@ -33,8 +36,9 @@ from liverseg_dist.inference.case_inputs import CaseInputs
 from liverseg_dist.inference.cases import plan
 from liverseg_dist.inference.evaluate import Evaluation
 from liverseg_dist.inference.memory import keep_freed_memory
-from liverseg_dist.inference.runs import LoadedRun, fingerprint_of_runs, load_run, predictor_for
+from liverseg_dist.inference.runs import POSTPROCESS, LoadedRun, fingerprint_of_runs, predictor_for
 from liverseg_dist.tracking.progress import progress
+from liverseg_dist.tracking.provenance import provenance
 
 PARTS = ("test", "validation", "train")
 SHARED_DISK_PATIENCE_S = 60.0
@@ -59,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
     torch.set_num_threads(1)  # windows are computed side by side instead: the same bits for any number of threads
     keep_freed_memory()
-    runs = [load_run(path, world.device, args.overrides, args.weights) for path in (args.run, *args.ensemble)]
+    runs = load_runs(args, world, args.overrides)
     store_path = args.store or runs[0].settings.data.store
     if store_path is None:
         raise UserError("--store is not given, and the run does not name one")
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if unlabelled:
             print(f"left out, without a label: {', '.join(unlabelled)}")
         reused = _work(job, world)
-        return agree(_finish(job, folder, _details(args, runs, part), reused) if world.is_main else None)
+        return agree(_finish(job, folder, _details(args, runs, part, inputs), reused) if world.is_main else None)
 
 
 def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple[list[str], str, Path]:
@@ -135,7 +139,9 @@ def _finish(job: Evaluation, folder: Path, details: dict[str, Any], reused: int)
         cases, failures = _read_ledger(job.ledger, set(job.inputs.slabs))
         if not cases:
             raise RunFailed(f"{folder}: none of {len(job.inputs.slabs)} cases could be scored; the reasons are above")
-        summary = write_results(folder, cases, failures, details, job.ledger)
+        machine = provenance(job.predictor.device)
+        summary = write_results(folder, cases, failures, details, job.ledger, machine)
+        write_board(folder, summary, cases, folder / PICTURES, job.inputs.settings.train.max_steps)
     except (LiversegError, OSError) as error:
         print(f"liverseg: {error}", file=sys.stderr)
         return {"error": str(error), "exit_code": EXIT_FAILED}
@@ -167,19 +173,28 @@ def _read_ledger(ledger: Ledger, wanted: set[str]) -> tuple[list[dict[str, Any]]
         time.sleep(0.5)
 
 
-def _details(args: argparse.Namespace, runs: list[LoadedRun], part: str) -> dict[str, Any]:
+def _details(args: argparse.Namespace, runs: list[LoadedRun], part: str, inputs: CaseInputs) -> dict[str, Any]:
     """What the report tells about the evaluation: nothing in it depends on ranks, time or machine."""
+    settings = runs[0].settings.model_dump(mode="json")
     details: dict[str, Any] = {
         "title": f"{args.run.resolve().name}, {part}",
         "run": args.run.resolve().name,
         "part": part,
-        "input": "slab" if args.source is None else "scan",
+        "fold": runs[0].settings.data.fold,
+        "input": input_kind(inputs),
         "weights": args.weights,
         "weights_sha256": [run.weights_sha256 for run in runs],
-        "inference": runs[0].settings.inference.model_dump(mode="json"),
     }
-    if args.source is None:
-        details["note"] = "64-slice slabs, placed with the help of the truth; outside them all is background"
+    notes = []
+    if inputs.sources is None:
+        notes.append("64-slice slabs, placed with the help of the truth; outside them all is background")
+    if part == "validation" and (args.run / POSTPROCESS).is_file():
+        notes.append("post-processing was chosen on these cases: expect a little less on others")
+    if notes:
+        details["note"] = "; ".join(notes)
+    details |= {name: settings[name] for name in ("inference", "data", "convert", "model", "loss", "train")}
+    details["data"].pop("store")  # where it lies is no part of the result
+    details["audit"] = audit_summary(inputs.store.audit)
     return details
 
 

@@ -24,7 +24,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 def add_inference(parser: argparse.ArgumentParser) -> None:
     """What evaluate and predict share: which weights, which device, how ranks wait."""
     parser.add_argument(
-        "--weights", choices=("last", "best"), default="last", help="last (default), or best on validation"
+        "--weights",
+        choices=("last", "best", "both"),
+        default="last",
+        help="last (default), best on validation, or the average of what both say",
     )
     parser.add_argument(
         "--ensemble", type=Path, action="append", default=[], metavar="RUN", help="average with this run; repeatable"

@@ -6,9 +6,9 @@
 
 Looked at, one after the other: a threshold for the tumour's probability, the largest liver only, filled holes, tumours
 only near the liver, a least tumour volume. Each is kept if the mean Dice of liver and tumour is higher with it when
-cases judge settings that were chosen on other cases (cross-validation). The choice goes to RUN/postprocess.yaml, which
-evaluate and predict use from then on (inference.* on their line comes last); delete the file to undo it. Run the same
-line again after a stop: predicted cases are not predicted again.
+cases judge settings that were chosen on other cases (cross-validation), and no more cases got worse than better. The
+choice goes to RUN/postprocess.yaml, which evaluate and predict use from then on (inference.* on their line comes last);
+delete the file to undo it. Run the same line again after a stop: predicted cases are not predicted again.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
-from liverseg_dist.commands.run_cases import input_kind, inputs_for, voxels_of
+from liverseg_dist.commands.run_cases import input_kind, inputs_for, load_runs, voxels_of
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.collectives import agree, barrier, gather
 from liverseg_dist.distributed.world import World
@@ -30,7 +30,7 @@ from liverseg_dist.evaluation.ledger import Ledger, write_json
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER
 from liverseg_dist.inference.cases import share
 from liverseg_dist.inference.memory import keep_freed_memory
-from liverseg_dist.inference.runs import POSTPROCESS, LoadedRun, fingerprint_of_runs, load_run, predictor_for
+from liverseg_dist.inference.runs import POSTPROCESS, LoadedRun, fingerprint_of_runs, predictor_for
 from liverseg_dist.inference.tuning import LEAST_CASES, NOTHING, OPERATIONS, Decision, Tuning, decide, write_choice
 from liverseg_dist.tracking.progress import progress
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
     torch.set_num_threads(1)  # as evaluate: the same bits for any number of threads
     keep_freed_memory()
-    runs = [_load(path, args, world) for path in (args.run, *args.ensemble)]
+    runs = [_bare(loaded) for loaded in load_runs(args, world, args.overrides, postprocessed=False)]
     store_path = args.store or runs[0].settings.data.store
     if store_path is None:
         raise UserError("--store is not given, and the run does not name one")
@@ -87,11 +87,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _load(path: Path, args: argparse.Namespace, world: World) -> LoadedRun:
+def _bare(loaded: LoadedRun) -> LoadedRun:
     """A run without any post-processing: that is what we are about to choose."""
-    loaded = load_run(path, world.device, args.overrides, args.weights, postprocessed=False)
-    bare = loaded.settings.inference.model_copy(update={name: getattr(NOTHING, name) for name in OPERATIONS})
-    return replace(loaded, settings=loaded.settings.model_copy(update={"inference": bare}))
+    inference = loaded.settings.inference.model_copy(update={name: getattr(NOTHING, name) for name in OPERATIONS})
+    return replace(loaded, settings=loaded.settings.model_copy(update={"inference": inference}))
 
 
 def _job(args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, world: World) -> Tuning:
@@ -142,11 +141,12 @@ def _final_score(decisions: list[Decision]) -> float:
 
 
 def _say(decisions: list[Decision]) -> None:
-    print(f"{'operation':20} {'best':>8} {'Dice without':>13} {'cross-validated':>16}")
+    print(f"{'operation':20} {'best':>8} {'Dice without':>13} {'cross-validated':>16}  better/worse")
     for one in decisions:
         option, verdict = json.dumps(one.option), "kept" if one.kept else "not kept"
         print(
-            f"{one.operation:20} {option:>8} {one.score_before:13.4f} {one.score_cross_validated:16.4f}  {verdict}",
+            f"{one.operation:20} {option:>8} {one.score_before:13.4f} {one.score_cross_validated:16.4f}"
+            f"  {f'{one.better}/{one.worse}':>12}  {verdict}",
             flush=True,
         )
 

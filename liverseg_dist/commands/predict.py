@@ -11,20 +11,23 @@ Run the same line again after a stop: finished scans are not segmented again (--
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
+from liverseg_dist.commands.run_cases import load_runs
 from liverseg_dist.distributed.collectives import agree, barrier, gather
+from liverseg_dist.distributed.team import PeerFailed, Team
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.inference.cases import share
+from liverseg_dist.inference.cases import plan
 from liverseg_dist.inference.memory import keep_freed_memory
 from liverseg_dist.inference.predict import Prediction, find_scans, scan_name
-from liverseg_dist.inference.runs import fingerprint_of_runs, load_run, predictor_for
+from liverseg_dist.inference.runs import fingerprint_of_runs, predictor_for
 from liverseg_dist.tracking.progress import progress
 
 
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Prediction:
-    runs = [load_run(path, world.device, overrides, args.weights) for path in (args.run, *args.ensemble)]
+    runs = load_runs(args, world, overrides)
     settings = runs[0].settings
     (args.out / "probabilities" if args.probabilities else args.out).mkdir(parents=True, exist_ok=True)
     ledger = Ledger(args.out / "ledger", fingerprint_of_runs(runs))
@@ -84,17 +87,27 @@ def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Predic
 
 def _work(job: Prediction, files: list[Path], world: World) -> dict[str, bool]:
     """Segment this rank's share; returns for each scan that failed, on any rank, whether it was the user's mistake."""
-    size = {str(file): file.stat().st_size if file.is_file() else 0 for file in files}
+    before = set() if job.force else agree(job.ledger.done())
+    known = [file for file in files if scan_name(file) in before]
+    size = {str(file): file.stat().st_size if file.is_file() else 0 for file in files if file not in known}
     failed: dict[str, bool] = {}
-    mine = [Path(name) for name in share(size, world.global_rank, world.world_size)]
-    with progress("predict", len(mine), quiet=not world.is_main) as line:
-        for file in mine:
+    fresh = plan(size, world.global_rank, world.world_size)
+    team = Team(world.device)
+    shared = replace(job, predictor=job.predictor.spread_by(team.spread), together=team.case)
+    alone = [*known[world.global_rank :: world.world_size], *map(Path, fresh.alone)]
+    with progress("predict", len(fresh.together) + len(alone), quiet=not world.is_main) as line:
+        for file in (*map(Path, fresh.together), *alone):
             try:
-                record, known = job.run_file(file)
-                print(_line(record, known), flush=True)
+                if str(file) in fresh.together and not world.is_main:
+                    shared.help_file(file)
+                else:
+                    record, is_known = (shared if str(file) in fresh.together else job).run_file(file)
+                    print(_line(record, is_known), flush=True)
             except (UserError, RunFailed) as error:
-                failed[scan_name(file)] = isinstance(error, UserError)
-                print(f"liverseg: {error}", file=sys.stderr, flush=True)
+                if world.is_main or str(file) not in fresh.together:  # a helper's failure fails the scan on rank 0, too
+                    failed[scan_name(file)] = isinstance(error, UserError)
+                if not isinstance(error, PeerFailed):  # that one was told by the rank that failed
+                    print(f"liverseg: {error}", file=sys.stderr, flush=True)
             line.advance(note=file.name)
     return {name: mistake for part in gather(failed) for name, mistake in part.items()}
 

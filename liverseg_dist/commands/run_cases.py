@@ -1,5 +1,6 @@
-"""What `evaluate` and `postprocess` share: the cases of a store, as slabs or as whole scans."""
+"""What the commands on a finished run share: its models, the cases of a store, as slabs or as whole scans."""
 
+import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,21 @@ from pathlib import Path
 from liverseg_dist.config import Settings
 from liverseg_dist.data.msd import read_dataset
 from liverseg_dist.data.store import CaseStore
+from liverseg_dist.distributed.world import World
 from liverseg_dist.inference.case_inputs import CaseInputs, scans_of
+from liverseg_dist.inference.runs import LoadedRun, load_run
+
+
+def load_runs(
+    args: argparse.Namespace, world: World, overrides: Sequence[str], postprocessed: bool = True
+) -> list[LoadedRun]:
+    """The models of RUN and --ensemble, with --weights both two of each; their probabilities are averaged."""
+    kinds = ("last", "best") if args.weights == "both" else (args.weights,)
+    return [
+        load_run(path, world.device, overrides, kind, postprocessed)
+        for path in (args.run, *args.ensemble)
+        for kind in kinds
+    ]
 
 
 def inputs_for(

@@ -38,39 +38,61 @@ LOWER_IS_BETTER = {"voe", "assd_mm", "rmsd_mm", "mssd_mm", "hd95_mm"}
 Case = dict[str, Any]
 
 
-def write_report(folder: Path, summary: dict[str, Any], cases: Sequence[Case], pictures: Path | None) -> Path:
+def write_report(
+    folder: Path,
+    summary: dict[str, Any],
+    cases: Sequence[Case],
+    pictures: Path | None,
+    environment: Mapping[str, str] | None = None,
+) -> Path:
     """Write `folder/report.html`; returns its path.
 
     `summary` is that of `aggregate`, with `failed` (case id: reason) and `details` (what to tell about the run;
-    mappings inside become sections) if there are any. `pictures` is a folder of `pictures.save_pictures`.
+    mappings inside become sections, `audit` is `data.audit_summary`'s) if there are any. `pictures` is a folder of
+    `pictures.save_pictures`, `environment` names code and hardware.
     """
     file = folder / "report.html"
-    write_text(file, render_report(summary, cases, pictures))
+    write_text(file, render_report(summary, cases, pictures, environment))
     return file
 
 
-def render_report(summary: dict[str, Any], cases: Sequence[Case], pictures: Path | None = None) -> str:
-    environment = Environment(
+def render_report(
+    summary: dict[str, Any],
+    cases: Sequence[Case],
+    pictures: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    jinja = Environment(
         loader=PackageLoader("liverseg_dist.evaluation"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"num": _number, "interval": _interval, "percent": _percent, "is_group": _is_group}
-    loader = environment.loader
+    jinja.filters |= {
+        "num": _number,
+        "interval": _interval,
+        "percent": _percent,
+        "is_group": _is_group,
+        "flat": _flat,
+        "plain": _plain,
+    }
+    loader = jinja.loader
     assert loader is not None
     parts = {
-        name: Markup(loader.get_source(environment, file)[0])  # ours, not the user's
+        name: Markup(loader.get_source(jinja, file)[0])  # ours, not the user's
         for name, file in (("css", "report.css"), ("script", "report.js"))
     }
     details = dict(summary.get("details") or {})
+    audit = details.pop("audit", None)
     title = str(details.pop("title", "") or "Evaluation")
-    return environment.get_template("report.html.j2").render(
+    return jinja.get_template("report.html.j2").render(
         summary=summary,
         cases=sorted(cases, key=badness),
         failed=dict(summary.get("failed") or {}),
         details=details,
+        audit=audit,
+        environment=dict(environment or {}),
         title=title,
         charts=all_charts(summary, cases),
         shown_cases=_with_pictures(cases, pictures),
@@ -91,6 +113,7 @@ def badness(case: Case) -> tuple[float, float, str]:
 def cases_to_show(cases: Sequence[Case], worst: int = NUM_WORST, best: int = NUM_BEST) -> list[tuple[str, Case]]:
     """The worst and the best cases with `worst` or `best`; each once, cases without any mask left out."""
     ranked = sorted((case for case in cases if case["liver"]["truth_voxels"] > 0), key=badness)
+    worst = min(worst, max(len(ranked) - best, (len(ranked) + 1) // 2))  # of few cases, too, some are the best
     chosen = [("worst", case) for case in ranked[:worst]]
     rest = ranked[worst:]
     return chosen + [("best", case) for case in rest[::-1][:best]]
@@ -123,3 +146,20 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 def _is_group(value: object) -> bool:
     return isinstance(value, Mapping)
+
+
+def _flat(group: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Leaves of nested mappings with dotted names."""
+    leaves: list[tuple[str, Any]] = []
+    for key, value in group.items():
+        leaves += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return leaves
+
+
+def _plain(value: object) -> str:
+    """As in a settings file: no quotes, no None."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(f"({_plain(item)})" if isinstance(item, (list, tuple)) else _plain(item) for item in value)
+    if value is None or isinstance(value, bool):
+        return "none" if value is None else "yes" if value else "no"
+    return str(value)

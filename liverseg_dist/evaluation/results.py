@@ -5,7 +5,7 @@ of its entries count.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from liverseg_dist.evaluation.tables import write_cases_csv, write_lesions_csv
 LEDGER = "ledger"
 PICTURES = "pictures"
 SUMMARY = "summary.json"
+ENVIRONMENT = "environment.json"
+"""Code and hardware that the results come from: told in the report, kept apart from what is equal everywhere."""
 EVALUATION = "evaluation"
 """Where a run keeps its evaluation."""
 
@@ -42,12 +44,14 @@ def write_results(
     failures: Mapping[str, str] | None = None,
     details: Mapping[str, object] | None = None,
     ledger: Ledger | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Aggregate scored cases and write all result files into `folder`; returns the summary.
 
     `failures` maps cases without scores to the reason. `details` is what the report tells about the run (title, commit,
     settings ...) and is kept in the summary. `ledger` is where the cases come from; without it the results cannot be
-    loaded again. Pictures are taken from `folder/pictures`.
+    loaded again. `environment` (commit, hardware) is written to a file of its own and told in the report; without it
+    what that file says is told. Pictures are taken from `folder/pictures`.
     """
     ordered = sorted(cases, key=lambda case: case["case_id"])
     failed = dict(sorted((failures or {}).items()))
@@ -56,9 +60,20 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     write_cases_csv(folder / "cases.csv", ordered, failed)
     write_lesions_csv(folder / "lesions.csv", ordered)
-    write_report(folder, summary, ordered, folder / PICTURES)
+    if environment is not None:
+        write_json(folder / ENVIRONMENT, dict(environment))
+    write_report(folder, summary, ordered, folder / PICTURES, load_environment(folder))
     write_json(folder / SUMMARY, summary)
     return summary
+
+
+def load_environment(folder: Path) -> dict[str, str]:
+    """What `write_results` noted of code and hardware; nothing where that is missing or damaged."""
+    try:
+        content = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {str(key): str(value) for key, value in content.items()} if isinstance(content, dict) else {}
 
 
 def load_results(run: Path) -> Results:
@@ -78,6 +93,19 @@ def load_results(run: Path) -> Results:
         lost = [case_id for case_id, case in zip(case_ids, cases, strict=True) if case is None]
         raise UserError(f"{folder / LEDGER}: no entry for {', '.join(lost[:3])}; evaluate again, the rest is reused")
     return Results(folder, summary, tuple(known))
+
+
+def load_pooled(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Scored cases of several finished evaluations, such as a cross-validation's folds. Raises `UserError`."""
+    cases: dict[str, dict[str, Any]] = {}
+    whose: dict[str, Path] = {}
+    for run in runs:
+        for case in load_results(run).cases:
+            case_id = case["case_id"]
+            if case_id in cases:
+                raise UserError(f"{run}: has case {case_id}, as {whose[case_id]} has; folds share no case")
+            cases[case_id], whose[case_id] = case, run
+    return list(cases.values())
 
 
 def rewrite_results(results: Results) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from liverseg_dist.inference.predictor import Predictor
 from liverseg_dist.inference.runs import sha256_of
 from liverseg_dist.inference.segment import prepared, segment_onto
 from liverseg_dist.labels import STRUCTURES, TUMOUR, structure_mask
-from liverseg_dist.volume import Grid
+from liverseg_dist.volume import Grid, Volume
 
 COLUMNS = ("scan", "status", "liver_ml", "tumour_ml", "burden", "tumours", "mask", "error")
 
@@ -34,23 +35,23 @@ class Prediction:
     ledger: Ledger
     probabilities: bool = False
     force: bool = False
+    together: Callable[[], AbstractContextManager[None]] | None = None
+    """Entered while several processes compute one scan's windows; nothing of it is taken from the ledger."""
 
     def run_file(self, file: Path) -> tuple[dict[str, object], bool]:
         """Segment a file and record it: (its volumes, whether it was done already). Raises `UserError`, `RunFailed`."""
         name = scan_name(file)
         inputs: str | None = None
         try:
-            if not file.is_file():
-                raise UserError(f"{file}: no such file")
-            inputs = sha256_of(file)
-            known = None if self.force else self.ledger.read(name, inputs)
-            if known is not None and all(path.is_file() for path in self._files(name)):
-                return known, True
-            scan = read_nifti(file)
-            grid = scan.grid
-            image = prepared(scan, self.settings)
-            del scan  # in large scans every copy counts
-            result = segment_onto(image, grid, self.predictor, self.settings, self.probabilities)
+            with self.together() if self.together is not None else nullcontext():
+                if not file.is_file():
+                    raise UserError(f"{file}: no such file")
+                inputs = sha256_of(file)
+                known = None if self.force or self.together is not None else self.ledger.read(name, inputs)
+                if known is not None and all(path.is_file() for path in self._files(name)):
+                    return known, True
+                image, grid = self._read(file)
+                result = segment_onto(image, grid, self.predictor, self.settings, self.probabilities)
             write_mask(self.mask_file(name), result.mask_zyx, grid)
             for structure, values in result.probability_zyx.items():
                 write_image(self.probability_file(name, structure), values, grid)
@@ -63,6 +64,22 @@ class Prediction:
         record = {"case_id": name, "mask": self.mask_file(name).name, **volumes(result.mask_zyx, grid)}
         self.ledger.write(name, record, inputs)
         return record, False
+
+    def help_file(self, file: Path) -> None:
+        """Compute this process's windows of a scan that another one segments. Raises `RunFailed`."""
+        assert self.together is not None
+        try:
+            with self.together():
+                image, _ = self._read(file)
+                for _ in self.predictor.stream(image.voxels, self.settings.data.intensity):
+                    pass
+        except Exception as error:
+            raise RunFailed(failure_line(str(file), error)) from error
+
+    def _read(self, file: Path) -> tuple[Volume, Grid]:
+        """(the scan as the network knows it, its own grid); the scan itself is not kept: in large ones it counts."""
+        scan = read_nifti(file)
+        return prepared(scan, self.settings), scan.grid
 
     def mask_file(self, name: str) -> Path:
         return self.out / f"{name}.nii.gz"

@@ -7,7 +7,8 @@ before, in the order in which they are applied.
 
 Cross-validation: the cases are divided into `FOLDS`; for each fold an operation's setting is chosen on the others and
 scored on the fold. The operation is kept if the mean score over all cases, so obtained, is above that without it by
-more than `LEAST_GAIN`; its final setting is then the best on all cases. The score of a case is the mean Dice of liver
+more than `LEAST_GAIN` and no more cases got worse than better (so one odd case cannot decide); its final setting is
+then the best on all cases. The score of a case is the mean Dice of liver
 and tumour on the scan's own voxels, where a structure absent from both masks counts as 1: so a false tumour in a
 healthy liver costs as much as a missed one.
 
@@ -119,6 +120,10 @@ class Decision:
     kept: bool
     score_before: float
     score_cross_validated: float
+    better: int
+    """Cases whose score it raised, cross-validated, and ..."""
+    worse: int
+    """... lowered."""
     scores: tuple[float, ...]
     """Mean over all cases for each option."""
 
@@ -134,9 +139,10 @@ def decide(operation: str, scores: Scores, folds: int = FOLDS) -> Decision:
         held_out[inside] = table[inside, _best(table[~inside])]
     before, crossed = (math.fsum(column) / len(case_ids) for column in (table[:, 0], held_out))
     best = _best(table)
-    kept = best > 0 and crossed > before + LEAST_GAIN
+    better, worse = (int((sign * (held_out - table[:, 0]) > 1e-12).sum()) for sign in (1, -1))
+    kept = best > 0 and crossed > before + LEAST_GAIN and better >= worse
     means = tuple(math.fsum(column) / len(case_ids) for column in table.T)
-    return Decision(operation, OPERATIONS[operation][best], kept, before, crossed, means)
+    return Decision(operation, OPERATIONS[operation][best], kept, before, crossed, better, worse, means)
 
 
 def write_choice(file: Path, chosen: Mapping[str, Any], told: str) -> None:

@@ -53,11 +53,24 @@ def test_any_number_of_ranks_gives_the_same_bytes(
 ) -> None:
     done = torchrun(ranks, "-m", "liverseg_dist", *arguments(small_run, tmp_path), "--json")
     assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "tensorboard").is_dir()
     assert {"summary.json", "cases.csv", "lesions.csv", "report.html"} <= results(tmp_path).keys()
     assert results(tmp_path) == reference
     last = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(last) == 1  # one rank speaks
     assert json.loads(last[0])["n_cases"] == 5
+
+
+def test_one_scan_shared_by_all_ranks_gives_the_same_bytes(small_run: SmallRun, tmp_path: Path) -> None:
+    """Fewer scans than ranks: their windows are divided; masks and reports stay what one process makes."""
+    run = ["--store", str(small_run.store), "--cases", "liver_1", "--device", "cpu", "--save-masks", "--source"]
+    line = ["evaluate", str(small_run.run), *run, str(small_run.source), "inference.overlap=0.5"]
+    assert main([*line, "--out", str(tmp_path / "one"), "--threads", "1"]) == 0
+    done = torchrun(4, "-m", "liverseg_dist", *line, "--out", str(tmp_path / "four"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert results(tmp_path / "four") == results(tmp_path / "one")
+    mask = Path("masks") / "liver_1.nii.gz"
+    assert (tmp_path / "four" / mask).read_bytes() == (tmp_path / "one" / mask).read_bytes()
 
 
 @contextmanager
@@ -141,6 +154,7 @@ def test_whole_scans_masks_and_parts(small_run: SmallRun, tmp_path: Path, capsys
     assert str(run / "evaluation" / "report.html") in printed
     summary = json.loads((run / "evaluation" / "summary.json").read_text())
     assert summary["details"]["input"] == "scan"
+    assert summary["calibration"]["liver"]["n_cases"] == summary["calibration"]["tumour"]["n_cases"] == 2
     assert summary["n_cases"] == len(store.ids("test"))
     assert sorted(p.name for p in (run / "evaluation" / "masks").iterdir()) == [
         f"{i}.nii.gz" for i in store.ids("test")

@@ -1,13 +1,17 @@
 """Paired comparison against scipy and hand-made values."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
+from liverseg_dist.commands.main import main
 from liverseg_dist.errors import UserError
+from liverseg_dist.evaluation import Ledger, score_case, write_results
 from liverseg_dist.evaluation.compare import COMPARED, compare, holm
+from tests.evaluation.masks import labels
 
 STRUCTURES = ("liver", "tumour")
 
@@ -70,3 +74,21 @@ def test_holm() -> None:
     """Worked by hand: p = 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, never falling."""
     assert holm([0.03, None, 0.01, 0.04, 0.02]) == pytest.approx([0.06, None, 0.04, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_folds_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"a0": ("c0", "c1"), "a1": ("c2",), "b0": ("c0", "c1"), "b1": ("c2",)}
+    for folder, ids in names.items():
+        ledger = Ledger(tmp_path / folder / "ledger", {"weights": folder})
+        for case_id in ids:
+            seed = int(case_id[1])
+            scores = score_case(case_id, labels(seed + (folder[0] == "b")), labels(seed), (2.5, 0.7, 0.9))
+            ledger.write(case_id, scores)
+        write_results(tmp_path / folder, ledger.read_all(), ledger=ledger)
+    first, second = (",".join(str(tmp_path / f"{run}{fold}") for fold in (0, 1)) for run in "ab")
+    assert main(["compare", first, second, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["n_cases"], result["only_a"], result["only_b"]) == (3, [], [])
+    assert row(result, "liver", "dice")["worse"] == 3
+    assert main(["compare", f"{tmp_path / 'a0'},{tmp_path / 'b0'}", second]) == 2
+    assert "folds share no case" in capsys.readouterr().err

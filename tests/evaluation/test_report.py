@@ -5,14 +5,19 @@ import json
 import re
 import shutil
 import subprocess
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from liverseg_dist.data.audit_summary import audit_summary
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation import Ledger, load_results, score_case, write_results
+from liverseg_dist.evaluation.board import write_board
 from liverseg_dist.evaluation.pictures import load_pictures, make_scene, overlay, overlay_picture, save_pictures
 from liverseg_dist.evaluation.report import cases_to_show, render_report
 from liverseg_dist.evaluation.results import rewrite_results
@@ -22,6 +27,25 @@ from tests.evaluation.masks import SHAPE, labels
 
 EVIL = '<script>alert("1")</script>'
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+AUDIT = audit_summary(
+    {
+        "liver_1": {"status": "kept", "findings": [], "stored_as": ["liver_1"]},
+        "liver_2": {
+            "status": "repaired",
+            "findings": [{"severity": "warning", "code": "spacing", "message": EVIL}] * 2,
+            "stored_as": ["liver_2"],
+        },
+        "liver_3": {
+            "status": "quarantined",
+            "findings": [
+                {"severity": "info", "code": "slab", "message": "all 67 slices"},
+                {"severity": "error", "code": "corrupt", "message": "the file ends early"},
+            ],
+        },
+    }
+)
 
 
 def volume(voxels: np.ndarray, orientation: str = "RAS") -> Volume:
@@ -41,8 +65,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ct = volume(np.random.default_rng(seed).normal(40, 60, SHAPE).astype(np.int16)) if seed % 2 else None
         save_pictures(folder / "pictures", name, volume(prediction), volume(truth), ct)
     failures = {"case_&_lost": "<b>no file</b>"}
-    details = {"title": EVIL, "commit": "abc123", "settings": {"inference.overlap": 0.5}}
-    write_results(folder, ledger.read_all(), failures, details, ledger)
+    details = {"title": EVIL, "commit": "abc123", "settings": {"inference": {"overlap": 0.5}}, "audit": AUDIT}
+    write_results(folder, ledger.read_all(), failures, details, ledger, {"device": EVIL, "commit": "fed321"})
     return folder
 
 
@@ -96,6 +120,43 @@ def test_headline_figures_are_those_of_the_summary(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert f'<div class="figure">{summary["liver"]["dice_per_case"]:.3f}</div>' in page
     assert f'<div class="figure">{summary["tumour"]["dice_global"]:.3f}</div>' in page
+
+
+def test_settings_hardware_and_audit_are_told(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    assert "<dt>inference.overlap</dt><dd>0.5</dd>" in page
+    assert "<dt>commit</dt><dd>fed321</dd>" in page
+    assert "<dt>liver_3</dt><dd>quarantined: the file ends early</dd>" in page
+    assert AUDIT["counts"] == {"kept": 1, "repaired": 1, "unlabelled": 0, "excluded": 0, "quarantined": 1}
+    assert [(f["code"], f["scans"]) for f in AUDIT["findings"]] == [("corrupt", 1), ("spacing", 1), ("slab", 1)]
+    assert "fed321" not in (folder / "summary.json").read_text()  # which is the same on every machine
+
+
+def test_of_few_cases_some_are_the_best() -> None:
+    cases = [score_case(f"c{i}", labels(i), labels(i + i % 4), (1.0, 1.0, 1.0)) for i in range(4)]
+    for count, ranks in ((1, "w"), (2, "wb"), (3, "wwb"), (4, "wwbb")):
+        shown = cases_to_show(cases[:count])
+        assert "".join(rank[0] for rank, _ in shown) == ranks
+        assert len({case["case_id"] for _, case in shown}) == count
+
+
+def test_tensorboard_gets_the_same_pictures(folder: Path, tmp_path: Path) -> None:
+    results = load_results(folder)
+    for _ in range(2):  # written anew, not added to
+        board = write_board(tmp_path, results.summary, results.cases, folder / "pictures", step=7)
+    events = EventAccumulator(str(board), size_guidance={"images": 0}).Reload()
+    shown = [case["case_id"] for _, case in cases_to_show(results.cases)]
+    assert sorted(tag.split("/", 2)[2] for tag in events.Tags()["images"]) == sorted(shown)
+    tag = next(tag for tag in events.Tags()["images"] if tag.endswith("case_01"))
+    (image,) = events.Images(tag)
+    with (
+        Image.open(folder / "pictures" / "case_01.png") as ours,
+        Image.open(BytesIO(image.encoded_image_string)) as its,
+    ):
+        assert image.step == 7
+        assert np.array_equal(np.asarray(ours.convert("RGB")), np.asarray(its.convert("RGB")))
+    (dice,) = events.Scalars("evaluation/tumour/dice_global")
+    assert dice.value == pytest.approx(results.summary["tumour"]["dice_global"], rel=1e-6)
 
 
 def test_rebuilt_from_the_ledger_it_is_the_same(folder: Path) -> None:
@@ -232,12 +293,11 @@ window.addEventListener("load", () => {
 WATCH = "<script>window.problems = []; window.onerror = (message) => { window.problems.push(message); };</script>"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_in_a_browser_sliders_move_tables_sort_and_nothing_fails(folder: Path, tmp_path: Path) -> None:
+def probed(page: str, folder: Path) -> dict[str, Any]:
+    """What the probe finds in the page, opened in headless Chromium; fails on any message on the console."""
     assert CHROMIUM is not None
-    page = (folder / "report.html").read_text()
     page = page.replace("<style>", f"{WATCH}<style>", 1).replace("</body>", f"{PROBE}</body>")
-    (tmp_path / "probed.html").write_text(page)
+    (folder / "probed.html").write_text(page)
     flags = [
         "--headless",
         "--no-sandbox",
@@ -246,20 +306,42 @@ def test_in_a_browser_sliders_move_tables_sort_and_nothing_fails(folder: Path, t
         "--disable-dev-shm-usage",
     ]
     run = subprocess.run(
-        [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,900",
-         "--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", f"file://{tmp_path / 'probed.html'}"],
+        [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", "--window-size=1280,900",
+         "--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", f"file://{folder / 'probed.html'}"],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     (probe,) = [attributes["data-probe"] for tag, attributes in elements(run.stdout) if "data-probe" in attributes]
-    found = json.loads(probe or "")
+    found: dict[str, Any] = json.loads(probe or "")
     assert found["errors"] == []
     assert "CONSOLE" not in run.stderr
+    return found
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_in_a_browser_sliders_move_tables_sort_and_nothing_fails(folder: Path, tmp_path: Path) -> None:
+    found = probed((folder / "report.html").read_text(), tmp_path)
+    check_probe(found)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_five_hundred_cases_open_as_well(folder: Path, tmp_path: Path) -> None:
+    """The pictures do not grow with the cases, and the page stays usable."""
+    known = load_results(folder).cases
+    cases = [known[i % 10] | {"case_id": f"{known[i % 10]['case_id']}{'' if i < 10 else f'_{i}'}"} for i in range(500)]
+    page = render_report(aggregate(cases), cases, folder / "pictures")
+    small = (folder / "report.html").read_text()
+    assert page.count('<td class="name"') == 500
+    assert len(page) < len(small) + 500 * 8_000
+    check_probe(probed(page, tmp_path))
+
+
+def check_probe(found: dict[str, Any]) -> None:
     positions = [position for position, _ in found["frames"]]
     slices = [shown for _, shown in found["frames"]]
     assert len(set(positions)) == len(set(slices)) == 3
     assert found["hidden"] == "none"
     assert found["column"] == sorted(found["column"])
     assert found["first"] == max(found["column"])
-    assert found["left"] == 1
+    assert found["left"] >= 1
     assert found["painted"] > 1000
     assert found["wide"] <= 1280

@@ -5,7 +5,14 @@ import pytest
 from scipy import ndimage
 
 from liverseg_dist.config import InferenceConfig
-from liverseg_dist.inference.postprocess import drop_small_tumours, foreground_box, keep_largest_liver, postprocess
+from liverseg_dist.inference.postprocess import (
+    drop_far_tumours,
+    drop_small_tumours,
+    fill_holes,
+    foreground_box,
+    keep_largest_liver,
+    postprocess,
+)
 
 FACES = ndimage.generate_binary_structure(3, 1)
 CORNERS = ndimage.generate_binary_structure(3, 3)
@@ -40,6 +47,62 @@ def test_small_tumours_become_liver(seed: int, min_voxels: int) -> None:
     expected = np.where((mask == 2) & (sizes[components] < min_voxels), 1, mask)
     drop_small_tumours(mask, min_voxels)
     assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_holes_are_those_that_scipy_fills(seed: int) -> None:
+    mask = noise(seed)
+    mask[mask == 0] = np.random.default_rng(seed).random((mask == 0).sum()) < 0.55  # a sponge has holes
+    before = mask.copy()
+    filled = ndimage.binary_fill_holes(mask > 0)
+    assert filled.sum() > (mask > 0).sum()
+    fill_holes(mask)
+    assert np.array_equal(mask > 0, filled)
+    assert np.array_equal(mask[before > 0], before[before > 0])
+
+
+def test_a_hole_inside_a_tumour_is_tumour() -> None:
+    mask = np.zeros((9, 9, 18), np.uint8)
+    mask[1:8, 1:8, 1:17] = 1
+    mask[2:7, 2:7, 2:7] = 2
+    mask[4, 4, 4] = mask[4, 4, 12] = 0
+    fill_holes(mask)
+    assert (mask[4, 4, 4], mask[4, 4, 12]) == (2, 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("reach_mm", [2.5, 6.0, 12.0])
+def test_tumours_stay_within_reach_of_the_liver(seed: int, reach_mm: float) -> None:
+    spacing_mm = (2.5, 1.0, 1.5)
+    rng = np.random.default_rng(seed)
+    mask = (ndimage.gaussian_filter(rng.standard_normal((20, 40, 40)), 2) > 0.12).astype(np.uint8) * 2
+    mask[:, :, :12] = ndimage.gaussian_filter(rng.standard_normal((20, 40, 12)), 2) > 0
+    distance_mm = ndimage.distance_transform_edt(mask != 1, sampling=spacing_mm)
+    tumours, count = ndimage.label(mask == 2, FACES)
+    far = [n for n in range(1, count + 1) if distance_mm[tumours == n].min() > reach_mm]
+    assert 0 < len(far) < count
+    expected = np.where(np.isin(tumours, far), 0, mask)
+    drop_far_tumours(mask, spacing_mm, reach_mm)
+    assert np.array_equal(mask, expected)
+
+
+def test_with_a_reach_the_largest_liver_keeps_near_tumours_that_lie_apart() -> None:
+    mask = np.zeros((10, 10, 60), np.uint8)
+    mask[2:8, 2:8, 2:20] = 1
+    mask[4:6, 4:6, 24:26] = 2  # 5 mm away from the large liver
+    mask[4:6, 4:6, 40:48] = 1
+    mask[4:6, 4:6, 48:50] = 2  # touches the small one only
+    for reach_mm, tumour_voxels in ((None, 0), (4.0, 0), (5.0, 8)):
+        now = mask.copy()
+        postprocess(now, (1.0, 1.0, 1.0), InferenceConfig(largest_component=True, tumour_reach_mm=reach_mm))
+        assert (now == 1).sum() == 6 * 6 * 18
+        assert (now == 2).sum() == tumour_voxels
+
+
+def test_without_any_liver_no_tumour_is_within_reach() -> None:
+    mask = np.full((3, 3, 3), 2, np.uint8)
+    drop_far_tumours(mask, (1.0, 1.0, 1.0), 100.0)
+    assert not mask.any()
 
 
 def test_the_smallest_volume_is_in_ml() -> None:

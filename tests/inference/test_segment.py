@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from liverseg_dist.config import InferenceConfig, IntensityConfig, Settings, load_settings
+from liverseg_dist.evaluation import CalibrationCounter
 from liverseg_dist.inference import Predictor, segment_onto, segment_scan
+from liverseg_dist.inference.calibrate import Calibrator
+from liverseg_dist.inference.case_inputs import AIR_HU, image_onto
 from liverseg_dist.inference.segment import prepared, structure_probability
+from liverseg_dist.labels import structure_mask
 from liverseg_dist.volume import Float3, Grid, Volume
 from tests.inference.models import Random, Threshold
 
@@ -125,3 +129,36 @@ def test_structure_probability() -> None:
         assert torch.equal(structure_probability(foreground, "tumour", regions), foreground[1])
     assert torch.equal(structure_probability(foreground, "liver", regions=False), foreground[0] + foreground[1])
     assert torch.equal(structure_probability(foreground, "liver", regions=True), foreground[0])
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_calibration_counts_the_probabilities_on_the_scans_own_voxels(regions: bool) -> None:
+    """In two pieces, each counted where it is the nearer one, as two slabs of a tall scan are."""
+    settings = settings_for((2.5, 1.3, 1.3))
+    predictor = Predictor(Random(2 if regions else 3), PATCH, regions, settings.inference, torch.device("cpu"))
+    scan = phantom().reoriented("LPI")
+    truth = Volume(np.where(scan.voxels > 160, 2, np.where(scan.voxels > 60, 1, 0)).astype(np.uint8), scan.grid)
+    truth.voxels[0] = 255
+    image = prepared(scan, settings)
+    calibrator = Calibrator(truth, regions)
+    turned = truth.reoriented(image.grid.orientation)
+    upper = np.arange(turned.shape[0] // 2)
+    for slices in (upper, np.arange(len(upper), turned.shape[0])):
+        watch = calibrator.of_piece(image.grid.orientation, slices)
+        found = segment_onto(image, scan.grid, predictor, settings, keep_probabilities=True, watch=watch)
+    known = truth.voxels != 255
+    for structure, counts in calibrator.counts().items():
+        expected = CalibrationCounter()
+        expected.add(found.probability_zyx[structure][known], structure_mask(truth.voxels, structure)[known])
+        assert counts == expected.counts()
+        assert sum(counts["positives"]) > 100
+
+
+def test_a_stored_slab_is_shown_on_the_scans_voxels() -> None:
+    scan = phantom()
+    slab = Volume(scan.voxels[4:16, 3:33, 2:30], scan.grid.cropped((4, 3, 2), (12, 30, 28)))
+    shown = image_onto(slab, scan.reoriented("PIR").grid)
+    back = Volume(shown, scan.reoriented("PIR").grid).reoriented("RAS").voxels
+    inside = back != AIR_HU
+    assert inside.sum() == np.prod(slab.shape)
+    assert np.array_equal(back[inside], scan.voxels[inside])
