@@ -135,7 +135,8 @@ def test_structure_probability() -> None:
 def test_calibration_counts_the_probabilities_on_the_scans_own_voxels(regions: bool) -> None:
     """In two pieces, each counted where it is the nearer one, as two slabs of a tall scan are."""
     settings = settings_for((2.5, 1.3, 1.3))
-    predictor = Predictor(Random(2 if regions else 3), PATCH, regions, settings.inference, torch.device("cpu"))
+    model = Random(2) if regions else Threshold(160.5 / 400, 260.5 / 400, steepness=8)
+    predictor = Predictor(model, PATCH, regions, settings.inference, torch.device("cpu"))
     scan = phantom().reoriented("LPI")
     truth = Volume(np.where(scan.voxels > 160, 2, np.where(scan.voxels > 60, 1, 0)).astype(np.uint8), scan.grid)
     truth.voxels[0] = 255
@@ -151,7 +152,8 @@ def test_calibration_counts_the_probabilities_on_the_scans_own_voxels(regions: b
         expected = CalibrationCounter()
         expected.add(found.probability_zyx[structure][known], structure_mask(truth.voxels, structure)[known])
         assert counts == expected.counts()
-        assert sum(counts["positives"]) > 100
+    assert sum(calibrator.counts()["liver"]["positives"]) > 100
+    assert sum(calibrator.counts()["tumour"]["voxels"]) > 100
 
 
 def test_a_stored_slab_is_shown_on_the_scans_voxels() -> None:
