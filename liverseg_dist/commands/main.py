@@ -21,6 +21,7 @@ COMMANDS = {
     "denoiser": "train a small denoiser on noisy CTs, for convert.cleaning.noise=autoencoder",
     "verify": "check every checksum and promise of a store",
     "preview": "draw what a run would feed the network: samples, augmented, with labels",
+    "plan": "which patch, batch and strategy fit a GPU; efficiency on many",
     "train": "train a 3D U-Net; run again to continue",
     "evaluate": "score a run on its test or validation cases, exactly, on any number of ranks",
     "postprocess": "choose a run's post-processing on its validation cases, cross-validated",

@@ -16,6 +16,7 @@ from liverseg_dist.config import Settings
 from liverseg_dist.distributed.collectives import agree
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, LiversegError, RunFailed, UserError
+from liverseg_dist.inference.memory import keep_freed_memory
 from liverseg_dist.training.loop import Outcome, Trainer
 from liverseg_dist.training.run_folder import RunFolder
 from liverseg_dist.training.setup import Parts, build, open_store, resolve_settings
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         raise UserError("run.dir is not set; give the run a folder, e.g. run.dir=runs/first")
     folder = RunFolder(settings.run.dir)
     world = World.from_environment(args.device)
+    keep_freed_memory()
     if not world.is_main:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
     store = open_store(settings)

@@ -2,6 +2,7 @@
 
 from liverseg_dist.config.convert import CleaningConfig, ConvertConfig, SlabConfig, SplitConfig
 from liverseg_dist.config.inference import InferenceConfig
+from liverseg_dist.config.memory import MemoryConfig
 from liverseg_dist.config.model import LossConfig, ModelConfig
 from liverseg_dist.config.settings import Settings, load_settings
 from liverseg_dist.config.train import (
@@ -22,6 +23,7 @@ __all__ = [
     "InferenceConfig",
     "IntensityConfig",
     "LossConfig",
+    "MemoryConfig",
     "ModelConfig",
     "RunConfig",
     "ScheduleConfig",

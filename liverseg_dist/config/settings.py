@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from liverseg_dist.config.base import Section
 from liverseg_dist.config.convert import ConvertConfig
 from liverseg_dist.config.inference import InferenceConfig
+from liverseg_dist.config.memory import MemoryConfig
 from liverseg_dist.config.model import LossConfig, ModelConfig
 from liverseg_dist.config.train import CheckpointConfig, DataConfig, RunConfig, TrainConfig, ValidationConfig
 from liverseg_dist.errors import UserError
@@ -32,6 +33,7 @@ class Settings(Section):
     model: ModelConfig = Field(default_factory=ModelConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    memory: MemoryConfig = Field(default_factory=MemoryConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)

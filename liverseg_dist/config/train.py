@@ -86,8 +86,9 @@ class TrainConfig(Section):
     offload_optimizer: bool = False
     """DeepSpeed only: optimizer state in CPU memory."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    activation_checkpointing: Literal["none", "all"] | tuple[int, ...] = "none"
-    """Which U-Net levels recompute their activations in backward; level numbers start at the full resolution."""
+    activation_checkpointing: Literal["none", "all", "auto"] | tuple[int, ...] = "none"
+    """Which U-Net levels recompute their activations in backward: [0, 1] are the two finest; all costs a third more
+    time; auto: as few as meet memory.budget_gib."""
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = True

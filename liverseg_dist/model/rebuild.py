@@ -102,15 +102,21 @@ def recipe_through(module: nn.Module, x: Tensor) -> Recipe | None:
         return None
     make = recipe(x) or partial(Tensor.detach, x.detach())
     device = x.device.type
-    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    known = torch.amp.is_autocast_available(device)  # not for tensors without memory (planning)
+    enabled, dtype = known and torch.is_autocast_enabled(device), torch.get_autocast_dtype(device) if known else None
 
     @torch.no_grad()
     def through() -> Tensor:
-        with torch.autocast(device, dtype, enabled):
+        with torch.autocast(device, dtype, enabled) if known else nullcontext():
             out: Tensor = module(make())
         return out
 
     return through
+
+
+def _place(x: Tensor) -> tuple[int, int]:
+    """Which memory a tensor lies in; unlike `data_ptr` also for tensors without any (planning)."""
+    return int(x.untyped_storage()._cdata), int(x.storage_offset())
 
 
 def rebuilding(*inputs: Tensor, recipes: Sequence[Recipe | None] = ()) -> AbstractContextManager[object]:
@@ -118,7 +124,7 @@ def rebuilding(*inputs: Tensor, recipes: Sequence[Recipe | None] = ()) -> Abstra
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return nullcontext()
     makes = {
-        x.data_ptr(): (x.numel(), x.dtype, make)
+        _place(x): (x.numel(), x.dtype, make)
         for x, given in zip_longest(inputs, recipes)
         if (make := given or recipe(x)) is not None
     }
@@ -126,7 +132,7 @@ def rebuilding(*inputs: Tensor, recipes: Sequence[Recipe | None] = ()) -> Abstra
         return nullcontext()
 
     def pack(kept: Tensor) -> Tensor | Recipe:
-        count, dtype, make = makes.get(kept.data_ptr(), (0, None, None))
+        count, dtype, make = makes.get(_place(kept), (0, None, None))
         if make is None or (count, dtype) != (kept.numel(), kept.dtype):
             return kept
         shape, stride = kept.shape, kept.stride()  # a view of the input, perhaps

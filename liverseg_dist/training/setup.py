@@ -15,6 +15,7 @@ from liverseg_dist.model import build_model
 from liverseg_dist.model.losses import build_loss
 from liverseg_dist.model.pretrained import load_pretrained
 from liverseg_dist.model.topology import resolve
+from liverseg_dist.training.planning.choose import levels_for
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ def build(settings: Settings, store: CaseStore, world: World) -> Parts:
         if world.is_main:
             print(report, flush=True)
     loss = build_loss(settings.loss, settings.model, store.class_voxels).to(world.device)
-    levels = range(model.num_levels) if train.activation_checkpointing == "all" else train.activation_checkpointing
-    strategy = parallelize(
-        model, world.device, train, () if isinstance(levels, str) else levels, lambda m: _groups(m, settings)
-    )
+    levels = levels_for(settings, world.world_size, world.device)
+    if train.activation_checkpointing == "auto" and world.is_main:
+        print(f"levels recomputed in backward to meet the memory budget: {list(levels) or 'none'}", flush=True)
+    strategy = parallelize(model, world.device, train, levels, lambda m: _groups(m, settings))
     return Parts(settings, store, train_ids, store.ids("validation", settings.data.fold), strategy, loss)
 
 
