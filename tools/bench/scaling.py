@@ -80,7 +80,8 @@ def report(best: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
     for kind, values in best.items():
         print(f"{kind:14} {values['step_s']:8.3f} {values['cpu_s']:8.3f}")
     print(
-        f"gloo: {ddp['bandwidth_gb_s']:.2f} GB/s, {ddp['latency_us']:.0f} us; checkpoint stall {ddp['stall_s']:.3f} s"
+        f"gloo: {ddp['bandwidth_gb_s']:.2f} GB/s, {ddp['latency_us']:.0f} us a message; "
+        f"checkpoint: the training thread is held for {ddp['stall_cpu_s']:.3f} CPU s"
     )
 
 
