@@ -8,7 +8,8 @@ timing nnU-Net's weights are copied into ours and loss and gradients compared: t
 a fresh process (a warm-up step, then timed ones), the systems take turns, the best of the rounds counts. `memory`:
 most bytes of tensors alive at once beyond parameters, gradients and optimizer state; `rss`: growth of the process's
 peak resident memory over the model with its optimizer. Ratios are peer / ours. `liverseg train`
-keeps freed memory on CPUs, so `ours` does; `freed memory kept` and `given back` tell what that alone makes. Each contest prints one JSON line.
+keeps freed memory on CPUs, so `ours` does; `freed memory kept` and `given back` tell what that alone makes.
+Each contest prints one JSON line.
 Needs: pip install '.[bench]' monai (remove the torchvision that nnunetv2 brings).
 """
 
