@@ -23,7 +23,8 @@ def share(voxels: Mapping[str, int], shard: int, num_shards: int) -> list[str]:
 
 
 ALONE_SHARE = 0.2
-"""Part of a case's time that one process spends alone: reading, restoring, scoring. Measured 0.1 to 0.3 on a CPU."""
+"""Part of a case's CPU time that is not shared: reading, restoring, scoring, drawing. 0.26 with the tiny network of the
+demo, less with larger ones."""
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,12 @@ def keep_largest_liver(
     voxels = cc3d.statistics(components, no_slice_conversion=True)["voxel_counts"][1:]
     if len(voxels) < 2:
         return
-    stray = (components != np.argmax(voxels) + 1) & (mask_zyx > BACKGROUND)
-    mask_zyx[stray & (mask_zyx == LIVER)] = BACKGROUND
-    if tumour_reach_mm is None:
-        mask_zyx[stray] = BACKGROUND
-    else:
+    largest = np.argmax(voxels) + 1
+    for mask_yx, components_yx in zip(mask_zyx, components, strict=True):  # slice by slice: in large scans copies count
+        stray = components_yx != largest
+        mask_yx[stray if tumour_reach_mm is None else stray & (mask_yx == LIVER)] = BACKGROUND
+    if tumour_reach_mm is not None:
+        del components
         drop_far_tumours(mask_zyx, spacing_mm, tumour_reach_mm)
 
 
@@ -91,8 +92,12 @@ def drop_far_tumours(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: float) 
 def drop_small_tumours(mask_zyx: np.ndarray, min_voxels: int) -> None:
     """Turn tumours of fewer voxels into liver, in place: the network held the place for liver or tumour."""
     tumour = (mask_zyx == TUMOUR).view(np.uint8)
-    kept = cc3d.dust(tumour, threshold=min_voxels, connectivity=TUMOUR_CONNECTIVITY, binary_image=True)
-    mask_zyx[(tumour != 0) & (kept == 0)] = LIVER
+    box = foreground_box(tumour)
+    if box is None:
+        return
+    inner = np.ascontiguousarray(tumour[box])
+    kept = cc3d.dust(inner, threshold=min_voxels, connectivity=TUMOUR_CONNECTIVITY, binary_image=True)
+    mask_zyx[box][(inner != 0) & (kept == 0)] = LIVER
 
 
 def foreground_box(mask_zyx: np.ndarray) -> tuple[slice, slice, slice] | None:

@@ -15,7 +15,7 @@ from liverseg_dist.data.nifti import SUFFIXES, read_nifti, write_image, write_ma
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger, write_text
 from liverseg_dist.inference.cases import failure_line
-from liverseg_dist.inference.postprocess import TUMOUR_CONNECTIVITY
+from liverseg_dist.inference.postprocess import TUMOUR_CONNECTIVITY, foreground_box
 from liverseg_dist.inference.predictor import Predictor
 from liverseg_dist.inference.runs import sha256_of
 from liverseg_dist.inference.segment import prepared, segment_onto
@@ -110,13 +110,12 @@ def volumes(mask_zyx: np.ndarray, grid: Grid) -> dict[str, object]:
     number of tumours (by faces, as LiTS counts lesions)."""
     counts = _counts(mask_zyx)
     tumour, liver = int(counts[TUMOUR]), int(counts[1] + counts[TUMOUR])
+    tumour_mask = structure_mask(mask_zyx, "tumour").view(np.uint8)
+    box = foreground_box(tumour_mask)  # in large scans the numbers of components, 4 bytes a voxel, count
     lesions = 0
-    if tumour:
-        lesions = int(
-            cc3d.connected_components(
-                structure_mask(mask_zyx, "tumour").view(np.uint8), connectivity=TUMOUR_CONNECTIVITY, return_N=True
-            )[1]
-        )
+    if box is not None:
+        inner = np.ascontiguousarray(tumour_mask[box])
+        lesions = int(cc3d.connected_components(inner, connectivity=TUMOUR_CONNECTIVITY, return_N=True)[1])
     return {
         "liver_ml": liver * grid.voxel_volume_ml,
         "tumour_ml": tumour * grid.voxel_volume_ml,

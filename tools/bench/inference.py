@@ -30,8 +30,10 @@ from torch import Tensor, nn
 
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.inference import Predictor
+from liverseg_dist.inference.memory import keep_freed_memory
 
-PEERS = {"monai": "monai", "nnunet": "nnunetv2"}
+PEERS = {"monai": ("monai",), "nnunet": ("nnunetv2", "acvl_utils")}
+"""Modules that each needs."""
 OVERLAP = 0.5
 Shape = tuple[int, int, int]
 
@@ -65,6 +67,7 @@ def make_scan(shape: Shape) -> np.ndarray:
 
 
 def run_ours(image: np.ndarray, model: nn.Module, patch: Shape) -> None:
+    keep_freed_memory()  # as the commands do
     predictor = our_predictor(model, patch)
     for _ in predictor.stream(image):
         pass
@@ -188,7 +191,7 @@ def main() -> None:
     if args.contest:
         contest(args.contest, shape, patch, args.repeats, args.labels)
         return
-    absent = [peer for peer in args.peers if importlib.util.find_spec(PEERS[peer]) is None]
+    absent = [peer for peer in args.peers if not all(map(importlib.util.find_spec, PEERS[peer]))]
     if absent:
         print(f"not installed, left out: {', '.join(absent)}", file=sys.stderr)
     names = ["ours", *(peer for peer in args.peers if peer not in absent)]
