@@ -35,6 +35,7 @@ from liverseg_dist.inference.memory import keep_freed_memory
 PEERS = {"monai": ("monai",), "nnunet": ("nnunetv2", "acvl_utils")}
 """Modules that each needs."""
 OVERLAP = 0.5
+SAME_ALLOCATOR = "BENCH_SAME_ALLOCATOR"
 Shape = tuple[int, int, int]
 
 
@@ -118,6 +119,8 @@ CONTESTANTS: dict[str, Callable[[np.ndarray, nn.Module, Shape], np.ndarray | Non
 def contest(name: str, shape: Shape, patch: Shape, repeats: int, labels: Path) -> None:
     """One contestant in this process; prints its figures as JSON."""
     torch.set_num_threads(1)
+    if os.environ.get(SAME_ALLOCATOR):
+        keep_freed_memory()
     CONTESTANTS[name](make_scan(patch), Cheap(patch), patch)  # imports and first-call costs
     image = make_scan(shape)
     before_kib = current_rss_kib()
@@ -153,7 +156,7 @@ def peak_rss_kib() -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
-def compete(names: list[str], shape: Shape, patch: Shape, repeats: int) -> list[dict[str, Any]]:
+def compete(names: list[str], shape: Shape, patch: Shape, repeats: int, same_allocator: bool) -> list[dict[str, Any]]:
     figures: dict[str, dict[str, Any]] = {}
     labels: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +164,7 @@ def compete(names: list[str], shape: Shape, patch: Shape, repeats: int) -> list[
             file = Path(folder) / f"{name}.npy"
             command = [sys.executable, "-W", "ignore", __file__, "--contest", name, "--labels", str(file)]
             command += ["--shape", *map(str, shape), "--patch", *map(str, patch), "--repeats", str(repeats)]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", SAME_ALLOCATOR: "1" if same_allocator else ""}
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
             figures[name] = json.loads(done.stdout.splitlines()[-1])
             labels[name] = np.load(file, mmap_mode="r")
@@ -183,6 +186,7 @@ def main() -> None:
     parser.add_argument("--long", type=int, nargs=3, default=(400, 512, 512), metavar=("Z", "Y", "X"))
     parser.add_argument("--patch", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X"))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--same-allocator", action="store_true", help="peers keep freed memory as we do")
     parser.add_argument("--peers", nargs="*", choices=sorted(PEERS), default=sorted(PEERS))
     parser.add_argument("--contest", choices=sorted(CONTESTANTS), help=argparse.SUPPRESS)
     parser.add_argument("--labels", type=Path, help=argparse.SUPPRESS)
@@ -195,7 +199,9 @@ def main() -> None:
     if absent:
         print(f"not installed, left out: {', '.join(absent)}", file=sys.stderr)
     names = ["ours", *(peer for peer in args.peers if peer not in absent)]
-    rows = [*compete(names, shape, patch, args.repeats), *compete(names, tuple(args.long), patch, 1)]
+    rows = compete(names, shape, patch, args.repeats, args.same_allocator)
+    if args.long[0]:
+        rows += compete(names, tuple(args.long), patch, 1, args.same_allocator)
     for row in rows:
         print(json.dumps(row))
     print(f"\n{'shape':16} {'case':16} {'against':8} {'ours':>9} {'theirs':>9} {'ratio':>7}  labels differing")
