@@ -9,7 +9,7 @@
 
 Memory of a rank = weights + gradients + optimizer state + exchange buffers (each by strategy) + activations + margin.
 The activations are found by walking through the real step with tensors that have no memory; the convolutions' inputs
-are rebuilt in backward anyway, so recomputing whole levels (checkpointing) saves little more. The margin is for
+are rebuilt in backward anyway, so recomputing whole levels (checkpointing) saves about a fifth more. The margin is for
 CUDA's context, library workspaces and the allocator's gaps: an assumption (memory.margin_gib), as is every bandwidth
 of --scale. With torch.compile the compiler decides what is kept: watch memory/gpu_gib of the first steps.
 """
