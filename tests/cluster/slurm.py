@@ -48,8 +48,11 @@ def why_not() -> str:
         return f"no SLURM here ({', '.join(missing)} not installed); tools/setup-slurm installs it"
     if os.geteuid() != 0:
         return "nodes are made of Linux namespaces, which needs root"
-    probe = subprocess.run(["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "true"], capture_output=True)
-    return "" if probe.returncode == 0 else "this machine (a container?) does not let root make Linux namespaces"
+    try_all = "mount -t tmpfs t /tmp && ip link add probe type bridge && ip link add one type veth peer name two"
+    apart = ("unshare", "--net", "--uts", "--mount", "--pid", "--fork", "sh", "-c", try_all)
+    probe = subprocess.run(apart, capture_output=True, text=True, env=os.environ | {"PATH": PATH})
+    said = " ".join(probe.stderr.split())
+    return "" if probe.returncode == 0 else f"no Linux namespaces, mounts or bridges for root here: {said}"
 
 
 class Cluster:
