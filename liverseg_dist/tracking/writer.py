@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -34,29 +36,59 @@ class NullWriter:
 
 
 class RunWriter:
-    """TensorBoard plus one JSON line per call of `scalars`. Figures past `resume_step` are dropped: they come again."""
+    """TensorBoard plus one JSON line per call of `scalars`. Figures past `resume_step` are dropped: they come again.
+
+    A disk that takes no more ends no run: what cannot be written is told once and missed, until there is room again.
+    """
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
-        self._events = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+        self._folder = folder
+        self._events: SummaryWriter | None = SummaryWriter(
+            str(folder), purge_step=resume_step + 1 if resume_step else None
+        )
         self._lines_path = folder / "metrics.jsonl"
         _keep_until(self._lines_path, resume_step)
         self._lines = self._lines_path.open("a", encoding="utf-8")
+        self._told = False
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
+        with self._unless_full():
+            for name, value in values.items():
+                self._board().add_scalar(name, value, step)
+        with self._unless_full():
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.flush()  # what does not fit stays in the buffer and goes with the next line
 
     def picture(self, step: int, name: str, rgb_YXC: np.ndarray) -> None:
-        self._events.add_image(name, rgb_YXC, step, dataformats="HWC")
+        with self._unless_full():
+            self._board().add_image(name, rgb_YXC, step, dataformats="HWC")
 
     def text(self, name: str, markdown: str) -> None:
-        self._events.add_text(name, markdown)
+        with self._unless_full():
+            self._board().add_text(name, markdown)
 
     def close(self) -> None:
-        self._events.close()
-        self._lines.close()
+        with self._unless_full():
+            self._board().close()
+        with self._unless_full():
+            self._lines.close()
+
+    def _board(self) -> SummaryWriter:
+        """A new events file after one that failed, for such a one takes nothing any more."""
+        if self._events is None:
+            self._events = SummaryWriter(str(self._folder))
+        return self._events
+
+    @contextmanager
+    def _unless_full(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._events = None
+            if not self._told:
+                reason = error.strerror or str(error)
+                print(f"warning: {self._folder}: figures cannot be written: {reason}; the run goes on", file=sys.stderr)
+            self._told = True
 
 
 def _keep_until(path: Path, step: int) -> None:

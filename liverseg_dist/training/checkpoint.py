@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 
 from liverseg_dist.distributed.collectives import agree, barrier, rank
 
@@ -61,9 +62,9 @@ class Checkpoints:
             return True
         try:
             pending.result()
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # the latter is no Exception
             if rank() == 0:
-                reason = " ".join(str(error).split())[:400]
+                reason = _cause(error)
                 print(f"warning: a checkpoint could not be written, the previous one stays: {reason}", file=sys.stderr)
             return False
         return True
@@ -146,6 +147,13 @@ def damage(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"unreadable: {error}"
     return ""
+
+
+def _cause(error: BaseException) -> str:
+    """The first rank's own words, without the traceback that torch packs around them."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return " ".join(str(error).split())[:400]
 
 
 def _sha256(path: Path) -> str:

@@ -1,6 +1,7 @@
 """The training loop: steps, figures, validation, checkpoints, and stopping where all ranks agree to."""
 
 import resource
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from liverseg_dist.config import Settings
 from liverseg_dist.data.loading import PatchLoader, PatchSource
 from liverseg_dist.distributed.collectives import agree, barrier, world_size
 from liverseg_dist.distributed.world import World
+from liverseg_dist.errors import RunFailed
 from liverseg_dist.tracking.progress import ProgressLine, progress
 from liverseg_dist.tracking.writer import NullWriter, RunWriter, Writer
 from liverseg_dist.training.checkpoint import Checkpoints
@@ -143,7 +145,10 @@ class Trainer:
         if found.score > self.progress.best_score:
             self.progress.best_score, self.progress.best_step = found.score, step
             if self.settings.checkpoint.keep_best and self.world.is_main:
-                self.folder.export(self.folder.best, weights)
+                try:
+                    self.folder.export(self.folder.best, weights)
+                except RunFailed as error:  # a full disk now may be empty at the end
+                    print(f"warning: {error}", file=sys.stderr)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """What is validated and exported: the average when EMA is on, else the weights. A collective call."""

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from liverseg_dist.config import Settings, load_settings
-from liverseg_dist.errors import UserError
+from liverseg_dist.errors import RunFailed, UserError
 
 FREE_TO_CHANGE = (
     "run.", "data.workers", "data.prefetch", "data.cache_gib", "data.store", "checkpoint.", "validation.pictures",
@@ -64,10 +65,20 @@ class RunFolder:
         write_text(self.path / "status.json", json.dumps(content))
 
     def export(self, path: Path, weights: dict[str, torch.Tensor]) -> None:
-        """Weights as safetensors, written aside and renamed. No metadata: equal weights give equal bytes."""
+        """Weights as safetensors, written aside and renamed. No metadata: equal weights give equal bytes.
+
+        Raises `RunFailed` where they cannot be written; an earlier file stays.
+        """
         aside = path.with_name(f".{path.name}.tmp")
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, str(aside))
-        os.replace(aside, path)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, str(aside))
+            os.replace(aside, path)
+        except (OSError, SafetensorError) as error:
+            aside.unlink(missing_ok=True)
+            raise RunFailed(
+                f"{path}: the weights cannot be written: {' '.join(str(error).split())}; all else is kept, make room "
+                "and run the same line again"
+            ) from None
 
 
 def refuse_other_settings(before: Settings, now: Settings, folder: Path) -> None:

@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="train on this many samples instead, whatever they cost")
     parser.add_argument("--base-features", type=int, default=8, help="nnU-Net's at full resolution (8)")
     parser.add_argument("--memory-gb", type=float, default=0.6, help="nnU-Net's planner target (0.6)")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     args.out.mkdir(parents=True, exist_ok=True)
     source = args.data or args.out / "Task03_Phantom"
     if args.data is None:
