@@ -8,6 +8,7 @@ The run's folder gets config.yaml, TensorBoard events, metrics.jsonl, checkpoint
 """
 
 import argparse
+import contextlib
 import sys
 from typing import Any
 
@@ -67,7 +68,8 @@ def _train(folder: RunFolder, parts: Parts, world: World) -> dict[str, Any]:
         outcome = trainer.run()
     except Exception as error:
         if world.is_main:
-            folder.set_status("failed", trainer.progress.step, max_steps, " ".join(str(error).split())[:500])
+            with contextlib.suppress(OSError):  # a full disk, which is what `error` tells about
+                folder.set_status("failed", trainer.progress.step, max_steps, " ".join(str(error).split())[:500])
         raise
     if world.is_main:
         folder.set_status("stopped" if outcome.stopped_by else "finished", outcome.progress.step, max_steps)

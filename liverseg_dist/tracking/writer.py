@@ -3,13 +3,16 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
+
+TRY_AGAIN_S = 60.0
+"""Before TensorBoard's file is tried again after a failure."""
 
 
 class Writer(Protocol):
@@ -50,45 +53,50 @@ class RunWriter:
         _keep_until(self._lines_path, resume_step)
         self._lines = self._lines_path.open("a", encoding="utf-8")
         self._told = False
+        self._next_try_s = 0.0
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        with self._unless_full():
+        def add(board: SummaryWriter) -> None:
             for name, value in values.items():
-                self._board().add_scalar(name, value, step)
-        with self._unless_full():
+                board.add_scalar(name, value, step)
+
+        self._on_board(add)
+        try:
             self._lines.write(json.dumps({"step": step, **values}) + "\n")
             self._lines.flush()  # what does not fit stays in the buffer and goes with the next line
+        except OSError as error:
+            self._tell(error)
 
     def picture(self, step: int, name: str, rgb_YXC: np.ndarray) -> None:
-        with self._unless_full():
-            self._board().add_image(name, rgb_YXC, step, dataformats="HWC")
+        self._on_board(lambda board: board.add_image(name, rgb_YXC, step, dataformats="HWC"))
 
     def text(self, name: str, markdown: str) -> None:
-        with self._unless_full():
-            self._board().add_text(name, markdown)
+        self._on_board(lambda board: board.add_text(name, markdown))
 
     def close(self) -> None:
-        with self._unless_full():
-            self._board().close()
-        with self._unless_full():
-            self._lines.close()
-
-    def _board(self) -> SummaryWriter:
-        """A new events file after one that failed, for such a one takes nothing any more."""
-        if self._events is None:
-            self._events = SummaryWriter(str(self._folder))
-        return self._events
-
-    @contextmanager
-    def _unless_full(self) -> Iterator[None]:
+        self._on_board(lambda board: board.close())
         try:
-            yield
+            self._lines.close()
         except OSError as error:
-            self._events = None
-            if not self._told:
-                reason = error.strerror or str(error)
-                print(f"warning: {self._folder}: figures cannot be written: {reason}; the run goes on", file=sys.stderr)
-            self._told = True
+            self._tell(error)
+
+    def _on_board(self, add: Callable[[SummaryWriter], object]) -> None:
+        """A board that failed once takes nothing any more: a new one is tried some time later."""
+        try:
+            if self._events is None and time.monotonic() >= self._next_try_s:
+                self._next_try_s = time.monotonic() + TRY_AGAIN_S
+                self._events = SummaryWriter(str(self._folder))
+            if self._events is not None:
+                add(self._events)
+        except OSError as error:
+            self._events, self._next_try_s = None, time.monotonic() + TRY_AGAIN_S
+            self._tell(error)
+
+    def _tell(self, error: OSError) -> None:
+        if not self._told:
+            reason = error.strerror or str(error)
+            print(f"warning: {self._folder}: figures cannot be written: {reason}; the run goes on", file=sys.stderr)
+        self._told = True
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.loading import PatchLoader, PatchSource
-from liverseg_dist.distributed.collectives import agree, barrier, world_size
+from liverseg_dist.distributed.collectives import agree, world_size
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.tracking.progress import ProgressLine, progress
@@ -172,9 +172,14 @@ class Trainer:
         """The last checkpoint and the portable weights, safely on disk."""
         self._save(wait=True)
         weights = self.weights()
+        problem: RunFailed | None = None
         if self.world.is_main:
-            self.folder.export(self.folder.model, weights)
-        barrier()
+            try:
+                self.folder.export(self.folder.model, weights)
+            except RunFailed as error:
+                problem = error
+        if (problem := agree(problem)) is not None:  # every rank ends with the same words, none waits for another
+            raise problem
 
     def _writer(self) -> Writer:
         if not self.world.is_main:

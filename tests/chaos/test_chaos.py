@@ -26,3 +26,5 @@ def test_faults_are_survived(phantom_source: Path, tmp_path: Path) -> None:
     kinds = {fault.kind: fault for fault in FAULTS}
     reports = campaign(tmp_path, [(kinds[kind], stage) for kind, stage in FEW], 0, phantom_source)
     assert [report for report in reports if not report.survived] == []
+    assert "weights cannot be written" in reports[0].said  # trained to the end on a full disk, and lost nothing
+    assert reports[0].restarts == 1
