@@ -111,6 +111,6 @@ def _together(action: Any) -> None:
     except LiversegError as error:
         problem = error
     except OSError as error:
-        problem = RunFailed(f"{error.filename or ''}: {error.strerror or error}")
+        problem = RunFailed(f"{error.filename or 'the run'}: {error.strerror or error}")
     if (problem := agree(problem)) is not None:
         raise problem

@@ -93,10 +93,13 @@ def refuse_other_settings(before: Settings, now: Settings, folder: Path) -> None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write aside, then rename: readers see the old or the new file, never half of one."""
+    """Write aside, then rename: readers see the old or the new file, never half of one. Raises `OSError`, with a name."""
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:  # a full disk does not say whose file it was
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def environment() -> dict[str, Any]:

@@ -109,9 +109,12 @@ def free(stage: Stage) -> None:
 
 
 def read_only(_process: Process, stage: Stage, _random: random.Random) -> str:
-    # A plain remount is refused while files are open for writing; a read-only layer above is not.
-    subprocess.run(["mount", "-o", "remount,ro,bind", str(stage.disk)], check=True, capture_output=True)
-    return "disk read-only"
+    # Refused while a file is just open for writing: once more, until the gap between two files is met.
+    command = ["mount", "-o", "remount,ro,bind", str(stage.disk)]
+    for _ in range(1000):
+        if subprocess.run(command, capture_output=True).returncode == 0:
+            return "disk read-only"
+    return "disk never idle enough to be made read-only"
 
 
 def writable(stage: Stage) -> None:

@@ -12,7 +12,6 @@ from tests.cluster.slurm import why_not
 FEW = (
     ("disk full", "train"),
     ("network cut in mid-step", "train"),
-    ("one asleep longer than its peers wait", "evaluate"),
     ("disk read-only", "convert"),
 )
 
@@ -26,5 +25,4 @@ def test_faults_are_survived(phantom_source: Path, tmp_path: Path) -> None:
     kinds = {fault.kind: fault for fault in FAULTS}
     reports = campaign(tmp_path, [(kinds[kind], stage) for kind, stage in FEW], 0, phantom_source)
     assert [report for report in reports if not report.survived] == []
-    assert "weights cannot be written" in reports[0].said  # trained to the end on a full disk, and lost nothing
-    assert reports[0].restarts == 1
+    assert "No space left on device" in reports[0].said
