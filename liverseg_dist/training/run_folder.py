@@ -93,7 +93,7 @@ def refuse_other_settings(before: Settings, now: Settings, folder: Path) -> None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write aside, then rename: readers see the old or the new file, never half of one. Raises `OSError`, with a name."""
+    """Write aside, then rename: readers see the old or the new file, never half of one. Raises a named `OSError`."""
     aside = path.with_name(f".{path.name}.tmp")
     try:
         aside.write_text(text, encoding="utf-8")
