@@ -13,6 +13,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,16 @@ wait $!
 """
 """The first process of a node: name, folder, own address, gateway. Its end is the end of everything on the node."""
 
+PROBE = """
+hostname probe
+mount -t tmpfs tmpfs /mnt
+mknod /mnt/gpu0 c 1 3
+ip link add probe0 type bridge
+ip link add probe1 type veth peer name probe2
+unshare --pid --fork --kill-child --mount-proc true
+"""
+"""All that a node needs from the kernel, tried in namespaces of its own."""
+
 
 def why_not() -> str:
     """What keeps this machine from running the cluster; empty when nothing does."""
@@ -48,8 +59,7 @@ def why_not() -> str:
         return f"no SLURM here ({', '.join(missing)} not installed); tools/setup-slurm installs it"
     if os.geteuid() != 0:
         return "nodes are made of Linux namespaces, which needs root"
-    try_all = "mount -t tmpfs t /tmp && ip link add probe type bridge && ip link add one type veth peer name two"
-    apart = ("unshare", "--net", "--uts", "--mount", "--pid", "--fork", "sh", "-c", try_all)
+    apart = ("unshare", "--net", "--uts", "--mount", "sh", "-ec", PROBE)
     probe = subprocess.run(apart, capture_output=True, text=True, env=os.environ | {"PATH": PATH})
     said = " ".join(probe.stderr.split())
     return "" if probe.returncode == 0 else f"no Linux namespaces, mounts or bridges for root here: {said}"
@@ -375,3 +385,22 @@ def _network_of(pid: int) -> str:
     with contextlib.suppress(OSError):
         return os.readlink(f"/proc/{pid}/ns/net")
     return ""
+
+
+def why_no_cluster() -> str:
+    """`why_not`, and where nothing speaks against it, what starting one really says."""
+    if reason := why_not():
+        return reason
+    folder = Path(tempfile.mkdtemp(prefix="lseg-"))
+    try:
+        with Cluster(folder / "c") as cluster:
+            cluster.run("srun", "-N2", "true")
+    except Exception as error:
+        return f"a cluster does not come up: {' '.join(str(error).split())[-500:]}"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return ""
+
+
+if __name__ == "__main__":
+    print(why_no_cluster())
