@@ -15,7 +15,7 @@ LEFT_OUT = ("__pycache__", "*.pyc", ".*")
 
 def where(folder: Path) -> Path:
     """Where the snapshot of today's code lies, or would lie."""
-    return folder.absolute() / "code" / _digest()
+    return folder.absolute() / "code" / digest()
 
 
 def take_snapshot(folder: Path) -> Path:
@@ -51,7 +51,7 @@ def _git(*words: str) -> str:
     return done.stdout.strip()
 
 
-def _digest() -> str:
+def digest() -> str:
     """Of all files that are copied: names and contents."""
     total = hashlib.sha256()
     for package in PACKAGES:

@@ -62,11 +62,12 @@ def _submit_all(steps: Sequence[Step]) -> list[str]:
             job = dataclasses.replace(job, after=f"{step.how}:{job_ids[-step.waits_for]}")
         text = render(job)
         job_ids.append(submit_to_slurm(job, text))
-        _keep(job, job_ids[-1], "slurm", text)
+        keep(job, job_ids[-1], "slurm", text)
     return job_ids
 
 
-def _keep(job: BatchJob, job_id: str, cluster: str, text: str = "") -> None:
+def keep(job: BatchJob, job_id: str, cluster: str, text: str = "") -> None:
+    """The records of a job that was handed over; `text` becomes its batch file, to submit again by hand."""
     folder = JobFolder(job.folder)
     if text:  # by hand, nobody waits for a job of long ago
         text = re.sub(r"^#SBATCH --(dependency|kill-on-invalid-dep)=.*\n", "", text, flags=re.MULTILINE)
@@ -131,7 +132,7 @@ def _here(steps: Sequence[Step], *, follow_it: bool) -> int:
     tasks = [(step.job, index) for step in steps for index in _indices(step.job)]
     for number, (job, index) in enumerate(tasks):
         started = start_here(job, _minutes(job.resources.time), index)
-        _keep(dataclasses.replace(job, array=""), started.job_id, "local")
+        keep(dataclasses.replace(job, array=""), started.job_id, "local")
         print(f"{job.name} runs here as process {started.job_id}; its log: {started.paths.stdout}", flush=True)
         if follow_it or number + 1 < len(tasks):
             process = started._process
