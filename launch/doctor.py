@@ -99,9 +99,10 @@ def doctor_job(folder: Path, resources: Resources, word: str, *, launcher: str =
 
 def _run(job: BatchJob, *, local: bool) -> Row:
     """The job's row when it is over."""
+    process = None
     if local:
         started = start_here(job, minutes=10)
-        job_id = started.job_id
+        job_id, process = started.job_id, started._process
         keep(job, job_id, "local")
     else:
         text = render(job)
@@ -114,9 +115,11 @@ def _run(job: BatchJob, *, local: bool) -> Row:
             state = row.state
             print(f"-- job {job_id}: {state}", file=sys.stderr, flush=True)
         if row.is_over:
+            if process is not None:
+                process.wait()
             return row
-        if local:
-            started._process.poll()  # type: ignore[union-attr]  # reaped, it is seen to be over
+        if process is not None:
+            process.poll()  # reaped, it is seen to be over
         time.sleep(POLL_S / 4)
 
 

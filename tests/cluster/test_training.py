@@ -1,0 +1,160 @@
+"""The real trainer on the real SLURM: however a job is disturbed, it ends with the bytes of an undisturbed run.
+
+Two nodes with one rank each, a tiny U-Net on phantoms. slurm/train.sbatch and launch.submit, srun and torchrun.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.submit import run as launch_submit
+from tests.cluster.conftest import ROOT
+from tests.cluster.slurm import Cluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+STEPS, EVERY = 12, 2
+TINY = (
+    "data.patch_size=[16,32,32]", "data.workers=1", "data.augmentation=light", "model.features=[4,8]",
+    "train.global_batch_size=4", "train.optimizer=adamw", "train.learning_rate=1e-3", "train.threads=1",
+    "train.log_every_steps=1", f"checkpoint.every_steps={EVERY}", "validation.every_steps=100",
+    "validation.max_cases=1", f"train.max_steps={STEPS}",
+)  # fmt: skip
+
+
+def sha256(run: Path) -> str:
+    return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+
+
+def by_batch_file(cluster: Cluster, run: Path, store: Path, launcher: str = "srun", *sbatch: str) -> str:
+    run.mkdir(parents=True)
+    options = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--mem=0")
+    environment = {"LIVERSEG_HOME": str(ROOT), "LIVERSEG_PYTHON": sys.executable, "LIVERSEG_LAUNCHER": launcher}
+    words = ("--device", "cpu", f"data.store={store}", f"run.dir={run}", *TINY)
+    log = f"--output={run}.log"
+    return cluster.sbatch(*options, log, *sbatch, ROOT / "slurm" / "train.sbatch", *words, cwd=run, **environment)
+
+
+def by_submit(run: Path, store: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    asked = ("--nodes", "2", "--tasks-per-node", "1", "--cpus-per-task", "1", "--parsable", *options)
+    assert launch_submit(["train", *asked, "--device", "cpu", f"data.store={store}", f"run.dir={run}", *TINY]) == 0
+    return capsys.readouterr().out.strip()
+
+
+def until_step(cluster: Cluster, run: Path, job_id: str, step: int) -> None:
+    def reached() -> bool:
+        assert cluster.state(job_id) in ("PENDING", "RUNNING", "CONFIGURING"), log_of(run, job_id)
+        return any(number >= step for number, _ in computed(run))
+
+    cluster.wait_for(reached, 120, f"step {step} of {run.name}")
+
+
+def computed(run: Path) -> list[tuple[int, float]]:
+    """(step, loss) as the run's metrics have them."""
+    try:
+        records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    except (OSError, ValueError):  # not there yet, or a line half-written
+        return []
+    return [(record["step"], record["train/loss"]) for record in records if "train/loss" in record]
+
+
+def log_of(run: Path, job_id: str) -> str:
+    logs = [Path(f"{run}.log"), run / "jobs" / f"{job_id}_0_log.out"]
+    return "\n".join(log.read_text() for log in logs if log.exists())
+
+
+def finishes(cluster: Cluster, run: Path, job_id: str, *, restarts: int) -> int:
+    """Wait for the good end; steps that were lost, as the restarts themselves tell it."""
+    ended = cluster.wait_state(job_id, timeout_s=300)
+    log = log_of(run, job_id)
+    assert (ended["JobState"], ended["ExitCode"], int(ended["Restarts"])) == ("COMPLETED", "0:0", restarts), log
+    assert [step for step, _ in computed(run)] == list(range(1, STEPS + 1)), log
+    left = {node: cluster.processes_of(node) for node in cluster.address if node in cluster.processes}
+    assert not any(left.values()), left
+    return len(re.findall(r"continues at step", log))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, phantom_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("cluster") / "undisturbed"
+    job_id = by_batch_file(cluster, run, phantom_store)
+    finishes(cluster, run, job_id, restarts=0)
+    return run
+
+
+def disturb(how: str, cluster: Cluster, job_id: str) -> None:
+    if how == "USR2":
+        cluster.run("scancel", "--signal=USR2", job_id)
+    elif how == "requeue":
+        cluster.run("scontrol", "requeue", job_id)
+    elif how == "preemption":
+        cluster.sbatch("-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    else:
+        nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job_id)["NodeList"]).split()
+        dead = nodes[0 if how == "first node" else 1]
+        cluster.kill_node(dead)
+        cluster.run("scontrol", "update", f"NodeName={dead}", "State=DOWN", "Reason=health")  # spares 20 s of waiting
+
+
+@pytest.mark.parametrize(
+    ("how", "through"),
+    [
+        ("USR2", "train.sbatch torchrun"),
+        ("first node", "train.sbatch srun"),
+        pytest.param("USR2", "submit srun", marks=pytest.mark.long),
+        pytest.param("requeue", "train.sbatch srun", marks=pytest.mark.long),
+        pytest.param("preemption", "submit srun", marks=pytest.mark.long),
+        pytest.param("second node", "submit torchrun", marks=pytest.mark.long),
+    ],
+)
+def test_disturbed_it_ends_with_the_same_bytes(
+    how: str,
+    through: str,
+    undisturbed: Path,
+    cluster: Cluster,
+    phantom_store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, launcher = tmp_path / "run", through.split()[1]
+    partition = ["--partition", "preemptible"] if how == "preemption" else []
+    if through.startswith("submit"):
+        job_id = by_submit(run, phantom_store, capsys, "--launcher", launcher, *partition)
+    else:
+        job_id = by_batch_file(cluster, run, phantom_store, launcher, *partition)
+    until_step(cluster, run, job_id, 4)
+    disturb(how, cluster, job_id)
+    assert finishes(cluster, run, job_id, restarts=1) == 1, "it continued from a checkpoint"
+    assert sha256(run) == sha256(undisturbed)
+
+
+def test_the_doctor_finds_two_nodes_sound(cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["doctor", "--nodes", "2", "--cpus-per-task", "1", "--folder", str(tmp_path / "runs"), "--json"]
+    code = launch_submit(words)
+    out = capsys.readouterr().out
+    found = json.loads(out.splitlines()[-1])
+    assert not [finding for finding in found["findings"] if finding["level"] == "problem"], out
+    assert code == 0
+    assert [report["meets"] for report in found["ranks"]] == [True, True]
+    assert len({report["node"] for report in found["ranks"]}) == 2
+
+
+def test_the_doctor_sees_that_a_folder_is_not_shared(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/dev/shm is each node's own here."""
+    monkeypatch.setattr("launch.doctor.LOG_S", 1.0)
+    folder = Path(f"/dev/shm/{cluster.folder.parent.name}")
+    try:
+        assert launch_submit(["doctor", "--cpus-per-task", "1", "--folder", str(folder)]) == 1
+    finally:
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        folder.rmdir()
+    out = capsys.readouterr().out
+    assert "problem: " in out
+    assert "shared --folder" in out
+    assert out.splitlines()[-1] == "verdict: training would fail here"
