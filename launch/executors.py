@@ -4,6 +4,8 @@ So a job file can be read, kept and submitted again by hand, all ranks save (not
 requeued after its ranks have ended (none is left over on a node), and nothing is ever unpickled.
 """
 
+import contextlib
+import io
 import os
 import shlex
 import shutil
@@ -41,10 +43,11 @@ def submit_to_slurm(job: BatchJob, text: str) -> str:
     folder = job.folder / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return str(BatchFileExecutor(folder, text)._submit_command("").job_id)
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
+            return str(BatchFileExecutor(folder, text)._submit_command("").job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         lines = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
-        said = " ".join(lines or str(error).split())[:400].replace("sbatch: error: ", "")
+        said = "; ".join(lines or [" ".join(str(error).split())])[:400].replace("sbatch: error: ", "")
         raise RunFailed(f"SLURM refused the job: {said}") from None
 
 

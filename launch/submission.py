@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -19,7 +20,7 @@ from launch.render import BatchJob, Resources, render
 from launch.runs import follow
 from launch.snapshot import take_snapshot, where
 from liverseg_dist.commands.main import main
-from liverseg_dist.errors import EXIT_DONE, UserError
+from liverseg_dist.errors import EXIT_DONE, RunFailed, UserError
 
 NODE_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/")
 
@@ -54,14 +55,19 @@ def submit(args: argparse.Namespace, resources: Resources, command: str, argumen
 
 
 def _submit_all(steps: Sequence[Step]) -> list[str]:
-    """Job ids in the plan's order; each waits for the one it follows."""
+    """Job ids in the plan's order; each waits for the one it follows. Refused in the middle, none is left behind."""
     job_ids: list[str] = []
     for step in steps:
         job = step.job
         if step.waits_for:
             job = dataclasses.replace(job, after=f"{step.how}:{job_ids[-step.waits_for]}")
         text = render(job)
-        job_ids.append(submit_to_slurm(job, text))
+        try:
+            job_ids.append(submit_to_slurm(job, text))
+        except RunFailed:
+            if job_ids:
+                subprocess.run(["scancel", *job_ids], capture_output=True)
+            raise
         keep(job, job_ids[-1], "slurm", text)
     return job_ids
 

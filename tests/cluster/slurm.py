@@ -226,7 +226,8 @@ class Cluster:
     def _start_network(self) -> None:
         for link in Path("/sys/class/net").glob(f"{BRIDGE}*"):  # of tests that were killed
             owner = link.name.removeprefix(BRIDGE)
-            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            is_bridge = (link / "bridge").is_dir()  # not a node's port, whose name another running cluster owns
+            if is_bridge and owner.isdigit() and not Path(f"/proc/{owner}").exists():
                 subprocess.run(["ip", "link", "del", link.name], env=self.environment, capture_output=True)
         self._ip("link", "add", self.bridge, "type", "bridge")
         self._ip("addr", "add", f"{self.gateway}/24", "dev", self.bridge)

@@ -4,13 +4,16 @@ The job itself must go on or end as it should, its log must say what happened, a
 """
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from launch.jobs import newest_step
-from tests.cluster.conftest import Submit
+from tests.cluster.conftest import ROOT, Submit
 from tests.cluster.slurm import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -169,6 +172,14 @@ def test_each_rank_sees_the_gpus_of_its_node(cluster: Cluster, tmp_path: Path) -
     rows = sorted((tmp_path / "log").read_text().splitlines())
     assert [row.split()[2:] for row in rows] == [["0", "0,1"], ["1", "0,1"], ["0", "0,1"], ["1", "0,1"]]
     assert len({row.split()[1] for row in rows}) == 2
+
+
+def test_another_cluster_on_this_machine_leaves_this_one_its_network(cluster: Cluster, tmp_path: Path) -> None:
+    other = "import sys, pathlib; from tests.cluster.slurm import Cluster; c = Cluster(pathlib.Path(sys.argv[1]))"
+    before = set(os.listdir("/sys/class/net"))
+    assert len([name for name in before if name.startswith(cluster.bridge)]) == 1 + len(cluster.address)
+    subprocess.run([sys.executable, "-c", f"{other}; c._start_network(); c.__exit__()", tmp_path], cwd=ROOT, check=True)
+    assert before <= set(os.listdir("/sys/class/net"))
 
 
 @pytest.mark.long

@@ -131,6 +131,39 @@ def test_disturbed_it_ends_with_the_same_bytes(
     assert sha256(run) == sha256(undisturbed)
 
 
+def test_what_slurm_refuses_is_one_line_and_leaves_nothing(
+    cluster: Cluster, phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["chain", str(phantom_source), str(tmp_path / "s.zarr"), f"run.dir={tmp_path / 'run'}", *TINY]
+    options = ["--partition", "nowhere", "--convert-sbatch", "partition=main", "--convert-sbatch", "hold"]
+    assert launch_submit([*words, *options]) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "SLURM refused the job: " in said
+    assert "Invalid partition name specified" in said
+    assert not cluster.run("squeue", "-h").strip(), "the conversion, accepted before, is cancelled"
+
+
+@pytest.mark.long
+def test_a_chain_in_folds_ends_in_one_report(
+    cluster: Cluster, phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Convert (an array), train two folds (an array), evaluate each, pool: seven tasks from one command."""
+    run = tmp_path / "cv"
+    words = ["chain", str(phantom_source), str(tmp_path / "s.zarr"), f"run.dir={run}", *TINY, "train.max_steps=2"]
+    coarse = ["convert.cleaning.spacing_mm=[6,6,6]", "convert.splits.folds=2"]
+    options = ["--array", "folds", "--convert-tasks", "2", "--cpus-per-task", "1", "--follow"]
+    assert launch_submit([*words, *coarse, *options]) == 0, capsys.readouterr().out
+    assert json.loads((run / "evaluation" / "summary.json").read_text())["n_cases"] >= 2
+    capsys.readouterr()
+    assert launch_submit(["status", str(run), "--json"]) == 0
+    jobs = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [job["state"] for job in jobs] == ["COMPLETED"] * 7
+    assert launch_submit(["logs", str(run), "--lines", "3"]) == 0
+    assert launch_submit(["cancel", str(run)]) == 0
+    assert "nothing to cancel" in capsys.readouterr().out
+
+
 def test_the_doctor_finds_two_nodes_sound(cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["doctor", "--nodes", "2", "--cpus-per-task", "1", "--folder", str(tmp_path / "runs"), "--json"]
     code = launch_submit(words)
