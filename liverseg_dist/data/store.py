@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import fsspec
 import numpy as np
 import zarr
 from pydantic import ValidationError
@@ -54,6 +55,8 @@ class CaseStore:
     def open(cls, path: str | Path) -> "CaseStore":
         """Open a folder or fsspec URL for reading. Raises `UserError` when it is no (finished) store of ours."""
         path = str(path)
+        if "://" in path:
+            _check_url(path)
         try:
             group = zarr.open_group(path, mode="r", zarr_format=3)
         except (GroupNotFoundError, FileNotFoundError, NotADirectoryError):
@@ -62,6 +65,10 @@ class CaseStore:
             raise UserError(f"{path}: {state} (tools/to_zarr SOURCE {path})") from None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: zarr.json is damaged ({' '.join(str(error).split())[:120]})") from None
+        except Exception as error:  # each kind of file system raises its own
+            if "://" not in path and not isinstance(error, OSError):
+                raise
+            raise UserError(f"{path}: cannot be read ({_said(error)}); can this machine reach it?") from None
         root = group.attrs.get(ATTRIBUTE)
         if not isinstance(root, dict):
             raise UserError(f"{path}: a Zarr group, but not written by liverseg convert")
@@ -185,3 +192,17 @@ class CaseStore:
         if values.size and values.flat[0] == FILL[name]:
             raise RunFailed(f"{self.path}: case {case_id}, {name}: its file is missing; convert again, which writes it")
         return values
+
+
+def _check_url(url: str) -> None:
+    """Raises `UserError` when this installation cannot read such URLs."""
+    try:
+        fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise UserError(f"{url}: {_said(error)}, then it can be read (pip install)") from None
+    except ValueError as error:
+        raise UserError(f"{url}: {_said(error)}; a folder, or a URL that fsspec knows (s3://, gs://, http://)") from None
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,7 +1,12 @@
 """The shard reader against zarr-python on every codec chain it knows, and what it says of broken files."""
 
+import re
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -114,6 +119,56 @@ def test_a_store_behind_an_fsspec_url(tmp_path: Path, codecs: list) -> None:
         reader.close()
     finally:
         memory.rm("/bucket", recursive=True)
+    np.testing.assert_array_equal(out, voxels[4:13, 9:26, 1:31])
+
+
+class PlainServer(SimpleHTTPRequestHandler):
+    """Python's own: no range requests, always the whole file."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class RangeServer(PlainServer):
+    """What nginx, S3 and the like do: status 206 and the bytes that were asked for."""
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        if asked is None or not path.is_file():
+            return super().do_GET()
+        content = path.read_bytes()
+        first, last = asked.groups()
+        part = content[int(first) : int(last) + 1 if last else None] if first else content[-int(last) :]
+        self.send_response(206)
+        start = int(first) if first else len(content) - len(part)
+        self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+        return None
+
+
+@contextmanager
+def served(folder: Path, handler: type[SimpleHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("handler", [PlainServer, RangeServer])
+def test_a_store_behind_a_web_server(tmp_path: Path, handler: type[SimpleHTTPRequestHandler]) -> None:
+    voxels = write(tmp_path, CODECS["blosc lz4hc crc32c"])
+    out = np.empty((9, 17, 30), np.int16)
+    with served(tmp_path, handler) as url:
+        reader = StoreReader(url)
+        array = reader.array("a", "image")
+        array.read_box((4, 9, 1), out)
+        reader.close()
+    assert isinstance(array, ShardedArray)
     np.testing.assert_array_equal(out, voxels[4:13, 9:26, 1:31])
 
 

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import tensorstore
 import yaozarrs
 import zarr
+from fsspec.registry import known_implementations
 
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.store import CaseStore
@@ -98,11 +100,31 @@ def test_parts_are_whole_and_disjoint(store: Path) -> None:
 
 
 def test_a_store_of_a_remote_file_system(store: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     memory.put(str(store), "/remote.zarr", recursive=True)
     opened = CaseStore.open("memory://remote.zarr")
     assert np.array_equal(opened.label("liver_2"), CaseStore.open(store).label("liver_2"))
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("nowhere://bucket/store.zarr", "a URL that fsspec knows"),
+        ("http://127.0.0.1:9/store.zarr", "can this machine reach it"),
+        ("memory://there/is/none.zarr", "no Zarr store is there"),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_one_line(url: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as refused:
+        CaseStore.open(url)
+    assert url in str(refused.value)
+
+
+def test_a_url_whose_driver_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = {"class": "no_such_module.FileSystem", "err": "Install absentfs to access it"}
+    monkeypatch.setitem(known_implementations, "absent", driver)
+    with pytest.raises(UserError, match=r"absent://b/s.zarr: Install absentfs to access it, then .*pip install"):
+        CaseStore.open("absent://b/s.zarr")
 
 
 @pytest.mark.parametrize(

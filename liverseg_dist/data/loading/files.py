@@ -78,7 +78,11 @@ class LocalFiles:
 
 
 class RemoteFiles:
-    """Files below an fsspec URL (s3://, gs://, http://, memory:// ...)."""
+    """Files below an fsspec URL (s3://, gs://, http://, memory:// ...).
+
+    A web server that knows no range requests sends whole files: what was asked for is cut out of them, at the cost of
+    transferring them.
+    """
 
     def __init__(self, filesystem: Any, root: str) -> None:
         self._filesystem = filesystem
@@ -88,12 +92,16 @@ class RemoteFiles:
         return bytes(self._filesystem.cat_file(f"{self._root}/{key}"))
 
     def read_tail(self, key: str, size: int) -> bytes:
-        return bytes(self._filesystem.cat_file(f"{self._root}/{key}", start=-size))
+        return bytes(self._filesystem.cat_file(f"{self._root}/{key}", start=-size))[-size:]
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         path = f"{self._root}/{key}"
         starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
-        return [bytes(part) for part in self._filesystem.cat_ranges([path] * len(ranges), starts, stops)]
+        parts = self._filesystem.cat_ranges([path] * len(ranges), starts, stops)
+        return [
+            bytes(part[start:stop] if len(part) > stop - start else part)
+            for part, (start, stop) in zip(parts, ranges, strict=True)
+        ]
 
     def close(self) -> None:
         pass
