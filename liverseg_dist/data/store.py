@@ -201,7 +201,7 @@ def _check_url(url: str) -> None:
     except ImportError as error:
         raise UserError(f"{url}: {_said(error)}, then it can be read (pip install)") from None
     except ValueError as error:
-        raise UserError(f"{url}: {_said(error)}; a folder, or a URL that fsspec knows (s3://, gs://, http://)") from None
+        raise UserError(f"{url}: {_said(error)}; give a folder, or a URL that fsspec knows (s3://, http://)") from None
 
 
 def _said(error: BaseException) -> str:

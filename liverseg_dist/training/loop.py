@@ -4,7 +4,6 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.loading import PatchLoader, PatchSource
+from liverseg_dist.data.augment import DeviceTransform
+from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.distributed.collectives import agree, world_size
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import RunFailed
@@ -88,7 +88,7 @@ class Trainer:
     def _steps(self, writer: Writer, stop: StopFlag) -> str:
         settings, first = self.settings, self.progress.step
         last = min(settings.train.max_steps, settings.train.stop_at_step or settings.train.max_steps)
-        stepper = Stepper(settings, self.parts.strategy, self.parts.loss, self.world.device)
+        stepper = Stepper(settings, self.parts.strategy, self.parts.loss)
         shape = (settings.train.micro_batch_size, 1, *settings.data.patch_size)
         self.parts.strategy.settle(torch.zeros(shape, device=self.world.device))
         source = PatchSource(
@@ -104,14 +104,21 @@ class Trainer:
         title = f"train {settings.train.max_steps} steps"
         with loader, progress(title, settings.train.max_steps, quiet=not self.world.is_main) as line:
             line.advance(first)
-            batches = iter(loader)
+            transform = DeviceTransform(settings.data.augmentation, settings.data.patch_size)
+            batches = DevicePrefetcher(loader, transform, self.world.device)
             for step in range(first, last):
                 if self._one(step, stepper, batches, stop.requested, writer, line):
                     return agree(stop.signal_name) or "a signal on another rank"
         return "" if self.progress.step >= settings.train.max_steps else "stop_at_step"
 
     def _one(
-        self, step: int, stepper: Stepper, batches: Iterator, stop_vote: bool, writer: Writer, line: ProgressLine
+        self,
+        step: int,
+        stepper: Stepper,
+        batches: DevicePrefetcher,
+        stop_vote: bool,
+        writer: Writer,
+        line: ProgressLine,
     ) -> bool:
         """One step and what belongs to its boundary. True when the ranks agree to stop."""
         result = stepper.run(step, batches, stop_vote)
@@ -201,6 +208,7 @@ class Trainer:
             "speed/samples_per_s_per_rank": samples_per_s / world_size(),
             "speed/step_s_median": float(np.median(times)),
             "speed/step_s_p95": float(np.percentile(times, 95)),
+            "speed/data_wait_s": result.wait_s,
             "speed/data_wait_share": sum(r.wait_s for r in self._recent) / float(times.sum()),
             "memory/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }

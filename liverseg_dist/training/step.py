@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.augment import DeviceTransform
-from liverseg_dist.data.loading import Batch
+from liverseg_dist.data.loading import DeviceBatch, DevicePrefetcher
 from liverseg_dist.distributed.collectives import all_sum, gather, rank, world_size
 from liverseg_dist.distributed.strategy import Strategy
 from liverseg_dist.errors import RunFailed
@@ -45,28 +44,25 @@ def rank_batches(settings: Settings, first_step: int, last_step: int) -> Iterato
 
 
 class Stepper:
-    """Runs optimizer steps with a strategy, a loss and the device-side transform."""
+    """Runs optimizer steps with a strategy and a loss."""
 
-    def __init__(self, settings: Settings, strategy: Strategy, loss: nn.Module, device: torch.device) -> None:
+    def __init__(self, settings: Settings, strategy: Strategy, loss: nn.Module) -> None:
         self.settings = settings
         self.strategy = strategy
         self.loss = loss
-        self.device = device
-        self.transform = DeviceTransform(settings.data.augmentation, settings.data.patch_size)
         mine = len(range(rank(), settings.train.global_batch_size, world_size()))
         self.micro_batches = math.ceil(mine / settings.train.micro_batch_size)
 
-    def run(self, step: int, batches: Iterator[Batch], stop_vote: bool) -> StepResult:
+    def run(self, step: int, batches: DevicePrefetcher, stop_vote: bool) -> StepResult:
         """Optimizer step `step` (from 0). A collective call."""
-        started = time.perf_counter()
-        waited = 0.0
+        started, waited_before = time.perf_counter(), batches.wait_s
         totals: dict[str, Tensor] = {}
         broken: list[str] = []
         for number in range(self.micro_batches):
-            before = time.perf_counter()
             batch = next(batches)
-            waited += time.perf_counter() - before
-            parts = self._micro_batch(batch, last=number == self.micro_batches - 1)
+            launched = self._launched(batch, last=number == self.micro_batches - 1)
+            batches.begin_next()
+            parts = {name: value.cpu() for name, value in launched.items()}
             if not torch.isfinite(parts["loss"]):
                 broken += [f"{n} ({case})" for n, case in zip(batch.indices, batch.case_ids, strict=True)]
             for name, value in parts.items():
@@ -77,20 +73,20 @@ class Stepper:
         rate = learning_rate(self.settings.train, step)
         norm = self._update(step, rate, broken, nonfinite > 0)
         loss = values.pop("loss")
-        elapsed = time.perf_counter() - started
+        elapsed, waited = time.perf_counter() - started, batches.wait_s - waited_before
         return StepResult(loss, values, norm, rate, nonfinite > 0, int(stop_votes), waited, elapsed)
 
-    def _micro_batch(self, batch: Batch, *, last: bool) -> dict[str, Tensor]:
-        batch = batch.to(self.device)
-        image_BCDHW, label_BDHW = self.transform(batch)
+    def _launched(self, batch: DeviceBatch, *, last: bool) -> dict[str, Tensor]:
+        """The batch's part in the step's loss and its parts, on the device: nothing here waits for a GPU."""
+        image_BCDHW = batch.image_BCDHW
         if self.settings.train.channels_last:
             image_BCDHW = image_BCDHW.contiguous(memory_format=torch.channels_last_3d)
         outputs = self.strategy.forward(image_BCDHW, last=last)
-        result = self.loss(outputs, label_BDHW)
+        result = self.loss(outputs, batch.label_BDHW)
         share = len(batch.indices) / self.settings.train.global_batch_size
         self.strategy.backward(result.total * share)
         named = {"loss": result.total, **result.parts}
-        return {name: value.detach().double().cpu() * share for name, value in named.items()}
+        return {name: value.detach().double() * share for name, value in named.items()}
 
     def _update(self, step: int, rate: float, broken: list[str], nonfinite: bool) -> float:
         if not nonfinite:

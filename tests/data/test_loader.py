@@ -164,12 +164,14 @@ def test_device_prefetcher_gives_the_same_samples(store: MiniStore, reference: d
     source = PatchSource(store, store.case_ids, SETTINGS, seed=7, global_batch_size=BATCH)
     with PatchLoader(source, rank_batches(0, 1), workers=1) as loader:
         got = {}
-        for batch in DevicePrefetcher(loader, DeviceTransform("strong", PATCH), torch.device("cpu")):
+        batches = DevicePrefetcher(loader, DeviceTransform("strong", PATCH), torch.device("cpu"))
+        for batch in batches:
+            batches.begin_next()
             for i, index in enumerate(batch.indices):
                 content = batch.image_BCDHW[i].numpy().tobytes() + batch.label_BDHW[i].numpy().tobytes()
                 got[index] = (batch.case_ids[i], hashlib.sha256(content).hexdigest())
     assert got == reference
-    assert loader.wait_s > 0
+    assert batches.wait_s == loader.wait_s > 0
 
 
 # --- failures -----------------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 On a CPU there is no second stream: batches are transformed when they are asked for.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
@@ -25,8 +25,8 @@ class DeviceBatch:
 class DevicePrefetcher:
     """Iterates a loader's batches, transformed and on `device`.
 
-    The next batch is begun before the current one is handed out, if the loader has it ready; it is never waited for at
-    that point. `loader.wait_s` counts the seconds the caller did wait for data.
+    Call `begin_next` when the work on the current batch is launched: where a GPU computes on, copying and augmentation
+    of the next one then run beside it. It never waits; a batch that was not begun is begun when it is asked for.
     """
 
     def __init__(self, loader: PatchLoader, transform: DeviceTransform, device: torch.device) -> None:
@@ -36,19 +36,29 @@ class DevicePrefetcher:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._begun: tuple[DeviceBatch, torch.cuda.Event] | None = None
 
-    def __iter__(self) -> Iterator[DeviceBatch]:
+    @property
+    def wait_s(self) -> float:
+        """Seconds the caller has waited for the loader so far; transforming is no waiting."""
+        return self._loader.wait_s
+
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> DeviceBatch:
         if self._stream is None:
             return self._transformed(next(self._loader))
         batch, done = self._begun or self._begin(self._stream)
-        self._begun = self._begin(self._stream) if self._loader.ready() else None
+        self._begun = None
         current = torch.cuda.current_stream(self._device)
         current.wait_event(done)
         batch.image_BCDHW.record_stream(current)  # the allocator must not reuse them while this stream reads
         batch.label_BDHW.record_stream(current)
         return batch
+
+    def begin_next(self) -> None:
+        """Launch the next batch's copy and transform on the side stream, if the loader has it ready."""
+        if self._stream is not None and self._begun is None and self._loader.ready():
+            self._begun = self._begin(self._stream)
 
     def _begin(self, stream: torch.cuda.Stream) -> tuple[DeviceBatch, torch.cuda.Event]:
         loaded = next(self._loader)
