@@ -6,6 +6,8 @@
   tools/to_zarr Task03_Liver store.zarr --splits nnunet                 its five folds, no test set
   tools/to_zarr Task03_Liver store.zarr --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT     sbatch --array=0-7
   tools/to_zarr Task03_Liver store.zarr --executor ray                  on the Ray cluster of this node (or RAY_ADDRESS)
+  tools/to_zarr Task03_Liver store.zarr convert.cleaning.missing_label=impute convert.labels_from=runs/first
+                                                                        label what has no label; for training only
 
 SRC is a folder in the layout of the Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr, imagesTs.
 Run again after an interruption: what is whole and unchanged is kept, only the rest is converted. The store opens when
@@ -22,11 +24,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from liverseg_dist.commands.options import add_settings, settings_from
+from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.conversion.executors import EXECUTORS
 from liverseg_dist.data.conversion.pipeline import Conversion, run_jobs
 from liverseg_dist.data.conversion.records import CaseJob, CaseRecord
@@ -35,9 +39,17 @@ from liverseg_dist.data.msd import MsdDataset, read_dataset
 from liverseg_dist.data.splits import Splits, parted_patients
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+from liverseg_dist.inference.labeller import RunLabeller
 from liverseg_dist.tracking.progress import progress
 
-COLOURS = {"kept": "green", "repaired": "yellow", "unlabelled": "cyan", "excluded": "red", "quarantined": "bold red"}
+COLOURS = {
+    "kept": "green",
+    "repaired": "yellow",
+    "imputed": "yellow",
+    "unlabelled": "cyan",
+    "excluded": "red",
+    "quarantined": "bold red",
+}
 SHADES = {"error": "red", "warning": "yellow", "info": "dim"}
 
 
@@ -58,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="stratified (default), nnunet (its five folds), or your JSON; short for convert.splits.kind and .file",
     )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where convert.labels_from computes (default: cpu)"
+    )
     add_settings(parser)
 
 
@@ -65,7 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     args.overrides += _splits(args.splits)
     settings = settings_from(args)
     dataset = read_dataset(args.source)
-    conversion = Conversion(dataset, args.store, settings.convert)
+    conversion = Conversion(dataset, args.store, settings.convert, _labeller(settings.convert, args.device))
     jobs = conversion.jobs(audit_only=args.dry_run)
     if not jobs:
         raise UserError(f"{args.source}: the data set names no case")
@@ -165,6 +180,22 @@ def _print_table(records: list[CaseRecord]) -> None:
     if not console.is_terminal:
         console = Console(width=160)
     console.print(table)
+
+
+def _labeller(convert: ConvertConfig, device: str) -> RunLabeller | None:
+    if convert.labels_from is None:
+        if convert.cleaning.missing_label == "impute":
+            raise UserError(
+                "convert.cleaning.missing_label=impute needs convert.labels_from=RUN, a finished run's folder"
+            )
+        return None
+    if convert.cleaning.missing_label == "exclude":
+        raise UserError(
+            "convert.labels_from is for convert.cleaning.missing_label=impute or unlabelled; set one of them"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU that torch can use; leave it out to label on the CPU")
+    return RunLabeller.of(convert.labels_from, device)
 
 
 def _splits(how: str | None) -> list[str]:

@@ -14,8 +14,9 @@ MAX_DENOISER_BYTES = 256 << 10
 
 
 class CleaningConfig(Section):
-    missing_label: Literal["exclude", "unlabelled"] = "exclude"
-    """What becomes of a training image without a label: left out, or kept without label (never used for losses)."""
+    missing_label: Literal["exclude", "unlabelled", "impute"] = "exclude"
+    """What becomes of a training image without a label: left out; kept without label (never used for losses); or
+    labelled by the run `convert.labels_from` and trained on, but never part of a test or validation set."""
     max_broken_fraction: float = Field(default=0.05, ge=0, lt=1)
     """NaN and infinite voxels become air, blank slices are interpolated; a scan with a larger share is excluded."""
     spacing_table: Path | None = None
@@ -104,6 +105,9 @@ class ConvertConfig(Section):
     cleaning: CleaningConfig = Field(default_factory=CleaningConfig)
     slab: SlabConfig = Field(default_factory=SlabConfig)
     splits: SplitConfig = Field(default_factory=SplitConfig)
+    labels_from: Path | None = None
+    """Folder of a finished run. missing_label=impute: it labels scans without label; unlabelled: it finds their liver,
+    so that the slab policy holds for them too."""
     workers: int = Field(default=0, ge=0)
     """Worker processes; 0: one per available core."""
     foreground_samples: int = Field(default=20_000, ge=1)

@@ -25,7 +25,7 @@ from liverseg_dist.data.label_geometry import is_identity, match_label
 from liverseg_dist.labels import CLASS_NAMES, LIVER, NUM_CLASSES, TUMOUR
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Volume
 
-Status = Literal["kept", "repaired", "unlabelled", "excluded"]
+Status = Literal["kept", "repaired", "imputed", "unlabelled", "excluded"]
 
 SLAB_SLICES = 64
 VERY_FEW_SLICES = 8
@@ -99,8 +99,10 @@ def _missing_label(cleaning: CleaningConfig, training: bool, named: Sequence[Fin
         return []
     why = named[0].message if named else "no label"
     if cleaning.missing_label == "exclude":
-        message = f"{why}; left out (convert.cleaning.missing_label=unlabelled keeps such scans)"
+        message = f"{why}; left out (convert.cleaning.missing_label=unlabelled or impute keeps such scans)"
         return [Finding("error", "label_missing", message)]
+    if cleaning.missing_label == "impute":
+        return [Finding("warning", "label_missing", f"{why}; to be labelled by the run convert.labels_from")]
     return [Finding("info", "label_missing", f"{why}; kept as an unlabelled scan")]
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-ORDER = ("quarantined", "excluded", "repaired", "unlabelled", "kept")
+from liverseg_dist.data.layout import TRAIN_ONLY
+
+ORDER = ("quarantined", "excluded", "repaired", "imputed", "unlabelled", "kept")
 """Worst first."""
 
 
@@ -23,6 +25,7 @@ def audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
     )
     audit = sorted(root["audit"].items(), key=lambda entry: (_badness(entry[1]), entry[0]))
     parts = dict.fromkeys(root["splits"]["test"], "test")
+    parts |= dict.fromkeys(root["splits"].get(TRAIN_ONLY, []), "training only")
     parts |= {case_id: f"fold {n}" for n, fold in enumerate(root["splits"]["folds"]) for case_id in fold}
     return pages.get_template("audit.html.j2").render(
         root=root,

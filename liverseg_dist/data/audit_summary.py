@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-STATUSES = ("kept", "repaired", "unlabelled", "excluded", "quarantined")
+STATUSES = ("kept", "repaired", "imputed", "unlabelled", "excluded", "quarantined")
 SEVERITIES = ("error", "warning", "info")
 NAMED = 5
 """Scans that a finding names at most."""

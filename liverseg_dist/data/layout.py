@@ -21,6 +21,8 @@ from liverseg_dist.volume import Grid, Index3
 SCHEMA = 1
 ATTRIBUTE = "liverseg"
 CASES = "cases"
+TRAIN_ONLY = "train_only"
+"""Entry of `splits`: cases that a run labelled, which stand in no fold and no test set; absent without such cases."""
 FILL = {"image": -32768, "label": 254, "source_label": 254, "foreground": -1}
 """Every chunk is written, so these never occur. Zarr reads a missing file as its fill value, without a word: a value
 that cannot be a voxel's tells, where 0 would pass for background."""

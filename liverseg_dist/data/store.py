@@ -3,7 +3,7 @@
 The format is documented in `layout.py`; zarr-python, tensorstore and OME-Zarr readers open it as well.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from zarr.errors import GroupNotFoundError
 
 from liverseg_dist.config import ConvertConfig, IntensityConfig
-from liverseg_dist.data.layout import ATTRIBUTE, CASES, FILL, SCHEMA
+from liverseg_dist.data.layout import ATTRIBUTE, CASES, FILL, SCHEMA, TRAIN_ONLY
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.volume import Float3, Grid
 
@@ -32,6 +32,8 @@ class CaseMeta:
     parent: str
     """The scan it was cut from: `case_id` itself, unless slab.policy=tile made several of it."""
     labelled: bool
+    imputed: bool
+    """Labelled by a run, not by people."""
     grid: Grid
     """Of the stored slab."""
     source_grid: Grid
@@ -138,6 +140,7 @@ class CaseStore:
             patient=case["patient"],
             parent=case["parent"],
             labelled=case["labelled"],
+            imputed="imputed_by" in case,
             grid=Grid.from_json(case["grid"]),
             source_grid=Grid.from_json(case["source_grid"]),
             valid_slices=(first, last),
@@ -147,18 +150,30 @@ class CaseStore:
         )
 
     def ids(self, part: Part, fold: int | Literal["all"] = 0) -> tuple[str, ...]:
-        """Case ids of a part. `fold` "all": train on all folds, validate on none. Raises `UserError`."""
+        """Case ids of a part. `fold` "all": train on all folds, validate on none. Raises `UserError`.
+
+        Cases that a run labelled are trained on in every fold but the one that validates on (or tests) their patient.
+        """
         splits = self._root["splits"]
         folds: list[list[str]] = splits["folds"]
         if part == "test":
             return tuple(splits["test"])
         if fold == "all":
-            return tuple(sorted(case for ids in folds for case in ids)) if part == "train" else ()
+            everything = [case for ids in folds for case in ids]
+            return self._with_imputed(everything, []) if part == "train" else ()
         if not 0 <= fold < len(folds):
             raise UserError(f"{self.path}: no fold {fold}; it has folds 0 to {len(folds) - 1}, or all")
         if part == "validation":
             return tuple(folds[fold])
-        return tuple(sorted(case for number, ids in enumerate(folds) if number != fold for case in ids))
+        return self._with_imputed(
+            [case for number, ids in enumerate(folds) if number != fold for case in ids], folds[fold]
+        )
+
+    def _with_imputed(self, train: Sequence[str], validation: Sequence[str]) -> tuple[str, ...]:
+        cases, splits = self._root["cases"], self._root["splits"]
+        apart = {cases[case_id]["patient"] for case_id in (*splits["test"], *validation)}
+        imputed = [case_id for case_id in splits.get(TRAIN_ONLY, []) if cases[case_id]["patient"] not in apart]
+        return tuple(sorted([*train, *imputed]))
 
     def image(self, case_id: str) -> np.ndarray:
         """HU, int16 (64, Y, X)."""

@@ -12,7 +12,7 @@ import zarr
 
 from liverseg_dist.data.conversion.settings import settings_sha256
 from liverseg_dist.data.conversion.writer import PRIVATE, SUMS, sha256_file
-from liverseg_dist.data.layout import ARRAYS, CASES
+from liverseg_dist.data.layout import ARRAYS, CASES, TRAIN_ONLY
 from liverseg_dist.data.splits import Splits, parted_patients
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import UserError
@@ -140,7 +140,8 @@ def _check_root(store: CaseStore) -> Iterator[Damage]:
     ids, root = set(store.case_ids), store.root
     try:
         splits = Splits(tuple(root["splits"]["test"]), tuple(map(tuple, root["splits"]["folds"])))
-        named = [*splits.test, *itertools.chain.from_iterable(splits.folds)]
+        imputed = list(root["splits"].get(TRAIN_ONLY, []))
+        named = [*splits.test, *itertools.chain.from_iterable(splits.folds), *imputed]
         for case_id in sorted({name for name in named if named.count(name) > 1}):
             yield Damage(case_id, "splits", "stands in more than one part")
         for case_id in sorted(set(named) - ids):
@@ -148,6 +149,8 @@ def _check_root(store: CaseStore) -> Iterator[Damage]:
         for case_id in sorted(ids & set(named)):
             if not store.meta(case_id).labelled:
                 yield Damage(case_id, "splits", "stands there without a label")
+            if store.meta(case_id).imputed != (case_id in imputed):
+                yield Damage(case_id, "splits", f"what a run labelled stands under {TRAIN_ONLY}, and nothing else does")
         if store.convert.splits.kind == "stratified" and ids >= set(named):
             for patient in parted_patients(splits, {case_id: store.meta(case_id).patient for case_id in ids}):
                 yield Damage("", "splits", f"scans of the patient of {patient} are on several sides")

@@ -108,19 +108,37 @@ def _judge_and_store(
     record.status, record.facts = audit.status, audit.facts
     record.findings = _json(audit.findings)
     record.voxel_sha256 = voxel_hash(image)
-    wanted = audit.status in ("kept", "repaired") or (
-        audit.status == "unlabelled" and job.convert.cleaning.missing_label == "unlabelled"
-    )
+    policy, guide = job.convert.cleaning.missing_label, None
+    wanted = audit.status in ("kept", "repaired") or (audit.status == "unlabelled" and policy != "exclude")
+    if policy == "impute" and not job.training:
+        wanted = False  # a scan that was set apart is not to be trained on
+    if wanted and audit.status == "unlabelled" and job.labeller is not None and not job.audit_only:
+        guide = Volume(job.labeller(image), image.grid)
+        if policy == "impute":
+            audit, guide = _imputed(job, audit, image, guide), None
+            record.status, record.facts, record.findings = audit.status, audit.facts, _json(audit.findings)
+            wanted = audit.status == "imputed"
     if audit.status == "unlabelled" and not wanted:
         message = "no label by design; not stored (convert.cleaning.missing_label=unlabelled stores it)"
         record.findings += _json([Finding("info", "not_stored", message)])
     if job.audit_only:
         return
     if wanted:
-        _store(job, record, image, audit)
+        _store(job, record, image, audit, guide)
     else:
         seen = image.reoriented()
         _save_thumbnail(job, seen.voxels, None, seen.spacing_mm)
+
+
+def _imputed(job: CaseJob, before: AuditResult, image: Volume, label: Volume) -> AuditResult:
+    """The audit of a scan with the label that a run gave it; excluded when the run found nothing that can be used."""
+    audit = audit_case(image, label, job.convert.cleaning)
+    said = [finding for finding in before.findings if finding.code not in {f.code for f in audit.findings}]
+    if audit.status == "excluded":
+        note = Finding("error", "label_not_imputed", "the run convert.labels_from gave it no usable label; left out")
+        return replace(audit, label=None, findings=(*said, *audit.findings, note))
+    note = Finding("warning", "label_imputed", "labelled by the run convert.labels_from; for training only")
+    return replace(audit, status="imputed", findings=(*said, *audit.findings, note))
 
 
 def _true_spacing(image: Volume, label: Volume | None, spacing_mm: Float3 | None) -> tuple[Volume, Volume | None]:
@@ -131,12 +149,19 @@ def _true_spacing(image: Volume, label: Volume | None, spacing_mm: Float3 | None
     return Volume(image.voxels, with_true_spacing(image.grid, spacing_mm)), label
 
 
-def _store(job: CaseJob, record: CaseRecord, image: Volume, audit: AuditResult) -> None:
+def _store(job: CaseJob, record: CaseRecord, image: Volume, audit: AuditResult, guide: Volume | None) -> None:
+    """`guide`: where a run sees the liver of a scan without label."""
     convert, case_id = job.convert, job.case.case_id
     clean = clean_scan(image, convert.cleaning)
-    label = None if audit.label is None else _onto(audit.label.reoriented(CANONICAL_ORIENTATION), clean.volume.grid)
-    slabs = place_slabs(clean.volume.grid, label, convert.cleaning.spacing_mm, convert.slab)
-    if label is not None:
+    label = None if audit.label is None else _onto(audit.label, clean.volume.grid)
+    shown = label
+    if guide is not None and guide.voxels.any():
+        shown = _onto(guide, clean.volume.grid)
+        note = "the run convert.labels_from found the liver; the slab lies on it, its voxels are not stored"
+        record.findings += _json([Finding("info", "liver_found", note)])
+    slabs = place_slabs(clean.volume.grid, shown, convert.cleaning.spacing_mm, convert.slab)
+    imputed = audit.status == "imputed"
+    if label is not None and not imputed:  # intensities are learnt from what people labelled
         liver = (label.voxels == LIVER) | (label.voxels == TUMOUR)
         record.histogram = HuHistogram.of(clean.volume.voxels[liver]).to_json()
         del liver
@@ -144,6 +169,8 @@ def _store(job: CaseJob, record: CaseRecord, image: Volume, audit: AuditResult) 
     for number, slab in enumerate(slabs):
         arrays = _cut(job, image.grid, clean.volume, label, slab)
         arrays.attributes.update(parent=case_id, cleaning=clean.provenance, source_sha256=record.source_sha256)
+        if imputed and job.labeller is not None:
+            arrays.attributes["imputed_by"] = job.labeller.fingerprint
         if audit.label is not None:
             arrays = replace(arrays, source_label=np.ascontiguousarray(audit.label.voxels))
         name = case_id if len(slabs) == 1 else f"{case_id}_tile{number}"
@@ -158,7 +185,8 @@ def _store(job: CaseJob, record: CaseRecord, image: Volume, audit: AuditResult) 
 
 
 def _onto(label: Volume, grid: Grid) -> Volume:
-    """The part of `label` on `grid`, which is its own grid or a crop of it (`convert.cleaning.body_margin_mm`)."""
+    """`label`, turned to RAS, on `grid`: its own grid or a crop of it (`convert.cleaning.body_margin_mm`)."""
+    label = label.reoriented(CANONICAL_ORIENTATION)
     start = np.rint(label.grid.index_of(grid.world_mm(np.zeros(3)))).astype(int)
     return label.cropped(start.tolist(), grid.shape)
 

@@ -23,7 +23,14 @@ from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.audit_page import audit_page
 from liverseg_dist.data.conversion.executors import Executor
 from liverseg_dist.data.conversion.locks import Locks, locked
-from liverseg_dist.data.conversion.records import CaseJob, CaseRecord, read_record, record_file, thumbnail_file
+from liverseg_dist.data.conversion.records import (
+    CaseJob,
+    CaseRecord,
+    Labeller,
+    read_record,
+    record_file,
+    thumbnail_file,
+)
 from liverseg_dist.data.conversion.root import root_content
 from liverseg_dist.data.conversion.settings import differences, made_with
 from liverseg_dist.data.conversion.writer import (
@@ -54,13 +61,15 @@ class Conversion:
     dataset: MsdDataset
     store: Path
     convert: ConvertConfig
+    labeller: Labeller | None = None
+    """The run `convert.labels_from`, as a function."""
 
     def jobs(self, *, audit_only: bool = False) -> list[CaseJob]:
         """Largest files first, so that the last worker does not end long after the others."""
         table = self.convert.cleaning.spacing_table
         spacing = read_spacing_table(table) if table is not None else {}
         jobs = [
-            CaseJob(case, training, self.store, self.convert, spacing.get(case.case_id), audit_only)
+            CaseJob(case, training, self.store, self.convert, spacing.get(case.case_id), audit_only, self.labeller)
             for cases, training in ((self.dataset.training, True), (self.dataset.test, False))
             for case in cases
         ]
@@ -116,7 +125,9 @@ class Conversion:
     def _agree(self, force: bool) -> None:
         """The store's settings are ours, or become ours."""
         mark = self.store / SETTINGS
-        wanted = made_with(self.dataset.name, self.convert)
+        wanted = made_with(
+            self.dataset.name, self.convert, None if self.labeller is None else self.labeller.fingerprint
+        )
         before = _read_json(mark)
         gone = sorted(self._recorded() - set(self._ids))
         changes = differences(before, wanted) if mark.exists() else []

@@ -5,20 +5,33 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.conversion.locks import Locks, locked
 from liverseg_dist.data.conversion.writer import PRIVATE, SUMS, Aside, json_text, sha256_file, write_text
 from liverseg_dist.data.layout import CASES, SCHEMA
 from liverseg_dist.data.msd import MsdCase
-from liverseg_dist.volume import Float3
+from liverseg_dist.volume import Float3, Volume
 
 RECORD_SCHEMA = 2
 PROCESSING = 1
 """Raise it when the same settings come to make other voxels: every case is then converted again."""
 NO_CONCERN_OF_A_CASE = {"outliers", "percentiles", "window_hu", "robust_z", "spacing_table"}
 """Cleaning settings that only the root depends on (clip and normalisation), or that reach a case by their content."""
+
+
+class Labeller(Protocol):
+    """Labels a scan that has no label. Crosses process borders."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything its answers depend on."""
+
+    def __call__(self, image: Volume) -> np.ndarray:
+        """Labels (uint8, z, y, x) on the image's own grid, for HU in any orientation."""
 
 
 @dataclass
@@ -52,13 +65,16 @@ class CaseJob:
     convert: ConvertConfig
     true_spacing_mm: Float3 | None = None
     audit_only: bool = False
+    labeller: Labeller | None = None
 
     @property
     def settings_sha256(self) -> str:
         """Of everything but the files' bytes that the stored case depends on."""
         cleaning = self.convert.cleaning.model_dump(mode="json", exclude=NO_CONCERN_OF_A_CASE)
+        labels_from = None if self.labeller is None else self.labeller.fingerprint
         if self.case.label is not None:
             cleaning.pop("missing_label")
+            labels_from = None
         what = {
             "versions": [SCHEMA, RECORD_SCHEMA, PROCESSING],
             "cleaning": cleaning,
@@ -67,6 +83,7 @@ class CaseJob:
             "true_spacing_mm": self.true_spacing_mm,
             "training": self.training,
             "notes": [finding.to_json() for finding in self.case.findings],
+            **({"labels_from": labels_from} if labels_from is not None else {}),
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

@@ -12,7 +12,7 @@ from liverseg_dist.data.cleaning.intensity import HuHistogram, fingerprint_of, i
 from liverseg_dist.data.conversion.records import CaseRecord
 from liverseg_dist.data.conversion.settings import public_settings, settings_sha256
 from liverseg_dist.data.duplicates import duplicate_findings, find_duplicates, ircadb_findings, ircadb_overlaps
-from liverseg_dist.data.layout import SCHEMA
+from liverseg_dist.data.layout import SCHEMA, TRAIN_ONLY
 from liverseg_dist.data.slab import pooled_coverage
 from liverseg_dist.data.splits import Splits, make_splits, read_patients
 from liverseg_dist.errors import RunFailed, UserError
@@ -28,6 +28,7 @@ def root_content(name: str, convert: ConvertConfig, records: Sequence[CaseRecord
     of_scan = patients_of(records, convert)
     patients = {case_id: of_scan[slab["parent"]] for case_id, slab in cases.items()}
     splits = _splits(records, cases, patients, convert)
+    imputed = sorted(case_id for case_id, slab in cases.items() if "imputed_by" in slab)
     shown = public_settings(convert)
     spacing = np.median([slab["slab"]["spacing_mm"] for slab in cases.values()], axis=0)
     foreground = _foreground(records, splits)
@@ -43,8 +44,10 @@ def root_content(name: str, convert: ConvertConfig, records: Sequence[CaseRecord
         "spacing_mm": [round(float(s), 6) for s in spacing],
         "intensity": intensity_of(foreground, convert.cleaning).model_dump(),
         "fingerprint": fingerprint_of(foreground),
-        "coverage": pooled_coverage(r.facts["coverage"] for r in records if r.slabs and "coverage" in r.facts),
-        "splits": splits.to_json(),
+        "coverage": pooled_coverage(
+            r.facts["coverage"] for r in records if r.slabs and "coverage" in r.facts and r.status != "imputed"
+        ),
+        "splits": {**splits.to_json(), **({TRAIN_ONLY: imputed} if imputed else {})},
         "cases": {case_id: {k: v for k, v in slab.items() if k != "files"} for case_id, slab in attributes.items()},
         "audit": audit_of(records),
     }
@@ -90,10 +93,14 @@ def patients_of(records: Sequence[CaseRecord], convert: ConvertConfig) -> dict[s
 def _splits(
     records: Sequence[CaseRecord], cases: Mapping[str, Any], patients: Mapping[str, str], convert: ConvertConfig
 ) -> Splits:
-    labelled = {case_id: slab["class_voxels"] for case_id, slab in cases.items() if slab["labelled"]}
+    labelled = {case_id: slab["class_voxels"] for case_id, slab in cases.items() if _by_people(slab)}
     burden = {case_id: tumour / max(1, liver + tumour) for case_id, (_, liver, tumour) in labelled.items()}
     held_out = {case_id for record in records if not record.training for case_id in record.slabs}
     return make_splits(burden, patients, convert.splits, held_out & burden.keys())
+
+
+def _by_people(slab: Mapping[str, Any]) -> bool:
+    return slab["labelled"] and "imputed_by" not in slab
 
 
 def _foreground(records: Sequence[CaseRecord], splits: Splits) -> HuHistogram:

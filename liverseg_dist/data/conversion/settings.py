@@ -14,7 +14,9 @@ from liverseg_dist.errors import UserError
 
 def public_settings(convert: ConvertConfig) -> dict[str, Any]:
     """As the root shows them: no paths, nothing that depends on the machine."""
-    shown = convert.model_dump(mode="json", exclude={"workers": True, "splits": {"file", "patients"}})
+    shown = convert.model_dump(
+        mode="json", exclude={"workers": True, "labels_from": True, "splits": {"file", "patients"}}
+    )
     shown["cleaning"].pop("spacing_table")
     return shown
 
@@ -23,11 +25,16 @@ def settings_sha256(shown: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
-def made_with(dataset: str, convert: ConvertConfig) -> dict[str, Any]:
-    """What has to be the same for a run to continue a store; files of settings count by their content."""
+def made_with(dataset: str, convert: ConvertConfig, labels_from: str | None = None) -> dict[str, Any]:
+    """What has to be the same for a run to continue a store; files of settings count by their content.
+
+    `labels_from`: fingerprint of the run that labels scans.
+    """
     shown = public_settings(convert)
     shown["splits"] |= {"file": _content(convert.splits.file), "patients": _content(convert.splits.patients)}
     shown["cleaning"]["spacing_table"] = _content(convert.cleaning.spacing_table)
+    if labels_from is not None:
+        shown["labels_from"] = labels_from
     return {"schema": SCHEMA, "dataset": dataset, "convert": shown}
 
 
