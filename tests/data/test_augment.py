@@ -222,6 +222,37 @@ def test_enhancement_changes_liver_and_tumour_apart() -> None:
     close(intensity.shift_enhancement(image.clone(), label, 0.2, -0.1), expected)
 
 
+@pytest.mark.parametrize(
+    ("flipped", "shift"), [((), (0, 9, -7)), ((2,), (-3, 0, 5)), ((0, 1, 2), (2, -4, 11)), ((), (0, 0, 0))]
+)
+def test_copied_tumours_against_scipy(flipped: tuple[int, ...], shift: tuple[int, int, int]) -> None:
+    image, label = volume(), labels()
+    before = image.clone(), label.clone()
+    pasted, marked = intensity.copy_tumours(image, label, flipped, shift)
+    assert torch.equal(image, before[0])
+    assert torch.equal(label, before[1])
+    moved_image, moved_label = (
+        ndimage.shift(np.flip(v.numpy(), flipped), shift, order=0, cval=0.0) for v in (image, label)
+    )
+    where = (moved_label == 2) & (label.numpy() == 1)
+    assert where.any() == (shift != (0, 0, 0))
+    fade = np.where(where, ndimage.uniform_filter(where.astype(np.float64), 3, mode="constant"), 0.0)
+    close(pasted, image.numpy() + fade * (moved_image - image.numpy()))
+    np.testing.assert_array_equal(marked.numpy(), np.where(where, 2, label.numpy()))
+
+
+def test_tumours_are_copied_as_often_as_the_preset_says_and_other_draws_stay() -> None:
+    strong, without = PRESETS["strong"], replace(PRESETS["strong"], p_tumour_copy=0.0)
+    draws = [draw_augmentation(strong, (64, 128, 128), seed) for seed in range(1000)]
+    copies = [draw.tumour_copy for draw in draws if draw.tumour_copy is not None]
+    assert frequency_is(len(copies), len(draws), 0.2)
+    shifts = np.abs([copy.shift for copy in copies])
+    assert (shifts <= (16, 32, 32)).all()
+    assert (shifts.max(axis=0) > (13, 28, 28)).all()
+    for seed in range(50):
+        assert repr(replace(draws[seed], tumour_copy=None)) == repr(draw_augmentation(without, (64, 128, 128), seed))
+
+
 # --- presets ------------------------------------------------------------------------------------------------------
 
 

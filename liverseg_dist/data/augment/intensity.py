@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from liverseg_dist.data.augment.spatial import along_axis
 from liverseg_dist.labels import LIVER, TUMOUR
-from liverseg_dist.volume import Float3
+from liverseg_dist.volume import Float3, Index3
 
 Tensor = torch.Tensor
 _EPSILON = 1e-7
@@ -102,6 +102,29 @@ def _power(image: Tensor, exponent: float) -> Tensor:
     for piece in image.view(-1).split(_SERIAL_VALUES) if image.device.type == "cpu" else (image,):
         piece.pow_(exponent)
     return image
+
+
+def copy_tumours(image: Tensor, label: Tensor, flipped_axes: tuple[int, ...], shift: Index3) -> tuple[Tensor, Tensor]:
+    """Show the patch's tumours a second time: turned over, moved, and pasted where the liver is (new tensors).
+
+    Copy-paste (Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177) within one scan, so that noise, contrast phase and
+    resolution fit. What would stick out of the liver is left out; the image fades in over one voxel at the rim.
+    """
+    lesion = (label == TUMOUR).flip(flipped_axes) if flipped_axes else label == TUMOUR
+    pasted = _moved(lesion, shift) & (label == LIVER)
+    source = _moved(image.flip(flipped_axes) if flipped_axes else image, shift)
+    inside = F.avg_pool3d(pasted[None, None].to(image.dtype), 3, stride=1, padding=1, count_include_pad=True)[0, 0]
+    weight = torch.where(pasted, inside, torch.zeros_like(inside))
+    return image + weight * (source - image), torch.where(pasted, torch.full_like(label, TUMOUR), label)
+
+
+def _moved(volume: Tensor, shift: Index3) -> Tensor:
+    """Voxel p goes to p + shift; what comes in is zero, what leaves is lost."""
+    out = torch.zeros_like(volume)
+    into = tuple(slice(max(0, s), n + min(0, s)) for s, n in zip(shift, volume.shape, strict=True))
+    of = tuple(slice(max(0, -s), n + min(0, -s)) for s, n in zip(shift, volume.shape, strict=True))
+    out[into] = volume[of]
+    return out
 
 
 def shift_enhancement(image: Tensor, label: Tensor, liver: float, tumour: float) -> Tensor:

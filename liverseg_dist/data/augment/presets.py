@@ -7,7 +7,7 @@ transforms of `nnunet` are those of nnU-Net v2's default trainer (https://github
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -64,6 +64,9 @@ class Preset:
     p_enhancement: float = 0.0
     enhancement: Range = (-0.3, 0.3)
     """Contrast-phase shift: liver and tumour change by separate amounts, in standard deviations of the image."""
+    p_tumour_copy: float = 0.0
+    tumour_copy_reach: float = 0.25
+    """The patch's tumours are shown a second time in its liver, up to this share of the patch away, turned over."""
 
 
 PRESETS: dict[PresetName, Preset] = {
@@ -98,6 +101,7 @@ PRESETS: dict[PresetName, Preset] = {
         p_inverted_gamma=0.1,
         p_gamma=0.3,
         p_enhancement=0.2,
+        p_tumour_copy=0.2,
     ),
 }
 
@@ -131,7 +135,16 @@ class AugmentDraw:
     gamma: float | None = None
     enhancement: tuple[float, float] | None = None
     """Added to liver, to tumour."""
+    tumour_copy: "TumourCopy | None" = None
     in_plane_only: bool = False
+
+
+@dataclass(frozen=True)
+class TumourCopy:
+    """Where the patch's tumours are shown again: turned over along `flipped_axes`, then moved by `shift` voxels."""
+
+    flipped_axes: tuple[int, ...]
+    shift: Index3
 
 
 def describe(draw: AugmentDraw) -> list[str]:
@@ -142,6 +155,8 @@ def describe(draw: AugmentDraw) -> list[str]:
         said += [f"turned by {math.degrees(turn):.0f} degrees"] if draw.spatial.rotates else []
         said += ["scaled by " + " ".join(f"{1 / s:.2f}" for s in scaling)] if np.ptp([*scaling, 1.0]) > 1e-9 else []
         said += ["bent"] if draw.spatial.control_displacement is not None else []
+    if draw.tumour_copy is not None:
+        said.append("tumours shown again")
     if draw.enhancement is not None:
         said.append("enhancement {:+.2f} {:+.2f}".format(*draw.enhancement))
     for name, value in (
@@ -193,7 +208,7 @@ def _draw_cached(preset: Preset, patch_size: Index3, seed: int) -> AugmentDraw:
     if sigma_z is not None:
         blur = (sigma_z, random.uniform(*preset.blur_sigma_voxels), random.uniform(*preset.blur_sigma_voxels))
     liver = drawn(preset.p_enhancement, preset.enhancement)
-    return AugmentDraw(
+    drawn_so_far = AugmentDraw(
         spatial=spatial,
         field_shape=_field_shape(spatial, patch_size) if spatial else None,
         noise_sigma=noise,
@@ -208,6 +223,15 @@ def _draw_cached(preset: Preset, patch_size: Index3, seed: int) -> AugmentDraw:
         enhancement=None if liver is None else (liver, random.uniform(*preset.enhancement)),
         in_plane_only=in_plane,
     )
+    if preset.p_tumour_copy <= 0 or not random.chance(preset.p_tumour_copy):
+        return drawn_so_far
+    return replace(drawn_so_far, tumour_copy=_draw_tumour_copy(preset, patch_size, random))
+
+
+def _draw_tumour_copy(preset: Preset, patch_size: Index3, random: CounterRandom) -> TumourCopy:
+    flipped = tuple(axis for axis in range(3) if random.chance(0.5))
+    z, y, x = (round(random.uniform(-1.0, 1.0) * preset.tumour_copy_reach * size) for size in patch_size)
+    return TumourCopy(flipped, (z, y, x))
 
 
 def _draw_spatial(

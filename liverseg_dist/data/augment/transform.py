@@ -2,8 +2,8 @@
 
 A sample's result depends on its voxels and its seed alone: samples are worked on one by one, so neither the batch it
 shares nor the number of ranks can change a bit of it (on one kind of device). A transform that a sample does not draw
-costs nothing. Order: spatial, contrast phase, thick slices, noise, blur, brightness, contrast, low resolution, inverted
-gamma, gamma, mirror; the ones nnU-Net has in nnU-Net's order.
+costs nothing. Order: spatial, tumour copies, contrast phase, thick slices, noise, blur, brightness, contrast, low
+resolution, inverted gamma, gamma, mirror; the ones nnU-Net has in nnU-Net's order.
 """
 
 from typing import Protocol
@@ -14,6 +14,7 @@ from liverseg_dist.data.augment.intensity import (
     add_noise,
     blur,
     change_gamma,
+    copy_tumours,
     lower_resolution,
     scale_brightness,
     scale_contrast,
@@ -59,6 +60,8 @@ class DeviceTransform:
         for i in range(count):
             draw = draw_augmentation(self._preset, self.patch_size, seeds[i])
             image, label = self._field(hu_BCDHW[i, 0], label_BDHW[i], draw, intensities[i])
+            if draw.tumour_copy is not None:
+                image, label = copy_tumours(image, label, draw.tumour_copy.flipped_axes, draw.tumour_copy.shift)
             image = _augment_intensity(image, label, draw, seeds[i])
             if draw.mirrored_axes:
                 image, label = image.flip(draw.mirrored_axes), label.flip(draw.mirrored_axes)
