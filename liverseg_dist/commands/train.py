@@ -8,16 +8,18 @@ The run's folder gets config.yaml, TensorBoard events, metrics.jsonl, checkpoint
 """
 
 import argparse
-import contextlib
 import sys
+from contextlib import suppress
 from typing import Any
 
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import Settings
 from liverseg_dist.distributed.collectives import agree
+from liverseg_dist.distributed.watch import Watch
 from liverseg_dist.distributed.world import World
-from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, LiversegError, RunFailed, UserError
+from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, EXIT_FAILED, EXIT_USER, LiversegError, RunFailed, UserError
 from liverseg_dist.inference.memory import keep_freed_memory
+from liverseg_dist.training.failure import in_one_line, write_story
 from liverseg_dist.training.loop import Outcome, Trainer
 from liverseg_dist.training.run_folder import RunFolder
 from liverseg_dist.training.setup import Parts, build, open_store, resolve_settings
@@ -47,32 +49,49 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
     store = open_store(settings)
     settings = resolve_settings(settings, store)
-    with world.connected(args.timeout):
-        parts = build(settings, store, world)
-        print(_plan(parts, world), flush=True)
-        if args.dry_run:
-            return {"run": str(folder.path), "dry_run": True}
-        _together(lambda: folder.open(settings) if world.is_main else None)
-        return _train(folder, parts, world)
+    with world.connected(args.timeout), Watch(world, args.timeout) as watch:
+        try:
+            parts = build(settings, store, world)
+            print(_plan(parts, world), flush=True)
+            if args.dry_run:
+                return {"run": str(folder.path), "dry_run": True}
+            _together(lambda: folder.open(settings) if world.is_main else None)
+            return _train(folder, parts, world, watch)
+        except Exception as error:
+            return _failed(folder, world, watch, error)
 
 
-def _train(folder: RunFolder, parts: Parts, world: World) -> dict[str, Any]:
-    max_steps = parts.settings.train.max_steps
-    trainer = Trainer(folder, parts, world)
+def _failed(folder: RunFolder, world: World, watch: Watch, error: Exception) -> dict[str, Any]:
+    """One line, told by one rank (by raising); the others only end. The whole story goes to RUN/errors/."""
+    mistake = isinstance(error, UserError)
+    story = None if mistake else write_story(folder.path, error, world.global_rank, watch.step)
+    line, ours = watch.account(error, in_one_line(error), name_rank=not mistake)
+    if world.is_main and not mistake:
+        with suppress(OSError):  # a full disk, which is perhaps what the error is about
+            folder.set_status("failed", watch.step, watch.last_step, line[:500])
+    if not ours:
+        return {"error": line, "exit_code": EXIT_USER if mistake else EXIT_FAILED}
+    if mistake:
+        raise error
+    raise RunFailed(f"{line}; the whole story: {story}" if story else line) from error
+
+
+def _train(folder: RunFolder, parts: Parts, world: World, watch: Watch) -> dict[str, Any]:
+    max_steps = watch.last_step = parts.settings.train.max_steps
+    trainer = Trainer(folder, parts, world, watch)
     first = trainer.resume()
     if first:
         print(f"continues at step {first} of {max_steps}", flush=True)
     if world.is_main:
         folder.set_status("running", first, max_steps)
-    try:
-        outcome = trainer.run()
-    except Exception as error:
-        if world.is_main:
-            with contextlib.suppress(OSError):  # a full disk, which is what `error` tells about
-                folder.set_status("failed", trainer.progress.step, max_steps, " ".join(str(error).split())[:500])
-        raise
+    outcome = trainer.run()
     if world.is_main:
         folder.set_status("stopped" if outcome.stopped_by else "finished", outcome.progress.step, max_steps)
+    if outcome.stopped_by and not outcome.saved:
+        raise RunFailed(
+            f"stopped at step {outcome.progress.step} by {outcome.stopped_by}, but the last checkpoint could not be "
+            f"written to {folder.checkpoints}; free some space: the same line goes on from the one before"
+        )
     return _result(folder, outcome, max_steps)
 
 

@@ -7,6 +7,7 @@ State is named tensors, `model.<parameter>` and `optimizer.<parameter>.<key>`: t
 checkpoint of one resumes on another and on any number of ranks.
 """
 
+import math
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 
@@ -20,6 +21,9 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 class Strategy(ABC):
     """A model spread over ranks, with its optimizer."""
+
+    skips_nonfinite = True
+    """Whether a gradient that is not finite leaves the weights as they were."""
 
     def __init__(
         self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str
@@ -50,16 +54,22 @@ class Strategy(ABC):
         """Add this micro-batch's gradients."""
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update, forget the gradients; returns the global gradient norm before clipping."""
+        """Clip, update, forget the gradients; returns the global gradient norm before clipping.
+
+        A norm that is not finite means that nothing was updated.
+        """
         self.scaler.unscale_(self.optimizer)
         limit = self.clip_grad_norm or float("inf")
-        norm = _full(nn.utils.clip_grad_norm_(self.plain.parameters(), limit))
+        norm = float(_full(nn.utils.clip_grad_norm_(self.plain.parameters(), limit)))
+        if not self.scaler.is_enabled() and not math.isfinite(norm):
+            self.skip()
+            return norm
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.skip()
-        return float(norm)
+        return norm
 
     def skip(self) -> None:
         """Forget the gradients of this step."""

@@ -31,6 +31,7 @@ class Zero(Strategy):
         self._engine, _, _, _ = deepspeed.initialize(model=plain, optimizer=optimizer, config=_engine_config(config))
         self._sharded = config.zero_stage > 0
         self._stage = config.zero_stage
+        self.skips_nonfinite = not self._sharded  # DeepSpeed updates before it tells the norm
 
     def forward(self, image_BCDHW: Tensor, *, last: bool) -> Tensor | list[Tensor]:
         self._engine.set_gradient_accumulation_boundary(last)

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 
 from liverseg_dist.distributed.collectives import agree, barrier, rank
+from liverseg_dist.errors import RunFailed
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -30,13 +32,14 @@ STATE = "state.json"
 class Checkpoints:
     """The `checkpoints/` folder of a run. Every method is called on every rank, in the same order."""
 
-    def __init__(self, folder: Path, keep_last: int) -> None:
+    def __init__(self, folder: Path, keep_last: int, timeout_s: float = 1800.0) -> None:
         self.folder = folder
         self.keep_last = keep_last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         # A group of its own: the training's collectives go on while the writer's are under way.
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        timeout = timedelta(seconds=timeout_s)
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
         if rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while writing
@@ -80,7 +83,10 @@ class Checkpoints:
     def load(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Read the checkpoint of `step` into `tensors`, in place."""
         reader = HuggingFaceStorageReader(str(self.folder / f"step_{step}"))
-        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        try:
+            dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        except CheckpointException as error:  # no Exception
+            raise RunFailed(f"{self.folder / f'step_{step}'} cannot be loaded: {_cause(error)}") from error
 
     def _write(self, aside: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         try:

@@ -14,6 +14,7 @@ from liverseg_dist.config import Settings
 from liverseg_dist.data.augment import DeviceTransform
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.distributed.collectives import agree, world_size
+from liverseg_dist.distributed.watch import Watch
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.tracking.progress import ProgressLine, progress
@@ -45,22 +46,25 @@ class Outcome:
 
     progress: Progress
     stopped_by: str
+    saved: bool = True
+    """Whether the last checkpoint is safe on disk."""
 
 
 class Trainer:
     """A run from its newest checkpoint to its end, or to a stop."""
 
-    def __init__(self, folder: RunFolder, parts: Parts, world: World) -> None:
-        self.folder, self.parts, self.world = folder, parts, world
+    def __init__(self, folder: RunFolder, parts: Parts, world: World, watch: Watch) -> None:
+        self.folder, self.parts, self.world, self.watch = folder, parts, world, watch
         self.settings: Settings = parts.settings
         self.ema = Ema(parts.strategy.plain, self.settings.train.ema_decay)
-        self.checkpoints = Checkpoints(folder.checkpoints, self.settings.checkpoint.keep_last)
+        self.checkpoints = Checkpoints(folder.checkpoints, self.settings.checkpoint.keep_last, watch.timeout_s)
         self.progress = Progress()
         self._last_save_s = time.monotonic()
         self._recent: deque[StepResult] = deque(maxlen=200)
 
     def resume(self) -> int:
         """Load the newest whole checkpoint, if there is one; returns the step the run goes on from."""
+        self.watch.mark(0, "resuming")
         state = self.checkpoints.newest()
         if state is None:
             return 0
@@ -76,19 +80,19 @@ class Trainer:
         """Train to the end or to a stop. A collective call."""
         self._last_save_s = time.monotonic()
         writer = self._writer()
-        try:
-            with StopFlag() as stop:
+        with StopFlag() as stop:
+            try:
                 stopped_by = self._steps(writer, stop)
-            self._close(stopped_by)
-        finally:
-            self.checkpoints.close()
-            writer.close()
-        return Outcome(self.progress, stopped_by)
+                saved = self._close()
+            finally:
+                self.checkpoints.close()
+                writer.close()
+        return Outcome(self.progress, stopped_by, saved)
 
     def _steps(self, writer: Writer, stop: StopFlag) -> str:
         settings, first = self.settings, self.progress.step
         last = min(settings.train.max_steps, settings.train.stop_at_step or settings.train.max_steps)
-        stepper = Stepper(settings, self.parts.strategy, self.parts.loss)
+        stepper = Stepper(settings, self.parts.strategy, self.parts.loss, self.watch.mark)
         shape = (settings.train.micro_batch_size, 1, *settings.data.patch_size)
         self.parts.strategy.settle(torch.zeros(shape, device=self.world.device))
         source = PatchSource(
@@ -127,6 +131,8 @@ class Trainer:
         self._recent.append(result)
         if done % self.settings.train.log_every_steps == 0 or done == self.settings.train.max_steps:
             writer.scalars(done, self._figures(result))
+        if result.warning and self.world.is_main:
+            print(f"warning: {result.warning}", file=sys.stderr, flush=True)
         line.advance(note=self._note(result))
         every = self.settings.validation.every_steps
         if every and self.parts.validation_ids and (done % every == 0 or done == self.settings.train.max_steps):
@@ -138,6 +144,7 @@ class Trainer:
         return False
 
     def _validate(self, step: int, writer: Writer) -> None:
+        self.watch.mark(step - 1, "validating")
         weights = self.weights()
         store, ids = self.parts.store, self.parts.validation_ids
         found: Validation = validate(self.settings, store, ids, weights, self.world.device)
@@ -168,6 +175,7 @@ class Trainer:
 
     def _save(self, *, wait: bool = False) -> bool:
         self._last_save_s = time.monotonic()
+        self.watch.mark(self.progress.step - 1, "saving")
         self.progress.scaler = dict(self.parts.strategy.scaler.state_dict())
         state = {"progress": asdict(self.progress), "world_size": world_size()}
         return self.checkpoints.save(self.progress.step, self._tensors(), state, wait=wait)
@@ -175,9 +183,9 @@ class Trainer:
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {**self.parts.strategy.state(), **self.ema.state()}
 
-    def _close(self, stopped_by: str) -> None:
-        """The last checkpoint and the portable weights, safely on disk."""
-        self._save(wait=True)
+    def _close(self) -> bool:
+        """The last checkpoint and the portable weights. Whether the checkpoint is safe on disk, by rank 0's word."""
+        saved = bool(agree(self._save(wait=True)))
         weights = self.weights()
         problem: RunFailed | None = None
         if self.world.is_main:
@@ -187,6 +195,7 @@ class Trainer:
                 problem = error
         if (problem := agree(problem)) is not None:  # every rank ends with the same words, none waits for another
             raise problem
+        return saved
 
     def _writer(self) -> Writer:
         if not self.world.is_main:

@@ -27,9 +27,12 @@ class StopFlag:
                 self._before[number] = signal.signal(number, self._set)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """After an error SIGTERM and SIGUSR2 stay without effect: a launcher sends them as soon as one rank has ended,
+        and the others have yet to say which."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            if kind is None or number == signal.SIGINT:
+                signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _set(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal_name == "SIGINT":

@@ -61,7 +61,7 @@ def build(settings: Settings, store: CaseStore, world: World) -> Parts:
         report = load_pretrained(model, settings.model.pretrained)
         if world.is_main:
             print(report, flush=True)
-    loss = build_loss(settings.loss, settings.model, store.class_voxels).to(world.device)
+    loss = build_loss(settings.loss, settings.model, store.class_voxels, store.spacing_mm).to(world.device)
     levels = levels_for(settings, world.world_size, world.device)
     if train.activation_checkpointing == "auto" and world.is_main:
         print(f"levels recomputed in backward to meet the memory budget: {list(levels) or 'none'}", flush=True)

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ class StepResult:
     stop_votes: int
     wait_s: float = 0.0
     step_s: float = 0.0
-    names: list[str] = field(default_factory=list)
+    warning: str = ""
+    """Why the step was skipped, with the samples' names."""
 
 
 def rank_batches(settings: Settings, first_step: int, last_step: int) -> Iterator[list[int]]:
@@ -46,10 +47,14 @@ def rank_batches(settings: Settings, first_step: int, last_step: int) -> Iterato
 class Stepper:
     """Runs optimizer steps with a strategy and a loss."""
 
-    def __init__(self, settings: Settings, strategy: Strategy, loss: nn.Module) -> None:
+    def __init__(
+        self, settings: Settings, strategy: Strategy, loss: nn.Module, mark: Callable[[int, str], None]
+    ) -> None:
         self.settings = settings
         self.strategy = strategy
         self.loss = loss
+        self.mark = mark
+        """Told what this rank is about to do in which step."""
         mine = len(range(rank(), settings.train.global_batch_size, world_size()))
         self.micro_batches = math.ceil(mine / settings.train.micro_batch_size)
 
@@ -58,48 +63,63 @@ class Stepper:
         started, waited_before = time.perf_counter(), batches.wait_s
         totals: dict[str, Tensor] = {}
         broken: list[str] = []
+        seen: list[str] = []
         for number in range(self.micro_batches):
+            self.mark(step, "waiting for data")
             batch = next(batches)
-            launched = self._launched(batch, last=number == self.micro_batches - 1)
+            launched = self._launched(step, batch, last=number == self.micro_batches - 1)
             batches.begin_next()
             parts = {name: value.cpu() for name, value in launched.items()}
+            names = [f"{n} ({case})" for n, case in zip(batch.indices, batch.case_ids, strict=True)]
+            seen += names
             if not torch.isfinite(parts["loss"]):
-                broken += [f"{n} ({case})" for n, case in zip(batch.indices, batch.case_ids, strict=True)]
+                broken += names
             for name, value in parts.items():
                 totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + value
+        self.mark(step, "summing figures")
         figures = all_sum(torch.stack([*totals.values(), *_flags(bool(broken), stop_vote)])).tolist()
         values = dict(zip(totals, figures, strict=False))
         nonfinite, stop_votes = figures[-2:]
         rate = learning_rate(self.settings.train, step)
-        norm = self._update(step, rate, broken, nonfinite > 0)
+        norm, warning = self._update(step, rate, broken if nonfinite > 0 else seen, nonfinite > 0)
         loss = values.pop("loss")
         elapsed, waited = time.perf_counter() - started, batches.wait_s - waited_before
-        return StepResult(loss, values, norm, rate, nonfinite > 0, int(stop_votes), waited, elapsed)
+        return StepResult(loss, values, norm, rate, bool(warning), int(stop_votes), waited, elapsed, warning)
 
-    def _launched(self, batch: DeviceBatch, *, last: bool) -> dict[str, Tensor]:
+    def _launched(self, step: int, batch: DeviceBatch, *, last: bool) -> dict[str, Tensor]:
         """The batch's part in the step's loss and its parts, on the device: nothing here waits for a GPU."""
         image_BCDHW = batch.image_BCDHW
         if self.settings.train.channels_last:
             image_BCDHW = image_BCDHW.contiguous(memory_format=torch.channels_last_3d)
+        self.mark(step, "in forward")
         outputs = self.strategy.forward(image_BCDHW, last=last)
         result = self.loss(outputs, batch.label_BDHW)
         share = len(batch.indices) / self.settings.train.global_batch_size
+        self.mark(step, "in backward")
         self.strategy.backward(result.total * share)
         named = {"loss": result.total, **result.parts}
         return {name: value.detach().double() * share for name, value in named.items()}
 
-    def _update(self, step: int, rate: float, broken: list[str], nonfinite: bool) -> float:
-        if not nonfinite:
-            return self.strategy.step(rate)
-        self.strategy.skip()
-        names = sorted(name for ours in gather(broken) for name in ours)
-        message = f"step {step + 1}: the loss is not finite; samples {', '.join(names)}"
-        if self.settings.train.nonfinite == "stop":
-            raise RunFailed(
-                f"{message}. Lower train.learning_rate, look at these cases, or set train.nonfinite=skip; "
-                "the same line goes on from the last checkpoint"
-            )
-        return float("nan")
+    def _update(self, step: int, rate: float, suspects: list[str], nonfinite: bool) -> tuple[float, str]:
+        """The gradient norm, and what went wrong. `suspects`: this rank's samples that may be at fault."""
+        if nonfinite:
+            self.strategy.skip()
+            norm, what = float("nan"), "the loss is not finite"
+        else:
+            norm, what = self.strategy.step(rate), "the gradient is not finite"
+            if math.isfinite(norm) or self.strategy.scaler.is_enabled():  # a scaler skips and tries a smaller scale
+                return norm, ""
+        names = sorted(name for ours in gather(suspects) for name in ours)
+        message = f"step {step + 1}: {what}; samples {', '.join(names)}"
+        if self.settings.train.nonfinite == "skip" and (nonfinite or self.strategy.skips_nonfinite):
+            return norm, f"{message}; the step is skipped"
+        remedy = (
+            "or set train.nonfinite=skip" if nonfinite or self.strategy.skips_nonfinite else "or use another strategy"
+        )
+        raise RunFailed(
+            f"{message}. Lower train.learning_rate, look at these cases, {remedy}; "
+            "the same line goes on from the last checkpoint"
+        )
 
 
 def _flags(broken: bool, stop_vote: bool) -> list[Tensor]:

@@ -1,0 +1,116 @@
+"""A rank dies, hangs or computes nonsense: one line names it, the story lies in a file. Real processes."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from liverseg_dist.distributed.ddp import DataParallel
+from liverseg_dist.distributed.watch import Sign, is_consequence, late
+from liverseg_dist.errors import EXIT_FAILED
+from tests.distributed.launch import clean_environment, liverseg, torchrun, torchrun_command
+from tests.training.test_resume import arguments, sha256, wait_for_step
+
+LONG = ("validation.every_steps=0", "train.max_steps=100000", "train.learning_rate=1e-5", "train.global_batch_size=2")
+
+
+def rank_process(parent: int, rank: int) -> int:
+    """The process id of a rank that torchrun has started."""
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes():
+            return int(child)
+    raise AssertionError(f"torchrun has no rank {rank}")
+
+
+def ended_after(how: signal.Signals, said: str, run: Path, *command: str) -> str:
+    """stderr of two ranks, the second of which gets signal `how` after some steps."""
+    log = run.parent / "stderr"
+    with log.open("w") as stderr:
+        job = subprocess.Popen(
+            torchrun_command(2, *command), env=clean_environment(), start_new_session=True, stdout=stderr, stderr=stderr
+        )
+    try:
+        wait_for_step(run, 3, job)
+        os.kill(rank_process(job.pid, 1), how)
+        end = time.monotonic() + 90
+        while said not in log.read_text() and time.monotonic() < end:
+            time.sleep(0.2)
+        if how != signal.SIGSTOP:
+            assert job.wait(60) != 0
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait(30)
+    return log.read_text()
+
+
+@pytest.mark.distributed
+def test_one_rank_killed_is_named_and_the_run_ends_as_if_undisturbed(phantom_store: Path, tmp_path: Path) -> None:
+    exact = ("train.max_steps=8", "validation.every_steps=0")
+    said = ended_after(signal.SIGKILL, "is gone", tmp_path / "run", *arguments(phantom_store, tmp_path / "run", *exact))
+    assert "liverseg: rank 1 on" in said
+    assert "is gone: no sign of life, last heard of in step" in said
+    assert "liverseg_dist/training" not in said, "no traceback but torchrun's own"
+    stories = list((tmp_path / "run" / "errors").glob("*_rank0.txt"))
+    assert "Traceback (most recent call last)" in stories[0].read_text()
+    assert torchrun(2, *arguments(phantom_store, tmp_path / "run", *exact)).returncode == 0
+    assert torchrun(2, *arguments(phantom_store, tmp_path / "alone", *exact)).returncode == 0
+    assert sha256(tmp_path / "run") == sha256(tmp_path / "alone")
+
+
+@pytest.mark.distributed
+def test_a_rank_that_hangs_is_named_when_patience_ends(phantom_store: Path, tmp_path: Path) -> None:
+    command = [*arguments(phantom_store, tmp_path / "run", *LONG), "--timeout", "8"]
+    said = ended_after(signal.SIGSTOP, "is gone", tmp_path / "run", *command)
+    assert "liverseg: rank 1 on" in said
+    assert "liverseg_dist/training" not in said
+
+
+def test_a_diverged_run_names_its_samples_in_one_line(phantom_store: Path, tmp_path: Path) -> None:
+    wild = ("train.learning_rate=1e30", "train.clip_grad_norm=0", "train.optimizer=sgd", "train.ema_decay=0")
+    done = liverseg(*arguments(phantom_store, tmp_path / "run", *wild, "validation.every_steps=0")[2:])
+    assert done.returncode == EXIT_FAILED
+    line = next(line for line in done.stderr.splitlines() if line.startswith("liverseg: "))
+    assert "is not finite; samples " in line
+    assert "(phantom_" in line or "(liver_" in line
+    assert "train.nonfinite=skip" in line
+    assert "Traceback" not in done.stderr
+    story = next((tmp_path / "run" / "errors").iterdir()).read_text()
+    assert "Traceback (most recent call last)" in story
+    assert "RunFailed" in story
+    assert '"torch"' in story
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(value: float) -> None:
+    net = nn.Conv3d(1, 2, 1)
+    net.weight.register_hook(lambda gradient: gradient * value)
+    strategy = DataParallel(net, torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9), 1.0, "fp32")
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    strategy.backward(strategy.forward(torch.ones(1, 1, 2, 2, 2), last=True).sum())  # type: ignore[union-attr]
+    assert not torch.isfinite(torch.tensor(strategy.step(0.1)))
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_who_holds_the_others_up() -> None:
+    def sign(step: int, doing: str, age_s: float) -> Sign:
+        return Sign(9, step, doing, age_s, "node7")
+
+    waiting = {0: sign(6, "in backward", 90), 1: sign(6, "waiting for data", 95), 2: sign(6, "in backward", 91)}
+    assert late(waiting, 60) == ("rank 1 on node7 has been waiting for data in step 7 for 95 s; the others wait for it")
+    assert late(waiting, 100) == ""
+    assert late({0: sign(6, "validating", 900), 1: sign(6, "validating", 900)}, 60) == "", "all are at work"
+    assert late({0: sign(7, "in forward", 1), 1: sign(6, "in backward", 90)}, 60) == "", "nobody waits yet"
+
+
+def test_what_counts_as_another_ranks_fault() -> None:
+    assert is_consequence(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4321"))
+    assert is_consequence(torch.distributed.DistBackendError("NCCL error: remote process exited"))
+    assert not is_consequence(RuntimeError("The size of tensor a (4) must match the size of tensor b (3)"))
+    assert not is_consequence(ValueError("closed by peer"))
