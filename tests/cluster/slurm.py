@@ -133,11 +133,14 @@ class Cluster:
 
         def reached() -> bool:
             job = self.job(job_id)
-            if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime":  # after a requeue; 2 minutes elsewhere
-                self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)
-            if job["JobState"] not in wanted:
+            if job["JobState"] not in ("PENDING", *wanted):
                 return False
-            return not final or not self.run("squeue", "-h", "-j", job_id, "-t", "CG", check=False).strip()
+            leaves = self.run("squeue", "-h", "-j", job_id, "-t", "CG", check=False).strip()
+            if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime" and not leaves:
+                # After a requeue SLURM waits 2 minutes: a late word of the last start would be taken for the next one's.
+                time.sleep(1)
+                self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)
+            return job["JobState"] in wanted and not (final and leaves)
 
         self.wait_for(reached, timeout_s, lambda: f"{'/'.join(wanted)}; job {job_id} is {self.state(job_id)}")
         return self.job(job_id)

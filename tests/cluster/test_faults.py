@@ -45,7 +45,7 @@ def finishes(cluster: Cluster, run: Path, job_id: str, *, restarts: int) -> str:
     """Wait for the good end; the log."""
     ended = cluster.wait_state(job_id, timeout_s=240)
     log = log_of(run, job_id)
-    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), log
+    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), log + cluster.log("slurmctld")
     assert int(ended["Restarts"]) == restarts, log
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     assert steps_of(run)[-1] == STEPS

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from liverseg_dist.commands.leave import run_and_leave
 from liverseg_dist.config import LossConfig, ModelConfig, load_settings
 from liverseg_dist.distributed.parallelize import parallelize
 from liverseg_dist.distributed.world import World
@@ -46,7 +47,7 @@ def run(
     return losses, strategy.weights()
 
 
-def main(levels: str, *overrides: str) -> None:
+def main(levels: str, *overrides: str) -> int:
     world = World.from_environment("cpu")
     torch.set_num_threads(1)
     with world.connected(60):
@@ -63,7 +64,8 @@ def main(levels: str, *overrides: str) -> None:
     if world.is_main:
         flat = torch.cat([weights[name].flatten() for name in sorted(weights)])
         print(json.dumps({"losses": [float(v) for v in losses], "weights": flat.tolist(), "names": sorted(weights)}))
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_and_leave(lambda: main(*sys.argv[1:]))
