@@ -137,7 +137,7 @@ class Cluster:
                 return False
             leaves = self.run("squeue", "-h", "-j", job_id, "-t", "CG", check=False).strip()
             if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime" and not leaves:
-                # After a requeue SLURM waits 2 minutes: a late word of the last start would be taken for the next one's.
+                # SLURM waits 2 minutes after a requeue: a late word of one start would be taken for the next one's.
                 time.sleep(1)
                 self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)
             return job["JobState"] in wanted and not (final and leaves)

@@ -85,6 +85,7 @@ def test_the_same_seed_is_the_same_file_and_another_is_not() -> None:
         for seed in (1, 1, 2)
     ]
     assert files[0] == files[1] != files[2]
+    assert len({Denoiser.from_bytes(files[0]).to_bytes() for _ in range(20)}) == 1
 
 
 def test_what_is_asked_for_is_hidden_with_its_neighbours() -> None:

@@ -44,7 +44,8 @@ class Denoiser:
     def to_bytes(self) -> bytes:
         tensors = {f"{n}.weight": weight for n, weight in enumerate(self.weights)}
         tensors |= {f"{n}.bias": bias for n, bias in enumerate(self.biases)}
-        return save(tensors, {"liverseg_denoiser": str(SCHEMA), "dilations": json.dumps(DILATIONS)})
+        # One key: safetensors writes several in no fixed order, and equal weights shall give equal bytes.
+        return save(tensors, {"liverseg_denoiser": json.dumps({"schema": SCHEMA, "dilations": DILATIONS})})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Denoiser":
