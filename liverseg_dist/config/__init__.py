@@ -8,6 +8,7 @@ from liverseg_dist.config.settings import Settings, load_settings
 from liverseg_dist.config.train import (
     CheckpointConfig,
     DataConfig,
+    FineTuneConfig,
     IntensityConfig,
     RunConfig,
     ScheduleConfig,
@@ -20,6 +21,7 @@ __all__ = [
     "CleaningConfig",
     "ConvertConfig",
     "DataConfig",
+    "FineTuneConfig",
     "InferenceConfig",
     "IntensityConfig",
     "LossConfig",

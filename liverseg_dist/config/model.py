@@ -29,6 +29,10 @@ class ModelConfig(Section):
     """Predict liver (label 1 or 2) and tumour as overlapping regions with sigmoids instead of three classes."""
     pretrained: Path | None = None
     """Weights to start from: a run, a safetensors file, or a foreign state dict (tensors only)."""
+    pretrained_names: Literal["ours", "nnunet", "monai"] | Path = "ours"
+    """Whose names that file uses: nnU-Net's PlainConvUNet, MONAI's DynUNet, or a YAML file `their.name: our.name`."""
+    upsampling_bias: bool = False
+    """A bias in the transposed convolutions, which nnU-Net's weights come with."""
 
     @model_validator(mode="after")
     def _same_depth(self) -> "ModelConfig":

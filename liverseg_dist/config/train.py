@@ -60,6 +60,15 @@ class ScheduleConfig(Section):
     """Exponent of the poly schedule (nnU-Net: 0.9)."""
 
 
+class FineTuneConfig(Section):
+    """How gently weights that were there before (`model.pretrained`) are changed."""
+
+    freeze: Literal["none", "encoder", "all_but_heads"] = "none"
+    """What is not trained at all."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Learning rate of a level over that of the one nearer to the output; 1: the same everywhere."""
+
+
 class TrainConfig(Section):
     max_steps: Positive = 250_000
     """Optimizer steps of the whole run."""
@@ -97,7 +106,10 @@ class TrainConfig(Section):
     """Sum gradients sample by sample in a fixed order: the same bits on any number of ranks (ddp, slower)."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """A NaN or Inf loss: stop and name the samples, or skip the step."""
+    fine_tune: FineTuneConfig = Field(default_factory=FineTuneConfig)
     log_every_steps: Positive = 10
+    profile_steps: tuple[int, int] | None = None
+    """[first, last] steps (from 1) of which rank 0 writes RUN/profile/*.json, for https://ui.perfetto.dev."""
     threads: int = Field(default=0, ge=0)
     """CPU threads per rank; 0: the cores this node offers, divided among its ranks."""
 

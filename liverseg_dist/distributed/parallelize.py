@@ -42,6 +42,12 @@ def check(config: TrainConfig, ranks: int, device: torch.device) -> None:
         raise UserError("train.precision=tf32 needs an NVIDIA GPU; use fp32 on a CPU")
     if config.ema_decay and config.strategy == "deepspeed" and config.zero_stage == 3:
         raise UserError("train.ema_decay with DeepSpeed ZeRO 3: no rank holds the weights to average; use zero_stage 2")
+    tuned = config.fine_tune.freeze != "none" or config.fine_tune.layer_decay != 1
+    if tuned and config.strategy == "deepspeed" and config.zero_stage > 0:
+        raise UserError(
+            "train.fine_tune works with strategies ddp and fsdp and with DeepSpeed's zero_stage 0: from stage 1 on "
+            "DeepSpeed cuts all parameters as one group"
+        )
     if config.offload_optimizer and (config.strategy != "deepspeed" or config.zero_stage == 0):
         raise UserError("train.offload_optimizer needs train.strategy=deepspeed and train.zero_stage of 1 to 3")
 

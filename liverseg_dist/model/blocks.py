@@ -55,9 +55,18 @@ class ResidualBlock(nn.Module):
 class DecoderLevel(nn.Module):
     """Transposed convolution to this level's resolution, the skip beside it, then convolutions."""
 
-    def __init__(self, below: int, features: int, kernel: Triple, stride: Triple, norm: str, blocks: int) -> None:
+    def __init__(
+        self,
+        below: int,
+        features: int,
+        kernel: Triple,
+        stride: Triple,
+        norm: str,
+        blocks: int,
+        upsampling_bias: bool = False,
+    ) -> None:
         super().__init__()
-        self.up = Up(below, features, stride)
+        self.up = Up(below, features, stride, upsampling_bias)
         self.convs = stack(ConvBlock, 2 * features, features, kernel, (1, 1, 1), norm, blocks)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:

@@ -65,8 +65,8 @@ class Conv(nn.Conv3d):
 class Up(nn.ConvTranspose3d):
     """Transposed convolution whose kernel is its stride."""
 
-    def __init__(self, inside: int, outside: int, stride: Triple) -> None:
-        super().__init__(inside, outside, tuple(stride), tuple(stride), bias=False)  # type: ignore[arg-type]
+    def __init__(self, inside: int, outside: int, stride: Triple, bias: bool = False) -> None:
+        super().__init__(inside, outside, tuple(stride), tuple(stride), bias=bias)  # type: ignore[arg-type]
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         with rebuilding(input):

@@ -4,6 +4,7 @@ Nothing is unpickled but tensors (`weights_only=True`). What does not fit stays 
 what was taken and what was not.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,9 +38,14 @@ class PretrainedReport:
         return text + (f", {len(self.unused)} of the file not used" if self.unused else "")
 
 
-def load_pretrained(model: nn.Module, path: Path) -> PretrainedReport:
-    """Copy what fits into `model`. Raises `UserError` when the file is unreadable or nothing fits."""
+def load_pretrained(model: nn.Module, path: Path, names: Mapping[str, str] | None = None) -> PretrainedReport:
+    """Copy what fits into `model`; `names`: the file's name of a tensor -> ours (`model.foreign`).
+
+    Raises `UserError` when the file is unreadable or nothing fits.
+    """
     source = read_tensors(path)
+    if names is not None:
+        source = {names.get(name, name): tensor for name, tensor in source.items()}
     report = PretrainedReport(path)
     target = model.state_dict()
     for name, tensor in target.items():
@@ -70,7 +76,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
         raise UserError(f"{file}: not readable as weights: {' '.join(str(error).split())[:200]}") from None
     except Exception as error:  # the unpickler's refusal of anything but tensors
-        raise UserError(f"{file}: holds more than tensors, which is never loaded ({type(error).__name__})") from None
+        raise UserError(
+            f"{file}: holds more than tensors, which is never loaded ({type(error).__name__}). If you trust it, save "
+            "its tensors alone: torch.save(torch.load(FILE, weights_only=False)['network_weights'], 'weights.pt')"
+        ) from None
     for key in NESTED:
         if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
             tensors = tensors[key]

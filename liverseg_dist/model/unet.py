@@ -42,7 +42,15 @@ class UNet(nn.Module):
         # A residual encoder goes with one convolution per decoder level (ResEnc U-Net); a plain one mirrors it.
         decoder_blocks = [1 if config.architecture == "resenc" else n for n in config.blocks_per_level]
         self.decoder = nn.ModuleList(
-            DecoderLevel(features[i + 1], features[i], kernels[i], strides[i + 1], config.norm, decoder_blocks[i])
+            DecoderLevel(
+                features[i + 1],
+                features[i],
+                kernels[i],
+                strides[i + 1],
+                config.norm,
+                decoder_blocks[i],
+                config.upsampling_bias,
+            )
             for i in range(self.num_levels - 1)
         )
         outputs = 2 if config.regions else NUM_CLASSES
@@ -56,6 +64,10 @@ class UNet(nn.Module):
         if unknown:
             raise ValueError(f"levels {unknown} do not exist; this network has 0 to {self.num_levels - 1}")
         self._checkpointed = frozenset(levels)
+
+    def by_distance(self) -> list[nn.Module]:
+        """Heads, decoder from the top down, encoder from the bottom up: what lies further from the output is later."""
+        return [self.heads, *self.decoder, *reversed(list(self.encoder))]
 
     def shard_groups(self) -> list[nn.Module]:
         """Modules that FSDP gathers one at a time."""

@@ -19,6 +19,7 @@ class Writer(Protocol):
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
     def picture(self, step: int, name: str, rgb_YXC: np.ndarray) -> None: ...
     def text(self, name: str, markdown: str) -> None: ...
+    def hparams(self, step: int, settings: Mapping[str, str | float], results: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -32,6 +33,9 @@ class NullWriter:
         pass
 
     def text(self, name: str, markdown: str) -> None:
+        pass
+
+    def hparams(self, step: int, settings: Mapping[str, str | float], results: Mapping[str, float]) -> None:
         pass
 
     def close(self) -> None:
@@ -72,6 +76,10 @@ class RunWriter:
 
     def text(self, name: str, markdown: str) -> None:
         self._on_board(lambda board: board.add_text(name, markdown))
+
+    def hparams(self, step: int, settings: Mapping[str, str | float], results: Mapping[str, float]) -> None:
+        """This run's row on TensorBoard's HParams page."""
+        self._on_board(lambda board: board.add_hparams(dict(settings), dict(results), run_name=".", global_step=step))
 
     def close(self) -> None:
         self._on_board(lambda board: board.close())

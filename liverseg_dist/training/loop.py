@@ -17,10 +17,13 @@ from liverseg_dist.distributed.collectives import agree, world_size
 from liverseg_dist.distributed.watch import Watch
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import RunFailed
+from liverseg_dist.model.work import peak_tflops, sample_flops
+from liverseg_dist.tracking.profile import StepProfile
 from liverseg_dist.tracking.progress import ProgressLine, progress
 from liverseg_dist.tracking.writer import NullWriter, RunWriter, Writer
 from liverseg_dist.training.checkpoint import Checkpoints
 from liverseg_dist.training.ema import Ema
+from liverseg_dist.training.hparams import compared
 from liverseg_dist.training.preemption import StopFlag
 from liverseg_dist.training.run_folder import RunFolder
 from liverseg_dist.training.setup import Parts
@@ -61,6 +64,7 @@ class Trainer:
         self.progress = Progress()
         self._last_save_s = time.monotonic()
         self._recent: deque[StepResult] = deque(maxlen=200)
+        self._sample_flops = sample_flops(self.settings.model, self.settings.data.patch_size) if world.is_main else 0
 
     def resume(self) -> int:
         """Load the newest whole checkpoint, if there is one; returns the step the run goes on from."""
@@ -84,6 +88,8 @@ class Trainer:
             try:
                 stopped_by = self._steps(writer, stop)
                 saved = self._close()
+                if not stopped_by:
+                    writer.hparams(self.progress.step, compared(self.settings), self._results())
             finally:
                 self.checkpoints.close()
                 writer.close()
@@ -110,8 +116,13 @@ class Trainer:
             line.advance(first)
             transform = DeviceTransform(settings.data.augmentation, settings.data.patch_size)
             batches = DevicePrefetcher(loader, transform, self.world.device)
+            steps = settings.train.profile_steps if self.world.is_main else None
+            profile = StepProfile(self.folder.path / "profile", steps, cuda=self.world.device.type == "cuda")
             for step in range(first, last):
-                if self._one(step, stepper, batches, stop.requested, writer, line):
+                profile.before(step + 1)
+                stops = self._one(step, stepper, batches, stop.requested, writer, line)
+                profile.after(step + 1)
+                if stops:
                     return agree(stop.signal_name) or "a signal on another rank"
         return "" if self.progress.step >= settings.train.max_steps else "stop_at_step"
 
@@ -197,6 +208,11 @@ class Trainer:
             raise problem
         return saved
 
+    def _results(self) -> dict[str, float]:
+        dice = {f"hparam/dice_{name}": value for name, value in self.progress.last_dice.items()}
+        best = {"hparam/best_score": self.progress.best_score} if self.progress.best_step else {}
+        return {**dice, **best, "hparam/loss": self._recent[-1].loss if self._recent else float("nan")}
+
     def _writer(self) -> Writer:
         if not self.world.is_main:
             return NullWriter()
@@ -208,6 +224,7 @@ class Trainer:
     def _figures(self, result: StepResult) -> dict[str, float]:
         times = np.array([r.step_s for r in self._recent])
         samples_per_s = self.settings.train.global_batch_size / float(times.mean())
+        tflops = samples_per_s / world_size() * self._sample_flops / 1e12
         values = {
             "train/loss": result.loss,
             **{f"train/{name}": value for name, value in result.parts.items()},
@@ -215,6 +232,7 @@ class Trainer:
             "train/gradient_norm": result.gradient_norm,
             "speed/samples_per_s": samples_per_s,
             "speed/samples_per_s_per_rank": samples_per_s / world_size(),
+            "speed/tflops_per_s_per_rank": tflops,
             "speed/step_s_median": float(np.median(times)),
             "speed/step_s_p95": float(np.percentile(times, 95)),
             "speed/data_wait_s": result.wait_s,
@@ -223,6 +241,9 @@ class Trainer:
         }
         if self.world.device.type == "cuda":
             values["memory/gpu_gib"] = torch.cuda.max_memory_allocated(self.world.device) / 2**30
+            name = torch.cuda.get_device_name(self.world.device)
+            if peak := peak_tflops(name, self.settings.train.precision):
+                values["speed/mfu"] = tflops / peak
         return {name: value for name, value in values.items() if np.isfinite(value)}
 
     def _note(self, result: StepResult) -> str:

@@ -12,9 +12,11 @@ from liverseg_dist.distributed.strategy import Strategy
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.model import build_model
+from liverseg_dist.model.foreign import foreign_names
 from liverseg_dist.model.losses import build_loss
 from liverseg_dist.model.pretrained import load_pretrained
 from liverseg_dist.model.topology import resolve
+from liverseg_dist.training.fine_tuning import freeze, groups
 from liverseg_dist.training.planning.choose import levels_for
 
 
@@ -58,19 +60,18 @@ def build(settings: Settings, store: CaseStore, world: World) -> Parts:
     torch.manual_seed(settings.seed)
     model = build_model(settings.model)
     if settings.model.pretrained is not None:
-        report = load_pretrained(model, settings.model.pretrained)
+        kind = settings.model.pretrained_names
+        names = None if kind == "ours" else foreign_names(kind, settings.model)
+        report = load_pretrained(model, settings.model.pretrained, names)
         if world.is_main:
             print(report, flush=True)
+    freeze(model, train.fine_tune.freeze)
     loss = build_loss(settings.loss, settings.model, store.class_voxels, store.spacing_mm).to(world.device)
     levels = levels_for(settings, world.world_size, world.device)
     if train.activation_checkpointing == "auto" and world.is_main:
         print(f"levels recomputed in backward to meet the memory budget: {list(levels) or 'none'}", flush=True)
-    strategy = parallelize(model, world.device, train, levels, lambda m: _groups(m, settings))
+    strategy = parallelize(model, world.device, train, levels, lambda _: groups(model, train.fine_tune))
     return Parts(settings, store, train_ids, store.ids("validation", settings.data.fold), strategy, loss)
-
-
-def _groups(model: nn.Module, settings: Settings) -> list[dict]:
-    return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
 
 def _set_arithmetic(settings: Settings) -> None:

@@ -13,7 +13,13 @@ from liverseg_dist.data.loading import DeviceBatch, DevicePrefetcher
 from liverseg_dist.distributed.collectives import all_sum, gather, rank, world_size
 from liverseg_dist.distributed.strategy import Strategy
 from liverseg_dist.errors import RunFailed
+from liverseg_dist.model.counts import dice_of, overlap_counts
 from liverseg_dist.training.schedule import learning_rate
+
+STRUCTURES = ("liver", "tumour")
+COUNTED = [f"{kind}_{name}" for name in STRUCTURES for kind in ("true", "false_positive", "false_negative")]
+COUNTS = "count/"
+"""Before the names of voxel counts, which are summed like the loss's parts and become Dice of the batch's patches."""
 
 
 @dataclass
@@ -53,6 +59,7 @@ class Stepper:
         self.settings = settings
         self.strategy = strategy
         self.loss = loss
+        self.regions = settings.model.regions
         self.mark = mark
         """Told what this rank is about to do in which step."""
         mine = len(range(rank(), settings.train.global_batch_size, world_size()))
@@ -83,6 +90,8 @@ class Stepper:
         rate = learning_rate(self.settings.train, step)
         norm, warning = self._update(step, rate, broken if nonfinite > 0 else seen, nonfinite > 0)
         loss = values.pop("loss")
+        counts = torch.tensor([values.pop(f"{COUNTS}{name}") for name in COUNTED], dtype=torch.float64).view(2, 3)
+        values |= {f"pseudo_dice_{name}": float(dice) for name, dice in zip(STRUCTURES, dice_of(counts), strict=True)}
         elapsed, waited = time.perf_counter() - started, batches.wait_s - waited_before
         return StepResult(loss, values, norm, rate, bool(warning), int(stop_votes), waited, elapsed, warning)
 
@@ -98,7 +107,9 @@ class Stepper:
         self.mark(step, "in backward")
         self.strategy.backward(result.total * share)
         named = {"loss": result.total, **result.parts}
-        return {name: value.detach().double() * share for name, value in named.items()}
+        shared = {name: value.detach().double() * share for name, value in named.items()}
+        counts = overlap_counts(outputs, batch.label_BDHW, self.regions)
+        return shared | {f"{COUNTS}{name}": count for name, count in zip(COUNTED, counts.flatten(), strict=True)}
 
     def _update(self, step: int, rate: float, suspects: list[str], nonfinite: bool) -> tuple[float, str]:
         """The gradient norm, and what went wrong. `suspects`: this rank's samples that may be at fault."""

@@ -127,7 +127,9 @@ def test_settings_hardware_and_audit_are_told(folder: Path) -> None:
     assert "<dt>inference.overlap</dt><dd>0.5</dd>" in page
     assert "<dt>commit</dt><dd>fed321</dd>" in page
     assert "<dt>liver_3</dt><dd>quarantined: the file ends early</dd>" in page
-    assert AUDIT["counts"] == {"kept": 1, "repaired": 1, "unlabelled": 0, "excluded": 0, "quarantined": 1}
+    assert {status: count for status, count in AUDIT["counts"].items() if count} == dict.fromkeys(
+        ("kept", "repaired", "quarantined"), 1
+    )
     assert [(f["code"], f["scans"]) for f in AUDIT["findings"]] == [("corrupt", 1), ("spacing", 1), ("slab", 1)]
     assert "fed321" not in (folder / "summary.json").read_text()  # which is the same on every machine
 

@@ -1,0 +1,22 @@
+"""What TensorBoard's HParams page compares runs by."""
+
+from liverseg_dist.config import Settings
+
+COMPARED = {
+    "data": ("fold", "patch_size", "augmentation", "oversample_foreground"),
+    "model": ("architecture", "preset", "norm", "regions", "pretrained"),
+    "loss": ("name", "class_weights"),
+    "train": ("max_steps", "learning_rate", "global_batch_size", "optimizer", "momentum", "weight_decay", "ema_decay",
+              "strategy", "precision"),
+}  # fmt: skip
+
+
+def compared(settings: Settings) -> dict[str, str | float]:
+    """`section.key` -> value; what is no number becomes text."""
+    tree = settings.model_dump(mode="json")
+    found = {f"{section}.{key}": tree[section][key] for section, keys in COMPARED.items() for key in keys}
+    found |= {"seed": settings.seed, "schedule": settings.train.schedule.name}
+    return {
+        name: value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+        for name, value in found.items()
+    }
