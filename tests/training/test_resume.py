@@ -145,3 +145,16 @@ def test_other_settings_do_not_continue_a_run(undisturbed: Path, phantom_store: 
     assert done.returncode == EXIT_USER
     assert "train.learning_rate=0.001, now 0.5 is asked for" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_loss_scale_goes_on_where_it_was(phantom_store: Path, tmp_path: Path) -> None:
+    """fp16: the scaler's state decides which steps are skipped, so a fresh one would end elsewhere."""
+    half = ("train.precision=fp16", "validation.every_steps=0", "train.max_steps=6")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert liverseg(*arguments(phantom_store, whole, *half)[2:]).returncode == 0
+    assert liverseg(*arguments(phantom_store, parts, *half, "train.stop_at_step=3")[2:]).returncode == 0
+    state = json.loads((parts / "checkpoints" / "step_3" / "state.json").read_text())["progress"]["scaler"]
+    assert state["scale"] > 0
+    done = liverseg(*arguments(phantom_store, parts, *half)[2:])
+    assert done.returncode == 0, done.stderr
+    assert sha256(parts) == sha256(whole)
