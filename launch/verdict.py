@@ -31,6 +31,10 @@ CONSEQUENCE = re.compile(
 )
 """What a healthy rank says when another one, a node or the network is gone."""
 OUT_OF_MEMORY = re.compile(r"(slurmstepd|srun).*(oom[-_]kill|Out Of Memory)", re.IGNORECASE)
+OVER_LIMIT = re.compile(
+    r"slurmstepd-(?P<node>[^:\s]+): error: \S+ exceeded memory limit \((?P<took>\d+) > (?P<limit>\d+)\)"
+)
+"""SLURM that watches memory by itself kills every rank of the step, and this line alone says whose node it was."""
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 STOP_CODES = tuple(128 + number for number in STOP_SIGNALS)
 KILLED = 128 + signal.SIGKILL
@@ -89,10 +93,12 @@ class LogReader:
     complaints: list[str] = field(default_factory=list)
     """srun's other errors, such as a step that could not be created."""
     out_of_memory: bool = False
+    over_limit: re.Match[str] | None = None
 
     def feed(self, line: str) -> None:
         line = line.rstrip("\n")
         self.out_of_memory = self.out_of_memory or bool(OUT_OF_MEMORY.search(line))
+        self.over_limit = self.over_limit or OVER_LIMIT.search(line)
         if match := EXIT.match(line):
             for rank in expand(match["ranks"]):
                 self.task_deaths.setdefault(rank, Death(rank, match["node"], exit_code(match["what"])))
@@ -120,6 +126,8 @@ class LogReader:
         told = {**self.task_deaths, **self.deaths}
         if saved_and_stopped or returncode == EXIT_AGAIN or any(d.code == EXIT_AGAIN for d in told.values()):
             return Verdict(Kind.STOPPED, EXIT_AGAIN, "stopped on request, all is saved")
+        if self.over_limit:
+            return Verdict(Kind.FAILED, KILLED, self._memory_story(self.over_limit))
         if culprit := self._culprit():
             memory = "out of memory, says SLURM: " if self.out_of_memory and culprit.code == KILLED else ""
             return Verdict(
@@ -135,6 +143,16 @@ class LogReader:
             return Verdict(Kind.INTERRUPTED, EXIT_AGAIN, "ended by a signal before it could save")
         said = self.complaints[0] if self.complaints else f"ended with exit code {returncode}"
         return Verdict(Kind.FAILED, returncode if returncode > 0 else 128 - returncode, said, self.words(0))
+
+    def _memory_story(self, said: re.Match[str]) -> str:
+        node = said["node"]
+        ranks = sorted(rank for rank, death in self.task_deaths.items() if death.node == node)
+        who = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} on {node}" if ranks else node
+        took_gib, limit_gib = (int(said[key]) / 2**30 for key in ("took", "limit"))
+        return (
+            f"first failure: out of memory, says SLURM: {who} took {took_gib:.2f} of the {limit_gib:.2f} GiB per node "
+            "that the job asked for; ask for more (--mem-gib, #SBATCH --mem)"
+        )
 
     def _culprit(self) -> Death | None:
         """The first that ended on its own account. srun's word alone counts only where no rank could speak."""

@@ -16,10 +16,13 @@ from safetensors.torch import save_file
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.errors import RunFailed, UserError
 
+UMASK = os.umask(0o077)
+os.umask(UMASK)  # it can only be read by setting it
 FREE_TO_CHANGE = (
     "run.", "data.workers", "data.prefetch", "data.cache_gib", "data.store", "checkpoint.", "validation.pictures",
     "inference.", "train.log_every_steps", "train.stop_at_step", "train.threads", "train.strategy", "train.zero_stage",
-    "train.offload_optimizer", "train.micro_batch_size", "train.activation_checkpointing", "model.pretrained",
+    "train.offload_optimizer", "train.micro_batch_size", "train.activation_checkpointing", "train.profile_steps",
+    "model.pretrained",
 )  # fmt: skip
 """Keys that do not change what the run computes (but for the order of float sums), so resuming may change them."""
 
@@ -72,6 +75,7 @@ class RunFolder:
         aside = path.with_name(f".{path.name}.tmp")
         try:
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, str(aside))
+            aside.chmod(0o666 & ~UMASK)  # safetensors' files are for their owner alone; a group shares its runs
             os.replace(aside, path)
         except (OSError, SafetensorError) as error:
             aside.unlink(missing_ok=True)

@@ -4,7 +4,7 @@
 
 Ranks meet at rank 0 over TCP and exchange a word each step, so that a lost rank is noticed as in an all-reduce. Rank 0
 keeps `checkpoints/step_N`, `status.json` and `trace.jsonl` (step, start, node). SIGTERM and SIGUSR2 only set a flag, on
-which the ranks agree; then exit code 75. KIND: exception, kill, exit3, hang; it happens at the first start only.
+which the ranks agree; then exit code 75. KIND: exception, kill, exit3, hang, memory; only at the first start.
 `idle=1`: always stops before the first step. `noise=N`: N bytes of output each step.
 """
 
@@ -96,6 +96,11 @@ def fail(kind: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "exit3":
         sys.exit(3)
+    if kind == "memory":
+        held = bytearray()
+        while len(held) < 4 * 2**30:
+            held += b"x" * 2**26
+            time.sleep(0.02)
     if kind == "hang":
         time.sleep(10_000)
 

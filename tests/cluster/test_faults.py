@@ -5,6 +5,7 @@ The job itself must go on or end as it should, its log must say what happened, a
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -25,8 +26,11 @@ def _nothing_is_left_on_the_nodes(cluster: Cluster) -> "object":
     yield
     cluster.run("scancel", "--user=root")
     cluster.wait_for(lambda: not cluster.run("squeue", "-h").strip(), 60, "an empty queue")
-    left = {node: cluster.processes_of(node) for node in cluster.address if node in cluster.processes}
-    assert not any(left.values()), left
+
+    def left() -> list[str]:
+        return [line for node in cluster.address if node in cluster.processes for line in cluster.processes_of(node)]
+
+    cluster.wait_for(lambda: not left(), 10, lambda: f"an end of {left()}")
 
 
 def log_of(run: Path, job_id: str) -> str:
@@ -89,6 +93,16 @@ def test_a_rank_that_fails_ends_the_job_soon_and_is_named(
     assert f"not requeued, exit code {exit_code.split(':')[0]}" in next_line
     if kind == "exception":
         assert log.splitlines()[-3] == "  3: ValueError: the planted mistake"
+
+
+def test_a_rank_that_takes_more_memory_than_asked_for_is_named(
+    cluster: Cluster, submit: Submit, tmp_path: Path
+) -> None:
+    job_id = submit(tmp_path, fail="3:7:memory", resources={"mem_gib": 1})
+    ended = cluster.wait_state(job_id, timeout_s=60)
+    log = log_of(tmp_path, job_id)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "137:0", "0"), log
+    assert re.search(r"first failure: out of memory, says SLURM: ranks 2, 3 on node\d took 1\.\d+ of the 1\.00 ", log)
 
 
 def test_a_cancelled_job_stays_cancelled(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:

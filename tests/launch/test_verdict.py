@@ -53,6 +53,19 @@ def test_a_killed_rank_says_nothing_itself() -> None:
     assert "rank 1 on node1 was killed by SIGKILL at 61.90 GiB; most often that is memory" in found.story
 
 
+def test_where_slurm_kills_a_whole_step_for_one_nodes_memory_that_node_is_named() -> None:
+    """JobAcctGatherParams=OverMemoryKill: no rank is left to speak."""
+    found = verdict(
+        "slurmstepd-node1: error: Exceeded job memory limit",
+        "2: slurmstepd-node2: error: StepId=8854854.0 exceeded memory limit (1127333888 > 1073741824), being killed",
+        "srun: error: node1: tasks 0-1: Killed",
+        "srun: error: node2: tasks 2-3: Killed",
+        returncode=137,
+    )
+    assert (found.kind, found.exit_code) == (Kind.FAILED, 137)
+    assert "ranks 2, 3 on node2 took 1.05 of the 1.00 GiB per node" in found.story
+
+
 def test_slurms_word_on_memory_is_passed_on() -> None:
     found = verdict(
         "0: liverseg rank 0 on node1 was killed by SIGKILL; peak memory 3.00 GiB",

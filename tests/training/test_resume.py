@@ -51,6 +51,8 @@ def test_a_run_leaves_what_a_run_folder_promises(undisturbed: Path) -> None:
     for name in ("config.yaml", "environment.json", "metrics.jsonl", "model.safetensors", "best.safetensors"):
         assert (undisturbed / name).is_file(), name
     assert list(undisturbed.glob("events.*"))
+    modes = {(undisturbed / name).stat().st_mode for name in ("config.yaml", "model.safetensors", "best.safetensors")}
+    assert len(modes) == 1, "whoever may read the settings may read the weights"
     assert json.loads((undisturbed / "status.json").read_text())["state"] == "finished"
     assert steps_logged(undisturbed) == list(range(1, STEPS + 1))
     assert not [p for p in undisturbed.rglob("*") if p.name.endswith((".tmp", ".pt", ".pkl", ".distcp"))]
