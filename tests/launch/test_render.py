@@ -3,7 +3,9 @@
 After a change that is meant: LIVERSEG_WRITE_GOLDEN=1 pytest tests/launch/test_render.py, and read the difference.
 """
 
+import importlib.util
 import os
+import re
 import shlex
 import subprocess
 from dataclasses import replace
@@ -101,3 +103,10 @@ def test_time_limits(given: str, slurm: str) -> None:
 def test_unclear_time_limits_are_refused(given: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         slurm_time(given)
+
+
+@pytest.mark.parametrize("file", [*(ROOT / "slurm").glob("*.sbatch"), *GOLDEN.glob("*.sbatch")], ids=lambda f: f.name)
+def test_every_module_that_a_batch_file_names_is_there(file: Path) -> None:
+    named = re.findall(r"\b(?:launch|liverseg_dist)(?:\.\w+)*(?= )", re.sub(r"#.*", "", file.read_text()))
+    assert named
+    assert [name for name in named if importlib.util.find_spec(name) is None] == []

@@ -1,0 +1,45 @@
+"""A sweep by slurm/tune.sbatch: Ray on two nodes of a real SLURM, stopped in the middle, continued, nothing left."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.conftest import ROOT
+from tests.cluster.slurm import Cluster
+from tests.launch.test_tune import SWEEP
+
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(600)]
+
+
+def test_a_sweep_on_two_nodes_goes_on_after_a_stop(cluster: Cluster, phantom_store: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "sweep", tmp_path / "log"
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    environment = {"LIVERSEG_HOME": str(ROOT), "LIVERSEG_PYTHON": sys.executable}
+    options = ("--nodes=2", "--cpus-per-task=1", "--gpus-per-node=0", "--mem=4G", f"--output={log}")
+    words = (tmp_path / "sweep.yaml", f"data.store={phantom_store}", f"run.dir={run}", "--json")
+    job_id = cluster.sbatch(*options, ROOT / "slurm" / "tune.sbatch", *words, cwd=tmp_path, **environment)
+
+    def rungs() -> int:
+        assert cluster.state(job_id) in ("PENDING", "RUNNING", "CONFIGURING"), log.read_text()
+        journal = run / "journal.jsonl"
+        return journal.read_text().count('"rung"') if journal.exists() else 0
+
+    cluster.wait_for(lambda: rungs() >= 1, 200, lambda: f"a rung: {log.read_text() if log.exists() else ''}")
+    cluster.run("scancel", "--signal=USR2", job_id)
+    ended = cluster.wait_state(job_id, timeout_s=300)
+    said = log.read_text()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), said
+    assert said.count(": 2 of 2 nodes") == 2, said
+    assert "continues: " in said
+    result = json.loads((run / "sweep.json").read_text())
+    assert [trial["state"] for trial in result["trials"]].count("finished") >= 1
+    hosts = {json.loads(path.read_text())["host"] for path in run.glob("trials/*/fold_*/environment.json")}
+    assert hosts == {"node1", "node2"}, "folds ran on both"
+
+    def left() -> list[str]:
+        return [line for node in cluster.address for line in cluster.processes_of(node)]
+
+    cluster.wait_for(lambda: not left(), 20, lambda: f"an end of {left()}")
