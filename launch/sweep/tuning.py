@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from launch.sweep.fold import FoldJob
 from launch.sweep.journal import Journal, Rung, Trial
 from launch.sweep.search import propose, trial_id
 from launch.sweep.trial import run_trial
-from liverseg_dist.config import load_settings
+from liverseg_dist.config import Settings, load_settings
+from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import RunFailed, UserError
+from liverseg_dist.training.planning.choose import fits
 from liverseg_dist.training.run_folder import write_text
 
 Say = Callable[[str], None]
@@ -54,18 +57,32 @@ class Sweep:
         return None
 
     def prepare(self, trial: Trial) -> bool:
-        """Write the trial's config.yaml; False when its hyperparameters are no valid settings."""
+        """Write the trial's config.yaml; False when its hyperparameters are invalid or need too much memory."""
         folder = self.folder / "trials" / trial.id
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "config.yaml"
         write_text(file, to_yaml(trial_tree(self.settings, trial.params), f"trial {trial.number}: {trial.params}"))
         try:
-            load_settings([file])
+            reason = self._too_large(load_settings([file]))
         except UserError as error:
-            self.journal.fail(trial.id, str(error).removeprefix(f"{file}: "))
-            self.say(f"{label(trial)} failed: {self.journal.trials[trial.id].reason}")
-            return False
-        return True
+            reason = str(error).removeprefix(f"{file}: ")
+        if reason:
+            self.journal.fail(trial.id, reason)
+            self.say(f"{label(trial)} failed: {reason}")
+        return not reason
+
+    def _too_large(self, settings: Settings) -> str:
+        """Why a fold would not fit into `memory.budget_gib`, where one is set; found before anything is started."""
+        budget_gib, resources = settings.memory.budget_gib, self.settings.sweep.resources
+        if budget_gib is None:
+            return ""
+        device = "cuda" if resources.gpus else "cpu"
+        found = fits(settings, self.spacing_mm, budget_gib, resources.processes, device)
+        return "" if found.fits else f"not tried: {found.reason}"
+
+    @cached_property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        return CaseStore.open(str(self.settings.data.store)).spacing_mm
 
     def jobs(self, trial: Trial) -> list[FoldJob]:
         sweep = self.settings.sweep

@@ -16,6 +16,7 @@ from launch.sweep.guard import Processes, descendants, still_alive
 from launch.sweep.journal import Journal, Rung, Trial
 from launch.sweep.page import best_of, render
 from launch.sweep.search import propose, trial_id
+from launch.sweep.tuning import Sweep
 from launch.tune import run
 from liverseg_dist.config import load_settings
 from liverseg_dist.config.settings import load_settings_as
@@ -175,6 +176,27 @@ def test_proposals_depend_on_nothing_but_seed_and_history(search: str) -> None:
         rung = Rung.of(4, {"0": {"score": 0.1 * number}, "1": {"score": 0.2}}, "end", 1.0)
         history.append(Trial(number, trial_id(params), params, [rung], "finished"))
     assert propose(sweep, 4, 0, []) != propose(sweep, 3, 0, [])
+
+
+def test_what_cannot_fit_is_not_tried(phantom_store: Path, tmp_path: Path) -> None:
+    """A wide network is beyond the budget, a narrow one is not; no process is started to find out."""
+    space = {"model.features": {"type": "choice", "values": [[4, 8], [256, 512]]}}
+    told: list[str] = []
+    both = settings(space=space, search="grid").model_copy(
+        update={"data": settings().data.model_copy(update={"store": str(phantom_store)})}
+    )
+    tight = both.model_copy(update={"memory": both.memory.model_copy(update={"budget_gib": 1.0})})
+    with Journal(tmp_path) as journal:
+        sweep = Sweep(tight, tmp_path, journal, told.append)
+        first = sweep.next_trial()
+        assert first is not None
+        assert first.params["model.features"] == [4, 8]
+        assert sweep.next_trial() is None
+        states = [(trial.state, trial.reason) for trial in journal.trials.values()]
+    assert states[0][0] == "running"
+    assert states[1][0] == "failed"
+    assert states[1][1].startswith("not tried: batch 1 of 16x32x32 needs ")
+    assert "> 1 GiB" in told[-1]
 
 
 def test_a_grid_is_every_combination_once() -> None:
