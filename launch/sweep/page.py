@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from launch.sweep.config import Dimension, SweepSettings, to_yaml, trial_tree
 from launch.sweep.journal import Trial
+from launch.sweep.search import MANY, importances
 from liverseg_dist.evaluation import svg
 from liverseg_dist.training.run_folder import write_text
 
@@ -75,6 +76,8 @@ def render(settings: SweepSettings, trials: Sequence[Trial], summary: dict[str, 
         curves=learning_curves(trials, best, settings.train.max_steps),
         parallel=parallel_coordinates(settings.sweep.space, trials, best),
         scatters=[(key, scatter(key, settings.sweep.space[key], trials, best)) for key in keys],
+        importances=importances(settings.sweep.space, trials),
+        many=MANY,
         keys=keys,
         shown=shown,
     )

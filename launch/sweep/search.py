@@ -17,6 +17,8 @@ from launch.sweep.journal import Trial
 from liverseg_dist.errors import UserError
 
 Params = dict[str, Any]
+MANY = 10
+"""Trials from which on importances are told."""
 ATTEMPTS = 64
 """Draws until one is new; a space of few choices is then taken for exhausted."""
 
@@ -99,6 +101,32 @@ def _optuna(space: dict[str, Dimension], seed: int, history: Sequence[Trial]) ->
         )
     asked = study.ask(ranges).params
     return {key: _from_optuna(space[key], asked[key]) for key in space}
+
+
+def importances(space: dict[str, Dimension], trials: Sequence[Trial]) -> dict[str, float] | None:
+    """Each hyperparameter's share of what tells good trials from the others, highest first; their sum is 1.
+
+    PED-ANOVA, https://arxiv.org/abs/2304.10255, over the scores at the first stop, which every trial has reached. None
+    without Optuna or for fewer than `MANY` trials, of which no such thing can be said.
+    """
+    told = [trial for trial in trials if trial.rungs]
+    if len(told) < MANY:
+        return None
+    try:
+        optuna = _import_optuna()
+    except UserError:
+        return None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    ranges = {key: _distribution(optuna, dimension) for key, dimension in space.items()}
+    study = optuna.create_study(direction="maximize")
+    for trial in told:
+        params = {key: _to_optuna(space[key], value) for key, value in trial.params.items()}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=ranges, value=trial.rungs[0].score))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the evaluator is marked experimental
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {key: float(share) for key, share in found.items()}
 
 
 def _import_optuna() -> Any:

@@ -1,6 +1,8 @@
 """A real sweep under a real Ray: killed and started again it ends as if left alone, and leaves no process behind."""
 
 import json
+import math
+import random
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from launch.sweep.fold import FoldJob, command, environment, read_scores, run_fo
 from launch.sweep.guard import Processes, descendants, still_alive
 from launch.sweep.journal import Journal, Rung, Trial
 from launch.sweep.page import best_of, render
-from launch.sweep.search import propose, trial_id
+from launch.sweep.search import importances, propose, trial_id
 from launch.sweep.tuning import Sweep
 from launch.tune import run
 from liverseg_dist.config import load_settings
@@ -286,6 +288,28 @@ def test_the_page_escapes_and_names_what_failed() -> None:
     assert "pruned at step 2" in page
     assert "http://" not in page
     assert "https://" not in page
+
+
+def test_what_decides_is_told_from_ten_trials_on() -> None:
+    """The learning rate decides here, augmentation does nothing. Optuna's evaluator computes it."""
+    draw = random.Random(1)
+    trials = []
+    for number in range(24):
+        params = {
+            "train.learning_rate": float(f"{10 ** draw.uniform(-4, -2):.4g}"),
+            "data.augmentation": draw.choice(["none", "light"]),
+        }
+        score = 0.9 - abs(math.log10(params["train.learning_rate"]) + 3) / 3
+        rung = Rung.of(2, {"0": {"score": score, "liver": score}}, "end", 1.0)
+        trials.append(Trial(number, f"t{number}", params, [rung], "finished"))
+    assert importances(settings().sweep.space, trials[:9]) is None
+    found = importances(settings().sweep.space, trials)
+    assert found is not None
+    assert list(found) == ["train.learning_rate", "data.augmentation"]
+    assert found["train.learning_rate"] > 0.7
+    assert sum(found.values()) == pytest.approx(1)
+    counts = {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0}
+    assert 'class="bar"' in render(settings(), trials, counts)
 
 
 def test_a_section_of_its_own_leaves_other_programs_strict(config: Path) -> None:
