@@ -80,7 +80,7 @@ def head(job: int, tasks: int, words: Sequence[str]) -> int:
             time.sleep(POLL_S)
         print(f"Ray at {address}: {1 + len(lines)} of {tasks} nodes", flush=True)
         if dashboard:
-            print(f"from elsewhere: ssh -L 8265:127.0.0.1:8265 {os.uname().nodename}", flush=True)
+            print(f"its dashboard, from elsewhere: ssh -L PORT:127.0.0.1:PORT {os.uname().nodename}", flush=True)
         child = subprocess.Popen([sys.executable, "-u", "-m", *words, "--address", address])
         for number in ASKED:
             signal.signal(number, lambda number, _: child.send_signal(number))
@@ -96,10 +96,10 @@ def welcome(door: socket.socket, address: str, lines: list[socket.socket]) -> No
     with contextlib.suppress(OSError):  # the door is closed
         while True:
             line, _ = door.accept()
-            threading.Thread(target=_welcome, args=(line, address, lines), daemon=True).start()
+            threading.Thread(target=_count, args=(line, address, lines), daemon=True).start()
 
 
-def _welcome(line: socket.socket, address: str, lines: list[socket.socket]) -> None:
+def _count(line: socket.socket, address: str, lines: list[socket.socket]) -> None:
     with contextlib.suppress(OSError):
         line.sendall(f"{address}\n".encode())
         if line.recv(1):
