@@ -6,12 +6,14 @@ Two nodes with one rank each, a tiny U-Net on phantoms. slurm/train.sbatch and l
 import hashlib
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from launch.submit import run as launch_submit
+from liverseg_dist.commands.main import main
 from tests.cluster.conftest import ROOT
 from tests.cluster.slurm import Cluster
 
@@ -191,3 +193,33 @@ def test_the_doctor_sees_that_a_folder_is_not_shared(
     assert "problem: " in out
     assert "shared --folder" in out
     assert out.splitlines()[-1] == "verdict: training would fail here"
+
+
+def test_conversion_and_evaluation_by_their_batch_files(
+    cluster: Cluster, phantom_source: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """An array of two converts; two nodes evaluate what one process evaluates, to the last digit."""
+    store, run, alone = tmp_path / "store.zarr", tmp_path / "run", tmp_path / "alone"
+    environment = {"LIVERSEG_HOME": str(ROOT), "LIVERSEG_PYTHON": sys.executable}
+    asked = ("--cpus-per-task=1", "--mem=4G")
+    coarse = ("convert.cleaning.spacing_mm=[6,6,6]", "convert.splits.folds=2")
+    words = (ROOT / "slurm" / "to_zarr.sbatch", phantom_source, store, *coarse)
+    job_id = cluster.sbatch("--array=0-1", *asked, f"--output={tmp_path}/convert_%a.log", *words, **environment)
+    logs = [tmp_path / f"convert_{task}.log" for task in (0, 1)]
+    for task, log in enumerate(logs):
+        assert cluster.wait_state(f"{job_id}_{task}")["JobState"] == "COMPLETED", log.read_text()
+    assert main(["verify", str(store)]) == 0
+
+    for copy in (run, alone):
+        shutil.copytree(undisturbed, copy)
+    log, words = tmp_path / "evaluate.log", (run, "--store", store, "--device", "cpu")
+    nodes = ("--nodes=2", "--gpus-per-node=0", f"--output={log}")
+    job_id = cluster.sbatch(*nodes, *asked, ROOT / "slurm" / "evaluate.sbatch", *words, **environment)
+    assert cluster.wait_state(job_id)["JobState"] == "COMPLETED", log.read_text()
+    assert main(["evaluate", str(alone), "--store", str(store), "--device", "cpu"]) == 0
+    ours, theirs = (json.loads((folder / "evaluation" / "summary.json").read_text()) for folder in (run, alone))
+    for summary, folder in ((ours, run), (theirs, alone)):
+        assert summary["details"].pop("run") == folder.name
+        del summary["details"]["title"]
+    assert ours["n_cases"] >= 1
+    assert ours == theirs
