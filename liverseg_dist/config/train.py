@@ -90,6 +90,9 @@ class TrainConfig(Section):
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Exponential moving average of the weights, exported as the model when on; 0: off."""
     strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    fsdp_shard_ranks: int = Field(default=0, ge=0)
+    """FSDP only: cut over this many ranks, with a copy in each such group; the GPUs of a node keep gathering off the
+    network between nodes. 0: cut over all ranks."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed only."""
     offload_optimizer: bool = False

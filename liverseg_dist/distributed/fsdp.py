@@ -1,4 +1,8 @@
-"""FSDP2: parameters, gradients and optimizer state sharded over ranks (torch.distributed.fsdp.fully_shard)."""
+"""FSDP2: parameters, gradients and optimizer state sharded over ranks (torch.distributed.fsdp.fully_shard).
+
+Hybrid sharding (HSDP, https://arxiv.org/abs/2304.11277, section 3.2.2): shards over neighbouring ranks, those of a
+node, and copies of them over the others. Only gradients then cross between nodes, each once.
+"""
 
 import torch
 import torch.distributed as dist
@@ -9,13 +13,20 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from liverseg_dist.distributed.strategy import Strategy, loss_scale
 
 
-def shard(plain: nn.Module) -> nn.Module:
+def shard(plain: nn.Module, ranks_per_shard: int = 0) -> nn.Module:
     """Shard `plain` in place, one group for each module that it names in `shard_groups()`, then the rest.
+
+    `ranks_per_shard`: over so many neighbouring ranks, a copy in each such group; 0: over all.
 
     Must come before the optimizer is made: the parameters become DTensors.
     """
     device_type = next(plain.parameters()).device.type
-    mesh = init_device_mesh(device_type, (dist.get_world_size(),))
+    ranks = dist.get_world_size()
+    if 0 < ranks_per_shard < ranks:
+        copies = (ranks // ranks_per_shard, ranks_per_shard)
+        mesh = init_device_mesh(device_type, copies, mesh_dim_names=("copies", "shards"))
+    else:
+        mesh = init_device_mesh(device_type, (ranks,))
     for group in plain.shard_groups():  # type: ignore[operator]
         fully_shard(group, mesh=mesh)
     fully_shard(plain, mesh=mesh)

@@ -31,6 +31,13 @@ def check(config: TrainConfig, ranks: int, device: torch.device) -> None:
             f"train.strategy={config.strategy} needs the same number of samples on each rank: "
             f"train.global_batch_size = {config.global_batch_size} is not a multiple of {ranks} ranks"
         )
+    if config.fsdp_shard_ranks and config.strategy != "fsdp":
+        raise UserError(f"train.fsdp_shard_ranks needs train.strategy=fsdp, not {config.strategy}")
+    if ranks > config.fsdp_shard_ranks > 0 and ranks % config.fsdp_shard_ranks:
+        raise UserError(
+            f"train.fsdp_shard_ranks = {config.fsdp_shard_ranks}: {ranks} ranks are no whole number of such groups; "
+            "use the number of ranks per node, or 0"
+        )
     if config.deterministic_reduction and (config.strategy != "ddp" or config.micro_batch_size != 1):
         raise UserError(
             "train.deterministic_reduction needs train.strategy=ddp and train.micro_batch_size=1: "
@@ -74,7 +81,7 @@ def parallelize(
     if config.strategy == "deepspeed":
         return Zero(model, build_optimizer(config, parameter_groups(model)), config)
     if config.strategy == "fsdp" and ranks > 1:
-        shard(model)
+        shard(model, config.fsdp_shard_ranks)
         kind: type[Strategy] = FullyShard
     else:
         kind = FixedOrder if config.deterministic_reduction else DataParallel

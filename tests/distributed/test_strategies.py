@@ -57,12 +57,22 @@ STRATEGIES = {
     "ddp 4 ranks": (4, "adamw", []),
     "fsdp": (2, "sgd", ["train.strategy=fsdp"]),
     "fsdp 4 ranks": (4, "adamw", ["train.strategy=fsdp"]),
+    "fsdp in two groups": (4, "adamw", ["train.strategy=fsdp", "train.fsdp_shard_ranks=2"]),
     "zero 0": (2, "sgd", [*ZERO_SPELLS, "train.zero_stage=0"]),
     "zero 1": (2, "adamw", [*ZERO_SPELLS, "train.zero_stage=1"]),
     "zero 2": (2, "sgd", [*ZERO_SPELLS, "train.zero_stage=2"]),
     "zero 3": (2, "adamw", [*ZERO_SPELLS, "train.zero_stage=3"]),
 }
-RESUME_RANKS = {"single": 2, "ddp": 1, "ddp 4 ranks": 2, "fsdp": 1, "fsdp 4 ranks": 2, "zero 1": 4, "zero 3": 1}
+RESUME_RANKS = {
+    "single": 2,
+    "ddp": 1,
+    "ddp 4 ranks": 2,
+    "fsdp": 1,
+    "fsdp 4 ranks": 2,
+    "fsdp in two groups": 2,
+    "zero 1": 4,
+    "zero 3": 1,
+}
 """Another number of ranks, on which the checkpoint of the run is resumed."""
 
 
@@ -98,6 +108,7 @@ def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Pa
         (["train.strategy=fsdp", "train.global_batch_size=3"], "multiple of 2 ranks"),
         (["train.strategy=fsdp", "train.precision=fp16"], "strategy ddp only"),
         (["train.strategy=fsdp", "train.deterministic_reduction=true"], "needs train.strategy=ddp"),
+        (["train.fsdp_shard_ranks=2"], "needs train.strategy=fsdp"),
         (["train.precision=tf32"], "NVIDIA GPU"),
         (["train.strategy=deepspeed", "train.zero_stage=3", "train.ema_decay=0.9"], "use zero_stage 2"),
         (["train.offload_optimizer=true"], "needs train.strategy=deepspeed"),
@@ -106,6 +117,14 @@ def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Pa
 def test_what_cannot_work_is_refused_before_anything_is_built(overrides: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         check(load_settings([], overrides).train, 2, torch.device("cpu"))
+
+
+def test_shards_that_do_not_fill_their_groups_are_refused() -> None:
+    train = load_settings([], ["train.strategy=fsdp", "train.fsdp_shard_ranks=2", "train.global_batch_size=6"]).train
+    check(train, 6, torch.device("cpu"))
+    check(train, 1, torch.device("cpu"))  # fewer than a group: one group
+    with pytest.raises(UserError, match="3 ranks are no whole number"):
+        check(train, 3, torch.device("cpu"))
 
 
 def test_a_checkpoint_goes_on_under_another_strategy(tmp_path: Path) -> None:

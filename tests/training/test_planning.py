@@ -60,6 +60,8 @@ def test_sharding_divides_what_it_should() -> None:
 
     assert of("ddp", 1)["optimizer"] == 2 * whole
     assert (of("fsdp", 1)["weights"], of("fsdp", 1)["optimizer"]) == (shard, 2 * shard)
+    in_pairs = TrainConfig(optimizer="adamw", strategy="fsdp", fsdp_shard_ranks=2)
+    assert state(in_pairs, parameters, 1000, ranks)["optimizer"] == whole
     gradients = [of("deepspeed", stage)["gradients"] for stage in range(4)]
     assert gradients == [whole, whole, shard, shard]
     assert [of("deepspeed", stage)["optimizer"] for stage in range(4)] == [2 * whole, *(3 * [3 * shard])]
@@ -178,6 +180,10 @@ def test_step_time_model() -> None:
         assert efficiency == sorted(efficiency, reverse=True)
         assert all(p.step_s == pytest.approx(0.1 + p.exposed_s + p.waiting_s) for p in predictions)
     assert rows["ddp"][-1].exposed_s <= rows["deepspeed1"][-1].exposed_s, "hidden behind backward"
+    within, across = rows["fsdp in nodes"], rows["fsdp"]
+    assert [p.step_s for p in within[:3]] == pytest.approx([p.step_s for p in across[:3]]), "8 GPUs are one node"
+    slow = table(0.001, 30_000_000, 6, Machine(), (64,))
+    assert slow["fsdp in nodes"][0].exposed_s < slow["fsdp"][0].exposed_s, "weights are not gathered between nodes"
 
 
 def test_ring_all_reduce_in_closed_form() -> None:

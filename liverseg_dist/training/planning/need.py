@@ -4,7 +4,7 @@ Activations come from walking through the step (`model.footprint`); what a strat
 of 4 bytes, W ranks and k optimizer tensors (SGD with momentum 1, AdamW 2):
 
   ddp           P weights, P gradients (DDP's buckets), k P optimizer state
-  fsdp          a W-th of each; two groups gathered at a time, and the gradients of two groups
+  fsdp          a W-th of each (W: fsdp_shard_ranks where set); two groups gathered at a time, and the gradients of two
   deepspeed 0   as ddp, and its exchange buffer
   deepspeed 1   P weights, P gradients; a W-th of optimizer state and of the copied weights; exchange buffer
   deepspeed 2   P weights; a W-th of gradients, optimizer state and copied weights; exchange buffer
@@ -54,7 +54,8 @@ def need(settings: Settings, ranks: int = 1, device: str = "cuda", levels: Colle
     found = walked(settings, ranks, device, levels)
     parts = state(train, found.parameters, found.largest_group, ranks)
     # The update works after backward: its temporaries take the place of the activations.
-    shard = ranks if train.strategy == "fsdp" or (train.strategy == "deepspeed" and train.zero_stage) else 1
+    cut = train.strategy == "fsdp" or (train.strategy == "deepspeed" and train.zero_stage)
+    shard = shards(train, ranks) if cut else 1
     update = 2 * BYTES * found.parameters // shard if device != "cpu" else 0
     parts["activations"] = max(found.peak, update)
     tensors = sum(parts.values())
@@ -75,9 +76,14 @@ def micro_batch(train: TrainConfig, ranks: int) -> int:
     return min(train.micro_batch_size, -(-train.global_batch_size // ranks))
 
 
+def shards(train: TrainConfig, ranks: int) -> int:
+    """Into how many parts a strategy that cuts the state cuts it."""
+    return min(ranks, (train.strategy == "fsdp" and train.fsdp_shard_ranks) or ranks)
+
+
 def state(train: TrainConfig, parameters: int, largest_group: int, ranks: int) -> dict[str, int]:
     """Bytes of weights, gradients, optimizer state and exchange buffers on each of `ranks` ranks."""
-    whole, shard = BYTES * parameters, -(-BYTES * parameters // ranks)
+    whole, shard = BYTES * parameters, -(-BYTES * parameters // shards(train, ranks))
     tensors = 2 if train.optimizer == "adamw" else int(train.momentum > 0)
     stage = train.zero_stage if train.strategy == "deepspeed" else None
     fsdp = train.strategy == "fsdp" and ranks > 1

@@ -62,7 +62,7 @@ def collective_s(volume: float, messages: int, ranks: int, machine: Machine) -> 
 
 
 def predict(strategy: str, compute_s: float, parameters: int, groups: int, ranks: int, machine: Machine) -> Prediction:
-    """`strategy`: ddp, fsdp, or deepspeed0 to deepspeed3. `compute_s`: one GPU's step; `groups`: messages per pass."""
+    """`strategy`: one of `STRATEGIES`. `compute_s`: one GPU's step; `groups`: messages per pass."""
     volume = BYTES * float(parameters)
     once = collective_s(volume, groups, ranks, machine)
     backward = BACKWARD * compute_s if machine.overlap else 0.0
@@ -72,6 +72,9 @@ def predict(strategy: str, compute_s: float, parameters: int, groups: int, ranks
         exposed = max(last, 2 * once - backward)
     elif strategy == "fsdp":  # gather in forward; gather again and scatter in backward
         exposed = once / groups + max(0.0, once - forward) + max(last / 2, 2 * once - backward)
+    elif strategy == "fsdp in nodes":  # gathers stay inside; the gradients' shards are then summed over the nodes
+        inside = collective_s(volume, groups, min(ranks, machine.gpus_per_node), machine)
+        exposed = inside / groups + max(0.0, inside - forward) + max(last - inside / groups, 2 * once - backward)
     elif strategy == "deepspeed3":  # as fsdp, but the gradients' exchange waits for the end of backward
         exposed = once / groups + max(0.0, once - forward) + max(0.0, once - backward) + once
     else:  # gradients after backward, then (from stage 1) the updated weights: an all-reduce's volume all the same
@@ -83,7 +86,8 @@ def predict(strategy: str, compute_s: float, parameters: int, groups: int, ranks
     return Prediction(ranks, step, exposed, waiting, compute_s / step)
 
 
-STRATEGIES = ("ddp", "fsdp", "deepspeed0", "deepspeed1", "deepspeed2", "deepspeed3")
+STRATEGIES = ("ddp", "fsdp", "fsdp in nodes", "deepspeed0", "deepspeed1", "deepspeed2", "deepspeed3")
+"""fsdp in nodes: train.fsdp_shard_ranks is the GPUs of a node."""
 
 
 def table(
