@@ -21,11 +21,11 @@ class CleaningConfig(Section):
     """NaN and infinite voxels become air, blank slices are interpolated; a scan with a larger share is excluded."""
     spacing_table: Path | None = None
     """CSV `case,z_mm,y_mm,x_mm` (or YAML `case: [z, y, x]`): the true voxel size of scans whose header lost it."""
-    noise: Literal["none", "median", "gaussian", "tv", "autoencoder"] = "none"
+    noise: Literal["none", "median", "gaussian", "bilateral", "tv", "autoencoder"] = "none"
     """Noise reduction of the image, slice by slice, before resampling; tv: total variation (Chambolle)."""
     noise_strength: PositiveFloat = 1.0
-    """median: radius in voxels; gaussian: sigma in voxels in plane; tv: weight relative to the noise's own sigma;
-    autoencoder: share of the predicted noise that is taken away, at most 1."""
+    """median: radius in voxels; gaussian: sigma in voxels in plane; bilateral: sigma in voxels in plane;
+    tv: weight relative to the noise's own sigma; autoencoder: share of the predicted noise taken away, at most 1."""
     denoiser: str | None = None
     """noise=autoencoder: the file that `liverseg denoiser` made. Its content is kept with the settings (as text)."""
     outliers: Literal["percentile", "window", "robust_z"] = "percentile"

@@ -22,7 +22,7 @@ from liverseg_dist.data.cleaning.intensity import (
     intensity_of,
     pool,
 )
-from liverseg_dist.data.cleaning.noise import estimate_noise, gaussian, median, reduce_noise, total_variation
+from liverseg_dist.data.cleaning.noise import bilateral, estimate_noise, gaussian, median, reduce_noise, total_variation
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 
@@ -106,6 +106,23 @@ def test_gaussian_equals_skimage(sigma: float) -> None:
     np.testing.assert_allclose(gaussian(image, sigma), reference, atol=1e-3)
 
 
+@pytest.mark.parametrize("sigma", [0.8, 1.5])
+def test_bilateral_equals_its_formula_and_in_the_limit_scipys_gaussian(sigma: float) -> None:
+    """scikit-image's is no reference: its table of spatial weights is laid out for a window one wider (0.26)."""
+    image, radius = tissue()[0], math.ceil(2 * sigma)
+    place = np.hypot(*np.mgrid[-radius : radius + 1, -radius : radius + 1]).ravel()
+
+    def formula(window: np.ndarray) -> float:
+        weights = stats.norm.pdf(window - window[window.size // 2], scale=30) * stats.norm.pdf(place, scale=sigma)
+        return np.average(window, weights=weights)
+
+    reference = ndimage.generic_filter(image.astype(np.float64), formula, size=2 * radius + 1, mode="nearest")
+    np.testing.assert_allclose(bilateral(image, sigma, 30.0), reference, atol=1e-3)
+    blind = ndimage.gaussian_filter(image.astype(np.float64), sigma, radius=radius, mode="nearest")
+    np.testing.assert_allclose(bilateral(image, sigma, 1e6), blind, atol=1e-3)
+    np.testing.assert_array_equal(bilateral(image, sigma, 0.0), image)
+
+
 @pytest.mark.parametrize("weight", [5.0, 20.0])
 def test_total_variation_equals_skimage(weight: float) -> None:
     image = tissue()[0]
@@ -123,7 +140,7 @@ def test_the_noise_of_a_scan_is_estimated(sigma_hu: float) -> None:
     assert estimate_noise(np.full((2, 8, 8), -1000, np.int16)) == 0
 
 
-@pytest.mark.parametrize("method", ["median", "gaussian", "tv"])
+@pytest.mark.parametrize("method", ["median", "gaussian", "bilateral", "tv"])
 def test_noise_goes_and_edges_stay(method: str) -> None:
     truth, noisy = tissue(noise_hu=0), tissue(noise_hu=20)
     before = noisy.copy()

@@ -37,10 +37,10 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from scipy import ndimage
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from liverseg_dist.config import DataConfig, IntensityConfig
 from liverseg_dist.data.augment import DeviceTransform, normalise
+from liverseg_dist.data.layout import IMAGE_CHUNK, LABEL_CHUNK, compressors
 from liverseg_dist.data.loading import PatchLoader, PatchSource
 from liverseg_dist.data.loading.reader import StoreReader
 from liverseg_dist.data.nifti import read_nifti
@@ -48,7 +48,7 @@ from liverseg_dist.volume import Index3
 
 warnings.simplefilter("ignore")
 import monai.transforms as mt  # noqa: E402  (warns while it is imported)
-from monai.data import CacheDataset  # noqa: E402
+from monai.data import CacheDataset, PersistentDataset  # noqa: E402
 
 try:
     from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -110,7 +110,8 @@ def run_contests(
     for name, spent in peers.items():
         yield Contest("augmentation alone, on the CPU", name, transformed, spent)
     whole = {
-        "MONAI CacheDataset": time_monai(cases, patch, samples // 2, cached_indices=False),
+        "MONAI CacheDataset": time_monai(cases, patch, samples // 2),
+        "MONAI PersistentDataset": time_monai(cases, patch, samples // 2, disk=folder / "monai"),
         "MONAI CacheDataset, indices cached": time_monai(cases, patch, samples, cached_indices=True),
     }
     if nnUNetDataLoader is not None:
@@ -183,12 +184,10 @@ def write_store(path: Path, cases: list[Case]) -> BenchStore:
     group = zarr.open_group(str(path), mode="w")
     names = [f"case_{i}" for i in range(len(cases))]
     for name, case in zip(names, cases, strict=True):
-        for kind, voxels, coder in zip(("image", "label"), case, ("lz4hc", "lz4"), strict=True):
-            shuffle = "shuffle" if kind == "image" else "noshuffle"
-            codecs = [BloscCodec(cname=coder, clevel=5, shuffle=shuffle, typesize=voxels.itemsize), Crc32cCodec()]
+        for kind, voxels, chunk in zip(("image", "label"), case, (IMAGE_CHUNK, LABEL_CHUNK), strict=True):
             array = group.create_array(
-                f"cases/{name}/{kind}", shape=voxels.shape, dtype=voxels.dtype, chunks=(32, 32, 64),
-                shards=voxels.shape, compressors=codecs,
+                f"cases/{name}/{kind}", shape=voxels.shape, dtype=voxels.dtype, chunks=chunk,
+                shards=voxels.shape, compressors=compressors(voxels.itemsize),
             )  # fmt: skip
             array[:] = voxels
     return BenchStore(path, names, [foreground_rows(label) for _, label in cases])
@@ -340,7 +339,10 @@ def _sampled(voxels: np.ndarray) -> np.ndarray:
     return voxels[np.random.default_rng(0).integers(0, len(voxels), 1000)]
 
 
-def time_monai(cases: list[Case], patch: Index3, count: int, *, cached_indices: bool) -> float:
+def time_monai(
+    cases: list[Case], patch: Index3, count: int, *, cached_indices: bool = False, disk: Path | None = None
+) -> float:
+    """CacheDataset, or with a folder PersistentDataset, whose cases lie there as it wrote them."""
     keys, angle = ("image", "label"), math.radians(30)
     mode = ("bilinear", "nearest")
     cached: list = [mt.FgBgToIndicesd("label")] if cached_indices else [mt.Identityd(keys)]
@@ -370,7 +372,13 @@ def time_monai(cases: list[Case], patch: Index3, count: int, *, cached_indices: 
         for image, label in cases
     ]
     transform = mt.Compose([*cached, *randomly]).set_random_state(0)
-    dataset = CacheDataset(data, transform, num_workers=1, progress=False)
+    dataset: CacheDataset | PersistentDataset
+    if disk is None:
+        dataset = CacheDataset(data, transform, num_workers=1, progress=False)
+    else:
+        dataset = PersistentDataset(data, transform, cache_dir=disk)
+        for number in range(len(dataset)):
+            dataset[number]
     return cpu_ms(lambda i: dataset[i % len(dataset)], count)
 
 

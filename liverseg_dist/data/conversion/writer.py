@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 import zarr
 
-from liverseg_dist.data.layout import ATTRIBUTE, CASES, CHUNK, FILL, compressors, ome_metadata, shard_shape
+from liverseg_dist.data.layout import (
+    ATTRIBUTE,
+    CASES,
+    FILL,
+    IMAGE_CHUNK,
+    LABEL_CHUNK,
+    SOURCE_LABEL_CHUNK,
+    compressors,
+    ome_metadata,
+    shard_shape,
+)
 from liverseg_dist.volume import Grid
 
 PRIVATE = ".liverseg"
@@ -68,10 +78,10 @@ def write_case(aside: Aside, case_id: str, arrays: CaseArrays) -> dict[str, str]
     folder = aside.new()
     attributes = {"ome": ome_metadata(arrays.grid, case_id), ATTRIBUTE: arrays.attributes}
     group = zarr.create_group(str(folder), zarr_format=3, attributes=attributes)
-    _put(group, "image", arrays.image, CHUNK, axes=True)
-    _put(group, "label", arrays.label, CHUNK, axes=True)
+    _put(group, "image", arrays.image, IMAGE_CHUNK, axes=True)
+    _put(group, "label", arrays.label, LABEL_CHUNK, axes=True)
     if arrays.source_label is not None:
-        _put(group, "source_label", arrays.source_label, (32, 128, 128), axes=True)
+        _put(group, "source_label", arrays.source_label, SOURCE_LABEL_CHUNK, axes=True)
     _put(group, "foreground", arrays.foreground, (max(1, len(arrays.foreground)), 5))
     sums = {path.relative_to(folder).as_posix(): _synced_sha256(path) for path in _files(folder)}
     _publish(folder, aside.store / CASES / case_id)
