@@ -25,6 +25,20 @@ class Dimension(Section):
     """choice: the values; lists are allowed (data.patch_size)."""
     points: Annotated[int, Field(ge=2)] = 3
     """Grid search: values per range, evenly (loguniform: by ratio) from low to high."""
+    when: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Only searched in trials where these choices, named before in the space, have one of these values; elsewhere the
+    key keeps what the file says: `when: {train.optimizer: [sgd]}`."""
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: tuple(v) if isinstance(v, (list, tuple)) else (v,) for key, v in value.items()}
+
+    def applies(self, params: dict[str, Any]) -> bool:
+        """Whether a trial with these hyperparameters has this one too."""
+        return all(key in params and params[key] in values for key, values in self.when.items())
 
     @model_validator(mode="after")
     def _complete(self) -> "Dimension":
@@ -110,6 +124,20 @@ class SweepConfig(Section):
                 where = ".".join([str(key), *(str(part) for part in problem["loc"])])
                 raise ValueError(f"{where}: {problem['msg'].removeprefix('Value error, ')}") from None
         return made
+
+    @field_validator("space")
+    @classmethod
+    def _conditions_hold_somewhere(cls, space: dict[str, Dimension]) -> dict[str, Dimension]:
+        before: dict[str, Dimension] = {}
+        for key, dimension in space.items():
+            for other, values in dimension.when.items():
+                choices = before[other].values if other in before else None
+                if choices is None:
+                    raise ValueError(f"{key}: when: {other} is no choice named before it in the space")
+                if strange := [value for value in values if value not in choices]:
+                    raise ValueError(f"{key}: when: {other} is never {strange[0]!r}; one of {list(choices)}")
+            before[key] = dimension
+        return space
 
     @field_validator("folds", "rungs")
     @classmethod

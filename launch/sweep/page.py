@@ -183,8 +183,12 @@ def parallel_coordinates(space: dict[str, Dimension], trials: Sequence[Trial], b
     for trial in sorted(trials, key=lambda t: _kind(t, best) == "best"):
         if trial.score is None:
             continue
-        heights = [bottom - _place(d, trial.params[key]) * (bottom - top) for key, d in space.items()]
-        points = list(zip(columns, [*heights, score(trial.score)], strict=True))
+        points = [
+            (x, bottom - _place(dimension, trial.params[key]) * (bottom - top))
+            for x, (key, dimension) in zip(columns, space.items(), strict=False)
+            if key in trial.params
+        ]
+        points.append((columns[-1], score(trial.score)))
         for (x1, y1), (x2, y2) in pairwise(points):
             marks.append(
                 svg.line(round(x1, 1), round(y1, 1), round(x2, 1), round(y2, 1), f"curve {_kind(trial, best)}")
@@ -212,7 +216,7 @@ def scatter(key: str, dimension: Dimension, trials: Sequence[Trial], best: Trial
             marks.append(svg.text(110 + share * (WIDTH - 180), bottom + 15, name, "middle", "tick"))
         marks.append(svg.text(WIDTH / 2 + 20, bottom + 32, key, "middle", "title"))
     for trial in trials:
-        if trial.score is not None:
+        if trial.score is not None and key in trial.params:
             value = trial.params[key]
             x = axis(value) if dimension.values is None else 110 + _place(dimension, value) * (WIDTH - 180)
             hint = f"{_hint(trial)}, {key} = {shown(value)}"

@@ -9,7 +9,7 @@ import json
 import math
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launch.sweep.config import Dimension, SweepConfig
@@ -32,9 +32,7 @@ def propose(sweep: SweepConfig, seed: int, number: int, history: Sequence[Trial]
     """Hyperparameters of trial `number`, unlike all before; None when the space has no more."""
     taken = {trial.id for trial in history}
     if sweep.search == "grid":
-        points = itertools.product(*(_grid(dimension) for dimension in sweep.space.values()))
-        found = next(itertools.islice(points, number, None), None)
-        return None if found is None else dict(zip(sweep.space, found, strict=True))
+        return next(itertools.islice(_grid_points(sweep.space), number, None), None)
     for attempt in range(ATTEMPTS):
         if sweep.search == "random":
             params = _random(sweep.space, random.Random(f"{seed}:{number}:{attempt}"))
@@ -54,6 +52,8 @@ def require(search: str) -> None:
 def _random(space: dict[str, Dimension], draw: random.Random) -> Params:
     params: Params = {}
     for key, dimension in space.items():
+        if not dimension.applies(params):
+            continue
         if dimension.values is not None:
             params[key] = _plain(draw.choice(dimension.values))
             continue
@@ -65,6 +65,19 @@ def _random(space: dict[str, Dimension], draw: random.Random) -> Params:
         else:
             params[key] = _rounded(draw.uniform(low, high))
     return params
+
+
+def _grid_points(space: dict[str, Dimension]) -> Iterator[Params]:
+    """Every combination once: those that differ only in what their conditions leave out are one."""
+    seen = set()
+    for values in itertools.product(*(_grid(dimension) for dimension in space.values())):
+        params: Params = {}
+        for (key, dimension), value in zip(space.items(), values, strict=True):
+            if dimension.applies(params):
+                params[key] = value
+        if trial_id(params) not in seen:
+            seen.add(trial_id(params))
+            yield params
 
 
 def _grid(dimension: Dimension) -> list[Any]:
@@ -94,20 +107,34 @@ def _optuna(space: dict[str, Dimension], seed: int, history: Sequence[Trial]) ->
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState[states.get(trial.state, "RUNNING")],
                 params=params,
-                distributions=ranges,
+                distributions={key: ranges[key] for key in params},
                 value=trial.score if trial.state == "finished" else None,
                 intermediate_values={rung.step: rung.score for rung in trial.rungs},
             )
         )
-    asked = study.ask(ranges).params
-    return {key: _from_optuna(space[key], asked[key]) for key in space}
+    asked, params = study.ask(), {}
+    for key, dimension in space.items():
+        if dimension.applies(params):
+            params[key] = _from_optuna(dimension, _suggest(asked, key, dimension))
+    return params
+
+
+def _suggest(trial: Any, key: str, dimension: Dimension) -> Any:
+    """Optuna's draw from the range that `_distribution` describes."""
+    if dimension.values is not None:
+        return trial.suggest_categorical(key, range(len(dimension.values)))
+    low, high = _bounds(dimension)
+    if dimension.type == "int":
+        return trial.suggest_int(key, int(low), int(high))
+    return trial.suggest_float(key, low, high, log=dimension.type == "loguniform")
 
 
 def importances(space: dict[str, Dimension], trials: Sequence[Trial]) -> dict[str, float] | None:
     """Each hyperparameter's share of what tells good trials from the others, highest first; their sum is 1.
 
-    PED-ANOVA, https://arxiv.org/abs/2304.10255, over the scores at the first stop, which every trial has reached. None
-    without Optuna or for fewer than `MANY` trials, of which no such thing can be said.
+    PED-ANOVA, https://arxiv.org/abs/2304.10255, over the scores at the first stop, which every trial has reached.
+    Hyperparameters that not every trial has are left out. None without Optuna or for fewer than `MANY` trials, of which
+    no such thing can be said.
     """
     told = [trial for trial in trials if trial.rungs]
     if len(told) < MANY:
@@ -121,7 +148,10 @@ def importances(space: dict[str, Dimension], trials: Sequence[Trial]) -> dict[st
     study = optuna.create_study(direction="maximize")
     for trial in told:
         params = {key: _to_optuna(space[key], value) for key, value in trial.params.items()}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=ranges, value=trial.rungs[0].score))
+        distributions = {key: ranges[key] for key in params}
+        study.add_trial(
+            optuna.trial.create_trial(params=params, distributions=distributions, value=trial.rungs[0].score)
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the evaluator is marked experimental
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()

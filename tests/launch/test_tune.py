@@ -213,6 +213,46 @@ def test_a_grid_is_every_combination_once() -> None:
     assert len({trial_id(p) for p in points[:6] if p}) == 6
 
 
+CONDITIONAL = {
+    "train.optimizer": {"type": "choice", "values": ["sgd", "adamw"]},
+    "train.momentum": {"type": "uniform", "low": 0.8, "high": 0.99, "when": {"train.optimizer": "sgd"}},
+}
+
+
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_a_hyperparameter_is_drawn_only_where_its_condition_holds(search: str) -> None:
+    sweep = settings(search=search, space=CONDITIONAL).sweep
+    history: list[Trial] = []
+    for number in range(12):
+        params = propose(sweep, 1, number, history)
+        if params is None:  # adamw alone is one setting
+            break
+        assert ("train.momentum" in params) == (params["train.optimizer"] == "sgd")
+        rung = Rung.of(4, {"0": {"score": 0.1 * number}, "1": {"score": 0.2}}, "end", 1.0)
+        history.append(Trial(number, trial_id(params), params, [rung], "finished"))
+    assert {trial.params["train.optimizer"] for trial in history} == {"sgd", "adamw"}
+    counts = {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0}
+    assert "<td>–</td>" in render(settings(space=CONDITIONAL), history, counts)
+
+
+def test_a_conditional_grid_names_no_setting_twice() -> None:
+    sweep = settings(search="grid", space=CONDITIONAL).sweep
+    points = [propose(sweep, 0, number, ()) for number in range(5)]
+    assert [None if p is None else p.get("train.momentum") for p in points] == [0.8, 0.895, 0.99, None, None]
+    assert points[3] == {"train.optimizer": "adamw"}
+    assert points[4] is None
+
+
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [({"train.learning_rate": 1}, "no choice named before it"), ({"train.optimizer": "adam"}, "is never 'adam'")],
+)
+def test_a_condition_that_cannot_hold_is_refused(when: dict, said: str) -> None:
+    space = {**CONDITIONAL, "train.clip_grad_norm": {"type": "uniform", "low": 1, "high": 20, "when": when}}
+    with pytest.raises(ValueError, match=said):
+        settings(space=space)
+
+
 def test_a_half_written_line_is_not_there(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         journal.begin("a", {"k": 1})
