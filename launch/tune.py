@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.cluster import running
+from launch.sweep.cluster import own_token, running, token_file
 from launch.sweep.config import SweepSettings, to_yaml
 from launch.sweep.fold import try_lock
 from launch.sweep.journal import Journal
@@ -82,7 +82,8 @@ def plan(settings: SweepSettings) -> str:
     ]
     for key, dimension in sweep.space.items():
         what = list(dimension.values) if dimension.values is not None else f"{dimension.low:g} to {dimension.high:g}"
-        lines.append(f"  {key}: {dimension.type} {what}")
+        when = "".join(f", when {other} is {' or '.join(map(str, v))}" for other, v in dimension.when.items())
+        lines.append(f"  {key}: {dimension.type} {what}{when}")
     if sweep.search != "optuna":
         first = [propose(sweep, settings.seed, number, ()) for number in range(min(3, sweep.trials))]
         lines += [f"  first trials: {params}" for params in first if params]
@@ -120,7 +121,8 @@ def _run(args: argparse.Namespace, sweep: Sweep) -> None:
     try:
         with running(args.address, cpus, not args.no_dashboard) as dashboard:
             missing = "none" if args.no_dashboard else "none; pip install 'ray[default]' brings it"
-            print(f"Ray dashboard: {'http://' + dashboard if dashboard else missing}", flush=True)
+            token = f"; the token it asks for: cat {token_file()}" if token_file() else ""
+            print(f"Ray dashboard: {f'http://{dashboard}{token}' if dashboard else missing}", flush=True)
             tune_trials(sweep)
     finally:
         _wait_for_folds(sweep.folder)
@@ -152,9 +154,20 @@ def _same_sweep(folder: Path, settings: SweepSettings) -> None:
     refuse_other_settings(before, settings, folder)
 
 
+def _start_over_with_a_token() -> None:
+    """Whoever reaches Ray's ports can run anything as us, also from another account of this machine.
+
+    Ray reads its mode once, when it is imported: so this program begins again with it set.
+    """
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(own_token())}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **environment})
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     try:
+        if argv is None and not (args.address or args.dry_run or "RAY_AUTH_MODE" in os.environ):
+            _start_over_with_a_token()
         result = tune(args)
     except LiversegError as error:
         print(f"launch.tune: {error}", file=sys.stderr)

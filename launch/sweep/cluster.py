@@ -5,6 +5,7 @@ import getpass
 import importlib
 import logging
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -67,6 +68,24 @@ def temp_folder() -> Path:
     if folder.stat().st_uid != os.getuid():
         raise UserError(f"{folder}: belongs to another user; set TMPDIR to a folder of yours")
     return folder
+
+
+def own_token() -> Path:
+    """This user's file with Ray's token, made when missing; nobody else can read it."""
+    file = temp_folder() / "token"
+    if not file.exists():
+        part = file.with_name(f"token.{os.getpid()}")
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+            stream.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another sweep of ours was quicker
+            os.link(part, file)
+        part.unlink()
+    return file
+
+
+def token_file() -> str:
+    """Where the token lies that this process's Ray asks for; '' without one."""
+    return os.environ.get("RAY_AUTH_TOKEN_PATH", "") if os.environ.get("RAY_AUTH_MODE") == "token" else ""
 
 
 def dashboard_installed() -> bool:

@@ -1,5 +1,6 @@
 """A real sweep under a real Ray: killed and started again it ends as if left alone, and leaves no process behind."""
 
+import contextlib
 import json
 import math
 import random
@@ -161,6 +162,35 @@ def test_another_sweep_in_the_same_folder_is_refused(config: Path, phantom_store
     line = ["--config", str(config), f"data.store={phantom_store}", f"run.dir={tmp_path / 'x'}"]
     with Journal(tmp_path / "x"):
         assert run(line) == EXIT_USER
+
+
+@pytest.mark.ray
+def test_nobody_joins_our_ray_without_the_token(config: Path, phantom_store: Path, short_tmp: Path) -> None:
+    process = start(command_line(config, phantom_store, short_tmp / "run"), short_tmp)
+    try:
+        address, end = "", time.monotonic() + 120
+        while not address and time.monotonic() < end:
+            for pid in descendants(process.pid):
+                with contextlib.suppress(OSError):
+                    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                    address = next((w.partition("=")[2] for w in words if w.startswith("--gcs-address=")), address)
+            time.sleep(0.2)
+        assert address, "no Ray has started"
+        ask = f"import ray; ray._raylet.GcsClient(address={address!r}).check_alive([], 5); print('in')"
+        secret = next(short_tmp.glob("ray-*/token"))
+        assert secret.stat().st_mode & 0o077 == 0
+        keys = [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(secret)}]
+        said = []
+        for key in keys:
+            environment = clean_environment(HOME=str(short_tmp), **key)
+            line = [sys.executable, "-c", ask]
+            done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+            said.append(done.stdout.strip() or done.stderr.strip().splitlines()[-1])
+    finally:
+        process.terminate()
+        process.communicate(timeout=120)
+    assert "AuthenticationError" in said[0]
+    assert said[1] == "in"
 
 
 @pytest.mark.parametrize("search", ["random", "optuna"])
