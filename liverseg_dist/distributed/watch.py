@@ -6,6 +6,7 @@ others wait a moment for its word; where there is none (killed, node lost, hung)
 """
 
 import json
+import queue
 import re
 import socket
 import sys
@@ -24,6 +25,8 @@ from liverseg_dist.distributed.world import World
 BEAT_S = 0.5
 SILENT_S = 5.0
 """A rank without a sign of life for this long, when a connection broke, is the one that is gone."""
+STORE_PATIENCE_S = 20.0
+"""How long a failing rank tries to hear and tell why."""
 PREFIX = "liverseg/"
 ORDER = ("resuming", "waiting for data", "in forward", "in backward", "summing figures", "validating", "saving")
 """What a rank does within a step, in this order; who is behind the others is the one they wait for."""
@@ -106,6 +109,23 @@ class Watch:
         """Why the run ends, and whether this rank is the one to print it. Waits some seconds for other ranks' words."""
         if self._store is None:
             return message, True
+        # On a thread: where the network is cut, a call to the store waits for as long as TCP hopes, a quarter of an hour.
+        answer: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
+        agree = threading.Thread(
+            target=lambda: answer.put(self._agree(error, message, name_rank)), name="liverseg-account", daemon=True
+        )
+        agree.start()
+        try:
+            return answer.get(timeout=STORE_PATIENCE_S)
+        except queue.Empty:
+            return f"rank 0 on {self._master_host} no longer answers; is the network gone? ({_line(error)})", True
+
+    @property
+    def _master_host(self) -> str:
+        return self.world.master.rpartition(":")[0]
+
+    def _agree(self, error: BaseException, message: str, name_rank: bool) -> tuple[str, bool]:
+        assert self._store is not None
         try:
             if is_consequence(error):
                 said = self._other_rank_says()
@@ -117,7 +137,7 @@ class Watch:
             tag = f"{self.world.global_rank} "
             winner = self._store.compare_set(f"{PREFIX}failed", "", tag + message).decode()
         except (RuntimeError, ValueError, OSError):  # the store went with rank 0's process or node
-            return f"rank 0 on {self.world.master.rpartition(':')[0]} is gone ({_line(error)})", True
+            return f"rank 0 on {self._master_host} is gone ({_line(error)})", True
         return winner.partition(" ")[2], winner.startswith(tag)
 
     def _other_rank_says(self) -> str:
