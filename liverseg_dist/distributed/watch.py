@@ -109,7 +109,7 @@ class Watch:
         """Why the run ends, and whether this rank is the one to print it. Waits some seconds for other ranks' words."""
         if self._store is None:
             return message, True
-        # On a thread: where the network is cut, a call to the store waits for as long as TCP hopes, a quarter of an hour.
+        # On a thread: where the network is cut, a call to the store waits as long as TCP hopes, a quarter of an hour.
         answer: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
         agree = threading.Thread(
             target=lambda: answer.put(self._agree(error, message, name_rank)), name="liverseg-account", daemon=True
