@@ -103,6 +103,7 @@ class TrainConfig(Section):
     time; auto: as few as meet memory.budget_gib."""
     channels_last: bool = False
     compile: bool = False
+    """torch.compile, with strategies ddp and deepspeed; on a CPU it needs a C++ compiler."""
     deterministic: bool = True
     """Bit-identical results for the same seed; on CUDA this costs speed."""
     deterministic_reduction: bool = False

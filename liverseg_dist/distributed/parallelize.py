@@ -47,6 +47,11 @@ def check(config: TrainConfig, ranks: int, device: torch.device) -> None:
         raise UserError(f"train.precision=fp16 works with strategy ddp only, not {config.strategy}; use bf16")
     if config.precision == "tf32" and device.type != "cuda":
         raise UserError("train.precision=tf32 needs an NVIDIA GPU; use fp32 on a CPU")
+    if config.compile and config.strategy == "fsdp":
+        raise UserError(
+            "train.compile works with strategies ddp and deepspeed, not fsdp: torch 2.13 fails to compile what it "
+            "gathers; deepspeed with zero_stage=3 cuts the same state"
+        )
     if config.ema_decay and config.strategy == "deepspeed" and config.zero_stage == 3:
         raise UserError("train.ema_decay with DeepSpeed ZeRO 3: no rank holds the weights to average; use zero_stage 2")
     tuned = config.fine_tune.freeze != "none" or config.fine_tune.layer_decay != 1

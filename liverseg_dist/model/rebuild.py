@@ -74,6 +74,8 @@ class _NormAct(torch.autograd.Function):
 
 def recipe(x: Tensor) -> Recipe | None:
     """How to make `x` again in backward, or None where it has to be kept."""
+    if torch.compiler.is_compiling():
+        return None
     node: Any = x.grad_fn
     if not isinstance(node, _NormAct._backward_cls) or getattr(node, "opaque", False):
         return None
@@ -87,8 +89,8 @@ def recipe(x: Tensor) -> Recipe | None:
 
 def keep_whole(x: Tensor) -> Tensor:
     """Marks `x` as not to be rebuilt by who uses it: its own parts are not kept (a checkpointed stage's output)."""
-    node: Any = x.grad_fn
     if recipe(x) is not None:
+        node: Any = x.grad_fn
         node.opaque = True
     return x
 

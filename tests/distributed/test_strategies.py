@@ -109,6 +109,7 @@ def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Pa
         (["train.strategy=fsdp", "train.precision=fp16"], "strategy ddp only"),
         (["train.strategy=fsdp", "train.deterministic_reduction=true"], "needs train.strategy=ddp"),
         (["train.fsdp_shard_ranks=2"], "needs train.strategy=fsdp"),
+        (["train.strategy=fsdp", "train.compile=true"], "zero_stage=3 cuts the same state"),
         (["train.precision=tf32"], "NVIDIA GPU"),
         (["train.strategy=deepspeed", "train.zero_stage=3", "train.ema_decay=0.9"], "use zero_stage 2"),
         (["train.offload_optimizer=true"], "needs train.strategy=deepspeed"),

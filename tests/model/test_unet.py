@@ -83,3 +83,28 @@ def test_probabilities_and_labels() -> None:
     assert torch.equal(labels_from(probabilities(logits, False), False).long(), logits.argmax(1))
     regions = torch.tensor([[0.9, 0.9], [0.9, 0.1], [0.1, 0.9], [0.1, 0.1]]).view(4, 2, 1, 1, 1)
     assert labels_from(regions, True).flatten().tolist() == [2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("architecture", ["unet", "resenc"])
+@pytest.mark.parametrize("levels", [(), (0,)])
+def test_compiled_it_is_the_same_network(architecture: str, levels: tuple[int, ...]) -> None:
+    """Traced as for any backend, forward and backward; `aot_eager` then runs PyTorch's own kernels."""
+    torch.manual_seed(0)
+    model = build_model(config(architecture=architecture))
+    model.set_checkpointing(levels)
+    image = torch.randn(2, 1, *PATCH)
+
+    def outcome() -> list[Tensor]:
+        model.zero_grad()
+        found = model(image)
+        outputs = found if isinstance(found, list) else [found]
+        sum(o.square().mean() for o in outputs).backward()
+        return [*(o.detach() for o in outputs), *(p.grad.clone() for p in model.parameters())]
+
+    plain = outcome()
+    names = list(model.state_dict())
+    model.compile(backend="aot_eager")
+    for ours, theirs in zip(outcome(), plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+    assert list(model.state_dict()) == names
+    torch.compiler.reset()
