@@ -8,7 +8,6 @@ Whoever reaches Ray's port can run anything, so it asks for a token: the job's o
 import contextlib
 import ipaddress
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -19,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launch.sweep.cluster import OBJECT_STORE_BYTES, dashboard_installed, temp_folder
+from launch.sweep.cluster import OBJECT_STORE_BYTES, asking_for, dashboard_installed, temp_folder, write_token
 from launch.sweep.guard import guarded
 from liverseg_dist.errors import EXIT_FAILED, RunFailed
 
@@ -45,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rank == 0:
             secret.parent.mkdir(parents=True, exist_ok=True)
             secret.unlink(missing_ok=True)
-            with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
-        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(secret)}
+            write_token(secret)
+        env |= asking_for(secret)
         with guarded():
             if rank == 0:
                 return head(job, tasks, [module, *arguments])

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.cluster import own_token, running, token_file
+from launch.sweep.cluster import asking_for, own_token, running, token_file
 from launch.sweep.config import SweepSettings, to_yaml
 from launch.sweep.fold import try_lock
 from launch.sweep.journal import Journal
@@ -159,8 +159,7 @@ def _start_over_with_a_token() -> None:
 
     Ray reads its mode once, when it is imported: so this program begins again with it set.
     """
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(own_token())}
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **environment})
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **asking_for(own_token())})
 
 
 def run(argv: Sequence[str] | None = None) -> int:

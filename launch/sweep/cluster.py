@@ -70,13 +70,24 @@ def temp_folder() -> Path:
     return folder
 
 
+def write_token(file: Path) -> None:
+    """A token for Ray in a new file that nobody else can read. Raises `FileExistsError`."""
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(secrets.token_hex(32))
+
+
+def asking_for(token: Path) -> dict[str, str]:
+    """The environment of a Ray that asks for this token, and of whoever joins it."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+
+
 def own_token() -> Path:
     """This user's file with Ray's token, made when missing; nobody else can read it."""
     file = temp_folder() / "token"
     if not file.exists():
         part = file.with_name(f"token.{os.getpid()}")
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-            stream.write(secrets.token_hex(32))
+        part.unlink(missing_ok=True)
+        write_token(part)
         with contextlib.suppress(FileExistsError):  # another sweep of ours was quicker
             os.link(part, file)
         part.unlink()

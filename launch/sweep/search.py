@@ -35,9 +35,10 @@ def propose(sweep: SweepConfig, seed: int, number: int, history: Sequence[Trial]
         return next(itertools.islice(_grid_points(sweep.space), number, None), None)
     for attempt in range(ATTEMPTS):
         if sweep.search == "random":
-            params = _random(sweep.space, random.Random(f"{seed}:{number}:{attempt}"))
+            drawn = _random(sweep.space, random.Random(f"{seed}:{number}:{attempt}"))
         else:
-            params = _optuna(sweep.space, seed + 1000 * number + attempt, history)
+            drawn = _optuna(sweep.space, seed + 1000 * number + attempt, history)
+        params = _where_it_applies(sweep.space, drawn)
         if trial_id(params) not in taken:
             return params
     return None
@@ -52,8 +53,6 @@ def require(search: str) -> None:
 def _random(space: dict[str, Dimension], draw: random.Random) -> Params:
     params: Params = {}
     for key, dimension in space.items():
-        if not dimension.applies(params):
-            continue
         if dimension.values is not None:
             params[key] = _plain(draw.choice(dimension.values))
             continue
@@ -67,14 +66,20 @@ def _random(space: dict[str, Dimension], draw: random.Random) -> Params:
     return params
 
 
+def _where_it_applies(space: dict[str, Dimension], drawn: Params) -> Params:
+    """The draw without the hyperparameters whose conditions it does not meet."""
+    params: Params = {}
+    for key, dimension in space.items():
+        if dimension.applies(params):
+            params[key] = drawn[key]
+    return params
+
+
 def _grid_points(space: dict[str, Dimension]) -> Iterator[Params]:
     """Every combination once: those that differ only in what their conditions leave out are one."""
     seen = set()
     for values in itertools.product(*(_grid(dimension) for dimension in space.values())):
-        params: Params = {}
-        for (key, dimension), value in zip(space.items(), values, strict=True):
-            if dimension.applies(params):
-                params[key] = value
+        params = _where_it_applies(space, dict(zip(space, values, strict=True)))
         if trial_id(params) not in seen:
             seen.add(trial_id(params))
             yield params
@@ -99,34 +104,23 @@ def _optuna(space: dict[str, Dimension], seed: int, history: Sequence[Trial]) ->
         warnings.simplefilter("ignore")  # constant_liar is marked experimental
         sampler = optuna.samplers.TPESampler(seed=seed % 2**32, constant_liar=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    ranges = {key: _distribution(optuna, dimension) for key, dimension in space.items()}
     states = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
     for trial in history:
-        params = {key: _to_optuna(space[key], value) for key, value in trial.params.items()}
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=optuna.trial.TrialState[states.get(trial.state, "RUNNING")],
-                params=params,
-                distributions={key: ranges[key] for key in params},
-                value=trial.score if trial.state == "finished" else None,
-                intermediate_values={rung.step: rung.score for rung in trial.rungs},
-            )
-        )
-    asked, params = study.ask(), {}
-    for key, dimension in space.items():
-        if dimension.applies(params):
-            params[key] = _from_optuna(dimension, _suggest(asked, key, dimension))
-    return params
+        known = {
+            "state": optuna.trial.TrialState[states.get(trial.state, "RUNNING")],
+            "value": trial.score if trial.state == "finished" else None,
+            "intermediate_values": {rung.step: rung.score for rung in trial.rungs},
+        }
+        study.add_trial(_told(optuna, space, trial, **known))
+    asked = study.ask({key: _distribution(optuna, dimension) for key, dimension in space.items()}).params
+    return {key: _from_optuna(space[key], asked[key]) for key in space}
 
 
-def _suggest(trial: Any, key: str, dimension: Dimension) -> Any:
-    """Optuna's draw from the range that `_distribution` describes."""
-    if dimension.values is not None:
-        return trial.suggest_categorical(key, range(len(dimension.values)))
-    low, high = _bounds(dimension)
-    if dimension.type == "int":
-        return trial.suggest_int(key, int(low), int(high))
-    return trial.suggest_float(key, low, high, log=dimension.type == "loguniform")
+def _told(optuna: Any, space: dict[str, Dimension], trial: Trial, **known: Any) -> Any:
+    """Our trial as Optuna's, with what is known of it."""
+    params = {key: _to_optuna(space[key], value) for key, value in trial.params.items()}
+    ranges = {key: _distribution(optuna, space[key]) for key in params}
+    return optuna.trial.create_trial(params=params, distributions=ranges, **known)
 
 
 def importances(space: dict[str, Dimension], trials: Sequence[Trial]) -> dict[str, float] | None:
@@ -144,14 +138,9 @@ def importances(space: dict[str, Dimension], trials: Sequence[Trial]) -> dict[st
     except UserError:
         return None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    ranges = {key: _distribution(optuna, dimension) for key, dimension in space.items()}
     study = optuna.create_study(direction="maximize")
     for trial in told:
-        params = {key: _to_optuna(space[key], value) for key, value in trial.params.items()}
-        distributions = {key: ranges[key] for key in params}
-        study.add_trial(
-            optuna.trial.create_trial(params=params, distributions=distributions, value=trial.rungs[0].score)
-        )
+        study.add_trial(_told(optuna, space, trial, value=trial.rungs[0].score))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the evaluator is marked experimental
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+LEFT_BY_OTHERS = ("SLURM_", "TORCHELASTIC", "RANK", "WORLD_SIZE", "RAY_AUTH")
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
     """This process's environment without anything a launcher may have left in it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "TORCHELASTIC", "RANK", "WORLD_SIZE"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(LEFT_BY_OTHERS)}
     return {**kept, **ENVIRONMENT, **extra}
 
 

@@ -69,8 +69,6 @@ def command_line(config: Path, store: Path, folder: Path, *more: str) -> list[st
 
 def start(line: list[str], tmp: Path) -> subprocess.Popen[str]:
     environment = clean_environment(TMPDIR=str(tmp))
-    for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):  # of a Ray that another test in this process has known
-        environment.pop(key, None)
     return subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
 
 
@@ -184,8 +182,7 @@ def test_nobody_joins_our_ray_without_the_token(config: Path, phantom_store: Pat
         keys = [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(secret)}]
         said = []
         for key in keys:
-            environment = {k: v for k, v in clean_environment().items() if not k.startswith("RAY_AUTH")}
-            environment |= {"HOME": str(short_tmp), **key}
+            environment = clean_environment(HOME=str(short_tmp), **key)
             line = [sys.executable, "-c", ask]
             done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
             said.append(done.stdout.strip() or done.stderr.strip().splitlines()[-1])

@@ -54,9 +54,7 @@ def need(settings: Settings, ranks: int = 1, device: str = "cuda", levels: Colle
     found = walked(settings, ranks, device, levels)
     parts = state(train, found.parameters, found.largest_group, ranks)
     # The update works after backward: its temporaries take the place of the activations.
-    cut = train.strategy == "fsdp" or (train.strategy == "deepspeed" and train.zero_stage)
-    shard = shards(train, ranks) if cut else 1
-    update = 2 * BYTES * found.parameters // shard if device != "cpu" else 0
+    update = 2 * BYTES * found.parameters // shards(train, ranks) if device != "cpu" else 0
     parts["activations"] = max(found.peak, update)
     tensors = sum(parts.values())
     margin = settings.memory.margin_gib
@@ -77,8 +75,10 @@ def micro_batch(train: TrainConfig, ranks: int) -> int:
 
 
 def shards(train: TrainConfig, ranks: int) -> int:
-    """Into how many parts a strategy that cuts the state cuts it."""
-    return min(ranks, (train.strategy == "fsdp" and train.fsdp_shard_ranks) or ranks)
+    """Into how many parts the optimizer's state is cut."""
+    if train.strategy == "fsdp":
+        return min(ranks, train.fsdp_shard_ranks or ranks)
+    return ranks if train.strategy == "deepspeed" and train.zero_stage else 1
 
 
 def state(train: TrainConfig, parameters: int, largest_group: int, ranks: int) -> dict[str, int]:
