@@ -109,6 +109,10 @@ print((peak() - before) * 1024 / trace(big, (32, 128, 128), 2, Walk(device="cpu"
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_peak_against_the_resident_memory_of_a_process() -> None:
-    """The system's own count holds the kernels' workspaces and the allocator's gaps besides."""
-    done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True)
-    assert 0.9 < float(done.stdout) < 1.6, done.stdout
+    """The system's own count holds the kernels' workspaces and the allocator's gaps besides.
+
+    Gaps differ by a tenth from one process to the next, and only ever add: the least of three counts.
+    """
+    command = [sys.executable, "-c", RESIDENT]
+    ratios = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
+    assert 0.9 < min(ratios) < 1.6, ratios
