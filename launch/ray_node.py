@@ -17,10 +17,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from launch.sweep.cluster import OBJECT_STORE_BYTES, asking_for, dashboard_installed, temp_folder, write_token
 from launch.sweep.guard import guarded
-from liverseg_dist.errors import EXIT_FAILED, RunFailed
+from liverseg_dist.errors import EXIT_AGAIN, EXIT_FAILED, RunFailed
 
 PORTS = 12_000
 RAY_PORT = 20_000
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, *arguments = sys.argv[1:] if argv is None else argv
     env = os.environ
     job, rank, tasks = int(env["SLURM_JOB_ID"]), int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Ray inherits this: asked to stop, it serves until all is saved
+    stop = StopAsked()
     try:
         secret = token_file([module, *arguments])
         if rank == 0:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         env |= asking_for(secret)
         with guarded():
             if rank == 0:
-                return head(job, tasks, [module, *arguments])
+                return head(job, tasks, [module, *arguments], stop)
             return worker(job, env["MASTER_ADDR"])
     except RunFailed as error:
         print(f"launch.ray_node on {os.uname().nodename}: {error}", file=sys.stderr, flush=True)
@@ -62,8 +63,23 @@ def token_file(words: Sequence[str]) -> Path:
     return Path(folders[-1]).absolute() / ".ray_token"
 
 
-def head(job: int, tasks: int, words: Sequence[str]) -> int:
-    """Ray's head, and the module until its end; its exit code."""
+class StopAsked:
+    """Remembers the first signal that asks to stop, and passes it on to the module once that runs."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.child: subprocess.Popen[bytes] | None = None
+        for number in ASKED:
+            signal.signal(number, self)
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        self.number = self.number or number
+        if self.child is not None:
+            self.child.send_signal(number)
+
+
+def head(job: int, tasks: int, words: Sequence[str], stop: StopAsked) -> int:
+    """Ray's head, and the module until its end; its exit code. Asked to stop before that runs, it does not start it."""
     own_ip = address_of(os.environ["MASTER_ADDR"])
     address = f"{own_ip}:{RAY_PORT + job % PORTS}"
     dashboard = "--no-dashboard" not in words and dashboard_installed()
@@ -74,15 +90,17 @@ def head(job: int, tasks: int, words: Sequence[str]) -> int:
         lines: list[socket.socket] = []
         threading.Thread(target=welcome, args=(door, address, lines), daemon=True).start()
         end = time.monotonic() + PATIENCE_S
-        while len(lines) < tasks - 1 and time.monotonic() < end:
+        while len(lines) < tasks - 1 and time.monotonic() < end and not stop.number:
             time.sleep(POLL_S)
         print(f"Ray at {address}: {1 + len(lines)} of {tasks} nodes", flush=True)
         if dashboard:
             print(f"its dashboard, from elsewhere: ssh -L PORT:127.0.0.1:PORT {os.uname().nodename}", flush=True)
-        child = subprocess.Popen([sys.executable, "-u", "-m", *words, "--address", address])
-        for number in ASKED:
-            signal.signal(number, lambda number, _: child.send_signal(number))
-        code = child.wait()
+        code = EXIT_AGAIN
+        if not stop.number:
+            stop.child = subprocess.Popen([sys.executable, "-u", "-m", *words, "--address", address])
+            if stop.number:  # between the two lines above
+                stop.child.send_signal(stop.number)
+            code = stop.child.wait()
         Path(os.environ["RAY_AUTH_TOKEN_PATH"]).unlink(missing_ok=True)
         for line in lines:
             line.close()
@@ -153,7 +171,7 @@ def ray(job: int, own_ip: str, *options: str) -> Iterator[subprocess.Popen[bytes
             stdout=output,
             stderr=output,
             env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
-            preexec_fn=_terminable,
+            preexec_fn=_until_all_is_saved,
         )
     try:
         yield server
@@ -167,7 +185,9 @@ def ray(job: int, own_ip: str, *options: str) -> Iterator[subprocess.Popen[bytes
         shutil.rmtree(folder_of(job), ignore_errors=True)
 
 
-def _terminable() -> None:
+def _until_all_is_saved() -> None:
+    """Ray serves on when the job's processes are asked to save and stop; it ends by SIGTERM from this one."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 

@@ -7,6 +7,10 @@
 The `sweep:` section of the config says what is searched; the other sections are what all trials share. A trial's score
 is the mean over folds of validation Dice; it is pruned only after all its folds have reached a rung. run.dir gets
 best.yaml (a --config for train), sweep.json, sweep.html, TensorBoard HParams and every fold's run folder.
+
+  sweep.search     random, grid, optuna (TPE; several sweep.objectives: dice, memory_gib, step_s)
+  sweep.scheduler  asha, hyperband, pbt: who goes on from a rung; they decide on means over folds
+  sweep.resources  what a fold takes: cpus, gpus (or a share of one), processes, nodes
 """
 
 import argparse
@@ -22,9 +26,11 @@ from launch.sweep.cluster import asking_for, own_token, running, token_file
 from launch.sweep.config import SweepSettings, to_yaml
 from launch.sweep.fold import try_lock
 from launch.sweep.journal import Journal
-from launch.sweep.page import write_results
+from launch.sweep.live import watching
+from launch.sweep.page import fold_seconds, write_results
 from launch.sweep.search import propose, require
-from launch.sweep.tuning import Sweep, parallel_folds, tune_trials
+from launch.sweep.sweep import Sweep
+from launch.sweep.tuning import parallel_folds, tune_trials
 from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
@@ -76,9 +82,10 @@ def plan(settings: SweepSettings) -> str:
     resources = sweep.resources
     lines = [
         f"{sweep.search} search, at most {sweep.trials} trials x {len(sweep.folds)} folds, {settings.train.max_steps} "
-        f"steps; rungs {list(sweep.rungs) or 'none: nothing is pruned'}",
-        f"a fold: {resources.processes} process(es), {resources.cpus} CPU(s), {resources.gpus:g} GPU(s); "
-        f"{parallel_folds(settings)} fold(s) of a trial at once",
+        f"steps; " + (f"{sweep.scheduler} at steps {list(sweep.rungs)}" if sweep.rungs else "nothing is pruned"),
+        f"a fold: {resources.processes} process(es), {resources.cpus} CPU(s), {resources.gpus:g} GPU(s)"
+        + (f" on each of {resources.nodes} nodes" if resources.nodes > 1 else "")
+        + f"; {parallel_folds(settings)} fold(s) of a trial at once",
     ]
     for key, dimension in sweep.space.items():
         what = list(dimension.values) if dimension.values is not None else f"{dimension.low:g} to {dimension.high:g}"
@@ -103,8 +110,8 @@ def tune(args: argparse.Namespace) -> dict[str, Any]:
         if journal.trials:
             settled = len(journal.trials) - len(journal.unsettled)
             print(f"continues: {settled} trials are settled, {len(journal.unsettled)} go on", flush=True)
-        _run(args, Sweep(settings, folder, journal, lambda text: print(text, flush=True)))
-        summary = write_results(folder, settings, list(journal.trials.values()))
+        usage = _run(args, settings, folder, journal)
+        summary = write_results(folder, settings, list(journal.trials.values()), usage)
     if summary["best"] is None:
         raise RunFailed(f"no trial has finished; their reasons are in {folder / 'sweep.html'}")
     best = summary["best"]
@@ -113,21 +120,28 @@ def tune(args: argparse.Namespace) -> dict[str, Any]:
     return {"run": str(folder), "best": best, "trials": len(summary["trials"]), "exit_code": EXIT_DONE}
 
 
-def _run(args: argparse.Namespace, sweep: Sweep) -> None:
-    wanted = sweep.settings.sweep.trials
-    if not sweep.journal.unsettled and len(sweep.journal.trials) >= wanted:
-        return
+def _run(args: argparse.Namespace, settings: SweepSettings, folder: Path, journal: Journal) -> dict[str, float]:
+    """All that is left to do; what it made of the slots it had."""
+    wanted = settings.sweep.trials
+    if not journal.unsettled and sum(not trial.parent for trial in journal.trials.values()) >= wanted:
+        return {}
     cpus = args.cpus or len(os.sched_getaffinity(0))
     try:
         with running(args.address, cpus, not args.no_dashboard) as dashboard:
             missing = "none" if args.no_dashboard else "none; pip install 'ray[default]' brings it"
             token = f"; the token it asks for: cat {token_file()}" if token_file() else ""
             print(f"Ray dashboard: {f'http://{dashboard}{token}' if dashboard else missing}", flush=True)
-            tune_trials(sweep)
+            before, begun = fold_seconds(journal.trials.values()), time.monotonic()
+            with watching(settings, journal) as say:
+                slots = tune_trials(Sweep(settings, folder, journal, say))
+            wall_s = time.monotonic() - begun
     finally:
-        _wait_for_folds(sweep.folder)
-    if sweep.journal.unsettled:
-        raise RunFailed(f"Ray ended before {len(sweep.journal.unsettled)} trials were settled; run the same line again")
+        _wait_for_folds(folder)
+    if journal.unsettled:
+        raise RunFailed(f"Ray ended before {len(journal.unsettled)} trials were settled; run the same line again")
+    busy = (fold_seconds(journal.trials.values()) - before) / (wall_s * slots)
+    print(f"{wall_s:.0f} s, {slots} fold(s) at once: folds ran for {100 * busy:.0f} % of that", flush=True)
+    return {"wall_s": round(wall_s, 1), "folds_at_once": slots, "utilisation": round(busy, 4)}
 
 
 def _wait_for_folds(folder: Path, timeout_s: float = 60.0) -> None:

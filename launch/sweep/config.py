@@ -14,6 +14,9 @@ from liverseg_dist.config.train import Positive
 OWNED_KEYS = ("run.", "data.fold", "data.store", "train.max_steps", "train.stop_at_step", "validation.", "sweep.")
 """What the sweep sets itself, or what would make trials incomparable: not for the search space."""
 
+NOT_FOR_PBT = ("model.", "data.patch_size", "train.optimizer", "train.ema_decay", "convert.", "seed")
+"""What makes the networks or the states of two runs differ."""
+
 
 class Dimension(Section):
     """One hyperparameter's range. `low` and `high` belong to it."""
@@ -69,13 +72,15 @@ class MetricConfig(Section):
 
 
 class FoldResources(Section):
-    """What one fold's training takes. Its CPU threads are cpus / processes for each process."""
+    """What one fold's training takes on each of its nodes. CPU threads are cpus / processes for each process."""
 
+    nodes: Positive = 1
+    """More than 1: one torchrun on each of that many nodes (or on one node that has room for several)."""
     cpus: Positive = 1
     gpus: float = Field(default=0.0, ge=0)
     """Whole, or a share below 1 for several folds on one GPU; 0: CPU training."""
     processes: Positive = 1
-    """More than 1: torchrun with that many ranks on one node."""
+    """More than 1: torchrun with that many ranks on a node."""
     parallel_folds: int = Field(default=0, ge=0)
     """Folds of a trial that run at once, each with the resources above; 0: all."""
 
@@ -86,6 +91,22 @@ class FoldResources(Section):
         if self.gpus and self.processes > max(1, self.gpus):
             raise ValueError("one process per GPU: gpus must be at least processes")
         return self
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.processes
+
+
+class PbtConfig(Section):
+    """Population-based training: Jaderberg et al. 2017, https://arxiv.org/abs/1711.09846."""
+
+    replaced_share: float = Field(default=0.25, gt=0, le=0.5)
+    """Of the population, at each rung: the worst go on from the checkpoints of as many of the best, one of these drawn
+    for each, with hyperparameters changed as follows."""
+    factor: float = Field(default=1.2, gt=1)
+    """A number is multiplied or divided by this, within its range; a choice moves to the value before or after."""
+    resample_share: float = Field(default=0.25, ge=0, le=1)
+    """How often a hyperparameter is drawn anew from its range instead."""
 
 
 class SweepConfig(Section):
@@ -98,9 +119,19 @@ class SweepConfig(Section):
     """Hyperparameter settings tried at most; a grid may have fewer."""
     folds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
     rungs: tuple[Positive, ...] = ()
-    """Steps after which ASHA may prune, on the mean over all folds; below train.max_steps. Empty: never prune."""
+    """Steps after which the scheduler decides, on the mean over all folds; below train.max_steps. Empty: every trial
+    runs to its end."""
+    scheduler: Literal["asha", "hyperband", "pbt"] = "asha"
+    """asha: prunes at each rung at once, compared with whoever was there before. hyperband: brackets that begin at one
+    rung after the other, each decided when all its trials are there (with search=optuna: what BOHB does). pbt: the
+    trials are a population; at each rung the worst go on from the checkpoints of the best, with changed
+    hyperparameters. The last two decide the same for any number of trials at once."""
     reduction_factor: float = Field(default=3.0, ge=2)
-    """About one in this many goes on from each rung."""
+    """asha, hyperband: about one in this many goes on from each rung."""
+    pbt: PbtConfig = Field(default_factory=PbtConfig)
+    objectives: tuple[Literal["dice", "memory_gib", "step_s"], ...] = ("dice",)
+    """What is sought after: high Dice first, then little memory (rank 0's, GPU or host) or a short step, as measured.
+    With more than one the outcome is a Pareto front; nothing is pruned."""
     metric: MetricConfig = Field(default_factory=MetricConfig)
     resources: FoldResources = Field(default_factory=FoldResources)
     max_concurrent: int = Field(default=0, ge=0)
@@ -145,6 +176,26 @@ class SweepConfig(Section):
         if list(values) != sorted(set(values)):
             raise ValueError("must ascend, each once")
         return values
+
+    @field_validator("objectives")
+    @classmethod
+    def _dice_first(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
+        if objectives[:1] != ("dice",) or len(set(objectives)) != len(objectives):
+            raise ValueError("must begin with dice and name each once, e.g. [dice, memory_gib]")
+        return objectives
+
+    @model_validator(mode="after")
+    def _scheduler_fits(self) -> "SweepConfig":
+        if self.scheduler != "asha" and not self.rungs:
+            raise ValueError(f"scheduler {self.scheduler} decides at rungs; name some")
+        if len(self.objectives) > 1 and self.rungs:
+            raise ValueError("several objectives are judged at the end of each trial; leave rungs empty")
+        if self.scheduler == "pbt":
+            if self.search == "grid" or self.trials < 2:
+                raise ValueError("pbt needs a population: at least 2 trials, and no grid")
+            if shapes := [key for key in self.space if key.startswith(NOT_FOR_PBT)]:
+                raise ValueError(f"pbt cannot search {shapes[0]}: weights and optimizer state of others must fit")
+        return self
 
 
 class SweepSettings(Settings):

@@ -1,7 +1,8 @@
 """One fold of a trial: the ordinary trainer in processes of its own, up to a step. Runs wherever Ray places it.
 
 When the process that watches the trainer dies, the trainer gets SIGTERM, saves and stops (torchrun ends its ranks). It
-inherits a lock, so that the next attempt waits until the folder is free.
+inherits a lock, so that the next attempt waits until the folder is free. A fold over several nodes has such a process
+on each; the first one, which runs `run_fold`, has the others started by `elsewhere` and ends when one of them is lost.
 """
 
 import contextlib
@@ -13,7 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from typing import Any
 from liverseg_dist.errors import EXIT_DONE, EXIT_USER
 
 LOCK_TIMEOUT_S = 600.0
+GRACE_S = 60.0
+"""After the loss of another node's ranks the own ones have this long to find out and to say so."""
+POLL_S = 0.2
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -32,7 +37,9 @@ class FoldJob:
     trial: str
     """The trial's folder, with its config.yaml."""
     fold: int
+    nodes: int
     cpus: int
+    """This and the next two: on each node."""
     gpus: float
     processes: int
     weights: dict[str, float]
@@ -42,17 +49,39 @@ class FoldJob:
     def folder(self) -> Path:
         return Path(self.trial) / f"fold_{self.fold}"
 
+    def beside(self, part: int, suffix: str) -> Path:
+        """The lock or the log of what runs on one of the nodes."""
+        return self.folder.with_suffix(f".part{part}{suffix}" if part else suffix)
 
-def run_fold(job: FoldJob, step: int) -> dict[str, Any]:
-    """Train to `step` unless it is done already: {"score", "liver", "tumour", "seconds"}, or {"failed": reason}."""
+
+@dataclass(frozen=True)
+class Others:
+    """A fold's ranks on other nodes."""
+
+    master: str = ""
+    """host:port at which all meet; empty: there are no others."""
+    lost: Callable[[], bool] = lambda: False
+    """Whether some have failed."""
+
+
+Elsewhere = Callable[[FoldJob, int], AbstractContextManager[Others]]
+
+
+def alone(_job: FoldJob, _step: int) -> AbstractContextManager[Others]:
+    return contextlib.nullcontext(Others())
+
+
+def run_fold(job: FoldJob, step: int, elsewhere: Elsewhere = alone) -> dict[str, Any]:
+    """Train to `step` unless it is done already: {"score", "liver", ..., "seconds"}, or {"failed": reason}."""
     reason = ""
     begun = time.monotonic()
-    with _locked(job.folder.with_suffix(".lock")) as lock:
+    with _locked(job.beside(0, ".lock")) as lock:
         for _ in range(job.max_failures + 1):
             scores = read_scores(job, step)
             if scores is not None:
                 return {**scores, "seconds": time.monotonic() - begun}
-            code = _train(job, step, lock)
+            with elsewhere(job, step) as others:
+                code = _train(job, step, lock, 0, others)
             if code != EXIT_DONE:
                 reason = f"fold {job.fold}: {_reason(job, code)}"
             elif read_scores(job, step) is None:
@@ -63,8 +92,14 @@ def run_fold(job: FoldJob, step: int) -> dict[str, Any]:
     return {"failed": reason} if scores is None else {**scores, "seconds": time.monotonic() - begun}
 
 
+def run_part(job: FoldJob, step: int, master: str, part: int) -> int:
+    """The ranks of one of the other nodes; their torchrun's exit code."""
+    with _locked(job.beside(part, ".lock")) as lock:
+        return _train(job, step, lock, part, Others(master))
+
+
 def read_scores(job: FoldJob, step: int) -> dict[str, float] | None:
-    """The fold's validation at `step`, if the run is safely past it."""
+    """The fold's validation at `step`, and what was measured up to there, if the run is safely past it."""
     try:
         status = json.loads((job.folder / "status.json").read_text(encoding="utf-8"))
         lines = (job.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -72,12 +107,21 @@ def read_scores(job: FoldJob, step: int) -> dict[str, float] | None:
         return None
     if status["step"] < step or (status["state"] == "failed" and status["step"] == step):
         return None
+    figures: dict[str, float] = {}
     for line in lines:
         with contextlib.suppress(ValueError):
             record = json.loads(line)
-            if record.get("step") == step and "validation/score" in record:
-                return _score(record, job.weights)
+            if record.get("step", step + 1) > step:
+                continue
+            figures |= {name: record[key] for key, name in MEASURED.items() if key in record}
+            if record["step"] == step and "validation/score" in record:
+                scores = _score(record, job.weights)
+                return scores and {**scores, **figures}
     return None
+
+
+MEASURED = {"memory/host_gib": "memory_gib", "memory/gpu_gib": "memory_gib", "speed/step_s_median": "step_s"}
+"""Of rank 0, as the trainer logs it; the GPU's memory where there is one."""
 
 
 def _score(record: dict[str, float], weights: dict[str, float]) -> dict[str, float] | None:
@@ -88,10 +132,15 @@ def _score(record: dict[str, float], weights: dict[str, float]) -> dict[str, flo
     return {"score": sum(weights[name] * value for name, value in dice.items()) / total, **dice}
 
 
-def command(job: FoldJob, step: int) -> list[str]:
+def command(job: FoldJob, step: int, part: int = 0, master: str = "") -> list[str]:
     """The same line a person would type."""
     launcher = [sys.executable]
-    if job.processes > 1:
+    if job.nodes > 1:
+        host, _, port = master.rpartition(":")
+        meeting = [f"--node-rank={part}", f"--master-addr={host}", f"--master-port={port}"]
+        launcher += ["-m", "torch.distributed.run", f"--nnodes={job.nodes}", *meeting]
+        launcher += [f"--nproc-per-node={job.processes}"]
+    elif job.processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes}"]
     return [
         *launcher, "-m", "liverseg_dist", "train", "--json", "--device", "cuda" if job.gpus else "cpu",
@@ -111,10 +160,10 @@ def environment(job: FoldJob) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": str(threads(job))}
 
 
-def _train(job: FoldJob, step: int, lock: int) -> int:
-    with job.folder.with_suffix(".log").open("ab") as log:
+def _train(job: FoldJob, step: int, lock: int, part: int, others: Others) -> int:
+    with job.beside(part, ".log").open("ab") as log:
         process = subprocess.Popen(
-            command(job, step),
+            command(job, step, part, others.master),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -124,10 +173,15 @@ def _train(job: FoldJob, step: int, lock: int) -> int:
             start_new_session=True,
         )
         try:
-            return process.wait()
+            end = float("inf")
+            while process.poll() is None and time.monotonic() < end:
+                time.sleep(POLL_S)
+                if end == float("inf") and others.lost():
+                    end = time.monotonic() + GRACE_S
         finally:
             if process.poll() is None:
                 _end(process)
+        return process.returncode
 
 
 def _die_with_parent() -> None:
@@ -170,8 +224,10 @@ def try_lock(number: int) -> bool:
 
 
 def _reason(job: FoldJob, code: int) -> str:
-    """The trainer's own last word, from its log."""
-    lines = job.folder.with_suffix(".log").read_text(encoding="utf-8", errors="replace")[-20_000:].splitlines()
+    """The trainer's own last word, from its logs: on one of the nodes it has told what failed."""
+    logs = [path for part in range(job.nodes) if (path := job.beside(part, ".log")).is_file()]
+    text = "\n".join(path.read_text(encoding="utf-8", errors="replace")[-20_000:] for path in reversed(logs))
+    lines = text.splitlines()
     words = [line for line in lines if line.startswith("liverseg:") or '"error":' in line]
     last = next((line for line in reversed(words) if line.startswith("liverseg:")), "")
     if not last:

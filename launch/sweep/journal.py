@@ -7,14 +7,16 @@ import fcntl
 import json
 import os
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from liverseg_dist.errors import RunFailed, UserError
 
-SETTLED = ("finished", "pruned", "failed")
+SETTLED = ("finished", "pruned", "failed", "replaced")
+STATES = {"prune": "pruned", "end": "finished", "wait": "waiting", "replace": "replaced"}
+"""A trial's state after a decision; any other decision lets it run on."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class Rung:
     spread: float
     """Sample standard deviation over folds; 0 for one fold."""
     folds: dict[str, dict[str, float]]
-    """Fold -> score, liver, tumour."""
+    """Fold -> score, liver, tumour, and what else it measured (memory_gib, step_s)."""
     decision: str
-    """continue, prune or end."""
+    """continue, prune or end; wait, until its group is there to be compared; replace: another goes on instead."""
     seconds: float = 0.0
     """Wall time of the folds' processes up to here since the last rung, summed; of this attempt only."""
 
@@ -47,12 +49,32 @@ class Trial:
     params: dict[str, Any]
     rungs: list[Rung] = field(default_factory=list)
     state: str = "running"
-    """running, finished, pruned or failed."""
+    """running, waiting, or settled: finished, pruned, failed, replaced."""
     reason: str = ""
+    parent: str = ""
+    """The trial whose checkpoints it went on from; empty: it began anew."""
+    from_step: int = 0
+    """The step it went on from."""
 
     @property
     def score(self) -> float | None:
         return self.rungs[-1].score if self.rungs else None
+
+    @property
+    def step(self) -> int:
+        """Reached by all its folds."""
+        return self.rungs[-1].step if self.rungs else self.from_step
+
+    def decide(self, decision: str) -> None:
+        """At the rung it reached last."""
+        self.rungs[-1] = replace(self.rungs[-1], decision=decision)
+        self.state = STATES.get(decision, "running")
+
+
+def best_of(trials: Sequence[Trial]) -> Trial | None:
+    """Highest mean Dice at the end; the earlier trial of equal ones."""
+    finished = [trial for trial in trials if trial.state == "finished"]
+    return max(finished, key=lambda trial: (trial.score or 0.0, -trial.number), default=None)
 
 
 class Journal:
@@ -103,6 +125,11 @@ class Journal:
     def rung(self, id_: str, rung: Rung) -> None:
         self._write({"event": "rung", "id": id_, **rung.__dict__})
 
+    def decide(self, decisions: Mapping[str, str], children: Sequence[Mapping[str, Any]]) -> None:
+        """What becomes of trials that wait, and who goes on instead of those replaced: all of it, or nothing."""
+        born = [{**child, "number": len(self.trials) + place} for place, child in enumerate(children)]
+        self._write({"event": "decisions", "decisions": dict(decisions), "children": born})
+
     def fail(self, id_: str, reason: str) -> None:
         self._write({"event": "failed", "id": id_, "reason": reason})
 
@@ -117,14 +144,20 @@ class Journal:
         self._apply(record)
 
     def _apply(self, record: dict[str, Any]) -> None:
-        event, id_ = record["event"], record["id"]
-        if event == "trial":
-            self.trials[id_] = Trial(record["number"], id_, record["params"])
+        event = record["event"]
+        if event == "decisions":
+            for child in record["children"]:
+                self.trials[child["id"]] = Trial(**child)
+            for id_, decision in record["decisions"].items():
+                self.trials[id_].decide(decision)
             return
-        trial = self.trials[id_]
+        if event == "trial":
+            self.trials[record["id"]] = Trial(record["number"], record["id"], record["params"])
+            return
+        trial = self.trials[record["id"]]
         if event == "rung":
             trial.rungs.append(Rung(**{k: v for k, v in record.items() if k not in ("event", "id")}))
-            trial.state = {"prune": "pruned", "end": "finished"}.get(trial.rungs[-1].decision, "running")
+            trial.decide(record["decision"])
         elif event == "failed":
             trial.state, trial.reason = "failed", record["reason"]
         else:

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import random
+import statistics
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -37,7 +38,7 @@ def propose(sweep: SweepConfig, seed: int, number: int, history: Sequence[Trial]
         if sweep.search == "random":
             drawn = _random(sweep.space, random.Random(f"{seed}:{number}:{attempt}"))
         else:
-            drawn = _optuna(sweep.space, seed + 1000 * number + attempt, history)
+            drawn = _optuna(sweep.space, seed + 1000 * number + attempt, history, sweep.objectives)
         params = _where_it_applies(sweep.space, drawn)
         if trial_id(params) not in taken:
             return params
@@ -51,19 +52,36 @@ def require(search: str) -> None:
 
 
 def _random(space: dict[str, Dimension], draw: random.Random) -> Params:
-    params: Params = {}
-    for key, dimension in space.items():
-        if dimension.values is not None:
-            params[key] = _plain(draw.choice(dimension.values))
-            continue
-        low, high = _bounds(dimension)
-        if dimension.type == "int":
-            params[key] = draw.randint(int(low), int(high))
-        elif dimension.type == "loguniform":
-            params[key] = _rounded(math.exp(draw.uniform(math.log(low), math.log(high))))
-        else:
-            params[key] = _rounded(draw.uniform(low, high))
-    return params
+    return {key: _drawn(dimension, draw) for key, dimension in space.items()}
+
+
+def _drawn(dimension: Dimension, draw: random.Random) -> Any:
+    if dimension.values is not None:
+        return _plain(draw.choice(dimension.values))
+    low, high = _bounds(dimension)
+    if dimension.type == "int":
+        return draw.randint(int(low), int(high))
+    if dimension.type == "loguniform":
+        return _rounded(math.exp(draw.uniform(math.log(low), math.log(high))))
+    return _rounded(draw.uniform(low, high))
+
+
+def mutated(sweep: SweepConfig, params: Params, draw: random.Random) -> Params:
+    """A neighbour of `params`, for population-based training: see `PbtConfig`."""
+    changed: Params = {}
+    for key, dimension in sweep.space.items():
+        anew = draw.random() < sweep.pbt.resample_share or key not in params
+        changed[key] = _drawn(dimension, draw) if anew else _nearby(dimension, params[key], sweep.pbt.factor, draw)
+    return _where_it_applies(sweep.space, changed)
+
+
+def _nearby(dimension: Dimension, value: Any, factor: float, draw: random.Random) -> Any:
+    if dimension.values is not None:
+        values = [_plain(v) for v in dimension.values]
+        return values[min(len(values) - 1, max(0, values.index(value) + draw.choice((-1, 1))))]
+    low, high = _bounds(dimension)
+    moved = min(high, max(low, value * draw.choice((factor, 1 / factor))))
+    return round(moved) if dimension.type == "int" else _rounded(moved)
 
 
 def _where_it_applies(space: dict[str, Dimension], drawn: Params) -> Params:
@@ -96,21 +114,53 @@ def _grid(dimension: Dimension) -> list[Any]:
     return sorted({round(v) for v in values}) if dimension.type == "int" else [_rounded(v) for v in values]
 
 
-def _optuna(space: dict[str, Dimension], seed: int, history: Sequence[Trial]) -> Params:
+_DIRECTIONS = {"dice": "maximize", "memory_gib": "minimize", "step_s": "minimize"}
+
+
+def objective_values(trial: Trial, objectives: Sequence[str]) -> list[float]:
+    """Of a finished trial: mean Dice over its folds, their largest memory in GiB, their mean seconds a step."""
+    folds = list(trial.rungs[-1].folds.values())
+    found = {"dice": trial.rungs[-1].score}
+    if "memory_gib" in objectives:
+        found["memory_gib"] = max(fold["memory_gib"] for fold in folds)
+    if "step_s" in objectives:
+        found["step_s"] = statistics.fmean(fold["step_s"] for fold in folds)
+    return [found[name] for name in objectives]
+
+
+def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
+    """Finished trials that no other one beats in one objective without losing in another; highest Dice first."""
+    signs = [1 if _DIRECTIONS[name] == "maximize" else -1 for name in objectives]
+    points = [
+        (tuple(sign * value for sign, value in zip(signs, objective_values(trial, objectives), strict=True)), trial)
+        for trial in trials
+        if trial.state == "finished"
+    ]
+    front = [
+        (point, trial)
+        for point, trial in points
+        if not any(other != point and all(o >= p for o, p in zip(other, point, strict=True)) for other, _ in points)
+    ]
+    return [trial for _, trial in sorted(front, key=lambda found: (-found[0][0], found[1].number))]
+
+
+def _optuna(
+    space: dict[str, Dimension], seed: int, history: Sequence[Trial], objectives: Sequence[str] = ("dice",)
+) -> Params:
     """Tree-structured Parzen estimator: Bergstra et al. 2011, as Optuna has it. Running trials count as bad ones."""
     optuna = _import_optuna()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant_liar is marked experimental
         sampler = optuna.samplers.TPESampler(seed=seed % 2**32, constant_liar=True)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    states = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+    study = optuna.create_study(directions=[_DIRECTIONS[name] for name in objectives], sampler=sampler)
+    states = {"finished": "COMPLETE", "pruned": "PRUNED", "replaced": "PRUNED", "failed": "FAIL"}
     for trial in history:
-        known = {
-            "state": optuna.trial.TrialState[states.get(trial.state, "RUNNING")],
-            "value": trial.score if trial.state == "finished" else None,
-            "intermediate_values": {rung.step: rung.score for rung in trial.rungs},
-        }
+        known: dict[str, Any] = {"state": optuna.trial.TrialState[states.get(trial.state, "RUNNING")]}
+        if trial.state == "finished":
+            known["values"] = objective_values(trial, objectives)
+        if len(objectives) == 1:
+            known["intermediate_values"] = {rung.step: rung.score for rung in trial.rungs}
         study.add_trial(_told(optuna, space, trial, **known))
     asked = study.ask({key: _distribution(optuna, dimension) for key, dimension in space.items()}).params
     return {key: _from_optuna(space[key], asked[key]) for key in space}
@@ -126,11 +176,12 @@ def _told(optuna: Any, space: dict[str, Dimension], trial: Trial, **known: Any) 
 def importances(space: dict[str, Dimension], trials: Sequence[Trial]) -> dict[str, float] | None:
     """Each hyperparameter's share of what tells good trials from the others, highest first; their sum is 1.
 
-    PED-ANOVA, https://arxiv.org/abs/2304.10255, over the scores at the first stop, which every trial has reached.
+    PED-ANOVA, https://arxiv.org/abs/2304.10255, over the scores at the first stop, of trials that were judged there.
     Hyperparameters that not every trial has are left out. None without Optuna or for fewer than `MANY` trials, of which
     no such thing can be said.
     """
-    told = [trial for trial in trials if trial.rungs]
+    first = min((trial.rungs[0].step for trial in trials if trial.rungs), default=0)
+    told = [trial for trial in trials if trial.rungs and trial.rungs[0].step == first]
     if len(told) < MANY:
         return None
     try:

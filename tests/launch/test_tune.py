@@ -16,10 +16,10 @@ import yaml
 from launch.sweep.config import Dimension, SweepConfig, SweepSettings, trial_tree
 from launch.sweep.fold import FoldJob, command, environment, read_scores, run_fold, threads
 from launch.sweep.guard import Processes, descendants, still_alive
-from launch.sweep.journal import Journal, Rung, Trial
-from launch.sweep.page import best_of, render
+from launch.sweep.journal import Journal, Rung, Trial, best_of
+from launch.sweep.page import render
 from launch.sweep.search import importances, propose, trial_id
-from launch.sweep.tuning import Sweep
+from launch.sweep.sweep import Sweep
 from launch.tune import run
 from liverseg_dist.config import load_settings
 from liverseg_dist.config.settings import load_settings_as
@@ -307,7 +307,8 @@ def test_a_trial_is_an_ordinary_config() -> None:
 
 
 def fold_job(folder: Path, **changes: object) -> FoldJob:
-    values = {"cpus": 4, "gpus": 0.0, "processes": 2, "weights": {"liver": 1.0, "tumour": 3.0}, "max_failures": 0}
+    values = {"nodes": 1, "cpus": 4, "gpus": 0.0, "processes": 2, "max_failures": 0}
+    values |= {"weights": {"liver": 1.0, "tumour": 3.0}}
     return FoldJob(trial=str(folder), fold=1, **{**values, **changes})  # type: ignore[arg-type]
 
 
