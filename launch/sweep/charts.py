@@ -1,14 +1,14 @@
 """The charts of sweep.html: learning curves, parallel coordinates, Dice over a hyperparameter or a cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
 
 from launch.sweep.config import Dimension
-from launch.sweep.journal import Trial
+from launch.sweep.journal import Rung, Trial
 from launch.sweep.search import objective_values, pareto_front
 from liverseg_dist.evaluation import svg
 
@@ -48,8 +48,9 @@ def learning_curves(trials: Sequence[Trial], best: Trial | None, max_steps: int)
     by_id = {trial.id: trial for trial in trials}
     for trial in sorted(trials, key=lambda t: _kind(t, best) == "best"):
         kind = _kind(trial, best)
-        before = [rung for rung in by_id[trial.parent].rungs if rung.step == trial.from_step] if trial.parent else []
-        for one, two in pairwise([*before, *trial.rungs]):
+        curve = whole_curve(trial, by_id)
+        own = curve if kind == "best" else curve[-len(trial.rungs) - 1 :]
+        for one, two in pairwise(own):
             marks.append(svg.line(x(one.step / unit), y(one.score), x(two.step / unit), y(two.score), f"curve {kind}"))
         for rung in trial.rungs:
             if kind == "best":
@@ -58,6 +59,15 @@ def learning_curves(trials: Sequence[Trial], best: Trial | None, max_steps: int)
             hint = f"trial {trial.number}, step {rung.step}: {rung.score:.4f} ± {rung.spread:.4f}, {rung.decision}"
             marks.append(svg.circle(x(rung.step / unit), y(rung.score), 3.6, f"dot {kind}", hint))
     return svg.picture(2 * WIDTH, HEIGHT, marks, "Learning curves of the trials")
+
+
+def whole_curve(trial: Trial, by_id: Mapping[str, Trial]) -> list[Rung]:
+    """Its rungs, and before them those of the trials whose checkpoints it went on from."""
+    rungs = list(trial.rungs)
+    while trial.parent:
+        until, trial = trial.from_step, by_id[trial.parent]
+        rungs = [*(rung for rung in trial.rungs if rung.step <= until), *rungs]
+    return rungs
 
 
 def _place(dimension: Dimension, value: Any) -> float:
