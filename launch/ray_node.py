@@ -20,6 +20,7 @@ from pathlib import Path
 
 from launch.sweep.cluster import OBJECT_STORE_BYTES, asking_for, dashboard_installed, temp_folder, write_token
 from launch.sweep.guard import guarded
+from liverseg_dist.commands.main import keep_others_from_writing
 from liverseg_dist.errors import EXIT_FAILED, RunFailed
 
 PORTS = 12_000
@@ -35,6 +36,7 @@ ASKED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    keep_others_from_writing()
     module, *arguments = sys.argv[1:] if argv is None else argv
     env = os.environ
     job, rank, tasks = int(env["SLURM_JOB_ID"]), int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])

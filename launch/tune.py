@@ -25,6 +25,7 @@ from launch.sweep.journal import Journal
 from launch.sweep.page import write_results
 from launch.sweep.search import propose, require
 from launch.sweep.tuning import Sweep, parallel_folds, tune_trials
+from liverseg_dist.commands.main import keep_others_from_writing
 from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
@@ -163,6 +164,7 @@ def _start_over_with_a_token() -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
+    keep_others_from_writing()
     args = parser().parse_intermixed_args(argv)
     try:
         if argv is None and not (args.address or args.dry_run or "RAY_AUTH_MODE" in os.environ):

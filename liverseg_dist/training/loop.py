@@ -218,7 +218,7 @@ class Trainer:
             return NullWriter()
         writer = RunWriter(self.folder.path, self.progress.step)
         if self.progress.step == 0:
-            writer.text("config", "```yaml\n" + self.settings.to_yaml() + "\n```")
+            writer.text("config", "```yaml\n" + self.settings.to_public_yaml() + "\n```")
         return writer
 
     def _figures(self, result: StepResult) -> dict[str, float]:
