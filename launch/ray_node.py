@@ -21,6 +21,7 @@ from types import FrameType
 
 from launch.sweep.cluster import OBJECT_STORE_BYTES, asking_for, dashboard_installed, temp_folder, write_token
 from launch.sweep.guard import guarded
+from liverseg_dist.commands.main import keep_others_from_writing
 from liverseg_dist.errors import EXIT_AGAIN, EXIT_FAILED, RunFailed
 
 PORTS = 12_000
@@ -36,6 +37,7 @@ ASKED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    keep_others_from_writing()
     module, *arguments = sys.argv[1:] if argv is None else argv
     env = os.environ
     job, rank, tasks = int(env["SLURM_JOB_ID"]), int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])

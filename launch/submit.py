@@ -25,6 +25,7 @@ from typing import Any
 
 from launch import runs
 from launch.render import SIGNAL_S, Resources, slurm_time
+from liverseg_dist.commands.main import keep_others_from_writing
 from liverseg_dist.errors import EXIT_FAILED, EXIT_USER, LiversegError, UserError
 
 OVER_RUNS = ("status", "logs", "cancel")
@@ -109,6 +110,7 @@ def split(argv: Sequence[str]) -> tuple[argparse.Namespace, str, list[str]]:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
+    keep_others_from_writing()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words and words[0] in OVER_RUNS:

@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from launch.jobs import JobFolder, JobState, controller_says, hostnames, newest_step, progress_mark, run_status
 from launch.verdict import Kind, LogReader, Verdict, ranks_by_node
+from liverseg_dist.commands.main import keep_others_from_writing
 from liverseg_dist.errors import EXIT_AGAIN, EXIT_FAILED
 
 Answer = TypeVar("Answer")
@@ -277,6 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         parser.error("no command; it follows --")
+    keep_others_from_writing()
     folders = Folders(args.run, args.record, args.progress)
     return Supervisor(Job.from_environment(), folders, args.restarts, args.ranks_per_task).main(command)
 

@@ -31,6 +31,7 @@ from launch.sweep.page import fold_seconds, write_results
 from launch.sweep.search import propose, require
 from launch.sweep.sweep import Sweep
 from launch.sweep.tuning import parallel_folds, tune_trials
+from liverseg_dist.commands.main import keep_others_from_writing
 from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
@@ -177,6 +178,7 @@ def _start_over_with_a_token() -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
+    keep_others_from_writing()
     args = parser().parse_intermixed_args(argv)
     try:
         if argv is None and not (args.address or args.dry_run or "RAY_AUTH_MODE" in os.environ):

@@ -89,7 +89,7 @@ def render(settings: SweepSettings, trials: Sequence[Trial], summary: dict[str, 
     keys = list(settings.sweep.space)
     return environment.get_template("sweep.html.j2").render(
         sweep=settings.sweep,
-        store=settings.data.store,
+        store=Path(settings.data.store or "").name,  # where it lies is no part of the result
         max_steps=settings.train.max_steps,
         best=best,
         best_yaml="\n".join(f"{key}: {shown(value)}" for key, value in best.params.items()) if best else "",

@@ -35,6 +35,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (see `liverseg_dist.errors`)."""
+    keep_others_from_writing()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _top_parser()
     if not argv or argv[0] not in COMMANDS:
@@ -52,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     module.add_arguments(command)
     args = command.parse_intermixed_args(argv[1:])
     return _run(module, args)
+
+
+def keep_others_from_writing() -> None:
+    """Nothing this process makes is writable for everybody, whatever the umask it was started with. Groups share runs,
+    so their bit stays as the user has it."""
+    os.umask(os.umask(0o077) | 0o002)  # it can only be read by setting it
 
 
 def _run(module: object, args: argparse.Namespace) -> int:

@@ -14,7 +14,15 @@ from pathlib import Path
 
 from liverseg_dist.data.nifti import read_nifti
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError
-from liverseg_dist.evaluation.folders import Drawing, Outcome, ScoreJob, draw_pairs, ledger_for, score_pairs
+from liverseg_dist.evaluation.folders import (
+    Drawing,
+    Outcome,
+    ScoreJob,
+    draw_pairs,
+    ledger_for,
+    score_pairs,
+    without_folders,
+)
 from liverseg_dist.evaluation.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
 from liverseg_dist.evaluation.pairing import Pairing, images_by_case, pair_masks
 from liverseg_dist.evaluation.report import cases_to_show
@@ -67,7 +75,12 @@ def run(args: argparse.Namespace) -> dict:
         raise UserError(f"{args.prediction}: none of {len(outcomes)} cases could be scored; the reasons are above")
     if not args.no_pictures:
         _draw(args, pairing, job, cases)
-    not_scored = failures | dict.fromkeys(pairing.missing, "no prediction")
+    told = {
+        pair.case_id: without_folders(failures[pair.case_id], pair)
+        for pair in pairing.pairs
+        if pair.case_id in failures
+    }
+    not_scored = told | dict.fromkeys(pairing.missing, "no prediction")
     summary = write_results(args.out, cases, not_scored, _details(args), ledger)
     _print_summary(summary, pairing, args.out)
     return {
@@ -110,8 +123,8 @@ def _exit_code(outcomes: list[Outcome], pairing: Pairing, allow_missing: bool) -
 def _details(args: argparse.Namespace) -> dict[str, object]:
     return {
         "title": args.prediction.resolve().name,
-        "prediction": str(args.prediction),
-        "truth": str(args.truth),
+        "prediction": args.prediction.resolve().name,  # where they lie is no part of the result
+        "truth": args.truth.resolve().name,
         "lesion_connectivity": args.connectivity,
         "ignore_affine": args.ignore_affine,
     }

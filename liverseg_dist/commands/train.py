@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
 def _failed(folder: RunFolder, world: World, watch: Watch, error: Exception) -> dict[str, Any]:
     """One line, told by one rank (by raising); the others only end. The whole story goes to RUN/errors/."""
     mistake = isinstance(error, UserError)
-    story = None if mistake else write_story(folder.path, error, world.global_rank, watch.step)
+    story = None if mistake else write_story(folder.path, error, world.global_rank, watch.step, watch.samples)
     line, ours = watch.account(error, in_one_line(error), name_rank=not mistake)
     if world.is_main and not mistake:
         with suppress(OSError):  # a full disk, which is perhaps what the error is about

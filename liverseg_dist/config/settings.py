@@ -41,6 +41,10 @@ class Settings(Section):
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
+    def to_public_yaml(self) -> str:
+        """For what is shown around (TensorBoard): of paths and URLs only the last part."""
+        return yaml.safe_dump(_without_folders(self.model_dump()), sort_keys=False)
+
 
 Kind = TypeVar("Kind", bound=Settings)
 
@@ -140,6 +144,14 @@ def _first_line(error: ValidationError, origin: dict[str, str], kind: type[Setti
     value = problem.get("input")
     shown = "" if isinstance(value, (dict, BaseModel)) else f" = {value!r}"
     return f"{where}: {key}{shown}: {message[:1].lower()}{message[1:]}"
+
+
+def _without_folders(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _without_folders(inner, name) for name, inner in value.items()}
+    if isinstance(value, Path) or (key == "store" and isinstance(value, str)):
+        return Path(value).name
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _prefix_ends(key: str) -> list[int]:

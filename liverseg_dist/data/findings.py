@@ -35,6 +35,11 @@ class ScanFileError(UserError):
         return Finding("error", self.code, f"{printable(self.path.name)}: {self.reason}")
 
 
+def names_a_case(name: str) -> bool:
+    """Whether `name` may stand for a case in paths: no folder, nothing hidden or reserved, one line."""
+    return bool(name.strip()) and "/" not in name and not name.startswith((".", "__")) and name.isprintable()
+
+
 def printable(name: object) -> str:
     """A name fit for one line of output: undecodable bytes and control characters become `?`."""
     text = str(name).encode("utf-8", "replace").decode("utf-8")

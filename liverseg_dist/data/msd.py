@@ -4,17 +4,18 @@
 
 `read_dataset(folder)` lists the cases without opening a scan. `dataset.json` is untrusted: its paths may not be
 absolute or climb out of the folder (`..`). Links placed in the folder are followed, because data sets on clusters
-often are folders of links. A file that is named but missing does not stop the others: it becomes a finding of its
-case. Without a `dataset.json`, images and labels are paired by file name.
+often are folders of links; a warning tells of those that lead out of it. A file that is named but missing does not stop
+the others: it becomes a finding of its case. Without a `dataset.json`, images and labels are paired by file name.
 """
 
 import json
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from liverseg_dist.data.findings import Finding, printable
+from liverseg_dist.data.findings import Finding, names_a_case, printable
 from liverseg_dist.data.nifti import SUFFIXES
 from liverseg_dist.errors import UserError
 from liverseg_dist.labels import CLASS_NAMES
@@ -59,7 +60,7 @@ def read_dataset(folder: Path | str) -> MsdDataset:
     index = folder / INDEX
     dataset = _from_index(folder, index) if index.exists() or index.is_symlink() else _from_names(folder)
     _check_ids(folder, dataset)
-    return dataset
+    return replace(dataset, notes=(*dataset.notes, *_outside(folder, dataset)))
 
 
 def case_id_of(path: PurePosixPath | Path) -> str:
@@ -241,16 +242,27 @@ def _check_ids(folder: Path, dataset: MsdDataset) -> None:
     seen: set[str] = set()
     for case in (*dataset.training, *dataset.test):
         name = case.case_id
-        if (
-            not name.strip()
-            or name.startswith((".", "__"))
-            or not name.isprintable()
-            or len(name.encode("utf-8", "replace")) > MAX_ID_BYTES
-        ):
+        if not names_a_case(name) or len(name.encode("utf-8", "replace")) > MAX_ID_BYTES:
             raise UserError(f"{printable(folder)}: '{printable(name)}' cannot name a case; rename the file")
         if name in seen:
             raise UserError(f"{printable(folder)}: two scans are called {printable(name)}; case names must differ")
         seen.add(name)
+
+
+def _outside(folder: Path, dataset: MsdDataset) -> list[Finding]:
+    """A data set from elsewhere may link to scans that its user never meant to convert."""
+    home = os.path.realpath(folder)
+    linked = [
+        case.case_id
+        for case in (*dataset.training, *dataset.test)
+        for path in (case.image, case.label)
+        if path is not None and os.path.commonpath([home, os.path.realpath(path)]) != home
+    ]
+    if not linked:
+        return []
+    names = sorted(set(linked))
+    some = ", ".join(map(printable, names[:3])) + (" ..." if len(names) > 3 else "")
+    return [Finding("warning", "link_outside", f"files of {len(names)} scan(s) are links out of the folder: {some}")]
 
 
 def _tail(path: Path) -> str:

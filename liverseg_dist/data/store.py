@@ -1,9 +1,13 @@
 """`CaseStore`: reading a converted data set. Opening reads one file; arrays are read when asked for.
 
+A store may come from anywhere: what its root says is checked before a name of it becomes part of a path.
+
 The format is documented in `layout.py`; zarr-python, tensorstore and OME-Zarr readers open it as well.
 """
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +17,17 @@ import fsspec
 import numpy as np
 import zarr
 from pydantic import ValidationError
-from zarr.errors import GroupNotFoundError
+from pydantic_core import from_json
+from zarr.errors import ArrayNotFoundError
 
 from liverseg_dist.config import ConvertConfig, IntensityConfig
+from liverseg_dist.data.findings import names_a_case, printable
 from liverseg_dist.data.layout import ATTRIBUTE, CASES, FILL, SCHEMA, TRAIN_ONLY
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.volume import Float3, Grid
 
 Part = Literal["train", "validation", "test"]
+MISSING = "its file is missing; convert again, which writes it"
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,8 @@ class CaseMeta:
 class CaseStore:
     """A data set as written by `liverseg convert`."""
 
-    def __init__(self, path: str, group: zarr.Group, root: Mapping[str, Any]) -> None:
+    def __init__(self, path: str, root: Mapping[str, Any]) -> None:
         self.path = path
-        self._group = group
         self._root = root
 
     @classmethod
@@ -59,27 +65,14 @@ class CaseStore:
         path = str(path)
         if "://" in path:
             _check_url(path)
-        try:
-            group = zarr.open_group(path, mode="r", zarr_format=3)
-        except (GroupNotFoundError, FileNotFoundError, NotADirectoryError):
-            begun = (Path(path) / ".liverseg").is_dir()
-            state = "its conversion has not finished; run it again" if begun else "no Zarr store is there"
-            raise UserError(f"{path}: {state} (tools/to_zarr SOURCE {path})") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: zarr.json is damaged ({' '.join(str(error).split())[:120]})") from None
-        except Exception as error:  # each kind of file system raises its own
-            if "://" not in path and not isinstance(error, OSError):
-                raise
-            raise UserError(f"{path}: cannot be read ({_said(error)}); can this machine reach it?") from None
-        root = group.attrs.get(ATTRIBUTE)
-        if not isinstance(root, dict):
-            raise UserError(f"{path}: a Zarr group, but not written by liverseg convert")
+        root = _root_of(path, _read_root(path))
         schema = root.get("schema")
         if schema != SCHEMA:
             newer = isinstance(schema, int) and schema > SCHEMA
             remedy = "install a newer liverseg_dist" if newer else "convert the data again"
             raise UserError(f"{path}: store schema {schema}, this version reads {SCHEMA}; {remedy}")
-        return cls(path, group, root)
+        _check_names(path, root)
+        return cls(path, root)
 
     @property
     def case_ids(self) -> tuple[str, ...]:
@@ -195,9 +188,10 @@ class CaseStore:
 
     def _read(self, case_id: str, name: str) -> np.ndarray:
         try:
-            values = np.asarray(self._group[f"{CASES}/{case_id}/{name}"][...])  # type: ignore[index]
-        except KeyError:
-            raise UserError(f"{self.path}: case {case_id} has no {name}; liverseg verify {self.path}") from None
+            array: Any = zarr.open_array(self.path, path=f"{CASES}/{case_id}/{name}", mode="r", zarr_format=3)
+            values = np.asarray(array[...])
+        except (FileNotFoundError, ArrayNotFoundError):
+            raise RunFailed(f"{self.path}: case {case_id}, {name}: {MISSING}") from None
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise RunFailed(
@@ -205,8 +199,63 @@ class CaseStore:
                 "converting again mends it"
             ) from None
         if values.size and values.flat[0] == FILL[name]:
-            raise RunFailed(f"{self.path}: case {case_id}, {name}: its file is missing; convert again, which writes it")
+            raise RunFailed(f"{self.path}: case {case_id}, {name}: {MISSING}")
         return values
+
+
+def _read_root(path: str) -> bytes:
+    try:
+        if "://" not in path:
+            return (Path(path) / "zarr.json").read_bytes()
+        file_system, folder = fsspec.core.url_to_fs(path)
+        return bytes(file_system.cat_file(f"{folder.rstrip('/')}/zarr.json"))
+    except (FileNotFoundError, NotADirectoryError):
+        begun = (Path(path) / ".liverseg").is_dir()
+        state = "its conversion has not finished; run it again" if begun else "no Zarr store is there"
+        raise UserError(f"{path}: {state} (tools/to_zarr SOURCE {path})") from None
+    except Exception as error:  # each kind of file system raises its own
+        if "://" not in path and not isinstance(error, OSError):
+            raise
+        raise UserError(f"{path}: cannot be read ({_said(error)}); can this machine reach it?") from None
+
+
+def _root_of(path: str, text: bytes) -> dict[str, Any]:
+    """The root group's own attribute. pydantic's parser takes a third of json's time."""
+    try:
+        with _no_garbage_collection():
+            content = from_json(text)
+        if not isinstance(content, dict) or (content["zarr_format"], content["node_type"]) != (3, "group"):
+            raise ValueError("not the metadata of a Zarr v3 group")
+        root = content.get("attributes", {}).get(ATTRIBUTE)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: zarr.json is damaged ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(root, dict):
+        raise UserError(f"{path}: a Zarr group, but not written by liverseg convert")
+    return root
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A million new objects, none of them garbage, make Python look through all of them again and again: two thirds of
+    the time it takes to open 10,000 cases."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _check_names(path: str, root: Mapping[str, Any]) -> None:
+    """Names become paths here and in what is made from the store: none may lead out of a folder."""
+    cases = root.get("cases")
+    if not isinstance(cases, dict):
+        raise UserError(f"{path}: zarr.json is damaged (cases is no table)")
+    for case_id, case in cases.items():
+        for name in (case_id, case.get("parent") if isinstance(case, dict) else None):
+            if not isinstance(name, str) or not names_a_case(name):
+                raise UserError(f"{path}: '{printable(name)[:80]}' cannot name a case; the store is damaged or forged")
 
 
 def _check_url(url: str) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,10 @@ class Damage:
 def verify_store(path: Path, done: Callable[[str], None]) -> list[Damage]:
     """All damage found; `done` is called with each case id. Raises `UserError` when `path` is no store at all."""
     sums, found = _read_sums(path)
-    cases = {_case_of(name) for name in sums}
+    by_case: dict[str, dict[str, str]] = {}
+    for name, digest in sums.items():
+        by_case.setdefault(_case_of(name), {})[name] = digest
+    cases = set(by_case)
     store = None
     try:
         store = CaseStore.open(path)
@@ -49,7 +53,7 @@ def verify_store(path: Path, done: Callable[[str], None]) -> list[Damage]:
         found += _check_root(store)
         cases |= set(store.case_ids)
     for case_id in sorted(cases):
-        damaged = list(_check_files(path, case_id, {n: s for n, s in sums.items() if _case_of(n) == case_id}))
+        damaged = list(_check_files(path, case_id, by_case.get(case_id, {})))
         if case_id and not sums:
             damaged += _check_chunks(path, case_id)
         if case_id and store is not None and not damaged:
@@ -142,7 +146,7 @@ def _check_root(store: CaseStore) -> Iterator[Damage]:
         splits = Splits(tuple(root["splits"]["test"]), tuple(map(tuple, root["splits"]["folds"])))
         imputed = list(root["splits"].get(TRAIN_ONLY, []))
         named = [*splits.test, *itertools.chain.from_iterable(splits.folds), *imputed]
-        for case_id in sorted({name for name in named if named.count(name) > 1}):
+        for case_id in sorted(name for name, times in Counter(named).items() if times > 1):
             yield Damage(case_id, "splits", "stands in more than one part")
         for case_id in sorted(set(named) - ids):
             yield Damage(case_id, "splits", "is named there but not stored")

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -80,6 +80,8 @@ class Watch:
         self._silent: list[int] = []
         self.last_step = 0
         """Where the run is to end."""
+        self.samples: Sequence[str] = ()
+        """This rank's last ones, for the story of a failure."""
 
     def __enter__(self) -> "Watch":
         if self.world.is_distributed:

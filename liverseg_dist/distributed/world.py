@@ -3,22 +3,30 @@
 A half-set environment is refused: a job that believes it is alone while its siblings wait is the worst kind of hang.
 """
 
+import ipaddress
 import os
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from liverseg_dist.errors import UserError
+from liverseg_dist.errors import RunFailed, UserError
 
 TORCHRUN_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SLURM_KEYS = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
 FIRST_PORT, PORTS = 20_000, 12_000
 """Ports of SLURM jobs lie below Linux's ephemeral range (32768 upwards), so nobody else takes one by chance."""
+
+LOOPBACK = "127.0.0.1"
+BACKLOG = 1024
+"""Ranks that may knock at once."""
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,17 @@ class World:
     def connected(self, timeout_s: float = 1800.0) -> Iterator["World"]:
         """The process group while the block runs: NCCL for CUDA tensors, gloo for CPU tensors; none when alone.
 
-        `timeout_s`: how long a collective waits for a lost peer before it raises.
+        `timeout_s`: how long a collective waits for a lost peer before it raises. Ranks of one node meet on loopback,
+        unless the variables in `INTERFACES` say otherwise; those of several nodes on the first one's own address.
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if not self.is_distributed:
             yield self
             return
+        if self.world_size == self.local_world_size:
+            for name in INTERFACES:
+                os.environ.setdefault(name, "lo")
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=timeout_s)
         if self.launched_by == "torchrun":  # its own store is already up; a second listener on the port would clash
@@ -70,7 +82,7 @@ class World:
         else:
             dist.init_process_group(
                 backend,
-                init_method=f"tcp://{self.master}",
+                store=self._store(timeout),
                 rank=self.global_rank,
                 world_size=self.world_size,
                 timeout=timeout,
@@ -80,6 +92,13 @@ class World:
         finally:
             if dist.is_initialized():  # left open, some ranks abort at interpreter exit and turn a good job into FAILED
                 dist.destroy_process_group()
+
+    def _store(self, timeout: timedelta) -> dist.TCPStore:
+        """The job's key-value store: rank 0 serves it. PyTorch alone would listen on every network of the node."""
+        host, _, port = self.master.rpartition(":")
+        door = _listen(host, int(port), self.world_size != self.local_world_size) if self.is_main else None
+        served = None if door is None else door.detach()
+        return dist.TCPStore(host, int(port), self.world_size, self.is_main, timeout, master_listen_fd=served)
 
     def threads(self, wanted: int = 0) -> int:
         """CPU threads for this rank: `wanted`, or this node's cores divided among its ranks."""
@@ -104,11 +123,29 @@ def _from_slurm(env: Mapping[str, str], device: str) -> World:
     local_world_size = _tasks_on_this_node(env, world_size)
     if world_size == 1:
         return World(device=_device(device, 0), launched_by="srun")
-    address = env.get("MASTER_ADDR") or _first_host(values["SLURM_STEP_NODELIST"])
+    alone = local_world_size == world_size  # on its node
+    address = LOOPBACK if alone else env.get("MASTER_ADDR") or _first_host(values["SLURM_STEP_NODELIST"])
     port = env.get("MASTER_PORT") or str(slurm_port(values["SLURM_JOB_ID"], env.get("SLURM_STEP_ID", "0")))
     return World(
         rank, local_rank, world_size, local_world_size, f"{address}:{port}", _device(device, local_rank), "srun"
     )
+
+
+def _listen(host: str, port: int, several_nodes: bool) -> socket.socket:
+    """A listening socket on `host`'s own address; on all of this node's where others could not reach that one."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if not (several_nodes and ipaddress.ip_address(address[0]).is_loopback):
+            with suppress(OSError):  # not an address of this node: it is reached through another machine
+                return socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
+        print(
+            f"warning: {host} is {address[0]} here, by which other nodes cannot reach it: port {port} is open on all "
+            "networks of this node; have /etc/hosts mended, or set MASTER_ADDR",
+            file=sys.stderr,
+        )
+        return socket.create_server(("", port), backlog=BACKLOG)
+    except OSError as error:
+        raise RunFailed(f"{host}:{port}: the ranks cannot meet there: {error.strerror or error}") from None
 
 
 def slurm_port(job_id: str, step_id: str) -> int:

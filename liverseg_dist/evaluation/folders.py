@@ -98,10 +98,17 @@ def score_pair(pair: MaskPair, job: ScoreJob) -> Outcome:
         scores = score_case(pair.case_id, prediction.voxels, truth.voxels, truth.spacing_mm, job.connectivity)
     except Exception as error:  # whatever a file does to us, the other cases go on
         message = str(error) if isinstance(error, (UserError, RunFailed)) else f"{type(error).__name__}: {error}"
-        job.ledger.write_failure(pair.case_id, message)
+        job.ledger.write_failure(pair.case_id, without_folders(message, pair))
         return Outcome(pair.case_id, error=message, users_mistake=isinstance(error, UserError))
     job.ledger.write(pair.case_id, scores, inputs)
     return Outcome(pair.case_id)
+
+
+def without_folders(message: str, pair: MaskPair) -> str:
+    """As results tell it: of the files' paths the last two parts, which say whose mask is meant."""
+    for file in (pair.prediction, pair.truth):
+        message = message.replace(str(file), f"{file.parent.name}/{file.name}")
+    return message
 
 
 def draw_pair(pair: MaskPair, job: ScoreJob, drawing: Drawing) -> Outcome:

@@ -89,7 +89,7 @@ class CaseInputs:
         scan = read_nifti(file)
         if scan.shape != target.shape:
             raise UserError(
-                f"{file}: has shape {scan.shape} (z, y, x), the scan in the store {target.shape}; "
+                f"{file.name}: has shape {scan.shape} (z, y, x), the scan in the store {target.shape}; "
                 "give the folder the store was made from"
             )
         return Volume(scan.voxels, target)  # the store's affine: the audit may have mended it

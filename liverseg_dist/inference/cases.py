@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from liverseg_dist.data.findings import ScanFileError
 from liverseg_dist.errors import RunFailed, UserError
 
 
@@ -55,11 +57,14 @@ def plan(voxels: Mapping[str, int], shard: int, num_shards: int) -> Plan:
 
 
 def failure_line(name: str, error: Exception) -> str:
-    """One line that names the case or file and what went wrong."""
-    if isinstance(error, (UserError, RunFailed)):
+    """One line that names the case or file and what went wrong. It is kept with results, which others come to see: of
+    the scan's own path only its last part is told."""
+    if isinstance(error, ScanFileError):
+        text = error.reason if error.path.name == Path(name).name else f"{error.path.name}: {error.reason}"
+    elif isinstance(error, (UserError, RunFailed)):
         text = str(error)
     elif isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename or name}: {error.strerror}"
+        text = f"{Path(error.filename or name).name}: {error.strerror}"
     elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         text = "out of memory; set inference.batch_size=1, or use --device cpu"
     else:

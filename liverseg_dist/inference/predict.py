@@ -57,7 +57,7 @@ class Prediction:
                 write_image(self.probability_file(name, structure), values, grid)
         except Exception as error:  # whatever a file does to us, the others go on
             message = failure_line(str(file), error)
-            self.ledger.write_failure(name, message, inputs)
+            self.ledger.write_failure(name, message.replace(str(file), file.name), inputs)
             if isinstance(error, UserError):
                 raise UserError(message) from error
             raise RunFailed(message) from error

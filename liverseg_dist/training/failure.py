@@ -1,11 +1,13 @@
 """The whole story of a failure, in a file of the run; the user's terminal gets one line."""
 
 import json
+import os
 import platform
 import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,18 +15,29 @@ import torch
 from liverseg_dist.errors import LiversegError
 from liverseg_dist.training.run_folder import environment
 
+SHOWN = (
+    "CUDA_", "GLOO_", "LIVERSEG_", "LOCAL_", "MALLOC_", "MASTER_", "NCCL_", "OMP_", "PYTORCH_", "RANK", "SLURM_JOB_",
+    "SLURM_STEP_", "TORCH", "WORLD_SIZE",
+)  # fmt: skip
+"""Beginnings of the environment variables that a story tells; others may hold secrets."""
 
-def write_story(folder: Path, error: BaseException, rank: int, step: int) -> Path | None:
-    """RUN/errors/TIME_rankN.txt: where, when, what was called, versions, traceback. None if it cannot be written."""
+
+def write_story(folder: Path, error: BaseException, rank: int, step: int, samples: Sequence[str] = ()) -> Path | None:
+    """RUN/errors/TIME_rankN.txt: where, when, what was called, the last samples, versions, environment, traceback.
+
+    `samples`: of the last micro-batch, number in the run and case. None if it cannot be written.
+    """
     path = folder / "errors" / f"{time.strftime('%Y-%m-%d_%H%M%S')}_rank{rank}.txt"
     head = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
         "rank": rank,
         "step": step,
+        "last_samples": list(samples),
         "command": sys.argv,
         "platform": platform.platform(),
         **environment(),
+        "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SHOWN)},
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         head["gpu_memory"] = torch.cuda.memory_summary(abbreviated=True)

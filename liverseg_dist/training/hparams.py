@@ -1,5 +1,7 @@
 """What TensorBoard's HParams page compares runs by."""
 
+from pathlib import Path
+
 from liverseg_dist.config import Settings
 
 COMPARED = {
@@ -13,10 +15,16 @@ COMPARED = {
 
 def compared(settings: Settings) -> dict[str, str | float]:
     """`section.key` -> value; what is no number becomes text."""
-    tree = settings.model_dump(mode="json")
+    tree = settings.model_dump()
     found = {f"{section}.{key}": tree[section][key] for section, keys in COMPARED.items() for key in keys}
     found |= {"seed": settings.seed, "schedule": settings.train.schedule.name}
     return {
-        name: value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+        name: value if isinstance(value, (int, float)) and not isinstance(value, bool) else _shown(value)
         for name, value in found.items()
     }
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Path):
+        return value.name
+    return str(list(value) if isinstance(value, tuple) else value)

@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -98,7 +99,7 @@ class Trainer:
     def _steps(self, writer: Writer, stop: StopFlag) -> str:
         settings, first = self.settings, self.progress.step
         last = min(settings.train.max_steps, settings.train.stop_at_step or settings.train.max_steps)
-        stepper = Stepper(settings, self.parts.strategy, self.parts.loss, self.watch.mark)
+        stepper = Stepper(settings, self.parts.strategy, self.parts.loss, self.watch.mark, self._take)
         shape = (settings.train.micro_batch_size, 1, *settings.data.patch_size)
         self.parts.strategy.settle(torch.zeros(shape, device=self.world.device))
         source = PatchSource(
@@ -153,6 +154,9 @@ class Trainer:
         if self._save_is_due(done):
             self._save()
         return False
+
+    def _take(self, samples: Sequence[str]) -> None:
+        self.watch.samples = samples
 
     def _validate(self, step: int, writer: Writer) -> None:
         self.watch.mark(step - 1, "validating")
@@ -218,7 +222,7 @@ class Trainer:
             return NullWriter()
         writer = RunWriter(self.folder.path, self.progress.step)
         if self.progress.step == 0:
-            writer.text("config", "```yaml\n" + self.settings.to_yaml() + "\n```")
+            writer.text("config", "```yaml\n" + self.settings.to_public_yaml() + "\n```")
         return writer
 
     def _figures(self, result: StepResult) -> dict[str, float]:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,6 @@ from safetensors.torch import save_file
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.errors import RunFailed, UserError
 
-UMASK = os.umask(0o077)
-os.umask(UMASK)  # it can only be read by setting it
 FREE_TO_CHANGE = (
     "run.", "data.workers", "data.prefetch", "data.cache_gib", "data.store", "checkpoint.", "validation.pictures",
     "inference.", "train.log_every_steps", "train.stop_at_step", "train.threads", "train.strategy", "train.zero_stage",
@@ -75,7 +74,7 @@ class RunFolder:
         aside = path.with_name(f".{path.name}.tmp")
         try:
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, str(aside))
-            aside.chmod(0o666 & ~UMASK)  # safetensors' files are for their owner alone; a group shares its runs
+            aside.chmod(stat.S_IMODE(self.config.stat().st_mode))  # safetensors' own are for their owner alone
             os.replace(aside, path)
         except (OSError, SafetensorError) as error:
             aside.unlink(missing_ok=True)

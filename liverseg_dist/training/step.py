@@ -54,7 +54,12 @@ class Stepper:
     """Runs optimizer steps with a strategy and a loss."""
 
     def __init__(
-        self, settings: Settings, strategy: Strategy, loss: nn.Module, mark: Callable[[int, str], None]
+        self,
+        settings: Settings,
+        strategy: Strategy,
+        loss: nn.Module,
+        mark: Callable[[int, str], None],
+        take: Callable[[list[str]], None],
     ) -> None:
         self.settings = settings
         self.strategy = strategy
@@ -62,6 +67,8 @@ class Stepper:
         self.regions = settings.model.regions
         self.mark = mark
         """Told what this rank is about to do in which step."""
+        self.take = take
+        """Told the samples it is about to do it with."""
         mine = len(range(rank(), settings.train.global_batch_size, world_size()))
         self.micro_batches = math.ceil(mine / settings.train.micro_batch_size)
 
@@ -74,10 +81,11 @@ class Stepper:
         for number in range(self.micro_batches):
             self.mark(step, "waiting for data")
             batch = next(batches)
+            names = [f"{n} ({case})" for n, case in zip(batch.indices, batch.case_ids, strict=True)]
+            self.take(names)
             launched = self._launched(step, batch, last=number == self.micro_batches - 1)
             batches.begin_next()
             parts = {name: value.cpu() for name, value in launched.items()}
-            names = [f"{n} ({case})" for n, case in zip(batch.indices, batch.case_ids, strict=True)]
             seen += names
             if not torch.isfinite(parts["loss"]):
                 broken += names

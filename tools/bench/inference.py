@@ -167,7 +167,7 @@ def compete(names: list[str], shape: Shape, patch: Shape, repeats: int, same_all
             environment = {**os.environ, "OMP_NUM_THREADS": "1", SAME_ALLOCATOR: "1" if same_allocator else ""}
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
             figures[name] = json.loads(done.stdout.splitlines()[-1])
-            labels[name] = np.load(file, mmap_mode="r")
+            labels[name] = np.load(file, mmap_mode="r", allow_pickle=False)
         rows = []
         for name in names[1:]:
             ours, theirs = figures["ours"], figures[name]

@@ -97,11 +97,10 @@ class Conversion:
                 aside.clear()
             content = root_content(self.dataset.name, self.convert, records)
             self._remove_strangers(records)
-            stored = [case_id for record in records for case_id in record.slabs]
             write_text(aside, self.store / CASES / "zarr.json", GROUP)
             thumbnails = {record.case_id: thumbnail_file(self.store, record.case_id) for record in records}
             write_text(aside, self.store / "audit.html", audit_page(content, thumbnails))
-            root = root_text(self.store, content, stored)
+            root = root_text(content)
             write_text(aside, self.store / SUMS, self._sums(records, root))
             write_text(aside, self.store / "zarr.json", root)
             if alone:
@@ -117,6 +116,13 @@ class Conversion:
         return sorted(case.case_id for case in (*self.dataset.training, *self.dataset.test))
 
     def _refuse_foreign_folder(self) -> None:
+        for name in (
+            CASES,
+            PRIVATE,
+            *(f"{PRIVATE}/{folder}" for folder in ("records", "thumbnails", "aside", "locks")),
+        ):
+            if (self.store / name).is_symlink():  # what we write and clear there would lie outside the store
+                raise UserError(f"{self.store / name}: is a link; the folders of a store are its own, remove the link")
         if (self.store / PRIVATE).is_dir() or not self.store.exists():
             return
         if not self.store.is_dir() or any(self.store.iterdir()):
