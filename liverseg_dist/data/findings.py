@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from liverseg_dist.errors import UserError
+from liverseg_dist.errors import UserError, printable
 
 Severity = Literal["info", "warning", "error"]
 
@@ -33,9 +33,3 @@ class ScanFileError(UserError):
 
     def finding(self) -> Finding:
         return Finding("error", self.code, f"{printable(self.path.name)}: {self.reason}")
-
-
-def printable(name: object) -> str:
-    """A name fit for one line of output: undecodable bytes and control characters become `?`."""
-    text = str(name).encode("utf-8", "replace").decode("utf-8")
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from liverseg_dist.data.findings import Finding, printable
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.nifti import SUFFIXES
-from liverseg_dist.errors import UserError
+from liverseg_dist.errors import UserError, printable
 from liverseg_dist.labels import CLASS_NAMES
 
 INDEX = "dataset.json"

@@ -3,7 +3,8 @@
 The format is documented in `layout.py`; zarr-python, tensorstore and OME-Zarr readers open it as well.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any, Literal
 import fsspec
 import numpy as np
 import zarr
-from pydantic import ValidationError
 from zarr.errors import GroupNotFoundError
 
 from liverseg_dist.config import ConvertConfig, IntensityConfig
+from liverseg_dist.config.convert import DATA_URI
 from liverseg_dist.data.layout import ATTRIBUTE, CASES, FILL, SCHEMA, TRAIN_ONLY
+from liverseg_dist.data.store_checks import check_array, check_root, checked_case, checked_counts
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.volume import Float3, Grid
 
@@ -65,11 +67,9 @@ class CaseStore:
             begun = (Path(path) / ".liverseg").is_dir()
             state = "its conversion has not finished; run it again" if begun else "no Zarr store is there"
             raise UserError(f"{path}: {state} (tools/to_zarr SOURCE {path})") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: zarr.json is damaged ({' '.join(str(error).split())[:120]})") from None
-        except Exception as error:  # each kind of file system raises its own
+        except Exception as error:  # each kind of file system raises its own, and so does each kind of damage
             if "://" not in path and not isinstance(error, OSError):
-                raise
+                raise UserError(f"{path}: zarr.json is damaged ({_said(error)})") from None
             raise UserError(f"{path}: cannot be read ({_said(error)}); can this machine reach it?") from None
         root = group.attrs.get(ATTRIBUTE)
         if not isinstance(root, dict):
@@ -79,6 +79,8 @@ class CaseStore:
             newer = isinstance(schema, int) and schema > SCHEMA
             remedy = "install a newer liverseg_dist" if newer else "convert the data again"
             raise UserError(f"{path}: store schema {schema}, this version reads {SCHEMA}; {remedy}")
+        with _understood(f"{path}: zarr.json is damaged"):
+            check_root(root)
         return cls(path, group, root)
 
     @property
@@ -97,15 +99,17 @@ class CaseStore:
 
     @cached_property
     def intensity(self) -> IntensityConfig:
-        return IntensityConfig(**self._root["intensity"])
+        with _understood(f"{self.path}: zarr.json is damaged"):
+            return IntensityConfig.model_validate(self._root["intensity"])
 
     @cached_property
     def convert(self) -> ConvertConfig:
         """The settings it was made with."""
-        try:
+        with _understood(f"{self.path}: made by another version, its settings are not understood"):
+            denoiser = self._root["convert"]["cleaning"].get("denoiser")
+            if denoiser is not None and not str(denoiser).startswith(DATA_URI):
+                raise ValueError("convert.cleaning.denoiser names a file; a store holds its content")
             return ConvertConfig.model_validate(self._root["convert"])
-        except ValidationError as error:
-            raise UserError(f"{self.path}: made by another version, its settings are not understood: {error}") from None
 
     @property
     def audit(self) -> dict[str, Any]:
@@ -122,8 +126,9 @@ class CaseStore:
         """Background, liver and tumour voxels over all labelled cases."""
         counts = np.zeros(3, dtype=np.int64)
         for case in self._root["cases"].values():
-            if case["labelled"]:
-                counts += np.array(case["class_voxels"])
+            if case.get("labelled"):
+                with _understood(f"{self.path}: zarr.json is damaged"):
+                    counts += checked_counts(case["class_voxels"])
         background, liver, tumour = counts.tolist()
         return background, liver, tumour
 
@@ -133,21 +138,8 @@ class CaseStore:
             case = self._root["cases"][case_id]
         except KeyError:
             raise UserError(f"{self.path}: no case {case_id}; it has {', '.join(self.case_ids[:5])}, ...") from None
-        first, last = case["valid_slices"]
-        background, liver, tumour = case["class_voxels"]
-        return CaseMeta(
-            case_id=case_id,
-            patient=case["patient"],
-            parent=case["parent"],
-            labelled=case["labelled"],
-            imputed="imputed_by" in case,
-            grid=Grid.from_json(case["grid"]),
-            source_grid=Grid.from_json(case["source_grid"]),
-            valid_slices=(first, last),
-            class_voxels=(background, liver, tumour),
-            tumours=case["tumours"],
-            intensity=self.intensity,
-        )
+        with _understood(f"{self.path}: case {case_id}: zarr.json is damaged"):
+            return CaseMeta(case_id=case_id, **checked_case(case), intensity=self.intensity)
 
     def ids(self, part: Part, fold: int | Literal["all"] = 0) -> tuple[str, ...]:
         """Case ids of a part. `fold` "all": train on all folds, validate on none. Raises `UserError`.
@@ -171,8 +163,9 @@ class CaseStore:
 
     def _with_imputed(self, train: Sequence[str], validation: Sequence[str]) -> tuple[str, ...]:
         cases, splits = self._root["cases"], self._root["splits"]
-        apart = {cases[case_id]["patient"] for case_id in (*splits["test"], *validation)}
-        imputed = [case_id for case_id in splits.get(TRAIN_ONLY, []) if cases[case_id]["patient"] not in apart]
+        with _understood(f"{self.path}: zarr.json is damaged: its splits name a case that it does not describe"):
+            apart = {cases[case_id]["patient"] for case_id in (*splits["test"], *validation)}
+            imputed = [case_id for case_id in splits.get(TRAIN_ONLY, []) if cases[case_id]["patient"] not in apart]
         return tuple(sorted([*train, *imputed]))
 
     def image(self, case_id: str) -> np.ndarray:
@@ -194,19 +187,32 @@ class CaseStore:
         return self._read(case_id, "foreground")
 
     def _read(self, case_id: str, name: str) -> np.ndarray:
+        meta = self.meta(case_id)
+        expected = {"image": meta.grid.shape, "label": meta.grid.shape, "source_label": meta.source_grid.shape}
         try:
-            values = np.asarray(self._group[f"{CASES}/{case_id}/{name}"][...])  # type: ignore[index]
+            array: Any = self._group[f"{CASES}/{case_id}/{name}"]
         except KeyError:
             raise UserError(f"{self.path}: case {case_id} has no {name}; liverseg verify {self.path}") from None
-        except (ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:160]
+        try:
+            check_array(array, name, expected.get(name))
+            values = np.asarray(array[...])
+        except Exception as error:  # whatever zarr and its decoders make of damaged bytes
             raise RunFailed(
-                f"{self.path}: case {case_id}, {name}: damaged ({reason}); liverseg verify names the chunk, "
+                f"{self.path}: case {case_id}, {name}: damaged ({_said(error)}); liverseg verify names the chunk, "
                 "converting again mends it"
             ) from None
         if values.size and values.flat[0] == FILL[name]:
             raise RunFailed(f"{self.path}: case {case_id}, {name}: its file is missing; convert again, which writes it")
         return values
+
+
+@contextmanager
+def _understood(told: str) -> Iterator[None]:
+    """What metadata lacks, or has of another kind, is told in one line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise UserError(f"{told} ({type(error).__name__}: {_said(error)}); liverseg verify tells more") from None
 
 
 def _check_url(url: str) -> None:

@@ -14,9 +14,14 @@ from tests.launch.test_tune import SWEEP
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(600)]
 
 
-def test_a_sweep_on_two_nodes_goes_on_after_a_stop(cluster: Cluster, phantom_store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_sweep_on_two_nodes_goes_on_after_a_stop(
+    nodes: int, cluster: Cluster, phantom_store: Path, tmp_path: Path
+) -> None:
+    """Two folds at once, each on a node of its own; or one fold after the other, each on both nodes."""
     run, log = tmp_path / "sweep", tmp_path / "log"
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    resources = {"cpus": 1, "nodes": nodes, "parallel_folds": 2 // nodes}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "sweep": {**SWEEP["sweep"], "resources": resources}}))
     environment = {"LIVERSEG_HOME": str(ROOT), "LIVERSEG_PYTHON": sys.executable}
     options = ("--nodes=2", "--cpus-per-task=1", "--gpus-per-node=0", "--mem=4G", f"--output={log}")
     words = (tmp_path / "sweep.yaml", f"data.store={phantom_store}", f"run.dir={run}", "--json")
@@ -36,8 +41,12 @@ def test_a_sweep_on_two_nodes_goes_on_after_a_stop(cluster: Cluster, phantom_sto
     assert "continues: " in said
     result = json.loads((run / "sweep.json").read_text())
     assert [trial["state"] for trial in result["trials"]].count("finished") >= 1
-    hosts = {json.loads(path.read_text())["host"] for path in run.glob("trials/*/fold_*/environment.json")}
-    assert hosts == {"node1", "node2"}, "folds ran on both"
+    if nodes == 1:
+        hosts = {json.loads(path.read_text())["host"] for path in run.glob("trials/*/fold_*/environment.json")}
+        assert hosts == {"node1", "node2"}, "folds ran on both"
+    for state in run.glob("trials/*/fold_*/checkpoints/*/state.json"):
+        assert json.loads(state.read_text())["world_size"] == nodes
+    assert len(list(run.glob("trials/*/fold_*.part1.log"))) == (0 if nodes == 1 else len(result["trials"]) * 2)
 
     def left() -> list[str]:
         return [line for node in cluster.address for line in cluster.processes_of(node)]
