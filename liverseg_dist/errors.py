@@ -9,10 +9,17 @@ EXIT_USER = 2
 EXIT_AGAIN = 75
 
 
+MOST_CHARACTERS = 1000
+"""Of a message: what a damaged file calls a name may be megabytes long."""
+
+
 class LiversegError(Exception):
     """Base of the errors a command prints as one line, without a traceback."""
 
     exit_code = EXIT_FAILED
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_one_line(str(message)))
 
 
 class UserError(LiversegError):
@@ -31,3 +38,16 @@ class StopRequested(LiversegError):
     """A signal asked for a stop; everything is saved, and the same command line continues."""
 
     exit_code = EXIT_AGAIN
+
+
+def printable(name: object) -> str:
+    """A name fit for one line of output: undecodable bytes and control characters become `?`."""
+    text = str(name).encode("utf-8", "replace").decode("utf-8")
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _one_line(message: str) -> str:
+    """Names and values come from files: whatever they hold, a message is one printable line of readable length."""
+    if len(message) > MOST_CHARACTERS:  # the remedy stands at the end
+        message = f"{message[: MOST_CHARACTERS - 300]} ... {message[-290:]}"
+    return printable(" ".join(message.splitlines()) if "\n" in message else message)

@@ -1,12 +1,14 @@
 """`journal.jsonl`: every trial, rung and decision of a sweep, written before it takes effect, by the driver alone.
 
-It is all that a sweep needs to go on after any interruption; nothing of Ray's own state is read again.
+It is all that a sweep needs to go on after any interruption; nothing of Ray's own state is read again. Each line
+carries a checksum of itself and its place: one that is damaged or lost stops the sweep instead of changing its outcome.
 """
 
 import fcntl
 import json
 import os
 import statistics
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,12 +92,13 @@ class Journal:
             raise UserError(f"{folder}: another sweep works here; wait for it, or choose another run.dir") from None
         self.trials: dict[str, Trial] = {}
         path = folder / "journal.jsonl"
-        whole = 0
+        whole = self._lines = 0
         if path.exists():
             for line in path.read_bytes().splitlines(keepends=True):
                 if not line.endswith(b"\n"):
                     break  # the driver was killed while writing it
-                self._apply(_parse(line, path))
+                self._apply(_parse(line, self._lines, path))
+                self._lines += 1
                 whole += len(line)
         self._file = path.open("ab")
         self._file.truncate(whole)
@@ -138,9 +141,10 @@ class Journal:
         self._write({"event": "retry", "id": id_})
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.write(json.dumps({**record, "check": _check(record, self._lines)}).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._lines += 1
         self._apply(record)
 
     def _apply(self, record: dict[str, Any]) -> None:
@@ -164,8 +168,17 @@ class Journal:
             trial.state, trial.reason = "running", ""
 
 
-def _parse(line: bytes, path: Path) -> dict[str, Any]:
+def _check(record: Mapping[str, Any], number: int) -> int:
+    return zlib.crc32(json.dumps([number, record], sort_keys=True).encode())
+
+
+def _parse(line: bytes, number: int, path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError):
-        raise RunFailed(f"{path}: a damaged line; restore the file, or begin in another run.dir") from None
+        record = dict(json.loads(line))
+        if record.pop("check") != _check(record, number):
+            raise ValueError
+        return record
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise RunFailed(
+            f"{path}: line {number + 1} is damaged or out of place; restore the file, or begin in another run.dir"
+        ) from None

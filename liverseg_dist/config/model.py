@@ -1,13 +1,17 @@
 """Settings of the network and its losses (`model.*`, `loss.*`)."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from liverseg_dist.config.base import Section
 
-Kernel = tuple[int, int, int]
+Channels = Annotated[int, Field(ge=1, le=4096)]
+Blocks = Annotated[int, Field(ge=1, le=64)]
+Edge = Annotated[int, Field(ge=1, le=32)]
+Kernel = tuple[Edge, Edge, Edge]
+MOST_LEVELS = 16
 
 
 class ModelConfig(Section):
@@ -15,13 +19,13 @@ class ModelConfig(Section):
     """Plain-convolution U-Net, or residual-encoder U-Net."""
     preset: Literal["tiny", "S", "M", "L"] = "S"
     """Widths and depth where the keys below are null. tiny is meant for CPUs and tests."""
-    features: tuple[int, ...] | None = None
+    features: tuple[Channels, ...] | None = Field(default=None, min_length=1, max_length=MOST_LEVELS)
     """Channels per level, highest resolution first; null: from the preset."""
-    strides: tuple[Kernel, ...] | None = None
+    strides: tuple[Kernel, ...] | None = Field(default=None, min_length=1, max_length=MOST_LEVELS)
     """Stride (z, y, x) on entering each level, the first is 1, 1, 1; null: from the store's spacing and the patch."""
-    kernels: tuple[Kernel, ...] | None = None
+    kernels: tuple[Kernel, ...] | None = Field(default=None, min_length=1, max_length=MOST_LEVELS)
     """Kernel (z, y, x) of each level; null: from the store's spacing."""
-    blocks_per_level: int | tuple[int, ...] | None = None
+    blocks_per_level: Blocks | tuple[Blocks, ...] | None = None
     norm: Literal["instance", "group"] = "instance"
     deep_supervision: bool = True
     """Also train the outputs of the lower levels (all but the two lowest)."""

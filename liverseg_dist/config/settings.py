@@ -19,6 +19,7 @@ from liverseg_dist.config.inference import InferenceConfig
 from liverseg_dist.config.memory import MemoryConfig
 from liverseg_dist.config.model import LossConfig, ModelConfig
 from liverseg_dist.config.train import CheckpointConfig, DataConfig, RunConfig, TrainConfig, ValidationConfig
+from liverseg_dist.config.yaml_text import NotYaml, check_text, parse_yaml, read_yaml
 from liverseg_dist.errors import UserError
 
 
@@ -70,13 +71,13 @@ def load_settings_as(kind: type[Kind], files: Sequence[Path] = (), overrides: It
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = read_yaml(Path(file))
     except FileNotFoundError:
         raise UserError(f"{file}: no such config file; configs/ holds examples") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not valid YAML: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -91,12 +92,21 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not key or key.startswith("-"):
         raise UserError(f"'{text}': an override is written key=value, e.g. train.learning_rate=1e-3")
     try:
-        value = yaml.safe_load(value_text)
-    except yaml.YAMLError:
-        value = value_text
+        value = _value(value_text)
+        check_text(key)
+    except ValueError as error:
+        raise UserError(f"'{text}': {error}") from None
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
+
+
+def _value(text: str) -> Any:
+    """What YAML makes of it; a text that is no YAML stands for itself."""
+    try:
+        return parse_yaml(text)
+    except NotYaml:
+        return check_text(text)
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any], source: str, origin: dict[str, str], prefix: str = "") -> None:

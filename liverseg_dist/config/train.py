@@ -8,6 +8,8 @@ from pydantic import Field
 from liverseg_dist.config.base import Section
 
 Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+PatchEdge = Annotated[int, Field(ge=1, le=4096)]
 
 
 class RunConfig(Section):
@@ -30,7 +32,7 @@ class DataConfig(Section):
     """Path or fsspec URL of the Zarr store."""
     fold: int | Literal["all"] = 0
     """Validation fold; all: train on every case outside the test set."""
-    patch_size: tuple[Positive, Positive, Positive] = (64, 128, 128)
+    patch_size: tuple[PatchEdge, PatchEdge, PatchEdge] = (64, 128, 128)
     """z, y, x in voxels of the store."""
     oversample_foreground: float = Field(default=0.33, ge=0, le=1)
     """Share of each batch centred on liver or tumour (nnU-Net's meaning: guaranteed, not drawn)."""
@@ -47,7 +49,7 @@ class DataConfig(Section):
     """Where these are kept, readable by every rank of the node; null: shared memory (/dev/shm)."""
     unreadable: Literal["fail", "skip"] = "fail"
     """What to do about a chunk that cannot be read: stop, or skip the sample and log it."""
-    spacing_mm: tuple[float, float, float] | None = None
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Filled in from the store: the voxel size (z, y, x) the network sees."""
     intensity: IntensityConfig | None = None
     """Filled in from the store."""

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from liverseg_dist.data.findings import Finding, printable
+from liverseg_dist.data.findings import Finding
+from liverseg_dist.errors import printable
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Volume
 
 IRCADB_CASES = range(1, 21)

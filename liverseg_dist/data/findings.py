@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from liverseg_dist.errors import UserError
+from liverseg_dist.errors import UserError, printable
 
 Severity = Literal["info", "warning", "error"]
 
@@ -38,9 +38,3 @@ class ScanFileError(UserError):
 def names_a_case(name: str) -> bool:
     """Whether `name` may stand for a case in paths: no folder, nothing hidden or reserved, one line."""
     return bool(name.strip()) and "/" not in name and not name.startswith((".", "__")) and name.isprintable()
-
-
-def printable(name: object) -> str:
-    """A name fit for one line of output: undecodable bytes and control characters become `?`."""
-    text = str(name).encode("utf-8", "replace").decode("utf-8")
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -12,6 +12,8 @@
 Arrays are z, y, x. A case's group carries OME-Zarr 0.5 metadata and its own attribute `liverseg`.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from zarr.codecs import BloscCodec, Crc32cCodec
@@ -27,12 +29,26 @@ FILL = {"image": -32768, "label": 254, "source_label": 254, "foreground": -1}
 """Every chunk is written, so these never occur. Zarr reads a missing file as its fill value, without a word: a value
 that cannot be a voxel's tells, where 0 would pass for background."""
 ARRAYS = tuple(FILL)
+DTYPES = {"image": "int16", "label": "uint8", "source_label": "uint8", "foreground": "int16"}
 IMAGE_CHUNK: Index3 = (64, 16, 64)
 LABEL_CHUNK: Index3 = (64, 32, 64)
 """Measured for random 64 x 128 x 128 patches of CT: fewer bytes decoded in vain against fewer calls."""
 SOURCE_LABEL_CHUNK: Index3 = (32, 128, 128)
+MOST_VOXELS = 2**30
+"""As many as a scan's file may have (`nifti_header`)."""
+MOST_PADDING = 512
 _BLOCK_BYTES = 16384
 """Blosc's own pieces of a chunk: they are put together in the core's first cache."""
+
+
+def believable(shape: Sequence[int], *chunks: Sequence[int]) -> bool:
+    """Whether an array's metadata may be acted on: of the size of a scan, in chunks (or shards) not much larger."""
+    if not all(n >= 0 for n in shape) or math.prod(shape) > MOST_VOXELS:
+        return False
+    return all(
+        len(chunk) == len(shape) and all(1 <= c <= n + MOST_PADDING for c, n in zip(chunk, shape, strict=True))
+        for chunk in chunks
+    )
 
 
 def shard_shape(shape: tuple[int, ...], chunk: tuple[int, ...]) -> tuple[int, ...]:

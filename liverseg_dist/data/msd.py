@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from liverseg_dist.data.findings import Finding, names_a_case, printable
+from liverseg_dist.data.findings import Finding, names_a_case
 from liverseg_dist.data.nifti import SUFFIXES
-from liverseg_dist.errors import UserError
+from liverseg_dist.errors import UserError, printable
 from liverseg_dist.labels import CLASS_NAMES
 
 INDEX = "dataset.json"

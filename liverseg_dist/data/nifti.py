@@ -20,9 +20,9 @@ import numpy as np
 from isal import igzip
 from isal.igzip_lib import IsalError
 
-from liverseg_dist.data.findings import Finding, ScanFileError, printable
+from liverseg_dist.data.findings import Finding, ScanFileError
 from liverseg_dist.data.nifti_header import NIFTI1_BYTES, Header, header_bytes, parse_header
-from liverseg_dist.errors import UserError
+from liverseg_dist.errors import UserError, printable
 from liverseg_dist.volume import Grid, Volume
 
 Kind = Literal["image", "label"]

@@ -137,11 +137,11 @@ def _grid(fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int], path: Path)
         reason = f"voxels of {_sizes(pixdim)}; set the header's pixdim to the true size"
         raise ScanFileError(path, "header_spacing", reason)
     notes: list[Finding] = []
-    if int(fields["sform_code"]) > 0:
+    if _has_form(fields, "sform_code"):
         grid = _checked_grid(shape_xyz, fields.get_sform(), path)
-        if int(fields["qform_code"]) > 0:
+        if _has_form(fields, "qform_code"):
             notes += _compare_qform(grid, fields, path)
-    elif int(fields["qform_code"]) > 0:
+    elif _has_form(fields, "qform_code"):
         grid = _qform_grid(fields, shape_xyz, path)
     else:
         grid = _checked_grid(shape_xyz, _base_affine(fields, shape_xyz), path)
@@ -154,6 +154,12 @@ def _grid(fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int], path: Path)
     if grid.is_sheared:
         notes.append(Finding("warning", "sheared", "the axes are not at right angles (gantry tilt?)"))
     return grid, notes
+
+
+def _has_form(fields: nib.Nifti1Header, name: str) -> bool:
+    """A code that NIfTI does not define counts as none, as nibabel takes it."""
+    code = int(fields[name])
+    return code > 0 and code in nib.nifti1.xform_codes.code
 
 
 def _compare_qform(grid: Grid, fields: nib.Nifti1Header, path: Path) -> list[Finding]:

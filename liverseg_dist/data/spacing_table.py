@@ -8,11 +8,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from liverseg_dist.data.findings import printable
+from liverseg_dist.config.yaml_text import parse_yaml
 from liverseg_dist.data.nifti_header import SPACING_LIMITS_MM
-from liverseg_dist.errors import UserError
+from liverseg_dist.errors import UserError, printable
 from liverseg_dist.volume import Float3, Grid
 
 COLUMNS = ("case", "z_mm", "y_mm", "x_mm")
@@ -25,7 +24,7 @@ def read_spacing_table(path: Path) -> dict[str, Float3]:
         rows = _yaml_rows(text) if Path(path).suffix in (".yaml", ".yml") else _csv_rows(text, path)
     except FileNotFoundError:
         raise UserError(f"{printable(path)}: no such file (convert.cleaning.spacing_table)") from None
-    except (OSError, ValueError, csv.Error, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{printable(path)}: not a spacing table: {' '.join(str(error).split())}") from None
     return {case: _spacing(case, values, path) for case, values in rows.items()}
 
@@ -46,7 +45,7 @@ def _csv_rows(text: str, path: Path) -> dict[str, list[object]]:
 
 
 def _yaml_rows(text: str) -> dict[str, list[object]]:
-    content = yaml.safe_load(text)
+    content = parse_yaml(text)
     if not isinstance(content, dict):
         raise ValueError("expected `case: [z, y, x]` lines")
     return {str(case): values if isinstance(values, list) else [values] for case, values in content.items()}

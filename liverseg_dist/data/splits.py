@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,12 +141,14 @@ def _read_file(config: SplitConfig) -> tuple[list[str], list[list[str]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         test, folds = content.get("test", []), content["folds"]
-        if not all(isinstance(part, list) and all(isinstance(c, str) for c in part) for part in (test, *folds)):
+        if not isinstance(folds, list) or not all(
+            isinstance(part, list) and all(isinstance(c, str) for c in part) for part in (test, *folds)
+        ):
             raise TypeError("test and each fold are lists of case names")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f'{path}: not a JSON {{"test": [...], "folds": [[...], ...]}} ({error})') from None
     named = [*test, *(case for fold in folds for case in fold)]
-    twice = sorted({case for case in named if named.count(case) > 1})
+    twice = sorted(case for case, count in Counter(named).items() if count > 1)
     if twice:
         raise UserError(f"{path}: {', '.join(twice[:5])} stands in more than one part")
     if not folds:

@@ -16,14 +16,15 @@ from typing import Any, Literal
 import fsspec
 import numpy as np
 import zarr
-from pydantic import ValidationError
 from pydantic_core import from_json
 from zarr.errors import ArrayNotFoundError
 
 from liverseg_dist.config import ConvertConfig, IntensityConfig
-from liverseg_dist.data.findings import names_a_case, printable
+from liverseg_dist.config.convert import DATA_URI
+from liverseg_dist.data.findings import names_a_case
 from liverseg_dist.data.layout import ATTRIBUTE, CASES, FILL, SCHEMA, TRAIN_ONLY
-from liverseg_dist.errors import RunFailed, UserError
+from liverseg_dist.data.store_checks import check_array, check_root, checked_case, checked_counts
+from liverseg_dist.errors import RunFailed, UserError, printable
 from liverseg_dist.volume import Float3, Grid
 
 Part = Literal["train", "validation", "test"]
@@ -72,6 +73,8 @@ class CaseStore:
             remedy = "install a newer liverseg_dist" if newer else "convert the data again"
             raise UserError(f"{path}: store schema {schema}, this version reads {SCHEMA}; {remedy}")
         _check_names(path, root)
+        with _understood(f"{path}: zarr.json is damaged"):
+            check_root(root)
         return cls(path, root)
 
     @property
@@ -90,15 +93,17 @@ class CaseStore:
 
     @cached_property
     def intensity(self) -> IntensityConfig:
-        return IntensityConfig(**self._root["intensity"])
+        with _understood(f"{self.path}: zarr.json is damaged"):
+            return IntensityConfig.model_validate(self._root["intensity"])
 
     @cached_property
     def convert(self) -> ConvertConfig:
         """The settings it was made with."""
-        try:
+        with _understood(f"{self.path}: made by another version, its settings are not understood"):
+            denoiser = self._root["convert"]["cleaning"].get("denoiser")
+            if denoiser is not None and not str(denoiser).startswith(DATA_URI):
+                raise ValueError("convert.cleaning.denoiser names a file; a store holds its content")
             return ConvertConfig.model_validate(self._root["convert"])
-        except ValidationError as error:
-            raise UserError(f"{self.path}: made by another version, its settings are not understood: {error}") from None
 
     @property
     def audit(self) -> dict[str, Any]:
@@ -115,8 +120,9 @@ class CaseStore:
         """Background, liver and tumour voxels over all labelled cases."""
         counts = np.zeros(3, dtype=np.int64)
         for case in self._root["cases"].values():
-            if case["labelled"]:
-                counts += np.array(case["class_voxels"])
+            if case.get("labelled"):
+                with _understood(f"{self.path}: zarr.json is damaged"):
+                    counts += checked_counts(case["class_voxels"])
         background, liver, tumour = counts.tolist()
         return background, liver, tumour
 
@@ -126,21 +132,8 @@ class CaseStore:
             case = self._root["cases"][case_id]
         except KeyError:
             raise UserError(f"{self.path}: no case {case_id}; it has {', '.join(self.case_ids[:5])}, ...") from None
-        first, last = case["valid_slices"]
-        background, liver, tumour = case["class_voxels"]
-        return CaseMeta(
-            case_id=case_id,
-            patient=case["patient"],
-            parent=case["parent"],
-            labelled=case["labelled"],
-            imputed="imputed_by" in case,
-            grid=Grid.from_json(case["grid"]),
-            source_grid=Grid.from_json(case["source_grid"]),
-            valid_slices=(first, last),
-            class_voxels=(background, liver, tumour),
-            tumours=case["tumours"],
-            intensity=self.intensity,
-        )
+        with _understood(f"{self.path}: case {case_id}: zarr.json is damaged"):
+            return CaseMeta(case_id=case_id, **checked_case(case), intensity=self.intensity)
 
     def ids(self, part: Part, fold: int | Literal["all"] = 0) -> tuple[str, ...]:
         """Case ids of a part. `fold` "all": train on all folds, validate on none. Raises `UserError`.
@@ -164,8 +157,9 @@ class CaseStore:
 
     def _with_imputed(self, train: Sequence[str], validation: Sequence[str]) -> tuple[str, ...]:
         cases, splits = self._root["cases"], self._root["splits"]
-        apart = {cases[case_id]["patient"] for case_id in (*splits["test"], *validation)}
-        imputed = [case_id for case_id in splits.get(TRAIN_ONLY, []) if cases[case_id]["patient"] not in apart]
+        with _understood(f"{self.path}: zarr.json is damaged: its splits name a case that it does not describe"):
+            apart = {cases[case_id]["patient"] for case_id in (*splits["test"], *validation)}
+            imputed = [case_id for case_id in splits.get(TRAIN_ONLY, []) if cases[case_id]["patient"] not in apart]
         return tuple(sorted([*train, *imputed]))
 
     def image(self, case_id: str) -> np.ndarray:
@@ -187,15 +181,20 @@ class CaseStore:
         return self._read(case_id, "foreground")
 
     def _read(self, case_id: str, name: str) -> np.ndarray:
+        meta = self.meta(case_id)
+        expected = {"image": meta.grid.shape, "label": meta.grid.shape, "source_label": meta.source_grid.shape}
         try:
             array: Any = zarr.open_array(self.path, path=f"{CASES}/{case_id}/{name}", mode="r", zarr_format=3)
-            values = np.asarray(array[...])
         except (FileNotFoundError, ArrayNotFoundError):
             raise RunFailed(f"{self.path}: case {case_id}, {name}: {MISSING}") from None
-        except (ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:160]
+        except Exception as error:  # damaged metadata fails in many ways
+            raise RunFailed(f"{self.path}: case {case_id}, {name}: damaged ({_said(error)})") from None
+        try:
+            check_array(array, name, expected.get(name))
+            values = np.asarray(array[...])
+        except Exception as error:  # whatever zarr and its decoders make of damaged bytes
             raise RunFailed(
-                f"{self.path}: case {case_id}, {name}: damaged ({reason}); liverseg verify names the chunk, "
+                f"{self.path}: case {case_id}, {name}: damaged ({_said(error)}); liverseg verify names the chunk, "
                 "converting again mends it"
             ) from None
         if values.size and values.flat[0] == FILL[name]:
@@ -256,6 +255,15 @@ def _check_names(path: str, root: Mapping[str, Any]) -> None:
         for name in (case_id, case.get("parent") if isinstance(case, dict) else None):
             if not isinstance(name, str) or not names_a_case(name):
                 raise UserError(f"{path}: '{printable(name)[:80]}' cannot name a case; the store is damaged or forged")
+
+
+@contextmanager
+def _understood(told: str) -> Iterator[None]:
+    """What metadata lacks, or has of another kind, is told in one line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise UserError(f"{told} ({type(error).__name__}: {_said(error)}); liverseg verify tells more") from None
 
 
 def _check_url(url: str) -> None:

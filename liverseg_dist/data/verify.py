@@ -1,6 +1,7 @@
 """Does a store keep its promises? Every file's checksum, every chunk of a damaged one, metadata, splits, audit."""
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,11 +17,16 @@ from liverseg_dist.data.conversion.writer import PRIVATE, SUMS, sha256_file
 from liverseg_dist.data.layout import ARRAYS, CASES, TRAIN_ONLY
 from liverseg_dist.data.splits import Splits, parted_patients
 from liverseg_dist.data.store import CaseStore
-from liverseg_dist.errors import UserError
+from liverseg_dist.data.store_checks import check_array
+from liverseg_dist.errors import UserError, printable
 from liverseg_dist.labels import IGNORE
 
 MOST_CHUNKS = 4
 """Damaged chunks of an array that are named; of more only the number is."""
+
+
+MOST_CHECKED = 1 << 20
+"""Chunks of an array: a scan of the largest size has a tenth of that."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Damage:
     what: str
 
     def __str__(self) -> str:
-        return f"{f'case {self.case_id}, ' if self.case_id else ''}{self.where}: {self.what}"
+        return printable(f"{f'case {self.case_id}, ' if self.case_id else ''}{self.where}: {self.what}")
 
 
 def verify_store(path: Path, done: Callable[[str], None]) -> list[Damage]:
@@ -102,8 +108,8 @@ def _check_files(path: Path, case_id: str, sums: dict[str, str]) -> Iterator[Dam
         except FileNotFoundError:
             yield Damage(case_id, where, "is missing")
             continue
-        except OSError as error:
-            yield Damage(case_id, where, f"cannot be read ({error.strerror})")
+        except (OSError, ValueError) as error:  # a name that cannot be is a ValueError
+            yield Damage(case_id, where, f"cannot be read ({getattr(error, 'strerror', None) or error})")
             continue
         if not right:
             array = where.split("/")[0]
@@ -127,10 +133,14 @@ def _bad_chunks(folder: Path, name: str) -> Iterator[str]:
     """Inner chunks that do not decode to what their checksum says, as index triples."""
     try:
         array: Any = zarr.open_array(str(folder / name), mode="r")
+        check_array(array, name)
         counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
     except Exception as error:  # a damaged zarr.json may fail in any way
         if (folder / name).exists():
             yield f"(metadata: {type(error).__name__})"
+        return
+    if math.prod(counts) > MOST_CHECKED:
+        yield f"(metadata: {math.prod(counts):,} chunks)"
         return
     for index in itertools.product(*map(range, counts)):
         box = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, array.chunks, strict=True))
@@ -167,7 +177,7 @@ def _check_root(store: CaseStore) -> Iterator[Damage]:
         if settings_sha256(root["convert"]) != root["convert_sha256"]:
             yield Damage("", "zarr.json", "the recorded settings do not match their hash")
         store.intensity  # noqa: B018 - raises when it is not valid
-    except (KeyError, TypeError, ValueError, UserError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         yield Damage("", "zarr.json", f"metadata is damaged ({reason})")
 

@@ -2,7 +2,8 @@
 
 An entry counts only if its fingerprint equals the ledger's (weights, settings, the version of the metric definitions)
 and its inputs those of the case (hashes of its files), so changing the model, a setting or a mask recomputes what it
-touches and nothing else. A file that is damaged, or half-written by a machine that died, counts as absent.
+touches and nothing else. A file that is damaged (it carries its own checksum), or half-written by a machine that died,
+counts as absent.
 A case that failed has an entry with its error and is tried again by the next run.
 """
 
@@ -67,6 +68,7 @@ class Ledger:
 
     def _write(self, case_id: str, content: dict[str, Any]) -> None:
         entry = {"case_id": case_id, "fingerprint": self.fingerprint, **content}
+        entry["sha256"] = fingerprint_of(entry)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self._file(case_id), entry)
 
@@ -83,6 +85,8 @@ class Ledger:
         except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(entry, dict) or entry.get("fingerprint") != self.fingerprint:
+            return None
+        if entry.pop("sha256", None) != fingerprint_of(entry):
             return None
         case_id = entry.get("case_id")
         if not isinstance(case_id, str) or not {"scores", "error", "inputs"} <= entry.keys():

@@ -86,6 +86,8 @@ def load_results(run: Path) -> Results:
         fingerprint, case_ids = summary["ledger"]["fingerprint"], summary["ledger"]["case_ids"]
         ledger = Ledger(folder / LEDGER, str(fingerprint))
         cases = [ledger.read(str(case_id)) for case_id in case_ids]
+        if not all(isinstance(summary.get(key, {}), dict) for key in ("failed", "details")):
+            raise TypeError
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{folder / SUMMARY}: damaged; run `liverseg evaluate` or `liverseg score` again") from None
     known = [case for case in cases if case is not None]

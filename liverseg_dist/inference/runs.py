@@ -14,6 +14,7 @@ from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference.predictor import Predictor
 from liverseg_dist.model import build_model
+from liverseg_dist.model.topology import resolve
 
 CONFIG = "config.yaml"
 POSTPROCESS = "postprocess.yaml"
@@ -50,9 +51,12 @@ def load_run(
     for section, key in (("data", "spacing_mm"), ("data", "intensity"), ("model", "features")):
         if getattr(getattr(settings, section), key) is None:
             raise UserError(f"{path / CONFIG}: {section}.{key} is not filled in; give a folder that training wrote")
-    model = build_model(settings.model)
+    spacing_mm = settings.data.spacing_mm
+    assert spacing_mm is not None
     try:
-        model.load_state_dict(load_file(file))
+        with torch.device("meta"):  # no memory for what the settings claim; the weights are those of the file
+            model = build_model(resolve(settings.model, settings.data.patch_size, spacing_mm))
+        model.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()}, assign=True)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: cannot be read ({error}); copy it again, or train on to write it anew") from None
     except RuntimeError as error:

@@ -7,9 +7,8 @@ instance norm has no effect and is left out; that of nnU-Net's transposed convol
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from liverseg_dist.config import ModelConfig
+from liverseg_dist.config.yaml_text import read_yaml
 from liverseg_dist.errors import UserError
 
 
@@ -76,10 +75,10 @@ def _blocks(config: ModelConfig) -> tuple[int, ...]:
 
 def _from_file(path: Path) -> dict[str, str]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except OSError as error:
         raise UserError(f"model.pretrained_names={path}: {error.strerror}; nnunet, monai or a file of names") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())[:160]}") from None
     if not isinstance(content, dict) or not all(isinstance(text, str) for pair in content.items() for text in pair):
         raise UserError(f"{path}: a line `their.name: our.name` for each tensor is expected")

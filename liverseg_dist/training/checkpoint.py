@@ -121,7 +121,7 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         names = (path.name.removeprefix("step_") for path in self.folder.glob("step_*"))
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
     def _newest_valid(self) -> dict[str, Any] | None:
         for step in reversed(self._steps()):
@@ -147,10 +147,11 @@ def damage(folder: Path) -> str:
                 return f"{name} is missing"
             if _sha256(path) != expected:
                 return f"{name} does not match its checksum"
-        json.loads((folder / STATE).read_text(encoding="utf-8"))["step"]
+        if json.loads((folder / STATE).read_text(encoding="utf-8"))["step"] != int(folder.name.removeprefix("step_")):
+            return f"{STATE} is of another step"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"unreadable: {error}"
     return ""
 

@@ -44,6 +44,17 @@ class Progress:
     scaler: dict[str, Any] = field(default_factory=dict)
 
 
+def progress_of(state: dict[str, Any]) -> Progress:
+    """From a checkpoint's state. Raises `RunFailed` for one that another version wrote."""
+    try:
+        progress = Progress(**state["progress"])
+        if progress.step != state["step"]:
+            raise ValueError(f"step {progress.step}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFailed(f"the checkpoint of step {state['step']} is not understood ({error}); remove it") from None
+    return progress
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How the loop ended. `stopped_by`: a signal's name, `stop_at_step`, or empty when the run is finished."""
@@ -76,7 +87,7 @@ class Trainer:
         tensors = self._tensors()
         self.checkpoints.load(state["step"], tensors)
         self.parts.strategy.state_loaded(tensors)
-        self.progress = Progress(**state["progress"])
+        self.progress = progress_of(state)
         if self.progress.scaler:
             self.parts.strategy.scaler.load_state_dict(self.progress.scaler)
         return self.progress.step

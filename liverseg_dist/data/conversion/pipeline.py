@@ -199,7 +199,7 @@ def run_jobs(jobs: list[CaseJob], workers: int, done: Done, executor: Executor) 
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

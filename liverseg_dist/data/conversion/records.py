@@ -97,16 +97,25 @@ def thumbnail_file(store: Path, case_id: str) -> Path:
 
 
 def read_record(store: Path, case_id: str) -> CaseRecord | None:
-    """None when there is none, or none this version understands."""
+    """None when there is none, a damaged one, or none this version understands."""
     try:
         content = json.loads(record_file(store, case_id).read_text(encoding="utf-8"))
-        return CaseRecord(**content) if content.get("schema") == RECORD_SCHEMA else None
-    except (OSError, ValueError, TypeError, AttributeError):
+        if content.pop("sha256") != _checksum(content) or content["schema"] != RECORD_SCHEMA:
+            return None
+        return CaseRecord(**content)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
 
 
 def write_record(store: Path, record: CaseRecord) -> None:
-    write_text(Aside(store, record.case_id), record_file(store, record.case_id), json_text(_finite(asdict(record))))
+    content = _finite(asdict(record))
+    text = json_text({**content, "sha256": _checksum(content)})
+    write_text(Aside(store, record.case_id), record_file(store, record.case_id), text)
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """The root is made from records alone: one that is damaged must not be believed."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def retract(store: Path, case_id: str) -> None:

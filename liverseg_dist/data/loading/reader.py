@@ -12,8 +12,10 @@ import fsspec
 import numpy as np
 import zarr
 
+from liverseg_dist.data.layout import DTYPES
 from liverseg_dist.data.loading.files import ByteSource, LocalFiles, RemoteFiles
 from liverseg_dist.data.loading.shards import ChunkError, ShardedArray
+from liverseg_dist.data.store_checks import check_array
 from liverseg_dist.volume import Index3
 
 
@@ -30,6 +32,9 @@ class ZarrArray:
     def __init__(self, store: str, path: str) -> None:
         try:
             self._array = zarr.open_array(store, path=path, mode="r")
+            check_array(self._array, path.rsplit("/", 1)[-1])
+            if self._array.ndim != 3:
+                raise ValueError(f"{self._array.ndim} dimensions")
         except Exception as error:  # zarr and its stores raise many kinds
             raise ChunkError(f"{path}: cannot be opened: {' '.join(str(error).split())}") from error
         self.path = path
@@ -81,9 +86,9 @@ class StoreReader:
         if known is not None:
             return known
         path = f"cases/{case_id}/{name}"
-        array: BoxReader | None = ShardedArray.open(self._files, path, may_be_empty=may_be_empty)
-        if array is None:
-            array = ZarrArray(self._store, path)
+        sharded = ShardedArray.open(self._files, path, may_be_empty=may_be_empty)
+        known_type = sharded is not None and sharded.layout.dtype == DTYPES[name]
+        array: BoxReader = sharded if sharded is not None and known_type else ZarrArray(self._store, path)
         with self._lock:
             return self._arrays.setdefault((case_id, name), array)
 

@@ -22,6 +22,7 @@ import numcodecs.blosc
 import numcodecs.zstd
 import numpy as np
 
+from liverseg_dist.data.layout import believable
 from liverseg_dist.data.loading.files import ByteSource
 from liverseg_dist.volume import Index3
 
@@ -67,6 +68,11 @@ class Layout:
     def index_bytes(self) -> int:
         return 16 * math.prod(self.chunks_per_shard) + (4 if self.index_checksummed else 0)
 
+    @property
+    def most_chunk_bytes(self) -> int:
+        """No codec of ours makes a chunk much longer than its voxels are."""
+        return 2 * math.prod(self.chunk) * self.dtype.itemsize + 4096
+
     def shard_key(self, shard: Index3) -> str:
         return self.key_prefix + self.key_separator.join(map(str, shard))
 
@@ -89,7 +95,7 @@ class ShardedArray:
         """
         try:
             metadata = json.loads(files.read(f"{path}/zarr.json"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ChunkError(f"{path}: metadata cannot be read: {error}") from error
         layout = parse_layout(metadata)
         return cls(files, path, layout, may_be_empty=may_be_empty) if layout else None
@@ -123,6 +129,8 @@ class ShardedArray:
             offset, size = index[piece[0]] if index is not None else (_ABSENT, _ABSENT)
             if offset == _ABSENT:
                 out[piece[1]] = self.layout.fill_value
+            elif size > self.layout.most_chunk_bytes:
+                raise ChunkError(f"{self.path}: its index is damaged (a chunk of {size:,} bytes)")
             else:
                 located.append((offset, offset + size, piece))
         if not located:
@@ -200,6 +208,8 @@ def parse_layout(metadata: dict[str, Any]) -> Layout | None:
         configuration = sharding["configuration"]
         decode, checksummed = _parse_codecs(configuration["codecs"])
         index_names = [codec["name"] for codec in configuration["index_codecs"]]
+        index_order = configuration["index_codecs"][0].get("configuration", {}).get("endian", "little")
+        dtype, fill = np.dtype(metadata["data_type"]), metadata["fill_value"]
         keys = metadata["chunk_key_encoding"]
         separator = keys.get("configuration", {}).get("separator", "/")
         grid = metadata["chunk_grid"]["configuration"]
@@ -207,16 +217,22 @@ def parse_layout(metadata: dict[str, Any]) -> Layout | None:
         fits = all(s % c == 0 for s, c in zip(shard, chunk, strict=True))
         if decode is None or not fits or keys["name"] != "default":
             return None
-        if index_names not in (["bytes"], ["bytes", "crc32c"]):
+        if index_names not in (["bytes"], ["bytes", "crc32c"]) or index_order != "little":
             return None
-    except (KeyError, ValueError, TypeError):
+        if metadata["chunk_grid"]["name"] != "regular" or not believable(shape, shard, chunk):
+            return None
+        if not isinstance(fill, int) or not np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
+            return None
+        if not isinstance(separator, str) or metadata.get("storage_transformers"):
+            return None
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, ZeroDivisionError):
         return None
     return Layout(
         shape,
-        np.dtype(metadata["data_type"]),
+        dtype,
         shard,
         chunk,
-        int(metadata["fill_value"]),
+        fill,
         decode,
         checksummed,
         index_at_end=configuration.get("index_location", "end") == "end",
