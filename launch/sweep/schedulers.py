@@ -8,6 +8,7 @@ Hyperband and PBT (generations.py) wait for a whole group: there a trial is for 
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -46,7 +47,9 @@ class JournalScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Ray has given the trial's own process up, after its restarts."""
         ours = self._sweep.journal.trials[self._names[trial.trial_id]]
-        lines = [line for line in str(getattr(trial, "get_error", lambda: "")() or "").splitlines() if line.strip()]
+        file = Path(trial.error_file or "")
+        lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
+        lines = [line for line in lines if line.strip()]
         self._sweep.fail(ours, f"its Ray process ended: {lines[-1].strip()[:300] if lines else 'no word'}")
 
 

@@ -14,11 +14,12 @@ from tests.launch.test_tune import SWEEP
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(600)]
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_a_sweep_on_two_nodes_goes_on_after_a_stop(
-    nodes: int, cluster: Cluster, phantom_store: Path, tmp_path: Path
+@pytest.mark.parametrize(("nodes", "dies"), [(1, ""), (2, ""), (1, "node2"), (2, "node1")])
+def test_a_sweep_on_two_nodes_goes_on(
+    nodes: int, dies: str, cluster: Cluster, phantom_store: Path, tmp_path: Path
 ) -> None:
-    """Two folds at once, each on a node of its own; or one fold after the other, each on both nodes."""
+    """Two folds at once, each on a node of its own; or one fold after the other, each on both nodes. It is asked to stop,
+    or loses a node."""
     run, log = tmp_path / "sweep", tmp_path / "log"
     resources = {"cpus": 1, "nodes": nodes, "parallel_folds": 2 // nodes}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "sweep": {**SWEEP["sweep"], "resources": resources}}))
@@ -33,7 +34,11 @@ def test_a_sweep_on_two_nodes_goes_on_after_a_stop(
         return journal.read_text().count('"rung"') if journal.exists() else 0
 
     cluster.wait_for(lambda: rungs() >= 1, 200, lambda: f"a rung: {log.read_text() if log.exists() else ''}")
-    cluster.run("scancel", "--signal=USR2", job_id)
+    if dies:
+        cluster.kill_node(dies)
+        cluster.run("scontrol", "update", f"NodeName={dies}", "State=DOWN", "Reason=health")  # spares 20 s of waiting
+    else:
+        cluster.run("scancel", "--signal=USR2", job_id)
     ended = cluster.wait_state(job_id, timeout_s=300)
     said = log.read_text()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), said
@@ -41,7 +46,7 @@ def test_a_sweep_on_two_nodes_goes_on_after_a_stop(
     assert "continues: " in said
     result = json.loads((run / "sweep.json").read_text())
     assert [trial["state"] for trial in result["trials"]].count("finished") >= 1
-    if nodes == 1:
+    if nodes == 1 and not dies:
         hosts = {json.loads(path.read_text())["host"] for path in run.glob("trials/*/fold_*/environment.json")}
         assert hosts == {"node1", "node2"}, "folds ran on both"
     for state in run.glob("trials/*/fold_*/checkpoints/*/state.json"):
@@ -49,6 +54,6 @@ def test_a_sweep_on_two_nodes_goes_on_after_a_stop(
     assert len(list(run.glob("trials/*/fold_*.part1.log"))) == (0 if nodes == 1 else len(result["trials"]) * 2)
 
     def left() -> list[str]:
-        return [line for node in cluster.address for line in cluster.processes_of(node)]
+        return [line for node in cluster.address if node != dies for line in cluster.processes_of(node)]
 
     cluster.wait_for(lambda: not left(), 20, lambda: f"an end of {left()}")
