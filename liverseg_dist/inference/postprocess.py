@@ -94,10 +94,9 @@ def drop_far_tumours(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: float) 
 
 
 def cut_tumours_outside(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: float) -> None:
-    """Turn tumour voxels more than `reach_mm` (or a voxel, if that is more) outside the liver into background, in place.
-
-    Inside is liver tissue and whatever it encloses in a slice of any of the three planes: so a large tumour, whose middle
-    is far from any tissue, stays, and one at the edge keeps what lies in the liver's outline and `reach_mm` around.
+    """Turn tumour voxels more than `reach_mm` (or a voxel, if that is more) outside the liver into background, in
+    place. Inside is liver tissue and whatever it encloses in a slice of any of the three planes: so a large tumour,
+    whose middle is far from any tissue, stays, and one at the edge keeps what lies in the liver and `reach_mm` around.
     """
     tissue = mask_zyx == LIVER
     inside = tissue.copy()

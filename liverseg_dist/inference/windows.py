@@ -85,7 +85,7 @@ class WindowGrid:
     def shares(self) -> tuple[Shares, Shares, Shares]:
         """Per axis and start the weights of that window over the sum of all weights there, float32.
 
-        The product over the axes is a window's part in the mean of all windows on its voxels: nothing is left to divide.
+        Their product over the axes is a window's part in the mean of all windows there: nothing is left to divide.
         """
         z, y, x = map(_shares, self.starts, self.weights, self.padded)
         return z, y, x

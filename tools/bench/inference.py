@@ -166,10 +166,10 @@ class Contestant:
     def __init__(self, name: str, folder: Path, arguments: list[str], environment: dict[str, str]) -> None:
         self.labels = folder / f"{name}.npy"
         self.best: dict[str, Any] = {}
-        command = [sys.executable, "-W", "ignore", __file__, "--contest", name, "--labels", str(self.labels), *arguments]
+        command = [sys.executable, "-W", "ignore", __file__, "--contest", name, "--labels", str(self.labels)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         self._answer()
 
