@@ -222,15 +222,16 @@ class Predictor:
     @torch.inference_mode()
     def _forward(self, image_BCDHW: Tensor) -> Tensor:
         """What is to be averaged, B F D H W float32, averaged over the models."""
-        total = torch.zeros(0)
-        for number, model in enumerate(self.models):
+        total: Tensor | None = None
+        for model in self.models:
             logits_BCDHW = self._logits(model, image_BCDHW)
             batch, _, *shape = logits_BCDHW.shape
             answer = torch.empty(batch, len(STRUCTURES), *shape, device=logits_BCDHW.device)
             for logits_CDHW, answer_FDHW in zip(logits_BCDHW, answer, strict=True):
                 for part in self._blocks(shape):
                     answer_FDHW[:, part] = self._block(logits_CDHW, part)
-            total = total.add_(answer) if number else answer
+            total = answer if total is None else total.add_(answer)
+        assert total is not None
         return total.div_(len(self.models)) if len(self.models) > 1 else total
 
     def _logits(self, model: nn.Module, image_BCDHW: Tensor) -> Tensor:
