@@ -36,7 +36,8 @@ def foreground_(log_odds_BFDHW: Tensor, regions: bool) -> Tensor:
     """
     if regions:
         return log_odds_BFDHW.sigmoid_()
-    odds, background = log_odds_BFDHW, 1.0
+    odds = log_odds_BFDHW
+    background: Tensor | float = 1.0
     if odds.device.type != "cpu" or not odds.amax() <= HIGHEST_LOG_ODDS:  # not a number, too
         highest = odds.amax(dim=1, keepdim=True).clamp_(min=0)
         odds.sub_(highest)
