@@ -5,10 +5,11 @@
   torchrun --standalone --nproc-per-node=4 -m liverseg_dist postprocess runs/first --store STORE
 
 Looked at, one after the other: a threshold for the tumour's probability, the largest liver only, filled holes, tumours
-only near the liver, a least tumour volume. Each is kept if the mean Dice of liver and tumour is higher with it when
-cases judge settings that were chosen on other cases (cross-validation), and no more cases got worse than better. The
-choice goes to RUN/postprocess.yaml, which evaluate and predict use from then on (inference.* on their line comes last);
-delete the file to undo it. Run the same line again after a stop: predicted cases are not predicted again.
+only near the liver, what they have outside it cut off, a least tumour volume. Each is kept if the mean Dice of liver
+and tumour is higher with it when cases judge settings that were chosen on other cases (cross-validation), and no more
+cases got worse than better. The choice goes to RUN/postprocess.yaml, which evaluate and predict use from then on
+(inference.* on their line comes last); delete the file to undo it. Run the same line again after a stop: predicted
+cases are not predicted again.
 """
 
 import argparse

@@ -11,6 +11,8 @@ class InferenceConfig(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of a window that neighbours cover too."""
     window_weights: Literal["gaussian", "constant"] = "gaussian"
+    average: Literal["probabilities", "logits"] = "probabilities"
+    """What is averaged over overlapping windows, mirrored copies and models; logits: as nnU-Net, and the cheaper."""
     mirror: bool = False
     """Average over mirrored copies (8 in 3D); up to 8 times slower."""
     batch_size: int = Field(default=1, ge=1)
@@ -25,5 +27,8 @@ class InferenceConfig(Section):
     tumour_reach_mm: float | None = Field(default=None, ge=0)
     """Drop tumours further than this from predicted liver tissue; with largest_component from the kept liver, whose
     near but detached tumours then stay. null: no limit."""
+    tumour_cut_mm: float | None = Field(default=None, ge=0)
+    """Cut off what tumours at the liver's edge have further than this outside it; the rest of them stays. Inside is
+    what liver tissue encloses in an axial, coronal or sagittal slice. null: no limit."""
     min_tumour_ml: float = Field(default=0.0, ge=0)
     """Drop predicted tumour components smaller than this."""

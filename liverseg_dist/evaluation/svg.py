@@ -28,8 +28,12 @@ class Axis:
     def ticks(self) -> list[float]:
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            steps = [m * 10.0**d for d in decades for m in (1, 2, 5)]
-            return [t for t in steps if self.low * 0.999 <= t <= self.high * 1.001]
+            for steps in ((1, 2, 5), range(1, 10)):  # a short axis has room for, and need of, more
+                ticks = [m * 10.0**d for d in decades for m in steps]
+                ticks = [t for t in ticks if self.low * 0.999 <= t <= self.high * 1.001]
+                if len(ticks) > 3:
+                    break
+            return ticks
         raw = (self.high - self.low) / 5
         magnitude = 10.0 ** math.floor(math.log10(raw))
         step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)

@@ -1,4 +1,5 @@
-"""What is done to a finished mask: largest liver, holes filled, stray and tiny tumours dropped; in that order.
+"""What is done to a finished mask: largest liver, holes filled, stray tumours dropped, those that stick out cut, tiny
+ones dropped; in that order.
 
 Which of it helps is chosen on validation cases by `liverseg postprocess` (see `tuning`), not by hand.
 """
@@ -8,6 +9,7 @@ from typing import Final
 
 import cc3d
 import numpy as np
+from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from liverseg_dist.config import InferenceConfig
@@ -33,6 +35,8 @@ def postprocess(mask_zyx: np.ndarray, spacing_mm: Float3, config: InferenceConfi
         fill_holes(inner)
     if config.tumour_reach_mm is not None:
         drop_far_tumours(inner, spacing_mm, config.tumour_reach_mm)
+    if config.tumour_cut_mm is not None:
+        cut_tumours_outside(inner, spacing_mm, config.tumour_cut_mm)
     if config.min_tumour_ml > 0:
         voxel_volume_ml = math.prod(spacing_mm) / 1000
         drop_small_tumours(inner, math.ceil(config.min_tumour_ml / voxel_volume_ml - 1e-9))
@@ -87,6 +91,25 @@ def drop_far_tumours(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: float) 
         nearest = np.inf if tree is None else tree.query(places * spacing)[0].min()
         dropped[number] = nearest > max(reach_mm, spacing.max()) + 1e-9
     mask_zyx[dropped[tumours]] = BACKGROUND
+
+
+def cut_tumours_outside(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: float) -> None:
+    """Turn tumour voxels more than `reach_mm` (or a voxel, if that is more) outside the liver into background, in
+    place. Inside is liver tissue and whatever it encloses in a slice of any of the three planes: so a large tumour,
+    whose middle is far from any tissue, stays, and one at the edge keeps what lies in the liver and `reach_mm` around.
+    """
+    tissue = mask_zyx == LIVER
+    inside = tissue.copy()
+    for axis in range(3):
+        for filled, plane in zip(np.moveaxis(inside, axis, 0), np.moveaxis(tissue, axis, 0), strict=True):
+            filled |= ndimage.binary_fill_holes(plane)
+    outside = np.argwhere((mask_zyx == TUMOUR) & ~inside)
+    if not len(outside):
+        return
+    spacing = np.asarray(spacing_mm)
+    edge = np.argwhere(inside & ~ndimage.binary_erosion(inside))  # the nearest voxel of a mask is one of its edge
+    distance_mm = cKDTree(edge * spacing).query(outside * spacing)[0] if len(edge) else np.full(len(outside), np.inf)
+    mask_zyx[tuple(outside[distance_mm > max(reach_mm, spacing.max()) + 1e-9].T)] = BACKGROUND
 
 
 def drop_small_tumours(mask_zyx: np.ndarray, min_voxels: int) -> None:

@@ -4,7 +4,8 @@
   for first, slab_FDHW in predictor.stream(image_zyx, intensity): ...      # finished slices, from the first to the last
 
 Windows are computed in rows of equal z. Once a row is done, no later window touches the slices above the next row's
-start: they are divided by their weights, handed out and forgotten. So beside the model only one row lives in memory:
+start: they are handed out and forgotten (each window is added with its part in the sum of weights, which is known
+beforehand, so nothing is left to divide). So beside the model only one row lives in memory:
 its input (window depth x Y x X) and one float32 sum per foreground channel. The background's probability is what is
 left to 1; it is neither summed nor interpolated.
 
@@ -20,6 +21,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import product
 from typing import Any, TypeVar
 
@@ -30,12 +32,14 @@ from torch import Tensor, nn
 from liverseg_dist.config import InferenceConfig, IntensityConfig
 from liverseg_dist.inference.windows import WindowGrid
 from liverseg_dist.labels import LIVER, STRUCTURES, TUMOUR
-from liverseg_dist.model import labels_from, probabilities
+from liverseg_dist.model import foreground_, labels_from, log_odds
 from liverseg_dist.volume import Index3
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIRRORS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4))
 """Which axes of B C D H W each of the eight mirrored copies flips."""
+Batch = Sequence[tuple[tuple[int, int], tuple[int, ...]]]
+"""(y, x) and the flipped axes of each window."""
 Item = TypeVar("Item")
 Spread = Callable[
     [Callable[[Sequence[Any]], Iterator[Tensor]], Sequence[Any], Callable[[Any], tuple[int, ...]]], Iterator[Tensor]
@@ -43,6 +47,10 @@ Spread = Callable[
 """(computes some items in order, all items, shape of an item's answer) -> the answers of all items, in order."""
 YIELDED_VOXELS = 4 << 20
 """Finished voxels handed out at once."""
+BLOCK_VOXELS = 1 << 17
+"""Voxels of a window worked on at once on a CPU, so that what is needed between two steps stays in the core's cache."""
+Window = Callable[[slice], Tensor]
+"""What a window says (F d H W) about some of its slices."""
 
 
 class Predictor:
@@ -125,32 +133,28 @@ class Predictor:
     def _stream(
         self, image_zyx: np.ndarray, grid: WindowGrid, intensity: IntensityConfig | None, pad_value: float
     ) -> Iterator[tuple[int, Tensor]]:
-        depth, margin = self.patch_size[0], grid.margin
-        weights_DHW, sums = self._weights(grid)
+        (depth, height, width), margin = self.patch_size, grid.margin
+        shares = [{at: torch.from_numpy(part).to(self.device) for at, part in axis.items()} for axis in grid.shares()]
         total_FDHW = torch.zeros(len(STRUCTURES), depth, *grid.padded[1:], device=self.device)
         crop_y = slice(margin[1], margin[1] + grid.shape[1])
         crop_x = slice(margin[2], margin[2] + grid.shape[2])
         ends = [*grid.starts[0][1:], grid.padded[0]]
         for start, end in zip(grid.starts[0], ends, strict=True):
             row_DHW = self._row(image_zyx, grid, start, intensity, pad_value)
-            for y, x, window_FDHW in self._windows(row_DHW, grid):
-                box = total_FDHW[:, :, y : y + self.patch_size[1], x : x + self.patch_size[2]]
-                box.addcmul_(window_FDHW, weights_DHW)
+            for y, x, window in self._windows(row_DHW, grid):
+                box_FDHW = total_FDHW[:, :, y : y + height, x : x + width]
+                share_HW = shares[1][y][:, None] * shares[2][x]
+                for part in self._blocks(self.patch_size):
+                    box_FDHW[:, part].addcmul_(window(part), shares[0][start][part, None, None] * share_HW)
             del row_DHW
             first, last = max(start, margin[0]), min(end, margin[0] + grid.shape[0])
             step = max(1, YIELDED_VOXELS // (grid.shape[1] * grid.shape[2]))
             for z in range(first, last, step):
                 part = slice(z, min(z + step, last))
-                done = total_FDHW[:, part.start - start : part.stop - start, crop_y, crop_x]
-                yield z - margin[0], done.div_(sums[0][part, None, None] * (sums[1][crop_y, None] * sums[2][crop_x]))
+                done_FDHW = total_FDHW[:, part.start - start : part.stop - start, crop_y, crop_x]
+                yield z - margin[0], self._finished(done_FDHW)
             if end < grid.padded[0]:
                 _shift(total_FDHW, end - start)
-
-    def _weights(self, grid: WindowGrid) -> tuple[Tensor, list[Tensor]]:
-        """Weights of one window D H W, and the sums of weights along z, y, x."""
-        z, y, x = (torch.from_numpy(w).to(self.device) for w in grid.weights)
-        sums = [torch.from_numpy(s).to(self.device) for s in grid.weight_sums()]
-        return z[:, None, None] * (y[:, None] * x), sums
 
     def _row(
         self, image_zyx: np.ndarray, grid: WindowGrid, start: int, intensity: IntensityConfig | None, pad_value: float
@@ -169,8 +173,8 @@ class Predictor:
             part = row
         return part if intensity is None else normalise_(part, intensity)
 
-    def _windows(self, row_DHW: Tensor, grid: WindowGrid) -> Iterator[tuple[int, int, Tensor]]:
-        """(y, x, probabilities F D H W) of each window of a row, in order; mirrored copies already averaged.
+    def _windows(self, row_DHW: Tensor, grid: WindowGrid) -> Iterator[tuple[int, int, Window]]:
+        """(y, x, what it says) of each window of a row, in order; mirrored copies already averaged.
 
         Windows and their mirrored copies fill batches alike, and are summed in one order whatever the batch size.
         """
@@ -180,23 +184,29 @@ class Predictor:
         size = self.config.batch_size
         batches = [copies[number : number + size] for number in range(0, len(copies), size)]
 
-        def compute(batch: list[tuple[tuple[int, int], tuple[int, ...]]]) -> Tensor:
+        def images(batch: Batch) -> Tensor:
             inputs = []
             for (y, x), axes in batch:
                 window = row_DHW[None, None, :, y : y + height, x : x + width]
                 inputs.append(window.flip(axes) if axes else window)
-            return self._forward(torch.cat(inputs) if len(inputs) > 1 else inputs[0])
+            return torch.cat(inputs) if len(inputs) > 1 else inputs[0]
 
+        if len(self.models) == len(mirrors) == self.threads == 1 and self._spread is None:
+            for batch in batches:  # nothing to keep: probabilities are made where they are added
+                for ((y, x), _), logits_CDHW in zip(batch, self._logits(self.models[0], images(batch)), strict=True):
+                    yield y, x, partial(self._block, logits_CDHW)
+            return
         total: Tensor | None = None
         summed = 0
-        for batch, answers in zip(batches, self._answers(compute, batches), strict=True):
+        for batch, answers in zip(batches, self._answers(lambda one: self._forward(images(one)), batches), strict=True):
             for offset, ((y, x), axes) in enumerate(batch):
                 answer = answers[offset : offset + 1]
                 answer = answer.flip(axes) if axes else answer
                 total = answer if total is None else total + answer
                 summed += 1
                 if summed % len(mirrors) == 0:
-                    yield y, x, (total / len(mirrors) if len(mirrors) > 1 else total)[0]
+                    mean_FDHW = (total / len(mirrors) if len(mirrors) > 1 else total)[0]
+                    yield y, x, partial(_slices, mean_FDHW)
                     total = None
 
     def _answers(self, compute: Callable[[Item], Tensor], batches: Sequence[Item]) -> Iterator[Tensor]:
@@ -211,16 +221,44 @@ class Predictor:
 
     @torch.inference_mode()
     def _forward(self, image_BCDHW: Tensor) -> Tensor:
-        """Probabilities B F D H W float32, averaged over the models."""
-        dtype = AUTOCAST.get(self.config.precision)
+        """What is to be averaged, B F D H W float32, averaged over the models."""
         total: Tensor | None = None
         for model in self.models:
-            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-                logits = model(image_BCDHW)
-            answer = probabilities(logits, self.regions)[:, -len(STRUCTURES) :]
+            logits_BCDHW = self._logits(model, image_BCDHW)
+            batch, _, *shape = logits_BCDHW.shape
+            answer = torch.empty(batch, len(STRUCTURES), *shape, device=logits_BCDHW.device)
+            for logits_CDHW, answer_FDHW in zip(logits_BCDHW, answer, strict=True):
+                for part in self._blocks(shape):
+                    answer_FDHW[:, part] = self._block(logits_CDHW, part)
             total = answer if total is None else total.add_(answer)
         assert total is not None
         return total.div_(len(self.models)) if len(self.models) > 1 else total
+
+    def _logits(self, model: nn.Module, image_BCDHW: Tensor) -> Tensor:
+        dtype = AUTOCAST.get(self.config.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            return model(image_BCDHW)
+
+    def _block(self, logits_CDHW: Tensor, part: slice) -> Tensor:
+        """What some slices of a window say, F d H W: `config.average`."""
+        odds_BFDHW = log_odds(logits_CDHW[None, :, part], self.regions)
+        return (foreground_(odds_BFDHW, self.regions) if self.config.average == "probabilities" else odds_BFDHW)[0]
+
+    def _finished(self, mean_FDHW: Tensor) -> Tensor:
+        """The mean over windows as probabilities, in place."""
+        if self.config.average == "logits":
+            for part in self._blocks(mean_FDHW.shape[1:]):
+                foreground_(mean_FDHW[None, :, part], self.regions)
+        return mean_FDHW
+
+    def _blocks(self, shape: Sequence[int]) -> list[slice]:
+        """The slices of a window that are worked on at once."""
+        step = max(1, BLOCK_VOXELS // (shape[1] * shape[2])) if self.device.type == "cpu" else shape[0]
+        return [slice(z, min(z + step, shape[0])) for z in range(0, shape[0], step)]
+
+
+def _slices(window_FDHW: Tensor, part: slice) -> Tensor:
+    return window_FDHW[:, part]
 
 
 def organ_probability(foreground_FDHW: Tensor, regions: bool) -> Tensor:

@@ -45,6 +45,7 @@ OPERATIONS: Mapping[str, tuple[Any, ...]] = {
     "largest_component": (False, True),
     "fill_holes": (False, True),
     "tumour_reach_mm": (None, 0.0, 5.0, 10.0, 20.0),
+    "tumour_cut_mm": (None, 0.0, 5.0, 10.0, 20.0),
     "min_tumour_ml": (0.0, 0.03, 0.1, 0.3, 1.0),
 }
 """Settings of `inference.*` that are tried, in the order of their application; the first of each does nothing."""

@@ -5,6 +5,7 @@ a voxel is a product of three one-dimensional sums, and no array of weights as l
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -17,6 +18,8 @@ from liverseg_dist.volume import Index3
 SIGMA_SHARE = 1 / 8
 """Standard deviation of the gaussian weights as a share of the window (nnU-Net's `compute_gaussian`)."""
 
+Shares = Mapping[int, np.ndarray]
+"""By the start of a window along one axis."""
 WindowWeights = Literal["gaussian", "constant"]
 
 
@@ -79,13 +82,17 @@ class WindowGrid:
     def __len__(self) -> int:
         return math.prod(len(starts) for starts in self.starts)
 
-    def weight_sums(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Per axis the sum of the weights on each voxel of the padded scan; their product is the sum in 3D."""
-        sums = []
-        for starts, weights, length in zip(self.starts, self.weights, self.padded, strict=True):
-            total = np.zeros(length, dtype=np.float64)
-            for start in starts:
-                total[start : start + len(weights)] += weights
-            sums.append(total.astype(np.float32))
-        z, y, x = sums
+    def shares(self) -> tuple[Shares, Shares, Shares]:
+        """Per axis and start the weights of that window over the sum of all weights there, float32.
+
+        Their product over the axes is a window's part in the mean of all windows there: nothing is left to divide.
+        """
+        z, y, x = map(_shares, self.starts, self.weights, self.padded)
         return z, y, x
+
+
+def _shares(starts: Sequence[int], weights: np.ndarray, length: int) -> Shares:
+    total = np.zeros(length, dtype=np.float64)
+    for start in starts:
+        total[start : start + len(weights)] += weights
+    return {start: (weights / total[start : start + len(weights)]).astype(np.float32) for start in starts}

@@ -1,15 +1,49 @@
 """From logits to probabilities and labels, for classes (softmax) and regions (sigmoid)."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from liverseg_dist.labels import LIVER, TUMOUR
+from liverseg_dist.labels import LIVER, STRUCTURES, TUMOUR
+
+LOG2_E = math.log2(math.e)
+HIGHEST_LOG_ODDS = 16.0
+"""Up to here exp() in float32 gives probabilities to 1e-6 without shifting first."""
 
 
 def probabilities(logits_BCDHW: Tensor, regions: bool) -> Tensor:
     """float32, same shape: class probabilities that sum to 1, or region probabilities (liver with tumours, tumour)."""
     logits = logits_BCDHW.float()
     return torch.sigmoid(logits) if regions else torch.softmax(logits, dim=1)
+
+
+def log_odds(logits_BCDHW: Tensor, regions: bool) -> Tensor:
+    """B F D H W float32 of liver and tumour: classes against the background, regions against all outside them.
+
+    All that logits say, in one channel less; their mean over windows is the mean of the logits.
+    """
+    if regions:
+        return logits_BCDHW[:, -len(STRUCTURES) :].float()
+    logits = logits_BCDHW.float()
+    return torch.sub(logits[:, 1:], logits[:, :1])
+
+
+def foreground_(log_odds_BFDHW: Tensor, regions: bool) -> Tensor:
+    """`probabilities` of liver and tumour, in place of their log odds.
+
+    Powers of two are twice as fast as e on a CPU; there, too, shifting is left out where nothing can overflow.
+    """
+    if regions:
+        return log_odds_BFDHW.sigmoid_()
+    odds = log_odds_BFDHW
+    background: Tensor | float = 1.0
+    if odds.device.type != "cpu" or not odds.amax() <= HIGHEST_LOG_ODDS:  # not a number, too
+        highest = odds.amax(dim=1, keepdim=True).clamp_(min=0)
+        odds.sub_(highest)
+        background = highest.mul_(-LOG2_E).exp2_()
+    odds.mul_(LOG2_E).exp2_()
+    return odds.mul_(odds[:, :1].add(odds[:, 1:]).add_(background).reciprocal_())
 
 
 def labels_from(probabilities_BCDHW: Tensor, regions: bool) -> Tensor:

@@ -47,7 +47,7 @@ def ledger(out: Path) -> list[str]:
     return sorted(file.stem for file in folder.glob("*.json")) if folder.is_dir() else []
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_any_number_of_ranks_gives_the_same_bytes(
     ranks: int, small_run: SmallRun, reference: dict[str, bytes], tmp_path: Path
 ) -> None:

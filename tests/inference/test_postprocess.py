@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.inference.postprocess import (
+    cut_tumours_outside,
     drop_far_tumours,
     drop_small_tumours,
     fill_holes,
@@ -13,6 +14,7 @@ from liverseg_dist.inference.postprocess import (
     keep_largest_liver,
     postprocess,
 )
+from liverseg_dist.volume import Float3
 
 FACES = ndimage.generate_binary_structure(3, 1)
 CORNERS = ndimage.generate_binary_structure(3, 3)
@@ -99,10 +101,51 @@ def test_with_a_reach_the_largest_liver_keeps_near_tumours_that_lie_apart() -> N
         assert (now == 2).sum() == tumour_voxels
 
 
+def ball(shape: tuple[int, int, int], centre: tuple[float, ...], radius_mm: float, spacing_mm: Float3) -> np.ndarray:
+    places = np.stack(np.indices(shape), axis=-1) * spacing_mm
+    return np.linalg.norm(places - np.asarray(centre), axis=-1) <= radius_mm
+
+
+@pytest.mark.parametrize("reach_mm", [0.0, 4.0, 8.0])
+def test_tumours_at_the_edge_keep_what_lies_inside_the_liver_and_near_it(reach_mm: float) -> None:
+    spacing_mm, shape = (2.0, 1.0, 1.0), (40, 80, 90)
+    liver = ball(shape, (40.0, 40.0, 35.0), 30.0, spacing_mm)
+    deep = ball(shape, (40.0, 40.0, 25.0), 15.0, spacing_mm)  # its middle is 15 mm from any tissue
+    edge = ball(shape, (40.0, 40.0, 60.0), 16.0, spacing_mm)  # sticks out by 11 mm, and lies in a bay of tissue
+    mask = liver.astype(np.uint8)
+    mask[deep | edge] = 2
+    cut_tumours_outside(mask, spacing_mm, reach_mm)
+    assert (mask[deep] == 2).all()
+    distance_mm = ndimage.distance_transform_edt(~liver, sampling=spacing_mm)
+    sticking_out = edge & ~liver
+    allowed_mm = max(reach_mm, 2.0)
+    assert not mask[sticking_out & (distance_mm > allowed_mm)].any()  # nothing of it further out than asked for
+    assert (mask == 1).sum() == (liver & ~deep & ~edge).sum()
+    tissue_mm = ndimage.distance_transform_edt(mask != 1, sampling=spacing_mm)
+    assert (mask[edge & (tissue_mm <= allowed_mm)] == 2).all()
+    assert 0 < (mask[edge] == 2).sum() < edge.sum()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_cut_is_what_distance_maps_say(seed: int) -> None:
+    mask, spacing_mm = noise(seed), (2.5, 1.0, 1.5)
+    tissue = mask == 1
+    inside = tissue.copy()
+    for axis in range(3):
+        inside |= np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(tissue, axis, 0)], axis=axis)
+    mask[(ndimage.gaussian_filter(np.random.default_rng(seed + 9).standard_normal(mask.shape), 2) > 0.1) & ~inside] = 2
+    distance_mm = ndimage.distance_transform_edt(~inside, sampling=spacing_mm)
+    expected = np.where((mask == 2) & (distance_mm > 4.0), 0, mask)
+    assert (expected != mask).any()
+    postprocess(mask, spacing_mm, InferenceConfig(tumour_cut_mm=4.0))
+    assert np.array_equal(mask, expected)
+
+
 def test_without_any_liver_no_tumour_is_within_reach() -> None:
-    mask = np.full((3, 3, 3), 2, np.uint8)
-    drop_far_tumours(mask, (1.0, 1.0, 1.0), 100.0)
-    assert not mask.any()
+    for remove in (drop_far_tumours, cut_tumours_outside):
+        mask = np.full((3, 3, 3), 2, np.uint8)
+        remove(mask, (1.0, 1.0, 1.0), 100.0)
+        assert not mask.any()
 
 
 def test_the_smallest_volume_is_in_ml() -> None:

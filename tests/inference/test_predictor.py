@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from monai.inferers import sliding_window_inference
 from liverseg_dist.config import InferenceConfig, IntensityConfig, load_settings
 from liverseg_dist.inference import Predictor
 from liverseg_dist.inference.windows import WindowGrid, WindowWeights, axis_weights
-from liverseg_dist.model import build_model
+from liverseg_dist.model import build_model, foreground_, log_odds
 from liverseg_dist.model.topology import resolve
 from tests.inference.models import Random, Threshold
 
@@ -39,6 +41,7 @@ def plain(image: np.ndarray, model: torch.nn.Module, config: InferenceConfig, re
     padded[inner] = image
     weights = grid.weights[0][:, None, None] * grid.weights[1][:, None] * grid.weights[2]
     total, share = np.zeros((2 if regions else 3, *grid.padded)), np.zeros(grid.padded)
+    turned = torch.sigmoid if regions else partial(torch.softmax, dim=0)
     flips = [axes for n in range(4) for axes in product((False, True), repeat=3) if sum(axes) == n]
     for start in product(*grid.starts):
         box = tuple(slice(s, s + n) for s, n in zip(start, PATCH, strict=True))
@@ -46,53 +49,60 @@ def plain(image: np.ndarray, model: torch.nn.Module, config: InferenceConfig, re
         for flip in flips if config.mirror else flips[:1]:
             axes = [axis + 2 for axis, wanted in enumerate(flip) if wanted]
             with torch.no_grad():
-                logits = model(torch.from_numpy(padded[box])[None, None].flip(axes)).flip(axes)[0]
-            answers.append((logits.sigmoid() if regions else logits.softmax(0)).double().numpy())
+                logits = model(torch.from_numpy(padded[box])[None, None].flip(axes)).flip(axes)[0].double()
+            answers.append((logits if config.average == "logits" else turned(logits)).numpy())
         total[(slice(None), *box)] += np.mean(answers, axis=0) * weights
         share[box] += weights
-    return (total / share)[(slice(None), *inner)]
+    mean = (total / share)[(slice(None), *inner)]
+    return turned(torch.from_numpy(mean)).numpy() if config.average == "logits" else mean
 
 
 SHAPES = [(8, 16, 12), (21, 40, 30), (3, 40, 12), (30, 7, 5), (1, 1, 1), (9, 17, 13)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("settings", [{}, {"overlap": 0.0}, {"overlap": 0.8}, {"window_weights": "constant"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"overlap": 0.0}, {"overlap": 0.8}, {"window_weights": "constant"}, {"average": "logits"}]
+)
 def test_streaming_equals_full_accumulation(shape: tuple[int, int, int], settings: dict) -> None:
     image = scan(shape)
     expected = plain(image, Random(), InferenceConfig(**settings))
     np.testing.assert_allclose(predictor(**settings).probabilities(image), expected, atol=2e-6)
 
 
-def test_mirrored_copies_are_averaged() -> None:
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_mirrored_copies_are_averaged(average: str) -> None:
     image = scan((13, 20, 15))
-    expected = plain(image, Random(), InferenceConfig(mirror=True))
-    np.testing.assert_allclose(predictor(mirror=True).probabilities(image), expected, atol=2e-6)
+    expected = plain(image, Random(), InferenceConfig(mirror=True, average=average))
+    np.testing.assert_allclose(predictor(mirror=True, average=average).probabilities(image), expected, atol=2e-6)
     assert np.abs(expected - plain(image, Random(), InferenceConfig())).max() > 0.05
 
 
-def test_regions_are_independent_probabilities() -> None:
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_regions_are_independent_probabilities(average: Any) -> None:
     image = scan((13, 20, 15))
-    regional = Predictor(Random(2), PATCH, regions=True, config=InferenceConfig(), device=CPU)
-    result = regional.probabilities(image)
-    np.testing.assert_allclose(result, plain(image, Random(2), InferenceConfig(), regions=True), atol=2e-6)
+    config = InferenceConfig(average=average)
+    result = Predictor(Random(2), PATCH, regions=True, config=config, device=CPU).probabilities(image)
+    np.testing.assert_allclose(result, plain(image, Random(2), config, regions=True), atol=2e-6)
     assert np.abs(result.sum(0) - 1).max() > 0.1
 
 
 @pytest.mark.parametrize("weights", ["gaussian", "constant"])
-def test_equals_monai_where_windows_lie_alike(weights: WindowWeights) -> None:
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_equals_monai_where_windows_lie_alike(weights: WindowWeights, average: Any) -> None:
     model = Random()
     image = scan((24, 48, 36))  # multiples of half a patch: both cut the same windows
-    ours = predictor(window_weights=weights).probabilities(image)
+    ours = predictor(window_weights=weights, average=average).probabilities(image)
     z, y, x = (torch.from_numpy(axis_weights(n, weights)) for n in PATCH)
     theirs = sliding_window_inference(
         torch.from_numpy(image)[None, None],
         roi_size=PATCH,
         sw_batch_size=2,
-        predictor=lambda batch: model(batch).softmax(1),
+        predictor=model if average == "logits" else lambda batch: model(batch).softmax(1),
         overlap=0.5,
         roi_weight_map=z[:, None, None] * y[:, None] * x,
     )
+    theirs = theirs.softmax(1) if average == "logits" else theirs
     np.testing.assert_allclose(ours, theirs[0].detach().numpy(), atol=5e-6)
 
 
@@ -104,6 +114,29 @@ def test_same_bits_on_every_run(settings: dict) -> None:
     for batch_size in (3, 16):  # a convolution of another batch size sums in another order
         other = predictor(batch_size=batch_size, **settings).probabilities(image)
         np.testing.assert_allclose(once, other, atol=5e-6)
+
+
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_same_bits_whether_blocks_are_kept_or_added_at_once(average: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process adds block by block what it computes; threads and other ranks hand over whole windows."""
+    monkeypatch.setattr("liverseg_dist.inference.predictor.BLOCK_VOXELS", 400)  # two slices, and no multiple of 8
+    image = scan((21, 40, 31))
+    config = InferenceConfig(average=average)
+    for regions in (False, True):
+        model = Random(2 if regions else 3)
+        at_once, kept = (Predictor(model, PATCH, regions, config, CPU, n).probabilities(image) for n in (1, 2))
+        assert np.array_equal(at_once, kept)
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0, 1e4])
+@pytest.mark.parametrize("regions", [False, True])
+def test_foreground_is_that_of_softmax_and_sigmoid(scale: float, regions: bool) -> None:
+    logits = torch.randn((2, 2 if regions else 3, 4, 5, 6), generator=torch.Generator().manual_seed(0)) * scale
+    expected = logits.double().sigmoid() if regions else logits.double().softmax(1)[:, 1:]
+    ours = foreground_(log_odds(logits, regions), regions)
+    assert torch.isfinite(ours).all()
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+    assert foreground_(torch.full((1, 2, 1, 1, 1), torch.nan), regions).isnan().all()
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -167,7 +200,7 @@ def test_hu_is_normalised_and_padded_as_in_training() -> None:
     ready = ((unit - 0.4) / 0.2).astype(np.float32)  # its lowest value is that of lower_hu, hence the same padding
     assert ready.min() == np.float32(-0.4 / 0.2)
     ours = predictor().probabilities(hu, INTENSITY)
-    np.testing.assert_allclose(ours, predictor().probabilities(ready), atol=2e-6)
+    np.testing.assert_allclose(ours, predictor().probabilities(ready), atol=5e-6)
     flipped = predictor().probabilities(hu[::-1], INTENSITY)  # a view with negative strides
     np.testing.assert_array_equal(flipped, predictor().probabilities(hu[::-1].copy(), INTENSITY))
 

@@ -40,13 +40,17 @@ def test_product_of_axis_weights_is_the_filtered_point(window: tuple[int, int, i
     assert product.min() > 0
 
 
-def test_weight_sums_are_those_of_the_windows() -> None:
+def test_shares_of_all_windows_sum_to_one_and_are_their_weights() -> None:
     grid = WindowGrid.over((21, 40, 9), (8, 16, 12), 0.6, "gaussian")
-    expected = np.zeros(grid.padded)
     weights = grid.weights[0][:, None, None] * grid.weights[1][:, None] * grid.weights[2]
+    shares = grid.shares()
+    total, summed = np.zeros((2, *grid.padded))
     for z in grid.starts[0]:
         for y, x in grid.in_plane:
-            expected[z : z + 8, y : y + 16, x : x + 12] += weights
-    z, y, x = grid.weight_sums()
-    np.testing.assert_allclose(z[:, None, None] * y[:, None] * x, expected, rtol=1e-5)
+            box = np.s_[z : z + 8, y : y + 16, x : x + 12]
+            summed[box] += shares[0][z][:, None, None] * shares[1][y][:, None] * shares[2][x]
+            total[box] += weights
+    np.testing.assert_allclose(summed, 1, rtol=1e-6)
+    np.testing.assert_allclose(shares[0][0][:, None, None] * shares[1][0][:, None] * shares[2][0],
+                               weights / total[:8, :16, :12], rtol=1e-5)  # fmt: skip
     assert len(grid) == len(grid.starts[0]) * len(grid.in_plane)
