@@ -2,9 +2,9 @@
 
   python tools/bench/nnunet_job.py '{"stage": "train", ...}'
 
-The folders come from nnU-Net's three environment variables. `prepare` takes base_features, memory_gb and spacing_mm (with
-which its planner chooses a small network; null: its own choice); `train` takes iterations, seed, trainer (a class of nnU-Net's)
-and device; `predict` takes model, inputs, out and device.
+The folders come from nnU-Net's three environment variables. `prepare` takes base_features, memory_gb and spacing_mm
+(with which its planner chooses a small network; null: its own choice); `train` takes iterations, seed, trainer (a class
+of nnU-Net's) and device; `predict` takes model, inputs, out and device.
 """
 
 import json
