@@ -5,8 +5,8 @@ The label comes back on the image's own grid, repaired where that is safe. Findi
   error    the case is excluded    hu_offset_missing not_ct_like constant_image too_many_broken_voxels label_values
                                    label_fractional label_no_overlap label_empty label_missing (by setting)
   warning  look at it              identity_affine liver_hu_implausible liver_volume tumour_outside_liver
-                                   very_few_slices label_reoriented label_resampled label_shifted label_cut
-                                   label_header_lost broken_voxels padding_values blank_slices
+                                   liver_on_the_left very_few_slices label_reoriented label_resampled label_shifted
+                                   label_cut label_header_lost broken_voxels padding_values blank_slices
                                    (and the reader's notes on the header)
   info     worth knowing           few_slices no_tumour oblique label_missing (a scan kept without label)
 """
@@ -21,7 +21,7 @@ import numpy as np
 from liverseg_dist.config import CleaningConfig
 from liverseg_dist.data.cleaning.broken import AIR_HU, BrokenVoxels, broken_fraction, fill_broken
 from liverseg_dist.data.findings import Finding, Severity
-from liverseg_dist.data.label_geometry import is_identity, match_label
+from liverseg_dist.data.label_geometry import is_identity, liver_right_of_middle_mm, match_label
 from liverseg_dist.labels import CLASS_NAMES, LIVER, NUM_CLASSES, TUMOUR
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Volume
 
@@ -35,6 +35,7 @@ LIVER_HU = (-100.0, 300.0)
 OFFSET_LIVER_HU = (850.0, 1400.0)
 """The same when 1024 was never subtracted."""
 LIVER_ML = (300.0, 5000.0)
+LEFT_MM = 5.0
 SAMPLE_STEP = 4
 FEW_PADDING = 1e-3
 REPAIRS = frozenset({"label_reoriented", "label_resampled", "label_shifted", "label_header_lost"})
@@ -78,6 +79,7 @@ def audit_case(
             repaired = matched.label
     if repaired is not None:
         findings += _check_label(repaired, facts)
+        findings += _check_side(image, repaired, facts)
     findings += _check_intensity(image, repaired, facts)
     if label is None:
         named = [f for f in findings if f.code == "label_missing"]
@@ -222,6 +224,20 @@ def _check_label(label: Volume, facts: dict[str, object]) -> list[Finding]:
         message = f"{outside} of {tumours} tumours ({outside_voxels:,} voxels) do not touch the liver"
         found.append(Finding("warning", "tumour_outside_liver", message))
     return found
+
+
+def _check_side(image: Volume, label: Volume, facts: dict[str, object]) -> list[Finding]:
+    """A world that was flipped (LPS taken for RAS, a lost sign) puts the liver on the wrong side of the body."""
+    right_mm = liver_right_of_middle_mm(image, label)
+    if right_mm is None:
+        return []
+    facts["liver_right_of_middle_mm"] = round(right_mm, 1)
+    if right_mm >= -LEFT_MM:
+        return []
+    message = (
+        f"the liver's centre lies {-right_mm:.0f} mm to the left of the body's: a flipped header, or situs inversus"
+    )
+    return [Finding("warning", "liver_on_the_left", message)]
 
 
 def tumours_and_strays(label_zyx: np.ndarray) -> tuple[int, int, int]:

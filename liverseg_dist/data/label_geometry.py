@@ -1,4 +1,4 @@
-"""Bring a label onto its image's grid, or say why that cannot be."""
+"""Bring a label onto its image's grid, or say why that cannot be; and on which side of the body its liver lies."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,13 @@ import numpy as np
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.resample import resample_nearest
 from liverseg_dist.labels import BACKGROUND
-from liverseg_dist.volume import Grid, Volume
+from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume
 
 MOST_CUT = 0.1
 """A resampled label that loses more than this share of its volume gets a warning of its own."""
+
+BODY_HU = -300
+STEP = 4
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,27 @@ def match_label(image: Grid, label: Volume) -> Matched:
         found.append(Finding("warning", "label_shifted", message))
         return Matched(Volume(np.ascontiguousarray(turned.voxels), image), tuple(found))
     return _resampled(image, label)
+
+
+def liver_right_of_middle_mm(image: Volume, label: Volume) -> float | None:
+    """How far the labelled liver's centre lies to the patient's right of the body's centre in the same slices (mm,
+    by the affine). None: no liver, or no body above -300 HU."""
+    image, label = image.reoriented(CANONICAL_ORIENTATION), label.reoriented(CANONICAL_ORIENTATION)
+    liver = label.voxels != BACKGROUND
+    planes = np.flatnonzero(liver.any(axis=(1, 2)))
+    if not len(planes):
+        return None
+    within = slice(int(planes[0]), int(planes[-1]) + 1)
+    body = image.voxels[within, ::STEP, ::STEP] > BODY_HU
+    if not body.any():
+        return None
+    apart_zyx = _centre(liver[within]) - _centre(body) * (1, STEP, STEP)
+    return float(image.grid.affine[0, :3] @ apart_zyx[::-1])
+
+
+def _centre(mask_zyx: np.ndarray) -> np.ndarray:
+    counts = [mask_zyx.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    return np.array([np.average(np.arange(len(count)), weights=count) for count in counts])
 
 
 def is_identity(grid: Grid) -> bool:

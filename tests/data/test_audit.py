@@ -233,6 +233,20 @@ def test_a_liver_of_an_odd_size() -> None:
     assert codes(result) == {"liver_volume": "warning"}
 
 
+@pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR"])
+def test_a_world_flipped_from_left_to_right(orientation: str) -> None:
+    """In any orientation the liver's side follows the affine: as written it is right, with x negated it is left."""
+    image, label = (volume.reoriented(orientation) for volume in case())
+    kept = audit(image, label)
+    assert codes(kept) == {}
+    assert kept.facts["liver_right_of_middle_mm"] == pytest.approx(48, abs=6)
+    flipped = Grid(image.shape, np.diag([-1.0, 1, 1, 1]) @ image.grid.affine)
+    result = audit(Volume(image.voxels, flipped), Volume(label.voxels, flipped))
+    assert codes(result) == {"liver_on_the_left": "warning"}
+    assert "mm to the left" in result.findings[0].message
+    assert result.status == "kept"
+
+
 # --- missing labels ---------------------------------------------------------------------------------------------------
 
 

@@ -2,8 +2,9 @@
 
   python tools/bench/nnunet_job.py '{"stage": "train", ...}'
 
-The folders come from nnU-Net's three environment variables. `prepare` takes base_features and memory_gb (both make its
-planner choose a small network); `train` takes iterations and seed; `predict` takes inputs and out.
+The folders come from nnU-Net's three environment variables. `prepare` takes base_features, memory_gb and spacing_mm
+(with which its planner chooses a small network; null: its own choice); `train` takes iterations, seed, trainer (a class
+of nnU-Net's) and device; `predict` takes model, inputs, out and device.
 """
 
 import json
@@ -22,12 +23,16 @@ from nnunetv2.run.run_training import get_trainer_from_args
 DATASET_ID = 3
 CONFIGURATION = "3d_fullres"
 ITERATIONS_PER_EPOCH = 25
+"""nnU-Net's own 250 in trainings of 40 epochs and more; the learning rate is lowered once an epoch."""
+OWN_ITERATIONS_PER_EPOCH = 250
 
 
-def prepare(base_features: int, memory_gb: float) -> dict[str, Any]:
+def prepare(base_features: int | None, memory_gb: float | None, spacing_mm: list[float] | None) -> dict[str, Any]:
     extract_fingerprint_dataset(DATASET_ID, num_processes=1, show_progress_bar=False)
-    planner = ExperimentPlanner(DATASET_ID, gpu_memory_target_in_gb=memory_gb)
-    planner.UNet_base_num_features = base_features
+    target = {} if memory_gb is None else {"gpu_memory_target_in_gb": memory_gb}
+    planner = ExperimentPlanner(DATASET_ID, overwrite_target_spacing=spacing_mm, **target)  # type: ignore[arg-type]
+    if base_features is not None:
+        planner.UNet_base_num_features = base_features
     plans = planner.plan_experiment()
     preprocess_dataset(DATASET_ID, configurations=(CONFIGURATION,), num_processes=[1], show_progress_bar=False)
     chosen = plans["configurations"][CONFIGURATION]
@@ -39,26 +44,27 @@ def prepare(base_features: int, memory_gb: float) -> dict[str, Any]:
     }
 
 
-def train(iterations: int, seed: int) -> dict[str, Any]:
+def train(iterations: int, seed: int, trainer: str, device: str) -> dict[str, Any]:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the generator that its augmentation draws from
     torch.manual_seed(seed)
-    trainer = get_trainer_from_args(str(DATASET_ID), CONFIGURATION, "all", device=torch.device("cpu"))  # type: ignore[arg-type]
-    per_epoch = min(iterations, ITERATIONS_PER_EPOCH)
-    trainer.num_iterations_per_epoch = per_epoch
-    trainer.num_epochs = max(1, round(iterations / per_epoch))
-    trainer.num_val_iterations_per_epoch = 1  # it trains on all cases and validates on the same: no use here
-    trainer.logger.plot_progress_png = lambda *_: None  # a second of drawing an epoch, which real epochs do not feel
-    trainer.run_training()
+    chosen = get_trainer_from_args(str(DATASET_ID), CONFIGURATION, "all", trainer, device=torch.device(device))  # type: ignore[arg-type]
+    usual = ITERATIONS_PER_EPOCH if iterations < 40 * OWN_ITERATIONS_PER_EPOCH else OWN_ITERATIONS_PER_EPOCH
+    per_epoch = min(iterations, usual)
+    chosen.num_iterations_per_epoch = per_epoch
+    chosen.num_epochs = max(1, round(iterations / per_epoch))
+    chosen.num_val_iterations_per_epoch = 1  # it trains on all cases and validates on the same: no use here
+    chosen.logger.plot_progress_png = lambda *_: None  # a second of drawing an epoch, which real epochs do not feel
+    chosen.run_training()
     return {
-        "iterations": trainer.num_epochs * per_epoch,
-        "samples": trainer.num_epochs * per_epoch * trainer.batch_size,
-        "model": str(Path(trainer.output_folder).parent),
+        "iterations": chosen.num_epochs * per_epoch,
+        "samples": chosen.num_epochs * per_epoch * chosen.batch_size,
+        "model": str(Path(chosen.output_folder).parent),
     }
 
 
-def predict(model: str, inputs: list[str], out: str) -> dict[str, Any]:
-    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+def predict(model: str, inputs: list[str], out: str, device: str) -> dict[str, Any]:
+    predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(model, ("all",))
     names = [Path(path).name.removesuffix("_0000.nii.gz") for path in inputs]
     Path(out).mkdir(parents=True, exist_ok=True)
