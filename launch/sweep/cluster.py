@@ -65,7 +65,7 @@ def temp_folder() -> Path:
     """Per user; short, as Unix sockets lie in it (107 characters at most)."""
     folder = Path(tempfile.gettempdir()) / f"ray-{getpass.getuser()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise UserError(f"{folder}: belongs to another user; set TMPDIR to a folder of yours")
     return folder
 

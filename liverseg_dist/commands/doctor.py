@@ -25,7 +25,7 @@ import torch
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
 
 PACKAGES = ("torch", "deepspeed", "ray", "zarr", "numcodecs", "nibabel", "submitit", "tensorboard", "numpy")
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")  # looked at, not written to  # nosec B108
 SMALL_SHM_GIB = 1.0
 SMALL_DISK_GIB = 5.0
 FEW_FILES = 1024
@@ -157,13 +157,13 @@ def _ray_and_slurm(found: Findings) -> None:
 
 def _shared_memory(found: Findings) -> None:
     if not SHARED_MEMORY.is_dir():
-        found.tell("shm_gib", None, "/dev/shm: the cases' cache of a node, data.cache_gib")
+        found.tell("shm_gib", None, f"{SHARED_MEMORY}: the cases' cache of a node, data.cache_gib")
         return
     free_gib = shutil.disk_usage(SHARED_MEMORY).free / 2**30
-    found.tell("shm_gib", round(free_gib, 1), "free in /dev/shm: the cases' cache of a node, data.cache_gib")
+    found.tell("shm_gib", round(free_gib, 1), f"free in {SHARED_MEMORY}: the cases' cache of a node, data.cache_gib")
     if free_gib < SMALL_SHM_GIB:
         found.warnings.append(
-            f"/dev/shm has {free_gib:.1f} GiB free: the cases' cache of a node (data.cache_gib) will not fit; "
+            f"{SHARED_MEMORY} has {free_gib:.1f} GiB free: the cases' cache of a node (data.cache_gib) will not fit; "
             "in Docker: --shm-size"
         )
 

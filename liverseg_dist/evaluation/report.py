@@ -80,7 +80,7 @@ def render_report(
     loader = jinja.loader
     assert loader is not None
     parts = {
-        name: Markup(loader.get_source(jinja, file)[0])  # ours, not the user's
+        name: Markup(loader.get_source(jinja, file)[0])  # ours, not the user's  # nosec B704
         for name, file in (("css", "report.css"), ("script", "report.js"))
     }
     details = dict(summary.get("details") or {})

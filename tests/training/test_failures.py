@@ -1,7 +1,10 @@
 """A rank dies, hangs or computes nonsense: one line names it, the story lies in a file. Real processes."""
 
+import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import time
 from contextlib import suppress
@@ -88,7 +91,17 @@ def test_a_diverged_run_names_its_samples_in_one_line(phantom_store: Path, tmp_p
     story = next((tmp_path / "run" / "errors").iterdir()).read_text()
     assert "Traceback (most recent call last)" in story
     assert "RunFailed" in story
-    assert '"torch"' in story
+    head = json.loads(story.partition("\n\n")[0])
+    assert (head["rank"], head["host"], head["step"]) == (
+        0,
+        socket.gethostname(),
+        int(re.findall(r"step (\d+)", line)[0]) - 1,
+    )
+    assert all(sample in line for sample in head["last_samples"])
+    assert head["last_samples"]
+    assert {"torch", "python", "command", "platform", "gpus"} <= head.keys()
+    assert head["variables"]["OMP_NUM_THREADS"] == "1"
+    assert not [name for name in head["variables"] if "TOKEN" in name or "KEY" in name]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,0 +1,60 @@
+"""`liverseg doctor`: what it looks at, and that it says what stands in the way."""
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from liverseg_dist.commands.main import main
+from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def looked(capsys: pytest.CaptureFixture[str], folder: Path) -> tuple[int, dict, str]:
+    code = main(["doctor", "--folder", str(folder), "--json"])
+    said = capsys.readouterr().out
+    return code, json.loads(said.splitlines()[-1]), said
+
+
+def test_it_looks_at_everything_training_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, facts, said = looked(capsys, tmp_path)
+    assert code == (EXIT_FAILED if facts["problems"] else EXIT_DONE)
+    for name in ("torch", "cuda", "gpus", "nccl", "gloo", "deepspeed", "deepspeed_ops", "ray", "ray_dashboard", "slurm",
+                 "shm_gib", "write_mib_s", "small_file_ms", "open_files", "memory_gib", "address"):  # fmt: skip
+        assert name in facts
+        assert name in said
+    assert facts["write_mib_s"] > 0
+    assert set(facts["deepspeed_ops"]) == {"fused_adam", "cpu_adam"}
+    assert list(tmp_path.iterdir()) == [], "its probe leaves nothing"
+
+
+def test_a_folder_that_takes_no_runs_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    code, facts, said = looked(capsys, tmp_path / "file")
+    assert code == EXIT_FAILED
+    assert f"problem: {tmp_path / 'file'}: runs cannot be written here" in said
+    assert "write_mib_s" not in facts
+
+
+def test_little_room_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 30, 1 << 30, 64 << 20))
+    _, facts, _ = looked(capsys, tmp_path)
+    assert any("/dev/shm has 0.1 GiB free" in text and "--shm-size" in text for text in facts["warnings"])
+    assert any("is little for a store or a run" in text for text in facts["warnings"])
+
+
+def test_a_slurm_that_does_not_answer_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, body in (("sbatch", "exit 0"), ("sinfo", "exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert any("no controller answers" in text for text in looked(capsys, tmp_path)[1]["warnings"])
+    (tmp_path / "sinfo").write_text("#!/bin/sh\necho 'gpu* 4 up'\n")
+    assert looked(capsys, tmp_path)[1]["partitions"] == ["gpu* 4 up"]

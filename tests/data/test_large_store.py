@@ -1,0 +1,77 @@
+"""10,000 cases: the store opens at once, and samples are read without looking at any other case's files."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.distributed.launch import clean_environment
+
+CASES = 10_000
+OPEN_S = 1.0
+PROBE = """
+import json, resource, sys, time
+from pathlib import Path
+from liverseg_dist.config import DataConfig
+from liverseg_dist.data.loading import PatchSource
+from liverseg_dist.data.store import CaseStore
+
+path, touched, listed = sys.argv[1], set(), []
+def watch(event, arguments):
+    name = str(arguments[0]) if arguments else ""
+    if event == "open" and name.startswith(path):
+        touched.add(name)
+    if event in ("os.listdir", "os.scandir") and name.startswith(path):
+        listed.append(name)
+sys.addaudithook(watch)
+begun, cpu = time.perf_counter(), time.process_time()
+store = CaseStore.open(path)
+open_s, cpu_s = time.perf_counter() - begun, time.process_time() - cpu
+opened = sorted(touched)
+ids = store.ids("train", 0)
+source = PatchSource(store, ids, DataConfig(patch_size=(16, 32, 32), augmentation="none"), 0, 2)
+cases = {source.sample(n).case_id for n in range(20)}
+strangers = [name for name in touched - set(opened) if Path(name).relative_to(path).parts[1] not in cases]
+print(json.dumps({"open_s": open_s, "cpu_s": cpu_s, "opened": opened, "listed": listed, "train": len(ids),
+                  "cases": len(cases), "strangers": strangers, "all": len(store.case_ids),
+                  "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+"""
+
+
+def grow(store: Path, large: Path, cases: int) -> Path:
+    """A store of `cases` copies of the first case of `store`: its folders are hard links where links can be had."""
+    root = json.loads((store / "zarr.json").read_text())
+    ours = root["attributes"]["liverseg"]
+    model = min(ours["cases"])
+    names = [f"case_{n:05d}" for n in range(cases)]
+    ours["cases"] = {name: {**ours["cases"][model], "patient": name, "parent": name} for name in names}
+    ours["audit"] = {name: {**ours["audit"][model], "stored_as": [name]} for name in names}
+    half = cases // 2
+    ours["splits"] |= {"test": [], "folds": [names[:half], names[half:]]}
+    (large / "cases").mkdir(parents=True)
+    shutil.copy(store / "cases" / "zarr.json", large / "cases" / "zarr.json")
+    for name in names[: cases // 100]:
+        shutil.copytree(store / "cases" / model, large / "cases" / name, copy_function=os.link)
+    for name in names[cases // 100 :]:
+        (large / "cases" / name).symlink_to(large / "cases" / names[0])
+    (large / "zarr.json").write_text(json.dumps(root, indent=1))
+    return large
+
+
+def test_ten_thousand_cases_open_in_a_second_and_are_sampled_without_a_listing(
+    phantom_store: Path, tmp_path: Path
+) -> None:
+    large = grow(phantom_store, tmp_path / "large.zarr", CASES)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, str(large)], capture_output=True, text=True, env=clean_environment(), timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    print(f"open {found['open_s']:.2f} s, {found['cpu_s']:.2f} s of CPU, {found['rss_mib']:.0f} MiB")
+    assert (found["all"], found["train"], found["cases"]) == (CASES, CASES // 2, 20)
+    assert found["opened"] == [str(large / "zarr.json")]
+    assert found["cpu_s"] < OPEN_S  # of CPU: tests share the machine with others
+    assert found["listed"] == []
+    assert found["strangers"] == []
