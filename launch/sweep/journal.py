@@ -91,17 +91,26 @@ class Journal:
             self._lock.close()
             raise UserError(f"{folder}: another sweep works here; wait for it, or choose another run.dir") from None
         self.trials: dict[str, Trial] = {}
+        self._lines = 0
         path = folder / "journal.jsonl"
-        whole = self._lines = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break  # the driver was killed while writing it
-                self._apply(_parse(line, self._lines, path))
-                self._lines += 1
-                whole += len(line)
-        self._file = path.open("ab")
+        try:
+            whole = self._read(path) if path.exists() else 0
+            self._file = path.open("ab")
+        except BaseException:
+            self._lock.close()
+            raise
         self._file.truncate(whole)
+
+    def _read(self, path: Path) -> int:
+        """Apply what was written; returns how many bytes of it are whole lines. Raises `RunFailed`."""
+        whole = 0
+        for line in path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break  # the driver was killed while writing it
+            self._apply(_parse(line, self._lines, path))
+            self._lines += 1
+            whole += len(line)
+        return whole
 
     def __enter__(self) -> "Journal":
         return self

@@ -21,7 +21,7 @@ class NotYaml(ValueError):
 
 class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge keys (`<<: *base`) copy what they name, which may be made of copies."""
+        """Merge keys (`<<: *base`) copy what they name, which may be made of copies (in older PyYAML)."""
         super().flatten_mapping(node)
         if len(node.value) > MOST_VALUES:
             raise ValueError(f"merge keys make more than {MOST_VALUES:,} values")

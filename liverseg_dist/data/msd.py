@@ -88,7 +88,7 @@ def _from_index(folder: Path, index: Path) -> MsdDataset:
             notes.append(Finding("warning", "case_count", f"{INDEX} says {key} {claimed} but lists {len(cases)}"))
     name = content.get("name")
     return MsdDataset(
-        str(name) if isinstance(name, str) and name else folder.resolve().name,
+        printable(name if isinstance(name, str) and name else folder.resolve().name)[:MAX_ID_BYTES],
         _sorted(training),
         _sorted(test),
         tuple(notes),

@@ -18,6 +18,7 @@ from liverseg_dist.data.findings import Finding, ScanFileError
 from liverseg_dist.volume import Grid
 
 NIFTI1_BYTES, NIFTI2_BYTES = 348, 540
+NIFTI2_LINE_ENDS = b"\r\n\x1a\n"
 MAX_VOXELS = 2**30
 """Four times the largest scan of LiTS (512 x 512 x 1026)."""
 MAX_OFFSET = 2**26
@@ -81,6 +82,8 @@ def _decode(block: bytes, path: Path) -> nib.Nifti1Header:
         if size == NIFTI1_BYTES and block[344:348] == b"n+1\0":
             return nib.Nifti1Header(block[:NIFTI1_BYTES], endianness=order, check=False)
         if size == NIFTI2_BYTES and block[4:8] == b"n+2\0" and len(block) >= NIFTI2_BYTES:
+            if block[8:12] not in (NIFTI2_LINE_ENDS, bytes(4)):
+                raise ScanFileError(path, "not_nifti", "line ends were converted, as in a text; copy it again")
             return nib.Nifti2Header(block[:NIFTI2_BYTES], endianness=order, check=False)
         if size == NIFTI1_BYTES and block[344:348] == b"ni1\0":
             raise ScanFileError(path, "not_nifti", "half of an .hdr/.img pair; convert it to a single .nii file")

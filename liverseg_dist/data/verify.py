@@ -59,7 +59,10 @@ def verify_store(path: Path, done: Callable[[str], None]) -> list[Damage]:
         found += _check_root(store)
         cases |= set(store.case_ids)
     for case_id in sorted(cases):
-        damaged = list(_check_files(path, case_id, by_case.get(case_id, {})))
+        listed = by_case.get(case_id, {})
+        damaged = list(_check_files(path, case_id, listed))
+        if case_id and sums:
+            damaged += _unlisted(path, case_id, listed)
         if case_id and not sums:
             damaged += _check_chunks(path, case_id)
         if case_id and store is not None and not damaged:
@@ -90,9 +93,19 @@ def _read_sums(path: Path) -> tuple[dict[str, str], list[Damage]]:
             sums[match[2]] = match[1]
         else:
             found.append(Damage("", SUMS, f"line {number} is damaged"))
+    if "zarr.json" not in sums:
+        found.append(Damage("", SUMS, "does not list zarr.json; lines are missing"))
     if not (path / PRIVATE).is_dir():  # a copy without what only conversion needs
         sums = {name: digest for name, digest in sums.items() if not name.startswith(PRIVATE)}
     return sums, found
+
+
+def _unlisted(path: Path, case_id: str, sums: dict[str, str]) -> Iterator[Damage]:
+    """Of a list that lost lines the rest would still be right."""
+    folder = path / CASES / case_id
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.relative_to(path).as_posix() not in sums:
+            yield Damage(case_id, file.relative_to(folder).as_posix(), f"is not listed in {SUMS}")
 
 
 def _case_of(name: str) -> str:

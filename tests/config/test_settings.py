@@ -75,3 +75,69 @@ def test_a_bad_file_is_named(tmp_path: Path, content: str, said: str) -> None:
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such config file"):
         load_settings([tmp_path / "absent.yaml"])
+
+
+LISTS = "a0: &a0 [1,1,1]\n" + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+MAPPINGS = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}, z: *a{n - 1}}}\n" for n in range(1, 30)
+)
+MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{','.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (LISTS, "stands for more than 100,000 values"),
+        (MAPPINGS, "stands for more than 100,000 values"),
+        (MERGES, "a.yaml: "),
+        ("train: &a {schedule: *a}", "nested more than 50 levels deep"),
+        ("model: {features: &f [1, *f]}", "nested more than 50 levels deep"),
+        ("seed: " + "[" * 3000 + "]" * 3000, "nested more than 50 levels deep"),
+        ("seed: 0x" + "f" * 9000, "a whole number of more than 64 bits (about 1e10837)"),
+        ("seed: " + "9" * 9000, "not valid YAML: Exceeds the limit"),
+        ("seed: 2001-99-99", "not valid YAML: month must be in 1..12"),
+        ("seed: !!float x", "not valid YAML: could not convert"),
+        ("seed: !!timestamp x", "not valid YAML"),
+        ('run: {dir: "a\\0b"}', "a zero byte"),
+        ('run: {dir: "\\ud800"}', "half a character"),
+        ("x: " + "y" * (1 << 20), "longer than 1 MiB"),
+        ("? \"a\\nb\"\n: 1", "unknown key a b"),
+    ],
+    ids=["lists", "mappings", "merges", "mapping in itself", "list in itself", "deep", "hex", "digits", "date", "float",
+         "timestamp", "zero byte", "surrogate", "long", "line break"],
+)  # fmt: skip
+def test_yaml_that_would_fill_the_memory_or_break_its_reader(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(UserError) as caught:
+        load_settings([tmp_path / "a.yaml"])
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 1000
+
+
+@pytest.mark.parametrize("value", ["2001-99-99", "!!float x", "[1,"])
+def test_an_override_that_is_no_yaml_is_a_text(value: str) -> None:
+    assert load_settings([], [f"data.store={value}"]).data.store == value
+
+
+@pytest.mark.parametrize("value", ["&a [*a]", "0x" + "f" * 9000, "\ud800"])
+def test_an_override_that_cannot_be_saved_is_refused(value: str) -> None:
+    with pytest.raises(UserError, match=r"data\.store="):
+        load_settings([], [f"data.store={value}"])
+
+
+def test_aliases_that_stay_small_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("train: {max_steps: &n 7}\nseed: *n\ncheckpoint: {<<: {keep_last: 3}}\n")
+    settings = load_settings([tmp_path / "a.yaml"])
+    assert (settings.train.max_steps, settings.seed, settings.checkpoint.keep_last) == (7, 7, 3)
+
+
+@pytest.mark.parametrize(
+    "override", ["model.features=[1000000000]", "model.features=[0]", "model.blocks_per_level=1000000",
+                 "model.kernels=[[3,3,1000]]", "data.patch_size=[1,1,1000000]", "data.spacing_mm=[0,1,1]"],
+)  # fmt: skip
+def test_sizes_that_no_machine_holds_are_refused(override: str) -> None:
+    with pytest.raises(UserError, match=override.partition("=")[0]):
+        load_settings([], [override])

@@ -227,6 +227,21 @@ def test_a_store_is_withdrawn_before_a_case_in_it_changes(done: tuple[Path, Path
         CaseStore.open(store)
 
 
+def test_a_damaged_record_is_not_believed(done: tuple[Path, Path]) -> None:
+    """The root is made of records: a changed digit would become a changed data set."""
+    source, store = done
+    before = tree(store)
+    for number, change in enumerate(
+        (lambda text: text.replace('"tumours": 2', '"tumours": 7'), lambda _: "[" * 100_000)
+    ):
+        record = store / f".liverseg/records/liver_{number}.json"
+        changed = change(record.read_text())
+        assert changed != record.read_text()
+        record.write_text(changed)
+    assert converted(source, store) == 2
+    assert tree(store) == before
+
+
 def test_a_lost_file_and_an_older_record(done: tuple[Path, Path]) -> None:
     source, store = done
     before = tree(store)

@@ -201,6 +201,10 @@ def test_without_an_index_names_decide_and_it_is_said(tmp_path: Path) -> None:
     assert [note.code for note in dataset.notes] == ["no_index", "label_without_image"]
 
 
+def test_a_name_is_one_printable_line(tmp_path: Path) -> None:
+    assert read_dataset(make(tmp_path, changed(name="Li\0v\ner\ud800" + "x" * 500))).name == "Li?v?er?" + "x" * 192
+
+
 def test_notes_on_the_data_set(tmp_path: Path) -> None:
     dataset = read_dataset(make(tmp_path, changed(numTraining=131, modality={"0": "MRI"})))
     assert [note.code for note in dataset.notes] == ["not_ct", "case_count"]

@@ -183,6 +183,18 @@ def test_forms_are_chosen_as_nibabel_does(tmp_path: Path) -> None:
         assert [note.code for note in scan.notes] == codes
 
 
+@pytest.mark.parametrize("code", [-1, 6, 300])
+def test_a_form_of_an_undefined_code_counts_as_none(tmp_path: Path, code: int) -> None:
+    """As nibabel takes it: another affine would be used in silence."""
+    moved = AFFINE.copy()
+    moved[:3, 3] += 30
+    path = forms(tmp_path, AFFINE, moved)
+    raw = bytearray(decompressed(path))
+    raw[254:256] = code.to_bytes(2, "little", signed=True)  # sform_code
+    path.write_bytes(raw)
+    np.testing.assert_allclose(read_nifti(path).affine, moved, atol=1e-4)
+
+
 def test_a_shear_and_a_lying_pixdim_are_noted(tmp_path: Path) -> None:
     slanted = AFFINE.copy()
     slanted[1, 2] = 0.5
@@ -284,6 +296,14 @@ def pipe(folder: Path) -> Path:
     return folder / "scan.nii"
 
 
+def converted_line_ends(folder: Path) -> Path:
+    nib.save(nib.Nifti2Image(some_hu(), AFFINE), folder / "scan.nii")
+    raw = bytearray((folder / "scan.nii").read_bytes())
+    raw[8:10] = b"\n\n"
+    (folder / "scan.nii").write_bytes(raw)
+    return folder / "scan.nii"
+
+
 LIES: dict[str, tuple[Damage, str]] = {
     "missing": (lambda folder: folder / "none.nii.gz", "unreadable"),
     "folder": (folder_instead, "not_nifti"),
@@ -307,6 +327,7 @@ LIES: dict[str, tuple[Damage, str]] = {
     "zero size": (with_header(dim=[3, 7, 0, 5, 1, 1, 1, 1]), "header_shape"),
     "huge": (with_header(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]), "header_shape"),
     "larger than the file": (with_header(dim=[3, 700, 600, 500, 1, 1, 1, 1]), "truncated"),
+    "NIfTI-2 sent as text": (converted_line_ends, "not_nifti"),
     "2D": (with_header(dim=[2, 42, 5, 1, 1, 1, 1, 1]), "not_3d"),
     "4D": (lambda folder: save(folder / "scan.nii", some_hu((3, 4, 5, 2))), "not_3d"),
     "5D": (lambda folder: save(folder / "scan.nii", some_hu((3, 4, 5, 1, 3))), "not_3d"),

@@ -1,15 +1,17 @@
 """The shard reader against zarr-python on every codec chain it knows, and what it says of broken files."""
 
+import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -270,3 +272,46 @@ def test_padding_equals_numpys(start: tuple[int, int, int]) -> None:
     np.testing.assert_array_equal(
         out, padded[tuple(slice(60 + a, 60 + a + n) for a, n in zip(start, out.shape, strict=True))]
     )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["chunk_grid"]["configuration"].update(chunk_shape=[8, 16, 16 * 10**9]),
+        lambda m: m["codecs"][0]["configuration"].update(chunk_shape=[0, 16, 16]),
+        lambda m: m["codecs"][0]["configuration"].update(chunk_shape=[8, 16, -16]),
+        lambda m: m["codecs"][0]["configuration"].update(codecs=[]),
+        lambda m: m["codecs"][0]["configuration"].update(index_codecs=[]),
+        lambda m: m["codecs"][0].update(configuration=[]),
+        lambda m: m.update(shape=[10**5] * 3),
+        lambda m: m.update(shape=[float("inf"), 1, 1]),
+        lambda m: m.update(fill_value=10**9),
+        lambda m: m.update(fill_value=None),
+        lambda m: m.update(chunk_key_encoding=5),
+        lambda m: m.update(data_type="float32"),
+        lambda m: m.update(data_type="uint8"),
+    ],
+)
+def test_metadata_that_cannot_be_is_a_chunk_error(tmp_path: Path, change: Callable[[dict], object]) -> None:
+    write(tmp_path, CODECS["blosc lz4"])
+    file = tmp_path / "cases/a/image/zarr.json"
+    metadata = json.loads(file.read_text())
+    change(metadata)
+    file.write_text(json.dumps(metadata))
+    out = np.empty((4, 4, 4), np.int16)
+    with pytest.raises(ChunkError):
+        StoreReader(tmp_path).array("a", "image").read_box((0, 0, 0), out)
+
+
+def test_an_index_that_claims_a_huge_chunk_is_not_followed(tmp_path: Path) -> None:
+    """With the right checksum: what no bit rot makes."""
+    write(tmp_path, CODECS["blosc lz4"], shards=(24, 48, 48))
+    shard = tmp_path / "cases/a/image/c/0/0/0"
+    raw = bytearray(shard.read_bytes())
+    index = bytearray(raw[-(16 * 27 + 4) : -4])
+    index[16 * 26 + 8 : 16 * 26 + 16] = (2**40).to_bytes(8, "little")
+    raw[-(16 * 27 + 4) :] = bytes(index) + google_crc32c.value(bytes(index)).to_bytes(4, "little")
+    shard.write_bytes(raw)
+    out = np.empty((4, 1, 15), np.int16)
+    with pytest.raises(ChunkError, match="its index is damaged"):
+        StoreReader(tmp_path).array("a", "image").read_box((16, 32, 32), out)

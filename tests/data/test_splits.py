@@ -8,7 +8,7 @@ import pytest
 from sklearn.model_selection import KFold
 
 from liverseg_dist.config import SplitConfig
-from liverseg_dist.data.splits import Splits, make_splits, nnunet_folds, read_patients
+from liverseg_dist.data.splits import Splits, check_split_files, make_splits, nnunet_folds, read_patients
 from liverseg_dist.errors import UserError
 
 
@@ -111,3 +111,17 @@ def test_patient_names_are_not_kept(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("case,patient\na,\n")
     with pytest.raises(UserError, match="line 2 lacks"):
         read_patients(tmp_path / "q.csv", ["a"])
+
+
+def test_a_split_file_of_any_nesting_and_length_is_read_in_time(tmp_path: Path) -> None:
+    file = tmp_path / "splits.json"
+    file.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="not a JSON"):
+        check_split_files(SplitConfig(kind="file", file=file), [])
+    for folds in ("abc", 3, {"a": ["b"]}, [["a"], [["b"]]]):
+        file.write_text(json.dumps({"folds": folds}))
+        with pytest.raises(UserError, match="not a JSON"):
+            check_split_files(SplitConfig(kind="file", file=file), [])
+    file.write_text(json.dumps({"folds": [[f"liver_{n}" for n in range(200_000)], ["liver_7"]]}))
+    with pytest.raises(UserError, match="liver_7 stands in more than one part"):
+        check_split_files(SplitConfig(kind="file", file=file), [])

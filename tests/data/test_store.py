@@ -1,6 +1,8 @@
 """The store as its readers see it: ours, zarr-python, tensorstore, OME-Zarr; and what is refused."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,67 @@ def test_a_url_whose_driver_is_not_installed_is_one_line(monkeypatch: pytest.Mon
 def test_an_unknown_schema_is_refused(copy: Path, schema: int | None, remedy: str) -> None:
     change(copy, schema=schema)
     with pytest.raises(UserError, match=f"store schema {schema}, this version reads 1; {remedy}"):
+        CaseStore.open(copy)
+
+
+def use(store: CaseStore) -> None:
+    store.spacing_mm, store.intensity, store.convert, store.class_voxels  # noqa: B018 - read
+    for part in ("train", "validation", "test"):
+        store.ids(part, 0)  # type: ignore[arg-type]
+    for case_id in store.case_ids:
+        store.meta(case_id)
+        store.image(case_id)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("cases", None), ("cases", ["liver_0"]), ("cases", {"../x": {}}), ("cases.liver_0", 5), ("splits", {}),
+        ("splits.folds", 3), ("splits.folds", [[["liver_0"]]]), ("splits.train_only", ["absent"]), ("audit", []),
+        ("name", "a\nb"), ("spacing_mm", [1, 1]), ("spacing_mm", [1, 1, float("nan")]), ("intensity", {}),
+        ("intensity", 4), ("convert", {}), ("convert.cleaning.denoiser", "/etc/passwd"),
+        ("cases.liver_0.valid_slices", [0, 10**9]), ("cases.liver_0.valid_slices", 7), ("cases.liver_0.patient", []),
+        ("cases.liver_0.class_voxels", [1, 2]), ("cases.liver_0.class_voxels", [10**30, 0, 0]),
+        ("cases.liver_0.grid.shape_zyx", [10**5] * 3), ("cases.liver_0.grid.shape_zyx", [0, 1, 1]),
+        ("cases.liver_0.grid.affine", "x"), ("cases.liver_0.grid.affine", [[float("inf")] * 4] * 4),
+        ("cases.liver_0.labelled", "yes"), ("cases.liver_0.tumours", -1),
+    ],
+)  # fmt: skip
+def test_damaged_metadata_is_one_line_before_memory_is_taken(copy: Path, place: str, value: object) -> None:
+    content = json.loads((copy / "zarr.json").read_text())
+    node = content["attributes"]["liverseg"]
+    *above, last = place.split(".")
+    for key in above:
+        node = node[key]
+    node[last] = value
+    (copy / "zarr.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=re.escape(str(copy))) as caught:
+        use(CaseStore.open(copy))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "change_array",
+    [
+        lambda array: array.update(shape=[10**5] * 3),
+        lambda array: array["chunk_grid"]["configuration"].update(chunk_shape=[64 * 10**4, 64 * 10**4, 64 * 10**4]),
+        lambda array: array.update(data_type="float64"),
+        lambda array: array["codecs"][0].update(name="none"),
+    ],
+    ids=["shape", "shard", "type", "codec"],
+)
+def test_an_array_that_claims_what_cannot_be_is_refused(store: Path, tmp_path: Path, change_array: Any) -> None:
+    whole = shutil.copytree(store, tmp_path / "s.zarr")
+    content = json.loads((whole / "zarr.json").read_text())
+    change_array(content["consolidated_metadata"]["metadata"]["cases/liver_0/image"])
+    (whole / "zarr.json").write_text(json.dumps(content))
+    with pytest.raises((RunFailed, UserError), match="damaged"):
+        CaseStore.open(whole).image("liver_0")
+
+
+def test_nesting_without_end_is_damage(copy: Path) -> None:
+    (copy / "zarr.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is damaged"):
         CaseStore.open(copy)
 
 

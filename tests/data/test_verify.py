@@ -101,6 +101,31 @@ def test_missing_and_strange_files(store: Path) -> None:
     ]
 
 
+def test_names_and_sizes_that_cannot_be_are_damage(store: Path) -> None:
+    """A zero byte in a name; an array of 10^15 chunks, which nobody counts one by one."""
+    with (store / "SHA256SUMS").open("a") as file:
+        file.write(f"{'0' * 64}  cases/liver_0/a\0b\n")
+    assert [str(d) for d in damage(store)] == ["case liver_0, a?b: cannot be read (embedded null byte)"]
+    (store / "SHA256SUMS").unlink()
+    metadata = store / "cases/liver_1/label/zarr.json"
+    content = json.loads(metadata.read_text())
+    content["shape"] = [10**7] * 3
+    metadata.write_text(json.dumps(content))
+    assert "case liver_1, label: is damaged, chunk (metadata: ValueError)" in [str(d) for d in damage(store)]
+
+
+def test_checksums_that_lost_lines_are_damage(store: Path) -> None:
+    sums = store / "SHA256SUMS"
+    whole = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(line for line in whole if "liver_1/label/c/" not in line and "  zarr.json" not in line))
+    assert [str(d) for d in damage(store)] == [
+        "SHA256SUMS: does not list zarr.json; lines are missing",
+        "case liver_1, label/c/0/0/0: is not listed in SHA256SUMS",
+    ]
+    sums.write_text("")
+    assert [str(d) for d in damage(store)] == ["SHA256SUMS: does not list zarr.json; lines are missing"]
+
+
 def test_a_damaged_root_is_found_though_it_does_not_open(store: Path) -> None:
     (store / "zarr.json").write_text("{")
     assert {d.where for d in damage(store)} == {"zarr.json"}

@@ -102,3 +102,18 @@ def test_nan_is_refused_and_leaves_the_old_file(tmp_path: Path) -> None:
         write_json(file, {"new": float("nan")})
     assert json.loads(file.read_text()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_changed_digit_counts_as_damage(tmp_path: Path) -> None:
+    """What still is JSON, but not what was written."""
+    ledger = Ledger(tmp_path)
+    ledger.write("liver_1", SCORES, inputs="a")
+    (file,) = tmp_path.iterdir()
+    whole = file.read_text()
+    for digit in ("0.30000000000000004", "null"):
+        assert digit in whole
+        file.write_text(whole.replace(digit, "0.9"))
+        assert ledger.read_all() == []
+        assert ledger.failures() == {}
+    file.write_text(whole)
+    assert ledger.read("liver_1", "a") == SCORES

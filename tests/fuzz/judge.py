@@ -1,7 +1,7 @@
 """One input, one verdict: accepted, refused in one clear line, or one of the four failures.
 
 traceback   anything but the family of `LiversegError`, or a message of several lines
-hang        longer than `PATIENCE_S`
+hang        more than `PATIENCE_S` of CPU time (the parent process sees what sleeps for longer)
 memory      more than `MOST_GROWTH_MIB` resident for an input of some KiB, or the wall of RLIMIT_AS
 wrong       accepted, but an independent reader reads something else in the same bytes
 """
@@ -12,12 +12,13 @@ import signal
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from liverseg_dist.errors import LiversegError
 
-PATIENCE_S = 20.0
+PATIENCE_S = 15.0
 MOST_GROWTH_MIB = 300
 ROOM_MIB = 1500
 FAILURES = ("traceback", "hang", "memory", "wrong")
@@ -50,8 +51,8 @@ def wall() -> None:
 def judge(check: Callable[[Path], None], case: Path) -> Verdict:
     """Run `check`, which returns when the input was accepted and raises what the code under test raises."""
     before = _forget_peak()
-    old = signal.signal(signal.SIGALRM, _ring)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+    old = signal.signal(signal.SIGPROF, _ring)
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE_S)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -59,8 +60,8 @@ def judge(check: Callable[[Path], None], case: Path) -> Verdict:
     except Hang as error:
         verdict = Verdict("hang", _where(error))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, old)
     grown = (_status("VmHWM") - before) >> 10
     if not verdict.failed and grown > MOST_GROWTH_MIB:
         gc.collect()
@@ -109,8 +110,6 @@ def _status(name: str) -> int:
 
 def _forget_peak() -> int:
     """Make VmHWM the resident memory of now, and tell it, KiB."""
-    try:
+    with suppress(OSError):  # a container may forbid it: then the peak only grows
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # a container that forbids it: the peak only grows
-        pass
     return _status("VmHWM")

@@ -4,6 +4,7 @@ Hypothesis hands in a `Random` of its own, whose draws it shrinks; the long camp
 number.
 """
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from random import Random
@@ -19,9 +20,9 @@ NUMBERS: tuple[Any, ...] = (
     0.5, -0.0, 1e-300, 1e300, float("nan"), float("inf"), float("-inf"),
 )  # fmt: skip
 TEXTS = (
-    "", " ", "x", "0", "-1", "1e400", "null", "\0", "\n", "a\nb", "\x1b[2J", "<script>alert(1)</script>", "../../etc/passwd", "/etc/passwd",
-    "..", ".", "~", "\ud800", "Leber groß 肝臓", "=1+1", "x" * 5000, "{{7*7}}", "%s%n", "a/b", "CON", "file:///etc", "int16", "zstd",
-    DEEP, DIGITS,
+    "", " ", "x", "0", "-1", "1e400", "null", "\0", "\n", "a\nb", "\x1b[2J", "<script>alert(1)</script>", "..", ".",
+    "../../etc/passwd", "/etc/passwd", "\ud800", "Leber groß 肝臓", "=1+1", "x" * 5000, "{{7*7}}", "%s%n", "a/b", "CON",
+    "file:///etc", "int16", "zstd", DEEP, DIGITS,
 )  # fmt: skip
 OTHERS: tuple[Any, ...] = (
     None,
@@ -154,7 +155,7 @@ def _nasty(value: Any, chance: Random) -> Any:
     if isinstance(value, str) and kind == 0:
         at = chance.randrange(len(value) + 1)
         return value[:at] + chance.choice(TEXTS) + value[at:]
-    return chance.choice(chance.choice((NUMBERS, TEXTS, OTHERS)))
+    return copy.deepcopy(chance.choice(chance.choice((NUMBERS, TEXTS, OTHERS))))
 
 
 def json_text(tree: Tree, **how: Any) -> bytes:
@@ -174,6 +175,6 @@ def damaged_json(tree: Tree, chance: Random, **how: Any) -> bytes:
 
 
 ODD_TEXTS = (
-    b"", b"\xef\xbb\xbf{}", b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe{\x00}\x00", b"nul", b"{}{}", b'"text"', b"1e999999",
-    b"-" + b"1" * 6000, b'{"a": 1, "a": 2}', b"\x00" * 100, b"NaN",
+    b"", b"\xef\xbb\xbf{}", b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe{\x00}\x00", b"nul", b"{}{}", b'"text"',
+    b"1e999999", b"-" + b"1" * 6000, b'{"a": 1, "a": 2}', b"\x00" * 100, b"NaN",
 )  # fmt: skip

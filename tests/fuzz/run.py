@@ -22,11 +22,12 @@ from pathlib import Path
 from random import Random
 
 from tests.fuzz.judge import FAILURES, PATIENCE_S, Verdict, judge, wall
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.targets import PLACES, Target, target
 
 SHARES = {"nifti": 4, "store": 2, "index": 2, "config": 2}
 """Of the inputs; 1 for all others."""
-SILENCE_S = 3 * PATIENCE_S
+SILENCE_S = 8 * PATIENCE_S
+"""Of a worker, on a busy machine."""
 OUTCOMES = ("accepted", "refused", *FAILURES, "crash")
 
 
@@ -43,12 +44,12 @@ def work(name: str, out: Path, seed: int, first: int, last: int) -> None:
     ready = out / "ready" / name
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir(parents=True)
-    target = TARGETS[name](ready)
-    one(target, out / "inputs" / name, seed, first)  # what is imported late is here before the wall
+    chosen = target(name, ready)
+    one(chosen, out / "inputs" / name, seed, first)  # what is imported late is here before the wall
     wall()
     for number in range(first, last):
         print(json.dumps({"begun": number}), flush=True)
-        verdict = one(target, out / "inputs" / name, seed, number)
+        verdict = one(chosen, out / "inputs" / name, seed, number)
         if verdict.failed:
             keep(out, name, number)
         print(json.dumps({"number": number, **verdict.__dict__}), flush=True)
@@ -127,7 +128,7 @@ def main() -> int:
     )
     parser.add_argument("--inputs", type=int, default=12_000, metavar="N", help="over all chosen targets")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--target", action="append", choices=sorted(TARGETS), help="repeatable; default: all")
+    parser.add_argument("--target", action="append", choices=sorted(PLACES), help="repeatable; default: all")
     parser.add_argument("--out", type=Path, help="default: a new folder below the temporary folder, kept")
     parser.add_argument("--replay", type=Path, metavar="FOLDER", help="judge one kept input again, without the walls")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
@@ -136,11 +137,11 @@ def main() -> int:
     if args.worker:
         work(args.worker[0], out, *map(int, args.worker[1:]))
         return 0
-    names = args.target or list(TARGETS)
+    names = args.target or list(PLACES)
     if args.replay:
-        target = TARGETS[names[0]](Path(tempfile.mkdtemp()))
+        chosen = target(names[0], Path(tempfile.mkdtemp()))
         copy = Path(shutil.copytree(args.replay, Path(tempfile.mkdtemp()) / "input", symlinks=True))
-        target.check(copy)
+        chosen.check(copy)
         print("accepted")
         return 0
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}

@@ -1,10 +1,12 @@
 """Loading runs: what fits is loaded exactly, what does not is told in one line."""
 
+import resource
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from liverseg_dist.errors import UserError
@@ -53,6 +55,17 @@ def test_broken_weights_are_told(run: Path) -> None:
     save_file({"other": torch.zeros(3)}, run / "model.safetensors")
     with pytest.raises(UserError, match="do not fit the model"):
         load_run(run, CPU)
+
+
+def test_settings_that_claim_a_huge_network_take_no_memory(run: Path) -> None:
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content["model"]["features"] = [4096, 4096]  # 54 GB of weights
+    content["model"]["blocks_per_level"] = [16, 16]
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="do not fit the model"):
+        load_run(run, CPU)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
 def test_settings_of_a_run_stay(run: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,7 +24,7 @@ from launch.sweep.sweep import Sweep
 from launch.tune import run
 from liverseg_dist.config import load_settings
 from liverseg_dist.config.settings import load_settings_as
-from liverseg_dist.errors import EXIT_AGAIN, EXIT_USER, UserError
+from liverseg_dist.errors import EXIT_AGAIN, EXIT_USER, RunFailed, UserError
 from tests.distributed.launch import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -281,6 +282,29 @@ def test_a_condition_that_cannot_hold_is_refused(when: dict, said: str) -> None:
     space = {**CONDITIONAL, "train.clip_grad_norm": {"type": "uniform", "low": 1, "high": 20, "when": when}}
     with pytest.raises(ValueError, match=said):
         settings(space=space)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [lines[0], lines[1].replace(b"0.7", b"0.8"), *lines[2:]],
+        lambda lines: [lines[0], *lines[2:]],
+        lambda lines: [lines[0], lines[1], *lines[1:]],
+        lambda lines: [lines[0], b"[" * 100_000 + b"\n", *lines[2:]],
+        lambda lines: [lines[0], b"{}\n", *lines[2:]],
+        lambda lines: [lines[0], b"[[1]]\n", *lines[2:]],
+    ],
+    ids=["digit", "lost", "doubled", "nested", "empty", "list"],
+)
+def test_a_damaged_journal_stops_the_sweep(tmp_path: Path, change: Any) -> None:
+    with Journal(tmp_path) as journal:
+        journal.begin("a", {"k": 1})
+        journal.rung("a", Rung.of(2, {"0": {"score": 0.5}, "1": {"score": 0.7}}, "continue", 1.0))
+        journal.fail("a", "why")
+    file = tmp_path / "journal.jsonl"
+    file.write_bytes(b"".join(change(file.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(RunFailed, match=r"journal\.jsonl: line [23] is damaged"):
+        Journal(tmp_path)
 
 
 def test_a_half_written_line_is_not_there(tmp_path: Path) -> None:

@@ -107,10 +107,12 @@ def reference(path: Path) -> nib.Nifti1Image:
     while raw[:2] == b"\x1f\x8b":  # a member after the first is a part of the file
         raw = zlib_all(raw)
     make = nib.Nifti2Image if raw[4:7] == b"n+2" else nib.Nifti1Image
-    header = make.header_class(raw[: make.header_class.sizeof_hdr], check=False)
+    size = make.header_class.sizeof_hdr
+    raw = raw[:size] + bytes(4) + raw[size + 4 :]  # extensions are not looked at
+    header = make.header_class(raw[:size], check=False)
     if header["vox_offset"] == 0:  # right behind the header, as NIfTI's own library has it; nibabel would read that
         header["vox_offset"] = make.header_class.single_vox_offset
-        raw = header.binaryblock + raw[make.header_class.sizeof_hdr :]
+        raw = header.binaryblock + raw[size:]
     return make.from_bytes(raw)
 
 

@@ -1,0 +1,64 @@
+"""What is taken for a whole checkpoint, and what is passed over. Resuming itself: test_resume."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from liverseg_dist.errors import RunFailed
+from liverseg_dist.training.checkpoint import MANIFEST, STATE, Checkpoints
+from liverseg_dist.training.loop import progress_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint of step 5."""
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    checkpoints.save(5, {"a": torch.arange(6.0)}, {"progress": {"step": 5}}, wait=True)
+    checkpoints.close()
+    return tmp_path / "step_5"
+
+
+def newest(folder: Path) -> dict | None:
+    checkpoints = Checkpoints(folder.parent, keep_last=2)
+    try:
+        return checkpoints.newest()
+    finally:
+        checkpoints.close()
+
+
+def sign(folder: Path) -> None:
+    sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.name != MANIFEST}
+    (folder / MANIFEST).write_text(json.dumps({"schema": 1, "sha256": sums}))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "5", '{"schema": 1}', '{"schema": 1, "sha256": []}', ""])
+def test_a_damaged_manifest_is_passed_over(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / MANIFEST).write_text(text)
+    assert newest(folder) is None
+    assert "step_5 is passed over" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "5", "{}", '{"step": 4}', '{"step": "5"}'])
+def test_a_signed_state_that_is_none_is_passed_over(folder: Path, text: str) -> None:
+    (folder / STATE).write_text(text)
+    sign(folder)
+    assert newest(folder) is None
+
+
+def test_names_that_only_look_like_numbers_are_no_checkpoints(folder: Path) -> None:
+    (folder.parent / "step_²").mkdir()
+    (folder.parent / "step_٣").mkdir()
+    state = newest(folder)
+    assert state is not None
+    assert progress_of(state).step == 5
+
+
+@pytest.mark.parametrize("progress", [{"step": 4}, {"step": 5, "strange": 1}, [], None])
+def test_progress_of_another_kind_is_one_line(progress: object) -> None:
+    with pytest.raises(RunFailed, match="the checkpoint of step 5 is not understood"):
+        progress_of({"step": 5, "progress": progress})
