@@ -31,3 +31,7 @@ class StopRequested(LiversegError):
     """A signal asked for a stop; everything is saved, and the same command line continues."""
 
     exit_code = EXIT_AGAIN
+
+
+class RankLost(ConnectionError):
+    """Another rank no longer answers: no fault of the case, and the end of the job."""

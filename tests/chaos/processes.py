@@ -73,6 +73,13 @@ def wait(process: Process, timeout_s: float, others: frozenset[int] = frozenset(
         time.sleep(0.05)
 
 
+def kill(others: frozenset[int]) -> None:
+    """All that works for us, `others` aside."""
+    for pid in descendants(os.getpid()):
+        if pid not in others:
+            send(pid, signal.SIGKILL)
+
+
 def living(process: Process, others: frozenset[int]) -> list[int]:
     """What the stage has running yet; dead orphans are buried on the way."""
     left = []

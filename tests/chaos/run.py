@@ -21,13 +21,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 from tests.chaos.campaign import Report, StruckRun
 from tests.chaos.damage import small_disk
 from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.processes import descendants, orphans_are_ours
+from tests.chaos.processes import descendants, kill, orphans_are_ours
 from tests.chaos.stages import CHECKPOINT_EVERY, ROOT, STEPS, stages, undisturbed
 from tests.chaos.warm import get_warm
 
@@ -45,7 +46,10 @@ def campaign(out: Path, faults: Sequence[tuple[Fault, str]], seed: int, source: 
     get_warm()
     others = frozenset(descendants(os.getpid()))
     reports: list[Report] = []
-    with small_disk(out / "disk"), orphans_are_ours(), (out / "chaos.jsonl").open("w") as file:
+    with ExitStack() as stack:
+        stack.enter_context(small_disk(out / "disk"))
+        stack.enter_context(orphans_are_ours())
+        file = stack.enter_context((out / "chaos.jsonl").open("w"))
 
         def settled(report: Report) -> None:
             reports.append(report)
@@ -59,11 +63,21 @@ def campaign(out: Path, faults: Sequence[tuple[Fault, str]], seed: int, source: 
             for stage in stages(out, source)
             if stage.name in wanted
         }
+        stack.callback(kill, others)
         for number, (fault, name) in enumerate(faults, 1):
             runs[name].strike(fault, random.Random(f"{seed} {number}"))
         for run in runs.values():
             run.finish()
     return reports
+
+
+SHORT = (
+    ("disk full", "train"),
+    ("network cut in mid-step", "train"),
+    ("bit flipped in a stored shard", "convert"),
+    ("kill -9 of one rank or worker", "evaluate"),
+)
+"""For CI: what no other test does, and once each of the ways in which a run can go on."""
 
 
 def draw(count: int, seed: int, kind: str = "", only: Sequence[str] = ()) -> list[tuple[Fault, str]]:
@@ -109,6 +123,7 @@ def main() -> int:
         "--stage", action="append", default=[], choices=["convert", "train", "train on two nodes", "evaluate", "tune"],
         help="only this one; repeatable",
     )  # fmt: skip
+    parser.add_argument("--short", action="store_true", help=f"{len(SHORT)} faults, about a minute: what CI runs")
     parser.add_argument("--out", type=Path, help="default: a new folder below the temporary folder, kept")
     args = parser.parse_args()
     if os.geteuid() != 0:
@@ -118,7 +133,10 @@ def main() -> int:
         if not fault.possible:
             print(f"tools/chaos: left out: {fault.kind} (apt-get install faketime)", file=sys.stderr)
     out = args.out or Path(tempfile.mkdtemp(prefix="chaos-"))
+    kinds = {fault.kind: fault for fault in FAULTS}
     drawn = draw(args.faults, args.seed, args.kind, args.stage)
+    if args.short:
+        drawn = [(kinds[kind], stage) for kind, stage in SHORT]
     source = out / "Task03_Phantom"
     phantom = [sys.executable, "-m", "liverseg_dist", "phantom", str(source), "--cases", "6", "--seed", "3"]
     subprocess.run(phantom, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
