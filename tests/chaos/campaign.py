@@ -11,12 +11,12 @@ from tests.chaos.processes import Hang, Process
 from tests.chaos.stages import OURS, PEER_TIMEOUT_S, USUAL_S, Ended, Stage, Undisturbed
 
 PATIENCE_S = 60 + 3 * PEER_TIMEOUT_S
-"""From the fault to the end of all processes, where it brings the command to an end."""
+"""From the fault, or the last progress after it, to the end of all processes."""
 STRIKES = 4
 """On one run."""
 TRIES = 3
 """Starts after the last strike until it must be done."""
-COLD = 1 / 5
+COLD = 1 / 10
 """Share of the struck processes that start as a user starts them; the others start warm, as far as the stage can."""
 WHILE_STARTING = 1 / 6
 """Share of the faults that strike before any work is done."""

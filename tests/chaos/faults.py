@@ -26,6 +26,8 @@ class Fault:
     environment: Callable[[Stage], Mapping[str, str]] = lambda stage: {}
     """Of the process that is struck."""
     needs_faketime: bool = False
+    once: bool = False
+    """Takes long: once on each stage, however many faults there are."""
 
     @property
     def possible(self) -> bool:
@@ -52,8 +54,8 @@ FAULTS = (
     Fault("Ctrl-C", (*ALL, *TUNE), strikes.to_all(SIGINT)),
     Fault("one asleep, then awake", ALL, strikes.pause(3)),
     Fault("one asleep longer than its peers wait", RANKS, strikes.pause(1.5 * PEER_TIMEOUT_S), says=GONE),
-    Fault("one asleep for a minute", ALL, strikes.pause(60), says=GONE),
-    Fault("launcher asleep for a minute", ("train", "evaluate"), strikes.pause(60, launcher=True)),
+    Fault("one asleep for a minute", ALL, strikes.pause(60), says=GONE, once=True),
+    Fault("launcher asleep for a minute", RANKS, strikes.pause(60, launcher=True), once=True),
     Fault("disk full", (*ALL, *TUNE), damage.fill, damage.free, says=FULL),
     Fault("disk read-only", ALL, damage.read_only, damage.writable, says=LOCKED),
     Fault("write permission taken away", (*ALL, *TUNE), damage.forbid, damage.permit, says=LOCKED),

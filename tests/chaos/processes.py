@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.chaos.warm import Forked
@@ -59,17 +59,21 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def wait(process: Process, timeout_s: float, others: frozenset[int] = frozenset()) -> None:
-    """Until it has ended and all it started, `others` of ours aside. Raises `Hang`, with nothing left running."""
-    end = time.monotonic() + timeout_s
+def wait(process: Process, timeout_s: float, others: frozenset[int], progress: Callable[[], int]) -> None:
+    """Until it has ended and all it started, `others` of ours aside. Raises `Hang`, with nothing left running, when it
+    neither ends nor makes progress for `timeout_s`.
+    """
+    end, before = time.monotonic() + timeout_s, progress()
     while process.poll() is None or living(process, others):
+        if (now := progress()) > before:
+            end, before = time.monotonic() + timeout_s, now
         if time.monotonic() > end:
             left = living(process, others)
             said = "; ".join(command_of(pid)[:90] for pid in left[:4])
             for pid in left:
                 send(pid, signal.SIGKILL)
             process.wait()
-            raise Hang(f"no end after {timeout_s:.0f} s: {said}")
+            raise Hang(f"no end and no progress for {timeout_s:.0f} s: {said}")
         time.sleep(0.05)
 
 

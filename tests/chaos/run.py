@@ -90,6 +90,7 @@ def draw(count: int, seed: int, kind: str = "", only: Sequence[str] = ()) -> lis
     drawn: list[tuple[Fault, str]] = []
     while len(drawn) < count:
         drawn += chance.sample(pairs, len(pairs))
+        pairs = [(fault, name) for fault, name in pairs if not fault.once]
     return drawn[:count]
 
 
