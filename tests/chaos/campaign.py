@@ -91,7 +91,7 @@ class StruckRun:
         self._strikes += 1
         if ended.exit_code == 0:
             self._settle(self._difference())
-        elif self._strikes == STRIKES:
+        elif self._strikes == STRIKES or self.stage.done() >= self.usual.total:
             self.finish()
 
     def finish(self) -> None:

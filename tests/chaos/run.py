@@ -140,7 +140,8 @@ def main() -> int:
         drawn = [(kinds[kind], stage) for kind, stage in SHORT]
     source = out / "Task03_Phantom"
     phantom = [sys.executable, "-m", "liverseg_dist", "phantom", str(source), "--cases", "6", "--seed", "3"]
-    subprocess.run(phantom, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    if not (source / "dataset.json").is_file():
+        subprocess.run(phantom, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     reports = campaign(out, drawn, args.seed, source)
     print(f"{table(reports)}\n\n{STEPS} steps a training, a checkpoint every {CHECKPOINT_EVERY}. {out / 'chaos.jsonl'}")
     return 0 if all(report.survived for report in reports) else 1
