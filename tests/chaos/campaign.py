@@ -10,7 +10,7 @@ from tests.chaos.faults import Fault
 from tests.chaos.processes import Hang, Process
 from tests.chaos.stages import OURS, PEER_TIMEOUT_S, USUAL_S, Ended, Stage, Undisturbed
 
-PATIENCE_S = 60 + 3 * PEER_TIMEOUT_S
+PATIENCE_S = 60.0 + 3 * PEER_TIMEOUT_S
 """From the fault, or the last progress after it, to the end of all processes."""
 STRIKES = 4
 """On one run."""

@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,8 +38,7 @@ NEEDS = {"convert": (), "train": ("convert",), "train on two nodes": ("convert",
 def campaign(out: Path, faults: Sequence[tuple[Fault, str]], seed: int, source: Path) -> list[Report]:
     """Each (fault, stage name) once, in this order."""
     out.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(out / "ready", ignore_errors=True)
-    (out / "ready").mkdir()
+    (out / "ready").mkdir(exist_ok=True)
     wanted = {name for _, name in faults}
     wanted |= {need for name in wanted for need in NEEDS.get(name, ("convert", "train"))}
     get_warm()
