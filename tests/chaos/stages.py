@@ -27,10 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS, CHECKPOINT_EVERY = 40, 5
 STORE_SETTINGS = ("convert.cleaning.spacing_mm=[6,6,6]", "convert.splits.folds=2", "convert.workers=2")
 RUN_SETTINGS = (
-    "data.patch_size=[8,16,16]", "data.workers=1", "data.augmentation=light", "model.features=[4,8]",
+    "data.patch_size=[16,32,32]", "data.workers=1", "data.augmentation=light", "model.features=[4,8]",
     "train.global_batch_size=2", "train.optimizer=adamw", "train.learning_rate=1e-3", "train.ema_decay=0.9",
     "train.threads=1", "train.log_every_steps=1", f"train.max_steps={STEPS}",
-    f"checkpoint.every_steps={CHECKPOINT_EVERY}", "validation.every_steps=20", "validation.max_cases=1",
+    f"checkpoint.every_steps={CHECKPOINT_EVERY}", "validation.every_steps=20", "validation.max_cases=1", "inference.overlap=0.25",
 )  # fmt: skip
 SWEEP = {
     "sweep": {
@@ -44,7 +44,7 @@ SWEEP = {
         "max_concurrent": 1,
         "max_failures": 2,
     },
-    "data": {"patch_size": [8, 16, 16], "workers": 0},
+    "data": {"patch_size": [16, 32, 32], "workers": 0},
     "model": {"features": [4, 8]},
     "train": {"max_steps": 12, "optimizer": "adamw", "log_every_steps": 1, "threads": 1},
     "checkpoint": {"keep_best": False, "every_steps": 2},
