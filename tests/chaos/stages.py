@@ -30,7 +30,8 @@ RUN_SETTINGS = (
     "data.patch_size=[16,32,32]", "data.workers=1", "data.augmentation=light", "model.features=[4,8]",
     "train.global_batch_size=2", "train.optimizer=adamw", "train.learning_rate=1e-3", "train.ema_decay=0.9",
     "train.threads=1", "train.log_every_steps=1", f"train.max_steps={STEPS}",
-    f"checkpoint.every_steps={CHECKPOINT_EVERY}", "validation.every_steps=20", "validation.max_cases=1", "inference.overlap=0.25",
+    f"checkpoint.every_steps={CHECKPOINT_EVERY}", "validation.every_steps=20", "validation.max_cases=1",
+    "inference.overlap=0.25",
 )  # fmt: skip
 SWEEP = {
     "sweep": {

@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import ctypes
 import importlib
+import multiprocessing
 import os
 import runpy
 import signal
@@ -78,6 +79,8 @@ def get_warm() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     subprocess_handler.Popen = Forked  # type: ignore[misc,assignment]
+    context = multiprocessing.get_context  # a fork server would be one more cold start
+    multiprocessing.get_context = lambda method=None: context("fork" if method == "forkserver" else method)
 
 
 def network_of_its_own() -> None:
