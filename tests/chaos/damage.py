@@ -14,6 +14,8 @@ from tests.chaos.processes import Process
 from tests.chaos.stages import Stage
 from tests.chaos.strikes import Strike, to_all
 
+TOO_EARLY = "killed before there was such a file"
+
 
 @contextmanager
 def small_disk(folder: Path, mib: int = 96) -> Iterator[Path]:
@@ -81,7 +83,7 @@ def to_file(choose: Callable[[Stage], list[Path]], harm: Callable[[Path, random.
     def strike(process: Process, stage: Stage, chance: random.Random) -> str:
         _kill(process, stage, chance)
         if not (files := choose(stage)):
-            return "killed before there was such a file"
+            return TOO_EARLY
         return harm(chance.choice(files), chance)
 
     return strike

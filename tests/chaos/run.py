@@ -21,14 +21,15 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tests.chaos.campaign import Report, StruckRun
-from tests.chaos.damage import small_disk
+from tests.chaos.damage import TOO_EARLY, small_disk
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.processes import descendants, kill, orphans_are_ours
 from tests.chaos.stages import CHECKPOINT_EVERY, ROOT, STEPS, stages, undisturbed
+from tests.chaos.strikes import NOBODY
 from tests.chaos.warm import get_warm
 
 NEEDS = {"convert": (), "train": ("convert",), "train on two nodes": ("convert",), "tune": ("convert",)}
@@ -93,7 +94,12 @@ def draw(count: int, seed: int, kind: str = "", only: Sequence[str] = ()) -> lis
 
 
 def table(reports: Sequence[Report]) -> str:
-    """Markdown: kinds in rows."""
+    """Markdown: kinds in rows. What found nothing to do its harm to counts as what it was: a kill, or nothing."""
+    reports = [
+        replace(report, kind="kill -9 of all") if report.did.startswith(TOO_EARLY) else report
+        for report in reports
+        if not report.did.startswith(NOBODY)
+    ]
     lines = [
         "| fault | done to | tried | survived | longest end, s | steps lost, median | at most |",
         "|---|---|--:|--:|--:|--:|--:|",
@@ -124,7 +130,11 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--short", action="store_true", help=f"{len(SHORT)} faults, about a minute: what CI runs")
     parser.add_argument("--out", type=Path, help="default: a new folder below the temporary folder, kept")
+    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="only the table of these chaos.jsonl")
     args = parser.parse_args()
+    if args.table:
+        print(table([Report(**json.loads(line)) for file in args.table for line in file.read_text().splitlines()]))
+        return 0
     if os.geteuid() != 0:
         print("tools/chaos: filling disks and cutting networks needs root", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.chaos.processes import Process, wait
+from tests.chaos.processes import Hang, Process, wait
 from tests.chaos.warm import Forked, network_of_its_own
 from tests.distributed.launch import clean_environment
 
@@ -261,7 +261,9 @@ def _measured(stage: Stage, others: frozenset[int]) -> Undisturbed | None:
         if (now := stage.done()) > most:
             first, last, most = first if most else time.monotonic(), time.monotonic(), now
         time.sleep(0.05)
-    ended = stage.wait(process, 30, others)
-    if ended.exit_code:
+    try:
+        if stage.wait(process, 30, others).exit_code:
+            return None
+    except Hang:
         return None
     return Undisturbed(stage.result(), stage.done(), first - began, last - first, time.monotonic() - last)

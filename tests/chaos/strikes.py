@@ -11,6 +11,7 @@ from tests.chaos.stages import PEER_TIMEOUT_S, Stage
 from tests.chaos.two_nodes import FAKETIME, PORTS, SWITCH, ip, sleeper
 
 Strike = Callable[[Process, Stage, random.Random], str]
+NOBODY = "there was no"
 LAUNCHERS = ("torch.distributed.run", "two_nodes.py")
 
 
@@ -81,7 +82,7 @@ def to_named(number: signal.Signals, *words: str) -> Strike:
                 send(chance.choice(found), number)
                 return f"{number.name} to {' '.join(words)}"
             time.sleep(0.05)
-        return f"no {' '.join(words)} was there"
+        return f"{NOBODY} {' '.join(words)}"
 
     return strike
 
