@@ -40,6 +40,10 @@ class StopRequested(LiversegError):
     exit_code = EXIT_AGAIN
 
 
+class RankLost(ConnectionError):
+    """Another rank no longer answers: no fault of the case, and the end of the job."""
+
+
 def printable(name: object) -> str:
     """A name fit for one line of output: undecodable bytes and control characters become `?`."""
     text = str(name).encode("utf-8", "replace").decode("utf-8")

@@ -22,10 +22,12 @@ import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import input_kind, inputs_for, load_runs, voxels_of
+from liverseg_dist.commands.together import together
 from liverseg_dist.data.audit_summary import audit_summary
 from liverseg_dist.data.store import CaseStore, Part
 from liverseg_dist.distributed.collectives import agree, barrier, gather
 from liverseg_dist.distributed.team import PeerFailed, Team
+from liverseg_dist.distributed.watch import Watch
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
 from liverseg_dist.evaluation.board import write_board
@@ -73,11 +75,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not inputs.slabs:
         raise UserError(f"{store_path}: {part} has no labelled case; choose another --part or --cases")
     job = _job(args, runs, inputs, folder, world)
-    with world.connected(args.timeout):
+
+    def work(watch: Watch) -> dict[str, Any]:
         if unlabelled:
             print(f"left out, without a label: {', '.join(unlabelled)}")
-        reused = _work(job, world)
+        reused = _work(job, world, watch)
+        watch.mark(-1, "writing the results")
         return agree(_finish(job, folder, _details(args, runs, part, inputs), reused) if world.is_main else None)
+
+    return together(world, args.timeout, work)
 
 
 def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple[list[str], str, Path]:
@@ -105,7 +111,7 @@ def _job(args: argparse.Namespace, runs: list[LoadedRun], inputs: CaseInputs, fo
     return Evaluation(inputs, predictor, ledger, masks, folder / PICTURES)
 
 
-def _work(job: Evaluation, world: World) -> int:
+def _work(job: Evaluation, world: World, watch: Watch) -> int:
     """Score this rank's share; returns how many cases of all ranks were already done. Ends together on all ranks."""
     before = agree(sorted(job.ledger.done()))
     known = sorted(job.inputs.slabs.keys() & set(before))
@@ -117,6 +123,7 @@ def _work(job: Evaluation, world: World) -> int:
     reused = 0
     with progress("evaluate", len(fresh.together) + len(alone), quiet=not world.is_main) as line:
         for case_id in (*fresh.together, *alone):
+            watch.mark(-1, f"scoring {case_id}")
             try:
                 if case_id not in fresh.together:
                     reused += job.run_case(case_id)
@@ -129,6 +136,7 @@ def _work(job: Evaluation, world: World) -> int:
             except RunFailed as error:
                 print(f"liverseg: {error}", file=sys.stderr, flush=True)
             line.advance(note=case_id)
+    watch.mark(-1, "waiting for the others' cases")
     barrier()
     return sum(gather(reused))
 

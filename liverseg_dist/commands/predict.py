@@ -19,8 +19,10 @@ import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import load_runs
+from liverseg_dist.commands.together import together
 from liverseg_dist.distributed.collectives import agree, barrier, gather
 from liverseg_dist.distributed.team import PeerFailed, Team
+from liverseg_dist.distributed.watch import Watch
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
@@ -55,10 +57,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not files:
         raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
     job = _job(args, overrides, world)
-    with world.connected(args.timeout):
-        failed = _work(job, files, world)
-        barrier()
-        table = agree(str(job.write_table()) if world.is_main else None)
+    return together(world, args.timeout, lambda watch: _predict(args, job, files, world, watch))
+
+
+def _predict(
+    args: argparse.Namespace, job: Prediction, files: list[Path], world: World, watch: Watch
+) -> dict[str, Any]:
+    failed = _work(job, files, world, watch)
+    watch.mark(-1, "writing the table")
+    barrier()
+    table = agree(str(job.write_table()) if world.is_main else None)
     print(f"table: {table}", flush=True)
     all_mistakes = len(failed) == len(files) and all(failed.values())
     return {
@@ -85,7 +93,7 @@ def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Predic
     )
 
 
-def _work(job: Prediction, files: list[Path], world: World) -> dict[str, bool]:
+def _work(job: Prediction, files: list[Path], world: World, watch: Watch) -> dict[str, bool]:
     """Segment this rank's share; returns for each scan that failed, on any rank, whether it was the user's mistake."""
     before = set() if job.force else agree(job.ledger.done())
     known = [file for file in files if scan_name(file) in before]
@@ -97,6 +105,7 @@ def _work(job: Prediction, files: list[Path], world: World) -> dict[str, bool]:
     alone = [*known[world.global_rank :: world.world_size], *map(Path, fresh.alone)]
     with progress("predict", len(fresh.together) + len(alone), quiet=not world.is_main) as line:
         for file in (*map(Path, fresh.together), *alone):
+            watch.mark(-1, f"segmenting {file.name}")
             try:
                 if str(file) in fresh.together and not world.is_main:
                     shared.help_file(file)
@@ -109,6 +118,7 @@ def _work(job: Prediction, files: list[Path], world: World) -> dict[str, bool]:
                 if not isinstance(error, PeerFailed):  # that one was told by the rank that failed
                     print(f"liverseg: {error}", file=sys.stderr, flush=True)
             line.advance(note=file.name)
+    watch.mark(-1, "waiting for the others' scans")
     return {name: mistake for part in gather(failed) for name, mistake in part.items()}
 
 

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from liverseg_dist.distributed.collectives import all_max, rank, world_size
-from liverseg_dist.errors import RunFailed
+from liverseg_dist.distributed.watch import is_consequence
+from liverseg_dist.errors import RankLost, RunFailed
 
 Compute = Callable[[Sequence[Any]], Iterator[Tensor]]
 HOME = 0
@@ -35,13 +36,16 @@ class Team:
 
     @contextmanager
     def case(self) -> Iterator[None]:
-        """All ranks enter it for the same case. Raises `PeerFailed` on the ranks that did not fail themselves."""
+        """All ranks enter it for the same case. Raises `PeerFailed` on the ranks that did not fail themselves, and
+        `RankLost` where one no longer answers."""
         try:
             yield
         except PeerFailed:
             raise
-        except Exception:
-            all_max(1)
+        except Exception as error:
+            if is_consequence(error):
+                raise RankLost(*error.args) from error
+            self._tell(1)
             raise
         self._meet()
 
@@ -72,5 +76,11 @@ class Team:
                     yield answer
 
     def _meet(self) -> None:
-        if all_max(0):
+        if self._tell(0):
             raise PeerFailed("another process failed on this case; its reason is above")
+
+    def _tell(self, failed: int) -> int:
+        try:
+            return all_max(failed)
+        except RuntimeError as error:
+            raise RankLost(*error.args) from error

@@ -104,7 +104,7 @@ class Watch:
         return self._step
 
     def mark(self, step: int, doing: str) -> None:
-        """Say where this rank stands; costs nothing, the thread passes it on."""
+        """Say where this rank stands; costs nothing, the thread passes it on. Step -1: its work has no steps."""
         self._step, self._doing, self._since = step, doing, time.monotonic()
 
     def account(self, error: BaseException, message: str, name_rank: bool = True) -> tuple[str, bool]:
@@ -156,7 +156,8 @@ class Watch:
         return ""
 
     def _where(self, rank: int, sign: Sign, news: str) -> str:
-        return f"rank {rank} on {sign.host} {news}, last heard of in step {sign.step + 1}, {sign.doing}"
+        step = f"in step {sign.step + 1}, " if sign.step >= 0 else ""
+        return f"rank {rank} on {sign.host} {news}, last heard of {step}{sign.doing}"
 
     def _missing(self) -> str:
         signs = self._signs()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from liverseg_dist.data.nifti import write_mask
-from liverseg_dist.errors import RunFailed
+from liverseg_dist.errors import RankLost, RunFailed
 from liverseg_dist.evaluation.calibration import Counts
 from liverseg_dist.evaluation.case import score_case
 from liverseg_dist.evaluation.ledger import Ledger, file_name
@@ -52,6 +52,8 @@ class Evaluation:
                 write_mask(self.mask_file(case_id), mask, truth.grid)
             if self.pictures is not None:
                 save_pictures(self.pictures, case_id, Volume(mask, truth.grid), truth, background)
+        except RankLost:
+            raise
         except Exception as error:  # whatever a case does to us, the others go on
             message = failure_line(case_id, error)
             self.ledger.write_failure(case_id, message, known_by)
@@ -68,6 +70,8 @@ class Evaluation:
                 for piece in self.inputs.pieces(case_id):
                     for _ in self.predictor.stream(piece.image.voxels, settings.data.intensity):
                         pass
+        except RankLost:
+            raise
         except Exception as error:
             raise RunFailed(failure_line(case_id, error)) from error
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.nifti import SUFFIXES, read_nifti, write_image, write_mask
-from liverseg_dist.errors import RunFailed, UserError
+from liverseg_dist.errors import RankLost, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger, write_text
 from liverseg_dist.inference.cases import failure_line
 from liverseg_dist.inference.postprocess import TUMOUR_CONNECTIVITY, foreground_box
@@ -55,6 +55,8 @@ class Prediction:
             write_mask(self.mask_file(name), result.mask_zyx, grid)
             for structure, values in result.probability_zyx.items():
                 write_image(self.probability_file(name, structure), values, grid)
+        except RankLost:
+            raise
         except Exception as error:  # whatever a file does to us, the others go on
             message = failure_line(str(file), error)
             self.ledger.write_failure(name, message.replace(str(file), file.name), inputs)
@@ -73,6 +75,8 @@ class Prediction:
                 image, _ = self._read(file)
                 for _ in self.predictor.stream(image.voxels, self.settings.data.intensity):
                     pass
+        except RankLost:
+            raise
         except Exception as error:
             raise RunFailed(failure_line(str(file), error)) from error
 

@@ -1,18 +1,13 @@
-"""Kinds of faults. Each is done to a running stage and, where it outlasts the process, undone before the next start."""
+"""The kinds of faults. Each is done to a running stage and, where it outlasts the process, undone afterwards."""
 
-import os
-import random
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from signal import SIGINT, SIGKILL, SIGTERM, SIGUSR2
 
-from tests.chaos.stages import PEER_TIMEOUT_S, Stage, descendants, send
-
-Process = subprocess.Popen[str]
+from tests.chaos import damage, strikes
+from tests.chaos.stages import PEER_TIMEOUT_S, Stage
+from tests.chaos.strikes import Strike
+from tests.chaos.two_nodes import FAKETIME
 
 
 @dataclass(frozen=True)
@@ -21,203 +16,78 @@ class Fault:
 
     kind: str
     stages: tuple[str, ...]
-    strike: Callable[[Process, Stage, random.Random], str]
+    strike: Strike
     heal: Callable[[Stage], None] = lambda stage: None
     """Before the command is run again."""
     says: str = ""
-    """What the failing command must tell, if it fails by itself."""
+    """Regular expression for what the command's last line must tell, if it fails of the fault."""
+    met_when_run_again: bool = False
+    """The damage is met by the next start, which must tell of it (`says`); only then it is undone."""
+    environment: Callable[[Stage], Mapping[str, str]] = lambda stage: {}
+    """Of the process that is struck."""
+    needs_faketime: bool = False
+    once: bool = False
+    """Takes long: once on each stage, however many faults there are."""
+
+    @property
+    def possible(self) -> bool:
+        return not self.needs_faketime or FAKETIME.is_file()
 
 
 ALL = ("convert", "train", "evaluate")
 RANKS = ("train", "evaluate")
-
-
-def workers(process: Process) -> list[int]:
-    """Python processes below the first one: ranks, or converting workers."""
-    below = descendants(process.pid)
-    return [pid for pid in below[1:] or below if _is_python(pid)] or below or [process.pid]
-
-
-def _is_python(pid: int) -> bool:
-    try:
-        return "python" in Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return False
-
-
-def to_launcher(number: signal.Signals) -> Callable[[Process, Stage, random.Random], str]:
-    def strike(process: Process, _stage: Stage, _random: random.Random) -> str:
-        send(process.pid, number)
-        return f"{number.name} to the launcher"
-
-    return strike
-
-
-def to_one(number: signal.Signals) -> Callable[[Process, Stage, random.Random], str]:
-    def strike(process: Process, _stage: Stage, chance: random.Random) -> str:
-        send(chance.choice(workers(process)), number)
-        return f"{number.name} to one rank or worker"
-
-    return strike
-
-
-def to_all(number: signal.Signals) -> Callable[[Process, Stage, random.Random], str]:
-    def strike(process: Process, _stage: Stage, _random: random.Random) -> str:
-        for pid in [process.pid, *descendants(process.pid)]:
-            send(pid, number)
-        return f"{number.name} to all processes"
-
-    return strike
-
-
-def to_ranks(number: signal.Signals) -> Callable[[Process, Stage, random.Random], str]:
-    """Not to torchrun itself, which dies of signals it does not know."""
-
-    def strike(process: Process, _stage: Stage, _random: random.Random) -> str:
-        for pid in workers(process):
-            send(pid, number)
-        return f"{number.name} to all ranks"
-
-    return strike
-
-
-def pause(seconds: float) -> Callable[[Process, Stage, random.Random], str]:
-    def strike(process: Process, _stage: Stage, chance: random.Random) -> str:
-        pid = chance.choice(workers(process))
-        send(pid, signal.SIGSTOP)
-        time.sleep(seconds)
-        send(pid, signal.SIGCONT)
-        return f"one rank or worker asleep for {seconds:g} s"
-
-    return strike
-
-
-def fill(process: Process, stage: Stage, _random: random.Random) -> str:
-    filler = stage.disk / "filler"
-    with filler.open("wb") as file:
-        try:
-            while True:
-                file.write(b"\0" * (1 << 20))
-                file.flush()
-        except OSError:
-            pass
-    return "disk full"
-
-
-def free(stage: Stage) -> None:
-    (stage.disk / "filler").unlink(missing_ok=True)
-
-
-def read_only(_process: Process, stage: Stage, _random: random.Random) -> str:
-    # Refused while a file is just open for writing: once more, until the gap between two files is met.
-    command = ["mount", "-o", "remount,ro,bind", str(stage.disk)]
-    for _ in range(1000):
-        if subprocess.run(command, capture_output=True).returncode == 0:
-            return "disk read-only"
-    return "disk never idle enough to be made read-only"
-
-
-def writable(stage: Stage) -> None:
-    subprocess.run(["mount", "-o", "remount,rw,bind", str(stage.disk)], check=True, capture_output=True)
-
-
-def cut(process: Process, _stage: Stage, _random: random.Random) -> str:
-    """For good. The ranks must end by themselves; torchrun's own agent then waits for its store for ever."""
-    command = ["nsenter", "--net", "--target", str(process.pid), "ip", "link", "set", "lo", "down"]
-    subprocess.run(command, check=True, capture_output=True)
-    end = time.monotonic() + 3 * PEER_TIMEOUT_S + 30
-    while ranks := [pid for pid in descendants(process.pid) if _is_python(pid)]:
-        if time.monotonic() > end:
-            return f"network cut, {len(ranks)} ranks still wait"  # the caller's patience will find the hang
-        time.sleep(0.05)
-    send(process.pid, signal.SIGKILL)
-    return "network cut"
-
-
-def kill_then(damage: Callable[[Stage, random.Random], str]) -> Callable[[Process, Stage, random.Random], str]:
-    kill = to_all(signal.SIGKILL)
-
-    def strike(process: Process, stage: Stage, chance: random.Random) -> str:
-        kill(process, stage, chance)
-        process.wait()
-        return damage(stage, chance)
-
-    return strike
-
-
-def newest_checkpoint(stage: Stage) -> list[Path]:
-    folders = sorted(stage.output.glob("checkpoints/step_*"), key=lambda path: int(path.name[5:]))
-    return sorted(path for path in folders[-1].iterdir() if path.is_file()) if folders else []
-
-
-def truncate_checkpoint(stage: Stage, chance: random.Random) -> str:
-    if not (files := newest_checkpoint(stage)):
-        return "killed before the first checkpoint"
-    file = chance.choice(files)
-    os.truncate(file, chance.randrange(file.stat().st_size))
-    return f"newest checkpoint: {file.name} cut short"
-
-
-def flip_checkpoint(stage: Stage, chance: random.Random) -> str:
-    if not (files := newest_checkpoint(stage)):
-        return "killed before the first checkpoint"
-    file = chance.choice(files)
-    flip(file, chance.randrange(file.stat().st_size))
-    return f"newest checkpoint: a bit of {file.name} flipped"
-
-
-def remove_from_checkpoint(stage: Stage, chance: random.Random) -> str:
-    if not (files := newest_checkpoint(stage)):
-        return "killed before the first checkpoint"
-    file = chance.choice(files)
-    file.unlink()
-    return f"newest checkpoint: {file.name} gone"
-
-
-def tear_ledger(stage: Stage, chance: random.Random) -> str:
-    files = sorted(stage.output.glob("ledger/*.json"))
-    if not files:
-        return "killed before the first case"
-    file = chance.choice(files)
-    os.truncate(file, chance.randrange(file.stat().st_size))
-    return "a ledger entry cut short"
-
-
-def flip(file: Path, offset: int) -> None:
-    with file.open("r+b") as stream:
-        stream.seek(offset)
-        byte = stream.read(1)[0]
-        stream.seek(offset)
-        stream.write(bytes([byte ^ 0x10]))
-
+NODES = ("train on two nodes",)
+TUNE = ("tune",)
+GONE = r"gone|no longer answers|lost each other|lost contact|worker died|died|no sign of life"
+FULL = r"No space left|free some space|disk"
+LOCKED = r"Read-only file system|Permission denied|could not be written|check the permissions"
+LINK = r"gone|no longer answers|lost each other|network"
 
 FAULTS = (
-    Fault("kill -9 of the launcher", ALL, to_launcher(signal.SIGKILL)),
-    Fault("kill -9 of one rank or worker", ALL, to_one(signal.SIGKILL)),
-    Fault("kill -9 of all", ALL, to_all(signal.SIGKILL)),
-    Fault("SIGTERM to the launcher", ALL, to_launcher(signal.SIGTERM)),
-    Fault("SIGTERM to one rank or worker", ALL, to_one(signal.SIGTERM)),
-    Fault("SIGTERM to all", ALL, to_all(signal.SIGTERM)),
-    Fault("SIGUSR2 to all ranks", ("train",), to_ranks(signal.SIGUSR2)),
-    Fault("Ctrl-C", ALL, to_all(signal.SIGINT)),
-    Fault("one asleep, then awake", ALL, pause(3)),
-    Fault("one asleep longer than its peers wait", RANKS, pause(1.5 * PEER_TIMEOUT_S)),
-    Fault("disk full", ALL, fill, free),
-    Fault("disk read-only", ALL, read_only, writable),
-    Fault("network cut in mid-step", RANKS, cut),
-    Fault("newest checkpoint cut short", ("train",), kill_then(truncate_checkpoint)),
-    Fault("bit flipped in the newest checkpoint", ("train",), kill_then(flip_checkpoint)),
-    Fault("file gone from the newest checkpoint", ("train",), kill_then(remove_from_checkpoint)),
-    Fault("ledger entry cut short", ("evaluate",), kill_then(tear_ledger)),
-)
-
-
-@contextmanager
-def small_disk(folder: Path, mib: int = 96) -> Iterator[Path]:
-    """A file system of its own, so that it can be filled and made read-only. Needs root."""
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=False)
+    Fault("kill -9 of the launcher", (*ALL, *TUNE), strikes.to_launcher(SIGKILL)),
+    Fault("kill -9 of one rank or worker", ALL, strikes.to_one(SIGKILL), says=GONE),
+    Fault("kill -9 of all", (*ALL, *TUNE), strikes.to_all(SIGKILL)),
+    Fault("SIGTERM to the launcher", (*ALL, *TUNE), strikes.to_launcher(SIGTERM)),
+    Fault("SIGTERM to one rank or worker", ALL, strikes.to_one(SIGTERM)),
+    Fault("SIGTERM to all", ALL, strikes.to_all(SIGTERM)),
+    Fault("SIGUSR2 to all ranks", ("train",), strikes.to_ranks(SIGUSR2)),
+    Fault("Ctrl-C", (*ALL, *TUNE), strikes.to_all(SIGINT)),
+    Fault("one asleep, then awake", ALL, strikes.pause(3)),
+    Fault("one asleep longer than its peers wait", RANKS, strikes.pause(1.5 * PEER_TIMEOUT_S), says=GONE),
+    Fault("one asleep for a minute", ALL, strikes.pause(60), says=GONE, once=True),
+    Fault("launcher asleep for a minute", RANKS, strikes.pause(60, launcher=True), once=True),
+    Fault("disk full", (*ALL, *TUNE), damage.fill, damage.free, says=FULL),
+    Fault("disk read-only", ALL, damage.read_only, damage.writable, says=LOCKED),
+    Fault("write permission taken away", (*ALL, *TUNE), damage.forbid, damage.permit, says=LOCKED),
+    Fault("network cut in mid-step", RANKS, strikes.cut_loopback),
+    Fault("link between two nodes cut for good", NODES, strikes.cut_link(None)),
+    Fault("link between two nodes cut for 3 s", NODES, strikes.cut_link(3), says=LINK),
+    Fault("link between two nodes cut for 20 s", NODES, strikes.cut_link(2 * PEER_TIMEOUT_S), says=LINK),
+    Fault("kill -9 of a node", NODES, strikes.to_node(SIGKILL), says=GONE),
+    Fault(
+        "clock of a node an hour ahead", NODES, strikes.nothing,
+        environment=lambda stage: {"NODE1_CLOCK": "+3600"}, needs_faketime=True,
+    ),
+    Fault(
+        "clock of a node an hour behind", NODES, strikes.nothing,
+        environment=lambda stage: {"NODE1_CLOCK": "-3600"}, needs_faketime=True,
+    ),
+    Fault(
+        "clock jumps by an hour", (*ALL, *TUNE), strikes.jump,
+        environment=strikes.clock_of_its_own, needs_faketime=True,
+    ),
+    Fault("newest checkpoint cut short", ("train",), damage.to_file(damage.newest_checkpoint, damage.cut_short)),
+    Fault("bit flipped in the newest checkpoint", ("train",), damage.to_file(damage.newest_checkpoint, damage.flipped)),
+    Fault("file gone from the newest checkpoint", ("train",), damage.to_file(damage.newest_checkpoint, damage.gone)),
+    Fault("ledger entry cut short", ("evaluate",), damage.to_file(damage.ledger, damage.cut_short)),
+    Fault("stored shard cut short", ("convert",), damage.to_file(damage.converted, damage.cut_short)),
+    Fault("bit flipped in a stored shard", ("convert",), damage.to_file(damage.converted, damage.flipped)),
+    Fault(
+        "bit flipped in the shards that are read", RANKS, damage.flip_what_is_read, damage.restore,
+        says=r"liver_\d+.*(damaged|checksum|crc)", met_when_run_again=True,
+    ),
+    Fault("kill -9 of the raylet", TUNE, strikes.to_named(SIGKILL, "raylet/raylet")),
+    Fault("kill -9 of Ray's GCS", TUNE, strikes.to_named(SIGKILL, "gcs_server")),
+    Fault("kill -9 of a Ray worker", TUNE, strikes.to_named(SIGKILL, "ray::")),
+    Fault("kill -9 of a fold's trainer", TUNE, strikes.to_named(SIGKILL, "liverseg_dist train")),
+)  # fmt: skip

@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(600)]
 def test_a_sweep_on_two_nodes_goes_on(
     nodes: int, dies: str, cluster: Cluster, phantom_store: Path, tmp_path: Path
 ) -> None:
-    """Two folds at once, each on a node of its own; or one fold after the other, each on both nodes. It is asked to stop,
-    or loses a node."""
+    """Two folds at once, each on a node of its own; or one after the other, each on both nodes. The sweep is asked to
+    stop, or loses a node."""
     run, log = tmp_path / "sweep", tmp_path / "log"
     resources = {"cpus": 1, "nodes": nodes, "parallel_folds": 2 // nodes}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "sweep": {**SWEEP["sweep"], "resources": resources}}))

@@ -235,6 +235,20 @@ def test_a_corrupt_scan_is_quarantined_and_the_rest_goes_on(
     assert tree(tmp_path / "s") == tree(tmp_path / "fresh")
 
 
+def test_a_stored_file_that_has_changed_is_converted_again(source: Path, store: Path, tmp_path: Path) -> None:
+    """As by a failing disk, or a crash that took what was not yet on it."""
+    damaged = tmp_path / "s"
+    shutil.copytree(store, damaged)
+    shard = damaged / "cases/liver_2/image/c/0/0/0"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    os.truncate(damaged / "cases/liver_1/label/c/0/0/0", 100)
+    code, result = convert(source, damaged)
+    assert (code, result["converted"]) == (0, 2)
+    assert tree(damaged) == tree(store)
+
+
 def test_doubles_are_one_patient() -> None:
     def record(scan: str, voxels: str) -> CaseRecord:
         return CaseRecord(scan, True, "", "", "kept", [], voxel_sha256=voxels)

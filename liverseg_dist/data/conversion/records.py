@@ -126,12 +126,23 @@ def retract(store: Path, case_id: str) -> None:
 
 
 def still_good(record: CaseRecord, job: CaseJob, source_sha256: str) -> bool:
-    """Made from these bytes with these settings, and its files are there (their content is `verify`'s business)."""
+    """Made from these bytes with these settings, and its files are what was written (a disk, or a crash, may have
+    changed them since). Reads the stored case, which is less than its source."""
     if not record.final or (record.source_sha256, record.settings_sha256) != (source_sha256, job.settings_sha256):
         return False
-    files = (job.store / CASES / name / file for name, slab in record.slabs.items() for file in slab["files"])
     seen = not record.voxel_sha256 or thumbnail_file(job.store, record.case_id).is_file()
-    return seen and all(file.is_file() for file in files)
+    return seen and all(
+        _has(job.store / CASES / name / file, sha256)
+        for name, slab in record.slabs.items()
+        for file, sha256 in slab["files"].items()
+    )
+
+
+def _has(file: Path, sha256: str) -> bool:
+    try:
+        return sha256_file(file) == sha256
+    except OSError:
+        return False
 
 
 def source_hash(case: MsdCase) -> str:
