@@ -142,5 +142,8 @@ def read_pair(pair: MaskPair, job: ScoreJob) -> tuple[Volume, Volume]:
 
 
 def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:  # a link that leads nowhere, a folder of that name
+        raise UserError(f"{file}: {error.strerror}") from None

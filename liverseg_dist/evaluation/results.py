@@ -85,9 +85,11 @@ def load_results(run: Path) -> Results:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         fingerprint, case_ids = summary["ledger"]["fingerprint"], summary["ledger"]["case_ids"]
         ledger = Ledger(folder / LEDGER, str(fingerprint))
-        cases = [ledger.read(str(case_id)) for case_id in case_ids]
         if not all(isinstance(summary.get(key, {}), dict) for key in ("failed", "details")):
             raise TypeError
+        if not isinstance(case_ids, list) or not all(isinstance(case_id, str) for case_id in case_ids):
+            raise TypeError
+        cases = [ledger.read(case_id) for case_id in case_ids]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{folder / SUMMARY}: damaged; run `liverseg evaluate` or `liverseg score` again") from None
     known = [case for case in cases if case is not None]

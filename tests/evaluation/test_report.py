@@ -184,6 +184,18 @@ def test_a_damaged_summary_is_said(tmp_path: Path, content: str) -> None:
         load_results(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"), [("case_ids", [1.5]), ("case_ids", "ab"), ("failed", ["a"]), ("details", 3)]
+)
+def test_a_summary_of_another_shape_is_said(folder: Path, tmp_path: Path, place: str, value: object) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    summary = json.loads((copy / "summary.json").read_text())
+    (summary["ledger"] if place == "case_ids" else summary)[place] = value
+    (copy / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match="damaged"):
+        load_results(copy)
+
+
 def test_no_summary_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no summary\.json"):
         load_results(tmp_path)

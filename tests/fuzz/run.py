@@ -28,6 +28,8 @@ SHARES = {"nifti": 4, "store": 2, "index": 2, "config": 2}
 """Of the inputs; 1 for all others."""
 SILENCE_S = 8 * PATIENCE_S
 """Of a worker, on a busy machine."""
+START_S = 900.0
+"""For imports, and to make what is whole."""
 OUTCOMES = ("accepted", "refused", *FAILURES, "crash")
 
 
@@ -73,11 +75,13 @@ def _verdicts(process: subprocess.Popen[bytes], out: Path, name: str, first: int
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         selector.register(process.stderr, selectors.EVENT_READ)
-        patience = 120.0  # imports
+        patience = START_S
         while selector.get_map():
             ready = selector.select(patience)
             if not ready:
                 process.kill()
+                if begun < first:
+                    raise SystemExit(f"tools/fuzz: the worker did not begin within {START_S:g} s")
                 keep(out, name, begun)
                 yield begun, Verdict("hang", f"silent for {patience:g} s")
                 return

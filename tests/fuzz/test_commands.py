@@ -82,7 +82,7 @@ def link_loop(path: Path, voxels_zyx: np.ndarray) -> None:
 
 
 def bomb(path: Path, voxels_zyx: np.ndarray) -> None:
-    """A volume of 2 GB, of which 64 MB of zeros are there."""
+    """64 MB of zeros in 64 KB, said to be a volume of 4 GB."""
     header = nib.Nifti1Header()
     header.set_data_shape((1024, 1024, 1000))
     header.set_zooms((1, 1, 1))
@@ -101,7 +101,7 @@ GOOD: dict[str, Write] = {
     "float64": stored("f8"),
     "scaled": stored("u2", inter=-2000),
     "sheared": stored(affine=SHEARED),
-    "qform and sform disagree": with_fields(qoffset_x=40.0),
+    "qform and sform disagree": with_fields(qform_code=1, qoffset_x=40.0),
     "no gzip though so called": plain_bytes,
     "read-only": read_only,
     "a link": linked,
@@ -116,7 +116,7 @@ BAD: dict[str, tuple[Write, str]] = {
     "zero spacing": (with_fields(pixdim=[1, 1.5, 0, 2, 0, 0, 0, 0]), "voxels of 1.5 x 0 x 2 mm"),
     "NaN affine": (with_fields(srow_x=[np.nan] * 4), "an affine is a finite"),
     "claims 10^13 voxels": (with_fields(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]), "the header claims"),
-    "gzip bomb": (bomb, "ends too early"),
+    "gzip bomb": (bomb, "shorter than its header says"),
     "link loop": (link_loop, "which does not exist"),
     "text": (lambda path, _: path.write_text("no scan") and None, "not a NIfTI file"),  # type: ignore[func-returns-value]
 }

@@ -81,10 +81,9 @@ class StoreTarget:
         for damage in found:
             if not str(damage).isprintable():
                 raise Wrong(f"control characters get through: {damage!s:.300}")
-        if not found and (path / "SHA256SUMS").exists():
-            same = all((path / f.relative_to(self.whole)).read_bytes() == f.read_bytes() for f in self.files)
-            if not same:
-                raise Wrong("verify finds nothing")
+        changed = (_content(path / f.relative_to(self.whole)) != _content(f) for f in self.files)
+        if not found and (path / "SHA256SUMS").exists() and any(changed):
+            raise Wrong("verify finds nothing")
 
     def _whole(self, path: Path) -> None:
         store = CaseStore.open(path)
@@ -143,6 +142,13 @@ class StoreTarget:
             return np.asarray(array[tuple(map(slice, box))] if box else array[...])
         except Exception:
             return None
+
+
+def _content(path: Path) -> bytes:
+    """Without checksums of conversion's own files, which are not in this copy."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    private = b"  .liverseg/" if path.name == "SHA256SUMS" else b"\0\0none"
+    return b"".join(line for line in lines if private not in line)
 
 
 def signed(raw: bytes, chance: Random) -> bytes:
