@@ -72,7 +72,9 @@ class World:
         if not self.is_distributed:
             yield self
             return
-        if self.world_size == self.local_world_size:
+        if self.world_size == self.local_world_size and (
+            self.launched_by == "srun" or "LOCAL_WORLD_SIZE" in os.environ
+        ):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=timeout_s)
