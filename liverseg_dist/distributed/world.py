@@ -26,7 +26,6 @@ FIRST_PORT, PORTS = 20_000, 12_000
 LOOPBACK = "127.0.0.1"
 BACKLOG = 1024
 """Ranks that may knock at once."""
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,18 @@ class World:
         """The process group while the block runs: NCCL for CUDA tensors, gloo for CPU tensors; none when alone.
 
         `timeout_s`: how long a collective waits for a lost peer before it raises. Ranks of one node meet on loopback,
-        unless the variables in `INTERFACES` say otherwise; those of several nodes on the first one's own address.
+        unless GLOO_SOCKET_IFNAME says otherwise; those of several nodes on the first one's own address. NCCL's sockets
+        are its own affair (NCCL_SOCKET_IFNAME).
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if not self.is_distributed:
             yield self
             return
-        if self.world_size == self.local_world_size:
-            for name in INTERFACES:
-                os.environ.setdefault(name, "lo")
+        if self.world_size == self.local_world_size and (
+            self.launched_by == "srun" or "LOCAL_WORLD_SIZE" in os.environ
+        ):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=timeout_s)
         if self.launched_by == "torchrun":  # its own store is already up; a second listener on the port would clash
