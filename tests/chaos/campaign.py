@@ -21,6 +21,8 @@ COLD = 1 / 10
 WHILE_STARTING = 1 / 6
 """Share of the faults that strike before any work is done."""
 BY_SIGNAL = 128
+TORCHRUNS = "traceback : Signal"
+"""How torchrun tells of a rank that was killed; it ends the others at once, often before they miss it."""
 
 
 @dataclass
@@ -185,6 +187,6 @@ def _silence(fault: Fault, ended: Ended) -> str:
     """What is wrong with the last line of a command that failed by itself; killed ones say nothing."""
     if not fault.says or not 0 < ended.exit_code < BY_SIGNAL:
         return ""
-    if ended.last_words.startswith(OURS) and re.search(fault.says, ended.last_words):
+    if ended.last_words.startswith((*OURS, TORCHRUNS)) and re.search(fault.says, ended.last_words):
         return ""
     return f"its last line does not name the cause: {ended.last_words[:200]}"
