@@ -34,7 +34,7 @@ from launch.sweep.tuning import parallel_folds, tune_trials
 from liverseg_dist.commands.main import keep_others_from_writing
 from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.data.store import CaseStore
-from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
+from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError, os_error_line
 from liverseg_dist.training.run_folder import refuse_other_settings, write_text
 
 FREE_TO_CHANGE = ("trials", "max_failures", "max_concurrent", "resources")
@@ -190,8 +190,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             print(json.dumps({"error": str(error), "exit_code": error.exit_code}), flush=True)
         return error.exit_code
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"launch.tune: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"launch.tune: {os_error_line(error)}", file=sys.stderr)
         return EXIT_FAILED
     if args.json:
         print(json.dumps(result), flush=True)

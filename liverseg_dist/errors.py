@@ -44,6 +44,14 @@ class RankLost(ConnectionError):
     """Another rank no longer answers: no fault of the case, and the end of the job."""
 
 
+def os_error_line(error: OSError) -> str:
+    """File, reason and remedy."""
+    remedies = {28: "free some space and run the same line again", 13: "check the permissions", 30: "write elsewhere"}
+    remedy = remedies.get(error.errno or 0)
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}" + (f"; {remedy}" if remedy else "")
+
+
 def printable(name: object) -> str:
     """A name fit for one line of output: undecodable bytes and control characters become `?`."""
     text = str(name).encode("utf-8", "replace").decode("utf-8")

@@ -2,7 +2,8 @@
 
 Ray ties its servers to the driver, but its agents can outlive them, waiting for a server that is gone. The guard is a
 process of its own that keeps a list of the driver's descendants; when the pipe from the driver breaks, it kills those
-left. Folds in training are spared: they have got SIGTERM by then, save, and end by themselves.
+left. Folds in training are spared: they have got SIGTERM by then, save, and end by themselves. A driver that ended
+without a word (killed; Ray itself ends it when its control process is gone) gets one from here.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ from pathlib import Path
 INTERVAL_S = 1.0
 GRACE_S = 5.0
 """What ends by itself within this time after the driver, may."""
+FAREWELL = b"."
+"""What a driver says that leaves in order."""
 Processes = dict[int, int]
 """Process id -> start time in clock ticks: together they name a process for good."""
 
@@ -74,16 +77,22 @@ def guarded() -> Iterator[None]:
     try:
         yield
     finally:
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(FAREWELL)
+            process.stdin.close()
         process.wait()
 
 
 def main(driver: int) -> None:
     known: Processes = {}
-    while not select.select([sys.stdin], [], [], INTERVAL_S)[0]:
+    while not select.select([0], [], [], INTERVAL_S)[0]:
         below = descendants(driver)
         below.pop(os.getpid(), None)
         known = {pid: start for pid, start in {**known, **below}.items() if pid in below or still_alive({pid: start})}
+    if os.read(0, 1) != FAREWELL:
+        said = "launch: this process was killed, or Ray has ended it; all is kept, run the same line again to continue"
+        with contextlib.suppress(OSError):
+            print(said, file=sys.stderr, flush=True)
     end = time.monotonic() + GRACE_S
     while (left := [pid for pid in still_alive(known) if not _trains(pid)]) and time.monotonic() < end:
         time.sleep(0.1)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from liverseg_dist import __version__
-from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, EXIT_FAILED, LiversegError
+from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, EXIT_FAILED, LiversegError, os_error_line
 
 COMMANDS = {
     "phantom": "make a synthetic Task03-layout data set",
@@ -76,18 +76,11 @@ def _run(module: object, args: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     except OSError as error:
-        print(f"liverseg: {_os_error(error)}", file=sys.stderr)
+        print(f"liverseg: {os_error_line(error)}", file=sys.stderr)
         return EXIT_FAILED
     if args.json:
         print(json.dumps(result if result is not None else {}), flush=True)
     return int(result.get("exit_code", EXIT_DONE)) if isinstance(result, dict) else EXIT_DONE
-
-
-def _os_error(error: OSError) -> str:
-    remedies = {28: "free some space and run the same line again", 13: "check the permissions", 30: "write elsewhere"}
-    remedy = remedies.get(error.errno or 0)
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}" + (f"; {remedy}" if remedy else "")
 
 
 def _top_parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from liverseg_dist.errors import LiversegError
+from liverseg_dist.errors import LiversegError, os_error_line
 from liverseg_dist.training.run_folder import environment
 
 SHOWN = (
@@ -62,7 +62,7 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return f"the host's memory is full ({_first_sentence(error)}); fewer data.workers or data.prefetch need less"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
+        return os_error_line(error)
     return f"{type(error).__name__}: {_first_sentence(error)}"
 
 
