@@ -199,7 +199,7 @@ def _check_case(store: CaseStore, case_id: str) -> Iterator[Damage]:
         if meta.labelled and store.source_label(case_id).shape != meta.source_grid.shape:
             yield Damage(case_id, "source_label", "is not on the scan's own grid")
     except Exception as error:  # whatever a decoder makes of damaged bytes
-        yield Damage(case_id, CASES, f"cannot be read ({' '.join(str(error).split())[:160]})")
+        yield Damage(case_id, CASES, f"cannot be read ({' '.join(str(error).split())[:400]})")
         return
     if image.shape != meta.grid.shape or label.shape != meta.grid.shape:
         yield Damage(case_id, "image", f"has shape {image.shape}, its metadata says {meta.grid.shape}")
