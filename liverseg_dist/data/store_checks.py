@@ -63,7 +63,7 @@ def check_array(array: Any, name: str, shape: tuple[int, ...] | None = None) -> 
     if array.dtype.name != DTYPES[name]:
         raise ValueError(f"voxels of type {array.dtype}, not {DTYPES[name]}")
     if shape is not None and tuple(array.shape) != tuple(shape):
-        raise ValueError(f"shape {tuple(array.shape)}, its case has {tuple(shape)}")
+        raise ValueError(f"shape {tuple(array.shape)}, its metadata says {tuple(shape)}")
     if name == "foreground" and array.shape[1:] != (5,):
         raise ValueError(f"shape {tuple(array.shape)}")
     if not believable(array.shape, array.chunks, array.shards or array.chunks):
