@@ -37,8 +37,8 @@ from tests.distributed.launch import clean_environment, torchrun_command
 
 STEPS_AN_HOUR, CHECKPOINT_STEPS, VALIDATION_STEPS = 60, 30, 60
 WARM_SHARE = 0.2
-GROWTH_MIB = 8.0
-"""Resident memory that may come and go between two looks: a checkpoint's buffers, an allocator's arena."""
+GROWTH_MIB = 16.0
+"""Memory that may come and go between two looks: a checkpoint's buffers, an allocator's arena."""
 PATCH = (16, 32, 32)
 TINY = (
     "data.patch_size=[16,32,32]", "data.workers=1", "data.augmentation=strong", "model.features=[4,8]",
