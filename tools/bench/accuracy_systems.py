@@ -89,9 +89,12 @@ class System:
         ready = self.prepare()
         steps = self.steps_for(seconds) if samples is None else math.ceil(samples / ready["batch"])
         run = self.bench.out / self.name / f"seed{seed}_{steps}"
-        if run.exists():
-            shutil.rmtree(run)  # of a run of the bench that was interrupted
-        train_s, told = self.train(steps, seed, run)
+        trained = run.with_name(f"{run.name}_trained.json")
+        if not trained.is_file():
+            if run.exists():
+                shutil.rmtree(run)  # of a run of the bench that was interrupted
+            trained.write_text(json.dumps(self.train(steps, seed, run)))
+        train_s, told = json.loads(trained.read_text())
         masks = run.with_name(f"{run.name}_masks")
         predict_s = self.predict(run, masks)
         done = {"steps": steps, "samples": steps * ready["batch"], "device": self.bench.device}
