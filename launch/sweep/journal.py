@@ -119,13 +119,6 @@ class Journal:
         self._file.close()
         self._lock.close()
 
-    def __deepcopy__(self, _memo: object) -> "Journal":
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles all it is given for a restore of its own, which is never asked for."""
-        return {}
-
     @property
     def unsettled(self) -> list[Trial]:
         return [trial for trial in self.trials.values() if trial.state not in SETTLED]

@@ -30,6 +30,13 @@ class Sweep:
     journal: Journal
     say: Say
 
+    def __deepcopy__(self, _memo: object) -> "Sweep":
+        return self
+
+    def __getstate__(self) -> dict[str, object]:
+        """Tune pickles searcher and scheduler for a restore of its own, which is never asked for."""
+        return {}
+
     @property
     def in_generations(self) -> bool:
         """Whether trials wait for one another at their rungs."""

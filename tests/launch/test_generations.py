@@ -1,7 +1,9 @@
 """Hyperband's brackets and PBT's exploitation: what is decided, from what, and that nothing else matters."""
 
 import json
+import pickle
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ from launch.sweep.config import SweepSettings
 from launch.sweep.generations import bracket_of, brackets, decisions, next_stop
 from launch.sweep.journal import Journal, Rung, Trial, best_of
 from launch.sweep.page import lineage, steps_run, write_results
+from launch.sweep.schedulers import JournalScheduler
 from launch.sweep.search import mutated, objective_values, pareto_front, propose, trial_id
 from launch.sweep.sweep import Sweep
+from launch.sweep.tuning import JournalSearch
 from tests.launch.test_tune import SWEEP
 
 SPACE = {
@@ -139,6 +143,15 @@ def test_a_decision_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         assert {trial.state for trial in journal.trials.values()} == {"waiting"}
         Sweep(of, tmp_path, journal, lambda _: None).settle()
         assert json.loads(file.read_bytes().splitlines()[-1]) == json.loads(lines[-1])
+
+
+def test_a_live_table_is_no_hindrance(tmp_path: Path) -> None:
+    """Ray Tune pickles searcher and scheduler; a terminal's table holds locks, the journal a file."""
+    lock = threading.RLock()
+    with Journal(tmp_path) as journal:
+        sweep = Sweep(settings(), tmp_path, journal, lambda _: lock.release())
+        pickle.dumps(JournalSearch(sweep))
+        pickle.dumps(JournalScheduler(sweep))
 
 
 def test_mutations_stay_in_the_space() -> None:
