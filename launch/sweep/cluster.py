@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,7 @@ from liverseg_dist.errors import RunFailed, StopRequested, UserError
 
 OBJECT_STORE_BYTES = 100 << 20
 """Only scores travel through Ray."""
+NODES_ASKED_S = 5.0
 
 
 class _Stop(BaseException):
@@ -39,7 +41,8 @@ class _Stop(BaseException):
 def running(address: str | None, cpus: int, dashboard: bool) -> Iterator[str]:
     """A local Ray of our own, or the cluster at `address`. Yields the dashboard's address, or ''.
 
-    SIGTERM and Ctrl-C raise `StopRequested` in the block. However it is left, no Ray process of ours stays.
+    SIGTERM and Ctrl-C raise `StopRequested` in the block, the loss of all nodes `RunFailed`. However it is left, no Ray
+    process of ours stays.
     """
     with guarded():
         session, stop = "", _StopOnSignal()
@@ -47,9 +50,12 @@ def running(address: str | None, cpus: int, dashboard: bool) -> Iterator[str]:
             with _handlers(stop):
                 context = _join(address) if address else _start(cpus, dashboard)
                 session = "" if address else str(context.address_info.get("session_dir") or "")
-                with _handlers(stop):  # Ray has put a handler of its own on SIGTERM
+                with _handlers(stop), _watching_nodes(stop):  # Ray has put a handler of its own on SIGTERM
                     yield str(context.dashboard_url or "")
         except BaseException:  # raised inside Ray's compiled code, ours arrives as a SystemError
+            if stop.nodes_lost:
+                said = "no node of Ray's answers any more; all is kept, run the same line again to continue"
+                raise RunFailed(said) from None
             if stop.signal_name:
                 said = f"stopped by {stop.signal_name}; run the same line again to continue"
                 raise StopRequested(said) from None
@@ -99,6 +105,11 @@ def token_file() -> str:
     return os.environ.get("RAY_AUTH_TOKEN_PATH", "") if os.environ.get("RAY_AUTH_MODE") == "token" else ""
 
 
+def nodes_left() -> bool:
+    """Whether any node of the cluster that this process has joined is alive."""
+    return any(node["Alive"] for node in ray.nodes())
+
+
 def dashboard_installed() -> bool:
     """Whether `ray[default]` is there; `ray[tune]` alone has no dashboard."""
     try:
@@ -134,6 +145,28 @@ def _join(address: str) -> Any:
 
 
 @contextlib.contextmanager
+def _watching_nodes(stop: "_StopOnSignal") -> Iterator[None]:
+    """Tune waits for resources for ever when the last node has gone; this ends the main thread's wait."""
+    main, done = threading.main_thread().ident, threading.Event()
+
+    def watch() -> None:
+        while not done.wait(NODES_ASKED_S):
+            with contextlib.suppress(Exception):  # Ray itself ends a driver whose control process is gone
+                if not nodes_left():
+                    stop.nodes_lost = True
+                    signal.pthread_kill(main or 0, signal.SIGUSR2)
+                    return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(2 * NODES_ASKED_S)  # it must not send its signal later
+
+
+@contextlib.contextmanager
 def _handlers(handler: object) -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
     before = {number: signal.signal(number, handler) for number in numbers}  # type: ignore[arg-type]
@@ -149,6 +182,7 @@ class _StopOnSignal:
 
     def __init__(self) -> None:
         self.signal_name = ""
+        self.nodes_lost = False
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name

@@ -13,8 +13,13 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from launch.sweep.cluster import nodes_left
 from launch.sweep.journal import Rung, Trial
 from launch.sweep.sweep import Sweep
+from liverseg_dist.errors import RunFailed
+
+OWN_NODE_LOST = "its owner has died"
+"""What Ray says of trials when the driver's node is gone: no fault of theirs."""
 
 
 class JournalScheduler(FIFOScheduler):
@@ -50,6 +55,8 @@ class JournalScheduler(FIFOScheduler):
         file = Path(trial.error_file or "")
         lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
         lines = [line for line in lines if line.strip()]
+        if not nodes_left() or any(OWN_NODE_LOST in line for line in lines):
+            raise RunFailed("Ray has lost this process's node; all is kept, run the same line again to continue")
         self._sweep.fail(ours, f"its Ray process ended: {lines[-1].strip()[:300] if lines else 'no word'}")
 
 

@@ -108,5 +108,6 @@ def tune_trials(sweep: Sweep) -> int:
         tuner.fit()
     except (TuneError, RayError) as error:
         last = str(error).strip().splitlines()[-1]
-        raise RunFailed(f"Ray Tune ended: {last[:300]}; run the same line again to continue") from error
+        ours = last.partition(f"{RunFailed.__name__}: ")[2]
+        raise RunFailed(ours or f"Ray Tune ended: {last[:300]}; run the same line again to continue") from error
     return at_once * parallel_folds(settings)

@@ -174,7 +174,7 @@ def rewrite_root(store: Path, edit: str) -> None:
         ("root['intensity']['std'] = 0", "", "metadata is damaged"),
         ("root['cases']['liver_1']['class_voxels'][2] += 1", "liver_1", "voxels per class"),
         ("root['cases']['liver_1']['valid_slices'] = [2, 64]", "liver_1", "padding is not marked"),
-        ("root['cases']['liver_1']['grid']['shape_zyx'] = [64, 40, 45]", "liver_1", "its case has (64, 40, 45)"),
+        ("root['cases']['liver_1']['grid']['shape_zyx'] = [64, 40, 45]", "liver_1", "its metadata says (64, 40, 45)"),
     ],
 )
 def test_broken_promises_are_found(store: Path, edit: str, case_id: str, said: str) -> None:
