@@ -262,7 +262,7 @@ def test_a_hyperparameter_is_drawn_only_where_its_condition_holds(search: str) -
         rung = Rung.of(4, {"0": {"score": 0.1 * number}, "1": {"score": 0.2}}, "end", 1.0)
         history.append(Trial(number, trial_id(params), params, [rung], "finished"))
     assert {trial.params["train.optimizer"] for trial in history} == {"sgd", "adamw"}
-    counts = {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0}
+    counts = {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0, "last_session": {}}
     assert "<td>–</td>" in render(settings(space=CONDITIONAL), history, counts)
 
 
@@ -377,7 +377,11 @@ def test_the_page_escapes_and_names_what_failed() -> None:
     ]
     best = best_of(trials)
     assert best is trials[0]
-    page = render(settings(), trials, {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0})
+    page = render(
+        settings(),
+        trials,
+        {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0, "last_session": {}},
+    )
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "pruned at step 2" in page
@@ -403,7 +407,7 @@ def test_what_decides_is_told_from_ten_trials_on() -> None:
     assert list(found) == ["train.learning_rate", "data.augmentation"]
     assert found["train.learning_rate"] > 0.7
     assert sum(found.values()) == pytest.approx(1)
-    counts = {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0}
+    counts = {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0, "last_session": {}}
     assert 'class="bar"' in render(settings(), trials, counts)
 
 

@@ -92,7 +92,9 @@ def sweep_page() -> str:
         Trial(0, EVIL_CASE, {"data.augmentation": EVIL_TEXT}, [], "failed", EVIL_TEXT),
         Trial(1, "b", {"data.augmentation": "light"}, rungs, "finished"),
     ]
-    return render_sweep(settings, trials, {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0})
+    return render_sweep(
+        settings, trials, {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0, "last_session": {}}
+    )
 
 
 def opened(page: Path, profile: Path) -> str:

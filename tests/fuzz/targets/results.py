@@ -102,6 +102,7 @@ class JournalTarget:
         best = best_of(trials)
         steps_run(trials, self.settings)
         summary: dict[str, Any] = {"best": best and {"id": best.id}, "trials": [], "fold_hours": 0.0, "gpu_hours": 0.0}
+        summary["last_session"] = {}
         render(self.settings, trials, {**summary, "steps_run": 1, "steps_unpruned": 1})
 
     def _told(self, trial: Any) -> str:
