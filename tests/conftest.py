@@ -16,6 +16,14 @@ SMALL_STORE = ("convert.cleaning.spacing_mm=[6,6,6]", "convert.splits.folds=2", 
 """Coarse voxels: what is tested is the machinery, and a patch of 16 x 32 x 32 holds most of a liver."""
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not os.environ.get("LIVERSEG_LONG"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def phantom_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six labelled small phantoms and one without label, in the Task03 layout. Read only."""

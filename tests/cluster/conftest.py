@@ -1,7 +1,7 @@
 """One cluster for all tests of this folder, and jobs on it.
 
 The tests are skipped, with the reason, where no SLURM can be run; with LIVERSEG_REQUIRE_CLUSTER=1 they fail there.
-Those marked `long` run with LIVERSEG_LONG=1 only (minutes of waiting for SLURM's own timeouts).
+Those marked `long` wait for minutes for SLURM's own timeouts.
 """
 
 import os
@@ -18,18 +18,6 @@ from tests.cluster.slurm import Cluster, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
 Submit = Callable[..., str]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: runs with LIVERSEG_LONG=1 only")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not os.environ.get("LIVERSEG_LONG"):
-        left_out = [item for item in items if item.get_closest_marker("long")]
-        if left_out:
-            config.hook.pytest_deselected(items=left_out)
-            items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from tests.training.test_resume import arguments, steps_logged
 RANKS = 64
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 @pytest.mark.timeout(600)
 def test_sixty_four_ranks_start_and_stop_cleanly(phantom_store: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from launch.sweep.cluster import OBJECT_STORE_BYTES, asking_for, write_token
 from tests.distributed.launch import clean_environment
 from tests.launch.test_tune import ROOT, SWEEP, short_tmp, wait_for_rungs  # noqa: F401 - a fixture
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 PORT = 26_379 + os.getpid() % 1000
 
 

@@ -9,6 +9,7 @@ from liverseg_dist.data.store import CaseStore
 from tests.soak.run import Held, judge, samples, soak_here, soak_training
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_a_run_of_four_simulated_hours_does_not_grow(phantom_store: Path, tmp_path: Path) -> None:
     """240 steps, 8 checkpoints, 4 validations, in one process; two ranks and 48 hours are `tools/soak`'s."""
