@@ -32,7 +32,11 @@ def parse_yaml(text: str) -> Any:
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"longer than {MOST_CHARACTERS >> 20} MiB")
     try:
-        content = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader with a limit
+        loader = _Loader(text)
+        try:
+            content = loader.get_single_data()
+        finally:
+            loader.dispose()
     except RecursionError:
         raise ValueError(f"nested more than {MOST_LEVELS} levels deep") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError) as error:  # its constructors' own

@@ -58,7 +58,7 @@ def _call(node: ast.Call) -> Iterator[str]:
         yield "torch.load without weights_only=True"
     if name == "numpy.load" and options.get("allow_pickle") != "False":
         yield "numpy.load without allow_pickle=False"
-    if options.get("allow_pickle", "False") != "False":
+    elif options.get("allow_pickle", "False") != "False":
         yield "allow_pickle"
     if options.get("shell", "False") != "False":
         yield "a shell"

@@ -109,6 +109,7 @@ def test_one_orientation_and_spacing_are_enough_for_all(run: Path, tmp_path: Pat
     assert np.array_equal(turned.voxels, mask.voxels)
 
 
+@pytest.mark.long
 def test_random_labels_do_not_generalise(run: Path, tmp_path: Path) -> None:
     """What was learnt from balls in random places finds neither the next ball nor the liver."""
     nonsense = trained_run(tmp_path / "random", random_labels=True)
