@@ -125,7 +125,7 @@ def _run(args: argparse.Namespace, settings: SweepSettings, folder: Path, journa
     """All that is left to do; what it made of the slots it had."""
     wanted = settings.sweep.trials
     if not journal.unsettled and sum(not trial.parent for trial in journal.trials.values()) >= wanted:
-        return {}
+        return _last_session(folder)
     cpus = args.cpus or len(os.sched_getaffinity(0))
     try:
         with running(args.address, cpus, not args.no_dashboard) as dashboard:
@@ -143,6 +143,13 @@ def _run(args: argparse.Namespace, settings: SweepSettings, folder: Path, journa
     busy = (fold_seconds(journal.trials.values()) - before) / (wall_s * slots)
     print(f"{wall_s:.0f} s, {slots} fold(s) at once: folds ran for {100 * busy:.0f} % of that", flush=True)
     return {"wall_s": round(wall_s, 1), "folds_at_once": slots, "utilisation": round(busy, 4)}
+
+
+def _last_session(folder: Path) -> dict[str, float]:
+    try:
+        return dict(json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["last_session"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _wait_for_folds(folder: Path, timeout_s: float = 60.0) -> None:
