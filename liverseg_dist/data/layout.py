@@ -46,14 +46,14 @@ def believable(shape: Sequence[int], *chunks: Sequence[int]) -> bool:
     if not all(n >= 0 for n in shape) or math.prod(shape) > MOST_VOXELS:
         return False
     return all(
-        len(chunk) == len(shape) and all(1 <= c <= n + MOST_PADDING for c, n in zip(chunk, shape, strict=True))
+        len(chunk) == len(shape) and all(min(1, n) <= c <= n + MOST_PADDING for c, n in zip(chunk, shape, strict=True))
         for chunk in chunks
     )
 
 
 def shard_shape(shape: tuple[int, ...], chunk: tuple[int, ...]) -> tuple[int, ...]:
     """One shard for the whole array: a case is four files, whatever its size (cluster file systems count inodes)."""
-    return tuple(-(-n // c) * c for n, c in zip(shape, chunk, strict=True))
+    return tuple(max(1, -(-n // c)) * c for n, c in zip(shape, chunk, strict=True))
 
 
 def compressors(itemsize: int) -> list[Any]:
