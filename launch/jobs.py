@@ -7,12 +7,13 @@ RUN/jobs/ID_0_log.out       its log (named as submitit names them)
 """
 
 import json
-import os
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from liverseg_dist.files import write_json
 
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 SCONTROL_TIMEOUT_S = 60.0
@@ -168,6 +169,4 @@ def _read(path: Path, kind: Any) -> Any:
 
 def _write_json(path: Path, content: dict[str, Any] | Sequence[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(aside, path)
+    write_json(path, content)

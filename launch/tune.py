@@ -35,7 +35,8 @@ from liverseg_dist.commands.main import keep_others_from_writing
 from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError, os_error_line
-from liverseg_dist.training.run_folder import refuse_other_settings, write_text
+from liverseg_dist.files import write_text
+from liverseg_dist.training.run_folder import refuse_other_settings
 
 FREE_TO_CHANGE = ("trials", "max_failures", "max_concurrent", "resources")
 """Of the sweep's section: what may differ when it is continued."""

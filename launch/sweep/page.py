@@ -15,7 +15,7 @@ from launch.sweep.charts import fronts, learning_curves, parallel_coordinates, s
 from launch.sweep.config import SweepSettings, to_yaml, trial_tree
 from launch.sweep.journal import Trial, best_of
 from launch.sweep.search import MANY, Params, importances, pareto_front
-from liverseg_dist.training.run_folder import write_text
+from liverseg_dist.files import write_text
 
 
 def write_results(

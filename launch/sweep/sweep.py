@@ -15,8 +15,8 @@ from launch.sweep.search import propose, trial_id
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import RunFailed, UserError
+from liverseg_dist.files import write_text
 from liverseg_dist.training.planning.choose import fits
-from liverseg_dist.training.run_folder import write_text
 
 Say = Callable[[str], None]
 

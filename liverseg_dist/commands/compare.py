@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 from liverseg_dist.evaluation.compare import compare
-from liverseg_dist.evaluation.ledger import write_json
 from liverseg_dist.evaluation.results import load_pooled
+from liverseg_dist.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,6 @@ the noise of soft tissue before and after. The file's content is kept with the s
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from liverseg_dist.data.findings import ScanFileError
 from liverseg_dist.data.msd import read_dataset
 from liverseg_dist.data.nifti import read_nifti
 from liverseg_dist.errors import UserError
+from liverseg_dist.files import write_bytes
 from liverseg_dist.tracking.progress import progress
 from liverseg_dist.volume import CANONICAL_ORIENTATION
 
@@ -56,9 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         denoiser = train_denoiser(
             scans, training, torch.device(args.device), lambda step, loss: line.advance(note=f"loss {loss:.4f}")
         )
-    aside = args.out.with_name(f".{args.out.name}.{os.getpid()}.part")
-    aside.write_bytes(denoiser.to_bytes())
-    os.replace(aside, args.out)
+    write_bytes(args.out, denoiser.to_bytes())
     before_hu = float(np.mean([estimate_noise(scan) for scan in scans]))
     after_hu = float(np.mean([estimate_noise(denoise(scan, denoiser)) for scan in scans]))
     print(

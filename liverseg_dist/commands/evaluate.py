@@ -22,7 +22,7 @@ import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import input_kind, inputs_for, load_runs, voxels_of
-from liverseg_dist.commands.together import together
+from liverseg_dist.commands.together import tell_of_case, together
 from liverseg_dist.data.audit_summary import audit_summary
 from liverseg_dist.data.store import CaseStore, Part
 from liverseg_dist.distributed.collectives import agree, barrier, gather
@@ -41,6 +41,7 @@ from liverseg_dist.inference.memory import keep_freed_memory
 from liverseg_dist.inference.runs import POSTPROCESS, LoadedRun, fingerprint_of_runs, predictor_for
 from liverseg_dist.tracking.progress import progress
 from liverseg_dist.tracking.provenance import provenance
+from liverseg_dist.training.failure import in_one_line
 
 PARTS = ("test", "validation", "train")
 SHARED_DISK_PATIENCE_S = 60.0
@@ -79,11 +80,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     def work(watch: Watch) -> dict[str, Any]:
         if unlabelled:
             print(f"left out, without a label: {', '.join(unlabelled)}")
-        reused = _work(job, world, watch)
+        reused = _work(job, folder, world, watch)
         watch.mark(-1, "writing the results")
         return agree(_finish(job, folder, _details(args, runs, part, inputs), reused) if world.is_main else None)
 
-    return together(world, args.timeout, work)
+    return together(world, args.timeout, folder, work)
 
 
 def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple[list[str], str, Path]:
@@ -111,7 +112,7 @@ def _job(args: argparse.Namespace, runs: list[LoadedRun], inputs: CaseInputs, fo
     return Evaluation(inputs, predictor, ledger, masks, folder / PICTURES)
 
 
-def _work(job: Evaluation, world: World, watch: Watch) -> int:
+def _work(job: Evaluation, folder: Path, world: World, watch: Watch) -> int:
     """Score this rank's share; returns how many cases of all ranks were already done. Ends together on all ranks."""
     before = agree(sorted(job.ledger.done()))
     known = sorted(job.inputs.slabs.keys() & set(before))
@@ -134,7 +135,7 @@ def _work(job: Evaluation, world: World, watch: Watch) -> int:
             except PeerFailed:
                 pass  # told by the rank that failed
             except RunFailed as error:
-                print(f"liverseg: {error}", file=sys.stderr, flush=True)
+                tell_of_case(error, world, folder, case_id)
             line.advance(note=case_id)
     watch.mark(-1, "waiting for the others' cases")
     barrier()
@@ -151,8 +152,9 @@ def _finish(job: Evaluation, folder: Path, details: dict[str, Any], reused: int)
         summary = write_results(folder, cases, failures, details, job.ledger, machine)
         write_board(folder, summary, cases, folder / PICTURES, job.inputs.settings.train.max_steps)
     except (LiversegError, OSError) as error:
-        print(f"liverseg: {error}", file=sys.stderr)
-        return {"error": str(error), "exit_code": EXIT_FAILED}
+        line = in_one_line(error)
+        print(f"liverseg: {line}", file=sys.stderr)
+        return {"error": line, "exit_code": EXIT_FAILED}
     _say(summary, folder)
     return {
         "out": str(folder),

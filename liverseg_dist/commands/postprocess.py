@@ -27,8 +27,9 @@ from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.collectives import agree, barrier, gather
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError
-from liverseg_dist.evaluation.ledger import Ledger, write_json
+from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER
+from liverseg_dist.files import write_json
 from liverseg_dist.inference.cases import share
 from liverseg_dist.inference.memory import keep_freed_memory
 from liverseg_dist.inference.runs import POSTPROCESS, LoadedRun, fingerprint_of_runs, predictor_for

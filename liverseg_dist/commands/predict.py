@@ -19,7 +19,7 @@ import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import load_runs
-from liverseg_dist.commands.together import together
+from liverseg_dist.commands.together import tell_of_case, together
 from liverseg_dist.distributed.collectives import agree, barrier, gather
 from liverseg_dist.distributed.team import PeerFailed, Team
 from liverseg_dist.distributed.watch import Watch
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not files:
         raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
     job = _job(args, overrides, world)
-    return together(world, args.timeout, lambda watch: _predict(args, job, files, world, watch))
+    return together(world, args.timeout, args.out, lambda watch: _predict(args, job, files, world, watch))
 
 
 def _predict(
@@ -116,7 +116,7 @@ def _work(job: Prediction, files: list[Path], world: World, watch: Watch) -> dic
                 if world.is_main or str(file) not in fresh.together:  # a helper's failure fails the scan on rank 0, too
                     failed[scan_name(file)] = isinstance(error, UserError)
                 if not isinstance(error, PeerFailed):  # that one was told by the rank that failed
-                    print(f"liverseg: {error}", file=sys.stderr, flush=True)
+                    tell_of_case(error, world, job.out, file.name)
             line.advance(note=file.name)
     watch.mark(-1, "waiting for the others' scans")
     return {name: mistake for part in gather(failed) for name, mistake in part.items()}

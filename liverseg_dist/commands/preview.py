@@ -7,7 +7,6 @@ The samples are those that a run with the same settings and seed draws, by their
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from liverseg_dist.data.loading import Batch, PatchLoader, PatchSource
 from liverseg_dist.data.preview import PreviewRow, render_preview
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import UserError
+from liverseg_dist.files import whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +41,8 @@ def run(args: argparse.Namespace) -> dict:
     with PatchLoader(source, ([n] for n in range(args.first, args.first + args.samples)), workers=0) as loader:
         rows = [preview_row(source, batch, settings) for batch in loader]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    beside = args.out.with_name(args.out.name + ".part")
-    render_preview(rows).save(beside, format="PNG")
-    os.replace(beside, args.out)
+    with whole(args.out) as file:
+        render_preview(rows).save(file, format="PNG")
     print(f"{args.out}: {len(rows)} samples of {len(case_ids)} cases, augmentation {settings.data.augmentation}")
     return {"picture": str(args.out), "samples": len(rows), "cases": len(case_ids)}
 

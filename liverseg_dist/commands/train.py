@@ -13,13 +13,13 @@ from contextlib import suppress
 from typing import Any
 
 from liverseg_dist.commands.options import add_settings, settings_from
+from liverseg_dist.commands.together import together
 from liverseg_dist.config import Settings
 from liverseg_dist.distributed.collectives import agree
 from liverseg_dist.distributed.watch import Watch
 from liverseg_dist.distributed.world import World
-from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, EXIT_FAILED, EXIT_USER, LiversegError, RunFailed, UserError
+from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, LiversegError, RunFailed, UserError
 from liverseg_dist.inference.memory import keep_freed_memory
-from liverseg_dist.training.failure import in_one_line, write_story
 from liverseg_dist.training.loop import Outcome, Trainer
 from liverseg_dist.training.run_folder import RunFolder
 from liverseg_dist.training.setup import Parts, build, open_store, resolve_settings
@@ -49,31 +49,21 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
     store = open_store(settings)
     settings = resolve_settings(settings, store)
-    with world.connected(args.timeout), Watch(world, args.timeout) as watch:
-        try:
-            parts = build(settings, store, world)
-            print(_plan(parts, world), flush=True)
-            if args.dry_run:
-                return {"run": str(folder.path), "dry_run": True}
-            _together(lambda: folder.open(settings) if world.is_main else None)
-            return _train(folder, parts, world, watch)
-        except Exception as error:
-            return _failed(folder, world, watch, error)
 
+    def work(watch: Watch) -> dict[str, Any]:
+        parts = build(settings, store, world)
+        print(_plan(parts, world), flush=True)
+        if args.dry_run:
+            return {"run": str(folder.path), "dry_run": True}
+        _agreed(lambda: folder.open(settings) if world.is_main else None)
+        return _train(folder, parts, world, watch)
 
-def _failed(folder: RunFolder, world: World, watch: Watch, error: Exception) -> dict[str, Any]:
-    """One line, told by one rank (by raising); the others only end. The whole story goes to RUN/errors/."""
-    mistake = isinstance(error, UserError)
-    story = None if mistake else write_story(folder.path, error, world.global_rank, watch.step, watch.samples)
-    line, ours = watch.account(error, in_one_line(error), name_rank=not mistake)
-    if world.is_main and not mistake:
-        with suppress(OSError):  # a full disk, which is perhaps what the error is about
-            folder.set_status("failed", watch.step, watch.last_step, line[:500])
-    if not ours:
-        return {"error": line, "exit_code": EXIT_USER if mistake else EXIT_FAILED}
-    if mistake:
-        raise error
-    raise RunFailed(f"{line}; the whole story: {story}" if story else line) from error
+    def told(watch: Watch, line: str) -> None:
+        if world.is_main:
+            with suppress(OSError):  # a full disk, which is perhaps what the line is about
+                folder.set_status("failed", watch.step, watch.last_step, line[:500])
+
+    return together(world, args.timeout, folder.path, work, told)
 
 
 def _train(folder: RunFolder, parts: Parts, world: World, watch: Watch) -> dict[str, Any]:
@@ -122,7 +112,7 @@ def _plan(parts: Parts, world: World) -> str:
     )
 
 
-def _together(action: Any) -> None:
+def _agreed(action: Any) -> None:
     """Do it; if it fails on one rank, every rank ends with the same message instead of waiting for that one."""
     problem: LiversegError | None = None
     try:

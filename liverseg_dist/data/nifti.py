@@ -7,7 +7,6 @@ its first bytes (whatever the name says) and inflated by isal straight into the 
 `UserError` of one line with a `code`.
 """
 
-import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from isal.igzip_lib import IsalError
 from liverseg_dist.data.findings import Finding, ScanFileError
 from liverseg_dist.data.nifti_header import NIFTI1_BYTES, Header, header_bytes, parse_header
 from liverseg_dist.errors import UserError, printable
+from liverseg_dist.files import whole
 from liverseg_dist.volume import Grid, Volume
 
 Kind = Literal["image", "label"]
@@ -220,19 +220,12 @@ def _write(path: Path, voxels: np.ndarray, grid: Grid) -> None:
         raise ValueError(f"voxels have shape {voxels.shape}, their grid {grid.shape}")
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{printable(path)}: an output name ends in .nii.gz or .nii")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as raw:
-            if path.name.endswith(".gz"):
-                with igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=raw, mtime=0) as stream:
-                    _write_stream(cast(BinaryIO, stream), voxels, grid)
-            else:
-                _write_stream(raw, voxels, grid)
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with whole(path) as raw:
+        if path.name.endswith(".gz"):
+            with igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=raw, mtime=0) as stream:
+                _write_stream(cast(BinaryIO, stream), voxels, grid)
+        else:
+            _write_stream(raw, voxels, grid)
 
 
 def _write_stream(stream: BinaryIO, voxels: np.ndarray, grid: Grid) -> None:

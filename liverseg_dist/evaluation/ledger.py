@@ -9,13 +9,13 @@ A case that failed has an entry with its error and is tried again by the next ru
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from liverseg_dist.evaluation.case import METRICS_VERSION
+from liverseg_dist.files import write_json
 
 LONGEST_NAME = 150
 
@@ -108,26 +108,3 @@ def file_name(case_id: str) -> str:
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}~{hashlib.sha256(case_id.encode()).hexdigest()[:16]}"
     return name or "%"
-
-
-def write_json(file: Path, content: object) -> None:
-    """Write JSON aside and put it in place in one step; NaN is refused (undefined is null)."""
-    write_text(file, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write UTF-8 text aside and put it in place in one step."""
-    write_bytes(file, text.encode("utf-8"))
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write bytes aside and put them in place in one step."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)

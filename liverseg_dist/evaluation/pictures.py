@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image
 
 from liverseg_dist.evaluation.boxes import Box, joint_box
-from liverseg_dist.evaluation.ledger import file_name, write_bytes, write_json
+from liverseg_dist.evaluation.ledger import file_name
 from liverseg_dist.evaluation.surface_points import surface_points
+from liverseg_dist.files import write_bytes, write_json
 from liverseg_dist.labels import IGNORE, TUMOUR
 from liverseg_dist.volume import Volume
 

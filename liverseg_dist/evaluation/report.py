@@ -12,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from liverseg_dist.evaluation.charts import SIZE_NAMES, all_charts
-from liverseg_dist.evaluation.ledger import write_text
 from liverseg_dist.evaluation.pictures import PLANES, load_pictures
+from liverseg_dist.files import write_text
 from liverseg_dist.labels import STRUCTURES
 
 NUM_WORST = 8

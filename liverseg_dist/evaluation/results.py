@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_dist.errors import UserError
-from liverseg_dist.evaluation.ledger import Ledger, write_json
+from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.report import write_report
 from liverseg_dist.evaluation.summary import aggregate
 from liverseg_dist.evaluation.tables import write_cases_csv, write_lesions_csv
+from liverseg_dist.files import write_json
 
 LEDGER = "ledger"
 PICTURES = "pictures"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.evaluation.ledger import write_text
+from liverseg_dist.files import write_text
 from liverseg_dist.labels import STRUCTURES
 
 CASE_COLUMNS = (

@@ -13,7 +13,8 @@ import numpy as np
 from liverseg_dist.config import Settings
 from liverseg_dist.data.nifti import SUFFIXES, read_nifti, write_image, write_mask
 from liverseg_dist.errors import RankLost, RunFailed, UserError
-from liverseg_dist.evaluation.ledger import Ledger, write_text
+from liverseg_dist.evaluation.ledger import Ledger
+from liverseg_dist.files import write_text
 from liverseg_dist.inference.cases import failure_line
 from liverseg_dist.inference.postprocess import TUMOUR_CONNECTIVITY, foreground_box
 from liverseg_dist.inference.predictor import Predictor

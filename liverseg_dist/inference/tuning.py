@@ -29,8 +29,9 @@ from torch import Tensor
 
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.errors import RunFailed
-from liverseg_dist.evaluation.ledger import Ledger, file_name, write_bytes, write_text
+from liverseg_dist.evaluation.ledger import Ledger, file_name
 from liverseg_dist.evaluation.overlap import confusion, structure_counts
+from liverseg_dist.files import write_bytes, write_text
 from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assembled
 from liverseg_dist.inference.cases import failure_line
 from liverseg_dist.inference.postprocess import foreground_box, postprocess

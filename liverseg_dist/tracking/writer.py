@@ -1,7 +1,6 @@
 """Where a run's figures go: TensorBoard events and `metrics.jsonl`, or nowhere (ranks above 0). Chosen once."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
+
+from liverseg_dist.files import write_text
 
 TRY_AGAIN_S = 60.0
 """Before TensorBoard's file is tried again after a failure."""
@@ -118,6 +119,4 @@ def _keep_until(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    aside = path.with_suffix(".tmp")
-    aside.write_text("".join(kept), encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, "".join(kept))

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.errors import RunFailed, UserError
+from liverseg_dist.files import write_text
 
 FREE_TO_CHANGE = (
     "run.", "data.workers", "data.prefetch", "data.cache_gib", "data.store", "checkpoint.", "validation.pictures",
@@ -93,16 +94,6 @@ def refuse_other_settings(before: Settings, now: Settings, folder: Path) -> None
                 f"{folder}: this run was begun with {key}={_short(old.get(key))}, now {_short(new.get(key))} is asked "
                 "for; give the same settings to continue it, or another run.dir to begin anew"
             )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write aside, then rename: readers see the old or the new file, never half of one. Raises a named `OSError`."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:  # a full disk does not say whose file it was
-        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def environment() -> dict[str, Any]:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liverseg_dist.evaluation import Ledger
-from liverseg_dist.evaluation.ledger import file_name, write_json
+from liverseg_dist.evaluation.ledger import file_name
+from liverseg_dist.files import write_json
 
 SCORES = {"case_id": "liver_1", "liver": {"dice": 0.1 + 0.2, "hd95_mm": None}}
 

@@ -5,7 +5,6 @@ last. `phantom.json` remembers what decides the bytes, so that two kinds of phan
 """
 
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from liverseg_dist.data.nifti import read_nifti, write_image, write_mask
 from liverseg_dist.data.phantom.scan import Size, make_scan
 from liverseg_dist.errors import UserError
+from liverseg_dist.files import write_json
 from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.volume import Grid
 
@@ -74,7 +74,7 @@ def write_dataset(wanted: PhantomSet, workers: int, done: Callable[[CaseSummary]
     check_folder(wanted)
     for name in ("imagesTr", "labelsTr", "imagesTs"):
         (wanted.folder / name).mkdir(parents=True, exist_ok=True)
-    _write_json(wanted.folder / SETTINGS, wanted.settings)
+    write_json(wanted.folder / SETTINGS, wanted.settings)
     summaries: dict[int, CaseSummary] = {}
     if workers <= 1:
         for number in wanted.numbers():
@@ -86,7 +86,7 @@ def write_dataset(wanted: PhantomSet, workers: int, done: Callable[[CaseSummary]
             for future in as_completed(futures):
                 summaries[futures[future]] = future.result()
                 done(future.result())
-    _write_json(wanted.folder / "dataset.json", _index(wanted))
+    write_json(wanted.folder / "dataset.json", _index(wanted))
     return [summaries[number] for number in sorted(summaries)]
 
 
@@ -157,9 +157,3 @@ def _index(wanted: PhantomSet) -> dict[str, object]:
         "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
         "test": test,
     }
-
-
-def _write_json(path: Path, content: object) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)

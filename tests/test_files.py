@@ -1,0 +1,60 @@
+"""`files.whole` and what is built on it: whole or not at all, and an error that names the file."""
+
+import errno
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from liverseg_dist.files import whole, write_json, write_text
+
+
+@contextmanager
+def little_room(size: int) -> Iterator[None]:
+    """As on a full disk: no file may grow beyond this, and the system does not say which one wanted to."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_that_finds_no_room_is_named_and_the_one_before_stays(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    write_text(file, "before")
+    with little_room(1000), pytest.raises(OSError) as caught:
+        write_text(file, "x" * 5000)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(file))
+    assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), whole(tmp_path / "a.bin") as out:
+        out.write(b"half")
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_about_another_file_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, whole(tmp_path / "a.bin"):
+        (tmp_path / "other").read_bytes()
+    assert caught.value.filename == str(tmp_path / "other")
+
+
+def test_a_folder_that_is_not_there_is_told_by_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        write_text(tmp_path / "no" / "a.txt", "")
+    assert caught.value.filename == str(tmp_path / "no" / "a.txt")
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"dice": None})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"dice": None}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"dice": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"dice": None}
