@@ -7,18 +7,20 @@ The folders come from nnU-Net's three environment variables. `prepare` takes bas
 of nnU-Net's) and device; `predict` takes model, inputs, out and device.
 """
 
+import importlib
 import json
 import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import nnunetv2
 import numpy as np
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.inference import predict_from_raw_data
+from nnunetv2.run import run_training
 
 DATASET_ID = 3
 CONFIGURATION = "3d_fullres"
@@ -48,7 +50,13 @@ def train(iterations: int, seed: int, trainer: str, device: str) -> dict[str, An
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the generator that its augmentation draws from
     torch.manual_seed(seed)
-    chosen = get_trainer_from_args(str(DATASET_ID), CONFIGURATION, "all", trainer, device=torch.device(device))  # type: ignore[arg-type]
+    chosen = run_training.get_trainer_from_args(
+        str(DATASET_ID),
+        CONFIGURATION,
+        "all",
+        trainer,
+        device=torch.device(device),  # type: ignore[arg-type]
+    )
     usual = ITERATIONS_PER_EPOCH if iterations < 40 * OWN_ITERATIONS_PER_EPOCH else OWN_ITERATIONS_PER_EPOCH
     per_epoch = min(iterations, usual)
     chosen.num_iterations_per_epoch = per_epoch
@@ -64,7 +72,7 @@ def train(iterations: int, seed: int, trainer: str, device: str) -> dict[str, An
 
 
 def predict(model: str, inputs: list[str], out: str, device: str) -> dict[str, Any]:
-    predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
+    predictor = predict_from_raw_data.nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(model, ("all",))
     names = [Path(path).name.removesuffix("_0000.nii.gz") for path in inputs]
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -72,7 +80,20 @@ def predict(model: str, inputs: list[str], out: str, device: str) -> dict[str, A
     return {}
 
 
+def trainer_class(name: str) -> Any:
+    """One of nnU-Net's own. Its search imports every trainer on the way, some of which need packages that others do
+    not (timm, torchvision); this one imports the file that holds the class."""
+    root = Path(nnunetv2.__path__[0])
+    for file in sorted((root / "training" / "nnUNetTrainer").rglob("*.py")):
+        if f"class {name}(" in file.read_text(encoding="utf-8"):
+            module = ".".join(("nnunetv2", *file.relative_to(root).with_suffix("").parts))
+            return getattr(importlib.import_module(module), name)
+    sys.exit(f"--nnunet-trainer {name}: nnU-Net has no such trainer")
+
+
 if __name__ == "__main__":
+    for user in (run_training, predict_from_raw_data):
+        user.recursive_find_trainer_class_by_name = trainer_class
     job = json.loads(sys.argv[1])
     stage = {"prepare": prepare, "train": train, "predict": predict}[job.pop("stage")]
     print("\n" + json.dumps(stage(**job)))
