@@ -90,6 +90,8 @@ def load_results(run: Path) -> Results:
             raise TypeError
         if not isinstance(case_ids, list) or not all(isinstance(case_id, str) for case_id in case_ids):
             raise TypeError
+        if len(set(case_ids)) < len(case_ids):
+            raise ValueError
         cases = [ledger.read(case_id) for case_id in case_ids]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{folder / SUMMARY}: damaged; run `liverseg evaluate` or `liverseg score` again") from None

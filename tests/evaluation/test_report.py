@@ -185,7 +185,8 @@ def test_a_damaged_summary_is_said(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value"), [("case_ids", [1.5]), ("case_ids", "ab"), ("failed", ["a"]), ("details", 3)]
+    ("place", "value"),
+    [("case_ids", [1.5]), ("case_ids", "ab"), ("case_ids", ["a", "a"]), ("failed", ["a"]), ("details", 3)],
 )
 def test_a_summary_of_another_shape_is_said(folder: Path, tmp_path: Path, place: str, value: object) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
