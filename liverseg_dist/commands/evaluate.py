@@ -147,7 +147,8 @@ def _finish(job: Evaluation, folder: Path, details: dict[str, Any], reused: int)
     try:
         cases, failures = _read_ledger(job.ledger, set(job.inputs.slabs))
         if not cases:
-            raise RunFailed(f"{folder}: none of {len(job.inputs.slabs)} cases could be scored; the reasons are above")
+            first = next(iter(failures.values()), "no reason was kept")
+            raise RunFailed(f"{folder}: none of {len(job.inputs.slabs)} cases could be scored; the first: {first}")
         machine = provenance(job.predictor.device)
         summary = write_results(folder, cases, failures, details, job.ledger, machine)
         write_board(folder, summary, cases, folder / PICTURES, job.inputs.settings.train.max_steps)
