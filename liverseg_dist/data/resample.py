@@ -21,12 +21,17 @@ from typing import Literal
 
 import numpy as np
 from scipy import ndimage
+from threadpoolctl import threadpool_limits
 
 from liverseg_dist.data.resample_axis import AxisPlaces, Band, Order, bands
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 
 Kind = Literal["image", "label", "probabilities"]
+
+threadpool_limits(1, user_api="blas")
+"""For good: a product's last bits depend on how many threads compute it, and stores and masks must not. Cases and
+windows are what runs side by side. An environment variable would do only where it is set before NumPy is imported."""
 
 AIR_HU = -1024
 THICK = 3.0

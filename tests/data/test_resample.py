@@ -1,5 +1,9 @@
 """Resampling against scipy and scikit-image, and as properties of geometry."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -303,3 +307,27 @@ def test_axis_matrices_equal_scipy_on_unit_vectors(length: int, count: int, orde
 def test_an_absurd_target_is_refused_before_it_is_made() -> None:
     with pytest.raises(UserError, match="voxel sizes"):
         resample(Volume(np.zeros(SHAPE, np.int16), GRID), GRID.with_spacing((1e-3, 1e-3, 1e-2)))
+
+
+def test_the_bits_do_not_depend_on_the_number_of_blas_threads() -> None:
+    """One process with all cores, ranks with one each: each must write the same store and the same mask."""
+    program = """
+import hashlib, numpy as np
+from liverseg_dist.data.resample import resample
+from liverseg_dist.volume import Grid, Volume
+voxels = np.random.default_rng(0).integers(-1000, 1000, (60, 190, 190)).astype(np.float32)
+grid = Grid(voxels.shape, np.diag([2.9, 2.9, 3.1, 1.0]))
+target = Grid((31, 92, 92), np.diag([6.0, 6.0, 6.0, 1.0]))
+print(hashlib.sha256(resample(Volume(voxels, grid), target, "image").voxels.tobytes()).hexdigest())
+"""
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2", "3")
+    }
+    assert len(said) == 1

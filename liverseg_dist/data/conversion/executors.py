@@ -1,6 +1,6 @@
 """Who converts: processes of this machine, or the tasks of a Ray cluster that is there already.
 
-Either way each scan is converted by a process with one BLAS thread, so that the bytes do not depend on their number.
+Either way each scan is converted by a process with one thread: scans, not their parts, run side by side.
 """
 
 import logging
@@ -21,7 +21,7 @@ from liverseg_dist.errors import RunFailed, UserError
 
 Outcome = tuple[CaseRecord, bool]
 Executor = Callable[[list[CaseJob], int], Iterator[Outcome]]
-THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+THREADS = {"OMP_NUM_THREADS": "1"}
 
 QUIET = {"PYTHONWARNINGS": "ignore:resource_tracker"}
 """When workers are ended in the middle of their work, Python's book-keeper of semaphores need not tell the user."""
