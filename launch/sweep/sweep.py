@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -118,6 +119,9 @@ class Sweep:
         ]  # fmt: skip
 
     def fail(self, trial: Trial, reason: str) -> None:
+        """Raises `RunFailed`, and holds nothing against the trial, where its folders can no longer be written."""
+        for folder in (self.folder_of(trial.id), *(job.folder for job in self.jobs(trial))):
+            _check_writable(folder, reason)
         self.journal.fail(trial.id, reason)
         self.say(f"{label(trial)} failed: {reason}")
         self.settle()
@@ -157,3 +161,15 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def _check_writable(folder: Path, reason: str) -> None:
+    if not folder.is_dir():
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise RunFailed(
+            f"{folder}: {error.strerror}; see to that and run the same line again, all is kept ({reason})"
+        ) from error

@@ -65,7 +65,7 @@ class World:
 
         `timeout_s`: how long a collective waits for a lost peer before it raises. Ranks of one node meet on loopback,
         unless GLOO_SOCKET_IFNAME says otherwise; those of several nodes on the first one's own address. NCCL's sockets
-        are its own affair (NCCL_SOCKET_IFNAME).
+        are its own affair (NCCL_SOCKET_IFNAME). Raises `RunFailed` where they do not meet.
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -76,8 +76,22 @@ class World:
             self.launched_by == "srun" or "LOCAL_WORLD_SIZE" in os.environ
         ):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        try:
+            self._meet(timedelta(seconds=timeout_s))
+        except RuntimeError as error:  # PyTorch's own for lost connections and timeouts are its children
+            reason = " ".join(str(error).split())[:200]
+            raise RunFailed(
+                f"rank {self.global_rank} cannot meet the others at {self.master}; has one failed to start, or is the "
+                f"network gone? ({reason})"
+            ) from error
+        try:
+            yield self
+        finally:
+            if dist.is_initialized():  # left open, some ranks abort at interpreter exit and turn a good job into FAILED
+                dist.destroy_process_group()
+
+    def _meet(self, timeout: timedelta) -> None:
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        timeout = timedelta(seconds=timeout_s)
         if self.launched_by == "torchrun":  # its own store is already up; a second listener on the port would clash
             dist.init_process_group(backend, timeout=timeout)
         else:
@@ -88,11 +102,6 @@ class World:
                 world_size=self.world_size,
                 timeout=timeout,
             )
-        try:
-            yield self
-        finally:
-            if dist.is_initialized():  # left open, some ranks abort at interpreter exit and turn a good job into FAILED
-                dist.destroy_process_group()
 
     def _store(self, timeout: timedelta) -> dist.TCPStore:
         """The job's key-value store: rank 0 serves it. PyTorch alone would listen on every network of the node."""

@@ -1,12 +1,14 @@
 """Who am I: torchrun's, srun's and nobody's environment; half-set ones are refused."""
 
+import socket
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from liverseg_dist.distributed.world import World, slurm_port
-from liverseg_dist.errors import UserError
+from liverseg_dist.errors import RunFailed, UserError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 TORCHRUN |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
@@ -70,3 +72,11 @@ def test_neighbouring_jobs_get_unlike_ports_below_the_ephemeral_range() -> None:
 def test_an_unknown_or_absent_device_is_refused() -> None:
     with pytest.raises(UserError, match="one of auto, cpu, cuda"):
         World.from_environment("tpu", {})
+
+
+def test_ranks_that_do_not_meet_say_so_in_a_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    world = replace(World.from_environment("cpu", SRUN), master=f"127.0.0.1:{port}")
+    with pytest.raises(RunFailed, match=f"rank 5 cannot meet the others at 127.0.0.1:{port}; "), world.connected(1.0):
+        pass

@@ -16,7 +16,9 @@ from launch.sweep.schedulers import JournalScheduler
 from launch.sweep.search import mutated, objective_values, pareto_front, propose, trial_id
 from launch.sweep.sweep import Sweep
 from launch.sweep.tuning import JournalSearch
+from liverseg_dist.errors import RunFailed
 from tests.launch.test_tune import SWEEP
+from tests.test_files import little_room
 
 SPACE = {
     "train.learning_rate": {"type": "loguniform", "low": 1e-4, "high": 1e-2},
@@ -215,3 +217,16 @@ def test_a_search_for_two_objectives_finds_the_trade(tmp_path: Path) -> None:
     assert set(summary["pareto"]) == front
     assert all(trial.params["data.augmentation"] == "none" for trial in history if trial.id in front)
     assert "What Dice costs" in (tmp_path / "sweep.html").read_text()
+
+
+def test_nothing_is_held_against_a_trial_whose_folder_cannot_be_written(tmp_path: Path) -> None:
+    """A full or locked disk fails every trial; the sweep ends and goes on with all of them when that is mended."""
+    with Journal(tmp_path) as journal:
+        sweep = Sweep(settings(), tmp_path, journal, lambda _: None)
+        trial = sweep.next_trial()
+        assert trial is not None
+        with little_room(0), pytest.raises(RunFailed, match=f"trials/{trial.id}: File too large; .*no checkpoint"):
+            sweep.fail(trial, "fold 0: no checkpoint could be written")
+        assert journal.trials[trial.id].state == "running"
+        sweep.fail(trial, "fold 0: a NaN")
+        assert journal.trials[trial.id].state == "failed"
