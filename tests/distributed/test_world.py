@@ -77,6 +77,6 @@ def test_an_unknown_or_absent_device_is_refused() -> None:
 def test_ranks_that_do_not_meet_say_so_in_a_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    world = replace(World.from_environment("cpu", SRUN), master=f"127.0.0.1:{port}")
-    with pytest.raises(RunFailed, match=f"rank 5 cannot meet the others at 127.0.0.1:{port}; "), world.connected(1.0):
+    world = replace(World.from_environment("cpu", TORCHRUN), master=f"127.0.0.1:{port}", launched_by="srun")
+    with pytest.raises(RunFailed, match=f"rank 3 cannot meet the others at 127.0.0.1:{port}; "), world.connected(1.0):
         pass
