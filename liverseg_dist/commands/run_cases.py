@@ -2,10 +2,12 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from liverseg_dist.config import Settings
+from liverseg_dist.data.augment import PRESETS
 from liverseg_dist.data.msd import read_dataset
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.world import World
@@ -18,11 +20,20 @@ def load_runs(
 ) -> list[LoadedRun]:
     """The models of RUN and --ensemble, with --weights both two of each; their probabilities are averaged."""
     kinds = ("last", "best") if args.weights == "both" else (args.weights,)
-    return [
+    runs = [
         load_run(path, world.device, overrides, kind, postprocessed)
         for path in (args.run, *args.ensemble)
         for kind in kinds
     ]
+    for run in runs:
+        augmentation = run.settings.data.augmentation
+        if world.is_main and run.settings.inference.mirror and not PRESETS[augmentation].mirror_axes:
+            print(
+                f"warning: {run.path}: trained with data.augmentation={augmentation}, so it has never seen a mirrored "
+                "scan, and inference.mirror=true makes its masks worse (configs/LOG.md, 2026-11-28)",
+                file=sys.stderr,
+            )
+    return runs
 
 
 def inputs_for(

@@ -1,5 +1,6 @@
 """Loading runs: what fits is loaded exactly, what does not is told in one line."""
 
+import argparse
 import resource
 import shutil
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from liverseg_dist.commands.run_cases import load_runs
+from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference import load_run, predictor_for
 from tests.inference.small_run import SmallRun, train_small_run
@@ -86,3 +89,15 @@ def test_runs_that_see_scans_differently_are_not_averaged(small_run: SmallRun, r
     (run / "config.yaml").write_text(config.replace("lower_hu: ", "lower_hu: -1"))
     with pytest.raises(UserError, match=r"data\.intensity"):
         predictor_for([load_run(folder, CPU) for folder in (run, tmp_path / "second")], CPU)
+
+
+@pytest.mark.parametrize(("augmentation", "warned"), [("none", True), ("nnunet", False)])
+def test_mirroring_for_a_network_that_never_saw_it_is_warned_of(
+    augmentation: str, warned: bool, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["data"]["augmentation"] = augmentation
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    args = argparse.Namespace(run=run, ensemble=[], weights="last")
+    load_runs(args, World.from_environment("cpu", {}), ["inference.mirror=true"])
+    assert ("has never seen a mirrored scan" in capsys.readouterr().err) == warned
