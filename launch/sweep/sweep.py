@@ -1,9 +1,10 @@
 """A sweep in its driver: which trial comes next, what a trial's folder holds, what was decided."""
 
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,9 @@ from liverseg_dist.files import write_text
 from liverseg_dist.training.planning.choose import fits
 
 Say = Callable[[str], None]
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+AGAIN = "see to that and run the same line again, all is kept"
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,8 @@ class Sweep:
         ]  # fmt: skip
 
     def fail(self, trial: Trial, reason: str) -> None:
-        """Raises `RunFailed`, and holds nothing against the trial, where its folders can no longer be written."""
-        for folder in (self.folder_of(trial.id), *(job.folder for job in self.jobs(trial))):
-            _check_writable(folder, reason)
+        """Raises `RunFailed`, and holds nothing against the trial, where a disk is full or locked."""
+        _check_disk(reason, [self.folder_of(trial.id), *(job.folder for job in self.jobs(trial))])
         self.journal.fail(trial.id, reason)
         self.say(f"{label(trial)} failed: {reason}")
         self.settle()
@@ -163,13 +166,14 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _check_writable(folder: Path, reason: str) -> None:
-    if not folder.is_dir():
-        return
+def _check_disk(reason: str, folders: Sequence[Path]) -> None:
+    """By what the trainer said, and by trying: what it could not write is perhaps gone by now, and the room is back."""
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))
+        for folder in folders:
+            if folder.is_dir():
+                with tempfile.TemporaryFile(dir=folder) as file:
+                    file.write(bytes(4096))
     except OSError as error:
-        raise RunFailed(
-            f"{folder}: {error.strerror}; see to that and run the same line again, all is kept ({reason})"
-        ) from error
+        raise RunFailed(f"{folder}: {error.strerror}; {AGAIN} ({reason})") from error
+    if any(os.strerror(number) in reason for number in DISK_ERRORS):
+        raise RunFailed(f"{reason}; {AGAIN}")

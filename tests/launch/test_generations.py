@@ -227,6 +227,8 @@ def test_nothing_is_held_against_a_trial_whose_folder_cannot_be_written(tmp_path
         assert trial is not None
         with little_room(0), pytest.raises(RunFailed, match=f"trials/{trial.id}: File too large; .*no checkpoint"):
             sweep.fail(trial, "fold 0: no checkpoint could be written")
+        with pytest.raises(RunFailed, match="fold 1: a: No space left on device; see to that and run"):
+            sweep.fail(trial, "fold 1: a: No space left on device")
         assert journal.trials[trial.id].state == "running"
         sweep.fail(trial, "fold 0: a NaN")
         assert journal.trials[trial.id].state == "failed"
