@@ -12,6 +12,8 @@ from liverseg_dist.data.layout import TRAIN_ONLY
 
 ORDER = ("quarantined", "excluded", "repaired", "imputed", "unlabelled", "kept")
 """Worst first."""
+MOST_PICTURES = 500
+"""Embedded, of the worst scans first: a page of 10,000 would be one that no browser opens."""
 
 
 def audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
@@ -29,7 +31,11 @@ def audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
     parts |= {case_id: f"fold {n}" for n, fold in enumerate(root["splits"]["folds"]) for case_id in fold}
     return pages.get_template("audit.html.j2").render(
         root=root,
-        scans=[_scan(name, entry, thumbnails.get(name), parts) for name, entry in audit],
+        scans=[
+            _scan(name, entry, thumbnails.get(name) if place < MOST_PICTURES else None, parts)
+            for place, (name, entry) in enumerate(audit)
+        ],
+        pictures=MOST_PICTURES if len(audit) > MOST_PICTURES else 0,
         counts=[(status, n) for status in ORDER if (n := Counter(e["status"] for _, e in audit)[status])],
         settings=[(key, value) for key, value in _flat(root["convert"])],
     )

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import ConvertConfig
+from liverseg_dist.data import audit_page
 from liverseg_dist.data.cleaning.intensity import HuHistogram
 from liverseg_dist.data.conversion.foreground import foreground_samples
 from liverseg_dist.data.conversion.records import CaseRecord
@@ -436,3 +437,13 @@ def test_real_scans_and_their_traps(real_mini: Path, tmp_path: Path) -> None:
     assert np.array_equal(turned[first:last], canonical(real_mini / "labelsTr" / "liver_901.nii.gz"))
     assert opened.image("liver_902")[30:33].min() == -1024
     assert run("verify", tmp_path / "s")[0] == 0
+
+
+def test_a_page_of_many_scans_embeds_the_pictures_of_the_worst(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_page, "MOST_PICTURES", 2)
+    assert convert(source, tmp_path / "s")[0] == 0
+    page = (tmp_path / "s" / "audit.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "The first 2 scans, the worst first, have one here" in page
