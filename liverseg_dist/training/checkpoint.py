@@ -22,6 +22,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 
 from liverseg_dist.distributed.collectives import agree, barrier, rank
+from liverseg_dist.distributed.watch import is_consequence
 from liverseg_dist.errors import RunFailed
 
 SCHEMA = 1
@@ -59,15 +60,16 @@ class Checkpoints:
         return self.finish() if wait else fine
 
     def finish(self) -> bool:
-        """Wait for a write under way. False (and a message from rank 0) if it failed."""
+        """Wait for a write under way. False if it failed, with a message from rank 0 unless a rank was lost."""
         pending, self._pending = self._pending, None
         if pending is None:
             return True
         try:
             pending.result()
         except (Exception, CheckpointException) as error:  # the latter is no Exception
-            if rank() == 0:
-                reason = _cause(error)
+            cause = _cause(error)
+            if rank() == 0 and not is_consequence(cause):  # of a lost rank, which ends the run and is told by its end
+                reason = " ".join(str(cause).split())[:400]
                 print(f"warning: a checkpoint could not be written, the previous one stays: {reason}", file=sys.stderr)
             return False
         return True
@@ -156,11 +158,11 @@ def damage(folder: Path) -> str:
     return ""
 
 
-def _cause(error: BaseException) -> str:
-    """The first rank's own words, without the traceback that torch packs around them."""
+def _cause(error: BaseException) -> BaseException:
+    """What the first rank met, out of what torch packs around it."""
     if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    return " ".join(str(error).split())[:400]
+        return next(iter(error.failures.values()))[0]
+    return error
 
 
 def _sha256(path: Path) -> str:

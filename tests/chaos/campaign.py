@@ -118,7 +118,8 @@ class StruckRun:
                 report.run = self._number
             target, delay_s = self._moment(chance) if attempt < TRIES - 1 else (0, 0.1 * self.usual.start_s)
             environment = fault.environment(self.stage)
-            report.warm = self.stage.can_be_warm and not environment and chance.random() > COLD
+            last_try = attempt == TRIES - 1  # cold: a warm start may be over before it can be struck
+            report.warm = self.stage.can_be_warm and not environment and chance.random() > COLD and not last_try
             process = self.stage.start(report.warm, **environment)
             if _reach(process, self.stage, target, delay_s):
                 report.at = f"{delay_s:.1f} s after {target} of {self.usual.total}" if target else f"{delay_s:.1f} s"

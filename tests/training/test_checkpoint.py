@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,19 @@ def test_names_that_only_look_like_numbers_are_no_checkpoints(folder: Path) -> N
 def test_progress_of_another_kind_is_one_line(progress: object) -> None:
     with pytest.raises(RunFailed, match="the checkpoint of step 5 is not understood"):
         progress_of({"step": 5, "progress": progress})
+
+
+@pytest.mark.parametrize(
+    ("error", "warned"),
+    [(OSError(28, "No space left on device"), True), (RuntimeError("Connection closed by peer [127.0.0.1]:1"), False)],
+)
+def test_a_write_that_fails_is_warned_of_unless_a_rank_was_lost(
+    error: Exception, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A lost rank ends the run, and that end is what is told."""
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    failed: Future[None] = Future()
+    failed.set_exception(error)
+    checkpoints._pending = failed
+    assert not checkpoints.finish()
+    assert ("could not be written" in capsys.readouterr().err) == warned
