@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> dict:
     scored = {outcome.case_id for outcome in outcomes if outcome.error is None}
     cases = [case for case in ledger.read_all() if case["case_id"] in scored]
     if not cases:
-        raise UserError(f"{args.prediction}: none of {len(outcomes)} cases could be scored; the reasons are above")
+        first = next(iter(failures.values()), "no reason was kept")
+        raise UserError(f"{args.prediction}: none of {len(outcomes)} cases could be scored; the first: {first}")
     if not args.no_pictures:
         _draw(args, pairing, job, cases)
     told = {
