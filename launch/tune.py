@@ -18,13 +18,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.sweep.cluster import asking_for, own_token, running, token_file
 from launch.sweep.config import SweepSettings, to_yaml
-from launch.sweep.fold import try_lock
+from launch.sweep.fold import running_folds
 from launch.sweep.journal import Journal
 from launch.sweep.live import watching
 from launch.sweep.page import fold_seconds, write_results
@@ -38,7 +38,7 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFaile
 from liverseg_dist.files import write_text
 from liverseg_dist.training.run_folder import refuse_other_settings
 
-FREE_TO_CHANGE = ("trials", "max_failures", "max_concurrent", "resources")
+FREE_TO_CHANGE = ("trials", "max_failures", "max_concurrent", "start_timeout_s", "resources")
 """Of the sweep's section: what may differ when it is continued."""
 
 
@@ -129,7 +129,10 @@ def _run(args: argparse.Namespace, settings: SweepSettings, folder: Path, journa
         return _last_session(folder)
     cpus = args.cpus or len(os.sched_getaffinity(0))
     try:
-        with running(args.address, cpus, not args.no_dashboard) as dashboard:
+        patience_s = float("inf") if args.address else settings.sweep.start_timeout_s  # a cluster may be taken by others
+        with running(
+            args.address, cpus, not args.no_dashboard, _standstill(folder, journal, patience_s)
+        ) as dashboard:
             missing = "none" if args.no_dashboard else "none; pip install 'ray[default]' brings it"
             token = f"; the token it asks for: cat {token_file()}" if token_file() else ""
             print(f"Ray dashboard: {f'http://{dashboard}{token}' if dashboard else missing}", flush=True)
@@ -156,13 +159,25 @@ def _last_session(folder: Path) -> dict[str, float]:
 def _wait_for_folds(folder: Path, timeout_s: float = 60.0) -> None:
     """Folds that were told to stop are saving; they hold their locks until they are gone."""
     end = time.monotonic() + timeout_s
-    for path in folder.glob("trials/*/fold_*.lock"):
-        number = os.open(path, os.O_RDWR)
-        try:
-            while not try_lock(number) and time.monotonic() < end:
-                time.sleep(0.1)
-        finally:
-            os.close(number)
+    while running_folds(folder) and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def _standstill(folder: Path, journal: Journal, timeout_s: float) -> Callable[[], str]:
+    """A check that has a reason when no fold has run, and no trial come on, for so long: a Ray of our own has nothing
+    else to do. Seen when the clock had gone back by an hour."""
+    seen, since = journal.lines, time.monotonic()
+
+    def check() -> str:
+        nonlocal seen, since
+        if journal.lines != seen or running_folds(folder):
+            seen, since = journal.lines, time.monotonic()
+        still_s = time.monotonic() - since
+        if still_s <= timeout_s:
+            return ""
+        return f"Ray has started no fold for {still_s:.0f} s (sweep.start_timeout_s); has the clock been set back?"
+
+    return check
 
 
 def _same_sweep(folder: Path, settings: SweepSettings) -> None:

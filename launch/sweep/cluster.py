@@ -8,9 +8,10 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,11 +27,16 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 
 from launch.sweep.guard import guarded
-from liverseg_dist.errors import RunFailed, StopRequested, UserError
+from liverseg_dist.errors import EXIT_FAILED, RunFailed, StopRequested, UserError
 
 OBJECT_STORE_BYTES = 100 << 20
 """Only scores travel through Ray."""
-NODES_ASKED_S = 5.0
+AGAIN = "all is kept, run the same line again to continue"
+LOOKED_AFTER_S = 5.0
+LEAVING_S = 30.0
+"""How long Ray may take to end, once there is a reason to."""
+Check = Callable[[], str]
+"""Why Ray must be given up, or ''."""
 
 
 class _Stop(BaseException):
@@ -38,11 +44,11 @@ class _Stop(BaseException):
 
 
 @contextlib.contextmanager
-def running(address: str | None, cpus: int, dashboard: bool) -> Iterator[str]:
+def running(address: str | None, cpus: int, dashboard: bool, stands_still: Check = lambda: "") -> Iterator[str]:
     """A local Ray of our own, or the cluster at `address`. Yields the dashboard's address, or ''.
 
-    SIGTERM and Ctrl-C raise `StopRequested` in the block, the loss of all nodes `RunFailed`. However it is left, no Ray
-    process of ours stays.
+    SIGTERM and Ctrl-C raise `StopRequested` in the block; the loss of all nodes, or what `stands_still` tells (it is
+    asked every few seconds), `RunFailed`. However it is left, no Ray process of ours stays.
     """
     with guarded():
         session, stop = "", _StopOnSignal()
@@ -50,12 +56,11 @@ def running(address: str | None, cpus: int, dashboard: bool) -> Iterator[str]:
             with _handlers(stop):
                 context = _join(address) if address else _start(cpus, dashboard)
                 session = "" if address else str(context.address_info.get("session_dir") or "")
-                with _handlers(stop), _watching_nodes(stop):  # Ray has put a handler of its own on SIGTERM
+                with _handlers(stop), _watching(stop, (_nodes_lost, stands_still)):  # Ray has put its own on SIGTERM
                     yield str(context.dashboard_url or "")
         except BaseException:  # raised inside Ray's compiled code, ours arrives as a SystemError
-            if stop.nodes_lost:
-                said = "no node of Ray's answers any more; all is kept, run the same line again to continue"
-                raise RunFailed(said) from None
+            if stop.reason:
+                raise RunFailed(f"{stop.reason}; {AGAIN}") from None
             if stop.signal_name:
                 said = f"stopped by {stop.signal_name}; run the same line again to continue"
                 raise StopRequested(said) from None
@@ -65,6 +70,7 @@ def running(address: str | None, cpus: int, dashboard: bool) -> Iterator[str]:
                 ray.shutdown()
                 if session:
                     shutil.rmtree(session, ignore_errors=True)
+                stop.ray_is_gone.set()
 
 
 def temp_folder() -> Path:
@@ -144,26 +150,44 @@ def _join(address: str) -> Any:
         raise UserError(f"--address {address}: no Ray cluster answers there ({said})") from None
 
 
+def _nodes_lost() -> str:
+    """Tune waits for resources for ever when the last node has gone."""
+    return "" if nodes_left() else "no node of Ray's answers any more"
+
+
 @contextlib.contextmanager
-def _watching_nodes(stop: "_StopOnSignal") -> Iterator[None]:
-    """Tune waits for resources for ever when the last node has gone; this ends the main thread's wait."""
+def _watching(stop: "_StopOnSignal", checks: Sequence[Check]) -> Iterator[None]:
+    """Ends the main thread's wait when a check has a reason; the process, when Ray does not let go of that thread.
+
+    A thread for each check, as one that asks Ray may wait for ever.
+    """
     main, done = threading.main_thread().ident, threading.Event()
 
-    def watch() -> None:
-        while not done.wait(NODES_ASKED_S):
+    def watch(check: Check) -> None:
+        reason = ""
+        while not reason and not stop.reason:
+            if done.wait(LOOKED_AFTER_S):
+                return
             with contextlib.suppress(Exception):  # Ray itself ends a driver whose control process is gone
-                if not nodes_left():
-                    stop.nodes_lost = True
-                    signal.pthread_kill(main or 0, signal.SIGUSR2)
-                    return
+                reason = check()
+        if stop.reason or done.is_set():
+            return
+        stop.reason = reason
+        signal.pthread_kill(main or 0, signal.SIGUSR2)
+        if not stop.ray_is_gone.wait(LEAVING_S):
+            print(f"launch.tune: {reason}; {AGAIN}", file=sys.stderr, flush=True)
+            os._exit(EXIT_FAILED)  # the guard ends what is left of Ray
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
+    threads = [threading.Thread(target=watch, args=(check,), daemon=True) for check in checks]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         done.set()
-        thread.join(2 * NODES_ASKED_S)  # it must not send its signal later
+        for thread in threads:
+            if not stop.reason:
+                thread.join(2 * LOOKED_AFTER_S)  # it must not send its signal later
 
 
 @contextlib.contextmanager
@@ -182,7 +206,9 @@ class _StopOnSignal:
 
     def __init__(self) -> None:
         self.signal_name = ""
-        self.nodes_lost = False
+        self.reason = ""
+        """Why Ray was given up."""
+        self.ray_is_gone = threading.Event()
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name

@@ -138,6 +138,8 @@ class SweepConfig(Section):
     """Trials at once; 0: as many as the resources hold."""
     max_failures: int = Field(default=1, ge=0)
     """How often a failing fold is started again from its checkpoint before its trial is given up."""
+    start_timeout_s: float = Field(default=300.0, gt=0)
+    """A sweep with a Ray of its own ends with a word when no fold has run for so long; run it again to continue."""
 
     @field_validator("space", mode="before")
     @classmethod

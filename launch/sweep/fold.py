@@ -223,6 +223,19 @@ def try_lock(number: int) -> bool:
     return True
 
 
+def running_folds(sweep: Path) -> list[Path]:
+    """The locks of all folds (and parts of folds) in the sweep's folder that processes hold."""
+    held = []
+    for path in sweep.glob("trials/*/fold_*.lock"):
+        number = os.open(path, os.O_RDWR)
+        try:
+            if not try_lock(number):
+                held.append(path)
+        finally:
+            os.close(number)
+    return held
+
+
 def _reason(job: FoldJob, code: int) -> str:
     """The trainer's own last word, from its logs: on one of the nodes it has told what failed."""
     logs = [path for part in range(job.nodes) if (path := job.beside(part, ".log")).is_file()]

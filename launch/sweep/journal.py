@@ -120,6 +120,11 @@ class Journal:
         self._lock.close()
 
     @property
+    def lines(self) -> int:
+        """What was written so far: it grows with all that happens."""
+        return self._lines
+
+    @property
     def unsettled(self) -> list[Trial]:
         return [trial for trial in self.trials.values() if trial.state not in SETTLED]
 

@@ -44,6 +44,7 @@ SWEEP = {
         "resources": {"cpus": 1, "parallel_folds": 2},
         "max_concurrent": 1,
         "max_failures": 2,
+        "start_timeout_s": 60,
     },
     "data": {"patch_size": [16, 32, 32], "workers": 0},
     "model": {"features": [4, 8]},

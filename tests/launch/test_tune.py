@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import random
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from launch.sweep.sweep import Sweep
 from launch.tune import run
 from liverseg_dist.config import load_settings
 from liverseg_dist.config.settings import load_settings_as
-from liverseg_dist.errors import EXIT_AGAIN, EXIT_USER, RunFailed, UserError
+from liverseg_dist.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from tests.distributed.launch import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,6 +125,27 @@ def test_killed_and_terminated_it_ends_as_if_left_alone(config: Path, phantom_st
     best = load_settings([folder / "best.yaml"], ["run.dir=x"])
     assert best.train.max_steps == 4
     assert list((folder / "tensorboard").glob("trial_*/events.*"))
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_ray_that_stands_still_is_given_up(config: Path, phantom_store: Path, short_tmp: Path) -> None:
+    line = command_line(config, phantom_store, config.parent / "sweep", "sweep.start_timeout_s=3")
+    process = start(line, short_tmp)
+    assert process.stdout is not None
+    assert any("dashboard" in told for told in process.stdout)  # Ray has started
+    below = descendants(process.pid)
+    servers = [pid for pid in below if Path(f"/proc/{pid}/comm").read_text().strip() in ("raylet", "gcs_server")]
+    assert len(servers) == 2
+    for pid in servers:
+        os.kill(pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    _, err = process.communicate(timeout=240)
+    assert time.monotonic() - begun < 90
+    assert process.returncode == EXIT_FAILED, err[-3000:]
+    assert "launch.tune: Ray has started no fold for" in err
+    assert "run the same line again" in err
+    assert_no_process_stays(below)
 
 
 def wait_for_rungs(folder: Path, wanted: int, process: subprocess.Popen[str], timeout_s: float = 240) -> None:
