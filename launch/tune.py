@@ -15,6 +15,7 @@ best.yaml (a --config for train), sweep.json, sweep.html, TensorBoard HParams an
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -129,10 +130,9 @@ def _run(args: argparse.Namespace, settings: SweepSettings, folder: Path, journa
         return _last_session(folder)
     cpus = args.cpus or len(os.sched_getaffinity(0))
     try:
-        patience_s = float("inf") if args.address else settings.sweep.start_timeout_s  # a cluster may be taken by others
-        with running(
-            args.address, cpus, not args.no_dashboard, _standstill(folder, journal, patience_s)
-        ) as dashboard:
+        patience_s = settings.sweep.start_timeout_s if not args.address else math.inf  # others may have taken a cluster
+        stands_still = _standstill(folder, journal, patience_s)
+        with running(args.address, cpus, not args.no_dashboard, stands_still) as dashboard:
             missing = "none" if args.no_dashboard else "none; pip install 'ray[default]' brings it"
             token = f"; the token it asks for: cat {token_file()}" if token_file() else ""
             print(f"Ray dashboard: {f'http://{dashboard}{token}' if dashboard else missing}", flush=True)

@@ -23,8 +23,10 @@ import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import input_kind, inputs_for, load_runs, voxels_of
+from liverseg_dist.commands.together import tell_of_case, together
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.collectives import agree, barrier, gather
+from liverseg_dist.distributed.watch import Watch
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
@@ -66,19 +68,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     cases = len(job.inputs.slabs)
     if cases < LEAST_CASES:
         raise UserError(f"{store_path}: {args.part} has {cases} labelled cases; choosing needs {LEAST_CASES} or more")
-    with world.connected(args.timeout):
-        failed = _prepare(job, world)
-        if failed:
-            return {"failed": failed, "exit_code": EXIT_FAILED}
-        decisions = _decide(job, world)
-        chosen = {one.operation: one.option for one in decisions if one.kept}
-        _say(decisions)
-        if world.is_main and not args.dry_run:
-            write_choice(args.run / POSTPROCESS, chosen, _told(args, decisions, cases))
-            write_json(job.folder / "choice.json", {"chosen": chosen, "decisions": [asdict(one) for one in decisions]})
-        if not args.dry_run:
-            print(f"saved: {args.run / POSTPROCESS}", flush=True)
-        barrier()
+    return together(world, args.timeout, job.folder, lambda watch: _choose(args, job, world, watch))
+
+
+def _choose(args: argparse.Namespace, job: Tuning, world: World, watch: Watch) -> dict[str, Any]:
+    failed = _prepare(job, world, watch)
+    if failed:
+        return {"failed": failed, "exit_code": EXIT_FAILED}
+    cases = len(job.inputs.slabs)
+    decisions = _decide(job, world, watch)
+    chosen = {one.operation: one.option for one in decisions if one.kept}
+    _say(decisions)
+    if world.is_main and not args.dry_run:
+        write_choice(args.run / POSTPROCESS, chosen, _told(args, decisions, cases))
+        write_json(job.folder / "choice.json", {"chosen": chosen, "decisions": [asdict(one) for one in decisions]})
+    if not args.dry_run:
+        print(f"saved: {args.run / POSTPROCESS}", flush=True)
+    barrier()
     return {
         "chosen": chosen,
         "n_cases": cases,
@@ -103,22 +109,24 @@ def _job(args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, worl
     return Tuning(inputs, predictor_for(runs, world.device, window_threads(args, world)), ledger, folder)
 
 
-def _prepare(job: Tuning, world: World) -> dict[str, str]:
+def _prepare(job: Tuning, world: World, watch: Watch) -> dict[str, str]:
     """Predict this rank's share; returns the failures of all ranks."""
     failed: dict[str, str] = {}
     mine = share(voxels_of(job.inputs), world.global_rank, world.world_size)
     with progress("predict", len(mine), quiet=not world.is_main) as line:
         for case_id in mine:
+            watch.mark(-1, f"predicting {case_id}")
             try:
                 job.prepare_case(case_id)
             except RunFailed as error:
                 failed[case_id] = str(error)
-                print(f"liverseg: {error}", file=sys.stderr, flush=True)
+                tell_of_case(error, world, job.folder, case_id)
             line.advance(note=case_id)
+    watch.mark(-1, "waiting for the others' cases")
     return {name: text for part in gather(failed) for name, text in part.items()}
 
 
-def _decide(job: Tuning, world: World) -> list[Decision]:
+def _decide(job: Tuning, world: World, watch: Watch) -> list[Decision]:
     """One operation after the other; every rank tries the options on its own cases and reaches the same decision."""
     mine = share(voxels_of(job.inputs), world.global_rank, world.world_size)
     decisions: list[Decision] = []
@@ -127,8 +135,10 @@ def _decide(job: Tuning, world: World) -> list[Decision]:
         for operation in OPERATIONS:
             own = {}
             for case_id in mine:
+                watch.mark(-1, f"trying {operation} on {case_id}")
                 own[case_id] = job.try_options(case_id, operation, chosen)
                 line.advance(note=f"{operation} {case_id}")
+            watch.mark(-1, f"waiting for the others' {operation}")
             scores = {name: values for part in gather(own) for name, values in part.items()}
             decision = agree(decide(operation, scores))
             decisions.append(decision)

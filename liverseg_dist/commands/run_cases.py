@@ -27,7 +27,9 @@ def load_runs(
     ]
     for run in runs:
         augmentation = run.settings.data.augmentation
-        if world.is_main and run.settings.inference.mirror and not PRESETS[augmentation].mirror_axes:
+        first_of_its_folder = run is next(other for other in runs if other.path == run.path)
+        never_mirrored = run.settings.inference.mirror and not PRESETS[augmentation].mirror_axes
+        if world.is_main and first_of_its_folder and never_mirrored:
             print(
                 f"warning: {run.path}: trained with data.augmentation={augmentation}, so it has never seen a mirrored "
                 "scan, and inference.mirror=true makes its masks worse (configs/LOG.md, 2026-11-28)",
