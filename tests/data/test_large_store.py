@@ -38,6 +38,29 @@ print(json.dumps({"open_s": open_s, "cpu_s": cpu_s, "opened": opened, "listed": 
                   "cases": len(cases), "strangers": strangers, "all": len(store.case_ids),
                   "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """
+GROWTH = """
+import json, sys
+from pathlib import Path
+from liverseg_dist.config import DataConfig
+from liverseg_dist.data.loading import PatchSource, source as sources
+from liverseg_dist.data.store import CaseStore
+
+sources.OPEN_CASES = 50
+store = CaseStore.open(sys.argv[1])
+source = PatchSource(store, store.ids("train", "all"), DataConfig(patch_size=(16, 32, 32), augmentation="none"), 0, 2)
+def own_mib():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) / 1024
+held = []
+first = source.sample(0)
+for n in range(1200):
+    source.sample(n)
+    if n in (300, 1199):
+        held.append(own_mib())
+again = source.sample(0)
+assert again.plan == first.plan and (again.image_DHW == first.image_DHW).all()
+print(json.dumps(held))
+"""
 
 
 def grow(store: Path, large: Path, cases: int) -> Path:
@@ -75,3 +98,13 @@ def test_ten_thousand_cases_open_in_a_second_and_are_sampled_without_a_listing(
     assert found["cpu_s"] < OPEN_S  # of CPU: tests share the machine with others
     assert found["listed"] == []
     assert found["strangers"] == []
+
+
+def test_memory_does_not_grow_with_the_cases_that_were_sampled(phantom_store: Path, tmp_path: Path) -> None:
+    large = grow(phantom_store, tmp_path / "large.zarr", 1200)
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(large)], capture_output=True, text=True, env=clean_environment(), timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    early, late = json.loads(done.stdout)
+    assert late - early < 20  # MiB; 280 where every case keeps its foreground voxels and a decoded chunk

@@ -4,7 +4,6 @@ Arrays in the store's own codecs go through `shards.ShardedArray`; any other Zar
 out of an array is padding.
 """
 
-import threading
 from pathlib import Path
 from typing import Protocol
 
@@ -68,7 +67,7 @@ class MemoryArray:
 
 
 class StoreReader:
-    """Readers of `cases/<id>/image` and `cases/<id>/label`, opened once each. Safe to use from several threads."""
+    """Readers of `cases/<id>/image` and `cases/<id>/label`. Safe to use from several threads."""
 
     def __init__(self, store: str | Path) -> None:
         self._store = str(store)
@@ -77,20 +76,13 @@ class StoreReader:
             self._files = RemoteFiles(*fsspec.core.url_to_fs(self._store))
         else:
             self._files = LocalFiles(Path(self._store))
-        self._arrays: dict[tuple[str, str], BoxReader] = {}
-        self._lock = threading.Lock()
 
     def array(self, case_id: str, name: str, *, may_be_empty: bool = False) -> BoxReader:
         """`name`: image, label. Raises `ChunkError`."""
-        known = self._arrays.get((case_id, name))
-        if known is not None:
-            return known
         path = f"cases/{case_id}/{name}"
         sharded = ShardedArray.open(self._files, path, may_be_empty=may_be_empty)
         known_type = sharded is not None and sharded.layout.dtype == DTYPES[name]
-        array: BoxReader = sharded if sharded is not None and known_type else ZarrArray(self._store, path)
-        with self._lock:
-            return self._arrays.setdefault((case_id, name), array)
+        return sharded if sharded is not None and known_type else ZarrArray(self._store, path)
 
     def fingerprint(self) -> bytes:
         """The store's own metadata, which changes with every conversion."""
@@ -100,7 +92,6 @@ class StoreReader:
             raise ChunkError(f"zarr.json: {error}") from error
 
     def close(self) -> None:
-        self._arrays.clear()
         self._files.close()
 
 

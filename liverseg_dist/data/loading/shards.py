@@ -31,6 +31,14 @@ _MERGE_GAP_BYTES = 32 * 1024
 """Chunks closer than this in the shard file are fetched together."""
 
 
+class _Rooms(threading.local):
+    def __init__(self) -> None:
+        self.by_dtype: dict[np.dtype, np.ndarray] = {}
+
+
+_ROOMS = _Rooms()
+
+
 class ChunkError(Exception):
     """A chunk that cannot be read or decoded; the message names the array's path and the chunk."""
 
@@ -85,7 +93,6 @@ class ShardedArray:
         self._files = files
         self._may_be_empty = may_be_empty
         self._indices: dict[Index3, list[tuple[int, int]] | None] = {}
-        self._scratch = threading.local()
 
     @classmethod
     def open(cls, files: ByteSource, path: str, *, may_be_empty: bool = False) -> "ShardedArray | None":
@@ -156,11 +163,12 @@ class ShardedArray:
         return fetched
 
     def _scratch_chunk(self) -> np.ndarray:
-        """This thread's room for one decoded chunk."""
-        voxels = getattr(self._scratch, "voxels", None)
-        if voxels is None:
-            voxels = self._scratch.voxels = np.empty(self.layout.chunk, self.layout.dtype)
-        return voxels
+        """This thread's room for one decoded chunk, whichever array it is from."""
+        chunk, dtype = self.layout.chunk, self.layout.dtype
+        room = _ROOMS.by_dtype.get(dtype)
+        if room is None or room.shape != chunk:
+            room = _ROOMS.by_dtype[dtype] = np.empty(chunk, dtype)
+        return room
 
     def _decode(self, shard: Index3, number: int, data: memoryview, voxels: np.ndarray) -> None:
         try:

@@ -7,6 +7,7 @@ largest surrounding every time); `DeviceTransform` knows the same number from th
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,8 @@ from liverseg_dist.volume import Index3
 
 log = logging.getLogger(__name__)
 _MAX_REPLACEMENTS = 20
+OPEN_CASES = 1024
+"""Cases whose foreground voxels and shard indices are kept: some 200 KB each at 512x512."""
 _SLICES = SlabConfig().slices
 
 
@@ -94,8 +97,8 @@ class _OpenCase:
 class PatchSource:
     """Samples of a run by their run-wide number. Safe to use from several threads.
 
-    Memory: per case, once it was used, at most 6 bytes a stored foreground voxel and its shard indices; per reading
-    thread one decoded chunk and the compressed chunks of one patch.
+    Memory: for each of the `OPEN_CASES` cases used last 6 bytes a stored foreground voxel and its shard indices; per
+    reading thread one decoded chunk and the compressed chunks of one patch.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class PatchSource:
         self._preset = PRESETS[settings.augmentation]
         self._reader = StoreReader(store.path)
         self._cache = _open_cache(store, self._reader, settings)
-        self._cases: dict[str, _OpenCase] = {}
+        self._case = lru_cache(OPEN_CASES)(self._open_case)  # two threads may open one twice, and read the same
         self._reported: set[str] = set()
 
     def sample(self, index: int) -> Patch:
@@ -200,16 +203,13 @@ class PatchSource:
 
     def close(self) -> None:
         """Close files and leave the node's cache. Reading goes on working, more slowly."""
-        self._cases.clear()
+        self._case.cache_clear()
         self._reader.close()
         if self._cache is not None:
             self._cache.close()
             self._cache = None
 
-    def _case(self, case_id: str) -> _OpenCase:
-        known = self._cases.get(case_id)
-        if known is not None:
-            return known
+    def _open_case(self, case_id: str) -> _OpenCase:
         meta = self._store.meta(case_id)
         try:
             foreground = self._store.foreground(case_id)
@@ -218,14 +218,13 @@ class PatchSource:
         if not meta.labelled:
             raise UserError(f"{self._store.path}: case {case_id} has no label and cannot be trained on")
         first, last = (int(z) for z in meta.valid_slices)
-        opened = _OpenCase(
+        return _OpenCase(
             self._reader.array(case_id, "image"),
             self._reader.array(case_id, "label", may_be_empty=not any(meta.class_voxels[1:])),
             ForegroundIndex(foreground),
             (first, last),
             self.settings.intensity or meta.intensity,
         )
-        return self._cases.setdefault(case_id, opened)
 
 
 def _open_cache(store: PatchStore, reader: StoreReader, settings: DataConfig) -> NodeCache | None:
