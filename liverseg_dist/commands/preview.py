@@ -13,7 +13,7 @@ import numpy as np
 
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import IntensityConfig, Settings
-from liverseg_dist.data.augment import PRESETS, DeviceTransform, describe, draw_augmentation
+from liverseg_dist.data.augment import PRESETS, DeviceTransform, describe, draw_augmentation, preset_of
 from liverseg_dist.data.loading import Batch, PatchLoader, PatchSource
 from liverseg_dist.data.preview import PreviewRow, render_preview
 from liverseg_dist.data.store import CaseStore
@@ -49,13 +49,16 @@ def run(args: argparse.Namespace) -> dict:
 
 def preview_row(source: PatchSource, batch: Batch, settings: Settings) -> PreviewRow:
     """One sample (a batch of one), stored and augmented."""
-    size, preset = settings.data.patch_size, settings.data.augmentation
+    size, preset = settings.data.patch_size, preset_of(settings.data)
     stored, augmented = (
         (image_BCDHW[0, 0].numpy(), label_BDHW[0].numpy())
-        for image_BCDHW, label_BDHW in (DeviceTransform("none", size)(batch), DeviceTransform(preset, size)(batch))
+        for image_BCDHW, label_BDHW in (
+            DeviceTransform(PRESETS["none"], size)(batch),
+            DeviceTransform(preset, size)(batch),
+        )
     )
     (index,), (case_id,) = batch.indices, batch.case_ids
-    draw = draw_augmentation(PRESETS[preset], size, int(batch.augment_seed_B[0]))
+    draw = draw_augmentation(preset, size, int(batch.augment_seed_B[0]))
     centre = source.plan(index).centre
     where = "at random" if centre is None else f"on {('liver', f'tumour {centre.component}')[centre.label - 1]}"
     black, white = grey_range(source.intensity(case_id))

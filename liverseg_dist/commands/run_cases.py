@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.augment import PRESETS
 from liverseg_dist.data.msd import read_dataset
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.world import World
 from liverseg_dist.inference.case_inputs import CaseInputs, scans_of
-from liverseg_dist.inference.runs import LoadedRun, load_run
+from liverseg_dist.inference.runs import LoadedRun, load_run, mirrored_axes
 
 
 def load_runs(
@@ -25,16 +24,12 @@ def load_runs(
         for path in (args.run, *args.ensemble)
         for kind in kinds
     ]
-    for run in runs:
-        augmentation = run.settings.data.augmentation
-        first_of_its_folder = run is next(other for other in runs if other.path == run.path)
-        never_mirrored = run.settings.inference.mirror and not PRESETS[augmentation].mirror_axes
-        if world.is_main and first_of_its_folder and never_mirrored:
-            print(
-                f"warning: {run.path}: trained with data.augmentation={augmentation}, so it has never seen a mirrored "
-                "scan, and inference.mirror=true makes its masks worse (configs/LOG.md, 2026-11-28)",
-                file=sys.stderr,
-            )
+    if world.is_main and runs[0].settings.inference.mirror and not mirrored_axes(runs):
+        print(
+            f"warning: {runs[0].path}: inference.mirror=true changes nothing: there is no axis along which all was "
+            "mirrored in training, and other mirrored scans the network would not recognise",
+            file=sys.stderr,
+        )
     return runs
 
 

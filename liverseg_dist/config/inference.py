@@ -14,7 +14,7 @@ class InferenceConfig(Section):
     average: Literal["probabilities", "logits"] = "probabilities"
     """What is averaged over overlapping windows, mirrored copies and models; logits: as nnU-Net, and the cheaper."""
     mirror: bool = False
-    """Average over mirrored copies (8 in 3D); up to 8 times slower."""
+    """Average over copies mirrored along the axes that training mirrored (all three: 8 copies, 8 times slower)."""
     batch_size: int = Field(default=1, ge=1)
     """Windows computed at once."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -11,6 +11,7 @@ from liverseg_dist.data.findings import Finding
 from liverseg_dist.errors import printable
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Volume
 
+MOST_NAMED = 10
 IRCADB_CASES = range(1, 21)
 IRCADB_TO_LITS = 27
 """3D-IRCADb-01 case n is Task03 liver_(27 + n) and LiTS volume-(27 + n)."""
@@ -37,11 +38,13 @@ def find_duplicates(hashes: Mapping[str, str]) -> list[tuple[str, ...]]:
 
 
 def duplicate_findings(groups: Iterable[tuple[str, ...]]) -> dict[str, Finding]:
-    """One finding per case of each group."""
+    """One finding per case of each group. It names the first others only: thousands of copies would be millions."""
     found = {}
     for group in groups:
         for case_id in group:
-            others = ", ".join(printable(other) for other in group if other != case_id)
+            named = [printable(other) for other in group[: MOST_NAMED + 1] if other != case_id][:MOST_NAMED]
+            more = len(group) - 1 - len(named)
+            others = ", ".join(named) + (f" and {more} more" if more else "")
             found[case_id] = Finding(
                 "warning", "duplicate_scan", f"same voxels as {others}; keep them on one side of a split"
             )

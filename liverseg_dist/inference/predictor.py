@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,8 +36,6 @@ from liverseg_dist.model import foreground_, labels_from, log_odds
 from liverseg_dist.volume import Index3
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-MIRRORS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4))
-"""Which axes of B C D H W each of the eight mirrored copies flips."""
 Batch = Sequence[tuple[tuple[int, int], tuple[int, ...]]]
 """(y, x) and the flipped axes of each window."""
 Item = TypeVar("Item")
@@ -58,7 +56,7 @@ class Predictor:
 
     `patch_size` is z, y, x; `regions` tells whether the outputs are overlapping regions (sigmoid) or classes (softmax).
     With `threads` above 1 (CPU) that many batches are computed side by side; the memory of activations grows with them,
-    and torch's own threads should be set to 1.
+    and torch's own threads should be set to 1. `mirror_axes` (of z, y, x) are those that `inference.mirror` mirrors.
     """
 
     def __init__(
@@ -69,6 +67,7 @@ class Predictor:
         config: InferenceConfig,
         device: torch.device,
         threads: int = 1,
+        mirror_axes: Sequence[int] = (0, 1, 2),
     ) -> None:
         self.models = [model] if isinstance(model, nn.Module) else list(model)
         for one in self.models:
@@ -78,6 +77,7 @@ class Predictor:
         self.config = config
         self.device = device
         self.threads = threads if device.type == "cpu" else 1
+        self.mirrors = _mirrors(mirror_axes if config.mirror else ())
         self._spread: Spread | None = None
 
     def spread_by(self, spread: "Spread") -> "Predictor":
@@ -179,7 +179,7 @@ class Predictor:
         Windows and their mirrored copies fill batches alike, and are summed in one order whatever the batch size.
         """
         height, width = self.patch_size[1:]
-        mirrors = MIRRORS if self.config.mirror else MIRRORS[:1]
+        mirrors = self.mirrors
         copies = list(product(grid.in_plane, mirrors))
         size = self.config.batch_size
         batches = [copies[number : number + size] for number in range(0, len(copies), size)]
@@ -264,6 +264,11 @@ def _slices(window_FDHW: Tensor, part: slice) -> Tensor:
 def organ_probability(foreground_FDHW: Tensor, regions: bool) -> Tensor:
     """Probability D H W of the liver with its tumours: classes exclude each other, regions overlap."""
     return foreground_FDHW[0] if regions else foreground_FDHW[0] + foreground_FDHW[1]
+
+
+def _mirrors(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Which axes of B C D H W each copy flips: none, one, two, all."""
+    return tuple(tuple(axis + 2 for axis in some) for n in range(len(axes) + 1) for some in combinations(axes, n))
 
 
 def normalise_(hu: Tensor, intensity: IntensityConfig) -> Tensor:

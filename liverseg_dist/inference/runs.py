@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from liverseg_dist.config import Settings, load_settings
+from liverseg_dist.data.augment import preset_of
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference.predictor import Predictor
 from liverseg_dist.model import build_model
@@ -86,13 +87,26 @@ def predictor_for(runs: Sequence[LoadedRun], device: torch.device, threads: int 
                 )
     settings = first.settings
     models = [run.model for run in runs]
-    return Predictor(models, settings.data.patch_size, settings.model.regions, settings.inference, device, threads)
+    data = settings.data
+    axes = mirrored_axes(runs)
+    return Predictor(models, data.patch_size, settings.model.regions, settings.inference, device, threads, axes)
+
+
+def mirrored_axes(runs: Sequence[LoadedRun]) -> tuple[int, ...]:
+    """The axes of z, y, x along which all these runs were mirrored in training: others they would not recognise.
+
+    As nnU-Net's `inference_allowed_mirroring_axes`.
+    """
+    trained = [set(preset_of(run.settings.data).mirror_axes) for run in runs]
+    return tuple(sorted(set.intersection(*trained)))
 
 
 def fingerprint_of_runs(runs: Sequence[LoadedRun]) -> dict[str, object]:
     """Everything about the runs that a mask depends on; the batch size changes speed only."""
     settings = runs[0].settings
+    mirrored = {"mirrored_axes": mirrored_axes(runs)} if settings.inference.mirror else {}
     return {
+        **mirrored,
         "weights_sha256": [run.weights_sha256 for run in runs],
         "inference": settings.inference.model_dump(mode="json", exclude={"batch_size"}),
         "data": settings.data.model_dump(mode="json", include={"spacing_mm", "intensity", "patch_size"}),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.augment import DeviceTransform
+from liverseg_dist.data.augment import DeviceTransform, preset_of
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.distributed.collectives import agree, world_size
 from liverseg_dist.distributed.watch import Watch
@@ -126,7 +126,7 @@ class Trainer:
         title = f"train {settings.train.max_steps} steps"
         with loader, progress(title, settings.train.max_steps, quiet=not self.world.is_main) as line:
             line.advance(first)
-            transform = DeviceTransform(settings.data.augmentation, settings.data.patch_size)
+            transform = DeviceTransform(preset_of(settings.data), settings.data.patch_size)
             batches = DevicePrefetcher(loader, transform, self.world.device)
             steps = settings.train.profile_steps if self.world.is_main else None
             profile = StepProfile(self.folder.path / "profile", steps, cuda=self.world.device.type == "cuda")

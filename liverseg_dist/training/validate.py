@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
+from liverseg_dist.data.augment import preset_of
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.collectives import gather, rank, world_size
 from liverseg_dist.evaluation.pictures import overlay
@@ -42,13 +43,14 @@ def validate(
     model = build_model(settings.model).to(device)
     model.load_state_dict(weights)
     model.eval()
-    predictor = Predictor(model, settings.data.patch_size, settings.model.regions, settings.inference, device)
+    data, axes = settings.data, preset_of(settings.data).mirror_axes
+    predictor = Predictor(model, data.patch_size, settings.model.regions, settings.inference, device, mirror_axes=axes)
     counts: dict[str, Counts] = {}
     pictures: dict[str, np.ndarray] = {}
     for number in range(rank(), len(chosen), world_size()):
         case_id = chosen[number]
         image, truth = store.image(case_id), store.label(case_id)
-        predicted = predictor.segment(image, settings.data.intensity)
+        predicted = predictor.segment(image, data.intensity)
         counts[case_id] = {name: _overlap(predicted, truth, name) for name in STRUCTURES}
         if number < settings.validation.pictures:
             pictures[case_id] = _picture(image, truth, predicted)

@@ -373,6 +373,13 @@ def test_duplicates_are_found_by_their_voxels() -> None:
     assert "c, d" in found["a"].message
 
 
+def test_thousands_of_copies_do_not_each_name_all_the_others() -> None:
+    group = tuple(f"liver_{n:04d}" for n in range(3000))
+    found = duplicate_findings([group])
+    assert found["liver_0002"].message.startswith("same voxels as liver_0000, liver_0001, liver_0003, ")
+    assert "liver_0010 and 2989 more;" in found["liver_0002"].message
+
+
 @pytest.mark.parametrize(
     "name", ["3Dircadb1.5", "3D-IRCADb-01-05", "ircadb_5", "IRCAD case 5", "ircad-05", "3Dircadb1_patient5"]
 )

@@ -340,7 +340,7 @@ def raw_batch(count: int = 6, shape: tuple[int, int, int] = (36, 52, 60)) -> Raw
 
 def test_without_augmentation_it_normalises_as_numpy_does() -> None:
     batch = raw_batch(2, PATCH)
-    image_BCDHW, label_BDHW = DeviceTransform("none", PATCH)(batch)
+    image_BCDHW, label_BDHW = DeviceTransform(PRESETS["none"], PATCH)(batch)
     v = (np.clip(batch.image_BCDHW.numpy().astype(np.float64), -100, 240) + 100) / 340
     close(image_BCDHW, (v - 0.55) / 0.2)
     assert image_BCDHW.dtype == torch.float32
@@ -350,7 +350,7 @@ def test_without_augmentation_it_normalises_as_numpy_does() -> None:
 
 @pytest.mark.parametrize("preset", ["light", "nnunet", "strong"])
 def test_a_sample_does_not_depend_on_its_batch(preset: str) -> None:
-    transform, batch = DeviceTransform(preset, PATCH), raw_batch(16)  # type: ignore[arg-type]
+    transform, batch = DeviceTransform(PRESETS[preset], PATCH), raw_batch(16)  # type: ignore[index]
     together = transform(batch)
     assert torch.isfinite(together[0]).all()
     for samples in ([3], [5, 0], [7, 15, 2, 1]):
@@ -361,7 +361,7 @@ def test_a_sample_does_not_depend_on_its_batch(preset: str) -> None:
 
 def test_a_larger_surrounding_than_needed_changes_no_bit() -> None:
     """Samples share a batch as large as its largest field."""
-    transform, batch = DeviceTransform("strong", PATCH), raw_batch(16)
+    transform, batch = DeviceTransform(PRESETS["strong"], PATCH), raw_batch(16)
     small = RawBatch(
         spatial.centre_crop(batch.image_BCDHW, (34, 48, 56)),
         spatial.centre_crop(batch.label_BDHW, (34, 48, 56)),
@@ -377,7 +377,7 @@ def test_a_larger_surrounding_than_needed_changes_no_bit() -> None:
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
-    transform, batch = DeviceTransform("strong", (32, 64, 64)), raw_batch(12, (40, 90, 90))
+    transform, batch = DeviceTransform(PRESETS["strong"], (32, 64, 64)), raw_batch(12, (40, 90, 90))
     before = torch.get_num_threads()
     try:
         results = []
@@ -392,7 +392,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 
 def test_seed_decides() -> None:
-    transform, batch = DeviceTransform("nnunet", PATCH), raw_batch(1)
+    transform, batch = DeviceTransform(PRESETS["nnunet"], PATCH), raw_batch(1)
     same = [transform(replace(batch, augment_seed_B=torch.tensor([s])))[0] for s in (5, 5, 6)]
     assert torch.equal(same[0], same[1])
     assert not torch.equal(same[0], same[2])
@@ -401,8 +401,8 @@ def test_seed_decides() -> None:
 def test_mirroring_flips_image_and_label_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "light", Preset(mirror_axes=(0, 1, 2)))
     batch = raw_batch(8, PATCH)
-    image_BCDHW, label_BDHW = DeviceTransform("light", PATCH)(batch)
-    plain = DeviceTransform("none", PATCH)(batch)
+    image_BCDHW, label_BDHW = DeviceTransform(PRESETS["light"], PATCH)(batch)
+    plain = DeviceTransform(PRESETS["none"], PATCH)(batch)
     seen = set()
     for i, seed in enumerate(batch.augment_seed_B.tolist()):
         axes = draw_augmentation(PRESETS["light"], PATCH, seed).mirrored_axes
@@ -416,7 +416,7 @@ def test_ignored_labels_come_through_every_preset() -> None:
     batch = raw_batch(8)
     batch.label_BDHW[:, :, 26:] = 255
     for preset in PRESETS:
-        _, label_BDHW = DeviceTransform(preset, PATCH)(batch)
+        _, label_BDHW = DeviceTransform(PRESETS[preset], PATCH)(batch)
         assert set(label_BDHW.unique().tolist()) == {0, 1, 2, 255}
         share = (label_BDHW == 255).float().mean()
         assert 0.35 < share < 0.65

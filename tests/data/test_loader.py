@@ -14,7 +14,7 @@ import torch
 
 from liverseg_dist.config import DataConfig
 from liverseg_dist.data.augment import DeviceTransform, draw_augmentation
-from liverseg_dist.data.augment.presets import PRESETS
+from liverseg_dist.data.augment.presets import PRESETS, preset_of
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.errors import RunFailed, UserError
 from tests.data.mini_store import INTENSITY, MiniStore, write_store
@@ -45,7 +45,7 @@ def rank_batches(rank: int, world_size: int, first: int = 0, micro: int = 2) -> 
 def digests(store: MiniStore, batches: Iterator[list[int]], workers: int = 0, prefetch: int = 2) -> dict:
     """Sample number -> digest of what the network would get."""
     source = PatchSource(store, store.case_ids, SETTINGS, seed=7, global_batch_size=BATCH)
-    transform = DeviceTransform(SETTINGS.augmentation, PATCH)
+    transform = DeviceTransform(preset_of(SETTINGS), PATCH)
     found = {}
     with PatchLoader(source, batches, workers, prefetch) as loader:
         for batch in loader:
@@ -164,7 +164,7 @@ def test_device_prefetcher_gives_the_same_samples(store: MiniStore, reference: d
     source = PatchSource(store, store.case_ids, SETTINGS, seed=7, global_batch_size=BATCH)
     with PatchLoader(source, rank_batches(0, 1), workers=1) as loader:
         got = {}
-        batches = DevicePrefetcher(loader, DeviceTransform("strong", PATCH), torch.device("cpu"))
+        batches = DevicePrefetcher(loader, DeviceTransform(PRESETS["strong"], PATCH), torch.device("cpu"))
         for batch in batches:
             batches.begin_next()
             for i, index in enumerate(batch.indices):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import DataConfig
-from liverseg_dist.data.augment import DeviceTransform
+from liverseg_dist.data.augment import PRESETS, DeviceTransform
 from liverseg_dist.data.loading import PatchLoader, PatchSource
 from liverseg_dist.data.preview import TILE_PX, PreviewRow, render_preview, telling_slice
 from liverseg_dist.data.store import CaseStore
@@ -46,7 +46,7 @@ def test_the_loader_reads_what_the_conversion_wrote(store: Path) -> None:
     cases = CaseStore.open(store)
     settings = DataConfig(patch_size=(16, 32, 32), augmentation="none")
     source = PatchSource(cases, cases.case_ids, settings, 0, 2)
-    transform = DeviceTransform("none", settings.patch_size)
+    transform = DeviceTransform(PRESETS["none"], settings.patch_size)
     with PatchLoader(source, [[0, 1], [2, 3]], workers=1) as loader:
         for batch in loader:
             image_BCDHW, label_BDHW = transform(batch)

@@ -14,6 +14,7 @@ from liverseg_dist.commands.run_cases import load_runs
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference import load_run, predictor_for
+from liverseg_dist.inference.runs import mirrored_axes
 from tests.inference.small_run import SmallRun, train_small_run
 
 CPU = torch.device("cpu")
@@ -91,13 +92,23 @@ def test_runs_that_see_scans_differently_are_not_averaged(small_run: SmallRun, r
         predictor_for([load_run(folder, CPU) for folder in (run, tmp_path / "second")], CPU)
 
 
-@pytest.mark.parametrize(("augmentation", "warned"), [("none", True), ("nnunet", False)])
-def test_mirroring_for_a_network_that_never_saw_it_is_warned_of(
-    augmentation: str, warned: bool, run: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("data", "axes"),
+    [
+        ({"augmentation": "none"}, ()),
+        ({"augmentation": "nnunet"}, (0, 1, 2)),
+        ({"augmentation": "nnunet", "mirror_axes": ["y", "z"]}, (0, 1)),
+        ({"augmentation": "none", "mirror_axes": ["x"]}, (2,)),
+    ],
+)
+def test_only_what_training_mirrored_is_mirrored(
+    data: dict, axes: tuple[int, ...], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = yaml.safe_load((run / "config.yaml").read_text())
-    settings["data"]["augmentation"] = augmentation
+    settings["data"] |= data
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     args = argparse.Namespace(run=run, ensemble=[], weights="last")
-    load_runs(args, World.from_environment("cpu", {}), ["inference.mirror=true"])
-    assert ("has never seen a mirrored scan" in capsys.readouterr().err) == warned
+    runs = load_runs(args, World.from_environment("cpu", {}), ["inference.mirror=true"])
+    assert len(predictor_for(runs, CPU).mirrors) == 2 ** len(axes)
+    assert mirrored_axes(runs) == axes
+    assert ("inference.mirror=true changes nothing" in capsys.readouterr().err) == (not axes)

@@ -27,7 +27,7 @@ import torch
 
 from liverseg_dist.commands.main import main as liverseg
 from liverseg_dist.config import InferenceConfig, ModelConfig, load_settings
-from liverseg_dist.data.augment import DeviceTransform
+from liverseg_dist.data.augment import DeviceTransform, preset_of
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.inference import Predictor
@@ -163,7 +163,7 @@ def soak_here(name: str, work: Callable[[], Iterator[object]], total: int, looks
 def samples(store: CaseStore) -> Iterator[object]:
     """A loader's batches without end; it is closed and opened again every 50, as folds and restarts do."""
     data = load_settings([], [*TINY, "data.workers=2"]).data
-    transform = DeviceTransform(data.augmentation, data.patch_size)
+    transform = DeviceTransform(preset_of(data), data.patch_size)
     while True:
         source = PatchSource(store, store.ids("train", "all"), data, 0, 2)
         with PatchLoader(source, iter([[n, n + 1] for n in range(0, 100, 2)]), 2, 2, False) as loader:

@@ -33,7 +33,7 @@ from loader_peers import (
 from scipy import ndimage
 
 from liverseg_dist.config import DataConfig, IntensityConfig
-from liverseg_dist.data.augment import DeviceTransform
+from liverseg_dist.data.augment import PRESETS, DeviceTransform
 from liverseg_dist.data.layout import IMAGE_CHUNK, LABEL_CHUNK, compressors
 from liverseg_dist.data.loading import PatchLoader, PatchSource
 from liverseg_dist.data.loading.reader import StoreReader
@@ -220,7 +220,7 @@ def time_ours(store: BenchStore, patch: Index3, count: int) -> tuple[float, floa
     """(loader, augmentation) with the nnU-Net preset, batches of 2."""
     settings = DataConfig(patch_size=patch)
     source = PatchSource(store, store.case_ids, settings, seed=0, global_batch_size=2)
-    transform = DeviceTransform("nnunet", patch)
+    transform = DeviceTransform(PRESETS["nnunet"], patch)
     loading_s, augmenting_s = [], []
     with PatchLoader(source, ([n, n + 1] for n in range(0, count + 20, 2)), workers=0) as loader:
         before = time.process_time()

@@ -1,6 +1,22 @@
 """Augmentation on the device: what a sample draws (`presets`), and how it is done (`transform`)."""
 
-from liverseg_dist.data.augment.presets import PRESETS, AugmentDraw, Preset, describe, draw_augmentation
+from liverseg_dist.data.augment.presets import (
+    PRESETS,
+    AugmentDraw,
+    Preset,
+    describe,
+    draw_augmentation,
+    preset_of,
+)
 from liverseg_dist.data.augment.transform import DeviceTransform, normalise
 
-__all__ = ["PRESETS", "AugmentDraw", "DeviceTransform", "Preset", "describe", "draw_augmentation", "normalise"]
+__all__ = [
+    "PRESETS",
+    "AugmentDraw",
+    "DeviceTransform",
+    "Preset",
+    "describe",
+    "draw_augmentation",
+    "normalise",
+    "preset_of",
+]

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from liverseg_dist.config import DataConfig
 from liverseg_dist.data.counter_random import CounterRandom
 from liverseg_dist.volume import Float3, Index3
 
@@ -104,6 +105,14 @@ PRESETS: dict[PresetName, Preset] = {
         p_tumour_copy=0.2,
     ),
 }
+
+
+def preset_of(data: DataConfig) -> Preset:
+    """The augmentation that a run's settings ask for."""
+    preset = PRESETS[data.augmentation]
+    if data.mirror_axes is None:
+        return preset
+    return replace(preset, mirror_axes=tuple(sorted("zyx".index(axis) for axis in set(data.mirror_axes))))
 
 
 @dataclass(frozen=True, eq=False)

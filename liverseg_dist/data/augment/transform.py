@@ -21,7 +21,7 @@ from liverseg_dist.data.augment.intensity import (
     shift_enhancement,
     thicken_slices,
 )
-from liverseg_dist.data.augment.presets import PRESETS, AugmentDraw, PresetName, draw_augmentation
+from liverseg_dist.data.augment.presets import AugmentDraw, Preset, draw_augmentation
 from liverseg_dist.data.augment.spatial import centre_crop, resample
 from liverseg_dist.volume import Index3
 
@@ -46,8 +46,8 @@ class DeviceTransform:
     `patch_size`.
     """
 
-    def __init__(self, preset: PresetName, patch_size: Index3) -> None:
-        self._preset = PRESETS[preset]
+    def __init__(self, preset: Preset, patch_size: Index3) -> None:
+        self._preset = preset
         self.patch_size = patch_size
 
     @torch.no_grad()
