@@ -15,17 +15,17 @@ best.yaml (a --config for train), sweep.json, sweep.html, TensorBoard HParams an
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from launch.sweep.cluster import asking_for, own_token, running, token_file
 from launch.sweep.config import SweepSettings, to_yaml
-from launch.sweep.fold import running_folds
+from launch.sweep.fold import some_fold_runs
 from launch.sweep.journal import Journal
 from launch.sweep.live import watching
 from launch.sweep.page import fold_seconds, write_results
@@ -39,6 +39,7 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFaile
 from liverseg_dist.files import write_text
 from liverseg_dist.training.run_folder import refuse_other_settings
 
+MOST_BETWEEN_CHECKS_S = 10.0
 FREE_TO_CHANGE = ("trials", "max_failures", "max_concurrent", "start_timeout_s", "resources")
 """Of the sweep's section: what may differ when it is continued."""
 
@@ -130,9 +131,10 @@ def _run(args: argparse.Namespace, settings: SweepSettings, folder: Path, journa
         return _last_session(folder)
     cpus = args.cpus or len(os.sched_getaffinity(0))
     try:
-        patience_s = settings.sweep.start_timeout_s if not args.address else math.inf  # others may have taken a cluster
-        stands_still = _standstill(folder, journal, patience_s)
-        with running(args.address, cpus, not args.no_dashboard, stands_still) as dashboard:
+        # A cluster may be taken by others, and then there is nothing wrong with waiting.
+        stands_still = None if args.address else standstill(folder, journal, settings.sweep.start_timeout_s)
+        last_words = partial(_tell, args)
+        with running(args.address, cpus, not args.no_dashboard, stands_still, last_words) as dashboard:
             missing = "none" if args.no_dashboard else "none; pip install 'ray[default]' brings it"
             token = f"; the token it asks for: cat {token_file()}" if token_file() else ""
             print(f"Ray dashboard: {f'http://{dashboard}{token}' if dashboard else missing}", flush=True)
@@ -159,20 +161,21 @@ def _last_session(folder: Path) -> dict[str, float]:
 def _wait_for_folds(folder: Path, timeout_s: float = 60.0) -> None:
     """Folds that were told to stop are saving; they hold their locks until they are gone."""
     end = time.monotonic() + timeout_s
-    while running_folds(folder) and time.monotonic() < end:
+    while some_fold_runs(folder) and time.monotonic() < end:
         time.sleep(0.1)
 
 
-def _standstill(folder: Path, journal: Journal, timeout_s: float) -> Callable[[], str]:
-    """A check that has a reason when no fold has run, and no trial come on, for so long: a Ray of our own has nothing
-    else to do. Seen when the clock had gone back by an hour."""
-    seen, since = journal.lines, time.monotonic()
+def standstill(folder: Path, journal: Journal, timeout_s: float) -> Callable[[], str]:
+    """A check, to be asked every few seconds, that has a reason when no fold has run, and no trial come on, for so
+    long: a Ray of our own has nothing else to do. Seen when the clock had gone back by an hour."""
+    seen, still_s, asked = journal.lines, 0.0, time.monotonic()
 
     def check() -> str:
-        nonlocal seen, since
-        if journal.lines != seen or running_folds(folder):
-            seen, since = journal.lines, time.monotonic()
-        still_s = time.monotonic() - since
+        nonlocal seen, still_s, asked
+        since_s, asked = time.monotonic() - asked, time.monotonic()
+        still_s += min(since_s, MOST_BETWEEN_CHECKS_S)  # more, and this process was asleep itself
+        if journal.lines != seen or some_fold_runs(folder):
+            seen, still_s = journal.lines, 0.0
         if still_s <= timeout_s:
             return ""
         return f"Ray has started no fold for {still_s:.0f} s (sweep.start_timeout_s); has the clock been set back?"
@@ -200,6 +203,12 @@ def _start_over_with_a_token() -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **asking_for(own_token())})
 
 
+def _tell(args: argparse.Namespace, error: LiversegError) -> None:
+    print(f"launch.tune: {error}", file=sys.stderr, flush=True)
+    if args.json:
+        print(json.dumps({"error": str(error), "exit_code": error.exit_code}), flush=True)
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     keep_others_from_writing()
     args = parser().parse_intermixed_args(argv)
@@ -208,9 +217,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             _start_over_with_a_token()
         result = tune(args)
     except LiversegError as error:
-        print(f"launch.tune: {error}", file=sys.stderr)
-        if args.json:
-            print(json.dumps({"error": str(error), "exit_code": error.exit_code}), flush=True)
+        _tell(args, error)
         return error.exit_code
     except OSError as error:
         print(f"launch.tune: {os_error_line(error)}", file=sys.stderr)

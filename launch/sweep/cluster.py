@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -44,19 +43,35 @@ class _Stop(BaseException):
 
 
 @contextlib.contextmanager
-def running(address: str | None, cpus: int, dashboard: bool, stands_still: Check = lambda: "") -> Iterator[str]:
+def running(
+    address: str | None,
+    cpus: int,
+    dashboard: bool,
+    stands_still: Check | None = None,
+    last_words: Callable[[RunFailed], None] = print,
+) -> Iterator[str]:
     """A local Ray of our own, or the cluster at `address`. Yields the dashboard's address, or ''.
 
     SIGTERM and Ctrl-C raise `StopRequested` in the block; the loss of all nodes, or what `stands_still` tells (it is
-    asked every few seconds), `RunFailed`. However it is left, no Ray process of ours stays.
+    asked every few seconds), `RunFailed`. However it is left, no Ray process of ours stays. Where Ray does not let go
+    of the block in time, `last_words` gets the error, and the process ends.
     """
-    with guarded():
+    with guarded() as farewell:
         session, stop = "", _StopOnSignal()
+
+        def leave_at_once() -> None:
+            farewell()
+            last_words(RunFailed(f"{stop.reason}; {AGAIN}"))
+            if session:
+                shutil.rmtree(session, ignore_errors=True)
+            os._exit(EXIT_FAILED)  # the guard ends what is left of Ray
+
+        checks = (_nodes_lost, stands_still) if stands_still else (_nodes_lost,)
         try:
             with _handlers(stop):
                 context = _join(address) if address else _start(cpus, dashboard)
                 session = "" if address else str(context.address_info.get("session_dir") or "")
-                with _handlers(stop), _watching(stop, (_nodes_lost, stands_still)):  # Ray has put its own on SIGTERM
+                with _handlers(stop), _watching(stop, checks, leave_at_once):  # Ray has put its own on SIGTERM
                     yield str(context.dashboard_url or "")
         except BaseException:  # raised inside Ray's compiled code, ours arrives as a SystemError
             if stop.reason:
@@ -156,38 +171,35 @@ def _nodes_lost() -> str:
 
 
 @contextlib.contextmanager
-def _watching(stop: "_StopOnSignal", checks: Sequence[Check]) -> Iterator[None]:
+def _watching(stop: "_StopOnSignal", checks: Sequence[Check], leave_at_once: Callable[[], None]) -> Iterator[None]:
     """Ends the main thread's wait when a check has a reason; the process, when Ray does not let go of that thread.
 
     A thread for each check, as one that asks Ray may wait for ever.
     """
-    main, done = threading.main_thread().ident, threading.Event()
+    main, done, deciding = threading.main_thread().ident, threading.Event(), threading.Lock()
 
     def watch(check: Check) -> None:
         reason = ""
-        while not reason and not stop.reason:
+        while not reason:
             if done.wait(LOOKED_AFTER_S):
                 return
             with contextlib.suppress(Exception):  # Ray itself ends a driver whose control process is gone
                 reason = check()
-        if stop.reason or done.is_set():
-            return
-        stop.reason = reason
-        signal.pthread_kill(main or 0, signal.SIGUSR2)
+        with deciding:  # no signal once the block is left, and no second one
+            if stop.reason or stop.signal_name or done.is_set():
+                return
+            stop.reason = reason
+            signal.pthread_kill(main or 0, signal.SIGUSR2)
         if not stop.ray_is_gone.wait(LEAVING_S):
-            print(f"launch.tune: {reason}; {AGAIN}", file=sys.stderr, flush=True)
-            os._exit(EXIT_FAILED)  # the guard ends what is left of Ray
+            leave_at_once()
 
-    threads = [threading.Thread(target=watch, args=(check,), daemon=True) for check in checks]
-    for thread in threads:
-        thread.start()
+    for check in checks:
+        threading.Thread(target=watch, args=(check,), daemon=True).start()
     try:
         yield
     finally:
-        done.set()
-        for thread in threads:
-            if not stop.reason:
-                thread.join(2 * LOOKED_AFTER_S)  # it must not send its signal later
+        with deciding:
+            done.set()
 
 
 @contextlib.contextmanager

@@ -223,17 +223,17 @@ def try_lock(number: int) -> bool:
     return True
 
 
-def running_folds(sweep: Path) -> list[Path]:
-    """The locks of all folds (and parts of folds) in the sweep's folder that processes hold."""
-    held = []
-    for path in sweep.glob("trials/*/fold_*.lock"):
-        number = os.open(path, os.O_RDWR)
-        try:
-            if not try_lock(number):
-                held.append(path)
-        finally:
-            os.close(number)
-    return held
+def some_fold_runs(sweep: Path) -> bool:
+    """Whether processes hold the lock of any fold (or part of one) in the sweep's folder."""
+    return any(_is_held(path) for path in sweep.glob("trials/*/fold_*.lock"))
+
+
+def _is_held(path: Path) -> bool:
+    number = os.open(path, os.O_RDWR)
+    try:
+        return not try_lock(number)
+    finally:
+        os.close(number)
 
 
 def _reason(job: FoldJob, code: int) -> str:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 INTERVAL_S = 1.0
@@ -66,20 +66,26 @@ def _trains(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def guarded() -> Iterator[None]:
-    """While the block runs, and after it however it ends, the guard watches this process."""
+def guarded() -> Iterator[Callable[[], None]]:
+    """While the block runs, and after it however it ends, the guard watches this process. Yields what tells it that
+    this process has given its reasons itself, should it end within the block."""
     process = subprocess.Popen(
         [sys.executable, "-I", str(Path(__file__).resolve()), str(os.getpid())],
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
     assert process.stdin is not None
+    pipe = process.stdin
+
+    def farewell() -> None:
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            pipe.write(FAREWELL)
+            pipe.close()
+
     try:
-        yield
+        yield farewell
     finally:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(FAREWELL)
-            process.stdin.close()
+        farewell()
         process.wait()
 
 

@@ -79,6 +79,7 @@ def _choose(args: argparse.Namespace, job: Tuning, world: World, watch: Watch) -
     decisions = _decide(job, world, watch)
     chosen = {one.operation: one.option for one in decisions if one.kept}
     _say(decisions)
+    watch.mark(-1, "writing the choice")
     if world.is_main and not args.dry_run:
         write_choice(args.run / POSTPROCESS, chosen, _told(args, decisions, cases))
         write_json(job.folder / "choice.json", {"chosen": chosen, "decisions": [asdict(one) for one in decisions]})

@@ -26,8 +26,8 @@ def load_runs(
     ]
     if world.is_main and runs[0].settings.inference.mirror and not mirrored_axes(runs):
         print(
-            f"warning: {runs[0].path}: inference.mirror=true changes nothing: there is no axis along which all was "
-            "mirrored in training, and other mirrored scans the network would not recognise",
+            f"warning: {runs[0].path}: inference.mirror=true changes nothing: training mirrored no axis "
+            "(data.augmentation, data.mirror_axes)",
             file=sys.stderr,
         )
     return runs

@@ -38,7 +38,7 @@ class DataConfig(Section):
     """Share of each batch centred on liver or tumour (nnU-Net's meaning: guaranteed, not drawn)."""
     augmentation: Literal["none", "light", "nnunet", "strong"] = "nnunet"
     mirror_axes: tuple[Literal["z", "y", "x"], ...] | None = None
-    """Axes along which augmentation mirrors; null: those of `augmentation` (all three, none without any)."""
+    """Axes along which augmentation mirrors; null: all three; none with augmentation=none."""
     workers: int = Field(default=1, ge=0)
     """Loader threads per rank (reading releases the GIL); 0 reads between the steps."""
     prefetch: int = Field(default=4, ge=1)

@@ -92,6 +92,9 @@ def predictor_for(runs: Sequence[LoadedRun], device: torch.device, threads: int 
     return Predictor(models, data.patch_size, settings.model.regions, settings.inference, device, threads, axes)
 
 
+ALL_AXES = (0, 1, 2)
+
+
 def mirrored_axes(runs: Sequence[LoadedRun]) -> tuple[int, ...]:
     """The axes of z, y, x along which all these runs were mirrored in training: others they would not recognise.
 
@@ -104,7 +107,8 @@ def mirrored_axes(runs: Sequence[LoadedRun]) -> tuple[int, ...]:
 def fingerprint_of_runs(runs: Sequence[LoadedRun]) -> dict[str, object]:
     """Everything about the runs that a mask depends on; the batch size changes speed only."""
     settings = runs[0].settings
-    mirrored = {"mirrored_axes": mirrored_axes(runs)} if settings.inference.mirror else {}
+    axes = mirrored_axes(runs)
+    mirrored = {"mirrored_axes": axes} if settings.inference.mirror and axes != ALL_AXES else {}  # once, all was meant
     return {
         **mirrored,
         "weights_sha256": [run.weights_sha256 for run in runs],

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+MEETING_S = 60
+"""torchrun waits 10 minutes by itself for a node that was lost before all had met."""
 SWITCH, PORTS = "switch", ("port0", "port1")
 ADDRESS = "10.77.0.{}"
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
@@ -61,6 +63,7 @@ def start(number: int, arguments: list[str]) -> subprocess.Popen[str]:
     torchrun = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={number}", "--nproc-per-node=1",
         f"--master-addr={ADDRESS.format(1)}", "--master-port=29500", f"--local-addr={ADDRESS.format(number + 1)}",
+        f"--rdzv-conf=timeout={MEETING_S}",
     ]  # fmt: skip
     script = f'read line && hostname node{number} && exec "$@"'
     offset = os.environ.get("NODE1_CLOCK", "")

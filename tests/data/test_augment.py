@@ -16,6 +16,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform, creat
 from monai.transforms import Affine as MonaiAffine
 from scipy import ndimage, stats
 
+from liverseg_dist.config import DataConfig
 from liverseg_dist.data.augment import (
     PRESETS,
     DeviceTransform,
@@ -23,9 +24,10 @@ from liverseg_dist.data.augment import (
     draw_augmentation,
     intensity,
     normalise,
+    preset_of,
     spatial,
 )
-from liverseg_dist.data.augment.presets import AugmentDraw, SpatialDraw, rotation_matrix
+from liverseg_dist.data.augment.presets import AugmentDraw, PresetName, SpatialDraw, rotation_matrix
 
 PATCH = (12, 20, 24)
 OUTSIDE = -1.5
@@ -398,14 +400,33 @@ def test_seed_decides() -> None:
     assert not torch.equal(same[0], same[2])
 
 
-def test_mirroring_flips_image_and_label_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PRESETS, "light", Preset(mirror_axes=(0, 1, 2)))
+@pytest.mark.parametrize("augmentation", ["nnunet", "strong"])
+@pytest.mark.parametrize("axes", ["", "x", "zy"])
+def test_mirror_axes_change_mirroring_alone(augmentation: PresetName, axes: str) -> None:
+    preset = preset_of(DataConfig(augmentation=augmentation, mirror_axes=tuple(axes)))  # type: ignore[arg-type]
+    wanted, mirrored = {"zyx".index(axis) for axis in axes}, set()
+    for seed in range(100):
+        draw, usual = (draw_augmentation(which, PATCH, seed) for which in (preset, PRESETS[augmentation]))
+        assert draw.mirrored_axes == tuple(axis for axis in usual.mirrored_axes if axis in wanted)
+        assert draw.enhancement == usual.enhancement
+        assert draw.tumour_copy == usual.tumour_copy
+        mirrored |= set(draw.mirrored_axes)
+    assert mirrored == wanted
+
+
+def test_mirror_axes_of_their_own_mirror_without_any_other_augmentation() -> None:
+    assert preset_of(DataConfig(augmentation="none", mirror_axes=("x",))) == Preset(mirror_axes=(2,))
+    assert preset_of(DataConfig(augmentation="none")) == PRESETS["none"]
+
+
+def test_mirroring_flips_image_and_label_alike() -> None:
+    preset = Preset(mirror_axes=(0, 1, 2))
     batch = raw_batch(8, PATCH)
-    image_BCDHW, label_BDHW = DeviceTransform(PRESETS["light"], PATCH)(batch)
+    image_BCDHW, label_BDHW = DeviceTransform(preset, PATCH)(batch)
     plain = DeviceTransform(PRESETS["none"], PATCH)(batch)
     seen = set()
     for i, seed in enumerate(batch.augment_seed_B.tolist()):
-        axes = draw_augmentation(PRESETS["light"], PATCH, seed).mirrored_axes
+        axes = draw_augmentation(preset, PATCH, seed).mirrored_axes
         seen.add(axes)
         np.testing.assert_array_equal(image_BCDHW[i, 0].numpy(), np.flip(plain[0][i, 0].numpy(), axes))
         np.testing.assert_array_equal(label_BDHW[i].numpy(), np.flip(plain[1][i].numpy(), axes))

@@ -14,7 +14,7 @@ from liverseg_dist.commands.run_cases import load_runs
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference import load_run, predictor_for
-from liverseg_dist.inference.runs import mirrored_axes
+from liverseg_dist.inference.runs import fingerprint_of_runs, mirrored_axes
 from tests.inference.small_run import SmallRun, train_small_run
 
 CPU = torch.device("cpu")
@@ -109,6 +109,21 @@ def test_only_what_training_mirrored_is_mirrored(
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     args = argparse.Namespace(run=run, ensemble=[], weights="last")
     runs = load_runs(args, World.from_environment("cpu", {}), ["inference.mirror=true"])
-    assert len(predictor_for(runs, CPU).mirrors) == 2 ** len(axes)
+    flips = predictor_for(runs, CPU).mirrors  # of B C D H W
+    assert len(flips) == 2 ** len(axes)
+    assert {axis - 2 for flip in flips for axis in flip} == set(axes)
     assert mirrored_axes(runs) == axes
+    told = fingerprint_of_runs(runs).get("mirrored_axes", (0, 1, 2))
+    assert told == axes, "masks made with other axes are other masks"
     assert ("inference.mirror=true changes nothing" in capsys.readouterr().err) == (not axes)
+
+
+def test_an_ensemble_mirrors_what_all_of_it_know(run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    for path, axes in ((run, ["z", "y"]), (other, ["y", "x"])):
+        settings = yaml.safe_load((path / "config.yaml").read_text())
+        settings["data"] |= {"augmentation": "light", "mirror_axes": axes}
+        (path / "config.yaml").write_text(yaml.safe_dump(settings))
+    args = argparse.Namespace(run=run, ensemble=[other], weights="last")
+    runs = load_runs(args, World.from_environment("cpu", {}), ["inference.mirror=true"])
+    assert predictor_for(runs, CPU).mirrors == ((), (3,))

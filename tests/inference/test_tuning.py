@@ -21,6 +21,7 @@ from liverseg_dist.inference.tuning import (
     mask_of_codes,
     mean_dice,
 )
+from tests.distributed.launch import torchrun
 from tests.inference.models import Random
 from tests.inference.small_run import SmallRun
 
@@ -131,6 +132,37 @@ def test_the_choice_is_saved_with_the_run_and_used(
     summary = json.loads((run / "evaluation" / "cases" / "summary.json").read_text())
     found = (summary["liver"]["dice_per_case"] + summary["tumour"]["dice_per_case"]) / 2
     assert found == pytest.approx(max(kept[-1]["scores"]), abs=1e-12)
+
+
+@pytest.mark.distributed
+def test_two_ranks_choose_as_one_does_and_tell_who_failed(run: Path, small_run: SmallRun, tmp_path: Path) -> None:
+    copies = [Path(shutil.copytree(run, tmp_path / name)) for name in ("one", "two", "failing")]
+    words = ["--store", str(small_run.store), "--part", "train", "--device", "cpu", "--timeout", "30"]
+    assert main(["postprocess", str(copies[0]), *words]) == 0
+    done = torchrun(2, "-m", "liverseg_dist", "postprocess", str(copies[1]), *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    choices = [json.loads((copy / "evaluation" / "postprocess" / "choice.json").read_text()) for copy in copies[:2]]
+    assert choices[0] == choices[1]
+    (tmp_path / "failing.py").write_text(FAILING)
+    done = torchrun(2, str(tmp_path / "failing.py"), "postprocess", str(copies[2]), *words)
+    assert done.returncode == 1
+    told = [line for line in done.stderr.splitlines() if line.startswith("liverseg:")]
+    assert told, done.stderr[-3000:]
+    assert all("rank 1 on " in line and "KeyError" in line for line in told), told
+    stories = list((copies[2] / "evaluation" / "postprocess" / "errors").glob("*rank1.txt"))
+    assert "what rank 1 lacks" in stories[0].read_text()
+
+
+FAILING = """
+import os, sys
+from liverseg_dist.commands.main import main
+from liverseg_dist.inference.tuning import Tuning
+def lacks(self, *_):
+    raise KeyError("what rank 1 lacks")
+if os.environ["RANK"] == "1":
+    Tuning.try_options = lacks
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def test_too_few_cases_are_refused(small_run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """A real sweep under a real Ray: killed and started again it ends as if left alone, and leaves no process behind."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from launch.sweep.journal import Journal, Rung, Trial, best_of
 from launch.sweep.page import render
 from launch.sweep.search import importances, propose, trial_id
 from launch.sweep.sweep import Sweep
-from launch.tune import run
+from launch.tune import run, standstill
 from liverseg_dist.config import load_settings
 from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_USER, RunFailed, UserError
@@ -140,12 +141,49 @@ def test_a_ray_that_stands_still_is_given_up(config: Path, phantom_store: Path, 
     for pid in servers:
         os.kill(pid, signal.SIGSTOP)
     begun = time.monotonic()
-    _, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=240)
     assert time.monotonic() - begun < 90
     assert process.returncode == EXIT_FAILED, err[-3000:]
-    assert "launch.tune: Ray has started no fold for" in err
-    assert "run the same line again" in err
+    told = [line for line in err.splitlines() if line.startswith("launch")]
+    assert len(told) == 1, "the guard has nothing to add"
+    assert told[0].startswith("launch.tune: Ray has started no fold for")
+    assert "run the same line again" in told[0]
+    assert json.loads(out.splitlines()[-1])["exit_code"] == EXIT_FAILED
     assert_no_process_stays(below)
+
+
+def test_a_sweep_stands_still_only_while_nothing_runs_and_nothing_happens(tmp_path: Path) -> None:
+    lock = tmp_path / "trials" / "a" / "fold_0.lock"
+    lock.parent.mkdir(parents=True)
+    with Journal(tmp_path) as journal:
+        check = standstill(tmp_path, journal, 0.05)
+        with lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            time.sleep(0.1)
+            assert check() == "", "a fold runs"
+        assert check() == "", "just now"
+        time.sleep(0.1)
+        assert "no fold for 0 s" in check()
+        journal.begin("a", {})
+        assert check() == "", "a trial was begun"
+        time.sleep(0.1)
+        assert check()
+
+
+def test_time_this_process_slept_is_not_held_against_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("launch.tune.time.monotonic", lambda: clock[0])
+    with Journal(tmp_path) as journal:
+        check = standstill(tmp_path, journal, 60)
+        clock[0] += 3600  # stopped and continued
+        assert check() == ""
+        for _ in range(6):
+            clock[0] += 5
+            assert check() == ""
+        for _ in range(6):
+            clock[0] += 5
+            told = check()
+        assert told
 
 
 def wait_for_rungs(folder: Path, wanted: int, process: subprocess.Popen[str], timeout_s: float = 240) -> None:

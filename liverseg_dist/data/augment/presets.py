@@ -228,7 +228,7 @@ def _draw_cached(preset: Preset, patch_size: Index3, seed: int) -> AugmentDraw:
         slice_thickness=drawn(preset.p_thick_slices, preset.slice_thickness),
         inverted_gamma=drawn(preset.p_inverted_gamma, preset.gamma, balanced=True),
         gamma=drawn(preset.p_gamma, preset.gamma, balanced=True),
-        mirrored_axes=tuple(axis for axis in preset.mirror_axes if random.chance(0.5)),
+        mirrored_axes=tuple(axis for axis in range(3) if random.chance(0.5) and axis in preset.mirror_axes),
         enhancement=None if liver is None else (liver, random.uniform(*preset.enhancement)),
         in_plane_only=in_plane,
     )

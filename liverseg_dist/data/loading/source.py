@@ -98,7 +98,7 @@ class PatchSource:
     """Samples of a run by their run-wide number. Safe to use from several threads.
 
     Memory: for each of the `OPEN_CASES` cases used last 6 bytes a stored foreground voxel and its shard indices; per
-    reading thread one decoded chunk and the compressed chunks of one patch.
+    reading thread a decoded chunk of image and label and the compressed chunks of one patch.
     """
 
     def __init__(
