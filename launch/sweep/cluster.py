@@ -26,14 +26,14 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 
 from launch.sweep.guard import guarded
-from liverseg_dist.errors import EXIT_FAILED, RunFailed, StopRequested, UserError
+from liverseg_dist.errors import LiversegError, RunFailed, StopRequested, UserError
 
 OBJECT_STORE_BYTES = 100 << 20
 """Only scores travel through Ray."""
 AGAIN = "all is kept, run the same line again to continue"
 LOOKED_AFTER_S = 5.0
-LEAVING_S = 30.0
-"""How long Ray may take to end, once there is a reason to."""
+LEAVING_S = 60.0
+"""How long Ray may take to let go of us, once there is a reason, and to shut down."""
 Check = Callable[[], str]
 """Why Ray must be given up, or ''."""
 
@@ -48,23 +48,24 @@ def running(
     cpus: int,
     dashboard: bool,
     stands_still: Check | None = None,
-    last_words: Callable[[RunFailed], None] = print,
+    last_words: Callable[[LiversegError], None] = print,
 ) -> Iterator[str]:
     """A local Ray of our own, or the cluster at `address`. Yields the dashboard's address, or ''.
 
     SIGTERM and Ctrl-C raise `StopRequested` in the block; the loss of all nodes, or what `stands_still` tells (it is
     asked every few seconds), `RunFailed`. However it is left, no Ray process of ours stays. Where Ray does not let go
-    of the block in time, `last_words` gets the error, and the process ends.
+    of the block, or does not shut down, in time, `last_words` gets the error, and the process ends.
     """
     with guarded() as farewell:
         session, stop = "", _StopOnSignal()
 
         def leave_at_once() -> None:
+            error = stop.error or RunFailed(f"Ray does not shut down; {AGAIN}")
             farewell()
-            last_words(RunFailed(f"{stop.reason}; {AGAIN}"))
+            last_words(error)
             if session:
                 shutil.rmtree(session, ignore_errors=True)
-            os._exit(EXIT_FAILED)  # the guard ends what is left of Ray
+            os._exit(error.exit_code)  # the guard ends what is left of Ray
 
         checks = (_nodes_lost, stands_still) if stands_still else (_nodes_lost,)
         try:
@@ -74,14 +75,11 @@ def running(
                 with _handlers(stop), _watching(stop, checks, leave_at_once):  # Ray has put its own on SIGTERM
                     yield str(context.dashboard_url or "")
         except BaseException:  # raised inside Ray's compiled code, ours arrives as a SystemError
-            if stop.reason:
-                raise RunFailed(f"{stop.reason}; {AGAIN}") from None
-            if stop.signal_name:
-                said = f"stopped by {stop.signal_name}; run the same line again to continue"
-                raise StopRequested(said) from None
+            if stop.error:
+                raise stop.error from None
             raise
         finally:
-            with _handlers(signal.SIG_IGN):  # a second signal must not leave processes behind
+            with _handlers(signal.SIG_IGN), _within(LEAVING_S, leave_at_once):  # a second signal must leave nothing
                 ray.shutdown()
                 if session:
                     shutil.rmtree(session, ignore_errors=True)
@@ -203,6 +201,17 @@ def _watching(stop: "_StopOnSignal", checks: Sequence[Check], leave_at_once: Cal
 
 
 @contextlib.contextmanager
+def _within(seconds: float, otherwise: Callable[[], None]) -> Iterator[None]:
+    timer = threading.Timer(seconds, otherwise)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
 def _handlers(handler: object) -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
     before = {number: signal.signal(number, handler) for number in numbers}  # type: ignore[arg-type]
@@ -221,6 +230,14 @@ class _StopOnSignal:
         self.reason = ""
         """Why Ray was given up."""
         self.ray_is_gone = threading.Event()
+
+    @property
+    def error(self) -> LiversegError | None:
+        if self.reason:
+            return RunFailed(f"{self.reason}; {AGAIN}")
+        if self.signal_name:
+            return StopRequested(f"stopped by {self.signal_name}; run the same line again to continue")
+        return None
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
