@@ -178,7 +178,7 @@ def standstill(folder: Path, journal: Journal, timeout_s: float) -> Callable[[],
             seen, still_s = journal.lines, 0.0
         if still_s <= timeout_s:
             return ""
-        return f"Ray has started no fold for {still_s:.0f} s (sweep.start_timeout_s); has the clock been set back?"
+        return f"Ray has started no fold for {still_s:.0f} s (sweep.start_timeout_s), as when the clock is set back"
 
     return check
 
