@@ -33,7 +33,7 @@ OBJECT_STORE_BYTES = 100 << 20
 AGAIN = "all is kept, run the same line again to continue"
 LOOKED_AFTER_S = 5.0
 LEAVING_S = 60.0
-"""How long Ray may take to let go of us, once there is a reason, and to shut down."""
+"""How long Ray may take to let go of us, once there is a reason; and again to shut down."""
 Check = Callable[[], str]
 """Why Ray must be given up, or ''."""
 
@@ -83,7 +83,6 @@ def running(
                 ray.shutdown()
                 if session:
                     shutil.rmtree(session, ignore_errors=True)
-                stop.ray_is_gone.set()
 
 
 def temp_folder() -> Path:
@@ -188,7 +187,7 @@ def _watching(stop: "_StopOnSignal", checks: Sequence[Check], leave_at_once: Cal
                 return
             stop.reason = reason
             signal.pthread_kill(main or 0, signal.SIGUSR2)
-        if not stop.ray_is_gone.wait(LEAVING_S):
+        if not done.wait(LEAVING_S):
             leave_at_once()
 
     for check in checks:
@@ -229,7 +228,6 @@ class _StopOnSignal:
         self.signal_name = ""
         self.reason = ""
         """Why Ray was given up."""
-        self.ray_is_gone = threading.Event()
 
     @property
     def error(self) -> LiversegError | None:
