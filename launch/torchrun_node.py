@@ -15,11 +15,12 @@ def main() -> None:
     env = os.environ
     nodes = env.get("SLURM_STEP_NUM_NODES", "1")
     words = ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={ranks_per_node}"]
-    if nodes != "1":
-        words += [f"--node-rank={env['SLURM_NODEID']}", f"--master-addr={env['MASTER_ADDR']}"]
-        words += [f"--master-port={env['MASTER_PORT']}"]
-    else:
-        words += ["--standalone"]
+    endpoint = "localhost:0" if nodes == "1" else f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
+    words += [
+        "--rdzv-backend=liverseg",
+        f"--rdzv-endpoint={endpoint}",
+        f"--rdzv-conf=rank={env.get('SLURM_NODEID', '0')}",
+    ]
     os.execv(sys.executable, [sys.executable, "-u", *words, "-m", "launch.rank", *module])
 
 

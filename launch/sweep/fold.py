@@ -135,13 +135,10 @@ def _score(record: dict[str, float], weights: dict[str, float]) -> dict[str, flo
 def command(job: FoldJob, step: int, part: int = 0, master: str = "") -> list[str]:
     """The same line a person would type."""
     launcher = [sys.executable]
-    if job.nodes > 1:
-        host, _, port = master.rpartition(":")
-        meeting = [f"--node-rank={part}", f"--master-addr={host}", f"--master-port={port}"]
+    if job.nodes > 1 or job.processes > 1:
+        meeting = ["--rdzv-backend=liverseg", f"--rdzv-endpoint={master or 'localhost:0'}", f"--rdzv-conf=rank={part}"]
         launcher += ["-m", "torch.distributed.run", f"--nnodes={job.nodes}", *meeting]
         launcher += [f"--nproc-per-node={job.processes}"]
-    elif job.processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes}"]
     return [
         *launcher, "-m", "liverseg_dist", "train", "--json", "--device", "cuda" if job.gpus else "cpu",
         "--config", f"{job.trial}/config.yaml", f"data.fold={job.fold}", f"run.dir={job.folder}",

@@ -2,7 +2,8 @@
 
   liverseg evaluate runs/first --store STORE --source Task03_Liver      whole scans, the score to publish
   liverseg evaluate runs/first --store STORE --part validation          the store's slabs, no source files needed
-  torchrun --standalone --nproc-per-node=4 -m liverseg_dist evaluate runs/first --store STORE
+  torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 --nproc-per-node=4 \\
+      -m liverseg_dist evaluate runs/first --store STORE
   liverseg evaluate runs/fold0 --ensemble runs/fold1 --ensemble runs/fold2 --store STORE --out runs/ensemble
 
 Without --source the input is the store's slab of 64 slices; all outside it counts as background, and the slab was

@@ -2,7 +2,8 @@
 
   liverseg postprocess runs/first --store STORE                              the store's slabs
   liverseg postprocess runs/first --store STORE --source Task03_Liver        whole scans, as they will come
-  torchrun --standalone --nproc-per-node=4 -m liverseg_dist postprocess runs/first --store STORE
+  torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 --nproc-per-node=4 \\
+      -m liverseg_dist postprocess runs/first --store STORE
 
 Looked at, one after the other: a threshold for the tumour's probability, the largest liver only, filled holes, tumours
 only near the liver, what they have outside it cut off, a least tumour volume. Each is kept if the mean Dice of liver

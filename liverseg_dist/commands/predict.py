@@ -3,7 +3,8 @@
   liverseg predict runs/first SCAN.nii.gz --out masks/
   liverseg predict runs/first imagesTs/ --out masks/ inference.mirror=true
   liverseg predict runs/fold0 --ensemble runs/fold1 --ensemble runs/fold2 imagesTs/ --out masks/
-  torchrun --standalone --nproc-per-node=4 -m liverseg_dist predict runs/first imagesTs/ --out masks/
+  torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 --nproc-per-node=4 \\
+      -m liverseg_dist predict runs/first imagesTs/ --out masks/
 
 Labels: 0 background, 1 liver, 2 tumour. volumes.csv gets liver and tumour volume (ml) and tumour burden of each scan.
 Run the same line again after a stop: finished scans are not segmented again (--force does).

@@ -3,29 +3,28 @@
 A half-set environment is refused: a job that believes it is alone while its siblings wait is the worst kind of hang.
 """
 
-import ipaddress
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from liverseg_dist.distributed.meeting import LOOPBACK, PRIVATE, key_value_store
 from liverseg_dist.errors import RunFailed, UserError
 
 TORCHRUN_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SLURM_KEYS = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
 FIRST_PORT, PORTS = 20_000, 12_000
 """Ports of SLURM jobs lie below Linux's ephemeral range (32768 upwards), so nobody else takes one by chance."""
-
-LOOPBACK = "127.0.0.1"
-BACKLOG = 1024
-"""Ranks that may knock at once."""
+OPEN_RENDEZVOUS = (
+    "warning: this rendezvous of torchrun is open on all networks of the node; not so with --rdzv-backend=liverseg "
+    "--rdzv-endpoint=localhost:0 (one node)"
+)
 
 
 @dataclass(frozen=True)
@@ -93,22 +92,22 @@ class World:
     def _meet(self, timeout: timedelta) -> None:
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         if self.launched_by == "torchrun":  # its own store is already up; a second listener on the port would clash
+            if self.is_main and PRIVATE not in os.environ:
+                print(OPEN_RENDEZVOUS, file=sys.stderr)
             dist.init_process_group(backend, timeout=timeout)
-        else:
-            dist.init_process_group(
-                backend,
-                store=self._store(timeout),
-                rank=self.global_rank,
-                world_size=self.world_size,
-                timeout=timeout,
-            )
-
-    def _store(self, timeout: timedelta) -> dist.TCPStore:
-        """The job's key-value store: rank 0 serves it. PyTorch alone would listen on every network of the node."""
+            return
         host, _, port = self.master.rpartition(":")
-        door = _listen(host, int(port), self.world_size != self.local_world_size) if self.is_main else None
-        served = None if door is None else door.detach()
-        return dist.TCPStore(host, int(port), self.world_size, self.is_main, timeout, master_listen_fd=served)
+        store = key_value_store(
+            host,
+            int(port),
+            self.world_size,
+            timeout,
+            serve=self.is_main,
+            several_nodes=self.world_size != self.local_world_size,
+        )
+        dist.init_process_group(
+            backend, store=store, rank=self.global_rank, world_size=self.world_size, timeout=timeout
+        )
 
     def threads(self, wanted: int = 0) -> int:
         """CPU threads for this rank: `wanted`, or this node's cores divided among its ranks."""
@@ -139,23 +138,6 @@ def _from_slurm(env: Mapping[str, str], device: str) -> World:
     return World(
         rank, local_rank, world_size, local_world_size, f"{address}:{port}", _device(device, local_rank), "srun"
     )
-
-
-def _listen(host: str, port: int, several_nodes: bool) -> socket.socket:
-    """A listening socket on `host`'s own address; on all of this node's where others could not reach that one."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        if not (several_nodes and ipaddress.ip_address(address[0]).is_loopback):
-            with suppress(OSError):  # not an address of this node: it is reached through another machine
-                return socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
-        print(
-            f"warning: {host} is {address[0]} here, by which other nodes cannot reach it: port {port} is open on all "
-            "networks of this node; have /etc/hosts mended, or set MASTER_ADDR",
-            file=sys.stderr,
-        )
-        return socket.create_server(("", port), backlog=BACKLOG)
-    except OSError as error:
-        raise RunFailed(f"{host}:{port}: the ranks cannot meet there: {error.strerror or error}") from None
 
 
 def slurm_port(job_id: str, step_id: str) -> int:

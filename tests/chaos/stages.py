@@ -21,7 +21,7 @@ import yaml
 
 from tests.chaos.processes import Hang, Process, wait
 from tests.chaos.warm import Forked, network_of_its_own
-from tests.distributed.launch import clean_environment
+from tests.distributed.launch import clean_environment, torchrun_command
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, CHECKPOINT_EVERY = 40, 5
@@ -138,7 +138,7 @@ def stages(folder: Path, source: Path) -> list[Stage]:
     """Each reads what an undisturbed earlier one left in `folder`/ready."""
     disk, ready, temporary = folder / "disk", folder / "ready", folder / "t"
     store, run = ready / "store.zarr", ready / "run"
-    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    two = tuple(torchrun_command(2)[1:])
     nodes = (str(ROOT / "tests" / "chaos" / "two_nodes.py"),)
     patience = ("--device", "cpu", "--timeout", str(PEER_TIMEOUT_S))
     temporary.mkdir(parents=True, exist_ok=True)

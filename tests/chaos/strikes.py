@@ -62,7 +62,7 @@ def to_node(number: signal.Signals) -> Strike:
 
     def strike(process: Process, _stage: Stage, chance: random.Random) -> str:
         below = descendants(process.pid)
-        top = [pid for pid in below if "--node-rank=" in command_of(pid)] or below[:1]
+        top = [pid for pid in below if "--rdzv-conf=rank=" in command_of(pid)] or below[:1]
         chosen = chance.choice(top)
         for pid in [chosen, *descendants(chosen)]:
             send(pid, number)

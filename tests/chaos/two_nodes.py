@@ -61,9 +61,8 @@ def ip(*words: object, node: int | None = None) -> None:
 def start(number: int, arguments: list[str]) -> subprocess.Popen[str]:
     """The node's process waits for a line until its network is there."""
     torchrun = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={number}", "--nproc-per-node=1",
-        f"--master-addr={ADDRESS.format(1)}", "--master-port=29500", f"--local-addr={ADDRESS.format(number + 1)}",
-        f"--rdzv-conf=timeout={MEETING_S}",
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=liverseg",
+        f"--rdzv-endpoint={ADDRESS.format(1)}:29500", f"--rdzv-conf=rank={number},timeout={MEETING_S}",
     ]  # fmt: skip
     script = f'read line && hostname node{number} && exec "$@"'
     offset = os.environ.get("NODE1_CLOCK", "")

@@ -17,7 +17,8 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 
 def torchrun_command(ranks: int, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *arguments]
+    meeting = ("--rdzv-backend=liverseg", "--rdzv-endpoint=localhost:0")
+    return [sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={ranks}", *arguments]
 
 
 def torchrun(

@@ -1,15 +1,19 @@
 """Who can knock: ranks of one node listen on loopback, those of several on the job's own address."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from liverseg_dist.distributed.world import _listen
+from liverseg_dist.distributed.meeting import listen
 from liverseg_dist.errors import RunFailed
-from tests.distributed.launch import clean_environment
+from tests.distributed.launch import clean_environment, torchrun, torchrun_command
 
 RANK = """
 import json, os
@@ -18,7 +22,8 @@ from liverseg_dist.distributed.collectives import agree, gather
 from liverseg_dist.distributed.world import World
 
 def listening():
-    links = [f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")]
+    pids = [os.getpid()] + [os.getppid()] * ("TORCHELASTIC_RUN_ID" in os.environ)  # torchrun's agent
+    links = [f"/proc/{pid}/fd/{n}" for pid in pids for n in os.listdir(f"/proc/{pid}/fd")]
     inodes = {os.readlink(link) for link in links if os.path.islink(link)}
     tables = [Path(f"/proc/self/net/{kind}").read_text().splitlines()[1:] for kind in ("tcp", "tcp6")]
     rows = [line.split() for table in tables for line in table]
@@ -51,36 +56,111 @@ def test_ranks_of_one_node_listen_on_loopback_alone() -> None:
         for job in jobs:
             job.kill()
             job.communicate()
+    assert _heard(said) <= LOOPBACK
+
+
+def _heard(said: str) -> set[str]:
     addresses: list[list[str]] = json.loads(said.splitlines()[-1])
     assert all(addresses), "each rank listens for its peers"
-    assert {address for found in addresses for address in found} <= LOOPBACK
+    return {address for found in addresses for address in found}
 
 
-def test_a_job_of_several_nodes_listens_on_its_own_address(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.distributed
+def test_torchrun_of_one_node_listens_on_loopback_alone(tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+    done = torchrun(2, str(tmp_path / "rank.py"))
+    assert _heard(done.stdout) <= LOOPBACK, done.stderr
+    assert "warning" not in done.stderr
+    wider = subprocess.run(
+        [word.replace("--rdzv-backend=liverseg", "--standalone") for word in torchrun_command(2)]
+        + [str(tmp_path / "rank.py")],
+        env=clean_environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert not _heard(wider.stdout) <= LOOPBACK, "so this test can see an open door"
+    assert "warning: this rendezvous of torchrun is open on all networks of the node" in wider.stderr
+
+
+@pytest.mark.distributed
+def test_torchrun_of_several_nodes_meets_on_the_first_ones_address(own: str, tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+    with socket.create_server((own, 0)) as free:
+        port = free.getsockname()[1]
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
+             "--rdzv-backend=liverseg", f"--rdzv-endpoint={own}:{port}", f"--rdzv-conf=rank={rank},timeout=100",
+             str(tmp_path / "rank.py")],
+            env=clean_environment(GLOO_SOCKET_IFNAME="lo"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (1, 0)
+    ]  # fmt: skip
+    try:
+        said = [node.communicate(timeout=120) for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+            node.communicate()
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert _heard(said[1][0]) - LOOPBACK == {socket.inet_aton(own)[::-1].hex().upper()}
+    assert "warning" not in said[1][1]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "endpoint", "words", "told"),
+    [
+        ((1, 2), "node0:29500", {}, "--nnodes=1:2: a fixed number of nodes is needed"),
+        ((2, 2), "node0:0", {"rank": "0"}, "--rdzv-endpoint=node0:0: needs HOST:PORT of node 0"),
+        ((2, 2), "node0", {"rank": "0"}, "--rdzv-endpoint=node0: needs HOST:PORT of node 0"),
+        ((2, 2), "node0:29500", {}, "--rdzv-conf=rank=K is needed: which of the 2 nodes this is"),
+        ((2, 2), "node0:29500", {"rank": "2"}, "numbers of 2 nodes run from 0 to 1"),
+        ((2, 2), "node0:29500", {"rank": "one"}, "--rdzv-conf=rank=one: needs a number"),
+        ((1, 1), "", {"timeout": "long"}, "--rdzv-conf=timeout=long: needs a number"),
+    ],
+)
+def test_wrong_words_are_told(nodes: tuple[int, int], endpoint: str, words: dict[str, str], told: str) -> None:
+    with pytest.raises(SystemExit, match=f"torchrun: .*{re.escape(told)}"):
+        get_rendezvous_handler(RendezvousParameters("liverseg", endpoint, "run", *nodes, **words))
+
+
+def test_nodes_that_do_not_meet_say_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = {"rank": "1", "timeout": "1"}
+    node = get_rendezvous_handler(RendezvousParameters("liverseg", f"127.0.0.1:{port}", "run", 2, 2, **words))
+    with pytest.raises(SystemExit, match=f"torchrun: node 1 cannot meet the others at 127.0.0.1:{port}; "):
+        node.next_rendezvous()
+
+
+@pytest.fixture
+def own() -> str:
+    """The address by which other machines would reach this one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
         try:
             outward.connect(("192.0.2.1", 9))  # sends nothing: it asks which address would be used
         except OSError:
             pytest.skip("this machine has no network")
-        own = outward.getsockname()[0]
-    with _listen(own, 0, several_nodes=True) as door:
+        return str(outward.getsockname()[0])
+
+
+def test_a_job_of_several_nodes_listens_on_its_own_address(own: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with listen(own, 0, several_nodes=True) as door:
         assert door.getsockname()[0] == own
     assert capsys.readouterr().err == ""
 
 
 def test_a_wider_door_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """Debian gives a host's name the address 127.0.1.1, by which other nodes would never find it."""
-    with _listen("127.0.1.1", 0, several_nodes=True) as door:
+    with listen("127.0.1.1", 0, several_nodes=True) as door:
         assert door.getsockname()[0] == "0.0.0.0"
     assert "127.0.1.1 is 127.0.1.1 here, by which other nodes cannot reach it" in capsys.readouterr().err
-    with _listen("127.0.0.1", 0, several_nodes=False) as door:
+    with listen("127.0.0.1", 0, several_nodes=False) as door:
         assert door.getsockname()[0] == "127.0.0.1"
     assert capsys.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_told() -> None:
     with (
-        _listen("127.0.0.1", 0, several_nodes=False) as door,
+        listen("127.0.0.1", 0, several_nodes=False) as door,
         pytest.raises(RunFailed, match="ranks cannot meet there"),
     ):
-        _listen("127.0.0.1", door.getsockname()[1], several_nodes=False)
+        listen("127.0.0.1", door.getsockname()[1], several_nodes=False)

@@ -1,0 +1,117 @@
+"""`torchrun --rdzv-backend=liverseg`: PyTorch's static rendezvous, but open to the job's own network only.
+
+  one node       torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 --nproc-per-node=4 ...
+  several        torchrun --rdzv-backend=liverseg --rdzv-endpoint=NODE0:29500 --rdzv-conf=rank=K --nnodes=N ...
+                 on each node; K is its number, and node 0, whose name or address stands there, serves
+
+Another word of --rdzv-conf: timeout=SECONDS, how long a node waits for the others (600). torchrun finds this through
+the entry point `torchrun.handlers` (https://docs.pytorch.org/docs/stable/elastic/rendezvous.html).
+"""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NoReturn
+
+import torch.distributed as dist
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+)
+
+from liverseg_dist.distributed.meeting import PRIVATE, key_value_store
+from liverseg_dist.errors import RunFailed
+
+NAME = "liverseg"
+TIMEOUT_S = 600
+
+
+class PrivateRendezvous(RendezvousHandler):
+    """A fixed number of nodes, each with a number it was given. Ranks use the store through which their nodes met."""
+
+    def __init__(self, host: str, port: int, rank: int, nodes: int, run_id: str, timeout_s: float) -> None:
+        self.host, self.port, self.rank, self.nodes, self.run_id = host, port, rank, nodes, run_id
+        self.timeout_s = timeout_s
+        self._store: dist.TCPStore | None = None
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        store = self._store = self._store or self._meet()
+        at = RendezvousStoreInfo(self.host, store.port)
+        return RendezvousInfo(dist.PrefixStore(self.run_id, store), self.rank, self.nodes, at)
+
+    def _meet(self) -> dist.TCPStore:
+        try:
+            return key_value_store(
+                self.host,
+                self.port,
+                self.nodes,
+                timedelta(seconds=self.timeout_s),
+                serve=self.rank == 0,
+                several_nodes=self.nodes > 1,
+            )
+        except RunFailed as error:
+            _give_up(str(error))
+        except RuntimeError as error:  # PyTorch's own for lost connections and timeouts are its children
+            reason = " ".join(str(error).split())[:200]
+            _give_up(
+                f"node {self.rank} cannot meet the others at {self.host}:{self.port}; has one failed to start, or is "
+                f"the network gone? ({reason})"
+            )
+
+    def get_backend(self) -> str:
+        return NAME
+
+    @property
+    def use_agent_store(self) -> bool:
+        return True
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        """Nobody joins later, so there is nothing to close."""
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return self.run_id
+
+    def shutdown(self) -> bool:
+        return True
+
+
+def handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
+    """What the entry point names: torchrun calls it for the function that makes the handler."""
+    return create
+
+
+def create(params: RendezvousParameters) -> PrivateRendezvous:
+    """Ends the process with a line where torchrun's words are wrong."""
+    nodes = params.max_nodes
+    if params.min_nodes != nodes:
+        _give_up(f"--nnodes={params.min_nodes}:{nodes}: a fixed number of nodes is needed")
+    host, _, port = (params.endpoint.strip() or "localhost:0").rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535 or (nodes > 1 and port == "0"):
+        _give_up(f"--rdzv-endpoint={params.endpoint}: needs HOST:PORT of node 0 (one node: localhost:0)")
+    if nodes > 1 and "rank" not in params.config:
+        _give_up(f"--rdzv-conf=rank=K is needed: which of the {nodes} nodes this is, from 0")
+    rank = _number(params, "rank", 0)
+    if rank >= nodes:
+        _give_up(f"--rdzv-conf=rank={rank}: numbers of {nodes} nodes run from 0 to {nodes - 1}")
+    os.environ[PRIVATE] = "1"
+    timeout_s = _number(params, "timeout", TIMEOUT_S)
+    return PrivateRendezvous(host.strip("[]"), int(port), rank, nodes, params.run_id, timeout_s)
+
+
+def _number(params: RendezvousParameters, key: str, default: int) -> int:
+    value = str(params.config.get(key, default))
+    if not value.isdecimal():
+        _give_up(f"--rdzv-conf={key}={value}: needs a number from 0")
+    return int(value)
+
+
+def _give_up(why: str) -> NoReturn:
+    raise SystemExit(f"torchrun: {why}")
