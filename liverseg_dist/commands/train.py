@@ -1,7 +1,8 @@
 """Train a 3D U-Net on a Zarr store. Run the same line again to continue from the newest checkpoint.
 
   one process    liverseg train --config configs/demo_cpu.yaml data.store=STORE run.dir=runs/first
-  two GPUs       torchrun --standalone --nproc-per-node=2 -m liverseg_dist train --config configs/task03.yaml ...
+  two GPUs       torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 --nproc-per-node=2 \\
+                     -m liverseg_dist train --config configs/task03.yaml ...
   a cluster      sbatch slurm/train.sbatch configs/task03.yaml      (or python -m launch.submit train ...)
 
 The run's folder gets config.yaml, TensorBoard events, metrics.jsonl, checkpoints/ and model.safetensors.
@@ -22,7 +23,7 @@ from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, LiversegError, RunFailed
 from liverseg_dist.inference.memory import keep_freed_memory
 from liverseg_dist.training.loop import Outcome, Trainer
 from liverseg_dist.training.run_folder import RunFolder
-from liverseg_dist.training.setup import Parts, build, open_store, resolve_settings
+from liverseg_dist.training.setup import Parts, build, converted_otherwise, open_store, resolve_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     if not world.is_main:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
     store = open_store(settings)
+    if world.is_main and (unlike := converted_otherwise(settings, store)):
+        print(f"warning: {settings.data.store} was made otherwise: {'; '.join(unlike)}", file=sys.stderr)
     settings = resolve_settings(settings, store)
 
     def work(watch: Watch) -> dict[str, Any]:

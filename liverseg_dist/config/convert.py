@@ -34,6 +34,8 @@ class CleaningConfig(Section):
     window_hu: tuple[float, float] = (-160.0, 240.0)
     robust_z: PositiveFloat = 4.0
     """outliers=robust_z: keep median +- this many robust standard deviations (1.4826 times the median deviation)."""
+    standardise: bool = True
+    """After the clip and [0, 1]: to zero mean and unit variance over the data set's liver voxels."""
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Resample to this voxel size (z, y, x); null keeps each scan's own. The slab policy may still thin out z."""
     order: Literal[1, 3] = 3

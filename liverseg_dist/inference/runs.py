@@ -114,7 +114,7 @@ def fingerprint_of_runs(runs: Sequence[LoadedRun]) -> dict[str, object]:
         "weights_sha256": [run.weights_sha256 for run in runs],
         "inference": settings.inference.model_dump(mode="json", exclude={"batch_size"}),
         "data": settings.data.model_dump(mode="json", include={"spacing_mm", "intensity", "patch_size"}),
-        "convert": settings.convert.model_dump(mode="json", include={"cleaning"}),
+        "convert": {"cleaning": settings.convert.cleaning.model_dump(mode="json", exclude={"standardise"})},
     }
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from liverseg_dist.config import Settings
+from liverseg_dist.config.base import Section
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.parallelize import check, parallelize
 from liverseg_dist.distributed.strategy import Strategy
@@ -18,6 +19,9 @@ from liverseg_dist.model.pretrained import load_pretrained
 from liverseg_dist.model.topology import resolve
 from liverseg_dist.training.fine_tuning import freeze, groups
 from liverseg_dist.training.planning.choose import levels_for
+
+NOT_IN_A_STORE = {"workers", "labels_from", "denoiser", "spacing_table", "file", "patients"}
+"""Settings of a conversion that name files, or do not matter to what is made."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,33 @@ class Parts:
 def resolve_settings(settings: Settings, store: CaseStore) -> Settings:
     """Fill in what the store decides: spacing, intensity, cleaning, network topology.
 
-    The result rebuilds the model and prepares a new scan anywhere, without the store.
+    The result rebuilds the model and prepares a new scan anywhere, without the store. Raises `UserError` for what was
+    given and is not the store's.
     """
-    data = settings.data.model_copy(update={"spacing_mm": store.spacing_mm, "intensity": store.intensity})
+    decided = {"spacing_mm": store.spacing_mm, "intensity": store.intensity}
+    for key, value in decided.items():
+        given = getattr(settings.data, key)
+        if given not in (None, value):
+            raise UserError(f"data.{key} is the store's: {settings.data.store} has {value}, not {given}; leave it out")
+    data = settings.data.model_copy(update=decided)
     model = resolve(settings.model, data.patch_size, store.spacing_mm)
     return settings.model_copy(update={"data": data, "model": model, "convert": store.convert})
+
+
+def converted_otherwise(settings: Settings, store: CaseStore) -> list[str]:
+    """Given settings of the conversion that are not those the store was made with: `key=given (made with)`."""
+    return _unlike(settings.convert, store.convert, "convert")
+
+
+def _unlike(given: Section, made: Section, prefix: str) -> list[str]:
+    found = []
+    for key in sorted(given.model_fields_set - NOT_IN_A_STORE):
+        ours, theirs = getattr(given, key), getattr(made, key)
+        if isinstance(ours, Section):
+            found += _unlike(ours, theirs, f"{prefix}.{key}")
+        elif ours != theirs:
+            found.append(f"{prefix}.{key}={ours} ({theirs})")
+    return found
 
 
 def open_store(settings: Settings) -> CaseStore:

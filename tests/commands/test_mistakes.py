@@ -12,6 +12,7 @@ import pytest
 from liverseg_dist.commands.main import COMMANDS, main
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import EXIT_FAILED, EXIT_USER
+from tests.conftest import SMALL_STORE
 from tests.distributed.launch import liverseg
 
 STORE = ("convert.cleaning.spacing_mm=[6,6,6]", "convert.splits.folds=2", "convert.workers=1")
@@ -164,11 +165,24 @@ def test_train_refuses_what_cannot_be_trained(
         ("data.fold=9", "no fold 9; it has folds 0 to 1"),
         ("data.patch_size=[30,64,64]", "would do"),
         ("model.pretrained=absent.safetensors", "no such weights"),
+        ("data.spacing_mm=[1,1,1]", "data.spacing_mm is the store's: "),
+        ("data.intensity={lower_hu: 0, upper_hu: 1, mean: 0, std: 1}", "data.intensity is the store's: "),
     ]:
         code, _, err = call(capsys, *base, override)
         assert code == EXIT_USER
         assert said in err
     assert not (tmp_path / "run").exists()
+
+
+def test_train_tells_that_the_store_was_converted_otherwise(
+    phantom_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["train", "--dry-run", "--device", "cpu", f"data.store={phantom_store}", f"run.dir={tmp_path / 'run'}"]
+    code, _, err = call(capsys, *base, *SMALL_STORE, "data.patch_size=[32,32,32]")
+    assert (code, err) == (0, "")
+    code, _, err = call(capsys, *base, "convert.cleaning.noise=median", "data.patch_size=[32,32,32]")
+    assert code == 0
+    assert f"warning: {phantom_store} was made otherwise: convert.cleaning.noise=median (none)" in err
 
 
 def test_a_store_of_the_future_is_refused(

@@ -214,6 +214,13 @@ def test_percentile_clip_and_affine_equal_nnunets_ct_normalisation() -> None:
     np.testing.assert_allclose((unit - intensity.mean) / intensity.std, reference, rtol=1e-9, atol=1e-9)
 
 
+def test_without_standardisation_it_ends_in_0_to_1() -> None:
+    liver = HuHistogram.of(RNG.normal(110, 25, 5000).round().astype(np.int16))
+    intensity = intensity_of(liver, CleaningConfig(standardise=False))
+    assert (intensity.mean, intensity.std) == (0, 1)
+    assert (intensity.lower_hu, intensity.upper_hu) == clip_range_hu(liver, CleaningConfig())
+
+
 def test_a_fixed_window_and_robust_z() -> None:
     liver = RNG.normal(100, 20, 20_000).round().astype(np.int16)
     liver[:50] = 3000  # a clip, a stent

@@ -268,6 +268,7 @@ def test_other_settings_are_refused_by_name(done: tuple[Path, Path], capsys: pyt
     ("setting", "expected"),
     [
         ("convert.cleaning.outliers=window", 0),  # clip and splits belong to the root alone
+        ("convert.cleaning.standardise=false", 0),
         ("convert.splits.folds=2", 0),
         ("convert.cleaning.missing_label=unlabelled", 0),  # all have labels
         ("convert.slab.policy=window", 3),

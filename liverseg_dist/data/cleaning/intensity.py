@@ -115,6 +115,8 @@ def clip_range_hu(foreground: HuHistogram, cleaning: CleaningConfig) -> tuple[fl
 def intensity_of(foreground: HuHistogram, cleaning: CleaningConfig) -> IntensityConfig:
     """The data set's clip and affine. Without any labelled voxel (and outliers=window): as if values were uniform."""
     lower, upper = clip_range_hu(foreground, cleaning)
+    if not cleaning.standardise:
+        return IntensityConfig(lower_hu=lower, upper_hu=upper, mean=0.0, std=1.0)
     if not foreground.total:
         return IntensityConfig(lower_hu=lower, upper_hu=upper, mean=0.5, std=math.sqrt(1 / 12))
     mean_hu, std_hu = foreground.moments(lower, upper)

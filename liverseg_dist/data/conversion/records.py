@@ -19,7 +19,7 @@ from liverseg_dist.volume import Float3, Volume
 RECORD_SCHEMA = 2
 PROCESSING = 1
 """Raise it when the same settings come to make other voxels: every case is then converted again."""
-NO_CONCERN_OF_A_CASE = {"outliers", "percentiles", "window_hu", "robust_z", "spacing_table"}
+NO_CONCERN_OF_A_CASE = {"outliers", "percentiles", "window_hu", "robust_z", "standardise", "spacing_table"}
 """Cleaning settings that only the root depends on (clip and normalisation), or that reach a case by their content."""
 
 

@@ -18,6 +18,8 @@ def public_settings(convert: ConvertConfig) -> dict[str, Any]:
         mode="json", exclude={"workers": True, "labels_from": True, "splits": {"file", "patients"}}
     )
     shown["cleaning"].pop("spacing_table")
+    if shown["cleaning"]["standardise"]:  # came later; stores made before, which all did, can be continued
+        shown["cleaning"].pop("standardise")
     return shown
 
 
