@@ -122,6 +122,12 @@ def _torch(found: Findings) -> None:
         address = None
         found.warnings.append(f"{socket.gethostname()} has no address: other nodes cannot reach it; mend /etc/hosts")
     found.tell("address", address, "of this host's name; a loopback one serves one node only")
+    ours = "liverseg" in importlib.metadata.entry_points(group="torchrun.handlers").names
+    found.tell("rendezvous", ours, "torchrun --rdzv-backend=liverseg: open to the job alone", "yes" if ours else "no")
+    if not ours:
+        found.problems.append(
+            "torchrun does not find --rdzv-backend=liverseg: run tools/setup again, or pip install -e ."
+        )
 
 
 def _deepspeed(found: Findings) -> None:

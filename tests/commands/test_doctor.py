@@ -1,5 +1,6 @@
 """`liverseg doctor`: what it looks at, and that it says what stands in the way."""
 
+import importlib.metadata
 import json
 import shutil
 from collections import namedtuple
@@ -23,10 +24,12 @@ def test_it_looks_at_everything_training_needs(tmp_path: Path, capsys: pytest.Ca
     code, facts, said = looked(capsys, tmp_path)
     assert code == (EXIT_FAILED if facts["problems"] else EXIT_DONE)
     for name in ("torch", "cuda", "gpus", "nccl", "gloo", "deepspeed", "deepspeed_ops", "ray", "ray_dashboard", "slurm",
-                 "shm_gib", "write_mib_s", "small_file_ms", "open_files", "memory_gib", "address"):  # fmt: skip
+                 "shm_gib", "write_mib_s", "small_file_ms", "open_files", "memory_gib", "address",
+                 "rendezvous"):  # fmt: skip
         assert name in facts
         assert name in said
     assert facts["write_mib_s"] > 0
+    assert facts["rendezvous"], "this installation has it"
     assert set(facts["deepspeed_ops"]) == {"fused_adam", "cpu_adam"}
     assert list(tmp_path.iterdir()) == [], "its probe leaves nothing"
 
@@ -46,6 +49,15 @@ def test_little_room_is_a_warning(
     _, facts, _ = looked(capsys, tmp_path)
     assert any("/dev/shm has 0.1 GiB free" in text and "--shm-size" in text for text in facts["warnings"])
     assert any("is little for a store or a run" in text for text in facts["warnings"])
+
+
+def test_an_installation_from_before_lacks_the_rendezvous(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: importlib.metadata.EntryPoints())
+    code, facts, _ = looked(capsys, tmp_path)
+    assert code == EXIT_FAILED
+    assert any("torchrun does not find --rdzv-backend=liverseg: run tools/setup" in text for text in facts["problems"])
 
 
 def test_a_slurm_that_does_not_answer_is_a_warning(
