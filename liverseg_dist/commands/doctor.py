@@ -95,8 +95,6 @@ def _packages(found: Findings) -> None:
             version = None
             found.problems.append(f"{name} is not installed; run tools/setup")
         found.tell(name, version, "")
-    if str(found.facts["torch"]).startswith("2.9."):
-        found.problems.append("torch 2.9 computes 3D convolutions under AMP about 4 times slower; take another version")
 
 
 def _torch(found: Findings) -> None:
