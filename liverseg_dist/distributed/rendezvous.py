@@ -4,8 +4,8 @@
   several        torchrun --rdzv-backend=liverseg --rdzv-endpoint=NODE0:29500 --rdzv-conf=rank=K --nnodes=N ...
                  on each node; K is its number, and node 0, whose name or address stands there, serves
 
-Another word of --rdzv-conf: timeout=SECONDS, how long a node waits for the others (600). torchrun finds this through
-the entry point `torchrun.handlers` (https://docs.pytorch.org/docs/stable/elastic/rendezvous.html).
+Another word of --rdzv-conf: timeout=SECONDS, how long a node waits for the others (600; alone 60). torchrun finds this
+through the entry point `torchrun.handlers` (https://docs.pytorch.org/docs/stable/elastic/rendezvous.html).
 """
 
 import os
@@ -25,7 +25,7 @@ from liverseg_dist.distributed.meeting import PRIVATE, key_value_store
 from liverseg_dist.errors import RunFailed
 
 NAME = "liverseg"
-TIMEOUT_S = 600
+TIMEOUT_S, ALONE_S = 600, 60
 
 
 class PrivateRendezvous(RendezvousHandler):
@@ -102,7 +102,7 @@ def create(params: RendezvousParameters) -> PrivateRendezvous:
     if rank >= nodes:
         _give_up(f"--rdzv-conf=rank={rank}: numbers of {nodes} nodes run from 0 to {nodes - 1}")
     os.environ[PRIVATE] = "1"
-    timeout_s = _number(params, "timeout", TIMEOUT_S)
+    timeout_s = _number(params, "timeout", TIMEOUT_S if nodes > 1 else ALONE_S)
     return PrivateRendezvous(host.strip("[]"), int(port), rank, nodes, params.run_id, timeout_s)
 
 
