@@ -22,6 +22,7 @@ from types import FrameType
 from launch.sweep.cluster import OBJECT_STORE_BYTES, asking_for, dashboard_installed, temp_folder, write_token
 from launch.sweep.guard import guarded
 from liverseg_dist.commands.main import keep_others_from_writing
+from liverseg_dist.distributed.meeting import listen
 from liverseg_dist.errors import EXIT_AGAIN, EXIT_FAILED, RunFailed
 
 PORTS = 12_000
@@ -87,7 +88,7 @@ def head(job: int, tasks: int, words: Sequence[str], stop: StopAsked) -> int:
     dashboard = "--no-dashboard" not in words and dashboard_installed()
     options = [f"--port={RAY_PORT + job % PORTS}", f"--temp-dir={folder_of(job)}"]
     options += [f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=127.0.0.1"]
-    with socket.create_server(("", LINE_PORT + job % PORTS)) as door, ray(job, own_ip, "--head", *options) as server:
+    with listen(own_ip, LINE_PORT + job % PORTS) as door, ray(job, own_ip, "--head", *options) as server:
         wait_for(address, server, folder_of(job))
         lines: list[socket.socket] = []
         threading.Thread(target=welcome, args=(door, address, lines), daemon=True).start()

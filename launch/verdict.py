@@ -87,7 +87,7 @@ class LogReader:
     deaths: dict[int, Death] = field(default_factory=dict)
     """By rank, in the order in which they became known."""
     task_deaths: dict[int, Death] = field(default_factory=dict)
-    """srun's word on its tasks; a rank's own word counts more."""
+    """srun's word on its tasks, by their number (in each, that of its first rank); a rank's own word counts more."""
     last_words: dict[int, deque[str]] = field(default_factory=dict)
     lost_nodes: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
@@ -101,7 +101,8 @@ class LogReader:
         self.over_limit = self.over_limit or OVER_LIMIT.search(line)
         if match := EXIT.match(line):
             for rank in expand(match["ranks"]):
-                self.task_deaths.setdefault(rank, Death(rank, match["node"], exit_code(match["what"])))
+                first = rank * self.ranks_per_task
+                self.task_deaths.setdefault(rank, Death(first, match["node"], exit_code(match["what"])))
         elif match := NODE_FAILURE.search(line):
             self.lost_nodes.append(match["node"])
         elif line.startswith("srun: error: "):

@@ -23,7 +23,7 @@ from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, LiversegError, RunFailed
 from liverseg_dist.inference.memory import keep_freed_memory
 from liverseg_dist.training.loop import Outcome, Trainer
 from liverseg_dist.training.run_folder import RunFolder
-from liverseg_dist.training.setup import Parts, build, converted_otherwise, open_store, resolve_settings
+from liverseg_dist.training.setup import Parts, build, open_store, resolve_settings, unlike_the_store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     if not world.is_main:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
     store = open_store(settings)
-    if world.is_main and (unlike := converted_otherwise(settings, store)):
-        print(f"warning: {settings.data.store} was made otherwise: {'; '.join(unlike)}", file=sys.stderr)
+    _tell_unlike(unlike_the_store(settings, store), args.overrides, settings.data.store, world)
     settings = resolve_settings(settings, store)
 
     def work(watch: Watch) -> dict[str, Any]:
@@ -67,6 +66,17 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
                 folder.set_status("failed", watch.step, watch.last_step, line[:500])
 
     return together(world, args.timeout, folder.path, work, told)
+
+
+def _tell_unlike(lines: list[str], overrides: list[str], store: str | None, world: World) -> None:
+    """Refused on the command line; told of a file, which may be another run's or the one for many conversions."""
+    here = [word.partition("=")[0] for word in overrides]
+    for line in lines:
+        key = line.partition(" ")[0]
+        if any(key.startswith(word) or word.startswith(key) for word in here):
+            raise UserError(f"{line}: the store decides it ({store}); leave it out, or convert again")
+    if lines and world.is_main:
+        print(f"warning: {store} decides: {'; '.join(lines)}", file=sys.stderr)
 
 
 def _train(folder: RunFolder, parts: Parts, world: World, watch: Watch) -> dict[str, Any]:

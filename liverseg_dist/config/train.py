@@ -36,7 +36,7 @@ class DataConfig(Section):
     """z, y, x in voxels of the store."""
     oversample_foreground: float = Field(default=0.33, ge=0, le=1)
     """Share of each batch centred on liver or tumour (nnU-Net's meaning: guaranteed, not drawn). In whole samples, so
-    that of a batch of 2 it is one from 0.25 to 0.75."""
+    that of a batch of 2 it is one above 0.25 and below 0.75."""
     augmentation: Literal["none", "light", "nnunet", "strong"] = "nnunet"
     mirror_axes: tuple[Literal["z", "y", "x"], ...] | None = None
     """Axes along which augmentation mirrors; null: all three; none with augmentation=none."""

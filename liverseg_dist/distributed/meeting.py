@@ -5,6 +5,7 @@ PyTorch alone would listen on every network of the node, and whoever knocks may 
 
 import errno
 import ipaddress
+import os
 import socket
 import sys
 from datetime import timedelta
@@ -18,37 +19,56 @@ BACKLOG = 1024
 """Ranks that may knock at once."""
 PRIVATE = "LIVERSEG_PRIVATE_RENDEZVOUS"
 """In the environment of ranks whose torchrun met through `rendezvous.py`."""
+ALL_HERE = "liverseg/all_here"
 
 
-def key_value_store(
-    host: str, port: int, members: int, timeout: timedelta, *, serve: bool, several_nodes: bool
-) -> dist.TCPStore:
+def key_value_store(host: str, port: int, members: int, timeout: timedelta, *, serve: bool) -> dist.TCPStore:
     """The store at `host:port`, served by this process or by another; returns when all `members` have come.
 
-    `port` 0: any free one. Raises `RunFailed` where the port is taken, `RuntimeError` where nobody serves it or some
+    `port` 0: any free one. Raises `RunFailed` where it cannot be served, `RuntimeError` where nobody serves it or some
     member does not come in time.
     """
-    door = listen(host, port, several_nodes) if serve else None
-    port = port if door is None else int(door.getsockname()[1])
-    served = None if door is None else door.detach()
-    return dist.TCPStore(host, port, members, serve, timeout, master_listen_fd=served)
+    if serve:
+        door = listen(host, port)
+        number = door.getsockname()[1]
+        store = dist.TCPStore(host, number, members, True, timeout, master_listen_fd=door.detach())
+        store.set(ALL_HERE, "")
+    else:
+        store = dist.TCPStore(host, port, members, False, timeout)
+        store.wait([ALL_HERE], timeout)
+    return store
 
 
-def listen(host: str, port: int, several_nodes: bool) -> socket.socket:
-    """A listening socket on `host`'s own address; on all of this node's where others could not reach that one."""
+def this_attempt(store: dist.Store) -> dist.Store:
+    """The part of `store` that is this attempt's: torchrun restarts ranks on the store of those before."""
+    return dist.PrefixStore(f"liverseg/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket on an address of `host`: not on loopback, unless that is what was asked for.
+
+    On all networks of this node, with a warning, where it has no such address. Raises `RunFailed`.
+    """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        if not (several_nodes and ipaddress.ip_address(address[0]).is_loopback):
+        known = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, _, _, _, address in sorted(known, key=lambda entry: entry[0] != socket.AF_INET):
+            own = ipaddress.ip_address(address[0])
+            asked_for = host in ("localhost", address[0])
+            if own.is_unspecified or ((own.is_loopback or own.is_link_local) and not asked_for):
+                continue
             try:
-                return socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
-            except OSError as error:
-                if error.errno != errno.EADDRNOTAVAIL:  # not of this node: it is reached through another machine
+                return socket.create_server(address, family=family, backlog=BACKLOG)
+            except OSError as error:  # others: not an address of this node, which is reached through another machine
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
                     raise
+        shown = ", ".join(sorted({str(address[0]) for *_, address in known}))
         print(
-            f"warning: {host} is {address[0]} here, by which other nodes cannot reach it: port {port} is open on all "
-            "networks of this node; have /etc/hosts mended, or give its address",
+            f"warning: {host} ({shown}) is no address of this node by which others could reach it: port {port} is open "
+            "on all its networks; name another, or have /etc/hosts mended",
             file=sys.stderr,
         )
-        return socket.create_server(("", port), backlog=BACKLOG)
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        return socket.create_server(("", port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         raise RunFailed(f"{host}:{port}: the ranks cannot meet there: {error.strerror or error}") from None

@@ -21,7 +21,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
-from liverseg_dist.distributed.meeting import PRIVATE, key_value_store
+from liverseg_dist.distributed.meeting import LOOPBACK, PRIVATE, key_value_store
 from liverseg_dist.errors import RunFailed
 
 NAME = "liverseg"
@@ -49,7 +49,6 @@ class PrivateRendezvous(RendezvousHandler):
                 self.nodes,
                 timedelta(seconds=self.timeout_s),
                 serve=self.rank == 0,
-                several_nodes=self.nodes > 1,
             )
         except RunFailed as error:
             _give_up(str(error))
@@ -94,7 +93,12 @@ def create(params: RendezvousParameters) -> PrivateRendezvous:
     if params.min_nodes != nodes:
         _give_up(f"--nnodes={params.min_nodes}:{nodes}: a fixed number of nodes is needed")
     host, _, port = (params.endpoint.strip() or "localhost:0").rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535 or (nodes > 1 and port == "0"):
+    if (
+        host in ("", "0.0.0.0", "::", "[::]")
+        or not port.isdecimal()
+        or int(port) > 65535
+        or (nodes > 1 and port == "0")
+    ):
         _give_up(f"--rdzv-endpoint={params.endpoint}: needs HOST:PORT of node 0 (one node: localhost:0)")
     if nodes > 1 and "rank" not in params.config:
         _give_up(f"--rdzv-conf=rank=K is needed: which of the {nodes} nodes this is, from 0")
@@ -103,7 +107,8 @@ def create(params: RendezvousParameters) -> PrivateRendezvous:
         _give_up(f"--rdzv-conf=rank={rank}: numbers of {nodes} nodes run from 0 to {nodes - 1}")
     os.environ[PRIVATE] = "1"
     timeout_s = _number(params, "timeout", TIMEOUT_S if nodes > 1 else ALONE_S)
-    return PrivateRendezvous(host.strip("[]"), int(port), rank, nodes, params.run_id, timeout_s)
+    own = LOOPBACK if nodes == 1 else host.strip("[]")
+    return PrivateRendezvous(own, int(port), rank, nodes, params.run_id, timeout_s)
 
 
 def _number(params: RendezvousParameters, key: str, default: int) -> int:
@@ -114,4 +119,4 @@ def _number(params: RendezvousParameters, key: str, default: int) -> int:
 
 
 def _give_up(why: str) -> NoReturn:
-    raise SystemExit(f"torchrun: {why}")
+    raise SystemExit(f"liverseg: torchrun: {why}")

@@ -20,6 +20,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from liverseg_dist.distributed.collectives import barrier
+from liverseg_dist.distributed.meeting import this_attempt
 from liverseg_dist.distributed.world import World
 
 BEAT_S = 0.5
@@ -75,7 +76,7 @@ class Watch:
         self._step, self._doing, self._since = 0, "starting", time.monotonic()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        self._store: dist.TCPStore | None = None
+        self._store: dist.Store | None = None
         self._host = socket.gethostname()
         self._silent: list[int] = []
         self.last_step = 0
@@ -87,7 +88,7 @@ class Watch:
         if self.world.is_distributed:
             host, _, port = self.world.master.rpartition(":")
             patience = timedelta(seconds=30)
-            self._store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=patience)
+            self._store = this_attempt(dist.TCPStore(host, int(port), wait_for_workers=False, timeout=patience))
             self._beat(0)
             barrier()  # from here on every rank's key is there: reading one never waits
             self._thread = threading.Thread(target=self._live, name="liverseg-watch", daemon=True)

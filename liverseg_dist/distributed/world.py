@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from liverseg_dist.distributed.meeting import LOOPBACK, PRIVATE, key_value_store
+from liverseg_dist.distributed.meeting import LOOPBACK, PRIVATE, key_value_store, this_attempt
 from liverseg_dist.errors import RunFailed, UserError
 
 TORCHRUN_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -23,7 +23,7 @@ FIRST_PORT, PORTS = 20_000, 12_000
 """Ports of SLURM jobs lie below Linux's ephemeral range (32768 upwards), so nobody else takes one by chance."""
 OPEN_RENDEZVOUS = (
     "warning: this rendezvous of torchrun is open on all networks of the node; not so with --rdzv-backend=liverseg "
-    "--rdzv-endpoint=localhost:0 (one node)"
+    "--rdzv-endpoint=localhost:0 (several nodes: NODE0:PORT, and --rdzv-conf=rank=K on each)"
 )
 
 
@@ -48,6 +48,12 @@ class World:
     def is_distributed(self) -> bool:
         return self.world_size > 1
 
+    @property
+    def _is_one_node(self) -> bool:
+        """Known to be: who sets RANK and the like by hand may leave the number of ranks per node out."""
+        known = self.launched_by == "srun" or "LOCAL_WORLD_SIZE" in os.environ
+        return known and self.world_size == self.local_world_size
+
     @classmethod
     def from_environment(cls, device: str = "auto", environment: Mapping[str, str] | None = None) -> "World":
         """Who we are. `device`: auto, cpu or cuda. Raises `UserError` for a half-set environment or an absent GPU."""
@@ -71,9 +77,7 @@ class World:
         if not self.is_distributed:
             yield self
             return
-        if self.world_size == self.local_world_size and (
-            self.launched_by == "srun" or "LOCAL_WORLD_SIZE" in os.environ
-        ):
+        if self._is_one_node:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         try:
             self._meet(timedelta(seconds=timeout_s))
@@ -91,22 +95,19 @@ class World:
 
     def _meet(self, timeout: timedelta) -> None:
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        if self.launched_by == "torchrun":  # its own store is already up; a second listener on the port would clash
+        host, _, port = self.master.rpartition(":")
+        if self.launched_by == "torchrun":  # its own store is up
             if self.is_main and PRIVATE not in os.environ:
                 print(OPEN_RENDEZVOUS, file=sys.stderr)
-            dist.init_process_group(backend, timeout=timeout)
-            return
-        host, _, port = self.master.rpartition(":")
-        store = key_value_store(
-            host,
-            int(port),
-            self.world_size,
-            timeout,
-            serve=self.is_main,
-            several_nodes=self.world_size != self.local_world_size,
-        )
+            store = dist.TCPStore(host, int(port), timeout=timeout, wait_for_workers=False)
+        else:
+            store = key_value_store(host, int(port), self.world_size, timeout, serve=self.is_main)
         dist.init_process_group(
-            backend, store=store, rank=self.global_rank, world_size=self.world_size, timeout=timeout
+            backend,
+            store=this_attempt(store),
+            rank=self.global_rank,
+            world_size=self.world_size,
+            timeout=timeout,
         )
 
     def threads(self, wanted: int = 0) -> int:
@@ -120,10 +121,11 @@ def _from_torchrun(env: Mapping[str, str], device: str) -> World:
     local_world_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
     if not 0 <= rank < world_size:
         raise UserError(f"RANK={rank} does not fit WORLD_SIZE={world_size}")
-    return World(
-        rank, local_rank, world_size, local_world_size, f"{values['MASTER_ADDR']}:{values['MASTER_PORT']}",
-        _device(device, local_rank), "torchrun",
-    )  # fmt: skip
+    by = "torchrun" if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "hand"
+    one_node = "LOCAL_WORLD_SIZE" in env and local_world_size == world_size
+    host = LOOPBACK if by == "hand" and one_node else values["MASTER_ADDR"]
+    master = f"{host}:{values['MASTER_PORT']}"
+    return World(rank, local_rank, world_size, local_world_size, master, _device(device, local_rank), by)
 
 
 def _from_slurm(env: Mapping[str, str], device: str) -> World:

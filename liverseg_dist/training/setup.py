@@ -7,6 +7,7 @@ from torch import nn
 
 from liverseg_dist.config import Settings
 from liverseg_dist.config.base import Section
+from liverseg_dist.config.convert import DATA_URI
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.parallelize import check, parallelize
 from liverseg_dist.distributed.strategy import Strategy
@@ -20,7 +21,7 @@ from liverseg_dist.model.topology import resolve
 from liverseg_dist.training.fine_tuning import freeze, groups
 from liverseg_dist.training.planning.choose import levels_for
 
-NOT_IN_A_STORE = {"workers", "labels_from", "denoiser", "spacing_table", "file", "patients"}
+NOT_IN_A_STORE = {"workers", "labels_from", "spacing_table", "file", "patients"}
 """Settings of a conversion that name files, or do not matter to what is made."""
 
 
@@ -39,22 +40,21 @@ class Parts:
 def resolve_settings(settings: Settings, store: CaseStore) -> Settings:
     """Fill in what the store decides: spacing, intensity, cleaning, network topology.
 
-    The result rebuilds the model and prepares a new scan anywhere, without the store. Raises `UserError` for what was
-    given and is not the store's.
+    The result rebuilds the model and prepares a new scan anywhere, without the store.
     """
-    decided = {"spacing_mm": store.spacing_mm, "intensity": store.intensity}
-    for key, value in decided.items():
-        given = getattr(settings.data, key)
-        if given not in (None, value):
-            raise UserError(f"data.{key} is the store's: {settings.data.store} has {value}, not {given}; leave it out")
-    data = settings.data.model_copy(update=decided)
+    data = settings.data.model_copy(update={"spacing_mm": store.spacing_mm, "intensity": store.intensity})
     model = resolve(settings.model, data.patch_size, store.spacing_mm)
     return settings.model_copy(update={"data": data, "model": model, "convert": store.convert})
 
 
-def converted_otherwise(settings: Settings, store: CaseStore) -> list[str]:
-    """Given settings of the conversion that are not those the store was made with: `key=given (made with)`."""
-    return _unlike(settings.convert, store.convert, "convert")
+def unlike_the_store(settings: Settings, store: CaseStore) -> list[str]:
+    """What was given and is otherwise in the store, which decides it: a line for each setting."""
+    found = _unlike(settings.convert, store.convert, "convert")
+    for key, theirs in (("spacing_mm", store.spacing_mm), ("intensity", store.intensity)):
+        given = getattr(settings.data, key)
+        if given not in (None, theirs):
+            found.append(f"data.{key} is {theirs}, not {given}")
+    return found
 
 
 def _unlike(given: Section, made: Section, prefix: str) -> list[str]:
@@ -64,8 +64,12 @@ def _unlike(given: Section, made: Section, prefix: str) -> list[str]:
         if isinstance(ours, Section):
             found += _unlike(ours, theirs, f"{prefix}.{key}")
         elif ours != theirs:
-            found.append(f"{prefix}.{key}={ours} ({theirs})")
+            found.append(f"{prefix}.{key} is {_short(theirs)}, not {_short(ours)}")
     return found
+
+
+def _short(value: object) -> str:
+    return "a file" if str(value).startswith(DATA_URI) else str(value)
 
 
 def open_store(settings: Settings) -> CaseStore:

@@ -165,8 +165,9 @@ def test_train_refuses_what_cannot_be_trained(
         ("data.fold=9", "no fold 9; it has folds 0 to 1"),
         ("data.patch_size=[30,64,64]", "would do"),
         ("model.pretrained=absent.safetensors", "no such weights"),
-        ("data.spacing_mm=[1,1,1]", "data.spacing_mm is the store's: "),
-        ("data.intensity={lower_hu: 0, upper_hu: 1, mean: 0, std: 1}", "data.intensity is the store's: "),
+        ("data.spacing_mm=[1,1,1]", ", not (1.0, 1.0, 1.0): the store decides it"),
+        ("data.intensity={lower_hu: 0, upper_hu: 1, mean: 0, std: 1}", "data.intensity is lower_hu="),
+        ("convert.cleaning={noise: median}", "convert.cleaning.noise is none, not median: the store decides it"),
     ]:
         code, _, err = call(capsys, *base, override)
         assert code == EXIT_USER
@@ -174,15 +175,23 @@ def test_train_refuses_what_cannot_be_trained(
     assert not (tmp_path / "run").exists()
 
 
-def test_train_tells_that_the_store_was_converted_otherwise(
+def test_train_tells_what_a_file_says_otherwise_than_the_store(
     phantom_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """As another run's config.yaml does, from which weights are taken."""
     base = ["train", "--dry-run", "--device", "cpu", f"data.store={phantom_store}", f"run.dir={tmp_path / 'run'}"]
-    code, _, err = call(capsys, *base, *SMALL_STORE, "data.patch_size=[32,32,32]")
-    assert (code, err) == (0, "")
-    code, _, err = call(capsys, *base, "convert.cleaning.noise=median", "data.patch_size=[32,32,32]")
+    base += ["data.patch_size=[32,32,32]", "--config", str(tmp_path / "other.yaml")]
+    (tmp_path / "other.yaml").write_text("data: {spacing_mm: [5, 5, 5]}\nconvert: {cleaning: {noise: median}}")
+    mm = CaseStore.open(phantom_store).spacing_mm
+    code, _, err = call(capsys, *base)
     assert code == 0
-    assert f"warning: {phantom_store} was made otherwise: convert.cleaning.noise=median (none)" in err
+    assert err.strip() == (
+        f"warning: {phantom_store} decides: convert.cleaning.noise is none, not median; "
+        f"data.spacing_mm is {mm}, not (5.0, 5.0, 5.0)"
+    )
+    (tmp_path / "other.yaml").write_text(f"data: {{spacing_mm: {list(mm)}}}")
+    code, _, err = call(capsys, *base, *SMALL_STORE)
+    assert (code, err) == (0, "")
 
 
 def test_a_store_of_the_future_is_refused(

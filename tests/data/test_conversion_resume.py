@@ -260,6 +260,8 @@ def test_other_settings_are_refused_by_name(done: tuple[Path, Path], capsys: pyt
     said = capsys.readouterr().err
     assert 'convert.slab.policy was "fit", is "window"' in said
     assert "convert.cleaning.order was 3, is 1" in said
+    assert convert(source, store, "convert.cleaning.standardise=false")[0] == 2
+    assert "convert.cleaning.standardise was true, is false" in capsys.readouterr().err
     assert "--force" in said
     assert tree(store) == before
 

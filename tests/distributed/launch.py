@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-LEFT_BY_OTHERS = ("SLURM_", "TORCHELASTIC", "RANK", "WORLD_SIZE", "RAY_AUTH")
+LEFT_BY_OTHERS = ("SLURM_", "TORCHELASTIC", "RANK", "WORLD_SIZE", "RAY_AUTH", "LIVERSEG_PRIVATE")
 
 
 def clean_environment(**extra: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from liverseg_dist.distributed.meeting import listen
+from liverseg_dist.distributed.meeting import PRIVATE, listen
 from liverseg_dist.errors import RunFailed
 from tests.distributed.launch import clean_environment, torchrun, torchrun_command
 
@@ -105,11 +105,48 @@ def test_torchrun_of_several_nodes_meets_on_the_first_ones_address(own: str, tmp
     assert "warning" not in said[1][1]
 
 
+RESTARTED = """
+import os, signal
+from liverseg_dist.distributed.collectives import gather
+from liverseg_dist.distributed.watch import Watch
+from liverseg_dist.distributed.world import World
+
+world = World.from_environment("cpu")
+attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+with world.connected(60), Watch(world):
+    gather(world.global_rank)
+    if attempt == "0" and not world.is_main:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if attempt == "0":
+        signal.pause()
+    if world.is_main:
+        print("restarted", gather(attempt))
+    else:
+        gather(attempt)
+"""
+
+
+@pytest.mark.distributed
+def test_torchrun_can_restart_the_ranks(tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(RESTARTED)
+    done = torchrun(2, "--max-restarts=1", str(tmp_path / "rank.py"))
+    assert done.returncode == 0, done.stderr
+    assert "restarted ['1', '1']" in done.stdout
+
+
+@pytest.fixture
+def private(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a handler leaves in the environment for its ranks is gone after the test."""
+    monkeypatch.setenv(PRIVATE, "")
+
+
+@pytest.mark.usefixtures("private")
 @pytest.mark.parametrize(
     ("nodes", "endpoint", "words", "told"),
     [
         ((1, 2), "node0:29500", {}, "--nnodes=1:2: a fixed number of nodes is needed"),
         ((2, 2), "node0:0", {"rank": "0"}, "--rdzv-endpoint=node0:0: needs HOST:PORT of node 0"),
+        ((2, 2), "0.0.0.0:29500", {"rank": "0"}, "--rdzv-endpoint=0.0.0.0:29500: needs HOST:PORT of node 0"),
         ((2, 2), "node0", {"rank": "0"}, "--rdzv-endpoint=node0: needs HOST:PORT of node 0"),
         ((2, 2), "node0:29500", {}, "--rdzv-conf=rank=K is needed: which of the 2 nodes this is"),
         ((2, 2), "node0:29500", {"rank": "2"}, "numbers of 2 nodes run from 0 to 1"),
@@ -118,16 +155,17 @@ def test_torchrun_of_several_nodes_meets_on_the_first_ones_address(own: str, tmp
     ],
 )
 def test_wrong_words_are_told(nodes: tuple[int, int], endpoint: str, words: dict[str, str], told: str) -> None:
-    with pytest.raises(SystemExit, match=f"torchrun: .*{re.escape(told)}"):
+    with pytest.raises(SystemExit, match=f"liverseg: torchrun: .*{re.escape(told)}"):
         get_rendezvous_handler(RendezvousParameters("liverseg", endpoint, "run", *nodes, **words))
 
 
+@pytest.mark.usefixtures("private")
 def test_nodes_that_do_not_meet_say_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = {"rank": "1", "timeout": "1"}
     node = get_rendezvous_handler(RendezvousParameters("liverseg", f"127.0.0.1:{port}", "run", 2, 2, **words))
-    with pytest.raises(SystemExit, match=f"torchrun: node 1 cannot meet the others at 127.0.0.1:{port}; "):
+    with pytest.raises(SystemExit, match=f"liverseg: torchrun: node 1 cannot meet the others at 127.0.0.1:{port}; "):
         node.next_rendezvous()
 
 
@@ -143,24 +181,51 @@ def own() -> str:
 
 
 def test_a_job_of_several_nodes_listens_on_its_own_address(own: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with listen(own, 0, several_nodes=True) as door:
+    with listen(own, 0) as door:
         assert door.getsockname()[0] == own
     assert capsys.readouterr().err == ""
 
 
-def test_a_wider_door_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+V4, V6 = socket.AF_INET, socket.AF_INET6
+
+
+def named(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, str]) -> None:
+    """`node0` resolves to these, in this order."""
+
+    def answer(host: str, port: int, **_: object) -> list[tuple]:
+        tails = {V4: (port,), V6: (port, 0, 0)}
+        return [(family, socket.SOCK_STREAM, 6, "", (address, *tails[family])) for family, address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+
+
+def test_a_name_with_several_addresses(
+    own: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Debian gives a host's name the address 127.0.1.1, by which other nodes would never find it."""
-    with listen("127.0.1.1", 0, several_nodes=True) as door:
-        assert door.getsockname()[0] == "0.0.0.0"
-    assert "127.0.1.1 is 127.0.1.1 here, by which other nodes cannot reach it" in capsys.readouterr().err
-    with listen("127.0.0.1", 0, several_nodes=False) as door:
-        assert door.getsockname()[0] == "127.0.0.1"
+    named(monkeypatch, (V4, "127.0.1.1"), (V6, "fe80::1"), (V6, "::1"), (V4, "192.0.2.77"), (V4, own))
+    with listen("node0", 0) as door:
+        assert door.getsockname()[0] == own
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("address", ["127.0.1.1", "192.0.2.77"])
+def test_a_wider_door_is_told(
+    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named(monkeypatch, (V4, address))
+    with listen("node0", 0) as door:
+        assert door.getsockname()[0] in ("0.0.0.0", "::")
+    assert f"node0 ({address}) is no address of this node by which others could reach it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.1.1"])
+def test_loopback_is_had_for_the_asking(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with listen(host, 0) as door:
+        assert door.getsockname()[0].startswith("127.0.")
     assert capsys.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_told() -> None:
-    with (
-        listen("127.0.0.1", 0, several_nodes=False) as door,
-        pytest.raises(RunFailed, match="ranks cannot meet there"),
-    ):
-        listen("127.0.0.1", door.getsockname()[1], several_nodes=False)
+    with listen("127.0.0.1", 0) as door, pytest.raises(RunFailed, match="ranks cannot meet there"):
+        listen("127.0.0.1", door.getsockname()[1])

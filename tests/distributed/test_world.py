@@ -11,7 +11,7 @@ from liverseg_dist.distributed.world import World, slurm_port
 from liverseg_dist.errors import RunFailed, UserError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-TORCHRUN |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+TORCHRUN |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True"}
 SRUN = {
     "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "7", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "1234",
     "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "node[1-3]", "SLURM_STEP_TASKS_PER_NODE": "2(x2),3",
@@ -28,6 +28,14 @@ def test_torchrun() -> None:
     world = World.from_environment("cpu", TORCHRUN)
     assert (world.global_rank, world.local_rank, world.world_size, world.local_world_size) == (3, 1, 4, 2)
     assert (world.master, world.launched_by) == ("node1:29500", "torchrun")
+
+
+def test_by_hand() -> None:
+    """As who starts ranks without torchrun does: rank 0 serves the store itself, on one node on loopback."""
+    by_hand = {key: value for key, value in TORCHRUN.items() if "ELASTIC" not in key}
+    world = World.from_environment("cpu", by_hand)
+    assert (world.master, world.launched_by) == ("node1:29500", "hand")
+    assert World.from_environment("cpu", by_hand | {"LOCAL_WORLD_SIZE": "4"}).master == "127.0.0.1:29500"
 
 
 def test_srun_finds_its_first_host_and_a_port_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

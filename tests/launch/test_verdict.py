@@ -124,6 +124,16 @@ def test_under_torchrun_lines_are_labelled_by_node_and_ranks_by_their_number() -
     assert found.evidence[-1] == "  5: ValueError: the real reason"
 
 
+def test_under_torchrun_nodes_that_could_not_meet_are_no_failure_of_the_job() -> None:
+    found = verdict(
+        "1: liverseg: torchrun: node 1 cannot meet the others at node1:29500; has one failed to start, or is the "
+        "network gone? (The client socket has timed out after 600000ms while trying to connect to (node1, 29500).)",
+        "srun: error: node2: task 1: Exited with exit code 1",
+        ranks_per_task=4,
+    )
+    assert found.kind is Kind.INTERRUPTED
+
+
 def test_srun_itself_could_not_start() -> None:
     found = verdict("srun: error: Unable to create step for job 5: Requested node configuration is not available")
     assert found.kind is Kind.FAILED

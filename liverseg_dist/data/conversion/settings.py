@@ -11,6 +11,9 @@ from liverseg_dist.data.conversion.writer import sha256_file
 from liverseg_dist.data.layout import SCHEMA
 from liverseg_dist.errors import UserError
 
+DONE_BEFORE = {"convert.cleaning.standardise": True}
+"""Settings that came later, as they stand where nothing is said: stores made before can be continued."""
+
 
 def public_settings(convert: ConvertConfig) -> dict[str, Any]:
     """As the root shows them: no paths, nothing that depends on the machine."""
@@ -18,7 +21,7 @@ def public_settings(convert: ConvertConfig) -> dict[str, Any]:
         mode="json", exclude={"workers": True, "labels_from": True, "splits": {"file", "patients"}}
     )
     shown["cleaning"].pop("spacing_table")
-    if shown["cleaning"]["standardise"]:  # came later; stores made before, which all did, can be continued
+    if shown["cleaning"]["standardise"] == DONE_BEFORE["convert.cleaning.standardise"]:
         shown["cleaning"].pop("standardise")
     return shown
 
@@ -42,8 +45,8 @@ def made_with(dataset: str, convert: ConvertConfig, labels_from: str | None = No
 
 def differences(before: object, now: dict[str, Any]) -> list[str]:
     """`convert.slab.policy was fit, is tile`, for each setting that differs."""
-    old = dict(_flat(before)) if isinstance(before, dict) else {}
-    new = dict(_flat(now))
+    old = DONE_BEFORE | dict(_flat(before)) if isinstance(before, dict) else {}
+    new = DONE_BEFORE | dict(_flat(now))
     return [
         f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}"
         for key in dict.fromkeys([*new, *old])
