@@ -68,6 +68,16 @@ def test_one_rank_killed_is_named_and_the_run_ends_as_if_undisturbed(phantom_sto
     assert torchrun(2, *arguments(phantom_store, tmp_path / "run", *exact)).returncode == 0
     assert torchrun(2, *arguments(phantom_store, tmp_path / "alone", *exact)).returncode == 0
     assert sha256(tmp_path / "run") == sha256(tmp_path / "alone")
+    command = torchrun_command(2, "--max-restarts=1", *arguments(phantom_store, tmp_path / "again", *exact))
+    job = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_step(tmp_path / "again", 3, job)
+        os.kill(rank_process(job.pid, 1), signal.SIGKILL)
+        assert job.wait(120) == 0, "torchrun starts the ranks again, which go on from the newest checkpoint"
+    finally:
+        job.kill()
+        job.wait(30)
+    assert sha256(tmp_path / "again") == sha256(tmp_path / "alone")
 
 
 @pytest.mark.distributed
