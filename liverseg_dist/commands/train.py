@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def _tell_unlike(lines: list[str], overrides: list[str], store: str | None, world: World) -> None:
     """Refused on the command line; told of a file, which may be another run's or the one for many conversions."""
-    here = [word.partition("=")[0] for word in overrides]
+    here = [word.partition("=")[0] + "." for word in overrides]
     for line in lines:
-        key = line.partition(" ")[0]
+        key = line.partition(" ")[0] + "."
         if any(key.startswith(word) or word.startswith(key) for word in here):
             raise UserError(f"{line}: the store decides it ({store}); leave it out, or convert again")
     if lines and world.is_main:
