@@ -39,6 +39,12 @@ def key_value_store(host: str, port: int, members: int, timeout: timedelta, *, s
     return store
 
 
+def not_met(who: str, where: str, error: RuntimeError) -> str:
+    """A line for PyTorch's errors of lost connections and timeouts, which are children of `RuntimeError`."""
+    reason = " ".join(str(error).split())[:200]
+    return f"{who} cannot meet the others at {where}; has one failed to start, or is the network gone? ({reason})"
+
+
 def this_attempt(store: dist.Store) -> dist.Store:
     """The part of `store` that is this attempt's: torchrun restarts ranks on the store of those before."""
     return dist.PrefixStore(f"liverseg/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -21,7 +21,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
-from liverseg_dist.distributed.meeting import LOOPBACK, PRIVATE, key_value_store
+from liverseg_dist.distributed.meeting import LOOPBACK, PRIVATE, key_value_store, not_met
 from liverseg_dist.errors import RunFailed
 
 NAME = "liverseg"
@@ -42,22 +42,13 @@ class PrivateRendezvous(RendezvousHandler):
         return RendezvousInfo(dist.PrefixStore(self.run_id, store), self.rank, self.nodes, at)
 
     def _meet(self) -> dist.TCPStore:
+        timeout = timedelta(seconds=self.timeout_s)
         try:
-            return key_value_store(
-                self.host,
-                self.port,
-                self.nodes,
-                timedelta(seconds=self.timeout_s),
-                serve=self.rank == 0,
-            )
+            return key_value_store(self.host, self.port, self.nodes, timeout, serve=self.rank == 0)
         except RunFailed as error:
             _give_up(str(error))
-        except RuntimeError as error:  # PyTorch's own for lost connections and timeouts are its children
-            reason = " ".join(str(error).split())[:200]
-            _give_up(
-                f"node {self.rank} cannot meet the others at {self.host}:{self.port}; has one failed to start, or is "
-                f"the network gone? ({reason})"
-            )
+        except RuntimeError as error:
+            _give_up(not_met(f"node {self.rank}", f"{self.host}:{self.port}", error))
 
     def get_backend(self) -> str:
         return NAME

@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from liverseg_dist.distributed.meeting import LOOPBACK, PRIVATE, key_value_store, this_attempt
+from liverseg_dist.distributed.meeting import LOOPBACK, PRIVATE, key_value_store, not_met, this_attempt
 from liverseg_dist.errors import RunFailed, UserError
 
 TORCHRUN_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -81,12 +81,8 @@ class World:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         try:
             self._meet(timedelta(seconds=timeout_s))
-        except RuntimeError as error:  # PyTorch's own for lost connections and timeouts are its children
-            reason = " ".join(str(error).split())[:200]
-            raise RunFailed(
-                f"rank {self.global_rank} cannot meet the others at {self.master}; has one failed to start, or is the "
-                f"network gone? ({reason})"
-            ) from error
+        except RuntimeError as error:
+            raise RunFailed(not_met(f"rank {self.global_rank}", self.master, error)) from error
         try:
             yield self
         finally:
