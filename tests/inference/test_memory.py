@@ -16,11 +16,14 @@ if sys.argv[1] == "keep":
 def work():
     for _ in range(20):
         arrays = [torch.zeros(12, 1 << 20) for _ in range(3)]  # 48 MiB each, as a window's activations
-work()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-work()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
+for _ in range(5):
+    work()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(min(after - before for before, after in zip(faults, faults[1:])))
 """
+"""The faults of the quietest of five rounds: where the loader put the heap decides whether it grows once more after the
+first (two arrays more in one process of 40, and in one CI run)."""
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
