@@ -24,13 +24,23 @@ def load_runs(
         for path in (args.run, *args.ensemble)
         for kind in kinds
     ]
-    if world.is_main and runs[0].settings.inference.mirror and not mirrored_axes(runs):
+    if world.is_main and runs[0].settings.inference.mirror:
+        _tell_what_is_not_mirrored(runs)
+    return runs
+
+
+def _tell_what_is_not_mirrored(runs: Sequence[LoadedRun]) -> None:
+    known = mirrored_axes(runs)
+    some = sorted({axis for run in runs for axis in mirrored_axes([run])} - set(known))
+    if some:
+        names = ", ".join("zyx"[axis] for axis in some)
+        print(f"warning: not mirrored along {names}: not all of these models were in training", file=sys.stderr)
+    elif not known:
         print(
             f"warning: {runs[0].path}: inference.mirror=true changes nothing: training mirrored no axis "
             "(data.augmentation, data.mirror_axes)",
             file=sys.stderr,
         )
-    return runs
 
 
 def inputs_for(

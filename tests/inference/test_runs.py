@@ -118,7 +118,7 @@ def test_only_what_training_mirrored_is_mirrored(
     assert ("inference.mirror=true changes nothing" in capsys.readouterr().err) == (not axes)
 
 
-def test_an_ensemble_mirrors_what_all_of_it_know(run: Path, tmp_path: Path) -> None:
+def test_an_ensemble_mirrors_what_all_of_it_know(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
     for path, axes in ((run, ["z", "y"]), (other, ["y", "x"])):
         settings = yaml.safe_load((path / "config.yaml").read_text())
@@ -127,3 +127,4 @@ def test_an_ensemble_mirrors_what_all_of_it_know(run: Path, tmp_path: Path) -> N
     args = argparse.Namespace(run=run, ensemble=[other], weights="last")
     runs = load_runs(args, World.from_environment("cpu", {}), ["inference.mirror=true"])
     assert predictor_for(runs, CPU).mirrors == ((), (3,))
+    assert "warning: not mirrored along z, x: not all of these models were" in capsys.readouterr().err
