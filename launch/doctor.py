@@ -21,6 +21,7 @@ from launch.probe import MARK
 from launch.render import BatchJob, Resources, render
 from launch.runs import POLL_S, Row, rows
 from launch.submission import keep
+from liverseg_dist.commands.doctor import LOCKS_REMEDY
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 TIME = "00:10:00"
@@ -194,6 +195,9 @@ def _folder(reports: Sequence[Report]) -> list[Finding]:
             what = f"{report['node']} writes {report['write_mib_s']:.0f} MiB/s there"
             remedy = "checkpoints will lag: a scratch file system, or a larger checkpoint.every_steps"
             found.append(Finding("warning", what, remedy))
+        if report.get("locks") is False:
+            what = f"the folder has no file locks on {report['node']}"
+            found.append(Finding("warning", what, LOCKS_REMEDY))
     return list(dict.fromkeys(found))
 
 

@@ -25,6 +25,7 @@ from launch.snapshot import digest
 from liverseg_dist.distributed import collectives
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, UserError
+from liverseg_dist.locks import locked
 
 MARK = "liverseg probe "
 WRITTEN_MIB = 64
@@ -73,7 +74,7 @@ def gpus() -> list[list[float]]:
 
 
 def folder(path: Path, word: str, *, write: bool) -> dict[str, Any]:
-    """Whether this node sees the submitter's folder, and how fast it writes there (with fsync)."""
+    """Whether this node sees the submitter's folder, how fast it writes there (with fsync), and whether locks work."""
     if not (path / f".doctor-{word}").is_file():
         return {"sees_folder": False}
     if not write:
@@ -88,11 +89,13 @@ def folder(path: Path, word: str, *, write: bool) -> dict[str, Any]:
             file.flush()
             os.fsync(file.fileno())
         speed = WRITTEN_MIB / (time.perf_counter() - begun)
+        with locked(trial) as has_locks:
+            pass
     except OSError as error:
         return {"sees_folder": True, "write_error": str(error.strerror)}
     finally:
         trial.unlink(missing_ok=True)
-    return {"sees_folder": True, "write_mib_s": round(speed, 1)}
+    return {"sees_folder": True, "write_mib_s": round(speed, 1), "locks": has_locks}
 
 
 def together(world: World) -> dict[str, Any]:

@@ -7,7 +7,6 @@ on each; the first one, which runs `run_fold`, has the others started by `elsewh
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_dist.errors import EXIT_DONE, EXIT_USER
+from liverseg_dist.locks import open_lock, take_lock
 
 LOCK_TIMEOUT_S = 600.0
 GRACE_S = 60.0
@@ -200,35 +200,33 @@ def _end(process: subprocess.Popen[bytes], patience_s: float = 30.0) -> None:
 def _locked(path: Path) -> Iterator[int]:
     """The trainer's processes inherit the lock, so it is free only when all of them are gone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    number = open_lock(path)
     try:
         end = time.monotonic() + LOCK_TIMEOUT_S
-        while not try_lock(number):
-            if time.monotonic() > end:
-                raise TimeoutError(f"{path}: processes of an earlier attempt have not ended")
-            time.sleep(0.2)
+        while True:
+            try:
+                take_lock(number, wait=False)  # on a file system without locks: at once
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise TimeoutError(f"{path}: processes of an earlier attempt have not ended") from None
+                time.sleep(0.2)
         yield number
     finally:
         os.close(number)
 
 
-def try_lock(number: int) -> bool:
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def some_fold_runs(sweep: Path) -> bool:
-    """Whether processes hold the lock of any fold (or part of one) in the sweep's folder."""
+    """Whether processes hold the lock of any fold (or part of one) in the sweep's folder, or could without a trace."""
     return any(_is_held(path) for path in sweep.glob("trials/*/fold_*.lock"))
 
 
 def _is_held(path: Path) -> bool:
-    number = os.open(path, os.O_RDWR)
+    number = open_lock(path)
     try:
-        return not try_lock(number)
+        return not take_lock(number, wait=False)
+    except BlockingIOError:
+        return True
     finally:
         os.close(number)
 

@@ -4,8 +4,8 @@ It is all that a sweep needs to go on after any interruption; nothing of Ray's o
 carries a checksum of itself and its place: one that is damaged or lost stops the sweep instead of changing its outcome.
 """
 
-import fcntl
 import json
+import logging
 import os
 import statistics
 import zlib
@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_dist.errors import RunFailed, UserError
+from liverseg_dist.locks import open_lock, take_lock
+
+log = logging.getLogger(__name__)
 
 SETTLED = ("finished", "pruned", "failed", "replaced")
 STATES = {"prune": "pruned", "end": "finished", "wait": "waiting", "replace": "replaced"}
@@ -80,15 +83,16 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
 
 
 class Journal:
-    """Opened by one driver at a time (a lock on the folder says so)."""
+    """Opened by one driver at a time (a lock on the folder says so, where its file system has any)."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / ".lock").open("w")
+        self._lock = open_lock(folder / ".lock")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
+            if not take_lock(self._lock, wait=False):
+                log.warning("%s: this file system has no locks: see to it that no other sweep works here", folder)
+        except BlockingIOError:
+            os.close(self._lock)
             raise UserError(f"{folder}: another sweep works here; wait for it, or choose another run.dir") from None
         self.trials: dict[str, Trial] = {}
         self._lines = 0
@@ -97,7 +101,7 @@ class Journal:
             whole = self._read(path) if path.exists() else 0
             self._file = path.open("ab")
         except BaseException:
-            self._lock.close()
+            os.close(self._lock)
             raise
         self._file.truncate(whole)
 
@@ -117,7 +121,7 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        self._lock.close()
+        os.close(self._lock)
 
     @property
     def lines(self) -> int:

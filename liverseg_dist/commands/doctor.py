@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
+from liverseg_dist.locks import locked
 
 PACKAGES = ("torch", "deepspeed", "ray", "zarr", "numcodecs", "nibabel", "submitit", "tensorboard", "numpy")
 SHARED_MEMORY = Path("/dev/shm")  # looked at, not written to  # nosec B108
@@ -33,6 +34,7 @@ PROBE_BYTES = 64 << 20
 PROBE_FILES = 50
 SLOW_MIB_S = 50.0
 SLOW_FILE_MS = 50.0
+LOCKS_REMEDY = "have it mounted with them (Lustre: -o flock), or never run two sweeps in one run.dir"
 
 
 @dataclass
@@ -179,6 +181,8 @@ def _disk(found: Findings, folder: Path) -> None:
         free_gib = shutil.disk_usage(folder).free / 2**30
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
             mib_s, file_ms = _write_speed(Path(name))
+            with locked(Path(name) / "lock") as has_locks:
+                pass
     except OSError as error:
         reason = error.strerror or error
         found.problems.append(f"{where}: runs cannot be written here ({reason}); choose another run.dir")
@@ -186,6 +190,9 @@ def _disk(found: Findings, folder: Path) -> None:
     found.tell("free_gib", round(free_gib, 1), f"in {where}")
     found.tell("write_mib_s", round(mib_s), "there, one stream, synced: what checkpoints wait for")
     found.tell("small_file_ms", round(file_ms, 2), "there, to make and sync one; a case of a store is 9 files")
+    found.tell("locks", has_locks, "there: they keep two sweeps, or conversions, apart", "yes" if has_locks else "no")
+    if not has_locks:
+        found.warnings.append(f"{where} has no file locks: {LOCKS_REMEDY}")
     if free_gib < SMALL_DISK_GIB:
         found.warnings.append(f"{where}: {free_gib:.1f} GiB free is little for a store or a run")
     if mib_s < SLOW_MIB_S:

@@ -25,7 +25,7 @@ def test_it_looks_at_everything_training_needs(tmp_path: Path, capsys: pytest.Ca
     assert code == (EXIT_FAILED if facts["problems"] else EXIT_DONE)
     for name in ("torch", "cuda", "gpus", "nccl", "gloo", "deepspeed", "deepspeed_ops", "ray", "ray_dashboard", "slurm",
                  "shm_gib", "write_mib_s", "small_file_ms", "open_files", "memory_gib", "address",
-                 "rendezvous"):  # fmt: skip
+                 "rendezvous", "locks"):  # fmt: skip
         assert name in facts
         assert name in said
     assert facts["write_mib_s"] > 0

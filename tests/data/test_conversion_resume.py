@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from liverseg_dist.commands.main import main
-from liverseg_dist.data.conversion.locks import Locks, locked
+from liverseg_dist.data.conversion.locks import Locks
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import UserError
+from liverseg_dist.locks import locked
 from tests.data.mini_store import ct_like
 from tests.data.sources import convert, convert_command, run, tree, write_index, write_nifti, write_source
 

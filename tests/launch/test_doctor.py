@@ -33,6 +33,7 @@ def test_a_sound_pair_of_nodes_is_ready() -> None:
         ({"sees_folder": False, "write_mib_s": None}, "problem", "node2 does not see the folder", "all nodes share"),
         ({"write_error": "No space left on device"}, "problem", "cannot write there: No space", "quota"),
         ({"write_mib_s": 9.0}, "warning", "node2 writes 9 MiB/s", "checkpoint.every_steps"),
+        ({"locks": False}, "warning", "no file locks on node2", "-o flock"),
         ({"meets": False, "network_error": "timed out"}, "problem", "rank 1 on node2 does not meet", "SOCKET_IFNAME"),
         ({"meets": None}, "problem", "it died while it tried", "SOCKET_IFNAME"),
         ({"clock_s": -7.25}, "warning", "the clock of node2 is -7.2 s off", "chrony"),

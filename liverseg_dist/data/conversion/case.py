@@ -15,7 +15,7 @@ import numpy as np
 from liverseg_dist.data.audit import AuditResult, audit_case
 from liverseg_dist.data.cleaning.intensity import HuHistogram
 from liverseg_dist.data.conversion.foreground import foreground_samples
-from liverseg_dist.data.conversion.locks import Locks, locked
+from liverseg_dist.data.conversion.locks import Locks
 from liverseg_dist.data.conversion.records import (
     CaseJob,
     CaseRecord,
@@ -38,6 +38,7 @@ from liverseg_dist.data.resample import resample
 from liverseg_dist.data.slab import Slab, coverage, describe, padded_label, place_slabs
 from liverseg_dist.data.spacing_table import with_true_spacing
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
+from liverseg_dist.locks import locked
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Grid, Volume
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.audit_page import audit_page
 from liverseg_dist.data.conversion.executors import Executor
-from liverseg_dist.data.conversion.locks import Locks, locked
+from liverseg_dist.data.conversion.locks import Locks
 from liverseg_dist.data.conversion.records import (
     CaseJob,
     CaseRecord,
@@ -49,6 +49,7 @@ from liverseg_dist.data.msd import MsdDataset
 from liverseg_dist.data.spacing_table import read_spacing_table
 from liverseg_dist.data.splits import check_split_files
 from liverseg_dist.errors import UserError
+from liverseg_dist.locks import locked
 
 SETTINGS = f"{PRIVATE}/settings.json"
 Done = Callable[[CaseRecord, bool], None]

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from liverseg_dist.config import ConvertConfig
-from liverseg_dist.data.conversion.locks import Locks, locked
+from liverseg_dist.data.conversion.locks import Locks
 from liverseg_dist.data.conversion.writer import PRIVATE, SUMS, Aside, json_text, sha256_file, write_text
 from liverseg_dist.data.layout import CASES, SCHEMA
 from liverseg_dist.data.msd import MsdCase
+from liverseg_dist.locks import locked
 from liverseg_dist.volume import Float3, Volume
 
 RECORD_SCHEMA = 2

@@ -8,19 +8,18 @@ removed by the next that starts.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from liverseg_dist.data.loading.reader import BoxReader, MemoryArray
+from liverseg_dist.locks import locked, take_lock
 
 log = logging.getLogger(__name__)
 _ARRAYS: tuple[tuple[str, np.dtype], ...] = (("image", np.dtype(np.int16)), ("label", np.dtype(np.uint8)))
@@ -76,7 +75,7 @@ class NodeCache:
         finals, shape = self._paths(case_id), source[0].shape
         parts = [path.with_name(path.name + ".part") for path in finals]
         sizes = [int(np.prod(shape)) * dtype.itemsize for _, dtype in _ARRAYS]
-        with _locked(self.folder / _LEDGER):
+        with locked(self.folder / _LEDGER):
             if any(path.exists() for path in (*parts, *finals)):
                 return self._open(case_id, shape)
             used = sum(file.stat().st_size for file in self.folder.iterdir())
@@ -134,7 +133,7 @@ def _join(folder: Path) -> int:
             descriptor = os.open(folder / _USERS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             continue  # removed between the two lines
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        take_lock(descriptor, shared=True)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(folder / _USERS)):
                 return descriptor
@@ -143,11 +142,10 @@ def _join(folder: Path) -> int:
 
 def _remove_if_last(folder: Path, users: int) -> None:
     try:
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if take_lock(users, wait=False):  # else nobody can tell whether others use it
+            shutil.rmtree(folder, ignore_errors=True)
     except BlockingIOError:
         pass
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(users)
 
@@ -156,16 +154,6 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
     for folder in parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             _remove_if_last(folder, os.open(folder / _USERS, os.O_RDWR | os.O_CLOEXEC))
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _remove(paths: list[Path]) -> None:
