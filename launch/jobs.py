@@ -90,14 +90,24 @@ class JobFolder:
 
 
 def progress_mark(folder: Path) -> int:
-    """Grows with the work that a restart would not repeat: checkpointed steps, scored cases, converted cases."""
+    """Grows with the work that a restart would not repeat: checkpointed steps, scored or predicted cases, converted
+    scans. Their number alone would not: what is done anew, with other weights or settings, takes the place of the old.
+    """
     patterns = ("checkpoints", "fold_*/checkpoints", "trials/*/fold_*/checkpoints")
     homes = {home for pattern in patterns for home in folder.glob(pattern)}
     steps = sum(max((_number(path.name) for path in home.glob("step_*")), default=0) for home in homes)
-    scored = sum(
-        1 for pattern in ("evaluation", "fold_*/evaluation") for _ in folder.glob(f"{pattern}/**/ledger/*.json")
-    )
-    return steps + scored + sum(1 for _ in folder.glob("cases/*"))
+    ledgers = ("ledger", "evaluation/**/ledger", "fold_*/evaluation/**/ledger", ".liverseg/records")
+    entries = {path for pattern in ledgers for path in folder.glob(f"{pattern}/*.json")}
+    newest_ms = max((_changed_ms(path) for path in entries), default=0)
+    return steps + len(entries) + newest_ms
+
+
+def _changed_ms(path: Path) -> int:
+    """0 for a file that has just been withdrawn."""
+    try:
+        return path.stat().st_mtime_ns // 1_000_000
+    except FileNotFoundError:
+        return 0
 
 
 def newest_step(folder: Path) -> int:

@@ -20,6 +20,7 @@ import torch
 from launch.render import INDEX, BatchJob, Resources
 from liverseg_dist.commands.main import COMMANDS
 from liverseg_dist.config import Settings, load_settings
+from liverseg_dist.data.splits import fold_count
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.parallelize import check
 from liverseg_dist.errors import UserError
@@ -78,7 +79,9 @@ def plan(request: Request) -> list[Step]:
     if request.resources.ranks > 1 and request.command not in RANKED:
         raise UserError(f"{request.command} runs in one process; ask for one node and one task")
     run = args.run if request.command == "evaluate" else Path("runs/jobs")
-    return [Step(_job(request, request.command, request.arguments, request.folder or run))]
+    job = _job(request, request.command, request.arguments, request.folder or run)
+    results = args.out if request.command in ("evaluate", "predict") else None
+    return [Step(dataclasses.replace(job, progress=results.absolute() if results is not None else None))]
 
 
 def parse(command: str, arguments: Sequence[str]) -> argparse.Namespace:
@@ -113,7 +116,7 @@ def folds_of(settings: Settings, args: argparse.Namespace, *, store_exists: bool
         raise UserError("data.fold: --array folds gives each task its own; leave it out")
     if store_exists and settings.data.store is not None:
         return len(CaseStore.open(settings.data.store).root["splits"]["folds"])
-    return settings.convert.splits.folds
+    return fold_count(settings.convert.splits)
 
 
 def _job(request: Request, command: str, arguments: Sequence[str], folder: Path) -> BatchJob:
@@ -136,7 +139,7 @@ def _train(request: Request, settings: Settings, arguments: Sequence[str] | None
     return job if job.folder == run else dataclasses.replace(job, run=run)
 
 
-def _folds(request: Request, settings: Settings, folds: int, store_and_source: Sequence[str] = ()) -> list[Step]:
+def _folds(request: Request, settings: Settings, folds: int, source: Path | None = None) -> list[Step]:
     """Training of all folds, their evaluation on the validation cases (each fold's when it is ready), one aggregate."""
     assert settings.run.dir is not None
     home = settings.run.dir.absolute()
@@ -147,7 +150,9 @@ def _folds(request: Request, settings: Settings, folds: int, store_and_source: S
     train = dataclasses.replace(train, array=array, run=run)
     out = run / "evaluation" / "validation"
     arguments = [str(run), "--store", str(settings.data.store), "--part", "validation", "--out", str(out)]
-    evaluate = _job(request, "evaluate", [*arguments, *store_and_source], folder)
+    if source is not None:
+        arguments += ["--source", str(source)]
+    evaluate = _job(request, "evaluate", arguments, folder)
     evaluate = dataclasses.replace(evaluate, array=array, run=run, after="")
     aggregate = dataclasses.replace(
         _job(request, "aggregate", (), folder),
@@ -207,7 +212,7 @@ def _chain(request: Request) -> list[Step]:
     steps = [Step(_convert(convert, parse("convert", words), folder))]
     if request.array == "folds":
         folds = folds_of(settings, parse("train", train.arguments), store_exists=False)
-        training = _folds(dataclasses.replace(train, name=""), settings, folds)
+        training = _folds(dataclasses.replace(train, name=""), settings, folds, args.source)
         return [*steps, dataclasses.replace(training[0], waits_for=1), *training[1:]]
     if request.array:
         raise UserError("--array: for a chain it is folds; --convert-tasks N divides the conversion")

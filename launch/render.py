@@ -86,7 +86,7 @@ def render(job: BatchJob) -> str:
     if job.code is not None:
         home.append("# The code as it was when this was submitted: what is edited later does not change a waiting job.")
         home.append(f'export PYTHONPATH={shlex.quote(str(job.code))}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1')
-    if job.resources.ranks > 1:
+    if job.resources.ranks > 1 or job.launcher == "ray":
         home.append("# Ranks meet on the first node, at a port that no other job has.")
         home.append('MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)')
         home.append("MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))")
@@ -137,7 +137,8 @@ def supervise_words(job: BatchJob) -> list[str]:
 
 def _supervised(job: BatchJob) -> str:
     resources = job.resources
-    srun = ["srun", "--label", "--kill-on-bad-exit=1"]
+    # --export: what is exported above reaches the ranks also where the cluster's default is NONE.
+    srun = ["srun", "--export=ALL", "--label", "--kill-on-bad-exit=1"]
     if job.launcher == "srun":
         srun += [f"--cpus-per-task={resources.cpus_per_task}"]
         ranks = [job.python, "-u", "-m", "launch.rank", *job.module]

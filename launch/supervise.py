@@ -40,6 +40,7 @@ class Job:
     """This job as its environment describes it."""
 
     job_id: str
+    """Of an array ARRAY_TASK: the number alone may mean the whole array."""
     name: str
     start: int
     """0 for the first."""
@@ -167,7 +168,7 @@ class Supervisor:
 
     def _ended_by_slurm(self) -> str:
         """Why the job must not be requeued from here: it was cancelled, or SLURM is ending this start itself."""
-        said = self._controller(lambda: controller_says(os.environ["SLURM_JOB_ID"]))
+        said = self._controller(lambda: controller_says(self.job.job_id))
         if not said or said.get("Reason") == "TimeLimit" or said.get("JobState") == "RUNNING":
             return ""
         return f"SLURM has ended this start ({said.get('JobState', '?')}: cancelled, preempted or a node lost)"
@@ -181,8 +182,7 @@ class Supervisor:
         return EXIT_AGAIN
 
     def _ask_to_requeue(self) -> bool:
-        job_id = os.environ["SLURM_JOB_ID"]
-        done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True)
+        done = subprocess.run(["scontrol", "requeue", self.job.job_id], capture_output=True, text=True)
         if done.returncode == 0:
             return True
         if "disabled" in done.stderr:

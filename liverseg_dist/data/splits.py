@@ -127,6 +127,13 @@ def _stratified(burden: Mapping[str, float], patients: Mapping[str, str], config
     )
 
 
+def fold_count(config: SplitConfig) -> int:
+    """How many folds a store will have, where it has patients enough for them. Raises `UserError`."""
+    if config.kind == "file":
+        return len(_read_file(config)[1])
+    return NNUNET_FOLDS if config.kind == "nnunet" else config.folds
+
+
 def check_split_files(config: SplitConfig, scans: Sequence[str]) -> None:
     """Refuse before the first scan is converted what would be refused after the last. Raises `UserError`."""
     if config.kind == "file":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.render import BatchJob, Resources, render
+from launch.render import INDEX, BatchJob, Resources, render
 from tests.cluster.slurm import Cluster, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,13 +51,16 @@ def _login_node(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stand_in_job(run: Path, **settings: object) -> BatchJob:
     """A 2 x 2 job that trains nothing, in the very batch file that training gets."""
-    options = {k: settings.pop(k) for k in ("launcher", "restarts", "is_main") if k in settings}
-    resources = Resources(2, tasks_per_node=2, cpus_per_task=1, **settings.pop("resources", {}))  # type: ignore[arg-type]
+    options = {k: settings.pop(k) for k in ("launcher", "restarts", "is_main", "array") if k in settings}
+    asked = {"nodes": 2, "tasks_per_node": 2, "cpus_per_task": 1, **settings.pop("resources", {})}  # type: ignore[dict-item]
+    resources, folder = Resources(**asked), run
+    if "array" in options:
+        run = options["run"] = run / f"task_{INDEX}"
     words = [f"{key}={value}" for key, value in ({"steps": 25} | settings).items()]
     return BatchJob(
         name="stand-in",
         module=("tests.cluster.stand_in", f"run.dir={run}", *words),
-        folder=run,
+        folder=folder,
         resources=resources,
         workdir=ROOT,
         python=sys.executable,

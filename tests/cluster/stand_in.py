@@ -46,10 +46,11 @@ def meet() -> list[socket.socket]:
         ranked = sorted((int(peer.recv(8)), i) for i, peer in enumerate(found))
         return [found[i] for _, i in ranked]
     listing = os.popen("scontrol show hostnames " + os.environ["SLURM_STEP_NODELIST"]).read().split()
+    first = listing[0] if torchrun else os.environ["MASTER_ADDR"]
     end = time.monotonic() + 60
     while True:
         try:
-            peer = socket.create_connection((listing[0], port), timeout=5)
+            peer = socket.create_connection((first, port), timeout=5)
             peer.settimeout(None)
             peer.sendall(f"{rank:8}".encode())
             return [peer]

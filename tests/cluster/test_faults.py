@@ -70,6 +70,35 @@ def test_asked_to_stop_it_saves_returns_to_the_queue_and_continues(
     assert "goes on from step" in log
 
 
+def test_a_task_of_an_array_returns_to_the_queue_without_the_others(
+    cluster: Cluster, submit: Submit, tmp_path: Path
+) -> None:
+    """One task of an array has the array's own number as its job id, which to SLURM means all of them."""
+    one_node = {"nodes": 1, "tasks_per_node": 1}
+    (tmp_path / "task_1" / "checkpoints" / f"step_{STEPS}").mkdir(parents=True)  # this one has nothing left to do
+    array = submit(tmp_path, array="0-2", resources=one_node, save_s=1)
+    cluster.wait_state(f"{array}_1", "COMPLETED")
+    rows = cluster.run("squeue", "-h", "-r", "-j", array, "-o", "%i %A").splitlines()
+    base = next(task for task, job_id in map(str.split, rows) if job_id == array)
+    others = sorted({f"{array}_0", f"{array}_2"} - {base})
+    for task in (base, *others):
+        until_step(cluster, tmp_path / f"task_{task.split('_')[1]}", 5)
+    cluster.run("scancel", "--signal=USR2", base)
+    for task, restarts in ((base, "1"), *((other, "0") for other in others)):
+        ended = cluster.wait_state(task, timeout_s=240)
+        log = log_of(tmp_path, task)
+        assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", restarts), log
+        run = tmp_path / f"task_{task.split('_')[1]}"
+        assert steps_of(run) == list(range(1, STEPS + 1)), log
+
+
+def test_what_the_batch_file_exports_reaches_ranks_that_inherit_nothing(
+    cluster: Cluster, submit: Submit, tmp_path: Path
+) -> None:
+    """`--export=NONE`, some centres' default, holds for srun, too."""
+    finishes(cluster, tmp_path, submit(tmp_path, "--export=NONE"), restarts=0)
+
+
 @pytest.mark.parametrize(
     ("kind", "exit_code", "said"),
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch.submit import run as launch_submit
 from tests.cluster.conftest import ROOT
 from tests.cluster.slurm import Cluster
 from tests.launch.test_tune import SWEEP
@@ -57,3 +58,14 @@ def test_a_sweep_on_two_nodes_goes_on(
         return [line for node in cluster.address if node != dies for line in cluster.processes_of(node)]
 
     cluster.wait_for(lambda: not left(), 20, lambda: f"an end of {left()}")
+
+
+def test_a_sweep_on_one_node_is_submitted(cluster: Cluster, phantom_store: Path, tmp_path: Path) -> None:
+    """By `launch`, whose batch file has no ranks to tell of the first node, only Ray's head."""
+    run = tmp_path / "sweep"
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    words = ["tune", "--config", str(tmp_path / "sweep.yaml"), f"data.store={phantom_store}", f"run.dir={run}"]
+    assert launch_submit([*words, "--cpus-per-task", "2", "--follow"]) == 0
+    states = [trial["state"] for trial in json.loads((run / "sweep.json").read_text())["trials"]]
+    assert "finished" in states
+    assert set(states) <= {"finished", "pruned"}

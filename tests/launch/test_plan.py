@@ -1,9 +1,11 @@
 """Mistakes are found before anything is submitted, and a command line becomes the jobs it means."""
 
+import time
 from pathlib import Path
 
 import pytest
 
+from launch.jobs import progress_mark
 from launch.submit import run, split
 from liverseg_dist.errors import UserError
 
@@ -88,6 +90,40 @@ def test_folds_become_an_array_then_their_evaluation_then_one_aggregate(train: l
     assert "#SBATCH --dependency=afterok:JOB_2\n" in third
     assert "#SBATCH --kill-on-invalid-dep=yes\n" in third
     assert f"launch.folds {run_dir} 2" in third
+
+
+@pytest.mark.parametrize("kind", ["nnunet", "file"])
+def test_a_chain_in_folds_has_those_that_the_store_will_have(
+    kind: str, phantom_source: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "folds.json").write_text('{"folds": [["liver_0"], ["liver_1"], ["liver_2"]]}')
+    words = ["chain", str(phantom_source), str(tmp_path / "s.zarr"), f"run.dir={tmp_path / 'run'}"]
+    words += [f"convert.splits.kind={kind}", "convert.splits.folds=2"]
+    words += [f"convert.splits.file={tmp_path / 'folds.json'}"] if kind == "file" else []
+    _, training, evaluation, pooled = dry(capsys, *words, "--array", "folds").split("# --- job ")[1:]
+    count = {"nnunet": 5, "file": 3}[kind]
+    assert f"#SBATCH --array=0-{count - 1}\n" in training
+    assert f"#SBATCH --array=0-{count - 1}\n" in evaluation
+    assert f"--source {phantom_source}" in evaluation, "whole scans, as without folds"
+    assert f"launch.folds {tmp_path / 'run'} {count}" in pooled
+
+
+def test_progress_is_looked_for_where_it_shows(tmp_path: Path, capsys: Capture) -> None:
+    for command, *words in (("predict", str(tmp_path / "run"), str(tmp_path)), ("evaluate", str(tmp_path / "run"))):
+        assert f"--progress {tmp_path}/out --" in dry(capsys, command, *words, "--out", f"{tmp_path}/out")
+
+
+def test_what_is_done_anew_is_progress(tmp_path: Path) -> None:
+    """Cases scored anew, and scans converted anew, take the places of old ones."""
+    marks = [progress_mark(tmp_path)]
+    for name in ("evaluation/ledger/a.json", "ledger/b.json", ".liverseg/records/c.json", "evaluation/ledger/a.json"):
+        time.sleep(0.01)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+        marks.append(progress_mark(tmp_path))
+    (tmp_path / "checkpoints" / "step_7").mkdir(parents=True)
+    marks.append(progress_mark(tmp_path))
+    assert marks == sorted(set(marks))
 
 
 def test_a_chain_converts_trains_and_evaluates(phantom_source: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -44,6 +44,9 @@ CASES = {
         resources=Resources(),
     ),
     "tune": replace(TRAIN, name="liverseg-tune", module=("launch.tune", "run.dir=x"), launcher="ray"),
+    "tune_1": replace(
+        TRAIN, name="liverseg-tune", module=("launch.tune", "run.dir=x"), launcher="ray", resources=Resources()
+    ),
 }
 
 
