@@ -9,6 +9,7 @@ from liverseg_dist.config.base import Section
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 PatchEdge = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -87,7 +88,7 @@ class TrainConfig(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.99, ge=0, lt=1)
     """SGD only (Nesterov)."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=3e-5, ge=0)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     clip_grad_norm: float = Field(default=12.0, ge=0)
@@ -120,7 +121,7 @@ class TrainConfig(Section):
     profile_steps: tuple[int, int] | None = None
     """[first, last] steps (from 1) of which rank 0 writes RUN/profile/*.json, for https://ui.perfetto.dev."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads per rank; 0: the cores this node offers, divided among its ranks."""
+    """CPU threads per rank; 0: OMP_NUM_THREADS, or the cores this node offers, divided among its ranks."""
 
 
 class CheckpointConfig(Section):

@@ -24,7 +24,7 @@ def check(config: TrainConfig, ranks: int, device: torch.device) -> None:
     if ranks > config.global_batch_size:
         raise UserError(
             f"train.global_batch_size = {config.global_batch_size} leaves some of {ranks} ranks without a sample; "
-            f"use at least {ranks}, or fewer ranks"
+            f"add train.global_batch_size={ranks}, or use fewer ranks"
         )
     if config.strategy != "ddp" and config.global_batch_size % ranks:
         raise UserError(
@@ -42,6 +42,10 @@ def check(config: TrainConfig, ranks: int, device: torch.device) -> None:
         raise UserError(
             "train.deterministic_reduction needs train.strategy=ddp and train.micro_batch_size=1: "
             "it adds gradients sample by sample"
+        )
+    if config.channels_last and config.strategy != "ddp":
+        raise UserError(
+            f"train.channels_last works with strategy ddp only: {config.strategy} cuts contiguous parameters"
         )
     if config.precision == "fp16" and config.strategy != "ddp":
         raise UserError(f"train.precision=fp16 works with strategy ddp only, not {config.strategy}; use bf16")

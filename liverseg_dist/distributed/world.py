@@ -74,15 +74,13 @@ class World:
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if not self.is_distributed:
-            yield self
-            return
-        if self._is_one_node:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        try:
-            self._meet(timedelta(seconds=timeout_s))
-        except RuntimeError as error:
-            raise RunFailed(not_met(f"rank {self.global_rank}", self.master, error)) from error
+        if self.is_distributed:
+            if self._is_one_node:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            try:
+                self._meet(timedelta(seconds=timeout_s))
+            except RuntimeError as error:
+                raise RunFailed(not_met(f"rank {self.global_rank}", self.master, error)) from error
         try:
             yield self
         finally:
@@ -90,7 +88,6 @@ class World:
                 dist.destroy_process_group()
 
     def _meet(self, timeout: timedelta) -> None:
-        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         host, _, port = self.master.rpartition(":")
         if self.launched_by == "torchrun":  # its own store is up
             if self.is_main and PRIVATE not in os.environ:
@@ -99,7 +96,7 @@ class World:
         else:
             store = key_value_store(host, int(port), self.world_size, timeout, serve=self.is_main)
         dist.init_process_group(
-            backend,
+            backend_for(self.device),
             store=this_attempt(store),
             rank=self.global_rank,
             world_size=self.world_size,
@@ -107,8 +104,21 @@ class World:
         )
 
     def threads(self, wanted: int = 0) -> int:
-        """CPU threads for this rank: `wanted`, or this node's cores divided among its ranks."""
-        return wanted or max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
+        """CPU threads for this rank: `wanted`, or OMP_NUM_THREADS, or this node's cores divided among its ranks.
+
+        torchrun itself sets OMP_NUM_THREADS to 1 for several ranks where nobody has; that 1 says nothing. Where SLURM
+        binds tasks to cores (TaskPlugin=task/affinity, task/cgroup) a rank sees its own share alone.
+        """
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        if not wanted and asked.isdecimal() and int(asked) > (1 if self.launched_by == "torchrun" else 0):
+            return int(asked)
+        cores = len(os.sched_getaffinity(0))
+        own = self.launched_by == "srun" and cores <= int(os.environ.get("SLURM_CPUS_PER_TASK", "0"))
+        return wanted or max(1, cores // (1 if own else self.local_world_size))
+
+
+def backend_for(device: torch.device) -> str:
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 def _from_torchrun(env: Mapping[str, str], device: str) -> World:

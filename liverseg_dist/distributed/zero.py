@@ -5,14 +5,18 @@ any number of ranks (DeepSpeed's own ZeRO checkpoints are bound to theirs) and u
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from liverseg_dist.config import TrainConfig
 from liverseg_dist.distributed.collectives import rank, world_size
-from liverseg_dist.distributed.strategy import Strategy, fill_optimizer_state, loss_scale
+from liverseg_dist.distributed.strategy import Strategy, fill_optimizer_state, loss_scale, named_tensors
+from liverseg_dist.distributed.world import backend_for
 
 STATE_KEYS = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
@@ -26,17 +30,23 @@ class Zero(Strategy):
     def __init__(self, plain: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
         super().__init__(plain, optimizer, config.clip_grad_norm, config.precision)
         self._keys = STATE_KEYS[config.optimizer] if config.optimizer == "adamw" or config.momentum else ()
-        deepspeed = _import_deepspeed(next(plain.parameters()).device)
+        device = next(plain.parameters()).device
+        deepspeed = _import_deepspeed(device)
         self._utils = deepspeed.utils
-        self._engine, _, _, _ = deepspeed.initialize(model=plain, optimizer=optimizer, config=_engine_config(config))
+        if self._autocast_dtype is not None:  # around the engine it would not count: DeepSpeed switches it off inside
+            plain.forward = torch.autocast(device.type, self._autocast_dtype)(plain.forward)
+        if not dist.is_initialized():  # DeepSpeed wants a group of one, too; `World.connected` ends it
+            dist.init_process_group(backend_for(device), store=dist.HashStore(), rank=0, world_size=1)
+        with _local_rank(device):
+            made = deepspeed.initialize(model=plain, optimizer=optimizer, config=_engine_config(config))
+        self._engine = made[0]
         self._sharded = config.zero_stage > 0
         self._stage = config.zero_stage
         self.skips_nonfinite = not self._sharded  # DeepSpeed updates before it tells the norm
 
     def forward(self, image_BCDHW: Tensor, *, last: bool) -> Tensor | list[Tensor]:
         self._engine.set_gradient_accumulation_boundary(last)
-        with self.autocast():
-            return self._engine(image_BCDHW)
+        return self._engine(image_BCDHW)
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss * loss_scale())
@@ -81,8 +91,10 @@ class Zero(Strategy):
                     state["step"] = tensors[f"optimizer.{name}.step"].clone()
 
     def weights(self) -> dict[str, Tensor]:
-        if self._stage < 3:
-            return super().weights()
+        if self._stage < 3:  # copies on a CPU, too, as they are on a GPU
+            return {
+                name: value.detach().to("cpu", torch.float32, copy=True) for name, value in named_tensors(self.plain)
+            }
         whole = {}
         for name, parameter in self.plain.named_parameters():
             value = self._utils.safe_get_full_fp32_param(parameter).float().cpu()
@@ -102,7 +114,8 @@ class Zero(Strategy):
             else:
                 self._utils.safe_set_local_optimizer_state(parameter, local, key)
         elif key is None:
-            self._utils.safe_set_full_fp32_param(parameter, value)
+            self._utils.safe_set_full_fp32_param(parameter, value)  # the part of it that this rank updates
+            parameter.data.copy_(value)
         else:
             self._utils.safe_set_full_optimizer_state(parameter, value, key)
 
@@ -138,6 +151,20 @@ def _engine_config(config: TrainConfig) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+
+
+@contextmanager
+def _local_rank(device: torch.device) -> Iterator[None]:
+    """DeepSpeed takes the GPU of that number; only torchrun sets it, and it may see other GPUs than this process."""
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = str(device.index or 0)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LOCAL_RANK"]
+        else:
+            os.environ["LOCAL_RANK"] = before
 
 
 def _import_deepspeed(device: torch.device) -> Any:

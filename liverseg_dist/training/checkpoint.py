@@ -12,9 +12,11 @@ import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -36,7 +38,10 @@ class Checkpoints:
     def __init__(self, folder: Path, keep_last: int, timeout_s: float = 1800.0) -> None:
         self.folder = folder
         self.keep_last = keep_last
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # A thread begins on GPU 0: without its rank's own, each rank of a node would take memory there.
+        on_gpu = torch.cuda.is_initialized()
+        begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if on_gpu else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=begin)
         self._pending: Future[None] | None = None
         # A group of its own: the training's collectives go on while the writer's are under way.
         timeout = timedelta(seconds=timeout_s)

@@ -25,6 +25,7 @@ from liverseg_dist.tracking.writer import NullWriter, RunWriter, Writer
 from liverseg_dist.training.checkpoint import Checkpoints
 from liverseg_dist.training.ema import Ema
 from liverseg_dist.training.hparams import compared
+from liverseg_dist.training.planning.need import micro_batch
 from liverseg_dist.training.preemption import StopFlag
 from liverseg_dist.training.run_folder import RunFolder
 from liverseg_dist.training.setup import Parts
@@ -75,6 +76,7 @@ class Trainer:
         self.checkpoints = Checkpoints(folder.checkpoints, self.settings.checkpoint.keep_last, watch.timeout_s)
         self.progress = Progress()
         self._last_save_s = time.monotonic()
+        self._saved_step = -1
         self._recent: deque[StepResult] = deque(maxlen=200)
         self._sample_flops = sample_flops(self.settings.model, self.settings.data.patch_size) if world.is_main else 0
 
@@ -88,6 +90,7 @@ class Trainer:
         self.checkpoints.load(state["step"], tensors)
         self.parts.strategy.state_loaded(tensors)
         self.progress = progress_of(state)
+        self._saved_step = self.progress.step
         if self.progress.scaler:
             self.parts.strategy.scaler.load_state_dict(self.progress.scaler)
         return self.progress.step
@@ -111,8 +114,9 @@ class Trainer:
         settings, first = self.settings, self.progress.step
         last = min(settings.train.max_steps, settings.train.stop_at_step or settings.train.max_steps)
         stepper = Stepper(settings, self.parts.strategy, self.parts.loss, self.watch.mark, self._take)
-        shape = (settings.train.micro_batch_size, 1, *settings.data.patch_size)
-        self.parts.strategy.settle(torch.zeros(shape, device=self.world.device))
+        if first < last:
+            shape = (micro_batch(settings.train, world_size()), 1, *settings.data.patch_size)
+            self.parts.strategy.settle(torch.zeros(shape, device=self.world.device))
         source = PatchSource(
             self.parts.store, self.parts.train_ids, settings.data, settings.seed, settings.train.global_batch_size
         )
@@ -204,6 +208,7 @@ class Trainer:
         self.watch.mark(self.progress.step - 1, "saving")
         self.progress.scaler = dict(self.parts.strategy.scaler.state_dict())
         state = {"progress": asdict(self.progress), "world_size": world_size()}
+        self._saved_step = self.progress.step
         return self.checkpoints.save(self.progress.step, self._tensors(), state, wait=wait)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
@@ -211,7 +216,9 @@ class Trainer:
 
     def _close(self) -> bool:
         """The last checkpoint and the portable weights. Whether the checkpoint is safe on disk, by rank 0's word."""
-        saved = bool(agree(self._save(wait=True)))
+        fine = self.checkpoints.finish()
+        again = not fine or self._saved_step != self.progress.step
+        saved = bool(agree(self._save(wait=True) if agree(again) else fine))
         weights = self.weights()
         problem: RunFailed | None = None
         if self.world.is_main:

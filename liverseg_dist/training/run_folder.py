@@ -22,9 +22,10 @@ FREE_TO_CHANGE = (
     "run.", "data.workers", "data.prefetch", "data.cache_gib", "data.store", "checkpoint.", "validation.pictures",
     "inference.", "train.log_every_steps", "train.stop_at_step", "train.threads", "train.strategy", "train.zero_stage",
     "train.offload_optimizer", "train.micro_batch_size", "train.activation_checkpointing", "train.profile_steps",
-    "model.pretrained",
+    "model.pretrained", "data.unreadable", "data.stall_timeout_s", "data.cache_dir", "train.nonfinite", "memory.",
 )  # fmt: skip
-"""Keys that do not change what the run computes (but for the order of float sums), so resuming may change them."""
+"""Keys that do not change what the run computes (but for the order of float sums), so resuming may change them; and
+those that only decide what becomes of a step or a case that would end the run."""
 
 
 @dataclass(frozen=True)

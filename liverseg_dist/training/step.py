@@ -132,12 +132,11 @@ class Stepper:
         message = f"step {step + 1}: {what}; samples {', '.join(names)}"
         if self.settings.train.nonfinite == "skip" and (nonfinite or self.strategy.skips_nonfinite):
             return norm, f"{message}; the step is skipped"
-        remedy = (
-            "or set train.nonfinite=skip" if nonfinite or self.strategy.skips_nonfinite else "or use another strategy"
-        )
+        skips = nonfinite or self.strategy.skips_nonfinite
+        remedy = "train.nonfinite=skip" if skips else "train.zero_stage=0 train.nonfinite=skip"
         raise RunFailed(
-            f"{message}. Lower train.learning_rate, look at these cases, {remedy}; "
-            "the same line goes on from the last checkpoint"
+            f"{message}. Look at these cases; the same line with {remedy} goes on from the last checkpoint and leaves "
+            "such steps out; another run.dir with a lower train.learning_rate begins anew"
         )
 
 

@@ -3,6 +3,8 @@ the save. Prints one JSON line from rank 0."""
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -35,6 +37,17 @@ class Net(nn.Module):
         pass
 
 
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Asked without a device, torch tells of autocast on GPUs alone: only there does DeepSpeed see one around it."""
+    asked = torch.is_autocast_enabled
+    torch.is_autocast_enabled = lambda device_type="cpu": asked(device_type)
+    try:
+        yield
+    finally:
+        torch.is_autocast_enabled = asked
+
+
 def main(folder: str, mode: str, overrides: list[str]) -> None:
     world = World.from_environment("cpu")
     config = load_settings([], [f"train.global_batch_size={BATCH}", *overrides]).train
@@ -45,6 +58,13 @@ def main(folder: str, mode: str, overrides: list[str]) -> None:
         strategy = parallelize(Net(), world.device, config, (), lambda m: [{"params": list(m.parameters())}])
         strategy.settle(torch.zeros(1, 1, 8, 8, 8))
         checkpoints = Checkpoints(Path(folder), keep_last=3)
+        if mode == "dtype":
+            with as_on_a_gpu():
+                found = strategy.forward(torch.zeros(1, 1, 8, 8, 8), last=True).dtype
+            if world.is_main:
+                print(json.dumps({"dtype": str(found)}))
+            checkpoints.close()
+            return
 
         def steps(first: int, last: int) -> list[float]:
             losses = []

@@ -59,6 +59,7 @@ STRATEGIES = {
     "fsdp 4 ranks": (4, "adamw", ["train.strategy=fsdp"]),
     "fsdp in two groups": (4, "adamw", ["train.strategy=fsdp", "train.fsdp_shard_ranks=2"]),
     "zero 0": (2, "sgd", [*ZERO_SPELLS, "train.zero_stage=0"]),
+    "zero 2 alone": (1, "adamw", [*ZERO_SPELLS, "train.zero_stage=2"]),
     "zero 1": (2, "adamw", [*ZERO_SPELLS, "train.zero_stage=1"]),
     "zero 2": (2, "sgd", [*ZERO_SPELLS, "train.zero_stage=2"]),
     "zero 3": (2, "adamw", [*ZERO_SPELLS, "train.zero_stage=3"]),
@@ -94,6 +95,12 @@ def test_equals_the_plain_loop_and_resumes_exactly(name: str, tmp_path: Path) ->
         np.testing.assert_allclose(elsewhere["weights"], weights, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed"])
+def test_low_precision_reaches_the_network(strategy: str, tmp_path: Path) -> None:
+    said = job(2, tmp_path, "dtype", f"train.strategy={strategy}", "train.precision=bf16")
+    assert said["dtype"] == "torch.bfloat16"
+
+
 def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Path) -> None:
     override = "train.deterministic_reduction=true"
     results = [job(ranks, tmp_path / str(ranks), "fresh", override)["weights"] for ranks in (1, 2, 3)]
@@ -106,6 +113,8 @@ def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Pa
     [
         (["train.global_batch_size=1"], "without a sample"),
         (["train.strategy=fsdp", "train.global_batch_size=3"], "multiple of 2 ranks"),
+        (["train.strategy=fsdp", "train.channels_last=true"], "strategy ddp only"),
+        (["train.strategy=deepspeed", "train.channels_last=true"], "strategy ddp only"),
         (["train.strategy=fsdp", "train.precision=fp16"], "strategy ddp only"),
         (["train.strategy=fsdp", "train.deterministic_reduction=true"], "needs train.strategy=ddp"),
         (["train.fsdp_shard_ranks=2"], "needs train.strategy=fsdp"),

@@ -77,6 +77,28 @@ def test_neighbouring_jobs_get_unlike_ports_below_the_ephemeral_range() -> None:
     assert max(ports) < 32_768
 
 
+def test_cores_are_shared_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM may have bound each task to its own; where it has not, a rank sees the node's."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for visible, cpus_per_task, expected in ((8, "8", 8), (16, "8", 8), (8, None, 4)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=visible: set(range(cores)))
+        monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+        if cpus_per_task is not None:
+            monkeypatch.setenv("SLURM_CPUS_PER_TASK", cpus_per_task)
+        world = World(world_size=2, local_world_size=2, launched_by="srun")
+        assert world.threads() == expected
+        assert world.threads(3) == 3
+        assert replace(world, launched_by="torchrun").threads() == visible // 2
+
+
+def test_the_number_of_threads_may_be_set_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    for asked, alone, under_torchrun in (("1", 1, 8), ("3", 3, 3), ("", 16, 8), ("4,2", 16, 8)):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert World().threads() == alone
+        assert World(local_world_size=2, launched_by="torchrun").threads() == under_torchrun
+
+
 def test_an_unknown_or_absent_device_is_refused() -> None:
     with pytest.raises(UserError, match="one of auto, cpu, cuda"):
         World.from_environment("tpu", {})

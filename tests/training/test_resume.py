@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from liverseg_dist.config import load_settings
 from liverseg_dist.errors import EXIT_AGAIN, EXIT_USER
+from liverseg_dist.training.run_folder import refuse_other_settings
 from tests.distributed.launch import clean_environment, liverseg, torchrun, torchrun_command
 
 pytestmark = pytest.mark.distributed
@@ -147,6 +149,29 @@ def test_other_settings_do_not_continue_a_run(undisturbed: Path, phantom_store: 
     assert done.returncode == EXIT_USER
     assert "train.learning_rate=0.001, now 0.5 is asked for" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_an_error_advises_continues_the_run() -> None:
+    advised = ("train.nonfinite=skip", "data.unreadable=skip", "data.stall_timeout_s=999", "memory.budget_gib=20")
+    for override in (*advised, "train.strategy=deepspeed", "train.zero_stage=0"):
+        refuse_other_settings(load_settings([]), load_settings([], [override]), Path("run"))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_finished_run_started_again_keeps_its_bytes_and_its_checkpoint(
+    stage: int, phantom_store: Path, tmp_path: Path
+) -> None:
+    """Under DeepSpeed, in one process that no launcher has started."""
+    run = tmp_path / "run"
+    spelled = ("train.strategy=deepspeed", f"train.zero_stage={stage}", "train.ema_decay=0", "train.max_steps=2")
+    words = arguments(phantom_store, run, *spelled, "validation.every_steps=0")[2:]
+    done = liverseg(*words)
+    assert done.returncode == 0, done.stderr
+    weights, saved = sha256(run), (run / "checkpoints" / "step_2").stat().st_ino
+    again = liverseg(*words)
+    assert again.returncode == 0, again.stderr
+    assert "continues at step 2 of 2" in again.stdout
+    assert (sha256(run), (run / "checkpoints" / "step_2").stat().st_ino) == (weights, saved)
 
 
 def test_the_loss_scale_goes_on_where_it_was(phantom_store: Path, tmp_path: Path) -> None:

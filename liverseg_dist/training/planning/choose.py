@@ -61,10 +61,12 @@ def settled(settings: Settings, budget_gib: float, ranks: int, device: str) -> N
 
 
 def configured_levels(settings: Settings) -> tuple[int, ...]:
-    """The levels that `none`, `all` or a list of numbers stand for."""
-    wanted = settings.train.activation_checkpointing
+    """The levels that `none`, `all` or a list of numbers stand for. Raises `UserError` for one that is not there."""
+    wanted, depth = settings.train.activation_checkpointing, len(settings.model.features or ())
     if isinstance(wanted, str):
-        return tuple(range(len(settings.model.features or ()))) if wanted == "all" else ()
+        return tuple(range(depth)) if wanted == "all" else ()
+    if unknown := [level for level in wanted if not 0 <= level < depth]:
+        raise UserError(f"train.activation_checkpointing: no level {unknown[0]}; this network has 0 to {depth - 1}")
     return wanted
 
 
