@@ -22,7 +22,15 @@ from typing import Any
 import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
-from liverseg_dist.commands.run_cases import input_kind, inputs_for, load_runs, voxels_of
+from liverseg_dist.commands.run_cases import (
+    Seen,
+    input_kind,
+    inputs_for,
+    load_runs,
+    seen_in_training,
+    told_of_seen,
+    voxels_of,
+)
 from liverseg_dist.commands.together import tell_of_case, together
 from liverseg_dist.data.audit_summary import audit_summary
 from liverseg_dist.data.store import CaseStore, Part
@@ -73,6 +81,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--store is not given, and the run does not name one")
     store = CaseStore.open(store_path)
     case_ids, part, folder = _choose(args, runs[0], store)
+    seen = seen_in_training(runs, store, case_ids) if part != "train" else {}
+    if seen and args.part is None and args.cases is None:
+        raise UserError(
+            f"{told_of_seen(seen)}: an ensemble is judged on cases that none of its runs knows; make a store with a "
+            f"test set (convert.splits.test_fraction), or say --part {part} to score these all the same"
+        )
     inputs, unlabelled = inputs_for(store, case_ids, runs[0].settings, args.source)
     if not inputs.slabs:
         raise UserError(f"{store_path}: {part} has no labelled case; choose another --part or --cases")
@@ -81,9 +95,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     def work(watch: Watch) -> dict[str, Any]:
         if unlabelled:
             print(f"left out, without a label: {', '.join(unlabelled)}")
+        if seen:
+            print(f"warning: {told_of_seen(seen)}: expect less on others", file=sys.stderr)
         reused = _work(job, folder, world, watch)
         watch.mark(-1, "writing the results")
-        return agree(_finish(job, folder, _details(args, runs, part, inputs), reused) if world.is_main else None)
+        details = _details(args, runs, part, inputs, seen)
+        return agree(_finish(job, folder, details, reused) if world.is_main else None)
 
     return together(world, args.timeout, folder, work)
 
@@ -105,9 +122,10 @@ def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple
 
 def _job(args: argparse.Namespace, runs: list[LoadedRun], inputs: CaseInputs, folder: Path, world: World) -> Evaluation:
     fingerprint = fingerprint_of_runs(runs) | {"input": input_kind(inputs), "calibration": BINS}
-    masks = folder / "masks" if args.save_masks else None
-    if masks is not None:
-        masks.mkdir(parents=True, exist_ok=True)
+    masks = None
+    if args.save_masks:
+        masks = Ledger(folder / "masks" / LEDGER, fingerprint)
+        masks.folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(folder / LEDGER, fingerprint)
     predictor = predictor_for(runs, world.device, window_threads(args, world))
     return Evaluation(inputs, predictor, ledger, masks, folder / PICTURES)
@@ -185,7 +203,9 @@ def _read_ledger(ledger: Ledger, wanted: set[str]) -> tuple[list[dict[str, Any]]
         time.sleep(0.5)
 
 
-def _details(args: argparse.Namespace, runs: list[LoadedRun], part: str, inputs: CaseInputs) -> dict[str, Any]:
+def _details(
+    args: argparse.Namespace, runs: list[LoadedRun], part: str, inputs: CaseInputs, seen: Seen
+) -> dict[str, Any]:
     """What the report tells about the evaluation: nothing in it depends on ranks, time or machine."""
     settings = runs[0].settings.model_dump(mode="json")
     details: dict[str, Any] = {
@@ -202,6 +222,8 @@ def _details(args: argparse.Namespace, runs: list[LoadedRun], part: str, inputs:
         notes.append("64-slice slabs, placed with the help of the truth; outside them all is background")
     if part == "validation" and (args.run / POSTPROCESS).is_file():
         notes.append("post-processing was chosen on these cases: expect a little less on others")
+    if seen:
+        notes.append(f"{told_of_seen(seen)}: expect less on others")
     if notes:
         details["note"] = "; ".join(notes)
     details |= {name: settings[name] for name in ("inference", "data", "convert", "model", "loss", "train")}

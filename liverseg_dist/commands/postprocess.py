@@ -23,7 +23,14 @@ from typing import Any
 import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
-from liverseg_dist.commands.run_cases import input_kind, inputs_for, load_runs, voxels_of
+from liverseg_dist.commands.run_cases import (
+    input_kind,
+    inputs_for,
+    load_runs,
+    seen_in_training,
+    told_of_seen,
+    voxels_of,
+)
 from liverseg_dist.commands.together import tell_of_case, together
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.collectives import agree, barrier, gather
@@ -65,6 +72,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if store_path is None:
         raise UserError("--store is not given, and the run does not name one")
     store = CaseStore.open(store_path)
+    case_ids = store.ids(args.part, runs[0].settings.data.fold)
+    if args.part != "train" and (seen := seen_in_training(runs, store, case_ids)):
+        raise UserError(f"{told_of_seen(seen)}: what helps is chosen on cases that none of the runs knows")
     job = _job(args, runs, store, world)
     cases = len(job.inputs.slabs)
     if cases < LEAST_CASES:

@@ -13,6 +13,9 @@ from liverseg_dist.distributed.world import World
 from liverseg_dist.inference.case_inputs import CaseInputs, scans_of
 from liverseg_dist.inference.runs import LoadedRun, load_run, mirrored_axes
 
+Seen = dict[str, list[str]]
+"""Run -> cases to be scored that it was trained on."""
+
 
 def load_runs(
     args: argparse.Namespace, world: World, overrides: Sequence[str], postprocessed: bool = True
@@ -41,6 +44,20 @@ def _tell_what_is_not_mirrored(runs: Sequence[LoadedRun]) -> None:
             "(data.augmentation, data.mirror_axes)",
             file=sys.stderr,
         )
+
+
+def seen_in_training(runs: Sequence[LoadedRun], store: CaseStore, case_ids: Sequence[str]) -> Seen:
+    """Of these cases, those that each run was trained on, by the store's splits; runs that saw none are left out."""
+    wanted = set(case_ids)
+    seen = {run.path.name: sorted(wanted & set(store.ids("train", run.settings.data.fold))) for run in runs}
+    return {name: ids for name, ids in seen.items() if ids}
+
+
+def told_of_seen(seen: Seen) -> str:
+    return "; ".join(
+        f"{name} was trained on {', '.join(ids[:3])}{f' and {len(ids) - 3} more' if len(ids) > 3 else ''}"
+        for name, ids in seen.items()
+    )
 
 
 def inputs_for(

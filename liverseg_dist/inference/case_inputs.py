@@ -63,6 +63,8 @@ class CaseInputs:
                 parts[f"image {name}"] = _sha256(self.store.image(name))
         if self.sources is not None:
             parts["image"] = sha256_of(self._source(case_id))
+        elif len(self.slabs[case_id]) > 1:
+            parts["post-processed"] = "joined"  # once it was each slab by itself
         return fingerprint_of(parts)
 
     def pieces(self, case_id: str) -> Iterator[Piece]:

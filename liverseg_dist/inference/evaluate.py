@@ -19,6 +19,7 @@ from liverseg_dist.evaluation.pictures import save_pictures
 from liverseg_dist.inference.calibrate import Calibrator
 from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assembled
 from liverseg_dist.inference.cases import failure_line
+from liverseg_dist.inference.postprocess import postprocess
 from liverseg_dist.inference.predictor import Predictor
 from liverseg_dist.inference.segment import segment_onto
 from liverseg_dist.volume import Volume
@@ -31,8 +32,8 @@ class Evaluation:
     inputs: CaseInputs
     predictor: Predictor
     ledger: Ledger
-    masks: Path | None = None
-    """Folder for the predicted masks, if they are wanted."""
+    masks: Ledger | None = None
+    """Whose masks lie in the folder above it, if masks are wanted: they may be older than the scores."""
     pictures: Path | None = None
     together: Callable[[], AbstractContextManager[None]] | None = None
     """Entered while several processes compute one case's windows; its cases are never taken from the ledger."""
@@ -50,6 +51,7 @@ class Evaluation:
             scores = score_case(case_id, mask, truth.voxels, truth.spacing_mm) | {"calibration": calibration}
             if self.masks is not None:
                 write_mask(self.mask_file(case_id), mask, truth.grid)
+                self.masks.write(case_id, {"case_id": case_id}, known_by)
             if self.pictures is not None:
                 save_pictures(self.pictures, case_id, Volume(mask, truth.grid), truth, background)
         except RankLost:
@@ -77,11 +79,13 @@ class Evaluation:
 
     def mask_file(self, case_id: str) -> Path:
         assert self.masks is not None
-        return self.masks / f"{file_name(case_id)}.nii.gz"
+        return self.masks.folder.parent / f"{file_name(case_id)}.nii.gz"
 
     def _is_done(self, case_id: str, known_by: str) -> bool:
-        if self.masks is not None and not self.mask_file(case_id).is_file():
-            return False
+        if self.masks is not None:
+            written = self.mask_file(case_id).is_file() and self.masks.read(case_id, known_by) is not None
+            if not written:
+                return False
         return self.ledger.read(case_id, known_by) is not None
 
     def _segment(self, case_id: str, truth: Volume) -> tuple[np.ndarray, Volume | None, dict[str, Counts]]:
@@ -90,8 +94,10 @@ class Evaluation:
 
         def segment(piece: Piece) -> np.ndarray:
             watch = calibrator.of_piece(piece.image.grid.orientation, piece.slices)
-            return segment_onto(piece.image, truth.grid, self.predictor, self.inputs.settings, watch=watch).mask_zyx
+            settings = self.inputs.settings
+            return segment_onto(piece.image, truth.grid, self.predictor, settings, watch=watch, clean=False).mask_zyx
 
         pieces = self.inputs.pieces(case_id)
         mask, background = assembled(pieces, truth.grid, segment, self.pictures is not None)
+        postprocess(mask, truth.grid.spacing_mm, self.predictor.config)
         return mask, background, calibrator.counts()

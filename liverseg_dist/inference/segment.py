@@ -43,11 +43,12 @@ def segment_onto(
     settings: Settings,
     keep_probabilities: bool = False,
     watch: Watch | None = None,
+    clean: bool = True,
 ) -> Segmentation:
     """Predict a prepared image (HU) and bring the answer onto `target`, which may have any orientation.
 
     Beside the image and the result it holds one row of windows (see `predictor`). Probabilities cost 8 bytes a voxel
-    of `target` more. `watch` sees what `restored` yields.
+    of `target` more. `watch` sees what `restored` yields. `clean`: post-process, as is done once with a whole mask.
     """
     mask = np.zeros(target.shape, dtype=np.uint8)
     kept = {name: np.zeros(target.shape, np.float32) for name in STRUCTURES} if keep_probabilities else {}
@@ -60,7 +61,8 @@ def segment_onto(
             values[box] = structure_probability(values_FDHW, name, predictor.regions).cpu().numpy()
         if watch is not None:
             watch(box, values_FDHW)
-    postprocess(mask, target.spacing_mm, predictor.config)
+    if clean:
+        postprocess(mask, target.spacing_mm, predictor.config)
     return Segmentation(mask, kept)
 
 

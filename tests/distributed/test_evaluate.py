@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import liverseg_dist.inference.segment as segment
 from liverseg_dist.commands.main import main
+from liverseg_dist.data.nifti import read_nifti
 from liverseg_dist.data.store import CaseStore
+from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume, reorientation
 from tests.distributed.launch import clean_environment, torchrun, torchrun_command
 from tests.inference.small_run import SmallRun, shared_small_run
 
@@ -156,9 +161,8 @@ def test_whole_scans_masks_and_parts(small_run: SmallRun, tmp_path: Path, capsys
     assert summary["details"]["input"] == "scan"
     assert summary["calibration"]["liver"]["n_cases"] == summary["calibration"]["tumour"]["n_cases"] == 2
     assert summary["n_cases"] == len(store.ids("test"))
-    assert sorted(p.name for p in (run / "evaluation" / "masks").iterdir()) == [
-        f"{i}.nii.gz" for i in store.ids("test")
-    ]
+    masks = (run / "evaluation" / "masks").glob("*.nii.gz")
+    assert sorted(p.name for p in masks) == [f"{i}.nii.gz" for i in store.ids("test")]
     assert main([*common, "--part", "validation"]) == 0
     summary = json.loads((run / "evaluation" / "validation" / "summary.json").read_text())
     assert summary["details"]["input"] == "slab"
@@ -176,6 +180,85 @@ def test_whole_scans_masks_and_parts(small_run: SmallRun, tmp_path: Path, capsys
     theirs = json.loads((tmp_path / "s" / "summary.json").read_text())
     for key in ("dice_per_case", "dice_global", "assd_mm", "hd95_mm"):
         assert ours["liver"][key] == pytest.approx(theirs["liver"][key], rel=1e-6)
+
+
+def test_masks_are_those_of_the_scores_beside_them(small_run: SmallRun, tmp_path: Path) -> None:
+    """Also where an evaluation without masks stood between."""
+    common = ["evaluate", str(small_run.run), "--device", "cpu", "--threads", "1", "--part", "test"]
+    low, high = "inference.tumour_threshold=0.05", "inference.tumour_threshold=0.9"
+    for out, *words in (
+        ("a", low, "--save-masks"),
+        ("a", high),
+        ("a", high, "--save-masks"),
+        ("b", high, "--save-masks"),
+    ):
+        assert main([*common, *words, "--out", str(tmp_path / out)]) == 0
+    ours, fresh = (sorted((tmp_path / out / "masks").glob("*.nii.gz")) for out in ("a", "b"))
+    assert ours
+    assert [mask.read_bytes() for mask in ours] == [mask.read_bytes() for mask in fresh]
+
+
+def test_slabs_of_a_scan_are_post_processed_together(
+    small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lobe may hang on the rest of the liver in the next slab only."""
+
+    grids: list[Grid] = []
+
+    def lobes(target: Grid) -> np.ndarray:
+        """Two columns through all slices, which meet in some that only the first slab has."""
+        slices = np.zeros((target.shape[0], 3))
+        slices[:, 0] = np.arange(target.shape[0])
+        at = grids[0].index_of(target.world_mm(slices))[:, 0]
+        mask = np.zeros(target.shape, bool)
+        mask[:, 10:30, 10:30] = mask[:, 40:50, 10:30] = True
+        mask[(at > 5) & (at < 15), 10:50, 10:30] = True
+        return mask
+
+    def restored(image: Volume, target: Grid, *_: object) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+        grids.append(image.grid)
+        turned, _, _ = reorientation(target, image.grid.orientation)
+        slices = np.zeros((turned.shape[0], 3))
+        slices[:, 0] = np.arange(turned.shape[0])
+        at = image.grid.index_of(turned.world_mm(slices))[:, 0]
+        liver = lobes(turned) & ((at > -0.5) & (at < image.shape[0] - 0.5))[:, None, None]
+        whole = tuple(slice(0, edge) for edge in turned.shape)
+        yield whole, torch.from_numpy(np.stack([0.9 * liver, 0.0 * liver]).astype(np.float32))
+
+    store = tmp_path / "tiles.zarr"
+    coarse = ["convert.cleaning.spacing_mm=[1.5,8,8]", "convert.splits.test_fraction=0.4", "convert.splits.folds=2"]
+    tiled = ["convert.slab.policy=tile", "convert.workers=1"]
+    assert main(["convert", str(small_run.source), str(store), *coarse, *tiled]) == 0
+    monkeypatch.setattr(segment, "restored", restored)
+    tiles, out = ",".join(f"liver_2_tile{n}" for n in range(3)), tmp_path / "out"
+    words = ["--store", str(store), "--cases", tiles, "--out", str(out), "--save-masks", "--device", "cpu"]
+    assert main(["evaluate", str(small_run.run), *words, "inference.largest_component=true"]) == 0
+    assert len(grids) == 3
+    mask = read_nifti(out / "masks" / "liver_2.nii.gz").reoriented(CANONICAL_ORIENTATION)
+    covered = np.flatnonzero((mask.voxels > 0).any((1, 2)))
+    tall = (slice(covered.min(), covered.max() + 1), ...)
+    assert np.array_equal(mask.voxels[tall] > 0, lobes(mask.grid)[tall])
+
+
+def test_an_ensemble_is_not_judged_on_what_it_was_trained_on(
+    small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "s.zarr"
+    coarse = ["convert.cleaning.spacing_mm=[5,8,8]", "convert.splits.test_fraction=0", "convert.splits.folds=2"]
+    assert main(["convert", str(small_run.source), str(store), *coarse, "convert.workers=1"]) == 0
+    runs = [tmp_path / f"fold_{fold}" for fold in (0, 1)]
+    for fold, run in enumerate(runs):
+        shutil.copytree(small_run.run, run)
+        (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("fold: 0", f"fold: {fold}"))
+    words = [str(runs[0]), "--ensemble", str(runs[1]), "--store", str(store), "--device", "cpu"]
+    for command in ("evaluate", "postprocess"):
+        capsys.readouterr()
+        assert main([command, *words]) == 2
+        assert "fold_1 was trained on liver_" in capsys.readouterr().err
+    assert main(["evaluate", *words, "--part", "validation"]) == 0
+    assert "warning: fold_1 was trained on" in capsys.readouterr().err
+    (summary,) = (runs[0] / "evaluation").rglob("summary.json")
+    assert "fold_1 was trained on" in json.loads(summary.read_text())["details"]["note"]
 
 
 def test_mistakes_are_one_line(small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
