@@ -1,9 +1,10 @@
 """Clean CT scans and write them as one Zarr store. The same as tools/to_zarr.
 
-  tools/to_zarr Task03_Liver store.zarr
+  tools/to_zarr Task03_Liver store.zarr --config configs/task03_S.yaml  with the file that the run will be given
   tools/to_zarr Task03_Liver store.zarr --dry-run                       audit only, nothing is written
   tools/to_zarr Task03_Liver store.zarr convert.cleaning.spacing_mm=[3,1.5,1.5]
   tools/to_zarr Task03_Liver store.zarr --splits nnunet                 its five folds, no test set
+  tools/to_zarr nnUNet_raw/Dataset003_Liver store.zarr --splits splits_final.json
   tools/to_zarr Task03_Liver store.zarr --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT     sbatch --array=0-7
   tools/to_zarr Task03_Liver store.zarr --executor ray                  on the Ray cluster of this node (or RAY_ADDRESS)
   tools/to_zarr Task03_Liver store.zarr convert.cleaning.missing_label=impute convert.labels_from=runs/first
@@ -36,7 +37,7 @@ from liverseg_dist.data.conversion.pipeline import Conversion, run_jobs
 from liverseg_dist.data.conversion.records import CaseJob, CaseRecord
 from liverseg_dist.data.conversion.root import audit_of
 from liverseg_dist.data.msd import MsdDataset, read_dataset
-from liverseg_dist.data.splits import Splits, parted_patients
+from liverseg_dist.data.splits import Splits, check_split_files, parted_patients
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 from liverseg_dist.inference.labeller import RunLabeller
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.shard:
         number, total = _shard(args.shard)
         jobs = sorted(jobs, key=lambda job: job.case.case_id)[number::total]
+    check_split_files(settings.convert.splits, [case.case_id for case in (*dataset.training, *dataset.test)])
     if args.dry_run:
         records, made = _convert(jobs, args.executor, settings.convert.workers, "audit")
         _print_findings(dataset, records)

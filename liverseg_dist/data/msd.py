@@ -5,7 +5,9 @@
 `read_dataset(folder)` lists the cases without opening a scan. `dataset.json` is untrusted: its paths may not be
 absolute or climb out of the folder (`..`). Links placed in the folder are followed, because data sets on clusters
 often are folders of links; a warning tells of those that lead out of it. A file that is named but missing does not stop
-the others: it becomes a finding of its case. Without a `dataset.json`, images and labels are paired by file name.
+the others: it becomes a finding of its case. Without a `dataset.json`, or with one that lists no scans (nnU-Net's since
+version 2), images and labels are paired by file name. Of nnU-Net's image names the channel, `_0000`, is no part of the
+case's; MONAI's lists say `testing` for `test`.
 """
 
 import json
@@ -23,6 +25,9 @@ from liverseg_dist.labels import CLASS_NAMES
 INDEX = "dataset.json"
 MAX_INDEX_BYTES = 64 << 20
 MAX_ID_BYTES = 200
+TEST_KEYS = ("test", "testing")
+CHANNEL = "_0000"
+"""nnU-Net numbers the channels of images."""
 EXPECTED_LABELS = "0 background, 1 liver, 2 tumour (or cancer)"
 SYNONYMS = (
     ("background",),
@@ -76,10 +81,15 @@ def case_id_of(path: PurePosixPath | Path) -> str:
 
 def _from_index(folder: Path, index: Path) -> MsdDataset:
     content = _read_json(index)
-    _check_labels(content, index)
-    notes = _modality_notes(content, index)
+    notes = [*_check_labels(content, index), *_modality_notes(content, index)]
+    if not content.keys() & {"training", *TEST_KEYS}:
+        named = _from_names(folder)
+        return replace(named, notes=(*notes, *named.notes))
+    notes += _unread_notes(content)
     training = [_training_case(folder, index, entry) for entry in _entries(content, "training", index)]
-    test = [_test_case(folder, index, entry) for entry in _entries(content, "test", index)]
+    test = [_test_case(folder, index, entry) for key in TEST_KEYS for entry in _entries(content, key, index)]
+    if any(case.image.name.startswith(f"{case.case_id}{CHANNEL}.") for case in training):
+        test = [replace(case, case_id=case.case_id.removesuffix(CHANNEL)) for case in test]
     if not training and not test:
         raise UserError(f"{printable(index)}: names no scan under training or test")
     for key, cases in (("numTraining", training), ("numTest", test)):
@@ -111,10 +121,16 @@ def _read_json(index: Path) -> dict[str, Any]:
     return content
 
 
-def _check_labels(content: dict[str, Any], index: Path) -> None:
+def _check_labels(content: dict[str, Any], index: Path) -> list[Finding]:
+    """Raises `UserError` for other labels than ours."""
     labels = content.get("labels")
+    if labels is None:
+        text = f"{INDEX} names no labels; their voxels are read as {EXPECTED_LABELS}"
+        return [Finding("warning", "labels_unnamed", text)]
     if not isinstance(labels, dict):
-        raise UserError(f"{printable(index)}: labels are missing; expected {EXPECTED_LABELS}")
+        raise UserError(f"{printable(index)}: labels are no mapping; expected {EXPECTED_LABELS}")
+    # nnU-Net's region of liver and tumour: the files hold 0, 1 and 2 as well
+    labels = {key: 1 if value == [1, 2] else value for key, value in labels.items()}
     by_value = {str(key): value for key, value in labels.items()}
     if all(isinstance(value, int) for value in labels.values()):  # nnU-Net writes name: number
         by_value = {str(value): key for key, value in labels.items()}
@@ -124,6 +140,26 @@ def _check_labels(content: dict[str, Any], index: Path) -> None:
     for value, known in enumerate(SYNONYMS):
         if str(by_value[str(value)]).strip().lower() not in known:
             raise UserError(f"{printable(index)}: labels are {printable(named)}; expected {EXPECTED_LABELS}")
+    return []
+
+
+def _unread_notes(content: dict[str, Any]) -> list[Finding]:
+    """Of what looks like scans, or like a division of them, and is not read."""
+    notes = []
+    for key, value in content.items():
+        if key not in ("training", *TEST_KEYS) and isinstance(value, list) and any(map(_names_an_image, value)):
+            text = f"{INDEX} lists {len(value)} scans under {printable(key)}, which is not read; training and test are"
+            notes.append(Finding("warning", "unread_list", text))
+    training = content.get("training")
+    if isinstance(training, list) and any(isinstance(entry, dict) and "fold" in entry for entry in training):
+        text = f"{INDEX} names a fold for scans, which is not read; convert.splits.kind=file takes folds from a file"
+        notes.append(Finding("warning", "unread_folds", text))
+    return notes
+
+
+def _names_an_image(entry: object) -> bool:
+    name = entry.get("image") if isinstance(entry, dict) else entry
+    return isinstance(name, str) and name.endswith(SUFFIXES)
 
 
 def _modality_notes(content: dict[str, Any], index: Path) -> list[Finding]:
@@ -176,13 +212,16 @@ def _inside(folder: Path, index: Path, name: object) -> Path:
 
 
 def _case(image: Path, label: Path | None) -> MsdCase:
-    findings = []
+    findings, label_name = [], label
     if not _is_file(image):
         findings.append(Finding("error", "image_missing", f"{INDEX} names {_tail(image)}, which does not exist"))
     if label is not None and not _is_file(label):
         findings.append(Finding("warning", "label_missing", f"{INDEX} names {_tail(label)}, which does not exist"))
         label = None
-    return MsdCase(case_id_of(image), image, label, tuple(findings))
+    case_id = case_id_of(image)
+    if label_name is not None and case_id == f"{case_id_of(label_name)}{CHANNEL}":
+        case_id = case_id.removesuffix(CHANNEL)
+    return MsdCase(case_id, image, label, tuple(findings))
 
 
 def _is_file(path: Path) -> bool:
@@ -204,7 +243,8 @@ def _from_names(folder: Path) -> MsdDataset:
     labels = {case_id_of(path): path for path in _scans(folder / "labelsTr")}
     training = [_named_case(path, labels) for path in images]
     unpaired = set(labels) - {case.case_id for case in training}
-    notes = [Finding("warning", "no_index", f"no {INDEX}: images and labels are paired by file name")]
+    said = f"{INDEX} lists no scans" if (folder / INDEX).exists() else f"no {INDEX}"
+    notes = [Finding("warning", "no_index", f"{said}: images and labels are paired by file name")]
     if unpaired:
         some = ", ".join(map(printable, sorted(unpaired)[:3]))
         notes.append(Finding("warning", "label_without_image", f"{len(unpaired)} label(s) without an image: {some}"))
@@ -222,8 +262,8 @@ def _scans(folder: Path) -> list[Path]:
 
 def _named_case(image: Path, labels: dict[str, Path], part_label: bool = True) -> MsdCase:
     case_id = case_id_of(image)
-    if case_id not in labels and case_id.endswith("_0000"):  # nnU-Net numbers the channels of images
-        case_id = case_id.removesuffix("_0000")
+    if case_id not in labels and case_id.endswith(CHANNEL):
+        case_id = case_id.removesuffix(CHANNEL)
     label = labels.get(case_id)
     findings: tuple[Finding, ...] = ()
     if label is None and part_label:

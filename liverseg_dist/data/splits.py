@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from liverseg_dist.config import SplitConfig
 from liverseg_dist.errors import UserError
 
+log = logging.getLogger(__name__)
 NNUNET_SEED = 12345
 NNUNET_FOLDS = 5
 
@@ -136,8 +138,13 @@ def fold_count(config: SplitConfig) -> int:
 
 def check_split_files(config: SplitConfig, scans: Sequence[str]) -> None:
     """Refuse before the first scan is converted what would be refused after the last. Raises `UserError`."""
+    known = set(scans)
     if config.kind == "file":
-        _read_file(config)
+        test, folds = _read_file(config)
+        named = {*test, *(case for fold in folds for case in fold)}
+        strangers = sorted(name for name in named if name not in known and name.rpartition("_tile")[0] not in known)
+        if strangers:
+            raise UserError(f"{config.file}: {in_short(strangers)}: no scan of this data set")
     read_patients(config.patients, scans)
 
 
@@ -147,13 +154,18 @@ def _read_file(config: SplitConfig) -> tuple[list[str], list[list[str]]]:
         raise UserError('convert.splits.kind=file needs convert.splits.file, a JSON {"test": [...], "folds": [[...]]}')
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, list):  # nnU-Net's splits_final.json: [{"train": [...], "val": [...]}, ...]
+            content = {"folds": [fold["val"] for fold in content]}
         test, folds = content.get("test", []), content["folds"]
         if not isinstance(folds, list) or not all(
             isinstance(part, list) and all(isinstance(c, str) for c in part) for part in (test, *folds)
         ):
             raise TypeError("test and each fold are lists of case names")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f'{path}: not a JSON {{"test": [...], "folds": [[...], ...]}} ({error})') from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        form = '{"test": [...], "folds": [[...], ...]}, nor nnU-Net\'s splits_final.json'
+        raise UserError(f"{path}: not a JSON {form} ({error})") from None
     named = [*test, *(case for fold in folds for case in fold)]
     twice = sorted(case for case, count in Counter(named).items() if count > 1)
     if twice:
@@ -165,7 +177,16 @@ def _read_file(config: SplitConfig) -> tuple[list[str], list[list[str]]]:
 
 def _from_file(config: SplitConfig, known: set[str]) -> Splits:
     test, folds = _read_file(config)
-    strangers = sorted({*test, *(case for fold in folds for case in fold)} - known)
-    if strangers:
-        raise UserError(f"{config.file}: {', '.join(strangers[:5])} is no labelled case of this data set")
-    return Splits(tuple(sorted(test)), tuple(tuple(sorted(fold)) for fold in folds))
+    named = {*test, *(case for fold in folds for case in fold)}
+    if gone := sorted(named - known):
+        log.warning("%s: %s: no labelled case of this data set", config.file, in_short(gone))
+    if rest := sorted(known - named):
+        log.warning("%s: labelled, and in no part of the splits, so never used: %s", config.file, in_short(rest))
+    parts = tuple(tuple(sorted(known.intersection(fold))) for fold in folds)
+    if not any(parts):
+        raise UserError(f"{config.file}: no fold has a labelled case of this data set")
+    return Splits(tuple(sorted(known.intersection(test))), parts)
+
+
+def in_short(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -89,6 +89,32 @@ def test_spellings_of_the_same_labels(tmp_path: Path, labels: dict) -> None:
     assert len(read_dataset(make(tmp_path, changed(labels=labels))).training) == 2
 
 
+def test_nnunets_dataset_json_lists_no_scans(tmp_path: Path) -> None:
+    """Since version 2; its regions name liver with tumour."""
+    labels = {"background": 0, "liver": [1, 2], "tumor": 2}
+    folder = make(tmp_path, {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"})
+    for image in (folder / "imagesTr").iterdir():
+        image.rename(image.with_name(image.name.replace(".nii", "_0000.nii")))
+    dataset = read_dataset(folder)
+    assert dataset.training
+    assert all(case.label is not None and "_0000" not in case.case_id for case in dataset.training)
+    assert any("lists no scans: images and labels are paired" in note.message for note in dataset.notes)
+
+
+def test_a_list_of_monais(tmp_path: Path) -> None:
+    content = json.loads(json.dumps(changed(labels=None)))
+    tests = content.pop("test")
+    content["testing"] = [{"image": name} for name in tests]
+    content["validation"] = content["training"][:1]
+    for entry in content["training"]:
+        entry["fold"] = 0
+    dataset = read_dataset(make(tmp_path, content))
+    assert len(dataset.test) == len(tests)
+    told = " ".join(note.message for note in dataset.notes)
+    for words in ("names no labels", "1 scans under validation, which is not read", "names a fold"):
+        assert words in told
+
+
 @pytest.mark.parametrize(
     "labels",
     [
@@ -98,7 +124,6 @@ def test_spellings_of_the_same_labels(tmp_path: Path, labels: dict) -> None:
         {"0": "background", "1": "cancer", "2": "liver"},
         {"1": "background", "2": "liver", "3": "cancer"},
         ["background", "liver", "cancer"],
-        None,
         {},
     ],
 )

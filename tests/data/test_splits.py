@@ -90,8 +90,9 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ('{"folds": [["liver_0"], ["liver_0"]]}', "liver_0 stands in more than one part"),
-        ('{"folds": [["liver_9"]]}', "liver_9 is no labelled case"),
-        ("[]", "not a JSON"),
+        ('{"folds": [["liver_9"]]}', "no fold has a labelled case"),
+        ("[]", "names no fold"),
+        ("[3]", "not a JSON"),
         ("{", "not a JSON"),
     ],
 )
@@ -100,6 +101,30 @@ def test_a_wrong_file_is_refused(tmp_path: Path, content: str, said: str) -> Non
     cases = burdens(2)
     with pytest.raises(UserError, match=said):
         make_splits(cases, alone(cases), SplitConfig(kind="file", file=tmp_path / "s.json"))
+
+
+def test_nnunets_own_file_is_read(tmp_path: Path) -> None:
+    """`splits_final.json` of a preprocessed data set."""
+    cases = burdens(4)
+    a, b, c, d = sorted(cases)
+    folds = [{"train": [c, d], "val": [b, a]}, {"train": [a, b], "val": [c, d]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    made = make_splits(cases, alone(cases), SplitConfig(kind="file", file=tmp_path / "splits_final.json"))
+    assert made == Splits((), ((a, b), (c, d)))
+
+
+def test_what_a_file_leaves_out_or_names_in_vain_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cases = burdens(8)
+    first, second, *rest = sorted(cases)
+    (tmp_path / "s.json").write_text(json.dumps({"folds": [[first, "liver_999"], [second]]}))
+    config = SplitConfig(kind="file", file=tmp_path / "s.json")
+    assert make_splits(cases, alone(cases), config) == Splits((), ((first,), (second,)))
+    assert "liver_999: no labelled case" in caplog.text
+    assert f"never used: {', '.join(rest[:5])} and 1 more" in caplog.text
+    check_split_files(config, [*cases, "liver_999"])
+    with pytest.raises(UserError, match="liver_999: no scan of this data set"):
+        check_split_files(config, list(cases))
+    check_split_files(config, [*rest, "liver_999", first, second.removesuffix("_tile0")])
 
 
 def test_patient_names_are_not_kept(tmp_path: Path) -> None:

@@ -47,7 +47,6 @@ from liverseg_dist.data.conversion.writer import (
 from liverseg_dist.data.layout import CASES
 from liverseg_dist.data.msd import MsdDataset
 from liverseg_dist.data.spacing_table import read_spacing_table
-from liverseg_dist.data.splits import check_split_files
 from liverseg_dist.errors import UserError
 from liverseg_dist.locks import locked
 
@@ -79,7 +78,6 @@ class Conversion:
     @contextmanager
     def opened(self, *, force: bool) -> Iterator[None]:
         """The store's folder, made or continued. Raises `UserError` if it was made otherwise, unless `force`."""
-        check_split_files(self.convert.splits, self._ids)
         self._refuse_foreign_folder()
         with ExitStack() as session:
             with locked(self._locks.opening):
