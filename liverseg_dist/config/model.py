@@ -12,6 +12,8 @@ Blocks = Annotated[int, Field(ge=1, le=64)]
 Edge = Annotated[int, Field(ge=1, le=32)]
 Kernel = tuple[Edge, Edge, Edge]
 MOST_LEVELS = 16
+NORM_GROUPS = 8
+"""Of group norm; fewer where there are fewer channels."""
 
 
 class ModelConfig(Section):
@@ -24,7 +26,7 @@ class ModelConfig(Section):
     strides: tuple[Kernel, ...] | None = Field(default=None, min_length=1, max_length=MOST_LEVELS)
     """Stride (z, y, x) on entering each level, the first is 1, 1, 1; null: from the store's spacing and the patch."""
     kernels: tuple[Kernel, ...] | None = Field(default=None, min_length=1, max_length=MOST_LEVELS)
-    """Kernel (z, y, x) of each level; null: from the store's spacing."""
+    """Kernel (z, y, x) of each level, odd; null: from the store's spacing."""
     blocks_per_level: Blocks | tuple[Blocks, ...] | None = None
     norm: Literal["instance", "group"] = "instance"
     deep_supervision: bool = True
@@ -48,6 +50,18 @@ class ModelConfig(Section):
         if len(set(depths.values())) > 1:
             named = ", ".join(f"{name} has {n}" for name, n in depths.items())
             raise ValueError(f"one entry per level is needed in each list, but {named}; make them the same length")
+        return self
+
+    @model_validator(mode="after")
+    def _buildable(self) -> "ModelConfig":
+        if self.strides is not None and self.strides[0] != (1, 1, 1):
+            raise ValueError(f"the first of strides is [1, 1, 1], the image's own voxels, not {list(self.strides[0])}")
+        for kernel in self.kernels or ():
+            if any(edge % 2 == 0 for edge in kernel):
+                raise ValueError(f"kernels have odd edges, so that a voxel is their centre; not {list(kernel)}")
+        for channels in (self.features or ()) if self.norm == "group" else ():
+            if channels % min(NORM_GROUPS, channels):
+                raise ValueError(f"norm=group divides channels into {NORM_GROUPS} groups: {channels} cannot be")
         return self
 
 

@@ -8,6 +8,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from liverseg_dist.config.model import NORM_GROUPS
 from liverseg_dist.model.convolution import Conv, Triple, Up
 from liverseg_dist.model.rebuild import InstanceNormAct, recipe_through
 
@@ -89,7 +90,7 @@ class GroupNormAct(nn.GroupNorm):
     """Group norm, then leaky ReLU. Its activations are kept."""
 
     def __init__(self, channels: int, slope: float) -> None:
-        super().__init__(min(8, channels), channels)
+        super().__init__(min(NORM_GROUPS, channels), channels)
         self.slope = slope
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Settings: order of precedence, one clear line for each kind of mistake, and a round trip through the run's file."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,25 @@ def test_a_mistake_is_one_line_with_key_value_and_remedy(override: str, said: st
 def test_lists_of_unlike_depth_are_refused() -> None:
     with pytest.raises(UserError, match="features has 2, strides has 1; make them the same length"):
         load_settings([], ["model.features=[4,8]", "model.strides=[[1,1,1]]"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.strides=[[2,2,2],[2,2,2]]", "the first of strides is [1, 1, 1]"),
+        ("model.kernels=[[3,3,3],[2,3,3]]", "kernels have odd edges"),
+        ("train.betas=[1.5,0.9]", "train.betas"),
+    ],
+)
+def test_what_no_network_can_have_is_refused(override: str, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_settings([], [override])
+
+
+def test_group_norm_needs_whole_groups() -> None:
+    load_settings([], ["model.features=[4,16]", "model.norm=group"])
+    with pytest.raises(UserError, match="norm=group divides channels into 8 groups: 20 cannot be"):
+        load_settings([], ["model.features=[20,40]", "model.norm=group"])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
 from liverseg_dist.model.counts import dice_of, overlap_counts
 from liverseg_dist.model.losses import SegmentationLoss, build_loss, frequency_weights
 from liverseg_dist.model.losses.boundary import surface_distance
+from liverseg_dist.model.losses.terms import one_hot
 
 SHAPE = (3, 6, 8, 10)
 NAMES = get_args(LossConfig.model_fields["name"].annotation)
@@ -65,6 +66,17 @@ def test_focal_equals_monai(logits: Tensor, label: Tensor) -> None:
     per_voxel = theirs(logits, label.unsqueeze(1)).sum(1)  # only the true class's channel is not zero
     ours = make(name="dice_focal")(logits, label).parts["ce"]
     assert torch.allclose(ours, per_voxel.mean(), atol=1e-6)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 1.0, 2.0])
+def test_focal_has_a_gradient_where_the_truth_is_certain(gamma: float, regions: bool, label: Tensor) -> None:
+    channels = 2 if regions else 3
+    sure = (30 * one_hot(label, regions) - 15 * regions).requires_grad_()
+    make(name="focal", focal_gamma=gamma, regions=regions)(sure, label).total.backward()
+    assert sure.shape[1] == channels
+    assert sure.grad is not None
+    assert torch.isfinite(sure.grad).all()
 
 
 def test_regions_equal_monai_with_sigmoids(logits: Tensor, label: Tensor) -> None:

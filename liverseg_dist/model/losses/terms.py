@@ -31,15 +31,20 @@ def class_entropy(log_probability: Tensor, label_BDHW: Tensor, gamma: float) -> 
     Focal: https://arxiv.org/abs/1708.02002.
     """
     entropy = F.nll_loss(log_probability, label_BDHW.long(), ignore_index=IGNORE, reduction="none")
-    return entropy if gamma == 0 else (1 - torch.exp(-entropy)) ** gamma * entropy
+    return _focal(entropy, gamma)
 
 
 def region_entropy(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
     """Sigmoid (focal) cross-entropy per voxel, mean over regions, (B, D, H, W)."""
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    if gamma:
-        entropy = (1 - torch.exp(-entropy)) ** gamma * entropy
-    return entropy.mean(dim=1)
+    return _focal(entropy, gamma).mean(dim=1)
+
+
+def _focal(entropy: Tensor, gamma: float) -> Tensor:
+    """Times (1 - p)^gamma, where p is the probability of the truth; with a gradient also where p is 1 and gamma < 1."""
+    if gamma == 0:
+        return entropy
+    return (-torch.expm1(-entropy)).clamp_min(torch.finfo(entropy.dtype).tiny) ** gamma * entropy
 
 
 def one_hot(label_BDHW: Tensor, regions: bool, dtype: torch.dtype = torch.float32) -> Tensor:
