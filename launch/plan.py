@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import itertools
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 
 from launch.render import INDEX, BatchJob, Resources
 from liverseg_dist.commands.main import COMMANDS
+from liverseg_dist.commands.train import unlike
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.splits import fold_count
 from liverseg_dist.data.store import CaseStore
@@ -106,7 +108,10 @@ def _training(args: argparse.Namespace, request: Request, *, store_exists: bool)
     resources = request.resources
     check(settings.train, resources.ranks, torch.device("cuda" if resources.gpus_per_node else "cpu"))
     if store_exists:
-        CaseStore.open(settings.data.store).ids("train", settings.data.fold)
+        store = CaseStore.open(settings.data.store)
+        store.ids("train", settings.data.fold)
+        if told := unlike(settings, store, args.overrides):
+            print(f"warning: {told}", file=sys.stderr)
     return settings
 
 

@@ -1,10 +1,10 @@
 """Submit a liverseg command to SLURM; stopped by preemption, a time limit or a dead node, it continues by itself.
 
   python -m launch.submit train --nodes 2 --gpus-per-node 4 --time 24h --partition gpu \\
-      --config configs/task03_S.yaml data.store=STORE run.dir=runs/first
+      --config configs/task03_S.yaml data.store=STORE run.dir=runs/first train.global_batch_size=8
   python -m launch.submit train --dry-run --nodes 2 ...          print the batch file and stop
   python -m launch.submit train --array folds --config ... data.store=STORE run.dir=runs/cv
-  python -m launch.submit convert Task03_Liver STORE --array 8
+  python -m launch.submit convert Task03_Liver STORE --config ... --array 8
   python -m launch.submit chain Task03_Liver STORE --config ... run.dir=runs/first     convert, train, evaluate
   python -m launch.submit evaluate runs/first --store STORE --after 1234
   python -m launch.submit tune --nodes 4 --config configs/sweep.yaml data.store=STORE run.dir=runs/sweep

@@ -203,7 +203,7 @@ def _import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError("sweep.search=optuna needs Optuna: pip install optuna, or use random or grid") from None
+        raise UserError("sweep.search=optuna needs Optuna: run tools/setup again, or use random or grid") from None
     return optuna
 
 

@@ -2,8 +2,8 @@
 
   one process    liverseg train --config configs/demo_cpu.yaml data.store=STORE run.dir=runs/first
   two GPUs       torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 --nproc-per-node=2 \\
-                     -m liverseg_dist train --config configs/task03.yaml ...
-  a cluster      sbatch slurm/train.sbatch configs/task03.yaml      (or python -m launch.submit train ...)
+                     -m liverseg_dist train --config configs/task03_S.yaml data.store=STORE run.dir=runs/first
+  a cluster      sbatch slurm/train.sbatch configs/task03_S.yaml ...      (or python -m launch train ...)
 
 The run's folder gets config.yaml, TensorBoard events, metrics.jsonl, checkpoints/ and model.safetensors.
 """
@@ -13,9 +13,12 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+import torch
+
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.commands.together import together
 from liverseg_dist.config import Settings
+from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.collectives import agree
 from liverseg_dist.distributed.watch import Watch
 from liverseg_dist.distributed.world import World
@@ -49,7 +52,9 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     if not world.is_main:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
     store = open_store(settings)
-    _tell_unlike(unlike_the_store(settings, store), args.overrides, settings.data.store, world)
+    told = unlike(settings, store, args.overrides)
+    if told and world.is_main:
+        print(f"warning: {told}", file=sys.stderr)
     settings = resolve_settings(settings, store)
 
     def work(watch: Watch) -> dict[str, Any]:
@@ -60,23 +65,26 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         _agreed(lambda: folder.open(settings) if world.is_main else None)
         return _train(folder, parts, world, watch)
 
-    def told(watch: Watch, line: str) -> None:
+    def keep(watch: Watch, line: str) -> None:
         if world.is_main:
             with suppress(OSError):  # a full disk, which is perhaps what the line is about
                 folder.set_status("failed", watch.step, watch.last_step, line[:500])
 
-    return together(world, args.timeout, folder.path, work, told)
+    return together(world, args.timeout, folder.path, work, keep)
 
 
-def _tell_unlike(lines: list[str], overrides: list[str], store: str | None, world: World) -> None:
-    """Refused on the command line; told of a file, which may be another run's or the one for many conversions."""
+def unlike(settings: Settings, store: CaseStore, overrides: list[str]) -> str:
+    """What was asked for and the store decides otherwise, to be told; empty if nothing.
+
+    Of a file, which may be another run's or the one for many conversions; on the command line it raises `UserError`.
+    """
     here = [word.partition("=")[0] + "." for word in overrides]
+    lines = unlike_the_store(settings, store)
     for line in lines:
         key = line.partition(" ")[0] + "."
         if any(key.startswith(word) or word.startswith(key) for word in here):
-            raise UserError(f"{line}: the store decides it ({store}); leave it out, or convert again")
-    if lines and world.is_main:
-        print(f"warning: {store} decides: {'; '.join(lines)}", file=sys.stderr)
+            raise UserError(f"{line}: the store decides it ({store.path}); leave it out, or convert again")
+    return f"{store.path} decides: {'; '.join(lines)}; for these convert with --config" if lines else ""
 
 
 def _train(folder: RunFolder, parts: Parts, world: World, watch: Watch) -> dict[str, Any]:
@@ -117,8 +125,9 @@ def _plan(parts: Parts, world: World) -> str:
     settings: Settings = parts.settings
     parameters = sum(p.numel() for p in parts.strategy.plain.parameters())
     model = settings.model
+    threads = f", {torch.get_num_threads()} thread(s) each" if world.device.type == "cpu" else ""
     return (
-        f"{world.world_size} x {world.device.type}, {settings.train.strategy}, {settings.train.precision}; "
+        f"{world.world_size} x {world.device.type}, {settings.train.strategy}, {settings.train.precision}{threads}; "
         f"{model.architecture} with {parameters / 1e6:.2f} M parameters, features {list(model.features or ())}; "
         f"patch {'x'.join(map(str, settings.data.patch_size))}, global batch {settings.train.global_batch_size}; "
         f"{len(parts.train_ids)} cases to train on, {len(parts.validation_ids)} to validate"

@@ -65,7 +65,7 @@ def test_a_sweep_on_one_node_is_submitted(cluster: Cluster, phantom_store: Path,
     run = tmp_path / "sweep"
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     words = ["tune", "--config", str(tmp_path / "sweep.yaml"), f"data.store={phantom_store}", f"run.dir={run}"]
-    assert launch_submit([*words, "--cpus-per-task", "2", "--follow"]) == 0
+    assert launch_submit([*words, "--cpus-per-task", "2", "--mem-gib", "6", "--follow"]) == 0
     states = [trial["state"] for trial in json.loads((run / "sweep.json").read_text())["trials"]]
     assert "finished" in states
     assert set(states) <= {"finished", "pruned"}

@@ -187,7 +187,7 @@ def test_train_tells_what_a_file_says_otherwise_than_the_store(
     assert code == 0
     assert err.strip() == (
         f"warning: {phantom_store} decides: convert.cleaning.noise is none, not median; "
-        f"data.spacing_mm is {mm}, not (5.0, 5.0, 5.0)"
+        f"data.spacing_mm is {mm}, not (5.0, 5.0, 5.0); for these convert with --config"
     )
     (tmp_path / "other.yaml").write_text(f"data: {{spacing_mm: {list(mm)}}}")
     code, _, err = call(capsys, *base, *SMALL_STORE)
