@@ -88,6 +88,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.shard:
         number, total = _shard(args.shard)
         jobs = sorted(jobs, key=lambda job: job.case.case_id)[number::total]
+    splits = settings.convert.splits
+    if idle := sorted({"folds", "test_fraction"} & splits.model_fields_set) if splits.kind != "stratified" else []:
+        names = ", ".join(f"convert.splits.{key}" for key in idle)
+        print(f"warning: {names} change nothing with convert.splits.kind={splits.kind}", file=sys.stderr)
     check_split_files(settings.convert.splits, [case.case_id for case in (*dataset.training, *dataset.test)])
     if args.dry_run:
         records, made = _convert(jobs, args.executor, settings.convert.workers, "audit")

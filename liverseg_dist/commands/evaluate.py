@@ -13,6 +13,7 @@ inference.mirror=true may follow. The largest scans are computed by all ranks to
 """
 
 import argparse
+import json
 import sys
 import time
 from dataclasses import replace
@@ -42,7 +43,7 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFaile
 from liverseg_dist.evaluation.board import write_board
 from liverseg_dist.evaluation.calibration import BINS
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, write_results
+from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, SUMMARY, write_results
 from liverseg_dist.inference.case_inputs import CaseInputs
 from liverseg_dist.inference.cases import plan
 from liverseg_dist.inference.evaluate import Evaluation
@@ -90,6 +91,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     inputs, unlabelled = inputs_for(store, case_ids, runs[0].settings, args.source)
     if not inputs.slabs:
         raise UserError(f"{store_path}: {part} has no labelled case; choose another --part or --cases")
+    if args.out is None and args.source is None and _scored_scans(folder):
+        raise UserError(
+            f"{folder}: holds the scores of whole scans; give --source again, or another --out for those of slabs"
+        )
     job = _job(args, runs, inputs, folder, world)
 
     def work(watch: Watch) -> dict[str, Any]:
@@ -118,6 +123,15 @@ def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple
     default: Part = "test" if store.ids("test", fold) else "validation"
     part: Part = args.part or default
     return list(store.ids(part, fold)), part, args.out or (home if part == default else home / part)
+
+
+def _scored_scans(folder: Path) -> bool:
+    """Whether the scores that lie there are those to publish."""
+    try:
+        content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        return bool(content["details"]["input"] == "scan")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _job(args: argparse.Namespace, runs: list[LoadedRun], inputs: CaseInputs, folder: Path, world: World) -> Evaluation:
@@ -234,7 +248,10 @@ def _details(
 
 def _say(summary: dict[str, Any], folder: Path) -> None:
     kind = summary["details"]["input"]
-    print(f"{summary['n_cases']} cases, {kind}s, on the scans' own voxels")
+    aided = (
+        ", placed with the help of the truth (--source: whole scans, the score to publish)" if kind == "slab" else ""
+    )
+    print(f"{summary['n_cases']} cases, {kind}s{aided}, on the scans' own voxels")
     for structure in ("liver", "tumour"):
         scores = summary[structure]
         print(f"{structure:7}Dice {_shown(scores['dice_per_case'])} per case, {_shown(scores['dice_global'])} global")

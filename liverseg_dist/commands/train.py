@@ -17,7 +17,7 @@ import torch
 
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.commands.together import together
-from liverseg_dist.config import Settings
+from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.collectives import agree
 from liverseg_dist.distributed.watch import Watch
@@ -25,7 +25,7 @@ from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, LiversegError, RunFailed, UserError
 from liverseg_dist.inference.memory import keep_freed_memory
 from liverseg_dist.training.loop import Outcome, Trainer
-from liverseg_dist.training.run_folder import RunFolder
+from liverseg_dist.training.run_folder import RunFolder, refuse_other_settings
 from liverseg_dist.training.setup import Parts, build, open_store, resolve_settings, unlike_the_store
 
 
@@ -56,11 +56,23 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     if told and world.is_main:
         print(f"warning: {told}", file=sys.stderr)
     settings = resolve_settings(settings, store)
+    begun = folder.config.exists()
+    if settings.train.fine_tune.freeze != "none" and settings.model.pretrained is None and not begun:
+        raise UserError("train.fine_tune.freeze keeps random weights as they are without model.pretrained; give both")
+    if settings.data.patch_size[0] > settings.convert.slab.slices and world.is_main:
+        slices = settings.convert.slab.slices
+        print(
+            f"warning: data.patch_size is {settings.data.patch_size[0]} slices high, slabs have {slices}: the rest is "
+            "padding",
+            file=sys.stderr,
+        )
 
     def work(watch: Watch) -> dict[str, Any]:
         parts = build(settings, store, world)
         print(_plan(parts, world), flush=True)
         if args.dry_run:
+            if begun:
+                refuse_other_settings(load_settings([folder.config]), settings, folder.path)
             return {"run": str(folder.path), "dry_run": True}
         _agreed(lambda: folder.open(settings) if world.is_main else None)
         return _train(folder, parts, world, watch)

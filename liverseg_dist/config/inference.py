@@ -17,7 +17,8 @@ class InferenceConfig(Section):
     """Average over copies mirrored along the axes that training mirrored (all three: 8 copies, 8 times slower)."""
     batch_size: int = Field(default=1, ge=1)
     """Windows computed at once."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Of the network; tf32 is fp32 with NVIDIA's shorter products, and nothing else on a CPU."""
     tumour_threshold: float = Field(default=0.0, ge=0, lt=1)
     """Inside the liver a voxel is tumour from this probability on; 0: where tumour is the most likely class."""
     largest_component: bool = False

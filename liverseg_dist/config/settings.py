@@ -47,6 +47,12 @@ class Settings(Section):
         return yaml.safe_dump(_without_folders(self.model_dump()), sort_keys=False)
 
 
+ELSEWHERE = {
+    "lr": "learning_rate", "batch_size": "global_batch_size", "patch": "patch_size", "spacing": "spacing_mm",
+    "steps": "max_steps", "iterations": "max_steps", "wd": "weight_decay", "amp": "precision", "num_workers": "workers",
+    "tta": "mirror",
+}  # fmt: skip
+"""What other programs call it -> the key of ours."""
 Kind = TypeVar("Kind", bound=Settings)
 
 
@@ -146,9 +152,13 @@ def _first_line(error: ValidationError, origin: dict[str, str], kind: type[Setti
         parent: Any = kind
         for name in names[:-1]:
             parent = parent.model_fields[name].annotation
-        close = difflib.get_close_matches(names[-1], parent.model_fields, n=1)
+        close = [ELSEWHERE[names[-1]]] if ELSEWHERE.get(names[-1]) in parent.model_fields else []
+        close = close or difflib.get_close_matches(names[-1], parent.model_fields, n=1)
         known = ".".join([*names[:-1], close[0]]) if close else None
-        remedy = f"did you mean {known}?" if known else f"known here: {', '.join(parent.model_fields)}"
+        where_told = f"liverseg settings {'.'.join(names[:-1])}".rstrip()
+        remedy = (
+            f"did you mean {known}?" if known else f"known here: {', '.join(parent.model_fields)}; see {where_told}"
+        )
         return f"{where}: unknown key {key}; {remedy}"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem.get("input")

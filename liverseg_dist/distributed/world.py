@@ -131,7 +131,10 @@ def _from_torchrun(env: Mapping[str, str], device: str) -> World:
     one_node = "LOCAL_WORLD_SIZE" in env and local_world_size == world_size
     host = LOOPBACK if by == "hand" and one_node else values["MASTER_ADDR"]
     master = f"{host}:{values['MASTER_PORT']}"
-    return World(rank, local_rank, world_size, local_world_size, master, _device(device, local_rank), by)
+    found = _device(device, local_rank)
+    if found.type == "cuda" and local_world_size > (gpus := torch.cuda.device_count()):
+        raise UserError(f"{local_world_size} ranks on this node, and torch sees {gpus} GPU(s); start as many")
+    return World(rank, local_rank, world_size, local_world_size, master, found, by)
 
 
 def _from_slurm(env: Mapping[str, str], device: str) -> World:

@@ -63,7 +63,16 @@ def load_run(
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file}: the weights do not fit the model in {CONFIG} ({reason})") from None
+    if device.type == "cuda":
+        _set_arithmetic(settings.inference.precision)
     return LoadedRun(path, settings, model.to(device).eval(), sha256_of(file))
+
+
+def _set_arithmetic(precision: str) -> None:
+    """fp32 is that (cuDNN's default is TF32), and a scan gives the same mask each time."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def predictor_for(runs: Sequence[LoadedRun], device: torch.device, threads: int = 1) -> Predictor:

@@ -41,13 +41,14 @@ class PretrainedReport:
 def load_pretrained(model: nn.Module, path: Path, names: Mapping[str, str] | None = None) -> PretrainedReport:
     """Copy what fits into `model`; `names`: the file's name of a tensor -> ours (`model.foreign`).
 
-    Raises `UserError` when the file is unreadable or nothing fits.
+    Raises `UserError` when the file is unreadable, nothing fits, or most of it has other shapes.
     """
     source = read_tensors(path)
     if names is not None:
         source = {names.get(name, name): tensor for name, tensor in source.items()}
     report = PretrainedReport(path)
     target = model.state_dict()
+    unlike: list[str] = []
     for name, tensor in target.items():
         found = source.pop(name, None)
         if found is None:
@@ -60,9 +61,12 @@ def load_pretrained(model: nn.Module, path: Path, names: Mapping[str, str] | Non
             report.adapted.append(name)
         else:
             report.missing.append(name)
+            unlike.append(f"{name} is {list(found.shape)} there, {list(tensor.shape)} here")
     report.unused = sorted(source)
     if not report.matched and not report.adapted:
         raise UserError(f"{path}: none of its {len(report.unused)} tensors fits this network; check model.* settings")
+    if len(unlike) > len(report.matched) + len(report.adapted):
+        raise UserError(f"{path}: of another network: {unlike[0]}, and so on; give its model.features, kernels, blocks")
     return report
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -27,6 +28,8 @@ from liverseg_dist.distributed.collectives import agree, barrier, rank
 from liverseg_dist.distributed.watch import is_consequence
 from liverseg_dist.errors import RunFailed
 
+# With one process that is what is meant.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 SCHEMA = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"

@@ -28,6 +28,10 @@ FREE_TO_CHANGE = (
 those that only decide what becomes of a step or a case that would end the run."""
 
 
+NO_RUN = ("dataset.json", "imagesTr", "labelsTr", "zarr.json")
+"""What data sets and stores hold, where nobody means to train."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths of a run and the small files in it. Writing is for rank 0."""
@@ -54,6 +58,8 @@ class RunFolder:
         """Make the folder, or see that it belongs to these settings. True if a run was begun here before."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.config.exists():
+            if what := next((name for name in NO_RUN if (self.path / name).exists()), ""):
+                raise UserError(f"{self.path}: holds {what}, so it is no place for a run; choose another run.dir")
             strangers = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
             if "events" in " ".join(strangers) or "model.safetensors" in strangers:
                 raise UserError(f"{self.path}: holds run files but no config.yaml; choose another run.dir")

@@ -15,6 +15,10 @@ from liverseg_dist.errors import EXIT_FAILED, EXIT_USER
 from tests.conftest import SMALL_STORE
 from tests.distributed.launch import liverseg
 
+TINY_RUN = (
+    "data.patch_size=[16,32,32]", "data.workers=1", "model.features=[4,8]", "train.threads=1", "train.max_steps=1",
+    "validation.every_steps=0",
+)  # fmt: skip
 STORE = ("convert.cleaning.spacing_mm=[6,6,6]", "convert.splits.folds=2", "convert.workers=1")
 
 
@@ -168,11 +172,63 @@ def test_train_refuses_what_cannot_be_trained(
         ("data.spacing_mm=[1,1,1]", ", not (1.0, 1.0, 1.0): the store decides it"),
         ("data.intensity={lower_hu: 0, upper_hu: 1, mean: 0, std: 1}", "data.intensity is lower_hu="),
         ("convert.cleaning={noise: median}", "convert.cleaning.noise is none, not median: the store decides it"),
+        ("train.fine_tune.freeze=encoder", "without model.pretrained"),
+        ("train.activation_checkpointing=[17]", "train.activation_checkpointing: no level 17"),
     ]:
         code, _, err = call(capsys, *base, override)
         assert code == EXIT_USER
         assert said in err
     assert not (tmp_path / "run").exists()
+
+
+def test_train_keeps_out_of_what_is_no_run(
+    phantom_store: Path, phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(phantom_source.iterdir())
+    for folder, holds in ((phantom_source, "dataset.json"), (phantom_store, "zarr.json")):
+        words = ["train", "--device", "cpu", f"data.store={phantom_store}", f"run.dir={folder}", *TINY_RUN]
+        code, _, err = call(capsys, *words)
+        assert (code, err.strip()) == (
+            EXIT_USER,
+            f"liverseg: {folder}: holds {holds}, so it is no place for a run; choose another run.dir",
+        )
+    assert sorted(phantom_source.iterdir()) == before
+    assert not (phantom_store / "config.yaml").exists()
+
+
+def test_a_dry_run_of_train_says_what_the_run_would_say(
+    phantom_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["train", "--device", "cpu", f"data.store={phantom_store}", f"run.dir={tmp_path / 'run'}", *TINY_RUN]
+    assert call(capsys, *base)[0] == 0
+    code, _, err = call(capsys, *base, "--dry-run", "train.learning_rate=0.7")
+    assert code == EXIT_USER
+    assert "now 0.7 is asked for" in err
+    _, _, err = call(capsys, *base, "data.patch_size=[128,32,32]", f"run.dir={tmp_path / 'other'}", "--dry-run")
+    assert "data.patch_size is 128 slices high, slabs have 64: the rest is padding" in err
+
+
+def test_the_score_to_publish_is_not_replaced(
+    phantom_store: Path, phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["--device", "cpu", f"data.store={phantom_store}", f"run.dir={run}", *TINY_RUN]
+    assert call(capsys, "train", *words)[0] == 0
+    evaluate = ["evaluate", run, "--device", "cpu", "--threads", "1"]
+    code, out, _ = call(capsys, *evaluate, "--source", phantom_source)
+    assert (code, "with the help of the truth" in out) == (0, False)
+    code, _, err = call(capsys, *evaluate)
+    assert (code, "holds the scores of whole scans; give --source again" in err) == (EXIT_USER, True)
+    code, out, _ = call(capsys, *evaluate, "--out", tmp_path / "slabs")
+    assert (code, "with the help of the truth" in out) == (0, True)
+
+
+def test_split_settings_without_effect_are_told(
+    phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["convert", phantom_source, tmp_path / "s", "--dry-run", "convert.splits.kind=nnunet"]
+    _, _, err = call(capsys, *words, "convert.splits.folds=3", "convert.workers=1")
+    assert "warning: convert.splits.folds change nothing with convert.splits.kind=nnunet" in err
 
 
 def test_train_tells_what_a_file_says_otherwise_than_the_store(

@@ -68,6 +68,13 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         load_pretrained(make(1), tmp_path / "broken.safetensors")
 
 
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    """Some tensor of any network has a shape that fits."""
+    save_file(make(1, features=(8, 16, 16)).state_dict(), tmp_path / "wide.safetensors")
+    with pytest.raises(UserError, match=r"of another network: encoder\..* is \[8, .*\] there, \[4, .*\] here"):
+        load_pretrained(make(2), tmp_path / "wide.safetensors")
+
+
 class Dangerous:
     def __reduce__(self) -> tuple:
         return print, ("this must never run",)
