@@ -6,10 +6,12 @@ that `--help` answers at once instead of importing torch.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from liverseg_dist import __version__
@@ -67,6 +69,7 @@ def _run(module: object, args: argparse.Namespace) -> int:
         result = module.run(args)  # type: ignore[attr-defined]
     except LiversegError as error:
         print(f"liverseg: {error}", file=sys.stderr)
+        _tell_torchrun(str(error))
         if args.json:
             print(json.dumps({"error": str(error), "exit_code": error.exit_code}), flush=True)
         return error.exit_code
@@ -79,9 +82,20 @@ def _run(module: object, args: argparse.Namespace) -> int:
     except OSError as error:
         print(f"liverseg: {os_error_line(error)}", file=sys.stderr)
         return EXIT_FAILED
+    if isinstance(result, dict) and result.get("error"):
+        _tell_torchrun(str(result["error"]))
     if args.json:
         print(json.dumps(result if result is not None else {}), flush=True)
     return int(result.get("exit_code", EXIT_DONE)) if isinstance(result, dict) else EXIT_DONE
+
+
+def _tell_torchrun(line: str) -> None:
+    """torchrun ends the log with its own account of the failure, which has the reason if it finds it in this file."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        content = {"message": {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with contextlib.suppress(OSError), open(file, "w", encoding="utf-8") as stream:
+            json.dump(content, stream)
 
 
 def _top_parser() -> argparse.ArgumentParser:

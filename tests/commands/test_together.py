@@ -6,6 +6,7 @@ import pytest
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.inference import evaluate as evaluating
+from tests.distributed.launch import torchrun
 from tests.inference.small_run import SmallRun, shared_small_run
 from tests.test_files import little_room
 
@@ -50,3 +51,10 @@ def test_a_full_disk_is_told_with_the_file_and_the_remedy(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("liverseg: ")]
     assert "/ledger/" in line or "cases.jsonl" in line, line
     assert "File too large" in line
+
+
+@pytest.mark.distributed
+def test_torchruns_own_last_words_have_the_reason(tmp_path: Path) -> None:
+    done = torchrun(2, "-m", "liverseg_dist", "train", "data.store=nowhere", f"run.dir={tmp_path / 'run'}")
+    assert done.returncode != 0
+    assert "  traceback : nowhere: no Zarr store is there" in done.stderr.splitlines()[-2]
