@@ -1,4 +1,4 @@
-"""`python -m launch` is `python -m launch.submit`."""
+"""`python -m launch` is `python -m launch`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python -m launch.submit doctor --nodes 2 --gpus-per-node 4 --folder runs`: a short job tries what training needs.
+"""`python -m launch doctor --nodes 2 --gpus-per-node 4 --folder runs`: a short job tries what training needs.
 
 Whether the nodes see the folder and how fast they write there, whether all ranks meet, the all-reduce bandwidth between
 them, clocks, versions, free GPUs: a row per node, then a verdict with a remedy for each finding. Exit code 1 when
@@ -52,7 +52,7 @@ def submit(args: argparse.Namespace, resources: Resources, command: str, argumen
     parser.add_argument("--json", action="store_true")
     own, unknown = parser.parse_known_args(list(arguments))
     if unknown:
-        raise UserError(f"doctor takes no {unknown[0]}; see python -m launch.submit --help for what it asks SLURM for")
+        raise UserError(f"doctor takes no {unknown[0]}; see python -m launch --help for what it asks SLURM for")
     if args.cluster == "debug":
         raise UserError(
             "doctor: tries nodes, so it needs --cluster slurm or local; `liverseg doctor` looks at this one"

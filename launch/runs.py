@@ -1,8 +1,8 @@
 """`launch.submit status|logs|cancel RUN`: jobs found again from the run's folder alone, on another machine or day.
 
-python -m launch.submit status runs/first runs/second [--json]
-python -m launch.submit logs runs/first [--job ID] [--follow] [--lines N]
-python -m launch.submit cancel runs/first [--job ID]
+python -m launch status runs/first runs/second [--json]
+python -m launch logs runs/first [--job ID] [--follow] [--lines N]
+python -m launch cancel runs/first [--job ID]
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Row:
 
 def run(command: str, argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog=f"python -m launch.submit {command}",
+        prog=f"python -m launch {command}",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

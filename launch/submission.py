@@ -126,7 +126,7 @@ def _tell(steps: Sequence[Step], job_ids: Sequence[str], *, parsable: bool) -> N
         tasks = f", tasks {step.job.array}" if step.job.array else ""
         print(f"job {job_id}: {step.job.name}{tasks}{after}")
     shown = shlex.quote(str(_short(folder)))
-    print(f"watch: python -m launch.submit logs {shown} --follow   or: status {shown}   stop: cancel {shown}")
+    print(f"watch: python -m launch logs {shown} --follow   or: status {shown}   stop: cancel {shown}")
 
 
 def _short(path: Path) -> Path:

@@ -1,19 +1,19 @@
 """Submit a liverseg command to SLURM; stopped by preemption, a time limit or a dead node, it continues by itself.
 
-  python -m launch.submit train --nodes 2 --gpus-per-node 4 --time 24h --partition gpu \\
+  python -m launch train --nodes 2 --gpus-per-node 4 --time 24h --partition gpu \\
       --config configs/task03_S.yaml data.store=STORE run.dir=runs/first train.global_batch_size=8
-  python -m launch.submit train --dry-run --nodes 2 ...          print the batch file and stop
-  python -m launch.submit train --array folds --config ... data.store=STORE run.dir=runs/cv
-  python -m launch.submit convert Task03_Liver STORE --config ... --array 8
-  python -m launch.submit chain Task03_Liver STORE --config ... run.dir=runs/first     convert, train, evaluate
-  python -m launch.submit evaluate runs/first --store STORE --after 1234
-  python -m launch.submit tune --nodes 4 --config configs/sweep.yaml data.store=STORE run.dir=runs/sweep
-  python -m launch.submit doctor --nodes 2 --folder runs         try the nodes, network and file system first
-  python -m launch.submit status|logs|cancel runs/first
+  python -m launch train --dry-run --nodes 2 ...          print the batch file and stop
+  python -m launch train --array folds --config ... data.store=STORE run.dir=runs/cv
+  python -m launch convert Task03_Liver STORE --config ... --array 8
+  python -m launch chain Task03_Liver STORE --config ... run.dir=runs/first     convert, train, evaluate
+  python -m launch evaluate runs/first --store STORE --after 1234
+  python -m launch tune --nodes 4 --config configs/sweep.yaml data.store=STORE run.dir=runs/sweep
+  python -m launch doctor --nodes 2 --folder runs         try the nodes, network and file system first
+  python -m launch status|logs|cancel runs/first
 
 COMMAND is any liverseg command, tune, or chain; the options below may stand anywhere, all others are the command's own
-(so are all after --). Batch file, records and logs go to the run's folder, which must be on a shared file system:
-job.sbatch there can be submitted again by hand. One task per GPU, or --tasks-per-node.
+(so are all after --): liverseg COMMAND --help. Batch file, records and logs go to the run's folder, which must be on a
+shared file system: job.sbatch there can be submitted again by hand. One task per GPU, or --tasks-per-node.
 """
 
 import argparse
@@ -33,8 +33,8 @@ OVER_RUNS = ("status", "logs", "cancel")
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m launch.submit",
-        usage="python -m launch.submit COMMAND [options] [the command's arguments]",
+        prog="python -m launch",
+        usage="python -m launch COMMAND [options] [the command's arguments]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -105,7 +105,7 @@ def split(argv: Sequence[str]) -> tuple[argparse.Namespace, str, list[str]]:
     args, unknown = parser().parse_known_args(ours)
     if not unknown or unknown[0].startswith("-"):
         what = f"{unknown[0]} is no option of launch.submit" if unknown else "no command"
-        raise UserError(f"{what}; it goes: python -m launch.submit COMMAND [options] (see --help)")
+        raise UserError(f"{what}; it goes: python -m launch COMMAND [options] (see --help)")
     return args, unknown[0], [*unknown[1:], *rest]
 
 

@@ -121,6 +121,10 @@ def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Pa
         (["train.strategy=fsdp", "train.compile=true"], "zero_stage=3 cuts the same state"),
         (["train.precision=tf32"], "NVIDIA GPU"),
         (["train.strategy=deepspeed", "train.zero_stage=3", "train.ema_decay=0.9"], "use zero_stage 2"),
+        (
+            ["train.strategy=deepspeed", "train.zero_stage=2", "train.offload_optimizer=true", "train.nonfinite=skip"],
+            "zero_stage 1 or 3",
+        ),
         (["train.offload_optimizer=true"], "needs train.strategy=deepspeed"),
     ],
 )

@@ -57,7 +57,7 @@ def test_other_mistakes(train: list[str], capsys: Capture, tmp_path: Path) -> No
     assert "fold" in refused(capsys, *train, "data.fold=7")
     assert "data.fold: --array folds gives" in refused(capsys, *train, "--array", "folds", "data.fold=1")
     assert "no such command" in refused(capsys, "trian", "x=1")
-    assert "it goes: python -m launch.submit COMMAND" in refused(capsys, "--nodez", "2", *train)
+    assert "it goes: python -m launch COMMAND" in refused(capsys, "--nodez", "2", *train)
     assert "one process" in refused(capsys, "verify", "x.zarr", "--nodes", "2")
     assert "holds no dataset.json" in refused(capsys, "chain", str(tmp_path), "s.zarr", "run.dir=x")
     assert "no jobs/ here" in refused(capsys, "status", str(tmp_path))
