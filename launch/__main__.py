@@ -1,4 +1,4 @@
-"""`python -m launch` is `python -m launch`."""
+"""`python -m launch`: see `launch.submit`."""
 
 import sys
 

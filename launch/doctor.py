@@ -48,7 +48,7 @@ class Finding:
 
 def submit(args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]) -> int:
     """Submit, wait, print table and verdict; the exit code. Raises `UserError`."""
-    parser = argparse.ArgumentParser(prog="launch.submit doctor", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="launch doctor", description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", action="store_true")
     own, unknown = parser.parse_known_args(list(arguments))
     if unknown:

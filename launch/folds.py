@@ -4,7 +4,7 @@ had not seen it.
   python -m launch.folds runs/cv 5
 
 Reads RUN/fold_K/evaluation/validation, writes RUN/evaluation (summary.json, cases.csv, report.html, ledger). It is the
-last job of `launch.submit train --array folds`.
+last job of `launch train --array folds`.
 """
 
 import argparse

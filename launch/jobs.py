@@ -97,16 +97,18 @@ def progress_mark(folder: Path) -> int:
     homes = {home for pattern in patterns for home in folder.glob(pattern)}
     steps = sum(max((_number(path.name) for path in home.glob("step_*")), default=0) for home in homes)
     ledgers = ("ledger", "evaluation/**/ledger", "fold_*/evaluation/**/ledger", ".liverseg/records")
-    entries = {path for pattern in ledgers for path in folder.glob(f"{pattern}/*.json")}
-    newest_ms = max((_changed_ms(path) for path in entries), default=0)
-    return steps + len(entries) + newest_ms
+    found = {path for pattern in ledgers for path in folder.glob(f"{pattern}/*.json")}
+    done_ms = [changed_ms for path in found if (changed_ms := _done_ms(path))]
+    return steps + len(done_ms) + max(done_ms, default=0)
 
 
-def _changed_ms(path: Path) -> int:
-    """0 for a file that has just been withdrawn."""
+def _done_ms(path: Path) -> int:
+    """When a case was scored, or a scan settled; 0 for a failure, which each start tries again and writes anew."""
     try:
-        return path.stat().st_mtime_ns // 1_000_000
-    except FileNotFoundError:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        done = entry.get("error", "") is None or entry.get("final") is True
+        return path.stat().st_mtime_ns // 1_000_000 if done else 0
+    except (OSError, ValueError, AttributeError):
         return 0
 
 

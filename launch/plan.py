@@ -19,6 +19,7 @@ from typing import NoReturn
 import torch
 
 from launch.render import INDEX, BatchJob, Resources
+from liverseg_dist.commands.evaluate import refuse_slabs_over_scans
 from liverseg_dist.commands.main import COMMANDS
 from liverseg_dist.commands.train import unlike
 from liverseg_dist.config import Settings, load_settings
@@ -26,6 +27,7 @@ from liverseg_dist.data.splits import fold_count
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.parallelize import check
 from liverseg_dist.errors import UserError
+from liverseg_dist.evaluation.results import EVALUATION
 
 RANKED = ("train", "evaluate", "predict")
 """Commands that divide their work among ranks; the others run in one process."""
@@ -81,6 +83,8 @@ def plan(request: Request) -> list[Step]:
     if request.resources.ranks > 1 and request.command not in RANKED:
         raise UserError(f"{request.command} runs in one process; ask for one node and one task")
     run = args.run if request.command == "evaluate" else Path("runs/jobs")
+    if request.command == "evaluate" and not (args.source or args.out or args.part or args.cases):
+        refuse_slabs_over_scans(run / EVALUATION)
     job = _job(request, request.command, request.arguments, request.folder or run)
     results = args.out if request.command in ("evaluate", "predict") else None
     return [Step(dataclasses.replace(job, progress=results.absolute() if results is not None else None))]
@@ -197,7 +201,7 @@ def _convert(request: Request, args: argparse.Namespace, folder: Path) -> BatchJ
 
 def _chain(request: Request) -> list[Step]:
     """`chain SRC STORE [--config FILE] [KEY=VALUE]`: convert, then train, then evaluate."""
-    parser = _Parser(prog="launch.submit chain")
+    parser = _Parser(prog="python -m launch chain")
     parser.add_argument("source", type=Path, metavar="SRC")
     parser.add_argument("store", type=Path, metavar="STORE")
     parser.add_argument("--config", action="append", type=Path, default=[], metavar="FILE")

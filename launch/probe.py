@@ -1,4 +1,4 @@
-"""What each rank of `launch.submit doctor` runs: looks at its node, meets the others, and says what it found.
+"""What each rank of `launch doctor` runs: looks at its node, meets the others, and says what it found.
 
   srun ... python -m launch.probe --folder DIR --word WORD --gpus N
 

@@ -197,7 +197,7 @@ def _until_all_is_saved() -> None:
 
 def folder_of(job: int) -> Path:
     """On the node; short, as Unix sockets lie in it."""
-    return temp_folder() / str(job)
+    return temp_folder(str(job))
 
 
 def log_of(folder: Path) -> Path:

@@ -93,7 +93,7 @@ def render(job: BatchJob) -> str:
         home.append("export MASTER_ADDR MASTER_PORT")
     again = shlex.quote(str(job.file))
     return f"""#!/bin/bash
-# {job.name}; written by launch.submit. To submit it again by hand: sbatch {again}
+# {job.name}; written by launch. To submit it again by hand: sbatch {again}
 {options}
 
 {chr(10).join(home)}

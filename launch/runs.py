@@ -1,4 +1,4 @@
-"""`launch.submit status|logs|cancel RUN`: jobs found again from the run's folder alone, on another machine or day.
+"""`launch status|logs|cancel RUN`: jobs found again from the run's folder alone, on another machine or day.
 
 python -m launch status runs/first runs/second [--json]
 python -m launch logs runs/first [--job ID] [--follow] [--lines N]
@@ -62,7 +62,7 @@ def run(command: str, argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     for folder in args.runs:
         if not (folder / "jobs").is_dir():
-            raise UserError(f"{folder}: no jobs/ here; give the folder that launch.submit put its job files in")
+            raise UserError(f"{folder}: no jobs/ here; give the folder that launch put its job files in")
     if command == "status":
         return _status(args)
     return _logs(args) if command == "logs" else _cancel(args)
@@ -146,7 +146,7 @@ def _chosen(args: argparse.Namespace, run_folder: Path) -> list[Row]:
     if args.job:
         found = [row for row in found if args.job in (row.job_id, row.job_id.split("_")[0])]
         if not found:
-            raise UserError(f"{run_folder}: has no job {args.job}; `launch.submit status {run_folder}` lists them")
+            raise UserError(f"{run_folder}: has no job {args.job}; `launch status {run_folder}` lists them")
     return found
 
 

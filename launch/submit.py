@@ -6,7 +6,7 @@
   python -m launch train --array folds --config ... data.store=STORE run.dir=runs/cv
   python -m launch convert Task03_Liver STORE --config ... --array 8
   python -m launch chain Task03_Liver STORE --config ... run.dir=runs/first     convert, train, evaluate
-  python -m launch evaluate runs/first --store STORE --after 1234
+  python -m launch evaluate runs/first --store STORE --source Task03_Liver --after 1234
   python -m launch tune --nodes 4 --config configs/sweep.yaml data.store=STORE run.dir=runs/sweep
   python -m launch doctor --nodes 2 --folder runs         try the nodes, network and file system first
   python -m launch status|logs|cancel runs/first
@@ -104,7 +104,7 @@ def split(argv: Sequence[str]) -> tuple[argparse.Namespace, str, list[str]]:
         ours, rest = ours[:at], ours[at + 1 :]
     args, unknown = parser().parse_known_args(ours)
     if not unknown or unknown[0].startswith("-"):
-        what = f"{unknown[0]} is no option of launch.submit" if unknown else "no command"
+        what = f"{unknown[0]} is no option of launch" if unknown else "no command"
         raise UserError(f"{what}; it goes: python -m launch COMMAND [options] (see --help)")
     return args, unknown[0], [*unknown[1:], *rest]
 
@@ -120,14 +120,14 @@ def run(argv: Sequence[str] | None = None) -> int:
         module: Any = importlib.import_module("launch.doctor" if command == "doctor" else "launch.submission")
         return int(module.submit(args, resources_from(args), command, arguments))
     except LiversegError as error:
-        print(f"launch.submit: {error}", file=sys.stderr)
+        print(f"launch: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"launch.submit: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"launch: {where}{error.strerror or error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("launch.submit: no longer watching; submitted jobs go on", file=sys.stderr)
+        print("launch: no longer watching; submitted jobs go on", file=sys.stderr)
         return EXIT_USER
 
 

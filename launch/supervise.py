@@ -205,7 +205,7 @@ class Supervisor:
                 pause_s = min(30.0, 2 * pause_s)
 
     def _again_locally(self, verdict: Verdict, state: JobState) -> int:
-        if self.asked == "SIGTERM":  # `launch.submit cancel`, or the machine goes down
+        if self.asked == "SIGTERM":  # `launch cancel`, or the machine goes down
             self._say("stopped; submit it again to continue")
             return self._close(state, "cancelled", verdict.story, EXIT_AGAIN)
         self._close(state, "requeued", verdict.story, 0)

@@ -15,7 +15,7 @@ UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 def open_lock(path: Path) -> int:
     """Descriptor of the lock file, made when missing. To read and write: NFS 4 shares a lock with readers alone."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # the umask decides whether a group shares it
 
 
 def take_lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:

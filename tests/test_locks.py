@@ -45,6 +45,16 @@ def test_a_lock_is_taken_or_told_to_be_missing(file_system: object, shared: bool
                 pass
 
 
+def test_a_group_shares_a_lock_where_the_umask_lets_it(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        with locked(tmp_path / "x"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o664
+
+
 def test_a_conversion_runs(file_system: object, tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", cases=2)
     code, said = convert(source, tmp_path / "store")

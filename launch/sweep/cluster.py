@@ -85,22 +85,22 @@ def running(
                     shutil.rmtree(session, ignore_errors=True)
 
 
-LONGEST_FOLDER = 107 - len("/12345678/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store")
+LONGEST_FOLDER = 107 - len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store")
 """A Unix socket's path has 107 characters at most."""
 
 
-def temp_folder() -> Path:
-    """Per user; short, as Unix sockets lie in it: in /tmp where a job's own TMPDIR leaves them no room.
+def temp_folder(inside: str = "") -> Path:
+    """Per user; short, as Unix sockets lie in it (or in its folder `inside`): in /tmp where TMPDIR leaves them no room.
 
     Raises `UserError` where others have been there before.
     """
     folder = Path(tempfile.gettempdir()) / f"ray-{getpass.getuser()}"
-    if len(str(folder)) > LONGEST_FOLDER:
+    if len(str(folder / inside)) > LONGEST_FOLDER:
         folder = Path("/tmp") / folder.name  # of mode 0700, and nobody else's: see below  # nosec B108
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise UserError(f"{folder}: belongs to another user; set TMPDIR to a folder of yours")
-    return folder
+    return folder / inside
 
 
 def write_token(file: Path) -> None:

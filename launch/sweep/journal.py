@@ -90,7 +90,11 @@ class Journal:
         self._lock = open_lock(folder / ".lock")
         try:
             if not take_lock(self._lock, wait=False):
-                log.warning("%s: this file system has no locks: see to it that no other sweep works here", folder)
+                log.warning(
+                    "%s: this file system has no locks: see to it that no other sweep works here; a Ray that stands "
+                    "still is not noticed",
+                    folder,
+                )
         except BlockingIOError:
             os.close(self._lock)
             raise UserError(f"{folder}: another sweep works here; wait for it, or choose another run.dir") from None

@@ -91,10 +91,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     inputs, unlabelled = inputs_for(store, case_ids, runs[0].settings, args.source)
     if not inputs.slabs:
         raise UserError(f"{store_path}: {part} has no labelled case; choose another --part or --cases")
-    if args.out is None and args.source is None and _scored_scans(folder):
-        raise UserError(
-            f"{folder}: holds the scores of whole scans; give --source again, or another --out for those of slabs"
-        )
+    if args.out is None and args.source is None:
+        refuse_slabs_over_scans(folder)
     job = _job(args, runs, inputs, folder, world)
 
     def work(watch: Watch) -> dict[str, Any]:
@@ -125,13 +123,17 @@ def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple
     return list(store.ids(part, fold)), part, args.out or (home if part == default else home / part)
 
 
-def _scored_scans(folder: Path) -> bool:
-    """Whether the scores that lie there are those to publish."""
+def refuse_slabs_over_scans(folder: Path) -> None:
+    """The scores to publish are not replaced by others. Raises `UserError`."""
     try:
         content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        return bool(content["details"]["input"] == "scan")
+        scans = content["details"]["input"] == "scan"
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return
+    if scans:
+        raise UserError(
+            f"{folder}: holds the scores of whole scans; give --source again, or another --out for those of slabs"
+        )
 
 
 def _job(args: argparse.Namespace, runs: list[LoadedRun], inputs: CaseInputs, folder: Path, world: World) -> Evaluation:

@@ -49,7 +49,7 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
 
 def window_threads(args: argparse.Namespace, world: World) -> int:
     """Threads that compute windows: `--threads`, or this rank's share of the cores up to `MOST_THREADS`."""
-    return args.threads or min(world.threads(), MOST_THREADS)
+    return args.threads or min(world.cores, MOST_THREADS)
 
 
 def settings_from(args: argparse.Namespace) -> Settings:

@@ -14,7 +14,7 @@ from liverseg_dist.inference.case_inputs import CaseInputs, scans_of
 from liverseg_dist.inference.runs import LoadedRun, load_run, mirrored_axes
 
 Seen = dict[str, list[str]]
-"""Run -> cases to be scored that it was trained on."""
+"""A run's folder -> cases to be scored that it was trained on."""
 
 
 def load_runs(
@@ -47,15 +47,20 @@ def _tell_what_is_not_mirrored(runs: Sequence[LoadedRun]) -> None:
 
 
 def seen_in_training(runs: Sequence[LoadedRun], store: CaseStore, case_ids: Sequence[str]) -> Seen:
-    """Of these cases, those that each run was trained on, by the store's splits; runs that saw none are left out."""
-    wanted = set(case_ids)
-    seen = {run.path.name: sorted(wanted & set(store.ids("train", run.settings.data.fold))) for run in runs}
-    return {name: ids for name, ids in seen.items() if ids}
+    """Of these cases, those that each run was trained on, if it was on this store; runs that saw none are left out."""
+    wanted, seen = set(case_ids), {}
+    for run in runs:
+        own = run.settings.data.store
+        if own is not None and Path(own).resolve() == Path(store.path).resolve():
+            ids = sorted(wanted.intersection(store.ids("train", run.settings.data.fold)))
+            if ids:
+                seen[str(run.path)] = ids
+    return seen
 
 
 def told_of_seen(seen: Seen) -> str:
     return "; ".join(
-        f"{name} was trained on {', '.join(ids[:3])}{f' and {len(ids) - 3} more' if len(ids) > 3 else ''}"
+        f"{Path(name).name} was trained on {', '.join(ids[:3])}{f' and {len(ids) - 3} more' if len(ids) > 3 else ''}"
         for name, ids in seen.items()
     )
 

@@ -98,7 +98,7 @@ class SplitConfig(Section):
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of patients held out as the test set (`stratified` only)."""
     file: Path | None = None
-    """kind=file: JSON {"test": [...], "folds": [[...], ...]} of case ids."""
+    """kind=file: JSON {"test": [...], "folds": [[...], ...]} of case ids, or nnU-Net's splits_final.json."""
     patients: Path | None = None
     """CSV `case,patient`; scans of one patient never part."""
 

@@ -121,7 +121,8 @@ class TrainConfig(Section):
     profile_steps: tuple[int, int] | None = None
     """[first, last] steps (from 1) of which rank 0 writes RUN/profile/*.json, for https://ui.perfetto.dev."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads per rank; 0: OMP_NUM_THREADS, or the cores this node offers, divided among its ranks."""
+    """CPU threads per rank; 0: OMP_NUM_THREADS (under torchrun if more than 1, which is torchrun's own), or the cores
+    this node offers, divided among its ranks."""
 
 
 class CheckpointConfig(Section):

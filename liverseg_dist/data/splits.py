@@ -183,9 +183,13 @@ def _from_file(config: SplitConfig, known: set[str]) -> Splits:
     if rest := sorted(known - named):
         log.warning("%s: labelled, and in no part of the splits, so never used: %s", config.file, in_short(rest))
     parts = tuple(tuple(sorted(known.intersection(fold))) for fold in folds)
-    if not any(parts):
-        raise UserError(f"{config.file}: no fold has a labelled case of this data set")
-    return Splits(tuple(sorted(known.intersection(test))), parts)
+    left = tuple(sorted(known.intersection(test)))
+    if not any(parts) and not left:
+        raise UserError(f"{config.file}: no part has a labelled case of this data set")
+    for number, part in enumerate(parts):
+        if not part and any(parts):
+            log.warning("%s: fold %d has no labelled case: nothing to validate on", config.file, number)
+    return Splits(left, parts)
 
 
 def in_short(names: Sequence[str]) -> str:

@@ -81,9 +81,13 @@ class World:
                 self._meet(timedelta(seconds=timeout_s))
             except RuntimeError as error:
                 raise RunFailed(not_met(f"rank {self.global_rank}", self.master, error)) from error
+        local_rank = os.environ.get("LOCAL_RANK")
         try:
             yield self
         finally:
+            os.environ.pop("LOCAL_RANK", None)  # DeepSpeed may have been told another
+            if local_rank is not None:
+                os.environ["LOCAL_RANK"] = local_rank
             if dist.is_initialized():  # left open, some ranks abort at interpreter exit and turn a good job into FAILED
                 dist.destroy_process_group()
 
@@ -106,15 +110,20 @@ class World:
     def threads(self, wanted: int = 0) -> int:
         """CPU threads for this rank: `wanted`, or OMP_NUM_THREADS, or this node's cores divided among its ranks.
 
-        torchrun itself sets OMP_NUM_THREADS to 1 for several ranks where nobody has; that 1 says nothing. Where SLURM
-        binds tasks to cores (TaskPlugin=task/affinity, task/cgroup) a rank sees its own share alone.
+        torchrun itself sets OMP_NUM_THREADS to 1 for several ranks where nobody has; that 1 says nothing.
         """
         asked = os.environ.get("OMP_NUM_THREADS", "")
         if not wanted and asked.isdecimal() and int(asked) > (1 if self.launched_by == "torchrun" else 0):
             return int(asked)
-        cores = len(os.sched_getaffinity(0))
-        own = self.launched_by == "srun" and cores <= int(os.environ.get("SLURM_CPUS_PER_TASK", "0"))
-        return wanted or max(1, cores // (1 if own else self.local_world_size))
+        return wanted or self.cores
+
+    @property
+    def cores(self) -> int:
+        """This rank's share of the node's. Where SLURM binds tasks to cores (TaskPlugin=task/affinity, task/cgroup) a
+        rank sees its own alone."""
+        visible = len(os.sched_getaffinity(0))
+        own = self.launched_by == "srun" and visible <= int(os.environ.get("SLURM_CPUS_PER_TASK", "0"))
+        return max(1, visible // (1 if own else self.local_world_size))
 
 
 def backend_for(device: torch.device) -> str:
@@ -132,7 +141,8 @@ def _from_torchrun(env: Mapping[str, str], device: str) -> World:
     host = LOOPBACK if by == "hand" and one_node else values["MASTER_ADDR"]
     master = f"{host}:{values['MASTER_PORT']}"
     found = _device(device, local_rank)
-    if found.type == "cuda" and local_world_size > (gpus := torch.cuda.device_count()):
+    shared = by == "torchrun"  # by hand each rank may have been given GPUs of its own
+    if shared and found.type == "cuda" and local_world_size > (gpus := torch.cuda.device_count()):
         raise UserError(f"{local_world_size} ranks on this node, and torch sees {gpus} GPU(s); start as many")
     return World(rank, local_rank, world_size, local_world_size, master, found, by)
 

@@ -5,8 +5,6 @@ any number of ranks (DeepSpeed's own ZeRO checkpoints are bound to theirs) and u
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,9 +35,9 @@ class Zero(Strategy):
             plain.forward = torch.autocast(device.type, self._autocast_dtype)(plain.forward)
         if not dist.is_initialized():  # DeepSpeed wants a group of one, too; `World.connected` ends it
             dist.init_process_group(backend_for(device), store=dist.HashStore(), rank=0, world_size=1)
-        with _local_rank(device):
-            made = deepspeed.initialize(model=plain, optimizer=optimizer, config=_engine_config(config))
-        self._engine = made[0]
+        # The GPU that DeepSpeed takes, now and later; only torchrun sets it. `World.connected` puts it back.
+        os.environ["LOCAL_RANK"] = str(device.index or 0)
+        self._engine, _, _, _ = deepspeed.initialize(model=plain, optimizer=optimizer, config=_engine_config(config))
         self._sharded = config.zero_stage > 0
         self._stage = config.zero_stage
         self.skips_nonfinite = not self._sharded  # DeepSpeed updates before it tells the norm
@@ -151,20 +149,6 @@ def _engine_config(config: TrainConfig) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-
-
-@contextmanager
-def _local_rank(device: torch.device) -> Iterator[None]:
-    """DeepSpeed takes the GPU of that number; only torchrun sets it, and it may see other GPUs than this process."""
-    before = os.environ.get("LOCAL_RANK")
-    os.environ["LOCAL_RANK"] = str(device.index or 0)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["LOCAL_RANK"]
-        else:
-            os.environ["LOCAL_RANK"] = before
 
 
 def _import_deepspeed(device: torch.device) -> Any:

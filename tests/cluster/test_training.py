@@ -1,6 +1,6 @@
 """The real trainer on the real SLURM: however a job is disturbed, it ends with the bytes of an undisturbed run.
 
-Two nodes with one rank each, a tiny U-Net on phantoms. slurm/train.sbatch and launch.submit, srun and torchrun.
+Two nodes with one rank each, a tiny U-Net on phantoms. slurm/train.sbatch and launch, srun and torchrun.
 """
 
 import hashlib

@@ -90,7 +90,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ('{"folds": [["liver_0"], ["liver_0"]]}', "liver_0 stands in more than one part"),
-        ('{"folds": [["liver_9"]]}', "no fold has a labelled case"),
+        ('{"folds": [["liver_9"]]}', "no part has a labelled case"),
         ("[]", "names no fold"),
         ("[3]", "not a JSON"),
         ("{", "not a JSON"),
@@ -121,6 +121,12 @@ def test_what_a_file_leaves_out_or_names_in_vain_is_told(tmp_path: Path, caplog:
     assert make_splits(cases, alone(cases), config) == Splits((), ((first,), (second,)))
     assert "liver_999: no labelled case" in caplog.text
     assert f"never used: {', '.join(rest[:5])} and 1 more" in caplog.text
+    (tmp_path / "t.json").write_text(json.dumps({"test": sorted(cases), "folds": [[]]}))
+    everything = make_splits(cases, alone(cases), SplitConfig(kind="file", file=tmp_path / "t.json"))
+    assert everything == Splits(tuple(sorted(cases)), ((),)), "as for a store that is only tested on"
+    (tmp_path / "e.json").write_text(json.dumps({"folds": [[first, second], ["liver_999"]]}))
+    make_splits(cases, alone(cases), SplitConfig(kind="file", file=tmp_path / "e.json"))
+    assert "fold 1 has no labelled case" in caplog.text
     check_split_files(config, [*cases, "liver_999"])
     with pytest.raises(UserError, match="liver_999: no scan of this data set"):
         check_split_files(config, list(cases))

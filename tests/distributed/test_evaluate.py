@@ -249,7 +249,8 @@ def test_an_ensemble_is_not_judged_on_what_it_was_trained_on(
     runs = [tmp_path / f"fold_{fold}" for fold in (0, 1)]
     for fold, run in enumerate(runs):
         shutil.copytree(small_run.run, run)
-        (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("fold: 0", f"fold: {fold}"))
+        config = (run / "config.yaml").read_text().replace("fold: 0", f"fold: {fold}")
+        (run / "config.yaml").write_text(config.replace(str(small_run.store), str(store)))
     words = [str(runs[0]), "--ensemble", str(runs[1]), "--store", str(store), "--device", "cpu"]
     for command in ("evaluate", "postprocess"):
         capsys.readouterr()
@@ -258,7 +259,12 @@ def test_an_ensemble_is_not_judged_on_what_it_was_trained_on(
     assert main(["evaluate", *words, "--part", "validation"]) == 0
     assert "warning: fold_1 was trained on" in capsys.readouterr().err
     (summary,) = (runs[0] / "evaluation").rglob("summary.json")
+    assert str(tmp_path) not in json.loads(summary.read_text())["details"]["note"]
     assert "fold_1 was trained on" in json.loads(summary.read_text())["details"]["note"]
+    elsewhere = [word if word != str(store) else str(small_run.store) for word in words]
+    ids = ",".join(CaseStore.open(small_run.store).case_ids[:1])
+    assert main(["evaluate", *elsewhere, "--cases", ids, "--out", str(tmp_path / "elsewhere")]) == 0
+    assert "was trained on" not in capsys.readouterr().err, "nobody knows what it saw of another store"
 
 
 def test_mistakes_are_one_line(small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

