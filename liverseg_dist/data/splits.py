@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,19 +29,27 @@ class Splits:
 
 
 def make_splits(
-    burden: Mapping[str, float], patients: Mapping[str, str], config: SplitConfig, held_out: Collection[str] = ()
+    burden: Mapping[str, float],
+    patients: Mapping[str, str],
+    config: SplitConfig,
+    held_out: Collection[str] = (),
+    scans: Mapping[str, str] | None = None,
 ) -> Splits:
-    """Splits of the labelled cases. `burden`: tumour over liver volume; `patients`: case to patient.
+    """Splits of the labelled cases. `burden`: tumour over liver volume; `patients`: case to patient; `scans`: case to
+    the scan it is a slab of (None: each is one), which `nnunet` and `file` mean. Raises `UserError`.
 
-    Raises `UserError`.
     `held_out`: labelled cases that the data set itself sets apart as a test set. With `stratified` and `nnunet` they
     are the test set, or part of it, and no fold holds another scan of their patients (`nnunet` knows no patients).
     """
+    of_scan: dict[str, list[str]] = {}
+    for case in burden:
+        of_scan.setdefault(scans[case] if scans is not None else case, []).append(case)
     if config.kind == "file":
-        return _from_file(config, set(burden))
+        return _from_file(config, of_scan)
     ours = {case: share for case, share in burden.items() if case not in held_out}
     if config.kind == "nnunet":
-        return Splits(tuple(sorted(held_out)), nnunet_folds(ours))
+        folds = nnunet_folds([scan for scan, cases in of_scan.items() if not set(held_out).intersection(cases)])
+        return Splits(tuple(sorted(held_out)), tuple(_cases_of(fold, of_scan) for fold in folds))
     apart = {patients[case] for case in held_out}
     test = {case for case in burden if patients[case] in apart}
     splits = _stratified({case: share for case, share in ours.items() if case not in test}, patients, config)
@@ -175,21 +183,27 @@ def _read_file(config: SplitConfig) -> tuple[list[str], list[list[str]]]:
     return test, folds
 
 
-def _from_file(config: SplitConfig, known: set[str]) -> Splits:
+def _from_file(config: SplitConfig, of_scan: Mapping[str, Sequence[str]]) -> Splits:
+    """`of_scan`: the labelled cases of each scan; the file may name either."""
+    known = {name: [name] for cases in of_scan.values() for name in cases} | dict(of_scan)
     test, folds = _read_file(config)
-    named = {*test, *(case for fold in folds for case in fold)}
-    if gone := sorted(named - known):
+    named = {*test, *(name for fold in folds for name in fold)}
+    if gone := sorted(named - known.keys()):
         log.warning("%s: %s: no labelled case of this data set", config.file, in_short(gone))
-    if rest := sorted(known - named):
+    left, parts = _cases_of(test, known), tuple(_cases_of(fold, known) for fold in folds)
+    used = {case for part in (left, *parts) for case in part}
+    if rest := sorted(scan for scan, cases in of_scan.items() if not used.issuperset(cases)):
         log.warning("%s: labelled, and in no part of the splits, so never used: %s", config.file, in_short(rest))
-    parts = tuple(tuple(sorted(known.intersection(fold))) for fold in folds)
-    left = tuple(sorted(known.intersection(test)))
-    if not any(parts) and not left:
+    if not used:
         raise UserError(f"{config.file}: no part has a labelled case of this data set")
     for number, part in enumerate(parts):
         if not part and any(parts):
             log.warning("%s: fold %d has no labelled case: nothing to validate on", config.file, number)
     return Splits(left, parts)
+
+
+def _cases_of(names: Iterable[str], known: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    return tuple(sorted(case for name in names for case in known.get(name, ())))
 
 
 def in_short(names: Sequence[str]) -> str:

@@ -133,6 +133,22 @@ def test_what_a_file_leaves_out_or_names_in_vain_is_told(tmp_path: Path, caplog:
     check_split_files(config, [*rest, "liver_999", first, second.removesuffix("_tile0")])
 
 
+@pytest.mark.parametrize("kind", ["nnunet", "file"])
+def test_slabs_of_a_scan_stay_together(kind: str, tmp_path: Path) -> None:
+    """nnU-Net's folds, and a file's, are of scans; a file may name slabs, too."""
+    scans = {f"liver_{n}_tile{tile}": f"liver_{n}" for n in range(7) for tile in range(n % 3 + 1)}
+    cases = dict.fromkeys(scans, 0.1)
+    folds = nnunet_folds(sorted(set(scans.values())))
+    (tmp_path / "s.json").write_text(json.dumps({"folds": folds}))
+    made = make_splits(cases, alone(cases), SplitConfig(kind=kind, file=tmp_path / "s.json"), (), scans)
+    assert [sorted({scans[case] for case in fold}) for fold in made.folds] == [sorted(fold) for fold in folds]
+    assert sorted(case for fold in made.folds for case in fold) == sorted(cases)
+    if kind == "file":
+        (tmp_path / "s.json").write_text(json.dumps({"folds": [["liver_2_tile1"], ["liver_3"]]}))
+        made = make_splits(cases, alone(cases), SplitConfig(kind=kind, file=tmp_path / "s.json"), (), scans)
+        assert made.folds == (("liver_2_tile1",), ("liver_3_tile0",))
+
+
 def test_patient_names_are_not_kept(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("case,patient\na,Jane Doe\nb,Jane Doe\nc,John Roe\n")
     patients = read_patients(tmp_path / "p.csv", ["a", "b", "c", "d"])

@@ -96,7 +96,8 @@ def _splits(
     labelled = {case_id: slab["class_voxels"] for case_id, slab in cases.items() if _by_people(slab)}
     burden = {case_id: tumour / max(1, liver + tumour) for case_id, (_, liver, tumour) in labelled.items()}
     held_out = {case_id for record in records if not record.training for case_id in record.slabs}
-    return make_splits(burden, patients, convert.splits, held_out & burden.keys())
+    scans = {case_id: cases[case_id]["parent"] for case_id in burden}
+    return make_splits(burden, patients, convert.splits, held_out & burden.keys(), scans)
 
 
 def _by_people(slab: Mapping[str, Any]) -> bool:
