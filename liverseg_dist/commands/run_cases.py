@@ -47,12 +47,16 @@ def _tell_what_is_not_mirrored(runs: Sequence[LoadedRun]) -> None:
 
 
 def seen_in_training(runs: Sequence[LoadedRun], store: CaseStore, case_ids: Sequence[str]) -> Seen:
-    """Of these cases, those that each run was trained on, if it was on this store; runs that saw none are left out."""
+    """Of these cases, those that each run was trained on; runs that saw none, or other data, are left out.
+
+    That it was this data is told by the intensities, which are computed from the training cases; the store may lie
+    elsewhere by now.
+    """
     wanted, seen = set(case_ids), {}
     for run in runs:
-        own = run.settings.data.store
-        if own is not None and Path(own).resolve() == Path(store.path).resolve():
-            ids = sorted(wanted.intersection(store.ids("train", run.settings.data.fold)))
+        data = run.settings.data
+        if data.intensity == store.intensity and data.spacing_mm == store.spacing_mm:
+            ids = sorted(wanted.intersection(store.ids("train", data.fold)))
             if ids:
                 seen[str(run.path)] = ids
     return seen

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import liverseg_dist.inference.segment as segment
 from liverseg_dist.commands.main import main
@@ -249,8 +250,10 @@ def test_an_ensemble_is_not_judged_on_what_it_was_trained_on(
     runs = [tmp_path / f"fold_{fold}" for fold in (0, 1)]
     for fold, run in enumerate(runs):
         shutil.copytree(small_run.run, run)
-        config = (run / "config.yaml").read_text().replace("fold: 0", f"fold: {fold}")
-        (run / "config.yaml").write_text(config.replace(str(small_run.store), str(store)))
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        intensity = CaseStore.open(store).intensity.model_dump()
+        config["data"] |= {"fold": fold, "store": str(store), "intensity": intensity}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
     words = [str(runs[0]), "--ensemble", str(runs[1]), "--store", str(store), "--device", "cpu"]
     for command in ("evaluate", "postprocess"):
         capsys.readouterr()
