@@ -29,6 +29,7 @@ from liverseg_dist.commands.run_cases import (
     inputs_for,
     load_runs,
     seen_in_training,
+    store_for,
     told_of_seen,
     voxels_of,
 )
@@ -77,10 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)  # windows are computed side by side instead: the same bits for any number of threads
     keep_freed_memory()
     runs = load_runs(args, world, args.overrides)
-    store_path = args.store or runs[0].settings.data.store
-    if store_path is None:
-        raise UserError("--store is not given, and the run does not name one")
-    store = CaseStore.open(store_path)
+    store = store_for(args, runs)
     case_ids, part, folder = _choose(args, runs[0], store)
     seen = seen_in_training(runs, store, case_ids) if part != "train" else {}
     if seen and args.part is None and args.cases is None:
@@ -90,7 +88,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     inputs, unlabelled = inputs_for(store, case_ids, runs[0].settings, args.source)
     if not inputs.slabs:
-        raise UserError(f"{store_path}: {part} has no labelled case; choose another --part or --cases")
+        raise UserError(f"{store.path}: {part} has no labelled case; choose another --part or --cases")
     if args.out is None and args.source is None:
         refuse_slabs_over_scans(folder)
     job = _job(args, runs, inputs, folder, world)

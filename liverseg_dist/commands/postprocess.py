@@ -28,6 +28,7 @@ from liverseg_dist.commands.run_cases import (
     inputs_for,
     load_runs,
     seen_in_training,
+    store_for,
     told_of_seen,
     voxels_of,
 )
@@ -68,17 +69,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)  # as evaluate: the same bits for any number of threads
     keep_freed_memory()
     runs = [_bare(loaded) for loaded in load_runs(args, world, args.overrides, postprocessed=False)]
-    store_path = args.store or runs[0].settings.data.store
-    if store_path is None:
-        raise UserError("--store is not given, and the run does not name one")
-    store = CaseStore.open(store_path)
+    store = store_for(args, runs)
     case_ids = store.ids(args.part, runs[0].settings.data.fold)
     if args.part != "train" and (seen := seen_in_training(runs, store, case_ids)):
         raise UserError(f"{told_of_seen(seen)}: what helps is chosen on cases that none of the runs knows")
     job = _job(args, runs, store, world)
     cases = len(job.inputs.slabs)
     if cases < LEAST_CASES:
-        raise UserError(f"{store_path}: {args.part} has {cases} labelled cases; choosing needs {LEAST_CASES} or more")
+        raise UserError(f"{store.path}: {args.part} has {cases} labelled cases; choosing needs {LEAST_CASES} or more")
     return together(world, args.timeout, job.folder, lambda watch: _choose(args, job, world, watch))
 
 

@@ -10,6 +10,7 @@ from liverseg_dist.config import Settings
 from liverseg_dist.data.msd import read_dataset
 from liverseg_dist.data.store import CaseStore
 from liverseg_dist.distributed.world import World
+from liverseg_dist.errors import UserError
 from liverseg_dist.inference.case_inputs import CaseInputs, scans_of
 from liverseg_dist.inference.runs import LoadedRun, load_run, mirrored_axes
 
@@ -44,6 +45,14 @@ def _tell_what_is_not_mirrored(runs: Sequence[LoadedRun]) -> None:
             "(data.augmentation, data.mirror_axes)",
             file=sys.stderr,
         )
+
+
+def store_for(args: argparse.Namespace, runs: Sequence[LoadedRun]) -> CaseStore:
+    """--store, or the one that the first run was trained on. Raises `UserError`."""
+    path = args.store or runs[0].settings.data.store
+    if path is None:
+        raise UserError("--store is not given, and the run does not name one")
+    return CaseStore.open(path)
 
 
 def seen_in_training(runs: Sequence[LoadedRun], store: CaseStore, case_ids: Sequence[str]) -> Seen:
