@@ -1,8 +1,8 @@
-"""`python -m launch`: see `launch.submit`."""
+"""`python -m launch`: see `launch.cli`."""
 
 import sys
 
-from launch.submit import run
+from launch.cli import run
 
 if __name__ == "__main__":
     sys.exit(run())

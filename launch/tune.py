@@ -23,18 +23,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.cluster import asking_for, own_token, running, token_file
-from launch.sweep.config import SweepSettings, to_yaml
+from launch.sweep.ray_cluster import asking_for, own_token, running, token_file
+from launch.sweep.sweep_config import SweepSettings, to_yaml
 from launch.sweep.fold import some_fold_runs
 from launch.sweep.journal import Journal
-from launch.sweep.live import watching
-from launch.sweep.page import fold_seconds, write_results
+from launch.sweep.live_table import watching
+from launch.sweep.sweep_page import fold_seconds, write_results
 from launch.sweep.search import propose, require
-from launch.sweep.sweep import Sweep
-from launch.sweep.tuning import parallel_folds, tune_trials
+from launch.sweep.sweep_driver import Sweep
+from launch.sweep.ray_tune import parallel_folds, tune_trials
 from liverseg_dist.commands.main import keep_others_from_writing
 from liverseg_dist.config.settings import load_settings_as
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError, os_error_line
 from liverseg_dist.files import write_text
 from liverseg_dist.training.run_folder import refuse_other_settings

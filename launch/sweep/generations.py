@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from launch.sweep.config import SweepSettings
+from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.journal import SETTLED, Trial
 from launch.sweep.search import Params, mutated, trial_id
 

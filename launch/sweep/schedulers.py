@@ -13,9 +13,9 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from launch.sweep.cluster import nodes_left
+from launch.sweep.ray_cluster import nodes_left
 from launch.sweep.journal import Rung, Trial
-from launch.sweep.sweep import Sweep
+from launch.sweep.sweep_driver import Sweep
 from liverseg_dist.errors import RunFailed
 
 OWN_NODE_LOST = "its owner has died"

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launch.sweep.config import Dimension, SweepConfig
+from launch.sweep.sweep_config import Dimension, SweepConfig
 from launch.sweep.journal import Trial
 from liverseg_dist.errors import UserError
 

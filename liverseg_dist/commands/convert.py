@@ -33,14 +33,14 @@ from rich.table import Table
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.conversion.executors import EXECUTORS
-from liverseg_dist.data.conversion.pipeline import Conversion, run_jobs
-from liverseg_dist.data.conversion.records import CaseJob, CaseRecord
-from liverseg_dist.data.conversion.root import audit_of
-from liverseg_dist.data.msd import MsdDataset, read_dataset
+from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
+from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
+from liverseg_dist.data.conversion.root_metadata import audit_of
+from liverseg_dist.data.io.dataset_index import MsdDataset, read_dataset
 from liverseg_dist.data.splits import Splits, check_split_files, parted_patients
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
-from liverseg_dist.inference.labeller import RunLabeller
+from liverseg_dist.inference.label_imputation import RunLabeller
 from liverseg_dist.tracking.progress import progress
 
 COLOURS = {

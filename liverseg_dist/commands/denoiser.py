@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from liverseg_dist.data.cleaning.autoencoder import denoise
-from liverseg_dist.data.cleaning.broken import fill_broken
-from liverseg_dist.data.cleaning.denoiser_training import DenoiserTraining, train_denoiser
-from liverseg_dist.data.cleaning.noise import estimate_noise
-from liverseg_dist.data.findings import ScanFileError
-from liverseg_dist.data.msd import read_dataset
-from liverseg_dist.data.nifti import read_nifti
+from liverseg_dist.data.preprocessing.denoising_autoencoder import denoise
+from liverseg_dist.data.preprocessing.invalid_voxels import fill_broken
+from liverseg_dist.data.preprocessing.denoiser_training import DenoiserTraining, train_denoiser
+from liverseg_dist.data.preprocessing.denoise import estimate_noise
+from liverseg_dist.data.audit.findings import ScanFileError
+from liverseg_dist.data.io.dataset_index import read_dataset
+from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.errors import UserError
 from liverseg_dist.files import write_bytes
 from liverseg_dist.tracking.progress import progress

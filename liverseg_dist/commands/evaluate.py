@@ -33,26 +33,26 @@ from liverseg_dist.commands.run_cases import (
     told_of_seen,
     voxels_of,
 )
-from liverseg_dist.commands.together import tell_of_case, together
-from liverseg_dist.data.audit_summary import audit_summary
-from liverseg_dist.data.store import CaseStore, Part
+from liverseg_dist.commands.run_distributed import tell_of_case, together
+from liverseg_dist.data.audit.audit_summary import audit_summary
+from liverseg_dist.data.store.case_store import CaseStore, Part
 from liverseg_dist.distributed.collectives import agree, barrier, gather
-from liverseg_dist.distributed.team import PeerFailed, Team
-from liverseg_dist.distributed.watch import Watch
+from liverseg_dist.distributed.window_parallel import PeerFailed, Team
+from liverseg_dist.distributed.heartbeat import Watch
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
-from liverseg_dist.evaluation.board import write_board
-from liverseg_dist.evaluation.calibration import BINS
+from liverseg_dist.evaluation.report.tensorboard import write_board
+from liverseg_dist.evaluation.metrics.calibration import BINS
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, SUMMARY, write_results
 from liverseg_dist.inference.case_inputs import CaseInputs
-from liverseg_dist.inference.cases import plan
-from liverseg_dist.inference.evaluate import Evaluation
-from liverseg_dist.inference.memory import keep_freed_memory
-from liverseg_dist.inference.runs import POSTPROCESS, LoadedRun, fingerprint_of_runs, predictor_for
+from liverseg_dist.inference.work_division import plan
+from liverseg_dist.inference.evaluate_cases import Evaluation
+from liverseg_dist.inference.malloc_settings import keep_freed_memory
+from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, fingerprint_of_runs, predictor_for
 from liverseg_dist.tracking.progress import progress
 from liverseg_dist.tracking.provenance import provenance
-from liverseg_dist.training.failure import in_one_line
+from liverseg_dist.training.crash_report import in_one_line
 
 PARTS = ("test", "validation", "train")
 SHARED_DISK_PATIENCE_S = 60.0

@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from liverseg_dist.data.phantom.dataset import FIRST_TEST, CaseSummary, PhantomSet, check_folder, write_dataset
-from liverseg_dist.data.phantom.montage import montage
+from liverseg_dist.phantom.dataset import FIRST_TEST, CaseSummary, PhantomSet, check_folder, write_dataset
+from liverseg_dist.phantom.montage import montage
 from liverseg_dist.errors import UserError
 from liverseg_dist.tracking.progress import progress
 

@@ -25,9 +25,9 @@ import yaml
 
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import Settings
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
-from liverseg_dist.training.planning.choose import (
+from liverseg_dist.planning.memory_fit import (
     Option,
     best_option,
     option,
@@ -37,8 +37,8 @@ from liverseg_dist.training.planning.choose import (
     strategies,
     with_keys,
 )
-from liverseg_dist.training.planning.need import need, walked
-from liverseg_dist.training.planning.scale import MLPERF_U_NET3D, Machine, table
+from liverseg_dist.planning.memory_estimate import need, walked
+from liverseg_dist.planning.scaling_model import MLPERF_U_NET3D, Machine, table
 from liverseg_dist.volume import Float3, Index3
 
 SLAB: Index3 = (64, 512, 512)

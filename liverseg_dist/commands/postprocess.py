@@ -32,19 +32,19 @@ from liverseg_dist.commands.run_cases import (
     told_of_seen,
     voxels_of,
 )
-from liverseg_dist.commands.together import tell_of_case, together
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.commands.run_distributed import tell_of_case, together
+from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.collectives import agree, barrier, gather
-from liverseg_dist.distributed.watch import Watch
+from liverseg_dist.distributed.heartbeat import Watch
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER
 from liverseg_dist.files import write_json
-from liverseg_dist.inference.cases import share
-from liverseg_dist.inference.memory import keep_freed_memory
-from liverseg_dist.inference.runs import POSTPROCESS, LoadedRun, fingerprint_of_runs, predictor_for
-from liverseg_dist.inference.tuning import LEAST_CASES, NOTHING, OPERATIONS, Decision, Tuning, decide, write_choice
+from liverseg_dist.inference.work_division import share
+from liverseg_dist.inference.malloc_settings import keep_freed_memory
+from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, fingerprint_of_runs, predictor_for
+from liverseg_dist.inference.postprocess_search import LEAST_CASES, NOTHING, OPERATIONS, Decision, Tuning, decide, write_choice
 from liverseg_dist.tracking.progress import progress
 
 FOLDER = "postprocess"

@@ -20,17 +20,17 @@ import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import load_runs
-from liverseg_dist.commands.together import tell_of_case, together
+from liverseg_dist.commands.run_distributed import tell_of_case, together
 from liverseg_dist.distributed.collectives import agree, barrier, gather
-from liverseg_dist.distributed.team import PeerFailed, Team
-from liverseg_dist.distributed.watch import Watch
+from liverseg_dist.distributed.window_parallel import PeerFailed, Team
+from liverseg_dist.distributed.heartbeat import Watch
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.inference.cases import plan
-from liverseg_dist.inference.memory import keep_freed_memory
-from liverseg_dist.inference.predict import Prediction, find_scans, scan_name
-from liverseg_dist.inference.runs import fingerprint_of_runs, predictor_for
+from liverseg_dist.inference.work_division import plan
+from liverseg_dist.inference.malloc_settings import keep_freed_memory
+from liverseg_dist.inference.predict_scans import Prediction, find_scans, scan_name
+from liverseg_dist.inference.load_run import fingerprint_of_runs, predictor_for
 from liverseg_dist.tracking.progress import progress
 
 

@@ -16,7 +16,7 @@ from liverseg_dist.config import IntensityConfig, Settings
 from liverseg_dist.data.augment import PRESETS, DeviceTransform, describe, draw_augmentation, preset_of
 from liverseg_dist.data.loading import Batch, PatchLoader, PatchSource
 from liverseg_dist.data.preview import PreviewRow, render_preview
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.files import whole
 

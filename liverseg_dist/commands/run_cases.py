@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.msd import read_dataset
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.io.dataset_index import read_dataset
+from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference.case_inputs import CaseInputs, scans_of
-from liverseg_dist.inference.runs import LoadedRun, load_run, mirrored_axes
+from liverseg_dist.inference.load_run import LoadedRun, load_run, mirrored_axes
 
 Seen = dict[str, list[str]]
 """A run's folder -> cases to be scored that it was trained on."""

@@ -12,9 +12,9 @@ import os
 import sys
 from pathlib import Path
 
-from liverseg_dist.data.nifti import read_nifti
+from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError
-from liverseg_dist.evaluation.folders import (
+from liverseg_dist.evaluation.score_folders import (
     Drawing,
     Outcome,
     ScoreJob,
@@ -23,9 +23,9 @@ from liverseg_dist.evaluation.folders import (
     score_pairs,
     without_folders,
 )
-from liverseg_dist.evaluation.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
+from liverseg_dist.evaluation.metrics.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
 from liverseg_dist.evaluation.pairing import Pairing, images_by_case, pair_masks
-from liverseg_dist.evaluation.report import cases_to_show
+from liverseg_dist.evaluation.report.html_report import cases_to_show
 from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
 from liverseg_dist.tracking.progress import progress
 from liverseg_dist.volume import Volume

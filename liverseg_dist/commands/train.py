@@ -16,17 +16,17 @@ from typing import Any
 import torch
 
 from liverseg_dist.commands.options import add_settings, settings_from
-from liverseg_dist.commands.together import together
+from liverseg_dist.commands.run_distributed import together
 from liverseg_dist.config import Settings, load_settings
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.collectives import agree
-from liverseg_dist.distributed.watch import Watch
+from liverseg_dist.distributed.heartbeat import Watch
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, LiversegError, RunFailed, UserError
-from liverseg_dist.inference.memory import keep_freed_memory
-from liverseg_dist.training.loop import Outcome, Trainer
+from liverseg_dist.inference.malloc_settings import keep_freed_memory
+from liverseg_dist.training.trainer import Outcome, Trainer
 from liverseg_dist.training.run_folder import RunFolder, refuse_other_settings
-from liverseg_dist.training.setup import Parts, build, open_store, resolve_settings, unlike_the_store
+from liverseg_dist.training.components import Parts, build, open_store, resolve_settings, unlike_the_store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.data.layout import CASES
-from liverseg_dist.data.verify import verify_store
+from liverseg_dist.data.store.layout import CASES
+from liverseg_dist.data.store.verify_store import verify_store
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
 from liverseg_dist.tracking.progress import progress
 

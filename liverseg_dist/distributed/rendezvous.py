@@ -21,7 +21,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
-from liverseg_dist.distributed.meeting import LOOPBACK, PRIVATE, key_value_store, not_met
+from liverseg_dist.distributed.tcp_store import LOOPBACK, PRIVATE, key_value_store, not_met
 from liverseg_dist.errors import RunFailed
 
 NAME = "liverseg"

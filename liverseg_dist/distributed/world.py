@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from liverseg_dist.distributed.meeting import LOOPBACK, PRIVATE, key_value_store, not_met, this_attempt
+from liverseg_dist.distributed.tcp_store import LOOPBACK, PRIVATE, key_value_store, not_met, this_attempt
 from liverseg_dist.errors import RunFailed, UserError
 
 TORCHRUN_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from liverseg_dist.errors import UserError
-from liverseg_dist.evaluation.bootstrap import LEVEL, RESAMPLES, SEED, mean_interval, resample_indices
+from liverseg_dist.evaluation.metrics.bootstrap import LEVEL, RESAMPLES, SEED, mean_interval, resample_indices
 from liverseg_dist.evaluation.summary import exact_mean
 from liverseg_dist.labels import STRUCTURES
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from liverseg_dist.evaluation.case import METRICS_VERSION
+from liverseg_dist.evaluation.metrics.case import METRICS_VERSION
 from liverseg_dist.files import write_json
 
 LONGEST_NAME = 150

@@ -12,9 +12,9 @@ from typing import Any
 
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.evaluation.report import write_report
+from liverseg_dist.evaluation.report.html_report import write_report
 from liverseg_dist.evaluation.summary import aggregate
-from liverseg_dist.evaluation.tables import write_cases_csv, write_lesions_csv
+from liverseg_dist.evaluation.report.csv_tables import write_cases_csv, write_lesions_csv
 from liverseg_dist.files import write_json
 
 LEDGER = "ledger"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from liverseg_dist.evaluation.bootstrap import (
+from liverseg_dist.evaluation.metrics.bootstrap import (
     LEVEL,
     RESAMPLES,
     SEED,
@@ -20,8 +20,8 @@ from liverseg_dist.evaluation.bootstrap import (
     resample_indices,
     statistic_interval,
 )
-from liverseg_dist.evaluation.calibration import pooled_calibration
-from liverseg_dist.evaluation.lesions import DETECTED_METRICS, IOU_THRESHOLDS, SIZE_CLASSES
+from liverseg_dist.evaluation.metrics.calibration import pooled_calibration
+from liverseg_dist.evaluation.metrics.lesions import DETECTED_METRICS, IOU_THRESHOLDS, SIZE_CLASSES
 from liverseg_dist.labels import STRUCTURES
 
 SCHEMA = 1

@@ -3,9 +3,9 @@
 `load_run` -> `predictor_for` -> `segment_scan`; `Predictor` alone slides a model over any array.
 """
 
-from liverseg_dist.inference.predictor import Predictor
-from liverseg_dist.inference.runs import LoadedRun, load_run, predictor_for
-from liverseg_dist.inference.segment import Segmentation, segment_onto, segment_scan
+from liverseg_dist.inference.sliding_window import Predictor
+from liverseg_dist.inference.load_run import LoadedRun, load_run, predictor_for
+from liverseg_dist.inference.segment_scan import Segmentation, segment_onto, segment_scan
 
 __all__ = [
     "LoadedRun",

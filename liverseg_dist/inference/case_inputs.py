@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.nifti import read_nifti
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.io.nifti import read_nifti
+from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.ledger import fingerprint_of
-from liverseg_dist.inference.restore import restore
-from liverseg_dist.inference.runs import sha256_of
-from liverseg_dist.inference.segment import prepared
+from liverseg_dist.inference.resample_to_scan import restore
+from liverseg_dist.inference.load_run import sha256_of
+from liverseg_dist.inference.segment_scan import prepared
 from liverseg_dist.volume import Grid, Volume, reorientation
 
 Slabs = Mapping[str, Sequence[str]]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from liverseg_dist.config.model import NORM_GROUPS
 from liverseg_dist.model.convolution import Conv, Triple, Up
-from liverseg_dist.model.rebuild import InstanceNormAct, recipe_through
+from liverseg_dist.model.activation_recompute import InstanceNormAct, recipe_through
 
 SLOPE = 0.01
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liverseg_dist.model.rebuild import Recipe, rebuilding, recipe
+from liverseg_dist.model.activation_recompute import Recipe, rebuilding, recipe
 
 Triple = Sequence[int]
 SMALL = 20_480

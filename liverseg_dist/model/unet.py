@@ -12,7 +12,7 @@ from liverseg_dist.config import ModelConfig
 from liverseg_dist.labels import NUM_CLASSES
 from liverseg_dist.model.blocks import SLOPE, ConvBlock, DecoderLevel, ResidualBlock, stack
 from liverseg_dist.model.convolution import Head
-from liverseg_dist.model.rebuild import keep_whole, rebuilding
+from liverseg_dist.model.activation_recompute import keep_whole, rebuilding
 from liverseg_dist.model.topology import size_multiple
 
 

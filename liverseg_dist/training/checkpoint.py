@@ -25,7 +25,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 
 from liverseg_dist.distributed.collectives import agree, barrier, rank
-from liverseg_dist.distributed.watch import is_consequence
+from liverseg_dist.distributed.heartbeat import is_consequence
 from liverseg_dist.errors import RunFailed
 
 # With one process that is what is meant.

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from liverseg_dist.config import Settings
 from liverseg_dist.data.loading import DeviceBatch, DevicePrefetcher
 from liverseg_dist.distributed.collectives import all_sum, gather, rank, world_size
-from liverseg_dist.distributed.strategy import Strategy
+from liverseg_dist.distributed.strategies.base import Strategy
 from liverseg_dist.errors import RunFailed
-from liverseg_dist.model.counts import dice_of, overlap_counts
+from liverseg_dist.model.training_dice import dice_of, overlap_counts
 from liverseg_dist.training.schedule import learning_rate
 
 STRUCTURES = ("liver", "tumour")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.render import INDEX, BatchJob, Resources, render
+from launch.slurm.sbatch import INDEX, BatchJob, Resources, render
 from tests.cluster.slurm import Cluster, why_not
 
 ROOT = Path(__file__).resolve().parents[2]

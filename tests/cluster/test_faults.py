@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs import newest_step
+from launch.slurm.job_records import newest_step
 from tests.cluster.conftest import ROOT, Submit
 from tests.cluster.slurm import Cluster
 

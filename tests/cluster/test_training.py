@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.submit import run as launch_submit
+from launch.cli import run as launch_submit
 from liverseg_dist.commands.main import main
 from tests.cluster.conftest import ROOT
 from tests.cluster.slurm import Cluster
@@ -181,7 +181,7 @@ def test_the_doctor_sees_that_a_folder_is_not_shared(
     cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """/dev/shm is each node's own here."""
-    monkeypatch.setattr("launch.doctor.LOG_S", 1.0)
+    monkeypatch.setattr("launch.diagnose.doctor.LOG_S", 1.0)
     folder = Path(f"/dev/shm/{cluster.folder.parent.name}")
     try:
         assert launch_submit(["doctor", "--cpus-per-task", "1", "--folder", str(folder)]) == 1

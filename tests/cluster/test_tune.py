@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.submit import run as launch_submit
+from launch.cli import run as launch_submit
 from tests.cluster.conftest import ROOT
 from tests.cluster.slurm import Cluster
 from tests.launch.test_tune import SWEEP

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from liverseg_dist.commands.main import COMMANDS, main
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import EXIT_FAILED, EXIT_USER
 from tests.conftest import SMALL_STORE
 from tests.distributed.launch import liverseg

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep.config import SweepSettings
+from launch.sweep.sweep_config import SweepSettings
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.errors import UserError

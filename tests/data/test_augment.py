@@ -17,16 +17,7 @@ from monai.transforms import Affine as MonaiAffine
 from scipy import ndimage, stats
 
 from liverseg_dist.config import DataConfig
-from liverseg_dist.data.augment import (
-    PRESETS,
-    DeviceTransform,
-    Preset,
-    draw_augmentation,
-    intensity,
-    normalise,
-    preset_of,
-    spatial,
-)
+from liverseg_dist.data.augment import PRESETS, DeviceTransform, Preset, draw_augmentation, intensity_transforms, normalise, preset_of, spatial_transforms
 from liverseg_dist.data.augment.presets import AugmentDraw, PresetName, SpatialDraw, rotation_matrix
 
 PATCH = (12, 20, 24)
@@ -63,7 +54,7 @@ def test_rotation_and_scaling_against_batchgenerators(angles: tuple, scaling: tu
     field_shape = (14, 30, 34)
     image, label = volume(field_shape), labels(field_shape)
     draw = SpatialDraw(rotation_matrix(angles) @ np.diag(scaling), any(angles), None)
-    ours, our_label = spatial.resample(image.clone(), label, draw, PATCH, OUTSIDE)
+    ours, our_label = spatial_transforms.resample(image.clone(), label, draw, PATCH, OUTSIDE)
     theirs = SpatialTransform(
         PATCH, 0, random_crop=False, p_rotation=1, rotation=lambda image, dim: angles[dim],
         p_scaling=1, scaling=lambda image, dim: scaling[dim], p_synchronize_scaling_across_axes=-1,
@@ -80,7 +71,7 @@ def test_rotation_and_scaling_against_scipy_and_monai() -> None:
     image = volume((16, 32, 32))
     matrix = rotation_matrix((0.3, 0.1, -0.2)) @ np.diag((0.9, 1.0, 0.8))
     draw = SpatialDraw(matrix, True, None)
-    ours, _ = spatial.resample(image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0)
+    ours, _ = spatial_transforms.resample(image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0)
     offset = (np.array(image.shape) - 1) / 2 - matrix @ ((np.array(PATCH) - 1) / 2)
     scipys = ndimage.affine_transform(
         image.numpy().astype(np.float64), matrix, offset, output_shape=PATCH, order=1, mode="grid-constant"
@@ -97,15 +88,15 @@ def test_separable_scaling_equals_the_grid(scaling: tuple) -> None:
     field_shape = (14, 24, 28)
     image, label = volume(field_shape), labels(field_shape)
     draw = SpatialDraw(np.diag(scaling), False, None)
-    ours, our_label = spatial.resample(image.clone(), label, draw, PATCH, OUTSIDE)
-    grids, grid_label = spatial.resample(image.clone(), label, replace(draw, rotates=True), PATCH, OUTSIDE)
+    ours, our_label = spatial_transforms.resample(image.clone(), label, draw, PATCH, OUTSIDE)
+    grids, grid_label = spatial_transforms.resample(image.clone(), label, replace(draw, rotates=True), PATCH, OUTSIDE)
     close(ours, grids)
     assert (our_label == grid_label).float().mean() > 0.999
 
 
 def test_elastic_against_scipy() -> None:
     control = np.random.default_rng(3).uniform(-3, 3, (3, 4, 5, 5))
-    field = spatial.displacement_field(control, PATCH, torch.device("cpu"))
+    field = spatial_transforms.displacement_field(control, PATCH, torch.device("cpu"))
     knots = [np.linspace(1.0, count - 2.0, size) for count, size in zip(control.shape[1:], PATCH, strict=True)]
     places = np.meshgrid(*knots, indexing="ij")
     expected = [ndimage.map_coordinates(c, places, order=3, prefilter=False) for c in control]
@@ -113,7 +104,7 @@ def test_elastic_against_scipy() -> None:
     image = volume((20, 30, 34))
     matrix = rotation_matrix((0.0, 0.2, 0.1))
     draw = SpatialDraw(matrix, True, control)
-    ours, _ = spatial.resample(image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0)
+    ours, _ = spatial_transforms.resample(image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0)
     points = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in PATCH], indexing="ij")) + np.stack(expected)
     where = np.einsum("ij,jzyx->izyx", matrix, points) + (np.array(image.shape)[:, None, None, None] - 1) / 2
     scipys = ndimage.map_coordinates(image.numpy().astype(np.float64), where, order=1, mode="grid-constant")
@@ -128,7 +119,7 @@ def test_ignored_voxels_survive_and_the_outside_is_ignored() -> None:
         SpatialDraw(np.eye(3) * 1.2, False, None),
         SpatialDraw(rotation_matrix((0.5, 0, 0)) * 1.2, True, None),
     ):
-        moved, out = spatial.resample(image.clone(), label, draw, PATCH, OUTSIDE)
+        moved, out = spatial_transforms.resample(image.clone(), label, draw, PATCH, OUTSIDE)
         assert set(out.unique().tolist()) == {1, 255}
         assert out[0, 0, 0] == 255
         assert moved[0, 0, -1].item() == pytest.approx(OUTSIDE)
@@ -144,14 +135,14 @@ def test_the_field_holds_all_that_is_looked_at(preset: str) -> None:
         assert draw.field_shape is not None
         large = tuple(n + 20 for n in draw.field_shape)
         image, label = volume(large), labels(large)
-        full = spatial.resample(image.clone(), label, draw.spatial, PATCH, OUTSIDE)
+        full = spatial_transforms.resample(image.clone(), label, draw.spatial, PATCH, OUTSIDE)
 
         def cut(less: int, image: torch.Tensor = image, label: torch.Tensor = label, draw: AugmentDraw = draw) -> tuple:
             assert draw.field_shape is not None
             assert draw.spatial is not None
             shape = tuple(n - less for n in draw.field_shape)
-            views = (spatial.centre_crop(v, shape) for v in (image, label))
-            return spatial.resample(*views, draw.spatial, PATCH, OUTSIDE)
+            views = (spatial_transforms.centre_crop(v, shape) for v in (image, label))
+            return spatial_transforms.resample(*views, draw.spatial, PATCH, OUTSIDE)
 
         close(cut(0)[0], full[0], 1e-4)
         assert (cut(0)[1] == full[1]).float().mean() > 0.999
@@ -164,12 +155,12 @@ def test_the_field_holds_all_that_is_looked_at(preset: str) -> None:
 
 def test_brightness_contrast_and_gamma_against_batchgenerators() -> None:
     pairs: list[tuple[Callable, object]] = [
-        (lambda x: intensity.scale_brightness(x, 1.2), MultiplicativeBrightnessTransform(1.2, False)),
-        (lambda x: intensity.scale_contrast(x, 1.25), ContrastTransform(1.25, True, False)),
-        (lambda x: intensity.scale_contrast(x, 0.75), ContrastTransform(0.75, True, False)),
-        (lambda x: intensity.change_gamma(x, 1.4), GammaTransform(1.4, 0, False, 1, 1)),
-        (lambda x: intensity.change_gamma(x, 0.7), GammaTransform(0.7, 0, False, 1, 1)),
-        (lambda x: intensity.change_gamma(x, 0.8, inverted=True), GammaTransform(0.8, 1, False, 1, 1)),
+        (lambda x: intensity_transforms.scale_brightness(x, 1.2), MultiplicativeBrightnessTransform(1.2, False)),
+        (lambda x: intensity_transforms.scale_contrast(x, 1.25), ContrastTransform(1.25, True, False)),
+        (lambda x: intensity_transforms.scale_contrast(x, 0.75), ContrastTransform(0.75, True, False)),
+        (lambda x: intensity_transforms.change_gamma(x, 1.4), GammaTransform(1.4, 0, False, 1, 1)),
+        (lambda x: intensity_transforms.change_gamma(x, 0.7), GammaTransform(0.7, 0, False, 1, 1)),
+        (lambda x: intensity_transforms.change_gamma(x, 0.8, inverted=True), GammaTransform(0.8, 1, False, 1, 1)),
     ]
     for ours, theirs in pairs:
         image = volume()
@@ -178,14 +169,14 @@ def test_brightness_contrast_and_gamma_against_batchgenerators() -> None:
 
 def test_gamma_of_a_constant_image_stays_finite() -> None:
     for inverted in (False, True):
-        out = intensity.change_gamma(torch.full(PATCH, -1.5), 0.7, inverted=inverted)
+        out = intensity_transforms.change_gamma(torch.full(PATCH, -1.5), 0.7, inverted=inverted)
         assert torch.isfinite(out).all()
 
 
 @pytest.mark.parametrize("sigma", [(0.5, 0.5, 0.5), (0.6, 0.75, 1.0), (0.95, 0.8, 0.55)])
 def test_blur_against_batchgenerators_and_scipy(sigma: tuple) -> None:
     image = volume()
-    ours = intensity.blur(image.clone(), sigma)
+    ours = intensity_transforms.blur(image.clone(), sigma)
     theirs = GaussianBlurTransform(lambda shape, dim: sigma[dim - 1], False, False, 1)(image=image[None].clone())
     close(ours, theirs["image"][0])
     radius = [int(3 * s + 0.25) for s in sigma]
@@ -195,13 +186,13 @@ def test_blur_against_batchgenerators_and_scipy(sigma: tuple) -> None:
 @pytest.mark.parametrize("in_plane_only", [False, True])
 def test_low_resolution_against_batchgenerators(in_plane_only: bool) -> None:
     image = volume()
-    ours = intensity.lower_resolution(image.clone(), 0.6, in_plane_only=in_plane_only)
+    ours = intensity_transforms.lower_resolution(image.clone(), 0.6, in_plane_only=in_plane_only)
     theirs = SimulateLowResolutionTransform(0.6, False, True, (0,) if in_plane_only else None)
     close(ours, theirs(image=image[None].clone())["image"][0])
 
 
 def test_noise_is_normal_and_a_function_of_the_seed() -> None:
-    noise = [intensity.add_noise(torch.zeros(PATCH), 0.1, seed) for seed in (1, 1, 2)]
+    noise = [intensity_transforms.add_noise(torch.zeros(PATCH), 0.1, seed) for seed in (1, 1, 2)]
     assert torch.equal(noise[0], noise[1])
     assert abs(np.corrcoef(noise[0].ravel(), noise[2].ravel())[0, 1]) < 0.05
     assert stats.kstest(noise[0].ravel().numpy(), stats.norm(0, 0.1).cdf).pvalue > 0.01
@@ -212,16 +203,16 @@ def test_thick_slices_against_numpy() -> None:
     averaged = image.numpy().reshape(6, 2, 20, 24).mean(1)
     centres = np.arange(6) * 2 + 0.5
     expected = np.apply_along_axis(lambda line: np.interp(np.arange(12), centres, line), 0, averaged)
-    close(intensity.thicken_slices(image, 2.0), expected)
+    close(intensity_transforms.thicken_slices(image, 2.0), expected)
     flat = torch.full(PATCH, 0.7)
     for thickness in (1.5, 2.3, 3.0, 40.0):
-        close(intensity.thicken_slices(flat, thickness), flat)
+        close(intensity_transforms.thicken_slices(flat, thickness), flat)
 
 
 def test_enhancement_changes_liver_and_tumour_apart() -> None:
     image, label = volume(), labels()
     expected = image.numpy() + np.select([label.numpy() == 1, label.numpy() == 2], [0.2, -0.1], 0.0)
-    close(intensity.shift_enhancement(image.clone(), label, 0.2, -0.1), expected)
+    close(intensity_transforms.shift_enhancement(image.clone(), label, 0.2, -0.1), expected)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +221,7 @@ def test_enhancement_changes_liver_and_tumour_apart() -> None:
 def test_copied_tumours_against_scipy(flipped: tuple[int, ...], shift: tuple[int, int, int]) -> None:
     image, label = volume(), labels()
     before = image.clone(), label.clone()
-    pasted, marked = intensity.copy_tumours(image, label, flipped, shift)
+    pasted, marked = intensity_transforms.copy_tumours(image, label, flipped, shift)
     assert torch.equal(image, before[0])
     assert torch.equal(label, before[1])
     moved_image, moved_label = (
@@ -365,8 +356,8 @@ def test_a_larger_surrounding_than_needed_changes_no_bit() -> None:
     """Samples share a batch as large as its largest field."""
     transform, batch = DeviceTransform(PRESETS["strong"], PATCH), raw_batch(16)
     small = RawBatch(
-        spatial.centre_crop(batch.image_BCDHW, (34, 48, 56)),
-        spatial.centre_crop(batch.label_BDHW, (34, 48, 56)),
+        spatial_transforms.centre_crop(batch.image_BCDHW, (34, 48, 56)),
+        spatial_transforms.centre_crop(batch.label_BDHW, (34, 48, 56)),
         batch.intensity_B4,
         batch.augment_seed_B,
     )

@@ -13,16 +13,16 @@ from skimage.metrics import peak_signal_noise_ratio
 from skimage.restoration import denoise_tv_chambolle
 
 from liverseg_dist.config import CleaningConfig
-from liverseg_dist.data.cleaning.body import body_box, body_mask, without_surroundings
-from liverseg_dist.data.cleaning.broken import blank_slices, broken_fraction, fill_broken
-from liverseg_dist.data.cleaning.intensity import (
+from liverseg_dist.data.preprocessing.body_mask import body_box, body_mask, without_surroundings
+from liverseg_dist.data.preprocessing.invalid_voxels import blank_slices, broken_fraction, fill_broken
+from liverseg_dist.data.preprocessing.intensity_statistics import (
     HuHistogram,
     clip_range_hu,
     fingerprint_of,
     intensity_of,
     pool,
 )
-from liverseg_dist.data.cleaning.noise import bilateral, estimate_noise, gaussian, median, reduce_noise, total_variation
+from liverseg_dist.data.preprocessing.denoise import bilateral, estimate_noise, gaussian, median, reduce_noise, total_variation
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 

@@ -15,12 +15,12 @@ from scipy import ndimage
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import ConvertConfig
-from liverseg_dist.data import audit_page
-from liverseg_dist.data.cleaning.intensity import HuHistogram
-from liverseg_dist.data.conversion.foreground import foreground_samples
-from liverseg_dist.data.conversion.records import CaseRecord
-from liverseg_dist.data.conversion.root import patients_of
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.audit import audit_page
+from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram
+from liverseg_dist.data.conversion.foreground_samples import foreground_samples
+from liverseg_dist.data.conversion.case_records import CaseRecord
+from liverseg_dist.data.conversion.root_metadata import patients_of
+from liverseg_dist.data.store.case_store import CaseStore
 from tests.data.mini_store import ct_like
 from tests.data.sources import RAS, SHAPE, convert, convert_command, run, tree, write_index, write_nifti, write_source
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from liverseg_dist.commands.main import main
-from liverseg_dist.data.conversion.locks import Locks
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.conversion.store_locks import Locks
+from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.locks import locked
 from tests.data.mini_store import ct_like

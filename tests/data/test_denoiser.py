@@ -13,7 +13,7 @@ from torch import nn
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import CleaningConfig, ConvertConfig, load_settings
-from liverseg_dist.data.cleaning.autoencoder import (
+from liverseg_dist.data.preprocessing.denoising_autoencoder import (
     CHANNELS,
     DILATIONS,
     RANGE_HU,
@@ -23,10 +23,10 @@ from liverseg_dist.data.cleaning.autoencoder import (
     denoiser_of,
     predict_noise,
 )
-from liverseg_dist.data.cleaning.denoiser_training import DenoiserTraining, draw_patch, hide, train_denoiser
-from liverseg_dist.data.cleaning.noise import reduce_noise
-from liverseg_dist.data.nifti import write_image
-from liverseg_dist.data.prepare import prepare_scan
+from liverseg_dist.data.preprocessing.denoiser_training import DenoiserTraining, draw_patch, hide, train_denoiser
+from liverseg_dist.data.preprocessing.denoise import reduce_noise
+from liverseg_dist.data.io.nifti import write_image
+from liverseg_dist.data.preprocessing.pipeline import prepare_scan
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 

@@ -16,7 +16,7 @@ import json, resource, sys, time
 from pathlib import Path
 from liverseg_dist.config import DataConfig
 from liverseg_dist.data.loading import PatchSource
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.store.case_store import CaseStore
 
 path, touched, listed = sys.argv[1], set(), []
 def watch(event, arguments):
@@ -43,7 +43,7 @@ import json, sys
 from pathlib import Path
 from liverseg_dist.config import DataConfig
 from liverseg_dist.data.loading import PatchSource, source as sources
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.store.case_store import CaseStore
 
 sources.OPEN_CASES = 50
 store = CaseStore.open(sys.argv[1])

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from liverseg_dist.data.findings import ScanFileError
-from liverseg_dist.data.nifti import read_nifti, read_scan_file, write_image, write_mask
+from liverseg_dist.data.audit.findings import ScanFileError
+from liverseg_dist.data.io.nifti import read_nifti, read_scan_file, write_image, write_mask
 from liverseg_dist.errors import EXIT_USER, UserError
 from liverseg_dist.volume import Grid, Volume
 from tests.data.geometry import grids, numbered
@@ -378,7 +378,7 @@ def test_control_characters_in_a_name_stay_out_of_the_message(tmp_path: Path) ->
 BOMB = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
-from liverseg_dist.data.nifti import read_nifti
+from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.errors import UserError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
@@ -466,7 +466,7 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
     code = f"""
 import resource, signal, numpy as np
 from pathlib import Path
-from liverseg_dist.data.nifti import write_mask
+from liverseg_dist.data.io.nifti import write_mask
 from liverseg_dist.volume import Grid
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, {limits[1]}))

@@ -15,13 +15,13 @@ from PIL import Image
 from scipy import ndimage, signal
 
 from liverseg_dist.commands.main import main
-from liverseg_dist.data.phantom.anatomy import Painter, Patient, draw_patient
-from liverseg_dist.data.phantom.dataset import FIRST_TEST, PhantomSet, write_dataset
-from liverseg_dist.data.phantom.organs import cava
-from liverseg_dist.data.phantom.scan import ORIENTATIONS, PhantomScan, draw_grid, make_scan, scan_patient
-from liverseg_dist.data.phantom.scanner import SpectralField, frequencies
-from liverseg_dist.data.phantom.shapes import Cone, Ellipsoid, Points, Waves
-from liverseg_dist.data.phantom.tumours import how_many
+from liverseg_dist.phantom.anatomy import Painter, Patient, draw_patient
+from liverseg_dist.phantom.dataset import FIRST_TEST, PhantomSet, write_dataset
+from liverseg_dist.phantom.organs import cava
+from liverseg_dist.phantom.scan import ORIENTATIONS, PhantomScan, draw_grid, make_scan, scan_patient
+from liverseg_dist.phantom.scanner import SpectralField, frequencies
+from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Points, Waves
+from liverseg_dist.phantom.tumours import how_many
 from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.volume import Grid
 

@@ -11,7 +11,7 @@ from liverseg_dist.config import DataConfig
 from liverseg_dist.data.augment import PRESETS, DeviceTransform
 from liverseg_dist.data.loading import PatchLoader, PatchSource
 from liverseg_dist.data.preview import TILE_PX, PreviewRow, render_preview, telling_slice
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.store.case_store import CaseStore
 
 
 @pytest.fixture(scope="module")

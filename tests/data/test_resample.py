@@ -12,7 +12,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from skimage.transform import resize
 
-from liverseg_dist.data.resample import (
+from liverseg_dist.data.preprocessing.resample import (
     NUDGE,
     Interpolation,
     align,
@@ -20,7 +20,7 @@ from liverseg_dist.data.resample import (
     resample_nearest,
     resample_probabilities,
 )
-from liverseg_dist.data.resample_axis import AxisPlaces, interpolation_matrix
+from liverseg_dist.data.preprocessing.resample_axis import AxisPlaces, interpolation_matrix
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 from tests.data.geometry import ALL_ORIENTATIONS, grids, numbered
@@ -313,7 +313,7 @@ def test_the_bits_do_not_depend_on_the_number_of_blas_threads() -> None:
     """One process with all cores, ranks with one each: each must write the same store and the same mask."""
     program = """
 import hashlib, numpy as np
-from liverseg_dist.data.resample import resample
+from liverseg_dist.data.preprocessing.resample import resample
 from liverseg_dist.volume import Grid, Volume
 voxels = np.random.default_rng(0).integers(-1000, 1000, (60, 190, 190)).astype(np.float32)
 grid = Grid(voxels.shape, np.diag([2.9, 2.9, 3.1, 1.0]))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from liverseg_dist.config import SlabConfig
-from liverseg_dist.data.slab import Slab, coverage, describe, padded_label, place_slabs, pooled_coverage
+from liverseg_dist.data.preprocessing.slab import Slab, coverage, describe, padded_label, place_slabs, pooled_coverage
 from liverseg_dist.labels import IGNORE
 from liverseg_dist.volume import Grid, Volume
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from liverseg_dist.config import load_settings
-from liverseg_dist.distributed.parallelize import check, parallelize
+from liverseg_dist.distributed.strategies.parallelize import check, parallelize
 from liverseg_dist.distributed.world import World
 from liverseg_dist.training.checkpoint import Checkpoints
 

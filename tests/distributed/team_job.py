@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from liverseg_dist.distributed.collectives import gather
-from liverseg_dist.distributed.team import PeerFailed, Team
+from liverseg_dist.distributed.window_parallel import PeerFailed, Team
 from liverseg_dist.distributed.world import World
 
 WINDOWS = 7

@@ -15,10 +15,10 @@ import pytest
 import torch
 import yaml
 
-import liverseg_dist.inference.segment as segment
+import liverseg_dist.inference.segment_scan as segment
 from liverseg_dist.commands.main import main
-from liverseg_dist.data.nifti import read_nifti
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.io.nifti import read_nifti
+from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume, reorientation
 from tests.distributed.launch import clean_environment, torchrun, torchrun_command
 from tests.inference.small_run import SmallRun, shared_small_run

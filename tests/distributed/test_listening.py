@@ -11,7 +11,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from liverseg_dist.distributed.meeting import PRIVATE, listen
+from liverseg_dist.distributed.tcp_store import PRIVATE, listen
 from liverseg_dist.errors import RunFailed
 from tests.distributed.launch import clean_environment, torchrun, torchrun_command
 
@@ -108,7 +108,7 @@ def test_torchrun_of_several_nodes_meets_on_the_first_ones_address(own: str, tmp
 RESTARTED = """
 import os, signal
 from liverseg_dist.distributed.collectives import gather
-from liverseg_dist.distributed.watch import Watch
+from liverseg_dist.distributed.heartbeat import Watch
 from liverseg_dist.distributed.world import World
 
 world = World.from_environment("cpu")

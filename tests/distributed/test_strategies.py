@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from liverseg_dist.config import load_settings
-from liverseg_dist.distributed.parallelize import check
+from liverseg_dist.distributed.strategies.parallelize import check
 from liverseg_dist.errors import UserError
 from tests.distributed.launch import torchrun
 from tests.distributed.strategy_job import BATCH, Net

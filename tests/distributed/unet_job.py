@@ -9,7 +9,7 @@ from torch import Tensor
 
 from liverseg_dist.commands.leave import run_and_leave
 from liverseg_dist.config import LossConfig, ModelConfig, load_settings
-from liverseg_dist.distributed.parallelize import parallelize
+from liverseg_dist.distributed.strategies.parallelize import parallelize
 from liverseg_dist.distributed.world import World
 from liverseg_dist.model import build_model
 from liverseg_dist.model.losses import build_loss

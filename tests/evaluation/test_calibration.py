@@ -7,8 +7,8 @@ import pytest
 from sklearn.calibration import calibration_curve
 
 from liverseg_dist.evaluation import aggregate, score_case
-from liverseg_dist.evaluation.calibration import BINS, LOWEST, CalibrationCounter, pooled_calibration
-from liverseg_dist.evaluation.report import render_report
+from liverseg_dist.evaluation.metrics.calibration import BINS, LOWEST, CalibrationCounter, pooled_calibration
+from liverseg_dist.evaluation.report.html_report import render_report
 from tests.evaluation.masks import labels
 
 

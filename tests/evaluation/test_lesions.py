@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from liverseg_dist.evaluation.lesions import (
+from liverseg_dist.evaluation.metrics.lesions import (
     correspondences,
     detection_counts,
     diameter_mm,

@@ -8,8 +8,8 @@ import torch
 from scipy.spatial.distance import dice as scipy_dice
 from scipy.spatial.distance import jaccard as scipy_jaccard
 
-from liverseg_dist.evaluation.burden import burden_scores, tumour_burden
-from liverseg_dist.evaluation.overlap import OverlapCounts, confusion, structure_counts
+from liverseg_dist.evaluation.metrics.burden import burden_scores, tumour_burden
+from liverseg_dist.evaluation.metrics.overlap import OverlapCounts, confusion, structure_counts
 from tests.evaluation.masks import labels
 
 with warnings.catch_warnings():

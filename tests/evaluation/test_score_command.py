@@ -14,7 +14,7 @@ import pytest
 from liverseg_dist.commands.main import main
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.evaluation import aggregate, score_case
-from liverseg_dist.evaluation.folders import ScoreJob, ledger_for, score_pairs
+from liverseg_dist.evaluation.score_folders import ScoreJob, ledger_for, score_pairs
 from liverseg_dist.evaluation.pairing import pair_masks
 from tests.evaluation.masks import dying_reader, labels
 

@@ -9,7 +9,7 @@ import pytest
 
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation import aggregate, score_case
-from liverseg_dist.evaluation.bootstrap import interval, mean_interval, ratio_interval, resample_indices
+from liverseg_dist.evaluation.metrics.bootstrap import interval, mean_interval, ratio_interval, resample_indices
 from liverseg_dist.volume import Float3
 from tests.evaluation.masks import SHAPE, SPACINGS, labels
 

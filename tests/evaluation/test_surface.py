@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from liverseg_dist.evaluation.surface import block_codes, border_distances, surface_scores, surfel_distances
-from liverseg_dist.evaluation.surfels import surfel_areas_mm2
+from liverseg_dist.evaluation.metrics.surface import block_codes, border_distances, surface_scores, surfel_distances
+from liverseg_dist.evaluation.metrics.surfels import surfel_areas_mm2
 from liverseg_dist.volume import Float3
 from tests.evaluation.masks import SPACINGS, blobs
 

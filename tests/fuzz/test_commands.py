@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from liverseg_dist.commands.main import main
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.model import build_model
 from tests.data.mini_store import ct_like
 from tests.data.sources import run, write_index

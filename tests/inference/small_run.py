@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import Settings, load_settings
-from liverseg_dist.data.store import CaseStore
-from liverseg_dist.inference.predictor import normalise_
+from liverseg_dist.data.store.case_store import CaseStore
+from liverseg_dist.inference.sliding_window import normalise_
 from liverseg_dist.labels import TUMOUR
 from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from launch.doctor import judge, read_reports, table
-from launch.probe import MARK
-from launch.render import Resources
-from launch.submit import run
+from launch.diagnose.doctor import judge, read_reports, table
+from launch.diagnose.probe import MARK
+from launch.slurm.sbatch import Resources
+from launch.cli import run
 
 LOG = Path(__file__)  # any file that exists
 ASKED = Resources(nodes=2, tasks_per_node=1)

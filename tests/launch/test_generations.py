@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep.config import SweepSettings
+from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.generations import bracket_of, brackets, decisions, next_stop
 from launch.sweep.journal import Journal, Rung, Trial, best_of
-from launch.sweep.page import lineage, steps_run, write_results
+from launch.sweep.sweep_page import lineage, steps_run, write_results
 from launch.sweep.schedulers import JournalScheduler
 from launch.sweep.search import mutated, objective_values, pareto_front, propose, trial_id
-from launch.sweep.sweep import Sweep
-from launch.sweep.tuning import JournalSearch
+from launch.sweep.sweep_driver import Sweep
+from launch.sweep.ray_tune import JournalSearch
 from liverseg_dist.errors import RunFailed
 from tests.launch.test_tune import SWEEP
 from tests.test_files import little_room

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
-from launch.sweep.config import Dimension, SweepConfig, SweepSettings, trial_tree
+from launch.sweep.sweep_config import Dimension, SweepConfig, SweepSettings, trial_tree
 from launch.sweep.fold import FoldJob, command, environment, read_scores, run_fold, threads
-from launch.sweep.guard import Processes, descendants, still_alive
+from launch.sweep.process_guard import Processes, descendants, still_alive
 from launch.sweep.journal import Journal, Rung, Trial, best_of
-from launch.sweep.page import render
+from launch.sweep.sweep_page import render
 from launch.sweep.search import importances, propose, trial_id
-from launch.sweep.sweep import Sweep
+from launch.sweep.sweep_driver import Sweep
 from launch.tune import run, standstill
 from liverseg_dist.config import load_settings
 from liverseg_dist.config.settings import load_settings_as

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.sweep.cluster import OBJECT_STORE_BYTES, asking_for, write_token
+from launch.sweep.ray_cluster import OBJECT_STORE_BYTES, asking_for, write_token
 from tests.distributed.launch import clean_environment
 from tests.launch.test_tune import ROOT, SWEEP, short_tmp, wait_for_rungs  # noqa: F401 - a fixture
 

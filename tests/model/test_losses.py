@@ -14,7 +14,7 @@ from torch import Tensor
 from liverseg_dist.config import LossConfig, ModelConfig
 from liverseg_dist.errors import UserError
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
-from liverseg_dist.model.counts import dice_of, overlap_counts
+from liverseg_dist.model.training_dice import dice_of, overlap_counts
 from liverseg_dist.model.losses import SegmentationLoss, build_loss, frequency_weights
 from liverseg_dist.model.losses.boundary import surface_distance
 from liverseg_dist.model.losses.terms import one_hot

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch.sweep.config import SweepSettings
+from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.journal import Rung, Trial
-from launch.sweep.page import render as render_sweep
+from launch.sweep.sweep_page import render as render_sweep
 from tests.distributed.launch import clean_environment
 from tests.security.hostile import CLINIC, EVIL_CASE, EVIL_TEXT, PATIENT, write_hostile_source
 

@@ -29,9 +29,9 @@ from liverseg_dist.commands.main import main as liverseg
 from liverseg_dist.config import InferenceConfig, ModelConfig, load_settings
 from liverseg_dist.data.augment import DeviceTransform, preset_of
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.inference import Predictor
-from liverseg_dist.inference.memory import keep_freed_memory
+from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve
 from tests.distributed.launch import clean_environment, torchrun_command

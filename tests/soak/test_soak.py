@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from liverseg_dist.data.store import CaseStore
+from liverseg_dist.data.store.case_store import CaseStore
 from tests.soak.run import Held, Verdict, judge, samples, soak_here, soak_training
 
 

@@ -10,7 +10,7 @@ import torch
 
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.training.checkpoint import MANIFEST, STATE, Checkpoints
-from liverseg_dist.training.loop import progress_of
+from liverseg_dist.training.trainer import progress_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from liverseg_dist.distributed.ddp import DataParallel
-from liverseg_dist.distributed.watch import Sign, is_consequence, late
+from liverseg_dist.distributed.strategies.ddp import DataParallel
+from liverseg_dist.distributed.heartbeat import Sign, is_consequence, late
 from liverseg_dist.errors import EXIT_FAILED
 from tests.distributed.launch import clean_environment, liverseg, torchrun, torchrun_command
 from tests.training.test_resume import arguments, sha256, wait_for_step

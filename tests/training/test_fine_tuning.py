@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from liverseg_dist.config import FineTuneConfig, ModelConfig, load_settings
-from liverseg_dist.distributed.parallelize import build_optimizer, check, parallelize
+from liverseg_dist.distributed.strategies.parallelize import build_optimizer, check, parallelize
 from liverseg_dist.errors import UserError
 from liverseg_dist.model.topology import resolve
 from liverseg_dist.model.unet import UNet
-from liverseg_dist.model.work import peak_tflops, sample_flops
+from liverseg_dist.model.flops import peak_tflops, sample_flops
 from liverseg_dist.training.fine_tuning import freeze, groups
 from tests.distributed.launch import liverseg
 from tests.training.test_resume import arguments

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from liverseg_dist.config import load_settings
 from liverseg_dist.data.loading import PatchSource
-from liverseg_dist.training.setup import open_store, resolve_settings
+from liverseg_dist.training.components import open_store, resolve_settings
 from tests.distributed.launch import liverseg
 
 STEPS, BATCH, PATCH, RATE, FEATURES = 4, 2, (16, 32, 32), 0.02, (4, 8, 8)

@@ -9,10 +9,10 @@ import torch
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import Settings, TrainConfig, load_settings
-from liverseg_dist.distributed.strategy import fill_optimizer_state
+from liverseg_dist.distributed.strategies.base import fill_optimizer_state
 from liverseg_dist.errors import EXIT_DONE, EXIT_USER, UserError
 from liverseg_dist.model import build_model
-from liverseg_dist.training.planning.choose import (
+from liverseg_dist.planning.memory_fit import (
     best_option,
     fits,
     levels_for,
@@ -23,8 +23,8 @@ from liverseg_dist.training.planning.choose import (
     strategies,
     with_keys,
 )
-from liverseg_dist.training.planning.need import BYTES, GIB, need, state
-from liverseg_dist.training.planning.scale import Machine, collective_s, predict, table
+from liverseg_dist.planning.memory_estimate import BYTES, GIB, need, state
+from liverseg_dist.planning.scaling_model import Machine, collective_s, predict, table
 
 SPACING_MM = (2.5, 1.0, 1.0)
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from liverseg_dist.commands.main import main
-from liverseg_dist.data.nifti import read_nifti, write_image, write_mask
-from liverseg_dist.data.phantom.anatomy import draw_patient
-from liverseg_dist.data.phantom.scan import PhantomScan, scan_patient
+from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
+from liverseg_dist.phantom.anatomy import draw_patient
+from liverseg_dist.phantom.scan import PhantomScan, scan_patient
 from liverseg_dist.volume import Float3, Grid, Volume
 from tests.data.sources import write_index
 from tests.distributed.launch import liverseg

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_dist.config import Settings, load_settings
-from liverseg_dist.data.nifti import read_nifti, write_mask
+from liverseg_dist.data.io.nifti import read_nifti, write_mask
 from liverseg_dist.data.splits import nnunet_folds
 from liverseg_dist.inference.postprocess import postprocess
 

@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 
 from liverseg_dist.config import ConvertConfig
-from liverseg_dist.data.conversion.case import convert_case
-from liverseg_dist.data.conversion.pipeline import Conversion
-from liverseg_dist.data.msd import read_dataset
-from liverseg_dist.data.nifti import read_nifti, write_image, write_mask
-from liverseg_dist.data.prepare import clean_scan
-from liverseg_dist.data.resample import Interpolation, resample
+from liverseg_dist.data.conversion.convert_case import convert_case
+from liverseg_dist.data.conversion.convert_dataset import Conversion
+from liverseg_dist.data.io.dataset_index import read_dataset
+from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
+from liverseg_dist.data.preprocessing.pipeline import clean_scan
+from liverseg_dist.data.preprocessing.resample import Interpolation, resample
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume
 
 SOURCE_MM = (2.0, 0.8, 0.8)

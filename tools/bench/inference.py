@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.inference import Predictor
-from liverseg_dist.inference.memory import keep_freed_memory
+from liverseg_dist.inference.malloc_settings import keep_freed_memory
 
 PEERS = {"monai": ("monai",), "nnunet": ("nnunetv2", "acvl_utils")}
 """Modules that each needs."""

@@ -34,10 +34,10 @@ from scipy import ndimage
 
 from liverseg_dist.config import DataConfig, IntensityConfig
 from liverseg_dist.data.augment import PRESETS, DeviceTransform
-from liverseg_dist.data.layout import IMAGE_CHUNK, LABEL_CHUNK, compressors
+from liverseg_dist.data.store.layout import IMAGE_CHUNK, LABEL_CHUNK, compressors
 from liverseg_dist.data.loading import PatchLoader, PatchSource
-from liverseg_dist.data.loading.reader import StoreReader
-from liverseg_dist.data.nifti import read_nifti
+from liverseg_dist.data.loading.array_reader import StoreReader
+from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.volume import Index3
 
 SLAB: Index3 = (64, 512, 512)

@@ -20,9 +20,9 @@ import torch
 from scipy import ndimage
 
 from liverseg_dist.evaluation import score_case
-from liverseg_dist.evaluation.lesions import score_lesions
-from liverseg_dist.evaluation.overlap import confusion, structure_counts
-from liverseg_dist.evaluation.surface import surface_scores
+from liverseg_dist.evaluation.metrics.lesions import score_lesions
+from liverseg_dist.evaluation.metrics.overlap import confusion, structure_counts
+from liverseg_dist.evaluation.metrics.surface import surface_scores
 from liverseg_dist.volume import Float3
 
 warnings.simplefilter("ignore")

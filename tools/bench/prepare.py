@@ -23,9 +23,9 @@ import numpy as np
 from scipy import ndimage
 
 from liverseg_dist.config import CleaningConfig, ConvertConfig
-from liverseg_dist.data.nifti import read_nifti, write_image, write_mask
-from liverseg_dist.data.prepare import prepare_scan
-from liverseg_dist.data.resample import resample
+from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
+from liverseg_dist.data.preprocessing.pipeline import prepare_scan
+from liverseg_dist.data.preprocessing.resample import resample
 from liverseg_dist.volume import Float3, Grid
 
 Prepared = tuple[np.ndarray, np.ndarray]

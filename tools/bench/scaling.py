@@ -23,11 +23,11 @@ import torch
 import torch.distributed as dist
 
 from liverseg_dist.config import ModelConfig, TrainConfig
-from liverseg_dist.distributed.parallelize import parallelize
+from liverseg_dist.distributed.strategies.parallelize import parallelize
 from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve
 from liverseg_dist.training.checkpoint import Checkpoints
-from liverseg_dist.training.planning.scale import Machine, predict
+from liverseg_dist.planning.scaling_model import Machine, predict
 
 SIZES_MIB = (1, 32)
 CHECKPOINT_CADENCE = 1000

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liverseg_dist.config import ModelConfig
-from liverseg_dist.inference.memory import keep_freed_memory
+from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.model import UNet, build_model
-from liverseg_dist.model.footprint import LiveBytes
+from liverseg_dist.model.memory_trace import LiveBytes
 from liverseg_dist.model.topology import pooling, resolve
 
 OURS = {

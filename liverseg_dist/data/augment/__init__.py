@@ -8,7 +8,7 @@ from liverseg_dist.data.augment.presets import (
     draw_augmentation,
     preset_of,
 )
-from liverseg_dist.data.augment.transform import DeviceTransform, normalise
+from liverseg_dist.data.augment.device_transform import DeviceTransform, normalise
 
 __all__ = [
     "PRESETS",

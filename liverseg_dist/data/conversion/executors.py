@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
-from liverseg_dist.data.conversion.case import convert_case
-from liverseg_dist.data.conversion.records import CaseJob, CaseRecord
+from liverseg_dist.data.conversion.convert_case import convert_case
+from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
 from liverseg_dist.errors import RunFailed, UserError
 
 Outcome = tuple[CaseRecord, bool]

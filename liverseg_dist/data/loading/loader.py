@@ -22,7 +22,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from liverseg_dist.data.loading.source import PatchSource
+from liverseg_dist.data.loading.case_source import PatchSource
 from liverseg_dist.errors import LiversegError, RunFailed
 from liverseg_dist.volume import Index3
 

@@ -10,7 +10,7 @@ from liverseg_dist.config import LossConfig, ModelConfig
 from liverseg_dist.labels import IGNORE, NUM_CLASSES
 from liverseg_dist.model.losses.boundary import boundary_term
 from liverseg_dist.model.losses.terms import class_entropy, one_hot, region_entropy, subsample, tversky_index
-from liverseg_dist.model.losses.weights import class_weights
+from liverseg_dist.model.losses.class_weights import class_weights
 
 
 @dataclass(frozen=True)

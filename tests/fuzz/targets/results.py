@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from launch.sweep.config import SweepSettings
+from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.journal import Journal, Rung
-from launch.sweep.page import best_of, render, steps_run
+from launch.sweep.sweep_page import best_of, render, steps_run
 from liverseg_dist.config.settings import load_settings_as
-from liverseg_dist.evaluation.case import score_case
+from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.compare import compare
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import LEDGER, SUMMARY, load_results, rewrite_results, write_results

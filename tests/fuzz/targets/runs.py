@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from liverseg_dist.errors import UserError
-from liverseg_dist.inference.runs import load_run
+from liverseg_dist.inference.load_run import load_run
 from liverseg_dist.model import build_model
 from liverseg_dist.model.pretrained import read_tensors
 from liverseg_dist.training.checkpoint import MANIFEST, STATE, Checkpoints
-from liverseg_dist.training.loop import progress_of
+from liverseg_dist.training.trainer import progress_of
 from tests.fuzz.judge import Wrong
 from tests.fuzz.mutate import damaged, damaged_json, damaged_tree, json_text
 from tests.fuzz.targets.small import small_settings

@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 
 from liverseg_dist.commands.score import read_mask
-from liverseg_dist.data.nifti import read_scan_file
+from liverseg_dist.data.io.nifti import read_scan_file
 from liverseg_dist.errors import RunFailed, UserError
-from liverseg_dist.evaluation.folders import ScoreJob, ledger_for, score_pair
+from liverseg_dist.evaluation.score_folders import ScoreJob, ledger_for, score_pair
 from liverseg_dist.evaluation.pairing import pair_masks
 from tests.fuzz.judge import Wrong
 from tests.fuzz.mutate import damaged

@@ -12,11 +12,11 @@ import numpy as np
 import zarr
 
 from liverseg_dist.config import DataConfig
-from liverseg_dist.data.loading.reader import StoreReader
-from liverseg_dist.data.loading.shards import ChunkError
-from liverseg_dist.data.loading.source import PatchSource
-from liverseg_dist.data.store import CaseStore
-from liverseg_dist.data.verify import verify_store
+from liverseg_dist.data.loading.array_reader import StoreReader
+from liverseg_dist.data.loading.shard_reader import ChunkError
+from liverseg_dist.data.loading.case_source import PatchSource
+from liverseg_dist.data.store.case_store import CaseStore
+from liverseg_dist.data.store.verify_store import verify_store
 from liverseg_dist.errors import RunFailed, UserError
 from tests.data.sources import convert, write_source
 from tests.fuzz.judge import Wrong

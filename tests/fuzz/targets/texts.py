@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
-from launch.sweep.config import SweepSettings
+from launch.sweep.sweep_config import SweepSettings
 from liverseg_dist.config import Settings, SplitConfig, load_settings
 from liverseg_dist.config.settings import load_settings_as
-from liverseg_dist.data.msd import read_dataset
-from liverseg_dist.data.spacing_table import read_spacing_table
+from liverseg_dist.data.io.dataset_index import read_dataset
+from liverseg_dist.data.io.spacing_table import read_spacing_table
 from liverseg_dist.data.splits import check_split_files
-from liverseg_dist.model.foreign import foreign_names
+from liverseg_dist.model.external_weights import foreign_names
 from tests.fuzz.judge import Wrong
 from tests.fuzz.mutate import NUMBERS, TEXTS, damaged, damaged_json, damaged_tree, json_text
 

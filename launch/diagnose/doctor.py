@@ -1,0 +1,259 @@
+"""`python -m launch doctor --nodes 2 --gpus-per-node 4 --folder runs`: a short job tries what training needs.
+
+Whether the nodes see the folder and how fast they write there, whether all ranks meet, the all-reduce bandwidth between
+them, clocks, versions, free GPUs: a row per node, then a verdict with a remedy for each finding. Exit code 1 when
+something stands in the way. `--json` adds all of it as the last line.
+"""
+
+import argparse
+import dataclasses
+import json
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.slurm.executors import start_here, submit_to_slurm
+from launch.diagnose.probe import MARK
+from launch.slurm.sbatch import BatchJob, Resources, render
+from launch.slurm.status import POLL_S, Row, rows
+from launch.slurm.submit import keep
+from liverseg_dist.commands.doctor import LOCKS_REMEDY
+from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+
+TIME = "00:10:00"
+LOG_S = 30.0
+"""How long a network file system may take to show a log that a node has written."""
+SLOW_WRITE_MIB_S = 50.0
+SLOW_NETWORK_GIB_S = {"cpu": 0.1, "gpu": 1.0}
+"""10 GbE carries about 1 GiB/s; below that 3D U-Nets on GPUs wait for each other. Gloo over 1 GbE reaches 0.1."""
+SKEW_S = 2.0
+"""Clocks further apart disorder logs and TensorBoard, and confuse `make`-like checks of file times."""
+FREE_SHARE = 0.9
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`level`: problem (training would fail) or warning (it would be slow or confusing)."""
+
+    level: str
+    what: str
+    remedy: str
+
+
+def submit(args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]) -> int:
+    """Submit, wait, print table and verdict; the exit code. Raises `UserError`."""
+    parser = argparse.ArgumentParser(prog="launch doctor", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true")
+    own, unknown = parser.parse_known_args(list(arguments))
+    if unknown:
+        raise UserError(f"doctor takes no {unknown[0]}; see python -m launch --help for what it asks SLURM for")
+    if args.cluster == "debug":
+        raise UserError(
+            "doctor: tries nodes, so it needs --cluster slurm or local; `liverseg doctor` looks at this one"
+        )
+    folder = (args.folder or Path("runs")).absolute()
+    if args.time == "24h":
+        resources = dataclasses.replace(resources, time=TIME)
+    word = secrets.token_hex(4)
+    job = doctor_job(folder, resources, word, launcher=args.launcher, name=args.name)
+    if args.dry_run:
+        print(render(job), end="")
+        return EXIT_DONE
+    folder.mkdir(parents=True, exist_ok=True)
+    sign = folder / f".doctor-{word}"
+    sign.touch()
+    try:
+        row = _run(job, local=args.cluster == "local")
+    finally:
+        sign.unlink(missing_ok=True)
+    reports = read_reports(_log(row.log))
+    found = judge(reports, resources, job_state=row.state, log=row.log)
+    print(table(reports))
+    for finding in found:
+        print(f"{finding.level}: {finding.what}; {finding.remedy}")
+    bad = any(finding.level == "problem" for finding in found)
+    print(f"verdict: {'training would fail here' if bad else 'ready' if not found else 'works, see the warnings'}")
+    if own.json:
+        print(
+            json.dumps({"job_id": row.job_id, "ready": not bad, "ranks": reports, "findings": list(map(asdict, found))})
+        )
+    return EXIT_FAILED if bad else EXIT_DONE
+
+
+def doctor_job(folder: Path, resources: Resources, word: str, *, launcher: str = "srun", name: str = "") -> BatchJob:
+    words = ["--folder", str(folder), "--word", word, "--gpus", str(resources.gpus_per_node)]
+    return BatchJob(
+        name=name or "liverseg-doctor",
+        module=("launch.diagnose.probe", *words),
+        folder=folder,
+        resources=resources,
+        launcher=launcher,
+        restarts=0,
+    )
+
+
+def _run(job: BatchJob, *, local: bool) -> Row:
+    """The job's row when it is over."""
+    process = None
+    if local:
+        started = start_here(job, minutes=10)
+        job_id, process = started.job_id, started._process
+        keep(job, job_id, "local")
+    else:
+        text = render(job)
+        job_id = submit_to_slurm(job, text)
+        keep(job, job_id, "slurm", text)
+    state = ""
+    while True:
+        row = next(row for row in rows(job.folder) if row.job_id == job_id)
+        if row.state != state:
+            state = row.state
+            print(f"-- job {job_id}: {state}", file=sys.stderr, flush=True)
+        if row.is_over:
+            if process is not None:
+                process.wait()
+            return row
+        if process is not None:
+            process.poll()  # reaped, it is seen to be over
+        time.sleep(POLL_S / 4)
+
+
+def _log(path: Path) -> str:
+    end = time.monotonic() + LOG_S
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(POLL_S / 4)
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def read_reports(log: str) -> list[Report]:
+    """What each rank said, in rank order."""
+    found: dict[int, Report] = {}
+    for line in log.splitlines():
+        _, mark, text = line.partition(MARK)
+        if mark and text.endswith("}"):  # not what a killed rank left half-written
+            content = json.loads(text)
+            found.setdefault(int(content["rank"]), {}).update(content)
+    return [found[rank] for rank in sorted(found)]
+
+
+def judge(reports: Sequence[Report], asked: Resources, *, job_state: str, log: Path) -> list[Finding]:
+    """What stands in the way, the gravest first. Pure."""
+    if not reports:
+        if log.exists():
+            return [Finding("problem", f"no rank said anything (job {job_state})", f"read why in {log}")]
+        remedy = "the nodes do not see its folder, or SLURM could not start the job; choose a shared --folder"
+        return [Finding("problem", f"{log} was never written (job {job_state})", remedy)]
+    found = [
+        Finding("problem", f"{at(report)}: {report['error']}", "see above") for report in reports if "error" in report
+    ]
+    if missing := sorted(set(range(asked.ranks)) - {report["rank"] for report in reports}):
+        what = f"rank {', '.join(map(str, missing))} of {asked.ranks} said nothing"
+        found.append(Finding("problem", what, f"its node may lack the project or its .venv; read {log}"))
+    found += [*_network(reports, asked), *_folder(reports), *_gpus(reports, asked), *_versions(reports)]
+    return sorted(found, key=lambda finding: finding.level)
+
+
+def at(report: Report) -> str:
+    return f"rank {report['rank']} on {report['node']}"
+
+
+def _network(reports: Sequence[Report], asked: Resources) -> list[Finding]:
+    found = []
+    for report in reports:
+        if not report.get("meets", False) and "error" not in report:
+            why = report.get("network_error", "it died while it tried")
+            remedy = "name the interface that joins the nodes: export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0"
+            found.append(Finding("problem", f"{at(report)} does not meet the others: {why}", remedy))
+        if abs(report.get("clock_s", 0.0)) > SKEW_S:
+            what = f"the clock of {report['node']} is {report['clock_s']:+.1f} s off that of {reports[0]['node']}"
+            found.append(Finding("warning", what, "have its time service (chrony, ntpd) mended"))
+    speeds = [report["all_reduce_gib_s"] for report in reports if report.get("all_reduce_gib_s")]
+    limit = SLOW_NETWORK_GIB_S["gpu" if asked.gpus_per_node else "cpu"]
+    if speeds and asked.nodes > 1 and min(speeds) < limit:
+        what = f"all-reduce moves {min(speeds):.2f} GiB/s between nodes, less than {limit}"
+        remedy = "NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME may name the wrong network; NCCL_DEBUG=INFO shows which"
+        found.append(Finding("warning", what, remedy))
+    return found
+
+
+def _folder(reports: Sequence[Report]) -> list[Finding]:
+    found = []
+    for report in reports:
+        if report.get("sees_folder") is False:
+            what = f"{report['node']} does not see the folder that this command wrote to"
+            found.append(Finding("problem", what, "give --folder (and run.dir) on a file system that all nodes share"))
+        if "write_error" in report:
+            what = f"{report['node']} cannot write there: {report['write_error']}"
+            found.append(Finding("problem", what, "check quota and permissions of the folder"))
+        if report.get("write_mib_s", SLOW_WRITE_MIB_S) < SLOW_WRITE_MIB_S:
+            what = f"{report['node']} writes {report['write_mib_s']:.0f} MiB/s there"
+            remedy = "checkpoints will lag: a scratch file system, or a larger checkpoint.every_steps"
+            found.append(Finding("warning", what, remedy))
+        if report.get("locks") is False:
+            what = f"the folder has no file locks on {report['node']}"
+            found.append(Finding("warning", what, LOCKS_REMEDY))
+    return list(dict.fromkeys(found))
+
+
+def _gpus(reports: Sequence[Report], asked: Resources) -> list[Finding]:
+    found = []
+    for report in reports:
+        gpus = report.get("gpus", [])
+        if asked.gpus_per_node and not gpus and "error" not in report:
+            remedy = "LIVERSEG_TORCH=cuda tools/setup; `srun nvidia-smi` shows the driver"
+            found.append(Finding("problem", f"{at(report)} sees no GPU, {asked.gpus_per_node} were asked for", remedy))
+        for number, (free, total) in enumerate(gpus):
+            if asked.gpus_per_node and free < FREE_SHARE * total:
+                what = f"GPU {number} of {report['node']} has {free:.0f} of {total:.0f} GiB free"
+                remedy = f"somebody's process sits there: --sbatch exclude={report['node']}, and tell the administrator"
+                found.append(Finding("warning", what, remedy))
+    return list(dict.fromkeys(found))
+
+
+def _versions(reports: Sequence[Report]) -> list[Finding]:
+    found = []
+    told = [report for report in reports if "versions" in report]
+    for name in sorted({name for report in told for name in report["versions"]}):
+        where: dict[str, set[str]] = {}
+        for report in told:
+            where.setdefault(report["versions"].get(name, "none"), set()).add(report["node"])
+        if len(where) > 1:
+            differs = ", ".join(f"{version} on {'/'.join(sorted(nodes))}" for version, nodes in sorted(where.items()))
+            remedy = "let all nodes use one .venv and one project on the shared file system"
+            found.append(Finding("problem", f"{name} differs: {differs}", remedy))
+    return found
+
+
+def table(reports: Sequence[Report]) -> str:
+    """A row per node."""
+    heads = ("node", "ranks", "meets", "folder", "write MiB/s", "all-reduce GiB/s", "clock s", "GPUs free", "torch")
+    lines: list[Sequence[str]] = [heads]
+    for node in dict.fromkeys(report["node"] for report in reports):
+        mine = [report for report in reports if report["node"] == node]
+        merged: Report = {}
+        for report in reversed(mine):
+            merged |= report
+        free = [f"{free:.0f}/{total:.0f}" for free, total in merged.get("gpus", [])]
+        lines.append((
+            node,
+            str(len(mine)),
+            "yes" if all(report.get("meets") for report in mine) else "NO",
+            "seen" if all(report.get("sees_folder") for report in mine) else "NO",
+            _number(merged.get("write_mib_s"), ".0f"),
+            _number(merged.get("all_reduce_gib_s"), ".2f"),
+            _number(merged.get("clock_s"), "+.3f"),
+            " ".join(free) or "-",
+            merged.get("versions", {}).get("torch", "?"),
+        ))  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    return "\n".join("  ".join(f"{text:>{w}}" for text, w in zip(line, widths, strict=True)) for line in lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

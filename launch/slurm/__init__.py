@@ -1,0 +1,1 @@
+"""SLURM jobs: job graph, batch files, submission, supervision, status, failure reports."""

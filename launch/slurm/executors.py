@@ -1,0 +1,78 @@
+"""submitit's executors, handing over our own batch file and command instead of a pickled function.
+
+So a job file can be read, kept and submitted again by hand, all ranks save (not only rank 0), a job that stopped is
+requeued after its ranks have ended (none is left over on a node), and nothing is ever unpickled.
+"""
+
+import contextlib
+import io
+import os
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.local.debug import DebugExecutor
+from submitit.local.local import LocalExecutor, LocalJob
+
+from launch.slurm.sbatch import BatchJob, supervise_words, task_command, with_index
+from liverseg_dist.errors import RunFailed, UserError
+
+
+class BatchFileExecutor(submitit.SlurmExecutor):
+    """Submits a given batch file; the returned submitit job knows its state, log and how to cancel it."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        super().__init__(folder)
+        self.text = text
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        return self.text
+
+
+def submit_to_slurm(job: BatchJob, text: str) -> str:
+    """The job's id. Raises `UserError` without SLURM, `RunFailed` with SLURM's reason when it refuses."""
+    if shutil.which("sbatch") is None:
+        raise UserError("no sbatch here: submit from a login node of the cluster, or use --cluster local")
+    folder = job.folder / "jobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
+            return str(BatchFileExecutor(folder, text)._submit_command("").job_id)
+    except (FailedJobError, FailedSubmissionError) as error:
+        lines = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
+        said = "; ".join(lines or [" ".join(str(error).split())])[:400].replace("sbatch: error: ", "")
+        raise RunFailed(f"SLURM refused the job: {said}") from None
+
+
+def start_here(job: BatchJob, minutes: int, index: int | None = None) -> LocalJob:
+    """Start on this machine in the background, with the same supervision: a time limit, restarts, the same log."""
+    if job.resources.nodes > 1:
+        raise UserError("--cluster local: this machine is one node; leave --nodes out")
+    words = [*supervise_words(job), *task_command(job)]
+    if index is not None:
+        words = with_index(words, index)
+    environment = [f"LIVERSEG_JOB_NAME={job.name}"]
+    if job.code is not None:
+        environment += [f"PYTHONPATH={job.code}", "PYTHONSAFEPATH=1"]
+    executor = LocalExecutor(job.folder / "jobs")
+    executor.update_parameters(
+        timeout_min=minutes,
+        signal_delay_s=min(job.resources.signal_s, 30 * minutes),
+        gpus_per_node=job.resources.gpus_per_node,
+        stderr_to_stdout=True,
+    )
+    started: LocalJob = executor._submit_command(shlex.join(["env", "-C", str(job.workdir), *environment, *words]))
+    return started
+
+
+def run_in_this_process(folder: Path, function: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """`--cluster debug`: one process, this one, so that breakpoint() works."""
+    os.environ.pop("SLURM_STEP_NUM_TASKS", None)
+    return int(DebugExecutor(folder).submit(function, arguments).result())

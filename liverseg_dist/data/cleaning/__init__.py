@@ -1,1 +1,0 @@
-"""Cleaning of scans: each step a pure function of voxels and settings that also tells what it did."""

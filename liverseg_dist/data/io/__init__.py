@@ -1,0 +1,1 @@
+"""Readers and writers: NIfTI headers and voxels, data-set indexes, spacing tables."""

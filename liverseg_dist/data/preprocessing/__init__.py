@@ -1,0 +1,1 @@
+"""Cleaning, resampling and slab extraction: from a scan to the voxels a network receives."""

@@ -1,0 +1,1 @@
+"""The case store: its layout on disk, reading, metadata checks and verification."""

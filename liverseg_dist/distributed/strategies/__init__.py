@@ -1,0 +1,1 @@
+"""Parallel strategies behind one interface: DDP, FSDP2 and DeepSpeed ZeRO."""

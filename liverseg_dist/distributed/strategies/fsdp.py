@@ -1,0 +1,52 @@
+"""FSDP2: parameters, gradients and optimizer state sharded over ranks (torch.distributed.fsdp.fully_shard).
+
+Hybrid sharding (HSDP, https://arxiv.org/abs/2304.11277, section 3.2.2): shards over neighbouring ranks, those of a
+node, and copies of them over the others. Only gradients then cross between nodes, each once.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from liverseg_dist.distributed.strategies.base import Strategy, loss_scale
+
+
+def shard(plain: nn.Module, ranks_per_shard: int = 0) -> nn.Module:
+    """Shard `plain` in place, one group for each module that it names in `shard_groups()`, then the rest.
+
+    `ranks_per_shard`: over so many neighbouring ranks, a copy in each such group; 0: over all.
+
+    Must come before the optimizer is made: the parameters become DTensors.
+    """
+    device_type = next(plain.parameters()).device.type
+    ranks = dist.get_world_size()
+    if 0 < ranks_per_shard < ranks:
+        copies = (ranks // ranks_per_shard, ranks_per_shard)
+        mesh = init_device_mesh(device_type, copies, mesh_dim_names=("copies", "shards"))
+    else:
+        mesh = init_device_mesh(device_type, (ranks,))
+    for group in plain.shard_groups():  # type: ignore[operator]
+        fully_shard(group, mesh=mesh)
+    fully_shard(plain, mesh=mesh)
+    return plain
+
+
+class FullyShard(Strategy):
+    """The module must have gone through `shard` already."""
+
+    def __init__(
+        self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str
+    ) -> None:
+        super().__init__(plain, optimizer, clip_grad_norm, precision)
+        assert isinstance(plain, FSDPModule)
+        self._fsdp: FSDPModule = plain
+
+    def forward(self, image_BCDHW: Tensor, *, last: bool) -> Tensor | list[Tensor]:
+        self._fsdp.set_requires_gradient_sync(last)
+        with self.autocast():
+            return self.plain(image_BCDHW)
+
+    def backward(self, loss: Tensor) -> None:
+        (loss * loss_scale()).backward()

@@ -1,0 +1,1 @@
+"""Metrics of one case: overlap, surface distances, lesion detection, burden, calibration."""

@@ -1,0 +1,21 @@
+"""Tumour burden: the share of the liver (label 1 or 2) that is tumour (label 2).
+
+LiTS scores the difference between predicted and true burden over cases as a root mean square and as a maximum. Its
+scorer takes the maximum of the signed difference (truth - prediction), which overlooks overestimates; we take the
+absolute one. A case whose truth has no liver has no burden and is left out. A prediction without any liver counts as
+burden 0 (the scorer puts 9001).
+"""
+
+from liverseg_dist.evaluation.metrics.overlap import OverlapCounts
+
+
+def tumour_burden(liver_voxels: int, tumour_voxels: int) -> float | None:
+    """Tumour / liver in voxels (the liver includes its tumours); None without a liver."""
+    return tumour_voxels / liver_voxels if liver_voxels else None
+
+
+def burden_scores(liver: OverlapCounts, tumour: OverlapCounts) -> dict[str, float | None]:
+    """`truth`, `prediction` and `error` = prediction - truth of one case."""
+    truth = tumour_burden(liver.truth, tumour.truth)
+    prediction = tumour_burden(liver.prediction, tumour.prediction) or 0.0
+    return {"truth": truth, "prediction": prediction, "error": None if truth is None else prediction - truth}

@@ -1,0 +1,1 @@
+"""Report pages, charts, overlays, CSV tables and TensorBoard summaries of an evaluation."""

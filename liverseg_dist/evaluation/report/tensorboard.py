@@ -1,0 +1,50 @@
+"""An evaluation's headline figures and pictures for TensorBoard, beside the curves of its training."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from liverseg_dist.evaluation.ledger import file_name
+from liverseg_dist.evaluation.report.html_report import cases_to_show
+from liverseg_dist.labels import STRUCTURES
+from liverseg_dist.tracking.writer import RunWriter
+
+BOARD = "tensorboard"
+FIGURES = ("dice_per_case", "dice_global", "assd_mm", "hd95_mm", "nsd_1mm", "nsd_2mm")
+
+
+def write_board(
+    folder: Path, summary: dict[str, Any], cases: Sequence[dict[str, Any]], pictures: Path, step: int
+) -> Path:
+    """Write `folder/tensorboard` anew: scalars, and the report's pictures (three planes of each case it shows).
+
+    `step` is the training step of the weights. Returns the folder.
+    """
+    board = folder / BOARD
+    shutil.rmtree(board, ignore_errors=True)
+    board.mkdir(parents=True)
+    writer = RunWriter(board)
+    try:
+        writer.scalars(step, headline(summary))
+        for rank, case in cases_to_show(cases):
+            file = pictures / f"{file_name(case['case_id'])}.png"
+            if file.is_file():
+                with Image.open(file) as picture:
+                    writer.picture(step, f"evaluation/{rank}/{case['case_id']}", np.asarray(picture.convert("RGB")))
+    finally:
+        writer.close()
+    return board
+
+
+def headline(summary: dict[str, Any]) -> dict[str, float]:
+    """The defined ones of the main figures, by TensorBoard tag."""
+    values = {f"evaluation/{s}/{name}": summary[s][name] for s in STRUCTURES for name in FIGURES}
+    for threshold, found in summary["tumour"]["detection"].items():
+        values |= {f"evaluation/lesions/{name}_{threshold}": found[name] for name in ("precision", "recall")}
+    values["evaluation/burden_rmse"] = summary["burden"]["rmse"]
+    values |= {f"evaluation/{name}/calibration_error": bins["ece"] for name, bins in summary["calibration"].items()}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,149 @@
+"""Score pairs of masks in parallel, each case once: resumable by the ledger; a bad case does not stop the rest."""
+
+import functools
+import hashlib
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from liverseg_dist.errors import RunFailed, UserError
+from liverseg_dist.evaluation.metrics.case import score_case
+from liverseg_dist.evaluation.ledger import Ledger, file_name, fingerprint_of
+from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY
+from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, aligned_prediction
+from liverseg_dist.evaluation.report.overlays import save_pictures
+from liverseg_dist.volume import Volume
+
+ReadMask = Callable[[Path], Volume]
+"""Reads a label file; importable by name, because it is sent to worker processes."""
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """What a worker needs beside the pair."""
+
+    ledger: Ledger
+    read_mask: ReadMask
+    connectivity: int = LITS_CONNECTIVITY
+    ignore_affine: bool = False
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Where pictures go, and the CT of each case that has one (read with `read_image`, HU)."""
+
+    folder: Path
+    images: Mapping[str, Path]
+    read_image: ReadMask
+
+
+@dataclass(frozen=True)
+class Outcome:
+    case_id: str
+    error: str | None = None
+    users_mistake: bool = False
+    reused: bool = False
+
+
+def ledger_for(folder: Path, connectivity: int, ignore_affine: bool) -> Ledger:
+    """The ledger of a comparison of folders; another setting makes other entries."""
+    return Ledger(folder, {"score": "folders", "connectivity": connectivity, "ignore_affine": ignore_affine})
+
+
+def score_pairs(pairs: Sequence[MaskPair], job: ScoreJob, workers: int) -> Iterator[Outcome]:
+    """Score all pairs with `workers` processes and yield what became of each as it ends; scores go to the ledger.
+
+    Raises `RunFailed` when a worker dies; what was scored until then stays in the ledger.
+    """
+    yield from _in_parallel(functools.partial(score_pair, job=job), pairs, workers)
+
+
+def draw_pairs(pairs: Sequence[MaskPair], job: ScoreJob, drawing: Drawing, workers: int) -> Iterator[Outcome]:
+    """Save the pictures of these pairs (`pictures.save_pictures`) and remove those of all others."""
+    kept = {file_name(pair.case_id) for pair in pairs}
+    for file in drawing.folder.glob("*"):
+        if file.suffix in (".json", ".png") and file.name.removesuffix(file.suffix) not in kept:
+            file.unlink(missing_ok=True)
+    yield from _in_parallel(functools.partial(draw_pair, job=job, drawing=drawing), pairs, workers)
+
+
+def _in_parallel(work: Callable[[MaskPair], Outcome], pairs: Sequence[MaskPair], workers: int) -> Iterator[Outcome]:
+    if workers <= 1 or len(pairs) <= 1:
+        yield from map(work, pairs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(pairs)), mp_context=context) as pool:
+        futures = [pool.submit(work, pair) for pair in pairs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool:
+            raise RunFailed(
+                "a worker died, perhaps for want of memory; run the same line again with fewer --workers to continue"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def score_pair(pair: MaskPair, job: ScoreJob) -> Outcome:
+    """Score one pair unless the ledger has it for these very files; errors are recorded, not raised."""
+    try:
+        inputs = fingerprint_of({"prediction": _sha256(pair.prediction), "truth": _sha256(pair.truth)})
+        if job.ledger.read(pair.case_id, inputs) is not None:
+            return Outcome(pair.case_id, reused=True)
+        prediction, truth = read_pair(pair, job)
+        scores = score_case(pair.case_id, prediction.voxels, truth.voxels, truth.spacing_mm, job.connectivity)
+    except Exception as error:  # whatever a file does to us, the other cases go on
+        message = str(error) if isinstance(error, (UserError, RunFailed)) else f"{type(error).__name__}: {error}"
+        job.ledger.write_failure(pair.case_id, without_folders(message, pair))
+        return Outcome(pair.case_id, error=message, users_mistake=isinstance(error, UserError))
+    job.ledger.write(pair.case_id, scores, inputs)
+    return Outcome(pair.case_id)
+
+
+def without_folders(message: str, pair: MaskPair) -> str:
+    """As results tell it: of the files' paths the last two parts, which say whose mask is meant."""
+    for file in (pair.prediction, pair.truth):
+        message = message.replace(str(file), f"{file.parent.name}/{file.name}")
+    return message
+
+
+def draw_pair(pair: MaskPair, job: ScoreJob, drawing: Drawing) -> Outcome:
+    """Save the pictures of one pair. A CT that cannot be read, or lies on another grid, is left out and said."""
+    try:
+        prediction, truth = read_pair(pair, job)
+        image, error = None, None
+        if pair.case_id in drawing.images:
+            image, error = _matching_image(drawing.images[pair.case_id], truth, drawing.read_image)
+        save_pictures(drawing.folder, pair.case_id, prediction, truth, image)
+    except Exception as error_:  # a picture is no reason to fail
+        return Outcome(pair.case_id, error=f"{pair.case_id}: no pictures: {error_}")
+    return Outcome(pair.case_id, error=error)
+
+
+def _matching_image(file: Path, truth: Volume, read_image: ReadMask) -> tuple[Volume | None, str | None]:
+    try:
+        image = read_image(file).reoriented(truth.grid.orientation)
+    except UserError as error:
+        return None, str(error)
+    if not image.grid.matches(truth.grid, SAME_PLACE_MM):
+        return None, f"{file}: not on the grid of its mask; pictures are drawn without it"
+    return image, None
+
+
+def read_pair(pair: MaskPair, job: ScoreJob) -> tuple[Volume, Volume]:
+    """Prediction and truth on the truth's grid."""
+    truth = job.read_mask(pair.truth)
+    prediction = job.read_mask(pair.prediction)
+    return aligned_prediction(prediction, truth, pair, job.ignore_affine), truth
+
+
+def _sha256(file: Path) -> str:
+    try:
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:  # a link that leads nowhere, a folder of that name
+        raise UserError(f"{file}: {error.strerror}") from None

@@ -1,0 +1,49 @@
+"""A run as a function that labels scans, for conversion (`convert.labels_from`)."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from liverseg_dist.config import Settings
+from liverseg_dist.inference.sliding_window import Predictor
+from liverseg_dist.inference.load_run import fingerprint_of_runs, load_run, predictor_for
+from liverseg_dist.inference.segment_scan import segment_scan
+from liverseg_dist.volume import Volume
+
+
+@dataclass(frozen=True)
+class RunLabeller:
+    """Small and picklable: a process loads the run when it labels its first scan. One thread, so the bits are the same
+    for any number of processes."""
+
+    run: Path
+    fingerprint: str
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, run: Path, device: str = "cpu") -> "RunLabeller":
+        """Raises `UserError` for what is no finished run."""
+        loaded = load_run(run, torch.device("cpu"))
+        content = json.dumps(fingerprint_of_runs([loaded]), sort_keys=True)
+        return cls(run.resolve(), hashlib.sha256(content.encode()).hexdigest(), device)
+
+    def __call__(self, image: Volume) -> np.ndarray:
+        """Labels (uint8, z, y, x) of a scan in HU, on its own voxels."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            predictor, settings = _loaded(self.run, self.device)
+            return segment_scan(image, predictor, settings)
+        finally:
+            torch.set_num_threads(threads)
+
+
+@lru_cache(maxsize=1)
+def _loaded(run: Path, device: str) -> tuple[Predictor, Settings]:
+    loaded = load_run(run, torch.device(device))
+    return predictor_for([loaded], torch.device(device)), loaded.settings

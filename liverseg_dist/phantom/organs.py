@@ -1,0 +1,192 @@
+"""Organs and trunks around the liver, as strokes in the order in which they are painted. Nominal mm, see `torso`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from liverseg_dist.phantom.canvas import Stroke, Tissue
+from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Point, tube
+
+WALL = Tissue(82.0, grain=8.0)
+GAS = Tissue(-960.0)
+FLUID = Tissue(22.0, grain=5.0)
+STOOL = Tissue(8.0, grain=30.0, spot=-520.0, rare=-0.9)
+SINUS_FAT = Tissue(-70.0, grain=12.0)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """HU of what takes up contrast, for one patient and moment."""
+
+    liver: float
+    portal: float
+    hepatic: float
+    aorta: float
+    cava: float
+    kidney: float
+    spleen: float
+    pancreas: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "Contrast":
+        """Portal-venous phase; a stronger bolus lifts everything together, a fatty liver stays dark."""
+        u, bolus = rng.uniform, rng.uniform(0.86, 1.14)
+        liver = 108 * bolus + u(-14, 12)
+        if rng.random() < 0.12:
+            liver -= u(20, 40)
+        hepatic = 152 * bolus + u(-15, 15) if rng.random() < 0.8 else liver + u(-6, 8)  # early: not yet filled
+        return cls(
+            liver=liver,
+            portal=172 * bolus + u(-12, 12),
+            hepatic=hepatic,
+            aorta=158 * bolus + u(-15, 25),
+            cava=132 * bolus + u(-20, 15),
+            kidney=188 * bolus + u(-20, 20),
+            spleen=118 * bolus + u(-9, 10),
+            pancreas=96 * bolus + u(-10, 10),
+        )
+
+
+def draw_organs(
+    rng: np.random.Generator, contrast: Contrast, both_kidneys: tuple[Ellipsoid, Ellipsoid]
+) -> list[Stroke]:
+    """Everything in the belly but the liver and the gallbladder."""
+    strokes = _bowel(rng) + _stomach(rng)
+    spleen = Ellipsoid((-98 + _j(rng, 4), -34.0, 6 + _j(rng, 10)), (33.0, 46.0, 52 + _j(rng, 10)), -24.0)
+    strokes.append(Stroke(spleen, Tissue(contrast.spleen, 3.0), within="abdomen", margin_mm=3.5, ripple_mm=0.8))
+    strokes += _pancreas(rng, contrast)
+    for kidney in both_kidneys:
+        strokes += _kidney(rng, kidney, contrast)
+    return strokes + _trunks(rng, contrast)
+
+
+def kidneys(rng: np.random.Generator) -> tuple[Ellipsoid, Ellipsoid]:
+    """Right and left."""
+    long_mm = 53 + _j(rng, 6)
+    right = Ellipsoid((60 + _j(rng, 4), -33.0, -84 + _j(rng, 12)), (26.0, 29.0, long_mm), 35.0, -10.0)
+    left = Ellipsoid((-62 + _j(rng, 4), -34.0, -58 + _j(rng, 12)), (27.0, 29.0, long_mm), -35.0, 10.0)
+    return right, left
+
+
+def gallbladder(rng: np.random.Generator) -> tuple[Cone, ...]:
+    """Three cases of four; the others have had it removed."""
+    if rng.random() < 0.25:
+        return ()
+    size = float(rng.uniform(0.8, 1.25))
+    return tube((42, 26, -24, 4 * size), (50, 42, -42, 11 * size), (58, 58, -60 - 8 * size, 14 * size))
+
+
+def _j(rng: np.random.Generator, reach: float) -> float:
+    return float(rng.uniform(-reach, reach))
+
+
+def _hollow(
+    pieces: tuple[Cone, ...], content: Tissue, wall_mm: float, gas_y_mm: float | None = None, ripple_mm: float = 0.8
+) -> list[Stroke]:
+    """A tract: wall, then content, then gas above the fluid, each for all pieces so that no wall crosses the lumen."""
+    strokes = [Stroke(c, WALL, within="abdomen", margin_mm=3, ripple_mm=ripple_mm) for c in pieces]
+    inside = {"within": "abdomen", "margin_mm": 3 + wall_mm, "ripple_mm": ripple_mm}
+    strokes += [Stroke(c, content, wall_mm, **inside) for c in pieces]  # type: ignore[arg-type]
+    if gas_y_mm is not None:
+        strokes += [Stroke(c, GAS, wall_mm, above_y_mm=gas_y_mm, **inside) for c in pieces]  # type: ignore[arg-type]
+    return strokes
+
+
+def _stomach(rng: np.random.Generator) -> list[Stroke]:
+    full = float(rng.uniform(0.75, 1.15))
+    pieces = tube(
+        (-60, 0, 36, 27 * full),
+        (-70, 24, 8, 27 * full),
+        (-50, 48, -32, 21 * full),
+        (-4, 54, -50, 15 * full),
+        (26, 42, -48, 10),
+    )
+    content = Tissue(float(rng.uniform(10, 50)), grain=float(rng.uniform(3, 16)), spot=-120.0, rare=-1.6)
+    return _hollow(pieces, content, float(rng.uniform(3, 6)), float(rng.uniform(42, 66)), ripple_mm=1.5)
+
+
+def _bowel(rng: np.random.Generator) -> list[Stroke]:
+    strokes: list[Stroke] = []
+    for _ in range(26):  # jejunum and ileum: short random walks
+        at = np.array([rng.uniform(-85, 75), rng.uniform(-2, 60), rng.uniform(-215, -70)])
+        radius = float(rng.uniform(9, 14))
+        knots: list[tuple[float, float, float, float]] = []
+        for _ in range(4):
+            x, y, z = at.tolist()
+            knots.append((x, y, z, radius))
+            at = np.clip(at + rng.normal(0, 20, 3), [-95, -5, -230], [90, 66, -66])
+        gas = float(rng.uniform(30, 70)) if rng.random() < 0.3 else None
+        strokes += _hollow(tube(*knots), FLUID, 2.6, gas)
+    for _ in range(14):  # vessels of the mesentery
+        end = (float(rng.uniform(-80, 75)), float(rng.uniform(0, 60)), float(rng.uniform(-200, -80)))
+        root = (4.0 + _j(rng, 6), 30 + _j(rng, 5), -90 + _j(rng, 30))
+        strokes.append(Stroke(Cone(root, end, 2.4, 1.2), Tissue(140.0)))
+    r = float(rng.uniform(17, 23))
+    colon = (
+        tube((98, -20, -240, r), (102, -14, -128, r), (96, 22, -112, r)),
+        tube((96, 22, -112, r), (52, 60, -112, 0.9 * r), (-8, 66, -100, 0.85 * r), (-70, 52, -62, 0.9 * r)),
+        tube((-70, 52, -62, 0.9 * r), (-100, 14, -26, 0.9 * r), (-112, -24, -80, 0.75 * r), (-108, -28, -240, 15)),
+    )
+    for pieces in colon:
+        gas = float(rng.uniform(-5, 70)) if rng.random() < 0.6 else None
+        strokes += _hollow(pieces, STOOL if rng.random() < 0.75 else FLUID, 2.4, gas, ripple_mm=2.2)
+    duodenum = tube((26, 42, -48, 11), (46, 24, -62, 12), (42, 10, -96, 12), (8, 8, -108, 11), (-26, 14, -96, 11))
+    return strokes + _hollow(duodenum, FLUID, 2.8)
+
+
+def _pancreas(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
+    tissue = Tissue(contrast.pancreas, grain=8.0, spot=-90.0, rare=-1.3)
+    thick = float(rng.uniform(0.8, 1.2))
+    knots = ((26, 22, -62, 12.0), (24, 24, -46, 13.0), (4, 34, -34, 8.0), (-30, 28, -16, 8.5), (-78, -6, 2, 7.5))
+    return [Stroke(c, tissue, ripple_mm=2.0) for c in tube(*((x, y, z, r * thick) for x, y, z, r in knots))]
+
+
+def _kidney(rng: np.random.Generator, shape: Ellipsoid, contrast: Contrast) -> list[Stroke]:
+    medial = -12 if shape.centre[0] > 0 else 12
+    x, y, z = shape.centre
+    sinus = Ellipsoid((x + medial, y + 7, z), (13.0, 11.0, 25.0), shape.turn_deg, shape.tilt_deg)
+    strokes = [
+        Stroke(shape, Tissue(contrast.kidney, 5.0), ripple_mm=0.8),
+        Stroke(shape, Tissue(0.86 * contrast.kidney, 14.0), inset_mm=8.0, ripple_mm=2.0),
+        Stroke(sinus, SINUS_FAT, ripple_mm=2.5),
+        Stroke(Ellipsoid((x + 0.9 * medial, y + 6, z), (6.0, 5.0, 15.0)), Tissue(12.0), ripple_mm=1.0),
+    ]
+    if rng.random() < 0.25:
+        place: Point = (x - 1.6 * medial + _j(rng, 6), y + _j(rng, 18), z + _j(rng, 30))
+        size = float(rng.uniform(5, 16))
+        strokes.append(Stroke(Ellipsoid(place, (size, size, size)), Tissue(6.0)))
+    return strokes
+
+
+def _trunks(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
+    wide = float(rng.uniform(0.88, 1.2))
+    aorta = tube(
+        (-10, 8, -260, 8.0 * wide), (-10, 10, -20, 10.0 * wide), (-12, 3, 110, 11.0 * wide), (-16, -4, 240, 11.5 * wide)
+    )
+    branches = (
+        *tube((-10, 16, -16, 3.6), (-8, 32, -11, 3.4)),
+        *tube((-10, 16, -34, 3.6), (-6, 28, -58, 3.6), (-2, 32, -130, 3.0), (4, 36, -210, 2.0)),
+        *tube((-8, 10, -50, 3.0), (44, -28, -74, 2.6)),
+        *tube((-12, 10, -48, 3.0), (-46, -28, -56, 2.6)),
+    )
+    veins = (
+        *tube((22, 4, -74, 4.5), (48, -28, -80, 4.0)),
+        *tube((18, 8, -60, 4.5), (-8, 20, -54, 4.5), (-46, -22, -56, 4.0)),
+    )
+    portal = (
+        *tube((10, 30, -200, 3.5), (10, 29, -110, 5.0), (8, 30, -38, 6.5)),
+        *tube((-88, -16, 6, 3.5), (-30, 20, -13, 4.4), (8, 30, -38, 5.5)),
+    )
+    strokes = [Stroke(c, Tissue(contrast.cava - 8)) for c in veins]
+    strokes += [Stroke(c, Tissue(contrast.cava, 4.0)) for c in cava()]
+    strokes += [Stroke(c, Tissue(contrast.portal, 2.0)) for c in portal]
+    strokes += [Stroke(c, Tissue(contrast.aorta, 2.0)) for c in (*aorta, *branches)]
+    for _ in range(int(rng.integers(0, 6))):  # calcified plaques
+        z, turn = rng.uniform(-200, 20), rng.uniform(0, 2 * np.pi)
+        place = (float(-10 + 9 * wide * np.cos(turn)), float(9 + 9 * wide * np.sin(turn)), float(z))
+        strokes.append(Stroke(Ellipsoid(place, (2.0, 2.0, 4.0)), Tissue(620.0)))
+    return strokes
+
+
+def cava() -> tuple[Cone, ...]:
+    return tube((20, 4, -260, 9.5), (21, 6, -60, 11.0), (25, 8, 20, 12.5), (14, 18, 62, 13.0), (4, 24, 90, 13.0))

@@ -1,0 +1,115 @@
+"""From settings to everything a run needs: store, resolved settings, model, loss, strategy."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from liverseg_dist.config import Settings
+from liverseg_dist.config.base import Section
+from liverseg_dist.config.convert import DATA_URI
+from liverseg_dist.data.store.case_store import CaseStore
+from liverseg_dist.distributed.strategies.parallelize import check, parallelize
+from liverseg_dist.distributed.strategies.base import Strategy
+from liverseg_dist.distributed.world import World
+from liverseg_dist.errors import UserError
+from liverseg_dist.model import build_model
+from liverseg_dist.model.external_weights import foreign_names
+from liverseg_dist.model.losses import build_loss
+from liverseg_dist.model.pretrained import load_pretrained
+from liverseg_dist.model.topology import resolve
+from liverseg_dist.training.fine_tuning import freeze, groups
+from liverseg_dist.planning.memory_fit import levels_for
+
+NOT_IN_A_STORE = {"workers", "labels_from", "spacing_table", "file", "patients"}
+"""Settings of a conversion that name files, or do not matter to what is made."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    settings: Settings
+    store: CaseStore
+    train_ids: tuple[str, ...]
+    validation_ids: tuple[str, ...]
+    strategy: Strategy
+    loss: nn.Module
+
+
+def resolve_settings(settings: Settings, store: CaseStore) -> Settings:
+    """Fill in what the store decides: spacing, intensity, cleaning, network topology.
+
+    The result rebuilds the model and prepares a new scan anywhere, without the store.
+    """
+    data = settings.data.model_copy(update={"spacing_mm": store.spacing_mm, "intensity": store.intensity})
+    model = resolve(settings.model, data.patch_size, store.spacing_mm)
+    return settings.model_copy(update={"data": data, "model": model, "convert": store.convert})
+
+
+def unlike_the_store(settings: Settings, store: CaseStore) -> list[str]:
+    """What was given and is otherwise in the store, which decides it: a line for each setting."""
+    found = _unlike(settings.convert, store.convert, "convert")
+    for key, theirs in (("spacing_mm", store.spacing_mm), ("intensity", store.intensity)):
+        given = getattr(settings.data, key)
+        if given not in (None, theirs):
+            found.append(f"data.{key} is {theirs}, not {given}")
+    return found
+
+
+def _unlike(given: Section, made: Section, prefix: str) -> list[str]:
+    found = []
+    for key in sorted(given.model_fields_set - NOT_IN_A_STORE):
+        ours, theirs = getattr(given, key), getattr(made, key)
+        if isinstance(ours, Section):
+            found += _unlike(ours, theirs, f"{prefix}.{key}")
+        elif ours != theirs:
+            found.append(f"{prefix}.{key} is {_short(theirs)}, not {_short(ours)}")
+    return found
+
+
+def _short(value: object) -> str:
+    return "a file" if str(value).startswith(DATA_URI) else str(value)
+
+
+def open_store(settings: Settings) -> CaseStore:
+    if settings.data.store is None:
+        raise UserError("data.store is not set; make one with tools/to_zarr and pass data.store=STORE")
+    return CaseStore.open(settings.data.store)
+
+
+def build(settings: Settings, store: CaseStore, world: World) -> Parts:
+    """Everything for a run with resolved settings. Deterministic per `seed`."""
+    train = settings.train
+    check(train, world.world_size, world.device)
+    torch.set_num_threads(world.threads(train.threads))
+    _set_arithmetic(settings)
+    train_ids = store.ids("train", settings.data.fold)
+    if not train_ids:
+        raise UserError(f"{settings.data.store}: fold {settings.data.fold} has no labelled training case")
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.model)
+    if settings.model.pretrained is not None:
+        kind = settings.model.pretrained_names
+        names = None if kind == "ours" else foreign_names(kind, settings.model)
+        report = load_pretrained(model, settings.model.pretrained, names)
+        if world.is_main:
+            print(report, flush=True)
+    freeze(model, train.fine_tune.freeze)
+    loss = build_loss(settings.loss, settings.model, store.class_voxels, store.spacing_mm).to(world.device)
+    levels = levels_for(settings, world.world_size, world.device)
+    if train.activation_checkpointing == "auto" and world.is_main:
+        print(f"levels recomputed in backward to meet the memory budget: {list(levels) or 'none'}", flush=True)
+    strategy = parallelize(model, world.device, train, levels, lambda _: groups(model, train.fine_tune))
+    return Parts(settings, store, train_ids, store.ids("validation", settings.data.fold), strategy, loss)
+
+
+def _set_arithmetic(settings: Settings) -> None:
+    precision = settings.train.precision
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.benchmark = not settings.train.deterministic
+    # Some CUDA kernels have no deterministic form: torch names them once in a warning instead of ending the run.
+    torch.use_deterministic_algorithms(settings.train.deterministic, warn_only=True)
+    # It also overwrites fresh memory with NaN, to show reads of it; on a CPU that costs a tenth of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,0 +1,86 @@
+"""Validation: whole slabs by sliding window, each case on one rank, counts pooled exactly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from liverseg_dist.config import Settings
+from liverseg_dist.data.augment import preset_of
+from liverseg_dist.data.store.case_store import CaseStore
+from liverseg_dist.distributed.collectives import gather, rank, world_size
+from liverseg_dist.evaluation.report.overlays import overlay
+from liverseg_dist.inference import Predictor
+from liverseg_dist.labels import IGNORE, STRUCTURES, structure_mask
+from liverseg_dist.model import build_model
+
+
+@dataclass(frozen=True)
+class Validation:
+    """`dice[structure]`: mean over cases that have the structure in truth or prediction; `score`: their mean."""
+
+    dice: dict[str, float]
+    dice_global: dict[str, float]
+    score: float
+    cases: int
+    pictures: dict[str, np.ndarray]
+
+
+Counts = dict[str, tuple[int, int, int]]
+
+
+def validate(
+    settings: Settings,
+    store: CaseStore,
+    case_ids: Sequence[str],
+    weights: dict[str, torch.Tensor],
+    device: torch.device,
+) -> Validation:
+    """Dice of `weights` on the slabs of `case_ids`. A collective call; the result does not depend on the ranks."""
+    limit = settings.validation.max_cases or len(case_ids)
+    chosen = sorted(case_ids)[:limit]
+    model = build_model(settings.model).to(device)
+    model.load_state_dict(weights)
+    model.eval()
+    data, axes = settings.data, preset_of(settings.data).mirror_axes
+    predictor = Predictor(model, data.patch_size, settings.model.regions, settings.inference, device, mirror_axes=axes)
+    counts: dict[str, Counts] = {}
+    pictures: dict[str, np.ndarray] = {}
+    for number in range(rank(), len(chosen), world_size()):
+        case_id = chosen[number]
+        image, truth = store.image(case_id), store.label(case_id)
+        predicted = predictor.segment(image, data.intensity)
+        counts[case_id] = {name: _overlap(predicted, truth, name) for name in STRUCTURES}
+        if number < settings.validation.pictures:
+            pictures[case_id] = _picture(image, truth, predicted)
+    return _pool(gather(counts), gather(pictures))
+
+
+def _overlap(predicted: np.ndarray, truth: np.ndarray, structure: str) -> tuple[int, int, int]:
+    """Voxels in both, in the prediction, in the truth; padding left out."""
+    valid = truth != IGNORE
+    ours, theirs = structure_mask(predicted, structure) & valid, structure_mask(truth, structure)
+    return int((ours & theirs).sum()), int(ours.sum()), int(theirs.sum())
+
+
+def _picture(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    known = np.where(truth == IGNORE, 0, truth)
+    weight = (known == 2).sum(axis=(1, 2)) * 1000 + (known > 0).sum(axis=(1, 2))
+    z = int(weight.argmax())
+    return overlay(image[z], known[z], predicted[z])
+
+
+def _pool(counts: list[dict[str, Counts]], pictures: list[dict[str, np.ndarray]]) -> Validation:
+    cases = {case_id: value for part in counts for case_id, value in part.items()}
+    per_case: dict[str, float] = {}
+    pooled: dict[str, float] = {}
+    for name in STRUCTURES:
+        rows = [cases[case_id][name] for case_id in sorted(cases)]
+        scores = [2 * both / (ours + theirs) for both, ours, theirs in rows if ours + theirs]
+        per_case[name] = float(np.mean(scores)) if scores else float("nan")
+        both, ours, theirs = (sum(column) for column in zip(*rows, strict=True)) if rows else (0, 0, 0)
+        pooled[name] = 2 * both / (ours + theirs) if ours + theirs else float("nan")
+    defined = [value for value in per_case.values() if value == value]
+    score = float(np.mean(defined)) if defined else float("nan")
+    return Validation(per_case, pooled, score, len(cases), {k: v for part in pictures for k, v in sorted(part.items())})

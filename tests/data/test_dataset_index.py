@@ -1,0 +1,272 @@
+"""Reading a data set's index: what is listed, what is missing, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from liverseg_dist.data.io.dataset_index import MsdDataset, read_dataset
+from liverseg_dist.errors import UserError
+
+INDEX = {
+    "name": "Liver",
+    "modality": {"0": "CT"},
+    "labels": {"0": "background", "1": "liver", "2": "cancer"},
+    "training": [
+        {"image": "./imagesTr/liver_10.nii.gz", "label": "./labelsTr/liver_10.nii.gz"},
+        {"image": "./imagesTr/liver_2.nii.gz", "label": "./labelsTr/liver_2.nii.gz"},
+    ],
+    "test": ["./imagesTs/liver_3.nii.gz"],
+}
+FILES = ("imagesTr/liver_10.nii.gz", "imagesTr/liver_2.nii.gz", "imagesTs/liver_3.nii.gz",
+         "labelsTr/liver_10.nii.gz", "labelsTr/liver_2.nii.gz")  # fmt: skip
+
+
+def make(folder: Path, index: object | None = INDEX, files: tuple[str, ...] = FILES) -> Path:
+    """A folder of empty files: listing a data set opens no scan."""
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    if index is not None:
+        (folder / "dataset.json").write_text(index if isinstance(index, str) else json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def changed(**keys: object) -> dict:
+    return {**INDEX, **keys}
+
+
+def ids(dataset: MsdDataset) -> list[str]:
+    return [case.case_id for case in (*dataset.training, *dataset.test)]
+
+
+def test_a_data_set_is_listed_in_order_of_ids(tmp_path: Path) -> None:
+    dataset = read_dataset(make(tmp_path))
+    assert dataset.name == "Liver"
+    assert ids(dataset) == ["liver_10", "liver_2", "liver_3"]
+    assert dataset.training[0].image == tmp_path / "imagesTr/liver_10.nii.gz"
+    assert dataset.training[0].label == tmp_path / "labelsTr/liver_10.nii.gz"
+    assert dataset.test[0].label is None
+    assert not dataset.notes
+    assert not any(case.findings for case in (*dataset.training, *dataset.test))
+
+
+def test_missing_files_are_findings_of_their_cases(tmp_path: Path) -> None:
+    dataset = read_dataset(make(tmp_path, files=("imagesTr/liver_10.nii.gz",)))
+    first, second = dataset.training
+    assert [(f.severity, f.code) for f in first.findings] == [("warning", "label_missing")]
+    assert [(f.severity, f.code) for f in second.findings] == [("error", "image_missing"), ("warning", "label_missing")]
+    assert first.label is None
+    assert [f.code for f in dataset.test[0].findings] == ["image_missing"]
+    assert "labelsTr/liver_10.nii.gz" in first.findings[0].message
+
+
+def test_a_training_case_without_a_label_key(tmp_path: Path) -> None:
+    dataset = read_dataset(make(tmp_path, changed(training=[{"image": "imagesTr/liver_2.nii.gz"}])))
+    assert dataset.training[0].label is None
+
+
+def test_the_files_macos_adds_are_ignored(tmp_path: Path) -> None:
+    ghost = {"image": "./imagesTr/._liver_2.nii.gz", "label": "./labelsTr/._liver_2.nii.gz"}
+    dataset = read_dataset(make(tmp_path, changed(training=[*INDEX["training"], ghost], test=["imagesTs/._x.nii"])))
+    assert ids(dataset) == ["liver_10", "liver_2"]
+    (tmp_path / "dataset.json").unlink()
+    (tmp_path / "imagesTr" / "._liver_2.nii.gz").touch()
+    assert ids(read_dataset(tmp_path)) == ["liver_10", "liver_2", "liver_3"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"0": "background", "1": "liver", "2": "tumour"},
+        {"0": "background", "1": "Liver", "2": "Tumor"},
+        {"background": 0, "liver": 1, "tumor": 2},
+    ],
+)
+def test_spellings_of_the_same_labels(tmp_path: Path, labels: dict) -> None:
+    assert len(read_dataset(make(tmp_path, changed(labels=labels))).training) == 2
+
+
+def test_nnunets_dataset_json_lists_no_scans(tmp_path: Path) -> None:
+    """Since version 2; its regions name liver with tumour."""
+    labels = {"background": 0, "liver": [1, 2], "tumor": 2}
+    folder = make(tmp_path, {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"})
+    for image in (folder / "imagesTr").iterdir():
+        image.rename(image.with_name(image.name.replace(".nii", "_0000.nii")))
+    dataset = read_dataset(folder)
+    assert dataset.training
+    assert all(case.label is not None and "_0000" not in case.case_id for case in dataset.training)
+    assert any("lists no scans: images and labels are paired" in note.message for note in dataset.notes)
+
+
+def test_a_list_of_monais(tmp_path: Path) -> None:
+    content = json.loads(json.dumps(changed(labels=None)))
+    tests = content.pop("test")
+    content["testing"] = [{"image": name} for name in tests]
+    content["validation"] = content["training"][:1]
+    for entry in content["training"]:
+        entry["fold"] = 0
+    dataset = read_dataset(make(tmp_path, content))
+    assert len(dataset.test) == len(tests)
+    told = " ".join(note.message for note in dataset.notes)
+    for words in ("names no labels", "1 scans under validation, which is not read", "names a fold"):
+        assert words in told
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"0": "background", "1": "liver"},
+        {"0": "background", "1": "spleen", "2": "cancer"},
+        {"0": "background", "1": "liver", "2": "cancer", "3": "vessel"},
+        {"0": "background", "1": "cancer", "2": "liver"},
+        {"1": "background", "2": "liver", "3": "cancer"},
+        ["background", "liver", "cancer"],
+        {},
+    ],
+)
+def test_other_labels_are_refused_naming_what_is_expected(tmp_path: Path, labels: object) -> None:
+    with pytest.raises(UserError, match="expected 0 background, 1 liver, 2 tumour"):
+        read_dataset(make(tmp_path, changed(labels=labels)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",
+        "../other/scan.nii.gz",
+        "imagesTr/../../scan.nii.gz",
+        "..",
+        "",
+        " ",
+        "imagesTr/a\0b.nii",
+        5,
+        None,
+        [],
+    ],
+)
+@pytest.mark.parametrize("place", ["image", "label", "test"])
+def test_no_path_leaves_the_folder(tmp_path: Path, name: object, place: str) -> None:
+    entry = {"image": "imagesTr/liver_2.nii.gz", "label": "labelsTr/liver_2.nii.gz"}
+    if place == "label" and name is None:
+        assert read_dataset(make(tmp_path, changed(training=[{**entry, "label": None}]))).training[0].label is None
+        return
+    index = changed(test=[name]) if place == "test" else changed(training=[{**entry, place: name}])
+    with pytest.raises(UserError, match=r"dataset\.json") as caught:
+        read_dataset(make(tmp_path, index))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[1, 2]", "expected a JSON object"),
+        ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "not valid JSON"),
+        (changed(training="liver"), "a list"),
+        (changed(training=["liver_1.nii.gz"]), "a training entry is"),
+        (changed(training=[{"label": "x.nii"}]), "a training entry is"),
+        (changed(training=[], test=[]), "names no scan"),
+        (changed(modality={"0": "CT", "1": "PET"}), "2 modalities"),
+        (changed(test=["imagesTs/liver_2.nii.gz"]), "two scans are called liver_2"),
+        (changed(test=["imagesTs/.hidden.nii.gz"]), "cannot name a case"),
+        (changed(test=["imagesTs/__x.nii.gz"]), "cannot name a case"),
+        (changed(test=["imagesTs/a\nb.nii.gz"]), "cannot name a case"),
+        (changed(test=["imagesTs/\ud800.nii.gz"]), "cannot name a case"),
+        (changed(test=["imagesTs/" + "x" * 201 + ".nii.gz"]), "cannot name a case"),
+    ],
+)
+def test_a_wrong_index_is_one_clear_line(tmp_path: Path, index: object, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_dataset(make(tmp_path, index))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_such_folder_and_no_folder_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        read_dataset(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="not a folder"):
+        read_dataset(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no dataset\.json"):
+        read_dataset(tmp_path / "empty")
+
+
+def test_link_loops_end(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "imagesTr/liver_2.nii.gz").unlink()
+    (tmp_path / "imagesTr/liver_2.nii.gz").symlink_to(tmp_path / "imagesTr/liver_2.nii.gz")
+    assert [f.code for f in read_dataset(tmp_path).training[1].findings] == ["image_missing"]
+    (tmp_path / "dataset.json").unlink()
+    (tmp_path / "dataset.json").symlink_to(tmp_path / "dataset.json")
+    with pytest.raises(UserError, match="broken link"):
+        read_dataset(tmp_path)
+
+
+def test_a_folder_of_links_is_a_data_set(tmp_path: Path) -> None:
+    make(tmp_path / "source")
+    (tmp_path / "links" / "imagesTr").mkdir(parents=True)
+    (tmp_path / "links" / "imagesTr" / "liver_2.nii.gz").symlink_to(tmp_path / "source/imagesTr/liver_2.nii.gz")
+    assert ids(read_dataset(tmp_path / "links")) == ["liver_2"]
+
+
+def test_without_an_index_names_decide_and_it_is_said(tmp_path: Path) -> None:
+    files = ("imagesTr/liver_1_0000.nii.gz", "imagesTr/liver_2.nii", "imagesTr/notes.txt",
+             "imagesTs/liver_3_0000.nii.gz", "labelsTr/liver_1.nii.gz", "labelsTr/liver_9.nii.gz")  # fmt: skip
+    dataset = read_dataset(make(tmp_path, None, files))
+    assert ids(dataset) == ["liver_1", "liver_2", "liver_3"]
+    assert dataset.training[0].label == tmp_path / "labelsTr/liver_1.nii.gz"
+    assert [f.code for f in dataset.training[1].findings] == ["label_missing"]
+    assert dataset.test[0].findings == ()
+    assert [note.code for note in dataset.notes] == ["no_index", "label_without_image"]
+
+
+def test_a_name_is_one_printable_line(tmp_path: Path) -> None:
+    assert read_dataset(make(tmp_path, changed(name="Li\0v\ner\ud800" + "x" * 500))).name == "Li?v?er?" + "x" * 192
+
+
+def test_notes_on_the_data_set(tmp_path: Path) -> None:
+    dataset = read_dataset(make(tmp_path, changed(numTraining=131, modality={"0": "MRI"})))
+    assert [note.code for note in dataset.notes] == ["not_ct", "case_count"]
+
+
+def test_ten_thousand_cases(tmp_path: Path) -> None:
+    training = [{"image": f"imagesTr/c{n}.nii.gz", "label": f"labelsTr/c{n}.nii.gz"} for n in range(10_000)]
+    dataset = read_dataset(make(tmp_path, changed(training=training), files=()))
+    assert len(dataset.training) == 10_000
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(FILES),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*INDEX, "image", "label", "0", "1", "2"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(list(INDEX)), json_values))
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_index_ends_in_a_list_or_a_clear_line(tmp_path: Path, keys: dict) -> None:
+    make(tmp_path, json.dumps(changed(**keys)))
+    try:
+        dataset = read_dataset(tmp_path)
+    except UserError:
+        return
+    for case in (*dataset.training, *dataset.test):
+        assert case.image.is_relative_to(tmp_path)
+        assert ".." not in case.image.parts
+
+
+@pytest.mark.real_mini
+def test_the_real_set(real_mini: Path) -> None:
+    dataset = read_dataset(real_mini)
+    assert ids(dataset) == ["liver_28", "liver_900", "liver_901", "liver_902", "liver_903", "liver_950"]
+    assert {c.case_id: [f.code for f in c.findings] for c in dataset.training if c.findings} == {
+        "liver_903": ["label_missing"]
+    }

@@ -1,0 +1,137 @@
+"""The node's cache of decoded cases: one copy, bounded, never half-written, gone with its last user."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from liverseg_dist.config import DataConfig
+from liverseg_dist.data.loading import PatchSource
+from liverseg_dist.data.loading.node_cache import NodeCache
+from liverseg_dist.data.loading.array_reader import MemoryArray
+from liverseg_dist.errors import UserError
+from tests.data.mini_store import MiniStore, write_store
+
+SHAPE = (16, 32, 32)
+CASE_BYTES = 3 * int(np.prod(SHAPE))
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> MiniStore:
+    return write_store(tmp_path_factory.mktemp("cache") / "store.zarr", cases=4, shape=SHAPE)
+
+
+def source(store: MiniStore, folder: Path, limit_bytes: float) -> PatchSource:
+    settings = DataConfig(patch_size=(8, 16, 16), augmentation="none", cache_gib=limit_bytes / GIB, cache_dir=folder)
+    return PatchSource(store, store.case_ids, settings, 0, 2)
+
+
+def content(source: PatchSource, count: int = 24) -> list[bytes]:
+    return [patch.image_DHW.tobytes() + patch.label_DHW.tobytes() for patch in map(source.sample, range(count))]
+
+
+def cached(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("liverseg-*/case*"))
+
+
+@pytest.mark.parametrize(("cases_that_fit", "files"), [(0.5, 0), (2.5, 4), (9, 8)])
+def test_same_samples_and_a_bounded_folder(store: MiniStore, tmp_path: Path, cases_that_fit: float, files: int) -> None:
+    uncached = source(store, tmp_path, 0)
+    ours = source(store, tmp_path, cases_that_fit * CASE_BYTES)
+    assert content(ours) == content(uncached)
+    assert len(cached(tmp_path)) == files
+    ours.close()
+    uncached.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_users_share_one_copy_and_the_last_one_removes_it(store: MiniStore, tmp_path: Path) -> None:
+    first, second = (source(store, tmp_path, 9 * CASE_BYTES) for _ in range(2))
+    content(first)
+    inodes = {path: path.stat().st_ino for path in tmp_path.glob("*/case*")}
+    assert content(second) == content(first)
+    assert {path: path.stat().st_ino for path in tmp_path.glob("*/case*")} == inodes
+    first.close()
+    assert len(cached(tmp_path)) == 8
+    content(second)
+    second.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_case_that_another_process_is_writing_is_read_from_the_store(tmp_path: Path) -> None:
+    voxels, labels = np.ones(SHAPE, np.int16), np.ones(SHAPE, np.uint8)
+    cache = NodeCache(tmp_path, "store", b"", 9 * CASE_BYTES)
+    (cache.folder / "a.image.part").touch()
+    pair = (MemoryArray(voxels), MemoryArray(labels))
+    assert cache.get("a", *pair) is None
+    assert cache.get("b", *pair) is not None
+    (cache.folder / "a.image.part").unlink()
+    assert cache.get("a", *pair) is not None
+    cache.close()
+
+
+def test_a_failed_decode_leaves_nothing_behind(tmp_path: Path) -> None:
+    cache = NodeCache(tmp_path, "store", b"", 9 * CASE_BYTES)
+    too_small = MemoryArray(np.ones((2, 2, 2), np.uint8))
+    with pytest.raises(ValueError):
+        cache.get("a", MemoryArray(np.ones(SHAPE, np.int16)), too_small)
+    assert cached(tmp_path) == []
+    cache.close()
+
+
+def test_another_version_of_the_store_is_another_cache(tmp_path: Path) -> None:
+    old, new = NodeCache(tmp_path, "store", b"1", GIB), NodeCache(tmp_path, "store", b"2", GIB)
+    assert old.folder != new.folder
+    old.close()
+    assert new.folder.exists()
+    new.close()
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, pathlib\n"
+        "from liverseg_dist.data.loading.node_cache import NodeCache\n"
+        "cache = NodeCache(pathlib.Path(sys.argv[1]), 'other store', b'', 2**20)\n"
+        "print(cache.folder, flush=True)\n"
+        "time.sleep(120)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    left = Path(child.stdout.readline().strip())
+    alive = NodeCache(tmp_path, "store", b"", GIB)
+    assert left.exists(), "a living process keeps its cache"
+    alive.close()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert left.exists()
+    NodeCache(tmp_path, "store", b"", GIB).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_fill_one_cache(store: MiniStore, tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from tests.data import test_cache as t\n"
+        "from tests.data.mini_store import MiniStore\n"
+        "store = MiniStore(pathlib.Path(sys.argv[1]), [f'case_{i}' for i in range(4)])\n"
+        "ours = t.source(store, pathlib.Path(sys.argv[2]), 9 * t.CASE_BYTES)\n"
+        "import hashlib; print(hashlib.sha256(b''.join(t.content(ours))).hexdigest())\n"
+        "ours.close()\n"
+    )
+    command = [sys.executable, "-c", code, str(store.path), str(tmp_path)]
+    root = Path(__file__).resolve().parents[2]
+    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)]
+    printed = {child.communicate()[0].strip() for child in children}
+    assert [child.returncode for child in children] == [0, 0]
+    assert len(printed) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_used_is_the_users_mistake(store: MiniStore, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.cache_dir"):
+        source(store, tmp_path / "missing", GIB)
