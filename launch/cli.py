@@ -25,13 +25,13 @@ from typing import Any
 
 from launch.slurm import status
 from launch.slurm.sbatch import SIGNAL_S, Resources, slurm_time
-from liverseg_dist.commands.main import keep_others_from_writing
+from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.errors import EXIT_FAILED, EXIT_USER, LiversegError, UserError
 
 OVER_RUNS = ("status", "logs", "cancel")
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m launch",
         usage="python -m launch COMMAND [options] [the command's arguments]",
@@ -96,13 +96,13 @@ def resources_from(args: argparse.Namespace) -> Resources:
     )
 
 
-def split(argv: Sequence[str]) -> tuple[argparse.Namespace, str, list[str]]:
+def split_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, str, list[str]]:
     """(our options, the command, its arguments)."""
     ours, rest = list(argv), []
     if "--" in ours:
         at = ours.index("--")
         ours, rest = ours[:at], ours[at + 1 :]
-    args, unknown = parser().parse_known_args(ours)
+    args, unknown = build_parser().parse_known_args(ours)
     if not unknown or unknown[0].startswith("-"):
         what = f"{unknown[0]} is no option of launch" if unknown else "no command"
         raise UserError(f"{what}; it goes: python -m launch COMMAND [options] (see --help)")
@@ -110,15 +110,15 @@ def split(argv: Sequence[str]) -> tuple[argparse.Namespace, str, list[str]]:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    keep_others_from_writing()
+    restrict_umask()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words and words[0] in OVER_RUNS:
             return status.run(words[0], words[1:])
-        args, command, arguments = split(words)
+        args, command, arguments = split_arguments(words)
         # By name, as torch comes with it: --help and status answer at once.
         module: Any = importlib.import_module("launch.diagnose.doctor" if command == "doctor" else "launch.slurm.submit")
-        return int(module.submit(args, resources_from(args), command, arguments))
+        return int(module.submit_command(args, resources_from(args), command, arguments))
     except LiversegError as error:
         print(f"launch: {error}", file=sys.stderr)
         return error.exit_code

@@ -23,28 +23,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.ray_cluster import asking_for, own_token, running, token_file
+from launch.sweep.ray_cluster import asking_for, own_token, ray_session, token_file
 from launch.sweep.sweep_config import SweepSettings, to_yaml
 from launch.sweep.fold import some_fold_runs
 from launch.sweep.journal import Journal
-from launch.sweep.live_table import watching
+from launch.sweep.live_table import show_live_table
 from launch.sweep.sweep_page import fold_seconds, write_results
-from launch.sweep.search import propose, require
+from launch.sweep.search import propose_params, require_search_package
 from launch.sweep.sweep_driver import Sweep
 from launch.sweep.ray_tune import parallel_folds, tune_trials
-from liverseg_dist.commands.main import keep_others_from_writing
+from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError, os_error_line
 from liverseg_dist.files import write_text
-from liverseg_dist.training.run_folder import refuse_other_settings
+from liverseg_dist.training.run_folder import check_settings_compatible
 
 MOST_BETWEEN_CHECKS_S = 10.0
 FREE_TO_CHANGE = ("trials", "max_failures", "max_concurrent", "start_timeout_s", "resources")
 """Of the sweep's section: what may differ when it is continued."""
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m launch.tune",
         description=__doc__,
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def load(args: argparse.Namespace) -> tuple[SweepSettings, Path]:
+def load_sweep(args: argparse.Namespace) -> tuple[SweepSettings, Path]:
     """The settings, checked against the store, and the sweep's folder. Raises `UserError`."""
     settings = load_settings_as(SweepSettings, args.config, args.overrides)
     folder = settings.run.dir
@@ -74,14 +74,14 @@ def load(args: argparse.Namespace) -> tuple[SweepSettings, Path]:
     for fold in settings.sweep.folds:
         if not store.ids("validation", fold):
             raise UserError(f"{settings.data.store}: fold {fold} of sweep.folds has no validation case")
-    require(settings.sweep.search)
+    require_search_package(settings.sweep.search)
     if "://" not in settings.data.store:
         data = settings.data.model_copy(update={"store": str(Path(settings.data.store).resolve())})
         settings = settings.model_copy(update={"data": data})
     return settings, folder.resolve()
 
 
-def plan(settings: SweepSettings) -> str:
+def print_plan(settings: SweepSettings) -> str:
     sweep = settings.sweep
     resources = sweep.resources
     lines = [
@@ -96,14 +96,14 @@ def plan(settings: SweepSettings) -> str:
         when = "".join(f", when {other} is {' or '.join(map(str, v))}" for other, v in dimension.when.items())
         lines.append(f"  {key}: {dimension.type} {what}{when}")
     if sweep.search != "optuna":
-        first = [propose(sweep, settings.seed, number, ()) for number in range(min(3, sweep.trials))]
+        first = [propose_params(sweep, settings.seed, number, ()) for number in range(min(3, sweep.trials))]
         lines += [f"  first trials: {params}" for params in first if params]
     return "\n".join(lines)
 
 
-def tune(args: argparse.Namespace) -> dict[str, Any]:
-    settings, folder = load(args)
-    print(plan(settings), flush=True)
+def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
+    settings, folder = load_sweep(args)
+    print(print_plan(settings), flush=True)
     if args.dry_run:
         return {"run": str(folder), "dry_run": True}
     with Journal(folder) as journal:
@@ -132,14 +132,14 @@ def _run(args: argparse.Namespace, settings: SweepSettings, folder: Path, journa
     cpus = args.cpus or len(os.sched_getaffinity(0))
     try:
         # A cluster may be taken by others, and then there is nothing wrong with waiting.
-        stands_still = None if args.address else standstill(folder, journal, settings.sweep.start_timeout_s)
+        stands_still = None if args.address else detect_standstill(folder, journal, settings.sweep.start_timeout_s)
         last_words = partial(_tell, args)
-        with running(args.address, cpus, not args.no_dashboard, stands_still, last_words) as dashboard:
+        with ray_session(args.address, cpus, not args.no_dashboard, stands_still, last_words) as dashboard:
             missing = "none" if args.no_dashboard else "none; pip install 'ray[default]' brings it"
             token = f"; the token it asks for: cat {token_file()}" if token_file() else ""
             print(f"Ray dashboard: {f'http://{dashboard}{token}' if dashboard else missing}", flush=True)
             before, begun = fold_seconds(journal.trials.values()), time.monotonic()
-            with watching(settings, journal) as say:
+            with show_live_table(settings, journal) as say:
                 slots = tune_trials(Sweep(settings, folder, journal, say))
             wall_s = time.monotonic() - begun
     finally:
@@ -165,7 +165,7 @@ def _wait_for_folds(folder: Path, timeout_s: float = 60.0) -> None:
         time.sleep(0.1)
 
 
-def standstill(folder: Path, journal: Journal, timeout_s: float) -> Callable[[], str]:
+def detect_standstill(folder: Path, journal: Journal, timeout_s: float) -> Callable[[], str]:
     """A check, to be asked every few seconds, that has a reason when no fold has run, and no trial come on, for so
     long: a Ray of our own has nothing else to do. Seen when the clock had gone back by an hour."""
     seen, still_s, asked = journal.lines, 0.0, time.monotonic()
@@ -192,7 +192,7 @@ def _same_sweep(folder: Path, settings: SweepSettings) -> None:
     before = load_settings_as(SweepSettings, [file])
     allowed = {key: getattr(settings.sweep, key) for key in FREE_TO_CHANGE}
     before = before.model_copy(update={"sweep": before.sweep.model_copy(update=allowed)})
-    refuse_other_settings(before, settings, folder)
+    check_settings_compatible(before, settings, folder)
 
 
 def _start_over_with_a_token() -> None:
@@ -210,12 +210,12 @@ def _tell(args: argparse.Namespace, error: LiversegError) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    keep_others_from_writing()
-    args = parser().parse_intermixed_args(argv)
+    restrict_umask()
+    args = build_parser().parse_intermixed_args(argv)
     try:
         if argv is None and not (args.address or args.dry_run or "RAY_AUTH_MODE" in os.environ):
             _start_over_with_a_token()
-        result = tune(args)
+        result = run_sweep(args)
     except LiversegError as error:
         _tell(args, error)
         return error.exit_code

@@ -6,7 +6,7 @@
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USER = 2
-EXIT_AGAIN = 75
+EXIT_RESUMABLE = 75
 
 
 MOST_CHARACTERS = 1000
@@ -37,7 +37,7 @@ class RunFailed(LiversegError):
 class StopRequested(LiversegError):
     """A signal asked for a stop; everything is saved, and the same command line continues."""
 
-    exit_code = EXIT_AGAIN
+    exit_code = EXIT_RESUMABLE
 
 
 class RankLost(ConnectionError):

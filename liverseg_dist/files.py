@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write to. It takes its name, synced to the disk, when the block ends well; else an earlier one stays.
 
     Raises an `OSError` that names `path`: of a full disk the system does not say whose file it was.
@@ -30,7 +30,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 

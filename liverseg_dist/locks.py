@@ -30,7 +30,7 @@ def take_lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bo
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+def hold_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
     """Hold the lock `path` while the block runs; see `take_lock`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = open_lock(path)

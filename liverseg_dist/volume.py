@@ -142,7 +142,7 @@ class Volume:
 
     def reoriented(self, orientation: str = CANONICAL_ORIENTATION) -> "Volume":
         """The same voxels at the same places in the world, with axes permuted and flipped (a view) to `orientation`."""
-        grid, axes, flips = reorientation(self.grid, orientation)
+        grid, axes, flips = plan_reorientation(self.grid, orientation)
         voxels = self.voxels.transpose(axes)
         return Volume(voxels[tuple(slice(None, None, -1 if flip else 1) for flip in flips)], grid)
 
@@ -159,7 +159,7 @@ class Volume:
         return Volume(voxels, grid)
 
 
-def reorientation(grid: Grid, orientation: str) -> tuple[Grid, Index3, tuple[bool, bool, bool]]:
+def plan_reorientation(grid: Grid, orientation: str) -> tuple[Grid, Index3, tuple[bool, bool, bool]]:
     """How to bring `grid` to `orientation`: (new grid, array axes to transpose by, which new axes to flip)."""
     source = nib.orientations.io_orientation(grid.affine)
     target = nib.orientations.axcodes2ornt(tuple(orientation))

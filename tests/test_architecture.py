@@ -11,7 +11,7 @@ PACKAGE = "liverseg_dist"
 FLOORS = {
     "labels": 0, "errors": 0, "files": 0, "locks": 0, "volume": 0, "config": 0, "tracking": 0, "__init__": 0,
     "data": 1, "model": 1, "distributed": 1, "evaluation": 1,
-    "inference": 2,
+    "phantom": 2, "inference": 2, "planning": 2,
     "training": 3,
     "commands": 4, "__main__": 5,
 }  # fmt: skip

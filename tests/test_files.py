@@ -1,4 +1,4 @@
-"""`files.whole` and what is built on it: whole or not at all, and an error that names the file."""
+"""`files.atomic_write` and what is built on it: whole or not at all, and an error that names the file."""
 
 import errno
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from liverseg_dist.files import whole, write_json, write_text
+from liverseg_dist.files import atomic_write, write_json, write_text
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def test_a_file_that_finds_no_room_is_named_and_the_one_before_stays(tmp_path: P
 
 def test_what_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     def fails() -> None:
-        with whole(tmp_path / "a.bin") as out:
+        with atomic_write(tmp_path / "a.bin") as out:
             out.write(b"half")
             raise ZeroDivisionError
 
@@ -45,7 +45,7 @@ def test_what_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_an_error_about_another_file_keeps_its_name(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught, whole(tmp_path / "a.bin"):
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(tmp_path / "a.bin"):
         (tmp_path / "other").read_bytes()
     assert caught.value.filename == str(tmp_path / "other")
 

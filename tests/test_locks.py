@@ -11,7 +11,7 @@ from launch.sweep.fold import some_fold_runs
 from launch.sweep.journal import Journal
 from liverseg_dist.commands.main import main
 from liverseg_dist.errors import UserError
-from liverseg_dist.locks import locked
+from liverseg_dist.locks import hold_lock
 from tests.data.sources import convert, write_source
 
 flock = fcntl.flock
@@ -38,17 +38,17 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_lock_is_taken_or_told_to_be_missing(file_system: object, shared: bool, tmp_path: Path) -> None:
-    with locked(tmp_path / "x", shared=shared, wait=False) as works:
+    with hold_lock(tmp_path / "x", shared=shared, wait=False) as works:
         assert works == (file_system is as_nfs_4)
         if works:
-            with pytest.raises(BlockingIOError), locked(tmp_path / "x", wait=False):
+            with pytest.raises(BlockingIOError), hold_lock(tmp_path / "x", wait=False):
                 pass
 
 
 def test_a_group_shares_a_lock_where_the_umask_lets_it(tmp_path: Path) -> None:
     before = os.umask(0o002)
     try:
-        with locked(tmp_path / "x"):
+        with hold_lock(tmp_path / "x"):
             pass
     finally:
         os.umask(before)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from liverseg_dist.volume import Grid, Volume, reorientation
+from liverseg_dist.volume import Grid, Volume, plan_reorientation
 from tests.data.geometry import ALL_ORIENTATIONS, grids, numbered, places
 
 orientations = st.sampled_from(ALL_ORIENTATIONS)
@@ -60,7 +60,7 @@ def test_forward_then_back_returns_every_voxel(grid: Grid, orientation: str) -> 
 @given(grids(), orientations)
 def test_reorientation_says_what_it_does(grid: Grid, orientation: str) -> None:
     volume = numbered(grid)
-    target, axes, flips = reorientation(grid, orientation)
+    target, axes, flips = plan_reorientation(grid, orientation)
     by_hand = np.flip(volume.voxels.transpose(axes), [axis for axis in range(3) if flips[axis]])
     np.testing.assert_array_equal(volume.reoriented(orientation).voxels, by_hand)
     assert target.shape == by_hand.shape

@@ -18,9 +18,9 @@ from typing import Any
 
 from launch.slurm.executors import start_here, submit_to_slurm
 from launch.diagnose.probe import MARK
-from launch.slurm.sbatch import BatchJob, Resources, render
-from launch.slurm.status import POLL_S, Row, rows
-from launch.slurm.submit import keep
+from launch.slurm.sbatch import BatchJob, Resources, render_batch_file
+from launch.slurm.status import POLL_S, JobRow, list_jobs
+from launch.slurm.submit import record_submission
 from liverseg_dist.commands.doctor import LOCKS_REMEDY
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 
@@ -46,7 +46,7 @@ class Finding:
     remedy: str
 
 
-def submit(args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]) -> int:
+def submit_command(args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]) -> int:
     """Submit, wait, print table and verdict; the exit code. Raises `UserError`."""
     parser = argparse.ArgumentParser(prog="launch doctor", description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", action="store_true")
@@ -63,7 +63,7 @@ def submit(args: argparse.Namespace, resources: Resources, command: str, argumen
     word = secrets.token_hex(4)
     job = doctor_job(folder, resources, word, launcher=args.launcher, name=args.name)
     if args.dry_run:
-        print(render(job), end="")
+        print(render_batch_file(job), end="")
         return EXIT_DONE
     folder.mkdir(parents=True, exist_ok=True)
     sign = folder / f".doctor-{word}"
@@ -73,8 +73,8 @@ def submit(args: argparse.Namespace, resources: Resources, command: str, argumen
     finally:
         sign.unlink(missing_ok=True)
     reports = read_reports(_log(row.log))
-    found = judge(reports, resources, job_state=row.state, log=row.log)
-    print(table(reports))
+    found = find_problems(reports, resources, job_state=row.state, log=row.log)
+    print(format_node_table(reports))
     for finding in found:
         print(f"{finding.level}: {finding.what}; {finding.remedy}")
     bad = any(finding.level == "problem" for finding in found)
@@ -98,20 +98,20 @@ def doctor_job(folder: Path, resources: Resources, word: str, *, launcher: str =
     )
 
 
-def _run(job: BatchJob, *, local: bool) -> Row:
+def _run(job: BatchJob, *, local: bool) -> JobRow:
     """The job's row when it is over."""
     process = None
     if local:
         started = start_here(job, minutes=10)
         job_id, process = started.job_id, started._process
-        keep(job, job_id, "local")
+        record_submission(job, job_id, "local")
     else:
-        text = render(job)
+        text = render_batch_file(job)
         job_id = submit_to_slurm(job, text)
-        keep(job, job_id, "slurm", text)
+        record_submission(job, job_id, "slurm", text)
     state = ""
     while True:
-        row = next(row for row in rows(job.folder) if row.job_id == job_id)
+        row = next(row for row in list_jobs(job.folder) if row.job_id == job_id)
         if row.state != state:
             state = row.state
             print(f"-- job {job_id}: {state}", file=sys.stderr, flush=True)
@@ -142,7 +142,7 @@ def read_reports(log: str) -> list[Report]:
     return [found[rank] for rank in sorted(found)]
 
 
-def judge(reports: Sequence[Report], asked: Resources, *, job_state: str, log: Path) -> list[Finding]:
+def find_problems(reports: Sequence[Report], asked: Resources, *, job_state: str, log: Path) -> list[Finding]:
     """What stands in the way, the gravest first. Pure."""
     if not reports:
         if log.exists():
@@ -150,7 +150,7 @@ def judge(reports: Sequence[Report], asked: Resources, *, job_state: str, log: P
         remedy = "the nodes do not see its folder, or SLURM could not start the job; choose a shared --folder"
         return [Finding("problem", f"{log} was never written (job {job_state})", remedy)]
     found = [
-        Finding("problem", f"{at(report)}: {report['error']}", "see above") for report in reports if "error" in report
+        Finding("problem", f"{describe_place(report)}: {report['error']}", "see above") for report in reports if "error" in report
     ]
     if missing := sorted(set(range(asked.ranks)) - {report["rank"] for report in reports}):
         what = f"rank {', '.join(map(str, missing))} of {asked.ranks} said nothing"
@@ -159,7 +159,7 @@ def judge(reports: Sequence[Report], asked: Resources, *, job_state: str, log: P
     return sorted(found, key=lambda finding: finding.level)
 
 
-def at(report: Report) -> str:
+def describe_place(report: Report) -> str:
     return f"rank {report['rank']} on {report['node']}"
 
 
@@ -169,7 +169,7 @@ def _network(reports: Sequence[Report], asked: Resources) -> list[Finding]:
         if not report.get("meets", False) and "error" not in report:
             why = report.get("network_error", "it died while it tried")
             remedy = "name the interface that joins the nodes: export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0"
-            found.append(Finding("problem", f"{at(report)} does not meet the others: {why}", remedy))
+            found.append(Finding("problem", f"{describe_place(report)} does not meet the others: {why}", remedy))
         if abs(report.get("clock_s", 0.0)) > SKEW_S:
             what = f"the clock of {report['node']} is {report['clock_s']:+.1f} s off that of {reports[0]['node']}"
             found.append(Finding("warning", what, "have its time service (chrony, ntpd) mended"))
@@ -207,7 +207,7 @@ def _gpus(reports: Sequence[Report], asked: Resources) -> list[Finding]:
         gpus = report.get("gpus", [])
         if asked.gpus_per_node and not gpus and "error" not in report:
             remedy = "LIVERSEG_TORCH=cuda tools/setup; `srun nvidia-smi` shows the driver"
-            found.append(Finding("problem", f"{at(report)} sees no GPU, {asked.gpus_per_node} were asked for", remedy))
+            found.append(Finding("problem", f"{describe_place(report)} sees no GPU, {asked.gpus_per_node} were asked for", remedy))
         for number, (free, total) in enumerate(gpus):
             if asked.gpus_per_node and free < FREE_SHARE * total:
                 what = f"GPU {number} of {report['node']} has {free:.0f} of {total:.0f} GiB free"
@@ -230,7 +230,7 @@ def _versions(reports: Sequence[Report]) -> list[Finding]:
     return found
 
 
-def table(reports: Sequence[Report]) -> str:
+def format_node_table(reports: Sequence[Report]) -> str:
     """A row per node."""
     heads = ("node", "ranks", "meets", "folder", "write MiB/s", "all-reduce GiB/s", "clock s", "GPUs free", "torch")
     lines: list[Sequence[str]] = [heads]

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launch.slurm.code_snapshot import digest
+from launch.slurm.code_snapshot import code_digest
 from liverseg_dist.distributed import collectives
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, UserError
-from liverseg_dist.locks import locked
+from liverseg_dist.locks import hold_lock
 
 MARK = "liverseg probe "
 WRITTEN_MIB = 64
@@ -45,35 +45,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         world = World.from_environment(device)
     except UserError as error:
         rank = int(os.environ.get("SLURM_PROCID", "0"))
-        say({"rank": rank, "node": platform.node(), "error": str(error)})
+        print_line({"rank": rank, "node": platform.node(), "error": str(error)})
         return EXIT_DONE
     who = {"rank": world.global_rank, "node": platform.node()}
-    say(who | {"versions": versions(), "gpus": gpus()} | folder(args.folder, args.word, write=world.local_rank == 0))
-    say(who | together(world))
+    print_line(who | {"versions": probe_versions(), "gpus": probe_gpus()} | probe_folder(args.folder, args.word, write=world.local_rank == 0))
+    print_line(who | probe_network(world))
     return EXIT_DONE
 
 
-def say(content: dict[str, Any]) -> None:
+def print_line(content: dict[str, Any]) -> None:
     """In one write: ranks may share a pipe, where the parts of two lines would mingle."""
     os.write(sys.stdout.fileno(), f"{MARK}{json.dumps(content)}\n".encode())
 
 
-def versions() -> dict[str, str]:
+def probe_versions() -> dict[str, str]:
     """All that has to be the same on every node."""
-    found = {"python": platform.python_version(), "code": digest()}
+    found = {"python": platform.python_version(), "code": code_digest()}
     found |= {name: importlib.metadata.version(name) for name in ("torch", "numpy", "zarr")}
     if torch.cuda.is_available():
         found |= {"cuda": str(torch.version.cuda), "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
     return found
 
 
-def gpus() -> list[list[float]]:
+def probe_gpus() -> list[list[float]]:
     """(free GiB, total GiB) of each GPU that this rank sees."""
     found = (torch.cuda.mem_get_info(i) for i in range(torch.cuda.device_count()))
     return [[round(free / 2**30, 1), round(total / 2**30, 1)] for free, total in found]
 
 
-def folder(path: Path, word: str, *, write: bool) -> dict[str, Any]:
+def probe_folder(path: Path, word: str, *, write: bool) -> dict[str, Any]:
     """Whether this node sees the submitter's folder, how fast it writes there (with fsync), and whether locks work."""
     if not (path / f".doctor-{word}").is_file():
         return {"sees_folder": False}
@@ -89,7 +89,7 @@ def folder(path: Path, word: str, *, write: bool) -> dict[str, Any]:
             file.flush()
             os.fsync(file.fileno())
         speed = WRITTEN_MIB / (time.perf_counter() - begun)
-        with locked(trial) as has_locks:
+        with hold_lock(trial) as has_locks:
             pass
     except OSError as error:
         return {"sees_folder": True, "write_error": str(error.strerror)}
@@ -98,7 +98,7 @@ def folder(path: Path, word: str, *, write: bool) -> dict[str, Any]:
     return {"sees_folder": True, "write_mib_s": round(speed, 1), "locks": has_locks}
 
 
-def together(world: World) -> dict[str, Any]:
+def probe_network(world: World) -> dict[str, Any]:
     """`meets`, `all_reduce_gib_s` and `clock_s` (ahead of rank 0); `network_error` when the ranks do not meet."""
     try:
         with world.connected(timeout_s=MEET_S):
@@ -112,8 +112,8 @@ def _clock_s() -> float:
     rounds: list[float] = []
     for _ in range(ROUNDS):
         collectives.barrier()
-        times: list[float] = collectives.gather(time.time())
-        rounds.append(times[collectives.rank()] - times[0])
+        times: list[float] = collectives.gather_from_ranks(time.time())
+        rounds.append(times[collectives.current_rank()] - times[0])
     return round(sorted(rounds, key=abs)[0], 4)
 
 

@@ -13,9 +13,9 @@ PACKAGES = ("liverseg_dist", "launch")
 LEFT_OUT = ("__pycache__", "*.pyc", ".*")
 
 
-def where(folder: Path) -> Path:
+def snapshot_path(folder: Path) -> Path:
     """Where the snapshot of today's code lies, or would lie."""
-    return folder.absolute() / "code" / digest()
+    return folder.absolute() / "code" / code_digest()
 
 
 def take_snapshot(folder: Path) -> Path:
@@ -23,13 +23,13 @@ def take_snapshot(folder: Path) -> Path:
 
     `COMMIT` in it names the git commit, and says whether files had been edited since.
     """
-    target = where(folder)
+    target = snapshot_path(folder)
     if target.is_dir():
         return target
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, aside / package, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    (aside / "COMMIT").write_text(commit() + "\n", encoding="utf-8")
+    (aside / "COMMIT").write_text(git_commit() + "\n", encoding="utf-8")
     try:
         os.replace(aside, target)
     except OSError:  # another submission was faster with the same code
@@ -37,7 +37,7 @@ def take_snapshot(folder: Path) -> Path:
     return target
 
 
-def commit() -> str:
+def git_commit() -> str:
     """The commit of the working tree, with `+` when files differ from it; `unknown` outside git."""
     try:
         head = _git("rev-parse", "HEAD")
@@ -51,7 +51,7 @@ def _git(*words: str) -> str:
     return done.stdout.strip()
 
 
-def digest() -> str:
+def code_digest() -> str:
     """Of all files that are copied: names and contents."""
     total = hashlib.sha256()
     for package in PACKAGES:

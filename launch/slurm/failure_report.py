@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from liverseg_dist.errors import EXIT_AGAIN, EXIT_FAILED
+from liverseg_dist.errors import EXIT_RESUMABLE, EXIT_FAILED
 
 LAST_WORDS = 60
 """Lines kept of each rank."""
@@ -52,7 +52,7 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
-class Death:
+class RankExit:
     """How one rank ended. `code`: its exit code, or 128 + the signal's number, as a shell has it."""
 
     rank: int
@@ -70,7 +70,7 @@ class Death:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FailureReport:
     kind: Kind
     exit_code: int
     story: str = "done"
@@ -84,9 +84,9 @@ class LogReader:
 
     ranks_per_task: int = 1
     """Under torchrun an srun task is a node with several ranks, and lines are labelled by node."""
-    deaths: dict[int, Death] = field(default_factory=dict)
+    deaths: dict[int, RankExit] = field(default_factory=dict)
     """By rank, in the order in which they became known."""
-    task_deaths: dict[int, Death] = field(default_factory=dict)
+    task_deaths: dict[int, RankExit] = field(default_factory=dict)
     """srun's word on its tasks, by their number (in each, that of its first rank); a rank's own word counts more."""
     last_words: dict[int, deque[str]] = field(default_factory=dict)
     lost_nodes: list[str] = field(default_factory=list)
@@ -100,9 +100,9 @@ class LogReader:
         self.out_of_memory = self.out_of_memory or bool(OUT_OF_MEMORY.search(line))
         self.over_limit = self.over_limit or OVER_LIMIT.search(line)
         if match := EXIT.match(line):
-            for rank in expand(match["ranks"]):
+            for rank in expand_index_ranges(match["ranks"]):
                 first = rank * self.ranks_per_task
-                self.task_deaths.setdefault(rank, Death(first, match["node"], exit_code(match["what"])))
+                self.task_deaths.setdefault(rank, RankExit(first, match["node"], exit_code(match["what"])))
         elif match := NODE_FAILURE.search(line):
             self.lost_nodes.append(match["node"])
         elif line.startswith("srun: error: "):
@@ -115,35 +115,35 @@ class LogReader:
         rank, text = (int(match["rank"]), match["text"]) if match else (0, line)
         if death := DEATH.match(text):
             code = 128 + signal.Signals[death["signal"]] if death["signal"] else int(death["code"])
-            own = Death(int(death["rank"]), death["node"], code, float(death["gib"]))
+            own = RankExit(int(death["rank"]), death["node"], code, float(death["gib"]))
             self.deaths.setdefault(own.rank, own)
             return
         self.last_words.setdefault(rank, deque(maxlen=LAST_WORDS)).append(text)
 
-    def verdict(self, returncode: int, saved_and_stopped: bool = False) -> Verdict:
+    def verdict(self, returncode: int, saved_and_stopped: bool = False) -> FailureReport:
         """`saved_and_stopped`: the run's folder says so (under torchrun exit codes do not get through)."""
         if returncode == 0:
-            return Verdict(Kind.DONE, 0)
+            return FailureReport(Kind.DONE, 0)
         told = {**self.task_deaths, **self.deaths}
-        if saved_and_stopped or returncode == EXIT_AGAIN or any(d.code == EXIT_AGAIN for d in told.values()):
-            return Verdict(Kind.STOPPED, EXIT_AGAIN, "stopped on request, all is saved")
+        if saved_and_stopped or returncode == EXIT_RESUMABLE or any(d.code == EXIT_RESUMABLE for d in told.values()):
+            return FailureReport(Kind.STOPPED, EXIT_RESUMABLE, "stopped on request, all is saved")
         if self.over_limit:
-            return Verdict(Kind.FAILED, KILLED, self._memory_story(self.over_limit))
+            return FailureReport(Kind.FAILED, KILLED, self._memory_story(self.over_limit))
         if culprit := self._culprit():
             memory = "out of memory, says SLURM: " if self.out_of_memory and culprit.code == KILLED else ""
-            return Verdict(
+            return FailureReport(
                 Kind.FAILED, culprit.code, f"first failure: {memory}{culprit.told}", self.words(culprit.rank)
             )
         if self.lost_nodes:
-            return Verdict(Kind.LOST, EXIT_FAILED, f"node {', '.join(self.lost_nodes)} went away")
+            return FailureReport(Kind.LOST, EXIT_FAILED, f"node {', '.join(self.lost_nodes)} went away")
         lost = [death for death in self.deaths.values() if death.code not in STOP_CODES]
         if lost:
             story = "ranks lost each other and none says why: a node or the network went away"
-            return Verdict(Kind.LOST, EXIT_FAILED, story, self.words(lost[0].rank))
+            return FailureReport(Kind.LOST, EXIT_FAILED, story, self.words(lost[0].rank))
         if told or returncode in STOP_CODES or -returncode in STOP_SIGNALS:
-            return Verdict(Kind.INTERRUPTED, EXIT_AGAIN, "ended by a signal before it could save")
+            return FailureReport(Kind.INTERRUPTED, EXIT_RESUMABLE, "ended by a signal before it could save")
         said = self.complaints[0] if self.complaints else f"ended with exit code {returncode}"
-        return Verdict(Kind.FAILED, returncode if returncode > 0 else 128 - returncode, said, self.words(0))
+        return FailureReport(Kind.FAILED, returncode if returncode > 0 else 128 - returncode, said, self.words(0))
 
     def _memory_story(self, said: re.Match[str]) -> str:
         node = said["node"]
@@ -155,7 +155,7 @@ class LogReader:
             "that the job asked for; ask for more (--mem-gib, #SBATCH --mem)"
         )
 
-    def _culprit(self) -> Death | None:
+    def _culprit(self) -> RankExit | None:
         """The first that ended on its own account. srun's word alone counts only where no rank could speak."""
         if self.out_of_memory:
             killed = [d for d in (*self.deaths.values(), *self.task_deaths.values()) if d.code == KILLED]
@@ -190,7 +190,7 @@ def exit_code(what: str) -> int:
     return next((128 + s for s in signal.valid_signals() if signal.strsignal(s) == plain), KILLED)
 
 
-def expand(ranks: str) -> tuple[int, ...]:
+def expand_index_ranges(ranks: str) -> tuple[int, ...]:
     """`0-2,5` -> (0, 1, 2, 5)."""
     found: list[int] = []
     for part in ranks.split(","):

@@ -21,11 +21,11 @@ import torch
 from launch.slurm.sbatch import INDEX, BatchJob, Resources
 from liverseg_dist.commands.evaluate import refuse_slabs_over_scans
 from liverseg_dist.commands.main import COMMANDS
-from liverseg_dist.commands.train import unlike
+from liverseg_dist.commands.train import list_store_conflicts
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.splits import fold_count
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.distributed.strategies.parallelize import check
+from liverseg_dist.distributed.strategies.parallelize import check_strategy
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.results import EVALUATION
 
@@ -35,7 +35,7 @@ PACKAGE = "liverseg_dist"
 
 
 @dataclass(frozen=True)
-class Request:
+class JobRequest:
     """What was asked for."""
 
     command: str
@@ -54,7 +54,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Step:
+class JobStep:
     """A job of a plan. `waits_for`: how many steps back is the one it follows (0: none); `how`: SLURM's word for it."""
 
     job: BatchJob
@@ -62,22 +62,22 @@ class Step:
     how: str = "afterok"
 
 
-def plan(request: Request) -> list[Step]:
+def plan_jobs(request: JobRequest) -> list[JobStep]:
     """The jobs in the order of submission. Raises `UserError`."""
     if request.command == "chain":
         return _chain(request)
     if request.command == "tune":
-        return [Step(_tune(request))]
+        return [JobStep(_tune(request))]
     if request.command not in COMMANDS:
         raise UserError(f"{request.command}: no such command; one of {', '.join(COMMANDS)}, tune, chain")
-    args = parse(request.command, request.arguments)
+    args = parse_command(request.command, request.arguments)
     if request.command == "train":
         settings = _training(args, request, store_exists=not request.after)
         if request.array == "folds":
             return _folds(request, settings, folds_of(settings, args, store_exists=not request.after))
-        return [Step(_train(request, settings))]
+        return [JobStep(_train(request, settings))]
     if request.command == "convert":
-        return [Step(_convert(request, args, request.folder or Path(f"{args.store}.jobs")))]
+        return [JobStep(_convert(request, args, request.folder or Path(f"{args.store}.jobs")))]
     if request.array:
         raise UserError("--array: is for train (folds) and convert (a number of tasks)")
     if request.resources.ranks > 1 and request.command not in RANKED:
@@ -87,10 +87,10 @@ def plan(request: Request) -> list[Step]:
         refuse_slabs_over_scans(run / EVALUATION)
     job = _job(request, request.command, request.arguments, request.folder or run)
     results = args.out if request.command in ("evaluate", "predict") else None
-    return [Step(dataclasses.replace(job, progress=results.absolute() if results is not None else None))]
+    return [JobStep(dataclasses.replace(job, progress=results.absolute() if results is not None else None))]
 
 
-def parse(command: str, arguments: Sequence[str]) -> argparse.Namespace:
+def parse_command(command: str, arguments: Sequence[str]) -> argparse.Namespace:
     """The command's own parser on its arguments. Raises `UserError` where the command would refuse them."""
     parser = _Parser(prog=f"liverseg {command}")
     parser.add_argument("--json", action="store_true")
@@ -103,18 +103,18 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
-def _training(args: argparse.Namespace, request: Request, *, store_exists: bool) -> Settings:
+def _training(args: argparse.Namespace, request: JobRequest, *, store_exists: bool) -> Settings:
     settings = load_settings(args.config, args.overrides)
     if settings.run.dir is None:
         raise UserError("run.dir is not set; give the run a folder on a shared file system, e.g. run.dir=runs/first")
     if settings.data.store is None:
         raise UserError("data.store is not set; make one with tools/to_zarr and pass data.store=STORE")
     resources = request.resources
-    check(settings.train, resources.ranks, torch.device("cuda" if resources.gpus_per_node else "cpu"))
+    check_strategy(settings.train, resources.ranks, torch.device("cuda" if resources.gpus_per_node else "cpu"))
     if store_exists:
         store = CaseStore.open(settings.data.store)
         store.ids("train", settings.data.fold)
-        if told := unlike(settings, store, args.overrides):
+        if told := list_store_conflicts(settings, store, args.overrides):
             print(f"warning: {told}", file=sys.stderr)
     return settings
 
@@ -128,7 +128,7 @@ def folds_of(settings: Settings, args: argparse.Namespace, *, store_exists: bool
     return fold_count(settings.convert.splits)
 
 
-def _job(request: Request, command: str, arguments: Sequence[str], folder: Path) -> BatchJob:
+def _job(request: JobRequest, command: str, arguments: Sequence[str], folder: Path) -> BatchJob:
     return BatchJob(
         name=request.name or f"liverseg-{command}",
         module=(PACKAGE, command, *arguments),
@@ -141,14 +141,14 @@ def _job(request: Request, command: str, arguments: Sequence[str], folder: Path)
     )
 
 
-def _train(request: Request, settings: Settings, arguments: Sequence[str] | None = None) -> BatchJob:
+def _train(request: JobRequest, settings: Settings, arguments: Sequence[str] | None = None) -> BatchJob:
     assert settings.run.dir is not None
     run = settings.run.dir.absolute()
     job = _job(request, "train", request.arguments if arguments is None else arguments, request.folder or run)
     return job if job.folder == run else dataclasses.replace(job, run=run)
 
 
-def _folds(request: Request, settings: Settings, folds: int, source: Path | None = None) -> list[Step]:
+def _folds(request: JobRequest, settings: Settings, folds: int, source: Path | None = None) -> list[JobStep]:
     """Training of all folds, their evaluation on the validation cases (each fold's when it is ready), one aggregate."""
     assert settings.run.dir is not None
     home = settings.run.dir.absolute()
@@ -170,14 +170,14 @@ def _folds(request: Request, settings: Settings, folds: int, source: Path | None
         launcher="srun",
         after="",
     )
-    return [Step(train), Step(evaluate, 1, "aftercorr"), Step(aggregate, 1, "afterok")]
+    return [JobStep(train), JobStep(evaluate, 1, "aftercorr"), JobStep(aggregate, 1, "afterok")]
 
 
 def one_process(resources: Resources) -> Resources:
     return dataclasses.replace(resources, nodes=1, gpus_per_node=0, tasks_per_node=1)
 
 
-def _convert(request: Request, args: argparse.Namespace, folder: Path) -> BatchJob:
+def _convert(request: JobRequest, args: argparse.Namespace, folder: Path) -> BatchJob:
     tasks = int(request.array) if request.array.isdigit() else request.convert_tasks
     if request.array and not request.array.isdigit():
         raise UserError(f"--array {request.array}: for convert it is a number of tasks, e.g. --array 8")
@@ -199,7 +199,7 @@ def _convert(request: Request, args: argparse.Namespace, folder: Path) -> BatchJ
     )
 
 
-def _chain(request: Request) -> list[Step]:
+def _chain(request: JobRequest) -> list[JobStep]:
     """`chain SRC STORE [--config FILE] [KEY=VALUE]`: convert, then train, then evaluate."""
     parser = _Parser(prog="python -m launch chain")
     parser.add_argument("source", type=Path, metavar="SRC")
@@ -213,14 +213,14 @@ def _chain(request: Request) -> list[Step]:
     of_convert = [text for text in args.overrides if text.startswith("convert.")]
     store = [f"data.store={args.store}"]
     train = dataclasses.replace(request, command="train", arguments=(*configs, *args.overrides, *store), after="")
-    settings = _training(parse("train", train.arguments), train, store_exists=False)
+    settings = _training(parse_command("train", train.arguments), train, store_exists=False)
     assert settings.run.dir is not None
     folder = request.folder or settings.run.dir
     words = (str(args.source), str(args.store), *configs, *of_convert)
     convert = dataclasses.replace(request, command="convert", arguments=words, array="", name="")
-    steps = [Step(_convert(convert, parse("convert", words), folder))]
+    steps = [JobStep(_convert(convert, parse_command("convert", words), folder))]
     if request.array == "folds":
-        folds = folds_of(settings, parse("train", train.arguments), store_exists=False)
+        folds = folds_of(settings, parse_command("train", train.arguments), store_exists=False)
         training = _folds(dataclasses.replace(train, name=""), settings, folds, args.source)
         return [*steps, dataclasses.replace(training[0], waits_for=1), *training[1:]]
     if request.array:
@@ -231,11 +231,11 @@ def _chain(request: Request) -> list[Step]:
         [str(settings.run.dir), "--store", str(args.store), "--source", str(args.source)],
         folder,
     )
-    training_step = Step(_train(dataclasses.replace(train, name=""), settings), 1)
-    return [*steps, training_step, Step(evaluate, 1)]
+    training_step = JobStep(_train(dataclasses.replace(train, name=""), settings), 1)
+    return [*steps, training_step, JobStep(evaluate, 1)]
 
 
-def _tune(request: Request) -> BatchJob:
+def _tune(request: JobRequest) -> BatchJob:
     """A sweep: Ray over the job's nodes, its driver on the first."""
     words = request.arguments
     run = next((word.removeprefix("run.dir=") for word in reversed(words) if word.startswith("run.dir=")), None)

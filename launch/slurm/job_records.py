@@ -151,7 +151,7 @@ def slurm_states(job_ids: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def hostnames(nodelist: str) -> list[str]:
+def expand_hostnames(nodelist: str) -> list[str]:
     """`node[1-2]` -> ["node1", "node2"]."""
     done = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True)
     return done.stdout.split()

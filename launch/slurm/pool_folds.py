@@ -19,7 +19,7 @@ from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, Results, load_results, write_results
 
 
-def pool(run: Path, folds: int) -> dict[str, Any]:
+def pool_fold_results(run: Path, folds: int) -> dict[str, Any]:
     """The pooled summary. Raises `UserError` when a fold is not evaluated, `RunFailed` when a case is in two folds."""
     results = [load_results(run / f"fold_{fold}" / EVALUATION / "validation") for fold in range(folds)]
     cases = [case for result in results for case in result.cases]
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.folds < 1:
             raise UserError(f"{args.folds} folds: at least 1")
-        summary = pool(args.run, args.folds)
+        summary = pool_fold_results(args.run, args.folds)
     except LiversegError as error:
         print(f"launch.slurm.pool_folds: {error}", file=sys.stderr)
         return error.exit_code

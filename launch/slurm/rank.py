@@ -13,7 +13,7 @@ import signal
 import sys
 from types import FrameType
 
-from liverseg_dist.errors import EXIT_AGAIN
+from liverseg_dist.errors import EXIT_RESUMABLE
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, pass_on)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code not in (0, EXIT_AGAIN):
+    if code not in (0, EXIT_RESUMABLE):
         print(_told(code), file=sys.stderr, flush=True)
     return 128 - code if code < 0 else code
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from types import FrameType
 
 from launch.sweep.ray_cluster import OBJECT_STORE_BYTES, asking_for, dashboard_installed, temp_folder, write_token
-from launch.sweep.process_guard import guarded
-from liverseg_dist.commands.main import keep_others_from_writing
-from liverseg_dist.distributed.tcp_store import listen
-from liverseg_dist.errors import EXIT_AGAIN, EXIT_FAILED, RunFailed
+from launch.sweep.process_guard import guard_processes
+from liverseg_dist.commands.main import restrict_umask
+from liverseg_dist.distributed.tcp_store import open_listening_socket
+from liverseg_dist.errors import EXIT_RESUMABLE, EXIT_FAILED, RunFailed
 
 PORTS = 12_000
 RAY_PORT = 20_000
@@ -38,11 +38,11 @@ ASKED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    keep_others_from_writing()
+    restrict_umask()
     module, *arguments = sys.argv[1:] if argv is None else argv
     env = os.environ
     job, rank, tasks = int(env["SLURM_JOB_ID"]), int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
-    stop = StopAsked()
+    stop = StopRequest()
     try:
         secret = token_file([module, *arguments])
         if rank == 0:
@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             secret.unlink(missing_ok=True)
             write_token(secret)
         env |= asking_for(secret)
-        with guarded():
+        with guard_processes():
             if rank == 0:
-                return head(job, tasks, [module, *arguments], stop)
-            return worker(job, env["MASTER_ADDR"])
+                return run_head_node(job, tasks, [module, *arguments], stop)
+            return run_worker_node(job, env["MASTER_ADDR"])
     except RunFailed as error:
         print(f"launch.slurm.ray_node on {os.uname().nodename}: {error}", file=sys.stderr, flush=True)
         return EXIT_FAILED
@@ -66,7 +66,7 @@ def token_file(words: Sequence[str]) -> Path:
     return Path(folders[-1]).absolute() / ".ray_token"
 
 
-class StopAsked:
+class StopRequest:
     """Remembers the first signal that asks to stop, and passes it on to the module once that runs."""
 
     def __init__(self) -> None:
@@ -81,24 +81,24 @@ class StopAsked:
             self.child.send_signal(number)
 
 
-def head(job: int, tasks: int, words: Sequence[str], stop: StopAsked) -> int:
+def run_head_node(job: int, tasks: int, words: Sequence[str], stop: StopRequest) -> int:
     """Ray's head, and the module until its end; its exit code. Asked to stop before that runs, it does not start it."""
     own_ip = address_of(os.environ["MASTER_ADDR"])
     address = f"{own_ip}:{RAY_PORT + job % PORTS}"
     dashboard = "--no-dashboard" not in words and dashboard_installed()
     options = [f"--port={RAY_PORT + job % PORTS}", f"--temp-dir={folder_of(job)}"]
     options += [f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=127.0.0.1"]
-    with listen(own_ip, LINE_PORT + job % PORTS) as door, ray(job, own_ip, "--head", *options) as server:
+    with open_listening_socket(own_ip, LINE_PORT + job % PORTS) as door, ray_on_this_node(job, own_ip, "--head", *options) as server:
         wait_for(address, server, folder_of(job))
         lines: list[socket.socket] = []
-        threading.Thread(target=welcome, args=(door, address, lines), daemon=True).start()
+        threading.Thread(target=accept_workers, args=(door, address, lines), daemon=True).start()
         end = time.monotonic() + PATIENCE_S
         while len(lines) < tasks - 1 and time.monotonic() < end and not stop.number:
             time.sleep(POLL_S)
         print(f"Ray at {address}: {1 + len(lines)} of {tasks} nodes", flush=True)
         if dashboard:
             print(f"its dashboard, from elsewhere: ssh -L PORT:127.0.0.1:PORT {os.uname().nodename}", flush=True)
-        code = EXIT_AGAIN
+        code = EXIT_RESUMABLE
         if not stop.number:
             stop.child = subprocess.Popen([sys.executable, "-u", "-m", *words, "--address", address])
             if stop.number:  # between the two lines above
@@ -110,7 +110,7 @@ def head(job: int, tasks: int, words: Sequence[str], stop: StopAsked) -> int:
     return 128 - code if code < 0 else code
 
 
-def welcome(door: socket.socket, address: str, lines: list[socket.socket]) -> None:
+def accept_workers(door: socket.socket, address: str, lines: list[socket.socket]) -> None:
     """Tell whoever comes where Ray is, and count those that have joined; the open line says that Ray is wanted."""
     with contextlib.suppress(OSError):  # the door is closed
         while True:
@@ -125,7 +125,7 @@ def _count(line: socket.socket, address: str, lines: list[socket.socket]) -> Non
             lines.append(line)
 
 
-def worker(job: int, first_node: str) -> int:
+def run_worker_node(job: int, first_node: str) -> int:
     """Serve until the first task hangs up."""
     for number in ASKED:
         signal.signal(number, signal.SIG_IGN)  # the first task ends this one when all is saved
@@ -142,7 +142,7 @@ def worker(job: int, first_node: str) -> int:
                 raise RunFailed(f"{first_node} does not answer: {error.strerror or error}") from None
         time.sleep(POLL_S)
     own_ip = line.getsockname()[0]
-    with line, ray(job, own_ip, f"--address={address}") as server:
+    with line, ray_on_this_node(job, own_ip, f"--address={address}") as server:
         while server.poll() is None and STARTED not in log_of(folder_of(job)).read_text(errors="replace"):
             time.sleep(POLL_S)
         line.sendall(b"+")
@@ -160,7 +160,7 @@ def worker(job: int, first_node: str) -> int:
 
 
 @contextlib.contextmanager
-def ray(job: int, own_ip: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+def ray_on_this_node(job: int, own_ip: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """`ray start` on this node while the block runs."""
     cpus = os.environ.get("SLURM_CPUS_PER_TASK", "1")
     words = ["start", "--block", "--disable-usage-stats", f"--node-ip-address={own_ip}", f"--num-cpus={cpus}"]

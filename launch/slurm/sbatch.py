@@ -79,7 +79,7 @@ class BatchJob:
         return self.folder / "jobs" / ("%A_%a_0_log.out" if self.array else "%j_0_log.out")
 
 
-def render(job: BatchJob) -> str:
+def render_batch_file(job: BatchJob) -> str:
     """The batch file's text."""
     options = "\n".join(f"#SBATCH --{option}" for option in _options(job))
     home = [f"cd {shlex.quote(str(job.workdir))} || exit 1"]
@@ -149,7 +149,7 @@ def _supervised(job: BatchJob) -> str:
         helper = helper if job.launcher == "torchrun" else ["launch.slurm.ray_node"]
         ranks = [job.python, "-u", "-m", *helper, *job.module]
     parts = (supervise_words(job), srun, ranks)
-    return " \\\n  ".join(" ".join(word(text) for text in part) for part in parts)
+    return " \\\n  ".join(" ".join(shell_quote(text) for text in part) for part in parts)
 
 
 def _options(job: BatchJob) -> list[str]:
@@ -184,7 +184,7 @@ def _options(job: BatchJob) -> list[str]:
     ]
 
 
-def word(text: str) -> str:
+def shell_quote(text: str) -> str:
     """Quoted for the shell; `INDEX` becomes the array task's number."""
     if INDEX not in text:
         return shlex.quote(text)

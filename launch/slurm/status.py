@@ -28,7 +28,7 @@ NO_LOG_EXIT = "the log could not be opened: does the node see its folder?"
 
 
 @dataclass(frozen=True)
-class Row:
+class JobRow:
     """One job, or one task of an array."""
 
     job_id: str
@@ -68,7 +68,7 @@ def run(command: str, argv: Sequence[str]) -> int:
     return _logs(args) if command == "logs" else _cancel(args)
 
 
-def rows(run_folder: Path) -> list[Row]:
+def list_jobs(run_folder: Path) -> list[JobRow]:
     """All jobs of a run, oldest first, also those that were submitted by hand."""
     folder = JobFolder(run_folder)
     submissions, states = folder.submissions(), folder.states()
@@ -85,7 +85,7 @@ def rows(run_folder: Path) -> list[Row]:
     return [_row(run_folder, s, task, said, states.get(task)) for s in everything for task in s.tasks]
 
 
-def _row(run_folder: Path, submission: Submission, task: str, said: dict[str, str], own: JobState | None) -> Row:
+def _row(run_folder: Path, submission: Submission, task: str, said: dict[str, str], own: JobState | None) -> JobRow:
     if submission.cluster == "local":
         state = _local_state(submission, own)
     else:
@@ -97,7 +97,7 @@ def _row(run_folder: Path, submission: Submission, task: str, said: dict[str, st
     message = own.message if own else ""
     if not message and state.split()[0] == "FAILED" and not log.exists():
         message = NO_LOG_EXIT
-    return Row(task, submission.name, state, own.starts if own else 0, step, message, log, submission.cluster)
+    return JobRow(task, submission.name, state, own.starts if own else 0, step, message, log, submission.cluster)
 
 
 def _last_known(own: JobState | None) -> str:
@@ -122,7 +122,7 @@ def _alive(job_id: str) -> bool:
 
 
 def _status(args: argparse.Namespace) -> int:
-    found = {str(run_folder): rows(run_folder) for run_folder in args.runs}
+    found = {str(run_folder): list_jobs(run_folder) for run_folder in args.runs}
     for name, jobs in found.items():
         print(name)
         width = max((len(row.name) for row in jobs), default=0)
@@ -141,8 +141,8 @@ def _status(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _chosen(args: argparse.Namespace, run_folder: Path) -> list[Row]:
-    found = rows(run_folder)
+def _chosen(args: argparse.Namespace, run_folder: Path) -> list[JobRow]:
+    found = list_jobs(run_folder)
     if args.job:
         found = [row for row in found if args.job in (row.job_id, row.job_id.split("_")[0])]
         if not found:
@@ -176,7 +176,7 @@ def _logs(args: argparse.Namespace) -> int:
         found = _chosen(args, run_folder)
         chosen = found if args.job else ([row for row in found if not row.is_over] or found[-1:])
         if args.follow:
-            code = code or follow(run_folder, sorted({row.job_id for row in chosen}))
+            code = code or follow_jobs(run_folder, sorted({row.job_id for row in chosen}))
             continue
         for row in chosen:
             print(f"== {row.log}")
@@ -188,12 +188,12 @@ def _logs(args: argparse.Namespace) -> int:
     return code
 
 
-def follow(run_folder: Path, job_ids: Sequence[str], ended: Callable[[], int | None] | None = None) -> int:
+def follow_jobs(run_folder: Path, job_ids: Sequence[str], ended: Callable[[], int | None] | None = None) -> int:
     """Show states and logs until the jobs are over; 0 if all went well. `ended`: a local process's poll."""
     wanted, shown, seen = set(job_ids), dict[Path, int](), dict[str, str]()
     while True:
         over = ended is not None and ended() is not None
-        mine = [row for row in rows(run_folder) if row.job_id in wanted or row.job_id.split("_")[0] in wanted]
+        mine = [row for row in list_jobs(run_folder) if row.job_id in wanted or row.job_id.split("_")[0] in wanted]
         for row in mine:
             if seen.get(row.job_id) != row.state:
                 seen[row.job_id] = row.state

@@ -15,19 +15,19 @@ from pathlib import Path
 
 from launch.slurm.executors import run_in_this_process, start_here, submit_to_slurm
 from launch.slurm.job_records import JobFolder, Submission
-from launch.slurm.job_graph import Request, Step, freeze_configs, plan
-from launch.slurm.sbatch import BatchJob, Resources, render
-from launch.slurm.status import follow
-from launch.slurm.code_snapshot import take_snapshot, where
+from launch.slurm.job_graph import JobRequest, JobStep, freeze_configs, plan_jobs
+from launch.slurm.sbatch import BatchJob, Resources, render_batch_file
+from launch.slurm.status import follow_jobs
+from launch.slurm.code_snapshot import take_snapshot, snapshot_path
 from liverseg_dist.commands.main import main
 from liverseg_dist.errors import EXIT_DONE, RunFailed, UserError
 
 NODE_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/")  # refused  # nosec B108
 
 
-def submit(args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]) -> int:
+def submit_command(args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]) -> int:
     """Returns the exit code. Raises `UserError` before anything is submitted."""
-    request = Request(
+    request = JobRequest(
         command=command,
         arguments=tuple(arguments),
         resources=resources,
@@ -40,7 +40,7 @@ def submit(args: argparse.Namespace, resources: Resources, command: str, argumen
         after=args.after,
         restarts=args.restarts,
     )
-    steps = plan(request)
+    steps = plan_jobs(request)
     if args.cluster == "debug":
         return _debug(request, steps)
     steps = [_frozen(step, write=not args.dry_run) for step in steps]
@@ -51,28 +51,28 @@ def submit(args: argparse.Namespace, resources: Resources, command: str, argumen
         return _here(steps, follow_it=args.follow)
     folder, job_ids = steps[0].job.folder, _submit_all(steps)
     _tell(steps, job_ids, parsable=args.parsable)
-    return follow(folder, job_ids) if args.follow else EXIT_DONE
+    return follow_jobs(folder, job_ids) if args.follow else EXIT_DONE
 
 
-def _submit_all(steps: Sequence[Step]) -> list[str]:
+def _submit_all(steps: Sequence[JobStep]) -> list[str]:
     """Job ids in the plan's order; each waits for the one it follows. Refused in the middle, none is left behind."""
     job_ids: list[str] = []
     for step in steps:
         job = step.job
         if step.waits_for:
             job = dataclasses.replace(job, after=f"{step.how}:{job_ids[-step.waits_for]}")
-        text = render(job)
+        text = render_batch_file(job)
         try:
             job_ids.append(submit_to_slurm(job, text))
         except RunFailed:
             if job_ids:
                 subprocess.run(["scancel", *job_ids], capture_output=True)
             raise
-        keep(job, job_ids[-1], "slurm", text)
+        record_submission(job, job_ids[-1], "slurm", text)
     return job_ids
 
 
-def keep(job: BatchJob, job_id: str, cluster: str, text: str = "") -> None:
+def record_submission(job: BatchJob, job_id: str, cluster: str, text: str = "") -> None:
     """The records of a job that was handed over; `text` becomes its batch file, to submit again by hand."""
     folder = JobFolder(job.folder)
     if text:  # by hand, nobody waits for a job of long ago
@@ -94,27 +94,27 @@ def keep(job: BatchJob, job_id: str, cluster: str, text: str = "") -> None:
     )
 
 
-def _frozen(step: Step, *, write: bool) -> Step:
+def _frozen(step: JobStep, *, write: bool) -> JobStep:
     """The step with copies of code and configs, which `write` makes."""
     job = step.job
     if write:
         job.folder.mkdir(parents=True, exist_ok=True)
-    code = take_snapshot(job.folder) if write else where(job.folder)
+    code = take_snapshot(job.folder) if write else snapshot_path(job.folder)
     return dataclasses.replace(step, job=freeze_configs(dataclasses.replace(job, code=code), write=write))
 
 
-def _texts(steps: Sequence[Step]) -> str:
+def _texts(steps: Sequence[JobStep]) -> str:
     """Every batch file; one that waits for another names it by its place in the plan."""
     texts = []
     for number, step in enumerate(steps):
         job = step.job
         if step.waits_for:
             job = dataclasses.replace(job, after=f"{step.how}:JOB_{number + 1 - step.waits_for}")
-        texts.append((f"# --- job {number + 1} of {len(steps)}\n" if len(steps) > 1 else "") + render(job))
+        texts.append((f"# --- job {number + 1} of {len(steps)}\n" if len(steps) > 1 else "") + render_batch_file(job))
     return "\n".join(texts)
 
 
-def _tell(steps: Sequence[Step], job_ids: Sequence[str], *, parsable: bool) -> None:
+def _tell(steps: Sequence[JobStep], job_ids: Sequence[str], *, parsable: bool) -> None:
     if parsable:
         print("\n".join(job_ids))
         return
@@ -133,17 +133,17 @@ def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _here(steps: Sequence[Step], *, follow_it: bool) -> int:
+def _here(steps: Sequence[JobStep], *, follow_it: bool) -> int:
     """On this machine, one after the other where one waits for another."""
     tasks = [(step.job, index) for step in steps for index in _indices(step.job)]
     for number, (job, index) in enumerate(tasks):
         started = start_here(job, _minutes(job.resources.time), index)
-        keep(dataclasses.replace(job, array=""), started.job_id, "local")
+        record_submission(dataclasses.replace(job, array=""), started.job_id, "local")
         print(f"{job.name} runs here as process {started.job_id}; its log: {started.paths.stdout}", flush=True)
         if follow_it or number + 1 < len(tasks):
             process = started._process
             assert process is not None
-            code = follow(job.folder, [started.job_id], process.poll)
+            code = follow_jobs(job.folder, [started.job_id], process.poll)
             if code:
                 return code
     return EXIT_DONE
@@ -163,7 +163,7 @@ def _minutes(time: str) -> int:
     return int(days or 0) * 1440 + hours * 60 + minutes
 
 
-def _debug(request: Request, steps: Sequence[Step]) -> int:
+def _debug(request: JobRequest, steps: Sequence[JobStep]) -> int:
     job = steps[0].job
     if len(steps) > 1 or job.array or request.resources.ranks > 1 or job.launcher == "ray":
         raise UserError("--cluster debug: runs one process of one command; use --cluster local for more")

@@ -20,10 +20,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from launch.slurm.job_records import JobFolder, JobState, controller_says, hostnames, newest_step, progress_mark, run_status
-from launch.slurm.failure_report import Kind, LogReader, Verdict, ranks_by_node
-from liverseg_dist.commands.main import keep_others_from_writing
-from liverseg_dist.errors import EXIT_AGAIN, EXIT_FAILED
+from launch.slurm.job_records import JobFolder, JobState, controller_says, expand_hostnames, newest_step, progress_mark, run_status
+from launch.slurm.failure_report import Kind, LogReader, FailureReport, ranks_by_node
+from liverseg_dist.commands.main import restrict_umask
+from liverseg_dist.errors import EXIT_RESUMABLE, EXIT_FAILED
 
 Answer = TypeVar("Answer")
 RESTARTS = 5
@@ -56,7 +56,7 @@ class Job:
             return cls(local, env.get("LIVERSEG_JOB_NAME", "liverseg"), -1, (os.uname().nodename,), "1", True)
         array = env.get("SLURM_ARRAY_JOB_ID")
         job_id = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]
-        nodes = tuple(hostnames(env["SLURM_JOB_NODELIST"]))
+        nodes = tuple(expand_hostnames(env["SLURM_JOB_NODELIST"]))
         tasks = env.get("SLURM_TASKS_PER_NODE", "1")
         return cls(job_id, env.get("SLURM_JOB_NAME", ""), int(env.get("SLURM_RESTART_COUNT", "0")), nodes, tasks, False)
 
@@ -140,7 +140,7 @@ class Supervisor:
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(signal.SIGTERM if self.job.local else signal.SIGUSR2)
 
-    def _end(self, verdict: Verdict, state: JobState) -> int:
+    def _end(self, verdict: FailureReport, state: JobState) -> int:
         if verdict.kind is Kind.DONE:
             return self._close(state, "done", "", 0)
         if verdict.kind is Kind.FAILED:
@@ -173,13 +173,13 @@ class Supervisor:
             return ""
         return f"SLURM has ended this start ({said.get('JobState', '?')}: cancelled, preempted or a node lost)"
 
-    def _requeue(self, verdict: Verdict, state: JobState) -> int:
+    def _requeue(self, verdict: FailureReport, state: JobState) -> int:
         self._close(state, "requeued", verdict.story, 0)
         self._say("back into the queue; it continues when SLURM starts it again")
         if not self._controller(self._ask_to_requeue):
             return verdict.exit_code
         time.sleep(END_PATIENCE_S)
-        return EXIT_AGAIN
+        return EXIT_RESUMABLE
 
     def _ask_to_requeue(self) -> bool:
         done = subprocess.run(["scontrol", "requeue", self.job.job_id], capture_output=True, text=True)
@@ -204,10 +204,10 @@ class Supervisor:
                 time.sleep(pause_s)
                 pause_s = min(30.0, 2 * pause_s)
 
-    def _again_locally(self, verdict: Verdict, state: JobState) -> int:
+    def _again_locally(self, verdict: FailureReport, state: JobState) -> int:
         if self.asked == "SIGTERM":  # `launch cancel`, or the machine goes down
             self._say("stopped; submit it again to continue")
-            return self._close(state, "cancelled", verdict.story, EXIT_AGAIN)
+            return self._close(state, "cancelled", verdict.story, EXIT_RESUMABLE)
         self._close(state, "requeued", verdict.story, 0)
         self._say("starts again at once")
         return LOCAL_AGAIN
@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         parser.error("no command; it follows --")
-    keep_others_from_writing()
+    restrict_umask()
     folders = Folders(args.run, args.record, args.progress)
     return Supervisor(Job.from_environment(), folders, args.restarts, args.ranks_per_task).main(command)
 

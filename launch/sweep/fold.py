@@ -55,7 +55,7 @@ class FoldJob:
 
 
 @dataclass(frozen=True)
-class Others:
+class RemoteRanks:
     """A fold's ranks on other nodes."""
 
     master: str = ""
@@ -64,14 +64,14 @@ class Others:
     """Whether some have failed."""
 
 
-Elsewhere = Callable[[FoldJob, int], AbstractContextManager[Others]]
+Elsewhere = Callable[[FoldJob, int], AbstractContextManager[RemoteRanks]]
 
 
-def alone(_job: FoldJob, _step: int) -> AbstractContextManager[Others]:
-    return contextlib.nullcontext(Others())
+def run_on_one_node(_job: FoldJob, _step: int) -> AbstractContextManager[RemoteRanks]:
+    return contextlib.nullcontext(RemoteRanks())
 
 
-def run_fold(job: FoldJob, step: int, elsewhere: Elsewhere = alone) -> dict[str, Any]:
+def run_fold(job: FoldJob, step: int, elsewhere: Elsewhere = run_on_one_node) -> dict[str, Any]:
     """Train to `step` unless it is done already: {"score", "liver", ..., "seconds"}, or {"failed": reason}."""
     reason = ""
     begun = time.monotonic()
@@ -95,7 +95,7 @@ def run_fold(job: FoldJob, step: int, elsewhere: Elsewhere = alone) -> dict[str,
 def run_part(job: FoldJob, step: int, master: str, part: int) -> int:
     """The ranks of one of the other nodes; their torchrun's exit code."""
     with _locked(job.beside(part, ".lock")) as lock:
-        return _train(job, step, lock, part, Others(master))
+        return _train(job, step, lock, part, RemoteRanks(master))
 
 
 def read_scores(job: FoldJob, step: int) -> dict[str, float] | None:
@@ -132,7 +132,7 @@ def _score(record: dict[str, float], weights: dict[str, float]) -> dict[str, flo
     return {"score": sum(weights[name] * value for name, value in dice.items()) / total, **dice}
 
 
-def command(job: FoldJob, step: int, part: int = 0, master: str = "") -> list[str]:
+def training_command(job: FoldJob, step: int, part: int = 0, master: str = "") -> list[str]:
     """The same line a person would type."""
     launcher = [sys.executable]
     if job.nodes > 1 or job.processes > 1:
@@ -142,29 +142,29 @@ def command(job: FoldJob, step: int, part: int = 0, master: str = "") -> list[st
     return [
         *launcher, "-m", "liverseg_dist", "train", "--json", "--device", "cuda" if job.gpus else "cpu",
         "--config", f"{job.trial}/config.yaml", f"data.fold={job.fold}", f"run.dir={job.folder}",
-        f"train.stop_at_step={step}", f"train.threads={threads(job)}",
+        f"train.stop_at_step={step}", f"train.threads={threads_per_process(job)}",
     ]  # fmt: skip
 
 
-def threads(job: FoldJob) -> int:
+def threads_per_process(job: FoldJob) -> int:
     return max(1, job.cpus // job.processes)
 
 
-def environment(job: FoldJob) -> dict[str, str]:
+def fold_environment(job: FoldJob) -> dict[str, str]:
     """Without what a launcher left in it: the fold is a world of its own. GPUs stay as Ray has shared them out."""
     strangers = ("SLURM_", "PMI", "TORCHELASTIC", "RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(strangers)}
-    return {**kept, "OMP_NUM_THREADS": str(threads(job))}
+    return {**kept, "OMP_NUM_THREADS": str(threads_per_process(job))}
 
 
-def _train(job: FoldJob, step: int, lock: int, part: int, others: Others) -> int:
+def _train(job: FoldJob, step: int, lock: int, part: int, others: RemoteRanks) -> int:
     with job.beside(part, ".log").open("ab") as log:
         process = subprocess.Popen(
-            command(job, step, part, others.master),
+            training_command(job, step, part, others.master),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environment(job),
+            env=fold_environment(job),
             pass_fds=(lock,),
             preexec_fn=_die_with_parent,
             start_new_session=True,

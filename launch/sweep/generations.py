@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.journal import SETTLED, Trial
-from launch.sweep.search import Params, mutated, trial_id
+from launch.sweep.search import Params, mutate_params, trial_id
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Bracket:
     """Which stop is its first."""
 
 
-def brackets(sweep: SweepSettings) -> Iterator[Bracket]:
+def hyperband_brackets(sweep: SweepSettings) -> Iterator[Bracket]:
     """Without end: many trials that are judged early, then fewer that are judged late, and again."""
     stops, factor, first = len(sweep.stops), sweep.sweep.reduction_factor, 0
     while True:
@@ -53,7 +53,7 @@ def brackets(sweep: SweepSettings) -> Iterator[Bracket]:
 
 
 def bracket_of(sweep: SweepSettings, number: int) -> Bracket:
-    return next(bracket for bracket in brackets(sweep) if number < bracket.first + bracket.size)
+    return next(bracket for bracket in hyperband_brackets(sweep) if number < bracket.first + bracket.size)
 
 
 def next_stop(sweep: SweepSettings, trial: Trial) -> int:
@@ -64,7 +64,7 @@ def next_stop(sweep: SweepSettings, trial: Trial) -> int:
     return left[0]
 
 
-def decisions(sweep: SweepSettings, trials: Sequence[Trial]) -> list[Decision]:
+def decide_group(sweep: SweepSettings, trials: Sequence[Trial]) -> list[Decision]:
     """For all trials that wait and whose group is complete; empty while others are still under way."""
     decide = _of_hyperband if sweep.sweep.scheduler == "hyperband" else _of_pbt
     return decide(sweep, trials)
@@ -99,7 +99,7 @@ def _of_pbt(sweep: SweepSettings, trials: Sequence[Trial]) -> list[Decision]:
         if donor.score == loser.score:
             found.append(Decision(loser, "continue"))
             continue
-        params = mutated(sweep.sweep, donor.params, chance)
+        params = mutate_params(sweep.sweep, donor.params, chance)
         id_ = trial_id({**params, "from": donor.id, "instead of": loser.id, "step": loser.step})
         found.append(Decision(loser, "replace", Child(id_, params, donor.id, loser.step)))
     return found

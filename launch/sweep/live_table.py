@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from launch.sweep.sweep_charts import shown
+from launch.sweep.sweep_charts import format_value
 from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.journal import Journal, Trial, best_of
 
@@ -21,7 +21,7 @@ _STYLES = {
 
 
 @contextlib.contextmanager
-def watching(settings: SweepSettings, journal: Journal) -> Iterator[Callable[[str], None]]:
+def show_live_table(settings: SweepSettings, journal: Journal) -> Iterator[Callable[[str], None]]:
     """Yields what prints a line. In a terminal the table stays below the lines and is drawn anew each second."""
     console = Console()
     if not console.is_terminal:
@@ -29,7 +29,7 @@ def watching(settings: SweepSettings, journal: Journal) -> Iterator[Callable[[st
         return
     begun = time.monotonic()
     with Live(
-        get_renderable=lambda: table(settings, list(journal.trials.values()), time.monotonic() - begun),
+        get_renderable=lambda: build_live_table(settings, list(journal.trials.values()), time.monotonic() - begun),
         console=console,
         refresh_per_second=REFRESHES_PER_S,
         redirect_stdout=False,
@@ -39,7 +39,7 @@ def watching(settings: SweepSettings, journal: Journal) -> Iterator[Callable[[st
     sys.stdout.flush()
 
 
-def table(settings: SweepSettings, trials: list[Trial], elapsed_s: float) -> Table:
+def build_live_table(settings: SweepSettings, trials: list[Trial], elapsed_s: float) -> Table:
     """Those under way, then the best; of many trials the first `ROWS`."""
     best = best_of(trials)
     minutes, seconds = divmod(int(elapsed_s), 60)
@@ -50,7 +50,7 @@ def table(settings: SweepSettings, trials: list[Trial], elapsed_s: float) -> Tab
     order = {"running": 0, "waiting": 1}
     for trial in sorted(trials, key=lambda t: (order.get(t.state, 2), -t.step, -(t.score or 0), t.number))[:ROWS]:
         known = ["", ""] if trial.score is None else [f"{trial.score:.4f}", f"{trial.rungs[-1].spread:.4f}"]
-        values = [shown(trial.params[key]) if key in trial.params else "" for key in settings.sweep.space]
+        values = [format_value(trial.params[key]) if key in trial.params else "" for key in settings.sweep.space]
         state = "best" if best is not None and trial.id == best.id else trial.state
         made.add_row(str(trial.number), state, str(trial.step), *known, *values, style=_STYLES[trial.state])
     return made

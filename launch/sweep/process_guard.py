@@ -19,13 +19,13 @@ from pathlib import Path
 INTERVAL_S = 1.0
 GRACE_S = 5.0
 """What ends by itself within this time after the driver, may."""
-FAREWELL = b"."
+CLEAN_EXIT = b"."
 """What a driver says that leaves in order."""
 Processes = dict[int, int]
 """Process id -> start time in clock ticks: together they name a process for good."""
 
 
-def descendants(root: int) -> Processes:
+def list_descendants(root: int) -> Processes:
     """All living processes below `root`, read from /proc."""
     children: dict[int, list[int]] = {}
     started: Processes = {}
@@ -66,7 +66,7 @@ def _trains(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def guarded() -> Iterator[Callable[[], None]]:
+def guard_processes() -> Iterator[Callable[[], None]]:
     """While the block runs, and after it however it ends, the guard watches this process. Yields what tells it that
     this process has given its reasons itself, should it end within the block."""
     process = subprocess.Popen(
@@ -79,7 +79,7 @@ def guarded() -> Iterator[Callable[[], None]]:
 
     def farewell() -> None:
         with contextlib.suppress(BrokenPipeError, ValueError):
-            pipe.write(FAREWELL)
+            pipe.write(CLEAN_EXIT)
             pipe.close()
 
     try:
@@ -92,10 +92,10 @@ def guarded() -> Iterator[Callable[[], None]]:
 def main(driver: int) -> None:
     known: Processes = {}
     while not select.select([0], [], [], INTERVAL_S)[0]:
-        below = descendants(driver)
+        below = list_descendants(driver)
         below.pop(os.getpid(), None)
         known = {pid: start for pid, start in {**known, **below}.items() if pid in below or still_alive({pid: start})}
-    if os.read(0, 1) != FAREWELL:
+    if os.read(0, 1) != CLEAN_EXIT:
         said = "launch: this process was killed, or Ray has ended it; all is kept, run the same line again to continue"
         with contextlib.suppress(OSError):
             print(said, file=sys.stderr, flush=True)

@@ -25,7 +25,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
-from launch.sweep.process_guard import guarded
+from launch.sweep.process_guard import guard_processes
 from liverseg_dist.errors import LiversegError, RunFailed, StopRequested, UserError
 
 OBJECT_STORE_BYTES = 100 << 20
@@ -43,7 +43,7 @@ class _Stop(BaseException):
 
 
 @contextlib.contextmanager
-def running(
+def ray_session(
     address: str | None,
     cpus: int,
     dashboard: bool,
@@ -56,7 +56,7 @@ def running(
     asked every few seconds), `RunFailed`. However it is left, no Ray process of ours stays. Where Ray does not let go
     of the block, or does not shut down, in time, `last_words` gets the error, and the process ends.
     """
-    with guarded() as farewell:
+    with guard_processes() as farewell:
         session, stop = "", _StopOnSignal()
 
         def leave_at_once() -> None:

@@ -58,7 +58,7 @@ class JournalSearch(Searcher):
         pass
 
 
-def concurrency(settings: SweepSettings, cpus: float, gpus: float) -> int:
+def concurrent_trials(settings: SweepSettings, cpus: float, gpus: float) -> int:
     """Trials that fit at once. Raises `UserError` when not even one does."""
     sweep = settings.sweep
     resources = sweep.resources
@@ -86,7 +86,7 @@ def tune_trials(sweep: Sweep) -> int:
     ran at once."""
     settings = sweep.settings
     resources, available = settings.sweep.resources, ray.cluster_resources()
-    at_once = concurrency(settings, available.get("CPU", 0), available.get("GPU", 0))
+    at_once = concurrent_trials(settings, available.get("CPU", 0), available.get("GPU", 0))
     bundle = {"CPU": float(resources.cpus), **({"GPU": resources.gpus} if resources.gpus else {})}
     bundles: list[dict[str, float]] = [{}, *([bundle] * parallel_folds(settings) * resources.nodes)]
     tuner = tune.Tuner(

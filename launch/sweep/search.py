@@ -29,7 +29,7 @@ def trial_id(params: Params) -> str:
     return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def propose(sweep: SweepConfig, seed: int, number: int, history: Sequence[Trial]) -> Params | None:
+def propose_params(sweep: SweepConfig, seed: int, number: int, history: Sequence[Trial]) -> Params | None:
     """Hyperparameters of trial `number`, unlike all before; None when the space has no more."""
     taken = {trial.id for trial in history}
     if sweep.search == "grid":
@@ -45,7 +45,7 @@ def propose(sweep: SweepConfig, seed: int, number: int, history: Sequence[Trial]
     return None
 
 
-def require(search: str) -> None:
+def require_search_package(search: str) -> None:
     """Raises `UserError` when the search needs a package that is not installed."""
     if search == "optuna":
         _import_optuna()
@@ -66,7 +66,7 @@ def _drawn(dimension: Dimension, draw: random.Random) -> Any:
     return _rounded(draw.uniform(low, high))
 
 
-def mutated(sweep: SweepConfig, params: Params, draw: random.Random) -> Params:
+def mutate_params(sweep: SweepConfig, params: Params, draw: random.Random) -> Params:
     """A neighbour of `params`, for population-based training: see `PbtConfig`."""
     changed: Params = {}
     for key, dimension in sweep.space.items():
@@ -173,7 +173,7 @@ def _told(optuna: Any, space: dict[str, Dimension], trial: Trial, **known: Any) 
     return optuna.trial.create_trial(params=params, distributions=ranges, **known)
 
 
-def importances(space: dict[str, Dimension], trials: Sequence[Trial]) -> dict[str, float] | None:
+def hyperparameter_importances(space: dict[str, Dimension], trials: Sequence[Trial]) -> dict[str, float] | None:
     """Each hyperparameter's share of what tells good trials from the others, highest first; their sum is 1.
 
     PED-ANOVA, https://arxiv.org/abs/2304.10255, over the scores at the first stop, of trials that were judged there.

@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 520, 250
 COSTS = {"memory_gib": "memory of a process, GiB", "step_s": "seconds a step"}
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
@@ -73,8 +73,8 @@ def whole_curve(trial: Trial, by_id: Mapping[str, Trial]) -> list[Rung]:
 def _place(dimension: Dimension, value: Any) -> float:
     """0 to 1 along a hyperparameter's range."""
     if dimension.values is not None:
-        names = [shown(v) for v in dimension.values]
-        return 0.5 if len(names) == 1 else names.index(shown(value)) / (len(names) - 1)
+        names = [format_value(v) for v in dimension.values]
+        return 0.5 if len(names) == 1 else names.index(format_value(value)) / (len(names) - 1)
     low, high = dimension.low or 0.0, dimension.high or 0.0
     if dimension.type == "loguniform":
         return math.log(value / low) / math.log(high / low)
@@ -83,8 +83,8 @@ def _place(dimension: Dimension, value: Any) -> float:
 
 def _labels(dimension: Dimension) -> list[tuple[float, str]]:
     if dimension.values is not None:
-        return [(_place(dimension, value), shown(value)) for value in dimension.values]
-    return [(0.0, shown(dimension.low)), (1.0, shown(dimension.high))]
+        return [(_place(dimension, value), format_value(value)) for value in dimension.values]
+    return [(0.0, format_value(dimension.low)), (1.0, format_value(dimension.high))]
 
 
 def parallel_coordinates(space: dict[str, Dimension], trials: Sequence[Trial], best: Trial | None) -> Markup:
@@ -118,7 +118,7 @@ def parallel_coordinates(space: dict[str, Dimension], trials: Sequence[Trial], b
     return svg.picture(width, HEIGHT, marks, "Parallel coordinates of the trials")
 
 
-def scatter(key: str, dimension: Dimension, trials: Sequence[Trial], best: Trial | None) -> Markup:
+def scatter_chart(key: str, dimension: Dimension, trials: Sequence[Trial], best: Trial | None) -> Markup:
     """Last mean Dice over one hyperparameter."""
     y, bottom = _score_axis(trials, HEIGHT - 40, 14), HEIGHT - 40
     marks = svg.y_axis(y, 62, WIDTH - 20, "mean Dice")
@@ -134,12 +134,12 @@ def scatter(key: str, dimension: Dimension, trials: Sequence[Trial], best: Trial
         if trial.score is not None and key in trial.params:
             value = trial.params[key]
             x = axis(value) if dimension.values is None else 110 + _place(dimension, value) * (WIDTH - 180)
-            hint = f"{_hint(trial)}, {key} = {shown(value)}"
+            hint = f"{_hint(trial)}, {key} = {format_value(value)}"
             marks.append(svg.circle(round(x, 1), y(trial.score), 4, f"dot {_kind(trial, best)}", hint))
     return svg.picture(WIDTH, HEIGHT, marks, f"Mean Dice over {key}")
 
 
-def fronts(objectives: Sequence[str], trials: Sequence[Trial], best: Trial | None) -> list[Markup]:
+def pareto_charts(objectives: Sequence[str], trials: Sequence[Trial], best: Trial | None) -> list[Markup]:
     """Dice over each further objective; the line joins the trials that none beats in both."""
     made = []
     for name in objectives[1:]:

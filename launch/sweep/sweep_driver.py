@@ -11,14 +11,14 @@ from pathlib import Path
 
 from launch.sweep.sweep_config import SweepSettings, to_yaml, trial_tree
 from launch.sweep.fold import FoldJob
-from launch.sweep.generations import decisions, next_stop
+from launch.sweep.generations import decide_group, next_stop
 from launch.sweep.journal import Journal, Rung, Trial
-from launch.sweep.search import propose, trial_id
+from launch.sweep.search import propose_params, trial_id
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.files import write_text
-from liverseg_dist.planning.memory_fit import fits
+from liverseg_dist.planning.memory_fit import check_fit
 
 Say = Callable[[str], None]
 
@@ -51,7 +51,7 @@ class Sweep:
         """The next trial that can run, journalled; hyperparameters no run accepts are marked failed on the way."""
         while sum(not trial.parent for trial in self.journal.trials.values()) < self.settings.sweep.trials:
             history = list(self.journal.trials.values())
-            params = propose(self.settings.sweep, self.settings.seed, len(history), history)
+            params = propose_params(self.settings.sweep, self.settings.seed, len(history), history)
             if params is None:
                 return None
             trial = self.journal.begin(trial_id(params), params)
@@ -101,7 +101,7 @@ class Sweep:
         if budget_gib is None:
             return ""
         device = "cuda" if resources.gpus else "cpu"
-        found = fits(settings, self.spacing_mm, budget_gib, resources.world_size, device)
+        found = check_fit(settings, self.spacing_mm, budget_gib, resources.world_size, device)
         return "" if found.fits else f"not tried: {found.reason}"
 
     @cached_property
@@ -126,20 +126,20 @@ class Sweep:
         """Raises `RunFailed`, and holds nothing against the trial, where a disk is full or locked."""
         _check_disk(reason, [self.folder_of(trial.id), *(job.folder for job in self.jobs(trial))])
         self.journal.fail(trial.id, reason)
-        self.say(f"{label(trial)} failed: {reason}")
+        self.say(f"{trial_label(trial)} failed: {reason}")
         self.settle()
 
     def record(self, trial: Trial, rung: Rung) -> None:
         """All folds of a trial have reached a rung or the end."""
         self.journal.rung(trial.id, rung)
         words = {"end": "finished", "prune": "pruned", "continue": "goes on", "wait": "waits for its group"}
-        reached = f"{label(trial)} step {rung.step}: Dice {rung.score:.4f} ± {rung.spread:.4f}"
+        reached = f"{trial_label(trial)} step {rung.step}: Dice {rung.score:.4f} ± {rung.spread:.4f}"
         self.say(f"{reached}, {words[rung.decision]}")
         self.settle()
 
     def settle(self) -> None:
         """Decide on those that wait, if their groups are there now."""
-        made = decisions(self.settings, list(self.journal.trials.values())) if self.in_generations else []
+        made = decide_group(self.settings, list(self.journal.trials.values())) if self.in_generations else []
         if made:
             children = [asdict(one.child) for one in made if one.child]
             self.journal.decide({one.trial.id: one.decision for one in made}, children)
@@ -147,14 +147,14 @@ class Sweep:
             said = {"continue": "goes on", "prune": "pruned", "replace": "replaced"}[one.decision]
             if one.child:
                 child, parent = self.journal.trials[one.child.id], self.journal.trials[one.child.parent]
-                said += f" by {label(child)}, from the checkpoints of {label(parent)}, with {child.params}"
-            self.say(f"{label(one.trial)} step {one.trial.step}: {said}")
+                said += f" by {trial_label(child)}, from the checkpoints of {trial_label(parent)}, with {child.params}"
+            self.say(f"{trial_label(one.trial)} step {one.trial.step}: {said}")
         for one in made:
             if one.child:
                 self.prepare(self.journal.trials[one.child.id])
 
 
-def label(trial: Trial) -> str:
+def trial_label(trial: Trial) -> str:
     return f"trial {trial.number} ({trial.id})"
 
 

@@ -11,10 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from scipy.stats import t as student_t
 from torch.utils.tensorboard import SummaryWriter
 
-from launch.sweep.sweep_charts import fronts, learning_curves, parallel_coordinates, scatter, shown
+from launch.sweep.sweep_charts import pareto_charts, learning_curves, parallel_coordinates, scatter_chart, format_value
 from launch.sweep.sweep_config import SweepSettings, to_yaml, trial_tree
 from launch.sweep.journal import Trial, best_of
-from launch.sweep.search import MANY, Params, importances, pareto_front
+from launch.sweep.search import MANY, Params, hyperparameter_importances, pareto_front
 from liverseg_dist.files import write_text
 
 
@@ -44,10 +44,10 @@ def write_results(
     if best is not None:
         header = f"Best of {len(trials)} trials: Dice {best.score:.4f} ± {best.rungs[-1].spread:.4f} over folds.\n"
         header += "train --config THIS run.dir=DIR data.fold=K"
-        header += "".join(f"\nuntil step {step} with {params}" for step, params in lineage(best, trials))
+        header += "".join(f"\nuntil step {step} with {params}" for step, params in trial_lineage(best, trials))
         write_text(folder / "best.yaml", to_yaml(_for_training(trial_tree(settings, best.params)), header))
     write_text(folder / "sweep.json", json.dumps(summary, indent=1))
-    write_text(folder / "sweep.html", render(settings, trials, summary))
+    write_text(folder / "sweep.html", render_sweep_page(settings, trials, summary))
     _write_hparams(folder / "tensorboard", trials)
     return summary
 
@@ -57,7 +57,7 @@ def fold_seconds(trials: Iterable[Trial]) -> float:
     return sum(rung.seconds for trial in trials for rung in trial.rungs)
 
 
-def lineage(trial: Trial, trials: Sequence[Trial]) -> list[tuple[int, Params]]:
+def trial_lineage(trial: Trial, trials: Sequence[Trial]) -> list[tuple[int, Params]]:
     """Of a trial that went on from others' checkpoints: until which step it was trained with which hyperparameters."""
     by_id, found = {one.id: one for one in trials}, []
     while trial.parent:
@@ -66,7 +66,7 @@ def lineage(trial: Trial, trials: Sequence[Trial]) -> list[tuple[int, Params]]:
     return found[::-1]
 
 
-def confidence(trial: Trial) -> float | None:
+def confidence_half_width(trial: Trial) -> float | None:
     """Half the width of the 95 % interval of the mean over folds (Student's t); None for one fold."""
     count = len(trial.rungs[-1].folds)
     if count < 2:
@@ -79,7 +79,7 @@ def steps_run(trials: Sequence[Trial], settings: SweepSettings) -> int:
     return sum(trial.step - trial.from_step for trial in trials) * len(settings.sweep.folds)
 
 
-def render(settings: SweepSettings, trials: Sequence[Trial], summary: dict[str, Any]) -> str:
+def render_sweep_page(settings: SweepSettings, trials: Sequence[Trial], summary: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("launch.sweep"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -92,21 +92,21 @@ def render(settings: SweepSettings, trials: Sequence[Trial], summary: dict[str, 
         store=Path(settings.data.store or "").name,  # where it lies is no part of the result
         max_steps=settings.train.max_steps,
         best=best,
-        best_yaml="\n".join(f"{key}: {shown(value)}" for key, value in best.params.items()) if best else "",
+        best_yaml="\n".join(f"{key}: {format_value(value)}" for key, value in best.params.items()) if best else "",
         trials=ranked,
         summary=summary,
         counts={state: sum(t.state == state for t in trials) for state in _ORDER},
         curves=learning_curves(trials, best, settings.train.max_steps),
         parallel=parallel_coordinates(settings.sweep.space, trials, best),
-        scatters=[(key, scatter(key, settings.sweep.space[key], trials, best)) for key in keys],
-        importances=importances(settings.sweep.space, trials),
-        fronts=fronts(settings.sweep.objectives, trials, best),
-        lineage=lineage(best, trials) if best else [],
-        confidence=confidence(best) if best else None,
+        scatters=[(key, scatter_chart(key, settings.sweep.space[key], trials, best)) for key in keys],
+        importances=hyperparameter_importances(settings.sweep.space, trials),
+        fronts=pareto_charts(settings.sweep.objectives, trials, best),
+        lineage=trial_lineage(best, trials) if best else [],
+        confidence=confidence_half_width(best) if best else None,
         numbers={trial.id: trial.number for trial in trials},
         many=MANY,
         keys=keys,
-        shown=shown,
+        shown=format_value,
     )
 
 
@@ -135,7 +135,7 @@ def _write_hparams(folder: Path, trials: Sequence[Trial]) -> None:
         for rung in trial.rungs:
             writer.add_scalar("sweep/dice_mean", rung.score, rung.step)
             writer.add_scalar("sweep/dice_spread", rung.spread, rung.step)
-        values = {k: v if isinstance(v, (bool, int, float, str)) else shown(v) for k, v in trial.params.items()}
+        values = {k: v if isinstance(v, (bool, int, float, str)) else format_value(v) for k, v in trial.params.items()}
         figures = {"hparam/dice_mean": trial.score or 0.0, "hparam/steps": trial.step}
         writer.add_hparams({**values, "state": trial.state}, figures, run_name=".")
         writer.close()

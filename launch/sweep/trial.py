@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from launch.sweep.fold import FoldJob, Others, run_fold, run_part
+from launch.sweep.fold import FoldJob, RemoteRanks, run_fold, run_part
 
 LAST_WORDS_S = 60.0
 """Ranks on other nodes may take this long to end after those on the first one have."""
@@ -57,10 +57,10 @@ def _fold(job: FoldJob, step: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _on_other_nodes(job: FoldJob, step: int) -> Iterator[Others]:
+def _on_other_nodes(job: FoldJob, step: int) -> Iterator[RemoteRanks]:
     """Starts the ranks of the fold's other nodes, which meet those of this one, and sees them end."""
     if job.nodes == 1:
-        yield Others()
+        yield RemoteRanks()
         return
     with socket.create_server(("", 0)) as free:
         master = f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
@@ -71,7 +71,7 @@ def _on_other_nodes(job: FoldJob, step: int) -> Iterator[Others]:
         return any(_code(one) != 0 for one in done)
 
     try:
-        yield Others(master, lost)
+        yield RemoteRanks(master, lost)
     finally:
         _, left = ray.wait(tasks, num_returns=len(tasks), timeout=LAST_WORDS_S)
         for one in left:

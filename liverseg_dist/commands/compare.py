@@ -11,7 +11,7 @@ commas, are pooled. Only cases that both have are compared.
 import argparse
 from pathlib import Path
 
-from liverseg_dist.evaluation.compare import compare
+from liverseg_dist.evaluation.compare import compare_evaluations
 from liverseg_dist.evaluation.results import load_pooled
 from liverseg_dist.files import write_json
 
@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    first, second = load_pooled(folders(args.first)), load_pooled(folders(args.second))
-    result = {"a": args.first, "b": args.second, **compare(first, second)}
+    first, second = load_pooled(parse_folders(args.first)), load_pooled(parse_folders(args.second))
+    result = {"a": args.first, "b": args.second, **compare_evaluations(first, second)}
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         write_json(args.out / "comparison.json", result)
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> dict:
     return result
 
 
-def folders(text: str) -> list[Path]:
+def parse_folders(text: str) -> list[Path]:
     """One folder, or several joined by commas (a folder with a comma in its name is one)."""
     if Path(text).exists():
         return [Path(text)]

@@ -35,13 +35,13 @@ from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.conversion.executors import EXECUTORS
 from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
-from liverseg_dist.data.conversion.root_metadata import audit_of
+from liverseg_dist.data.conversion.root_metadata import collect_audit
 from liverseg_dist.data.io.dataset_index import MsdDataset, read_dataset
-from liverseg_dist.data.splits import Splits, check_split_files, parted_patients
+from liverseg_dist.data.splits import Splits, check_split_files, patients_in_several_parts
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 from liverseg_dist.inference.label_imputation import RunLabeller
-from liverseg_dist.tracking.progress import progress
+from liverseg_dist.tracking.progress import show_progress
 
 COLOURS = {
     "kept": "green",
@@ -110,7 +110,7 @@ def _convert(jobs: list[CaseJob], executor: str, workers: int, verb: str) -> tup
     """Records, and how many were made now."""
     made = voxels = 0
     begun = time.monotonic()
-    with progress(verb, len(jobs)) as line:
+    with show_progress(verb, len(jobs)) as line:
 
         def done(record: CaseRecord, fresh: bool) -> None:
             nonlocal made, voxels
@@ -140,7 +140,7 @@ def _result(args: argparse.Namespace, records: list[CaseRecord], made: int, fini
         "finished": finished,
         "converted": made,
         "counts": dict(counts),
-        "audit": audit_of(records),
+        "audit": collect_audit(records),
         "exit_code": EXIT_FAILED if quarantined else EXIT_DONE,
     }
 
@@ -149,7 +149,7 @@ def _print_store(store: CaseStore) -> None:
     splits = Splits(store.ids("test"), tuple(tuple(fold) for fold in store.root["splits"]["folds"]))
     print(f"splits: {len(splits.test)} test, folds of {', '.join(str(len(fold)) for fold in splits.folds)}")
     patients = {case_id: store.meta(case_id).patient for case_id in store.case_ids}
-    for patient in parted_patients(splits, patients):
+    for patient in patients_in_several_parts(splits, patients):
         print(f"warning: scans of the patient of {patient} stand in several parts of the split")
     hu = store.intensity
     print(f"intensity: {hu.lower_hu:g} to {hu.upper_hu:g} HU becomes 0 to 1, then (v - {hu.mean:.4f}) / {hu.std:.4f}")
@@ -173,7 +173,7 @@ def _print_table(records: list[CaseRecord]) -> None:
     for heading in ("case", "status", "voxels z y x", "spacing mm", "axes"):
         table.add_column(heading, no_wrap=True)
     table.add_column("what was found, and done", overflow="fold", min_width=40)
-    audit = audit_of(records)
+    audit = collect_audit(records)
     for record in sorted(records, key=lambda r: r.case_id):
         facts = record.facts
         shape = " x ".join(map(str, facts.get("shape_zyx", [])))

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from liverseg_dist.data.preprocessing.denoising_autoencoder import denoise
-from liverseg_dist.data.preprocessing.invalid_voxels import fill_broken
+from liverseg_dist.data.preprocessing.denoising_autoencoder import apply_denoiser
+from liverseg_dist.data.preprocessing.invalid_voxels import fill_invalid_voxels
 from liverseg_dist.data.preprocessing.denoiser_training import DenoiserTraining, train_denoiser
 from liverseg_dist.data.preprocessing.denoise import estimate_noise
 from liverseg_dist.data.audit.findings import ScanFileError
@@ -24,7 +24,7 @@ from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.errors import UserError
 from liverseg_dist.files import write_bytes
-from liverseg_dist.tracking.progress import progress
+from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.volume import CANONICAL_ORIENTATION
 
 SLICES_PER_SCAN = 24
@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{args.out.parent}: no such folder; --out names a file in an existing one")
     scans = read_scans(_files(args.source), args.scans, args.seed)
     training = DenoiserTraining(steps=args.steps, seed=args.seed)
-    with progress("denoiser", args.steps) as line:
+    with show_progress("denoiser", args.steps) as line:
         denoiser = train_denoiser(
             scans, training, torch.device(args.device), lambda step, loss: line.advance(note=f"loss {loss:.4f}")
         )
     write_bytes(args.out, denoiser.to_bytes())
     before_hu = float(np.mean([estimate_noise(scan) for scan in scans]))
-    after_hu = float(np.mean([estimate_noise(denoise(scan, denoiser)) for scan in scans]))
+    after_hu = float(np.mean([estimate_noise(apply_denoiser(scan, denoiser)) for scan in scans]))
     print(
         f"{args.out}: from {len(scans)} scans; noise of soft tissue {before_hu:.1f} HU before, {after_hu:.1f} HU after"
     )
@@ -73,7 +73,7 @@ def read_scans(files: list[Path], most: int, seed: int) -> list[np.ndarray]:
         if len(scans) == most:
             break
         try:
-            voxels, _ = fill_broken(read_nifti(files[number]).reoriented(CANONICAL_ORIENTATION).voxels)
+            voxels, _ = fill_invalid_voxels(read_nifti(files[number]).reoriented(CANONICAL_ORIENTATION).voxels)
         except ScanFileError as error:
             print(f"left out: {error}")
             continue

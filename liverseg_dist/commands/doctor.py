@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
-from liverseg_dist.locks import locked
+from liverseg_dist.locks import hold_lock
 
 PACKAGES = ("torch", "deepspeed", "ray", "zarr", "numcodecs", "nibabel", "submitit", "tensorboard", "numpy")
 SHARED_MEMORY = Path("/dev/shm")  # looked at, not written to  # nosec B108
@@ -181,7 +181,7 @@ def _disk(found: Findings, folder: Path) -> None:
         free_gib = shutil.disk_usage(folder).free / 2**30
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
             mib_s, file_ms = _write_speed(Path(name))
-            with locked(Path(name) / "lock") as has_locks:
+            with hold_lock(Path(name) / "lock") as has_locks:
                 pass
     except OSError as error:
         reason = error.strerror or error

@@ -28,31 +28,31 @@ from liverseg_dist.commands.run_cases import (
     input_kind,
     inputs_for,
     load_runs,
-    seen_in_training,
+    find_training_overlap,
     store_for,
-    told_of_seen,
+    format_leakage_warning,
     voxels_of,
 )
-from liverseg_dist.commands.run_distributed import tell_of_case, together
+from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
 from liverseg_dist.data.audit.audit_summary import audit_summary
 from liverseg_dist.data.store.case_store import CaseStore, Part
-from liverseg_dist.distributed.collectives import agree, barrier, gather
-from liverseg_dist.distributed.window_parallel import PeerFailed, Team
-from liverseg_dist.distributed.heartbeat import Watch
+from liverseg_dist.distributed.collectives import broadcast_from_rank0, barrier, gather_from_ranks
+from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
+from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
-from liverseg_dist.evaluation.report.tensorboard import write_board
+from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
 from liverseg_dist.evaluation.metrics.calibration import BINS
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, SUMMARY, write_results
 from liverseg_dist.inference.case_inputs import CaseInputs
-from liverseg_dist.inference.work_division import plan
+from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.inference.evaluate_cases import Evaluation
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, fingerprint_of_runs, predictor_for
-from liverseg_dist.tracking.progress import progress
-from liverseg_dist.tracking.provenance import provenance
-from liverseg_dist.training.crash_report import in_one_line
+from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, runs_fingerprint, predictor_for
+from liverseg_dist.tracking.progress import show_progress
+from liverseg_dist.tracking.provenance import collect_provenance
+from liverseg_dist.training.crash_report import summarize_exception
 
 PARTS = ("test", "validation", "train")
 SHARED_DISK_PATIENCE_S = 60.0
@@ -80,10 +80,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     runs = load_runs(args, world, args.overrides)
     store = store_for(args, runs)
     case_ids, part, folder = _choose(args, runs[0], store)
-    seen = seen_in_training(runs, store, case_ids) if part != "train" else {}
+    seen = find_training_overlap(runs, store, case_ids) if part != "train" else {}
     if seen and args.part is None and args.cases is None:
         raise UserError(
-            f"{told_of_seen(seen)}: an ensemble is judged on cases that none of its runs knows; make a store with a "
+            f"{format_leakage_warning(seen)}: an ensemble is judged on cases that none of its runs knows; make a store with a "
             f"test set (convert.splits.test_fraction), or say --part {part} to score these all the same"
         )
     inputs, unlabelled = inputs_for(store, case_ids, runs[0].settings, args.source)
@@ -93,17 +93,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         refuse_slabs_over_scans(folder)
     job = _job(args, runs, inputs, folder, world)
 
-    def work(watch: Watch) -> dict[str, Any]:
+    def work(watch: HeartbeatMonitor) -> dict[str, Any]:
         if unlabelled:
             print(f"left out, without a label: {', '.join(unlabelled)}")
         if seen:
-            print(f"warning: {told_of_seen(seen)}: expect less on others", file=sys.stderr)
+            print(f"warning: {format_leakage_warning(seen)}: expect less on others", file=sys.stderr)
         reused = _work(job, folder, world, watch)
         watch.mark(-1, "writing the results")
         details = _details(args, runs, part, inputs, seen)
-        return agree(_finish(job, folder, details, reused) if world.is_main else None)
+        return broadcast_from_rank0(_finish(job, folder, details, reused) if world.is_main else None)
 
-    return together(world, args.timeout, folder, work)
+    return run_distributed(world, args.timeout, folder, work)
 
 
 def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple[list[str], str, Path]:
@@ -135,7 +135,7 @@ def refuse_slabs_over_scans(folder: Path) -> None:
 
 
 def _job(args: argparse.Namespace, runs: list[LoadedRun], inputs: CaseInputs, folder: Path, world: World) -> Evaluation:
-    fingerprint = fingerprint_of_runs(runs) | {"input": input_kind(inputs), "calibration": BINS}
+    fingerprint = runs_fingerprint(runs) | {"input": input_kind(inputs), "calibration": BINS}
     masks = None
     if args.save_masks:
         masks = Ledger(folder / "masks" / LEDGER, fingerprint)
@@ -145,17 +145,17 @@ def _job(args: argparse.Namespace, runs: list[LoadedRun], inputs: CaseInputs, fo
     return Evaluation(inputs, predictor, ledger, masks, folder / PICTURES)
 
 
-def _work(job: Evaluation, folder: Path, world: World, watch: Watch) -> int:
+def _work(job: Evaluation, folder: Path, world: World, watch: HeartbeatMonitor) -> int:
     """Score this rank's share; returns how many cases of all ranks were already done. Ends together on all ranks."""
-    before = agree(sorted(job.ledger.done()))
+    before = broadcast_from_rank0(sorted(job.ledger.done()))
     known = sorted(job.inputs.slabs.keys() & set(before))
     new = {name: size for name, size in voxels_of(job.inputs).items() if name not in before}
-    fresh = plan(new, world.global_rank, world.world_size)
-    team = Team(world.device)
+    fresh = divide_work(new, world.global_rank, world.world_size)
+    team = WindowParallel(world.device)
     shared = replace(job, predictor=job.predictor.spread_by(team.spread), together=team.case)
     alone = [*known[world.global_rank :: world.world_size], *fresh.alone]
     reused = 0
-    with progress("evaluate", len(fresh.together) + len(alone), quiet=not world.is_main) as line:
+    with show_progress("evaluate", len(fresh.together) + len(alone), quiet=not world.is_main) as line:
         for case_id in (*fresh.together, *alone):
             watch.mark(-1, f"scoring {case_id}")
             try:
@@ -168,11 +168,11 @@ def _work(job: Evaluation, folder: Path, world: World, watch: Watch) -> int:
             except PeerFailed:
                 pass  # told by the rank that failed
             except RunFailed as error:
-                tell_of_case(error, world, folder, case_id)
+                report_case_failure(error, world, folder, case_id)
             line.advance(note=case_id)
     watch.mark(-1, "waiting for the others' cases")
     barrier()
-    return sum(gather(reused))
+    return sum(gather_from_ranks(reused))
 
 
 def _finish(job: Evaluation, folder: Path, details: dict[str, Any], reused: int) -> dict[str, Any]:
@@ -182,11 +182,11 @@ def _finish(job: Evaluation, folder: Path, details: dict[str, Any], reused: int)
         if not cases:
             first = next(iter(failures.values()), "no reason was kept")
             raise RunFailed(f"{folder}: none of {len(job.inputs.slabs)} cases could be scored; the first: {first}")
-        machine = provenance(job.predictor.device)
+        machine = collect_provenance(job.predictor.device)
         summary = write_results(folder, cases, failures, details, job.ledger, machine)
-        write_board(folder, summary, cases, folder / PICTURES, job.inputs.settings.train.max_steps)
+        write_tensorboard(folder, summary, cases, folder / PICTURES, job.inputs.settings.train.max_steps)
     except (LiversegError, OSError) as error:
-        line = in_one_line(error)
+        line = summarize_exception(error)
         print(f"liverseg: {line}", file=sys.stderr)
         return {"error": line, "exit_code": EXIT_FAILED}
     _say(summary, folder)
@@ -237,7 +237,7 @@ def _details(
     if part == "validation" and (args.run / POSTPROCESS).is_file():
         notes.append("post-processing was chosen on these cases: expect a little less on others")
     if seen:
-        notes.append(f"{told_of_seen(seen)}: expect less on others")
+        notes.append(f"{format_leakage_warning(seen)}: expect less on others")
     if notes:
         details["note"] = "; ".join(notes)
     details |= {name: settings[name] for name in ("inference", "data", "convert", "model", "loss", "train")}

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from liverseg_dist import __version__
-from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, EXIT_FAILED, LiversegError, os_error_line
+from liverseg_dist.errors import EXIT_RESUMABLE, EXIT_DONE, EXIT_FAILED, LiversegError, os_error_line
 
 COMMANDS = {
     "phantom": "make a synthetic Task03-layout data set",
@@ -38,7 +38,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (see `liverseg_dist.errors`)."""
-    keep_others_from_writing()
+    restrict_umask()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _top_parser()
     if not argv or argv[0] not in COMMANDS:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _run(module, args)
 
 
-def keep_others_from_writing() -> None:
+def restrict_umask() -> None:
     """Nothing this process makes is writable for everybody, whatever the umask it was started with. Groups share runs,
     so their bit stays as the user has it."""
     os.umask(os.umask(0o077) | 0o002)  # it can only be read by setting it
@@ -75,7 +75,7 @@ def _run(module: object, args: argparse.Namespace) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("liverseg: interrupted; run the same line again to continue", file=sys.stderr)
-        return EXIT_AGAIN
+        return EXIT_RESUMABLE
     except BrokenPipeError:  # the reader (head, less) went away; nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE

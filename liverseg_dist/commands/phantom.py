@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from liverseg_dist.phantom.dataset import FIRST_TEST, CaseSummary, PhantomSet, check_folder, write_dataset
-from liverseg_dist.phantom.montage import montage
+from liverseg_dist.phantom.montage import draw_montage
 from liverseg_dist.errors import UserError
-from liverseg_dist.tracking.progress import progress
+from liverseg_dist.tracking.progress import show_progress
 
 MONTAGE_CASES = 12
 
@@ -56,13 +56,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         check_folder(wanted)
         print(f"would make {args.cases} labelled and {args.test_cases} unlabelled {args.size} scans in {args.folder}")
         return {"folder": str(args.folder), "dry_run": True}
-    with progress("phantom", args.cases + args.test_cases) as line:
+    with show_progress("phantom", args.cases + args.test_cases) as line:
         cases = write_dataset(wanted, args.workers, lambda case: line.advance(note=case.case_id))
     _print_table(cases)
     if args.montage:
         shown = [case.case_id for case in cases if case.liver_ml is not None][:MONTAGE_CASES]
         args.montage.parent.mkdir(parents=True, exist_ok=True)
-        montage(args.folder, shown).save(args.montage)
+        draw_montage(args.folder, shown).save(args.montage)
         print(f"picture: {args.montage}")
     print(f"{len(cases)} scans in {args.folder}; next: liverseg convert {args.folder} STORE")
     return {"folder": str(args.folder), "cases": [asdict(case) for case in cases]}

@@ -28,17 +28,17 @@ from liverseg_dist.config import Settings
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.planning.memory_fit import (
-    Option,
+    PatchOption,
     best_option,
-    option,
-    patches,
-    resolved,
-    settled,
-    strategies,
+    plan_patch,
+    candidate_patches,
+    resolve_model,
+    resolve_checkpointing,
+    estimate_strategies,
     with_keys,
 )
-from liverseg_dist.planning.memory_estimate import need, walked
-from liverseg_dist.planning.scaling_model import MLPERF_U_NET3D, Machine, table
+from liverseg_dist.planning.memory_estimate import estimate_memory, trace_micro_batch
+from liverseg_dist.planning.scaling_model import MLPERF_U_NET3D, Machine, scaling_table
 from liverseg_dist.volume import Float3, Index3
 
 SLAB: Index3 = (64, 512, 512)
@@ -98,9 +98,9 @@ def _memory(args: argparse.Namespace, settings: Settings, store: CaseStore) -> d
             f"{least.need.gib:.2f} GiB ({least.need.explain()}); take a smaller model.preset, or train.precision=bf16"
         )
     chosen = _chosen(settings, best, store.spacing_mm, budget, args.gpus)
-    exact = need(chosen, args.gpus, levels=chosen.train.activation_checkpointing)  # type: ignore[arg-type]
+    exact = estimate_memory(chosen, args.gpus, levels=chosen.train.activation_checkpointing)  # type: ignore[arg-type]
     slab = settings.model_copy(update={"train": chosen.train.model_copy(update={"micro_batch_size": 1})})
-    slab = resolved(with_keys(slab, patch=SLAB), store.spacing_mm)
+    slab = resolve_model(with_keys(slab, patch=SLAB), store.spacing_mm)
     found = {
         "budget_gib": budget,
         "ranks": args.gpus,
@@ -109,11 +109,11 @@ def _memory(args: argparse.Namespace, settings: Settings, store: CaseStore) -> d
         "parts_gib": {name: round(size / 2**30, 4) for name, size in exact.parts.items()},
         "tflop_per_micro_batch": round(exact.flops / 1e12, 3),
         "patches": [_row(o, budget) for o in options],
-        "strategies_gib": {name: round(n.gib, 3) for name, n in strategies(chosen, args.gpus).items()},
+        "strategies_gib": {name: round(n.gib, 3) for name, n in estimate_strategies(chosen, args.gpus).items()},
         "whole_slab": {
             "patch_size": list(SLAB),
-            "bf16_gib": round(need(_precision(slab, "bf16"), args.gpus).gib, 2),
-            "fp32_gib": round(need(_precision(slab, "fp32"), args.gpus).gib, 2),
+            "bf16_gib": round(estimate_memory(_precision(slab, "bf16"), args.gpus).gib, 2),
+            "fp32_gib": round(estimate_memory(_precision(slab, "fp32"), args.gpus).gib, 2),
         },
         "measured": "tensor shapes are exact; margin assumed; no GPU was used",
     }
@@ -131,13 +131,13 @@ def _largest_case(store: CaseStore) -> Index3:
     return z, y, x
 
 
-def _options(settings: Settings, spacing_mm: Float3, budget: float, ranks: int, largest: Index3) -> list[Option]:
+def _options(settings: Settings, spacing_mm: Float3, budget: float, ranks: int, largest: Index3) -> list[PatchOption]:
     given = "patch_size" in settings.data.model_fields_set
-    wanted = [settings.data.patch_size] if given else patches(largest)
+    wanted = [settings.data.patch_size] if given else candidate_patches(largest)
     options = []
     for patch in wanted:
         try:
-            options.append(option(settings, patch, spacing_mm, budget, ranks))
+            options.append(plan_patch(settings, patch, spacing_mm, budget, ranks))
         except UserError:
             if given:
                 raise
@@ -146,11 +146,11 @@ def _options(settings: Settings, spacing_mm: Float3, budget: float, ranks: int, 
     return options
 
 
-def _chosen(settings: Settings, best: Option, spacing_mm: Float3, budget: float, ranks: int) -> Settings:
+def _chosen(settings: Settings, best: PatchOption, spacing_mm: Float3, budget: float, ranks: int) -> Settings:
     """The settings of an option, with the fewest levels recomputed and the topology filled in."""
-    chosen = resolved(with_keys(settings, patch=best.patch_size, micro=best.micro_batch), spacing_mm)
+    chosen = resolve_model(with_keys(settings, patch=best.patch_size, micro=best.micro_batch), spacing_mm)
     auto = chosen.train.model_copy(update={"activation_checkpointing": "auto"})
-    least = settled(chosen.model_copy(update={"train": auto}), budget, ranks, "cuda")
+    least = resolve_checkpointing(chosen.model_copy(update={"train": auto}), budget, ranks, "cuda")
     return with_keys(chosen, levels=least.levels)
 
 
@@ -183,7 +183,7 @@ def _nested(keys: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _row(o: Option, budget: float) -> dict[str, Any]:
+def _row(o: PatchOption, budget: float) -> dict[str, Any]:
     return {
         "patch_size": list(o.patch_size),
         "one_sample_gib": round(o.one.gib, 3),
@@ -224,7 +224,7 @@ def _text(value: Any) -> str:
 
 
 def _scale(args: argparse.Namespace, settings: Settings, store: CaseStore) -> dict[str, Any]:
-    step = walked(resolved(settings, store.spacing_mm))
+    step = trace_micro_batch(resolve_model(settings, store.spacing_mm))
     if args.step_seconds:
         compute, source = args.step_seconds, "given"
     elif args.run:
@@ -240,7 +240,7 @@ def _scale(args: argparse.Namespace, settings: Settings, store: CaseStore) -> di
         spread=args.spread_pct / 100,
     )
     groups = max(2, round(4 * step.parameters / MESSAGE_BYTES))
-    rows = table(compute, step.parameters, groups, machine, GPUS)
+    rows = scaling_table(compute, step.parameters, groups, machine, GPUS)
     published = {n: value / MLPERF_U_NET3D[8] for n, value in MLPERF_U_NET3D.items()}
     _print_scale(rows, published, f"{compute:.4g} s ({source})", step.parameters)
     return {

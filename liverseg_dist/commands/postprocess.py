@@ -27,25 +27,25 @@ from liverseg_dist.commands.run_cases import (
     input_kind,
     inputs_for,
     load_runs,
-    seen_in_training,
+    find_training_overlap,
     store_for,
-    told_of_seen,
+    format_leakage_warning,
     voxels_of,
 )
-from liverseg_dist.commands.run_distributed import tell_of_case, together
+from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.distributed.collectives import agree, barrier, gather
-from liverseg_dist.distributed.heartbeat import Watch
+from liverseg_dist.distributed.collectives import broadcast_from_rank0, barrier, gather_from_ranks
+from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER
 from liverseg_dist.files import write_json
-from liverseg_dist.inference.work_division import share
+from liverseg_dist.inference.work_division import shard_cases
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, fingerprint_of_runs, predictor_for
-from liverseg_dist.inference.postprocess_search import LEAST_CASES, NOTHING, OPERATIONS, Decision, Tuning, decide, write_choice
-from liverseg_dist.tracking.progress import progress
+from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, runs_fingerprint, predictor_for
+from liverseg_dist.inference.postprocess_search import LEAST_CASES, NOTHING, OPERATIONS, Decision, PostprocessSearch, decide_operation, write_choice
+from liverseg_dist.tracking.progress import show_progress
 
 FOLDER = "postprocess"
 
@@ -71,16 +71,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     runs = [_bare(loaded) for loaded in load_runs(args, world, args.overrides, postprocessed=False)]
     store = store_for(args, runs)
     case_ids = store.ids(args.part, runs[0].settings.data.fold)
-    if args.part != "train" and (seen := seen_in_training(runs, store, case_ids)):
-        raise UserError(f"{told_of_seen(seen)}: what helps is chosen on cases that none of the runs knows")
+    if args.part != "train" and (seen := find_training_overlap(runs, store, case_ids)):
+        raise UserError(f"{format_leakage_warning(seen)}: what helps is chosen on cases that none of the runs knows")
     job = _job(args, runs, store, world)
     cases = len(job.inputs.slabs)
     if cases < LEAST_CASES:
         raise UserError(f"{store.path}: {args.part} has {cases} labelled cases; choosing needs {LEAST_CASES} or more")
-    return together(world, args.timeout, job.folder, lambda watch: _choose(args, job, world, watch))
+    return run_distributed(world, args.timeout, job.folder, lambda watch: _choose(args, job, world, watch))
 
 
-def _choose(args: argparse.Namespace, job: Tuning, world: World, watch: Watch) -> dict[str, Any]:
+def _choose(args: argparse.Namespace, job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> dict[str, Any]:
     failed = _prepare(job, world, watch)
     if failed:
         return {"failed": failed, "exit_code": EXIT_FAILED}
@@ -111,37 +111,37 @@ def _bare(loaded: LoadedRun) -> LoadedRun:
     return replace(loaded, settings=loaded.settings.model_copy(update={"inference": inference}))
 
 
-def _job(args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, world: World) -> Tuning:
+def _job(args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, world: World) -> PostprocessSearch:
     settings = runs[0].settings
     inputs, _ = inputs_for(store, store.ids(args.part, settings.data.fold), settings, args.source)
     folder = args.run / EVALUATION / FOLDER
-    ledger = Ledger(folder / LEDGER, fingerprint_of_runs(runs) | {"input": input_kind(inputs), "codes": 1})
-    return Tuning(inputs, predictor_for(runs, world.device, window_threads(args, world)), ledger, folder)
+    ledger = Ledger(folder / LEDGER, runs_fingerprint(runs) | {"input": input_kind(inputs), "codes": 1})
+    return PostprocessSearch(inputs, predictor_for(runs, world.device, window_threads(args, world)), ledger, folder)
 
 
-def _prepare(job: Tuning, world: World, watch: Watch) -> dict[str, str]:
+def _prepare(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> dict[str, str]:
     """Predict this rank's share; returns the failures of all ranks."""
     failed: dict[str, str] = {}
-    mine = share(voxels_of(job.inputs), world.global_rank, world.world_size)
-    with progress("predict", len(mine), quiet=not world.is_main) as line:
+    mine = shard_cases(voxels_of(job.inputs), world.global_rank, world.world_size)
+    with show_progress("predict", len(mine), quiet=not world.is_main) as line:
         for case_id in mine:
             watch.mark(-1, f"predicting {case_id}")
             try:
                 job.prepare_case(case_id)
             except RunFailed as error:
                 failed[case_id] = str(error)
-                tell_of_case(error, world, job.folder, case_id)
+                report_case_failure(error, world, job.folder, case_id)
             line.advance(note=case_id)
     watch.mark(-1, "waiting for the others' cases")
-    return {name: text for part in gather(failed) for name, text in part.items()}
+    return {name: text for part in gather_from_ranks(failed) for name, text in part.items()}
 
 
-def _decide(job: Tuning, world: World, watch: Watch) -> list[Decision]:
+def _decide(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> list[Decision]:
     """One operation after the other; every rank tries the options on its own cases and reaches the same decision."""
-    mine = share(voxels_of(job.inputs), world.global_rank, world.world_size)
+    mine = shard_cases(voxels_of(job.inputs), world.global_rank, world.world_size)
     decisions: list[Decision] = []
     chosen: dict[str, Any] = {}
-    with progress("try", len(OPERATIONS) * len(mine), quiet=not world.is_main) as line:
+    with show_progress("try", len(OPERATIONS) * len(mine), quiet=not world.is_main) as line:
         for operation in OPERATIONS:
             own = {}
             for case_id in mine:
@@ -149,8 +149,8 @@ def _decide(job: Tuning, world: World, watch: Watch) -> list[Decision]:
                 own[case_id] = job.try_options(case_id, operation, chosen)
                 line.advance(note=f"{operation} {case_id}")
             watch.mark(-1, f"waiting for the others' {operation}")
-            scores = {name: values for part in gather(own) for name, values in part.items()}
-            decision = agree(decide(operation, scores))
+            scores = {name: values for part in gather_from_ranks(own) for name, values in part.items()}
+            decision = broadcast_from_rank0(decide_operation(operation, scores))
             decisions.append(decision)
             if decision.kept:
                 chosen[operation] = decision.option

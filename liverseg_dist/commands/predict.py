@@ -20,18 +20,18 @@ import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import load_runs
-from liverseg_dist.commands.run_distributed import tell_of_case, together
-from liverseg_dist.distributed.collectives import agree, barrier, gather
-from liverseg_dist.distributed.window_parallel import PeerFailed, Team
-from liverseg_dist.distributed.heartbeat import Watch
+from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
+from liverseg_dist.distributed.collectives import broadcast_from_rank0, barrier, gather_from_ranks
+from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
+from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.inference.work_division import plan
+from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.predict_scans import Prediction, find_scans, scan_name
-from liverseg_dist.inference.load_run import fingerprint_of_runs, predictor_for
-from liverseg_dist.tracking.progress import progress
+from liverseg_dist.inference.load_run import runs_fingerprint, predictor_for
+from liverseg_dist.tracking.progress import show_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,16 +58,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not files:
         raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
     job = _job(args, overrides, world)
-    return together(world, args.timeout, args.out, lambda watch: _predict(args, job, files, world, watch))
+    return run_distributed(world, args.timeout, args.out, lambda watch: _predict(args, job, files, world, watch))
 
 
 def _predict(
-    args: argparse.Namespace, job: Prediction, files: list[Path], world: World, watch: Watch
+    args: argparse.Namespace, job: Prediction, files: list[Path], world: World, watch: HeartbeatMonitor
 ) -> dict[str, Any]:
     failed = _work(job, files, world, watch)
     watch.mark(-1, "writing the table")
     barrier()
-    table = agree(str(job.write_table()) if world.is_main else None)
+    table = broadcast_from_rank0(str(job.write_table()) if world.is_main else None)
     print(f"table: {table}", flush=True)
     all_mistakes = len(failed) == len(files) and all(failed.values())
     return {
@@ -83,7 +83,7 @@ def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Predic
     runs = load_runs(args, world, overrides)
     settings = runs[0].settings
     (args.out / "probabilities" if args.probabilities else args.out).mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(args.out / "ledger", fingerprint_of_runs(runs))
+    ledger = Ledger(args.out / "ledger", runs_fingerprint(runs))
     return Prediction(
         predictor_for(runs, world.device, window_threads(args, world)),
         settings,
@@ -94,17 +94,17 @@ def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Predic
     )
 
 
-def _work(job: Prediction, files: list[Path], world: World, watch: Watch) -> dict[str, bool]:
+def _work(job: Prediction, files: list[Path], world: World, watch: HeartbeatMonitor) -> dict[str, bool]:
     """Segment this rank's share; returns for each scan that failed, on any rank, whether it was the user's mistake."""
-    before = set() if job.force else agree(job.ledger.done())
+    before = set() if job.force else broadcast_from_rank0(job.ledger.done())
     known = [file for file in files if scan_name(file) in before]
     size = {str(file): file.stat().st_size if file.is_file() else 0 for file in files if file not in known}
     failed: dict[str, bool] = {}
-    fresh = plan(size, world.global_rank, world.world_size)
-    team = Team(world.device)
+    fresh = divide_work(size, world.global_rank, world.world_size)
+    team = WindowParallel(world.device)
     shared = replace(job, predictor=job.predictor.spread_by(team.spread), together=team.case)
     alone = [*known[world.global_rank :: world.world_size], *map(Path, fresh.alone)]
-    with progress("predict", len(fresh.together) + len(alone), quiet=not world.is_main) as line:
+    with show_progress("predict", len(fresh.together) + len(alone), quiet=not world.is_main) as line:
         for file in (*map(Path, fresh.together), *alone):
             watch.mark(-1, f"segmenting {file.name}")
             try:
@@ -117,10 +117,10 @@ def _work(job: Prediction, files: list[Path], world: World, watch: Watch) -> dic
                 if world.is_main or str(file) not in fresh.together:  # a helper's failure fails the scan on rank 0, too
                     failed[scan_name(file)] = isinstance(error, UserError)
                 if not isinstance(error, PeerFailed):  # that one was told by the rank that failed
-                    tell_of_case(error, world, job.out, file.name)
+                    report_case_failure(error, world, job.out, file.name)
             line.advance(note=file.name)
     watch.mark(-1, "waiting for the others' scans")
-    return {name: mistake for part in gather(failed) for name, mistake in part.items()}
+    return {name: mistake for part in gather_from_ranks(failed) for name, mistake in part.items()}
 
 
 def _line(record: dict[str, Any], known: bool) -> str:

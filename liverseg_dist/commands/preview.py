@@ -13,12 +13,12 @@ import numpy as np
 
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import IntensityConfig, Settings
-from liverseg_dist.data.augment import PRESETS, DeviceTransform, describe, draw_augmentation, preset_of
+from liverseg_dist.data.augment import PRESETS, DeviceTransform, describe_augmentation, draw_augmentation, augmentation_preset
 from liverseg_dist.data.loading import Batch, PatchLoader, PatchSource
 from liverseg_dist.data.preview import PreviewRow, render_preview
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
-from liverseg_dist.files import whole
+from liverseg_dist.files import atomic_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> dict:
     with PatchLoader(source, ([n] for n in range(args.first, args.first + args.samples)), workers=0) as loader:
         rows = [preview_row(source, batch, settings) for batch in loader]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with whole(args.out) as file:
+    with atomic_write(args.out) as file:
         render_preview(rows).save(file, format="PNG")
     print(f"{args.out}: {len(rows)} samples of {len(case_ids)} cases, augmentation {settings.data.augmentation}")
     return {"picture": str(args.out), "samples": len(rows), "cases": len(case_ids)}
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> dict:
 
 def preview_row(source: PatchSource, batch: Batch, settings: Settings) -> PreviewRow:
     """One sample (a batch of one), stored and augmented."""
-    size, preset = settings.data.patch_size, preset_of(settings.data)
+    size, preset = settings.data.patch_size, augmentation_preset(settings.data)
     stored, augmented = (
         (image_BCDHW[0, 0].numpy(), label_BDHW[0].numpy())
         for image_BCDHW, label_BDHW in (
@@ -63,7 +63,7 @@ def preview_row(source: PatchSource, batch: Batch, settings: Settings) -> Previe
     where = "at random" if centre is None else f"on {('liver', f'tumour {centre.component}')[centre.label - 1]}"
     black, white = grey_range(source.intensity(case_id))
     title = f"sample {index}: {case_id}"
-    return PreviewRow(title, (f"centred {where}", *describe(draw)), stored, augmented, black, white)
+    return PreviewRow(title, (f"centred {where}", *describe_augmentation(draw)), stored, augmented, black, white)
 
 
 def grey_range(intensity: IntensityConfig) -> tuple[float, float]:

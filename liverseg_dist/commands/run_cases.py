@@ -11,7 +11,7 @@ from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
-from liverseg_dist.inference.case_inputs import CaseInputs, scans_of
+from liverseg_dist.inference.case_inputs import CaseInputs, source_scans
 from liverseg_dist.inference.load_run import LoadedRun, load_run, mirrored_axes
 
 Seen = dict[str, list[str]]
@@ -55,7 +55,7 @@ def store_for(args: argparse.Namespace, runs: Sequence[LoadedRun]) -> CaseStore:
     return CaseStore.open(path)
 
 
-def seen_in_training(runs: Sequence[LoadedRun], store: CaseStore, case_ids: Sequence[str]) -> Seen:
+def find_training_overlap(runs: Sequence[LoadedRun], store: CaseStore, case_ids: Sequence[str]) -> Seen:
     """Of these cases, those that each run was trained on; runs that saw none, or other data, are left out.
 
     That it was this data is told by the intensities, which are computed from the training cases; the store may lie
@@ -71,7 +71,7 @@ def seen_in_training(runs: Sequence[LoadedRun], store: CaseStore, case_ids: Sequ
     return seen
 
 
-def told_of_seen(seen: Seen) -> str:
+def format_leakage_warning(seen: Seen) -> str:
     return "; ".join(
         f"{Path(name).name} was trained on {', '.join(ids[:3])}{f' and {len(ids) - 3} more' if len(ids) > 3 else ''}"
         for name, ids in seen.items()
@@ -82,7 +82,7 @@ def inputs_for(
     store: CaseStore, case_ids: Sequence[str], settings: Settings, source: Path | None
 ) -> tuple[CaseInputs, list[str]]:
     """(inputs of the labelled cases, the unlabelled ones); with `source` (an MSD folder) whole scans."""
-    slabs, unlabelled = scans_of(store, case_ids)
+    slabs, unlabelled = source_scans(store, case_ids)
     sources = None
     if source is not None:
         dataset = read_dataset(source)

@@ -5,33 +5,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.distributed.heartbeat import Watch
+from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_FAILED, EXIT_USER, LiversegError, RunFailed, UserError
-from liverseg_dist.training.crash_report import in_one_line, write_story
+from liverseg_dist.training.crash_report import summarize_exception, write_crash_report
 
 Result = dict[str, Any]
 
 
-def together(
+def run_distributed(
     world: World,
     timeout_s: float,
     folder: Path,
-    work: Callable[[Watch], Result],
-    told: Callable[[Watch, str], None] = lambda watch, line: None,
+    work: Callable[[HeartbeatMonitor], Result],
+    told: Callable[[HeartbeatMonitor, str], None] = lambda watch, line: None,
 ) -> Result:
     """`work`, with the ranks connected. What ends it is told by the rank that failed first (where a rank is gone, by
     one that misses it), the whole story of every rank's failure in `folder`/errors/. Raises `UserError`, `RunFailed`.
 
     `told` gets the line, too, on every rank, unless it is about a mistake of the user's.
     """
-    with world.connected(timeout_s), Watch(world, timeout_s) as watch:
+    with world.connected(timeout_s), HeartbeatMonitor(world, timeout_s) as watch:
         try:
             return work(watch)
         except Exception as error:
             mistake = isinstance(error, UserError)
-            story = None if mistake else write_story(folder, error, world.global_rank, watch.step, watch.samples)
-            line, ours = watch.account(error, in_one_line(error), name_rank=not mistake)
+            story = None if mistake else write_crash_report(folder, error, world.global_rank, watch.step, watch.samples)
+            line, ours = watch.account(error, summarize_exception(error), name_rank=not mistake)
             if not mistake:
                 told(watch, line)
             if not ours:
@@ -41,8 +41,8 @@ def together(
             raise RunFailed(f"{line}; the whole story: {story}" if story else line) from error
 
 
-def tell_of_case(error: LiversegError, world: World, folder: Path, name: str) -> None:
+def report_case_failure(error: LiversegError, world: World, folder: Path, name: str) -> None:
     """A case that failed while the others go on: its line; its story, too, where the reason is none we know of."""
     print(f"liverseg: {error}", file=sys.stderr, flush=True)
     if error.__cause__ is not None and not isinstance(error.__cause__, (LiversegError, OSError)):
-        write_story(folder, error, world.global_rank, -1, [name])
+        write_crash_report(folder, error, world.global_rank, -1, [name])

@@ -27,7 +27,7 @@ from liverseg_dist.evaluation.metrics.lesions import CONNECTIVITIES, LITS_CONNEC
 from liverseg_dist.evaluation.pairing import Pairing, images_by_case, pair_masks
 from liverseg_dist.evaluation.report.html_report import cases_to_show
 from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
-from liverseg_dist.tracking.progress import progress
+from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.volume import Volume
 
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> dict:
     ledger = ledger_for(args.out / LEDGER, args.connectivity, args.ignore_affine)
     job = ScoreJob(ledger, read_mask, args.connectivity, args.ignore_affine)
     outcomes = []
-    with progress("score", len(pairing.pairs)) as line:
+    with show_progress("score", len(pairing.pairs)) as line:
         for outcome in score_pairs(pairing.pairs, job, args.workers):
             outcomes.append(outcome)
             line.advance(note=outcome.case_id)
@@ -103,7 +103,7 @@ def _draw(args: argparse.Namespace, pairing: Pairing, job: ScoreJob, cases: list
     chosen = {case["case_id"] for _, case in cases_to_show(cases)}
     pairs = [pair for pair in pairing.pairs if pair.case_id in chosen]
     drawing = Drawing(args.out / PICTURES, images_by_case(args.images, pairs), read_nifti)
-    with progress("pictures", len(pairs)) as line:
+    with show_progress("pictures", len(pairs)) as line:
         for outcome in draw_pairs(pairs, job, drawing, args.workers):
             line.advance(note=outcome.case_id)
             if outcome.error is not None:

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 
 from liverseg_dist.commands.options import add_settings, settings_from
-from liverseg_dist.commands.run_distributed import together
+from liverseg_dist.commands.run_distributed import run_distributed
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.distributed.collectives import agree
-from liverseg_dist.distributed.heartbeat import Watch
+from liverseg_dist.distributed.collectives import broadcast_from_rank0
+from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
-from liverseg_dist.errors import EXIT_AGAIN, EXIT_DONE, LiversegError, RunFailed, UserError
+from liverseg_dist.errors import EXIT_RESUMABLE, EXIT_DONE, LiversegError, RunFailed, UserError
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.training.trainer import Outcome, Trainer
-from liverseg_dist.training.run_folder import RunFolder, refuse_other_settings
-from liverseg_dist.training.components import Parts, build, open_store, resolve_settings, unlike_the_store
+from liverseg_dist.training.trainer import TrainingResult, Trainer
+from liverseg_dist.training.run_folder import RunFolder, check_settings_compatible
+from liverseg_dist.training.components import TrainingComponents, build_components, open_store, resolve_settings, settings_conflicting_with_store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     if not world.is_main:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
     store = open_store(settings)
-    told = unlike(settings, store, args.overrides)
+    told = list_store_conflicts(settings, store, args.overrides)
     if told and world.is_main:
         print(f"warning: {told}", file=sys.stderr)
     settings = resolve_settings(settings, store)
@@ -67,31 +67,31 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
             file=sys.stderr,
         )
 
-    def work(watch: Watch) -> dict[str, Any]:
-        parts = build(settings, store, world)
+    def work(watch: HeartbeatMonitor) -> dict[str, Any]:
+        parts = build_components(settings, store, world)
         print(_plan(parts, world), flush=True)
         if args.dry_run:
             if begun:
-                refuse_other_settings(load_settings([folder.config]), settings, folder.path)
+                check_settings_compatible(load_settings([folder.config]), settings, folder.path)
             return {"run": str(folder.path), "dry_run": True}
         _agreed(lambda: folder.open(settings) if world.is_main else None)
         return _train(folder, parts, world, watch)
 
-    def keep(watch: Watch, line: str) -> None:
+    def keep(watch: HeartbeatMonitor, line: str) -> None:
         if world.is_main:
             with suppress(OSError):  # a full disk, which is perhaps what the line is about
                 folder.set_status("failed", watch.step, watch.last_step, line[:500])
 
-    return together(world, args.timeout, folder.path, work, keep)
+    return run_distributed(world, args.timeout, folder.path, work, keep)
 
 
-def unlike(settings: Settings, store: CaseStore, overrides: list[str]) -> str:
+def list_store_conflicts(settings: Settings, store: CaseStore, overrides: list[str]) -> str:
     """What was asked for and the store decides otherwise, to be told; empty if nothing.
 
     Of a file, which may be another run's or the one for many conversions; on the command line it raises `UserError`.
     """
     here = [word.partition("=")[0] + "." for word in overrides]
-    lines = unlike_the_store(settings, store)
+    lines = settings_conflicting_with_store(settings, store)
     for line in lines:
         key = line.partition(" ")[0] + "."
         if any(key.startswith(word) or word.startswith(key) for word in here):
@@ -99,7 +99,7 @@ def unlike(settings: Settings, store: CaseStore, overrides: list[str]) -> str:
     return f"{store.path} decides: {'; '.join(lines)}; for these convert with --config" if lines else ""
 
 
-def _train(folder: RunFolder, parts: Parts, world: World, watch: Watch) -> dict[str, Any]:
+def _train(folder: RunFolder, parts: TrainingComponents, world: World, watch: HeartbeatMonitor) -> dict[str, Any]:
     max_steps = watch.last_step = parts.settings.train.max_steps
     trainer = Trainer(folder, parts, world, watch)
     first = trainer.resume()
@@ -118,7 +118,7 @@ def _train(folder: RunFolder, parts: Parts, world: World, watch: Watch) -> dict[
     return _result(folder, outcome, max_steps)
 
 
-def _result(folder: RunFolder, outcome: Outcome, max_steps: int) -> dict[str, Any]:
+def _result(folder: RunFolder, outcome: TrainingResult, max_steps: int) -> dict[str, Any]:
     step, by = outcome.progress.step, outcome.stopped_by
     if by:
         print(f"stopped at step {step} of {max_steps} by {by}; all is saved, the same line continues", flush=True)
@@ -129,11 +129,11 @@ def _result(folder: RunFolder, outcome: Outcome, max_steps: int) -> dict[str, An
         "step": step,
         "stopped_by": by,
         "dice": outcome.progress.last_dice,
-        "exit_code": EXIT_DONE if by in ("", "stop_at_step") else EXIT_AGAIN,
+        "exit_code": EXIT_DONE if by in ("", "stop_at_step") else EXIT_RESUMABLE,
     }
 
 
-def _plan(parts: Parts, world: World) -> str:
+def _plan(parts: TrainingComponents, world: World) -> str:
     settings: Settings = parts.settings
     parameters = sum(p.numel() for p in parts.strategy.plain.parameters())
     model = settings.model
@@ -155,5 +155,5 @@ def _agreed(action: Any) -> None:
         problem = error
     except OSError as error:
         problem = RunFailed(f"{error.filename or 'the run'}: {error.strerror or error}")
-    if (problem := agree(problem)) is not None:
+    if (problem := broadcast_from_rank0(problem)) is not None:
         raise problem

@@ -11,7 +11,7 @@ from typing import Any
 from liverseg_dist.data.store.layout import CASES
 from liverseg_dist.data.store.verify_store import verify_store
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
-from liverseg_dist.tracking.progress import progress
+from liverseg_dist.tracking.progress import show_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     checked = 0
-    with progress("verify", sum(1 for _ in (args.store / CASES).glob("*/"))) as line:
+    with show_progress("verify", sum(1 for _ in (args.store / CASES).glob("*/"))) as line:
 
         def done(case_id: str) -> None:
             nonlocal checked

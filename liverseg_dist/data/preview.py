@@ -53,12 +53,12 @@ def render_preview(rows: list[PreviewRow]) -> Image.Image:
 def _tiles(row: PreviewRow) -> list[tuple[np.ndarray, np.ndarray, bool]]:
     tiles = []
     for image, label in (row.stored, row.augmented):
-        z = telling_slice(label)
+        z = most_informative_slice(label)
         tiles += [(image[z], label[z], False), (image[z], label[z], True)]
     return tiles
 
 
-def telling_slice(label_DHW: np.ndarray) -> int:
+def most_informative_slice(label_DHW: np.ndarray) -> int:
     """The slice with most tumour; without tumour the one with most liver; without either the middle one."""
     for wanted in (TUMOUR, LIVER):
         areas = (label_DHW == wanted).sum(axis=(1, 2))

@@ -99,7 +99,7 @@ def read_patients(path: Path | None, case_ids: Sequence[str]) -> dict[str, str]:
     return patients
 
 
-def parted_patients(splits: Splits, patients: Mapping[str, str]) -> list[str]:
+def patients_in_several_parts(splits: Splits, patients: Mapping[str, str]) -> list[str]:
     """Patients with scans in more than one part: what a network learns of them in one part it is asked in another."""
     parts: dict[str, set[int]] = {}
     for number, part in enumerate((splits.test, *splits.folds)):
@@ -152,7 +152,7 @@ def check_split_files(config: SplitConfig, scans: Sequence[str]) -> None:
         named = {*test, *(case for fold in folds for case in fold)}
         strangers = sorted(name for name in named if name not in known and name.rpartition("_tile")[0] not in known)
         if strangers:
-            raise UserError(f"{config.file}: {in_short(strangers)}: no scan of this data set")
+            raise UserError(f"{config.file}: {summarize_names(strangers)}: no scan of this data set")
     read_patients(config.patients, scans)
 
 
@@ -189,11 +189,11 @@ def _from_file(config: SplitConfig, of_scan: Mapping[str, Sequence[str]]) -> Spl
     test, folds = _read_file(config)
     named = {*test, *(name for fold in folds for name in fold)}
     if gone := sorted(named - known.keys()):
-        log.warning("%s: %s: no labelled case of this data set", config.file, in_short(gone))
+        log.warning("%s: %s: no labelled case of this data set", config.file, summarize_names(gone))
     left, parts = _cases_of(test, known), tuple(_cases_of(fold, known) for fold in folds)
     used = {case for part in (left, *parts) for case in part}
     if rest := sorted(scan for scan, cases in of_scan.items() if not used.issuperset(cases)):
-        log.warning("%s: labelled, and in no part of the splits, so never used: %s", config.file, in_short(rest))
+        log.warning("%s: labelled, and in no part of the splits, so never used: %s", config.file, summarize_names(rest))
     if not used:
         raise UserError(f"{config.file}: no part has a labelled case of this data set")
     for number, part in enumerate(parts):
@@ -206,5 +206,5 @@ def _cases_of(names: Iterable[str], known: Mapping[str, Sequence[str]]) -> tuple
     return tuple(sorted(case for name in names for case in known.get(name, ())))
 
 
-def in_short(names: Sequence[str]) -> str:
+def summarize_names(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

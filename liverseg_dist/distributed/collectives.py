@@ -13,7 +13,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def rank() -> int:
+def current_rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -33,7 +33,7 @@ def all_max(value: int) -> int:
     return int(tensor.item())
 
 
-def gather(value: Any) -> list[Any]:
+def gather_from_ranks(value: Any) -> list[Any]:
     """Each rank's small object, in rank order, on every rank."""
     if not dist.is_initialized():
         return [value]
@@ -42,7 +42,7 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def agree(value: Any) -> Any:
+def broadcast_from_rank0(value: Any) -> Any:
     """Rank 0's value on every rank."""
     if not dist.is_initialized():
         return value

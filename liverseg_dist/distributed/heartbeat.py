@@ -20,7 +20,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from liverseg_dist.distributed.collectives import barrier
-from liverseg_dist.distributed.tcp_store import this_attempt
+from liverseg_dist.distributed.tcp_store import store_of_attempt
 from liverseg_dist.distributed.world import World
 
 BEAT_S = 0.5
@@ -39,7 +39,7 @@ BROKEN = re.compile(
 
 
 @dataclass(frozen=True)
-class Sign:
+class Heartbeat:
     """What a rank last told: a running number, its step, what it does and for how long, its host."""
 
     count: int
@@ -56,8 +56,8 @@ def is_consequence(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(BROKEN.search(str(error)))
 
 
-class Watch:
-    """`with Watch(world) as watch:` after the process group is up. Alone it does nothing.
+class HeartbeatMonitor:
+    """`with HeartbeatMonitor(world) as watch:` after the process group is up. Alone it does nothing.
 
     `timeout_s`: how long a collective waits, for whoever makes a group of its own. `patience_s`: rank 0 warns of ranks
     that have been silent, or have held the others up, for this long.
@@ -84,11 +84,11 @@ class Watch:
         self.samples: Sequence[str] = ()
         """This rank's last ones, for the story of a failure."""
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "HeartbeatMonitor":
         if self.world.is_distributed:
             host, _, port = self.world.master.rpartition(":")
             patience = timedelta(seconds=30)
-            self._store = this_attempt(dist.TCPStore(host, int(port), wait_for_workers=False, timeout=patience))
+            self._store = store_of_attempt(dist.TCPStore(host, int(port), wait_for_workers=False, timeout=patience))
             self._beat(0)
             barrier()  # from here on every rank's key is there: reading one never waits
             self._thread = threading.Thread(target=self._live, name="liverseg-watch", daemon=True)
@@ -156,7 +156,7 @@ class Watch:
         self._silent = [rank for rank, sign in after.items() if sign.count == before[rank].count]
         return ""
 
-    def _where(self, rank: int, sign: Sign, news: str) -> str:
+    def _where(self, rank: int, sign: Heartbeat, news: str) -> str:
         step = f"in step {sign.step + 1}, " if sign.step >= 0 else ""
         return f"rank {rank} on {sign.host} {news}, last heard of {step}{sign.doing}"
 
@@ -167,7 +167,7 @@ class Watch:
             return "; ".join(self._where(rank, signs[rank], news) for rank in gone[:4]) + (
                 f"; and {len(gone) - 4} more" if len(gone) > 4 else ""
             )
-        return late(signs, 0.0)
+        return find_stragglers(signs, 0.0)
 
     def _live(self) -> None:
         count, told = 0, ""
@@ -185,12 +185,12 @@ class Watch:
                     for rank, sign in signs.items()
                 }
                 line = self._silence(signs, {rank: now - heard for rank, (_, heard) in seen.items()})
-                line = line or late(signs, self.patience_s)
+                line = line or find_stragglers(signs, self.patience_s)
                 if line and line.partition(" for ")[0] != told:
                     self._tell(line)
                 told = line.partition(" for ")[0]
 
-    def _silence(self, signs: dict[int, Sign], silent_s: dict[int, float]) -> str:
+    def _silence(self, signs: dict[int, Heartbeat], silent_s: dict[int, float]) -> str:
         gone = [rank for rank, seconds in silent_s.items() if seconds > self.patience_s]
         return "; ".join(
             self._where(rank, signs[rank], f"has given no sign of life for {silent_s[rank]:.0f} s") for rank in gone[:4]
@@ -201,13 +201,13 @@ class Watch:
         sign = [count, self._step, self._doing, round(time.monotonic() - self._since, 1), self._host]
         self._store.set(f"{PREFIX}alive/{self.world.global_rank}", json.dumps(sign))
 
-    def _signs(self) -> dict[int, Sign]:
+    def _signs(self) -> dict[int, Heartbeat]:
         assert self._store is not None
         keys = [f"{PREFIX}alive/{rank}" for rank in range(self.world.world_size)]
-        return {rank: Sign(*json.loads(value)) for rank, value in enumerate(self._store.multi_get(keys))}
+        return {rank: Heartbeat(*json.loads(value)) for rank, value in enumerate(self._store.multi_get(keys))}
 
 
-def late(signs: dict[int, Sign], patience_s: float) -> str:
+def find_stragglers(signs: dict[int, Heartbeat], patience_s: float) -> str:
     """Who holds the others up: ranks behind the furthest one, at the same place for longer than `patience_s`."""
     place = {rank: (sign.step, ORDER.index(sign.doing) if sign.doing in ORDER else -1) for rank, sign in signs.items()}
     furthest = max(place.values())

@@ -21,7 +21,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
-from liverseg_dist.distributed.tcp_store import LOOPBACK, PRIVATE, key_value_store, not_met
+from liverseg_dist.distributed.tcp_store import LOOPBACK, PRIVATE, key_value_store, connection_error_message
 from liverseg_dist.errors import RunFailed
 
 NAME = "liverseg"
@@ -48,7 +48,7 @@ class PrivateRendezvous(RendezvousHandler):
         except RunFailed as error:
             _give_up(str(error))
         except RuntimeError as error:
-            _give_up(not_met(f"node {self.rank}", f"{self.host}:{self.port}", error))
+            _give_up(connection_error_message(f"node {self.rank}", f"{self.host}:{self.port}", error))
 
     def get_backend(self) -> str:
         return NAME
@@ -75,10 +75,10 @@ class PrivateRendezvous(RendezvousHandler):
 
 def handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
     """What the entry point names: torchrun calls it for the function that makes the handler."""
-    return create
+    return create_handler
 
 
-def create(params: RendezvousParameters) -> PrivateRendezvous:
+def create_handler(params: RendezvousParameters) -> PrivateRendezvous:
     """Ends the process with a line where torchrun's words are wrong."""
     nodes = params.max_nodes
     if params.min_nodes != nodes:

@@ -29,7 +29,7 @@ def key_value_store(host: str, port: int, members: int, timeout: timedelta, *, s
     member does not come in time.
     """
     if serve:
-        door = listen(host, port)
+        door = open_listening_socket(host, port)
         number = door.getsockname()[1]
         store = dist.TCPStore(host, number, members, True, timeout, master_listen_fd=door.detach())
         store.set(ALL_HERE, "")
@@ -39,18 +39,18 @@ def key_value_store(host: str, port: int, members: int, timeout: timedelta, *, s
     return store
 
 
-def not_met(who: str, where: str, error: RuntimeError) -> str:
+def connection_error_message(who: str, where: str, error: RuntimeError) -> str:
     """A line for PyTorch's errors of lost connections and timeouts, which are children of `RuntimeError`."""
     reason = " ".join(str(error).split())[:200]
     return f"{who} cannot meet the others at {where}; has one failed to start, or is the network gone? ({reason})"
 
 
-def this_attempt(store: dist.Store) -> dist.Store:
+def store_of_attempt(store: dist.Store) -> dist.Store:
     """The part of `store` that is this attempt's: torchrun restarts ranks on the store of those before."""
     return dist.PrefixStore(f"liverseg/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def open_listening_socket(host: str, port: int) -> socket.socket:
     """A listening socket on an address of `host`: not on loopback, unless that is what was asked for.
 
     On all networks of this node, with a warning, where it has no such address. Raises `RunFailed`.

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from liverseg_dist.distributed.collectives import all_max, rank, world_size
+from liverseg_dist.distributed.collectives import all_max, current_rank, world_size
 from liverseg_dist.distributed.heartbeat import is_consequence
 from liverseg_dist.errors import RankLost, RunFailed
 
@@ -28,7 +28,7 @@ class PeerFailed(RunFailed):
     """Another rank could not compute its share."""
 
 
-class Team:
+class WindowParallel:
     """All ranks of the job, working on one case at a time; answers travel on `device`."""
 
     def __init__(self, device: torch.device) -> None:
@@ -56,7 +56,7 @@ class Team:
 
         Only on rank 0 do they hold what was computed; elsewhere they are zeros. Inside `case`.
         """
-        size, me = world_size(), rank()
+        size, me = world_size(), current_rank()
         own = compute(items[me::size])
         for first in range(0, len(items), size):
             turn = items[first : first + size]

@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from liverseg_dist.distributed.tcp_store import LOOPBACK, PRIVATE, key_value_store, not_met, this_attempt
+from liverseg_dist.distributed.tcp_store import LOOPBACK, PRIVATE, key_value_store, connection_error_message, store_of_attempt
 from liverseg_dist.errors import RunFailed, UserError
 
 TORCHRUN_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -80,7 +80,7 @@ class World:
             try:
                 self._meet(timedelta(seconds=timeout_s))
             except RuntimeError as error:
-                raise RunFailed(not_met(f"rank {self.global_rank}", self.master, error)) from error
+                raise RunFailed(connection_error_message(f"rank {self.global_rank}", self.master, error)) from error
         local_rank = os.environ.get("LOCAL_RANK")
         try:
             yield self
@@ -101,7 +101,7 @@ class World:
             store = key_value_store(host, int(port), self.world_size, timeout, serve=self.is_main)
         dist.init_process_group(
             backend_for(self.device),
-            store=this_attempt(store),
+            store=store_of_attempt(store),
             rank=self.global_rank,
             world_size=self.world_size,
             timeout=timeout,

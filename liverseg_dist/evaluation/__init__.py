@@ -1,6 +1,6 @@
 """Scores of liver and tumour masks: exact at any scale, pure numpy, no knowledge of stores, models or ranks.
 
-`score_case` scores one case, `Ledger` keeps what is scored, `aggregate` pools it, `write_results` writes the files.
+`score_case` scores one case, `Ledger` keeps what is scored, `aggregate_scores` pools it, `write_results` writes the files.
 """
 
 from liverseg_dist.evaluation.metrics.calibration import CalibrationCounter
@@ -8,13 +8,13 @@ from liverseg_dist.evaluation.metrics.case import METRICS_VERSION, score_case
 from liverseg_dist.evaluation.ledger import Ledger, fingerprint_of
 from liverseg_dist.evaluation.report.html_report import write_report
 from liverseg_dist.evaluation.results import load_results, write_results
-from liverseg_dist.evaluation.summary import aggregate
+from liverseg_dist.evaluation.summary import aggregate_scores
 
 __all__ = [
     "METRICS_VERSION",
     "CalibrationCounter",
     "Ledger",
-    "aggregate",
+    "aggregate_scores",
     "fingerprint_of",
     "load_results",
     "score_case",

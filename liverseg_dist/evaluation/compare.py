@@ -23,7 +23,7 @@ LOWER_IS_BETTER = {"assd_mm", "hd95_mm"}
 Case = dict[str, Any]
 
 
-def compare(first: Sequence[Case], second: Sequence[Case]) -> dict[str, Any]:
+def compare_evaluations(first: Sequence[Case], second: Sequence[Case]) -> dict[str, Any]:
     """Compare two sets of scored cases; JSON-able. Raises `UserError` where they share no case.
 
     Each row of `metrics`: structure, metric, n, mean_a, mean_b, difference (B - A), ci95, p, p_holm, and in how many
@@ -38,7 +38,7 @@ def compare(first: Sequence[Case], second: Sequence[Case]) -> dict[str, Any]:
         for structure in STRUCTURES
         for metric in COMPARED
     ]
-    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+    for row, adjusted in zip(rows, holm_correction([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
     return {
         "n_cases": len(shared),
@@ -49,7 +49,7 @@ def compare(first: Sequence[Case], second: Sequence[Case]) -> dict[str, Any]:
     }
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
+def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down correction; None stays None and does not count."""
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)

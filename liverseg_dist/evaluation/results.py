@@ -13,7 +13,7 @@ from typing import Any
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.report.html_report import write_report
-from liverseg_dist.evaluation.summary import aggregate
+from liverseg_dist.evaluation.summary import aggregate_scores
 from liverseg_dist.evaluation.report.csv_tables import write_cases_csv, write_lesions_csv
 from liverseg_dist.files import write_json
 
@@ -57,7 +57,7 @@ def write_results(
     ordered = sorted(cases, key=lambda case: case["case_id"])
     failed = dict(sorted((failures or {}).items()))
     source = {"fingerprint": ledger.fingerprint, "case_ids": [case["case_id"] for case in ordered]} if ledger else None
-    summary = aggregate(ordered) | {"failed": failed, "details": dict(details or {}), "ledger": source}
+    summary = aggregate_scores(ordered) | {"failed": failed, "details": dict(details or {}), "ledger": source}
     folder.mkdir(parents=True, exist_ok=True)
     write_cases_csv(folder / "cases.csv", ordered, failed)
     write_lesions_csv(folder / "lesions.csv", ordered)

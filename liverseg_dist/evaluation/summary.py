@@ -32,7 +32,7 @@ CASE_METRICS = (
 Case = dict[str, Any]
 
 
-def aggregate(cases: Iterable[Case]) -> dict[str, Any]:
+def aggregate_scores(cases: Iterable[Case]) -> dict[str, Any]:
     """The summary of scored cases (`case.score_case`), JSON-able. Raises ValueError on a case id given twice.
 
     A case may carry `calibration`: {structure: `CalibrationCounter.counts()`}.

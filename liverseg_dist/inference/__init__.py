@@ -1,15 +1,15 @@
 """From a trained run and a scan to a mask on the scan's own voxels, in bounded memory.
 
-`load_run` -> `predictor_for` -> `segment_scan`; `Predictor` alone slides a model over any array.
+`load_run` -> `predictor_for` -> `segment_scan`; `SlidingWindowPredictor` alone slides a model over any array.
 """
 
-from liverseg_dist.inference.sliding_window import Predictor
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.load_run import LoadedRun, load_run, predictor_for
 from liverseg_dist.inference.segment_scan import Segmentation, segment_onto, segment_scan
 
 __all__ = [
     "LoadedRun",
-    "Predictor",
+    "SlidingWindowPredictor",
     "Segmentation",
     "load_run",
     "predictor_for",

@@ -20,10 +20,10 @@ from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.ledger import fingerprint_of
-from liverseg_dist.inference.resample_to_scan import restore
-from liverseg_dist.inference.load_run import sha256_of
-from liverseg_dist.inference.segment_scan import prepared
-from liverseg_dist.volume import Grid, Volume, reorientation
+from liverseg_dist.inference.resample_to_scan import resample_to_scan
+from liverseg_dist.inference.load_run import file_sha256
+from liverseg_dist.inference.segment_scan import prepare_for_network
+from liverseg_dist.volume import Grid, Volume, plan_reorientation
 
 Slabs = Mapping[str, Sequence[str]]
 """The store's cases that each scan is kept as."""
@@ -62,7 +62,7 @@ class CaseInputs:
             if self.sources is None:
                 parts[f"image {name}"] = _sha256(self.store.image(name))
         if self.sources is not None:
-            parts["image"] = sha256_of(self._source(case_id))
+            parts["image"] = file_sha256(self._source(case_id))
         elif len(self.slabs[case_id]) > 1:
             parts["post-processed"] = "joined"  # once it was each slab by itself
         return fingerprint_of(parts)
@@ -72,7 +72,7 @@ class CaseInputs:
         target = self.store.meta(self.slabs[case_id][0]).source_grid
         if self.sources is not None:
             scan = self._scan(case_id, target)
-            yield Piece(prepared(scan, self.settings), None, scan)
+            yield Piece(prepare_for_network(scan, self.settings), None, scan)
             return
         names = self.slabs[case_id]
         grids = [self.store.meta(name).grid for name in names]
@@ -119,12 +119,12 @@ def image_onto(image: Volume, target: Grid) -> np.ndarray:
     voxels = np.full(target.shape, AIR_HU, dtype=np.int16)
     view = Volume(voxels, target).reoriented(image.grid.orientation)
     slices = ((z, torch.from_numpy(image.voxels[z][None, None].astype(np.float32))) for z in range(image.shape[0]))
-    for box, values_FDHW in restore(slices, image.grid, view.grid):
+    for box, values_FDHW in resample_to_scan(slices, image.grid, view.grid):
         view.voxels[box] = values_FDHW[0].round().numpy()
     return voxels
 
 
-def assembled(
+def assemble_case(
     pieces: Iterator[Piece], target: Grid, segment: Callable[[Piece], np.ndarray], with_image: bool
 ) -> tuple[np.ndarray, Volume | None]:
     """(what `segment` makes of each piece, put together on the target; the scan in HU there, if asked for)."""
@@ -144,7 +144,7 @@ def nearest_slices(slabs: Sequence[Grid], target: Grid) -> list[np.ndarray]:
     """For each slab the slices of the target, turned to the slabs' orientation, that lie nearest to its middle."""
     distances = []
     for slab in slabs:
-        turned, _, _ = reorientation(target, slab.orientation)
+        turned, _, _ = plan_reorientation(target, slab.orientation)
         slices = np.zeros((turned.shape[0], 3))
         slices[:, 0] = np.arange(turned.shape[0])
         at_mm = slab.index_of(turned.world_mm(slices))[:, 0] * slab.spacing_mm[0]
@@ -153,7 +153,7 @@ def nearest_slices(slabs: Sequence[Grid], target: Grid) -> list[np.ndarray]:
     return [np.flatnonzero(nearest == number) for number in range(len(slabs))]
 
 
-def scans_of(store: CaseStore, case_ids: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+def source_scans(store: CaseStore, case_ids: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """(scan -> the store's cases it is kept as, both sorted; cases without a label, which are left out)."""
     slabs: dict[str, list[str]] = {}
     unlabelled = []

@@ -17,10 +17,10 @@ from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.ledger import Ledger, file_name
 from liverseg_dist.evaluation.report.overlays import save_pictures
 from liverseg_dist.inference.calibration_counts import Calibrator
-from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assembled
+from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assemble_case
 from liverseg_dist.inference.work_division import failure_line
-from liverseg_dist.inference.postprocess import postprocess
-from liverseg_dist.inference.sliding_window import Predictor
+from liverseg_dist.inference.postprocess import postprocess_mask
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.segment_scan import segment_onto
 from liverseg_dist.volume import Volume
 
@@ -30,7 +30,7 @@ class Evaluation:
     """All it takes to score a case."""
 
     inputs: CaseInputs
-    predictor: Predictor
+    predictor: SlidingWindowPredictor
     ledger: Ledger
     masks: Ledger | None = None
     """Whose masks lie in the folder above it, if masks are wanted: they may be older than the scores."""
@@ -98,6 +98,6 @@ class Evaluation:
             return segment_onto(piece.image, truth.grid, self.predictor, settings, watch=watch, clean=False).mask_zyx
 
         pieces = self.inputs.pieces(case_id)
-        mask, background = assembled(pieces, truth.grid, segment, self.pictures is not None)
-        postprocess(mask, truth.grid.spacing_mm, self.predictor.config)
+        mask, background = assemble_case(pieces, truth.grid, segment, self.pictures is not None)
+        postprocess_mask(mask, truth.grid.spacing_mm, self.predictor.config)
         return mask, background, calibrator.counts()

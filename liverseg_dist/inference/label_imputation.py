@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
-from liverseg_dist.inference.sliding_window import Predictor
-from liverseg_dist.inference.load_run import fingerprint_of_runs, load_run, predictor_for
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
+from liverseg_dist.inference.load_run import runs_fingerprint, load_run, predictor_for
 from liverseg_dist.inference.segment_scan import segment_scan
 from liverseg_dist.volume import Volume
 
@@ -29,7 +29,7 @@ class RunLabeller:
     def of(cls, run: Path, device: str = "cpu") -> "RunLabeller":
         """Raises `UserError` for what is no finished run."""
         loaded = load_run(run, torch.device("cpu"))
-        content = json.dumps(fingerprint_of_runs([loaded]), sort_keys=True)
+        content = json.dumps(runs_fingerprint([loaded]), sort_keys=True)
         return cls(run.resolve(), hashlib.sha256(content.encode()).hexdigest(), device)
 
     def __call__(self, image: Volume) -> np.ndarray:
@@ -44,6 +44,6 @@ class RunLabeller:
 
 
 @lru_cache(maxsize=1)
-def _loaded(run: Path, device: str) -> tuple[Predictor, Settings]:
+def _loaded(run: Path, device: str) -> tuple[SlidingWindowPredictor, Settings]:
     loaded = load_run(run, torch.device(device))
     return predictor_for([loaded], torch.device(device)), loaded.settings

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from liverseg_dist.config import Settings, load_settings
-from liverseg_dist.data.augment import preset_of
+from liverseg_dist.data.augment import augmentation_preset
 from liverseg_dist.errors import UserError
-from liverseg_dist.inference.sliding_window import Predictor
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.model import build_model
-from liverseg_dist.model.topology import resolve
+from liverseg_dist.model.topology import resolve_topology
 
 CONFIG = "config.yaml"
 POSTPROCESS = "postprocess.yaml"
@@ -56,7 +56,7 @@ def load_run(
     assert spacing_mm is not None
     try:
         with torch.device("meta"):  # no memory for what the settings claim; the weights are those of the file
-            model = build_model(resolve(settings.model, settings.data.patch_size, spacing_mm))
+            model = build_model(resolve_topology(settings.model, settings.data.patch_size, spacing_mm))
         model.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()}, assign=True)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: cannot be read ({error}); copy it again, or train on to write it anew") from None
@@ -65,7 +65,7 @@ def load_run(
         raise UserError(f"{file}: the weights do not fit the model in {CONFIG} ({reason})") from None
     if device.type == "cuda":
         _set_arithmetic(settings.inference.precision)
-    return LoadedRun(path, settings, model.to(device).eval(), sha256_of(file))
+    return LoadedRun(path, settings, model.to(device).eval(), file_sha256(file))
 
 
 def _set_arithmetic(precision: str) -> None:
@@ -75,7 +75,7 @@ def _set_arithmetic(precision: str) -> None:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
-def predictor_for(runs: Sequence[LoadedRun], device: torch.device, threads: int = 1) -> Predictor:
+def predictor_for(runs: Sequence[LoadedRun], device: torch.device, threads: int = 1) -> SlidingWindowPredictor:
     """The predictor of one run, or of several whose probabilities are averaged: all must see scans alike.
 
     The first run's inference settings count. Raises `UserError` where runs differ in what the network gets.
@@ -98,7 +98,7 @@ def predictor_for(runs: Sequence[LoadedRun], device: torch.device, threads: int 
     models = [run.model for run in runs]
     data = settings.data
     axes = mirrored_axes(runs)
-    return Predictor(models, data.patch_size, settings.model.regions, settings.inference, device, threads, axes)
+    return SlidingWindowPredictor(models, data.patch_size, settings.model.regions, settings.inference, device, threads, axes)
 
 
 ALL_AXES = (0, 1, 2)
@@ -109,11 +109,11 @@ def mirrored_axes(runs: Sequence[LoadedRun]) -> tuple[int, ...]:
 
     As nnU-Net's `inference_allowed_mirroring_axes`.
     """
-    trained = [set(preset_of(run.settings.data).mirror_axes) for run in runs]
+    trained = [set(augmentation_preset(run.settings.data).mirror_axes) for run in runs]
     return tuple(sorted(set.intersection(*trained)))
 
 
-def fingerprint_of_runs(runs: Sequence[LoadedRun]) -> dict[str, object]:
+def runs_fingerprint(runs: Sequence[LoadedRun]) -> dict[str, object]:
     """Everything about the runs that a mask depends on; the batch size changes speed only."""
     settings = runs[0].settings
     axes = mirrored_axes(runs)
@@ -136,7 +136,7 @@ def inference_only(overrides: Iterable[str]) -> list[str]:
     return kept
 
 
-def sha256_of(file: Path) -> str:
+def file_sha256(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

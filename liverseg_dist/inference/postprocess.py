@@ -23,7 +23,7 @@ HOLE_CONNECTIVITY: Final = 6
 """A hole is closed when no face leads out of it."""
 
 
-def postprocess(mask_zyx: np.ndarray, spacing_mm: Float3, config: InferenceConfig) -> None:
+def postprocess_mask(mask_zyx: np.ndarray, spacing_mm: Float3, config: InferenceConfig) -> None:
     """Apply what `config` asks for, in place; spacing is z, y, x. Works in the box that the foreground fills."""
     box = foreground_box(mask_zyx)
     if box is None:

@@ -30,13 +30,13 @@ from torch import Tensor
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.evaluation.ledger import Ledger, file_name
-from liverseg_dist.evaluation.metrics.overlap import confusion, structure_counts
+from liverseg_dist.evaluation.metrics.overlap import confusion_counts, structure_counts
 from liverseg_dist.files import write_bytes, write_text
-from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assembled
+from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assemble_case
 from liverseg_dist.inference.work_division import failure_line
-from liverseg_dist.inference.postprocess import foreground_box, postprocess
-from liverseg_dist.inference.sliding_window import Predictor, organ_probability
-from liverseg_dist.inference.segment_scan import restored
+from liverseg_dist.inference.postprocess import foreground_box, postprocess_mask
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor, organ_probability
+from liverseg_dist.inference.segment_scan import restore_probabilities
 from liverseg_dist.labels import IGNORE, TUMOUR
 from liverseg_dist.volume import Volume
 
@@ -59,11 +59,11 @@ Scores = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
-class Tuning:
+class PostprocessSearch:
     """All it takes to prepare the cases and to try settings on them."""
 
     inputs: CaseInputs
-    predictor: Predictor
+    predictor: SlidingWindowPredictor
     ledger: Ledger
     folder: Path
 
@@ -74,7 +74,7 @@ class Tuning:
             known_by = self.inputs.fingerprint(case_id, truth)
             if self.ledger.read(case_id, known_by) is not None and self._file(case_id).is_file():
                 return True
-            codes, _ = assembled(self.inputs.pieces(case_id), truth.grid, self._codes_onto(truth), with_image=False)
+            codes, _ = assemble_case(self.inputs.pieces(case_id), truth.grid, self._codes_onto(truth), with_image=False)
             box = foreground_box((codes > 0) | ((truth.voxels > 0) & (truth.voxels != IGNORE)))
             cut = box if box is not None else (slice(0, 1),) * 3
             content = io.BytesIO()
@@ -94,7 +94,7 @@ class Tuning:
         for option in OPERATIONS[operation]:
             config = NOTHING.model_copy(update={**chosen, operation: option})
             mask = mask_of_codes(codes, config.tumour_threshold)
-            postprocess(mask, spacing_mm, config)
+            postprocess_mask(mask, spacing_mm, config)
             scores.append(mean_dice(mask, truth))
         return scores
 
@@ -102,7 +102,7 @@ class Tuning:
         def codes_of(piece: Piece) -> np.ndarray:
             codes = np.zeros(truth.shape, dtype=np.uint8)
             view = Volume(codes, truth.grid).reoriented(piece.image.grid.orientation).voxels
-            for box, values in restored(piece.image, truth.grid, self.predictor, self.inputs.settings):
+            for box, values in restore_probabilities(piece.image, truth.grid, self.predictor, self.inputs.settings):
                 view[box] = codes_of_probabilities(self.predictor, values)
             return codes
 
@@ -130,7 +130,7 @@ class Decision:
     """Mean over all cases for each option."""
 
 
-def decide(operation: str, scores: Scores, folds: int = FOLDS) -> Decision:
+def decide_operation(operation: str, scores: Scores, folds: int = FOLDS) -> Decision:
     """Whether an operation helps, by cross-validation over the cases (`scores`: as many as options for each case)."""
     case_ids = sorted(scores)
     table = np.array([scores[case_id] for case_id in case_ids])
@@ -154,7 +154,7 @@ def write_choice(file: Path, chosen: Mapping[str, Any], told: str) -> None:
     write_text(file, comment + yaml.safe_dump(settings, sort_keys=False))
 
 
-def codes_of_probabilities(predictor: Predictor, foreground_FDHW: Tensor) -> np.ndarray:
+def codes_of_probabilities(predictor: SlidingWindowPredictor, foreground_FDHW: Tensor) -> np.ndarray:
     """One byte a voxel: bits 0, 1 the label without a threshold; bit 2 liver (with tumours) at least 0.5; bits 3 to 7
     the number of `THRESHOLDS` that the tumour reaches."""
     organ = (organ_probability(foreground_FDHW, predictor.regions) >= 0.5).cpu().numpy()
@@ -177,7 +177,7 @@ def mask_of_codes(codes: np.ndarray, tumour_threshold: float) -> np.ndarray:
 def mean_dice(mask: np.ndarray, truth: np.ndarray) -> float:
     """Mean of the Dice of liver (with tumours) and tumour."""
     known = truth != IGNORE
-    counts = structure_counts(confusion(np.where(known, mask, 0), np.where(known, truth, 0)))
+    counts = structure_counts(confusion_counts(np.where(known, mask, 0), np.where(known, truth, 0)))
     return (counts["liver"].dice() + counts["tumour"].dice()) / 2
 
 

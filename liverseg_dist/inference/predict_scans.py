@@ -17,9 +17,9 @@ from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.files import write_text
 from liverseg_dist.inference.work_division import failure_line
 from liverseg_dist.inference.postprocess import TUMOUR_CONNECTIVITY, foreground_box
-from liverseg_dist.inference.sliding_window import Predictor
-from liverseg_dist.inference.load_run import sha256_of
-from liverseg_dist.inference.segment_scan import prepared, segment_onto
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
+from liverseg_dist.inference.load_run import file_sha256
+from liverseg_dist.inference.segment_scan import prepare_for_network, segment_onto
 from liverseg_dist.labels import STRUCTURES, TUMOUR, structure_mask
 from liverseg_dist.volume import Grid, Volume
 
@@ -30,7 +30,7 @@ COLUMNS = ("scan", "status", "liver_ml", "tumour_ml", "burden", "tumours", "mask
 class Prediction:
     """All it takes to segment a file."""
 
-    predictor: Predictor
+    predictor: SlidingWindowPredictor
     settings: Settings
     out: Path
     ledger: Ledger
@@ -47,7 +47,7 @@ class Prediction:
             with self.together() if self.together is not None else nullcontext():
                 if not file.is_file():
                     raise UserError(f"{file}: no such file")
-                inputs = sha256_of(file)
+                inputs = file_sha256(file)
                 known = None if self.force or self.together is not None else self.ledger.read(name, inputs)
                 if known is not None and all(path.is_file() for path in self._files(name)):
                     return known, True
@@ -64,7 +64,7 @@ class Prediction:
             if isinstance(error, UserError):
                 raise UserError(message) from error
             raise RunFailed(message) from error
-        record = {"case_id": name, "mask": self.mask_file(name).name, **volumes(result.mask_zyx, grid)}
+        record = {"case_id": name, "mask": self.mask_file(name).name, **mask_volumes(result.mask_zyx, grid)}
         self.ledger.write(name, record, inputs)
         return record, False
 
@@ -84,7 +84,7 @@ class Prediction:
     def _read(self, file: Path) -> tuple[Volume, Grid]:
         """(the scan as the network knows it, its own grid); the scan itself is not kept: in large ones it counts."""
         scan = read_nifti(file)
-        return prepared(scan, self.settings), scan.grid
+        return prepare_for_network(scan, self.settings), scan.grid
 
     def mask_file(self, name: str) -> Path:
         return self.out / f"{name}.nii.gz"
@@ -97,7 +97,7 @@ class Prediction:
         return [self.mask_file(name), *wanted]
 
     def write_table(self) -> Path:
-        """`volumes.csv`: a row per scan of this folder, also of earlier calls with the same run and settings."""
+        """`mask_volumes.csv`: a row per scan of this folder, also of earlier calls with the same run and settings."""
         rows: list[dict[str, object]] = [
             {**record, "scan": record["case_id"], "status": "done"} for record in self.ledger.read_all()
         ]
@@ -110,7 +110,7 @@ class Prediction:
         return self.out / "volumes.csv"
 
 
-def volumes(mask_zyx: np.ndarray, grid: Grid) -> dict[str, object]:
+def mask_volumes(mask_zyx: np.ndarray, grid: Grid) -> dict[str, object]:
     """Volume of liver (with its tumours) and of tumour in ml, tumour burden (tumour / liver, null without a liver),
     number of tumours (by faces, as LiTS counts lesions)."""
     counts = _counts(mask_zyx)

@@ -88,7 +88,7 @@ def axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, AxisMap]:
     return z, y, x
 
 
-def restore(slabs: Iterable[tuple[int, Tensor]], source: Grid, target: Grid) -> Iterator[tuple[Box, Tensor]]:
+def resample_to_scan(slabs: Iterable[tuple[int, Tensor]], source: Grid, target: Grid) -> Iterator[tuple[Box, Tensor]]:
     """Yields (box of the target grid, its probabilities C D H W), from the first slice to the last.
 
     `slabs` are (first slice, C D H W) without gaps along the source's z. Target voxels outside the source's field of

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.preprocessing.pipeline import prepare_scan
-from liverseg_dist.inference.postprocess import postprocess
-from liverseg_dist.inference.sliding_window import Predictor, organ_probability
-from liverseg_dist.inference.resample_to_scan import Box, restore
+from liverseg_dist.inference.postprocess import postprocess_mask
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor, organ_probability
+from liverseg_dist.inference.resample_to_scan import Box, resample_to_scan
 from liverseg_dist.labels import STRUCTURES
-from liverseg_dist.volume import Grid, Volume, reorientation
+from liverseg_dist.volume import Grid, Volume, plan_reorientation
 
 Watch = Callable[[Box, Tensor], None]
 
@@ -25,12 +25,12 @@ class Segmentation:
     probability_zyx: dict[str, np.ndarray]
 
 
-def segment_scan(volume: Volume, predictor: Predictor, settings: Settings) -> np.ndarray:
+def segment_scan(volume: Volume, predictor: SlidingWindowPredictor, settings: Settings) -> np.ndarray:
     """Labels (z, y, x) uint8 of a scan in HU, on its own voxels; `settings` are a run's resolved ones."""
-    return segment_onto(prepared(volume, settings), volume.grid, predictor, settings).mask_zyx
+    return segment_onto(prepare_for_network(volume, settings), volume.grid, predictor, settings).mask_zyx
 
 
-def prepared(volume: Volume, settings: Settings) -> Volume:
+def prepare_for_network(volume: Volume, settings: Settings) -> Volume:
     """The scan as the network knows it: cleaned, in canonical orientation, in the run's voxel size; still HU."""
     assert settings.data.spacing_mm is not None
     return prepare_scan(volume, settings.convert, settings.data.spacing_mm)
@@ -39,7 +39,7 @@ def prepared(volume: Volume, settings: Settings) -> Volume:
 def segment_onto(
     image: Volume,
     target: Grid,
-    predictor: Predictor,
+    predictor: SlidingWindowPredictor,
     settings: Settings,
     keep_probabilities: bool = False,
     watch: Watch | None = None,
@@ -48,28 +48,28 @@ def segment_onto(
     """Predict a prepared image (HU) and bring the answer onto `target`, which may have any orientation.
 
     Beside the image and the result it holds one row of windows (see `predictor`). Probabilities cost 8 bytes a voxel
-    of `target` more. `watch` sees what `restored` yields. `clean`: post-process, as is done once with a whole mask.
+    of `target` more. `watch` sees what `restore_probabilities` yields. `clean`: post-process, as is done once with a whole mask.
     """
     mask = np.zeros(target.shape, dtype=np.uint8)
     kept = {name: np.zeros(target.shape, np.float32) for name in STRUCTURES} if keep_probabilities else {}
     orientation = image.grid.orientation
     view = Volume(mask, target).reoriented(orientation)  # a view: what is written to it lands in the file's own order
     kept_views = {name: Volume(values, target).reoriented(orientation).voxels for name, values in kept.items()}
-    for box, values_FDHW in restored(image, target, predictor, settings):
+    for box, values_FDHW in restore_probabilities(image, target, predictor, settings):
         view.voxels[box] = predictor.labels(values_FDHW)
         for name, values in kept_views.items():
             values[box] = structure_probability(values_FDHW, name, predictor.regions).cpu().numpy()
         if watch is not None:
             watch(box, values_FDHW)
     if clean:
-        postprocess(mask, target.spacing_mm, predictor.config)
+        postprocess_mask(mask, target.spacing_mm, predictor.config)
     return Segmentation(mask, kept)
 
 
-def restored(image: Volume, target: Grid, predictor: Predictor, settings: Settings) -> Iterator[tuple[Box, Tensor]]:
+def restore_probabilities(image: Volume, target: Grid, predictor: SlidingWindowPredictor, settings: Settings) -> Iterator[tuple[Box, Tensor]]:
     """(box of the target turned to the image's orientation, foreground probabilities F D H W there), slice by slice."""
-    turned, _, _ = reorientation(target, image.grid.orientation)
-    return restore(predictor.stream(image.voxels, settings.data.intensity), image.grid, turned)
+    turned, _, _ = plan_reorientation(target, image.grid.orientation)
+    return resample_to_scan(predictor.stream(image.voxels, settings.data.intensity), image.grid, turned)
 
 
 def structure_probability(foreground_FDHW: Tensor, structure: str, regions: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """Probabilities of liver and tumour over a whole scan by a sliding window, in memory that does not grow with the scan.
 
-  predictor = Predictor(model, (64, 128, 128), regions=False, config=InferenceConfig(), device=torch.device("cuda"))
+  predictor = SlidingWindowPredictor(model, (64, 128, 128), regions=False, config=InferenceConfig(), device=torch.device("cuda"))
   for first, slab_FDHW in predictor.stream(image_zyx, intensity): ...      # finished slices, from the first to the last
 
 Windows are computed in rows of equal z. Once a row is done, no later window touches the slices above the next row's
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from liverseg_dist.config import InferenceConfig, IntensityConfig
 from liverseg_dist.inference.windows import WindowGrid
 from liverseg_dist.labels import LIVER, STRUCTURES, TUMOUR
-from liverseg_dist.model import foreground_, labels_from, log_odds
+from liverseg_dist.model import foreground_probabilities_, labels_from_logits, log_odds
 from liverseg_dist.volume import Index3
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,7 +51,7 @@ Window = Callable[[slice], Tensor]
 """What a window says (F d H W) about some of its slices."""
 
 
-class Predictor:
+class SlidingWindowPredictor:
     """A model (or several, whose probabilities are averaged) that is slid over scans.
 
     `patch_size` is z, y, x; `regions` tells whether the outputs are overlapping regions (sigmoid) or classes (softmax).
@@ -80,7 +80,7 @@ class Predictor:
         self.mirrors = _mirrors(mirror_axes if config.mirror else ())
         self._spread: Spread | None = None
 
-    def spread_by(self, spread: "Spread") -> "Predictor":
+    def spread_by(self, spread: "Spread") -> "SlidingWindowPredictor":
         """The same predictor, whose windows several processes compute (`distributed.team`)."""
         other = copy.copy(self)
         other._spread = spread
@@ -106,7 +106,7 @@ class Predictor:
             return (
                 label.masked_fill_(organ & (foreground_FDHW[1] >= self.config.tumour_threshold), TUMOUR).cpu().numpy()
             )
-        return labels_from(self.with_background(foreground_FDHW)[None], self.regions)[0].cpu().numpy()
+        return labels_from_logits(self.with_background(foreground_FDHW)[None], self.regions)[0].cpu().numpy()
 
     def with_background(self, foreground_FDHW: Tensor) -> Tensor:
         """All channels of the model's answer: classes with their background; regions as they are."""
@@ -171,7 +171,7 @@ class Predictor:
             y, x = grid.margin[1:]
             row[low - first : high - first, y : y + grid.shape[1], x : x + grid.shape[2]] = part
             part = row
-        return part if intensity is None else normalise_(part, intensity)
+        return part if intensity is None else normalise_intensity_(part, intensity)
 
     def _windows(self, row_DHW: Tensor, grid: WindowGrid) -> Iterator[tuple[int, int, Window]]:
         """(y, x, what it says) of each window of a row, in order; mirrored copies already averaged.
@@ -213,7 +213,7 @@ class Predictor:
         """`compute` of each batch in order, wherever it is computed."""
 
         def run(own: Sequence[Any]) -> Iterator[Tensor]:
-            return in_order(compute, own, self.threads)
+            return run_in_order(compute, own, self.threads)
 
         if self._spread is None:
             return run(batches)
@@ -242,13 +242,13 @@ class Predictor:
     def _block(self, logits_CDHW: Tensor, part: slice) -> Tensor:
         """What some slices of a window say, F d H W: `config.average`."""
         odds_BFDHW = log_odds(logits_CDHW[None, :, part], self.regions)
-        return (foreground_(odds_BFDHW, self.regions) if self.config.average == "probabilities" else odds_BFDHW)[0]
+        return (foreground_probabilities_(odds_BFDHW, self.regions) if self.config.average == "probabilities" else odds_BFDHW)[0]
 
     def _finished(self, mean_FDHW: Tensor) -> Tensor:
         """The mean over windows as probabilities, in place."""
         if self.config.average == "logits":
             for part in self._blocks(mean_FDHW.shape[1:]):
-                foreground_(mean_FDHW[None, :, part], self.regions)
+                foreground_probabilities_(mean_FDHW[None, :, part], self.regions)
         return mean_FDHW
 
     def _blocks(self, shape: Sequence[int]) -> list[slice]:
@@ -271,7 +271,7 @@ def _mirrors(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(axis + 2 for axis in some) for n in range(len(axes) + 1) for some in combinations(axes, n))
 
 
-def normalise_(hu: Tensor, intensity: IntensityConfig) -> Tensor:
+def normalise_intensity_(hu: Tensor, intensity: IntensityConfig) -> Tensor:
     """HU to the network's input in place: clip, map to [0, 1], then (v - mean) / std."""
     width = intensity.upper_hu - intensity.lower_hu
     return (
@@ -292,7 +292,7 @@ def _shift(total_FDHW: Tensor, slices: int) -> None:
     total_FDHW[:, max(0, depth - slices) :] = 0
 
 
-def in_order(compute: Callable[[Item], Tensor], items: Sequence[Item], threads: int) -> Iterator[Tensor]:
+def run_in_order(compute: Callable[[Item], Tensor], items: Sequence[Item], threads: int) -> Iterator[Tensor]:
     """`compute` of each item, in the items' order; up to `threads` at once, each with one of torch's threads."""
     if threads <= 1:
         yield from map(compute, items)

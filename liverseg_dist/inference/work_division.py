@@ -8,7 +8,7 @@ from liverseg_dist.data.audit.findings import ScanFileError
 from liverseg_dist.errors import RunFailed, UserError
 
 
-def share(voxels: Mapping[str, int], shard: int, num_shards: int) -> list[str]:
+def shard_cases(voxels: Mapping[str, int], shard: int, num_shards: int) -> list[str]:
     """The cases of one shard, largest first: each case goes to the shard that has least so far.
 
     (Graham's longest-processing-time rule: never more than a third longer than the best division.) Every shard works
@@ -30,7 +30,7 @@ demo, less with larger ones."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class WorkDivision:
     """`together`: cases whose windows all processes compute side by side, first and largest first; `alone`: the whole
     cases of this process."""
 
@@ -38,7 +38,7 @@ class Plan:
     alone: tuple[str, ...]
 
 
-def plan(voxels: Mapping[str, int], shard: int, num_shards: int) -> Plan:
+def divide_work(voxels: Mapping[str, int], shard: int, num_shards: int) -> WorkDivision:
     """What this process does, such that the last one ends soonest: the largest cases together, all others whole.
 
     Whole cases lose nothing to waiting, but the largest, or the last of a few, can keep one process busy while the
@@ -48,12 +48,12 @@ def plan(voxels: Mapping[str, int], shard: int, num_shards: int) -> Plan:
     ends = []
     for number in range(len(order) + 1 if num_shards > 1 else 1):
         whole = {name: voxels[name] for name in order[number:]}
-        loads = [sum(voxels[name] for name in share(whole, one, num_shards)) for one in range(num_shards)]
+        loads = [sum(voxels[name] for name in shard_cases(whole, one, num_shards)) for one in range(num_shards)]
         shared = sum(voxels[name] for name in order[:number])
         ends.append(shared * (ALONE_SHARE + (1 - ALONE_SHARE) / num_shards) + max(loads))
     together = order[: ends.index(min(ends))]
     rest = {name: voxels[name] for name in order[len(together) :]}
-    return Plan(tuple(together), tuple(share(rest, shard, num_shards)))
+    return WorkDivision(tuple(together), tuple(shard_cases(rest, shard, num_shards)))
 
 
 def failure_line(name: str, error: Exception) -> str:

@@ -1,7 +1,7 @@
 """Networks, losses and weights: plain `nn.Module`s that know nothing of ranks or files of the store."""
 
-from liverseg_dist.model.outputs import foreground_, labels_from, log_odds, probabilities
+from liverseg_dist.model.outputs import foreground_probabilities_, labels_from_logits, log_odds, class_probabilities
 from liverseg_dist.model.unet import UNet as UNet
 from liverseg_dist.model.unet import UNet as build_model
 
-__all__ = ["UNet", "build_model", "foreground_", "labels_from", "log_odds", "probabilities"]
+__all__ = ["UNet", "build_model", "foreground_probabilities_", "labels_from_logits", "log_odds", "class_probabilities"]

@@ -72,7 +72,7 @@ class _NormAct(torch.autograd.Function):
         return (*gradients, None, None)
 
 
-def recipe(x: Tensor) -> Recipe | None:
+def recompute_fn(x: Tensor) -> Recipe | None:
     """How to make `x` again in backward, or None where it has to be kept."""
     if torch.compiler.is_compiling():
         return None
@@ -87,22 +87,22 @@ def recipe(x: Tensor) -> Recipe | None:
     return make
 
 
-def keep_whole(x: Tensor) -> Tensor:
+def keep_storage(x: Tensor) -> Tensor:
     """Marks `x` as not to be rebuilt by who uses it: its own parts are not kept (a checkpointed stage's output)."""
-    if recipe(x) is not None:
+    if recompute_fn(x) is not None:
         node: Any = x.grad_fn
         node.opaque = True
     return x
 
 
-def recipe_through(module: nn.Module, x: Tensor) -> Recipe | None:
+def recompute_fn_through(module: nn.Module, x: Tensor) -> Recipe | None:
     """How to make `module(x)` again; called as a module, so that sharding gathers its weights.
 
     Only for a module that keeps `x` for its own backward, so that nothing is held for longer.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
-    make = recipe(x) or partial(Tensor.detach, x.detach())
+    make = recompute_fn(x) or partial(Tensor.detach, x.detach())
     device = x.device.type
     known = torch.amp.is_autocast_available(device)  # not for tensors without memory (planning)
     enabled, dtype = known and torch.is_autocast_enabled(device), torch.get_autocast_dtype(device) if known else None
@@ -121,14 +121,14 @@ def _place(x: Tensor) -> tuple[int, int]:
     return int(x.untyped_storage()._cdata), int(x.storage_offset())
 
 
-def rebuilding(*inputs: Tensor, recipes: Sequence[Recipe | None] = ()) -> AbstractContextManager[object]:
+def recompute_in_backward(*inputs: Tensor, recipes: Sequence[Recipe | None] = ()) -> AbstractContextManager[object]:
     """Around an operation on `inputs`: those with a recipe, of their own or in `recipes`, are not kept for backward."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return nullcontext()
     makes = {
         _place(x): (x.numel(), x.dtype, make)
         for x, given in zip_longest(inputs, recipes)
-        if (make := given or recipe(x)) is not None
+        if (make := given or recompute_fn(x)) is not None
     }
     if not makes:
         return nullcontext()

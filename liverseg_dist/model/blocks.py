@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from liverseg_dist.config.model import NORM_GROUPS
 from liverseg_dist.model.convolution import Conv, Triple, Up
-from liverseg_dist.model.activation_recompute import InstanceNormAct, recipe_through
+from liverseg_dist.model.activation_recompute import InstanceNormAct, recompute_fn_through
 
 SLOPE = 0.01
 
@@ -68,12 +68,12 @@ class DecoderLevel(nn.Module):
     ) -> None:
         super().__init__()
         self.up = Up(below, features, stride, upsampling_bias)
-        self.convs = stack(ConvBlock, 2 * features, features, kernel, (1, 1, 1), norm, blocks)
+        self.convs = build_stack(ConvBlock, 2 * features, features, kernel, (1, 1, 1), norm, blocks)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         blocks = cast(list[ConvBlock], list(self.convs))
         first, rest = blocks[0], blocks[1:]
-        x = first.conv(self.up(x), skip, recipe_through(self.up, x))
+        x = first.conv(self.up(x), skip, recompute_fn_through(self.up, x))
         x = first.norm(x)
         for block in rest:
             x = block.conv(x)
@@ -113,7 +113,7 @@ class Stack(nn.Sequential):
         return x
 
 
-def stack(
+def build_stack(
     kind: type[nn.Module], inside: int, outside: int, kernel: Triple, stride: Triple, norm: str, blocks: int
 ) -> Stack:
     """`blocks` blocks; the first one changes channels and resolution."""

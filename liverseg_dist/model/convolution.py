@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liverseg_dist.model.activation_recompute import Recipe, rebuilding, recipe
+from liverseg_dist.model.activation_recompute import Recipe, recompute_in_backward, recompute_fn
 
 Triple = Sequence[int]
 SMALL = 20_480
@@ -30,20 +30,20 @@ class Conv(nn.Conv3d):
         """
         halved = self._better_halved(input)
         if beside is None:
-            out = self._convolve(input, self.weight, made_by or recipe(input), halved)
+            out = self._convolve(input, self.weight, made_by or recompute_fn(input), halved)
         else:
             ours, theirs = self.weight.split([input.shape[1], beside.shape[1]], dim=1)
-            out = self._convolve(input, ours, made_by or recipe(input), halved)
-            out = out.add_(self._convolve(beside, theirs, recipe(beside), halved))
+            out = self._convolve(input, ours, made_by or recompute_fn(input), halved)
+            out = out.add_(self._convolve(beside, theirs, recompute_fn(beside), halved))
         return out.transpose(0, 1).flatten(1, 2).unsqueeze(0) if halved else out
 
     def _convolve(self, x: Tensor, weight: Tensor, made_by: Recipe | None, halved: bool) -> Tensor:
         if not halved:
-            with rebuilding(x, recipes=[made_by]):
+            with recompute_in_backward(x, recipes=[made_by]):
                 return F.conv3d(x, weight, None, self.stride, self.padding)
         again = None if made_by is None else lambda: self._halves(made_by())
         x = self._halves(x)
-        with rebuilding(x, recipes=[again]):
+        with recompute_in_backward(x, recipes=[again]):
             return F.conv3d(x, weight, None, self.stride, (0, *self.padding[1:]))
 
     def _better_halved(self, x: Tensor) -> bool:
@@ -69,7 +69,7 @@ class Up(nn.ConvTranspose3d):
         super().__init__(inside, outside, tuple(stride), tuple(stride), bias=bias)  # type: ignore[arg-type]
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        with rebuilding(input):
+        with recompute_in_backward(input):
             return super().forward(input, output_size)
 
 
@@ -80,7 +80,7 @@ class Head(nn.Conv3d):
         super().__init__(inside, outside, 1)
 
     def forward(self, input: Tensor) -> Tensor:
-        with rebuilding(input):
+        with recompute_in_backward(input):
             if input.device.type != "cpu" or input.is_contiguous():
                 return super().forward(input)
             logits_BDHWC = F.linear(input.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias)

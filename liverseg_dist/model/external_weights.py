@@ -12,7 +12,7 @@ from liverseg_dist.config.yaml_text import read_yaml
 from liverseg_dist.errors import UserError
 
 
-def foreign_names(kind: str | Path, config: ModelConfig) -> dict[str, str]:
+def external_parameter_names(kind: str | Path, config: ModelConfig) -> dict[str, str]:
     """Their name -> ours. `kind`: nnunet, monai, or a YAML or JSON file of such pairs. Raises `UserError`."""
     makers = {"nnunet": _nnunet, "monai": _monai}
     if str(kind) not in makers:

@@ -1,6 +1,6 @@
 """Memory of a training step, found by walking through it with tensors that have shapes but no memory.
 
-`trace` runs the real network, loss and backward on fake tensors and counts the bytes that are alive: what forward keeps
+`trace_memory` runs the real network, loss and backward on fake tensors and counts the bytes that are alive: what forward keeps
 per level, and the peak. It costs half a second, needs no GPU, and holds for any patch, a slab included. Counted are
 tensors; what libraries allocate for themselves (workspaces, CUDA's context) and the allocator's gaps are not.
 Parameters, gradients and optimizer state are left out as well: they depend on the strategy (`training.planning`).
@@ -88,8 +88,8 @@ class LiveBytes(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class Walk:
-    """How a step is run: see `trace`."""
+class TraceOptions:
+    """How a step is run: see `trace_memory`."""
 
     levels: tuple[int, ...] = ()
     precision: str = "fp32"
@@ -106,18 +106,18 @@ class Walk:
         return self.precision in ("bf16", "fp16")
 
 
-def trace(config: ModelConfig, patch_size: Sequence[int], batch: int = 1, walk: Walk | None = None) -> Footprint:
+def trace_memory(config: ModelConfig, patch_size: Sequence[int], batch: int = 1, walk: TraceOptions | None = None) -> Footprint:
     """The memory of forward, loss and backward of `batch` samples of `patch_size` voxels (z, y, x).
 
     `config` has its topology filled in; `walk.levels` are recomputed in backward. `walk.device`: cpu or cuda, whose
     code paths differ; none has to be there. bf16 and fp16 count as autocast's 16-bit tensors.
     """
-    walk = walk or Walk()
+    walk = walk or TraceOptions()
     _start(walk.cpu)
     return _walk(config, patch_size, batch, walk, sweep=True)
 
 
-def _walk(config: ModelConfig, patch_size: Sequence[int], batch: int, walk: Walk, sweep: bool) -> Footprint:
+def _walk(config: ModelConfig, patch_size: Sequence[int], batch: int, walk: TraceOptions, sweep: bool) -> Footprint:
     with ExitStack() as stack:
         gc.freeze()  # what is there already need not be looked at
         stack.callback(gc.unfreeze)
@@ -133,7 +133,7 @@ def _walk(config: ModelConfig, patch_size: Sequence[int], batch: int, walk: Walk
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)  # where DDP's buckets are: there before the step
         counter, work = LiveBytes(sweep), FlopCounterMode(display=False)
-        with work, counter, labelled(model, counter):
+        with work, counter, label_levels(model, counter):
             image_BCDHW = torch.empty(batch, 1, *patch_size).contiguous(memory_format=form)
             given = image_BCDHW.to(torch.bfloat16) if walk.half and not walk.cpu else image_BCDHW
             label_BDHW = torch.empty(batch, *patch_size, dtype=torch.uint8)
@@ -156,11 +156,11 @@ def _start(cpu: bool) -> None:
     """Have PyTorch load what it needs for tensors without memory, so that it is there before `gc.freeze`."""
     ones = ((1, 1, 1), (1, 1, 1))
     config = ModelConfig(features=(1, 1), strides=ones, kernels=ones, blocks_per_level=(1, 1))
-    _walk(config, (4, 4, 4), 1, Walk(levels=(0,), device="cpu" if cpu else "cuda"), sweep=False)
+    _walk(config, (4, 4, 4), 1, TraceOptions(levels=(0,), device="cpu" if cpu else "cuda"), sweep=False)
 
 
 @contextmanager
-def labelled(model: UNet, counter: LiveBytes) -> Iterator[None]:
+def label_levels(model: UNet, counter: LiveBytes) -> Iterator[None]:
     """Bytes made while a level of `model` runs forward carry its number."""
     handles = []
     for stages in (model.encoder, model.decoder):

@@ -12,7 +12,7 @@ HIGHEST_LOG_ODDS = 16.0
 """Up to here exp() in float32 gives probabilities to 1e-6 without shifting first."""
 
 
-def probabilities(logits_BCDHW: Tensor, regions: bool) -> Tensor:
+def class_probabilities(logits_BCDHW: Tensor, regions: bool) -> Tensor:
     """float32, same shape: class probabilities that sum to 1, or region probabilities (liver with tumours, tumour)."""
     logits = logits_BCDHW.float()
     return torch.sigmoid(logits) if regions else torch.softmax(logits, dim=1)
@@ -29,8 +29,8 @@ def log_odds(logits_BCDHW: Tensor, regions: bool) -> Tensor:
     return torch.sub(logits[:, 1:], logits[:, :1])
 
 
-def foreground_(log_odds_BFDHW: Tensor, regions: bool) -> Tensor:
-    """`probabilities` of liver and tumour, in place of their log odds.
+def foreground_probabilities_(log_odds_BFDHW: Tensor, regions: bool) -> Tensor:
+    """`class_probabilities` of liver and tumour, in place of their log odds.
 
     Powers of two are twice as fast as e on a CPU; there, too, shifting is left out where nothing can overflow.
     """
@@ -46,7 +46,7 @@ def foreground_(log_odds_BFDHW: Tensor, regions: bool) -> Tensor:
     return odds.mul_(odds[:, :1].add(odds[:, 1:]).add_(background).reciprocal_())
 
 
-def labels_from(probabilities_BCDHW: Tensor, regions: bool) -> Tensor:
+def labels_from_logits(probabilities_BCDHW: Tensor, regions: bool) -> Tensor:
     """uint8 labels (B, D, H, W). Regions: tumour where both it and the liver are more likely than not."""
     if not regions:
         # argmax over three channels, 18 times faster on a CPU; of equals the lower class, too

@@ -56,7 +56,7 @@ def load_pretrained(model: nn.Module, path: Path, names: Mapping[str, str] | Non
         elif found.shape == tensor.shape:
             tensor.copy_(found)
             report.matched.append(name)
-        elif (adapted := adapt(found, tensor.shape)) is not None:
+        elif (adapted := adapt_kernel(found, tensor.shape)) is not None:
             tensor.copy_(adapted)
             report.adapted.append(name)
         else:
@@ -93,7 +93,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {_bare(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
 
 
-def adapt(found: Tensor, shape: torch.Size) -> Tensor | None:
+def adapt_kernel(found: Tensor, shape: torch.Size) -> Tensor | None:
     """A convolution weight for other channels or dimensions, or None.
 
     2D to 3D: the kernel is repeated along z and divided by its length, so that a constant volume gives the 2D answer

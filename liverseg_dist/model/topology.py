@@ -36,7 +36,7 @@ PRESETS = {
 }
 
 
-def pooling(
+def plan_pooling(
     patch_size: Sequence[int], spacing_mm: Sequence[float], max_levels: int
 ) -> tuple[list[Triple], list[Triple]]:
     """Strides and kernels (z, y, x) per level, full resolution first (its stride is 1, 1, 1)."""
@@ -59,11 +59,11 @@ def pooling(
     return strides, kernels
 
 
-def resolve(config: ModelConfig, patch_size: Sequence[int], spacing_mm: Sequence[float]) -> ModelConfig:
+def resolve_topology(config: ModelConfig, patch_size: Sequence[int], spacing_mm: Sequence[float]) -> ModelConfig:
     """The config with features, strides, kernels and blocks filled in; what is given stays. Raises `UserError`."""
     preset = PRESETS[config.preset]
     depth = next((len(v) for v in (config.features, config.strides, config.kernels) if v is not None), None)
-    strides, kernels = pooling(patch_size, spacing_mm, depth or preset.max_levels)
+    strides, kernels = plan_pooling(patch_size, spacing_mm, depth or preset.max_levels)
     if config.strides is not None:
         strides = list(config.strides)
     if config.kernels is not None:

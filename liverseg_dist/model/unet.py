@@ -10,16 +10,16 @@ from torch.utils.checkpoint import checkpoint
 
 from liverseg_dist.config import ModelConfig
 from liverseg_dist.labels import NUM_CLASSES
-from liverseg_dist.model.blocks import SLOPE, ConvBlock, DecoderLevel, ResidualBlock, stack
+from liverseg_dist.model.blocks import SLOPE, ConvBlock, DecoderLevel, ResidualBlock, build_stack
 from liverseg_dist.model.convolution import Head
-from liverseg_dist.model.activation_recompute import keep_whole, rebuilding
+from liverseg_dist.model.activation_recompute import keep_storage, recompute_in_backward
 from liverseg_dist.model.topology import size_multiple
 
 
 class UNet(nn.Module):
     """Logits (B, C, D, H, W); in training mode with deep supervision a list of them, full resolution first.
 
-    Needs a config whose features, strides, kernels and blocks are filled in (`topology.resolve`).
+    Needs a config whose features, strides, kernels and blocks are filled in (`topology.resolve_topology`).
     """
 
     def __init__(self, config: ModelConfig, in_channels: int = 1) -> None:
@@ -36,7 +36,7 @@ class UNet(nn.Module):
         encoder = []
         for level, (width, kernel, stride) in enumerate(zip(features, kernels, strides, strict=True)):
             blocks = config.blocks_per_level[level]
-            encoder.append(stack(encoder_block, inside, width, kernel, stride, config.norm, blocks))
+            encoder.append(build_stack(encoder_block, inside, width, kernel, stride, config.norm, blocks))
             inside = width
         self.encoder = nn.ModuleList(encoder)
         # A residual encoder goes with one convolution per decoder level (ResEnc U-Net); a plain one mirrors it.
@@ -92,8 +92,8 @@ class UNet(nn.Module):
 
     def _run(self, level: int, stage: nn.Module, *inputs: Tensor) -> Tensor:
         if level in self._checkpointed and self.training:
-            with rebuilding(*inputs):
-                return keep_whole(checkpoint(stage, *inputs, use_reentrant=False))
+            with recompute_in_backward(*inputs):
+                return keep_storage(checkpoint(stage, *inputs, use_reentrant=False))
         out: Tensor = stage(*inputs)
         return out
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from liverseg_dist.phantom.canvas import Canvas, Stroke, Tissue, in_slab, index_box
 from liverseg_dist.phantom.liver import LIVER_BOUNDS, Liver, draw_liver
-from liverseg_dist.phantom.organs import Contrast, draw_organs, gallbladder, kidneys
+from liverseg_dist.phantom.organs import Contrast, draw_organs, build_gallbladder, build_kidneys
 from liverseg_dist.phantom.shapes import Bounds, Box, Cone, Ellipsoid, Point, Points, Shape, Waves
 from liverseg_dist.phantom.torso import Torso
 from liverseg_dist.phantom.tumours import Room, Tumour, place_tumours
@@ -129,8 +129,8 @@ def _draw_body(rng: np.random.Generator) -> Patient:
         left_top_mm=top - float(u(8, 18)),
         phase_mm=float(u(0, 60)),
     )
-    bladder = gallbladder(rng)
-    both_kidneys = kidneys(rng)
+    bladder = build_gallbladder(rng)
+    both_kidneys = build_kidneys(rng)
     organs = draw_organs(rng, contrast, both_kidneys)
     liver = draw_liver(rng, both_kidneys[0], bladder, (torso.right_top_mm, torso.left_top_mm))
     bile = Tissue(float(u(4, 20)), 2.0)

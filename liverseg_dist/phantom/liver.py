@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from liverseg_dist.phantom.organs import cava
-from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Point, Points, Waves, common, tube, union
+from liverseg_dist.phantom.organs import vena_cava
+from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Point, Points, Waves, intersect_shapes, build_tube, unite_shapes
 
 HILUM: Point = (36.0, 26.0, -6.0)
 LIVER_BOUNDS: tuple[Point, Point] = ((-112.0, -95.0, -125.0), (140.0, 98.0, 100.0))
@@ -36,16 +36,16 @@ class Liver:
         below += uneven
         behind = 13 - 0.1 * (p.x - 10) - p.y
         beside = 40 - 0.35 * np.minimum(p.y + 15, 30) - p.x
-        medial = union(beside * np.float32(0.94), behind, 26.0) + uneven  # right of the cava, or before the stomach
-        shape = common(abdomen_mm + 2.6, below, 16.0)
-        shape = common(shape, medial, 16.0)
-        shape = common(shape, self.left_tip_x_mm - p.x, 24.0)
+        medial = unite_shapes(beside * np.float32(0.94), behind, 26.0) + uneven  # right of the cava, or before the stomach
+        shape = intersect_shapes(abdomen_mm + 2.6, below, 16.0)
+        shape = intersect_shapes(shape, medial, 16.0)
+        shape = intersect_shapes(shape, self.left_tip_x_mm - p.x, 24.0)
         slit = np.maximum(np.abs(p.x - self.fissure_x_mm) - self.fissure_mm, 20 - p.y)
         slit = np.maximum(slit, below + 4)
         slit = np.maximum(slit, p.z - underside - 32)
         shape = np.maximum(shape, -slit)
-        shape = common(shape, -(self.kidney.distance(p) - 4), 6.0)
-        for piece in (*cava(), *self.gallbladder):
+        shape = intersect_shapes(shape, -(self.kidney.distance(p) - 4), 6.0)
+        for piece in (*vena_cava(), *self.gallbladder):
             shape = np.maximum(shape, 0.3 - piece.distance(p))
         return shape
 
@@ -97,7 +97,7 @@ def _hepatic(rng: np.random.Generator, top_mm: float) -> tuple[Cone, ...]:
         ((42 + j(5), 34 + j(5), top_mm - 16), (64 + j(8), 54 + j(8), top_mm - 54 + j(10))),
         ((0 + j(5), 38 + j(5), top_mm - 12), (-34 + j(10), 48 + j(6), top_mm - 24 + j(8))),
     ):
-        pieces += tube((*root, 5.6), (*middle, 4.4), (*end, 2.8))
+        pieces += build_tube((*root, 5.6), (*middle, 4.4), (*end, 2.8))
         pieces += _twigs(rng, middle, end, 2.4, 26.0, 2) + _twigs(rng, root, middle, 2.4, 26.0, 1)
     return tuple(pieces)
 

@@ -19,7 +19,7 @@ TILE_MM = 390.0
 COLOURS = {LIVER: (255, 190, 60), TUMOUR: (235, 60, 60)}
 
 
-def montage(folder: Path, case_ids: list[str], columns: int = 2) -> Image.Image:
+def draw_montage(folder: Path, case_ids: list[str], columns: int = 2) -> Image.Image:
     """As radiologists look at it: the patient's right on the left side of the picture."""
     rows = [_row(folder, case_id) for case_id in case_ids]
     rows += [np.zeros_like(rows[0])] * (-len(rows) % columns)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from liverseg_dist.phantom.canvas import Stroke, Tissue
-from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Point, tube
+from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Point, build_tube
 
 WALL = Tissue(82.0, grain=8.0)
 GAS = Tissue(-960.0)
@@ -60,7 +60,7 @@ def draw_organs(
     return strokes + _trunks(rng, contrast)
 
 
-def kidneys(rng: np.random.Generator) -> tuple[Ellipsoid, Ellipsoid]:
+def build_kidneys(rng: np.random.Generator) -> tuple[Ellipsoid, Ellipsoid]:
     """Right and left."""
     long_mm = 53 + _j(rng, 6)
     right = Ellipsoid((60 + _j(rng, 4), -33.0, -84 + _j(rng, 12)), (26.0, 29.0, long_mm), 35.0, -10.0)
@@ -68,12 +68,12 @@ def kidneys(rng: np.random.Generator) -> tuple[Ellipsoid, Ellipsoid]:
     return right, left
 
 
-def gallbladder(rng: np.random.Generator) -> tuple[Cone, ...]:
+def build_gallbladder(rng: np.random.Generator) -> tuple[Cone, ...]:
     """Three cases of four; the others have had it removed."""
     if rng.random() < 0.25:
         return ()
     size = float(rng.uniform(0.8, 1.25))
-    return tube((42, 26, -24, 4 * size), (50, 42, -42, 11 * size), (58, 58, -60 - 8 * size, 14 * size))
+    return build_tube((42, 26, -24, 4 * size), (50, 42, -42, 11 * size), (58, 58, -60 - 8 * size, 14 * size))
 
 
 def _j(rng: np.random.Generator, reach: float) -> float:
@@ -94,7 +94,7 @@ def _hollow(
 
 def _stomach(rng: np.random.Generator) -> list[Stroke]:
     full = float(rng.uniform(0.75, 1.15))
-    pieces = tube(
+    pieces = build_tube(
         (-60, 0, 36, 27 * full),
         (-70, 24, 8, 27 * full),
         (-50, 48, -32, 21 * full),
@@ -116,21 +116,21 @@ def _bowel(rng: np.random.Generator) -> list[Stroke]:
             knots.append((x, y, z, radius))
             at = np.clip(at + rng.normal(0, 20, 3), [-95, -5, -230], [90, 66, -66])
         gas = float(rng.uniform(30, 70)) if rng.random() < 0.3 else None
-        strokes += _hollow(tube(*knots), FLUID, 2.6, gas)
+        strokes += _hollow(build_tube(*knots), FLUID, 2.6, gas)
     for _ in range(14):  # vessels of the mesentery
         end = (float(rng.uniform(-80, 75)), float(rng.uniform(0, 60)), float(rng.uniform(-200, -80)))
         root = (4.0 + _j(rng, 6), 30 + _j(rng, 5), -90 + _j(rng, 30))
         strokes.append(Stroke(Cone(root, end, 2.4, 1.2), Tissue(140.0)))
     r = float(rng.uniform(17, 23))
     colon = (
-        tube((98, -20, -240, r), (102, -14, -128, r), (96, 22, -112, r)),
-        tube((96, 22, -112, r), (52, 60, -112, 0.9 * r), (-8, 66, -100, 0.85 * r), (-70, 52, -62, 0.9 * r)),
-        tube((-70, 52, -62, 0.9 * r), (-100, 14, -26, 0.9 * r), (-112, -24, -80, 0.75 * r), (-108, -28, -240, 15)),
+        build_tube((98, -20, -240, r), (102, -14, -128, r), (96, 22, -112, r)),
+        build_tube((96, 22, -112, r), (52, 60, -112, 0.9 * r), (-8, 66, -100, 0.85 * r), (-70, 52, -62, 0.9 * r)),
+        build_tube((-70, 52, -62, 0.9 * r), (-100, 14, -26, 0.9 * r), (-112, -24, -80, 0.75 * r), (-108, -28, -240, 15)),
     )
     for pieces in colon:
         gas = float(rng.uniform(-5, 70)) if rng.random() < 0.6 else None
         strokes += _hollow(pieces, STOOL if rng.random() < 0.75 else FLUID, 2.4, gas, ripple_mm=2.2)
-    duodenum = tube((26, 42, -48, 11), (46, 24, -62, 12), (42, 10, -96, 12), (8, 8, -108, 11), (-26, 14, -96, 11))
+    duodenum = build_tube((26, 42, -48, 11), (46, 24, -62, 12), (42, 10, -96, 12), (8, 8, -108, 11), (-26, 14, -96, 11))
     return strokes + _hollow(duodenum, FLUID, 2.8)
 
 
@@ -138,7 +138,7 @@ def _pancreas(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
     tissue = Tissue(contrast.pancreas, grain=8.0, spot=-90.0, rare=-1.3)
     thick = float(rng.uniform(0.8, 1.2))
     knots = ((26, 22, -62, 12.0), (24, 24, -46, 13.0), (4, 34, -34, 8.0), (-30, 28, -16, 8.5), (-78, -6, 2, 7.5))
-    return [Stroke(c, tissue, ripple_mm=2.0) for c in tube(*((x, y, z, r * thick) for x, y, z, r in knots))]
+    return [Stroke(c, tissue, ripple_mm=2.0) for c in build_tube(*((x, y, z, r * thick) for x, y, z, r in knots))]
 
 
 def _kidney(rng: np.random.Generator, shape: Ellipsoid, contrast: Contrast) -> list[Stroke]:
@@ -160,25 +160,25 @@ def _kidney(rng: np.random.Generator, shape: Ellipsoid, contrast: Contrast) -> l
 
 def _trunks(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
     wide = float(rng.uniform(0.88, 1.2))
-    aorta = tube(
+    aorta = build_tube(
         (-10, 8, -260, 8.0 * wide), (-10, 10, -20, 10.0 * wide), (-12, 3, 110, 11.0 * wide), (-16, -4, 240, 11.5 * wide)
     )
     branches = (
-        *tube((-10, 16, -16, 3.6), (-8, 32, -11, 3.4)),
-        *tube((-10, 16, -34, 3.6), (-6, 28, -58, 3.6), (-2, 32, -130, 3.0), (4, 36, -210, 2.0)),
-        *tube((-8, 10, -50, 3.0), (44, -28, -74, 2.6)),
-        *tube((-12, 10, -48, 3.0), (-46, -28, -56, 2.6)),
+        *build_tube((-10, 16, -16, 3.6), (-8, 32, -11, 3.4)),
+        *build_tube((-10, 16, -34, 3.6), (-6, 28, -58, 3.6), (-2, 32, -130, 3.0), (4, 36, -210, 2.0)),
+        *build_tube((-8, 10, -50, 3.0), (44, -28, -74, 2.6)),
+        *build_tube((-12, 10, -48, 3.0), (-46, -28, -56, 2.6)),
     )
     veins = (
-        *tube((22, 4, -74, 4.5), (48, -28, -80, 4.0)),
-        *tube((18, 8, -60, 4.5), (-8, 20, -54, 4.5), (-46, -22, -56, 4.0)),
+        *build_tube((22, 4, -74, 4.5), (48, -28, -80, 4.0)),
+        *build_tube((18, 8, -60, 4.5), (-8, 20, -54, 4.5), (-46, -22, -56, 4.0)),
     )
     portal = (
-        *tube((10, 30, -200, 3.5), (10, 29, -110, 5.0), (8, 30, -38, 6.5)),
-        *tube((-88, -16, 6, 3.5), (-30, 20, -13, 4.4), (8, 30, -38, 5.5)),
+        *build_tube((10, 30, -200, 3.5), (10, 29, -110, 5.0), (8, 30, -38, 6.5)),
+        *build_tube((-88, -16, 6, 3.5), (-30, 20, -13, 4.4), (8, 30, -38, 5.5)),
     )
     strokes = [Stroke(c, Tissue(contrast.cava - 8)) for c in veins]
-    strokes += [Stroke(c, Tissue(contrast.cava, 4.0)) for c in cava()]
+    strokes += [Stroke(c, Tissue(contrast.cava, 4.0)) for c in vena_cava()]
     strokes += [Stroke(c, Tissue(contrast.portal, 2.0)) for c in portal]
     strokes += [Stroke(c, Tissue(contrast.aorta, 2.0)) for c in (*aorta, *branches)]
     for _ in range(int(rng.integers(0, 6))):  # calcified plaques
@@ -188,5 +188,5 @@ def _trunks(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
     return strokes
 
 
-def cava() -> tuple[Cone, ...]:
-    return tube((20, 4, -260, 9.5), (21, 6, -60, 11.0), (25, 8, 20, 12.5), (14, 18, 62, 13.0), (4, 24, 90, 13.0))
+def vena_cava() -> tuple[Cone, ...]:
+    return build_tube((20, 4, -260, 9.5), (21, 6, -60, 11.0), (25, 8, 20, 12.5), (14, 18, 62, 13.0), (4, 24, 90, 13.0))

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from liverseg_dist.phantom.anatomy import Painter, Patient, draw_patient
-from liverseg_dist.phantom.scanner import Scanner, survey, tissue_texture
+from liverseg_dist.phantom.scanner import Scanner, survey_scan, tissue_texture
 from liverseg_dist.phantom.tumours import how_many
 from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.volume import Grid, Volume
@@ -52,7 +52,7 @@ def scan_patient(
     scanner = Scanner.draw(np.random.default_rng([*key, _SCANNER]), grid, patient.body_mm, hard)
     noise = scanner.noise(np.random.default_rng([*key, _NOISE]), grid)
     texture = tissue_texture(np.random.default_rng([*key, _TEXTURE]), grid)
-    place = survey(scanner, grid, patient.body_mm)
+    place = survey_scan(scanner, grid, patient.body_mm)
     # A thick slice is the mean of several planes; in the plane, the soft edge of each body does the same.
     parts = max(1, int(np.ceil(grid.spacing_mm[0] / max(FINEST_PLANE_MM, grid.spacing_mm[1]))))
     spacing_z, spacing_y, spacing_x = grid.spacing_mm

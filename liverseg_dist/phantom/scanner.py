@@ -45,7 +45,7 @@ def fft_size(grid: Grid) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def frequencies(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def spectrum_frequencies(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Along rows and columns of the half spectrum, in 1/mm."""
     rows, columns = fft_size(grid)
     _, spacing_y, spacing_x = grid.spacing_mm
@@ -54,7 +54,7 @@ def frequencies(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 def tissue_texture(rng: np.random.Generator, grid: Grid, length_mm: float = 6.0) -> SpectralField:
     """Unevenness of tissue over `length_mm`."""
-    along_y, along_x = frequencies(grid)
+    along_y, along_x = spectrum_frequencies(grid)
     amplitude = np.exp(-0.5 * (np.pi * length_mm) ** 2 * (along_y**2 + along_x**2) / 2)
     return SpectralField(rng, grid, amplitude, float(np.exp(-grid.spacing_mm[0] / length_mm)))
 
@@ -96,7 +96,7 @@ class Scanner:
     def noise(self, rng: np.random.Generator, grid: Grid) -> SpectralField:
         """Power rises with frequency up to the kernel's cut-off (Riederer et al. 1978, https://doi.org/10.1088/0031-9155/23/3/008);
         projections through the flanks add power across the rows."""
-        along_y, along_x = frequencies(grid)
+        along_y, along_x = spectrum_frequencies(grid)
         f2 = along_y**2 + along_x**2
         ramp = np.sqrt(np.sqrt(f2) + 0.012) * np.exp(-f2 / (2 * self.cut_off_per_mm**2))
         direction = 1 + self.lateral * (along_y**2 / np.maximum(f2, 1e-9)) ** 2
@@ -123,7 +123,7 @@ class Place:
     outside: np.ndarray
 
 
-def survey(scanner: Scanner, grid: Grid, body_mm: tuple[float, float]) -> Place:
+def survey_scan(scanner: Scanner, grid: Grid, body_mm: tuple[float, float]) -> Place:
     """Table, drift, noise level and edge of the field, as seen in the middle slice."""
     middle = np.empty((*grid.shape[1:], 3))
     middle[..., 0] = (grid.shape[0] - 1) / 2

@@ -112,20 +112,20 @@ class Cone:
         return _point((ends - radii).min(axis=0)), _point((ends + radii).max(axis=0))
 
 
-def tube(*knots: tuple[float, float, float, float]) -> tuple[Cone, ...]:
+def build_tube(*knots: tuple[float, float, float, float]) -> tuple[Cone, ...]:
     """A chain of cones through `(x, y, z, radius)` knots."""
     return tuple(Cone(a[:3], b[:3], a[3], b[3]) for a, b in pairwise(knots))
 
 
-def union(one: np.ndarray, other: np.ndarray, blend_mm: float) -> np.ndarray:
+def unite_shapes(one: np.ndarray, other: np.ndarray, blend_mm: float) -> np.ndarray:
     """Both bodies, the seam rounded over `blend_mm` (polynomial smooth minimum, https://iquilezles.org/articles/smin/)."""
     near = np.maximum(np.float32(blend_mm) - np.abs(one - other), 0)
     return np.minimum(one, other) - near * near * np.float32(0.25 / blend_mm)
 
 
-def common(one: np.ndarray, other: np.ndarray, blend_mm: float) -> np.ndarray:
+def intersect_shapes(one: np.ndarray, other: np.ndarray, blend_mm: float) -> np.ndarray:
     """What lies in both bodies, the edge rounded over `blend_mm`."""
-    return -union(-one, -other, blend_mm)
+    return -unite_shapes(-one, -other, blend_mm)
 
 
 @dataclass(frozen=True)

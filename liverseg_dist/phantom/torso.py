@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from liverseg_dist.phantom.canvas import Canvas, Tissue
-from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Points, tube, union
+from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Points, build_tube, unite_shapes
 
 HALF_WIDTH_MM, HALF_DEPTH_MM = 128.0, 90.0
 SQUARENESS = 0.35
@@ -55,7 +55,7 @@ class Torso:
         right = _dome(p, (63.0, -2.0, self.right_top_mm - 74), (74.0, 92.0, 74.0))
         left = _dome(p, (-64.0, -6.0, self.left_top_mm - 66), (74.0, 88.0, 66.0))
         middle = _dome(p, (-2.0, 8.0, self.left_top_mm - 70), (60.0, 86.0, 52.0))
-        return union(union(right, left, 12.0), middle, 16.0)
+        return unite_shapes(unite_shapes(right, left, 12.0), middle, 16.0)
 
     def paint(self, canvas: Canvas) -> None:
         """Everything but the belly's organs; leaves the regions `cavity`, `dome` and `abdomen`."""
@@ -100,7 +100,7 @@ class Torso:
         for x, y, size in ((-44, 40, 23.0), (-6, 44, 22.0), (-14, 8, 18.0)):
             chamber = Ellipsoid((x, y, self.left_top_mm + 40), (size, size, 1.5 * size))
             canvas.fill(chamber.distance(p), self.blood)
-        for piece in tube((-24, 6, 40, 7), (-9, 4, 75, 8), (-4, -2, 220, 8)):  # oesophagus
+        for piece in build_tube((-24, 6, 40, 7), (-9, 4, 75, 8), (-4, -2, 220, 8)):  # oesophagus
             canvas.fill(piece.distance(p), Tissue(55.0, 6.0))
 
     def _paint_back(self, canvas: Canvas) -> None:

@@ -19,20 +19,20 @@ from functools import lru_cache
 
 from liverseg_dist.config import Settings, TrainConfig
 from liverseg_dist.distributed.strategies.deepspeed import BUCKET
-from liverseg_dist.model.memory_trace import Footprint, Walk, trace
+from liverseg_dist.model.memory_trace import Footprint, TraceOptions, trace_memory
 
 GIB = 2**30
 BYTES = 4
 CONTEXT_GIB = 0.75
 """CUDA's context and library workspaces: a usual size, not measured by us (no GPU was there)."""
-GAPS = 0.08
+ALLOCATOR_OVERHEAD = 0.08
 """Share of the tensors that the allocator loses to gaps."""
 
-_trace = lru_cache(maxsize=512)(trace)
+_trace = lru_cache(maxsize=512)(trace_memory)
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """Bytes by what they are for. `levels` are recomputed in backward."""
 
     parts: dict[str, int]
@@ -48,24 +48,24 @@ class Need:
         return " + ".join(f"{name} {size / GIB:.2f}" for name, size in self.parts.items() if size >= 0.005 * GIB)
 
 
-def need(settings: Settings, ranks: int = 1, device: str = "cuda", levels: Collection[int] = ()) -> Need:
+def estimate_memory(settings: Settings, ranks: int = 1, device: str = "cuda", levels: Collection[int] = ()) -> MemoryEstimate:
     """For settings whose topology is filled in. `device`: cpu or cuda (none has to be there)."""
     train = settings.train
-    found = walked(settings, ranks, device, levels)
-    parts = state(train, found.parameters, found.largest_group, ranks)
+    found = trace_micro_batch(settings, ranks, device, levels)
+    parts = state_bytes(train, found.parameters, found.largest_group, ranks)
     # The update works after backward: its temporaries take the place of the activations.
-    update = 2 * BYTES * found.parameters // shards(train, ranks) if device != "cpu" else 0
+    update = 2 * BYTES * found.parameters // optimizer_shards(train, ranks) if device != "cpu" else 0
     parts["activations"] = max(found.peak, update)
     tensors = sum(parts.values())
     margin = settings.memory.margin_gib
-    parts["margin"] = int(CONTEXT_GIB * GIB + GAPS * tensors) if margin is None else int(margin * GIB)
-    return Need(parts, tuple(sorted(levels)), found.flops)
+    parts["margin"] = int(CONTEXT_GIB * GIB + ALLOCATOR_OVERHEAD * tensors) if margin is None else int(margin * GIB)
+    return MemoryEstimate(parts, tuple(sorted(levels)), found.flops)
 
 
-def walked(settings: Settings, ranks: int = 1, device: str = "cuda", levels: Collection[int] = ()) -> Footprint:
+def trace_micro_batch(settings: Settings, ranks: int = 1, device: str = "cuda", levels: Collection[int] = ()) -> Footprint:
     """The footprint of a rank's micro-batch; found once for each step of its kind."""
     train = settings.train
-    walk = Walk(tuple(sorted(levels)), train.precision, device, train.channels_last, settings.loss)
+    walk = TraceOptions(tuple(sorted(levels)), train.precision, device, train.channels_last, settings.loss)
     return _trace(settings.model, settings.data.patch_size, micro_batch(train, ranks), walk)
 
 
@@ -74,16 +74,16 @@ def micro_batch(train: TrainConfig, ranks: int) -> int:
     return min(train.micro_batch_size, -(-train.global_batch_size // ranks))
 
 
-def shards(train: TrainConfig, ranks: int) -> int:
+def optimizer_shards(train: TrainConfig, ranks: int) -> int:
     """Into how many parts the optimizer's state is cut."""
     if train.strategy == "fsdp":
         return min(ranks, train.fsdp_shard_ranks or ranks)
     return ranks if train.strategy == "deepspeed" and train.zero_stage else 1
 
 
-def state(train: TrainConfig, parameters: int, largest_group: int, ranks: int) -> dict[str, int]:
+def state_bytes(train: TrainConfig, parameters: int, largest_group: int, ranks: int) -> dict[str, int]:
     """Bytes of weights, gradients, optimizer state and exchange buffers on each of `ranks` ranks."""
-    whole, shard = BYTES * parameters, -(-BYTES * parameters // shards(train, ranks))
+    whole, shard = BYTES * parameters, -(-BYTES * parameters // optimizer_shards(train, ranks))
     tensors = 2 if train.optimizer == "adamw" else int(train.momentum > 0)
     stage = train.zero_stage if train.strategy == "deepspeed" else None
     fsdp = train.strategy == "fsdp" and ranks > 1

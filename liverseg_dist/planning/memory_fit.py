@@ -9,8 +9,8 @@ import torch
 from liverseg_dist.config import Settings
 from liverseg_dist.distributed.collectives import all_max
 from liverseg_dist.errors import UserError
-from liverseg_dist.model.topology import resolve
-from liverseg_dist.planning.memory_estimate import GAPS, GIB, Need, micro_batch, need, walked
+from liverseg_dist.model.topology import resolve_topology
+from liverseg_dist.planning.memory_estimate import ALLOCATOR_OVERHEAD, GIB, MemoryEstimate, micro_batch, estimate_memory, trace_micro_batch
 from liverseg_dist.volume import Float3, Index3
 
 FIELD_MM = 260.0
@@ -19,43 +19,43 @@ EDGES = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 
 
 @dataclass(frozen=True)
-class Fit:
-    """An answer of `fits`: yes or no, the need of the best form, and one line of reason."""
+class FitResult:
+    """An answer of `check_fit`: yes or no, the need of the best form, and one line of reason."""
 
     fits: bool
-    need: Need
+    need: MemoryEstimate
     reason: str
 
 
-def fits(settings: Settings, spacing_mm: Float3, budget_gib: float, ranks: int = 1, device: str = "cuda") -> Fit:
+def check_fit(settings: Settings, spacing_mm: Float3, budget_gib: float, ranks: int = 1, device: str = "cuda") -> FitResult:
     """Whether a training with these settings stays within `budget_gib` per rank; for sweeps, before a trial starts.
 
     Pure: no GPU, no store, no files. Checkpointing as the settings say (`auto`: as few levels as it takes). Raises
     `UserError` for settings that are impossible anyway.
     """
-    settings = resolved(settings, spacing_mm)
-    best = settled(settings, budget_gib, ranks, device)
+    settings = resolve_model(settings, spacing_mm)
+    best = resolve_checkpointing(settings, budget_gib, ranks, device)
     good = best.gib <= budget_gib
     batch, patch = micro_batch(settings.train, ranks), "x".join(map(str, settings.data.patch_size))
     sign = "<=" if good else ">"
     told = f"batch {batch} of {patch} needs {best.gib:.2f} GiB {sign} {budget_gib:g} GiB ({best.explain()})"
-    return Fit(good, best, told)
+    return FitResult(good, best, told)
 
 
-def resolved(settings: Settings, spacing_mm: Float3) -> Settings:
+def resolve_model(settings: Settings, spacing_mm: Float3) -> Settings:
     """With the network's topology filled in."""
-    return settings.model_copy(update={"model": resolve(settings.model, settings.data.patch_size, spacing_mm)})
+    return settings.model_copy(update={"model": resolve_topology(settings.model, settings.data.patch_size, spacing_mm)})
 
 
-def settled(settings: Settings, budget_gib: float, ranks: int, device: str) -> Need:
+def resolve_checkpointing(settings: Settings, budget_gib: float, ranks: int, device: str) -> MemoryEstimate:
     """The need with checkpointing as configured; for `auto` the first choice of levels that fits, or the smallest."""
     if settings.train.activation_checkpointing != "auto":
-        return need(settings, ranks, device, configured_levels(settings))
-    smallest = need(settings, ranks, device, ())
+        return estimate_memory(settings, ranks, device, configured_levels(settings))
+    smallest = estimate_memory(settings, ranks, device, ())
     for levels in cheapest_first(settings, budget_gib, ranks, device):
         if smallest.gib <= budget_gib:
             break
-        other = need(settings, ranks, device, levels)
+        other = estimate_memory(settings, ranks, device, levels)
         smallest = other if other.gib < smallest.gib else smallest
     return smallest
 
@@ -73,8 +73,8 @@ def configured_levels(settings: Settings) -> tuple[int, ...]:
 def cheapest_first(settings: Settings, budget_gib: float, ranks: int, device: str) -> Iterator[tuple[int, ...]]:
     """Runs of levels to recompute, the least extra work first, without those that keep too much to ever fit."""
     depth = len(settings.model.features or ())
-    none = need(settings, ranks, device, ())
-    kept, least = (walked(settings, ranks, device, levels).kept for levels in ((), tuple(range(depth))))
+    none = estimate_memory(settings, ranks, device, ())
+    kept, least = (trace_micro_batch(settings, ranks, device, levels).kept for levels in ((), tuple(range(depth))))
     saved = {level: kept.get(level, 0) - least.get(level, 0) for level in range(depth)}
     work = {level: _work(settings, level) for level in range(depth)}
     fixed = sum(none.parts.values()) - none.parts["activations"]
@@ -100,7 +100,7 @@ def _work(settings: Settings, level: int) -> float:
     return voxels * model.features[level] ** 2 * z * y * x * blocks
 
 
-def budget_of(settings: Settings, device: torch.device) -> float:
+def memory_budget(settings: Settings, device: torch.device) -> float:
     """GiB per rank for `auto`: `memory.budget_gib`, or all of the smallest rank's GPU. A collective call."""
     if settings.memory.budget_gib is not None:
         return settings.memory.budget_gib
@@ -119,8 +119,8 @@ def levels_for(settings: Settings, ranks: int, device: torch.device) -> tuple[in
     """
     if settings.train.activation_checkpointing != "auto":
         return configured_levels(settings)
-    budget = budget_of(settings, device)
-    best = settled(settings, budget, ranks, device.type)
+    budget = memory_budget(settings, device)
+    best = resolve_checkpointing(settings, budget, ranks, device.type)
     if best.gib > budget:
         raise UserError(
             f"memory.budget_gib = {budget:g}: at least {best.gib:.2f} GiB are needed ({best.explain()}), with levels "
@@ -133,42 +133,42 @@ def levels_for(settings: Settings, ranks: int, device: torch.device) -> tuple[in
 
 
 @dataclass(frozen=True)
-class Option:
+class PatchOption:
     """One patch and what fits with it."""
 
     patch_size: Index3
-    one: Need
+    one: MemoryEstimate
     """One sample, nothing recomputed."""
     micro_batch: int
     """Most samples at once, up to the rank's share of the batch; 0: not even one fits."""
-    need: Need
+    need: MemoryEstimate
     """With that micro-batch and the levels it takes; the least found when nothing fits."""
 
 
-def patches(largest: Index3) -> list[Index3]:
+def candidate_patches(largest: Index3) -> list[Index3]:
     """Patches to consider for cases of this size: whole depth, square in plane, smallest first."""
     z, y, x = (edge // 16 * 16 or edge for edge in largest)
     found = [(min(64, z), min(edge, y), min(edge, x)) for edge in (*EDGES, max(y, x))]
     return sorted(set(found), key=lambda patch: patch[1] * patch[2])
 
 
-def option(settings: Settings, patch: Index3, spacing_mm: Float3, budget_gib: float, ranks: int) -> Option:
+def plan_patch(settings: Settings, patch: Index3, spacing_mm: Float3, budget_gib: float, ranks: int) -> PatchOption:
     """What fits with this patch. Raises `UserError` when the network cannot take the patch."""
-    settings = resolved(with_keys(settings, patch=patch, micro=1, levels=()), spacing_mm)
-    one = need(settings, ranks)
+    settings = resolve_model(with_keys(settings, patch=patch, micro=1, levels=()), spacing_mm)
+    one = estimate_memory(settings, ranks)
     if one.gib <= budget_gib:  # several samples at once only where nothing has to be recomputed for it
-        room = (budget_gib - one.gib) * GIB / (one.parts["activations"] * (1 + GAPS))
+        room = (budget_gib - one.gib) * GIB / (one.parts["activations"] * (1 + ALLOCATOR_OVERHEAD))
         for size in range(min(1 + int(room), -(-settings.train.global_batch_size // ranks)), 1, -1):
-            several = need(with_keys(settings, micro=size), ranks)
+            several = estimate_memory(with_keys(settings, micro=size), ranks)
             if several.gib <= budget_gib:
-                return Option(patch, one, size, several)
-        return Option(patch, one, 1, one)
+                return PatchOption(patch, one, size, several)
+        return PatchOption(patch, one, 1, one)
     depth = len(settings.model.features or ())
-    least = min((need(settings, ranks, levels=range(top)) for top in (1, 2, depth)), key=lambda found: found.gib)
-    return Option(patch, one, int(least.gib <= budget_gib), least)
+    least = min((estimate_memory(settings, ranks, levels=range(top)) for top in (1, 2, depth)), key=lambda found: found.gib)
+    return PatchOption(patch, one, int(least.gib <= budget_gib), least)
 
 
-def best_option(options: Iterable[Option], spacing_mm: Float3, budget_gib: float) -> Option | None:
+def best_option(options: Iterable[PatchOption], spacing_mm: Float3, budget_gib: float) -> PatchOption | None:
     """The largest patch up to `FIELD_MM` that needs no recomputation; failing that, the largest that fits at all."""
     fitting = [o for o in options if o.micro_batch]
     useful = [o for o in fitting if max(o.patch_size[1] * spacing_mm[1], o.patch_size[2] * spacing_mm[2]) <= FIELD_MM]
@@ -177,7 +177,7 @@ def best_option(options: Iterable[Option], spacing_mm: Float3, budget_gib: float
     return found[-1] if found else None
 
 
-def strategies(settings: Settings, ranks: int) -> dict[str, Need]:
+def estimate_strategies(settings: Settings, ranks: int) -> dict[str, MemoryEstimate]:
     """The need under each strategy, the same step otherwise."""
     found = {}
     for name, stage in (("ddp", 1), ("fsdp", 1), *(("deepspeed", stage) for stage in range(4))):
@@ -186,7 +186,7 @@ def strategies(settings: Settings, ranks: int) -> dict[str, Need]:
         levels = settings.train.activation_checkpointing
         assert not isinstance(levels, str)
         label = f"deepspeed zero_stage={stage}" if name == "deepspeed" else name
-        found[label] = need(settings.model_copy(update={"train": train}), ranks, levels=levels)
+        found[label] = estimate_memory(settings.model_copy(update={"train": train}), ranks, levels=levels)
     return found
 
 

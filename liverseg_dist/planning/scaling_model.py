@@ -61,7 +61,7 @@ def collective_s(volume: float, messages: int, ranks: int, machine: Machine) -> 
     return seconds
 
 
-def predict(strategy: str, compute_s: float, parameters: int, groups: int, ranks: int, machine: Machine) -> Prediction:
+def predict_step_time(strategy: str, compute_s: float, parameters: int, groups: int, ranks: int, machine: Machine) -> Prediction:
     """`strategy`: one of `STRATEGIES`. `compute_s`: one GPU's step; `groups`: messages per pass."""
     volume = BYTES * float(parameters)
     once = collective_s(volume, groups, ranks, machine)
@@ -90,8 +90,8 @@ STRATEGIES = ("ddp", "fsdp", "fsdp in nodes", "deepspeed0", "deepspeed1", "deeps
 """fsdp in nodes: train.fsdp_shard_ranks is the GPUs of a node."""
 
 
-def table(
+def scaling_table(
     compute_s: float, parameters: int, groups: int, machine: Machine, gpus: Sequence[int]
 ) -> dict[str, list[Prediction]]:
     """Predictions per strategy for these numbers of GPUs."""
-    return {name: [predict(name, compute_s, parameters, groups, n, machine) for n in gpus] for name in STRATEGIES}
+    return {name: [predict_step_time(name, compute_s, parameters, groups, n, machine) for n in gpus] for name in STRATEGIES}

@@ -42,7 +42,7 @@ class ProgressLine:
 
 
 @contextmanager
-def progress(description: str, total: int | None = None, *, quiet: bool = False) -> Iterator[ProgressLine]:
+def show_progress(description: str, total: int | None = None, *, quiet: bool = False) -> Iterator[ProgressLine]:
     """`with progress("convert", n) as line: line.advance(note="liver_28")`. `quiet` (ranks above 0) shows nothing."""
     console = Console(stderr=True, quiet=quiet)
     if quiet or not console.is_terminal:

@@ -11,10 +11,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("liverseg_dist", "torch", "numpy", "zarr")
 
 
-def provenance(device: torch.device) -> dict[str, str]:
+def collect_provenance(device: torch.device) -> dict[str, str]:
     """Commit, versions and hardware, in words; the same for every rank of a machine."""
     return {
-        "commit": commit(),
+        "commit": git_commit(),
         "device": device_name(device),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "python": platform.python_version(),
@@ -23,7 +23,7 @@ def provenance(device: torch.device) -> dict[str, str]:
     }
 
 
-def commit() -> str:
+def git_commit() -> str:
     """The commit of the code, with `+` where tracked files differ from it; `unknown` of an installed package."""
     kept = ROOT / "COMMIT"  # a submitted job runs from a copy that carries it
     if kept.is_file():

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
-from liverseg_dist.distributed.collectives import agree, barrier, rank
+from liverseg_dist.distributed.collectives import broadcast_from_rank0, barrier, current_rank
 from liverseg_dist.distributed.heartbeat import is_consequence
 from liverseg_dist.errors import RunFailed
 
@@ -49,7 +49,7 @@ class Checkpoints:
         # A group of its own: the training's collectives go on while the writer's are under way.
         timeout = timedelta(seconds=timeout_s)
         self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
-        if rank() == 0:
+        if current_rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while writing
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -76,7 +76,7 @@ class Checkpoints:
             pending.result()
         except (Exception, CheckpointException) as error:  # the latter is no Exception
             cause = _cause(error)
-            if rank() == 0 and not is_consequence(cause):  # of a lost rank, which ends the run and is told by its end
+            if current_rank() == 0 and not is_consequence(cause):  # of a lost rank, which ends the run and is told by its end
                 reason = " ".join(str(cause).split())[:400]
                 print(f"warning: a checkpoint could not be written, the previous one stays: {reason}", file=sys.stderr)
             return False
@@ -88,7 +88,7 @@ class Checkpoints:
 
     def newest(self) -> dict[str, Any] | None:
         """The state of the newest whole checkpoint (`step`, ...), or None. Damaged ones are named and passed over."""
-        return agree(self._newest_valid() if rank() == 0 else None)
+        return broadcast_from_rank0(self._newest_valid() if current_rank() == 0 else None)
 
     def load(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Read the checkpoint of `step` into `tensors`, in place."""
@@ -106,11 +106,11 @@ class Checkpoints:
                 process_group=self._group,
                 no_dist=self._group is None,
             )
-            if rank() == 0:  # dcp.save returns here once every rank has written
+            if current_rank() == 0:  # dcp.save returns here once every rank has written
                 self._make_whole(aside, self.folder / f"step_{step}", state)
                 self._prune()
         except BaseException:
-            if rank() == 0:
+            if current_rank() == 0:
                 shutil.rmtree(aside, ignore_errors=True)
             raise
 
@@ -136,14 +136,14 @@ class Checkpoints:
     def _newest_valid(self) -> dict[str, Any] | None:
         for step in reversed(self._steps()):
             folder = self.folder / f"step_{step}"
-            problem = damage(folder)
+            problem = validate_checkpoint(folder)
             if not problem:
                 return dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
             print(f"warning: {folder} is passed over: {problem}", file=sys.stderr)
         return None
 
 
-def damage(folder: Path) -> str:
+def validate_checkpoint(folder: Path) -> str:
     """What is wrong with a checkpoint folder; empty when it is whole."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

@@ -9,16 +9,16 @@ from liverseg_dist.config import Settings
 from liverseg_dist.config.base import Section
 from liverseg_dist.config.convert import DATA_URI
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.distributed.strategies.parallelize import check, parallelize
+from liverseg_dist.distributed.strategies.parallelize import check_strategy, parallelize_model
 from liverseg_dist.distributed.strategies.base import Strategy
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.model import build_model
-from liverseg_dist.model.external_weights import foreign_names
+from liverseg_dist.model.external_weights import external_parameter_names
 from liverseg_dist.model.losses import build_loss
 from liverseg_dist.model.pretrained import load_pretrained
-from liverseg_dist.model.topology import resolve
-from liverseg_dist.training.fine_tuning import freeze, groups
+from liverseg_dist.model.topology import resolve_topology
+from liverseg_dist.training.fine_tuning import freeze_parameters, parameter_groups
 from liverseg_dist.planning.memory_fit import levels_for
 
 NOT_IN_A_STORE = {"workers", "labels_from", "spacing_table", "file", "patients"}
@@ -26,7 +26,7 @@ NOT_IN_A_STORE = {"workers", "labels_from", "spacing_table", "file", "patients"}
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingComponents:
     """What a run is made of."""
 
     settings: Settings
@@ -43,11 +43,11 @@ def resolve_settings(settings: Settings, store: CaseStore) -> Settings:
     The result rebuilds the model and prepares a new scan anywhere, without the store.
     """
     data = settings.data.model_copy(update={"spacing_mm": store.spacing_mm, "intensity": store.intensity})
-    model = resolve(settings.model, data.patch_size, store.spacing_mm)
+    model = resolve_topology(settings.model, data.patch_size, store.spacing_mm)
     return settings.model_copy(update={"data": data, "model": model, "convert": store.convert})
 
 
-def unlike_the_store(settings: Settings, store: CaseStore) -> list[str]:
+def settings_conflicting_with_store(settings: Settings, store: CaseStore) -> list[str]:
     """What was given and is otherwise in the store, which decides it: a line for each setting."""
     found = _unlike(settings.convert, store.convert, "convert")
     for key, theirs in (("spacing_mm", store.spacing_mm), ("intensity", store.intensity)):
@@ -78,10 +78,10 @@ def open_store(settings: Settings) -> CaseStore:
     return CaseStore.open(settings.data.store)
 
 
-def build(settings: Settings, store: CaseStore, world: World) -> Parts:
+def build_components(settings: Settings, store: CaseStore, world: World) -> TrainingComponents:
     """Everything for a run with resolved settings. Deterministic per `seed`."""
     train = settings.train
-    check(train, world.world_size, world.device)
+    check_strategy(train, world.world_size, world.device)
     torch.set_num_threads(world.threads(train.threads))
     _set_arithmetic(settings)
     train_ids = store.ids("train", settings.data.fold)
@@ -91,17 +91,17 @@ def build(settings: Settings, store: CaseStore, world: World) -> Parts:
     model = build_model(settings.model)
     if settings.model.pretrained is not None:
         kind = settings.model.pretrained_names
-        names = None if kind == "ours" else foreign_names(kind, settings.model)
+        names = None if kind == "ours" else external_parameter_names(kind, settings.model)
         report = load_pretrained(model, settings.model.pretrained, names)
         if world.is_main:
             print(report, flush=True)
-    freeze(model, train.fine_tune.freeze)
+    freeze_parameters(model, train.fine_tune.freeze)
     loss = build_loss(settings.loss, settings.model, store.class_voxels, store.spacing_mm).to(world.device)
     levels = levels_for(settings, world.world_size, world.device)
     if train.activation_checkpointing == "auto" and world.is_main:
         print(f"levels recomputed in backward to meet the memory budget: {list(levels) or 'none'}", flush=True)
-    strategy = parallelize(model, world.device, train, levels, lambda _: groups(model, train.fine_tune))
-    return Parts(settings, store, train_ids, store.ids("validation", settings.data.fold), strategy, loss)
+    strategy = parallelize_model(model, world.device, train, levels, lambda _: parameter_groups(model, train.fine_tune))
+    return TrainingComponents(settings, store, train_ids, store.ids("validation", settings.data.fold), strategy, loss)
 
 
 def _set_arithmetic(settings: Settings) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from liverseg_dist.errors import LiversegError, os_error_line
-from liverseg_dist.training.run_folder import environment
+from liverseg_dist.training.run_folder import version_environment
 
 SHOWN = (
     "CUDA_", "GLOO_", "LIVERSEG_", "LOCAL_", "MALLOC_", "MASTER_", "NCCL_", "OMP_", "PYTORCH_", "RANK", "SLURM_JOB_",
@@ -22,7 +22,7 @@ SHOWN = (
 """Beginnings of the environment variables that a story tells; others may hold secrets."""
 
 
-def write_story(folder: Path, error: BaseException, rank: int, step: int, samples: Sequence[str] = ()) -> Path | None:
+def write_crash_report(folder: Path, error: BaseException, rank: int, step: int, samples: Sequence[str] = ()) -> Path | None:
     """RUN/errors/TIME_rankN.txt: where, when, what was called, the last samples, versions, environment, traceback.
 
     `samples`: of the last micro-batch, number in the run and case. None if it cannot be written.
@@ -36,7 +36,7 @@ def write_story(folder: Path, error: BaseException, rank: int, step: int, sample
         "last_samples": list(samples),
         "command": sys.argv,
         "platform": platform.platform(),
-        **environment(),
+        **version_environment(),
         "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SHOWN)},
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -50,7 +50,7 @@ def write_story(folder: Path, error: BaseException, rank: int, step: int, sample
     return path
 
 
-def in_one_line(error: BaseException) -> str:
+def summarize_exception(error: BaseException) -> str:
     """What happened and, where it is known, what to do about it."""
     if isinstance(error, LiversegError):
         return str(error)

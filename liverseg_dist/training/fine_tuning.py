@@ -6,7 +6,7 @@ from liverseg_dist.config import FineTuneConfig
 from liverseg_dist.model.unet import UNet
 
 
-def freeze(model: UNet, what: str) -> None:
+def freeze_parameters(model: UNet, what: str) -> None:
     """`none`, `encoder` or `all_but_heads`: those are not trained. Norms here keep no running statistics."""
     if what != "none":
         model.encoder.requires_grad_(False)
@@ -14,7 +14,7 @@ def freeze(model: UNet, what: str) -> None:
         model.decoder.requires_grad_(False)
 
 
-def groups(model: UNet, config: FineTuneConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: UNet, config: FineTuneConfig) -> list[dict[str, Any]]:
     """The optimizer's groups: one, or with a layer decay one per level, `lr_scale` falling with distance to the output.
 
     Layer-wise decay: https://arxiv.org/abs/1801.06146 (discriminative fine-tuning), as BEiT's per layer.

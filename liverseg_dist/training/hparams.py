@@ -13,7 +13,7 @@ COMPARED = {
 }  # fmt: skip
 
 
-def compared(settings: Settings) -> dict[str, str | float]:
+def comparable_settings(settings: Settings) -> dict[str, str | float]:
     """`section.key` -> value; what is no number becomes text."""
     tree = settings.model_dump()
     found = {f"{section}.{key}": tree[section][key] for section, keys in COMPARED.items() for key in keys}

@@ -64,9 +64,9 @@ class RunFolder:
             if "events" in " ".join(strangers) or "model.safetensors" in strangers:
                 raise UserError(f"{self.path}: holds run files but no config.yaml; choose another run.dir")
             write_text(self.config, settings.to_yaml())
-            write_text(self.path / "environment.json", json.dumps(environment(), indent=1))
+            write_text(self.path / "environment.json", json.dumps(version_environment(), indent=1))
             return False
-        refuse_other_settings(load_settings([self.config]), settings, self.path)
+        check_settings_compatible(load_settings([self.config]), settings, self.path)
         return True
 
     def set_status(self, state: str, step: int, max_steps: int, message: str = "") -> None:
@@ -92,7 +92,7 @@ class RunFolder:
             ) from None
 
 
-def refuse_other_settings(before: Settings, now: Settings, folder: Path) -> None:
+def check_settings_compatible(before: Settings, now: Settings, folder: Path) -> None:
     """A run goes on only with the settings it was begun with (but for `FREE_TO_CHANGE`). Raises `UserError`."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     for key in sorted(old.keys() | new.keys()):
@@ -103,7 +103,7 @@ def refuse_other_settings(before: Settings, now: Settings, folder: Path) -> None
             )
 
 
-def environment() -> dict[str, Any]:
+def version_environment() -> dict[str, Any]:
     """Versions that results depend on."""
     names = ("liverseg_dist", "torch", "deepspeed", "zarr", "numpy")
     return {

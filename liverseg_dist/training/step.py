@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.loading import DeviceBatch, DevicePrefetcher
-from liverseg_dist.distributed.collectives import all_sum, gather, rank, world_size
+from liverseg_dist.distributed.collectives import all_sum, gather_from_ranks, current_rank, world_size
 from liverseg_dist.distributed.strategies.base import Strategy
 from liverseg_dist.errors import RunFailed
-from liverseg_dist.model.training_dice import dice_of, overlap_counts
+from liverseg_dist.model.training_dice import dice_from_counts, overlap_counts
 from liverseg_dist.training.schedule import learning_rate
 
 STRUCTURES = ("liver", "tumour")
@@ -45,7 +45,7 @@ def rank_batches(settings: Settings, first_step: int, last_step: int) -> Iterato
     """
     size, micro = settings.train.global_batch_size, settings.train.micro_batch_size
     for step in range(first_step, last_step):
-        mine = list(range(step * size, (step + 1) * size))[rank() :: world_size()]
+        mine = list(range(step * size, (step + 1) * size))[current_rank() :: world_size()]
         for start in range(0, len(mine), micro):
             yield mine[start : start + micro]
 
@@ -69,7 +69,7 @@ class Stepper:
         """Told what this rank is about to do in which step."""
         self.take = take
         """Told the samples it is about to do it with."""
-        mine = len(range(rank(), settings.train.global_batch_size, world_size()))
+        mine = len(range(current_rank(), settings.train.global_batch_size, world_size()))
         self.micro_batches = math.ceil(mine / settings.train.micro_batch_size)
 
     def run(self, step: int, batches: DevicePrefetcher, stop_vote: bool) -> StepResult:
@@ -99,7 +99,7 @@ class Stepper:
         norm, warning = self._update(step, rate, broken if nonfinite > 0 else seen, nonfinite > 0)
         loss = values.pop("loss")
         counts = torch.tensor([values.pop(f"{COUNTS}{name}") for name in COUNTED], dtype=torch.float64).view(2, 3)
-        values |= {f"pseudo_dice_{name}": float(dice) for name, dice in zip(STRUCTURES, dice_of(counts), strict=True)}
+        values |= {f"pseudo_dice_{name}": float(dice) for name, dice in zip(STRUCTURES, dice_from_counts(counts), strict=True)}
         elapsed, waited = time.perf_counter() - started, batches.wait_s - waited_before
         return StepResult(loss, values, norm, rate, bool(warning), int(stop_votes), waited, elapsed, warning)
 
@@ -128,7 +128,7 @@ class Stepper:
             norm, what = self.strategy.step(rate), "the gradient is not finite"
             if math.isfinite(norm) or self.strategy.scaler.is_enabled():  # a scaler skips and tries a smaller scale
                 return norm, ""
-        names = sorted(name for ours in gather(suspects) for name in ours)
+        names = sorted(name for ours in gather_from_ranks(suspects) for name in ours)
         message = f"step {step + 1}: {what}; samples {', '.join(names)}"
         if self.settings.train.nonfinite == "skip" and (nonfinite or self.strategy.skips_nonfinite):
             return norm, f"{message}; the step is skipped"

@@ -12,29 +12,29 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.augment import DeviceTransform, preset_of
+from liverseg_dist.data.augment import DeviceTransform, augmentation_preset
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
-from liverseg_dist.distributed.collectives import agree, world_size
-from liverseg_dist.distributed.heartbeat import Watch
+from liverseg_dist.distributed.collectives import broadcast_from_rank0, world_size
+from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.model.flops import peak_tflops, sample_flops
 from liverseg_dist.tracking.profile import StepProfile
-from liverseg_dist.tracking.progress import ProgressLine, progress
+from liverseg_dist.tracking.progress import ProgressLine, show_progress
 from liverseg_dist.tracking.writer import NullWriter, RunWriter, Writer
 from liverseg_dist.training.checkpoint import Checkpoints
 from liverseg_dist.training.ema import Ema
-from liverseg_dist.training.hparams import compared
+from liverseg_dist.training.hparams import comparable_settings
 from liverseg_dist.planning.memory_estimate import micro_batch
 from liverseg_dist.training.preemption import StopFlag
 from liverseg_dist.training.run_folder import RunFolder
-from liverseg_dist.training.components import Parts
+from liverseg_dist.training.components import TrainingComponents
 from liverseg_dist.training.step import Stepper, StepResult, rank_batches
-from liverseg_dist.training.validation import Validation, validate
+from liverseg_dist.training.validation import ValidationResult, validate_cases
 
 
 @dataclass
-class Progress:
+class ResumeState:
     """What a resumed run must know besides tensors."""
 
     step: int = 0
@@ -45,10 +45,10 @@ class Progress:
     scaler: dict[str, Any] = field(default_factory=dict)
 
 
-def progress_of(state: dict[str, Any]) -> Progress:
+def parse_progress(state: dict[str, Any]) -> ResumeState:
     """From a checkpoint's state. Raises `RunFailed` for one that another version wrote."""
     try:
-        progress = Progress(**state["progress"])
+        progress = ResumeState(**state["progress"])
         if progress.step != state["step"]:
             raise ValueError(f"step {progress.step}")
     except (KeyError, TypeError, ValueError) as error:
@@ -57,10 +57,10 @@ def progress_of(state: dict[str, Any]) -> Progress:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """How the loop ended. `stopped_by`: a signal's name, `stop_at_step`, or empty when the run is finished."""
 
-    progress: Progress
+    progress: ResumeState
     stopped_by: str
     saved: bool = True
     """Whether the last checkpoint is safe on disk."""
@@ -69,12 +69,12 @@ class Outcome:
 class Trainer:
     """A run from its newest checkpoint to its end, or to a stop."""
 
-    def __init__(self, folder: RunFolder, parts: Parts, world: World, watch: Watch) -> None:
+    def __init__(self, folder: RunFolder, parts: TrainingComponents, world: World, watch: HeartbeatMonitor) -> None:
         self.folder, self.parts, self.world, self.watch = folder, parts, world, watch
         self.settings: Settings = parts.settings
         self.ema = Ema(parts.strategy.plain, self.settings.train.ema_decay)
         self.checkpoints = Checkpoints(folder.checkpoints, self.settings.checkpoint.keep_last, watch.timeout_s)
-        self.progress = Progress()
+        self.progress = ResumeState()
         self._last_save_s = time.monotonic()
         self._saved_step = -1
         self._recent: deque[StepResult] = deque(maxlen=200)
@@ -89,13 +89,13 @@ class Trainer:
         tensors = self._tensors()
         self.checkpoints.load(state["step"], tensors)
         self.parts.strategy.state_loaded(tensors)
-        self.progress = progress_of(state)
+        self.progress = parse_progress(state)
         self._saved_step = self.progress.step
         if self.progress.scaler:
             self.parts.strategy.scaler.load_state_dict(self.progress.scaler)
         return self.progress.step
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainingResult:
         """Train to the end or to a stop. A collective call."""
         self._last_save_s = time.monotonic()
         writer = self._writer()
@@ -104,11 +104,11 @@ class Trainer:
                 stopped_by = self._steps(writer, stop)
                 saved = self._close()
                 if not stopped_by:
-                    writer.hparams(self.progress.step, compared(self.settings), self._results())
+                    writer.hparams(self.progress.step, comparable_settings(self.settings), self._results())
             finally:
                 self.checkpoints.close()
                 writer.close()
-        return Outcome(self.progress, stopped_by, saved)
+        return TrainingResult(self.progress, stopped_by, saved)
 
     def _steps(self, writer: Writer, stop: StopFlag) -> str:
         settings, first = self.settings, self.progress.step
@@ -128,9 +128,9 @@ class Trainer:
             self.world.device.type == "cuda",
         )
         title = f"train {settings.train.max_steps} steps"
-        with loader, progress(title, settings.train.max_steps, quiet=not self.world.is_main) as line:
+        with loader, show_progress(title, settings.train.max_steps, quiet=not self.world.is_main) as line:
             line.advance(first)
-            transform = DeviceTransform(preset_of(settings.data), settings.data.patch_size)
+            transform = DeviceTransform(augmentation_preset(settings.data), settings.data.patch_size)
             batches = DevicePrefetcher(loader, transform, self.world.device)
             steps = settings.train.profile_steps if self.world.is_main else None
             profile = StepProfile(self.folder.path / "profile", steps, cuda=self.world.device.type == "cuda")
@@ -139,7 +139,7 @@ class Trainer:
                 stops = self._one(step, stepper, batches, stop.requested, writer, line)
                 profile.after(step + 1)
                 if stops:
-                    return agree(stop.signal_name) or "a signal on another rank"
+                    return broadcast_from_rank0(stop.signal_name) or "a signal on another rank"
         return "" if self.progress.step >= settings.train.max_steps else "stop_at_step"
 
     def _one(
@@ -177,7 +177,7 @@ class Trainer:
         self.watch.mark(step - 1, "validating")
         weights = self.weights()
         store, ids = self.parts.store, self.parts.validation_ids
-        found: Validation = validate(self.settings, store, ids, weights, self.world.device)
+        found: ValidationResult = validate_cases(self.settings, store, ids, weights, self.world.device)
         values = {"validation/score": found.score}
         for name in found.dice:
             values[f"validation/dice_{name}"] = found.dice[name]
@@ -200,7 +200,7 @@ class Trainer:
 
     def _save_is_due(self, step: int) -> bool:
         settings = self.settings.checkpoint
-        late = agree(time.monotonic() - self._last_save_s > settings.every_minutes * 60) if step % 10 == 0 else False
+        late = broadcast_from_rank0(time.monotonic() - self._last_save_s > settings.every_minutes * 60) if step % 10 == 0 else False
         return step % settings.every_steps == 0 or late
 
     def _save(self, *, wait: bool = False) -> bool:
@@ -218,7 +218,7 @@ class Trainer:
         """The last checkpoint and the portable weights. Whether the checkpoint is safe on disk, by rank 0's word."""
         fine = self.checkpoints.finish()
         again = not fine or self._saved_step != self.progress.step
-        saved = bool(agree(self._save(wait=True) if agree(again) else fine))
+        saved = bool(broadcast_from_rank0(self._save(wait=True) if broadcast_from_rank0(again) else fine))
         weights = self.weights()
         problem: RunFailed | None = None
         if self.world.is_main:
@@ -226,7 +226,7 @@ class Trainer:
                 self.folder.export(self.folder.model, weights)
             except RunFailed as error:
                 problem = error
-        if (problem := agree(problem)) is not None:  # every rank ends with the same words, none waits for another
+        if (problem := broadcast_from_rank0(problem)) is not None:  # every rank ends with the same words, none waits for another
             raise problem
         return saved
 

@@ -1,4 +1,4 @@
-"""Validation: whole slabs by sliding window, each case on one rank, counts pooled exactly."""
+"""ValidationResult: whole slabs by sliding window, each case on one rank, counts pooled exactly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.augment import preset_of
+from liverseg_dist.data.augment import augmentation_preset
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.distributed.collectives import gather, rank, world_size
+from liverseg_dist.distributed.collectives import gather_from_ranks, current_rank, world_size
 from liverseg_dist.evaluation.report.overlays import overlay
-from liverseg_dist.inference import Predictor
+from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.labels import IGNORE, STRUCTURES, structure_mask
 from liverseg_dist.model import build_model
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationResult:
     """`dice[structure]`: mean over cases that have the structure in truth or prediction; `score`: their mean."""
 
     dice: dict[str, float]
@@ -30,31 +30,31 @@ class Validation:
 Counts = dict[str, tuple[int, int, int]]
 
 
-def validate(
+def validate_cases(
     settings: Settings,
     store: CaseStore,
     case_ids: Sequence[str],
     weights: dict[str, torch.Tensor],
     device: torch.device,
-) -> Validation:
+) -> ValidationResult:
     """Dice of `weights` on the slabs of `case_ids`. A collective call; the result does not depend on the ranks."""
     limit = settings.validation.max_cases or len(case_ids)
     chosen = sorted(case_ids)[:limit]
     model = build_model(settings.model).to(device)
     model.load_state_dict(weights)
     model.eval()
-    data, axes = settings.data, preset_of(settings.data).mirror_axes
-    predictor = Predictor(model, data.patch_size, settings.model.regions, settings.inference, device, mirror_axes=axes)
+    data, axes = settings.data, augmentation_preset(settings.data).mirror_axes
+    predictor = SlidingWindowPredictor(model, data.patch_size, settings.model.regions, settings.inference, device, mirror_axes=axes)
     counts: dict[str, Counts] = {}
     pictures: dict[str, np.ndarray] = {}
-    for number in range(rank(), len(chosen), world_size()):
+    for number in range(current_rank(), len(chosen), world_size()):
         case_id = chosen[number]
         image, truth = store.image(case_id), store.label(case_id)
         predicted = predictor.segment(image, data.intensity)
         counts[case_id] = {name: _overlap(predicted, truth, name) for name in STRUCTURES}
         if number < settings.validation.pictures:
             pictures[case_id] = _picture(image, truth, predicted)
-    return _pool(gather(counts), gather(pictures))
+    return _pool(gather_from_ranks(counts), gather_from_ranks(pictures))
 
 
 def _overlap(predicted: np.ndarray, truth: np.ndarray, structure: str) -> tuple[int, int, int]:
@@ -71,7 +71,7 @@ def _picture(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.
     return overlay(image[z], known[z], predicted[z])
 
 
-def _pool(counts: list[dict[str, Counts]], pictures: list[dict[str, np.ndarray]]) -> Validation:
+def _pool(counts: list[dict[str, Counts]], pictures: list[dict[str, np.ndarray]]) -> ValidationResult:
     cases = {case_id: value for part in counts for case_id, value in part.items()}
     per_case: dict[str, float] = {}
     pooled: dict[str, float] = {}
@@ -83,4 +83,4 @@ def _pool(counts: list[dict[str, Counts]], pictures: list[dict[str, np.ndarray]]
         pooled[name] = 2 * both / (ours + theirs) if ours + theirs else float("nan")
     defined = [value for value in per_case.values() if value == value]
     score = float(np.mean(defined)) if defined else float("nan")
-    return Validation(per_case, pooled, score, len(cases), {k: v for part in pictures for k, v in sorted(part.items())})
+    return ValidationResult(per_case, pooled, score, len(cases), {k: v for part in pictures for k, v in sorted(part.items())})

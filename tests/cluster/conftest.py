@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.sbatch import INDEX, BatchJob, Resources, render
+from launch.slurm.sbatch import INDEX, BatchJob, Resources, render_batch_file
 from tests.cluster.slurm import Cluster, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +75,7 @@ def submit(cluster: Cluster) -> Submit:
     def start(run: Path, *sbatch: str, **settings: object) -> str:
         job = stand_in_job(run, **settings)
         (run / "jobs").mkdir(parents=True, exist_ok=True)
-        job.file.write_text(render(job))
+        job.file.write_text(render_batch_file(job))
         return cluster.sbatch(*sbatch, job.file)
 
     return start

@@ -17,7 +17,7 @@ from monai.transforms import Affine as MonaiAffine
 from scipy import ndimage, stats
 
 from liverseg_dist.config import DataConfig
-from liverseg_dist.data.augment import PRESETS, DeviceTransform, Preset, draw_augmentation, intensity_transforms, normalise, preset_of, spatial_transforms
+from liverseg_dist.data.augment import PRESETS, DeviceTransform, Preset, draw_augmentation, intensity_transforms, normalise_intensity, augmentation_preset, spatial_transforms
 from liverseg_dist.data.augment.presets import AugmentDraw, PresetName, SpatialDraw, rotation_matrix
 
 PATCH = (12, 20, 24)
@@ -54,7 +54,7 @@ def test_rotation_and_scaling_against_batchgenerators(angles: tuple, scaling: tu
     field_shape = (14, 30, 34)
     image, label = volume(field_shape), labels(field_shape)
     draw = SpatialDraw(rotation_matrix(angles) @ np.diag(scaling), any(angles), None)
-    ours, our_label = spatial_transforms.resample(image.clone(), label, draw, PATCH, OUTSIDE)
+    ours, our_label = spatial_transforms.resample_patch(image.clone(), label, draw, PATCH, OUTSIDE)
     theirs = SpatialTransform(
         PATCH, 0, random_crop=False, p_rotation=1, rotation=lambda image, dim: angles[dim],
         p_scaling=1, scaling=lambda image, dim: scaling[dim], p_synchronize_scaling_across_axes=-1,
@@ -71,7 +71,7 @@ def test_rotation_and_scaling_against_scipy_and_monai() -> None:
     image = volume((16, 32, 32))
     matrix = rotation_matrix((0.3, 0.1, -0.2)) @ np.diag((0.9, 1.0, 0.8))
     draw = SpatialDraw(matrix, True, None)
-    ours, _ = spatial_transforms.resample(image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0)
+    ours, _ = spatial_transforms.resample_patch(image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0)
     offset = (np.array(image.shape) - 1) / 2 - matrix @ ((np.array(PATCH) - 1) / 2)
     scipys = ndimage.affine_transform(
         image.numpy().astype(np.float64), matrix, offset, output_shape=PATCH, order=1, mode="grid-constant"
@@ -88,8 +88,8 @@ def test_separable_scaling_equals_the_grid(scaling: tuple) -> None:
     field_shape = (14, 24, 28)
     image, label = volume(field_shape), labels(field_shape)
     draw = SpatialDraw(np.diag(scaling), False, None)
-    ours, our_label = spatial_transforms.resample(image.clone(), label, draw, PATCH, OUTSIDE)
-    grids, grid_label = spatial_transforms.resample(image.clone(), label, replace(draw, rotates=True), PATCH, OUTSIDE)
+    ours, our_label = spatial_transforms.resample_patch(image.clone(), label, draw, PATCH, OUTSIDE)
+    grids, grid_label = spatial_transforms.resample_patch(image.clone(), label, replace(draw, rotates=True), PATCH, OUTSIDE)
     close(ours, grids)
     assert (our_label == grid_label).float().mean() > 0.999
 
@@ -104,7 +104,7 @@ def test_elastic_against_scipy() -> None:
     image = volume((20, 30, 34))
     matrix = rotation_matrix((0.0, 0.2, 0.1))
     draw = SpatialDraw(matrix, True, control)
-    ours, _ = spatial_transforms.resample(image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0)
+    ours, _ = spatial_transforms.resample_patch(image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0)
     points = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in PATCH], indexing="ij")) + np.stack(expected)
     where = np.einsum("ij,jzyx->izyx", matrix, points) + (np.array(image.shape)[:, None, None, None] - 1) / 2
     scipys = ndimage.map_coordinates(image.numpy().astype(np.float64), where, order=1, mode="grid-constant")
@@ -119,7 +119,7 @@ def test_ignored_voxels_survive_and_the_outside_is_ignored() -> None:
         SpatialDraw(np.eye(3) * 1.2, False, None),
         SpatialDraw(rotation_matrix((0.5, 0, 0)) * 1.2, True, None),
     ):
-        moved, out = spatial_transforms.resample(image.clone(), label, draw, PATCH, OUTSIDE)
+        moved, out = spatial_transforms.resample_patch(image.clone(), label, draw, PATCH, OUTSIDE)
         assert set(out.unique().tolist()) == {1, 255}
         assert out[0, 0, 0] == 255
         assert moved[0, 0, -1].item() == pytest.approx(OUTSIDE)
@@ -135,14 +135,14 @@ def test_the_field_holds_all_that_is_looked_at(preset: str) -> None:
         assert draw.field_shape is not None
         large = tuple(n + 20 for n in draw.field_shape)
         image, label = volume(large), labels(large)
-        full = spatial_transforms.resample(image.clone(), label, draw.spatial, PATCH, OUTSIDE)
+        full = spatial_transforms.resample_patch(image.clone(), label, draw.spatial, PATCH, OUTSIDE)
 
         def cut(less: int, image: torch.Tensor = image, label: torch.Tensor = label, draw: AugmentDraw = draw) -> tuple:
             assert draw.field_shape is not None
             assert draw.spatial is not None
             shape = tuple(n - less for n in draw.field_shape)
             views = (spatial_transforms.centre_crop(v, shape) for v in (image, label))
-            return spatial_transforms.resample(*views, draw.spatial, PATCH, OUTSIDE)
+            return spatial_transforms.resample_patch(*views, draw.spatial, PATCH, OUTSIDE)
 
         close(cut(0)[0], full[0], 1e-4)
         assert (cut(0)[1] == full[1]).float().mean() > 0.999
@@ -176,7 +176,7 @@ def test_gamma_of_a_constant_image_stays_finite() -> None:
 @pytest.mark.parametrize("sigma", [(0.5, 0.5, 0.5), (0.6, 0.75, 1.0), (0.95, 0.8, 0.55)])
 def test_blur_against_batchgenerators_and_scipy(sigma: tuple) -> None:
     image = volume()
-    ours = intensity_transforms.blur(image.clone(), sigma)
+    ours = intensity_transforms.gaussian_blur(image.clone(), sigma)
     theirs = GaussianBlurTransform(lambda shape, dim: sigma[dim - 1], False, False, 1)(image=image[None].clone())
     close(ours, theirs["image"][0])
     radius = [int(3 * s + 0.25) for s in sigma]
@@ -338,7 +338,7 @@ def test_without_augmentation_it_normalises_as_numpy_does() -> None:
     close(image_BCDHW, (v - 0.55) / 0.2)
     assert image_BCDHW.dtype == torch.float32
     assert torch.equal(label_BDHW, batch.label_BDHW)
-    close(normalise(torch.tensor([-500, -100, 240, 900], dtype=torch.int16), -100, 240, 0.5, 0.25), [-2, -2, 2, 2])
+    close(normalise_intensity(torch.tensor([-500, -100, 240, 900], dtype=torch.int16), -100, 240, 0.5, 0.25), [-2, -2, 2, 2])
 
 
 @pytest.mark.parametrize("preset", ["light", "nnunet", "strong"])
@@ -394,7 +394,7 @@ def test_seed_decides() -> None:
 @pytest.mark.parametrize("augmentation", ["nnunet", "strong"])
 @pytest.mark.parametrize("axes", ["", "x", "zy"])
 def test_mirror_axes_change_mirroring_alone(augmentation: PresetName, axes: str) -> None:
-    preset = preset_of(DataConfig(augmentation=augmentation, mirror_axes=tuple(axes)))  # type: ignore[arg-type]
+    preset = augmentation_preset(DataConfig(augmentation=augmentation, mirror_axes=tuple(axes)))  # type: ignore[arg-type]
     wanted, mirrored = {"zyx".index(axis) for axis in axes}, set()
     for seed in range(100):
         draw, usual = (draw_augmentation(which, PATCH, seed) for which in (preset, PRESETS[augmentation]))
@@ -406,8 +406,8 @@ def test_mirror_axes_change_mirroring_alone(augmentation: PresetName, axes: str)
 
 
 def test_mirror_axes_of_their_own_mirror_without_any_other_augmentation() -> None:
-    assert preset_of(DataConfig(augmentation="none", mirror_axes=("x",))) == Preset(mirror_axes=(2,))
-    assert preset_of(DataConfig(augmentation="none")) == PRESETS["none"]
+    assert augmentation_preset(DataConfig(augmentation="none", mirror_axes=("x",))) == Preset(mirror_axes=(2,))
+    assert augmentation_preset(DataConfig(augmentation="none")) == PRESETS["none"]
 
 
 def test_mirroring_flips_image_and_label_alike() -> None:

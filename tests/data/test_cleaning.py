@@ -14,15 +14,15 @@ from skimage.restoration import denoise_tv_chambolle
 
 from liverseg_dist.config import CleaningConfig
 from liverseg_dist.data.preprocessing.body_mask import body_box, body_mask, without_surroundings
-from liverseg_dist.data.preprocessing.invalid_voxels import blank_slices, broken_fraction, fill_broken
+from liverseg_dist.data.preprocessing.invalid_voxels import blank_slices, invalid_fraction, fill_invalid_voxels
 from liverseg_dist.data.preprocessing.intensity_statistics import (
     HuHistogram,
     clip_range_hu,
-    fingerprint_of,
-    intensity_of,
-    pool,
+    intensity_fingerprint,
+    choose_intensity,
+    pool_histograms,
 )
-from liverseg_dist.data.preprocessing.denoise import bilateral, estimate_noise, gaussian, median, reduce_noise, total_variation
+from liverseg_dist.data.preprocessing.denoise import bilateral_filter, estimate_noise, gaussian_filter, median_filter, reduce_noise, total_variation
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 
@@ -39,7 +39,7 @@ def tissue(shape: tuple[int, int, int] = (6, 40, 48), noise_hu: float = 20) -> n
 
 def test_nothing_to_do_returns_the_input_itself() -> None:
     voxels = tissue()
-    filled, broken = fill_broken(voxels)
+    filled, broken = fill_invalid_voxels(voxels)
     assert filled is voxels
     assert broken.to_json() == {"nonfinite_voxels": 0, "padding_voxels": 0, "saturated_voxels": 0, "blank_slices": []}
 
@@ -50,7 +50,7 @@ def test_nan_infinity_padding_and_saturation_become_air_and_are_counted() -> Non
     voxels[0, 1, :2] = -3024, -2000
     voxels[0, 2, 0] = 60_000
     before = voxels.copy()
-    filled, broken = fill_broken(voxels)
+    filled, broken = fill_invalid_voxels(voxels)
     assert filled.dtype == np.int16
     assert (broken.nonfinite_voxels, broken.padding_voxels, broken.saturated_voxels) == (3, 2, 1)
     assert (filled[0, 0, :3] == -1024).all()
@@ -63,7 +63,7 @@ def test_nan_infinity_padding_and_saturation_become_air_and_are_counted() -> Non
 
 @given(hnp.arrays(np.float32, (2, 3, 4), elements=st.floats(width=32)))
 def test_any_floats_become_whole_hu_of_a_ct(voxels: np.ndarray) -> None:
-    filled, broken = fill_broken(voxels)
+    filled, broken = fill_invalid_voxels(voxels)
     assert filled.dtype == np.int16
     assert filled.min() >= -1024
     assert broken.nonfinite_voxels == np.count_nonzero(~np.isfinite(voxels))
@@ -75,14 +75,14 @@ def test_any_floats_become_whole_hu_of_a_ct(voxels: np.ndarray) -> None:
 def test_blank_slices_between_slices_are_interpolated_as_numpy_does() -> None:
     voxels = tissue((9, 5, 5))
     voxels[[0, 3, 4, 6, 8]] = -1024  # 0 and 8 lie at the ends: nothing to interpolate from
-    filled, broken = fill_broken(voxels)
+    filled, broken = fill_invalid_voxels(voxels)
     assert broken.blank_slices == (3, 4, 6)
     content = [1, 2, 5, 7]
     for y, x in np.ndindex(5, 5):
         reference = np.interp([3, 4, 6], content, voxels[content, y, x])
         np.testing.assert_allclose(filled[[3, 4, 6], y, x], reference, atol=0.51)
     np.testing.assert_array_equal(filled[[0, 1, 2, 5, 7, 8]], voxels[[0, 1, 2, 5, 7, 8]])
-    assert broken_fraction(broken, voxels.shape) == pytest.approx(3 / 9)
+    assert invalid_fraction(broken, voxels.shape) == pytest.approx(3 / 9)
 
 
 def test_an_empty_scan_has_no_blank_slices_to_fill() -> None:
@@ -96,14 +96,14 @@ def test_an_empty_scan_has_no_blank_slices_to_fill() -> None:
 def test_median_equals_numpys(radius: int) -> None:
     image = tissue()[0]
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(image, radius, mode="edge"), (2 * radius + 1,) * 2)
-    np.testing.assert_array_equal(median(image, radius), np.median(windows, axis=(2, 3)))
+    np.testing.assert_array_equal(median_filter(image, radius), np.median(windows, axis=(2, 3)))
 
 
 @pytest.mark.parametrize("sigma", [0.7, 1.5])
 def test_gaussian_equals_skimage(sigma: float) -> None:
     image = tissue()[0]
     reference = skimage_gaussian(image.astype(np.float64), sigma, mode="nearest", preserve_range=True)
-    np.testing.assert_allclose(gaussian(image, sigma), reference, atol=1e-3)
+    np.testing.assert_allclose(gaussian_filter(image, sigma), reference, atol=1e-3)
 
 
 @pytest.mark.parametrize("sigma", [0.8, 1.5])
@@ -117,10 +117,10 @@ def test_bilateral_equals_its_formula_and_in_the_limit_scipys_gaussian(sigma: fl
         return np.average(window, weights=weights)
 
     reference = ndimage.generic_filter(image.astype(np.float64), formula, size=2 * radius + 1, mode="nearest")
-    np.testing.assert_allclose(bilateral(image, sigma, 30.0), reference, atol=1e-3)
+    np.testing.assert_allclose(bilateral_filter(image, sigma, 30.0), reference, atol=1e-3)
     blind = ndimage.gaussian_filter(image.astype(np.float64), sigma, radius=radius, mode="nearest")
-    np.testing.assert_allclose(bilateral(image, sigma, 1e6), blind, atol=1e-3)
-    np.testing.assert_array_equal(bilateral(image, sigma, 0.0), image)
+    np.testing.assert_allclose(bilateral_filter(image, sigma, 1e6), blind, atol=1e-3)
+    np.testing.assert_array_equal(bilateral_filter(image, sigma, 0.0), image)
 
 
 @pytest.mark.parametrize("weight", [5.0, 20.0])
@@ -191,16 +191,16 @@ def test_pooling_is_the_same_bits_in_any_order(parts: list[np.ndarray], random: 
     whole = HuHistogram.of(np.concatenate(parts))
     shuffled = parts.copy()
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    pooled = pool(HuHistogram.of(part) for part in shuffled)
+    pooled = pool_histograms(HuHistogram.of(part) for part in shuffled)
     assert pooled == whole
-    assert intensity_of(pooled, cleaning) == intensity_of(whole, cleaning)
+    assert choose_intensity(pooled, cleaning) == choose_intensity(whole, cleaning)
     assert HuHistogram.from_json(pooled.to_json()) == pooled
 
 
 def test_percentile_clip_and_affine_equal_nnunets_ct_normalisation() -> None:
     """nnU-Net: clip to the foreground's percentiles, then (v - mean) / std; ours passes through [0, 1] on the way."""
     liver = RNG.normal(110, 25, 50_000).round().astype(np.int16)
-    intensity = intensity_of(HuHistogram.of(liver), CleaningConfig())
+    intensity = choose_intensity(HuHistogram.of(liver), CleaningConfig())
     lower, upper = np.percentile(liver, (0.5, 99.5))
     assert (intensity.lower_hu, intensity.upper_hu) == (pytest.approx(lower), pytest.approx(upper))
     scan = RNG.integers(-1024, 2000, 1000)
@@ -216,7 +216,7 @@ def test_percentile_clip_and_affine_equal_nnunets_ct_normalisation() -> None:
 
 def test_without_standardisation_it_ends_in_0_to_1() -> None:
     liver = HuHistogram.of(RNG.normal(110, 25, 5000).round().astype(np.int16))
-    intensity = intensity_of(liver, CleaningConfig(standardise=False))
+    intensity = choose_intensity(liver, CleaningConfig(standardise=False))
     assert (intensity.mean, intensity.std) == (0, 1)
     assert (intensity.lower_hu, intensity.upper_hu) == clip_range_hu(liver, CleaningConfig())
 
@@ -234,21 +234,21 @@ def test_a_fixed_window_and_robust_z() -> None:
 
 def test_without_foreground() -> None:
     with pytest.raises(UserError, match="window"):
-        intensity_of(HuHistogram(), CleaningConfig())
-    intensity = intensity_of(HuHistogram(), CleaningConfig(outliers="window"))
+        choose_intensity(HuHistogram(), CleaningConfig())
+    intensity = choose_intensity(HuHistogram(), CleaningConfig(outliers="window"))
     assert (intensity.lower_hu, intensity.upper_hu, intensity.mean) == (-160, 240, 0.5)
-    assert fingerprint_of(HuHistogram()) == {"voxels": 0}
+    assert intensity_fingerprint(HuHistogram()) == {"voxels": 0}
 
 
 def test_a_constant_foreground_still_gives_an_affine() -> None:
-    intensity = intensity_of(HuHistogram.of(np.full(9, 50, np.int16)), CleaningConfig())
+    intensity = choose_intensity(HuHistogram.of(np.full(9, 50, np.int16)), CleaningConfig())
     assert intensity.upper_hu > intensity.lower_hu
     assert intensity.std > 0
 
 
 def test_the_fingerprint_is_of_all_voxels() -> None:
     liver = RNG.normal(110, 25, 5000).round().astype(np.int16)
-    fingerprint = fingerprint_of(HuHistogram.of(liver))
+    fingerprint = intensity_fingerprint(HuHistogram.of(liver))
     assert fingerprint["voxels"] == 5000
     assert fingerprint["mean_hu"] == pytest.approx(liver.mean())
     assert fingerprint["std_hu"] == pytest.approx(liver.std())

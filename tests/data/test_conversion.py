@@ -19,7 +19,7 @@ from liverseg_dist.data.audit import audit_page
 from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram
 from liverseg_dist.data.conversion.foreground_samples import foreground_samples
 from liverseg_dist.data.conversion.case_records import CaseRecord
-from liverseg_dist.data.conversion.root_metadata import patients_of
+from liverseg_dist.data.conversion.root_metadata import group_patients
 from liverseg_dist.data.store.case_store import CaseStore
 from tests.data.mini_store import ct_like
 from tests.data.sources import RAS, SHAPE, convert, convert_command, run, tree, write_index, write_nifti, write_source
@@ -255,9 +255,9 @@ def test_doubles_are_one_patient() -> None:
         return CaseRecord(scan, True, "", "", "kept", [], voxel_sha256=voxels)
 
     records = [record("liver_0", "aa"), record("liver_1", "bb"), record("liver_2", "aa"), record("liver_28", "cc")]
-    assert patients_of(records, ConvertConfig())["liver_2"] == "liver_0"
+    assert group_patients(records, ConvertConfig())["liver_2"] == "liver_0"
     records.append(record("3Dircadb1.1", "dd"))  # known to be the patient of liver_28
-    patients = patients_of(records, ConvertConfig())
+    patients = group_patients(records, ConvertConfig())
     assert patients["liver_28"] == patients["3Dircadb1.1"]
     assert len(set(patients.values())) == 3
 
@@ -267,7 +267,7 @@ def test_a_chain_of_doubles_and_names_is_one_patient(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("case,patient\na,Jane\nb,Jane\nc,Joan\nd,Joan\ne,Jim\n")
     records = [CaseRecord(n, True, "", "", "kept", [], voxel_sha256=v) for n, v in zip("abcde", "12234", strict=True)]
     config = ConvertConfig.model_validate({"splits": {"patients": tmp_path / "p.csv"}})
-    assert patients_of(records, config) == {"a": "a", "b": "a", "c": "a", "d": "a", "e": "e"}
+    assert group_patients(records, config) == {"a": "a", "b": "a", "c": "a", "d": "a", "e": "e"}
 
 
 def test_labelled_scans_of_the_data_sets_own_test_set_stay_there(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from liverseg_dist.commands.main import main
-from liverseg_dist.data.conversion.store_locks import Locks
+from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
-from liverseg_dist.locks import locked
+from liverseg_dist.locks import hold_lock
 from tests.data.mini_store import ct_like
 from tests.data.sources import convert, convert_command, run, tree, write_index, write_nifti, write_source
 
@@ -158,7 +158,7 @@ def test_another_conversion_with_other_settings_has_to_wait(
 ) -> None:
     store = tmp_path / "s"
     assert convert(source, store, "--shard", "0/4")[0] == 0
-    with locked(Locks(store / ".liverseg").sessions, shared=True):  # as a running conversion does
+    with hold_lock(StoreLocks(store / ".liverseg").sessions, shared=True):  # as a running conversion does
         assert convert(source, store, "--force", "convert.slab.policy=window")[0] == 2
     assert "another conversion writes it" in capsys.readouterr().err
 

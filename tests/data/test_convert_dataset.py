@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from liverseg_dist.config import CleaningConfig, ConvertConfig
 from liverseg_dist.data.io.nifti import read_nifti
-from liverseg_dist.data.preprocessing.pipeline import clean_scan, interpolation_of, prepare_scan
-from liverseg_dist.data.preprocessing.resample import resample
+from liverseg_dist.data.preprocessing.pipeline import clean_scan, interpolation_for, prepare_scan
+from liverseg_dist.data.preprocessing.resample import resample_to_grid
 from liverseg_dist.volume import Grid, Volume
 from tests.data.geometry import ALL_ORIENTATIONS
 
@@ -52,7 +52,7 @@ def test_how_a_scan_is_stored_does_not_matter(orientation: str, cleaning: dict) 
 def test_it_is_cleaning_then_resampling_and_nothing_else() -> None:
     cleaning = CleaningConfig(noise="gaussian", body_margin_mm=4)
     clean = clean_scan(scan(), cleaning).volume
-    reference = resample(clean, clean.grid.with_spacing(SPACING_MM), interpolation=interpolation_of(cleaning))
+    reference = resample_to_grid(clean, clean.grid.with_spacing(SPACING_MM), interpolation=interpolation_for(cleaning))
     np.testing.assert_array_equal(prepared(scan(), noise="gaussian", body_margin_mm=4).voxels, reference.voxels)
 
 
@@ -89,7 +89,7 @@ def test_the_body_crop_knows_its_place() -> None:
     cropped = clean_scan(volume, CleaningConfig(body_margin_mm=0))
     canonical = volume.reoriented("RAS")
     assert cropped.volume.shape[1:] < canonical.shape[1:]
-    np.testing.assert_array_equal(resample(canonical, cropped.volume.grid).voxels, cropped.volume.voxels)
+    np.testing.assert_array_equal(resample_to_grid(canonical, cropped.volume.grid).voxels, cropped.volume.voxels)
     assert (cropped.volume.voxels > 0).sum() == (canonical.voxels > 0).sum()
     assert cropped.provenance["body_box_yx"]
 
@@ -108,7 +108,7 @@ def test_a_mask_finds_back_to_the_scan(spacing_mm: tuple[float, float, float], o
     volume = scan().reoriented(orientation)
     result = prepare_scan(volume, ConvertConfig(cleaning=CleaningConfig(body_margin_mm=6)), spacing_mm)
     drawn = result.with_voxels((result.voxels > -300).astype(np.uint8))
-    back = resample(drawn, volume.grid, "label").voxels.astype(bool)
+    back = resample_to_grid(drawn, volume.grid, "label").voxels.astype(bool)
     truth = volume.voxels > -300
     assert back.shape == volume.shape
     assert 2 * (back & truth).sum() / (back.sum() + truth.sum()) > 0.88

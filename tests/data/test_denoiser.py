@@ -19,11 +19,11 @@ from liverseg_dist.data.preprocessing.denoising_autoencoder import (
     RANGE_HU,
     SLICES,
     Denoiser,
-    denoise,
-    denoiser_of,
+    apply_denoiser,
+    load_denoiser,
     predict_noise,
 )
-from liverseg_dist.data.preprocessing.denoiser_training import DenoiserTraining, draw_patch, hide, train_denoiser
+from liverseg_dist.data.preprocessing.denoiser_training import DenoiserTraining, draw_patch, mask_blind_spots, train_denoiser
 from liverseg_dist.data.preprocessing.denoise import reduce_noise
 from liverseg_dist.data.io.nifti import write_image
 from liverseg_dist.data.preprocessing.pipeline import prepare_scan
@@ -69,7 +69,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns_from_noisy_slices_alone() -> None:
     clean, noisy = organs()
     denoiser = train_denoiser([noisy], DenoiserTraining(steps=200, batch_size=4), CPU)
-    cleaned = denoise(noisy, denoiser)
+    cleaned = apply_denoiser(noisy, denoiser)
     soft = clean > -200
     gain = peak_signal_noise_ratio(clean[soft], cleaned[soft], data_range=200) - peak_signal_noise_ratio(
         clean[soft], noisy[soft], data_range=200
@@ -91,7 +91,7 @@ def test_the_same_seed_is_the_same_file_and_another_is_not() -> None:
 def test_what_is_asked_for_is_hidden_with_its_neighbours() -> None:
     training = DenoiserTraining(block_radius=2, hidden_share=0.01)
     stacks = np.arange(2 * SLICES * 40 * 40, dtype=np.float32).reshape(2, SLICES, 40, 40)  # every pixel its own value
-    hidden, asked = hide(stacks, np.random.default_rng(0), training)
+    hidden, asked = mask_blind_spots(stacks, np.random.default_rng(0), training)
     middle = SLICES // 2
     changed = hidden[:, middle] != stacks[:, middle]
     block = np.stack([ndimage.binary_dilation(a, np.ones((5, 5))) for a in asked])
@@ -132,13 +132,13 @@ def test_only_soft_tissue_changes_and_only_as_much_as_asked() -> None:
     noisy[2, 20, 20] = 1500
     before = noisy.copy()
     noisy.setflags(write=False)
-    whole, half = denoise(noisy, some_denoiser()), denoise(noisy, some_denoiser(), share=0.5)
+    whole, half = apply_denoiser(noisy, some_denoiser()), apply_denoiser(noisy, some_denoiser(), share=0.5)
     np.testing.assert_array_equal(noisy, before)
     outside = (noisy <= RANGE_HU[0]) | (noisy >= RANGE_HU[1])
     np.testing.assert_array_equal(whole[outside], noisy[outside])
     assert (whole != noisy).any()
     np.testing.assert_allclose(half - noisy.astype(float), (whole - noisy.astype(float)) / 2, atol=0.76)
-    np.testing.assert_array_equal(denoise(noisy, some_denoiser(), share=0.0), noisy)
+    np.testing.assert_array_equal(apply_denoiser(noisy, some_denoiser(), share=0.0), noisy)
 
 
 # --- weights that travel ----------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_a_file_goes_into_the_settings_and_comes_out_again(file: Path, tmp_path:
     assert str(file) not in cleaning.model_dump_json()  # its content, not its place
     again = CleaningConfig.model_validate_json(cleaning.model_dump_json())
     assert again == cleaning
-    found = denoiser_of(again.denoiser)
+    found = load_denoiser(again.denoiser)
     for ours, theirs in zip(found.weights, some_denoiser().weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     settings = load_settings(overrides=["convert.cleaning.noise=autoencoder", f"convert.cleaning.denoiser={file}"])
@@ -162,7 +162,7 @@ def test_preparing_a_scan_uses_it(file: Path) -> None:
     noisy = np.maximum(noisy, np.int16(-1024))  # what lies below is padding, another step's business
     cleaning = CleaningConfig(noise="autoencoder", denoiser=str(file), noise_strength=0.8)
     volume = Volume(noisy, Grid(noisy.shape, np.eye(4)))
-    reference = denoise(noisy, some_denoiser(), 0.8)
+    reference = apply_denoiser(noisy, some_denoiser(), 0.8)
     np.testing.assert_array_equal(reduce_noise(noisy, cleaning)[0], reference)
     result = prepare_scan(volume, ConvertConfig(cleaning=cleaning), (1, 1, 1))
     np.testing.assert_array_equal(result.voxels, reference)
@@ -204,7 +204,7 @@ def test_what_is_no_denoiser_is_refused(content: bytes) -> None:
 def test_damaged_settings_are_refused() -> None:
     for setting in (None, "denoiser.safetensors", "data:application/octet-stream;base64,!!!"):
         with pytest.raises(UserError, match="denoiser"):
-            denoiser_of(setting)
+            load_denoiser(setting)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from liverseg_dist.config import DataConfig
 from liverseg_dist.data.augment import DeviceTransform, draw_augmentation
-from liverseg_dist.data.augment.presets import PRESETS, preset_of
+from liverseg_dist.data.augment.presets import PRESETS, augmentation_preset
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.errors import RunFailed, UserError
 from tests.data.mini_store import INTENSITY, MiniStore, write_store
@@ -45,7 +45,7 @@ def rank_batches(rank: int, world_size: int, first: int = 0, micro: int = 2) -> 
 def digests(store: MiniStore, batches: Iterator[list[int]], workers: int = 0, prefetch: int = 2) -> dict:
     """Sample number -> digest of what the network would get."""
     source = PatchSource(store, store.case_ids, SETTINGS, seed=7, global_batch_size=BATCH)
-    transform = DeviceTransform(preset_of(SETTINGS), PATCH)
+    transform = DeviceTransform(augmentation_preset(SETTINGS), PATCH)
     found = {}
     with PatchLoader(source, batches, workers, prefetch) as loader:
         for batch in loader:

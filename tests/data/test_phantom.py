@@ -17,9 +17,9 @@ from scipy import ndimage, signal
 from liverseg_dist.commands.main import main
 from liverseg_dist.phantom.anatomy import Painter, Patient, draw_patient
 from liverseg_dist.phantom.dataset import FIRST_TEST, PhantomSet, write_dataset
-from liverseg_dist.phantom.organs import cava
+from liverseg_dist.phantom.organs import vena_cava
 from liverseg_dist.phantom.scan import ORIENTATIONS, PhantomScan, draw_grid, make_scan, scan_patient
-from liverseg_dist.phantom.scanner import SpectralField, frequencies
+from liverseg_dist.phantom.scanner import SpectralField, spectrum_frequencies
 from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Points, Waves
 from liverseg_dist.phantom.tumours import how_many
 from liverseg_dist.labels import LIVER, TUMOUR
@@ -231,7 +231,7 @@ def test_tissues_have_portal_venous_hu() -> None:
     expected = {
         "liver": (ndimage.binary_erosion(liver, iterations=2), 60, 145),
         "spleen": (organs[patient.contrast.spleen].distance(p) < -8, 85, 155),
-        "cava": (np.min([c.distance(p) for c in cava()], axis=0) < -6, 85, 175),
+        "cava": (np.min([c.distance(p) for c in vena_cava()], axis=0) < -6, 85, 175),
         "fat under the skin": ((wall > patient.torso.wall_mm + 5) & (hu > -300), -125, -80),
         "muscle of the back": (_back(p) & (np.abs(p.z) < 100), 35, 80),
         "lung": ((wall < -8) & (abdomen > 8) & (np.abs(p.x) > 70), -950, -750),
@@ -378,7 +378,7 @@ def test_painting_slabs_is_painting_the_whole() -> None:
 
 def test_noise_has_its_variance_spectrum_and_correlation() -> None:
     grid = Grid((60, 125, 96), np.diag([0.8, 0.8, 1.5, 1.0]))
-    along_y, along_x = frequencies(grid)
+    along_y, along_x = spectrum_frequencies(grid)
     f = np.sqrt(along_y**2 + along_x**2)
     field = SpectralField(np.random.default_rng(0), grid, np.sqrt(f) * np.exp(-((f / 0.3) ** 2)), 0.4).take(60)
     assert field.shape == grid.shape

@@ -10,7 +10,7 @@ from liverseg_dist.commands.main import main
 from liverseg_dist.config import DataConfig
 from liverseg_dist.data.augment import PRESETS, DeviceTransform
 from liverseg_dist.data.loading import PatchLoader, PatchSource
-from liverseg_dist.data.preview import TILE_PX, PreviewRow, render_preview, telling_slice
+from liverseg_dist.data.preview import TILE_PX, PreviewRow, render_preview, most_informative_slice
 from liverseg_dist.data.store.case_store import CaseStore
 
 
@@ -79,11 +79,11 @@ def test_mistakes_are_one_line(
 
 def test_the_slice_that_tells_most() -> None:
     label = np.zeros((5, 8, 8), np.uint8)
-    assert telling_slice(label) == 2
+    assert most_informative_slice(label) == 2
     label[1] = 1
-    assert telling_slice(label) == 1
+    assert most_informative_slice(label) == 1
     label[4, 2:4, 2:4] = 2
-    assert telling_slice(label) == 4
+    assert most_informative_slice(label) == 4
 
 
 def test_pictures_are_in_radiological_display() -> None:

@@ -15,12 +15,12 @@ from skimage.transform import resize
 from liverseg_dist.data.preprocessing.resample import (
     NUDGE,
     Interpolation,
-    align,
-    resample,
+    align_axes,
+    resample_to_grid,
     resample_nearest,
     resample_probabilities,
 )
-from liverseg_dist.data.preprocessing.resample_axis import AxisPlaces, interpolation_matrix
+from liverseg_dist.data.preprocessing.resample_axis import SamplePositions, interpolation_matrix
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 from tests.data.geometry import ALL_ORIENTATIONS, grids, numbered
@@ -54,7 +54,7 @@ def zoomed(values: np.ndarray, grid: Grid, order: int) -> np.ndarray:
 def test_images_equal_scipy_zoom(spacing_mm: tuple[float, float, float], order: int) -> None:
     target = GRID.with_spacing(spacing_mm)
     values = smooth()
-    ours = resample(Volume(values, GRID), target, interpolation=Interpolation(order, order, antialias=False)).voxels
+    ours = resample_to_grid(Volume(values, GRID), target, interpolation=Interpolation(order, order, antialias=False)).voxels
     reference = np.clip(zoomed(values.astype(np.float64), target, order), values.min(), values.max())
     np.testing.assert_allclose(ours, reference, atol=2e-6 * np.abs(values).max())
 
@@ -67,7 +67,7 @@ def test_images_equal_skimage_resize_as_nnunet_calls_it(
     target = GRID.with_spacing(spacing_mm)
     values = smooth(np.float64)
     reference = resize(values, target.shape, order=3, mode="edge", anti_aliasing=antialias)
-    ours = resample(
+    ours = resample_to_grid(
         Volume(values.astype(np.float32), GRID), target, interpolation=Interpolation(3, 3, antialias)
     ).voxels
     if antialias:  # the filter and the clip come in another order there: compare where neither clips
@@ -88,7 +88,7 @@ def test_thick_slices_are_interpolated_apart_as_nnunet_does() -> None:
     for thick_order in (0, 1):
         reference = np.clip(zoomed(in_plane, target, thick_order), values.min(), values.max())
         interpolation = Interpolation(3, thick_order, antialias=False)
-        ours = resample(Volume(values, thick), target, interpolation=interpolation).voxels
+        ours = resample_to_grid(Volume(values, thick), target, interpolation=interpolation).voxels
         np.testing.assert_allclose(ours, reference, atol=3e-6 * np.abs(values).max())
 
 
@@ -106,7 +106,7 @@ def test_labels_equal_one_hot_linear_argmax(spacing_mm: tuple[float, float, floa
     target = GRID.with_spacing(spacing_mm)
     assert set(np.unique(label)) == {0, 1, 2}
     shares = np.stack([zoomed((label == value).astype(np.float64), target, 1) for value in range(3)])
-    ours = resample(Volume(label, GRID), target, "label").voxels
+    ours = resample_to_grid(Volume(label, GRID), target, "label").voxels
     assert ours.dtype == np.uint8
     ordered = np.sort(shares, axis=0)
     clear = ordered[2] - ordered[1] > 4 * NUDGE
@@ -131,11 +131,11 @@ def test_a_label_on_a_rotated_grid_equals_scipy_nearest(degrees: float) -> None:
     affine[:3, :3] = Rotation.from_euler("zx", [degrees, 3], degrees=True).as_matrix() @ np.diag([1.1, 0.7, 0.9])
     affine[:3, 3] = GRID.world_mm(np.array(SHAPE) / 2) - affine[:3, :3] @ np.array([10, 12, 8])
     target = Grid((17, 25, 21), affine)
-    assert align(GRID, target) is None
+    assert align_axes(GRID, target) is None
     at = GRID.index_of(target.world_mm(np.argwhere(np.ones(target.shape)))).T
     reference = ndimage.map_coordinates(label, at, order=0, mode="grid-constant", cval=0).reshape(target.shape)
     assert (reference > 0).sum() > 500
-    for ours in (resample(Volume(label, GRID), target, "label"), resample_nearest(Volume(label, GRID), target)):
+    for ours in (resample_to_grid(Volume(label, GRID), target, "label"), resample_nearest(Volume(label, GRID), target)):
         np.testing.assert_array_equal(ours.voxels, reference)
 
 
@@ -148,7 +148,7 @@ def test_an_image_on_a_rotated_grid_is_linear_inside_and_air_outside() -> None:
     reference = ndimage.map_coordinates(values.astype(np.float64), at, order=1, mode="nearest").reshape(SHAPE)
     beyond = np.maximum(-0.5 - at.T, at.T - (np.array(SHAPE) - 0.5)).max(axis=1).reshape(SHAPE)  # voxels past a face
     inside, outside = beyond < -0.01, beyond > 0.01
-    ours = resample(Volume(values, GRID), target).voxels
+    ours = resample_to_grid(Volume(values, GRID), target).voxels
     assert ours.dtype == np.int16
     assert outside.any()
     np.testing.assert_allclose(ours[inside], reference[inside], atol=0.5 + 1e-3)
@@ -166,8 +166,8 @@ def test_turning_and_back_is_exact(grid: Grid, orientation: str, kind: str) -> N
     if kind == "label":
         volume = volume.with_voxels((volume.voxels % 3).astype(np.uint8))
     turned = volume.reoriented(orientation)
-    np.testing.assert_array_equal(resample(volume, turned.grid, kind).voxels, turned.voxels)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(resample(turned, volume.grid, kind).voxels, volume.voxels)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(resample_to_grid(volume, turned.grid, kind).voxels, turned.voxels)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(resample_to_grid(turned, volume.grid, kind).voxels, volume.voxels)  # type: ignore[arg-type]
 
 
 @given(grids(), st.tuples(*[st.integers(-3, 5)] * 3), st.tuples(*[st.integers(1, 8)] * 3), orientations)
@@ -176,7 +176,7 @@ def test_crops_pads_and_turns_are_exact(
 ) -> None:
     volume = numbered(grid)
     expected = volume.cropped(start, shape, fill=-7).reoriented(orientation)
-    ours = resample(volume, expected.grid, fill=-7)
+    ours = resample_to_grid(volume, expected.grid, fill=-7)
     np.testing.assert_array_equal(ours.voxels, expected.voxels)
 
 
@@ -194,7 +194,7 @@ def test_orientation_does_not_change_the_result(
     interpolation = Interpolation(order)
     spread = sorted(grid.spacing_mm)
     assume(spread[2] - spread[1] > 1e-6 or spread[2] < 2.9 * spread[0])  # two equally thick axes: the first one counts
-    one, other = (resample(v, target, interpolation=interpolation).voxels.astype(int) for v in (volume, turned))
+    one, other = (resample_to_grid(v, target, interpolation=interpolation).voxels.astype(int) for v in (volume, turned))
     assert np.abs(one - other).max() <= 1  # rounding of x.5
 
 
@@ -209,7 +209,7 @@ def test_a_constant_stays_constant(
     grid: Grid, spacing_mm: tuple[float, float, float], order: int, antialias: bool
 ) -> None:
     target = grid.with_spacing(spacing_mm)
-    ours = resample(
+    ours = resample_to_grid(
         Volume(np.full(grid.shape, 40, np.int16), grid), target, interpolation=Interpolation(order, order, antialias)
     )
     assert (ours.voxels == 40).all()
@@ -225,7 +225,7 @@ def test_a_straight_ramp_stays_straight() -> None:
     for axis in range(3):
         ramp = grid.world_mm(index)[..., axis].astype(np.float32)
         for interpolation in (Interpolation(1, 1, False), Interpolation(3, 3, False)):
-            ours = resample(Volume(ramp, grid), target, interpolation=interpolation).voxels
+            ours = resample_to_grid(Volume(ramp, grid), target, interpolation=interpolation).voxels
             np.testing.assert_allclose(ours[inner], wanted_at[..., axis][inner], atol=2e-3)
 
 
@@ -239,7 +239,7 @@ def test_small_tumours_keep_their_volume_when_slices_grow() -> None:
     for _ in range(20):
         centre = grid.world_mm(np.array([20, 30, 30]) + rng.uniform(-3, 3, 3))
         label = 1 + (np.linalg.norm(world_mm - centre, axis=-1) < 5).astype(np.uint8).reshape(grid.shape)
-        ours = resample(Volume(label, grid), target, "label").voxels
+        ours = resample_to_grid(Volume(label, grid), target, "label").voxels
         shares.append(np.count_nonzero(ours == 2) * 2 / np.count_nonzero(label == 2))
     assert np.mean(shares) == pytest.approx(1, abs=0.06)
 
@@ -248,27 +248,27 @@ def test_padding_class_255_survives_and_empty_labels_stay_empty() -> None:
     label = classes()
     label[:3] = 255
     target = GRID.with_spacing((1.2, 1.7, 1.6))
-    ours = resample(Volume(label, GRID), target, "label").voxels
+    ours = resample_to_grid(Volume(label, GRID), target, "label").voxels
     assert (ours[:3] == 255).all()
     assert not (ours[3:] == 255).any()
-    assert not resample(Volume(np.zeros(SHAPE, np.uint8), GRID), target, "label").voxels.any()
+    assert not resample_to_grid(Volume(np.zeros(SHAPE, np.uint8), GRID), target, "label").voxels.any()
 
 
 def test_a_target_beyond_the_scan_is_filled() -> None:
     target = GRID.with_spacing((1.2, 1.5, 1.5)).cropped((-2, -5, -5), (30, 40, 45))
-    image = resample(Volume(np.full(SHAPE, 50, np.int16), GRID), target).voxels
+    image = resample_to_grid(Volume(np.full(SHAPE, 50, np.int16), GRID), target).voxels
     assert set(np.unique(image)) == {-1024, 50}
-    label = resample(Volume(np.ones(SHAPE, np.uint8), GRID), target, "label").voxels
+    label = resample_to_grid(Volume(np.ones(SHAPE, np.uint8), GRID), target, "label").voxels
     np.testing.assert_array_equal(label == 1, image == 50)
     far = GRID.with_spacing((1.2, 1.5, 1.5)).cropped((900, 900, 900), (4, 5, 6))
-    assert (resample(Volume(np.full(SHAPE, 50, np.int16), GRID), far).voxels == -1024).all()
-    assert not resample(Volume(np.ones(SHAPE, np.uint8), GRID), far, "label").voxels.any()
+    assert (resample_to_grid(Volume(np.full(SHAPE, 50, np.int16), GRID), far).voxels == -1024).all()
+    assert not resample_to_grid(Volume(np.ones(SHAPE, np.uint8), GRID), far, "label").voxels.any()
 
 
 def test_integers_are_rounded_and_stay_in_range() -> None:
     values = smooth(np.int16)
     target = GRID.with_spacing((0.7, 0.5, 0.5))
-    ours = resample(Volume(values, GRID), target, interpolation=PLAIN).voxels
+    ours = resample_to_grid(Volume(values, GRID), target, interpolation=PLAIN).voxels
     reference = zoomed(values.astype(np.float64), target, 3)
     assert ours.dtype == np.int16
     assert values.min() <= ours.min() <= ours.max() <= values.max()
@@ -281,8 +281,8 @@ def test_the_input_is_not_touched() -> None:
     copies = values.copy(), label.copy()
     values.setflags(write=False)
     label.setflags(write=False)
-    resample(Volume(values, GRID), GRID.with_spacing((1, 1, 1)))
-    resample(Volume(label, GRID), GRID.with_spacing((1, 1, 1)), "label")
+    resample_to_grid(Volume(values, GRID), GRID.with_spacing((1, 1, 1)))
+    resample_to_grid(Volume(label, GRID), GRID.with_spacing((1, 1, 1)), "label")
     np.testing.assert_array_equal(values, copies[0])
     np.testing.assert_array_equal(label, copies[1])
 
@@ -291,7 +291,7 @@ def test_the_input_is_not_touched() -> None:
 @pytest.mark.parametrize("order", [0, 1, 3])
 def test_axis_matrices_equal_scipy_on_unit_vectors(length: int, count: int, order: int) -> None:
     step = length / count
-    matrix = interpolation_matrix(AxisPlaces(length, count, (step - 1) / 2, step), order)
+    matrix = interpolation_matrix(SamplePositions(length, count, (step - 1) / 2, step), order)
     np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-9)
     if length > 1:
         reference = np.stack(
@@ -306,19 +306,19 @@ def test_axis_matrices_equal_scipy_on_unit_vectors(length: int, count: int, orde
 
 def test_an_absurd_target_is_refused_before_it_is_made() -> None:
     with pytest.raises(UserError, match="voxel sizes"):
-        resample(Volume(np.zeros(SHAPE, np.int16), GRID), GRID.with_spacing((1e-3, 1e-3, 1e-2)))
+        resample_to_grid(Volume(np.zeros(SHAPE, np.int16), GRID), GRID.with_spacing((1e-3, 1e-3, 1e-2)))
 
 
 def test_the_bits_do_not_depend_on_the_number_of_blas_threads() -> None:
     """One process with all cores, ranks with one each: each must write the same store and the same mask."""
     program = """
 import hashlib, numpy as np
-from liverseg_dist.data.preprocessing.resample import resample
+from liverseg_dist.data.preprocessing.resample_to_grid import resample_to_grid
 from liverseg_dist.volume import Grid, Volume
 voxels = np.random.default_rng(0).integers(-1000, 1000, (60, 190, 190)).astype(np.float32)
 grid = Grid(voxels.shape, np.diag([2.9, 2.9, 3.1, 1.0]))
 target = Grid((31, 92, 92), np.diag([6.0, 6.0, 6.0, 1.0]))
-print(hashlib.sha256(resample(Volume(voxels, grid), target, "image").voxels.tobytes()).hexdigest())
+print(hashlib.sha256(resample_to_grid(Volume(voxels, grid), target, "image").voxels.tobytes()).hexdigest())
 """
     said = {
         subprocess.run(

@@ -11,7 +11,7 @@ import zarr
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.data.store.verify_store import Damage, verify_store
+from liverseg_dist.data.store.verify_store import StoreDefect, verify_store
 from tests.data.sources import convert, run, tree, write_source
 
 
@@ -29,7 +29,7 @@ def store(whole: Path, tmp_path: Path) -> Path:
     return tmp_path / "s.zarr"
 
 
-def damage(store: Path) -> list[Damage]:
+def damage(store: Path) -> list[StoreDefect]:
     return verify_store(store, lambda case_id: None)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from liverseg_dist.config import load_settings
-from liverseg_dist.distributed.strategies.parallelize import check, parallelize
+from liverseg_dist.distributed.strategies.parallelize import check_strategy, parallelize_model
 from liverseg_dist.distributed.world import World
 from liverseg_dist.training.checkpoint import Checkpoints
 
@@ -54,8 +54,8 @@ def main(folder: str, mode: str, overrides: list[str]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(world.global_rank if mode == "fresh" else 0)  # rank 0's initial weights must win
     with world.connected(60):
-        check(config, world.world_size, world.device)
-        strategy = parallelize(Net(), world.device, config, (), lambda m: [{"params": list(m.parameters())}])
+        check_strategy(config, world.world_size, world.device)
+        strategy = parallelize_model(Net(), world.device, config, (), lambda m: [{"params": list(m.parameters())}])
         strategy.settle(torch.zeros(1, 1, 8, 8, 8))
         checkpoints = Checkpoints(Path(folder), keep_last=3)
         if mode == "dtype":

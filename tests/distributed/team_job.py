@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from liverseg_dist.distributed.collectives import gather
-from liverseg_dist.distributed.window_parallel import PeerFailed, Team
+from liverseg_dist.distributed.collectives import gather_from_ranks
+from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
 from liverseg_dist.distributed.world import World
 
 WINDOWS = 7
@@ -19,7 +19,7 @@ def main(broken_rank: int) -> None:
     computed: list[int] = []
     told = []
     with world.connected(60):
-        team = Team(world.device)
+        team = WindowParallel(world.device)
         for case in range(3):
 
             def compute(own: Sequence[int], case: int = case) -> Iterator[Tensor]:
@@ -42,7 +42,7 @@ def main(broken_rank: int) -> None:
                 told.append("own")
             if case == 2 and world.is_main:
                 print(json.dumps({"answers": answers}), flush=True)
-        shares = gather((told, computed))
+        shares = gather_from_ranks((told, computed))
         if world.is_main:
             print(json.dumps({"shares": shares}), flush=True)
 

@@ -19,7 +19,7 @@ import liverseg_dist.inference.segment_scan as segment
 from liverseg_dist.commands.main import main
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume, reorientation
+from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume, plan_reorientation
 from tests.distributed.launch import clean_environment, torchrun, torchrun_command
 from tests.inference.small_run import SmallRun, shared_small_run
 
@@ -218,7 +218,7 @@ def test_slabs_of_a_scan_are_post_processed_together(
 
     def restored(image: Volume, target: Grid, *_: object) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
         grids.append(image.grid)
-        turned, _, _ = reorientation(target, image.grid.orientation)
+        turned, _, _ = plan_reorientation(target, image.grid.orientation)
         slices = np.zeros((turned.shape[0], 3))
         slices[:, 0] = np.arange(turned.shape[0])
         at = image.grid.index_of(turned.world_mm(slices))[:, 0]

@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from liverseg_dist.distributed import heartbeat as watch_module
-from liverseg_dist.distributed.heartbeat import Watch
+from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 
 SERVER = """
@@ -37,7 +37,7 @@ def test_a_store_that_never_answers_does_not_hold_a_failing_rank(
     assert server.stdout is not None
     port = int(server.stdout.readline())
     monkeypatch.setattr(watch_module, "STORE_PATIENCE_S", 2.0)
-    watch = Watch(World(1, 1, 2, 2, f"127.0.0.1:{port}"))
+    watch = HeartbeatMonitor(World(1, 1, 2, 2, f"127.0.0.1:{port}"))
     watch._store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
     server.send_signal(signal.SIGSTOP)
     began = time.monotonic()

@@ -11,14 +11,14 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from liverseg_dist.distributed.tcp_store import PRIVATE, listen
+from liverseg_dist.distributed.tcp_store import PRIVATE, open_listening_socket
 from liverseg_dist.errors import RunFailed
 from tests.distributed.launch import clean_environment, torchrun, torchrun_command
 
 RANK = """
 import json, os
 from pathlib import Path
-from liverseg_dist.distributed.collectives import agree, gather
+from liverseg_dist.distributed.collectives import broadcast_from_rank0, gather
 from liverseg_dist.distributed.world import World
 
 def listening():
@@ -31,11 +31,11 @@ def listening():
 
 world = World.from_environment("cpu")
 with world.connected(60):
-    gather(world.global_rank)
-    found = gather(listening())
+    gather_from_ranks(world.global_rank)
+    found = gather_from_ranks(listening())
     if world.is_main:
         print(json.dumps(found))
-    agree(None)
+    broadcast_from_rank0(None)
 """
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
@@ -107,22 +107,22 @@ def test_torchrun_of_several_nodes_meets_on_the_first_ones_address(own: str, tmp
 
 RESTARTED = """
 import os, signal
-from liverseg_dist.distributed.collectives import gather
-from liverseg_dist.distributed.heartbeat import Watch
+from liverseg_dist.distributed.collectives import gather_from_ranks
+from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 
 world = World.from_environment("cpu")
 attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
-with world.connected(60), Watch(world):
-    gather(world.global_rank)
+with world.connected(60), HeartbeatMonitor(world):
+    gather_from_ranks(world.global_rank)
     if attempt == "0" and not world.is_main:
         os.kill(os.getpid(), signal.SIGKILL)
     if attempt == "0":
         signal.pause()
     if world.is_main:
-        print("restarted", gather(attempt))
+        print("restarted", gather_from_ranks(attempt))
     else:
-        gather(attempt)
+        gather_from_ranks(attempt)
 """
 
 
@@ -181,7 +181,7 @@ def own() -> str:
 
 
 def test_a_job_of_several_nodes_listens_on_its_own_address(own: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with listen(own, 0) as door:
+    with open_listening_socket(own, 0) as door:
         assert door.getsockname()[0] == own
     assert capsys.readouterr().err == ""
 
@@ -204,7 +204,7 @@ def test_a_name_with_several_addresses(
 ) -> None:
     """Debian gives a host's name the address 127.0.1.1, by which other nodes would never find it."""
     named(monkeypatch, (V4, "127.0.1.1"), (V6, "fe80::1"), (V6, "::1"), (V4, "192.0.2.77"), (V4, own))
-    with listen("node0", 0) as door:
+    with open_listening_socket("node0", 0) as door:
         assert door.getsockname()[0] == own
     assert capsys.readouterr().err == ""
 
@@ -214,18 +214,18 @@ def test_a_wider_door_is_told(
     address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     named(monkeypatch, (V4, address))
-    with listen("node0", 0) as door:
+    with open_listening_socket("node0", 0) as door:
         assert door.getsockname()[0] in ("0.0.0.0", "::")
     assert f"node0 ({address}) is no address of this node by which others could reach it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.1.1"])
 def test_loopback_is_had_for_the_asking(host: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with listen(host, 0) as door:
+    with open_listening_socket(host, 0) as door:
         assert door.getsockname()[0].startswith("127.0.")
     assert capsys.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_told() -> None:
-    with listen("127.0.0.1", 0) as door, pytest.raises(RunFailed, match="ranks cannot meet there"):
-        listen("127.0.0.1", door.getsockname()[1])
+    with open_listening_socket("127.0.0.1", 0) as door, pytest.raises(RunFailed, match="ranks cannot meet there"):
+        open_listening_socket("127.0.0.1", door.getsockname()[1])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from liverseg_dist.config import load_settings
-from liverseg_dist.distributed.strategies.parallelize import check
+from liverseg_dist.distributed.strategies.parallelize import check_strategy
 from liverseg_dist.errors import UserError
 from tests.distributed.launch import torchrun
 from tests.distributed.strategy_job import BATCH, Net
@@ -130,15 +130,15 @@ def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Pa
 )
 def test_what_cannot_work_is_refused_before_anything_is_built(overrides: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        check(load_settings([], overrides).train, 2, torch.device("cpu"))
+        check_strategy(load_settings([], overrides).train, 2, torch.device("cpu"))
 
 
 def test_shards_that_do_not_fill_their_groups_are_refused() -> None:
     train = load_settings([], ["train.strategy=fsdp", "train.fsdp_shard_ranks=2", "train.global_batch_size=6"]).train
-    check(train, 6, torch.device("cpu"))
-    check(train, 1, torch.device("cpu"))  # fewer than a group: one group
+    check_strategy(train, 6, torch.device("cpu"))
+    check_strategy(train, 1, torch.device("cpu"))  # fewer than a group: one group
     with pytest.raises(UserError, match="3 ranks are no whole number"):
-        check(train, 3, torch.device("cpu"))
+        check_strategy(train, 3, torch.device("cpu"))
 
 
 def test_a_checkpoint_goes_on_under_another_strategy(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from liverseg_dist.commands.leave import run_and_leave
 from liverseg_dist.config import LossConfig, ModelConfig, load_settings
-from liverseg_dist.distributed.strategies.parallelize import parallelize
+from liverseg_dist.distributed.strategies.parallelize import parallelize_model
 from liverseg_dist.distributed.world import World
 from liverseg_dist.model import build_model
 from liverseg_dist.model.losses import build_loss
-from liverseg_dist.model.topology import resolve
+from liverseg_dist.model.topology import resolve_topology
 
 BATCH = 2
 PATCH = (16, 16, 16)
@@ -24,9 +24,9 @@ def run(
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Summed loss of this rank's samples per step, and the weights at the end."""
     config = load_settings([], [f"train.global_batch_size={BATCH}", *overrides]).train
-    model_config = resolve(ModelConfig(features=(4, 6, 8)), PATCH, (1.0, 1.0, 1.0))
+    model_config = resolve_topology(ModelConfig(features=(4, 6, 8)), PATCH, (1.0, 1.0, 1.0))
     torch.manual_seed(0)
-    strategy = parallelize(
+    strategy = parallelize_model(
         build_model(model_config), world.device, config, levels, lambda m: [{"params": list(m.parameters())}]
     )
     strategy.settle(torch.zeros(1, 1, *PATCH))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from liverseg_dist.evaluation import aggregate, score_case
+from liverseg_dist.evaluation import aggregate_scores, score_case
 from liverseg_dist.evaluation.metrics.calibration import BINS, LOWEST, CalibrationCounter, pooled_calibration
 from liverseg_dist.evaluation.report.html_report import render_report
 from tests.evaluation.masks import labels
@@ -60,9 +60,9 @@ def test_nothing_counted_has_no_error() -> None:
 
 def test_summary_and_report_carry_it() -> None:
     cases = [score_case(name, labels(1), labels(2), (1.0, 1.0, 1.0)) for name in "ab"]
-    assert aggregate(cases)["calibration"] == {}
+    assert aggregate_scores(cases)["calibration"] == {}
     cases[0]["calibration"] = {"tumour": counted(drawn(3)).counts()}
-    summary = aggregate(cases)
+    summary = aggregate_scores(cases)
     assert summary["calibration"]["tumour"]["n_cases"] == 1
     json.dumps(summary, allow_nan=False)
     assert "Expected calibration error" in render_report(summary, cases)

@@ -10,7 +10,7 @@ from scipy.stats import wilcoxon
 from liverseg_dist.commands.main import main
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation import Ledger, score_case, write_results
-from liverseg_dist.evaluation.compare import COMPARED, compare, holm
+from liverseg_dist.evaluation.compare import COMPARED, compare_evaluations, holm_correction
 from tests.evaluation.masks import labels
 
 STRUCTURES = ("liver", "tumour")
@@ -30,7 +30,7 @@ def test_p_value_is_scipys_on_the_paired_differences() -> None:
     a, gain = rng.uniform(0.5, 0.9, 25), rng.normal(0.01, 0.03, 25)
     first = [case(f"c{i:02}", liver=v) for i, v in enumerate(a.tolist())]
     second = [case(f"c{i:02}", liver=v) for i, v in enumerate((a + gain).tolist())][::-1]  # order does not matter
-    result = compare(first, second)
+    result = compare_evaluations(first, second)
     found = row(result, "liver", "dice")
     differences = np.array([s - f for f, s in zip(a.tolist(), (a + gain).tolist(), strict=True)])
     assert found["p"] == pytest.approx(wilcoxon(differences).pvalue, rel=1e-12)
@@ -42,14 +42,14 @@ def test_p_value_is_scipys_on_the_paired_differences() -> None:
 
 def test_no_difference_has_no_p_value() -> None:
     cases = [case(f"c{i}") for i in range(5)]
-    found = row(compare(cases, cases), "tumour", "hd95_mm")
+    found = row(compare_evaluations(cases, cases), "tumour", "hd95_mm")
     assert (found["p"], found["p_holm"], found["difference"], found["equal"]) == (None, None, 0.0, 5)
 
 
 def test_undefined_and_unshared_cases_are_left_out() -> None:
     first = [case("a", tumour=0.1), case("b", tumour=None), case("only_a")]
     second = [case("a", tumour=0.3), case("b", tumour=0.9), case("only_b")]
-    result = compare(first, second)
+    result = compare_evaluations(first, second)
     assert (result["n_cases"], result["only_a"], result["only_b"]) == (2, ["only_a"], ["only_b"])
     found = row(result, "tumour", "dice")
     assert (found["n"], found["mean_a"], found["mean_b"], found["better"]) == (1, 0.1, 0.3, 1)
@@ -60,20 +60,20 @@ def test_a_smaller_distance_is_better() -> None:
     for other, distance in zip(second, (0.2, 0.9), strict=True):
         other["liver"]["assd_mm"] = distance
         other["liver"]["rvd"] = -distance
-    result = compare(first, second)
+    result = compare_evaluations(first, second)
     assert [row(result, "liver", "assd_mm")[key] for key in ("better", "worse")] == [1, 1]
     assert [row(result, "liver", "rvd")[key] for key in ("better", "worse")] == [1, 1]
 
 
 def test_nothing_in_common_is_refused() -> None:
     with pytest.raises(UserError, match="no case in common"):
-        compare([case("a")], [case("b")])
+        compare_evaluations([case("a")], [case("b")])
 
 
 def test_holm() -> None:
     """Worked by hand: p = 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, never falling."""
-    assert holm([0.03, None, 0.01, 0.04, 0.02]) == pytest.approx([0.06, None, 0.04, 0.06, 0.06])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm_correction([0.03, None, 0.01, 0.04, 0.02]) == pytest.approx([0.06, None, 0.04, 0.06, 0.06])
+    assert holm_correction([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_folds_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,11 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from liverseg_dist.data.audit.audit_summary import audit_summary
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation import Ledger, load_results, score_case, write_results
-from liverseg_dist.evaluation.report.tensorboard import write_board
+from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
 from liverseg_dist.evaluation.report.overlays import load_pictures, make_scene, overlay, overlay_picture, save_pictures
 from liverseg_dist.evaluation.report.html_report import cases_to_show, render_report
 from liverseg_dist.evaluation.results import rewrite_results
-from liverseg_dist.evaluation.summary import aggregate
+from liverseg_dist.evaluation.summary import aggregate_scores
 from liverseg_dist.volume import Grid, Volume
 from tests.evaluation.masks import SHAPE, labels
 
@@ -145,7 +145,7 @@ def test_of_few_cases_some_are_the_best() -> None:
 def test_tensorboard_gets_the_same_pictures(folder: Path, tmp_path: Path) -> None:
     results = load_results(folder)
     for _ in range(2):  # written anew, not added to
-        board = write_board(tmp_path, results.summary, results.cases, folder / "pictures", step=7)
+        board = write_tensorboard(tmp_path, results.summary, results.cases, folder / "pictures", step=7)
     events = EventAccumulator(str(board), size_guidance={"images": 0}).Reload()
     shown = [case["case_id"] for _, case in cases_to_show(results.cases)]
     assert sorted(tag.split("/", 2)[2] for tag in events.Tags()["images"]) == sorted(shown)
@@ -210,9 +210,9 @@ def test_results_are_found_through_their_run(folder: Path, tmp_path: Path) -> No
 def test_a_case_of_nothing_at_all_has_a_page() -> None:
     nothing = np.zeros(SHAPE, dtype=np.uint8)
     case = score_case("empty", nothing, nothing, (1.0, 1.0, 1.0))
-    page = render_report(aggregate([case]), [case])
+    page = render_report(aggregate_scores([case]), [case])
     assert page.count('<td class="name"') == 1
-    assert render_report(aggregate([]), []).count('<td class="name"') == 0
+    assert render_report(aggregate_scores([]), []).count('<td class="name"') == 0
 
 
 def test_cells_are_no_formulas(folder: Path, tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_five_hundred_cases_open_as_well(folder: Path, tmp_path: Path) -> None:
     """The pictures do not grow with the cases, and the page stays usable."""
     known = load_results(folder).cases
     cases = [known[i % 10] | {"case_id": f"{known[i % 10]['case_id']}{'' if i < 10 else f'_{i}'}"} for i in range(500)]
-    page = render_report(aggregate(cases), cases, folder / "pictures")
+    page = render_report(aggregate_scores(cases), cases, folder / "pictures")
     small = (folder / "report.html").read_text()
     assert page.count('<td class="name"') == 500
     assert len(page) < len(small) + 500 * 8_000

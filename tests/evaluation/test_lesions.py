@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from liverseg_dist.evaluation.metrics.lesions import (
-    correspondences,
+    match_components,
     detection_counts,
     diameter_mm,
     find_components,
@@ -128,7 +128,7 @@ def test_a_prediction_goes_to_the_lesion_it_overlaps_most() -> None:
 def test_correspondence_of_a_chain() -> None:
     """Prediction 0 covers lesions 0 and 1 best; prediction 1 overlaps lesion 1 a little and joins that pair."""
     shared = np.array([[8, 6, 0], [0, 2, 0]])
-    (pair,) = correspondences(shared, np.array([14, 5]), np.array([8, 9, 4]))
+    (pair,) = match_components(shared, np.array([14, 5]), np.array([8, 9, 4]))
     assert (pair.truth, pair.prediction) == ((1, 2), (1, 2))
     assert (pair.counts.prediction, pair.counts.truth, pair.counts.intersection) == (19, 17, 16)
     assert detection_counts([pair], 2, 3, 0.5) == {"tp": 2, "fp": 0, "fn": 1}
@@ -138,10 +138,10 @@ def test_order_of_lesions_does_not_matter() -> None:
     rng = np.random.default_rng(3)
     shared = rng.integers(0, 40, size=(5, 6)) * (rng.random((5, 6)) < 0.4)
     sizes = shared.sum(axis=1) + 10, shared.sum(axis=0) + 15
-    reference = detection_counts(correspondences(shared, *sizes), 5, 6, 0.2)
+    reference = detection_counts(match_components(shared, *sizes), 5, 6, 0.2)
     for _ in range(5):
         rows, columns = rng.permutation(5), rng.permutation(6)
-        pairs = correspondences(shared[np.ix_(rows, columns)], sizes[0][rows], sizes[1][columns])
+        pairs = match_components(shared[np.ix_(rows, columns)], sizes[0][rows], sizes[1][columns])
         assert detection_counts(pairs, 5, 6, 0.2) == reference
 
 

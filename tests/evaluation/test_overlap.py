@@ -9,7 +9,7 @@ from scipy.spatial.distance import dice as scipy_dice
 from scipy.spatial.distance import jaccard as scipy_jaccard
 
 from liverseg_dist.evaluation.metrics.burden import burden_scores, tumour_burden
-from liverseg_dist.evaluation.metrics.overlap import OverlapCounts, confusion, structure_counts
+from liverseg_dist.evaluation.metrics.overlap import OverlapCounts, confusion_counts, structure_counts
 from tests.evaluation.masks import labels
 
 with warnings.catch_warnings():
@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 @pytest.mark.parametrize("seed", range(4))
 def test_dice_and_jaccard_are_scipys_and_monais(seed: int) -> None:
     prediction, truth = labels(seed), labels(seed + 50)
-    counts = structure_counts(confusion(prediction, truth))
+    counts = structure_counts(confusion_counts(prediction, truth))
     for structure, masks in (
         ("liver", (prediction > 0, truth > 0)),
         ("tumour", (prediction == 2, truth == 2)),
@@ -40,7 +40,7 @@ def test_liver_includes_its_tumours() -> None:
     prediction, truth = np.zeros((2, 1, 1, 4), dtype=np.uint8)
     prediction[0, 0] = [1, 1, 2, 0]
     truth[0, 0] = [1, 2, 2, 2]
-    counts = structure_counts(confusion(prediction, truth))
+    counts = structure_counts(confusion_counts(prediction, truth))
     assert counts["liver"] == OverlapCounts(prediction=3, truth=4, intersection=3)
     assert counts["tumour"] == OverlapCounts(prediction=1, truth=3, intersection=1)
 

@@ -13,7 +13,7 @@ import pytest
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.errors import RunFailed
-from liverseg_dist.evaluation import aggregate, score_case
+from liverseg_dist.evaluation import aggregate_scores, score_case
 from liverseg_dist.evaluation.score_folders import ScoreJob, ledger_for, score_pairs
 from liverseg_dist.evaluation.pairing import pair_masks
 from tests.evaluation.masks import dying_reader, labels
@@ -59,7 +59,7 @@ def test_files_score_as_their_arrays_do(
     answer = result(capsys)
     assert (answer["n_cases"], answer["failed"], answer["missing"]) == (3, {}, [])
     summary = json.loads((out / "summary.json").read_text())
-    expected = aggregate(
+    expected = aggregate_scores(
         score_case(name, labels(seed + 50), labels(seed), SPACING_MM) for seed, name in enumerate("abc")
     )
     for structure in ("liver", "tumour"):

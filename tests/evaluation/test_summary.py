@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from liverseg_dist.errors import UserError
-from liverseg_dist.evaluation import aggregate, score_case
-from liverseg_dist.evaluation.metrics.bootstrap import interval, mean_interval, ratio_interval, resample_indices
+from liverseg_dist.evaluation import aggregate_scores, score_case
+from liverseg_dist.evaluation.metrics.bootstrap import percentile_interval, mean_interval, ratio_interval, resample_indices
 from liverseg_dist.volume import Float3
 from tests.evaluation.masks import SHAPE, SPACINGS, labels
 
@@ -30,7 +30,7 @@ def cases() -> list[dict]:
 
 
 def test_schema(cases: list[dict]) -> None:
-    summary = aggregate(cases)
+    summary = aggregate_scores(cases)
     assert (summary["schema"], summary["n_cases"]) == (1, 8)
     for structure in ("liver", "tumour"):
         assert summary[structure].keys() >= STRUCTURE_KEYS
@@ -41,7 +41,7 @@ def test_schema(cases: list[dict]) -> None:
 
 
 def test_figures_by_hand(cases: list[dict]) -> None:
-    summary = aggregate(cases)
+    summary = aggregate_scores(cases)
     for structure in ("liver", "tumour"):
         scores = [case[structure] for case in cases]
         assert summary[structure]["dice_per_case"] == pytest.approx(np.mean([s["dice"] for s in scores]), rel=1e-14)
@@ -65,14 +65,14 @@ def test_figures_by_hand(cases: list[dict]) -> None:
 
 
 def test_order_and_a_trip_through_json_change_no_bit(cases: list[dict]) -> None:
-    reference = json.dumps(aggregate(cases))
+    reference = json.dumps(aggregate_scores(cases))
     for seed in range(5):
         shuffled = json.loads(json.dumps(random.Random(seed).sample(cases, len(cases))))
-        assert json.dumps(aggregate(shuffled)) == reference
+        assert json.dumps(aggregate_scores(shuffled)) == reference
 
 
 def test_no_cases() -> None:
-    summary = aggregate([])
+    summary = aggregate_scores([])
     assert summary["n_cases"] == 0
     assert summary["liver"]["dice_per_case"] is None
     json.dumps(summary, allow_nan=False)
@@ -80,7 +80,7 @@ def test_no_cases() -> None:
 
 def test_a_case_given_twice_is_refused(cases: list[dict]) -> None:
     with pytest.raises(ValueError, match="twice"):
-        aggregate([cases[0], cases[0]])
+        aggregate_scores([cases[0], cases[0]])
 
 
 def test_case_of_nothing_is_perfect(cases: list[dict]) -> None:
@@ -152,7 +152,7 @@ def test_bootstrap_intervals() -> None:
     assert np.array_equal(indices, resample_indices(200))
     assert ratio_interval(np.full(200, 3), np.full(200, 4), indices) == [0.75, 0.75]
     assert mean_interval(np.full(3, np.nan), resample_indices(3)) is None
-    assert interval(np.array([np.nan, 2.0])) == [2.0, 2.0]
+    assert percentile_interval(np.array([np.nan, 2.0])) == [2.0, 2.0]
 
 
 def test_undefined_cases_do_not_pull_the_interval() -> None:

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.inference.sliding_window import normalise_
+from liverseg_dist.inference.sliding_window import normalise_intensity_
 from liverseg_dist.labels import TUMOUR
 from liverseg_dist.model import build_model
-from liverseg_dist.model.topology import resolve
+from liverseg_dist.model.topology import resolve_topology
 
 PATCH = (32, 32, 32)
 
@@ -62,7 +62,7 @@ def train_small_run(run: Path, store_path: Path, steps: int = 40, seed: int = 0)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-2 * (1 - step / steps)
         case_id = store.case_ids[rng.integers(len(store.case_ids))]
-        image = normalise_(torch.from_numpy(store.image(case_id)).float(), settings.data.intensity)
+        image = normalise_intensity_(torch.from_numpy(store.image(case_id)).float(), settings.data.intensity)
         label = torch.from_numpy(store.label(case_id)).long()
         centre = store.foreground(case_id)[:, 2:]
         centre = centre[rng.integers(len(centre))]
@@ -98,5 +98,5 @@ def settings_for(store: CaseStore) -> Settings:
         ],
     )
     data = settings.data.model_copy(update={"spacing_mm": store.spacing_mm, "intensity": store.intensity})
-    model = resolve(settings.model, data.patch_size, store.spacing_mm)
+    model = resolve_topology(settings.model, data.patch_size, store.spacing_mm)
     return settings.model_copy(update={"data": data, "model": model, "convert": store.convert})

@@ -14,7 +14,7 @@ from liverseg_dist.commands.run_cases import load_runs
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference import load_run, predictor_for
-from liverseg_dist.inference.load_run import fingerprint_of_runs, mirrored_axes
+from liverseg_dist.inference.load_run import runs_fingerprint, mirrored_axes
 from tests.inference.small_run import SmallRun, train_small_run
 
 CPU = torch.device("cpu")
@@ -113,7 +113,7 @@ def test_only_what_training_mirrored_is_mirrored(
     assert len(flips) == 2 ** len(axes)
     assert {axis - 2 for flip in flips for axis in flip} == set(axes)
     assert mirrored_axes(runs) == axes
-    told = fingerprint_of_runs(runs).get("mirrored_axes", (0, 1, 2))
+    told = runs_fingerprint(runs).get("mirrored_axes", (0, 1, 2))
     assert told == axes, "masks made with other axes are other masks"
     assert ("inference.mirror=true changes nothing" in capsys.readouterr().err) == (not axes)
 

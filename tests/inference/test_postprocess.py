@@ -12,7 +12,7 @@ from liverseg_dist.inference.postprocess import (
     fill_holes,
     foreground_box,
     keep_largest_liver,
-    postprocess,
+    postprocess_mask,
 )
 from liverseg_dist.volume import Float3
 
@@ -96,7 +96,7 @@ def test_with_a_reach_the_largest_liver_keeps_near_tumours_that_lie_apart() -> N
     mask[4:6, 4:6, 48:50] = 2  # touches the small one only
     for reach_mm, tumour_voxels in ((None, 0), (4.0, 0), (5.0, 8)):
         now = mask.copy()
-        postprocess(now, (1.0, 1.0, 1.0), InferenceConfig(largest_component=True, tumour_reach_mm=reach_mm))
+        postprocess_mask(now, (1.0, 1.0, 1.0), InferenceConfig(largest_component=True, tumour_reach_mm=reach_mm))
         assert (now == 1).sum() == 6 * 6 * 18
         assert (now == 2).sum() == tumour_voxels
 
@@ -137,7 +137,7 @@ def test_what_is_cut_is_what_distance_maps_say(seed: int) -> None:
     distance_mm = ndimage.distance_transform_edt(~inside, sampling=spacing_mm)
     expected = np.where((mask == 2) & (distance_mm > 4.0), 0, mask)
     assert (expected != mask).any()
-    postprocess(mask, spacing_mm, InferenceConfig(tumour_cut_mm=4.0))
+    postprocess_mask(mask, spacing_mm, InferenceConfig(tumour_cut_mm=4.0))
     assert np.array_equal(mask, expected)
 
 
@@ -154,9 +154,9 @@ def test_the_smallest_volume_is_in_ml() -> None:
     mask[2, 2, 2:6] = 2  # 4 voxels
     mask[2, 6, 2:5] = 2  # 3 voxels
     before = mask.copy()
-    postprocess(mask, spacing_mm=(1.0, 2.0, 5.0), config=InferenceConfig(min_tumour_ml=0.03))
+    postprocess_mask(mask, spacing_mm=(1.0, 2.0, 5.0), config=InferenceConfig(min_tumour_ml=0.03))
     assert np.array_equal(mask, before)
-    postprocess(mask, spacing_mm=(1.0, 2.0, 5.0), config=InferenceConfig(min_tumour_ml=0.031))
+    postprocess_mask(mask, spacing_mm=(1.0, 2.0, 5.0), config=InferenceConfig(min_tumour_ml=0.031))
     assert (mask == 2).sum() == 4
     assert (mask > 0).sum() == (before > 0).sum()
 
@@ -164,19 +164,19 @@ def test_the_smallest_volume_is_in_ml() -> None:
 def test_by_default_nothing_changes() -> None:
     mask = noise(0)
     before = mask.copy()
-    postprocess(mask, (1.0, 1.0, 1.0), InferenceConfig())
+    postprocess_mask(mask, (1.0, 1.0, 1.0), InferenceConfig())
     assert np.array_equal(mask, before)
 
 
 @pytest.mark.parametrize("config", [InferenceConfig(largest_component=True, min_tumour_ml=1.0)])
 def test_empty_and_view_masks(config: InferenceConfig) -> None:
     empty = np.zeros((4, 5, 6), np.uint8)
-    postprocess(empty, (1.0, 1.0, 1.0), config)
+    postprocess_mask(empty, (1.0, 1.0, 1.0), config)
     assert not empty.any()
     mask = noise(1)
     turned = mask.copy()[::-1].transpose(2, 0, 1)  # a view, as a mask in the file's own orientation is
-    postprocess(turned, (1.0, 2.0, 1.0), config)
-    postprocess(mask, (2.0, 1.0, 1.0), config)
+    postprocess_mask(turned, (1.0, 2.0, 1.0), config)
+    postprocess_mask(mask, (2.0, 1.0, 1.0), config)
     assert np.array_equal(turned, mask[::-1].transpose(2, 0, 1))
 
 

@@ -11,13 +11,13 @@ import yaml
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import InferenceConfig
-from liverseg_dist.inference.sliding_window import Predictor
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.load_run import load_run
 from liverseg_dist.inference.postprocess_search import (
     OPERATIONS,
     THRESHOLDS,
     codes_of_probabilities,
-    decide,
+    decide_operation,
     mask_of_codes,
     mean_dice,
 )
@@ -28,8 +28,8 @@ from tests.inference.small_run import SmallRun
 CPU = torch.device("cpu")
 
 
-def predictor(regions: bool, threshold: float) -> Predictor:
-    return Predictor(Random(), (8, 8, 8), regions, InferenceConfig(tumour_threshold=threshold), CPU)
+def predictor(regions: bool, threshold: float) -> SlidingWindowPredictor:
+    return SlidingWindowPredictor(Random(), (8, 8, 8), regions, InferenceConfig(tumour_threshold=threshold), CPU)
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -71,12 +71,12 @@ def scores(*gains: float) -> dict[str, list[float]]:
     ],
 )
 def test_an_operation_is_kept_only_if_it_helps_cases_it_was_not_chosen_on(gains: tuple[float, ...], kept: bool) -> None:
-    assert decide("fill_holes", scores(*gains)).kept is kept
+    assert decide_operation("fill_holes", scores(*gains)).kept is kept
 
 
 def test_the_cross_validated_score_is_that_of_choices_made_without_the_case() -> None:
     """Two cases, each wants the opposite option and is scored with what the other wants."""
-    found = decide("fill_holes", {"a": [0.2, 0.8], "b": [0.9, 0.5]}, folds=2)
+    found = decide_operation("fill_holes", {"a": [0.2, 0.8], "b": [0.9, 0.5]}, folds=2)
     assert (found.score_cross_validated, found.score_before) == (pytest.approx(0.35), pytest.approx(0.55))
     assert found.scores == (pytest.approx(0.55), pytest.approx(0.65))
     assert (found.better, found.worse, found.kept) == (0, 1, False)
@@ -156,11 +156,11 @@ def test_two_ranks_choose_as_one_does_and_tell_who_failed(run: Path, small_run: 
 FAILING = """
 import os, sys
 from liverseg_dist.commands.main import main
-from liverseg_dist.inference.postprocess_search import Tuning
+from liverseg_dist.inference.postprocess_search import PostprocessSearch
 def lacks(self, *_):
     raise KeyError("what rank 1 lacks")
 if os.environ["RANK"] == "1":
-    Tuning.try_options = lacks
+    PostprocessSearch.try_options = lacks
 sys.exit(main(sys.argv[1:]))
 """
 

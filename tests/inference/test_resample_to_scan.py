@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from liverseg_dist.errors import RunFailed
-from liverseg_dist.inference.resample_to_scan import restore
+from liverseg_dist.inference.resample_to_scan import resample_to_scan
 from liverseg_dist.volume import Grid
 
 
@@ -22,7 +22,7 @@ def grid(shape: tuple[int, int, int], spacing: tuple[float, float, float], obliq
 def run(values: np.ndarray, source: Grid, target: Grid, slab: int) -> np.ndarray:
     out = np.full((len(values), *target.shape), -1.0, dtype=np.float32)
     slabs = ((z, torch.from_numpy(values[:, z : z + slab])) for z in range(0, values.shape[1], slab))
-    for box, part in restore(slabs, source, target):
+    for box, part in resample_to_scan(slabs, source, target):
         assert (out[(slice(None), *box)] == -1).all()
         out[(slice(None), *box)] = part.numpy()
     return out

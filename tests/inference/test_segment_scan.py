@@ -8,10 +8,10 @@ import torch
 
 from liverseg_dist.config import InferenceConfig, IntensityConfig, Settings, load_settings
 from liverseg_dist.evaluation import CalibrationCounter
-from liverseg_dist.inference import Predictor, segment_onto, segment_scan
+from liverseg_dist.inference import SlidingWindowPredictor, segment_onto, segment_scan
 from liverseg_dist.inference.calibration_counts import Calibrator
 from liverseg_dist.inference.case_inputs import AIR_HU, image_onto
-from liverseg_dist.inference.segment_scan import prepared, structure_probability
+from liverseg_dist.inference.segment_scan import prepare_for_network, structure_probability
 from liverseg_dist.labels import structure_mask
 from liverseg_dist.volume import Float3, Grid, Volume
 from tests.inference.models import Random, Threshold
@@ -32,10 +32,10 @@ def settings_for(spacing_mm: Float3, *overrides: str) -> Settings:
     return settings.model_copy(update={"data": data})
 
 
-def threshold_predictor(settings: Settings) -> Predictor:
+def threshold_predictor(settings: Settings) -> SlidingWindowPredictor:
     """Liver above 60 HU, tumour above 160 HU (voxels are whole HU)."""
     model = Threshold(liver=160.5 / 400, tumour=260.5 / 400)
-    return Predictor(model, PATCH, regions=False, config=settings.inference, device=torch.device("cpu"))
+    return SlidingWindowPredictor(model, PATCH, regions=False, config=settings.inference, device=torch.device("cpu"))
 
 
 def phantom(
@@ -100,7 +100,7 @@ def test_body_crop_leaves_background_outside() -> None:
     air = np.full(scan.shape, -1000, np.int16)
     air[:, 4:36, 2:30] = scan.voxels[:, 4:36, 2:30]
     scan = Volume(air, scan.grid)
-    cropped = prepared(scan, settings)
+    cropped = prepare_for_network(scan, settings)
     assert cropped.shape < scan.shape
     mask = segment_onto(cropped, scan.grid, threshold_predictor(settings), settings).mask_zyx
     assert np.array_equal(mask, np.where(air > 160, 2, np.where(air > 60, 1, 0)))
@@ -111,8 +111,8 @@ def test_probabilities_lie_on_the_scan_and_agree_with_the_mask(regions: bool) ->
     settings = settings_for((2.0, 1.0, 1.0))
     scan = phantom().reoriented("PIR")
     model = Random(2 if regions else 3)
-    predictor = Predictor(model, PATCH, regions, InferenceConfig(), torch.device("cpu"))
-    result = segment_onto(prepared(scan, settings), scan.grid, predictor, settings, keep_probabilities=True)
+    predictor = SlidingWindowPredictor(model, PATCH, regions, InferenceConfig(), torch.device("cpu"))
+    result = segment_onto(prepare_for_network(scan, settings), scan.grid, predictor, settings, keep_probabilities=True)
     liver, tumour = result.probability_zyx["liver"], result.probability_zyx["tumour"]
     assert liver.shape == tumour.shape == scan.shape
     if regions:
@@ -136,11 +136,11 @@ def test_calibration_counts_the_probabilities_on_the_scans_own_voxels(regions: b
     """In two pieces, each counted where it is the nearer one, as two slabs of a tall scan are."""
     settings = settings_for((2.5, 1.3, 1.3))
     model = Random(2) if regions else Threshold(160.5 / 400, 260.5 / 400, steepness=8)
-    predictor = Predictor(model, PATCH, regions, settings.inference, torch.device("cpu"))
+    predictor = SlidingWindowPredictor(model, PATCH, regions, settings.inference, torch.device("cpu"))
     scan = phantom().reoriented("LPI")
     truth = Volume(np.where(scan.voxels > 160, 2, np.where(scan.voxels > 60, 1, 0)).astype(np.uint8), scan.grid)
     truth.voxels[0] = 255
-    image = prepared(scan, settings)
+    image = prepare_for_network(scan, settings)
     calibrator = Calibrator(truth, regions)
     turned = truth.reoriented(image.grid.orientation)
     upper = np.arange(turned.shape[0] // 2)

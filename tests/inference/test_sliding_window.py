@@ -14,10 +14,10 @@ import torch
 from monai.inferers import sliding_window_inference
 
 from liverseg_dist.config import InferenceConfig, IntensityConfig, load_settings
-from liverseg_dist.inference import Predictor
+from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.inference.windows import WindowGrid, WindowWeights, axis_weights
-from liverseg_dist.model import build_model, foreground_, log_odds
-from liverseg_dist.model.topology import resolve
+from liverseg_dist.model import build_model, foreground_probabilities_, log_odds
+from liverseg_dist.model.topology import resolve_topology
 from tests.inference.models import Random, Threshold
 
 CPU = torch.device("cpu")
@@ -29,8 +29,8 @@ def scan(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def predictor(**settings: object) -> Predictor:
-    return Predictor(Random(), PATCH, regions=False, config=InferenceConfig(**settings), device=CPU)  # type: ignore[arg-type]
+def predictor(**settings: object) -> SlidingWindowPredictor:
+    return SlidingWindowPredictor(Random(), PATCH, regions=False, config=InferenceConfig(**settings), device=CPU)  # type: ignore[arg-type]
 
 
 def plain(image: np.ndarray, model: torch.nn.Module, config: InferenceConfig, regions: bool = False) -> np.ndarray:
@@ -82,7 +82,7 @@ def test_mirrored_copies_are_averaged(average: str) -> None:
 def test_regions_are_independent_probabilities(average: Any) -> None:
     image = scan((13, 20, 15))
     config = InferenceConfig(average=average)
-    result = Predictor(Random(2), PATCH, regions=True, config=config, device=CPU).probabilities(image)
+    result = SlidingWindowPredictor(Random(2), PATCH, regions=True, config=config, device=CPU).probabilities(image)
     np.testing.assert_allclose(result, plain(image, Random(2), config, regions=True), atol=2e-6)
     assert np.abs(result.sum(0) - 1).max() > 0.1
 
@@ -124,7 +124,7 @@ def test_same_bits_whether_blocks_are_kept_or_added_at_once(average: Any, monkey
     config = InferenceConfig(average=average)
     for regions in (False, True):
         model = Random(2 if regions else 3)
-        at_once, kept = (Predictor(model, PATCH, regions, config, CPU, n).probabilities(image) for n in (1, 2))
+        at_once, kept = (SlidingWindowPredictor(model, PATCH, regions, config, CPU, n).probabilities(image) for n in (1, 2))
         assert np.array_equal(at_once, kept)
 
 
@@ -133,10 +133,10 @@ def test_same_bits_whether_blocks_are_kept_or_added_at_once(average: Any, monkey
 def test_foreground_is_that_of_softmax_and_sigmoid(scale: float, regions: bool) -> None:
     logits = torch.randn((2, 2 if regions else 3, 4, 5, 6), generator=torch.Generator().manual_seed(0)) * scale
     expected = logits.double().sigmoid() if regions else logits.double().softmax(1)[:, 1:]
-    ours = foreground_(log_odds(logits, regions), regions)
+    ours = foreground_probabilities_(log_odds(logits, regions), regions)
     assert torch.isfinite(ours).all()
     np.testing.assert_allclose(ours, expected, atol=1e-6)
-    assert foreground_(torch.full((1, 2, 1, 1, 1), torch.nan), regions).isnan().all()
+    assert foreground_probabilities_(torch.full((1, 2, 1, 1, 1), torch.nan), regions).isnan().all()
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -144,7 +144,7 @@ def test_windows_are_summed_in_one_order_whatever_the_batch_size(mirror: bool) -
     """With a network that does the same per window in any batch, the bits are the same."""
     image = scan((21, 40, 30))
     results = [
-        Predictor(
+        SlidingWindowPredictor(
             Threshold(0.0, 1.0, 1.0), PATCH, False, InferenceConfig(mirror=mirror, batch_size=batch_size), CPU
         ).probabilities(image)
         for batch_size in (1, 3, 8, 100)
@@ -157,12 +157,12 @@ def test_windows_are_summed_in_one_order_whatever_the_batch_size(mirror: bool) -
 def test_same_bits_for_any_number_of_threads(architecture: str) -> None:
     """Ranks on one machine share its cores, so evaluating with more ranks means fewer threads each."""
     settings = load_settings([], ["model.preset=tiny", f"model.architecture={architecture}"])
-    model = build_model(resolve(settings.model, (16, 32, 32), (2.5, 0.8, 0.8)))
+    model = build_model(resolve_topology(settings.model, (16, 32, 32), (2.5, 0.8, 0.8)))
     image = scan((24, 50, 40))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     results = [
-        Predictor(model, (16, 32, 32), False, InferenceConfig(batch_size=batch), CPU, threads).probabilities(image)
+        SlidingWindowPredictor(model, (16, 32, 32), False, InferenceConfig(batch_size=batch), CPU, threads).probabilities(image)
         for threads, batch in ((1, 1), (2, 1), (3, 1), (8, 1), (1, 2), (3, 2))
     ]
     torch.set_num_threads(before)
@@ -181,7 +181,7 @@ def test_an_error_in_a_window_ends_the_scan() -> None:
     image[4, 30, 30] = 99
     for threads in (1, 3):
         with pytest.raises(RuntimeError, match="no"):
-            Predictor(Fails(), PATCH, False, InferenceConfig(), CPU, threads).segment(image)
+            SlidingWindowPredictor(Fails(), PATCH, False, InferenceConfig(), CPU, threads).segment(image)
 
 
 def test_slabs_come_in_order_without_gaps() -> None:
@@ -208,8 +208,8 @@ def test_hu_is_normalised_and_padded_as_in_training() -> None:
 def test_several_models_are_averaged() -> None:
     image = scan((9, 17, 13))
     models = [Random(seed=seed) for seed in range(3)]
-    alone = [Predictor(model, PATCH, False, InferenceConfig(), CPU).probabilities(image) for model in models]
-    together = Predictor(models, PATCH, False, InferenceConfig(), CPU).probabilities(image)
+    alone = [SlidingWindowPredictor(model, PATCH, False, InferenceConfig(), CPU).probabilities(image) for model in models]
+    together = SlidingWindowPredictor(models, PATCH, False, InferenceConfig(), CPU).probabilities(image)
     np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=2e-6)
 
 
@@ -232,12 +232,12 @@ PEAK = """
 import resource, sys
 import numpy as np, torch
 from liverseg_dist.config import InferenceConfig, IntensityConfig, load_settings
-from liverseg_dist.inference import Predictor
+from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.model import build_model
-from liverseg_dist.model.topology import resolve
+from liverseg_dist.model.topology import resolve_topology
 from tests.inference.models import Threshold
 torch.set_num_threads(1)
-predictor = Predictor(Threshold(0., 1.), (16, 64, 64), False, InferenceConfig(), torch.device("cpu"))
+predictor = SlidingWindowPredictor(Threshold(0., 1.), (16, 64, 64), False, InferenceConfig(), torch.device("cpu"))
 row = np.random.default_rng(0).integers(-200, 200, (1, 160, 160)).astype(np.int16)
 image = np.broadcast_to(row, (int(sys.argv[1]), 160, 160))  # as long as asked for, no memory of its own
 for _, slab in predictor.stream(image, IntensityConfig(lower_hu=-100, upper_hu=200, mean=0.4, std=0.2)):

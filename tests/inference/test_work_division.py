@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.inference.case_inputs import nearest_slices
-from liverseg_dist.inference.work_division import ALONE_SHARE, failure_line, plan, share
+from liverseg_dist.inference.work_division import ALONE_SHARE, failure_line, divide_work, shard_cases
 from liverseg_dist.volume import Grid
 
 SIZES = st.dictionaries(st.text("abc123_", min_size=1, max_size=6), st.integers(0, 10**9), max_size=40)
@@ -14,7 +14,7 @@ SIZES = st.dictionaries(st.text("abc123_", min_size=1, max_size=6), st.integers(
 
 @given(SIZES, st.integers(1, 9))
 def test_each_case_goes_to_one_shard(voxels: dict[str, int], shards: int) -> None:
-    parts = [share(voxels, shard, shards) for shard in range(shards)]
+    parts = [shard_cases(voxels, shard, shards) for shard in range(shards)]
     assert sorted(name for part in parts for name in part) == sorted(voxels)
     for part in parts:
         sizes = [voxels[name] for name in part]
@@ -24,7 +24,7 @@ def test_each_case_goes_to_one_shard(voxels: dict[str, int], shards: int) -> Non
 @given(SIZES, st.integers(1, 9))
 def test_no_shard_is_much_longer_than_the_best_division(voxels: dict[str, int], shards: int) -> None:
     """Graham 1969: longest first ends within 4/3 of the optimum, which is at least the mean and the largest case."""
-    loads = [sum(voxels[name] for name in share(voxels, shard, shards)) for shard in range(shards)]
+    loads = [sum(voxels[name] for name in shard_cases(voxels, shard, shards)) for shard in range(shards)]
     least = max(sum(voxels.values()) / shards, max(voxels.values(), default=0))
     assert max(loads) <= least + max(voxels.values(), default=0)
     if len(voxels) <= shards:
@@ -35,22 +35,22 @@ def test_no_shard_is_much_longer_than_the_best_division(voxels: dict[str, int], 
 def test_a_plan_covers_each_case_once_and_never_takes_longer_than_whole_cases(
     voxels: dict[str, int], shards: int
 ) -> None:
-    plans = [plan(voxels, shard, shards) for shard in range(shards)]
+    plans = [divide_work(voxels, shard, shards) for shard in range(shards)]
     together = plans[0].together
     assert all(one.together == together for one in plans)
     assert sorted([*together, *(name for one in plans for name in one.alone)]) == sorted(voxels)
     assert all(voxels[name] >= voxels[other] for name in together for one in plans for other in one.alone)
     shared = sum(voxels[name] for name in together) * (ALONE_SHARE + (1 - ALONE_SHARE) / shards)
-    whole = [sum(voxels[name] for name in share(voxels, shard, shards)) for shard in range(shards)]
+    whole = [sum(voxels[name] for name in shard_cases(voxels, shard, shards)) for shard in range(shards)]
     assert shared + max(sum(voxels[name] for name in one.alone) for one in plans) <= max(whole) * (1 + 1e-12)
 
 
 def test_what_is_shared() -> None:
-    assert plan({"a": 9}, 0, 1).together == ()
-    assert plan({"a": 9}, 1, 4).together == ("a",)
-    assert plan(dict.fromkeys("abcd", 5), 0, 4).together == ()
-    assert plan(dict.fromkeys("abcde", 5), 0, 4).together == ("a",)
-    assert plan({"huge": 100, "a": 2, "b": 2}, 0, 2).together == ("huge",)
+    assert divide_work({"a": 9}, 0, 1).together == ()
+    assert divide_work({"a": 9}, 1, 4).together == ("a",)
+    assert divide_work(dict.fromkeys("abcd", 5), 0, 4).together == ()
+    assert divide_work(dict.fromkeys("abcde", 5), 0, 4).together == ("a",)
+    assert divide_work({"huge": 100, "a": 2, "b": 2}, 0, 2).together == ("huge",)
 
 
 def test_failures_are_one_line_that_names_the_case() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launch.diagnose.doctor import judge, read_reports, table
+from launch.diagnose.doctor import find_problems, read_reports, format_node_table
 from launch.diagnose.probe import MARK
 from launch.slurm.sbatch import Resources
 from launch.cli import run
@@ -24,7 +24,7 @@ def rank(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_sound_pair_of_nodes_is_ready() -> None:
-    assert judge([rank(0), rank(1)], ASKED, job_state="COMPLETED", log=LOG) == []
+    assert find_problems([rank(0), rank(1)], ASKED, job_state="COMPLETED", log=LOG) == []
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_sound_pair_of_nodes_is_ready() -> None:
     ],
 )
 def test_each_finding_has_its_remedy(changes: dict[str, Any], level: str, what: str, remedy: str) -> None:
-    (found,) = judge([rank(0), rank(1, **changes)], ASKED, job_state="COMPLETED", log=LOG)
+    (found,) = find_problems([rank(0), rank(1, **changes)], ASKED, job_state="COMPLETED", log=LOG)
     assert found.level == level
     assert what in found.what
     assert remedy in found.remedy
@@ -50,18 +50,18 @@ def test_each_finding_has_its_remedy(changes: dict[str, Any], level: str, what: 
 
 def test_gpus_must_be_there_and_free() -> None:
     asked = Resources(nodes=2, gpus_per_node=1)
-    busy, none = judge([rank(0, gpus=[[10.0, 80.0]]), rank(1)], asked, job_state="COMPLETED", log=LOG)[::-1]
+    busy, none = find_problems([rank(0, gpus=[[10.0, 80.0]]), rank(1)], asked, job_state="COMPLETED", log=LOG)[::-1]
     assert "rank 1 on node2 sees no GPU" in none.what
     assert "GPU 0 of node1 has 10 of 80 GiB free" in busy.what
     assert "exclude=node1" in busy.remedy
 
 
 def test_silent_ranks_and_silent_jobs_are_problems() -> None:
-    (silent,) = judge([rank(0)], ASKED, job_state="FAILED", log=LOG)
+    (silent,) = find_problems([rank(0)], ASKED, job_state="FAILED", log=LOG)
     assert "rank 1 of 2 said nothing" in silent.what
-    (nothing,) = judge([], ASKED, job_state="FAILED", log=LOG)
+    (nothing,) = find_problems([], ASKED, job_state="FAILED", log=LOG)
     assert "no rank said anything (job FAILED)" in nothing.what
-    (unseen,) = judge([], ASKED, job_state="FAILED", log=Path("/nowhere/log"))
+    (unseen,) = find_problems([], ASKED, job_state="FAILED", log=Path("/nowhere/log"))
     assert "was never written" in unseen.what
 
 
@@ -69,7 +69,7 @@ def test_reports_are_read_from_a_labelled_log() -> None:
     parts = [{"rank": 1, "node": "b"}, {"rank": 0, "node": "a"}, {"rank": 1, "node": "b", "meets": True}]
     log = "\n".join(["liverseg job 7: start", *(f"{p['rank']}: {MARK}{json.dumps(p)}" for p in parts), f"0: {MARK}{{"])
     assert read_reports(log) == [parts[1], parts[2]]
-    assert [line.split()[0] for line in table(read_reports(log)).splitlines()] == ["node", "a", "b"]
+    assert [line.split()[0] for line in format_node_table(read_reports(log)).splitlines()] == ["node", "a", "b"]
 
 
 def test_on_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

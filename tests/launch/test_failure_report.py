@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.slurm.failure_report import Kind, LogReader, Verdict, exit_code, expand, ranks_by_node
+from launch.slurm.failure_report import Kind, LogReader, FailureReport, exit_code, expand_index_ranges, ranks_by_node
 
 PEER_GONE = [
     "{}: Traceback (most recent call last):",
@@ -16,7 +16,7 @@ def peer(rank: int) -> list[str]:
     return [line.format(rank, rank, 1 + rank // 2) for line in PEER_GONE]
 
 
-def verdict(*lines: str, returncode: int = 1, ranks_per_task: int = 1, stopped: bool = False) -> Verdict:
+def verdict(*lines: str, returncode: int = 1, ranks_per_task: int = 1, stopped: bool = False) -> FailureReport:
     reader = LogReader(ranks_per_task)
     for line in lines:
         reader.feed(line + "\n")
@@ -145,5 +145,5 @@ def test_small_parts() -> None:
     assert [exit_code(t) for t in ("Exited with exit code 3", "Killed", "Segmentation fault (core dumped)")] == [
         3, 137, 139,
     ]  # fmt: skip
-    assert expand("0-2,5,7-8") == (0, 1, 2, 5, 7, 8)
+    assert expand_index_ranges("0-2,5,7-8") == (0, 1, 2, 5, 7, 8)
     assert ranks_by_node(["a", "b", "c"], "2(x2),1") == {"a": "0-1", "b": "2-3", "c": "4"}

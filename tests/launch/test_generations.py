@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from launch.sweep.sweep_config import SweepSettings
-from launch.sweep.generations import bracket_of, brackets, decisions, next_stop
+from launch.sweep.generations import bracket_of, hyperband_brackets, decide_group, next_stop
 from launch.sweep.journal import Journal, Rung, Trial, best_of
-from launch.sweep.sweep_page import lineage, steps_run, write_results
+from launch.sweep.sweep_page import trial_lineage, steps_run, write_results
 from launch.sweep.schedulers import JournalScheduler
-from launch.sweep.search import mutated, objective_values, pareto_front, propose, trial_id
+from launch.sweep.search import mutate_params, objective_values, pareto_front, propose_params, trial_id
 from launch.sweep.sweep_driver import Sweep
 from launch.sweep.ray_tune import JournalSearch
 from liverseg_dist.errors import RunFailed
@@ -65,7 +65,7 @@ def play(folder: Path, of: SweepSettings, order: random.Random, stop_after: int 
 def test_brackets_are_those_of_the_paper() -> None:
     """Li et al. 2018, table 1 (R = 81, eta = 3), without its first bracket's lowest budget: here four budgets."""
     of = settings(81, scheduler="hyperband", rungs=[3, 9, 27], reduction_factor=3, trials=100)
-    found = [(bracket.size, of.stops[bracket.start]) for bracket, _ in zip(brackets(of), range(4), strict=False)]
+    found = [(bracket.size, of.stops[bracket.start]) for bracket, _ in zip(hyperband_brackets(of), range(4), strict=False)]
     assert found == [(27, 3), (12, 9), (6, 27), (4, 81)]
     assert bracket_of(of, 26).start == 0
     assert bracket_of(of, 27).start == 1
@@ -75,11 +75,11 @@ def test_brackets_are_those_of_the_paper() -> None:
 def test_hyperband_keeps_the_best_third_and_waits_for_all() -> None:
     of = settings(27, scheduler="hyperband", rungs=[3, 9], reduction_factor=3, trials=9)
     trials = [Trial(n, f"t{n}", {}, [rung(3, n / 10)], "waiting") for n in range(8)]
-    assert decisions(of, trials) == [], "the ninth has not begun"
+    assert decide_group(of, trials) == [], "the ninth has not begun"
     trials.append(Trial(8, "t8", {}, [], "running"))
-    assert decisions(of, trials) == [], "the ninth has not reached the rung"
+    assert decide_group(of, trials) == [], "the ninth has not reached the rung"
     trials[8].state = "failed"
-    made = {one.trial.id: one.decision for one in decisions(of, trials)}
+    made = {one.trial.id: one.decision for one in decide_group(of, trials)}
     assert {id_ for id_, decision in made.items() if decision == "continue"} == {"t5", "t6", "t7"}
     assert set(made.values()) == {"continue", "prune"}
 
@@ -129,7 +129,7 @@ def test_a_replaced_trial_goes_on_from_a_better_one(tmp_path: Path) -> None:
     assert best is not None
     write_results(tmp_path, of, trials)
     header = (tmp_path / "best.yaml").read_text()
-    for step, params in lineage(best, trials):
+    for step, params in trial_lineage(best, trials):
         assert f"# until step {step} with {params}" in header
 
 
@@ -159,7 +159,7 @@ def test_a_live_table_is_no_hindrance(tmp_path: Path) -> None:
 def test_mutations_stay_in_the_space() -> None:
     sweep = settings(scheduler="pbt", rungs=[3], trials=4).sweep
     params = {"train.learning_rate": 9.9e-3, "data.augmentation": "nnunet"}
-    seen = [mutated(sweep, params, random.Random(n)) for n in range(200)]
+    seen = [mutate_params(sweep, params, random.Random(n)) for n in range(200)]
     assert all(1e-4 <= one["train.learning_rate"] <= 1e-2 for one in seen)
     assert {one["data.augmentation"] for one in seen} == {"none", "light", "nnunet"}
 
@@ -205,7 +205,7 @@ def test_a_search_for_two_objectives_finds_the_trade(tmp_path: Path) -> None:
     of = settings(search="optuna", objectives=["dice", "memory_gib"], rungs=[], trials=24)
     history: list[Trial] = []
     for number in range(24):
-        params = propose(of.sweep, 3, number, history)
+        params = propose_params(of.sweep, 3, number, history)
         assert params is not None
         share = params["train.learning_rate"] / 1e-2
         waste = ["none", "light", "nnunet"].index(params["data.augmentation"])

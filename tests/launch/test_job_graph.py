@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.job_records import progress_mark
-from launch.cli import run, split
+from launch.cli import run, split_arguments
 from liverseg_dist.errors import UserError
 
 Capture = pytest.CaptureFixture[str]
@@ -64,13 +64,13 @@ def test_other_mistakes(train: list[str], capsys: Capture, tmp_path: Path) -> No
 
 
 def test_options_may_stand_anywhere_and_the_rest_is_the_commands() -> None:
-    ours, command, rest = split(
+    ours, command, rest = split_arguments(
         ["--nodes", "2", "train", "--config", "c.yaml", "--time", "2h", "a.b=1", "--", "--nodes"]
     )
     assert (ours.nodes, ours.time, command) == (2, "2h", "train")
     assert rest == ["--config", "c.yaml", "a.b=1", "--nodes"]
     with pytest.raises(UserError, match="no command"):
-        split(["--nodes", "2"])
+        split_arguments(["--nodes", "2"])
 
 
 def test_a_dry_run_writes_nothing(train: list[str], capsys: Capture, tmp_path: Path) -> None:

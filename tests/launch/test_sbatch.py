@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.sbatch import INDEX, BatchJob, Resources, render, slurm_time, word
+from launch.slurm.sbatch import INDEX, BatchJob, Resources, render_batch_file, slurm_time, shell_quote
 from liverseg_dist.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -52,7 +52,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_batch_file_is_the_golden_one(name: str) -> None:
-    text, golden = render(CASES[name]), GOLDEN / f"{name}.sbatch"
+    text, golden = render_batch_file(CASES[name]), GOLDEN / f"{name}.sbatch"
     if os.environ.get("LIVERSEG_WRITE_GOLDEN"):
         golden.write_text(text)
     assert text == golden.read_text()
@@ -79,16 +79,16 @@ def test_scripts_to_edit_have_their_knobs_on_top(script: Path) -> None:
 
 @pytest.mark.parametrize("text", ["plain", "a b", "it's", "$HOME;`id`", 'say "x"', "", "--x=[1,2]", "*"])
 def test_words_reach_the_program_as_they_are(text: str) -> None:
-    said = subprocess.run(["bash", "-c", f"printf %s {word(text)}"], capture_output=True, text=True, check=True)
+    said = subprocess.run(["bash", "-c", f"printf %s {shell_quote(text)}"], capture_output=True, text=True, check=True)
     assert said.stdout == text
 
 
 def test_the_index_becomes_the_array_tasks_number() -> None:
-    text = word(f"run.dir=/my runs/fold_{INDEX}/x")
+    text = shell_quote(f"run.dir=/my runs/fold_{INDEX}/x")
     env = {"SLURM_ARRAY_TASK_ID": "3"}
     said = subprocess.run(["bash", "-c", f"printf %s {text}"], capture_output=True, text=True, check=True, env=env)
     assert said.stdout == "run.dir=/my runs/fold_3/x"
-    assert shlex.split(word(INDEX)) == ["$SLURM_ARRAY_TASK_ID"]
+    assert shlex.split(shell_quote(INDEX)) == ["$SLURM_ARRAY_TASK_ID"]
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,16 @@ import pytest
 import yaml
 
 from launch.sweep.sweep_config import Dimension, SweepConfig, SweepSettings, trial_tree
-from launch.sweep.fold import FoldJob, command, environment, read_scores, run_fold, threads
-from launch.sweep.process_guard import Processes, descendants, still_alive
+from launch.sweep.fold import FoldJob, training_command, fold_environment, read_scores, run_fold, threads_per_process
+from launch.sweep.process_guard import Processes, list_descendants, still_alive
 from launch.sweep.journal import Journal, Rung, Trial, best_of
-from launch.sweep.sweep_page import render
-from launch.sweep.search import importances, propose, trial_id
+from launch.sweep.sweep_page import render_sweep_page
+from launch.sweep.search import hyperparameter_importances, propose_params, trial_id
 from launch.sweep.sweep_driver import Sweep
-from launch.tune import run, standstill
+from launch.tune import run, detect_standstill
 from liverseg_dist.config import load_settings
 from liverseg_dist.config.settings import load_settings_as
-from liverseg_dist.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_USER, RunFailed, UserError
+from liverseg_dist.errors import EXIT_RESUMABLE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from tests.distributed.launch import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +99,7 @@ def test_killed_and_terminated_it_ends_as_if_left_alone(config: Path, phantom_st
     alone, folder = config.parent / "alone", config.parent / "disturbed"
     undisturbed = start(command_line(config, phantom_store, alone), short_tmp)
     wait_for_rungs(alone, 1, undisturbed)
-    below = descendants(undisturbed.pid)
+    below = list_descendants(undisturbed.pid)
     assert len(below) > 3
     out, err = undisturbed.communicate(timeout=420)
     assert undisturbed.returncode == 0, err[-3000:]
@@ -110,10 +110,10 @@ def test_killed_and_terminated_it_ends_as_if_left_alone(config: Path, phantom_st
     for number, wanted in ((signal.SIGKILL, 1), (signal.SIGTERM, 2)):
         process = start(line, short_tmp)
         wait_for_rungs(folder, wanted, process)
-        below = descendants(process.pid)
+        below = list_descendants(process.pid)
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
-        assert process.returncode == (EXIT_AGAIN if number == signal.SIGTERM else -signal.SIGKILL), err[-3000:]
+        assert process.returncode == (EXIT_RESUMABLE if number == signal.SIGTERM else -signal.SIGKILL), err[-3000:]
         assert "Traceback" not in err
         assert_no_process_stays(below)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/fold_*/checkpoints/step_4/*")}
@@ -135,7 +135,7 @@ def test_a_ray_that_stands_still_is_given_up(config: Path, phantom_store: Path, 
     process = start(line, short_tmp)
     assert process.stdout is not None
     assert any("dashboard" in told for told in process.stdout)  # Ray has started
-    below = descendants(process.pid)
+    below = list_descendants(process.pid)
     servers = [pid for pid in below if Path(f"/proc/{pid}/comm").read_text().strip() in ("raylet", "gcs_server")]
     assert len(servers) == 2
     for pid in servers:
@@ -156,7 +156,7 @@ def test_a_sweep_stands_still_only_while_nothing_runs_and_nothing_happens(tmp_pa
     lock = tmp_path / "trials" / "a" / "fold_0.lock"
     lock.parent.mkdir(parents=True)
     with Journal(tmp_path) as journal:
-        check = standstill(tmp_path, journal, 0.05)
+        check = detect_standstill(tmp_path, journal, 0.05)
         with lock.open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             time.sleep(0.1)
@@ -174,7 +174,7 @@ def test_time_this_process_slept_is_not_held_against_ray(tmp_path: Path, monkeyp
     clock = [0.0]
     monkeypatch.setattr("launch.tune.time.monotonic", lambda: clock[0])
     with Journal(tmp_path) as journal:
-        check = standstill(tmp_path, journal, 60)
+        check = detect_standstill(tmp_path, journal, 60)
         clock[0] += 3600  # stopped and continued
         assert check() == ""
         for _ in range(6):
@@ -231,7 +231,7 @@ def test_nobody_joins_our_ray_without_the_token(config: Path, phantom_store: Pat
     try:
         address, end = "", time.monotonic() + 120
         while not address and time.monotonic() < end:
-            for pid in descendants(process.pid):
+            for pid in list_descendants(process.pid):
                 with contextlib.suppress(OSError):
                     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
                     address = next((w.partition("=")[2] for w in words if w.startswith("--gcs-address=")), address)
@@ -261,14 +261,14 @@ def test_proposals_depend_on_nothing_but_seed_and_history(search: str) -> None:
     sweep = settings(search=search).sweep
     history: list[Trial] = []
     for number in range(5):
-        params = propose(sweep, 3, number, history)
+        params = propose_params(sweep, 3, number, history)
         assert params is not None
-        assert propose(sweep, 3, number, list(history)) == params
+        assert propose_params(sweep, 3, number, list(history)) == params
         assert trial_id(params) not in {trial.id for trial in history}
         assert 1e-4 <= params["train.learning_rate"] <= 1e-2
         rung = Rung.of(4, {"0": {"score": 0.1 * number}, "1": {"score": 0.2}}, "end", 1.0)
         history.append(Trial(number, trial_id(params), params, [rung], "finished"))
-    assert propose(sweep, 4, 0, []) != propose(sweep, 3, 0, [])
+    assert propose_params(sweep, 4, 0, []) != propose_params(sweep, 3, 0, [])
 
 
 def test_what_cannot_fit_is_not_tried(phantom_store: Path, tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_grid_is_every_combination_once() -> None:
         "data.patch_size": Dimension(type="choice", values=([16, 32, 32], [16, 48, 48])),
     }
     sweep = SweepConfig(space=space, search="grid", trials=99)
-    points = [propose(sweep, 0, number, ()) for number in range(7)]
+    points = [propose_params(sweep, 0, number, ()) for number in range(7)]
     assert points[6] is None
     assert [p["train.learning_rate"] for p in points[:6] if p] == [1e-4, 1e-4, 1e-3, 1e-3, 1e-2, 1e-2]
     assert len({trial_id(p) for p in points[:6] if p}) == 6
@@ -315,7 +315,7 @@ def test_a_hyperparameter_is_drawn_only_where_its_condition_holds(search: str) -
     sweep = settings(search=search, space=CONDITIONAL).sweep
     history: list[Trial] = []
     for number in range(12):
-        params = propose(sweep, 1, number, history)
+        params = propose_params(sweep, 1, number, history)
         if params is None:  # adamw alone is one setting
             break
         assert ("train.momentum" in params) == (params["train.optimizer"] == "sgd")
@@ -323,12 +323,12 @@ def test_a_hyperparameter_is_drawn_only_where_its_condition_holds(search: str) -
         history.append(Trial(number, trial_id(params), params, [rung], "finished"))
     assert {trial.params["train.optimizer"] for trial in history} == {"sgd", "adamw"}
     counts = {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0, "last_session": {}}
-    assert "<td>–</td>" in render(settings(space=CONDITIONAL), history, counts)
+    assert "<td>–</td>" in render_sweep_page(settings(space=CONDITIONAL), history, counts)
 
 
 def test_a_conditional_grid_names_no_setting_twice() -> None:
     sweep = settings(search="grid", space=CONDITIONAL).sweep
-    points = [propose(sweep, 0, number, ()) for number in range(5)]
+    points = [propose_params(sweep, 0, number, ()) for number in range(5)]
     assert [None if p is None else p.get("train.momentum") for p in points] == [0.8, 0.895, 0.99, None, None]
     assert points[3] == {"train.optimizer": "adamw"}
     assert points[4] is None
@@ -399,11 +399,11 @@ def fold_job(folder: Path, **changes: object) -> FoldJob:
 def test_a_fold_shares_its_cpus_among_its_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     job = fold_job(tmp_path)
-    assert threads(job) == 2
-    assert environment(job)["OMP_NUM_THREADS"] == "2"
-    assert "SLURM_STEP_NUM_TASKS" not in environment(job)
-    assert "--nproc-per-node=2" in command(job, 6)
-    assert "train.stop_at_step=6" in command(job, 6)
+    assert threads_per_process(job) == 2
+    assert fold_environment(job)["OMP_NUM_THREADS"] == "2"
+    assert "SLURM_STEP_NUM_TASKS" not in fold_environment(job)
+    assert "--nproc-per-node=2" in training_command(job, 6)
+    assert "train.stop_at_step=6" in training_command(job, 6)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_the_page_escapes_and_names_what_failed() -> None:
     ]
     best = best_of(trials)
     assert best is trials[0]
-    page = render(
+    page = render_sweep_page(
         settings(),
         trials,
         {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0, "last_session": {}},
@@ -461,14 +461,14 @@ def test_what_decides_is_told_from_ten_trials_on() -> None:
         score = 0.9 - abs(math.log10(params["train.learning_rate"]) + 3) / 3
         rung = Rung.of(2, {"0": {"score": score, "liver": score}}, "end", 1.0)
         trials.append(Trial(number, f"t{number}", params, [rung], "finished"))
-    assert importances(settings().sweep.space, trials[:9]) is None
-    found = importances(settings().sweep.space, trials)
+    assert hyperparameter_importances(settings().sweep.space, trials[:9]) is None
+    found = hyperparameter_importances(settings().sweep.space, trials)
     assert found is not None
     assert list(found) == ["train.learning_rate", "data.augmentation"]
     assert found["train.learning_rate"] > 0.7
     assert sum(found.values()) == pytest.approx(1)
     counts = {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0, "last_session": {}}
-    assert 'class="bar"' in render(settings(), trials, counts)
+    assert 'class="bar"' in render_sweep_page(settings(), trials, counts)
 
 
 def test_a_section_of_its_own_leaves_other_programs_strict(config: Path) -> None:

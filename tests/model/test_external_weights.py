@@ -11,11 +11,11 @@ from torch import nn
 from liverseg_dist.config import ModelConfig
 from liverseg_dist.errors import UserError
 from liverseg_dist.model import build_model
-from liverseg_dist.model.external_weights import foreign_names
+from liverseg_dist.model.external_weights import external_parameter_names
 from liverseg_dist.model.pretrained import load_pretrained
-from liverseg_dist.model.topology import resolve
+from liverseg_dist.model.topology import resolve_topology
 
-CONFIG = resolve(ModelConfig(features=(4, 6, 8, 8), blocks_per_level=2), (16, 64, 64), (1.0, 1.0, 1.0))
+CONFIG = resolve_topology(ModelConfig(features=(4, 6, 8, 8), blocks_per_level=2), (16, 64, 64), (1.0, 1.0, 1.0))
 assert len(set(CONFIG.strides)) == 3, (
     "strides differ; kernels do not, as DynUNet takes a decoder's from the level below"
 )
@@ -37,7 +37,7 @@ def test_monais_network_and_ours_give_the_same_logits(tmp_path: Path) -> None:
     ))  # fmt: skip
     save_file({name: tensor.clone() for name, tensor in theirs.state_dict().items()}, tmp_path / "w.safetensors")
     ours = build_model(CONFIG).eval()
-    report = load_pretrained(ours, tmp_path / "w.safetensors", foreign_names("monai", CONFIG))
+    report = load_pretrained(ours, tmp_path / "w.safetensors", external_parameter_names("monai", CONFIG))
     assert not report.missing
     image = torch.randn(1, 1, 16, 64, 64)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def test_monais_network_and_ours_give_the_same_logits(tmp_path: Path) -> None:
 
 def test_nnunets_names_cover_every_tensor_of_ours() -> None:
     """Names as its PlainConvUNet has them (dynamic-network-architectures 0.4)."""
-    names = foreign_names("nnunet", CONFIG)
+    names = external_parameter_names("nnunet", CONFIG)
     ours = build_model(CONFIG.model_copy(update={"upsampling_bias": True})).state_dict()
     assert set(ours) <= set(names.values())
     assert names["decoder.transpconvs.0.bias"] == "decoder.2.up.bias"
@@ -58,7 +58,7 @@ def test_a_file_of_names(tmp_path: Path) -> None:
     net = nn.Linear(2, 2)
     save_file({"w": torch.ones(2, 2), "b": torch.ones(2)}, tmp_path / "w.safetensors")
     (tmp_path / "names.yaml").write_text("w: weight\nb: bias\n")
-    assert not load_pretrained(net, tmp_path / "w.safetensors", foreign_names(tmp_path / "names.yaml", CONFIG)).missing
+    assert not load_pretrained(net, tmp_path / "w.safetensors", external_parameter_names(tmp_path / "names.yaml", CONFIG)).missing
     assert net.weight.eq(1).all()
 
 
@@ -67,11 +67,11 @@ def test_a_file_that_is_none_is_one_line(text: str | None, said: str, tmp_path: 
     if text is not None:
         (tmp_path / "names.yaml").write_text(text)
     with pytest.raises(UserError, match=said):
-        foreign_names(tmp_path / "names.yaml", CONFIG)
+        external_parameter_names(tmp_path / "names.yaml", CONFIG)
 
 
 def test_other_networks_are_refused() -> None:
     with pytest.raises(UserError, match="plain U-Nets only"):
-        foreign_names("nnunet", CONFIG.model_copy(update={"architecture": "resenc"}))
+        external_parameter_names("nnunet", CONFIG.model_copy(update={"architecture": "resenc"}))
     with pytest.raises(UserError, match="two convolutions per level"):
-        foreign_names("monai", CONFIG.model_copy(update={"blocks_per_level": (1, 2, 2, 2)}))
+        external_parameter_names("monai", CONFIG.model_copy(update={"blocks_per_level": (1, 2, 2, 2)}))

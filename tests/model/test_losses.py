@@ -14,7 +14,7 @@ from torch import Tensor
 from liverseg_dist.config import LossConfig, ModelConfig
 from liverseg_dist.errors import UserError
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
-from liverseg_dist.model.training_dice import dice_of, overlap_counts
+from liverseg_dist.model.training_dice import dice_from_counts, overlap_counts
 from liverseg_dist.model.losses import SegmentationLoss, build_loss, frequency_weights
 from liverseg_dist.model.losses.boundary import surface_distance
 from liverseg_dist.model.losses.terms import one_hot
@@ -167,8 +167,8 @@ def test_counts_give_scikit_learns_f1(logits: Tensor, label: Tensor) -> None:
     known, predicted = label != IGNORE, logits.argmax(1)
     for row, values in zip(counts, ((LIVER, TUMOUR), (TUMOUR,)), strict=True):
         truth, ours = (np.isin(t[known].numpy(), values) for t in (label, predicted))
-        assert float(dice_of(row)) == pytest.approx(f1_score(truth, ours))
-    assert dice_of(torch.zeros(2, 3)).isnan().all()
+        assert float(dice_from_counts(row)) == pytest.approx(f1_score(truth, ours))
+    assert dice_from_counts(torch.zeros(2, 3)).isnan().all()
 
 
 @pytest.mark.parametrize("regions", [False, True])

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from liverseg_dist.config import LossConfig, ModelConfig
-from liverseg_dist.model.memory_trace import LiveBytes, Walk, trace
+from liverseg_dist.model.memory_trace import LiveBytes, TraceOptions, trace_memory
 from liverseg_dist.model.losses import build_loss
-from liverseg_dist.model.topology import resolve
+from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.model.unet import UNet
 
 PATCH = (16, 48, 48)
@@ -19,7 +19,7 @@ SPACING_MM = (2.5, 1.0, 1.0)
 
 
 def config(architecture: str = "unet", preset: str = "tiny") -> ModelConfig:
-    return resolve(ModelConfig(architecture=architecture, preset=preset), PATCH, SPACING_MM)  # type: ignore[arg-type]
+    return resolve_topology(ModelConfig(architecture=architecture, preset=preset), PATCH, SPACING_MM)  # type: ignore[arg-type]
 
 
 def real_step(model_config: ModelConfig, batch: int, levels: Collection[int], precision: str) -> LiveBytes:
@@ -42,14 +42,14 @@ def real_step(model_config: ModelConfig, batch: int, levels: Collection[int], pr
 @pytest.mark.parametrize(("levels", "batch"), [((), 1), ((), 2), ((0,), 2), ((0, 1, 2, 3), 1)])
 @pytest.mark.parametrize("architecture", ["unet", "resenc"])
 def test_peak_is_that_of_real_tensors(architecture: str, levels: tuple, batch: int) -> None:
-    found = trace(config(architecture), PATCH, batch, Walk(levels, device="cpu"))
+    found = trace_memory(config(architecture), PATCH, batch, TraceOptions(levels, device="cpu"))
     real = real_step(config(architecture), batch, levels, "fp32").peak
     assert real <= found.peak <= (1.3 if levels else 1.05) * real
 
 
 def test_peak_in_bf16_of_the_gpu_path() -> None:
     """16-bit weights on tensors without memory stand for autocast; a real autocast step on the CPU is the reference."""
-    found = trace(config(), PATCH, 1, Walk(precision="bf16", device="cuda"))
+    found = trace_memory(config(), PATCH, 1, TraceOptions(precision="bf16", device="cuda"))
     assert found.peak == pytest.approx(real_step(config(), 1, (), "bf16").peak, rel=0.1)
 
 
@@ -68,13 +68,13 @@ def test_what_forward_keeps_is_what_autograd_saves() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = model(image_BCDHW)
     beside = image_BCDHW.nbytes + sum(output.nbytes for output in outputs)  # alive, but not for autograd
-    kept = sum(trace(config(), PATCH, 1, Walk(device="cpu")).kept.values())
+    kept = sum(trace_memory(config(), PATCH, 1, TraceOptions(device="cpu")).kept.values())
     assert sum(saved.values()) <= kept
     assert kept == pytest.approx(sum(saved.values()) + beside, rel=0.1)
 
 
 def test_levels_keep_less_when_they_are_recomputed() -> None:
-    plain, recomputed = (trace(config(), PATCH, 1, Walk(levels)) for levels in ((), (0,)))
+    plain, recomputed = (trace_memory(config(), PATCH, 1, TraceOptions(levels)) for levels in ((), (0,)))
     assert recomputed.kept[0] < 0.6 * plain.kept[0]
     assert recomputed.kept[1] == plain.kept[1]
     assert recomputed.flops > plain.flops
@@ -85,7 +85,7 @@ def test_flops_of_a_known_convolution_stack() -> None:
     levels = ModelConfig(features=(4,), strides=((1, 1, 1),), kernels=((3, 3, 3),), blocks_per_level=(2,))
     voxels = 4 * 8 * 8
     first, second, head = 2 * 27 * 1 * 4 * voxels, 2 * 27 * 4 * 4 * voxels, 2 * 4 * 3 * voxels
-    assert trace(levels, (4, 8, 8)).flops == 2 * first + 3 * second + 3 * head
+    assert trace_memory(levels, (4, 8, 8)).flops == 2 * first + 3 * second + 3 * head
 
 
 RESIDENT = """
@@ -103,7 +103,7 @@ Path("/proc/self/clear_refs").write_text("5")
 before = peak()
 tests.PATCH = (32, 128, 128)
 real_step(big, 2, (), "fp32")
-print((peak() - before) * 1024 / trace(big, (32, 128, 128), 2, Walk(device="cpu")).peak)
+print((peak() - before) * 1024 / trace(big, (32, 128, 128), 2, TraceOptions(device="cpu")).peak)
 """
 
 

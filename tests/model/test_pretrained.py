@@ -11,12 +11,12 @@ from liverseg_dist.config import ModelConfig
 from liverseg_dist.errors import UserError
 from liverseg_dist.model import build_model
 from liverseg_dist.model.pretrained import load_pretrained
-from liverseg_dist.model.topology import resolve
+from liverseg_dist.model.topology import resolve_topology
 
 
 def make(seed: int, in_channels: int = 1, **changes: object) -> nn.Module:
     torch.manual_seed(seed)
-    config = resolve(ModelConfig(**{"features": (4, 8, 8), **changes}), (16, 32, 32), (3.0, 3.0, 3.0))
+    config = resolve_topology(ModelConfig(**{"features": (4, 8, 8), **changes}), (16, 32, 32), (3.0, 3.0, 3.0))
     return build_model(config, in_channels)
 
 

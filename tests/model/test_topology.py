@@ -4,7 +4,7 @@ import pytest
 
 from liverseg_dist.config import ModelConfig
 from liverseg_dist.errors import UserError
-from liverseg_dist.model.topology import pooling, resolve
+from liverseg_dist.model.topology import plan_pooling, resolve_topology
 
 ISO = (2, 2, 2)
 
@@ -26,22 +26,22 @@ ISO = (2, 2, 2)
     ],
 )
 def test_pooling_follows_the_planner(patch: tuple, spacing_mm: tuple, strides: list, kernels: list) -> None:
-    assert pooling(patch, spacing_mm, 6) == (strides, kernels)
+    assert plan_pooling(patch, spacing_mm, 6) == (strides, kernels)
 
 
 def test_what_is_given_stays() -> None:
-    config = resolve(ModelConfig(features=(4, 8), blocks_per_level=3), (16, 32, 32), (3, 3, 3))
+    config = resolve_topology(ModelConfig(features=(4, 8), blocks_per_level=3), (16, 32, 32), (3, 3, 3))
     assert config.features == (4, 8)
     assert config.blocks_per_level == (3, 3)
     assert config.strides == ((1, 1, 1), (2, 2, 2))
-    assert resolve(config, (16, 32, 32), (3, 3, 3)) == config
+    assert resolve_topology(config, (16, 32, 32), (3, 3, 3)) == config
 
 
 def test_a_patch_that_does_not_divide_is_refused_with_one_that_does() -> None:
     with pytest.raises(UserError, match=r"\[30, 64, 64\].*\[32, 64, 64\] would do"):
-        resolve(ModelConfig(preset="tiny"), (30, 64, 64), (3, 3, 3))
+        resolve_topology(ModelConfig(preset="tiny"), (30, 64, 64), (3, 3, 3))
 
 
 def test_too_many_levels_for_the_patch_are_refused() -> None:
     with pytest.raises(UserError, match="5 levels do not fit a patch of 16x16x16"):
-        resolve(ModelConfig(features=(4, 8, 8, 8, 8)), (16, 16, 16), (1, 1, 1))
+        resolve_topology(ModelConfig(features=(4, 8, 8, 8, 8)), (16, 16, 16), (1, 1, 1))

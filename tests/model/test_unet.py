@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from liverseg_dist.config import ModelConfig
-from liverseg_dist.model import build_model, labels_from, probabilities
-from liverseg_dist.model.topology import resolve
+from liverseg_dist.model import build_model, labels_from_logits, class_probabilities
+from liverseg_dist.model.topology import resolve_topology
 
 PATCH = (16, 32, 32)
 
 
 def config(**changes: object) -> ModelConfig:
-    return resolve(ModelConfig(**{"features": (4, 8, 12), **changes}), PATCH, (3.0, 3.0, 3.0))
+    return resolve_topology(ModelConfig(**{"features": (4, 8, 12), **changes}), PATCH, (3.0, 3.0, 3.0))
 
 
 @pytest.mark.parametrize("architecture", ["unet", "resenc"])
@@ -79,10 +79,10 @@ def test_every_parameter_is_trained() -> None:
 
 def test_probabilities_and_labels() -> None:
     logits = torch.randn(2, 3, 4, 4, 4)
-    assert torch.allclose(probabilities(logits, False).sum(1), torch.ones(2, 4, 4, 4))
-    assert torch.equal(labels_from(probabilities(logits, False), False).long(), logits.argmax(1))
+    assert torch.allclose(class_probabilities(logits, False).sum(1), torch.ones(2, 4, 4, 4))
+    assert torch.equal(labels_from_logits(class_probabilities(logits, False), False).long(), logits.argmax(1))
     regions = torch.tensor([[0.9, 0.9], [0.9, 0.1], [0.1, 0.9], [0.1, 0.1]]).view(4, 2, 1, 1, 1)
-    assert labels_from(regions, True).flatten().tolist() == [2, 1, 0, 0]
+    assert labels_from_logits(regions, True).flatten().tolist() == [2, 1, 0, 0]
 
 
 @pytest.mark.parametrize("architecture", ["unet", "resenc"])

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.journal import Rung, Trial
-from launch.sweep.sweep_page import render as render_sweep
+from launch.sweep.sweep_page import render_sweep_page as render_sweep
 from tests.distributed.launch import clean_environment
 from tests.security.hostile import CLINIC, EVIL_CASE, EVIL_TEXT, PATIENT, write_hostile_source
 

@@ -27,13 +27,13 @@ import torch
 
 from liverseg_dist.commands.main import main as liverseg
 from liverseg_dist.config import InferenceConfig, ModelConfig, load_settings
-from liverseg_dist.data.augment import DeviceTransform, preset_of
+from liverseg_dist.data.augment import DeviceTransform, augmentation_preset
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.inference import Predictor
+from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.model import build_model
-from liverseg_dist.model.topology import resolve
+from liverseg_dist.model.topology import resolve_topology
 from tests.distributed.launch import clean_environment, torchrun_command
 
 STEPS_AN_HOUR, CHECKPOINT_STEPS, VALIDATION_STEPS = 60, 30, 60
@@ -163,7 +163,7 @@ def soak_here(name: str, work: Callable[[], Iterator[object]], total: int, looks
 def samples(store: CaseStore) -> Iterator[object]:
     """A loader's batches without end; it is closed and opened again every 50, as folds and restarts do."""
     data = load_settings([], [*TINY, "data.workers=2"]).data
-    transform = DeviceTransform(preset_of(data), data.patch_size)
+    transform = DeviceTransform(augmentation_preset(data), data.patch_size)
     while True:
         source = PatchSource(store, store.ids("train", "all"), data, 0, 2)
         with PatchLoader(source, iter([[n, n + 1] for n in range(0, 100, 2)]), 2, 2, False) as loader:
@@ -173,8 +173,8 @@ def samples(store: CaseStore) -> Iterator[object]:
 
 def scans(store: CaseStore) -> Iterator[object]:
     """An evaluator that lives on: scan after scan through one network."""
-    config = resolve(ModelConfig(features=(4, 8)), PATCH, store.spacing_mm)
-    predictor = Predictor(build_model(config).eval(), PATCH, config.regions, InferenceConfig(), torch.device("cpu"))
+    config = resolve_topology(ModelConfig(features=(4, 8)), PATCH, store.spacing_mm)
+    predictor = SlidingWindowPredictor(build_model(config).eval(), PATCH, config.regions, InferenceConfig(), torch.device("cpu"))
     while True:
         for case_id in store.case_ids:
             yield predictor.segment(store.image(case_id), store.intensity)

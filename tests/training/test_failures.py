@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from liverseg_dist.distributed.strategies.ddp import DataParallel
-from liverseg_dist.distributed.heartbeat import Sign, is_consequence, late
+from liverseg_dist.distributed.heartbeat import Heartbeat, is_consequence, find_stragglers
 from liverseg_dist.errors import EXIT_FAILED
 from tests.distributed.launch import clean_environment, liverseg, torchrun, torchrun_command
 from tests.training.test_resume import arguments, sha256, wait_for_step
@@ -123,14 +123,14 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(value: float) ->
 
 
 def test_who_holds_the_others_up() -> None:
-    def sign(step: int, doing: str, age_s: float) -> Sign:
-        return Sign(9, step, doing, age_s, "node7")
+    def sign(step: int, doing: str, age_s: float) -> Heartbeat:
+        return Heartbeat(9, step, doing, age_s, "node7")
 
     waiting = {0: sign(6, "in backward", 90), 1: sign(6, "waiting for data", 95), 2: sign(6, "in backward", 91)}
-    assert late(waiting, 60) == ("rank 1 on node7 has been waiting for data in step 7 for 95 s; the others wait for it")
-    assert late(waiting, 100) == ""
-    assert late({0: sign(6, "validating", 900), 1: sign(6, "validating", 900)}, 60) == "", "all are at work"
-    assert late({0: sign(7, "in forward", 1), 1: sign(6, "in backward", 90)}, 60) == "", "nobody waits yet"
+    assert find_stragglers(waiting, 60) == ("rank 1 on node7 has been waiting for data in step 7 for 95 s; the others wait for it")
+    assert find_stragglers(waiting, 100) == ""
+    assert find_stragglers({0: sign(6, "validating", 900), 1: sign(6, "validating", 900)}, 60) == "", "all are at work"
+    assert find_stragglers({0: sign(7, "in forward", 1), 1: sign(6, "in backward", 90)}, 60) == "", "nobody waits yet"
 
 
 def test_what_counts_as_another_ranks_fault() -> None:

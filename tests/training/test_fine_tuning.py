@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from liverseg_dist.config import FineTuneConfig, ModelConfig, load_settings
-from liverseg_dist.distributed.strategies.parallelize import build_optimizer, check, parallelize
+from liverseg_dist.distributed.strategies.parallelize import build_optimizer, check_strategy, parallelize_model
 from liverseg_dist.errors import UserError
-from liverseg_dist.model.topology import resolve
+from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.model.unet import UNet
 from liverseg_dist.model.flops import peak_tflops, sample_flops
-from liverseg_dist.training.fine_tuning import freeze, groups
+from liverseg_dist.training.fine_tuning import freeze_parameters, parameter_groups
 from tests.distributed.launch import liverseg
 from tests.training.test_resume import arguments
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def make(**changes: object) -> UNet:
     torch.manual_seed(0)
-    return UNet(resolve(ModelConfig(**{"features": (4, 6, 8), **changes}), (16, 16, 16), (1.0, 1.0, 1.0)))
+    return UNet(resolve_topology(ModelConfig(**{"features": (4, 6, 8), **changes}), (16, 16, 16), (1.0, 1.0, 1.0)))
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ def test_what_is_frozen_does_not_move(what: str, moves: set[str], overrides: lis
     config = load_settings([], [f"train.fine_tune.freeze={what}", *overrides]).train
     model = make()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    freeze(model, what)
-    strategy = parallelize(model, CPU, config, (0, 1), lambda _: groups(model, config.fine_tune))
+    freeze_parameters(model, what)
+    strategy = parallelize_model(model, CPU, config, (0, 1), lambda _: parameter_groups(model, config.fine_tune))
     outputs = strategy.forward(torch.randn(1, 1, 16, 16, 16), last=True)
     strategy.backward(sum(out.square().mean() for out in outputs))
     strategy.step(0.1)
@@ -48,7 +48,7 @@ def test_what_is_frozen_does_not_move(what: str, moves: set[str], overrides: lis
 
 def test_rates_fall_with_the_distance_from_the_output() -> None:
     model, config = make(), load_settings([], ["train.optimizer=sgd", "train.weight_decay=0"]).train
-    optimizer = build_optimizer(config, groups(model, FineTuneConfig(layer_decay=0.5)))
+    optimizer = build_optimizer(config, parameter_groups(model, FineTuneConfig(layer_decay=0.5)))
     scale = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     found = {name: scale[id(p)] for name, p in model.named_parameters()}
     assert len(found) == len(scale), "each parameter once"
@@ -61,7 +61,7 @@ def test_rates_fall_with_the_distance_from_the_output() -> None:
 
 def test_deepspeeds_one_group_is_refused() -> None:
     with pytest.raises(UserError, match=r"train\.fine_tune works with strategies ddp and fsdp"):
-        check(load_settings([], ["train.strategy=deepspeed", "train.fine_tune.layer_decay=0.9"]).train, 1, CPU)
+        check_strategy(load_settings([], ["train.strategy=deepspeed", "train.fine_tune.layer_decay=0.9"]).train, 1, CPU)
 
 
 def test_arithmetic_of_a_step() -> None:

@@ -14,17 +14,17 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_USER, UserError
 from liverseg_dist.model import build_model
 from liverseg_dist.planning.memory_fit import (
     best_option,
-    fits,
+    check_fit,
     levels_for,
-    option,
-    patches,
-    resolved,
-    settled,
-    strategies,
+    plan_patch,
+    candidate_patches,
+    resolve_model,
+    resolve_checkpointing,
+    estimate_strategies,
     with_keys,
 )
-from liverseg_dist.planning.memory_estimate import BYTES, GIB, need, state
-from liverseg_dist.planning.scaling_model import Machine, collective_s, predict, table
+from liverseg_dist.planning.memory_estimate import BYTES, GIB, estimate_memory, state_bytes
+from liverseg_dist.planning.scaling_model import Machine, collective_s, predict_step_time, scaling_table
 
 SPACING_MM = (2.5, 1.0, 1.0)
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 def settings(*overrides: str) -> Settings:
     given = ("model.preset=tiny", "data.patch_size=[16,64,64]", "memory.margin_gib=0", *overrides)
-    return resolved(load_settings([], given), SPACING_MM)
+    return resolve_model(load_settings([], given), SPACING_MM)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -47,7 +47,7 @@ def test_state_of_one_rank_equals_real_tensors(optimizer: str) -> None:
         v.nbytes for state in made.state.values() for v in state.values() if isinstance(v, torch.Tensor) and v.dim()
     )
     parameters = sum(p.numel() for p in model.parameters())
-    assert state(TrainConfig(optimizer=optimizer), parameters, 1, 1) == held  # type: ignore[arg-type]
+    assert state_bytes(TrainConfig(optimizer=optimizer), parameters, 1, 1) == held  # type: ignore[arg-type]
 
 
 def test_sharding_divides_what_it_should() -> None:
@@ -56,25 +56,25 @@ def test_sharding_divides_what_it_should() -> None:
 
     def of(strategy: str, stage: int) -> dict[str, int]:
         config = TrainConfig(optimizer="adamw", strategy=strategy, zero_stage=stage)  # type: ignore[arg-type]
-        return state(config, parameters, 1000, ranks)
+        return state_bytes(config, parameters, 1000, ranks)
 
     assert of("ddp", 1)["optimizer"] == 2 * whole
     assert (of("fsdp", 1)["weights"], of("fsdp", 1)["optimizer"]) == (shard, 2 * shard)
     in_pairs = TrainConfig(optimizer="adamw", strategy="fsdp", fsdp_shard_ranks=2)
-    assert state(in_pairs, parameters, 1000, ranks)["optimizer"] == whole
+    assert state_bytes(in_pairs, parameters, 1000, ranks)["optimizer"] == whole
     gradients = [of("deepspeed", stage)["gradients"] for stage in range(4)]
     assert gradients == [whole, whole, shard, shard]
     assert [of("deepspeed", stage)["optimizer"] for stage in range(4)] == [2 * whole, *(3 * [3 * shard])]
 
 
 def test_auto_takes_no_more_levels_than_the_budget_asks_for() -> None:
-    plain = need(settings(), device="cpu")
+    plain = estimate_memory(settings(), device="cpu")
     ample = settings("train.activation_checkpointing=auto", f"memory.budget_gib={plain.gib * 1.01}")
     assert levels_for(ample, 1, CPU) == ()
     tight = settings("train.activation_checkpointing=auto", f"memory.budget_gib={plain.gib * 0.92}")
     levels = levels_for(tight, 1, CPU)
     assert levels
-    assert need(tight, device="cpu", levels=levels).gib <= plain.gib * 0.92
+    assert estimate_memory(tight, device="cpu", levels=levels).gib <= plain.gib * 0.92
     with pytest.raises(UserError, match=r"memory\.budget_gib = 0\.001: at least"):
         levels_for(settings("train.activation_checkpointing=auto", "memory.budget_gib=0.001"), 1, CPU)
     with pytest.raises(UserError, match=r"needs memory\.budget_gib"):
@@ -88,19 +88,19 @@ def test_named_levels(given: str, levels: tuple[int, ...]) -> None:
 
 def test_fits_says_yes_just_above_the_need_and_no_just_below() -> None:
     wanted = settings("train.micro_batch_size=2", "train.precision=bf16")
-    gib = need(wanted).gib
-    assert fits(wanted, SPACING_MM, gib * 1.001).fits
-    refused = fits(wanted, SPACING_MM, gib * 0.999)
+    gib = estimate_memory(wanted).gib
+    assert check_fit(wanted, SPACING_MM, gib * 1.001).fits
+    refused = check_fit(wanted, SPACING_MM, gib * 0.999)
     assert not refused.fits
     assert "batch 2 of 16x64x64 needs" in refused.reason
-    assert fits(wanted, SPACING_MM, gib * 0.999, ranks=2).fits, "a rank then has one sample only"
+    assert check_fit(wanted, SPACING_MM, gib * 0.999, ranks=2).fits, "a rank then has one sample only"
 
 
 def test_more_memory_never_makes_a_smaller_plan() -> None:
     wanted = settings("train.global_batch_size=4")
     voxels, batches = [], []
     for budget in (0.05, 0.1, 0.3, 1.0):
-        options = [option(wanted, patch, SPACING_MM, budget, 1) for patch in patches((16, 128, 96))]
+        options = [plan_patch(wanted, patch, SPACING_MM, budget, 1) for patch in candidate_patches((16, 128, 96))]
         best = best_option(options, SPACING_MM, budget)
         assert best is None or best.need.gib <= budget
         voxels.append(math.prod(best.patch_size) if best else 0)
@@ -112,15 +112,15 @@ def test_more_memory_never_makes_a_smaller_plan() -> None:
 
 
 def test_each_strategy_is_told() -> None:
-    found = strategies(with_keys(settings(), levels=()), ranks=2)
+    found = estimate_strategies(with_keys(settings(), levels=()), ranks=2)
     assert set(found) == {"ddp", "fsdp", *(f"deepspeed zero_stage={n}" for n in range(4))}
     assert all(n.gib * GIB > n.parts["activations"] for n in found.values())
 
 
 def test_settled_is_the_smallest_where_nothing_fits() -> None:
     wanted = settings("train.activation_checkpointing=auto")
-    least = settled(wanted, 1e-6, 1, "cpu")
-    assert least.gib <= need(wanted, device="cpu").gib
+    least = resolve_checkpointing(wanted, 1e-6, 1, "cpu")
+    assert least.gib <= estimate_memory(wanted, device="cpu").gib
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_scale_from_a_measured_run(phantom_store: Path, tmp_path: Path, capsys: 
 
 
 def test_step_time_model() -> None:
-    rows = table(0.1, 30_000_000, 6, Machine(), (1, 2, 8, 16, 256, 1024))
+    rows = scaling_table(0.1, 30_000_000, 6, Machine(), (1, 2, 8, 16, 256, 1024))
     for predictions in rows.values():
         efficiency = [p.efficiency for p in predictions]
         assert efficiency[0] == 1
@@ -182,7 +182,7 @@ def test_step_time_model() -> None:
     assert rows["ddp"][-1].exposed_s <= rows["deepspeed1"][-1].exposed_s, "hidden behind backward"
     within, across = rows["fsdp in nodes"], rows["fsdp"]
     assert [p.step_s for p in within[:3]] == pytest.approx([p.step_s for p in across[:3]]), "8 GPUs are one node"
-    slow = table(0.001, 30_000_000, 6, Machine(), (64,))
+    slow = scaling_table(0.001, 30_000_000, 6, Machine(), (64,))
     assert slow["fsdp in nodes"][0].exposed_s < slow["fsdp"][0].exposed_s, "weights are not gathered between nodes"
 
 
@@ -191,4 +191,4 @@ def test_ring_all_reduce_in_closed_form() -> None:
     machine = Machine(gpus_per_node=4, intra_gb_s=1, intra_latency_us=0, spread=0, overlap=False)
     volume = 4 * 1_000_000
     assert 2 * collective_s(volume, 1, 4, machine) == pytest.approx(2 * 3 / 4 * volume / 1e9)
-    assert predict("ddp", 0.5, 1_000_000, 1, 4, machine).step_s == pytest.approx(0.5 + 2 * 3 / 4 * volume / 1e9)
+    assert predict_step_time("ddp", 0.5, 1_000_000, 1, 4, machine).step_s == pytest.approx(0.5 + 2 * 3 / 4 * volume / 1e9)

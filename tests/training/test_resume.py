@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from liverseg_dist.config import load_settings
-from liverseg_dist.errors import EXIT_AGAIN, EXIT_USER
-from liverseg_dist.training.run_folder import refuse_other_settings
+from liverseg_dist.errors import EXIT_RESUMABLE, EXIT_USER
+from liverseg_dist.training.run_folder import check_settings_compatible
 from tests.distributed.launch import clean_environment, liverseg, torchrun, torchrun_command
 
 pytestmark = pytest.mark.distributed
@@ -115,7 +115,7 @@ def test_stopped_on_request_says_so_by_its_exit_code(phantom_store: Path, tmp_pa
     wait_for_step(run, 2, process)
     process.send_signal(signal.SIGUSR2)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == EXIT_AGAIN, out
+    assert process.returncode == EXIT_RESUMABLE, out
     assert "by SIGUSR2; all is saved" in out
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
 
@@ -154,7 +154,7 @@ def test_other_settings_do_not_continue_a_run(undisturbed: Path, phantom_store: 
 def test_what_an_error_advises_continues_the_run() -> None:
     advised = ("train.nonfinite=skip", "data.unreadable=skip", "data.stall_timeout_s=999", "memory.budget_gib=20")
     for override in (*advised, "train.strategy=deepspeed", "train.zero_stage=0"):
-        refuse_other_settings(load_settings([]), load_settings([], [override]), Path("run"))
+        check_settings_compatible(load_settings([]), load_settings([], [override]), Path("run"))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

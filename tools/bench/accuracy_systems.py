@@ -16,7 +16,7 @@ from typing import Any
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.io.nifti import read_nifti, write_mask
 from liverseg_dist.data.splits import nnunet_folds
-from liverseg_dist.inference.postprocess import postprocess
+from liverseg_dist.inference.postprocess import postprocess_mask
 
 DATASET = "Dataset003_Liver"
 PROBES = {"cpu": (10, 50), "cuda": (100, 500)}
@@ -222,7 +222,7 @@ class NnUnet(System):
         for file in masks.glob("*.nii.gz"):
             mask = read_nifti(file, "label")
             voxels = mask.voxels.copy()
-            postprocess(voxels, mask.spacing_mm, self.bench.settings.inference)
+            postprocess_mask(voxels, mask.spacing_mm, self.bench.settings.inference)
             write_mask(folder / file.name, voxels, mask.grid)
         return {" + clean-up": folder}
 

@@ -34,7 +34,7 @@ from liverseg_dist.data.conversion.convert_dataset import Conversion
 from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
 from liverseg_dist.data.preprocessing.pipeline import clean_scan
-from liverseg_dist.data.preprocessing.resample import Interpolation, resample
+from liverseg_dist.data.preprocessing.resample import Interpolation, resample_to_grid
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume
 
 SOURCE_MM = (2.0, 0.8, 0.8)
@@ -197,7 +197,7 @@ def our_scan(folder: Path, order: int, scale: bool = True) -> tuple[Volume, Volu
     label = read_nifti(folder / "labelsTr/liver_0.nii.gz", "label").reoriented(CANONICAL_ORIENTATION)
     grid = clean.grid.with_spacing(TARGET_MM)
     interpolation = Interpolation(3 if order == 3 else 1, 1, antialias=False)
-    image, label = resample(clean, grid, "image", interpolation=interpolation), resample(label, grid, "label")
+    image, label = resample_to_grid(clean, grid, "image", interpolation=interpolation), resample_to_grid(label, grid, "label")
     if not scale:
         return image, label
     low, high = CLIP_HU
@@ -299,14 +299,14 @@ def differences(folder: Path, results: dict[str, dict[str, Any]]) -> dict[str, f
         image = read_nifti(folder / "imagesTr/liver_0.nii.gz")
         clipped = image.with_voxels(np.clip(image.voxels, low, high).astype(np.float32))
         cubic = Interpolation(antialias=False)
-        mine = resample(clipped, image.grid.with_spacing(TARGET_MM), "image", interpolation=cubic)
+        mine = resample_to_grid(clipped, image.grid.with_spacing(TARGET_MM), "image", interpolation=cubic)
         found["nnunet"] = float(np.abs(np.asarray(theirs) - mine.voxels).max())
     if "missing" not in results["monai"]:
         theirs = monai_chain(most=3)(monai_files(folder))["image"]
         grid = Grid(tuple(theirs.shape[:0:-1]), np.asarray(theirs.affine))  # type: ignore[arg-type]
         image = read_nifti(folder / "imagesTr/liver_0.nii.gz")
         linear = Interpolation(1, 1, antialias=False)
-        mine = resample(image.with_voxels(image.voxels.astype(np.float32)), grid, "image", interpolation=linear)
+        mine = resample_to_grid(image.with_voxels(image.voxels.astype(np.float32)), grid, "image", interpolation=linear)
         inner = (slice(1, -1),) * 3  # at the border MONAI repeats the edge where we have air
         found["monai"] = float(np.abs(np.asarray(theirs[0]).transpose(2, 1, 0) - mine.voxels)[inner].max())
     return found

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from liverseg_dist.config import InferenceConfig
-from liverseg_dist.inference import Predictor
+from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 
 PEERS = {"monai": ("monai",), "nnunet": ("nnunetv2", "acvl_utils")}
@@ -76,9 +76,9 @@ def run_ours(image: np.ndarray, model: nn.Module, patch: Shape) -> None:
         pass
 
 
-def our_predictor(model: nn.Module, patch: Shape) -> Predictor:
+def our_predictor(model: nn.Module, patch: Shape) -> SlidingWindowPredictor:
     config = InferenceConfig(overlap=OVERLAP, average=average())
-    return Predictor(model, patch, regions=False, config=config, device=torch.device("cpu"))
+    return SlidingWindowPredictor(model, patch, regions=False, config=config, device=torch.device("cpu"))
 
 
 def average() -> Any:

@@ -34,7 +34,7 @@ from scipy import ndimage
 
 from liverseg_dist.config import DataConfig, IntensityConfig
 from liverseg_dist.data.augment import PRESETS, DeviceTransform
-from liverseg_dist.data.store.layout import IMAGE_CHUNK, LABEL_CHUNK, compressors
+from liverseg_dist.data.store.layout import IMAGE_CHUNK, LABEL_CHUNK, make_compressors
 from liverseg_dist.data.loading import PatchLoader, PatchSource
 from liverseg_dist.data.loading.array_reader import StoreReader
 from liverseg_dist.data.io.nifti import read_nifti
@@ -169,7 +169,7 @@ def write_store(path: Path, cases: list[Case]) -> BenchStore:
         for kind, voxels, chunk in zip(("image", "label"), case, (IMAGE_CHUNK, LABEL_CHUNK), strict=True):
             array = group.create_array(
                 f"cases/{name}/{kind}", shape=voxels.shape, dtype=voxels.dtype, chunks=chunk,
-                shards=voxels.shape, compressors=compressors(voxels.itemsize),
+                shards=voxels.shape, compressors=make_compressors(voxels.itemsize),
             )  # fmt: skip
             array[:] = voxels
     return BenchStore(path, names, [foreground_rows(label) for _, label in cases])

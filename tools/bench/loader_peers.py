@@ -23,7 +23,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 
 from liverseg_dist.config import IntensityConfig
-from liverseg_dist.data.augment import normalise
+from liverseg_dist.data.augment import normalise_intensity
 from liverseg_dist.volume import Index3
 
 warnings.simplefilter("ignore")
@@ -87,7 +87,7 @@ def time_nnunet_transforms(cases: list[Case], patch: Index3, count: int) -> floa
     """On patches as its loader crops them; warmed up until its blur has chosen its convolution."""
     transforms, size = nnunet_transforms(patch), field_size(patch)
     image = torch.from_numpy(np.resize(cases[0][0][:, 100 : 100 + size[1], 100 : 100 + size[2]], size))
-    normalised = normalise(image, *INTENSITY.model_dump().values())[None]
+    normalised = normalise_intensity(image, *INTENSITY.model_dump().values())[None]
     label = torch.from_numpy(np.resize(cases[0][1][:, 100 : 100 + size[1], 100 : 100 + size[2]], size))[None].to(
         torch.int16
     )
@@ -98,7 +98,7 @@ def time_nnunet_transforms(cases: list[Case], patch: Index3, count: int) -> floa
 def time_nnunet_loader(folder: Path, cases: list[Case], patch: Index3, count: int) -> float:
     folder.mkdir()
     for number, (image, label) in enumerate(cases):
-        normalised = normalise(torch.from_numpy(image), *INTENSITY.model_dump().values()).numpy()[None]
+        normalised = normalise_intensity(torch.from_numpy(image), *INTENSITY.model_dump().values()).numpy()[None]
         places = {value: np.c_[np.zeros(1000, int), _sampled(np.argwhere(label == value))] for value in (1, 2)}
         blocks, chunks = comp_blosc2_params(normalised.shape, patch)
         nnUNetDatasetBlosc2.save_case(
@@ -157,7 +157,7 @@ def time_monai(
     ]
     statistics = INTENSITY.model_dump().values()
     data = [
-        {"image": normalise(torch.from_numpy(image), *statistics)[None], "label": torch.from_numpy(label)[None]}
+        {"image": normalise_intensity(torch.from_numpy(image), *statistics)[None], "label": torch.from_numpy(label)[None]}
         for image, label in cases
     ]
     transform = mt.Compose([*cached, *randomly]).set_random_state(0)

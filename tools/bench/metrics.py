@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from liverseg_dist.evaluation import score_case
 from liverseg_dist.evaluation.metrics.lesions import score_lesions
-from liverseg_dist.evaluation.metrics.overlap import confusion, structure_counts
+from liverseg_dist.evaluation.metrics.overlap import confusion_counts, structure_counts
 from liverseg_dist.evaluation.metrics.surface import surface_scores
 from liverseg_dist.volume import Float3
 
@@ -97,7 +97,7 @@ def contests(prediction: np.ndarray, truth: np.ndarray) -> list[tuple[str, str, 
             "Dice + Jaccard, liver and tumour",
             "MONAI",
             lambda: [
-                v for c in structure_counts(confusion(prediction, truth)).values() for v in (c.dice(), c.jaccard())
+                v for c in structure_counts(confusion_counts(prediction, truth)).values() for v in (c.dice(), c.jaccard())
             ],
             lambda: [float(f(*pair)) for pair in batches.values() for f in (monai_dice, monai_iou)],
         ),

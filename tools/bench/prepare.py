@@ -25,7 +25,7 @@ from scipy import ndimage
 from liverseg_dist.config import CleaningConfig, ConvertConfig
 from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
 from liverseg_dist.data.preprocessing.pipeline import prepare_scan
-from liverseg_dist.data.preprocessing.resample import resample
+from liverseg_dist.data.preprocessing.resample import resample_to_grid
 from liverseg_dist.volume import Float3, Grid
 
 Prepared = tuple[np.ndarray, np.ndarray]
@@ -134,7 +134,7 @@ def ours_linear(image: Path, label: Path, spacing_mm: Float3) -> Prepared:
 
 def ours(image: Path, label: Path, spacing_mm: Float3, cleaning: CleaningConfig) -> Prepared:
     prepared = prepare_scan(read_nifti(image), ConvertConfig(cleaning=cleaning), spacing_mm)
-    return prepared.voxels, resample(read_nifti(label, "label"), prepared.grid, "label").voxels
+    return prepared.voxels, resample_to_grid(read_nifti(label, "label"), prepared.grid, "label").voxels
 
 
 def nnunet(image: Path, label: Path, spacing_mm: Float3) -> Prepared:

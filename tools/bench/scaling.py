@@ -23,11 +23,11 @@ import torch
 import torch.distributed as dist
 
 from liverseg_dist.config import ModelConfig, TrainConfig
-from liverseg_dist.distributed.strategies.parallelize import parallelize
+from liverseg_dist.distributed.strategies.parallelize import parallelize_model
 from liverseg_dist.model import build_model
-from liverseg_dist.model.topology import resolve
+from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.training.checkpoint import Checkpoints
-from liverseg_dist.planning.scaling_model import Machine, predict
+from liverseg_dist.planning.scaling_model import Machine, predict_step_time
 
 SIZES_MIB = (1, 32)
 CHECKPOINT_CADENCE = 1000
@@ -62,7 +62,7 @@ def report(best: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
         gpus_per_node=2, intra_gb_s=ddp["bandwidth_gb_s"], intra_latency_us=ddp["latency_us"], spread=0, overlap=False
     )
     buckets = max(1, round(4 * ddp["parameters"] / (25 << 20)))
-    predicted = predict("ddp", apart["step_s"], int(ddp["parameters"]), buckets, 2, machine)
+    predicted = predict_step_time("ddp", apart["step_s"], int(ddp["parameters"]), buckets, 2, machine)
     lines = {
         "1 to 2 processes, equal load": ("two independent processes", apart["step_s"] / ddp["step_s"]),
         "1 to 2 processes, idle second core": ("one process alone", alone["step_s"] / ddp["step_s"]),
@@ -119,9 +119,9 @@ def job(args: argparse.Namespace) -> dict[str, float]:
     folder, joined = Path(os.environ["BENCH_FOLDER"]), args.job == "ddp"
     if joined:
         dist.init_process_group("gloo")
-    model = build_model(resolve(ModelConfig(preset=args.preset), args.patch, (1.0, 1.0, 1.0)))
+    model = build_model(resolve_topology(ModelConfig(preset=args.preset), args.patch, (1.0, 1.0, 1.0)))
     parameters = sum(p.numel() for p in model.parameters())
-    strategy = parallelize(model, torch.device("cpu"), TrainConfig(), (), lambda m: [{"params": list(m.parameters())}])
+    strategy = parallelize_model(model, torch.device("cpu"), TrainConfig(), (), lambda m: [{"params": list(m.parameters())}])
     image_BCDHW = torch.randn(1, 1, *args.patch)
     strategy.settle(image_BCDHW)
 

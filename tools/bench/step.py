@@ -31,7 +31,7 @@ from liverseg_dist.config import ModelConfig
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.model import UNet, build_model
 from liverseg_dist.model.memory_trace import LiveBytes
-from liverseg_dist.model.topology import pooling, resolve
+from liverseg_dist.model.topology import plan_pooling, resolve_topology
 
 OURS = {
     "ours": {},
@@ -152,10 +152,10 @@ def peak_resident_gib(reset: bool = False) -> float:
 
 
 def topology(args: argparse.Namespace) -> ModelConfig:
-    levels = len(pooling(args.patch, (1.0, 1.0, 1.0), 6)[0])
+    levels = len(plan_pooling(args.patch, (1.0, 1.0, 1.0), 6)[0])
     features = tuple(min(args.features * 2**level, 320) for level in range(levels))
     config = ModelConfig(features=features, blocks_per_level=2, deep_supervision=False)
-    return resolve(config, args.patch, (1.0, 1.0, 1.0))
+    return resolve_topology(config, args.patch, (1.0, 1.0, 1.0))
 
 
 def network(name: str, args: argparse.Namespace) -> nn.Module:

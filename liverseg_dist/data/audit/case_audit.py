@@ -19,7 +19,7 @@ import cc3d
 import numpy as np
 
 from liverseg_dist.config import CleaningConfig
-from liverseg_dist.data.preprocessing.invalid_voxels import AIR_HU, BrokenVoxels, broken_fraction, fill_broken
+from liverseg_dist.data.preprocessing.invalid_voxels import AIR_HU, InvalidVoxels, invalid_fraction, fill_invalid_voxels
 from liverseg_dist.data.audit.findings import Finding, Severity
 from liverseg_dist.data.audit.label_geometry import is_identity, liver_right_of_middle_mm, match_label
 from liverseg_dist.labels import CLASS_NAMES, LIVER, NUM_CLASSES, TUMOUR
@@ -136,10 +136,10 @@ def _tilt_degrees(image: Volume) -> float:
 
 def _check_broken(image: Volume, cleaning: CleaningConfig, facts: dict[str, object]) -> list[Finding]:
     canonical = image.reoriented(CANONICAL_ORIENTATION)
-    _, broken = fill_broken(canonical.voxels)
+    _, broken = fill_invalid_voxels(canonical.voxels)
     facts["broken"] = broken.to_json()
     found = _broken_findings(broken, int(np.prod(canonical.shape)))
-    share = broken_fraction(broken, canonical.shape)
+    share = invalid_fraction(broken, canonical.shape)
     if share > cleaning.max_broken_fraction:
         limit = cleaning.max_broken_fraction
         message = (
@@ -149,7 +149,7 @@ def _check_broken(image: Volume, cleaning: CleaningConfig, facts: dict[str, obje
     return found
 
 
-def _broken_findings(broken: BrokenVoxels, voxels: int) -> list[Finding]:
+def _broken_findings(broken: InvalidVoxels, voxels: int) -> list[Finding]:
     found = []
     if broken.nonfinite_voxels:
         message = f"{broken.nonfinite_voxels:,} NaN or infinite voxels become air ({AIR_HU} HU)"

@@ -35,6 +35,6 @@ class ScanFileError(UserError):
         return Finding("error", self.code, f"{printable(self.path.name)}: {self.reason}")
 
 
-def names_a_case(name: str) -> bool:
+def is_valid_case_id(name: str) -> bool:
     """Whether `name` may stand for a case in paths: no folder, nothing hidden or reserved, one line."""
     return bool(name.strip()) and "/" not in name and not name.startswith((".", "__")) and name.isprintable()

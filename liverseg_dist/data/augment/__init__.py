@@ -4,19 +4,19 @@ from liverseg_dist.data.augment.presets import (
     PRESETS,
     AugmentDraw,
     Preset,
-    describe,
+    describe_augmentation,
     draw_augmentation,
-    preset_of,
+    augmentation_preset,
 )
-from liverseg_dist.data.augment.device_transform import DeviceTransform, normalise
+from liverseg_dist.data.augment.device_transform import DeviceTransform, normalise_intensity
 
 __all__ = [
     "PRESETS",
     "AugmentDraw",
     "DeviceTransform",
     "Preset",
-    "describe",
+    "describe_augmentation",
     "draw_augmentation",
-    "normalise",
-    "preset_of",
+    "normalise_intensity",
+    "augmentation_preset",
 ]

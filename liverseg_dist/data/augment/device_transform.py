@@ -12,7 +12,7 @@ import torch
 
 from liverseg_dist.data.augment.intensity_transforms import (
     add_noise,
-    blur,
+    gaussian_blur,
     change_gamma,
     copy_tumours,
     lower_resolution,
@@ -22,7 +22,7 @@ from liverseg_dist.data.augment.intensity_transforms import (
     thicken_slices,
 )
 from liverseg_dist.data.augment.presets import AugmentDraw, Preset, draw_augmentation
-from liverseg_dist.data.augment.spatial_transforms import centre_crop, resample
+from liverseg_dist.data.augment.spatial_transforms import centre_crop, resample_patch
 from liverseg_dist.volume import Index3
 
 Tensor = torch.Tensor
@@ -75,13 +75,13 @@ class DeviceTransform:
         lower_hu, upper_hu, mean, std = statistics
         shape = draw.field_shape if draw.field_shape is not None else self.patch_size
         label = centre_crop(label_DHW, shape)
-        image = normalise(centre_crop(hu_DHW, shape), lower_hu, upper_hu, mean, std)
+        image = normalise_intensity(centre_crop(hu_DHW, shape), lower_hu, upper_hu, mean, std)
         if draw.spatial is None:
             return image, label
-        return resample(image, label, draw.spatial, self.patch_size, outside=-mean / std)
+        return resample_patch(image, label, draw.spatial, self.patch_size, outside=-mean / std)
 
 
-def normalise(hu: Tensor, lower_hu: float, upper_hu: float, mean: float, std: float) -> Tensor:
+def normalise_intensity(hu: Tensor, lower_hu: float, upper_hu: float, mean: float, std: float) -> Tensor:
     """Clip to [lower_hu, upper_hu], map to [0, 1], then (v - mean) / std; float32, a new tensor."""
     scale = 1.0 / ((upper_hu - lower_hu) * std)
     return hu.to(torch.float32).clamp_(lower_hu, upper_hu).sub_(lower_hu).mul_(scale).sub_(mean / std)
@@ -95,7 +95,7 @@ def _augment_intensity(image: Tensor, label: Tensor, draw: AugmentDraw, seed: in
     if draw.noise_sigma is not None:
         image = add_noise(image, draw.noise_sigma, seed)
     if draw.blur_sigma_voxels is not None:
-        image = blur(image, draw.blur_sigma_voxels)
+        image = gaussian_blur(image, draw.blur_sigma_voxels)
     if draw.brightness is not None:
         image = scale_brightness(image, draw.brightness)
     if draw.contrast is not None:

@@ -26,7 +26,7 @@ def add_noise(image: Tensor, sigma: float, seed: int) -> Tensor:
     return image.add_(noise, alpha=sigma)
 
 
-def blur(image: Tensor, sigma_voxels: Float3) -> Tensor:
+def gaussian_blur(image: Tensor, sigma_voxels: Float3) -> Tensor:
     """Gaussian blur with a sigma per axis (z, y, x), mirrored at the border without repeating the outer voxel."""
     for axis, sigma in enumerate(sigma_voxels):
         weights = torch.from_numpy(_blur_weights(sigma, image.shape[axis])).to(image.device)

@@ -107,7 +107,7 @@ PRESETS: dict[PresetName, Preset] = {
 }
 
 
-def preset_of(data: DataConfig) -> Preset:
+def augmentation_preset(data: DataConfig) -> Preset:
     """The augmentation that a run's settings ask for."""
     preset = PRESETS[data.augmentation]
     if data.mirror_axes is None:
@@ -156,7 +156,7 @@ class TumourCopy:
     shift: Index3
 
 
-def describe(draw: AugmentDraw) -> list[str]:
+def describe_augmentation(draw: AugmentDraw) -> list[str]:
     """The drawn transforms in words, in their order."""
     said = []
     if draw.spatial is not None:

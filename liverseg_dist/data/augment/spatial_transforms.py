@@ -17,7 +17,7 @@ from liverseg_dist.volume import Index3
 Tensor = torch.Tensor
 
 
-def resample(
+def resample_patch(
     image_DHW: Tensor, label_DHW: Tensor, draw: SpatialDraw, patch_size: Index3, outside: float
 ) -> tuple[Tensor, Tensor]:
     """The patch (float32, uint8) that `draw` sees of a field of voxels with the same centre."""
@@ -68,7 +68,7 @@ def _centred(size: int) -> np.ndarray:
 def _resample_by_grid(
     image: Tensor, label: Tensor, draw: SpatialDraw, patch_size: Index3, outside: float
 ) -> tuple[Tensor, Tensor]:
-    places = sampling_places(draw, patch_size, image.device)
+    places = sampling_positions(draw, patch_size, image.device)
     grid = torch.empty((*patch_size, 3), dtype=torch.float32, device=image.device)
     for axis, size in enumerate(image.shape):  # grid_sample wants x, y, z in units of half the field
         torch.mul(places[axis], 2.0 / size, out=grid[..., 2 - axis])
@@ -88,7 +88,7 @@ def _nearest_label(label: Tensor, places: list[Tensor]) -> Tensor:
     return rimmed.view(-1).index_select(0, index.to(torch.int32).view(-1)).view(index.shape)
 
 
-def sampling_places(draw: SpatialDraw, patch_size: Index3, device: torch.device) -> list[Tensor]:
+def sampling_positions(draw: SpatialDraw, patch_size: Index3, device: torch.device) -> list[Tensor]:
     """Where each patch voxel looks: its z, y and x, each (D, H, W), in voxels from the field's centre."""
     axes = [
         torch.from_numpy(_centred(size).astype(np.float32)).to(device).view([-1 if i == axis else 1 for i in range(3)])

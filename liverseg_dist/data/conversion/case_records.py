@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from liverseg_dist.config import ConvertConfig
-from liverseg_dist.data.conversion.store_locks import Locks
-from liverseg_dist.data.conversion.case_writer import PRIVATE, SUMS, Aside, json_text, sha256_file, write_text
+from liverseg_dist.data.conversion.store_locks import StoreLocks
+from liverseg_dist.data.conversion.case_writer import PRIVATE, SUMS, StagingDir, json_text, sha256_file, write_text
 from liverseg_dist.data.store.layout import CASES, SCHEMA
 from liverseg_dist.data.io.dataset_index import MsdCase
-from liverseg_dist.locks import locked
+from liverseg_dist.locks import hold_lock
 from liverseg_dist.volume import Float3, Volume
 
 RECORD_SCHEMA = 2
@@ -111,7 +111,7 @@ def read_record(store: Path, case_id: str) -> CaseRecord | None:
 def write_record(store: Path, record: CaseRecord) -> None:
     content = _finite(asdict(record))
     text = json_text({**content, "sha256": _checksum(content)})
-    write_text(Aside(store, record.case_id), record_file(store, record.case_id), text)
+    write_text(StagingDir(store, record.case_id), record_file(store, record.case_id), text)
 
 
 def _checksum(content: dict[str, Any]) -> str:
@@ -119,14 +119,14 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def retract(store: Path, case_id: str) -> None:
+def remove_outputs(store: Path, case_id: str) -> None:
     """Before a case changes: the root, which speaks of it as it was, and its record go. Nobody takes old for new."""
-    with locked(Locks(store / PRIVATE).root):
+    with hold_lock(StoreLocks(store / PRIVATE).root):
         for path in (store / "zarr.json", store / SUMS, record_file(store, case_id), thumbnail_file(store, case_id)):
             path.unlink(missing_ok=True)
 
 
-def still_good(record: CaseRecord, job: CaseJob, source_sha256: str) -> bool:
+def is_up_to_date(record: CaseRecord, job: CaseJob, source_sha256: str) -> bool:
     """Made from these bytes with these settings, and its files are what was written (a disk, or a crash, may have
     changed them since). Reads the stored case, which is less than its source."""
     if not record.final or (record.source_sha256, record.settings_sha256) != (source_sha256, job.settings_sha256):

@@ -22,7 +22,7 @@ from liverseg_dist.data.store.layout import (
     IMAGE_CHUNK,
     LABEL_CHUNK,
     SOURCE_LABEL_CHUNK,
-    compressors,
+    make_compressors,
     ome_metadata,
     shard_shape,
 )
@@ -51,7 +51,7 @@ class CaseArrays:
 
 
 @dataclass(frozen=True)
-class Aside:
+class StagingDir:
     """Where files are written before they are moved to their place: a folder of the store, on the same file system.
 
     `owner`: a scan's id, or ROOT. Who holds that lock may `clear` what a killed process left there.
@@ -73,7 +73,7 @@ class Aside:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def write_case(aside: Aside, case_id: str, arrays: CaseArrays) -> dict[str, str]:
+def write_case(aside: StagingDir, case_id: str, arrays: CaseArrays) -> dict[str, str]:
     """Write `cases/<case_id>`, replacing an older one; returns the SHA-256 of each of its files."""
     folder = aside.new()
     attributes = {"ome": ome_metadata(arrays.grid, case_id), ATTRIBUTE: arrays.attributes}
@@ -99,7 +99,7 @@ def _put(group: zarr.Group, name: str, values: np.ndarray, chunk: tuple[int, ...
         dtype=values.dtype,
         chunks=chunk,
         shards=shard_shape(values.shape, chunk),
-        compressors=compressors(values.dtype.itemsize),
+        compressors=make_compressors(values.dtype.itemsize),
         fill_value=FILL[name],
         dimension_names=("z", "y", "x") if axes else None,
         config={"write_empty_chunks": True},  # so that every chunk has a checksum to check
@@ -140,11 +140,11 @@ def json_text(content: Any) -> str:
 GROUP = json_text({"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
-def write_text(aside: Aside, path: Path, text: str) -> None:
+def write_text(aside: StagingDir, path: Path, text: str) -> None:
     write_bytes(aside, path, text.encode())
 
 
-def write_bytes(aside: Aside, path: Path, content: bytes) -> None:
+def write_bytes(aside: StagingDir, path: Path, content: bytes) -> None:
     """Whole or not at all; a file that holds these bytes already is left alone."""
     try:
         if path.read_bytes() == content:

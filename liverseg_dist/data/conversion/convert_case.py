@@ -15,30 +15,30 @@ import numpy as np
 from liverseg_dist.data.audit.case_audit import AuditResult, audit_case
 from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram
 from liverseg_dist.data.conversion.foreground_samples import foreground_samples
-from liverseg_dist.data.conversion.store_locks import Locks
+from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.conversion.case_records import (
     CaseJob,
     CaseRecord,
     read_record,
-    retract,
+    remove_outputs,
     source_hash,
-    still_good,
+    is_up_to_date,
     thumbnail_file,
     write_record,
 )
-from liverseg_dist.data.conversion.thumbnail import thumbnail
-from liverseg_dist.data.conversion.case_writer import PRIVATE, Aside, CaseArrays, write_bytes, write_case
+from liverseg_dist.data.conversion.thumbnail import render_thumbnail
+from liverseg_dist.data.conversion.case_writer import PRIVATE, StagingDir, CaseArrays, write_bytes, write_case
 from liverseg_dist.data.audit.duplicates import voxel_hash
 from liverseg_dist.data.audit.findings import Finding, ScanFileError
 from liverseg_dist.data.audit.label_geometry import is_identity
 from liverseg_dist.data.store.layout import CASES
 from liverseg_dist.data.io.nifti import ScanFile, read_scan_file
-from liverseg_dist.data.preprocessing.pipeline import clean_scan, interpolation_of
-from liverseg_dist.data.preprocessing.resample import resample
-from liverseg_dist.data.preprocessing.slab import Slab, coverage, describe, padded_label, place_slabs
+from liverseg_dist.data.preprocessing.pipeline import clean_scan, interpolation_for
+from liverseg_dist.data.preprocessing.resample import resample_to_grid
+from liverseg_dist.data.preprocessing.slab import Slab, slab_coverage, describe_slabs, padded_label, place_slabs
 from liverseg_dist.data.io.spacing_table import with_true_spacing
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
-from liverseg_dist.locks import locked
+from liverseg_dist.locks import hold_lock
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Grid, Volume
 
 
@@ -50,15 +50,15 @@ def convert_case(job: CaseJob) -> tuple[CaseRecord, bool]:
     if job.audit_only:
         return _made(job, source_hash(job.case)), True
     case_id = job.case.case_id
-    aside = Aside(job.store, case_id)
-    with locked(Locks(job.store / PRIVATE).case(case_id)) as alone:
+    aside = StagingDir(job.store, case_id)
+    with hold_lock(StoreLocks(job.store / PRIVATE).case(case_id)) as alone:
         if alone:
             aside.clear()  # what a killed process left
         source = source_hash(job.case)
         before = read_record(job.store, case_id)
-        if before is not None and still_good(before, job, source):
+        if before is not None and is_up_to_date(before, job, source):
             return before, False
-        retract(job.store, case_id)
+        remove_outputs(job.store, case_id)
         try:
             record = _made(job, source)
         except OSError as error:  # say where, which a failed write does not
@@ -175,14 +175,14 @@ def _store(job: CaseJob, record: CaseRecord, image: Volume, audit: AuditResult, 
         if audit.label is not None:
             arrays = replace(arrays, source_label=np.ascontiguousarray(audit.label.voxels))
         name = case_id if len(slabs) == 1 else f"{case_id}_tile{number}"
-        files = write_case(Aside(job.store, case_id), name, arrays)
+        files = write_case(StagingDir(job.store, case_id), name, arrays)
         record.slabs[name] = {**arrays.attributes, "files": files}
         stored_labels.append(arrays.label)
         if number == len(slabs) // 2:
             _save_thumbnail(job, arrays.image, None if label is None else arrays.label, slab.grid.spacing_mm)
     if label is not None:
-        record.facts["coverage"] = coverage(label, slabs, stored_labels)
-    record.findings += _json(describe(clean.volume.grid, slabs, record.facts.get("coverage")))
+        record.facts["coverage"] = slab_coverage(label, slabs, stored_labels)
+    record.findings += _json(describe_slabs(clean.volume.grid, slabs, record.facts.get("coverage")))
 
 
 def _onto(label: Volume, grid: Grid) -> Volume:
@@ -193,11 +193,11 @@ def _onto(label: Volume, grid: Grid) -> Volume:
 
 
 def _cut(job: CaseJob, source_grid: Grid, clean: Volume, label: Volume | None, slab: Slab) -> CaseArrays:
-    image = resample(clean, slab.grid, "image", interpolation=interpolation_of(job.convert.cleaning)).voxels
+    image = resample_to_grid(clean, slab.grid, "image", interpolation=interpolation_for(job.convert.cleaning)).voxels
     if label is None:
         stored = np.full(slab.grid.shape, IGNORE, np.uint8)
     else:
-        stored = padded_label(resample(label, slab.grid, "label").voxels, slab)
+        stored = padded_label(resample_to_grid(label, slab.grid, "label").voxels, slab)
     foreground, tumours = foreground_samples(stored, job.convert.foreground_samples)
     counts = np.bincount(stored.ravel(), minlength=256)[:3]
     attributes: dict[str, Any] = {
@@ -215,8 +215,8 @@ def _cut(job: CaseJob, source_grid: Grid, clean: Volume, label: Volume | None, s
 
 def _save_thumbnail(job: CaseJob, image_zyx: np.ndarray, label_zyx: np.ndarray | None, spacing_mm: Float3) -> None:
     buffer = io.BytesIO()
-    thumbnail(image_zyx, label_zyx, spacing_mm).save(buffer, "png")
-    write_bytes(Aside(job.store, job.case.case_id), thumbnail_file(job.store, job.case.case_id), buffer.getvalue())
+    render_thumbnail(image_zyx, label_zyx, spacing_mm).save(buffer, "png")
+    write_bytes(StagingDir(job.store, job.case.case_id), thumbnail_file(job.store, job.case.case_id), buffer.getvalue())
 
 
 def _json(findings: Sequence[Finding]) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ from typing import Any
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.audit.audit_page import audit_page
 from liverseg_dist.data.conversion.executors import Executor
-from liverseg_dist.data.conversion.store_locks import Locks
+from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.conversion.case_records import (
     CaseJob,
     CaseRecord,
@@ -32,13 +32,13 @@ from liverseg_dist.data.conversion.case_records import (
     thumbnail_file,
 )
 from liverseg_dist.data.conversion.root_metadata import root_content
-from liverseg_dist.data.conversion.settings_match import differences, made_with
+from liverseg_dist.data.conversion.settings_match import list_setting_differences, settings_that_must_match
 from liverseg_dist.data.conversion.case_writer import (
     GROUP,
     PRIVATE,
     ROOT,
     SUMS,
-    Aside,
+    StagingDir,
     json_text,
     root_text,
     sha256_file,
@@ -48,7 +48,7 @@ from liverseg_dist.data.store.layout import CASES
 from liverseg_dist.data.io.dataset_index import MsdDataset
 from liverseg_dist.data.io.spacing_table import read_spacing_table
 from liverseg_dist.errors import UserError
-from liverseg_dist.locks import locked
+from liverseg_dist.locks import hold_lock
 
 SETTINGS = f"{PRIVATE}/settings.json"
 Done = Callable[[CaseRecord, bool], None]
@@ -80,18 +80,18 @@ class Conversion:
         """The store's folder, made or continued. Raises `UserError` if it was made otherwise, unless `force`."""
         self._refuse_foreign_folder()
         with ExitStack() as session:
-            with locked(self._locks.opening):
+            with hold_lock(self._locks.opening):
                 self._agree(force)
-                session.enter_context(locked(self._locks.sessions, shared=True))
+                session.enter_context(hold_lock(self._locks.sessions, shared=True))
             yield
 
     def finish(self) -> list[CaseRecord] | None:
         """Write the root if every scan has its record; None when some are still missing (other shards)."""
-        with locked(self._locks.root) as alone:
+        with hold_lock(self._locks.root) as alone:
             records = self._records()
             if records is None:
                 return None
-            aside = Aside(self.store, ROOT)
+            aside = StagingDir(self.store, ROOT)
             if alone:
                 aside.clear()
             content = root_content(self.dataset.name, self.convert, records)
@@ -107,8 +107,8 @@ class Conversion:
         return records
 
     @property
-    def _locks(self) -> Locks:
-        return Locks(self.store / PRIVATE)
+    def _locks(self) -> StoreLocks:
+        return StoreLocks(self.store / PRIVATE)
 
     @cached_property
     def _ids(self) -> list[str]:
@@ -130,12 +130,12 @@ class Conversion:
     def _agree(self, force: bool) -> None:
         """The store's settings are ours, or become ours."""
         mark = self.store / SETTINGS
-        wanted = made_with(
+        wanted = settings_that_must_match(
             self.dataset.name, self.convert, None if self.labeller is None else self.labeller.fingerprint
         )
         before = _read_json(mark)
         gone = sorted(self._recorded() - set(self._ids))
-        changes = differences(before, wanted) if mark.exists() else []
+        changes = list_setting_differences(before, wanted) if mark.exists() else []
         if gone:
             changes.append(f"{len(gone)} of its scans are not in this data set ({', '.join(gone[:3])})")
         if changes and not force:
@@ -146,9 +146,9 @@ class Conversion:
         if before == wanted and not gone:
             return
         try:
-            with locked(self._locks.sessions, wait=False), locked(self._locks.root):
+            with hold_lock(self._locks.sessions, wait=False), hold_lock(self._locks.root):
                 (self.store / "zarr.json").unlink(missing_ok=True)  # what it says is about to become untrue
-                write_text(Aside(self.store, ROOT), mark, json_text(wanted))
+                write_text(StagingDir(self.store, ROOT), mark, json_text(wanted))
         except BlockingIOError:
             raise UserError(f"{self.store}: another conversion writes it with other settings; wait for it") from None
 

@@ -27,7 +27,7 @@ QUIET = {"PYTHONWARNINGS": "ignore:resource_tracker"}
 """When workers are ended in the middle of their work, Python's book-keeper of semaphores need not tell the user."""
 
 
-def in_processes(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
+def run_in_processes(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
     """Outcomes as they come. `workers` 0: one per core this process may use. Raises `RunFailed` for a lost worker."""
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(jobs)))
     context = multiprocessing.get_context("forkserver")  # imports once, then each worker starts in milliseconds
@@ -50,7 +50,7 @@ def in_processes(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
             raise
 
 
-def on_ray(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
+def run_on_ray(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
     """The same on a running Ray cluster (`RAY_ADDRESS`, else the one this node belongs to); `workers` 0: all its cores.
 
     The nodes see source and store under the same paths.
@@ -87,7 +87,7 @@ def on_ray(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
         ray.shutdown()
 
 
-EXECUTORS: dict[str, Executor] = {"process": in_processes, "ray": on_ray}
+EXECUTORS: dict[str, Executor] = {"process": run_in_processes, "ray": run_on_ray}
 
 
 def _begin_worker() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from liverseg_dist.config import ConvertConfig
-from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram, fingerprint_of, intensity_of, pool
+from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram, intensity_fingerprint, choose_intensity, pool_histograms
 from liverseg_dist.data.conversion.case_records import CaseRecord
 from liverseg_dist.data.conversion.settings_match import public_settings, settings_sha256
 from liverseg_dist.data.audit.duplicates import duplicate_findings, find_duplicates, ircadb_findings, ircadb_overlaps
@@ -25,7 +25,7 @@ def root_content(name: str, convert: ConvertConfig, records: Sequence[CaseRecord
     if not cases:
         broken = any(record.status == "quarantined" for record in records)
         raise (RunFailed if broken else UserError)("no scan could be stored; the table above says why")
-    of_scan = patients_of(records, convert)
+    of_scan = group_patients(records, convert)
     patients = {case_id: of_scan[slab["parent"]] for case_id, slab in cases.items()}
     splits = _splits(records, cases, patients, convert)
     imputed = sorted(case_id for case_id, slab in cases.items() if "imputed_by" in slab)
@@ -42,18 +42,18 @@ def root_content(name: str, convert: ConvertConfig, records: Sequence[CaseRecord
         "convert_sha256": settings_sha256(shown),
         "content_sha256": _content_sha256(records),
         "spacing_mm": [round(float(s), 6) for s in spacing],
-        "intensity": intensity_of(foreground, convert.cleaning).model_dump(),
-        "fingerprint": fingerprint_of(foreground),
+        "intensity": choose_intensity(foreground, convert.cleaning).model_dump(),
+        "fingerprint": intensity_fingerprint(foreground),
         "coverage": pooled_coverage(
             r.facts["coverage"] for r in records if r.slabs and "coverage" in r.facts and r.status != "imputed"
         ),
         "splits": {**splits.to_json(), **({TRAIN_ONLY: imputed} if imputed else {})},
         "cases": {case_id: {k: v for k, v in slab.items() if k != "files"} for case_id, slab in attributes.items()},
-        "audit": audit_of(records),
+        "audit": collect_audit(records),
     }
 
 
-def audit_of(records: Iterable[CaseRecord]) -> dict[str, Any]:
+def collect_audit(records: Iterable[CaseRecord]) -> dict[str, Any]:
     """Status, findings and facts of every scan, with what shows only between scans (duplicates, overlaps)."""
     records = list(records)
     between = duplicate_findings(find_duplicates({r.case_id: r.voxel_sha256 for r in records if r.voxel_sha256}))
@@ -66,7 +66,7 @@ def audit_of(records: Iterable[CaseRecord]) -> dict[str, Any]:
     return found
 
 
-def patients_of(records: Sequence[CaseRecord], convert: ConvertConfig) -> dict[str, str]:
+def group_patients(records: Sequence[CaseRecord], convert: ConvertConfig) -> dict[str, str]:
     """Scan to patient: who the CSV calls the same, scans with the same voxels, and 3D-IRCADb's doubles are one."""
     ids = sorted(record.case_id for record in records)
     named = read_patients(convert.splits.patients, ids)
@@ -109,7 +109,7 @@ def _foreground(records: Sequence[CaseRecord], splits: Splits) -> HuHistogram:
     test = set(splits.test)
     with_label = [record for record in records if record.slabs and record.histogram]
     known = [record for record in with_label if not test & record.slabs.keys()]
-    return pool(HuHistogram.from_json(record.histogram) for record in known or with_label)
+    return pool_histograms(HuHistogram.from_json(record.histogram) for record in known or with_label)
 
 
 def _content_sha256(records: Iterable[CaseRecord]) -> str:

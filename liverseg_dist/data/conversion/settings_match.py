@@ -30,7 +30,7 @@ def settings_sha256(shown: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
-def made_with(dataset: str, convert: ConvertConfig, labels_from: str | None = None) -> dict[str, Any]:
+def settings_that_must_match(dataset: str, convert: ConvertConfig, labels_from: str | None = None) -> dict[str, Any]:
     """What has to be the same for a run to continue a store; files of settings count by their content.
 
     `labels_from`: fingerprint of the run that labels scans.
@@ -43,7 +43,7 @@ def made_with(dataset: str, convert: ConvertConfig, labels_from: str | None = No
     return {"schema": SCHEMA, "dataset": dataset, "convert": shown}
 
 
-def differences(before: object, now: dict[str, Any]) -> list[str]:
+def list_setting_differences(before: object, now: dict[str, Any]) -> list[str]:
     """`convert.slab.policy was fit, is tile`, for each setting that differs."""
     old = DONE_BEFORE | dict(_flat(before)) if isinstance(before, dict) else {}
     new = DONE_BEFORE | dict(_flat(now))

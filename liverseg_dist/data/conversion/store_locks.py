@@ -1,13 +1,13 @@
 """The locks of a store.
 
 A file system without locks is no hindrance: every write is made whole by one rename, and two writers of a case write
-the same bytes. Locks keep them from doing the work twice.
+the same bytes. StoreLocks keep them from doing the work twice.
 """
 
 from pathlib import Path
 
 
-class Locks:
+class StoreLocks:
     """All in one folder that is no part of the data."""
 
     def __init__(self, private: Path) -> None:

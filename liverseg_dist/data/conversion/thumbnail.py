@@ -14,7 +14,7 @@ PADDING = (44, 52, 74)
 """Where the slab is padded."""
 
 
-def thumbnail(image_zyx: np.ndarray, label_zyx: np.ndarray | None, spacing_mm: Float3) -> Image.Image:
+def render_thumbnail(image_zyx: np.ndarray, label_zyx: np.ndarray | None, spacing_mm: Float3) -> Image.Image:
     """RAS voxels in; the picture shows the patient's right on the left, as radiologists see it. True proportions."""
     z, y = _places(image_zyx, label_zyx)
     label = np.zeros((1, 1, 1), np.uint8) if label_zyx is None else label_zyx

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from liverseg_dist.data.audit.findings import Finding, names_a_case
+from liverseg_dist.data.audit.findings import Finding, is_valid_case_id
 from liverseg_dist.data.io.nifti import SUFFIXES
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.labels import CLASS_NAMES
@@ -282,7 +282,7 @@ def _check_ids(folder: Path, dataset: MsdDataset) -> None:
     seen: set[str] = set()
     for case in (*dataset.training, *dataset.test):
         name = case.case_id
-        if not names_a_case(name) or len(name.encode("utf-8", "replace")) > MAX_ID_BYTES:
+        if not is_valid_case_id(name) or len(name.encode("utf-8", "replace")) > MAX_ID_BYTES:
             raise UserError(f"{printable(folder)}: '{printable(name)}' cannot name a case; rename the file")
         if name in seen:
             raise UserError(f"{printable(folder)}: two scans are called {printable(name)}; case names must differ")

@@ -22,7 +22,7 @@ from isal.igzip_lib import IsalError
 from liverseg_dist.data.audit.findings import Finding, ScanFileError
 from liverseg_dist.data.io.nifti_header import NIFTI1_BYTES, Header, header_bytes, parse_header
 from liverseg_dist.errors import UserError, printable
-from liverseg_dist.files import whole
+from liverseg_dist.files import atomic_write
 from liverseg_dist.volume import Grid, Volume
 
 Kind = Literal["image", "label"]
@@ -220,7 +220,7 @@ def _write(path: Path, voxels: np.ndarray, grid: Grid) -> None:
         raise ValueError(f"voxels have shape {voxels.shape}, their grid {grid.shape}")
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{printable(path)}: an output name ends in .nii.gz or .nii")
-    with whole(path) as raw:
+    with atomic_write(path) as raw:
         if path.name.endswith(".gz"):
             with igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=raw, mtime=0) as stream:
                 _write_stream(cast(BinaryIO, stream), voxels, grid)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from liverseg_dist.data.loading.array_reader import BoxReader, MemoryArray
-from liverseg_dist.locks import locked, take_lock
+from liverseg_dist.locks import hold_lock, take_lock
 
 log = logging.getLogger(__name__)
 _ARRAYS: tuple[tuple[str, np.dtype], ...] = (("image", np.dtype(np.int16)), ("label", np.dtype(np.uint8)))
@@ -75,7 +75,7 @@ class NodeCache:
         finals, shape = self._paths(case_id), source[0].shape
         parts = [path.with_name(path.name + ".part") for path in finals]
         sizes = [int(np.prod(shape)) * dtype.itemsize for _, dtype in _ARRAYS]
-        with locked(self.folder / _LEDGER):
+        with hold_lock(self.folder / _LEDGER):
             if any(path.exists() for path in (*parts, *finals)):
                 return self._open(case_id, shape)
             used = sum(file.stat().st_size for file in self.folder.iterdir())

@@ -22,7 +22,7 @@ import numcodecs.blosc
 import numcodecs.zstd
 import numpy as np
 
-from liverseg_dist.data.store.layout import believable
+from liverseg_dist.data.store.layout import has_plausible_shape
 from liverseg_dist.data.loading.file_reads import ByteSource
 from liverseg_dist.volume import Index3
 
@@ -227,7 +227,7 @@ def parse_layout(metadata: dict[str, Any]) -> Layout | None:
             return None
         if index_names not in (["bytes"], ["bytes", "crc32c"]) or index_order != "little":
             return None
-        if metadata["chunk_grid"]["name"] != "regular" or not believable(shape, shard, chunk):
+        if metadata["chunk_grid"]["name"] != "regular" or not has_plausible_shape(shape, shard, chunk):
             return None
         if not isinstance(fill, int) or not np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
             return None

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from liverseg_dist.config import CleaningConfig
-from liverseg_dist.data.preprocessing.denoising_autoencoder import denoise, denoiser_of
+from liverseg_dist.data.preprocessing.denoising_autoencoder import apply_denoiser, load_denoiser
 
 TV_TOLERANCE = 2e-4
 TV_ITERATIONS = 200
@@ -27,32 +27,32 @@ def reduce_noise(voxels_zyx: np.ndarray, cleaning: CleaningConfig) -> tuple[np.n
     strength = cleaning.noise_strength
     provenance: dict[str, object] = {"method": cleaning.noise, "strength": strength}
     if cleaning.noise == "autoencoder":
-        return denoise(voxels_zyx, denoiser_of(cleaning.denoiser), strength), provenance
+        return apply_denoiser(voxels_zyx, load_denoiser(cleaning.denoiser), strength), provenance
     filters: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "median": lambda image: median(image, max(1, round(strength))),
-        "gaussian": lambda image: gaussian(image, strength),
+        "median": lambda image: median_filter(image, max(1, round(strength))),
+        "gaussian": lambda image: gaussian_filter(image, strength),
     }
     if cleaning.noise in ("tv", "bilateral"):
         sigma_hu = estimate_noise(voxels_zyx)
         provenance["sigma_hu"] = round(sigma_hu, 3)
         filters["tv"] = lambda image: total_variation(image, strength * sigma_hu)
-        filters["bilateral"] = lambda image: bilateral(image, strength, BILATERAL_RANGE * sigma_hu)
+        filters["bilateral"] = lambda image: bilateral_filter(image, strength, BILATERAL_RANGE * sigma_hu)
     out = np.empty(voxels_zyx.shape, dtype=np.int16)
     for into, image in zip(out, voxels_zyx, strict=True):
         into[:] = np.rint(filters[cleaning.noise](image))
     return out, provenance
 
 
-def median(image_yx: np.ndarray, radius: int) -> np.ndarray:
+def median_filter(image_yx: np.ndarray, radius: int) -> np.ndarray:
     """Median of the (2 radius + 1)^2 neighbours; the border is repeated."""
     return ndimage.median_filter(image_yx, size=2 * radius + 1, mode="nearest")
 
 
-def gaussian(image_yx: np.ndarray, sigma_voxels: float) -> np.ndarray:
+def gaussian_filter(image_yx: np.ndarray, sigma_voxels: float) -> np.ndarray:
     return ndimage.gaussian_filter(image_yx.astype(np.float32), sigma_voxels, mode="nearest")
 
 
-def bilateral(image_yx: np.ndarray, sigma_voxels: float, sigma_hu: float) -> np.ndarray:
+def bilateral_filter(image_yx: np.ndarray, sigma_voxels: float, sigma_hu: float) -> np.ndarray:
     """Mean of the neighbours within 2 sigma_voxels, near in place and in HU; the border is repeated.
 
     Tomasi and Manduchi 1998, https://doi.org/10.1109/ICCV.1998.710815.

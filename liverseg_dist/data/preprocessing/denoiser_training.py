@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from liverseg_dist.data.preprocessing.denoising_autoencoder import CHANNELS, DILATIONS, SLICES, Denoiser, normalised, predict_noise
+from liverseg_dist.data.preprocessing.denoising_autoencoder import CHANNELS, DILATIONS, SLICES, Denoiser, normalise_hu, predict_noise
 
 PATCH = 80
 TISSUE_HU = (-150, 300)
@@ -59,7 +59,7 @@ def train_denoiser(
     for step in range(training.steps):
         rng = np.random.default_rng([training.seed, step])
         stacks = np.stack([draw_patch(scans, rng) for _ in range(training.batch_size)])
-        hidden, asked = hide(stacks, rng, training)
+        hidden, asked = mask_blind_spots(stacks, rng, training)
         hidden_BSHW, truth_BSHW, asked_BHW = (torch.from_numpy(array).to(device) for array in (hidden, stacks, asked))
         middle = SLICES // 2
         answer_BHW = hidden_BSHW[:, middle] - net(hidden_BSHW)
@@ -89,12 +89,12 @@ def draw_patch(scans: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndar
         np.clip(np.arange(centre - PATCH // 2, centre + PATCH // 2), 0, size - 1)
         for centre, size in ((y, scan.shape[1]), (x, scan.shape[2]))
     )
-    patch = normalised(scan[np.ix_(at_z, at_y, at_x)])
+    patch = normalise_hu(scan[np.ix_(at_z, at_y, at_x)])
     up, left = (-1 if flip else 1 for flip in rng.random(2) < 0.5)
     return np.ascontiguousarray(patch[:, ::up, ::left])
 
 
-def hide(stacks: np.ndarray, rng: np.random.Generator, training: DenoiserTraining) -> tuple[np.ndarray, np.ndarray]:
+def mask_blind_spots(stacks: np.ndarray, rng: np.random.Generator, training: DenoiserTraining) -> tuple[np.ndarray, np.ndarray]:
     """(stacks with blocks of the middle slice taken from elsewhere nearby, which pixels are asked for)."""
     radius, middle = training.block_radius, SLICES // 2
     asked = rng.random((len(stacks), *stacks.shape[2:])) < training.hidden_share

@@ -70,7 +70,7 @@ class Denoiser:
 
 
 @lru_cache(maxsize=2)
-def denoiser_of(setting: str | None) -> Denoiser:
+def load_denoiser(setting: str | None) -> Denoiser:
     """The denoiser that the setting `convert.cleaning.denoiser` carries (see `config.convert`)."""
     if setting is None or not setting.startswith(DATA_URI):
         raise UserError(
@@ -96,12 +96,12 @@ def predict_noise(stack_BSHW: "torch.Tensor", layers: Layers) -> "torch.Tensor":
     return values[:, 0]
 
 
-def normalised(voxels: np.ndarray) -> np.ndarray:
+def normalise_hu(voxels: np.ndarray) -> np.ndarray:
     """HU as the network sees them, float32."""
     return (np.clip(voxels.astype(np.float32), *RANGE_HU) - CENTRE_HU) / SCALE_HU
 
 
-def denoise(voxels_zyx: np.ndarray, denoiser: Denoiser, share: float = 1.0) -> np.ndarray:
+def apply_denoiser(voxels_zyx: np.ndarray, denoiser: Denoiser, share: float = 1.0) -> np.ndarray:
     """Int16 HU without `share` of the predicted noise; voxels outside RANGE_HU stay as they are."""
     import torch
 
@@ -114,7 +114,7 @@ def denoise(voxels_zyx: np.ndarray, denoiser: Denoiser, share: float = 1.0) -> n
     with torch.inference_mode():
         for z, image in enumerate(voxels_zyx):
             around = np.clip(np.arange(z - reach, z + reach + 1), 0, len(voxels_zyx) - 1)
-            stack = torch.from_numpy(normalised(voxels_zyx[around]))[None]
+            stack = torch.from_numpy(normalise_hu(voxels_zyx[around]))[None]
             noise_hu = predict_noise(stack, layers)[0].numpy() * SCALE_HU
             soft = (image > RANGE_HU[0]) & (image < RANGE_HU[1])
             out[z] = np.where(soft, np.rint(image - share * noise_hu), image)

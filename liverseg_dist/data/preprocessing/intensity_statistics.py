@@ -1,7 +1,7 @@
 """Outliers and normalisation: one clip and one affine for the whole data set, from an exact histogram of its liver.
 
 A `HuHistogram` counts whole HU, so pooling cases is addition: the same numbers in whatever order and by however many
-workers. `intensity_of` turns the pooled histogram into the `IntensityConfig` that is recorded in the store and applied
+workers. `choose_intensity` turns the pooled histogram into the `IntensityConfig` that is recorded in the store and applied
 on the device: clip, map to [0, 1], then subtract the mean and divide by the standard deviation.
 """
 
@@ -88,7 +88,7 @@ class HuHistogram:
         return used.astype(np.float64) + LOWEST, self.counts[used]
 
 
-def pool(histograms: Iterable[HuHistogram]) -> HuHistogram:
+def pool_histograms(histograms: Iterable[HuHistogram]) -> HuHistogram:
     total = HuHistogram()
     for histogram in histograms:
         total = total + histogram
@@ -112,7 +112,7 @@ def clip_range_hu(foreground: HuHistogram, cleaning: CleaningConfig) -> tuple[fl
     return lower, max(upper, lower + 1.0)
 
 
-def intensity_of(foreground: HuHistogram, cleaning: CleaningConfig) -> IntensityConfig:
+def choose_intensity(foreground: HuHistogram, cleaning: CleaningConfig) -> IntensityConfig:
     """The data set's clip and affine. Without any labelled voxel (and outliers=window): as if values were uniform."""
     lower, upper = clip_range_hu(foreground, cleaning)
     if not cleaning.standardise:
@@ -126,7 +126,7 @@ def intensity_of(foreground: HuHistogram, cleaning: CleaningConfig) -> Intensity
     )
 
 
-def fingerprint_of(foreground: HuHistogram) -> dict[str, float | int]:
+def intensity_fingerprint(foreground: HuHistogram) -> dict[str, float | int]:
     """What nnU-Net's fingerprint holds, of all foreground voxels instead of a sample."""
     if not foreground.total:
         return {"voxels": 0}

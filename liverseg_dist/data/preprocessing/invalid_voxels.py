@@ -10,7 +10,7 @@ INT16 = np.iinfo(np.int16)
 
 
 @dataclass(frozen=True)
-class BrokenVoxels:
+class InvalidVoxels:
     """How much of a scan had to be made up."""
 
     nonfinite_voxels: int
@@ -25,7 +25,7 @@ class BrokenVoxels:
         return {**asdict(self), "blank_slices": list(self.blank_slices)}
 
 
-def fill_broken(voxels_zyx: np.ndarray) -> tuple[np.ndarray, BrokenVoxels]:
+def fill_invalid_voxels(voxels_zyx: np.ndarray) -> tuple[np.ndarray, InvalidVoxels]:
     """The scan in whole HU (int16) without broken voxels, and the counts. Returns the input itself if nothing is to do.
 
     NaN, infinity and padding become air. A blank slice becomes the linear interpolation of its nearest neighbours with
@@ -39,7 +39,7 @@ def fill_broken(voxels_zyx: np.ndarray) -> tuple[np.ndarray, BrokenVoxels]:
     blank = blank_slices(voxels)
     if blank:
         voxels = _interpolated(voxels, blank)
-    return voxels, BrokenVoxels(nonfinite, padding, saturated, blank)
+    return voxels, InvalidVoxels(nonfinite, padding, saturated, blank)
 
 
 def blank_slices(voxels_zyx: np.ndarray) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ def blank_slices(voxels_zyx: np.ndarray) -> tuple[int, ...]:
     return tuple(int(z) for z in np.setdiff1d(between, content))
 
 
-def broken_fraction(broken: BrokenVoxels, shape_zyx: tuple[int, int, int]) -> float:
+def invalid_fraction(broken: InvalidVoxels, shape_zyx: tuple[int, int, int]) -> float:
     """Share of the scan that was made up; padding does not count (it lies outside the scanner's circle)."""
     total = int(np.prod(shape_zyx))
     return (broken.nonfinite_voxels + len(broken.blank_slices) * shape_zyx[1] * shape_zyx[2]) / total

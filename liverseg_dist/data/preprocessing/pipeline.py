@@ -12,9 +12,9 @@ import numpy as np
 
 from liverseg_dist.config import CleaningConfig, ConvertConfig
 from liverseg_dist.data.preprocessing.body_mask import body_box, body_mask, without_surroundings
-from liverseg_dist.data.preprocessing.invalid_voxels import fill_broken
+from liverseg_dist.data.preprocessing.invalid_voxels import fill_invalid_voxels
 from liverseg_dist.data.preprocessing.denoise import reduce_noise
-from liverseg_dist.data.preprocessing.resample import Interpolation, resample
+from liverseg_dist.data.preprocessing.resample import Interpolation, resample_to_grid
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Volume
 
 
@@ -29,7 +29,7 @@ class CleanScan:
 def clean_scan(volume: Volume, cleaning: CleaningConfig) -> CleanScan:
     """Every step but resampling. The result may be a view of the input (never a changed one)."""
     canonical = volume.reoriented(CANONICAL_ORIENTATION)
-    voxels, broken = fill_broken(canonical.voxels)
+    voxels, broken = fill_invalid_voxels(canonical.voxels)
     voxels, noise = reduce_noise(voxels, cleaning)
     canonical = canonical.with_voxels(voxels)
     provenance: dict[str, object] = {
@@ -56,15 +56,15 @@ def prepare_scan(volume: Volume, convert: ConvertConfig, spacing_mm: Float3) -> 
     Outer faces coincide with the (cropped) scan's, so the spacing is met to within half a voxel over the whole length.
     """
     clean = clean_scan(volume, convert.cleaning).volume
-    return resample(
-        clean, clean.grid.with_spacing(spacing_mm), "image", interpolation=interpolation_of(convert.cleaning)
+    return resample_to_grid(
+        clean, clean.grid.with_spacing(spacing_mm), "image", interpolation=interpolation_for(convert.cleaning)
     )
 
 
-def interpolation_of(cleaning: CleaningConfig) -> Interpolation:
+def interpolation_for(cleaning: CleaningConfig) -> Interpolation:
     return Interpolation(cleaning.order, cleaning.thick_order, cleaning.antialias)
 
 
-def contiguous(volume: Volume) -> Volume:
+def make_contiguous(volume: Volume) -> Volume:
     """The same volume with C-contiguous voxels."""
     return volume.with_voxels(np.ascontiguousarray(volume.voxels))

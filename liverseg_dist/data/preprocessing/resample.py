@@ -1,4 +1,4 @@
-"""Resample a volume onto another grid in the same world: `resample(volume, grid, kind)`.
+"""Resample a volume onto another grid in the same world: `resample_to_grid(volume, grid, kind)`.
 
 Grids whose axes are parallel (in any order and direction) are the rule, and are done axis by axis with the matrices of
 `resample_axis`; whole-voxel shifts, crops and flips come out bit for bit. A rotated grid takes the general path:
@@ -23,7 +23,7 @@ import numpy as np
 from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
-from liverseg_dist.data.preprocessing.resample_axis import AxisPlaces, Band, Order, bands
+from liverseg_dist.data.preprocessing.resample_axis import SamplePositions, Band, Order, matrix_bands
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 
@@ -58,7 +58,7 @@ class Interpolation:
 CUBIC = Interpolation()
 
 
-def resample(
+def resample_to_grid(
     volume: Volume, grid: Grid, kind: Kind = "image", *, interpolation: Interpolation = CUBIC, fill: float | None = None
 ) -> Volume:
     """`volume` at the voxel centres of `grid`, in the volume's own data type; `fill` defaults to air, class 0 or 0."""
@@ -69,7 +69,7 @@ def resample(
         raise UserError(f"resampling would make {sizes} voxels; are the voxel sizes in the scan's header right?")
     if fill is None:
         fill = AIR_HU if kind == "image" else 0
-    aligned = align(volume.grid, grid)
+    aligned = align_axes(volume.grid, grid)
     if aligned is None:
         return Volume(_resample_rotated(volume, grid, kind, fill), grid)
     axes, towards = aligned
@@ -90,7 +90,7 @@ def resample_probabilities(probabilities_czyx: np.ndarray, source: Grid, target:
     """Linear, channel by channel: (C, z, y, x) on `source` -> float32 (C, z, y, x) on `target`; outside: 0."""
     out = np.empty((len(probabilities_czyx), *target.shape), dtype=np.float32)
     for channel, values in enumerate(probabilities_czyx):
-        out[channel] = resample(Volume(values, source), target, "probabilities").voxels
+        out[channel] = resample_to_grid(Volume(values, source), target, "probabilities").voxels
     return out
 
 
@@ -99,7 +99,7 @@ def resample_nearest(label: Volume, grid: Grid, fill: int = 0) -> Volume:
     return Volume(_resample_rotated(label, grid, "label", fill), grid)
 
 
-def align(source: Grid, target: Grid) -> tuple[tuple[int, int, int], tuple[AxisPlaces, AxisPlaces, AxisPlaces]] | None:
+def align_axes(source: Grid, target: Grid) -> tuple[tuple[int, int, int], tuple[SamplePositions, SamplePositions, SamplePositions]] | None:
     """How target axes run along source axes: (source axis of each target axis, places on it); None when rotated."""
     change = np.linalg.inv(source.affine) @ target.affine
     linear = change[:3, :3][::-1, ::-1]  # rows: source z, y, x; columns: target z, y, x
@@ -112,7 +112,7 @@ def align(source: Grid, target: Grid) -> tuple[tuple[int, int, int], tuple[AxisP
     if drift.sum(axis=1).max() > PARALLEL_TOLERANCE:
         return None
     z, y, x = (
-        AxisPlaces(source.shape[axis], target.shape[n], _tidy(offset[axis]), _tidy(linear[axis, n]))
+        SamplePositions(source.shape[axis], target.shape[n], _tidy(offset[axis]), _tidy(linear[axis, n]))
         for n, axis in enumerate(axes)
     )
     return (axes[0], axes[1], axes[2]), (z, y, x)
@@ -141,21 +141,21 @@ def _orders(
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis ready to be resampled: whole-voxel `index`, or else `bands` of a matrix."""
+    """One axis ready to be resampled: whole-voxel `index`, or else `matrix_bands` of a matrix."""
 
-    places: AxisPlaces
+    places: SamplePositions
     index: np.ndarray | None
     bands: tuple[Band, ...]
 
 
-def _axes(places: Sequence[AxisPlaces], orders: Sequence[Order], antialias: bool) -> list[_Axis]:
+def _axes(places: Sequence[SamplePositions], orders: Sequence[Order], antialias: bool) -> list[_Axis]:
     result = []
     for place, order, block in zip(places, orders, (SLICES, PLANE_BLOCK, PLANE_BLOCK), strict=True):
         index = place.indices()
         if index is not None:
             result.append(_Axis(place, np.clip(index, 0, place.length - 1), ()))
         else:
-            result.append(_Axis(place, None, bands(place, order, antialias, block)))
+            result.append(_Axis(place, None, matrix_bands(place, order, antialias, block)))
     return result
 
 
@@ -236,7 +236,7 @@ def _in_plane(part: np.ndarray, axis_y: _Axis, axis_x: _Axis) -> np.ndarray:
     return result
 
 
-def _pick(voxels: np.ndarray, places: Sequence[AxisPlaces], fill: float) -> np.ndarray:
+def _pick(voxels: np.ndarray, places: Sequence[SamplePositions], fill: float) -> np.ndarray:
     """Every output voxel is an input voxel or outside: strided slices do it."""
     out = np.full([place.count for place in places], fill, dtype=voxels.dtype)
     into, source = [], []
@@ -253,7 +253,7 @@ def _pick(voxels: np.ndarray, places: Sequence[AxisPlaces], fill: float) -> np.n
     return out
 
 
-def _resample_label(voxels: np.ndarray, places: Sequence[AxisPlaces], fill: int) -> np.ndarray:
+def _resample_label(voxels: np.ndarray, places: Sequence[SamplePositions], fill: int) -> np.ndarray:
     """The most likely class at each place; only the box around voxels that are not `fill` is computed."""
     out = np.full([place.count for place in places], fill, dtype=voxels.dtype)
     box = _box(voxels, places, fill)
@@ -279,7 +279,7 @@ def _resample_label(voxels: np.ndarray, places: Sequence[AxisPlaces], fill: int)
 
 
 def _box(
-    voxels: np.ndarray, places: Sequence[AxisPlaces], fill: int
+    voxels: np.ndarray, places: Sequence[SamplePositions], fill: int
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
     """(input box around all voxels that are not `fill` with one voxel of margin, the outputs it reaches)."""
     occupied = voxels != fill

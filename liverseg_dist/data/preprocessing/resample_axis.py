@@ -23,7 +23,7 @@ OUTSIDE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class AxisPlaces:
+class SamplePositions:
     """Where the `count` output voxels lie on an input axis of `length` voxels: at `first + step * i`."""
 
     length: int
@@ -39,13 +39,13 @@ class AxisPlaces:
         places = self.coordinates()
         return (places >= -0.5 - OUTSIDE_TOLERANCE) & (places <= self.length - 0.5 + OUTSIDE_TOLERANCE)
 
-    def mirrored(self) -> "AxisPlaces":
+    def mirrored(self) -> "SamplePositions":
         """The same places counted from the other end of the input."""
-        return AxisPlaces(self.length, self.count, self.length - 1 - self.first, -self.step)
+        return SamplePositions(self.length, self.count, self.length - 1 - self.first, -self.step)
 
-    def part(self, low: int, high: int, start: int, stop: int) -> "AxisPlaces":
+    def part(self, low: int, high: int, start: int, stop: int) -> "SamplePositions":
         """Outputs [start, stop) as places on the input voxels [low, high)."""
-        return AxisPlaces(high - low, stop - start, self.first + self.step * start - low, self.step)
+        return SamplePositions(high - low, stop - start, self.first + self.step * start - low, self.step)
 
     def indices(self) -> np.ndarray | None:
         """The input voxel of each output voxel when every place is a voxel centre (to 1/1000), else None."""
@@ -67,7 +67,7 @@ class Band:
 
 
 @lru_cache(maxsize=64)
-def bands(places: AxisPlaces, order: Order, antialias: bool, block: int) -> tuple[Band, ...]:
+def matrix_bands(places: SamplePositions, order: Order, antialias: bool, block: int) -> tuple[Band, ...]:
     """The matrix of an axis, `block` rows at a time with the columns that matter."""
     matrix = interpolation_matrix(places, order, antialias).astype(np.float32)
     result = []
@@ -81,7 +81,7 @@ def bands(places: AxisPlaces, order: Order, antialias: bool, block: int) -> tupl
     return tuple(result)
 
 
-def interpolation_matrix(places: AxisPlaces, order: Order, antialias: bool = False) -> np.ndarray:
+def interpolation_matrix(places: SamplePositions, order: Order, antialias: bool = False) -> np.ndarray:
     """Float64 matrix (count, length), rows sum to 1. Beyond the input the edge value goes on."""
     if order == 3:
         matrix = _cubic(places)
@@ -96,14 +96,14 @@ def interpolation_matrix(places: AxisPlaces, order: Order, antialias: bool = Fal
     return matrix
 
 
-def _nearest(places: AxisPlaces) -> np.ndarray:
+def _nearest(places: SamplePositions) -> np.ndarray:
     matrix = np.zeros((places.count, places.length))
     index = np.clip(np.floor(places.coordinates() + 0.5), 0, places.length - 1).astype(int)
     matrix[np.arange(places.count), index] = 1
     return matrix
 
 
-def _linear(places: AxisPlaces) -> np.ndarray:
+def _linear(places: SamplePositions) -> np.ndarray:
     matrix = np.zeros((places.count, places.length))
     rows = np.arange(places.count)
     place = np.clip(places.coordinates(), 0, places.length - 1)
@@ -114,7 +114,7 @@ def _linear(places: AxisPlaces) -> np.ndarray:
     return matrix
 
 
-def _cubic(places: AxisPlaces) -> np.ndarray:
+def _cubic(places: SamplePositions) -> np.ndarray:
     """Interpolating cubic B-spline (Unser 1999, https://doi.org/10.1109/79.799930)."""
     repeated = np.clip(np.arange(-EDGE_VOXELS, places.length + EDGE_VOXELS), 0, places.length - 1)
     coefficients = ndimage.spline_filter1d(np.eye(places.length)[repeated], order=3, axis=0, mode="mirror")

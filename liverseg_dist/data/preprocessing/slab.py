@@ -55,7 +55,7 @@ def padded_label(label_zyx: np.ndarray, slab: Slab) -> np.ndarray:
     return padded
 
 
-def coverage(label: Volume, slabs: Sequence[Slab], stored: Sequence[np.ndarray] = ()) -> dict[str, Any]:
+def slab_coverage(label: Volume, slabs: Sequence[Slab], stored: Sequence[np.ndarray] = ()) -> dict[str, Any]:
     """What the slabs keep of a scan's label: whole numbers that can be pooled, and shares of 1.
 
     Liver (with its tumours) and tumour voxels whose slice lies in a slab; tumours (26-connected) that are cut, or
@@ -103,7 +103,7 @@ def with_shares(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pooled_coverage(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """`coverage` of several scans together."""
+    """`slab_coverage` of several scans together."""
     total: dict[str, Any] = {}
     for one in found:
         for key, value in one.items():
@@ -112,7 +112,7 @@ def pooled_coverage(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return with_shares(total) if total else {}
 
 
-def describe(scan: Grid, slabs: Sequence[Slab], found: Mapping[str, Any] | None) -> list[Finding]:
+def describe_slabs(scan: Grid, slabs: Sequence[Slab], found: Mapping[str, Any] | None) -> list[Finding]:
     """One sentence on where the slabs lie, and warnings about what they lose."""
     grid, (first, last) = slabs[0].grid, slabs[0].valid_slices
     step_mm, thickness_mm = grid.spacing_mm[0], scan.spacing_mm[0]

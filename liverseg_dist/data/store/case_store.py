@@ -21,7 +21,7 @@ from zarr.errors import ArrayNotFoundError
 
 from liverseg_dist.config import ConvertConfig, IntensityConfig
 from liverseg_dist.config.convert import DATA_URI
-from liverseg_dist.data.audit.findings import names_a_case
+from liverseg_dist.data.audit.findings import is_valid_case_id
 from liverseg_dist.data.store.layout import ATTRIBUTE, CASES, FILL, SCHEMA, TRAIN_ONLY
 from liverseg_dist.data.store.metadata_checks import check_array, check_root, checked_case, checked_counts
 from liverseg_dist.errors import RunFailed, UserError, printable
@@ -253,7 +253,7 @@ def _check_names(path: str, root: Mapping[str, Any]) -> None:
         raise UserError(f"{path}: zarr.json is damaged (cases is no table)")
     for case_id, case in cases.items():
         for name in (case_id, case.get("parent") if isinstance(case, dict) else None):
-            if not isinstance(name, str) or not names_a_case(name):
+            if not isinstance(name, str) or not is_valid_case_id(name):
                 raise UserError(f"{path}: '{printable(name)[:80]}' cannot name a case; the store is damaged or forged")
 
 

@@ -41,7 +41,7 @@ _BLOCK_BYTES = 16384
 """Blosc's own pieces of a chunk: they are put together in the core's first cache."""
 
 
-def believable(shape: Sequence[int], *chunks: Sequence[int]) -> bool:
+def has_plausible_shape(shape: Sequence[int], *chunks: Sequence[int]) -> bool:
     """Whether an array's metadata may be acted on: of the size of a scan, in chunks (or shards) not much larger."""
     if not all(n >= 0 for n in shape) or math.prod(shape) > MOST_VOXELS:
         return False
@@ -56,7 +56,7 @@ def shard_shape(shape: tuple[int, ...], chunk: tuple[int, ...]) -> tuple[int, ..
     return tuple(max(1, -(-n // c)) * c for n, c in zip(shape, chunk, strict=True))
 
 
-def compressors(itemsize: int) -> list[Any]:
+def make_compressors(itemsize: int) -> list[Any]:
     """lz4hc for voxels (decodes at 4 GB/s a core), then a checksum."""
     if itemsize == 2:
         voxels = BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle", typesize=2, blocksize=_BLOCK_BYTES)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from liverseg_dist.config.convert import SlabConfig
-from liverseg_dist.data.store.layout import DTYPES, TRAIN_ONLY, believable
+from liverseg_dist.data.store.layout import DTYPES, TRAIN_ONLY, has_plausible_shape
 from liverseg_dist.volume import Grid
 
 
@@ -33,7 +33,7 @@ def checked_case(case: Mapping[str, Any]) -> dict[str, Any]:
     first, last = case["valid_slices"]
     grid, source_grid = Grid.from_json(case["grid"]), Grid.from_json(case["source_grid"])
     for found in (grid, source_grid):
-        if min(found.shape) < 1 or not believable(found.shape):
+        if min(found.shape) < 1 or not has_plausible_shape(found.shape):
             raise ValueError(f"a grid of {found.shape} voxels")
     if not 0 <= _count(first) < _count(last) <= SlabConfig().slices:
         raise ValueError(f"valid_slices {first} to {last}")
@@ -66,7 +66,7 @@ def check_array(array: Any, name: str, shape: tuple[int, ...] | None = None) -> 
         raise ValueError(f"shape {tuple(array.shape)}, its metadata says {tuple(shape)}")
     if name == "foreground" and array.shape[1:] != (5,):
         raise ValueError(f"shape {tuple(array.shape)}")
-    if not believable(array.shape, array.chunks, array.shards or array.chunks):
+    if not has_plausible_shape(array.shape, array.chunks, array.shards or array.chunks):
         raise ValueError(f"shape {tuple(array.shape)} in chunks of {tuple(array.chunks)} cannot be")
 
 

@@ -46,7 +46,7 @@ class DataParallel(Strategy):
         self.scaler.scale(loss * loss_scale()).backward()
 
 
-class FixedOrder(Strategy):
+class DeterministicReduction(Strategy):
     """Gradients are kept per micro-batch and added in the order of the run's samples, whoever computed them.
 
     Float addition is not associative, so an all-reduce's result depends on the number of ranks; this one's does not.

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from liverseg_dist.config import TrainConfig
-from liverseg_dist.distributed.collectives import rank, world_size
+from liverseg_dist.distributed.collectives import current_rank, world_size
 from liverseg_dist.distributed.strategies.base import Strategy, fill_optimizer_state, loss_scale, named_tensors
 from liverseg_dist.distributed.world import backend_for
 
@@ -22,7 +22,7 @@ BUCKET = 1 << 24
 """Numbers that ZeRO exchanges at once; its buffer of that size stays allocated."""
 
 
-class Zero(Strategy):
+class DeepSpeedStrategy(Strategy):
     """A DeepSpeed engine around the module and a torch optimizer."""
 
     def __init__(self, plain: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
@@ -105,7 +105,7 @@ class Zero(Strategy):
             # Cut by hand: DeepSpeed's whole-value setter fails where the padded parts do not divide the parameter.
             part = parameter.ds_tensor  # type: ignore[attr-defined]
             flat = nn.functional.pad(value.flatten(), (0, part.numel() * world_size() - value.numel()))
-            local = flat.narrow(0, part.numel() * rank(), part.numel())
+            local = flat.narrow(0, part.numel() * current_rank(), part.numel())
             if key is None:
                 self._utils.safe_set_local_fp32_param(parameter, local)
                 part.data.copy_(local)

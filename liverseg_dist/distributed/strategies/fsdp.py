@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from liverseg_dist.distributed.strategies.base import Strategy, loss_scale
 
 
-def shard(plain: nn.Module, ranks_per_shard: int = 0) -> nn.Module:
+def apply_fully_shard(plain: nn.Module, ranks_per_shard: int = 0) -> nn.Module:
     """Shard `plain` in place, one group for each module that it names in `shard_groups()`, then the rest.
 
     `ranks_per_shard`: over so many neighbouring ranks, a copy in each such group; 0: over all.
@@ -34,7 +34,7 @@ def shard(plain: nn.Module, ranks_per_shard: int = 0) -> nn.Module:
 
 
 class FullyShard(Strategy):
-    """The module must have gone through `shard` already."""
+    """The module must have gone through `apply_fully_shard` already."""
 
     def __init__(
         self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str

@@ -10,16 +10,16 @@ from torch import nn
 
 from liverseg_dist.config import TrainConfig
 from liverseg_dist.distributed.collectives import broadcast_module, world_size
-from liverseg_dist.distributed.strategies.ddp import DataParallel, FixedOrder
-from liverseg_dist.distributed.strategies.fsdp import FullyShard, shard
+from liverseg_dist.distributed.strategies.ddp import DataParallel, DeterministicReduction
+from liverseg_dist.distributed.strategies.fsdp import FullyShard, apply_fully_shard
 from liverseg_dist.distributed.strategies.base import Strategy
-from liverseg_dist.distributed.strategies.deepspeed import Zero
+from liverseg_dist.distributed.strategies.deepspeed import DeepSpeedStrategy
 from liverseg_dist.errors import UserError
 
 ParameterGroups = Callable[[nn.Module], Iterable[dict]]
 
 
-def check(config: TrainConfig, ranks: int, device: torch.device) -> None:
+def check_strategy(config: TrainConfig, ranks: int, device: torch.device) -> None:
     """Refuse what is known not to work, before anything is built. Raises `UserError`."""
     if ranks > config.global_batch_size:
         raise UserError(
@@ -73,7 +73,7 @@ def check(config: TrainConfig, ranks: int, device: torch.device) -> None:
         raise UserError("train.offload_optimizer needs train.strategy=deepspeed and train.zero_stage of 1 to 3")
 
 
-def parallelize(
+def parallelize_model(
     model: nn.Module,
     device: torch.device,
     config: TrainConfig,
@@ -93,12 +93,12 @@ def parallelize(
     broadcast_module(model)
     ranks = world_size()
     if config.strategy == "deepspeed":
-        return Zero(model, build_optimizer(config, parameter_groups(model)), config)
+        return DeepSpeedStrategy(model, build_optimizer(config, parameter_groups(model)), config)
     if config.strategy == "fsdp" and ranks > 1:
-        shard(model, config.fsdp_shard_ranks)
+        apply_fully_shard(model, config.fsdp_shard_ranks)
         kind: type[Strategy] = FullyShard
     else:
-        kind = FixedOrder if config.deterministic_reduction else DataParallel
+        kind = DeterministicReduction if config.deterministic_reduction else DataParallel
     optimizer = build_optimizer(config, parameter_groups(model))
     return kind(model, optimizer, config.clip_grad_norm, config.precision)
 

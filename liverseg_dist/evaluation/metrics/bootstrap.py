@@ -20,7 +20,7 @@ def resample_indices(num_cases: int, resamples: int = RESAMPLES, seed: int = SEE
     return np.random.default_rng(seed).integers(0, num_cases, size=(resamples, num_cases))
 
 
-def interval(values: np.ndarray, level: float = LEVEL) -> list[float] | None:
+def percentile_interval(values: np.ndarray, level: float = LEVEL) -> list[float] | None:
     """Percentile interval of resampled figures; NaN (undefined in a draw) is left out; None if nothing is left."""
     defined = values[np.isfinite(values)]
     if defined.size == 0:
@@ -32,19 +32,19 @@ def interval(values: np.ndarray, level: float = LEVEL) -> list[float] | None:
 
 def mean_interval(values: np.ndarray, indices: np.ndarray) -> list[float] | None:
     """Interval of the mean over cases; NaN marks a case where the metric is undefined."""
-    return interval(_ratio(np.nan_to_num(values), np.isfinite(values).astype(np.float64), indices))
+    return percentile_interval(_ratio(np.nan_to_num(values), np.isfinite(values).astype(np.float64), indices))
 
 
 def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, indices: np.ndarray) -> list[float] | None:
     """Interval of sum(numerators) / sum(denominators) over cases."""
-    return interval(_ratio(numerators, denominators, indices))
+    return percentile_interval(_ratio(numerators, denominators, indices))
 
 
 def statistic_interval(
     values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], indices: np.ndarray
 ) -> list[float] | None:
     """Interval of any statistic that maps (resamples, cases) to (resamples,)."""
-    return interval(statistic(values[indices]))
+    return percentile_interval(statistic(values[indices]))
 
 
 def _ratio(numerators: np.ndarray, denominators: np.ndarray, indices: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""All scores of one case, as a JSON-able dict that `summary.aggregate` pools exactly."""
+"""All scores of one case, as a JSON-able dict that `summary.aggregate_scores` pools exactly."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.metrics.boxes import joint_box
 from liverseg_dist.evaluation.metrics.burden import burden_scores
 from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY, score_lesions
-from liverseg_dist.evaluation.metrics.overlap import confusion, structure_counts
+from liverseg_dist.evaluation.metrics.overlap import confusion_counts, structure_counts
 from liverseg_dist.evaluation.metrics.surface import surface_scores
 from liverseg_dist.labels import IGNORE, TUMOUR
 from liverseg_dist.volume import Float3
@@ -34,7 +34,7 @@ def score_case(
     prediction, truth = _checked(case_id, prediction_zyx, truth_zyx)
     box = joint_box(prediction, truth) or (slice(0, 1),) * 3
     prediction, truth = (np.ascontiguousarray(mask[box]) for mask in (prediction, truth))
-    counts = structure_counts(confusion(prediction, truth))
+    counts = structure_counts(confusion_counts(prediction, truth))
     voxel_ml = math.prod(spacing) / 1000.0
     result: dict[str, Any] = {
         "case_id": case_id,

@@ -101,7 +101,7 @@ def match_lesions(prediction: Components, truth: Components) -> list[Pair]:
     true, columns = np.unique(truth.labels_zyx.ravel()[both], return_inverse=True)
     cells = np.bincount(rows * true.size + columns, minlength=predicted.size * true.size)
     shared = cells.reshape(predicted.size, true.size)
-    pairs = correspondences(shared, prediction.voxels[predicted - 1], truth.voxels[true - 1])
+    pairs = match_components(shared, prediction.voxels[predicted - 1], truth.voxels[true - 1])
     return [
         Pair(
             tuple(int(true[n - 1]) for n in pair.truth),
@@ -112,7 +112,7 @@ def match_lesions(prediction: Components, truth: Components) -> list[Pair]:
     ]
 
 
-def correspondences(shared: np.ndarray, prediction_voxels: np.ndarray, truth_voxels: np.ndarray) -> list[Pair]:
+def match_components(shared: np.ndarray, prediction_voxels: np.ndarray, truth_voxels: np.ndarray) -> list[Pair]:
     """Pairs from the voxels that predicted lesion i and true lesion j share, (predicted, true).
 
     Ties of overlap go to the lower number.

@@ -49,7 +49,7 @@ class OverlapCounts:
         return {"dice": self.dice(), "jaccard": self.jaccard(), "voe": self.voe(), "rvd": self.rvd()}
 
 
-def confusion(prediction_zyx: np.ndarray, truth_zyx: np.ndarray) -> np.ndarray:
+def confusion_counts(prediction_zyx: np.ndarray, truth_zyx: np.ndarray) -> np.ndarray:
     """Voxel counts (3, 3), row = predicted class, column = true class. Labels are uint8 0..2."""
     counts = np.zeros(NUM_CLASSES * NUM_CLASSES, dtype=np.int64)
     for prediction_yx, truth_yx in zip(prediction_zyx, truth_zyx, strict=True):  # slice by slice: bincount makes int64

@@ -88,7 +88,7 @@ def render_report(
     title = str(details.pop("title", "") or "Evaluation")
     return jinja.get_template("report.html.j2").render(
         summary=summary,
-        cases=sorted(cases, key=badness),
+        cases=sorted(cases, key=worst_first_key),
         failed=dict(summary.get("failed") or {}),
         details=details,
         audit=audit,
@@ -105,14 +105,14 @@ def render_report(
     )
 
 
-def badness(case: Case) -> tuple[float, float, str]:
+def worst_first_key(case: Case) -> tuple[float, float, str]:
     """Sort key, worst first: mean Dice of the two structures, then HD95 of the liver."""
     return (case["liver"]["dice"] + case["tumour"]["dice"]) / 2, -(case["liver"]["hd95_mm"] or 0.0), case["case_id"]
 
 
 def cases_to_show(cases: Sequence[Case], worst: int = NUM_WORST, best: int = NUM_BEST) -> list[tuple[str, Case]]:
     """The worst and the best cases with `worst` or `best`; each once, cases without any mask left out."""
-    ranked = sorted((case for case in cases if case["liver"]["truth_voxels"] > 0), key=badness)
+    ranked = sorted((case for case in cases if case["liver"]["truth_voxels"] > 0), key=worst_first_key)
     worst = min(worst, max(len(ranked) - best, (len(ranked) + 1) // 2))  # of few cases, too, some are the best
     chosen = [("worst", case) for case in ranked[:worst]]
     rest = ranked[worst:]

@@ -17,7 +17,7 @@ BOARD = "tensorboard"
 FIGURES = ("dice_per_case", "dice_global", "assd_mm", "hd95_mm", "nsd_1mm", "nsd_2mm")
 
 
-def write_board(
+def write_tensorboard(
     folder: Path, summary: dict[str, Any], cases: Sequence[dict[str, Any]], pictures: Path, step: int
 ) -> Path:
     """Write `folder/tensorboard` anew: scalars, and the report's pictures (three planes of each case it shows).
@@ -29,7 +29,7 @@ def write_board(
     board.mkdir(parents=True)
     writer = RunWriter(board)
     try:
-        writer.scalars(step, headline(summary))
+        writer.scalars(step, headline_figures(summary))
         for rank, case in cases_to_show(cases):
             file = pictures / f"{file_name(case['case_id'])}.png"
             if file.is_file():
@@ -40,7 +40,7 @@ def write_board(
     return board
 
 
-def headline(summary: dict[str, Any]) -> dict[str, float]:
+def headline_figures(summary: dict[str, Any]) -> dict[str, float]:
     """The defined ones of the main figures, by TensorBoard tag."""
     values = {f"evaluation/{s}/{name}": summary[s][name] for s in STRUCTURES for name in FIGURES}
     for threshold, found in summary["tumour"]["detection"].items():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from liverseg_dist.config import LossConfig, ModelConfig
 from liverseg_dist.labels import IGNORE, NUM_CLASSES
 from liverseg_dist.model.losses.boundary import boundary_term
-from liverseg_dist.model.losses.terms import class_entropy, one_hot, region_entropy, subsample, tversky_index
+from liverseg_dist.model.losses.terms import class_entropy, one_hot, region_entropy, subsample_label, tversky_index
 from liverseg_dist.model.losses.class_weights import class_weights
 
 
@@ -58,7 +58,7 @@ class SegmentationLoss(nn.Module):
         summands: list[Tensor] = []
         parts: dict[str, Tensor] = {}
         for level, (logits, share) in enumerate(zip(levels, shares, strict=True)):
-            ours = self._one(_at_least_float32(logits), subsample(label_BDHW, logits.shape[2:]), whole=level == 0)
+            ours = self._one(_at_least_float32(logits), subsample_label(label_BDHW, logits.shape[2:]), whole=level == 0)
             for name, part in ours.items():
                 weight = scale[name] * share / sum(shares) if name in scale else self.config.boundary_weight
                 summands.append(weight * part)

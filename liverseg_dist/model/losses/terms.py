@@ -55,7 +55,7 @@ def one_hot(label_BDHW: Tensor, regions: bool, dtype: torch.dtype = torch.float3
     return torch.stack([label_BDHW == value for value in range(NUM_CLASSES)], dim=1).to(dtype)
 
 
-def subsample(label_BDHW: Tensor, size: Sequence[int]) -> Tensor:
+def subsample_label(label_BDHW: Tensor, size: Sequence[int]) -> Tensor:
     """Labels at a lower output's resolution: the voxel that the strided convolutions are centred on."""
     edges = tuple(label_BDHW.shape[1:])
     if edges == tuple(size):

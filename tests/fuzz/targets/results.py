@@ -9,10 +9,10 @@ import numpy as np
 
 from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.journal import Journal, Rung
-from launch.sweep.sweep_page import best_of, render, steps_run
+from launch.sweep.sweep_page import best_of, render_sweep_page, steps_run
 from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.evaluation.metrics.case import score_case
-from liverseg_dist.evaluation.compare import compare
+from liverseg_dist.evaluation.compare import compare_evaluations
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import LEDGER, SUMMARY, load_results, rewrite_results, write_results
 from tests.fuzz.judge import Wrong
@@ -20,7 +20,7 @@ from tests.fuzz.mutate import damaged, damaged_json
 
 
 class LedgerTarget:
-    """A finished evaluation with damage in an entry or in the summary: `report` and `compare` of it."""
+    """A finished evaluation with damage in an entry or in the summary: `report` and `compare_evaluations` of it."""
 
     name = "ledger"
 
@@ -53,7 +53,7 @@ class LedgerTarget:
         for scores in results.cases:
             if scores != self.scores.get(scores["case_id"]):
                 raise Wrong(f"{scores['case_id']}: other scores than were written are taken for good")
-        compare(list(results.cases), list(results.cases))
+        compare_evaluations(list(results.cases), list(results.cases))
         rewrite_results(results)
         ledger = Ledger(case / LEDGER, str(results.summary["ledger"]["fingerprint"]))
         ledger.done({"liver_1": "1"}), ledger.failures()
@@ -103,7 +103,7 @@ class JournalTarget:
         steps_run(trials, self.settings)
         summary: dict[str, Any] = {"best": best and {"id": best.id}, "trials": [], "fold_hours": 0.0, "gpu_hours": 0.0}
         summary["last_session"] = {}
-        render(self.settings, trials, {**summary, "steps_run": 1, "steps_unpruned": 1})
+        render_sweep_page(self.settings, trials, {**summary, "steps_run": 1, "steps_unpruned": 1})
 
     def _told(self, trial: Any) -> str:
         return json.dumps([trial.id, trial.params, [r.__dict__ for r in trial.rungs], trial.state, trial.reason])

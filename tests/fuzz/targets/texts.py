@@ -13,7 +13,7 @@ from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.spacing_table import read_spacing_table
 from liverseg_dist.data.splits import check_split_files
-from liverseg_dist.model.external_weights import foreign_names
+from liverseg_dist.model.external_weights import external_parameter_names
 from tests.fuzz.judge import Wrong
 from tests.fuzz.mutate import NUMBERS, TEXTS, damaged, damaged_json, damaged_tree, json_text
 
@@ -184,5 +184,5 @@ class TablesTarget:
         elif path.name == "splits.json":
             check_split_files(SplitConfig(kind="file", file=path), ["liver_1"])
             json.loads(path.read_text(encoding="utf-8"))
-        elif foreign_names(path, load_settings().model) != yaml.safe_load(path.read_text(encoding="utf-8")):
+        elif external_parameter_names(path, load_settings().model) != yaml.safe_load(path.read_text(encoding="utf-8")):
             raise Wrong("YAML names other tensors")
