@@ -42,41 +42,97 @@ def build_parser() -> argparse.ArgumentParser:
     add_resources(made)
     job = made.add_argument_group("the job")
     job.add_argument("--name", default="", help="job name (default: liverseg-COMMAND)")
-    job.add_argument("--folder", type=Path, metavar="DIR", help="batch file, records, logs (default: the run's folder)")
-    job.add_argument("--launcher", choices=("srun", "torchrun"), default="srun", help="who starts the ranks (srun)")
-    job.add_argument("--array", default="", metavar="folds|N", help="train: all folds at once; convert: N tasks")
-    job.add_argument("--after", default="", metavar="JOBID", help="start only when this job has ended well")
-    job.add_argument("--restarts", type=int, default=5, metavar="N", help="give up after N without progress (5)")
-    job.add_argument("--convert-tasks", type=int, default=1, metavar="N", help="chain: tasks of the conversion (1)")
     job.add_argument(
-        "--convert-sbatch", action="append", default=[], metavar="KEY=VALUE", help="chain: sbatch options of it alone"
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="batch file, records, logs (default: the run's folder)",
+    )
+    job.add_argument(
+        "--launcher",
+        choices=("srun", "torchrun"),
+        default="srun",
+        help="who starts the ranks (srun)",
+    )
+    job.add_argument(
+        "--array", default="", metavar="folds|N", help="train: all folds at once; convert: N tasks"
+    )
+    job.add_argument(
+        "--after", default="", metavar="JOBID", help="start only when this job has ended well"
+    )
+    job.add_argument(
+        "--restarts", type=int, default=5, metavar="N", help="give up after N without progress (5)"
+    )
+    job.add_argument(
+        "--convert-tasks",
+        type=int,
+        default=1,
+        metavar="N",
+        help="chain: tasks of the conversion (1)",
+    )
+    job.add_argument(
+        "--convert-sbatch",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="chain: sbatch options of it alone",
     )
     how = made.add_argument_group("how")
-    how.add_argument("--cluster", choices=("slurm", "local", "debug"), default="slurm", help="where (slurm)")
+    how.add_argument(
+        "--cluster", choices=("slurm", "local", "debug"), default="slurm", help="where (slurm)"
+    )
     how.add_argument("--dry-run", action="store_true", help="print the batch files and stop")
-    how.add_argument("--follow", action="store_true", help="stay, show the log, end with the job's exit code")
-    how.add_argument("--parsable", action="store_true", help="print nothing but the job ids, one a line")
+    how.add_argument(
+        "--follow", action="store_true", help="stay, show the log, end with the job's exit code"
+    )
+    how.add_argument(
+        "--parsable", action="store_true", help="print nothing but the job ids, one a line"
+    )
     return made
 
 
 def add_resources(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("resources")
     group.add_argument("--nodes", type=_positive, default=1, metavar="N")
-    group.add_argument("--gpus-per-node", type=int, default=0, metavar="N", help="0: CPU nodes (default)")
     group.add_argument(
-        "--tasks-per-node", type=_positive, default=0, metavar="N", help="ranks (default: per GPU, or 1)"
+        "--gpus-per-node", type=int, default=0, metavar="N", help="0: CPU nodes (default)"
     )
-    group.add_argument("--cpus-per-task", type=_positive, default=4, metavar="N", help="cores of each rank (4)")
     group.add_argument(
-        "--mem-gib", type=_positive, default=0, metavar="N", help="memory per node (the cluster's default)"
+        "--tasks-per-node",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="ranks (default: per GPU, or 1)",
     )
-    group.add_argument("--time", default="24h", metavar="T", help="limit: 24h, 90m, 2d, H:MM:SS, D-HH:MM:SS (24h)")
     group.add_argument(
-        "--signal", type=_positive, default=SIGNAL_S, metavar="S", help=f"ask to save S before the limit ({SIGNAL_S})"
+        "--cpus-per-task", type=_positive, default=4, metavar="N", help="cores of each rank (4)"
+    )
+    group.add_argument(
+        "--mem-gib",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="memory per node (the cluster's default)",
+    )
+    group.add_argument(
+        "--time", default="24h", metavar="T", help="limit: 24h, 90m, 2d, H:MM:SS, D-HH:MM:SS (24h)"
+    )
+    group.add_argument(
+        "--signal",
+        type=_positive,
+        default=SIGNAL_S,
+        metavar="S",
+        help=f"ask to save S before the limit ({SIGNAL_S})",
     )
     for name in ("partition", "account", "qos", "constraint"):
         group.add_argument(f"--{name}", default="")
-    group.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other option of sbatch")
+    group.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other option of sbatch",
+    )
 
 
 def resources_from(args: argparse.Namespace) -> Resources:
@@ -117,7 +173,9 @@ def run(argv: Sequence[str] | None = None) -> int:
             return status.run(words[0], words[1:])
         args, command, arguments = split_arguments(words)
         # By name, as torch comes with it: --help and status answer at once.
-        module: Any = importlib.import_module("launch.diagnose.doctor" if command == "doctor" else "launch.slurm.submit")
+        module: Any = importlib.import_module(
+            "launch.diagnose.doctor" if command == "doctor" else "launch.slurm.submit"
+        )
         return int(module.submit_command(args, resources_from(args), command, arguments))
     except LiversegError as error:
         print(f"launch: {error}", file=sys.stderr)

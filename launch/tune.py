@@ -23,19 +23,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.ray_cluster import asking_for, own_token, ray_session, token_file
-from launch.sweep.sweep_config import SweepSettings, to_yaml
 from launch.sweep.fold import some_fold_runs
 from launch.sweep.journal import Journal
 from launch.sweep.live_table import show_live_table
-from launch.sweep.sweep_page import fold_seconds, write_results
-from launch.sweep.search import propose_params, require_search_package
-from launch.sweep.sweep_driver import Sweep
+from launch.sweep.ray_cluster import asking_for, own_token, ray_session, token_file
 from launch.sweep.ray_tune import parallel_folds, tune_trials
+from launch.sweep.search import propose_params, require_search_package
+from launch.sweep.sweep_config import SweepSettings, to_yaml
+from launch.sweep.sweep_driver import Sweep
+from launch.sweep.sweep_page import fold_seconds, write_results
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError, os_error_line
+from liverseg_dist.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    LiversegError,
+    RunFailed,
+    UserError,
+    os_error_line,
+)
 from liverseg_dist.files import write_text
 from liverseg_dist.training.run_folder import check_settings_compatible
 
@@ -51,14 +58,30 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="exit codes: 0 done, 1 failed, 2 a mistake in the call, 75 stopped on request (run again to continue)",
     )
-    made.add_argument("--config", action="append", type=Path, default=[], metavar="FILE", help="YAML; repeatable")
-    made.add_argument("--address", metavar="HOST:PORT", help="an existing Ray cluster, or auto (default: our own)")
-    made.add_argument("--cpus", type=int, default=0, metavar="N", help="CPUs our own Ray shares out (default: all)")
+    made.add_argument(
+        "--config", action="append", type=Path, default=[], metavar="FILE", help="YAML; repeatable"
+    )
+    made.add_argument(
+        "--address", metavar="HOST:PORT", help="an existing Ray cluster, or auto (default: our own)"
+    )
+    made.add_argument(
+        "--cpus",
+        type=int,
+        default=0,
+        metavar="N",
+        help="CPUs our own Ray shares out (default: all)",
+    )
     made.add_argument("--no-dashboard", action="store_true", help="do not start Ray's dashboard")
-    made.add_argument("--retry-failed", action="store_true", help="give failed trials another chance")
+    made.add_argument(
+        "--retry-failed", action="store_true", help="give failed trials another chance"
+    )
     made.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    made.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
-    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. sweep.trials=20 train.max_steps=300")
+    made.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object on the last line"
+    )
+    made.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="e.g. sweep.trials=20 train.max_steps=300"
+    )
     return made
 
 
@@ -69,11 +92,15 @@ def load_sweep(args: argparse.Namespace) -> tuple[SweepSettings, Path]:
     if folder is None:
         raise UserError("run.dir is not set; give the sweep a folder, e.g. run.dir=runs/sweep")
     if settings.data.store is None:
-        raise UserError("data.store is not set; make one with tools/to_zarr and pass data.store=STORE")
+        raise UserError(
+            "data.store is not set; make one with tools/to_zarr and pass data.store=STORE"
+        )
     store = CaseStore.open(settings.data.store)
     for fold in settings.sweep.folds:
         if not store.ids("validation", fold):
-            raise UserError(f"{settings.data.store}: fold {fold} of sweep.folds has no validation case")
+            raise UserError(
+                f"{settings.data.store}: fold {fold} of sweep.folds has no validation case"
+            )
     require_search_package(settings.sweep.search)
     if "://" not in settings.data.store:
         data = settings.data.model_copy(update={"store": str(Path(settings.data.store).resolve())})
@@ -86,17 +113,31 @@ def print_plan(settings: SweepSettings) -> str:
     resources = sweep.resources
     lines = [
         f"{sweep.search} search, at most {sweep.trials} trials x {len(sweep.folds)} folds, {settings.train.max_steps} "
-        f"steps; " + (f"{sweep.scheduler} at steps {list(sweep.rungs)}" if sweep.rungs else "nothing is pruned"),
+        f"steps; "
+        + (
+            f"{sweep.scheduler} at steps {list(sweep.rungs)}"
+            if sweep.rungs
+            else "nothing is pruned"
+        ),
         f"a fold: {resources.processes} process(es), {resources.cpus} CPU(s), {resources.gpus:g} GPU(s)"
         + (f" on each of {resources.nodes} nodes" if resources.nodes > 1 else "")
         + f"; {parallel_folds(settings)} fold(s) of a trial at once",
     ]
     for key, dimension in sweep.space.items():
-        what = list(dimension.values) if dimension.values is not None else f"{dimension.low:g} to {dimension.high:g}"
-        when = "".join(f", when {other} is {' or '.join(map(str, v))}" for other, v in dimension.when.items())
+        what = (
+            list(dimension.values)
+            if dimension.values is not None
+            else f"{dimension.low:g} to {dimension.high:g}"
+        )
+        when = "".join(
+            f", when {other} is {' or '.join(map(str, v))}" for other, v in dimension.when.items()
+        )
         lines.append(f"  {key}: {dimension.type} {what}{when}")
     if sweep.search != "optuna":
-        first = [propose_params(sweep, settings.seed, number, ()) for number in range(min(3, sweep.trials))]
+        first = [
+            propose_params(sweep, settings.seed, number, ())
+            for number in range(min(3, sweep.trials))
+        ]
         lines += [f"  first trials: {params}" for params in first if params]
     return "\n".join(lines)
 
@@ -113,31 +154,57 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
                 journal.retry(trial.id)
         if journal.trials:
             settled = len(journal.trials) - len(journal.unsettled)
-            print(f"continues: {settled} trials are settled, {len(journal.unsettled)} go on", flush=True)
+            print(
+                f"continues: {settled} trials are settled, {len(journal.unsettled)} go on",
+                flush=True,
+            )
         usage = _run(args, settings, folder, journal)
         summary = write_results(folder, settings, list(journal.trials.values()), usage)
     if summary["best"] is None:
         raise RunFailed(f"no trial has finished; their reasons are in {folder / 'sweep.html'}")
     best = summary["best"]
-    print(f"best: Dice {best['score']:.4f} ± {best['spread']:.4f} with {best['params']}", flush=True)
-    print(f"train it: --config {folder / 'best.yaml'}; look: {folder / 'sweep.html'}; tensorboard --logdir {folder}")
-    return {"run": str(folder), "best": best, "trials": len(summary["trials"]), "exit_code": EXIT_DONE}
+    print(
+        f"best: Dice {best['score']:.4f} ± {best['spread']:.4f} with {best['params']}", flush=True
+    )
+    print(
+        f"train it: --config {folder / 'best.yaml'}; look: {folder / 'sweep.html'}; tensorboard --logdir {folder}"
+    )
+    return {
+        "run": str(folder),
+        "best": best,
+        "trials": len(summary["trials"]),
+        "exit_code": EXIT_DONE,
+    }
 
 
-def _run(args: argparse.Namespace, settings: SweepSettings, folder: Path, journal: Journal) -> dict[str, float]:
+def _run(
+    args: argparse.Namespace, settings: SweepSettings, folder: Path, journal: Journal
+) -> dict[str, float]:
     """All that is left to do; what it made of the slots it had."""
     wanted = settings.sweep.trials
-    if not journal.unsettled and sum(not trial.parent for trial in journal.trials.values()) >= wanted:
+    if (
+        not journal.unsettled
+        and sum(not trial.parent for trial in journal.trials.values()) >= wanted
+    ):
         return _last_session(folder)
     cpus = args.cpus or len(os.sched_getaffinity(0))
     try:
         # A cluster may be taken by others, and then there is nothing wrong with waiting.
-        stands_still = None if args.address else detect_standstill(folder, journal, settings.sweep.start_timeout_s)
+        stands_still = (
+            None
+            if args.address
+            else detect_standstill(folder, journal, settings.sweep.start_timeout_s)
+        )
         last_words = partial(_tell, args)
-        with ray_session(args.address, cpus, not args.no_dashboard, stands_still, last_words) as dashboard:
+        with ray_session(
+            args.address, cpus, not args.no_dashboard, stands_still, last_words
+        ) as dashboard:
             missing = "none" if args.no_dashboard else "none; pip install 'ray[default]' brings it"
             token = f"; the token it asks for: cat {token_file()}" if token_file() else ""
-            print(f"Ray dashboard: {f'http://{dashboard}{token}' if dashboard else missing}", flush=True)
+            print(
+                f"Ray dashboard: {f'http://{dashboard}{token}' if dashboard else missing}",
+                flush=True,
+            )
             before, begun = fold_seconds(journal.trials.values()), time.monotonic()
             with show_live_table(settings, journal) as say:
                 slots = tune_trials(Sweep(settings, folder, journal, say))
@@ -145,9 +212,14 @@ def _run(args: argparse.Namespace, settings: SweepSettings, folder: Path, journa
     finally:
         _wait_for_folds(folder)
     if journal.unsettled:
-        raise RunFailed(f"Ray ended before {len(journal.unsettled)} trials were settled; run the same line again")
+        raise RunFailed(
+            f"Ray ended before {len(journal.unsettled)} trials were settled; run the same line again"
+        )
     busy = (fold_seconds(journal.trials.values()) - before) / (wall_s * slots)
-    print(f"{wall_s:.0f} s, {slots} fold(s) at once: folds ran for {100 * busy:.0f} % of that", flush=True)
+    print(
+        f"{wall_s:.0f} s, {slots} fold(s) at once: folds ran for {100 * busy:.0f} % of that",
+        flush=True,
+    )
     return {"wall_s": round(wall_s, 1), "folds_at_once": slots, "utilisation": round(busy, 4)}
 
 
@@ -187,7 +259,9 @@ def _same_sweep(folder: Path, settings: SweepSettings) -> None:
     """A sweep goes on only as it was begun. Raises `UserError` naming the difference."""
     file = folder / "sweep_config.yaml"
     if not file.exists():
-        write_text(file, to_yaml(settings.model_dump(mode="json", exclude_defaults=True, exclude={"run"})))
+        write_text(
+            file, to_yaml(settings.model_dump(mode="json", exclude_defaults=True, exclude={"run"}))
+        )
         return
     before = load_settings_as(SweepSettings, [file])
     allowed = {key: getattr(settings.sweep, key) for key in FREE_TO_CHANGE}
@@ -200,7 +274,11 @@ def _start_over_with_a_token() -> None:
 
     Ray reads its mode once, when it is imported: so this program begins again with it set.
     """
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **asking_for(own_token())})
+    os.execve(
+        sys.executable,
+        [sys.executable, *sys.orig_argv[1:]],
+        {**os.environ, **asking_for(own_token())},
+    )
 
 
 def _tell(args: argparse.Namespace, error: LiversegError) -> None:

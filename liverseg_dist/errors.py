@@ -46,7 +46,11 @@ class RankLost(ConnectionError):
 
 def os_error_line(error: OSError) -> str:
     """File, reason and remedy."""
-    remedies = {28: "free some space and run the same line again", 13: "check the permissions", 30: "write elsewhere"}
+    remedies = {
+        28: "free some space and run the same line again",
+        13: "check the permissions",
+        30: "write elsewhere",
+    }
     remedy = remedies.get(error.errno or 0)
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}" + (f"; {remedy}" if remedy else "")

@@ -15,13 +15,18 @@ UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 def open_lock(path: Path) -> int:
     """Descriptor of the lock file, made when missing. To read and write: NFS 4 shares a lock with readers alone."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # the umask decides whether a group shares it
+    return os.open(
+        path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666
+    )  # the umask decides whether a group shares it
 
 
 def take_lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
     """Take the lock; False: this file system has none. Raises `BlockingIOError` when it is taken and not `wait`."""
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(
+            descriptor,
+            (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB),
+        )
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise

@@ -38,7 +38,11 @@ class Grid:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Grid) and self.shape == other.shape and np.array_equal(self.affine, other.affine)
+        return (
+            isinstance(other, Grid)
+            and self.shape == other.shape
+            and np.array_equal(self.affine, other.affine)
+        )
 
     def __hash__(self) -> int:
         return hash((self.shape, self.affine.tobytes()))
@@ -73,7 +77,9 @@ class Grid:
     def index_of(self, world_mm: np.ndarray) -> np.ndarray:
         """Fractional voxel index (z, y, x) of world positions `(..., 3)`; inverse of `world_mm`."""
         inverse = np.linalg.inv(self.affine)
-        return (np.asarray(world_mm, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3])[..., ::-1]
+        return (np.asarray(world_mm, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3])[
+            ..., ::-1
+        ]
 
     def corners_mm(self) -> np.ndarray:
         """World positions (8, 3) of the centres of the corner voxels."""
@@ -82,7 +88,9 @@ class Grid:
 
     def matches(self, other: "Grid", tolerance_mm: float = 0.1) -> bool:
         """Same shape, and no corner voxel further apart than `tolerance_mm`."""
-        return self.shape == other.shape and bool(np.abs(self.corners_mm() - other.corners_mm()).max() <= tolerance_mm)
+        return self.shape == other.shape and bool(
+            np.abs(self.corners_mm() - other.corners_mm()).max() <= tolerance_mm
+        )
 
     def cropped(self, start: Sequence[int], shape: Sequence[int]) -> "Grid":
         """The grid of a box that starts at voxel `start` (may be negative: padding) and has `shape`; z, y, x."""
@@ -90,7 +98,9 @@ class Grid:
         affine[:3, 3] = self.world_mm(np.asarray(start))
         return Grid(_index3(shape), affine)
 
-    def with_spacing(self, spacing_mm: Sequence[float], shape: Sequence[int] | None = None) -> "Grid":
+    def with_spacing(
+        self, spacing_mm: Sequence[float], shape: Sequence[int] | None = None
+    ) -> "Grid":
         """The grid over the same field of view with other voxel sizes (z, y, x).
 
         Outer faces coincide (not voxel centres), as in ITK and scikit-image; `shape` defaults to the nearest count,
@@ -155,11 +165,15 @@ class Volume:
             return Volume(self.voxels[tuple(map(slice, low, high))], grid)
         voxels = np.full(grid.shape, fill, dtype=self.voxels.dtype)
         if (high > low).all():
-            voxels[tuple(map(slice, low - first, high - first))] = self.voxels[tuple(map(slice, low, high))]
+            voxels[tuple(map(slice, low - first, high - first))] = self.voxels[
+                tuple(map(slice, low, high))
+            ]
         return Volume(voxels, grid)
 
 
-def plan_reorientation(grid: Grid, orientation: str) -> tuple[Grid, Index3, tuple[bool, bool, bool]]:
+def plan_reorientation(
+    grid: Grid, orientation: str
+) -> tuple[Grid, Index3, tuple[bool, bool, bool]]:
     """How to bring `grid` to `orientation`: (new grid, array axes to transpose by, which new axes to flip)."""
     source = nib.orientations.io_orientation(grid.affine)
     target = nib.orientations.axcodes2ornt(tuple(orientation))

@@ -43,7 +43,9 @@ def phantom_store(phantom_source: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def real_mini() -> Path:
     """Real CTs in the Task03 layout; they are not part of the repository."""
-    folder = Path(os.environ.get("LIVERSEG_REAL_MINI", ROOT.parent / "shared" / "data" / "real_mini"))
+    folder = Path(
+        os.environ.get("LIVERSEG_REAL_MINI", ROOT.parent / "shared" / "data" / "real_mini")
+    )
     if not (folder / "dataset.json").is_file():
         pytest.skip(f"no real CTs at {folder}; set LIVERSEG_REAL_MINI to a folder that has them")
     return folder
@@ -52,7 +54,13 @@ def real_mini() -> Path:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Where LIVERSEG_NO_SKIPS is set (CI), a skipped check must not pass for a done one."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    skipped = reporter.stats.get("skipped", []) if reporter and os.environ.get("LIVERSEG_NO_SKIPS") else []
+    skipped = (
+        reporter.stats.get("skipped", [])
+        if reporter and os.environ.get("LIVERSEG_NO_SKIPS")
+        else []
+    )
     if skipped:
-        reporter.write_line(f"{len(skipped)} skipped where nothing may be: {skipped[0].nodeid} ...", red=True)
+        reporter.write_line(
+            f"{len(skipped)} skipped where nothing may be: {skipped[0].nodeid} ...", red=True
+        )
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

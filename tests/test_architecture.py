@@ -50,7 +50,11 @@ def own_imports(path: Path) -> list[tuple[int, str, bool]]:
             names = [node.module or ""]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        found += [(node.lineno, n, id(node) in inside) for n in names if n.split(".")[0] in (PACKAGE, "launch")]
+        found += [
+            (node.lineno, n, id(node) in inside)
+            for n in names
+            if n.split(".")[0] in (PACKAGE, "launch")
+        ]
     return found
 
 
@@ -69,7 +73,9 @@ def test_imports_run_downwards(path: Path) -> None:
         assert FLOORS[theirs] <= FLOORS[ours], f"{where}: that is upwards"
         if FLOORS[theirs] == FLOORS[ours]:
             assert FLOORS[ours] == 0, f"{where}: wings on one floor never import each other"
-            assert FACTS_ORDER.index(theirs) < FACTS_ORDER.index(ours), f"{where}: facts build on {FACTS_ORDER}"
+            assert FACTS_ORDER.index(theirs) < FACTS_ORDER.index(ours), (
+                f"{where}: facts build on {FACTS_ORDER}"
+            )
 
 
 @pytest.mark.parametrize("path", python_files(), ids=lambda p: str(p.relative_to(ROOT)))
@@ -101,13 +107,36 @@ def test_no_import_circles() -> None:
 def test_rank_questions_stay_in_their_rooms() -> None:
     """Data, model, evaluation and inference get integers and functions, never a process group."""
     for path in python_files():
-        if room(module_name(path)) in ("data", "model", "evaluation", "inference", "config", "tracking"):
+        if room(module_name(path)) in (
+            "data",
+            "model",
+            "evaluation",
+            "inference",
+            "config",
+            "tracking",
+        ):
             text = path.read_text(encoding="utf-8")
-            assert "torch.distributed" not in text, f"{path.relative_to(ROOT)} speaks to torch.distributed"
+            assert "torch.distributed" not in text, (
+                f"{path.relative_to(ROOT)} speaks to torch.distributed"
+            )
 
 
 def test_top_level_is_as_the_owner_fixed_it() -> None:
-    allowed = {PACKAGE, "launch", "slurm", "configs", "tests", "tools", "pyproject.toml", "README.md", "LICENSE"}
+    allowed = {
+        PACKAGE,
+        "launch",
+        "slurm",
+        "configs",
+        "tests",
+        "tools",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    }
     made = {"build", "dist", "runs", "demo"}
-    found = {p.name for p in ROOT.iterdir() if not p.name.startswith(".") and not p.name.endswith(".egg-info")}
+    found = {
+        p.name
+        for p in ROOT.iterdir()
+        if not p.name.startswith(".") and not p.name.endswith(".egg-info")
+    }
     assert found - allowed - made == set()

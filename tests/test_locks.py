@@ -37,7 +37,9 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_lock_is_taken_or_told_to_be_missing(file_system: object, shared: bool, tmp_path: Path) -> None:
+def test_a_lock_is_taken_or_told_to_be_missing(
+    file_system: object, shared: bool, tmp_path: Path
+) -> None:
     with hold_lock(tmp_path / "x", shared=shared, wait=False) as works:
         assert works == (file_system is as_nfs_4)
         if works:
@@ -61,17 +63,25 @@ def test_a_conversion_runs(file_system: object, tmp_path: Path) -> None:
     assert code == 0, said
 
 
-def test_doctor_tells(file_system: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_tells(
+    file_system: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["doctor", "--folder", str(tmp_path)])
-    assert ("has no file locks: have it mounted with them" in capsys.readouterr().out) == (file_system is without_locks)
+    assert ("has no file locks: have it mounted with them" in capsys.readouterr().out) == (
+        file_system is without_locks
+    )
 
 
-def test_a_sweep_is_opened(file_system: object, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sweep_is_opened(
+    file_system: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "trials" / "a").mkdir(parents=True)
     (tmp_path / "trials" / "a" / "fold_0.lock").touch()
     with Journal(tmp_path):
         assert ("has no locks: see to it" in caplog.text) == (file_system is without_locks)
-        assert some_fold_runs(tmp_path) == (file_system is without_locks), "it might, and nobody could tell"
+        assert some_fold_runs(tmp_path) == (file_system is without_locks), (
+            "it might, and nobody could tell"
+        )
         if file_system is as_nfs_4:
             with pytest.raises(UserError, match="another sweep works here"):
                 Journal(tmp_path)

@@ -19,15 +19,21 @@ def clearly_oriented(grid: Grid) -> bool:
     """Not within rounding of 45 degrees, where the nearest orientation is a matter of taste."""
     directions = np.abs(grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0))
     ordered = np.sort(directions, axis=0)
-    return bool((ordered[2] - ordered[1]).min() > 1e-3) and len(set(np.argmax(directions, axis=0))) == 3
+    return (
+        bool((ordered[2] - ordered[1]).min() > 1e-3)
+        and len(set(np.argmax(directions, axis=0))) == 3
+    )
 
 
 @pytest.mark.parametrize("orientation", ALL_ORIENTATIONS)
 def test_reorientation_equals_nibabel(orientation: str) -> None:
-    volume = numbered(Grid((3, 4, 5), np.array([[0, -2.0, 0, 7], [0, 0, 3.0, -5], [0.5, 0, 0, 1], [0, 0, 0, 1]])))
+    volume = numbered(
+        Grid((3, 4, 5), np.array([[0, -2.0, 0, 7], [0, 0, 3.0, -5], [0.5, 0, 0, 1], [0, 0, 0, 1]]))
+    )
     image = nib.Nifti1Image(volume.voxels.T, volume.affine)
     change = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(volume.affine), nib.orientations.axcodes2ornt(tuple(orientation))
+        nib.orientations.io_orientation(volume.affine),
+        nib.orientations.axcodes2ornt(tuple(orientation)),
     )
     reference = image.as_reoriented(change)
 
@@ -75,21 +81,31 @@ def test_a_crop_moves_no_voxel(grid: Grid, box: tuple[tuple[int, int], ...]) -> 
     index = np.argwhere(cropped.voxels >= 0)
     kept = cropped.voxels[tuple(index.T)]
     np.testing.assert_allclose(cropped.grid.world_mm(index), places(volume)[kept], atol=1e-9)
-    inside = [max(0, min(s + n, size) - max(s, 0)) for s, n, size in zip(start, shape, grid.shape, strict=True)]
+    inside = [
+        max(0, min(s + n, size) - max(s, 0))
+        for s, n, size in zip(start, shape, grid.shape, strict=True)
+    ]
     assert len(kept) == np.prod(inside)
 
 
 @given(grids(), boxes)
-def test_padding_then_cropping_back_is_the_identity(grid: Grid, box: tuple[tuple[int, int], ...]) -> None:
+def test_padding_then_cropping_back_is_the_identity(
+    grid: Grid, box: tuple[tuple[int, int], ...]
+) -> None:
     volume = numbered(grid)
     margin = [abs(s) for s, _ in box]
-    padded = volume.cropped([-m for m in margin], [n + 2 * m for n, m in zip(grid.shape, margin, strict=True)], fill=-1)
+    padded = volume.cropped(
+        [-m for m in margin], [n + 2 * m for n, m in zip(grid.shape, margin, strict=True)], fill=-1
+    )
     back = padded.cropped(margin, grid.shape)
     np.testing.assert_array_equal(back.voxels, volume.voxels)
     np.testing.assert_allclose(back.affine, volume.affine, atol=1e-9)
 
 
-@given(grids(sheared=True), st.lists(st.tuples(*[st.floats(-9, 9, allow_nan=False)] * 3), min_size=1, max_size=5))
+@given(
+    grids(sheared=True),
+    st.lists(st.tuples(*[st.floats(-9, 9, allow_nan=False)] * 3), min_size=1, max_size=5),
+)
 def test_world_and_index_are_inverse(grid: Grid, index: list[tuple[float, float, float]]) -> None:
     np.testing.assert_allclose(grid.index_of(grid.world_mm(np.array(index))), index, atol=1e-6)
 
@@ -99,11 +115,15 @@ def test_sizes_equal_nibabels(grid: Grid) -> None:
     np.testing.assert_allclose(grid.spacing_mm, nib.affines.voxel_sizes(grid.affine)[::-1])
     assert grid.orientation == "".join(nib.aff2axcodes(grid.affine))
     index = np.array([1, 0, 2])
-    np.testing.assert_allclose(grid.world_mm(index), nib.affines.apply_affine(grid.affine, index[::-1]), atol=1e-9)
+    np.testing.assert_allclose(
+        grid.world_mm(index), nib.affines.apply_affine(grid.affine, index[::-1]), atol=1e-9
+    )
 
 
 @given(grids(sheared=True), st.tuples(*[st.floats(0.4, 5, allow_nan=False)] * 3))
-def test_outer_faces_stay_when_the_spacing_changes(grid: Grid, spacing_mm: tuple[float, float, float]) -> None:
+def test_outer_faces_stay_when_the_spacing_changes(
+    grid: Grid, spacing_mm: tuple[float, float, float]
+) -> None:
     other = grid.with_spacing(spacing_mm)
     for corner in (np.zeros(3), np.ones(3)):
         face = corner * np.array(grid.shape) - 0.5
@@ -133,7 +153,9 @@ def test_matching_grids(grid: Grid, shift_mm: float, axis: int) -> None:
 def test_a_rotation_is_no_shear(grid: Grid) -> None:
     assert not grid.is_sheared
     slanted = grid.affine.copy()
-    slanted[:3, 2] += 0.05 * np.linalg.norm(slanted[:3, 2]) * slanted[:3, 1] / np.linalg.norm(slanted[:3, 1])
+    slanted[:3, 2] += (
+        0.05 * np.linalg.norm(slanted[:3, 2]) * slanted[:3, 1] / np.linalg.norm(slanted[:3, 1])
+    )
     assert Grid(grid.shape, slanted).is_sheared
 
 

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.slurm.executors import start_here, submit_to_slurm
 from launch.diagnose.probe import MARK
+from launch.slurm.executors import start_here, submit_to_slurm
 from launch.slurm.sbatch import BatchJob, Resources, render_batch_file
 from launch.slurm.status import POLL_S, JobRow, list_jobs
 from launch.slurm.submit import record_submission
@@ -46,13 +46,17 @@ class Finding:
     remedy: str
 
 
-def submit_command(args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]) -> int:
+def submit_command(
+    args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]
+) -> int:
     """Submit, wait, print table and verdict; the exit code. Raises `UserError`."""
     parser = argparse.ArgumentParser(prog="launch doctor", description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", action="store_true")
     own, unknown = parser.parse_known_args(list(arguments))
     if unknown:
-        raise UserError(f"doctor takes no {unknown[0]}; see python -m launch --help for what it asks SLURM for")
+        raise UserError(
+            f"doctor takes no {unknown[0]}; see python -m launch --help for what it asks SLURM for"
+        )
     if args.cluster == "debug":
         raise UserError(
             "doctor: tries nodes, so it needs --cluster slurm or local; `liverseg doctor` looks at this one"
@@ -78,15 +82,26 @@ def submit_command(args: argparse.Namespace, resources: Resources, command: str,
     for finding in found:
         print(f"{finding.level}: {finding.what}; {finding.remedy}")
     bad = any(finding.level == "problem" for finding in found)
-    print(f"verdict: {'training would fail here' if bad else 'ready' if not found else 'works, see the warnings'}")
+    print(
+        f"verdict: {'training would fail here' if bad else 'ready' if not found else 'works, see the warnings'}"
+    )
     if own.json:
         print(
-            json.dumps({"job_id": row.job_id, "ready": not bad, "ranks": reports, "findings": list(map(asdict, found))})
+            json.dumps(
+                {
+                    "job_id": row.job_id,
+                    "ready": not bad,
+                    "ranks": reports,
+                    "findings": list(map(asdict, found)),
+                }
+            )
         )
     return EXIT_FAILED if bad else EXIT_DONE
 
 
-def doctor_job(folder: Path, resources: Resources, word: str, *, launcher: str = "srun", name: str = "") -> BatchJob:
+def doctor_job(
+    folder: Path, resources: Resources, word: str, *, launcher: str = "srun", name: str = ""
+) -> BatchJob:
     words = ["--folder", str(folder), "--word", word, "--gpus", str(resources.gpus_per_node)]
     return BatchJob(
         name=name or "liverseg-doctor",
@@ -142,20 +157,33 @@ def read_reports(log: str) -> list[Report]:
     return [found[rank] for rank in sorted(found)]
 
 
-def find_problems(reports: Sequence[Report], asked: Resources, *, job_state: str, log: Path) -> list[Finding]:
+def find_problems(
+    reports: Sequence[Report], asked: Resources, *, job_state: str, log: Path
+) -> list[Finding]:
     """What stands in the way, the gravest first. Pure."""
     if not reports:
         if log.exists():
-            return [Finding("problem", f"no rank said anything (job {job_state})", f"read why in {log}")]
+            return [
+                Finding("problem", f"no rank said anything (job {job_state})", f"read why in {log}")
+            ]
         remedy = "the nodes do not see its folder, or SLURM could not start the job; choose a shared --folder"
         return [Finding("problem", f"{log} was never written (job {job_state})", remedy)]
     found = [
-        Finding("problem", f"{describe_place(report)}: {report['error']}", "see above") for report in reports if "error" in report
+        Finding("problem", f"{describe_place(report)}: {report['error']}", "see above")
+        for report in reports
+        if "error" in report
     ]
     if missing := sorted(set(range(asked.ranks)) - {report["rank"] for report in reports}):
         what = f"rank {', '.join(map(str, missing))} of {asked.ranks} said nothing"
-        found.append(Finding("problem", what, f"its node may lack the project or its .venv; read {log}"))
-    found += [*_network(reports, asked), *_folder(reports), *_gpus(reports, asked), *_versions(reports)]
+        found.append(
+            Finding("problem", what, f"its node may lack the project or its .venv; read {log}")
+        )
+    found += [
+        *_network(reports, asked),
+        *_folder(reports),
+        *_gpus(reports, asked),
+        *_versions(reports),
+    ]
     return sorted(found, key=lambda finding: finding.level)
 
 
@@ -169,7 +197,11 @@ def _network(reports: Sequence[Report], asked: Resources) -> list[Finding]:
         if not report.get("meets", False) and "error" not in report:
             why = report.get("network_error", "it died while it tried")
             remedy = "name the interface that joins the nodes: export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0"
-            found.append(Finding("problem", f"{describe_place(report)} does not meet the others: {why}", remedy))
+            found.append(
+                Finding(
+                    "problem", f"{describe_place(report)} does not meet the others: {why}", remedy
+                )
+            )
         if abs(report.get("clock_s", 0.0)) > SKEW_S:
             what = f"the clock of {report['node']} is {report['clock_s']:+.1f} s off that of {reports[0]['node']}"
             found.append(Finding("warning", what, "have its time service (chrony, ntpd) mended"))
@@ -187,13 +219,21 @@ def _folder(reports: Sequence[Report]) -> list[Finding]:
     for report in reports:
         if report.get("sees_folder") is False:
             what = f"{report['node']} does not see the folder that this command wrote to"
-            found.append(Finding("problem", what, "give --folder (and run.dir) on a file system that all nodes share"))
+            found.append(
+                Finding(
+                    "problem",
+                    what,
+                    "give --folder (and run.dir) on a file system that all nodes share",
+                )
+            )
         if "write_error" in report:
             what = f"{report['node']} cannot write there: {report['write_error']}"
             found.append(Finding("problem", what, "check quota and permissions of the folder"))
         if report.get("write_mib_s", SLOW_WRITE_MIB_S) < SLOW_WRITE_MIB_S:
             what = f"{report['node']} writes {report['write_mib_s']:.0f} MiB/s there"
-            remedy = "checkpoints will lag: a scratch file system, or a larger checkpoint.every_steps"
+            remedy = (
+                "checkpoints will lag: a scratch file system, or a larger checkpoint.every_steps"
+            )
             found.append(Finding("warning", what, remedy))
         if report.get("locks") is False:
             what = f"the folder has no file locks on {report['node']}"
@@ -207,7 +247,13 @@ def _gpus(reports: Sequence[Report], asked: Resources) -> list[Finding]:
         gpus = report.get("gpus", [])
         if asked.gpus_per_node and not gpus and "error" not in report:
             remedy = "LIVERSEG_TORCH=cuda tools/setup; `srun nvidia-smi` shows the driver"
-            found.append(Finding("problem", f"{describe_place(report)} sees no GPU, {asked.gpus_per_node} were asked for", remedy))
+            found.append(
+                Finding(
+                    "problem",
+                    f"{describe_place(report)} sees no GPU, {asked.gpus_per_node} were asked for",
+                    remedy,
+                )
+            )
         for number, (free, total) in enumerate(gpus):
             if asked.gpus_per_node and free < FREE_SHARE * total:
                 what = f"GPU {number} of {report['node']} has {free:.0f} of {total:.0f} GiB free"
@@ -224,7 +270,10 @@ def _versions(reports: Sequence[Report]) -> list[Finding]:
         for report in told:
             where.setdefault(report["versions"].get(name, "none"), set()).add(report["node"])
         if len(where) > 1:
-            differs = ", ".join(f"{version} on {'/'.join(sorted(nodes))}" for version, nodes in sorted(where.items()))
+            differs = ", ".join(
+                f"{version} on {'/'.join(sorted(nodes))}"
+                for version, nodes in sorted(where.items())
+            )
             remedy = "let all nodes use one .venv and one project on the shared file system"
             found.append(Finding("problem", f"{name} differs: {differs}", remedy))
     return found
@@ -232,7 +281,17 @@ def _versions(reports: Sequence[Report]) -> list[Finding]:
 
 def format_node_table(reports: Sequence[Report]) -> str:
     """A row per node."""
-    heads = ("node", "ranks", "meets", "folder", "write MiB/s", "all-reduce GiB/s", "clock s", "GPUs free", "torch")
+    heads = (
+        "node",
+        "ranks",
+        "meets",
+        "folder",
+        "write MiB/s",
+        "all-reduce GiB/s",
+        "clock s",
+        "GPUs free",
+        "torch",
+    )
     lines: list[Sequence[str]] = [heads]
     for node in dict.fromkeys(report["node"] for report in reports):
         mine = [report for report in reports if report["node"] == node]
@@ -252,7 +311,9 @@ def format_node_table(reports: Sequence[Report]) -> str:
             merged.get("versions", {}).get("torch", "?"),
         ))  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    return "\n".join("  ".join(f"{text:>{w}}" for text, w in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(
+        "  ".join(f"{text:>{w}}" for text, w in zip(line, widths, strict=True)) for line in lines
+    )
 
 
 def _number(value: float | None, form: str) -> str:

@@ -37,7 +37,9 @@ ROUNDS = 5
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.diagnose.probe", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--word", required=True, help="what the submitter wrote into FOLDER/.doctor-WORD")
+    parser.add_argument(
+        "--word", required=True, help="what the submitter wrote into FOLDER/.doctor-WORD"
+    )
     parser.add_argument("--gpus", type=int, required=True, help="GPUs per node that were asked for")
     args = parser.parse_args(argv)
     device = "cuda" if args.gpus and torch.cuda.is_available() else "cpu"
@@ -48,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_line({"rank": rank, "node": platform.node(), "error": str(error)})
         return EXIT_DONE
     who = {"rank": world.global_rank, "node": platform.node()}
-    print_line(who | {"versions": probe_versions(), "gpus": probe_gpus()} | probe_folder(args.folder, args.word, write=world.local_rank == 0))
+    print_line(
+        who
+        | {"versions": probe_versions(), "gpus": probe_gpus()}
+        | probe_folder(args.folder, args.word, write=world.local_rank == 0)
+    )
     print_line(who | probe_network(world))
     return EXIT_DONE
 
@@ -63,7 +69,10 @@ def probe_versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "code": code_digest()}
     found |= {name: importlib.metadata.version(name) for name in ("torch", "numpy", "zarr")}
     if torch.cuda.is_available():
-        found |= {"cuda": str(torch.version.cuda), "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
+        found |= {
+            "cuda": str(torch.version.cuda),
+            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        }
     return found
 
 
@@ -102,7 +111,11 @@ def probe_network(world: World) -> dict[str, Any]:
     """`meets`, `all_reduce_gib_s` and `clock_s` (ahead of rank 0); `network_error` when the ranks do not meet."""
     try:
         with world.connected(timeout_s=MEET_S):
-            return {"meets": True, "clock_s": _clock_s(), "all_reduce_gib_s": _all_reduce_gib_s(world)}
+            return {
+                "meets": True,
+                "clock_s": _clock_s(),
+                "all_reduce_gib_s": _all_reduce_gib_s(world),
+            }
     except (RuntimeError, OSError) as error:  # torch's DistError is a RuntimeError
         return {"meets": False, "network_error": str(error).splitlines()[0][:200]}
 

@@ -41,13 +41,17 @@ def git_commit() -> str:
     """The commit of the working tree, with `+` when files differ from it; `unknown` outside git."""
     try:
         head = _git("rev-parse", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no", "--", *PACKAGES) else "")
+        return head + (
+            "+" if _git("status", "--porcelain", "--untracked-files=no", "--", *PACKAGES) else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
@@ -57,6 +61,10 @@ def code_digest() -> str:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*")):
             parts = path.relative_to(ROOT).parts
-            if path.is_file() and path.suffix != ".pyc" and not any(p.startswith((".", "__pycache__")) for p in parts):
+            if (
+                path.is_file()
+                and path.suffix != ".pyc"
+                and not any(p.startswith((".", "__pycache__")) for p in parts)
+            ):
                 total.update("/".join(parts).encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()[:12]

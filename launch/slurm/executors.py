@@ -39,15 +39,21 @@ class BatchFileExecutor(submitit.SlurmExecutor):
 def submit_to_slurm(job: BatchJob, text: str) -> str:
     """The job's id. Raises `UserError` without SLURM, `RunFailed` with SLURM's reason when it refuses."""
     if shutil.which("sbatch") is None:
-        raise UserError("no sbatch here: submit from a login node of the cluster, or use --cluster local")
+        raise UserError(
+            "no sbatch here: submit from a login node of the cluster, or use --cluster local"
+        )
     folder = job.folder / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
+        with contextlib.redirect_stderr(
+            io.StringIO()
+        ):  # submitit repeats there what the error says
             return str(BatchFileExecutor(folder, text)._submit_command("").job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         lines = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
-        said = "; ".join(lines or [" ".join(str(error).split())])[:400].replace("sbatch: error: ", "")
+        said = "; ".join(lines or [" ".join(str(error).split())])[:400].replace(
+            "sbatch: error: ", ""
+        )
         raise RunFailed(f"SLURM refused the job: {said}") from None
 
 
@@ -68,11 +74,15 @@ def start_here(job: BatchJob, minutes: int, index: int | None = None) -> LocalJo
         gpus_per_node=job.resources.gpus_per_node,
         stderr_to_stdout=True,
     )
-    started: LocalJob = executor._submit_command(shlex.join(["env", "-C", str(job.workdir), *environment, *words]))
+    started: LocalJob = executor._submit_command(
+        shlex.join(["env", "-C", str(job.workdir), *environment, *words])
+    )
     return started
 
 
-def run_in_this_process(folder: Path, function: Callable[[list[str]], int], arguments: list[str]) -> int:
+def run_in_this_process(
+    folder: Path, function: Callable[[list[str]], int], arguments: list[str]
+) -> int:
     """`--cluster debug`: one process, this one, so that breakpoint() works."""
     os.environ.pop("SLURM_STEP_NUM_TASKS", None)
     return int(DebugExecutor(folder).submit(function, arguments).result())

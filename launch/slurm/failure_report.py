@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from liverseg_dist.errors import EXIT_RESUMABLE, EXIT_FAILED
+from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE
 
 LAST_WORDS = 60
 """Lines kept of each rank."""
@@ -102,7 +102,9 @@ class LogReader:
         if match := EXIT.match(line):
             for rank in expand_index_ranges(match["ranks"]):
                 first = rank * self.ranks_per_task
-                self.task_deaths.setdefault(rank, RankExit(first, match["node"], exit_code(match["what"])))
+                self.task_deaths.setdefault(
+                    rank, RankExit(first, match["node"], exit_code(match["what"]))
+                )
         elif match := NODE_FAILURE.search(line):
             self.lost_nodes.append(match["node"])
         elif line.startswith("srun: error: "):
@@ -125,30 +127,51 @@ class LogReader:
         if returncode == 0:
             return FailureReport(Kind.DONE, 0)
         told = {**self.task_deaths, **self.deaths}
-        if saved_and_stopped or returncode == EXIT_RESUMABLE or any(d.code == EXIT_RESUMABLE for d in told.values()):
+        if (
+            saved_and_stopped
+            or returncode == EXIT_RESUMABLE
+            or any(d.code == EXIT_RESUMABLE for d in told.values())
+        ):
             return FailureReport(Kind.STOPPED, EXIT_RESUMABLE, "stopped on request, all is saved")
         if self.over_limit:
             return FailureReport(Kind.FAILED, KILLED, self._memory_story(self.over_limit))
         if culprit := self._culprit():
-            memory = "out of memory, says SLURM: " if self.out_of_memory and culprit.code == KILLED else ""
+            memory = (
+                "out of memory, says SLURM: "
+                if self.out_of_memory and culprit.code == KILLED
+                else ""
+            )
             return FailureReport(
-                Kind.FAILED, culprit.code, f"first failure: {memory}{culprit.told}", self.words(culprit.rank)
+                Kind.FAILED,
+                culprit.code,
+                f"first failure: {memory}{culprit.told}",
+                self.words(culprit.rank),
             )
         if self.lost_nodes:
-            return FailureReport(Kind.LOST, EXIT_FAILED, f"node {', '.join(self.lost_nodes)} went away")
+            return FailureReport(
+                Kind.LOST, EXIT_FAILED, f"node {', '.join(self.lost_nodes)} went away"
+            )
         lost = [death for death in self.deaths.values() if death.code not in STOP_CODES]
         if lost:
             story = "ranks lost each other and none says why: a node or the network went away"
             return FailureReport(Kind.LOST, EXIT_FAILED, story, self.words(lost[0].rank))
         if told or returncode in STOP_CODES or -returncode in STOP_SIGNALS:
-            return FailureReport(Kind.INTERRUPTED, EXIT_RESUMABLE, "ended by a signal before it could save")
+            return FailureReport(
+                Kind.INTERRUPTED, EXIT_RESUMABLE, "ended by a signal before it could save"
+            )
         said = self.complaints[0] if self.complaints else f"ended with exit code {returncode}"
-        return FailureReport(Kind.FAILED, returncode if returncode > 0 else 128 - returncode, said, self.words(0))
+        return FailureReport(
+            Kind.FAILED, returncode if returncode > 0 else 128 - returncode, said, self.words(0)
+        )
 
     def _memory_story(self, said: re.Match[str]) -> str:
         node = said["node"]
         ranks = sorted(rank for rank, death in self.task_deaths.items() if death.node == node)
-        who = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} on {node}" if ranks else node
+        who = (
+            f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} on {node}"
+            if ranks
+            else node
+        )
         took_gib, limit_gib = (int(said[key]) / 2**30 for key in ("took", "limit"))
         return (
             f"first failure: out of memory, says SLURM: {who} took {took_gib:.2f} of the {limit_gib:.2f} GiB per node "
@@ -158,7 +181,9 @@ class LogReader:
     def _culprit(self) -> RankExit | None:
         """The first that ended on its own account. srun's word alone counts only where no rank could speak."""
         if self.out_of_memory:
-            killed = [d for d in (*self.deaths.values(), *self.task_deaths.values()) if d.code == KILLED]
+            killed = [
+                d for d in (*self.deaths.values(), *self.task_deaths.values()) if d.code == KILLED
+            ]
             if killed:
                 return killed[0]
         speechless = {} if self.deaths or self.lost_nodes else self.task_deaths
@@ -175,7 +200,9 @@ class LogReader:
     def words(self, rank: int) -> tuple[str, ...]:
         """What the rank said from its first error on, or its last lines."""
         words = self._of(rank)
-        start = next((i for i, text in enumerate(words) if OWN_ERROR.match(text)), max(0, len(words) - 5))
+        start = next(
+            (i for i, text in enumerate(words) if OWN_ERROR.match(text)), max(0, len(words) - 5)
+        )
         return tuple(f"  {rank}: {text}" for text in words[start:])
 
     def _of(self, rank: int) -> list[str]:

@@ -69,12 +69,16 @@ def plan_jobs(request: JobRequest) -> list[JobStep]:
     if request.command == "tune":
         return [JobStep(_tune(request))]
     if request.command not in COMMANDS:
-        raise UserError(f"{request.command}: no such command; one of {', '.join(COMMANDS)}, tune, chain")
+        raise UserError(
+            f"{request.command}: no such command; one of {', '.join(COMMANDS)}, tune, chain"
+        )
     args = parse_command(request.command, request.arguments)
     if request.command == "train":
         settings = _training(args, request, store_exists=not request.after)
         if request.array == "folds":
-            return _folds(request, settings, folds_of(settings, args, store_exists=not request.after))
+            return _folds(
+                request, settings, folds_of(settings, args, store_exists=not request.after)
+            )
         return [JobStep(_train(request, settings))]
     if request.command == "convert":
         return [JobStep(_convert(request, args, request.folder or Path(f"{args.store}.jobs")))]
@@ -87,7 +91,11 @@ def plan_jobs(request: JobRequest) -> list[JobStep]:
         refuse_slabs_over_scans(run / EVALUATION)
     job = _job(request, request.command, request.arguments, request.folder or run)
     results = args.out if request.command in ("evaluate", "predict") else None
-    return [JobStep(dataclasses.replace(job, progress=results.absolute() if results is not None else None))]
+    return [
+        JobStep(
+            dataclasses.replace(job, progress=results.absolute() if results is not None else None)
+        )
+    ]
 
 
 def parse_command(command: str, arguments: Sequence[str]) -> argparse.Namespace:
@@ -106,11 +114,17 @@ class _Parser(argparse.ArgumentParser):
 def _training(args: argparse.Namespace, request: JobRequest, *, store_exists: bool) -> Settings:
     settings = load_settings(args.config, args.overrides)
     if settings.run.dir is None:
-        raise UserError("run.dir is not set; give the run a folder on a shared file system, e.g. run.dir=runs/first")
+        raise UserError(
+            "run.dir is not set; give the run a folder on a shared file system, e.g. run.dir=runs/first"
+        )
     if settings.data.store is None:
-        raise UserError("data.store is not set; make one with tools/to_zarr and pass data.store=STORE")
+        raise UserError(
+            "data.store is not set; make one with tools/to_zarr and pass data.store=STORE"
+        )
     resources = request.resources
-    check_strategy(settings.train, resources.ranks, torch.device("cuda" if resources.gpus_per_node else "cpu"))
+    check_strategy(
+        settings.train, resources.ranks, torch.device("cuda" if resources.gpus_per_node else "cpu")
+    )
     if store_exists:
         store = CaseStore.open(settings.data.store)
         store.ids("train", settings.data.fold)
@@ -141,14 +155,23 @@ def _job(request: JobRequest, command: str, arguments: Sequence[str], folder: Pa
     )
 
 
-def _train(request: JobRequest, settings: Settings, arguments: Sequence[str] | None = None) -> BatchJob:
+def _train(
+    request: JobRequest, settings: Settings, arguments: Sequence[str] | None = None
+) -> BatchJob:
     assert settings.run.dir is not None
     run = settings.run.dir.absolute()
-    job = _job(request, "train", request.arguments if arguments is None else arguments, request.folder or run)
+    job = _job(
+        request,
+        "train",
+        request.arguments if arguments is None else arguments,
+        request.folder or run,
+    )
     return job if job.folder == run else dataclasses.replace(job, run=run)
 
 
-def _folds(request: JobRequest, settings: Settings, folds: int, source: Path | None = None) -> list[JobStep]:
+def _folds(
+    request: JobRequest, settings: Settings, folds: int, source: Path | None = None
+) -> list[JobStep]:
     """Training of all folds, their evaluation on the validation cases (each fold's when it is ready), one aggregate."""
     assert settings.run.dir is not None
     home = settings.run.dir.absolute()
@@ -158,7 +181,15 @@ def _folds(request: JobRequest, settings: Settings, folds: int, source: Path | N
     train = _job(request, "train", [*kept, f"run.dir={run}", f"data.fold={INDEX}"], folder)
     train = dataclasses.replace(train, array=array, run=run)
     out = run / "evaluation" / "validation"
-    arguments = [str(run), "--store", str(settings.data.store), "--part", "validation", "--out", str(out)]
+    arguments = [
+        str(run),
+        "--store",
+        str(settings.data.store),
+        "--part",
+        "validation",
+        "--out",
+        str(out),
+    ]
     if source is not None:
         arguments += ["--source", str(source)]
     evaluate = _job(request, "evaluate", arguments, folder)
@@ -180,7 +211,9 @@ def one_process(resources: Resources) -> Resources:
 def _convert(request: JobRequest, args: argparse.Namespace, folder: Path) -> BatchJob:
     tasks = int(request.array) if request.array.isdigit() else request.convert_tasks
     if request.array and not request.array.isdigit():
-        raise UserError(f"--array {request.array}: for convert it is a number of tasks, e.g. --array 8")
+        raise UserError(
+            f"--array {request.array}: for convert it is a number of tasks, e.g. --array 8"
+        )
     resources = one_process(request.resources)
     resources = dataclasses.replace(resources, extra=(*resources.extra, *request.convert_sbatch))
     shard = ["--shard", f"{INDEX}/{tasks}"] if tasks > 1 else []
@@ -208,11 +241,15 @@ def _chain(request: JobRequest) -> list[JobStep]:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_intermixed_args(list(request.arguments))
     if not (args.source / "dataset.json").is_file():
-        raise UserError(f"{args.source}: holds no dataset.json; SRC is a folder in the layout of Task03_Liver")
+        raise UserError(
+            f"{args.source}: holds no dataset.json; SRC is a folder in the layout of Task03_Liver"
+        )
     configs = list(itertools.chain.from_iterable(("--config", str(path)) for path in args.config))
     of_convert = [text for text in args.overrides if text.startswith("convert.")]
     store = [f"data.store={args.store}"]
-    train = dataclasses.replace(request, command="train", arguments=(*configs, *args.overrides, *store), after="")
+    train = dataclasses.replace(
+        request, command="train", arguments=(*configs, *args.overrides, *store), after=""
+    )
     settings = _training(parse_command("train", train.arguments), train, store_exists=False)
     assert settings.run.dir is not None
     folder = request.folder or settings.run.dir
@@ -224,7 +261,9 @@ def _chain(request: JobRequest) -> list[JobStep]:
         training = _folds(dataclasses.replace(train, name=""), settings, folds, args.source)
         return [*steps, dataclasses.replace(training[0], waits_for=1), *training[1:]]
     if request.array:
-        raise UserError("--array: for a chain it is folds; --convert-tasks N divides the conversion")
+        raise UserError(
+            "--array: for a chain it is folds; --convert-tasks N divides the conversion"
+        )
     evaluate = _job(
         dataclasses.replace(request, name="", after=""),
         "evaluate",
@@ -238,13 +277,21 @@ def _chain(request: JobRequest) -> list[JobStep]:
 def _tune(request: JobRequest) -> BatchJob:
     """A sweep: Ray over the job's nodes, its driver on the first."""
     words = request.arguments
-    run = next((word.removeprefix("run.dir=") for word in reversed(words) if word.startswith("run.dir=")), None)
+    run = next(
+        (word.removeprefix("run.dir=") for word in reversed(words) if word.startswith("run.dir=")),
+        None,
+    )
     if run is None and request.folder is None:
-        raise UserError("run.dir is not set; give the sweep a folder on a shared file system, e.g. run.dir=runs/sweep")
+        raise UserError(
+            "run.dir is not set; give the sweep a folder on a shared file system, e.g. run.dir=runs/sweep"
+        )
     job = _job(request, "tune", (), request.folder or Path(str(run)))
     home = Path(run).absolute() if run else job.folder
     return dataclasses.replace(
-        job, module=("launch.tune", *words), launcher="ray", run=None if home == job.folder else home
+        job,
+        module=("launch.tune", *words),
+        launcher="ray",
+        run=None if home == job.folder else home,
     )
 
 

@@ -15,7 +15,16 @@ from typing import Any
 
 from liverseg_dist.files import write_json
 
-FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
+FINAL = (
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+)
 SCONTROL_TIMEOUT_S = 60.0
 
 
@@ -72,7 +81,11 @@ class JobFolder:
 
     def submissions(self) -> list[Submission]:
         """Oldest first."""
-        found = [_read(path, Submission) for path in self.path.glob("*.json") if not path.name.endswith(".state.json")]
+        found = [
+            _read(path, Submission)
+            for path in self.path.glob("*.json")
+            if not path.name.endswith(".state.json")
+        ]
         return sorted((s for s in found if s is not None), key=lambda s: (s.submitted, s.job_id))
 
     def write_state(self, state: JobState) -> None:
@@ -95,7 +108,9 @@ def progress_mark(folder: Path) -> int:
     """
     patterns = ("checkpoints", "fold_*/checkpoints", "trials/*/fold_*/checkpoints")
     homes = {home for pattern in patterns for home in folder.glob(pattern)}
-    steps = sum(max((_number(path.name) for path in home.glob("step_*")), default=0) for home in homes)
+    steps = sum(
+        max((_number(path.name) for path in home.glob("step_*")), default=0) for home in homes
+    )
     ledgers = ("ledger", "evaluation/**/ledger", "fold_*/evaluation/**/ledger", ".liverseg/records")
     found = {path for pattern in ledgers for path in folder.glob(f"{pattern}/*.json")}
     done_ms = [changed_ms for path in found if (changed_ms := _done_ms(path))]
@@ -127,7 +142,10 @@ def run_status(run: Path) -> dict[str, Any]:
 def controller_says(job_id: str) -> dict[str, str]:
     """`JobState`, `Reason`, ... of a job; empty when the controller does not know it. Raises OSError if silent."""
     done = subprocess.run(
-        ["scontrol", "show", "job", "-o", job_id], capture_output=True, text=True, timeout=SCONTROL_TIMEOUT_S
+        ["scontrol", "show", "job", "-o", job_id],
+        capture_output=True,
+        text=True,
+        timeout=SCONTROL_TIMEOUT_S,
     )
     if done.returncode and "Invalid job id" in done.stderr:
         return {}
@@ -153,7 +171,9 @@ def slurm_states(job_ids: Iterable[str]) -> dict[str, str]:
 
 def expand_hostnames(nodelist: str) -> list[str]:
     """`node[1-2]` -> ["node1", "node2"]."""
-    done = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True
+    )
     return done.stdout.split()
 
 

@@ -16,19 +16,34 @@ from typing import Any
 
 from liverseg_dist.errors import EXIT_DONE, LiversegError, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, Results, load_results, write_results
+from liverseg_dist.evaluation.results import (
+    EVALUATION,
+    LEDGER,
+    PICTURES,
+    Results,
+    load_results,
+    write_results,
+)
 
 
 def pool_fold_results(run: Path, folds: int) -> dict[str, Any]:
     """The pooled summary. Raises `UserError` when a fold is not evaluated, `RunFailed` when a case is in two folds."""
-    results = [load_results(run / f"fold_{fold}" / EVALUATION / "validation") for fold in range(folds)]
+    results = [
+        load_results(run / f"fold_{fold}" / EVALUATION / "validation") for fold in range(folds)
+    ]
     cases = [case for result in results for case in result.cases]
     ids = [case["case_id"] for case in cases]
     if twice := sorted({case_id for case_id in ids if ids.count(case_id) > 1}):
-        raise RunFailed(f"{run}: {', '.join(twice[:3])} is in two folds; were they trained on one store?")
-    failed = {name: text for result in results for name, text in result.summary.get("failed", {}).items()}
+        raise RunFailed(
+            f"{run}: {', '.join(twice[:3])} is in two folds; were they trained on one store?"
+        )
+    failed = {
+        name: text for result in results for name, text in result.summary.get("failed", {}).items()
+    }
     folder = run / EVALUATION
-    ledger = Ledger(folder / LEDGER, {"folds": [str(r.summary["ledger"]["fingerprint"]) for r in results]})
+    ledger = Ledger(
+        folder / LEDGER, {"folds": [str(r.summary["ledger"]["fingerprint"]) for r in results]}
+    )
     for case in cases:
         ledger.write(case["case_id"], case)
     for result in results:
@@ -37,7 +52,10 @@ def pool_fold_results(run: Path, folds: int) -> dict[str, Any]:
 
 
 def _details(run: Path, results: Sequence[Results]) -> dict[str, Any]:
-    dice = [{name: result.summary[name]["dice_per_case"] for name in ("liver", "tumour")} for result in results]
+    dice = [
+        {name: result.summary[name]["dice_per_case"] for name in ("liver", "tumour")}
+        for result in results
+    ]
     return {
         "title": f"{run.resolve().name}, {len(results)} folds",
         "run": run.resolve().name,
@@ -55,7 +73,9 @@ def _copy_pictures(source: Path, target: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m launch.slurm.pool_folds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m launch.slurm.pool_folds",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder with fold_0, fold_1, ...")
     parser.add_argument("folds", type=int, metavar="N", help="how many there are")
@@ -68,9 +88,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"launch.slurm.pool_folds: {error}", file=sys.stderr)
         return error.exit_code
     for fold, dice in enumerate(summary["details"]["dice_by_fold"]):
-        print(f"fold {fold}: " + ", ".join(f"{name} Dice {_shown(value)}" for name, value in dice.items()))
-    both = ", ".join(f"{name} Dice {_shown(summary[name]['dice_per_case'])}" for name in ("liver", "tumour"))
-    print(f"all {summary['n_cases']} cases: {both}; report: {args.run / EVALUATION / 'report.html'}")
+        print(
+            f"fold {fold}: "
+            + ", ".join(f"{name} Dice {_shown(value)}" for name, value in dice.items())
+        )
+    both = ", ".join(
+        f"{name} Dice {_shown(summary[name]['dice_per_case'])}" for name in ("liver", "tumour")
+    )
+    print(
+        f"all {summary['n_cases']} cases: {both}; report: {args.run / EVALUATION / 'report.html'}"
+    )
     return EXIT_DONE
 
 

@@ -45,7 +45,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _told(code: int) -> str:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    how = (
+        f"was killed by {signal.Signals(-code).name}"
+        if code < 0
+        else f"ended with exit code {code}"
+    )
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
     peak_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     return f"liverseg rank {rank} on {os.uname().nodename} {how}; peak memory {peak_gib:.2f} GiB"

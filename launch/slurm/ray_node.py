@@ -19,11 +19,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from launch.sweep.ray_cluster import OBJECT_STORE_BYTES, asking_for, dashboard_installed, temp_folder, write_token
 from launch.sweep.process_guard import guard_processes
+from launch.sweep.ray_cluster import (
+    OBJECT_STORE_BYTES,
+    asking_for,
+    dashboard_installed,
+    temp_folder,
+    write_token,
+)
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.distributed.tcp_store import open_listening_socket
-from liverseg_dist.errors import EXIT_RESUMABLE, EXIT_FAILED, RunFailed
+from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE, RunFailed
 
 PORTS = 12_000
 RAY_PORT = 20_000
@@ -41,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     restrict_umask()
     module, *arguments = sys.argv[1:] if argv is None else argv
     env = os.environ
-    job, rank, tasks = int(env["SLURM_JOB_ID"]), int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
+    job, rank, tasks = (
+        int(env["SLURM_JOB_ID"]),
+        int(env["SLURM_PROCID"]),
+        int(env["SLURM_STEP_NUM_TASKS"]),
+    )
     stop = StopRequest()
     try:
         secret = token_file([module, *arguments])
@@ -55,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return run_head_node(job, tasks, [module, *arguments], stop)
             return run_worker_node(job, env["MASTER_ADDR"])
     except RunFailed as error:
-        print(f"launch.slurm.ray_node on {os.uname().nodename}: {error}", file=sys.stderr, flush=True)
+        print(
+            f"launch.slurm.ray_node on {os.uname().nodename}: {error}", file=sys.stderr, flush=True
+        )
         return EXIT_FAILED
 
 
@@ -88,7 +100,10 @@ def run_head_node(job: int, tasks: int, words: Sequence[str], stop: StopRequest)
     dashboard = "--no-dashboard" not in words and dashboard_installed()
     options = [f"--port={RAY_PORT + job % PORTS}", f"--temp-dir={folder_of(job)}"]
     options += [f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=127.0.0.1"]
-    with open_listening_socket(own_ip, LINE_PORT + job % PORTS) as door, ray_on_this_node(job, own_ip, "--head", *options) as server:
+    with (
+        open_listening_socket(own_ip, LINE_PORT + job % PORTS) as door,
+        ray_on_this_node(job, own_ip, "--head", *options) as server,
+    ):
         wait_for(address, server, folder_of(job))
         lines: list[socket.socket] = []
         threading.Thread(target=accept_workers, args=(door, address, lines), daemon=True).start()
@@ -97,10 +112,15 @@ def run_head_node(job: int, tasks: int, words: Sequence[str], stop: StopRequest)
             time.sleep(POLL_S)
         print(f"Ray at {address}: {1 + len(lines)} of {tasks} nodes", flush=True)
         if dashboard:
-            print(f"its dashboard, from elsewhere: ssh -L PORT:127.0.0.1:PORT {os.uname().nodename}", flush=True)
+            print(
+                f"its dashboard, from elsewhere: ssh -L PORT:127.0.0.1:PORT {os.uname().nodename}",
+                flush=True,
+            )
         code = EXIT_RESUMABLE
         if not stop.number:
-            stop.child = subprocess.Popen([sys.executable, "-u", "-m", *words, "--address", address])
+            stop.child = subprocess.Popen(
+                [sys.executable, "-u", "-m", *words, "--address", address]
+            )
             if stop.number:  # between the two lines above
                 stop.child.send_signal(stop.number)
             code = stop.child.wait()
@@ -139,11 +159,15 @@ def run_worker_node(job: int, first_node: str) -> int:
                 break
         except OSError as error:
             if time.monotonic() > end:
-                raise RunFailed(f"{first_node} does not answer: {error.strerror or error}") from None
+                raise RunFailed(
+                    f"{first_node} does not answer: {error.strerror or error}"
+                ) from None
         time.sleep(POLL_S)
     own_ip = line.getsockname()[0]
     with line, ray_on_this_node(job, own_ip, f"--address={address}") as server:
-        while server.poll() is None and STARTED not in log_of(folder_of(job)).read_text(errors="replace"):
+        while server.poll() is None and STARTED not in log_of(folder_of(job)).read_text(
+            errors="replace"
+        ):
             time.sleep(POLL_S)
         line.sendall(b"+")
         line.settimeout(POLL_S)
@@ -163,7 +187,13 @@ def run_worker_node(job: int, first_node: str) -> int:
 def ray_on_this_node(job: int, own_ip: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """`ray start` on this node while the block runs."""
     cpus = os.environ.get("SLURM_CPUS_PER_TASK", "1")
-    words = ["start", "--block", "--disable-usage-stats", f"--node-ip-address={own_ip}", f"--num-cpus={cpus}"]
+    words = [
+        "start",
+        "--block",
+        "--disable-usage-stats",
+        f"--node-ip-address={own_ip}",
+        f"--num-cpus={cpus}",
+    ]
     words += [f"--object-store-memory={OBJECT_STORE_BYTES}", *options]
     log = log_of(folder_of(job))
     log.parent.mkdir(mode=0o700, exist_ok=True)
@@ -226,7 +256,9 @@ def address_of(name: str) -> str:
     except OSError as error:
         raise RunFailed(f"{name} has no address: {error.strerror or error}") from None
     if ipaddress.ip_address(found).is_loopback and int(os.environ["SLURM_STEP_NUM_TASKS"]) > 1:
-        raise RunFailed(f"{name} names itself {found}, which other nodes cannot reach; have /etc/hosts mended")
+        raise RunFailed(
+            f"{name} names itself {found}, which other nodes cannot reach; have /etc/hosts mended"
+        )
     return found
 
 

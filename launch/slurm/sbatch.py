@@ -84,8 +84,12 @@ def render_batch_file(job: BatchJob) -> str:
     options = "\n".join(f"#SBATCH --{option}" for option in _options(job))
     home = [f"cd {shlex.quote(str(job.workdir))} || exit 1"]
     if job.code is not None:
-        home.append("# The code as it was when this was submitted: what is edited later does not change a waiting job.")
-        home.append(f'export PYTHONPATH={shlex.quote(str(job.code))}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1')
+        home.append(
+            "# The code as it was when this was submitted: what is edited later does not change a waiting job."
+        )
+        home.append(
+            f'export PYTHONPATH={shlex.quote(str(job.code))}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
+        )
     if job.resources.ranks > 1 or job.launcher == "ray":
         home.append("# Ranks meet on the first node, at a port that no other job has.")
         home.append('MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)')
@@ -188,7 +192,9 @@ def shell_quote(text: str) -> str:
     """Quoted for the shell; `INDEX` becomes the array task's number."""
     if INDEX not in text:
         return shlex.quote(text)
-    return '"$SLURM_ARRAY_TASK_ID"'.join(shlex.quote(part) if part else "" for part in text.split(INDEX))
+    return '"$SLURM_ARRAY_TASK_ID"'.join(
+        shlex.quote(part) if part else "" for part in text.split(INDEX)
+    )
 
 
 def with_index(job_words: Sequence[str], index: int) -> list[str]:
@@ -209,5 +215,7 @@ def slurm_time(text: str) -> str:
     if re.fullmatch(r"\d+:[0-5]\d:[0-5]\d|\d+-\d{1,2}(:[0-5]\d){0,2}", text):
         return text
     if re.fullmatch(r"\d+:\d+", text):
-        raise UserError(f"--time {text}: could be hours or minutes; write {text}:00 or 24h, 90m, 2d")
+        raise UserError(
+            f"--time {text}: could be hours or minutes; write {text}:00 or 24h, 90m, 2d"
+        )
     raise UserError(f"--time {text}: is written 24h, 90m, 2d, H:MM:SS or D-HH:MM:SS")

@@ -19,7 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.slurm.job_records import FINAL, JobFolder, JobState, Submission, run_status, slurm_states
+from launch.slurm.job_records import (
+    FINAL,
+    JobFolder,
+    JobState,
+    Submission,
+    run_status,
+    slurm_states,
+)
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 POLL_S = 2.0
@@ -55,14 +62,26 @@ def run(command: str, argv: Sequence[str]) -> int:
     if command == "status":
         parser.add_argument("--json", action="store_true", help="one JSON list on the last line")
     else:
-        parser.add_argument("--job", metavar="ID", help="only this job or array task (default: all that are not over)")
+        parser.add_argument(
+            "--job",
+            metavar="ID",
+            help="only this job or array task (default: all that are not over)",
+        )
     if command == "logs":
         parser.add_argument("--follow", action="store_true", help="stay until the jobs are over")
-        parser.add_argument("--lines", type=int, default=LAST_LINES, metavar="N", help=f"last N lines ({LAST_LINES})")
+        parser.add_argument(
+            "--lines",
+            type=int,
+            default=LAST_LINES,
+            metavar="N",
+            help=f"last N lines ({LAST_LINES})",
+        )
     args = parser.parse_args(argv)
     for folder in args.runs:
         if not (folder / "jobs").is_dir():
-            raise UserError(f"{folder}: no jobs/ here; give the folder that launch put its job files in")
+            raise UserError(
+                f"{folder}: no jobs/ here; give the folder that launch put its job files in"
+            )
     if command == "status":
         return _status(args)
     return _logs(args) if command == "logs" else _cancel(args)
@@ -82,10 +101,14 @@ def list_jobs(run_folder: Path) -> list[JobRow]:
     ]
     everything = [*submissions, *by_hand]
     said = slurm_states(task for s in everything if s.cluster == "slurm" for task in s.tasks)
-    return [_row(run_folder, s, task, said, states.get(task)) for s in everything for task in s.tasks]
+    return [
+        _row(run_folder, s, task, said, states.get(task)) for s in everything for task in s.tasks
+    ]
 
 
-def _row(run_folder: Path, submission: Submission, task: str, said: dict[str, str], own: JobState | None) -> JobRow:
+def _row(
+    run_folder: Path, submission: Submission, task: str, said: dict[str, str], own: JobState | None
+) -> JobRow:
     if submission.cluster == "local":
         state = _local_state(submission, own)
     else:
@@ -93,18 +116,31 @@ def _row(run_folder: Path, submission: Submission, task: str, said: dict[str, st
     log = Path(submission.log.replace("%a", task.rpartition("_")[2]))
     fold = run_folder / f"fold_{task.rpartition('_')[2]}"
     status = run_status(fold if "_" in task and fold.is_dir() else run_folder)
-    step = f"{status['step']}/{status['max_steps']}" if {"step", "max_steps"} <= status.keys() else ""
+    step = (
+        f"{status['step']}/{status['max_steps']}" if {"step", "max_steps"} <= status.keys() else ""
+    )
     message = own.message if own else ""
     if not message and state.split()[0] == "FAILED" and not log.exists():
         message = NO_LOG_EXIT
-    return JobRow(task, submission.name, state, own.starts if own else 0, step, message, log, submission.cluster)
+    return JobRow(
+        task,
+        submission.name,
+        state,
+        own.starts if own else 0,
+        step,
+        message,
+        log,
+        submission.cluster,
+    )
 
 
 def _last_known(own: JobState | None) -> str:
     """Without SLURM at hand: what the job wrote about itself."""
     if own is None:
         return "UNKNOWN"
-    return {"done": "DONE", "failed": "FAILED", "requeued": "REQUEUED"}.get(own.state, f"{own.state.upper()}?")
+    return {"done": "DONE", "failed": "FAILED", "requeued": "REQUEUED"}.get(
+        own.state, f"{own.state.upper()}?"
+    )
 
 
 def _local_state(submission: Submission, own: JobState | None) -> str:
@@ -136,7 +172,11 @@ def _status(args: argparse.Namespace) -> int:
         print("no SLURM here: states are the last that the jobs wrote themselves", file=sys.stderr)
     if args.json:
         keys = ("job_id", "name", "state", "starts", "step", "message")
-        listing = [{"run": name, **{key: getattr(row, key) for key in keys}} for name in found for row in found[name]]
+        listing = [
+            {"run": name, **{key: getattr(row, key) for key in keys}}
+            for name in found
+            for row in found[name]
+        ]
         print(json.dumps(listing))
     return EXIT_DONE
 
@@ -146,7 +186,9 @@ def _chosen(args: argparse.Namespace, run_folder: Path) -> list[JobRow]:
     if args.job:
         found = [row for row in found if args.job in (row.job_id, row.job_id.split("_")[0])]
         if not found:
-            raise UserError(f"{run_folder}: has no job {args.job}; `launch status {run_folder}` lists them")
+            raise UserError(
+                f"{run_folder}: has no job {args.job}; `launch status {run_folder}` lists them"
+            )
     return found
 
 
@@ -156,7 +198,11 @@ def _cancel(args: argparse.Namespace) -> int:
     for run_folder in args.runs:
         active = [row for row in _chosen(args, run_folder) if not row.is_over]
         slurm = sorted(
-            {row.job_id if args.job else row.job_id.split("_")[0] for row in active if row.cluster == "slurm"}
+            {
+                row.job_id if args.job else row.job_id.split("_")[0]
+                for row in active
+                if row.cluster == "slurm"
+            }
         )
         if slurm:
             done = subprocess.run(["scancel", *slurm], capture_output=True, text=True)
@@ -188,17 +234,25 @@ def _logs(args: argparse.Namespace) -> int:
     return code
 
 
-def follow_jobs(run_folder: Path, job_ids: Sequence[str], ended: Callable[[], int | None] | None = None) -> int:
+def follow_jobs(
+    run_folder: Path, job_ids: Sequence[str], ended: Callable[[], int | None] | None = None
+) -> int:
     """Show states and logs until the jobs are over; 0 if all went well. `ended`: a local process's poll."""
     wanted, shown, seen = set(job_ids), dict[Path, int](), dict[str, str]()
     while True:
         over = ended is not None and ended() is not None
-        mine = [row for row in list_jobs(run_folder) if row.job_id in wanted or row.job_id.split("_")[0] in wanted]
+        mine = [
+            row
+            for row in list_jobs(run_folder)
+            if row.job_id in wanted or row.job_id.split("_")[0] in wanted
+        ]
         for row in mine:
             if seen.get(row.job_id) != row.state:
                 seen[row.job_id] = row.state
                 print(f"-- job {row.job_id} ({row.name}): {row.state}", flush=True)
-            shown[row.log] = _show(row.log, shown.get(row.log, 0), prefix=f"{row.job_id}| " if len(mine) > 1 else "")
+            shown[row.log] = _show(
+                row.log, shown.get(row.log, 0), prefix=f"{row.job_id}| " if len(mine) > 1 else ""
+            )
         if over or (mine and all(row.is_over for row in mine)):
             bad = [row for row in mine if row.state.split()[0] not in ("COMPLETED", "DONE")]
             for row in bad:

@@ -13,19 +13,21 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from launch.slurm.code_snapshot import snapshot_path, take_snapshot
 from launch.slurm.executors import run_in_this_process, start_here, submit_to_slurm
-from launch.slurm.job_records import JobFolder, Submission
 from launch.slurm.job_graph import JobRequest, JobStep, freeze_configs, plan_jobs
+from launch.slurm.job_records import JobFolder, Submission
 from launch.slurm.sbatch import BatchJob, Resources, render_batch_file
 from launch.slurm.status import follow_jobs
-from launch.slurm.code_snapshot import take_snapshot, snapshot_path
 from liverseg_dist.commands.main import main
 from liverseg_dist.errors import EXIT_DONE, RunFailed, UserError
 
 NODE_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/")  # refused  # nosec B108
 
 
-def submit_command(args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]) -> int:
+def submit_command(
+    args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]
+) -> int:
     """Returns the exit code. Raises `UserError` before anything is submitted."""
     request = JobRequest(
         command=command,
@@ -76,7 +78,9 @@ def record_submission(job: BatchJob, job_id: str, cluster: str, text: str = "") 
     """The records of a job that was handed over; `text` becomes its batch file, to submit again by hand."""
     folder = JobFolder(job.folder)
     if text:  # by hand, nobody waits for a job of long ago
-        text = re.sub(r"^#SBATCH --(dependency|kill-on-invalid-dep)=.*\n", "", text, flags=re.MULTILINE)
+        text = re.sub(
+            r"^#SBATCH --(dependency|kill-on-invalid-dep)=.*\n", "", text, flags=re.MULTILINE
+        )
         job.file.write_text(text, encoding="utf-8")
     log = str(job.log).replace("%j", job_id).replace("%A", job_id)
     folder.write_submission(
@@ -100,7 +104,9 @@ def _frozen(step: JobStep, *, write: bool) -> JobStep:
     if write:
         job.folder.mkdir(parents=True, exist_ok=True)
     code = take_snapshot(job.folder) if write else snapshot_path(job.folder)
-    return dataclasses.replace(step, job=freeze_configs(dataclasses.replace(job, code=code), write=write))
+    return dataclasses.replace(
+        step, job=freeze_configs(dataclasses.replace(job, code=code), write=write)
+    )
 
 
 def _texts(steps: Sequence[JobStep]) -> str:
@@ -110,7 +116,10 @@ def _texts(steps: Sequence[JobStep]) -> str:
         job = step.job
         if step.waits_for:
             job = dataclasses.replace(job, after=f"{step.how}:JOB_{number + 1 - step.waits_for}")
-        texts.append((f"# --- job {number + 1} of {len(steps)}\n" if len(steps) > 1 else "") + render_batch_file(job))
+        texts.append(
+            (f"# --- job {number + 1} of {len(steps)}\n" if len(steps) > 1 else "")
+            + render_batch_file(job)
+        )
     return "\n".join(texts)
 
 
@@ -120,13 +129,20 @@ def _tell(steps: Sequence[JobStep], job_ids: Sequence[str], *, parsable: bool) -
         return
     folder = steps[0].job.folder
     if str(folder).startswith(NODE_LOCAL):
-        print(f"warning: {folder} looks local to this machine; compute nodes must see it", file=sys.stderr)
+        print(
+            f"warning: {folder} looks local to this machine; compute nodes must see it",
+            file=sys.stderr,
+        )
     for step, job_id in zip(steps, job_ids, strict=True):
-        after = f", after {job_ids[job_ids.index(job_id) - step.waits_for]}" if step.waits_for else ""
+        after = (
+            f", after {job_ids[job_ids.index(job_id) - step.waits_for]}" if step.waits_for else ""
+        )
         tasks = f", tasks {step.job.array}" if step.job.array else ""
         print(f"job {job_id}: {step.job.name}{tasks}{after}")
     shown = shlex.quote(str(_short(folder)))
-    print(f"watch: python -m launch logs {shown} --follow   or: status {shown}   stop: cancel {shown}")
+    print(
+        f"watch: python -m launch logs {shown} --follow   or: status {shown}   stop: cancel {shown}"
+    )
 
 
 def _short(path: Path) -> Path:
@@ -139,7 +155,10 @@ def _here(steps: Sequence[JobStep], *, follow_it: bool) -> int:
     for number, (job, index) in enumerate(tasks):
         started = start_here(job, _minutes(job.resources.time), index)
         record_submission(dataclasses.replace(job, array=""), started.job_id, "local")
-        print(f"{job.name} runs here as process {started.job_id}; its log: {started.paths.stdout}", flush=True)
+        print(
+            f"{job.name} runs here as process {started.job_id}; its log: {started.paths.stdout}",
+            flush=True,
+        )
         if follow_it or number + 1 < len(tasks):
             process = started._process
             assert process is not None
@@ -166,6 +185,8 @@ def _minutes(time: str) -> int:
 def _debug(request: JobRequest, steps: Sequence[JobStep]) -> int:
     job = steps[0].job
     if len(steps) > 1 or job.array or request.resources.ranks > 1 or job.launcher == "ray":
-        raise UserError("--cluster debug: runs one process of one command; use --cluster local for more")
+        raise UserError(
+            "--cluster debug: runs one process of one command; use --cluster local for more"
+        )
     os.chdir(job.workdir)
     return run_in_this_process(job.folder / "jobs", main, [request.command, *request.arguments])

@@ -20,10 +20,18 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from launch.slurm.job_records import JobFolder, JobState, controller_says, expand_hostnames, newest_step, progress_mark, run_status
-from launch.slurm.failure_report import Kind, LogReader, FailureReport, ranks_by_node
+from launch.slurm.failure_report import FailureReport, Kind, LogReader, ranks_by_node
+from launch.slurm.job_records import (
+    JobFolder,
+    JobState,
+    controller_says,
+    expand_hostnames,
+    newest_step,
+    progress_mark,
+    run_status,
+)
 from liverseg_dist.commands.main import restrict_umask
-from liverseg_dist.errors import EXIT_RESUMABLE, EXIT_FAILED
+from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE
 
 Answer = TypeVar("Answer")
 RESTARTS = 5
@@ -53,12 +61,26 @@ class Job:
         env = os.environ
         if "SLURM_JOB_ID" not in env:
             local = env.get("SUBMITIT_LOCAL_JOB_ID", "local")
-            return cls(local, env.get("LIVERSEG_JOB_NAME", "liverseg"), -1, (os.uname().nodename,), "1", True)
+            return cls(
+                local,
+                env.get("LIVERSEG_JOB_NAME", "liverseg"),
+                -1,
+                (os.uname().nodename,),
+                "1",
+                True,
+            )
         array = env.get("SLURM_ARRAY_JOB_ID")
         job_id = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]
         nodes = tuple(expand_hostnames(env["SLURM_JOB_NODELIST"]))
         tasks = env.get("SLURM_TASKS_PER_NODE", "1")
-        return cls(job_id, env.get("SLURM_JOB_NAME", ""), int(env.get("SLURM_RESTART_COUNT", "0")), nodes, tasks, False)
+        return cls(
+            job_id,
+            env.get("SLURM_JOB_NAME", ""),
+            int(env.get("SLURM_RESTART_COUNT", "0")),
+            nodes,
+            tasks,
+            False,
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +97,12 @@ class Supervisor:
     """One start of a job."""
 
     def __init__(self, job: Job, folders: Folders, restarts: int, ranks_per_task: int = 1) -> None:
-        self.job, self.run, self.restarts, self.ranks_per_task = job, folders.run, restarts, ranks_per_task
+        self.job, self.run, self.restarts, self.ranks_per_task = (
+            job,
+            folders.run,
+            restarts,
+            ranks_per_task,
+        )
         self.progress = folders.progress or folders.run
         record = folders.record or folders.run
         self.folder = JobFolder(record) if record else None
@@ -92,7 +119,9 @@ class Supervisor:
         before, reader, begun = self._stopped_at(), LogReader(self.ranks_per_task), time.monotonic()
         returncode = self._watch(command, reader)
         after = self._stopped_at()
-        verdict = reader.verdict(returncode, saved_and_stopped=after is not None and after != before)
+        verdict = reader.verdict(
+            returncode, saved_and_stopped=after is not None and after != before
+        )
         for line in verdict.evidence:
             self._write(line + "\n")
         lasted = time.strftime("%H:%M:%S", time.gmtime(time.monotonic() - begun))
@@ -113,7 +142,10 @@ class Supervisor:
         state = JobState(job.job_id, job.name, start + 1, "running", list(job.nodes), mark, idle)
         self._record(state)
         placed = ranks_by_node(job.nodes, job.tasks_per_node)
-        where = ", ".join(f"{node} (ranks {ranks})" if "-" in ranks else f"{node}" for node, ranks in placed.items())
+        where = ", ".join(
+            f"{node} (ranks {ranks})" if "-" in ranks else f"{node}"
+            for node, ranks in placed.items()
+        )
         self._say(f"{job.name}, start {start + 1} on {where}{self._step('; goes on from step {}')}")
         if idle:
             self._say(f"{idle} of at most {self.restarts} restarts in a row brought no progress")
@@ -122,7 +154,12 @@ class Supervisor:
     def _watch(self, command: Sequence[str], reader: LogReader) -> int:
         try:
             child = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", bufsize=1
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                bufsize=1,
             )
         except OSError as error:
             self._say(f"{command[0]} cannot be started: {error.strerror}")
@@ -145,7 +182,9 @@ class Supervisor:
             return self._close(state, "done", "", 0)
         if verdict.kind is Kind.FAILED:
             again = self._batch_file()
-            self._say(f"not requeued, exit code {verdict.exit_code}; when the cause is mended, {again} continues")
+            self._say(
+                f"not requeued, exit code {verdict.exit_code}; when the cause is mended, {again} continues"
+            )
             return self._close(state, "failed", verdict.story, verdict.exit_code or EXIT_FAILED)
         if self.job.local:
             return self._again_locally(verdict, state)
@@ -153,7 +192,11 @@ class Supervisor:
         if ended_by:
             self._say(f"{ended_by}; if SLURM starts the job again, it continues")
             return self._close(state, "ended", ended_by, verdict.exit_code)
-        idle = state.idle if self.progress and progress_mark(self.progress) > state.mark else state.idle + 1
+        idle = (
+            state.idle
+            if self.progress and progress_mark(self.progress) > state.mark
+            else state.idle + 1
+        )
         if idle > self.restarts:
             return self._give_up(replace(state, idle=idle))
         return self._requeue(verdict, state)
@@ -182,11 +225,15 @@ class Supervisor:
         return EXIT_RESUMABLE
 
     def _ask_to_requeue(self) -> bool:
-        done = subprocess.run(["scontrol", "requeue", self.job.job_id], capture_output=True, text=True)
+        done = subprocess.run(
+            ["scontrol", "requeue", self.job.job_id], capture_output=True, text=True
+        )
         if done.returncode == 0:
             return True
         if "disabled" in done.stderr:
-            self._say("requeueing is off for this job (--no-requeue, or JobRequeue=0): submit it again to continue")
+            self._say(
+                "requeueing is off for this job (--no-requeue, or JobRequeue=0): submit it again to continue"
+            )
             return False
         raise OSError(done.stderr.strip())
 
@@ -199,7 +246,9 @@ class Supervisor:
                 return ask()
             except (OSError, subprocess.SubprocessError) as error:
                 if time.monotonic() > end:
-                    self._say(f"slurmctld has been silent for {CONTROLLER_PATIENCE_S:.0f} s: {error}")
+                    self._say(
+                        f"slurmctld has been silent for {CONTROLLER_PATIENCE_S:.0f} s: {error}"
+                    )
                     return None
                 time.sleep(pause_s)
                 pause_s = min(30.0, 2 * pause_s)
@@ -227,7 +276,9 @@ class Supervisor:
         try:
             self.folder.write_state(state)
         except OSError as error:
-            self._say(f"{self.folder.path} cannot be written ({error.strerror}); going on without a record")
+            self._say(
+                f"{self.folder.path} cannot be written ({error.strerror}); going on without a record"
+            )
 
     def _stopped_at(self) -> int | None:
         """When the run's folder was last told that the run stopped on request."""
@@ -246,7 +297,9 @@ class Supervisor:
         """To the log. A full disk costs lines of the log, not the run."""
         try:
             if self._unwritten:
-                _write_all(f"liverseg job {self.job.job_id}: {self._unwritten} lines could not be written here\n")
+                _write_all(
+                    f"liverseg job {self.job.job_id}: {self._unwritten} lines could not be written here\n"
+                )
                 self._unwritten = 0
             _write_all(text)
         except OSError:
@@ -262,16 +315,33 @@ def _write_all(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m launch.slurm.supervise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m launch.slurm.supervise",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", type=Path, metavar="DIR", help="the run's folder: progress is measured, jobs/ kept")
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", help="the run's folder: progress is measured, jobs/ kept"
+    )
     parser.add_argument("--record", type=Path, metavar="DIR", help="keep jobs/ here instead")
-    parser.add_argument("--progress", type=Path, metavar="DIR", help="measure progress here instead, e.g. in a store")
     parser.add_argument(
-        "--restarts", type=int, default=RESTARTS, metavar="N", help=f"give up after N idle restarts ({RESTARTS})"
+        "--progress",
+        type=Path,
+        metavar="DIR",
+        help="measure progress here instead, e.g. in a store",
     )
     parser.add_argument(
-        "--ranks-per-task", type=int, default=1, metavar="N", help="torchrun's ranks in an srun task (1)"
+        "--restarts",
+        type=int,
+        default=RESTARTS,
+        metavar="N",
+        help=f"give up after N idle restarts ({RESTARTS})",
+    )
+    parser.add_argument(
+        "--ranks-per-task",
+        type=int,
+        default=1,
+        metavar="N",
+        help="torchrun's ranks in an srun task (1)",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- srun ...")
     args = parser.parse_args(argv)
@@ -280,7 +350,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("no command; it follows --")
     restrict_umask()
     folders = Folders(args.run, args.record, args.progress)
-    return Supervisor(Job.from_environment(), folders, args.restarts, args.ranks_per_task).main(command)
+    return Supervisor(Job.from_environment(), folders, args.restarts, args.ranks_per_task).main(
+        command
+    )
 
 
 if __name__ == "__main__":

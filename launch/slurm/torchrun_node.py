@@ -14,7 +14,12 @@ def main() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     env = os.environ
     nodes = env.get("SLURM_STEP_NUM_NODES", "1")
-    words = ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={ranks_per_node}"]
+    words = [
+        "-m",
+        "torch.distributed.run",
+        f"--nnodes={nodes}",
+        f"--nproc-per-node={ranks_per_node}",
+    ]
     endpoint = "localhost:0" if nodes == "1" else f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
     words += [
         "--rdzv-backend=liverseg",

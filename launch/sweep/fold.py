@@ -120,12 +120,20 @@ def read_scores(job: FoldJob, step: int) -> dict[str, float] | None:
     return None
 
 
-MEASURED = {"memory/host_gib": "memory_gib", "memory/gpu_gib": "memory_gib", "speed/step_s_median": "step_s"}
+MEASURED = {
+    "memory/host_gib": "memory_gib",
+    "memory/gpu_gib": "memory_gib",
+    "speed/step_s_median": "step_s",
+}
 """Of rank 0, as the trainer logs it; the GPU's memory where there is one."""
 
 
 def _score(record: dict[str, float], weights: dict[str, float]) -> dict[str, float] | None:
-    dice = {name: record[f"validation/dice_{name}"] for name in weights if f"validation/dice_{name}" in record}
+    dice = {
+        name: record[f"validation/dice_{name}"]
+        for name in weights
+        if f"validation/dice_{name}" in record
+    }
     total = sum(weights[name] for name in dice)
     if total <= 0:
         return None
@@ -136,7 +144,11 @@ def training_command(job: FoldJob, step: int, part: int = 0, master: str = "") -
     """The same line a person would type."""
     launcher = [sys.executable]
     if job.nodes > 1 or job.processes > 1:
-        meeting = ["--rdzv-backend=liverseg", f"--rdzv-endpoint={master or 'localhost:0'}", f"--rdzv-conf=rank={part}"]
+        meeting = [
+            "--rdzv-backend=liverseg",
+            f"--rdzv-endpoint={master or 'localhost:0'}",
+            f"--rdzv-conf=rank={part}",
+        ]
         launcher += ["-m", "torch.distributed.run", f"--nnodes={job.nodes}", *meeting]
         launcher += [f"--nproc-per-node={job.processes}"]
     return [
@@ -152,7 +164,17 @@ def threads_per_process(job: FoldJob) -> int:
 
 def fold_environment(job: FoldJob) -> dict[str, str]:
     """Without what a launcher left in it: the fold is a world of its own. GPUs stay as Ray has shared them out."""
-    strangers = ("SLURM_", "PMI", "TORCHELASTIC", "RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_")
+    strangers = (
+        "SLURM_",
+        "PMI",
+        "TORCHELASTIC",
+        "RANK",
+        "LOCAL_",
+        "WORLD_SIZE",
+        "MASTER_",
+        "GROUP_",
+        "ROLE_",
+    )
     kept = {key: value for key, value in os.environ.items() if not key.startswith(strangers)}
     return {**kept, "OMP_NUM_THREADS": str(threads_per_process(job))}
 
@@ -209,7 +231,9 @@ def _locked(path: Path) -> Iterator[int]:
                 break
             except BlockingIOError:
                 if time.monotonic() > end:
-                    raise TimeoutError(f"{path}: processes of an earlier attempt have not ended") from None
+                    raise TimeoutError(
+                        f"{path}: processes of an earlier attempt have not ended"
+                    ) from None
                 time.sleep(0.2)
         yield number
     finally:
@@ -234,10 +258,14 @@ def _is_held(path: Path) -> bool:
 def _reason(job: FoldJob, code: int) -> str:
     """The trainer's own last word, from its logs: on one of the nodes it has told what failed."""
     logs = [path for part in range(job.nodes) if (path := job.beside(part, ".log")).is_file()]
-    text = "\n".join(path.read_text(encoding="utf-8", errors="replace")[-20_000:] for path in reversed(logs))
+    text = "\n".join(
+        path.read_text(encoding="utf-8", errors="replace")[-20_000:] for path in reversed(logs)
+    )
     lines = text.splitlines()
     words = [line for line in lines if line.startswith("liverseg:") or '"error":' in line]
     last = next((line for line in reversed(words) if line.startswith("liverseg:")), "")
     if not last:
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "no word in its log")
+        last = next(
+            (line.strip() for line in reversed(lines) if line.strip()), "no word in its log"
+        )
     return f"exit code {code}: {last.removeprefix('liverseg: ')[:300]}"

@@ -10,9 +10,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.journal import SETTLED, Trial
 from launch.sweep.search import Params, mutate_params, trial_id
+from launch.sweep.sweep_config import SweepSettings
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def hyperband_brackets(sweep: SweepSettings) -> Iterator[Bracket]:
 
 
 def bracket_of(sweep: SweepSettings, number: int) -> Bracket:
-    return next(bracket for bracket in hyperband_brackets(sweep) if number < bracket.first + bracket.size)
+    return next(
+        bracket for bracket in hyperband_brackets(sweep) if number < bracket.first + bracket.size
+    )
 
 
 def next_stop(sweep: SweepSettings, trial: Trial) -> int:
@@ -72,23 +74,34 @@ def decide_group(sweep: SweepSettings, trials: Sequence[Trial]) -> list[Decision
 
 def _of_hyperband(sweep: SweepSettings, trials: Sequence[Trial]) -> list[Decision]:
     found: list[Decision] = []
-    for bracket in {bracket_of(sweep, trial.number) for trial in trials if trial.state == "waiting"}:
+    for bracket in {
+        bracket_of(sweep, trial.number) for trial in trials if trial.state == "waiting"
+    }:
         last = min(bracket.first + bracket.size, sweep.sweep.trials)
         members = [trial for trial in trials if bracket.first <= trial.number < last]
         waiting = [trial for trial in members if trial.state == "waiting"]
-        if len(members) < last - bracket.first or any(t.state not in (*SETTLED, "waiting") for t in members):
+        if len(members) < last - bracket.first or any(
+            t.state not in (*SETTLED, "waiting") for t in members
+        ):
             continue
         rung = sweep.stops.index(waiting[0].step) - bracket.start
         kept = max(1, math.floor(len(members) / sweep.sweep.reduction_factor ** (rung + 1)))
         ranked = _best_first(waiting)
-        found += [Decision(trial, "continue" if place < kept else "prune") for place, trial in enumerate(ranked)]
+        found += [
+            Decision(trial, "continue" if place < kept else "prune")
+            for place, trial in enumerate(ranked)
+        ]
     return found
 
 
 def _of_pbt(sweep: SweepSettings, trials: Sequence[Trial]) -> list[Decision]:
     waiting = [trial for trial in trials if trial.state == "waiting"]
     begun = sum(not trial.parent for trial in trials)
-    if not waiting or begun < sweep.sweep.trials or any(t.state not in (*SETTLED, "waiting") for t in trials):
+    if (
+        not waiting
+        or begun < sweep.sweep.trials
+        or any(t.state not in (*SETTLED, "waiting") for t in trials)
+    ):
         return []
     ranked = _best_first(waiting)
     few = min(len(ranked) // 2, max(1, int(len(ranked) * sweep.sweep.pbt.replaced_share)))

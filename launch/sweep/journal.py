@@ -41,7 +41,9 @@ class Rung:
     """Wall time of the folds' processes up to here since the last rung, summed; of this attempt only."""
 
     @classmethod
-    def of(cls, step: int, folds: Mapping[str, dict[str, float]], decision: str, seconds: float) -> "Rung":
+    def of(
+        cls, step: int, folds: Mapping[str, dict[str, float]], decision: str, seconds: float
+    ) -> "Rung":
         scores = [folds[key]["score"] for key in sorted(folds)]
         spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
         return cls(step, statistics.fmean(scores), spread, dict(folds), decision, seconds)
@@ -97,7 +99,9 @@ class Journal:
                 )
         except BlockingIOError:
             os.close(self._lock)
-            raise UserError(f"{folder}: another sweep works here; wait for it, or choose another run.dir") from None
+            raise UserError(
+                f"{folder}: another sweep works here; wait for it, or choose another run.dir"
+            ) from None
         self.trials: dict[str, Trial] = {}
         self._lines = 0
         path = folder / "journal.jsonl"
@@ -145,7 +149,9 @@ class Journal:
 
     def decide(self, decisions: Mapping[str, str], children: Sequence[Mapping[str, Any]]) -> None:
         """What becomes of trials that wait, and who goes on instead of those replaced: all of it, or nothing."""
-        born = [{**child, "number": len(self.trials) + place} for place, child in enumerate(children)]
+        born = [
+            {**child, "number": len(self.trials) + place} for place, child in enumerate(children)
+        ]
         self._write({"event": "decisions", "decisions": dict(decisions), "children": born})
 
     def fail(self, id_: str, reason: str) -> None:
@@ -156,7 +162,9 @@ class Journal:
         self._write({"event": "retry", "id": id_})
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps({**record, "check": _check(record, self._lines)}).encode() + b"\n")
+        self._file.write(
+            json.dumps({**record, "check": _check(record, self._lines)}).encode() + b"\n"
+        )
         self._file.flush()
         os.fsync(self._file.fileno())
         self._lines += 1
@@ -175,7 +183,9 @@ class Journal:
             return
         trial = self.trials[record["id"]]
         if event == "rung":
-            trial.rungs.append(Rung(**{k: v for k, v in record.items() if k not in ("event", "id")}))
+            trial.rungs.append(
+                Rung(**{k: v for k, v in record.items() if k not in ("event", "id")})
+            )
             trial.decide(record["decision"])
         elif event == "failed":
             trial.state, trial.reason = "failed", record["reason"]

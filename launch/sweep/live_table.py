@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from launch.sweep.journal import Journal, Trial, best_of
 from launch.sweep.sweep_charts import format_value
 from launch.sweep.sweep_config import SweepSettings
-from launch.sweep.journal import Journal, Trial, best_of
 
 ROWS = 20
 REFRESHES_PER_S = 1.0
@@ -29,7 +29,9 @@ def show_live_table(settings: SweepSettings, journal: Journal) -> Iterator[Calla
         return
     begun = time.monotonic()
     with Live(
-        get_renderable=lambda: build_live_table(settings, list(journal.trials.values()), time.monotonic() - begun),
+        get_renderable=lambda: build_live_table(
+            settings, list(journal.trials.values()), time.monotonic() - begun
+        ),
         console=console,
         refresh_per_second=REFRESHES_PER_S,
         redirect_stdout=False,
@@ -48,9 +50,20 @@ def build_live_table(settings: SweepSettings, trials: list[Trial], elapsed_s: fl
     for name in ("trial", "state", "step", "Dice", "spread", *settings.sweep.space):
         made.add_column(name, justify="left" if name == "state" else "right")
     order = {"running": 0, "waiting": 1}
-    for trial in sorted(trials, key=lambda t: (order.get(t.state, 2), -t.step, -(t.score or 0), t.number))[:ROWS]:
-        known = ["", ""] if trial.score is None else [f"{trial.score:.4f}", f"{trial.rungs[-1].spread:.4f}"]
-        values = [format_value(trial.params[key]) if key in trial.params else "" for key in settings.sweep.space]
+    for trial in sorted(
+        trials, key=lambda t: (order.get(t.state, 2), -t.step, -(t.score or 0), t.number)
+    )[:ROWS]:
+        known = (
+            ["", ""]
+            if trial.score is None
+            else [f"{trial.score:.4f}", f"{trial.rungs[-1].spread:.4f}"]
+        )
+        values = [
+            format_value(trial.params[key]) if key in trial.params else ""
+            for key in settings.sweep.space
+        ]
         state = "best" if best is not None and trial.id == best.id else trial.state
-        made.add_row(str(trial.number), state, str(trial.step), *known, *values, style=_STYLES[trial.state])
+        made.add_row(
+            str(trial.number), state, str(trial.step), *known, *values, style=_STYLES[trial.state]
+        )
     return made

@@ -46,7 +46,11 @@ def list_descendants(root: int) -> Processes:
 
 def still_alive(processes: Processes) -> list[int]:
     """Those that live yet; zombies do not."""
-    return [pid for pid, start in processes.items() if (found := _stat(pid)) is not None and found[1] == start]
+    return [
+        pid
+        for pid, start in processes.items()
+        if (found := _stat(pid)) is not None and found[1] == start
+    ]
 
 
 def _stat(pid: int) -> tuple[int, int] | None:
@@ -94,13 +98,19 @@ def main(driver: int) -> None:
     while not select.select([0], [], [], INTERVAL_S)[0]:
         below = list_descendants(driver)
         below.pop(os.getpid(), None)
-        known = {pid: start for pid, start in {**known, **below}.items() if pid in below or still_alive({pid: start})}
+        known = {
+            pid: start
+            for pid, start in {**known, **below}.items()
+            if pid in below or still_alive({pid: start})
+        }
     if os.read(0, 1) != CLEAN_EXIT:
         said = "launch: this process was killed, or Ray has ended it; all is kept, run the same line again to continue"
         with contextlib.suppress(OSError):
             print(said, file=sys.stderr, flush=True)
     end = time.monotonic() + GRACE_S
-    while (left := [pid for pid in still_alive(known) if not _trains(pid)]) and time.monotonic() < end:
+    while (
+        left := [pid for pid in still_alive(known) if not _trains(pid)]
+    ) and time.monotonic() < end:
         time.sleep(0.1)
     for pid in left:
         with contextlib.suppress(ProcessLookupError):

@@ -72,14 +72,20 @@ def ray_session(
             with _handlers(stop):
                 context = _join(address) if address else _start(cpus, dashboard)
                 session = "" if address else str(context.address_info.get("session_dir") or "")
-                with _handlers(stop), _watching(stop, checks, leave_at_once):  # Ray has put its own on SIGTERM
+                with (
+                    _handlers(stop),
+                    _watching(stop, checks, leave_at_once),
+                ):  # Ray has put its own on SIGTERM
                     yield str(context.dashboard_url or "")
         except BaseException:  # raised inside Ray's compiled code, ours arrives as a SystemError
             if stop.error:
                 raise stop.error from None
             raise
         finally:
-            with _handlers(signal.SIG_IGN), _within(LEAVING_S, leave_at_once):  # a second signal must leave nothing
+            with (
+                _handlers(signal.SIG_IGN),
+                _within(LEAVING_S, leave_at_once),
+            ):  # a second signal must leave nothing
                 ray.shutdown()
                 if session:
                     shutil.rmtree(session, ignore_errors=True)
@@ -129,7 +135,11 @@ def own_token() -> Path:
 
 def token_file() -> str:
     """Where the token lies that this process's Ray asks for; '' without one."""
-    return os.environ.get("RAY_AUTH_TOKEN_PATH", "") if os.environ.get("RAY_AUTH_MODE") == "token" else ""
+    return (
+        os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+        if os.environ.get("RAY_AUTH_MODE") == "token"
+        else ""
+    )
 
 
 def nodes_left() -> bool:
@@ -177,7 +187,9 @@ def _nodes_lost() -> str:
 
 
 @contextlib.contextmanager
-def _watching(stop: "_StopOnSignal", checks: Sequence[Check], leave_at_once: Callable[[], None]) -> Iterator[None]:
+def _watching(
+    stop: "_StopOnSignal", checks: Sequence[Check], leave_at_once: Callable[[], None]
+) -> Iterator[None]:
     """Ends the main thread's wait when a check has a reason; the process, when Ray does not let go of that thread.
 
     A thread for each check, as one that asks Ray may wait for ever.
@@ -189,7 +201,9 @@ def _watching(stop: "_StopOnSignal", checks: Sequence[Check], leave_at_once: Cal
         while not reason:
             if done.wait(LOOKED_AFTER_S):
                 return
-            with contextlib.suppress(Exception):  # Ray itself ends a driver whose control process is gone
+            with contextlib.suppress(
+                Exception
+            ):  # Ray itself ends a driver whose control process is gone
                 reason = check()
         with deciding:  # no signal once the block is left, and no second one
             if stop.reason or stop.signal_name or done.is_set():
@@ -243,7 +257,9 @@ class _StopOnSignal:
         if self.reason:
             return RunFailed(f"{self.reason}; {AGAIN}")
         if self.signal_name:
-            return StopRequested(f"stopped by {self.signal_name}; run the same line again to continue")
+            return StopRequested(
+                f"stopped by {self.signal_name}; run the same line again to continue"
+            )
         return None
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:

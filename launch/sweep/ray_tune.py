@@ -12,9 +12,9 @@ from ray.exceptions import RayError
 from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
-from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.journal import Trial
 from launch.sweep.schedulers import JournalAsha, JournalScheduler
+from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.sweep_driver import Sweep
 from launch.sweep.trial import run_trial
 from liverseg_dist.errors import RunFailed, UserError
@@ -39,14 +39,23 @@ class JournalSearch(Searcher):
         self._running[trial_id] = (trial, trial.step)
         jobs = [asdict(job) for job in self._sweep.jobs(trial)]
         parallel = parallel_folds(self._sweep.settings)
-        return {"trial": trial.id, "stops": self._sweep.stops_of(trial), "jobs": jobs, "parallel": parallel}
+        return {
+            "trial": trial.id,
+            "stops": self._sweep.stops_of(trial),
+            "jobs": jobs,
+            "parallel": parallel,
+        }
 
     def _next(self) -> Trial | None:
         taken = {trial.id for trial, _ in self._running.values()}
-        ready = (t for t in self._sweep.journal.unsettled if t.state == "running" and t.id not in taken)
+        ready = (
+            t for t in self._sweep.journal.unsettled if t.state == "running" and t.id not in taken
+        )
         return next(ready, None) or self._sweep.next_trial()
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict | None = None, error: bool = False
+    ) -> None:
         trial, step = self._running.pop(trial_id)
         if trial.state == "running" and trial.step == step:  # or it would be tried for ever
             self._sweep.fail(trial, "its Ray process ended without a result")
@@ -109,5 +118,7 @@ def tune_trials(sweep: Sweep) -> int:
     except (TuneError, RayError) as error:
         last = str(error).strip().splitlines()[-1]
         ours = last.partition(f"{RunFailed.__name__}: ")[2]
-        raise RunFailed(ours or f"Ray Tune ended: {last[:300]}; run the same line again to continue") from error
+        raise RunFailed(
+            ours or f"Ray Tune ended: {last[:300]}; run the same line again to continue"
+        ) from error
     return at_once * parallel_folds(settings)

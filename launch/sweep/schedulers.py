@@ -13,8 +13,8 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from launch.sweep.ray_cluster import nodes_left
 from launch.sweep.journal import Rung, Trial
+from launch.sweep.ray_cluster import nodes_left
 from launch.sweep.sweep_driver import Sweep
 from liverseg_dist.errors import RunFailed
 
@@ -43,7 +43,9 @@ class JournalScheduler(FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         last = step == self._sweep.settings.stops[-1]
         decision = "end" if last else self.decide(tune_controller, trial, step, result["score"])
-        self._sweep.record(ours, Rung.of(step, json.loads(result["folds"]), decision, result["seconds"]))
+        self._sweep.record(
+            ours, Rung.of(step, json.loads(result["folds"]), decision, result["seconds"])
+        )
         return str(TrialScheduler.CONTINUE if decision == "continue" else TrialScheduler.STOP)
 
     def decide(self, tune_controller: Any, trial: Any, step: int, score: float) -> str:
@@ -53,11 +55,17 @@ class JournalScheduler(FIFOScheduler):
         """Ray has given the trial's own process up, after its restarts."""
         ours = self._sweep.journal.trials[self._names[trial.trial_id]]
         file = Path(trial.error_file or "")
-        lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
+        lines = (
+            file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
+        )
         lines = [line for line in lines if line.strip()]
         if not nodes_left() or any(OWN_NODE_LOST in line for line in lines):
-            raise RunFailed("Ray has lost this process's node; all is kept, run the same line again to continue")
-        self._sweep.fail(ours, f"its Ray process ended: {lines[-1].strip()[:300] if lines else 'no word'}")
+            raise RunFailed(
+                "Ray has lost this process's node; all is kept, run the same line again to continue"
+            )
+        self._sweep.fail(
+            ours, f"its Ray process ended: {lines[-1].strip()[:300] if lines else 'no word'}"
+        )
 
 
 class JournalAsha(JournalScheduler):
@@ -76,7 +84,11 @@ class JournalAsha(JournalScheduler):
             self._remember(trial, trial.id)
 
     def _remember(self, trial: Trial, name: str) -> None:
-        budgets = {self._budgets[rung.step]: rung.score for rung in trial.rungs if rung.step in self._budgets}
+        budgets = {
+            self._budgets[rung.step]: rung.score
+            for rung in trial.rungs
+            if rung.step in self._budgets
+        }
         for milestone, recorded in self._asha._brackets[0]._rungs:
             recorded.pop(trial.id, None)
             for budget, score in budgets.items():

@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launch.sweep.sweep_config import Dimension, SweepConfig
 from launch.sweep.journal import Trial
+from launch.sweep.sweep_config import Dimension, SweepConfig
 from liverseg_dist.errors import UserError
 
 Params = dict[str, Any]
@@ -29,7 +29,9 @@ def trial_id(params: Params) -> str:
     return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def propose_params(sweep: SweepConfig, seed: int, number: int, history: Sequence[Trial]) -> Params | None:
+def propose_params(
+    sweep: SweepConfig, seed: int, number: int, history: Sequence[Trial]
+) -> Params | None:
     """Hyperparameters of trial `number`, unlike all before; None when the space has no more."""
     taken = {trial.id for trial in history}
     if sweep.search == "grid":
@@ -71,7 +73,11 @@ def mutate_params(sweep: SweepConfig, params: Params, draw: random.Random) -> Pa
     changed: Params = {}
     for key, dimension in sweep.space.items():
         anew = draw.random() < sweep.pbt.resample_share or key not in params
-        changed[key] = _drawn(dimension, draw) if anew else _nearby(dimension, params[key], sweep.pbt.factor, draw)
+        changed[key] = (
+            _drawn(dimension, draw)
+            if anew
+            else _nearby(dimension, params[key], sweep.pbt.factor, draw)
+        )
     return _where_it_applies(sweep.space, changed)
 
 
@@ -111,7 +117,11 @@ def _grid(dimension: Dimension) -> list[Any]:
     if dimension.type == "loguniform":
         return [_rounded(low * (high / low) ** share) for share in shares]
     values = [low + share * (high - low) for share in shares]
-    return sorted({round(v) for v in values}) if dimension.type == "int" else [_rounded(v) for v in values]
+    return (
+        sorted({round(v) for v in values})
+        if dimension.type == "int"
+        else [_rounded(v) for v in values]
+    )
 
 
 _DIRECTIONS = {"dice": "maximize", "memory_gib": "minimize", "step_s": "minimize"}
@@ -132,20 +142,32 @@ def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Tri
     """Finished trials that no other one beats in one objective without losing in another; highest Dice first."""
     signs = [1 if _DIRECTIONS[name] == "maximize" else -1 for name in objectives]
     points = [
-        (tuple(sign * value for sign, value in zip(signs, objective_values(trial, objectives), strict=True)), trial)
+        (
+            tuple(
+                sign * value
+                for sign, value in zip(signs, objective_values(trial, objectives), strict=True)
+            ),
+            trial,
+        )
         for trial in trials
         if trial.state == "finished"
     ]
     front = [
         (point, trial)
         for point, trial in points
-        if not any(other != point and all(o >= p for o, p in zip(other, point, strict=True)) for other, _ in points)
+        if not any(
+            other != point and all(o >= p for o, p in zip(other, point, strict=True))
+            for other, _ in points
+        )
     ]
     return [trial for _, trial in sorted(front, key=lambda found: (-found[0][0], found[1].number))]
 
 
 def _optuna(
-    space: dict[str, Dimension], seed: int, history: Sequence[Trial], objectives: Sequence[str] = ("dice",)
+    space: dict[str, Dimension],
+    seed: int,
+    history: Sequence[Trial],
+    objectives: Sequence[str] = ("dice",),
 ) -> Params:
     """Tree-structured Parzen estimator: Bergstra et al. 2011, as Optuna has it. Running trials count as bad ones."""
     optuna = _import_optuna()
@@ -153,16 +175,22 @@ def _optuna(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant_liar is marked experimental
         sampler = optuna.samplers.TPESampler(seed=seed % 2**32, constant_liar=True)
-    study = optuna.create_study(directions=[_DIRECTIONS[name] for name in objectives], sampler=sampler)
+    study = optuna.create_study(
+        directions=[_DIRECTIONS[name] for name in objectives], sampler=sampler
+    )
     states = {"finished": "COMPLETE", "pruned": "PRUNED", "replaced": "PRUNED", "failed": "FAIL"}
     for trial in history:
-        known: dict[str, Any] = {"state": optuna.trial.TrialState[states.get(trial.state, "RUNNING")]}
+        known: dict[str, Any] = {
+            "state": optuna.trial.TrialState[states.get(trial.state, "RUNNING")]
+        }
         if trial.state == "finished":
             known["values"] = objective_values(trial, objectives)
         if len(objectives) == 1:
             known["intermediate_values"] = {rung.step: rung.score for rung in trial.rungs}
         study.add_trial(_told(optuna, space, trial, **known))
-    asked = study.ask({key: _distribution(optuna, dimension) for key, dimension in space.items()}).params
+    asked = study.ask(
+        {key: _distribution(optuna, dimension) for key, dimension in space.items()}
+    ).params
     return {key: _from_optuna(space[key], asked[key]) for key in space}
 
 
@@ -173,7 +201,9 @@ def _told(optuna: Any, space: dict[str, Dimension], trial: Trial, **known: Any) 
     return optuna.trial.create_trial(params=params, distributions=ranges, **known)
 
 
-def hyperparameter_importances(space: dict[str, Dimension], trials: Sequence[Trial]) -> dict[str, float] | None:
+def hyperparameter_importances(
+    space: dict[str, Dimension], trials: Sequence[Trial]
+) -> dict[str, float] | None:
     """Each hyperparameter's share of what tells good trials from the others, highest first; their sum is 1.
 
     PED-ANOVA, https://arxiv.org/abs/2304.10255, over the scores at the first stop, of trials that were judged there.
@@ -203,7 +233,9 @@ def _import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError("sweep.search=optuna needs Optuna: run tools/setup again, or use random or grid") from None
+        raise UserError(
+            "sweep.search=optuna needs Optuna: run tools/setup again, or use random or grid"
+        ) from None
     return optuna
 
 

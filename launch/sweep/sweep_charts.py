@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from launch.sweep.sweep_config import Dimension
 from launch.sweep.journal import Rung, Trial
 from launch.sweep.search import objective_values, pareto_front
+from launch.sweep.sweep_config import Dimension
 from liverseg_dist.evaluation.report import svg
 
 WIDTH, HEIGHT = 520, 250
@@ -51,11 +51,21 @@ def learning_curves(trials: Sequence[Trial], best: Trial | None, max_steps: int)
         curve = whole_curve(trial, by_id)
         own = curve if kind == "best" else curve[-len(trial.rungs) - 1 :]
         for one, two in pairwise(own):
-            marks.append(svg.line(x(one.step / unit), y(one.score), x(two.step / unit), y(two.score), f"curve {kind}"))
+            marks.append(
+                svg.line(
+                    x(one.step / unit),
+                    y(one.score),
+                    x(two.step / unit),
+                    y(two.score),
+                    f"curve {kind}",
+                )
+            )
         for rung in trial.rungs:
             if kind == "best":
                 low, high = y(rung.score - rung.spread), y(rung.score + rung.spread)
-                marks.append(svg.line(x(rung.step / unit), low, x(rung.step / unit), high, "spread"))
+                marks.append(
+                    svg.line(x(rung.step / unit), low, x(rung.step / unit), high, "spread")
+                )
             hint = f"trial {trial.number}, step {rung.step}: {rung.score:.4f} ± {rung.spread:.4f}, {rung.decision}"
             marks.append(svg.circle(x(rung.step / unit), y(rung.score), 3.6, f"dot {kind}", hint))
     return svg.picture(2 * WIDTH, HEIGHT, marks, "Learning curves of the trials")
@@ -87,14 +97,19 @@ def _labels(dimension: Dimension) -> list[tuple[float, str]]:
     return [(0.0, format_value(dimension.low)), (1.0, format_value(dimension.high))]
 
 
-def parallel_coordinates(space: dict[str, Dimension], trials: Sequence[Trial], best: Trial | None) -> Markup:
+def parallel_coordinates(
+    space: dict[str, Dimension], trials: Sequence[Trial], best: Trial | None
+) -> Markup:
     """A line a trial through its hyperparameters to its last mean Dice."""
     width, top, bottom = 2 * WIDTH, 34, HEIGHT - 24
     score = _score_axis(trials, bottom, top)
     columns = [90 + i * (width - 180) / len(space) for i in range(len(space) + 1)]
     marks = [svg.line(x, top, x, bottom, "axis") for x in columns]
     marks.append(svg.text(columns[-1], 16, "mean Dice", "middle", "title"))
-    marks += [svg.text(columns[-1] + 7, score(t) + 4, svg.shown(t), "start", "tick") for t in score.ticks()]
+    marks += [
+        svg.text(columns[-1] + 7, score(t) + 4, svg.shown(t), "start", "tick")
+        for t in score.ticks()
+    ]
     for trial in sorted(trials, key=lambda t: _kind(t, best) == "best"):
         if trial.score is None:
             continue
@@ -106,10 +121,22 @@ def parallel_coordinates(space: dict[str, Dimension], trials: Sequence[Trial], b
         points.append((columns[-1], score(trial.score)))
         for (x1, y1), (x2, y2) in pairwise(points):
             marks.append(
-                svg.line(round(x1, 1), round(y1, 1), round(x2, 1), round(y2, 1), f"curve {_kind(trial, best)}")
+                svg.line(
+                    round(x1, 1),
+                    round(y1, 1),
+                    round(x2, 1),
+                    round(y2, 1),
+                    f"curve {_kind(trial, best)}",
+                )
             )
         marks.append(
-            svg.circle(round(points[-1][0], 1), round(points[-1][1], 1), 3.6, f"dot {_kind(trial, best)}", _hint(trial))
+            svg.circle(
+                round(points[-1][0], 1),
+                round(points[-1][1], 1),
+                3.6,
+                f"dot {_kind(trial, best)}",
+                _hint(trial),
+            )
         )
     for x, (key, dimension) in zip(columns, space.items(), strict=False):
         marks.append(svg.text(x, 16, key, "middle", "title"))
@@ -118,7 +145,9 @@ def parallel_coordinates(space: dict[str, Dimension], trials: Sequence[Trial], b
     return svg.picture(width, HEIGHT, marks, "Parallel coordinates of the trials")
 
 
-def scatter_chart(key: str, dimension: Dimension, trials: Sequence[Trial], best: Trial | None) -> Markup:
+def scatter_chart(
+    key: str, dimension: Dimension, trials: Sequence[Trial], best: Trial | None
+) -> Markup:
     """Last mean Dice over one hyperparameter."""
     y, bottom = _score_axis(trials, HEIGHT - 40, 14), HEIGHT - 40
     marks = svg.y_axis(y, 62, WIDTH - 20, "mean Dice")
@@ -133,13 +162,21 @@ def scatter_chart(key: str, dimension: Dimension, trials: Sequence[Trial], best:
     for trial in trials:
         if trial.score is not None and key in trial.params:
             value = trial.params[key]
-            x = axis(value) if dimension.values is None else 110 + _place(dimension, value) * (WIDTH - 180)
+            x = (
+                axis(value)
+                if dimension.values is None
+                else 110 + _place(dimension, value) * (WIDTH - 180)
+            )
             hint = f"{_hint(trial)}, {key} = {format_value(value)}"
-            marks.append(svg.circle(round(x, 1), y(trial.score), 4, f"dot {_kind(trial, best)}", hint))
+            marks.append(
+                svg.circle(round(x, 1), y(trial.score), 4, f"dot {_kind(trial, best)}", hint)
+            )
     return svg.picture(WIDTH, HEIGHT, marks, f"Mean Dice over {key}")
 
 
-def pareto_charts(objectives: Sequence[str], trials: Sequence[Trial], best: Trial | None) -> list[Markup]:
+def pareto_charts(
+    objectives: Sequence[str], trials: Sequence[Trial], best: Trial | None
+) -> list[Markup]:
     """Dice over each further objective; the line joins the trials that none beats in both."""
     made = []
     for name in objectives[1:]:
@@ -150,7 +187,9 @@ def pareto_charts(objectives: Sequence[str], trials: Sequence[Trial], best: Tria
         y, values = _score_axis(trials, HEIGHT - 40, 14), [value for _, value in points.values()]
         margin = 0.08 * (max(values) - min(values)) or 0.1 * max(values)
         x = svg.Axis(max(0.0, min(values) - margin), max(values) + margin, 62, 2 * WIDTH - 20)
-        marks = svg.x_axis(x, HEIGHT - 40, 14, COSTS[name]) + svg.y_axis(y, 62, 2 * WIDTH - 20, "mean Dice")
+        marks = svg.x_axis(x, HEIGHT - 40, 14, COSTS[name]) + svg.y_axis(
+            y, 62, 2 * WIDTH - 20, "mean Dice"
+        )
         front = pareto_front(trials, pair)
         for one, two in pairwise(front):
             (dice_1, at_1), (dice_2, at_2) = points[one.id], points[two.id]

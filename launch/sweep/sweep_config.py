@@ -11,10 +11,25 @@ from liverseg_dist.config import Settings
 from liverseg_dist.config.base import Section
 from liverseg_dist.config.train import Positive
 
-OWNED_KEYS = ("run.", "data.fold", "data.store", "train.max_steps", "train.stop_at_step", "validation.", "sweep.")
+OWNED_KEYS = (
+    "run.",
+    "data.fold",
+    "data.store",
+    "train.max_steps",
+    "train.stop_at_step",
+    "validation.",
+    "sweep.",
+)
 """What the sweep sets itself, or what would make trials incomparable: not for the search space."""
 
-NOT_FOR_PBT = ("model.", "data.patch_size", "train.optimizer", "train.ema_decay", "convert.", "seed")
+NOT_FOR_PBT = (
+    "model.",
+    "data.patch_size",
+    "train.optimizer",
+    "train.ema_decay",
+    "convert.",
+    "seed",
+)
 """What makes the networks or the states of two runs differ."""
 
 
@@ -49,7 +64,12 @@ class Dimension(Section):
             if not self.values or self.low is not None or self.high is not None:
                 raise ValueError("a choice has values: [...] and neither low nor high")
             return self
-        if self.values is not None or self.low is None or self.high is None or not self.low < self.high:
+        if (
+            self.values is not None
+            or self.low is None
+            or self.high is None
+            or not self.low < self.high
+        ):
             raise ValueError(f"{self.type} has low and high, low < high, and no values")
         if self.type == "loguniform" and self.low <= 0:
             raise ValueError("loguniform needs low > 0")
@@ -149,13 +169,19 @@ class SweepConfig(Section):
         made = {}
         for key, value in space.items():
             if str(key).startswith(OWNED_KEYS):
-                raise ValueError(f"{key} is not for the search: the sweep sets it, or trials could not be compared")
+                raise ValueError(
+                    f"{key} is not for the search: the sweep sets it, or trials could not be compared"
+                )
             try:
-                made[key] = value if isinstance(value, Dimension) else Dimension.model_validate(value)
+                made[key] = (
+                    value if isinstance(value, Dimension) else Dimension.model_validate(value)
+                )
             except ValidationError as error:
                 problem = error.errors(include_url=False)[0]
                 where = ".".join([str(key), *(str(part) for part in problem["loc"])])
-                raise ValueError(f"{where}: {problem['msg'].removeprefix('Value error, ')}") from None
+                raise ValueError(
+                    f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+                ) from None
         return made
 
     @field_validator("space")
@@ -166,9 +192,13 @@ class SweepConfig(Section):
             for other, values in dimension.when.items():
                 choices = before[other].values if other in before else None
                 if choices is None:
-                    raise ValueError(f"{key}: when: {other} is no choice named before it in the space")
+                    raise ValueError(
+                        f"{key}: when: {other} is no choice named before it in the space"
+                    )
                 if strange := [value for value in values if value not in choices]:
-                    raise ValueError(f"{key}: when: {other} is never {strange[0]!r}; one of {list(choices)}")
+                    raise ValueError(
+                        f"{key}: when: {other} is never {strange[0]!r}; one of {list(choices)}"
+                    )
             before[key] = dimension
         return space
 
@@ -191,12 +221,16 @@ class SweepConfig(Section):
         if self.scheduler != "asha" and not self.rungs:
             raise ValueError(f"scheduler {self.scheduler} decides at rungs; name some")
         if len(self.objectives) > 1 and self.rungs:
-            raise ValueError("several objectives are judged at the end of each trial; leave rungs empty")
+            raise ValueError(
+                "several objectives are judged at the end of each trial; leave rungs empty"
+            )
         if self.scheduler == "pbt":
             if self.search == "grid" or self.trials < 2:
                 raise ValueError("pbt needs a population: at least 2 trials, and no grid")
             if shapes := [key for key in self.space if key.startswith(NOT_FOR_PBT)]:
-                raise ValueError(f"pbt cannot search {shapes[0]}: weights and optimizer state of others must fit")
+                raise ValueError(
+                    f"pbt cannot search {shapes[0]}: weights and optimizer state of others must fit"
+                )
         return self
 
 

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-from launch.sweep.sweep_config import SweepSettings, to_yaml, trial_tree
 from launch.sweep.fold import FoldJob
 from launch.sweep.generations import decide_group, next_stop
 from launch.sweep.journal import Journal, Rung, Trial
 from launch.sweep.search import propose_params, trial_id
+from launch.sweep.sweep_config import SweepSettings, to_yaml, trial_tree
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import RunFailed, UserError
@@ -49,7 +49,10 @@ class Sweep:
 
     def next_trial(self) -> Trial | None:
         """The next trial that can run, journalled; hyperparameters no run accepts are marked failed on the way."""
-        while sum(not trial.parent for trial in self.journal.trials.values()) < self.settings.sweep.trials:
+        while (
+            sum(not trial.parent for trial in self.journal.trials.values())
+            < self.settings.sweep.trials
+        ):
             history = list(self.journal.trials.values())
             params = propose_params(self.settings.sweep, self.settings.seed, len(history), history)
             if params is None:
@@ -61,14 +64,21 @@ class Sweep:
 
     def stops_of(self, trial: Trial) -> list[int]:
         """The steps to which the trial is trained now, one report each."""
-        return [next_stop(self.settings, trial)] if self.in_generations else list(self.settings.stops)
+        return (
+            [next_stop(self.settings, trial)] if self.in_generations else list(self.settings.stops)
+        )
 
     def prepare(self, trial: Trial) -> bool:
         """Write the trial's config.yaml; False when its hyperparameters are invalid or need too much memory."""
         folder = self.folder_of(trial.id)
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "config.yaml"
-        write_text(file, to_yaml(trial_tree(self.settings, trial.params), f"trial {trial.number}: {trial.params}"))
+        write_text(
+            file,
+            to_yaml(
+                trial_tree(self.settings, trial.params), f"trial {trial.number}: {trial.params}"
+            ),
+        )
         try:
             reason = self._too_large(load_settings([file]))
         except UserError as error:
@@ -93,7 +103,9 @@ class Sweep:
                 shutil.copytree(source, aside, copy_function=_link)
                 aside.rename(target)
             except (OSError, shutil.Error) as error:
-                raise RunFailed(f"{source} cannot be handed on to trial {trial.id}: {error}") from None
+                raise RunFailed(
+                    f"{source} cannot be handed on to trial {trial.id}: {error}"
+                ) from None
 
     def _too_large(self, settings: Settings) -> str:
         """Why a fold would not fit into `memory.budget_gib`, where one is set; found before anything is started."""
@@ -132,21 +144,35 @@ class Sweep:
     def record(self, trial: Trial, rung: Rung) -> None:
         """All folds of a trial have reached a rung or the end."""
         self.journal.rung(trial.id, rung)
-        words = {"end": "finished", "prune": "pruned", "continue": "goes on", "wait": "waits for its group"}
-        reached = f"{trial_label(trial)} step {rung.step}: Dice {rung.score:.4f} ± {rung.spread:.4f}"
+        words = {
+            "end": "finished",
+            "prune": "pruned",
+            "continue": "goes on",
+            "wait": "waits for its group",
+        }
+        reached = (
+            f"{trial_label(trial)} step {rung.step}: Dice {rung.score:.4f} ± {rung.spread:.4f}"
+        )
         self.say(f"{reached}, {words[rung.decision]}")
         self.settle()
 
     def settle(self) -> None:
         """Decide on those that wait, if their groups are there now."""
-        made = decide_group(self.settings, list(self.journal.trials.values())) if self.in_generations else []
+        made = (
+            decide_group(self.settings, list(self.journal.trials.values()))
+            if self.in_generations
+            else []
+        )
         if made:
             children = [asdict(one.child) for one in made if one.child]
             self.journal.decide({one.trial.id: one.decision for one in made}, children)
         for one in made:
             said = {"continue": "goes on", "prune": "pruned", "replace": "replaced"}[one.decision]
             if one.child:
-                child, parent = self.journal.trials[one.child.id], self.journal.trials[one.child.parent]
+                child, parent = (
+                    self.journal.trials[one.child.id],
+                    self.journal.trials[one.child.parent],
+                )
                 said += f" by {trial_label(child)}, from the checkpoints of {trial_label(parent)}, with {child.params}"
             self.say(f"{trial_label(one.trial)} step {one.trial.step}: {said}")
         for one in made:

@@ -11,15 +11,24 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from scipy.stats import t as student_t
 from torch.utils.tensorboard import SummaryWriter
 
-from launch.sweep.sweep_charts import pareto_charts, learning_curves, parallel_coordinates, scatter_chart, format_value
-from launch.sweep.sweep_config import SweepSettings, to_yaml, trial_tree
 from launch.sweep.journal import Trial, best_of
 from launch.sweep.search import MANY, Params, hyperparameter_importances, pareto_front
+from launch.sweep.sweep_charts import (
+    format_value,
+    learning_curves,
+    parallel_coordinates,
+    pareto_charts,
+    scatter_chart,
+)
+from launch.sweep.sweep_config import SweepSettings, to_yaml, trial_tree
 from liverseg_dist.files import write_text
 
 
 def write_results(
-    folder: Path, settings: SweepSettings, trials: Sequence[Trial], usage: Mapping[str, float] | None = None
+    folder: Path,
+    settings: SweepSettings,
+    trials: Sequence[Trial],
+    usage: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Write all four; returns what sweep.json holds. best.yaml is absent while no trial has finished.
 
@@ -32,7 +41,9 @@ def write_results(
         "best": None if best is None else _record(best),
         "trials": [_record(trial) for trial in trials],
         "objectives": list(objectives),
-        "pareto": [trial.id for trial in pareto_front(trials, objectives)] if len(objectives) > 1 else [],
+        "pareto": [trial.id for trial in pareto_front(trials, objectives)]
+        if len(objectives) > 1
+        else [],
         "last_session": dict(usage or {}),
         "fold_hours": fold_seconds(trials) / 3600,
         "gpu_hours": resources.gpus * resources.nodes * fold_seconds(trials) / 3600,
@@ -44,8 +55,12 @@ def write_results(
     if best is not None:
         header = f"Best of {len(trials)} trials: Dice {best.score:.4f} ± {best.rungs[-1].spread:.4f} over folds.\n"
         header += "train --config THIS run.dir=DIR data.fold=K"
-        header += "".join(f"\nuntil step {step} with {params}" for step, params in trial_lineage(best, trials))
-        write_text(folder / "best.yaml", to_yaml(_for_training(trial_tree(settings, best.params)), header))
+        header += "".join(
+            f"\nuntil step {step} with {params}" for step, params in trial_lineage(best, trials)
+        )
+        write_text(
+            folder / "best.yaml", to_yaml(_for_training(trial_tree(settings, best.params)), header)
+        )
     write_text(folder / "sweep.json", json.dumps(summary, indent=1))
     write_text(folder / "sweep.html", render_sweep_page(settings, trials, summary))
     _write_hparams(folder / "tensorboard", trials)
@@ -79,26 +94,35 @@ def steps_run(trials: Sequence[Trial], settings: SweepSettings) -> int:
     return sum(trial.step - trial.from_step for trial in trials) * len(settings.sweep.folds)
 
 
-def render_sweep_page(settings: SweepSettings, trials: Sequence[Trial], summary: dict[str, Any]) -> str:
+def render_sweep_page(
+    settings: SweepSettings, trials: Sequence[Trial], summary: dict[str, Any]
+) -> str:
     environment = Environment(
         loader=PackageLoader("launch.sweep"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     best = best_of(trials)
-    ranked = sorted(trials, key=lambda t: (_ORDER[t.state], -(t.rungs[-1].step if t.rungs else 0), -(t.score or 0)))
+    ranked = sorted(
+        trials,
+        key=lambda t: (_ORDER[t.state], -(t.rungs[-1].step if t.rungs else 0), -(t.score or 0)),
+    )
     keys = list(settings.sweep.space)
     return environment.get_template("sweep.html.j2").render(
         sweep=settings.sweep,
         store=Path(settings.data.store or "").name,  # where it lies is no part of the result
         max_steps=settings.train.max_steps,
         best=best,
-        best_yaml="\n".join(f"{key}: {format_value(value)}" for key, value in best.params.items()) if best else "",
+        best_yaml="\n".join(f"{key}: {format_value(value)}" for key, value in best.params.items())
+        if best
+        else "",
         trials=ranked,
         summary=summary,
         counts={state: sum(t.state == state for t in trials) for state in _ORDER},
         curves=learning_curves(trials, best, settings.train.max_steps),
         parallel=parallel_coordinates(settings.sweep.space, trials, best),
-        scatters=[(key, scatter_chart(key, settings.sweep.space[key], trials, best)) for key in keys],
+        scatters=[
+            (key, scatter_chart(key, settings.sweep.space[key], trials, best)) for key in keys
+        ],
         importances=hyperparameter_importances(settings.sweep.space, trials),
         fronts=pareto_charts(settings.sweep.objectives, trials, best),
         lineage=trial_lineage(best, trials) if best else [],
@@ -135,7 +159,10 @@ def _write_hparams(folder: Path, trials: Sequence[Trial]) -> None:
         for rung in trial.rungs:
             writer.add_scalar("sweep/dice_mean", rung.score, rung.step)
             writer.add_scalar("sweep/dice_spread", rung.spread, rung.step)
-        values = {k: v if isinstance(v, (bool, int, float, str)) else format_value(v) for k, v in trial.params.items()}
+        values = {
+            k: v if isinstance(v, (bool, int, float, str)) else format_value(v)
+            for k, v in trial.params.items()
+        }
         figures = {"hparam/dice_mean": trial.score or 0.0, "hparam/steps": trial.step}
         writer.add_hparams({**values, "state": trial.state}, figures, run_name=".")
         writer.close()

@@ -27,7 +27,13 @@ def run_trial(config: dict[str, Any]) -> None:
         score = sum(found["score"] for found in folds.values()) / len(folds)
         seconds = sum(found.pop("seconds") for found in folds.values())
         tune.report(
-            {"trial": config["trial"], "step": step, "score": score, "folds": json.dumps(folds), "seconds": seconds}
+            {
+                "trial": config["trial"],
+                "step": step,
+                "score": score,
+                "folds": json.dumps(folds),
+                "seconds": seconds,
+            }
         )
 
 
@@ -64,7 +70,9 @@ def _on_other_nodes(job: FoldJob, step: int) -> Iterator[RemoteRanks]:
         return
     with socket.create_server(("", 0)) as free:
         master = f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
-    tasks = [_task(run_part, job, 0).remote(job, step, master, part) for part in range(1, job.nodes)]
+    tasks = [
+        _task(run_part, job, 0).remote(job, step, master, part) for part in range(1, job.nodes)
+    ]
 
     def lost() -> bool:
         done, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)

@@ -17,8 +17,12 @@ from liverseg_dist.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", metavar="RUN_A", help="run or results folder (or several, joined by commas)")
-    parser.add_argument("second", metavar="RUN_B", help="run or results folder to compare with it (or several)")
+    parser.add_argument(
+        "first", metavar="RUN_A", help="run or results folder (or several, joined by commas)"
+    )
+    parser.add_argument(
+        "second", metavar="RUN_B", help="run or results folder to compare with it (or several)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/comparison.json")
 
 

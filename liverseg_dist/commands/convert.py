@@ -32,9 +32,9 @@ from rich.table import Table
 
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import ConvertConfig
-from liverseg_dist.data.conversion.executors import EXECUTORS
-from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
+from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
+from liverseg_dist.data.conversion.executors import EXECUTORS
 from liverseg_dist.data.conversion.root_metadata import collect_audit
 from liverseg_dist.data.io.dataset_index import MsdDataset, read_dataset
 from liverseg_dist.data.splits import Splits, check_split_files, patients_in_several_parts
@@ -55,11 +55,23 @@ SHADES = {"error": "red", "warning": "yellow", "info": "dim"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SRC", help="folder with dataset.json, imagesTr, labelsTr")
-    parser.add_argument("store", type=Path, metavar="DST", help="the store: a new folder, or one to continue")
-    parser.add_argument("--dry-run", action="store_true", help="audit every case and print it; write nothing")
-    parser.add_argument("--force", action="store_true", help="convert again a store that was made with other settings")
-    parser.add_argument("--shard", metavar="I/N", help="convert only every N-th scan from number I on (from 0)")
+    parser.add_argument(
+        "source", type=Path, metavar="SRC", help="folder with dataset.json, imagesTr, labelsTr"
+    )
+    parser.add_argument(
+        "store", type=Path, metavar="DST", help="the store: a new folder, or one to continue"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="audit every case and print it; write nothing"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="convert again a store that was made with other settings",
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="convert only every N-th scan from number I on (from 0)"
+    )
     parser.add_argument(
         "--executor",
         choices=sorted(EXECUTORS),
@@ -72,7 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stratified (default), nnunet (its five folds), or your JSON; short for convert.splits.kind and .file",
     )
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where convert.labels_from computes (default: cpu)"
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where convert.labels_from computes (default: cpu)",
     )
     add_settings(parser)
 
@@ -81,7 +96,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     args.overrides += _splits(args.splits)
     settings = settings_from(args)
     dataset = read_dataset(args.source)
-    conversion = Conversion(dataset, args.store, settings.convert, _labeller(settings.convert, args.device))
+    conversion = Conversion(
+        dataset, args.store, settings.convert, _labeller(settings.convert, args.device)
+    )
     jobs = conversion.jobs(audit_only=args.dry_run)
     if not jobs:
         raise UserError(f"{args.source}: the data set names no case")
@@ -89,10 +106,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         number, total = _shard(args.shard)
         jobs = sorted(jobs, key=lambda job: job.case.case_id)[number::total]
     splits = settings.convert.splits
-    if idle := sorted({"folds", "test_fraction"} & splits.model_fields_set) if splits.kind != "stratified" else []:
+    if (
+        idle := sorted({"folds", "test_fraction"} & splits.model_fields_set)
+        if splits.kind != "stratified"
+        else []
+    ):
         names = ", ".join(f"convert.splits.{key}" for key in idle)
-        print(f"warning: {names} change nothing with convert.splits.kind={splits.kind}", file=sys.stderr)
-    check_split_files(settings.convert.splits, [case.case_id for case in (*dataset.training, *dataset.test)])
+        print(
+            f"warning: {names} change nothing with convert.splits.kind={splits.kind}",
+            file=sys.stderr,
+        )
+    check_split_files(
+        settings.convert.splits, [case.case_id for case in (*dataset.training, *dataset.test)]
+    )
     if args.dry_run:
         records, made = _convert(jobs, args.executor, settings.convert.workers, "audit")
         _print_findings(dataset, records)
@@ -106,7 +132,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return _result(args, all_records or records, made, finished=all_records is not None)
 
 
-def _convert(jobs: list[CaseJob], executor: str, workers: int, verb: str) -> tuple[list[CaseRecord], int]:
+def _convert(
+    jobs: list[CaseJob], executor: str, workers: int, verb: str
+) -> tuple[list[CaseRecord], int]:
     """Records, and how many were made now."""
     made = voxels = 0
     begun = time.monotonic()
@@ -117,12 +145,16 @@ def _convert(jobs: list[CaseJob], executor: str, workers: int, verb: str) -> tup
             made += fresh
             voxels += fresh * math.prod(record.facts.get("shape_zyx", [0]))
             speed = voxels / 1e6 / max(1e-3, time.monotonic() - begun)
-            line.advance(note=f"{speed:.1f} M voxels/s  {record.case_id} {record.status if fresh else 'unchanged'}")
+            line.advance(
+                note=f"{speed:.1f} M voxels/s  {record.case_id} {record.status if fresh else 'unchanged'}"
+            )
 
         return run_jobs(jobs, workers, done, EXECUTORS[executor]), made
 
 
-def _result(args: argparse.Namespace, records: list[CaseRecord], made: int, finished: bool) -> dict[str, Any]:
+def _result(
+    args: argparse.Namespace, records: list[CaseRecord], made: int, finished: bool
+) -> dict[str, Any]:
     counts = Counter(record.status for record in records)
     quarantined = [record.case_id for record in records if record.status == "quarantined"]
     said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
@@ -130,11 +162,18 @@ def _result(args: argparse.Namespace, records: list[CaseRecord], made: int, fini
         print(f"audit of {len(records)} scans: {said}; nothing was written")
     elif finished:
         stored = sum(len(record.slabs) for record in records)
-        print(f"{args.store}: {stored} cases stored ({made} scans converted now), {said}; see {args.store}/audit.html")
+        print(
+            f"{args.store}: {stored} cases stored ({made} scans converted now), {said}; see {args.store}/audit.html"
+        )
     else:
-        print(f"{args.store}: this shard is done ({made} scans converted now), {said}; others are not yet")
+        print(
+            f"{args.store}: this shard is done ({made} scans converted now), {said}; others are not yet"
+        )
     if quarantined:
-        print(f"liverseg: could not be converted: {', '.join(quarantined)}; the rest is done", file=sys.stderr)
+        print(
+            f"liverseg: could not be converted: {', '.join(quarantined)}; the rest is done",
+            file=sys.stderr,
+        )
     return {
         "store": str(args.store),
         "finished": finished,
@@ -147,12 +186,16 @@ def _result(args: argparse.Namespace, records: list[CaseRecord], made: int, fini
 
 def _print_store(store: CaseStore) -> None:
     splits = Splits(store.ids("test"), tuple(tuple(fold) for fold in store.root["splits"]["folds"]))
-    print(f"splits: {len(splits.test)} test, folds of {', '.join(str(len(fold)) for fold in splits.folds)}")
+    print(
+        f"splits: {len(splits.test)} test, folds of {', '.join(str(len(fold)) for fold in splits.folds)}"
+    )
     patients = {case_id: store.meta(case_id).patient for case_id in store.case_ids}
     for patient in patients_in_several_parts(splits, patients):
         print(f"warning: scans of the patient of {patient} stand in several parts of the split")
     hu = store.intensity
-    print(f"intensity: {hu.lower_hu:g} to {hu.upper_hu:g} HU becomes 0 to 1, then (v - {hu.mean:.4f}) / {hu.std:.4f}")
+    print(
+        f"intensity: {hu.lower_hu:g} to {hu.upper_hu:g} HU becomes 0 to 1, then (v - {hu.mean:.4f}) / {hu.std:.4f}"
+    )
     lost = store.root["coverage"]
     if lost:
         print(
@@ -181,7 +224,14 @@ def _print_table(records: list[CaseRecord]) -> None:
         findings = audit[record.case_id]["findings"]
         says = [f"[{SHADES[f['severity']]}]{escape(f['message'])}[/]" for f in findings]
         status = f"[{COLOURS[record.status]}]{record.status}[/]"
-        table.add_row(escape(record.case_id), status, shape, spacing, facts.get("orientation", ""), "\n".join(says))
+        table.add_row(
+            escape(record.case_id),
+            status,
+            shape,
+            spacing,
+            facts.get("orientation", ""),
+            "\n".join(says),
+        )
     console = Console(soft_wrap=False)
     if not console.is_terminal:
         console = Console(width=160)
@@ -200,7 +250,9 @@ def _labeller(convert: ConvertConfig, device: str) -> RunLabeller | None:
             "convert.labels_from is for convert.cleaning.missing_label=impute or unlabelled; set one of them"
         )
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no GPU that torch can use; leave it out to label on the CPU")
+        raise UserError(
+            "--device cuda: no GPU that torch can use; leave it out to label on the CPU"
+        )
     return RunLabeller.of(convert.labels_from, device)
 
 

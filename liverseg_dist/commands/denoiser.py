@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from liverseg_dist.data.preprocessing.denoising_autoencoder import apply_denoiser
-from liverseg_dist.data.preprocessing.invalid_voxels import fill_invalid_voxels
-from liverseg_dist.data.preprocessing.denoiser_training import DenoiserTraining, train_denoiser
-from liverseg_dist.data.preprocessing.denoise import estimate_noise
 from liverseg_dist.data.audit.findings import ScanFileError
 from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_nifti
+from liverseg_dist.data.preprocessing.denoise import estimate_noise
+from liverseg_dist.data.preprocessing.denoiser_training import DenoiserTraining, train_denoiser
+from liverseg_dist.data.preprocessing.denoising_autoencoder import apply_denoiser
+from liverseg_dist.data.preprocessing.invalid_voxels import fill_invalid_voxels
 from liverseg_dist.errors import UserError
 from liverseg_dist.files import write_bytes
 from liverseg_dist.tracking.progress import show_progress
@@ -31,15 +31,33 @@ SLICES_PER_SCAN = 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, nargs="+", metavar="SRC", help="a data set's folder, or NIfTI files")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the denoiser, e.g. denoiser.safetensors"
+        "source", type=Path, nargs="+", metavar="SRC", help="a data set's folder, or NIfTI files"
     )
-    parser.add_argument("--steps", type=int, default=1500, help="training steps (default: %(default)s)")
-    parser.add_argument("--scans", type=int, default=20, help="use at most this many scans (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="everything random derives from it (default: %(default)s)")
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the denoiser, e.g. denoiser.safetensors",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=1500, help="training steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--scans", type=int, default=20, help="use at most this many scans (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="everything random derives from it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where to train (default: %(default)s)",
     )
 
 
@@ -47,14 +65,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.steps < 1 or args.scans < 1:
         raise UserError("--steps and --scans are at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no GPU that torch can use; leave it out to train on the CPU")
+        raise UserError(
+            "--device cuda: no GPU that torch can use; leave it out to train on the CPU"
+        )
     if not args.out.parent.is_dir():
         raise UserError(f"{args.out.parent}: no such folder; --out names a file in an existing one")
     scans = read_scans(_files(args.source), args.scans, args.seed)
     training = DenoiserTraining(steps=args.steps, seed=args.seed)
     with show_progress("denoiser", args.steps) as line:
         denoiser = train_denoiser(
-            scans, training, torch.device(args.device), lambda step, loss: line.advance(note=f"loss {loss:.4f}")
+            scans,
+            training,
+            torch.device(args.device),
+            lambda step, loss: line.advance(note=f"loss {loss:.4f}"),
         )
     write_bytes(args.out, denoiser.to_bytes())
     before_hu = float(np.mean([estimate_noise(scan) for scan in scans]))
@@ -62,7 +85,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print(
         f"{args.out}: from {len(scans)} scans; noise of soft tissue {before_hu:.1f} HU before, {after_hu:.1f} HU after"
     )
-    return {"denoiser": str(args.out), "scans": len(scans), "noise_before_hu": before_hu, "noise_after_hu": after_hu}
+    return {
+        "denoiser": str(args.out),
+        "scans": len(scans),
+        "noise_before_hu": before_hu,
+        "noise_after_hu": after_hu,
+    }
 
 
 def read_scans(files: list[Path], most: int, seed: int) -> list[np.ndarray]:
@@ -73,7 +101,9 @@ def read_scans(files: list[Path], most: int, seed: int) -> list[np.ndarray]:
         if len(scans) == most:
             break
         try:
-            voxels, _ = fill_invalid_voxels(read_nifti(files[number]).reoriented(CANONICAL_ORIENTATION).voxels)
+            voxels, _ = fill_invalid_voxels(
+                read_nifti(files[number]).reoriented(CANONICAL_ORIENTATION).voxels
+            )
         except ScanFileError as error:
             print(f"left out: {error}")
             continue
@@ -89,7 +119,9 @@ def _files(sources: list[Path]) -> list[Path]:
     for source in sources:
         if source.is_dir():
             dataset = read_dataset(source)
-            files += [case.image for case in (*dataset.training, *dataset.test) if case.image.is_file()]
+            files += [
+                case.image for case in (*dataset.training, *dataset.test) if case.image.is_file()
+            ]
         else:
             files.append(source)
     return sorted(files)

@@ -25,31 +25,31 @@ import torch
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import (
     Seen,
+    find_training_overlap,
+    format_leakage_warning,
     input_kind,
     inputs_for,
     load_runs,
-    find_training_overlap,
     store_for,
-    format_leakage_warning,
     voxels_of,
 )
 from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
 from liverseg_dist.data.audit.audit_summary import audit_summary
 from liverseg_dist.data.store.case_store import CaseStore, Part
-from liverseg_dist.distributed.collectives import broadcast_from_rank0, barrier, gather_from_ranks
-from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
+from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
+from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
-from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
-from liverseg_dist.evaluation.metrics.calibration import BINS
 from liverseg_dist.evaluation.ledger import Ledger
+from liverseg_dist.evaluation.metrics.calibration import BINS
+from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, SUMMARY, write_results
 from liverseg_dist.inference.case_inputs import CaseInputs
-from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.inference.evaluate_cases import Evaluation
+from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, predictor_for, runs_fingerprint
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, runs_fingerprint, predictor_for
+from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.tracking.provenance import collect_provenance
 from liverseg_dist.training.crash_report import summarize_exception
@@ -61,13 +61,29 @@ SHARED_DISK_PATIENCE_S = 60.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of training")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="inference.* settings for this evaluation")
-    parser.add_argument("--store", metavar="STORE", help="the Zarr store (default: the one the run was trained on)")
-    parser.add_argument("--part", choices=PARTS, help="default: test, or validation where the store has no test cases")
-    parser.add_argument("--cases", metavar="ID,ID", help="these cases only, whatever part they are in")
-    parser.add_argument("--source", type=Path, metavar="DIR", help="MSD folder: whole scans, not the store's slabs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/evaluation, or in it PART/")
-    parser.add_argument("--save-masks", action="store_true", help="also write OUT/masks/CASE.nii.gz")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="inference.* settings for this evaluation"
+    )
+    parser.add_argument(
+        "--store", metavar="STORE", help="the Zarr store (default: the one the run was trained on)"
+    )
+    parser.add_argument(
+        "--part",
+        choices=PARTS,
+        help="default: test, or validation where the store has no test cases",
+    )
+    parser.add_argument(
+        "--cases", metavar="ID,ID", help="these cases only, whatever part they are in"
+    )
+    parser.add_argument(
+        "--source", type=Path, metavar="DIR", help="MSD folder: whole scans, not the store's slabs"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: RUN/evaluation, or in it PART/"
+    )
+    parser.add_argument(
+        "--save-masks", action="store_true", help="also write OUT/masks/CASE.nii.gz"
+    )
     add_inference(parser)
 
 
@@ -75,7 +91,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     world = World.from_environment(args.device)
     if not world.is_main:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
-    torch.set_num_threads(1)  # windows are computed side by side instead: the same bits for any number of threads
+    torch.set_num_threads(
+        1
+    )  # windows are computed side by side instead: the same bits for any number of threads
     keep_freed_memory()
     runs = load_runs(args, world, args.overrides)
     store = store_for(args, runs)
@@ -88,7 +106,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     inputs, unlabelled = inputs_for(store, case_ids, runs[0].settings, args.source)
     if not inputs.slabs:
-        raise UserError(f"{store.path}: {part} has no labelled case; choose another --part or --cases")
+        raise UserError(
+            f"{store.path}: {part} has no labelled case; choose another --part or --cases"
+        )
     if args.out is None and args.source is None:
         refuse_slabs_over_scans(folder)
     job = _job(args, runs, inputs, folder, world)
@@ -97,16 +117,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if unlabelled:
             print(f"left out, without a label: {', '.join(unlabelled)}")
         if seen:
-            print(f"warning: {format_leakage_warning(seen)}: expect less on others", file=sys.stderr)
+            print(
+                f"warning: {format_leakage_warning(seen)}: expect less on others", file=sys.stderr
+            )
         reused = _work(job, folder, world, watch)
         watch.mark(-1, "writing the results")
         details = _details(args, runs, part, inputs, seen)
-        return broadcast_from_rank0(_finish(job, folder, details, reused) if world.is_main else None)
+        return broadcast_from_rank0(
+            _finish(job, folder, details, reused) if world.is_main else None
+        )
 
     return run_distributed(world, args.timeout, folder, work)
 
 
-def _choose(args: argparse.Namespace, run: LoadedRun, store: CaseStore) -> tuple[list[str], str, Path]:
+def _choose(
+    args: argparse.Namespace, run: LoadedRun, store: CaseStore
+) -> tuple[list[str], str, Path]:
     """(case ids, name of the part, folder for the results)."""
     home = run.path / EVALUATION
     if args.cases is not None:
@@ -134,7 +160,9 @@ def refuse_slabs_over_scans(folder: Path) -> None:
         )
 
 
-def _job(args: argparse.Namespace, runs: list[LoadedRun], inputs: CaseInputs, folder: Path, world: World) -> Evaluation:
+def _job(
+    args: argparse.Namespace, runs: list[LoadedRun], inputs: CaseInputs, folder: Path, world: World
+) -> Evaluation:
     fingerprint = runs_fingerprint(runs) | {"input": input_kind(inputs), "calibration": BINS}
     masks = None
     if args.save_masks:
@@ -155,7 +183,9 @@ def _work(job: Evaluation, folder: Path, world: World, watch: HeartbeatMonitor) 
     shared = replace(job, predictor=job.predictor.spread_by(team.spread), together=team.case)
     alone = [*known[world.global_rank :: world.world_size], *fresh.alone]
     reused = 0
-    with show_progress("evaluate", len(fresh.together) + len(alone), quiet=not world.is_main) as line:
+    with show_progress(
+        "evaluate", len(fresh.together) + len(alone), quiet=not world.is_main
+    ) as line:
         for case_id in (*fresh.together, *alone):
             watch.mark(-1, f"scoring {case_id}")
             try:
@@ -181,10 +211,14 @@ def _finish(job: Evaluation, folder: Path, details: dict[str, Any], reused: int)
         cases, failures = _read_ledger(job.ledger, set(job.inputs.slabs))
         if not cases:
             first = next(iter(failures.values()), "no reason was kept")
-            raise RunFailed(f"{folder}: none of {len(job.inputs.slabs)} cases could be scored; the first: {first}")
+            raise RunFailed(
+                f"{folder}: none of {len(job.inputs.slabs)} cases could be scored; the first: {first}"
+            )
         machine = collect_provenance(job.predictor.device)
         summary = write_results(folder, cases, failures, details, job.ledger, machine)
-        write_tensorboard(folder, summary, cases, folder / PICTURES, job.inputs.settings.train.max_steps)
+        write_tensorboard(
+            folder, summary, cases, folder / PICTURES, job.inputs.settings.train.max_steps
+        )
     except (LiversegError, OSError) as error:
         line = summarize_exception(error)
         print(f"liverseg: {line}", file=sys.stderr)
@@ -213,7 +247,9 @@ def _read_ledger(ledger: Ledger, wanted: set[str]) -> tuple[list[dict[str, Any]]
         if not missing:
             return cases, failures
         if time.monotonic() > end:
-            raise RunFailed(f"{ledger.folder}: no entry for {', '.join(missing[:5])}; run the same line again")
+            raise RunFailed(
+                f"{ledger.folder}: no entry for {', '.join(missing[:5])}; run the same line again"
+            )
         time.sleep(0.5)
 
 
@@ -233,14 +269,18 @@ def _details(
     }
     notes = []
     if inputs.sources is None:
-        notes.append("64-slice slabs, placed with the help of the truth; outside them all is background")
+        notes.append(
+            "64-slice slabs, placed with the help of the truth; outside them all is background"
+        )
     if part == "validation" and (args.run / POSTPROCESS).is_file():
         notes.append("post-processing was chosen on these cases: expect a little less on others")
     if seen:
         notes.append(f"{format_leakage_warning(seen)}: expect less on others")
     if notes:
         details["note"] = "; ".join(notes)
-    details |= {name: settings[name] for name in ("inference", "data", "convert", "model", "loss", "train")}
+    details |= {
+        name: settings[name] for name in ("inference", "data", "convert", "model", "loss", "train")
+    }
     details["data"].pop("store")  # where it lies is no part of the result
     details["audit"] = audit_summary(inputs.store.audit)
     return details
@@ -249,14 +289,20 @@ def _details(
 def _say(summary: dict[str, Any], folder: Path) -> None:
     kind = summary["details"]["input"]
     aided = (
-        ", placed with the help of the truth (--source: whole scans, the score to publish)" if kind == "slab" else ""
+        ", placed with the help of the truth (--source: whole scans, the score to publish)"
+        if kind == "slab"
+        else ""
     )
     print(f"{summary['n_cases']} cases, {kind}s{aided}, on the scans' own voxels")
     for structure in ("liver", "tumour"):
         scores = summary[structure]
-        print(f"{structure:7}Dice {_shown(scores['dice_per_case'])} per case, {_shown(scores['dice_global'])} global")
+        print(
+            f"{structure:7}Dice {_shown(scores['dice_per_case'])} per case, {_shown(scores['dice_global'])} global"
+        )
     found = summary["tumour"]["detection"]["iou_0"]
-    print(f"lesions recall {_shown(found['recall'])}, precision {_shown(found['precision'])} (any overlap)")
+    print(
+        f"lesions recall {_shown(found['recall'])}, precision {_shown(found['precision'])} (any overlap)"
+    )
     if summary["failed"]:
         print(f"failed: {', '.join(summary['failed'])}")
     print(f"report: {folder / 'report.html'}", flush=True)

@@ -15,7 +15,13 @@ import time
 from collections.abc import Sequence
 
 from liverseg_dist import __version__
-from liverseg_dist.errors import EXIT_RESUMABLE, EXIT_DONE, EXIT_FAILED, LiversegError, os_error_line
+from liverseg_dist.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_RESUMABLE,
+    LiversegError,
+    os_error_line,
+)
 
 COMMANDS = {
     "phantom": "make a synthetic Task03-layout data set",
@@ -42,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _top_parser()
     if not argv or argv[0] not in COMMANDS:
-        parser.parse_args(argv or ["--help"])  # prints help or version, or refuses the command with the choices
+        parser.parse_args(
+            argv or ["--help"]
+        )  # prints help or version, or refuses the command with the choices
         return EXIT_DONE
     name = argv[0]
     module = importlib.import_module(f"liverseg_dist.commands.{name}")
@@ -52,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="exit codes: 0 done, 1 failed, 2 a mistake in the call, 75 stopped on request (run again to continue)",
     )
-    command.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
+    command.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object on the last line"
+    )
     module.add_arguments(command)
     args = command.parse_intermixed_args(argv[1:])
     return _run(module, args)
@@ -108,5 +118,7 @@ def _top_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"liverseg_dist {__version__}")
-    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="one of the commands below")
+    parser.add_argument(
+        "command", choices=list(COMMANDS), metavar="COMMAND", help="one of the commands below"
+    )
     return parser

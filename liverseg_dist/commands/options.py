@@ -13,11 +13,21 @@ MOST_THREADS = 8
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """`--config FILE` (repeatable), `--print-config`, and dotted overrides as the last positionals."""
     parser.add_argument(
-        "--config", action="append", type=Path, default=[], metavar="FILE", help="YAML of differences; repeatable"
+        "--config",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="YAML of differences; repeatable",
     )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="settings for this call, e.g. train.learning_rate=1e-3"
+        "--print-config", action="store_true", help="print the resolved settings and stop"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="settings for this call, e.g. train.learning_rate=1e-3",
     )
 
 
@@ -30,10 +40,18 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
         help="last (default), best on validation, or the average of what both say",
     )
     parser.add_argument(
-        "--ensemble", type=Path, action="append", default=[], metavar="RUN", help="average with this run; repeatable"
+        "--ensemble",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="average with this run; repeatable",
     )
     parser.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one"
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda"),
+        help="default: a GPU if there is one",
     )
     parser.add_argument(
         "--threads",
@@ -43,7 +61,11 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
         help="windows side by side on a CPU; more need more memory (default: the rank's share of cores, up to 8)",
     )
     parser.add_argument(
-        "--timeout", type=float, default=86400.0, metavar="S", help="seconds ranks wait for the slowest (86400)"
+        "--timeout",
+        type=float,
+        default=86400.0,
+        metavar="S",
+        help="seconds ranks wait for the slowest (86400)",
     )
 
 

@@ -15,19 +15,33 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from liverseg_dist.phantom.dataset import FIRST_TEST, CaseSummary, PhantomSet, check_folder, write_dataset
-from liverseg_dist.phantom.montage import draw_montage
 from liverseg_dist.errors import UserError
+from liverseg_dist.phantom.dataset import (
+    FIRST_TEST,
+    CaseSummary,
+    PhantomSet,
+    check_folder,
+    write_dataset,
+)
+from liverseg_dist.phantom.montage import draw_montage
 from liverseg_dist.tracking.progress import show_progress
 
 MONTAGE_CASES = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DST", help="new folder, or one made before with the same seed")
-    parser.add_argument("--cases", type=int, default=20, metavar="N", help="scans with labels (default 20)")
     parser.add_argument(
-        "--test-cases", type=int, default=0, metavar="M", help="scans without labels, in imagesTs (default 0)"
+        "folder", type=Path, metavar="DST", help="new folder, or one made before with the same seed"
+    )
+    parser.add_argument(
+        "--cases", type=int, default=20, metavar="N", help="scans with labels (default 20)"
+    )
+    parser.add_argument(
+        "--test-cases",
+        type=int,
+        default=0,
+        metavar="M",
+        help="scans without labels, in imagesTs (default 0)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
     parser.add_argument(
@@ -41,20 +55,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=1, metavar="K", help="processes (default 1)")
     parser.add_argument(
-        "--montage", type=Path, metavar="PNG", help=f"also draw the first {MONTAGE_CASES} cases with their labels"
+        "--montage",
+        type=Path,
+        metavar="PNG",
+        help=f"also draw the first {MONTAGE_CASES} cases with their labels",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be made, and stop")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    if not 1 <= args.cases <= FIRST_TEST or args.test_cases < 0 or args.workers < 1 or args.seed < 0:
-        raise UserError(f"--cases is 1 to {FIRST_TEST}, --workers at least 1, --test-cases and --seed at least 0")
+    if (
+        not 1 <= args.cases <= FIRST_TEST
+        or args.test_cases < 0
+        or args.workers < 1
+        or args.seed < 0
+    ):
+        raise UserError(
+            f"--cases is 1 to {FIRST_TEST}, --workers at least 1, --test-cases and --seed at least 0"
+        )
     if args.montage and args.montage.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--montage {args.montage}: a picture's name ends in .png or .jpg")
-    wanted = PhantomSet(args.folder, args.cases, args.test_cases, args.seed, args.size, args.difficulty == "hard")
+    wanted = PhantomSet(
+        args.folder, args.cases, args.test_cases, args.seed, args.size, args.difficulty == "hard"
+    )
     if args.dry_run:
         check_folder(wanted)
-        print(f"would make {args.cases} labelled and {args.test_cases} unlabelled {args.size} scans in {args.folder}")
+        print(
+            f"would make {args.cases} labelled and {args.test_cases} unlabelled {args.size} scans in {args.folder}"
+        )
         return {"folder": str(args.folder), "dry_run": True}
     with show_progress("phantom", args.cases + args.test_cases) as line:
         cases = write_dataset(wanted, args.workers, lambda case: line.advance(note=case.case_id))
@@ -70,8 +98,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _print_table(cases: list[CaseSummary]) -> None:
     table = Table(box=None, header_style="bold")
-    for heading in ("case", "voxels zyx", "spacing mm zyx", "axes", "liver ml", "tumours", "tumour ml"):
-        table.add_column(heading, no_wrap=True, justify="left" if heading in ("case", "axes") else "right")
+    for heading in (
+        "case",
+        "voxels zyx",
+        "spacing mm zyx",
+        "axes",
+        "liver ml",
+        "tumours",
+        "tumour ml",
+    ):
+        table.add_column(
+            heading, no_wrap=True, justify="left" if heading in ("case", "axes") else "right"
+        )
     for case in cases:
         voxels = "x".join(map(str, case.shape_zyx))
         spacing = "x".join(f"{s:.2f}" for s in case.spacing_mm)

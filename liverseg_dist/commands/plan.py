@@ -27,17 +27,17 @@ from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import Settings
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
+from liverseg_dist.planning.memory_estimate import estimate_memory, trace_micro_batch
 from liverseg_dist.planning.memory_fit import (
     PatchOption,
     best_option,
-    plan_patch,
     candidate_patches,
-    resolve_model,
-    resolve_checkpointing,
     estimate_strategies,
+    plan_patch,
+    resolve_checkpointing,
+    resolve_model,
     with_keys,
 )
-from liverseg_dist.planning.memory_estimate import estimate_memory, trace_micro_batch
 from liverseg_dist.planning.scaling_model import MLPERF_U_NET3D, Machine, scaling_table
 from liverseg_dist.volume import Float3, Index3
 
@@ -49,28 +49,66 @@ MESSAGE_BYTES = 25 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine = Machine()
-    parser.add_argument("store", metavar="STORE", help="the Zarr store to train on: its voxel size shapes the network")
-    parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="of one GPU, in GiB (default: 24)")
+    parser.add_argument(
+        "store",
+        metavar="STORE",
+        help="the Zarr store to train on: its voxel size shapes the network",
+    )
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GIB", help="of one GPU, in GiB (default: 24)"
+    )
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks, one GPU each (1)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the settings that fit as YAML, for --config")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the settings that fit as YAML, for --config"
+    )
     scale = parser.add_argument_group("time on many GPUs")
     scale.add_argument("--scale", action="store_true", help="predict efficiency for 1 to 1024 GPUs")
-    scale.add_argument("--step-seconds", type=float, metavar="S", help="a step on one GPU, as measured")
-    scale.add_argument("--run", type=Path, metavar="RUN", help="take it from this run's metrics.jsonl")
-    scale.add_argument("--tflops", type=float, default=40.0, metavar="T", help="else: speed reached, TFLOP/s (40)")
-    scale.add_argument("--gpus-per-node", type=int, default=machine.gpus_per_node, metavar="N", help="(8)")
-    scale.add_argument("--intra-gb-s", type=float, default=machine.intra_gb_s, metavar="G", help="in a node (300)")
     scale.add_argument(
-        "--inter-gb-s", type=float, default=machine.inter_gb_s, metavar="G", help="a node's network (50)"
+        "--step-seconds", type=float, metavar="S", help="a step on one GPU, as measured"
     )
-    scale.add_argument("--latency-us", type=float, default=machine.inter_latency_us, metavar="U", help="a hop (15)")
-    scale.add_argument("--spread-pct", type=float, default=100 * machine.spread, metavar="P", help="of step times (1)")
+    scale.add_argument(
+        "--run", type=Path, metavar="RUN", help="take it from this run's metrics.jsonl"
+    )
+    scale.add_argument(
+        "--tflops", type=float, default=40.0, metavar="T", help="else: speed reached, TFLOP/s (40)"
+    )
+    scale.add_argument(
+        "--gpus-per-node", type=int, default=machine.gpus_per_node, metavar="N", help="(8)"
+    )
+    scale.add_argument(
+        "--intra-gb-s", type=float, default=machine.intra_gb_s, metavar="G", help="in a node (300)"
+    )
+    scale.add_argument(
+        "--inter-gb-s",
+        type=float,
+        default=machine.inter_gb_s,
+        metavar="G",
+        help="a node's network (50)",
+    )
+    scale.add_argument(
+        "--latency-us", type=float, default=machine.inter_latency_us, metavar="U", help="a hop (15)"
+    )
+    scale.add_argument(
+        "--spread-pct",
+        type=float,
+        default=100 * machine.spread,
+        metavar="P",
+        help="of step times (1)",
+    )
     add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     settings = settings_from(args)
-    for name in ("gpu_memory", "step_seconds", "tflops", "gpus", "gpus_per_node", "intra_gb_s", "inter_gb_s"):
+    for name in (
+        "gpu_memory",
+        "step_seconds",
+        "tflops",
+        "gpus",
+        "gpus_per_node",
+        "intra_gb_s",
+        "inter_gb_s",
+    ):
         if (value := getattr(args, name)) is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: must be above 0")
     if args.gpus > settings.train.global_batch_size:
@@ -99,7 +137,9 @@ def _memory(args: argparse.Namespace, settings: Settings, store: CaseStore) -> d
         )
     chosen = _chosen(settings, best, store.spacing_mm, budget, args.gpus)
     exact = estimate_memory(chosen, args.gpus, levels=chosen.train.activation_checkpointing)  # type: ignore[arg-type]
-    slab = settings.model_copy(update={"train": chosen.train.model_copy(update={"micro_batch_size": 1})})
+    slab = settings.model_copy(
+        update={"train": chosen.train.model_copy(update={"micro_batch_size": 1})}
+    )
     slab = resolve_model(with_keys(slab, patch=SLAB), store.spacing_mm)
     found = {
         "budget_gib": budget,
@@ -109,7 +149,9 @@ def _memory(args: argparse.Namespace, settings: Settings, store: CaseStore) -> d
         "parts_gib": {name: round(size / 2**30, 4) for name, size in exact.parts.items()},
         "tflop_per_micro_batch": round(exact.flops / 1e12, 3),
         "patches": [_row(o, budget) for o in options],
-        "strategies_gib": {name: round(n.gib, 3) for name, n in estimate_strategies(chosen, args.gpus).items()},
+        "strategies_gib": {
+            name: round(n.gib, 3) for name, n in estimate_strategies(chosen, args.gpus).items()
+        },
         "whole_slab": {
             "patch_size": list(SLAB),
             "bf16_gib": round(estimate_memory(_precision(slab, "bf16"), args.gpus).gib, 2),
@@ -119,7 +161,9 @@ def _memory(args: argparse.Namespace, settings: Settings, store: CaseStore) -> d
     }
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(yaml.safe_dump(_nested(found["settings"]), sort_keys=False), encoding="utf-8")
+        args.out.write_text(
+            yaml.safe_dump(_nested(found["settings"]), sort_keys=False), encoding="utf-8"
+        )
     _print_memory(found, exact.explain(), chosen, args)
     return found
 
@@ -131,7 +175,9 @@ def _largest_case(store: CaseStore) -> Index3:
     return z, y, x
 
 
-def _options(settings: Settings, spacing_mm: Float3, budget: float, ranks: int, largest: Index3) -> list[PatchOption]:
+def _options(
+    settings: Settings, spacing_mm: Float3, budget: float, ranks: int, largest: Index3
+) -> list[PatchOption]:
     given = "patch_size" in settings.data.model_fields_set
     wanted = [settings.data.patch_size] if given else candidate_patches(largest)
     options = []
@@ -142,20 +188,28 @@ def _options(settings: Settings, spacing_mm: Float3, budget: float, ranks: int, 
             if given:
                 raise
     if not options:
-        raise UserError(f"no patch within {largest} voxels suits this network; name one, data.patch_size=[z,y,x]")
+        raise UserError(
+            f"no patch within {largest} voxels suits this network; name one, data.patch_size=[z,y,x]"
+        )
     return options
 
 
-def _chosen(settings: Settings, best: PatchOption, spacing_mm: Float3, budget: float, ranks: int) -> Settings:
+def _chosen(
+    settings: Settings, best: PatchOption, spacing_mm: Float3, budget: float, ranks: int
+) -> Settings:
     """The settings of an option, with the fewest levels recomputed and the topology filled in."""
-    chosen = resolve_model(with_keys(settings, patch=best.patch_size, micro=best.micro_batch), spacing_mm)
+    chosen = resolve_model(
+        with_keys(settings, patch=best.patch_size, micro=best.micro_batch), spacing_mm
+    )
     auto = chosen.train.model_copy(update={"activation_checkpointing": "auto"})
     least = resolve_checkpointing(chosen.model_copy(update={"train": auto}), budget, ranks, "cuda")
     return with_keys(chosen, levels=least.levels)
 
 
 def _precision(settings: Settings, precision: str) -> Settings:
-    return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": precision})})
+    return settings.model_copy(
+        update={"train": settings.train.model_copy(update={"precision": precision})}
+    )
 
 
 def _overrides(chosen: Settings, budget: float) -> dict[str, Any]:
@@ -195,8 +249,12 @@ def _row(o: PatchOption, budget: float) -> dict[str, Any]:
     }
 
 
-def _print_memory(found: dict[str, Any], why: str, chosen: Settings, args: argparse.Namespace) -> None:
-    print(f"{'patch':>13} {'1 sample':>9} {'micro-batch':>12} {'GiB':>7} {'TFLOP a sample':>15}  recomputed levels")
+def _print_memory(
+    found: dict[str, Any], why: str, chosen: Settings, args: argparse.Namespace
+) -> None:
+    print(
+        f"{'patch':>13} {'1 sample':>9} {'micro-batch':>12} {'GiB':>7} {'TFLOP a sample':>15}  recomputed levels"
+    )
     for row in found["patches"]:
         patch = "x".join(map(str, row["patch_size"]))
         size = row["micro_batch_size"] or "none fits"
@@ -206,11 +264,20 @@ def _print_memory(found: dict[str, Any], why: str, chosen: Settings, args: argpa
             f"{row['tflop_per_sample']:15.2f}  {row['levels_recomputed'] or 'none'}{mark}"
         )
     print(f"\nfits {found['budget_gib']:g} GiB with {found['need_gib']:.2f}: {why} GiB")
-    print("the largest patch up to a liver's width that needs no recomputation, else the largest that fits;")
-    print(f"per strategy on {args.gpus} GPUs: " + ", ".join(f"{k} {v:.2f}" for k, v in found["strategies_gib"].items()))
+    print(
+        "the largest patch up to a liver's width that needs no recomputation, else the largest that fits;"
+    )
+    print(
+        f"per strategy on {args.gpus} GPUs: "
+        + ", ".join(f"{k} {v:.2f}" for k, v in found["strategies_gib"].items())
+    )
     slab = found["whole_slab"]
-    print(f"a whole slab 64x512x512, one sample: {slab['bf16_gib']} GiB in bf16, {slab['fp32_gib']} in fp32")
-    print("(computed from tensor shapes, no GPU was used; margin for workspaces and gaps assumed)\n")
+    print(
+        f"a whole slab 64x512x512, one sample: {slab['bf16_gib']} GiB in bf16, {slab['fp32_gib']} in fp32"
+    )
+    print(
+        "(computed from tensor shapes, no GPU was used; margin for workspaces and gaps assumed)\n"
+    )
     if args.out:
         print(f"written: {args.out}; use it with --config {args.out}")
     print(" ".join(f"{key}={_text(value)}" for key, value in found["settings"].items()))
@@ -248,7 +315,9 @@ def _scale(args: argparse.Namespace, settings: Settings, store: CaseStore) -> di
         "step_from": source,
         "parameters": step.parameters,
         "machine": asdict(machine),
-        "strategies": {name: [asdict(p) for p in predictions] for name, predictions in rows.items()},
+        "strategies": {
+            name: [asdict(p) for p in predictions] for name, predictions in rows.items()
+        },
         "mlperf_unet3d_samples_per_s_per_h100": MLPERF_U_NET3D,
         "mlperf_unet3d_against_8": {n: round(v, 3) for n, v in published.items()},
     }
@@ -258,7 +327,11 @@ def _measured(folder: Path) -> float:
     """The last median step time that a run logged."""
     file = folder / "metrics.jsonl"
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [
+            json.loads(line)
+            for line in file.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: no metrics of a run ({error}); give --step-seconds") from None
     values = [row["speed/step_s_median"] for row in rows if "speed/step_s_median" in row]
@@ -267,14 +340,24 @@ def _measured(folder: Path) -> float:
     return float(values[-1])
 
 
-def _print_scale(rows: dict[str, list], published: dict[int, float], step: str, parameters: int) -> None:
-    print(f"one GPU's step {step}; {parameters / 1e6:.1f} M parameters; the batch per GPU stays the same")
-    print("efficiency, % of perfect scaling (bandwidths, latency and spread are assumptions unless you gave them):")
+def _print_scale(
+    rows: dict[str, list], published: dict[int, float], step: str, parameters: int
+) -> None:
+    print(
+        f"one GPU's step {step}; {parameters / 1e6:.1f} M parameters; the batch per GPU stays the same"
+    )
+    print(
+        "efficiency, % of perfect scaling (bandwidths, latency and spread are assumptions unless you gave them):"
+    )
     print(f"{'GPUs':>6}" + "".join(f"{name:>12}" for name in rows) + f"{'MLPerf':>12}")
     for i, gpus in enumerate(GPUS):
         shown = f"{100 * published[gpus]:12.1f}" if gpus in published else ""
-        print(f"{gpus:6}" + "".join(f"{100 * p[i].efficiency:12.1f}" for p in rows.values()) + shown)
-    print("MLPerf: published U-Net3D figures on H100, 71.1, 65.1 and 62.7 samples/s per GPU at 8, 16 and 72 GPUs, over")
+        print(
+            f"{gpus:6}" + "".join(f"{100 * p[i].efficiency:12.1f}" for p in rows.values()) + shown
+        )
+    print(
+        "MLPerf: published U-Net3D figures on H100, 71.1, 65.1 and 62.7 samples/s per GPU at 8, 16 and 72 GPUs, over"
+    )
     print(
         "that at 8. Another network of this kind; there the batch per GPU shrinks as GPUs are added, here it does not."
     )

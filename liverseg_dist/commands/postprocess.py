@@ -24,27 +24,35 @@ import torch
 
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import (
+    find_training_overlap,
+    format_leakage_warning,
     input_kind,
     inputs_for,
     load_runs,
-    find_training_overlap,
     store_for,
-    format_leakage_warning,
     voxels_of,
 )
 from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.distributed.collectives import broadcast_from_rank0, barrier, gather_from_ranks
+from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER
 from liverseg_dist.files import write_json
-from liverseg_dist.inference.work_division import shard_cases
+from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, predictor_for, runs_fingerprint
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, runs_fingerprint, predictor_for
-from liverseg_dist.inference.postprocess_search import LEAST_CASES, NOTHING, OPERATIONS, Decision, PostprocessSearch, decide_operation, write_choice
+from liverseg_dist.inference.postprocess_search import (
+    LEAST_CASES,
+    NOTHING,
+    OPERATIONS,
+    Decision,
+    PostprocessSearch,
+    decide_operation,
+    write_choice,
+)
+from liverseg_dist.inference.work_division import shard_cases
 from liverseg_dist.tracking.progress import show_progress
 
 FOLDER = "postprocess"
@@ -52,13 +60,26 @@ FOLDER = "postprocess"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of training")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="inference.* settings of the prediction")
-    parser.add_argument("--store", metavar="STORE", help="the Zarr store (default: the one the run was trained on)")
     parser.add_argument(
-        "--part", choices=("validation", "train"), default="validation", help="cases to choose on (default: validation)"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="inference.* settings of the prediction"
     )
-    parser.add_argument("--source", type=Path, metavar="DIR", help="MSD folder: whole scans, not the store's slabs")
-    parser.add_argument("--dry-run", action="store_true", help="tell what would be chosen, save nothing with the run")
+    parser.add_argument(
+        "--store", metavar="STORE", help="the Zarr store (default: the one the run was trained on)"
+    )
+    parser.add_argument(
+        "--part",
+        choices=("validation", "train"),
+        default="validation",
+        help="cases to choose on (default: validation)",
+    )
+    parser.add_argument(
+        "--source", type=Path, metavar="DIR", help="MSD folder: whole scans, not the store's slabs"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="tell what would be chosen, save nothing with the run",
+    )
     add_inference(parser)
 
 
@@ -72,15 +93,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     store = store_for(args, runs)
     case_ids = store.ids(args.part, runs[0].settings.data.fold)
     if args.part != "train" and (seen := find_training_overlap(runs, store, case_ids)):
-        raise UserError(f"{format_leakage_warning(seen)}: what helps is chosen on cases that none of the runs knows")
+        raise UserError(
+            f"{format_leakage_warning(seen)}: what helps is chosen on cases that none of the runs knows"
+        )
     job = _job(args, runs, store, world)
     cases = len(job.inputs.slabs)
     if cases < LEAST_CASES:
-        raise UserError(f"{store.path}: {args.part} has {cases} labelled cases; choosing needs {LEAST_CASES} or more")
-    return run_distributed(world, args.timeout, job.folder, lambda watch: _choose(args, job, world, watch))
+        raise UserError(
+            f"{store.path}: {args.part} has {cases} labelled cases; choosing needs {LEAST_CASES} or more"
+        )
+    return run_distributed(
+        world, args.timeout, job.folder, lambda watch: _choose(args, job, world, watch)
+    )
 
 
-def _choose(args: argparse.Namespace, job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> dict[str, Any]:
+def _choose(
+    args: argparse.Namespace, job: PostprocessSearch, world: World, watch: HeartbeatMonitor
+) -> dict[str, Any]:
     failed = _prepare(job, world, watch)
     if failed:
         return {"failed": failed, "exit_code": EXIT_FAILED}
@@ -91,7 +120,10 @@ def _choose(args: argparse.Namespace, job: PostprocessSearch, world: World, watc
     watch.mark(-1, "writing the choice")
     if world.is_main and not args.dry_run:
         write_choice(args.run / POSTPROCESS, chosen, _told(args, decisions, cases))
-        write_json(job.folder / "choice.json", {"chosen": chosen, "decisions": [asdict(one) for one in decisions]})
+        write_json(
+            job.folder / "choice.json",
+            {"chosen": chosen, "decisions": [asdict(one) for one in decisions]},
+        )
     if not args.dry_run:
         print(f"saved: {args.run / POSTPROCESS}", flush=True)
     barrier()
@@ -107,16 +139,24 @@ def _choose(args: argparse.Namespace, job: PostprocessSearch, world: World, watc
 
 def _bare(loaded: LoadedRun) -> LoadedRun:
     """A run without any post-processing: that is what we are about to choose."""
-    inference = loaded.settings.inference.model_copy(update={name: getattr(NOTHING, name) for name in OPERATIONS})
+    inference = loaded.settings.inference.model_copy(
+        update={name: getattr(NOTHING, name) for name in OPERATIONS}
+    )
     return replace(loaded, settings=loaded.settings.model_copy(update={"inference": inference}))
 
 
-def _job(args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, world: World) -> PostprocessSearch:
+def _job(
+    args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, world: World
+) -> PostprocessSearch:
     settings = runs[0].settings
     inputs, _ = inputs_for(store, store.ids(args.part, settings.data.fold), settings, args.source)
     folder = args.run / EVALUATION / FOLDER
-    ledger = Ledger(folder / LEDGER, runs_fingerprint(runs) | {"input": input_kind(inputs), "codes": 1})
-    return PostprocessSearch(inputs, predictor_for(runs, world.device, window_threads(args, world)), ledger, folder)
+    ledger = Ledger(
+        folder / LEDGER, runs_fingerprint(runs) | {"input": input_kind(inputs), "codes": 1}
+    )
+    return PostprocessSearch(
+        inputs, predictor_for(runs, world.device, window_threads(args, world)), ledger, folder
+    )
 
 
 def _prepare(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> dict[str, str]:
@@ -149,7 +189,9 @@ def _decide(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> li
                 own[case_id] = job.try_options(case_id, operation, chosen)
                 line.advance(note=f"{operation} {case_id}")
             watch.mark(-1, f"waiting for the others' {operation}")
-            scores = {name: values for part in gather_from_ranks(own) for name, values in part.items()}
+            scores = {
+                name: values for part in gather_from_ranks(own) for name, values in part.items()
+            }
             decision = broadcast_from_rank0(decide_operation(operation, scores))
             decisions.append(decision)
             if decision.kept:
@@ -159,11 +201,16 @@ def _decide(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> li
 
 def _final_score(decisions: list[Decision]) -> float:
     """Cross-validated score with all that was kept."""
-    return next((one.score_cross_validated for one in reversed(decisions) if one.kept), decisions[0].score_before)
+    return next(
+        (one.score_cross_validated for one in reversed(decisions) if one.kept),
+        decisions[0].score_before,
+    )
 
 
 def _say(decisions: list[Decision]) -> None:
-    print(f"{'operation':20} {'best':>8} {'Dice without':>13} {'cross-validated':>16}  better/worse")
+    print(
+        f"{'operation':20} {'best':>8} {'Dice without':>13} {'cross-validated':>16}  better/worse"
+    )
     for one in decisions:
         option, verdict = json.dumps(one.option), "kept" if one.kept else "not kept"
         print(
@@ -174,7 +221,9 @@ def _say(decisions: list[Decision]) -> None:
 
 
 def _told(args: argparse.Namespace, decisions: list[Decision], cases: int) -> str:
-    lines = [f"Chosen by `liverseg postprocess` on {cases} {args.part} cases; delete this file to undo it."]
+    lines = [
+        f"Chosen by `liverseg postprocess` on {cases} {args.part} cases; delete this file to undo it."
+    ]
     lines.append("Mean Dice of liver and tumour without the operation -> cross-validated with it:")
     lines += [
         f"  {one.operation}: {one.score_before:.4f} -> {one.score_cross_validated:.4f} {'' if one.kept else 'not '}kept"

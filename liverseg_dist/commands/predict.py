@@ -21,27 +21,34 @@ import torch
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import load_runs
 from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
-from liverseg_dist.distributed.collectives import broadcast_from_rank0, barrier, gather_from_ranks
-from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
+from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
+from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.inference.work_division import divide_work
+from liverseg_dist.inference.load_run import predictor_for, runs_fingerprint
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.predict_scans import Prediction, find_scans, scan_name
-from liverseg_dist.inference.load_run import runs_fingerprint, predictor_for
+from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.tracking.progress import show_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of training")
     parser.add_argument(
-        "inputs", nargs="+", metavar="IMAGE", help="scans (.nii, .nii.gz) or folders of them; then inference.KEY=VALUE"
+        "inputs",
+        nargs="+",
+        metavar="IMAGE",
+        help="scans (.nii, .nii.gz) or folders of them; then inference.KEY=VALUE",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the masks")
     parser.add_argument(
-        "--probabilities", action="store_true", help="also write float32 probabilities of liver and tumour"
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the masks"
+    )
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="also write float32 probabilities of liver and tumour",
     )
     parser.add_argument("--force", action="store_true", help="segment again what is done")
     add_inference(parser)
@@ -51,18 +58,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     world = World.from_environment(args.device)
     if not world.is_main:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
-    torch.set_num_threads(1)  # windows are computed side by side instead: the same bits for any number of threads
+    torch.set_num_threads(
+        1
+    )  # windows are computed side by side instead: the same bits for any number of threads
     keep_freed_memory()
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
     files = find_scans([Path(text) for text in args.inputs if text not in overrides], args.out)
     if not files:
         raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
     job = _job(args, overrides, world)
-    return run_distributed(world, args.timeout, args.out, lambda watch: _predict(args, job, files, world, watch))
+    return run_distributed(
+        world, args.timeout, args.out, lambda watch: _predict(args, job, files, world, watch)
+    )
 
 
 def _predict(
-    args: argparse.Namespace, job: Prediction, files: list[Path], world: World, watch: HeartbeatMonitor
+    args: argparse.Namespace,
+    job: Prediction,
+    files: list[Path],
+    world: World,
+    watch: HeartbeatMonitor,
 ) -> dict[str, Any]:
     failed = _work(job, files, world, watch)
     watch.mark(-1, "writing the table")
@@ -73,7 +88,9 @@ def _predict(
     return {
         "out": str(args.out),
         "table": table,
-        "masks": [str(job.mask_file(scan_name(file))) for file in files if scan_name(file) not in failed],
+        "masks": [
+            str(job.mask_file(scan_name(file))) for file in files if scan_name(file) not in failed
+        ],
         "failed": sorted(failed),
         "exit_code": EXIT_DONE if not failed else EXIT_USER if all_mistakes else EXIT_FAILED,
     }
@@ -82,7 +99,9 @@ def _predict(
 def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Prediction:
     runs = load_runs(args, world, overrides)
     settings = runs[0].settings
-    (args.out / "probabilities" if args.probabilities else args.out).mkdir(parents=True, exist_ok=True)
+    (args.out / "probabilities" if args.probabilities else args.out).mkdir(
+        parents=True, exist_ok=True
+    )
     ledger = Ledger(args.out / "ledger", runs_fingerprint(runs))
     return Prediction(
         predictor_for(runs, world.device, window_threads(args, world)),
@@ -94,27 +113,39 @@ def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Predic
     )
 
 
-def _work(job: Prediction, files: list[Path], world: World, watch: HeartbeatMonitor) -> dict[str, bool]:
+def _work(
+    job: Prediction, files: list[Path], world: World, watch: HeartbeatMonitor
+) -> dict[str, bool]:
     """Segment this rank's share; returns for each scan that failed, on any rank, whether it was the user's mistake."""
     before = set() if job.force else broadcast_from_rank0(job.ledger.done())
     known = [file for file in files if scan_name(file) in before]
-    size = {str(file): file.stat().st_size if file.is_file() else 0 for file in files if file not in known}
+    size = {
+        str(file): file.stat().st_size if file.is_file() else 0
+        for file in files
+        if file not in known
+    }
     failed: dict[str, bool] = {}
     fresh = divide_work(size, world.global_rank, world.world_size)
     team = WindowParallel(world.device)
     shared = replace(job, predictor=job.predictor.spread_by(team.spread), together=team.case)
     alone = [*known[world.global_rank :: world.world_size], *map(Path, fresh.alone)]
-    with show_progress("predict", len(fresh.together) + len(alone), quiet=not world.is_main) as line:
+    with show_progress(
+        "predict", len(fresh.together) + len(alone), quiet=not world.is_main
+    ) as line:
         for file in (*map(Path, fresh.together), *alone):
             watch.mark(-1, f"segmenting {file.name}")
             try:
                 if str(file) in fresh.together and not world.is_main:
                     shared.help_file(file)
                 else:
-                    record, is_known = (shared if str(file) in fresh.together else job).run_file(file)
+                    record, is_known = (shared if str(file) in fresh.together else job).run_file(
+                        file
+                    )
                     print(_line(record, is_known), flush=True)
             except (UserError, RunFailed) as error:
-                if world.is_main or str(file) not in fresh.together:  # a helper's failure fails the scan on rank 0, too
+                if (
+                    world.is_main or str(file) not in fresh.together
+                ):  # a helper's failure fails the scan on rank 0, too
                     failed[scan_name(file)] = isinstance(error, UserError)
                 if not isinstance(error, PeerFailed):  # that one was told by the rank that failed
                     report_case_failure(error, world, job.out, file.name)

@@ -13,7 +13,13 @@ import numpy as np
 
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import IntensityConfig, Settings
-from liverseg_dist.data.augment import PRESETS, DeviceTransform, describe_augmentation, draw_augmentation, augmentation_preset
+from liverseg_dist.data.augment import (
+    PRESETS,
+    DeviceTransform,
+    augmentation_preset,
+    describe_augmentation,
+    draw_augmentation,
+)
 from liverseg_dist.data.loading import Batch, PatchLoader, PatchSource
 from liverseg_dist.data.preview import PreviewRow, render_preview
 from liverseg_dist.data.store.case_store import CaseStore
@@ -24,8 +30,16 @@ from liverseg_dist.files import atomic_write
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="STORE", help="path or fsspec URL of the Zarr store")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
-    parser.add_argument("--samples", type=int, default=6, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=6, metavar="N", help="how many (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--first",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of the first (default: %(default)s)",
+    )
     add_settings(parser)
 
 
@@ -37,13 +51,19 @@ def run(args: argparse.Namespace) -> dict:
         raise UserError(f"{args.out}: the picture is a PNG; name it so")
     store = CaseStore.open(args.store)
     case_ids = store.ids("train", settings.data.fold)
-    source = PatchSource(store, case_ids, settings.data, settings.seed, settings.train.global_batch_size)
-    with PatchLoader(source, ([n] for n in range(args.first, args.first + args.samples)), workers=0) as loader:
+    source = PatchSource(
+        store, case_ids, settings.data, settings.seed, settings.train.global_batch_size
+    )
+    with PatchLoader(
+        source, ([n] for n in range(args.first, args.first + args.samples)), workers=0
+    ) as loader:
         rows = [preview_row(source, batch, settings) for batch in loader]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.out) as file:
         render_preview(rows).save(file, format="PNG")
-    print(f"{args.out}: {len(rows)} samples of {len(case_ids)} cases, augmentation {settings.data.augmentation}")
+    print(
+        f"{args.out}: {len(rows)} samples of {len(case_ids)} cases, augmentation {settings.data.augmentation}"
+    )
     return {"picture": str(args.out), "samples": len(rows), "cases": len(case_ids)}
 
 
@@ -60,10 +80,16 @@ def preview_row(source: PatchSource, batch: Batch, settings: Settings) -> Previe
     (index,), (case_id,) = batch.indices, batch.case_ids
     draw = draw_augmentation(preset, size, int(batch.augment_seed_B[0]))
     centre = source.plan(index).centre
-    where = "at random" if centre is None else f"on {('liver', f'tumour {centre.component}')[centre.label - 1]}"
+    where = (
+        "at random"
+        if centre is None
+        else f"on {('liver', f'tumour {centre.component}')[centre.label - 1]}"
+    )
     black, white = grey_range(source.intensity(case_id))
     title = f"sample {index}: {case_id}"
-    return PreviewRow(title, (f"centred {where}", *describe_augmentation(draw)), stored, augmented, black, white)
+    return PreviewRow(
+        title, (f"centred {where}", *describe_augmentation(draw)), stored, augmented, black, white
+    )
 
 
 def grey_range(intensity: IntensityConfig) -> tuple[float, float]:

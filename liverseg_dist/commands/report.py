@@ -10,7 +10,12 @@ from liverseg_dist.evaluation.results import load_results, rewrite_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN_OR_DIR", help="evaluated run, or a folder of evaluate or score")
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN_OR_DIR",
+        help="evaluated run, or a folder of evaluate or score",
+    )
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -18,4 +23,8 @@ def run(args: argparse.Namespace) -> dict:
     summary = rewrite_results(results)
     report = results.folder / "report.html"
     print(f"{summary['n_cases']} cases\nreport: {report}")
-    return {"report": str(report), "summary": str(results.folder / "summary.json"), "n_cases": summary["n_cases"]}
+    return {
+        "report": str(report),
+        "summary": str(results.folder / "summary.json"),
+        "n_cases": summary["n_cases"],
+    }

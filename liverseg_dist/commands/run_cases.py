@@ -38,7 +38,10 @@ def _tell_what_is_not_mirrored(runs: Sequence[LoadedRun]) -> None:
     some = sorted({axis for run in runs for axis in mirrored_axes([run])} - set(known))
     if some:
         names = ", ".join("zyx"[axis] for axis in some)
-        print(f"warning: not mirrored along {names}: not all of these models were in training", file=sys.stderr)
+        print(
+            f"warning: not mirrored along {names}: not all of these models were in training",
+            file=sys.stderr,
+        )
     elif not known:
         print(
             f"warning: {runs[0].path}: inference.mirror=true changes nothing: training mirrored no axis "
@@ -55,7 +58,9 @@ def store_for(args: argparse.Namespace, runs: Sequence[LoadedRun]) -> CaseStore:
     return CaseStore.open(path)
 
 
-def find_training_overlap(runs: Sequence[LoadedRun], store: CaseStore, case_ids: Sequence[str]) -> Seen:
+def find_training_overlap(
+    runs: Sequence[LoadedRun], store: CaseStore, case_ids: Sequence[str]
+) -> Seen:
     """Of these cases, those that each run was trained on; runs that saw none, or other data, are left out.
 
     That it was this data is told by the intensities, which are computed from the training cases; the store may lie
@@ -96,4 +101,7 @@ def input_kind(inputs: CaseInputs) -> str:
 
 def voxels_of(inputs: CaseInputs) -> dict[str, int]:
     """Size of each scan, which tells how long it takes."""
-    return {name: math.prod(inputs.store.meta(ids[0]).source_grid.shape) for name, ids in inputs.slabs.items()}
+    return {
+        name: math.prod(inputs.store.meta(ids[0]).source_grid.shape)
+        for name, ids in inputs.slabs.items()
+    }

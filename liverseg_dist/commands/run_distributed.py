@@ -30,7 +30,11 @@ def run_distributed(
             return work(watch)
         except Exception as error:
             mistake = isinstance(error, UserError)
-            story = None if mistake else write_crash_report(folder, error, world.global_rank, watch.step, watch.samples)
+            story = (
+                None
+                if mistake
+                else write_crash_report(folder, error, world.global_rank, watch.step, watch.samples)
+            )
             line, ours = watch.account(error, summarize_exception(error), name_rank=not mistake)
             if not mistake:
                 told(watch, line)

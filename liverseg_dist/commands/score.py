@@ -14,6 +14,10 @@ from pathlib import Path
 
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError
+from liverseg_dist.evaluation.metrics.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
+from liverseg_dist.evaluation.pairing import Pairing, images_by_case, pair_masks
+from liverseg_dist.evaluation.report.html_report import cases_to_show
+from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
 from liverseg_dist.evaluation.score_folders import (
     Drawing,
     Outcome,
@@ -23,20 +27,26 @@ from liverseg_dist.evaluation.score_folders import (
     score_pairs,
     without_folders,
 )
-from liverseg_dist.evaluation.metrics.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
-from liverseg_dist.evaluation.pairing import Pairing, images_by_case, pair_masks
-from liverseg_dist.evaluation.report.html_report import cases_to_show
-from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.volume import Volume
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prediction", type=Path, metavar="PRED_DIR", help="folder of predicted masks (or one file)")
-    parser.add_argument("truth", type=Path, metavar="TRUTH_DIR", help="folder of true masks (or one file)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument(
-        "--workers", type=int, default=_usable_cpus(), metavar="N", help="processes (default: usable CPUs, %(default)s)"
+        "prediction", type=Path, metavar="PRED_DIR", help="folder of predicted masks (or one file)"
+    )
+    parser.add_argument(
+        "truth", type=Path, metavar="TRUTH_DIR", help="folder of true masks (or one file)"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the results"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=_usable_cpus(),
+        metavar="N",
+        help="processes (default: usable CPUs, %(default)s)",
     )
     parser.add_argument(
         "--connectivity",
@@ -46,15 +56,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="neighbours that make one lesion: 6 faces (as LiTS, the default), 18 and edges, 26 and corners",
     )
     parser.add_argument(
-        "--allow-missing", action="store_true", help="exit 0 although cases have no prediction (they are still listed)"
+        "--allow-missing",
+        action="store_true",
+        help="exit 0 although cases have no prediction (they are still listed)",
     )
     parser.add_argument(
-        "--ignore-affine", action="store_true", help="compare voxel by voxel as stored, whatever the headers say"
+        "--ignore-affine",
+        action="store_true",
+        help="compare voxel by voxel as stored, whatever the headers say",
     )
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="CT scans (HU) to show behind the masks in the report"
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="CT scans (HU) to show behind the masks in the report",
     )
-    parser.add_argument("--no-pictures", action="store_true", help="leave the pictures of cases out of the report")
+    parser.add_argument(
+        "--no-pictures", action="store_true", help="leave the pictures of cases out of the report"
+    )
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -73,7 +92,9 @@ def run(args: argparse.Namespace) -> dict:
     cases = [case for case in ledger.read_all() if case["case_id"] in scored]
     if not cases:
         first = next(iter(failures.values()), "no reason was kept")
-        raise UserError(f"{args.prediction}: none of {len(outcomes)} cases could be scored; the first: {first}")
+        raise UserError(
+            f"{args.prediction}: none of {len(outcomes)} cases could be scored; the first: {first}"
+        )
     if not args.no_pictures:
         _draw(args, pairing, job, cases)
     told = {
@@ -89,7 +110,10 @@ def run(args: argparse.Namespace) -> dict:
         "summary": str(args.out / "summary.json"),
         "report": str(args.out / "report.html"),
         "n_cases": summary["n_cases"],
-        **{s: {key: summary[s][key] for key in ("dice_per_case", "dice_global")} for s in ("liver", "tumour")},
+        **{
+            s: {key: summary[s][key] for key in ("dice_per_case", "dice_global")}
+            for s in ("liver", "tumour")
+        },
         "reused": sum(outcome.reused for outcome in outcomes),
         "failed": failures,
         "missing": list(pairing.missing),
@@ -141,7 +165,9 @@ def _print_summary(summary: dict, pairing: Pairing, out: Path) -> None:
         )
     for name, label in (("iou_50", "IoU > 0.5"), ("iou_0", "IoU > 0")):
         found = summary["tumour"]["detection"][name]
-        print(f"lesions {label}: precision {_shown(found['precision'])}, recall {_shown(found['recall'])}")
+        print(
+            f"lesions {label}: precision {_shown(found['precision'])}, recall {_shown(found['recall'])}"
+        )
     if pairing.missing:
         print(f"no prediction for {len(pairing.missing)}: {', '.join(pairing.missing[:10])}")
     if pairing.extra:

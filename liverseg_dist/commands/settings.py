@@ -24,18 +24,28 @@ Schema = Mapping[str, Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prefix", nargs="?", default="", metavar="KEY", help="a section or a key")
-    parser.add_argument("--find", metavar="WORD", help="only keys whose name or meaning has this word")
+    parser.add_argument(
+        "--find", metavar="WORD", help="only keys whose name or meaning has this word"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     found = dict(_keys(Settings.model_json_schema()))
     if args.prefix:
-        found = {key: told for key, told in found.items() if f"{key}.".startswith(f"{args.prefix.rstrip('.')}.")}
+        found = {
+            key: told
+            for key, told in found.items()
+            if f"{key}.".startswith(f"{args.prefix.rstrip('.')}.")
+        }
         if not found:
-            raise UserError(f"{args.prefix}: no such setting; `liverseg settings` lists the sections")
+            raise UserError(
+                f"{args.prefix}: no such setting; `liverseg settings` lists the sections"
+            )
     if args.find:
         word = args.find.lower()
-        found = {key: told for key, told in found.items() if word in f"{key} {told['meaning']}".lower()}
+        found = {
+            key: told for key, told in found.items() if word in f"{key} {told['meaning']}".lower()
+        }
         if not found:
             raise UserError(f"--find {args.find}: no key and no meaning has this word")
     if args.prefix or args.find:
@@ -47,7 +57,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         sections = sorted({key.partition(".")[0] for key in found})
         for section in sections:
             names = [key.partition(".")[2] for key in found if key.startswith(f"{section}.")]
-            print(f"{section:12}{textwrap.shorten(', '.join(names), WIDTH - 12, placeholder=' ...')}".rstrip())
+            print(
+                f"{section:12}{textwrap.shorten(', '.join(names), WIDTH - 12, placeholder=' ...')}".rstrip()
+            )
         print("liverseg settings SECTION tells defaults, choices and meaning")
     return {"settings": found}
 
@@ -56,7 +68,9 @@ def _keys(schema: Schema) -> Iterator[tuple[str, dict[str, Any]]]:
     """(dotted key, default, kind and meaning) of each single setting, in the order of the code."""
     definitions: Schema = schema.get("$defs", {})
 
-    def walk(section: Schema, prefix: str, defaults: Schema) -> Iterator[tuple[str, dict[str, Any]]]:
+    def walk(
+        section: Schema, prefix: str, defaults: Schema
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, told in section["properties"].items():
             inner = definitions.get(str(told.get("$ref", "")).rpartition("/")[2])
             default = defaults.get(name, told.get("default"))
@@ -64,7 +78,10 @@ def _keys(schema: Schema) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield from walk(inner, f"{prefix}{name}.", default or {})
             else:
                 meaning = " ".join(str(told.get("description", "")).split())
-                yield f"{prefix}{name}", {"default": default, "kind": _kind(told, definitions), "meaning": meaning}
+                yield (
+                    f"{prefix}{name}",
+                    {"default": default, "kind": _kind(told, definitions), "meaning": meaning},
+                )
 
     yield from walk(schema, "", Settings().model_dump(mode="json"))
 
@@ -90,6 +107,15 @@ def _kind(told: Schema, definitions: Schema) -> str:
     if "properties" in told:
         return "{" + ", ".join(told["properties"]) + "}"
     limits = [f"{sign} {told[name]:g}" for name, sign in LIMITS.items() if name in told]
-    names = {"integer": "whole number", "number": "number", "boolean": "true | false", "string": "text"}
-    kind = "path" if told.get("format") == "path" else names.get(str(told.get("type")), str(told.get("type", "value")))
+    names = {
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "true | false",
+        "string": "text",
+    }
+    kind = (
+        "path"
+        if told.get("format") == "path"
+        else names.get(str(told.get("type")), str(told.get("type", "value")))
+    )
     return " ".join([kind, *limits])

@@ -22,22 +22,37 @@ from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.collectives import broadcast_from_rank0
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
-from liverseg_dist.errors import EXIT_RESUMABLE, EXIT_DONE, LiversegError, RunFailed, UserError
+from liverseg_dist.errors import EXIT_DONE, EXIT_RESUMABLE, LiversegError, RunFailed, UserError
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.training.trainer import TrainingResult, Trainer
+from liverseg_dist.training.components import (
+    TrainingComponents,
+    build_components,
+    open_store,
+    resolve_settings,
+    settings_conflicting_with_store,
+)
 from liverseg_dist.training.run_folder import RunFolder, check_settings_compatible
-from liverseg_dist.training.components import TrainingComponents, build_components, open_store, resolve_settings, settings_conflicting_with_store
+from liverseg_dist.training.trainer import Trainer, TrainingResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one"
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda"),
+        help="default: a GPU if there is one",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="check settings, store and model, say the plan, and stop"
+        "--dry-run",
+        action="store_true",
+        help="check settings, store and model, say the plan, and stop",
     )
     parser.add_argument(
-        "--timeout", type=float, default=1800.0, metavar="S", help="seconds a collective waits for a lost rank (1800)"
+        "--timeout",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="seconds a collective waits for a lost rank (1800)",
     )
     add_settings(parser)
 
@@ -57,8 +72,14 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         print(f"warning: {told}", file=sys.stderr)
     settings = resolve_settings(settings, store)
     begun = folder.config.exists()
-    if settings.train.fine_tune.freeze != "none" and settings.model.pretrained is None and not begun:
-        raise UserError("train.fine_tune.freeze keeps random weights as they are without model.pretrained; give both")
+    if (
+        settings.train.fine_tune.freeze != "none"
+        and settings.model.pretrained is None
+        and not begun
+    ):
+        raise UserError(
+            "train.fine_tune.freeze keeps random weights as they are without model.pretrained; give both"
+        )
     if settings.data.patch_size[0] > settings.convert.slab.slices and world.is_main:
         slices = settings.convert.slab.slices
         print(
@@ -95,11 +116,19 @@ def list_store_conflicts(settings: Settings, store: CaseStore, overrides: list[s
     for line in lines:
         key = line.partition(" ")[0] + "."
         if any(key.startswith(word) or word.startswith(key) for word in here):
-            raise UserError(f"{line}: the store decides it ({store.path}); leave it out, or convert again")
-    return f"{store.path} decides: {'; '.join(lines)}; for these convert with --config" if lines else ""
+            raise UserError(
+                f"{line}: the store decides it ({store.path}); leave it out, or convert again"
+            )
+    return (
+        f"{store.path} decides: {'; '.join(lines)}; for these convert with --config"
+        if lines
+        else ""
+    )
 
 
-def _train(folder: RunFolder, parts: TrainingComponents, world: World, watch: HeartbeatMonitor) -> dict[str, Any]:
+def _train(
+    folder: RunFolder, parts: TrainingComponents, world: World, watch: HeartbeatMonitor
+) -> dict[str, Any]:
     max_steps = watch.last_step = parts.settings.train.max_steps
     trainer = Trainer(folder, parts, world, watch)
     first = trainer.resume()
@@ -109,7 +138,9 @@ def _train(folder: RunFolder, parts: TrainingComponents, world: World, watch: He
         folder.set_status("running", first, max_steps)
     outcome = trainer.run()
     if world.is_main:
-        folder.set_status("stopped" if outcome.stopped_by else "finished", outcome.progress.step, max_steps)
+        folder.set_status(
+            "stopped" if outcome.stopped_by else "finished", outcome.progress.step, max_steps
+        )
     if outcome.stopped_by and not outcome.saved:
         raise RunFailed(
             f"stopped at step {outcome.progress.step} by {outcome.stopped_by}, but the last checkpoint could not be "
@@ -121,9 +152,15 @@ def _train(folder: RunFolder, parts: TrainingComponents, world: World, watch: He
 def _result(folder: RunFolder, outcome: TrainingResult, max_steps: int) -> dict[str, Any]:
     step, by = outcome.progress.step, outcome.stopped_by
     if by:
-        print(f"stopped at step {step} of {max_steps} by {by}; all is saved, the same line continues", flush=True)
+        print(
+            f"stopped at step {step} of {max_steps} by {by}; all is saved, the same line continues",
+            flush=True,
+        )
     else:
-        print(f"done: {step} steps, weights in {folder.model}; watch: tensorboard --logdir {folder.path}", flush=True)
+        print(
+            f"done: {step} steps, weights in {folder.model}; watch: tensorboard --logdir {folder.path}",
+            flush=True,
+        )
     return {
         "run": str(folder.path),
         "step": step,

@@ -15,7 +15,9 @@ from liverseg_dist.tracking.progress import show_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", type=Path, metavar="STORE", help="a folder written by liverseg convert")
+    parser.add_argument(
+        "store", type=Path, metavar="STORE", help="a folder written by liverseg convert"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -32,7 +34,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         print(f"liverseg: {item}", file=sys.stderr)
     named = sorted({item.case_id for item in damage if item.case_id})
     if named:
-        print(f"{args.store}: {len(damage)} findings; remove {CASES}/<case> of {', '.join(named)} and convert again")
+        print(
+            f"{args.store}: {len(damage)} findings; remove {CASES}/<case> of {', '.join(named)} and convert again"
+        )
     elif damage:
         print(f"{args.store}: {len(damage)} findings; convert again, which writes what is missing")
     else:

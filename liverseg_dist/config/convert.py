@@ -61,25 +61,35 @@ class CleaningConfig(Section):
         except OSError as error:
             raise ValueError(f"cannot be read: {error.strerror}") from None
         if len(content) > MAX_DENOISER_BYTES:
-            raise ValueError(f"larger than {MAX_DENOISER_BYTES >> 10} KiB, so not from `liverseg denoiser`")
+            raise ValueError(
+                f"larger than {MAX_DENOISER_BYTES >> 10} KiB, so not from `liverseg denoiser`"
+            )
         return DATA_URI + base64.b64encode(content).decode("ascii")
 
     @model_validator(mode="after")
     def _denoiser_given(self) -> "CleaningConfig":
         if self.noise == "autoencoder":
             if self.denoiser is None:
-                raise ValueError("noise=autoencoder needs denoiser=FILE; `liverseg denoiser` makes one")
+                raise ValueError(
+                    "noise=autoencoder needs denoiser=FILE; `liverseg denoiser` makes one"
+                )
             if self.noise_strength > 1:
-                raise ValueError(f"noise_strength = {self.noise_strength:g}; with noise=autoencoder at most 1")
+                raise ValueError(
+                    f"noise_strength = {self.noise_strength:g}; with noise=autoencoder at most 1"
+                )
         return self
 
     @model_validator(mode="after")
     def _ascending(self) -> "CleaningConfig":
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
-            raise ValueError(f"percentiles are two ascending numbers from 0 to 100, not {low:g}, {high:g}")
+            raise ValueError(
+                f"percentiles are two ascending numbers from 0 to 100, not {low:g}, {high:g}"
+            )
         if not self.window_hu[0] < self.window_hu[1]:
-            raise ValueError(f"window_hu is lower, upper, not {self.window_hu[0]:g}, {self.window_hu[1]:g}")
+            raise ValueError(
+                f"window_hu is lower, upper, not {self.window_hu[0]:g}, {self.window_hu[1]:g}"
+            )
         return self
 
 

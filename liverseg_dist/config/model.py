@@ -21,7 +21,9 @@ class ModelConfig(Section):
     """Plain-convolution U-Net, or residual-encoder U-Net."""
     preset: Literal["tiny", "S", "M", "L"] = "S"
     """Widths and depth where the keys below are null. tiny is meant for CPUs and tests."""
-    features: tuple[Channels, ...] | None = Field(default=None, min_length=1, max_length=MOST_LEVELS)
+    features: tuple[Channels, ...] | None = Field(
+        default=None, min_length=1, max_length=MOST_LEVELS
+    )
     """Channels per level, highest resolution first; null: from the preset."""
     strides: tuple[Kernel, ...] | None = Field(default=None, min_length=1, max_length=MOST_LEVELS)
     """Stride (z, y, x) on entering each level, the first is 1, 1, 1; null: from the store's spacing and the patch."""
@@ -49,19 +51,27 @@ class ModelConfig(Section):
         }
         if len(set(depths.values())) > 1:
             named = ", ".join(f"{name} has {n}" for name, n in depths.items())
-            raise ValueError(f"one entry per level is needed in each list, but {named}; make them the same length")
+            raise ValueError(
+                f"one entry per level is needed in each list, but {named}; make them the same length"
+            )
         return self
 
     @model_validator(mode="after")
     def _buildable(self) -> "ModelConfig":
         if self.strides is not None and self.strides[0] != (1, 1, 1):
-            raise ValueError(f"the first of strides is [1, 1, 1], the image's own voxels, not {list(self.strides[0])}")
+            raise ValueError(
+                f"the first of strides is [1, 1, 1], the image's own voxels, not {list(self.strides[0])}"
+            )
         for kernel in self.kernels or ():
             if any(edge % 2 == 0 for edge in kernel):
-                raise ValueError(f"kernels have odd edges, so that a voxel is their centre; not {list(kernel)}")
+                raise ValueError(
+                    f"kernels have odd edges, so that a voxel is their centre; not {list(kernel)}"
+                )
         for channels in (self.features or ()) if self.norm == "group" else ():
             if channels % min(NORM_GROUPS, channels):
-                raise ValueError(f"norm=group divides channels into {NORM_GROUPS} groups: {channels} cannot be")
+                raise ValueError(
+                    f"norm=group divides channels into {NORM_GROUPS} groups: {channels} cannot be"
+                )
         return self
 
 

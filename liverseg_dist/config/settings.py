@@ -18,7 +18,13 @@ from liverseg_dist.config.convert import ConvertConfig
 from liverseg_dist.config.inference import InferenceConfig
 from liverseg_dist.config.memory import MemoryConfig
 from liverseg_dist.config.model import LossConfig, ModelConfig
-from liverseg_dist.config.train import CheckpointConfig, DataConfig, RunConfig, TrainConfig, ValidationConfig
+from liverseg_dist.config.train import (
+    CheckpointConfig,
+    DataConfig,
+    RunConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from liverseg_dist.config.yaml_text import NotYaml, check_text, parse_yaml, read_yaml
 from liverseg_dist.errors import UserError
 
@@ -61,7 +67,9 @@ def load_settings(files: Sequence[Path] = (), overrides: Iterable[str] = ()) -> 
     return load_settings_as(Settings, files, overrides)
 
 
-def load_settings_as(kind: type[Kind], files: Sequence[Path] = (), overrides: Iterable[str] = ()) -> Kind:
+def load_settings_as(
+    kind: type[Kind], files: Sequence[Path] = (), overrides: Iterable[str] = ()
+) -> Kind:
     """The same for a program with a section of its own: `kind` adds it to `Settings`."""
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -96,7 +104,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value_text = text.partition("=")
     if not equals or not key or key.startswith("-"):
-        raise UserError(f"'{text}': an override is written key=value, e.g. train.learning_rate=1e-3")
+        raise UserError(
+            f"'{text}': an override is written key=value, e.g. train.learning_rate=1e-3"
+        )
     try:
         value = _value(value_text)
         check_text(key)
@@ -115,7 +125,9 @@ def _value(text: str) -> Any:
         return check_text(text)
 
 
-def _merge(into: dict[str, Any], new: dict[str, Any], source: str, origin: dict[str, str], prefix: str = "") -> None:
+def _merge(
+    into: dict[str, Any], new: dict[str, Any], source: str, origin: dict[str, str], prefix: str = ""
+) -> None:
     for key, value in new.items():
         path = f"{prefix}{key}"
         origin[path] = source
@@ -139,15 +151,23 @@ def _first_line(error: ValidationError, origin: dict[str, str], kind: type[Setti
     problem = error.errors(include_url=False)[0]
     names: list[str] = []
     section: type[BaseModel] | None = kind
-    for part in problem["loc"]:  # pydantic appends union branches and indices; the key ends at the last known field
+    for part in problem[
+        "loc"
+    ]:  # pydantic appends union branches and indices; the key ends at the last known field
         if section is None or not isinstance(part, str):
             break
         names.append(part)
         field = section.model_fields.get(part)
         annotation = field.annotation if field else None
-        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        section = (
+            annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel)
+            else None
+        )
     key = ".".join(names) or "settings"
-    where = next((origin[key[:end]] for end in _prefix_ends(key) if key[:end] in origin), "settings")
+    where = next(
+        (origin[key[:end]] for end in _prefix_ends(key) if key[:end] in origin), "settings"
+    )
     if problem["type"] == "extra_forbidden":
         parent: Any = kind
         for name in names[:-1]:
@@ -157,7 +177,9 @@ def _first_line(error: ValidationError, origin: dict[str, str], kind: type[Setti
         known = ".".join([*names[:-1], close[0]]) if close else None
         where_told = f"liverseg settings {'.'.join(names[:-1])}".rstrip()
         remedy = (
-            f"did you mean {known}?" if known else f"known here: {', '.join(parent.model_fields)}; see {where_told}"
+            f"did you mean {known}?"
+            if known
+            else f"known here: {', '.join(parent.model_fields)}; see {where_told}"
         )
         return f"{where}: unknown key {key}; {remedy}"
     message = problem["msg"].removeprefix("Value error, ")

@@ -39,7 +39,13 @@ def parse_yaml(text: str) -> Any:
             loader.dispose()
     except RecursionError:
         raise ValueError(f"nested more than {MOST_LEVELS} levels deep") from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError) as error:  # its constructors' own
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+    ) as error:  # its constructors' own
         raise NotYaml(" ".join(str(error).split())) from None
     _check(content)
     return content
@@ -69,9 +75,13 @@ def _check(content: Any) -> None:
         value, level = waiting.pop()
         count += 1
         if count > MOST_VALUES:
-            raise ValueError(f"stands for more than {MOST_VALUES:,} values (aliases within aliases?)")
+            raise ValueError(
+                f"stands for more than {MOST_VALUES:,} values (aliases within aliases?)"
+            )
         if level > MOST_LEVELS:
-            raise ValueError(f"nested more than {MOST_LEVELS} levels deep (an alias within itself?)")
+            raise ValueError(
+                f"nested more than {MOST_LEVELS} levels deep (an alias within itself?)"
+            )
         if isinstance(value, dict):
             waiting += [(part, level + 1) for pair in value.items() for part in pair]
         elif isinstance(value, (list, tuple, set)):

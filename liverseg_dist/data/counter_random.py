@@ -17,7 +17,9 @@ class CounterRandom:
 
     def __init__(self, seed: int, index: int, purpose: int = 0, attempt: int = 0) -> None:
         key = np.array([seed, index], dtype=np.uint64)
-        self._bits = np.random.Philox(key=key, counter=np.array([0, attempt, purpose, 0], dtype=np.uint64))
+        self._bits = np.random.Philox(
+            key=key, counter=np.array([0, attempt, purpose, 0], dtype=np.uint64)
+        )
         self._ready: list[int] = []
 
     def raw(self) -> int:
@@ -39,7 +41,9 @@ class CounterRandom:
 
     def normal(self) -> float:
         """Standard normal (Box-Muller)."""
-        return math.sqrt(-2.0 * math.log(1.0 - self.uniform())) * math.cos(2.0 * math.pi * self.uniform())
+        return math.sqrt(-2.0 * math.log(1.0 - self.uniform())) * math.cos(
+            2.0 * math.pi * self.uniform()
+        )
 
     def permutation(self, count: int) -> np.ndarray:
         """A random order of 0 .. count - 1."""

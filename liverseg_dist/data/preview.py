@@ -42,7 +42,11 @@ def render_preview(rows: list[PreviewRow]) -> Image.Image:
     for number, row in enumerate(rows):
         top = _HEADER_PX + number * step
         draw.multiline_text(
-            (8, top + 4), "\n".join((row.title, *row.notes)), fill=(230, 230, 230), font=font, spacing=5
+            (8, top + 4),
+            "\n".join((row.title, *row.notes)),
+            fill=(230, 230, 230),
+            font=font,
+            spacing=5,
         )
         for column, (image, label, painted) in enumerate(_tiles(row)):
             tile = _tile(image, label if painted else None, row.black, row.white)
@@ -67,7 +71,9 @@ def most_informative_slice(label_DHW: np.ndarray) -> int:
     return label_DHW.shape[0] // 2
 
 
-def _tile(image_HW: np.ndarray, label_HW: np.ndarray | None, black: float, white: float) -> Image.Image:
+def _tile(
+    image_HW: np.ndarray, label_HW: np.ndarray | None, black: float, white: float
+) -> Image.Image:
     grey = np.clip((image_HW - black) / (white - black), 0, 1) * 255
     rgb = np.repeat(grey[..., None], 3, axis=2)
     if label_HW is not None:
@@ -77,7 +83,9 @@ def _tile(image_HW: np.ndarray, label_HW: np.ndarray | None, black: float, white
     upright = np.ascontiguousarray(rgb[::-1, ::-1]).astype(np.uint8)
     tile = Image.fromarray(upright)
     scale = TILE_PX / max(tile.size)
-    fitted = tile.resize((round(tile.width * scale), round(tile.height * scale)), Image.Resampling.NEAREST)
+    fitted = tile.resize(
+        (round(tile.width * scale), round(tile.height * scale)), Image.Resampling.NEAREST
+    )
     canvas = Image.new("RGB", (TILE_PX, TILE_PX), (20, 20, 20))
     canvas.paste(fitted, ((TILE_PX - fitted.width) // 2, (TILE_PX - fitted.height) // 2))
     return canvas

@@ -48,11 +48,15 @@ def make_splits(
         return _from_file(config, of_scan)
     ours = {case: share for case, share in burden.items() if case not in held_out}
     if config.kind == "nnunet":
-        folds = nnunet_folds([scan for scan, cases in of_scan.items() if not set(held_out).intersection(cases)])
+        folds = nnunet_folds(
+            [scan for scan, cases in of_scan.items() if not set(held_out).intersection(cases)]
+        )
         return Splits(tuple(sorted(held_out)), tuple(_cases_of(fold, of_scan) for fold in folds))
     apart = {patients[case] for case in held_out}
     test = {case for case in burden if patients[case] in apart}
-    splits = _stratified({case: share for case, share in ours.items() if case not in test}, patients, config)
+    splits = _stratified(
+        {case: share for case, share in ours.items() if case not in test}, patients, config
+    )
     return Splits(tuple(sorted({*splits.test, *test})), splits.folds)
 
 
@@ -63,10 +67,14 @@ def nnunet_folds(case_ids: Sequence[str] | Mapping[str, float]) -> tuple[tuple[s
     """
     ids = sorted(case_ids)
     if len(ids) < NNUNET_FOLDS:
-        raise UserError(f"convert.splits.kind=nnunet needs {NNUNET_FOLDS} labelled cases, there are {len(ids)}")
+        raise UserError(
+            f"convert.splits.kind=nnunet needs {NNUNET_FOLDS} labelled cases, there are {len(ids)}"
+        )
     order = np.arange(len(ids))
     np.random.RandomState(NNUNET_SEED).shuffle(order)
-    sizes = [len(ids) // NNUNET_FOLDS + (fold < len(ids) % NNUNET_FOLDS) for fold in range(NNUNET_FOLDS)]
+    sizes = [
+        len(ids) // NNUNET_FOLDS + (fold < len(ids) % NNUNET_FOLDS) for fold in range(NNUNET_FOLDS)
+    ]
     ends = np.cumsum(sizes)
     parts = (np.sort(order[end - size : end]) for size, end in zip(sizes, ends, strict=True))
     return tuple(tuple(ids[i] for i in part) for part in parts)
@@ -84,17 +92,25 @@ def read_patients(path: Path | None, case_ids: Sequence[str]) -> dict[str, str]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); convert.splits.patients is a CSV `case,patient`") from None
+        raise UserError(
+            f"{path}: cannot be read ({error}); convert.splits.patients is a CSV `case,patient`"
+        ) from None
     named: dict[str, list[str]] = {}
     for number, row in enumerate(rows, start=2):
         if not row.get("case") or not row.get("patient"):
-            raise UserError(f"{path}: line {number} lacks a case or a patient; the header is `case,patient`")
+            raise UserError(
+                f"{path}: line {number} lacks a case or a patient; the header is `case,patient`"
+            )
         if row["case"] in patients:
             named.setdefault(row["patient"], []).append(row["case"])
     if rows and not named:
         first = rows[0]["case"]
-        raise UserError(f"{path}: knows none of these scans; it begins with {first}, they with {min(case_ids)}")
-    for scans in named.values():  # who is the same matters, not the name: a patient is called by their first scan
+        raise UserError(
+            f"{path}: knows none of these scans; it begins with {first}, they with {min(case_ids)}"
+        )
+    for scans in (
+        named.values()
+    ):  # who is the same matters, not the name: a patient is called by their first scan
         patients.update(dict.fromkeys(scans, min(scans)))
     return patients
 
@@ -108,7 +124,9 @@ def patients_in_several_parts(splits: Splits, patients: Mapping[str, str]) -> li
     return sorted(patient for patient, numbers in parts.items() if len(numbers) > 1)
 
 
-def _stratified(burden: Mapping[str, float], patients: Mapping[str, str], config: SplitConfig) -> Splits:
+def _stratified(
+    burden: Mapping[str, float], patients: Mapping[str, str], config: SplitConfig
+) -> Splits:
     """Patients in order of burden are dealt out in rounds, one to each fold; neighbours in burden part.
 
     Within a round the order is drawn by a hash of the patients' names, so that one more case moves few others.
@@ -118,22 +136,29 @@ def _stratified(burden: Mapping[str, float], patients: Mapping[str, str], config
     groups: dict[str, list[str]] = {}
     for case_id in sorted(burden):
         groups.setdefault(patients[case_id], []).append(case_id)
-    ordered = sorted(groups, key=lambda patient: (max(burden[case] for case in groups[patient]), patient))
+    ordered = sorted(
+        groups, key=lambda patient: (max(burden[case] for case in groups[patient]), patient)
+    )
     count = len(ordered)
     # Every fold needs a patient to validate on and one to train on before any can be held out.
     wanted = round(config.test_fraction * count)
     test_count = max(0, min(wanted, count - min(config.folds, max(2, count))))
-    places = {int((i + 0.5) * count / test_count) for i in range(test_count)} if test_count else set()
+    places = (
+        {int((i + 0.5) * count / test_count) for i in range(test_count)} if test_count else set()
+    )
     test = [patient for place, patient in enumerate(ordered) if place in places]
     rest = [patient for place, patient in enumerate(ordered) if place not in places]
     folds: list[list[str]] = [[] for _ in range(min(config.folds, max(1, len(rest))))]
     for start in range(0, len(rest), len(folds)):
-        dealt = sorted(rest[start : start + len(folds)], key=lambda p: hashlib.sha256(p.encode()).hexdigest())
+        dealt = sorted(
+            rest[start : start + len(folds)], key=lambda p: hashlib.sha256(p.encode()).hexdigest()
+        )
         emptiest = sorted(range(len(folds)), key=lambda f: (len(folds[f]), f))
         for fold, patient in zip(emptiest, dealt, strict=False):
             folds[fold] += groups[patient]
     return Splits(
-        tuple(sorted(case for patient in test for case in groups[patient])), tuple(tuple(sorted(f)) for f in folds)
+        tuple(sorted(case for patient in test for case in groups[patient])),
+        tuple(tuple(sorted(f)) for f in folds),
     )
 
 
@@ -150,23 +175,32 @@ def check_split_files(config: SplitConfig, scans: Sequence[str]) -> None:
     if config.kind == "file":
         test, folds = _read_file(config)
         named = {*test, *(case for fold in folds for case in fold)}
-        strangers = sorted(name for name in named if name not in known and name.rpartition("_tile")[0] not in known)
+        strangers = sorted(
+            name for name in named if name not in known and name.rpartition("_tile")[0] not in known
+        )
         if strangers:
-            raise UserError(f"{config.file}: {summarize_names(strangers)}: no scan of this data set")
+            raise UserError(
+                f"{config.file}: {summarize_names(strangers)}: no scan of this data set"
+            )
     read_patients(config.patients, scans)
 
 
 def _read_file(config: SplitConfig) -> tuple[list[str], list[list[str]]]:
     path = config.file
     if path is None:
-        raise UserError('convert.splits.kind=file needs convert.splits.file, a JSON {"test": [...], "folds": [[...]]}')
+        raise UserError(
+            'convert.splits.kind=file needs convert.splits.file, a JSON {"test": [...], "folds": [[...]]}'
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, list):  # nnU-Net's splits_final.json: [{"train": [...], "val": [...]}, ...]
+        if isinstance(
+            content, list
+        ):  # nnU-Net's splits_final.json: [{"train": [...], "val": [...]}, ...]
             content = {"folds": [fold["val"] for fold in content]}
         test, folds = content.get("test", []), content["folds"]
         if not isinstance(folds, list) or not all(
-            isinstance(part, list) and all(isinstance(c, str) for c in part) for part in (test, *folds)
+            isinstance(part, list) and all(isinstance(c, str) for c in part)
+            for part in (test, *folds)
         ):
             raise TypeError("test and each fold are lists of case names")
     except OSError as error:
@@ -193,12 +227,18 @@ def _from_file(config: SplitConfig, of_scan: Mapping[str, Sequence[str]]) -> Spl
     left, parts = _cases_of(test, known), tuple(_cases_of(fold, known) for fold in folds)
     used = {case for part in (left, *parts) for case in part}
     if rest := sorted(scan for scan, cases in of_scan.items() if not used.issuperset(cases)):
-        log.warning("%s: labelled, and in no part of the splits, so never used: %s", config.file, summarize_names(rest))
+        log.warning(
+            "%s: labelled, and in no part of the splits, so never used: %s",
+            config.file,
+            summarize_names(rest),
+        )
     if not used:
         raise UserError(f"{config.file}: no part has a labelled case of this data set")
     for number, part in enumerate(parts):
         if not part and any(parts):
-            log.warning("%s: fold %d has no labelled case: nothing to validate on", config.file, number)
+            log.warning(
+                "%s: fold %d has no labelled case: nothing to validate on", config.file, number
+            )
     return Splits(left, parts)
 
 

@@ -29,7 +29,15 @@ SILENT_S = 5.0
 STORE_PATIENCE_S = 20.0
 """How long a failing rank tries to hear and tell why."""
 PREFIX = "liverseg/"
-ORDER = ("resuming", "waiting for data", "in forward", "in backward", "summing figures", "validating", "saving")
+ORDER = (
+    "resuming",
+    "waiting for data",
+    "in forward",
+    "in backward",
+    "summing figures",
+    "validating",
+    "saving",
+)
 """What a rank does within a step, in this order; who is behind the others is the one they wait for."""
 BROKEN = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|closed by peer|socket|Timed out waiting|recvValue|"
@@ -88,7 +96,9 @@ class HeartbeatMonitor:
         if self.world.is_distributed:
             host, _, port = self.world.master.rpartition(":")
             patience = timedelta(seconds=30)
-            self._store = store_of_attempt(dist.TCPStore(host, int(port), wait_for_workers=False, timeout=patience))
+            self._store = store_of_attempt(
+                dist.TCPStore(host, int(port), wait_for_workers=False, timeout=patience)
+            )
             self._beat(0)
             barrier()  # from here on every rank's key is there: reading one never waits
             self._thread = threading.Thread(target=self._live, name="liverseg-watch", daemon=True)
@@ -108,20 +118,27 @@ class HeartbeatMonitor:
         """Say where this rank stands; costs nothing, the thread passes it on. Step -1: its work has no steps."""
         self._step, self._doing, self._since = step, doing, time.monotonic()
 
-    def account(self, error: BaseException, message: str, name_rank: bool = True) -> tuple[str, bool]:
+    def account(
+        self, error: BaseException, message: str, name_rank: bool = True
+    ) -> tuple[str, bool]:
         """Why the run ends, and whether this rank is the one to print it. Waits some seconds for other ranks' words."""
         if self._store is None:
             return message, True
         # On a thread: where the network is cut, a call to the store waits as long as TCP hopes, a quarter of an hour.
         answer: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
         agree = threading.Thread(
-            target=lambda: answer.put(self._agree(error, message, name_rank)), name="liverseg-account", daemon=True
+            target=lambda: answer.put(self._agree(error, message, name_rank)),
+            name="liverseg-account",
+            daemon=True,
         )
         agree.start()
         try:
             return answer.get(timeout=STORE_PATIENCE_S)
         except queue.Empty:
-            return f"rank 0 on {self._master_host} no longer answers; is the network gone? ({_line(error)})", True
+            return (
+                f"rank 0 on {self._master_host} no longer answers; is the network gone? ({_line(error)})",
+                True,
+            )
 
     @property
     def _master_host(self) -> str:
@@ -136,7 +153,11 @@ class HeartbeatMonitor:
                     return said, False
                 message = f"{self._missing() or 'the ranks lost each other'} ({_line(error)})"
             else:
-                message = f"rank {self.world.global_rank} on {self._host}: {message}" if name_rank else message
+                message = (
+                    f"rank {self.world.global_rank} on {self._host}: {message}"
+                    if name_rank
+                    else message
+                )
             tag = f"{self.world.global_rank} "
             winner = self._store.compare_set(f"{PREFIX}failed", "", tag + message).decode()
         except (RuntimeError, ValueError, OSError):  # the store went with rank 0's process or node
@@ -172,7 +193,9 @@ class HeartbeatMonitor:
     def _live(self) -> None:
         count, told = 0, ""
         seen: dict[int, tuple[int, float]] = {}
-        with suppress(RuntimeError, OSError, ValueError):  # the store is gone: who needs it next will say so
+        with suppress(
+            RuntimeError, OSError, ValueError
+        ):  # the store is gone: who needs it next will say so
             while not self._ended.wait(BEAT_S):
                 count += 1
                 self._beat(count)
@@ -181,10 +204,15 @@ class HeartbeatMonitor:
                 now = time.monotonic()
                 signs = self._signs()
                 seen = {
-                    rank: (sign.count, now if rank not in seen or seen[rank][0] != sign.count else seen[rank][1])
+                    rank: (
+                        sign.count,
+                        now if rank not in seen or seen[rank][0] != sign.count else seen[rank][1],
+                    )
                     for rank, sign in signs.items()
                 }
-                line = self._silence(signs, {rank: now - heard for rank, (_, heard) in seen.items()})
+                line = self._silence(
+                    signs, {rank: now - heard for rank, (_, heard) in seen.items()}
+                )
                 line = line or find_stragglers(signs, self.patience_s)
                 if line and line.partition(" for ")[0] != told:
                     self._tell(line)
@@ -193,26 +221,45 @@ class HeartbeatMonitor:
     def _silence(self, signs: dict[int, Heartbeat], silent_s: dict[int, float]) -> str:
         gone = [rank for rank, seconds in silent_s.items() if seconds > self.patience_s]
         return "; ".join(
-            self._where(rank, signs[rank], f"has given no sign of life for {silent_s[rank]:.0f} s") for rank in gone[:4]
+            self._where(rank, signs[rank], f"has given no sign of life for {silent_s[rank]:.0f} s")
+            for rank in gone[:4]
         )
 
     def _beat(self, count: int) -> None:
         assert self._store is not None
-        sign = [count, self._step, self._doing, round(time.monotonic() - self._since, 1), self._host]
+        sign = [
+            count,
+            self._step,
+            self._doing,
+            round(time.monotonic() - self._since, 1),
+            self._host,
+        ]
         self._store.set(f"{PREFIX}alive/{self.world.global_rank}", json.dumps(sign))
 
     def _signs(self) -> dict[int, Heartbeat]:
         assert self._store is not None
         keys = [f"{PREFIX}alive/{rank}" for rank in range(self.world.world_size)]
-        return {rank: Heartbeat(*json.loads(value)) for rank, value in enumerate(self._store.multi_get(keys))}
+        return {
+            rank: Heartbeat(*json.loads(value))
+            for rank, value in enumerate(self._store.multi_get(keys))
+        }
 
 
 def find_stragglers(signs: dict[int, Heartbeat], patience_s: float) -> str:
     """Who holds the others up: ranks behind the furthest one, at the same place for longer than `patience_s`."""
-    place = {rank: (sign.step, ORDER.index(sign.doing) if sign.doing in ORDER else -1) for rank, sign in signs.items()}
+    place = {
+        rank: (sign.step, ORDER.index(sign.doing) if sign.doing in ORDER else -1)
+        for rank, sign in signs.items()
+    }
     furthest = max(place.values())
-    behind = [rank for rank in sorted(place) if place[rank] < furthest and signs[rank].age_s > patience_s]
-    waiting = [rank for rank, where in place.items() if where == furthest and signs[rank].age_s > patience_s]
+    behind = [
+        rank for rank in sorted(place) if place[rank] < furthest and signs[rank].age_s > patience_s
+    ]
+    waiting = [
+        rank
+        for rank, where in place.items()
+        if where == furthest and signs[rank].age_s > patience_s
+    ]
     if not behind or not waiting:
         return ""
     ranks = ", ".join(

@@ -21,7 +21,12 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
-from liverseg_dist.distributed.tcp_store import LOOPBACK, PRIVATE, key_value_store, connection_error_message
+from liverseg_dist.distributed.tcp_store import (
+    LOOPBACK,
+    PRIVATE,
+    connection_error_message,
+    key_value_store,
+)
 from liverseg_dist.errors import RunFailed
 
 NAME = "liverseg"
@@ -31,7 +36,9 @@ TIMEOUT_S, ALONE_S = 600, 60
 class PrivateRendezvous(RendezvousHandler):
     """A fixed number of nodes, each with a number it was given. Ranks use the store through which their nodes met."""
 
-    def __init__(self, host: str, port: int, rank: int, nodes: int, run_id: str, timeout_s: float) -> None:
+    def __init__(
+        self, host: str, port: int, rank: int, nodes: int, run_id: str, timeout_s: float
+    ) -> None:
         self.host, self.port, self.rank, self.nodes, self.run_id = host, port, rank, nodes, run_id
         self.timeout_s = timeout_s
         self._store: dist.TCPStore | None = None
@@ -48,7 +55,9 @@ class PrivateRendezvous(RendezvousHandler):
         except RunFailed as error:
             _give_up(str(error))
         except RuntimeError as error:
-            _give_up(connection_error_message(f"node {self.rank}", f"{self.host}:{self.port}", error))
+            _give_up(
+                connection_error_message(f"node {self.rank}", f"{self.host}:{self.port}", error)
+            )
 
     def get_backend(self) -> str:
         return NAME
@@ -90,7 +99,9 @@ def create_handler(params: RendezvousParameters) -> PrivateRendezvous:
         or int(port) > 65535
         or (nodes > 1 and port == "0")
     ):
-        _give_up(f"--rdzv-endpoint={params.endpoint}: needs HOST:PORT of node 0 (one node: localhost:0)")
+        _give_up(
+            f"--rdzv-endpoint={params.endpoint}: needs HOST:PORT of node 0 (one node: localhost:0)"
+        )
     if nodes > 1 and "rank" not in params.config:
         _give_up(f"--rdzv-conf=rank=K is needed: which of the {nodes} nodes this is, from 0")
     rank = _number(params, "rank", 0)

@@ -22,7 +22,9 @@ PRIVATE = "LIVERSEG_PRIVATE_RENDEZVOUS"
 ALL_HERE = "liverseg/all_here"
 
 
-def key_value_store(host: str, port: int, members: int, timeout: timedelta, *, serve: bool) -> dist.TCPStore:
+def key_value_store(
+    host: str, port: int, members: int, timeout: timedelta, *, serve: bool
+) -> dist.TCPStore:
     """The store at `host:port`, served by this process or by another; returns when all `members` have come.
 
     `port` 0: any free one. Raises `RunFailed` where it cannot be served, `RuntimeError` where nobody serves it or some
@@ -47,7 +49,9 @@ def connection_error_message(who: str, where: str, error: RuntimeError) -> str:
 
 def store_of_attempt(store: dist.Store) -> dist.Store:
     """The part of `store` that is this attempt's: torchrun restarts ranks on the store of those before."""
-    return dist.PrefixStore(f"liverseg/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return dist.PrefixStore(
+        f"liverseg/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+    )
 
 
 def open_listening_socket(host: str, port: int) -> socket.socket:
@@ -77,4 +81,6 @@ def open_listening_socket(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if both else socket.AF_INET
         return socket.create_server(("", port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        raise RunFailed(f"{host}:{port}: the ranks cannot meet there: {error.strerror or error}") from None
+        raise RunFailed(
+            f"{host}:{port}: the ranks cannot meet there: {error.strerror or error}"
+        ) from None

@@ -14,11 +14,23 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from liverseg_dist.distributed.tcp_store import LOOPBACK, PRIVATE, key_value_store, connection_error_message, store_of_attempt
+from liverseg_dist.distributed.tcp_store import (
+    LOOPBACK,
+    PRIVATE,
+    connection_error_message,
+    key_value_store,
+    store_of_attempt,
+)
 from liverseg_dist.errors import RunFailed, UserError
 
 TORCHRUN_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-SLURM_KEYS = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
+SLURM_KEYS = (
+    "SLURM_PROCID",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_LOCALID",
+    "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST",
+)
 FIRST_PORT, PORTS = 20_000, 12_000
 """Ports of SLURM jobs lie below Linux's ephemeral range (32768 upwards), so nobody else takes one by chance."""
 OPEN_RENDEZVOUS = (
@@ -55,12 +67,16 @@ class World:
         return known and self.world_size == self.local_world_size
 
     @classmethod
-    def from_environment(cls, device: str = "auto", environment: Mapping[str, str] | None = None) -> "World":
+    def from_environment(
+        cls, device: str = "auto", environment: Mapping[str, str] | None = None
+    ) -> "World":
         """Who we are. `device`: auto, cpu or cuda. Raises `UserError` for a half-set environment or an absent GPU."""
         env = os.environ if environment is None else environment
         if "RANK" in env or "LOCAL_RANK" in env or "TORCHELASTIC_RUN_ID" in env:
             return _from_torchrun(env, device)
-        if "SLURM_STEP_NUM_TASKS" in env:  # set by srun for each task; a bare batch script or salloc shell has none
+        if (
+            "SLURM_STEP_NUM_TASKS" in env
+        ):  # set by srun for each task; a bare batch script or salloc shell has none
             return _from_slurm(env, device)
         return cls(device=_device(device, 0))
 
@@ -80,7 +96,9 @@ class World:
             try:
                 self._meet(timedelta(seconds=timeout_s))
             except RuntimeError as error:
-                raise RunFailed(connection_error_message(f"rank {self.global_rank}", self.master, error)) from error
+                raise RunFailed(
+                    connection_error_message(f"rank {self.global_rank}", self.master, error)
+                ) from error
         local_rank = os.environ.get("LOCAL_RANK")
         try:
             yield self
@@ -88,7 +106,9 @@ class World:
             os.environ.pop("LOCAL_RANK", None)  # DeepSpeed may have been told another
             if local_rank is not None:
                 os.environ["LOCAL_RANK"] = local_rank
-            if dist.is_initialized():  # left open, some ranks abort at interpreter exit and turn a good job into FAILED
+            if (
+                dist.is_initialized()
+            ):  # left open, some ranks abort at interpreter exit and turn a good job into FAILED
                 dist.destroy_process_group()
 
     def _meet(self, timeout: timedelta) -> None:
@@ -113,7 +133,11 @@ class World:
         torchrun itself sets OMP_NUM_THREADS to 1 for several ranks where nobody has; that 1 says nothing.
         """
         asked = os.environ.get("OMP_NUM_THREADS", "")
-        if not wanted and asked.isdecimal() and int(asked) > (1 if self.launched_by == "torchrun" else 0):
+        if (
+            not wanted
+            and asked.isdecimal()
+            and int(asked) > (1 if self.launched_by == "torchrun" else 0)
+        ):
             return int(asked)
         return wanted or self.cores
 
@@ -122,7 +146,9 @@ class World:
         """This rank's share of the node's. Where SLURM binds tasks to cores (TaskPlugin=task/affinity, task/cgroup) a
         rank sees its own alone."""
         visible = len(os.sched_getaffinity(0))
-        own = self.launched_by == "srun" and visible <= int(os.environ.get("SLURM_CPUS_PER_TASK", "0"))
+        own = self.launched_by == "srun" and visible <= int(
+            os.environ.get("SLURM_CPUS_PER_TASK", "0")
+        )
         return max(1, visible // (1 if own else self.local_world_size))
 
 
@@ -131,7 +157,9 @@ def backend_for(device: torch.device) -> str:
 
 
 def _from_torchrun(env: Mapping[str, str], device: str) -> World:
-    values = _complete(env, TORCHRUN_KEYS, "torchrun's", "start with torchrun, or unset them to run as one process")
+    values = _complete(
+        env, TORCHRUN_KEYS, "torchrun's", "start with torchrun, or unset them to run as one process"
+    )
     rank, world_size, local_rank = (_integer(values, key) for key in TORCHRUN_KEYS[:3])
     local_world_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
     if not 0 <= rank < world_size:
@@ -143,7 +171,9 @@ def _from_torchrun(env: Mapping[str, str], device: str) -> World:
     found = _device(device, local_rank)
     shared = by == "torchrun"  # by hand each rank may have been given GPUs of its own
     if shared and found.type == "cuda" and local_world_size > (gpus := torch.cuda.device_count()):
-        raise UserError(f"{local_world_size} ranks on this node, and torch sees {gpus} GPU(s); start as many")
+        raise UserError(
+            f"{local_world_size} ranks on this node, and torch sees {gpus} GPU(s); start as many"
+        )
     return World(rank, local_rank, world_size, local_world_size, master, found, by)
 
 
@@ -154,10 +184,20 @@ def _from_slurm(env: Mapping[str, str], device: str) -> World:
     if world_size == 1:
         return World(device=_device(device, 0), launched_by="srun")
     alone = local_world_size == world_size  # on its node
-    address = LOOPBACK if alone else env.get("MASTER_ADDR") or _first_host(values["SLURM_STEP_NODELIST"])
-    port = env.get("MASTER_PORT") or str(slurm_port(values["SLURM_JOB_ID"], env.get("SLURM_STEP_ID", "0")))
+    address = (
+        LOOPBACK if alone else env.get("MASTER_ADDR") or _first_host(values["SLURM_STEP_NODELIST"])
+    )
+    port = env.get("MASTER_PORT") or str(
+        slurm_port(values["SLURM_JOB_ID"], env.get("SLURM_STEP_ID", "0"))
+    )
     return World(
-        rank, local_rank, world_size, local_world_size, f"{address}:{port}", _device(device, local_rank), "srun"
+        rank,
+        local_rank,
+        world_size,
+        local_world_size,
+        f"{address}:{port}",
+        _device(device, local_rank),
+        "srun",
     )
 
 
@@ -169,7 +209,11 @@ def slurm_port(job_id: str, step_id: str) -> int:
 def _first_host(nodelist: str) -> str:
     try:
         names = subprocess.run(
-            ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True, timeout=60
+            ["scontrol", "show", "hostnames", nodelist],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         ).stdout.split()
         return names[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:
@@ -187,11 +231,15 @@ def _tasks_on_this_node(env: Mapping[str, str], world_size: int) -> int:
     return counts[min(int(env.get("SLURM_NODEID", "0")), len(counts) - 1)]
 
 
-def _complete(env: Mapping[str, str], keys: tuple[str, ...], whose: str, remedy: str) -> dict[str, str]:
+def _complete(
+    env: Mapping[str, str], keys: tuple[str, ...], whose: str, remedy: str
+) -> dict[str, str]:
     missing = [key for key in keys if not env.get(key)]
     if missing:
         present = [key for key in keys if env.get(key)]
-        raise UserError(f"{whose} environment is half set: {', '.join(present)} without {', '.join(missing)}; {remedy}")
+        raise UserError(
+            f"{whose} environment is half set: {', '.join(present)} without {', '.join(missing)}; {remedy}"
+        )
     return {key: env[key] for key in keys}
 
 
@@ -209,9 +257,13 @@ def _device(wanted: str, local_rank: int) -> torch.device:
         raise UserError(f"device {wanted!r}: one of auto, cpu, cuda")
     visible = torch.cuda.device_count()
     if visible == 0:
-        raise UserError("device cuda: torch sees no GPU here; check the driver and the torch build, or use device cpu")
+        raise UserError(
+            "device cuda: torch sees no GPU here; check the driver and the torch build, or use device cpu"
+        )
     if visible == 1:  # srun --gpus-per-task shows each rank its own GPU as number 0
         return torch.device("cuda", 0)
     if local_rank >= visible:
-        raise UserError(f"local rank {local_rank} has no GPU: {visible} visible; start at most that many per node")
+        raise UserError(
+            f"local rank {local_rank} has no GPU: {visible} visible; start at most that many per node"
+        )
     return torch.device("cuda", local_rank)

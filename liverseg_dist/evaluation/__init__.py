@@ -3,9 +3,9 @@
 `score_case` scores one case, `Ledger` keeps what is scored, `aggregate_scores` pools it, `write_results` writes the files.
 """
 
+from liverseg_dist.evaluation.ledger import Ledger, fingerprint_of
 from liverseg_dist.evaluation.metrics.calibration import CalibrationCounter
 from liverseg_dist.evaluation.metrics.case import METRICS_VERSION, score_case
-from liverseg_dist.evaluation.ledger import Ledger, fingerprint_of
 from liverseg_dist.evaluation.report.html_report import write_report
 from liverseg_dist.evaluation.results import load_results, write_results
 from liverseg_dist.evaluation.summary import aggregate_scores

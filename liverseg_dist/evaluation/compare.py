@@ -14,7 +14,13 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from liverseg_dist.errors import UserError
-from liverseg_dist.evaluation.metrics.bootstrap import LEVEL, RESAMPLES, SEED, mean_interval, resample_indices
+from liverseg_dist.evaluation.metrics.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    mean_interval,
+    resample_indices,
+)
 from liverseg_dist.evaluation.summary import exact_mean
 from liverseg_dist.labels import STRUCTURES
 
@@ -32,9 +38,15 @@ def compare_evaluations(first: Sequence[Case], second: Sequence[Case]) -> dict[s
     by_id = [{case["case_id"]: case for case in cases} for cases in (first, second)]
     shared = sorted(by_id[0].keys() & by_id[1].keys())
     if not shared:
-        raise UserError("the two evaluations have no case in common; compare runs that were scored on the same cases")
+        raise UserError(
+            "the two evaluations have no case in common; compare runs that were scored on the same cases"
+        )
     rows = [
-        _row(structure, metric, [(by_id[0][i][structure][metric], by_id[1][i][structure][metric]) for i in shared])
+        _row(
+            structure,
+            metric,
+            [(by_id[0][i][structure][metric], by_id[1][i][structure][metric]) for i in shared],
+        )
         for structure in STRUCTURES
         for metric in COMPARED
     ]
@@ -60,10 +72,14 @@ def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def _row(structure: str, metric: str, pairs: Sequence[tuple[float | None, float | None]]) -> dict[str, Any]:
+def _row(
+    structure: str, metric: str, pairs: Sequence[tuple[float | None, float | None]]
+) -> dict[str, Any]:
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     differences = [b - a for a, b in known]
-    gains = [abs(a) - abs(b) if metric == "rvd" or metric in LOWER_IS_BETTER else b - a for a, b in known]
+    gains = [
+        abs(a) - abs(b) if metric == "rvd" or metric in LOWER_IS_BETTER else b - a for a, b in known
+    ]
     values = np.array(differences, dtype=np.float64)
     return {
         "structure": structure,

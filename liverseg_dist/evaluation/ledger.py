@@ -23,20 +23,25 @@ LONGEST_NAME = 150
 class Ledger:
     """`Ledger(folder, fingerprint={"weights_sha256": ..., "settings": ...})`; any number of processes may write."""
 
-    def __init__(self, folder: Path | str, fingerprint: Mapping[str, object] | str | None = None) -> None:
+    def __init__(
+        self, folder: Path | str, fingerprint: Mapping[str, object] | str | None = None
+    ) -> None:
         """`fingerprint` is what the scores depend on, or the `.fingerprint` of another ledger as it was recorded."""
         self.folder = Path(folder)
         if isinstance(fingerprint, str):
             self.fingerprint = fingerprint
         else:
-            self.fingerprint = fingerprint_of({"metrics_version": METRICS_VERSION, **(fingerprint or {})})
+            self.fingerprint = fingerprint_of(
+                {"metrics_version": METRICS_VERSION, **(fingerprint or {})}
+            )
 
     def done(self, inputs: Mapping[str, str] | None = None) -> set[str]:
         """Ids of cases that need not be scored again. `inputs` maps a case id to the fingerprint of its own files."""
         return {
             entry["case_id"]
             for entry in self._entries()
-            if entry["scores"] is not None and (inputs is None or inputs.get(entry["case_id"]) == entry["inputs"])
+            if entry["scores"] is not None
+            and (inputs is None or inputs.get(entry["case_id"]) == entry["inputs"])
         }
 
     def write(self, case_id: str, scores: Mapping[str, Any], inputs: str | None = None) -> None:
@@ -60,7 +65,11 @@ class Ledger:
 
     def failures(self) -> dict[str, str]:
         """Errors of failed cases by case id."""
-        return {entry["case_id"]: str(entry["error"]) for entry in self._entries() if entry["scores"] is None}
+        return {
+            entry["case_id"]: str(entry["error"])
+            for entry in self._entries()
+            if entry["scores"] is None
+        }
 
     def forget(self, case_id: str) -> None:
         """Remove a case's entry, if any."""
@@ -77,7 +86,9 @@ class Ledger:
 
     def _entries(self) -> list[dict[str, Any]]:
         found = [self._entry(file) for file in sorted(self.folder.glob("*.json"))]
-        return sorted((entry for entry in found if entry is not None), key=lambda entry: entry["case_id"])
+        return sorted(
+            (entry for entry in found if entry is not None), key=lambda entry: entry["case_id"]
+        )
 
     def _entry(self, file: Path) -> dict[str, Any] | None:
         try:

@@ -41,17 +41,25 @@ def pair_masks(prediction: Path, truth: Path) -> Pairing:
         return Pairing((MaskPair(_case_id(truth), prediction, truth),), (), ())
     predictions, truths = _masks(prediction), _masks(truth)
     pairs = tuple(
-        MaskPair(_case_id(file), predictions[key], file) for key, file in truths.items() if key in predictions
+        MaskPair(_case_id(file), predictions[key], file)
+        for key, file in truths.items()
+        if key in predictions
     )
     missing = tuple(_case_id(file) for key, file in truths.items() if key not in predictions)
     extra = tuple(_case_id(file) for key, file in predictions.items() if key not in truths)
     if not pairs:
-        shown = f"{next(iter(predictions.values())).name} against {next(iter(truths.values())).name}"
-        raise UserError(f"{prediction} and {truth}: no two masks have the same name ({shown}); rename one side")
+        shown = (
+            f"{next(iter(predictions.values())).name} against {next(iter(truths.values())).name}"
+        )
+        raise UserError(
+            f"{prediction} and {truth}: no two masks have the same name ({shown}); rename one side"
+        )
     return Pairing(pairs, missing, extra)
 
 
-def aligned_prediction(prediction: Volume, truth: Volume, pair: MaskPair, ignore_affine: bool = False) -> Volume:
+def aligned_prediction(
+    prediction: Volume, truth: Volume, pair: MaskPair, ignore_affine: bool = False
+) -> Volume:
     """The prediction on the truth's grid: axes permuted and flipped where the files are stored in another orientation.
 
     Raises `UserError` where sizes differ, or where the grids are of one size but not in one place in the world.
@@ -98,7 +106,9 @@ def _masks(folder: Path) -> dict[str, Path]:
         files = [folder]
     elif folder.is_dir():
         files = sorted(
-            file for file in folder.iterdir() if file.name.endswith(SUFFIXES) and not file.name.startswith(".")
+            file
+            for file in folder.iterdir()
+            if file.name.endswith(SUFFIXES) and not file.name.startswith(".")
         )
     else:
         raise UserError(f"{folder}: no such folder")

@@ -12,9 +12,9 @@ from typing import Any
 
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.ledger import Ledger
+from liverseg_dist.evaluation.report.csv_tables import write_cases_csv, write_lesions_csv
 from liverseg_dist.evaluation.report.html_report import write_report
 from liverseg_dist.evaluation.summary import aggregate_scores
-from liverseg_dist.evaluation.report.csv_tables import write_cases_csv, write_lesions_csv
 from liverseg_dist.files import write_json
 
 LEDGER = "ledger"
@@ -56,8 +56,16 @@ def write_results(
     """
     ordered = sorted(cases, key=lambda case: case["case_id"])
     failed = dict(sorted((failures or {}).items()))
-    source = {"fingerprint": ledger.fingerprint, "case_ids": [case["case_id"] for case in ordered]} if ledger else None
-    summary = aggregate_scores(ordered) | {"failed": failed, "details": dict(details or {}), "ledger": source}
+    source = (
+        {"fingerprint": ledger.fingerprint, "case_ids": [case["case_id"] for case in ordered]}
+        if ledger
+        else None
+    )
+    summary = aggregate_scores(ordered) | {
+        "failed": failed,
+        "details": dict(details or {}),
+        "ledger": source,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     write_cases_csv(folder / "cases.csv", ordered, failed)
     write_lesions_csv(folder / "lesions.csv", ordered)
@@ -74,31 +82,43 @@ def load_environment(folder: Path) -> dict[str, str]:
         content = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {str(key): str(value) for key, value in content.items()} if isinstance(content, dict) else {}
+    return (
+        {str(key): str(value) for key, value in content.items()}
+        if isinstance(content, dict)
+        else {}
+    )
 
 
 def load_results(run: Path) -> Results:
     """A finished evaluation, from its own folder or from its run's. Raises `UserError` where there is none."""
     folder = next((f for f in (run, run / EVALUATION) if (f / SUMMARY).is_file()), None)
     if folder is None:
-        raise UserError(f"{run}: holds no {SUMMARY}; finish `liverseg evaluate` or `liverseg score` there first")
+        raise UserError(
+            f"{run}: holds no {SUMMARY}; finish `liverseg evaluate` or `liverseg score` there first"
+        )
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         fingerprint, case_ids = summary["ledger"]["fingerprint"], summary["ledger"]["case_ids"]
         ledger = Ledger(folder / LEDGER, str(fingerprint))
         if not all(isinstance(summary.get(key, {}), dict) for key in ("failed", "details")):
             raise TypeError
-        if not isinstance(case_ids, list) or not all(isinstance(case_id, str) for case_id in case_ids):
+        if not isinstance(case_ids, list) or not all(
+            isinstance(case_id, str) for case_id in case_ids
+        ):
             raise TypeError
         if len(set(case_ids)) < len(case_ids):
             raise ValueError
         cases = [ledger.read(case_id) for case_id in case_ids]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{folder / SUMMARY}: damaged; run `liverseg evaluate` or `liverseg score` again") from None
+        raise UserError(
+            f"{folder / SUMMARY}: damaged; run `liverseg evaluate` or `liverseg score` again"
+        ) from None
     known = [case for case in cases if case is not None]
     if len(known) < len(cases):
         lost = [case_id for case_id, case in zip(case_ids, cases, strict=True) if case is None]
-        raise UserError(f"{folder / LEDGER}: no entry for {', '.join(lost[:3])}; evaluate again, the rest is reused")
+        raise UserError(
+            f"{folder / LEDGER}: no entry for {', '.join(lost[:3])}; evaluate again, the rest is reused"
+        )
     return Results(folder, summary, tuple(known))
 
 
@@ -110,7 +130,9 @@ def load_pooled(runs: Sequence[Path]) -> list[dict[str, Any]]:
         for case in load_results(run).cases:
             case_id = case["case_id"]
             if case_id in cases:
-                raise UserError(f"{run}: has case {case_id}, as {whose[case_id]} has; folds share no case")
+                raise UserError(
+                    f"{run}: has case {case_id}, as {whose[case_id]} has; folds share no case"
+                )
             cases[case_id], whose[case_id] = case, run
     return list(cases.values())
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from liverseg_dist.errors import RunFailed, UserError
-from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.ledger import Ledger, file_name, fingerprint_of
+from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY
 from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, aligned_prediction
 from liverseg_dist.evaluation.report.overlays import save_pictures
@@ -50,7 +50,9 @@ class Outcome:
 
 def ledger_for(folder: Path, connectivity: int, ignore_affine: bool) -> Ledger:
     """The ledger of a comparison of folders; another setting makes other entries."""
-    return Ledger(folder, {"score": "folders", "connectivity": connectivity, "ignore_affine": ignore_affine})
+    return Ledger(
+        folder, {"score": "folders", "connectivity": connectivity, "ignore_affine": ignore_affine}
+    )
 
 
 def score_pairs(pairs: Sequence[MaskPair], job: ScoreJob, workers: int) -> Iterator[Outcome]:
@@ -61,7 +63,9 @@ def score_pairs(pairs: Sequence[MaskPair], job: ScoreJob, workers: int) -> Itera
     yield from _in_parallel(functools.partial(score_pair, job=job), pairs, workers)
 
 
-def draw_pairs(pairs: Sequence[MaskPair], job: ScoreJob, drawing: Drawing, workers: int) -> Iterator[Outcome]:
+def draw_pairs(
+    pairs: Sequence[MaskPair], job: ScoreJob, drawing: Drawing, workers: int
+) -> Iterator[Outcome]:
     """Save the pictures of these pairs (`pictures.save_pictures`) and remove those of all others."""
     kept = {file_name(pair.case_id) for pair in pairs}
     for file in drawing.folder.glob("*"):
@@ -70,7 +74,9 @@ def draw_pairs(pairs: Sequence[MaskPair], job: ScoreJob, drawing: Drawing, worke
     yield from _in_parallel(functools.partial(draw_pair, job=job, drawing=drawing), pairs, workers)
 
 
-def _in_parallel(work: Callable[[MaskPair], Outcome], pairs: Sequence[MaskPair], workers: int) -> Iterator[Outcome]:
+def _in_parallel(
+    work: Callable[[MaskPair], Outcome], pairs: Sequence[MaskPair], workers: int
+) -> Iterator[Outcome]:
     if workers <= 1 or len(pairs) <= 1:
         yield from map(work, pairs)
         return
@@ -91,13 +97,21 @@ def _in_parallel(work: Callable[[MaskPair], Outcome], pairs: Sequence[MaskPair],
 def score_pair(pair: MaskPair, job: ScoreJob) -> Outcome:
     """Score one pair unless the ledger has it for these very files; errors are recorded, not raised."""
     try:
-        inputs = fingerprint_of({"prediction": _sha256(pair.prediction), "truth": _sha256(pair.truth)})
+        inputs = fingerprint_of(
+            {"prediction": _sha256(pair.prediction), "truth": _sha256(pair.truth)}
+        )
         if job.ledger.read(pair.case_id, inputs) is not None:
             return Outcome(pair.case_id, reused=True)
         prediction, truth = read_pair(pair, job)
-        scores = score_case(pair.case_id, prediction.voxels, truth.voxels, truth.spacing_mm, job.connectivity)
+        scores = score_case(
+            pair.case_id, prediction.voxels, truth.voxels, truth.spacing_mm, job.connectivity
+        )
     except Exception as error:  # whatever a file does to us, the other cases go on
-        message = str(error) if isinstance(error, (UserError, RunFailed)) else f"{type(error).__name__}: {error}"
+        message = (
+            str(error)
+            if isinstance(error, (UserError, RunFailed))
+            else f"{type(error).__name__}: {error}"
+        )
         job.ledger.write_failure(pair.case_id, without_folders(message, pair))
         return Outcome(pair.case_id, error=message, users_mistake=isinstance(error, UserError))
     job.ledger.write(pair.case_id, scores, inputs)
@@ -124,7 +138,9 @@ def draw_pair(pair: MaskPair, job: ScoreJob, drawing: Drawing) -> Outcome:
     return Outcome(pair.case_id, error=error)
 
 
-def _matching_image(file: Path, truth: Volume, read_image: ReadMask) -> tuple[Volume | None, str | None]:
+def _matching_image(
+    file: Path, truth: Volume, read_image: ReadMask
+) -> tuple[Volume | None, str | None]:
     try:
         image = read_image(file).reoriented(truth.grid.orientation)
     except UserError as error:

@@ -51,7 +51,13 @@ def aggregate_scores(cases: Iterable[Case]) -> dict[str, Any]:
     summary["calibration"] = {
         structure: pooled_calibration(counts)
         for structure in STRUCTURES
-        if (counts := [case["calibration"][structure] for case in ordered if structure in case.get("calibration", {})])
+        if (
+            counts := [
+                case["calibration"][structure]
+                for case in ordered
+                if structure in case.get("calibration", {})
+            ]
+        )
     }
     summary["bootstrap"] = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
     return summary
@@ -73,13 +79,20 @@ def _structure_summary(scores: list[dict[str, Any]], indices: np.ndarray) -> dic
         summary[key] = exact_mean(defined)
         n_defined[key] = len(defined)
         spread[key] = _spread(defined)
-        values = np.array([math.nan if score[metric] is None else score[metric] for score in scores], dtype=np.float64)
+        values = np.array(
+            [math.nan if score[metric] is None else score[metric] for score in scores],
+            dtype=np.float64,
+        )
         intervals[key] = mean_interval(values, indices) if scores else None
     twice_shared = np.array([2 * score["intersection_voxels"] for score in scores], dtype=np.int64)
-    total = np.array([score["prediction_voxels"] + score["truth_voxels"] for score in scores], dtype=np.int64)
+    total = np.array(
+        [score["prediction_voxels"] + score["truth_voxels"] for score in scores], dtype=np.int64
+    )
     summary["dice_global"] = _ratio(int(twice_shared.sum()), int(total.sum()))
     intervals["dice_global"] = ratio_interval(twice_shared, total, indices) if scores else None
-    pooled = {f"{name}_voxels": sum(score[f"{name}_voxels"] for score in scores) for name in _VOXELS}
+    pooled = {
+        f"{name}_voxels": sum(score[f"{name}_voxels"] for score in scores) for name in _VOXELS
+    }
     return summary | {"ci95": intervals, "spread": spread, "n_defined": n_defined, "pooled": pooled}
 
 
@@ -91,14 +104,21 @@ def _spread(values: list[float]) -> dict[str, float | None]:
         return dict.fromkeys(("std", "min", "q25", "median", "q75", "max"))
     quartiles = [float(q) for q in np.quantile(np.sort(np.array(values)), [0, 0.25, 0.5, 0.75, 1])]
     mean = math.fsum(values) / len(values)
-    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else None
+    std = (
+        math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+        if len(values) > 1
+        else None
+    )
     return {"std": std, **dict(zip(("min", "q25", "median", "q75", "max"), quartiles, strict=True))}
 
 
 def _detection_summary(cases: list[Case], indices: np.ndarray) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for name in IOU_THRESHOLDS:
-        counts = {key: np.array([case["detection"][name][key] for case in cases], dtype=np.int64) for key in _COUNTS}
+        counts = {
+            key: np.array([case["detection"][name][key] for case in cases], dtype=np.int64)
+            for key in _COUNTS
+        }
         tp, fp, fn = (int(counts[key].sum()) for key in _COUNTS)
         summary[name] = {
             "precision": _ratio(tp, tp + fp),
@@ -109,8 +129,12 @@ def _detection_summary(cases: list[Case], indices: np.ndarray) -> dict[str, Any]
             "fn": fn,
             "recall_by_size": _recall_by_size(cases, name),
             "ci95": {
-                "precision": ratio_interval(counts["tp"], counts["tp"] + counts["fp"], indices) if cases else None,
-                "recall": ratio_interval(counts["tp"], counts["tp"] + counts["fn"], indices) if cases else None,
+                "precision": ratio_interval(counts["tp"], counts["tp"] + counts["fp"], indices)
+                if cases
+                else None,
+                "recall": ratio_interval(counts["tp"], counts["tp"] + counts["fn"], indices)
+                if cases
+                else None,
             },
         }
     return summary
@@ -124,22 +148,34 @@ def _recall_by_size(cases: list[Case], threshold_name: str) -> dict[str, Any]:
     lesions = [lesion for case in cases for lesion in case["lesions"] if lesion["side"] == "truth"]
     by_size = {}
     for name in SIZE_CLASSES:
-        own = [lesion[f"detected_{threshold_name}"] for lesion in lesions if lesion["size_class"] == name]
-        by_size[name] = {"recall": _ratio(sum(own), len(own)), "detected": sum(own), "lesions": len(own)}
+        own = [
+            lesion[f"detected_{threshold_name}"]
+            for lesion in lesions
+            if lesion["size_class"] == name
+        ]
+        by_size[name] = {
+            "recall": _ratio(sum(own), len(own)),
+            "detected": sum(own),
+            "lesions": len(own),
+        }
     return by_size
 
 
 def _detected_lesions(cases: list[Case]) -> dict[str, Any]:
     """Means over all pairs with IoU above 0.5, pooled over cases (the LiTS scorer's lesion segmentation scores)."""
     pairs = [pair for case in cases for pair in case["detected_pairs"]]
-    means = {m: exact_mean([pair[m] for pair in pairs if pair[m] is not None]) for m in DETECTED_METRICS}
+    means = {
+        m: exact_mean([pair[m] for pair in pairs if pair[m] is not None]) for m in DETECTED_METRICS
+    }
     return {"n": len(pairs), **means}
 
 
 def _burden_summary(cases: list[Case], indices: np.ndarray) -> dict[str, Any]:
     defined = [case["burden"]["error"] for case in cases if case["burden"]["error"] is not None]
     mean_square = exact_mean([error**2 for error in defined])
-    values = np.array([math.nan if case["burden"]["error"] is None else case["burden"]["error"] for case in cases])
+    values = np.array(
+        [math.nan if case["burden"]["error"] is None else case["burden"]["error"] for case in cases]
+    )
     return {
         "rmse": None if mean_square is None else math.sqrt(mean_square),
         "max_abs_error": max((abs(error) for error in defined), default=None),

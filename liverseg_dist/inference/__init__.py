@@ -3,14 +3,14 @@
 `load_run` -> `predictor_for` -> `segment_scan`; `SlidingWindowPredictor` alone slides a model over any array.
 """
 
-from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.load_run import LoadedRun, load_run, predictor_for
 from liverseg_dist.inference.segment_scan import Segmentation, segment_onto, segment_scan
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 
 __all__ = [
     "LoadedRun",
-    "SlidingWindowPredictor",
     "Segmentation",
+    "SlidingWindowPredictor",
     "load_run",
     "predictor_for",
     "segment_onto",

@@ -20,8 +20,8 @@ from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.ledger import fingerprint_of
-from liverseg_dist.inference.resample_to_scan import resample_to_scan
 from liverseg_dist.inference.load_run import file_sha256
+from liverseg_dist.inference.resample_to_scan import resample_to_scan
 from liverseg_dist.inference.segment_scan import prepare_for_network
 from liverseg_dist.volume import Grid, Volume, plan_reorientation
 
@@ -83,7 +83,9 @@ class CaseInputs:
     def _source(self, case_id: str) -> Path:
         assert self.sources is not None
         if case_id not in self.sources:
-            raise UserError(f"{case_id}: --source has no scan of that name; give the folder the store was made from")
+            raise UserError(
+                f"{case_id}: --source has no scan of that name; give the folder the store was made from"
+            )
         return self.sources[case_id]
 
     def _scan(self, case_id: str, target: Grid) -> Volume:
@@ -118,7 +120,10 @@ def image_onto(image: Volume, target: Grid) -> np.ndarray:
     """A store's image (HU) on a scan's voxels, int16, to be looked at; air where the image does not reach."""
     voxels = np.full(target.shape, AIR_HU, dtype=np.int16)
     view = Volume(voxels, target).reoriented(image.grid.orientation)
-    slices = ((z, torch.from_numpy(image.voxels[z][None, None].astype(np.float32))) for z in range(image.shape[0]))
+    slices = (
+        (z, torch.from_numpy(image.voxels[z][None, None].astype(np.float32)))
+        for z in range(image.shape[0])
+    )
     for box, values_FDHW in resample_to_scan(slices, image.grid, view.grid):
         view.voxels[box] = values_FDHW[0].round().numpy()
     return voxels
@@ -153,7 +158,9 @@ def nearest_slices(slabs: Sequence[Grid], target: Grid) -> list[np.ndarray]:
     return [np.flatnonzero(nearest == number) for number in range(len(slabs))]
 
 
-def source_scans(store: CaseStore, case_ids: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+def source_scans(
+    store: CaseStore, case_ids: Sequence[str]
+) -> tuple[dict[str, list[str]], list[str]]:
     """(scan -> the store's cases it is kept as, both sorted; cases without a label, which are left out)."""
     slabs: dict[str, list[str]] = {}
     unlabelled = []

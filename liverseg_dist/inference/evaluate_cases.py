@@ -12,16 +12,16 @@ import numpy as np
 
 from liverseg_dist.data.io.nifti import write_mask
 from liverseg_dist.errors import RankLost, RunFailed
+from liverseg_dist.evaluation.ledger import Ledger, file_name
 from liverseg_dist.evaluation.metrics.calibration import Counts
 from liverseg_dist.evaluation.metrics.case import score_case
-from liverseg_dist.evaluation.ledger import Ledger, file_name
 from liverseg_dist.evaluation.report.overlays import save_pictures
 from liverseg_dist.inference.calibration_counts import Calibrator
 from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assemble_case
-from liverseg_dist.inference.work_division import failure_line
 from liverseg_dist.inference.postprocess import postprocess_mask
-from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.segment_scan import segment_onto
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
+from liverseg_dist.inference.work_division import failure_line
 from liverseg_dist.volume import Volume
 
 
@@ -48,7 +48,9 @@ class Evaluation:
                 if self.together is None and self._is_done(case_id, known_by):
                     return True
                 mask, background, calibration = self._segment(case_id, truth)
-            scores = score_case(case_id, mask, truth.voxels, truth.spacing_mm) | {"calibration": calibration}
+            scores = score_case(case_id, mask, truth.voxels, truth.spacing_mm) | {
+                "calibration": calibration
+            }
             if self.masks is not None:
                 write_mask(self.mask_file(case_id), mask, truth.grid)
                 self.masks.write(case_id, {"case_id": case_id}, known_by)
@@ -83,19 +85,25 @@ class Evaluation:
 
     def _is_done(self, case_id: str, known_by: str) -> bool:
         if self.masks is not None:
-            written = self.mask_file(case_id).is_file() and self.masks.read(case_id, known_by) is not None
+            written = (
+                self.mask_file(case_id).is_file() and self.masks.read(case_id, known_by) is not None
+            )
             if not written:
                 return False
         return self.ledger.read(case_id, known_by) is not None
 
-    def _segment(self, case_id: str, truth: Volume) -> tuple[np.ndarray, Volume | None, dict[str, Counts]]:
+    def _segment(
+        self, case_id: str, truth: Volume
+    ) -> tuple[np.ndarray, Volume | None, dict[str, Counts]]:
         """(labels on the scan's grid, the scan in HU there for the pictures, how its probabilities were right)."""
         calibrator = Calibrator(truth, self.predictor.regions)
 
         def segment(piece: Piece) -> np.ndarray:
             watch = calibrator.of_piece(piece.image.grid.orientation, piece.slices)
             settings = self.inputs.settings
-            return segment_onto(piece.image, truth.grid, self.predictor, settings, watch=watch, clean=False).mask_zyx
+            return segment_onto(
+                piece.image, truth.grid, self.predictor, settings, watch=watch, clean=False
+            ).mask_zyx
 
         pieces = self.inputs.pieces(case_id)
         mask, background = assemble_case(pieces, truth.grid, segment, self.pictures is not None)

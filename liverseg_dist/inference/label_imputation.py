@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
-from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
-from liverseg_dist.inference.load_run import runs_fingerprint, load_run, predictor_for
+from liverseg_dist.inference.load_run import load_run, predictor_for, runs_fingerprint
 from liverseg_dist.inference.segment_scan import segment_scan
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.volume import Volume
 
 

@@ -51,18 +51,30 @@ def load_run(
     settings = load_settings(files, inference_only(overrides))
     for section, key in (("data", "spacing_mm"), ("data", "intensity"), ("model", "features")):
         if getattr(getattr(settings, section), key) is None:
-            raise UserError(f"{path / CONFIG}: {section}.{key} is not filled in; give a folder that training wrote")
+            raise UserError(
+                f"{path / CONFIG}: {section}.{key} is not filled in; give a folder that training wrote"
+            )
     spacing_mm = settings.data.spacing_mm
     assert spacing_mm is not None
     try:
-        with torch.device("meta"):  # no memory for what the settings claim; the weights are those of the file
-            model = build_model(resolve_topology(settings.model, settings.data.patch_size, spacing_mm))
-        model.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()}, assign=True)
+        with torch.device(
+            "meta"
+        ):  # no memory for what the settings claim; the weights are those of the file
+            model = build_model(
+                resolve_topology(settings.model, settings.data.patch_size, spacing_mm)
+            )
+        model.load_state_dict(
+            {name: tensor.float() for name, tensor in load_file(file).items()}, assign=True
+        )
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); copy it again, or train on to write it anew") from None
+        raise UserError(
+            f"{file}: cannot be read ({error}); copy it again, or train on to write it anew"
+        ) from None
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file}: the weights do not fit the model in {CONFIG} ({reason})") from None
+        raise UserError(
+            f"{file}: the weights do not fit the model in {CONFIG} ({reason})"
+        ) from None
     if device.type == "cuda":
         _set_arithmetic(settings.inference.precision)
     return LoadedRun(path, settings, model.to(device).eval(), file_sha256(file))
@@ -75,7 +87,9 @@ def _set_arithmetic(precision: str) -> None:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
-def predictor_for(runs: Sequence[LoadedRun], device: torch.device, threads: int = 1) -> SlidingWindowPredictor:
+def predictor_for(
+    runs: Sequence[LoadedRun], device: torch.device, threads: int = 1
+) -> SlidingWindowPredictor:
     """The predictor of one run, or of several whose probabilities are averaged: all must see scans alike.
 
     The first run's inference settings count. Raises `UserError` where runs differ in what the network gets.
@@ -98,7 +112,9 @@ def predictor_for(runs: Sequence[LoadedRun], device: torch.device, threads: int 
     models = [run.model for run in runs]
     data = settings.data
     axes = mirrored_axes(runs)
-    return SlidingWindowPredictor(models, data.patch_size, settings.model.regions, settings.inference, device, threads, axes)
+    return SlidingWindowPredictor(
+        models, data.patch_size, settings.model.regions, settings.inference, device, threads, axes
+    )
 
 
 ALL_AXES = (0, 1, 2)
@@ -117,13 +133,19 @@ def runs_fingerprint(runs: Sequence[LoadedRun]) -> dict[str, object]:
     """Everything about the runs that a mask depends on; the batch size changes speed only."""
     settings = runs[0].settings
     axes = mirrored_axes(runs)
-    mirrored = {"mirrored_axes": axes} if settings.inference.mirror and axes != ALL_AXES else {}  # once, all was meant
+    mirrored = (
+        {"mirrored_axes": axes} if settings.inference.mirror and axes != ALL_AXES else {}
+    )  # once, all was meant
     return {
         **mirrored,
         "weights_sha256": [run.weights_sha256 for run in runs],
         "inference": settings.inference.model_dump(mode="json", exclude={"batch_size"}),
-        "data": settings.data.model_dump(mode="json", include={"spacing_mm", "intensity", "patch_size"}),
-        "convert": {"cleaning": settings.convert.cleaning.model_dump(mode="json", exclude={"standardise"})},
+        "data": settings.data.model_dump(
+            mode="json", include={"spacing_mm", "intensity", "patch_size"}
+        ),
+        "convert": {
+            "cleaning": settings.convert.cleaning.model_dump(mode="json", exclude={"standardise"})
+        },
     }
 
 
@@ -132,7 +154,9 @@ def inference_only(overrides: Iterable[str]) -> list[str]:
     kept = list(overrides)
     for override in kept:
         if not override.startswith("inference."):
-            raise UserError(f"'{override}': a finished run takes inference.* only, e.g. inference.overlap=0.25")
+            raise UserError(
+                f"'{override}': a finished run takes inference.* only, e.g. inference.overlap=0.25"
+            )
     return kept
 
 
@@ -143,11 +167,17 @@ def file_sha256(file: Path) -> str:
 
 def _expect_run(path: Path, file: Path, weights: str) -> None:
     if not path.is_dir():
-        raise UserError(f"{path}: no such run folder; `liverseg train ... run.dir={path}` makes one")
+        raise UserError(
+            f"{path}: no such run folder; `liverseg train ... run.dir={path}` makes one"
+        )
     if not (path / CONFIG).is_file():
-        raise UserError(f"{path}: holds no {CONFIG}, so it is no run folder; give the run.dir of a training run")
+        raise UserError(
+            f"{path}: holds no {CONFIG}, so it is no run folder; give the run.dir of a training run"
+        )
     if not file.is_file():
         remedy = "train to the end (the same `liverseg train` line continues)"
         if weights == "best":
-            remedy = "training writes it after the first validation; --weights last takes the last ones"
+            remedy = (
+                "training writes it after the first validation; --weights last takes the last ones"
+            )
         raise UserError(f"{path}: has no {file.name} yet; {remedy}")

@@ -21,5 +21,9 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    options = ((M_MMAP_THRESHOLD, MAPPED_BYTES), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1))  # threads share one heap
+    options = (
+        (M_MMAP_THRESHOLD, MAPPED_BYTES),
+        (M_TRIM_THRESHOLD, -1),
+        (M_ARENA_MAX, 1),
+    )  # threads share one heap
     return all(mallopt(option, value) for option, value in options)

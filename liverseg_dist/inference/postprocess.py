@@ -49,12 +49,16 @@ def keep_largest_liver(
 
     With a reach, tumours that lie apart from it but at most that far stay as well.
     """
-    components = cc3d.connected_components((mask_zyx > BACKGROUND).view(np.uint8), connectivity=LIVER_CONNECTIVITY)
+    components = cc3d.connected_components(
+        (mask_zyx > BACKGROUND).view(np.uint8), connectivity=LIVER_CONNECTIVITY
+    )
     voxels = cc3d.statistics(components, no_slice_conversion=True)["voxel_counts"][1:]
     if len(voxels) < 2:
         return
     largest = np.argmax(voxels) + 1
-    for mask_yx, components_yx in zip(mask_zyx, components, strict=True):  # slice by slice: in large scans copies count
+    for mask_yx, components_yx in zip(
+        mask_zyx, components, strict=True
+    ):  # slice by slice: in large scans copies count
         stray = components_yx != largest
         mask_yx[stray if tumour_reach_mm is None else stray & (mask_yx == LIVER)] = BACKGROUND
     if tumour_reach_mm is not None:
@@ -65,7 +69,9 @@ def keep_largest_liver(
 def fill_holes(mask_zyx: np.ndarray) -> None:
     """Fill background that does not reach the array's edge, in place: as tumour where only tumour touches it."""
     around = np.pad(mask_zyx, 1)  # so that all that reaches the edge is one component
-    spaces = cc3d.connected_components((around == BACKGROUND).view(np.uint8), connectivity=HOLE_CONNECTIVITY)
+    spaces = cc3d.connected_components(
+        (around == BACKGROUND).view(np.uint8), connectivity=HOLE_CONNECTIVITY
+    )
     values = np.full(int(spaces.max()) + 1, TUMOUR, dtype=np.uint8)
     values[_beside(spaces, around == LIVER)] = LIVER
     values[[0, spaces[0, 0, 0]]] = BACKGROUND
@@ -75,7 +81,9 @@ def fill_holes(mask_zyx: np.ndarray) -> None:
 def drop_far_tumours(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: float) -> None:
     """Turn tumours whose nearest voxel is more than `reach_mm` (or a voxel, if that is more) from any liver tissue
     into background, in place. A tumour is dropped or kept as a whole: it may grow out of the liver."""
-    tumours = cc3d.connected_components((mask_zyx == TUMOUR).view(np.uint8), connectivity=TUMOUR_CONNECTIVITY)
+    tumours = cc3d.connected_components(
+        (mask_zyx == TUMOUR).view(np.uint8), connectivity=TUMOUR_CONNECTIVITY
+    )
     count = int(tumours.max())
     tissue = mask_zyx == LIVER
     apart = np.setdiff1d(np.arange(1, count + 1), _beside(tumours, tissue))
@@ -101,14 +109,22 @@ def cut_tumours_outside(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: floa
     tissue = mask_zyx == LIVER
     inside = tissue.copy()
     for axis in range(3):
-        for filled, plane in zip(np.moveaxis(inside, axis, 0), np.moveaxis(tissue, axis, 0), strict=True):
+        for filled, plane in zip(
+            np.moveaxis(inside, axis, 0), np.moveaxis(tissue, axis, 0), strict=True
+        ):
             filled |= ndimage.binary_fill_holes(plane)
     outside = np.argwhere((mask_zyx == TUMOUR) & ~inside)
     if not len(outside):
         return
     spacing = np.asarray(spacing_mm)
-    edge = np.argwhere(inside & ~ndimage.binary_erosion(inside))  # the nearest voxel of a mask is one of its edge
-    distance_mm = cKDTree(edge * spacing).query(outside * spacing)[0] if len(edge) else np.full(len(outside), np.inf)
+    edge = np.argwhere(
+        inside & ~ndimage.binary_erosion(inside)
+    )  # the nearest voxel of a mask is one of its edge
+    distance_mm = (
+        cKDTree(edge * spacing).query(outside * spacing)[0]
+        if len(edge)
+        else np.full(len(outside), np.inf)
+    )
     mask_zyx[tuple(outside[distance_mm > max(reach_mm, spacing.max()) + 1e-9].T)] = BACKGROUND
 
 
@@ -119,7 +135,9 @@ def drop_small_tumours(mask_zyx: np.ndarray, min_voxels: int) -> None:
     if box is None:
         return
     inner = np.ascontiguousarray(tumour[box])
-    kept = cc3d.dust(inner, threshold=min_voxels, connectivity=TUMOUR_CONNECTIVITY, binary_image=True)
+    kept = cc3d.dust(
+        inner, threshold=min_voxels, connectivity=TUMOUR_CONNECTIVITY, binary_image=True
+    )
     mask_zyx[box][(inner != 0) & (kept == 0)] = LIVER
 
 
@@ -146,7 +164,9 @@ def _beside(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Numbers above 0 of the components that share a face with a voxel of `mask`."""
     found = []
     for axis in range(3):
-        ahead, behind = (tuple(slice(*ends) if a == axis else slice(None) for a in range(3)) for ends in _SHIFTS)
+        ahead, behind = (
+            tuple(slice(*ends) if a == axis else slice(None) for a in range(3)) for ends in _SHIFTS
+        )
         found += [labels[ahead][mask[behind]], labels[behind][mask[ahead]]]
     numbers = np.unique(np.concatenate([np.unique(part) for part in found]))
     return numbers[numbers > 0]

@@ -33,10 +33,10 @@ from liverseg_dist.evaluation.ledger import Ledger, file_name
 from liverseg_dist.evaluation.metrics.overlap import confusion_counts, structure_counts
 from liverseg_dist.files import write_bytes, write_text
 from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assemble_case
-from liverseg_dist.inference.work_division import failure_line
 from liverseg_dist.inference.postprocess import foreground_box, postprocess_mask
-from liverseg_dist.inference.sliding_window import SlidingWindowPredictor, organ_probability
 from liverseg_dist.inference.segment_scan import restore_probabilities
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor, organ_probability
+from liverseg_dist.inference.work_division import failure_line
 from liverseg_dist.labels import IGNORE, TUMOUR
 from liverseg_dist.volume import Volume
 
@@ -74,11 +74,15 @@ class PostprocessSearch:
             known_by = self.inputs.fingerprint(case_id, truth)
             if self.ledger.read(case_id, known_by) is not None and self._file(case_id).is_file():
                 return True
-            codes, _ = assemble_case(self.inputs.pieces(case_id), truth.grid, self._codes_onto(truth), with_image=False)
+            codes, _ = assemble_case(
+                self.inputs.pieces(case_id), truth.grid, self._codes_onto(truth), with_image=False
+            )
             box = foreground_box((codes > 0) | ((truth.voxels > 0) & (truth.voxels != IGNORE)))
             cut = box if box is not None else (slice(0, 1),) * 3
             content = io.BytesIO()
-            np.savez_compressed(content, codes=codes[cut], truth=truth.voxels[cut], spacing_mm=truth.spacing_mm)
+            np.savez_compressed(
+                content, codes=codes[cut], truth=truth.voxels[cut], spacing_mm=truth.spacing_mm
+            )
             self.folder.mkdir(parents=True, exist_ok=True)
             write_bytes(self._file(case_id), content.getvalue())
         except Exception as error:  # whatever a case does to us, the others go on
@@ -89,7 +93,11 @@ class PostprocessSearch:
     def try_options(self, case_id: str, operation: str, chosen: Mapping[str, Any]) -> list[float]:
         """Score of a prepared case for each option of an operation, on top of what is chosen already."""
         with np.load(self._file(case_id), allow_pickle=False) as kept:
-            codes, truth, spacing_mm = kept["codes"], kept["truth"], tuple(kept["spacing_mm"].tolist())
+            codes, truth, spacing_mm = (
+                kept["codes"],
+                kept["truth"],
+                tuple(kept["spacing_mm"].tolist()),
+            )
         scores = []
         for option in OPERATIONS[operation]:
             config = NOTHING.model_copy(update={**chosen, operation: option})
@@ -102,7 +110,9 @@ class PostprocessSearch:
         def codes_of(piece: Piece) -> np.ndarray:
             codes = np.zeros(truth.shape, dtype=np.uint8)
             view = Volume(codes, truth.grid).reoriented(piece.image.grid.orientation).voxels
-            for box, values in restore_probabilities(piece.image, truth.grid, self.predictor, self.inputs.settings):
+            for box, values in restore_probabilities(
+                piece.image, truth.grid, self.predictor, self.inputs.settings
+            ):
                 view[box] = codes_of_probabilities(self.predictor, values)
             return codes
 
@@ -144,17 +154,23 @@ def decide_operation(operation: str, scores: Scores, folds: int = FOLDS) -> Deci
     better, worse = (int((sign * (held_out - table[:, 0]) > 1e-12).sum()) for sign in (1, -1))
     kept = best > 0 and crossed > before + LEAST_GAIN and better >= worse
     means = tuple(math.fsum(column) / len(case_ids) for column in table.T)
-    return Decision(operation, OPERATIONS[operation][best], kept, before, crossed, better, worse, means)
+    return Decision(
+        operation, OPERATIONS[operation][best], kept, before, crossed, better, worse, means
+    )
 
 
 def write_choice(file: Path, chosen: Mapping[str, Any], told: str) -> None:
     """Save the choice with the run: a YAML of differences that `load_run` lays over `config.yaml`."""
-    settings = {"inference": {**{name: options[0] for name, options in OPERATIONS.items()}, **chosen}}
+    settings = {
+        "inference": {**{name: options[0] for name, options in OPERATIONS.items()}, **chosen}
+    }
     comment = "".join(f"# {line}\n" for line in told.splitlines())
     write_text(file, comment + yaml.safe_dump(settings, sort_keys=False))
 
 
-def codes_of_probabilities(predictor: SlidingWindowPredictor, foreground_FDHW: Tensor) -> np.ndarray:
+def codes_of_probabilities(
+    predictor: SlidingWindowPredictor, foreground_FDHW: Tensor
+) -> np.ndarray:
     """One byte a voxel: bits 0, 1 the label without a threshold; bit 2 liver (with tumours) at least 0.5; bits 3 to 7
     the number of `THRESHOLDS` that the tumour reaches."""
     organ = (organ_probability(foreground_FDHW, predictor.regions) >= 0.5).cpu().numpy()
@@ -162,7 +178,11 @@ def codes_of_probabilities(predictor: SlidingWindowPredictor, foreground_FDHW: T
     levels = np.zeros(organ.shape, dtype=np.uint8)
     for threshold in THRESHOLDS:
         levels += tumour >= np.float32(threshold)
-    return predictor.labels(foreground_FDHW) | (organ.view(np.uint8) << 2) | np.where(organ, levels << 3, 0)
+    return (
+        predictor.labels(foreground_FDHW)
+        | (organ.view(np.uint8) << 2)
+        | np.where(organ, levels << 3, 0)
+    )
 
 
 def mask_of_codes(codes: np.ndarray, tumour_threshold: float) -> np.ndarray:

@@ -15,11 +15,11 @@ from liverseg_dist.data.io.nifti import SUFFIXES, read_nifti, write_image, write
 from liverseg_dist.errors import RankLost, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.files import write_text
-from liverseg_dist.inference.work_division import failure_line
-from liverseg_dist.inference.postprocess import TUMOUR_CONNECTIVITY, foreground_box
-from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.load_run import file_sha256
+from liverseg_dist.inference.postprocess import TUMOUR_CONNECTIVITY, foreground_box
 from liverseg_dist.inference.segment_scan import prepare_for_network, segment_onto
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
+from liverseg_dist.inference.work_division import failure_line
 from liverseg_dist.labels import STRUCTURES, TUMOUR, structure_mask
 from liverseg_dist.volume import Grid, Volume
 
@@ -48,11 +48,17 @@ class Prediction:
                 if not file.is_file():
                     raise UserError(f"{file}: no such file")
                 inputs = file_sha256(file)
-                known = None if self.force or self.together is not None else self.ledger.read(name, inputs)
+                known = (
+                    None
+                    if self.force or self.together is not None
+                    else self.ledger.read(name, inputs)
+                )
                 if known is not None and all(path.is_file() for path in self._files(name)):
                     return known, True
                 image, grid = self._read(file)
-                result = segment_onto(image, grid, self.predictor, self.settings, self.probabilities)
+                result = segment_onto(
+                    image, grid, self.predictor, self.settings, self.probabilities
+                )
             write_mask(self.mask_file(name), result.mask_zyx, grid)
             for structure, values in result.probability_zyx.items():
                 write_image(self.probability_file(name, structure), values, grid)
@@ -64,7 +70,11 @@ class Prediction:
             if isinstance(error, UserError):
                 raise UserError(message) from error
             raise RunFailed(message) from error
-        record = {"case_id": name, "mask": self.mask_file(name).name, **mask_volumes(result.mask_zyx, grid)}
+        record = {
+            "case_id": name,
+            "mask": self.mask_file(name).name,
+            **mask_volumes(result.mask_zyx, grid),
+        }
         self.ledger.write(name, record, inputs)
         return record, False
 
@@ -93,17 +103,27 @@ class Prediction:
         return self.out / "probabilities" / f"{name}_{structure}.nii.gz"
 
     def _files(self, name: str) -> list[Path]:
-        wanted = [self.probability_file(name, structure) for structure in STRUCTURES] if self.probabilities else []
+        wanted = (
+            [self.probability_file(name, structure) for structure in STRUCTURES]
+            if self.probabilities
+            else []
+        )
         return [self.mask_file(name), *wanted]
 
     def write_table(self) -> Path:
         """`mask_volumes.csv`: a row per scan of this folder, also of earlier calls with the same run and settings."""
         rows: list[dict[str, object]] = [
-            {**record, "scan": record["case_id"], "status": "done"} for record in self.ledger.read_all()
+            {**record, "scan": record["case_id"], "status": "done"}
+            for record in self.ledger.read_all()
         ]
-        rows += [{"scan": name, "status": "failed", "error": text} for name, text in self.ledger.failures().items()]
+        rows += [
+            {"scan": name, "status": "failed", "error": text}
+            for name, text in self.ledger.failures().items()
+        ]
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="", lineterminator="\n")
+        writer = csv.DictWriter(
+            text, COLUMNS, extrasaction="ignore", restval="", lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
         write_text(self.out / "volumes.csv", text.getvalue())
@@ -116,11 +136,15 @@ def mask_volumes(mask_zyx: np.ndarray, grid: Grid) -> dict[str, object]:
     counts = _counts(mask_zyx)
     tumour, liver = int(counts[TUMOUR]), int(counts[1] + counts[TUMOUR])
     tumour_mask = structure_mask(mask_zyx, "tumour").view(np.uint8)
-    box = foreground_box(tumour_mask)  # in large scans the numbers of components, 4 bytes a voxel, count
+    box = foreground_box(
+        tumour_mask
+    )  # in large scans the numbers of components, 4 bytes a voxel, count
     lesions = 0
     if box is not None:
         inner = np.ascontiguousarray(tumour_mask[box])
-        lesions = int(cc3d.connected_components(inner, connectivity=TUMOUR_CONNECTIVITY, return_N=True)[1])
+        lesions = int(
+            cc3d.connected_components(inner, connectivity=TUMOUR_CONNECTIVITY, return_N=True)[1]
+        )
     return {
         "liver_ml": liver * grid.voxel_volume_ml,
         "tumour_ml": tumour * grid.voxel_volume_ml,
@@ -134,19 +158,29 @@ def find_scans(inputs: Sequence[Path], out: Path) -> list[Path]:
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+            inside = sorted(
+                p
+                for p in path.iterdir()
+                if p.name.endswith(SUFFIXES) and not p.name.startswith(".")
+            )
             if not inside:
                 raise UserError(f"{path}: holds no .nii or .nii.gz file")
             files += inside
         else:
-            files.append(path)  # a missing file is told when its turn comes; the others are segmented
+            files.append(
+                path
+            )  # a missing file is told when its turn comes; the others are segmented
     names: dict[str, Path] = {}
     for file in files:
         name = scan_name(file)
         if names.setdefault(name, file) != file:
-            raise UserError(f"{names[name]} and {file} would both become {name}.nii.gz; give them different names")
+            raise UserError(
+                f"{names[name]} and {file} would both become {name}.nii.gz; give them different names"
+            )
         if file.parent.resolve() == out.resolve():
-            raise UserError(f"{file}: lies in --out, where its mask would replace it; choose another --out")
+            raise UserError(
+                f"{file}: lies in --out, where its mask would replace it; choose another --out"
+            )
     return list(names.values())
 
 
@@ -160,7 +194,9 @@ def scan_name(file: Path) -> str:
 
 def _counts(mask_zyx: np.ndarray) -> np.ndarray:
     """Voxels per label, slice by slice: bincount makes 8-byte integers of what it counts."""
-    return np.sum([np.bincount(slice_yx.reshape(-1), minlength=TUMOUR + 1) for slice_yx in mask_zyx], axis=0)
+    return np.sum(
+        [np.bincount(slice_yx.reshape(-1), minlength=TUMOUR + 1) for slice_yx in mask_zyx], axis=0
+    )
 
 
 def _cell(value: object) -> object:

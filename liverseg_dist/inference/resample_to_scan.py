@@ -35,7 +35,9 @@ class AxisMap:
     """Share of `upper`, float32."""
 
     @classmethod
-    def between(cls, offset: float, step: float, source_length: int, target_length: int) -> "AxisMap":
+    def between(
+        cls, offset: float, step: float, source_length: int, target_length: int
+    ) -> "AxisMap":
         """Target voxel t lies at `offset + step * t` (step > 0) on the source's axis."""
         position = offset + step * np.arange(target_length)
         nearest = np.rint(position)
@@ -44,7 +46,12 @@ class AxisMap:
         position = np.clip(position[inside], 0, source_length - 1)
         lower = np.floor(position).astype(np.int64)
         upper = np.minimum(lower + 1, source_length - 1)
-        return cls(int(inside[0]) if inside.size else 0, lower, upper, (position - lower).astype(np.float32))
+        return cls(
+            int(inside[0]) if inside.size else 0,
+            lower,
+            upper,
+            (position - lower).astype(np.float32),
+        )
 
     def __len__(self) -> int:
         return len(self.lower)
@@ -80,7 +87,9 @@ def axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, AxisMap]:
     scale = np.diag(steps)
     skew = np.abs(steps - np.diag(scale)) @ np.ones(3) * max(target.shape)
     if (scale <= 0).any() or skew.max() > 0.5:
-        raise RunFailed("the network's grid is turned against the scan's; a prediction cannot be brought back")
+        raise RunFailed(
+            "the network's grid is turned against the scan's; a prediction cannot be brought back"
+        )
     z, y, x = (
         AxisMap.between(float(o), float(s), n, m)
         for o, s, n, m in zip(origin, scale, source.shape, target.shape, strict=True)
@@ -88,7 +97,9 @@ def axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, AxisMap]:
     return z, y, x
 
 
-def resample_to_scan(slabs: Iterable[tuple[int, Tensor]], source: Grid, target: Grid) -> Iterator[tuple[Box, Tensor]]:
+def resample_to_scan(
+    slabs: Iterable[tuple[int, Tensor]], source: Grid, target: Grid
+) -> Iterator[tuple[Box, Tensor]]:
     """Yields (box of the target grid, its probabilities C D H W), from the first slice to the last.
 
     `slabs` are (first slice, C D H W) without gaps along the source's z. Target voxels outside the source's field of
@@ -107,7 +118,9 @@ def resample_to_scan(slabs: Iterable[tuple[int, Tensor]], source: Grid, target: 
         ready = int(np.searchsorted(z.upper, start + held.shape[1]))
         while done < ready:
             end = min(done + CHUNK_SLICES, ready)
-            part = AxisMap(0, z.lower[done:end] - start, z.upper[done:end] - start, z.weight[done:end])
+            part = AxisMap(
+                0, z.lower[done:end] - start, z.upper[done:end] - start, z.weight[done:end]
+            )
             values = maps[2].apply(maps[1].apply(part.apply(held, 1), 2), 3)
             yield (slice(z.first + done, z.first + end), *plane), values
             done = end

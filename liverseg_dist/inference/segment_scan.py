@@ -9,8 +9,8 @@ from torch import Tensor
 from liverseg_dist.config import Settings
 from liverseg_dist.data.preprocessing.pipeline import prepare_scan
 from liverseg_dist.inference.postprocess import postprocess_mask
-from liverseg_dist.inference.sliding_window import SlidingWindowPredictor, organ_probability
 from liverseg_dist.inference.resample_to_scan import Box, resample_to_scan
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor, organ_probability
 from liverseg_dist.labels import STRUCTURES
 from liverseg_dist.volume import Grid, Volume, plan_reorientation
 
@@ -25,9 +25,13 @@ class Segmentation:
     probability_zyx: dict[str, np.ndarray]
 
 
-def segment_scan(volume: Volume, predictor: SlidingWindowPredictor, settings: Settings) -> np.ndarray:
+def segment_scan(
+    volume: Volume, predictor: SlidingWindowPredictor, settings: Settings
+) -> np.ndarray:
     """Labels (z, y, x) uint8 of a scan in HU, on its own voxels; `settings` are a run's resolved ones."""
-    return segment_onto(prepare_for_network(volume, settings), volume.grid, predictor, settings).mask_zyx
+    return segment_onto(
+        prepare_for_network(volume, settings), volume.grid, predictor, settings
+    ).mask_zyx
 
 
 def prepare_for_network(volume: Volume, settings: Settings) -> Volume:
@@ -51,10 +55,18 @@ def segment_onto(
     of `target` more. `watch` sees what `restore_probabilities` yields. `clean`: post-process, as is done once with a whole mask.
     """
     mask = np.zeros(target.shape, dtype=np.uint8)
-    kept = {name: np.zeros(target.shape, np.float32) for name in STRUCTURES} if keep_probabilities else {}
+    kept = (
+        {name: np.zeros(target.shape, np.float32) for name in STRUCTURES}
+        if keep_probabilities
+        else {}
+    )
     orientation = image.grid.orientation
-    view = Volume(mask, target).reoriented(orientation)  # a view: what is written to it lands in the file's own order
-    kept_views = {name: Volume(values, target).reoriented(orientation).voxels for name, values in kept.items()}
+    view = Volume(mask, target).reoriented(
+        orientation
+    )  # a view: what is written to it lands in the file's own order
+    kept_views = {
+        name: Volume(values, target).reoriented(orientation).voxels for name, values in kept.items()
+    }
     for box, values_FDHW in restore_probabilities(image, target, predictor, settings):
         view.voxels[box] = predictor.labels(values_FDHW)
         for name, values in kept_views.items():
@@ -66,12 +78,18 @@ def segment_onto(
     return Segmentation(mask, kept)
 
 
-def restore_probabilities(image: Volume, target: Grid, predictor: SlidingWindowPredictor, settings: Settings) -> Iterator[tuple[Box, Tensor]]:
+def restore_probabilities(
+    image: Volume, target: Grid, predictor: SlidingWindowPredictor, settings: Settings
+) -> Iterator[tuple[Box, Tensor]]:
     """(box of the target turned to the image's orientation, foreground probabilities F D H W there), slice by slice."""
     turned, _, _ = plan_reorientation(target, image.grid.orientation)
-    return resample_to_scan(predictor.stream(image.voxels, settings.data.intensity), image.grid, turned)
+    return resample_to_scan(
+        predictor.stream(image.voxels, settings.data.intensity), image.grid, turned
+    )
 
 
 def structure_probability(foreground_FDHW: Tensor, structure: str, regions: bool) -> Tensor:
     """Probability D H W of a structure: `liver` is the organ with its tumours, whose classes exclude each other."""
-    return foreground_FDHW[1] if structure == "tumour" else organ_probability(foreground_FDHW, regions)
+    return (
+        foreground_FDHW[1] if structure == "tumour" else organ_probability(foreground_FDHW, regions)
+    )

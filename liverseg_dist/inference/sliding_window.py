@@ -40,7 +40,8 @@ Batch = Sequence[tuple[tuple[int, int], tuple[int, ...]]]
 """(y, x) and the flipped axes of each window."""
 Item = TypeVar("Item")
 Spread = Callable[
-    [Callable[[Sequence[Any]], Iterator[Tensor]], Sequence[Any], Callable[[Any], tuple[int, ...]]], Iterator[Tensor]
+    [Callable[[Sequence[Any]], Iterator[Tensor]], Sequence[Any], Callable[[Any], tuple[int, ...]]],
+    Iterator[Tensor],
 ]
 """(computes some items in order, all items, shape of an item's answer) -> the answers of all items, in order."""
 YIELDED_VOXELS = 4 << 20
@@ -86,12 +87,19 @@ class SlidingWindowPredictor:
         other._spread = spread
         return other
 
-    def probabilities(self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None) -> np.ndarray:
+    def probabilities(
+        self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None
+    ) -> np.ndarray:
         """Probabilities (C, z, y, x) float32 of the whole scan at once, as the model has them; large. See `stream`."""
-        slabs = [self.with_background(slab).cpu().numpy().copy() for _, slab in self.stream(image_zyx, intensity)]
+        slabs = [
+            self.with_background(slab).cpu().numpy().copy()
+            for _, slab in self.stream(image_zyx, intensity)
+        ]
         return np.concatenate(slabs, axis=1)
 
-    def segment(self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None) -> np.ndarray:
+    def segment(
+        self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None
+    ) -> np.ndarray:
         """Labels (z, y, x) uint8 on the image's own voxels."""
         labels = np.empty(image_zyx.shape, dtype=np.uint8)
         for first, slab_FDHW in self.stream(image_zyx, intensity):
@@ -104,9 +112,17 @@ class SlidingWindowPredictor:
             organ = organ_probability(foreground_FDHW, self.regions) >= 0.5
             label = organ.to(torch.uint8) * LIVER
             return (
-                label.masked_fill_(organ & (foreground_FDHW[1] >= self.config.tumour_threshold), TUMOUR).cpu().numpy()
+                label.masked_fill_(
+                    organ & (foreground_FDHW[1] >= self.config.tumour_threshold), TUMOUR
+                )
+                .cpu()
+                .numpy()
             )
-        return labels_from_logits(self.with_background(foreground_FDHW)[None], self.regions)[0].cpu().numpy()
+        return (
+            labels_from_logits(self.with_background(foreground_FDHW)[None], self.regions)[0]
+            .cpu()
+            .numpy()
+        )
 
     def with_background(self, foreground_FDHW: Tensor) -> Tensor:
         """All channels of the model's answer: classes with their background; regions as they are."""
@@ -115,7 +131,9 @@ class SlidingWindowPredictor:
         liver, tumour = foreground_FDHW
         return torch.stack([1 - (liver + tumour), liver, tumour])
 
-    def stream(self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None) -> Iterator[tuple[int, Tensor]]:
+    def stream(
+        self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yields (first slice, probabilities F D H W on `device`), a few slices at a time, each slice once.
 
         F are the classes liver and tumour, or the regions liver (with its tumours) and tumour. What is yielded is valid
@@ -125,16 +143,25 @@ class SlidingWindowPredictor:
         `intensity.lower_hu`: as the training's padding.
         """
         z, y, x = image_zyx.shape
-        grid = WindowGrid.over((z, y, x), self.patch_size, self.config.overlap, self.config.window_weights)
+        grid = WindowGrid.over(
+            (z, y, x), self.patch_size, self.config.overlap, self.config.window_weights
+        )
         pad_value = float(image_zyx.min()) if intensity is None else intensity.lower_hu
         yield from self._stream(image_zyx, grid, intensity, pad_value)
 
     @torch.inference_mode()
     def _stream(
-        self, image_zyx: np.ndarray, grid: WindowGrid, intensity: IntensityConfig | None, pad_value: float
+        self,
+        image_zyx: np.ndarray,
+        grid: WindowGrid,
+        intensity: IntensityConfig | None,
+        pad_value: float,
     ) -> Iterator[tuple[int, Tensor]]:
         (depth, height, width), margin = self.patch_size, grid.margin
-        shares = [{at: torch.from_numpy(part).to(self.device) for at, part in axis.items()} for axis in grid.shares()]
+        shares = [
+            {at: torch.from_numpy(part).to(self.device) for at, part in axis.items()}
+            for axis in grid.shares()
+        ]
         total_FDHW = torch.zeros(len(STRUCTURES), depth, *grid.padded[1:], device=self.device)
         crop_y = slice(margin[1], margin[1] + grid.shape[1])
         crop_x = slice(margin[2], margin[2] + grid.shape[2])
@@ -145,7 +172,9 @@ class SlidingWindowPredictor:
                 box_FDHW = total_FDHW[:, :, y : y + height, x : x + width]
                 share_HW = shares[1][y][:, None] * shares[2][x]
                 for part in self._blocks(self.patch_size):
-                    box_FDHW[:, part].addcmul_(window(part), shares[0][start][part, None, None] * share_HW)
+                    box_FDHW[:, part].addcmul_(
+                        window(part), shares[0][start][part, None, None] * share_HW
+                    )
             del row_DHW
             first, last = max(start, margin[0]), min(end, margin[0] + grid.shape[0])
             step = max(1, YIELDED_VOXELS // (grid.shape[1] * grid.shape[2]))
@@ -157,7 +186,12 @@ class SlidingWindowPredictor:
                 _shift(total_FDHW, end - start)
 
     def _row(
-        self, image_zyx: np.ndarray, grid: WindowGrid, start: int, intensity: IntensityConfig | None, pad_value: float
+        self,
+        image_zyx: np.ndarray,
+        grid: WindowGrid,
+        start: int,
+        intensity: IntensityConfig | None,
+        pad_value: float,
     ) -> Tensor:
         """Input D H W of the row of windows at padded slice `start`, normalised on the device, padded in plane."""
         depth = self.patch_size[0]
@@ -165,7 +199,9 @@ class SlidingWindowPredictor:
         low, high = max(0, first), min(grid.shape[0], first + depth)
         slices = np.ascontiguousarray(image_zyx[low:high])
         part = torch.from_numpy(slices if slices.flags.writeable else slices.copy()).to(self.device)
-        part = part.to(torch.float32, copy=intensity is not None)  # never normalise the caller's own voxels in place
+        part = part.to(
+            torch.float32, copy=intensity is not None
+        )  # never normalise the caller's own voxels in place
         if part.shape != (depth, *grid.padded[1:]):
             row = torch.full((depth, *grid.padded[1:]), pad_value, device=self.device)
             y, x = grid.margin[1:]
@@ -193,12 +229,16 @@ class SlidingWindowPredictor:
 
         if len(self.models) == len(mirrors) == self.threads == 1 and self._spread is None:
             for batch in batches:  # nothing to keep: probabilities are made where they are added
-                for ((y, x), _), logits_CDHW in zip(batch, self._logits(self.models[0], images(batch)), strict=True):
+                for ((y, x), _), logits_CDHW in zip(
+                    batch, self._logits(self.models[0], images(batch)), strict=True
+                ):
                     yield y, x, partial(self._block, logits_CDHW)
             return
         total: Tensor | None = None
         summed = 0
-        for batch, answers in zip(batches, self._answers(lambda one: self._forward(images(one)), batches), strict=True):
+        for batch, answers in zip(
+            batches, self._answers(lambda one: self._forward(images(one)), batches), strict=True
+        ):
             for offset, ((y, x), axes) in enumerate(batch):
                 answer = answers[offset : offset + 1]
                 answer = answer.flip(axes) if axes else answer
@@ -209,7 +249,9 @@ class SlidingWindowPredictor:
                     yield y, x, partial(_slices, mean_FDHW)
                     total = None
 
-    def _answers(self, compute: Callable[[Item], Tensor], batches: Sequence[Item]) -> Iterator[Tensor]:
+    def _answers(
+        self, compute: Callable[[Item], Tensor], batches: Sequence[Item]
+    ) -> Iterator[Tensor]:
         """`compute` of each batch in order, wherever it is computed."""
 
         def run(own: Sequence[Any]) -> Iterator[Tensor]:
@@ -217,7 +259,9 @@ class SlidingWindowPredictor:
 
         if self._spread is None:
             return run(batches)
-        return self._spread(run, batches, lambda batch: (len(batch), len(STRUCTURES), *self.patch_size))
+        return self._spread(
+            run, batches, lambda batch: (len(batch), len(STRUCTURES), *self.patch_size)
+        )
 
     @torch.inference_mode()
     def _forward(self, image_BCDHW: Tensor) -> Tensor:
@@ -242,7 +286,11 @@ class SlidingWindowPredictor:
     def _block(self, logits_CDHW: Tensor, part: slice) -> Tensor:
         """What some slices of a window say, F d H W: `config.average`."""
         odds_BFDHW = log_odds(logits_CDHW[None, :, part], self.regions)
-        return (foreground_probabilities_(odds_BFDHW, self.regions) if self.config.average == "probabilities" else odds_BFDHW)[0]
+        return (
+            foreground_probabilities_(odds_BFDHW, self.regions)
+            if self.config.average == "probabilities"
+            else odds_BFDHW
+        )[0]
 
     def _finished(self, mean_FDHW: Tensor) -> Tensor:
         """The mean over windows as probabilities, in place."""
@@ -253,7 +301,9 @@ class SlidingWindowPredictor:
 
     def _blocks(self, shape: Sequence[int]) -> list[slice]:
         """The slices of a window that are worked on at once."""
-        step = max(1, BLOCK_VOXELS // (shape[1] * shape[2])) if self.device.type == "cpu" else shape[0]
+        step = (
+            max(1, BLOCK_VOXELS // (shape[1] * shape[2])) if self.device.type == "cpu" else shape[0]
+        )
         return [slice(z, min(z + step, shape[0])) for z in range(0, shape[0], step)]
 
 
@@ -268,7 +318,11 @@ def organ_probability(foreground_FDHW: Tensor, regions: bool) -> Tensor:
 
 def _mirrors(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """Which axes of B C D H W each copy flips: none, one, two, all."""
-    return tuple(tuple(axis + 2 for axis in some) for n in range(len(axes) + 1) for some in combinations(axes, n))
+    return tuple(
+        tuple(axis + 2 for axis in some)
+        for n in range(len(axes) + 1)
+        for some in combinations(axes, n)
+    )
 
 
 def normalise_intensity_(hu: Tensor, intensity: IntensityConfig) -> Tensor:
@@ -292,7 +346,9 @@ def _shift(total_FDHW: Tensor, slices: int) -> None:
     total_FDHW[:, max(0, depth - slices) :] = 0
 
 
-def run_in_order(compute: Callable[[Item], Tensor], items: Sequence[Item], threads: int) -> Iterator[Tensor]:
+def run_in_order(
+    compute: Callable[[Item], Tensor], items: Sequence[Item], threads: int
+) -> Iterator[Tensor]:
     """`compute` of each item, in the items' order; up to `threads` at once, each with one of torch's threads."""
     if threads <= 1:
         yield from map(compute, items)

@@ -62,11 +62,21 @@ class WindowGrid:
     """Per axis, over one window."""
 
     @classmethod
-    def over(cls, shape: Index3, window: Index3, overlap: float, kind: WindowWeights) -> "WindowGrid":
+    def over(
+        cls, shape: Index3, window: Index3, overlap: float, kind: WindowWeights
+    ) -> "WindowGrid":
         z, y, x = (axis_starts(n, w, overlap) for n, w in zip(shape, window, strict=True))
-        margin_z, margin_y, margin_x = (max(0, w - n) // 2 for n, w in zip(shape, window, strict=True))
+        margin_z, margin_y, margin_x = (
+            max(0, w - n) // 2 for n, w in zip(shape, window, strict=True)
+        )
         weights_z, weights_y, weights_x = (axis_weights(w, kind) for w in window)
-        return cls(shape, window, (margin_z, margin_y, margin_x), (z, y, x), (weights_z, weights_y, weights_x))
+        return cls(
+            shape,
+            window,
+            (margin_z, margin_y, margin_x),
+            (z, y, x),
+            (weights_z, weights_y, weights_x),
+        )
 
     @property
     def padded(self) -> Index3:
@@ -95,4 +105,7 @@ def _shares(starts: Sequence[int], weights: np.ndarray, length: int) -> Shares:
     total = np.zeros(length, dtype=np.float64)
     for start in starts:
         total[start : start + len(weights)] += weights
-    return {start: (weights / total[start : start + len(weights)]).astype(np.float32) for start in starts}
+    return {
+        start: (weights / total[start : start + len(weights)]).astype(np.float32)
+        for start in starts
+    }

@@ -48,7 +48,10 @@ def divide_work(voxels: Mapping[str, int], shard: int, num_shards: int) -> WorkD
     ends = []
     for number in range(len(order) + 1 if num_shards > 1 else 1):
         whole = {name: voxels[name] for name in order[number:]}
-        loads = [sum(voxels[name] for name in shard_cases(whole, one, num_shards)) for one in range(num_shards)]
+        loads = [
+            sum(voxels[name] for name in shard_cases(whole, one, num_shards))
+            for one in range(num_shards)
+        ]
         shared = sum(voxels[name] for name in order[:number])
         ends.append(shared * (ALONE_SHARE + (1 - ALONE_SHARE) / num_shards) + max(loads))
     together = order[: ends.index(min(ends))]
@@ -60,7 +63,11 @@ def failure_line(name: str, error: Exception) -> str:
     """One line that names the case or file and what went wrong. It is kept with results, which others come to see: of
     the scan's own path only its last part is told."""
     if isinstance(error, ScanFileError):
-        text = error.reason if error.path.name == Path(name).name else f"{error.path.name}: {error.reason}"
+        text = (
+            error.reason
+            if error.path.name == Path(name).name
+            else f"{error.path.name}: {error.reason}"
+        )
     elif isinstance(error, (UserError, RunFailed)):
         text = str(error)
     elif isinstance(error, OSError) and error.strerror:

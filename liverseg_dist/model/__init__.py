@@ -1,7 +1,19 @@
 """Networks, losses and weights: plain `nn.Module`s that know nothing of ranks or files of the store."""
 
-from liverseg_dist.model.outputs import foreground_probabilities_, labels_from_logits, log_odds, class_probabilities
+from liverseg_dist.model.outputs import (
+    class_probabilities,
+    foreground_probabilities_,
+    labels_from_logits,
+    log_odds,
+)
 from liverseg_dist.model.unet import UNet as UNet
 from liverseg_dist.model.unet import UNet as build_model
 
-__all__ = ["UNet", "build_model", "foreground_probabilities_", "labels_from_logits", "log_odds", "class_probabilities"]
+__all__ = [
+    "UNet",
+    "build_model",
+    "class_probabilities",
+    "foreground_probabilities_",
+    "labels_from_logits",
+    "log_odds",
+]

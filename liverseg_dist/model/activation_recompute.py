@@ -43,7 +43,9 @@ class InstanceNormAct(nn.InstanceNorm3d):
 
 class _NormAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
+    ) -> Tensor:
         x = _dense(x)
         out, mean, inverse_std = _norm(x, weight, bias, eps)
         # Copies, so that rebuilding does not depend on parameters that a sharding strategy has put away by then.
@@ -65,9 +67,13 @@ class _NormAct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, inverse_std = ctx.opened or ctx.saved_tensors
         ctx.opened = None
-        if ctx.slope != 1:  # the sign before the activation tells its slope; its memory takes the gradient
+        if (
+            ctx.slope != 1
+        ):  # the sign before the activation tells its slope; its memory takes the gradient
             normed = _normalise(x, weight, bias, mean, inverse_std, ctx.eps)
-            grad = ops.leaky_relu_backward.grad_input(_like(grad, normed), normed, ctx.slope, False, grad_input=normed)
+            grad = ops.leaky_relu_backward.grad_input(
+                _like(grad, normed), normed, ctx.slope, False, grad_input=normed
+            )
         gradients = _norm_backward(_like(grad, x), x, weight, mean, inverse_std, ctx.eps)
         return (*gradients, None, None)
 
@@ -105,7 +111,10 @@ def recompute_fn_through(module: nn.Module, x: Tensor) -> Recipe | None:
     make = recompute_fn(x) or partial(Tensor.detach, x.detach())
     device = x.device.type
     known = torch.amp.is_autocast_available(device)  # not for tensors without memory (planning)
-    enabled, dtype = known and torch.is_autocast_enabled(device), torch.get_autocast_dtype(device) if known else None
+    enabled, dtype = (
+        known and torch.is_autocast_enabled(device),
+        torch.get_autocast_dtype(device) if known else None,
+    )
 
     @torch.no_grad()
     def through() -> Tensor:
@@ -121,7 +130,9 @@ def _place(x: Tensor) -> tuple[int, int]:
     return int(x.untyped_storage()._cdata), int(x.storage_offset())
 
 
-def recompute_in_backward(*inputs: Tensor, recipes: Sequence[Recipe | None] = ()) -> AbstractContextManager[object]:
+def recompute_in_backward(
+    *inputs: Tensor, recipes: Sequence[Recipe | None] = ()
+) -> AbstractContextManager[object]:
     """Around an operation on `inputs`: those with a recipe, of their own or in `recipes`, are not kept for backward."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return nullcontext()
@@ -175,26 +186,52 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, 
         )
         return out.view_as(x), mean.unsqueeze(0), inverse_std.unsqueeze(0)
     out = torch.empty_like(x)
-    mean, inverse_std = (torch.empty(len(sheets), len(weight), dtype=weight.dtype, device=x.device) for _ in range(2))
+    mean, inverse_std = (
+        torch.empty(len(sheets), len(weight), dtype=weight.dtype, device=x.device) for _ in range(2)
+    )
     for i, (sheet, into) in enumerate(zip(sheets, out.split(1), strict=True)):
         ops.native_batch_norm.out(
-            sheet, weight, bias, None, None, True, 0.0, eps, out=into, save_mean=mean[i], save_invstd=inverse_std[i]
+            sheet,
+            weight,
+            bias,
+            None,
+            None,
+            True,
+            0.0,
+            eps,
+            out=into,
+            save_mean=mean[i],
+            save_invstd=inverse_std[i],
         )
     return out, mean, inverse_std
 
 
-def _normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse_std: Tensor, eps: float) -> Tensor:
+def _normalise(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse_std: Tensor, eps: float
+) -> Tensor:
     """The norm with known statistics: one pass."""
     sheets = _sheets(x)
     times = len(x) // len(sheets)
     weight, bias, variance = weight.repeat(times), bias.repeat(times), inverse_std.pow(-2) - eps
     if len(sheets) == 1:
-        out: Tensor = ops.native_batch_norm(sheets[0], weight, bias, mean[0], variance[0], False, 0.0, eps)[0]
+        out: Tensor = ops.native_batch_norm(
+            sheets[0], weight, bias, mean[0], variance[0], False, 0.0, eps
+        )[0]
         return out.view_as(x)
     out, unused = torch.empty_like(x), weight.new_empty(0)
     for i, (sheet, into) in enumerate(zip(sheets, out.split(1), strict=True)):
         ops.native_batch_norm.out(
-            sheet, weight, bias, mean[i], variance[i], False, 0.0, eps, out=into, save_mean=unused, save_invstd=unused
+            sheet,
+            weight,
+            bias,
+            mean[i],
+            variance[i],
+            False,
+            0.0,
+            eps,
+            out=into,
+            save_mean=unused,
+            save_invstd=unused,
         )
     return out
 
@@ -207,7 +244,16 @@ def _norm_backward(
     channels, repeated = len(weight), weight.repeat(len(x) // len(sheets))
     found = [
         ops.native_batch_norm_backward(
-            grads[i], sheet, repeated, None, None, mean[i], inverse_std[i], True, eps, (True, True, True)
+            grads[i],
+            sheet,
+            repeated,
+            None,
+            None,
+            mean[i],
+            inverse_std[i],
+            True,
+            eps,
+            (True, True, True),
         )
         for i, sheet in enumerate(sheets)
     ]

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liverseg_dist.config.model import NORM_GROUPS
-from liverseg_dist.model.convolution import Conv, Triple, Up
 from liverseg_dist.model.activation_recompute import InstanceNormAct, recompute_fn_through
+from liverseg_dist.model.convolution import Conv, Triple, Up
 
 SLOPE = 0.01
 
@@ -21,7 +21,9 @@ class ConvBlock(nn.Module):
     conv: Conv
     norm: nn.Module
 
-    def __init__(self, inside: int, outside: int, kernel: Triple, stride: Triple, norm: str) -> None:
+    def __init__(
+        self, inside: int, outside: int, kernel: Triple, stride: Triple, norm: str
+    ) -> None:
         super().__init__()
         self.conv = Conv(inside, outside, kernel, stride)
         self.norm = norm_act(norm, outside)
@@ -37,7 +39,9 @@ class ResidualBlock(nn.Module):
     https://arxiv.org/abs/2404.09556
     """
 
-    def __init__(self, inside: int, outside: int, kernel: Triple, stride: Triple, norm: str) -> None:
+    def __init__(
+        self, inside: int, outside: int, kernel: Triple, stride: Triple, norm: str
+    ) -> None:
         super().__init__()
         self.first = ConvBlock(inside, outside, kernel, stride, norm)
         self.conv = Conv(outside, outside, kernel)
@@ -114,8 +118,16 @@ class Stack(nn.Sequential):
 
 
 def build_stack(
-    kind: type[nn.Module], inside: int, outside: int, kernel: Triple, stride: Triple, norm: str, blocks: int
+    kind: type[nn.Module],
+    inside: int,
+    outside: int,
+    kernel: Triple,
+    stride: Triple,
+    norm: str,
+    blocks: int,
 ) -> Stack:
     """`blocks` blocks; the first one changes channels and resolution."""
     first = kind(inside, outside, kernel, stride, norm)
-    return Stack(first, *(kind(outside, outside, kernel, (1, 1, 1), norm) for _ in range(blocks - 1)))
+    return Stack(
+        first, *(kind(outside, outside, kernel, (1, 1, 1), norm) for _ in range(blocks - 1))
+    )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liverseg_dist.model.activation_recompute import Recipe, recompute_in_backward, recompute_fn
+from liverseg_dist.model.activation_recompute import Recipe, recompute_fn, recompute_in_backward
 
 Triple = Sequence[int]
 SMALL = 20_480
@@ -19,11 +19,15 @@ SMALL = 20_480
 class Conv(nn.Conv3d):
     """Same-size convolution. No bias: the norm behind it would take it out again."""
 
-    def __init__(self, inside: int, outside: int, kernel: Triple, stride: Triple = (1, 1, 1)) -> None:
+    def __init__(
+        self, inside: int, outside: int, kernel: Triple, stride: Triple = (1, 1, 1)
+    ) -> None:
         padding = tuple(k // 2 for k in kernel)
         super().__init__(inside, outside, tuple(kernel), tuple(stride), padding, bias=False)  # type: ignore[arg-type]
 
-    def forward(self, input: Tensor, beside: Tensor | None = None, made_by: Recipe | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, beside: Tensor | None = None, made_by: Recipe | None = None
+    ) -> Tensor:
         """Convolves `input`, or the concatenation of `input` and `beside` as a sum of two: nothing is copied together.
 
         `made_by` makes `input` again in backward.
@@ -49,7 +53,10 @@ class Conv(nn.Conv3d):
     def _better_halved(self, x: Tensor) -> bool:
         """Whether a sample goes as a batch of two halves, so that oneDNN takes it."""
         alone = (
-            len(x) == 1 and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+            len(x) == 1
+            and x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and not torch.compiler.is_compiling()
         )
         small = x.shape[1] * x.shape[2] * x.shape[3] <= SMALL and self.kernel_size != (1, 1, 1)
         return alone and small and x.shape[2] % (2 * self.stride[0]) == 0

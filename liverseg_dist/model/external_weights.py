@@ -18,7 +18,9 @@ def external_parameter_names(kind: str | Path, config: ModelConfig) -> dict[str,
     if str(kind) not in makers:
         return _from_file(Path(kind))
     if config.architecture != "unet":
-        raise UserError(f"model.pretrained_names={kind} knows the names of plain U-Nets only; give a file of names")
+        raise UserError(
+            f"model.pretrained_names={kind} knows the names of plain U-Nets only; give a file of names"
+        )
     return dict(makers[str(kind)](config))
 
 
@@ -27,7 +29,12 @@ def _nnunet(config: ModelConfig) -> Iterator[tuple[str, str]]:
     blocks = _blocks(config)
     for level, count in enumerate(blocks):
         for block in range(count):
-            yield from _pair(f"encoder.stages.{level}.0.convs.{block}", f"encoder.{level}.{block}", "conv", "norm")
+            yield from _pair(
+                f"encoder.stages.{level}.0.convs.{block}",
+                f"encoder.{level}.{block}",
+                "conv",
+                "norm",
+            )
     for number, level in enumerate(range(len(blocks) - 2, -1, -1)):
         for block in range(blocks[level]):
             theirs = f"decoder.stages.{number}.convs.{block}"
@@ -44,12 +51,16 @@ def _monai(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """
     blocks = _blocks(config)
     if set(blocks) != {2}:
-        raise UserError(f"MONAI's DynUNet has two convolutions per level, model.blocks_per_level is {list(blocks)}")
+        raise UserError(
+            f"MONAI's DynUNet has two convolutions per level, model.blocks_per_level is {list(blocks)}"
+        )
     for level in range(len(blocks)):
         theirs = "input_block" if level == 0 else f"downsamples.{level - 1}"
         theirs = "bottleneck" if level == len(blocks) - 1 else theirs
         for block in range(2):
-            yield from _pair(theirs, f"encoder.{level}.{block}", f"conv{block + 1}.conv", f"norm{block + 1}")
+            yield from _pair(
+                theirs, f"encoder.{level}.{block}", f"conv{block + 1}.conv", f"norm{block + 1}"
+            )
     for number, level in enumerate(range(len(blocks) - 2, -1, -1)):
         yield f"upsamples.{number}.transp_conv.conv.weight", f"decoder.{level}.up.weight"
         for block in range(2):
@@ -77,9 +88,13 @@ def _from_file(path: Path) -> dict[str, str]:
     try:
         content = read_yaml(path)
     except OSError as error:
-        raise UserError(f"model.pretrained_names={path}: {error.strerror}; nnunet, monai or a file of names") from None
+        raise UserError(
+            f"model.pretrained_names={path}: {error.strerror}; nnunet, monai or a file of names"
+        ) from None
     except ValueError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())[:160]}") from None
-    if not isinstance(content, dict) or not all(isinstance(text, str) for pair in content.items() for text in pair):
+    if not isinstance(content, dict) or not all(
+        isinstance(text, str) for pair in content.items() for text in pair
+    ):
         raise UserError(f"{path}: a line `their.name: our.name` for each tensor is expected")
     return content

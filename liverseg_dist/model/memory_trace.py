@@ -67,7 +67,11 @@ class LiveBytes(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         given = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and (key := _key(leaf)) not in given and key not in self._known:
+            if (
+                isinstance(leaf, Tensor)
+                and (key := _key(leaf)) not in given
+                and key not in self._known
+            ):
                 self._add(key, leaf.untyped_storage())
         return out
 
@@ -106,7 +110,9 @@ class TraceOptions:
         return self.precision in ("bf16", "fp16")
 
 
-def trace_memory(config: ModelConfig, patch_size: Sequence[int], batch: int = 1, walk: TraceOptions | None = None) -> Footprint:
+def trace_memory(
+    config: ModelConfig, patch_size: Sequence[int], batch: int = 1, walk: TraceOptions | None = None
+) -> Footprint:
     """The memory of forward, loss and backward of `batch` samples of `patch_size` voxels (z, y, x).
 
     `config` has its topology filled in; `walk.levels` are recomputed in backward. `walk.device`: cpu or cuda, whose
@@ -117,21 +123,29 @@ def trace_memory(config: ModelConfig, patch_size: Sequence[int], batch: int = 1,
     return _walk(config, patch_size, batch, walk, sweep=True)
 
 
-def _walk(config: ModelConfig, patch_size: Sequence[int], batch: int, walk: TraceOptions, sweep: bool) -> Footprint:
+def _walk(
+    config: ModelConfig, patch_size: Sequence[int], batch: int, walk: TraceOptions, sweep: bool
+) -> Footprint:
     with ExitStack() as stack:
         gc.freeze()  # what is there already need not be looked at
         stack.callback(gc.unfreeze)
         if walk.cpu:
             stack.enter_context(FakeTensorMode())
-        stack.enter_context(torch.device("cpu" if walk.cpu else "meta"))  # meta tensors take the path of GPUs
+        stack.enter_context(
+            torch.device("cpu" if walk.cpu else "meta")
+        )  # meta tensors take the path of GPUs
         model = UNet(config)
-        if walk.half and not walk.cpu:  # no autocast for meta tensors; 16-bit weights make the same activations
+        if (
+            walk.half and not walk.cpu
+        ):  # no autocast for meta tensors; 16-bit weights make the same activations
             model.to(torch.bfloat16)
         model.set_checkpointing(walk.levels)
         form = torch.channels_last_3d if walk.channels_last else torch.contiguous_format
         term = build_loss(walk.loss, config, class_voxels=[1] * NUM_CLASSES)
         for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)  # where DDP's buckets are: there before the step
+            parameter.grad = torch.zeros_like(
+                parameter
+            )  # where DDP's buckets are: there before the step
         counter, work = LiveBytes(sweep), FlopCounterMode(display=False)
         with work, counter, label_levels(model, counter):
             image_BCDHW = torch.empty(batch, 1, *patch_size).contiguous(memory_format=form)
@@ -146,7 +160,9 @@ def _walk(config: ModelConfig, patch_size: Sequence[int], batch: int, walk: Trac
             del image_BCDHW, given, label_BDHW, total
         groups = [sum(p.numel() for p in group.parameters()) for group in model.shard_groups()]
         parameters = sum(p.numel() for p in model.parameters())
-    copies = 2 * parameters if walk.half and not walk.cpu else 0  # autocast's 16-bit weights, kept until backward
+    copies = (
+        2 * parameters if walk.half and not walk.cpu else 0
+    )  # autocast's 16-bit weights, kept until backward
     kept[OUTSIDE] = kept.get(OUTSIDE, 0) + copies
     return Footprint(parameters, max(groups), kept, counter.peak + copies, work.get_total_flops())
 
@@ -156,7 +172,13 @@ def _start(cpu: bool) -> None:
     """Have PyTorch load what it needs for tensors without memory, so that it is there before `gc.freeze`."""
     ones = ((1, 1, 1), (1, 1, 1))
     config = ModelConfig(features=(1, 1), strides=ones, kernels=ones, blocks_per_level=(1, 1))
-    _walk(config, (4, 4, 4), 1, TraceOptions(levels=(0,), device="cpu" if cpu else "cuda"), sweep=False)
+    _walk(
+        config,
+        (4, 4, 4),
+        1,
+        TraceOptions(levels=(0,), device="cpu" if cpu else "cuda"),
+        sweep=False,
+    )
 
 
 @contextmanager

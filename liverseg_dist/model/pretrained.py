@@ -32,13 +32,13 @@ class PretrainedReport:
     def __str__(self) -> str:
         text = f"pretrained {self.source}: {len(self.matched)} tensors taken, {len(self.adapted)} adapted"
         if self.missing:
-            text += (
-                f", {len(self.missing)} left fresh ({', '.join(self.missing[:4])}{', ...' * (len(self.missing) > 4)})"
-            )
+            text += f", {len(self.missing)} left fresh ({', '.join(self.missing[:4])}{', ...' * (len(self.missing) > 4)})"
         return text + (f", {len(self.unused)} of the file not used" if self.unused else "")
 
 
-def load_pretrained(model: nn.Module, path: Path, names: Mapping[str, str] | None = None) -> PretrainedReport:
+def load_pretrained(
+    model: nn.Module, path: Path, names: Mapping[str, str] | None = None
+) -> PretrainedReport:
     """Copy what fits into `model`; `names`: the file's name of a tensor -> ours (`model.foreign`).
 
     Raises `UserError` when the file is unreadable, nothing fits, or most of it has other shapes.
@@ -64,9 +64,13 @@ def load_pretrained(model: nn.Module, path: Path, names: Mapping[str, str] | Non
             unlike.append(f"{name} is {list(found.shape)} there, {list(tensor.shape)} here")
     report.unused = sorted(source)
     if not report.matched and not report.adapted:
-        raise UserError(f"{path}: none of its {len(report.unused)} tensors fits this network; check model.* settings")
+        raise UserError(
+            f"{path}: none of its {len(report.unused)} tensors fits this network; check model.* settings"
+        )
     if len(unlike) > len(report.matched) + len(report.adapted):
-        raise UserError(f"{path}: of another network: {unlike[0]}, and so on; give its model.features, kernels, blocks")
+        raise UserError(
+            f"{path}: of another network: {unlike[0]}, and so on; give its model.features, kernels, blocks"
+        )
     return report
 
 
@@ -74,11 +78,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors by name, wrappers' prefixes removed. `path`: a run folder, .safetensors, or a torch file of tensors."""
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{file}: no such weights; model.pretrained takes a run folder, .safetensors or a state dict")
+        raise UserError(
+            f"{file}: no such weights; model.pretrained takes a run folder, .safetensors or a state dict"
+        )
     try:
-        tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        tensors = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, "cpu", weights_only=True)
+        )
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
-        raise UserError(f"{file}: not readable as weights: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(
+            f"{file}: not readable as weights: {' '.join(str(error).split())[:200]}"
+        ) from None
     except Exception as error:  # the unpickler's refusal of anything but tensors
         raise UserError(
             f"{file}: holds more than tensors, which is never loaded ({type(error).__name__}). If you trust it, save "
@@ -101,10 +113,18 @@ def adapt_kernel(found: Tensor, shape: torch.Size) -> Tensor | None:
     """
     if found.dim() == 4 and len(shape) == 5:
         found = found.unsqueeze(2).repeat(1, 1, shape[2], 1, 1) / shape[2]
-    if found.dim() != len(shape) or found.dim() < 2 or found.shape[0] != shape[0] or found.shape[2:] != shape[2:]:
+    if (
+        found.dim() != len(shape)
+        or found.dim() < 2
+        or found.shape[0] != shape[0]
+        or found.shape[2:] != shape[2:]
+    ):
         return None
     if found.shape[1] != shape[1]:
-        found = found.sum(dim=1, keepdim=True).repeat(1, shape[1], *([1] * (found.dim() - 2))) / shape[1]
+        found = (
+            found.sum(dim=1, keepdim=True).repeat(1, shape[1], *([1] * (found.dim() - 2)))
+            / shape[1]
+        )
     return found
 
 

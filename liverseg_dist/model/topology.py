@@ -59,10 +59,14 @@ def plan_pooling(
     return strides, kernels
 
 
-def resolve_topology(config: ModelConfig, patch_size: Sequence[int], spacing_mm: Sequence[float]) -> ModelConfig:
+def resolve_topology(
+    config: ModelConfig, patch_size: Sequence[int], spacing_mm: Sequence[float]
+) -> ModelConfig:
     """The config with features, strides, kernels and blocks filled in; what is given stays. Raises `UserError`."""
     preset = PRESETS[config.preset]
-    depth = next((len(v) for v in (config.features, config.strides, config.kernels) if v is not None), None)
+    depth = next(
+        (len(v) for v in (config.features, config.strides, config.kernels) if v is not None), None
+    )
     strides, kernels = plan_pooling(patch_size, spacing_mm, depth or preset.max_levels)
     if config.strides is not None:
         strides = list(config.strides)
@@ -74,16 +78,25 @@ def resolve_topology(config: ModelConfig, patch_size: Sequence[int], spacing_mm:
             f"model: {levels} levels do not fit a patch of {'x'.join(map(str, patch_size))} voxels, which allows "
             f"{min(len(strides), len(kernels))}; give fewer features or a larger data.patch_size"
         )
-    features = config.features or tuple(min(preset.base * 2**level, preset.cap) for level in range(levels))
+    features = config.features or tuple(
+        min(preset.base * 2**level, preset.cap) for level in range(levels)
+    )
     blocks = config.blocks_per_level
     if blocks is None:
-        blocks = preset.unet_blocks if config.architecture == "unet" else preset.resenc_blocks[:levels]
+        blocks = (
+            preset.unet_blocks if config.architecture == "unet" else preset.resenc_blocks[:levels]
+        )
     if isinstance(blocks, int):
         blocks = (blocks,) * levels
     if len(blocks) < levels:
         blocks = (*blocks, *([blocks[-1]] * (levels - len(blocks))))
     _check_patch(strides, patch_size)
-    resolved = {"features": features, "strides": tuple(strides), "kernels": tuple(kernels), "blocks_per_level": blocks}
+    resolved = {
+        "features": features,
+        "strides": tuple(strides),
+        "kernels": tuple(kernels),
+        "blocks_per_level": blocks,
+    }
     return config.model_copy(update=resolved)
 
 
@@ -95,7 +108,9 @@ def size_multiple(strides: Sequence[Triple]) -> Triple:
 def _check_patch(strides: Sequence[Triple], patch_size: Sequence[int]) -> None:
     multiple = size_multiple(strides)
     if any(edge % m for edge, m in zip(patch_size, multiple, strict=True)):
-        fitting = [max(1, round(edge / m)) * m for edge, m in zip(patch_size, multiple, strict=True)]
+        fitting = [
+            max(1, round(edge / m)) * m for edge, m in zip(patch_size, multiple, strict=True)
+        ]
         raise UserError(
             f"data.patch_size = {list(patch_size)}: each edge must be a multiple of {list(multiple)} for this network; "
             f"{fitting} would do"

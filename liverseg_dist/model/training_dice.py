@@ -7,7 +7,7 @@ from torch import Tensor
 
 from liverseg_dist.labels import IGNORE
 from liverseg_dist.model.losses.terms import one_hot
-from liverseg_dist.model.outputs import labels_from_logits, class_probabilities
+from liverseg_dist.model.outputs import class_probabilities, labels_from_logits
 
 
 @torch.no_grad()
@@ -18,7 +18,10 @@ def overlap_counts(outputs: Tensor | Sequence[Tensor], label_BDHW: Tensor, regio
     """
     logits = outputs if isinstance(outputs, Tensor) else outputs[0]
     known = (label_BDHW != IGNORE).unsqueeze(1)
-    predicted = one_hot(labels_from_logits(class_probabilities(logits, regions), regions), True, torch.bool) & known
+    predicted = (
+        one_hot(labels_from_logits(class_probabilities(logits, regions), regions), True, torch.bool)
+        & known
+    )
     truth = one_hot(label_BDHW, True, torch.bool)
     counts = [(predicted & truth), (predicted & ~truth), (truth & ~predicted)]
     return torch.stack([mask.sum(dim=(0, 2, 3, 4)) for mask in counts], dim=1)

@@ -10,9 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from liverseg_dist.config import ModelConfig
 from liverseg_dist.labels import NUM_CLASSES
+from liverseg_dist.model.activation_recompute import keep_storage, recompute_in_backward
 from liverseg_dist.model.blocks import SLOPE, ConvBlock, DecoderLevel, ResidualBlock, build_stack
 from liverseg_dist.model.convolution import Head
-from liverseg_dist.model.activation_recompute import keep_storage, recompute_in_backward
 from liverseg_dist.model.topology import size_multiple
 
 
@@ -24,7 +24,12 @@ class UNet(nn.Module):
 
     def __init__(self, config: ModelConfig, in_channels: int = 1) -> None:
         super().__init__()
-        if not (config.features and config.strides and config.kernels and isinstance(config.blocks_per_level, tuple)):
+        if not (
+            config.features
+            and config.strides
+            and config.kernels
+            and isinstance(config.blocks_per_level, tuple)
+        ):
             raise ValueError("the config's topology is not filled in; call topology.resolve first")
         features, strides, kernels = config.features, config.strides, config.kernels
         self.num_levels = len(features)
@@ -34,13 +39,19 @@ class UNet(nn.Module):
         encoder_block = ResidualBlock if config.architecture == "resenc" else ConvBlock
         inside = in_channels
         encoder = []
-        for level, (width, kernel, stride) in enumerate(zip(features, kernels, strides, strict=True)):
+        for level, (width, kernel, stride) in enumerate(
+            zip(features, kernels, strides, strict=True)
+        ):
             blocks = config.blocks_per_level[level]
-            encoder.append(build_stack(encoder_block, inside, width, kernel, stride, config.norm, blocks))
+            encoder.append(
+                build_stack(encoder_block, inside, width, kernel, stride, config.norm, blocks)
+            )
             inside = width
         self.encoder = nn.ModuleList(encoder)
         # A residual encoder goes with one convolution per decoder level (ResEnc U-Net); a plain one mirrors it.
-        decoder_blocks = [1 if config.architecture == "resenc" else n for n in config.blocks_per_level]
+        decoder_blocks = [
+            1 if config.architecture == "resenc" else n for n in config.blocks_per_level
+        ]
         self.decoder = nn.ModuleList(
             DecoderLevel(
                 features[i + 1],
@@ -62,7 +73,9 @@ class UNet(nn.Module):
         """Levels (0: full resolution) whose activations are computed again in backward instead of being kept."""
         unknown = [level for level in levels if not 0 <= level < self.num_levels]
         if unknown:
-            raise ValueError(f"levels {unknown} do not exist; this network has 0 to {self.num_levels - 1}")
+            raise ValueError(
+                f"levels {unknown} do not exist; this network has 0 to {self.num_levels - 1}"
+            )
         self._checkpointed = frozenset(levels)
 
     def by_distance(self) -> list[nn.Module]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from liverseg_dist.phantom.canvas import Canvas, Stroke, Tissue, in_slab, index_box
 from liverseg_dist.phantom.liver import LIVER_BOUNDS, Liver, draw_liver
-from liverseg_dist.phantom.organs import Contrast, draw_organs, build_gallbladder, build_kidneys
+from liverseg_dist.phantom.organs import Contrast, build_gallbladder, build_kidneys, draw_organs
 from liverseg_dist.phantom.shapes import Bounds, Box, Cone, Ellipsoid, Point, Points, Shape, Waves
 from liverseg_dist.phantom.torso import Torso
 from liverseg_dist.phantom.tumours import Room, Tumour, place_tumours
@@ -61,7 +61,9 @@ class Patient:
         scale = np.array(self.scale)
         inner = np.array(bounds)
         outer = inner * scale + [[-self.reach_mm], [self.reach_mm]]
-        for _ in range(2):  # where it can be tells how it is shifted, which tells better where it can be
+        for _ in range(
+            2
+        ):  # where it can be tells how it is shifted, which tells better where it can be
             box = index_box(grid, _bounds(outer), SHIFT_MM)
             if not (box[0] < box[1]).all():
                 return _bounds(outer)
@@ -101,7 +103,9 @@ def _bounds(box: np.ndarray) -> Bounds:
     return (x0, y0, z0), (x1, y1, z1)
 
 
-def draw_patient(rng: np.random.Generator, tumours: int, tumour_mm: tuple[float, float], hard: bool) -> Patient:
+def draw_patient(
+    rng: np.random.Generator, tumours: int, tumour_mm: tuple[float, float], hard: bool
+) -> Patient:
     """A random patient with a liver of ordinary size; `tumour_mm`: smallest and largest diameter."""
     while True:
         patient = _draw_body(rng)
@@ -110,7 +114,9 @@ def draw_patient(rng: np.random.Generator, tumours: int, tumour_mm: tuple[float,
             break
     patient = replace(patient, tumours=place_tumours(rng, room, tumours, tumour_mm, hard))
     if hard:
-        patient = replace(patient, inside_liver=(*patient.inside_liver, *_confounders(rng, patient, room)))
+        patient = replace(
+            patient, inside_liver=(*patient.inside_liver, *_confounders(rng, patient, room))
+        )
     return patient
 
 
@@ -134,9 +140,15 @@ def _draw_body(rng: np.random.Generator) -> Patient:
     organs = draw_organs(rng, contrast, both_kidneys)
     liver = draw_liver(rng, both_kidneys[0], bladder, (torso.right_top_mm, torso.left_top_mm))
     bile = Tissue(float(u(4, 20)), 2.0)
-    organs += [Stroke(c, Tissue(70.0)) for c in bladder] + [Stroke(c, bile, inset_mm=1.8) for c in bladder]
+    organs += [Stroke(c, Tissue(70.0)) for c in bladder] + [
+        Stroke(c, bile, inset_mm=1.8) for c in bladder
+    ]
     return Patient(
-        scale=(size * float(u(0.97, 1.05)), size * float(u(0.94, 1.1)), size * float(u(0.95, 1.05))),
+        scale=(
+            size * float(u(0.97, 1.05)),
+            size * float(u(0.94, 1.1)),
+            size * float(u(0.95, 1.05)),
+        ),
         warp=tuple(Waves.draw(rng, (70, 170), 3.2, 6) for _ in range(3)),  # type: ignore[arg-type]
         torso=torso,
         contrast=contrast,
@@ -168,7 +180,9 @@ def _measured(patient: Patient) -> tuple[Patient, Room]:
         return patient, Room(np.empty((0, 3)), np.empty(0), grid.voxel_volume_ml)
     z = grid.world_mm(inside)[:, 2]
     mask = distance < 0
-    room = Room(np.stack([p.x[mask], p.y[mask], p.z[mask]], axis=1), -distance[mask], grid.voxel_volume_ml)
+    room = Room(
+        np.stack([p.x[mask], p.y[mask], p.z[mask]], axis=1), -distance[mask], grid.voxel_volume_ml
+    )
     volume = len(inside) * grid.voxel_volume_ml
     return replace(patient, liver_ml=volume, liver_z_mm=(float(z.min()), float(z.max()))), room
 
@@ -182,12 +196,18 @@ def _confounders(rng: np.random.Generator, patient: Patient, room: Room) -> list
         centre = (float(place[0]), float(place[1]), float(place[2]))
         if any(t.ball.distance(_at(centre))[0] < size + 4 for t in patient.tumours):
             continue
-        strokes.append(Stroke(Ellipsoid(centre, (size, size, size)), Tissue(6.0), within="liver", margin_mm=1.0))
+        strokes.append(
+            Stroke(
+                Ellipsoid(centre, (size, size, size)), Tissue(6.0), within="liver", margin_mm=1.0
+            )
+        )
     if rng.random() < 0.4:
         x = patient.liver.fissure_x_mm
         patch = Ellipsoid((x - 9, 62.0, float(rng.uniform(-5, 20))), (10.0, 16.0, 12.0))
         dark = Tissue(patient.contrast.liver - float(rng.uniform(20, 40)), 4.0)
-        strokes.append(Stroke(patch, dark, within="liver", margin_mm=1.0, ripple_mm=3.0, edge_mm=6.0))
+        strokes.append(
+            Stroke(patch, dark, within="liver", margin_mm=1.0, ripple_mm=3.0, edge_mm=6.0)
+        )
     return strokes
 
 
@@ -215,9 +235,13 @@ class Painter:
         return self._boxes[bounds]
 
     def _located(self, shape: Shape, stroke: Stroke) -> tuple[np.ndarray, Stroke]:
-        return self.patient.box(self.grid, shape.bounds(), 2.5 * stroke.ripple_mm + stroke.edge_mm), stroke
+        return self.patient.box(
+            self.grid, shape.bounds(), 2.5 * stroke.ripple_mm + stroke.edge_mm
+        ), stroke
 
-    def paint(self, planes: slice, texture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def paint(
+        self, planes: slice, texture: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """HU (float32), the share of liver (with tumours) and the share of tumour in every voxel of some planes."""
         patient = self.patient
         points = patient.points(self.grid, planes)
@@ -225,7 +249,9 @@ class Painter:
         def find(bounds: Bounds) -> Box | None:
             return in_slab(self._boxed(bounds), planes)
 
-        canvas = Canvas(points, texture, np.full(points.x.shape, AIR_HU, np.float32), self.edge_mm, find)
+        canvas = Canvas(
+            points, texture, np.full(points.x.shape, AIR_HU, np.float32), self.edge_mm, find
+        )
         patient.torso.paint(canvas)
         self._strokes(canvas, self._organs, planes)
         liver, tumours = np.zeros_like(canvas.hu), np.zeros_like(canvas.hu)
@@ -247,7 +273,9 @@ class Painter:
                 np.maximum(tumours[inner], part.share(ball), out=tumours[inner])
         return canvas.hu, liver, tumours
 
-    def _strokes(self, canvas: Canvas, strokes: list[tuple[np.ndarray, Stroke]], planes: slice) -> None:
+    def _strokes(
+        self, canvas: Canvas, strokes: list[tuple[np.ndarray, Stroke]], planes: slice
+    ) -> None:
         for where, stroke in strokes:
             box = in_slab(where, planes)
             if box is not None:

@@ -26,7 +26,9 @@ class Tissue(NamedTuple):
         value += np.float32(self.hu)
         if self.spot:
             side = np.float32(np.sign(self.rare))
-            value += np.clip((texture - np.float32(self.rare)) * side * np.float32(2), 0, 1) * np.float32(self.spot)
+            value += np.clip(
+                (texture - np.float32(self.rare)) * side * np.float32(2), 0, 1
+            ) * np.float32(self.spot)
         return value
 
 
@@ -62,7 +64,9 @@ class Canvas:
 
     def __getitem__(self, box: Box) -> "Canvas":
         regions = {name: distance[box] for name, distance in self.regions.items()}
-        return Canvas(self.points[box], self.texture[box], self.hu[box], self.edge_mm, self.find, regions)
+        return Canvas(
+            self.points[box], self.texture[box], self.hu[box], self.edge_mm, self.find, regions
+        )
 
     def near(self, bounds: Bounds) -> "Canvas | None":
         """The part of the whole block around a body."""
@@ -89,7 +93,9 @@ class Canvas:
         if stroke.ripple_mm:
             distance += self.texture * np.float32(stroke.ripple_mm)
         if stroke.within:
-            np.maximum(distance, self.regions[stroke.within] + np.float32(stroke.margin_mm), out=distance)
+            np.maximum(
+                distance, self.regions[stroke.within] + np.float32(stroke.margin_mm), out=distance
+            )
         if stroke.above_y_mm is not None:
             np.maximum(distance, np.float32(stroke.above_y_mm) - self.points.y, out=distance)
         self.fill(distance, stroke.tissue, stroke.edge_mm)
@@ -111,4 +117,8 @@ def in_slab(box: np.ndarray, planes: slice) -> Box | None:
     low, high = max(int(z0), planes.start), min(int(z1), planes.stop)
     if low >= high or y0 >= y1 or x0 >= x1:
         return None
-    return slice(low - planes.start, high - planes.start), slice(int(y0), int(y1)), slice(int(x0), int(x1))
+    return (
+        slice(low - planes.start, high - planes.start),
+        slice(int(y0), int(y1)),
+        slice(int(x0), int(x1)),
+    )

@@ -15,10 +15,10 @@ import cc3d
 import numpy as np
 
 from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
-from liverseg_dist.phantom.scan import Size, make_scan
 from liverseg_dist.errors import UserError
 from liverseg_dist.files import write_json
 from liverseg_dist.labels import LIVER, TUMOUR
+from liverseg_dist.phantom.scan import Size, make_scan
 from liverseg_dist.volume import Grid
 
 SETTINGS = "phantom.json"
@@ -53,7 +53,12 @@ class PhantomSet:
     @property
     def settings(self) -> dict[str, object]:
         difficulty = "hard" if self.hard else "easy"
-        return {"generation": GENERATION, "seed": self.seed, "size": self.size, "difficulty": difficulty}
+        return {
+            "generation": GENERATION,
+            "seed": self.seed,
+            "size": self.size,
+            "difficulty": difficulty,
+        }
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,9 @@ class CaseSummary:
     tumour_ml: float | None = None
 
 
-def write_dataset(wanted: PhantomSet, workers: int, done: Callable[[CaseSummary], None]) -> list[CaseSummary]:
+def write_dataset(
+    wanted: PhantomSet, workers: int, done: Callable[[CaseSummary], None]
+) -> list[CaseSummary]:
     """Make every case that is not there yet; `done` is called as each is finished. Raises `UserError`."""
     check_folder(wanted)
     for name in ("imagesTr", "labelsTr", "imagesTs"):
@@ -97,16 +104,24 @@ def check_folder(wanted: PhantomSet) -> None:
         raise UserError(f"{folder}: a file, not a folder; give a new folder")
     if not mark.exists():
         if folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder}: not empty and no phantom set; give a new folder, nothing here is overwritten")
+            raise UserError(
+                f"{folder}: not empty and no phantom set; give a new folder, nothing here is overwritten"
+            )
         return
     try:
         before = json.loads(mark.read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(f"{mark}: not readable as JSON; give another folder") from None
     if before != wanted.settings:
-        raise UserError(f"{folder}: holds phantoms made with {before}, not {wanted.settings}; give another folder")
+        raise UserError(
+            f"{folder}: holds phantoms made with {before}, not {wanted.settings}; give another folder"
+        )
     expected = {file for number in wanted.numbers() for file in wanted.files(number)}
-    found = [file for name in ("imagesTr", "labelsTr", "imagesTs") for file in (folder / name).glob("*.nii*")]
+    found = [
+        file
+        for name in ("imagesTr", "labelsTr", "imagesTs")
+        for file in (folder / name).glob("*.nii*")
+    ]
     surplus = sorted(str(file.relative_to(folder)) for file in found if file not in expected)
     if surplus:
         raise UserError(
@@ -117,7 +132,9 @@ def check_folder(wanted: PhantomSet) -> None:
 
 def _one(wanted: PhantomSet, number: int) -> CaseSummary:
     image_file, label_file = wanted.files(number)
-    if image_file.exists() and (label_file is None or label_file.exists()):  # each appears only whole
+    if image_file.exists() and (
+        label_file is None or label_file.exists()
+    ):  # each appears only whole
         kept = read_nifti(label_file, "label") if label_file else read_nifti(image_file)
         return _summary(number, kept.grid, kept.voxels if label_file else None)
     scan = make_scan(wanted.seed, number, wanted.size, wanted.hard)
@@ -134,14 +151,20 @@ def _summary(number: int, grid: Grid, label: np.ndarray | None) -> CaseSummary:
     if label is None:
         return CaseSummary(*place)
     counts = np.bincount(label.ravel(), minlength=3)
-    tumours = int(cc3d.connected_components(np.ascontiguousarray(label == TUMOUR), connectivity=26).max())
+    tumours = int(
+        cc3d.connected_components(np.ascontiguousarray(label == TUMOUR), connectivity=26).max()
+    )
     liver_ml = round(float(counts[LIVER] + counts[TUMOUR]) * grid.voxel_volume_ml, 2)
-    return CaseSummary(*place, liver_ml, tumours, round(float(counts[TUMOUR]) * grid.voxel_volume_ml, 2))
+    return CaseSummary(
+        *place, liver_ml, tumours, round(float(counts[TUMOUR]) * grid.voxel_volume_ml, 2)
+    )
 
 
 def _index(wanted: PhantomSet) -> dict[str, object]:
     """The keys of Task03_Liver's dataset.json."""
-    test = [f"./imagesTs/liver_{number}.nii.gz" for number in wanted.numbers() if number >= FIRST_TEST]
+    test = [
+        f"./imagesTs/liver_{number}.nii.gz" for number in wanted.numbers() if number >= FIRST_TEST
+    ]
     names = [f"liver_{number}.nii.gz" for number in range(wanted.cases)]
     return {
         "name": "Liver phantom",
@@ -154,6 +177,8 @@ def _index(wanted: PhantomSet) -> dict[str, object]:
         "labels": {"0": "background", "1": "liver", "2": "cancer"},
         "numTraining": len(names),
         "numTest": len(test),
-        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
+        "training": [
+            {"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names
+        ],
         "test": test,
     }

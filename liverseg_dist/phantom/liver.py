@@ -5,7 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from liverseg_dist.phantom.organs import vena_cava
-from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Point, Points, Waves, intersect_shapes, build_tube, unite_shapes
+from liverseg_dist.phantom.shapes import (
+    Cone,
+    Ellipsoid,
+    Point,
+    Points,
+    Waves,
+    build_tube,
+    intersect_shapes,
+    unite_shapes,
+)
 
 HILUM: Point = (36.0, 26.0, -6.0)
 LIVER_BOUNDS: tuple[Point, Point] = ((-112.0, -95.0, -125.0), (140.0, 98.0, 100.0))
@@ -36,7 +45,9 @@ class Liver:
         below += uneven
         behind = 13 - 0.1 * (p.x - 10) - p.y
         beside = 40 - 0.35 * np.minimum(p.y + 15, 30) - p.x
-        medial = unite_shapes(beside * np.float32(0.94), behind, 26.0) + uneven  # right of the cava, or before the stomach
+        medial = (
+            unite_shapes(beside * np.float32(0.94), behind, 26.0) + uneven
+        )  # right of the cava, or before the stomach
         shape = intersect_shapes(abdomen_mm + 2.6, below, 16.0)
         shape = intersect_shapes(shape, medial, 16.0)
         shape = intersect_shapes(shape, self.left_tip_x_mm - p.x, 24.0)
@@ -51,7 +62,10 @@ class Liver:
 
 
 def draw_liver(
-    rng: np.random.Generator, kidney: Ellipsoid, gallbladder: tuple[Cone, ...], tops_mm: tuple[float, float]
+    rng: np.random.Generator,
+    kidney: Ellipsoid,
+    gallbladder: tuple[Cone, ...],
+    tops_mm: tuple[float, float],
 ) -> Liver:
     """`tops_mm`: the right and left dome of the diaphragm, below which the hepatic veins end in the cava."""
     u = rng.uniform
@@ -103,7 +117,12 @@ def _hepatic(rng: np.random.Generator, top_mm: float) -> tuple[Cone, ...]:
 
 
 def _twigs(
-    rng: np.random.Generator, start: Point, end: Point, radius: float, length_mm: float, generations: int
+    rng: np.random.Generator,
+    start: Point,
+    end: Point,
+    radius: float,
+    length_mm: float,
+    generations: int,
 ) -> list[Cone]:
     """Two branches at the end of a vessel, off its direction, that branch again."""
     if generations == 0:

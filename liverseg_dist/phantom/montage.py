@@ -23,13 +23,18 @@ def draw_montage(folder: Path, case_ids: list[str], columns: int = 2) -> Image.I
     """As radiologists look at it: the patient's right on the left side of the picture."""
     rows = [_row(folder, case_id) for case_id in case_ids]
     rows += [np.zeros_like(rows[0])] * (-len(rows) % columns)
-    lines = [np.concatenate(rows[start : start + columns], axis=1) for start in range(0, len(rows), columns)]
+    lines = [
+        np.concatenate(rows[start : start + columns], axis=1)
+        for start in range(0, len(rows), columns)
+    ]
     return Image.fromarray(np.concatenate(lines, axis=0))
 
 
 def _row(folder: Path, case_id: str) -> np.ndarray:
     image = read_nifti(folder / "imagesTr" / f"{case_id}.nii.gz").reoriented(CANONICAL_ORIENTATION)
-    label = read_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", "label").reoriented(CANONICAL_ORIENTATION)
+    label = read_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", "label").reoriented(
+        CANONICAL_ORIENTATION
+    )
     sought = TUMOUR if (label.voxels == TUMOUR).any() else LIVER
     z = int((label.voxels == sought).sum(axis=(1, 2)).argmax())
     y = int((label.voxels == sought).sum(axis=(0, 2)).argmax())
@@ -37,15 +42,23 @@ def _row(folder: Path, case_id: str) -> np.ndarray:
     coronal = image.spacing_mm[0], image.spacing_mm[2]
     axial = (image.voxels[z, ::-1, ::-1], label.voxels[z, ::-1, ::-1])
     front = (image.voxels[::-1, y, ::-1], label.voxels[::-1, y, ::-1])
-    tiles = [_tile(*axial, in_plane, False), _tile(*axial, in_plane, True), _tile(*front, coronal, True)]
+    tiles = [
+        _tile(*axial, in_plane, False),
+        _tile(*axial, in_plane, True),
+        _tile(*front, coronal, True),
+    ]
     return np.concatenate(tiles, axis=1)
 
 
-def _tile(hu: np.ndarray, label: np.ndarray, spacing_mm: tuple[float, float], outlines: bool) -> np.ndarray:
+def _tile(
+    hu: np.ndarray, label: np.ndarray, spacing_mm: tuple[float, float], outlines: bool
+) -> np.ndarray:
     """The middle TILE_MM of a slice."""
     low, high = WINDOW_HU
     grey = (np.clip((hu - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    size = [max(1, round(n * s / TILE_MM * TILE_PX)) for n, s in zip(hu.shape, spacing_mm, strict=True)]
+    size = [
+        max(1, round(n * s / TILE_MM * TILE_PX)) for n, s in zip(hu.shape, spacing_mm, strict=True)
+    ]
     scaled = np.array(Image.fromarray(grey).resize((size[1], size[0]), Image.Resampling.BILINEAR))
     known = np.array(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
     rgb = np.repeat(scaled[..., None], 3, axis=2)
@@ -56,5 +69,7 @@ def _tile(hu: np.ndarray, label: np.ndarray, spacing_mm: tuple[float, float], ou
     canvas = np.zeros((TILE_PX, TILE_PX, 3), np.uint8)
     cut = [(max(0, (n - TILE_PX) // 2), max(0, (TILE_PX - n) // 2), min(n, TILE_PX)) for n in size]
     (from_y, to_y, rows), (from_x, to_x, columns) = cut
-    canvas[to_y : to_y + rows, to_x : to_x + columns] = rgb[from_y : from_y + rows, from_x : from_x + columns]
+    canvas[to_y : to_y + rows, to_x : to_x + columns] = rgb[
+        from_y : from_y + rows, from_x : from_x + columns
+    ]
     return canvas

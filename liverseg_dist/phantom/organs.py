@@ -34,7 +34,9 @@ class Contrast:
         liver = 108 * bolus + u(-14, 12)
         if rng.random() < 0.12:
             liver -= u(20, 40)
-        hepatic = 152 * bolus + u(-15, 15) if rng.random() < 0.8 else liver + u(-6, 8)  # early: not yet filled
+        hepatic = (
+            152 * bolus + u(-15, 15) if rng.random() < 0.8 else liver + u(-6, 8)
+        )  # early: not yet filled
         return cls(
             liver=liver,
             portal=172 * bolus + u(-12, 12),
@@ -52,8 +54,12 @@ def draw_organs(
 ) -> list[Stroke]:
     """Everything in the belly but the liver and the gallbladder."""
     strokes = _bowel(rng) + _stomach(rng)
-    spleen = Ellipsoid((-98 + _j(rng, 4), -34.0, 6 + _j(rng, 10)), (33.0, 46.0, 52 + _j(rng, 10)), -24.0)
-    strokes.append(Stroke(spleen, Tissue(contrast.spleen, 3.0), within="abdomen", margin_mm=3.5, ripple_mm=0.8))
+    spleen = Ellipsoid(
+        (-98 + _j(rng, 4), -34.0, 6 + _j(rng, 10)), (33.0, 46.0, 52 + _j(rng, 10)), -24.0
+    )
+    strokes.append(
+        Stroke(spleen, Tissue(contrast.spleen, 3.0), within="abdomen", margin_mm=3.5, ripple_mm=0.8)
+    )
     strokes += _pancreas(rng, contrast)
     for kidney in both_kidneys:
         strokes += _kidney(rng, kidney, contrast)
@@ -63,8 +69,12 @@ def draw_organs(
 def build_kidneys(rng: np.random.Generator) -> tuple[Ellipsoid, Ellipsoid]:
     """Right and left."""
     long_mm = 53 + _j(rng, 6)
-    right = Ellipsoid((60 + _j(rng, 4), -33.0, -84 + _j(rng, 12)), (26.0, 29.0, long_mm), 35.0, -10.0)
-    left = Ellipsoid((-62 + _j(rng, 4), -34.0, -58 + _j(rng, 12)), (27.0, 29.0, long_mm), -35.0, 10.0)
+    right = Ellipsoid(
+        (60 + _j(rng, 4), -33.0, -84 + _j(rng, 12)), (26.0, 29.0, long_mm), 35.0, -10.0
+    )
+    left = Ellipsoid(
+        (-62 + _j(rng, 4), -34.0, -58 + _j(rng, 12)), (27.0, 29.0, long_mm), -35.0, 10.0
+    )
     return right, left
 
 
@@ -73,7 +83,9 @@ def build_gallbladder(rng: np.random.Generator) -> tuple[Cone, ...]:
     if rng.random() < 0.25:
         return ()
     size = float(rng.uniform(0.8, 1.25))
-    return build_tube((42, 26, -24, 4 * size), (50, 42, -42, 11 * size), (58, 58, -60 - 8 * size, 14 * size))
+    return build_tube(
+        (42, 26, -24, 4 * size), (50, 42, -42, 11 * size), (58, 58, -60 - 8 * size, 14 * size)
+    )
 
 
 def _j(rng: np.random.Generator, reach: float) -> float:
@@ -81,7 +93,11 @@ def _j(rng: np.random.Generator, reach: float) -> float:
 
 
 def _hollow(
-    pieces: tuple[Cone, ...], content: Tissue, wall_mm: float, gas_y_mm: float | None = None, ripple_mm: float = 0.8
+    pieces: tuple[Cone, ...],
+    content: Tissue,
+    wall_mm: float,
+    gas_y_mm: float | None = None,
+    ripple_mm: float = 0.8,
 ) -> list[Stroke]:
     """A tract: wall, then content, then gas above the fluid, each for all pieces so that no wall crosses the lumen."""
     strokes = [Stroke(c, WALL, within="abdomen", margin_mm=3, ripple_mm=ripple_mm) for c in pieces]
@@ -101,8 +117,12 @@ def _stomach(rng: np.random.Generator) -> list[Stroke]:
         (-4, 54, -50, 15 * full),
         (26, 42, -48, 10),
     )
-    content = Tissue(float(rng.uniform(10, 50)), grain=float(rng.uniform(3, 16)), spot=-120.0, rare=-1.6)
-    return _hollow(pieces, content, float(rng.uniform(3, 6)), float(rng.uniform(42, 66)), ripple_mm=1.5)
+    content = Tissue(
+        float(rng.uniform(10, 50)), grain=float(rng.uniform(3, 16)), spot=-120.0, rare=-1.6
+    )
+    return _hollow(
+        pieces, content, float(rng.uniform(3, 6)), float(rng.uniform(42, 66)), ripple_mm=1.5
+    )
 
 
 def _bowel(rng: np.random.Generator) -> list[Stroke]:
@@ -118,27 +138,56 @@ def _bowel(rng: np.random.Generator) -> list[Stroke]:
         gas = float(rng.uniform(30, 70)) if rng.random() < 0.3 else None
         strokes += _hollow(build_tube(*knots), FLUID, 2.6, gas)
     for _ in range(14):  # vessels of the mesentery
-        end = (float(rng.uniform(-80, 75)), float(rng.uniform(0, 60)), float(rng.uniform(-200, -80)))
+        end = (
+            float(rng.uniform(-80, 75)),
+            float(rng.uniform(0, 60)),
+            float(rng.uniform(-200, -80)),
+        )
         root = (4.0 + _j(rng, 6), 30 + _j(rng, 5), -90 + _j(rng, 30))
         strokes.append(Stroke(Cone(root, end, 2.4, 1.2), Tissue(140.0)))
     r = float(rng.uniform(17, 23))
     colon = (
         build_tube((98, -20, -240, r), (102, -14, -128, r), (96, 22, -112, r)),
-        build_tube((96, 22, -112, r), (52, 60, -112, 0.9 * r), (-8, 66, -100, 0.85 * r), (-70, 52, -62, 0.9 * r)),
-        build_tube((-70, 52, -62, 0.9 * r), (-100, 14, -26, 0.9 * r), (-112, -24, -80, 0.75 * r), (-108, -28, -240, 15)),
+        build_tube(
+            (96, 22, -112, r),
+            (52, 60, -112, 0.9 * r),
+            (-8, 66, -100, 0.85 * r),
+            (-70, 52, -62, 0.9 * r),
+        ),
+        build_tube(
+            (-70, 52, -62, 0.9 * r),
+            (-100, 14, -26, 0.9 * r),
+            (-112, -24, -80, 0.75 * r),
+            (-108, -28, -240, 15),
+        ),
     )
     for pieces in colon:
         gas = float(rng.uniform(-5, 70)) if rng.random() < 0.6 else None
         strokes += _hollow(pieces, STOOL if rng.random() < 0.75 else FLUID, 2.4, gas, ripple_mm=2.2)
-    duodenum = build_tube((26, 42, -48, 11), (46, 24, -62, 12), (42, 10, -96, 12), (8, 8, -108, 11), (-26, 14, -96, 11))
+    duodenum = build_tube(
+        (26, 42, -48, 11),
+        (46, 24, -62, 12),
+        (42, 10, -96, 12),
+        (8, 8, -108, 11),
+        (-26, 14, -96, 11),
+    )
     return strokes + _hollow(duodenum, FLUID, 2.8)
 
 
 def _pancreas(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
     tissue = Tissue(contrast.pancreas, grain=8.0, spot=-90.0, rare=-1.3)
     thick = float(rng.uniform(0.8, 1.2))
-    knots = ((26, 22, -62, 12.0), (24, 24, -46, 13.0), (4, 34, -34, 8.0), (-30, 28, -16, 8.5), (-78, -6, 2, 7.5))
-    return [Stroke(c, tissue, ripple_mm=2.0) for c in build_tube(*((x, y, z, r * thick) for x, y, z, r in knots))]
+    knots = (
+        (26, 22, -62, 12.0),
+        (24, 24, -46, 13.0),
+        (4, 34, -34, 8.0),
+        (-30, 28, -16, 8.5),
+        (-78, -6, 2, 7.5),
+    )
+    return [
+        Stroke(c, tissue, ripple_mm=2.0)
+        for c in build_tube(*((x, y, z, r * thick) for x, y, z, r in knots))
+    ]
 
 
 def _kidney(rng: np.random.Generator, shape: Ellipsoid, contrast: Contrast) -> list[Stroke]:
@@ -149,7 +198,9 @@ def _kidney(rng: np.random.Generator, shape: Ellipsoid, contrast: Contrast) -> l
         Stroke(shape, Tissue(contrast.kidney, 5.0), ripple_mm=0.8),
         Stroke(shape, Tissue(0.86 * contrast.kidney, 14.0), inset_mm=8.0, ripple_mm=2.0),
         Stroke(sinus, SINUS_FAT, ripple_mm=2.5),
-        Stroke(Ellipsoid((x + 0.9 * medial, y + 6, z), (6.0, 5.0, 15.0)), Tissue(12.0), ripple_mm=1.0),
+        Stroke(
+            Ellipsoid((x + 0.9 * medial, y + 6, z), (6.0, 5.0, 15.0)), Tissue(12.0), ripple_mm=1.0
+        ),
     ]
     if rng.random() < 0.25:
         place: Point = (x - 1.6 * medial + _j(rng, 6), y + _j(rng, 18), z + _j(rng, 30))
@@ -161,11 +212,16 @@ def _kidney(rng: np.random.Generator, shape: Ellipsoid, contrast: Contrast) -> l
 def _trunks(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
     wide = float(rng.uniform(0.88, 1.2))
     aorta = build_tube(
-        (-10, 8, -260, 8.0 * wide), (-10, 10, -20, 10.0 * wide), (-12, 3, 110, 11.0 * wide), (-16, -4, 240, 11.5 * wide)
+        (-10, 8, -260, 8.0 * wide),
+        (-10, 10, -20, 10.0 * wide),
+        (-12, 3, 110, 11.0 * wide),
+        (-16, -4, 240, 11.5 * wide),
     )
     branches = (
         *build_tube((-10, 16, -16, 3.6), (-8, 32, -11, 3.4)),
-        *build_tube((-10, 16, -34, 3.6), (-6, 28, -58, 3.6), (-2, 32, -130, 3.0), (4, 36, -210, 2.0)),
+        *build_tube(
+            (-10, 16, -34, 3.6), (-6, 28, -58, 3.6), (-2, 32, -130, 3.0), (4, 36, -210, 2.0)
+        ),
         *build_tube((-8, 10, -50, 3.0), (44, -28, -74, 2.6)),
         *build_tube((-12, 10, -48, 3.0), (-46, -28, -56, 2.6)),
     )
@@ -189,4 +245,10 @@ def _trunks(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
 
 
 def vena_cava() -> tuple[Cone, ...]:
-    return build_tube((20, 4, -260, 9.5), (21, 6, -60, 11.0), (25, 8, 20, 12.5), (14, 18, 62, 13.0), (4, 24, 90, 13.0))
+    return build_tube(
+        (20, 4, -260, 9.5),
+        (21, 6, -60, 11.0),
+        (25, 8, 20, 12.5),
+        (14, 18, 62, 13.0),
+        (4, 24, 90, 13.0),
+    )

@@ -5,14 +5,22 @@ from typing import Literal
 
 import numpy as np
 
+from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.phantom.anatomy import Painter, Patient, draw_patient
 from liverseg_dist.phantom.scanner import Scanner, survey_scan, tissue_texture
 from liverseg_dist.phantom.tumours import how_many
-from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.volume import Grid, Volume
 
 Size = Literal["small", "full"]
-ORIENTATIONS = {"LPS": 0.35, "RAS": 0.25, "LAS": 0.2, "RPS": 0.05, "LPI": 0.05, "RAI": 0.05, "PIR": 0.05}
+ORIENTATIONS = {
+    "LPS": 0.35,
+    "RAS": 0.25,
+    "LAS": 0.2,
+    "RPS": 0.05,
+    "LPI": 0.05,
+    "RAI": 0.05,
+    "PIR": 0.05,
+}
 TUMOUR_MM = {"small": (16.0, 60.0), "full": (4.0, 60.0)}
 FULL_SLICE_MM = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 5.0)
 SMALL_SLICE_MM = (2.5, 3.0, 3.0, 4.0, 5.0)
@@ -38,7 +46,9 @@ def make_scan(seed: int, case: int, size: Size, hard: bool) -> PhantomScan:
     key = (seed, case, int(size == "full"), int(hard))
     # A golden-ratio sequence: a small set, too, has few and many tumours, and a patient without, in proportion.
     fraction = (np.random.default_rng(key[:1]).random() + case * GOLDEN) % 1
-    patient = draw_patient(np.random.default_rng([*key, _PATIENT]), how_many(fraction), TUMOUR_MM[size], hard)
+    patient = draw_patient(
+        np.random.default_rng([*key, _PATIENT]), how_many(fraction), TUMOUR_MM[size], hard
+    )
     rng = np.random.default_rng([*key, _GRID])
     grid = draw_grid(rng, patient, size)
     orientation = str(rng.choice(list(ORIENTATIONS), p=list(ORIENTATIONS.values())))
@@ -57,7 +67,9 @@ def scan_patient(
     parts = max(1, int(np.ceil(grid.spacing_mm[0] / max(FINEST_PLANE_MM, grid.spacing_mm[1]))))
     spacing_z, spacing_y, spacing_x = grid.spacing_mm
     slices, height, width = grid.shape
-    fine = grid.with_spacing((spacing_z / parts, spacing_y, spacing_x), (slices * parts, height, width))
+    fine = grid.with_spacing(
+        (spacing_z / parts, spacing_y, spacing_x), (slices * parts, height, width)
+    )
     painter = Painter(patient, fine)
     image, label = np.empty(grid.shape, np.int16), np.empty(grid.shape, np.uint8)
     step = max(1, SLAB_VOXELS // (height * width * parts))
@@ -69,7 +81,10 @@ def scan_patient(
         scanner.expose(hu, noise.take(stop - start), place)
         image[start:stop] = np.rint(hu)
         label[start:stop] = np.where(tumour >= 0.5, TUMOUR, np.where(liver >= 0.5, LIVER, 0))
-    turned = Volume(image, grid).reoriented(orientation), Volume(label, grid).reoriented(orientation)
+    turned = (
+        Volume(image, grid).reoriented(orientation),
+        Volume(label, grid).reoriented(orientation),
+    )
     return PhantomScan(*turned, patient)
 
 
@@ -99,7 +114,9 @@ def draw_grid(rng: np.random.Generator, patient: Patient, size: Size) -> Grid:
     if oblique:
         axes = _rotation(float(u(-5, 5)), float(u(-3, 3))) @ axes
     middle_z = ((low - below) + (high + above)) / 2
-    if slices * thickness < high - low + below + above:  # cut to the most slices: keep the liver in the middle
+    if (
+        slices * thickness < high - low + below + above
+    ):  # cut to the most slices: keep the liver in the middle
         middle_z = (low + high) / 2
     centre = np.array([float(u(-5, 5)), float(u(-8, 4)), middle_z])
     affine = np.eye(4)

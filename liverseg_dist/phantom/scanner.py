@@ -13,7 +13,9 @@ AIR_HU, LOWEST_HU, HIGHEST_HU = -1000.0, -1024, 3071
 class SpectralField:
     """Slices of a random field of unit variance with a given in-plane spectrum, correlated from slice to slice."""
 
-    def __init__(self, rng: np.random.Generator, grid: Grid, amplitude: np.ndarray, between_slices: float) -> None:
+    def __init__(
+        self, rng: np.random.Generator, grid: Grid, amplitude: np.ndarray, between_slices: float
+    ) -> None:
         self._rng, self._shape = rng, grid.shape[1:]
         self._size = fft_size(grid)
         weight = np.full(amplitude.shape[1], 4.0)
@@ -27,7 +29,9 @@ class SpectralField:
         self._state = self._white()
 
     def _white(self) -> np.ndarray:
-        return self._rng.standard_normal((*self._filter.shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
+        return self._rng.standard_normal((*self._filter.shape, 2), dtype=np.float32).view(
+            np.complex64
+        )[..., 0]
 
     def take(self, count: int) -> np.ndarray:
         """The next slices: (count, rows, columns), float32."""
@@ -76,7 +80,9 @@ class Scanner:
     """Height of the table top, patient y."""
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, grid: Grid, body_mm: tuple[float, float], hard: bool) -> "Scanner":
+    def draw(
+        cls, rng: np.random.Generator, grid: Grid, body_mm: tuple[float, float], hard: bool
+    ) -> "Scanner":
         u = rng.uniform
         spacing_z, spacing_y, _ = grid.spacing_mm
         # Fewer photons in thin slices and small pixels; coarse grids look like rebinned fine ones.
@@ -100,7 +106,9 @@ class Scanner:
         f2 = along_y**2 + along_x**2
         ramp = np.sqrt(np.sqrt(f2) + 0.012) * np.exp(-f2 / (2 * self.cut_off_per_mm**2))
         direction = 1 + self.lateral * (along_y**2 / np.maximum(f2, 1e-9)) ** 2
-        return SpectralField(rng, grid, ramp * np.sqrt(direction), float(np.exp(-grid.spacing_mm[0] / 1.1)))
+        return SpectralField(
+            rng, grid, ramp * np.sqrt(direction), float(np.exp(-grid.spacing_mm[0] / 1.1))
+        )
 
     def expose(self, hu: np.ndarray, noise: np.ndarray, place: "Place") -> None:
         """Turn tissue HU of some slices into what the scanner shows, in place."""
@@ -127,7 +135,9 @@ def survey_scan(scanner: Scanner, grid: Grid, body_mm: tuple[float, float]) -> P
     """Table, drift, noise level and edge of the field, as seen in the middle slice."""
     middle = np.empty((*grid.shape[1:], 3))
     middle[..., 0] = (grid.shape[0] - 1) / 2
-    middle[..., 1], middle[..., 2] = np.meshgrid(*(np.arange(n) for n in grid.shape[1:]), indexing="ij")
+    middle[..., 1], middle[..., 2] = np.meshgrid(
+        *(np.arange(n) for n in grid.shape[1:]), indexing="ij"
+    )
     world = grid.world_mm(middle).astype(np.float32)
     x, y = world[..., 0], world[..., 1]
     centre = middle[..., 1:] / (np.array(grid.shape[1:]) - 1) * 2 - 1
@@ -142,4 +152,6 @@ def survey_scan(scanner: Scanner, grid: Grid, body_mm: tuple[float, float]) -> P
     drift = scanner.offset_hu + scanner.cupping_hu * (1 - 2 * depth)
     noise_hu = scanner.noise_hu * (0.45 + 0.55 * depth)
     outside = (centre**2).sum(axis=-1) > 1.01
-    return Place(table.astype(np.float32), drift.astype(np.float32), noise_hu.astype(np.float32), outside)
+    return Place(
+        table.astype(np.float32), drift.astype(np.float32), noise_hu.astype(np.float32), outside
+    )

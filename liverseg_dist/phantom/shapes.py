@@ -138,7 +138,9 @@ class Waves:
     amplitude: float
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, lengths_mm: tuple[float, float], amplitude: float, count: int) -> "Waves":
+    def draw(
+        cls, rng: np.random.Generator, lengths_mm: tuple[float, float], amplitude: float, count: int
+    ) -> "Waves":
         unit = rng.normal(size=(count, 3))
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)
         lengths = np.exp(rng.uniform(np.log(lengths_mm[0]), np.log(lengths_mm[1]), size=(count, 1)))
@@ -154,7 +156,9 @@ class Waves:
 
     def at(self, p: Points) -> np.ndarray:
         total = np.zeros(p.x.shape, np.float32)
-        for (kx, ky, kz), phase in zip(self.vectors.astype(np.float32), self.phases.astype(np.float32), strict=True):
+        for (kx, ky, kz), phase in zip(
+            self.vectors.astype(np.float32), self.phases.astype(np.float32), strict=True
+        ):
             total += np.sin(kx * p.x + ky * p.y + kz * p.z + phase)
         return total * np.float32(self._each)
 
@@ -170,8 +174,12 @@ class Waves:
             z = start + step_z * np.arange(planes.start, planes.stop)[:, None, None]
             rows = z + step_y * np.arange(grid.shape[1])[:, None]
             columns = step_x * np.arange(grid.shape[2])
-            total += np.multiply(np.sin(rows).astype(np.float32), np.cos(columns).astype(np.float32), out=part)
-            total += np.multiply(np.cos(rows).astype(np.float32), np.sin(columns).astype(np.float32), out=part)
+            total += np.multiply(
+                np.sin(rows).astype(np.float32), np.cos(columns).astype(np.float32), out=part
+            )
+            total += np.multiply(
+                np.cos(rows).astype(np.float32), np.sin(columns).astype(np.float32), out=part
+            )
         total *= np.float32(self._each)
         return total
 

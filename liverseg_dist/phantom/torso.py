@@ -44,7 +44,9 @@ class Torso:
 
     def cavity_mm(self, p: Points) -> np.ndarray:
         """Distance to the inner wall of chest and belly."""
-        taper = 1 - np.float32(0.0011) * np.clip(p.z - 30, 0, 130)  # the chest narrows towards the head
+        taper = 1 - np.float32(0.0011) * np.clip(
+            p.z - 30, 0, 130
+        )  # the chest narrows towards the head
         u2 = (p.x / (HALF_WIDTH_MM * taper)) ** 2
         v2 = (p.y / (HALF_DEPTH_MM * taper)) ** 2
         r2 = np.sqrt(np.maximum((u2 + v2) ** 2 - np.float32(2 * SQUARENESS) * u2 * v2, 1e-6))
@@ -94,7 +96,9 @@ class Torso:
         canvas, p, cavity = part, part.points, part.regions["cavity"]
         middle = np.maximum(np.sqrt((p.x + 4) ** 2 + (0.32 * p.y) ** 2) - 27, cavity)
         canvas.fill(middle, INNER_FAT)
-        heart = Ellipsoid((-26.0, 34.0, self.left_top_mm + 36), (60.0, 46.0, 52.0), 28.0, -15.0).distance(p)
+        heart = Ellipsoid(
+            (-26.0, 34.0, self.left_top_mm + 36), (60.0, 46.0, 52.0), 28.0, -15.0
+        ).distance(p)
         canvas.fill(np.maximum(heart, cavity + 3), INNER_FAT)
         canvas.fill(np.maximum(heart + 6, cavity + 4), Tissue(0.75 * self.blood.hu, 4.0))
         for x, y, size in ((-44, 40, 23.0), (-6, 44, 22.0), (-14, 8, 18.0)):
@@ -128,7 +132,9 @@ class Torso:
         local = Points(np.abs(p.x), p.y, along)
         for piece in (
             Cone((0.0, canal_y - 10, 0.0), (0.0, canal_y - 36, -9.0), 4.0, 4.5),  # spinous process
-            Cone((9.0, canal_y - 4, 2.0), (36.0, canal_y - 10, 4.0), 5.0, 3.5),  # transverse processes
+            Cone(
+                (9.0, canal_y - 4, 2.0), (36.0, canal_y - 10, 4.0), 5.0, 3.5
+            ),  # transverse processes
             Cone((12.0, canal_y - 8, -14.0), (13.0, canal_y - 9, 10.0), 5.5, 5.0),  # facet joints
         ):
             distance = piece.distance(local)
@@ -142,7 +148,9 @@ class Torso:
         forward = p.y / np.sqrt(p.x * p.x + p.y * p.y + 1)  # -1 at the spine, 1 at the sternum
         z = p.z + np.float32(56) * (1 + forward)  # ribs fall from the back to the front
         along = _along(z, self.phase_mm, RIB_PITCH_MM)
-        rib = (np.sqrt(((cavity - 4.5) / 3.6) ** 2 + (along / 5.4) ** 2 + 1e-6) - 1) * np.float32(3.6)
+        rib = (np.sqrt(((cavity - 4.5) / 3.6) ** 2 + (along / 5.4) ** 2 + 1e-6) - 1) * np.float32(
+            3.6
+        )
         margin = LAST_RIB_Z_MM + 100 * np.clip(forward, 0, 1) ** 2 - p.z
         edge = np.maximum(margin, np.float32(14) - np.abs(p.x))
         rib = np.maximum(rib, edge)
@@ -164,7 +172,9 @@ def _along(z_mm: np.ndarray, phase_mm: float, pitch_mm: float) -> np.ndarray:
     return turns
 
 
-def _dome(p: Points, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
+def _dome(
+    p: Points, centre: tuple[float, float, float], radii: tuple[float, float, float]
+) -> np.ndarray:
     """Half an ellipsoid on a tube that widens downwards, so that the lung's lower rim thins out and ends."""
     dz = p.z - np.float32(centre[2])
     widening = 1 + np.float32(0.0045) * np.maximum(-dz, 0)

@@ -35,7 +35,10 @@ class Tumour:
 
     def bounds(self) -> tuple[Point, Point]:
         reach = np.array(self.ball.radii).max() + self.lumps.largest + self.edge_mm
-        low, high = np.subtract(self.ball.centre, reach).tolist(), np.add(self.ball.centre, reach).tolist()
+        low, high = (
+            np.subtract(self.ball.centre, reach).tolist(),
+            np.add(self.ball.centre, reach).tolist(),
+        )
         return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
     def distance(self, p: Points) -> np.ndarray:
@@ -73,7 +76,9 @@ def draw_tumour(rng: np.random.Generator, centre: Point, radius_mm: float, hard:
         core = float(u(12, 34)) if 0.2 < look < 0.5 else None
     return Tumour(
         ball=ball,
-        lumps=Waves.draw(rng, (1.0 * radius_mm, 2.4 * radius_mm), float(u(0.03, 0.1)) * radius_mm, 5),
+        lumps=Waves.draw(
+            rng, (1.0 * radius_mm, 2.4 * radius_mm), float(u(0.03, 0.1)) * radius_mm, 5
+        ),
         contrast_hu=contrast,
         grain_hu=float(u(2, 8)),
         edge_mm=float(u(0.5, min(5.0, 0.5 * radius_mm))),
@@ -94,7 +99,11 @@ class Room:
 
 def how_many(fraction: float) -> int:
     """Tumours of the patient at this place (0 to 1) of the population: none, or 1 to 6 with equal chances."""
-    return 0 if fraction < TUMOUR_FREE else 1 + int((fraction - TUMOUR_FREE) / (1 - TUMOUR_FREE) * MOST)
+    return (
+        0
+        if fraction < TUMOUR_FREE
+        else 1 + int((fraction - TUMOUR_FREE) / (1 - TUMOUR_FREE) * MOST)
+    )
 
 
 def place_tumours(
@@ -112,7 +121,10 @@ def place_tumours(
         if room.depth_mm[which] < 0.5 * radius or volume_ml > left_ml:
             continue
         x, y, z = (float(v) for v in room.places[which])
-        away = [np.linalg.norm(np.subtract((x, y, z), t.ball.centre)) - 1.3 * (radius + t.radius_mm) for t in found]
+        away = [
+            np.linalg.norm(np.subtract((x, y, z), t.ball.centre)) - 1.3 * (radius + t.radius_mm)
+            for t in found
+        ]
         if away and min(away) < GAP_MM:
             continue
         found.append(draw_tumour(rng, (x, y, z), radius, hard))

@@ -45,27 +45,41 @@ class MemoryEstimate:
         return sum(self.parts.values()) / GIB
 
     def explain(self) -> str:
-        return " + ".join(f"{name} {size / GIB:.2f}" for name, size in self.parts.items() if size >= 0.005 * GIB)
+        return " + ".join(
+            f"{name} {size / GIB:.2f}" for name, size in self.parts.items() if size >= 0.005 * GIB
+        )
 
 
-def estimate_memory(settings: Settings, ranks: int = 1, device: str = "cuda", levels: Collection[int] = ()) -> MemoryEstimate:
+def estimate_memory(
+    settings: Settings, ranks: int = 1, device: str = "cuda", levels: Collection[int] = ()
+) -> MemoryEstimate:
     """For settings whose topology is filled in. `device`: cpu or cuda (none has to be there)."""
     train = settings.train
     found = trace_micro_batch(settings, ranks, device, levels)
     parts = state_bytes(train, found.parameters, found.largest_group, ranks)
     # The update works after backward: its temporaries take the place of the activations.
-    update = 2 * BYTES * found.parameters // optimizer_shards(train, ranks) if device != "cpu" else 0
+    update = (
+        2 * BYTES * found.parameters // optimizer_shards(train, ranks) if device != "cpu" else 0
+    )
     parts["activations"] = max(found.peak, update)
     tensors = sum(parts.values())
     margin = settings.memory.margin_gib
-    parts["margin"] = int(CONTEXT_GIB * GIB + ALLOCATOR_OVERHEAD * tensors) if margin is None else int(margin * GIB)
+    parts["margin"] = (
+        int(CONTEXT_GIB * GIB + ALLOCATOR_OVERHEAD * tensors)
+        if margin is None
+        else int(margin * GIB)
+    )
     return MemoryEstimate(parts, tuple(sorted(levels)), found.flops)
 
 
-def trace_micro_batch(settings: Settings, ranks: int = 1, device: str = "cuda", levels: Collection[int] = ()) -> Footprint:
+def trace_micro_batch(
+    settings: Settings, ranks: int = 1, device: str = "cuda", levels: Collection[int] = ()
+) -> Footprint:
     """The footprint of a rank's micro-batch; found once for each step of its kind."""
     train = settings.train
-    walk = TraceOptions(tuple(sorted(levels)), train.precision, device, train.channels_last, settings.loss)
+    walk = TraceOptions(
+        tuple(sorted(levels)), train.precision, device, train.channels_last, settings.loss
+    )
     return _trace(settings.model, settings.data.patch_size, micro_batch(train, ranks), walk)
 
 
@@ -81,7 +95,9 @@ def optimizer_shards(train: TrainConfig, ranks: int) -> int:
     return ranks if train.strategy == "deepspeed" and train.zero_stage else 1
 
 
-def state_bytes(train: TrainConfig, parameters: int, largest_group: int, ranks: int) -> dict[str, int]:
+def state_bytes(
+    train: TrainConfig, parameters: int, largest_group: int, ranks: int
+) -> dict[str, int]:
     """Bytes of weights, gradients, optimizer state and exchange buffers on each of `ranks` ranks."""
     whole, shard = BYTES * parameters, -(-BYTES * parameters // optimizer_shards(train, ranks))
     tensors = 2 if train.optimizer == "adamw" else int(train.momentum > 0)

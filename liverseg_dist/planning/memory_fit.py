@@ -10,7 +10,14 @@ from liverseg_dist.config import Settings
 from liverseg_dist.distributed.collectives import all_max
 from liverseg_dist.errors import UserError
 from liverseg_dist.model.topology import resolve_topology
-from liverseg_dist.planning.memory_estimate import ALLOCATOR_OVERHEAD, GIB, MemoryEstimate, micro_batch, estimate_memory, trace_micro_batch
+from liverseg_dist.planning.memory_estimate import (
+    ALLOCATOR_OVERHEAD,
+    GIB,
+    MemoryEstimate,
+    estimate_memory,
+    micro_batch,
+    trace_micro_batch,
+)
 from liverseg_dist.volume import Float3, Index3
 
 FIELD_MM = 260.0
@@ -27,7 +34,9 @@ class FitResult:
     reason: str
 
 
-def check_fit(settings: Settings, spacing_mm: Float3, budget_gib: float, ranks: int = 1, device: str = "cuda") -> FitResult:
+def check_fit(
+    settings: Settings, spacing_mm: Float3, budget_gib: float, ranks: int = 1, device: str = "cuda"
+) -> FitResult:
     """Whether a training with these settings stays within `budget_gib` per rank; for sweeps, before a trial starts.
 
     Pure: no GPU, no store, no files. Checkpointing as the settings say (`auto`: as few levels as it takes). Raises
@@ -44,10 +53,14 @@ def check_fit(settings: Settings, spacing_mm: Float3, budget_gib: float, ranks: 
 
 def resolve_model(settings: Settings, spacing_mm: Float3) -> Settings:
     """With the network's topology filled in."""
-    return settings.model_copy(update={"model": resolve_topology(settings.model, settings.data.patch_size, spacing_mm)})
+    return settings.model_copy(
+        update={"model": resolve_topology(settings.model, settings.data.patch_size, spacing_mm)}
+    )
 
 
-def resolve_checkpointing(settings: Settings, budget_gib: float, ranks: int, device: str) -> MemoryEstimate:
+def resolve_checkpointing(
+    settings: Settings, budget_gib: float, ranks: int, device: str
+) -> MemoryEstimate:
     """The need with checkpointing as configured; for `auto` the first choice of levels that fits, or the smallest."""
     if settings.train.activation_checkpointing != "auto":
         return estimate_memory(settings, ranks, device, configured_levels(settings))
@@ -66,20 +79,29 @@ def configured_levels(settings: Settings) -> tuple[int, ...]:
     if isinstance(wanted, str):
         return tuple(range(depth)) if wanted == "all" else ()
     if unknown := [level for level in wanted if not 0 <= level < depth]:
-        raise UserError(f"train.activation_checkpointing: no level {unknown[0]}; this network has 0 to {depth - 1}")
+        raise UserError(
+            f"train.activation_checkpointing: no level {unknown[0]}; this network has 0 to {depth - 1}"
+        )
     return wanted
 
 
-def cheapest_first(settings: Settings, budget_gib: float, ranks: int, device: str) -> Iterator[tuple[int, ...]]:
+def cheapest_first(
+    settings: Settings, budget_gib: float, ranks: int, device: str
+) -> Iterator[tuple[int, ...]]:
     """Runs of levels to recompute, the least extra work first, without those that keep too much to ever fit."""
     depth = len(settings.model.features or ())
     none = estimate_memory(settings, ranks, device, ())
-    kept, least = (trace_micro_batch(settings, ranks, device, levels).kept for levels in ((), tuple(range(depth))))
+    kept, least = (
+        trace_micro_batch(settings, ranks, device, levels).kept
+        for levels in ((), tuple(range(depth)))
+    )
     saved = {level: kept.get(level, 0) - least.get(level, 0) for level in range(depth)}
     work = {level: _work(settings, level) for level in range(depth)}
     fixed = sum(none.parts.values()) - none.parts["activations"]
     options = [tuple(range(first, end)) for first, end in combinations(range(depth + 1), 2)]
-    for levels in sorted(options, key=lambda levels: (sum(work[level] for level in levels), levels)):
+    for levels in sorted(
+        options, key=lambda levels: (sum(work[level] for level in levels), levels)
+    ):
         # Everything kept is alive when forward ends, so this is a lower bound of the peak.
         bound = fixed + sum(kept.values()) - sum(saved[level] for level in levels)
         if bound <= budget_gib * GIB or len(levels) == depth:
@@ -152,11 +174,15 @@ def candidate_patches(largest: Index3) -> list[Index3]:
     return sorted(set(found), key=lambda patch: patch[1] * patch[2])
 
 
-def plan_patch(settings: Settings, patch: Index3, spacing_mm: Float3, budget_gib: float, ranks: int) -> PatchOption:
+def plan_patch(
+    settings: Settings, patch: Index3, spacing_mm: Float3, budget_gib: float, ranks: int
+) -> PatchOption:
     """What fits with this patch. Raises `UserError` when the network cannot take the patch."""
     settings = resolve_model(with_keys(settings, patch=patch, micro=1, levels=()), spacing_mm)
     one = estimate_memory(settings, ranks)
-    if one.gib <= budget_gib:  # several samples at once only where nothing has to be recomputed for it
+    if (
+        one.gib <= budget_gib
+    ):  # several samples at once only where nothing has to be recomputed for it
         room = (budget_gib - one.gib) * GIB / (one.parts["activations"] * (1 + ALLOCATOR_OVERHEAD))
         for size in range(min(1 + int(room), -(-settings.train.global_batch_size // ranks)), 1, -1):
             several = estimate_memory(with_keys(settings, micro=size), ranks)
@@ -164,14 +190,23 @@ def plan_patch(settings: Settings, patch: Index3, spacing_mm: Float3, budget_gib
                 return PatchOption(patch, one, size, several)
         return PatchOption(patch, one, 1, one)
     depth = len(settings.model.features or ())
-    least = min((estimate_memory(settings, ranks, levels=range(top)) for top in (1, 2, depth)), key=lambda found: found.gib)
+    least = min(
+        (estimate_memory(settings, ranks, levels=range(top)) for top in (1, 2, depth)),
+        key=lambda found: found.gib,
+    )
     return PatchOption(patch, one, int(least.gib <= budget_gib), least)
 
 
-def best_option(options: Iterable[PatchOption], spacing_mm: Float3, budget_gib: float) -> PatchOption | None:
+def best_option(
+    options: Iterable[PatchOption], spacing_mm: Float3, budget_gib: float
+) -> PatchOption | None:
     """The largest patch up to `FIELD_MM` that needs no recomputation; failing that, the largest that fits at all."""
     fitting = [o for o in options if o.micro_batch]
-    useful = [o for o in fitting if max(o.patch_size[1] * spacing_mm[1], o.patch_size[2] * spacing_mm[2]) <= FIELD_MM]
+    useful = [
+        o
+        for o in fitting
+        if max(o.patch_size[1] * spacing_mm[1], o.patch_size[2] * spacing_mm[2]) <= FIELD_MM
+    ]
     plain = [o for o in useful or fitting[:1] if o.one.gib <= budget_gib]
     found = plain or useful or fitting
     return found[-1] if found else None
@@ -181,20 +216,34 @@ def estimate_strategies(settings: Settings, ranks: int) -> dict[str, MemoryEstim
     """The need under each strategy, the same step otherwise."""
     found = {}
     for name, stage in (("ddp", 1), ("fsdp", 1), *(("deepspeed", stage) for stage in range(4))):
-        update = {"strategy": name, "zero_stage": stage, "offload_optimizer": False, "deterministic_reduction": False}
+        update = {
+            "strategy": name,
+            "zero_stage": stage,
+            "offload_optimizer": False,
+            "deterministic_reduction": False,
+        }
         train = settings.train.model_copy(update=update)
         levels = settings.train.activation_checkpointing
         assert not isinstance(levels, str)
         label = f"deepspeed zero_stage={stage}" if name == "deepspeed" else name
-        found[label] = estimate_memory(settings.model_copy(update={"train": train}), ranks, levels=levels)
+        found[label] = estimate_memory(
+            settings.model_copy(update={"train": train}), ranks, levels=levels
+        )
     return found
 
 
 def with_keys(
-    settings: Settings, patch: Index3 | None = None, micro: int | None = None, levels: tuple[int, ...] | None = None
+    settings: Settings,
+    patch: Index3 | None = None,
+    micro: int | None = None,
+    levels: tuple[int, ...] | None = None,
 ) -> Settings:
     """The settings with these keys changed."""
     given = {"micro_batch_size": micro, "activation_checkpointing": levels}
-    train = settings.train.model_copy(update={key: value for key, value in given.items() if value is not None})
-    data = settings.data if patch is None else settings.data.model_copy(update={"patch_size": patch})
+    train = settings.train.model_copy(
+        update={key: value for key, value in given.items() if value is not None}
+    )
+    data = (
+        settings.data if patch is None else settings.data.model_copy(update={"patch_size": patch})
+    )
     return settings.model_copy(update={"train": train, "data": data})

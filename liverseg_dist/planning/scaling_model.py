@@ -61,7 +61,9 @@ def collective_s(volume: float, messages: int, ranks: int, machine: Machine) -> 
     return seconds
 
 
-def predict_step_time(strategy: str, compute_s: float, parameters: int, groups: int, ranks: int, machine: Machine) -> Prediction:
+def predict_step_time(
+    strategy: str, compute_s: float, parameters: int, groups: int, ranks: int, machine: Machine
+) -> Prediction:
     """`strategy`: one of `STRATEGIES`. `compute_s`: one GPU's step; `groups`: messages per pass."""
     volume = BYTES * float(parameters)
     once = collective_s(volume, groups, ranks, machine)
@@ -72,10 +74,18 @@ def predict_step_time(strategy: str, compute_s: float, parameters: int, groups: 
         exposed = max(last, 2 * once - backward)
     elif strategy == "fsdp":  # gather in forward; gather again and scatter in backward
         exposed = once / groups + max(0.0, once - forward) + max(last / 2, 2 * once - backward)
-    elif strategy == "fsdp in nodes":  # gathers stay inside; the gradients' shards are then summed over the nodes
+    elif (
+        strategy == "fsdp in nodes"
+    ):  # gathers stay inside; the gradients' shards are then summed over the nodes
         inside = collective_s(volume, groups, min(ranks, machine.gpus_per_node), machine)
-        exposed = inside / groups + max(0.0, inside - forward) + max(last - inside / groups, 2 * once - backward)
-    elif strategy == "deepspeed3":  # as fsdp, but the gradients' exchange waits for the end of backward
+        exposed = (
+            inside / groups
+            + max(0.0, inside - forward)
+            + max(last - inside / groups, 2 * once - backward)
+        )
+    elif (
+        strategy == "deepspeed3"
+    ):  # as fsdp, but the gradients' exchange waits for the end of backward
         exposed = once / groups + max(0.0, once - forward) + max(0.0, once - backward) + once
     else:  # gradients after backward, then (from stage 1) the updated weights: an all-reduce's volume all the same
         exposed = 2 * once
@@ -86,7 +96,15 @@ def predict_step_time(strategy: str, compute_s: float, parameters: int, groups: 
     return Prediction(ranks, step, exposed, waiting, compute_s / step)
 
 
-STRATEGIES = ("ddp", "fsdp", "fsdp in nodes", "deepspeed0", "deepspeed1", "deepspeed2", "deepspeed3")
+STRATEGIES = (
+    "ddp",
+    "fsdp",
+    "fsdp in nodes",
+    "deepspeed0",
+    "deepspeed1",
+    "deepspeed2",
+    "deepspeed3",
+)
 """fsdp in nodes: train.fsdp_shard_ranks is the GPUs of a node."""
 
 
@@ -94,4 +112,7 @@ def scaling_table(
     compute_s: float, parameters: int, groups: int, machine: Machine, gpus: Sequence[int]
 ) -> dict[str, list[Prediction]]:
     """Predictions per strategy for these numbers of GPUs."""
-    return {name: [predict_step_time(name, compute_s, parameters, groups, n, machine) for n in gpus] for name in STRATEGIES}
+    return {
+        name: [predict_step_time(name, compute_s, parameters, groups, n, machine) for n in gpus]
+        for name in STRATEGIES
+    }

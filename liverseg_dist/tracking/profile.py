@@ -18,7 +18,9 @@ class StepProfile:
     def before(self, step: int) -> None:
         if self.steps and self._running is None and self.steps[0] <= step <= self.steps[1]:
             self._first = step  # later than asked for when a run goes on in the middle
-            self._running = profile(activities=self._activities, profile_memory=True, with_stack=False)
+            self._running = profile(
+                activities=self._activities, profile_memory=True, with_stack=False
+            )
             self._running.start()
 
     def after(self, step: int) -> None:

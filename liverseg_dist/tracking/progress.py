@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 LOG_INTERVAL_S = 15.0
 """At most one line in this many seconds where stderr is not a terminal."""
@@ -31,7 +38,9 @@ class ProgressLine:
         if self.done == self.total or now - self._last_line >= LOG_INTERVAL_S:
             self._last_line = now
             print(
-                f"{self.description}: {self._counts(now - self._started)}  {note}".rstrip(), file=sys.stderr, flush=True
+                f"{self.description}: {self._counts(now - self._started)}  {note}".rstrip(),
+                file=sys.stderr,
+                flush=True,
             )
 
     def _counts(self, elapsed_s: float) -> str:
@@ -42,7 +51,9 @@ class ProgressLine:
 
 
 @contextmanager
-def show_progress(description: str, total: int | None = None, *, quiet: bool = False) -> Iterator[ProgressLine]:
+def show_progress(
+    description: str, total: int | None = None, *, quiet: bool = False
+) -> Iterator[ProgressLine]:
     """`with progress("convert", n) as line: line.advance(note="liver_28")`. `quiet` (ranks above 0) shows nothing."""
     console = Console(stderr=True, quiet=quiet)
     if quiet or not console.is_terminal:

@@ -32,7 +32,11 @@ def git_commit() -> str:
         return "unknown"
     try:
         head = _git("rev-parse", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no", "--", "liverseg_dist") else "")
+        return head + (
+            "+"
+            if _git("status", "--porcelain", "--untracked-files=no", "--", "liverseg_dist")
+            else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
@@ -44,9 +48,13 @@ def device_name(device: torch.device) -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or "CPU"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU"
+    )
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True, timeout=30
+    )
     return done.stdout.strip()

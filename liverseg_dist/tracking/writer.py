@@ -20,7 +20,9 @@ class Writer(Protocol):
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
     def picture(self, step: int, name: str, rgb_YXC: np.ndarray) -> None: ...
     def text(self, name: str, markdown: str) -> None: ...
-    def hparams(self, step: int, settings: Mapping[str, str | float], results: Mapping[str, float]) -> None: ...
+    def hparams(
+        self, step: int, settings: Mapping[str, str | float], results: Mapping[str, float]
+    ) -> None: ...
     def close(self) -> None: ...
 
 
@@ -36,7 +38,9 @@ class NullWriter:
     def text(self, name: str, markdown: str) -> None:
         pass
 
-    def hparams(self, step: int, settings: Mapping[str, str | float], results: Mapping[str, float]) -> None:
+    def hparams(
+        self, step: int, settings: Mapping[str, str | float], results: Mapping[str, float]
+    ) -> None:
         pass
 
     def close(self) -> None:
@@ -78,9 +82,15 @@ class RunWriter:
     def text(self, name: str, markdown: str) -> None:
         self._on_board(lambda board: board.add_text(name, markdown))
 
-    def hparams(self, step: int, settings: Mapping[str, str | float], results: Mapping[str, float]) -> None:
+    def hparams(
+        self, step: int, settings: Mapping[str, str | float], results: Mapping[str, float]
+    ) -> None:
         """This run's row on TensorBoard's HParams page."""
-        self._on_board(lambda board: board.add_hparams(dict(settings), dict(results), run_name=".", global_step=step))
+        self._on_board(
+            lambda board: board.add_hparams(
+                dict(settings), dict(results), run_name=".", global_step=step
+            )
+        )
 
     def close(self) -> None:
         self._on_board(lambda board: board.close())
@@ -104,7 +114,10 @@ class RunWriter:
     def _tell(self, error: OSError) -> None:
         if not self._told:
             reason = error.strerror or str(error)
-            print(f"warning: {self._folder}: figures cannot be written: {reason}; the run goes on", file=sys.stderr)
+            print(
+                f"warning: {self._folder}: figures cannot be written: {reason}; the run goes on",
+                file=sys.stderr,
+            )
         self._told = True
 
 

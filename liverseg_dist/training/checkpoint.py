@@ -24,12 +24,14 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
-from liverseg_dist.distributed.collectives import broadcast_from_rank0, barrier, current_rank
+from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, current_rank
 from liverseg_dist.distributed.heartbeat import is_consequence
 from liverseg_dist.errors import RunFailed
 
 # With one process that is what is meant.
-warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+warnings.filterwarnings(
+    "ignore", message="torch.distributed is disabled, unavailable or uninitialized"
+)
 SCHEMA = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -48,14 +50,18 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         # A group of its own: the training's collectives go on while the writer's are under way.
         timeout = timedelta(seconds=timeout_s)
-        self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
+        self._group = (
+            dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
+        )
         if current_rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while writing
                 shutil.rmtree(leftover, ignore_errors=True)
         barrier()
 
-    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], *, wait: bool = False) -> bool:
+    def save(
+        self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], *, wait: bool = False
+    ) -> bool:
         """Copy the tensors aside and write them in the background; `wait`: return when they are safe on disk.
 
         A failed write (disk full) is told and leaves the earlier checkpoints as they were; returns False if it is
@@ -64,7 +70,9 @@ class Checkpoints:
         fine = self.finish()
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         aside = self.folder / f".step_{step}.tmp"
-        self._pending = self._thread.submit(self._write, aside, step, copies, {"schema": SCHEMA, "step": step, **state})
+        self._pending = self._thread.submit(
+            self._write, aside, step, copies, {"schema": SCHEMA, "step": step, **state}
+        )
         return self.finish() if wait else fine
 
     def finish(self) -> bool:
@@ -76,9 +84,14 @@ class Checkpoints:
             pending.result()
         except (Exception, CheckpointException) as error:  # the latter is no Exception
             cause = _cause(error)
-            if current_rank() == 0 and not is_consequence(cause):  # of a lost rank, which ends the run and is told by its end
+            if current_rank() == 0 and not is_consequence(
+                cause
+            ):  # of a lost rank, which ends the run and is told by its end
                 reason = " ".join(str(cause).split())[:400]
-                print(f"warning: a checkpoint could not be written, the previous one stays: {reason}", file=sys.stderr)
+                print(
+                    f"warning: a checkpoint could not be written, the previous one stays: {reason}",
+                    file=sys.stderr,
+                )
             return False
         return True
 
@@ -96,9 +109,13 @@ class Checkpoints:
         try:
             dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
         except CheckpointException as error:  # no Exception
-            raise RunFailed(f"{self.folder / f'step_{step}'} cannot be loaded: {_cause(error)}") from error
+            raise RunFailed(
+                f"{self.folder / f'step_{step}'} cannot be loaded: {_cause(error)}"
+            ) from error
 
-    def _write(self, aside: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def _write(
+        self, aside: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]
+    ) -> None:
         try:
             dcp.save(
                 tensors,
@@ -117,7 +134,9 @@ class Checkpoints:
     def _make_whole(self, aside: Path, final: Path, state: dict[str, Any]) -> None:
         (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
         sums = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
-        (aside / MANIFEST).write_text(json.dumps({"schema": SCHEMA, "sha256": sums}, indent=1), encoding="utf-8")
+        (aside / MANIFEST).write_text(
+            json.dumps({"schema": SCHEMA, "sha256": sums}, indent=1), encoding="utf-8"
+        )
         for path in [*aside.iterdir(), aside]:
             _fsync(path)
         if final.exists():
@@ -157,7 +176,9 @@ def validate_checkpoint(folder: Path) -> str:
                 return f"{name} is missing"
             if _sha256(path) != expected:
                 return f"{name} does not match its checksum"
-        if json.loads((folder / STATE).read_text(encoding="utf-8"))["step"] != int(folder.name.removeprefix("step_")):
+        if json.loads((folder / STATE).read_text(encoding="utf-8"))["step"] != int(
+            folder.name.removeprefix("step_")
+        ):
             return f"{STATE} is of another step"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"

@@ -9,8 +9,8 @@ from liverseg_dist.config import Settings
 from liverseg_dist.config.base import Section
 from liverseg_dist.config.convert import DATA_URI
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.distributed.strategies.parallelize import check_strategy, parallelize_model
 from liverseg_dist.distributed.strategies.base import Strategy
+from liverseg_dist.distributed.strategies.parallelize import check_strategy, parallelize_model
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.model import build_model
@@ -18,8 +18,8 @@ from liverseg_dist.model.external_weights import external_parameter_names
 from liverseg_dist.model.losses import build_loss
 from liverseg_dist.model.pretrained import load_pretrained
 from liverseg_dist.model.topology import resolve_topology
-from liverseg_dist.training.fine_tuning import freeze_parameters, parameter_groups
 from liverseg_dist.planning.memory_fit import levels_for
+from liverseg_dist.training.fine_tuning import freeze_parameters, parameter_groups
 
 NOT_IN_A_STORE = {"workers", "labels_from", "spacing_table", "file", "patients"}
 """Settings of a conversion that name files, or do not matter to what is made."""
@@ -42,7 +42,9 @@ def resolve_settings(settings: Settings, store: CaseStore) -> Settings:
 
     The result rebuilds the model and prepares a new scan anywhere, without the store.
     """
-    data = settings.data.model_copy(update={"spacing_mm": store.spacing_mm, "intensity": store.intensity})
+    data = settings.data.model_copy(
+        update={"spacing_mm": store.spacing_mm, "intensity": store.intensity}
+    )
     model = resolve_topology(settings.model, data.patch_size, store.spacing_mm)
     return settings.model_copy(update={"data": data, "model": model, "convert": store.convert})
 
@@ -74,7 +76,9 @@ def _short(value: object) -> str:
 
 def open_store(settings: Settings) -> CaseStore:
     if settings.data.store is None:
-        raise UserError("data.store is not set; make one with tools/to_zarr and pass data.store=STORE")
+        raise UserError(
+            "data.store is not set; make one with tools/to_zarr and pass data.store=STORE"
+        )
     return CaseStore.open(settings.data.store)
 
 
@@ -86,7 +90,9 @@ def build_components(settings: Settings, store: CaseStore, world: World) -> Trai
     _set_arithmetic(settings)
     train_ids = store.ids("train", settings.data.fold)
     if not train_ids:
-        raise UserError(f"{settings.data.store}: fold {settings.data.fold} has no labelled training case")
+        raise UserError(
+            f"{settings.data.store}: fold {settings.data.fold} has no labelled training case"
+        )
     torch.manual_seed(settings.seed)
     model = build_model(settings.model)
     if settings.model.pretrained is not None:
@@ -96,12 +102,21 @@ def build_components(settings: Settings, store: CaseStore, world: World) -> Trai
         if world.is_main:
             print(report, flush=True)
     freeze_parameters(model, train.fine_tune.freeze)
-    loss = build_loss(settings.loss, settings.model, store.class_voxels, store.spacing_mm).to(world.device)
+    loss = build_loss(settings.loss, settings.model, store.class_voxels, store.spacing_mm).to(
+        world.device
+    )
     levels = levels_for(settings, world.world_size, world.device)
     if train.activation_checkpointing == "auto" and world.is_main:
-        print(f"levels recomputed in backward to meet the memory budget: {list(levels) or 'none'}", flush=True)
-    strategy = parallelize_model(model, world.device, train, levels, lambda _: parameter_groups(model, train.fine_tune))
-    return TrainingComponents(settings, store, train_ids, store.ids("validation", settings.data.fold), strategy, loss)
+        print(
+            f"levels recomputed in backward to meet the memory budget: {list(levels) or 'none'}",
+            flush=True,
+        )
+    strategy = parallelize_model(
+        model, world.device, train, levels, lambda _: parameter_groups(model, train.fine_tune)
+    )
+    return TrainingComponents(
+        settings, store, train_ids, store.ids("validation", settings.data.fold), strategy, loss
+    )
 
 
 def _set_arithmetic(settings: Settings) -> None:

@@ -22,7 +22,9 @@ SHOWN = (
 """Beginnings of the environment variables that a story tells; others may hold secrets."""
 
 
-def write_crash_report(folder: Path, error: BaseException, rank: int, step: int, samples: Sequence[str] = ()) -> Path | None:
+def write_crash_report(
+    folder: Path, error: BaseException, rank: int, step: int, samples: Sequence[str] = ()
+) -> Path | None:
     """RUN/errors/TIME_rankN.txt: where, when, what was called, the last samples, versions, environment, traceback.
 
     `samples`: of the last micro-batch, number in the run and case. None if it cannot be written.
@@ -37,7 +39,9 @@ def write_crash_report(folder: Path, error: BaseException, rank: int, step: int,
         "command": sys.argv,
         "platform": platform.platform(),
         **version_environment(),
-        "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SHOWN)},
+        "variables": {
+            name: value for name, value in sorted(os.environ.items()) if name.startswith(SHOWN)
+        },
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         head["gpu_memory"] = torch.cuda.memory_summary(abbreviated=True)

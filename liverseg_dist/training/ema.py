@@ -30,5 +30,6 @@ class Ema:
     def weights(self) -> dict[str, Tensor]:
         """Whole averaged weights on the CPU (a collective call where they are sharded)."""
         return {
-            name: (t.full_tensor() if hasattr(t, "full_tensor") else t).float().cpu() for name, t in self.shadow.items()
+            name: (t.full_tensor() if hasattr(t, "full_tensor") else t).float().cpu()
+            for name, t in self.shadow.items()
         }

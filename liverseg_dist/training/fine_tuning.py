@@ -22,7 +22,10 @@ def parameter_groups(model: UNet, config: FineTuneConfig) -> list[dict[str, Any]
     if config.layer_decay == 1:
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
     found = [
-        {"params": [p for p in part.parameters() if p.requires_grad], "lr_scale": config.layer_decay**distance}
+        {
+            "params": [p for p in part.parameters() if p.requires_grad],
+            "lr_scale": config.layer_decay**distance,
+        }
         for distance, part in enumerate(model.by_distance())
     ]
     return [group for group in found if group["params"]]

@@ -16,10 +16,14 @@ COMPARED = {
 def comparable_settings(settings: Settings) -> dict[str, str | float]:
     """`section.key` -> value; what is no number becomes text."""
     tree = settings.model_dump()
-    found = {f"{section}.{key}": tree[section][key] for section, keys in COMPARED.items() for key in keys}
+    found = {
+        f"{section}.{key}": tree[section][key] for section, keys in COMPARED.items() for key in keys
+    }
     found |= {"seed": settings.seed, "schedule": settings.train.schedule.name}
     return {
-        name: value if isinstance(value, (int, float)) and not isinstance(value, bool) else _shown(value)
+        name: value
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        else _shown(value)
         for name, value in found.items()
     }
 

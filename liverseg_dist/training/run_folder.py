@@ -59,10 +59,14 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.config.exists():
             if what := next((name for name in NO_RUN if (self.path / name).exists()), ""):
-                raise UserError(f"{self.path}: holds {what}, so it is no place for a run; choose another run.dir")
+                raise UserError(
+                    f"{self.path}: holds {what}, so it is no place for a run; choose another run.dir"
+                )
             strangers = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
             if "events" in " ".join(strangers) or "model.safetensors" in strangers:
-                raise UserError(f"{self.path}: holds run files but no config.yaml; choose another run.dir")
+                raise UserError(
+                    f"{self.path}: holds run files but no config.yaml; choose another run.dir"
+                )
             write_text(self.config, settings.to_yaml())
             write_text(self.path / "environment.json", json.dumps(version_environment(), indent=1))
             return False
@@ -82,7 +86,9 @@ class RunFolder:
         aside = path.with_name(f".{path.name}.tmp")
         try:
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, str(aside))
-            aside.chmod(stat.S_IMODE(self.config.stat().st_mode))  # safetensors' own are for their owner alone
+            aside.chmod(
+                stat.S_IMODE(self.config.stat().st_mode)
+            )  # safetensors' own are for their owner alone
             os.replace(aside, path)
         except (OSError, SafetensorError) as error:
             aside.unlink(missing_ok=True)

@@ -10,14 +10,21 @@ from torch import Tensor, nn
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.loading import DeviceBatch, DevicePrefetcher
-from liverseg_dist.distributed.collectives import all_sum, gather_from_ranks, current_rank, world_size
+from liverseg_dist.distributed.collectives import (
+    all_sum,
+    current_rank,
+    gather_from_ranks,
+    world_size,
+)
 from liverseg_dist.distributed.strategies.base import Strategy
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.model.training_dice import dice_from_counts, overlap_counts
 from liverseg_dist.training.schedule import learning_rate
 
 STRUCTURES = ("liver", "tumour")
-COUNTED = [f"{kind}_{name}" for name in STRUCTURES for kind in ("true", "false_positive", "false_negative")]
+COUNTED = [
+    f"{kind}_{name}" for name in STRUCTURES for kind in ("true", "false_positive", "false_negative")
+]
 COUNTS = "count/"
 """Before the names of voxel counts, which are summed like the loss's parts and become Dice of the batch's patches."""
 
@@ -92,16 +99,25 @@ class Stepper:
             for name, value in parts.items():
                 totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + value
         self.mark(step, "summing figures")
-        figures = all_sum(torch.stack([*totals.values(), *_flags(bool(broken), stop_vote)])).tolist()
+        figures = all_sum(
+            torch.stack([*totals.values(), *_flags(bool(broken), stop_vote)])
+        ).tolist()
         values = dict(zip(totals, figures, strict=False))
         nonfinite, stop_votes = figures[-2:]
         rate = learning_rate(self.settings.train, step)
         norm, warning = self._update(step, rate, broken if nonfinite > 0 else seen, nonfinite > 0)
         loss = values.pop("loss")
-        counts = torch.tensor([values.pop(f"{COUNTS}{name}") for name in COUNTED], dtype=torch.float64).view(2, 3)
-        values |= {f"pseudo_dice_{name}": float(dice) for name, dice in zip(STRUCTURES, dice_from_counts(counts), strict=True)}
+        counts = torch.tensor(
+            [values.pop(f"{COUNTS}{name}") for name in COUNTED], dtype=torch.float64
+        ).view(2, 3)
+        values |= {
+            f"pseudo_dice_{name}": float(dice)
+            for name, dice in zip(STRUCTURES, dice_from_counts(counts), strict=True)
+        }
         elapsed, waited = time.perf_counter() - started, batches.wait_s - waited_before
-        return StepResult(loss, values, norm, rate, bool(warning), int(stop_votes), waited, elapsed, warning)
+        return StepResult(
+            loss, values, norm, rate, bool(warning), int(stop_votes), waited, elapsed, warning
+        )
 
     def _launched(self, step: int, batch: DeviceBatch, *, last: bool) -> dict[str, Tensor]:
         """The batch's part in the step's loss and its parts, on the device: nothing here waits for a GPU."""
@@ -117,16 +133,22 @@ class Stepper:
         named = {"loss": result.total, **result.parts}
         shared = {name: value.detach().double() * share for name, value in named.items()}
         counts = overlap_counts(outputs, batch.label_BDHW, self.regions)
-        return shared | {f"{COUNTS}{name}": count for name, count in zip(COUNTED, counts.flatten(), strict=True)}
+        return shared | {
+            f"{COUNTS}{name}": count for name, count in zip(COUNTED, counts.flatten(), strict=True)
+        }
 
-    def _update(self, step: int, rate: float, suspects: list[str], nonfinite: bool) -> tuple[float, str]:
+    def _update(
+        self, step: int, rate: float, suspects: list[str], nonfinite: bool
+    ) -> tuple[float, str]:
         """The gradient norm, and what went wrong. `suspects`: this rank's samples that may be at fault."""
         if nonfinite:
             self.strategy.skip()
             norm, what = float("nan"), "the loss is not finite"
         else:
             norm, what = self.strategy.step(rate), "the gradient is not finite"
-            if math.isfinite(norm) or self.strategy.scaler.is_enabled():  # a scaler skips and tries a smaller scale
+            if (
+                math.isfinite(norm) or self.strategy.scaler.is_enabled()
+            ):  # a scaler skips and tries a smaller scale
                 return norm, ""
         names = sorted(name for ours in gather_from_ranks(suspects) for name in ours)
         message = f"step {step + 1}: {what}; samples {', '.join(names)}"

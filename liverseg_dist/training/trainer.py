@@ -19,16 +19,16 @@ from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.model.flops import peak_tflops, sample_flops
+from liverseg_dist.planning.memory_estimate import micro_batch
 from liverseg_dist.tracking.profile import StepProfile
 from liverseg_dist.tracking.progress import ProgressLine, show_progress
 from liverseg_dist.tracking.writer import NullWriter, RunWriter, Writer
 from liverseg_dist.training.checkpoint import Checkpoints
+from liverseg_dist.training.components import TrainingComponents
 from liverseg_dist.training.ema import Ema
 from liverseg_dist.training.hparams import comparable_settings
-from liverseg_dist.planning.memory_estimate import micro_batch
 from liverseg_dist.training.preemption import StopFlag
 from liverseg_dist.training.run_folder import RunFolder
-from liverseg_dist.training.components import TrainingComponents
 from liverseg_dist.training.step import Stepper, StepResult, rank_batches
 from liverseg_dist.training.validation import ValidationResult, validate_cases
 
@@ -52,7 +52,9 @@ def parse_progress(state: dict[str, Any]) -> ResumeState:
         if progress.step != state["step"]:
             raise ValueError(f"step {progress.step}")
     except (KeyError, TypeError, ValueError) as error:
-        raise RunFailed(f"the checkpoint of step {state['step']} is not understood ({error}); remove it") from None
+        raise RunFailed(
+            f"the checkpoint of step {state['step']} is not understood ({error}); remove it"
+        ) from None
     return progress
 
 
@@ -69,16 +71,22 @@ class TrainingResult:
 class Trainer:
     """A run from its newest checkpoint to its end, or to a stop."""
 
-    def __init__(self, folder: RunFolder, parts: TrainingComponents, world: World, watch: HeartbeatMonitor) -> None:
+    def __init__(
+        self, folder: RunFolder, parts: TrainingComponents, world: World, watch: HeartbeatMonitor
+    ) -> None:
         self.folder, self.parts, self.world, self.watch = folder, parts, world, watch
         self.settings: Settings = parts.settings
         self.ema = Ema(parts.strategy.plain, self.settings.train.ema_decay)
-        self.checkpoints = Checkpoints(folder.checkpoints, self.settings.checkpoint.keep_last, watch.timeout_s)
+        self.checkpoints = Checkpoints(
+            folder.checkpoints, self.settings.checkpoint.keep_last, watch.timeout_s
+        )
         self.progress = ResumeState()
         self._last_save_s = time.monotonic()
         self._saved_step = -1
         self._recent: deque[StepResult] = deque(maxlen=200)
-        self._sample_flops = sample_flops(self.settings.model, self.settings.data.patch_size) if world.is_main else 0
+        self._sample_flops = (
+            sample_flops(self.settings.model, self.settings.data.patch_size) if world.is_main else 0
+        )
 
     def resume(self) -> int:
         """Load the newest whole checkpoint, if there is one; returns the step the run goes on from."""
@@ -104,7 +112,9 @@ class Trainer:
                 stopped_by = self._steps(writer, stop)
                 saved = self._close()
                 if not stopped_by:
-                    writer.hparams(self.progress.step, comparable_settings(self.settings), self._results())
+                    writer.hparams(
+                        self.progress.step, comparable_settings(self.settings), self._results()
+                    )
             finally:
                 self.checkpoints.close()
                 writer.close()
@@ -112,13 +122,21 @@ class Trainer:
 
     def _steps(self, writer: Writer, stop: StopFlag) -> str:
         settings, first = self.settings, self.progress.step
-        last = min(settings.train.max_steps, settings.train.stop_at_step or settings.train.max_steps)
-        stepper = Stepper(settings, self.parts.strategy, self.parts.loss, self.watch.mark, self._take)
+        last = min(
+            settings.train.max_steps, settings.train.stop_at_step or settings.train.max_steps
+        )
+        stepper = Stepper(
+            settings, self.parts.strategy, self.parts.loss, self.watch.mark, self._take
+        )
         if first < last:
             shape = (micro_batch(settings.train, world_size()), 1, *settings.data.patch_size)
             self.parts.strategy.settle(torch.zeros(shape, device=self.world.device))
         source = PatchSource(
-            self.parts.store, self.parts.train_ids, settings.data, settings.seed, settings.train.global_batch_size
+            self.parts.store,
+            self.parts.train_ids,
+            settings.data,
+            settings.seed,
+            settings.train.global_batch_size,
         )
         loader = PatchLoader(
             source,
@@ -128,12 +146,19 @@ class Trainer:
             self.world.device.type == "cuda",
         )
         title = f"train {settings.train.max_steps} steps"
-        with loader, show_progress(title, settings.train.max_steps, quiet=not self.world.is_main) as line:
+        with (
+            loader,
+            show_progress(title, settings.train.max_steps, quiet=not self.world.is_main) as line,
+        ):
             line.advance(first)
-            transform = DeviceTransform(augmentation_preset(settings.data), settings.data.patch_size)
+            transform = DeviceTransform(
+                augmentation_preset(settings.data), settings.data.patch_size
+            )
             batches = DevicePrefetcher(loader, transform, self.world.device)
             steps = settings.train.profile_steps if self.world.is_main else None
-            profile = StepProfile(self.folder.path / "profile", steps, cuda=self.world.device.type == "cuda")
+            profile = StepProfile(
+                self.folder.path / "profile", steps, cuda=self.world.device.type == "cuda"
+            )
             for step in range(first, last):
                 profile.before(step + 1)
                 stops = self._one(step, stepper, batches, stop.requested, writer, line)
@@ -162,7 +187,11 @@ class Trainer:
             print(f"warning: {result.warning}", file=sys.stderr, flush=True)
         line.advance(note=self._note(result))
         every = self.settings.validation.every_steps
-        if every and self.parts.validation_ids and (done % every == 0 or done == self.settings.train.max_steps):
+        if (
+            every
+            and self.parts.validation_ids
+            and (done % every == 0 or done == self.settings.train.max_steps)
+        ):
             self._validate(done, writer)
         if result.stop_votes:
             return True
@@ -177,7 +206,9 @@ class Trainer:
         self.watch.mark(step - 1, "validating")
         weights = self.weights()
         store, ids = self.parts.store, self.parts.validation_ids
-        found: ValidationResult = validate_cases(self.settings, store, ids, weights, self.world.device)
+        found: ValidationResult = validate_cases(
+            self.settings, store, ids, weights, self.world.device
+        )
         values = {"validation/score": found.score}
         for name in found.dice:
             values[f"validation/dice_{name}"] = found.dice[name]
@@ -200,7 +231,11 @@ class Trainer:
 
     def _save_is_due(self, step: int) -> bool:
         settings = self.settings.checkpoint
-        late = broadcast_from_rank0(time.monotonic() - self._last_save_s > settings.every_minutes * 60) if step % 10 == 0 else False
+        late = (
+            broadcast_from_rank0(time.monotonic() - self._last_save_s > settings.every_minutes * 60)
+            if step % 10 == 0
+            else False
+        )
         return step % settings.every_steps == 0 or late
 
     def _save(self, *, wait: bool = False) -> bool:
@@ -218,7 +253,9 @@ class Trainer:
         """The last checkpoint and the portable weights. Whether the checkpoint is safe on disk, by rank 0's word."""
         fine = self.checkpoints.finish()
         again = not fine or self._saved_step != self.progress.step
-        saved = bool(broadcast_from_rank0(self._save(wait=True) if broadcast_from_rank0(again) else fine))
+        saved = bool(
+            broadcast_from_rank0(self._save(wait=True) if broadcast_from_rank0(again) else fine)
+        )
         weights = self.weights()
         problem: RunFailed | None = None
         if self.world.is_main:
@@ -226,14 +263,20 @@ class Trainer:
                 self.folder.export(self.folder.model, weights)
             except RunFailed as error:
                 problem = error
-        if (problem := broadcast_from_rank0(problem)) is not None:  # every rank ends with the same words, none waits for another
+        if (
+            problem := broadcast_from_rank0(problem)
+        ) is not None:  # every rank ends with the same words, none waits for another
             raise problem
         return saved
 
     def _results(self) -> dict[str, float]:
         dice = {f"hparam/dice_{name}": value for name, value in self.progress.last_dice.items()}
         best = {"hparam/best_score": self.progress.best_score} if self.progress.best_step else {}
-        return {**dice, **best, "hparam/loss": self._recent[-1].loss if self._recent else float("nan")}
+        return {
+            **dice,
+            **best,
+            "hparam/loss": self._recent[-1].loss if self._recent else float("nan"),
+        }
 
     def _writer(self) -> Writer:
         if not self.world.is_main:
@@ -269,5 +312,7 @@ class Trainer:
         return {name: value for name, value in values.items() if np.isfinite(value)}
 
     def _note(self, result: StepResult) -> str:
-        dice = "".join(f"  {name} Dice {value:.3f}" for name, value in self.progress.last_dice.items())
+        dice = "".join(
+            f"  {name} Dice {value:.3f}" for name, value in self.progress.last_dice.items()
+        )
         return f"loss {result.loss:.3f}{dice}"

@@ -9,7 +9,7 @@ import torch
 from liverseg_dist.config import Settings
 from liverseg_dist.data.augment import augmentation_preset
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.distributed.collectives import gather_from_ranks, current_rank, world_size
+from liverseg_dist.distributed.collectives import current_rank, gather_from_ranks, world_size
 from liverseg_dist.evaluation.report.overlays import overlay
 from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.labels import IGNORE, STRUCTURES, structure_mask
@@ -44,7 +44,9 @@ def validate_cases(
     model.load_state_dict(weights)
     model.eval()
     data, axes = settings.data, augmentation_preset(settings.data).mirror_axes
-    predictor = SlidingWindowPredictor(model, data.patch_size, settings.model.regions, settings.inference, device, mirror_axes=axes)
+    predictor = SlidingWindowPredictor(
+        model, data.patch_size, settings.model.regions, settings.inference, device, mirror_axes=axes
+    )
     counts: dict[str, Counts] = {}
     pictures: dict[str, np.ndarray] = {}
     for number in range(current_rank(), len(chosen), world_size()):
@@ -71,7 +73,9 @@ def _picture(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.
     return overlay(image[z], known[z], predicted[z])
 
 
-def _pool(counts: list[dict[str, Counts]], pictures: list[dict[str, np.ndarray]]) -> ValidationResult:
+def _pool(
+    counts: list[dict[str, Counts]], pictures: list[dict[str, np.ndarray]]
+) -> ValidationResult:
     cases = {case_id: value for part in counts for case_id, value in part.items()}
     per_case: dict[str, float] = {}
     pooled: dict[str, float] = {}
@@ -79,8 +83,16 @@ def _pool(counts: list[dict[str, Counts]], pictures: list[dict[str, np.ndarray]]
         rows = [cases[case_id][name] for case_id in sorted(cases)]
         scores = [2 * both / (ours + theirs) for both, ours, theirs in rows if ours + theirs]
         per_case[name] = float(np.mean(scores)) if scores else float("nan")
-        both, ours, theirs = (sum(column) for column in zip(*rows, strict=True)) if rows else (0, 0, 0)
+        both, ours, theirs = (
+            (sum(column) for column in zip(*rows, strict=True)) if rows else (0, 0, 0)
+        )
         pooled[name] = 2 * both / (ours + theirs) if ours + theirs else float("nan")
     defined = [value for value in per_case.values() if value == value]
     score = float(np.mean(defined)) if defined else float("nan")
-    return ValidationResult(per_case, pooled, score, len(cases), {k: v for part in pictures for k, v in sorted(part.items())})
+    return ValidationResult(
+        per_case,
+        pooled,
+        score,
+        len(cases),
+        {k: v for part in pictures for k, v in sorted(part.items())},
+    )

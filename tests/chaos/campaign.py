@@ -106,7 +106,9 @@ class StruckRun:
                 if ended.exit_code == 0:
                     self._settle(self._difference())
                     return
-            self._settle(f"exit code {ended.exit_code} when run again: {ended.last_words}", ended.err)
+            self._settle(
+                f"exit code {ended.exit_code} when run again: {ended.last_words}", ended.err
+            )
         except Hang as error:
             self._settle(f"hang when run again: {error}")
 
@@ -116,13 +118,26 @@ class StruckRun:
                 self.stage.fresh()
                 self._number += 1
                 report.run = self._number
-            target, delay_s = self._moment(chance) if attempt < TRIES - 1 else (0, 0.1 * self.usual.start_s)
+            target, delay_s = (
+                self._moment(chance) if attempt < TRIES - 1 else (0, 0.1 * self.usual.start_s)
+            )
             environment = fault.environment(self.stage)
-            last_try = attempt == TRIES - 1  # cold: a warm start may be over before it can be struck
-            report.warm = self.stage.can_be_warm and not environment and chance.random() > COLD and not last_try
+            last_try = (
+                attempt == TRIES - 1
+            )  # cold: a warm start may be over before it can be struck
+            report.warm = (
+                self.stage.can_be_warm
+                and not environment
+                and chance.random() > COLD
+                and not last_try
+            )
             process = self.stage.start(report.warm, **environment)
             if _reach(process, self.stage, target, delay_s):
-                report.at = f"{delay_s:.1f} s after {target} of {self.usual.total}" if target else f"{delay_s:.1f} s"
+                report.at = (
+                    f"{delay_s:.1f} s after {target} of {self.usual.total}"
+                    if target
+                    else f"{delay_s:.1f} s"
+                )
                 return process
             self._settle_early(self.stage.wait(process, PATIENCE_S, self.others))
         raise AssertionError(f"{self.stage.name} is done before it can be struck")
@@ -142,7 +157,9 @@ class StruckRun:
         if ended.exit_code == 0:
             self._settle(self._difference())
         else:
-            self._settle(f"exit code {ended.exit_code} when run again: {ended.last_words}", ended.err)
+            self._settle(
+                f"exit code {ended.exit_code} when run again: {ended.last_words}", ended.err
+            )
 
     def _run(self) -> Ended:
         ended = self.stage.wait(self.stage.start(self.stage.can_be_warm), USUAL_S, self.others)
@@ -168,7 +185,9 @@ class StruckRun:
 def _reach(process: Process, stage: Stage, target: int, delay_s: float) -> bool:
     """Wait for so much work and so many seconds more; False when the process has ended before."""
     give_up = time.monotonic() + USUAL_S
-    while target and stage.done() < target and process.poll() is None and time.monotonic() < give_up:
+    while (
+        target and stage.done() < target and process.poll() is None and time.monotonic() < give_up
+    ):
         time.sleep(0.02)
     end = time.monotonic() + delay_s
     while time.monotonic() < end and process.poll() is None:

@@ -53,7 +53,9 @@ def read_only(_process: Process, stage: Stage, _chance: random.Random) -> str:
 
 
 def writable(stage: Stage) -> None:
-    subprocess.run(["mount", "-o", "remount,rw,bind", str(stage.disk)], check=True, capture_output=True)
+    subprocess.run(
+        ["mount", "-o", "remount,rw,bind", str(stage.disk)], check=True, capture_output=True
+    )
 
 
 def forbid(_process: Process, stage: Stage, _chance: random.Random) -> str:
@@ -77,7 +79,9 @@ def newest_checkpoint(stage: Stage) -> list[Path]:
     return sorted(path for path in folders[-1].iterdir() if path.is_file()) if folders else []
 
 
-def to_file(choose: Callable[[Stage], list[Path]], harm: Callable[[Path, random.Random], str]) -> Strike:
+def to_file(
+    choose: Callable[[Stage], list[Path]], harm: Callable[[Path, random.Random], str]
+) -> Strike:
     """After all is killed: a crash that takes some of what was written with it."""
 
     def strike(process: Process, stage: Stage, chance: random.Random) -> str:

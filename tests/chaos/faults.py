@@ -38,7 +38,9 @@ ALL = ("convert", "train", "evaluate")
 RANKS = ("train", "evaluate")
 NODES = ("train on two nodes",)
 TUNE = ("tune",)
-GONE = r"SIGKILL|gone|no longer answers|lost each other|lost contact|worker died|died|no sign of life"
+GONE = (
+    r"SIGKILL|gone|no longer answers|lost each other|lost contact|worker died|died|no sign of life"
+)
 FULL = r"No space left|free some space|disk"
 LOCKED = r"Read-only file system|Permission denied|could not be written|check the permissions"
 LINK = r"gone|no longer answers|lost each other|network"

@@ -45,7 +45,9 @@ def descendants(pid: int) -> list[int]:
 
 def command_of(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        )
     except OSError:
         return ""
 
@@ -59,7 +61,9 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def wait(process: Process, timeout_s: float, others: frozenset[int], progress: Callable[[], int]) -> None:
+def wait(
+    process: Process, timeout_s: float, others: frozenset[int], progress: Callable[[], int]
+) -> None:
     """Until it has ended and all it started, `others` of ours aside. Raises `Hang`, with nothing left running, when it
     neither ends nor makes progress for `timeout_s`.
     """
@@ -91,7 +95,9 @@ def living(process: Process, others: frozenset[int]) -> list[int]:
         if pid in others:
             continue
         try:
-            state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+            state = (
+                Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+            )
         except OSError:
             continue
         if state not in "ZX":

@@ -33,11 +33,18 @@ from tests.chaos.stages import CHECKPOINT_EVERY, ROOT, STEPS, stages, undisturbe
 from tests.chaos.strikes import NOBODY
 from tests.chaos.warm import get_warm
 
-NEEDS = {"convert": (), "train": ("convert",), "train on two nodes": ("convert",), "tune": ("convert",)}
+NEEDS = {
+    "convert": (),
+    "train": ("convert",),
+    "train on two nodes": ("convert",),
+    "tune": ("convert",),
+}
 """Stage -> those whose undisturbed results it reads; `evaluate` reads both."""
 
 
-def campaign(out: Path, faults: Sequence[tuple[Fault, str]], seed: int, source: Path) -> list[Report]:
+def campaign(
+    out: Path, faults: Sequence[tuple[Fault, str]], seed: int, source: Path
+) -> list[Report]:
     """Each (fault, stage name) once, in this order."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "ready").mkdir(exist_ok=True)
@@ -56,7 +63,11 @@ def campaign(out: Path, faults: Sequence[tuple[Fault, str]], seed: int, source: 
             file.write(json.dumps(asdict(report)) + "\n")
             file.flush()
             good = "survived" if report.survived else f"NOT SURVIVED: {report.problem}"
-            print(f"{len(reports)}/{len(faults)} {report.stage}: {report.did}: {good}", file=sys.stderr, flush=True)
+            print(
+                f"{len(reports)}/{len(faults)} {report.stage}: {report.did}: {good}",
+                file=sys.stderr,
+                flush=True,
+            )
 
         runs = {
             stage.name: StruckRun(stage, undisturbed(stage, out / "ready", others), settled, others)
@@ -80,12 +91,18 @@ SHORT = (
 """For CI: what no other test does, and once each of the ways in which a run can go on."""
 
 
-def draw(count: int, seed: int, kind: str = "", only: Sequence[str] = ()) -> list[tuple[Fault, str]]:
+def draw(
+    count: int, seed: int, kind: str = "", only: Sequence[str] = ()
+) -> list[tuple[Fault, str]]:
     """Every combination in turn, in a shuffled order, until there are `count`."""
     possible = [fault for fault in FAULTS if fault.possible and kind in fault.kind]
-    pairs = [(fault, name) for fault in possible for name in fault.stages if not only or name in only]
+    pairs = [
+        (fault, name) for fault in possible for name in fault.stages if not only or name in only
+    ]
     if not pairs:
-        raise SystemExit(f"tools/chaos: no such fault; kinds: {', '.join(fault.kind for fault in FAULTS)}")
+        raise SystemExit(
+            f"tools/chaos: no such fault; kinds: {', '.join(fault.kind for fault in FAULTS)}"
+        )
     chance = random.Random(seed)
     drawn: list[tuple[Fault, str]] = []
     while len(drawn) < count:
@@ -126,7 +143,9 @@ def _waited_s(report: Report) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="tools/chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="tools/chaos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--faults", type=int, default=200, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
@@ -135,30 +154,58 @@ def main() -> int:
         "--stage", action="append", default=[], choices=["convert", "train", "train on two nodes", "evaluate", "tune"],
         help="only this one; repeatable",
     )  # fmt: skip
-    parser.add_argument("--short", action="store_true", help=f"{len(SHORT)} faults, about a minute: what CI runs")
-    parser.add_argument("--out", type=Path, help="default: a new folder below the temporary folder, kept")
-    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="only the table of these chaos.jsonl")
+    parser.add_argument(
+        "--short", action="store_true", help=f"{len(SHORT)} faults, about a minute: what CI runs"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="default: a new folder below the temporary folder, kept"
+    )
+    parser.add_argument(
+        "--table", nargs="+", type=Path, metavar="FILE", help="only the table of these chaos.jsonl"
+    )
     args = parser.parse_args()
     if args.table:
-        print(table([Report(**json.loads(line)) for file in args.table for line in file.read_text().splitlines()]))
+        print(
+            table(
+                [
+                    Report(**json.loads(line))
+                    for file in args.table
+                    for line in file.read_text().splitlines()
+                ]
+            )
+        )
         return 0
     if os.geteuid() != 0:
         print("tools/chaos: filling disks and cutting networks needs root", file=sys.stderr)
         return 2
     for fault in FAULTS:
         if not fault.possible:
-            print(f"tools/chaos: left out: {fault.kind} (apt-get install faketime)", file=sys.stderr)
+            print(
+                f"tools/chaos: left out: {fault.kind} (apt-get install faketime)", file=sys.stderr
+            )
     out = args.out or Path(tempfile.mkdtemp(prefix="chaos-"))
     kinds = {fault.kind: fault for fault in FAULTS}
     drawn = draw(args.faults, args.seed, args.kind, args.stage)
     if args.short:
         drawn = [(kinds[kind], stage) for kind, stage in SHORT]
     source = out / "Task03_Phantom"
-    phantom = [sys.executable, "-m", "liverseg_dist", "phantom", str(source), "--cases", "6", "--seed", "3"]
+    phantom = [
+        sys.executable,
+        "-m",
+        "liverseg_dist",
+        "phantom",
+        str(source),
+        "--cases",
+        "6",
+        "--seed",
+        "3",
+    ]
     if not (source / "dataset.json").is_file():
         subprocess.run(phantom, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     reports = campaign(out, drawn, args.seed, source)
-    print(f"{table(reports)}\n\n{STEPS} steps a training, a checkpoint every {CHECKPOINT_EVERY}. {out / 'chaos.jsonl'}")
+    print(
+        f"{table(reports)}\n\n{STEPS} steps a training, a checkpoint every {CHECKPOINT_EVERY}. {out / 'chaos.jsonl'}"
+    )
     return 0 if all(report.survived for report in reports) else 1
 
 

@@ -25,7 +25,11 @@ from tests.distributed.launch import clean_environment, torchrun_command
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, CHECKPOINT_EVERY = 40, 5
-STORE_SETTINGS = ("convert.cleaning.spacing_mm=[6,6,6]", "convert.splits.folds=2", "convert.workers=2")
+STORE_SETTINGS = (
+    "convert.cleaning.spacing_mm=[6,6,6]",
+    "convert.splits.folds=2",
+    "convert.workers=2",
+)
 RUN_SETTINGS = (
     "data.patch_size=[16,32,32]", "data.workers=1", "data.augmentation=light", "model.features=[4,8]",
     "train.global_batch_size=2", "train.optimizer=adamw", "train.learning_rate=1e-3", "train.ema_decay=0.9",
@@ -72,7 +76,11 @@ class Ended:
         """The last line that is a message of ours, else the last that is no part of a launcher's report."""
         lines = [line.strip() for line in self.err.splitlines()]
         told = [line for line in lines if line.startswith(OURS)]
-        rest = [line for line in lines if line and not line.startswith(("=", "-", "[")) and "Warning" not in line]
+        rest = [
+            line
+            for line in lines
+            if line and not line.startswith(("=", "-", "[")) and "Warning" not in line
+        ]
         return (told or rest or [""])[-1]
 
 
@@ -119,10 +127,14 @@ class Stage:
                 stderr=err,
                 start_new_session=True,
                 cwd=ROOT,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
+                preexec_fn=lambda: signal.signal(
+                    signal.SIGINT, signal.SIG_DFL
+                ),  # a background shell has it ignored
             )
 
-    def wait(self, process: Process, timeout_s: float, others: frozenset[int] = frozenset()) -> Ended:
+    def wait(
+        self, process: Process, timeout_s: float, others: frozenset[int] = frozenset()
+    ) -> Ended:
         """`others`: processes of ours that are not the stage's. Raises `Hang`: no end, no progress for so long."""
         began = time.monotonic()
         wait(process, timeout_s, others, self.done)
@@ -154,15 +166,40 @@ def stages(folder: Path, source: Path) -> list[Stage]:
         progress: Callable[[Path], int],
     ) -> Stage:
         command = (sys.executable, *launcher, *map(str, arguments))
-        return Stage(name, command, disk / output, needs, disk, digest, progress, {"TMPDIR": str(temporary)})
+        return Stage(
+            name, command, disk / output, needs, disk, digest, progress, {"TMPDIR": str(temporary)}
+        )
 
     ours = ("-m", "liverseg_dist")
     convert = (source, disk / "store.zarr", *STORE_SETTINGS)
-    evaluate = (run, *patience, "--store", store, "--out", disk / "evaluation", "--part", "validation")
-    tune = ("--no-dashboard", "--cpus", "2", "--config", folder / "sweep.yaml", f"data.store={store}")
+    evaluate = (
+        run,
+        *patience,
+        "--store",
+        store,
+        "--out",
+        disk / "evaluation",
+        "--part",
+        "validation",
+    )
+    tune = (
+        "--no-dashboard",
+        "--cpus",
+        "2",
+        "--config",
+        folder / "sweep.yaml",
+        f"data.store={store}",
+    )
 
     def train(name: str) -> tuple[str | Path, ...]:
-        return (*ours, "train", *patience, f"data.store={store}", f"run.dir={disk / name}", *RUN_SETTINGS)
+        return (
+            *ours,
+            "train",
+            *patience,
+            f"data.store={store}",
+            f"run.dir={disk / name}",
+            *RUN_SETTINGS,
+        )
 
     return [
         stage("convert", (*ours, "convert"), convert, "store.zarr", source, of_store, scans),
@@ -198,7 +235,12 @@ def of_sweep(output: Path) -> str:
     """Hyperparameters, decisions and scores of all trials, and which is best."""
     summary = json.loads((output / "sweep.json").read_text())
     trials = [
-        (trial["id"], trial["params"], trial["state"], [(rung["step"], rung["score"]) for rung in trial["rungs"]])
+        (
+            trial["id"],
+            trial["params"],
+            trial["state"],
+            [(rung["step"], rung["score"]) for rung in trial["rungs"]],
+        )
         for trial in summary["trials"]
     ]
     return json.dumps([trials, summary["best"]["id"]], sort_keys=True)
@@ -244,7 +286,9 @@ def undisturbed(stage: Stage, ready: Path, others: frozenset[int]) -> Undisturbe
     if known.is_file():
         return Undisturbed(**json.loads(known.read_text()))
     found = next((found for _ in range(3) if (found := _measured(stage, others))), None)
-    assert found is not None, f"{stage.name} fails without any fault: {stage.log('err').read_text()[-2000:]}"
+    assert found is not None, (
+        f"{stage.name} fails without any fault: {stage.log('err').read_text()[-2000:]}"
+    )
     shutil.copytree(stage.output, ready / stage.output.name, dirs_exist_ok=True)
     known.write_text(json.dumps(asdict(found)))
     stage.fresh()
@@ -267,4 +311,6 @@ def _measured(stage: Stage, others: frozenset[int]) -> Undisturbed | None:
             return None
     except Hang:
         return None
-    return Undisturbed(stage.result(), stage.done(), first - began, last - first, time.monotonic() - last)
+    return Undisturbed(
+        stage.result(), stage.done(), first - began, last - first, time.monotonic() - last
+    )

@@ -16,8 +16,14 @@ NOBODY = "there was no"
 
 def workers(process: Process) -> list[int]:
     """Ranks, or converting workers: Python processes without children; the command itself where there are none yet."""
-    below = [pid for pid in descendants(process.pid) if is_python(pid) and "resource_tracker" not in command_of(pid)]
-    return [pid for pid in below if not any(is_python(child) for child in descendants(pid))] or [process.pid]
+    below = [
+        pid
+        for pid in descendants(process.pid)
+        if is_python(pid) and "resource_tracker" not in command_of(pid)
+    ]
+    return [pid for pid in below if not any(is_python(child) for child in descendants(pid))] or [
+        process.pid
+    ]
 
 
 def to_launcher(number: signal.Signals) -> Strike:
@@ -76,7 +82,11 @@ def to_named(number: signal.Signals, *words: str) -> Strike:
     def strike(process: Process, _stage: Stage, chance: random.Random) -> str:
         end = time.monotonic() + 20
         while process.poll() is None and time.monotonic() < end:
-            found = [pid for pid in descendants(process.pid) if all(word in command_of(pid) for word in words)]
+            found = [
+                pid
+                for pid in descendants(process.pid)
+                if all(word in command_of(pid) for word in words)
+            ]
             if found:
                 send(chance.choice(found), number)
                 return f"{number.name} to {' '.join(words)}"
@@ -107,7 +117,9 @@ def cut_link(seconds: float | None) -> Strike:
 
     def strike(process: Process, _stage: Stage, chance: random.Random) -> str:
         number = chance.randrange(len(PORTS))
-        while PORTS[number] not in Path(f"/proc/{process.pid}/net/dev").read_text():  # the nodes start yet
+        while (
+            PORTS[number] not in Path(f"/proc/{process.pid}/net/dev").read_text()
+        ):  # the nodes start yet
             time.sleep(0.05)
         ip("link", "set", PORTS[number], "nomaster", node=process.pid)
         if seconds is None:

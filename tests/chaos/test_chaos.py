@@ -20,7 +20,9 @@ def test_faults_are_survived(tmp_path: Path) -> None:
     if reason := why_not():
         pytest.skip(reason)
     command = [sys.executable, "-m", "tests.chaos.run", "--short", "--out", str(tmp_path)]
-    ended = subprocess.run(command, env=clean_environment(), cwd=ROOT, text=True, capture_output=True)
+    ended = subprocess.run(
+        command, env=clean_environment(), cwd=ROOT, text=True, capture_output=True
+    )
     reports = [json.loads(line) for line in (tmp_path / "chaos.jsonl").read_text().splitlines()]
     assert [report for report in reports if not report["survived"]] == []
     assert ended.returncode == 0, ended.stderr[-3000:]

@@ -80,7 +80,9 @@ def get_warm() -> None:
         importlib.import_module(name)
     subprocess_handler.Popen = Forked  # type: ignore[misc,assignment]
     context = multiprocessing.get_context  # a fork server would be one more cold start
-    multiprocessing.get_context = lambda method=None: context("fork" if method == "forkserver" else method)
+    multiprocessing.get_context = lambda method=None: context(
+        "fork" if method == "forkserver" else method
+    )
 
 
 def network_of_its_own() -> None:
@@ -107,7 +109,9 @@ def _run(args: Sequence[str], env: Mapping[str, str], prepare: Callable[[], None
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.closerange(3, 4096)  # exec would have closed them: a dead parent's connections must not live on here
+    os.closerange(
+        3, 4096
+    )  # exec would have closed them: a dead parent's connections must not live on here
     os.environ.clear()
     os.environ.update(env)
     tempfile.tempdir = None

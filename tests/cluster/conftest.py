@@ -45,13 +45,17 @@ def _login_node(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in cluster.address:
         cluster.start_node(name)
     cluster.wait_for(
-        lambda: set(cluster.node_states().values()) <= {"idle", "mix", "alloc", "comp"}, 60, "all nodes up"
+        lambda: set(cluster.node_states().values()) <= {"idle", "mix", "alloc", "comp"},
+        60,
+        "all nodes up",
     )
 
 
 def stand_in_job(run: Path, **settings: object) -> BatchJob:
     """A 2 x 2 job that trains nothing, in the very batch file that training gets."""
-    options = {k: settings.pop(k) for k in ("launcher", "restarts", "is_main", "array") if k in settings}
+    options = {
+        k: settings.pop(k) for k in ("launcher", "restarts", "is_main", "array") if k in settings
+    }
     asked = {"nodes": 2, "tasks_per_node": 2, "cpus_per_task": 1, **settings.pop("resources", {})}  # type: ignore[dict-item]
     resources, folder = Resources(**asked), run
     if "array" in options:

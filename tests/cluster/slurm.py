@@ -24,7 +24,16 @@ PROGRAMS = (
 )  # fmt: skip
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 BRIDGE = "lsegbr"
-FINISHED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
+FINISHED = (
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+)
 
 NODE_START = """
 hostname "$1"
@@ -62,7 +71,11 @@ def why_not() -> str:
     apart = ("unshare", "--net", "--uts", "--mount", "sh", "-ec", PROBE)
     probe = subprocess.run(apart, capture_output=True, text=True, env=os.environ | {"PATH": PATH})
     said = " ".join(probe.stderr.split())
-    return "" if probe.returncode == 0 else f"no Linux namespaces, mounts or bridges for root here: {said}"
+    return (
+        ""
+        if probe.returncode == 0
+        else f"no Linux namespaces, mounts or bridges for root here: {said}"
+    )
 
 
 class Cluster:
@@ -78,7 +91,9 @@ class Cluster:
         self.address = {f"node{i}": f"{network}.{10 + i}" for i in range(1, nodes + 1)}
         self.bridge = f"{BRIDGE}{os.getpid()}"[:15]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN"))}
+        self.environment = {
+            k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN"))
+        }
         self.environment |= {"PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def __enter__(self) -> "Cluster":
@@ -90,7 +105,9 @@ class Cluster:
             self._start_services()
             for name in self.address:
                 self.start_node(name)
-            self.wait_for(lambda: set(self.node_states().values()) == {"idle"}, 60, "all nodes idle")
+            self.wait_for(
+                lambda: set(self.node_states().values()) == {"idle"}, 60, "all nodes idle"
+            )
             self._until_accounting_works()
         except BaseException:
             self.__exit__()
@@ -106,15 +123,21 @@ class Cluster:
     def run(self, *command: object, check: bool = True, timeout_s: float = 60) -> str:
         """stdout of a command on the login node, e.g. `run("squeue", "-h")`."""
         words = [str(word) for word in command]
-        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=timeout_s)
-        assert not check or done.returncode == 0, f"{' '.join(words)}: {done.stderr.strip()} {done.stdout.strip()}"
+        done = subprocess.run(
+            words, env=self.environment, capture_output=True, text=True, timeout=timeout_s
+        )
+        assert not check or done.returncode == 0, (
+            f"{' '.join(words)}: {done.stderr.strip()} {done.stdout.strip()}"
+        )
         return done.stdout
 
     def sbatch(self, *arguments: object, cwd: Path | None = None, **environment: str) -> str:
         """Submit; returns the job's id."""
         words = ["sbatch", "--parsable", *(str(word) for word in arguments)]
         env = self.environment | environment
-        done = subprocess.run(words, env=env, cwd=cwd or self.folder, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            words, env=env, cwd=cwd or self.folder, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip().split(";")[0]
 
@@ -142,20 +165,29 @@ class Cluster:
                 self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)
             return job["JobState"] in wanted and not (final and leaves)
 
-        self.wait_for(reached, timeout_s, lambda: f"{'/'.join(wanted)}; job {job_id} is {self.state(job_id)}")
+        self.wait_for(
+            reached, timeout_s, lambda: f"{'/'.join(wanted)}; job {job_id} is {self.state(job_id)}"
+        )
         return self.job(job_id)
 
-    def wait_for(self, reached: Callable[[], bool], timeout_s: float, what: str | Callable[[], str]) -> None:
+    def wait_for(
+        self, reached: Callable[[], bool], timeout_s: float, what: str | Callable[[], str]
+    ) -> None:
         end = time.monotonic() + timeout_s
         while not reached():
             dead = [name for name, process in self.processes.items() if process.poll() is not None]
             assert not dead, f"{dead[0]} died: {self.log(dead[0])}"
             said = what if isinstance(what, str) else what()
-            assert time.monotonic() < end, f"waited {timeout_s} s for {said}\n{self.run('sinfo', '-N', check=False)}"
+            assert time.monotonic() < end, (
+                f"waited {timeout_s} s for {said}\n{self.run('sinfo', '-N', check=False)}"
+            )
             time.sleep(0.1)
 
     def node_states(self) -> dict[str, str]:
-        rows = (line.split() for line in self.run("sinfo", "-h", "-N", "-o", "%N %t", check=False).splitlines())
+        rows = (
+            line.split()
+            for line in self.run("sinfo", "-h", "-N", "-o", "%N %t", check=False).splitlines()
+        )
         return {row[0]: row[1] for row in rows if len(row) == 2}
 
     def kill_node(self, name: str) -> None:
@@ -167,12 +199,26 @@ class Cluster:
         if name in self.processes:
             return
         own = os.readlink("/proc/self/ns/net")
-        command = ["unshare", "--net", "--uts", "--mount", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        command = [
+            "unshare",
+            "--net",
+            "--uts",
+            "--mount",
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ]
         arguments = [name, str(self.folder), self.address[name], self.gateway]
         process = self._spawn(name, [*command, "bash", "-c", NODE_START, "bash", *arguments])
-        self.wait_for(lambda: _network_of(process.pid) not in ("", own), 10, f"the namespaces of {name}")
+        self.wait_for(
+            lambda: _network_of(process.pid) not in ("", own), 10, f"the namespaces of {name}"
+        )
         port = self._port(name)
-        subprocess.run(["ip", "link", "del", port], env=self.environment, capture_output=True)  # of a killed node
+        subprocess.run(
+            ["ip", "link", "del", port], env=self.environment, capture_output=True
+        )  # of a killed node
         self._ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", process.pid)
         self._ip("link", "set", port, "master", self.bridge, "up")
 
@@ -190,7 +236,9 @@ class Cluster:
     def processes_of(self, node: str) -> list[str]:
         """Command lines of everything that runs on the node but its own slurmd."""
         parent = self.processes[node].pid
-        inside = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True).stdout.splitlines()
+        inside = subprocess.run(
+            ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True
+        ).stdout.splitlines()
         rows = [line.split(None, 2) for line in inside]
         family = {str(parent)}
         for _ in rows:
@@ -199,13 +247,22 @@ class Cluster:
         return [row[2] for row in rows if row[0] in family and not row[2].startswith(own)]
 
     def log(self, name: str) -> str:
-        texts = [path.read_text(errors="replace") for path in sorted(self.folder.glob(f"{name}*.log"))]
+        texts = [
+            path.read_text(errors="replace") for path in sorted(self.folder.glob(f"{name}*.log"))
+        ]
         return "\n".join(texts)[-2000:]
 
-    def _spawn(self, name: str, command: Sequence[str], **environment: str) -> "subprocess.Popen[bytes]":
+    def _spawn(
+        self, name: str, command: Sequence[str], **environment: str
+    ) -> "subprocess.Popen[bytes]":
         with open(self.folder / f"{name}.out.log", "ab") as out:
             self.processes[name] = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command],  # nothing is left behind by a killed test
+                [
+                    "setpriv",
+                    "--pdeathsig",
+                    "KILL",
+                    *command,
+                ],  # nothing is left behind by a killed test
                 env=self.environment | environment,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -229,9 +286,13 @@ class Cluster:
     def _start_network(self) -> None:
         for link in Path("/sys/class/net").glob(f"{BRIDGE}*"):  # of tests that were killed
             owner = link.name.removeprefix(BRIDGE)
-            is_bridge = (link / "bridge").is_dir()  # not a node's port, whose name another running cluster owns
+            is_bridge = (
+                link / "bridge"
+            ).is_dir()  # not a node's port, whose name another running cluster owns
             if is_bridge and owner.isdigit() and not Path(f"/proc/{owner}").exists():
-                subprocess.run(["ip", "link", "del", link.name], env=self.environment, capture_output=True)
+                subprocess.run(
+                    ["ip", "link", "del", link.name], env=self.environment, capture_output=True
+                )
         self._ip("link", "add", self.bridge, "type", "bridge")
         self._ip("addr", "add", f"{self.gateway}/24", "dev", self.bridge)
         self._ip("link", "set", self.bridge, "up")
@@ -243,7 +304,9 @@ class Cluster:
         folder, munge = self.folder, self.folder / "munge.socket"
         files = [f"--{what}-file={folder}/munged.{what}" for what in ("pid", "log", "seed")]
         key = f"--key-file={folder}/munge.key"
-        self._spawn("munged", ["munged", "--foreground", "--force", f"--socket={munge}", key, *files])
+        self._spawn(
+            "munged", ["munged", "--foreground", "--force", f"--socket={munge}", key, *files]
+        )
         self.wait_for(munge.exists, 10, "munge")
         database = folder / "mysql"
         self.run(
@@ -279,7 +342,9 @@ class Cluster:
         key = os.open(folder / "munge.key", os.O_WRONLY | os.O_CREAT, 0o600)
         os.write(key, secrets.token_bytes(128))
         os.close(key)
-        for number in range(self.gpus):  # SLURM counts and hands out these files as GPUs; nobody opens them
+        for number in range(
+            self.gpus
+        ):  # SLURM counts and hands out these files as GPUs; nobody opens them
             os.mknod(folder / f"gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
         here = socket.gethostname().split(".")[0]
         hosts = {"localhost": "127.0.0.1", here: self.gateway, **self.address}
@@ -366,14 +431,20 @@ StorageUser=root
 StorageLoc=accounting
 """
     files = f"{folder}/gpu[0-{cluster.gpus - 1}]" if cluster.gpus > 1 else f"{folder}/gpu0"
-    texts = {"slurm.conf": slurm, "slurmdbd.conf": dbd, "gres.conf": f"AutoDetect=off\nName=gpu File={files}\n"}
+    texts = {
+        "slurm.conf": slurm,
+        "slurmdbd.conf": dbd,
+        "gres.conf": f"AutoDetect=off\nName=gpu File={files}\n",
+    }
     if _slurm_version() >= (24, 5):  # newer ones want control groups unless told not to
         texts["cgroup.conf"] = "CgroupPlugin=disabled\n"
     return texts
 
 
 def _slurm_version() -> tuple[int, ...]:
-    said = subprocess.run(["slurmctld", "-V"], env={"PATH": PATH}, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        ["slurmctld", "-V"], env={"PATH": PATH}, capture_output=True, text=True
+    ).stdout
     return tuple(int(part) for part in said.split()[-1].split(".")[:2])
 
 

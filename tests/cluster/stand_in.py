@@ -16,7 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word and not word.startswith("-"))
+settings = dict(
+    word.split("=", 1) for word in sys.argv[1:] if "=" in word and not word.startswith("-")
+)
 run = Path(settings["run.dir"])
 steps, every = int(settings["steps"]), int(settings.get("every", "5"))
 step_s, save_s = float(settings.get("step_s", "0.2")), float(settings.get("save_s", "0"))
@@ -45,7 +47,9 @@ def meet() -> list[socket.socket]:
         found = [server.accept()[0] for _ in range(world_size - 1)]
         ranked = sorted((int(peer.recv(8)), i) for i, peer in enumerate(found))
         return [found[i] for _, i in ranked]
-    listing = os.popen("scontrol show hostnames " + os.environ["SLURM_STEP_NODELIST"]).read().split()
+    listing = (
+        os.popen("scontrol show hostnames " + os.environ["SLURM_STEP_NODELIST"]).read().split()
+    )
     first = listing[0] if torchrun else os.environ["MASTER_ADDR"]
     end = time.monotonic() + 60
     while True:
@@ -127,7 +131,12 @@ def main() -> int:
         asked = agree(peers, b"1" if stopped_by else b"0") == b"1"
         if rank == 0:
             with (run / "trace.jsonl").open("a") as trace:
-                trace.write(json.dumps({"step": step, "start": start, "node": os.environ["SLURMD_NODENAME"]}) + "\n")
+                trace.write(
+                    json.dumps(
+                        {"step": step, "start": start, "node": os.environ["SLURMD_NODENAME"]}
+                    )
+                    + "\n"
+                )
         if asked or step % every == 0 or step == steps:
             save(step)
         if asked:

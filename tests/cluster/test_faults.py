@@ -28,7 +28,12 @@ def _nothing_is_left_on_the_nodes(cluster: Cluster) -> "object":
     cluster.wait_for(lambda: not cluster.run("squeue", "-h").strip(), 60, "an empty queue")
 
     def left() -> list[str]:
-        return [line for node in cluster.address if node in cluster.processes for line in cluster.processes_of(node)]
+        return [
+            line
+            for node in cluster.address
+            if node in cluster.processes
+            for line in cluster.processes_of(node)
+        ]
 
     cluster.wait_for(lambda: not left(), 10, lambda: f"an end of {left()}")
 
@@ -49,7 +54,9 @@ def finishes(cluster: Cluster, run: Path, job_id: str, *, restarts: int) -> str:
     """Wait for the good end; the log."""
     ended = cluster.wait_state(job_id, timeout_s=240)
     log = log_of(run, job_id)
-    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), log + cluster.log("slurmctld")
+    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), log + cluster.log(
+        "slurmctld"
+    )
     assert int(ended["Restarts"]) == restarts, log
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     assert steps_of(run)[-1] == STEPS
@@ -75,7 +82,9 @@ def test_a_task_of_an_array_returns_to_the_queue_without_the_others(
 ) -> None:
     """One task of an array has the array's own number as its job id, which to SLURM means all of them."""
     one_node = {"nodes": 1, "tasks_per_node": 1}
-    (tmp_path / "task_1" / "checkpoints" / f"step_{STEPS}").mkdir(parents=True)  # this one has nothing left to do
+    (tmp_path / "task_1" / "checkpoints" / f"step_{STEPS}").mkdir(
+        parents=True
+    )  # this one has nothing left to do
     array = submit(tmp_path, array="0-2", resources=one_node, save_s=1)
     cluster.wait_state(f"{array}_1", "COMPLETED")
     rows = cluster.run("squeue", "-h", "-r", "-j", array, "-o", "%i %A").splitlines()
@@ -87,7 +96,11 @@ def test_a_task_of_an_array_returns_to_the_queue_without_the_others(
     for task, restarts in ((base, "1"), *((other, "0") for other in others)):
         ended = cluster.wait_state(task, timeout_s=240)
         log = log_of(tmp_path, task)
-        assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", restarts), log
+        assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == (
+            "COMPLETED",
+            "0:0",
+            restarts,
+        ), log
         run = tmp_path / f"task_{task.split('_')[1]}"
         assert steps_of(run) == list(range(1, STEPS + 1)), log
 
@@ -130,8 +143,13 @@ def test_a_rank_that_takes_more_memory_than_asked_for_is_named(
     job_id = submit(tmp_path, fail="3:7:memory", resources={"mem_gib": 1})
     ended = cluster.wait_state(job_id, timeout_s=60)
     log = log_of(tmp_path, job_id)
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "137:0", "0"), log
-    assert re.search(r"first failure: out of memory, says SLURM: ranks 2, 3 on node\d took 1\.\d+ of the 1\.00 ", log)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "137:0", "0"), (
+        log
+    )
+    assert re.search(
+        r"first failure: out of memory, says SLURM: ranks 2, 3 on node\d took 1\.\d+ of the 1\.00 ",
+        log,
+    )
 
 
 def test_a_cancelled_job_stays_cancelled(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
@@ -153,7 +171,9 @@ def test_preempted_by_a_higher_partition_it_continues_when_that_is_done(
 ) -> None:
     job_id = submit(tmp_path, "--partition=preemptible")
     until_step(cluster, tmp_path, 5)
-    urgent = cluster.sbatch("-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
+    urgent = cluster.sbatch(
+        "-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"
+    )
     cluster.wait_state(urgent, "COMPLETED")
     finishes(cluster, tmp_path, job_id, restarts=1)
     assert steps_of(tmp_path) == list(range(1, STEPS + 1))
@@ -178,13 +198,17 @@ def test_a_node_dies(which: str, cluster: Cluster, submit: Submit, tmp_path: Pat
     nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job_id)["NodeList"]).split()
     dead = nodes[0 if which == "first" else 1]
     cluster.kill_node(dead)
-    cluster.run("scontrol", "update", f"NodeName={dead}", "State=DOWN", "Reason=health")  # spares 20 s of waiting
+    cluster.run(
+        "scontrol", "update", f"NodeName={dead}", "State=DOWN", "Reason=health"
+    )  # spares 20 s of waiting
     log = finishes(cluster, tmp_path, job_id, restarts=1)
     assert len(steps_of(tmp_path)) - STEPS <= 5
     assert f"start 2 on {' (ranks 0-1), '.join(n for n in cluster.address if n != dead)}" in log
 
 
-def test_restarts_without_progress_come_to_an_end(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+def test_restarts_without_progress_come_to_an_end(
+    cluster: Cluster, submit: Submit, tmp_path: Path
+) -> None:
     job_id = submit(tmp_path, idle=1, restarts=1)
     ended = cluster.wait_state(job_id)
     log = log_of(tmp_path, job_id)
@@ -193,14 +217,18 @@ def test_restarts_without_progress_come_to_an_end(cluster: Cluster, submit: Subm
     assert "gives up: 2 restarts in a row without progress" in log
 
 
-def test_the_controller_is_restarted_meanwhile(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+def test_the_controller_is_restarted_meanwhile(
+    cluster: Cluster, submit: Submit, tmp_path: Path
+) -> None:
     job_id = submit(tmp_path)
     until_step(cluster, tmp_path, 5)
     cluster.restart_controller()
     finishes(cluster, tmp_path, job_id, restarts=0)
 
 
-def test_a_full_disk_costs_the_log_not_the_run(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+def test_a_full_disk_costs_the_log_not_the_run(
+    cluster: Cluster, submit: Submit, tmp_path: Path
+) -> None:
     log = cluster.small_disk / "log"
     job_id = submit(tmp_path, f"--output={log}", noise=20_000)
     assert cluster.wait_state(job_id)["JobState"] == "COMPLETED"
@@ -213,15 +241,28 @@ def test_each_rank_sees_the_gpus_of_its_node(cluster: Cluster, tmp_path: Path) -
     options = ("-N2", "--ntasks-per-node=2", "--gpus-per-node=2", "-o", tmp_path / "log")
     assert cluster.wait_state(cluster.sbatch(*options, "--wrap", show))["JobState"] == "COMPLETED"
     rows = sorted((tmp_path / "log").read_text().splitlines())
-    assert [row.split()[2:] for row in rows] == [["0", "0,1"], ["1", "0,1"], ["0", "0,1"], ["1", "0,1"]]
+    assert [row.split()[2:] for row in rows] == [
+        ["0", "0,1"],
+        ["1", "0,1"],
+        ["0", "0,1"],
+        ["1", "0,1"],
+    ]
     assert len({row.split()[1] for row in rows}) == 2
 
 
-def test_another_cluster_on_this_machine_leaves_this_one_its_network(cluster: Cluster, tmp_path: Path) -> None:
+def test_another_cluster_on_this_machine_leaves_this_one_its_network(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     other = "import sys, pathlib; from tests.cluster.slurm import Cluster; c = Cluster(pathlib.Path(sys.argv[1]))"
     before = set(os.listdir("/sys/class/net"))
-    assert len([name for name in before if name.startswith(cluster.bridge)]) == 1 + len(cluster.address)
-    subprocess.run([sys.executable, "-c", f"{other}; c._start_network(); c.__exit__()", tmp_path], cwd=ROOT, check=True)
+    assert len([name for name in before if name.startswith(cluster.bridge)]) == 1 + len(
+        cluster.address
+    )
+    subprocess.run(
+        [sys.executable, "-c", f"{other}; c._start_network(); c.__exit__()", tmp_path],
+        cwd=ROOT,
+        check=True,
+    )
     assert before <= set(os.listdir("/sys/class/net"))
 
 
@@ -239,7 +280,9 @@ def test_a_node_dies_and_slurm_finds_out_by_itself(
 
 
 @pytest.mark.long
-def test_the_controller_is_away_when_the_job_stops(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+def test_the_controller_is_away_when_the_job_stops(
+    cluster: Cluster, submit: Submit, tmp_path: Path
+) -> None:
     job_id = submit(tmp_path, save_s=4)
     until_step(cluster, tmp_path, 5)
     cluster.run("scancel", "--signal=USR2", job_id)
@@ -255,14 +298,18 @@ def test_the_controller_is_away_when_the_job_stops(cluster: Cluster, submit: Sub
 def test_the_time_limit(signal_s: int, cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
     """Asked to save before the limit, and, where that comes too late, by SIGTERM at the limit."""
     limit = "00:02:00" if signal_s == 60 else "00:01:00"
-    job_id = submit(tmp_path, steps=STEPS, step_s=3, resources={"time": limit, "signal_s": signal_s})
+    job_id = submit(
+        tmp_path, steps=STEPS, step_s=3, resources={"time": limit, "signal_s": signal_s}
+    )
     log = finishes(cluster, tmp_path, job_id, restarts=1)
     assert steps_of(tmp_path) == list(range(1, STEPS + 1)), log
     assert "stopped on request" in log
 
 
 @pytest.mark.long
-def test_under_torchrun_it_stops_and_continues(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+def test_under_torchrun_it_stops_and_continues(
+    cluster: Cluster, submit: Submit, tmp_path: Path
+) -> None:
     job_id = submit(tmp_path, launcher="torchrun", step_s=0.4)
     until_step(cluster, tmp_path, 5)
     cluster.run("scancel", "--signal=USR2", job_id)

@@ -31,18 +31,46 @@ def sha256(run: Path) -> str:
     return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
 
 
-def by_batch_file(cluster: Cluster, run: Path, store: Path, launcher: str = "srun", *sbatch: str) -> str:
+def by_batch_file(
+    cluster: Cluster, run: Path, store: Path, launcher: str = "srun", *sbatch: str
+) -> str:
     run.mkdir(parents=True)
-    options = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--mem=0")
-    environment = {"LIVERSEG_HOME": str(ROOT), "LIVERSEG_PYTHON": sys.executable, "LIVERSEG_LAUNCHER": launcher}
+    options = (
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=1",
+        "--gpus-per-node=0",
+        "--mem=0",
+    )
+    environment = {
+        "LIVERSEG_HOME": str(ROOT),
+        "LIVERSEG_PYTHON": sys.executable,
+        "LIVERSEG_LAUNCHER": launcher,
+    }
     words = ("--device", "cpu", f"data.store={store}", f"run.dir={run}", *TINY)
     log = f"--output={run}.log"
-    return cluster.sbatch(*options, log, *sbatch, ROOT / "slurm" / "train.sbatch", *words, cwd=run, **environment)
+    return cluster.sbatch(
+        *options, log, *sbatch, ROOT / "slurm" / "train.sbatch", *words, cwd=run, **environment
+    )
 
 
 def by_submit(run: Path, store: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    asked = ("--nodes", "2", "--tasks-per-node", "1", "--cpus-per-task", "1", "--parsable", *options)
-    assert launch_submit(["train", *asked, "--device", "cpu", f"data.store={store}", f"run.dir={run}", *TINY]) == 0
+    asked = (
+        "--nodes",
+        "2",
+        "--tasks-per-node",
+        "1",
+        "--cpus-per-task",
+        "1",
+        "--parsable",
+        *options,
+    )
+    assert (
+        launch_submit(
+            ["train", *asked, "--device", "cpu", f"data.store={store}", f"run.dir={run}", *TINY]
+        )
+        == 0
+    )
     return capsys.readouterr().out.strip()
 
 
@@ -72,15 +100,23 @@ def finishes(cluster: Cluster, run: Path, job_id: str, *, restarts: int) -> int:
     """Wait for the good end; steps that were lost, as the restarts themselves tell it."""
     ended = cluster.wait_state(job_id, timeout_s=300)
     log = log_of(run, job_id)
-    assert (ended["JobState"], ended["ExitCode"], int(ended["Restarts"])) == ("COMPLETED", "0:0", restarts), log
+    assert (ended["JobState"], ended["ExitCode"], int(ended["Restarts"])) == (
+        "COMPLETED",
+        "0:0",
+        restarts,
+    ), log
     assert [step for step, _ in computed(run)] == list(range(1, STEPS + 1)), log
-    left = {node: cluster.processes_of(node) for node in cluster.address if node in cluster.processes}
+    left = {
+        node: cluster.processes_of(node) for node in cluster.address if node in cluster.processes
+    }
     assert not any(left.values()), left
     return len(re.findall(r"continues at step", log))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, phantom_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(
+    cluster: Cluster, phantom_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     run = tmp_path_factory.mktemp("cluster") / "undisturbed"
     job_id = by_batch_file(cluster, run, phantom_store)
     finishes(cluster, run, job_id, restarts=0)
@@ -95,10 +131,14 @@ def disturb(how: str, cluster: Cluster, job_id: str) -> None:
     elif how == "preemption":
         cluster.sbatch("-p", "urgent", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
     else:
-        nodes = cluster.run("scontrol", "show", "hostnames", cluster.job(job_id)["NodeList"]).split()
+        nodes = cluster.run(
+            "scontrol", "show", "hostnames", cluster.job(job_id)["NodeList"]
+        ).split()
         dead = nodes[0 if how == "first node" else 1]
         cluster.kill_node(dead)
-        cluster.run("scontrol", "update", f"NodeName={dead}", "State=DOWN", "Reason=health")  # spares 20 s of waiting
+        cluster.run(
+            "scontrol", "update", f"NodeName={dead}", "State=DOWN", "Reason=health"
+        )  # spares 20 s of waiting
 
 
 @pytest.mark.parametrize(
@@ -136,8 +176,21 @@ def test_disturbed_it_ends_with_the_same_bytes(
 def test_what_slurm_refuses_is_one_line_and_leaves_nothing(
     cluster: Cluster, phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["chain", str(phantom_source), str(tmp_path / "s.zarr"), f"run.dir={tmp_path / 'run'}", *TINY]
-    options = ["--partition", "nowhere", "--convert-sbatch", "partition=main", "--convert-sbatch", "hold"]
+    words = [
+        "chain",
+        str(phantom_source),
+        str(tmp_path / "s.zarr"),
+        f"run.dir={tmp_path / 'run'}",
+        *TINY,
+    ]
+    options = [
+        "--partition",
+        "nowhere",
+        "--convert-sbatch",
+        "partition=main",
+        "--convert-sbatch",
+        "hold",
+    ]
     assert launch_submit([*words, *options]) == 1
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
@@ -152,7 +205,14 @@ def test_a_chain_in_folds_ends_in_one_report(
 ) -> None:
     """Convert (an array), train two folds (an array), evaluate each, pool: seven tasks from one command."""
     run = tmp_path / "cv"
-    words = ["chain", str(phantom_source), str(tmp_path / "s.zarr"), f"run.dir={run}", *TINY, "train.max_steps=2"]
+    words = [
+        "chain",
+        str(phantom_source),
+        str(tmp_path / "s.zarr"),
+        f"run.dir={run}",
+        *TINY,
+        "train.max_steps=2",
+    ]
     coarse = ["convert.cleaning.spacing_mm=[6,6,6]", "convert.splits.folds=2"]
     options = ["--array", "folds", "--convert-tasks", "2", "--cpus-per-task", "1", "--follow"]
     assert launch_submit([*words, *coarse, *options]) == 0, capsys.readouterr().out
@@ -166,8 +226,19 @@ def test_a_chain_in_folds_ends_in_one_report(
     assert "nothing to cancel" in capsys.readouterr().out
 
 
-def test_the_doctor_finds_two_nodes_sound(cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["doctor", "--nodes", "2", "--cpus-per-task", "1", "--folder", str(tmp_path / "runs"), "--json"]
+def test_the_doctor_finds_two_nodes_sound(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "doctor",
+        "--nodes",
+        "2",
+        "--cpus-per-task",
+        "1",
+        "--folder",
+        str(tmp_path / "runs"),
+        "--json",
+    ]
     code = launch_submit(words)
     out = capsys.readouterr().out
     found = json.loads(out.splitlines()[-1])
@@ -204,7 +275,9 @@ def test_conversion_and_evaluation_by_their_batch_files(
     asked = ("--cpus-per-task=1", "--mem=4G")
     coarse = ("convert.cleaning.spacing_mm=[6,6,6]", "convert.splits.folds=2")
     words = (ROOT / "slurm" / "to_zarr.sbatch", phantom_source, store, *coarse)
-    job_id = cluster.sbatch("--array=0-1", *asked, f"--output={tmp_path}/convert_%a.log", *words, **environment)
+    job_id = cluster.sbatch(
+        "--array=0-1", *asked, f"--output={tmp_path}/convert_%a.log", *words, **environment
+    )
     logs = [tmp_path / f"convert_{task}.log" for task in (0, 1)]
     for task, log in enumerate(logs):
         assert cluster.wait_state(f"{job_id}_{task}")["JobState"] == "COMPLETED", log.read_text()
@@ -214,10 +287,14 @@ def test_conversion_and_evaluation_by_their_batch_files(
         shutil.copytree(undisturbed, copy)
     log, words = tmp_path / "evaluate.log", (run, "--store", store, "--device", "cpu")
     nodes = ("--nodes=2", "--gpus-per-node=0", f"--output={log}")
-    job_id = cluster.sbatch(*nodes, *asked, ROOT / "slurm" / "evaluate.sbatch", *words, **environment)
+    job_id = cluster.sbatch(
+        *nodes, *asked, ROOT / "slurm" / "evaluate.sbatch", *words, **environment
+    )
     assert cluster.wait_state(job_id)["JobState"] == "COMPLETED", log.read_text()
     assert main(["evaluate", str(alone), "--store", str(store), "--device", "cpu"]) == 0
-    ours, theirs = (json.loads((folder / "evaluation" / "summary.json").read_text()) for folder in (run, alone))
+    ours, theirs = (
+        json.loads((folder / "evaluation" / "summary.json").read_text()) for folder in (run, alone)
+    )
     for summary, folder in ((ours, run), (theirs, alone)):
         assert summary["details"].pop("run") == folder.name
         del summary["details"]["title"]

@@ -20,7 +20,9 @@ def looked(capsys: pytest.CaptureFixture[str], folder: Path) -> tuple[int, dict,
     return code, json.loads(said.splitlines()[-1]), said
 
 
-def test_it_looks_at_everything_training_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_looks_at_everything_training_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, facts, said = looked(capsys, tmp_path)
     assert code == (EXIT_FAILED if facts["problems"] else EXIT_DONE)
     for name in ("torch", "cuda", "gpus", "nccl", "gloo", "deepspeed", "deepspeed_ops", "ray", "ray_dashboard", "slurm",
@@ -34,7 +36,9 @@ def test_it_looks_at_everything_training_needs(tmp_path: Path, capsys: pytest.Ca
     assert list(tmp_path.iterdir()) == [], "its probe leaves nothing"
 
 
-def test_a_folder_that_takes_no_runs_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_takes_no_runs_is_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     code, facts, said = looked(capsys, tmp_path / "file")
     assert code == EXIT_FAILED
@@ -47,17 +51,24 @@ def test_little_room_is_a_warning(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 30, 1 << 30, 64 << 20))
     _, facts, _ = looked(capsys, tmp_path)
-    assert any("/dev/shm has 0.1 GiB free" in text and "--shm-size" in text for text in facts["warnings"])
+    assert any(
+        "/dev/shm has 0.1 GiB free" in text and "--shm-size" in text for text in facts["warnings"]
+    )
     assert any("is little for a store or a run" in text for text in facts["warnings"])
 
 
 def test_an_installation_from_before_lacks_the_rendezvous(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: importlib.metadata.EntryPoints())
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group: importlib.metadata.EntryPoints()
+    )
     code, facts, _ = looked(capsys, tmp_path)
     assert code == EXIT_FAILED
-    assert any("torchrun does not find --rdzv-backend=liverseg: run tools/setup" in text for text in facts["problems"])
+    assert any(
+        "torchrun does not find --rdzv-backend=liverseg: run tools/setup" in text
+        for text in facts["problems"]
+    )
 
 
 def test_a_slurm_that_does_not_answer_is_a_warning(

@@ -13,7 +13,14 @@ def ended(body: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("last", "code"),
-    [("return 0", 0), ("return 75", 75), ("sys.exit(2)", 2), ("sys.exit()", 0), ("sys.exit('no')", 1), ("1 / 0", 1)],
+    [
+        ("return 0", 0),
+        ("return 75", 75),
+        ("sys.exit(2)", 2),
+        ("sys.exit()", 0),
+        ("sys.exit('no')", 1),
+        ("1 / 0", 1),
+    ],
 )
 def test_exit_code(last: str, code: int) -> None:
     done = ended(f"def main():\n    atexit.register(print, 'bye', end='')\n    {last}")
@@ -26,5 +33,7 @@ def test_what_aborts_in_teardown_does_not_spoil_the_code() -> None:
     """As a static destructor of a library does: an object in sys.modules that kills the process when it is dropped."""
     bomb = "import os\nclass Bomb:\n    def __del__(self, abort=os.abort): abort()\nsys.bomb = Bomb()\n"
     assert ended(f"{bomb}def main(): return 0").returncode == 0
-    plain = subprocess.run([sys.executable, "-c", f"import sys\n{bomb}"], capture_output=True, timeout=60)
+    plain = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{bomb}"], capture_output=True, timeout=60
+    )
     assert plain.returncode == -6, "without it"

@@ -48,7 +48,9 @@ def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("what", ["absent", "empty", "file"])
-def test_a_wrong_source_folder(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_source_folder(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "source"
     if what == "empty":
         source.mkdir()
@@ -67,7 +69,9 @@ def source(phantom_source: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(phantom_source, tmp_path / "source"))
 
 
-def test_labels_of_another_task(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_of_another_task(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     index = json.loads((source / "dataset.json").read_text())
     index["labels"] = {"0": "background", "1": "spleen"}
     (source / "dataset.json").write_text(json.dumps(index))
@@ -98,7 +102,9 @@ def test_a_store_of_other_settings_is_not_overwritten(
     phantom_source: Path, phantom_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (phantom_store / "zarr.json").read_bytes()
-    code, _, err = call(capsys, "convert", phantom_source, phantom_store, "convert.cleaning.spacing_mm=[5,5,5]")
+    code, _, err = call(
+        capsys, "convert", phantom_source, phantom_store, "convert.cleaning.spacing_mm=[5,5,5]"
+    )
     assert code == EXIT_USER
     assert "--force" in err
     assert (phantom_store / "zarr.json").read_bytes() == before
@@ -124,7 +130,9 @@ def test_no_place_to_write(phantom_source: Path, capsys: pytest.CaptureFixture[s
 def test_a_full_disk(phantom_source: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("this machine does not let root mount a tmpfs")
     try:
@@ -154,7 +162,9 @@ def test_a_full_disk(phantom_source: Path, tmp_path: Path) -> None:
         (["run.dir=r", "--config", "absent.yaml"], "no such config file"),
     ],
 )
-def test_train_says_what_it_lacks(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_says_what_it_lacks(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, _, err = call(capsys, "train", *arguments)
     assert code == EXIT_USER
     assert said in err
@@ -164,14 +174,26 @@ def test_train_says_what_it_lacks(arguments: list[str], said: str, capsys: pytes
 def test_train_refuses_what_cannot_be_trained(
     phantom_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = ["train", "--device", "cpu", f"data.store={phantom_store}", f"run.dir={tmp_path / 'run'}"]
+    base = [
+        "train",
+        "--device",
+        "cpu",
+        f"data.store={phantom_store}",
+        f"run.dir={tmp_path / 'run'}",
+    ]
     for override, said in [
         ("data.fold=9", "no fold 9; it has folds 0 to 1"),
         ("data.patch_size=[30,64,64]", "would do"),
         ("model.pretrained=absent.safetensors", "no such weights"),
         ("data.spacing_mm=[1,1,1]", ", not (1.0, 1.0, 1.0): the store decides it"),
-        ("data.intensity={lower_hu: 0, upper_hu: 1, mean: 0, std: 1}", "data.intensity is lower_hu="),
-        ("convert.cleaning={noise: median}", "convert.cleaning.noise is none, not median: the store decides it"),
+        (
+            "data.intensity={lower_hu: 0, upper_hu: 1, mean: 0, std: 1}",
+            "data.intensity is lower_hu=",
+        ),
+        (
+            "convert.cleaning={noise: median}",
+            "convert.cleaning.noise is none, not median: the store decides it",
+        ),
         ("train.fine_tune.freeze=encoder", "without model.pretrained"),
         ("train.activation_checkpointing=[17]", "train.activation_checkpointing: no level 17"),
     ]:
@@ -186,7 +208,14 @@ def test_train_keeps_out_of_what_is_no_run(
 ) -> None:
     before = sorted(phantom_source.iterdir())
     for folder, holds in ((phantom_source, "dataset.json"), (phantom_store, "zarr.json")):
-        words = ["train", "--device", "cpu", f"data.store={phantom_store}", f"run.dir={folder}", *TINY_RUN]
+        words = [
+            "train",
+            "--device",
+            "cpu",
+            f"data.store={phantom_store}",
+            f"run.dir={folder}",
+            *TINY_RUN,
+        ]
         code, _, err = call(capsys, *words)
         assert (code, err.strip()) == (
             EXIT_USER,
@@ -199,12 +228,21 @@ def test_train_keeps_out_of_what_is_no_run(
 def test_a_dry_run_of_train_says_what_the_run_would_say(
     phantom_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = ["train", "--device", "cpu", f"data.store={phantom_store}", f"run.dir={tmp_path / 'run'}", *TINY_RUN]
+    base = [
+        "train",
+        "--device",
+        "cpu",
+        f"data.store={phantom_store}",
+        f"run.dir={tmp_path / 'run'}",
+        *TINY_RUN,
+    ]
     assert call(capsys, *base)[0] == 0
     code, _, err = call(capsys, *base, "--dry-run", "train.learning_rate=0.7")
     assert code == EXIT_USER
     assert "now 0.7 is asked for" in err
-    _, _, err = call(capsys, *base, "data.patch_size=[128,32,32]", f"run.dir={tmp_path / 'other'}", "--dry-run")
+    _, _, err = call(
+        capsys, *base, "data.patch_size=[128,32,32]", f"run.dir={tmp_path / 'other'}", "--dry-run"
+    )
     assert "data.patch_size is 128 slices high, slabs have 64: the rest is padding" in err
 
 
@@ -218,7 +256,10 @@ def test_the_score_to_publish_is_not_replaced(
     code, out, _ = call(capsys, *evaluate, "--source", phantom_source)
     assert (code, "with the help of the truth" in out) == (0, False)
     code, _, err = call(capsys, *evaluate)
-    assert (code, "holds the scores of whole scans; give --source again" in err) == (EXIT_USER, True)
+    assert (code, "holds the scores of whole scans; give --source again" in err) == (
+        EXIT_USER,
+        True,
+    )
     code, out, _ = call(capsys, *evaluate, "--out", tmp_path / "slabs")
     assert (code, "with the help of the truth" in out) == (0, True)
 
@@ -235,9 +276,18 @@ def test_train_tells_what_a_file_says_otherwise_than_the_store(
     phantom_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As another run's config.yaml does, from which weights are taken."""
-    base = ["train", "--dry-run", "--device", "cpu", f"data.store={phantom_store}", f"run.dir={tmp_path / 'run'}"]
+    base = [
+        "train",
+        "--dry-run",
+        "--device",
+        "cpu",
+        f"data.store={phantom_store}",
+        f"run.dir={tmp_path / 'run'}",
+    ]
     base += ["data.patch_size=[32,32,32]", "--config", str(tmp_path / "other.yaml")]
-    (tmp_path / "other.yaml").write_text("data: {spacing_mm: [5, 5, 5]}\nconvert: {cleaning: {noise: median}}")
+    (tmp_path / "other.yaml").write_text(
+        "data: {spacing_mm: [5, 5, 5]}\nconvert: {cleaning: {noise: median}}"
+    )
     mm = CaseStore.open(phantom_store).spacing_mm
     code, _, err = call(capsys, *base)
     assert code == 0
@@ -257,13 +307,19 @@ def test_a_store_of_the_future_is_refused(
     root = json.loads((store / "zarr.json").read_text())
     root["attributes"]["liverseg"]["schema"] = 99
     (store / "zarr.json").write_text(json.dumps(root))
-    code, _, err = call(capsys, "train", "--dry-run", f"data.store={store}", f"run.dir={tmp_path / 'run'}")
+    code, _, err = call(
+        capsys, "train", "--dry-run", f"data.store={store}", f"run.dir={tmp_path / 'run'}"
+    )
     assert code == EXIT_USER
     assert "schema 99, this version reads 1" in err
 
 
-def test_the_dry_run_writes_nothing(phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, "convert", phantom_source, tmp_path / "store", "--dry-run", "convert.workers=1")
+def test_the_dry_run_writes_nothing(
+    phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call(
+        capsys, "convert", phantom_source, tmp_path / "store", "--dry-run", "convert.workers=1"
+    )
     assert code == 0
     assert "nothing was written" in out
     assert not (tmp_path / "store").exists()

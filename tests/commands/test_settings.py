@@ -14,14 +14,20 @@ from liverseg_dist.errors import EXIT_USER
 def leaves(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in section.items():
-        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        found |= (
+            leaves(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{name}": value}
+        )
     return found
 
 
 def test_every_key_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["settings", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])["settings"]
-    assert {key: one["default"] for key, one in told.items()} == leaves(Settings().model_dump(mode="json"))
+    assert {key: one["default"] for key, one in told.items()} == leaves(
+        Settings().model_dump(mode="json")
+    )
     assert told["train.optimizer"]["kind"] == "sgd | adamw"
     assert told["data.oversample_foreground"]["kind"] == "number >= 0 <= 1"
     assert told["convert.cleaning.spacing_mm"]["kind"] == "list of 3 number > 0 or null"
@@ -42,7 +48,9 @@ def test_a_section_a_key_and_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert "train.zero_stage = 1   (0 | 1 | 2 | 3)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["trian"], ["train.lr"], ["--find", "no such word"], ["train", "--find", "liver"]])
+@pytest.mark.parametrize(
+    "words", [["trian"], ["train.lr"], ["--find", "no such word"], ["train", "--find", "liver"]]
+)
 def test_what_is_not_there(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["settings", *words]) == EXIT_USER
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -16,7 +16,9 @@ CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"
 def test_defaults_then_files_then_overrides(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("train: {learning_rate: 0.1, max_steps: 5}\nseed: 4\n")
     (tmp_path / "b.yaml").write_text("train: {learning_rate: 0.2}\n")
-    settings = load_settings([tmp_path / "a.yaml", tmp_path / "b.yaml"], ["train.max_steps=7", "data.fold=all"])
+    settings = load_settings(
+        [tmp_path / "a.yaml", tmp_path / "b.yaml"], ["train.max_steps=7", "data.fold=all"]
+    )
     assert (settings.train.learning_rate, settings.train.max_steps, settings.seed) == (0.2, 7, 4)
     assert settings.data.fold == "all"
     assert settings.train.momentum == 0.99
@@ -38,9 +40,15 @@ def test_the_resolved_file_says_it_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("train.learing_rate=1", "unknown key train.learing_rate; did you mean train.learning_rate?"),
+        (
+            "train.learing_rate=1",
+            "unknown key train.learing_rate; did you mean train.learning_rate?",
+        ),
         ("trian.max_steps=1", "unknown key trian; did you mean train?"),
-        ("train.learning_rate=fast", "train.learning_rate = 'fast': input should be a valid number"),
+        (
+            "train.learning_rate=fast",
+            "train.learning_rate = 'fast': input should be a valid number",
+        ),
         ("train.max_steps=0", "train.max_steps = 0: input should be greater than or equal to 1"),
         ("data.fold=x", "data.fold = 'x'"),
         ("train=3", "train = 3"),
@@ -83,7 +91,11 @@ def test_group_norm_needs_whole_groups() -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("train: [", "not valid YAML"), ("- 1\n", "a config is a mapping"), ("train: {oops: 1}\n", "a.yaml: unknown key")],
+    [
+        ("train: [", "not valid YAML"),
+        ("- 1\n", "a config is a mapping"),
+        ("train: {oops: 1}\n", "a.yaml: unknown key"),
+    ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "a.yaml").write_text(content)
@@ -97,7 +109,9 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
         load_settings([tmp_path / "absent.yaml"])
 
 
-LISTS = "a0: &a0 [1,1,1]\n" + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+LISTS = "a0: &a0 [1,1,1]\n" + "".join(
+    f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
 MAPPINGS = "a0: &a0 {x: 1}\n" + "".join(
     f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}, z: *a{n - 1}}}\n" for n in range(1, 30)
 )
@@ -128,7 +142,9 @@ MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
     ids=["lists", "mappings", "merges", "mapping in itself", "list in itself", "deep", "hex", "digits", "date", "float",
          "timestamp", "zero byte", "surrogate", "long", "line break"],
 )  # fmt: skip
-def test_yaml_that_would_fill_the_memory_or_break_its_reader(tmp_path: Path, content: str, said: str) -> None:
+def test_yaml_that_would_fill_the_memory_or_break_its_reader(
+    tmp_path: Path, content: str, said: str
+) -> None:
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(UserError) as caught:
         load_settings([tmp_path / "a.yaml"])
@@ -149,7 +165,9 @@ def test_an_override_that_cannot_be_saved_is_refused(value: str) -> None:
 
 
 def test_aliases_that_stay_small_are_fine(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("train: {max_steps: &n 7}\nseed: *n\ncheckpoint: {<<: {keep_last: 3}}\n")
+    (tmp_path / "a.yaml").write_text(
+        "train: {max_steps: &n 7}\nseed: *n\ncheckpoint: {<<: {keep_last: 3}}\n"
+    )
     settings = load_settings([tmp_path / "a.yaml"])
     assert (settings.train.max_steps, settings.seed, settings.checkpoint.keep_last) == (7, 7, 3)
 

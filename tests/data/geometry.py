@@ -30,7 +30,10 @@ def grids(draw: st.DrawFn, oblique: bool = True, sheared: bool = False) -> Grid:
     directions = np.eye(3)[:, order] * signs
     if oblique:
         directions = (
-            Rotation.from_euler("xyz", draw(st.tuples(angles, angles, angles)), degrees=True).as_matrix() @ directions
+            Rotation.from_euler(
+                "xyz", draw(st.tuples(angles, angles, angles)), degrees=True
+            ).as_matrix()
+            @ directions
         )
     if sheared:
         slant = np.eye(3)

@@ -63,14 +63,21 @@ def foreground_of(label: np.ndarray) -> np.ndarray:
     return np.array(sorted(rows), dtype=np.int16).reshape(-1, 5)
 
 
-def write_case(group: zarr.Group, case_id: str, image: np.ndarray, label: np.ndarray, labelled: bool = True) -> None:
+def write_case(
+    group: zarr.Group, case_id: str, image: np.ndarray, label: np.ndarray, labelled: bool = True
+) -> None:
     chunk = (16, 32, 32)
     case = group.create_group(f"cases/{case_id}")
     shard = tuple(-(-n // c) * c for n, c in zip(image.shape, chunk, strict=True))
     for name, array in (("image", image), ("label", label)):
         codec = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=array.itemsize)
         stored = case.create_array(
-            name, shape=array.shape, dtype=array.dtype, chunks=chunk, shards=shard, compressors=[codec]
+            name,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=chunk,
+            shards=shard,
+            compressors=[codec],
         )
         stored[:] = array
     foreground = foreground_of(label)

@@ -21,7 +21,9 @@ LPS = np.diag([-1.5, -1.5, 2.0, 1.0])
 RAS = np.diag([1.5, 1.5, 2.0, 1.0])
 
 
-def write_nifti(path: Path, voxels_zyx: np.ndarray, affine: np.ndarray = LPS, **header: Any) -> None:
+def write_nifti(
+    path: Path, voxels_zyx: np.ndarray, affine: np.ndarray = LPS, **header: Any
+) -> None:
     """`header`: fields such as descrip, written as they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(voxels_zyx.T, affine)
@@ -35,20 +37,28 @@ def write_index(folder: Path, training: list[str], test: list[str] = ()) -> None
         "name": "Tiny",
         "modality": {"0": "CT"},
         "labels": {"0": "background", "1": "liver", "2": "cancer"},
-        "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in training],
+        "training": [
+            {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in training
+        ],
         "test": [f"./imagesTs/{n}.nii.gz" for n in test],
     }
     (folder / "dataset.json").write_text(json.dumps(index))
 
 
 def write_source(
-    folder: Path, cases: int = 3, test: int = 0, shape: tuple[int, int, int] = SHAPE, affine: np.ndarray = LPS
+    folder: Path,
+    cases: int = 3,
+    test: int = 0,
+    shape: tuple[int, int, int] = SHAPE,
+    affine: np.ndarray = LPS,
 ) -> Path:
     """liver_0, liver_1 ... with labels, and `test` scans without."""
     names, tests = [f"liver_{n}" for n in range(cases)], [f"liver_{cases + n}" for n in range(test)]
     for seed, name in enumerate([*names, *tests]):
         image, label = ct_like(shape, seed)
-        write_nifti(folder / ("imagesTr" if seed < cases else "imagesTs") / f"{name}.nii.gz", image, affine)
+        write_nifti(
+            folder / ("imagesTr" if seed < cases else "imagesTs") / f"{name}.nii.gz", image, affine
+        )
         if seed < cases:
             write_nifti(folder / "labelsTr" / f"{name}.nii.gz", label, affine)
     write_index(folder, names, tests)
@@ -63,7 +73,16 @@ def convert(source: Path, store: Path, *more: str) -> tuple[int, dict[str, Any]]
 
 def convert_command(source: Path, store: Path, *more: str) -> list[str]:
     """The same as a command line for another process."""
-    return [sys.executable, "-m", "liverseg_dist", "convert", str(source), str(store), "--json", *more]
+    return [
+        sys.executable,
+        "-m",
+        "liverseg_dist",
+        "convert",
+        str(source),
+        str(store),
+        "--json",
+        *more,
+    ]
 
 
 def run(command: str, *arguments: object) -> tuple[int, dict[str, Any]]:

@@ -17,14 +17,17 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
-from liverseg_dist.data.loading.file_reads import LocalFiles
 from liverseg_dist.data.loading.array_reader import MemoryArray, StoreReader, ZarrArray, read_padded
+from liverseg_dist.data.loading.file_reads import LocalFiles
 from liverseg_dist.data.loading.shard_reader import ChunkError, ShardedArray
 
 SHAPE = (20, 33, 47)
 CODECS = {
     "blosc lz4": [BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=2)],
-    "blosc lz4hc crc32c": [BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle", typesize=2), Crc32cCodec()],
+    "blosc lz4hc crc32c": [
+        BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle", typesize=2),
+        Crc32cCodec(),
+    ],
     "blosc zstd": [BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=2)],
     "zstd": [ZstdCodec(level=3)],
     "raw": [],
@@ -32,7 +35,9 @@ CODECS = {
 }
 
 
-def write(root: Path, codecs: list, name: str = "image", shards: tuple[int, int, int] = (16, 32, 32)) -> np.ndarray:
+def write(
+    root: Path, codecs: list, name: str = "image", shards: tuple[int, int, int] = (16, 32, 32)
+) -> np.ndarray:
     rng = np.random.default_rng(0)
     dtype = np.int16 if name == "image" else np.uint8
     voxels = rng.integers(0, 200, SHAPE).astype(dtype) - (100 if name == "image" else 0)
@@ -40,7 +45,13 @@ def write(root: Path, codecs: list, name: str = "image", shards: tuple[int, int,
     group = zarr.open_group(str(root), mode="a")
     path = f"cases/a/{name}"
     array = group.create_array(
-        path, shape=SHAPE, dtype=dtype, chunks=(8, 16, 16), shards=shards, compressors=codecs, fill_value=0
+        path,
+        shape=SHAPE,
+        dtype=dtype,
+        chunks=(8, 16, 16),
+        shards=shards,
+        compressors=codecs,
+        fill_value=0,
     )
     array[:] = voxels
     return voxels.astype(dtype)
@@ -58,8 +69,12 @@ def boxes(count: int) -> list[tuple[tuple[int, int, int], tuple[int, int, int]]]
 
 
 @pytest.mark.parametrize("codecs", CODECS.values(), ids=CODECS)
-@pytest.mark.parametrize("shards", [(16, 32, 32), (24, 48, 48)], ids=["several shards", "one shard"])
-def test_boxes_equal_zarr_python(tmp_path: Path, codecs: list, shards: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    "shards", [(16, 32, 32), (24, 48, 48)], ids=["several shards", "one shard"]
+)
+def test_boxes_equal_zarr_python(
+    tmp_path: Path, codecs: list, shards: tuple[int, int, int]
+) -> None:
     write(tmp_path, codecs, shards=shards)
     truth = zarr.open_array(str(tmp_path), path="cases/a/image", mode="r")
     reader = StoreReader(tmp_path)
@@ -69,17 +84,27 @@ def test_boxes_equal_zarr_python(tmp_path: Path, codecs: list, shards: tuple[int
     for start, shape in boxes(12):
         out = np.full(shape, 77, np.int16)
         array.read_box(start, out)
-        np.testing.assert_array_equal(out, truth[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))])
+        np.testing.assert_array_equal(
+            out, truth[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
+        )
     reader.close()
 
 
 def test_index_at_the_start_of_the_shard(tmp_path: Path) -> None:
     codec = zarr.codecs.ShardingCodec(
-        chunk_shape=(8, 16, 16), codecs=[zarr.codecs.BytesCodec(), CODECS["blosc lz4"][0]], index_location="start"
+        chunk_shape=(8, 16, 16),
+        codecs=[zarr.codecs.BytesCodec(), CODECS["blosc lz4"][0]],
+        index_location="start",
     )
     group = zarr.open_group(str(tmp_path), mode="w")
     array = group.create_array(
-        "cases/a/image", shape=SHAPE, dtype="int16", chunks=(24, 48, 48), serializer=codec, compressors=[], filters=[]
+        "cases/a/image",
+        shape=SHAPE,
+        dtype="int16",
+        chunks=(24, 48, 48),
+        serializer=codec,
+        compressors=[],
+        filters=[],
     )
     voxels = np.arange(np.prod(SHAPE), dtype=np.int64).reshape(SHAPE).astype(np.int16)
     array[:] = voxels
@@ -91,7 +116,9 @@ def test_index_at_the_start_of_the_shard(tmp_path: Path) -> None:
 
 
 def test_labels_and_writing_into_a_part_of_an_array(tmp_path: Path) -> None:
-    voxels = write(tmp_path, [BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle", typesize=1)], "label")
+    voxels = write(
+        tmp_path, [BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle", typesize=1)], "label"
+    )
     out = np.full((10, 20, 20), 9, np.uint8)
     reader = StoreReader(tmp_path)
     reader.array("a", "label").read_box((3, 4, 5), out[2:8, 1:19, 3:17])
@@ -109,7 +136,9 @@ def test_any_other_codec_is_read_through_zarr_python(tmp_path: Path) -> None:
     np.testing.assert_array_equal(out, voxels[1:6, 2:8, 3:10])
 
 
-@pytest.mark.parametrize("codecs", [CODECS["blosc lz4hc crc32c"], [GzipCodec()]], ids=["shard reader", "zarr-python"])
+@pytest.mark.parametrize(
+    "codecs", [CODECS["blosc lz4hc crc32c"], [GzipCodec()]], ids=["shard reader", "zarr-python"]
+)
 def test_a_store_behind_an_fsspec_url(tmp_path: Path, codecs: list) -> None:
     voxels = write(tmp_path, codecs)
     memory = fsspec.filesystem("memory")
@@ -141,7 +170,11 @@ class RangeServer(PlainServer):
             return super().do_GET()
         content = path.read_bytes()
         first, last = asked.groups()
-        part = content[int(first) : int(last) + 1 if last else None] if first else content[-int(last) :]
+        part = (
+            content[int(first) : int(last) + 1 if last else None]
+            if first
+            else content[-int(last) :]
+        )
         self.send_response(206)
         start = int(first) if first else len(content) - len(part)
         self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(content)}")
@@ -162,7 +195,9 @@ def served(folder: Path, handler: type[SimpleHTTPRequestHandler]) -> Iterator[st
 
 
 @pytest.mark.parametrize("handler", [PlainServer, RangeServer])
-def test_a_store_behind_a_web_server(tmp_path: Path, handler: type[SimpleHTTPRequestHandler]) -> None:
+def test_a_store_behind_a_web_server(
+    tmp_path: Path, handler: type[SimpleHTTPRequestHandler]
+) -> None:
     voxels = write(tmp_path, CODECS["blosc lz4hc crc32c"])
     out = np.empty((9, 17, 30), np.int16)
     with served(tmp_path, handler) as url:
@@ -185,7 +220,9 @@ def test_many_threads_and_few_descriptors(tmp_path: Path) -> None:
         for start, shape in boxes(30):
             out = np.empty(shape, np.int16)
             array.read_box(start, out)
-            if not np.array_equal(out, voxels[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]):
+            if not np.array_equal(
+                out, voxels[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
+            ):
                 wrong.append((start, shape))
 
     threads = [threading.Thread(target=read) for _ in range(4)]
@@ -292,7 +329,9 @@ def test_padding_equals_numpys(start: tuple[int, int, int]) -> None:
         lambda m: m.update(data_type="uint8"),
     ],
 )
-def test_metadata_that_cannot_be_is_a_chunk_error(tmp_path: Path, change: Callable[[dict], object]) -> None:
+def test_metadata_that_cannot_be_is_a_chunk_error(
+    tmp_path: Path, change: Callable[[dict], object]
+) -> None:
     write(tmp_path, CODECS["blosc lz4"])
     file = tmp_path / "cases/a/image/zarr.json"
     metadata = json.loads(file.read_text())

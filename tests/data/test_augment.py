@@ -17,7 +17,16 @@ from monai.transforms import Affine as MonaiAffine
 from scipy import ndimage, stats
 
 from liverseg_dist.config import DataConfig
-from liverseg_dist.data.augment import PRESETS, DeviceTransform, Preset, draw_augmentation, intensity_transforms, normalise_intensity, augmentation_preset, spatial_transforms
+from liverseg_dist.data.augment import (
+    PRESETS,
+    DeviceTransform,
+    Preset,
+    augmentation_preset,
+    draw_augmentation,
+    intensity_transforms,
+    normalise_intensity,
+    spatial_transforms,
+)
 from liverseg_dist.data.augment.presets import AugmentDraw, PresetName, SpatialDraw, rotation_matrix
 
 PATCH = (12, 20, 24)
@@ -27,7 +36,9 @@ OUTSIDE = -1.5
 def volume(shape: tuple[int, int, int] = PATCH, seed: int = 0) -> torch.Tensor:
     """Smooth and rough parts, as in CT."""
     rough = np.random.default_rng(seed).normal(size=shape)
-    return torch.from_numpy((ndimage.gaussian_filter(rough, 2) * 8 + rough * 0.2).astype(np.float32))
+    return torch.from_numpy(
+        (ndimage.gaussian_filter(rough, 2) * 8 + rough * 0.2).astype(np.float32)
+    )
 
 
 def labels(shape: tuple[int, int, int] = PATCH) -> torch.Tensor:
@@ -44,11 +55,14 @@ def close(ours: torch.Tensor, reference: object, tolerance: float = 2e-5) -> Non
 
 def test_rotation_matrix_is_batchgenerators() -> None:
     for angles in ((0.3, 0.0, 0.0), (0.0, 0.3, 0.0), (0.0, 0.0, 0.3), (0.3, -0.5, 1.1)):
-        np.testing.assert_allclose(rotation_matrix(angles), create_affine_matrix_3d(angles, (1, 1, 1)), atol=1e-12)
+        np.testing.assert_allclose(
+            rotation_matrix(angles), create_affine_matrix_3d(angles, (1, 1, 1)), atol=1e-12
+        )
 
 
 @pytest.mark.parametrize(
-    ("angles", "scaling"), [((0.4, -0.2, 0.3), (1.2, 0.8, 1.1)), ((0, 0, 0.5), (1, 1, 1)), ((0, 0, 0), (0.8, 0.8, 0.8))]
+    ("angles", "scaling"),
+    [((0.4, -0.2, 0.3), (1.2, 0.8, 1.1)), ((0, 0, 0.5), (1, 1, 1)), ((0, 0, 0), (0.8, 0.8, 0.8))],
 )
 def test_rotation_and_scaling_against_batchgenerators(angles: tuple, scaling: tuple) -> None:
     field_shape = (14, 30, 34)
@@ -71,15 +85,24 @@ def test_rotation_and_scaling_against_scipy_and_monai() -> None:
     image = volume((16, 32, 32))
     matrix = rotation_matrix((0.3, 0.1, -0.2)) @ np.diag((0.9, 1.0, 0.8))
     draw = SpatialDraw(matrix, True, None)
-    ours, _ = spatial_transforms.resample_patch(image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0)
+    ours, _ = spatial_transforms.resample_patch(
+        image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0
+    )
     offset = (np.array(image.shape) - 1) / 2 - matrix @ ((np.array(PATCH) - 1) / 2)
     scipys = ndimage.affine_transform(
-        image.numpy().astype(np.float64), matrix, offset, output_shape=PATCH, order=1, mode="grid-constant"
+        image.numpy().astype(np.float64),
+        matrix,
+        offset,
+        output_shape=PATCH,
+        order=1,
+        mode="grid-constant",
     )
     close(ours, scipys, 1e-4)
     homogeneous = np.eye(4)
     homogeneous[:3, :3] = matrix
-    monais, _ = MonaiAffine(affine=homogeneous, spatial_size=PATCH, padding_mode="zeros")(image[None])
+    monais, _ = MonaiAffine(affine=homogeneous, spatial_size=PATCH, padding_mode="zeros")(
+        image[None]
+    )
     close(ours, np.asarray(monais)[0], 1e-4)
 
 
@@ -89,7 +112,9 @@ def test_separable_scaling_equals_the_grid(scaling: tuple) -> None:
     image, label = volume(field_shape), labels(field_shape)
     draw = SpatialDraw(np.diag(scaling), False, None)
     ours, our_label = spatial_transforms.resample_patch(image.clone(), label, draw, PATCH, OUTSIDE)
-    grids, grid_label = spatial_transforms.resample_patch(image.clone(), label, replace(draw, rotates=True), PATCH, OUTSIDE)
+    grids, grid_label = spatial_transforms.resample_patch(
+        image.clone(), label, replace(draw, rotates=True), PATCH, OUTSIDE
+    )
     close(ours, grids)
     assert (our_label == grid_label).float().mean() > 0.999
 
@@ -97,17 +122,29 @@ def test_separable_scaling_equals_the_grid(scaling: tuple) -> None:
 def test_elastic_against_scipy() -> None:
     control = np.random.default_rng(3).uniform(-3, 3, (3, 4, 5, 5))
     field = spatial_transforms.displacement_field(control, PATCH, torch.device("cpu"))
-    knots = [np.linspace(1.0, count - 2.0, size) for count, size in zip(control.shape[1:], PATCH, strict=True)]
+    knots = [
+        np.linspace(1.0, count - 2.0, size)
+        for count, size in zip(control.shape[1:], PATCH, strict=True)
+    ]
     places = np.meshgrid(*knots, indexing="ij")
     expected = [ndimage.map_coordinates(c, places, order=3, prefilter=False) for c in control]
     close(field, expected)
     image = volume((20, 30, 34))
     matrix = rotation_matrix((0.0, 0.2, 0.1))
     draw = SpatialDraw(matrix, True, control)
-    ours, _ = spatial_transforms.resample_patch(image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0)
-    points = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in PATCH], indexing="ij")) + np.stack(expected)
-    where = np.einsum("ij,jzyx->izyx", matrix, points) + (np.array(image.shape)[:, None, None, None] - 1) / 2
-    scipys = ndimage.map_coordinates(image.numpy().astype(np.float64), where, order=1, mode="grid-constant")
+    ours, _ = spatial_transforms.resample_patch(
+        image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0
+    )
+    points = np.stack(
+        np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in PATCH], indexing="ij")
+    ) + np.stack(expected)
+    where = (
+        np.einsum("ij,jzyx->izyx", matrix, points)
+        + (np.array(image.shape)[:, None, None, None] - 1) / 2
+    )
+    scipys = ndimage.map_coordinates(
+        image.numpy().astype(np.float64), where, order=1, mode="grid-constant"
+    )
     close(ours, scipys, 1e-4)
 
 
@@ -137,7 +174,12 @@ def test_the_field_holds_all_that_is_looked_at(preset: str) -> None:
         image, label = volume(large), labels(large)
         full = spatial_transforms.resample_patch(image.clone(), label, draw.spatial, PATCH, OUTSIDE)
 
-        def cut(less: int, image: torch.Tensor = image, label: torch.Tensor = label, draw: AugmentDraw = draw) -> tuple:
+        def cut(
+            less: int,
+            image: torch.Tensor = image,
+            label: torch.Tensor = label,
+            draw: AugmentDraw = draw,
+        ) -> tuple:
             assert draw.field_shape is not None
             assert draw.spatial is not None
             shape = tuple(n - less for n in draw.field_shape)
@@ -155,12 +197,24 @@ def test_the_field_holds_all_that_is_looked_at(preset: str) -> None:
 
 def test_brightness_contrast_and_gamma_against_batchgenerators() -> None:
     pairs: list[tuple[Callable, object]] = [
-        (lambda x: intensity_transforms.scale_brightness(x, 1.2), MultiplicativeBrightnessTransform(1.2, False)),
-        (lambda x: intensity_transforms.scale_contrast(x, 1.25), ContrastTransform(1.25, True, False)),
-        (lambda x: intensity_transforms.scale_contrast(x, 0.75), ContrastTransform(0.75, True, False)),
+        (
+            lambda x: intensity_transforms.scale_brightness(x, 1.2),
+            MultiplicativeBrightnessTransform(1.2, False),
+        ),
+        (
+            lambda x: intensity_transforms.scale_contrast(x, 1.25),
+            ContrastTransform(1.25, True, False),
+        ),
+        (
+            lambda x: intensity_transforms.scale_contrast(x, 0.75),
+            ContrastTransform(0.75, True, False),
+        ),
         (lambda x: intensity_transforms.change_gamma(x, 1.4), GammaTransform(1.4, 0, False, 1, 1)),
         (lambda x: intensity_transforms.change_gamma(x, 0.7), GammaTransform(0.7, 0, False, 1, 1)),
-        (lambda x: intensity_transforms.change_gamma(x, 0.8, inverted=True), GammaTransform(0.8, 1, False, 1, 1)),
+        (
+            lambda x: intensity_transforms.change_gamma(x, 0.8, inverted=True),
+            GammaTransform(0.8, 1, False, 1, 1),
+        ),
     ]
     for ours, theirs in pairs:
         image = volume()
@@ -177,10 +231,17 @@ def test_gamma_of_a_constant_image_stays_finite() -> None:
 def test_blur_against_batchgenerators_and_scipy(sigma: tuple) -> None:
     image = volume()
     ours = intensity_transforms.gaussian_blur(image.clone(), sigma)
-    theirs = GaussianBlurTransform(lambda shape, dim: sigma[dim - 1], False, False, 1)(image=image[None].clone())
+    theirs = GaussianBlurTransform(lambda shape, dim: sigma[dim - 1], False, False, 1)(
+        image=image[None].clone()
+    )
     close(ours, theirs["image"][0])
     radius = [int(3 * s + 0.25) for s in sigma]
-    close(ours, ndimage.gaussian_filter(image.numpy().astype(np.float64), sigma, mode="mirror", radius=radius))
+    close(
+        ours,
+        ndimage.gaussian_filter(
+            image.numpy().astype(np.float64), sigma, mode="mirror", radius=radius
+        ),
+    )
 
 
 @pytest.mark.parametrize("in_plane_only", [False, True])
@@ -202,7 +263,9 @@ def test_thick_slices_against_numpy() -> None:
     image = volume()
     averaged = image.numpy().reshape(6, 2, 20, 24).mean(1)
     centres = np.arange(6) * 2 + 0.5
-    expected = np.apply_along_axis(lambda line: np.interp(np.arange(12), centres, line), 0, averaged)
+    expected = np.apply_along_axis(
+        lambda line: np.interp(np.arange(12), centres, line), 0, averaged
+    )
     close(intensity_transforms.thicken_slices(image, 2.0), expected)
     flat = torch.full(PATCH, 0.7)
     for thickness in (1.5, 2.3, 3.0, 40.0):
@@ -216,9 +279,12 @@ def test_enhancement_changes_liver_and_tumour_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flipped", "shift"), [((), (0, 9, -7)), ((2,), (-3, 0, 5)), ((0, 1, 2), (2, -4, 11)), ((), (0, 0, 0))]
+    ("flipped", "shift"),
+    [((), (0, 9, -7)), ((2,), (-3, 0, 5)), ((0, 1, 2), (2, -4, 11)), ((), (0, 0, 0))],
 )
-def test_copied_tumours_against_scipy(flipped: tuple[int, ...], shift: tuple[int, int, int]) -> None:
+def test_copied_tumours_against_scipy(
+    flipped: tuple[int, ...], shift: tuple[int, int, int]
+) -> None:
     image, label = volume(), labels()
     before = image.clone(), label.clone()
     pasted, marked = intensity_transforms.copy_tumours(image, label, flipped, shift)
@@ -229,7 +295,9 @@ def test_copied_tumours_against_scipy(flipped: tuple[int, ...], shift: tuple[int
     )
     where = (moved_label == 2) & (label.numpy() == 1)
     assert where.any() == (shift != (0, 0, 0))
-    fade = np.where(where, ndimage.uniform_filter(where.astype(np.float64), 3, mode="constant"), 0.0)
+    fade = np.where(
+        where, ndimage.uniform_filter(where.astype(np.float64), 3, mode="constant"), 0.0
+    )
     close(pasted, image.numpy() + fade * (moved_image - image.numpy()))
     np.testing.assert_array_equal(marked.numpy(), np.where(where, 2, label.numpy()))
 
@@ -243,7 +311,9 @@ def test_tumours_are_copied_as_often_as_the_preset_says_and_other_draws_stay() -
     assert (shifts <= (16, 32, 32)).all()
     assert (shifts.max(axis=0) > (13, 28, 28)).all()
     for seed in range(50):
-        assert repr(replace(draws[seed], tumour_copy=None)) == repr(draw_augmentation(without, (64, 128, 128), seed))
+        assert repr(replace(draws[seed], tumour_copy=None)) == repr(
+            draw_augmentation(without, (64, 128, 128), seed)
+        )
 
 
 # --- presets ------------------------------------------------------------------------------------------------------
@@ -294,7 +364,9 @@ def test_nnunet_rotations_and_scalings() -> None:
     drawn = scales[np.abs(scales[:, 0] - 1) > 1e-9, 0]
     assert 0.7 <= drawn.min() < 0.75
     assert 1.35 < drawn.max() <= 1.4
-    angles = np.array([np.arcsin(-m[2, 0] / s[0]) for m, s in zip(matrices, scales, strict=True)])  # about y
+    angles = np.array(
+        [np.arcsin(-m[2, 0] / s[0]) for m, s in zip(matrices, scales, strict=True)]
+    )  # about y
     assert math.radians(25) < np.abs(angles).max() <= math.radians(30) + 1e-9
 
 
@@ -326,9 +398,13 @@ class RawBatch:
 
 
 def raw_batch(count: int = 6, shape: tuple[int, int, int] = (36, 52, 60)) -> RawBatch:
-    image = torch.stack([volume(shape, seed) * 90 + 60 for seed in range(count)])[:, None].to(torch.int16)
+    image = torch.stack([volume(shape, seed) * 90 + 60 for seed in range(count)])[:, None].to(
+        torch.int16
+    )
     statistics = torch.tensor([[-100.0, 240.0, 0.55, 0.2]] * count)
-    return RawBatch(image, torch.stack([labels(shape)] * count), statistics, torch.arange(40, 40 + count))
+    return RawBatch(
+        image, torch.stack([labels(shape)] * count), statistics, torch.arange(40, 40 + count)
+    )
 
 
 def test_without_augmentation_it_normalises_as_numpy_does() -> None:
@@ -338,7 +414,12 @@ def test_without_augmentation_it_normalises_as_numpy_does() -> None:
     close(image_BCDHW, (v - 0.55) / 0.2)
     assert image_BCDHW.dtype == torch.float32
     assert torch.equal(label_BDHW, batch.label_BDHW)
-    close(normalise_intensity(torch.tensor([-500, -100, 240, 900], dtype=torch.int16), -100, 240, 0.5, 0.25), [-2, -2, 2, 2])
+    close(
+        normalise_intensity(
+            torch.tensor([-500, -100, 240, 900], dtype=torch.int16), -100, 240, 0.5, 0.25
+        ),
+        [-2, -2, 2, 2],
+    )
 
 
 @pytest.mark.parametrize("preset", ["light", "nnunet", "strong"])
@@ -362,8 +443,12 @@ def test_a_larger_surrounding_than_needed_changes_no_bit() -> None:
         batch.augment_seed_B,
     )
     seeds = batch.augment_seed_B.tolist()
-    shapes = [draw_augmentation(PRESETS["strong"], PATCH, seed).field_shape or PATCH for seed in seeds]
-    fits = [i for i, s in enumerate(shapes) if all(a <= b for a, b in zip(s, (34, 48, 56), strict=True))]
+    shapes = [
+        draw_augmentation(PRESETS["strong"], PATCH, seed).field_shape or PATCH for seed in seeds
+    ]
+    fits = [
+        i for i, s in enumerate(shapes) if all(a <= b for a, b in zip(s, (34, 48, 56), strict=True))
+    ]
     assert len(fits) > 8
     for ours, theirs in zip(transform(small), transform(batch), strict=True):
         assert torch.equal(ours[fits], theirs[fits])
@@ -397,7 +482,9 @@ def test_mirror_axes_change_mirroring_alone(augmentation: PresetName, axes: str)
     preset = augmentation_preset(DataConfig(augmentation=augmentation, mirror_axes=tuple(axes)))  # type: ignore[arg-type]
     wanted, mirrored = {"zyx".index(axis) for axis in axes}, set()
     for seed in range(100):
-        draw, usual = (draw_augmentation(which, PATCH, seed) for which in (preset, PRESETS[augmentation]))
+        draw, usual = (
+            draw_augmentation(which, PATCH, seed) for which in (preset, PRESETS[augmentation])
+        )
         assert draw.mirrored_axes == tuple(axis for axis in usual.mirrored_axes if axis in wanted)
         assert draw.enhancement == usual.enhancement
         assert draw.tumour_copy == usual.tumour_copy
@@ -406,7 +493,9 @@ def test_mirror_axes_change_mirroring_alone(augmentation: PresetName, axes: str)
 
 
 def test_mirror_axes_of_their_own_mirror_without_any_other_augmentation() -> None:
-    assert augmentation_preset(DataConfig(augmentation="none", mirror_axes=("x",))) == Preset(mirror_axes=(2,))
+    assert augmentation_preset(DataConfig(augmentation="none", mirror_axes=("x",))) == Preset(
+        mirror_axes=(2,)
+    )
     assert augmentation_preset(DataConfig(augmentation="none")) == PRESETS["none"]
 
 
@@ -419,7 +508,9 @@ def test_mirroring_flips_image_and_label_alike() -> None:
     for i, seed in enumerate(batch.augment_seed_B.tolist()):
         axes = draw_augmentation(preset, PATCH, seed).mirrored_axes
         seen.add(axes)
-        np.testing.assert_array_equal(image_BCDHW[i, 0].numpy(), np.flip(plain[0][i, 0].numpy(), axes))
+        np.testing.assert_array_equal(
+            image_BCDHW[i, 0].numpy(), np.flip(plain[0][i, 0].numpy(), axes)
+        )
         np.testing.assert_array_equal(label_BDHW[i].numpy(), np.flip(plain[1][i].numpy(), axes))
     assert len(seen) > 3
 

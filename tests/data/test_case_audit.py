@@ -101,7 +101,9 @@ def test_a_label_on_a_tilted_grid_is_resampled() -> None:
     image, label = case()
     affine = GRID.affine.copy()
     affine[:3, :3] = Rotation.from_euler("y", 10, degrees=True).as_matrix() @ affine[:3, :3]
-    affine[:3, 3] += GRID.world_mm(np.array([40, 18, 16])) - Grid(SHAPE, affine).world_mm(np.array([40, 18, 16]))
+    affine[:3, 3] += GRID.world_mm(np.array([40, 18, 16])) - Grid(SHAPE, affine).world_mm(
+        np.array([40, 18, 16])
+    )
     tilted = Volume(label.voxels, Grid(SHAPE, affine))
     result = audit(image, tilted)
     assert "label_resampled" in codes(result)
@@ -252,7 +254,11 @@ def test_a_world_flipped_from_left_to_right(orientation: str) -> None:
 
 def test_a_missing_label_by_policy() -> None:
     image, _ = case()
-    named = (Finding("warning", "label_missing", "dataset.json names labelsTr/x.nii.gz, which does not exist"),)
+    named = (
+        Finding(
+            "warning", "label_missing", "dataset.json names labelsTr/x.nii.gz, which does not exist"
+        ),
+    )
     out = audit_case(image, None, CleaningConfig(), named)
     assert (out.status, codes(out)) == ("excluded", {"label_missing": "error"})
     assert "labelsTr/x.nii.gz" in out.findings[0].message
@@ -278,7 +284,9 @@ def test_a_header_lost_for_image_and_label() -> None:
 )
 def test_few_slices(slices: int, code: str | None) -> None:
     image, label = case()
-    found = codes(audit(*(v.cropped((5, 0, 0), (slices, 40, 48)).reoriented("SPL") for v in (image, label))))
+    found = codes(
+        audit(*(v.cropped((5, 0, 0), (slices, 40, 48)).reoriented("SPL") for v in (image, label)))
+    )
     assert [c for c in found if "slices" in c] == ([code] if code else [])
 
 
@@ -299,7 +307,11 @@ def test_broken_voxels_are_counted_and_too_many_exclude() -> None:
     voxels[:, :3, :10] = -3024
     voxels[20] = -1024
     result = audit(image.with_voxels(voxels), label)
-    assert codes(result) == {"broken_voxels": "warning", "padding_values": "warning", "blank_slices": "warning"}
+    assert codes(result) == {
+        "broken_voxels": "warning",
+        "padding_values": "warning",
+        "blank_slices": "warning",
+    }
     assert result.status == "kept"
     assert result.facts["broken"] == {
         "nonfinite_voxels": 7, "padding_voxels": 69 * 30, "saturated_voxels": 0, "blank_slices": [20],
@@ -376,12 +388,22 @@ def test_duplicates_are_found_by_their_voxels() -> None:
 def test_thousands_of_copies_do_not_each_name_all_the_others() -> None:
     group = tuple(f"liver_{n:04d}" for n in range(3000))
     found = duplicate_findings([group])
-    assert found["liver_0002"].message.startswith("same voxels as liver_0000, liver_0001, liver_0003, ")
+    assert found["liver_0002"].message.startswith(
+        "same voxels as liver_0000, liver_0001, liver_0003, "
+    )
     assert "liver_0010 and 2989 more;" in found["liver_0002"].message
 
 
 @pytest.mark.parametrize(
-    "name", ["3Dircadb1.5", "3D-IRCADb-01-05", "ircadb_5", "IRCAD case 5", "ircad-05", "3Dircadb1_patient5"]
+    "name",
+    [
+        "3Dircadb1.5",
+        "3D-IRCADb-01-05",
+        "ircadb_5",
+        "IRCAD case 5",
+        "ircad-05",
+        "3Dircadb1_patient5",
+    ],
 )
 def test_ircadb_names(name: str) -> None:
     assert ircadb_overlaps([name, "liver_32", "liver_5"]) == [(name, "liver_32")]
@@ -418,7 +440,9 @@ def test_the_spacing_table_is_a_remedy(tmp_path: Path) -> None:
         ("t.yaml", "a: [1, 2\n", "not a spacing table"),
     ],
 )
-def test_a_wrong_spacing_table_is_one_clear_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_a_wrong_spacing_table_is_one_clear_line(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         read_spacing_table(tmp_path / name)
@@ -437,13 +461,24 @@ def test_the_real_traps(real_mini: Path) -> None:
         label = read_scan_file(item.label, "label") if item.label else None
         notes = (*item.findings, *image.notes, *(label.notes if label else ()))
         training = item in dataset.training
-        result = audit_case(image.volume, label.volume if label else None, CleaningConfig(), notes, training=training)
-        found[item.case_id] = (result.status, sorted(f.code for f in result.findings if f.code != "padding_values"))
+        result = audit_case(
+            image.volume,
+            label.volume if label else None,
+            CleaningConfig(),
+            notes,
+            training=training,
+        )
+        found[item.case_id] = (
+            result.status,
+            sorted(f.code for f in result.findings if f.code != "padding_values"),
+        )
         if item.case_id == "liver_28":
             assert result.facts["class_voxels"] == [30_951_445, 2_650_863, 214_268]
             assert result.facts["tumours"] == 7
         if item.case_id == "liver_902":
-            assert any(f.code == "padding_values" and f.severity == "warning" for f in result.findings)
+            assert any(
+                f.code == "padding_values" and f.severity == "warning" for f in result.findings
+            )
     assert found == {
         "liver_28": ("kept", []),
         "liver_900": ("kept", ["no_tumour"]),

@@ -47,14 +47,22 @@ def test_other_readers_see_the_same_voxels(store: Path, name: str) -> None:
     ours = getattr(CaseStore.open(store), name)("liver_1")
     plain = zarr.open_group(str(store), mode="r", use_consolidated=False)
     assert np.array_equal(np.asarray(plain[f"cases/liver_1/{name}"][...]), ours)  # type: ignore[index]
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(store / "cases/liver_1" / name)}}
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(store / "cases/liver_1" / name)},
+    }
     other = tensorstore.open(spec, read=True).result().read().result()
     assert np.array_equal(other, ours)
 
 
 def test_one_shard_per_array_with_checksums(store: Path) -> None:
     case = zarr.open_group(str(store / "cases/liver_0"), mode="r")
-    assert sorted(name for name, _ in case.arrays()) == ["foreground", "image", "label", "source_label"]
+    assert sorted(name for name, _ in case.arrays()) == [
+        "foreground",
+        "image",
+        "label",
+        "source_label",
+    ]
     for name, array in case.arrays():
         assert all(n <= s for n, s in zip(array.shape, array.shards, strict=True))
         assert sum(1 for p in (store / "cases/liver_0" / name / "c").rglob("*") if p.is_file()) == 1
@@ -71,7 +79,9 @@ def test_ome_zarr_readers_accept_every_case(store: Path) -> None:
     image = yaozarrs.open_group(str(store / "cases/liver_0")).ome_metadata()
     assert image is not None
     (scale,) = image.multiscales
-    assert [(axis.name, axis.unit) for axis in scale.axes] == [(axis, "millimeter") for axis in "zyx"]
+    assert [(axis.name, axis.unit) for axis in scale.axes] == [
+        (axis, "millimeter") for axis in "zyx"
+    ]
     meta = CaseStore.open(store).meta("liver_0")
     steps, origin = scale.datasets[0].coordinateTransformations
     assert tuple(steps.scale) == pytest.approx(meta.grid.spacing_mm)
@@ -85,7 +95,9 @@ def test_opening_reads_the_root_alone(copy: Path) -> None:
     assert opened.meta("liver_3").grid.shape == (64, 40, 44)
     assert opened.convert == ConvertConfig()
     assert opened.spacing_mm == pytest.approx((2.0, 1.5, 1.5))
-    assert opened.class_voxels == tuple(np.sum([opened.meta(c).class_voxels for c in opened.case_ids], axis=0))
+    assert opened.class_voxels == tuple(
+        np.sum([opened.meta(c).class_voxels for c in opened.case_ids], axis=0)
+    )
     assert opened.audit["liver_0"]["status"] == "kept"
 
 
@@ -125,13 +137,19 @@ def test_a_url_that_leads_nowhere_is_one_line(url: str, reason: str) -> None:
 def test_a_url_whose_driver_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = {"class": "no_such_module.FileSystem", "err": "Install absentfs to access it"}
     monkeypatch.setitem(known_implementations, "absent", driver)
-    with pytest.raises(UserError, match=r"absent://b/s.zarr: Install absentfs to access it, then .*pip install"):
+    with pytest.raises(
+        UserError, match=r"absent://b/s.zarr: Install absentfs to access it, then .*pip install"
+    ):
         CaseStore.open("absent://b/s.zarr")
 
 
 @pytest.mark.parametrize(
     ("schema", "remedy"),
-    [(2, "install a newer liverseg_dist"), (0, "convert the data again"), (None, "convert the data")],
+    [
+        (2, "install a newer liverseg_dist"),
+        (0, "convert the data again"),
+        (None, "convert the data"),
+    ],
 )
 def test_an_unknown_schema_is_refused(copy: Path, schema: int | None, remedy: str) -> None:
     change(copy, schema=schema)
@@ -162,7 +180,9 @@ def use(store: CaseStore) -> None:
         ("cases.liver_0.labelled", "yes"), ("cases.liver_0.tumours", -1),
     ],
 )  # fmt: skip
-def test_damaged_metadata_is_one_line_before_memory_is_taken(copy: Path, place: str, value: object) -> None:
+def test_damaged_metadata_is_one_line_before_memory_is_taken(
+    copy: Path, place: str, value: object
+) -> None:
     content = json.loads((copy / "zarr.json").read_text())
     node = content["attributes"]["liverseg"]
     *above, last = place.split(".")
@@ -179,13 +199,17 @@ def test_damaged_metadata_is_one_line_before_memory_is_taken(copy: Path, place: 
     "change_array",
     [
         lambda array: array.update(shape=[10**5] * 3),
-        lambda array: array["chunk_grid"]["configuration"].update(chunk_shape=[64 * 10**4, 64 * 10**4, 64 * 10**4]),
+        lambda array: array["chunk_grid"]["configuration"].update(
+            chunk_shape=[64 * 10**4, 64 * 10**4, 64 * 10**4]
+        ),
         lambda array: array.update(data_type="float64"),
         lambda array: array["codecs"][0].update(name="none"),
     ],
     ids=["shape", "shard", "type", "codec"],
 )
-def test_an_array_that_claims_what_cannot_be_is_refused(store: Path, tmp_path: Path, change_array: Any) -> None:
+def test_an_array_that_claims_what_cannot_be_is_refused(
+    store: Path, tmp_path: Path, change_array: Any
+) -> None:
     whole = shutil.copytree(store, tmp_path / "s.zarr")
     file = whole / "cases" / "liver_0" / "image" / "zarr.json"
     content = json.loads(file.read_text())

@@ -14,15 +14,26 @@ from skimage.restoration import denoise_tv_chambolle
 
 from liverseg_dist.config import CleaningConfig
 from liverseg_dist.data.preprocessing.body_mask import body_box, body_mask, without_surroundings
-from liverseg_dist.data.preprocessing.invalid_voxels import blank_slices, invalid_fraction, fill_invalid_voxels
+from liverseg_dist.data.preprocessing.denoise import (
+    bilateral_filter,
+    estimate_noise,
+    gaussian_filter,
+    median_filter,
+    reduce_noise,
+    total_variation,
+)
 from liverseg_dist.data.preprocessing.intensity_statistics import (
     HuHistogram,
+    choose_intensity,
     clip_range_hu,
     intensity_fingerprint,
-    choose_intensity,
     pool_histograms,
 )
-from liverseg_dist.data.preprocessing.denoise import bilateral_filter, estimate_noise, gaussian_filter, median_filter, reduce_noise, total_variation
+from liverseg_dist.data.preprocessing.invalid_voxels import (
+    blank_slices,
+    fill_invalid_voxels,
+    invalid_fraction,
+)
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 
@@ -41,7 +52,12 @@ def test_nothing_to_do_returns_the_input_itself() -> None:
     voxels = tissue()
     filled, broken = fill_invalid_voxels(voxels)
     assert filled is voxels
-    assert broken.to_json() == {"nonfinite_voxels": 0, "padding_voxels": 0, "saturated_voxels": 0, "blank_slices": []}
+    assert broken.to_json() == {
+        "nonfinite_voxels": 0,
+        "padding_voxels": 0,
+        "saturated_voxels": 0,
+        "blank_slices": [],
+    }
 
 
 def test_nan_infinity_padding_and_saturation_become_air_and_are_counted() -> None:
@@ -95,14 +111,18 @@ def test_an_empty_scan_has_no_blank_slices_to_fill() -> None:
 @pytest.mark.parametrize("radius", [1, 2])
 def test_median_equals_numpys(radius: int) -> None:
     image = tissue()[0]
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(image, radius, mode="edge"), (2 * radius + 1,) * 2)
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(image, radius, mode="edge"), (2 * radius + 1,) * 2
+    )
     np.testing.assert_array_equal(median_filter(image, radius), np.median(windows, axis=(2, 3)))
 
 
 @pytest.mark.parametrize("sigma", [0.7, 1.5])
 def test_gaussian_equals_skimage(sigma: float) -> None:
     image = tissue()[0]
-    reference = skimage_gaussian(image.astype(np.float64), sigma, mode="nearest", preserve_range=True)
+    reference = skimage_gaussian(
+        image.astype(np.float64), sigma, mode="nearest", preserve_range=True
+    )
     np.testing.assert_allclose(gaussian_filter(image, sigma), reference, atol=1e-3)
 
 
@@ -113,10 +133,14 @@ def test_bilateral_equals_its_formula_and_in_the_limit_scipys_gaussian(sigma: fl
     place = np.hypot(*np.mgrid[-radius : radius + 1, -radius : radius + 1]).ravel()
 
     def formula(window: np.ndarray) -> float:
-        weights = stats.norm.pdf(window - window[window.size // 2], scale=30) * stats.norm.pdf(place, scale=sigma)
+        weights = stats.norm.pdf(window - window[window.size // 2], scale=30) * stats.norm.pdf(
+            place, scale=sigma
+        )
         return np.average(window, weights=weights)
 
-    reference = ndimage.generic_filter(image.astype(np.float64), formula, size=2 * radius + 1, mode="nearest")
+    reference = ndimage.generic_filter(
+        image.astype(np.float64), formula, size=2 * radius + 1, mode="nearest"
+    )
     np.testing.assert_allclose(bilateral_filter(image, sigma, 30.0), reference, atol=1e-3)
     blind = ndimage.gaussian_filter(image.astype(np.float64), sigma, radius=radius, mode="nearest")
     np.testing.assert_allclose(bilateral_filter(image, sigma, 1e6), blind, atol=1e-3)
@@ -126,10 +150,14 @@ def test_bilateral_equals_its_formula_and_in_the_limit_scipys_gaussian(sigma: fl
 @pytest.mark.parametrize("weight", [5.0, 20.0])
 def test_total_variation_equals_skimage(weight: float) -> None:
     image = tissue()[0]
-    reference = denoise_tv_chambolle(image.astype(np.float64), weight=weight, eps=1e-9, max_num_iter=2000)
+    reference = denoise_tv_chambolle(
+        image.astype(np.float64), weight=weight, eps=1e-9, max_num_iter=2000
+    )
     ours = total_variation(image, weight, tolerance=1e-9, iterations=2000)
     np.testing.assert_allclose(ours, reference, atol=0.3)
-    assert np.sqrt(np.mean((total_variation(image, weight) - reference) ** 2)) < 2  # HU, at the tolerance in use
+    assert (
+        np.sqrt(np.mean((total_variation(image, weight) - reference) ** 2)) < 2
+    )  # HU, at the tolerance in use
 
 
 @pytest.mark.parametrize("sigma_hu", [5.0, 25.0])
@@ -186,7 +214,9 @@ def test_median_deviation_equals_scipys(values: np.ndarray) -> None:
 
 @given(st.lists(hu_arrays, min_size=1, max_size=5), st.randoms(use_true_random=False))
 @settings(max_examples=30)
-def test_pooling_is_the_same_bits_in_any_order(parts: list[np.ndarray], random: "st.randoms") -> None:  # type: ignore[valid-type]
+def test_pooling_is_the_same_bits_in_any_order(
+    parts: list[np.ndarray], random: "st.randoms"
+) -> None:  # type: ignore[valid-type]
     cleaning = CleaningConfig()
     whole = HuHistogram.of(np.concatenate(parts))
     shuffled = parts.copy()
@@ -211,7 +241,9 @@ def test_percentile_clip_and_affine_equal_nnunets_ct_normalisation() -> None:
     assert unit.max() == 1
     clipped = np.clip(liver, lower, upper)
     reference = (np.clip(scan, lower, upper) - clipped.mean()) / clipped.std()
-    np.testing.assert_allclose((unit - intensity.mean) / intensity.std, reference, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        (unit - intensity.mean) / intensity.std, reference, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_without_standardisation_it_ends_in_0_to_1() -> None:
@@ -256,7 +288,9 @@ def test_the_fingerprint_is_of_all_voxels() -> None:
     assert math.isfinite(fingerprint["median_hu"])
 
 
-@pytest.mark.parametrize("bad", [{"percentiles": (99.5, 0.5)}, {"percentiles": (-1, 50)}, {"window_hu": (240, -160)}])
+@pytest.mark.parametrize(
+    "bad", [{"percentiles": (99.5, 0.5)}, {"percentiles": (-1, 50)}, {"window_hu": (240, -160)}]
+)
 def test_impossible_clips_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=r"ascending|window_hu"):
         CleaningConfig(**bad)
@@ -265,7 +299,9 @@ def test_impossible_clips_are_refused(bad: dict) -> None:
 # --- body -------------------------------------------------------------------------------------------------------------
 
 
-def patient_on_a_table(shape: tuple[int, int, int] = (8, 160, 200), mm: float = 1.6) -> tuple[Volume, np.ndarray]:
+def patient_on_a_table(
+    shape: tuple[int, int, int] = (8, 160, 200), mm: float = 1.6
+) -> tuple[Volume, np.ndarray]:
     """An ellipse with lungs and bowel gas, a sheet that touches it, a table below; and the truth."""
     y, x = np.mgrid[: shape[1], : shape[2]]
     truth = ((y - 70) / 50) ** 2 + ((x - 100) / 75) ** 2 <= 1
@@ -307,4 +343,6 @@ def test_the_surroundings_become_air() -> None:
 
 
 def test_a_scan_of_air_has_no_body() -> None:
-    assert not body_mask(Volume(np.full((3, 20, 20), -1000, np.int16), Grid((3, 20, 20), np.eye(4)))).any()
+    assert not body_mask(
+        Volume(np.full((3, 20, 20), -1000, np.int16), Grid((3, 20, 20), np.eye(4)))
+    ).any()

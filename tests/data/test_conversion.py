@@ -16,13 +16,23 @@ from scipy import ndimage
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.audit import audit_page
-from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram
-from liverseg_dist.data.conversion.foreground_samples import foreground_samples
 from liverseg_dist.data.conversion.case_records import CaseRecord
+from liverseg_dist.data.conversion.foreground_samples import foreground_samples
 from liverseg_dist.data.conversion.root_metadata import group_patients
+from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram
 from liverseg_dist.data.store.case_store import CaseStore
 from tests.data.mini_store import ct_like
-from tests.data.sources import RAS, SHAPE, convert, convert_command, run, tree, write_index, write_nifti, write_source
+from tests.data.sources import (
+    RAS,
+    SHAPE,
+    convert,
+    convert_command,
+    run,
+    tree,
+    write_index,
+    write_nifti,
+    write_source,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +68,19 @@ def test_the_slab_is_the_scan_voxel_for_voxel(source: Path, store: Path) -> None
         meta, image, label = opened.meta(case_id), opened.image(case_id), opened.label(case_id)
         assert (image.dtype, label.dtype, image.shape) == (np.int16, np.uint8, (64, *SHAPE[1:]))
         first = round((meta.grid.affine[2, 3] - meta.source_grid.affine[2, 3]) / 2.0)
-        scan, truth = (canonical(source / f"{part}Tr" / f"{case_id}.nii.gz") for part in ("images", "labels"))
+        scan, truth = (
+            canonical(source / f"{part}Tr" / f"{case_id}.nii.gz") for part in ("images", "labels")
+        )
         assert np.array_equal(image, scan[first : first + 64])
         assert np.array_equal(label, truth[first : first + 64])
         assert meta.class_voxels == tuple(np.bincount(label.ravel(), minlength=3))
         assert meta.tumours == ndimage.label(label == 2, np.ones((3, 3, 3)))[1] == 2
-        assert (meta.labelled, meta.parent, meta.patient, meta.valid_slices) == (True, case_id, case_id, (0, 64))
+        assert (meta.labelled, meta.parent, meta.patient, meta.valid_slices) == (
+            True,
+            case_id,
+            case_id,
+            (0, 64),
+        )
 
 
 def test_the_truth_is_kept_on_the_scans_own_grid(source: Path, store: Path) -> None:
@@ -77,7 +94,9 @@ def test_a_fitted_slab_is_in_its_place_in_the_world(tmp_path: Path) -> None:
     """A liver taller than 64 slices: a ramp in HU along z shows where each new slice was taken."""
     label = np.zeros((130, 24, 24), np.uint8)
     label[20:120, 6:18, 6:18] = 1
-    image = np.broadcast_to((np.arange(130, dtype=np.int16) * 4 - 300)[:, None, None], label.shape).copy()
+    image = np.broadcast_to(
+        (np.arange(130, dtype=np.int16) * 4 - 300)[:, None, None], label.shape
+    ).copy()
     write_nifti(tmp_path / "imagesTr/liver_0.nii.gz", image, RAS)
     write_nifti(tmp_path / "labelsTr/liver_0.nii.gz", label, RAS)
     write_index(tmp_path, ["liver_0"])
@@ -90,9 +109,15 @@ def test_a_fitted_slab_is_in_its_place_in_the_world(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["fit", "tile"])
-def test_a_label_stays_on_its_liver_when_scans_are_cropped(source: Path, tmp_path: Path, policy: str) -> None:
+def test_a_label_stays_on_its_liver_when_scans_are_cropped(
+    source: Path, tmp_path: Path, policy: str
+) -> None:
     """Cropped to the body and filled with air outside, the store shows the same voxels at the same places."""
-    body = ["convert.cleaning.body_margin_mm=0", "convert.cleaning.outside_body=air", f"convert.slab.policy={policy}"]
+    body = [
+        "convert.cleaning.body_margin_mm=0",
+        "convert.cleaning.outside_body=air",
+        f"convert.slab.policy={policy}",
+    ]
     assert convert(source, tmp_path / "cropped", *body)[0] == 0
     assert convert(source, tmp_path / "whole", f"convert.slab.policy={policy}")[0] == 0
     cropped, whole = CaseStore.open(tmp_path / "cropped"), CaseStore.open(tmp_path / "whole")
@@ -108,12 +133,19 @@ def test_a_label_stays_on_its_liver_when_scans_are_cropped(source: Path, tmp_pat
 
 def test_intensity_is_learnt_from_all_scans_but_the_test_set(source: Path, tmp_path: Path) -> None:
     """nnU-Net's percentiles of liver voxels, computed by numpy from the files."""
-    assert convert(source, tmp_path / "s", "convert.splits.folds=2", "convert.splits.test_fraction=0.25")[0] == 0
+    assert (
+        convert(
+            source, tmp_path / "s", "convert.splits.folds=2", "convert.splits.test_fraction=0.25"
+        )[0]
+        == 0
+    )
     opened = CaseStore.open(tmp_path / "s")
     (held_out,) = opened.ids("test")
     values = []
     for case_id in set(opened.case_ids) - {held_out}:
-        image, label = (canonical(source / f"{p}Tr" / f"{case_id}.nii.gz") for p in ("images", "labels"))
+        image, label = (
+            canonical(source / f"{p}Tr" / f"{case_id}.nii.gz") for p in ("images", "labels")
+        )
         values.append(image[label > 0])
     foreground = np.concatenate(values).astype(float)
     lower, upper = np.percentile(foreground, [0.5, 99.5])
@@ -134,7 +166,9 @@ def test_foreground_samples_are_what_they_say(store: Path) -> None:
         components, _ = ndimage.label(label == 2, np.ones((3, 3, 3)))
         tumour = rows[rows[:, 0] == 2]
         at = components[tuple(tumour[:, 2:].T)]
-        assert len({(ours, theirs) for ours, theirs in zip(tumour[:, 1], at, strict=True)}) == 2  # one to one
+        assert (
+            len({(ours, theirs) for ours, theirs in zip(tumour[:, 1], at, strict=True)}) == 2
+        )  # one to one
 
 
 def test_foreground_samples_are_bounded_and_leave_no_tumour_out() -> None:
@@ -162,7 +196,9 @@ def test_nothing_of_the_patient_and_no_path_is_stored(tmp_path: Path) -> None:
         write_nifti(tmp_path / "hospital_7" / f"{part}Tr" / "liver_0.nii.gz", voxels, **secret)
     write_index(tmp_path / "hospital_7", ["liver_0"])
     (tmp_path / "who.csv").write_text("case,patient\nliver_0,DOE^JANE\n")
-    code, _ = convert(tmp_path / "hospital_7", tmp_path / "s", f"convert.splits.patients={tmp_path}/who.csv")
+    code, _ = convert(
+        tmp_path / "hospital_7", tmp_path / "s", f"convert.splits.patients={tmp_path}/who.csv"
+    )
     assert code == 0
     for path in (p for p in (tmp_path / "s").rglob("*") if p.is_file()):
         content = path.read_bytes()
@@ -236,7 +272,9 @@ def test_a_corrupt_scan_is_quarantined_and_the_rest_goes_on(
     assert tree(tmp_path / "s") == tree(tmp_path / "fresh")
 
 
-def test_a_stored_file_that_has_changed_is_converted_again(source: Path, store: Path, tmp_path: Path) -> None:
+def test_a_stored_file_that_has_changed_is_converted_again(
+    source: Path, store: Path, tmp_path: Path
+) -> None:
     """As by a failing disk, or a crash that took what was not yet on it."""
     damaged = tmp_path / "s"
     shutil.copytree(store, damaged)
@@ -254,7 +292,12 @@ def test_doubles_are_one_patient() -> None:
     def record(scan: str, voxels: str) -> CaseRecord:
         return CaseRecord(scan, True, "", "", "kept", [], voxel_sha256=voxels)
 
-    records = [record("liver_0", "aa"), record("liver_1", "bb"), record("liver_2", "aa"), record("liver_28", "cc")]
+    records = [
+        record("liver_0", "aa"),
+        record("liver_1", "bb"),
+        record("liver_2", "aa"),
+        record("liver_28", "cc"),
+    ]
     assert group_patients(records, ConvertConfig())["liver_2"] == "liver_0"
     records.append(record("3Dircadb1.1", "dd"))  # known to be the patient of liver_28
     patients = group_patients(records, ConvertConfig())
@@ -265,7 +308,10 @@ def test_doubles_are_one_patient() -> None:
 def test_a_chain_of_doubles_and_names_is_one_patient(tmp_path: Path) -> None:
     """a and b by name, b and c by their voxels: all three."""
     (tmp_path / "p.csv").write_text("case,patient\na,Jane\nb,Jane\nc,Joan\nd,Joan\ne,Jim\n")
-    records = [CaseRecord(n, True, "", "", "kept", [], voxel_sha256=v) for n, v in zip("abcde", "12234", strict=True)]
+    records = [
+        CaseRecord(n, True, "", "", "kept", [], voxel_sha256=v)
+        for n, v in zip("abcde", "12234", strict=True)
+    ]
     config = ConvertConfig.model_validate({"splits": {"patients": tmp_path / "p.csv"}})
     assert group_patients(records, config) == {"a": "a", "b": "a", "c": "a", "d": "a", "e": "e"}
 
@@ -286,10 +332,15 @@ def test_labelled_scans_of_the_data_sets_own_test_set_stay_there(tmp_path: Path)
 
 
 def test_splits_by_name_or_by_a_file(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.json").write_text('{"test": ["liver_3"], "folds": [["liver_0"], ["liver_1", "liver_2"]]}')
+    (tmp_path / "mine.json").write_text(
+        '{"test": ["liver_3"], "folds": [["liver_0"], ["liver_1", "liver_2"]]}'
+    )
     assert convert(source, tmp_path / "s", "--splits", str(tmp_path / "mine.json"))[0] == 0
     opened = CaseStore.open(tmp_path / "s")
-    assert (opened.ids("test"), opened.ids("validation", 1)) == (("liver_3",), ("liver_1", "liver_2"))
+    assert (opened.ids("test"), opened.ids("validation", 1)) == (
+        ("liver_3",),
+        ("liver_1", "liver_2"),
+    )
     assert convert(source, tmp_path / "other", "--splits", "random")[0] == 2
 
 
@@ -308,7 +359,9 @@ def test_odd_names_do_no_harm(tmp_path: Path, name: str) -> None:
 # --- who does it does not matter --------------------------------------------------------------------------------------
 
 
-def test_any_number_of_workers_and_shards_writes_the_same_bytes(source: Path, store: Path, tmp_path: Path) -> None:
+def test_any_number_of_workers_and_shards_writes_the_same_bytes(
+    source: Path, store: Path, tmp_path: Path
+) -> None:
     expected = tree(store)
     assert convert(source, tmp_path / "two", "convert.workers=2")[0] == 0
     assert tree(tmp_path / "two") == expected
@@ -331,7 +384,9 @@ def test_a_ray_cluster_writes_the_same_bytes(source: Path, store: Path, tmp_path
     try:
         environment = {**os.environ, "RAY_ADDRESS": cluster.address_info["gcs_address"]}
         command = convert_command(source, tmp_path / "s", "--executor", "ray")
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=200, check=False
+        )
     finally:
         ray.shutdown()
         shutil.rmtree(short, ignore_errors=True)
@@ -361,7 +416,9 @@ def test_without_a_ray_cluster_it_says_so(source: Path, tmp_path: Path) -> None:
 def test_dry_run_tells_everything_and_writes_nothing(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["convert", str(source), str(tmp_path / "s"), "--dry-run", "convert.workers=1"]) == 0
+    assert (
+        main(["convert", str(source), str(tmp_path / "s"), "--dry-run", "convert.workers=1"]) == 0
+    )
     said = capsys.readouterr().out
     assert all(f"liver_{n}" in said for n in range(5))
     assert "nothing was written" in said
@@ -429,12 +486,16 @@ def test_real_scans_and_their_traps(real_mini: Path, tmp_path: Path) -> None:
     source = np.asarray(nib.load(real_mini / "labelsTr" / "liver_28.nii.gz").dataobj).T
     assert np.array_equal(opened.source_label("liver_28"), source)
     assert np.bincount(source.ravel()).tolist() == [30_951_445, 2_650_863, 214_268]
-    assert opened.root["coverage"]["liver_inside"] == opened.root["coverage"]["tumour_inside"] == 1.0
+    assert (
+        opened.root["coverage"]["liver_inside"] == opened.root["coverage"]["tumour_inside"] == 1.0
+    )
     assert opened.root["coverage"]["tumours"] == 7
     turned = opened.label("liver_901")
     first, last = opened.meta("liver_901").valid_slices
     assert (first, last) == (22, 42)
-    assert np.array_equal(turned[first:last], canonical(real_mini / "labelsTr" / "liver_901.nii.gz"))
+    assert np.array_equal(
+        turned[first:last], canonical(real_mini / "labelsTr" / "liver_901.nii.gz")
+    )
     assert opened.image("liver_902")[30:33].min() == -1024
     assert run("verify", tmp_path / "s")[0] == 0
 

@@ -19,7 +19,15 @@ from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.locks import hold_lock
 from tests.data.mini_store import ct_like
-from tests.data.sources import convert, convert_command, run, tree, write_index, write_nifti, write_source
+from tests.data.sources import (
+    convert,
+    convert_command,
+    run,
+    tree,
+    write_index,
+    write_nifti,
+    write_source,
+)
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -84,7 +92,9 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 }
 
 
-def test_killed_at_any_moment_it_ends_the_same(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_the_same(
+    source: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
     store = tmp_path / "s"
     for moment in MOMENTS:
         process = start(source, store)
@@ -132,7 +142,9 @@ def test_a_killed_worker_is_noticed(source: Path, expected: dict[str, str], tmp_
     assert tree(store) == expected
 
 
-def test_interrupted_by_ctrl_c_it_says_how_to_go_on(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
+def test_interrupted_by_ctrl_c_it_says_how_to_go_on(
+    source: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
     store = tmp_path / "s"
     process = start(source, store)
     wait_for(lambda: MOMENTS["a case half written"](store), process)
@@ -144,7 +156,9 @@ def test_interrupted_by_ctrl_c_it_says_how_to_go_on(source: Path, expected: dict
     assert tree(store) == expected
 
 
-def test_two_conversions_at_once_share_the_work(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
+def test_two_conversions_at_once_share_the_work(
+    source: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
     store = tmp_path / "s"
     both = [start(source, store) for _ in range(2)]
     results = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in both]
@@ -158,12 +172,16 @@ def test_another_conversion_with_other_settings_has_to_wait(
 ) -> None:
     store = tmp_path / "s"
     assert convert(source, store, "--shard", "0/4")[0] == 0
-    with hold_lock(StoreLocks(store / ".liverseg").sessions, shared=True):  # as a running conversion does
+    with hold_lock(
+        StoreLocks(store / ".liverseg").sessions, shared=True
+    ):  # as a running conversion does
         assert convert(source, store, "--force", "convert.slab.policy=window")[0] == 2
     assert "another conversion writes it" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line_and_nothing_half(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_nothing_half(
+    source: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
     """A limit on the size of files stands for the disk: writing fails in the middle of a case."""
     store = tmp_path / "s"
     done = subprocess.run(
@@ -254,7 +272,9 @@ def test_a_lost_file_and_an_older_record(done: tuple[Path, Path]) -> None:
     assert tree(store) == before
 
 
-def test_other_settings_are_refused_by_name(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_are_refused_by_name(
+    done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     source, store = done
     before = tree(store)
     assert convert(source, store, "convert.slab.policy=window", "convert.cleaning.order=1")[0] == 2
@@ -293,7 +313,9 @@ def test_a_spacing_table_touches_the_scans_it_changes(tmp_path: Path) -> None:
     setting = f"convert.cleaning.spacing_table={table}"
     table.write_text("case,z_mm,y_mm,x_mm\nliver_0,2.5,1,1\n")
     assert converted(source, tmp_path / "s", setting) == 3
-    assert CaseStore.open(tmp_path / "s").meta("liver_0").grid.spacing_mm == pytest.approx((2.5, 1, 1))
+    assert CaseStore.open(tmp_path / "s").meta("liver_0").grid.spacing_mm == pytest.approx(
+        (2.5, 1, 1)
+    )
     table.write_text("case,z_mm,y_mm,x_mm\nliver_0,2.5,1,1\nliver_1,3,1,1\n")
     assert convert(source, tmp_path / "s", setting)[0] == 2  # the table says something else now
     assert converted(source, tmp_path / "s", setting, "--force") == 1
@@ -326,7 +348,17 @@ def test_a_split_file_is_read_before_the_first_scan(
     settings = ["convert.splits.kind=file", f"convert.splits.file={tmp_path}/none.json"]
     assert main(["convert", str(source), str(tmp_path / "new"), *settings]) == 2
     (tmp_path / "p.csv").write_text("case,patient\nvolume-0,x\n")
-    assert main(["convert", str(source), str(tmp_path / "new"), f"convert.splits.patients={tmp_path}/p.csv"]) == 2
+    assert (
+        main(
+            [
+                "convert",
+                str(source),
+                str(tmp_path / "new"),
+                f"convert.splits.patients={tmp_path}/p.csv",
+            ]
+        )
+        == 2
+    )
     assert "knows none of these scans" in capsys.readouterr().err
     assert not (tmp_path / "new" / "cases").exists()
 

@@ -24,7 +24,12 @@ def scan() -> Volume:
     body = ((z - 9) / 14) ** 2 + ((y - 22) / 16) ** 2 + ((x - 30) / 22) ** 2 <= 1
     texture = 20 * np.sin(x / 3) + 15 * np.cos(y / 4 + z / 2)
     voxels = np.where(body, 60 + texture, -1000).round().astype(np.int16)
-    return Volume(voxels, Grid(shape, np.array([[-1.1, 0, 0, 80], [0, -1.2, 0, 60], [0, 0, 3.0, -200], [0, 0, 0, 1]])))
+    return Volume(
+        voxels,
+        Grid(
+            shape, np.array([[-1.1, 0, 0, 80], [0, -1.2, 0, 60], [0, 0, 3.0, -200], [0, 0, 0, 1]])
+        ),
+    )
 
 
 def prepared(volume: Volume, **cleaning: object) -> Volume:
@@ -52,8 +57,12 @@ def test_how_a_scan_is_stored_does_not_matter(orientation: str, cleaning: dict) 
 def test_it_is_cleaning_then_resampling_and_nothing_else() -> None:
     cleaning = CleaningConfig(noise="gaussian", body_margin_mm=4)
     clean = clean_scan(scan(), cleaning).volume
-    reference = resample_to_grid(clean, clean.grid.with_spacing(SPACING_MM), interpolation=interpolation_for(cleaning))
-    np.testing.assert_array_equal(prepared(scan(), noise="gaussian", body_margin_mm=4).voxels, reference.voxels)
+    reference = resample_to_grid(
+        clean, clean.grid.with_spacing(SPACING_MM), interpolation=interpolation_for(cleaning)
+    )
+    np.testing.assert_array_equal(
+        prepared(scan(), noise="gaussian", body_margin_mm=4).voxels, reference.voxels
+    )
 
 
 def test_a_scan_that_fits_already_is_not_touched() -> None:
@@ -89,7 +98,9 @@ def test_the_body_crop_knows_its_place() -> None:
     cropped = clean_scan(volume, CleaningConfig(body_margin_mm=0))
     canonical = volume.reoriented("RAS")
     assert cropped.volume.shape[1:] < canonical.shape[1:]
-    np.testing.assert_array_equal(resample_to_grid(canonical, cropped.volume.grid).voxels, cropped.volume.voxels)
+    np.testing.assert_array_equal(
+        resample_to_grid(canonical, cropped.volume.grid).voxels, cropped.volume.voxels
+    )
     assert (cropped.volume.voxels > 0).sum() == (canonical.voxels > 0).sum()
     assert cropped.provenance["body_box_yx"]
 
@@ -103,10 +114,14 @@ def test_provenance_tells_every_step() -> None:
 
 @given(st.tuples(*[st.floats(1.0, 6.0)] * 3), st.sampled_from(ALL_ORIENTATIONS))
 @settings(max_examples=40)
-def test_a_mask_finds_back_to_the_scan(spacing_mm: tuple[float, float, float], orientation: str) -> None:
+def test_a_mask_finds_back_to_the_scan(
+    spacing_mm: tuple[float, float, float], orientation: str
+) -> None:
     """What the network would draw on the prepared scan lands on the same tissue of the scan itself."""
     volume = scan().reoriented(orientation)
-    result = prepare_scan(volume, ConvertConfig(cleaning=CleaningConfig(body_margin_mm=6)), spacing_mm)
+    result = prepare_scan(
+        volume, ConvertConfig(cleaning=CleaningConfig(body_margin_mm=6)), spacing_mm
+    )
     drawn = result.with_voxels((result.voxels > -300).astype(np.uint8))
     back = resample_to_grid(drawn, volume.grid, "label").voxels.astype(bool)
     truth = volume.voxels > -300

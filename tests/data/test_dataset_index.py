@@ -30,7 +30,9 @@ def make(folder: Path, index: object | None = INDEX, files: tuple[str, ...] = FI
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     if index is not None:
-        (folder / "dataset.json").write_text(index if isinstance(index, str) else json.dumps(index), encoding="utf-8")
+        (folder / "dataset.json").write_text(
+            index if isinstance(index, str) else json.dumps(index), encoding="utf-8"
+        )
     return folder
 
 
@@ -57,7 +59,10 @@ def test_missing_files_are_findings_of_their_cases(tmp_path: Path) -> None:
     dataset = read_dataset(make(tmp_path, files=("imagesTr/liver_10.nii.gz",)))
     first, second = dataset.training
     assert [(f.severity, f.code) for f in first.findings] == [("warning", "label_missing")]
-    assert [(f.severity, f.code) for f in second.findings] == [("error", "image_missing"), ("warning", "label_missing")]
+    assert [(f.severity, f.code) for f in second.findings] == [
+        ("error", "image_missing"),
+        ("warning", "label_missing"),
+    ]
     assert first.label is None
     assert [f.code for f in dataset.test[0].findings] == ["image_missing"]
     assert "labelsTr/liver_10.nii.gz" in first.findings[0].message
@@ -70,7 +75,9 @@ def test_a_training_case_without_a_label_key(tmp_path: Path) -> None:
 
 def test_the_files_macos_adds_are_ignored(tmp_path: Path) -> None:
     ghost = {"image": "./imagesTr/._liver_2.nii.gz", "label": "./labelsTr/._liver_2.nii.gz"}
-    dataset = read_dataset(make(tmp_path, changed(training=[*INDEX["training"], ghost], test=["imagesTs/._x.nii"])))
+    dataset = read_dataset(
+        make(tmp_path, changed(training=[*INDEX["training"], ghost], test=["imagesTs/._x.nii"]))
+    )
     assert ids(dataset) == ["liver_10", "liver_2"]
     (tmp_path / "dataset.json").unlink()
     (tmp_path / "imagesTr" / "._liver_2.nii.gz").touch()
@@ -92,13 +99,17 @@ def test_spellings_of_the_same_labels(tmp_path: Path, labels: dict) -> None:
 def test_nnunets_dataset_json_lists_no_scans(tmp_path: Path) -> None:
     """Since version 2; its regions name liver with tumour."""
     labels = {"background": 0, "liver": [1, 2], "tumor": 2}
-    folder = make(tmp_path, {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"})
+    folder = make(
+        tmp_path, {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
+    )
     for image in (folder / "imagesTr").iterdir():
         image.rename(image.with_name(image.name.replace(".nii", "_0000.nii")))
     dataset = read_dataset(folder)
     assert dataset.training
     assert all(case.label is not None and "_0000" not in case.case_id for case in dataset.training)
-    assert any("lists no scans: images and labels are paired" in note.message for note in dataset.notes)
+    assert any(
+        "lists no scans: images and labels are paired" in note.message for note in dataset.notes
+    )
 
 
 def test_a_list_of_monais(tmp_path: Path) -> None:
@@ -151,7 +162,12 @@ def test_other_labels_are_refused_naming_what_is_expected(tmp_path: Path, labels
 def test_no_path_leaves_the_folder(tmp_path: Path, name: object, place: str) -> None:
     entry = {"image": "imagesTr/liver_2.nii.gz", "label": "labelsTr/liver_2.nii.gz"}
     if place == "label" and name is None:
-        assert read_dataset(make(tmp_path, changed(training=[{**entry, "label": None}]))).training[0].label is None
+        assert (
+            read_dataset(make(tmp_path, changed(training=[{**entry, "label": None}])))
+            .training[0]
+            .label
+            is None
+        )
         return
     index = changed(test=[name]) if place == "test" else changed(training=[{**entry, place: name}])
     with pytest.raises(UserError, match=r"dataset\.json") as caught:
@@ -211,7 +227,9 @@ def test_link_loops_end(tmp_path: Path) -> None:
 def test_a_folder_of_links_is_a_data_set(tmp_path: Path) -> None:
     make(tmp_path / "source")
     (tmp_path / "links" / "imagesTr").mkdir(parents=True)
-    (tmp_path / "links" / "imagesTr" / "liver_2.nii.gz").symlink_to(tmp_path / "source/imagesTr/liver_2.nii.gz")
+    (tmp_path / "links" / "imagesTr" / "liver_2.nii.gz").symlink_to(
+        tmp_path / "source/imagesTr/liver_2.nii.gz"
+    )
     assert ids(read_dataset(tmp_path / "links")) == ["liver_2"]
 
 
@@ -227,7 +245,10 @@ def test_without_an_index_names_decide_and_it_is_said(tmp_path: Path) -> None:
 
 
 def test_a_name_is_one_printable_line(tmp_path: Path) -> None:
-    assert read_dataset(make(tmp_path, changed(name="Li\0v\ner\ud800" + "x" * 500))).name == "Li?v?er?" + "x" * 192
+    assert (
+        read_dataset(make(tmp_path, changed(name="Li\0v\ner\ud800" + "x" * 500))).name
+        == "Li?v?er?" + "x" * 192
+    )
 
 
 def test_notes_on_the_data_set(tmp_path: Path) -> None:
@@ -236,15 +257,23 @@ def test_notes_on_the_data_set(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_cases(tmp_path: Path) -> None:
-    training = [{"image": f"imagesTr/c{n}.nii.gz", "label": f"labelsTr/c{n}.nii.gz"} for n in range(10_000)]
+    training = [
+        {"image": f"imagesTr/c{n}.nii.gz", "label": f"labelsTr/c{n}.nii.gz"} for n in range(10_000)
+    ]
     dataset = read_dataset(make(tmp_path, changed(training=training), files=()))
     assert len(dataset.training) == 10_000
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(FILES),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(FILES),
     lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*INDEX, "image", "label", "0", "1", "2"]), inner)
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from([*INDEX, "image", "label", "0", "1", "2"]), inner)
     ),
     max_leaves=12,
 )
@@ -266,7 +295,14 @@ def test_any_index_ends_in_a_list_or_a_clear_line(tmp_path: Path, keys: dict) ->
 @pytest.mark.real_mini
 def test_the_real_set(real_mini: Path) -> None:
     dataset = read_dataset(real_mini)
-    assert ids(dataset) == ["liver_28", "liver_900", "liver_901", "liver_902", "liver_903", "liver_950"]
+    assert ids(dataset) == [
+        "liver_28",
+        "liver_900",
+        "liver_901",
+        "liver_902",
+        "liver_903",
+        "liver_950",
+    ]
     assert {c.case_id: [f.code for f in c.findings] for c in dataset.training if c.findings} == {
         "liver_903": ["label_missing"]
     }

@@ -13,6 +13,14 @@ from torch import nn
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import CleaningConfig, ConvertConfig, load_settings
+from liverseg_dist.data.io.nifti import write_image
+from liverseg_dist.data.preprocessing.denoise import reduce_noise
+from liverseg_dist.data.preprocessing.denoiser_training import (
+    DenoiserTraining,
+    draw_patch,
+    mask_blind_spots,
+    train_denoiser,
+)
 from liverseg_dist.data.preprocessing.denoising_autoencoder import (
     CHANNELS,
     DILATIONS,
@@ -23,9 +31,6 @@ from liverseg_dist.data.preprocessing.denoising_autoencoder import (
     load_denoiser,
     predict_noise,
 )
-from liverseg_dist.data.preprocessing.denoiser_training import DenoiserTraining, draw_patch, mask_blind_spots, train_denoiser
-from liverseg_dist.data.preprocessing.denoise import reduce_noise
-from liverseg_dist.data.io.nifti import write_image
 from liverseg_dist.data.preprocessing.pipeline import prepare_scan
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
@@ -41,9 +46,9 @@ def organs(shape: tuple[int, int, int] = (10, 112, 112)) -> tuple[np.ndarray, np
     clean = np.where(((y - 56) / 52) ** 2 + ((x - 56) / 52) ** 2 < 1, 50.0, -1000.0)
     for _ in range(12):
         centre, size = rng.uniform((0, 25, 25), (10, 85, 85)), rng.uniform(5, 15)
-        clean[((z - centre[0]) * 3) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < size**2] = rng.uniform(
-            -20, 180
-        )
+        clean[
+            ((z - centre[0]) * 3) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < size**2
+        ] = rng.uniform(-20, 180)
     noise = ndimage.gaussian_filter(rng.normal(size=shape), (0, 0.55, 0.55))
     return clean.astype(np.int16), np.rint(clean + 20 * noise / noise.std()).astype(np.int16)
 
@@ -51,7 +56,10 @@ def organs(shape: tuple[int, int, int] = (10, 112, 112)) -> tuple[np.ndarray, np
 def some_denoiser(seed: int = 0) -> Denoiser:
     rng = np.random.default_rng(seed)
     return Denoiser(
-        tuple(rng.normal(0, 0.1, (b, a, 3, 3)).astype(np.float16) for a, b in itertools.pairwise(WIDTHS)),
+        tuple(
+            rng.normal(0, 0.1, (b, a, 3, 3)).astype(np.float16)
+            for a, b in itertools.pairwise(WIDTHS)
+        ),
         tuple(rng.normal(0, 0.1, b).astype(np.float16) for b in WIDTHS[1:]),
     )
 
@@ -71,9 +79,9 @@ def test_it_learns_from_noisy_slices_alone() -> None:
     denoiser = train_denoiser([noisy], DenoiserTraining(steps=200, batch_size=4), CPU)
     cleaned = apply_denoiser(noisy, denoiser)
     soft = clean > -200
-    gain = peak_signal_noise_ratio(clean[soft], cleaned[soft], data_range=200) - peak_signal_noise_ratio(
-        clean[soft], noisy[soft], data_range=200
-    )
+    gain = peak_signal_noise_ratio(
+        clean[soft], cleaned[soft], data_range=200
+    ) - peak_signal_noise_ratio(clean[soft], noisy[soft], data_range=200)
     assert gain > 1.5  # dB, after a few seconds
     assert abs(float(cleaned[soft].mean()) - float(noisy[soft].mean())) < 3  # HU stay HU
 
@@ -90,7 +98,9 @@ def test_the_same_seed_is_the_same_file_and_another_is_not() -> None:
 
 def test_what_is_asked_for_is_hidden_with_its_neighbours() -> None:
     training = DenoiserTraining(block_radius=2, hidden_share=0.01)
-    stacks = np.arange(2 * SLICES * 40 * 40, dtype=np.float32).reshape(2, SLICES, 40, 40)  # every pixel its own value
+    stacks = np.arange(2 * SLICES * 40 * 40, dtype=np.float32).reshape(
+        2, SLICES, 40, 40
+    )  # every pixel its own value
     hidden, asked = mask_blind_spots(stacks, np.random.default_rng(0), training)
     middle = SLICES // 2
     changed = hidden[:, middle] != stacks[:, middle]
@@ -117,12 +127,16 @@ def test_the_network_equals_torchs_own_layers() -> None:
     denoiser = some_denoiser()
     layers: list[nn.Module] = []
     for n, (a, b) in enumerate(itertools.pairwise(WIDTHS)):
-        layer = nn.Conv2d(a, b, 3, dilation=DILATIONS[n], padding=DILATIONS[n], padding_mode="replicate")
+        layer = nn.Conv2d(
+            a, b, 3, dilation=DILATIONS[n], padding=DILATIONS[n], padding_mode="replicate"
+        )
         layer.weight.data = torch.from_numpy(denoiser.weights[n].astype(np.float32))
         layer.bias.data = torch.from_numpy(denoiser.biases[n].astype(np.float32))
         layers += [layer, nn.LeakyReLU(0.1)]
     reference = nn.Sequential(*layers[:-1])
-    stack = torch.from_numpy(np.random.default_rng(0).normal(size=(2, SLICES, 20, 24)).astype(np.float32))
+    stack = torch.from_numpy(
+        np.random.default_rng(0).normal(size=(2, SLICES, 20, 24)).astype(np.float32)
+    )
     pairs = [(layer.weight, layer.bias) for layer in layers[::2]]
     torch.testing.assert_close(predict_noise(stack, pairs), reference(stack)[:, 0])  # type: ignore[arg-type]
 
@@ -132,12 +146,17 @@ def test_only_soft_tissue_changes_and_only_as_much_as_asked() -> None:
     noisy[2, 20, 20] = 1500
     before = noisy.copy()
     noisy.setflags(write=False)
-    whole, half = apply_denoiser(noisy, some_denoiser()), apply_denoiser(noisy, some_denoiser(), share=0.5)
+    whole, half = (
+        apply_denoiser(noisy, some_denoiser()),
+        apply_denoiser(noisy, some_denoiser(), share=0.5),
+    )
     np.testing.assert_array_equal(noisy, before)
     outside = (noisy <= RANGE_HU[0]) | (noisy >= RANGE_HU[1])
     np.testing.assert_array_equal(whole[outside], noisy[outside])
     assert (whole != noisy).any()
-    np.testing.assert_allclose(half - noisy.astype(float), (whole - noisy.astype(float)) / 2, atol=0.76)
+    np.testing.assert_allclose(
+        half - noisy.astype(float), (whole - noisy.astype(float)) / 2, atol=0.76
+    )
     np.testing.assert_array_equal(apply_denoiser(noisy, some_denoiser(), share=0.0), noisy)
 
 
@@ -152,14 +171,18 @@ def test_a_file_goes_into_the_settings_and_comes_out_again(file: Path, tmp_path:
     found = load_denoiser(again.denoiser)
     for ours, theirs in zip(found.weights, some_denoiser().weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    settings = load_settings(overrides=["convert.cleaning.noise=autoencoder", f"convert.cleaning.denoiser={file}"])
+    settings = load_settings(
+        overrides=["convert.cleaning.noise=autoencoder", f"convert.cleaning.denoiser={file}"]
+    )
     (tmp_path / "c.yaml").write_text(settings.to_yaml())
     assert load_settings([tmp_path / "c.yaml"]) == settings
 
 
 def test_preparing_a_scan_uses_it(file: Path) -> None:
     _, noisy = organs((4, 32, 32))
-    noisy = np.maximum(noisy, np.int16(-1024))  # what lies below is padding, another step's business
+    noisy = np.maximum(
+        noisy, np.int16(-1024)
+    )  # what lies below is padding, another step's business
     cleaning = CleaningConfig(noise="autoencoder", denoiser=str(file), noise_strength=0.8)
     volume = Volume(noisy, Grid(noisy.shape, np.eye(4)))
     reference = apply_denoiser(noisy, some_denoiser(), 0.8)
@@ -174,12 +197,19 @@ def test_preparing_a_scan_uses_it(file: Path) -> None:
         (["convert.cleaning.noise=autoencoder"], "needs denoiser=FILE"),
         (["convert.cleaning.denoiser=/no/such/file"], "cannot be read"),
         (["convert.cleaning.denoiser=/dev/zero"], "larger than"),
-        (["convert.cleaning.noise=autoencoder", "convert.cleaning.noise_strength=2", "DENOISER"], "at most 1"),
+        (
+            ["convert.cleaning.noise=autoencoder", "convert.cleaning.noise_strength=2", "DENOISER"],
+            "at most 1",
+        ),
     ],
 )
 def test_wrong_settings_are_one_clear_line(file: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_settings(overrides=[o.replace("DENOISER", f"convert.cleaning.denoiser={file}") for o in overrides])
+        load_settings(
+            overrides=[
+                o.replace("DENOISER", f"convert.cleaning.denoiser={file}") for o in overrides
+            ]
+        )
 
 
 def with_one(change: np.ndarray) -> bytes:
@@ -218,7 +248,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "left out" in printed
     assert "from 1 scans; noise of soft tissue" in printed
     Denoiser.from_bytes(out.read_bytes())
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.nii.gz", "denoiser.safetensors", "scan.nii.gz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "broken.nii.gz",
+        "denoiser.safetensors",
+        "scan.nii.gz",
+    ]
     assert main(["denoiser", files[1], "--out", str(out)]) == 2
     assert main(["denoiser", files[0], "--out", str(tmp_path / "none" / "x")]) == 2
     assert main(["denoiser", files[0], "--out", str(out), "--steps", "0"]) == 2

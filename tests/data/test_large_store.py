@@ -69,7 +69,9 @@ def grow(store: Path, large: Path, cases: int) -> Path:
     ours = root["attributes"]["liverseg"]
     model = min(ours["cases"])
     names = [f"case_{n:05d}" for n in range(cases)]
-    ours["cases"] = {name: {**ours["cases"][model], "patient": name, "parent": name} for name in names}
+    ours["cases"] = {
+        name: {**ours["cases"][model], "patient": name, "parent": name} for name in names
+    }
     ours["audit"] = {name: {**ours["audit"][model], "stored_as": [name]} for name in names}
     half = cases // 2
     ours["splits"] |= {"test": [], "folds": [names[:half], names[half:]]}
@@ -88,11 +90,17 @@ def test_ten_thousand_cases_open_in_a_second_and_are_sampled_without_a_listing(
 ) -> None:
     large = grow(phantom_store, tmp_path / "large.zarr", CASES)
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, str(large)], capture_output=True, text=True, env=clean_environment(), timeout=120
+        [sys.executable, "-c", PROBE, str(large)],
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
-    print(f"open {found['open_s']:.2f} s, {found['cpu_s']:.2f} s of CPU, {found['rss_mib']:.0f} MiB")
+    print(
+        f"open {found['open_s']:.2f} s, {found['cpu_s']:.2f} s of CPU, {found['rss_mib']:.0f} MiB"
+    )
     assert (found["all"], found["train"], found["cases"]) == (CASES, CASES // 2, 20)
     assert found["opened"] == [str(large / "zarr.json")]
     assert found["cpu_s"] < OPEN_S  # of CPU: tests share the machine with others
@@ -100,11 +108,19 @@ def test_ten_thousand_cases_open_in_a_second_and_are_sampled_without_a_listing(
     assert found["strangers"] == []
 
 
-def test_memory_does_not_grow_with_the_cases_that_were_sampled(phantom_store: Path, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_cases_that_were_sampled(
+    phantom_store: Path, tmp_path: Path
+) -> None:
     large = grow(phantom_store, tmp_path / "large.zarr", 1200)
     done = subprocess.run(
-        [sys.executable, "-c", GROWTH, str(large)], capture_output=True, text=True, env=clean_environment(), timeout=120
+        [sys.executable, "-c", GROWTH, str(large)],
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     early, late = json.loads(done.stdout)
-    assert late - early < 20  # MiB; 280 where every case keeps its foreground voxels and a decoded chunk
+    assert (
+        late - early < 20
+    )  # MiB; 280 where every case keeps its foreground voxels and a decoded chunk

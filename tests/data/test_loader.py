@@ -26,7 +26,9 @@ BATCH, SAMPLES = 4, 48
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> MiniStore:
-    return write_store(tmp_path_factory.mktemp("loader") / "store.zarr", cases=3, shape=(64, 48, 56))
+    return write_store(
+        tmp_path_factory.mktemp("loader") / "store.zarr", cases=3, shape=(64, 48, 56)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +44,9 @@ def rank_batches(rank: int, world_size: int, first: int = 0, micro: int = 2) -> 
         yield from (mine[i : i + micro] for i in range(0, len(mine), micro))
 
 
-def digests(store: MiniStore, batches: Iterator[list[int]], workers: int = 0, prefetch: int = 2) -> dict:
+def digests(
+    store: MiniStore, batches: Iterator[list[int]], workers: int = 0, prefetch: int = 2
+) -> dict:
     """Sample number -> digest of what the network would get."""
     source = PatchSource(store, store.case_ids, SETTINGS, seed=7, global_batch_size=BATCH)
     transform = DeviceTransform(augmentation_preset(SETTINGS), PATCH)
@@ -78,8 +82,12 @@ def test_one_stream_for_any_world_size_and_threads(
 
 
 @pytest.mark.parametrize("first", [4, 20, 44])
-def test_restart_anywhere_goes_on_with_the_same_stream(store: MiniStore, reference: dict, first: int) -> None:
-    assert digests(store, rank_batches(0, 1, first), 1) == {n: reference[n] for n in range(first, SAMPLES)}
+def test_restart_anywhere_goes_on_with_the_same_stream(
+    store: MiniStore, reference: dict, first: int
+) -> None:
+    assert digests(store, rank_batches(0, 1, first), 1) == {
+        n: reference[n] for n in range(first, SAMPLES)
+    }
 
 
 def test_micro_batch_size_changes_nothing(store: MiniStore, reference: dict) -> None:
@@ -98,7 +106,9 @@ def test_batches_hold_the_stored_voxels(store: MiniStore) -> None:
     for i, index in enumerate(batch.indices):
         plan = source.plan(index)
         box = tuple(slice(a, a + n) for a, n in zip(plan.patch_start, PATCH, strict=True))
-        np.testing.assert_array_equal(batch.image_BCDHW[i, 0].numpy(), store.image(plan.case_id)[box])
+        np.testing.assert_array_equal(
+            batch.image_BCDHW[i, 0].numpy(), store.image(plan.case_id)[box]
+        )
         np.testing.assert_array_equal(batch.label_BDHW[i].numpy(), store.label(plan.case_id)[box])
     expected = [INTENSITY.lower_hu, INTENSITY.upper_hu, INTENSITY.mean, INTENSITY.std]
     torch.testing.assert_close(batch.intensity_B4, torch.tensor([expected] * 4))
@@ -121,7 +131,9 @@ def test_a_patch_larger_than_the_image_is_padded(store: MiniStore) -> None:
     patch = source.sample(0)
     inside = np.zeros(patch.label_DHW.shape, bool)
     inside[:, 6:54, 4:60] = True
-    np.testing.assert_array_equal(patch.image_DHW[inside].reshape(64, 48, 56), store.image(patch.case_id))
+    np.testing.assert_array_equal(
+        patch.image_DHW[inside].reshape(64, 48, 56), store.image(patch.case_id)
+    )
     assert (patch.label_DHW[~inside] == 255).all()
     assert (patch.image_DHW[~inside] == INTENSITY.lower_hu).all()
     source.close()
@@ -164,11 +176,15 @@ def test_device_prefetcher_gives_the_same_samples(store: MiniStore, reference: d
     source = PatchSource(store, store.case_ids, SETTINGS, seed=7, global_batch_size=BATCH)
     with PatchLoader(source, rank_batches(0, 1), workers=1) as loader:
         got = {}
-        batches = DevicePrefetcher(loader, DeviceTransform(PRESETS["strong"], PATCH), torch.device("cpu"))
+        batches = DevicePrefetcher(
+            loader, DeviceTransform(PRESETS["strong"], PATCH), torch.device("cpu")
+        )
         for batch in batches:
             batches.begin_next()
             for i, index in enumerate(batch.indices):
-                content = batch.image_BCDHW[i].numpy().tobytes() + batch.label_BDHW[i].numpy().tobytes()
+                content = (
+                    batch.image_BCDHW[i].numpy().tobytes() + batch.label_BDHW[i].numpy().tobytes()
+                )
                 got[index] = (batch.case_ids[i], hashlib.sha256(content).hexdigest())
     assert got == reference
     assert batches.wait_s == loader.wait_s > 0
@@ -192,12 +208,16 @@ def test_an_unreadable_chunk_stops_the_run_and_is_named(broken: MiniStore, worke
     source = PatchSource(broken, broken.case_ids, settings, 0, 2)
     with (
         PatchLoader(source, ([n] for n in range(50)), workers) as loader,
-        pytest.raises(RunFailed, match=r"cases/case_1/image/c/0/0/0.*liverseg verify.*data.unreadable=skip"),
+        pytest.raises(
+            RunFailed, match=r"cases/case_1/image/c/0/0/0.*liverseg verify.*data.unreadable=skip"
+        ),
     ):
         list(loader)
 
 
-def test_skip_replaces_the_sample_and_says_so(broken: MiniStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_skip_replaces_the_sample_and_says_so(
+    broken: MiniStore, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = DataConfig(patch_size=(16, 16, 16), unreadable="skip")
 
     def stream(workers: int) -> list[tuple[int, str, int]]:
@@ -221,7 +241,9 @@ def test_skip_replaces_the_sample_and_says_so(broken: MiniStore, caplog: pytest.
 def test_skip_gives_up_when_nothing_is_readable(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store.zarr", cases=1, shape=(16, 32, 32))
     (tmp_path / "store.zarr/cases/case_0/image/c/0/0/0").unlink()
-    source = PatchSource(store, store.case_ids, DataConfig(patch_size=(16, 16, 16), unreadable="skip"), 0, 2)
+    source = PatchSource(
+        store, store.case_ids, DataConfig(patch_size=(16, 16, 16), unreadable="skip"), 0, 2
+    )
     with pytest.raises(RunFailed, match="20 cases are unreadable"):
         source.sample(0)
 
@@ -230,16 +252,22 @@ def test_a_hanging_file_system_is_named_with_its_case(tmp_path: Path) -> None:
     """A FIFO in the shard's place: opening it waits for ever, as a dead file server does."""
     store = write_store(tmp_path / "store.zarr", cases=1, shape=(16, 32, 32))
     shard = tmp_path / "store.zarr/cases/case_0/image/c/0/0/0"
-    source = PatchSource(store, store.case_ids, DataConfig(patch_size=(16, 16, 16), stall_timeout_s=0.5), 0, 2)
+    source = PatchSource(
+        store, store.case_ids, DataConfig(patch_size=(16, 16, 16), stall_timeout_s=0.5), 0, 2
+    )
     source.sample(0)
     source.close()
     shard.unlink()
     os.mkfifo(shard)
     loader = PatchLoader(source, [[0], [1]], workers=1)
-    release = threading.Timer(2.0, lambda: os.close(os.open(shard, os.O_WRONLY)))  # lets the thread go at last
+    release = threading.Timer(
+        2.0, lambda: os.close(os.open(shard, os.O_WRONLY))
+    )  # lets the thread go at last
     release.start()
     started = time.monotonic()
-    with pytest.raises(RunFailed, match=r"stuck for 0 s: reading case case_0 \(sample 0\).*samples 0"):
+    with pytest.raises(
+        RunFailed, match=r"stuck for 0 s: reading case case_0 \(sample 0\).*samples 0"
+    ):
         next(loader)
     assert time.monotonic() - started < 30
     release.join()
@@ -247,7 +275,10 @@ def test_a_hanging_file_system_is_named_with_its_case(tmp_path: Path) -> None:
 
 def test_a_failing_thread_is_named(store: MiniStore) -> None:
     source = PatchSource(store, store.case_ids, SETTINGS, 0, BATCH)
-    with PatchLoader(source, [[-1]], workers=1) as loader, pytest.raises(RunFailed, match="looking up sample -1"):
+    with (
+        PatchLoader(source, [[-1]], workers=1) as loader,
+        pytest.raises(RunFailed, match="looking up sample -1"),
+    ):
         next(loader)
 
 

@@ -64,7 +64,9 @@ def assert_like_nibabel(path: Path, volume: Volume) -> None:
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("kind", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
-def test_every_scalar_type_equals_nibabel(tmp_path: Path, kind: str, order: str, suffix: str) -> None:
+def test_every_scalar_type_equals_nibabel(
+    tmp_path: Path, kind: str, order: str, suffix: str
+) -> None:
     voxels = (some_hu() % 100).astype(kind)
     header = nib.Nifti1Header(endianness=order)
     header.set_data_dtype(np.dtype(kind))
@@ -105,7 +107,9 @@ def test_a_late_fraction_does_not_spoil_what_was_read_before(tmp_path: Path) -> 
     np.testing.assert_array_equal(volume.voxels, voxels.T)
 
 
-@pytest.mark.parametrize(("slope", "inter"), [(1, -1024), (2, 0), (0.5, 10), (0, 5), (np.nan, 5), (-1, 0)])
+@pytest.mark.parametrize(
+    ("slope", "inter"), [(1, -1024), (2, 0), (0.5, 10), (0, 5), (np.nan, 5), (-1, 0)]
+)
 def test_scaling_equals_nibabel(tmp_path: Path, slope: float, inter: float) -> None:
     path = save(tmp_path / "scan.nii", some_hu(), scl_slope=slope, scl_inter=inter)
     assert_like_nibabel(path, read_nifti(path))
@@ -130,7 +134,9 @@ def test_header_extensions_are_skipped(tmp_path: Path) -> None:
     assert_like_nibabel(tmp_path / "scan.nii.gz", read_nifti(tmp_path / "scan.nii.gz"))
 
 
-@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan", "Leber groß <b> 肝臓.nii.gz", "two words.nii"])
+@pytest.mark.parametrize(
+    "name", ["scan.nii", "scan.nii.gz", "scan", "Leber groß <b> 肝臓.nii.gz", "two words.nii"]
+)
 @pytest.mark.parametrize("compressed", [False, True])
 def test_content_counts_not_the_name(tmp_path: Path, name: str, compressed: bool) -> None:
     plain = decompressed(save(tmp_path / "plain.nii", some_hu()))
@@ -218,7 +224,9 @@ def test_written_geometry_is_read_back(tmp_path: Path, grid: Grid) -> None:
     assert back.grid.matches(grid, tolerance_mm=1e-3)
     assert_like_nibabel(path, back)
     write_image(path, back.voxels, back.grid)
-    assert read_nifti(path).grid == back.grid  # a mask on a scan's grid has the scan's affine to the last bit
+    assert (
+        read_nifti(path).grid == back.grid
+    )  # a mask on a scan's grid has the scan's affine to the last bit
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -401,7 +409,9 @@ def test_a_gzip_bomb_takes_no_memory(tmp_path: Path, lie: str) -> None:
         stream.write(header)
         for _ in range(200):
             stream.write(bytes(1 << 20))
-    done = subprocess.run([sys.executable, "-c", BOMB, path], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", BOMB, path], capture_output=True, text=True, check=True, timeout=120
+    )
     grown_kib, _, message = done.stdout.partition(" ")
     assert str(path) in message
     assert int(grown_kib) < 50 << 10
@@ -409,7 +419,9 @@ def test_a_gzip_bomb_takes_no_memory(tmp_path: Path, lie: str) -> None:
 
 @given(st.data())
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_header_bytes_end_in_a_volume_or_a_clear_line(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_header_bytes_end_in_a_volume_or_a_clear_line(
+    tmp_path: Path, data: st.DataObject
+) -> None:
     """Fuzz: damage any bytes of the header, or of the compressed stream."""
     path = tmp_path / "scan.nii"
     raw = bytearray(decompressed(save(path, some_hu())))
@@ -475,7 +487,9 @@ try:
 except OSError as error:
     print(error.errno)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
     assert int(done.stdout) == errno.EFBIG  # the disk "ran full" in the middle
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["mask.nii"]

@@ -10,8 +10,8 @@ import pytest
 
 from liverseg_dist.config import DataConfig
 from liverseg_dist.data.loading import PatchSource
-from liverseg_dist.data.loading.node_cache import NodeCache
 from liverseg_dist.data.loading.array_reader import MemoryArray
+from liverseg_dist.data.loading.node_cache import NodeCache
 from liverseg_dist.errors import UserError
 from tests.data.mini_store import MiniStore, write_store
 
@@ -26,12 +26,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> MiniStore:
 
 
 def source(store: MiniStore, folder: Path, limit_bytes: float) -> PatchSource:
-    settings = DataConfig(patch_size=(8, 16, 16), augmentation="none", cache_gib=limit_bytes / GIB, cache_dir=folder)
+    settings = DataConfig(
+        patch_size=(8, 16, 16), augmentation="none", cache_gib=limit_bytes / GIB, cache_dir=folder
+    )
     return PatchSource(store, store.case_ids, settings, 0, 2)
 
 
 def content(source: PatchSource, count: int = 24) -> list[bytes]:
-    return [patch.image_DHW.tobytes() + patch.label_DHW.tobytes() for patch in map(source.sample, range(count))]
+    return [
+        patch.image_DHW.tobytes() + patch.label_DHW.tobytes()
+        for patch in map(source.sample, range(count))
+    ]
 
 
 def cached(folder: Path) -> list[str]:
@@ -39,7 +44,9 @@ def cached(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("cases_that_fit", "files"), [(0.5, 0), (2.5, 4), (9, 8)])
-def test_same_samples_and_a_bounded_folder(store: MiniStore, tmp_path: Path, cases_that_fit: float, files: int) -> None:
+def test_same_samples_and_a_bounded_folder(
+    store: MiniStore, tmp_path: Path, cases_that_fit: float, files: int
+) -> None:
     uncached = source(store, tmp_path, 0)
     ours = source(store, tmp_path, cases_that_fit * CASE_BYTES)
     assert content(ours) == content(uncached)
@@ -49,7 +56,9 @@ def test_same_samples_and_a_bounded_folder(store: MiniStore, tmp_path: Path, cas
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_users_share_one_copy_and_the_last_one_removes_it(store: MiniStore, tmp_path: Path) -> None:
+def test_two_users_share_one_copy_and_the_last_one_removes_it(
+    store: MiniStore, tmp_path: Path
+) -> None:
     first, second = (source(store, tmp_path, 9 * CASE_BYTES) for _ in range(2))
     content(first)
     inodes = {path: path.stat().st_ino for path in tmp_path.glob("*/case*")}
@@ -99,7 +108,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
         "print(cache.folder, flush=True)\n"
         "time.sleep(120)\n"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert child.stdout is not None
     left = Path(child.stdout.readline().strip())
     alive = NodeCache(tmp_path, "store", b"", GIB)
@@ -125,13 +136,17 @@ def test_processes_fill_one_cache(store: MiniStore, tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(store.path), str(tmp_path)]
     root = Path(__file__).resolve().parents[2]
-    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)]
+    children = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)
+    ]
     printed = {child.communicate()[0].strip() for child in children}
     assert [child.returncode for child in children] == [0, 0]
     assert len(printed) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_used_is_the_users_mistake(store: MiniStore, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_the_users_mistake(
+    store: MiniStore, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"data.cache_dir"):
         source(store, tmp_path / "missing", GIB)

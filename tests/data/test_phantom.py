@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import ndimage, signal
 
 from liverseg_dist.commands.main import main
+from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.phantom.anatomy import Painter, Patient, draw_patient
 from liverseg_dist.phantom.dataset import FIRST_TEST, PhantomSet, write_dataset
 from liverseg_dist.phantom.organs import vena_cava
@@ -22,7 +23,6 @@ from liverseg_dist.phantom.scan import ORIENTATIONS, PhantomScan, draw_grid, mak
 from liverseg_dist.phantom.scanner import SpectralField, spectrum_frequencies
 from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Points, Waves
 from liverseg_dist.phantom.tumours import how_many
-from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.volume import Grid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,9 @@ def body_of(hu: np.ndarray) -> np.ndarray:
 def best_window_dice(inside: np.ndarray, outside: np.ndarray) -> float:
     """Dice of the best HU interval that separates two sets of voxels."""
     edges = np.arange(-1100, 1500, 4)
-    yes, no = (np.concatenate([[0], np.cumsum(np.histogram(v, edges)[0])]) for v in (inside, outside))
+    yes, no = (
+        np.concatenate([[0], np.cumsum(np.histogram(v, edges)[0])]) for v in (inside, outside)
+    )
     taken_yes, taken_no = yes[None] - yes[:, None], no[None] - no[:, None]
     return float((2 * taken_yes / np.maximum(taken_yes + taken_no + yes[-1], 1)).max())
 
@@ -78,7 +80,11 @@ def test_case_is_the_same_bytes_whatever_workers_and_number(tmp_path: Path) -> N
     write_dataset(PhantomSet(tmp_path / "one", 2, 1, seed=11), 1, lambda case: None)
     write_dataset(PhantomSet(tmp_path / "many", 3, 2, seed=11), 2, lambda case: None)
     write_dataset(PhantomSet(tmp_path / "other", 1, 0, seed=12), 1, lambda case: None)
-    one, many, other = hashes(tmp_path / "one"), hashes(tmp_path / "many"), hashes(tmp_path / "other")
+    one, many, other = (
+        hashes(tmp_path / "one"),
+        hashes(tmp_path / "many"),
+        hashes(tmp_path / "other"),
+    )
     assert set(one) == {"imagesTr/liver_0.nii.gz", "imagesTr/liver_1.nii.gz", "labelsTr/liver_0.nii.gz",
                         "labelsTr/liver_1.nii.gz", f"imagesTs/liver_{FIRST_TEST}.nii.gz"}  # fmt: skip
     assert {name: many[name] for name in one} == one
@@ -92,19 +98,27 @@ def test_layout_is_that_of_task03(phantom_source: Path) -> None:
                            "labels", "numTraining", "numTest", "training", "test"]  # fmt: skip
     assert index["labels"] == {"0": "background", "1": "liver", "2": "cancer"}
     assert index["modality"] == {"0": "CT"}
-    assert (index["numTraining"], index["numTest"]) == (len(index["training"]), len(index["test"])) == (6, 1)
+    assert (
+        (index["numTraining"], index["numTest"])
+        == (len(index["training"]), len(index["test"]))
+        == (6, 1)
+    )
     for entry in index["training"]:
         image, label = (nib.load(phantom_source / entry[key]) for key in ("image", "label"))
         assert image.shape == label.shape
         assert (image.get_data_dtype(), label.get_data_dtype()) == (np.int16, np.uint8)
         np.testing.assert_array_equal(image.affine, label.affine)
-        np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=5e-3)  # quaternions are float32
+        np.testing.assert_allclose(
+            image.get_qform(), image.get_sform(), atol=5e-3
+        )  # quaternions are float32
         assert set(np.unique(np.asanyarray(label.dataobj))) <= {0, 1, 2}
         assert image.header.get_xyzt_units()[0] == "mm"
     assert (phantom_source / index["test"][0]).is_file()
 
 
-def test_stopped_run_continues_and_keeps_what_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_stopped_run_continues_and_keeps_what_is_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     line = ["phantom", str(tmp_path / "set"), "--cases", "2", "--seed", "4", "--json"]
     assert main(line) == 0
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -138,7 +152,22 @@ def test_mistakes_are_refused_and_change_nothing(
     phantom_source: Path, capsys: pytest.CaptureFixture, change: list[str], message: str
 ) -> None:
     before = hashes(phantom_source)
-    assert main(["phantom", str(phantom_source), "--cases", "6", "--test-cases", "1", "--seed", "3", *change]) == 2
+    assert (
+        main(
+            [
+                "phantom",
+                str(phantom_source),
+                "--cases",
+                "6",
+                "--test-cases",
+                "1",
+                "--seed",
+                "3",
+                *change,
+            ]
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert hashes(phantom_source) == before
 
@@ -157,7 +186,9 @@ def test_folder_of_somebody_else_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_script_runs_the_command() -> None:
-    shown = subprocess.run([ROOT / "tools" / "phantom", "--help"], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [ROOT / "tools" / "phantom", "--help"], capture_output=True, text=True, check=True
+    )
     assert "--difficulty" in shown.stdout
 
 
@@ -188,7 +219,10 @@ def test_livers_and_tumours_are_of_human_size(scans: list[PhantomScan]) -> None:
 
 
 def test_every_number_of_tumours_has_its_share() -> None:
-    found = np.bincount([how_many(f) for f in np.linspace(0, 1, 1000, endpoint=False)], minlength=7) / 1000
+    found = (
+        np.bincount([how_many(f) for f in np.linspace(0, 1, 1000, endpoint=False)], minlength=7)
+        / 1000
+    )
     np.testing.assert_allclose(found, [0.12, *[0.88 / 6] * 6], atol=0.002)
 
 
@@ -207,7 +241,9 @@ def test_organs_lie_where_they_belong_in_the_world(orientation: str) -> None:
     liver, middle = centre(scan.label.voxels > 0), centre(body)
     bones = centre(body & (hu > 350))
     gas = grid.world_mm(np.argwhere(hu < -700))
-    lungs = gas[(np.abs(gas - middle) < [110, 70, 400]).all(axis=1)].mean(axis=0)  # and a little gas in the bowel
+    lungs = gas[(np.abs(gas - middle) < [110, 70, 400]).all(axis=1)].mean(
+        axis=0
+    )  # and a little gas in the bowel
     assert liver[0] > middle[0] + 20  # on the patient's right: x grows to the right in RAS+
     assert bones[1] < liver[1] - 20  # the spine lies behind
     assert lungs[2] > liver[2] + 20  # the lungs above
@@ -235,7 +271,12 @@ def test_tissues_have_portal_venous_hu() -> None:
         "fat under the skin": ((wall > patient.torso.wall_mm + 5) & (hu > -300), -125, -80),
         "muscle of the back": (_back(p) & (np.abs(p.z) < 100), 35, 80),
         "lung": ((wall < -8) & (abdomen > 8) & (np.abs(p.x) > 70), -950, -750),
-        "air": ((np.abs(wall - patient.torso.wall_mm - 1.6 * patient.torso.fat_mm - 15) < 8) & (p.y > 0), -1025, -930),
+        "air": (
+            (np.abs(wall - patient.torso.wall_mm - 1.6 * patient.torso.fat_mm - 15) < 8)
+            & (p.y > 0),
+            -1025,
+            -930,
+        ),
     }
     for name, (mask, low, high) in expected.items():
         assert mask.sum() > 100, name
@@ -269,7 +310,10 @@ def test_tumours_can_be_seen(scans: list[PhantomScan]) -> None:
     """Where noise is averaged out, each tumour of an easy case stands out from the liver around it."""
     seen = 0
     for scan in scans[::2]:
-        hu, label = ndimage.uniform_filter(scan.image.voxels.astype(float), 3), np.ascontiguousarray(scan.label.voxels)
+        hu, label = (
+            ndimage.uniform_filter(scan.image.voxels.astype(float), 3),
+            np.ascontiguousarray(scan.label.voxels),
+        )
         calm = ndimage.binary_erosion(label == LIVER, iterations=4)
         unrest = np.abs(hu[calm] - np.median(hu[calm])).mean()
         parts = cc3d.connected_components(label == TUMOUR, connectivity=26)
@@ -292,7 +336,12 @@ def test_same_patient_on_other_grids() -> None:
     volumes = []
     for spacing, turn in (((2.0, 3.0, 3.0), 0.0), ((6.0, 3.0, 3.0), 0.0), ((3.0, 4.0, 4.0), 5.0)):
         label = scan_patient(patient, grid_of(spacing, turn), "RAS", (9,)).label
-        volumes.append([(label.voxels == value).sum() * label.grid.voxel_volume_ml for value in (LIVER, TUMOUR)])
+        volumes.append(
+            [
+                (label.voxels == value).sum() * label.grid.voxel_volume_ml
+                for value in (LIVER, TUMOUR)
+            ]
+        )
     np.testing.assert_allclose(volumes[1:], [volumes[0]] * 2, rtol=0.06, atol=1.0)
     assert abs(sum(volumes[0]) / patient.liver_ml - 1) < 0.03
 
@@ -315,7 +364,12 @@ def test_full_size_has_the_variety_of_hospitals() -> None:
     assert (spacing[:, 1:] > 0.599).all()
     assert (spacing[:, 1:] < 0.901).all()
     assert (
-        3 < sum(np.abs(grid.affine[:3, :3]).max(axis=0).sum() < np.sum(grid.spacing_mm) - 1e-3 for grid in grids) < 20
+        3
+        < sum(
+            np.abs(grid.affine[:3, :3]).max(axis=0).sum() < np.sum(grid.spacing_mm) - 1e-3
+            for grid in grids
+        )
+        < 20
     )
 
 
@@ -324,7 +378,9 @@ def test_waves_on_a_grid_are_waves_at_its_points() -> None:
     grid = grid_of((7, 9, 11), turn_deg=20)
     z, y, x = np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij")
     world = grid.world_mm(np.stack([z, y, x], axis=-1))
-    direct = sum(np.sin(world @ k + phase) for k, phase in zip(waves.vectors, waves.phases, strict=True))
+    direct = sum(
+        np.sin(world @ k + phase) for k, phase in zip(waves.vectors, waves.phases, strict=True)
+    )
     direct *= 3.0 * np.sqrt(2 / 5)
     np.testing.assert_allclose(waves.on(grid, slice(3, 9)), direct[3:9], atol=2e-4)
     points = Points(*(np.float32(world[..., axis]) for axis in range(3)))
@@ -350,7 +406,9 @@ def test_box_of_a_body_holds_all_of_it(shape: Ellipsoid | Cone) -> None:
     assert (inside.min(axis=0) >= box[0]).all()
     assert (inside.max(axis=0) < box[1]).all()
     reach = np.array(shape.bounds()[1]) - shape.bounds()[0]
-    assert np.prod((box[1] - box[0]) * grid.spacing_mm) < np.prod(1.15 * reach + 45)  # and not much more
+    assert np.prod((box[1] - box[0]) * grid.spacing_mm) < np.prod(
+        1.15 * reach + 45
+    )  # and not much more
 
 
 def test_distances_are_distances() -> None:
@@ -380,7 +438,9 @@ def test_noise_has_its_variance_spectrum_and_correlation() -> None:
     grid = Grid((60, 125, 96), np.diag([0.8, 0.8, 1.5, 1.0]))
     along_y, along_x = spectrum_frequencies(grid)
     f = np.sqrt(along_y**2 + along_x**2)
-    field = SpectralField(np.random.default_rng(0), grid, np.sqrt(f) * np.exp(-((f / 0.3) ** 2)), 0.4).take(60)
+    field = SpectralField(
+        np.random.default_rng(0), grid, np.sqrt(f) * np.exp(-((f / 0.3) ** 2)), 0.4
+    ).take(60)
     assert field.shape == grid.shape
     assert field.std() == pytest.approx(1, abs=0.02)
     between = np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairwise(field)])

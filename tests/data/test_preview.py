@@ -10,19 +10,27 @@ from liverseg_dist.commands.main import main
 from liverseg_dist.config import DataConfig
 from liverseg_dist.data.augment import PRESETS, DeviceTransform
 from liverseg_dist.data.loading import PatchLoader, PatchSource
-from liverseg_dist.data.preview import TILE_PX, PreviewRow, render_preview, most_informative_slice
+from liverseg_dist.data.preview import TILE_PX, PreviewRow, most_informative_slice, render_preview
 from liverseg_dist.data.store.case_store import CaseStore
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("preview")
-    assert main(["phantom", str(folder / "source"), "--cases", "3", "--seed", "3", "--size", "small"]) == 0
-    assert main(["convert", str(folder / "source"), str(folder / "store.zarr"), "convert.workers=1"]) == 0
+    assert (
+        main(["phantom", str(folder / "source"), "--cases", "3", "--seed", "3", "--size", "small"])
+        == 0
+    )
+    assert (
+        main(["convert", str(folder / "source"), str(folder / "store.zarr"), "convert.workers=1"])
+        == 0
+    )
     return folder / "store.zarr"
 
 
-def test_preview_draws_the_samples(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preview_draws_the_samples(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new folder/picture.png"
     command = [
         "preview",
@@ -52,11 +60,18 @@ def test_the_loader_reads_what_the_conversion_wrote(store: Path) -> None:
             image_BCDHW, label_BDHW = transform(batch)
             for i, index in enumerate(batch.indices):
                 plan = source.plan(index)
-                box = tuple(slice(a, a + n) for a, n in zip(plan.patch_start, settings.patch_size, strict=True))
+                box = tuple(
+                    slice(a, a + n)
+                    for a, n in zip(plan.patch_start, settings.patch_size, strict=True)
+                )
                 np.testing.assert_array_equal(label_BDHW[i].numpy(), cases.label(plan.case_id)[box])
                 hu, known = cases.image(plan.case_id)[box].astype(np.float64), cases.intensity
-                v = (np.clip(hu, known.lower_hu, known.upper_hu) - known.lower_hu) / (known.upper_hu - known.lower_hu)
-                np.testing.assert_allclose(image_BCDHW[i, 0].numpy(), (v - known.mean) / known.std, atol=1e-4)
+                v = (np.clip(hu, known.lower_hu, known.upper_hu) - known.lower_hu) / (
+                    known.upper_hu - known.lower_hu
+                )
+                np.testing.assert_allclose(
+                    image_BCDHW[i, 0].numpy(), (v - known.mean) / known.std, atol=1e-4
+                )
 
 
 @pytest.mark.parametrize(

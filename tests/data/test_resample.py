@@ -16,9 +16,9 @@ from liverseg_dist.data.preprocessing.resample import (
     NUDGE,
     Interpolation,
     align_axes,
-    resample_to_grid,
     resample_nearest,
     resample_probabilities,
+    resample_to_grid,
 )
 from liverseg_dist.data.preprocessing.resample_axis import SamplePositions, interpolation_matrix
 from liverseg_dist.errors import UserError
@@ -54,8 +54,12 @@ def zoomed(values: np.ndarray, grid: Grid, order: int) -> np.ndarray:
 def test_images_equal_scipy_zoom(spacing_mm: tuple[float, float, float], order: int) -> None:
     target = GRID.with_spacing(spacing_mm)
     values = smooth()
-    ours = resample_to_grid(Volume(values, GRID), target, interpolation=Interpolation(order, order, antialias=False)).voxels
-    reference = np.clip(zoomed(values.astype(np.float64), target, order), values.min(), values.max())
+    ours = resample_to_grid(
+        Volume(values, GRID), target, interpolation=Interpolation(order, order, antialias=False)
+    ).voxels
+    reference = np.clip(
+        zoomed(values.astype(np.float64), target, order), values.min(), values.max()
+    )
     np.testing.assert_allclose(ours, reference, atol=2e-6 * np.abs(values).max())
 
 
@@ -68,9 +72,13 @@ def test_images_equal_skimage_resize_as_nnunet_calls_it(
     values = smooth(np.float64)
     reference = resize(values, target.shape, order=3, mode="edge", anti_aliasing=antialias)
     ours = resample_to_grid(
-        Volume(values.astype(np.float32), GRID), target, interpolation=Interpolation(3, 3, antialias)
+        Volume(values.astype(np.float32), GRID),
+        target,
+        interpolation=Interpolation(3, 3, antialias),
     ).voxels
-    if antialias:  # the filter and the clip come in another order there: compare where neither clips
+    if (
+        antialias
+    ):  # the filter and the clip come in another order there: compare where neither clips
         free = (reference > values.min() + 1) & (reference < values.max() - 1)
         ours, reference = ours[free], reference[free]
     np.testing.assert_allclose(ours, reference, atol=3e-6 * np.abs(values).max())
@@ -84,7 +92,9 @@ def test_thick_slices_are_interpolated_apart_as_nnunet_does() -> None:
     )  # 12 slices to 20: no place halfway, where nearest is a matter of taste
     values = smooth()
     options = {"order": 3, "mode": "edge", "anti_aliasing": False, "clip": False}
-    in_plane = np.stack([resize(image.astype(np.float64), target.shape[1:], **options) for image in values])
+    in_plane = np.stack(
+        [resize(image.astype(np.float64), target.shape[1:], **options) for image in values]
+    )
     for thick_order in (0, 1):
         reference = np.clip(zoomed(in_plane, target, thick_order), values.min(), values.max())
         interpolation = Interpolation(3, thick_order, antialias=False)
@@ -102,10 +112,14 @@ def brick() -> np.ndarray:
 
 @pytest.mark.parametrize("label", [classes(), brick()], ids=["all over", "brick"])
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
-def test_labels_equal_one_hot_linear_argmax(spacing_mm: tuple[float, float, float], label: np.ndarray) -> None:
+def test_labels_equal_one_hot_linear_argmax(
+    spacing_mm: tuple[float, float, float], label: np.ndarray
+) -> None:
     target = GRID.with_spacing(spacing_mm)
     assert set(np.unique(label)) == {0, 1, 2}
-    shares = np.stack([zoomed((label == value).astype(np.float64), target, 1) for value in range(3)])
+    shares = np.stack(
+        [zoomed((label == value).astype(np.float64), target, 1) for value in range(3)]
+    )
     ours = resample_to_grid(Volume(label, GRID), target, "label").voxels
     assert ours.dtype == np.uint8
     ordered = np.sort(shares, axis=0)
@@ -113,14 +127,23 @@ def test_labels_equal_one_hot_linear_argmax(spacing_mm: tuple[float, float, floa
     assert clear.mean() > 0.85
     np.testing.assert_array_equal(ours[clear], shares.argmax(axis=0)[clear])
     taken = np.take_along_axis(shares, ours[None].astype(int), axis=0)[0]
-    np.testing.assert_allclose(taken, ordered[2], atol=4 * NUDGE)  # in a tie one of the winners wins
+    np.testing.assert_allclose(
+        taken, ordered[2], atol=4 * NUDGE
+    )  # in a tie one of the winners wins
 
 
 def test_probabilities_equal_scipy_zoom_and_sum_to_one() -> None:
     target = GRID.with_spacing((0.9, 0.5, 0.7))
-    shares = np.random.default_rng(0).dirichlet([1, 1, 1], SHAPE).transpose(3, 0, 1, 2).astype(np.float32)
+    shares = (
+        np.random.default_rng(0)
+        .dirichlet([1, 1, 1], SHAPE)
+        .transpose(3, 0, 1, 2)
+        .astype(np.float32)
+    )
     ours = resample_probabilities(shares, GRID, target)
-    np.testing.assert_allclose(ours, np.stack([zoomed(c.astype(np.float64), target, 1) for c in shares]), atol=1e-6)
+    np.testing.assert_allclose(
+        ours, np.stack([zoomed(c.astype(np.float64), target, 1) for c in shares]), atol=1e-6
+    )
     np.testing.assert_allclose(ours.sum(axis=0), 1, atol=1e-6)
 
 
@@ -128,14 +151,21 @@ def test_probabilities_equal_scipy_zoom_and_sum_to_one() -> None:
 def test_a_label_on_a_rotated_grid_equals_scipy_nearest(degrees: float) -> None:
     label = classes()
     affine = np.eye(4)
-    affine[:3, :3] = Rotation.from_euler("zx", [degrees, 3], degrees=True).as_matrix() @ np.diag([1.1, 0.7, 0.9])
+    affine[:3, :3] = Rotation.from_euler("zx", [degrees, 3], degrees=True).as_matrix() @ np.diag(
+        [1.1, 0.7, 0.9]
+    )
     affine[:3, 3] = GRID.world_mm(np.array(SHAPE) / 2) - affine[:3, :3] @ np.array([10, 12, 8])
     target = Grid((17, 25, 21), affine)
     assert align_axes(GRID, target) is None
     at = GRID.index_of(target.world_mm(np.argwhere(np.ones(target.shape)))).T
-    reference = ndimage.map_coordinates(label, at, order=0, mode="grid-constant", cval=0).reshape(target.shape)
+    reference = ndimage.map_coordinates(label, at, order=0, mode="grid-constant", cval=0).reshape(
+        target.shape
+    )
     assert (reference > 0).sum() > 500
-    for ours in (resample_to_grid(Volume(label, GRID), target, "label"), resample_nearest(Volume(label, GRID), target)):
+    for ours in (
+        resample_to_grid(Volume(label, GRID), target, "label"),
+        resample_nearest(Volume(label, GRID), target),
+    ):
         np.testing.assert_array_equal(ours.voxels, reference)
 
 
@@ -145,8 +175,12 @@ def test_an_image_on_a_rotated_grid_is_linear_inside_and_air_outside() -> None:
     affine[:3, :3] = Rotation.from_euler("z", 20, degrees=True).as_matrix() @ affine[:3, :3]
     target = Grid(SHAPE, affine)
     at = GRID.index_of(target.world_mm(np.argwhere(np.ones(target.shape)))).T
-    reference = ndimage.map_coordinates(values.astype(np.float64), at, order=1, mode="nearest").reshape(SHAPE)
-    beyond = np.maximum(-0.5 - at.T, at.T - (np.array(SHAPE) - 0.5)).max(axis=1).reshape(SHAPE)  # voxels past a face
+    reference = ndimage.map_coordinates(
+        values.astype(np.float64), at, order=1, mode="nearest"
+    ).reshape(SHAPE)
+    beyond = (
+        np.maximum(-0.5 - at.T, at.T - (np.array(SHAPE) - 0.5)).max(axis=1).reshape(SHAPE)
+    )  # voxels past a face
     inside, outside = beyond < -0.01, beyond > 0.01
     ours = resample_to_grid(Volume(values, GRID), target).voxels
     assert ours.dtype == np.int16
@@ -170,7 +204,9 @@ def test_turning_and_back_is_exact(grid: Grid, orientation: str, kind: str) -> N
     np.testing.assert_array_equal(resample_to_grid(turned, volume.grid, kind).voxels, volume.voxels)  # type: ignore[arg-type]
 
 
-@given(grids(), st.tuples(*[st.integers(-3, 5)] * 3), st.tuples(*[st.integers(1, 8)] * 3), orientations)
+@given(
+    grids(), st.tuples(*[st.integers(-3, 5)] * 3), st.tuples(*[st.integers(1, 8)] * 3), orientations
+)
 def test_crops_pads_and_turns_are_exact(
     grid: Grid, start: tuple[int, int, int], shape: tuple[int, int, int], orientation: str
 ) -> None:
@@ -181,7 +217,10 @@ def test_crops_pads_and_turns_are_exact(
 
 
 @given(
-    grids(oblique=False), orientations, st.tuples(*[st.floats(0.5, 4, allow_nan=False)] * 3), st.sampled_from([1, 3])
+    grids(oblique=False),
+    orientations,
+    st.tuples(*[st.floats(0.5, 4, allow_nan=False)] * 3),
+    st.sampled_from([1, 3]),
 )
 @settings(max_examples=60)
 def test_orientation_does_not_change_the_result(
@@ -193,8 +232,13 @@ def test_orientation_does_not_change_the_result(
     target = volume.reoriented("RAS").grid.with_spacing(spacing_mm)
     interpolation = Interpolation(order)
     spread = sorted(grid.spacing_mm)
-    assume(spread[2] - spread[1] > 1e-6 or spread[2] < 2.9 * spread[0])  # two equally thick axes: the first one counts
-    one, other = (resample_to_grid(v, target, interpolation=interpolation).voxels.astype(int) for v in (volume, turned))
+    assume(
+        spread[2] - spread[1] > 1e-6 or spread[2] < 2.9 * spread[0]
+    )  # two equally thick axes: the first one counts
+    one, other = (
+        resample_to_grid(v, target, interpolation=interpolation).voxels.astype(int)
+        for v in (volume, turned)
+    )
     assert np.abs(one - other).max() <= 1  # rounding of x.5
 
 
@@ -210,7 +254,9 @@ def test_a_constant_stays_constant(
 ) -> None:
     target = grid.with_spacing(spacing_mm)
     ours = resample_to_grid(
-        Volume(np.full(grid.shape, 40, np.int16), grid), target, interpolation=Interpolation(order, order, antialias)
+        Volume(np.full(grid.shape, 40, np.int16), grid),
+        target,
+        interpolation=Interpolation(order, order, antialias),
     )
     assert (ours.voxels == 40).all()
 
@@ -238,7 +284,9 @@ def test_small_tumours_keep_their_volume_when_slices_grow() -> None:
     shares = []
     for _ in range(20):
         centre = grid.world_mm(np.array([20, 30, 30]) + rng.uniform(-3, 3, 3))
-        label = 1 + (np.linalg.norm(world_mm - centre, axis=-1) < 5).astype(np.uint8).reshape(grid.shape)
+        label = 1 + (np.linalg.norm(world_mm - centre, axis=-1) < 5).astype(np.uint8).reshape(
+            grid.shape
+        )
         ours = resample_to_grid(Volume(label, grid), target, "label").voxels
         shares.append(np.count_nonzero(ours == 2) * 2 / np.count_nonzero(label == 2))
     assert np.mean(shares) == pytest.approx(1, abs=0.06)
@@ -251,7 +299,9 @@ def test_padding_class_255_survives_and_empty_labels_stay_empty() -> None:
     ours = resample_to_grid(Volume(label, GRID), target, "label").voxels
     assert (ours[:3] == 255).all()
     assert not (ours[3:] == 255).any()
-    assert not resample_to_grid(Volume(np.zeros(SHAPE, np.uint8), GRID), target, "label").voxels.any()
+    assert not resample_to_grid(
+        Volume(np.zeros(SHAPE, np.uint8), GRID), target, "label"
+    ).voxels.any()
 
 
 def test_a_target_beyond_the_scan_is_filled() -> None:
@@ -273,7 +323,9 @@ def test_integers_are_rounded_and_stay_in_range() -> None:
     assert ours.dtype == np.int16
     assert values.min() <= ours.min() <= ours.max() <= values.max()
     np.testing.assert_allclose(ours, np.clip(reference, values.min(), values.max()), atol=0.501)
-    assert reference.max() > values.max()  # the spline overshoots, so that the clip is put to the test
+    assert (
+        reference.max() > values.max()
+    )  # the spline overshoots, so that the clip is put to the test
 
 
 def test_the_input_is_not_touched() -> None:
@@ -306,7 +358,9 @@ def test_axis_matrices_equal_scipy_on_unit_vectors(length: int, count: int, orde
 
 def test_an_absurd_target_is_refused_before_it_is_made() -> None:
     with pytest.raises(UserError, match="voxel sizes"):
-        resample_to_grid(Volume(np.zeros(SHAPE, np.int16), GRID), GRID.with_spacing((1e-3, 1e-3, 1e-2)))
+        resample_to_grid(
+            Volume(np.zeros(SHAPE, np.int16), GRID), GRID.with_spacing((1e-3, 1e-3, 1e-2))
+        )
 
 
 def test_the_bits_do_not_depend_on_the_number_of_blas_threads() -> None:
@@ -323,7 +377,10 @@ print(hashlib.sha256(resample_to_grid(Volume(voxels, grid), target, "image").vox
     said = {
         subprocess.run(
             [sys.executable, "-c", program],
-            env={**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)},
+            env={
+                **os.environ,
+                **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads),
+            },
             capture_output=True,
             text=True,
             check=True,

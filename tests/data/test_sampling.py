@@ -17,12 +17,17 @@ CASES = tuple(f"case_{i}" for i in range(7))
 def test_counter_random_is_numpys_philox() -> None:
     ours = CounterRandom(seed=3, index=9, purpose=2, attempt=1)
     key, counter = np.array([3, 9], dtype=np.uint64), np.array([0, 1, 2, 0], dtype=np.uint64)
-    assert [ours.raw() for _ in range(40)] == np.random.Philox(key=key, counter=counter).random_raw(40).tolist()
+    assert [ours.raw() for _ in range(40)] == np.random.Philox(key=key, counter=counter).random_raw(
+        40
+    ).tolist()
 
 
 def test_counter_random_distributions() -> None:
     random = CounterRandom(0, 0)
-    assert stats.kstest([random.uniform(-2, 3) for _ in range(4000)], stats.uniform(-2, 5).cdf).pvalue > 0.01
+    assert (
+        stats.kstest([random.uniform(-2, 3) for _ in range(4000)], stats.uniform(-2, 5).cdf).pvalue
+        > 0.01
+    )
     assert stats.kstest([random.normal() for _ in range(4000)], stats.norm.cdf).pvalue > 0.01
     counts = Counter(random.below(5) for _ in range(5000))
     assert stats.chisquare([counts[i] for i in range(5)]).pvalue > 0.01
@@ -30,7 +35,13 @@ def test_counter_random_distributions() -> None:
 
 
 def test_neighbouring_streams_differ() -> None:
-    first = {CounterRandom(s, i, p, a).raw() for s in range(4) for i in range(4) for p in range(4) for a in range(4)}
+    first = {
+        CounterRandom(s, i, p, a).raw()
+        for s in range(4)
+        for i in range(4)
+        for p in range(4)
+        for a in range(4)
+    }
     assert len(first) == 256
 
 
@@ -45,7 +56,10 @@ def test_entering_anywhere_gives_the_same_samples() -> None:
     def stream(first: int) -> list[tuple]:
         order = SampleOrder(CASES, 11, 3, 0.5)  # a fresh one: as after a restart
         draws = [order.draw(n) for n in range(first, 40)]
-        return [(d.case_id, d.wants_foreground, order.augment_seed(d.index), d.random.raw()) for d in draws]
+        return [
+            (d.case_id, d.wants_foreground, order.augment_seed(d.index), d.random.raw())
+            for d in draws
+        ]
 
     whole = stream(0)
     for first in (1, 13, 39):
@@ -73,7 +87,9 @@ def test_seed_changes_everything() -> None:
 def test_guaranteed_share_of_foreground(batch: int, share: float, expected: str) -> None:
     order = SampleOrder(CASES, 0, batch, share)
     for step in range(5):
-        got = "".join("f" if order.draw(step * batch + i).wants_foreground else "-" for i in range(batch))
+        got = "".join(
+            "f" if order.draw(step * batch + i).wants_foreground else "-" for i in range(batch)
+        )
         assert got == expected
 
 
@@ -118,11 +134,14 @@ def test_patches_lie_inside_where_they_fit(image, patch, n, centred, data) -> No
     low = data.draw(st.integers(0, image[0] - 1))
     valid = (low, data.draw(st.integers(low + 1, image[0])))
     voxel = tuple(
-        data.draw(st.integers(*bounds)) for bounds in ((low, valid[1] - 1), (0, image[1] - 1), (0, image[2] - 1))
+        data.draw(st.integers(*bounds))
+        for bounds in ((low, valid[1] - 1), (0, image[1] - 1), (0, image[2] - 1))
     )
     centre = Centre(1, 0, voxel) if centred else None
     start = patch_start(CounterRandom(0, n), centre, image, valid, patch)
-    for axis, (bounds, size) in enumerate(zip((valid, (0, image[1]), (0, image[2])), patch, strict=True)):
+    for axis, (bounds, size) in enumerate(
+        zip((valid, (0, image[1]), (0, image[2])), patch, strict=True)
+    ):
         begin, end = start[axis], start[axis] + size
         if size <= bounds[1] - bounds[0]:
             assert bounds[0] <= begin
@@ -140,5 +159,7 @@ def test_patches_lie_inside_where_they_fit(image, patch, n, centred, data) -> No
 
 
 def test_random_patches_reach_every_place() -> None:
-    starts = {patch_start(CounterRandom(0, n), None, (4, 9, 9), (0, 4), (4, 6, 9)) for n in range(200)}
+    starts = {
+        patch_start(CounterRandom(0, n), None, (4, 9, 9), (0, 4), (4, 6, 9)) for n in range(200)
+    }
     assert starts == {(0, y, 0) for y in range(4)}

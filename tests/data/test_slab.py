@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from liverseg_dist.config import SlabConfig
-from liverseg_dist.data.preprocessing.slab import Slab, slab_coverage, describe_slabs, padded_label, place_slabs, pooled_coverage
+from liverseg_dist.data.preprocessing.slab import (
+    Slab,
+    describe_slabs,
+    padded_label,
+    place_slabs,
+    pooled_coverage,
+    slab_coverage,
+)
 from liverseg_dist.labels import IGNORE
 from liverseg_dist.volume import Grid, Volume
 
@@ -23,7 +30,9 @@ def label_on(grid: Grid, liver: tuple[int, int], *tumours: tuple[int, int]) -> V
     return Volume(voxels, grid)
 
 
-def place(grid: Grid, label: Volume | None, policy: str, spacing_mm: tuple | None = None) -> tuple[Slab, ...]:
+def place(
+    grid: Grid, label: Volume | None, policy: str, spacing_mm: tuple | None = None
+) -> tuple[Slab, ...]:
     slabs = place_slabs(grid, label, spacing_mm, SlabConfig(policy=policy, margin_mm=10))
     assert all(slab.grid.shape[0] == 64 for slab in slabs)
     return slabs
@@ -44,7 +53,10 @@ def test_fit_keeps_native_slices_when_the_liver_fits() -> None:
 def test_fit_stretches_slices_over_a_longer_liver_and_its_margin() -> None:
     grid = scan(200)
     (slab,) = place(grid, label_on(grid, (40, 140)), "fit")
-    low_mm, high_mm = 100 + 2 * (40 - 0.5) - 10, 100 + 2 * (140 - 0.5) + 10  # outer faces of the liver, and the margin
+    low_mm, high_mm = (
+        100 + 2 * (40 - 0.5) - 10,
+        100 + 2 * (140 - 0.5) + 10,
+    )  # outer faces of the liver, and the margin
     step = slab.grid.spacing_mm[0]
     assert 64 * step == pytest.approx(high_mm - low_mm)
     assert first_slice_mm(slab) == pytest.approx(low_mm + step / 2)
@@ -59,8 +71,12 @@ def test_fit_stays_within_the_scan() -> None:
 
 
 @pytest.mark.parametrize("policy", ["fit", "window", "tile"])
-@pytest.mark.parametrize(("slices", "valid"), [(20, (22, 42)), (3, (30, 33)), (63, (0, 63)), (64, (0, 64))])
-def test_short_scans_are_padded_and_the_padding_is_marked(policy: str, slices: int, valid: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("slices", "valid"), [(20, (22, 42)), (3, (30, 33)), (63, (0, 63)), (64, (0, 64))]
+)
+def test_short_scans_are_padded_and_the_padding_is_marked(
+    policy: str, slices: int, valid: tuple[int, int]
+) -> None:
     grid = scan(slices)
     (slab,) = place(grid, label_on(grid, (0, slices)), policy)
     assert slab.valid_slices == valid
@@ -75,7 +91,9 @@ def test_window_prefers_tumour_over_liver() -> None:
     grid = scan(300)
     label = label_on(grid, (10, 200), (180, 200))
     (slab,) = place(grid, label, "window")
-    assert first_slice_mm(slab) == 100 + 2 * 136  # ends with the liver: all tumour, and most liver with it
+    assert (
+        first_slice_mm(slab) == 100 + 2 * 136
+    )  # ends with the liver: all tumour, and most liver with it
     lost = slab_coverage(label, [slab])
     assert lost["tumour_inside"] == 1.0
     assert lost["liver_inside"] == pytest.approx((64 * 36) / (190 * 36))
@@ -125,13 +143,18 @@ def test_tumours_too_small_for_the_slabs_voxels_are_counted() -> None:
     assert (lost["tumours"], lost["tumours_missed"], lost["tumours_vanished"]) == (2, 0, 1)
     where, outside, vanished = (finding.message for finding in describe_slabs(grid, [slab], lost))
     assert where == "slab: 384 of 400 slices of 2 mm as 64 of 12 mm (from 0, counted from below)"
-    assert outside.startswith("outside the slab: 4.0 % of the liver, 0.0 % of tumour; of 2 tumours 0 cut, 0 missed")
+    assert outside.startswith(
+        "outside the slab: 4.0 % of the liver, 0.0 % of tumour; of 2 tumours 0 cut, 0 missed"
+    )
     assert vanished == "1 of 2 tumours are too small for the slab's voxels"
 
 
 def test_shares_of_a_data_set_are_pooled_by_voxels() -> None:
     grid = scan(300)
     slab = Slab(grid.cropped((0, 0, 0), (64, 12, 10)), (0, 64))
-    inside, outside = slab_coverage(label_on(grid, (0, 64)), [slab]), slab_coverage(label_on(grid, (64, 256)), [slab])
+    inside, outside = (
+        slab_coverage(label_on(grid, (0, 64)), [slab]),
+        slab_coverage(label_on(grid, (64, 256)), [slab]),
+    )
     assert pooled_coverage([inside, outside])["liver_inside"] == pytest.approx(0.25)
     assert pooled_coverage([]) == {}

@@ -8,7 +8,13 @@ import pytest
 from sklearn.model_selection import KFold
 
 from liverseg_dist.config import SplitConfig
-from liverseg_dist.data.splits import Splits, check_split_files, make_splits, nnunet_folds, read_patients
+from liverseg_dist.data.splits import (
+    Splits,
+    check_split_files,
+    make_splits,
+    nnunet_folds,
+    read_patients,
+)
 from liverseg_dist.errors import UserError
 
 
@@ -27,13 +33,20 @@ def check_whole(splits: Splits, cases: dict[str, float]) -> None:
 
 
 def test_nnunet_folds_equal_the_published_list() -> None:
-    published = Path(__file__).resolve().parents[3] / "shared" / "reference" / "task03_nnunet_5folds.json"
+    published = (
+        Path(__file__).resolve().parents[3] / "shared" / "reference" / "task03_nnunet_5folds.json"
+    )
     if not published.is_file():
         pytest.skip(f"the published split is not at {published}")
     content = json.loads(published.read_text())
-    folds = nnunet_folds([Path(case["image"]).name.removesuffix(".nii.gz") for case in content["training"]])
+    folds = nnunet_folds(
+        [Path(case["image"]).name.removesuffix(".nii.gz") for case in content["training"]]
+    )
     for number, fold in enumerate(folds):
-        expected = [Path(case["image"]).name.removesuffix(".nii.gz") for case in content[f"validation_fold{number}"]]
+        expected = [
+            Path(case["image"]).name.removesuffix(".nii.gz")
+            for case in content[f"validation_fold{number}"]
+        ]
         assert list(fold) == sorted(expected)
 
 
@@ -59,7 +72,9 @@ def test_every_case_once_and_every_fold_usable(count: int) -> None:
 def test_it_depends_on_nothing_but_the_cases() -> None:
     cases = burdens(30)
     turned = dict(reversed(cases.items()))
-    assert make_splits(cases, alone(cases), SplitConfig()) == make_splits(turned, alone(cases), SplitConfig())
+    assert make_splits(cases, alone(cases), SplitConfig()) == make_splits(
+        turned, alone(cases), SplitConfig()
+    )
 
 
 def test_patients_never_part() -> None:
@@ -81,7 +96,9 @@ def test_burden_is_spread_evenly() -> None:
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     cases = burdens(4)
     file = tmp_path / "splits.json"
-    file.write_text(json.dumps({"test": ["liver_3"], "folds": [["liver_0"], ["liver_2", "liver_1"]]}))
+    file.write_text(
+        json.dumps({"test": ["liver_3"], "folds": [["liver_0"], ["liver_2", "liver_1"]]})
+    )
     splits = make_splits(cases, alone(cases), SplitConfig(kind="file", file=file))
     assert splits == Splits(("liver_3",), (("liver_0",), ("liver_1", "liver_2")))
 
@@ -109,11 +126,15 @@ def test_nnunets_own_file_is_read(tmp_path: Path) -> None:
     a, b, c, d = sorted(cases)
     folds = [{"train": [c, d], "val": [b, a]}, {"train": [a, b], "val": [c, d]}]
     (tmp_path / "splits_final.json").write_text(json.dumps(folds))
-    made = make_splits(cases, alone(cases), SplitConfig(kind="file", file=tmp_path / "splits_final.json"))
+    made = make_splits(
+        cases, alone(cases), SplitConfig(kind="file", file=tmp_path / "splits_final.json")
+    )
     assert made == Splits((), ((a, b), (c, d)))
 
 
-def test_what_a_file_leaves_out_or_names_in_vain_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_file_leaves_out_or_names_in_vain_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cases = burdens(8)
     first, second, *rest = sorted(cases)
     (tmp_path / "s.json").write_text(json.dumps({"folds": [[first, "liver_999"], [second]]}))
@@ -122,8 +143,12 @@ def test_what_a_file_leaves_out_or_names_in_vain_is_told(tmp_path: Path, caplog:
     assert "liver_999: no labelled case" in caplog.text
     assert f"never used: {', '.join(rest[:5])} and 1 more" in caplog.text
     (tmp_path / "t.json").write_text(json.dumps({"test": sorted(cases), "folds": [[]]}))
-    everything = make_splits(cases, alone(cases), SplitConfig(kind="file", file=tmp_path / "t.json"))
-    assert everything == Splits(tuple(sorted(cases)), ((),)), "as for a store that is only tested on"
+    everything = make_splits(
+        cases, alone(cases), SplitConfig(kind="file", file=tmp_path / "t.json")
+    )
+    assert everything == Splits(tuple(sorted(cases)), ((),)), (
+        "as for a store that is only tested on"
+    )
     (tmp_path / "e.json").write_text(json.dumps({"folds": [[first, second], ["liver_999"]]}))
     make_splits(cases, alone(cases), SplitConfig(kind="file", file=tmp_path / "e.json"))
     assert "fold 1 has no labelled case" in caplog.text
@@ -140,12 +165,18 @@ def test_slabs_of_a_scan_stay_together(kind: str, tmp_path: Path) -> None:
     cases = dict.fromkeys(scans, 0.1)
     folds = nnunet_folds(sorted(set(scans.values())))
     (tmp_path / "s.json").write_text(json.dumps({"folds": folds}))
-    made = make_splits(cases, alone(cases), SplitConfig(kind=kind, file=tmp_path / "s.json"), (), scans)
-    assert [sorted({scans[case] for case in fold}) for fold in made.folds] == [sorted(fold) for fold in folds]
+    made = make_splits(
+        cases, alone(cases), SplitConfig(kind=kind, file=tmp_path / "s.json"), (), scans
+    )
+    assert [sorted({scans[case] for case in fold}) for fold in made.folds] == [
+        sorted(fold) for fold in folds
+    ]
     assert sorted(case for fold in made.folds for case in fold) == sorted(cases)
     if kind == "file":
         (tmp_path / "s.json").write_text(json.dumps({"folds": [["liver_2_tile1"], ["liver_3"]]}))
-        made = make_splits(cases, alone(cases), SplitConfig(kind=kind, file=tmp_path / "s.json"), (), scans)
+        made = make_splits(
+            cases, alone(cases), SplitConfig(kind=kind, file=tmp_path / "s.json"), (), scans
+        )
         assert made.folds == (("liver_2_tile1",), ("liver_3_tile0",))
 
 

@@ -48,10 +48,14 @@ def test_a_whole_store_is_whole(whole: Path) -> None:
 
 def test_sha256sum_agrees(whole: Path) -> None:
     """The checksums need nothing of ours; and they leave no file out."""
-    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=whole, check=True)
+    subprocess.run(
+        ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=whole, check=True
+    )
     listed = {line.split("  ", 1)[1] for line in (whole / "SHA256SUMS").read_text().splitlines()}
     files = {p.relative_to(whole).as_posix() for p in whole.rglob("*") if p.is_file()}
-    assert {name for name in files if not name.startswith(".liverseg/locks")} - listed == {"SHA256SUMS"}
+    assert {name for name in files if not name.startswith(".liverseg/locks")} - listed == {
+        "SHA256SUMS"
+    }
 
 
 def test_a_flipped_bit_in_any_file_is_found_and_named(whole: Path, tmp_path: Path) -> None:
@@ -64,7 +68,11 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(whole: Path, tmp_path: Pat
         found = damage(tmp_path / "s.zarr")
         shutil.copyfile(whole / name, path)
         parts = name.split("/")
-        case_id, where = (parts[1], "/".join(parts[2:])) if len(parts) > 2 and parts[0] == "cases" else ("", name)
+        case_id, where = (
+            (parts[1], "/".join(parts[2:]))
+            if len(parts) > 2 and parts[0] == "cases"
+            else ("", name)
+        )
         assert found, f"a flipped bit in {name} goes unnoticed"
         if name != "SHA256SUMS":
             assert any((d.case_id, d.where) == (case_id, where) for d in found), f"{name}: {found}"
@@ -75,7 +83,9 @@ def test_the_damaged_chunk_is_named(store: Path, capsys: pytest.CaptureFixture[s
     """The bit is flipped within the inner chunk (0, 1, 0), whose bytes the shard's index tells."""
     shard = store / "cases/liver_1/image/c/0/0/0"
     counts = (1, 3, 1)  # 64 x 40 x 44 in chunks of 64 x 16 x 64
-    index = np.frombuffer(shard.read_bytes()[-16 * int(np.prod(counts)) - 4 : -4], dtype="<u8").reshape(*counts, 2)
+    index = np.frombuffer(
+        shard.read_bytes()[-16 * int(np.prod(counts)) - 4 : -4], dtype="<u8"
+    ).reshape(*counts, 2)
     offset, length = index[0, 1, 0]
     flip(shard, int(offset + length // 2))
     assert main(["verify", str(store)]) == 1
@@ -105,25 +115,35 @@ def test_names_and_sizes_that_cannot_be_are_damage(store: Path) -> None:
     """A zero byte in a name; an array of 10^15 chunks, which nobody counts one by one."""
     with (store / "SHA256SUMS").open("a") as file:
         file.write(f"{'0' * 64}  cases/liver_0/a\0b\n")
-    assert [str(d) for d in damage(store)] == ["case liver_0, a?b: cannot be read (embedded null byte)"]
+    assert [str(d) for d in damage(store)] == [
+        "case liver_0, a?b: cannot be read (embedded null byte)"
+    ]
     (store / "SHA256SUMS").unlink()
     metadata = store / "cases/liver_1/label/zarr.json"
     content = json.loads(metadata.read_text())
     content["shape"] = [10**7] * 3
     metadata.write_text(json.dumps(content))
-    assert "case liver_1, label: is damaged, chunk (metadata: ValueError)" in [str(d) for d in damage(store)]
+    assert "case liver_1, label: is damaged, chunk (metadata: ValueError)" in [
+        str(d) for d in damage(store)
+    ]
 
 
 def test_checksums_that_lost_lines_are_damage(store: Path) -> None:
     sums = store / "SHA256SUMS"
     whole = sums.read_text().splitlines(keepends=True)
-    sums.write_text("".join(line for line in whole if "liver_1/label/c/" not in line and "  zarr.json" not in line))
+    sums.write_text(
+        "".join(
+            line for line in whole if "liver_1/label/c/" not in line and "  zarr.json" not in line
+        )
+    )
     assert [str(d) for d in damage(store)] == [
         "SHA256SUMS: does not list zarr.json; lines are missing",
         "case liver_1, label/c/0/0/0: is not listed in SHA256SUMS",
     ]
     sums.write_text("")
-    assert [str(d) for d in damage(store)] == ["SHA256SUMS: does not list zarr.json; lines are missing"]
+    assert [str(d) for d in damage(store)] == [
+        "SHA256SUMS: does not list zarr.json; lines are missing"
+    ]
 
 
 def test_a_damaged_root_is_found_though_it_does_not_open(store: Path) -> None:
@@ -156,25 +176,49 @@ def rewrite_root(store: Path, edit: str) -> None:
     ours = root["attributes"]["liverseg"]
     exec(edit, {"root": ours})
     (store / "zarr.json").write_text(json.dumps(root))
-    sums = [line for line in (store / "SHA256SUMS").read_text().splitlines() if not line.endswith("  zarr.json")]
+    sums = [
+        line
+        for line in (store / "SHA256SUMS").read_text().splitlines()
+        if not line.endswith("  zarr.json")
+    ]
     (store / "SHA256SUMS").write_text("\n".join(sums) + "\n")
 
 
 @pytest.mark.parametrize(
     ("edit", "case_id", "said"),
     [
-        ("root['splits']['folds'][1] += root['splits']['folds'][0]", "liver_", "stands in more than one part"),
-        ("root['splits']['folds'][1].append('liver_7')", "liver_7", "is named there but not stored"),
-        ("root['cases']['liver_0']['patient'] = root['cases']['liver_1']['patient']", "", "are on several sides"),
+        (
+            "root['splits']['folds'][1] += root['splits']['folds'][0]",
+            "liver_",
+            "stands in more than one part",
+        ),
+        (
+            "root['splits']['folds'][1].append('liver_7')",
+            "liver_7",
+            "is named there but not stored",
+        ),
+        (
+            "root['cases']['liver_0']['patient'] = root['cases']['liver_1']['patient']",
+            "",
+            "are on several sides",
+        ),
         ("root['cases']['liver_0']['labelled'] = False", "liver_0", "stands there without a label"),
         ("del root['audit']['liver_2']", "", "metadata is damaged (KeyError"),
-        ("root['audit']['liver_2']['stored_as'] = []", "liver_2", "its scan's entry does not name it"),
+        (
+            "root['audit']['liver_2']['stored_as'] = []",
+            "liver_2",
+            "its scan's entry does not name it",
+        ),
         ("root['audit']['liver_3']['stored_as'] = ['liver_3']", "liver_3", "but not stored"),
         ("root['convert']['slab']['margin_mm'] = 11", "", "settings do not match their hash"),
         ("root['intensity']['std'] = 0", "", "metadata is damaged"),
         ("root['cases']['liver_1']['class_voxels'][2] += 1", "liver_1", "voxels per class"),
         ("root['cases']['liver_1']['valid_slices'] = [2, 64]", "liver_1", "padding is not marked"),
-        ("root['cases']['liver_1']['grid']['shape_zyx'] = [64, 40, 45]", "liver_1", "its metadata says (64, 40, 45)"),
+        (
+            "root['cases']['liver_1']['grid']['shape_zyx'] = [64, 40, 45]",
+            "liver_1",
+            "its metadata says (64, 40, 45)",
+        ),
     ],
 )
 def test_broken_promises_are_found(store: Path, edit: str, case_id: str, said: str) -> None:

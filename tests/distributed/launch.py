@@ -18,7 +18,14 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 def torchrun_command(ranks: int, *arguments: str) -> list[str]:
     meeting = ("--rdzv-backend=liverseg", "--rdzv-endpoint=localhost:0")
-    return [sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={ranks}", *arguments]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *meeting,
+        f"--nproc-per-node={ranks}",
+        *arguments,
+    ]
 
 
 def torchrun(
@@ -28,11 +35,17 @@ def torchrun(
     return _run(torchrun_command(ranks, *arguments), timeout_s, environment)
 
 
-def liverseg(*arguments: str, timeout_s: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-    return _run([sys.executable, "-m", "liverseg_dist", *map(str, arguments)], timeout_s, environment)
+def liverseg(
+    *arguments: str, timeout_s: float = 240, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return _run(
+        [sys.executable, "-m", "liverseg_dist", *map(str, arguments)], timeout_s, environment
+    )
 
 
-def _run(command: list[str], timeout_s: float, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def _run(
+    command: list[str], timeout_s: float, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
     process = subprocess.Popen(
         command,
         env=clean_environment(**environment),
@@ -47,5 +60,7 @@ def _run(command: list[str], timeout_s: float, environment: dict[str, str]) -> s
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-        raise AssertionError(f"no end after {timeout_s} s: {command}\n{out[-3000:]}\n{err[-3000:]}") from None
+        raise AssertionError(
+            f"no end after {timeout_s} s: {command}\n{out[-3000:]}\n{err[-3000:]}"
+        ) from None
     return subprocess.CompletedProcess(command, process.returncode, out, err)

@@ -23,7 +23,9 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv3d(1, 6, 3, padding=1, bias=False)  # under a norm its gradient would be rounding noise
+        self.first = nn.Conv3d(
+            1, 6, 3, padding=1, bias=False
+        )  # under a norm its gradient would be rounding noise
         self.norm = nn.InstanceNorm3d(6, affine=True)
         self.last = nn.Conv3d(6, 3, 3, padding=1)
 
@@ -52,10 +54,14 @@ def main(folder: str, mode: str, overrides: list[str]) -> None:
     world = World.from_environment("cpu")
     config = load_settings([], [f"train.global_batch_size={BATCH}", *overrides]).train
     torch.set_num_threads(1)
-    torch.manual_seed(world.global_rank if mode == "fresh" else 0)  # rank 0's initial weights must win
+    torch.manual_seed(
+        world.global_rank if mode == "fresh" else 0
+    )  # rank 0's initial weights must win
     with world.connected(60):
         check_strategy(config, world.world_size, world.device)
-        strategy = parallelize_model(Net(), world.device, config, (), lambda m: [{"params": list(m.parameters())}])
+        strategy = parallelize_model(
+            Net(), world.device, config, (), lambda m: [{"params": list(m.parameters())}]
+        )
         strategy.settle(torch.zeros(1, 1, 8, 8, 8))
         checkpoints = Checkpoints(Path(folder), keep_last=3)
         if mode == "dtype":
@@ -69,11 +75,15 @@ def main(folder: str, mode: str, overrides: list[str]) -> None:
         def steps(first: int, last: int) -> list[float]:
             losses = []
             for step in range(first, last):
-                mine = list(range(step * BATCH, (step + 1) * BATCH))[world.global_rank :: world.world_size]
+                mine = list(range(step * BATCH, (step + 1) * BATCH))[
+                    world.global_rank :: world.world_size
+                ]
                 total = torch.zeros((), dtype=torch.float64)
                 for position, sample in enumerate(mine):
                     x = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(sample))
-                    loss = ((strategy.forward(x, last=position == len(mine) - 1) - x) ** 2).mean() / BATCH
+                    loss = (
+                        (strategy.forward(x, last=position == len(mine) - 1) - x) ** 2
+                    ).mean() / BATCH
                     strategy.backward(loss)
                     total += loss.detach().double()
                 if world.is_distributed:
@@ -85,7 +95,9 @@ def main(folder: str, mode: str, overrides: list[str]) -> None:
         if mode == "fresh":
             losses = steps(0, 3)
             checkpoints.save(3, strategy.state(), {"from": world.world_size}, wait=False)
-            losses += steps(3, 6)  # goes on while the bytes are written: the copy must be untouched by it
+            losses += steps(
+                3, 6
+            )  # goes on while the bytes are written: the copy must be untouched by it
             checkpoints.finish()
         else:
             state = checkpoints.newest()
@@ -98,7 +110,10 @@ def main(folder: str, mode: str, overrides: list[str]) -> None:
         checkpoints.close()
     if world.is_main:
         flat = torch.cat([weights[name].flatten() for name in sorted(weights)])
-        print(json.dumps({"losses": losses, "names": sorted(weights), "weights": flat.tolist()}), flush=True)
+        print(
+            json.dumps({"losses": losses, "names": sorted(weights), "weights": flat.tolist()}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,18 @@ def reference(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def arguments(run: SmallRun, out: Path) -> list[str]:
     ids = ",".join(CaseStore.open(run.store).case_ids)
-    return ["evaluate", str(run.run), "--store", str(run.store), "--cases", ids, "--out", str(out), "--device", "cpu"]
+    return [
+        "evaluate",
+        str(run.run),
+        "--store",
+        str(run.store),
+        "--cases",
+        ids,
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
 
 
 def results(out: Path) -> dict[str, bytes]:
@@ -67,9 +78,20 @@ def test_any_number_of_ranks_gives_the_same_bytes(
     assert json.loads(last[0])["n_cases"] == 5
 
 
-def test_one_scan_shared_by_all_ranks_gives_the_same_bytes(small_run: SmallRun, tmp_path: Path) -> None:
+def test_one_scan_shared_by_all_ranks_gives_the_same_bytes(
+    small_run: SmallRun, tmp_path: Path
+) -> None:
     """Fewer scans than ranks: their windows are divided; masks and reports stay what one process makes."""
-    run = ["--store", str(small_run.store), "--cases", "liver_1", "--device", "cpu", "--save-masks", "--source"]
+    run = [
+        "--store",
+        str(small_run.store),
+        "--cases",
+        "liver_1",
+        "--device",
+        "cpu",
+        "--save-masks",
+        "--source",
+    ]
     line = ["evaluate", str(small_run.run), *run, str(small_run.source), "inference.overlap=0.5"]
     assert main([*line, "--out", str(tmp_path / "one"), "--threads", "1"]) == 0
     done = torchrun(4, "-m", "liverseg_dist", *line, "--out", str(tmp_path / "four"))
@@ -108,7 +130,10 @@ def descendants(pid: int) -> list[int]:
 
 
 def test_killed_and_continued_gives_the_same_bytes(
-    small_run: SmallRun, reference: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_run: SmallRun,
+    reference: dict[str, bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with running(2, *arguments(small_run, tmp_path)) as process:
         end = time.monotonic() + 120
@@ -130,7 +155,9 @@ def test_a_damaged_case_is_reported_and_the_others_are_scored(
 ) -> None:
     broken = SmallRun(small_run.source, tmp_path / "store.zarr", small_run.run)
     shutil.copytree(small_run.store, broken.store)
-    shard = max((broken.store / "cases" / "liver_2" / "image").rglob("*"), key=lambda p: p.stat().st_size)
+    shard = max(
+        (broken.store / "cases" / "liver_2" / "image").rglob("*"), key=lambda p: p.stat().st_size
+    )
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 0xFF
     shard.write_bytes(content)
@@ -148,11 +175,20 @@ def test_a_damaged_case_is_reported_and_the_others_are_scored(
     assert results(out) == reference
 
 
-def test_whole_scans_masks_and_parts(small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whole_scans_masks_and_parts(
+    small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(small_run.run, run)
     store = CaseStore.open(small_run.store)
-    common = ["evaluate", str(run), "--device", "cpu", "--threads", "1"]  # the store is the one of the run's config
+    common = [
+        "evaluate",
+        str(run),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]  # the store is the one of the run's config
     assert main([*common, "--source", str(small_run.source), "--save-masks", "--json"]) == 0
     printed = capsys.readouterr().out
     result = json.loads(printed.splitlines()[-1])
@@ -160,7 +196,11 @@ def test_whole_scans_masks_and_parts(small_run: SmallRun, tmp_path: Path, capsys
     assert str(run / "evaluation" / "report.html") in printed
     summary = json.loads((run / "evaluation" / "summary.json").read_text())
     assert summary["details"]["input"] == "scan"
-    assert summary["calibration"]["liver"]["n_cases"] == summary["calibration"]["tumour"]["n_cases"] == 2
+    assert (
+        summary["calibration"]["liver"]["n_cases"]
+        == summary["calibration"]["tumour"]["n_cases"]
+        == 2
+    )
     assert summary["n_cases"] == len(store.ids("test"))
     masks = (run / "evaluation" / "masks").glob("*.nii.gz")
     assert sorted(p.name for p in masks) == [f"{i}.nii.gz" for i in store.ids("test")]
@@ -174,7 +214,17 @@ def test_whole_scans_masks_and_parts(small_run: SmallRun, tmp_path: Path, capsys
     for case_id in store.ids("test"):
         shutil.copy2(small_run.source / "labelsTr" / f"{case_id}.nii.gz", truth)
     assert (
-        main(["score", str(run / "evaluation" / "masks"), str(truth), "--out", str(tmp_path / "s"), "--workers", "1"])
+        main(
+            [
+                "score",
+                str(run / "evaluation" / "masks"),
+                str(truth),
+                "--out",
+                str(tmp_path / "s"),
+                "--workers",
+                "1",
+            ]
+        )
         == 0
     )
     ours = json.loads((run / "evaluation" / "summary.json").read_text())
@@ -216,7 +266,9 @@ def test_slabs_of_a_scan_are_post_processed_together(
         mask[(at > 5) & (at < 15), 10:50, 10:30] = True
         return mask
 
-    def restored(image: Volume, target: Grid, *_: object) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+    def restored(
+        image: Volume, target: Grid, *_: object
+    ) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
         grids.append(image.grid)
         turned, _, _ = plan_reorientation(target, image.grid.orientation)
         slices = np.zeros((turned.shape[0], 3))
@@ -227,12 +279,26 @@ def test_slabs_of_a_scan_are_post_processed_together(
         yield whole, torch.from_numpy(np.stack([0.9 * liver, 0.0 * liver]).astype(np.float32))
 
     store = tmp_path / "tiles.zarr"
-    coarse = ["convert.cleaning.spacing_mm=[1.5,8,8]", "convert.splits.test_fraction=0.4", "convert.splits.folds=2"]
+    coarse = [
+        "convert.cleaning.spacing_mm=[1.5,8,8]",
+        "convert.splits.test_fraction=0.4",
+        "convert.splits.folds=2",
+    ]
     tiled = ["convert.slab.policy=tile", "convert.workers=1"]
     assert main(["convert", str(small_run.source), str(store), *coarse, *tiled]) == 0
     monkeypatch.setattr(segment, "restored", restored)
     tiles, out = ",".join(f"liver_2_tile{n}" for n in range(3)), tmp_path / "out"
-    words = ["--store", str(store), "--cases", tiles, "--out", str(out), "--save-masks", "--device", "cpu"]
+    words = [
+        "--store",
+        str(store),
+        "--cases",
+        tiles,
+        "--out",
+        str(out),
+        "--save-masks",
+        "--device",
+        "cpu",
+    ]
     assert main(["evaluate", str(small_run.run), *words, "inference.largest_component=true"]) == 0
     assert len(grids) == 3
     mask = read_nifti(out / "masks" / "liver_2.nii.gz").reoriented(CANONICAL_ORIENTATION)
@@ -245,7 +311,11 @@ def test_an_ensemble_is_not_judged_on_what_it_was_trained_on(
     small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "s.zarr"
-    coarse = ["convert.cleaning.spacing_mm=[5,8,8]", "convert.splits.test_fraction=0", "convert.splits.folds=2"]
+    coarse = [
+        "convert.cleaning.spacing_mm=[5,8,8]",
+        "convert.splits.test_fraction=0",
+        "convert.splits.folds=2",
+    ]
     assert main(["convert", str(small_run.source), str(store), *coarse, "convert.workers=1"]) == 0
     runs = [tmp_path / f"fold_{fold}" for fold in (0, 1)]
     for fold, run in enumerate(runs):
@@ -267,10 +337,14 @@ def test_an_ensemble_is_not_judged_on_what_it_was_trained_on(
     elsewhere = [word if word != str(store) else str(small_run.store) for word in words]
     ids = ",".join(CaseStore.open(small_run.store).case_ids[:1])
     assert main(["evaluate", *elsewhere, "--cases", ids, "--out", str(tmp_path / "elsewhere")]) == 0
-    assert "was trained on" not in capsys.readouterr().err, "nobody knows what it saw of another store"
+    assert "was trained on" not in capsys.readouterr().err, (
+        "nobody knows what it saw of another store"
+    )
 
 
-def test_mistakes_are_one_line(small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, store = str(small_run.run), str(small_run.store)
     for words, message in (
         ((run, "--store", str(tmp_path / "none")), "no Zarr store"),

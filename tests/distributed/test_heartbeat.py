@@ -44,4 +44,7 @@ def test_a_store_that_never_answers_does_not_hold_a_failing_rank(
     line, ours = watch.account(RuntimeError("Connection closed by peer"), "unused")
     assert time.monotonic() - began < 10
     assert ours
-    assert line == "rank 0 on 127.0.0.1 no longer answers; is the network gone? (Connection closed by peer)"
+    assert (
+        line
+        == "rank 0 on 127.0.0.1 no longer answers; is the network gone? (Connection closed by peer)"
+    )

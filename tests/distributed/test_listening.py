@@ -43,12 +43,25 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 @pytest.mark.distributed
 def test_ranks_of_one_node_listen_on_loopback_alone() -> None:
     """As srun starts them: rank 0 serves the key-value store, every rank gloo's connections."""
-    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "x"}
+    slurm = {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NODELIST": "x",
+    }
     jobs = []
     for rank in ("0", "1"):
-        own = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_JOB_ID": "4711", "MASTER_ADDR": "192.0.2.77"}
+        own = {
+            "SLURM_PROCID": rank,
+            "SLURM_LOCALID": rank,
+            "SLURM_JOB_ID": "4711",
+            "MASTER_ADDR": "192.0.2.77",
+        }
         env = clean_environment(**slurm, **own)
-        jobs.append(subprocess.Popen([sys.executable, "-c", RANK], env=env, stdout=subprocess.PIPE, text=True))
+        jobs.append(
+            subprocess.Popen(
+                [sys.executable, "-c", RANK], env=env, stdout=subprocess.PIPE, text=True
+            )
+        )
     try:
         said = jobs[0].communicate(timeout=120)[0]
         assert jobs[1].wait(60) == jobs[0].returncode == 0
@@ -77,11 +90,15 @@ def test_torchrun_of_one_node_listens_on_loopback_alone(tmp_path: Path) -> None:
         env=clean_environment(), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert not _heard(wider.stdout) <= LOOPBACK, "so this test can see an open door"
-    assert "warning: this rendezvous of torchrun is open on all networks of the node" in wider.stderr
+    assert (
+        "warning: this rendezvous of torchrun is open on all networks of the node" in wider.stderr
+    )
 
 
 @pytest.mark.distributed
-def test_torchrun_of_several_nodes_meets_on_the_first_ones_address(own: str, tmp_path: Path) -> None:
+def test_torchrun_of_several_nodes_meets_on_the_first_ones_address(
+    own: str, tmp_path: Path
+) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     with socket.create_server((own, 0)) as free:
         port = free.getsockname()[1]
@@ -146,7 +163,12 @@ def private(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ((1, 2), "node0:29500", {}, "--nnodes=1:2: a fixed number of nodes is needed"),
         ((2, 2), "node0:0", {"rank": "0"}, "--rdzv-endpoint=node0:0: needs HOST:PORT of node 0"),
-        ((2, 2), "0.0.0.0:29500", {"rank": "0"}, "--rdzv-endpoint=0.0.0.0:29500: needs HOST:PORT of node 0"),
+        (
+            (2, 2),
+            "0.0.0.0:29500",
+            {"rank": "0"},
+            "--rdzv-endpoint=0.0.0.0:29500: needs HOST:PORT of node 0",
+        ),
         ((2, 2), "node0", {"rank": "0"}, "--rdzv-endpoint=node0: needs HOST:PORT of node 0"),
         ((2, 2), "node0:29500", {}, "--rdzv-conf=rank=K is needed: which of the 2 nodes this is"),
         ((2, 2), "node0:29500", {"rank": "2"}, "numbers of 2 nodes run from 0 to 1"),
@@ -154,7 +176,9 @@ def private(monkeypatch: pytest.MonkeyPatch) -> None:
         ((1, 1), "", {"timeout": "long"}, "--rdzv-conf=timeout=long: needs a number"),
     ],
 )
-def test_wrong_words_are_told(nodes: tuple[int, int], endpoint: str, words: dict[str, str], told: str) -> None:
+def test_wrong_words_are_told(
+    nodes: tuple[int, int], endpoint: str, words: dict[str, str], told: str
+) -> None:
     with pytest.raises(SystemExit, match=f"liverseg: torchrun: .*{re.escape(told)}"):
         get_rendezvous_handler(RendezvousParameters("liverseg", endpoint, "run", *nodes, **words))
 
@@ -164,8 +188,12 @@ def test_nodes_that_do_not_meet_say_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = {"rank": "1", "timeout": "1"}
-    node = get_rendezvous_handler(RendezvousParameters("liverseg", f"127.0.0.1:{port}", "run", 2, 2, **words))
-    with pytest.raises(SystemExit, match=f"liverseg: torchrun: node 1 cannot meet the others at 127.0.0.1:{port}; "):
+    node = get_rendezvous_handler(
+        RendezvousParameters("liverseg", f"127.0.0.1:{port}", "run", 2, 2, **words)
+    )
+    with pytest.raises(
+        SystemExit, match=f"liverseg: torchrun: node 1 cannot meet the others at 127.0.0.1:{port}; "
+    ):
         node.next_rendezvous()
 
 
@@ -180,7 +208,9 @@ def own() -> str:
         return str(outward.getsockname()[0])
 
 
-def test_a_job_of_several_nodes_listens_on_its_own_address(own: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_of_several_nodes_listens_on_its_own_address(
+    own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with open_listening_socket(own, 0) as door:
         assert door.getsockname()[0] == own
     assert capsys.readouterr().err == ""
@@ -194,7 +224,10 @@ def named(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, str]) -> None:
 
     def answer(host: str, port: int, **_: object) -> list[tuple]:
         tails = {V4: (port,), V6: (port, 0, 0)}
-        return [(family, socket.SOCK_STREAM, 6, "", (address, *tails[family])) for family, address in addresses]
+        return [
+            (family, socket.SOCK_STREAM, 6, "", (address, *tails[family]))
+            for family, address in addresses
+        ]
 
     monkeypatch.setattr(socket, "getaddrinfo", answer)
 
@@ -203,7 +236,9 @@ def test_a_name_with_several_addresses(
     own: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Debian gives a host's name the address 127.0.1.1, by which other nodes would never find it."""
-    named(monkeypatch, (V4, "127.0.1.1"), (V6, "fe80::1"), (V6, "::1"), (V4, "192.0.2.77"), (V4, own))
+    named(
+        monkeypatch, (V4, "127.0.1.1"), (V6, "fe80::1"), (V6, "::1"), (V4, "192.0.2.77"), (V4, own)
+    )
     with open_listening_socket("node0", 0) as door:
         assert door.getsockname()[0] == own
     assert capsys.readouterr().err == ""
@@ -216,7 +251,10 @@ def test_a_wider_door_is_told(
     named(monkeypatch, (V4, address))
     with open_listening_socket("node0", 0) as door:
         assert door.getsockname()[0] in ("0.0.0.0", "::")
-    assert f"node0 ({address}) is no address of this node by which others could reach it" in capsys.readouterr().err
+    assert (
+        f"node0 ({address}) is no address of this node by which others could reach it"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.1.1"])
@@ -227,5 +265,8 @@ def test_loopback_is_had_for_the_asking(host: str, capsys: pytest.CaptureFixture
 
 
 def test_a_port_that_is_taken_is_told() -> None:
-    with open_listening_socket("127.0.0.1", 0) as door, pytest.raises(RunFailed, match="ranks cannot meet there"):
+    with (
+        open_listening_socket("127.0.0.1", 0) as door,
+        pytest.raises(RunFailed, match="ranks cannot meet there"),
+    ):
         open_listening_socket("127.0.0.1", door.getsockname()[1])

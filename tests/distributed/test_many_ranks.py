@@ -18,10 +18,19 @@ RANKS = 64
 @pytest.mark.timeout(600)
 def test_sixty_four_ranks_start_and_stop_cleanly(phantom_store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    few = (f"train.global_batch_size={RANKS}", "train.max_steps=3", "checkpoint.every_steps=2", "data.workers=0")
-    words = arguments(phantom_store, run, *few, "validation.every_steps=0", "data.augmentation=none")[2:]
+    few = (
+        f"train.global_batch_size={RANKS}",
+        "train.max_steps=3",
+        "checkpoint.every_steps=2",
+        "data.workers=0",
+    )
+    words = arguments(
+        phantom_store, run, *few, "validation.every_steps=0", "data.augmentation=none"
+    )[2:]
     command = [sys.executable, "-m", "tests.distributed.many_ranks", str(RANKS), *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=540)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=clean_environment(), timeout=540
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     print(told)

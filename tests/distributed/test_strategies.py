@@ -40,7 +40,9 @@ def plain_loop(optimizer: str) -> tuple[list[float], np.ndarray]:
     losses = []
     for step in range(6):
         seeds = range(step * BATCH, (step + 1) * BATCH)
-        x = torch.cat([torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(n)) for n in seeds])
+        x = torch.cat(
+            [torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(n)) for n in seeds]
+        )
         loss = ((net(x) - x) ** 2).mean()
         made.zero_grad()
         loss.backward()
@@ -103,7 +105,9 @@ def test_low_precision_reaches_the_network(strategy: str, tmp_path: Path) -> Non
 
 def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Path) -> None:
     override = "train.deterministic_reduction=true"
-    results = [job(ranks, tmp_path / str(ranks), "fresh", override)["weights"] for ranks in (1, 2, 3)]
+    results = [
+        job(ranks, tmp_path / str(ranks), "fresh", override)["weights"] for ranks in (1, 2, 3)
+    ]
     assert results[0] == results[1] == results[2]
     assert job(2, tmp_path / "3", "resume", override)["weights"] == results[0]
 
@@ -120,21 +124,33 @@ def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Pa
         (["train.fsdp_shard_ranks=2"], "needs train.strategy=fsdp"),
         (["train.strategy=fsdp", "train.compile=true"], "zero_stage=3 cuts the same state"),
         (["train.precision=tf32"], "NVIDIA GPU"),
-        (["train.strategy=deepspeed", "train.zero_stage=3", "train.ema_decay=0.9"], "use zero_stage 2"),
         (
-            ["train.strategy=deepspeed", "train.zero_stage=2", "train.offload_optimizer=true", "train.nonfinite=skip"],
+            ["train.strategy=deepspeed", "train.zero_stage=3", "train.ema_decay=0.9"],
+            "use zero_stage 2",
+        ),
+        (
+            [
+                "train.strategy=deepspeed",
+                "train.zero_stage=2",
+                "train.offload_optimizer=true",
+                "train.nonfinite=skip",
+            ],
             "zero_stage 1 or 3",
         ),
         (["train.offload_optimizer=true"], "needs train.strategy=deepspeed"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_built(overrides: list[str], words: str) -> None:
+def test_what_cannot_work_is_refused_before_anything_is_built(
+    overrides: list[str], words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         check_strategy(load_settings([], overrides).train, 2, torch.device("cpu"))
 
 
 def test_shards_that_do_not_fill_their_groups_are_refused() -> None:
-    train = load_settings([], ["train.strategy=fsdp", "train.fsdp_shard_ranks=2", "train.global_batch_size=6"]).train
+    train = load_settings(
+        [], ["train.strategy=fsdp", "train.fsdp_shard_ranks=2", "train.global_batch_size=6"]
+    ).train
     check_strategy(train, 6, torch.device("cpu"))
     check_strategy(train, 1, torch.device("cpu"))  # fewer than a group: one group
     with pytest.raises(UserError, match="3 ranks are no whole number"):

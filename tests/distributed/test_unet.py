@@ -16,7 +16,9 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.mark.parametrize(
-    "overrides", [["train.strategy=fsdp"], ["train.strategy=deepspeed", "train.zero_stage=3"]], ids=["fsdp", "zero 3"]
+    "overrides",
+    [["train.strategy=fsdp"], ["train.strategy=deepspeed", "train.zero_stage=3"]],
+    ids=["fsdp", "zero 3"],
 )
 def test_sharded_and_checkpointed_equals_one_process(overrides: list[str]) -> None:
     done = torchrun(2, JOB, "[0, 1, 2]", *overrides)
@@ -26,5 +28,7 @@ def test_sharded_and_checkpointed_equals_one_process(overrides: list[str]) -> No
     losses, weights = run((), 3, lambda step: [step * BATCH + n for n in range(BATCH)], alone, [])
     assert sharded["names"] == sorted(weights)
     flat = torch.cat([weights[name].flatten() for name in sorted(weights)])
-    torch.testing.assert_close(torch.tensor(sharded["losses"]), torch.stack(losses).float(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(sharded["losses"]), torch.stack(losses).float(), rtol=1e-5, atol=0
+    )
     torch.testing.assert_close(torch.tensor(sharded["weights"]), flat, rtol=1e-5, atol=1e-7)

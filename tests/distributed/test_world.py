@@ -21,12 +21,22 @@ SRUN = {
 
 def test_alone() -> None:
     world = World.from_environment("cpu", {})
-    assert (world.global_rank, world.world_size, world.is_main, world.is_distributed) == (0, 1, True, False)
+    assert (world.global_rank, world.world_size, world.is_main, world.is_distributed) == (
+        0,
+        1,
+        True,
+        False,
+    )
 
 
 def test_torchrun() -> None:
     world = World.from_environment("cpu", TORCHRUN)
-    assert (world.global_rank, world.local_rank, world.world_size, world.local_world_size) == (3, 1, 4, 2)
+    assert (world.global_rank, world.local_rank, world.world_size, world.local_world_size) == (
+        3,
+        1,
+        4,
+        2,
+    )
     assert (world.master, world.launched_by) == ("node1:29500", "torchrun")
 
 
@@ -35,16 +45,26 @@ def test_by_hand() -> None:
     by_hand = {key: value for key, value in TORCHRUN.items() if "ELASTIC" not in key}
     world = World.from_environment("cpu", by_hand)
     assert (world.master, world.launched_by) == ("node1:29500", "hand")
-    assert World.from_environment("cpu", by_hand | {"LOCAL_WORLD_SIZE": "4"}).master == "127.0.0.1:29500"
+    assert (
+        World.from_environment("cpu", by_hand | {"LOCAL_WORLD_SIZE": "4"}).master
+        == "127.0.0.1:29500"
+    )
 
 
-def test_srun_finds_its_first_host_and_a_port_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_srun_finds_its_first_host_and_a_port_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scontrol = tmp_path / "scontrol"  # stands in for SLURM's, which expands host lists
     scontrol.write_text('#!/bin/sh\n[ "$3" = "node[1-3]" ] && printf "node1\\nnode2\\nnode3\\n"\n')
     scontrol.chmod(scontrol.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     world = World.from_environment("cpu", SRUN)
-    assert (world.global_rank, world.local_rank, world.world_size, world.local_world_size) == (5, 1, 7, 3)
+    assert (world.global_rank, world.local_rank, world.world_size, world.local_world_size) == (
+        5,
+        1,
+        7,
+        3,
+    )
     assert world.master == f"node1:{slurm_port('1234', '0')}"
 
 
@@ -81,11 +101,16 @@ def test_ranks_of_torchrun_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     two = TORCHRUN | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    with pytest.raises(UserError, match=r"2 ranks on this node, and torch sees 1 GPU\(s\); start as many"):
+    with pytest.raises(
+        UserError, match=r"2 ranks on this node, and torch sees 1 GPU\(s\); start as many"
+    ):
         World.from_environment("auto", two | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
     by_hand = {key: value for key, value in two.items() if not key.startswith("TORCHELASTIC")}
     assert World.from_environment("auto", by_hand).device.index == 0, "each may see one of its own"
-    assert World.from_environment("cpu", two | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).device.type == "cpu"
+    assert (
+        World.from_environment("cpu", two | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).device.type
+        == "cpu"
+    )
 
 
 def test_cores_are_shared_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +143,11 @@ def test_an_unknown_or_absent_device_is_refused() -> None:
 def test_ranks_that_do_not_meet_say_so_in_a_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    world = replace(World.from_environment("cpu", TORCHRUN), master=f"127.0.0.1:{port}", launched_by="srun")
-    with pytest.raises(RunFailed, match=f"rank 3 cannot meet the others at 127.0.0.1:{port}; "), world.connected(1.0):
+    world = replace(
+        World.from_environment("cpu", TORCHRUN), master=f"127.0.0.1:{port}", launched_by="srun"
+    )
+    with (
+        pytest.raises(RunFailed, match=f"rank 3 cannot meet the others at 127.0.0.1:{port}; "),
+        world.connected(1.0),
+    ):
         pass

@@ -20,14 +20,22 @@ PATCH = (16, 16, 16)
 
 
 def run(
-    levels: tuple[int, ...], steps: int, mine: Callable[[int], list[int]], world: World, overrides: list[str]
+    levels: tuple[int, ...],
+    steps: int,
+    mine: Callable[[int], list[int]],
+    world: World,
+    overrides: list[str],
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Summed loss of this rank's samples per step, and the weights at the end."""
     config = load_settings([], [f"train.global_batch_size={BATCH}", *overrides]).train
     model_config = resolve_topology(ModelConfig(features=(4, 6, 8)), PATCH, (1.0, 1.0, 1.0))
     torch.manual_seed(0)
     strategy = parallelize_model(
-        build_model(model_config), world.device, config, levels, lambda m: [{"params": list(m.parameters())}]
+        build_model(model_config),
+        world.device,
+        config,
+        levels,
+        lambda m: [{"params": list(m.parameters())}],
     )
     strategy.settle(torch.zeros(1, 1, *PATCH))
     loss = build_loss(LossConfig(), model_config)
@@ -39,7 +47,10 @@ def run(
             made = torch.Generator().manual_seed(sample)
             image = torch.randn(1, 1, *PATCH, generator=made)
             label = torch.randint(0, 3, (1, *PATCH), generator=made, dtype=torch.uint8)
-            value = loss(strategy.forward(image, last=position == len(samples) - 1), label).total / BATCH
+            value = (
+                loss(strategy.forward(image, last=position == len(samples) - 1), label).total
+                / BATCH
+            )
             strategy.backward(value)
             total += value.detach().double()
         losses.append(total)
@@ -54,7 +65,9 @@ def main(levels: str, *overrides: str) -> int:
         losses, weights = run(
             tuple(json.loads(levels)),
             3,
-            lambda step: [step * BATCH + n for n in range(BATCH)][world.global_rank :: world.world_size],
+            lambda step: [step * BATCH + n for n in range(BATCH)][
+                world.global_rank :: world.world_size
+            ],
             world,
             list(overrides),
         )
@@ -63,7 +76,15 @@ def main(levels: str, *overrides: str) -> int:
                 torch.distributed.all_reduce(value)
     if world.is_main:
         flat = torch.cat([weights[name].flatten() for name in sorted(weights)])
-        print(json.dumps({"losses": [float(v) for v in losses], "weights": flat.tolist(), "names": sorted(weights)}))
+        print(
+            json.dumps(
+                {
+                    "losses": [float(v) for v in losses],
+                    "weights": flat.tolist(),
+                    "names": sorted(weights),
+                }
+            )
+        )
     return 0
 
 

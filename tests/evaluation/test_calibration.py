@@ -7,7 +7,12 @@ import pytest
 from sklearn.calibration import calibration_curve
 
 from liverseg_dist.evaluation import aggregate_scores, score_case
-from liverseg_dist.evaluation.metrics.calibration import BINS, LOWEST, CalibrationCounter, pooled_calibration
+from liverseg_dist.evaluation.metrics.calibration import (
+    BINS,
+    LOWEST,
+    CalibrationCounter,
+    pooled_calibration,
+)
 from liverseg_dist.evaluation.report.html_report import render_report
 from tests.evaluation.masks import labels
 

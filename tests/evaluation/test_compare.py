@@ -17,11 +17,15 @@ STRUCTURES = ("liver", "tumour")
 
 
 def case(case_id: str, **dice: float | None) -> dict:
-    return {"case_id": case_id} | {s: dict.fromkeys(COMPARED, 0.5) | {"dice": dice.get(s, 0.5)} for s in STRUCTURES}
+    return {"case_id": case_id} | {
+        s: dict.fromkeys(COMPARED, 0.5) | {"dice": dice.get(s, 0.5)} for s in STRUCTURES
+    }
 
 
 def row(result: dict, structure: str, metric: str) -> dict:
-    (found,) = [r for r in result["metrics"] if (r["structure"], r["metric"]) == (structure, metric)]
+    (found,) = [
+        r for r in result["metrics"] if (r["structure"], r["metric"]) == (structure, metric)
+    ]
     return found
 
 
@@ -29,7 +33,9 @@ def test_p_value_is_scipys_on_the_paired_differences() -> None:
     rng = np.random.default_rng(0)
     a, gain = rng.uniform(0.5, 0.9, 25), rng.normal(0.01, 0.03, 25)
     first = [case(f"c{i:02}", liver=v) for i, v in enumerate(a.tolist())]
-    second = [case(f"c{i:02}", liver=v) for i, v in enumerate((a + gain).tolist())][::-1]  # order does not matter
+    second = [case(f"c{i:02}", liver=v) for i, v in enumerate((a + gain).tolist())][
+        ::-1
+    ]  # order does not matter
     result = compare_evaluations(first, second)
     found = row(result, "liver", "dice")
     differences = np.array([s - f for f, s in zip(a.tolist(), (a + gain).tolist(), strict=True)])
@@ -43,7 +49,12 @@ def test_p_value_is_scipys_on_the_paired_differences() -> None:
 def test_no_difference_has_no_p_value() -> None:
     cases = [case(f"c{i}") for i in range(5)]
     found = row(compare_evaluations(cases, cases), "tumour", "hd95_mm")
-    assert (found["p"], found["p_holm"], found["difference"], found["equal"]) == (None, None, 0.0, 5)
+    assert (found["p"], found["p_holm"], found["difference"], found["equal"]) == (
+        None,
+        None,
+        0.0,
+        5,
+    )
 
 
 def test_undefined_and_unshared_cases_are_left_out() -> None:
@@ -72,7 +83,9 @@ def test_nothing_in_common_is_refused() -> None:
 
 def test_holm() -> None:
     """Worked by hand: p = 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, never falling."""
-    assert holm_correction([0.03, None, 0.01, 0.04, 0.02]) == pytest.approx([0.06, None, 0.04, 0.06, 0.06])
+    assert holm_correction([0.03, None, 0.01, 0.04, 0.02]) == pytest.approx(
+        [0.06, None, 0.04, 0.06, 0.06]
+    )
     assert holm_correction([0.9, 0.8]) == [1.0, 1.0]
 
 
@@ -82,7 +95,9 @@ def test_folds_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ledger = Ledger(tmp_path / folder / "ledger", {"weights": folder})
         for case_id in ids:
             seed = int(case_id[1])
-            scores = score_case(case_id, labels(seed + (folder[0] == "b")), labels(seed), (2.5, 0.7, 0.9))
+            scores = score_case(
+                case_id, labels(seed + (folder[0] == "b")), labels(seed), (2.5, 0.7, 0.9)
+            )
             ledger.write(case_id, scores)
         write_results(tmp_path / folder, ledger.read_all(), ledger=ledger)
     first, second = (",".join(str(tmp_path / f"{run}{fold}") for fold in (0, 1)) for run in "ab")

@@ -17,16 +17,24 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from liverseg_dist.data.audit.audit_summary import audit_summary
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation import Ledger, load_results, score_case, write_results
-from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
-from liverseg_dist.evaluation.report.overlays import load_pictures, make_scene, overlay, overlay_picture, save_pictures
 from liverseg_dist.evaluation.report.html_report import cases_to_show, render_report
+from liverseg_dist.evaluation.report.overlays import (
+    load_pictures,
+    make_scene,
+    overlay,
+    overlay_picture,
+    save_pictures,
+)
+from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
 from liverseg_dist.evaluation.results import rewrite_results
 from liverseg_dist.evaluation.summary import aggregate_scores
 from liverseg_dist.volume import Grid, Volume
 from tests.evaluation.masks import SHAPE, labels
 
 EVIL = '<script>alert("1")</script>'
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 AUDIT = audit_summary(
@@ -62,11 +70,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(names):
         prediction, truth = labels(seed + seed % 3), labels(seed)
         ledger.write(name, score_case(name, prediction, truth, (2.5, 0.7, 0.9)))
-        ct = volume(np.random.default_rng(seed).normal(40, 60, SHAPE).astype(np.int16)) if seed % 2 else None
+        ct = (
+            volume(np.random.default_rng(seed).normal(40, 60, SHAPE).astype(np.int16))
+            if seed % 2
+            else None
+        )
         save_pictures(folder / "pictures", name, volume(prediction), volume(truth), ct)
     failures = {"case_&_lost": "<b>no file</b>"}
-    details = {"title": EVIL, "commit": "abc123", "settings": {"inference": {"overlap": 0.5}}, "audit": AUDIT}
-    write_results(folder, ledger.read_all(), failures, details, ledger, {"device": EVIL, "commit": "fed321"})
+    details = {
+        "title": EVIL,
+        "commit": "abc123",
+        "settings": {"inference": {"overlap": 0.5}},
+        "audit": AUDIT,
+    }
+    write_results(
+        folder, ledger.read_all(), failures, details, ledger, {"device": EVIL, "commit": "fed321"}
+    )
     return folder
 
 
@@ -130,8 +149,14 @@ def test_settings_hardware_and_audit_are_told(folder: Path) -> None:
     assert {status: count for status, count in AUDIT["counts"].items() if count} == dict.fromkeys(
         ("kept", "repaired", "quarantined"), 1
     )
-    assert [(f["code"], f["scans"]) for f in AUDIT["findings"]] == [("corrupt", 1), ("spacing", 1), ("slab", 1)]
-    assert "fed321" not in (folder / "summary.json").read_text()  # which is the same on every machine
+    assert [(f["code"], f["scans"]) for f in AUDIT["findings"]] == [
+        ("corrupt", 1),
+        ("spacing", 1),
+        ("slab", 1),
+    ]
+    assert (
+        "fed321" not in (folder / "summary.json").read_text()
+    )  # which is the same on every machine
 
 
 def test_of_few_cases_some_are_the_best() -> None:
@@ -145,7 +170,9 @@ def test_of_few_cases_some_are_the_best() -> None:
 def test_tensorboard_gets_the_same_pictures(folder: Path, tmp_path: Path) -> None:
     results = load_results(folder)
     for _ in range(2):  # written anew, not added to
-        board = write_tensorboard(tmp_path, results.summary, results.cases, folder / "pictures", step=7)
+        board = write_tensorboard(
+            tmp_path, results.summary, results.cases, folder / "pictures", step=7
+        )
     events = EventAccumulator(str(board), size_guidance={"images": 0}).Reload()
     shown = [case["case_id"] for _, case in cases_to_show(results.cases)]
     assert sorted(tag.split("/", 2)[2] for tag in events.Tags()["images"]) == sorted(shown)
@@ -186,9 +213,17 @@ def test_a_damaged_summary_is_said(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize(
     ("place", "value"),
-    [("case_ids", [1.5]), ("case_ids", "ab"), ("case_ids", ["a", "a"]), ("failed", ["a"]), ("details", 3)],
+    [
+        ("case_ids", [1.5]),
+        ("case_ids", "ab"),
+        ("case_ids", ["a", "a"]),
+        ("failed", ["a"]),
+        ("details", 3),
+    ],
 )
-def test_a_summary_of_another_shape_is_said(folder: Path, tmp_path: Path, place: str, value: object) -> None:
+def test_a_summary_of_another_shape_is_said(
+    folder: Path, tmp_path: Path, place: str, value: object
+) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     summary = json.loads((copy / "summary.json").read_text())
     (summary["ledger"] if place == "case_ids" else summary)[place] = value
@@ -234,7 +269,9 @@ def test_pictures_do_not_depend_on_how_a_file_is_stored(orientation: str) -> Non
     assert reference is not None
     assert turned is not None
     for plane in ("axial", "coronal", "sagittal"):
-        np.testing.assert_array_equal(overlay_picture(reference, plane, 3), overlay_picture(turned, plane, 3))
+        np.testing.assert_array_equal(
+            overlay_picture(reference, plane, 3), overlay_picture(turned, plane, 3)
+        )
 
 
 def test_pictures_are_upright() -> None:
@@ -244,7 +281,9 @@ def test_pictures_are_upright() -> None:
     prediction = truth.copy()
     prediction[30:34, 30:34, 30:34] = 2  # RAS: x to the right, y to the front, z to the head
     affine = np.eye(4)
-    scene = make_scene(Volume(prediction, Grid((40, 40, 40), affine)), Volume(truth, Grid((40, 40, 40), affine)))
+    scene = make_scene(
+        Volume(prediction, Grid((40, 40, 40), affine)), Volume(truth, Grid((40, 40, 40), affine))
+    )
     assert scene is not None
     z, y, x = (int(v) for v in np.argwhere(scene.prediction == 2).mean(axis=0))
     for plane, index in (("axial", z), ("coronal", y), ("sagittal", x)):
@@ -325,7 +364,11 @@ def probed(page: str, folder: Path, width: int = 1280) -> dict[str, Any]:
          "--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", f"file://{folder / 'probed.html'}"],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    (probe,) = [attributes["data-probe"] for tag, attributes in elements(run.stdout) if "data-probe" in attributes]
+    (probe,) = [
+        attributes["data-probe"]
+        for tag, attributes in elements(run.stdout)
+        if "data-probe" in attributes
+    ]
     found: dict[str, Any] = json.loads(probe or "")
     assert found["errors"] == []
     assert "CONSOLE" not in run.stderr
@@ -333,7 +376,9 @@ def probed(page: str, folder: Path, width: int = 1280) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_in_a_browser_sliders_move_tables_sort_and_nothing_fails(folder: Path, tmp_path: Path) -> None:
+def test_in_a_browser_sliders_move_tables_sort_and_nothing_fails(
+    folder: Path, tmp_path: Path
+) -> None:
     page = (folder / "report.html").read_text()
     check_probe(probed(page, tmp_path))
     narrow = probed(page, tmp_path, width=500)
@@ -345,7 +390,10 @@ def test_in_a_browser_sliders_move_tables_sort_and_nothing_fails(folder: Path, t
 def test_five_hundred_cases_open_as_well(folder: Path, tmp_path: Path) -> None:
     """The pictures do not grow with the cases, and the page stays usable."""
     known = load_results(folder).cases
-    cases = [known[i % 10] | {"case_id": f"{known[i % 10]['case_id']}{'' if i < 10 else f'_{i}'}"} for i in range(500)]
+    cases = [
+        known[i % 10] | {"case_id": f"{known[i % 10]['case_id']}{'' if i < 10 else f'_{i}'}"}
+        for i in range(500)
+    ]
     page = render_report(aggregate_scores(cases), cases, folder / "pictures")
     small = (folder / "report.html").read_text()
     assert page.count('<td class="name"') == 500

@@ -29,7 +29,9 @@ def test_another_model_does_not_see_the_entry(tmp_path: Path) -> None:
     assert Ledger(tmp_path).read("liver_1") is None
 
 
-def test_another_metric_definition_does_not_see_the_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_metric_definition_does_not_see_the_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Ledger(tmp_path).write("liver_1", SCORES)
     monkeypatch.setattr("liverseg_dist.evaluation.ledger.METRICS_VERSION", -1)
     assert Ledger(tmp_path).done() == set()
@@ -53,7 +55,9 @@ def test_a_failure_is_kept_and_not_done(tmp_path: Path) -> None:
     assert ledger.failures() == {}
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"case_id": "liver_1"}', "\x00\x00", "[" * 100_000])
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", "null", '{"case_id": "liver_1"}', "\x00\x00", "[" * 100_000]
+)
 def test_a_damaged_entry_counts_as_absent(tmp_path: Path, damage: str) -> None:
     ledger = Ledger(tmp_path)
     ledger.write("liver_1", SCORES)

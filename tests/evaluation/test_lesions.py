@@ -7,10 +7,10 @@ import pytest
 from scipy import ndimage
 
 from liverseg_dist.evaluation.metrics.lesions import (
-    match_components,
     detection_counts,
     diameter_mm,
     find_components,
+    match_components,
     match_lesions,
     score_lesions,
     size_class,
@@ -28,10 +28,14 @@ def line(*spans: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def counts(prediction: np.ndarray, truth: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def counts(
+    prediction: np.ndarray, truth: np.ndarray
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """(tp, fp, fn) at IoU above 0.5 and above 0."""
     found = score_lesions(prediction, truth, MM)["detection"]
-    strict, any_overlap = ((found[name]["tp"], found[name]["fp"], found[name]["fn"]) for name in ("iou_50", "iou_0"))
+    strict, any_overlap = (
+        (found[name]["tp"], found[name]["fp"], found[name]["fn"]) for name in ("iou_50", "iou_0")
+    )
     return strict, any_overlap
 
 
@@ -42,12 +46,17 @@ def test_components_are_scipys(connectivity: int, rank: int) -> None:
     reference, count = ndimage.label(mask, structure)
     found = find_components(mask, connectivity)
     assert found.count == count
-    pairs = {(a, b) for a, b in zip(found.labels_zyx.ravel().tolist(), reference.ravel().tolist(), strict=True)}
+    pairs = {
+        (a, b)
+        for a, b in zip(found.labels_zyx.ravel().tolist(), reference.ravel().tolist(), strict=True)
+    }
     assert len(pairs) == count + 1  # one to one, background included
     for number in range(1, count + 1):
         own = found.labels_zyx == number
         assert found.voxels[number - 1] == own.sum()
-        np.testing.assert_allclose(found.centres_zyx[number - 1], ndimage.center_of_mass(own), rtol=1e-5)
+        np.testing.assert_allclose(
+            found.centres_zyx[number - 1], ndimage.center_of_mass(own), rtol=1e-5
+        )
 
 
 def test_pairs_count_the_voxels_of_their_lesions() -> None:
@@ -55,7 +64,10 @@ def test_pairs_count_the_voxels_of_their_lesions() -> None:
     pairs = match_lesions(prediction, truth)
     assert pairs
     for pair in pairs:
-        predicted, true = np.isin(prediction.labels_zyx, pair.prediction), np.isin(truth.labels_zyx, pair.truth)
+        predicted, true = (
+            np.isin(prediction.labels_zyx, pair.prediction),
+            np.isin(truth.labels_zyx, pair.truth),
+        )
         counts = pair.counts
         assert (counts.prediction, counts.truth) == (predicted.sum(), true.sum())
         assert counts.intersection == (predicted & true).sum()
@@ -164,7 +176,12 @@ def test_lesion_table() -> None:
     prediction[9, 9, 9] = 1
     scores = score_lesions(prediction, truth, (2.0, 1.0, 1.0))
     true, found, alarm = scores["lesions"]
-    assert (true["side"], true["voxels"], true["volume_ml"], true["match"]) == ("truth", 64, 0.128, [1])
+    assert (true["side"], true["voxels"], true["volume_ml"], true["match"]) == (
+        "truth",
+        64,
+        0.128,
+        [1],
+    )
     assert true["iou"] == 48 / 80
     assert true["dice"] == 96 / 128
     assert true["centre_zyx"] == [3.5, 3.5, 3.5]

@@ -9,7 +9,11 @@ from scipy.spatial.distance import dice as scipy_dice
 from scipy.spatial.distance import jaccard as scipy_jaccard
 
 from liverseg_dist.evaluation.metrics.burden import burden_scores, tumour_burden
-from liverseg_dist.evaluation.metrics.overlap import OverlapCounts, confusion_counts, structure_counts
+from liverseg_dist.evaluation.metrics.overlap import (
+    OverlapCounts,
+    confusion_counts,
+    structure_counts,
+)
 from tests.evaluation.masks import labels
 
 with warnings.catch_warnings():
@@ -54,7 +58,9 @@ def test_liver_includes_its_tumours() -> None:
         (OverlapCounts(2, 4, 2), 2 / 3, 0.5, 0.5, -0.5),
     ],
 )
-def test_empty_mask_rules(counts: OverlapCounts, dice: float, jaccard: float, voe: float, rvd: float | None) -> None:
+def test_empty_mask_rules(
+    counts: OverlapCounts, dice: float, jaccard: float, voe: float, rvd: float | None
+) -> None:
     assert counts.scores() == {"dice": dice, "jaccard": jaccard, "voe": voe, "rvd": rvd}
 
 

@@ -14,15 +14,17 @@ import pytest
 from liverseg_dist.commands.main import main
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.evaluation import aggregate_scores, score_case
-from liverseg_dist.evaluation.score_folders import ScoreJob, ledger_for, score_pairs
 from liverseg_dist.evaluation.pairing import pair_masks
+from liverseg_dist.evaluation.score_folders import ScoreJob, ledger_for, score_pairs
 from tests.evaluation.masks import dying_reader, labels
 
 AFFINE_RAS = np.array([[0.9, 0, 0, -20.0], [0, 0.7, 0, 5.0], [0, 0, 2.5, 100.0], [0, 0, 0, 1]])
 SPACING_MM = (2.5, 0.7, 0.9)
 
 
-def save(file: Path, mask_zyx: np.ndarray, affine: np.ndarray = AFFINE_RAS, orientation: str = "RAS") -> None:
+def save(
+    file: Path, mask_zyx: np.ndarray, affine: np.ndarray = AFFINE_RAS, orientation: str = "RAS"
+) -> None:
     """Write a mask given in z, y, x, stored in `orientation`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(np.ascontiguousarray(mask_zyx.T), affine)
@@ -36,7 +38,9 @@ def save(file: Path, mask_zyx: np.ndarray, affine: np.ndarray = AFFINE_RAS, orie
 def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
     """Three predicted and three true masks, stored under different names and in different orientations."""
     prediction, truth = tmp_path / "pred", tmp_path / "truth"
-    for seed, (name, orientation) in enumerate((("a.nii.gz", "RAS"), ("b_0000.nii", "LPS"), ("c.nii.gz", "SPL"))):
+    for seed, (name, orientation) in enumerate(
+        (("a.nii.gz", "RAS"), ("b_0000.nii", "LPS"), ("c.nii.gz", "SPL"))
+    ):
         save(prediction / name, labels(seed + 50), orientation=orientation)
         save(truth / f"{name[0]}.nii.gz", labels(seed))
     return prediction, truth, tmp_path / "out"
@@ -60,12 +64,18 @@ def test_files_score_as_their_arrays_do(
     assert (answer["n_cases"], answer["failed"], answer["missing"]) == (3, {}, [])
     summary = json.loads((out / "summary.json").read_text())
     expected = aggregate_scores(
-        score_case(name, labels(seed + 50), labels(seed), SPACING_MM) for seed, name in enumerate("abc")
+        score_case(name, labels(seed + 50), labels(seed), SPACING_MM)
+        for seed, name in enumerate("abc")
     )
     for structure in ("liver", "tumour"):
         for key in ("dice_per_case", "dice_global", "rvd", "assd_mm", "hd95_mm", "nsd_2mm"):
-            assert summary[structure][key] == pytest.approx(expected[structure][key], rel=1e-5)  # float32 header
-    assert summary["tumour"]["detection"]["iou_0"]["tp"] == expected["tumour"]["detection"]["iou_0"]["tp"]
+            assert summary[structure][key] == pytest.approx(
+                expected[structure][key], rel=1e-5
+            )  # float32 header
+    assert (
+        summary["tumour"]["detection"]["iou_0"]["tp"]
+        == expected["tumour"]["detection"]["iou_0"]["tp"]
+    )
     assert len((out / "cases.csv").read_text().splitlines()) == 7
     assert (out / "lesions.csv").is_file()
     assert (out / "report.html").read_text().count("<canvas") == 3
@@ -100,10 +110,27 @@ def test_run_again_only_what_changed_is_scored(
 def test_killed_and_run_again_the_result_is_the_same(folders: tuple[Path, Path, Path]) -> None:
     prediction, truth, out = folders
     score(prediction, truth, "--out", out / "whole", "--workers", 1)
-    command = [sys.executable, "-m", "liverseg_dist", "score", prediction, truth, "--out", out / "cut", "--workers", 1]
-    with subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+    command = [
+        sys.executable,
+        "-m",
+        "liverseg_dist",
+        "score",
+        prediction,
+        truth,
+        "--out",
+        out / "cut",
+        "--workers",
+        1,
+    ]
+    with subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
         end = time.monotonic() + 60
-        while run.poll() is None and not list((out / "cut").glob("ledger/*.json")) and time.monotonic() < end:
+        while (
+            run.poll() is None
+            and not list((out / "cut").glob("ledger/*.json"))
+            and time.monotonic() < end
+        ):
             time.sleep(0.001)
         run.kill()
     assert list((out / "cut").glob("ledger/*.json"))
@@ -125,7 +152,9 @@ def test_another_size_is_refused_and_the_rest_is_scored(
     prediction, truth, out = folders
     save(prediction / "a.nii.gz", labels(0)[1:])
     assert score(prediction, truth, "--out", out, "--workers", 1, "--no-pictures") == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("liverseg:")]
+    (line,) = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("liverseg:")
+    ]
     assert str(prediction / "a.nii.gz") in line
     assert str(truth / "a.nii.gz") in line
     assert "23x26x19" in line
@@ -174,7 +203,9 @@ def test_missing_predictions_are_listed_and_fail(
     assert score(*arguments, "--allow-missing") == 0
 
 
-def test_unknown_labels_are_refused(folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_labels_are_refused(
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     prediction, truth, out = folders
     save(prediction / "a.nii.gz", labels(0) + 1)
     assert score(prediction, truth, "--out", out, "--no-pictures", "--workers", 1) == 2
@@ -186,7 +217,10 @@ def test_unknown_labels_are_refused(folders: tuple[Path, Path, Path], capsys: py
     [
         (lambda p, t: shutil.rmtree(p), "no such folder"),
         (lambda p, t: [f.unlink() for f in p.iterdir()], "holds no .nii"),
-        (lambda p, t: [f.rename(p / f"x{f.name}") for f in list(p.iterdir())], "no two masks have the same name"),
+        (
+            lambda p, t: [f.rename(p / f"x{f.name}") for f in list(p.iterdir())],
+            "no two masks have the same name",
+        ),
         (lambda p, t: shutil.copy(p / "a.nii.gz", p / "a_0000.nii.gz"), "are the same case"),
     ],
 )
@@ -204,16 +238,24 @@ def test_what_makes_no_sense_is_said_in_one_line(
 def test_lits_names_match(tmp_path: Path) -> None:
     save(tmp_path / "pred" / "test-segmentation-7.nii", labels(1))
     save(tmp_path / "truth" / "segmentation-7.nii", labels(1))
-    assert score(tmp_path / "pred", tmp_path / "truth", "--out", tmp_path / "out", "--no-pictures") == 0
+    assert (
+        score(tmp_path / "pred", tmp_path / "truth", "--out", tmp_path / "out", "--no-pictures")
+        == 0
+    )
 
 
-def test_ct_behind_the_masks(folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_ct_behind_the_masks(
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     prediction, truth, out = folders
     images = truth.parent / "images"
     save(images / "a_0000.nii.gz", np.full(labels(0).shape, 60, dtype=np.int16), orientation="LPS")
     save(images / "b_0000.nii.gz", np.full((4, 4, 4), 60, dtype=np.int16))
     assert score(prediction, truth, "--out", out, "--images", images, "--workers", 1) == 0
-    drawn = {name: json.loads((out / "pictures" / f"{name}.json").read_text())["has_ct"] for name in "abc"}
+    drawn = {
+        name: json.loads((out / "pictures" / f"{name}.json").read_text())["has_ct"]
+        for name in "abc"
+    }
     assert drawn == {"a": True, "b": False, "c": False}
     assert "not on the grid of its mask" in capsys.readouterr().err
 

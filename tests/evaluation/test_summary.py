@@ -9,7 +9,12 @@ import pytest
 
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation import aggregate_scores, score_case
-from liverseg_dist.evaluation.metrics.bootstrap import percentile_interval, mean_interval, ratio_interval, resample_indices
+from liverseg_dist.evaluation.metrics.bootstrap import (
+    mean_interval,
+    percentile_interval,
+    ratio_interval,
+    resample_indices,
+)
 from liverseg_dist.volume import Float3
 from tests.evaluation.masks import SHAPE, SPACINGS, labels
 
@@ -35,7 +40,13 @@ def test_schema(cases: list[dict]) -> None:
     for structure in ("liver", "tumour"):
         assert summary[structure].keys() >= STRUCTURE_KEYS
     for name in ("iou_50", "iou_0"):
-        assert summary["tumour"]["detection"][name].keys() >= {"precision", "recall", "tp", "fp", "fn"}
+        assert summary["tumour"]["detection"][name].keys() >= {
+            "precision",
+            "recall",
+            "tp",
+            "fp",
+            "fn",
+        }
     assert summary["burden"].keys() >= {"rmse", "max_abs_error"}
     json.dumps(summary, allow_nan=False)
 
@@ -44,7 +55,9 @@ def test_figures_by_hand(cases: list[dict]) -> None:
     summary = aggregate_scores(cases)
     for structure in ("liver", "tumour"):
         scores = [case[structure] for case in cases]
-        assert summary[structure]["dice_per_case"] == pytest.approx(np.mean([s["dice"] for s in scores]), rel=1e-14)
+        assert summary[structure]["dice_per_case"] == pytest.approx(
+            np.mean([s["dice"] for s in scores]), rel=1e-14
+        )
         shared = sum(s["intersection_voxels"] for s in scores)
         total = sum(s["prediction_voxels"] + s["truth_voxels"] for s in scores)
         assert summary[structure]["dice_global"] == 2 * shared / total
@@ -55,10 +68,15 @@ def test_figures_by_hand(cases: list[dict]) -> None:
     for key in ("tp", "fp", "fn"):
         assert found[key] == sum(case["detection"]["iou_0"][key] for case in cases)
     assert found["recall"] == found["tp"] / (found["tp"] + found["fn"])
-    assert sum(part["lesions"] for part in found["recall_by_size"].values()) == found["tp"] + found["fn"]
+    assert (
+        sum(part["lesions"] for part in found["recall_by_size"].values())
+        == found["tp"] + found["fn"]
+    )
     errors = [case["burden"]["error"] for case in cases if case["burden"]["error"] is not None]
     assert len(errors) == 7
-    assert summary["burden"]["rmse"] == pytest.approx(math.sqrt(np.mean(np.square(errors))), rel=1e-14)
+    assert summary["burden"]["rmse"] == pytest.approx(
+        math.sqrt(np.mean(np.square(errors))), rel=1e-14
+    )
     assert summary["burden"]["max_abs_error"] == max(abs(error) for error in errors)
     pairs = [pair for case in cases for pair in case["detected_pairs"]]
     assert summary["tumour"]["detected_lesions"]["n"] == len(pairs)
@@ -114,7 +132,9 @@ def test_ignored_voxels_are_left_out_of_both() -> None:
     prediction, truth = labels(1), labels(2)
     truth[:5] = 255
     cut = score_case("a", prediction, truth, SPACINGS[0])
-    expected = score_case("a", np.where(truth == 255, 0, prediction), np.where(truth == 255, 0, truth), SPACINGS[0])
+    expected = score_case(
+        "a", np.where(truth == 255, 0, prediction), np.where(truth == 255, 0, truth), SPACINGS[0]
+    )
     assert cut == expected
 
 
@@ -122,13 +142,23 @@ def test_ignored_voxels_are_left_out_of_both() -> None:
     ("prediction", "truth", "message"),
     [
         (np.zeros((2, 3, 4), np.uint8), np.zeros((2, 3, 5), np.uint8), "shape"),
-        (np.full((2, 2, 2), 3, np.uint8), np.zeros((2, 2, 2), np.uint8), "the prediction has label 3"),
-        (np.zeros((2, 2, 2), np.uint8), np.full((2, 2, 2), -1, np.int16), "the truth has labels -1"),
+        (
+            np.full((2, 2, 2), 3, np.uint8),
+            np.zeros((2, 2, 2), np.uint8),
+            "the prediction has label 3",
+        ),
+        (
+            np.zeros((2, 2, 2), np.uint8),
+            np.full((2, 2, 2), -1, np.int16),
+            "the truth has labels -1",
+        ),
         (np.zeros((2, 2, 2), np.float32), np.zeros((2, 2, 2), np.uint8), "float32"),
         (np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8), "3D"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_in_one_line(prediction: np.ndarray, truth: np.ndarray, message: str) -> None:
+def test_what_cannot_be_scored_is_refused_in_one_line(
+    prediction: np.ndarray, truth: np.ndarray, message: str
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         score_case("case_7", prediction, truth, (1.0, 1.0, 1.0))
     assert str(caught.value).startswith("case_7: ")
@@ -138,8 +168,13 @@ def test_what_cannot_be_scored_is_refused_in_one_line(prediction: np.ndarray, tr
 def test_integer_types_do_not_matter() -> None:
     prediction, truth = labels(1), labels(2)
     reference = score_case("a", prediction, truth, SPACINGS[0])
-    assert score_case("a", prediction.astype(np.int64), truth.astype(np.int16), SPACINGS[0]) == reference
-    assert score_case("a", np.asfortranarray(prediction), truth[::-1][::-1], SPACINGS[0]) == reference
+    assert (
+        score_case("a", prediction.astype(np.int64), truth.astype(np.int16), SPACINGS[0])
+        == reference
+    )
+    assert (
+        score_case("a", np.asfortranarray(prediction), truth[::-1][::-1], SPACINGS[0]) == reference
+    )
 
 
 def test_bootstrap_intervals() -> None:
@@ -147,8 +182,12 @@ def test_bootstrap_intervals() -> None:
     indices = resample_indices(200)
     low, high = mean_interval(values, indices) or (0.0, 0.0)
     standard_error = values.std() / math.sqrt(200)
-    assert low == pytest.approx(values.mean() - 1.96 * standard_error, abs=0.1 * standard_error * 1.96)
-    assert high == pytest.approx(values.mean() + 1.96 * standard_error, abs=0.1 * standard_error * 1.96)
+    assert low == pytest.approx(
+        values.mean() - 1.96 * standard_error, abs=0.1 * standard_error * 1.96
+    )
+    assert high == pytest.approx(
+        values.mean() + 1.96 * standard_error, abs=0.1 * standard_error * 1.96
+    )
     assert np.array_equal(indices, resample_indices(200))
     assert ratio_interval(np.full(200, 3), np.full(200, 4), indices) == [0.75, 0.75]
     assert mean_interval(np.full(3, np.nan), resample_indices(3)) is None

@@ -8,7 +8,12 @@ import pytest
 import torch
 from scipy import ndimage
 
-from liverseg_dist.evaluation.metrics.surface import block_codes, border_distances, surface_scores, surfel_distances
+from liverseg_dist.evaluation.metrics.surface import (
+    block_codes,
+    border_distances,
+    surface_scores,
+    surfel_distances,
+)
 from liverseg_dist.evaluation.metrics.surfels import surfel_areas_mm2
 from liverseg_dist.volume import Float3
 from tests.evaluation.masks import SPACINGS, blobs
@@ -16,7 +21,11 @@ from tests.evaluation.masks import SPACINGS, blobs
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import surface_distance
-    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
+    from monai.metrics import (
+        compute_average_surface_distance,
+        compute_hausdorff_distance,
+        compute_surface_dice,
+    )
     from surface_distance import lookup_tables
 
 ignore_old_scipy_names = pytest.mark.filterwarnings("ignore:Please:DeprecationWarning")
@@ -39,7 +48,9 @@ def test_surface_element_areas_are_deepminds(spacing_mm: Float3) -> None:
 def test_block_codes_are_deepminds() -> None:
     mask = blobs(3)
     padded = np.pad(mask.astype(np.uint8), ((0, 1), (0, 1), (0, 1)))
-    reference = ndimage.correlate(padded, lookup_tables.ENCODE_NEIGHBOURHOOD_3D_KERNEL, mode="constant", cval=0)
+    reference = ndimage.correlate(
+        padded, lookup_tables.ENCODE_NEIGHBOURHOOD_3D_KERNEL, mode="constant", cval=0
+    )
     np.testing.assert_array_equal(block_codes(mask.astype(np.uint8)), reference)
 
 
@@ -61,9 +72,15 @@ def test_hd95_and_nsd_are_deepminds(first: int, second: int, spacing_mm: Float3)
 def test_nsd_is_monais_with_subvoxels(spacing_mm: Float3) -> None:
     prediction, truth = blobs(1), blobs(2)
     expected = compute_surface_dice(
-        as_batch(prediction), as_batch(truth), class_thresholds=[2.0], spacing=spacing_mm, use_subvoxels=True
+        as_batch(prediction),
+        as_batch(truth),
+        class_thresholds=[2.0],
+        spacing=spacing_mm,
+        use_subvoxels=True,
     )
-    assert surface_scores(prediction, truth, spacing_mm)["nsd_2mm"] == pytest.approx(float(expected), rel=1e-5)
+    assert surface_scores(prediction, truth, spacing_mm)["nsd_2mm"] == pytest.approx(
+        float(expected), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("spacing_mm", SPACINGS)

@@ -95,7 +95,9 @@ def _ring(*_: object) -> None:
 def _where(error: BaseException) -> str:
     """The kind of error, its words, and the last lines of ours that it passed."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if "/liverseg_dist/" in f.filename or "/launch/" in f.filename] or frames[-1:]
+    ours = [
+        f for f in frames if "/liverseg_dist/" in f.filename or "/launch/" in f.filename
+    ] or frames[-1:]
     places = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(ours[-3:]))
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]} @ {places}"
 

@@ -39,7 +39,21 @@ OTHERS: tuple[Any, ...] = (
 )
 MAGIC = tuple(
     (value & (256**size - 1)).to_bytes(size, order)
-    for value in (0, 1, -1, 127, 128, 255, 0x7FFF, 0x8000, 0x7FFFFFFF, 0x80000000, 100_000, 2**40, 2**62)
+    for value in (
+        0,
+        1,
+        -1,
+        127,
+        128,
+        255,
+        0x7FFF,
+        0x8000,
+        0x7FFFFFFF,
+        0x80000000,
+        100_000,
+        2**40,
+        2**62,
+    )
     for size in (1, 2, 4, 8)
     for order in ("little", "big")
 )
@@ -86,7 +100,9 @@ def _remove(raw: bytearray, chance: Random) -> None:
 
 def _insert(raw: bytearray, chance: Random) -> None:
     at = _place(raw, chance)
-    raw[at:at] = bytes(chance.choice((0, 32, 255, chance.randrange(256))) for _ in range(chance.choice((1, 4, 60))))
+    raw[at:at] = bytes(
+        chance.choice((0, 32, 255, chance.randrange(256))) for _ in range(chance.choice((1, 4, 60)))
+    )
 
 
 def _double(raw: bytearray, chance: Random) -> None:
@@ -108,7 +124,9 @@ def damaged_tree(tree: Tree, chance: Random) -> Tree:
     holder = {"root": json.loads(json.dumps(tree))}
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         nodes = [node for node in _walk(holder) if len(node[0])]
-        within, key = chance.choice([(node, key) for node in nodes for key in _keys(node[0])] or [((holder,), "root")])
+        within, key = chance.choice(
+            [(node, key) for node in nodes for key in _keys(node[0])] or [((holder,), "root")]
+        )
         holder.setdefault("root", None)
         _change(within[0], key, nodes, chance)
     return holder.get("root")
@@ -131,7 +149,9 @@ def _change(within: Tree, key: Any, nodes: list[tuple[Tree]], chance: Random) ->
     elif what == 5:
         del within[key]
     elif what == 6 and isinstance(within, dict):
-        within[chance.choice((str(key) + "x", "", "__proto__", *TEXTS[:6], str(key).upper()))] = within.pop(key)
+        within[chance.choice((str(key) + "x", "", "__proto__", *TEXTS[:6], str(key).upper()))] = (
+            within.pop(key)
+        )
     elif what == 7:
         within[key] = [value] if chance.random() < 0.5 else {"0": value}
     elif what == 8 and isinstance(within, list):
@@ -139,7 +159,9 @@ def _change(within: Tree, key: Any, nodes: list[tuple[Tree]], chance: Random) ->
     else:
         other = chance.choice(nodes or [([None],)])[0]
         if not _holds(other, within):
-            within[key] = json.loads(json.dumps(other[chance.choice(_keys(other))])) if len(other) else None
+            within[key] = (
+                json.loads(json.dumps(other[chance.choice(_keys(other))])) if len(other) else None
+            )
 
 
 def _holds(outer: Tree, inner: Tree) -> bool:
@@ -150,7 +172,15 @@ def _nasty(value: Any, chance: Random) -> Any:
     kind = chance.randrange(4)
     if isinstance(value, (int, float)) and kind < 2:
         return chance.choice(
-            (value + 1, value - 1, -value, value * 1000, value * 10**12, str(value), float(value) + 0.5)
+            (
+                value + 1,
+                value - 1,
+                -value,
+                value * 1000,
+                value * 10**12,
+                str(value),
+                float(value) + 0.5,
+            )
         )
     if isinstance(value, str) and kind == 0:
         at = chance.randrange(len(value) + 1)

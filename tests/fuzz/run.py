@@ -61,14 +61,27 @@ def campaign(name: str, out: Path, seed: int, count: int) -> Iterator[tuple[int,
     """Verdicts of inputs 0 to count - 1; a worker that dies or falls silent is replaced."""
     first = 0
     while first < count:
-        command = [sys.executable, "-m", "tests.fuzz.run", "--worker", name, str(seed), str(first), str(count)]
-        with subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        command = [
+            sys.executable,
+            "-m",
+            "tests.fuzz.run",
+            "--worker",
+            name,
+            str(seed),
+            str(first),
+            str(count),
+        ]
+        with subprocess.Popen(
+            [*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
             for number, verdict in _verdicts(process, out, name, first):
                 yield number, verdict
                 first = number + 1
 
 
-def _verdicts(process: subprocess.Popen[bytes], out: Path, name: str, first: int) -> Iterator[tuple[int, Verdict]]:
+def _verdicts(
+    process: subprocess.Popen[bytes], out: Path, name: str, first: int
+) -> Iterator[tuple[int, Verdict]]:
     assert process.stdout is not None
     assert process.stderr is not None
     begun, buffer, said = first - 1, b"", b""
@@ -104,7 +117,9 @@ def _verdicts(process: subprocess.Popen[bytes], out: Path, name: str, first: int
     code = process.wait()
     if code:
         if begun < first:
-            raise SystemExit(f"tools/fuzz: the worker could not begin:\n{said.decode(errors='replace')}")
+            raise SystemExit(
+                f"tools/fuzz: the worker could not begin:\n{said.decode(errors='replace')}"
+            )
         keep(out, name, begun)
         yield begun, Verdict("crash", f"exit code {code}: {said.decode(errors='replace')[-500:]}")
 
@@ -116,13 +131,18 @@ def keep(out: Path, name: str, number: int) -> None:
 
 
 def table(counts: dict[str, Counter[str]], seconds: dict[str, float]) -> str:
-    lines = ["| input | tried | " + " | ".join(OUTCOMES) + " | a second |", "|---|" + "--:|" * (len(OUTCOMES) + 2)]
+    lines = [
+        "| input | tried | " + " | ".join(OUTCOMES) + " | a second |",
+        "|---|" + "--:|" * (len(OUTCOMES) + 2),
+    ]
     for name, counter in counts.items():
         tried = sum(counter.values())
         cells = " | ".join(str(counter[outcome]) for outcome in OUTCOMES)
         lines.append(f"| {name} | {tried:,} | {cells} | {tried / max(0.1, seconds[name]):.0f} |")
     total: Counter[str] = sum(counts.values(), Counter())
-    lines.append(f"| **all** | {total.total():,} | " + " | ".join(str(total[o]) for o in OUTCOMES) + " | |")
+    lines.append(
+        f"| **all** | {total.total():,} | " + " | ".join(str(total[o]) for o in OUTCOMES) + " | |"
+    )
     return "\n".join(lines)
 
 
@@ -130,11 +150,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="tools/fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--inputs", type=int, default=12_000, metavar="N", help="over all chosen targets")
+    parser.add_argument(
+        "--inputs", type=int, default=12_000, metavar="N", help="over all chosen targets"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--target", action="append", choices=sorted(PLACES), help="repeatable; default: all")
-    parser.add_argument("--out", type=Path, help="default: a new folder below the temporary folder, kept")
-    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="judge one kept input again, without the walls")
+    parser.add_argument(
+        "--target", action="append", choices=sorted(PLACES), help="repeatable; default: all"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="default: a new folder below the temporary folder, kept"
+    )
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        metavar="FOLDER",
+        help="judge one kept input again, without the walls",
+    )
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     out = args.out or Path(tempfile.mkdtemp(prefix="liverseg-fuzz-"))
@@ -153,10 +184,16 @@ def main() -> int:
     shares = sum(SHARES.get(name, 1) for name in names)
     for name in names:
         begun = time.monotonic()
-        for number, verdict in campaign(name, out, args.seed, -(-args.inputs * SHARES.get(name, 1) // shares)):
+        for number, verdict in campaign(
+            name, out, args.seed, -(-args.inputs * SHARES.get(name, 1) // shares)
+        ):
             counts[name][verdict.outcome] += 1
             if verdict.failed or verdict.outcome == "crash":
-                print(f"{name}-{number} {verdict.outcome}: {verdict.detail}", file=sys.stderr, flush=True)
+                print(
+                    f"{name}-{number} {verdict.outcome}: {verdict.detail}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         seconds[name] = time.monotonic() - begun
     print(f"{table(counts, seconds)}\n\nseed {args.seed}; failures, if any: {out / 'failures'}")
     return 1 if any(counter[o] for counter in counts.values() for o in (*FAILURES, "crash")) else 0

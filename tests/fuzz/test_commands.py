@@ -25,7 +25,11 @@ Write = Callable[[Path, np.ndarray], None]
 
 
 def stored(
-    dtype: str = "i2", order: str = "<", inter: float = 0, affine: np.ndarray = AFFINE, make: type = nib.Nifti1Image
+    dtype: str = "i2",
+    order: str = "<",
+    inter: float = 0,
+    affine: np.ndarray = AFFINE,
+    make: type = nib.Nifti1Image,
 ) -> Write:
     """Voxels of another type, byte order, scaling, place or version of NIfTI."""
 
@@ -115,7 +119,10 @@ BAD: dict[str, tuple[Write, str]] = {
     "float16": (with_fields(datatype=15), "of unknown type 15"),
     "zero spacing": (with_fields(pixdim=[1, 1.5, 0, 2, 0, 0, 0, 0]), "voxels of 1.5 x 0 x 2 mm"),
     "NaN affine": (with_fields(srow_x=[np.nan] * 4), "an affine is a finite"),
-    "claims 10^13 voxels": (with_fields(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]), "the header claims"),
+    "claims 10^13 voxels": (
+        with_fields(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]),
+        "the header claims",
+    ),
     "gzip bomb": (bomb, "shorter than its header says"),
     "link loop": (link_loop, "which does not exist"),
     "text": (lambda path, _: path.write_text("no scan") and None, "not a NIfTI file"),  # type: ignore[func-returns-value]
@@ -131,7 +138,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     image, label = ct_like(SHAPE, 0)
     for name, write in {**GOOD, **{name: bad for name, (bad, _) in BAD.items()}}.items():
         write(folder / "imagesTr" / f"{name}.nii.gz", image)
-        (write if name in GOOD else stored())(folder / "labelsTr" / f"{name}.nii.gz", label.astype(np.int16))
+        (write if name in GOOD else stored())(
+            folder / "labelsTr" / f"{name}.nii.gz", label.astype(np.int16)
+        )
     write_index(folder, [*GOOD, *BAD])
     for part, voxels in (("imagesTr", image), ("labelsTr", label)):
         stored()(folder / part / "g.nii.gz", voxels)
@@ -158,12 +167,16 @@ def test_convert_reads_what_is_a_scan_and_names_what_is_none(source: Path, tmp_p
     store = CaseStore.open(tmp_path / "store")
     for name in good:
         np.testing.assert_array_equal(store.image(name), store.image("plain"), err_msg=name)
-        np.testing.assert_array_equal(store.source_label(name), store.source_label("plain"), err_msg=name)
+        np.testing.assert_array_equal(
+            store.source_label(name), store.source_label("plain"), err_msg=name
+        )
     assert "<b>" not in (tmp_path / "store" / "audit.html").read_text()
     assert run("verify", tmp_path / "store")[0] == 0
 
 
-def test_score_and_predict_do_likewise(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_and_predict_do_likewise(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     truth = tmp_path / "truth"
     truth.mkdir()
     prediction = tmp_path / "prediction"
@@ -172,7 +185,9 @@ def test_score_and_predict_do_likewise(source: Path, tmp_path: Path, capsys: pyt
     for name, write in {**GOOD, **{name: bad for name, (bad, _) in BAD.items()}}.items():
         write(prediction / f"{name}.nii.gz", label.astype(np.int16))
         shutil.copyfile(source / "labelsTr" / f"{name}.nii.gz", truth / f"{name}.nii.gz")
-    code, result = run("score", prediction, truth, "--out", tmp_path / "scores", "--workers", 1, "--no-pictures")
+    code, result = run(
+        "score", prediction, truth, "--out", tmp_path / "scores", "--workers", 1, "--no-pictures"
+    )
     assert (code, result["n_cases"], sorted(result["failed"])) == (2, len(GOOD), sorted(BAD))
     assert result["liver"]["dice_per_case"] == result["tumour"]["dice_per_case"] == 1
 
@@ -183,7 +198,10 @@ def test_score_and_predict_do_likewise(source: Path, tmp_path: Path, capsys: pyt
     save_file(build_model(settings.model).state_dict(), weights / "model.safetensors")
     (weights / "config.yaml").write_text(settings.to_yaml())
     threads = torch.get_num_threads()
-    assert main(["predict", str(weights), str(source / "imagesTr"), "--out", str(tmp_path / "masks")]) == 1
+    assert (
+        main(["predict", str(weights), str(source / "imagesTr"), "--out", str(tmp_path / "masks")])
+        == 1
+    )
     torch.set_num_threads(threads)
     error = capsys.readouterr().err
     assert "Traceback" not in error

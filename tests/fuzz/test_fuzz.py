@@ -29,11 +29,15 @@ def chosen(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
     return target(request.param, tmp_path / "ready")
 
 
-def test_damaged_inputs_are_read_rightly_or_refused_in_a_line(chosen: Target, tmp_path: Path) -> None:
+def test_damaged_inputs_are_read_rightly_or_refused_in_a_line(
+    chosen: Target, tmp_path: Path
+) -> None:
     verdicts = [one(chosen, tmp_path / "input", 0, n) for n in range(INPUTS.get(chosen.name, 30))]
     failed = {n: verdict for n, verdict in enumerate(verdicts) if verdict.failed}
     assert not failed
-    assert {"accepted", "refused"} == {verdict.outcome for verdict in verdicts}, "one of them alone tests nothing"
+    assert {"accepted", "refused"} == {verdict.outcome for verdict in verdicts}, (
+        "one of them alone tests nothing"
+    )
 
 
 @given(st.randoms(use_true_random=False), st.sampled_from(["nifti", "index"]))
@@ -76,7 +80,9 @@ def spin() -> None:
     ],
     ids=["fine", "refused", "KeyError", "wrong", "endless"],
 )
-def test_the_judge_sees_each_kind(act: object, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_judge_sees_each_kind(
+    act: object, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if outcome == "hang":
         monkeypatch.setattr(judging, "PATIENCE_S", 0.2)
     verdict = judge(lambda case: act(), tmp_path)  # type: ignore[operator]

@@ -41,8 +41,14 @@ def shared_small_run(factory: pytest.TempPathFactory) -> SmallRun:
 
 def make_small_run(folder: Path, cases: int = 5) -> SmallRun:
     source, store = folder / "source", folder / "store.zarr"
-    assert main(["phantom", str(source), "--cases", str(cases), "--seed", "3", "--size", "small"]) == 0
-    settings = ["convert.cleaning.spacing_mm=[5,8,8]", "convert.splits.test_fraction=0.4", "convert.splits.folds=2"]
+    assert (
+        main(["phantom", str(source), "--cases", str(cases), "--seed", "3", "--size", "small"]) == 0
+    )
+    settings = [
+        "convert.cleaning.spacing_mm=[5,8,8]",
+        "convert.splits.test_fraction=0.4",
+        "convert.splits.folds=2",
+    ]
     assert main(["convert", str(source), str(store), "convert.workers=1", *settings]) == 0
     train_small_run(folder / "run", store)
     return SmallRun(source, store, folder / "run")
@@ -62,11 +68,16 @@ def train_small_run(run: Path, store_path: Path, steps: int = 40, seed: int = 0)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-2 * (1 - step / steps)
         case_id = store.case_ids[rng.integers(len(store.case_ids))]
-        image = normalise_intensity_(torch.from_numpy(store.image(case_id)).float(), settings.data.intensity)
+        image = normalise_intensity_(
+            torch.from_numpy(store.image(case_id)).float(), settings.data.intensity
+        )
         label = torch.from_numpy(store.label(case_id)).long()
         centre = store.foreground(case_id)[:, 2:]
         centre = centre[rng.integers(len(centre))]
-        corner = [int(np.clip(c - p // 2, 0, n - p)) for c, n, p in zip(centre, image.shape, PATCH, strict=True)]
+        corner = [
+            int(np.clip(c - p // 2, 0, n - p))
+            for c, n, p in zip(centre, image.shape, PATCH, strict=True)
+        ]
         box = tuple(slice(s, s + p) for s, p in zip(corner, PATCH, strict=True))
         logits = model(image[box][None, None])
         weight = torch.tensor([1.0, 3.0, 60.0])
@@ -97,6 +108,8 @@ def settings_for(store: CaseStore) -> Settings:
             "inference.overlap=0.1",
         ],
     )
-    data = settings.data.model_copy(update={"spacing_mm": store.spacing_mm, "intensity": store.intensity})
+    data = settings.data.model_copy(
+        update={"spacing_mm": store.spacing_mm, "intensity": store.intensity}
+    )
     model = resolve_topology(settings.model, data.patch_size, store.spacing_mm)
     return settings.model_copy(update={"data": data, "model": model, "convert": store.convert})

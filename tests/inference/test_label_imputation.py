@@ -20,7 +20,11 @@ from tests.inference.small_run import SmallRun, shared_small_run
 
 BARE = 1
 """Which of the phantoms, in order, loses its label."""
-COARSE = ("convert.cleaning.spacing_mm=[5,8,8]", "convert.splits.test_fraction=0", "convert.splits.folds=2")
+COARSE = (
+    "convert.cleaning.spacing_mm=[5,8,8]",
+    "convert.splits.test_fraction=0",
+    "convert.splits.folds=2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,9 @@ def impute_with(run_folder: Path) -> tuple[str, str]:
     return "convert.cleaning.missing_label=impute", f"convert.labels_from={run_folder}"
 
 
-def test_the_label_is_what_the_run_predicts(small: SmallRun, source: Path, bare: str, imputed: Path) -> None:
+def test_the_label_is_what_the_run_predicts(
+    small: SmallRun, source: Path, bare: str, imputed: Path
+) -> None:
     store = CaseStore.open(imputed)
     device = torch.device("cpu")
     loaded = load_run(small.run, device)
@@ -75,7 +81,9 @@ def test_it_is_trained_on_and_never_asked(bare: str, imputed: Path) -> None:
     for fold in (0, 1):
         assert bare in store.ids("train", fold)
         assert bare not in store.ids("validation", fold)
-        assert len(store.ids("train", fold)) + len(store.ids("validation", fold)) == len(store.case_ids)
+        assert len(store.ids("train", fold)) + len(store.ids("validation", fold)) == len(
+            store.case_ids
+        )
     assert store.ids("train", "all") == store.case_ids
     assert bare not in store.ids("test")
     assert run("verify", imputed)[0] == 0
@@ -93,7 +101,12 @@ def test_what_people_labelled_is_as_without_it(source: Path, imputed: Path, tmp_
 def test_any_number_of_workers_writes_the_same_bytes(
     small: SmallRun, source: Path, imputed: Path, tmp_path: Path
 ) -> None:
-    assert convert(source, tmp_path / "s.zarr", "convert.workers=2", *COARSE, *impute_with(small.run))[0] == 0
+    assert (
+        convert(source, tmp_path / "s.zarr", "convert.workers=2", *COARSE, *impute_with(small.run))[
+            0
+        ]
+        == 0
+    )
     assert tree(tmp_path / "s.zarr") == tree(imputed)
 
 
@@ -113,10 +126,19 @@ def test_a_patient_who_is_asked_elsewhere_is_not_trained_on(
 def test_without_label_the_slab_lies_on_the_liver_that_the_run_finds(
     small: SmallRun, source: Path, bare: str, tmp_path: Path
 ) -> None:
-    unlabelled = (*COARSE[1:], "convert.cleaning.spacing_mm=[1,8,8]", "convert.cleaning.missing_label=unlabelled")
+    unlabelled = (
+        *COARSE[1:],
+        "convert.cleaning.spacing_mm=[1,8,8]",
+        "convert.cleaning.missing_label=unlabelled",
+    )
     assert convert(source, tmp_path / "tiles.zarr", *unlabelled)[0] == 0
-    assert convert(source, tmp_path / "s.zarr", *unlabelled, f"convert.labels_from={small.run}")[0] == 0
-    tiles = [c for c in CaseStore.open(tmp_path / "tiles.zarr").case_ids if c.startswith(f"{bare}_tile")]
+    assert (
+        convert(source, tmp_path / "s.zarr", *unlabelled, f"convert.labels_from={small.run}")[0]
+        == 0
+    )
+    tiles = [
+        c for c in CaseStore.open(tmp_path / "tiles.zarr").case_ids if c.startswith(f"{bare}_tile")
+    ]
     assert len(tiles) > 1  # nobody knew where the liver is
     store = CaseStore.open(tmp_path / "s.zarr")
     assert not store.meta(bare).labelled
@@ -124,11 +146,15 @@ def test_without_label_the_slab_lies_on_the_liver_that_the_run_finds(
     grid, truth = store.meta(bare).grid, CaseStore.open(small.store).source_label(bare)
     places = store.meta(bare).source_grid.world_mm(np.argwhere(truth > 0))
     z = grid.index_of(places)[:, 0]
-    assert ((z > -0.5) & (z < 63.5)).mean() > 0.8  # the small run is no good one, but it finds the liver
+    assert (
+        (z > -0.5) & (z < 63.5)
+    ).mean() > 0.8  # the small run is no good one, but it finds the liver
     assert "liver_found" in {f["code"] for f in store.audit[bare]["findings"]}
 
 
-def test_another_run_is_another_store(small: SmallRun, source: Path, bare: str, imputed: Path, tmp_path: Path) -> None:
+def test_another_run_is_another_store(
+    small: SmallRun, source: Path, bare: str, imputed: Path, tmp_path: Path
+) -> None:
     """Refused by name; forced, only the scan without label is made again. A run that sees nothing labels nothing."""
     blind = tmp_path / "blind"
     shutil.copytree(small.run, blind)
@@ -145,7 +171,9 @@ def test_another_run_is_another_store(small: SmallRun, source: Path, bare: str, 
     assert bare not in CaseStore.open(tmp_path / "s.zarr").case_ids
 
 
-def test_a_scan_that_was_set_apart_is_not_labelled(small: SmallRun, source: Path, bare: str, tmp_path: Path) -> None:
+def test_a_scan_that_was_set_apart_is_not_labelled(
+    small: SmallRun, source: Path, bare: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "source"
     shutil.copytree(source, folder)
     index = json.loads((folder / "dataset.json").read_text())
@@ -166,11 +194,18 @@ def test_a_scan_that_was_set_apart_is_not_labelled(small: SmallRun, source: Path
     [
         (("convert.cleaning.missing_label=impute",), "needs convert.labels_from"),
         (("convert.labels_from=somewhere",), "set one of them"),
-        (("convert.cleaning.missing_label=impute", "convert.labels_from=no/such/run"), "no such run folder"),
+        (
+            ("convert.cleaning.missing_label=impute", "convert.labels_from=no/such/run"),
+            "no such run folder",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], said: str
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    said: str,
 ) -> None:
     assert convert(source, tmp_path / "s.zarr", *options)[0] == 2
     assert said in capsys.readouterr().err

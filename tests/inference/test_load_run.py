@@ -14,7 +14,7 @@ from liverseg_dist.commands.run_cases import load_runs
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference import load_run, predictor_for
-from liverseg_dist.inference.load_run import runs_fingerprint, mirrored_axes
+from liverseg_dist.inference.load_run import mirrored_axes, runs_fingerprint
 from tests.inference.small_run import SmallRun, train_small_run
 
 CPU = torch.device("cpu")
@@ -29,7 +29,9 @@ def run(small_run: SmallRun, tmp_path: Path) -> Path:
 def test_loads_weights_and_settings(small_run: SmallRun) -> None:
     loaded = load_run(small_run.run, CPU, ["inference.overlap=0.75"])
     weights = load_file(small_run.run / "model.safetensors")
-    assert all(torch.equal(value, weights[name]) for name, value in loaded.model.state_dict().items())
+    assert all(
+        torch.equal(value, weights[name]) for name, value in loaded.model.state_dict().items()
+    )
     assert not loaded.model.training
     assert loaded.settings.inference.overlap == 0.75
     assert loaded.settings.data.intensity is not None
@@ -82,7 +84,9 @@ def test_settings_of_a_run_stay(run: Path) -> None:
         load_run(run, CPU)
 
 
-def test_runs_that_see_scans_differently_are_not_averaged(small_run: SmallRun, run: Path, tmp_path: Path) -> None:
+def test_runs_that_see_scans_differently_are_not_averaged(
+    small_run: SmallRun, run: Path, tmp_path: Path
+) -> None:
     train_small_run(tmp_path / "second", small_run.store, steps=1, seed=1)
     runs = [load_run(folder, CPU) for folder in (run, tmp_path / "second")]
     assert len(predictor_for(runs, CPU).models) == 2
@@ -118,7 +122,9 @@ def test_only_what_training_mirrored_is_mirrored(
     assert ("inference.mirror=true changes nothing" in capsys.readouterr().err) == (not axes)
 
 
-def test_an_ensemble_mirrors_what_all_of_it_know(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_ensemble_mirrors_what_all_of_it_know(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
     for path, axes in ((run, ["z", "y"]), (other, ["y", "x"])):
         settings = yaml.safe_load((path / "config.yaml").read_text())
@@ -127,4 +133,6 @@ def test_an_ensemble_mirrors_what_all_of_it_know(run: Path, tmp_path: Path, caps
     args = argparse.Namespace(run=run, ensemble=[other], weights="last")
     runs = load_runs(args, World.from_environment("cpu", {}), ["inference.mirror=true"])
     assert predictor_for(runs, CPU).mirrors == ((), (3,))
-    assert "warning: not mirrored along z, x: not all of these models were" in capsys.readouterr().err
+    assert (
+        "warning: not mirrored along z, x: not all of these models were" in capsys.readouterr().err
+    )

@@ -35,7 +35,8 @@ def test_page_faults_end() -> None:
                 capture_output=True,
                 text=True,
                 check=True,
-                env={k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | {"OMP_NUM_THREADS": "1"},
+                env={k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+                | {"OMP_NUM_THREADS": "1"},
             ).stdout
         )
         for way in ("leave", "keep")

@@ -54,7 +54,9 @@ def test_small_tumours_become_liver(seed: int, min_voxels: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_holes_are_those_that_scipy_fills(seed: int) -> None:
     mask = noise(seed)
-    mask[mask == 0] = np.random.default_rng(seed).random((mask == 0).sum()) < 0.55  # a sponge has holes
+    mask[mask == 0] = (
+        np.random.default_rng(seed).random((mask == 0).sum()) < 0.55
+    )  # a sponge has holes
     before = mask.copy()
     filled = ndimage.binary_fill_holes(mask > 0)
     assert filled.sum() > (mask > 0).sum()
@@ -77,7 +79,9 @@ def test_a_hole_inside_a_tumour_is_tumour() -> None:
 def test_tumours_stay_within_reach_of_the_liver(seed: int, reach_mm: float) -> None:
     spacing_mm = (2.5, 1.0, 1.5)
     rng = np.random.default_rng(seed)
-    mask = (ndimage.gaussian_filter(rng.standard_normal((20, 40, 40)), 2) > 0.12).astype(np.uint8) * 2
+    mask = (ndimage.gaussian_filter(rng.standard_normal((20, 40, 40)), 2) > 0.12).astype(
+        np.uint8
+    ) * 2
     mask[:, :, :12] = ndimage.gaussian_filter(rng.standard_normal((20, 40, 12)), 2) > 0
     distance_mm = ndimage.distance_transform_edt(mask != 1, sampling=spacing_mm)
     tumours, count = ndimage.label(mask == 2, FACES)
@@ -96,12 +100,16 @@ def test_with_a_reach_the_largest_liver_keeps_near_tumours_that_lie_apart() -> N
     mask[4:6, 4:6, 48:50] = 2  # touches the small one only
     for reach_mm, tumour_voxels in ((None, 0), (4.0, 0), (5.0, 8)):
         now = mask.copy()
-        postprocess_mask(now, (1.0, 1.0, 1.0), InferenceConfig(largest_component=True, tumour_reach_mm=reach_mm))
+        postprocess_mask(
+            now, (1.0, 1.0, 1.0), InferenceConfig(largest_component=True, tumour_reach_mm=reach_mm)
+        )
         assert (now == 1).sum() == 6 * 6 * 18
         assert (now == 2).sum() == tumour_voxels
 
 
-def ball(shape: tuple[int, int, int], centre: tuple[float, ...], radius_mm: float, spacing_mm: Float3) -> np.ndarray:
+def ball(
+    shape: tuple[int, int, int], centre: tuple[float, ...], radius_mm: float, spacing_mm: Float3
+) -> np.ndarray:
     places = np.stack(np.indices(shape), axis=-1) * spacing_mm
     return np.linalg.norm(places - np.asarray(centre), axis=-1) <= radius_mm
 
@@ -111,7 +119,9 @@ def test_tumours_at_the_edge_keep_what_lies_inside_the_liver_and_near_it(reach_m
     spacing_mm, shape = (2.0, 1.0, 1.0), (40, 80, 90)
     liver = ball(shape, (40.0, 40.0, 35.0), 30.0, spacing_mm)
     deep = ball(shape, (40.0, 40.0, 25.0), 15.0, spacing_mm)  # its middle is 15 mm from any tissue
-    edge = ball(shape, (40.0, 40.0, 60.0), 16.0, spacing_mm)  # sticks out by 11 mm, and lies in a bay of tissue
+    edge = ball(
+        shape, (40.0, 40.0, 60.0), 16.0, spacing_mm
+    )  # sticks out by 11 mm, and lies in a bay of tissue
     mask = liver.astype(np.uint8)
     mask[deep | edge] = 2
     cut_tumours_outside(mask, spacing_mm, reach_mm)
@@ -119,7 +129,9 @@ def test_tumours_at_the_edge_keep_what_lies_inside_the_liver_and_near_it(reach_m
     distance_mm = ndimage.distance_transform_edt(~liver, sampling=spacing_mm)
     sticking_out = edge & ~liver
     allowed_mm = max(reach_mm, 2.0)
-    assert not mask[sticking_out & (distance_mm > allowed_mm)].any()  # nothing of it further out than asked for
+    assert not mask[
+        sticking_out & (distance_mm > allowed_mm)
+    ].any()  # nothing of it further out than asked for
     assert (mask == 1).sum() == (liver & ~deep & ~edge).sum()
     tissue_mm = ndimage.distance_transform_edt(mask != 1, sampling=spacing_mm)
     assert (mask[edge & (tissue_mm <= allowed_mm)] == 2).all()
@@ -132,8 +144,16 @@ def test_what_is_cut_is_what_distance_maps_say(seed: int) -> None:
     tissue = mask == 1
     inside = tissue.copy()
     for axis in range(3):
-        inside |= np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(tissue, axis, 0)], axis=axis)
-    mask[(ndimage.gaussian_filter(np.random.default_rng(seed + 9).standard_normal(mask.shape), 2) > 0.1) & ~inside] = 2
+        inside |= np.stack(
+            [ndimage.binary_fill_holes(plane) for plane in np.moveaxis(tissue, axis, 0)], axis=axis
+        )
+    mask[
+        (
+            ndimage.gaussian_filter(np.random.default_rng(seed + 9).standard_normal(mask.shape), 2)
+            > 0.1
+        )
+        & ~inside
+    ] = 2
     distance_mm = ndimage.distance_transform_edt(~inside, sampling=spacing_mm)
     expected = np.where((mask == 2) & (distance_mm > 4.0), 0, mask)
     assert (expected != mask).any()
@@ -174,7 +194,9 @@ def test_empty_and_view_masks(config: InferenceConfig) -> None:
     postprocess_mask(empty, (1.0, 1.0, 1.0), config)
     assert not empty.any()
     mask = noise(1)
-    turned = mask.copy()[::-1].transpose(2, 0, 1)  # a view, as a mask in the file's own orientation is
+    turned = mask.copy()[::-1].transpose(
+        2, 0, 1
+    )  # a view, as a mask in the file's own orientation is
     postprocess_mask(turned, (1.0, 2.0, 1.0), config)
     postprocess_mask(mask, (2.0, 1.0, 1.0), config)
     assert np.array_equal(turned, mask[::-1].transpose(2, 0, 1))

@@ -11,7 +11,6 @@ import yaml
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import InferenceConfig
-from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.load_run import load_run
 from liverseg_dist.inference.postprocess_search import (
     OPERATIONS,
@@ -21,6 +20,7 @@ from liverseg_dist.inference.postprocess_search import (
     mask_of_codes,
     mean_dice,
 )
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from tests.distributed.launch import torchrun
 from tests.inference.models import Random
 from tests.inference.small_run import SmallRun
@@ -29,7 +29,9 @@ CPU = torch.device("cpu")
 
 
 def predictor(regions: bool, threshold: float) -> SlidingWindowPredictor:
-    return SlidingWindowPredictor(Random(), (8, 8, 8), regions, InferenceConfig(tumour_threshold=threshold), CPU)
+    return SlidingWindowPredictor(
+        Random(), (8, 8, 8), regions, InferenceConfig(tumour_threshold=threshold), CPU
+    )
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -70,14 +72,19 @@ def scores(*gains: float) -> dict[str, list[float]]:
         ((-0.02, -0.02, 0.3, -0.02, 0.3, -0.02), False),  # more cases get worse than better
     ],
 )
-def test_an_operation_is_kept_only_if_it_helps_cases_it_was_not_chosen_on(gains: tuple[float, ...], kept: bool) -> None:
+def test_an_operation_is_kept_only_if_it_helps_cases_it_was_not_chosen_on(
+    gains: tuple[float, ...], kept: bool
+) -> None:
     assert decide_operation("fill_holes", scores(*gains)).kept is kept
 
 
 def test_the_cross_validated_score_is_that_of_choices_made_without_the_case() -> None:
     """Two cases, each wants the opposite option and is scored with what the other wants."""
     found = decide_operation("fill_holes", {"a": [0.2, 0.8], "b": [0.9, 0.5]}, folds=2)
-    assert (found.score_cross_validated, found.score_before) == (pytest.approx(0.35), pytest.approx(0.55))
+    assert (found.score_cross_validated, found.score_before) == (
+        pytest.approx(0.35),
+        pytest.approx(0.55),
+    )
     assert found.scores == (pytest.approx(0.55), pytest.approx(0.65))
     assert (found.better, found.worse, found.kept) == (0, 1, False)
 
@@ -97,7 +104,17 @@ def run(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_choice_is_saved_with_the_run_and_used(
     run: Path, small_run: SmallRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = ["postprocess", str(run), "--store", str(small_run.store), "--part", "train", "--device", "cpu", "--json"]
+    line = [
+        "postprocess",
+        str(run),
+        "--store",
+        str(small_run.store),
+        "--part",
+        "train",
+        "--device",
+        "cpu",
+        "--json",
+    ]
     assert main([*line, "--dry-run"]) == 0
     assert not (run / "postprocess.yaml").exists()
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -135,13 +152,27 @@ def test_the_choice_is_saved_with_the_run_and_used(
 
 
 @pytest.mark.distributed
-def test_two_ranks_choose_as_one_does_and_tell_who_failed(run: Path, small_run: SmallRun, tmp_path: Path) -> None:
+def test_two_ranks_choose_as_one_does_and_tell_who_failed(
+    run: Path, small_run: SmallRun, tmp_path: Path
+) -> None:
     copies = [Path(shutil.copytree(run, tmp_path / name)) for name in ("one", "two", "failing")]
-    words = ["--store", str(small_run.store), "--part", "train", "--device", "cpu", "--timeout", "30"]
+    words = [
+        "--store",
+        str(small_run.store),
+        "--part",
+        "train",
+        "--device",
+        "cpu",
+        "--timeout",
+        "30",
+    ]
     assert main(["postprocess", str(copies[0]), *words]) == 0
     done = torchrun(2, "-m", "liverseg_dist", "postprocess", str(copies[1]), *words)
     assert done.returncode == 0, done.stderr[-3000:]
-    choices = [json.loads((copy / "evaluation" / "postprocess" / "choice.json").read_text()) for copy in copies[:2]]
+    choices = [
+        json.loads((copy / "evaluation" / "postprocess" / "choice.json").read_text())
+        for copy in copies[:2]
+    ]
     assert choices[0] == choices[1]
     (tmp_path / "failing.py").write_text(FAILING)
     done = torchrun(2, str(tmp_path / "failing.py"), "postprocess", str(copies[2]), *words)

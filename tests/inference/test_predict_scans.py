@@ -41,7 +41,9 @@ def test_masks_have_the_shape_and_affine_of_their_scans(
         assert labels.dtype == np.uint8
         assert set(np.unique(labels)) <= {0, 1, 2}
         truth = np.asarray(nib.load(small_run.source / "labelsTr" / file.name).dataobj)
-        assert 2 * ((labels > 0) & (truth > 0)).sum() / ((labels > 0).sum() + (truth > 0).sum()) > 0.3
+        assert (
+            2 * ((labels > 0) & (truth > 0)).sum() / ((labels > 0).sum() + (truth > 0).sum()) > 0.3
+        )
         row = rows(tmp_path)[file.name.removesuffix(".nii.gz")]
         voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
         assert float(row["liver_ml"]) == pytest.approx((labels > 0).sum() * voxel_ml, rel=1e-4)
@@ -95,7 +97,11 @@ def test_a_bad_file_does_not_take_the_others_down(
     assert f"{tmp_path / 'absent.nii'}: no such file" in printed.err
     assert "Traceback" not in printed.err
     table = rows(out)
-    assert [table[name]["status"] for name in ("broken", "absent", "liver_1")] == ["failed", "failed", "done"]
+    assert [table[name]["status"] for name in ("broken", "absent", "liver_1")] == [
+        "failed",
+        "failed",
+        "done",
+    ]
     assert sorted(file.name for file in out.glob("*.nii.gz")) == ["liver_1.nii.gz"]
 
 

@@ -10,7 +10,9 @@ from liverseg_dist.inference.resample_to_scan import resample_to_scan
 from liverseg_dist.volume import Grid
 
 
-def grid(shape: tuple[int, int, int], spacing: tuple[float, float, float], oblique: bool = False) -> Grid:
+def grid(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], oblique: bool = False
+) -> Grid:
     affine = np.diag([*reversed(spacing), 1.0])
     if oblique:
         c, s = np.cos(0.3), np.sin(0.3)
@@ -21,7 +23,9 @@ def grid(shape: tuple[int, int, int], spacing: tuple[float, float, float], obliq
 
 def run(values: np.ndarray, source: Grid, target: Grid, slab: int) -> np.ndarray:
     out = np.full((len(values), *target.shape), -1.0, dtype=np.float32)
-    slabs = ((z, torch.from_numpy(values[:, z : z + slab])) for z in range(0, values.shape[1], slab))
+    slabs = (
+        (z, torch.from_numpy(values[:, z : z + slab])) for z in range(0, values.shape[1], slab)
+    )
     for box, part in resample_to_scan(slabs, source, target):
         assert (out[(slice(None), *box)] == -1).all()
         out[(slice(None), *box)] = part.numpy()
@@ -31,14 +35,23 @@ def run(values: np.ndarray, source: Grid, target: Grid, slab: int) -> np.ndarray
 def reference(values: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
     index = np.stack(np.meshgrid(*map(np.arange, target.shape), indexing="ij"), axis=-1)
     at = np.moveaxis(source.index_of(target.world_mm(index)), -1, 0)
-    inside = np.all([(a > -0.5 - 1e-4) & (a < n - 0.5 + 1e-4) for a, n in zip(at, source.shape, strict=True)], axis=0)
-    return np.stack([np.where(inside, map_coordinates(v, at, order=1, mode="nearest"), -1.0) for v in values])
+    inside = np.all(
+        [(a > -0.5 - 1e-4) & (a < n - 0.5 + 1e-4) for a, n in zip(at, source.shape, strict=True)],
+        axis=0,
+    )
+    return np.stack(
+        [np.where(inside, map_coordinates(v, at, order=1, mode="nearest"), -1.0) for v in values]
+    )
 
 
 @pytest.mark.parametrize("oblique", [False, True])
 @pytest.mark.parametrize("slab", [1, 3, 100])
-@pytest.mark.parametrize("spacing", [(2.0, 1.0, 1.0), (0.7, 1.3, 0.9), (5.0, 0.5, 0.8), (1.0, 1.0, 1.0)])
-def test_equals_interpolation_point_by_point(spacing: tuple[float, float, float], slab: int, oblique: bool) -> None:
+@pytest.mark.parametrize(
+    "spacing", [(2.0, 1.0, 1.0), (0.7, 1.3, 0.9), (5.0, 0.5, 0.8), (1.0, 1.0, 1.0)]
+)
+def test_equals_interpolation_point_by_point(
+    spacing: tuple[float, float, float], slab: int, oblique: bool
+) -> None:
     target = grid((11, 17, 14), (1.0, 1.0, 1.0), oblique)
     source = target.with_spacing(spacing)
     values = np.random.default_rng(0).random((3, *source.shape), dtype=np.float32)

@@ -28,18 +28,24 @@ PATCH = (16, 32, 32)
 
 def settings_for(spacing_mm: Float3, *overrides: str) -> Settings:
     settings = load_settings([], ["convert.cleaning.noise=none", *overrides])
-    data = settings.data.model_copy(update={"spacing_mm": spacing_mm, "intensity": INTENSITY, "patch_size": PATCH})
+    data = settings.data.model_copy(
+        update={"spacing_mm": spacing_mm, "intensity": INTENSITY, "patch_size": PATCH}
+    )
     return settings.model_copy(update={"data": data})
 
 
 def threshold_predictor(settings: Settings) -> SlidingWindowPredictor:
     """Liver above 60 HU, tumour above 160 HU (voxels are whole HU)."""
     model = Threshold(liver=160.5 / 400, tumour=260.5 / 400)
-    return SlidingWindowPredictor(model, PATCH, regions=False, config=settings.inference, device=torch.device("cpu"))
+    return SlidingWindowPredictor(
+        model, PATCH, regions=False, config=settings.inference, device=torch.device("cpu")
+    )
 
 
 def phantom(
-    spacing_mm: Float3 = (2.0, 1.0, 1.0), shape: tuple[int, int, int] = (22, 40, 36), oblique: bool = False
+    spacing_mm: Float3 = (2.0, 1.0, 1.0),
+    shape: tuple[int, int, int] = (22, 40, 36),
+    oblique: bool = False,
 ) -> Volume:
     """RAS: a bright ball with a brighter one inside, off centre, so that every axis and direction differs."""
     z, y, x = (np.arange(n) * s for n, s in zip(shape, spacing_mm, strict=True))
@@ -61,7 +67,9 @@ def test_every_orientation_gives_the_same_mask_in_the_world(orientation: str) ->
     expected = np.where(original.voxels > 160, 2, np.where(original.voxels > 60, 1, 0))
     assert set(np.unique(expected)) == {0, 1, 2}
     turned = original.reoriented(orientation)
-    turned = Volume(np.ascontiguousarray(turned.voxels), turned.grid)  # as a file of that orientation is read
+    turned = Volume(
+        np.ascontiguousarray(turned.voxels), turned.grid
+    )  # as a file of that orientation is read
     mask = segment_scan(turned, threshold_predictor(settings), settings)
     assert mask.shape == turned.shape
     assert mask.flags.c_contiguous
@@ -71,9 +79,13 @@ def test_every_orientation_gives_the_same_mask_in_the_world(orientation: str) ->
 
 
 @pytest.mark.parametrize("oblique", [False, True])
-@pytest.mark.parametrize("spacing_mm", [(2.0, 1.0, 1.0), (1.0, 0.7, 0.7), (5.0, 0.8, 0.8), (0.6, 2.0, 1.4)])
+@pytest.mark.parametrize(
+    "spacing_mm", [(2.0, 1.0, 1.0), (1.0, 0.7, 0.7), (5.0, 0.8, 0.8), (0.6, 2.0, 1.4)]
+)
 def test_any_spacing_comes_back_to_the_scan(spacing_mm: Float3, oblique: bool) -> None:
-    shape = tuple(round(n * s / t) for n, s, t in zip((22, 40, 36), (2.0, 1.0, 1.0), spacing_mm, strict=True))
+    shape = tuple(
+        round(n * s / t) for n, s, t in zip((22, 40, 36), (2.0, 1.0, 1.0), spacing_mm, strict=True)
+    )
     scan = phantom(spacing_mm, shape, oblique).reoriented("LPI")  # type: ignore[arg-type]
     settings = settings_for((1.5, 0.9, 0.9))
     mask = segment_scan(scan, threshold_predictor(settings), settings)
@@ -111,8 +123,12 @@ def test_probabilities_lie_on_the_scan_and_agree_with_the_mask(regions: bool) ->
     settings = settings_for((2.0, 1.0, 1.0))
     scan = phantom().reoriented("PIR")
     model = Random(2 if regions else 3)
-    predictor = SlidingWindowPredictor(model, PATCH, regions, InferenceConfig(), torch.device("cpu"))
-    result = segment_onto(prepare_for_network(scan, settings), scan.grid, predictor, settings, keep_probabilities=True)
+    predictor = SlidingWindowPredictor(
+        model, PATCH, regions, InferenceConfig(), torch.device("cpu")
+    )
+    result = segment_onto(
+        prepare_for_network(scan, settings), scan.grid, predictor, settings, keep_probabilities=True
+    )
     liver, tumour = result.probability_zyx["liver"], result.probability_zyx["tumour"]
     assert liver.shape == tumour.shape == scan.shape
     if regions:
@@ -120,14 +136,18 @@ def test_probabilities_lie_on_the_scan_and_agree_with_the_mask(regions: bool) ->
     else:
         assert (tumour <= liver + 1e-6).all()
         expected = np.stack([1 - liver, liver - tumour, tumour]).argmax(0)
-    assert (result.mask_zyx != expected).mean() < 1e-3  # 1 - liver rounds otherwise than background itself
+    assert (
+        result.mask_zyx != expected
+    ).mean() < 1e-3  # 1 - liver rounds otherwise than background itself
 
 
 def test_structure_probability() -> None:
     foreground = torch.rand(2, 2, 2, 2)
     for regions in (False, True):
         assert torch.equal(structure_probability(foreground, "tumour", regions), foreground[1])
-    assert torch.equal(structure_probability(foreground, "liver", regions=False), foreground[0] + foreground[1])
+    assert torch.equal(
+        structure_probability(foreground, "liver", regions=False), foreground[0] + foreground[1]
+    )
     assert torch.equal(structure_probability(foreground, "liver", regions=True), foreground[0])
 
 
@@ -136,9 +156,13 @@ def test_calibration_counts_the_probabilities_on_the_scans_own_voxels(regions: b
     """In two pieces, each counted where it is the nearer one, as two slabs of a tall scan are."""
     settings = settings_for((2.5, 1.3, 1.3))
     model = Random(2) if regions else Threshold(160.5 / 400, 260.5 / 400, steepness=8)
-    predictor = SlidingWindowPredictor(model, PATCH, regions, settings.inference, torch.device("cpu"))
+    predictor = SlidingWindowPredictor(
+        model, PATCH, regions, settings.inference, torch.device("cpu")
+    )
     scan = phantom().reoriented("LPI")
-    truth = Volume(np.where(scan.voxels > 160, 2, np.where(scan.voxels > 60, 1, 0)).astype(np.uint8), scan.grid)
+    truth = Volume(
+        np.where(scan.voxels > 160, 2, np.where(scan.voxels > 60, 1, 0)).astype(np.uint8), scan.grid
+    )
     truth.voxels[0] = 255
     image = prepare_for_network(scan, settings)
     calibrator = Calibrator(truth, regions)
@@ -146,11 +170,15 @@ def test_calibration_counts_the_probabilities_on_the_scans_own_voxels(regions: b
     upper = np.arange(turned.shape[0] // 2)
     for slices in (upper, np.arange(len(upper), turned.shape[0])):
         watch = calibrator.of_piece(image.grid.orientation, slices)
-        found = segment_onto(image, scan.grid, predictor, settings, keep_probabilities=True, watch=watch)
+        found = segment_onto(
+            image, scan.grid, predictor, settings, keep_probabilities=True, watch=watch
+        )
     known = truth.voxels != 255
     for structure, counts in calibrator.counts().items():
         expected = CalibrationCounter()
-        expected.add(found.probability_zyx[structure][known], structure_mask(truth.voxels, structure)[known])
+        expected.add(
+            found.probability_zyx[structure][known], structure_mask(truth.voxels, structure)[known]
+        )
         assert counts == expected.counts()
     assert sum(calibrator.counts()["liver"]["positives"]) > 100
     assert sum(calibrator.counts()["tumour"]["voxels"]) > 100

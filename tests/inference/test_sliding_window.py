@@ -30,10 +30,14 @@ def scan(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 
 
 def predictor(**settings: object) -> SlidingWindowPredictor:
-    return SlidingWindowPredictor(Random(), PATCH, regions=False, config=InferenceConfig(**settings), device=CPU)  # type: ignore[arg-type]
+    return SlidingWindowPredictor(
+        Random(), PATCH, regions=False, config=InferenceConfig(**settings), device=CPU
+    )  # type: ignore[arg-type]
 
 
-def plain(image: np.ndarray, model: torch.nn.Module, config: InferenceConfig, regions: bool = False) -> np.ndarray:
+def plain(
+    image: np.ndarray, model: torch.nn.Module, config: InferenceConfig, regions: bool = False
+) -> np.ndarray:
     """Full float64 accumulation, window by window: what the streaming one must equal."""
     grid = WindowGrid.over(image.shape, PATCH, config.overlap, config.window_weights)
     padded = np.full(grid.padded, image.min(), dtype=np.float32)
@@ -49,7 +53,11 @@ def plain(image: np.ndarray, model: torch.nn.Module, config: InferenceConfig, re
         for flip in flips if config.mirror else flips[:1]:
             axes = [axis + 2 for axis, wanted in enumerate(flip) if wanted]
             with torch.no_grad():
-                logits = model(torch.from_numpy(padded[box])[None, None].flip(axes)).flip(axes)[0].double()
+                logits = (
+                    model(torch.from_numpy(padded[box])[None, None].flip(axes))
+                    .flip(axes)[0]
+                    .double()
+                )
             answers.append((logits if config.average == "logits" else turned(logits)).numpy())
         total[(slice(None), *box)] += np.mean(answers, axis=0) * weights
         share[box] += weights
@@ -62,7 +70,8 @@ SHAPES = [(8, 16, 12), (21, 40, 30), (3, 40, 12), (30, 7, 5), (1, 1, 1), (9, 17,
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    "settings", [{}, {"overlap": 0.0}, {"overlap": 0.8}, {"window_weights": "constant"}, {"average": "logits"}]
+    "settings",
+    [{}, {"overlap": 0.0}, {"overlap": 0.8}, {"window_weights": "constant"}, {"average": "logits"}],
 )
 def test_streaming_equals_full_accumulation(shape: tuple[int, int, int], settings: dict) -> None:
     image = scan(shape)
@@ -74,7 +83,9 @@ def test_streaming_equals_full_accumulation(shape: tuple[int, int, int], setting
 def test_mirrored_copies_are_averaged(average: str) -> None:
     image = scan((13, 20, 15))
     expected = plain(image, Random(), InferenceConfig(mirror=True, average=average))
-    np.testing.assert_allclose(predictor(mirror=True, average=average).probabilities(image), expected, atol=2e-6)
+    np.testing.assert_allclose(
+        predictor(mirror=True, average=average).probabilities(image), expected, atol=2e-6
+    )
     assert np.abs(expected - plain(image, Random(), InferenceConfig())).max() > 0.05
 
 
@@ -82,7 +93,9 @@ def test_mirrored_copies_are_averaged(average: str) -> None:
 def test_regions_are_independent_probabilities(average: Any) -> None:
     image = scan((13, 20, 15))
     config = InferenceConfig(average=average)
-    result = SlidingWindowPredictor(Random(2), PATCH, regions=True, config=config, device=CPU).probabilities(image)
+    result = SlidingWindowPredictor(
+        Random(2), PATCH, regions=True, config=config, device=CPU
+    ).probabilities(image)
     np.testing.assert_allclose(result, plain(image, Random(2), config, regions=True), atol=2e-6)
     assert np.abs(result.sum(0) - 1).max() > 0.1
 
@@ -117,21 +130,31 @@ def test_same_bits_on_every_run(settings: dict) -> None:
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
-def test_same_bits_whether_blocks_are_kept_or_added_at_once(average: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_bits_whether_blocks_are_kept_or_added_at_once(
+    average: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One process adds block by block what it computes; threads and other ranks hand over whole windows."""
-    monkeypatch.setattr("liverseg_dist.inference.sliding_window.BLOCK_VOXELS", 400)  # two slices, and no multiple of 8
+    monkeypatch.setattr(
+        "liverseg_dist.inference.sliding_window.BLOCK_VOXELS", 400
+    )  # two slices, and no multiple of 8
     image = scan((21, 40, 31))
     config = InferenceConfig(average=average)
     for regions in (False, True):
         model = Random(2 if regions else 3)
-        at_once, kept = (SlidingWindowPredictor(model, PATCH, regions, config, CPU, n).probabilities(image) for n in (1, 2))
+        at_once, kept = (
+            SlidingWindowPredictor(model, PATCH, regions, config, CPU, n).probabilities(image)
+            for n in (1, 2)
+        )
         assert np.array_equal(at_once, kept)
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.0, 1e4])
 @pytest.mark.parametrize("regions", [False, True])
 def test_foreground_is_that_of_softmax_and_sigmoid(scale: float, regions: bool) -> None:
-    logits = torch.randn((2, 2 if regions else 3, 4, 5, 6), generator=torch.Generator().manual_seed(0)) * scale
+    logits = (
+        torch.randn((2, 2 if regions else 3, 4, 5, 6), generator=torch.Generator().manual_seed(0))
+        * scale
+    )
     expected = logits.double().sigmoid() if regions else logits.double().softmax(1)[:, 1:]
     ours = foreground_probabilities_(log_odds(logits, regions), regions)
     assert torch.isfinite(ours).all()
@@ -145,7 +168,11 @@ def test_windows_are_summed_in_one_order_whatever_the_batch_size(mirror: bool) -
     image = scan((21, 40, 30))
     results = [
         SlidingWindowPredictor(
-            Threshold(0.0, 1.0, 1.0), PATCH, False, InferenceConfig(mirror=mirror, batch_size=batch_size), CPU
+            Threshold(0.0, 1.0, 1.0),
+            PATCH,
+            False,
+            InferenceConfig(mirror=mirror, batch_size=batch_size),
+            CPU,
         ).probabilities(image)
         for batch_size in (1, 3, 8, 100)
     ]
@@ -162,7 +189,9 @@ def test_same_bits_for_any_number_of_threads(architecture: str) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     results = [
-        SlidingWindowPredictor(model, (16, 32, 32), False, InferenceConfig(batch_size=batch), CPU, threads).probabilities(image)
+        SlidingWindowPredictor(
+            model, (16, 32, 32), False, InferenceConfig(batch_size=batch), CPU, threads
+        ).probabilities(image)
         for threads, batch in ((1, 1), (2, 1), (3, 1), (8, 1), (1, 2), (3, 2))
     ]
     torch.set_num_threads(before)
@@ -181,7 +210,9 @@ def test_an_error_in_a_window_ends_the_scan() -> None:
     image[4, 30, 30] = 99
     for threads in (1, 3):
         with pytest.raises(RuntimeError, match="no"):
-            SlidingWindowPredictor(Fails(), PATCH, False, InferenceConfig(), CPU, threads).segment(image)
+            SlidingWindowPredictor(Fails(), PATCH, False, InferenceConfig(), CPU, threads).segment(
+                image
+            )
 
 
 def test_slabs_come_in_order_without_gaps() -> None:
@@ -197,7 +228,9 @@ def test_slabs_come_in_order_without_gaps() -> None:
 def test_hu_is_normalised_and_padded_as_in_training() -> None:
     hu = np.random.default_rng(0).integers(-1000, 1000, (5, 20, 15)).astype(np.int16)
     unit = (np.clip(hu, -100, 200) + 100) / 300
-    ready = ((unit - 0.4) / 0.2).astype(np.float32)  # its lowest value is that of lower_hu, hence the same padding
+    ready = ((unit - 0.4) / 0.2).astype(
+        np.float32
+    )  # its lowest value is that of lower_hu, hence the same padding
     assert ready.min() == np.float32(-0.4 / 0.2)
     ours = predictor().probabilities(hu, INTENSITY)
     np.testing.assert_allclose(ours, predictor().probabilities(ready), atol=5e-6)
@@ -208,14 +241,22 @@ def test_hu_is_normalised_and_padded_as_in_training() -> None:
 def test_several_models_are_averaged() -> None:
     image = scan((9, 17, 13))
     models = [Random(seed=seed) for seed in range(3)]
-    alone = [SlidingWindowPredictor(model, PATCH, False, InferenceConfig(), CPU).probabilities(image) for model in models]
-    together = SlidingWindowPredictor(models, PATCH, False, InferenceConfig(), CPU).probabilities(image)
+    alone = [
+        SlidingWindowPredictor(model, PATCH, False, InferenceConfig(), CPU).probabilities(image)
+        for model in models
+    ]
+    together = SlidingWindowPredictor(models, PATCH, False, InferenceConfig(), CPU).probabilities(
+        image
+    )
     np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=2e-6)
 
 
 def test_bf16_runs_the_model_in_bf16_and_sums_in_fp32() -> None:
     image = scan((9, 17, 13))
-    exact, rough = predictor().probabilities(image), predictor(precision="bf16").probabilities(image)
+    exact, rough = (
+        predictor().probabilities(image),
+        predictor(precision="bf16").probabilities(image),
+    )
     assert rough.dtype == np.float32
     assert 0 < np.abs(exact - rough).max() < 0.1
     assert np.abs(rough.sum(0) - 1).max() < 1e-5
@@ -255,6 +296,8 @@ def test_peak_memory_does_not_grow_with_the_number_of_slices() -> None:
         ).stdout)
         for slices in (48, 480)
     ]  # fmt: skip
-    full_sums_mib = 3 * 4 * 160 * 160 * (480 - 48) / 2**20  # what accumulating the whole scan would add
+    full_sums_mib = (
+        3 * 4 * 160 * 160 * (480 - 48) / 2**20
+    )  # what accumulating the whole scan would add
     assert full_sums_mib > 120
     assert peaks_mib[1] - peaks_mib[0] < 12, peaks_mib

@@ -10,7 +10,9 @@ from liverseg_dist.inference.windows import WindowGrid, axis_starts, axis_weight
 
 
 @given(st.integers(1, 300), st.integers(1, 96), st.floats(0, 0.95))
-def test_windows_cover_the_axis_and_overlap_as_asked(length: int, window: int, overlap: float) -> None:
+def test_windows_cover_the_axis_and_overlap_as_asked(
+    length: int, window: int, overlap: float
+) -> None:
     starts = axis_starts(length, window, overlap)
     assert starts[0] == 0
     assert starts[-1] == max(0, length - window)

@@ -6,10 +6,17 @@ from hypothesis import strategies as st
 
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.inference.case_inputs import nearest_slices
-from liverseg_dist.inference.work_division import ALONE_SHARE, failure_line, divide_work, shard_cases
+from liverseg_dist.inference.work_division import (
+    ALONE_SHARE,
+    divide_work,
+    failure_line,
+    shard_cases,
+)
 from liverseg_dist.volume import Grid
 
-SIZES = st.dictionaries(st.text("abc123_", min_size=1, max_size=6), st.integers(0, 10**9), max_size=40)
+SIZES = st.dictionaries(
+    st.text("abc123_", min_size=1, max_size=6), st.integers(0, 10**9), max_size=40
+)
 
 
 @given(SIZES, st.integers(1, 9))
@@ -22,9 +29,13 @@ def test_each_case_goes_to_one_shard(voxels: dict[str, int], shards: int) -> Non
 
 
 @given(SIZES, st.integers(1, 9))
-def test_no_shard_is_much_longer_than_the_best_division(voxels: dict[str, int], shards: int) -> None:
+def test_no_shard_is_much_longer_than_the_best_division(
+    voxels: dict[str, int], shards: int
+) -> None:
     """Graham 1969: longest first ends within 4/3 of the optimum, which is at least the mean and the largest case."""
-    loads = [sum(voxels[name] for name in shard_cases(voxels, shard, shards)) for shard in range(shards)]
+    loads = [
+        sum(voxels[name] for name in shard_cases(voxels, shard, shards)) for shard in range(shards)
+    ]
     least = max(sum(voxels.values()) / shards, max(voxels.values(), default=0))
     assert max(loads) <= least + max(voxels.values(), default=0)
     if len(voxels) <= shards:
@@ -39,10 +50,16 @@ def test_a_plan_covers_each_case_once_and_never_takes_longer_than_whole_cases(
     together = plans[0].together
     assert all(one.together == together for one in plans)
     assert sorted([*together, *(name for one in plans for name in one.alone)]) == sorted(voxels)
-    assert all(voxels[name] >= voxels[other] for name in together for one in plans for other in one.alone)
+    assert all(
+        voxels[name] >= voxels[other] for name in together for one in plans for other in one.alone
+    )
     shared = sum(voxels[name] for name in together) * (ALONE_SHARE + (1 - ALONE_SHARE) / shards)
-    whole = [sum(voxels[name] for name in shard_cases(voxels, shard, shards)) for shard in range(shards)]
-    assert shared + max(sum(voxels[name] for name in one.alone) for one in plans) <= max(whole) * (1 + 1e-12)
+    whole = [
+        sum(voxels[name] for name in shard_cases(voxels, shard, shards)) for shard in range(shards)
+    ]
+    assert shared + max(sum(voxels[name] for name in one.alone) for one in plans) <= max(whole) * (
+        1 + 1e-12
+    )
 
 
 def test_what_is_shared() -> None:
@@ -57,8 +74,13 @@ def test_failures_are_one_line_that_names_the_case() -> None:
     assert failure_line("liver_3", UserError("liver_3: no label")) == "liver_3: no label"
     assert failure_line("liver_3", RunFailed("disk gone")) == "liver_3: disk gone"
     assert failure_line("liver_3", ValueError("two\nlines")) == "liver_3: ValueError: two lines"
-    assert "batch_size" in failure_line("liver_3", RuntimeError("CUDA out of memory. Tried to allocate"))
-    assert failure_line("a.nii", PermissionError(13, "Permission denied", "a.nii")) == "a.nii: Permission denied"
+    assert "batch_size" in failure_line(
+        "liver_3", RuntimeError("CUDA out of memory. Tried to allocate")
+    )
+    assert (
+        failure_line("a.nii", PermissionError(13, "Permission denied", "a.nii"))
+        == "a.nii: Permission denied"
+    )
 
 
 def test_slices_go_to_the_slab_whose_middle_is_nearest() -> None:
@@ -68,7 +90,9 @@ def test_slices_go_to_the_slab_whose_middle_is_nearest() -> None:
     assert first.tolist() == list(range(0, 35))
     assert second.tolist() == list(range(35, 65))
     assert third.tolist() == list(range(65, 100))
-    flipped = Grid((100, 8, 8), np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -2, 198], [0, 0, 0, 1.0]]))
+    flipped = Grid(
+        (100, 8, 8), np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -2, 198], [0, 0, 0, 1.0]])
+    )
     assert [part.tolist() for part in nearest_slices(slabs, flipped)] == [
         part.tolist() for part in (first, second, third)
     ]  # numbered in the slabs' orientation

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from launch.diagnose.doctor import find_problems, read_reports, format_node_table
+from launch.cli import run
+from launch.diagnose.doctor import find_problems, format_node_table, read_reports
 from launch.diagnose.probe import MARK
 from launch.slurm.sbatch import Resources
-from launch.cli import run
 
 LOG = Path(__file__)  # any file that exists
 ASKED = Resources(nodes=2, tasks_per_node=1)
@@ -30,18 +30,40 @@ def test_a_sound_pair_of_nodes_is_ready() -> None:
 @pytest.mark.parametrize(
     ("changes", "level", "what", "remedy"),
     [
-        ({"sees_folder": False, "write_mib_s": None}, "problem", "node2 does not see the folder", "all nodes share"),
-        ({"write_error": "No space left on device"}, "problem", "cannot write there: No space", "quota"),
+        (
+            {"sees_folder": False, "write_mib_s": None},
+            "problem",
+            "node2 does not see the folder",
+            "all nodes share",
+        ),
+        (
+            {"write_error": "No space left on device"},
+            "problem",
+            "cannot write there: No space",
+            "quota",
+        ),
         ({"write_mib_s": 9.0}, "warning", "node2 writes 9 MiB/s", "checkpoint.every_steps"),
         ({"locks": False}, "warning", "no file locks on node2", "-o flock"),
-        ({"meets": False, "network_error": "timed out"}, "problem", "rank 1 on node2 does not meet", "SOCKET_IFNAME"),
+        (
+            {"meets": False, "network_error": "timed out"},
+            "problem",
+            "rank 1 on node2 does not meet",
+            "SOCKET_IFNAME",
+        ),
         ({"meets": None}, "problem", "it died while it tried", "SOCKET_IFNAME"),
         ({"clock_s": -7.25}, "warning", "the clock of node2 is -7.2 s off", "chrony"),
         ({"all_reduce_gib_s": 0.01}, "warning", "0.01 GiB/s between nodes", "NCCL_SOCKET_IFNAME"),
-        ({"versions": {"torch": "2.8.0", "code": "abc"}}, "problem", "torch differs: 2.13.0 on node1", "one .venv"),
+        (
+            {"versions": {"torch": "2.8.0", "code": "abc"}},
+            "problem",
+            "torch differs: 2.13.0 on node1",
+            "one .venv",
+        ),
     ],
 )
-def test_each_finding_has_its_remedy(changes: dict[str, Any], level: str, what: str, remedy: str) -> None:
+def test_each_finding_has_its_remedy(
+    changes: dict[str, Any], level: str, what: str, remedy: str
+) -> None:
     (found,) = find_problems([rank(0), rank(1, **changes)], ASKED, job_state="COMPLETED", log=LOG)
     assert found.level == level
     assert what in found.what
@@ -50,7 +72,9 @@ def test_each_finding_has_its_remedy(changes: dict[str, Any], level: str, what: 
 
 def test_gpus_must_be_there_and_free() -> None:
     asked = Resources(nodes=2, gpus_per_node=1)
-    busy, none = find_problems([rank(0, gpus=[[10.0, 80.0]]), rank(1)], asked, job_state="COMPLETED", log=LOG)[::-1]
+    busy, none = find_problems(
+        [rank(0, gpus=[[10.0, 80.0]]), rank(1)], asked, job_state="COMPLETED", log=LOG
+    )[::-1]
     assert "rank 1 on node2 sees no GPU" in none.what
     assert "GPU 0 of node1 has 10 of 80 GiB free" in busy.what
     assert "exclude=node1" in busy.remedy
@@ -66,15 +90,40 @@ def test_silent_ranks_and_silent_jobs_are_problems() -> None:
 
 
 def test_reports_are_read_from_a_labelled_log() -> None:
-    parts = [{"rank": 1, "node": "b"}, {"rank": 0, "node": "a"}, {"rank": 1, "node": "b", "meets": True}]
-    log = "\n".join(["liverseg job 7: start", *(f"{p['rank']}: {MARK}{json.dumps(p)}" for p in parts), f"0: {MARK}{{"])
+    parts = [
+        {"rank": 1, "node": "b"},
+        {"rank": 0, "node": "a"},
+        {"rank": 1, "node": "b", "meets": True},
+    ]
+    log = "\n".join(
+        [
+            "liverseg job 7: start",
+            *(f"{p['rank']}: {MARK}{json.dumps(p)}" for p in parts),
+            f"0: {MARK}{{",
+        ]
+    )
     assert read_reports(log) == [parts[1], parts[2]]
-    assert [line.split()[0] for line in format_node_table(read_reports(log)).splitlines()] == ["node", "a", "b"]
+    assert [line.split()[0] for line in format_node_table(read_reports(log)).splitlines()] == [
+        "node",
+        "a",
+        "b",
+    ]
 
 
-def test_on_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    words = ["doctor", "--cluster", "local", "--tasks-per-node", "2", "--folder", str(tmp_path / "runs"), "--json"]
+    words = [
+        "doctor",
+        "--cluster",
+        "local",
+        "--tasks-per-node",
+        "2",
+        "--folder",
+        str(tmp_path / "runs"),
+        "--json",
+    ]
     assert run(words) == 0, capsys.readouterr()
     *_, verdict, last = capsys.readouterr().out.splitlines()
     assert verdict == "verdict: ready"

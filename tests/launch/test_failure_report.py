@@ -2,7 +2,14 @@
 
 import pytest
 
-from launch.slurm.failure_report import Kind, LogReader, FailureReport, exit_code, expand_index_ranges, ranks_by_node
+from launch.slurm.failure_report import (
+    FailureReport,
+    Kind,
+    LogReader,
+    exit_code,
+    expand_index_ranges,
+    ranks_by_node,
+)
 
 PEER_GONE = [
     "{}: Traceback (most recent call last):",
@@ -16,7 +23,9 @@ def peer(rank: int) -> list[str]:
     return [line.format(rank, rank, 1 + rank // 2) for line in PEER_GONE]
 
 
-def verdict(*lines: str, returncode: int = 1, ranks_per_task: int = 1, stopped: bool = False) -> FailureReport:
+def verdict(
+    *lines: str, returncode: int = 1, ranks_per_task: int = 1, stopped: bool = False
+) -> FailureReport:
     reader = LogReader(ranks_per_task)
     for line in lines:
         reader.feed(line + "\n")
@@ -38,7 +47,10 @@ def test_the_rank_that_raised_is_named_though_its_peers_were_reported_first() ->
     assert found.kind is Kind.FAILED
     assert found.exit_code == 1
     assert found.story == "first failure: rank 3 on node2 ended with exit code 1"
-    assert found.evidence == ("  3: Traceback (most recent call last):", "  3: ValueError: the real reason")
+    assert found.evidence == (
+        "  3: Traceback (most recent call last):",
+        "  3: ValueError: the real reason",
+    )
 
 
 def test_a_killed_rank_says_nothing_itself() -> None:
@@ -50,7 +62,10 @@ def test_a_killed_rank_says_nothing_itself() -> None:
         returncode=137,
     )
     assert (found.kind, found.exit_code) == (Kind.FAILED, 137)
-    assert "rank 1 on node1 was killed by SIGKILL at 61.90 GiB; most often that is memory" in found.story
+    assert (
+        "rank 1 on node1 was killed by SIGKILL at 61.90 GiB; most often that is memory"
+        in found.story
+    )
 
 
 def test_where_slurm_kills_a_whole_step_for_one_nodes_memory_that_node_is_named() -> None:
@@ -83,22 +98,32 @@ def test_peers_that_lost_each_other_without_a_culprit_are_no_failure() -> None:
 
 
 def test_a_node_that_went_away() -> None:
-    found = verdict("srun: error: Node failure on node2", *peer(0), "srun: error: node1: tasks 0-1: Killed")
+    found = verdict(
+        "srun: error: Node failure on node2", *peer(0), "srun: error: node1: tasks 0-1: Killed"
+    )
     assert found.kind is Kind.LOST
     assert "node2" in found.story
 
 
 def test_a_mistake_of_the_user_keeps_its_exit_code() -> None:
     lines = [f"{r}: liverseg: train.max_steps = 0: at least 1" for r in range(2)]
-    ends = [f"{r}: liverseg rank {r} on n1 ended with exit code 2; peak memory 0.1 GiB" for r in range(2)]
+    ends = [
+        f"{r}: liverseg rank {r} on n1 ended with exit code 2; peak memory 0.1 GiB"
+        for r in range(2)
+    ]
     found = verdict(*lines, *ends, returncode=2)
     assert (found.kind, found.exit_code) == (Kind.FAILED, 2)
     assert found.evidence == ("  0: liverseg: train.max_steps = 0: at least 1",)
 
 
-@pytest.mark.parametrize("rest", ["srun: error: n1: task 1: Killed", "srun: error: n1: task 1: Terminated"])
+@pytest.mark.parametrize(
+    "rest", ["srun: error: n1: task 1: Killed", "srun: error: n1: task 1: Terminated"]
+)
 def test_stopped_on_request_is_told_by_any_rank(rest: str) -> None:
-    assert verdict("srun: error: n1: task 0: Exited with exit code 75", rest, returncode=137).kind is Kind.STOPPED
+    assert (
+        verdict("srun: error: n1: task 0: Exited with exit code 75", rest, returncode=137).kind
+        is Kind.STOPPED
+    )
 
 
 def test_under_torchrun_the_run_folder_tells_of_the_stop() -> None:
@@ -107,9 +132,14 @@ def test_under_torchrun_the_run_folder_tells_of_the_stop() -> None:
 
 
 def test_ended_by_the_signal_before_it_could_save() -> None:
-    lines = [f"{r}: liverseg rank {r} on n1 was killed by SIGUSR2; peak memory 0.1 GiB" for r in range(2)]
+    lines = [
+        f"{r}: liverseg rank {r} on n1 was killed by SIGUSR2; peak memory 0.1 GiB" for r in range(2)
+    ]
     assert verdict(*lines, returncode=140).kind is Kind.INTERRUPTED
-    assert verdict("srun: error: n1: tasks 0-1: User defined signal 2", returncode=140).kind is Kind.INTERRUPTED
+    assert (
+        verdict("srun: error: n1: tasks 0-1: User defined signal 2", returncode=140).kind
+        is Kind.INTERRUPTED
+    )
 
 
 def test_under_torchrun_lines_are_labelled_by_node_and_ranks_by_their_number() -> None:
@@ -135,7 +165,9 @@ def test_under_torchrun_nodes_that_could_not_meet_are_no_failure_of_the_job() ->
 
 
 def test_srun_itself_could_not_start() -> None:
-    found = verdict("srun: error: Unable to create step for job 5: Requested node configuration is not available")
+    found = verdict(
+        "srun: error: Unable to create step for job 5: Requested node configuration is not available"
+    )
     assert found.kind is Kind.FAILED
     assert found.story.startswith("Unable to create step")
 

@@ -8,14 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep.sweep_config import SweepSettings
-from launch.sweep.generations import bracket_of, hyperband_brackets, decide_group, next_stop
+from launch.sweep.generations import bracket_of, decide_group, hyperband_brackets, next_stop
 from launch.sweep.journal import Journal, Rung, Trial, best_of
-from launch.sweep.sweep_page import trial_lineage, steps_run, write_results
-from launch.sweep.schedulers import JournalScheduler
-from launch.sweep.search import mutate_params, objective_values, pareto_front, propose_params, trial_id
-from launch.sweep.sweep_driver import Sweep
 from launch.sweep.ray_tune import JournalSearch
+from launch.sweep.schedulers import JournalScheduler
+from launch.sweep.search import (
+    mutate_params,
+    objective_values,
+    pareto_front,
+    propose_params,
+    trial_id,
+)
+from launch.sweep.sweep_config import SweepSettings
+from launch.sweep.sweep_driver import Sweep
+from launch.sweep.sweep_page import steps_run, trial_lineage, write_results
 from liverseg_dist.errors import RunFailed
 from tests.launch.test_tune import SWEEP
 from tests.test_files import little_room
@@ -28,7 +34,9 @@ SPACE = {
 
 def settings(max_steps: int = 27, **changes: object) -> SweepSettings:
     sweep = {**SWEEP["sweep"], "space": SPACE, **changes}
-    return SweepSettings.model_validate({**SWEEP, "train": {"max_steps": max_steps}, "sweep": sweep})
+    return SweepSettings.model_validate(
+        {**SWEEP, "train": {"max_steps": max_steps}, "sweep": sweep}
+    )
 
 
 def rung(step: int, score: float, decision: str = "wait") -> Rung:
@@ -40,7 +48,9 @@ def quality(params: dict) -> float:
     return 1.0 - abs(params["train.learning_rate"] - 3e-3) / 1e-2
 
 
-def play(folder: Path, of: SweepSettings, order: random.Random, stop_after: int = 10**6) -> list[Trial]:
+def play(
+    folder: Path, of: SweepSettings, order: random.Random, stop_after: int = 10**6
+) -> list[Trial]:
     """Runs a sweep without training: trials that can go on do so in any order. Ends early after some reports."""
     with Journal(folder) as journal:
         sweep = Sweep(of, folder, journal, lambda _: None)
@@ -58,14 +68,20 @@ def play(folder: Path, of: SweepSettings, order: random.Random, stop_after: int 
                 made = Path(str(checkpoint).replace("fold_0", f"fold_{fold}"))
                 made.mkdir(parents=True, exist_ok=True)
                 (made / "state.json").write_text(json.dumps({"by": trial.id}))
-            sweep.record(trial, rung(step, quality(trial.params) + step / 1000, "end" if step == 27 else "wait"))
+            sweep.record(
+                trial,
+                rung(step, quality(trial.params) + step / 1000, "end" if step == 27 else "wait"),
+            )
         return list(journal.trials.values())
 
 
 def test_brackets_are_those_of_the_paper() -> None:
     """Li et al. 2018, table 1 (R = 81, eta = 3), without its first bracket's lowest budget: here four budgets."""
     of = settings(81, scheduler="hyperband", rungs=[3, 9, 27], reduction_factor=3, trials=100)
-    found = [(bracket.size, of.stops[bracket.start]) for bracket, _ in zip(hyperband_brackets(of), range(4), strict=False)]
+    found = [
+        (bracket.size, of.stops[bracket.start])
+        for bracket, _ in zip(hyperband_brackets(of), range(4), strict=False)
+    ]
     assert found == [(27, 3), (12, 9), (6, 27), (4, 81)]
     assert bracket_of(of, 26).start == 0
     assert bracket_of(of, 27).start == 1
@@ -90,7 +106,10 @@ def test_order_and_interruptions_change_nothing(scheduler: str, tmp_path: Path) 
     of = of.model_copy(update={"data": of.data.model_copy(update={"store": "unused"})})
 
     def outcome(trials: list[Trial]) -> dict[str, tuple]:
-        return {t.id: (t.params, t.state, t.parent, [(r.step, r.score, r.decision) for r in t.rungs]) for t in trials}
+        return {
+            t.id: (t.params, t.state, t.parent, [(r.step, r.score, r.decision) for r in t.rungs])
+            for t in trials
+        }
 
     whole = play(tmp_path / "whole", of, random.Random(0))
     assert all(trial.state in ("finished", "pruned", "replaced") for trial in whole)
@@ -112,10 +131,22 @@ def test_a_replaced_trial_goes_on_from_a_better_one(tmp_path: Path) -> None:
     assert children
     for child in children:
         parent = by_id[child.parent]
-        given = tmp_path / "trials" / child.id / "fold_1" / "checkpoints" / f"step_{child.from_step}" / "state.json"
+        given = (
+            tmp_path
+            / "trials"
+            / child.id
+            / "fold_1"
+            / "checkpoints"
+            / f"step_{child.from_step}"
+            / "state.json"
+        )
         assert json.loads(given.read_text()) == {"by": parent.id}
         ratio = child.params["train.learning_rate"] / parent.params["train.learning_rate"]
-        assert ratio == pytest.approx(1.2, rel=1e-3) or ratio == pytest.approx(1 / 1.2, rel=1e-3) or ratio == 1
+        assert (
+            ratio == pytest.approx(1.2, rel=1e-3)
+            or ratio == pytest.approx(1 / 1.2, rel=1e-3)
+            or ratio == 1
+        )
     losers = [trial for trial in trials if trial.state == "replaced"]
     assert len(losers) == len(children)
     for step in (3, 9):
@@ -124,7 +155,9 @@ def test_a_replaced_trial_goes_on_from_a_better_one(tmp_path: Path) -> None:
         assert max(scores[t.id] for t in losers if t.step == step) <= min(
             scores[id_] for id_ in scores if id_ not in {t.id for t in losers if t.step == step}
         )
-    assert steps_run(trials, of) == 8 * 27 * 2, "a population costs what its members would cost alone"
+    assert steps_run(trials, of) == 8 * 27 * 2, (
+        "a population costs what its members would cost alone"
+    )
     best = best_of(trials)
     assert best is not None
     write_results(tmp_path, of, trials)
@@ -170,7 +203,11 @@ def test_mutations_stay_in_the_space() -> None:
         ({"scheduler": "hyperband", "rungs": []}, "decides at rungs"),
         ({"scheduler": "pbt", "rungs": [2], "search": "grid"}, "needs a population"),
         (
-            {"scheduler": "pbt", "rungs": [2], "space": {"model.features": {"type": "choice", "values": [[4], [8]]}}},
+            {
+                "scheduler": "pbt",
+                "rungs": [2],
+                "space": {"model.features": {"type": "choice", "values": [[4], [8]]}},
+            },
             "pbt cannot search model.features",
         ),
         ({"objectives": ["dice", "memory_gib"], "rungs": [2]}, "leave rungs empty"),
@@ -191,7 +228,9 @@ def test_the_pareto_front_is_optunas() -> None:
     optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     draw, names = random.Random(5), ("dice", "memory_gib")
-    trials = [costly(n, {"n": n}, round(draw.random(), 1), round(draw.random(), 1)) for n in range(30)]
+    trials = [
+        costly(n, {"n": n}, round(draw.random(), 1), round(draw.random(), 1)) for n in range(30)
+    ]
     study = optuna.create_study(directions=["maximize", "minimize"])
     for trial in trials:
         study.add_trial(optuna.trial.create_trial(values=objective_values(trial, names)))
@@ -215,7 +254,9 @@ def test_a_search_for_two_objectives_finds_the_trade(tmp_path: Path) -> None:
     summary = write_results(tmp_path, of, history)
     front = {trial.id for trial in pareto_front(history, of.sweep.objectives)}
     assert set(summary["pareto"]) == front
-    assert all(trial.params["data.augmentation"] == "none" for trial in history if trial.id in front)
+    assert all(
+        trial.params["data.augmentation"] == "none" for trial in history if trial.id in front
+    )
     assert "What Dice costs" in (tmp_path / "sweep.html").read_text()
 
 
@@ -225,9 +266,14 @@ def test_nothing_is_held_against_a_trial_whose_folder_cannot_be_written(tmp_path
         sweep = Sweep(settings(), tmp_path, journal, lambda _: None)
         trial = sweep.next_trial()
         assert trial is not None
-        with little_room(0), pytest.raises(RunFailed, match=f"trials/{trial.id}: File too large; .*no checkpoint"):
+        with (
+            little_room(0),
+            pytest.raises(RunFailed, match=f"trials/{trial.id}: File too large; .*no checkpoint"),
+        ):
             sweep.fail(trial, "fold 0: no checkpoint could be written")
-        with pytest.raises(RunFailed, match="fold 1: a: No space left on device; see to that and run"):
+        with pytest.raises(
+            RunFailed, match="fold 1: a: No space left on device; see to that and run"
+        ):
             sweep.fail(trial, "fold 1: a: No space left on device")
         assert journal.trials[trial.id].state == "running"
         sweep.fail(trial, "fold 0: a NaN")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.job_records import progress_mark
 from launch.cli import run, split_arguments
+from launch.slurm.job_records import progress_mark
 from liverseg_dist.errors import UserError
 
 Capture = pytest.CaptureFixture[str]
@@ -44,7 +44,10 @@ def dry(capsys: Capture, *words: str) -> str:
         (["run.dir=x", "data.store=y", "trian.x=1"], "did you mean train?"),
         (["run.dir=x", "data.store=y", "--confg", "z"], "--confg"),
         (["run.dir=x", "data.store=y", "--time", "24:00"], "hours or minutes"),
-        (["run.dir=x", "data.store=y", "--nodes", "3"], "train.global_batch_size = 2 leaves some of 3 ranks"),
+        (
+            ["run.dir=x", "data.store=y", "--nodes", "3"],
+            "train.global_batch_size = 2 leaves some of 3 ranks",
+        ),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),
     ],
 )
@@ -55,7 +58,9 @@ def test_mistakes_of_training(words: list[str], said: str, capsys: Capture) -> N
 def test_other_mistakes(train: list[str], capsys: Capture, tmp_path: Path) -> None:
     assert "no sbatch here" in refused(capsys, *train)
     assert "fold" in refused(capsys, *train, "data.fold=7")
-    assert "data.fold: --array folds gives" in refused(capsys, *train, "--array", "folds", "data.fold=1")
+    assert "data.fold: --array folds gives" in refused(
+        capsys, *train, "--array", "folds", "data.fold=1"
+    )
     assert "no such command" in refused(capsys, "trian", "x=1")
     assert "it goes: python -m launch COMMAND" in refused(capsys, "--nodez", "2", *train)
     assert "one process" in refused(capsys, "verify", "x.zarr", "--nodes", "2")
@@ -80,11 +85,15 @@ def test_a_dry_run_writes_nothing(train: list[str], capsys: Capture, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_folds_become_an_array_then_their_evaluation_then_one_aggregate(train: list[str], capsys: Capture) -> None:
+def test_folds_become_an_array_then_their_evaluation_then_one_aggregate(
+    train: list[str], capsys: Capture
+) -> None:
     first, second, third = dry(capsys, *train, "--array", "folds").split("# --- job ")[1:]
     run_dir = train[2].removeprefix("run.dir=")
     assert "#SBATCH --array=0-1\n" in first  # the store has two folds
-    assert f'run.dir={run_dir}/fold_"$SLURM_ARRAY_TASK_ID" data.fold="$SLURM_ARRAY_TASK_ID"' in first
+    assert (
+        f'run.dir={run_dir}/fold_"$SLURM_ARRAY_TASK_ID" data.fold="$SLURM_ARRAY_TASK_ID"' in first
+    )
     assert "#SBATCH --dependency=aftercorr:JOB_1\n" in second
     assert "--part validation" in second
     assert "#SBATCH --dependency=afterok:JOB_2\n" in third
@@ -100,7 +109,9 @@ def test_a_chain_in_folds_has_those_that_the_store_will_have(
     words = ["chain", str(phantom_source), str(tmp_path / "s.zarr"), f"run.dir={tmp_path / 'run'}"]
     words += [f"convert.splits.kind={kind}", "convert.splits.folds=2"]
     words += [f"convert.splits.file={tmp_path / 'folds.json'}"] if kind == "file" else []
-    _, training, evaluation, pooled = dry(capsys, *words, "--array", "folds").split("# --- job ")[1:]
+    _, training, evaluation, pooled = dry(capsys, *words, "--array", "folds").split("# --- job ")[
+        1:
+    ]
     count = {"nnunet": 5, "file": 3}[kind]
     assert f"#SBATCH --array=0-{count - 1}\n" in training
     assert f"#SBATCH --array=0-{count - 1}\n" in evaluation
@@ -109,8 +120,13 @@ def test_a_chain_in_folds_has_those_that_the_store_will_have(
 
 
 def test_progress_is_looked_for_where_it_shows(tmp_path: Path, capsys: Capture) -> None:
-    for command, *words in (("predict", str(tmp_path / "run"), str(tmp_path)), ("evaluate", str(tmp_path / "run"))):
-        assert f"--progress {tmp_path}/out --" in dry(capsys, command, *words, "--out", f"{tmp_path}/out")
+    for command, *words in (
+        ("predict", str(tmp_path / "run"), str(tmp_path)),
+        ("evaluate", str(tmp_path / "run")),
+    ):
+        assert f"--progress {tmp_path}/out --" in dry(
+            capsys, command, *words, "--out", f"{tmp_path}/out"
+        )
 
 
 def test_what_is_done_anew_is_progress(tmp_path: Path) -> None:
@@ -123,18 +139,37 @@ def test_what_is_done_anew_is_progress(tmp_path: Path) -> None:
         return progress_mark(tmp_path)
 
     done = '{"error": null}'
-    marks = [progress_mark(tmp_path), mark_after("evaluation/ledger/a.json", done), mark_after("ledger/b.json", done)]
-    marks += [mark_after(".liverseg/records/c.json", '{"final": true}'), mark_after("evaluation/ledger/a.json", done)]
-    for name, content in (("ledger/d", '{"error": "x"}'), (".liverseg/records/e", '{"final": false}')):
+    marks = [
+        progress_mark(tmp_path),
+        mark_after("evaluation/ledger/a.json", done),
+        mark_after("ledger/b.json", done),
+    ]
+    marks += [
+        mark_after(".liverseg/records/c.json", '{"final": true}'),
+        mark_after("evaluation/ledger/a.json", done),
+    ]
+    for name, content in (
+        ("ledger/d", '{"error": "x"}'),
+        (".liverseg/records/e", '{"final": false}'),
+    ):
         assert mark_after(f"{name}.json", content) == marks[-1]
     (tmp_path / "checkpoints" / "step_7").mkdir(parents=True)
     marks.append(progress_mark(tmp_path))
     assert marks == sorted(set(marks))
 
 
-def test_a_chain_converts_trains_and_evaluates(phantom_source: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_chain_converts_trains_and_evaluates(
+    phantom_source: Path, tmp_path: Path, capsys: Capture
+) -> None:
     words = ["chain", str(phantom_source), str(tmp_path / "s.zarr"), f"run.dir={tmp_path / 'run'}"]
-    more = ["convert.splits.folds=2", "train.max_steps=3", "--convert-tasks", "3", "--tasks-per-node", "2"]
+    more = [
+        "convert.splits.folds=2",
+        "train.max_steps=3",
+        "--convert-tasks",
+        "3",
+        "--tasks-per-node",
+        "2",
+    ]
     more += ["--convert-sbatch", "partition=cpu", "--partition", "gpu"]
     convert, training, evaluation = dry(capsys, *words, *more).split("# --- job ")[1:]
     assert "#SBATCH --array=0-2\n" in convert

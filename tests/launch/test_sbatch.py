@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.sbatch import INDEX, BatchJob, Resources, render_batch_file, slurm_time, shell_quote
+from launch.slurm.sbatch import (
+    INDEX,
+    BatchJob,
+    Resources,
+    render_batch_file,
+    shell_quote,
+    slurm_time,
+)
 from liverseg_dist.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,9 +50,15 @@ CASES = {
         after="afterok:77",
         resources=Resources(),
     ),
-    "tune": replace(TRAIN, name="liverseg-tune", module=("launch.tune", "run.dir=x"), launcher="ray"),
+    "tune": replace(
+        TRAIN, name="liverseg-tune", module=("launch.tune", "run.dir=x"), launcher="ray"
+    ),
     "tune_1": replace(
-        TRAIN, name="liverseg-tune", module=("launch.tune", "run.dir=x"), launcher="ray", resources=Resources()
+        TRAIN,
+        name="liverseg-tune",
+        module=("launch.tune", "run.dir=x"),
+        launcher="ray",
+        resources=Resources(),
     ),
 }
 
@@ -58,7 +71,9 @@ def test_the_batch_file_is_the_golden_one(name: str) -> None:
     assert text == golden.read_text()
 
 
-@pytest.mark.parametrize("script", [*(ROOT / "slurm").glob("*.sbatch"), *GOLDEN.glob("*")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "script", [*(ROOT / "slurm").glob("*.sbatch"), *GOLDEN.glob("*")], ids=lambda p: p.name
+)
 def test_batch_files_are_sound_shell(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert script.read_text().startswith("#!/bin/bash\n# ")
@@ -67,26 +82,42 @@ def test_batch_files_are_sound_shell(script: Path) -> None:
 @pytest.mark.parametrize("script", [*(ROOT / "slurm").glob("*.sbatch")], ids=lambda p: p.name)
 def test_scripts_to_edit_have_their_knobs_on_top(script: Path) -> None:
     lines = script.read_text().splitlines()
-    assert any(line.startswith("#   sbatch slurm/") for line in lines[:6]), "the head shows how it is called"
+    assert any(line.startswith("#   sbatch slurm/") for line in lines[:6]), (
+        "the head shows how it is called"
+    )
     knobs = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]
     code = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
     assert knobs[-1] < code[0]
     options = " ".join(lines[i] for i in knobs)
-    for option in ("nodes", "cpus-per-task", "mem", "time", "requeue", "open-mode=append", "output"):
+    for option in (
+        "nodes",
+        "cpus-per-task",
+        "mem",
+        "time",
+        "requeue",
+        "open-mode=append",
+        "output",
+    ):
         assert f"--{option}" in options, option
     assert len(lines) <= 60
 
 
-@pytest.mark.parametrize("text", ["plain", "a b", "it's", "$HOME;`id`", 'say "x"', "", "--x=[1,2]", "*"])
+@pytest.mark.parametrize(
+    "text", ["plain", "a b", "it's", "$HOME;`id`", 'say "x"', "", "--x=[1,2]", "*"]
+)
 def test_words_reach_the_program_as_they_are(text: str) -> None:
-    said = subprocess.run(["bash", "-c", f"printf %s {shell_quote(text)}"], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        ["bash", "-c", f"printf %s {shell_quote(text)}"], capture_output=True, text=True, check=True
+    )
     assert said.stdout == text
 
 
 def test_the_index_becomes_the_array_tasks_number() -> None:
     text = shell_quote(f"run.dir=/my runs/fold_{INDEX}/x")
     env = {"SLURM_ARRAY_TASK_ID": "3"}
-    said = subprocess.run(["bash", "-c", f"printf %s {text}"], capture_output=True, text=True, check=True, env=env)
+    said = subprocess.run(
+        ["bash", "-c", f"printf %s {text}"], capture_output=True, text=True, check=True, env=env
+    )
     assert said.stdout == "run.dir=/my runs/fold_3/x"
     assert shlex.split(shell_quote(INDEX)) == ["$SLURM_ARRAY_TASK_ID"]
 
@@ -101,15 +132,20 @@ def test_time_limits(given: str, slurm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [("24:00", "hours or minutes"), ("soon", "is written"), ("0", "at least one")]
+    ("given", "said"),
+    [("24:00", "hours or minutes"), ("soon", "is written"), ("0", "at least one")],
 )
 def test_unclear_time_limits_are_refused(given: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         slurm_time(given)
 
 
-@pytest.mark.parametrize("file", [*(ROOT / "slurm").glob("*.sbatch"), *GOLDEN.glob("*.sbatch")], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "file", [*(ROOT / "slurm").glob("*.sbatch"), *GOLDEN.glob("*.sbatch")], ids=lambda f: f.name
+)
 def test_every_module_that_a_batch_file_names_is_there(file: Path) -> None:
-    named = re.findall(r"\b(?:launch|liverseg_dist)(?:\.\w+)*(?= )", re.sub(r"#.*", "", file.read_text()))
+    named = re.findall(
+        r"\b(?:launch|liverseg_dist)(?:\.\w+)*(?= )", re.sub(r"#.*", "", file.read_text())
+    )
     assert named
     assert [name for name in named if importlib.util.find_spec(name) is None] == []

@@ -16,17 +16,24 @@ from typing import Any
 import pytest
 import yaml
 
-from launch.sweep.sweep_config import Dimension, SweepConfig, SweepSettings, trial_tree
-from launch.sweep.fold import FoldJob, training_command, fold_environment, read_scores, run_fold, threads_per_process
-from launch.sweep.process_guard import Processes, list_descendants, still_alive
+from launch.sweep.fold import (
+    FoldJob,
+    fold_environment,
+    read_scores,
+    run_fold,
+    threads_per_process,
+    training_command,
+)
 from launch.sweep.journal import Journal, Rung, Trial, best_of
-from launch.sweep.sweep_page import render_sweep_page
+from launch.sweep.process_guard import Processes, list_descendants, still_alive
 from launch.sweep.search import hyperparameter_importances, propose_params, trial_id
+from launch.sweep.sweep_config import Dimension, SweepConfig, SweepSettings, trial_tree
 from launch.sweep.sweep_driver import Sweep
-from launch.tune import run, detect_standstill
+from launch.sweep.sweep_page import render_sweep_page
+from launch.tune import detect_standstill, run
 from liverseg_dist.config import load_settings
 from liverseg_dist.config.settings import load_settings_as
-from liverseg_dist.errors import EXIT_RESUMABLE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
+from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USER, RunFailed, UserError
 from tests.distributed.launch import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,13 +73,25 @@ def settings(**changes: object) -> SweepSettings:
 
 
 def command_line(config: Path, store: Path, folder: Path, *more: str) -> list[str]:
-    base = [sys.executable, "-m", "launch.tune", "--no-dashboard", "--cpus", "2", "--json", "--config", str(config)]
+    base = [
+        sys.executable,
+        "-m",
+        "launch.tune",
+        "--no-dashboard",
+        "--cpus",
+        "2",
+        "--json",
+        "--config",
+        str(config),
+    ]
     return [*base, f"data.store={store}", f"run.dir={folder}", *more]
 
 
 def start(line: list[str], tmp: Path) -> subprocess.Popen[str]:
     environment = clean_environment(TMPDIR=str(tmp))
-    return subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    return subprocess.Popen(
+        line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
 
 
 def assert_no_process_stays(processes: Processes, patience_s: float = 60) -> None:
@@ -85,7 +104,10 @@ def assert_no_process_stays(processes: Processes, patience_s: float = 60) -> Non
 
 def outcome(folder: Path) -> list[tuple]:
     trials = json.loads((folder / "sweep.json").read_text())["trials"]
-    return [(t["id"], t["state"], t["score"], [(r["step"], r["score"]) for r in t["rungs"]]) for t in trials]
+    return [
+        (t["id"], t["state"], t["score"], [(r["step"], r["score"]) for r in t["rungs"]])
+        for t in trials
+    ]
 
 
 @pytest.fixture
@@ -95,7 +117,9 @@ def short_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_killed_and_terminated_it_ends_as_if_left_alone(config: Path, phantom_store: Path, short_tmp: Path) -> None:
+def test_killed_and_terminated_it_ends_as_if_left_alone(
+    config: Path, phantom_store: Path, short_tmp: Path
+) -> None:
     alone, folder = config.parent / "alone", config.parent / "disturbed"
     undisturbed = start(command_line(config, phantom_store, alone), short_tmp)
     wait_for_rungs(alone, 1, undisturbed)
@@ -113,10 +137,15 @@ def test_killed_and_terminated_it_ends_as_if_left_alone(config: Path, phantom_st
         below = list_descendants(process.pid)
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
-        assert process.returncode == (EXIT_RESUMABLE if number == signal.SIGTERM else -signal.SIGKILL), err[-3000:]
+        assert process.returncode == (
+            EXIT_RESUMABLE if number == signal.SIGTERM else -signal.SIGKILL
+        ), err[-3000:]
         assert "Traceback" not in err
         assert_no_process_stays(below)
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/fold_*/checkpoints/step_4/*")}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in folder.glob("trials/*/fold_*/checkpoints/step_4/*")
+    }
     last = start(line, short_tmp)
     out, err = last.communicate(timeout=420)
     assert last.returncode == 0, err[-3000:]
@@ -130,13 +159,19 @@ def test_killed_and_terminated_it_ends_as_if_left_alone(config: Path, phantom_st
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_a_ray_that_stands_still_is_given_up(config: Path, phantom_store: Path, short_tmp: Path) -> None:
+def test_a_ray_that_stands_still_is_given_up(
+    config: Path, phantom_store: Path, short_tmp: Path
+) -> None:
     line = command_line(config, phantom_store, config.parent / "sweep", "sweep.start_timeout_s=3")
     process = start(line, short_tmp)
     assert process.stdout is not None
     assert any("dashboard" in told for told in process.stdout)  # Ray has started
     below = list_descendants(process.pid)
-    servers = [pid for pid in below if Path(f"/proc/{pid}/comm").read_text().strip() in ("raylet", "gcs_server")]
+    servers = [
+        pid
+        for pid in below
+        if Path(f"/proc/{pid}/comm").read_text().strip() in ("raylet", "gcs_server")
+    ]
     assert len(servers) == 2
     for pid in servers:
         os.kill(pid, signal.SIGSTOP)
@@ -170,7 +205,9 @@ def test_a_sweep_stands_still_only_while_nothing_runs_and_nothing_happens(tmp_pa
         assert check()
 
 
-def test_time_this_process_slept_is_not_held_against_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_this_process_slept_is_not_held_against_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [0.0]
     monkeypatch.setattr("launch.tune.time.monotonic", lambda: clock[0])
     with Journal(tmp_path) as journal:
@@ -186,7 +223,9 @@ def test_time_this_process_slept_is_not_held_against_ray(tmp_path: Path, monkeyp
         assert told
 
 
-def wait_for_rungs(folder: Path, wanted: int, process: subprocess.Popen[str], timeout_s: float = 240) -> None:
+def wait_for_rungs(
+    folder: Path, wanted: int, process: subprocess.Popen[str], timeout_s: float = 240
+) -> None:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         journal = folder / "journal.jsonl"
@@ -203,7 +242,10 @@ def wait_for_rungs(folder: Path, wanted: int, process: subprocess.Popen[str], ti
         ("sweep.trails=3", "did you mean sweep.trials?"),
         ("sweep.rungs=[4]", "must stay below train.max_steps=4"),
         ("sweep.folds=[0,7]", "fold"),
-        ("sweep.space={train.learning_rate: {type: uniform, low: 2, high: 1}}", "train.learning_rate"),
+        (
+            "sweep.space={train.learning_rate: {type: uniform, low: 2, high: 1}}",
+            "train.learning_rate",
+        ),
         ("sweep.space={data.fold: {type: choice, values: [0]}}", "data.fold is not for the search"),
         ("sweep.resources.gpu=1", "did you mean sweep.resources.gpus?"),
         ("train.learning_rat=1", "did you mean train.learning_rate?"),
@@ -212,21 +254,32 @@ def wait_for_rungs(folder: Path, wanted: int, process: subprocess.Popen[str], ti
 def test_a_mistake_is_one_line(
     override: str, said: str, config: Path, phantom_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = ["--config", str(config), "--dry-run", f"data.store={phantom_store}", f"run.dir={config.parent}/x", override]
+    line = [
+        "--config",
+        str(config),
+        "--dry-run",
+        f"data.store={phantom_store}",
+        f"run.dir={config.parent}/x",
+        override,
+    ]
     assert run(line) == EXIT_USER
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
 
 
-def test_another_sweep_in_the_same_folder_is_refused(config: Path, phantom_store: Path, tmp_path: Path) -> None:
+def test_another_sweep_in_the_same_folder_is_refused(
+    config: Path, phantom_store: Path, tmp_path: Path
+) -> None:
     line = ["--config", str(config), f"data.store={phantom_store}", f"run.dir={tmp_path / 'x'}"]
     with Journal(tmp_path / "x"):
         assert run(line) == EXIT_USER
 
 
 @pytest.mark.ray
-def test_nobody_joins_our_ray_without_the_token(config: Path, phantom_store: Path, short_tmp: Path) -> None:
+def test_nobody_joins_our_ray_without_the_token(
+    config: Path, phantom_store: Path, short_tmp: Path
+) -> None:
     process = start(command_line(config, phantom_store, short_tmp / "run"), short_tmp)
     try:
         address, end = "", time.monotonic() + 120
@@ -234,7 +287,10 @@ def test_nobody_joins_our_ray_without_the_token(config: Path, phantom_store: Pat
             for pid in list_descendants(process.pid):
                 with contextlib.suppress(OSError):
                     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-                    address = next((w.partition("=")[2] for w in words if w.startswith("--gcs-address=")), address)
+                    address = next(
+                        (w.partition("=")[2] for w in words if w.startswith("--gcs-address=")),
+                        address,
+                    )
             time.sleep(0.2)
         assert address, "no Ray has started"
         ask = f"import ray; ray._raylet.GcsClient(address={address!r}).check_alive([], 5); print('in')"
@@ -245,7 +301,9 @@ def test_nobody_joins_our_ray_without_the_token(config: Path, phantom_store: Pat
         for key in keys:
             environment = clean_environment(HOME=str(short_tmp), **key)
             line = [sys.executable, "-c", ask]
-            done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+            done = subprocess.run(
+                line, env=environment, capture_output=True, text=True, timeout=120
+            )
             said.append(done.stdout.strip() or done.stderr.strip().splitlines()[-1])
     finally:
         process.terminate()
@@ -300,13 +358,25 @@ def test_a_grid_is_every_combination_once() -> None:
     sweep = SweepConfig(space=space, search="grid", trials=99)
     points = [propose_params(sweep, 0, number, ()) for number in range(7)]
     assert points[6] is None
-    assert [p["train.learning_rate"] for p in points[:6] if p] == [1e-4, 1e-4, 1e-3, 1e-3, 1e-2, 1e-2]
+    assert [p["train.learning_rate"] for p in points[:6] if p] == [
+        1e-4,
+        1e-4,
+        1e-3,
+        1e-3,
+        1e-2,
+        1e-2,
+    ]
     assert len({trial_id(p) for p in points[:6] if p}) == 6
 
 
 CONDITIONAL = {
     "train.optimizer": {"type": "choice", "values": ["sgd", "adamw"]},
-    "train.momentum": {"type": "uniform", "low": 0.8, "high": 0.99, "when": {"train.optimizer": "sgd"}},
+    "train.momentum": {
+        "type": "uniform",
+        "low": 0.8,
+        "high": 0.99,
+        "when": {"train.optimizer": "sgd"},
+    },
 }
 
 
@@ -322,24 +392,42 @@ def test_a_hyperparameter_is_drawn_only_where_its_condition_holds(search: str) -
         rung = Rung.of(4, {"0": {"score": 0.1 * number}, "1": {"score": 0.2}}, "end", 1.0)
         history.append(Trial(number, trial_id(params), params, [rung], "finished"))
     assert {trial.params["train.optimizer"] for trial in history} == {"sgd", "adamw"}
-    counts = {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0, "last_session": {}}
+    counts = {
+        "steps_run": 6,
+        "steps_unpruned": 8,
+        "fold_hours": 0.1,
+        "gpu_hours": 0.0,
+        "last_session": {},
+    }
     assert "<td>–</td>" in render_sweep_page(settings(space=CONDITIONAL), history, counts)
 
 
 def test_a_conditional_grid_names_no_setting_twice() -> None:
     sweep = settings(search="grid", space=CONDITIONAL).sweep
     points = [propose_params(sweep, 0, number, ()) for number in range(5)]
-    assert [None if p is None else p.get("train.momentum") for p in points] == [0.8, 0.895, 0.99, None, None]
+    assert [None if p is None else p.get("train.momentum") for p in points] == [
+        0.8,
+        0.895,
+        0.99,
+        None,
+        None,
+    ]
     assert points[3] == {"train.optimizer": "adamw"}
     assert points[4] is None
 
 
 @pytest.mark.parametrize(
     ("when", "said"),
-    [({"train.learning_rate": 1}, "no choice named before it"), ({"train.optimizer": "adam"}, "is never 'adam'")],
+    [
+        ({"train.learning_rate": 1}, "no choice named before it"),
+        ({"train.optimizer": "adam"}, "is never 'adam'"),
+    ],
 )
 def test_a_condition_that_cannot_hold_is_refused(when: dict, said: str) -> None:
-    space = {**CONDITIONAL, "train.clip_grad_norm": {"type": "uniform", "low": 1, "high": 20, "when": when}}
+    space = {
+        **CONDITIONAL,
+        "train.clip_grad_norm": {"type": "uniform", "low": 1, "high": 20, "when": when},
+    }
     with pytest.raises(ValueError, match=said):
         settings(space=space)
 
@@ -396,7 +484,9 @@ def fold_job(folder: Path, **changes: object) -> FoldJob:
     return FoldJob(trial=str(folder), fold=1, **{**values, **changes})  # type: ignore[arg-type]
 
 
-def test_a_fold_shares_its_cpus_among_its_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fold_shares_its_cpus_among_its_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     job = fold_job(tmp_path)
     assert threads_per_process(job) == 2
@@ -420,7 +510,12 @@ def test_a_fold_counts_only_when_it_is_safely_there(
 ) -> None:
     job = fold_job(tmp_path)
     job.folder.mkdir()
-    figures = {"step": 4, "validation/score": 0.6, "validation/dice_liver": 0.8, "validation/dice_tumour": 0.4}
+    figures = {
+        "step": 4,
+        "validation/score": 0.6,
+        "validation/dice_liver": 0.8,
+        "validation/dice_tumour": 0.4,
+    }
     (job.folder / "metrics.jsonl").write_text(json.dumps(figures) + "\n")
     (job.folder / "status.json").write_text(json.dumps(status))
     scores = read_scores(job, 4)
@@ -440,7 +535,13 @@ def test_the_page_escapes_and_names_what_failed() -> None:
     page = render_sweep_page(
         settings(),
         trials,
-        {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0, "last_session": {}},
+        {
+            "steps_run": 6,
+            "steps_unpruned": 8,
+            "fold_hours": 0.1,
+            "gpu_hours": 0.0,
+            "last_session": {},
+        },
     )
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
@@ -467,7 +568,13 @@ def test_what_decides_is_told_from_ten_trials_on() -> None:
     assert list(found) == ["train.learning_rate", "data.augmentation"]
     assert found["train.learning_rate"] > 0.7
     assert sum(found.values()) == pytest.approx(1)
-    counts = {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0, "last_session": {}}
+    counts = {
+        "steps_run": 6,
+        "steps_unpruned": 8,
+        "fold_hours": 0.1,
+        "gpu_hours": 0.0,
+        "last_session": {},
+    }
     assert 'class="bar"' in render_sweep_page(settings(), trials, counts)
 
 

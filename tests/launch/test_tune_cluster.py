@@ -25,8 +25,17 @@ def cluster(short_tmp: Path) -> Iterator[dict[str, str]]:  # noqa: F811
     """A Ray that somebody else has started, with a token; yields the environment of who may join it."""
     token = short_tmp / "token"
     write_token(token)
-    environment = clean_environment(**asking_for(token), RAY_USAGE_STATS_ENABLED="0", TMPDIR=str(short_tmp))
-    words = ["start", "--head", "--block", f"--port={PORT}", "--num-cpus=2", "--include-dashboard=false"]
+    environment = clean_environment(
+        **asking_for(token), RAY_USAGE_STATS_ENABLED="0", TMPDIR=str(short_tmp)
+    )
+    words = [
+        "start",
+        "--head",
+        "--block",
+        f"--port={PORT}",
+        "--num-cpus=2",
+        "--include-dashboard=false",
+    ]
     words += ["--node-ip-address=127.0.0.1", f"--temp-dir={short_tmp}", "--disable-usage-stats"]
     words += [f"--object-store-memory={OBJECT_STORE_BYTES}"]
     with (short_tmp / "head.log").open("w") as log:
@@ -54,10 +63,17 @@ def test_a_population_of_two_node_folds_goes_on_after_kill_9(
     sweep["resources"] = {"cpus": 1, "nodes": 2}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "sweep": sweep}))
     line = [sys.executable, "-m", "launch.tune", "--address", f"127.0.0.1:{PORT}", "--json"]
-    line += ["--config", str(tmp_path / "sweep.yaml"), f"data.store={phantom_store}", f"run.dir={run}"]
+    line += [
+        "--config",
+        str(tmp_path / "sweep.yaml"),
+        f"data.store={phantom_store}",
+        f"run.dir={run}",
+    ]
 
     def begin() -> subprocess.Popen[str]:
-        return subprocess.Popen(line, env=cluster, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            line, env=cluster, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
 
     killed = begin()
     wait_for_rungs(run, 1, killed)
@@ -66,15 +82,23 @@ def test_a_population_of_two_node_folds_goes_on_after_kill_9(
     last = begin()
     out, err = last.communicate(timeout=600)
     assert last.returncode == 0, err[-3000:]
-    trials = {trial["id"]: trial for trial in json.loads((run / "sweep.json").read_text())["trials"]}
-    assert sorted(trial["state"] for trial in trials.values()) == ["finished", "finished", "replaced"]
+    trials = {
+        trial["id"]: trial for trial in json.loads((run / "sweep.json").read_text())["trials"]
+    }
+    assert sorted(trial["state"] for trial in trials.values()) == [
+        "finished",
+        "finished",
+        "replaced",
+    ]
     child = next(trial for trial in trials.values() if trial["parent"])
     assert child["from_step"] == 2
     assert trials[child["parent"]]["score"] is not None
     assert child["params"] != trials[child["parent"]]["params"]
     steps = [
         json.loads(line)["step"]
-        for line in (run / "trials" / child["id"] / "fold_0" / "metrics.jsonl").read_text().splitlines()
+        for line in (run / "trials" / child["id"] / "fold_0" / "metrics.jsonl")
+        .read_text()
+        .splitlines()
     ]
     assert min(steps) == 3, "it went on where its parent was"
     for trial in trials.values():

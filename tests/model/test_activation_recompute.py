@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from liverseg_dist.model.activation_recompute import InstanceNormAct
 from liverseg_dist.model.blocks import ConvBlock
 from liverseg_dist.model.convolution import SMALL, Conv, Head, Up
-from liverseg_dist.model.activation_recompute import InstanceNormAct
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last_3d}
 
@@ -32,10 +32,16 @@ def test_norm_and_activation_equal_torch(memory: str, samples: int, slope: float
     torch.manual_seed(0)
     ours, theirs = InstanceNormAct(6, slope), nn.InstanceNorm3d(6, affine=True)
     with torch.no_grad():
-        ours.weight.copy_(torch.tensor([1.0, -2.0, 0.5, 0.0, 1e-4, 3.0]))  # zero, too: nothing is inverted
+        ours.weight.copy_(
+            torch.tensor([1.0, -2.0, 0.5, 0.0, 1e-4, 3.0])
+        )  # zero, too: nothing is inverted
         ours.bias.normal_()
     theirs.load_state_dict(ours.state_dict())
-    x = (torch.randn(samples, 6, 4, 6, 5) * 3 + 1).to(memory_format=FORMATS[memory]).requires_grad_()
+    x = (
+        (torch.randn(samples, 6, 4, 6, 5) * 3 + 1)
+        .to(memory_format=FORMATS[memory])
+        .requires_grad_()
+    )
     a, b = ours(x), F.leaky_relu(theirs(x), slope)
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     assert a.is_contiguous(memory_format=FORMATS[memory])
@@ -46,7 +52,9 @@ def test_norm_and_activation_pass_gradcheck() -> None:
     torch.manual_seed(0)
     layer = InstanceNormAct(2, 0.01).double()
     x = torch.randn(2, 2, 2, 3, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, w, b: _functional(layer, x, w, b), (x, layer.weight, layer.bias))
+    assert torch.autograd.gradcheck(
+        lambda x, w, b: _functional(layer, x, w, b), (x, layer.weight, layer.bias)
+    )
 
 
 def _functional(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -62,10 +70,16 @@ def _functional(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Te
         ((1, 3, 3), (1, 2, 2), (1, 4, 6, 6, 6)),
         ((3, 3, 3), (2, 1, 1), (1, 4, 6, 5, 5)),  # three output planes: no halves
         ((3, 3, 3), (1, 1, 1), (2, 4, 8, 6, 5)),
-        ((3, 3, 3), (1, 1, 1), (1, 4, 64, SMALL // 256 + 1, 3)),  # large enough for oneDNN by itself
+        (
+            (3, 3, 3),
+            (1, 1, 1),
+            (1, 4, 64, SMALL // 256 + 1, 3),
+        ),  # large enough for oneDNN by itself
     ],
 )
-def test_convolution_of_one_and_of_two_side_by_side(memory: str, kernel: tuple, stride: tuple, shape: tuple) -> None:
+def test_convolution_of_one_and_of_two_side_by_side(
+    memory: str, kernel: tuple, stride: tuple, shape: tuple
+) -> None:
     torch.manual_seed(0)
     layer = Conv(shape[1], 5, kernel, stride).to(memory_format=FORMATS[memory])
     x, y = (torch.randn(shape).to(memory_format=FORMATS[memory]).requires_grad_() for _ in range(2))
@@ -103,7 +117,9 @@ class Plain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = F.conv3d(x, block.conv.weight, None, block.conv.stride, block.conv.padding)
-            x = F.leaky_relu(F.instance_norm(x, weight=block.norm.weight, bias=block.norm.bias, eps=1e-5), 0.01)
+            x = F.leaky_relu(
+                F.instance_norm(x, weight=block.norm.weight, bias=block.norm.bias, eps=1e-5), 0.01
+            )
         return x
 
 
@@ -112,7 +128,8 @@ class Plain(nn.Module):
 def test_a_row_of_blocks_in_any_precision(dtype: torch.dtype, recompute: bool) -> None:
     torch.manual_seed(0)
     blocks = nn.Sequential(
-        ConvBlock(3, 4, (3, 3, 3), (1, 1, 1), "instance"), ConvBlock(4, 4, (3, 3, 3), (1, 1, 1), "instance")
+        ConvBlock(3, 4, (3, 3, 3), (1, 1, 1), "instance"),
+        ConvBlock(4, 4, (3, 3, 3), (1, 1, 1), "instance"),
     )
     plain = Plain(copy.deepcopy(blocks))
     x = torch.randn(2, 3, 6, 6, 6, requires_grad=True)
@@ -122,13 +139,16 @@ def test_a_row_of_blocks_in_any_precision(dtype: torch.dtype, recompute: bool) -
     assert ours.dtype == theirs.dtype == dtype
     loose = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(ours, theirs, rtol=loose, atol=loose)
-    for a, b in zip(gradients(blocks, ours.float(), x), gradients(plain, theirs.float(), x), strict=True):
+    for a, b in zip(
+        gradients(blocks, ours.float(), x), gradients(plain, theirs.float(), x), strict=True
+    ):
         assert float((a - b).norm() / b.norm()) < loose
 
 
 def test_a_second_backward_over_the_same_graph() -> None:
     block = nn.Sequential(
-        ConvBlock(1, 4, (3, 3, 3), (1, 1, 1), "instance"), ConvBlock(4, 4, (3, 3, 3), (1, 1, 1), "instance")
+        ConvBlock(1, 4, (3, 3, 3), (1, 1, 1), "instance"),
+        ConvBlock(4, 4, (3, 3, 3), (1, 1, 1), "instance"),
     )
     out = block(torch.randn(1, 1, 4, 4, 4)).square().sum()
     first = torch.autograd.grad(out, list(block.parameters()), retain_graph=True)

@@ -15,7 +15,9 @@ from liverseg_dist.model.external_weights import external_parameter_names
 from liverseg_dist.model.pretrained import load_pretrained
 from liverseg_dist.model.topology import resolve_topology
 
-CONFIG = resolve_topology(ModelConfig(features=(4, 6, 8, 8), blocks_per_level=2), (16, 64, 64), (1.0, 1.0, 1.0))
+CONFIG = resolve_topology(
+    ModelConfig(features=(4, 6, 8, 8), blocks_per_level=2), (16, 64, 64), (1.0, 1.0, 1.0)
+)
 assert len(set(CONFIG.strides)) == 3, (
     "strides differ; kernels do not, as DynUNet takes a decoder's from the level below"
 )
@@ -35,9 +37,14 @@ def test_monais_network_and_ours_give_the_same_logits(tmp_path: Path) -> None:
         3, 1, 3, CONFIG.kernels, CONFIG.strides, CONFIG.strides[1:], filters=CONFIG.features,
         norm_name=("INSTANCE", {"affine": True}), deep_supervision=True, deep_supr_num=1,
     ))  # fmt: skip
-    save_file({name: tensor.clone() for name, tensor in theirs.state_dict().items()}, tmp_path / "w.safetensors")
+    save_file(
+        {name: tensor.clone() for name, tensor in theirs.state_dict().items()},
+        tmp_path / "w.safetensors",
+    )
     ours = build_model(CONFIG).eval()
-    report = load_pretrained(ours, tmp_path / "w.safetensors", external_parameter_names("monai", CONFIG))
+    report = load_pretrained(
+        ours, tmp_path / "w.safetensors", external_parameter_names("monai", CONFIG)
+    )
     assert not report.missing
     image = torch.randn(1, 1, 16, 64, 64)
     with torch.no_grad():
@@ -58,11 +65,15 @@ def test_a_file_of_names(tmp_path: Path) -> None:
     net = nn.Linear(2, 2)
     save_file({"w": torch.ones(2, 2), "b": torch.ones(2)}, tmp_path / "w.safetensors")
     (tmp_path / "names.yaml").write_text("w: weight\nb: bias\n")
-    assert not load_pretrained(net, tmp_path / "w.safetensors", external_parameter_names(tmp_path / "names.yaml", CONFIG)).missing
+    assert not load_pretrained(
+        net, tmp_path / "w.safetensors", external_parameter_names(tmp_path / "names.yaml", CONFIG)
+    ).missing
     assert net.weight.eq(1).all()
 
 
-@pytest.mark.parametrize(("text", "said"), [(None, "nnunet, monai or a file"), ("[1]", "a line"), ("a: {", "not YAML")])
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "nnunet, monai or a file"), ("[1]", "a line"), ("a: {", "not YAML")]
+)
 def test_a_file_that_is_none_is_one_line(text: str | None, said: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "names.yaml").write_text(text)
@@ -74,4 +85,6 @@ def test_other_networks_are_refused() -> None:
     with pytest.raises(UserError, match="plain U-Nets only"):
         external_parameter_names("nnunet", CONFIG.model_copy(update={"architecture": "resenc"}))
     with pytest.raises(UserError, match="two convolutions per level"):
-        external_parameter_names("monai", CONFIG.model_copy(update={"blocks_per_level": (1, 2, 2, 2)}))
+        external_parameter_names(
+            "monai", CONFIG.model_copy(update={"blocks_per_level": (1, 2, 2, 2)})
+        )

@@ -14,10 +14,10 @@ from torch import Tensor
 from liverseg_dist.config import LossConfig, ModelConfig
 from liverseg_dist.errors import UserError
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
-from liverseg_dist.model.training_dice import dice_from_counts, overlap_counts
 from liverseg_dist.model.losses import SegmentationLoss, build_loss, frequency_weights
 from liverseg_dist.model.losses.boundary import surface_distance
 from liverseg_dist.model.losses.terms import one_hot
+from liverseg_dist.model.training_dice import dice_from_counts, overlap_counts
 
 SHAPE = (3, 6, 8, 10)
 NAMES = get_args(LossConfig.model_fields["name"].annotation)
@@ -40,7 +40,12 @@ def make(regions: bool = False, **changes: object) -> SegmentationLoss:
 @pytest.mark.parametrize("batch", [False, True])
 def test_dice_equals_monai(logits: Tensor, label: Tensor, batch: bool) -> None:
     theirs = monai.losses.DiceLoss(
-        include_background=False, softmax=True, to_onehot_y=True, batch=batch, smooth_nr=2e-5, smooth_dr=2e-5
+        include_background=False,
+        softmax=True,
+        to_onehot_y=True,
+        batch=batch,
+        smooth_nr=2e-5,
+        smooth_dr=2e-5,
     )
     ours = make(name="dice", batch_dice=batch)(logits, label).total
     assert torch.allclose(ours, theirs(logits, label.unsqueeze(1)), atol=1e-6)
@@ -48,7 +53,13 @@ def test_dice_equals_monai(logits: Tensor, label: Tensor, batch: bool) -> None:
 
 def test_tversky_equals_monai(logits: Tensor, label: Tensor) -> None:
     theirs = monai.losses.TverskyLoss(
-        include_background=False, softmax=True, to_onehot_y=True, alpha=0.3, beta=0.7, smooth_nr=1e-5, smooth_dr=1e-5
+        include_background=False,
+        softmax=True,
+        to_onehot_y=True,
+        alpha=0.3,
+        beta=0.7,
+        smooth_nr=1e-5,
+        smooth_dr=1e-5,
     )
     ours = make(name="tversky_ce")(logits, label).parts["dice"]
     assert torch.allclose(ours, theirs(logits, label.unsqueeze(1)), atol=1e-6)
@@ -57,20 +68,27 @@ def test_tversky_equals_monai(logits: Tensor, label: Tensor) -> None:
 def test_weighted_cross_entropy_equals_torch_per_sample(logits: Tensor, label: Tensor) -> None:
     weight = torch.tensor([1.0, 2.0, 5.0])
     ours = make(name="ce", class_weights=(1.0, 2.0, 5.0))(logits, label).total
-    samples = [F.cross_entropy(logits[i : i + 1], label[i : i + 1].long(), weight=weight) for i in range(SHAPE[0])]
+    samples = [
+        F.cross_entropy(logits[i : i + 1], label[i : i + 1].long(), weight=weight)
+        for i in range(SHAPE[0])
+    ]
     assert torch.allclose(ours, torch.stack(samples).mean(), atol=1e-6)
 
 
 def test_focal_equals_monai(logits: Tensor, label: Tensor) -> None:
     theirs = monai.losses.FocalLoss(gamma=2.0, to_onehot_y=True, use_softmax=True, reduction="none")
-    per_voxel = theirs(logits, label.unsqueeze(1)).sum(1)  # only the true class's channel is not zero
+    per_voxel = theirs(logits, label.unsqueeze(1)).sum(
+        1
+    )  # only the true class's channel is not zero
     ours = make(name="dice_focal")(logits, label).parts["ce"]
     assert torch.allclose(ours, per_voxel.mean(), atol=1e-6)
 
 
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("gamma", [0.1, 0.5, 1.0, 2.0])
-def test_focal_has_a_gradient_where_the_truth_is_certain(gamma: float, regions: bool, label: Tensor) -> None:
+def test_focal_has_a_gradient_where_the_truth_is_certain(
+    gamma: float, regions: bool, label: Tensor
+) -> None:
     channels = 2 if regions else 3
     sure = (30 * one_hot(label, regions) - 15 * regions).requires_grad_()
     make(name="focal", focal_gamma=gamma, regions=regions)(sure, label).total.backward()
@@ -81,7 +99,9 @@ def test_focal_has_a_gradient_where_the_truth_is_certain(gamma: float, regions: 
 
 def test_regions_equal_monai_with_sigmoids(logits: Tensor, label: Tensor) -> None:
     target = torch.stack([(label > 0), (label == 2)], dim=1).float()
-    dice = monai.losses.DiceLoss(sigmoid=True, smooth_nr=2e-5, smooth_dr=2e-5)(logits[:, :2], target)
+    dice = monai.losses.DiceLoss(sigmoid=True, smooth_nr=2e-5, smooth_dr=2e-5)(
+        logits[:, :2], target
+    )
     entropy = F.binary_cross_entropy_with_logits(logits[:, :2], target)
     ours = make(regions=True, name="dice_ce")(logits[:, :2], label)
     assert torch.allclose(ours.parts["dice"], dice, atol=1e-6)
@@ -111,7 +131,9 @@ def test_the_mean_over_micro_batches_is_the_batch(logits: Tensor, label: Tensor,
 def test_deep_supervision_halves_the_weight_at_each_level(logits: Tensor, label: Tensor) -> None:
     loss = make(name="dice_ce")
     lower = torch.randn(SHAPE[0], 3, 3, 4, 5, generator=torch.Generator().manual_seed(3))
-    expected = (loss(logits, label).total * 1.0 + loss(lower, label[:, ::2, ::2, ::2]).total * 0.5) / 1.5
+    expected = (
+        loss(logits, label).total * 1.0 + loss(lower, label[:, ::2, ::2, ::2]).total * 0.5
+    ) / 1.5
     assert torch.allclose(loss([logits, lower], label).total, expected, atol=1e-6)
 
 
@@ -127,7 +149,10 @@ def test_gradients_pass_gradcheck(label: Tensor, name: str, regions: bool) -> No
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 0.8, 0.8)])
 def test_distance_equals_scipy(spacing: tuple[float, ...]) -> None:
-    solid = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(2, 12, 20, 18)), (0, 2, 3, 3)) > 0.02
+    solid = (
+        ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(2, 12, 20, 18)), (0, 2, 3, 3))
+        > 0.02
+    )
     finest = min(spacing)
     expected = [
         np.where(
@@ -173,9 +198,13 @@ def test_counts_give_scikit_learns_f1(logits: Tensor, label: Tensor) -> None:
 
 @pytest.mark.parametrize("regions", [False, True])
 def test_absent_and_all_padded_are_finite(regions: bool) -> None:
-    logits = torch.full((1, 2 if regions else 3, 4, 4, 4), 30.0, dtype=torch.bfloat16, requires_grad=True)
+    logits = torch.full(
+        (1, 2 if regions else 3, 4, 4, 4), 30.0, dtype=torch.bfloat16, requires_grad=True
+    )
     for value in (0, IGNORE):
-        result = make(regions=regions, name="dice_ce")(logits, torch.full((1, 4, 4, 4), value, dtype=torch.uint8))
+        result = make(regions=regions, name="dice_ce")(
+            logits, torch.full((1, 4, 4, 4), value, dtype=torch.uint8)
+        )
         result.total.backward()
         assert torch.isfinite(result.total)
         assert torch.isfinite(logits.grad).all()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from liverseg_dist.config import LossConfig, ModelConfig
-from liverseg_dist.model.memory_trace import LiveBytes, TraceOptions, trace_memory
 from liverseg_dist.model.losses import build_loss
+from liverseg_dist.model.memory_trace import LiveBytes, TraceOptions, trace_memory
 from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.model.unet import UNet
 
@@ -19,10 +19,14 @@ SPACING_MM = (2.5, 1.0, 1.0)
 
 
 def config(architecture: str = "unet", preset: str = "tiny") -> ModelConfig:
-    return resolve_topology(ModelConfig(architecture=architecture, preset=preset), PATCH, SPACING_MM)  # type: ignore[arg-type]
+    return resolve_topology(
+        ModelConfig(architecture=architecture, preset=preset), PATCH, SPACING_MM
+    )  # type: ignore[arg-type]
 
 
-def real_step(model_config: ModelConfig, batch: int, levels: Collection[int], precision: str) -> LiveBytes:
+def real_step(
+    model_config: ModelConfig, batch: int, levels: Collection[int], precision: str
+) -> LiveBytes:
     model = UNet(model_config)
     model.set_checkpointing(levels)
     loss = build_loss(LossConfig(), model_config)
@@ -67,14 +71,18 @@ def test_what_forward_keeps_is_what_autograd_saves() -> None:
     image_BCDHW = torch.randn(1, 1, *PATCH)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = model(image_BCDHW)
-    beside = image_BCDHW.nbytes + sum(output.nbytes for output in outputs)  # alive, but not for autograd
+    beside = image_BCDHW.nbytes + sum(
+        output.nbytes for output in outputs
+    )  # alive, but not for autograd
     kept = sum(trace_memory(config(), PATCH, 1, TraceOptions(device="cpu")).kept.values())
     assert sum(saved.values()) <= kept
     assert kept == pytest.approx(sum(saved.values()) + beside, rel=0.1)
 
 
 def test_levels_keep_less_when_they_are_recomputed() -> None:
-    plain, recomputed = (trace_memory(config(), PATCH, 1, TraceOptions(levels)) for levels in ((), (0,)))
+    plain, recomputed = (
+        trace_memory(config(), PATCH, 1, TraceOptions(levels)) for levels in ((), (0,))
+    )
     assert recomputed.kept[0] < 0.6 * plain.kept[0]
     assert recomputed.kept[1] == plain.kept[1]
     assert recomputed.flops > plain.flops
@@ -82,7 +90,9 @@ def test_levels_keep_less_when_they_are_recomputed() -> None:
 
 def test_flops_of_a_known_convolution_stack() -> None:
     """Twice a multiplication and addition per weight and voxel; backward twice that, less the first input's."""
-    levels = ModelConfig(features=(4,), strides=((1, 1, 1),), kernels=((3, 3, 3),), blocks_per_level=(2,))
+    levels = ModelConfig(
+        features=(4,), strides=((1, 1, 1),), kernels=((3, 3, 3),), blocks_per_level=(2,)
+    )
     voxels = 4 * 8 * 8
     first, second, head = 2 * 27 * 1 * 4 * voxels, 2 * 27 * 4 * 4 * voxels, 2 * 4 * 3 * voxels
     assert trace_memory(levels, (4, 8, 8)).flops == 2 * first + 3 * second + 3 * head
@@ -114,5 +124,8 @@ def test_peak_against_the_resident_memory_of_a_process() -> None:
     Gaps differ by a tenth from one process to the next, and only ever add: the least of three counts.
     """
     command = [sys.executable, "-c", RESIDENT]
-    ratios = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
+    ratios = [
+        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    ]
     assert 0.9 < min(ratios) < 1.6, ratios

@@ -16,7 +16,9 @@ from liverseg_dist.model.topology import resolve_topology
 
 def make(seed: int, in_channels: int = 1, **changes: object) -> nn.Module:
     torch.manual_seed(seed)
-    config = resolve_topology(ModelConfig(**{"features": (4, 8, 8), **changes}), (16, 32, 32), (3.0, 3.0, 3.0))
+    config = resolve_topology(
+        ModelConfig(**{"features": (4, 8, 8), **changes}), (16, 32, 32), (3.0, 3.0, 3.0)
+    )
     return build_model(config, in_channels)
 
 
@@ -49,12 +51,16 @@ def test_other_classes_leave_the_heads_fresh_and_say_so(tmp_path: Path) -> None:
 
 def test_two_dimensional_kernels_are_inflated(tmp_path: Path) -> None:
     flat, deep = nn.Conv2d(3, 4, 3), nn.Conv3d(1, 4, 3)
-    save_file({"weight": flat.weight.detach(), "bias": flat.bias.detach()}, tmp_path / "w.safetensors")
+    save_file(
+        {"weight": flat.weight.detach(), "bias": flat.bias.detach()}, tmp_path / "w.safetensors"
+    )
     assert load_pretrained(deep, tmp_path / "w.safetensors").adapted == ["weight"]
     picture = torch.randn(1, 1, 5, 5)
     # The same plane three times over, in one channel, answers as the picture does in three equal channels.
     expected = flat(picture.expand(1, 3, 5, 5))
-    assert torch.allclose(deep(picture.unsqueeze(2).expand(1, 1, 3, 5, 5))[:, :, 0], expected, atol=1e-5)
+    assert torch.allclose(
+        deep(picture.unsqueeze(2).expand(1, 1, 3, 5, 5))[:, :, 0], expected, atol=1e-5
+    )
 
 
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
@@ -71,7 +77,9 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     """Some tensor of any network has a shape that fits."""
     save_file(make(1, features=(8, 16, 16)).state_dict(), tmp_path / "wide.safetensors")
-    with pytest.raises(UserError, match=r"of another network: encoder\..* is \[8, .*\] there, \[4, .*\] here"):
+    with pytest.raises(
+        UserError, match=r"of another network: encoder\..* is \[8, .*\] there, \[4, .*\] here"
+    ):
         load_pretrained(make(2), tmp_path / "wide.safetensors")
 
 
@@ -80,7 +88,9 @@ class Dangerous:
         return print, ("this must never run",)
 
 
-def test_a_pickle_with_code_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pickle_with_code_is_never_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"weights": Dangerous()}, tmp_path / "evil.pt")
     with pytest.raises(UserError, match="holds more than tensors"):
         load_pretrained(make(1), tmp_path / "evil.pt")

@@ -22,15 +22,24 @@ ISO = (2, 2, 2)
             [(1, 3, 3), *[(3, 3, 3)] * 5],
         ),
         # A flat patch: z stops at an edge of four voxels, the plane goes on.
-        ((8, 64, 64), (1.0, 1.0, 1.0), [(1, 1, 1), ISO, (1, 2, 2), (1, 2, 2), (1, 2, 2)], [(3, 3, 3)] * 5),
+        (
+            (8, 64, 64),
+            (1.0, 1.0, 1.0),
+            [(1, 1, 1), ISO, (1, 2, 2), (1, 2, 2), (1, 2, 2)],
+            [(3, 3, 3)] * 5,
+        ),
     ],
 )
-def test_pooling_follows_the_planner(patch: tuple, spacing_mm: tuple, strides: list, kernels: list) -> None:
+def test_pooling_follows_the_planner(
+    patch: tuple, spacing_mm: tuple, strides: list, kernels: list
+) -> None:
     assert plan_pooling(patch, spacing_mm, 6) == (strides, kernels)
 
 
 def test_what_is_given_stays() -> None:
-    config = resolve_topology(ModelConfig(features=(4, 8), blocks_per_level=3), (16, 32, 32), (3, 3, 3))
+    config = resolve_topology(
+        ModelConfig(features=(4, 8), blocks_per_level=3), (16, 32, 32), (3, 3, 3)
+    )
     assert config.features == (4, 8)
     assert config.blocks_per_level == (3, 3)
     assert config.strides == ((1, 1, 1), (2, 2, 2))

@@ -5,30 +5,39 @@ import torch
 from torch import Tensor
 
 from liverseg_dist.config import ModelConfig
-from liverseg_dist.model import build_model, labels_from_logits, class_probabilities
+from liverseg_dist.model import build_model, class_probabilities, labels_from_logits
 from liverseg_dist.model.topology import resolve_topology
 
 PATCH = (16, 32, 32)
 
 
 def config(**changes: object) -> ModelConfig:
-    return resolve_topology(ModelConfig(**{"features": (4, 8, 12), **changes}), PATCH, (3.0, 3.0, 3.0))
+    return resolve_topology(
+        ModelConfig(**{"features": (4, 8, 12), **changes}), PATCH, (3.0, 3.0, 3.0)
+    )
 
 
 @pytest.mark.parametrize("architecture", ["unet", "resenc"])
 @pytest.mark.parametrize(("regions", "channels"), [(False, 3), (True, 2)])
 def test_outputs_are_full_resolution_first(architecture: str, regions: bool, channels: int) -> None:
-    model = build_model(config(architecture=architecture, regions=regions, features=(4, 6, 8, 8), preset="S"))
+    model = build_model(
+        config(architecture=architecture, regions=regions, features=(4, 6, 8, 8), preset="S")
+    )
     image = torch.randn(2, 1, *PATCH)
     outputs = model(image)
-    assert [tuple(o.shape) for o in outputs] == [(2, channels, 16, 32, 32), (2, channels, 8, 16, 16)]
+    assert [tuple(o.shape) for o in outputs] == [
+        (2, channels, 16, 32, 32),
+        (2, channels, 8, 16, 16),
+    ]
     with torch.no_grad():
         assert tuple(model.eval()(image).shape) == (2, channels, *PATCH)
 
 
 @pytest.mark.parametrize("architecture", ["unet", "resenc"])
 @pytest.mark.parametrize("levels", [(0,), (1, 2), (0, 1, 2)])
-def test_recomputed_activations_give_the_same_gradients(architecture: str, levels: tuple[int, ...]) -> None:
+def test_recomputed_activations_give_the_same_gradients(
+    architecture: str, levels: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
     model = build_model(config(architecture=architecture))
     image = torch.randn(1, 1, *PATCH)
@@ -36,7 +45,9 @@ def test_recomputed_activations_give_the_same_gradients(architecture: str, level
     def gradients() -> list[Tensor]:
         model.zero_grad()
         outputs = model(image)
-        sum(o.square().mean() for o in (outputs if isinstance(outputs, list) else [outputs])).backward()
+        sum(
+            o.square().mean() for o in (outputs if isinstance(outputs, list) else [outputs])
+        ).backward()
         return [p.grad.clone() for p in model.parameters()]
 
     def kept_bytes() -> int:
@@ -80,7 +91,9 @@ def test_every_parameter_is_trained() -> None:
 def test_probabilities_and_labels() -> None:
     logits = torch.randn(2, 3, 4, 4, 4)
     assert torch.allclose(class_probabilities(logits, False).sum(1), torch.ones(2, 4, 4, 4))
-    assert torch.equal(labels_from_logits(class_probabilities(logits, False), False).long(), logits.argmax(1))
+    assert torch.equal(
+        labels_from_logits(class_probabilities(logits, False), False).long(), logits.argmax(1)
+    )
     regions = torch.tensor([[0.9, 0.9], [0.9, 0.1], [0.1, 0.9], [0.1, 0.1]]).view(4, 2, 1, 1, 1)
     assert labels_from_logits(regions, True).flatten().tolist() == [2, 1, 0, 0]
 

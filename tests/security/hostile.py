@@ -32,7 +32,9 @@ def write_scan(path: Path, voxels_zyx: np.ndarray) -> None:
     image = nib.Nifti1Image(voxels_zyx.T, LPS)
     for field in ("descrip", "db_name", "aux_file", "intent_name"):
         image.header[field] = f"{PATIENT[:9]}_{field}"[:15].encode()
-    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", f"PatientName {PATIENT}".encode()))
+    image.header.extensions.append(
+        nib.nifti1.Nifti1Extension("comment", f"PatientName {PATIENT}".encode())
+    )
     nib.save(image, path)
 
 
@@ -47,7 +49,9 @@ def write_hostile_source(folder: Path) -> Path:
         "description": f"{EVIL_TEXT} {PATIENT}",
         "reference": PATIENT,
         "labels": {"0": "background", "1": "liver", "2": "cancer"},
-        "training": [{"image": f"imagesTr/{n}.nii.gz", "label": f"labelsTr/{n}.nii.gz"} for n in names],
+        "training": [
+            {"image": f"imagesTr/{n}.nii.gz", "label": f"labelsTr/{n}.nii.gz"} for n in names
+        ],
     }
     (folder / "dataset.json").write_text(json.dumps(index))
     return folder
@@ -56,7 +60,10 @@ def write_hostile_source(folder: Path) -> Path:
 def all_commands(out: Path, source: Path) -> list[list[str]]:
     """Everything a user does with a data set, and with one file of it cut short on the way."""
     store, run = out / "s.zarr", out / f"run_{EVIL_CASE}"
-    broken, evil = source / "imagesTr" / "liver_1.nii.gz", source / "imagesTr" / f"{EVIL_CASE}.nii.gz"
+    broken, evil = (
+        source / "imagesTr" / "liver_1.nii.gz",
+        source / "imagesTr" / f"{EVIL_CASE}.nii.gz",
+    )
     return [
         ["convert", str(source), str(store), "convert.splits.folds=2", "convert.workers=1"],
         ["train", "--device", "cpu", f"data.store={store}", f"run.dir={run}", *TINY],

@@ -13,14 +13,22 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.journal import Rung, Trial
+from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.sweep_page import render_sweep_page as render_sweep
 from tests.distributed.launch import clean_environment
 from tests.security.hostile import CLINIC, EVIL_CASE, EVIL_TEXT, PATIENT, write_hostile_source
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-dev-shm-usage",
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("hostile")
     source, out = write_hostile_source(folder / CLINIC / "Task03"), folder / "out"
     command = [sys.executable, "-m", "tests.security.hostile", str(out), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=280)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=clean_environment(), timeout=280
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return Outcome(out, source, json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr)
 
@@ -56,23 +66,46 @@ def content(path: Path) -> bytes:
 
 def test_all_commands_have_done_their_work(outcome: Outcome) -> None:
     """The scan that was cut short fails alone; without this the other tests might look at nothing."""
-    assert outcome.codes == {"convert": 0, "train": 0, "evaluate": 1, "predict": 1, "score": 2, "verify": 0}
+    assert outcome.codes == {
+        "convert": 0,
+        "train": 0,
+        "evaluate": 1,
+        "predict": 1,
+        "score": 2,
+        "verify": 0,
+    }
     kinds = {path.name.split(".")[0] for path in files(outcome.out)}
-    assert {"audit", "report", "summary", "cases", "volumes", "metrics", "config", "manifest", "events"} <= kinds
+    assert {
+        "audit",
+        "report",
+        "summary",
+        "cases",
+        "volumes",
+        "metrics",
+        "config",
+        "manifest",
+        "events",
+    } <= kinds
     assert PATIENT[:5].encode() in content(outcome.source / "imagesTr" / "liver_0.nii.gz")
 
 
 @pytest.mark.parametrize("word", [PATIENT[:5], "PatientName", CLINIC])
 def test_no_result_tells_the_patient_or_where_the_scans_lay(outcome: Outcome, word: str) -> None:
     """The copied label is the test's own. The terminal may name a file that the user gave; nothing of its header."""
-    told = [path for path in files(outcome.out) if word.encode() in content(path) and path.name != "liver_0.nii.gz"]
+    told = [
+        path
+        for path in files(outcome.out)
+        if word.encode() in content(path) and path.name != "liver_0.nii.gz"
+    ]
     assert told == []
     if word != CLINIC:
         assert word not in outcome.said
 
 
 def test_nothing_is_writable_for_everybody_though_the_umask_was_0(outcome: Outcome) -> None:
-    assert [path for path in [outcome.out, *outcome.out.rglob("*")] if path.stat().st_mode & 0o002] == []
+    assert [
+        path for path in [outcome.out, *outcome.out.rglob("*")] if path.stat().st_mode & 0o002
+    ] == []
 
 
 def test_no_name_leaves_its_folder(outcome: Outcome) -> None:
@@ -82,7 +115,10 @@ def test_no_name_leaves_its_folder(outcome: Outcome) -> None:
 def sweep_page() -> str:
     settings = SweepSettings.model_validate(
         {
-            "sweep": {"space": {"data.augmentation": {"type": "choice", "values": ["light", "none"]}}, "folds": [0, 1]},
+            "sweep": {
+                "space": {"data.augmentation": {"type": "choice", "values": ["light", "none"]}},
+                "folds": [0, 1],
+            },
             "data": {"store": f"/data/{EVIL_CASE}"},
             "train": {"max_steps": 4},
         }
@@ -93,7 +129,15 @@ def sweep_page() -> str:
         Trial(1, "b", {"data.augmentation": "light"}, rungs, "finished"),
     ]
     return render_sweep(
-        settings, trials, {"steps_run": 6, "steps_unpruned": 8, "fold_hours": 0.1, "gpu_hours": 0.0, "last_session": {}}
+        settings,
+        trials,
+        {
+            "steps_run": 6,
+            "steps_unpruned": 8,
+            "fold_hours": 0.1,
+            "gpu_hours": 0.0,
+            "last_session": {},
+        },
     )
 
 
@@ -108,7 +152,9 @@ def opened(page: Path, profile: Path) -> str:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_no_page_runs_what_the_data_says(outcome: Outcome, tmp_path: Path) -> None:
     (tmp_path / "open.html").write_text(f"<title>{EVIL_TEXT}</title>{EVIL_CASE}")
-    assert "data-owned" in opened(tmp_path / "open.html", tmp_path / "profile"), "the test would see a script that runs"
+    assert "data-owned" in opened(tmp_path / "open.html", tmp_path / "profile"), (
+        "the test would see a script that runs"
+    )
     (tmp_path / "sweep.html").write_text(sweep_page())
     pages = {path.parent.name: path for path in files(outcome.out) if path.suffix == ".html"}
     assert len(pages) == 3  # audit, evaluation, scores

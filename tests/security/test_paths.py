@@ -47,7 +47,10 @@ def test_links_out_of_a_data_set_are_followed_with_a_warning(
     (links / "imagesTr" / "liver_2.nii.gz").symlink_to(links / "imagesTr" / "liver_0.nii.gz")
     shutil.copy(links / "labelsTr" / "liver_0.nii.gz", links / "labelsTr" / "liver_2.nii.gz")
     write_index(links, ["liver_0", "liver_1", "liver_2"])
-    assert main(["convert", str(links), str(tmp_path / "s.zarr"), "--dry-run", "convert.workers=1"]) == 0
+    assert (
+        main(["convert", str(links), str(tmp_path / "s.zarr"), "--dry-run", "convert.workers=1"])
+        == 0
+    )
     said = capsys.readouterr().out
     assert "warning: files of 1 scan(s) are links out of the folder: liver_1\n" in said
 
@@ -55,7 +58,11 @@ def test_links_out_of_a_data_set_are_followed_with_a_warning(
 @pytest.mark.parametrize("command", ["train", "plan", "verify", "preview"])
 @pytest.mark.parametrize("place", ["case_id", "parent"])
 def test_a_store_cannot_name_cases_elsewhere(
-    command: str, place: str, phantom_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str,
+    place: str,
+    phantom_store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = tmp_path / "s.zarr"
     store.mkdir()

@@ -19,13 +19,26 @@ FORBIDDEN_CALLS = {
     "subprocess.getstatusoutput", "tempfile.mktemp", "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load",
     "torch.hub.load", "torch.jit.load", "numpy.core.records.load",
 }  # fmt: skip
-UNPICKLING_COLLECTIVES = {"all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list"}
+UNPICKLING_COLLECTIVES = {
+    "all_gather_object",
+    "broadcast_object_list",
+    "gather_object",
+    "scatter_object_list",
+}
 UNPICKLING_CHECKPOINTS = {"FileSystemReader", "FsspecReader", "dcp_to_torch_save"}
 
 
 def sources() -> list[Path]:
-    files = [path for folder in ("liverseg_dist", "launch", "tools") for path in (ROOT / folder).rglob("*.py")]
-    scripts = [p for p in (ROOT / "tools").iterdir() if p.is_file() and p.read_bytes().startswith(b"#!/usr/bin/env py")]
+    files = [
+        path
+        for folder in ("liverseg_dist", "launch", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    scripts = [
+        p
+        for p in (ROOT / "tools").iterdir()
+        if p.is_file() and p.read_bytes().startswith(b"#!/usr/bin/env py")
+    ]
     return sorted([*files, *scripts])
 
 
@@ -39,12 +52,18 @@ def broken_rules(tree: ast.AST) -> Iterator[str]:
 
 
 def _imports(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
-    modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+    modules = (
+        [node.module or ""]
+        if isinstance(node, ast.ImportFrom)
+        else [alias.name for alias in node.names]
+    )
     yield from (f"imports {name}" for name in modules if name.split(".")[0] in PICKLERS)
     names = {alias.name for alias in node.names}
     yield from (f"uses {name}" for name in sorted(names & UNPICKLING_CHECKPOINTS))
     if isinstance(node, ast.ImportFrom) and node.module in ("os", "subprocess", "tempfile", "yaml"):
-        yield from (f"imports {node.module}.{n}" for n in names if f"{node.module}.{n}" in FORBIDDEN_CALLS)
+        yield from (
+            f"imports {node.module}.{n}" for n in names if f"{node.module}.{n}" in FORBIDDEN_CALLS
+        )
     if isinstance(node, ast.ImportFrom) and node.module in ("torch", "numpy"):
         yield from (f"imports {node.module}.load by its bare name" for n in names if n == "load")
 
@@ -70,7 +89,9 @@ def test_nothing_read_is_run(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert list(broken_rules(ast.parse(text))) == []
     if name != COLLECTIVES:
-        assert not [word for word in UNPICKLING_COLLECTIVES if word in text], f"objects go through {COLLECTIVES}"
+        assert not [word for word in UNPICKLING_COLLECTIVES if word in text], (
+            f"objects go through {COLLECTIVES}"
+        )
 
 
 @pytest.mark.parametrize(

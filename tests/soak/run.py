@@ -96,7 +96,11 @@ def judge(name: str, looks: list[Held], total: int) -> Verdict:
     steady = [held for held in looks if held.step >= WARM_SHARE * total]
     third = max(1, len(steady) // 3)
     early, late = steady[:third], steady[-third:]
-    slope = float(np.polyfit([h.step for h in steady], [h.rss_mib for h in steady], 1)[0]) if len(steady) > 2 else 0.0
+    slope = (
+        float(np.polyfit([h.step for h in steady], [h.rss_mib for h in steady], 1)[0])
+        if len(steady) > 2
+        else 0.0
+    )
     grew = [
         field
         for field, of_third, slack in (
@@ -110,11 +114,24 @@ def judge(name: str, looks: list[Held], total: int) -> Verdict:
     return Verdict(name, steady[0], steady[-1], 1000 * slope, tuple(grew))
 
 
-def soak_training(store: Path, run: Path, hours: float, ranks: int = 1, every_s: float = 1.0) -> list[Verdict]:
+def soak_training(
+    store: Path, run: Path, hours: float, ranks: int = 1, every_s: float = 1.0
+) -> list[Verdict]:
     """A training of `hours` simulated hours, looked at from outside. Raises AssertionError when it fails."""
     steps = max(1, round(hours * STEPS_AN_HOUR))
-    occasions = (f"checkpoint.every_steps={CHECKPOINT_STEPS}", f"validation.every_steps={VALIDATION_STEPS}")
-    words = ["-m", "liverseg_dist", "train", "--device", "cpu", f"data.store={store}", f"run.dir={run}"]
+    occasions = (
+        f"checkpoint.every_steps={CHECKPOINT_STEPS}",
+        f"validation.every_steps={VALIDATION_STEPS}",
+    )
+    words = [
+        "-m",
+        "liverseg_dist",
+        "train",
+        "--device",
+        "cpu",
+        f"data.store={store}",
+        f"run.dir={run}",
+    ]
     words += [*TINY, *occasions, f"train.max_steps={steps}"]
     command = torchrun_command(ranks, *words) if ranks > 1 else [sys.executable, *words]
     looks: dict[int, list[Held]] = {}
@@ -132,7 +149,9 @@ def soak_training(store: Path, run: Path, hours: float, ranks: int = 1, every_s:
             job.terminate()
             job.wait(60)
     assert job.returncode == 0, (run.parent / "soak.log").read_text()[-2000:]
-    seen = {rank: [held for held in held_s if 0 < held.step < steps] for rank, held_s in looks.items()}
+    seen = {
+        rank: [held for held in held_s if 0 < held.step < steps] for rank, held_s in looks.items()
+    }
     return [judge(f"train, rank {rank} of {ranks}", held_s, steps) for rank, held_s in seen.items()]
 
 
@@ -148,10 +167,16 @@ def _step(run: Path) -> int:
 
 def _ranks(launcher: int) -> list[int]:
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return [int(child) for child in children if b"\0RANK=" in Path(f"/proc/{child}/environ").read_bytes()]
+    return [
+        int(child)
+        for child in children
+        if b"\0RANK=" in Path(f"/proc/{child}/environ").read_bytes()
+    ]
 
 
-def soak_here(name: str, work: Callable[[], Iterator[object]], total: int, looks: int = 60) -> Verdict:
+def soak_here(
+    name: str, work: Callable[[], Iterator[object]], total: int, looks: int = 60
+) -> Verdict:
     """The same for work in this process: one item of `work` is a step."""
     seen = []
     for step, _ in zip(range(1, total + 1), work(), strict=False):
@@ -166,7 +191,9 @@ def samples(store: CaseStore) -> Iterator[object]:
     transform = DeviceTransform(augmentation_preset(data), data.patch_size)
     while True:
         source = PatchSource(store, store.ids("train", "all"), data, 0, 2)
-        with PatchLoader(source, iter([[n, n + 1] for n in range(0, 100, 2)]), 2, 2, False) as loader:
+        with PatchLoader(
+            source, iter([[n, n + 1] for n in range(0, 100, 2)]), 2, 2, False
+        ) as loader:
             yield from DevicePrefetcher(loader, transform, torch.device("cpu"))
         source.close()
 
@@ -174,14 +201,26 @@ def samples(store: CaseStore) -> Iterator[object]:
 def scans(store: CaseStore) -> Iterator[object]:
     """An evaluator that lives on: scan after scan through one network."""
     config = resolve_topology(ModelConfig(features=(4, 8)), PATCH, store.spacing_mm)
-    predictor = SlidingWindowPredictor(build_model(config).eval(), PATCH, config.regions, InferenceConfig(), torch.device("cpu"))
+    predictor = SlidingWindowPredictor(
+        build_model(config).eval(), PATCH, config.regions, InferenceConfig(), torch.device("cpu")
+    )
     while True:
         for case_id in store.case_ids:
             yield predictor.segment(store.image(case_id), store.intensity)
 
 
 def table(verdicts: list[Verdict]) -> str:
-    heads = "process", "steps", "own MiB", "MiB per 1,000", "files", "shared", "threads", "events", "checkpoints"
+    heads = (
+        "process",
+        "steps",
+        "own MiB",
+        "MiB per 1,000",
+        "files",
+        "shared",
+        "threads",
+        "events",
+        "checkpoints",
+    )
     rows = [f"| {' | '.join(heads)} |"]
     rows.append("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for one in verdicts:
@@ -194,7 +233,9 @@ def table(verdicts: list[Verdict]) -> str:
         ]
         memory = f"{one.warm.rss_mib:.0f} to {one.last.rss_mib:.0f}"
         steps = f"{one.warm.step} to {one.last.step}"
-        rows.append(f"| {one.name} | {steps} | {memory} | {one.mib_per_1000:+.2f} | {' | '.join(pairs)} |")
+        rows.append(
+            f"| {one.name} | {steps} | {memory} | {one.mib_per_1000:+.2f} | {' | '.join(pairs)} |"
+        )
     return "\n".join(rows)
 
 
@@ -214,7 +255,9 @@ def main() -> int:
     )
     parser.add_argument("--hours", type=float, default=48.0, help="simulated hours (48)")
     parser.add_argument("--ranks", type=int, default=2, help="of the training (2)")
-    parser.add_argument("--out", type=Path, help="a new folder for store and run (default: a temporary one)")
+    parser.add_argument(
+        "--out", type=Path, help="a new folder for store and run (default: a temporary one)"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as aside:
         folder = args.out or Path(aside)

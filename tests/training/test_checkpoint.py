@@ -33,12 +33,20 @@ def newest(folder: Path) -> dict | None:
 
 
 def sign(folder: Path) -> None:
-    sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.name != MANIFEST}
+    sums = {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.iterdir()
+        if p.name != MANIFEST
+    }
     (folder / MANIFEST).write_text(json.dumps({"schema": 1, "sha256": sums}))
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "5", '{"schema": 1}', '{"schema": 1, "sha256": []}', ""])
-def test_a_damaged_manifest_is_passed_over(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[]", "5", '{"schema": 1}', '{"schema": 1, "sha256": []}', ""]
+)
+def test_a_damaged_manifest_is_passed_over(
+    folder: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / MANIFEST).write_text(text)
     assert newest(folder) is None
     assert "step_5 is passed over" in capsys.readouterr().err
@@ -67,7 +75,10 @@ def test_progress_of_another_kind_is_one_line(progress: object) -> None:
 
 @pytest.mark.parametrize(
     ("error", "warned"),
-    [(OSError(28, "No space left on device"), True), (RuntimeError("Connection closed by peer [127.0.0.1]:1"), False)],
+    [
+        (OSError(28, "No space left on device"), True),
+        (RuntimeError("Connection closed by peer [127.0.0.1]:1"), False),
+    ],
 )
 def test_a_write_that_fails_is_warned_of_unless_a_rank_was_lost(
     error: Exception, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]

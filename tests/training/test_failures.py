@@ -13,13 +13,18 @@ import pytest
 import torch
 from torch import nn
 
+from liverseg_dist.distributed.heartbeat import Heartbeat, find_stragglers, is_consequence
 from liverseg_dist.distributed.strategies.ddp import DataParallel
-from liverseg_dist.distributed.heartbeat import Heartbeat, is_consequence, find_stragglers
 from liverseg_dist.errors import EXIT_FAILED
 from tests.distributed.launch import clean_environment, liverseg, torchrun, torchrun_command
 from tests.training.test_resume import arguments, sha256, wait_for_step
 
-LONG = ("validation.every_steps=0", "train.max_steps=100000", "train.learning_rate=1e-5", "train.global_batch_size=2")
+LONG = (
+    "validation.every_steps=0",
+    "train.max_steps=100000",
+    "train.learning_rate=1e-5",
+    "train.global_batch_size=2",
+)
 
 
 def rank_process(parent: int, rank: int) -> int:
@@ -35,7 +40,11 @@ def ended_after(how: signal.Signals, said: str, run: Path, *command: str) -> str
     log = run.parent / "stderr"
     with log.open("w") as stderr:
         job = subprocess.Popen(
-            torchrun_command(2, *command), env=clean_environment(), start_new_session=True, stdout=stderr, stderr=stderr
+            torchrun_command(2, *command),
+            env=clean_environment(),
+            start_new_session=True,
+            stdout=stderr,
+            stderr=stderr,
         )
     try:
         wait_for_step(run, 3, job)
@@ -44,7 +53,9 @@ def ended_after(how: signal.Signals, said: str, run: Path, *command: str) -> str
         end = time.monotonic() + 90
         while said not in log.read_text() and time.monotonic() < end:
             time.sleep(0.2)
-        if how == signal.SIGSTOP:  # a rank is in a session of its own, and asleep it does not notice its launcher's end
+        if (
+            how == signal.SIGSTOP
+        ):  # a rank is in a session of its own, and asleep it does not notice its launcher's end
             with suppress(ProcessLookupError):
                 os.kill(struck, signal.SIGKILL)
         else:
@@ -57,9 +68,16 @@ def ended_after(how: signal.Signals, said: str, run: Path, *command: str) -> str
 
 
 @pytest.mark.distributed
-def test_one_rank_killed_is_named_and_the_run_ends_as_if_undisturbed(phantom_store: Path, tmp_path: Path) -> None:
+def test_one_rank_killed_is_named_and_the_run_ends_as_if_undisturbed(
+    phantom_store: Path, tmp_path: Path
+) -> None:
     exact = ("train.max_steps=8", "validation.every_steps=0")
-    said = ended_after(signal.SIGKILL, "is gone", tmp_path / "run", *arguments(phantom_store, tmp_path / "run", *exact))
+    said = ended_after(
+        signal.SIGKILL,
+        "is gone",
+        tmp_path / "run",
+        *arguments(phantom_store, tmp_path / "run", *exact),
+    )
     assert "liverseg: rank 1 on" in said
     assert "is gone: no sign of life, last heard of in step" in said
     assert "liverseg_dist/training" not in said, "no traceback but torchrun's own"
@@ -68,12 +86,18 @@ def test_one_rank_killed_is_named_and_the_run_ends_as_if_undisturbed(phantom_sto
     assert torchrun(2, *arguments(phantom_store, tmp_path / "run", *exact)).returncode == 0
     assert torchrun(2, *arguments(phantom_store, tmp_path / "alone", *exact)).returncode == 0
     assert sha256(tmp_path / "run") == sha256(tmp_path / "alone")
-    command = torchrun_command(2, "--max-restarts=1", *arguments(phantom_store, tmp_path / "again", *exact))
-    job = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = torchrun_command(
+        2, "--max-restarts=1", *arguments(phantom_store, tmp_path / "again", *exact)
+    )
+    job = subprocess.Popen(
+        command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_for_step(tmp_path / "again", 3, job)
         os.kill(rank_process(job.pid, 1), signal.SIGKILL)
-        assert job.wait(120) == 0, "torchrun starts the ranks again, which go on from the newest checkpoint"
+        assert job.wait(120) == 0, (
+            "torchrun starts the ranks again, which go on from the newest checkpoint"
+        )
     finally:
         job.kill()
         job.wait(30)
@@ -89,8 +113,15 @@ def test_a_rank_that_hangs_is_named_when_patience_ends(phantom_store: Path, tmp_
 
 
 def test_a_diverged_run_names_its_samples_in_one_line(phantom_store: Path, tmp_path: Path) -> None:
-    wild = ("train.learning_rate=1e30", "train.clip_grad_norm=0", "train.optimizer=sgd", "train.ema_decay=0")
-    done = liverseg(*arguments(phantom_store, tmp_path / "run", *wild, "validation.every_steps=0")[2:])
+    wild = (
+        "train.learning_rate=1e30",
+        "train.clip_grad_norm=0",
+        "train.optimizer=sgd",
+        "train.ema_decay=0",
+    )
+    done = liverseg(
+        *arguments(phantom_store, tmp_path / "run", *wild, "validation.every_steps=0")[2:]
+    )
     assert done.returncode == EXIT_FAILED
     line = next(line for line in done.stderr.splitlines() if line.startswith("liverseg: "))
     assert "is not finite; samples " in line
@@ -114,7 +145,9 @@ def test_a_diverged_run_names_its_samples_in_one_line(phantom_store: Path, tmp_p
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(value: float) -> None:
     net = nn.Conv3d(1, 2, 1)
     net.weight.register_hook(lambda gradient: gradient * value)
-    strategy = DataParallel(net, torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9), 1.0, "fp32")
+    strategy = DataParallel(
+        net, torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9), 1.0, "fp32"
+    )
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     strategy.backward(strategy.forward(torch.ones(1, 1, 2, 2, 2), last=True).sum())  # type: ignore[union-attr]
     assert not torch.isfinite(torch.tensor(strategy.step(0.1)))
@@ -126,15 +159,29 @@ def test_who_holds_the_others_up() -> None:
     def sign(step: int, doing: str, age_s: float) -> Heartbeat:
         return Heartbeat(9, step, doing, age_s, "node7")
 
-    waiting = {0: sign(6, "in backward", 90), 1: sign(6, "waiting for data", 95), 2: sign(6, "in backward", 91)}
-    assert find_stragglers(waiting, 60) == ("rank 1 on node7 has been waiting for data in step 7 for 95 s; the others wait for it")
+    waiting = {
+        0: sign(6, "in backward", 90),
+        1: sign(6, "waiting for data", 95),
+        2: sign(6, "in backward", 91),
+    }
+    assert find_stragglers(waiting, 60) == (
+        "rank 1 on node7 has been waiting for data in step 7 for 95 s; the others wait for it"
+    )
     assert find_stragglers(waiting, 100) == ""
-    assert find_stragglers({0: sign(6, "validating", 900), 1: sign(6, "validating", 900)}, 60) == "", "all are at work"
-    assert find_stragglers({0: sign(7, "in forward", 1), 1: sign(6, "in backward", 90)}, 60) == "", "nobody waits yet"
+    assert (
+        find_stragglers({0: sign(6, "validating", 900), 1: sign(6, "validating", 900)}, 60) == ""
+    ), "all are at work"
+    assert (
+        find_stragglers({0: sign(7, "in forward", 1), 1: sign(6, "in backward", 90)}, 60) == ""
+    ), "nobody waits yet"
 
 
 def test_what_counts_as_another_ranks_fault() -> None:
-    assert is_consequence(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4321"))
+    assert is_consequence(
+        RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4321")
+    )
     assert is_consequence(torch.distributed.DistBackendError("NCCL error: remote process exited"))
-    assert not is_consequence(RuntimeError("The size of tensor a (4) must match the size of tensor b (3)"))
+    assert not is_consequence(
+        RuntimeError("The size of tensor a (4) must match the size of tensor b (3)")
+    )
     assert not is_consequence(ValueError("closed by peer"))

@@ -9,11 +9,15 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from liverseg_dist.config import FineTuneConfig, ModelConfig, load_settings
-from liverseg_dist.distributed.strategies.parallelize import build_optimizer, check_strategy, parallelize_model
+from liverseg_dist.distributed.strategies.parallelize import (
+    build_optimizer,
+    check_strategy,
+    parallelize_model,
+)
 from liverseg_dist.errors import UserError
+from liverseg_dist.model.flops import peak_tflops, sample_flops
 from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.model.unet import UNet
-from liverseg_dist.model.flops import peak_tflops, sample_flops
 from liverseg_dist.training.fine_tuning import freeze_parameters, parameter_groups
 from tests.distributed.launch import liverseg
 from tests.training.test_resume import arguments
@@ -23,25 +27,35 @@ CPU = torch.device("cpu")
 
 def make(**changes: object) -> UNet:
     torch.manual_seed(0)
-    return UNet(resolve_topology(ModelConfig(**{"features": (4, 6, 8), **changes}), (16, 16, 16), (1.0, 1.0, 1.0)))
+    return UNet(
+        resolve_topology(
+            ModelConfig(**{"features": (4, 6, 8), **changes}), (16, 16, 16), (1.0, 1.0, 1.0)
+        )
+    )
 
 
 @pytest.mark.parametrize(
     ("what", "moves"), [("none", {"encoder", "decoder", "heads"}), ("encoder", {"decoder", "heads"}),
                         ("all_but_heads", {"heads"})]
 )  # fmt: skip
-@pytest.mark.parametrize("overrides", [[], ["train.deterministic_reduction=true"]], ids=["plain", "fixed order"])
+@pytest.mark.parametrize(
+    "overrides", [[], ["train.deterministic_reduction=true"]], ids=["plain", "fixed order"]
+)
 def test_what_is_frozen_does_not_move(what: str, moves: set[str], overrides: list[str]) -> None:
     config = load_settings([], [f"train.fine_tune.freeze={what}", *overrides]).train
     model = make()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     freeze_parameters(model, what)
-    strategy = parallelize_model(model, CPU, config, (0, 1), lambda _: parameter_groups(model, config.fine_tune))
+    strategy = parallelize_model(
+        model, CPU, config, (0, 1), lambda _: parameter_groups(model, config.fine_tune)
+    )
     outputs = strategy.forward(torch.randn(1, 1, 16, 16, 16), last=True)
     strategy.backward(sum(out.square().mean() for out in outputs))
     strategy.step(0.1)
     changed = {
-        name.partition(".")[0] for name, p in strategy.plain.named_parameters() if not torch.equal(p, before[name])
+        name.partition(".")[0]
+        for name, p in strategy.plain.named_parameters()
+        if not torch.equal(p, before[name])
     }
     assert changed == moves
 
@@ -61,12 +75,20 @@ def test_rates_fall_with_the_distance_from_the_output() -> None:
 
 def test_deepspeeds_one_group_is_refused() -> None:
     with pytest.raises(UserError, match=r"train\.fine_tune works with strategies ddp and fsdp"):
-        check_strategy(load_settings([], ["train.strategy=deepspeed", "train.fine_tune.layer_decay=0.9"]).train, 1, CPU)
+        check_strategy(
+            load_settings(
+                [], ["train.strategy=deepspeed", "train.fine_tune.layer_decay=0.9"]
+            ).train,
+            1,
+            CPU,
+        )
 
 
 def test_arithmetic_of_a_step() -> None:
     """An upper level of one convolution, by hand: forward 2 k^3 inside outside voxels, backward twice that."""
-    model = ModelConfig(features=(4,), strides=((1, 1, 1),), kernels=((3, 3, 3),), blocks_per_level=(1,))
+    model = ModelConfig(
+        features=(4,), strides=((1, 1, 1),), kernels=((3, 3, 3),), blocks_per_level=(1,)
+    )
     voxels = 8 * 8 * 8
     first, head = 2 * 27 * 4 * voxels, 2 * 4 * 3 * voxels
     assert sample_flops(model, (8, 8, 8)) == 2 * first + 3 * head, "no gradient of the image"
@@ -77,11 +99,17 @@ def test_arithmetic_of_a_step() -> None:
 
 
 def test_a_fine_tuned_run_with_profile_and_hparams(phantom_store: Path, tmp_path: Path) -> None:
-    tune = ("train.fine_tune.freeze=encoder", "train.fine_tune.layer_decay=0.8", "train.ema_decay=0")
+    tune = (
+        "train.fine_tune.freeze=encoder",
+        "train.fine_tune.layer_decay=0.8",
+        "train.ema_decay=0",
+    )
     first, second = tmp_path / "first", tmp_path / "second"
     assert liverseg(*arguments(phantom_store, first, "train.max_steps=2")[2:]).returncode == 0
     done = liverseg(
-        *arguments(phantom_store, second, *tune, "train.max_steps=3", "train.profile_steps=[2,3]")[2:],
+        *arguments(phantom_store, second, *tune, "train.max_steps=3", "train.profile_steps=[2,3]")[
+            2:
+        ],
         f"model.pretrained={first}",
     )
     assert done.returncode == 0, done.stderr

@@ -12,19 +12,24 @@ from liverseg_dist.config import Settings, TrainConfig, load_settings
 from liverseg_dist.distributed.strategies.base import fill_optimizer_state
 from liverseg_dist.errors import EXIT_DONE, EXIT_USER, UserError
 from liverseg_dist.model import build_model
+from liverseg_dist.planning.memory_estimate import BYTES, GIB, estimate_memory, state_bytes
 from liverseg_dist.planning.memory_fit import (
     best_option,
+    candidate_patches,
     check_fit,
+    estimate_strategies,
     levels_for,
     plan_patch,
-    candidate_patches,
-    resolve_model,
     resolve_checkpointing,
-    estimate_strategies,
+    resolve_model,
     with_keys,
 )
-from liverseg_dist.planning.memory_estimate import BYTES, GIB, estimate_memory, state_bytes
-from liverseg_dist.planning.scaling_model import Machine, collective_s, predict_step_time, scaling_table
+from liverseg_dist.planning.scaling_model import (
+    Machine,
+    collective_s,
+    predict_step_time,
+    scaling_table,
+)
 
 SPACING_MM = (2.5, 1.0, 1.0)
 CPU = torch.device("cpu")
@@ -44,7 +49,10 @@ def test_state_of_one_rank_equals_real_tensors(optimizer: str) -> None:
     held = {"weights": sum(p.nbytes for p in model.parameters())}
     held["gradients"] = held["weights"]
     held["optimizer"] = sum(
-        v.nbytes for state in made.state.values() for v in state.values() if isinstance(v, torch.Tensor) and v.dim()
+        v.nbytes
+        for state in made.state.values()
+        for v in state.values()
+        if isinstance(v, torch.Tensor) and v.dim()
     )
     parameters = sum(p.numel() for p in model.parameters())
     assert state_bytes(TrainConfig(optimizer=optimizer), parameters, 1, 1) == held  # type: ignore[arg-type]
@@ -64,7 +72,10 @@ def test_sharding_divides_what_it_should() -> None:
     assert state_bytes(in_pairs, parameters, 1000, ranks)["optimizer"] == whole
     gradients = [of("deepspeed", stage)["gradients"] for stage in range(4)]
     assert gradients == [whole, whole, shard, shard]
-    assert [of("deepspeed", stage)["optimizer"] for stage in range(4)] == [2 * whole, *(3 * [3 * shard])]
+    assert [of("deepspeed", stage)["optimizer"] for stage in range(4)] == [
+        2 * whole,
+        *(3 * [3 * shard]),
+    ]
 
 
 def test_auto_takes_no_more_levels_than_the_budget_asks_for() -> None:
@@ -76,7 +87,9 @@ def test_auto_takes_no_more_levels_than_the_budget_asks_for() -> None:
     assert levels
     assert estimate_memory(tight, device="cpu", levels=levels).gib <= plain.gib * 0.92
     with pytest.raises(UserError, match=r"memory\.budget_gib = 0\.001: at least"):
-        levels_for(settings("train.activation_checkpointing=auto", "memory.budget_gib=0.001"), 1, CPU)
+        levels_for(
+            settings("train.activation_checkpointing=auto", "memory.budget_gib=0.001"), 1, CPU
+        )
     with pytest.raises(UserError, match=r"needs memory\.budget_gib"):
         levels_for(settings("train.activation_checkpointing=auto"), 1, CPU)
 
@@ -93,14 +106,19 @@ def test_fits_says_yes_just_above_the_need_and_no_just_below() -> None:
     refused = check_fit(wanted, SPACING_MM, gib * 0.999)
     assert not refused.fits
     assert "batch 2 of 16x64x64 needs" in refused.reason
-    assert check_fit(wanted, SPACING_MM, gib * 0.999, ranks=2).fits, "a rank then has one sample only"
+    assert check_fit(wanted, SPACING_MM, gib * 0.999, ranks=2).fits, (
+        "a rank then has one sample only"
+    )
 
 
 def test_more_memory_never_makes_a_smaller_plan() -> None:
     wanted = settings("train.global_batch_size=4")
     voxels, batches = [], []
     for budget in (0.05, 0.1, 0.3, 1.0):
-        options = [plan_patch(wanted, patch, SPACING_MM, budget, 1) for patch in candidate_patches((16, 128, 96))]
+        options = [
+            plan_patch(wanted, patch, SPACING_MM, budget, 1)
+            for patch in candidate_patches((16, 128, 96))
+        ]
         best = best_option(options, SPACING_MM, budget)
         assert best is None or best.need.gib <= budget
         voxels.append(math.prod(best.patch_size) if best else 0)
@@ -131,15 +149,36 @@ def test_plan_writes_settings_that_train_takes(
 ) -> None:
     out = tmp_path / "fits.yaml"
     assert (
-        main(["plan", str(phantom_store), "--gpu-memory", "4", "--out", str(out), "--json", "model.preset=tiny"]) == 0
+        main(
+            [
+                "plan",
+                str(phantom_store),
+                "--gpu-memory",
+                "4",
+                "--out",
+                str(out),
+                "--json",
+                "model.preset=tiny",
+            ]
+        )
+        == 0
     )
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["need_gib"] <= 4
     assert found["need_gib"] == pytest.approx(sum(found["parts_gib"].values()), abs=0.01)
-    line = ["train", "--config", str(out), f"data.store={phantom_store}", f"run.dir={tmp_path / 'run'}", "--dry-run"]
+    line = [
+        "train",
+        "--config",
+        str(out),
+        f"data.store={phantom_store}",
+        f"run.dir={tmp_path / 'run'}",
+        "--dry-run",
+    ]
     assert main([*line, "train.activation_checkpointing=auto"]) == EXIT_DONE
     assert "memory budget: none" in capsys.readouterr().out
-    assert main([*line, "train.activation_checkpointing=auto", "memory.budget_gib=0.01"]) == EXIT_USER
+    assert (
+        main([*line, "train.activation_checkpointing=auto", "memory.budget_gib=0.01"]) == EXIT_USER
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,9 +200,13 @@ def test_plan_refuses_in_one_line(
     assert "\n" not in err
 
 
-def test_scale_from_a_measured_run(phantom_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scale_from_a_measured_run(
+    phantom_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "speed/step_s_median": 0.2}\n')
-    assert main(["plan", str(phantom_store), "--scale", "--run", str(tmp_path), "--json"]) == EXIT_DONE
+    assert (
+        main(["plan", str(phantom_store), "--scale", "--run", str(tmp_path), "--json"]) == EXIT_DONE
+    )
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["step_s"] == 0.2
     assert [p["gpus"] for p in found["strategies"]["ddp"]][-1] == 1024
@@ -181,9 +224,13 @@ def test_step_time_model() -> None:
         assert all(p.step_s == pytest.approx(0.1 + p.exposed_s + p.waiting_s) for p in predictions)
     assert rows["ddp"][-1].exposed_s <= rows["deepspeed1"][-1].exposed_s, "hidden behind backward"
     within, across = rows["fsdp in nodes"], rows["fsdp"]
-    assert [p.step_s for p in within[:3]] == pytest.approx([p.step_s for p in across[:3]]), "8 GPUs are one node"
+    assert [p.step_s for p in within[:3]] == pytest.approx([p.step_s for p in across[:3]]), (
+        "8 GPUs are one node"
+    )
     slow = scaling_table(0.001, 30_000_000, 6, Machine(), (64,))
-    assert slow["fsdp in nodes"][0].exposed_s < slow["fsdp"][0].exposed_s, "weights are not gathered between nodes"
+    assert slow["fsdp in nodes"][0].exposed_s < slow["fsdp"][0].exposed_s, (
+        "weights are not gathered between nodes"
+    )
 
 
 def test_ring_all_reduce_in_closed_form() -> None:
@@ -191,4 +238,6 @@ def test_ring_all_reduce_in_closed_form() -> None:
     machine = Machine(gpus_per_node=4, intra_gb_s=1, intra_latency_us=0, spread=0, overlap=False)
     volume = 4 * 1_000_000
     assert 2 * collective_s(volume, 1, 4, machine) == pytest.approx(2 * 3 / 4 * volume / 1e9)
-    assert predict_step_time("ddp", 0.5, 1_000_000, 1, 4, machine).step_s == pytest.approx(0.5 + 2 * 3 / 4 * volume / 1e9)
+    assert predict_step_time("ddp", 0.5, 1_000_000, 1, 4, machine).step_s == pytest.approx(
+        0.5 + 2 * 3 / 4 * volume / 1e9
+    )

@@ -28,7 +28,15 @@ STEPS = 8
 
 
 def arguments(store: Path, run: Path, *overrides: str) -> list[str]:
-    base = ["-m", "liverseg_dist", "train", "--device", "cpu", f"data.store={store}", f"run.dir={run}"]
+    base = [
+        "-m",
+        "liverseg_dist",
+        "train",
+        "--device",
+        "cpu",
+        f"data.store={store}",
+        f"run.dir={run}",
+    ]
     return [*base, f"train.max_steps={STEPS}", *TINY, *overrides]
 
 
@@ -50,17 +58,30 @@ def undisturbed(phantom_store: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_a_run_leaves_what_a_run_folder_promises(undisturbed: Path) -> None:
-    for name in ("config.yaml", "environment.json", "metrics.jsonl", "model.safetensors", "best.safetensors"):
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "best.safetensors",
+    ):
         assert (undisturbed / name).is_file(), name
     assert list(undisturbed.glob("events.*"))
-    modes = {(undisturbed / name).stat().st_mode for name in ("config.yaml", "model.safetensors", "best.safetensors")}
+    modes = {
+        (undisturbed / name).stat().st_mode
+        for name in ("config.yaml", "model.safetensors", "best.safetensors")
+    }
     assert len(modes) == 1, "whoever may read the settings may read the weights"
     assert json.loads((undisturbed / "status.json").read_text())["state"] == "finished"
     assert steps_logged(undisturbed) == list(range(1, STEPS + 1))
-    assert not [p for p in undisturbed.rglob("*") if p.name.endswith((".tmp", ".pt", ".pkl", ".distcp"))]
+    assert not [
+        p for p in undisturbed.rglob("*") if p.name.endswith((".tmp", ".pt", ".pkl", ".distcp"))
+    ]
 
 
-def test_the_same_settings_give_the_same_bytes(undisturbed: Path, phantom_store: Path, tmp_path: Path) -> None:
+def test_the_same_settings_give_the_same_bytes(
+    undisturbed: Path, phantom_store: Path, tmp_path: Path
+) -> None:
     done = torchrun(2, *arguments(phantom_store, tmp_path / "run", "data.workers=0"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert sha256(tmp_path / "run") == sha256(undisturbed)
@@ -96,7 +117,9 @@ def test_killed_and_started_again_it_ends_the_same(
 def wait_for_step(run: Path, step: int, process: subprocess.Popen, timeout_s: float = 120) -> None:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        if (run / "metrics.jsonl").exists() and f'"step": {step},' in (run / "metrics.jsonl").read_text():
+        if (run / "metrics.jsonl").exists() and f'"step": {step},' in (
+            run / "metrics.jsonl"
+        ).read_text():
             return
         assert process.poll() is None, "the run ended before it could be disturbed"
         time.sleep(0.02)
@@ -120,7 +143,9 @@ def test_stopped_on_request_says_so_by_its_exit_code(phantom_store: Path, tmp_pa
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
 
 
-def test_fixed_order_sums_make_the_number_of_ranks_irrelevant(phantom_store: Path, tmp_path: Path) -> None:
+def test_fixed_order_sums_make_the_number_of_ranks_irrelevant(
+    phantom_store: Path, tmp_path: Path
+) -> None:
     exact = ("train.deterministic_reduction=true", "train.max_steps=4")
     torchrun(2, *arguments(phantom_store, tmp_path / "two", *exact))
     torchrun(1, *arguments(phantom_store, tmp_path / "one", *exact, "train.stop_at_step=2"))
@@ -129,7 +154,9 @@ def test_fixed_order_sums_make_the_number_of_ranks_irrelevant(phantom_store: Pat
     assert sha256(tmp_path / "one") == sha256(tmp_path / "two")
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(undisturbed: Path, phantom_store: Path, tmp_path: Path) -> None:
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    undisturbed: Path, phantom_store: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     liverseg(*arguments(phantom_store, run, "train.stop_at_step=6")[2:])
     newest = max((run / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))
@@ -152,7 +179,12 @@ def test_other_settings_do_not_continue_a_run(undisturbed: Path, phantom_store: 
 
 
 def test_what_an_error_advises_continues_the_run() -> None:
-    advised = ("train.nonfinite=skip", "data.unreadable=skip", "data.stall_timeout_s=999", "memory.budget_gib=20")
+    advised = (
+        "train.nonfinite=skip",
+        "data.unreadable=skip",
+        "data.stall_timeout_s=999",
+        "memory.budget_gib=20",
+    )
     for override in (*advised, "train.strategy=deepspeed", "train.zero_stage=0"):
         check_settings_compatible(load_settings([]), load_settings([], [override]), Path("run"))
 
@@ -163,7 +195,12 @@ def test_a_finished_run_started_again_keeps_its_bytes_and_its_checkpoint(
 ) -> None:
     """Under DeepSpeed, in one process that no launcher has started."""
     run = tmp_path / "run"
-    spelled = ("train.strategy=deepspeed", f"train.zero_stage={stage}", "train.ema_decay=0", "train.max_steps=2")
+    spelled = (
+        "train.strategy=deepspeed",
+        f"train.zero_stage={stage}",
+        "train.ema_decay=0",
+        "train.max_steps=2",
+    )
     words = arguments(phantom_store, run, *spelled, "validation.every_steps=0")[2:]
     done = liverseg(*words)
     assert done.returncode == 0, done.stderr
@@ -179,8 +216,13 @@ def test_the_loss_scale_goes_on_where_it_was(phantom_store: Path, tmp_path: Path
     half = ("train.precision=fp16", "validation.every_steps=0", "train.max_steps=6")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert liverseg(*arguments(phantom_store, whole, *half)[2:]).returncode == 0
-    assert liverseg(*arguments(phantom_store, parts, *half, "train.stop_at_step=3")[2:]).returncode == 0
-    state = json.loads((parts / "checkpoints" / "step_3" / "state.json").read_text())["progress"]["scaler"]
+    assert (
+        liverseg(*arguments(phantom_store, parts, *half, "train.stop_at_step=3")[2:]).returncode
+        == 0
+    )
+    state = json.loads((parts / "checkpoints" / "step_3" / "state.json").read_text())["progress"][
+        "scaler"
+    ]
     assert state["scale"] > 0
     done = liverseg(*arguments(phantom_store, parts, *half)[2:])
     assert done.returncode == 0, done.stderr

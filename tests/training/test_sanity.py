@@ -47,7 +47,10 @@ def random_label(scan: PhantomScan, seed: int) -> Volume:
     """A ball of two litres in a random place of the scan, instead of the liver."""
     grid, rng = scan.label.grid, np.random.default_rng(seed)
     radius_mm = 78.0
-    centre = [rng.uniform(min(radius_mm, n * mm / 2), max(n * mm - radius_mm, n * mm / 2)) for n, mm in sizes(grid)]
+    centre = [
+        rng.uniform(min(radius_mm, n * mm / 2), max(n * mm - radius_mm, n * mm / 2))
+        for n, mm in sizes(grid)
+    ]
     axes = np.ogrid[tuple(slice(0, n) for n in grid.shape)]
     square = sum((a * mm - c) ** 2 for a, c, (_, mm) in zip(axes, centre, sizes(grid), strict=True))
     return Volume((square < radius_mm**2).astype(np.uint8), grid)
@@ -65,13 +68,30 @@ def trained_run(folder: Path, random_labels: bool) -> Path:
     for number, name in enumerate(names):
         scan = scan_of(number)
         label = random_label(scan, number) if random_labels else scan.label
-        write_image(folder / "source" / "imagesTr" / f"{name}.nii.gz", scan.image.voxels, scan.image.grid)
+        write_image(
+            folder / "source" / "imagesTr" / f"{name}.nii.gz", scan.image.voxels, scan.image.grid
+        )
         write_mask(folder / "source" / "labelsTr" / f"{name}.nii.gz", label.voxels, label.grid)
     write_index(folder / "source", names)
     store, run = folder / "store.zarr", folder / "run"
-    cleaning = ("convert.cleaning.spacing_mm=[6,6,6]", "convert.workers=1", "convert.splits.test_fraction=0")
-    assert main(["convert", str(folder / "source"), str(store), "convert.splits.folds=2", *cleaning]) == 0
-    done = liverseg("train", "--device", "cpu", f"data.store={store}", f"run.dir={run}", *SETTINGS, timeout_s=1200)
+    cleaning = (
+        "convert.cleaning.spacing_mm=[6,6,6]",
+        "convert.workers=1",
+        "convert.splits.test_fraction=0",
+    )
+    assert (
+        main(["convert", str(folder / "source"), str(store), "convert.splits.folds=2", *cleaning])
+        == 0
+    )
+    done = liverseg(
+        "train",
+        "--device",
+        "cpu",
+        f"data.store={store}",
+        f"run.dir={run}",
+        *SETTINGS,
+        timeout_s=1200,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return run
 
@@ -100,7 +120,11 @@ def test_one_orientation_and_spacing_are_enough_for_all(run: Path, tmp_path: Pat
     mask = predicted(run, first.image, tmp_path / "first")
     reached = liver_dice(mask, first.label)
     assert reached > FOUND
-    for orientation, spacing_mm in (("LPI", TRAINED_MM), ("PIR", (2.5, 3.0, 3.0)), ("LAS", (6.0, 2.5, 2.5))):
+    for orientation, spacing_mm in (
+        ("LPI", TRAINED_MM),
+        ("PIR", (2.5, 3.0, 3.0)),
+        ("LAS", (6.0, 2.5, 2.5)),
+    ):
         scan = scan_of(NEW, spacing_mm, orientation)
         again = predicted(run, scan.image, tmp_path / orientation)
         assert liver_dice(again, scan.label) > reached - 0.04, (orientation, spacing_mm)
@@ -134,7 +158,13 @@ def test_a_world_flipped_from_left_to_right_is_caught(
         (tmp_path / folder).mkdir()
     write_mask(tmp_path / "prediction" / "new.nii.gz", mask.voxels, negated)
     write_mask(tmp_path / "truth" / "new.nii.gz", scan.label.voxels, scan.label.grid)
-    words = ("score", str(tmp_path / "prediction"), str(tmp_path / "truth"), "--out", str(tmp_path / "scores"))
+    words = (
+        "score",
+        str(tmp_path / "prediction"),
+        str(tmp_path / "truth"),
+        "--out",
+        str(tmp_path / "scores"),
+    )
     code = main([*words, "--no-pictures", "--workers", "1"])
     told = capsys.readouterr().err
     assert code == 2

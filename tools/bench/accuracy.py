@@ -30,25 +30,56 @@ FIGURES = ("liver_dice", "tumour_dice", "tumour_dice_global", "lesion_recall", "
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of ours, for a variant")
-    parser.add_argument("--data", type=Path, help="Task03 layout; default: hard phantoms, made here")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="settings of ours, for a variant"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="Task03 layout; default: hard phantoms, made here"
+    )
     parser.add_argument("--cases", type=int, default=32, help="phantoms (32)")
     parser.add_argument("--phantom-seed", type=int, default=11, help="of the phantoms (11)")
-    parser.add_argument("--test-share", type=float, default=0.25, help="share of the cases that is tested (0.25)")
-    parser.add_argument("--fold", type=int, choices=range(5), help="test on this one of nnU-Net's five folds instead")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "accuracy_cpu.yaml", help="of ours")
-    parser.add_argument("--systems", nargs="+", default=["ours", "nnunet"], choices=["ours", "nnunet"])
-    parser.add_argument("--name", default="ours", help="of this variant of ours, in folders and the table")
+    parser.add_argument(
+        "--test-share", type=float, default=0.25, help="share of the cases that is tested (0.25)"
+    )
+    parser.add_argument(
+        "--fold",
+        type=int,
+        choices=range(5),
+        help="test on this one of nnU-Net's five folds instead",
+    )
+    parser.add_argument(
+        "--config", type=Path, default=ROOT / "configs" / "accuracy_cpu.yaml", help="of ours"
+    )
+    parser.add_argument(
+        "--systems", nargs="+", default=["ours", "nnunet"], choices=["ours", "nnunet"]
+    )
+    parser.add_argument(
+        "--name", default="ours", help="of this variant of ours, in folders and the table"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--seconds", type=float, default=450, help="of training, each system and seed (450)")
-    parser.add_argument("--samples", type=int, help="train on this many samples instead, whatever they cost")
-    parser.add_argument("--nnunet-trainer", default="nnUNetTrainer", help="one of nnU-Net's own (nnUNetTrainer)")
-    parser.add_argument("--base-features", type=int, help="nnU-Net's at full resolution (CPU: 8, GPU: its own)")
-    parser.add_argument("--memory-gb", type=float, help="nnU-Net's planner target (CPU: 0.05, GPU: its own)")
-    parser.add_argument("--spacing-mm", type=float, nargs=3, help="nnU-Net's voxels (CPU: 5 5 5, GPU: its own)")
+    parser.add_argument(
+        "--seconds", type=float, default=450, help="of training, each system and seed (450)"
+    )
+    parser.add_argument(
+        "--samples", type=int, help="train on this many samples instead, whatever they cost"
+    )
+    parser.add_argument(
+        "--nnunet-trainer", default="nnUNetTrainer", help="one of nnU-Net's own (nnUNetTrainer)"
+    )
+    parser.add_argument(
+        "--base-features", type=int, help="nnU-Net's at full resolution (CPU: 8, GPU: its own)"
+    )
+    parser.add_argument(
+        "--memory-gb", type=float, help="nnU-Net's planner target (CPU: 0.05, GPU: its own)"
+    )
+    parser.add_argument(
+        "--spacing-mm", type=float, nargs=3, help="nnU-Net's voxels (CPU: 5 5 5, GPU: its own)"
+    )
     args = parser.parse_intermixed_args()
     if args.device == "cpu":
         args.base_features = args.base_features or 8
@@ -72,7 +103,10 @@ def main() -> None:
     budget = f"{args.samples} samples" if args.samples else f"{args.seconds:g} {unit}"
     variant = args.nnunet_trainer.removeprefix("nnUNetTrainer").strip("_")
     nnunet = f"nnunet_{variant}" if variant else "nnunet"
-    contests = [Ours(bench, args.name) if system == "ours" else NnUnet(bench, nnunet) for system in args.systems]
+    contests = [
+        Ours(bench, args.name) if system == "ours" else NnUnet(bench, nnunet)
+        for system in args.systems
+    ]
     if not args.samples:
         for contest in contests:  # one after the other, so that a busy machine is as busy for both
             contest.prepare()
@@ -80,12 +114,18 @@ def main() -> None:
     for seed in args.seeds:
         for contest in contests:
             name = contest.name
-            if (name, seed, budget) in {(row["system"], row["seed"], row["budget"]) for row in rows_of(bench.out)}:
+            if (name, seed, budget) in {
+                (row["system"], row["seed"], row["budget"]) for row in rows_of(bench.out)
+            }:
                 continue
             about, scored = contest.run(seed, args.seconds, args.samples)
             with (bench.out / "results.jsonl").open("a") as file:
                 for cleaning, summary in scored.items():
-                    row = {"system": name + cleaning, "seed": seed, "budget": budget} | about | figures(summary)
+                    row = (
+                        {"system": name + cleaning, "seed": seed, "budget": budget}
+                        | about
+                        | figures(summary)
+                    )
                     file.write(json.dumps(row) + "\n")
                     print(json.dumps(row), flush=True)
     print_table(rows_of(bench.out))

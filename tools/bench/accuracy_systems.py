@@ -45,7 +45,10 @@ class Bench:
         """A fold of nnU-Net's or every n-th case is tested; the rest trains. Written once, so that it stays."""
         file = self.out / "split.json"
         if not file.is_file():
-            names = sorted(path.name.removesuffix(".nii.gz") for path in (self.source / "labelsTr").glob("*.nii.gz"))
+            names = sorted(
+                path.name.removesuffix(".nii.gz")
+                for path in (self.source / "labelsTr").glob("*.nii.gz")
+            )
             test = names[:: max(2, round(1 / self.test_share))]
             if self.fold is not None:
                 test = list(nnunet_folds(names)[self.fold])
@@ -60,7 +63,9 @@ class Bench:
     def image(self, case_id: str) -> Path:
         return self.source / "imagesTr" / f"{case_id}.nii.gz"
 
-    def timed(self, name: str, command: list[str], environment: dict[str, str] | None = None) -> tuple[float, str]:
+    def timed(
+        self, name: str, command: list[str], environment: dict[str, str] | None = None
+    ) -> tuple[float, str]:
         """Seconds (CPU seconds with all children, or on the clock with a GPU), and what the command printed."""
         cpu_s, clock_s, output = run_logged(self.out, name, command, environment)
         return (cpu_s if self.device == "cpu" else clock_s), output
@@ -85,7 +90,9 @@ class System:
         """Further folders of masks to score, by what is added to the system's name."""
         return {}
 
-    def run(self, seed: int, seconds: float, samples: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def run(
+        self, seed: int, seconds: float, samples: int | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What was done, and the summaries of `liverseg score` by what was done to the masks ("": nothing)."""
         ready = self.prepare()
         steps = self.steps_for(seconds) if samples is None else math.ceil(samples / ready["batch"])
@@ -109,11 +116,14 @@ class System:
         if not file.is_file():
             few, more = PROBES[self.bench.device]
             start, end = (
-                self.train(steps, 0, self.bench.out / self.name / f"cost_{steps}")[0] for steps in (few, more)
+                self.train(steps, 0, self.bench.out / self.name / f"cost_{steps}")[0]
+                for steps in (few, more)
             )
             a_step = max(1e-6, (end - start) / (more - few))
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"step_s": a_step, "start_s": max(0.0, start - few * a_step)}))
+            file.write_text(
+                json.dumps({"step_s": a_step, "start_s": max(0.0, start - few * a_step)})
+            )
         cost = json.loads(file.read_text())
         return max(1, int((seconds - cost["start_s"]) / cost["step_s"]))
 
@@ -123,17 +133,25 @@ class System:
         for case_id in self.bench.split["test"]:
             link(truth / f"{case_id}.nii.gz", self.bench.source / "labelsTr" / f"{case_id}.nii.gz")
         out = masks.with_name(f"{masks.name}_scores")
-        run_logged(self.bench.out, "score", liverseg("score", masks, truth, "--out", out, "--no-pictures"))
+        run_logged(
+            self.bench.out, "score", liverseg("score", masks, truth, "--out", out, "--no-pictures")
+        )
         return json.loads((out / "summary.json").read_text())
 
 
 class Ours(System):
     def prepare(self) -> dict[str, Any]:
         self.bench.split  # noqa: B018 - writes the file
-        cleaning = [override for override in self.bench.overrides if override.startswith("convert.")]
+        cleaning = [
+            override for override in self.bench.overrides if override.startswith("convert.")
+        ]
         self.store = self.bench.out / (f"{self.name}.zarr" if cleaning else "store.zarr")
-        convert = liverseg("convert", self.bench.source, self.store, "--config", self.bench.config, *cleaning)
-        seconds, _ = self.bench.timed("convert", [*convert, "--splits", str(self.bench.out / "split.json")])
+        convert = liverseg(
+            "convert", self.bench.source, self.store, "--config", self.bench.config, *cleaning
+        )
+        seconds, _ = self.bench.timed(
+            "convert", [*convert, "--splits", str(self.bench.out / "split.json")]
+        )
         train = self.bench.settings.train
         return {
             "prepare_s": round(seconds), "batch": train.global_batch_size, "overrides": list(self.bench.overrides)
@@ -147,13 +165,25 @@ class Ours(System):
             f"seed={seed}",
             f"train.max_steps={steps}",
         )
-        words = ("train", "--device", self.bench.device, "--config", self.bench.config, *self.bench.overrides)
+        words = (
+            "train",
+            "--device",
+            self.bench.device,
+            "--config",
+            self.bench.config,
+            *self.bench.overrides,
+        )
         seconds, _ = self.bench.timed(f"{self.name}_train", liverseg(*words, *settings))
         weights = run / "model.safetensors"
-        for other in self.bench.out.glob(f"*/{run.name}/{weights.name}"):  # of the same seed and number of steps
+        for other in self.bench.out.glob(
+            f"*/{run.name}/{weights.name}"
+        ):  # of the same seed and number of steps
             if other != weights and filecmp.cmp(other, weights, shallow=False):
                 whose = other.parent.parent.name
-                print(f"warning: {self.name} learnt to the byte what {whose} did: no experiment", file=sys.stderr)
+                print(
+                    f"warning: {self.name} learnt to the byte what {whose} did: no experiment",
+                    file=sys.stderr,
+                )
         return seconds, {}
 
     def predict(self, run: Path, out: Path) -> float:
@@ -179,7 +209,11 @@ class NnUnet(System):
         if not done.is_file():
             self._lay_out()
             bench = self.bench
-            size = {"base_features": bench.base_features, "memory_gb": bench.memory_gb, "spacing_mm": bench.spacing_mm}
+            size = {
+                "base_features": bench.base_features,
+                "memory_gb": bench.memory_gb,
+                "spacing_mm": bench.spacing_mm,
+            }
             seconds, told = self._job("prepare", **size)
             done.write_text(json.dumps({"prepare_s": round(seconds)} | told))
         return json.loads(done.read_text())
@@ -192,7 +226,10 @@ class NnUnet(System):
         train = sorted(case_id for fold in split["folds"] for case_id in fold)
         for case_id in train:
             link(raw / "imagesTr" / f"{case_id}_0000.nii.gz", self.bench.image(case_id))
-            link(raw / "labelsTr" / f"{case_id}.nii.gz", self.bench.source / "labelsTr" / f"{case_id}.nii.gz")
+            link(
+                raw / "labelsTr" / f"{case_id}.nii.gz",
+                self.bench.source / "labelsTr" / f"{case_id}.nii.gz",
+            )
         for case_id in split["test"]:
             link(raw / "imagesTs" / f"{case_id}_0000.nii.gz", self.bench.image(case_id))
         described = {
@@ -204,7 +241,12 @@ class NnUnet(System):
         (raw / "dataset.json").write_text(json.dumps(described))
 
     def train(self, steps: int, seed: int, run: Path) -> tuple[float, dict[str, Any]]:
-        job = {"iterations": steps, "seed": seed, "trainer": self.bench.trainer, "device": self.bench.device}
+        job = {
+            "iterations": steps,
+            "seed": seed,
+            "trainer": self.bench.trainer,
+            "device": self.bench.device,
+        }
         seconds, told = self._job("train", **job)
         model = Path(told.pop("model"))
         run.parent.mkdir(parents=True, exist_ok=True)
@@ -212,8 +254,12 @@ class NnUnet(System):
         return seconds, told
 
     def predict(self, run: Path, out: Path) -> float:
-        images = sorted(str(path) for path in (self.folder / "raw" / DATASET / "imagesTs").iterdir())
-        return self._job("predict", model=str(run), inputs=images, out=str(out), device=self.bench.device)[0]
+        images = sorted(
+            str(path) for path in (self.folder / "raw" / DATASET / "imagesTs").iterdir()
+        )
+        return self._job(
+            "predict", model=str(run), inputs=images, out=str(out), device=self.bench.device
+        )[0]
 
     def cleaned(self, masks: Path) -> dict[str, Path]:
         """The same masks with the clean-up that our config asks for."""
@@ -249,12 +295,19 @@ def run_logged(
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     with log.open("w") as errors:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | (environment or {}), check=False
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | (environment or {}),
+            check=False,
         )
     clock_s = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode != 0:
-        sys.exit(f"{name} failed with exit code {done.returncode}; see {log}\n{log.read_text()[-2000:]}")
+        sys.exit(
+            f"{name} failed with exit code {done.returncode}; see {log}\n{log.read_text()[-2000:]}"
+        )
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, clock_s, done.stdout
 
 

@@ -55,8 +55,12 @@ STAGES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=3, default=(120, 512, 512), metavar=("Z", "Y", "X"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shape", type=int, nargs=3, default=(120, 512, 512), metavar=("Z", "Y", "X")
+    )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -71,7 +75,9 @@ def main() -> None:
         report(args.shape, results, differences(Path(folder), results))
 
 
-def report(shape: tuple[int, ...], results: dict[str, dict[str, Any]], same: dict[str, float]) -> None:
+def report(
+    shape: tuple[int, ...], results: dict[str, dict[str, Any]], same: dict[str, float]
+) -> None:
     rows = []
     for case, ours, theirs, vs in CONTESTS:
         if "missing" in results[theirs]:
@@ -81,32 +87,54 @@ def report(shape: tuple[int, ...], results: dict[str, dict[str, Any]], same: dic
         row = {"bench": "convert", "shape": "x".join(map(str, shape)), "case": case, "vs": vs}
         row["ratio"] = round(other["cpu_s"] / mine["cpu_s"], 2)
         row |= {"ours_s": mine["cpu_s"], "theirs_s": other["cpu_s"]}
-        row |= {"ours_peak_gib": mine["peak_gib"], "theirs_peak_gib": other["peak_gib"], "same": same.get(theirs)}
+        row |= {
+            "ours_peak_gib": mine["peak_gib"],
+            "theirs_peak_gib": other["peak_gib"],
+            "same": same.get(theirs),
+        }
         rows.append(row)
         print(json.dumps(row))
-    print(f"\n{'':24} {'against':30} {'ours s':>7} {'theirs s':>9} {'ratio':>6} {'GiB':>6} {'theirs':>7}  difference")
+    print(
+        f"\n{'':24} {'against':30} {'ours s':>7} {'theirs s':>9} {'ratio':>6} {'GiB':>6} {'theirs':>7}  difference"
+    )
     for row in rows:
-        difference = "" if row["same"] is None or not row["case"].startswith("whole") else f"{row['same']:.2f} HU"
+        difference = (
+            ""
+            if row["same"] is None or not row["case"].startswith("whole")
+            else f"{row['same']:.2f} HU"
+        )
         print(
             f"{row['case']:24} {row['vs']:30} {row['ours_s']:7.2f} {row['theirs_s']:9.2f} {row['ratio']:6.1f}"
             f" {row['ours_peak_gib']:6.2f} {row['theirs_peak_gib']:7.2f}  {difference}"
         )
     stages = results["ours_store_3"]["stages"]
     print("\nwhere our time goes (scan to store, order 3; CPU s, under the profiler):")
-    print("  " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in sorted(stages.items(), key=lambda s: -s[1])))
+    print(
+        "  "
+        + ", ".join(
+            f"{name} {seconds:.2f}" for name, seconds in sorted(stages.items(), key=lambda s: -s[1])
+        )
+    )
 
 
 def make_scan(folder: Path, shape: tuple[int, int, int]) -> None:
     rng = np.random.default_rng(0)
     z, y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape)
     plane = (y[:, None] / 0.7) ** 2 + (x / 0.9) ** 2
-    ball = (z[:, None, None] / 0.75) ** 2 + ((y[:, None] + 0.1) / 0.4) ** 2 + ((x - 0.35) / 0.42) ** 2
+    ball = (
+        (z[:, None, None] / 0.75) ** 2 + ((y[:, None] + 0.1) / 0.4) ** 2 + ((x - 0.35) / 0.42) ** 2
+    )
     label = (ball < 1).astype(np.uint8)
     for centre in rng.uniform([-0.4, -0.3, 0.15], [0.4, 0.1, 0.55], (8, 3)):
         near = ((z[:, None, None] - centre[0]) / 0.1) ** 2 + ((y[:, None] - centre[1]) / 0.06) ** 2
         label[(near + ((x - centre[2]) / 0.06) ** 2 < 1) & (label > 0)] = 2
-    image = np.where(plane < 1, 40.0, -1000.0).astype(np.float32) + np.array([0, 65, 20], np.float32)[label]
-    image += rng.standard_normal(shape, dtype=np.float32) * np.where(plane < 1, 14, 3).astype(np.float32)
+    image = (
+        np.where(plane < 1, 40.0, -1000.0).astype(np.float32)
+        + np.array([0, 65, 20], np.float32)[label]
+    )
+    image += rng.standard_normal(shape, dtype=np.float32) * np.where(plane < 1, 14, 3).astype(
+        np.float32
+    )
     affine = np.diag([-SOURCE_MM[2], -SOURCE_MM[1], SOURCE_MM[0], 1.0])
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir()
@@ -128,8 +156,19 @@ DATASET = {
 
 def in_its_own_process(name: str, folder: Path, repeats: int) -> dict[str, Any]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    command = [sys.executable, __file__, "--contestant", name, "--folder", str(folder), "--repeats", str(repeats)]
-    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        __file__,
+        "--contestant",
+        name,
+        "--folder",
+        str(folder),
+        "--repeats",
+        str(repeats),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, **threads}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -194,10 +233,15 @@ def our_scan(folder: Path, order: int, scale: bool = True) -> tuple[Volume, Volu
     """Image (scaled to [0, 1], or HU) and label at TARGET_MM, cropped to what is no air."""
     convert = ConvertConfig()
     clean = clean_scan(read_nifti(folder / "imagesTr/liver_0.nii.gz"), convert.cleaning).volume
-    label = read_nifti(folder / "labelsTr/liver_0.nii.gz", "label").reoriented(CANONICAL_ORIENTATION)
+    label = read_nifti(folder / "labelsTr/liver_0.nii.gz", "label").reoriented(
+        CANONICAL_ORIENTATION
+    )
     grid = clean.grid.with_spacing(TARGET_MM)
     interpolation = Interpolation(3 if order == 3 else 1, 1, antialias=False)
-    image, label = resample_to_grid(clean, grid, "image", interpolation=interpolation), resample_to_grid(label, grid, "label")
+    image, label = (
+        resample_to_grid(clean, grid, "image", interpolation=interpolation),
+        resample_to_grid(label, grid, "label"),
+    )
     if not scale:
         return image, label
     low, high = CLIP_HU
@@ -220,7 +264,12 @@ def nnunet_parts(folder: Path) -> tuple[Any, tuple[Any, ...]]:
         "resampling_fn_seg": resampling, "resampling_fn_seg_kwargs": {**kwargs, "is_seg": True, "order": 1},
         "architecture": {"network_class_name": "none", "arch_kwargs": {}, "_kw_requires_import": []},
     }  # fmt: skip
-    properties = {"mean": MEAN_HU, "std": STD_HU, "percentile_00_5": CLIP_HU[0], "percentile_99_5": CLIP_HU[1]}
+    properties = {
+        "mean": MEAN_HU,
+        "std": STD_HU,
+        "percentile_00_5": CLIP_HU[0],
+        "percentile_99_5": CLIP_HU[1],
+    }
     plans = PlansManager(
         {
             "dataset_name": "bench", "plans_name": "bench", "image_reader_writer": "SimpleITKIO",
@@ -256,7 +305,10 @@ def monai(folder: Path) -> Callable[[], Any]:
 
 
 def monai_files(folder: Path) -> dict[str, str]:
-    return {"image": str(folder / "imagesTr/liver_0.nii.gz"), "label": str(folder / "labelsTr/liver_0.nii.gz")}
+    return {
+        "image": str(folder / "imagesTr/liver_0.nii.gz"),
+        "label": str(folder / "labelsTr/liver_0.nii.gz"),
+    }
 
 
 def monai_chain(most: int = 5) -> Any:
@@ -271,7 +323,9 @@ def monai_chain(most: int = 5) -> Any:
         transforms.LoadImaged(keys=both, ensure_channel_first=True),
         transforms.Orientationd(keys=both, axcodes="RAS"),
         transforms.Spacingd(keys=both, pixdim=TARGET_MM[::-1], mode=("bilinear", "nearest")),
-        transforms.ScaleIntensityRanged(keys=["image"], a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True),
+        transforms.ScaleIntensityRanged(
+            keys=["image"], a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True
+        ),
         transforms.CropForegroundd(keys=both, source_key="image"),
     ]
     return transforms.Compose(steps[:most])
@@ -299,16 +353,22 @@ def differences(folder: Path, results: dict[str, dict[str, Any]]) -> dict[str, f
         image = read_nifti(folder / "imagesTr/liver_0.nii.gz")
         clipped = image.with_voxels(np.clip(image.voxels, low, high).astype(np.float32))
         cubic = Interpolation(antialias=False)
-        mine = resample_to_grid(clipped, image.grid.with_spacing(TARGET_MM), "image", interpolation=cubic)
+        mine = resample_to_grid(
+            clipped, image.grid.with_spacing(TARGET_MM), "image", interpolation=cubic
+        )
         found["nnunet"] = float(np.abs(np.asarray(theirs) - mine.voxels).max())
     if "missing" not in results["monai"]:
         theirs = monai_chain(most=3)(monai_files(folder))["image"]
         grid = Grid(tuple(theirs.shape[:0:-1]), np.asarray(theirs.affine))  # type: ignore[arg-type]
         image = read_nifti(folder / "imagesTr/liver_0.nii.gz")
         linear = Interpolation(1, 1, antialias=False)
-        mine = resample_to_grid(image.with_voxels(image.voxels.astype(np.float32)), grid, "image", interpolation=linear)
+        mine = resample_to_grid(
+            image.with_voxels(image.voxels.astype(np.float32)), grid, "image", interpolation=linear
+        )
         inner = (slice(1, -1),) * 3  # at the border MONAI repeats the edge where we have air
-        found["monai"] = float(np.abs(np.asarray(theirs[0]).transpose(2, 1, 0) - mine.voxels)[inner].max())
+        found["monai"] = float(
+            np.abs(np.asarray(theirs[0]).transpose(2, 1, 0) - mine.voxels)[inner].max()
+        )
     return found
 
 

@@ -62,7 +62,9 @@ class Cheap(nn.Module):
 def make_scan(shape: Shape) -> np.ndarray:
     """Smooth structure and noise, float32, normalised."""
     rng = np.random.default_rng(0)
-    plane = np.kron(rng.standard_normal((-(-shape[1] // 32), -(-shape[2] // 32))), np.ones((32, 32)))
+    plane = np.kron(
+        rng.standard_normal((-(-shape[1] // 32), -(-shape[2] // 32))), np.ones((32, 32))
+    )
     image = np.empty(shape, dtype=np.float32)
     for z in range(shape[0]):
         image[z] = plane[: shape[1], : shape[2]] + 0.3 * rng.standard_normal(shape[1:])
@@ -78,7 +80,9 @@ def run_ours(image: np.ndarray, model: nn.Module, patch: Shape) -> None:
 
 def our_predictor(model: nn.Module, patch: Shape) -> SlidingWindowPredictor:
     config = InferenceConfig(overlap=OVERLAP, average=average())
-    return SlidingWindowPredictor(model, patch, regions=False, config=config, device=torch.device("cpu"))
+    return SlidingWindowPredictor(
+        model, patch, regions=False, config=config, device=torch.device("cpu")
+    )
 
 
 def average() -> Any:
@@ -143,7 +147,9 @@ def contest(name: str, shape: Shape, patch: Shape, labels: Path) -> None:
     if result is None:
         np.save(labels, our_predictor(Cheap(patch), patch).segment(image))
     else:
-        np.save(labels, np.stack([result[:, z].argmax(0).astype(np.uint8) for z in range(shape[0])]))
+        np.save(
+            labels, np.stack([result[:, z].argmax(0).astype(np.uint8) for z in range(shape[0])])
+        )
 
 
 def reset_peak() -> None:
@@ -163,13 +169,28 @@ def peak_rss_kib() -> int:
 class Contestant:
     """A process that runs `contest`, and the best of what it told."""
 
-    def __init__(self, name: str, folder: Path, arguments: list[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, folder: Path, arguments: list[str], environment: dict[str, str]
+    ) -> None:
         self.labels = folder / f"{name}.npy"
         self.best: dict[str, Any] = {}
-        command = [sys.executable, "-W", "ignore", __file__, "--contest", name, "--labels", str(self.labels)]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            __file__,
+            "--contest",
+            name,
+            "--labels",
+            str(self.labels),
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self._process = subprocess.Popen(
-            [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [*command, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         self._answer()
 
@@ -200,33 +221,64 @@ def compete(
 ) -> list[dict[str, Any]]:
     arguments = ["--shape", *map(str, shape), "--patch", *map(str, patch)]
     with tempfile.TemporaryDirectory() as folder:
-        contestants = {name: Contestant(name, Path(folder), arguments, environment) for name in names}
+        contestants = {
+            name: Contestant(name, Path(folder), arguments, environment) for name in names
+        }
         for _ in range(repeats):
             for one in contestants.values():
                 one.repeat()
         for one in contestants.values():
             one.end()
         figures = {name: one.best for name, one in contestants.items()}
-        labels = {name: np.load(one.labels, mmap_mode="r", allow_pickle=False) for name, one in contestants.items()}
+        labels = {
+            name: np.load(one.labels, mmap_mode="r", allow_pickle=False)
+            for name, one in contestants.items()
+        }
         rows = []
         for name in names[1:]:
             ours, theirs = figures["ours"], figures[name]
-            differing = float(np.mean([np.mean(a != b) for a, b in zip(labels["ours"], labels[name], strict=True)]))
+            differing = float(
+                np.mean(
+                    [np.mean(a != b) for a, b in zip(labels["ours"], labels[name], strict=True)]
+                )
+            )
             for case in ("beyond_model_ms", "peak_mib"):
-                row = {"bench": "inference", "case": case, "vs": name, "ratio": round(theirs[case] / ours[case], 2)}
-                row |= {"ours": round(ours[case], 2), "theirs": round(theirs[case], 2), "shape": list(shape)}
-                row |= {"windows": [ours["windows"], theirs["windows"]], "labels_differing": differing}
+                row = {
+                    "bench": "inference",
+                    "case": case,
+                    "vs": name,
+                    "ratio": round(theirs[case] / ours[case], 2),
+                }
+                row |= {
+                    "ours": round(ours[case], 2),
+                    "theirs": round(theirs[case], 2),
+                    "shape": list(shape),
+                }
+                row |= {
+                    "windows": [ours["windows"], theirs["windows"]],
+                    "labels_differing": differing,
+                }
                 rows.append(row)
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=3, default=(64, 512, 512), metavar=("Z", "Y", "X"))
-    parser.add_argument("--long", type=int, nargs=3, default=(400, 512, 512), metavar=("Z", "Y", "X"))
-    parser.add_argument("--patch", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shape", type=int, nargs=3, default=(64, 512, 512), metavar=("Z", "Y", "X")
+    )
+    parser.add_argument(
+        "--long", type=int, nargs=3, default=(400, 512, 512), metavar=("Z", "Y", "X")
+    )
+    parser.add_argument(
+        "--patch", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X")
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--same-allocator", action="store_true", help="peers keep freed memory as we do")
+    parser.add_argument(
+        "--same-allocator", action="store_true", help="peers keep freed memory as we do"
+    )
     parser.add_argument("--average", choices=("probabilities", "logits"), default="probabilities")
     parser.add_argument("--peers", nargs="*", choices=sorted(PEERS), default=sorted(PEERS))
     parser.add_argument("--contest", choices=sorted(CONTESTANTS), help=argparse.SUPPRESS)
@@ -246,7 +298,9 @@ def main() -> None:
         rows += compete(names, tuple(args.long), patch, 1, environment)
     for row in rows:
         print(json.dumps(row))
-    print(f"\n{'shape':16} {'case':16} {'against':8} {'ours':>9} {'theirs':>9} {'ratio':>7}  labels differing")
+    print(
+        f"\n{'shape':16} {'case':16} {'against':8} {'ours':>9} {'theirs':>9} {'ratio':>7}  labels differing"
+    )
     for row in rows:
         size = "x".join(map(str, row["shape"]))
         print(

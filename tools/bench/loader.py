@@ -34,10 +34,10 @@ from scipy import ndimage
 
 from liverseg_dist.config import DataConfig, IntensityConfig
 from liverseg_dist.data.augment import PRESETS, DeviceTransform
-from liverseg_dist.data.store.layout import IMAGE_CHUNK, LABEL_CHUNK, make_compressors
+from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.loading import PatchLoader, PatchSource
 from liverseg_dist.data.loading.array_reader import StoreReader
-from liverseg_dist.data.io.nifti import read_nifti
+from liverseg_dist.data.store.layout import IMAGE_CHUNK, LABEL_CHUNK, make_compressors
 from liverseg_dist.volume import Index3
 
 SLAB: Index3 = (64, 512, 512)
@@ -53,17 +53,34 @@ class Contest:
     theirs_ms: float
 
     def as_json(self, patch: Index3) -> str:
-        named = {"bench": "loader", "patch": "x".join(map(str, patch)), "case": self.case, "vs": self.vs}
+        named = {
+            "bench": "loader",
+            "patch": "x".join(map(str, patch)),
+            "case": self.case,
+            "vs": self.vs,
+        }
         figures = {"ours_ms": round(self.ours_ms, 3), "theirs_ms": round(self.theirs_ms, 3)}
         return json.dumps({**named, **figures, "ratio": round(self.theirs_ms / self.ours_ms, 2)})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patch", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X"))
-    parser.add_argument("--samples", type=int, default=40, help="of each peer; ours takes five times as many")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--patch", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X")
+    )
+    parser.add_argument(
+        "--samples", type=int, default=40, help="of each peer; ours takes five times as many"
+    )
     parser.add_argument("--cases", type=int, default=4)
-    parser.add_argument("--scan", type=Path, nargs=2, metavar=("CT", "LABEL"), help="real voxels instead of made ones")
+    parser.add_argument(
+        "--scan",
+        type=Path,
+        nargs=2,
+        metavar=("CT", "LABEL"),
+        help="real voxels instead of made ones",
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     patch: Index3 = tuple(args.patch)
@@ -76,7 +93,9 @@ def main() -> None:
             print(contest.as_json(patch), flush=True)
     print(f"\n{'what, CPU ms a sample':44} {'against':34} {'ours':>8} {'theirs':>8} {'ratio':>7}")
     for c in contests:
-        print(f"{c.case:44} {c.vs:34} {c.ours_ms:8.2f} {c.theirs_ms:8.2f} {c.theirs_ms / c.ours_ms:7.1f}")
+        print(
+            f"{c.case:44} {c.vs:34} {c.ours_ms:8.2f} {c.theirs_ms:8.2f} {c.theirs_ms / c.ours_ms:7.1f}"
+        )
 
 
 def run_contests(
@@ -94,10 +113,14 @@ def run_contests(
     whole = {
         "MONAI CacheDataset": time_monai(cases, patch, samples // 2),
         "MONAI PersistentDataset": time_monai(cases, patch, samples // 2, disk=folder / "monai"),
-        "MONAI CacheDataset, indices cached": time_monai(cases, patch, samples, cached_indices=True),
+        "MONAI CacheDataset, indices cached": time_monai(
+            cases, patch, samples, cached_indices=True
+        ),
     }
     if nnUNetDataLoader is not None:
-        whole["nnU-Net loader, blosc2"] = time_nnunet_loader(folder / "nnunet", cases, patch, samples)
+        whole["nnU-Net loader, blosc2"] = time_nnunet_loader(
+            folder / "nnunet", cases, patch, samples
+        )
     for name, spent in whole.items():
         yield Contest("whole loader's CPU, device augments", name, loaded, spent)
         yield Contest("whole loader and augmentation on the CPU", name, loaded + transformed, spent)
@@ -110,7 +133,10 @@ def run_contests(
 def make_cases(count: int, scan: list[Path] | None) -> Iterator[Case]:
     """Slabs of 64 slices: image (int16 HU) and label (uint8)."""
     if scan is not None:
-        image, label = (read_nifti(path, kind).voxels for path, kind in zip(scan, ("image", "label"), strict=True))
+        image, label = (
+            read_nifti(path, kind).voxels
+            for path, kind in zip(scan, ("image", "label"), strict=True)
+        )
         first = max(0, int(np.median(np.nonzero(label)[0])) - SLAB[0] // 2)
         image, label = image[first : first + SLAB[0]], label[first : first + SLAB[0]]
     else:
@@ -131,7 +157,11 @@ def made_case() -> Case:
         order=1,
     )
     label = (z**2 / 1.2 + ((y - 0.1) / 0.5) ** 2 + ((x + 0.25) / 0.5) ** 2 < 1).astype(np.uint8)
-    for centre, size in (((0, 0.1, -0.2), 0.12), ((0.4, -0.1, -0.4), 0.04), ((-0.5, 0.2, -0.1), 0.06)):
+    for centre, size in (
+        ((0, 0.1, -0.2), 0.12),
+        ((0.4, -0.1, -0.4), 0.04),
+        ((-0.5, 0.2, -0.1), 0.06),
+    ):
         label[(z - centre[0]) ** 2 / 4 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < size**2] = 2
     inside = (y / 0.75) ** 2 + (x / 0.9) ** 2 < 1
     noise = ndimage.gaussian_filter(rng.normal(size=SLAB).astype(np.float32), (0.3, 0.7, 0.7))
@@ -166,7 +196,9 @@ def write_store(path: Path, cases: list[Case]) -> BenchStore:
     group = zarr.open_group(str(path), mode="w")
     names = [f"case_{i}" for i in range(len(cases))]
     for name, case in zip(names, cases, strict=True):
-        for kind, voxels, chunk in zip(("image", "label"), case, (IMAGE_CHUNK, LABEL_CHUNK), strict=True):
+        for kind, voxels, chunk in zip(
+            ("image", "label"), case, (IMAGE_CHUNK, LABEL_CHUNK), strict=True
+        ):
             array = group.create_array(
                 f"cases/{name}/{kind}", shape=voxels.shape, dtype=voxels.dtype, chunks=chunk,
                 shards=voxels.shape, compressors=make_compressors(voxels.itemsize),
@@ -190,18 +222,28 @@ def foreground_rows(label: np.ndarray) -> np.ndarray:
 # --- clocks -------------------------------------------------------------------------------------------------------
 
 
-def time_readers(folder: Path, store: BenchStore, cases: list[Case], patch: Index3) -> dict[str, float]:
+def time_readers(
+    folder: Path, store: BenchStore, cases: list[Case], patch: Index3
+) -> dict[str, float]:
     """The best of several rounds, for each way to read one random image patch."""
     rng = np.random.default_rng(1)
-    starts = [tuple(int(rng.integers(0, n - p + 1)) for n, p in zip(SLAB, patch, strict=True)) for _ in range(40)]
+    starts = [
+        tuple(int(rng.integers(0, n - p + 1)) for n, p in zip(SLAB, patch, strict=True))
+        for _ in range(40)
+    ]
     name = f"cases/{store.case_ids[0]}/image"
     plain = np.memmap(folder / "plain", np.int16, "w+", shape=SLAB)
     plain[:] = cases[0][0]
     ours = StoreReader(store.path).array(store.case_ids[0], "image")
     by_zarr = zarr.open_array(str(store.path), path=name, mode="r")
-    specification = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{store.path}/{name}"}}
+    specification = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{store.path}/{name}"},
+    }
     context = {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 1}}
-    by_tensorstore = tensorstore.open(specification, context=tensorstore.Context(context), read=True).result()
+    by_tensorstore = tensorstore.open(
+        specification, context=tensorstore.Context(context), read=True
+    ).result()
     out = np.empty(patch, np.int16)
 
     def box(i: int) -> tuple[slice, ...]:
@@ -237,7 +279,9 @@ class AsDataset(torch.utils.data.Dataset):
     """Our source behind torch's process loader."""
 
     def __init__(self, store: BenchStore, patch: Index3, count: int) -> None:
-        self.source = PatchSource(store, store.case_ids, DataConfig(patch_size=patch, augmentation="none"), 0, 2)
+        self.source = PatchSource(
+            store, store.case_ids, DataConfig(patch_size=patch, augmentation="none"), 0, 2
+        )
         self.count = count
 
     def __len__(self) -> int:
@@ -263,14 +307,21 @@ def time_threads_against_processes(store: BenchStore, patch: Index3, count: int)
                 pass
         return ((spent_s() - started) / count - BUSY_S) * 1e3
 
-    source = PatchSource(store, store.case_ids, DataConfig(patch_size=patch, augmentation="none"), 0, 2)
+    source = PatchSource(
+        store, store.case_ids, DataConfig(patch_size=patch, augmentation="none"), 0, 2
+    )
     with PatchLoader(source, ([n] for n in range(count)), workers=1) as loader:
         by_thread = run(iter(loader))
     loader_of_torch = torch.utils.data.DataLoader(
         AsDataset(store, patch, count), batch_size=1, num_workers=1, prefetch_factor=4
     )
     by_process = run(iter(loader_of_torch))
-    return Contest("read beside a main thread busy in Python", "torch DataLoader, one process", by_thread, by_process)
+    return Contest(
+        "read beside a main thread busy in Python",
+        "torch DataLoader, one process",
+        by_thread,
+        by_process,
+    )
 
 
 if __name__ == "__main__":

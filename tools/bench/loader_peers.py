@@ -54,7 +54,10 @@ def field_size(patch: Index3) -> Index3:
     """What nnU-Net crops before it turns (`get_patch_size`): the patch at 30 degrees about each axis, over 0.85."""
     angle = math.pi / 6
     corner = np.array(patch, dtype=np.float64)
-    turned = [np.abs(rotate_coords_3d(corner, *(angle * (axis == i) for i in range(3)))) for axis in range(3)]
+    turned = [
+        np.abs(rotate_coords_3d(corner, *(angle * (axis == i) for i in range(3))))
+        for axis in range(3)
+    ]
     depth, rows, columns = (np.max([corner, *turned], axis=0) / 0.85).astype(int).tolist()
     return depth, rows, columns
 
@@ -86,20 +89,31 @@ def nnunet_transforms(patch: Index3) -> ComposeTransforms:
 def time_nnunet_transforms(cases: list[Case], patch: Index3, count: int) -> float:
     """On patches as its loader crops them; warmed up until its blur has chosen its convolution."""
     transforms, size = nnunet_transforms(patch), field_size(patch)
-    image = torch.from_numpy(np.resize(cases[0][0][:, 100 : 100 + size[1], 100 : 100 + size[2]], size))
-    normalised = normalise_intensity(image, *INTENSITY.model_dump().values())[None]
-    label = torch.from_numpy(np.resize(cases[0][1][:, 100 : 100 + size[1], 100 : 100 + size[2]], size))[None].to(
-        torch.int16
+    image = torch.from_numpy(
+        np.resize(cases[0][0][:, 100 : 100 + size[1], 100 : 100 + size[2]], size)
     )
+    normalised = normalise_intensity(image, *INTENSITY.model_dump().values())[None]
+    label = torch.from_numpy(
+        np.resize(cases[0][1][:, 100 : 100 + size[1], 100 : 100 + size[2]], size)
+    )[None].to(torch.int16)
     seed_peers()
-    return cpu_ms(lambda i: transforms(image=normalised.clone(), segmentation=label.clone()), 2 * count, warm_up=30)
+    return cpu_ms(
+        lambda i: transforms(image=normalised.clone(), segmentation=label.clone()),
+        2 * count,
+        warm_up=30,
+    )
 
 
 def time_nnunet_loader(folder: Path, cases: list[Case], patch: Index3, count: int) -> float:
     folder.mkdir()
     for number, (image, label) in enumerate(cases):
-        normalised = normalise_intensity(torch.from_numpy(image), *INTENSITY.model_dump().values()).numpy()[None]
-        places = {value: np.c_[np.zeros(1000, int), _sampled(np.argwhere(label == value))] for value in (1, 2)}
+        normalised = normalise_intensity(
+            torch.from_numpy(image), *INTENSITY.model_dump().values()
+        ).numpy()[None]
+        places = {
+            value: np.c_[np.zeros(1000, int), _sampled(np.argwhere(label == value))]
+            for value in (1, 2)
+        }
         blocks, chunks = comp_blosc2_params(normalised.shape, patch)
         nnUNetDatasetBlosc2.save_case(
             normalised,
@@ -115,7 +129,9 @@ def time_nnunet_loader(folder: Path, cases: list[Case], patch: Index3, count: in
 
     dataset: Any = nnUNetDatasetBlosc2(str(folder))
     seed_peers()
-    loader = nnUNetDataLoader(dataset, 2, field_size(patch), patch, Labels(), 0.33, transforms=nnunet_transforms(patch))
+    loader = nnUNetDataLoader(
+        dataset, 2, field_size(patch), patch, Labels(), 0.33, transforms=nnunet_transforms(patch)
+    )
     return cpu_ms(lambda i: next(loader), count // 2, warm_up=10) / 2
 
 
@@ -129,15 +145,26 @@ def _sampled(voxels: np.ndarray) -> np.ndarray:
 
 
 def time_monai(
-    cases: list[Case], patch: Index3, count: int, *, cached_indices: bool = False, disk: Path | None = None
+    cases: list[Case],
+    patch: Index3,
+    count: int,
+    *,
+    cached_indices: bool = False,
+    disk: Path | None = None,
 ) -> float:
     """CacheDataset, or with a folder PersistentDataset, whose cases lie there as it wrote them."""
     keys, angle = ("image", "label"), math.radians(30)
     mode = ("bilinear", "nearest")
     cached: list = [mt.FgBgToIndicesd("label")] if cached_indices else [mt.Identityd(keys)]
-    indices = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"} if cached_indices else {}
+    indices = (
+        {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"}
+        if cached_indices
+        else {}
+    )
     randomly: list = [
-        mt.RandCropByPosNegLabeld(keys, label_key="label", spatial_size=patch, pos=1, neg=2, num_samples=1, **indices),
+        mt.RandCropByPosNegLabeld(
+            keys, label_key="label", spatial_size=patch, pos=1, neg=2, num_samples=1, **indices
+        ),
         mt.RandAffined(
             keys,
             prob=1 - 0.8 * 0.8,
@@ -151,13 +178,18 @@ def time_monai(
         mt.RandScaleIntensityd("image", 0.25, prob=0.15),
         mt.RandScaleIntensityFixedMeand("image", factors=0.25, preserve_range=True, prob=0.15),
         mt.RandSimulateLowResolutiond("image", prob=0.125, zoom_range=(0.5, 1.0)),
-        mt.RandAdjustContrastd("image", prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True),
+        mt.RandAdjustContrastd(
+            "image", prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True
+        ),
         mt.RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
         *[mt.RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)],
     ]
     statistics = INTENSITY.model_dump().values()
     data = [
-        {"image": normalise_intensity(torch.from_numpy(image), *statistics)[None], "label": torch.from_numpy(label)[None]}
+        {
+            "image": normalise_intensity(torch.from_numpy(image), *statistics)[None],
+            "label": torch.from_numpy(label)[None],
+        }
         for image, label in cases
     ]
     transform = mt.Compose([*cached, *randomly]).set_random_state(0)

@@ -41,17 +41,28 @@ Masks = tuple[np.ndarray, np.ndarray]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=3, default=(64, 512, 512), metavar=("Z", "Y", "X"))
-    parser.add_argument("--repeats", type=int, default=3, help="each is timed this often; the least counts")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shape", type=int, nargs=3, default=(64, 512, 512), metavar=("Z", "Y", "X")
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="each is timed this often; the least counts"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     prediction, truth = make_masks(tuple(args.shape))
-    rows = [compare(name, vs, ours, theirs, args.repeats) for name, vs, ours, theirs in contests(prediction, truth)]
+    rows = [
+        compare(name, vs, ours, theirs, args.repeats)
+        for name, vs, ours, theirs in contests(prediction, truth)
+    ]
     case = "x".join(str(n) for n in args.shape)
     for row in rows:
         print(json.dumps({"bench": "metrics", "shape": case, **row}))
-    print(f"\n{'metrics':34} {'against':28} {'ours s':>8} {'theirs s':>9} {'ratio':>7}  largest difference")
+    print(
+        f"\n{'metrics':34} {'against':28} {'ours s':>8} {'theirs s':>9} {'ratio':>7}  largest difference"
+    )
     for row in rows:
         print(
             f"{row['case']:34} {row['vs']:28} {row['ours_s']:8.3f} {row['theirs_s']:9.3f} {row['ratio']:7.1f}"
@@ -64,18 +75,31 @@ def make_masks(shape: tuple[int, int, int]) -> Masks:
     rng = np.random.default_rng(1)
     place = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
     coarse = rng.normal(size=(2, 10, 12, 12))
-    waves = [ndimage.zoom(wave, [n / m for n, m in zip(shape, wave.shape, strict=True)], order=1) for wave in coarse]
-    radius = np.sqrt(place[0] ** 2 + (place[1] / 0.5) ** 2 + ((place[2] + 0.15) / 0.55) ** 2) + 0.04 * waves[0]
+    waves = [
+        ndimage.zoom(wave, [n / m for n, m in zip(shape, wave.shape, strict=True)], order=1)
+        for wave in coarse
+    ]
+    radius = (
+        np.sqrt(place[0] ** 2 + (place[1] / 0.5) ** 2 + ((place[2] + 0.15) / 0.55) ** 2)
+        + 0.04 * waves[0]
+    )
     truth = (radius < 0.95).astype(np.uint8)
     prediction = (radius + 0.015 * waves[1] < 0.95).astype(np.uint8)
     for _ in range(12):
         centre, size = rng.uniform([-0.6, -0.3, -0.5], [0.6, 0.3, 0.2]), rng.uniform(0.02, 0.1)
         for mask, shift in ((truth, 0.0), (prediction, rng.uniform(0, 0.3) * size)):
-            mask[(sum(((place[i] - centre[i] - shift) / (1, 0.4, 0.4)[i]) ** 2 for i in range(3)) < size**2)] = 2
+            mask[
+                (
+                    sum(((place[i] - centre[i] - shift) / (1, 0.4, 0.4)[i]) ** 2 for i in range(3))
+                    < size**2
+                )
+            ] = 2
     return prediction, truth
 
 
-def contests(prediction: np.ndarray, truth: np.ndarray) -> list[tuple[str, str, Callable, Callable]]:
+def contests(
+    prediction: np.ndarray, truth: np.ndarray
+) -> list[tuple[str, str, Callable, Callable]]:
     """(what, against whom, ours, theirs); both functions return the values that should be equal."""
     masks = {"liver": (prediction > 0, truth > 0), "tumour": (prediction == 2, truth == 2)}
     batches = {name: (one_hot(pair[0]), one_hot(pair[1])) for name, pair in masks.items()}
@@ -97,14 +121,19 @@ def contests(prediction: np.ndarray, truth: np.ndarray) -> list[tuple[str, str, 
             "Dice + Jaccard, liver and tumour",
             "MONAI",
             lambda: [
-                v for c in structure_counts(confusion_counts(prediction, truth)).values() for v in (c.dice(), c.jaccard())
+                v
+                for c in structure_counts(confusion_counts(prediction, truth)).values()
+                for v in (c.dice(), c.jaccard())
             ],
             lambda: [float(f(*pair)) for pair in batches.values() for f in (monai_dice, monai_iou)],
         ),
         (
             "lesion components",
             "scipy label",
-            lambda: [int(cc3d.connected_components(mask, connectivity=6).max()) for mask in masks["tumour"]],
+            lambda: [
+                int(cc3d.connected_components(mask, connectivity=6).max())
+                for mask in masks["tumour"]
+            ],
             lambda: [ndimage.label(mask)[1] for mask in masks["tumour"]],
         ),
         (
@@ -131,7 +160,11 @@ def compare(case: str, vs: str, ours: Callable, theirs: Callable, repeats: int) 
             values[name] = work()
             times[name].append(time.process_time() - start)
     ours_s, theirs_s = min(times["ours"]), min(times["theirs"])
-    difference = float(np.abs(np.array(values["ours"], dtype=float) - np.array(values["theirs"], dtype=float)).max())
+    difference = float(
+        np.abs(
+            np.array(values["ours"], dtype=float) - np.array(values["theirs"], dtype=float)
+        ).max()
+    )
     return {
         "case": case,
         "vs": vs,
@@ -148,7 +181,10 @@ def one_hot(mask: np.ndarray) -> torch.Tensor:
 
 def deepmind(pair: Masks) -> list[float]:
     distances = surface_distance.compute_surface_distances(pair[1], pair[0], SPACING_MM)
-    nsd = [surface_distance.compute_surface_dice_at_tolerance(distances, tolerance) for tolerance in (1, 2)]
+    nsd = [
+        surface_distance.compute_surface_dice_at_tolerance(distances, tolerance)
+        for tolerance in (1, 2)
+    ]
     return [surface_distance.compute_robust_hausdorff(distances, 95), *nsd]
 
 
@@ -165,7 +201,9 @@ def monai_surface(pair: tuple[torch.Tensor, torch.Tensor]) -> float:
     compute_hausdorff_distance(*pair, spacing=SPACING_MM, percentile=95)
     compute_average_surface_distance(*pair, spacing=SPACING_MM, symmetric=True)
     for tolerance in (1.0, 2.0):
-        compute_surface_dice(*pair, class_thresholds=[tolerance], spacing=SPACING_MM, use_subvoxels=True)
+        compute_surface_dice(
+            *pair, class_thresholds=[tolerance], spacing=SPACING_MM, use_subvoxels=True
+        )
     return float(compute_hausdorff_distance(*pair, spacing=SPACING_MM))
 
 

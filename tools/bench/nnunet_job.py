@@ -17,8 +17,13 @@ from typing import Any
 import nnunetv2
 import numpy as np
 import torch
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
+    ExperimentPlanner,
+)
+from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+    extract_fingerprint_dataset,
+    preprocess_dataset,
+)
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.run import run_training
 
@@ -29,14 +34,18 @@ ITERATIONS_PER_EPOCH = 25
 OWN_ITERATIONS_PER_EPOCH = 250
 
 
-def prepare(base_features: int | None, memory_gb: float | None, spacing_mm: list[float] | None) -> dict[str, Any]:
+def prepare(
+    base_features: int | None, memory_gb: float | None, spacing_mm: list[float] | None
+) -> dict[str, Any]:
     extract_fingerprint_dataset(DATASET_ID, num_processes=1, show_progress_bar=False)
     target = {} if memory_gb is None else {"gpu_memory_target_in_gb": memory_gb}
     planner = ExperimentPlanner(DATASET_ID, overwrite_target_spacing=spacing_mm, **target)  # type: ignore[arg-type]
     if base_features is not None:
         planner.UNet_base_num_features = base_features
     plans = planner.plan_experiment()
-    preprocess_dataset(DATASET_ID, configurations=(CONFIGURATION,), num_processes=[1], show_progress_bar=False)
+    preprocess_dataset(
+        DATASET_ID, configurations=(CONFIGURATION,), num_processes=[1], show_progress_bar=False
+    )
     chosen = plans["configurations"][CONFIGURATION]
     return {
         "patch": [int(n) for n in chosen["patch_size"]],
@@ -57,12 +66,20 @@ def train(iterations: int, seed: int, trainer: str, device: str) -> dict[str, An
         trainer,
         device=torch.device(device),  # type: ignore[arg-type]
     )
-    usual = ITERATIONS_PER_EPOCH if iterations < 40 * OWN_ITERATIONS_PER_EPOCH else OWN_ITERATIONS_PER_EPOCH
+    usual = (
+        ITERATIONS_PER_EPOCH
+        if iterations < 40 * OWN_ITERATIONS_PER_EPOCH
+        else OWN_ITERATIONS_PER_EPOCH
+    )
     per_epoch = min(iterations, usual)
     chosen.num_iterations_per_epoch = per_epoch
     chosen.num_epochs = max(1, round(iterations / per_epoch))
-    chosen.num_val_iterations_per_epoch = 1  # it trains on all cases and validates on the same: no use here
-    chosen.logger.plot_progress_png = lambda *_: None  # a second of drawing an epoch, which real epochs do not feel
+    chosen.num_val_iterations_per_epoch = (
+        1  # it trains on all cases and validates on the same: no use here
+    )
+    chosen.logger.plot_progress_png = lambda *_: (
+        None
+    )  # a second of drawing an epoch, which real epochs do not feel
     chosen.run_training()
     return {
         "iterations": chosen.num_epochs * per_epoch,
@@ -76,7 +93,9 @@ def predict(model: str, inputs: list[str], out: str, device: str) -> dict[str, A
     predictor.initialize_from_trained_model_folder(model, ("all",))
     names = [Path(path).name.removesuffix("_0000.nii.gz") for path in inputs]
     Path(out).mkdir(parents=True, exist_ok=True)
-    predictor.predict_from_files_sequential([[path] for path in inputs], [str(Path(out) / name) for name in names])
+    predictor.predict_from_files_sequential(
+        [[path] for path in inputs], [str(Path(out) / name) for name in names]
+    )
     return {}
 
 

@@ -33,10 +33,19 @@ Prepared = tuple[np.ndarray, np.ndarray]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--image", type=Path)
     parser.add_argument("--label", type=Path)
-    parser.add_argument("--spacing", type=float, nargs=3, default=(2.0, 0.8, 0.8), metavar=("Z", "Y", "X"), help="mm")
+    parser.add_argument(
+        "--spacing",
+        type=float,
+        nargs=3,
+        default=(2.0, 0.8, 0.8),
+        metavar=("Z", "Y", "X"),
+        help="mm",
+    )
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -45,7 +54,10 @@ def main() -> None:
         image, label = args.image, args.label
         if image is None or label is None:
             image, label = make_case(Path(folder))
-        rows = [compare(vs, image, label, tuple(args.spacing), args.repeats) for vs in ("nnunet", "monai")]
+        rows = [
+            compare(vs, image, label, tuple(args.spacing), args.repeats)
+            for vs in ("nnunet", "monai")
+        ]
     for row in rows:
         print(json.dumps(row))
     print(
@@ -67,20 +79,33 @@ def make_case(folder: Path) -> tuple[Path, Path]:
     label = ((z / 0.7) ** 2 + ((y + 0.1) / 0.4) ** 2 + ((x - 0.3) / 0.45) ** 2 < 1).astype(np.uint8)
     for _ in range(8):
         centre = rng.uniform((-0.3, -0.3, 0.1), (0.3, 0.1, 0.5))
-        place = ((z - centre[0]) / 0.1) ** 2 + ((y - centre[1]) / 0.05) ** 2 + ((x - centre[2]) / 0.05) ** 2
+        place = (
+            ((z - centre[0]) / 0.1) ** 2
+            + ((y - centre[1]) / 0.05) ** 2
+            + ((x - centre[2]) / 0.05) ** 2
+        )
         label[place < rng.uniform(0.2, 1)] = 2
-    noise = np.stack([ndimage.gaussian_filter(rng.normal(size=(512, 512)).astype(np.float32), 0.7) for _ in range(120)])
+    noise = np.stack(
+        [
+            ndimage.gaussian_filter(rng.normal(size=(512, 512)).astype(np.float32), 0.7)
+            for _ in range(120)
+        ]
+    )
     hu = (hu + 60 * (label == 1) + 20 * (label == 2) + 30 * noise).astype(np.int16)
     write_image(folder / "image.nii.gz", hu, grid)
     write_mask(folder / "label.nii.gz", label, grid)
     return folder / "image.nii.gz", folder / "label.nii.gz"
 
 
-def compare(vs: str, image: Path, label: Path, spacing_mm: Float3, repeats: int) -> dict[str, object]:
+def compare(
+    vs: str, image: Path, label: Path, spacing_mm: Float3, repeats: int
+) -> dict[str, object]:
     order = 3 if vs == "nnunet" else 1
     ours = in_own_process(f"ours_{order}", image, label, spacing_mm, repeats)
     theirs = in_own_process(vs, image, label, spacing_mm, repeats)
-    shape = np.minimum(ours[2].shape, theirs[2].shape)  # MONAI rounds the number of voxels its own way
+    shape = np.minimum(
+        ours[2].shape, theirs[2].shape
+    )  # MONAI rounds the number of voxels its own way
     box = tuple(slice(int(n)) for n in shape)
     off_hu = float(np.abs(ours[2][box].astype(np.float32) - theirs[2][box]).mean())
     return {
@@ -99,9 +124,13 @@ def in_own_process(
         return pool.apply(timed, (name, image, label, spacing_mm, repeats))
 
 
-def timed(name: str, image: Path, label: Path, spacing_mm: Float3, repeats: int) -> tuple[float, float, np.ndarray]:
+def timed(
+    name: str, image: Path, label: Path, spacing_mm: Float3, repeats: int
+) -> tuple[float, float, np.ndarray]:
     warnings.simplefilter("ignore")
-    contestant = {"ours_3": ours_cubic, "ours_1": ours_linear, "nnunet": nnunet, "monai": monai}[name]
+    contestant = {"ours_3": ours_cubic, "ours_1": ours_linear, "nnunet": nnunet, "monai": monai}[
+        name
+    ]
     contestant_modules(name)
     before_kib = memory_kib("VmRSS")
     seconds = []
@@ -120,7 +149,9 @@ def memory_kib(field: str) -> int:
 
 def contestant_modules(name: str) -> None:
     """Imports count neither as time nor as memory."""
-    for module in {"monai": ["monai.transforms"], "nnunet": ["nibabel", "skimage.transform"]}.get(name, []):
+    for module in {"monai": ["monai.transforms"], "nnunet": ["nibabel", "skimage.transform"]}.get(
+        name, []
+    ):
         importlib.import_module(module)
 
 
@@ -134,7 +165,9 @@ def ours_linear(image: Path, label: Path, spacing_mm: Float3) -> Prepared:
 
 def ours(image: Path, label: Path, spacing_mm: Float3, cleaning: CleaningConfig) -> Prepared:
     prepared = prepare_scan(read_nifti(image), ConvertConfig(cleaning=cleaning), spacing_mm)
-    return prepared.voxels, resample_to_grid(read_nifti(label, "label"), prepared.grid, "label").voxels
+    return prepared.voxels, resample_to_grid(
+        read_nifti(label, "label"), prepared.grid, "label"
+    ).voxels
 
 
 def nnunet(image: Path, label: Path, spacing_mm: Float3) -> Prepared:
@@ -149,7 +182,10 @@ def nnunet(image: Path, label: Path, spacing_mm: Float3) -> Prepared:
 
     voxels, own_mm = load(image)
     classes, _ = load(label)
-    shape = [round(n * mm / wanted) for n, mm, wanted in zip(voxels.shape, own_mm, spacing_mm, strict=True)]
+    shape = [
+        round(n * mm / wanted)
+        for n, mm, wanted in zip(voxels.shape, own_mm, spacing_mm, strict=True)
+    ]
     options = {"order": 3, "mode": "edge", "anti_aliasing": False}
     data = voxels.astype(np.float32)
     if max(own_mm) / min(own_mm) > 3 or max(spacing_mm) / min(spacing_mm) > 3:
@@ -160,7 +196,14 @@ def nnunet(image: Path, label: Path, spacing_mm: Float3) -> Prepared:
         resampled = resize(data.astype(float), shape, **options).astype(np.float32)
     mask = np.zeros(shape, np.uint8)
     for value in (0, 1, 2):
-        share = resize((classes == value).astype(float), shape, order=1, mode="edge", clip=True, anti_aliasing=False)
+        share = resize(
+            (classes == value).astype(float),
+            shape,
+            order=1,
+            mode="edge",
+            clip=True,
+            anti_aliasing=False,
+        )
         mask[share >= 0.5] = value
     return resampled, mask
 

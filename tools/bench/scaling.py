@@ -26,8 +26,8 @@ from liverseg_dist.config import ModelConfig, TrainConfig
 from liverseg_dist.distributed.strategies.parallelize import parallelize_model
 from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve_topology
-from liverseg_dist.training.checkpoint import Checkpoints
 from liverseg_dist.planning.scaling_model import Machine, predict_step_time
+from liverseg_dist.training.checkpoint import Checkpoints
 
 SIZES_MIB = (1, 32)
 CHECKPOINT_CADENCE = 1000
@@ -35,7 +35,9 @@ CHECKPOINT_CADENCE = 1000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--patch", type=int, nargs=3, default=(32, 64, 64), metavar=("Z", "Y", "X"))
     parser.add_argument("--preset", default="S", choices=("tiny", "S", "M"))
     parser.add_argument("--steps", type=int, default=8, help="timed steps in each process")
@@ -51,7 +53,11 @@ def main() -> None:
             for name, value in slowest(launch(kind, processes)).items():
                 values = best.setdefault(kind, {})
                 higher = name == "bandwidth_gb_s"
-                values[name] = max(value, values.get(name, value)) if higher else min(value, values.get(name, value))
+                values[name] = (
+                    max(value, values.get(name, value))
+                    if higher
+                    else min(value, values.get(name, value))
+                )
     report(best, args)
 
 
@@ -59,14 +65,29 @@ def report(best: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
     case = f"{args.preset}, {'x'.join(map(str, args.patch))}, fp32, one thread a rank"
     ddp, apart, alone = best["ddp"], best["independent"], best["alone"]
     machine = Machine(
-        gpus_per_node=2, intra_gb_s=ddp["bandwidth_gb_s"], intra_latency_us=ddp["latency_us"], spread=0, overlap=False
+        gpus_per_node=2,
+        intra_gb_s=ddp["bandwidth_gb_s"],
+        intra_latency_us=ddp["latency_us"],
+        spread=0,
+        overlap=False,
     )
     buckets = max(1, round(4 * ddp["parameters"] / (25 << 20)))
-    predicted = predict_step_time("ddp", apart["step_s"], int(ddp["parameters"]), buckets, 2, machine)
+    predicted = predict_step_time(
+        "ddp", apart["step_s"], int(ddp["parameters"]), buckets, 2, machine
+    )
     lines = {
-        "1 to 2 processes, equal load": ("two independent processes", apart["step_s"] / ddp["step_s"]),
-        "1 to 2 processes, idle second core": ("one process alone", alone["step_s"] / ddp["step_s"]),
-        "1 to 2 processes, CPU seconds": ("two independent processes", apart["cpu_s"] / ddp["cpu_s"]),
+        "1 to 2 processes, equal load": (
+            "two independent processes",
+            apart["step_s"] / ddp["step_s"],
+        ),
+        "1 to 2 processes, idle second core": (
+            "one process alone",
+            alone["step_s"] / ddp["step_s"],
+        ),
+        "1 to 2 processes, CPU seconds": (
+            "two independent processes",
+            apart["cpu_s"] / ddp["cpu_s"],
+        ),
         "predicted by plan --scale": ("two independent processes", predicted.efficiency),
         "checkpoint stall in CPU s, share of a step": ("a step", ddp["stall_cpu_s"] / ddp["cpu_s"]),
         f"checkpoint stall in CPU s, share of {CHECKPOINT_CADENCE} steps": (
@@ -75,7 +96,16 @@ def report(best: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
         ),
     }
     for name, (peer, ratio) in lines.items():
-        print(json.dumps({"bench": "scaling", "case": f"{name}; {case}", "vs": peer, "ratio": round(ratio, 5)}))
+        print(
+            json.dumps(
+                {
+                    "bench": "scaling",
+                    "case": f"{name}; {case}",
+                    "vs": peer,
+                    "ratio": round(ratio, 5),
+                }
+            )
+        )
     print(f"\n{case}\n{'':14} {'step s':>8} {'CPU s':>8}")
     for kind, values in best.items():
         print(f"{kind:14} {values['step_s']:8.3f} {values['cpu_s']:8.3f}")
@@ -90,11 +120,21 @@ def launch(kind: str, processes: int) -> list[dict[str, float]]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
         free.close()
-        common = {**os.environ, "OMP_NUM_THREADS": "1", "BENCH_FOLDER": folder, "MASTER_ADDR": "127.0.0.1"}
+        common = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "BENCH_FOLDER": folder,
+            "MASTER_ADDR": "127.0.0.1",
+        }
         running = [
             subprocess.Popen(
                 [sys.executable, *sys.argv, "--job", kind],
-                env={**common, "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": str(processes)},
+                env={
+                    **common,
+                    "MASTER_PORT": port,
+                    "RANK": str(rank),
+                    "WORLD_SIZE": str(processes),
+                },
                 stdout=subprocess.PIPE,
                 text=True,
             )
@@ -119,9 +159,13 @@ def job(args: argparse.Namespace) -> dict[str, float]:
     folder, joined = Path(os.environ["BENCH_FOLDER"]), args.job == "ddp"
     if joined:
         dist.init_process_group("gloo")
-    model = build_model(resolve_topology(ModelConfig(preset=args.preset), args.patch, (1.0, 1.0, 1.0)))
+    model = build_model(
+        resolve_topology(ModelConfig(preset=args.preset), args.patch, (1.0, 1.0, 1.0))
+    )
     parameters = sum(p.numel() for p in model.parameters())
-    strategy = parallelize_model(model, torch.device("cpu"), TrainConfig(), (), lambda m: [{"params": list(m.parameters())}])
+    strategy = parallelize_model(
+        model, torch.device("cpu"), TrainConfig(), (), lambda m: [{"params": list(m.parameters())}]
+    )
     image_BCDHW = torch.randn(1, 1, *args.patch)
     strategy.settle(image_BCDHW)
 
@@ -144,7 +188,9 @@ def job(args: argparse.Namespace) -> dict[str, float]:
         checkpoints = Checkpoints(folder / "checkpoints", keep_last=1)
         stalls = []
         for number in range(3):
-            spent = time.thread_time()  # of the thread that trains; the writer's goes on beside the next steps
+            spent = (
+                time.thread_time()
+            )  # of the thread that trains; the writer's goes on beside the next steps
             checkpoints.save(number, strategy.state(), {})
             stalls.append(time.thread_time() - spent)
             checkpoints.finish()
@@ -175,9 +221,14 @@ def exchange() -> dict[str, float]:
             dist.all_reduce(values)
             times.append(time.perf_counter() - started)
         seconds.append(min(times))
-    volume = [size << 20 for size in SIZES_MIB]  # with two ranks, 2 (N - 1) / N of it is sent: all of it
+    volume = [
+        size << 20 for size in SIZES_MIB
+    ]  # with two ranks, 2 (N - 1) / N of it is sent: all of it
     rate = (volume[1] - volume[0]) / (seconds[1] - seconds[0])
-    return {"bandwidth_gb_s": rate / 1e9, "latency_us": max(0.0, seconds[0] - volume[0] / rate) / 2 * 1e6}
+    return {
+        "bandwidth_gb_s": rate / 1e9,
+        "latency_us": max(0.0, seconds[0] - volume[0] / rate) / 2 * 1e6,
+    }
 
 
 if __name__ == "__main__":

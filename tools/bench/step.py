@@ -42,15 +42,26 @@ OURS = {
 }
 KEPT = ", freed memory kept"
 """A peer helped by our switch of the C library's allocator (`keep_freed_memory`)."""
-PEERS = ("nnU-Net PlainConvUNet", "MONAI DynUNet", "nnU-Net PlainConvUNet" + KEPT, "MONAI DynUNet" + KEPT)
+PEERS = (
+    "nnU-Net PlainConvUNet",
+    "MONAI DynUNet",
+    "nnU-Net PlainConvUNet" + KEPT,
+    "MONAI DynUNet" + KEPT,
+)
 TOLERANCE = 1e-9
 """Largest relative difference (2-norm) of loss and gradients between ours and nnU-Net's in float64."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patch", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X"))
-    parser.add_argument("--features", type=int, default=32, help="at full resolution (32); capped at 320")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--patch", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X")
+    )
+    parser.add_argument(
+        "--features", type=int, default=32, help="at full resolution (32); capped at 320"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="timed steps of each process")
     parser.add_argument("--systems", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
@@ -68,7 +79,10 @@ def main() -> None:
     for _ in range(args.rounds):
         for name in args.systems:
             done = subprocess.run(
-                [sys.executable, *sys.argv, "--one", name], capture_output=True, text=True, check=True
+                [sys.executable, *sys.argv, "--one", name],
+                capture_output=True,
+                text=True,
+                check=True,
             )
             figures = json.loads(done.stdout.splitlines()[-1])
             best = found.setdefault(name, figures)
@@ -80,12 +94,22 @@ def report(found: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
     case = f"{'x'.join(map(str, args.patch))}, {args.features} features, {args.device} {args.precision}"
     for ours in (name for name in found if name in OURS):
         for peer in (name for name in found if name in PEERS):
-            ratios = {f"ratio_{key}": round(found[peer][key] / found[ours][key], 3) for key in found[ours]}
-            line = {"bench": "step", "case": case, "system": ours, "vs": peer, "ratio": ratios["ratio_seconds"]}
+            ratios = {
+                f"ratio_{key}": round(found[peer][key] / found[ours][key], 3) for key in found[ours]
+            }
+            line = {
+                "bench": "step",
+                "case": case,
+                "system": ours,
+                "vs": peer,
+                "ratio": ratios["ratio_seconds"],
+            }
             print(json.dumps({**line, **ratios}))
     print(f"\n{case}\n{'':34} {'seconds':>9} {'memory GiB':>11} {'rss GiB':>9}")
     for name, figures in found.items():
-        print(f"{name:34} {figures['seconds']:9.3f} {figures['memory_gib']:11.3f} {figures['rss_gib']:9.3f}")
+        print(
+            f"{name:34} {figures['seconds']:9.3f} {figures['memory_gib']:11.3f} {figures['rss_gib']:9.3f}"
+        )
 
 
 # --- one system in a process of its own ---------------------------------------------------------------------------
@@ -168,7 +192,9 @@ def network(name: str, args: argparse.Namespace) -> nn.Module:
     assert config.strides
     assert config.kernels
     if name.removesuffix(KEPT) == PEERS[0]:
-        from dynamic_network_architectures.architectures.unet import PlainConvUNet  # seconds, so only where needed
+        from dynamic_network_architectures.architectures.unet import (
+            PlainConvUNet,  # seconds, so only where needed
+        )
 
         return PlainConvUNet(
             1,
@@ -235,7 +261,10 @@ def parity(args: argparse.Namespace) -> dict[str, Any]:
         "float32_peer_against_float64": distance(single[1], exact[1]),
     }
     same = found["float64_ours_against_peer"] < TOLERANCE
-    if not same or found["float32_ours_against_float64"] > 2 * found["float32_peer_against_float64"]:
+    if (
+        not same
+        or found["float32_ours_against_float64"] > 2 * found["float32_peer_against_float64"]
+    ):
         sys.exit(f"not the same mathematics: {found}")
     return {"vs": PEERS[0], **found, "tolerance": TOLERANCE}
 
@@ -263,7 +292,12 @@ def weights(model: Any) -> list[nn.Parameter]:
             found.append(up.weight)
             found += [p for b in stage.convs for p in (b.conv.weight, b.norm.weight, b.norm.bias)]
         return [*found, decoder.seg_layers[-1].weight, decoder.seg_layers[-1].bias]
-    found += [p for stage in model.encoder for b in stage for p in (b.conv.weight, b.norm.weight, b.norm.bias)]
+    found += [
+        p
+        for stage in model.encoder
+        for b in stage
+        for p in (b.conv.weight, b.norm.weight, b.norm.bias)
+    ]
     for level in reversed(model.decoder):
         found.append(level.up.weight)
         found += [p for b in level.convs for p in (b.conv.weight, b.norm.weight, b.norm.bias)]

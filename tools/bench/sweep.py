@@ -38,7 +38,12 @@ SHARED: dict[str, Any] = {
     },
     "data": {"patch_size": [16, 32, 32], "workers": 0, "augmentation": "none"},
     "model": {"features": [8, 16, 32]},
-    "train": {"max_steps": STEPS, "optimizer": "adamw", "ema_decay": 0.9, "deterministic_reduction": True},
+    "train": {
+        "max_steps": STEPS,
+        "optimizer": "adamw",
+        "ema_decay": 0.9,
+        "deterministic_reduction": True,
+    },
     "checkpoint": {"keep_best": False},
     "validation": {"max_cases": 2, "pictures": 0},
     "inference": {"overlap": 0.25},
@@ -46,12 +51,25 @@ SHARED: dict[str, Any] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--trials", type=int, default=9)
     args = parser.parse_args()
     store = args.out / "store.zarr"
-    liverseg(["phantom", str(args.out / "Task03_Phantom"), "--cases", "14", "--seed", "5", "--size", "small"])
+    liverseg(
+        [
+            "phantom",
+            str(args.out / "Task03_Phantom"),
+            "--cases",
+            "14",
+            "--seed",
+            "5",
+            "--size",
+            "small",
+        ]
+    )
     splits = ("convert.splits.folds=3", "convert.cleaning.spacing_mm=[5,5,5]")
     if liverseg(["convert", str(args.out / "Task03_Phantom"), str(store), *splits]):
         sys.exit("the phantoms could not be converted")
@@ -59,14 +77,26 @@ def main() -> None:
         "unpruned": {"rungs": []},
         "asha": {"scheduler": "asha"},
         "hyperband": {"scheduler": "hyperband"},
-        "disturbed": {"scheduler": "hyperband", "resources": {"cpus": 2, "processes": 2, "parallel_folds": 1}},
+        "disturbed": {
+            "scheduler": "hyperband",
+            "resources": {"cpus": 2, "processes": 2, "parallel_folds": 1},
+        },
     }
     found = {}
     for name, changes in variants.items():
         config = args.out / f"{name}.yaml"
         sweep = {**SHARED["sweep"], "trials": args.trials, **changes}
         config.write_text(yaml.safe_dump({**SHARED, "sweep": sweep}))
-        line = [sys.executable, "-m", "launch.tune", "--config", str(config), "--no-dashboard", "--cpus", "2"]
+        line = [
+            sys.executable,
+            "-m",
+            "launch.tune",
+            "--config",
+            str(config),
+            "--no-dashboard",
+            "--cpus",
+            "2",
+        ]
         line += [f"data.store={store}", f"run.dir={args.out / name}"]
         if name == "disturbed" and not (args.out / name / "sweep.json").exists():
             interrupt(line, args.out / name, after=3, by=signal.SIGKILL)
@@ -82,7 +112,9 @@ def interrupt(line: list[str], folder: Path, after: int, by: signal.Signals) -> 
     """Run the sweep until its journal tells of so many rungs, then end it so."""
     process = subprocess.Popen(line, cwd=ROOT)
     journal = folder / "journal.jsonl"
-    while process.poll() is None and not (journal.exists() and journal.read_text().count('"rung"') >= after):
+    while process.poll() is None and not (
+        journal.exists() and journal.read_text().count('"rung"') >= after
+    ):
         time.sleep(0.2)
     process.send_signal(by)
     print(f"{by.name} after {after} rungs: exit code {process.wait()}", flush=True)
@@ -100,9 +132,17 @@ def rows(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                 "worse_by": 1 - best[name] / best["unpruned"],
             }
         )  # fmt: skip
-    made += [{"case": name, "vs": "slots", **sweep["last_session"]} for name, sweep in found.items()]
+    made += [
+        {"case": name, "vs": "slots", **sweep["last_session"]} for name, sweep in found.items()
+    ]
     equal = outcome(found["hyperband"]) == outcome(found["disturbed"])
-    made.append({"case": "disturbed, two processes a fold", "vs": "undisturbed, one process a fold", "equal": equal})
+    made.append(
+        {
+            "case": "disturbed, two processes a fold",
+            "vs": "undisturbed, one process a fold",
+            "equal": equal,
+        }
+    )
     return made
 
 
@@ -114,7 +154,11 @@ def outcome(sweep: dict[str, Any]) -> dict[str, Any]:
             "params": trial["params"],
             "state": trial["state"],
             "rungs": [
-                (r["step"], r["decision"], [[fold.get(name) for name in scores] for fold in r["folds"].values()])
+                (
+                    r["step"],
+                    r["decision"],
+                    [[fold.get(name) for name in scores] for fold in r["folds"].values()],
+                )
                 for r in trial["rungs"]
             ],
         }

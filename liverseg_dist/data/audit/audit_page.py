@@ -28,7 +28,9 @@ def audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
     audit = sorted(root["audit"].items(), key=lambda entry: (_badness(entry[1]), entry[0]))
     parts = dict.fromkeys(root["splits"]["test"], "test")
     parts |= dict.fromkeys(root["splits"].get(TRAIN_ONLY, []), "training only")
-    parts |= {case_id: f"fold {n}" for n, fold in enumerate(root["splits"]["folds"]) for case_id in fold}
+    parts |= {
+        case_id: f"fold {n}" for n, fold in enumerate(root["splits"]["folds"]) for case_id in fold
+    }
     return pages.get_template("audit.html.j2").render(
         root=root,
         scans=[
@@ -36,7 +38,9 @@ def audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
             for place, (name, entry) in enumerate(audit)
         ],
         pictures=MOST_PICTURES if len(audit) > MOST_PICTURES else 0,
-        counts=[(status, n) for status in ORDER if (n := Counter(e["status"] for _, e in audit)[status])],
+        counts=[
+            (status, n) for status in ORDER if (n := Counter(e["status"] for _, e in audit)[status])
+        ],
         settings=[(key, value) for key, value in _flat(root["convert"])],
     )
 
@@ -46,11 +50,16 @@ def _badness(entry: Mapping[str, Any]) -> tuple[int, int]:
     return status, -sum(finding["severity"] != "info" for finding in entry["findings"])
 
 
-def _scan(name: str, entry: Mapping[str, Any], picture: Path | None, parts: Mapping[str, str]) -> dict[str, Any]:
+def _scan(
+    name: str, entry: Mapping[str, Any], picture: Path | None, parts: Mapping[str, str]
+) -> dict[str, Any]:
     facts = entry["facts"]
     lines = []
     if "shape_zyx" in facts:
-        sizes, spacing = " × ".join(map(str, facts["shape_zyx"])), " × ".join(f"{s:.3g}" for s in facts["spacing_mm"])
+        sizes, spacing = (
+            " × ".join(map(str, facts["shape_zyx"])),
+            " × ".join(f"{s:.3g}" for s in facts["spacing_mm"]),
+        )
         lines.append(f"{sizes} voxels (z, y, x) of {spacing} mm, {facts['orientation']}")
     if "volumes_ml" in facts:
         volumes, tumours = facts["volumes_ml"], facts.get("tumours", 0)
@@ -82,5 +91,10 @@ def _flat(content: Mapping[str, Any], prefix: str = "convert.") -> list[tuple[st
             rows += _flat(value, f"{prefix}{key}.")
         else:
             text = str(value)
-            rows.append((f"{prefix}{key}", text if len(text) <= 120 else f"{text[:40]}... ({len(text):,} characters)"))
+            rows.append(
+                (
+                    f"{prefix}{key}",
+                    text if len(text) <= 120 else f"{text[:40]}... ({len(text):,} characters)",
+                )
+            )
     return rows

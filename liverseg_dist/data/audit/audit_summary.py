@@ -24,7 +24,9 @@ def audit_summary(audit: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             messages.setdefault(key, finding["message"])
     order = sorted(scans, key=lambda key: (_rank(key[0]), -len(scans[key]), key[1]))
     return {
-        "counts": {status: counts[status] for status in (*STATUSES, *sorted(counts.keys() - set(STATUSES)))},
+        "counts": {
+            status: counts[status] for status in (*STATUSES, *sorted(counts.keys() - set(STATUSES)))
+        },
         "findings": [
             {
                 "severity": key[0],
@@ -35,7 +37,11 @@ def audit_summary(audit: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             }
             for key in order
         ],
-        "left_out": {name: _reason(entry) for name, entry in sorted(audit.items()) if not entry.get("stored_as")},
+        "left_out": {
+            name: _reason(entry)
+            for name, entry in sorted(audit.items())
+            if not entry.get("stored_as")
+        },
     }
 
 

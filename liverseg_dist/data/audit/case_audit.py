@@ -19,9 +19,18 @@ import cc3d
 import numpy as np
 
 from liverseg_dist.config import CleaningConfig
-from liverseg_dist.data.preprocessing.invalid_voxels import AIR_HU, InvalidVoxels, invalid_fraction, fill_invalid_voxels
 from liverseg_dist.data.audit.findings import Finding, Severity
-from liverseg_dist.data.audit.label_geometry import is_identity, liver_right_of_middle_mm, match_label
+from liverseg_dist.data.audit.label_geometry import (
+    is_identity,
+    liver_right_of_middle_mm,
+    match_label,
+)
+from liverseg_dist.data.preprocessing.invalid_voxels import (
+    AIR_HU,
+    InvalidVoxels,
+    fill_invalid_voxels,
+    invalid_fraction,
+)
 from liverseg_dist.labels import CLASS_NAMES, LIVER, NUM_CLASSES, TUMOUR
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Volume
 
@@ -83,7 +92,9 @@ def audit_case(
     findings += _check_intensity(image, repaired, facts)
     if label is None:
         named = [f for f in findings if f.code == "label_missing"]
-        findings = [f for f in findings if f.code != "label_missing"] + _missing_label(cleaning, training, named)
+        findings = [f for f in findings if f.code != "label_missing"] + _missing_label(
+            cleaning, training, named
+        )
     return AuditResult(_status(findings, repaired), repaired, tuple(findings), facts)
 
 
@@ -95,7 +106,9 @@ def _status(findings: Sequence[Finding], label: Volume | None) -> Status:
     return "repaired" if any(finding.code in REPAIRS for finding in findings) else "kept"
 
 
-def _missing_label(cleaning: CleaningConfig, training: bool, named: Sequence[Finding]) -> list[Finding]:
+def _missing_label(
+    cleaning: CleaningConfig, training: bool, named: Sequence[Finding]
+) -> list[Finding]:
     """One finding in place of those that the data set's index gave (`named`)."""
     if not training:
         return []
@@ -104,7 +117,11 @@ def _missing_label(cleaning: CleaningConfig, training: bool, named: Sequence[Fin
         message = f"{why}; left out (convert.cleaning.missing_label=unlabelled or impute keeps such scans)"
         return [Finding("error", "label_missing", message)]
     if cleaning.missing_label == "impute":
-        return [Finding("warning", "label_missing", f"{why}; to be labelled by the run convert.labels_from")]
+        return [
+            Finding(
+                "warning", "label_missing", f"{why}; to be labelled by the run convert.labels_from"
+            )
+        ]
     return [Finding("info", "label_missing", f"{why}; kept as an unlabelled scan")]
 
 
@@ -118,13 +135,27 @@ def _check_grid(image: Volume) -> list[Finding]:
         found.append(Finding("warning", "identity_affine", message))
     slices = image.reoriented(CANONICAL_ORIENTATION).shape[0]
     if slices < VERY_FEW_SLICES:
-        found.append(Finding("warning", "very_few_slices", f"{slices} slices, fewer than the {SLAB_SLICES} of a slab"))
+        found.append(
+            Finding(
+                "warning",
+                "very_few_slices",
+                f"{slices} slices, fewer than the {SLAB_SLICES} of a slab",
+            )
+        )
     elif slices < SLAB_SLICES:
-        found.append(Finding("info", "few_slices", f"{slices} slices, fewer than the {SLAB_SLICES} of a slab"))
+        found.append(
+            Finding(
+                "info", "few_slices", f"{slices} slices, fewer than the {SLAB_SLICES} of a slab"
+            )
+        )
     tilt = _tilt_degrees(image)
     if tilt > 1:
         found.append(
-            Finding("info", "oblique", f"axes are {tilt:.1f} degrees off the world's; the grid is kept as it is")
+            Finding(
+                "info",
+                "oblique",
+                f"axes are {tilt:.1f} degrees off the world's; the grid is kept as it is",
+            )
         )
     return found
 
@@ -134,7 +165,9 @@ def _tilt_degrees(image: Volume) -> float:
     return float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0).min(), -1, 1))))
 
 
-def _check_broken(image: Volume, cleaning: CleaningConfig, facts: dict[str, object]) -> list[Finding]:
+def _check_broken(
+    image: Volume, cleaning: CleaningConfig, facts: dict[str, object]
+) -> list[Finding]:
     canonical = image.reoriented(CANONICAL_ORIENTATION)
     _, broken = fill_invalid_voxels(canonical.voxels)
     facts["broken"] = broken.to_json()
@@ -142,9 +175,7 @@ def _check_broken(image: Volume, cleaning: CleaningConfig, facts: dict[str, obje
     share = invalid_fraction(broken, canonical.shape)
     if share > cleaning.max_broken_fraction:
         limit = cleaning.max_broken_fraction
-        message = (
-            f"{100 * share:.1f} % broken voxels; at most {100 * limit:.1f} % (convert.cleaning.max_broken_fraction)"
-        )
+        message = f"{100 * share:.1f} % broken voxels; at most {100 * limit:.1f} % (convert.cleaning.max_broken_fraction)"
         found.append(Finding("error", "too_many_broken_voxels", message))
     return found
 
@@ -160,7 +191,9 @@ def _broken_findings(broken: InvalidVoxels, voxels: int) -> list[Finding]:
         found.append(Finding(severity, "padding_values", message))
     if broken.blank_slices:
         some = ", ".join(map(str, broken.blank_slices[:8]))
-        message = f"{len(broken.blank_slices)} blank slice(s) within the scan are interpolated: {some}"
+        message = (
+            f"{len(broken.blank_slices)} blank slice(s) within the scan are interpolated: {some}"
+        )
         found.append(Finding("warning", "blank_slices", message))
     return found
 
@@ -172,14 +205,20 @@ def _whole_label(label: Volume) -> tuple[Volume, Finding | None]:
         rounded = np.rint(np.nan_to_num(voxels, nan=0.5, posinf=0.5, neginf=0.5))
         fractional = int(np.count_nonzero(~(np.abs(voxels - rounded) <= LABEL_TOLERANCE)))
         if fractional:
-            return label, Finding("error", "label_fractional", f"{fractional:,} label voxels are no whole numbers")
+            return label, Finding(
+                "error", "label_fractional", f"{fractional:,} label voxels are no whole numbers"
+            )
         voxels = rounded
     values, counts = _value_counts(voxels)
     strange = [value for value in values if value not in range(NUM_CLASSES)]
     if strange:
-        shown = ", ".join(f"{value} ({counts[values.index(value)]:,} voxels)" for value in strange[:5])
+        shown = ", ".join(
+            f"{value} ({counts[values.index(value)]:,} voxels)" for value in strange[:5]
+        )
         return label, Finding(
-            "error", "label_values", f"label values {shown}; expected 0 background, 1 liver, 2 tumour"
+            "error",
+            "label_values",
+            f"label values {shown}; expected 0 background, 1 liver, 2 tumour",
         )
     return label.with_voxels(voxels.astype(np.uint8, copy=False)), None
 
@@ -204,7 +243,8 @@ def _check_label(label: Volume, facts: dict[str, object]) -> list[Finding]:
     per_class = [voxels.get(value, 0) for value in range(NUM_CLASSES)]
     facts["class_voxels"] = per_class
     facts["volumes_ml"] = {
-        name: round(n * label.grid.voxel_volume_ml, 3) for name, n in zip(CLASS_NAMES[1:], per_class[1:], strict=True)
+        name: round(n * label.grid.voxel_volume_ml, 3)
+        for name, n in zip(CLASS_NAMES[1:], per_class[1:], strict=True)
     }
     if per_class[LIVER] == 0 and per_class[TUMOUR] == 0:
         return [Finding("error", "label_empty", "the label is empty: neither liver nor tumour")]
@@ -221,7 +261,9 @@ def _check_label(label: Volume, facts: dict[str, object]) -> list[Finding]:
     tumours, outside, outside_voxels = tumours_and_strays(label.voxels)
     facts["tumours"] = tumours
     if outside:
-        message = f"{outside} of {tumours} tumours ({outside_voxels:,} voxels) do not touch the liver"
+        message = (
+            f"{outside} of {tumours} tumours ({outside_voxels:,} voxels) do not touch the liver"
+        )
         found.append(Finding("warning", "tumour_outside_liver", message))
     return found
 
@@ -234,15 +276,16 @@ def _check_side(image: Volume, label: Volume, facts: dict[str, object]) -> list[
     facts["liver_right_of_middle_mm"] = round(right_mm, 1)
     if right_mm >= -LEFT_MM:
         return []
-    message = (
-        f"the liver's centre lies {-right_mm:.0f} mm to the left of the body's: a flipped header, or situs inversus"
-    )
+    message = f"the liver's centre lies {-right_mm:.0f} mm to the left of the body's: a flipped header, or situs inversus"
     return [Finding("warning", "liver_on_the_left", message)]
 
 
 def tumours_and_strays(label_zyx: np.ndarray) -> tuple[int, int, int]:
     """(tumour components, those that touch no liver voxel, voxels of these); 26 neighbours count as touching."""
-    used = [np.flatnonzero((label_zyx > 0).any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    used = [
+        np.flatnonzero((label_zyx > 0).any(axis=tuple(a for a in range(3) if a != axis)))
+        for axis in range(3)
+    ]
     box = label_zyx[tuple(slice(int(u[0]), int(u[-1]) + 1) for u in used)]
     organs = cc3d.connected_components(box > 0, connectivity=26)
     has_liver = np.zeros(int(organs.max()) + 1, dtype=bool)
@@ -254,16 +297,24 @@ def tumours_and_strays(label_zyx: np.ndarray) -> tuple[int, int, int]:
     return count, count - touching, int(np.count_nonzero((box == TUMOUR) & ~has_liver[organs]))
 
 
-def _check_intensity(image: Volume, label: Volume | None, facts: dict[str, object]) -> list[Finding]:
-    sample = image.voxels[:: 1 + image.shape[0] // 64, ::SAMPLE_STEP, ::SAMPLE_STEP].astype(np.float32)
+def _check_intensity(
+    image: Volume, label: Volume | None, facts: dict[str, object]
+) -> list[Finding]:
+    sample = image.voxels[:: 1 + image.shape[0] // 64, ::SAMPLE_STEP, ::SAMPLE_STEP].astype(
+        np.float32
+    )
     sample = sample[np.isfinite(sample)]
     if not sample.size:
         return []
     low, high = float(np.nanmin(image.voxels)), float(np.nanmax(image.voxels))
     facts["hu_range"] = [low, high]
-    facts["hu_percentiles"] = {str(p): round(float(np.percentile(sample, p)), 1) for p in (1, 25, 50, 75, 99)}
+    facts["hu_percentiles"] = {
+        str(p): round(float(np.percentile(sample, p)), 1) for p in (1, 25, 50, 75, 99)
+    }
     if low == high:
-        return [Finding("error", "constant_image", f"every voxel is {low:g}; there is no scan in it")]
+        return [
+            Finding("error", "constant_image", f"every voxel is {low:g}; there is no scan in it")
+        ]
     median = None
     if label is not None:
         values = image.voxels[(label.voxels == LIVER)]
@@ -272,19 +323,25 @@ def _check_intensity(image: Volume, label: Volume | None, facts: dict[str, objec
     return _judge_intensity(low, high, sample, median)
 
 
-def _judge_intensity(low: float, high: float, sample: np.ndarray, liver_median: float | None) -> list[Finding]:
+def _judge_intensity(
+    low: float, high: float, sample: np.ndarray, liver_median: float | None
+) -> list[Finding]:
     """A CT in HU has air far below zero; what has none is another modality, or was shifted or scaled."""
     if low > -200:
-        tissue = liver_median if liver_median is not None else float(np.median(sample[sample > sample.mean()]))
+        tissue = (
+            liver_median
+            if liver_median is not None
+            else float(np.median(sample[sample > sample.mean()]))
+        )
         if OFFSET_LIVER_HU[0] <= tissue <= OFFSET_LIVER_HU[1]:
-            message = (
-                f"values {low:g} to {high:g}, tissue near {tissue:.0f}: 1024 was not subtracted; correct scl_inter"
-            )
+            message = f"values {low:g} to {high:g}, tissue near {tissue:.0f}: 1024 was not subtracted; correct scl_inter"
             return [Finding("error", "hu_offset_missing", message)]
         if not LIVER_HU[0] <= tissue <= LIVER_HU[1] or high - low < 100:
             message = f"values from {low:g} to {high:g}, tissue near {tissue:.4g}: not HU of a CT (MR, or rescaled?)"
             return [Finding("error", "not_ct_like", message)]
     if liver_median is not None and not LIVER_HU[0] <= liver_median <= LIVER_HU[1]:
-        message = f"the liver's median is {liver_median:.0f} HU; does the label belong to this image?"
+        message = (
+            f"the liver's median is {liver_median:.0f} HU; does the label belong to this image?"
+        )
         return [Finding("warning", "liver_hu_implausible", message)]
     return []

@@ -16,7 +16,9 @@ IRCADB_CASES = range(1, 21)
 IRCADB_TO_LITS = 27
 """3D-IRCADb-01 case n is Task03 liver_(27 + n) and LiTS volume-(27 + n)."""
 
-_IRCADB = re.compile(r"ircadb?[-_. ]*(?:0?1[-_. ]+)?(?:case|patient)?[-_. ]*0*(\d{1,2})$", re.IGNORECASE)
+_IRCADB = re.compile(
+    r"ircadb?[-_. ]*(?:0?1[-_. ]+)?(?:case|patient)?[-_. ]*0*(\d{1,2})$", re.IGNORECASE
+)
 _LITS = re.compile(r"^(?:liver|volume|lits)[-_ ]0*(\d+)$", re.IGNORECASE)
 
 
@@ -42,11 +44,15 @@ def duplicate_findings(groups: Iterable[tuple[str, ...]]) -> dict[str, Finding]:
     found = {}
     for group in groups:
         for case_id in group:
-            named = [printable(other) for other in group[: MOST_NAMED + 1] if other != case_id][:MOST_NAMED]
+            named = [printable(other) for other in group[: MOST_NAMED + 1] if other != case_id][
+                :MOST_NAMED
+            ]
             more = len(group) - 1 - len(named)
             others = ", ".join(named) + (f" and {more} more" if more else "")
             found[case_id] = Finding(
-                "warning", "duplicate_scan", f"same voxels as {others}; keep them on one side of a split"
+                "warning",
+                "duplicate_scan",
+                f"same voxels as {others}; keep them on one side of a split",
             )
     return found
 
@@ -69,6 +75,8 @@ def ircadb_findings(case_ids: Iterable[str]) -> dict[str, Finding]:
     found = {}
     for ircadb, lits in ircadb_overlaps(case_ids):
         for one, other in ((ircadb, lits), (lits, ircadb)):
-            message = f"the same patient as {printable(other)} (3D-IRCADb n is liver_(27 + n)); keep one"
+            message = (
+                f"the same patient as {printable(other)} (3D-IRCADb n is liver_(27 + n)); keep one"
+            )
             found[one] = Finding("warning", "ircadb_overlap", message)
     return found

@@ -29,7 +29,11 @@ class ScanFileError(UserError):
         self.path, self.code, self.reason = Path(path), code, reason
 
     def __reduce__(self) -> tuple[type, tuple[Path, str, str]]:
-        return type(self), (self.path, self.code, self.reason)  # crosses process borders in one piece
+        return type(self), (
+            self.path,
+            self.code,
+            self.reason,
+        )  # crosses process borders in one piece
 
     def finding(self) -> Finding:
         return Finding("error", self.code, f"{printable(self.path.name)}: {self.reason}")
@@ -37,4 +41,9 @@ class ScanFileError(UserError):
 
 def is_valid_case_id(name: str) -> bool:
     """Whether `name` may stand for a case in paths: no folder, nothing hidden or reserved, one line."""
-    return bool(name.strip()) and "/" not in name and not name.startswith((".", "__")) and name.isprintable()
+    return (
+        bool(name.strip())
+        and "/" not in name
+        and not name.startswith((".", "__"))
+        and name.isprintable()
+    )

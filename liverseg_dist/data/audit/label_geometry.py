@@ -31,7 +31,9 @@ def match_label(image: Grid, label: Volume) -> Matched:
         return Matched(Volume(label.voxels, image))
     if label.shape == image.shape and is_identity(label.grid) and not is_identity(image):
         message = "the label's header lost its geometry (identity affine); its voxels are laid on the image's grid"
-        return Matched(Volume(label.voxels, image), (Finding("warning", "label_header_lost", message),))
+        return Matched(
+            Volume(label.voxels, image), (Finding("warning", "label_header_lost", message),)
+        )
     turned = label.reoriented(image.orientation)
     found = []
     if turned.grid.orientation != label.grid.orientation:
@@ -85,15 +87,27 @@ def _resampled(image: Grid, label: Volume) -> Matched:
     after_ml = np.count_nonzero(result.voxels != BACKGROUND) * image.voxel_volume_ml
     grids = f"label grid {_size(label.grid)}, image grid {_size(image)}"
     if before_ml > 0 and after_ml == 0:
-        return Matched(None, (Finding("error", "label_no_overlap", f"{grids}: no labelled voxel lies in the image"),))
+        return Matched(
+            None,
+            (
+                Finding(
+                    "error", "label_no_overlap", f"{grids}: no labelled voxel lies in the image"
+                ),
+            ),
+        )
     message = f"{grids}: resampled to the nearest voxel, {before_ml:.1f} ml before, {after_ml:.1f} ml after"
     found = [Finding("warning", "label_resampled", message)]
     if after_ml < (1 - MOST_CUT) * before_ml:
         lost = 100 * (1 - after_ml / before_ml)
-        found.append(Finding("warning", "label_cut", f"{lost:.0f} % of the label lies outside the image"))
+        found.append(
+            Finding("warning", "label_cut", f"{lost:.0f} % of the label lies outside the image")
+        )
     return Matched(result, tuple(found))
 
 
 def _size(grid: Grid) -> str:
-    voxels, sizes = " x ".join(map(str, grid.shape)), " x ".join(f"{mm:.3g}" for mm in grid.spacing_mm)
+    voxels, sizes = (
+        " x ".join(map(str, grid.shape)),
+        " x ".join(f"{mm:.3g}" for mm in grid.spacing_mm),
+    )
     return f"{voxels} of {sizes} mm {grid.orientation}"

@@ -12,9 +12,9 @@ import torch
 
 from liverseg_dist.data.augment.intensity_transforms import (
     add_noise,
-    gaussian_blur,
     change_gamma,
     copy_tumours,
+    gaussian_blur,
     lower_resolution,
     scale_brightness,
     scale_contrast,
@@ -61,7 +61,9 @@ class DeviceTransform:
             draw = draw_augmentation(self._preset, self.patch_size, seeds[i])
             image, label = self._field(hu_BCDHW[i, 0], label_BDHW[i], draw, intensities[i])
             if draw.tumour_copy is not None:
-                image, label = copy_tumours(image, label, draw.tumour_copy.flipped_axes, draw.tumour_copy.shift)
+                image, label = copy_tumours(
+                    image, label, draw.tumour_copy.flipped_axes, draw.tumour_copy.shift
+                )
             image = _augment_intensity(image, label, draw, seeds[i])
             if draw.mirrored_axes:
                 image, label = image.flip(draw.mirrored_axes), label.flip(draw.mirrored_axes)
@@ -81,10 +83,14 @@ class DeviceTransform:
         return resample_patch(image, label, draw.spatial, self.patch_size, outside=-mean / std)
 
 
-def normalise_intensity(hu: Tensor, lower_hu: float, upper_hu: float, mean: float, std: float) -> Tensor:
+def normalise_intensity(
+    hu: Tensor, lower_hu: float, upper_hu: float, mean: float, std: float
+) -> Tensor:
     """Clip to [lower_hu, upper_hu], map to [0, 1], then (v - mean) / std; float32, a new tensor."""
     scale = 1.0 / ((upper_hu - lower_hu) * std)
-    return hu.to(torch.float32).clamp_(lower_hu, upper_hu).sub_(lower_hu).mul_(scale).sub_(mean / std)
+    return (
+        hu.to(torch.float32).clamp_(lower_hu, upper_hu).sub_(lower_hu).mul_(scale).sub_(mean / std)
+    )
 
 
 def _augment_intensity(image: Tensor, label: Tensor, draw: AugmentDraw, seed: int) -> Tensor:

@@ -36,7 +36,9 @@ def gaussian_blur(image: Tensor, sigma_voxels: Float3) -> Tensor:
 
 def _blur_weights(sigma: float, length: int) -> np.ndarray:
     """Matrix (length, length) of a truncated, normalised Gaussian."""
-    reach = min(max(1, int(_BLUR_REACH_SIGMAS * sigma + 0.25)), length - 1)  # batchgeneratorsv2's kernel size
+    reach = min(
+        max(1, int(_BLUR_REACH_SIGMAS * sigma + 0.25)), length - 1
+    )  # batchgeneratorsv2's kernel size
     offsets = np.arange(-reach, reach + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel /= kernel.sum()
@@ -62,14 +64,19 @@ def scale_contrast(image: Tensor, factor: float) -> Tensor:
 
 def lower_resolution(image: Tensor, scale: float, *, in_plane_only: bool = False) -> Tensor:
     """Nearest-neighbour down to `scale` of the size, trilinear up again."""
-    small = [size if in_plane_only and not axis else round(size * scale) for axis, size in enumerate(image.shape)]
+    small = [
+        size if in_plane_only and not axis else round(size * scale)
+        for axis, size in enumerate(image.shape)
+    ]
     down = F.interpolate(image[None, None], size=small, mode="nearest-exact")
     return F.interpolate(down, size=list(image.shape), mode="trilinear")[0, 0]
 
 
 def thicken_slices(image: Tensor, thickness: float) -> Tensor:
     """What a scan with slices `thickness` times as thick would show: averages over z, linearly interpolated back."""
-    return along_axis(image, torch.from_numpy(_thick_slice_weights(image.shape[0], thickness)).to(image.device), 0)
+    return along_axis(
+        image, torch.from_numpy(_thick_slice_weights(image.shape[0], thickness)).to(image.device), 0
+    )
 
 
 def _thick_slice_weights(length: int, thickness: float) -> np.ndarray:
@@ -104,7 +111,9 @@ def _power(image: Tensor, exponent: float) -> Tensor:
     return image
 
 
-def copy_tumours(image: Tensor, label: Tensor, flipped_axes: tuple[int, ...], shift: Index3) -> tuple[Tensor, Tensor]:
+def copy_tumours(
+    image: Tensor, label: Tensor, flipped_axes: tuple[int, ...], shift: Index3
+) -> tuple[Tensor, Tensor]:
     """Show the patch's tumours a second time: turned over, moved, and pasted where the liver is (new tensors).
 
     Copy-paste (Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177) within one scan, so that noise, contrast phase and
@@ -113,9 +122,13 @@ def copy_tumours(image: Tensor, label: Tensor, flipped_axes: tuple[int, ...], sh
     lesion = (label == TUMOUR).flip(flipped_axes) if flipped_axes else label == TUMOUR
     pasted = _moved(lesion, shift) & (label == LIVER)
     source = _moved(image.flip(flipped_axes) if flipped_axes else image, shift)
-    inside = F.avg_pool3d(pasted[None, None].to(image.dtype), 3, stride=1, padding=1, count_include_pad=True)[0, 0]
+    inside = F.avg_pool3d(
+        pasted[None, None].to(image.dtype), 3, stride=1, padding=1, count_include_pad=True
+    )[0, 0]
     weight = torch.where(pasted, inside, torch.zeros_like(inside))
-    return image + weight * (source - image), torch.where(pasted, torch.full_like(label, TUMOUR), label)
+    return image + weight * (source - image), torch.where(
+        pasted, torch.full_like(label, TUMOUR), label
+    )
 
 
 def _moved(volume: Tensor, shift: Index3) -> Tensor:

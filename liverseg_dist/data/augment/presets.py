@@ -112,7 +112,9 @@ def augmentation_preset(data: DataConfig) -> Preset:
     preset = PRESETS[data.augmentation]
     if data.mirror_axes is None:
         return preset
-    return replace(preset, mirror_axes=tuple(sorted("zyx".index(axis) for axis in set(data.mirror_axes))))
+    return replace(
+        preset, mirror_axes=tuple(sorted("zyx".index(axis) for axis in set(data.mirror_axes)))
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +164,11 @@ def describe_augmentation(draw: AugmentDraw) -> list[str]:
     if draw.spatial is not None:
         turn, scaling = _angle_and_scaling(draw.spatial.matrix)
         said += [f"turned by {math.degrees(turn):.0f} degrees"] if draw.spatial.rotates else []
-        said += ["scaled by " + " ".join(f"{1 / s:.2f}" for s in scaling)] if np.ptp([*scaling, 1.0]) > 1e-9 else []
+        said += (
+            ["scaled by " + " ".join(f"{1 / s:.2f}" for s in scaling)]
+            if np.ptp([*scaling, 1.0]) > 1e-9
+            else []
+        )
         said += ["bent"] if draw.spatial.control_displacement is not None else []
     if draw.tumour_copy is not None:
         said.append("tumours shown again")
@@ -179,7 +185,11 @@ def describe_augmentation(draw: AugmentDraw) -> list[str]:
         ("gamma", draw.gamma),
     ):
         said += [f"{name} {value:.2f}"] if value is not None else []
-    said += ["mirrored " + "".join("zyx"[axis] for axis in draw.mirrored_axes)] if draw.mirrored_axes else []
+    said += (
+        ["mirrored " + "".join("zyx"[axis] for axis in draw.mirrored_axes)]
+        if draw.mirrored_axes
+        else []
+    )
     return said
 
 
@@ -215,7 +225,11 @@ def _draw_cached(preset: Preset, patch_size: Index3, seed: int) -> AugmentDraw:
     sigma_z = drawn(preset.p_blur, preset.blur_sigma_voxels)
     blur = None
     if sigma_z is not None:
-        blur = (sigma_z, random.uniform(*preset.blur_sigma_voxels), random.uniform(*preset.blur_sigma_voxels))
+        blur = (
+            sigma_z,
+            random.uniform(*preset.blur_sigma_voxels),
+            random.uniform(*preset.blur_sigma_voxels),
+        )
     liver = drawn(preset.p_enhancement, preset.enhancement)
     drawn_so_far = AugmentDraw(
         spatial=spatial,
@@ -228,7 +242,9 @@ def _draw_cached(preset: Preset, patch_size: Index3, seed: int) -> AugmentDraw:
         slice_thickness=drawn(preset.p_thick_slices, preset.slice_thickness),
         inverted_gamma=drawn(preset.p_inverted_gamma, preset.gamma, balanced=True),
         gamma=drawn(preset.p_gamma, preset.gamma, balanced=True),
-        mirrored_axes=tuple(axis for axis in range(3) if random.chance(0.5) and axis in preset.mirror_axes),
+        mirrored_axes=tuple(
+            axis for axis in range(3) if random.chance(0.5) and axis in preset.mirror_axes
+        ),
         enhancement=None if liver is None else (liver, random.uniform(*preset.enhancement)),
         in_plane_only=in_plane,
     )
@@ -239,7 +255,9 @@ def _draw_cached(preset: Preset, patch_size: Index3, seed: int) -> AugmentDraw:
 
 def _draw_tumour_copy(preset: Preset, patch_size: Index3, random: CounterRandom) -> TumourCopy:
     flipped = tuple(axis for axis in range(3) if random.chance(0.5))
-    z, y, x = (round(random.uniform(-1.0, 1.0) * preset.tumour_copy_reach * size) for size in patch_size)
+    z, y, x = (
+        round(random.uniform(-1.0, 1.0) * preset.tumour_copy_reach * size) for size in patch_size
+    )
     return TumourCopy(flipped, (z, y, x))
 
 
@@ -266,7 +284,9 @@ def _draw_spatial(
     return SpatialDraw(rotation_matrix((z, y, x)) @ np.diag(scaling), rotates, control)
 
 
-def _draw_control_points(preset: Preset, patch_size: Index3, seed: int, in_plane: bool) -> np.ndarray:
+def _draw_control_points(
+    preset: Preset, patch_size: Index3, seed: int, in_plane: bool
+) -> np.ndarray:
     random = CounterRandom(seed, 0, _ELASTIC)
     spacing = random.uniform(*preset.elastic_spacing_voxels)
     largest = random.uniform(*preset.elastic_voxels)
@@ -300,8 +320,12 @@ def _field_shape(spatial: SpatialDraw, patch_size: Index3) -> Index3:
     reach = np.abs(spatial.matrix) @ half
     shape = []
     for axis_reach, size in zip(reach, patch_size, strict=True):
-        margin = math.ceil(axis_reach + 0.5 - size / 2 + 1e-6)  # the farthest point's right-hand neighbour
-        shape.append(size + 2 * max(0, margin))  # the same parity as the patch, so both have one centre
+        margin = math.ceil(
+            axis_reach + 0.5 - size / 2 + 1e-6
+        )  # the farthest point's right-hand neighbour
+        shape.append(
+            size + 2 * max(0, margin)
+        )  # the same parity as the patch, so both have one centre
     z, y, x = shape
     return z, y, x
 

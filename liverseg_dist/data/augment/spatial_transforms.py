@@ -70,20 +70,28 @@ def _resample_by_grid(
 ) -> tuple[Tensor, Tensor]:
     places = sampling_positions(draw, patch_size, image.device)
     grid = torch.empty((*patch_size, 3), dtype=torch.float32, device=image.device)
-    for axis, size in enumerate(image.shape):  # grid_sample wants x, y, z in units of half the field
+    for axis, size in enumerate(
+        image.shape
+    ):  # grid_sample wants x, y, z in units of half the field
         torch.mul(places[axis], 2.0 / size, out=grid[..., 2 - axis])
     above = (image - outside)[None, None]
-    moved = F.grid_sample(above, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
+    moved = F.grid_sample(
+        above, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False
+    )
     return moved[0, 0].add_(outside), _nearest_label(label, places)
 
 
 def _nearest_label(label: Tensor, places: list[Tensor]) -> Tensor:
     """Labels next to `places`; IGNORE beyond the field, which a rim of one voxel stands for."""
     rimmed = F.pad(label, (1, 1, 1, 1, 1, 1), value=IGNORE)
-    exact = torch.float32 if rimmed.numel() < 2**24 else torch.float64  # whole numbers; integer products are 10x slower
+    exact = (
+        torch.float32 if rimmed.numel() < 2**24 else torch.float64
+    )  # whole numbers; integer products are 10x slower
     index = torch.zeros((), dtype=exact, device=label.device)
     for place, size in zip(places, label.shape, strict=True):
-        along = (place + (size + 1) / 2).round_().clamp_(0, size + 1)  # (size - 1) / 2, and one for the rim
+        along = (
+            (place + (size + 1) / 2).round_().clamp_(0, size + 1)
+        )  # (size - 1) / 2, and one for the rim
         index = (index * (size + 2)).add(along)
     return rimmed.view(-1).index_select(0, index.to(torch.int32).view(-1)).view(index.shape)
 
@@ -91,7 +99,9 @@ def _nearest_label(label: Tensor, places: list[Tensor]) -> Tensor:
 def sampling_positions(draw: SpatialDraw, patch_size: Index3, device: torch.device) -> list[Tensor]:
     """Where each patch voxel looks: its z, y and x, each (D, H, W), in voxels from the field's centre."""
     axes = [
-        torch.from_numpy(_centred(size).astype(np.float32)).to(device).view([-1 if i == axis else 1 for i in range(3)])
+        torch.from_numpy(_centred(size).astype(np.float32))
+        .to(device)
+        .view([-1 if i == axis else 1 for i in range(3)])
         for axis, size in enumerate(patch_size)
     ]
     if draw.control_displacement is not None:

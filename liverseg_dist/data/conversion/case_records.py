@@ -10,17 +10,31 @@ from typing import Any, Protocol
 import numpy as np
 
 from liverseg_dist.config import ConvertConfig
+from liverseg_dist.data.conversion.case_writer import (
+    PRIVATE,
+    SUMS,
+    StagingDir,
+    json_text,
+    sha256_file,
+    write_text,
+)
 from liverseg_dist.data.conversion.store_locks import StoreLocks
-from liverseg_dist.data.conversion.case_writer import PRIVATE, SUMS, StagingDir, json_text, sha256_file, write_text
-from liverseg_dist.data.store.layout import CASES, SCHEMA
 from liverseg_dist.data.io.dataset_index import MsdCase
+from liverseg_dist.data.store.layout import CASES, SCHEMA
 from liverseg_dist.locks import hold_lock
 from liverseg_dist.volume import Float3, Volume
 
 RECORD_SCHEMA = 2
 PROCESSING = 1
 """Raise it when the same settings come to make other voxels: every case is then converted again."""
-NO_CONCERN_OF_A_CASE = {"outliers", "percentiles", "window_hu", "robust_z", "standardise", "spacing_table"}
+NO_CONCERN_OF_A_CASE = {
+    "outliers",
+    "percentiles",
+    "window_hu",
+    "robust_z",
+    "standardise",
+    "spacing_table",
+}
 """Cleaning settings that only the root depends on (clip and normalisation), or that reach a case by their content."""
 
 
@@ -122,14 +136,22 @@ def _checksum(content: dict[str, Any]) -> str:
 def remove_outputs(store: Path, case_id: str) -> None:
     """Before a case changes: the root, which speaks of it as it was, and its record go. Nobody takes old for new."""
     with hold_lock(StoreLocks(store / PRIVATE).root):
-        for path in (store / "zarr.json", store / SUMS, record_file(store, case_id), thumbnail_file(store, case_id)):
+        for path in (
+            store / "zarr.json",
+            store / SUMS,
+            record_file(store, case_id),
+            thumbnail_file(store, case_id),
+        ):
             path.unlink(missing_ok=True)
 
 
 def is_up_to_date(record: CaseRecord, job: CaseJob, source_sha256: str) -> bool:
     """Made from these bytes with these settings, and its files are what was written (a disk, or a crash, may have
     changed them since). Reads the stored case, which is less than its source."""
-    if not record.final or (record.source_sha256, record.settings_sha256) != (source_sha256, job.settings_sha256):
+    if not record.final or (record.source_sha256, record.settings_sha256) != (
+        source_sha256,
+        job.settings_sha256,
+    ):
         return False
     seen = not record.voxel_sha256 or thumbnail_file(job.store, record.case_id).is_file()
     return seen and all(

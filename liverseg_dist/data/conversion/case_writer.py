@@ -92,7 +92,9 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _put(group: zarr.Group, name: str, values: np.ndarray, chunk: tuple[int, ...], *, axes: bool = False) -> None:
+def _put(
+    group: zarr.Group, name: str, values: np.ndarray, chunk: tuple[int, ...], *, axes: bool = False
+) -> None:
     array = group.create_array(
         name,
         shape=values.shape,

@@ -13,30 +13,42 @@ from typing import Any
 import numpy as np
 
 from liverseg_dist.data.audit.case_audit import AuditResult, audit_case
-from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram
-from liverseg_dist.data.conversion.foreground_samples import foreground_samples
-from liverseg_dist.data.conversion.store_locks import StoreLocks
-from liverseg_dist.data.conversion.case_records import (
-    CaseJob,
-    CaseRecord,
-    read_record,
-    remove_outputs,
-    source_hash,
-    is_up_to_date,
-    thumbnail_file,
-    write_record,
-)
-from liverseg_dist.data.conversion.thumbnail import render_thumbnail
-from liverseg_dist.data.conversion.case_writer import PRIVATE, StagingDir, CaseArrays, write_bytes, write_case
 from liverseg_dist.data.audit.duplicates import voxel_hash
 from liverseg_dist.data.audit.findings import Finding, ScanFileError
 from liverseg_dist.data.audit.label_geometry import is_identity
-from liverseg_dist.data.store.layout import CASES
+from liverseg_dist.data.conversion.case_records import (
+    CaseJob,
+    CaseRecord,
+    is_up_to_date,
+    read_record,
+    remove_outputs,
+    source_hash,
+    thumbnail_file,
+    write_record,
+)
+from liverseg_dist.data.conversion.case_writer import (
+    PRIVATE,
+    CaseArrays,
+    StagingDir,
+    write_bytes,
+    write_case,
+)
+from liverseg_dist.data.conversion.foreground_samples import foreground_samples
+from liverseg_dist.data.conversion.store_locks import StoreLocks
+from liverseg_dist.data.conversion.thumbnail import render_thumbnail
 from liverseg_dist.data.io.nifti import ScanFile, read_scan_file
+from liverseg_dist.data.io.spacing_table import with_true_spacing
+from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram
 from liverseg_dist.data.preprocessing.pipeline import clean_scan, interpolation_for
 from liverseg_dist.data.preprocessing.resample import resample_to_grid
-from liverseg_dist.data.preprocessing.slab import Slab, slab_coverage, describe_slabs, padded_label, place_slabs
-from liverseg_dist.data.io.spacing_table import with_true_spacing
+from liverseg_dist.data.preprocessing.slab import (
+    Slab,
+    describe_slabs,
+    padded_label,
+    place_slabs,
+    slab_coverage,
+)
+from liverseg_dist.data.store.layout import CASES
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
 from liverseg_dist.locks import hold_lock
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Grid, Volume
@@ -72,7 +84,9 @@ def convert_case(job: CaseJob) -> tuple[CaseRecord, bool]:
 
 
 def _made(job: CaseJob, source_sha256: str) -> CaseRecord:
-    record = CaseRecord(job.case.case_id, job.training, source_sha256, job.settings_sha256, "quarantined", [])
+    record = CaseRecord(
+        job.case.case_id, job.training, source_sha256, job.settings_sha256, "quarantined", []
+    )
     notes = list(job.case.findings)
     try:
         image_file = read_scan_file(job.case.image, "image")
@@ -80,13 +94,25 @@ def _made(job: CaseJob, source_sha256: str) -> CaseRecord:
     except ScanFileError as error:
         record.findings = _json([*notes, error.finding()])
         return record
-    notes += [*image_file.notes, *_storage_notes(image_file), *(label_file.notes if label_file is not None else ())]
+    notes += [
+        *image_file.notes,
+        *_storage_notes(image_file),
+        *(label_file.notes if label_file is not None else ()),
+    ]
     try:
-        _judge_and_store(job, record, image_file.volume, None if label_file is None else label_file.volume, notes)
+        _judge_and_store(
+            job, record, image_file.volume, None if label_file is None else label_file.volume, notes
+        )
     except OSError:  # a full or read-only disk is no fault of the scan
         raise
-    except Exception as error:  # whatever one scan does to us, the others go on; the exit code tells
-        record.status, record.slabs, record.final = "quarantined", {}, not isinstance(error, MemoryError)
+    except (
+        Exception
+    ) as error:  # whatever one scan does to us, the others go on; the exit code tells
+        record.status, record.slabs, record.final = (
+            "quarantined",
+            {},
+            not isinstance(error, MemoryError),
+        )
         reason = f"conversion failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         record.findings += _json([Finding("error", "failed", reason)])
     return record
@@ -97,8 +123,20 @@ def _storage_notes(file: ScanFile) -> list[Finding]:
     if file.stored_type in ("", "int16"):
         return []
     if file.volume.voxels.dtype == np.int16:
-        return [Finding("info", "stored_type", f"{file.stored_type} in the file, all whole HU: kept exactly, as int16")]
-    return [Finding("info", "stored_type", f"{file.stored_type} in the file, with fractions: rounded to whole HU")]
+        return [
+            Finding(
+                "info",
+                "stored_type",
+                f"{file.stored_type} in the file, all whole HU: kept exactly, as int16",
+            )
+        ]
+    return [
+        Finding(
+            "info",
+            "stored_type",
+            f"{file.stored_type} in the file, with fractions: rounded to whole HU",
+        )
+    ]
 
 
 def _judge_and_store(
@@ -110,17 +148,25 @@ def _judge_and_store(
     record.findings = _json(audit.findings)
     record.voxel_sha256 = voxel_hash(image)
     policy, guide = job.convert.cleaning.missing_label, None
-    wanted = audit.status in ("kept", "repaired") or (audit.status == "unlabelled" and policy != "exclude")
+    wanted = audit.status in ("kept", "repaired") or (
+        audit.status == "unlabelled" and policy != "exclude"
+    )
     if policy == "impute" and not job.training:
         wanted = False  # a scan that was set apart is not to be trained on
     if wanted and audit.status == "unlabelled" and job.labeller is not None and not job.audit_only:
         guide = Volume(job.labeller(image), image.grid)
         if policy == "impute":
             audit, guide = _imputed(job, audit, image, guide), None
-            record.status, record.facts, record.findings = audit.status, audit.facts, _json(audit.findings)
+            record.status, record.facts, record.findings = (
+                audit.status,
+                audit.facts,
+                _json(audit.findings),
+            )
             wanted = audit.status == "imputed"
     if audit.status == "unlabelled" and not wanted:
-        message = "no label by design; not stored (convert.cleaning.missing_label=unlabelled stores it)"
+        message = (
+            "no label by design; not stored (convert.cleaning.missing_label=unlabelled stores it)"
+        )
         record.findings += _json([Finding("info", "not_stored", message)])
     if job.audit_only:
         return
@@ -134,15 +180,27 @@ def _judge_and_store(
 def _imputed(job: CaseJob, before: AuditResult, image: Volume, label: Volume) -> AuditResult:
     """The audit of a scan with the label that a run gave it; excluded when the run found nothing that can be used."""
     audit = audit_case(image, label, job.convert.cleaning)
-    said = [finding for finding in before.findings if finding.code not in {f.code for f in audit.findings}]
+    said = [
+        finding
+        for finding in before.findings
+        if finding.code not in {f.code for f in audit.findings}
+    ]
     if audit.status == "excluded":
-        note = Finding("error", "label_not_imputed", "the run convert.labels_from gave it no usable label; left out")
+        note = Finding(
+            "error",
+            "label_not_imputed",
+            "the run convert.labels_from gave it no usable label; left out",
+        )
         return replace(audit, label=None, findings=(*said, *audit.findings, note))
-    note = Finding("warning", "label_imputed", "labelled by the run convert.labels_from; for training only")
+    note = Finding(
+        "warning", "label_imputed", "labelled by the run convert.labels_from; for training only"
+    )
     return replace(audit, status="imputed", findings=(*said, *audit.findings, note))
 
 
-def _true_spacing(image: Volume, label: Volume | None, spacing_mm: Float3 | None) -> tuple[Volume, Volume | None]:
+def _true_spacing(
+    image: Volume, label: Volume | None, spacing_mm: Float3 | None
+) -> tuple[Volume, Volume | None]:
     if spacing_mm is None:
         return image, label
     if label is not None and (is_identity(label.grid) or label.grid.matches(image.grid)):
@@ -150,7 +208,9 @@ def _true_spacing(image: Volume, label: Volume | None, spacing_mm: Float3 | None
     return Volume(image.voxels, with_true_spacing(image.grid, spacing_mm)), label
 
 
-def _store(job: CaseJob, record: CaseRecord, image: Volume, audit: AuditResult, guide: Volume | None) -> None:
+def _store(
+    job: CaseJob, record: CaseRecord, image: Volume, audit: AuditResult, guide: Volume | None
+) -> None:
     """`guide`: where a run sees the liver of a scan without label."""
     convert, case_id = job.convert, job.case.case_id
     clean = clean_scan(image, convert.cleaning)
@@ -169,7 +229,9 @@ def _store(job: CaseJob, record: CaseRecord, image: Volume, audit: AuditResult, 
     stored_labels = []
     for number, slab in enumerate(slabs):
         arrays = _cut(job, image.grid, clean.volume, label, slab)
-        arrays.attributes.update(parent=case_id, cleaning=clean.provenance, source_sha256=record.source_sha256)
+        arrays.attributes.update(
+            parent=case_id, cleaning=clean.provenance, source_sha256=record.source_sha256
+        )
         if imputed and job.labeller is not None:
             arrays.attributes["imputed_by"] = job.labeller.fingerprint
         if audit.label is not None:
@@ -179,7 +241,9 @@ def _store(job: CaseJob, record: CaseRecord, image: Volume, audit: AuditResult, 
         record.slabs[name] = {**arrays.attributes, "files": files}
         stored_labels.append(arrays.label)
         if number == len(slabs) // 2:
-            _save_thumbnail(job, arrays.image, None if label is None else arrays.label, slab.grid.spacing_mm)
+            _save_thumbnail(
+                job, arrays.image, None if label is None else arrays.label, slab.grid.spacing_mm
+            )
     if label is not None:
         record.facts["coverage"] = slab_coverage(label, slabs, stored_labels)
     record.findings += _json(describe_slabs(clean.volume.grid, slabs, record.facts.get("coverage")))
@@ -192,8 +256,12 @@ def _onto(label: Volume, grid: Grid) -> Volume:
     return label.cropped(start.tolist(), grid.shape)
 
 
-def _cut(job: CaseJob, source_grid: Grid, clean: Volume, label: Volume | None, slab: Slab) -> CaseArrays:
-    image = resample_to_grid(clean, slab.grid, "image", interpolation=interpolation_for(job.convert.cleaning)).voxels
+def _cut(
+    job: CaseJob, source_grid: Grid, clean: Volume, label: Volume | None, slab: Slab
+) -> CaseArrays:
+    image = resample_to_grid(
+        clean, slab.grid, "image", interpolation=interpolation_for(job.convert.cleaning)
+    ).voxels
     if label is None:
         stored = np.full(slab.grid.shape, IGNORE, np.uint8)
     else:
@@ -213,10 +281,16 @@ def _cut(job: CaseJob, source_grid: Grid, clean: Volume, label: Volume | None, s
     return CaseArrays(image, stored, None, foreground, slab.grid, attributes)
 
 
-def _save_thumbnail(job: CaseJob, image_zyx: np.ndarray, label_zyx: np.ndarray | None, spacing_mm: Float3) -> None:
+def _save_thumbnail(
+    job: CaseJob, image_zyx: np.ndarray, label_zyx: np.ndarray | None, spacing_mm: Float3
+) -> None:
     buffer = io.BytesIO()
     render_thumbnail(image_zyx, label_zyx, spacing_mm).save(buffer, "png")
-    write_bytes(StagingDir(job.store, job.case.case_id), thumbnail_file(job.store, job.case.case_id), buffer.getvalue())
+    write_bytes(
+        StagingDir(job.store, job.case.case_id),
+        thumbnail_file(job.store, job.case.case_id),
+        buffer.getvalue(),
+    )
 
 
 def _json(findings: Sequence[Finding]) -> list[dict[str, str]]:

@@ -21,8 +21,6 @@ from typing import Any
 
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.audit.audit_page import audit_page
-from liverseg_dist.data.conversion.executors import Executor
-from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.conversion.case_records import (
     CaseJob,
     CaseRecord,
@@ -31,8 +29,6 @@ from liverseg_dist.data.conversion.case_records import (
     record_file,
     thumbnail_file,
 )
-from liverseg_dist.data.conversion.root_metadata import root_content
-from liverseg_dist.data.conversion.settings_match import list_setting_differences, settings_that_must_match
 from liverseg_dist.data.conversion.case_writer import (
     GROUP,
     PRIVATE,
@@ -44,9 +40,16 @@ from liverseg_dist.data.conversion.case_writer import (
     sha256_file,
     write_text,
 )
-from liverseg_dist.data.store.layout import CASES
+from liverseg_dist.data.conversion.executors import Executor
+from liverseg_dist.data.conversion.root_metadata import root_content
+from liverseg_dist.data.conversion.settings_match import (
+    list_setting_differences,
+    settings_that_must_match,
+)
+from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.io.dataset_index import MsdDataset
 from liverseg_dist.data.io.spacing_table import read_spacing_table
+from liverseg_dist.data.store.layout import CASES
 from liverseg_dist.errors import UserError
 from liverseg_dist.locks import hold_lock
 
@@ -69,7 +72,15 @@ class Conversion:
         table = self.convert.cleaning.spacing_table
         spacing = read_spacing_table(table) if table is not None else {}
         jobs = [
-            CaseJob(case, training, self.store, self.convert, spacing.get(case.case_id), audit_only, self.labeller)
+            CaseJob(
+                case,
+                training,
+                self.store,
+                self.convert,
+                spacing.get(case.case_id),
+                audit_only,
+                self.labeller,
+            )
             for cases, training in ((self.dataset.training, True), (self.dataset.test, False))
             for case in cases
         ]
@@ -97,7 +108,9 @@ class Conversion:
             content = root_content(self.dataset.name, self.convert, records)
             self._remove_strangers(records)
             write_text(aside, self.store / CASES / "zarr.json", GROUP)
-            thumbnails = {record.case_id: thumbnail_file(self.store, record.case_id) for record in records}
+            thumbnails = {
+                record.case_id: thumbnail_file(self.store, record.case_id) for record in records
+            }
             write_text(aside, self.store / "audit.html", audit_page(content, thumbnails))
             root = root_text(content)
             write_text(aside, self.store / SUMS, self._sums(records, root))
@@ -120,24 +133,34 @@ class Conversion:
             PRIVATE,
             *(f"{PRIVATE}/{folder}" for folder in ("records", "thumbnails", "aside", "locks")),
         ):
-            if (self.store / name).is_symlink():  # what we write and clear there would lie outside the store
-                raise UserError(f"{self.store / name}: is a link; the folders of a store are its own, remove the link")
+            if (
+                self.store / name
+            ).is_symlink():  # what we write and clear there would lie outside the store
+                raise UserError(
+                    f"{self.store / name}: is a link; the folders of a store are its own, remove the link"
+                )
         if (self.store / PRIVATE).is_dir() or not self.store.exists():
             return
         if not self.store.is_dir() or any(self.store.iterdir()):
-            raise UserError(f"{self.store}: is there and no store of ours; give a new folder, nothing is overwritten")
+            raise UserError(
+                f"{self.store}: is there and no store of ours; give a new folder, nothing is overwritten"
+            )
 
     def _agree(self, force: bool) -> None:
         """The store's settings are ours, or become ours."""
         mark = self.store / SETTINGS
         wanted = settings_that_must_match(
-            self.dataset.name, self.convert, None if self.labeller is None else self.labeller.fingerprint
+            self.dataset.name,
+            self.convert,
+            None if self.labeller is None else self.labeller.fingerprint,
         )
         before = _read_json(mark)
         gone = sorted(self._recorded() - set(self._ids))
         changes = list_setting_differences(before, wanted) if mark.exists() else []
         if gone:
-            changes.append(f"{len(gone)} of its scans are not in this data set ({', '.join(gone[:3])})")
+            changes.append(
+                f"{len(gone)} of its scans are not in this data set ({', '.join(gone[:3])})"
+            )
         if changes and not force:
             raise UserError(
                 f"{self.store}: made with other settings: {'; '.join(changes[:4])}{' ...' if changes[4:] else ''}. "
@@ -147,10 +170,14 @@ class Conversion:
             return
         try:
             with hold_lock(self._locks.sessions, wait=False), hold_lock(self._locks.root):
-                (self.store / "zarr.json").unlink(missing_ok=True)  # what it says is about to become untrue
+                (self.store / "zarr.json").unlink(
+                    missing_ok=True
+                )  # what it says is about to become untrue
                 write_text(StagingDir(self.store, ROOT), mark, json_text(wanted))
         except BlockingIOError:
-            raise UserError(f"{self.store}: another conversion writes it with other settings; wait for it") from None
+            raise UserError(
+                f"{self.store}: another conversion writes it with other settings; wait for it"
+            ) from None
 
     def _recorded(self) -> set[str]:
         return {path.stem for path in (self.store / PRIVATE / "records").glob("*.json")}
@@ -178,9 +205,17 @@ class Conversion:
             for case_id, slab in record.slabs.items()
             for name, digest in slab["files"].items()
         }
-        others = [self.store / CASES / "zarr.json", self.store / "audit.html", self.store / SETTINGS]
+        others = [
+            self.store / CASES / "zarr.json",
+            self.store / "audit.html",
+            self.store / SETTINGS,
+        ]
         for scan in self._ids:
-            others += [p for p in (record_file(self.store, scan), thumbnail_file(self.store, scan)) if p.exists()]
+            others += [
+                p
+                for p in (record_file(self.store, scan), thumbnail_file(self.store, scan))
+                if p.exists()
+            ]
         sums |= {path.relative_to(self.store).as_posix(): sha256_file(path) for path in others}
         sums["zarr.json"] = hashlib.sha256(root.encode()).hexdigest()
         return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
-from liverseg_dist.data.conversion.convert_case import convert_case
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
+from liverseg_dist.data.conversion.convert_case import convert_case
 from liverseg_dist.errors import RunFailed, UserError
 
 Outcome = tuple[CaseRecord, bool]
@@ -30,15 +30,22 @@ QUIET = {"PYTHONWARNINGS": "ignore:resource_tracker"}
 def run_in_processes(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
     """Outcomes as they come. `workers` 0: one per core this process may use. Raises `RunFailed` for a lost worker."""
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(jobs)))
-    context = multiprocessing.get_context("forkserver")  # imports once, then each worker starts in milliseconds
+    context = multiprocessing.get_context(
+        "forkserver"
+    )  # imports once, then each worker starts in milliseconds
     context.set_forkserver_preload([convert_case.__module__])
-    with _environment(THREADS | QUIET), ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
+    with (
+        _environment(THREADS | QUIET),
+        ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool,
+    ):
         futures = {pool.submit(convert_case, job): job.case.case_id for job in jobs}
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool:
-            lost = sorted(name for future, name in futures.items() if not future.done() or future.exception())
+            lost = sorted(
+                name for future, name in futures.items() if not future.done() or future.exception()
+            )
             raise RunFailed(
                 f"a conversion worker died (out of memory?) around {', '.join(lost[:workers])}; what is done stays, "
                 f"run the same line again{', with fewer convert.workers if memory is short' if workers > 1 else ''}"
@@ -60,11 +67,19 @@ def run_on_ray(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
     from ray.exceptions import RayError, RayTaskError
 
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "auto"),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except (ConnectionError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"--executor ray: no Ray cluster found ({reason}); start one, e.g. ray start --head") from None
-    remote: Any = ray.remote(num_cpus=1, max_retries=1, runtime_env={"env_vars": THREADS})(convert_case)
+        raise UserError(
+            f"--executor ray: no Ray cluster found ({reason}); start one, e.g. ray start --head"
+        ) from None
+    remote: Any = ray.remote(num_cpus=1, max_retries=1, runtime_env={"env_vars": THREADS})(
+        convert_case
+    )
     waiting, running = list(reversed(jobs)), dict[Any, str]()
     most = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     try:

@@ -21,13 +21,17 @@ def foreground_samples(label_zyx: np.ndarray, most: int) -> tuple[np.ndarray, in
     places = np.flatnonzero(components)
     owner = components.ravel()[places]
     by_owner = places[np.argsort(owner, kind="stable")]
-    for number, voxels in enumerate(np.split(by_owner, np.cumsum(np.bincount(owner, minlength=1)[1:])[:-1]), start=1):
+    for number, voxels in enumerate(
+        np.split(by_owner, np.cumsum(np.bincount(owner, minlength=1)[1:])[:-1]), start=1
+    ):
         share = max(LEAST_PER_TUMOUR, most * len(voxels) // max(1, len(places)))
         rows.append(_rows(TUMOUR, number, voxels, label_zyx.shape, share))
     return np.concatenate(rows).astype(np.int16), int(tumours)
 
 
-def _rows(value: int, number: int, places: np.ndarray, shape: tuple[int, ...], most: int) -> np.ndarray:
+def _rows(
+    value: int, number: int, places: np.ndarray, shape: tuple[int, ...], most: int
+) -> np.ndarray:
     """`places`: flat indices in ascending order."""
     if len(places) > most:
         places = places[np.linspace(0, len(places) - 1, most).round().astype(int)]

@@ -30,13 +30,18 @@ def settings_sha256(shown: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
-def settings_that_must_match(dataset: str, convert: ConvertConfig, labels_from: str | None = None) -> dict[str, Any]:
+def settings_that_must_match(
+    dataset: str, convert: ConvertConfig, labels_from: str | None = None
+) -> dict[str, Any]:
     """What has to be the same for a run to continue a store; files of settings count by their content.
 
     `labels_from`: fingerprint of the run that labels scans.
     """
     shown = public_settings(convert)
-    shown["splits"] |= {"file": _content(convert.splits.file), "patients": _content(convert.splits.patients)}
+    shown["splits"] |= {
+        "file": _content(convert.splits.file),
+        "patients": _content(convert.splits.patients),
+    }
     shown["cleaning"]["spacing_table"] = _content(convert.cleaning.spacing_table)
     if labels_from is not None:
         shown["labels_from"] = labels_from

@@ -14,7 +14,9 @@ PADDING = (44, 52, 74)
 """Where the slab is padded."""
 
 
-def render_thumbnail(image_zyx: np.ndarray, label_zyx: np.ndarray | None, spacing_mm: Float3) -> Image.Image:
+def render_thumbnail(
+    image_zyx: np.ndarray, label_zyx: np.ndarray | None, spacing_mm: Float3
+) -> Image.Image:
     """RAS voxels in; the picture shows the patient's right on the left, as radiologists see it. True proportions."""
     z, y = _places(image_zyx, label_zyx)
     label = np.zeros((1, 1, 1), np.uint8) if label_zyx is None else label_zyx
@@ -42,14 +44,25 @@ def _places(image: np.ndarray, label: np.ndarray | None) -> tuple[int, int]:
     return image.shape[0] // 2, image.shape[1] // 2
 
 
-def _tile(hu: np.ndarray, label: np.ndarray, spacing_mm: tuple[float, float], width: int) -> np.ndarray:
+def _tile(
+    hu: np.ndarray, label: np.ndarray, spacing_mm: tuple[float, float], width: int
+) -> np.ndarray:
     low, high = WINDOW_HU
     grey = (np.clip((hu.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     extent = (hu.shape[0] * spacing_mm[0], hu.shape[1] * spacing_mm[1])
     scale = min(HEIGHT / extent[0], width / extent[1])
-    size = (max(1, min(width, round(extent[1] * scale))), max(1, min(HEIGHT, round(extent[0] * scale))))
-    rgb = np.repeat(np.array(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))[..., None], 3, axis=2)
-    known = np.array(Image.fromarray(np.ascontiguousarray(label)).resize(size, Image.Resampling.NEAREST))
+    size = (
+        max(1, min(width, round(extent[1] * scale))),
+        max(1, min(HEIGHT, round(extent[0] * scale))),
+    )
+    rgb = np.repeat(
+        np.array(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))[..., None],
+        3,
+        axis=2,
+    )
+    known = np.array(
+        Image.fromarray(np.ascontiguousarray(label)).resize(size, Image.Resampling.NEAREST)
+    )
     rgb[known == IGNORE] = PADDING
     for value, colour in COLOURS.items():
         mask = (known >= value) & (known != IGNORE)

@@ -32,7 +32,16 @@ EXPECTED_LABELS = "0 background, 1 liver, 2 tumour (or cancer)"
 SYNONYMS = (
     ("background",),
     ("liver",),
-    ("tumour", "tumor", "cancer", "lesion", "liver tumour", "liver tumor", "liver_tumour", "liver_tumor"),
+    (
+        "tumour",
+        "tumor",
+        "cancer",
+        "lesion",
+        "liver tumour",
+        "liver tumor",
+        "liver_tumour",
+        "liver_tumor",
+    ),
 )
 
 
@@ -59,11 +68,17 @@ def read_dataset(folder: Path | str) -> MsdDataset:
     """The cases of a data set, each part sorted by id. Raises `UserError` when the folder is no such data set."""
     folder = Path(folder)
     if not folder.exists():
-        raise UserError(f"{printable(folder)}: no such folder; a Task03_Liver folder holds dataset.json and imagesTr/")
+        raise UserError(
+            f"{printable(folder)}: no such folder; a Task03_Liver folder holds dataset.json and imagesTr/"
+        )
     if not folder.is_dir():
-        raise UserError(f"{printable(folder)}: not a folder; give the one that holds dataset.json and imagesTr/")
+        raise UserError(
+            f"{printable(folder)}: not a folder; give the one that holds dataset.json and imagesTr/"
+        )
     index = folder / INDEX
-    dataset = _from_index(folder, index) if index.exists() or index.is_symlink() else _from_names(folder)
+    dataset = (
+        _from_index(folder, index) if index.exists() or index.is_symlink() else _from_names(folder)
+    )
     _check_ids(folder, dataset)
     return replace(dataset, notes=(*dataset.notes, *_outside(folder, dataset)))
 
@@ -86,8 +101,14 @@ def _from_index(folder: Path, index: Path) -> MsdDataset:
         named = _from_names(folder)
         return replace(named, notes=(*notes, *named.notes))
     notes += _unread_notes(content)
-    training = [_training_case(folder, index, entry) for entry in _entries(content, "training", index)]
-    test = [_test_case(folder, index, entry) for key in TEST_KEYS for entry in _entries(content, key, index)]
+    training = [
+        _training_case(folder, index, entry) for entry in _entries(content, "training", index)
+    ]
+    test = [
+        _test_case(folder, index, entry)
+        for key in TEST_KEYS
+        for entry in _entries(content, key, index)
+    ]
     if any(case.image.name.startswith(f"{case.case_id}{CHANNEL}.") for case in training):
         test = [replace(case, case_id=case.case_id.removesuffix(CHANNEL)) for case in test]
     if not training and not test:
@@ -95,7 +116,11 @@ def _from_index(folder: Path, index: Path) -> MsdDataset:
     for key, cases in (("numTraining", training), ("numTest", test)):
         claimed = content.get(key)
         if isinstance(claimed, int) and claimed != len(cases):
-            notes.append(Finding("warning", "case_count", f"{INDEX} says {key} {claimed} but lists {len(cases)}"))
+            notes.append(
+                Finding(
+                    "warning", "case_count", f"{INDEX} says {key} {claimed} but lists {len(cases)}"
+                )
+            )
     name = content.get("name")
     return MsdDataset(
         printable(name if isinstance(name, str) and name else folder.resolve().name)[:MAX_ID_BYTES],
@@ -110,14 +135,20 @@ def _read_json(index: Path) -> dict[str, Any]:
         if not index.is_file():
             raise UserError(f"{printable(index)}: not a file (a broken link?)")
         if index.stat().st_size > MAX_INDEX_BYTES:
-            raise UserError(f"{printable(index)}: larger than {MAX_INDEX_BYTES >> 20} MiB; not a dataset.json")
+            raise UserError(
+                f"{printable(index)}: larger than {MAX_INDEX_BYTES >> 20} MiB; not a dataset.json"
+            )
         content = json.loads(index.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{printable(index)}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{printable(index)}: not valid JSON: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"{printable(index)}: not valid JSON: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(content, dict):
-        raise UserError(f"{printable(index)}: expected a JSON object with training, test and labels")
+        raise UserError(
+            f"{printable(index)}: expected a JSON object with training, test and labels"
+        )
     return content
 
 
@@ -136,10 +167,14 @@ def _check_labels(content: dict[str, Any], index: Path) -> list[Finding]:
         by_value = {str(value): key for key, value in labels.items()}
     named = ", ".join(f"{value} {name}" for value, name in by_value.items()) or "none"
     if set(by_value) != {str(n) for n in range(len(CLASS_NAMES))}:
-        raise UserError(f"{printable(index)}: labels are {printable(named)}; expected {EXPECTED_LABELS}")
+        raise UserError(
+            f"{printable(index)}: labels are {printable(named)}; expected {EXPECTED_LABELS}"
+        )
     for value, known in enumerate(SYNONYMS):
         if str(by_value[str(value)]).strip().lower() not in known:
-            raise UserError(f"{printable(index)}: labels are {printable(named)}; expected {EXPECTED_LABELS}")
+            raise UserError(
+                f"{printable(index)}: labels are {printable(named)}; expected {EXPECTED_LABELS}"
+            )
     return []
 
 
@@ -147,11 +182,17 @@ def _unread_notes(content: dict[str, Any]) -> list[Finding]:
     """Of what looks like scans, or like a division of them, and is not read."""
     notes = []
     for key, value in content.items():
-        if key not in ("training", *TEST_KEYS) and isinstance(value, list) and any(map(_names_an_image, value)):
+        if (
+            key not in ("training", *TEST_KEYS)
+            and isinstance(value, list)
+            and any(map(_names_an_image, value))
+        ):
             text = f"{INDEX} lists {len(value)} scans under {printable(key)}, which is not read; training and test are"
             notes.append(Finding("warning", "unread_list", text))
     training = content.get("training")
-    if isinstance(training, list) and any(isinstance(entry, dict) and "fold" in entry for entry in training):
+    if isinstance(training, list) and any(
+        isinstance(entry, dict) and "fold" in entry for entry in training
+    ):
         text = f"{INDEX} names a fold for scans, which is not read; convert.splits.kind=file takes folds from a file"
         notes.append(Finding("warning", "unread_folds", text))
     return notes
@@ -168,16 +209,26 @@ def _modality_notes(content: dict[str, Any], index: Path) -> list[Finding]:
         return []
     names = list(modality.values()) if isinstance(modality, dict) else [modality]
     if len(names) != 1:
-        raise UserError(f"{printable(index)}: {len(names)} modalities; liver CTs have one channel of HU")
+        raise UserError(
+            f"{printable(index)}: {len(names)} modalities; liver CTs have one channel of HU"
+        )
     if str(names[0]).strip().upper() == "CT":
         return []
-    return [Finding("warning", "not_ct", f"{INDEX} says modality {printable(names[0])}; voxels are read as HU of a CT")]
+    return [
+        Finding(
+            "warning",
+            "not_ct",
+            f"{INDEX} says modality {printable(names[0])}; voxels are read as HU of a CT",
+        )
+    ]
 
 
 def _entries(content: dict[str, Any], key: str, index: Path) -> list[Any]:
     entries = content.get(key, [])
     if not isinstance(entries, list):
-        raise UserError(f"{printable(index)}: {key} is a list of files, not {type(entries).__name__}")
+        raise UserError(
+            f"{printable(index)}: {key} is a list of files, not {type(entries).__name__}"
+        )
     return [entry for entry in entries if not _is_ghost(entry)]
 
 
@@ -188,7 +239,9 @@ def _is_ghost(entry: object) -> bool:
 
 def _training_case(folder: Path, index: Path, entry: object) -> MsdCase:
     if not isinstance(entry, dict) or "image" not in entry:
-        raise UserError(f'{printable(index)}: a training entry is {{"image": ..., "label": ...}}, not {_shown(entry)}')
+        raise UserError(
+            f'{printable(index)}: a training entry is {{"image": ..., "label": ...}}, not {_shown(entry)}'
+        )
     image = _inside(folder, index, entry["image"])
     if entry.get("label") is None:
         return _case(image, None)
@@ -198,7 +251,9 @@ def _training_case(folder: Path, index: Path, entry: object) -> MsdCase:
 def _test_case(folder: Path, index: Path, entry: object) -> MsdCase:
     name = entry.get("image") if isinstance(entry, dict) else entry
     label = entry.get("label") if isinstance(entry, dict) else None
-    return _case(_inside(folder, index, name), None if label is None else _inside(folder, index, label))
+    return _case(
+        _inside(folder, index, name), None if label is None else _inside(folder, index, label)
+    )
 
 
 def _inside(folder: Path, index: Path, name: object) -> Path:
@@ -207,16 +262,24 @@ def _inside(folder: Path, index: Path, name: object) -> Path:
         raise UserError(f"{printable(index)}: a file name is expected, not {_shown(name)}")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.name:
-        raise UserError(f"{printable(index)}: {_shown(name)} leaves the data set's folder; paths are relative to it")
+        raise UserError(
+            f"{printable(index)}: {_shown(name)} leaves the data set's folder; paths are relative to it"
+        )
     return folder / path
 
 
 def _case(image: Path, label: Path | None) -> MsdCase:
     findings, label_name = [], label
     if not _is_file(image):
-        findings.append(Finding("error", "image_missing", f"{INDEX} names {_tail(image)}, which does not exist"))
+        findings.append(
+            Finding("error", "image_missing", f"{INDEX} names {_tail(image)}, which does not exist")
+        )
     if label is not None and not _is_file(label):
-        findings.append(Finding("warning", "label_missing", f"{INDEX} names {_tail(label)}, which does not exist"))
+        findings.append(
+            Finding(
+                "warning", "label_missing", f"{INDEX} names {_tail(label)}, which does not exist"
+            )
+        )
         label = None
     case_id = case_id_of(image)
     if label_name is not None and case_id == f"{case_id_of(label_name)}{CHANNEL}":
@@ -247,7 +310,13 @@ def _from_names(folder: Path) -> MsdDataset:
     notes = [Finding("warning", "no_index", f"{said}: images and labels are paired by file name")]
     if unpaired:
         some = ", ".join(map(printable, sorted(unpaired)[:3]))
-        notes.append(Finding("warning", "label_without_image", f"{len(unpaired)} label(s) without an image: {some}"))
+        notes.append(
+            Finding(
+                "warning",
+                "label_without_image",
+                f"{len(unpaired)} label(s) without an image: {some}",
+            )
+        )
     test = [_named_case(path, {}, part_label=False) for path in tests]
     return MsdDataset(folder.resolve().name, _sorted(training), _sorted(test), tuple(notes))
 
@@ -256,7 +325,9 @@ def _scans(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(
-        p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith(".") and _is_file(p)
+        p
+        for p in folder.iterdir()
+        if p.name.endswith(SUFFIXES) and not p.name.startswith(".") and _is_file(p)
     )
 
 
@@ -267,7 +338,9 @@ def _named_case(image: Path, labels: dict[str, Path], part_label: bool = True) -
     label = labels.get(case_id)
     findings: tuple[Finding, ...] = ()
     if label is None and part_label:
-        findings = (Finding("warning", "label_missing", f"no label of that name for {_tail(image)}"),)
+        findings = (
+            Finding("warning", "label_missing", f"no label of that name for {_tail(image)}"),
+        )
     return MsdCase(case_id, image, label, findings)
 
 
@@ -283,9 +356,13 @@ def _check_ids(folder: Path, dataset: MsdDataset) -> None:
     for case in (*dataset.training, *dataset.test):
         name = case.case_id
         if not is_valid_case_id(name) or len(name.encode("utf-8", "replace")) > MAX_ID_BYTES:
-            raise UserError(f"{printable(folder)}: '{printable(name)}' cannot name a case; rename the file")
+            raise UserError(
+                f"{printable(folder)}: '{printable(name)}' cannot name a case; rename the file"
+            )
         if name in seen:
-            raise UserError(f"{printable(folder)}: two scans are called {printable(name)}; case names must differ")
+            raise UserError(
+                f"{printable(folder)}: two scans are called {printable(name)}; case names must differ"
+            )
         seen.add(name)
 
 
@@ -302,7 +379,13 @@ def _outside(folder: Path, dataset: MsdDataset) -> list[Finding]:
         return []
     names = sorted(set(linked))
     some = ", ".join(map(printable, names[:3])) + (" ..." if len(names) > 3 else "")
-    return [Finding("warning", "link_outside", f"files of {len(names)} scan(s) are links out of the folder: {some}")]
+    return [
+        Finding(
+            "warning",
+            "link_outside",
+            f"files of {len(names)} scan(s) are links out of the folder: {some}",
+        )
+    ]
 
 
 def _tail(path: Path) -> str:

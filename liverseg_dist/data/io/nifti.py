@@ -71,7 +71,9 @@ def read_scan_file(path: Path | str, kind: Kind = "image") -> ScanFile:
     except CORRUPT as error:
         truncated = isinstance(error, EOFError)
         reason = "ends too early (truncated)" if truncated else f"corrupt gzip data ({error})"
-        raise ScanFileError(path, "truncated" if truncated else "corrupt", f"{reason}; copy it again") from None
+        raise ScanFileError(
+            path, "truncated" if truncated else "corrupt", f"{reason}; copy it again"
+        ) from None
     except MemoryError:
         raise ScanFileError(path, "too_large", "does not fit into memory") from None
     except OSError as error:
@@ -85,7 +87,9 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """The uncompressed byte stream of a regular file, and the most bytes it can hold."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ScanFileError(path, "not_nifti", "not a file" if not path.is_dir() else "a folder, not a NIfTI file")
+        raise ScanFileError(
+            path, "not_nifti", "not a file" if not path.is_dir() else "a folder, not a NIfTI file"
+        )
     with path.open("rb") as raw:
         if raw.read(2) == b"\x1f\x8b":
             raw.seek(0)
@@ -107,7 +111,9 @@ def _skip(stream: BinaryIO, count: int) -> None:
 def _expect_end(stream: BinaryIO, path: Path) -> None:
     """Read to the end, which also checks the gzip checksum; a few padding bytes are no harm."""
     if len(stream.read(MAX_TRAILING_BYTES + 1)) > MAX_TRAILING_BYTES:
-        raise ScanFileError(path, "header_shape", "holds more voxels than its header says; the header is damaged")
+        raise ScanFileError(
+            path, "header_shape", "holds more voxels than its header says; the header is damaged"
+        )
 
 
 def _fill(stream: BinaryIO, array: np.ndarray) -> None:
@@ -177,7 +183,9 @@ class _LabelSink:
     def add(self, values: np.ndarray) -> None:
         low, high = values.min(), values.max()
         if not (np.isfinite(low) and np.isfinite(high)):
-            raise ScanFileError(self.path, "label_not_finite", "a label volume with NaN or infinite voxels")
+            raise ScanFileError(
+                self.path, "label_not_finite", "a label volume with NaN or infinite voxels"
+            )
         if values.dtype.kind == "f":
             rounded = np.rint(values)
             worst = int(np.argmax(np.abs(values - rounded)))
@@ -186,7 +194,9 @@ class _LabelSink:
                 raise ScanFileError(self.path, "label_fractional", reason)
             values, low, high = rounded, rounded.min(), rounded.max()
         if low < 0 or high > 255:
-            reason = f"label values from {low:g} to {high:g}; expected 0 background, 1 liver, 2 tumour"
+            reason = (
+                f"label values from {low:g} to {high:g}; expected 0 background, 1 liver, 2 tumour"
+            )
             raise ScanFileError(self.path, "label_values", reason)
         self.voxels[self.at : self.at + values.size] = values
         self.at += values.size
@@ -222,7 +232,9 @@ def _write(path: Path, voxels: np.ndarray, grid: Grid) -> None:
         raise UserError(f"{printable(path)}: an output name ends in .nii.gz or .nii")
     with atomic_write(path) as raw:
         if path.name.endswith(".gz"):
-            with igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=raw, mtime=0) as stream:
+            with igzip.IGzipFile(
+                filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=raw, mtime=0
+            ) as stream:
                 _write_stream(cast(BinaryIO, stream), voxels, grid)
         else:
             _write_stream(raw, voxels, grid)

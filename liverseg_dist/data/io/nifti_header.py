@@ -28,9 +28,28 @@ MAX_AFFINE_MM = 1e6
 FORM_TOLERANCE_MM = 0.1
 PIXDIM_TOLERANCE = 0.01
 
-SCALARS = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+SCALARS = {
+    2: "u1",
+    4: "i2",
+    8: "i4",
+    16: "f4",
+    64: "f8",
+    256: "i1",
+    512: "u2",
+    768: "u4",
+    1024: "i8",
+    1280: "u8",
+}
 """NIfTI data type codes we read, as numpy type strings without the byte order."""
-REFUSED = {1: "bits", 32: "complex", 128: "RGB", 1536: "float128", 1792: "complex", 2048: "complex", 2304: "RGBA"}
+REFUSED = {
+    1: "bits",
+    32: "complex",
+    128: "RGB",
+    1536: "float128",
+    1792: "complex",
+    2048: "complex",
+    2304: "RGBA",
+}
 
 
 @dataclass(frozen=True)
@@ -69,8 +88,15 @@ def parse_header(block: bytes, path: Path) -> Header:
     grid, notes = _grid(fields, shape_xyz, path)
     offset = float(fields["vox_offset"])
     least = int(fields["sizeof_hdr"]) + 4
-    if not math.isfinite(offset) or offset > MAX_OFFSET or (offset != 0 and offset < least) or offset != int(offset):
-        raise ScanFileError(path, "header_offset", f"the header puts the voxels at byte {offset:g}; it is damaged")
+    if (
+        not math.isfinite(offset)
+        or offset > MAX_OFFSET
+        or (offset != 0 and offset < least)
+        or offset != int(offset)
+    ):
+        raise ScanFileError(
+            path, "header_offset", f"the header puts the voxels at byte {offset:g}; it is damaged"
+        )
     return Header(grid, dtype, max(int(offset), least), slope, inter, tuple(notes))
 
 
@@ -83,12 +109,20 @@ def _decode(block: bytes, path: Path) -> nib.Nifti1Header:
             return nib.Nifti1Header(block[:NIFTI1_BYTES], endianness=order, check=False)
         if size == NIFTI2_BYTES and block[4:8] == b"n+2\0" and len(block) >= NIFTI2_BYTES:
             if block[8:12] not in (NIFTI2_LINE_ENDS, bytes(4)):
-                raise ScanFileError(path, "not_nifti", "line ends were converted, as in a text; copy it again")
+                raise ScanFileError(
+                    path, "not_nifti", "line ends were converted, as in a text; copy it again"
+                )
             return nib.Nifti2Header(block[:NIFTI2_BYTES], endianness=order, check=False)
         if size == NIFTI1_BYTES and block[344:348] == b"ni1\0":
-            raise ScanFileError(path, "not_nifti", "half of an .hdr/.img pair; convert it to a single .nii file")
+            raise ScanFileError(
+                path, "not_nifti", "half of an .hdr/.img pair; convert it to a single .nii file"
+            )
     if block[128:132] == b"DICM":
-        raise ScanFileError(path, "not_nifti", "a DICOM file; convert the series to NIfTI first (e.g. with dcm2niix)")
+        raise ScanFileError(
+            path,
+            "not_nifti",
+            "a DICOM file; convert the series to NIfTI first (e.g. with dcm2niix)",
+        )
     raise ScanFileError(path, "not_nifti", "not a NIfTI file (no NIfTI header)")
 
 
@@ -96,17 +130,29 @@ def _shape(fields: nib.Nifti1Header, path: Path) -> tuple[int, int, int]:
     dim = [int(n) for n in fields["dim"]]
     rank = dim[0]
     if not 1 <= rank <= 7:
-        raise ScanFileError(path, "header_shape", f"the header claims {rank} dimensions; the file is damaged")
+        raise ScanFileError(
+            path, "header_shape", f"the header claims {rank} dimensions; the file is damaged"
+        )
     sizes = dim[1 : rank + 1]
     named = " x ".join(map(str, sizes))
     if any(n < 1 for n in sizes):
-        raise ScanFileError(path, "header_shape", f"the header claims {named} voxels; the file is damaged")
+        raise ScanFileError(
+            path, "header_shape", f"the header claims {named} voxels; the file is damaged"
+        )
     if rank < 3:
-        raise ScanFileError(path, "not_3d", f"a picture of {named} pixels; a scan has three dimensions")
+        raise ScanFileError(
+            path, "not_3d", f"a picture of {named} pixels; a scan has three dimensions"
+        )
     if any(n != 1 for n in sizes[3:]):
-        raise ScanFileError(path, "not_3d", f"{named} voxels in {rank} dimensions; extract one 3D volume first")
+        raise ScanFileError(
+            path, "not_3d", f"{named} voxels in {rank} dimensions; extract one 3D volume first"
+        )
     if math.prod(sizes) > MAX_VOXELS:
-        raise ScanFileError(path, "header_shape", f"the header claims {named} voxels; at most {MAX_VOXELS:,} are read")
+        raise ScanFileError(
+            path,
+            "header_shape",
+            f"the header claims {named} voxels; at most {MAX_VOXELS:,} are read",
+        )
     x, y, z = sizes[:3]
     return x, y, z
 
@@ -115,11 +161,15 @@ def _dtype(fields: nib.Nifti1Header, path: Path) -> np.dtype:
     code = int(fields["datatype"])
     if code not in SCALARS:
         kind = REFUSED.get(code, f"of unknown type {code}")
-        raise ScanFileError(path, "not_scalar", f"voxels are {kind}; one integer or float per voxel is needed")
+        raise ScanFileError(
+            path, "not_scalar", f"voxels are {kind}; one integer or float per voxel is needed"
+        )
     dtype = np.dtype(SCALARS[code]).newbyteorder(fields.endianness)
     bits = int(fields["bitpix"])
     if bits != dtype.itemsize * 8:
-        raise ScanFileError(path, "header_type", f"the header says {dtype.name} of {bits} bits; it is damaged")
+        raise ScanFileError(
+            path, "header_type", f"the header says {dtype.name} of {bits} bits; it is damaged"
+        )
     return dtype
 
 
@@ -129,11 +179,17 @@ def _scaling(fields: nib.Nifti1Header, path: Path) -> tuple[float, float]:
     if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
     if not math.isfinite(slope) or not math.isfinite(inter):
-        raise ScanFileError(path, "header_scaling", f"scl_slope {slope:g}, scl_inter {inter:g}: no voxel has a value")
+        raise ScanFileError(
+            path,
+            "header_scaling",
+            f"scl_slope {slope:g}, scl_inter {inter:g}: no voxel has a value",
+        )
     return slope, inter
 
 
-def _grid(fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int], path: Path) -> tuple[Grid, list[Finding]]:
+def _grid(
+    fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int], path: Path
+) -> tuple[Grid, list[Finding]]:
     pixdim = np.asarray(fields["pixdim"][1:4], dtype=np.float64)
     low, high = SPACING_LIMITS_MM
     if not ((low <= pixdim) & (pixdim <= high)).all():  # NaN fails too
@@ -152,10 +208,14 @@ def _grid(fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int], path: Path)
         notes.append(Finding("warning", "no_orientation", message))
     if np.abs(np.asarray(grid.spacing_mm[::-1]) / pixdim - 1).max() > PIXDIM_TOLERANCE:
         by_affine = _sizes(grid.spacing_mm[::-1])
-        message = f"pixdim says voxels of {_sizes(pixdim)}, the affine {by_affine}; the affine is used"
+        message = (
+            f"pixdim says voxels of {_sizes(pixdim)}, the affine {by_affine}; the affine is used"
+        )
         notes.append(Finding("warning", "pixdim_disagrees", message))
     if grid.is_sheared:
-        notes.append(Finding("warning", "sheared", "the axes are not at right angles (gantry tilt?)"))
+        notes.append(
+            Finding("warning", "sheared", "the axes are not at right angles (gantry tilt?)")
+        )
     return grid, notes
 
 
@@ -183,7 +243,9 @@ def _qform_grid(fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int], path:
         with np.errstate(all="ignore"):  # what overflows is refused right after
             affine = np.asarray(fields.get_qform())
     except (nib.spatialimages.HeaderDataError, ValueError) as error:
-        raise ScanFileError(path, "header_affine", f"the qform is no rotation ({error}); repair the header") from None
+        raise ScanFileError(
+            path, "header_affine", f"the qform is no rotation ({error}); repair the header"
+        ) from None
     return _checked_grid(shape_xyz, affine, path)
 
 
@@ -197,15 +259,21 @@ def _base_affine(fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int]) -> n
 
 def _checked_grid(shape_xyz: tuple[int, int, int], affine: np.ndarray, path: Path) -> Grid:
     if (np.abs(affine) > MAX_AFFINE_MM).any():
-        raise ScanFileError(path, "header_affine", "the affine puts voxels kilometres away; repair qform and sform")
+        raise ScanFileError(
+            path, "header_affine", "the affine puts voxels kilometres away; repair qform and sform"
+        )
     try:
         grid = Grid(shape_xyz[::-1], affine)
     except ValueError as error:
-        raise ScanFileError(path, "header_affine", f"{error}; repair qform and sform in the header") from None
+        raise ScanFileError(
+            path, "header_affine", f"{error}; repair qform and sform in the header"
+        ) from None
     low, high = SPACING_LIMITS_MM
     if min(grid.spacing_mm) < low or max(grid.spacing_mm) > high:
         sizes = _sizes(grid.spacing_mm[::-1])
-        raise ScanFileError(path, "header_spacing", f"voxels of {sizes} (x, y, z) are no CT's; sizes must be in mm")
+        raise ScanFileError(
+            path, "header_spacing", f"voxels of {sizes} (x, y, z) are no CT's; sizes must be in mm"
+        )
     return grid
 
 

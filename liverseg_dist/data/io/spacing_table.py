@@ -23,9 +23,13 @@ def read_spacing_table(path: Path) -> dict[str, Float3]:
         text = Path(path).read_text(encoding="utf-8-sig")
         rows = _yaml_rows(text) if Path(path).suffix in (".yaml", ".yml") else _csv_rows(text, path)
     except FileNotFoundError:
-        raise UserError(f"{printable(path)}: no such file (convert.cleaning.spacing_table)") from None
+        raise UserError(
+            f"{printable(path)}: no such file (convert.cleaning.spacing_table)"
+        ) from None
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{printable(path)}: not a spacing table: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"{printable(path)}: not a spacing table: {' '.join(str(error).split())}"
+        ) from None
     return {case: _spacing(case, values, path) for case, values in rows.items()}
 
 
@@ -40,7 +44,9 @@ def _csv_rows(text: str, path: Path) -> dict[str, list[object]]:
     reader = csv.DictReader(text.splitlines())
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
-        raise UserError(f"{printable(path)}: column {missing[0]} is missing; expected {','.join(COLUMNS)}")
+        raise UserError(
+            f"{printable(path)}: column {missing[0]} is missing; expected {','.join(COLUMNS)}"
+        )
     return {str(row["case"]).strip(): [row[name] for name in COLUMNS[1:]] for row in reader}
 
 
@@ -48,7 +54,10 @@ def _yaml_rows(text: str) -> dict[str, list[object]]:
     content = parse_yaml(text)
     if not isinstance(content, dict):
         raise ValueError("expected `case: [z, y, x]` lines")
-    return {str(case): values if isinstance(values, list) else [values] for case, values in content.items()}
+    return {
+        str(case): values if isinstance(values, list) else [values]
+        for case, values in content.items()
+    }
 
 
 def _spacing(case: str, values: list[object], path: Path) -> Float3:

@@ -1,7 +1,7 @@
 """From the store to batches: reading, the order of samples, the loader."""
 
+from liverseg_dist.data.loading.case_source import Patch, PatchSource
 from liverseg_dist.data.loading.device_batches import DeviceBatch, DevicePrefetcher
 from liverseg_dist.data.loading.loader import Batch, PatchLoader
-from liverseg_dist.data.loading.case_source import Patch, PatchSource
 
 __all__ = ["Batch", "DeviceBatch", "DevicePrefetcher", "Patch", "PatchLoader", "PatchSource"]

@@ -11,9 +11,9 @@ import fsspec
 import numpy as np
 import zarr
 
-from liverseg_dist.data.store.layout import DTYPES
 from liverseg_dist.data.loading.file_reads import ByteSource, LocalFiles, RemoteFiles
 from liverseg_dist.data.loading.shard_reader import ChunkError, ShardedArray
+from liverseg_dist.data.store.layout import DTYPES
 from liverseg_dist.data.store.metadata_checks import check_array
 from liverseg_dist.volume import Index3
 
@@ -44,11 +44,15 @@ class ZarrArray:
         return z, y, x
 
     def read_box(self, start: Index3, out: np.ndarray) -> None:
-        box = tuple(slice(begin, begin + size) for begin, size in zip(start, out.shape, strict=True))
+        box = tuple(
+            slice(begin, begin + size) for begin, size in zip(start, out.shape, strict=True)
+        )
         try:
             out[...] = self._array[box]
         except Exception as error:
-            raise ChunkError(f"{self.path}: voxels from {start}: {' '.join(str(error).split())}") from error
+            raise ChunkError(
+                f"{self.path}: voxels from {start}: {' '.join(str(error).split())}"
+            ) from error
 
 
 class MemoryArray:
@@ -63,7 +67,9 @@ class MemoryArray:
         return z, y, x
 
     def read_box(self, start: Index3, out: np.ndarray) -> None:
-        out[...] = self._voxels[tuple(slice(a, a + n) for a, n in zip(start, out.shape, strict=True))]
+        out[...] = self._voxels[
+            tuple(slice(a, a + n) for a, n in zip(start, out.shape, strict=True))
+        ]
 
 
 class StoreReader:
@@ -98,7 +104,10 @@ class StoreReader:
 def read_padded(array: BoxReader, start: Index3, out: np.ndarray, fill: int) -> None:
     """Fill `out` with the voxels from `start`, which may be negative or reach beyond the array: `fill` there."""
     low = [max(0, begin) for begin in start]
-    high = [min(size, begin + length) for size, begin, length in zip(array.shape, start, out.shape, strict=True)]
+    high = [
+        min(size, begin + length)
+        for size, begin, length in zip(array.shape, start, out.shape, strict=True)
+    ]
     inside = all(b > a for a, b in zip(low, high, strict=True))
     if not inside or any(b - a < n for a, b, n in zip(low, high, out.shape, strict=True)):
         out[...] = fill

@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from liverseg_dist.config import DataConfig, IntensityConfig, SlabConfig
-from liverseg_dist.data.augment.presets import draw_augmentation, augmentation_preset
-from liverseg_dist.data.loading.node_cache import NodeCache, default_folder
+from liverseg_dist.data.augment.presets import augmentation_preset, draw_augmentation
 from liverseg_dist.data.loading.array_reader import BoxReader, StoreReader, read_padded
+from liverseg_dist.data.loading.node_cache import NodeCache, default_folder
 from liverseg_dist.data.loading.sampling import Centre, ForegroundIndex, SampleOrder, patch_start
 from liverseg_dist.data.loading.shard_reader import ChunkError
 from liverseg_dist.errors import RunFailed, UserError
@@ -102,10 +102,17 @@ class PatchSource:
     """
 
     def __init__(
-        self, store: PatchStore, case_ids: Sequence[str], settings: DataConfig, seed: int, global_batch_size: int
+        self,
+        store: PatchStore,
+        case_ids: Sequence[str],
+        settings: DataConfig,
+        seed: int,
+        global_batch_size: int,
     ) -> None:
         if not case_ids:
-            raise UserError(f"{store.path}: no case to train on in fold {settings.fold}; choose another data.fold")
+            raise UserError(
+                f"{store.path}: no case to train on in fold {settings.fold}; choose another data.fold"
+            )
         self.settings = settings
         self.patch_size: Index3 = settings.patch_size
         self._store = store
@@ -113,7 +120,9 @@ class PatchSource:
         self._preset = augmentation_preset(settings)
         self._reader = StoreReader(store.path)
         self._cache = _open_cache(store, self._reader, settings)
-        self._case = lru_cache(OPEN_CASES)(self._open_case)  # two threads may open one twice, and read the same
+        self._case = lru_cache(OPEN_CASES)(
+            self._open_case
+        )  # two threads may open one twice, and read the same
         self._reported: set[str] = set()
 
     def sample(self, index: int) -> Patch:
@@ -126,7 +135,9 @@ class PatchSource:
         augment_seed = self._order.augment_seed(index)
         case = self._case(draw.case_id)
         centre = case.foreground.draw(draw.random) if draw.wants_foreground else None
-        begin = patch_start(draw.random, centre, case.image.shape, case.valid_slices, self.patch_size)
+        begin = patch_start(
+            draw.random, centre, case.image.shape, case.valid_slices, self.patch_size
+        )
         shape = self.field_shape(augment_seed)
         margin = [(field - size) // 2 for field, size in zip(shape, self.patch_size, strict=True)]
         z, y, x = (b - m for b, m in zip(begin, margin, strict=True))
@@ -138,7 +149,11 @@ class PatchSource:
         if shape is None:
             return self.patch_size
         depth = self.patch_size[0]
-        return (depth if depth >= _SLICES else shape[0], shape[1], shape[2])  # above and below a slab there is nothing
+        return (
+            depth if depth >= _SLICES else shape[0],
+            shape[1],
+            shape[2],
+        )  # above and below a slab there is nothing
 
     def read(self, plan: PatchPlan, image_DHW: np.ndarray, label_DHW: np.ndarray) -> None:
         """Fill both arrays; where they are larger than the plan's box they get padding. Raises `ChunkError`."""
@@ -172,7 +187,9 @@ class PatchSource:
                 "data.unreadable=skip goes on without it"
             ) from error
         if attempt + 1 >= _MAX_REPLACEMENTS:
-            raise RunFailed(f"{self._store.path}: sample {index}: {attempt + 1} cases are unreadable, last {error}")
+            raise RunFailed(
+                f"{self._store.path}: sample {index}: {attempt + 1} cases are unreadable, last {error}"
+            )
         if str(error) not in self._reported:
             self._reported.add(str(error))
             log.warning("sample %d is replaced by one of another case: %s", index, error)
@@ -191,7 +208,9 @@ class PatchSource:
             patches.append(Patch(plan, image, label, self.intensity(plan.case_id)))
         return patches
 
-    def read_or_replace(self, plan: PatchPlan, attempt: int, image_DHW: np.ndarray, label_DHW: np.ndarray) -> PatchPlan:
+    def read_or_replace(
+        self, plan: PatchPlan, attempt: int, image_DHW: np.ndarray, label_DHW: np.ndarray
+    ) -> PatchPlan:
         """`read`; under the policy `skip` an unreadable sample is replaced. Returns what was read."""
         while True:
             try:
@@ -214,9 +233,13 @@ class PatchSource:
         try:
             foreground = self._store.foreground(case_id)
         except Exception as error:  # zarr and file systems raise many kinds
-            raise ChunkError(f"cases/{case_id}/foreground: {' '.join(str(error).split())}") from error
+            raise ChunkError(
+                f"cases/{case_id}/foreground: {' '.join(str(error).split())}"
+            ) from error
         if not meta.labelled:
-            raise UserError(f"{self._store.path}: case {case_id} has no label and cannot be trained on")
+            raise UserError(
+                f"{self._store.path}: case {case_id} has no label and cannot be trained on"
+            )
         first, last = (int(z) for z in meta.valid_slices)
         return _OpenCase(
             self._reader.array(case_id, "image"),
@@ -232,9 +255,13 @@ def _open_cache(store: PatchStore, reader: StoreReader, settings: DataConfig) ->
         return None
     folder = settings.cache_dir or default_folder()
     try:
-        return NodeCache(folder, str(store.path), reader.fingerprint(), int(settings.cache_gib * 2**30))
+        return NodeCache(
+            folder, str(store.path), reader.fingerprint(), int(settings.cache_gib * 2**30)
+        )
     except ChunkError as error:
         raise RunFailed(f"{store.path}: {error}") from error
     except OSError as error:
         where = error.filename or folder
-        raise UserError(f"{where}: {error.strerror}; set data.cache_dir, or data.cache_gib=0") from None
+        raise UserError(
+            f"{where}: {error.strerror}; set data.cache_dir, or data.cache_gib=0"
+        ) from None

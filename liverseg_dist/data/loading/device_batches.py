@@ -29,7 +29,9 @@ class DevicePrefetcher:
     of the next one then run beside it. It never waits; a batch that was not begun is begun when it is asked for.
     """
 
-    def __init__(self, loader: PatchLoader, transform: DeviceTransform, device: torch.device) -> None:
+    def __init__(
+        self, loader: PatchLoader, transform: DeviceTransform, device: torch.device
+    ) -> None:
         self._loader = loader
         self._transform = transform
         self._device = device
@@ -51,7 +53,9 @@ class DevicePrefetcher:
         self._begun = None
         current = torch.cuda.current_stream(self._device)
         current.wait_event(done)
-        batch.image_BCDHW.record_stream(current)  # the allocator must not reuse them while this stream reads
+        batch.image_BCDHW.record_stream(
+            current
+        )  # the allocator must not reuse them while this stream reads
         batch.label_BDHW.record_stream(current)
         return batch
 

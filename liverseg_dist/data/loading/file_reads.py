@@ -54,7 +54,11 @@ class LocalFiles:
     def _open(self, key: str) -> int:
         with self._lock:
             descriptor = self._descriptors.pop(key, None)
-        return os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC) if descriptor is None else descriptor
+        return (
+            os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)
+            if descriptor is None
+            else descriptor
+        )
 
     def _give_back(self, key: str, descriptor: int) -> None:
         """A descriptor is owned by one thread while it reads, so that none is closed under a reader."""

@@ -43,7 +43,11 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "Batch":
         image = self.image_BCDHW.to(device, non_blocking=non_blocking)
-        return replace(self, image_BCDHW=image, label_BDHW=self.label_BDHW.to(device, non_blocking=non_blocking))
+        return replace(
+            self,
+            image_BCDHW=image,
+            label_BDHW=self.label_BDHW.to(device, non_blocking=non_blocking),
+        )
 
 
 @dataclass(eq=False)
@@ -83,7 +87,8 @@ class PatchLoader:
         """Seconds the caller has waited for batches so far."""
         # Daemons: a thread stuck in a dead file system must not keep the process from ending.
         self._threads = [
-            threading.Thread(target=self._work, name=f"liverseg-loader-{i}", daemon=True) for i in range(workers)
+            threading.Thread(target=self._work, name=f"liverseg-loader-{i}", daemon=True)
+            for i in range(workers)
         ]
         for thread in self._threads:
             thread.start()
@@ -96,7 +101,9 @@ class PatchLoader:
             raise StopIteration
         started = time.monotonic()
         try:
-            return self._next_read_ahead() if self._threads else self._load(next(self._index_batches))
+            return (
+                self._next_read_ahead() if self._threads else self._load(next(self._index_batches))
+            )
         except LiversegError:
             self.close()
             raise
@@ -152,7 +159,9 @@ class PatchLoader:
         plans = []
         for i, (plan, attempt) in enumerate(planned):
             job.doing = f"reading case {plan.case_id} (sample {plan.index})"
-            plans.append(self._source.read_or_replace(plan, attempt, images[i, 0].numpy(), labels[i].numpy()))
+            plans.append(
+                self._source.read_or_replace(plan, attempt, images[i, 0].numpy(), labels[i].numpy())
+            )
         cases = [plan.case_id for plan in plans]
         values = [self._source.intensity(case) for case in cases]
         return Batch(
@@ -160,7 +169,9 @@ class PatchLoader:
             cases,
             images,
             labels,
-            torch.tensor([[v.lower_hu, v.upper_hu, v.mean, v.std] for v in values], dtype=torch.float32),
+            torch.tensor(
+                [[v.lower_hu, v.upper_hu, v.mean, v.std] for v in values], dtype=torch.float32
+            ),
             torch.tensor([plan.augment_seed for plan in plans], dtype=torch.int64),
         )
 
@@ -185,6 +196,9 @@ class PatchLoader:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()

@@ -22,7 +22,10 @@ from liverseg_dist.data.loading.array_reader import BoxReader, MemoryArray
 from liverseg_dist.locks import hold_lock, take_lock
 
 log = logging.getLogger(__name__)
-_ARRAYS: tuple[tuple[str, np.dtype], ...] = (("image", np.dtype(np.int16)), ("label", np.dtype(np.uint8)))
+_ARRAYS: tuple[tuple[str, np.dtype], ...] = (
+    ("image", np.dtype(np.int16)),
+    ("label", np.dtype(np.uint8)),
+)
 _USERS, _LEDGER = ".users", ".ledger"
 ReaderPair = tuple[BoxReader, BoxReader]
 
@@ -107,7 +110,11 @@ class NodeCache:
         except OSError as error:
             _remove(parts)
             self._refused = True
-            log.warning("%s: no more cases are cached: %s; lower data.cache_gib", self.folder, error.strerror)
+            log.warning(
+                "%s: no more cases are cached: %s; lower data.cache_gib",
+                self.folder,
+                error.strerror,
+            )
             return False
         return True
 

@@ -71,7 +71,11 @@ class SampleOrder:
     """Sample n -> its case, whether it is centred on foreground, its augmentation seed."""
 
     def __init__(
-        self, case_ids: Sequence[str], seed: int, global_batch_size: int, oversample_foreground: float
+        self,
+        case_ids: Sequence[str],
+        seed: int,
+        global_batch_size: int,
+        oversample_foreground: float,
     ) -> None:
         if not case_ids:
             raise ValueError("no cases to draw from")
@@ -105,12 +109,19 @@ class SampleOrder:
         known, order = self._epoch_order
         if known != epoch:
             order = CounterRandom(self.seed, epoch, _ORDER).permutation(len(self.case_ids))
-            self._epoch_order = (epoch, order)  # one assignment: threads may race here and still agree
+            self._epoch_order = (
+                epoch,
+                order,
+            )  # one assignment: threads may race here and still agree
         return order
 
 
 def patch_start(
-    random: CounterRandom, centre: Centre | None, image_shape: Index3, valid_slices: tuple[int, int], patch_size: Index3
+    random: CounterRandom,
+    centre: Centre | None,
+    image_shape: Index3,
+    valid_slices: tuple[int, int],
+    patch_size: Index3,
 ) -> Index3:
     """First voxel (z, y, x) of the patch: around the centre's voxel, or uniformly random.
 

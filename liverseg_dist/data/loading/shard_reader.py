@@ -22,8 +22,8 @@ import numcodecs.blosc
 import numcodecs.zstd
 import numpy as np
 
-from liverseg_dist.data.store.layout import has_plausible_shape
 from liverseg_dist.data.loading.file_reads import ByteSource
+from liverseg_dist.data.store.layout import has_plausible_shape
 from liverseg_dist.volume import Index3
 
 _ABSENT = 2**64 - 1
@@ -88,14 +88,18 @@ class Layout:
 class ShardedArray:
     """One 3D array of the store. Safe to use from several threads."""
 
-    def __init__(self, files: ByteSource, path: str, layout: Layout, *, may_be_empty: bool = False) -> None:
+    def __init__(
+        self, files: ByteSource, path: str, layout: Layout, *, may_be_empty: bool = False
+    ) -> None:
         self.path, self.layout = path, layout
         self._files = files
         self._may_be_empty = may_be_empty
         self._indices: dict[Index3, list[tuple[int, int]] | None] = {}
 
     @classmethod
-    def open(cls, files: ByteSource, path: str, *, may_be_empty: bool = False) -> "ShardedArray | None":
+    def open(
+        cls, files: ByteSource, path: str, *, may_be_empty: bool = False
+    ) -> "ShardedArray | None":
         """None when the array's codecs are not the ones handled here.
 
         `may_be_empty`: a missing shard means an array full of its fill value (Zarr's rule) instead of an error.
@@ -115,10 +119,13 @@ class ShardedArray:
         """Fill `out` (any strides, the array's dtype) with the voxels from `start`, which must lie inside the array."""
         stop = [begin + size for begin, size in zip(start, out.shape, strict=True)]
         if min(start) < 0 or any(end > size for end, size in zip(stop, self.shape, strict=True)):
-            raise ValueError(f"{self.path}: box {start} to {tuple(stop)} leaves the array {self.shape}")
+            raise ValueError(
+                f"{self.path}: box {start} to {tuple(stop)} leaves the array {self.shape}"
+            )
         layout = self.layout
         planes, rows, columns = (
-            _pieces(*axis) for axis in zip(start, stop, layout.chunk, layout.chunks_per_shard, strict=True)
+            _pieces(*axis)
+            for axis in zip(start, stop, layout.chunk, layout.chunks_per_shard, strict=True)
         )
         by_shard: dict[Index3, list[_Piece]] = {}
         _, rows_per_shard, columns_per_shard = layout.chunks_per_shard
@@ -145,7 +152,9 @@ class ShardedArray:
         located.sort(key=_offset)
         voxels = self._scratch_chunk()
         ranges, members = _merged(located)
-        for data, (first, _), inside in zip(self._fetch(shard, ranges), ranges, members, strict=True):
+        for data, (first, _), inside in zip(
+            self._fetch(shard, ranges), ranges, members, strict=True
+        ):
             view = memoryview(data)
             for begin, end, (number, target, source) in inside:
                 self._decode(shard, number, view[begin - first : end - first], voxels)
@@ -159,7 +168,9 @@ class ShardedArray:
             raise ChunkError(f"{key}: {_said(error)}") from error
         for (begin, end), data in zip(ranges, fetched, strict=True):
             if len(data) != end - begin:
-                raise ChunkError(f"{key}: the file ends early (byte {begin + len(data)} instead of {end})")
+                raise ChunkError(
+                    f"{key}: the file ends early (byte {begin + len(data)} instead of {end})"
+                )
         return fetched
 
     def _scratch_chunk(self) -> np.ndarray:
@@ -178,7 +189,9 @@ class ShardedArray:
         except (RuntimeError, ValueError, TypeError) as error:
             per_shard = self.layout.chunks_per_shard
             inner = np.unravel_index(number, per_shard)
-            chunk = "/".join(str(s * n + int(i)) for s, n, i in zip(shard, per_shard, inner, strict=True))
+            chunk = "/".join(
+                str(s * n + int(i)) for s, n, i in zip(shard, per_shard, inner, strict=True)
+            )
             raise ChunkError(f"{self.path}: chunk {chunk}: {_said(error)}") from error
 
     def _index(self, shard: Index3) -> list[tuple[int, int]] | None:
@@ -211,29 +224,46 @@ def parse_layout(metadata: dict[str, Any]) -> Layout | None:
     """None unless the array is 3D, sharded and encoded with the codecs this module decodes."""
     try:
         (sharding,) = metadata["codecs"]
-        if sharding["name"] != "sharding_indexed" or metadata["data_type"] not in ("int16", "uint8"):
+        if sharding["name"] != "sharding_indexed" or metadata["data_type"] not in (
+            "int16",
+            "uint8",
+        ):
             return None
         configuration = sharding["configuration"]
         decode, checksummed = _parse_codecs(configuration["codecs"])
         index_names = [codec["name"] for codec in configuration["index_codecs"]]
-        index_order = configuration["index_codecs"][0].get("configuration", {}).get("endian", "little")
+        index_order = (
+            configuration["index_codecs"][0].get("configuration", {}).get("endian", "little")
+        )
         dtype, fill = np.dtype(metadata["data_type"]), metadata["fill_value"]
         keys = metadata["chunk_key_encoding"]
         separator = keys.get("configuration", {}).get("separator", "/")
         grid = metadata["chunk_grid"]["configuration"]
-        shape, shard, chunk = map(_index3, (metadata["shape"], grid["chunk_shape"], configuration["chunk_shape"]))
+        shape, shard, chunk = map(
+            _index3, (metadata["shape"], grid["chunk_shape"], configuration["chunk_shape"])
+        )
         fits = all(s % c == 0 for s, c in zip(shard, chunk, strict=True))
         if decode is None or not fits or keys["name"] != "default":
             return None
         if index_names not in (["bytes"], ["bytes", "crc32c"]) or index_order != "little":
             return None
-        if metadata["chunk_grid"]["name"] != "regular" or not has_plausible_shape(shape, shard, chunk):
+        if metadata["chunk_grid"]["name"] != "regular" or not has_plausible_shape(
+            shape, shard, chunk
+        ):
             return None
         if not isinstance(fill, int) or not np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
             return None
         if not isinstance(separator, str) or metadata.get("storage_transformers"):
             return None
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, ZeroDivisionError):
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        OverflowError,
+        ZeroDivisionError,
+    ):
         return None
     return Layout(
         shape,
@@ -302,7 +332,11 @@ def _pieces(start: int, stop: int, chunk: int, per_shard: int) -> list[_Axis]:
         origin = index * chunk
         low, high = max(origin, start), min(origin + chunk, stop)
         shard, inner = divmod(index, per_shard)
-        pieces.append(_Axis(shard, inner, slice(low - start, high - start), slice(low - origin, high - origin)))
+        pieces.append(
+            _Axis(
+                shard, inner, slice(low - start, high - start), slice(low - origin, high - origin)
+            )
+        )
     return pieces
 
 

@@ -48,7 +48,9 @@ def body_mask(volume: Volume) -> np.ndarray:
     for image in body:
         image[:] = ndimage.binary_fill_holes(image)
     body = ndimage.binary_dilation(body, disc)
-    return body.repeat(step_y, axis=1).repeat(step_x, axis=2)[:, : volume.shape[1], : volume.shape[2]]
+    return body.repeat(step_y, axis=1).repeat(step_x, axis=2)[
+        :, : volume.shape[1], : volume.shape[2]
+    ]
 
 
 def body_box(mask_zyx: np.ndarray, spacing_mm: tuple[float, float, float], margin_mm: float) -> Box:
@@ -60,7 +62,9 @@ def body_box(mask_zyx: np.ndarray, spacing_mm: tuple[float, float, float], margi
     for axis, mm in ((0, spacing_mm[1]), (1, spacing_mm[2])):
         used = np.flatnonzero(plane.any(axis=1 - axis))
         margin = int(np.ceil(margin_mm / mm))
-        ends.append((max(int(used[0]) - margin, 0), min(int(used[-1]) + 1 + margin, plane.shape[axis])))
+        ends.append(
+            (max(int(used[0]) - margin, 0), min(int(used[-1]) + 1 + margin, plane.shape[axis]))
+        )
     return Box(ends[0], ends[1])
 
 

@@ -20,7 +20,9 @@ BILATERAL_RANGE = 3.0
 """Differences up to about this many times the noise's sigma are smoothed, larger ones are edges."""
 
 
-def reduce_noise(voxels_zyx: np.ndarray, cleaning: CleaningConfig) -> tuple[np.ndarray, dict[str, object]]:
+def reduce_noise(
+    voxels_zyx: np.ndarray, cleaning: CleaningConfig
+) -> tuple[np.ndarray, dict[str, object]]:
     """Int16 HU with less noise, and what was done. `noise="none"` returns the input itself."""
     if cleaning.noise == "none":
         return voxels_zyx, {"method": "none"}
@@ -36,7 +38,9 @@ def reduce_noise(voxels_zyx: np.ndarray, cleaning: CleaningConfig) -> tuple[np.n
         sigma_hu = estimate_noise(voxels_zyx)
         provenance["sigma_hu"] = round(sigma_hu, 3)
         filters["tv"] = lambda image: total_variation(image, strength * sigma_hu)
-        filters["bilateral"] = lambda image: bilateral_filter(image, strength, BILATERAL_RANGE * sigma_hu)
+        filters["bilateral"] = lambda image: bilateral_filter(
+            image, strength, BILATERAL_RANGE * sigma_hu
+        )
     out = np.empty(voxels_zyx.shape, dtype=np.int16)
     for into, image in zip(out, voxels_zyx, strict=True):
         into[:] = np.rint(filters[cleaning.noise](image))
@@ -64,7 +68,9 @@ def bilateral_filter(image_yx: np.ndarray, sigma_voxels: float, sigma_hu: float)
     padded = np.pad(image, radius, mode="edge")
     total, weights = np.zeros_like(image), np.zeros_like(image)
     for dy, dx in itertools.product(range(-radius, radius + 1), repeat=2):
-        rows, columns = (slice(radius + d, radius + d + n) for d, n in zip((dy, dx), image.shape, strict=True))
+        rows, columns = (
+            slice(radius + d, radius + d + n) for d, n in zip((dy, dx), image.shape, strict=True)
+        )
         away = padded[rows, columns] - image
         weight = np.exp(away**2 * (-0.5 / sigma_hu**2) - (dy**2 + dx**2) / (2 * sigma_voxels**2))
         total += weight * away
@@ -73,7 +79,10 @@ def bilateral_filter(image_yx: np.ndarray, sigma_voxels: float, sigma_hu: float)
 
 
 def total_variation(
-    image_yx: np.ndarray, weight: float, tolerance: float = TV_TOLERANCE, iterations: int = TV_ITERATIONS
+    image_yx: np.ndarray,
+    weight: float,
+    tolerance: float = TV_TOLERANCE,
+    iterations: int = TV_ITERATIONS,
 ) -> np.ndarray:
     """Minimises |u - image|^2 / 2 + weight * TV(u), weight in HU.
 

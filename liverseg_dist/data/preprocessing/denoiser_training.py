@@ -14,7 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from liverseg_dist.data.preprocessing.denoising_autoencoder import CHANNELS, DILATIONS, SLICES, Denoiser, normalise_hu, predict_noise
+from liverseg_dist.data.preprocessing.denoising_autoencoder import (
+    CHANNELS,
+    DILATIONS,
+    SLICES,
+    Denoiser,
+    normalise_hu,
+    predict_noise,
+)
 
 PATCH = 80
 TISSUE_HU = (-150, 300)
@@ -60,7 +67,9 @@ def train_denoiser(
         rng = np.random.default_rng([training.seed, step])
         stacks = np.stack([draw_patch(scans, rng) for _ in range(training.batch_size)])
         hidden, asked = mask_blind_spots(stacks, rng, training)
-        hidden_BSHW, truth_BSHW, asked_BHW = (torch.from_numpy(array).to(device) for array in (hidden, stacks, asked))
+        hidden_BSHW, truth_BSHW, asked_BHW = (
+            torch.from_numpy(array).to(device) for array in (hidden, stacks, asked)
+        )
         middle = SLICES // 2
         answer_BHW = hidden_BSHW[:, middle] - net(hidden_BSHW)
         loss = ((answer_BHW - truth_BSHW[:, middle]) ** 2)[asked_BHW].mean()
@@ -94,7 +103,9 @@ def draw_patch(scans: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndar
     return np.ascontiguousarray(patch[:, ::up, ::left])
 
 
-def mask_blind_spots(stacks: np.ndarray, rng: np.random.Generator, training: DenoiserTraining) -> tuple[np.ndarray, np.ndarray]:
+def mask_blind_spots(
+    stacks: np.ndarray, rng: np.random.Generator, training: DenoiserTraining
+) -> tuple[np.ndarray, np.ndarray]:
     """(stacks with blocks of the middle slice taken from elsewhere nearby, which pixels are asked for)."""
     radius, middle = training.block_radius, SLICES // 2
     asked = rng.random((len(stacks), *stacks.shape[2:])) < training.hidden_share

@@ -45,7 +45,9 @@ class Denoiser:
         tensors = {f"{n}.weight": weight for n, weight in enumerate(self.weights)}
         tensors |= {f"{n}.bias": bias for n, bias in enumerate(self.biases)}
         # One key: safetensors writes several in no fixed order, and equal weights shall give equal bytes.
-        return save(tensors, {"liverseg_denoiser": json.dumps({"schema": SCHEMA, "dilations": DILATIONS})})
+        return save(
+            tensors, {"liverseg_denoiser": json.dumps({"schema": SCHEMA, "dilations": DILATIONS})}
+        )
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Denoiser":
@@ -65,7 +67,9 @@ class Denoiser:
                     f"convert.cleaning.denoiser: layer {n} has shape {weight.shape}; made by another version"
                 )
             if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-                raise UserError(f"convert.cleaning.denoiser: layer {n} holds NaN or infinity; train it again")
+                raise UserError(
+                    f"convert.cleaning.denoiser: layer {n} holds NaN or infinity; train it again"
+                )
         return cls(weights, biases)
 
 

@@ -23,14 +23,20 @@ MAD_TO_SIGMA = 1.482602218505602
 class HuHistogram:
     """How often each whole HU occurs."""
 
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(HIGHEST - LOWEST + 1, dtype=np.int64))
+    counts: np.ndarray = field(
+        default_factory=lambda: np.zeros(HIGHEST - LOWEST + 1, dtype=np.int64)
+    )
 
     @classmethod
     def of(cls, values_hu: np.ndarray) -> "HuHistogram":
         """Of int16 voxels of any shape."""
         if values_hu.dtype != np.int16:
             raise ValueError(f"a histogram counts int16 HU, not {values_hu.dtype}")
-        return cls(np.bincount(values_hu.reshape(-1).astype(np.int32) - LOWEST, minlength=HIGHEST - LOWEST + 1))
+        return cls(
+            np.bincount(
+                values_hu.reshape(-1).astype(np.int32) - LOWEST, minlength=HIGHEST - LOWEST + 1
+            )
+        )
 
     def __add__(self, other: "HuHistogram") -> "HuHistogram":
         return HuHistogram(self.counts + other.counts)
@@ -49,7 +55,10 @@ class HuHistogram:
         place = percent / 100 * (self.total - 1)
         below = math.floor(place)
         ends = np.cumsum(self.counts)
-        low, high = (int(np.searchsorted(ends, rank, side="right")) + LOWEST for rank in (below, math.ceil(place)))
+        low, high = (
+            int(np.searchsorted(ends, rank, side="right")) + LOWEST
+            for rank in (below, math.ceil(place))
+        )
         return low + (high - low) * (place - below)
 
     def moments(self, lower: float = -math.inf, upper: float = math.inf) -> tuple[float, float]:
@@ -57,7 +66,10 @@ class HuHistogram:
         hu, counts = self._used()
         clipped = np.clip(hu, lower, upper)
         mean = math.fsum(n * v for n, v in zip(counts, clipped, strict=True)) / self.total
-        variance = math.fsum(n * (v - mean) ** 2 for n, v in zip(counts, clipped, strict=True)) / self.total
+        variance = (
+            math.fsum(n * (v - mean) ** 2 for n, v in zip(counts, clipped, strict=True))
+            / self.total
+        )
         return mean, math.sqrt(variance)
 
     def median_deviation(self) -> float:
@@ -67,14 +79,19 @@ class HuHistogram:
         order = np.argsort(away, kind="stable")
         ends = np.cumsum(counts[order])
         ranks = ((self.total - 1) // 2, self.total // 2)
-        return float(np.mean([away[order][np.searchsorted(ends, rank, side="right")] for rank in ranks]))
+        return float(
+            np.mean([away[order][np.searchsorted(ends, rank, side="right")] for rank in ranks])
+        )
 
     def to_json(self) -> dict[str, object]:
         """Lowest HU that occurs, and the counts from there on."""
         used = np.flatnonzero(self.counts)
         if not used.size:
             return {"first_hu": 0, "counts": []}
-        return {"first_hu": int(used[0]) + LOWEST, "counts": self.counts[used[0] : used[-1] + 1].tolist()}
+        return {
+            "first_hu": int(used[0]) + LOWEST,
+            "counts": self.counts[used[0] : used[-1] + 1].tolist(),
+        }
 
     @classmethod
     def from_json(cls, data: dict) -> "HuHistogram":
@@ -122,7 +139,10 @@ def choose_intensity(foreground: HuHistogram, cleaning: CleaningConfig) -> Inten
     mean_hu, std_hu = foreground.moments(lower, upper)
     width = upper - lower
     return IntensityConfig(
-        lower_hu=lower, upper_hu=upper, mean=(mean_hu - lower) / width, std=max(std_hu / width, 1e-3)
+        lower_hu=lower,
+        upper_hu=upper,
+        mean=(mean_hu - lower) / width,
+        std=max(std_hu / width, 1e-3),
     )
 
 
@@ -131,7 +151,10 @@ def intensity_fingerprint(foreground: HuHistogram) -> dict[str, float | int]:
     if not foreground.total:
         return {"voxels": 0}
     mean, std = foreground.moments()
-    percentiles = {f"percentile_{name}_hu": foreground.quantile(p) for name, p in (("00_5", 0.5), ("99_5", 99.5))}
+    percentiles = {
+        f"percentile_{name}_hu": foreground.quantile(p)
+        for name, p in (("00_5", 0.5), ("99_5", 99.5))
+    }
     return {
         "voxels": foreground.total,
         "mean_hu": mean,

@@ -54,7 +54,9 @@ def blank_slices(voxels_zyx: np.ndarray) -> tuple[int, ...]:
 def invalid_fraction(broken: InvalidVoxels, shape_zyx: tuple[int, int, int]) -> float:
     """Share of the scan that was made up; padding does not count (it lies outside the scanner's circle)."""
     total = int(np.prod(shape_zyx))
-    return (broken.nonfinite_voxels + len(broken.blank_slices) * shape_zyx[1] * shape_zyx[2]) / total
+    return (
+        broken.nonfinite_voxels + len(broken.blank_slices) * shape_zyx[1] * shape_zyx[2]
+    ) / total
 
 
 def _whole(voxels: np.ndarray) -> tuple[np.ndarray, int, int]:
@@ -78,5 +80,8 @@ def _interpolated(voxels: np.ndarray, blank: tuple[int, ...]) -> np.ndarray:
     for z in blank:
         below, above = content[content < z][-1], content[content > z][0]
         share = (z - below) / (above - below)
-        voxels[z] = np.rint((1 - share) * voxels[below].astype(np.float32) + share * voxels[above].astype(np.float32))
+        voxels[z] = np.rint(
+            (1 - share) * voxels[below].astype(np.float32)
+            + share * voxels[above].astype(np.float32)
+        )
     return voxels

@@ -12,8 +12,8 @@ import numpy as np
 
 from liverseg_dist.config import CleaningConfig, ConvertConfig
 from liverseg_dist.data.preprocessing.body_mask import body_box, body_mask, without_surroundings
-from liverseg_dist.data.preprocessing.invalid_voxels import fill_invalid_voxels
 from liverseg_dist.data.preprocessing.denoise import reduce_noise
+from liverseg_dist.data.preprocessing.invalid_voxels import fill_invalid_voxels
 from liverseg_dist.data.preprocessing.resample import Interpolation, resample_to_grid
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Volume
 
@@ -57,7 +57,10 @@ def prepare_scan(volume: Volume, convert: ConvertConfig, spacing_mm: Float3) -> 
     """
     clean = clean_scan(volume, convert.cleaning).volume
     return resample_to_grid(
-        clean, clean.grid.with_spacing(spacing_mm), "image", interpolation=interpolation_for(convert.cleaning)
+        clean,
+        clean.grid.with_spacing(spacing_mm),
+        "image",
+        interpolation=interpolation_for(convert.cleaning),
     )
 
 

@@ -23,7 +23,12 @@ import numpy as np
 from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
-from liverseg_dist.data.preprocessing.resample_axis import SamplePositions, Band, Order, matrix_bands
+from liverseg_dist.data.preprocessing.resample_axis import (
+    Band,
+    Order,
+    SamplePositions,
+    matrix_bands,
+)
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 
@@ -59,14 +64,21 @@ CUBIC = Interpolation()
 
 
 def resample_to_grid(
-    volume: Volume, grid: Grid, kind: Kind = "image", *, interpolation: Interpolation = CUBIC, fill: float | None = None
+    volume: Volume,
+    grid: Grid,
+    kind: Kind = "image",
+    *,
+    interpolation: Interpolation = CUBIC,
+    fill: float | None = None,
 ) -> Volume:
     """`volume` at the voxel centres of `grid`, in the volume's own data type; `fill` defaults to air, class 0 or 0."""
     if grid.shape == volume.shape and grid.matches(volume.grid, tolerance_mm=1e-3):
         return Volume(volume.voxels, grid)
     if math.prod(grid.shape) > MAX_VOXELS:
         sizes = " x ".join(map(str, grid.shape))
-        raise UserError(f"resampling would make {sizes} voxels; are the voxel sizes in the scan's header right?")
+        raise UserError(
+            f"resampling would make {sizes} voxels; are the voxel sizes in the scan's header right?"
+        )
     if fill is None:
         fill = AIR_HU if kind == "image" else 0
     aligned = align_axes(volume.grid, grid)
@@ -82,11 +94,15 @@ def resample_to_grid(
         return Volume(_resample_label(voxels, places, int(fill)), grid)
     out = np.empty(grid.shape, dtype=voxels.dtype)
     orders = _orders(volume.grid, grid, axes, interpolation) if kind == "image" else (1, 1, 1)
-    _resample_values(voxels, out, _axes(places, orders, interpolation.antialias and kind == "image"), fill)
+    _resample_values(
+        voxels, out, _axes(places, orders, interpolation.antialias and kind == "image"), fill
+    )
     return Volume(out, grid)
 
 
-def resample_probabilities(probabilities_czyx: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
+def resample_probabilities(
+    probabilities_czyx: np.ndarray, source: Grid, target: Grid
+) -> np.ndarray:
     """Linear, channel by channel: (C, z, y, x) on `source` -> float32 (C, z, y, x) on `target`; outside: 0."""
     out = np.empty((len(probabilities_czyx), *target.shape), dtype=np.float32)
     for channel, values in enumerate(probabilities_czyx):
@@ -99,7 +115,9 @@ def resample_nearest(label: Volume, grid: Grid, fill: int = 0) -> Volume:
     return Volume(_resample_rotated(label, grid, "label", fill), grid)
 
 
-def align_axes(source: Grid, target: Grid) -> tuple[tuple[int, int, int], tuple[SamplePositions, SamplePositions, SamplePositions]] | None:
+def align_axes(
+    source: Grid, target: Grid
+) -> tuple[tuple[int, int, int], tuple[SamplePositions, SamplePositions, SamplePositions]] | None:
     """How target axes run along source axes: (source axis of each target axis, places on it); None when rotated."""
     change = np.linalg.inv(source.affine) @ target.affine
     linear = change[:3, :3][::-1, ::-1]  # rows: source z, y, x; columns: target z, y, x
@@ -112,7 +130,9 @@ def align_axes(source: Grid, target: Grid) -> tuple[tuple[int, int, int], tuple[
     if drift.sum(axis=1).max() > PARALLEL_TOLERANCE:
         return None
     z, y, x = (
-        SamplePositions(source.shape[axis], target.shape[n], _tidy(offset[axis]), _tidy(linear[axis, n]))
+        SamplePositions(
+            source.shape[axis], target.shape[n], _tidy(offset[axis]), _tidy(linear[axis, n])
+        )
         for n, axis in enumerate(axes)
     )
     return (axes[0], axes[1], axes[2]), (z, y, x)
@@ -148,7 +168,9 @@ class _Axis:
     bands: tuple[Band, ...]
 
 
-def _axes(places: Sequence[SamplePositions], orders: Sequence[Order], antialias: bool) -> list[_Axis]:
+def _axes(
+    places: Sequence[SamplePositions], orders: Sequence[Order], antialias: bool
+) -> list[_Axis]:
     result = []
     for place, order, block in zip(places, orders, (SLICES, PLANE_BLOCK, PLANE_BLOCK), strict=True):
         index = place.indices()
@@ -159,7 +181,9 @@ def _axes(places: Sequence[SamplePositions], orders: Sequence[Order], antialias:
     return result
 
 
-def _resample_values(voxels: np.ndarray, out: np.ndarray, axes: Sequence[_Axis], fill: float) -> None:
+def _resample_values(
+    voxels: np.ndarray, out: np.ndarray, axes: Sequence[_Axis], fill: float
+) -> None:
     """Resample an image or one channel into `out`, rounded and kept in the input's range where it holds integers."""
     whole = np.issubdtype(out.dtype, np.integer)
     low, high = float(voxels.min()), float(voxels.max())
@@ -226,13 +250,17 @@ def _in_plane(part: np.ndarray, axis_y: _Axis, axis_x: _Axis) -> np.ndarray:
         rows = slices.reshape(count * height, -1)
         wide = np.empty((len(rows), axis_x.places.count), dtype=np.float32)
         for band in axis_x.bands:
-            np.matmul(rows[:, band.low : band.high], band.weights.T, out=wide[:, band.start : band.stop])
+            np.matmul(
+                rows[:, band.low : band.high], band.weights.T, out=wide[:, band.start : band.stop]
+            )
         slices = wide.reshape(count, height, -1)
     if axis_y.index is not None:
         return slices[:, axis_y.index]
     result = np.empty((count, axis_y.places.count, slices.shape[2]), dtype=np.float32)
     for band in axis_y.bands:
-        np.matmul(band.weights, slices[:, band.low : band.high], out=result[:, band.start : band.stop])
+        np.matmul(
+            band.weights, slices[:, band.low : band.high], out=result[:, band.start : band.stop]
+        )
     return result
 
 
@@ -261,7 +289,10 @@ def _resample_label(voxels: np.ndarray, places: Sequence[SamplePositions], fill:
         return out
     source, into = box
     sub = voxels[source]
-    inner = [p.part(s.start, s.stop, t.start, t.stop) for p, s, t in zip(places, source, into, strict=True)]
+    inner = [
+        p.part(s.start, s.stop, t.start, t.stop)
+        for p, s, t in zip(places, source, into, strict=True)
+    ]
     inner = [p if p.indices() is not None else replace(p, first=p.first + NUDGE) for p in inner]
     axes = _axes(inner, (1, 1, 1), antialias=False)
     classes = [int(value) for value in _values(sub) if value != fill]
@@ -285,7 +316,9 @@ def _box(
     occupied = voxels != fill
     source, into = [], []
     for axis, place in enumerate(places):
-        used = np.flatnonzero(occupied.any(axis=tuple(other for other in range(3) if other != axis)))
+        used = np.flatnonzero(
+            occupied.any(axis=tuple(other for other in range(3) if other != axis))
+        )
         if not used.size:
             return None
         low, high = max(int(used[0]) - 1, 0), min(int(used[-1]) + 2, place.length)
@@ -311,7 +344,9 @@ def _resample_rotated(volume: Volume, grid: Grid, kind: Kind, fill: float) -> np
     last = np.asarray(volume.shape) - 1
     plane = grid.shape[1] * grid.shape[2]
     step = max(1, SLAB_VOXELS // (4 * plane))
-    rows = np.stack(np.meshgrid(np.arange(grid.shape[1]), np.arange(grid.shape[2]), indexing="ij"), axis=-1)
+    rows = np.stack(
+        np.meshgrid(np.arange(grid.shape[1]), np.arange(grid.shape[2]), indexing="ij"), axis=-1
+    )
     for start in range(0, grid.shape[0], step):
         stop = min(start + step, grid.shape[0])
         index = np.empty((stop - start, *grid.shape[1:], 3))
@@ -324,7 +359,9 @@ def _resample_rotated(volume: Volume, grid: Grid, kind: Kind, fill: float) -> np
             nearest = np.floor(at + 0.5).astype(np.int64)
             values = volume.voxels[nearest[..., 0], nearest[..., 1], nearest[..., 2]]
         else:
-            values = ndimage.map_coordinates(volume.voxels, np.moveaxis(at, -1, 0), np.float32, order=1, mode="nearest")
+            values = ndimage.map_coordinates(
+                volume.voxels, np.moveaxis(at, -1, 0), np.float32, order=1, mode="nearest"
+            )
             values = np.rint(values) if np.issubdtype(out.dtype, np.integer) else values
         out[start:stop] = np.where(inside, values, fill)
     return out

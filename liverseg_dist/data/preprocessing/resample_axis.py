@@ -37,7 +37,9 @@ class SamplePositions:
     def inside(self) -> np.ndarray:
         """Which output voxels have their centre within the outer faces of the input."""
         places = self.coordinates()
-        return (places >= -0.5 - OUTSIDE_TOLERANCE) & (places <= self.length - 0.5 + OUTSIDE_TOLERANCE)
+        return (places >= -0.5 - OUTSIDE_TOLERANCE) & (
+            places <= self.length - 0.5 + OUTSIDE_TOLERANCE
+        )
 
     def mirrored(self) -> "SamplePositions":
         """The same places counted from the other end of the input."""
@@ -45,7 +47,9 @@ class SamplePositions:
 
     def part(self, low: int, high: int, start: int, stop: int) -> "SamplePositions":
         """Outputs [start, stop) as places on the input voxels [low, high)."""
-        return SamplePositions(high - low, stop - start, self.first + self.step * start - low, self.step)
+        return SamplePositions(
+            high - low, stop - start, self.first + self.step * start - low, self.step
+        )
 
     def indices(self) -> np.ndarray | None:
         """The input voxel of each output voxel when every place is a voxel centre (to 1/1000), else None."""
@@ -67,7 +71,9 @@ class Band:
 
 
 @lru_cache(maxsize=64)
-def matrix_bands(places: SamplePositions, order: Order, antialias: bool, block: int) -> tuple[Band, ...]:
+def matrix_bands(
+    places: SamplePositions, order: Order, antialias: bool, block: int
+) -> tuple[Band, ...]:
     """The matrix of an axis, `block` rows at a time with the columns that matter."""
     matrix = interpolation_matrix(places, order, antialias).astype(np.float32)
     result = []
@@ -81,7 +87,9 @@ def matrix_bands(places: SamplePositions, order: Order, antialias: bool, block: 
     return tuple(result)
 
 
-def interpolation_matrix(places: SamplePositions, order: Order, antialias: bool = False) -> np.ndarray:
+def interpolation_matrix(
+    places: SamplePositions, order: Order, antialias: bool = False
+) -> np.ndarray:
     """Float64 matrix (count, length), rows sum to 1. Beyond the input the edge value goes on."""
     if order == 3:
         matrix = _cubic(places)
@@ -117,12 +125,22 @@ def _linear(places: SamplePositions) -> np.ndarray:
 def _cubic(places: SamplePositions) -> np.ndarray:
     """Interpolating cubic B-spline (Unser 1999, https://doi.org/10.1109/79.799930)."""
     repeated = np.clip(np.arange(-EDGE_VOXELS, places.length + EDGE_VOXELS), 0, places.length - 1)
-    coefficients = ndimage.spline_filter1d(np.eye(places.length)[repeated], order=3, axis=0, mode="mirror")
+    coefficients = ndimage.spline_filter1d(
+        np.eye(places.length)[repeated], order=3, axis=0, mode="mirror"
+    )
     place = np.clip(places.coordinates(), -1, places.length) + EDGE_VOXELS
     below = np.floor(place).astype(int)
     t = (place - below)[:, None]
-    kernel = ((1 - t) ** 3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (1 + 3 * t + 3 * t**2 - 3 * t**3) / 6, t**3 / 6)
-    return sum(weight * coefficients[below + shift] for shift, weight in zip((-1, 0, 1, 2), kernel, strict=True))
+    kernel = (
+        (1 - t) ** 3 / 6,
+        (4 - 6 * t**2 + 3 * t**3) / 6,
+        (1 + 3 * t + 3 * t**2 - 3 * t**3) / 6,
+        t**3 / 6,
+    )
+    return sum(
+        weight * coefficients[below + shift]
+        for shift, weight in zip((-1, 0, 1, 2), kernel, strict=True)
+    )
 
 
 def _smoothing(length: int, sigma_voxels: float) -> np.ndarray:

@@ -24,7 +24,9 @@ class Slab:
     valid_slices: tuple[int, int]
 
 
-def place_slabs(scan: Grid, label: Volume | None, spacing_mm: Float3 | None, config: SlabConfig) -> tuple[Slab, ...]:
+def place_slabs(
+    scan: Grid, label: Volume | None, spacing_mm: Float3 | None, config: SlabConfig
+) -> tuple[Slab, ...]:
     """Slabs for a RAS scan, from below. `label`: RAS, any spacing, same field of view.
 
     One slab for `fit` and `window`, one or more for `tile`. Without a label nobody knows where the liver is: tiles over
@@ -55,7 +57,9 @@ def padded_label(label_zyx: np.ndarray, slab: Slab) -> np.ndarray:
     return padded
 
 
-def slab_coverage(label: Volume, slabs: Sequence[Slab], stored: Sequence[np.ndarray] = ()) -> dict[str, Any]:
+def slab_coverage(
+    label: Volume, slabs: Sequence[Slab], stored: Sequence[np.ndarray] = ()
+) -> dict[str, Any]:
     """What the slabs keep of a scan's label: whole numbers that can be pooled, and shares of 1.
 
     Liver (with its tumours) and tumour voxels whose slice lies in a slab; tumours (26-connected) that are cut, or
@@ -70,7 +74,10 @@ def slab_coverage(label: Volume, slabs: Sequence[Slab], stored: Sequence[np.ndar
     liver, tumour = per_slice(label.voxels)
     found: dict[str, Any] = {}
     for name, counts in (("liver", liver + tumour), ("tumour", tumour)):
-        found[f"{name}_voxels"], found[f"{name}_voxels_inside"] = int(counts.sum()), int(counts[inside].sum())
+        found[f"{name}_voxels"], found[f"{name}_voxels_inside"] = (
+            int(counts.sum()),
+            int(counts[inside].sum()),
+        )
     box = _tumour_box(label.voxels, tumour)
     mask = np.ascontiguousarray(label.voxels[box] == TUMOUR)
     components, number = cc3d.connected_components(mask, connectivity=26, return_N=True)
@@ -90,13 +97,17 @@ def slab_coverage(label: Volume, slabs: Sequence[Slab], stored: Sequence[np.ndar
 
 def per_slice(label_zyx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Voxels of liver, and of tumour, in each slice."""
-    counts = [[np.count_nonzero(slice_yx == value) for slice_yx in label_zyx] for value in (LIVER, TUMOUR)]
+    counts = [
+        [np.count_nonzero(slice_yx == value) for slice_yx in label_zyx] for value in (LIVER, TUMOUR)
+    ]
     return np.array(counts[0]), np.array(counts[1])
 
 
 def with_shares(found: Mapping[str, Any]) -> dict[str, Any]:
     shares = {
-        f"{name}_inside": found[f"{name}_voxels_inside"] / found[f"{name}_voxels"] if found[f"{name}_voxels"] else 1.0
+        f"{name}_inside": found[f"{name}_voxels_inside"] / found[f"{name}_voxels"]
+        if found[f"{name}_voxels"]
+        else 1.0
         for name in ("liver", "tumour")
     }
     return {**found, **shares}
@@ -112,18 +123,24 @@ def pooled_coverage(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return with_shares(total) if total else {}
 
 
-def describe_slabs(scan: Grid, slabs: Sequence[Slab], found: Mapping[str, Any] | None) -> list[Finding]:
+def describe_slabs(
+    scan: Grid, slabs: Sequence[Slab], found: Mapping[str, Any] | None
+) -> list[Finding]:
     """One sentence on where the slabs lie, and warnings about what they lose."""
     grid, (first, last) = slabs[0].grid, slabs[0].valid_slices
     step_mm, thickness_mm = grid.spacing_mm[0], scan.spacing_mm[0]
-    thinned = "" if abs(step_mm - thickness_mm) < 1e-3 else f" as {grid.shape[0]} of {step_mm:.3g} mm"
+    thinned = (
+        "" if abs(step_mm - thickness_mm) < 1e-3 else f" as {grid.shape[0]} of {step_mm:.3g} mm"
+    )
     as_scanned = f"slices of {thickness_mm:.3g} mm{thinned}"
     faces = grid.world_mm(np.array([[first - 0.5, 0, 0], [last - 0.5, 0, 0]]))
     bottom, top = (round(float(at)) for at in scan.index_of(faces)[:, 0] + 0.5)
     if len(slabs) > 1:
         message = f"{len(slabs)} slabs of {grid.shape[0]}, {as_scanned}"
     elif last - first < grid.shape[0]:
-        message = f"slab: all {scan.shape[0]} {as_scanned}, and {grid.shape[0] - last + first} of padding"
+        message = (
+            f"slab: all {scan.shape[0]} {as_scanned}, and {grid.shape[0] - last + first} of padding"
+        )
     else:
         message = f"slab: {top - bottom} of {scan.shape[0]} {as_scanned} (from {bottom}, counted from below)"
     notes = [Finding("info", "slab", message)]
@@ -151,7 +168,9 @@ def _tumour_box(label_zyx: np.ndarray, tumour_per_slice: np.ndarray) -> tuple[sl
     return z, slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
 
 
-def _seen(components: np.ndarray, start: np.ndarray, grid: Grid, stored_grid: Grid, stored: np.ndarray) -> set[int]:
+def _seen(
+    components: np.ndarray, start: np.ndarray, grid: Grid, stored_grid: Grid, stored: np.ndarray
+) -> set[int]:
     """Numbers of the components (from voxel `start` of `grid` on) with a tumour voxel of `stored` in their place."""
     at = np.stack(np.unravel_index(np.flatnonzero(stored == TUMOUR), stored.shape), axis=1)
     index = np.rint(grid.index_of(stored_grid.world_mm(at))).astype(int) - start

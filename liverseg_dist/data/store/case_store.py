@@ -23,7 +23,12 @@ from liverseg_dist.config import ConvertConfig, IntensityConfig
 from liverseg_dist.config.convert import DATA_URI
 from liverseg_dist.data.audit.findings import is_valid_case_id
 from liverseg_dist.data.store.layout import ATTRIBUTE, CASES, FILL, SCHEMA, TRAIN_ONLY
-from liverseg_dist.data.store.metadata_checks import check_array, check_root, checked_case, checked_counts
+from liverseg_dist.data.store.metadata_checks import (
+    check_array,
+    check_root,
+    checked_case,
+    checked_counts,
+)
 from liverseg_dist.errors import RunFailed, UserError, printable
 from liverseg_dist.volume import Float3, Grid
 
@@ -102,7 +107,9 @@ class CaseStore:
         with _understood(f"{self.path}: made by another version, its settings are not understood"):
             denoiser = self._root["convert"]["cleaning"].get("denoiser")
             if denoiser is not None and not str(denoiser).startswith(DATA_URI):
-                raise ValueError("convert.cleaning.denoiser names a file; a store holds its content")
+                raise ValueError(
+                    "convert.cleaning.denoiser names a file; a store holds its content"
+                )
             return ConvertConfig.model_validate(self._root["convert"])
 
     @property
@@ -131,7 +138,9 @@ class CaseStore:
         try:
             case = self._root["cases"][case_id]
         except KeyError:
-            raise UserError(f"{self.path}: no case {case_id}; it has {', '.join(self.case_ids[:5])}, ...") from None
+            raise UserError(
+                f"{self.path}: no case {case_id}; it has {', '.join(self.case_ids[:5])}, ..."
+            ) from None
         with _understood(f"{self.path}: case {case_id}: zarr.json is damaged"):
             return CaseMeta(case_id=case_id, **checked_case(case), intensity=self.intensity)
 
@@ -148,18 +157,27 @@ class CaseStore:
             everything = [case for ids in folds for case in ids]
             return self._with_imputed(everything, []) if part == "train" else ()
         if not 0 <= fold < len(folds):
-            raise UserError(f"{self.path}: no fold {fold}; it has folds 0 to {len(folds) - 1}, or all")
+            raise UserError(
+                f"{self.path}: no fold {fold}; it has folds 0 to {len(folds) - 1}, or all"
+            )
         if part == "validation":
             return tuple(folds[fold])
         return self._with_imputed(
-            [case for number, ids in enumerate(folds) if number != fold for case in ids], folds[fold]
+            [case for number, ids in enumerate(folds) if number != fold for case in ids],
+            folds[fold],
         )
 
     def _with_imputed(self, train: Sequence[str], validation: Sequence[str]) -> tuple[str, ...]:
         cases, splits = self._root["cases"], self._root["splits"]
-        with _understood(f"{self.path}: zarr.json is damaged: its splits name a case that it does not describe"):
+        with _understood(
+            f"{self.path}: zarr.json is damaged: its splits name a case that it does not describe"
+        ):
             apart = {cases[case_id]["patient"] for case_id in (*splits["test"], *validation)}
-            imputed = [case_id for case_id in splits.get(TRAIN_ONLY, []) if cases[case_id]["patient"] not in apart]
+            imputed = [
+                case_id
+                for case_id in splits.get(TRAIN_ONLY, [])
+                if cases[case_id]["patient"] not in apart
+            ]
         return tuple(sorted([*train, *imputed]))
 
     def image(self, case_id: str) -> np.ndarray:
@@ -182,13 +200,21 @@ class CaseStore:
 
     def _read(self, case_id: str, name: str) -> np.ndarray:
         meta = self.meta(case_id)
-        expected = {"image": meta.grid.shape, "label": meta.grid.shape, "source_label": meta.source_grid.shape}
+        expected = {
+            "image": meta.grid.shape,
+            "label": meta.grid.shape,
+            "source_label": meta.source_grid.shape,
+        }
         try:
-            array: Any = zarr.open_array(self.path, path=f"{CASES}/{case_id}/{name}", mode="r", zarr_format=3)
+            array: Any = zarr.open_array(
+                self.path, path=f"{CASES}/{case_id}/{name}", mode="r", zarr_format=3
+            )
         except (FileNotFoundError, ArrayNotFoundError):
             raise RunFailed(f"{self.path}: case {case_id}, {name}: {MISSING}") from None
         except Exception as error:  # damaged metadata fails in many ways
-            raise RunFailed(f"{self.path}: case {case_id}, {name}: damaged ({_said(error)})") from None
+            raise RunFailed(
+                f"{self.path}: case {case_id}, {name}: damaged ({_said(error)})"
+            ) from None
         try:
             check_array(array, name, expected.get(name))
             values = np.asarray(array[...])
@@ -210,12 +236,16 @@ def _read_root(path: str) -> bytes:
         return bytes(file_system.cat_file(f"{folder.rstrip('/')}/zarr.json"))
     except (FileNotFoundError, NotADirectoryError):
         begun = (Path(path) / ".liverseg").is_dir()
-        state = "its conversion has not finished; run it again" if begun else "no Zarr store is there"
+        state = (
+            "its conversion has not finished; run it again" if begun else "no Zarr store is there"
+        )
         raise UserError(f"{path}: {state} (tools/to_zarr SOURCE {path})") from None
     except Exception as error:  # each kind of file system raises its own
         if "://" not in path and not isinstance(error, OSError):
             raise
-        raise UserError(f"{path}: cannot be read ({_said(error)}); can this machine reach it?") from None
+        raise UserError(
+            f"{path}: cannot be read ({_said(error)}); can this machine reach it?"
+        ) from None
 
 
 def _root_of(path: str, text: bytes) -> dict[str, Any]:
@@ -223,11 +253,16 @@ def _root_of(path: str, text: bytes) -> dict[str, Any]:
     try:
         with _no_garbage_collection():
             content = from_json(text)
-        if not isinstance(content, dict) or (content["zarr_format"], content["node_type"]) != (3, "group"):
+        if not isinstance(content, dict) or (content["zarr_format"], content["node_type"]) != (
+            3,
+            "group",
+        ):
             raise ValueError("not the metadata of a Zarr v3 group")
         root = content.get("attributes", {}).get(ATTRIBUTE)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: zarr.json is damaged ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(
+            f"{path}: zarr.json is damaged ({' '.join(str(error).split())[:120]})"
+        ) from None
     if not isinstance(root, dict):
         raise UserError(f"{path}: a Zarr group, but not written by liverseg convert")
     return root
@@ -254,7 +289,9 @@ def _check_names(path: str, root: Mapping[str, Any]) -> None:
     for case_id, case in cases.items():
         for name in (case_id, case.get("parent") if isinstance(case, dict) else None):
             if not isinstance(name, str) or not is_valid_case_id(name):
-                raise UserError(f"{path}: '{printable(name)[:80]}' cannot name a case; the store is damaged or forged")
+                raise UserError(
+                    f"{path}: '{printable(name)[:80]}' cannot name a case; the store is damaged or forged"
+                )
 
 
 @contextmanager
@@ -263,7 +300,9 @@ def _understood(told: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise UserError(f"{told} ({type(error).__name__}: {_said(error)}); liverseg verify tells more") from None
+        raise UserError(
+            f"{told} ({type(error).__name__}: {_said(error)}); liverseg verify tells more"
+        ) from None
 
 
 def _check_url(url: str) -> None:
@@ -273,7 +312,9 @@ def _check_url(url: str) -> None:
     except ImportError as error:
         raise UserError(f"{url}: {_said(error)}, then it can be read (pip install)") from None
     except ValueError as error:
-        raise UserError(f"{url}: {_said(error)}; give a folder, or a URL that fsspec knows (s3://, http://)") from None
+        raise UserError(
+            f"{url}: {_said(error)}; give a folder, or a URL that fsspec knows (s3://, http://)"
+        ) from None
 
 
 def _said(error: BaseException) -> str:

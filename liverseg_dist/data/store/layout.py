@@ -46,7 +46,8 @@ def has_plausible_shape(shape: Sequence[int], *chunks: Sequence[int]) -> bool:
     if not all(n >= 0 for n in shape) or math.prod(shape) > MOST_VOXELS:
         return False
     return all(
-        len(chunk) == len(shape) and all(min(1, n) <= c <= n + MOST_PADDING for c, n in zip(chunk, shape, strict=True))
+        len(chunk) == len(shape)
+        and all(min(1, n) <= c <= n + MOST_PADDING for c, n in zip(chunk, shape, strict=True))
         for chunk in chunks
     )
 
@@ -59,7 +60,9 @@ def shard_shape(shape: tuple[int, ...], chunk: tuple[int, ...]) -> tuple[int, ..
 def make_compressors(itemsize: int) -> list[Any]:
     """lz4hc for voxels (decodes at 4 GB/s a core), then a checksum."""
     if itemsize == 2:
-        voxels = BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle", typesize=2, blocksize=_BLOCK_BYTES)
+        voxels = BloscCodec(
+            cname="lz4hc", clevel=5, shuffle="shuffle", typesize=2, blocksize=_BLOCK_BYTES
+        )
         return [voxels, Crc32cCodec()]
     return [BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle", typesize=1), Crc32cCodec()]
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import zarr
 
-from liverseg_dist.data.conversion.settings_match import settings_sha256
 from liverseg_dist.data.conversion.case_writer import PRIVATE, SUMS, sha256_file
-from liverseg_dist.data.store.layout import ARRAYS, CASES, TRAIN_ONLY
+from liverseg_dist.data.conversion.settings_match import settings_sha256
 from liverseg_dist.data.splits import Splits, patients_in_several_parts
 from liverseg_dist.data.store.case_store import CaseStore
+from liverseg_dist.data.store.layout import ARRAYS, CASES, TRAIN_ONLY
 from liverseg_dist.data.store.metadata_checks import check_array
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.labels import IGNORE
@@ -38,7 +38,9 @@ class StoreDefect:
     what: str
 
     def __str__(self) -> str:
-        return printable(f"{f'case {self.case_id}, ' if self.case_id else ''}{self.where}: {self.what}")
+        return printable(
+            f"{f'case {self.case_id}, ' if self.case_id else ''}{self.where}: {self.what}"
+        )
 
 
 def verify_store(path: Path, done: Callable[[str], None]) -> list[StoreDefect]:
@@ -71,7 +73,9 @@ def verify_store(path: Path, done: Callable[[str], None]) -> list[StoreDefect]:
         if case_id:
             done(case_id)
     found += [
-        StoreDefect(p.name, f"{CASES}/{p.name}", "is there but not listed by the store; convert again")
+        StoreDefect(
+            p.name, f"{CASES}/{p.name}", "is there but not listed by the store; convert again"
+        )
         for p in sorted((path / CASES).glob("*/"))
         if p.name not in cases
     ]
@@ -85,7 +89,9 @@ def _read_sums(path: Path) -> tuple[dict[str, str], list[StoreDefect]]:
     except OSError:
         if not (path / PRIVATE).is_dir():
             return {}, []
-        return {}, [StoreDefect("", SUMS, "is missing; only what each chunk carries can be checked")]
+        return {}, [
+            StoreDefect("", SUMS, "is missing; only what each chunk carries can be checked")
+        ]
     sums, found = {}, []
     for number, line in enumerate(text.splitlines(), start=1):
         match = re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line)
@@ -105,7 +111,9 @@ def _unlisted(path: Path, case_id: str, sums: dict[str, str]) -> Iterator[StoreD
     folder = path / CASES / case_id
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.relative_to(path).as_posix() not in sums:
-            yield StoreDefect(case_id, file.relative_to(folder).as_posix(), f"is not listed in {SUMS}")
+            yield StoreDefect(
+                case_id, file.relative_to(folder).as_posix(), f"is not listed in {SUMS}"
+            )
 
 
 def _case_of(name: str) -> str:
@@ -122,11 +130,17 @@ def _check_files(path: Path, case_id: str, sums: dict[str, str]) -> Iterator[Sto
             yield StoreDefect(case_id, where, "is missing")
             continue
         except (OSError, ValueError) as error:  # a name that cannot be is a ValueError
-            yield StoreDefect(case_id, where, f"cannot be read ({getattr(error, 'strerror', None) or error})")
+            yield StoreDefect(
+                case_id, where, f"cannot be read ({getattr(error, 'strerror', None) or error})"
+            )
             continue
         if not right:
             array = where.split("/")[0]
-            chunks = _named(list(_bad_chunks(path / CASES / case_id, array))) if case_id and "/c/" in where else ""
+            chunks = (
+                _named(list(_bad_chunks(path / CASES / case_id, array)))
+                if case_id and "/c/" in where
+                else ""
+            )
             yield StoreDefect(case_id, where, f"has changed{f', chunk {chunks}' if chunks else ''}")
 
 
@@ -138,7 +152,11 @@ def _check_chunks(path: Path, case_id: str) -> Iterator[StoreDefect]:
 
 
 def _named(chunks: list[str]) -> str:
-    more = f"; and {len(chunks) - MOST_CHUNKS} more (the shard's index?)" if len(chunks) > MOST_CHUNKS else ""
+    more = (
+        f"; and {len(chunks) - MOST_CHUNKS} more (the shard's index?)"
+        if len(chunks) > MOST_CHUNKS
+        else ""
+    )
     return "; ".join(chunks[:MOST_CHUNKS]) + more
 
 
@@ -177,16 +195,26 @@ def _check_root(store: CaseStore) -> Iterator[StoreDefect]:
             if not store.meta(case_id).labelled:
                 yield StoreDefect(case_id, "splits", "stands there without a label")
             if store.meta(case_id).imputed != (case_id in imputed):
-                yield StoreDefect(case_id, "splits", f"what a run labelled stands under {TRAIN_ONLY}, and nothing else does")
+                yield StoreDefect(
+                    case_id,
+                    "splits",
+                    f"what a run labelled stands under {TRAIN_ONLY}, and nothing else does",
+                )
         if store.convert.splits.kind == "stratified" and ids >= set(named):
-            for patient in patients_in_several_parts(splits, {case_id: store.meta(case_id).patient for case_id in ids}):
-                yield StoreDefect("", "splits", f"scans of the patient of {patient} are on several sides")
+            for patient in patients_in_several_parts(
+                splits, {case_id: store.meta(case_id).patient for case_id in ids}
+            ):
+                yield StoreDefect(
+                    "", "splits", f"scans of the patient of {patient} are on several sides"
+                )
         for case_id in sorted(ids):
             if case_id not in root["audit"][store.meta(case_id).parent]["stored_as"]:
                 yield StoreDefect(case_id, "audit", "its scan's entry does not name it")
         for scan, entry in root["audit"].items():
             for case_id in sorted(set(entry["stored_as"]) - ids):
-                yield StoreDefect(case_id, "audit", f"is named by the entry of {scan} but not stored")
+                yield StoreDefect(
+                    case_id, "audit", f"is named by the entry of {scan} but not stored"
+                )
         if settings_sha256(root["convert"]) != root["convert_sha256"]:
             yield StoreDefect("", "zarr.json", "the recorded settings do not match their hash")
         store.intensity  # noqa: B018 - raises when it is not valid

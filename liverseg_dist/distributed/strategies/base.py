@@ -26,7 +26,11 @@ class Strategy(ABC):
     """Whether a gradient that is not finite leaves the weights as they were."""
 
     def __init__(
-        self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str
+        self,
+        plain: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip_grad_norm: float,
+        precision: str,
     ) -> None:
         self.plain = plain
         """The module itself, with its own parameter names."""
@@ -90,7 +94,9 @@ class Strategy(ABC):
 
     def weights(self) -> dict[str, Tensor]:
         """Whole weights on every rank, float32 on the CPU, under the plain model's names. A collective call."""
-        return {name: _full(tensor.detach()).float().cpu() for name, tensor in named_tensors(self.plain)}
+        return {
+            name: _full(tensor.detach()).float().cpu() for name, tensor in named_tensors(self.plain)
+        }
 
 
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

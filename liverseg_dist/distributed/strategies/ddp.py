@@ -16,14 +16,20 @@ class DataParallel(Strategy):
     """
 
     def __init__(
-        self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str
+        self,
+        plain: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip_grad_norm: float,
+        precision: str,
     ) -> None:
         super().__init__(plain, optimizer, clip_grad_norm, precision)
         self._ddp: nn.Module = plain
         if dist.is_initialized():
             device = next(plain.parameters()).device
             self._ddp = DistributedDataParallel(
-                plain, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True
+                plain,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
             )
 
     def settle(self, image_BCDHW: Tensor) -> None:
@@ -38,7 +44,9 @@ class DataParallel(Strategy):
 
     def forward(self, image_BCDHW: Tensor, *, last: bool) -> Tensor | list[Tensor]:
         if isinstance(self._ddp, DistributedDataParallel):
-            self._ddp.require_backward_grad_sync = last  # what `no_sync` sets; DDP reads it in forward
+            self._ddp.require_backward_grad_sync = (
+                last  # what `no_sync` sets; DDP reads it in forward
+            )
         with self.autocast():
             return self._ddp(image_BCDHW)
 
@@ -54,7 +62,11 @@ class DeterministicReduction(Strategy):
     """
 
     def __init__(
-        self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str
+        self,
+        plain: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip_grad_norm: float,
+        precision: str,
     ) -> None:
         super().__init__(plain, optimizer, clip_grad_norm, precision)
         self._parameters = [p for p in plain.parameters() if p.requires_grad]
@@ -67,14 +79,21 @@ class DeterministicReduction(Strategy):
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
         self._samples.append(
-            torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self._parameters])
+            torch.cat(
+                [
+                    (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+                    for p in self._parameters
+                ]
+            )
         )
         self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, learning_rate: float) -> float:
         rounds = all_max(len(self._samples))
         total = torch.zeros_like(self._samples[0])
-        for number in range(rounds):  # sample n sits on rank n mod W, so round by round is the order of samples
+        for number in range(
+            rounds
+        ):  # sample n sits on rank n mod W, so round by round is the order of samples
             mine = self._samples[number] if number < len(self._samples) else torch.zeros_like(total)
             theirs = [mine]
             if dist.is_initialized():
@@ -82,7 +101,9 @@ class DeterministicReduction(Strategy):
                 dist.all_gather(theirs, mine)
             for gradient in theirs:
                 total += gradient
-        for parameter, part in zip(self._parameters, total.split([p.numel() for p in self._parameters]), strict=True):
+        for parameter, part in zip(
+            self._parameters, total.split([p.numel() for p in self._parameters]), strict=True
+        ):
             parameter.grad = part.view_as(parameter)
         return super().step(learning_rate)
 

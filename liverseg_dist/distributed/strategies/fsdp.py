@@ -37,7 +37,11 @@ class FullyShard(Strategy):
     """The module must have gone through `apply_fully_shard` already."""
 
     def __init__(
-        self, plain: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, precision: str
+        self,
+        plain: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip_grad_norm: float,
+        precision: str,
     ) -> None:
         super().__init__(plain, optimizer, clip_grad_norm, precision)
         assert isinstance(plain, FSDPModule)

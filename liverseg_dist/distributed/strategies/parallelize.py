@@ -10,10 +10,10 @@ from torch import nn
 
 from liverseg_dist.config import TrainConfig
 from liverseg_dist.distributed.collectives import broadcast_module, world_size
-from liverseg_dist.distributed.strategies.ddp import DataParallel, DeterministicReduction
-from liverseg_dist.distributed.strategies.fsdp import FullyShard, apply_fully_shard
 from liverseg_dist.distributed.strategies.base import Strategy
+from liverseg_dist.distributed.strategies.ddp import DataParallel, DeterministicReduction
 from liverseg_dist.distributed.strategies.deepspeed import DeepSpeedStrategy
+from liverseg_dist.distributed.strategies.fsdp import FullyShard, apply_fully_shard
 from liverseg_dist.errors import UserError
 
 ParameterGroups = Callable[[nn.Module], Iterable[dict]]
@@ -38,7 +38,9 @@ def check_strategy(config: TrainConfig, ranks: int, device: torch.device) -> Non
             f"train.fsdp_shard_ranks = {config.fsdp_shard_ranks}: {ranks} ranks are no whole number of such groups; "
             "use the number of ranks per node, or 0"
         )
-    if config.deterministic_reduction and (config.strategy != "ddp" or config.micro_batch_size != 1):
+    if config.deterministic_reduction and (
+        config.strategy != "ddp" or config.micro_batch_size != 1
+    ):
         raise UserError(
             "train.deterministic_reduction needs train.strategy=ddp and train.micro_batch_size=1: "
             "it adds gradients sample by sample"
@@ -48,7 +50,9 @@ def check_strategy(config: TrainConfig, ranks: int, device: torch.device) -> Non
             f"train.channels_last works with strategy ddp only: {config.strategy} cuts contiguous parameters"
         )
     if config.precision == "fp16" and config.strategy != "ddp":
-        raise UserError(f"train.precision=fp16 works with strategy ddp only, not {config.strategy}; use bf16")
+        raise UserError(
+            f"train.precision=fp16 works with strategy ddp only, not {config.strategy}; use bf16"
+        )
     if config.precision == "tf32" and device.type != "cuda":
         raise UserError("train.precision=tf32 needs an NVIDIA GPU; use fp32 on a CPU")
     if config.compile and config.strategy == "fsdp":
@@ -57,7 +61,9 @@ def check_strategy(config: TrainConfig, ranks: int, device: torch.device) -> Non
             "gathers; deepspeed with zero_stage=3 cuts the same state"
         )
     if config.ema_decay and config.strategy == "deepspeed" and config.zero_stage == 3:
-        raise UserError("train.ema_decay with DeepSpeed ZeRO 3: no rank holds the weights to average; use zero_stage 2")
+        raise UserError(
+            "train.ema_decay with DeepSpeed ZeRO 3: no rank holds the weights to average; use zero_stage 2"
+        )
     tuned = config.fine_tune.freeze != "none" or config.fine_tune.layer_decay != 1
     if tuned and config.strategy == "deepspeed" and config.zero_stage > 0:
         raise UserError(
@@ -70,7 +76,9 @@ def check_strategy(config: TrainConfig, ranks: int, device: torch.device) -> Non
             "gradient into the next step; use zero_stage 1 or 3"
         )
     if config.offload_optimizer and (config.strategy != "deepspeed" or config.zero_stage == 0):
-        raise UserError("train.offload_optimizer needs train.strategy=deepspeed and train.zero_stage of 1 to 3")
+        raise UserError(
+            "train.offload_optimizer needs train.strategy=deepspeed and train.zero_stage of 1 to 3"
+        )
 
 
 def parallelize_model(
@@ -113,4 +121,6 @@ def build_optimizer(config: TrainConfig, groups: Iterable[dict]) -> torch.optim.
             nesterov=config.momentum > 0,
             weight_decay=config.weight_decay,
         )
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+    )

@@ -32,10 +32,14 @@ def percentile_interval(values: np.ndarray, level: float = LEVEL) -> list[float]
 
 def mean_interval(values: np.ndarray, indices: np.ndarray) -> list[float] | None:
     """Interval of the mean over cases; NaN marks a case where the metric is undefined."""
-    return percentile_interval(_ratio(np.nan_to_num(values), np.isfinite(values).astype(np.float64), indices))
+    return percentile_interval(
+        _ratio(np.nan_to_num(values), np.isfinite(values).astype(np.float64), indices)
+    )
 
 
-def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, indices: np.ndarray) -> list[float] | None:
+def ratio_interval(
+    numerators: np.ndarray, denominators: np.ndarray, indices: np.ndarray
+) -> list[float] | None:
     """Interval of sum(numerators) / sum(denominators) over cases."""
     return percentile_interval(_ratio(numerators, denominators, indices))
 

@@ -17,7 +17,9 @@ def joint_box(prediction_zyx: np.ndarray, truth_zyx: np.ndarray, margin: int = 1
     if not any(occupied_z):
         return None
     z = _span(np.array(occupied_z), margin)
-    plane = np.bitwise_or.reduce(prediction_zyx[z], axis=0) | np.bitwise_or.reduce(truth_zyx[z], axis=0)
+    plane = np.bitwise_or.reduce(prediction_zyx[z], axis=0) | np.bitwise_or.reduce(
+        truth_zyx[z], axis=0
+    )
     return z, _span(plane.any(axis=1), margin), _span(plane.any(axis=0), margin)
 
 

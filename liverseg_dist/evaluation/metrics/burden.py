@@ -18,4 +18,8 @@ def burden_scores(liver: OverlapCounts, tumour: OverlapCounts) -> dict[str, floa
     """`truth`, `prediction` and `error` = prediction - truth of one case."""
     truth = tumour_burden(liver.truth, tumour.truth)
     prediction = tumour_burden(liver.prediction, tumour.prediction) or 0.0
-    return {"truth": truth, "prediction": prediction, "error": None if truth is None else prediction - truth}
+    return {
+        "truth": truth,
+        "prediction": prediction,
+        "error": None if truth is None else prediction - truth,
+    }

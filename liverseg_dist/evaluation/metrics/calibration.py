@@ -50,11 +50,15 @@ def pooled_calibration(counts: Sequence[Counts]) -> dict[str, Any]:
         for key in ("voxels", "positives", "probability_millionths")
     )
     total = sum(voxels)
-    gaps = sum(abs(p - SCALE * n) for p, n in zip(probability, positives, strict=True))  # an integer: exact
+    gaps = sum(
+        abs(p - SCALE * n) for p, n in zip(probability, positives, strict=True)
+    )  # an integer: exact
     return {
         "n_cases": len(counts),
         "ece": gaps / (SCALE * total) if total else None,
         "voxels": voxels,
-        "probability": [p / (SCALE * v) if v else None for p, v in zip(probability, voxels, strict=True)],
+        "probability": [
+            p / (SCALE * v) if v else None for p, v in zip(probability, voxels, strict=True)
+        ],
         "true_share": [n / v if v else None for n, v in zip(positives, voxels, strict=True)],
     }

@@ -57,24 +57,35 @@ def score_case(
         }
     result |= score_lesions(masks[0], masks[1], spacing, connectivity)
     for lesion in result["lesions"]:
-        lesion["centre_zyx"] = [round(c + axis.start, 1) for c, axis in zip(lesion["centre_zyx"], box, strict=True)]
+        lesion["centre_zyx"] = [
+            round(c + axis.start, 1) for c, axis in zip(lesion["centre_zyx"], box, strict=True)
+        ]
     result["burden"] = burden_scores(counts["liver"], counts["tumour"])
     return result
 
 
-def _checked(case_id: str, prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _checked(
+    case_id: str, prediction: np.ndarray, truth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     if prediction.shape != truth.shape:
-        raise UserError(f"{case_id}: the prediction has shape {prediction.shape} (z, y, x), the truth {truth.shape}")
+        raise UserError(
+            f"{case_id}: the prediction has shape {prediction.shape} (z, y, x), the truth {truth.shape}"
+        )
     if truth.ndim != 3 or truth.size == 0:
         raise UserError(f"{case_id}: masks are non-empty 3D volumes, not of shape {truth.shape}")
-    prediction, truth = _as_uint8(case_id, "prediction", prediction), _as_uint8(case_id, "truth", truth)
+    prediction, truth = (
+        _as_uint8(case_id, "prediction", prediction),
+        _as_uint8(case_id, "truth", truth),
+    )
     if int(truth.max()) == IGNORE:
         ignored = truth == IGNORE
         truth = np.where(ignored, np.uint8(0), truth)
         prediction = np.where(ignored, np.uint8(0), prediction)
     for name, mask in (("prediction", prediction), ("truth", truth)):
         if (highest := int(mask.max())) > TUMOUR:
-            raise UserError(f"{case_id}: the {name} has label {highest}; known are 0 background, 1 liver, 2 tumour")
+            raise UserError(
+                f"{case_id}: the {name} has label {highest}; known are 0 background, 1 liver, 2 tumour"
+            )
     return prediction, truth
 
 
@@ -84,7 +95,11 @@ def _as_uint8(case_id: str, name: str, mask: np.ndarray) -> np.ndarray:
     if mask.dtype == np.bool_:
         return mask.view(np.uint8)
     if not np.issubdtype(mask.dtype, np.integer):
-        raise UserError(f"{case_id}: the {name} has values of type {mask.dtype}; labels are integers")
+        raise UserError(
+            f"{case_id}: the {name} has values of type {mask.dtype}; labels are integers"
+        )
     if int(mask.min()) < 0 or int(mask.max()) > IGNORE:
-        raise UserError(f"{case_id}: the {name} has labels {mask.min()} to {mask.max()}; known are 0, 1, 2")
+        raise UserError(
+            f"{case_id}: the {name} has labels {mask.min()} to {mask.max()}; known are 0, 1, 2"
+        )
     return mask.astype(np.uint8)

@@ -79,7 +79,9 @@ class Pair:
 def find_components(mask_zyx: np.ndarray, connectivity: int = LITS_CONNECTIVITY) -> Components:
     """Components of a mask, with voxel counts and centres of mass (z, y, x, voxels)."""
     if connectivity not in CONNECTIVITIES:
-        raise ValueError(f"connectivity {connectivity}: 6 (faces), 18 (and edges) or 26 (and corners)")
+        raise ValueError(
+            f"connectivity {connectivity}: 6 (faces), 18 (and edges) or 26 (and corners)"
+        )
     mask = np.ascontiguousarray(mask_zyx, dtype=bool)
     labels, count = cc3d.connected_components(mask, connectivity=connectivity, return_N=True)  # type: ignore[call-overload]
     statistics = cc3d.statistics(labels, no_slice_conversion=True)
@@ -112,7 +114,9 @@ def match_lesions(prediction: Components, truth: Components) -> list[Pair]:
     ]
 
 
-def match_components(shared: np.ndarray, prediction_voxels: np.ndarray, truth_voxels: np.ndarray) -> list[Pair]:
+def match_components(
+    shared: np.ndarray, prediction_voxels: np.ndarray, truth_voxels: np.ndarray
+) -> list[Pair]:
     """Pairs from the voxels that predicted lesion i and true lesion j share, (predicted, true).
 
     Ties of overlap go to the lower number.
@@ -133,11 +137,15 @@ def match_components(shared: np.ndarray, prediction_voxels: np.ndarray, truth_vo
             truth=int(truth_voxels[group].sum()),
             intersection=int(merged_shared[members, number].sum()),
         )
-        pairs.append(Pair(tuple(lesion + 1 for lesion in group), tuple(int(m) + 1 for m in members), counts))
+        pairs.append(
+            Pair(tuple(lesion + 1 for lesion in group), tuple(int(m) + 1 for m in members), counts)
+        )
     return pairs
 
 
-def detection_counts(pairs: list[Pair], num_prediction: int, num_truth: int, iou_above: float) -> dict[str, int]:
+def detection_counts(
+    pairs: list[Pair], num_prediction: int, num_truth: int, iou_above: float
+) -> dict[str, int]:
     """`tp fp fn` at one threshold; definitions in the module."""
     detected = [pair for pair in pairs if pair.iou > iou_above]
     tp = sum(len(pair.truth) for pair in detected)
@@ -155,7 +163,10 @@ def size_class(diameter: float) -> str:
 
 
 def score_lesions(
-    prediction_zyx: np.ndarray, truth_zyx: np.ndarray, spacing_mm: Float3, connectivity: int = LITS_CONNECTIVITY
+    prediction_zyx: np.ndarray,
+    truth_zyx: np.ndarray,
+    spacing_mm: Float3,
+    connectivity: int = LITS_CONNECTIVITY,
 ) -> dict[str, object]:
     """Everything about lesions of one case, JSON-able: `detection`, `detected_pairs` and `lesions`.
 
@@ -164,20 +175,30 @@ def score_lesions(
     the predicted ones without a match only the `MAX_UNMATCHED_ROWS` largest are listed (all are counted).
     """
     box = joint_box(prediction_zyx, truth_zyx) or (slice(0, 1),) * 3
-    prediction, truth = (find_components(mask[box], connectivity) for mask in (prediction_zyx, truth_zyx))
+    prediction, truth = (
+        find_components(mask[box], connectivity) for mask in (prediction_zyx, truth_zyx)
+    )
     pairs = match_lesions(prediction, truth)
     detection = {
-        name: detection_counts(pairs, prediction.count, truth.count, iou) for name, iou in IOU_THRESHOLDS.items()
+        name: detection_counts(pairs, prediction.count, truth.count, iou)
+        for name, iou in IOU_THRESHOLDS.items()
     }
     quality = [
-        _pair_quality(pair, prediction, truth, spacing_mm) for pair in pairs if pair.iou > IOU_THRESHOLDS["iou_50"]
+        _pair_quality(pair, prediction, truth, spacing_mm)
+        for pair in pairs
+        if pair.iou > IOU_THRESHOLDS["iou_50"]
     ]
     rows = _rows("truth", truth, pairs, spacing_mm)
     rows += _rows("prediction", prediction, pairs, spacing_mm)
     corner = np.array([axis.start for axis in box])
     for row in rows:
         row["centre_zyx"] = [round(float(c), 1) for c in row["centre_zyx"] + corner]
-    return {"connectivity": connectivity, "detection": detection, "detected_pairs": quality, "lesions": rows}
+    return {
+        "connectivity": connectivity,
+        "detection": detection,
+        "detected_pairs": quality,
+        "lesions": rows,
+    }
 
 
 def _listed(components: Components, matched: Collection[int]) -> list[int]:
@@ -187,26 +208,40 @@ def _listed(components: Components, matched: Collection[int]) -> list[int]:
     return sorted([number - 1 for number in matched] + unmatched[:MAX_UNMATCHED_ROWS])
 
 
-def _pair_quality(pair: Pair, prediction: Components, truth: Components, spacing_mm: Float3) -> dict[str, object]:
+def _pair_quality(
+    pair: Pair, prediction: Components, truth: Components, spacing_mm: Float3
+) -> dict[str, object]:
     sides = ((prediction, np.array(pair.prediction)), (truth, np.array(pair.truth)))
     shape = np.array(truth.labels_zyx.shape)
-    first = np.minimum.reduce([side.first_zyx[members - 1].min(axis=0) for side, members in sides]) - 1
-    last = np.maximum.reduce([side.last_zyx[members - 1].max(axis=0) for side, members in sides]) + 1
+    first = (
+        np.minimum.reduce([side.first_zyx[members - 1].min(axis=0) for side, members in sides]) - 1
+    )
+    last = (
+        np.maximum.reduce([side.last_zyx[members - 1].max(axis=0) for side, members in sides]) + 1
+    )
     box = tuple(map(slice, np.maximum(first, 0), np.minimum(last + 1, shape)))
     masks = [np.isin(side.labels_zyx[box], members) for side, members in sides]
     surface = surface_scores(masks[0], masks[1], spacing_mm)
     values = pair.counts.scores() | surface
-    return {"truth": list(pair.truth), "prediction": list(pair.prediction)} | {m: values[m] for m in DETECTED_METRICS}
+    return {"truth": list(pair.truth), "prediction": list(pair.prediction)} | {
+        m: values[m] for m in DETECTED_METRICS
+    }
 
 
-def _rows(side: str, components: Components, pairs: list[Pair], spacing_mm: Float3) -> list[dict[str, Any]]:
+def _rows(
+    side: str, components: Components, pairs: list[Pair], spacing_mm: Float3
+) -> list[dict[str, Any]]:
     partner: dict[int, tuple[Pair, tuple[int, ...]]] = {}
     for pair in pairs:
-        own, other = (pair.truth, pair.prediction) if side == "truth" else (pair.prediction, pair.truth)
+        own, other = (
+            (pair.truth, pair.prediction) if side == "truth" else (pair.prediction, pair.truth)
+        )
         partner |= dict.fromkeys(own, (pair, other))
     rows: list[dict[str, Any]] = []
     voxel_ml = math.prod(spacing_mm) / 1000.0
-    for index in _listed(components, partner.keys()) if side == "prediction" else range(components.count):
+    for index in (
+        _listed(components, partner.keys()) if side == "prediction" else range(components.count)
+    ):
         known = partner.get(index + 1)
         volume_ml = int(components.voxels[index]) * voxel_ml
         iou = known[0].iou if known else 0.0

@@ -46,13 +46,20 @@ class OverlapCounts:
         return None if self.prediction else 0.0
 
     def scores(self) -> dict[str, float | None]:
-        return {"dice": self.dice(), "jaccard": self.jaccard(), "voe": self.voe(), "rvd": self.rvd()}
+        return {
+            "dice": self.dice(),
+            "jaccard": self.jaccard(),
+            "voe": self.voe(),
+            "rvd": self.rvd(),
+        }
 
 
 def confusion_counts(prediction_zyx: np.ndarray, truth_zyx: np.ndarray) -> np.ndarray:
     """Voxel counts (3, 3), row = predicted class, column = true class. Labels are uint8 0..2."""
     counts = np.zeros(NUM_CLASSES * NUM_CLASSES, dtype=np.int64)
-    for prediction_yx, truth_yx in zip(prediction_zyx, truth_zyx, strict=True):  # slice by slice: bincount makes int64
+    for prediction_yx, truth_yx in zip(
+        prediction_zyx, truth_zyx, strict=True
+    ):  # slice by slice: bincount makes int64
         joint = prediction_yx * np.uint8(NUM_CLASSES) + truth_yx
         counts += np.bincount(joint.ravel(), minlength=counts.size)
     return counts.reshape(NUM_CLASSES, NUM_CLASSES)

@@ -93,7 +93,9 @@ class SurfelDistances:
         return float(near / (self.truth_areas_mm2.sum() + self.prediction_areas_mm2.sum()))
 
 
-def surface_scores(prediction_zyx: np.ndarray, truth_zyx: np.ndarray, spacing_mm: Float3) -> dict[str, float | None]:
+def surface_scores(
+    prediction_zyx: np.ndarray, truth_zyx: np.ndarray, spacing_mm: Float3
+) -> dict[str, float | None]:
     """All surface metrics of one structure: `assd_mm rmsd_mm mssd_mm hd95_mm nsd_1mm nsd_2mm`.
 
     Masks are boolean or uint8 (0, 1) arrays of one shape, spacing is z, y, x. Empty masks: see the module.
@@ -116,7 +118,9 @@ def surface_scores(prediction_zyx: np.ndarray, truth_zyx: np.ndarray, spacing_mm
     }
 
 
-def border_distances(prediction: np.ndarray, truth: np.ndarray, spacing_mm: Float3) -> BorderDistances | None:
+def border_distances(
+    prediction: np.ndarray, truth: np.ndarray, spacing_mm: Float3
+) -> BorderDistances | None:
     """Both directions between border voxels of uint8 (0, 1) masks; None where one of them has no border voxel."""
     lattices = [_border_lattice(mask) for mask in (prediction, truth)]
     if not all(lattice.any() for lattice in lattices):
@@ -125,13 +129,20 @@ def border_distances(prediction: np.ndarray, truth: np.ndarray, spacing_mm: Floa
     return BorderDistances(from_prediction, from_truth)
 
 
-def surfel_distances(prediction: np.ndarray, truth: np.ndarray, spacing_mm: Float3) -> SurfelDistances:
+def surfel_distances(
+    prediction: np.ndarray, truth: np.ndarray, spacing_mm: Float3
+) -> SurfelDistances:
     """Both directions between surface elements. Neither mask may be empty; uint8 (0, 1)."""
     areas = surfel_areas_mm2(spacing_mm)
     codes = [block_codes(mask) for mask in (prediction, truth)]
-    lattices = [((code + np.uint8(1)) > 1).view(np.uint8) for code in codes]  # neither 0 nor 255: a surface is inside
+    lattices = [
+        ((code + np.uint8(1)) > 1).view(np.uint8) for code in codes
+    ]  # neither 0 nor 255: a surface is inside
     from_prediction, from_truth = _both_ways(lattices[0], lattices[1], spacing_mm)
-    weights = [areas[code.ravel()[np.flatnonzero(lattice)]] for code, lattice in zip(codes, lattices, strict=True)]
+    weights = [
+        areas[code.ravel()[np.flatnonzero(lattice)]]
+        for code, lattice in zip(codes, lattices, strict=True)
+    ]
     return SurfelDistances(from_prediction, from_truth, weights[0], weights[1])
 
 
@@ -156,7 +167,9 @@ def _border_lattice(mask: np.ndarray) -> np.ndarray:
     return mask & ~inside
 
 
-def _both_ways(first: np.ndarray, second: np.ndarray, spacing_mm: Float3) -> tuple[np.ndarray, np.ndarray]:
+def _both_ways(
+    first: np.ndarray, second: np.ndarray, spacing_mm: Float3
+) -> tuple[np.ndarray, np.ndarray]:
     """Distances from the set places of `first` to those of `second`, and back; in the places' C order."""
     places, fractions = _near_places(spacing_mm)
     reach = np.minimum(np.abs(places).max(axis=0), MAX_REACH)
@@ -169,7 +182,11 @@ def _both_ways(first: np.ndarray, second: np.ndarray, spacing_mm: Float3) -> tup
 
 
 def _distances(
-    source: np.ndarray, target: np.ndarray, spacing_mm: Float3, places: np.ndarray, place_mm: np.ndarray
+    source: np.ndarray,
+    target: np.ndarray,
+    spacing_mm: Float3,
+    places: np.ndarray,
+    place_mm: np.ndarray,
 ) -> np.ndarray:
     strides = np.array([source.shape[1] * source.shape[2], source.shape[2], 1])
     points = np.flatnonzero(source)

@@ -31,7 +31,11 @@ def surfel_areas_mm2(spacing_mm: Float3) -> np.ndarray:
     codes, triangles = _triangles()
     corners = triangles * np.asarray(spacing_mm, dtype=np.float64)
     sides = corners[:, 1:] - corners[:, :1]
-    areas = np.bincount(codes, weights=0.5 * np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=1), minlength=256)
+    areas = np.bincount(
+        codes,
+        weights=0.5 * np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=1),
+        minlength=256,
+    )
     areas.setflags(write=False)
     return areas
 
@@ -45,7 +49,9 @@ def _triangles() -> tuple[np.ndarray, np.ndarray]:
         if len(filled) > 4:
             filled = set(CORNERS) - filled
         for polygon in _polygons(filled):
-            start = next((i for i, (z, y, x) in enumerate(polygon) if (1 - z, 1 - y, 1 - x) in polygon), 0)
+            start = next(
+                (i for i, (z, y, x) in enumerate(polygon) if (1 - z, 1 - y, 1 - x) in polygon), 0
+            )
             points = polygon[start:] + polygon[:start]
             triangles += [(points[0], points[i], points[i + 1]) for i in range(1, len(points) - 1)]
             codes += [code] * (len(points) - 2)

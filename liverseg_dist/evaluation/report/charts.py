@@ -18,8 +18,12 @@ SIZE_NAMES = {"under_10mm": "under 10 mm", "10_to_20mm": "10 to 20 mm", "over_20
 def all_charts(summary: dict[str, Any], cases: Sequence[Case]) -> dict[str, Markup]:
     """Charts by name; a chart without any point is left out."""
     made = {
-        "dice": distribution(summary, cases, "dice", "Dice per case", svg.Axis(0, 1, 70, WIDTH - 20)),
-        "nsd": distribution(summary, cases, "nsd_2mm", "NSD at 2 mm per case", svg.Axis(0, 1, 70, WIDTH - 20)),
+        "dice": distribution(
+            summary, cases, "dice", "Dice per case", svg.Axis(0, 1, 70, WIDTH - 20)
+        ),
+        "nsd": distribution(
+            summary, cases, "nsd_2mm", "NSD at 2 mm per case", svg.Axis(0, 1, 70, WIDTH - 20)
+        ),
         "hd95": distance_distribution(summary, cases, "hd95_mm", "HD95"),
         "assd": distance_distribution(summary, cases, "assd_mm", "ASSD"),
         "recall_by_size": recall_by_size(summary),
@@ -41,7 +45,11 @@ def distribution(
     points = 0
     for row, structure in enumerate(STRUCTURES):
         centre = 58 + 86 * row
-        values = [(case[structure][metric], case["case_id"]) for case in cases if case[structure][metric] is not None]
+        values = [
+            (case[structure][metric], case["case_id"])
+            for case in cases
+            if case[structure][metric] is not None
+        ]
         points += len(values)
         marks.append(svg.text(60, centre + 4, structure, "end"))
         spread = summary[structure]["spread"][key]
@@ -53,7 +61,9 @@ def distribution(
     return svg.picture(WIDTH, height, marks, f"{title}: one dot a case") if points else None
 
 
-def distance_distribution(summary: dict[str, Any], cases: Sequence[Case], metric: str, name: str) -> Markup | None:
+def distance_distribution(
+    summary: dict[str, Any], cases: Sequence[Case], metric: str, name: str
+) -> Markup | None:
     """`distribution` on a logarithmic axis; what is below its start is drawn there."""
     values = [case[s][metric] for case in cases for s in STRUCTURES if case[s][metric] is not None]
     axis = svg.Axis(0.2, svg.nice_high(values, 10.0), 70, WIDTH - 20, log=True)
@@ -70,35 +80,61 @@ def recall_by_size(summary: dict[str, Any]) -> Markup | None:
     total = 0
     for number, name in enumerate(SIZE_CLASSES):
         middle = left + step * (number + 0.5)
-        for side, threshold, label in ((-1, "iou_0", "any overlap"), (1, "iou_50", "IoU above 0.5")):
+        for side, threshold, label in (
+            (-1, "iou_0", "any overlap"),
+            (1, "iou_50", "IoU above 0.5"),
+        ):
             part = detection[threshold]["recall_by_size"][name]
             total += part["lesions"]
             if part["recall"] is None:
                 continue
             x = middle + (-52 if side < 0 else 4)
             hint = f"{label}: {part['detected']} of {part['lesions']}"
-            marks.append(svg.rect(x, y(part["recall"]), 48, bottom - y(part["recall"]), f"bar {threshold}", hint))
-            marks.append(svg.text(x + 24, y(part["recall"]) - 5, f"{part['recall']:.2f}", "middle", "value"))
+            marks.append(
+                svg.rect(
+                    x, y(part["recall"]), 48, bottom - y(part["recall"]), f"bar {threshold}", hint
+                )
+            )
+            marks.append(
+                svg.text(x + 24, y(part["recall"]) - 5, f"{part['recall']:.2f}", "middle", "value")
+            )
         lesions = detection["iou_0"]["recall_by_size"][name]["lesions"]
         marks.append(svg.text(middle, bottom + 18, SIZE_NAMES[name], "middle"))
-        marks.append(svg.text(middle, bottom + 34, f"{lesions} lesion{'' if lesions == 1 else 's'}", "middle", "tick"))
+        marks.append(
+            svg.text(
+                middle,
+                bottom + 34,
+                f"{lesions} lesion{'' if lesions == 1 else 's'}",
+                "middle",
+                "tick",
+            )
+        )
     marks.append(svg.line(left, bottom, WIDTH - 20, bottom, "axis"))
     return svg.picture(WIDTH, height, marks, "Recall of lesions by size") if total else None
 
 
 def dice_by_size(cases: Sequence[Case]) -> Markup | None:
     """One dot a true lesion: Dice with its match over diameter."""
-    lesions = [(case["case_id"], row) for case in cases for row in case["lesions"] if row["side"] == "truth"]
+    lesions = [
+        (case["case_id"], row)
+        for case in cases
+        for row in case["lesions"]
+        if row["side"] == "truth"
+    ]
     if not lesions:
         return None
     diameters = [row["diameter_mm"] for _, row in lesions]
-    x = svg.Axis(max(1.0, min(diameters) * 0.8), svg.nice_high(diameters, 30.0), 62, WIDTH - 20, log=True)
+    x = svg.Axis(
+        max(1.0, min(diameters) * 0.8), svg.nice_high(diameters, 30.0), 62, WIDTH - 20, log=True
+    )
     y = svg.Axis(0, 1, 206, 16)
     marks = svg.x_axis(x, 206, 16, "diameter of the true lesion, mm") + svg.y_axis(
         y, 62, WIDTH - 20, "Dice of its match"
     )
     for case_id, row in lesions:
-        kind = "iou_50" if row["detected_iou_50"] else "iou_0" if row["detected_iou_0"] else "missed"
+        kind = (
+            "iou_50" if row["detected_iou_50"] else "iou_0" if row["detected_iou_0"] else "missed"
+        )
         hint = f"{case_id}, lesion {row['number']}: {row['diameter_mm']:.1f} mm, Dice {row['dice']:.3f}"
         marks.append(svg.circle(x(row["diameter_mm"]), y(row["dice"]), 3.6, f"dot {kind}", hint))
     return svg.picture(WIDTH, 250, marks, "Dice of lesions over their size")
@@ -112,7 +148,9 @@ def burden(cases: Sequence[Case]) -> Markup | None:
     values = [100 * case["burden"][side] for case in known for side in ("truth", "prediction")]
     high = svg.nice_high(values, 1.0)
     x, y = svg.Axis(0, high, 62, WIDTH - 20), svg.Axis(0, high, 230, 16)
-    marks = svg.x_axis(x, 230, 16, "true burden, %") + svg.y_axis(y, 62, WIDTH - 20, "predicted burden, %")
+    marks = svg.x_axis(x, 230, 16, "true burden, %") + svg.y_axis(
+        y, 62, WIDTH - 20, "predicted burden, %"
+    )
     marks.append(svg.line(x(0), y(0), x(high), y(high), "agreement"))
     for case in known:
         truth, prediction = 100 * case["burden"]["truth"], 100 * case["burden"]["prediction"]
@@ -127,19 +165,29 @@ def volume_error(cases: Sequence[Case]) -> Markup | None:
     for case in cases:
         score = case["tumour"]
         if score["truth_ml"] > 0 or score["prediction_ml"] > 0:
-            shown.append((max(score["truth_ml"], 0.1), score["volume_error_ml"], "tumour", case["case_id"]))
+            shown.append(
+                (max(score["truth_ml"], 0.1), score["volume_error_ml"], "tumour", case["case_id"])
+            )
     if not shown:
         return None
     bound = svg.nice_high([abs(error) for _, error, _, _ in shown], 1.0)
     volumes = [volume for volume, _, _, _ in shown]
-    x = svg.Axis(max(0.1, 0.7 * min(volumes)), svg.nice_high(volumes, 10.0), 62, WIDTH - 20, log=True)
+    x = svg.Axis(
+        max(0.1, 0.7 * min(volumes)), svg.nice_high(volumes, 10.0), 62, WIDTH - 20, log=True
+    )
     y = svg.Axis(-bound, bound, 230, 16)
     marks = svg.x_axis(x, 230, 16, "true tumour volume, ml (logarithmic; none at 0.1)")
     marks += svg.y_axis(y, 62, WIDTH - 20, "predicted minus true, ml")
     marks.append(svg.line(62, y(0), WIDTH - 20, y(0), "agreement"))
     for volume, error, kind, case_id in shown:
         marks.append(
-            svg.circle(x(volume), y(error), 4, f"dot {kind}", f"{case_id}: {error:+.1f} ml of {volume:.1f} ml")
+            svg.circle(
+                x(volume),
+                y(error),
+                4,
+                f"dot {kind}",
+                f"{case_id}: {error:+.1f} ml of {volume:.1f} ml",
+            )
         )
     return svg.picture(WIDTH, 270, marks, "Volume error of tumours")
 
@@ -150,7 +198,9 @@ def calibration(summary: dict[str, Any]) -> Markup | None:
     if not pooled:
         return None
     x, y = svg.Axis(0, 1, 62, WIDTH - 20), svg.Axis(0, 1, 230, 16)
-    marks = svg.x_axis(x, 230, 16, "predicted probability") + svg.y_axis(y, 62, WIDTH - 20, "share of true voxels")
+    marks = svg.x_axis(x, 230, 16, "predicted probability") + svg.y_axis(
+        y, 62, WIDTH - 20, "share of true voxels"
+    )
     marks.append(svg.line(x(0), y(0), x(1), y(1), "agreement"))
     for structure, bins in pooled.items():
         points = [(p, s, v) for p, s, v in zip(*(bins[k] for k in _BIN_KEYS), strict=True) if v]
@@ -166,7 +216,10 @@ _BIN_KEYS = ("probability", "true_share", "voxels")
 
 
 def _swarm(
-    values: Sequence[tuple[float, str]], axis: Callable[[float], float], centre: float, structure: str
+    values: Sequence[tuple[float, str]],
+    axis: Callable[[float], float],
+    centre: float,
+    structure: str,
 ) -> list[Markup]:
     """Dots beside each other where they would lie on each other."""
     radius = 3.4 if len(values) <= 150 else 2.0
@@ -180,5 +233,9 @@ def _swarm(
         taken[bin_number] = level + 1
         level %= levels
         shift = (level + 1) // 2 * (1 if level % 2 else -1) * 2 * radius
-        marks.append(svg.circle(x, round(centre + shift, 1), radius, f"dot {structure}", f"{case_id}: {value:.4g}"))
+        marks.append(
+            svg.circle(
+                x, round(centre + shift, 1), radius, f"dot {structure}", f"{case_id}: {value:.4g}"
+            )
+        )
     return marks

@@ -28,12 +28,19 @@ Case = dict[str, Any]
 def write_cases_csv(file: Path, cases: Iterable[Case], failures: Mapping[str, str]) -> None:
     """Failed cases have a row with status `failed` and the error."""
     rows = [_case_row(case, structure) for case in cases for structure in STRUCTURES]
-    rows += [{"case_id": case_id, "status": "failed", "error": error} for case_id, error in failures.items()]
+    rows += [
+        {"case_id": case_id, "status": "failed", "error": error}
+        for case_id, error in failures.items()
+    ]
     _write(file, CASE_COLUMNS, rows)
 
 
 def write_lesions_csv(file: Path, cases: Iterable[Case]) -> None:
-    _write(file, LESION_COLUMNS, [_lesion_row(case["case_id"], lesion) for case in cases for lesion in case["lesions"]])
+    _write(
+        file,
+        LESION_COLUMNS,
+        [_lesion_row(case["case_id"], lesion) for case in cases for lesion in case["lesions"]],
+    )
 
 
 def _case_row(case: Case, structure: str) -> dict[str, object]:

@@ -107,13 +107,23 @@ def render_report(
 
 def worst_first_key(case: Case) -> tuple[float, float, str]:
     """Sort key, worst first: mean Dice of the two structures, then HD95 of the liver."""
-    return (case["liver"]["dice"] + case["tumour"]["dice"]) / 2, -(case["liver"]["hd95_mm"] or 0.0), case["case_id"]
+    return (
+        (case["liver"]["dice"] + case["tumour"]["dice"]) / 2,
+        -(case["liver"]["hd95_mm"] or 0.0),
+        case["case_id"],
+    )
 
 
-def cases_to_show(cases: Sequence[Case], worst: int = NUM_WORST, best: int = NUM_BEST) -> list[tuple[str, Case]]:
+def cases_to_show(
+    cases: Sequence[Case], worst: int = NUM_WORST, best: int = NUM_BEST
+) -> list[tuple[str, Case]]:
     """The worst and the best cases with `worst` or `best`; each once, cases without any mask left out."""
-    ranked = sorted((case for case in cases if case["liver"]["truth_voxels"] > 0), key=worst_first_key)
-    worst = min(worst, max(len(ranked) - best, (len(ranked) + 1) // 2))  # of few cases, too, some are the best
+    ranked = sorted(
+        (case for case in cases if case["liver"]["truth_voxels"] > 0), key=worst_first_key
+    )
+    worst = min(
+        worst, max(len(ranked) - best, (len(ranked) + 1) // 2)
+    )  # of few cases, too, some are the best
     chosen = [("worst", case) for case in ranked[:worst]]
     rest = ranked[worst:]
     return chosen + [("best", case) for case in rest[::-1][:best]]
@@ -152,14 +162,21 @@ def _flat(group: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Leaves of nested mappings with dotted names."""
     leaves: list[tuple[str, Any]] = []
     for key, value in group.items():
-        leaves += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+        leaves += (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else [(f"{prefix}{key}", value)]
+        )
     return leaves
 
 
 def _plain(value: object) -> str:
     """As in a settings file: no quotes, no None."""
     if isinstance(value, (list, tuple)):
-        return ", ".join(f"({_plain(item)})" if isinstance(item, (list, tuple)) else _plain(item) for item in value)
+        return ", ".join(
+            f"({_plain(item)})" if isinstance(item, (list, tuple)) else _plain(item)
+            for item in value
+        )
     if value is None or isinstance(value, bool):
         return "none" if value is None else "yes" if value else "no"
     return str(value)

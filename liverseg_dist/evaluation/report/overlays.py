@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from liverseg_dist.evaluation.metrics.boxes import Box, joint_box
 from liverseg_dist.evaluation.ledger import file_name
+from liverseg_dist.evaluation.metrics.boxes import Box, joint_box
 from liverseg_dist.evaluation.report.surface_points import surface_points
 from liverseg_dist.files import write_bytes, write_json
 from liverseg_dist.labels import IGNORE, TUMOUR
@@ -62,7 +62,9 @@ class Scene:
     first_slice: tuple[int, int, int]
 
 
-def render_case(prediction: Volume, truth: Volume, image: Volume | None = None) -> dict[str, Any] | None:
+def render_case(
+    prediction: Volume, truth: Volume, image: Volume | None = None
+) -> dict[str, Any] | None:
     """Pictures of a case as a JSON-able dict; None where both masks are empty.
 
     All volumes lie on one grid (`image` in HU may be left out). Strips of frames are data URIs: `ct` (JPEG, may be
@@ -83,7 +85,9 @@ def render_case(prediction: Volume, truth: Volume, image: Volume | None = None) 
 def make_scene(prediction: Volume, truth: Volume, image: Volume | None = None) -> Scene | None:
     """Turn to display orientation and cut to the joint bounding box with a margin; None where both are empty."""
     turned = [volume.reoriented(DISPLAY_ORIENTATION) for volume in (prediction, truth)]
-    masks = [np.where(volume.voxels == IGNORE, 0, volume.voxels).astype(np.uint8) for volume in turned]
+    masks = [
+        np.where(volume.voxels == IGNORE, 0, volume.voxels).astype(np.uint8) for volume in turned
+    ]
     inner = joint_box(masks[0], masks[1], margin=0)
     if inner is None:
         return None
@@ -111,19 +115,27 @@ def overlay_picture(scene: Scene, plane: str, index: int, scale: float = 1.0) ->
     size = _frame_size(scene, plane, scale)
     ground = _ct_frame(scene, plane, index, size)
     return _blended(
-        np.full(size, 24, np.uint8) if ground is None else ground, _overlay_frame(scene, plane, index, size)
+        np.full(size, 24, np.uint8) if ground is None else ground,
+        _overlay_frame(scene, plane, index, size),
     )
 
 
 def contact_sheet(scene: Scene) -> bytes:
     """The three planes side by side through the place that matters, as PNG."""
-    frames = [overlay_picture(scene, plane, _worst_index(scene, plane), scale=1.6) for plane in PLANES]
+    frames = [
+        overlay_picture(scene, plane, _worst_index(scene, plane), scale=1.6) for plane in PLANES
+    ]
     height = max(frame.shape[0] for frame in frames)
-    padded = [np.pad(frame, ((0, height - frame.shape[0]), (0, 6), (0, 0)), constant_values=255) for frame in frames]
+    padded = [
+        np.pad(frame, ((0, height - frame.shape[0]), (0, 6), (0, 0)), constant_values=255)
+        for frame in frames
+    ]
     return _encode(Image.fromarray(np.concatenate(padded, axis=1)[:, :-6]), "PNG", optimize=True)
 
 
-def save_pictures(folder: Path, case_id: str, prediction: Volume, truth: Volume, image: Volume | None = None) -> None:
+def save_pictures(
+    folder: Path, case_id: str, prediction: Volume, truth: Volume, image: Volume | None = None
+) -> None:
     """Write `folder/<case>.json` for the report and `folder/<case>.png`; removes both where there is nothing to see."""
     scene = make_scene(prediction, truth, image)
     stem = folder / file_name(case_id)
@@ -151,12 +163,20 @@ def _is_sound(pictures: object) -> bool:
     """Whether a picture file holds what we write: it ends up inside a web page, so nothing else may."""
     try:
         planes = [pictures["planes"][plane] for plane in PLANES]  # type: ignore[index]
-        numbers = [plane[key] for plane in planes for key in ("width", "height", "columns", "rows", "frames", "start")]
-        images = [plane[key] for plane in planes for key in ("overlay", "ct") if plane[key] is not None]
+        numbers = [
+            plane[key]
+            for plane in planes
+            for key in ("width", "height", "columns", "rows", "frames", "start")
+        ]
+        images = [
+            plane[key] for plane in planes for key in ("overlay", "ct") if plane[key] is not None
+        ]
         surface = pictures["surface"]  # type: ignore[index]
         return (
             pictures["schema"] == SCHEMA  # type: ignore[index]
-            and all(isinstance(number, int) and number >= 0 for number in [*numbers, surface["count"]])
+            and all(
+                isinstance(number, int) and number >= 0 for number in [*numbers, surface["count"]]
+            )
             and all(_DATA_URI.fullmatch(image) for image in images)
             and _BASE64.fullmatch(surface["data"]) is not None
         )
@@ -169,13 +189,20 @@ def _strip(scene: Scene, plane: str) -> dict[str, Any]:
     axis = PLANES.index(plane)
     count = scene.truth.shape[axis]
     worst = _worst_index(scene, plane)
-    indices = sorted({*np.linspace(0, count - 1, min(count, MAX_FRAMES[plane])).round().astype(int).tolist(), worst})
+    indices = sorted(
+        {
+            *np.linspace(0, count - 1, min(count, MAX_FRAMES[plane])).round().astype(int).tolist(),
+            worst,
+        }
+    )
     columns = min(8, len(indices))
     overlay = _tiled([_overlay_frame(scene, plane, i, size) for i in indices], columns)
     ct = None
     if scene.grey is not None:
         tiles = _tiled([_ct_frame(scene, plane, i, size) for i in indices], columns)
-        ct = _data_uri(_encode(Image.fromarray(tiles), "JPEG", quality=JPEG_QUALITY, optimize=True), "jpeg")
+        ct = _data_uri(
+            _encode(Image.fromarray(tiles), "JPEG", quality=JPEG_QUALITY, optimize=True), "jpeg"
+        )
     return {
         "width": size[1],
         "height": size[0],
@@ -184,7 +211,9 @@ def _strip(scene: Scene, plane: str) -> dict[str, Any]:
         "frames": len(indices),
         "start": indices.index(worst),
         "slices": [scene.first_slice[axis] + i for i in indices],
-        "overlay": _data_uri(_encode(_palette_image(overlay), "PNG", optimize=True, transparency=_alphas()), "png"),
+        "overlay": _data_uri(
+            _encode(_palette_image(overlay), "PNG", optimize=True, transparency=_alphas()), "png"
+        ),
         "ct": ct,
     }
 
@@ -204,7 +233,9 @@ def _frame_size(scene: Scene, plane: str, scale: float = 1.0) -> tuple[int, int]
     """(height, width) in square pixels; all planes of a case share one scale."""
     extent_mm = [n * mm for n, mm in zip(scene.truth.shape, scene.spacing_mm, strict=True)]
     px_per_mm = scale * LONGEST_SIDE_PX / max(extent_mm)
-    height, width = (max(8, round(extent_mm[a] * px_per_mm)) for a in range(3) if a != PLANES.index(plane))
+    height, width = (
+        max(8, round(extent_mm[a] * px_per_mm)) for a in range(3) if a != PLANES.index(plane)
+    )
     return height, width
 
 
@@ -221,7 +252,9 @@ def _ct_frame(scene: Scene, plane: str, index: int, size: tuple[int, int]) -> np
 
 def _overlay_frame(scene: Scene, plane: str, index: int, size: tuple[int, int]) -> np.ndarray:
     """Palette codes (height, width) uint8."""
-    prediction, truth = (_nearest(_cut(mask, plane, index), size) for mask in (scene.prediction, scene.truth))
+    prediction, truth = (
+        _nearest(_cut(mask, plane, index), size) for mask in (scene.prediction, scene.truth)
+    )
     return _overlay_codes(prediction, truth, with_liver=scene.grey is None)
 
 
@@ -251,7 +284,9 @@ def _blended(grey: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def _nearest(cut: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, cut.shape, strict=True))
+    rows, columns = (
+        ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, cut.shape, strict=True)
+    )
     return cut[rows[:, None], columns]
 
 

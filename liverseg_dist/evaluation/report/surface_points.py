@@ -39,10 +39,16 @@ def surface_points(
     packed[:, :3] = np.clip(np.round((points[:, :3] - centre) * scale + 127.5), 0, 255)
     packed[:, 3:6] = np.round(points[:, 3:6] * 127 + 128)
     packed[:, 6] = points[:, 6]
-    return {"count": len(points), "kinds": list(KINDS), "data": base64.b64encode(packed.tobytes()).decode("ascii")}
+    return {
+        "count": len(points),
+        "kinds": list(KINDS),
+        "data": base64.b64encode(packed.tobytes()).decode("ascii"),
+    }
 
 
-def _tumours_by_fate(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tumours_by_fate(
+    prediction: np.ndarray, truth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     components = [find_components(mask, connectivity=26) for mask in (prediction, truth)]
     pairs = match_lesions(*components)
     found = np.isin(components[1].labels_zyx, [n for pair in pairs for n in pair.truth])
@@ -74,9 +80,13 @@ def _points(mask: np.ndarray, kind: int) -> np.ndarray:
     normal = -np.stack([slope[at] for slope in np.gradient(smooth)], axis=1)
     steepness = np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
     normal /= steepness
-    outwards = np.clip((smooth[at][:, None] - 0.5) / steepness, -1, 1)  # to where the smooth mask is a half: no stairs
+    outwards = np.clip(
+        (smooth[at][:, None] - 0.5) / steepness, -1, 1
+    )  # to where the smooth mask is a half: no stairs
     place = surface + normal * outwards
-    return np.concatenate([place[:, ::-1], normal[:, ::-1], np.full((len(surface), 1), kind)], axis=1)
+    return np.concatenate(
+        [place[:, ::-1], normal[:, ::-1], np.full((len(surface), 1), kind)], axis=1
+    )
 
 
 def _some(indices: np.ndarray, at_most: int) -> np.ndarray:

@@ -45,7 +45,9 @@ def nice_high(values: Sequence[float], least: float) -> float:
     """A round upper bound for an axis."""
     highest = max([*values, least])
     magnitude = 10.0 ** math.floor(math.log10(highest))
-    return next(m * magnitude for m in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if m * magnitude >= highest * 0.999)
+    return next(
+        m * magnitude for m in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if m * magnitude >= highest * 0.999
+    )
 
 
 def circle(x: float, y: float, radius: float, kind: str, title: str) -> Markup:
@@ -66,13 +68,18 @@ def rect(x: float, y: float, width: float, height: float, kind: str, title: str 
 
 
 def text(x: float, y: float, content: str, anchor: str = "start", kind: str = "label") -> Markup:
-    return Markup('<text x="{}" y="{}" text-anchor="{}" class="{}">{}</text>').format(x, y, anchor, kind, content)
+    return Markup('<text x="{}" y="{}" text-anchor="{}" class="{}">{}</text>').format(
+        x, y, anchor, kind, content
+    )
 
 
 def x_axis(axis: Axis, y: float, top: float, title: str) -> list[Markup]:
     marks = []
     for tick in axis.ticks():
-        marks += [line(axis(tick), top, axis(tick), y, "grid"), text(axis(tick), y + 15, shown(tick), "middle", "tick")]
+        marks += [
+            line(axis(tick), top, axis(tick), y, "grid"),
+            text(axis(tick), y + 15, shown(tick), "middle", "tick"),
+        ]
     return [*marks, text((axis.start + axis.stop) / 2, y + 32, title, "middle", "title")]
 
 
@@ -84,7 +91,9 @@ def y_axis(axis: Axis, x: float, right: float, title: str) -> list[Markup]:
             text(x - 6, axis(tick) + 4, shown(tick), "end", "tick"),
         ]
     middle = (axis.start + axis.stop) / 2
-    turned = Markup('<text transform="translate({},{}) rotate(-90)" text-anchor="middle" class="title">{}</text>')
+    turned = Markup(
+        '<text transform="translate({},{}) rotate(-90)" text-anchor="middle" class="title">{}</text>'
+    )
     return [*marks, turned.format(x - 48, middle, title)]
 
 

@@ -18,7 +18,11 @@ FIGURES = ("dice_per_case", "dice_global", "assd_mm", "hd95_mm", "nsd_1mm", "nsd
 
 
 def write_tensorboard(
-    folder: Path, summary: dict[str, Any], cases: Sequence[dict[str, Any]], pictures: Path, step: int
+    folder: Path,
+    summary: dict[str, Any],
+    cases: Sequence[dict[str, Any]],
+    pictures: Path,
+    step: int,
 ) -> Path:
     """Write `folder/tensorboard` anew: scalars, and the report's pictures (three planes of each case it shows).
 
@@ -34,7 +38,11 @@ def write_tensorboard(
             file = pictures / f"{file_name(case['case_id'])}.png"
             if file.is_file():
                 with Image.open(file) as picture:
-                    writer.picture(step, f"evaluation/{rank}/{case['case_id']}", np.asarray(picture.convert("RGB")))
+                    writer.picture(
+                        step,
+                        f"evaluation/{rank}/{case['case_id']}",
+                        np.asarray(picture.convert("RGB")),
+                    )
     finally:
         writer.close()
     return board
@@ -44,7 +52,13 @@ def headline_figures(summary: dict[str, Any]) -> dict[str, float]:
     """The defined ones of the main figures, by TensorBoard tag."""
     values = {f"evaluation/{s}/{name}": summary[s][name] for s in STRUCTURES for name in FIGURES}
     for threshold, found in summary["tumour"]["detection"].items():
-        values |= {f"evaluation/lesions/{name}_{threshold}": found[name] for name in ("precision", "recall")}
+        values |= {
+            f"evaluation/lesions/{name}_{threshold}": found[name]
+            for name in ("precision", "recall")
+        }
     values["evaluation/burden_rmse"] = summary["burden"]["rmse"]
-    values |= {f"evaluation/{name}/calibration_error": bins["ece"] for name, bins in summary["calibration"].items()}
+    values |= {
+        f"evaluation/{name}/calibration_error": bins["ece"]
+        for name, bins in summary["calibration"].items()
+    }
     return {name: value for name, value in values.items() if value is not None}

@@ -4,7 +4,7 @@ Each is a mean over samples, so the mean over micro-batches of equal size is the
 `batch_dice` couples the samples of a micro-batch.
 """
 
-from liverseg_dist.model.losses.combined import LossResult, SegmentationLoss, build_loss
 from liverseg_dist.model.losses.class_weights import class_weights, frequency_weights
+from liverseg_dist.model.losses.combined import LossResult, SegmentationLoss, build_loss
 
 __all__ = ["LossResult", "SegmentationLoss", "build_loss", "class_weights", "frequency_weights"]

@@ -25,7 +25,9 @@ def boundary_term(
 
 
 @torch.no_grad()
-def surface_distance(target: Tensor, known_B1DHW: Tensor, reach: int, spacing: Sequence[float]) -> Tensor:
+def surface_distance(
+    target: Tensor, known_B1DHW: Tensor, reach: int, spacing: Sequence[float]
+) -> Tensor:
     """Distance of each voxel's centre to the nearest known voxel of the other kind, over `reach` voxels of the finest
     axis; 1 from there on. As scipy's `distance_transform_edt` gives for either side.
     """
@@ -49,8 +51,14 @@ def _squared_distance(seed: Tensor, reach: int, spacing: Sequence[float]) -> Ten
         found = before.clone()
         for shift in range(1, min(length - 1, int(reach / step)) + 1):
             further = (shift * step) ** 2
-            near, far = found.narrow(axis, 0, length - shift), before.narrow(axis, shift, length - shift)
+            near, far = (
+                found.narrow(axis, 0, length - shift),
+                before.narrow(axis, shift, length - shift),
+            )
             torch.minimum(near, far + further, out=near)
-            near, far = found.narrow(axis, shift, length - shift), before.narrow(axis, 0, length - shift)
+            near, far = (
+                found.narrow(axis, shift, length - shift),
+                before.narrow(axis, 0, length - shift),
+            )
             torch.minimum(near, far + further, out=near)
     return found

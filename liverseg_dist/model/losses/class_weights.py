@@ -18,17 +18,25 @@ def frequency_weights(class_voxels: Sequence[int]) -> tuple[float, ...]:
     return tuple(value * len(raw) / sum(raw) for value in raw)
 
 
-def class_weights(config: LossConfig, class_voxels: Sequence[int] | None) -> tuple[float, ...] | None:
+def class_weights(
+    config: LossConfig, class_voxels: Sequence[int] | None
+) -> tuple[float, ...] | None:
     """What `loss.class_weights` means for a store with these counts; None: unweighted. Raises `UserError`."""
     if config.class_weights == "none":
         return None
     if config.class_weights == "auto":
         if class_voxels is None:
-            raise UserError("loss.class_weights=auto needs the store's class counts; give three numbers instead")
+            raise UserError(
+                "loss.class_weights=auto needs the store's class counts; give three numbers instead"
+            )
         return frequency_weights(class_voxels)
     weights = tuple(float(weight) for weight in config.class_weights)
     if len(weights) != NUM_CLASSES:
-        raise UserError(f"loss.class_weights has {len(weights)} numbers; background, liver and tumour need one each")
+        raise UserError(
+            f"loss.class_weights has {len(weights)} numbers; background, liver and tumour need one each"
+        )
     if min(weights) < 0 or sum(weights) == 0:
-        raise UserError(f"loss.class_weights = {list(weights)}: weights are 0 or more, and one at least is not 0")
+        raise UserError(
+            f"loss.class_weights = {list(weights)}: weights are 0 or more, and one at least is not 0"
+        )
     return weights

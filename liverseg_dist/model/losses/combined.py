@@ -9,8 +9,14 @@ from torch import Tensor, nn
 from liverseg_dist.config import LossConfig, ModelConfig
 from liverseg_dist.labels import IGNORE, NUM_CLASSES
 from liverseg_dist.model.losses.boundary import boundary_term
-from liverseg_dist.model.losses.terms import class_entropy, one_hot, region_entropy, subsample_label, tversky_index
 from liverseg_dist.model.losses.class_weights import class_weights
+from liverseg_dist.model.losses.terms import (
+    class_entropy,
+    one_hot,
+    region_entropy,
+    subsample_label,
+    tversky_index,
+)
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,17 @@ class SegmentationLoss(nn.Module):
         summands: list[Tensor] = []
         parts: dict[str, Tensor] = {}
         for level, (logits, share) in enumerate(zip(levels, shares, strict=True)):
-            ours = self._one(_at_least_float32(logits), subsample_label(label_BDHW, logits.shape[2:]), whole=level == 0)
+            ours = self._one(
+                _at_least_float32(logits),
+                subsample_label(label_BDHW, logits.shape[2:]),
+                whole=level == 0,
+            )
             for name, part in ours.items():
-                weight = scale[name] * share / sum(shares) if name in scale else self.config.boundary_weight
+                weight = (
+                    scale[name] * share / sum(shares)
+                    if name in scale
+                    else self.config.boundary_weight
+                )
                 summands.append(weight * part)
             if level == 0:
                 parts = {name: part.detach() for name, part in ours.items()}
@@ -77,7 +91,9 @@ class SegmentationLoss(nn.Module):
             wanted = target if self.regions else target[:, 1:]
             if self.overlap:
                 alpha = self.config.tversky_alpha if self.overlap == "tversky" else 0.5
-                index = tversky_index(probability * valid, wanted, alpha, 1 - alpha, self.config.batch_dice)
+                index = tversky_index(
+                    probability * valid, wanted, alpha, 1 - alpha, self.config.batch_dice
+                )
                 found["dice"] = 1 - index
             if self.boundary and whole:
                 found["boundary"] = boundary_term(
@@ -86,12 +102,16 @@ class SegmentationLoss(nn.Module):
         if self.cross:
             gamma = self.config.focal_gamma if self.cross == "focal" else 0.0
             entropy = (
-                region_entropy(logits, target, gamma) if logged is None else class_entropy(logged, label_BDHW, gamma)
+                region_entropy(logits, target, gamma)
+                if logged is None
+                else class_entropy(logged, label_BDHW, gamma)
             )
             found["ce"] = self._weighted_mean(entropy, label_BDHW, known)
         return found
 
-    def _weighted_mean(self, entropy_BDHW: Tensor, label_BDHW: Tensor, known_BDHW: Tensor) -> Tensor:
+    def _weighted_mean(
+        self, entropy_BDHW: Tensor, label_BDHW: Tensor, known_BDHW: Tensor
+    ) -> Tensor:
         """Per sample: sum of weight * entropy over valid voxels, divided by the sum of weights; then over samples."""
         weight = known_BDHW.to(entropy_BDHW.dtype)
         if self.class_weights is not None:

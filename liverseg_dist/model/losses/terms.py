@@ -13,7 +13,9 @@ SMOOTH = 1e-5
 that the truth lacks but the prediction has scores near 0, as with nnU-Net."""
 
 
-def tversky_index(probability: Tensor, target: Tensor, alpha: float, beta: float, batch: bool) -> Tensor:
+def tversky_index(
+    probability: Tensor, target: Tensor, alpha: float, beta: float, batch: bool
+) -> Tensor:
     """Mean over channels (and samples unless `batch`) of TP / (TP + alpha FP + beta FN); 0.5, 0.5 is soft Dice.
 
     https://arxiv.org/abs/1706.05721; https://arxiv.org/abs/1606.04797. Padding is zero in both inputs.
@@ -22,7 +24,9 @@ def tversky_index(probability: Tensor, target: Tensor, alpha: float, beta: float
     true = (probability * target).sum(axes)
     false_positive = probability.sum(axes) - true
     false_negative = target.sum(axes) - true
-    return ((true + SMOOTH) / (true + alpha * false_positive + beta * false_negative + SMOOTH)).mean()
+    return (
+        (true + SMOOTH) / (true + alpha * false_positive + beta * false_negative + SMOOTH)
+    ).mean()
 
 
 def class_entropy(log_probability: Tensor, label_BDHW: Tensor, gamma: float) -> Tensor:
@@ -63,4 +67,8 @@ def subsample_label(label_BDHW: Tensor, size: Sequence[int]) -> Tensor:
     if all(edge % small == 0 for edge, small in zip(edges, size, strict=True)):
         z, y, x = (edge // small for edge, small in zip(edges, size, strict=True))
         return label_BDHW[:, ::z, ::y, ::x]
-    return F.interpolate(label_BDHW.unsqueeze(1).float(), size=tuple(size), mode="nearest").squeeze(1).to(torch.uint8)
+    return (
+        F.interpolate(label_BDHW.unsqueeze(1).float(), size=tuple(size), mode="nearest")
+        .squeeze(1)
+        .to(torch.uint8)
+    )

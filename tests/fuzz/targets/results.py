@@ -7,14 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.journal import Journal, Rung
+from launch.sweep.sweep_config import SweepSettings
 from launch.sweep.sweep_page import best_of, render_sweep_page, steps_run
 from liverseg_dist.config.settings import load_settings_as
-from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.compare import compare_evaluations
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.evaluation.results import LEDGER, SUMMARY, load_results, rewrite_results, write_results
+from liverseg_dist.evaluation.metrics.case import score_case
+from liverseg_dist.evaluation.results import (
+    LEDGER,
+    SUMMARY,
+    load_results,
+    rewrite_results,
+    write_results,
+)
 from tests.fuzz.judge import Wrong
 from tests.fuzz.mutate import damaged, damaged_json
 
@@ -29,7 +35,11 @@ class LedgerTarget:
         ledger = Ledger(folder / LEDGER, {"weights": "a"})
         for number in range(3):
             masks = [rng.choice([0, 0, 0, 1, 2], (6, 7, 8)).astype(np.uint8) for _ in range(2)]
-            ledger.write(f"liver_{number}", score_case(f"liver_{number}", *masks, (2.0, 1.0, 1.0)), inputs=f"{number}")
+            ledger.write(
+                f"liver_{number}",
+                score_case(f"liver_{number}", *masks, (2.0, 1.0, 1.0)),
+                inputs=f"{number}",
+            )
         ledger.write_failure("liver_9", "the file ends early")
         write_results(folder, ledger.read_all(), ledger.failures(), {"title": "t"}, ledger)
         self.scores = {case["case_id"]: case for case in ledger.read_all()}
@@ -52,7 +62,9 @@ class LedgerTarget:
         results = load_results(case)
         for scores in results.cases:
             if scores != self.scores.get(scores["case_id"]):
-                raise Wrong(f"{scores['case_id']}: other scores than were written are taken for good")
+                raise Wrong(
+                    f"{scores['case_id']}: other scores than were written are taken for good"
+                )
         compare_evaluations(list(results.cases), list(results.cases))
         rewrite_results(results)
         ledger = Ledger(case / LEDGER, str(results.summary["ledger"]["fingerprint"]))
@@ -71,7 +83,10 @@ class JournalTarget:
             for number in range(3):
                 journal.begin(f"t{number}", {"train.learning_rate": 0.01 * (number + 1)})
                 for step in (100, 200):
-                    folds = {str(k): {"score": 0.5 + 0.01 * k, "liver": 0.9, "tumour": 0.1} for k in range(2)}
+                    folds = {
+                        str(k): {"score": 0.5 + 0.01 * k, "liver": 0.9, "tumour": 0.1}
+                        for k in range(2)
+                    }
                     decision = "continue" if step == 100 else ("end", "prune", "continue")[number]
                     journal.rung(f"t{number}", Rung.of(step, folds, decision, 3.0))
             journal.fail("t2", "out of memory")
@@ -101,12 +116,19 @@ class JournalTarget:
             raise Wrong(f"trials that were never so: {told!r}"[:900])
         best = best_of(trials)
         steps_run(trials, self.settings)
-        summary: dict[str, Any] = {"best": best and {"id": best.id}, "trials": [], "fold_hours": 0.0, "gpu_hours": 0.0}
+        summary: dict[str, Any] = {
+            "best": best and {"id": best.id},
+            "trials": [],
+            "fold_hours": 0.0,
+            "gpu_hours": 0.0,
+        }
         summary["last_session"] = {}
         render_sweep_page(self.settings, trials, {**summary, "steps_run": 1, "steps_unpruned": 1})
 
     def _told(self, trial: Any) -> str:
-        return json.dumps([trial.id, trial.params, [r.__dict__ for r in trial.rungs], trial.state, trial.reason])
+        return json.dumps(
+            [trial.id, trial.params, [r.__dict__ for r in trial.rungs], trial.state, trial.reason]
+        )
 
     def _whole_prefixes(self) -> list[list[str]]:
         """What the trials were after each line: a journal may lose its end, and nothing else."""

@@ -94,8 +94,12 @@ class CheckpointTarget:
     name = "checkpoint"
 
     def __init__(self, folder: Path) -> None:
-        self.tensors: Tensors = OrderedDict(a=torch.arange(12.0).view(3, 4), b=torch.arange(6, dtype=torch.int64))
-        self.state = {"progress": {"step": 5, "best_score": 0.5, "best_step": 4, "last_dice": {"liver": 0.9}}}
+        self.tensors: Tensors = OrderedDict(
+            a=torch.arange(12.0).view(3, 4), b=torch.arange(6, dtype=torch.int64)
+        )
+        self.state = {
+            "progress": {"step": 5, "best_score": 0.5, "best_step": 4, "last_dice": {"liver": 0.9}}
+        }
         checkpoints = Checkpoints(folder / "checkpoints", keep_last=2)
         checkpoints.save(5, self.tensors, self.state, wait=True)
         checkpoints.close()
@@ -116,7 +120,11 @@ class CheckpointTarget:
             files[MANIFEST] = json.dumps({"schema": 1, "sha256": sums}).encode()
         if chance.random() < 0.05:
             del files[chance.choice(sorted(files))]
-        step = case / "checkpoints" / chance.choice(("step_5", "step_5", "step_5", "step_²", "step_" + "9" * 30))
+        step = (
+            case
+            / "checkpoints"
+            / chance.choice(("step_5", "step_5", "step_5", "step_²", "step_" + "9" * 30))
+        )
         step.mkdir(parents=True)
         for name, raw in files.items():
             (step / name).write_bytes(raw)
@@ -132,12 +140,18 @@ class CheckpointTarget:
         finally:
             checkpoints.close()
         progress = parse_progress(state)
-        if not isinstance(progress.step, int) or isinstance(progress.step, bool) or progress.step < 0:
+        if (
+            not isinstance(progress.step, int)
+            or isinstance(progress.step, bool)
+            or progress.step < 0
+        ):
             raise Wrong(f"goes on at step {progress.step!r}")
         folder = case / "checkpoints" / f"step_{state['step']}"
         if json.loads((folder / STATE).read_text()) != state:
             raise Wrong("json reads another state")
         for file in folder.glob("*.safetensors"):
             for name, expected in tensors_of(file).items():
-                if name in tensors and not np.array_equal(tensors[name].numpy(), expected, equal_nan=True):
+                if name in tensors and not np.array_equal(
+                    tensors[name].numpy(), expected, equal_nan=True
+                ):
                     raise Wrong(f"{name} has other values in {file.name}")

@@ -12,8 +12,8 @@ import numpy as np
 from liverseg_dist.commands.score import read_mask
 from liverseg_dist.data.io.nifti import read_scan_file
 from liverseg_dist.errors import RunFailed, UserError
-from liverseg_dist.evaluation.score_folders import ScoreJob, ledger_for, score_pair
 from liverseg_dist.evaluation.pairing import pair_masks
+from liverseg_dist.evaluation.score_folders import ScoreJob, ledger_for, score_pair
 from tests.fuzz.judge import Wrong
 from tests.fuzz.mutate import damaged
 
@@ -28,7 +28,29 @@ RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 FIELD_VALUES: dict[str, tuple[Any, ...]] = {
     "dim": (0, 1, 2, -1, 5, 7, 8, 255, 1024, 32767, -32768),
     "pixdim": (0.0, -1.0, 1.0, -0.7, 0.005, 1e-38, 1e30, np.nan, np.inf, 99.0),
-    "datatype": (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1280, 1536, 1792, 2048, 2304, 11, 77, -1),
+    "datatype": (
+        0,
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        64,
+        128,
+        256,
+        512,
+        768,
+        1024,
+        1280,
+        1536,
+        1792,
+        2048,
+        2304,
+        11,
+        77,
+        -1,
+    ),
     "bitpix": (0, 1, 8, 16, 32, 64, 128, -8),
     "vox_offset": (0, 16, 348, 352, 353, 352.5, 400, 1e4, 1e12, -352, np.nan, np.inf),
     "scl_slope": (0, 1, -1, 2.5, 1e-30, 1e30, np.nan, np.inf),
@@ -44,7 +66,9 @@ FLOATS = (0.0, 1.0, -1.0, 0.5, 5.0, 1e6, 1e30, np.nan, np.inf, 1e-40)
 def any_scan(chance: Random) -> nib.Nifti1Image:
     kind, order = chance.choice(KINDS), chance.choice("<>")
     dtype = RGB if kind == "rgb" else np.dtype(kind)
-    noise = np.random.default_rng(chance.randrange(1000)).integers(0, chance.choice((3, 100, 60_000)), SHAPE_XYZ)
+    noise = np.random.default_rng(chance.randrange(1000)).integers(
+        0, chance.choice((3, 100, 60_000)), SHAPE_XYZ
+    )
     voxels = np.zeros(SHAPE_XYZ, dtype) if kind == "rgb" else noise.astype(dtype)
     if dtype.kind == "f" and chance.random() < 0.3:
         voxels.flat[chance.randrange(voxels.size)] = chance.choice((np.nan, np.inf, 0.5, 1e30))
@@ -97,7 +121,14 @@ def scan_bytes(chance: Random) -> bytes:
 
 def file_name(chance: Random) -> str:
     return chance.choice(
-        ("scan.nii", "scan.nii.gz", "scan", "Leber groß 肝.nii.gz", "two words.nii", "a'b\"c;$x.nii.gz")
+        (
+            "scan.nii",
+            "scan.nii.gz",
+            "scan",
+            "Leber groß 肝.nii.gz",
+            "two words.nii",
+            "a'b\"c;$x.nii.gz",
+        )
     )
 
 
@@ -110,7 +141,9 @@ def reference(path: Path) -> nib.Nifti1Image:
     size = make.header_class.sizeof_hdr
     raw = raw[:size] + bytes(4) + raw[size + 4 :]  # extensions are not looked at
     header = make.header_class(raw[:size], check=False)
-    if header["vox_offset"] == 0:  # right behind the header, as NIfTI's own library has it; nibabel would read that
+    if (
+        header["vox_offset"] == 0
+    ):  # right behind the header, as NIfTI's own library has it; nibabel would read that
         header["vox_offset"] = make.header_class.single_vox_offset
         raw = header.binaryblock + raw[size:]
     return make.from_bytes(raw)
@@ -145,7 +178,10 @@ class NiftiTarget:
             if getattr(error, "code", "").startswith("label"):
                 return
             raise Wrong(f"read as an image, but as a label: {error}") from None
-        if not np.allclose(label.voxels, scan.volume.voxels, atol=1e-3) or label.grid != scan.volume.grid:
+        if (
+            not np.allclose(label.voxels, scan.volume.voxels, atol=1e-3)
+            or label.grid != scan.volume.grid
+        ):
             raise Wrong("as a label it has other voxels than as an image")
 
     def _compare(self, voxels: np.ndarray, affine: np.ndarray, path: Path) -> None:
@@ -157,10 +193,14 @@ class NiftiTarget:
         except Exception as error:
             raise Wrong(f"nibabel refuses it: {type(error).__name__}: {error}") from None
         expected = expected.reshape(expected.shape[-3:]).astype(np.float32)
-        if not np.allclose(voxels.astype(np.float32), expected, rtol=1e-5, atol=1e-5, equal_nan=True):
+        if not np.allclose(
+            voxels.astype(np.float32), expected, rtol=1e-5, atol=1e-5, equal_nan=True
+        ):
             raise Wrong("nibabel reads other voxels")
         if not np.allclose(affine, image.affine, atol=1e-4):
-            raise Wrong(f"nibabel has another affine: {image.affine.tolist()}, ours {affine.tolist()}")
+            raise Wrong(
+                f"nibabel has another affine: {image.affine.tolist()}, ours {affine.tolist()}"
+            )
 
 
 class ScoreTarget:
@@ -174,7 +214,9 @@ class ScoreTarget:
     def make(self, case: Path, chance: Random) -> None:
         rng = np.random.default_rng(chance.randrange(1000))
         affine = chance.choice(AFFINES)
-        name = chance.choice(("liver_1.nii.gz", "liver_1.nii", "Leber 肝.nii.gz", "<b>.nii.gz", "volume-3.nii"))
+        name = chance.choice(
+            ("liver_1.nii.gz", "liver_1.nii", "Leber 肝.nii.gz", "<b>.nii.gz", "volume-3.nii")
+        )
         for side in ("prediction", "truth"):
             (case / side).mkdir()
             voxels = rng.choice([0, 0, 1, 2, *([255] if chance.random() < 0.2 else [])], SHAPE_XYZ)
@@ -186,7 +228,9 @@ class ScoreTarget:
                 raw = with_odd_fields(raw, type(image.header), "<", chance)
             elif chance.random() < 0.4:
                 raw = damaged(raw, chance)
-            (case / side / name).write_bytes(gzip.compress(raw, 1) if chance.random() < 0.5 else raw)
+            (case / side / name).write_bytes(
+                gzip.compress(raw, 1) if chance.random() < 0.5 else raw
+            )
 
     def check(self, case: Path) -> None:
         (pair,) = pair_masks(case / "prediction", case / "truth").pairs

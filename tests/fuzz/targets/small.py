@@ -19,5 +19,8 @@ def small_settings() -> Settings:
     intensity = IntensityConfig(lower_hu=-100, upper_hu=240, mean=0.5, std=0.2)
     data = settings.data.model_copy(update={"spacing_mm": (2.0, 1.5, 1.5), "intensity": intensity})
     return settings.model_copy(
-        update={"data": data, "model": resolve_topology(settings.model, data.patch_size, (2.0, 1.5, 1.5))}
+        update={
+            "data": data,
+            "model": resolve_topology(settings.model, data.patch_size, (2.0, 1.5, 1.5)),
+        }
     )

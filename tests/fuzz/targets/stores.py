@@ -13,8 +13,8 @@ import zarr
 
 from liverseg_dist.config import DataConfig
 from liverseg_dist.data.loading.array_reader import StoreReader
-from liverseg_dist.data.loading.shard_reader import ChunkError
 from liverseg_dist.data.loading.case_source import PatchSource
+from liverseg_dist.data.loading.shard_reader import ChunkError
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.data.store.verify_store import verify_store
 from liverseg_dist.errors import RunFailed, UserError
@@ -33,9 +33,13 @@ class StoreTarget:
     def __init__(self, folder: Path) -> None:
         source = write_source(folder / "source", cases=3, shape=(66, 24, 28))
         self.whole = folder / "store.zarr"
-        code, _ = convert(source, self.whole, "convert.splits.folds=2", "convert.splits.test_fraction=0.3")
+        code, _ = convert(
+            source, self.whole, "convert.splits.folds=2", "convert.splits.test_fraction=0.3"
+        )
         assert code == 0
-        self.files = sorted(p for p in self.whole.rglob("*") if p.is_file() and ".liverseg" not in p.parts)
+        self.files = sorted(
+            p for p in self.whole.rglob("*") if p.is_file() and ".liverseg" not in p.parts
+        )
 
     def make(self, case: Path, chance: Random) -> None:
         store = case / "store.zarr"
@@ -46,7 +50,9 @@ class StoreTarget:
         names = [p.relative_to(self.whole).as_posix() for p in self.files]
         metadata = [name for name in names if name.endswith("zarr.json") and "/" in name]
         shards = [name for name in names if "/c/" in name]
-        wanted = chance.choice((["zarr.json"], ["zarr.json"], metadata, metadata, shards, ["SHA256SUMS"], names))
+        wanted = chance.choice(
+            (["zarr.json"], ["zarr.json"], metadata, metadata, shards, ["SHA256SUMS"], names)
+        )
         file = store / chance.choice(wanted)
         raw = file.read_bytes()
         if file.name == "zarr.json":
@@ -87,7 +93,14 @@ class StoreTarget:
 
     def _whole(self, path: Path) -> None:
         store = CaseStore.open(path)
-        store.name, store.spacing_mm, store.intensity, store.convert, store.audit, store.class_voxels  # noqa: B018
+        (
+            store.name,
+            store.spacing_mm,
+            store.intensity,
+            store.convert,
+            store.audit,
+            store.class_voxels,
+        )
         for part in ("train", "validation", "test"):
             for fold in (0, 1, "all"):
                 store.ids(part, fold)  # type: ignore[arg-type]
@@ -116,7 +129,9 @@ class StoreTarget:
                     array.read_box((0, 0, 0), ours)
                     theirs = self._zarr(path, f"cases/{case_id}/{name}", box)
                     if theirs is not None and not np.array_equal(ours, theirs):
-                        raise Wrong(f"zarr-python reads other voxels of {case_id}/{name} than the loader")
+                        raise Wrong(
+                            f"zarr-python reads other voxels of {case_id}/{name} than the loader"
+                        )
         finally:
             reader.close()
 
@@ -137,7 +152,10 @@ class StoreTarget:
                 array: Any = zarr.open_group(str(path), mode="r")[name]
             else:
                 array = zarr.open_array(str(path), path=name, mode="r")
-            if math.prod(array.shape) > 1 << 24 or math.prod(array.shards or array.chunks) > 1 << 24:
+            if (
+                math.prod(array.shape) > 1 << 24
+                or math.prod(array.shards or array.chunks) > 1 << 24
+            ):
                 return None
             return np.asarray(array[tuple(map(slice, box))] if box else array[...])
         except Exception:
@@ -155,7 +173,9 @@ def signed(raw: bytes, chance: Random) -> bytes:
     """A shard whose index lies, with the right checksum: what no bit rot makes, but a person could."""
     body, count = bytearray(raw), 2 + chance.randrange(6)
     at = len(body) - 4 - 8 * chance.randrange(1, count)
-    value = chance.choice((0, 1, 2**31, 2**40, 2**62, 2**63, 2**64 - 1, 2**64 - 2, len(raw), len(raw) - 4))
+    value = chance.choice(
+        (0, 1, 2**31, 2**40, 2**62, 2**63, 2**64 - 1, 2**64 - 2, len(raw), len(raw) - 4)
+    )
     body[at : at + 8] = value.to_bytes(8, "little")
     index = bytes(body[-4 - 8 * count : -4])
     body[-4:] = google_crc32c.value(index).to_bytes(4, "little")

@@ -22,7 +22,9 @@ INDEX = {
     "modality": {"0": "CT"},
     "labels": {"0": "background", "1": "liver", "2": "cancer"},
     "numTraining": 2,
-    "training": [{"image": f"./imagesTr/a_{n}.nii.gz", "label": f"./labelsTr/a_{n}.nii.gz"} for n in (1, 2)],
+    "training": [
+        {"image": f"./imagesTr/a_{n}.nii.gz", "label": f"./labelsTr/a_{n}.nii.gz"} for n in (1, 2)
+    ],
     "test": ["./imagesTs/a_3.nii.gz"],
 }
 
@@ -39,7 +41,9 @@ class IndexTarget:
         for name in ("imagesTr/a_1.nii.gz", "labelsTr/a_1.nii.gz", "imagesTs/a_3.nii.gz"):
             (case / name).parent.mkdir(exist_ok=True)
             (case / name).touch()
-        (case / "dataset.json").write_bytes(damaged_json(INDEX, chance, ensure_ascii=chance.random() < 0.5))
+        (case / "dataset.json").write_bytes(
+            damaged_json(INDEX, chance, ensure_ascii=chance.random() < 0.5)
+        )
 
     def check(self, case: Path) -> None:
         dataset = read_dataset(case)
@@ -49,15 +53,22 @@ class IndexTarget:
         for part, cases in (("training", dataset.training), ("test", dataset.test)):
             entries = [e["image"] if isinstance(e, dict) else e for e in content.get(part, [])]
             images = {
-                case / PurePosixPath(entry) for entry in entries if not PurePosixPath(entry).name.startswith("._")
+                case / PurePosixPath(entry)
+                for entry in entries
+                if not PurePosixPath(entry).name.startswith("._")
             }
             if {c.image for c in cases} != images:
-                raise Wrong(f"{part}: {sorted(str(c.image) for c in cases)}, the index says {sorted(map(str, images))}")
+                raise Wrong(
+                    f"{part}: {sorted(str(c.image) for c in cases)}, the index says {sorted(map(str, images))}"
+                )
             for found in cases:
                 for path in (found.image, found.label):
                     if path is not None and (".." in path.parts or not path.is_relative_to(case)):
                         raise Wrong(f"{path} leaves the folder")
-        texts = [dataset.name, *(f.message for c in (*dataset.training, *dataset.test) for f in c.findings)]
+        texts = [
+            dataset.name,
+            *(f.message for c in (*dataset.training, *dataset.test) for f in c.findings),
+        ]
         texts += [note.message for note in dataset.notes]
         if not all(text.isprintable() for text in texts):
             raise Wrong(f"control characters get through: {texts!r}"[:500])
@@ -108,7 +119,9 @@ class ConfigTarget:
             raw = chance.choice((*BOMBS, DICT_BOMB)).encode()
         elif how <= 6:
             tree = yaml.safe_load(text)
-            raw = json_text(damaged_tree(tree, chance))  # JSON is YAML, and says more than yaml.dump would write
+            raw = json_text(
+                damaged_tree(tree, chance)
+            )  # JSON is YAML, and says more than yaml.dump would write
         else:
             raw = damaged(text.encode(), chance)
         overrides = [self._override(chance) for _ in range(chance.choice((0, 0, 1, 2)))]
@@ -117,12 +130,34 @@ class ConfigTarget:
 
     def _override(self, chance: Random) -> str:
         key = chance.choice(
-            ("seed", "train.learning_rate", "model.features", "data.patch_size", "train", "x.y", "", ".")
+            (
+                "seed",
+                "train.learning_rate",
+                "model.features",
+                "data.patch_size",
+                "train",
+                "x.y",
+                "",
+                ".",
+            )
         )
         value = chance.choice(
-            (*TEXTS, *map(str, NUMBERS), *BOMBS, "{a: b}", "[1,", "2001-02-30", "&a [*a]", "!!set {a}", "1e-3", "[4,8]")
+            (
+                *TEXTS,
+                *map(str, NUMBERS),
+                *BOMBS,
+                "{a: b}",
+                "[1,",
+                "2001-02-30",
+                "&a [*a]",
+                "!!set {a}",
+                "1e-3",
+                "[4,8]",
+            )
         )
-        return chance.choice((f"{key}={value}", f"{key}={value}", f"{key}{value}", f"{value}={key}"))
+        return chance.choice(
+            (f"{key}={value}", f"{key}={value}", f"{key}{value}", f"{value}={key}")
+        )
 
     def check(self, case: Path) -> None:
         sweep, overrides = json.loads((case / "overrides.json").read_text())
@@ -130,11 +165,15 @@ class ConfigTarget:
         file = case / "c.yaml"
         settings = load_settings_as(kind, [file], overrides)
         again = case / "again.yaml"
-        again.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        again.write_text(
+            yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+        )
         if load_settings_as(kind, [again]) != settings:
             raise Wrong("saved and loaded again it has other settings")
         if not overrides:
-            self._compare(yaml.safe_load(file.read_text(encoding="utf-8")), settings.model_dump(), "")
+            self._compare(
+                yaml.safe_load(file.read_text(encoding="utf-8")), settings.model_dump(), ""
+            )
 
     def _compare(self, said: Any, ours: Any, key: str) -> None:
         if isinstance(said, dict) and isinstance(ours, dict):
@@ -162,7 +201,9 @@ class TablesTarget:
         bomb = chance.random() < 0.1
         (case / "spacing.csv").write_bytes(damaged(csv, chance))
         (case / "spacing.yaml").write_bytes(
-            chance.choice((*BOMBS, DICT_BOMB)).encode() if bomb else damaged_json({"liver_1": [2.5, 0.7, 0.7]}, chance)
+            chance.choice((*BOMBS, DICT_BOMB)).encode()
+            if bomb
+            else damaged_json({"liver_1": [2.5, 0.7, 0.7]}, chance)
         )
         (case / "patients.csv").write_bytes(damaged(patients, chance))
         (case / "splits.json").write_bytes(damaged_json(splits, chance))
@@ -170,7 +211,9 @@ class TablesTarget:
             chance.choice((*BOMBS, DICT_BOMB)).encode() if bomb else damaged_json(names, chance)
         )
         (case / "which").write_text(
-            chance.choice(("spacing.csv", "spacing.yaml", "patients.csv", "splits.json", "names.yaml"))
+            chance.choice(
+                ("spacing.csv", "spacing.yaml", "patients.csv", "splits.json", "names.yaml")
+            )
         )
 
     def check(self, case: Path) -> None:
@@ -184,5 +227,7 @@ class TablesTarget:
         elif path.name == "splits.json":
             check_split_files(SplitConfig(kind="file", file=path), ["liver_1"])
             json.loads(path.read_text(encoding="utf-8"))
-        elif external_parameter_names(path, load_settings().model) != yaml.safe_load(path.read_text(encoding="utf-8")):
+        elif external_parameter_names(path, load_settings().model) != yaml.safe_load(
+            path.read_text(encoding="utf-8")
+        ):
             raise Wrong("YAML names other tensors")
