@@ -93,14 +93,8 @@ class StoreTarget:
 
     def _whole(self, path: Path) -> None:
         store = CaseStore.open(path)
-        (
-            store.name,
-            store.spacing_mm,
-            store.intensity,
-            store.convert,
-            store.audit,
-            store.class_voxels,
-        )
+        for read in ("name", "spacing_mm", "intensity", "convert", "audit", "class_voxels"):
+            getattr(store, read)
         for part in ("train", "validation", "test"):
             for fold in (0, 1, "all"):
                 store.ids(part, fold)  # type: ignore[arg-type]
