@@ -180,7 +180,7 @@ def _work(job: Evaluation, folder: Path, world: World, watch: HeartbeatMonitor) 
     new = {name: size for name, size in voxels_of(job.inputs).items() if name not in before}
     fresh = divide_work(new, world.global_rank, world.world_size)
     team = WindowParallel(world.device)
-    shared = replace(job, predictor=job.predictor.spread_by(team.spread), together=team.case)
+    shared = replace(job, predictor=job.predictor.spread_by(team.map_windows), together=team.case_scope)
     alone = [*known[world.global_rank :: world.world_size], *fresh.alone]
     reused = 0
     with show_progress(

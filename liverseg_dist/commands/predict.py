@@ -127,7 +127,7 @@ def _work(
     failed: dict[str, bool] = {}
     fresh = divide_work(size, world.global_rank, world.world_size)
     team = WindowParallel(world.device)
-    shared = replace(job, predictor=job.predictor.spread_by(team.spread), together=team.case)
+    shared = replace(job, predictor=job.predictor.spread_by(team.map_windows), together=team.case_scope)
     alone = [*known[world.global_rank :: world.world_size], *map(Path, fresh.alone)]
     with show_progress(
         "predict", len(fresh.together) + len(alone), quiet=not world.is_main

@@ -1,6 +1,7 @@
-"""The few collectives the trainer needs, the same calls with one process or many.
+"""The collectives that the project uses, with the same call for one process and for many.
 
-Every rank must reach each of them in the same order; none stands behind a per-rank condition.
+Every rank must call each of them in the same order. None may be called behind a condition that differs
+between ranks.
 """
 
 from typing import Any
@@ -10,22 +11,31 @@ import torch.distributed as dist
 
 
 def world_size() -> int:
+    """Number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def current_rank() -> int:
+    """Global rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def all_sum(values: torch.Tensor) -> torch.Tensor:
-    """Element-wise sum over ranks (in place where there are several), on the tensor's own device."""
+    """Sum a tensor element by element over all ranks.
+
+    Args:
+        values: tensor on the device of the process group; changed in place if there are several ranks.
+
+    Returns:
+        The sum, on the same device.
+    """
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def all_max(value: int) -> int:
-    """The largest of the ranks' integers; runs over gloo, so it needs no GPU."""
+    """Return the largest value over all ranks. The tensor is on the CPU, so gloo carries it and no GPU is needed."""
     if not dist.is_initialized():
         return value
     tensor = torch.tensor([value], dtype=torch.int64)
@@ -34,7 +44,7 @@ def all_max(value: int) -> int:
 
 
 def gather_from_ranks(value: Any) -> list[Any]:
-    """Each rank's small object, in rank order, on every rank."""
+    """Return the objects of all ranks, in rank order, on every rank. For small objects: they are pickled."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -43,21 +53,24 @@ def gather_from_ranks(value: Any) -> list[Any]:
 
 
 def broadcast_from_rank0(value: Any) -> Any:
-    """Rank 0's value on every rank."""
+    """Return rank 0's object on every rank. For small objects: it is pickled."""
     if not dist.is_initialized():
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]
 
 
 def barrier() -> None:
+    """Wait until every rank has called this function."""
     if dist.is_initialized():
+        # A CPU all-reduce instead of dist.barrier: NCCL's barrier would allocate memory on GPU 0 of each rank.
         all_max(0)
 
 
 def broadcast_module(module: torch.nn.Module) -> None:
-    """Rank 0's parameters and buffers on every rank."""
-    if dist.is_initialized():
-        for tensor in [*module.parameters(), *module.buffers()]:
-            dist.broadcast(tensor.data, src=0)
+    """Copy rank 0's parameters and buffers to every rank, in place."""
+    if not dist.is_initialized():
+        return
+    for tensor in [*module.parameters(), *module.buffers()]:
+        dist.broadcast(tensor.data, src=0)

@@ -1,6 +1,7 @@
-"""Where ranks meet: PyTorch's key-value store, behind a door on the job's own network only.
+"""The rendezvous of a job: PyTorch's key-value store, reachable on the job's own network only.
 
-PyTorch alone would listen on every network of the node, and whoever knocks may read and write.
+PyTorch's own `TCPStore` listens on every network of the node, and any process that connects can read and write it. Here
+the listening socket is opened on one address and passed to the store.
 """
 
 import errno
@@ -16,71 +17,99 @@ from liverseg_dist.errors import RunFailed
 
 LOOPBACK = "127.0.0.1"
 BACKLOG = 1024
-"""Ranks that may knock at once."""
+"""Connections that may wait to be accepted: all ranks may connect at once."""
 PRIVATE = "LIVERSEG_PRIVATE_RENDEZVOUS"
-"""In the environment of ranks whose torchrun met through `rendezvous.py`."""
-ALL_HERE = "liverseg/all_here"
+"""Set in the environment of ranks that `torchrun --rdzv-backend=liverseg` started (see `rendezvous.py`)."""
+ALL_CONNECTED_KEY = "liverseg/all_here"
 
 
 def key_value_store(
     host: str, port: int, members: int, timeout: timedelta, *, serve: bool
 ) -> dist.TCPStore:
-    """The store at `host:port`, served by this process or by another; returns when all `members` have come.
+    """Open the job's key-value store; returns when all members are connected.
 
-    `port` 0: any free one. Raises `RunFailed` where it cannot be served, `RuntimeError` where nobody serves it or some
-    member does not come in time.
+    Args:
+        host: address or name of the node that serves the store.
+        port: TCP port; 0 lets the system choose one (only with `serve`).
+        members: number of processes that connect.
+        timeout: how long to wait for the members, and for each later call.
+        serve: whether this process serves the store.
+
+    Raises:
+        RunFailed: the store cannot be served on `host:port`.
+        RuntimeError: no process serves the store, or a member does not connect in time.
     """
-    if serve:
-        door = open_listening_socket(host, port)
-        number = door.getsockname()[1]
-        store = dist.TCPStore(host, number, members, True, timeout, master_listen_fd=door.detach())
-        store.set(ALL_HERE, "")
-    else:
+    if not serve:
         store = dist.TCPStore(host, port, members, False, timeout)
-        store.wait([ALL_HERE], timeout)
+        store.wait([ALL_CONNECTED_KEY], timeout)
+        return store
+    server_socket = open_listening_socket(host, port)
+    bound_port = server_socket.getsockname()[1]
+    store = dist.TCPStore(
+        host, bound_port, members, True, timeout, master_listen_fd=server_socket.detach()
+    )
+    store.set(ALL_CONNECTED_KEY, "")
     return store
 
 
 def connection_error_message(who: str, where: str, error: RuntimeError) -> str:
-    """A line for PyTorch's errors of lost connections and timeouts, which are children of `RuntimeError`."""
+    """Describe PyTorch's errors of lost connections and timeouts (subclasses of `RuntimeError`) in one line.
+
+    Args:
+        who: the process that reports, for example "rank 3 on node7".
+        where: `host:port` of the rendezvous.
+    """
     reason = " ".join(str(error).split())[:200]
-    return f"{who} cannot meet the others at {where}; has one failed to start, or is the network gone? ({reason})"
-
-
-def store_of_attempt(store: dist.Store) -> dist.Store:
-    """The part of `store` that is this attempt's: torchrun restarts ranks on the store of those before."""
-    return dist.PrefixStore(
-        f"liverseg/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+    return (
+        f"{who} cannot connect to the other ranks at {where}; check that all ranks started and that the network "
+        f"between the nodes works ({reason})"
     )
 
 
-def open_listening_socket(host: str, port: int) -> socket.socket:
-    """A listening socket on an address of `host`: not on loopback, unless that is what was asked for.
+def store_of_attempt(store: dist.Store) -> dist.Store:
+    """Return the part of the store that belongs to this start: torchrun restarts ranks on the same store."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"liverseg/attempt_{attempt}", store)
 
-    On all networks of this node, with a warning, where it has no such address. Raises `RunFailed`.
+
+def open_listening_socket(host: str, port: int) -> socket.socket:
+    """Open a listening socket on an address of `host`.
+
+    Loopback and link-local addresses are skipped unless `host` names them. If `host` has no address on this node, the
+    socket listens on all networks and a warning is printed.
+
+    Raises:
+        RunFailed: the port is in use, or it may not be opened.
     """
     try:
-        known = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for family, _, _, _, address in sorted(known, key=lambda entry: entry[0] != socket.AF_INET):
-            own = ipaddress.ip_address(address[0])
-            asked_for = host in ("localhost", address[0])
-            if own.is_unspecified or ((own.is_loopback or own.is_link_local) and not asked_for):
+        candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # IPv4 first: more clusters route it between nodes.
+        candidates.sort(key=lambda entry: entry[0] != socket.AF_INET)
+        for family, _, _, _, address in candidates:
+            ip = ipaddress.ip_address(address[0])
+            is_requested = host in ("localhost", address[0])
+            is_local = ip.is_loopback or ip.is_link_local
+            if ip.is_unspecified or (is_local and not is_requested):
                 continue
             try:
                 return socket.create_server(address, family=family, backlog=BACKLOG)
-            except OSError as error:  # others: not an address of this node, which is reached through another machine
+            except OSError as error:
+                # Any other error: the address belongs to another machine, for example to a router.
                 if error.errno in (errno.EADDRINUSE, errno.EACCES):
                     raise
-        shown = ", ".join(sorted({str(address[0]) for *_, address in known}))
+        addresses = sorted({str(address[0]) for *_, address in candidates})
         print(
-            f"warning: {host} ({shown}) is no address of this node by which others could reach it: port {port} is open "
-            "on all its networks; name another, or have /etc/hosts mended",
+            f"warning: {host} ({', '.join(addresses)}) is not an address of this node that other nodes can reach; port "
+            f"{port} is open on all networks of the node. Name another host, or correct /etc/hosts.",
             file=sys.stderr,
         )
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
-        return socket.create_server(("", port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+        has_dualstack = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if has_dualstack else socket.AF_INET
+        return socket.create_server(
+            ("", port), family=family, backlog=BACKLOG, dualstack_ipv6=has_dualstack
+        )
     except OSError as error:
         raise RunFailed(
-            f"{host}:{port}: the ranks cannot meet there: {error.strerror or error}"
+            f"{host}:{port}: cannot listen for the other ranks there: {error.strerror or error}; "
+            "choose another port (MASTER_PORT) or host (MASTER_ADDR)"
         ) from None

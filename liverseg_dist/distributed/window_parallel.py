@@ -1,10 +1,10 @@
-"""Several ranks compute the windows of one scan: each its share, rank 0 gets all answers in their order.
+"""Several ranks compute the windows of one scan; rank 0 receives all results in their order.
 
-What is computed, and the order in which rank 0 adds it up, are those of one process, so the result is the same bits.
-The other ranks get placeholders: they go through the same motions to know whose turn it is.
+The windows, and the order in which rank 0 adds their results, are those of one process, so the result has the same
+bits. The other ranks receive placeholders of the same shape, so that every rank runs the same loop.
 
-Every rank meets the others once a round (a window each) and once at the end of a case, and tells whether it failed; so
-an error on one rank ends the case on all of them, and nobody waits for one that is gone.
+All ranks synchronise once per round (one window per rank) and once at the end of a case, and exchange whether one of
+them failed. So an error on one rank ends the case on all of them, and no rank waits for one that has stopped.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,24 +20,32 @@ from liverseg_dist.distributed.heartbeat import is_consequence
 from liverseg_dist.errors import RankLost, RunFailed
 
 Compute = Callable[[Sequence[Any]], Iterator[Tensor]]
-HOME = 0
-"""The rank that gets the answers."""
+ROOT_RANK = 0
+"""The rank that receives the results."""
 
 
 class PeerFailed(RunFailed):
-    """Another rank could not compute its share."""
+    """Another rank could not compute its windows."""
 
 
 class WindowParallel:
-    """All ranks of the job, working on one case at a time; answers travel on `device`."""
+    """Divides the windows of one case at a time among all ranks of the job.
+
+    Args:
+        device: where results are received.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     @contextmanager
-    def case(self) -> Iterator[None]:
-        """All ranks enter it for the same case. Raises `PeerFailed` on the ranks that did not fail themselves, and
-        `RankLost` where one no longer answers."""
+    def case_scope(self) -> Iterator[None]:
+        """Surround the work on one case; all ranks enter it for the same case.
+
+        Raises:
+            PeerFailed: another rank failed on this case.
+            RankLost: a rank no longer answers.
+        """
         try:
             yield
         except PeerFailed:
@@ -45,41 +53,48 @@ class WindowParallel:
         except Exception as error:
             if is_consequence(error):
                 raise RankLost(*error.args) from error
-            self._tell(1)
+            self._exchange_failure(1)
             raise
-        self._meet()
+        self._synchronise()
 
-    def spread(
+    def map_windows(
         self, compute: Compute, items: Sequence[Any], shape_of: Callable[[Any], tuple[int, ...]]
     ) -> Iterator[Tensor]:
-        """Answers of all items in order (float32); rank r computes items r, r + W, ... with `compute`.
+        """Yield the results of all items in order (float32). Call it inside `case_scope`.
 
-        Only on rank 0 do they hold what was computed; elsewhere they are zeros. Inside `case`.
+        Args:
+            compute: computes the results of some items, one after another.
+            items: all windows; rank r of W computes items r, r + W, r + 2 W, ...
+            shape_of: shape of an item's result.
+
+        Yields:
+            On rank 0 the results; on the other ranks zeros of the same shape.
         """
-        size, me = world_size(), current_rank()
-        own = compute(items[me::size])
+        size, rank = world_size(), current_rank()
+        own_results = compute(items[rank::size])
         for first in range(0, len(items), size):
-            turn = items[first : first + size]
-            mine = next(own) if me < len(turn) else None
-            self._meet()
-            if me != HOME and mine is not None:
-                dist.send(mine.contiguous(), dst=HOME)
-            for number, item in enumerate(turn):
-                if me != HOME:
+            round_items = items[first : first + size]
+            own = next(own_results) if rank < len(round_items) else None
+            self._synchronise()
+            if rank != ROOT_RANK and own is not None:
+                dist.send(own.contiguous(), dst=ROOT_RANK)
+            for source, item in enumerate(round_items):
+                if rank != ROOT_RANK:
                     yield torch.zeros((), device=self._device).expand(shape_of(item))
-                elif number == HOME:
-                    assert mine is not None
-                    yield mine
+                elif source == ROOT_RANK:
+                    assert own is not None
+                    yield own
                 else:
-                    answer = torch.empty(shape_of(item), device=self._device)
-                    dist.recv(answer, src=number)
-                    yield answer
+                    received = torch.empty(shape_of(item), device=self._device)
+                    dist.recv(received, src=source)
+                    yield received
 
-    def _meet(self) -> None:
-        if self._tell(0):
-            raise PeerFailed("another process failed on this case; its reason is above")
+    def _synchronise(self) -> None:
+        if self._exchange_failure(0):
+            raise PeerFailed("another rank failed on this case; its reason is printed above")
 
-    def _tell(self, failed: int) -> int:
+    def _exchange_failure(self, failed: int) -> int:
+        """Return 1 on all ranks if one of them passes 1."""
         try:
             return all_max(failed)
         except RuntimeError as error:

@@ -82,7 +82,7 @@ class SlidingWindowPredictor:
         self._spread: Spread | None = None
 
     def spread_by(self, spread: "Spread") -> "SlidingWindowPredictor":
-        """The same predictor, whose windows several processes compute (`distributed.team`)."""
+        """The same predictor, whose windows several processes compute (`distributed.window_parallel`)."""
         other = copy.copy(self)
         other._spread = spread
         return other

@@ -31,8 +31,8 @@ def main(broken_rank: int) -> None:
 
             answers: list[float] = []
             try:
-                with team.case():
-                    for answer in team.spread(compute, list(range(WINDOWS)), lambda _: (2, 3)):
+                with team.case_scope():
+                    for answer in team.map_windows(compute, list(range(WINDOWS)), lambda _: (2, 3)):
                         assert answer.shape == (2, 3)
                         answers.append(float(answer[0, 0]))
                 told.append("done")

@@ -192,7 +192,8 @@ def test_nodes_that_do_not_meet_say_so() -> None:
         RendezvousParameters("liverseg", f"127.0.0.1:{port}", "run", 2, 2, **words)
     )
     with pytest.raises(
-        SystemExit, match=f"liverseg: torchrun: node 1 cannot meet the others at 127.0.0.1:{port}; "
+        SystemExit,
+        match=f"liverseg: torchrun: node 1 cannot connect to the other ranks at 127.0.0.1:{port}; ",
     ):
         node.next_rendezvous()
 
@@ -252,7 +253,7 @@ def test_a_wider_door_is_told(
     with open_listening_socket("node0", 0) as door:
         assert door.getsockname()[0] in ("0.0.0.0", "::")
     assert (
-        f"node0 ({address}) is no address of this node by which others could reach it"
+        f"node0 ({address}) is not an address of this node that other nodes can reach"
         in capsys.readouterr().err
     )
 
@@ -267,6 +268,6 @@ def test_loopback_is_had_for_the_asking(host: str, capsys: pytest.CaptureFixture
 def test_a_port_that_is_taken_is_told() -> None:
     with (
         open_listening_socket("127.0.0.1", 0) as door,
-        pytest.raises(RunFailed, match="ranks cannot meet there"),
+        pytest.raises(RunFailed, match="cannot listen for the other ranks there"),
     ):
         open_listening_socket("127.0.0.1", door.getsockname()[1])

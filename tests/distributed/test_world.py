@@ -147,7 +147,9 @@ def test_ranks_that_do_not_meet_say_so_in_a_line() -> None:
         World.from_environment("cpu", TORCHRUN), master=f"127.0.0.1:{port}", launched_by="srun"
     )
     with (
-        pytest.raises(RunFailed, match=f"rank 3 cannot meet the others at 127.0.0.1:{port}; "),
+        pytest.raises(
+            RunFailed, match=f"rank 3 cannot connect to the other ranks at 127.0.0.1:{port}; "
+        ),
         world.connected(1.0),
     ):
         pass
