@@ -18,7 +18,7 @@ from tests.distributed.launch import clean_environment, torchrun, torchrun_comma
 RANK = """
 import json, os
 from pathlib import Path
-from liverseg_dist.distributed.collectives import broadcast_from_rank0, gather
+from liverseg_dist.distributed.collectives import broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.world import World
 
 def listening():
