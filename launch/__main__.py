@@ -2,7 +2,7 @@
 
 import sys
 
-from launch.cli import run
+from .cli import run
 
 if __name__ == "__main__":
     sys.exit(run())

@@ -23,10 +23,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.slurm import status
-from launch.slurm.sbatch import SIGNAL_S, Resources, slurm_time
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.errors import EXIT_FAILED, EXIT_USER, LiversegError, UserError
+
+from .slurm import status
+from .slurm.sbatch import SIGNAL_S, Resources, slurm_time
 
 OVER_RUNS = ("status", "logs", "cancel")
 

@@ -23,15 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.fold import some_fold_runs
-from launch.sweep.journal import Journal
-from launch.sweep.live_table import show_live_table
-from launch.sweep.ray_cluster import asking_for, own_token, ray_session, token_file
-from launch.sweep.ray_tune import parallel_folds, tune_trials
-from launch.sweep.search import propose_params, require_search_package
-from launch.sweep.sweep_config import SweepSettings, to_yaml
-from launch.sweep.sweep_driver import Sweep
-from launch.sweep.sweep_page import fold_seconds, write_results
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.data.store.case_store import CaseStore
@@ -46,6 +37,17 @@ from liverseg_dist.errors import (
 from liverseg_dist.files import write_text
 from liverseg_dist.training.run_folder import check_settings_compatible
 
+from . import PACKAGE, name_programs
+from .sweep.fold import some_fold_runs
+from .sweep.journal import Journal
+from .sweep.live_table import show_live_table
+from .sweep.ray_cluster import asking_for, own_token, ray_session, token_file
+from .sweep.ray_tune import parallel_folds, tune_trials
+from .sweep.search import propose_params, require_search_package
+from .sweep.sweep_config import SweepSettings, to_yaml
+from .sweep.sweep_driver import Sweep
+from .sweep.sweep_page import fold_seconds, write_results
+
 MOST_BETWEEN_CHECKS_S = 10.0
 FREE_TO_CHANGE = ("trials", "max_failures", "max_concurrent", "start_timeout_s", "resources")
 """Of the sweep's section: what may differ when it is continued."""
@@ -53,8 +55,8 @@ FREE_TO_CHANGE = ("trials", "max_failures", "max_concurrent", "start_timeout_s",
 
 def build_parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m launch.tune",
-        description=__doc__,
+        prog=f"python -m {PACKAGE}.tune",
+        description=name_programs(__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="exit codes: 0 done, 1 failed, 2 a mistake in the call, 75 stopped on request (run again to continue)",
     )

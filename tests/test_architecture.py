@@ -33,6 +33,30 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def absolute_name(path: Path, node: ast.ImportFrom) -> str:
+    """The module that `from ... import` names.
+
+    Only `launch` imports its own modules relatively: a wheel installs it under another name (launch/__init__.py).
+    """
+    where = f"{path.relative_to(ROOT)}: line {node.lineno}"
+    module = node.module or ""
+    in_launch = path.relative_to(ROOT).parts[0] == "launch"
+    if not node.level:
+        assert not (in_launch and module.split(".")[0] == "launch"), (
+            f"{where}: import it relatively"
+        )
+        return module
+    assert in_launch, f"{where}: relative import"
+    package = path.relative_to(ROOT).parent.parts
+    parts = [*package[: len(package) - node.level + 1], *module.split(".")]
+    if not module:  # from . import NAME
+        name = node.names[0].name
+        parts = [*package[: len(package) - node.level + 1]]
+        if (ROOT.joinpath(*parts) / f"{name}.py").exists():
+            parts.append(name)
+    return ".".join(parts)
+
+
 def own_imports(path: Path) -> list[tuple[int, str, bool]]:
     """(line, imported module, whether it stands inside a function) for imports of our own packages."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -46,8 +70,7 @@ def own_imports(path: Path) -> list[tuple[int, str, bool]]:
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import in line {node.lineno}"
-            names = [node.module or ""]
+            names = [absolute_name(path, node)]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         found += [

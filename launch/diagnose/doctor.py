@@ -16,13 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.diagnose.probe import MARK
-from launch.slurm.executors import start_here, submit_to_slurm
-from launch.slurm.sbatch import BatchJob, Resources, render_batch_file
-from launch.slurm.status import POLL_S, JobRow, list_jobs
-from launch.slurm.submit import record_submission
 from liverseg_dist.commands.doctor import LOCKS_REMEDY
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+
+from .. import PACKAGE
+from ..slurm.executors import start_here, submit_to_slurm
+from ..slurm.sbatch import BatchJob, Resources, render_batch_file
+from ..slurm.status import POLL_S, JobRow, list_jobs
+from ..slurm.submit import record_submission
+from .probe import MARK
 
 TIME = "00:10:00"
 LOG_S = 30.0
@@ -105,7 +107,7 @@ def doctor_job(
     words = ["--folder", str(folder), "--word", word, "--gpus", str(resources.gpus_per_node)]
     return BatchJob(
         name=name or "liverseg-doctor",
-        module=("launch.diagnose.probe", *words),
+        module=(f"{PACKAGE}.probe", *words),
         folder=folder,
         resources=resources,
         launcher=launcher,

@@ -21,11 +21,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launch.slurm.code_snapshot import code_digest
 from liverseg_dist.distributed import collectives
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, UserError
 from liverseg_dist.locks import hold_lock
+
+from .. import PACKAGE, name_programs
+from ..slurm.code_snapshot import code_digest
 
 MARK = "liverseg probe "
 WRITTEN_MIB = 64
@@ -35,7 +37,9 @@ ROUNDS = 5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.diagnose.probe", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {PACKAGE}.probe", description=name_programs(__doc__ or "")
+    )
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument(
         "--word", required=True, help="what the submitter wrote into FOLDER/.doctor-WORD"

@@ -8,8 +8,15 @@ from pathlib import Path
 
 import liverseg_dist
 
+from .. import PACKAGE
+
 ROOT = Path(liverseg_dist.__file__).resolve().parents[1]
-PACKAGES = ("liverseg_dist", "launch")
+SOURCES = {
+    "liverseg_dist": Path(liverseg_dist.__file__).resolve().parent,
+    PACKAGE: Path(__file__).resolve().parent,
+}
+"""Package, by the name under which job files start it, and its folder. An editable installation imports the folder
+`launch` as `liverseg_launch`, so the two names can differ."""
 LEFT_OUT = ("__pycache__", "*.pyc", ".*")
 
 
@@ -27,8 +34,8 @@ def take_snapshot(folder: Path) -> Path:
     if target.is_dir():
         return target
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, aside / package, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    for package, source in SOURCES.items():
+        shutil.copytree(source, aside / package, ignore=shutil.ignore_patterns(*LEFT_OUT))
     (aside / "COMMIT").write_text(git_commit() + "\n", encoding="utf-8")
     try:
         os.replace(aside, target)
@@ -38,17 +45,24 @@ def take_snapshot(folder: Path) -> Path:
 
 
 def git_commit() -> str:
-    """The commit of the working tree, with `+` when files differ from it; `unknown` outside git."""
+    """The commit of the working tree, with `+` when files differ from it; `unknown` outside git.
+
+    An installed package may lie inside somebody's repository (a .venv there): its commit is not ours.
+    """
+    if not (ROOT / ".git").exists():
+        return "unknown"
     try:
         head = _git("rev-parse", "HEAD")
         return head + (
-            "+" if _git("status", "--porcelain", "--untracked-files=no", "--", *PACKAGES) else ""
+            "+"
+            if _git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES.values())
+            else ""
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
-def _git(*words: str) -> str:
+def _git(*words: str | Path) -> str:
     done = subprocess.run(
         ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
     )
@@ -58,9 +72,9 @@ def _git(*words: str) -> str:
 def code_digest() -> str:
     """Of all files that are copied: names and contents."""
     total = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*")):
-            parts = path.relative_to(ROOT).parts
+    for package, source in SOURCES.items():
+        for path in sorted(source.rglob("*")):
+            parts = (package, *path.relative_to(source).parts)
             if (
                 path.is_file()
                 and path.suffix != ".pyc"

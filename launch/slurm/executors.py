@@ -17,8 +17,9 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.local.debug import DebugExecutor
 from submitit.local.local import LocalExecutor, LocalJob
 
-from launch.slurm.sbatch import BatchJob, supervise_words, task_command, with_index
 from liverseg_dist.errors import RunFailed, UserError
+
+from .sbatch import BatchJob, supervise_words, task_command, with_index
 
 
 class BatchFileExecutor(submitit.SlurmExecutor):

@@ -18,7 +18,6 @@ from typing import NoReturn
 
 import torch
 
-from launch.slurm.sbatch import INDEX, BatchJob, Resources
 from liverseg_dist.commands.evaluate import refuse_slabs_over_scans
 from liverseg_dist.commands.main import COMMANDS
 from liverseg_dist.commands.train import list_store_conflicts
@@ -28,6 +27,9 @@ from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.strategies.parallelize import check_strategy
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.results import EVALUATION
+
+from .. import PACKAGE as LAUNCH
+from .sbatch import INDEX, BatchJob, Resources
 
 RANKED = ("train", "evaluate", "predict")
 """Commands that divide their work among ranks; the others run in one process."""
@@ -196,7 +198,7 @@ def _folds(
     evaluate = dataclasses.replace(evaluate, array=array, run=run, after="")
     aggregate = dataclasses.replace(
         _job(request, "aggregate", (), folder),
-        module=("launch.slurm.pool_folds", str(home), str(folds)),
+        module=(f"{LAUNCH}.folds", str(home), str(folds)),
         resources=one_process(request.resources),
         launcher="srun",
         after="",
@@ -289,7 +291,7 @@ def _tune(request: JobRequest) -> BatchJob:
     home = Path(run).absolute() if run else job.folder
     return dataclasses.replace(
         job,
-        module=("launch.tune", *words),
+        module=(f"{LAUNCH}.tune", *words),
         launcher="ray",
         run=None if home == job.folder else home,
     )

@@ -25,6 +25,8 @@ from liverseg_dist.evaluation.results import (
     write_results,
 )
 
+from .. import PACKAGE, name_programs
+
 
 def pool_fold_results(run: Path, folds: int) -> dict[str, Any]:
     """The pooled summary. Raises `UserError` when a fold is not evaluated, `RunFailed` when a case is in two folds."""
@@ -73,8 +75,8 @@ def _copy_pictures(source: Path, target: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m launch.slurm.pool_folds",
-        description=__doc__,
+        prog=f"python -m {PACKAGE}.folds",
+        description=name_programs(__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder with fold_0, fold_1, ...")

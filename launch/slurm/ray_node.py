@@ -19,17 +19,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from launch.sweep.process_guard import guard_processes
-from launch.sweep.ray_cluster import (
+from liverseg_dist.commands.main import restrict_umask
+from liverseg_dist.distributed.tcp_store import open_listening_socket
+from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE, RunFailed
+
+from ..sweep.process_guard import guard_processes
+from ..sweep.ray_cluster import (
     OBJECT_STORE_BYTES,
     asking_for,
     dashboard_installed,
     temp_folder,
     write_token,
 )
-from liverseg_dist.commands.main import restrict_umask
-from liverseg_dist.distributed.tcp_store import open_listening_socket
-from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE, RunFailed
 
 PORTS = 12_000
 RAY_PORT = 20_000

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from liverseg_dist.errors import UserError
 
+from .. import PACKAGE
+
 INDEX = "@index@"
 """In a job's arguments and folders: the array task's number."""
 SIGNAL_S = 180
@@ -127,7 +129,7 @@ def task_command(job: BatchJob, *, local: bool = False) -> list[str]:
 
 def supervise_words(job: BatchJob) -> list[str]:
     """`python -m launch.slurm.supervise ... --`, to stand before the command."""
-    words = [job.python, "-u", "-m", "launch.slurm.supervise", "--run", str(job.run or job.folder)]
+    words = [job.python, "-u", "-m", f"{PACKAGE}.supervise", "--run", str(job.run or job.folder)]
     if job.run not in (None, job.folder):
         words += ["--record", str(job.folder)]
     if job.progress is not None:
@@ -145,12 +147,12 @@ def _supervised(job: BatchJob) -> str:
     srun = ["srun", "--export=ALL", "--label", "--kill-on-bad-exit=1"]
     if job.launcher == "srun":
         srun += [f"--cpus-per-task={resources.cpus_per_task}"]
-        ranks = [job.python, "-u", "-m", "launch.slurm.rank", *job.module]
+        ranks = [job.python, "-u", "-m", f"{PACKAGE}.rank", *job.module]
     else:
         cpus = resources.cpus_per_task * resources.ranks_per_node
         srun += ["--ntasks-per-node=1", f"--ntasks={resources.nodes}", f"--cpus-per-task={cpus}"]
-        helper = ["launch.slurm.torchrun_node", str(resources.ranks_per_node)]
-        helper = helper if job.launcher == "torchrun" else ["launch.slurm.ray_node"]
+        helper = [f"{PACKAGE}.torchrun_node", str(resources.ranks_per_node)]
+        helper = helper if job.launcher == "torchrun" else [f"{PACKAGE}.ray_node"]
         ranks = [job.python, "-u", "-m", *helper, *job.module]
     parts = (supervise_words(job), srun, ranks)
     return " \\\n  ".join(" ".join(shell_quote(text) for text in part) for part in parts)

@@ -19,15 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.slurm.job_records import (
-    FINAL,
-    JobFolder,
-    JobState,
-    Submission,
-    run_status,
-    slurm_states,
-)
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+
+from .job_records import FINAL, JobFolder, JobState, Submission, run_status, slurm_states
 
 POLL_S = 2.0
 LAST_LINES = 40

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from launch.slurm.code_snapshot import snapshot_path, take_snapshot
-from launch.slurm.executors import run_in_this_process, start_here, submit_to_slurm
-from launch.slurm.job_graph import JobRequest, JobStep, freeze_configs, plan_jobs
-from launch.slurm.job_records import JobFolder, Submission
-from launch.slurm.sbatch import BatchJob, Resources, render_batch_file
-from launch.slurm.status import follow_jobs
 from liverseg_dist.commands.main import main
 from liverseg_dist.errors import EXIT_DONE, RunFailed, UserError
+
+from .code_snapshot import snapshot_path, take_snapshot
+from .executors import run_in_this_process, start_here, submit_to_slurm
+from .job_graph import JobRequest, JobStep, freeze_configs, plan_jobs
+from .job_records import JobFolder, Submission
+from .sbatch import BatchJob, Resources, render_batch_file
+from .status import follow_jobs
 
 NODE_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/")  # refused  # nosec B108
 

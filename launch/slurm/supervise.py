@@ -20,8 +20,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from launch.slurm.failure_report import FailureReport, Kind, LogReader, ranks_by_node
-from launch.slurm.job_records import (
+from liverseg_dist.commands.main import restrict_umask
+from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE
+
+from .. import PACKAGE, name_programs
+from .failure_report import FailureReport, Kind, LogReader, ranks_by_node
+from .job_records import (
     JobFolder,
     JobState,
     controller_says,
@@ -30,8 +34,6 @@ from launch.slurm.job_records import (
     progress_mark,
     run_status,
 )
-from liverseg_dist.commands.main import restrict_umask
-from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE
 
 Answer = TypeVar("Answer")
 RESTARTS = 5
@@ -315,8 +317,8 @@ def _write_all(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m launch.slurm.supervise",
-        description=__doc__,
+        prog=f"python -m {PACKAGE}.supervise",
+        description=name_programs(__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 
+from .. import PACKAGE
+
 
 def main() -> None:
     ranks_per_node, *module = sys.argv[1:]
@@ -26,7 +28,7 @@ def main() -> None:
         f"--rdzv-endpoint={endpoint}",
         f"--rdzv-conf=rank={env.get('SLURM_NODEID', '0')}",
     ]
-    os.execv(sys.executable, [sys.executable, "-u", *words, "-m", "launch.slurm.rank", *module])
+    os.execv(sys.executable, [sys.executable, "-u", *words, "-m", f"{PACKAGE}.rank", *module])
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from launch.sweep.journal import SETTLED, Trial
-from launch.sweep.search import Params, mutate_params, trial_id
-from launch.sweep.sweep_config import SweepSettings
+from .journal import SETTLED, Trial
+from .search import Params, mutate_params, trial_id
+from .sweep_config import SweepSettings
 
 
 @dataclass(frozen=True)

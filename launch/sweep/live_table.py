@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from launch.sweep.journal import Journal, Trial, best_of
-from launch.sweep.sweep_charts import format_value
-from launch.sweep.sweep_config import SweepSettings
+from .journal import Journal, Trial, best_of
+from .sweep_charts import format_value
+from .sweep_config import SweepSettings
 
 ROWS = 20
 REFRESHES_PER_S = 1.0

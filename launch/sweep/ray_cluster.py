@@ -25,8 +25,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
-from launch.sweep.process_guard import guard_processes
 from liverseg_dist.errors import LiversegError, RunFailed, StopRequested, UserError
+
+from .process_guard import guard_processes
 
 OBJECT_STORE_BYTES = 100 << 20
 """Only scores travel through Ray."""

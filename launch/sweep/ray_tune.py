@@ -12,12 +12,13 @@ from ray.exceptions import RayError
 from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
-from launch.sweep.journal import Trial
-from launch.sweep.schedulers import JournalAsha, JournalScheduler
-from launch.sweep.sweep_config import SweepSettings
-from launch.sweep.sweep_driver import Sweep
-from launch.sweep.trial import run_trial
 from liverseg_dist.errors import RunFailed, UserError
+
+from .journal import Trial
+from .schedulers import JournalAsha, JournalScheduler
+from .sweep_config import SweepSettings
+from .sweep_driver import Sweep
+from .trial import run_trial
 
 
 class JournalSearch(Searcher):

@@ -13,10 +13,11 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from launch.sweep.journal import Rung, Trial
-from launch.sweep.ray_cluster import nodes_left
-from launch.sweep.sweep_driver import Sweep
 from liverseg_dist.errors import RunFailed
+
+from .journal import Rung, Trial
+from .ray_cluster import nodes_left
+from .sweep_driver import Sweep
 
 OWN_NODE_LOST = "its owner has died"
 """What Ray says of trials when the driver's node is gone: no fault of theirs."""

@@ -13,9 +13,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launch.sweep.journal import Trial
-from launch.sweep.sweep_config import Dimension, SweepConfig
 from liverseg_dist.errors import UserError
+
+from .journal import Trial
+from .sweep_config import Dimension, SweepConfig
 
 Params = dict[str, Any]
 MANY = 10

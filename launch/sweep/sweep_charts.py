@@ -7,10 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from launch.sweep.journal import Rung, Trial
-from launch.sweep.search import objective_values, pareto_front
-from launch.sweep.sweep_config import Dimension
 from liverseg_dist.evaluation.report import svg
+
+from .journal import Rung, Trial
+from .search import objective_values, pareto_front
+from .sweep_config import Dimension
 
 WIDTH, HEIGHT = 520, 250
 COSTS = {"memory_gib": "memory of a process, GiB", "step_s": "seconds a step"}

@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-from launch.sweep.fold import FoldJob
-from launch.sweep.generations import decide_group, next_stop
-from launch.sweep.journal import Journal, Rung, Trial
-from launch.sweep.search import propose_params, trial_id
-from launch.sweep.sweep_config import SweepSettings, to_yaml, trial_tree
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.files import write_text
 from liverseg_dist.planning.memory_fit import check_fit
+
+from .fold import FoldJob
+from .generations import decide_group, next_stop
+from .journal import Journal, Rung, Trial
+from .search import propose_params, trial_id
+from .sweep_config import SweepSettings, to_yaml, trial_tree
 
 Say = Callable[[str], None]
 

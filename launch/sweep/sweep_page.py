@@ -11,17 +11,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from scipy.stats import t as student_t
 from torch.utils.tensorboard import SummaryWriter
 
-from launch.sweep.journal import Trial, best_of
-from launch.sweep.search import MANY, Params, hyperparameter_importances, pareto_front
-from launch.sweep.sweep_charts import (
+from liverseg_dist.files import write_text
+
+from .journal import Trial, best_of
+from .search import MANY, Params, hyperparameter_importances, pareto_front
+from .sweep_charts import (
     format_value,
     learning_curves,
     parallel_coordinates,
     pareto_charts,
     scatter_chart,
 )
-from launch.sweep.sweep_config import SweepSettings, to_yaml, trial_tree
-from liverseg_dist.files import write_text
+from .sweep_config import SweepSettings, to_yaml, trial_tree
 
 
 def write_results(
@@ -98,7 +99,7 @@ def render_sweep_page(
     settings: SweepSettings, trials: Sequence[Trial], summary: dict[str, Any]
 ) -> str:
     environment = Environment(
-        loader=PackageLoader("launch.sweep"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     best = best_of(trials)

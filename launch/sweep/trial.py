@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from launch.sweep.fold import FoldJob, RemoteRanks, run_fold, run_part
+from .fold import FoldJob, RemoteRanks, run_fold, run_part
 
 LAST_WORDS_S = 60.0
 """Ranks on other nodes may take this long to end after those on the first one have."""
