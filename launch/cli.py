@@ -3,9 +3,10 @@
   python -m launch train --nodes 2 --gpus-per-node 4 --time 24h --partition gpu \\
       --config configs/task03_S.yaml data.store=STORE run.dir=runs/first train.global_batch_size=8
   python -m launch train --dry-run --nodes 2 ...          print the batch file and stop
-  python -m launch train --array folds --config ... data.store=STORE run.dir=runs/cv
-  python -m launch convert Task03_Liver STORE --config ... --array 8
-  python -m launch chain Task03_Liver STORE --config ... run.dir=runs/first     convert, train, evaluate
+  python -m launch train --array folds --config ... data.store=STORE run.dir=runs/cv       also: 0-2, 1,3, folds%2
+  python -m launch convert Task03_Liver STORE --config ... --array 8                       also: 8%4
+  python -m launch chain Task03_Liver STORE --config ... run.dir=runs/first \\
+      --gpus-per-node 2 --partition gpu --cpu-partition cpu      convert (on a CPU node), train, evaluate
   python -m launch evaluate runs/first --store STORE --source Task03_Liver --after 1234
   python -m launch tune --nodes 4 --config configs/sweep.yaml data.store=STORE run.dir=runs/sweep
   python -m launch doctor --nodes 2 --folder runs         try the nodes, network and file system first
@@ -14,156 +15,72 @@
 COMMAND is any liverseg command, tune, or chain; the options below may stand anywhere, all others are the command's own
 (so are all after --): liverseg COMMAND --help. Batch file, records and logs go to the run's folder, which must be on a
 shared file system: job.sbatch there can be submitted again by hand. One task per GPU, or --tasks-per-node.
+An option that the command or one of its jobs would ignore is refused.
 """
 
 import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from liverseg_dist.commands.main import restrict_umask
-from liverseg_dist.errors import EXIT_FAILED, EXIT_USER, LiversegError, UserError
+from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, LiversegError, UserError
 
+from . import PACKAGE, PROGRAM, name_programs
+from .options import (
+    build_parser,
+    given_options,
+    option_strings,
+    parse_options,
+    refuse_ignored,
+    resources_from,
+    suggest_option,
+)
 from .slurm import status
-from .slurm.sbatch import SIGNAL_S, Resources, slurm_time
 
 OVER_RUNS = ("status", "logs", "cancel")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m launch",
-        usage="python -m launch COMMAND [options] [the command's arguments]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_resources(made)
-    job = made.add_argument_group("the job")
-    job.add_argument("--name", default="", help="job name (default: liverseg-COMMAND)")
-    job.add_argument(
-        "--folder",
-        type=Path,
-        metavar="DIR",
-        help="batch file, records, logs (default: the run's folder)",
-    )
-    job.add_argument(
-        "--launcher",
-        choices=("srun", "torchrun"),
-        default="srun",
-        help="who starts the ranks (srun)",
-    )
-    job.add_argument(
-        "--array", default="", metavar="folds|N", help="train: all folds at once; convert: N tasks"
-    )
-    job.add_argument(
-        "--after", default="", metavar="JOBID", help="start only when this job has ended well"
-    )
-    job.add_argument(
-        "--restarts", type=int, default=5, metavar="N", help="give up after N without progress (5)"
-    )
-    job.add_argument(
-        "--convert-tasks",
-        type=int,
-        default=1,
-        metavar="N",
-        help="chain: tasks of the conversion (1)",
-    )
-    job.add_argument(
-        "--convert-sbatch",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="chain: sbatch options of it alone",
-    )
-    how = made.add_argument_group("how")
-    how.add_argument(
-        "--cluster", choices=("slurm", "local", "debug"), default="slurm", help="where (slurm)"
-    )
-    how.add_argument("--dry-run", action="store_true", help="print the batch files and stop")
-    how.add_argument(
-        "--follow", action="store_true", help="stay, show the log, end with the job's exit code"
-    )
-    how.add_argument(
-        "--parsable", action="store_true", help="print nothing but the job ids, one a line"
-    )
+    """The options of launch, with the help text of the whole program."""
+    made = build_parser()
+    made.usage = f"{PROGRAM} COMMAND [options] [the command's arguments]"
+    made.description = name_programs(__doc__ or "")
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
     return made
-
-
-def add_resources(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("resources")
-    group.add_argument("--nodes", type=_positive, default=1, metavar="N")
-    group.add_argument(
-        "--gpus-per-node", type=int, default=0, metavar="N", help="0: CPU nodes (default)"
-    )
-    group.add_argument(
-        "--tasks-per-node",
-        type=_positive,
-        default=0,
-        metavar="N",
-        help="ranks (default: per GPU, or 1)",
-    )
-    group.add_argument(
-        "--cpus-per-task", type=_positive, default=4, metavar="N", help="cores of each rank (4)"
-    )
-    group.add_argument(
-        "--mem-gib",
-        type=_positive,
-        default=0,
-        metavar="N",
-        help="memory per node (the cluster's default)",
-    )
-    group.add_argument(
-        "--time", default="24h", metavar="T", help="limit: 24h, 90m, 2d, H:MM:SS, D-HH:MM:SS (24h)"
-    )
-    group.add_argument(
-        "--signal",
-        type=_positive,
-        default=SIGNAL_S,
-        metavar="S",
-        help=f"ask to save S before the limit ({SIGNAL_S})",
-    )
-    for name in ("partition", "account", "qos", "constraint"):
-        group.add_argument(f"--{name}", default="")
-    group.add_argument(
-        "--sbatch",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any other option of sbatch",
-    )
-
-
-def resources_from(args: argparse.Namespace) -> Resources:
-    return Resources(
-        nodes=args.nodes,
-        gpus_per_node=args.gpus_per_node,
-        tasks_per_node=args.tasks_per_node,
-        cpus_per_task=args.cpus_per_task,
-        mem_gib=args.mem_gib,
-        time=slurm_time(args.time),
-        partition=args.partition,
-        account=args.account,
-        qos=args.qos,
-        constraint=args.constraint,
-        extra=tuple(args.sbatch),
-        signal_s=args.signal,
-    )
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, str, list[str]]:
     """(our options, the command, its arguments)."""
-    ours, rest = list(argv), []
-    if "--" in ours:
-        at = ours.index("--")
-        ours, rest = ours[:at], ours[at + 1 :]
-    args, unknown = build_parser().parse_known_args(ours)
-    if not unknown or unknown[0].startswith("-"):
-        what = f"{unknown[0]} is no option of launch" if unknown else "no command"
-        raise UserError(f"{what}; it goes: python -m launch COMMAND [options] (see --help)")
+    ours, rest = _split_at_dashes(argv)
+    args, unknown = parse_options(ours)
+    form = f"{PROGRAM} COMMAND [options]"
+    if not unknown:
+        raise UserError(f"no command; it goes: {form} (see --help)")
+    if unknown[0].startswith("-"):
+        guess = suggest_option(unknown[0], option_strings(build_parser()))
+        raise UserError(f"{unknown[0]} is no option of launch{guess}; it goes: {form} (see --help)")
     return args, unknown[0], [*unknown[1:], *rest]
+
+
+def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before and after `--`."""
+    words = list(argv)
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
+
+
+def _find_run_command(words: Sequence[str]) -> str:
+    """status, logs or cancel, where the line has options before it; otherwise an empty text."""
+    _, unknown = parse_options(words)
+    others = [word for word in unknown if not word.startswith("-")]
+    if unknown and not unknown[0].startswith("-"):
+        others = others[:1]
+    # Options of these commands may take a value, which then stands first.
+    return next((word for word in others if word in OVER_RUNS), "")
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -172,12 +89,22 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         if words and words[0] in OVER_RUNS:
             return status.run(words[0], words[1:])
+        ours, _ = _split_at_dashes(words)
+        if {"-h", "--help"} & set(ours):
+            build_parser().print_help()
+            return EXIT_DONE
+        if command := _find_run_command(ours):
+            at = words.index(command)
+            return status.run(command, [*words[:at], *words[at + 1 :]])
         args, command, arguments = split_arguments(words)
+        given = given_options(ours)
+        refuse_ignored(command, given, args)
+        resources = resources_from(args, command)
+        args.gpus_are_chosen = bool(given & {"gpus_per_node", "cpu"})
         # By name, as torch comes with it: --help and status answer at once.
-        module: Any = importlib.import_module(
-            "launch.diagnose.doctor" if command == "doctor" else "launch.slurm.submit"
-        )
-        return int(module.submit_command(args, resources_from(args), command, arguments))
+        name = "doctor" if command == "doctor" else "submission"
+        module: Any = importlib.import_module(f"{PACKAGE}.{name}")
+        return int(module.submit_command(args, resources, command, arguments))
     except LiversegError as error:
         print(f"launch: {error}", file=sys.stderr)
         return error.exit_code
@@ -188,13 +115,6 @@ def run(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("launch: no longer watching; submitted jobs go on", file=sys.stderr)
         return EXIT_USER
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: at least 1")
-    return value
 
 
 if __name__ == "__main__":

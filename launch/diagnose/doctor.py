@@ -19,14 +19,16 @@ from typing import Any
 from liverseg_dist.commands.doctor import LOCKS_REMEDY
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 
-from .. import PACKAGE
+from .. import PACKAGE, PROGRAM
+from ..frozen import find_setup_file
+from ..options import OneLineParser, build_parser, option_strings, suggest_option
 from ..slurm.executors import start_here, submit_to_slurm
 from ..slurm.sbatch import BatchJob, Resources, render_batch_file
 from ..slurm.status import POLL_S, JobRow, list_jobs
 from ..slurm.submit import record_submission
+from ..units import time_seconds
 from .probe import MARK
 
-TIME = "00:10:00"
 LOG_S = 30.0
 """How long a network file system may take to show a log that a node has written."""
 SLOW_WRITE_MIB_S = 50.0
@@ -52,22 +54,22 @@ def submit_command(
     args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]
 ) -> int:
     """Submit, wait, print table and verdict; the exit code. Raises `UserError`."""
-    parser = argparse.ArgumentParser(prog="launch doctor", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog=f"{PROGRAM} doctor", add_help=False, allow_abbrev=False)
     parser.add_argument("--json", action="store_true")
     own, unknown = parser.parse_known_args(list(arguments))
     if unknown:
+        guess = suggest_option(unknown[0], [*option_strings(build_parser()), "--json"])
         raise UserError(
-            f"doctor takes no {unknown[0]}; see python -m launch --help for what it asks SLURM for"
+            f"doctor takes no {unknown[0]}{guess}; see {PROGRAM} --help for what it asks SLURM for"
         )
     if args.cluster == "debug":
         raise UserError(
             "doctor: tries nodes, so it needs --cluster slurm or local; `liverseg doctor` looks at this one"
         )
     folder = (args.folder or Path("runs")).absolute()
-    if args.time == "24h":
-        resources = dataclasses.replace(resources, time=TIME)
     word = secrets.token_hex(4)
     job = doctor_job(folder, resources, word, launcher=args.launcher, name=args.name)
+    job = dataclasses.replace(job, environment=tuple(args.env), setup=find_setup_file(args.setup))
     if args.dry_run:
         print(render_batch_file(job), end="")
         return EXIT_DONE
@@ -119,7 +121,7 @@ def _run(job: BatchJob, *, local: bool) -> JobRow:
     """The job's row when it is over."""
     process = None
     if local:
-        started = start_here(job, minutes=10)
+        started = start_here(job, minutes=max(1, time_seconds(job.resources.time) // 60))
         job_id, process = started.job_id, started._process
         record_submission(job, job_id, "local")
     else:

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import liverseg_dist
+from liverseg_dist.config.shipped import shipped_configs_folder
 
 from .. import PACKAGE
 
@@ -17,6 +18,10 @@ SOURCES = {
 }
 """Package, by the name under which job files start it, and its folder. An editable installation imports the folder
 `launch` as `liverseg_launch`, so the two names can differ."""
+_configs = shipped_configs_folder()
+if _configs is not None and not _configs.is_relative_to(SOURCES["liverseg_dist"]):
+    # A checkout keeps them beside the package; in a copy they lie where a wheel has them.
+    SOURCES["liverseg_dist/configs"] = _configs
 LEFT_OUT = ("__pycache__", "*.pyc", ".*")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import submitit
+import torch
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.local.debug import DebugExecutor
 from submitit.local.local import LocalExecutor, LocalJob
@@ -60,14 +61,10 @@ def submit_to_slurm(job: BatchJob, text: str) -> str:
 
 def start_here(job: BatchJob, minutes: int, index: int | None = None) -> LocalJob:
     """Start on this machine in the background, with the same supervision: a time limit, restarts, the same log."""
-    if job.resources.nodes > 1:
-        raise UserError("--cluster local: this machine is one node; leave --nodes out")
-    words = [*supervise_words(job), *task_command(job)]
-    if index is not None:
-        words = with_index(words, index)
-    environment = [f"LIVERSEG_JOB_NAME={job.name}"]
-    if job.code is not None:
-        environment += [f"PYTHONPATH={job.code}", "PYTHONSAFEPATH=1"]
+    wanted, here = job.resources.gpus_per_node, torch.cuda.device_count()
+    if wanted > here:
+        raise UserError(f"--cluster local: --gpus-per-node {wanted}, but this machine has {here}")
+    words = local_words(job, index)
     executor = LocalExecutor(job.folder / "jobs")
     executor.update_parameters(
         timeout_min=minutes,
@@ -75,10 +72,24 @@ def start_here(job: BatchJob, minutes: int, index: int | None = None) -> LocalJo
         gpus_per_node=job.resources.gpus_per_node,
         stderr_to_stdout=True,
     )
-    started: LocalJob = executor._submit_command(
-        shlex.join(["env", "-C", str(job.workdir), *environment, *words])
-    )
+    started: LocalJob = executor._submit_command(shlex.join(words))
     return started
+
+
+def local_words(job: BatchJob, index: int | None = None) -> list[str]:
+    """The supervised command line of a job, or of one task of an array, on this machine."""
+    if job.resources.nodes > 1:
+        raise UserError("--cluster local: this machine is one node; leave --nodes out")
+    words = [*supervise_words(job), *task_command(job)]
+    if index is not None:
+        words = with_index(words, index)
+    environment = [f"LIVERSEG_JOB_NAME={job.name}", *job.environment]
+    if job.code is not None:
+        environment += [f"PYTHONPATH={job.code}", "PYTHONSAFEPATH=1"]
+    words = ["env", "-C", str(job.workdir), *environment, *words]
+    if job.setup is None:
+        return words
+    return ["bash", "-c", 'source "$0" && exec "$@"', str(job.setup), *words]
 
 
 def run_in_this_process(

@@ -6,15 +6,12 @@ in a row, each waiting for the one before.
 
 import argparse
 import dataclasses
-import hashlib
 import importlib
 import itertools
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
@@ -29,6 +26,10 @@ from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.results import EVALUATION
 
 from .. import PACKAGE as LAUNCH
+from .. import PROGRAM
+from ..arrays import ArrayExpression
+from ..options import OneLineParser, build_parser, option_strings, suggest_option
+from ..stages import StageOption, check_stages, one_process, stage_resources
 from .sbatch import INDEX, BatchJob, Resources
 
 RANKED = ("train", "evaluate", "predict")
@@ -46,10 +47,14 @@ class JobRequest:
     folder: Path | None = None
     """Where job file, logs and records go; default: the run's folder."""
     name: str = ""
-    array: str = ""
-    """`folds` (train, chain) or a number of array tasks (convert); empty: no array."""
-    convert_tasks: int = 1
-    convert_sbatch: tuple[str, ...] = ()
+    array: ArrayExpression | None = None
+    """Folds (train, chain) or a number of tasks (convert); None: no array."""
+    convert_tasks: ArrayExpression | None = None
+    """Of a chain; None: one."""
+    stage_options: tuple[StageOption, ...] = ()
+    cpu_partition: str = ""
+    environment: tuple[str, ...] = ()
+    setup: Path | None = None
     launcher: str = "srun"
     after: str = ""
     restarts: int = 5
@@ -71,23 +76,31 @@ def plan_jobs(request: JobRequest) -> list[JobStep]:
     if request.command == "tune":
         return [JobStep(_tune(request))]
     if request.command not in COMMANDS:
+        known = (*COMMANDS, "tune", "chain", "doctor", "status", "logs", "cancel")
+        guess = suggest_option(request.command, known)
         raise UserError(
-            f"{request.command}: no such command; one of {', '.join(COMMANDS)}, tune, chain"
+            f"{request.command}: no such command{guess}; one of {', '.join(dict.fromkeys(known))}"
         )
     args = parse_command(request.command, request.arguments)
     if request.command == "train":
         settings = _training(args, request, store_exists=not request.after)
-        if request.array == "folds":
+        if request.array is not None:
             return _folds(
                 request, settings, folds_of(settings, args, store_exists=not request.after)
             )
         return [JobStep(_train(request, settings))]
+    # More GPUs make more ranks, and these commands have one.
+    if request.command not in RANKED and (
+        request.resources.ranks > 1 or request.launcher != "srun"
+    ):
+        raise UserError(
+            f"{request.command} runs in one process; ask for one node, one task, at most one GPU, and no --launcher"
+        )
     if request.command == "convert":
-        return [JobStep(_convert(request, args, request.folder or Path(f"{args.store}.jobs")))]
-    if request.array:
-        raise UserError("--array: is for train (folds) and convert (a number of tasks)")
-    if request.resources.ranks > 1 and request.command not in RANKED:
-        raise UserError(f"{request.command} runs in one process; ask for one node and one task")
+        tasks = _count_tasks(request.array, "--array")
+        return [
+            JobStep(_convert(request, args, request.folder or Path(f"{args.store}.jobs"), tasks))
+        ]
     run = args.run if request.command == "evaluate" else Path("runs/jobs")
     if request.command == "evaluate" and not (args.source or args.out or args.part or args.cases):
         refuse_slabs_over_scans(run / EVALUATION)
@@ -102,15 +115,12 @@ def plan_jobs(request: JobRequest) -> list[JobStep]:
 
 def parse_command(command: str, arguments: Sequence[str]) -> argparse.Namespace:
     """The command's own parser on its arguments. Raises `UserError` where the command would refuse them."""
-    parser = _Parser(prog=f"liverseg {command}")
+    own = option_strings(build_parser())
+    help_lines = f"{PROGRAM} --help and liverseg {command} --help"
+    parser = OneLineParser(prog=f"{PROGRAM} {command}", help_lines=help_lines, also=own)
     parser.add_argument("--json", action="store_true")
     importlib.import_module(f"{PACKAGE}.commands.{command}").add_arguments(parser)
     return parser.parse_intermixed_args(list(arguments))
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def _training(args: argparse.Namespace, request: JobRequest, *, store_exists: bool) -> Settings:
@@ -154,6 +164,8 @@ def _job(request: JobRequest, command: str, arguments: Sequence[str], folder: Pa
         after=f"afterok:{request.after}" if request.after else "",
         restarts=request.restarts,
         is_main=command in ("train", "tune"),
+        environment=request.environment,
+        setup=request.setup,
     )
 
 
@@ -172,15 +184,25 @@ def _train(
 
 
 def _folds(
-    request: JobRequest, settings: Settings, folds: int, source: Path | None = None
+    request: JobRequest, settings: Settings, count: int, source: Path | None = None
 ) -> list[JobStep]:
-    """Training of all folds, their evaluation on the validation cases (each fold's when it is ready), one aggregate."""
+    """Training of folds, their evaluation on the validation cases (each when its fold is ready), one aggregate.
+
+    Args:
+        request: as given; `array` names the folds.
+        settings: of the training.
+        count: how many folds the store has.
+        source: whole scans to evaluate on, instead of the store's slabs.
+    """
     assert settings.run.dir is not None
+    assert request.array is not None
+    folds = choose_folds(request.array, count)
     home = settings.run.dir.absolute()
     folder = (request.folder or home).absolute()
-    run, array = home / f"fold_{INDEX}", f"0-{folds - 1}"
+    run, array = home / f"fold_{INDEX}", request.array.with_indices(folds)
     kept = [word for word in request.arguments if not word.startswith("run.dir=")]
-    train = _job(request, "train", [*kept, f"run.dir={run}", f"data.fold={INDEX}"], folder)
+    words = [*kept, f"run.dir={run}", f"data.fold={INDEX}"]
+    train = _stage_job(request, "train", words, folder, is_first=source is None)
     train = dataclasses.replace(train, array=array, run=run)
     out = run / "evaluation" / "validation"
     arguments = [
@@ -194,30 +216,69 @@ def _folds(
     ]
     if source is not None:
         arguments += ["--source", str(source)]
-    evaluate = _job(request, "evaluate", arguments, folder)
+    evaluate = _stage_job(request, "evaluate", arguments, folder)
     evaluate = dataclasses.replace(evaluate, array=array, run=run, after="")
+    only = [] if len(folds) == count else ["--only", ",".join(map(str, folds))]
     aggregate = dataclasses.replace(
-        _job(request, "aggregate", (), folder),
-        module=(f"{LAUNCH}.folds", str(home), str(folds)),
-        resources=one_process(request.resources),
+        _stage_job(request, "aggregate", (), folder),
+        module=(f"{LAUNCH}.folds", str(home), str(count), *only),
         launcher="srun",
         after="",
     )
     return [JobStep(train), JobStep(evaluate, 1, "aftercorr"), JobStep(aggregate, 1, "afterok")]
 
 
-def one_process(resources: Resources) -> Resources:
-    return dataclasses.replace(resources, nodes=1, gpus_per_node=0, tasks_per_node=1)
-
-
-def _convert(request: JobRequest, args: argparse.Namespace, folder: Path) -> BatchJob:
-    tasks = int(request.array) if request.array.isdigit() else request.convert_tasks
-    if request.array and not request.array.isdigit():
+def choose_folds(array: ArrayExpression, count: int) -> list[int]:
+    """The folds that `--array` names. Raises `UserError` for one that the store does not have."""
+    if missing := [index for index in array.indices if index >= count]:
         raise UserError(
-            f"--array {request.array}: for convert it is a number of tasks, e.g. --array 8"
+            f"--array {array.text}: no fold {missing[0]}; the store has {count}, 0 to {count - 1}"
         )
+    return list(array.indices) or list(range(count))
+
+
+def _stage_job(
+    request: JobRequest,
+    stage: str,
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    is_first: bool = False,
+) -> BatchJob:
+    """A job of a plan of several, with its stage's resources and a name of its own."""
+    job = _job(request, stage, arguments, folder)
+    resources = stage_resources(
+        request.resources,
+        stage,
+        request.stage_options,
+        cpu_partition=request.cpu_partition,
+        is_first=is_first,
+    )
+    name = f"{request.name}-{stage}" if request.name else job.name
+    return dataclasses.replace(job, resources=resources, name=name)
+
+
+def _count_tasks(array: ArrayExpression | None, option: str) -> ArrayExpression:
+    """The tasks of a conversion, 0 to N-1: all of them, as each converts its share of the scans."""
+    if array is None:
+        return ArrayExpression("1", (0,))
+    if array.number is not None:
+        if array.number < 1:
+            raise UserError(f"{option} {array.text}: at least one task")
+        return dataclasses.replace(array, indices=tuple(range(array.number)))
+    if array.indices and array.indices == tuple(range(len(array.indices))):
+        return array
+    raise UserError(
+        f"{option} {array.text}: for a conversion it is a number of tasks, e.g. 8, 8%4 or 0-7; each converts its "
+        "share of the scans, so none can be left out"
+    )
+
+
+def _convert(
+    request: JobRequest, args: argparse.Namespace, folder: Path, array: ArrayExpression
+) -> BatchJob:
+    tasks = len(array.indices)
     resources = one_process(request.resources)
-    resources = dataclasses.replace(resources, extra=(*resources.extra, *request.convert_sbatch))
     shard = ["--shard", f"{INDEX}/{tasks}"] if tasks > 1 else []
     if tasks > 1 and args.shard:
         raise UserError("--shard: an array gives each task its own; leave it out")
@@ -229,14 +290,16 @@ def _convert(request: JobRequest, args: argparse.Namespace, folder: Path) -> Bat
         job,
         resources=resources,
         launcher="srun",
-        array=f"0-{tasks - 1}" if tasks > 1 else "",
+        array=array.with_indices(array.indices) if tasks > 1 else "",
         progress=args.store.absolute(),
     )
 
 
 def _chain(request: JobRequest) -> list[JobStep]:
     """`chain SRC STORE [--config FILE] [KEY=VALUE]`: convert, then train, then evaluate."""
-    parser = _Parser(prog="python -m launch chain")
+    parser = OneLineParser(
+        prog=f"{PROGRAM} chain", help_lines=f"{PROGRAM} --help", also=option_strings(build_parser())
+    )
     parser.add_argument("source", type=Path, metavar="SRC")
     parser.add_argument("store", type=Path, metavar="STORE")
     parser.add_argument("--config", action="append", type=Path, default=[], metavar="FILE")
@@ -246,6 +309,13 @@ def _chain(request: JobRequest) -> list[JobStep]:
         raise UserError(
             f"{args.source}: holds no dataset.json; SRC is a folder in the layout of Task03_Liver"
         )
+    stages = (
+        "convert",
+        "train",
+        "evaluate",
+        *(("aggregate",) if request.array is not None else ()),
+    )
+    check_stages(request.stage_options, stages)
     configs = list(itertools.chain.from_iterable(("--config", str(path)) for path in args.config))
     of_convert = [text for text in args.overrides if text.startswith("convert.")]
     store = [f"data.store={args.store}"]
@@ -256,29 +326,40 @@ def _chain(request: JobRequest) -> list[JobStep]:
     assert settings.run.dir is not None
     folder = request.folder or settings.run.dir
     words = (str(args.source), str(args.store), *configs, *of_convert)
-    convert = dataclasses.replace(request, command="convert", arguments=words, array="", name="")
-    steps = [JobStep(_convert(convert, parse_command("convert", words), folder))]
-    if request.array == "folds":
+    steps = [JobStep(_convert_of_chain(request, words, folder))]
+    if request.array is not None:
         folds = folds_of(settings, parse_command("train", train.arguments), store_exists=False)
-        training = _folds(dataclasses.replace(train, name=""), settings, folds, args.source)
+        training = _folds(train, settings, folds, args.source)
         return [*steps, dataclasses.replace(training[0], waits_for=1), *training[1:]]
-    if request.array:
-        raise UserError(
-            "--array: for a chain it is folds; --convert-tasks N divides the conversion"
-        )
-    evaluate = _job(
-        dataclasses.replace(request, name="", after=""),
-        "evaluate",
-        [str(settings.run.dir), "--store", str(args.store), "--source", str(args.source)],
-        folder,
+    words = (str(settings.run.dir), "--store", str(args.store), "--source", str(args.source))
+    evaluate = _stage_job(train, "evaluate", words, Path(folder))
+    named = dataclasses.replace(train, name=f"{request.name}-train" if request.name else "")
+    training_job = dataclasses.replace(
+        _train(named, settings), resources=_stage_job(train, "train", (), Path(folder)).resources
     )
-    training_step = JobStep(_train(dataclasses.replace(train, name=""), settings), 1)
-    return [*steps, training_step, JobStep(evaluate, 1)]
+    return [*steps, JobStep(training_job, 1), JobStep(evaluate, 1)]
+
+
+def _convert_of_chain(request: JobRequest, words: tuple[str, ...], folder: Path) -> BatchJob:
+    resources = stage_resources(
+        request.resources,
+        "convert",
+        request.stage_options,
+        cpu_partition=request.cpu_partition,
+        is_first=True,
+    )
+    name = f"{request.name}-convert" if request.name else ""
+    convert = dataclasses.replace(
+        request, command="convert", arguments=words, name=name, resources=resources
+    )
+    tasks = _count_tasks(request.convert_tasks, "--convert-tasks")
+    return _convert(convert, parse_command("convert", words), folder, tasks)
 
 
 def _tune(request: JobRequest) -> BatchJob:
     """A sweep: Ray over the job's nodes, its driver on the first."""
     words = request.arguments
+    _check_sweep(words)
     run = next(
         (word.removeprefix("run.dir=") for word in reversed(words) if word.startswith("run.dir=")),
         None,
@@ -297,16 +378,23 @@ def _tune(request: JobRequest) -> BatchJob:
     )
 
 
-def freeze_configs(job: BatchJob, *, write: bool) -> BatchJob:
-    """Let the job read copies of its config files: an edited file must not change a job that waits in the queue."""
-    words = list(job.module)
-    for i, (flag, value) in enumerate(itertools.pairwise(words)):
-        if flag != "--config" or not Path(value).is_file():
-            continue
-        digest = hashlib.sha256(Path(value).read_bytes()).hexdigest()[:8]
-        copy = job.folder / "jobs" / f"{Path(value).stem}-{digest}.yaml"
-        words[i + 1] = str(copy)
-        if write and not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(value, copy)
-    return dataclasses.replace(job, module=tuple(words))
+def _check_sweep(words: Sequence[str]) -> None:
+    """What launch.tune itself would refuse at its start, in the job. Raises `UserError`."""
+    # By name, as Ray comes with it, which takes seconds.
+    tune = importlib.import_module(f"{LAUNCH}.tune")
+    options = tune.parser()
+    own = option_strings(build_parser())
+    parser = OneLineParser(
+        prog=f"{PROGRAM} tune",
+        parents=[options],
+        add_help=False,
+        help_lines=f"{PROGRAM} --help and python -m {LAUNCH}.tune --help",
+        also=own,
+    )
+    args = parser.parse_intermixed_args(list(words))
+    if args.address or args.cpus:
+        name = "--address" if args.address else "--cpus"
+        raise UserError(
+            f"{name}: the job starts a Ray of its own on its nodes; --cpus-per-task and --nodes size it"
+        )
+    tune.load(args)

@@ -15,6 +15,8 @@ from typing import Any
 
 from liverseg_dist.files import write_json
 
+from ..arrays import expand_tasks
+
 FINAL = (
     "COMPLETED",
     "FAILED",
@@ -45,10 +47,7 @@ class Submission:
     @property
     def tasks(self) -> list[str]:
         """Ids of the array's tasks, or the job's own."""
-        if not self.array:
-            return [self.job_id]
-        first, _, last = self.array.partition("%")[0].partition("-")
-        return [f"{self.job_id}_{i}" for i in range(int(first), int(last or first) + 1)]
+        return expand_tasks(self.job_id, self.array)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 had not seen it.
 
   python -m launch.slurm.pool_folds runs/cv 5
+  python -m launch.slurm.pool_folds runs/cv 5 --only 1,3      of these alone: the report names them
 
 Reads RUN/fold_K/evaluation/validation, writes RUN/evaluation (summary.json, cases.csv, report.html, ledger). It is the
 last job of `launch train --array folds`.
@@ -26,13 +27,23 @@ from liverseg_dist.evaluation.results import (
 )
 
 from .. import PACKAGE, name_programs
+from ..arrays import format_indices, parse_indices
 
 
-def pool_fold_results(run: Path, folds: int) -> dict[str, Any]:
-    """The pooled summary. Raises `UserError` when a fold is not evaluated, `RunFailed` when a case is in two folds."""
-    results = [
-        load_results(run / f"fold_{fold}" / EVALUATION / "validation") for fold in range(folds)
-    ]
+def pool_fold_results(run: Path, folds: int, only: Sequence[int] = ()) -> dict[str, Any]:
+    """Pool the folds' results and write the summary and report.
+
+    Args:
+        run: the folder with fold_0, fold_1, ...
+        folds: how many the store has.
+        only: the folds to pool; empty: all.
+
+    Raises:
+        UserError: a fold is not evaluated.
+        RunFailed: a case is in two folds.
+    """
+    chosen = list(only) or list(range(folds))
+    results = [load_results(run / f"fold_{fold}" / EVALUATION / "validation") for fold in chosen]
     cases = [case for result in results for case in result.cases]
     ids = [case["case_id"] for case in cases]
     if twice := sorted({case_id for case_id in ids if ids.count(case_id) > 1}):
@@ -50,21 +61,25 @@ def pool_fold_results(run: Path, folds: int) -> dict[str, Any]:
         ledger.write(case["case_id"], case)
     for result in results:
         _copy_pictures(result.folder / PICTURES, folder / PICTURES)
-    return write_results(folder, cases, failed, _details(run, results), ledger)
+    return write_results(folder, cases, failed, _details(run, results, folds, only), ledger)
 
 
-def _details(run: Path, results: Sequence[Results]) -> dict[str, Any]:
+def _details(
+    run: Path, results: Sequence[Results], folds: int, only: Sequence[int]
+) -> dict[str, Any]:
+    which = f"{folds} folds" if not only else f"fold {format_indices(sorted(only))} of {folds}"
     dice = [
         {name: result.summary[name]["dice_per_case"] for name in ("liver", "tumour")}
         for result in results
     ]
     return {
-        "title": f"{run.resolve().name}, {len(results)} folds",
+        "title": f"{run.resolve().name}, {which}",
         "run": run.resolve().name,
-        "part": f"validation cases of {len(results)} folds",
+        "part": f"validation cases of {which}",
         "input": results[0].summary["details"].get("input", ""),
         "weights_sha256": [result.summary["details"].get("weights_sha256") for result in results],
         "dice_by_fold": dice,
+        "folds": list(only) or list(range(folds)),
     }
 
 
@@ -81,15 +96,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder with fold_0, fold_1, ...")
     parser.add_argument("folds", type=int, metavar="N", help="how many there are")
+    parser.add_argument(
+        "--only", default="", metavar="K,K", help="pool these folds alone (default: all)"
+    )
     args = parser.parse_args(argv)
     try:
         if args.folds < 1:
             raise UserError(f"{args.folds} folds: at least 1")
-        summary = pool_fold_results(args.run, args.folds)
+        only = parse_indices(args.only, "--only") if args.only else []
+        if only and only[-1] >= args.folds:
+            raise UserError(f"--only {args.only}: no fold {only[-1]} of {args.folds}")
+        summary = pool_fold_results(args.run, args.folds, only)
     except LiversegError as error:
         print(f"launch.slurm.pool_folds: {error}", file=sys.stderr)
         return error.exit_code
-    for fold, dice in enumerate(summary["details"]["dice_by_fold"]):
+    details = summary["details"]
+    for fold, dice in zip(details["folds"], details["dice_by_fold"], strict=True):
         print(
             f"fold {fold}: "
             + ", ".join(f"{name} Dice {_shown(value)}" for name, value in dice.items())

@@ -1,15 +1,13 @@
 """The batch file of a job, as a pure function of what was asked for: what `--dry-run` prints is what sbatch gets."""
 
-import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from liverseg_dist.errors import UserError
-
 from .. import PACKAGE
+from ..units import slurm_time as slurm_time
 
 INDEX = "@index@"
 """In a job's arguments and folders: the array task's number."""
@@ -23,11 +21,15 @@ class Resources:
 
     nodes: int = 1
     gpus_per_node: int = 0
+    gpu_type: str = ""
+    """SLURM's name of the model, e.g. a100."""
     tasks_per_node: int = 0
     """0: one per GPU, or one."""
     cpus_per_task: int = 4
     mem_gib: int = 0
     """Per node."""
+    mem: str = ""
+    """Per node, as SLURM writes it (64G); takes precedence over `mem_gib`."""
     time: str = "24:00:00"
     partition: str = ""
     account: str = ""
@@ -36,6 +38,10 @@ class Resources:
     extra: tuple[str, ...] = ()
     """Further options of sbatch, KEY=VALUE or KEY."""
     signal_s: int = SIGNAL_S
+    distribution: str = ""
+    cpu_bind: str = ""
+    gpu_bind: str = ""
+    """How srun places ranks on nodes, cores and GPUs; empty: SLURM's defaults."""
 
     @property
     def ranks_per_node(self) -> int:
@@ -44,6 +50,11 @@ class Resources:
     @property
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
+
+    @property
+    def memory(self) -> str:
+        """sbatch's `--mem`; empty: the cluster's default."""
+        return self.mem or (f"{self.mem_gib}G" if self.mem_gib else "")
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,10 @@ class BatchJob:
     code: Path | None = None
     """A copy of the project to run; None: what is installed."""
     python: str = sys.executable
+    environment: tuple[str, ...] = ()
+    """Variables for the ranks, NAME=VALUE."""
+    setup: Path | None = None
+    """A shell file that is sourced on the first node before anything starts; srun passes its environment on."""
 
     @property
     def file(self) -> Path:
@@ -84,7 +99,14 @@ class BatchJob:
 def render_batch_file(job: BatchJob) -> str:
     """The batch file's text."""
     options = "\n".join(f"#SBATCH --{option}" for option in _options(job))
+    if not job.resources.memory:
+        options += "\n##SBATCH --mem=32G    # per node; not requested, so the cluster's default applies (launch: --mem)"
     home = [f"cd {shlex.quote(str(job.workdir))} || exit 1"]
+    if job.setup is not None:
+        # Before the code's path is set: modules may set PYTHONPATH themselves.
+        setup = shlex.quote(str(job.setup))
+        home.append(f"source {setup} || {{ echo 'launch: '{setup}' failed' >&2; exit 1; }}")
+    home += [f"export {_assignment(text)}" for text in job.environment]
     if job.code is not None:
         home.append(
             "# The code as it was when this was submitted: what is edited later does not change a waiting job."
@@ -97,6 +119,9 @@ def render_batch_file(job: BatchJob) -> str:
         home.append('MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)')
         home.append("MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))")
         home.append("export MASTER_ADDR MASTER_PORT")
+    if job.resources.gpus_per_node and job.resources.nodes > 1 and not _sets_nccl(job):
+        home.append("# To name or examine the network between nodes (launch: --env NAME=VALUE):")
+        home.append("# export NCCL_DEBUG=INFO NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0")
     again = shlex.quote(str(job.file))
     return f"""#!/bin/bash
 # {job.name}; written by launch. To submit it again by hand: sbatch {again}
@@ -145,6 +170,9 @@ def _supervised(job: BatchJob) -> str:
     resources = job.resources
     # --export: what is exported above reaches the ranks also where the cluster's default is NONE.
     srun = ["srun", "--export=ALL", "--label", "--kill-on-bad-exit=1"]
+    for name in ("distribution", "cpu_bind", "gpu_bind"):
+        if value := getattr(resources, name):
+            srun.append(f"--{name.replace('_', '-')}={value}")
     if job.launcher == "srun":
         srun += [f"--cpus-per-task={resources.cpus_per_task}"]
         ranks = [job.python, "-u", "-m", f"{PACKAGE}.rank", *job.module]
@@ -164,9 +192,9 @@ def _options(job: BatchJob) -> list[str]:
         "job-name": job.name,
         "nodes": resources.nodes,
         "ntasks-per-node": resources.ranks_per_node,
-        "gpus-per-node": resources.gpus_per_node or None,
+        "gpus-per-node": _gpus(resources) or None,
         "cpus-per-task": resources.cpus_per_task,
-        "mem": f"{resources.mem_gib}G" if resources.mem_gib else None,
+        "mem": resources.memory or None,
         "time": resources.time,
         "partition": resources.partition or None,
         "account": resources.account or None,
@@ -190,6 +218,21 @@ def _options(job: BatchJob) -> list[str]:
     ]
 
 
+def _gpus(resources: Resources) -> str:
+    if not resources.gpus_per_node:
+        return ""
+    return f"{resources.gpu_type}:{resources.gpus_per_node}".removeprefix(":")
+
+
+def _assignment(text: str) -> str:
+    name, _, value = text.partition("=")
+    return f"{name}={shlex.quote(value)}"
+
+
+def _sets_nccl(job: BatchJob) -> bool:
+    return any(text.startswith("NCCL_") for text in job.environment)
+
+
 def shell_quote(text: str) -> str:
     """Quoted for the shell; `INDEX` becomes the array task's number."""
     if INDEX not in text:
@@ -202,22 +245,3 @@ def shell_quote(text: str) -> str:
 def with_index(job_words: Sequence[str], index: int) -> list[str]:
     """The words of one array task, where no shell fills the number in."""
     return [text.replace(INDEX, str(index)) for text in job_words]
-
-
-def slurm_time(text: str) -> str:
-    """A time limit as SLURM writes it, from 90 (minutes), 90m, 24h, 2d, H:MM:SS or D-HH[:MM[:SS]]. Raises `UserError`.
-
-    H:MM is refused: SLURM reads 24:00 as 24 minutes.
-    """
-    if match := re.fullmatch(r"(\d+)([mhd]?)", text):
-        minutes = int(match[1]) * {"": 1, "m": 1, "h": 60, "d": 1440}[match[2]]
-        if minutes == 0:
-            raise UserError(f"--time {text}: the time limit is at least one minute")
-        return f"{minutes // 60:02}:{minutes % 60:02}:00"
-    if re.fullmatch(r"\d+:[0-5]\d:[0-5]\d|\d+-\d{1,2}(:[0-5]\d){0,2}", text):
-        return text
-    if re.fullmatch(r"\d+:\d+", text):
-        raise UserError(
-            f"--time {text}: could be hours or minutes; write {text}:00 or 24h, 90m, 2d"
-        )
-    raise UserError(f"--time {text}: is written 24h, 90m, 2d, H:MM:SS or D-HH:MM:SS")

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 
+from .. import PROGRAM, name_programs
+from ..options import OneLineParser, positive
 from .job_records import FINAL, JobFolder, JobState, Submission, run_status, slurm_states
 
 POLL_S = 2.0
@@ -47,10 +49,11 @@ class JobRow:
 
 
 def run(command: str, argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m launch {command}",
-        description=__doc__,
+    parser = OneLineParser(
+        prog=f"{PROGRAM} {command}",
+        description=name_programs(__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the run's folder")
     if command == "status":
@@ -64,13 +67,13 @@ def run(command: str, argv: Sequence[str]) -> int:
     if command == "logs":
         parser.add_argument("--follow", action="store_true", help="stay until the jobs are over")
         parser.add_argument(
-            "--lines",
-            type=int,
-            default=LAST_LINES,
-            metavar="N",
-            help=f"last N lines ({LAST_LINES})",
+            "--lines", type=positive, metavar="N", help=f"last N lines ({LAST_LINES})"
         )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if command == "logs":
+        if args.follow and args.lines is not None:
+            raise UserError("--lines has no effect with --follow, which shows the whole log")
+        args.lines = args.lines or LAST_LINES
     for folder in args.runs:
         if not (folder / "jobs").is_dir():
             raise UserError(

@@ -16,9 +16,15 @@ from pathlib import Path
 from liverseg_dist.commands.main import main
 from liverseg_dist.errors import EXIT_DONE, RunFailed, UserError
 
+from .. import PROGRAM
+from ..arrays import parse_array, parse_indices
+from ..frozen import find_setup_file, freeze_configs
+from ..options import LEARNS
+from ..stages import check_stages, parse_stage_options
+from ..units import time_seconds
 from .code_snapshot import snapshot_path, take_snapshot
-from .executors import run_in_this_process, start_here, submit_to_slurm
-from .job_graph import JobRequest, JobStep, freeze_configs, plan_jobs
+from .executors import local_words, run_in_this_process, start_here, submit_to_slurm
+from .job_graph import JobRequest, JobStep, plan_jobs
 from .job_records import JobFolder, Submission
 from .sbatch import BatchJob, Resources, render_batch_file
 from .status import follow_jobs
@@ -30,15 +36,21 @@ def submit_command(
     args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]
 ) -> int:
     """Returns the exit code. Raises `UserError` before anything is submitted."""
+    stage_options = parse_stage_options(args.stage_option, args.convert_sbatch)
+    if command == "train" and args.array is not None:
+        check_stages(stage_options, ("train", "evaluate", "aggregate"))
     request = JobRequest(
         command=command,
         arguments=tuple(arguments),
         resources=resources,
         folder=args.folder,
         name=args.name,
-        array=args.array,
-        convert_tasks=args.convert_tasks,
-        convert_sbatch=tuple(args.convert_sbatch),
+        array=parse_array(args.array) if args.array is not None else None,
+        convert_tasks=parse_array(args.convert_tasks, "--convert-tasks"),
+        stage_options=stage_options,
+        cpu_partition=args.cpu_partition,
+        environment=tuple(args.env),
+        setup=find_setup_file(args.setup),
         launcher=args.launcher,
         after=args.after,
         restarts=args.restarts,
@@ -48,13 +60,27 @@ def submit_command(
         return _debug(request, steps)
     steps = [_frozen(step, write=not args.dry_run) for step in steps]
     if args.dry_run:
-        print(_texts(steps), end="")
+        print(_local_commands(steps) if args.cluster == "local" else _texts(steps), end="")
+        _warn_without_gpus(args, request)
         return EXIT_DONE
     if args.cluster == "local":
         return _here(steps, follow_it=args.follow)
     folder, job_ids = steps[0].job.folder, _submit_all(steps)
     _tell(steps, job_ids, parsable=args.parsable)
+    _warn_without_gpus(args, request)
     return follow_jobs(folder, job_ids) if args.follow else EXIT_DONE
+
+
+def _warn_without_gpus(args: argparse.Namespace, request: JobRequest) -> None:
+    """Training on CPU nodes is rarely intended, and slow enough to waste days."""
+    words = " ".join(request.arguments).replace("=", " ")
+    on_purpose = args.gpus_are_chosen or "--device cpu" in words
+    if request.command in LEARNS and args.cluster == "slurm" and not on_purpose:
+        print(
+            f"warning: {request.command} requests no GPU, so it trains on CPU cores; "
+            "add --gpus-per-node N, or --cpu to confirm",
+            file=sys.stderr,
+        )
 
 
 def _submit_all(steps: Sequence[JobStep]) -> list[str]:
@@ -141,9 +167,7 @@ def _tell(steps: Sequence[JobStep], job_ids: Sequence[str], *, parsable: bool) -
         tasks = f", tasks {step.job.array}" if step.job.array else ""
         print(f"job {job_id}: {step.job.name}{tasks}{after}")
     shown = shlex.quote(str(_short(folder)))
-    print(
-        f"watch: python -m launch logs {shown} --follow   or: status {shown}   stop: cancel {shown}"
-    )
+    print(f"watch: {PROGRAM} logs {shown} --follow   or: status {shown}   stop: cancel {shown}")
 
 
 def _short(path: Path) -> Path:
@@ -169,18 +193,18 @@ def _here(steps: Sequence[JobStep], *, follow_it: bool) -> int:
     return EXIT_DONE
 
 
-def _indices(job: BatchJob) -> list[int | None]:
-    if not job.array:
-        return [None]
-    first, _, last = job.array.partition("-")
-    return list(range(int(first), int(last) + 1))
+def _local_commands(steps: Sequence[JobStep]) -> str:
+    """What --cluster local would start, one command a line in the order of their start."""
+    tasks = [(step.job, index) for step in steps for index in _indices(step.job)]
+    return "".join(f"{shlex.join(local_words(job, index))}\n" for job, index in tasks)
+
+
+def _indices(job: BatchJob) -> Sequence[int | None]:
+    return parse_indices(job.array) if job.array else [None]
 
 
 def _minutes(time: str) -> int:
-    days, _, clock = time.rpartition("-")
-    parts = [int(part) for part in clock.split(":")] + [0, 0]
-    hours, minutes = (parts[0], parts[1])
-    return int(days or 0) * 1440 + hours * 60 + minutes
+    return max(1, time_seconds(time) // 60)
 
 
 def _debug(request: JobRequest, steps: Sequence[JobStep]) -> int:

@@ -37,6 +37,7 @@ COMMANDS = {
     "score": "score any folder of NIfTI masks against the truth",
     "report": "make report.html again from a finished evaluation",
     "compare": "compare two evaluations case by case, with a paired test",
+    "demo": "phantoms, conversion, training, evaluation and report in one go (also: tools/demo)",
     "settings": "tell what can be set: defaults, choices, meaning",
     "doctor": "tell what this machine has and what would go wrong",
 }

@@ -3,6 +3,7 @@
   liverseg settings                 the sections
   liverseg settings train           a section, or a single key: train.schedule.name
   liverseg settings --find spacing  keys whose name or meaning has that word
+  liverseg settings --configs       the config files that come with the program, with their paths
 
 In a YAML file they are nested, on the line they follow a command: train.learning_rate=1e-3. Those of sweeps:
 python -m launch.tune --help.
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from liverseg_dist.config import Settings
+from liverseg_dist.config.shipped import list_shipped_configs
 from liverseg_dist.errors import UserError
 
 WIDTH = 110
@@ -27,9 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--find", metavar="WORD", help="only keys whose name or meaning has this word"
     )
+    parser.add_argument("--configs", action="store_true", help="list the shipped config files")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.configs:
+        return {"configs": _print_shipped_configs()}
     found = dict(_keys(Settings.model_json_schema()))
     if args.prefix:
         found = {
@@ -62,6 +67,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             )
         print("liverseg settings SECTION tells defaults, choices and meaning")
     return {"settings": found}
+
+
+def _print_shipped_configs() -> dict[str, str]:
+    """Print each file's name for --config, its path and the first line of its comment."""
+    found = {}
+    for path in list_shipped_configs():
+        name = f"configs/{path.name}"
+        found[name] = str(path)
+        title = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        print(f"{name}\n    {title}\n    {path}")
+    return found
 
 
 def _keys(schema: Schema) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -18,6 +18,7 @@ from liverseg_dist.config.convert import ConvertConfig
 from liverseg_dist.config.inference import InferenceConfig
 from liverseg_dist.config.memory import MemoryConfig
 from liverseg_dist.config.model import LossConfig, ModelConfig
+from liverseg_dist.config.shipped import describe_shipped_configs, find_config
 from liverseg_dist.config.train import (
     CheckpointConfig,
     DataConfig,
@@ -85,9 +86,12 @@ def load_settings_as(
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = read_yaml(Path(file))
+        content = read_yaml(find_config(Path(file)))
     except FileNotFoundError:
-        raise UserError(f"{file}: no such config file; configs/ holds examples") from None
+        shipped = describe_shipped_configs()
+        raise UserError(
+            f"{file}: no such config file; shipped with the program: {shipped}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
     except ValueError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from liverseg_dist.config import SplitConfig
+from liverseg_dist.config.shipped import find_config
 from liverseg_dist.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -192,7 +193,7 @@ def _read_file(config: SplitConfig) -> tuple[list[str], list[list[str]]]:
             'convert.splits.kind=file needs convert.splits.file, a JSON {"test": [...], "folds": [[...]]}'
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(find_config(path).read_text(encoding="utf-8"))
         if isinstance(
             content, list
         ):  # nnU-Net's splits_final.json: [{"train": [...], "val": [...]}, ...]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_dist.config import ConvertConfig
+from liverseg_dist.config.shipped import find_config
 from liverseg_dist.data.conversion.case_writer import sha256_file
 from liverseg_dist.data.store.layout import SCHEMA
 from liverseg_dist.errors import UserError
@@ -74,6 +75,6 @@ def _short(value: Any) -> str:
 
 def _content(path: Path | None) -> str | None:
     try:
-        return None if path is None else f"sha256 {sha256_file(path)}"
+        return None if path is None else f"sha256 {sha256_file(find_config(path))}"
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

@@ -1,0 +1,92 @@
+"""Job array expressions: what `--array` accepts, and the index lists in job files and records.
+
+`folds` and index lists follow sbatch: `0-4`, `0-4:2` (every second), `1,3`, and `%N` at the end for at most N tasks at
+once. What an index means depends on the command: a fold for train and chain, a share of the scans for convert.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from liverseg_dist.errors import UserError
+
+FOLDS = "folds"
+FORMS = "folds, 0-4, 0-4:2, 1,3 or 3, each with %N behind it for at most N tasks at once"
+MOST_TASKS = 100_000
+"""No cluster allows larger arrays (MaxArraySize is 1001 by default); stops a typing error from filling the memory."""
+_EXPRESSION = re.compile(r"(?P<what>folds|[0-9][0-9,:-]*)(%(?P<throttle>[0-9]+))?")
+_RANGE = re.compile(r"(?P<first>[0-9]+)(-(?P<last>[0-9]+)(:(?P<step>[0-9]+))?)?")
+
+
+@dataclass(frozen=True)
+class ArrayExpression:
+    """A parsed `--array`."""
+
+    text: str
+    indices: tuple[int, ...] = ()
+    """Sorted, without duplicates. Empty: all folds."""
+    throttle: int = 0
+    """At most so many tasks at once; 0: no limit."""
+    number: int | None = None
+    """The value of an expression that is a single number, which convert reads as a number of tasks."""
+
+    def with_indices(self, indices: Sequence[int]) -> str:
+        """These indices and this throttle, as sbatch writes them."""
+        return format_indices(indices) + (f"%{self.throttle}" if self.throttle else "")
+
+
+def parse_array(text: str, option: str = "--array") -> ArrayExpression:
+    """Parse the value of `--array`. Raises `UserError` that lists the accepted forms."""
+    match = _EXPRESSION.fullmatch(text)
+    if match is None:
+        raise UserError(f"{option} {text}: not an array; accepted: {FORMS}")
+    throttle = int(match["throttle"] or 0)
+    if match["throttle"] is not None and throttle < 1:
+        raise UserError(f"{option} {text}: %N needs at least one task at once")
+    if match["what"] == FOLDS:
+        return ArrayExpression(text, throttle=throttle)
+    indices = tuple(parse_indices(match["what"], option))
+    number = int(match["what"]) if match["what"].isdigit() else None
+    return ArrayExpression(text, indices, throttle, number)
+
+
+def parse_indices(text: str, option: str = "--array") -> list[int]:
+    """`0-4:2,7%3` -> [0, 2, 4, 7]. Raises `UserError`."""
+    found: set[int] = set()
+    for part in text.partition("%")[0].split(","):
+        match = _RANGE.fullmatch(part)
+        if match is None:
+            raise UserError(f"{option} {text}: '{part}' is no index or range; accepted: {FORMS}")
+        first, last = int(match["first"]), int(match["last"] or match["first"])
+        step = int(match["step"] or 1)
+        if last < first:
+            raise UserError(f"{option} {text}: {part} counts down; write {last}-{first}")
+        if step < 1:
+            raise UserError(f"{option} {text}: the step after ':' is at least 1")
+        if last >= MOST_TASKS:
+            raise UserError(f"{option} {text}: index {last} is beyond {MOST_TASKS - 1}")
+        found.update(range(first, last + 1, step))
+    return sorted(found)
+
+
+def format_indices(indices: Sequence[int]) -> str:
+    """[0, 1, 2, 5] -> `0-2,5`."""
+    parts: list[str] = []
+    start = 0
+    for end in range(1, len(indices) + 1):
+        if end < len(indices) and indices[end] == indices[end - 1] + 1:
+            continue
+        first, last = indices[start], indices[end - 1]
+        parts.append(str(first) if first == last else f"{first}-{last}")
+        start = end
+    return ",".join(parts)
+
+
+def expand_tasks(job_id: str, array: str) -> list[str]:
+    """Ids of an array's tasks, or the job's own; a record that cannot be read counts as one job."""
+    if not array:
+        return [job_id]
+    try:
+        return [f"{job_id}_{index}" for index in parse_indices(array)]
+    except UserError:
+        return [job_id]
