@@ -39,7 +39,8 @@ def parse_array(text: str, option: str = "--array") -> ArrayExpression:
     """Parse the value of `--array`. Raises `UserError` that lists the accepted forms."""
     match = _EXPRESSION.fullmatch(text)
     if match is None:
-        raise UserError(f"{option} {text}: not an array; accepted: {FORMS}")
+        forms = FORMS if option == "--array" else "8, 8%4 or 0-7"
+        raise UserError(f"{option} {text}: not an array; accepted: {forms}")
     throttle = int(match["throttle"] or 0)
     if match["throttle"] is not None and throttle < 1:
         raise UserError(f"{option} {text}: %N needs at least one task at once")

@@ -46,6 +46,8 @@ SLURM_ONLY = (
 TEXTS = ("mem", "partition", "account", "qos", "constraint", "cpu_partition", "name", "after", "distribution",
          "cpu_bind", "gpu_bind")  # fmt: skip
 """Options that are an empty text when they are not given."""
+TAKES_OPTIONS = ("--sbatch", "--sbatch-plugin", "--convert-sbatch")
+"""Their value is an option of sbatch, which may be written with its dashes."""
 DEBUG_TAKES = ("cluster", "folder")
 
 
@@ -236,18 +238,33 @@ def option_strings(parser: argparse.ArgumentParser) -> list[str]:
 def suggest_option(word: str, options: Sequence[str]) -> str:
     """`; did you mean --gpus-per-node?`, or nothing."""
     name = word.partition("=")[0]
-    close = difflib.get_close_matches(name, options, 1)
-    close = close or [option for option in options if len(name) > 3 and option.startswith(name)]
+    close = [option for option in options if len(name) > 3 and option.startswith(name)]
+    close = close or difflib.get_close_matches(name, options, 1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def parse_options(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options of launch, with their defaults, and what is left on the line. Raises `UserError`."""
-    args, rest = build_parser().parse_known_args(list(words))
+    for word in words:
+        # Before Python 3.13 argparse makes an empty list of this value.
+        if word.startswith("--") and word.endswith("=--"):
+            raise UserError(f"{word}: -- is no value")
+    args, rest = build_parser().parse_known_args(_join_values(words))
     for name in TEXTS:
         # argparse would check a default text like a given one, and an empty one must not be given.
         setattr(args, name, getattr(args, name) or "")
     return args, rest
+
+
+def _join_values(words: Sequence[str]) -> list[str]:
+    """`--sbatch --mail-type=END` as one word, `--sbatch=--mail-type=END`: argparse takes the second for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] in TAKES_OPTIONS and word.startswith("-"):
+            joined[-1] = f"{joined[-1]}={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def given_options(words: Sequence[str]) -> set[str]:
@@ -255,7 +272,7 @@ def given_options(words: Sequence[str]) -> set[str]:
     parser = build_parser()
     for action in parser._actions:
         action.default = argparse.SUPPRESS
-    return set(vars(parser.parse_known_args(list(words))[0]))
+    return set(vars(parser.parse_known_args(_join_values(words))[0]))
 
 
 def refuse_ignored(command: str, given: set[str], args: argparse.Namespace) -> None:

@@ -79,6 +79,8 @@ def stage_resources(
     for of_stage, text in options:
         if of_stage == stage:
             resources = _apply(resources, stage, text)
+    if main.gpus_per_node and not resources.gpus_per_node and stage in GPU_STAGES:
+        resources = _leave_gpu_nodes(resources, main, cpu_partition)
     if resources.signal_s >= time_seconds(resources.time):
         resources = dataclasses.replace(resources, signal_s=_signal(main, resources.time))
     return resources
@@ -107,6 +109,15 @@ def _without_gpus(resources: Resources, cpu_partition: str) -> Resources:
     return dataclasses.replace(
         kept, partition=cpu_partition, qos="", constraint="", mem="", mem_gib=0
     )
+
+
+def _leave_gpu_nodes(resources: Resources, main: Resources, cpu_partition: str) -> Resources:
+    """For an evaluation that was moved to the CPU: what still is as for training was meant for GPU nodes."""
+    changes = {}
+    for name, value in (("partition", cpu_partition), ("qos", ""), ("constraint", "")):
+        if getattr(resources, name) == getattr(main, name):
+            changes[name] = value
+    return dataclasses.replace(resources, **changes)
 
 
 def _shared_options(extra: Sequence[str], stage: str, *, is_first: bool) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ import shutil
 import site
 import subprocess
 import sys
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -118,18 +117,6 @@ def test_the_wheel_holds_every_file_and_nothing_else(wheel: Path) -> None:
     assert {name.partition("/")[0] for name in names} == {"liverseg_dist", "liverseg_launch"}
 
 
-def test_every_kind_of_data_file_is_package_data() -> None:
-    """What `[tool.setuptools.package-data]` lists covers each file in the packages that is no module."""
-    content = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = set(content["tool"]["setuptools"]["packages"])
-    folders = {
-        str(Path(name).parent).replace("/", ".")
-        for name in expected_files()
-        if name.endswith((".py", ".yaml"))
-    }
-    assert folders <= packages
-
-
 def use(bin_folder: Path, folder: Path, *words: str, code: int = 0) -> str:
     """Run an installed script in `folder`; its standard output."""
     command = [str(bin_folder / words[0]), *words[1:]]
@@ -145,7 +132,7 @@ def demo(bin_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The working directory of `liverseg demo`, shortened."""
     folder = tmp_path_factory.mktemp("elsewhere")
     told = use(
-        bin_folder, folder, "liverseg", "demo", "--cases", "6", "--out", "out", "--json", *SHORT
+        bin_folder, folder, "liverseg", "demo", "--cases", "4", "--out", "out", "--json", *SHORT
     )
     result = json.loads(told.splitlines()[-1])
     assert result["summary"]["n_cases"] >= 1
