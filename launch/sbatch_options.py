@@ -39,6 +39,7 @@ REPLACED = {
     "wrap": "launch writes the script", "test-only": "use --dry-run", "parsable": "use --parsable",
     "wait": "use --follow", "clusters": "submit from a login node of that cluster",
     "help": "see `sbatch --help`", "usage": "see `sbatch --help`", "version": "see `sbatch --version`",
+    "ignore-pbs": "a job file has no #PBS lines",
     "quiet": "it has no effect in a job file", "verbose": "it has no effect in a job file",
 }  # fmt: skip
 """What launch decides, and what to use instead."""

@@ -113,11 +113,12 @@ def _without_gpus(resources: Resources, cpu_partition: str) -> Resources:
 
 def _leave_gpu_nodes(resources: Resources, main: Resources, cpu_partition: str) -> Resources:
     """For an evaluation that was moved to the CPU: what still is as for training was meant for GPU nodes."""
-    changes = {}
-    for name, value in (("partition", cpu_partition), ("qos", ""), ("constraint", "")):
-        if getattr(resources, name) == getattr(main, name):
-            changes[name] = value
-    return dataclasses.replace(resources, **changes)
+    return dataclasses.replace(
+        resources,
+        partition=cpu_partition if resources.partition == main.partition else resources.partition,
+        qos="" if resources.qos == main.qos else resources.qos,
+        constraint="" if resources.constraint == main.constraint else resources.constraint,
+    )
 
 
 def _shared_options(extra: Sequence[str], stage: str, *, is_first: bool) -> tuple[str, ...]:

@@ -255,7 +255,8 @@ def test_each_stage_can_be_given_partition_time_and_memory(
     )
     for option, message in [
         ("agregate:time=1h", "stages are convert, train, evaluate, aggregate"), ("time=1h", "STAGE:KEY=VALUE"),
-        ("train:nodes=2", "use --nodes"), ("aggregate:gpus-per-node=1", "one process"), ("evaluate:time=x", "written 24h"),
+        ("train:nodes=2", "use --nodes"), ("aggregate:gpus-per-node=1", "one process"),
+        ("evaluate:time=x", "written 24h"),
         ("aggregate:array=0-1", "use --array"), ("evaluate:zzz=1", "no option zzz"),
     ]:  # fmt: skip
         assert message in refused(
