@@ -194,6 +194,7 @@ def test_jobs_of_the_wheel_name_the_installed_package(bin_folder: Path, demo: Pa
         "configs/sweep_cpu.yaml",
         "data.store=out/store.zarr",
         "run.dir=sweep",
+        "sweep.folds=[0,1]",
     )
     text = use(bin_folder, demo, "liverseg-launch", *sweep, "--gpus-per-node", "0", "--dry-run")
     assert "liverseg_launch.ray_node liverseg_launch.tune" in text
