@@ -20,13 +20,13 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from launch.slurm import status
 from launch.slurm.sbatch import SIGNAL_S, Resources, slurm_time
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.errors import EXIT_FAILED, EXIT_USER, LiversegError, UserError
+from liverseg_dist.texts.paths import path_argument
 
 OVER_RUNS = ("status", "logs", "cancel")
 
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     job.add_argument("--name", default="", help="job name (default: liverseg-COMMAND)")
     job.add_argument(
         "--folder",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="batch file, records, logs (default: the run's folder)",
     )

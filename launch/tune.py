@@ -44,6 +44,7 @@ from liverseg_dist.errors import (
     os_error_line,
 )
 from liverseg_dist.files import write_text
+from liverseg_dist.texts.paths import path_argument
 from liverseg_dist.training.run_folder import check_settings_compatible
 
 MOST_BETWEEN_CHECKS_S = 10.0
@@ -59,7 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 1 failed, 2 a mistake in the call, 75 stopped on request (run again to continue)",
     )
     made.add_argument(
-        "--config", action="append", type=Path, default=[], metavar="FILE", help="YAML; repeatable"
+        "--config",
+        action="append",
+        type=path_argument,
+        default=[],
+        metavar="FILE",
+        help="YAML; repeatable",
     )
     made.add_argument(
         "--address", metavar="HOST:PORT", help="an existing Ray cluster, or auto (default: our own)"

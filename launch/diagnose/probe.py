@@ -26,6 +26,7 @@ from liverseg_dist.distributed import collectives
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, UserError
 from liverseg_dist.locks import hold_lock
+from liverseg_dist.texts.paths import path_argument
 
 MARK = "liverseg probe "
 WRITTEN_MIB = 64
@@ -36,7 +37,7 @@ ROUNDS = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.diagnose.probe", description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=path_argument, required=True)
     parser.add_argument(
         "--word", required=True, help="what the submitter wrote into FOLDER/.doctor-WORD"
     )

@@ -28,6 +28,7 @@ from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.strategies.parallelize import check_strategy
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.results import EVALUATION
+from liverseg_dist.texts.paths import path_argument
 
 RANKED = ("train", "evaluate", "predict")
 """Commands that divide their work among ranks; the others run in one process."""
@@ -235,9 +236,9 @@ def _convert(request: JobRequest, args: argparse.Namespace, folder: Path) -> Bat
 def _chain(request: JobRequest) -> list[JobStep]:
     """`chain SRC STORE [--config FILE] [KEY=VALUE]`: convert, then train, then evaluate."""
     parser = _Parser(prog="python -m launch chain")
-    parser.add_argument("source", type=Path, metavar="SRC")
-    parser.add_argument("store", type=Path, metavar="STORE")
-    parser.add_argument("--config", action="append", type=Path, default=[], metavar="FILE")
+    parser.add_argument("source", type=path_argument, metavar="SRC")
+    parser.add_argument("store", type=path_argument, metavar="STORE")
+    parser.add_argument("--config", action="append", type=path_argument, default=[], metavar="FILE")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_intermixed_args(list(request.arguments))
     if not (args.source / "dataset.json").is_file():

@@ -24,6 +24,7 @@ from liverseg_dist.evaluation.results import (
     load_results,
     write_results,
 )
+from liverseg_dist.texts.paths import path_argument
 
 
 def pool_fold_results(run: Path, folds: int) -> dict[str, Any]:
@@ -77,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder with fold_0, fold_1, ...")
+    parser.add_argument(
+        "run", type=path_argument, metavar="RUN", help="the folder with fold_0, fold_1, ..."
+    )
     parser.add_argument("folds", type=int, metavar="N", help="how many there are")
     args = parser.parse_args(argv)
     try:

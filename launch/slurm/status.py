@@ -28,6 +28,7 @@ from launch.slurm.job_records import (
     slurm_states,
 )
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+from liverseg_dist.texts.paths import path_argument
 
 POLL_S = 2.0
 LAST_LINES = 40
@@ -58,7 +59,9 @@ def run(command: str, argv: Sequence[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "runs", nargs="+", type=path_argument, metavar="RUN", help="the run's folder"
+    )
     if command == "status":
         parser.add_argument("--json", action="store_true", help="one JSON list on the last line")
     else:

@@ -32,6 +32,7 @@ from launch.slurm.job_records import (
 )
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE
+from liverseg_dist.texts.paths import path_argument
 
 Answer = TypeVar("Answer")
 RESTARTS = 5
@@ -320,12 +321,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--run", type=Path, metavar="DIR", help="the run's folder: progress is measured, jobs/ kept"
+        "--run",
+        type=path_argument,
+        metavar="DIR",
+        help="the run's folder: progress is measured, jobs/ kept",
     )
-    parser.add_argument("--record", type=Path, metavar="DIR", help="keep jobs/ here instead")
+    parser.add_argument(
+        "--record", type=path_argument, metavar="DIR", help="keep jobs/ here instead"
+    )
     parser.add_argument(
         "--progress",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="measure progress here instead, e.g. in a store",
     )

@@ -294,16 +294,14 @@ def _in_known_names(
 ) -> tuple[list[str], list[list[str]]]:
     """The file's names as the data set has them, where they mean one of its cases."""
     index = ScanIndex(known)
-    test, folds = (
-        [[index.find(name) or name for name in part] for part in parts]
-        for parts in ([splits[0]], splits[1])
-    )
-    named = Counter(name for part in (*test, *folds) for name in part)
+    test = [index.find(name) or name for name in splits[0]]
+    folds = [[index.find(name) or name for name in fold] for fold in splits[1]]
+    named = Counter(name for part in (test, *folds) for name in part)
     if twice := sorted(name for name, count in named.items() if count > 1):
         raise UserError(
             f"the split file names {list_some(twice)} twice, in different spellings; remove one"
         )
-    return test[0], folds
+    return test, folds
 
 
 def _cases_of(names: Iterable[str], known: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

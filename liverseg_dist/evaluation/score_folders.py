@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from liverseg_dist.errors import RunFailed, UserError
+from liverseg_dist.errors import RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger, file_name, fingerprint_of
 from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY
@@ -121,8 +121,9 @@ def score_pair(pair: MaskPair, job: ScoreJob) -> Outcome:
 def without_folders(message: str, pair: MaskPair) -> str:
     """As results tell it: of the files' paths the last two parts, which say whose mask is meant."""
     for file in (pair.prediction, pair.truth):
-        message = message.replace(str(file), f"{file.parent.name}/{file.name}")
-    return message
+        for path in (str(file), printable(file)):
+            message = message.replace(path, printable(f"{file.parent.name}/{file.name}"))
+    return printable(message)
 
 
 def draw_pair(pair: MaskPair, job: ScoreJob, drawing: Drawing) -> Outcome:

@@ -92,16 +92,18 @@ def name_scans(names: Iterable[str], labels: Collection[str] = ()) -> FolderName
     """
     names = list(names)
     stems = {name: scan_id(name, keep_channel=True) for name in names}
+    label_matches = (_NUMBERED.fullmatch(label) for label in labels)
+    case_numbers = {match[1] for match in label_matches if match}
     numbers: dict[str, set[str]] = {}
     for stem in stems.values():
         match = _NUMBERED.fullmatch(stem)
-        if match and stem not in labels:
+        if match and match[1] not in case_numbers:
             numbers.setdefault(match[1], set()).add(match[2])
     ids: dict[str, str] = {}
     channels = []
     for name, stem in stems.items():
         match = _NUMBERED.fullmatch(stem)
-        group = numbers.get(match[1], set()) if match and stem not in labels else set()
+        group = numbers.get(match[1], set()) if match else set()
         if match is None or "0000" not in group or len(group) > MOST_CHANNELS:
             ids[name] = stem
         elif match[2] == "0000":

@@ -38,9 +38,9 @@ class _Loader(yaml.SafeLoader):
         if len(node.value) > MOST_VALUES:
             raise ValueError(f"merge keys make more than {MOST_VALUES:,} values")
 
-    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
-        if not isinstance(node, yaml.MappingNode):
-            return super().construct_mapping(node, deep=deep)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):  # a tag such as !!map on a scalar
+            raise ValueError(f"line {_line(node)}: a mapping is expected")
         self.flatten_mapping(node)
         content: dict[Any, Any] = {}
         for key, value in node.value:

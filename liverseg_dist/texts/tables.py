@@ -72,9 +72,8 @@ def read_table(path: Path, columns: Sequence[str], purpose: str = "") -> Table:
                 f"{shown}: column {column} is missing; expected {expected}, line {header_line} is '{found}'{purpose}"
             )
         if len(places) > 1:
-            raise UserError(
-                f"{shown}: column {column} stands twice, as numbers {places[0]} and {places[1]}; remove one"
-            )
+            where = f"as numbers {places[0]} and {places[1]}"
+            raise UserError(f"{shown}: column {column} stands twice, {where}; remove one")
     rows = []
     for line, cells in lines[1:]:
         if any(cells[len(names) :]):

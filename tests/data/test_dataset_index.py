@@ -241,7 +241,12 @@ def test_without_an_index_names_decide_and_it_is_said(tmp_path: Path) -> None:
     assert dataset.training[0].label == tmp_path / "labelsTr/liver_1.nii.gz"
     assert [f.code for f in dataset.training[1].findings] == ["label_missing"]
     assert dataset.test[0].findings == ()
-    assert [note.code for note in dataset.notes] == ["no_index", "label_without_image"]
+    assert [note.code for note in dataset.notes] == [
+        "no_index",
+        "label_without_image",
+        "unread_files",
+    ]
+    assert "imagesTr/: not read, because not NIfTI: notes.txt" in dataset.notes[-1].message
 
 
 def test_a_name_is_one_printable_line(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ LiTS volumes 28 to 47 are known to carry identity affines (https://github.com/Pa
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ def _yaml_entries(path: Path) -> list[Entry[Float3]]:
     return entries
 
 
-def _parse_spacing(name: str, values: list[object], path: Path, where: str) -> Float3:
+def _parse_spacing(name: str, values: Sequence[object], path: Path, where: str) -> Float3:
     low, high = SPACING_LIMITS_MM
     try:
         z, y, x = (float(str(value)) for value in values)
