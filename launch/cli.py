@@ -26,6 +26,7 @@ from launch.slurm import status
 from launch.slurm.sbatch import SIGNAL_S, Resources, slurm_time
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.errors import EXIT_FAILED, EXIT_USER, LiversegError, UserError
+from liverseg_dist.files import check_working_directory
 from liverseg_dist.texts.paths import path_argument
 
 OVER_RUNS = ("status", "logs", "cancel")
@@ -169,6 +170,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     restrict_umask()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
+        check_working_directory()
         if words and words[0] in OVER_RUNS:
             return status.run(words[0], words[1:])
         args, command, arguments = split_arguments(words)

@@ -44,7 +44,7 @@ from liverseg_dist.errors import (
     os_error_line,
 )
 from liverseg_dist.files import write_text
-from liverseg_dist.texts.paths import path_argument
+from liverseg_dist.texts.paths import path_argument, quoted
 from liverseg_dist.training.run_folder import check_settings_compatible
 
 MOST_BETWEEN_CHECKS_S = 10.0
@@ -172,8 +172,9 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     print(
         f"best: Dice {best['score']:.4f} ± {best['spread']:.4f} with {best['params']}", flush=True
     )
+    best = quoted(folder / "best.yaml")
     print(
-        f"train it: --config {folder / 'best.yaml'}; look: {folder / 'sweep.html'}; tensorboard --logdir {folder}"
+        f"train it: --config {best}; look: {folder / 'sweep.html'}; tensorboard --logdir {quoted(folder)}"
     )
     return {
         "run": str(folder),

@@ -23,7 +23,7 @@ from liverseg_dist.phantom.dataset import (
     write_dataset,
 )
 from liverseg_dist.phantom.montage import draw_montage
-from liverseg_dist.texts.paths import path_argument
+from liverseg_dist.texts.paths import path_argument, quoted
 from liverseg_dist.tracking.progress import show_progress
 
 MONTAGE_CASES = 12
@@ -95,7 +95,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.montage.parent.mkdir(parents=True, exist_ok=True)
         draw_montage(args.folder, shown).save(args.montage)
         print(f"picture: {args.montage}")
-    print(f"{len(cases)} scans in {args.folder}; next: liverseg convert {args.folder} STORE")
+    print(
+        f"{len(cases)} scans in {args.folder}; next: liverseg convert {quoted(args.folder)} STORE"
+    )
     return {"folder": str(args.folder), "cases": [asdict(case) for case in cases]}
 
 

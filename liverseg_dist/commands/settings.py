@@ -15,8 +15,9 @@ from typing import Any
 
 from liverseg_dist.config import Settings
 from liverseg_dist.config.describe import describe_keys
-from liverseg_dist.config.mistakes import ELSEWHERE, suggest
+from liverseg_dist.config.mistakes import ELSEWHERE
 from liverseg_dist.errors import UserError
+from liverseg_dist.texts.suggestions import suggest
 
 WIDTH = 110
 

@@ -1,6 +1,5 @@
 """A mistake in the settings as one line: where it was set, key, value, what would do, with an example."""
 
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from liverseg_dist.config.describe import describe_keys
+from liverseg_dist.texts.suggestions import suggest
 
 ELSEWHERE = {
     "lr": "learning_rate", "batch_size": "global_batch_size", "patch": "patch_size", "spacing": "spacing_mm",
@@ -30,8 +30,13 @@ def describe_mistake(
         origin: File, or "command line", by dotted key.
         kind: The model that was validated.
     """
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    problem = problems[0]
     names, places, section = _locate(problem["loc"], kind)
+    for other in problems[1:]:  # of a union, the branch whose validator knows what is wrong
+        if other["type"] in OWN_WORDS and _locate(other["loc"], kind)[0] == names:
+            problem = other
+            break
     key = ".".join(names) or "settings"
     where = next(
         (origin[key[:end]] for end in _prefix_ends(key) if key[:end] in origin), "settings"
@@ -50,12 +55,6 @@ def describe_mistake(
         return f"{where}: {key} = {_shown(value)}: this is a section of settings; set one of them, e.g. {key}.{example}"
     item = "".join(f", item {place + 1}" for place in places)
     return f"{where}: {key}{item} = {_shown(value)}: {_reason(problem)}{_expected(key, kind)}"
-
-
-def suggest(word: str, known: list[str]) -> str | None:
-    """The known word that is nearest to a misspelt one; None if none is near."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return close[0] if close else None
 
 
 def _locate(

@@ -16,6 +16,7 @@ from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY
 from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, aligned_prediction
 from liverseg_dist.evaluation.report.overlays import save_pictures
 from liverseg_dist.volume import Volume
+from liverseg_dist.workers import prepared_for_workers
 
 ReadMask = Callable[[Path], Volume]
 """Reads a label file; importable by name, because it is sent to worker processes."""
@@ -81,7 +82,10 @@ def _in_parallel(
         yield from map(work, pairs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(pairs)), mp_context=context) as pool:
+    with (
+        prepared_for_workers(),
+        ProcessPoolExecutor(min(workers, len(pairs)), mp_context=context) as pool,
+    ):
         futures = [pool.submit(work, pair) for pair in pairs]
         try:
             for future in as_completed(futures):

@@ -7,6 +7,7 @@ in a YAML file. Never used for paths in files that came with a data set, which a
 import argparse
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,12 @@ def text_argument(text: str) -> str:
         return expand_text(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def quoted(path: str | Path) -> str:
+    """The path as a word of a command line that can be copied into a shell."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def _value_of(match: re.Match[str]) -> str:

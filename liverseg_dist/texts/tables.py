@@ -17,7 +17,7 @@ from liverseg_dist.texts.decode import read_text
 from liverseg_dist.texts.names import clean_text
 
 SEPARATORS = (",", ";", "\t")
-_EXCEL_SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)
+_EXCEL_SEPARATOR = re.compile(r"\"?sep=(.)\"?[,;\s]*", re.IGNORECASE)
 _EXCEL_TEXT = re.compile(r'="(.*)"', re.DOTALL)
 
 
@@ -90,13 +90,16 @@ def _split(text: str, columns: Sequence[str]) -> tuple[str, list[tuple[int, list
     """The separator whose header has most of the columns, and (line, cells) of each row."""
     first = 0
     lines = text.split("\n", 1)
-    declared = _EXCEL_SEPARATOR.fullmatch(lines[0].strip(" \"',;"))
+    declared = _EXCEL_SEPARATOR.fullmatch(lines[0])
     separators: Sequence[str] = SEPARATORS
     if declared:  # Excel writes and obeys such a first line
         text, first, separators = lines[1] if len(lines) > 1 else "", 1, (declared[1],)
     best: tuple[int, str] = (-1, separators[0])
     for separator in separators:
-        header = next(_records(text, separator), (0, []))[1]
+        try:
+            header = next(_records(text, separator), (0, []))[1]
+        except csv.Error:  # quotes that only fit another separator
+            continue
         known = len({_column_name(cell) for cell in header}.intersection(columns))
         best = max(best, (known, separator), key=lambda one: one[0])
     return best[1], [(line + first, cells) for line, cells in _records(text, best[1])]
