@@ -1,4 +1,5 @@
-"""What worker processes need of the machine: a short folder for sockets, shared memory that can be written.
+"""What worker processes need of the machine: a short folder for sockets, shared memory that can be
+written.
 
 Used by every pool of processes (conversion, scoring, phantom).
 """
@@ -23,7 +24,8 @@ def prepared_for_workers() -> Iterator[None]:
     """Enter before a pool of processes is made.
 
     Raises:
-        UserError: No folder for temporary files or sockets, or /dev/shm cannot be written; names the remedy.
+        UserError: No folder for temporary files or sockets, or /dev/shm cannot be written; names
+            the remedy.
     """
     _choose_socket_folder()
     try:

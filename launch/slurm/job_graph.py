@@ -28,7 +28,7 @@ from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.strategies.parallelize import check_strategy
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.results import EVALUATION
-from liverseg_dist.texts.paths import path_argument
+from liverseg_dist.texts.paths import expand_path, path_argument
 
 RANKED = ("train", "evaluate", "predict")
 """Commands that divide their work among ranks; the others run in one process."""
@@ -286,8 +286,8 @@ def _tune(request: JobRequest) -> BatchJob:
         raise UserError(
             "run.dir is not set; give the sweep a folder on a shared file system, e.g. run.dir=runs/sweep"
         )
-    job = _job(request, "tune", (), request.folder or Path(str(run)))
-    home = Path(run).absolute() if run else job.folder
+    job = _job(request, "tune", (), request.folder or _expand(str(run)))
+    home = _expand(run).absolute() if run else job.folder
     return dataclasses.replace(
         job,
         module=("launch.tune", *words),
@@ -296,16 +296,24 @@ def _tune(request: JobRequest) -> BatchJob:
     )
 
 
+def _expand(text: str) -> Path:
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise UserError(f"{text}: {error}") from None
+
+
 def freeze_configs(job: BatchJob, *, write: bool) -> BatchJob:
     """Let the job read copies of its config files: an edited file must not change a job that waits in the queue."""
     words = list(job.module)
     for i, (flag, value) in enumerate(itertools.pairwise(words)):
-        if flag != "--config" or not Path(value).is_file():
+        if flag != "--config" or not _expand(value).is_file():
             continue
-        digest = hashlib.sha256(Path(value).read_bytes()).hexdigest()[:8]
-        copy = job.folder / "jobs" / f"{Path(value).stem}-{digest}.yaml"
+        file = _expand(value)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+        copy = job.folder / "jobs" / f"{file.stem}-{digest}.yaml"
         words[i + 1] = str(copy)
         if write and not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(value, copy)
+            shutil.copyfile(file, copy)
     return dataclasses.replace(job, module=tuple(words))

@@ -57,6 +57,7 @@ from liverseg_dist.inference.evaluate_cases import Evaluation
 from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, predictor_for, runs_fingerprint
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.work_division import divide_work
+from liverseg_dist.texts.names import ScanIndex
 from liverseg_dist.texts.paths import path_argument, text_argument
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.tracking.provenance import collect_provenance
@@ -150,7 +151,9 @@ def _choose(
     """(case ids, name of the part, folder for the results)."""
     home = run.path / EVALUATION
     if args.cases is not None:
-        wanted = [name.strip() for name in args.cases.split(",") if name.strip()]
+        index = ScanIndex(store.case_ids)
+        names = [name.strip() for name in args.cases.split(",") if name.strip()]
+        wanted = [index.find(name) or name for name in names]
         strangers = sorted(set(wanted) - set(store.case_ids))
         if strangers or not wanted:
             raise UserError(f"--cases: {', '.join(strangers) or 'nothing'} is not in {store.path}")

@@ -6,6 +6,7 @@
   torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 --nproc-per-node=4 \\
       -m liverseg_dist predict runs/first imagesTs/ --out masks/
 
+A mask is called as its scan, without the channel number `_0000` (liver_1_0000.nii.gz becomes liver_1.nii.gz).
 Labels: 0 background, 1 liver, 2 tumour. volumes.csv gets liver and tumour volume (ml) and tumour burden of each scan.
 Run the same line again after a stop: finished scans are not segmented again (--force does).
 """

@@ -2,7 +2,8 @@
 
   liverseg score predictions/ labelsTr/ --out scores/
 
-Masks are matched by name (`_0000` and .nii/.nii.gz do not matter). Labels: 0 background, 1 liver, 2 tumour. A mask
+Masks are matched by name (`_0000`, case and .nii/.nii.gz do not matter).
+Labels: 0 background, 1 liver, 2 tumour. A mask
 stored in another orientation is turned; a mask of another size is refused. Writes summary.json, cases.csv, lesions.csv
 and report.html. Run the same line again after a stop: cases already scored are not scored again.
 """

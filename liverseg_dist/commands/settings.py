@@ -4,7 +4,8 @@
   liverseg settings train           a section, or a single key: train.schedule.name
   liverseg settings --find spacing  keys whose name or meaning has that word
 
-In a YAML file they are nested, on the line they follow a command: train.learning_rate=1e-3. Those of sweeps:
+In a YAML file they are nested, on the line they follow a command: train.learning_rate=1e-3. On the line a path is taken
+as written, after ~ and $NAME are expanded; an empty value (model.pretrained=) is null. Those of sweeps:
 python -m launch.tune --help.
 """
 

@@ -1,4 +1,6 @@
-"""What can be set, in words: kind, limits, default and meaning of each key, from the typed settings."""
+"""What can be set, in words: kind, limits, default and meaning of each key, from the typed
+settings.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,4 +1,6 @@
-"""A mistake in the settings as one line: where it was set, key, value, what would do, with an example."""
+"""A mistake in the settings as one line: where it was set, key, value, what would do, with an
+example.
+"""
 
 import json
 from collections.abc import Mapping
@@ -43,6 +45,8 @@ def describe_mistake(
     )
     if problem["type"] == "extra_forbidden":
         return f"{where}: unknown key {key}; {_suggest_key(names, kind)}"
+    if problem["type"] == "missing" and places:
+        return f"{where}: {key}: too few items{_expected(key, kind)}"
     if problem["type"] == "missing":
         return f"{where}: {key} is not set, and has no default{_expected(key, kind)}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -146,8 +150,6 @@ def _reason(problem: Any) -> str:
     kind = problem["type"]
     if kind in known:
         return known[kind]
-    if kind in ("missing_argument", "missing"):
-        return "too few items"
     message = problem["msg"].removeprefix("Input ")
     return f"{message[:1].lower()}{message[1:]}".replace("should be", "must be")
 

@@ -1,4 +1,6 @@
-"""The files of a data set's folder: found under slightly other names, and never left out without a line."""
+"""The files of a data set's folder: found under slightly other names, and never left out without a
+line.
+"""
 
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -22,8 +24,8 @@ class FileFinder:
     def find(self, path: Path) -> tuple[Path, str | None]:
         """(the file, why it is not there).
 
-        A name that differs in the case or kind of its suffix, in the channel `_0000`, in Unicode form or case is taken
-        for the file if there is exactly one such.
+        A name that differs in the case or kind of its suffix, in the channel `_0000`, in Unicode
+        form or case is taken for the file if there is exactly one such.
         """
         if is_file(path):
             return path, None
@@ -64,7 +66,9 @@ def list_entries(folder: Path) -> list[Path]:
 
 
 def relative_path(name: str) -> PurePosixPath | None:
-    """A path of `dataset.json`, also with Windows separators; None if it leaves the folder or names no file."""
+    """A path of `dataset.json`, also with Windows separators; None if it leaves the folder or names
+    no file.
+    """
     windows = PureWindowsPath(name)
     path = PurePosixPath(name.replace("\\", "/"))
     if windows.drive or windows.root or path.is_absolute() or ".." in path.parts or not path.name:
@@ -98,7 +102,9 @@ def describe_left_out(folder: Path, used: Collection[Path], index: str | None) -
 
 
 def describe_found(folder: Path) -> str:
-    """What a folder without readable scans holds instead, to be told with the refusal; empty if nothing is known."""
+    """What a folder without readable scans holds instead, to be told with the refusal; empty if
+    nothing is known.
+    """
     lines = []
     for part in ("", *PARTS):
         scans, others, _ = _sort_entries(folder / part, set())
@@ -137,7 +143,7 @@ def _sort_entries(folder: Path, used: set[Path]) -> tuple[list[Path], list[Path]
         if path in used or path.name.startswith(GHOST):
             continue
         if path.name.startswith("."):
-            if is_scan_name(path.name.lstrip(".")):
+            if is_scan_name(path.name.lstrip(".")) or _has_known_suffix(path):
                 hidden.append(path)
         elif is_scan_name(path.name) and is_file(path):
             scans.append(path)

@@ -1,7 +1,8 @@
 """The bytes of a text file as text with `\\n` line ends, or a `UserError` that names the line.
 
-UTF-8 with and without byte order mark, and UTF-16 and UTF-32 with one (Excel's "Unicode text", PowerShell's `>`)
-are read. Other encodings cannot be recognised with certainty, so they are refused.
+UTF-8 with and without byte order mark, and UTF-16 and UTF-32 with one (Excel's "Unicode text",
+PowerShell's `>`) are read. Other encodings cannot be recognised with certainty, so they are
+refused.
 """
 
 import codecs

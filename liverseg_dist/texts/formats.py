@@ -1,4 +1,6 @@
-"""Scans in formats that are not read: recognised by name or first bytes, so that a message can say how to convert."""
+"""Scans in formats that are not read: recognised by name or first bytes, so that a message can say
+how to convert.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,7 +38,9 @@ _LOOKED_INTO = 20
 
 
 def other_format(path: Path) -> tuple[str, str] | None:
-    """(format, how to convert) of a file or folder that is a scan in a format we do not read; None for all else."""
+    """(format, how to convert) of a file or folder that is a scan in a format we do not read; None
+    for all else.
+    """
     name = path.name.lower()
     for suffix, known in FORMATS.items():
         if name.endswith(suffix):
@@ -47,7 +51,9 @@ def other_format(path: Path) -> tuple[str, str] | None:
 
 
 def refusal(path: Path) -> str | None:
-    """Why a file that a user named is not read, with the remedy; None if its format is ours or unknown."""
+    """Why a file that a user named is not read, with the remedy; None if its format is ours or
+    unknown.
+    """
     known = other_format(path)
     return None if known is None else f"{known[0]} is not read; convert it to .nii.gz, {known[1]}"
 

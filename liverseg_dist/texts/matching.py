@@ -1,4 +1,6 @@
-"""Rows of a table against the scans of a data set: nothing on either side is left out without a line."""
+"""Rows of a table against the scans of a data set: nothing on either side is left out without a
+line.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -30,7 +32,9 @@ class Matches(Generic[Value]):
     """Scans that no row names."""
 
     def describe(self, path: Path, of_those_without: str) -> list[str]:
-        """A line for each side that does not match. `of_those_without`: what becomes of scans without a row."""
+        """A line for each side that does not match. `of_those_without`: what becomes of scans
+        without a row.
+        """
         lines = []
         if self.unknown:
             shown = list_some([printable(name) for name in self.unknown])

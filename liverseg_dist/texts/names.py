@@ -1,9 +1,10 @@
 """One rule for names: which scan a file belongs to, and which scan a table means.
 
-The id of a scan is its file name without folder, without `.nii` or `.nii.gz` in any case, and without nnU-Net's channel
-number `_0000`. It is a printable line in Unicode's NFC form: bytes that are not UTF-8 and control characters are
-percent-escaped (`caf%E9`), other kinds of space become a plain one. So it can be shown, and can name a file, anywhere.
-convert, predict, score, evaluate and postprocess all use it.
+The id of a scan is its file name without folder, without `.nii` or `.nii.gz` in any case, and
+without nnU-Net's channel number `_0000`. It is a printable line in Unicode's NFC form: bytes that
+are not UTF-8 and control characters are percent-escaped (`caf%E9`), other kinds of space become a
+plain one. So it can be shown, and can name a file, anywhere. convert, predict, score, evaluate and
+postprocess all use it.
 """
 
 import re
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 
 SUFFIXES = (".nii.gz", ".nii")
 MOST_CHANNELS = 4
-"""More files than this that differ only in a number are case numbers (`case_0000` to `case_0130`), not channels."""
+"""More files than this that differ only in a number are case numbers (`case_0000` to `case_0130`),
+not channels.
+"""
 MOST_SHOWN = 10
 _CHANNEL = re.compile(r"(?s)(.+)_0000")
 _NUMBERED = re.compile(r"(?s)(.+)_(\d{4})")
@@ -69,7 +72,9 @@ def fold_id(name: str) -> str:
 
 
 def pairing_key(case_id: str) -> str:
-    """Equal for an image and its label, or a mask and its truth: LiTS calls them `volume-7` and `segmentation-7`."""
+    """Equal for an image and its label, or a mask and its truth: LiTS calls them `volume-7` and
+    `segmentation-7`.
+    """
     folded = fold_id(case_id)
     match = _LITS.fullmatch(folded)
     return f"lits-{int(match[1])}" if match else folded
@@ -77,18 +82,22 @@ def pairing_key(case_id: str) -> str:
 
 @dataclass(frozen=True)
 class FolderNames:
-    """File names of one folder: the ids of those that are scans, and those that are further channels of one."""
+    """File names of one folder: the ids of those that are scans, and those that are further
+    channels of one.
+    """
 
     ids: dict[str, str]
     channels: tuple[str, ...]
 
 
 def name_scans(names: Iterable[str], labels: Collection[str] = ()) -> FolderNames:
-    """Ids of the files of a folder, where the neighbours tell whether `_0000` is a channel or a case number.
+    """Ids of the files of a folder, where the neighbours tell whether `_0000` is a channel or a
+    case number.
 
     Args:
         names: File names that `is_scan_name` accepts.
-        labels: Ids, with channel, of the label files beside them: a number that the label has is the case's.
+        labels: Ids, with channel, of the label files beside them: a number that the label has is
+            the case's.
     """
     names = list(names)
     stems = {name: scan_id(name, keep_channel=True) for name in names}
@@ -124,9 +133,11 @@ class ScanIndex:
                 self._folded.setdefault(key, set()).add(scan)
 
     def find(self, text: str) -> str | None:
-        """The id of the scan, or None. A name with folder, suffix, channel or other case is recognised.
+        """The id of the scan, or None. A name with folder, suffix, channel or other case is
+        recognised.
 
-        Names as they are written go first, so that a scan whose name really ends in `_0000` is found.
+        Names as they are written go first, so that a scan whose name really ends in `_0000` is
+        found.
         """
         if text in self._exact:
             return text

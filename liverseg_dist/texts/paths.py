@@ -1,7 +1,9 @@
-"""What a user writes for a path: `~`, `~user`, `$NAME` and `${NAME}` are expanded, the rest stays as written.
+"""What a user writes for a path: `~`, `~user`, `$NAME` and `${NAME}` are expanded, the rest stays
+as written.
 
-A shell expands these only where it sees them, and not in `run.dir=~/x` (an assignment only at a line's beginning) nor
-in a YAML file. Never used for paths in files that came with a data set, which are no user's words.
+A shell expands these only where it sees them, and not in `run.dir=~/x` (an assignment only at a
+line's beginning) nor in a YAML file. Never used for paths in files that came with a data set, which
+are no user's words.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """YAML and JSON that users wrote or downloaded: plain values of a bounded size, or a clear refusal.
 
-`yaml.safe_load` runs no code, but a few hundred bytes of aliases can stand for gigabytes, the last of two equal keys
-wins without a word, and `001`, `1e3`, `no` and dates change their type. Here keys are always text, equal keys are
-refused with both line numbers, and `read_yaml_as_text` keeps the values as written.
+`yaml.safe_load` runs no code, but a few hundred bytes of aliases can stand for gigabytes, the last
+of two equal keys wins without a word, and `001`, `1e3`, `no` and dates change their type. Here keys
+are always text, equal keys are refused with both line numbers, and `read_yaml_as_text` keeps the
+values as written.
 """
 
 import json
@@ -67,7 +68,8 @@ def parse_yaml(text: str) -> Any:
     """The values of a YAML text, typed as YAML types them; keys are text.
 
     Raises:
-        ValueError: In one line, for what is not YAML, has a key twice, or stands for too many values.
+        ValueError: In one line, for what is not YAML, has a key twice, or stands for too many
+            values.
     """
     return _parse_both(text)[0]
 

@@ -1,8 +1,10 @@
-"""Tables that users made in an editor or a spreadsheet: rows of text cells, each with its line number.
+"""Tables that users made in an editor or a spreadsheet: rows of text cells, each with its line
+number.
 
-Separated by comma, semicolon or tab, whichever gives the wanted columns. Cells stay text (`001`, `1e3`, `no`); around
-them and in the header spaces, case, byte order marks and invisible characters do not matter. Blank rows, rows that
-begin with `#`, and empty columns at the end are skipped. Columns that are not asked for are ignored.
+Separated by comma, semicolon or tab, whichever gives the wanted columns. Cells stay text (`001`,
+`1e3`, `no`); around them and in the header spaces, case, byte order marks and invisible characters
+do not matter. Blank rows, rows that begin with `#`, and empty columns at the end are skipped.
+Columns that are not asked for are ignored.
 """
 
 import csv

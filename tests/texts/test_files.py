@@ -125,9 +125,21 @@ def test_names_stay_text(tmp_path: Path, written: str) -> None:
         'case,patient\n="a b",="p"\n',
         "case,patient\na b,p",
     ],
-    ids=["comma", "semicolon", "tab", "sep=", "spaces and case", "quotes", "blank and comments", "trailing separators",
-         "order", "invisible", "Excel's text", "no line end"],
-)  # fmt: skip
+    ids=[
+        "comma",
+        "semicolon",
+        "tab",
+        "sep=",
+        "spaces and case",
+        "quotes",
+        "blank and comments",
+        "trailing separators",
+        "order",
+        "invisible",
+        "Excel's text",
+        "no line end",
+    ],
+)
 def test_tables_of_editors_and_spreadsheets(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     rows = read_table(tmp_path / "t.csv", ("case", "patient")).rows

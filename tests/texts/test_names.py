@@ -60,9 +60,20 @@ def test_neighbours_tell_channels_from_case_numbers() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["liver_1", " liver_1 ", "liver_1.nii.gz", "liver_1.NII", "liver_1_0000", "liver_1_0000.nii.gz", "LIVER_1",
-     "imagesTr/liver_1.nii.gz", "imagesTr\\liver_1.nii.gz", "C:\\data\\liver_1.nii.gz", "liver_1\u200b"],
-)  # fmt: skip
+    [
+        "liver_1",
+        " liver_1 ",
+        "liver_1.nii.gz",
+        "liver_1.NII",
+        "liver_1_0000",
+        "liver_1_0000.nii.gz",
+        "LIVER_1",
+        "imagesTr/liver_1.nii.gz",
+        "imagesTr\\liver_1.nii.gz",
+        "C:\\data\\liver_1.nii.gz",
+        "liver_1\u200b",
+    ],
+)
 def test_a_table_may_write_a_scan_in_many_ways(text: str) -> None:
     assert ScanIndex(["liver_1", "liver_10"]).find(text) == "liver_1"
 
@@ -70,8 +81,13 @@ def test_a_table_may_write_a_scan_in_many_ways(text: str) -> None:
 def test_what_is_written_goes_first() -> None:
     index = ScanIndex(["a", "a_0000", "volume-3", "01", "1"])
     assert [index.find(text) for text in ("a", "a_0000", "segmentation-3", "01", "1", "001")] == [
-        "a", "a_0000", "volume-3", "01", "1", None,
-    ]  # fmt: skip
+        "a",
+        "a_0000",
+        "volume-3",
+        "01",
+        "1",
+        None,
+    ]
     assert ScanIndex([NFC]).find(NFD) == NFC
     assert ScanIndex(["a b"]).find("a\u00a0b") == "a b"
 
@@ -82,16 +98,43 @@ def test_formats_that_are_not_read_are_named_with_the_remedy(tmp_path: Path) -> 
     for name in ("a.nrrd", "b.MHA", "c.hdr", "c.img", "d.dcm", "notes.txt"):
         (tmp_path / name).touch()
     told = " / ".join(describe_unread(tmp_path.iterdir()))
-    for words in ("NRRD is not read: a.nrrd", "MetaImage is not read: b.MHA", "two-file NIfTI is not read: c.hdr, c.img",
-                  "DICOM is not read: d.dcm", "dcm2niix", "DICOM folder is not read: series/", "SimpleITK",
-                  "not NIfTI: notes.txt"):  # fmt: skip
+    for words in (
+        "NRRD is not read: a.nrrd",
+        "MetaImage is not read: b.MHA",
+        "two-file NIfTI is not read: c.hdr, c.img",
+        "DICOM is not read: d.dcm",
+        "dcm2niix",
+        "DICOM folder is not read: series/",
+        "SimpleITK",
+        "not NIfTI: notes.txt",
+    ):
         assert words in told
     assert "dcm2niix" in str(refusal(tmp_path / "series" / "IM1"))
     assert refusal(tmp_path / "notes.txt") is None
 
 
-PATHS = ("a #b: c", "2024-11-30", "no", "1e3", "null", "[x]", "'", "{a: b}", "- a", "&a", "*a", "a: b", "|", "!!int 3",
-         "true", "0x10", "%x", "@x", '"q"', "x ")  # fmt: skip
+PATHS = (
+    "a #b: c",
+    "2024-11-30",
+    "no",
+    "1e3",
+    "null",
+    "[x]",
+    "'",
+    "{a: b}",
+    "- a",
+    "&a",
+    "*a",
+    "a: b",
+    "|",
+    "!!int 3",
+    "true",
+    "0x10",
+    "%x",
+    "@x",
+    '"q"',
+    "x ",
+)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -113,9 +156,20 @@ def test_paths_of_a_file_are_taken_as_written(tmp_path: Path, path: str) -> None
 
 
 def test_values_follow_the_type_of_their_field() -> None:
-    settings = load_settings([], ["train.max_steps=010", "train.learning_rate=1e-3", "model.regions=yes", "seed=1_000",
-                                  "inference.tumour_reach_mm=null", "convert.cleaning.noise=tv", "data.fold=all",
-                                  "model.features=[4, 8]", "model.pretrained="])  # fmt: skip
+    settings = load_settings(
+        [],
+        [
+            "train.max_steps=010",
+            "train.learning_rate=1e-3",
+            "model.regions=yes",
+            "seed=1_000",
+            "inference.tumour_reach_mm=null",
+            "convert.cleaning.noise=tv",
+            "data.fold=all",
+            "model.features=[4, 8]",
+            "model.pretrained=",
+        ],
+    )
     assert (settings.train.max_steps, settings.train.learning_rate, settings.seed) == (
         10,
         1e-3,
@@ -130,8 +184,17 @@ def test_values_follow_the_type_of_their_field() -> None:
     )
 
 
-KEYS = ("run.dir", "data.store", "data.cache_dir", "model.pretrained", "model.pretrained_names",
-        "convert.labels_from", "convert.splits.file", "convert.splits.patients", "convert.cleaning.spacing_table")  # fmt: skip
+KEYS = (
+    "run.dir",
+    "data.store",
+    "data.cache_dir",
+    "model.pretrained",
+    "model.pretrained_names",
+    "convert.labels_from",
+    "convert.splits.file",
+    "convert.splits.patients",
+    "convert.cleaning.spacing_table",
+)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -150,8 +213,14 @@ def test_home_and_variables_are_expanded_in_every_path(
         return str(found)
 
     inner = name
-    for text, expected in (("~/x", f"{tmp_path}/x"), ("~", str(tmp_path)), ("$WORK/x", "/w/x"), ("${WORK}y", "/wy"),
-                           ("a~b", "a~b"), ("~root/x", os.path.expanduser("~root/x"))):  # fmt: skip
+    for text, expected in (
+        ("~/x", f"{tmp_path}/x"),
+        ("~", str(tmp_path)),
+        ("$WORK/x", "/w/x"),
+        ("${WORK}y", "/wy"),
+        ("a~b", "a~b"),
+        ("~root/x", os.path.expanduser("~root/x")),
+    ):
         assert value_of(load_settings([], [f"{key}={text}"])) == expected
         body = f"{inner}: '{text}'"
         for part in reversed(section.split(".")):

@@ -1,6 +1,7 @@
 """The remedy for scans whose header lost its voxel size: a table of case -> (z, y, x) in mm.
 
-LiTS volumes 28 to 47 are known to carry identity affines (https://github.com/PatrickChrist/LITS-CHALLENGE, issue 14).
+LiTS volumes 28 to 47 are known to carry identity affines
+(https://github.com/PatrickChrist/LITS-CHALLENGE, issue 14).
 """
 
 import math
@@ -26,7 +27,8 @@ def read_spacing_table(path: Path, scans: Collection[str] | None = None) -> dict
 
     Args:
         path: CSV or TSV with the columns case, z_mm, y_mm, x_mm, or YAML `case: [z, y, x]`.
-        scans: Ids of the data set; the table's names are matched with them. None: names as they are written.
+        scans: Ids of the data set; the table's names are matched with them. None: names as they are
+            written.
 
     Raises:
         UserError: Not such a table, a scan twice, or no row for any of `scans`.
@@ -39,7 +41,9 @@ def read_spacing_table(path: Path, scans: Collection[str] | None = None) -> dict
 
 
 def describe_unmatched(path: Path, scans: Collection[str]) -> list[str]:
-    """Lines on rows without a scan and scans without a row. Raises `UserError` like `read_spacing_table`."""
+    """Lines on rows without a scan and scans without a row. Raises `UserError` like
+    `read_spacing_table`.
+    """
     matches = match_entries(path, _read_entries(Path(path)), scans)
     return matches.describe(path, "so they keep the voxel size of their header")
 
