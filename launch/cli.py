@@ -26,9 +26,11 @@ from typing import Any
 
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, LiversegError, UserError
+from liverseg_dist.files import check_working_directory
 
 from . import PACKAGE, PROGRAM, name_programs
-from .options import (
+from .slurm import status
+from .slurm.launch_options import (
     build_parser,
     given_options,
     option_strings,
@@ -37,12 +39,11 @@ from .options import (
     resources_from,
     suggest_option,
 )
-from .slurm import status
 
 OVER_RUNS = ("status", "logs", "cancel")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_help_parser() -> argparse.ArgumentParser:
     """The options of launch, with the help text of the whole program."""
     made = build_parser()
     made.usage = f"{PROGRAM} COMMAND [options] [the command's arguments]"
@@ -87,11 +88,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     restrict_umask()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
+        check_working_directory()
         if words and words[0] in OVER_RUNS:
             return status.run(words[0], words[1:])
         ours, _ = _split_at_dashes(words)
         if {"-h", "--help"} & set(ours):
-            build_parser().print_help()
+            build_help_parser().print_help()
             return EXIT_DONE
         if command := _find_run_command(ours):
             at = words.index(command)
@@ -102,7 +104,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         resources = resources_from(args, command)
         args.gpus_are_chosen = bool(given & {"gpus_per_node", "cpu"})
         # By name, as torch comes with it: --help and status answer at once.
-        name = "doctor" if command == "doctor" else "submission"
+        name = "diagnose.doctor" if command == "doctor" else "slurm.submit"
         module: Any = importlib.import_module(f"{PACKAGE}.{name}")
         return int(module.submit_command(args, resources, command, arguments))
     except LiversegError as error:

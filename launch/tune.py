@@ -35,6 +35,7 @@ from liverseg_dist.errors import (
     os_error_line,
 )
 from liverseg_dist.files import write_text
+from liverseg_dist.texts.paths import path_argument, quoted
 from liverseg_dist.training.run_folder import check_settings_compatible
 
 from . import PACKAGE, name_programs
@@ -61,7 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 1 failed, 2 a mistake in the call, 75 stopped on request (run again to continue)",
     )
     made.add_argument(
-        "--config", action="append", type=Path, default=[], metavar="FILE", help="YAML; repeatable"
+        "--config",
+        action="append",
+        type=path_argument,
+        default=[],
+        metavar="FILE",
+        help="YAML; repeatable",
     )
     made.add_argument(
         "--address", metavar="HOST:PORT", help="an existing Ray cluster, or auto (default: our own)"
@@ -168,8 +174,9 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     print(
         f"best: Dice {best['score']:.4f} ± {best['spread']:.4f} with {best['params']}", flush=True
     )
+    best = quoted(folder / "best.yaml")
     print(
-        f"train it: --config {folder / 'best.yaml'}; look: {folder / 'sweep.html'}; tensorboard --logdir {folder}"
+        f"train it: --config {best}; look: {folder / 'sweep.html'}; tensorboard --logdir {quoted(folder)}"
     )
     return {
         "run": str(folder),

@@ -57,8 +57,11 @@ def os_error_line(error: OSError) -> str:
 
 
 def printable(name: object) -> str:
-    """A name fit for one line of output: undecodable bytes and control characters become `?`."""
-    text = str(name).encode("utf-8", "replace").decode("utf-8")
+    """A name fit for one line of output: bytes that are not UTF-8 become `%E9`, control characters `?`."""
+    text = "".join(
+        f"%{ord(c) - 0xDC00:02X}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in str(name)
+    )
+    text = text.encode("utf-8", "replace").decode("utf-8")
     return "".join(c if c.isprintable() else "?" for c in text)
 
 

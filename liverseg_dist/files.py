@@ -7,6 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from liverseg_dist.errors import UserError
+
+
+def check_working_directory() -> None:
+    """Raises `UserError` where the working directory is gone: every relative path would be missing."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError(
+            "the working directory no longer exists; cd to a folder that does"
+        ) from None
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"liverseg_dist": "liverseg_dist", "launch": "liverseg_launch"}
-MAPPED = {"configs": "liverseg_dist/configs", "slurm": "liverseg_launch/slurm"}
+MAPPED = {"configs": "liverseg_dist/configs", "slurm": "liverseg_launch/batch_files"}
 NOT_INSTALLED = {"configs/LOG.md"}
 SHORT = (
     "train.max_steps=4", "validation.every_steps=100", "checkpoint.every_steps=4", "train.threads=1",
@@ -184,9 +184,9 @@ def test_jobs_of_the_wheel_name_the_installed_package(bin_folder: Path, demo: Pa
         "0",
     )
     text = use(bin_folder, demo, "liverseg-launch", *words, "--dry-run")
-    assert "-m liverseg_launch.supervise" in text
-    assert "-m liverseg_launch.rank" in text
-    assert "-m liverseg_launch.folds" in text
+    assert "-m liverseg_launch.slurm.supervise" in text
+    assert "-m liverseg_launch.slurm.rank" in text
+    assert "-m liverseg_launch.slurm.pool_folds" in text
     assert "-m launch." not in text
     sweep = (
         "tune",
@@ -197,7 +197,7 @@ def test_jobs_of_the_wheel_name_the_installed_package(bin_folder: Path, demo: Pa
         "sweep.folds=[0,1]",
     )
     text = use(bin_folder, demo, "liverseg-launch", *sweep, "--gpus-per-node", "0", "--dry-run")
-    assert "liverseg_launch.ray_node liverseg_launch.tune" in text
+    assert "liverseg_launch.slurm.ray_node liverseg_launch.tune" in text
     assert "liverseg-launch train" in use(bin_folder, demo, "liverseg-launch", "--help")
 
 

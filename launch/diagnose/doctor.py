@@ -20,13 +20,13 @@ from liverseg_dist.commands.doctor import LOCKS_REMEDY
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 from .. import PACKAGE, PROGRAM
-from ..frozen import find_setup_file
-from ..options import OneLineParser, build_parser, option_strings, suggest_option
 from ..slurm.executors import start_here, submit_to_slurm
+from ..slurm.frozen_inputs import find_setup_file
+from ..slurm.launch_options import OneLineParser, build_parser, option_strings, suggest_option
 from ..slurm.sbatch import BatchJob, Resources, render_batch_file
 from ..slurm.status import POLL_S, JobRow, list_jobs
 from ..slurm.submit import record_submission
-from ..units import time_seconds
+from ..slurm.units import time_seconds
 from .probe import MARK
 
 LOG_S = 30.0
@@ -109,7 +109,7 @@ def doctor_job(
     words = ["--folder", str(folder), "--word", word, "--gpus", str(resources.gpus_per_node)]
     return BatchJob(
         name=name or "liverseg-doctor",
-        module=(f"{PACKAGE}.probe", *words),
+        module=(f"{PACKAGE}.diagnose.probe", *words),
         folder=folder,
         resources=resources,
         launcher=launcher,

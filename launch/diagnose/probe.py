@@ -25,6 +25,7 @@ from liverseg_dist.distributed import collectives
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, UserError
 from liverseg_dist.locks import hold_lock
+from liverseg_dist.texts.paths import path_argument
 
 from .. import PACKAGE, name_programs
 from ..slurm.code_snapshot import code_digest
@@ -38,9 +39,9 @@ ROUNDS = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog=f"python -m {PACKAGE}.probe", description=name_programs(__doc__ or "")
+        prog=f"python -m {PACKAGE}.diagnose.probe", description=name_programs(__doc__ or "")
     )
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=path_argument, required=True)
     parser.add_argument(
         "--word", required=True, help="what the submitter wrote into FOLDER/.doctor-WORD"
     )

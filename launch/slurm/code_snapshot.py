@@ -14,7 +14,7 @@ from .. import PACKAGE
 ROOT = Path(liverseg_dist.__file__).resolve().parents[1]
 SOURCES = {
     "liverseg_dist": Path(liverseg_dist.__file__).resolve().parent,
-    PACKAGE: Path(__file__).resolve().parent,
+    PACKAGE: Path(__file__).resolve().parents[1],
 }
 """Package, by the name under which job files start it, and its folder. An editable installation imports the folder
 `launch` as `liverseg_launch`, so the two names can differ."""

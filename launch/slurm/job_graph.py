@@ -24,13 +24,14 @@ from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.strategies.parallelize import check_strategy
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.results import EVALUATION
+from liverseg_dist.texts.paths import expand_path, path_argument
 
 from .. import PACKAGE as LAUNCH
 from .. import PROGRAM
-from ..arrays import ArrayExpression
-from ..options import OneLineParser, build_parser, option_strings, suggest_option
-from ..stages import StageOption, check_stages, one_process, stage_resources
+from .arrays import ArrayExpression
+from .launch_options import OneLineParser, build_parser, option_strings, suggest_option
 from .sbatch import INDEX, BatchJob, Resources
+from .stages import StageOption, check_stages, one_process, stage_resources
 
 RANKED = ("train", "evaluate", "predict")
 """Commands that divide their work among ranks; the others run in one process."""
@@ -221,7 +222,7 @@ def _folds(
     only = [] if len(folds) == count else ["--only", ",".join(map(str, folds))]
     aggregate = dataclasses.replace(
         _stage_job(request, "aggregate", (), folder),
-        module=(f"{LAUNCH}.folds", str(home), str(count), *only),
+        module=(f"{LAUNCH}.slurm.pool_folds", str(home), str(count), *only),
         launcher="srun",
         after="",
     )
@@ -300,9 +301,9 @@ def _chain(request: JobRequest) -> list[JobStep]:
     parser = OneLineParser(
         prog=f"{PROGRAM} chain", help_lines=f"{PROGRAM} --help", also=option_strings(build_parser())
     )
-    parser.add_argument("source", type=Path, metavar="SRC")
-    parser.add_argument("store", type=Path, metavar="STORE")
-    parser.add_argument("--config", action="append", type=Path, default=[], metavar="FILE")
+    parser.add_argument("source", type=path_argument, metavar="SRC")
+    parser.add_argument("store", type=path_argument, metavar="STORE")
+    parser.add_argument("--config", action="append", type=path_argument, default=[], metavar="FILE")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_intermixed_args(list(request.arguments))
     if not (args.source / "dataset.json").is_file():
@@ -368,8 +369,8 @@ def _tune(request: JobRequest) -> BatchJob:
         raise UserError(
             "run.dir is not set; give the sweep a folder on a shared file system, e.g. run.dir=runs/sweep"
         )
-    job = _job(request, "tune", (), request.folder or Path(str(run)))
-    home = Path(run).absolute() if run else job.folder
+    job = _job(request, "tune", (), request.folder or _expand(str(run)))
+    home = _expand(run).absolute() if run else job.folder
     return dataclasses.replace(
         job,
         module=(f"{LAUNCH}.tune", *words),
@@ -382,7 +383,7 @@ def _check_sweep(words: Sequence[str]) -> None:
     """What launch.tune itself would refuse at its start, in the job. Raises `UserError`."""
     # By name, as Ray comes with it, which takes seconds.
     tune = importlib.import_module(f"{LAUNCH}.tune")
-    options = tune.parser()
+    options = tune.build_parser()
     own = option_strings(build_parser())
     parser = OneLineParser(
         prog=f"{PROGRAM} tune",
@@ -397,4 +398,11 @@ def _check_sweep(words: Sequence[str]) -> None:
         raise UserError(
             f"{name}: the job starts a Ray of its own on its nodes; --cpus-per-task and --nodes size it"
         )
-    tune.load(args)
+    tune.load_sweep(args)
+
+
+def _expand(text: str) -> Path:
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise UserError(f"{text}: {error}") from None

@@ -15,7 +15,7 @@ from typing import Any
 
 from liverseg_dist.files import write_json
 
-from ..arrays import expand_tasks
+from .arrays import expand_tasks
 
 FINAL = (
     "COMPLETED",

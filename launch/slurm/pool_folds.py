@@ -25,9 +25,10 @@ from liverseg_dist.evaluation.results import (
     load_results,
     write_results,
 )
+from liverseg_dist.texts.paths import path_argument
 
 from .. import PACKAGE, name_programs
-from ..arrays import format_indices, parse_indices
+from .arrays import format_indices, parse_indices
 
 
 def pool_fold_results(run: Path, folds: int, only: Sequence[int] = ()) -> dict[str, Any]:
@@ -90,11 +91,13 @@ def _copy_pictures(source: Path, target: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog=f"python -m {PACKAGE}.folds",
+        prog=f"python -m {PACKAGE}.slurm.pool_folds",
         description=name_programs(__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder with fold_0, fold_1, ...")
+    parser.add_argument(
+        "run", type=path_argument, metavar="RUN", help="the folder with fold_0, fold_1, ..."
+    )
     parser.add_argument("folds", type=int, metavar="N", help="how many there are")
     parser.add_argument(
         "--only", default="", metavar="K,K", help="pool these folds alone (default: all)"

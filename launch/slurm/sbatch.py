@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import PACKAGE
-from ..units import slurm_time as slurm_time
+from .units import slurm_time as slurm_time
 
 INDEX = "@index@"
 """In a job's arguments and folders: the array task's number."""
@@ -154,7 +154,14 @@ def task_command(job: BatchJob, *, local: bool = False) -> list[str]:
 
 def supervise_words(job: BatchJob) -> list[str]:
     """`python -m launch.slurm.supervise ... --`, to stand before the command."""
-    words = [job.python, "-u", "-m", f"{PACKAGE}.supervise", "--run", str(job.run or job.folder)]
+    words = [
+        job.python,
+        "-u",
+        "-m",
+        f"{PACKAGE}.slurm.supervise",
+        "--run",
+        str(job.run or job.folder),
+    ]
     if job.run not in (None, job.folder):
         words += ["--record", str(job.folder)]
     if job.progress is not None:
@@ -175,12 +182,12 @@ def _supervised(job: BatchJob) -> str:
             srun.append(f"--{name.replace('_', '-')}={value}")
     if job.launcher == "srun":
         srun += [f"--cpus-per-task={resources.cpus_per_task}"]
-        ranks = [job.python, "-u", "-m", f"{PACKAGE}.rank", *job.module]
+        ranks = [job.python, "-u", "-m", f"{PACKAGE}.slurm.rank", *job.module]
     else:
         cpus = resources.cpus_per_task * resources.ranks_per_node
         srun += ["--ntasks-per-node=1", f"--ntasks={resources.nodes}", f"--cpus-per-task={cpus}"]
-        helper = [f"{PACKAGE}.torchrun_node", str(resources.ranks_per_node)]
-        helper = helper if job.launcher == "torchrun" else [f"{PACKAGE}.ray_node"]
+        helper = [f"{PACKAGE}.slurm.torchrun_node", str(resources.ranks_per_node)]
+        helper = helper if job.launcher == "torchrun" else [f"{PACKAGE}.slurm.ray_node"]
         ranks = [job.python, "-u", "-m", *helper, *job.module]
     parts = (supervise_words(job), srun, ranks)
     return " \\\n  ".join(" ".join(shell_quote(text) for text in part) for part in parts)

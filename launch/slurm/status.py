@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+from liverseg_dist.texts.paths import path_argument
 
 from .. import PROGRAM, name_programs
-from ..options import OneLineParser, positive
 from .job_records import FINAL, JobFolder, JobState, Submission, run_status, slurm_states
+from .launch_options import OneLineParser, positive
 
 POLL_S = 2.0
 LAST_LINES = 40
@@ -55,7 +56,9 @@ def run(command: str, argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "runs", nargs="+", type=path_argument, metavar="RUN", help="the run's folder"
+    )
     if command == "status":
         parser.add_argument("--json", action="store_true", help="one JSON list on the last line")
     else:

@@ -17,17 +17,17 @@ from liverseg_dist.commands.main import main
 from liverseg_dist.errors import EXIT_DONE, RunFailed, UserError
 
 from .. import PROGRAM
-from ..arrays import parse_array, parse_indices
-from ..frozen import find_setup_file, freeze_configs
-from ..options import LEARNS
-from ..stages import check_stages, parse_stage_options
-from ..units import time_seconds
+from .arrays import parse_array, parse_indices
 from .code_snapshot import snapshot_path, take_snapshot
 from .executors import local_words, run_in_this_process, start_here, submit_to_slurm
+from .frozen_inputs import find_setup_file, freeze_configs
 from .job_graph import JobRequest, JobStep, plan_jobs
 from .job_records import JobFolder, Submission
+from .launch_options import LEARNS
 from .sbatch import BatchJob, Resources, render_batch_file
+from .stages import check_stages, parse_stage_options
 from .status import follow_jobs
+from .units import time_seconds
 
 NODE_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/")  # refused  # nosec B108
 

@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE
+from liverseg_dist.texts.paths import path_argument
 
 from .. import PACKAGE, name_programs
 from .failure_report import FailureReport, Kind, LogReader, ranks_by_node
@@ -317,17 +318,22 @@ def _write_all(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog=f"python -m {PACKAGE}.supervise",
+        prog=f"python -m {PACKAGE}.slurm.supervise",
         description=name_programs(__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--run", type=Path, metavar="DIR", help="the run's folder: progress is measured, jobs/ kept"
+        "--run",
+        type=path_argument,
+        metavar="DIR",
+        help="the run's folder: progress is measured, jobs/ kept",
     )
-    parser.add_argument("--record", type=Path, metavar="DIR", help="keep jobs/ here instead")
+    parser.add_argument(
+        "--record", type=path_argument, metavar="DIR", help="keep jobs/ here instead"
+    )
     parser.add_argument(
         "--progress",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="measure progress here instead, e.g. in a store",
     )

@@ -28,7 +28,7 @@ def main() -> None:
         f"--rdzv-endpoint={endpoint}",
         f"--rdzv-conf=rank={env.get('SLURM_NODEID', '0')}",
     ]
-    os.execv(sys.executable, [sys.executable, "-u", *words, "-m", f"{PACKAGE}.rank", *module])
+    os.execv(sys.executable, [sys.executable, "-u", *words, "-m", f"{PACKAGE}.slurm.rank", *module])
 
 
 if __name__ == "__main__":

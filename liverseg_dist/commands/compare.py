@@ -11,9 +11,11 @@ commas, are pooled. Only cases that both have are compared.
 import argparse
 from pathlib import Path
 
+from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.compare import compare_evaluations
 from liverseg_dist.evaluation.results import load_pooled
 from liverseg_dist.files import write_json
+from liverseg_dist.texts.paths import expand_path, path_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "second", metavar="RUN_B", help="run or results folder to compare with it (or several)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/comparison.json")
+    parser.add_argument(
+        "--out", type=path_argument, metavar="DIR", help="also write DIR/comparison.json"
+    )
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -50,9 +54,13 @@ def run(args: argparse.Namespace) -> dict:
 
 def parse_folders(text: str) -> list[Path]:
     """One folder, or several joined by commas (a folder with a comma in its name is one)."""
-    if Path(text).exists():
-        return [Path(text)]
-    return [Path(part) for part in text.split(",") if part]
+    try:
+        whole = expand_path(text)
+        return (
+            [whole] if whole.exists() else [expand_path(part) for part in text.split(",") if part]
+        )
+    except ValueError as error:
+        raise UserError(f"{text}: {error}") from None
 
 
 def _shown(value: float | None, width: int = 10) -> str:

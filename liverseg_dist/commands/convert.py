@@ -22,7 +22,6 @@ import re
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,10 +36,12 @@ from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
 from liverseg_dist.data.conversion.executors import EXECUTORS
 from liverseg_dist.data.conversion.root_metadata import collect_audit
 from liverseg_dist.data.io.dataset_index import MsdDataset, read_dataset
+from liverseg_dist.data.io.spacing_table import describe_unmatched
 from liverseg_dist.data.splits import Splits, check_split_files, patients_in_several_parts
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 from liverseg_dist.inference.label_imputation import RunLabeller
+from liverseg_dist.texts.paths import expand_path, path_argument
 from liverseg_dist.tracking.progress import show_progress
 
 COLOURS = {
@@ -56,10 +57,16 @@ SHADES = {"error": "red", "warning": "yellow", "info": "dim"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", type=Path, metavar="SRC", help="folder with dataset.json, imagesTr, labelsTr"
+        "source",
+        type=path_argument,
+        metavar="SRC",
+        help="folder with dataset.json, imagesTr, labelsTr",
     )
     parser.add_argument(
-        "store", type=Path, metavar="DST", help="the store: a new folder, or one to continue"
+        "store",
+        type=path_argument,
+        metavar="DST",
+        help="the store: a new folder, or one to continue",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="audit every case and print it; write nothing"
@@ -116,9 +123,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"warning: {names} change nothing with convert.splits.kind={splits.kind}",
             file=sys.stderr,
         )
-    check_split_files(
-        settings.convert.splits, [case.case_id for case in (*dataset.training, *dataset.test)]
-    )
+    ids = [case.case_id for case in (*dataset.training, *dataset.test)]
+    check_split_files(settings.convert.splits, ids)
+    table = settings.convert.cleaning.spacing_table
+    for line in [] if table is None else describe_unmatched(table, ids):
+        print(f"warning: {line}", file=sys.stderr)
     if args.dry_run:
         records, made = _convert(jobs, args.executor, settings.convert.workers, "audit")
         _print_findings(dataset, records)
@@ -261,9 +270,13 @@ def _splits(how: str | None) -> list[str]:
         return []
     if how in ("stratified", "nnunet"):
         return [f"convert.splits.kind={how}"]
-    if not Path(how).is_file():
+    try:
+        file = expand_path(how)
+    except ValueError as error:
+        raise UserError(f"--splits {how}: {error}") from None
+    if not file.is_file():
         raise UserError(f"--splits {how}: neither stratified nor nnunet, and no such file")
-    return ["convert.splits.kind=file", f"convert.splits.file={how}"]
+    return ["convert.splits.kind=file", f"convert.splits.file={file}"]
 
 
 def _shard(text: str) -> tuple[int, int]:

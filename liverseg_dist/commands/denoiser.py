@@ -24,6 +24,7 @@ from liverseg_dist.data.preprocessing.denoising_autoencoder import apply_denoise
 from liverseg_dist.data.preprocessing.invalid_voxels import fill_invalid_voxels
 from liverseg_dist.errors import UserError
 from liverseg_dist.files import write_bytes
+from liverseg_dist.texts.paths import path_argument
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.volume import CANONICAL_ORIENTATION
 
@@ -32,11 +33,15 @@ SLICES_PER_SCAN = 24
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", type=Path, nargs="+", metavar="SRC", help="a data set's folder, or NIfTI files"
+        "source",
+        type=path_argument,
+        nargs="+",
+        metavar="SRC",
+        help="a data set's folder, or NIfTI files",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_argument,
         required=True,
         metavar="FILE",
         help="the denoiser, e.g. denoiser.safetensors",

@@ -24,6 +24,7 @@ import torch
 
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
 from liverseg_dist.locks import hold_lock
+from liverseg_dist.texts.paths import path_argument
 
 PACKAGES = (
     "torch",
@@ -67,7 +68,10 @@ class Findings:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--folder", type=Path, default=Path(), help="where runs would be written (default: here)"
+        "--folder",
+        type=path_argument,
+        default=Path(),
+        help="where runs would be written (default: here)",
     )
 
 

@@ -40,7 +40,14 @@ from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0,
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
 from liverseg_dist.distributed.world import World
-from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
+from liverseg_dist.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    LiversegError,
+    RunFailed,
+    UserError,
+    printable,
+)
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.metrics.calibration import BINS
 from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
@@ -50,6 +57,8 @@ from liverseg_dist.inference.evaluate_cases import Evaluation
 from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, predictor_for, runs_fingerprint
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.work_division import divide_work
+from liverseg_dist.texts.names import ScanIndex
+from liverseg_dist.texts.paths import path_argument, text_argument
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.tracking.provenance import collect_provenance
 from liverseg_dist.training.crash_report import summarize_exception
@@ -60,12 +69,15 @@ SHARED_DISK_PATIENCE_S = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of training")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="run folder of training")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="inference.* settings for this evaluation"
     )
     parser.add_argument(
-        "--store", metavar="STORE", help="the Zarr store (default: the one the run was trained on)"
+        "--store",
+        type=text_argument,
+        metavar="STORE",
+        help="the Zarr store (default: the one the run was trained on)",
     )
     parser.add_argument(
         "--part",
@@ -76,10 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cases", metavar="ID,ID", help="these cases only, whatever part they are in"
     )
     parser.add_argument(
-        "--source", type=Path, metavar="DIR", help="MSD folder: whole scans, not the store's slabs"
+        "--source",
+        type=path_argument,
+        metavar="DIR",
+        help="MSD folder: whole scans, not the store's slabs",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="default: RUN/evaluation, or in it PART/"
+        "--out", type=path_argument, metavar="DIR", help="default: RUN/evaluation, or in it PART/"
     )
     parser.add_argument(
         "--save-masks", action="store_true", help="also write OUT/masks/CASE.nii.gz"
@@ -136,7 +151,9 @@ def _choose(
     """(case ids, name of the part, folder for the results)."""
     home = run.path / EVALUATION
     if args.cases is not None:
-        wanted = [name.strip() for name in args.cases.split(",") if name.strip()]
+        index = ScanIndex(store.case_ids)
+        names = [name.strip() for name in args.cases.split(",") if name.strip()]
+        wanted = [index.find(name) or name for name in names]
         strangers = sorted(set(wanted) - set(store.case_ids))
         if strangers or not wanted:
             raise UserError(f"--cases: {', '.join(strangers) or 'nothing'} is not in {store.path}")
@@ -180,7 +197,9 @@ def _work(job: Evaluation, folder: Path, world: World, watch: HeartbeatMonitor) 
     new = {name: size for name, size in voxels_of(job.inputs).items() if name not in before}
     fresh = divide_work(new, world.global_rank, world.world_size)
     team = WindowParallel(world.device)
-    shared = replace(job, predictor=job.predictor.spread_by(team.map_windows), together=team.case_scope)
+    shared = replace(
+        job, predictor=job.predictor.spread_by(team.map_windows), together=team.case_scope
+    )
     alone = [*known[world.global_rank :: world.world_size], *fresh.alone]
     reused = 0
     with show_progress(
@@ -259,8 +278,8 @@ def _details(
     """What the report tells about the evaluation: nothing in it depends on ranks, time or machine."""
     settings = runs[0].settings.model_dump(mode="json")
     details: dict[str, Any] = {
-        "title": f"{args.run.resolve().name}, {part}",
-        "run": args.run.resolve().name,
+        "title": f"{printable(args.run.resolve().name)}, {part}",
+        "run": printable(args.run.resolve().name),
         "part": part,
         "fold": runs[0].settings.data.fold,
         "input": input_kind(inputs),

@@ -20,8 +20,11 @@ from liverseg_dist.errors import (
     EXIT_FAILED,
     EXIT_RESUMABLE,
     LiversegError,
+    UserError,
     os_error_line,
 )
+from liverseg_dist.files import check_working_directory
+from liverseg_dist.texts.suggestions import SuggestingParser, suggest
 
 COMMANDS = {
     "phantom": "make a synthetic Task03-layout data set",
@@ -49,13 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _top_parser()
     if not argv or argv[0] not in COMMANDS:
+        if argv and (close := suggest(argv[0], list(COMMANDS))) is not None:
+            parser.error(
+                f"argument COMMAND: no command '{argv[0]}'; did you mean '{close}'? All: {', '.join(COMMANDS)}"
+            )
         parser.parse_args(
             argv or ["--help"]
         )  # prints help or version, or refuses the command with the choices
         return EXIT_DONE
     name = argv[0]
+    try:
+        check_working_directory()
+    except UserError as error:
+        print(f"liverseg: {error}", file=sys.stderr)
+        return error.exit_code
     module = importlib.import_module(f"liverseg_dist.commands.{name}")
-    command = argparse.ArgumentParser(
+    command = SuggestingParser(
         prog=f"liverseg {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.distributed.world import World
+from liverseg_dist.texts.paths import path_argument
 
 MOST_THREADS = 8
 
@@ -15,7 +15,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         action="append",
-        type=Path,
+        type=path_argument,
         default=[],
         metavar="FILE",
         help="YAML of differences; repeatable",
@@ -41,7 +41,7 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--ensemble",
-        type=Path,
+        type=path_argument,
         action="append",
         default=[],
         metavar="RUN",

@@ -9,7 +9,6 @@ same line again, or with more cases, to continue: cases that are there are kept.
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +23,7 @@ from liverseg_dist.phantom.dataset import (
     write_dataset,
 )
 from liverseg_dist.phantom.montage import draw_montage
+from liverseg_dist.texts.paths import path_argument, quoted
 from liverseg_dist.tracking.progress import show_progress
 
 MONTAGE_CASES = 12
@@ -31,7 +31,10 @@ MONTAGE_CASES = 12
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folder", type=Path, metavar="DST", help="new folder, or one made before with the same seed"
+        "folder",
+        type=path_argument,
+        metavar="DST",
+        help="new folder, or one made before with the same seed",
     )
     parser.add_argument(
         "--cases", type=int, default=20, metavar="N", help="scans with labels (default 20)"
@@ -56,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, metavar="K", help="processes (default 1)")
     parser.add_argument(
         "--montage",
-        type=Path,
+        type=path_argument,
         metavar="PNG",
         help=f"also draw the first {MONTAGE_CASES} cases with their labels",
     )
@@ -92,7 +95,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.montage.parent.mkdir(parents=True, exist_ok=True)
         draw_montage(args.folder, shown).save(args.montage)
         print(f"picture: {args.montage}")
-    print(f"{len(cases)} scans in {args.folder}; next: liverseg convert {args.folder} STORE")
+    print(
+        f"{len(cases)} scans in {args.folder}; next: liverseg convert {quoted(args.folder)} STORE"
+    )
     return {"folder": str(args.folder), "cases": [asdict(case) for case in cases]}
 
 

@@ -39,6 +39,7 @@ from liverseg_dist.planning.memory_fit import (
     with_keys,
 )
 from liverseg_dist.planning.scaling_model import MLPERF_U_NET3D, Machine, scaling_table
+from liverseg_dist.texts.paths import path_argument, quoted, text_argument
 from liverseg_dist.volume import Float3, Index3
 
 SLAB: Index3 = (64, 512, 512)
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine = Machine()
     parser.add_argument(
         "store",
+        type=text_argument,
         metavar="STORE",
         help="the Zarr store to train on: its voxel size shapes the network",
     )
@@ -59,7 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks, one GPU each (1)")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the settings that fit as YAML, for --config"
+        "--out",
+        type=path_argument,
+        metavar="FILE",
+        help="write the settings that fit as YAML, for --config",
     )
     scale = parser.add_argument_group("time on many GPUs")
     scale.add_argument("--scale", action="store_true", help="predict efficiency for 1 to 1024 GPUs")
@@ -67,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--step-seconds", type=float, metavar="S", help="a step on one GPU, as measured"
     )
     scale.add_argument(
-        "--run", type=Path, metavar="RUN", help="take it from this run's metrics.jsonl"
+        "--run", type=path_argument, metavar="RUN", help="take it from this run's metrics.jsonl"
     )
     scale.add_argument(
         "--tflops", type=float, default=40.0, metavar="T", help="else: speed reached, TFLOP/s (40)"
@@ -279,7 +284,7 @@ def _print_memory(
         "(computed from tensor shapes, no GPU was used; margin for workspaces and gaps assumed)\n"
     )
     if args.out:
-        print(f"written: {args.out}; use it with --config {args.out}")
+        print(f"written: {args.out}; use it with --config {quoted(args.out)}")
     print(" ".join(f"{key}={_text(value)}" for key, value in found["settings"].items()))
 
 

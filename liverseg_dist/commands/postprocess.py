@@ -17,7 +17,6 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,18 +52,22 @@ from liverseg_dist.inference.postprocess_search import (
     write_choice,
 )
 from liverseg_dist.inference.work_division import shard_cases
+from liverseg_dist.texts.paths import path_argument, text_argument
 from liverseg_dist.tracking.progress import show_progress
 
 FOLDER = "postprocess"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of training")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="run folder of training")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="inference.* settings of the prediction"
     )
     parser.add_argument(
-        "--store", metavar="STORE", help="the Zarr store (default: the one the run was trained on)"
+        "--store",
+        type=text_argument,
+        metavar="STORE",
+        help="the Zarr store (default: the one the run was trained on)",
     )
     parser.add_argument(
         "--part",
@@ -73,7 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cases to choose on (default: validation)",
     )
     parser.add_argument(
-        "--source", type=Path, metavar="DIR", help="MSD folder: whole scans, not the store's slabs"
+        "--source",
+        type=path_argument,
+        metavar="DIR",
+        help="MSD folder: whole scans, not the store's slabs",
     )
     parser.add_argument(
         "--dry-run",

@@ -6,11 +6,14 @@
   torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 --nproc-per-node=4 \\
       -m liverseg_dist predict runs/first imagesTs/ --out masks/
 
+A mask is called as its scan, without the channel number `_0000` (liver_1_0000.nii.gz becomes liver_1.nii.gz).
 Labels: 0 background, 1 liver, 2 tumour. volumes.csv gets liver and tumour volume (ml) and tumour burden of each scan.
 Run the same line again after a stop: finished scans are not segmented again (--force does).
 """
 
 import argparse
+import contextlib
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +32,15 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, U
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.inference.load_run import predictor_for, runs_fingerprint
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.predict_scans import Prediction, find_scans, scan_name
+from liverseg_dist.inference.predict_scans import Prediction, describe_left_out, find_scans
 from liverseg_dist.inference.work_division import divide_work
+from liverseg_dist.texts.names import clean_text
+from liverseg_dist.texts.paths import expand_path, path_argument
 from liverseg_dist.tracking.progress import show_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of training")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="run folder of training")
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -43,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="scans (.nii, .nii.gz) or folders of them; then inference.KEY=VALUE",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the masks"
+        "--out", type=path_argument, required=True, metavar="DIR", help="folder for the masks"
     )
     parser.add_argument(
         "--probabilities",
@@ -63,13 +68,46 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )  # windows are computed side by side instead: the same bits for any number of threads
     keep_freed_memory()
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
-    files = find_scans([Path(text) for text in args.inputs if text not in overrides], args.out)
-    if not files:
+    inputs = [_input_path(text) for text in args.inputs if text not in overrides]
+    named = find_scans(inputs, args.out)
+    if not named:
         raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
-    job = _job(args, overrides, world)
-    return run_distributed(
+    if world.is_main:
+        for line in describe_left_out(inputs):
+            print(f"warning: {line}", file=sys.stderr)
+    files = list(named.values())
+    new = [path for path in _written(args.out) if not path.exists()]
+    job = replace(_job(args, overrides, world), names={file: name for name, file in named.items()})
+    result = run_distributed(
         world, args.timeout, args.out, lambda watch: _predict(args, job, files, world, watch)
     )
+    if world.is_main and result.get("masks") == [] and result["exit_code"] == EXIT_USER:
+        _remove(new)
+    return result
+
+
+def _input_path(text: str) -> Path:
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise UserError(f"{text}: {error}") from None
+
+
+def _written(out: Path) -> list[Path]:
+    """What a call writes, inner folders first: the folder itself may be made with its parents."""
+    return [out / "ledger", out / "volumes.csv", out / "probabilities", out, *out.parents]
+
+
+def _remove(paths: list[Path]) -> None:
+    """Where no scan could be read, nothing is left of a call: neither a table of errors nor an empty folder."""
+    for path in paths:
+        with contextlib.suppress(OSError):  # a folder that is not empty stays
+            if path.name == "ledger":
+                shutil.rmtree(path)
+            elif path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _predict(
@@ -83,13 +121,16 @@ def _predict(
     watch.mark(-1, "writing the table")
     barrier()
     table = broadcast_from_rank0(str(job.write_table()) if world.is_main else None)
-    print(f"table: {table}", flush=True)
     all_mistakes = len(failed) == len(files) and all(failed.values())
+    if not all_mistakes:
+        print(f"table: {table}", flush=True)
     return {
         "out": str(args.out),
         "table": table,
         "masks": [
-            str(job.mask_file(scan_name(file))) for file in files if scan_name(file) not in failed
+            str(job.mask_file(job.name_of(file)))
+            for file in files
+            if job.name_of(file) not in failed
         ],
         "failed": sorted(failed),
         "exit_code": EXIT_DONE if not failed else EXIT_USER if all_mistakes else EXIT_FAILED,
@@ -118,7 +159,7 @@ def _work(
 ) -> dict[str, bool]:
     """Segment this rank's share; returns for each scan that failed, on any rank, whether it was the user's mistake."""
     before = set() if job.force else broadcast_from_rank0(job.ledger.done())
-    known = [file for file in files if scan_name(file) in before]
+    known = [file for file in files if job.name_of(file) in before]
     size = {
         str(file): file.stat().st_size if file.is_file() else 0
         for file in files
@@ -127,13 +168,15 @@ def _work(
     failed: dict[str, bool] = {}
     fresh = divide_work(size, world.global_rank, world.world_size)
     team = WindowParallel(world.device)
-    shared = replace(job, predictor=job.predictor.spread_by(team.map_windows), together=team.case_scope)
+    shared = replace(
+        job, predictor=job.predictor.spread_by(team.map_windows), together=team.case_scope
+    )
     alone = [*known[world.global_rank :: world.world_size], *map(Path, fresh.alone)]
     with show_progress(
         "predict", len(fresh.together) + len(alone), quiet=not world.is_main
     ) as line:
         for file in (*map(Path, fresh.together), *alone):
-            watch.mark(-1, f"segmenting {file.name}")
+            watch.mark(-1, f"segmenting {clean_text(file.name)}")
             try:
                 if str(file) in fresh.together and not world.is_main:
                     shared.help_file(file)
@@ -146,10 +189,10 @@ def _work(
                 if (
                     world.is_main or str(file) not in fresh.together
                 ):  # a helper's failure fails the scan on rank 0, too
-                    failed[scan_name(file)] = isinstance(error, UserError)
+                    failed[job.name_of(file)] = isinstance(error, UserError)
                 if not isinstance(error, PeerFailed):  # that one was told by the rank that failed
-                    report_case_failure(error, world, job.out, file.name)
-            line.advance(note=file.name)
+                    report_case_failure(error, world, job.out, clean_text(file.name))
+            line.advance(note=clean_text(file.name))
     watch.mark(-1, "waiting for the others' scans")
     return {name: mistake for part in gather_from_ranks(failed) for name, mistake in part.items()}
 

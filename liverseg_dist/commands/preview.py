@@ -7,7 +7,6 @@ The samples are those that a run with the same settings and seed draws, by their
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
@@ -25,11 +24,16 @@ from liverseg_dist.data.preview import PreviewRow, render_preview
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.files import atomic_write
+from liverseg_dist.texts.paths import path_argument, text_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", metavar="STORE", help="path or fsspec URL of the Zarr store")
-    parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
+    parser.add_argument(
+        "store", type=text_argument, metavar="STORE", help="path or fsspec URL of the Zarr store"
+    )
+    parser.add_argument(
+        "--out", type=path_argument, required=True, metavar="PNG", help="picture to write"
+    )
     parser.add_argument(
         "--samples", type=int, default=6, metavar="N", help="how many (default: %(default)s)"
     )

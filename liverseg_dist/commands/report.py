@@ -4,15 +4,15 @@ liverseg report runs/fold0
 """
 
 import argparse
-from pathlib import Path
 
 from liverseg_dist.evaluation.results import load_results, rewrite_results
+from liverseg_dist.texts.paths import path_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
-        type=Path,
+        type=path_argument,
         metavar="RUN_OR_DIR",
         help="evaluated run, or a folder of evaluate or score",
     )

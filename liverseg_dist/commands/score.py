@@ -2,7 +2,8 @@
 
   liverseg score predictions/ labelsTr/ --out scores/
 
-Masks are matched by name (`_0000` and .nii/.nii.gz do not matter). Labels: 0 background, 1 liver, 2 tumour. A mask
+Masks are matched by name (`_0000`, case and .nii/.nii.gz do not matter).
+Labels: 0 background, 1 liver, 2 tumour. A mask
 stored in another orientation is turned; a mask of another size is refused. Writes summary.json, cases.csv, lesions.csv
 and report.html. Run the same line again after a stop: cases already scored are not scored again.
 """
@@ -13,9 +14,9 @@ import sys
 from pathlib import Path
 
 from liverseg_dist.data.io.nifti import read_nifti
-from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError
+from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError, printable
 from liverseg_dist.evaluation.metrics.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
-from liverseg_dist.evaluation.pairing import Pairing, images_by_case, pair_masks
+from liverseg_dist.evaluation.pairing import Pairing, describe_left_out, images_by_case, pair_masks
 from liverseg_dist.evaluation.report.html_report import cases_to_show
 from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
 from liverseg_dist.evaluation.score_folders import (
@@ -27,19 +28,23 @@ from liverseg_dist.evaluation.score_folders import (
     score_pairs,
     without_folders,
 )
+from liverseg_dist.texts.paths import path_argument
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.volume import Volume
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "prediction", type=Path, metavar="PRED_DIR", help="folder of predicted masks (or one file)"
+        "prediction",
+        type=path_argument,
+        metavar="PRED_DIR",
+        help="folder of predicted masks (or one file)",
     )
     parser.add_argument(
-        "truth", type=Path, metavar="TRUTH_DIR", help="folder of true masks (or one file)"
+        "truth", type=path_argument, metavar="TRUTH_DIR", help="folder of true masks (or one file)"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the results"
+        "--out", type=path_argument, required=True, metavar="DIR", help="folder for the results"
     )
     parser.add_argument(
         "--workers",
@@ -67,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="CT scans (HU) to show behind the masks in the report",
     )
@@ -78,6 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     pairing = pair_masks(args.prediction, args.truth)
+    for folder in (args.prediction, args.truth):
+        for left_out in describe_left_out(folder):
+            print(f"warning: {left_out}", file=sys.stderr)
     ledger = ledger_for(args.out / LEDGER, args.connectivity, args.ignore_affine)
     job = ScoreJob(ledger, read_mask, args.connectivity, args.ignore_affine)
     outcomes = []
@@ -147,9 +155,11 @@ def _exit_code(outcomes: list[Outcome], pairing: Pairing, allow_missing: bool) -
 
 def _details(args: argparse.Namespace) -> dict[str, object]:
     return {
-        "title": args.prediction.resolve().name,
-        "prediction": args.prediction.resolve().name,  # where they lie is no part of the result
-        "truth": args.truth.resolve().name,
+        "title": printable(args.prediction.resolve().name),
+        "prediction": printable(
+            args.prediction.resolve().name
+        ),  # where they lie is no part of the result
+        "truth": printable(args.truth.resolve().name),
         "lesion_connectivity": args.connectivity,
         "ignore_affine": args.ignore_affine,
     }

@@ -5,23 +5,24 @@
   liverseg settings --find spacing  keys whose name or meaning has that word
   liverseg settings --configs       the config files that come with the program, with their paths
 
-In a YAML file they are nested, on the line they follow a command: train.learning_rate=1e-3. Those of sweeps:
+In a YAML file they are nested, on the line they follow a command: train.learning_rate=1e-3. On the line a path is taken
+as written, after ~ and $NAME are expanded; an empty value (model.pretrained=) is null. Those of sweeps:
 python -m launch.tune --help.
 """
 
 import argparse
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from liverseg_dist.config import Settings
+from liverseg_dist.config.describe import describe_keys
+from liverseg_dist.config.mistakes import ELSEWHERE
 from liverseg_dist.config.shipped import list_shipped_configs
 from liverseg_dist.errors import UserError
+from liverseg_dist.texts.suggestions import suggest
 
 WIDTH = 110
-LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-Schema = Mapping[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.configs:
         return {"configs": _print_shipped_configs()}
-    found = dict(_keys(Settings.model_json_schema()))
+    found = dict(describe_keys(Settings, Settings().model_dump(mode="json")))
     if args.prefix:
         found = {
             key: told
@@ -43,9 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             if f"{key}.".startswith(f"{args.prefix.rstrip('.')}.")
         }
         if not found:
-            raise UserError(
-                f"{args.prefix}: no such setting; `liverseg settings` lists the sections"
-            )
+            raise UserError(f"{args.prefix}: no such setting; {_suggestion(args.prefix)}")
     if args.find:
         word = args.find.lower()
         found = {
@@ -70,68 +69,28 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_shipped_configs() -> dict[str, str]:
-    """Print each file's name for --config, its path and the first line of its comment."""
-    found = {}
+    """Print each file's name for --config, the first line of its comment and its path."""
+    paths = {}
     for path in list_shipped_configs():
         name = f"configs/{path.name}"
-        found[name] = str(path)
+        paths[name] = str(path)
         title = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         print(f"{name}\n    {title}\n    {path}")
-    return found
+    return paths
 
 
-def _keys(schema: Schema) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(dotted key, default, kind and meaning) of each single setting, in the order of the code."""
-    definitions: Schema = schema.get("$defs", {})
-
-    def walk(
-        section: Schema, prefix: str, defaults: Schema
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, told in section["properties"].items():
-            inner = definitions.get(str(told.get("$ref", "")).rpartition("/")[2])
-            default = defaults.get(name, told.get("default"))
-            if inner is not None and "properties" in inner:
-                yield from walk(inner, f"{prefix}{name}.", default or {})
-            else:
-                meaning = " ".join(str(told.get("description", "")).split())
-                yield (
-                    f"{prefix}{name}",
-                    {"default": default, "kind": _kind(told, definitions), "meaning": meaning},
-                )
-
-    yield from walk(schema, "", Settings().model_dump(mode="json"))
+def _suggestion(word: str) -> str:
+    """The nearest key or section, also where the section was left out."""
+    keys = [key for key, _ in describe_keys(Settings, {})]
+    sections = {key[:end] for key in keys for end, char in enumerate(key) if char == "."}
+    close = suggest(word, [*keys, *sorted(sections)])
+    if close is None:
+        endings = {key.rpartition(".")[2]: key for key in reversed(keys)}
+        last = word.rpartition(".")[2]
+        ending = ELSEWHERE.get(last) or suggest(last, list(endings))
+        close = endings.get(ending) if ending is not None else None
+    return f"did you mean {close}?" if close else "`liverseg settings` lists the sections"
 
 
 def _as_yaml(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _kind(told: Schema, definitions: Schema) -> str:
-    """What a value may be, in a few words."""
-    if "$ref" in told:
-        return _kind(definitions[told["$ref"].rpartition("/")[2]], definitions)
-    if "enum" in told:
-        return " | ".join(map(str, told["enum"]))
-    if "const" in told:
-        return str(told["const"])
-    if "anyOf" in told:
-        return " or ".join(dict.fromkeys(_kind(one, definitions) for one in told["anyOf"]))
-    if told.get("type") == "array":
-        inner: Schema = told.get("items") or next(iter(told.get("prefixItems", [])), {})
-        count = told.get("maxItems") if told.get("maxItems") == told.get("minItems") else None
-        return f"list of {f'{count} ' if count else ''}{_kind(inner, definitions) if inner else 'values'}"
-    if "properties" in told:
-        return "{" + ", ".join(told["properties"]) + "}"
-    limits = [f"{sign} {told[name]:g}" for name, sign in LIMITS.items() if name in told]
-    names = {
-        "integer": "whole number",
-        "number": "number",
-        "boolean": "true | false",
-        "string": "text",
-    }
-    kind = (
-        "path"
-        if told.get("format") == "path"
-        else names.get(str(told.get("type")), str(told.get("type", "value")))
-    )
-    return " ".join([kind, *limits])

@@ -24,6 +24,7 @@ from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_RESUMABLE, LiversegError, RunFailed, UserError
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
+from liverseg_dist.texts.paths import quoted
 from liverseg_dist.training.components import (
     TrainingComponents,
     build_components,
@@ -158,7 +159,7 @@ def _result(folder: RunFolder, outcome: TrainingResult, max_steps: int) -> dict[
         )
     else:
         print(
-            f"done: {step} steps, weights in {folder.model}; watch: tensorboard --logdir {folder.path}",
+            f"done: {step} steps, weights in {folder.model}; watch: tensorboard --logdir {quoted(folder.path)}",
             flush=True,
         )
     return {

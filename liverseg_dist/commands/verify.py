@@ -5,18 +5,18 @@ liverseg verify store.zarr
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from liverseg_dist.data.store.layout import CASES
 from liverseg_dist.data.store.verify_store import verify_store
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
+from liverseg_dist.texts.paths import path_argument
 from liverseg_dist.tracking.progress import show_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "store", type=Path, metavar="STORE", help="a folder written by liverseg convert"
+        "store", type=path_argument, metavar="STORE", help="a folder written by liverseg convert"
     )
 
 

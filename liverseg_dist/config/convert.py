@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from liverseg_dist.config.base import Section
+from liverseg_dist.texts.paths import UserPath, expand_text
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 DATA_URI = "data:application/octet-stream;base64,"
@@ -19,7 +20,7 @@ class CleaningConfig(Section):
     labelled by the run `convert.labels_from` and trained on, but never part of a test or validation set."""
     max_broken_fraction: float = Field(default=0.05, ge=0, lt=1)
     """NaN and infinite voxels become air, blank slices are interpolated; a scan with a larger share is excluded."""
-    spacing_table: Path | None = None
+    spacing_table: UserPath | None = None
     """CSV `case,z_mm,y_mm,x_mm` (or YAML `case: [z, y, x]`): the true voxel size of scans whose header lost it."""
     noise: Literal["none", "median", "gaussian", "bilateral", "tv", "autoencoder"] = "none"
     """Noise reduction of the image, slice by slice, before resampling; tv: total variation (Chambolle)."""
@@ -55,8 +56,12 @@ class CleaningConfig(Section):
         """A file's name becomes its content, so that store and run need no other file."""
         if value is None or value.startswith(DATA_URI):
             return value
+        if (
+            value == "null" and not Path(value).exists()
+        ):  # the default, as `liverseg settings` prints it
+            return None
         try:
-            with open(value, "rb") as stream:
+            with open(expand_text(value), "rb") as stream:
                 content = stream.read(MAX_DENOISER_BYTES + 1)
         except OSError as error:
             raise ValueError(f"cannot be read: {error.strerror}") from None
@@ -107,9 +112,9 @@ class SplitConfig(Section):
     folds: int = Field(default=5, ge=2)
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of patients held out as the test set (`stratified` only)."""
-    file: Path | None = None
+    file: UserPath | None = None
     """kind=file: JSON {"test": [...], "folds": [[...], ...]} of case ids, or nnU-Net's splits_final.json."""
-    patients: Path | None = None
+    patients: UserPath | None = None
     """CSV `case,patient`; scans of one patient never part."""
 
 
@@ -117,7 +122,7 @@ class ConvertConfig(Section):
     cleaning: CleaningConfig = Field(default_factory=CleaningConfig)
     slab: SlabConfig = Field(default_factory=SlabConfig)
     splits: SplitConfig = Field(default_factory=SplitConfig)
-    labels_from: Path | None = None
+    labels_from: UserPath | None = None
     """Folder of a finished run. missing_label=impute: it labels scans without label; unlabelled: it finds their liver,
     so that the slab policy holds for them too."""
     workers: int = Field(default=0, ge=0)

@@ -1,11 +1,11 @@
 """Settings of the network and its losses (`model.*`, `loss.*`)."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from liverseg_dist.config.base import Section
+from liverseg_dist.texts.paths import UserPath
 
 Channels = Annotated[int, Field(ge=1, le=4096)]
 Blocks = Annotated[int, Field(ge=1, le=64)]
@@ -35,9 +35,9 @@ class ModelConfig(Section):
     """Also train the outputs of the lower levels (all but the two lowest)."""
     regions: bool = False
     """Predict liver (label 1 or 2) and tumour as overlapping regions with sigmoids instead of three classes."""
-    pretrained: Path | None = None
+    pretrained: UserPath | None = None
     """Weights to start from: a run, a safetensors file, or a foreign state dict (tensors only)."""
-    pretrained_names: Literal["ours", "nnunet", "monai"] | Path = "ours"
+    pretrained_names: Literal["ours", "nnunet", "monai"] | UserPath = "ours"
     """Whose names that file uses: nnU-Net's PlainConvUNet, MONAI's DynUNet, or a YAML file `their.name: our.name`."""
     upsampling_bias: bool = False
     """A bias in the transposed convolutions, which nnU-Net's weights come with."""

@@ -5,10 +5,10 @@ An unknown key, a wrong type or an impossible combination is a `UserError` of on
 and the remedy. The resolved settings are saved with each run.
 """
 
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -17,6 +17,7 @@ from liverseg_dist.config.base import Section
 from liverseg_dist.config.convert import ConvertConfig
 from liverseg_dist.config.inference import InferenceConfig
 from liverseg_dist.config.memory import MemoryConfig
+from liverseg_dist.config.mistakes import describe_mistake
 from liverseg_dist.config.model import LossConfig, ModelConfig
 from liverseg_dist.config.shipped import describe_shipped_configs, find_config
 from liverseg_dist.config.train import (
@@ -26,8 +27,8 @@ from liverseg_dist.config.train import (
     TrainConfig,
     ValidationConfig,
 )
-from liverseg_dist.config.yaml_text import NotYaml, check_text, parse_yaml, read_yaml
 from liverseg_dist.errors import UserError
+from liverseg_dist.texts.structured import NotYaml, check_text, parse_yaml, read_yaml_both
 
 
 class Settings(Section):
@@ -54,13 +55,8 @@ class Settings(Section):
         return yaml.safe_dump(_without_folders(self.model_dump()), sort_keys=False)
 
 
-ELSEWHERE = {
-    "lr": "learning_rate", "batch_size": "global_batch_size", "patch": "patch_size", "spacing": "spacing_mm",
-    "steps": "max_steps", "iterations": "max_steps", "wd": "weight_decay", "amp": "precision", "num_workers": "workers",
-    "tta": "mirror",
-}  # fmt: skip
-"""What other programs call it -> the key of ours."""
 Kind = TypeVar("Kind", bound=Settings)
+CONFIG_PURPOSE = "; configs/ holds examples"
 
 
 def load_settings(files: Sequence[Path] = (), overrides: Iterable[str] = ()) -> Settings:
@@ -75,44 +71,54 @@ def load_settings_as(
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for file in files:
-        _merge(merged, _read_yaml(file), str(file), origin)
+        _merge(merged, _read_file(file, kind), str(file), origin)
     for override in overrides:
-        _merge(merged, _parse_override(override), "command line", origin)
+        _merge(merged, _parse_override(override, kind), "command line", origin)
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
-        raise UserError(_first_line(error, origin, kind)) from None
+        raise UserError(describe_mistake(error, origin, kind)) from None
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = read_yaml(find_config(Path(file)))
-    except FileNotFoundError:
+def _read_file(file: Path, kind: type[BaseModel]) -> dict[str, Any]:
+    path = find_config(Path(file))
+    if not path.exists():
         shipped = describe_shipped_configs()
-        raise UserError(
-            f"{file}: no such config file; shipped with the program: {shipped}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not valid YAML: {error}") from None
+        raise UserError(f"{file}: no such config file; shipped with the program: {shipped}")
+    content, as_text = read_yaml_both(path, CONFIG_PURPOSE)
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UserError(
             f"{file}: a config is a mapping of sections (train: ..., data: ...), not {type(content).__name__}"
         )
-    return content
+    return _keep_texts(content, as_text, kind)
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def _keep_texts(content: dict[str, Any], as_text: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """The values of a file, where paths and names are as written: YAML makes a date of 2024-11-30, false of `no`."""
+    section = _section_of(kind)
+    kept: dict[str, Any] = {}
+    for key, value in content.items():
+        field = section.model_fields.get(key) if section is not None else None
+        annotation = field.annotation if field else None
+        if isinstance(value, dict):
+            kept[key] = _keep_texts(value, as_text[key], annotation)
+        elif value is not None and not isinstance(value, list) and _takes_text(annotation):
+            kept[key] = as_text[key]
+        else:
+            kept[key] = value
+    return kept
+
+
+def _parse_override(text: str, kind: type[BaseModel]) -> dict[str, Any]:
     key, equals, value_text = text.partition("=")
     if not equals or not key or key.startswith("-"):
         raise UserError(
             f"'{text}': an override is written key=value, e.g. train.learning_rate=1e-3"
         )
     try:
-        value = _value(value_text)
+        value = _parse_value(value_text, _annotation_of(key, kind))
         check_text(key)
     except ValueError as error:
         raise UserError(f"'{text}': {error}") from None
@@ -121,12 +127,73 @@ def _parse_override(text: str) -> dict[str, Any]:
     return value
 
 
-def _value(text: str) -> Any:
-    """What YAML makes of it; a text that is no YAML stands for itself."""
+def _parse_value(text: str, annotation: Any) -> Any:
+    """What the field takes: paths and names as they are written, numbers by Python's rules, the rest as YAML.
+
+    YAML would read `no` as false, `010` as 8, `1:30` as 90, and end a path at ` #`. An empty value is null.
+    """
+    choices = _choices_of(annotation)
+    if text == "" and NoneType in choices:
+        return None
+    if _takes_text(annotation):
+        return check_text(text)
+    if set(choices) <= {int, float, bool, NoneType} and choices:
+        bare = text.strip()
+        return (
+            None if bare in ("null", "~") and NoneType in choices else _number_of(check_text(bare))
+        )
     try:
         return parse_yaml(text)
     except NotYaml:
         return check_text(text)
+
+
+def _number_of(text: str) -> Any:
+    """A whole number, a number, or the text itself, which the field then refuses or takes for true or false."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:  # also: more digits than Python reads
+            continue
+    return text
+
+
+def _annotation_of(key: str, kind: type[BaseModel]) -> Any:
+    """The type of the field that a dotted key names; None for an unknown key."""
+    annotation: Any = kind
+    for part in key.split("."):
+        section = _section_of(annotation)
+        if section is None or part not in section.model_fields:
+            return None
+        annotation = section.model_fields[part].annotation
+    return annotation
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    sections = (
+        one
+        for one in _choices_of(annotation)
+        if isinstance(one, type) and issubclass(one, BaseModel)
+    )
+    return next(sections, None)
+
+
+def _takes_text(annotation: Any) -> bool:
+    """Whether the field holds a path or a free text (some words may be special), and nothing else but null."""
+    choices = set(_choices_of(annotation)) - {NoneType}
+    return bool(choices & {str, Path}) and choices <= {str, Path, Literal}
+
+
+def _choices_of(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union; `Literal` stands for a choice of words."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _choices_of(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return tuple(one for part in get_args(annotation) for one in _choices_of(part))
+    if origin is Literal:
+        return (Literal,)
+    return () if annotation is None else (annotation,)
 
 
 def _merge(
@@ -150,55 +217,9 @@ def _record(value: dict[str, Any], source: str, origin: dict[str, str], prefix: 
             _record(inner, source, origin, f"{prefix}{key}.")
 
 
-def _first_line(error: ValidationError, origin: dict[str, str], kind: type[Settings]) -> str:
-    """One line for the first problem: where it was set, key, value, what would do."""
-    problem = error.errors(include_url=False)[0]
-    names: list[str] = []
-    section: type[BaseModel] | None = kind
-    for part in problem[
-        "loc"
-    ]:  # pydantic appends union branches and indices; the key ends at the last known field
-        if section is None or not isinstance(part, str):
-            break
-        names.append(part)
-        field = section.model_fields.get(part)
-        annotation = field.annotation if field else None
-        section = (
-            annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel)
-            else None
-        )
-    key = ".".join(names) or "settings"
-    where = next(
-        (origin[key[:end]] for end in _prefix_ends(key) if key[:end] in origin), "settings"
-    )
-    if problem["type"] == "extra_forbidden":
-        parent: Any = kind
-        for name in names[:-1]:
-            parent = parent.model_fields[name].annotation
-        close = [ELSEWHERE[names[-1]]] if ELSEWHERE.get(names[-1]) in parent.model_fields else []
-        close = close or difflib.get_close_matches(names[-1], parent.model_fields, n=1)
-        known = ".".join([*names[:-1], close[0]]) if close else None
-        where_told = f"liverseg settings {'.'.join(names[:-1])}".rstrip()
-        remedy = (
-            f"did you mean {known}?"
-            if known
-            else f"known here: {', '.join(parent.model_fields)}; see {where_told}"
-        )
-        return f"{where}: unknown key {key}; {remedy}"
-    message = problem["msg"].removeprefix("Value error, ")
-    value = problem.get("input")
-    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {value!r}"
-    return f"{where}: {key}{shown}: {message[:1].lower()}{message[1:]}"
-
-
 def _without_folders(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
         return {name: _without_folders(inner, name) for name, inner in value.items()}
     if isinstance(value, Path) or (key == "store" and isinstance(value, str)):
         return Path(value).name
     return list(value) if isinstance(value, tuple) else value
-
-
-def _prefix_ends(key: str) -> list[int]:
-    return [len(key), *(i for i in range(len(key) - 1, 0, -1) if key[i] == ".")]

@@ -1,11 +1,11 @@
 """Settings of a training run (`run.*`, `data.*`, `train.*`, `checkpoint.*`, `validation.*`)."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from liverseg_dist.config.base import Section
+from liverseg_dist.texts.paths import UserPath, UserPathOrUrl
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -14,7 +14,7 @@ PatchEdge = Annotated[int, Field(ge=1, le=4096)]
 
 
 class RunConfig(Section):
-    dir: Path | None = None
+    dir: UserPath | None = None
     """The run's folder; made when missing, continued when there."""
 
 
@@ -29,7 +29,7 @@ class IntensityConfig(Section):
 
 
 class DataConfig(Section):
-    store: str | None = None
+    store: UserPathOrUrl | None = None
     """Path or fsspec URL of the Zarr store."""
     fold: int | Literal["all"] = 0
     """Validation fold; all: train on every case outside the test set."""
@@ -49,7 +49,7 @@ class DataConfig(Section):
     """A batch that takes longer stops the run and names the case."""
     cache_gib: float = Field(default=0.0, ge=0)
     """Memory per node for decoded cases shared by its ranks; 0: read straight from the store."""
-    cache_dir: Path | None = None
+    cache_dir: UserPath | None = None
     """Where these are kept, readable by every rank of the node; null: shared memory (/dev/shm)."""
     unreadable: Literal["fail", "skip"] = "fail"
     """What to do about a chunk that cannot be read: stop, or skip the sample and log it."""

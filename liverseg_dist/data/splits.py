@@ -1,23 +1,28 @@
 """Test set and folds: by patient, stratified by tumour burden, the same for the same cases on any machine."""
 
-import csv
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from liverseg_dist.config import SplitConfig
 from liverseg_dist.config.shipped import find_config
-from liverseg_dist.errors import UserError
+from liverseg_dist.errors import UserError, printable
+from liverseg_dist.texts.matching import Entry, Matches, match_entries
+from liverseg_dist.texts.names import MOST_SHOWN, ScanIndex, fold_id, last_part, list_some, scan_id
+from liverseg_dist.texts.structured import read_json
+from liverseg_dist.texts.tables import read_table
 
 log = logging.getLogger(__name__)
 NNUNET_SEED = 12345
 NNUNET_FOLDS = 5
+PATIENTS_PURPOSE = "; convert.splits.patients is a CSV `case,patient`"
+SPLIT_FORMS = '{"test": [...], "folds": [[...], ...]}, nor nnU-Net\'s splits_final.json'
 
 
 @dataclass(frozen=True)
@@ -82,38 +87,50 @@ def nnunet_folds(case_ids: Sequence[str] | Mapping[str, float]) -> tuple[tuple[s
 
 
 def read_patients(path: Path | None, case_ids: Sequence[str]) -> dict[str, str]:
-    """Case to patient, who is called by their first case: from the CSV `case,patient`, else every case its own.
+    """Case to patient, each called by their first case: from the CSV `case,patient`, else every case its own.
 
-    Raises `UserError`.
+    Two spellings of a patient that differ in spaces, case or Unicode form are one patient: to take one patient for two
+    would put their scans on both sides of a split. Raises `UserError`.
     """
     patients = {case_id: case_id for case_id in case_ids}
     if path is None:
         return patients
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); convert.splits.patients is a CSV `case,patient`"
-        ) from None
     named: dict[str, list[str]] = {}
-    for number, row in enumerate(rows, start=2):
-        if not row.get("case") or not row.get("patient"):
-            raise UserError(
-                f"{path}: line {number} lacks a case or a patient; the header is `case,patient`"
-            )
-        if row["case"] in patients:
-            named.setdefault(row["patient"], []).append(row["case"])
-    if rows and not named:
-        first = rows[0]["case"]
-        raise UserError(
-            f"{path}: knows none of these scans; it begins with {first}, they with {min(case_ids)}"
-        )
+    for case_id, entry in _match_patients(path, case_ids).by_scan.items():
+        named.setdefault(fold_id(entry.value), []).append(case_id)
     for scans in (
         named.values()
     ):  # who is the same matters, not the name: a patient is called by their first scan
         patients.update(dict.fromkeys(scans, min(scans)))
     return patients
+
+
+def _match_patients(path: Path, case_ids: Sequence[str]) -> Matches[str]:
+    table = read_table(path, ("case", "patient"), PATIENTS_PURPOSE)
+    entries = []
+    for row in table.rows:
+        if not row["case"] or not row["patient"]:
+            raise UserError(
+                f"{printable(path)}: line {row.line} lacks a case or a patient; the header is `case,patient`"
+            )
+        entries.append(Entry(f"line {row.line}", row["case"], row["patient"]))
+    if not entries:
+        raise UserError(f"{printable(path)}: has no rows{PATIENTS_PURPOSE}")
+    return match_entries(path, entries, case_ids)
+
+
+def _describe_patients(path: Path, case_ids: Sequence[str]) -> list[str]:
+    matches = _match_patients(path, case_ids)
+    lines = matches.describe(path, "so each counts as a patient of its own")
+    spellings: dict[str, dict[str, str]] = {}
+    for entry in matches.by_scan.values():
+        spellings.setdefault(fold_id(entry.value), {}).setdefault(entry.value, entry.where)
+    mixed = [where for where in spellings.values() if len(where) > 1]
+    for places in mixed[:MOST_SHOWN]:  # names of patients stay in the file
+        lines.append(
+            f"{printable(path)}: {', '.join(places.values())}: spellings of one patient, taken as one"
+        )
+    return lines
 
 
 def patients_in_several_parts(splits: Splits, patients: Mapping[str, str]) -> list[str]:
@@ -176,14 +193,16 @@ def check_split_files(config: SplitConfig, scans: Sequence[str]) -> None:
     if config.kind == "file":
         test, folds = _read_file(config)
         named = {*test, *(case for fold in folds for case in fold)}
-        strangers = sorted(
-            name for name in named if name not in known and name.rpartition("_tile")[0] not in known
+        index = ScanIndex(scans)
+        unknown = sorted(
+            name
+            for name in named
+            if index.find(name) is None and name.rpartition("_tile")[0] not in known
         )
-        if strangers:
-            raise UserError(
-                f"{config.file}: {summarize_names(strangers)}: no scan of this data set"
-            )
-    read_patients(config.patients, scans)
+        if unknown:
+            raise UserError(f"{config.file}: {list_some(unknown)}: no scan of this data set")
+    for line in [] if config.patients is None else _describe_patients(config.patients, scans):
+        log.warning("%s", line)
 
 
 def _read_file(config: SplitConfig) -> tuple[list[str], list[list[str]]]:
@@ -192,46 +211,74 @@ def _read_file(config: SplitConfig) -> tuple[list[str], list[list[str]]]:
         raise UserError(
             'convert.splits.kind=file needs convert.splits.file, a JSON {"test": [...], "folds": [[...]]}'
         )
+    content = read_json(find_config(path), purpose=f"; not a JSON {SPLIT_FORMS}")
     try:
-        content = json.loads(find_config(path).read_text(encoding="utf-8"))
-        if isinstance(
-            content, list
-        ):  # nnU-Net's splits_final.json: [{"train": [...], "val": [...]}, ...]
-            content = {"folds": [fold["val"] for fold in content]}
-        test, folds = content.get("test", []), content["folds"]
-        if not isinstance(folds, list) or not all(
-            isinstance(part, list) and all(isinstance(c, str) for c in part)
-            for part in (test, *folds)
-        ):
-            raise TypeError("test and each fold are lists of case names")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        form = '{"test": [...], "folds": [[...], ...]}, nor nnU-Net\'s splits_final.json'
-        raise UserError(f"{path}: not a JSON {form} ({error})") from None
-    named = [*test, *(case for fold in folds for case in fold)]
+        test, folds = _parse_splits(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a JSON {SPLIT_FORMS} ({error})") from None
+    named = [
+        scan_id(last_part(name), keep_channel=True) for part in (test, *folds) for name in part
+    ]
     twice = sorted(case for case, count in Counter(named).items() if count > 1)
     if twice:
-        raise UserError(f"{path}: {', '.join(twice[:5])} stands in more than one part")
+        raise UserError(f"{path}: {list_some(twice)} stands in more than one part")
     if not folds:
         raise UserError(f"{path}: names no fold; there is nothing to train on")
     return test, folds
 
 
+def _parse_splits(content: Any) -> tuple[list[str], list[list[str]]]:
+    """(test, folds) of our own form, nnU-Net's splits_final.json, or a MONAI list whose entries have a fold."""
+    if isinstance(content, list):  # nnU-Net: [{"train": [...], "val": [...]}, ...]
+        content = {"folds": [fold["val"] for fold in content]}
+    elif "folds" not in content and isinstance(content.get("training"), list):
+        content = _from_monai(content)
+    test, folds = content.get("test", []), content["folds"]
+    if not isinstance(folds, list) or not all(isinstance(part, list) for part in (test, *folds)):
+        raise TypeError("test and each fold are lists of case names")
+    test, folds = (
+        [_case_name(entry) for entry in test],
+        [[_case_name(entry) for entry in fold] for fold in folds],
+    )
+    return test, folds
+
+
+def _from_monai(content: dict[str, Any]) -> dict[str, Any]:
+    """MONAI's Auto3DSeg: {"training": [{"image": ..., "fold": 0}, ...], "testing": [...]}."""
+    folds: dict[int, list[Any]] = {}
+    for entry in content["training"]:
+        fold = entry["fold"]
+        if not isinstance(fold, int) or fold < 0:
+            raise TypeError("fold is a whole number from 0 on")
+        folds.setdefault(fold, []).append(entry)
+    count = max(folds, default=-1) + 1
+    if count > len(content["training"]):
+        raise TypeError(f"fold {count - 1} is more than there are cases")
+    test = content.get("testing", content.get("test", []))
+    return {"test": test, "folds": [folds.get(number, []) for number in range(count)]}
+
+
+def _case_name(entry: Any) -> str:
+    name = entry.get("image") if isinstance(entry, dict) else entry
+    if not isinstance(name, str):
+        raise TypeError("test and each fold are lists of case names")
+    return name
+
+
 def _from_file(config: SplitConfig, of_scan: Mapping[str, Sequence[str]]) -> Splits:
     """`of_scan`: the labelled cases of each scan; the file may name either."""
     known = {name: [name] for cases in of_scan.values() for name in cases} | dict(of_scan)
-    test, folds = _read_file(config)
+    test, folds = _in_known_names(_read_file(config), known)
     named = {*test, *(name for fold in folds for name in fold)}
     if gone := sorted(named - known.keys()):
-        log.warning("%s: %s: no labelled case of this data set", config.file, summarize_names(gone))
+        log.warning("%s: %s: no labelled case of this data set", config.file, list_some(gone))
     left, parts = _cases_of(test, known), tuple(_cases_of(fold, known) for fold in folds)
     used = {case for part in (left, *parts) for case in part}
     if rest := sorted(scan for scan, cases in of_scan.items() if not used.issuperset(cases)):
         log.warning(
             "%s: labelled, and in no part of the splits, so never used: %s",
             config.file,
-            summarize_names(rest),
+            list_some(rest),
         )
     if not used:
         raise UserError(f"{config.file}: no part has a labelled case of this data set")
@@ -243,9 +290,20 @@ def _from_file(config: SplitConfig, of_scan: Mapping[str, Sequence[str]]) -> Spl
     return Splits(left, parts)
 
 
+def _in_known_names(
+    splits: tuple[list[str], list[list[str]]], known: Collection[str]
+) -> tuple[list[str], list[list[str]]]:
+    """The file's names as the data set has them, where they mean one of its cases."""
+    index = ScanIndex(known)
+    test = [index.find(name) or name for name in splits[0]]
+    folds = [[index.find(name) or name for name in fold] for fold in splits[1]]
+    named = Counter(name for part in (test, *folds) for name in part)
+    if twice := sorted(name for name, count in named.items() if count > 1):
+        raise UserError(
+            f"the split file names {list_some(twice)} twice, in different spellings; remove one"
+        )
+    return test, folds
+
+
 def _cases_of(names: Iterable[str], known: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     return tuple(sorted(case for name in names for case in known.get(name, ())))
-
-
-def summarize_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

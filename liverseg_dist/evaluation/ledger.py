@@ -113,9 +113,10 @@ def fingerprint_of(content: Mapping[str, object]) -> str:
 
 def file_name(case_id: str) -> str:
     """A file name for any case id: percent-encoded, and shortened with a hash where it would be too long."""
-    name = quote(case_id, safe=" ()[]{}+,=@")
+    # A name may hold bytes that are not UTF-8: Python keeps them as surrogates.
+    name = quote(case_id, safe=" ()[]{}+,=@", errors="surrogatepass")
     if name.startswith("."):
         name = "%2E" + name[1:]
     if len(name) > LONGEST_NAME:
-        name = f"{name[:LONGEST_NAME]}~{hashlib.sha256(case_id.encode()).hexdigest()[:16]}"
+        name = f"{name[:LONGEST_NAME]}~{hashlib.sha256(case_id.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
     return name or "%"

@@ -1,16 +1,14 @@
 """Which predicted mask belongs to which true one, and whether they lie on the same voxels of the world."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from liverseg_dist.errors import UserError
+from liverseg_dist.errors import UserError, printable
+from liverseg_dist.texts.formats import describe_unread
+from liverseg_dist.texts.names import clean_text, is_scan_name, name_scans, pairing_key, scan_id
 from liverseg_dist.volume import Volume
 
-SUFFIXES = (".nii.gz", ".nii")
-_CHANNEL = re.compile(r"_0000$")
-_LITS = re.compile(r"^(?:test-)?(?:volume|segmentation)-(\d+)$")
 SAME_PLACE_MM = 0.1
 """Corner voxels of two grids may be this far apart: headers are stored as float32 and rounded by tools."""
 
@@ -38,23 +36,36 @@ def pair_masks(prediction: Path, truth: Path) -> Pairing:
     Raises `UserError` where a folder is absent, has no mask, or has two masks of one case, or where nothing matches.
     """
     if prediction.is_file() and truth.is_file():
-        return Pairing((MaskPair(_case_id(truth), prediction, truth),), (), ())
+        return Pairing((MaskPair(scan_id(truth.name), prediction, truth),), (), ())
     predictions, truths = _masks(prediction), _masks(truth)
     pairs = tuple(
-        MaskPair(_case_id(file), predictions[key], file)
-        for key, file in truths.items()
+        MaskPair(case_id, predictions[key][1], file)
+        for key, (case_id, file) in truths.items()
         if key in predictions
     )
-    missing = tuple(_case_id(file) for key, file in truths.items() if key not in predictions)
-    extra = tuple(_case_id(file) for key, file in predictions.items() if key not in truths)
+    missing = tuple(case_id for key, (case_id, _) in truths.items() if key not in predictions)
+    extra = tuple(case_id for key, (case_id, _) in predictions.items() if key not in truths)
     if not pairs:
-        shown = (
-            f"{next(iter(predictions.values())).name} against {next(iter(truths.values())).name}"
-        )
+        names = [clean_text(next(iter(masks.values()))[1].name) for masks in (predictions, truths)]
+        shown = f"{names[0]} against {names[1]}"
         raise UserError(
             f"{prediction} and {truth}: no two masks have the same name ({shown}); rename one side"
         )
     return Pairing(pairs, missing, extra)
+
+
+def describe_left_out(folder: Path) -> list[str]:
+    """Lines on the entries of a folder that are not read as masks or scans."""
+    if not folder.is_dir():
+        return []
+    visible = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    lines = describe_unread(file for file in visible if not _is_scan_file(file))
+    channels = name_scans(file.name for file in visible if _is_scan_file(file)).channels
+    if channels:
+        lines.append(
+            f"further channels of a scan are not read: {', '.join(map(clean_text, channels[:10]))}"
+        )
+    return [f"{printable(folder)}: {line}" for line in lines]
 
 
 def aligned_prediction(
@@ -88,8 +99,8 @@ def images_by_case(folder: Path | None, pairs: Sequence[MaskPair]) -> dict[str, 
     if folder is None:
         return {}
     images = _masks(folder)
-    found = {pair.case_id: images.get(_key(pair.truth)) for pair in pairs}
-    return {case_id: file for case_id, file in found.items() if file is not None}
+    found = {pair.case_id: images.get(pairing_key(pair.case_id)) for pair in pairs}
+    return {case_id: entry[1] for case_id, entry in found.items() if entry is not None}
 
 
 def _size_mismatch(prediction: Sequence[int], truth: Sequence[int], pair: MaskPair) -> str:
@@ -100,35 +111,29 @@ def _size_mismatch(prediction: Sequence[int], truth: Sequence[int], pair: MaskPa
     )
 
 
-def _masks(folder: Path) -> dict[str, Path]:
-    """Masks of a folder by the key they are matched with, sorted by name."""
+def _masks(folder: Path) -> dict[str, tuple[str, Path]]:
+    """(case id, file) of the masks of a folder by the key they are matched with, sorted by name."""
     if folder.is_file():
         files = [folder]
     elif folder.is_dir():
-        files = sorted(
-            file
-            for file in folder.iterdir()
-            if file.name.endswith(SUFFIXES) and not file.name.startswith(".")
-        )
+        files = sorted(file for file in folder.iterdir() if _is_scan_file(file))
     else:
         raise UserError(f"{folder}: no such folder")
     if not files:
-        raise UserError(f"{folder}: holds no .nii or .nii.gz file")
-    masks: dict[str, Path] = {}
+        rest = "; ".join(describe_left_out(folder))
+        raise UserError(f"{folder}: holds no .nii or .nii.gz file{f' ({rest})' if rest else ''}")
+    ids = name_scans(file.name for file in files).ids
+    masks: dict[str, tuple[str, Path]] = {}
     for file in files:
-        key = _key(file)
+        if file.name not in ids:  # a further channel: `describe_left_out` names it
+            continue
+        case_id = ids[file.name]
+        key = pairing_key(case_id)
         if key in masks:
-            raise UserError(f"{masks[key]} and {file.name} are the same case; remove one")
-        masks[key] = file
+            raise UserError(f"{masks[key][1]} and {file.name} are the same case; remove one")
+        masks[key] = case_id, file
     return masks
 
 
-def _key(file: Path) -> str:
-    return _LITS.sub(r"lits-\1", _case_id(file))
-
-
-def _case_id(file: Path) -> str:
-    name = file.name
-    for suffix in SUFFIXES:
-        name = name.removesuffix(suffix)
-    return _CHANNEL.sub("", name)
+def _is_scan_file(file: Path) -> bool:
+    return is_scan_name(file.name) and not file.is_dir()

@@ -9,13 +9,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from liverseg_dist.errors import RunFailed, UserError
+from liverseg_dist.errors import RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger, file_name, fingerprint_of
 from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY
 from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, aligned_prediction
 from liverseg_dist.evaluation.report.overlays import save_pictures
 from liverseg_dist.volume import Volume
+from liverseg_dist.workers import prepared_for_workers
 
 ReadMask = Callable[[Path], Volume]
 """Reads a label file; importable by name, because it is sent to worker processes."""
@@ -81,7 +82,10 @@ def _in_parallel(
         yield from map(work, pairs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(pairs)), mp_context=context) as pool:
+    with (
+        prepared_for_workers(),
+        ProcessPoolExecutor(min(workers, len(pairs)), mp_context=context) as pool,
+    ):
         futures = [pool.submit(work, pair) for pair in pairs]
         try:
             for future in as_completed(futures):
@@ -121,8 +125,9 @@ def score_pair(pair: MaskPair, job: ScoreJob) -> Outcome:
 def without_folders(message: str, pair: MaskPair) -> str:
     """As results tell it: of the files' paths the last two parts, which say whose mask is meant."""
     for file in (pair.prediction, pair.truth):
-        message = message.replace(str(file), f"{file.parent.name}/{file.name}")
-    return message
+        for path in (str(file), printable(file)):
+            message = message.replace(path, printable(f"{file.parent.name}/{file.name}"))
+    return printable(message)
 
 
 def draw_pair(pair: MaskPair, job: ScoreJob, drawing: Drawing) -> Outcome:

@@ -2,17 +2,17 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cc3d
 import numpy as np
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.io.nifti import SUFFIXES, read_nifti, write_image, write_mask
-from liverseg_dist.errors import RankLost, RunFailed, UserError
+from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
+from liverseg_dist.errors import RankLost, RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.files import write_text
 from liverseg_dist.inference.load_run import file_sha256
@@ -21,6 +21,15 @@ from liverseg_dist.inference.segment_scan import prepare_for_network, segment_on
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.work_division import failure_line
 from liverseg_dist.labels import STRUCTURES, TUMOUR, structure_mask
+from liverseg_dist.texts.formats import describe_unread, refusal
+from liverseg_dist.texts.names import (
+    clean_text,
+    fold_id,
+    is_scan_name,
+    list_some,
+    name_scans,
+    scan_id,
+)
 from liverseg_dist.volume import Grid, Volume
 
 COLUMNS = ("scan", "status", "liver_ml", "tumour_ml", "burden", "tumours", "mask", "error")
@@ -38,15 +47,23 @@ class Prediction:
     force: bool = False
     together: Callable[[], AbstractContextManager[None]] | None = None
     """Entered while several processes compute one scan's windows; nothing of it is taken from the ledger."""
+    names: Mapping[Path, str] = field(default_factory=dict)
+    """Ids of scans where the neighbours of a file have a say (`find_scans`)."""
+
+    def name_of(self, file: Path) -> str:
+        """The id of the scan in a file, by which results are kept."""
+        return self.names.get(file) or scan_id(file.name)
 
     def run_file(self, file: Path) -> tuple[dict[str, object], bool]:
         """Segment a file and record it: (its volumes, whether it was done already). Raises `UserError`, `RunFailed`."""
-        name = scan_name(file)
+        name = self.name_of(file)
         inputs: str | None = None
         try:
             with self.together() if self.together is not None else nullcontext():
                 if not file.is_file():
-                    raise UserError(f"{file}: no such file")
+                    raise UserError(f"{file}: {refusal(file) or 'no such file'}")
+                if not is_scan_name(file.name) and (reason := refusal(file)) is not None:
+                    raise UserError(f"{file}: {reason}")
                 inputs = file_sha256(file)
                 known = (
                     None
@@ -66,7 +83,7 @@ class Prediction:
             raise
         except Exception as error:  # whatever a file does to us, the others go on
             message = failure_line(str(file), error)
-            self.ledger.write_failure(name, message.replace(str(file), file.name), inputs)
+            self.ledger.write_failure(name, _without_folder(message, file), inputs)
             if isinstance(error, UserError):
                 raise UserError(message) from error
             raise RunFailed(message) from error
@@ -153,43 +170,70 @@ def mask_volumes(mask_zyx: np.ndarray, grid: Grid) -> dict[str, object]:
     }
 
 
-def find_scans(inputs: Sequence[Path], out: Path) -> list[Path]:
-    """The scan files among files and folders, in order, each once. Raises `UserError`."""
-    files: list[Path] = []
+def find_scans(inputs: Sequence[Path], out: Path) -> dict[str, Path]:
+    """The scan files among files and folders by the id of the scan, in order. Raises `UserError`."""
+    named: list[tuple[str, Path]] = []
     for path in inputs:
         if path.is_dir():
-            inside = sorted(
-                p
-                for p in path.iterdir()
-                if p.name.endswith(SUFFIXES) and not p.name.startswith(".")
-            )
+            inside = _scans_in(path)
             if not inside:
-                raise UserError(f"{path}: holds no .nii or .nii.gz file")
-            files += inside
+                rest = "; ".join(describe_unread(visible_entries(path)))
+                raise UserError(
+                    f"{printable(path)}: holds no .nii or .nii.gz file{f' ({rest})' if rest else ''}"
+                )
+            ids = name_scans(file.name for file in inside).ids
+            named += [(ids[file.name], file) for file in inside if file.name in ids]
         else:
-            files.append(
-                path
-            )  # a missing file is told when its turn comes; the others are segmented
-    names: dict[str, Path] = {}
-    for file in files:
-        name = scan_name(file)
-        if names.setdefault(name, file) != file:
-            raise UserError(
-                f"{names[name]} and {file} would both become {name}.nii.gz; give them different names"
-            )
+            # A missing file fails when its turn comes; the others are segmented.
+            named.append((scan_id(path.name), path))
+    files: dict[str, Path] = {}
+    folded: dict[str, Path] = {}
+    for name, file in named:
+        if name in files and files[name] == file:
+            continue
+        other = folded.setdefault(fold_id(name), file)
+        if other != file:
+            both = f"{printable(other)} and {printable(file)}"
+            raise UserError(f"{both} would both become {name}.nii.gz; give them different names")
         if file.parent.resolve() == out.resolve():
             raise UserError(
-                f"{file}: lies in --out, where its mask would replace it; choose another --out"
+                f"{printable(file)}: lies in --out, where its mask would replace it; choose another --out"
             )
-    return list(names.values())
+        files[name] = file
+    return files
 
 
-def scan_name(file: Path) -> str:
-    """File name without .nii or .nii.gz; a channel number (`_0000`) stays, so that names match the images'."""
-    for suffix in SUFFIXES:
-        if file.name.endswith(suffix):
-            return file.name.removesuffix(suffix)
-    return file.name
+def describe_left_out(inputs: Sequence[Path]) -> list[str]:
+    """Lines on what lies in the given folders and is not segmented."""
+    lines = []
+    for folder in inputs:
+        if not folder.is_dir():
+            continue
+        scans = _scans_in(folder)
+        left = describe_unread(path for path in visible_entries(folder) if path not in scans)
+        channels = [clean_text(name) for name in name_scans(file.name for file in scans).channels]
+        if channels:
+            text = f"further channels of a scan are not read, a CT has one: {list_some(channels)}"
+            left.append(f"{text}; if they are scans of their own, give the files or rename them")
+        lines += [f"{printable(folder)}: {line}" for line in left]
+    return lines
+
+
+def visible_entries(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _scans_in(folder: Path) -> list[Path]:
+    return [
+        path for path in visible_entries(folder) if is_scan_name(path.name) and not path.is_dir()
+    ]
+
+
+def _without_folder(message: str, file: Path) -> str:
+    """As results keep it: of the file's path only the last part."""
+    for path in (str(file), printable(file)):
+        message = message.replace(path, clean_text(file.name))
+    return printable(message)
 
 
 def _counts(mask_zyx: np.ndarray) -> np.ndarray:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from liverseg_dist.config import ModelConfig
-from liverseg_dist.config.yaml_text import read_yaml
 from liverseg_dist.errors import UserError
+from liverseg_dist.texts.structured import read_yaml_as_text
 
 
 def external_parameter_names(kind: str | Path, config: ModelConfig) -> dict[str, str]:
@@ -85,16 +85,9 @@ def _blocks(config: ModelConfig) -> tuple[int, ...]:
 
 
 def _from_file(path: Path) -> dict[str, str]:
-    try:
-        content = read_yaml(path)
-    except OSError as error:
-        raise UserError(
-            f"model.pretrained_names={path}: {error.strerror}; nnunet, monai or a file of names"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())[:160]}") from None
-    if not isinstance(content, dict) or not all(
-        isinstance(text, str) for pair in content.items() for text in pair
-    ):
+    content = read_yaml_as_text(
+        path, "; model.pretrained_names is nnunet, monai or a file of names"
+    )
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
         raise UserError(f"{path}: a line `their.name: our.name` for each tensor is expected")
     return content

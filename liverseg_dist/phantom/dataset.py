@@ -20,6 +20,7 @@ from liverseg_dist.files import write_json
 from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.phantom.scan import Size, make_scan
 from liverseg_dist.volume import Grid
+from liverseg_dist.workers import prepared_for_workers
 
 SETTINGS = "phantom.json"
 GENERATION = 5
@@ -88,7 +89,7 @@ def write_dataset(
             summaries[number] = _one(wanted, number)
             done(summaries[number])
     else:
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with prepared_for_workers(), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             futures = {pool.submit(_one, wanted, number): number for number in wanted.numbers()}
             for future in as_completed(futures):
                 summaries[futures[future]] = future.result()

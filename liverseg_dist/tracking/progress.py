@@ -55,7 +55,7 @@ def show_progress(
     description: str, total: int | None = None, *, quiet: bool = False
 ) -> Iterator[ProgressLine]:
     """`with progress("convert", n) as line: line.advance(note="liver_28")`. `quiet` (ranks above 0) shows nothing."""
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(stderr=True, quiet=quiet, soft_wrap=True)  # paths stay in one piece
     if quiet or not console.is_terminal:
         line = ProgressLine(description, total, None)
         if quiet:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import run as launch_submit
-from launch.sbatch_options import KNOWN, REPLACED, SHORT
+from launch.slurm.sbatch_options import KNOWN, REPLACED, SHORT
 from tests.cluster.slurm import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(200)]

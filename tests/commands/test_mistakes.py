@@ -159,7 +159,7 @@ def test_a_full_disk(phantom_source: Path, tmp_path: Path) -> None:
         (["data.store=absent.zarr"], "run.dir is not set"),
         (["data.store=absent.zarr", "run.dir=r"], "no Zarr store is there"),
         (["run.dir=r", "train.learning_rat=1"], "did you mean train.learning_rate?"),
-        (["run.dir=r", "--config", "absent.yaml"], "no such config file"),
+        (["run.dir=r", "--config", "absent.yaml"], "no such file; configs/"),
     ],
 )
 def test_train_says_what_it_lacks(

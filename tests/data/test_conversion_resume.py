@@ -359,7 +359,7 @@ def test_a_split_file_is_read_before_the_first_scan(
         )
         == 2
     )
-    assert "knows none of these scans" in capsys.readouterr().err
+    assert "no row names a scan of this data set" in capsys.readouterr().err
     assert not (tmp_path / "new" / "cases").exists()
 
 

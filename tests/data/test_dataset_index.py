@@ -1,6 +1,8 @@
 """Reading a data set's index: what is listed, what is missing, what is refused."""
 
 import json
+import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -241,7 +243,12 @@ def test_without_an_index_names_decide_and_it_is_said(tmp_path: Path) -> None:
     assert dataset.training[0].label == tmp_path / "labelsTr/liver_1.nii.gz"
     assert [f.code for f in dataset.training[1].findings] == ["label_missing"]
     assert dataset.test[0].findings == ()
-    assert [note.code for note in dataset.notes] == ["no_index", "label_without_image"]
+    assert [note.code for note in dataset.notes] == [
+        "no_index",
+        "label_without_image",
+        "unread_files",
+    ]
+    assert "imagesTr/: not read, because not NIfTI: notes.txt" in dataset.notes[-1].message
 
 
 def test_a_name_is_one_printable_line(tmp_path: Path) -> None:
@@ -306,3 +313,122 @@ def test_the_real_set(real_mini: Path) -> None:
     assert {c.case_id: [f.code for f in c.findings] for c in dataset.training if c.findings} == {
         "liver_903": ["label_missing"]
     }
+
+
+def test_an_index_names_files_that_are_called_a_little_otherwise(tmp_path: Path) -> None:
+    """Upper-case suffixes, nnU-Net's channel, Windows separators, Unicode forms: one file, one name."""
+    nfd = unicodedata.normalize("NFD", "Müller")
+    files = (
+        "imagesTr/liver_10_0000.nii.gz",
+        "labelsTr/liver_10.NII.GZ",
+        "imagesTr/liver_2.nii",
+        "labelsTr/liver_2.nii.gz",
+        f"imagesTs/{nfd}.NII.gz",
+    )
+    index = changed(test=["imagesTs\\Müller.nii.gz"])
+    index["training"] = json.loads(json.dumps(INDEX["training"]).replace("/", "\\\\"))
+    dataset = read_dataset(make(tmp_path, index, files))
+    assert ids(dataset) == ["liver_10", "liver_2", "Müller"]
+    cases = (*dataset.training, *dataset.test)
+    assert not any(case.findings for case in cases)
+    found = {
+        path.relative_to(tmp_path).as_posix()
+        for case in cases
+        for path in (case.image, case.label)
+        if path
+    }
+    assert found == set(files)
+    assert not dataset.notes
+
+
+def test_no_windows_path_leaves_the_folder(tmp_path: Path) -> None:
+    for name in (
+        "..\\x.nii",
+        "imagesTr\\..\\..\\x.nii",
+        "C:\\x.nii",
+        "\\\\server\\x.nii",
+        "C:x.nii",
+        "\\x.nii",
+    ):
+        with pytest.raises(UserError, match="leaves the data set's folder"):
+            read_dataset(make(tmp_path, changed(test=[name])))
+
+
+def test_two_files_that_fit_are_both_named(tmp_path: Path) -> None:
+    files = (*FILES, "imagesTr/liver_5.nii", "imagesTr/liver_5_0000.nii.gz")
+    dataset = read_dataset(make(tmp_path, changed(test=["imagesTr/liver_5.nii.gz"]), files))
+    assert "liver_5.nii, liver_5_0000.nii.gz" in dataset.test[0].findings[0].message
+
+
+def test_scans_without_an_index_in_any_spelling(tmp_path: Path) -> None:
+    files = ("imagesTr/volume-3.nii", "labelsTr/segmentation-3.NII", "imagesTr/a.NII.GZ", "labelsTr/a.nii.gz",
+             "imagesTr/case_0001.nii", "labelsTr/case_0001.nii", "imagesTr/case_0000.nii", "labelsTr/case_0000.nii",
+             "imagesTr/b_0000.nii", "imagesTr/b_0001.nii", "labelsTr/b.nii", "imagesTs/-x y.nii.gz")  # fmt: skip
+    dataset = read_dataset(make(tmp_path, None, files))
+    assert ids(dataset) == ["a", "b", "case_0000", "case_0001", "volume-3", "-x y"]
+    assert all(case.label is not None and not case.findings for case in dataset.training)
+    assert [note.code for note in dataset.notes] == ["no_index", "channels"]
+    assert "b_0001.nii" in dataset.notes[1].message
+
+
+def test_names_that_are_not_utf8_are_read_and_escaped(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    dataset = read_dataset(
+        make(tmp_path, None, (f"imagesTr/{name}.nii", f"labelsTr/{name}.nii", "imagesTr/b.nii"))
+    )
+    assert ids(dataset) == ["b", "caf%E9"]
+    assert dataset.training[1].label is not None
+    assert all(note.message.isprintable() for note in dataset.notes)
+
+
+def test_nothing_is_left_out_without_a_line(tmp_path: Path) -> None:
+    files = (*FILES, "imagesTr/extra.nii.gz", "labelsTr/extra.nii.gz", "imagesTs/a.nrrd", "imagesTr/.b.nii.gz",
+             "imagesTr/sub/c.nii.gz", "labelsTs/liver_3.nii.gz", "top.NII", "imagesTr/._liver_2.nii.gz")  # fmt: skip
+    make(tmp_path, INDEX, files)
+    (tmp_path / "imagesTs/broken.nii.gz").symlink_to("nowhere")
+    told = " / ".join(note.message for note in read_dataset(tmp_path).notes)
+    for words in ("does not list 1 file(s) of imagesTr/, which are not read: extra.nii.gz",
+                  "does not list 1 file(s) of labelsTr/", "imagesTs/: NRRD is not read: a.nrrd",
+                  "hidden files are not read: .b.nii.gz", "sub/", "labelsTs/ is read only", "top.NII",
+                  "broken.nii.gz"):  # fmt: skip
+        assert words in told, told
+    assert "._liver_2" not in told
+
+
+@pytest.mark.parametrize(
+    ("index", "files", "said"),
+    [
+        (None, ("imagesTr/a.nrrd",), r"no dataset.json, and no scans .* NRRD is not read: a.nrrd; .*SimpleITK"),
+        ({"labels": INDEX["labels"], "dataset": {"a": {"images": ["a.nrrd"]}}}, ("imagesTr/a.mha",),
+         r"dataset.json lists no scans, .* MetaImage is not read: a.mha"),
+        (None, ("volume-0.nii", "segmentation-0.nii"), r"2 scan\(s\) lie in the folder itself"),
+        (None, ("imagesTr/a.nii", "imagesTs/a.nii"), r"called a, imagesTr/a.nii and imagesTs/a.nii; .*rename"),
+        (None, ("imagesTr/a.nii", "imagesTr/A.nii.gz"), r"called a \(case does not count\), imagesTr/A"),
+        (None, ("imagesTr/a.nii", "imagesTr/a.nii.gz"), r"imagesTr/a.nii and imagesTr/a.nii.gz"),
+        (None, ("imagesTr/a.nii", "labelsTr/a.nii", "labelsTr/a.nii.gz"), "are labels of the same case"),
+        ('{"labels": {},\n "labels": {}}', FILES, "the key 'labels' stands twice, in lines 1 and 2"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_named_with_the_remedy(
+    tmp_path: Path, index: object, files: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        read_dataset(make(tmp_path, index, files))
+
+
+def test_nnunets_list_of_scans_is_named(tmp_path: Path) -> None:
+    dataset = read_dataset(
+        make(tmp_path, {"labels": INDEX["labels"], "dataset": {}, "file_ending": ".nrrd"})
+    )
+    told = " / ".join(note.message for note in dataset.notes)
+    assert "lists scans under `dataset` (nnU-Net), which is not read" in told
+    assert "file_ending .nrrd, which is not read" in told
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{"background": "0", "liver": "1", "tumor": "2"}, {"background": 0, "liver": "1", "tumor": 2.0},
+     {"00": "background", " 1": "liver", "2": "cancer"}, {"background": "0", "liver": ["1", "2"], "tumor": "2"}],
+)  # fmt: skip
+def test_label_values_may_be_texts(tmp_path: Path, labels: dict) -> None:
+    assert len(read_dataset(make(tmp_path, changed(labels=labels))).training) == 2

@@ -135,13 +135,13 @@ def test_nnunets_own_file_is_read(tmp_path: Path) -> None:
 def test_what_a_file_leaves_out_or_names_in_vain_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cases = burdens(8)
+    cases = burdens(13)
     first, second, *rest = sorted(cases)
     (tmp_path / "s.json").write_text(json.dumps({"folds": [[first, "liver_999"], [second]]}))
     config = SplitConfig(kind="file", file=tmp_path / "s.json")
     assert make_splits(cases, alone(cases), config) == Splits((), ((first,), (second,)))
     assert "liver_999: no labelled case" in caplog.text
-    assert f"never used: {', '.join(rest[:5])} and 1 more" in caplog.text
+    assert f"never used: {', '.join(rest[:10])} and 1 more" in caplog.text
     (tmp_path / "t.json").write_text(json.dumps({"test": sorted(cases), "folds": [[]]}))
     everything = make_splits(
         cases, alone(cases), SplitConfig(kind="file", file=tmp_path / "t.json")

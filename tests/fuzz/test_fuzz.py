@@ -19,7 +19,16 @@ from tests.fuzz.targets import PLACES, Target, target
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
-INPUTS = {"store": 8, "ledger": 12, "nifti": 80, "index": 60, "config": 25, "tables": 40}
+INPUTS = {
+    "store": 8,
+    "ledger": 12,
+    "nifti": 80,
+    "index": 60,
+    "config": 25,
+    "tables": 40,
+    "csv": 80,
+    "names": 60,
+}
 """What some seconds have room for; 30 of the others."""
 
 

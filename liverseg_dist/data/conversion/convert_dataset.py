@@ -70,7 +70,7 @@ class Conversion:
     def jobs(self, *, audit_only: bool = False) -> list[CaseJob]:
         """Largest files first, so that the last worker does not end long after the others."""
         table = self.convert.cleaning.spacing_table
-        spacing = read_spacing_table(table) if table is not None else {}
+        spacing = read_spacing_table(table, self._ids) if table is not None else {}
         jobs = [
             CaseJob(
                 case,

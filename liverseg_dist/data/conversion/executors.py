@@ -18,6 +18,7 @@ from typing import Any
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
 from liverseg_dist.data.conversion.convert_case import convert_case
 from liverseg_dist.errors import RunFailed, UserError
+from liverseg_dist.workers import prepared_for_workers
 
 Outcome = tuple[CaseRecord, bool]
 Executor = Callable[[list[CaseJob], int], Iterator[Outcome]]
@@ -35,6 +36,7 @@ def run_in_processes(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
     )  # imports once, then each worker starts in milliseconds
     context.set_forkserver_preload([convert_case.__module__])
     with (
+        prepared_for_workers(),
         _environment(THREADS | QUIET),
         ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool,
     ):

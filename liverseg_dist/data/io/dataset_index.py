@@ -4,30 +4,49 @@
 
 `read_dataset(folder)` lists the cases without opening a scan. `dataset.json` is untrusted: its paths may not be
 absolute or climb out of the folder (`..`). Links placed in the folder are followed, because data sets on clusters
-often are folders of links; a warning tells of those that lead out of it. A file that is named but missing does not stop
+often are folders of links; a warning names those that lead out of it. A file that is named but missing does not stop
 the others: it becomes a finding of its case. Without a `dataset.json`, or with one that lists no scans (nnU-Net's since
-version 2), images and labels are paired by file name. Of nnU-Net's image names the channel, `_0000`, is no part of the
-case's; MONAI's lists say `testing` for `test`.
+version 2), images and labels are paired by file name.
+Ids follow `texts.names`. MONAI's lists have `testing` for `test`.
 """
 
-import json
 import os
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from liverseg_dist.data.audit.findings import Finding, is_valid_case_id
-from liverseg_dist.data.io.nifti import SUFFIXES
+from liverseg_dist.data.msd_folder import (
+    GHOST,
+    PARTS,
+    FileFinder,
+    describe_found,
+    describe_left_out,
+    is_file,
+    list_entries,
+    relative_path,
+)
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.labels import CLASS_NAMES
+from liverseg_dist.texts.names import (
+    SUFFIXES,
+    fold_id,
+    is_scan_name,
+    last_part,
+    list_some,
+    name_scans,
+    pairing_key,
+    scan_id,
+)
+from liverseg_dist.texts.structured import read_json
 
 INDEX = "dataset.json"
 MAX_INDEX_BYTES = 64 << 20
 MAX_ID_BYTES = 200
+MAX_DIGITS = 9
 TEST_KEYS = ("test", "testing")
-CHANNEL = "_0000"
-"""nnU-Net numbers the channels of images."""
 EXPECTED_LABELS = "0 background, 1 liver, 2 tumour (or cancer)"
 SYNONYMS = (
     ("background",),
@@ -43,6 +62,10 @@ SYNONYMS = (
         "liver_tumor",
     ),
 )
+
+
+Files = tuple[Path, Path | None]
+"""Image and label of a case, as the index names them."""
 
 
 @dataclass(frozen=True)
@@ -76,41 +99,35 @@ def read_dataset(folder: Path | str) -> MsdDataset:
             f"{printable(folder)}: not a folder; give the one that holds dataset.json and imagesTr/"
         )
     index = folder / INDEX
-    dataset = (
-        _from_index(folder, index) if index.exists() or index.is_symlink() else _from_names(folder)
-    )
+    has_index = index.exists() or index.is_symlink()
+    dataset = _from_index(folder, index) if has_index else _from_names(folder)
     _check_ids(folder, dataset)
-    return replace(dataset, notes=(*dataset.notes, *_outside(folder, dataset)))
-
-
-def case_id_of(path: PurePosixPath | Path) -> str:
-    """File name without .nii or .nii.gz."""
-    for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.name
+    cases = (*dataset.training, *dataset.test)
+    used = {path for case in cases for path in (case.image, case.label) if path is not None}
+    listed = INDEX if not any(note.code == "no_index" for note in dataset.notes) else None
+    left_out = describe_left_out(folder, used, listed)
+    return replace(dataset, notes=(*dataset.notes, *left_out, *_outside(folder, dataset)))
 
 
 # --- with dataset.json ------------------------------------------------------------------------------------------------
 
 
 def _from_index(folder: Path, index: Path) -> MsdDataset:
-    content = _read_json(index)
+    content = _read_index(index)
     notes = [*_check_labels(content, index), *_modality_notes(content, index)]
+    notes += _unread_notes(content)
     if not content.keys() & {"training", *TEST_KEYS}:
         named = _from_names(folder)
         return replace(named, notes=(*notes, *named.notes))
-    notes += _unread_notes(content)
-    training = [
-        _training_case(folder, index, entry) for entry in _entries(content, "training", index)
+    training_files = [
+        _training_files(folder, index, entry) for entry in _entries(content, "training", index)
     ]
-    test = [
-        _test_case(folder, index, entry)
+    test_files = [
+        _test_files(folder, index, entry)
         for key in TEST_KEYS
         for entry in _entries(content, key, index)
     ]
-    if any(case.image.name.startswith(f"{case.case_id}{CHANNEL}.") for case in training):
-        test = [replace(case, case_id=case.case_id.removesuffix(CHANNEL)) for case in test]
+    training, test = _listed_cases(training_files, test_files)
     if not training and not test:
         raise UserError(f"{printable(index)}: names no scan under training or test")
     for key, cases in (("numTraining", training), ("numTest", test)):
@@ -130,21 +147,10 @@ def _from_index(folder: Path, index: Path) -> MsdDataset:
     )
 
 
-def _read_json(index: Path) -> dict[str, Any]:
-    try:
-        if not index.is_file():
-            raise UserError(f"{printable(index)}: not a file (a broken link?)")
-        if index.stat().st_size > MAX_INDEX_BYTES:
-            raise UserError(
-                f"{printable(index)}: larger than {MAX_INDEX_BYTES >> 20} MiB; not a dataset.json"
-            )
-        content = json.loads(index.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{printable(index)}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{printable(index)}: not valid JSON: {' '.join(str(error).split())}"
-        ) from None
+def _read_index(index: Path) -> dict[str, Any]:
+    if not index.is_file():
+        raise UserError(f"{printable(index)}: not a file (a broken link?)")
+    content = read_json(index, most_bytes=MAX_INDEX_BYTES)
     if not isinstance(content, dict):
         raise UserError(
             f"{printable(index)}: expected a JSON object with training, test and labels"
@@ -161,26 +167,49 @@ def _check_labels(content: dict[str, Any], index: Path) -> list[Finding]:
     if not isinstance(labels, dict):
         raise UserError(f"{printable(index)}: labels are no mapping; expected {EXPECTED_LABELS}")
     # nnU-Net's region of liver and tumour: the files hold 0, 1 and 2 as well
-    labels = {key: 1 if value == [1, 2] else value for key, value in labels.items()}
-    by_value = {str(key): value for key, value in labels.items()}
-    if all(isinstance(value, int) for value in labels.values()):  # nnU-Net writes name: number
-        by_value = {str(value): key for key, value in labels.items()}
+    labels = {key: 1 if value in ([1, 2], ["1", "2"]) else value for key, value in labels.items()}
+    by_value = {_label_number(key): value for key, value in labels.items()}
+    if all(
+        isinstance(_label_number(value), int) for value in labels.values()
+    ):  # nnU-Net writes name: number
+        by_value = {_label_number(value): key for key, value in labels.items()}
     named = ", ".join(f"{value} {name}" for value, name in by_value.items()) or "none"
-    if set(by_value) != {str(n) for n in range(len(CLASS_NAMES))}:
+    if len(by_value) != len(labels) or set(by_value) != set(range(len(CLASS_NAMES))):
         raise UserError(
             f"{printable(index)}: labels are {printable(named)}; expected {EXPECTED_LABELS}"
         )
     for value, known in enumerate(SYNONYMS):
-        if str(by_value[str(value)]).strip().lower() not in known:
+        if str(by_value[value]).strip().lower() not in known:
             raise UserError(
                 f"{printable(index)}: labels are {printable(named)}; expected {EXPECTED_LABELS}"
             )
     return []
 
 
+def _label_number(value: object) -> object:
+    """1 for 1, "1", "01" and 1.0; anything else as it is."""
+    if (
+        isinstance(value, str)
+        and value.strip().isascii()
+        and value.strip().isdigit()
+        and len(value) < MAX_DIGITS
+    ):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return printable(value) if isinstance(value, bool | list | dict) else value
+
+
 def _unread_notes(content: dict[str, Any]) -> list[Finding]:
     """Of what looks like scans, or like a division of them, and is not read."""
     notes = []
+    if isinstance(content.get("dataset"), dict):
+        text = f"{INDEX} lists scans under `dataset` (nnU-Net), which is not read; training and test, or file names, are"
+        notes.append(Finding("warning", "unread_list", text))
+    ending = content.get("file_ending", SUFFIXES[0])
+    if isinstance(ending, str) and not ending.lower().endswith(SUFFIXES):
+        text = f"{INDEX} says file_ending {printable(ending)}, which is not read; convert the scans to .nii.gz"
+        notes.append(Finding("warning", "file_ending", text))
     for key, value in content.items():
         if (
             key not in ("training", *TEST_KEYS)
@@ -200,7 +229,7 @@ def _unread_notes(content: dict[str, Any]) -> list[Finding]:
 
 def _names_an_image(entry: object) -> bool:
     name = entry.get("image") if isinstance(entry, dict) else entry
-    return isinstance(name, str) and name.endswith(SUFFIXES)
+    return isinstance(name, str) and is_scan_name(last_part(name))
 
 
 def _modality_notes(content: dict[str, Any], index: Path) -> list[Finding]:
@@ -234,110 +263,134 @@ def _entries(content: dict[str, Any], key: str, index: Path) -> list[Any]:
 
 def _is_ghost(entry: object) -> bool:
     name = entry.get("image") if isinstance(entry, dict) else entry
-    return isinstance(name, str) and PurePosixPath(name).name.startswith("._")
+    return isinstance(name, str) and last_part(name).startswith(GHOST)
 
 
-def _training_case(folder: Path, index: Path, entry: object) -> MsdCase:
+def _training_files(folder: Path, index: Path, entry: object) -> Files:
     if not isinstance(entry, dict) or "image" not in entry:
         raise UserError(
             f'{printable(index)}: a training entry is {{"image": ..., "label": ...}}, not {_shown(entry)}'
         )
+    label = entry.get("label")
     image = _inside(folder, index, entry["image"])
-    if entry.get("label") is None:
-        return _case(image, None)
-    return _case(image, _inside(folder, index, entry["label"]))
+    return image, None if label is None else _inside(folder, index, label)
 
 
-def _test_case(folder: Path, index: Path, entry: object) -> MsdCase:
+def _test_files(folder: Path, index: Path, entry: object) -> Files:
     name = entry.get("image") if isinstance(entry, dict) else entry
     label = entry.get("label") if isinstance(entry, dict) else None
-    return _case(
-        _inside(folder, index, name), None if label is None else _inside(folder, index, label)
-    )
+    return _inside(folder, index, name), None if label is None else _inside(folder, index, label)
 
 
 def _inside(folder: Path, index: Path, name: object) -> Path:
     """A path of `dataset.json`, which may not leave the folder."""
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise UserError(f"{printable(index)}: a file name is expected, not {_shown(name)}")
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.name:
+    path = relative_path(name)
+    if path is None:
         raise UserError(
             f"{printable(index)}: {_shown(name)} leaves the data set's folder; paths are relative to it"
         )
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
+        raise UserError(f"{printable(index)}: {_shown(name)} cannot name a case; rename the file")
     return folder / path
 
 
-def _case(image: Path, label: Path | None) -> MsdCase:
-    findings, label_name = [], label
-    if not _is_file(image):
+def _listed_cases(training: list[Files], test: list[Files]) -> tuple[list[MsdCase], list[MsdCase]]:
+    """Cases of the index. Its own image names give the ids, whatever the files that were found are called."""
+    both = [*training, *test]
+    stems = {scan_id(label.name, keep_channel=True) for _, label in both if label is not None}
+    ids = name_scans((image.name for image, _ in both), stems).ids
+    finder = FileFinder()
+
+    def make_case(files: Files) -> MsdCase:
+        image, label = files
+        # What looks like a further channel is a scan of its own if the index lists it.
+        name = ids.get(image.name) or scan_id(image.name, keep_channel=True)
+        return _listed_case(name, image, label, finder)
+
+    return [make_case(files) for files in training], [make_case(files) for files in test]
+
+
+def _listed_case(case_id: str, image: Path, label: Path | None, finder: FileFinder) -> MsdCase:
+    findings = []
+    image_file, problem = finder.find(image)
+    if problem is not None:
         findings.append(
-            Finding("error", "image_missing", f"{INDEX} names {_tail(image)}, which does not exist")
+            Finding("error", "image_missing", f"{INDEX} names {_tail(image)}, {problem}")
         )
-    if label is not None and not _is_file(label):
-        findings.append(
-            Finding(
-                "warning", "label_missing", f"{INDEX} names {_tail(label)}, which does not exist"
+    label_file = None
+    if label is not None:
+        label_file, problem = finder.find(label)
+        if problem is not None:
+            findings.append(
+                Finding("warning", "label_missing", f"{INDEX} names {_tail(label)}, {problem}")
             )
-        )
-        label = None
-    case_id = case_id_of(image)
-    if label_name is not None and case_id == f"{case_id_of(label_name)}{CHANNEL}":
-        case_id = case_id.removesuffix(CHANNEL)
-    return MsdCase(case_id, image, label, tuple(findings))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name too long for the file system
-        return False
+            label_file = None
+    return MsdCase(case_id, image_file, label_file, tuple(findings))
 
 
 # --- without ----------------------------------------------------------------------------------------------------------
 
 
 def _from_names(folder: Path) -> MsdDataset:
-    images, tests = _scans(folder / "imagesTr"), _scans(folder / "imagesTs")
-    if not images and not tests:
-        raise UserError(
-            f"{printable(folder)}: no {INDEX}, and no scans in imagesTr/ or imagesTs/; expected a Task03_Liver folder"
-        )
-    labels = {case_id_of(path): path for path in _scans(folder / "labelsTr")}
-    training = [_named_case(path, labels) for path in images]
-    unpaired = set(labels) - {case.case_id for case in training}
+    images, tests, label_files = (_scans(folder / part) for part in PARTS)
     said = f"{INDEX} lists no scans" if (folder / INDEX).exists() else f"no {INDEX}"
+    if not images and not tests:
+        found = describe_found(folder)
+        raise UserError(
+            f"{printable(folder)}: {said}, and no scans (.nii, .nii.gz) in imagesTr/ or imagesTs/; "
+            f"expected a Task03_Liver folder{'; ' if found else ''}{found}"
+        )
     notes = [Finding("warning", "no_index", f"{said}: images and labels are paired by file name")]
-    if unpaired:
-        some = ", ".join(map(printable, sorted(unpaired)[:3]))
+    stems = {scan_id(path.name, keep_channel=True) for path in label_files}
+    labels = _labels_by_key(folder, label_files)
+    names = name_scans((path.name for path in images), stems)
+    test_names = name_scans((path.name for path in tests), stems)
+    training = [
+        _named_case(path, names.ids[path.name], labels) for path in images if path.name in names.ids
+    ]
+    test = [
+        MsdCase(test_names.ids[path.name], path) for path in tests if path.name in test_names.ids
+    ]
+    channels = [*names.channels, *test_names.channels]
+    if channels:
+        text = "further channels of a scan (nnU-Net's _0001 and so on) are not read, a CT has one"
+        some = list_some([printable(name) for name in channels])
         notes.append(
             Finding(
                 "warning",
-                "label_without_image",
-                f"{len(unpaired)} label(s) without an image: {some}",
+                "channels",
+                f"{text}: {some}; if they are scans of their own, rename them",
             )
         )
-    test = [_named_case(path, {}, part_label=False) for path in tests]
+    paired = {case.label for case in training}
+    unpaired = [printable(path.name) for path in label_files if path not in paired]
+    if unpaired:
+        text = f"{len(unpaired)} label(s) without an image: {list_some(unpaired)}"
+        notes.append(Finding("warning", "label_without_image", text))
     return MsdDataset(folder.resolve().name, _sorted(training), _sorted(test), tuple(notes))
 
 
 def _scans(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        p
-        for p in folder.iterdir()
-        if p.name.endswith(SUFFIXES) and not p.name.startswith(".") and _is_file(p)
-    )
+    return [path for path in list_entries(folder) if is_scan_name(path.name) and is_file(path)]
 
 
-def _named_case(image: Path, labels: dict[str, Path], part_label: bool = True) -> MsdCase:
-    case_id = case_id_of(image)
-    if case_id not in labels and case_id.endswith(CHANNEL):
-        case_id = case_id.removesuffix(CHANNEL)
-    label = labels.get(case_id)
+def _labels_by_key(folder: Path, files: list[Path]) -> dict[str, Path]:
+    labels: dict[str, Path] = {}
+    for path in files:
+        key = pairing_key(scan_id(path.name, keep_channel=True))
+        if key in labels:
+            both = f"{_tail(labels[key])} and {_tail(path)}"
+            raise UserError(f"{printable(folder)}: {both} are labels of the same case; remove one")
+        labels[key] = path
+    return labels
+
+
+def _named_case(image: Path, case_id: str, labels: dict[str, Path]) -> MsdCase:
+    label = labels.get(pairing_key(case_id))
     findings: tuple[Finding, ...] = ()
-    if label is None and part_label:
+    if label is None:
         findings = (
             Finding("warning", "label_missing", f"no label of that name for {_tail(image)}"),
         )
@@ -352,18 +405,21 @@ def _sorted(cases: Iterable[MsdCase]) -> tuple[MsdCase, ...]:
 
 
 def _check_ids(folder: Path, dataset: MsdDataset) -> None:
-    seen: set[str] = set()
+    seen: dict[str, MsdCase] = {}
     for case in (*dataset.training, *dataset.test):
         name = case.case_id
         if not is_valid_case_id(name) or len(name.encode("utf-8", "replace")) > MAX_ID_BYTES:
             raise UserError(
                 f"{printable(folder)}: '{printable(name)}' cannot name a case; rename the file"
             )
-        if name in seen:
+        other = seen.setdefault(fold_id(name), case)
+        if other is not case:
+            both = f"{_tail(other.image)} and {_tail(case.image)}"
+            same = "" if other.case_id == name else " (case does not count)"
             raise UserError(
-                f"{printable(folder)}: two scans are called {printable(name)}; case names must differ"
+                f"{printable(folder)}: two scans are called {printable(name)}{same}, {both}; "
+                "case names must differ: rename or remove one"
             )
-        seen.add(name)
 
 
 def _outside(folder: Path, dataset: MsdDataset) -> list[Finding]:

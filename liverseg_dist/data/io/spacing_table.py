@@ -1,36 +1,51 @@
 """The remedy for scans whose header lost its voxel size: a table of case -> (z, y, x) in mm.
 
-LiTS volumes 28 to 47 are known to carry identity affines (https://github.com/PatrickChrist/LITS-CHALLENGE, issue 14).
+LiTS volumes 28 to 47 are known to carry identity affines
+(https://github.com/PatrickChrist/LITS-CHALLENGE, issue 14).
 """
 
-import csv
 import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from liverseg_dist.config.yaml_text import parse_yaml
 from liverseg_dist.data.io.nifti_header import SPACING_LIMITS_MM
 from liverseg_dist.errors import UserError, printable
+from liverseg_dist.texts.matching import Entry, match_entries
+from liverseg_dist.texts.structured import read_yaml
+from liverseg_dist.texts.tables import read_table
 from liverseg_dist.volume import Float3, Grid
 
 COLUMNS = ("case", "z_mm", "y_mm", "x_mm")
+PURPOSE = " (convert.cleaning.spacing_table)"
+YAML_SUFFIXES = (".yaml", ".yml", ".json")
 
 
-def read_spacing_table(path: Path) -> dict[str, Float3]:
-    """CSV with the columns case, z_mm, y_mm, x_mm, or YAML `case: [z, y, x]`. Raises `UserError`."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        rows = _yaml_rows(text) if Path(path).suffix in (".yaml", ".yml") else _csv_rows(text, path)
-    except FileNotFoundError:
-        raise UserError(
-            f"{printable(path)}: no such file (convert.cleaning.spacing_table)"
-        ) from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(
-            f"{printable(path)}: not a spacing table: {' '.join(str(error).split())}"
-        ) from None
-    return {case: _spacing(case, values, path) for case, values in rows.items()}
+def read_spacing_table(path: Path, scans: Collection[str] | None = None) -> dict[str, Float3]:
+    """Voxel size (z, y, x) in mm by scan.
+
+    Args:
+        path: CSV or TSV with the columns case, z_mm, y_mm, x_mm, or YAML `case: [z, y, x]`.
+        scans: Ids of the data set; the table's names are matched with them. None: names as they are
+            written.
+
+    Raises:
+        UserError: Not such a table, a scan twice, or no row for any of `scans`.
+    """
+    entries = _read_entries(Path(path))
+    if scans is None:
+        scans = {entry.name for entry in entries}
+    matches = match_entries(path, entries, scans)
+    return {scan: entry.value for scan, entry in matches.by_scan.items()}
+
+
+def describe_unmatched(path: Path, scans: Collection[str]) -> list[str]:
+    """Lines on rows without a scan and scans without a row. Raises `UserError` like
+    `read_spacing_table`.
+    """
+    matches = match_entries(path, _read_entries(Path(path)), scans)
+    return matches.describe(path, "so they keep the voxel size of their header")
 
 
 def with_true_spacing(grid: Grid, spacing_mm: Float3) -> Grid:
@@ -40,27 +55,39 @@ def with_true_spacing(grid: Grid, spacing_mm: Float3) -> Grid:
     return Grid(grid.shape, affine)
 
 
-def _csv_rows(text: str, path: Path) -> dict[str, list[object]]:
-    reader = csv.DictReader(text.splitlines())
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-    if missing:
+def _read_entries(path: Path) -> list[Entry[Float3]]:
+    if path.suffix.lower() in YAML_SUFFIXES:
+        return _yaml_entries(path)
+    table = read_table(path, COLUMNS, PURPOSE)
+    entries = []
+    for row in table.rows:
+        values = [row[name] for name in COLUMNS[1:]]
+        if table.separator != ",":  # spreadsheets of many countries write 2,5
+            values = [value.replace(",", ".") for value in values]
+        name, where = row["case"], f"line {row.line}"
+        if not name:
+            raise UserError(f"{printable(path)}: {where} has no case{PURPOSE}")
+        entries.append(Entry(where, name, _parse_spacing(name, values, path, where)))
+    if not entries:
+        raise UserError(f"{printable(path)}: has no rows{PURPOSE}")
+    return entries
+
+
+def _yaml_entries(path: Path) -> list[Entry[Float3]]:
+    content = read_yaml(path, f"; not a spacing table{PURPOSE}")
+    if not isinstance(content, dict) or not content:
         raise UserError(
-            f"{printable(path)}: column {missing[0]} is missing; expected {','.join(COLUMNS)}"
+            f"{printable(path)}: not a spacing table: expected `case: [z, y, x]` lines{PURPOSE}"
         )
-    return {str(row["case"]).strip(): [row[name] for name in COLUMNS[1:]] for row in reader}
+    entries = []
+    for name, value in content.items():
+        values = value if isinstance(value, list) else [value]
+        where = f"the key {printable(name)}"
+        entries.append(Entry(where, name, _parse_spacing(name, values, path, where)))
+    return entries
 
 
-def _yaml_rows(text: str) -> dict[str, list[object]]:
-    content = parse_yaml(text)
-    if not isinstance(content, dict):
-        raise ValueError("expected `case: [z, y, x]` lines")
-    return {
-        str(case): values if isinstance(values, list) else [values]
-        for case, values in content.items()
-    }
-
-
-def _spacing(case: str, values: list[object], path: Path) -> Float3:
+def _parse_spacing(name: str, values: Sequence[object], path: Path, where: str) -> Float3:
     low, high = SPACING_LIMITS_MM
     try:
         z, y, x = (float(str(value)) for value in values)
@@ -68,7 +95,7 @@ def _spacing(case: str, values: list[object], path: Path) -> Float3:
             return z, y, x
     except ValueError:
         pass
-    shown = ", ".join(map(str, values))
+    shown = printable(", ".join(map(str, values)))
     raise UserError(
-        f"{printable(path)}: {printable(case)} has '{printable(shown)}'; three sizes in mm (z, y, x) are needed"
+        f"{printable(path)}: {where}: {printable(name)} has '{shown}'; three sizes in mm (z, y, x) are needed"
     )

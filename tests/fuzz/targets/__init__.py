@@ -10,6 +10,8 @@ PLACES = {
     "index": "texts.IndexTarget",
     "config": "texts.ConfigTarget",
     "tables": "texts.TablesTarget",
+    "csv": "names.CsvTarget",
+    "names": "names.NamesTarget",
     "store": "stores.StoreTarget",
     "weights": "runs.WeightsTarget",
     "checkpoint": "runs.CheckpointTarget",

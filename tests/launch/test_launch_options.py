@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from launch.arrays import expand_tasks, format_indices, parse_array, parse_indices
 from launch.cli import run
-from launch.sbatch_options import REPLACED, SHORT, parse_sbatch_option
+from launch.slurm.arrays import expand_tasks, format_indices, parse_array, parse_indices
 from launch.slurm.executors import local_words
 from launch.slurm.sbatch import BatchJob, Resources, render_batch_file
-from launch.stages import stage_resources
-from launch.units import parse_gpus, parse_memory, slurm_time, time_seconds
+from launch.slurm.sbatch_options import REPLACED, SHORT, parse_sbatch_option
+from launch.slurm.stages import stage_resources
+from launch.slurm.units import parse_gpus, parse_memory, slurm_time, time_seconds
 from liverseg_dist.errors import UserError
 
 Capture = pytest.CaptureFixture[str]

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 
 from liverseg_dist.errors import UserError
 
-from . import PROGRAM
+from .. import PROGRAM
+from .sbatch import SIGNAL_S, Resources
 from .sbatch_options import format_option, parse_plugin_option, parse_sbatch_option
-from .slurm.sbatch import SIGNAL_S, Resources
 from .units import parse_gpus, parse_memory, slurm_time, time_seconds
 
 DEFAULT_TIME = {

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from liverseg_dist.config.shipped import find_config
 from liverseg_dist.errors import UserError
+from liverseg_dist.texts.paths import expand_path
 
-from .slurm.sbatch import BatchJob
+from .sbatch import BatchJob
 
 
 def find_setup_file(file: Path | None) -> Path | None:
@@ -25,8 +26,14 @@ def freeze_configs(job: BatchJob, *, write: bool) -> BatchJob:
     """Let the job read copies of its config and setup files: an edit must not change a job that waits in the queue."""
     words = list(job.module)
     for i, (flag, value) in enumerate(itertools.pairwise(words)):
-        if flag == "--config" and find_config(Path(value)).is_file():
-            words[i + 1] = str(_keep_copy(find_config(Path(value)), job.folder, write=write))
+        if flag != "--config":
+            continue
+        try:
+            file = find_config(expand_path(value))
+        except ValueError as error:
+            raise UserError(f"{value}: {error}") from None
+        if file.is_file():
+            words[i + 1] = str(_keep_copy(file, job.folder, write=write))
     setup = job.setup
     if setup is not None:
         setup = _keep_copy(setup, job.folder, write=write)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from liverseg_dist.errors import UserError
 
-from .options import DEFAULT_TIME, OTHER_TIME, positive, read_resource
+from .launch_options import DEFAULT_TIME, OTHER_TIME, positive, read_resource
+from .sbatch import Resources
 from .sbatch_options import EVERY_STAGE, FIRST_JOB, RESOURCES, format_option, parse_sbatch_option
-from .slurm.sbatch import Resources
 from .units import parse_gpus, shorter_time, time_seconds
 
 OWN_KEYS = ("nodes", "tasks-per-node", "gpus-per-node")

@@ -1,0 +1,94 @@
+"""Scans in formats that are not read: recognised by name or first bytes, so that a message can say
+how to convert.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from liverseg_dist.texts.names import clean_text, list_some
+
+_ITK = 'e.g. with SimpleITK: sitk.WriteImage(sitk.ReadImage("IN"), "OUT.nii.gz")'
+_DICOM = "e.g. with dcm2niix: dcm2niix -z y -o OUT_FOLDER IN_FOLDER"
+_NIBABEL = 'e.g. with nibabel: nibabel.save(nibabel.load("IN.hdr"), "OUT.nii.gz")'
+FORMATS = {
+    ".nrrd": ("NRRD", _ITK),
+    ".nhdr": ("NRRD", _ITK),
+    ".mha": ("MetaImage", _ITK),
+    ".mhd": ("MetaImage", _ITK),
+    ".dcm": ("DICOM", _DICOM),
+    ".ima": ("DICOM", _DICOM),
+    ".dicom": ("DICOM", _DICOM),
+    ".hdr": ("Analyze or two-file NIfTI", _NIBABEL),
+    ".img": ("Analyze or two-file NIfTI", _NIBABEL),
+    ".hdr.gz": ("Analyze or two-file NIfTI", _NIBABEL),
+    ".img.gz": ("Analyze or two-file NIfTI", _NIBABEL),
+    ".mgz": ("FreeSurfer MGH", _NIBABEL.replace(".hdr", ".mgz")),
+    ".mgh": ("FreeSurfer MGH", _NIBABEL.replace(".hdr", ".mgh")),
+    ".gipl": ("GIPL", _ITK),
+    ".tif": ("TIFF", _ITK),
+    ".tiff": ("TIFF", _ITK),
+    ".nii.bz2": ("bzip2", "with bunzip2"),
+    ".nii.xz": ("xz", "with unxz"),
+    ".nii.zst": ("zstd", "with unzstd"),
+    ".zip": ("ZIP", "unpack it first"),
+}
+_DICOM_MARK = (128, b"DICM")
+_LOOKED_INTO = 20
+"""Files of a folder whose first bytes are looked at."""
+
+
+def other_format(path: Path) -> tuple[str, str] | None:
+    """(format, how to convert) of a file or folder that is a scan in a format we do not read; None
+    for all else.
+    """
+    name = path.name.lower()
+    for suffix, known in FORMATS.items():
+        if name.endswith(suffix):
+            return known
+    if path.is_dir():
+        return ("DICOM folder", _DICOM) if _holds_dicom(path) else None
+    return ("DICOM", _DICOM) if _is_dicom(path) else None
+
+
+def refusal(path: Path) -> str | None:
+    """Why a file that a user named is not read, with the remedy; None if its format is ours or
+    unknown.
+    """
+    known = other_format(path)
+    return None if known is None else f"{known[0]} is not read; convert it to .nii.gz, {known[1]}"
+
+
+def describe_unread(paths: Iterable[Path]) -> list[str]:
+    """A line for each kind of entry that is not read, with names (at most ten) and remedy."""
+    groups: dict[tuple[str, str] | None, list[str]] = {}
+    for path in sorted(paths):
+        shown = clean_text(path.name) + ("/" if path.is_dir() else "")
+        groups.setdefault(other_format(path), []).append(shown)
+    lines = []
+    for known, names in groups.items():
+        if known is None:
+            lines.append(f"not read, because not NIfTI: {list_some(names)}")
+        else:
+            lines.append(
+                f"{known[0]} is not read: {list_some(names)}; convert to .nii.gz, {known[1]}"
+            )
+    return lines
+
+
+def _holds_dicom(folder: Path) -> bool:
+    try:
+        inside = sorted(folder.iterdir())[:_LOOKED_INTO]
+    except OSError:
+        return False
+    return any(p.name.lower().endswith((".dcm", ".ima", ".dicom")) or _is_dicom(p) for p in inside)
+
+
+def _is_dicom(path: Path) -> bool:
+    at, mark = _DICOM_MARK
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(at + len(mark))[at:] == mark
+    except OSError:
+        return False
