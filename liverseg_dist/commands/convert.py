@@ -37,6 +37,7 @@ from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
 from liverseg_dist.data.conversion.executors import EXECUTORS
 from liverseg_dist.data.conversion.root_metadata import collect_audit
 from liverseg_dist.data.io.dataset_index import MsdDataset, read_dataset
+from liverseg_dist.data.modality import refuse_other_modality
 from liverseg_dist.data.splits import Splits, check_split_files, patients_in_several_parts
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     args.overrides += _splits(args.splits)
     settings = settings_from(args)
     dataset = read_dataset(args.source)
+    refuse_other_modality(args.source, dataset.notes, settings.convert.modality)
     conversion = Conversion(
         dataset, args.store, settings.convert, _labeller(settings.convert, args.device)
     )
@@ -206,8 +208,10 @@ def _print_store(store: CaseStore) -> None:
 
 
 def _print_findings(dataset: MsdDataset, records: list[CaseRecord]) -> None:
-    for note in dataset.notes:
-        print(f"{note.severity}: {note.message}")
+    for (
+        note
+    ) in dataset.notes:  # an error here was allowed by a setting, such as convert.modality=any
+        print(f"{'warning' if note.severity == 'error' else note.severity}: {note.message}")
     _print_table(records)
 
 

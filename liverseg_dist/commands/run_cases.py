@@ -8,6 +8,7 @@ from pathlib import Path
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.io.dataset_index import read_dataset
+from liverseg_dist.data.modality import refuse_other_modality
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
@@ -91,6 +92,7 @@ def inputs_for(
     sources = None
     if source is not None:
         dataset = read_dataset(source)
+        refuse_other_modality(source, dataset.notes, settings.convert.modality)
         sources = {case.case_id: case.image for case in (*dataset.training, *dataset.test)}
     return CaseInputs(store, slabs, settings, sources), unlabelled
 

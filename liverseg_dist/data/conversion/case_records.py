@@ -18,6 +18,7 @@ from liverseg_dist.data.conversion.case_writer import (
     sha256_file,
     write_text,
 )
+from liverseg_dist.data.conversion.settings_match import DONE_BEFORE
 from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.io.dataset_index import MsdCase
 from liverseg_dist.data.store.layout import CASES, SCHEMA
@@ -86,6 +87,8 @@ class CaseJob:
     def settings_sha256(self) -> str:
         """Of everything but the files' bytes that the stored case depends on."""
         cleaning = self.convert.cleaning.model_dump(mode="json", exclude=NO_CONCERN_OF_A_CASE)
+        if self.convert.cleaning.min_slices == DONE_BEFORE["convert.cleaning.min_slices"]:
+            cleaning.pop("min_slices")
         labels_from = None if self.labeller is None else self.labeller.fingerprint
         if self.case.label is not None:
             cleaning.pop("missing_label")
