@@ -41,6 +41,7 @@ from liverseg_dist.data.modality import refuse_other_modality
 from liverseg_dist.data.splits import Splits, check_split_files, patients_in_several_parts
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+from liverseg_dist.files import natural_key
 from liverseg_dist.inference.label_imputation import RunLabeller
 from liverseg_dist.tracking.progress import show_progress
 
@@ -158,7 +159,7 @@ def _result(
     args: argparse.Namespace, records: list[CaseRecord], made: int, finished: bool
 ) -> dict[str, Any]:
     counts = Counter(record.status for record in records)
-    quarantined = [record.case_id for record in records if record.status == "quarantined"]
+    quarantined = sorted((r.case_id for r in records if r.status == "quarantined"), key=natural_key)
     said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
     if args.dry_run:
         print(f"audit of {len(records)} scans: {said}; nothing was written")
@@ -221,7 +222,7 @@ def _print_table(records: list[CaseRecord]) -> None:
         table.add_column(heading, no_wrap=True)
     table.add_column("what was found, and done", overflow="fold", min_width=40)
     audit = collect_audit(records)
-    for record in sorted(records, key=lambda r: r.case_id):
+    for record in sorted(records, key=lambda r: natural_key(r.case_id)):
         facts = record.facts
         shape = " x ".join(map(str, facts.get("shape_zyx", [])))
         spacing = " x ".join(f"{s:.2f}" for s in facts.get("spacing_mm", []))

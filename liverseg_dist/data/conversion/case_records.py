@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from liverseg_dist.config import ConvertConfig
+from liverseg_dist.data.audit.findings import Finding
 from liverseg_dist.data.conversion.case_writer import (
     PRIVATE,
     SUMS,
@@ -48,6 +49,9 @@ class Labeller(Protocol):
 
     def __call__(self, image: Volume) -> np.ndarray:
         """Labels (uint8, z, y, x) on the image's own grid, for HU in any orientation."""
+
+    def compare_scan(self, image: Volume) -> list[Finding]:
+        """Warnings about a scan that is unlike those the labels were learnt from."""
 
 
 @dataclass
