@@ -35,7 +35,11 @@ class ScanRefused(RunFailed):
     """A scan that conversion would exclude. No mistake in the call: the other scans go on."""
 
     def __init__(self, name: str, findings: Sequence[Finding]) -> None:
-        reasons = "; ".join(finding.message for finding in findings if finding.severity == "error")
+        # Warnings as well: a header in cm is a warning, and the reason why there are too few slices.
+        ordered = [
+            f for severity in ("error", "warning") for f in findings if f.severity == severity
+        ]
+        reasons = "; ".join(finding.message for finding in ordered)
         super().__init__(f"{name}: refused: {reasons} (--force segments it all the same)")
         self.findings = tuple(findings)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from liverseg_dist.data.colours import LEGEND
 from liverseg_dist.data.store.layout import TRAIN_ONLY
 from liverseg_dist.files import natural_key
 
@@ -36,6 +37,7 @@ def audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
     }
     return pages.get_template("audit.html.j2").render(
         root=root,
+        legend=LEGEND,
         scans=[
             _scan(name, entry, thumbnails.get(name) if place < MOST_PICTURES else None, parts)
             for place, (name, entry) in enumerate(audit)
