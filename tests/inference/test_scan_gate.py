@@ -15,6 +15,7 @@ from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.inference.scan_checks import Overview, check_mask, compare_with_training
 from liverseg_dist.volume import Grid, Volume
+from tests.distributed.launch import torchrun
 from tests.inference.small_run import SmallRun
 
 THREAD = ("--device", "cpu", "--threads", "1")
@@ -71,7 +72,7 @@ WARNED: dict[str, tuple[Change, str]] = {
     "mirrored": (mirrored, "liver_on_the_left"),
     "air": (
         with_values(lambda v: np.where(np.indices(v.shape)[0] % 7 == 0, -990, -1000)),
-        "liver_volume",
+        "intensity_unlike_training",
     ),
     "padded": (with_values(lambda v: np.where(v < -900, -3024, v)), "padding_values"),
 }
@@ -181,6 +182,41 @@ def test_the_table_is_in_natural_order(small_run: SmallRun, tmp_path: Path) -> N
         (tmp_path / f"liver_{number}.nii.gz").write_bytes(good)
     predict(small_run.run, tmp_path, out=tmp_path / "out")
     assert list(rows(tmp_path / "out")) == ["liver_1", "liver_2", "liver_10"]
+
+
+@pytest.mark.distributed
+def test_all_ranks_refuse_a_scan_that_they_share(small_run: SmallRun, tmp_path: Path) -> None:
+    """The large file is computed by both ranks together: both leave it, one prints why, and the next one is done."""
+    good = small_run.source / "imagesTr" / "liver_1.nii.gz"
+    image = nib.load(good)
+    large = tmp_path / "large.nii"
+    nib.save(
+        nib.Nifti1Image(np.asarray(image.dataobj).astype(np.float32) + 1024, image.affine), large
+    )
+    out, line = tmp_path / "out", ("-m", "liverseg_dist", "predict", str(small_run.run))
+    done = torchrun(
+        2, *line, str(large), str(good), "--out", str(out), "--device", "cpu", "--threads", "1"
+    )
+    assert done.returncode == 1
+    table = rows(out)
+    assert (table["large"]["status"], table["liver_1"]["status"]) == ("refused", "done")
+    assert done.stderr.count("large.nii: refused:") == 1
+    assert not (out / "errors").exists()
+    forced = torchrun(
+        2,
+        *line,
+        str(large),
+        str(good),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--force",
+    )
+    assert forced.returncode == 0, forced.stderr
+    assert rows(out)["large"]["status"] == "forced"
 
 
 # --- evaluate and postprocess -----------------------------------------------------------------------------------------
