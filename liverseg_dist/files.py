@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,3 +54,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """NaN is refused (undefined is null)."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key of names in the order people expect: liver_2 before liver_10.
+
+    The name itself comes last, so that `a1` and `a01` have one order as well.
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name

@@ -37,9 +37,11 @@ from liverseg_dist.data.conversion.executors import EXECUTORS
 from liverseg_dist.data.conversion.root_metadata import collect_audit
 from liverseg_dist.data.io.dataset_index import MsdDataset, read_dataset
 from liverseg_dist.data.io.spacing_table import describe_unmatched
+from liverseg_dist.data.modality import refuse_other_modality
 from liverseg_dist.data.splits import Splits, check_split_files, patients_in_several_parts
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+from liverseg_dist.files import natural_key
 from liverseg_dist.inference.label_imputation import RunLabeller
 from liverseg_dist.texts.paths import expand_path, path_argument
 from liverseg_dist.tracking.progress import show_progress
@@ -103,6 +105,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     args.overrides += _splits(args.splits)
     settings = settings_from(args)
     dataset = read_dataset(args.source)
+    refuse_other_modality(args.source, dataset.notes, settings.convert.modality)
     conversion = Conversion(
         dataset, args.store, settings.convert, _labeller(settings.convert, args.device)
     )
@@ -165,7 +168,7 @@ def _result(
     args: argparse.Namespace, records: list[CaseRecord], made: int, finished: bool
 ) -> dict[str, Any]:
     counts = Counter(record.status for record in records)
-    quarantined = [record.case_id for record in records if record.status == "quarantined"]
+    quarantined = sorted((r.case_id for r in records if r.status == "quarantined"), key=natural_key)
     said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
     if args.dry_run:
         print(f"audit of {len(records)} scans: {said}; nothing was written")
@@ -215,8 +218,10 @@ def _print_store(store: CaseStore) -> None:
 
 
 def _print_findings(dataset: MsdDataset, records: list[CaseRecord]) -> None:
-    for note in dataset.notes:
-        print(f"{note.severity}: {note.message}")
+    for (
+        note
+    ) in dataset.notes:  # an error here was allowed by a setting, such as convert.modality=any
+        print(f"{'warning' if note.severity == 'error' else note.severity}: {note.message}")
     _print_table(records)
 
 
@@ -226,7 +231,7 @@ def _print_table(records: list[CaseRecord]) -> None:
         table.add_column(heading, no_wrap=True)
     table.add_column("what was found, and done", overflow="fold", min_width=40)
     audit = collect_audit(records)
-    for record in sorted(records, key=lambda r: r.case_id):
+    for record in sorted(records, key=lambda r: natural_key(r.case_id)):
         facts = record.facts
         shape = " x ".join(map(str, facts.get("shape_zyx", [])))
         spacing = " x ".join(f"{s:.2f}" for s in facts.get("spacing_mm", []))

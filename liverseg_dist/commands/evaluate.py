@@ -7,8 +7,9 @@
   liverseg evaluate runs/fold0 --ensemble runs/fold1 --ensemble runs/fold2 --store STORE --out runs/ensemble
 
 Without --source the input is the store's slab of 64 slices; all outside it counts as background, and the slab was
-placed with the help of the truth. Results lie in RUN/evaluation: summary.json, cases.csv, lesions.csv, report.html,
-pictures for TensorBoard and the ledger, by which the same line, run again, continues. Settings such as
+placed with the help of the truth. With --source every scan passes the audit of `convert`: a refused one counts as
+failed (--force scores it, and marks it). Results lie in RUN/evaluation: summary.json, cases.csv, lesions.csv,
+report.html, pictures for TensorBoard and the ledger, by which the same line, run again, continues. Settings such as
 inference.mirror=true may follow. The largest scans are computed by all ranks together where that ends sooner.
 """
 
@@ -27,9 +28,11 @@ from liverseg_dist.commands.run_cases import (
     Seen,
     find_training_overlap,
     format_leakage_warning,
+    gate_of,
     input_kind,
     inputs_for,
     load_runs,
+    print_scan_warnings,
     store_for,
     voxels_of,
 )
@@ -56,6 +59,7 @@ from liverseg_dist.inference.case_inputs import CaseInputs
 from liverseg_dist.inference.evaluate_cases import Evaluation
 from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, predictor_for, runs_fingerprint
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
+from liverseg_dist.inference.scan_checks import ScanRefused, warnings_of
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.texts.names import ScanIndex
 from liverseg_dist.texts.paths import path_argument, text_argument
@@ -94,6 +98,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="MSD folder: whole scans, not the store's slabs",
     )
     parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --source: also take scans that the audit refuses, and mark them",
+    )
+    parser.add_argument(
         "--out", type=path_argument, metavar="DIR", help="default: RUN/evaluation, or in it PART/"
     )
     parser.add_argument(
@@ -119,7 +128,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"{format_leakage_warning(seen)}: an ensemble is judged on cases that none of its runs knows; make a store with a "
             f"test set (convert.splits.test_fraction), or say --part {part} to score these all the same"
         )
-    inputs, unlabelled = inputs_for(store, case_ids, runs[0].settings, args.source)
+    inputs, unlabelled = inputs_for(store, case_ids, runs[0].settings, args.source, args.force)
     if not inputs.slabs:
         raise UserError(
             f"{store.path}: {part} has no labelled case; choose another --part or --cases"
@@ -180,7 +189,11 @@ def refuse_slabs_over_scans(folder: Path) -> None:
 def _job(
     args: argparse.Namespace, runs: list[LoadedRun], inputs: CaseInputs, folder: Path, world: World
 ) -> Evaluation:
-    fingerprint = runs_fingerprint(runs) | {"input": input_kind(inputs), "calibration": BINS}
+    fingerprint = (
+        runs_fingerprint(runs)
+        | {"input": input_kind(inputs), "calibration": BINS}
+        | gate_of(inputs)
+    )
     masks = None
     if args.save_masks:
         masks = Ledger(folder / "masks" / LEDGER, fingerprint)
@@ -217,7 +230,11 @@ def _work(job: Evaluation, folder: Path, world: World, watch: HeartbeatMonitor) 
             except PeerFailed:
                 pass  # told by the rank that failed
             except RunFailed as error:
-                report_case_failure(error, world, folder, case_id)
+                is_helper = case_id in fresh.together and not world.is_main
+                if not (
+                    is_helper and isinstance(error.__cause__, ScanRefused)
+                ):  # rank 0 has the same reason
+                    report_case_failure(error, world, folder, case_id)
             line.advance(note=case_id)
     watch.mark(-1, "waiting for the others' cases")
     barrier()
@@ -233,6 +250,8 @@ def _finish(job: Evaluation, folder: Path, details: dict[str, Any], reused: int)
             raise RunFailed(
                 f"{folder}: none of {len(job.inputs.slabs)} cases could be scored; the first: {first}"
             )
+        print_scan_warnings(cases)
+        details = _with_scan_note(details, cases)
         machine = collect_provenance(job.predictor.device)
         summary = write_results(folder, cases, failures, details, job.ledger, machine)
         write_tensorboard(
@@ -254,6 +273,25 @@ def _finish(job: Evaluation, folder: Path, details: dict[str, Any], reused: int)
         "tumour_dice": summary["tumour"]["dice_per_case"],
         "exit_code": EXIT_FAILED if failures else EXIT_DONE,
     }
+
+
+def _with_scan_note(details: dict[str, Any], cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """The details with a note about scans that have warnings, or that --force let through."""
+    notes = [details["note"]] if "note" in details else []
+    for key, phrase in (
+        ("forced", "segmented by --force although the audit refuses them"),
+        ("", "with warnings"),
+    ):
+        names = []
+        for case in cases:
+            codes = sorted(
+                {finding["code"] for finding in warnings_of(case.get("scan_findings", ()))}
+            )
+            if codes and bool(case.get("forced")) == bool(key):
+                names.append(f"{case['case_id']} ({', '.join(codes)})")
+        if names:
+            notes.append(f"{phrase}: {', '.join(names)}")
+    return {**details, "note": "; ".join(notes)} if notes else details
 
 
 def _read_ledger(ledger: Ledger, wanted: set[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:

@@ -25,9 +25,11 @@ from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import (
     find_training_overlap,
     format_leakage_warning,
+    gate_of,
     input_kind,
     inputs_for,
     load_runs,
+    print_scan_warnings,
     store_for,
     voxels_of,
 )
@@ -82,6 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="MSD folder: whole scans, not the store's slabs",
     )
     parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --source: also take scans that the audit refuses, and mark them",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="tell what would be chosen, save nothing with the run",
@@ -117,6 +124,10 @@ def _choose(
     args: argparse.Namespace, job: PostprocessSearch, world: World, watch: HeartbeatMonitor
 ) -> dict[str, Any]:
     failed = _prepare(job, world, watch)
+    if world.is_main:
+        print_scan_warnings(
+            record for record in job.ledger.read_all() if record["case_id"] in job.inputs.slabs
+        )
     if failed:
         return {"failed": failed, "exit_code": EXIT_FAILED}
     cases = len(job.inputs.slabs)
@@ -155,11 +166,14 @@ def _job(
     args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, world: World
 ) -> PostprocessSearch:
     settings = runs[0].settings
-    inputs, _ = inputs_for(store, store.ids(args.part, settings.data.fold), settings, args.source)
-    folder = args.run / EVALUATION / FOLDER
-    ledger = Ledger(
-        folder / LEDGER, runs_fingerprint(runs) | {"input": input_kind(inputs), "codes": 1}
+    inputs, _ = inputs_for(
+        store, store.ids(args.part, settings.data.fold), settings, args.source, args.force
     )
+    folder = args.run / EVALUATION / FOLDER
+    fingerprint = (
+        runs_fingerprint(runs) | {"input": input_kind(inputs), "codes": 1} | gate_of(inputs)
+    )
+    ledger = Ledger(folder / LEDGER, fingerprint)
     return PostprocessSearch(
         inputs, predictor_for(runs, world.device, window_threads(args, world)), ledger, folder
     )

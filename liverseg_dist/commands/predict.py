@@ -8,7 +8,12 @@
 
 A mask is called as its scan, without the channel number `_0000` (liver_1_0000.nii.gz becomes liver_1.nii.gz).
 Labels: 0 background, 1 liver, 2 tumour. volumes.csv gets liver and tumour volume (ml) and tumour burden of each scan.
-Run the same line again after a stop: finished scans are not segmented again (--force does).
+Run the same line again after a stop: finished scans are not segmented again (--again does).
+
+Every scan passes the audit of `convert`: what that excludes (MR, grey values, a missing offset of 1024, broken voxels,
+too few slices) is refused, the other scans go on, and the exit code is 1. --force segments refused scans and marks them
+`forced` in volumes.csv. What the audit warns of, in the scan or in the mask, is printed and stands in the column
+`warnings`.
 """
 
 import argparse
@@ -33,6 +38,12 @@ from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.inference.load_run import predictor_for, runs_fingerprint
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.predict_scans import Prediction, describe_left_out, find_scans
+from liverseg_dist.inference.scan_checks import (
+    ScanRefused,
+    gate_fingerprint,
+    warning_lines,
+    warnings_of,
+)
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.texts.names import clean_text
 from liverseg_dist.texts.paths import expand_path, path_argument
@@ -55,7 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also write float32 probabilities of liver and tumour",
     )
-    parser.add_argument("--force", action="store_true", help="segment again what is done")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="segment scans that the audit refuses as well, and mark them",
+    )
+    parser.add_argument("--again", action="store_true", help="segment again what is done")
     add_inference(parser)
 
 
@@ -121,6 +137,9 @@ def _predict(
     watch.mark(-1, "writing the table")
     barrier()
     table = broadcast_from_rank0(str(job.write_table()) if world.is_main else None)
+    marks = broadcast_from_rank0(
+        _marks(job, [job.name_of(file) for file in files]) if world.is_main else None
+    )
     all_mistakes = len(failed) == len(files) and all(failed.values())
     if not all_mistakes:
         print(f"table: {table}", flush=True)
@@ -133,6 +152,7 @@ def _predict(
             if job.name_of(file) not in failed
         ],
         "failed": sorted(failed),
+        **marks,
         "exit_code": EXIT_DONE if not failed else EXIT_USER if all_mistakes else EXIT_FAILED,
     }
 
@@ -143,7 +163,9 @@ def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Predic
     (args.out / "probabilities" if args.probabilities else args.out).mkdir(
         parents=True, exist_ok=True
     )
-    ledger = Ledger(args.out / "ledger", runs_fingerprint(runs))
+    ledger = Ledger(
+        args.out / "ledger", runs_fingerprint(runs) | {"gate": gate_fingerprint(settings)}
+    )
     return Prediction(
         predictor_for(runs, world.device, window_threads(args, world)),
         settings,
@@ -151,6 +173,7 @@ def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Predic
         ledger,
         args.probabilities,
         args.force,
+        args.again,
     )
 
 
@@ -158,7 +181,7 @@ def _work(
     job: Prediction, files: list[Path], world: World, watch: HeartbeatMonitor
 ) -> dict[str, bool]:
     """Segment this rank's share; returns for each scan that failed, on any rank, whether it was the user's mistake."""
-    before = set() if job.force else broadcast_from_rank0(job.ledger.done())
+    before = set() if job.again else broadcast_from_rank0(job.ledger.done())
     known = [file for file in files if job.name_of(file) in before]
     size = {
         str(file): file.stat().st_size if file.is_file() else 0
@@ -185,20 +208,44 @@ def _work(
                         file
                     )
                     print(_line(record, is_known), flush=True)
+                    for text in warning_lines(record["case_id"], record["findings"]):
+                        print(text, file=sys.stderr, flush=True)
             except (UserError, RunFailed) as error:
                 if (
                     world.is_main or str(file) not in fresh.together
                 ):  # a helper's failure fails the scan on rank 0, too
                     failed[job.name_of(file)] = isinstance(error, UserError)
-                if not isinstance(error, PeerFailed):  # that one was told by the rank that failed
+                is_helper = str(file) in fresh.together and not world.is_main
+                if not isinstance(error, PeerFailed) and not (
+                    is_helper and isinstance(error, ScanRefused)
+                ):
+                    # the other rank prints its own reason; of a refusal rank 0 has the same one
                     report_case_failure(error, world, job.out, clean_text(file.name))
             line.advance(note=clean_text(file.name))
     watch.mark(-1, "waiting for the others' scans")
     return {name: mistake for part in gather_from_ranks(failed) for name, mistake in part.items()}
 
 
+def _marks(job: Prediction, names: list[str]) -> dict[str, Any]:
+    """Of this call's scans: which were refused, which were forced, and the codes of their warnings."""
+    records = {
+        record["case_id"]: record for record in job.ledger.read_all() if record["case_id"] in names
+    }
+    refused = job.ledger.failure_details()
+    codes = {
+        name: [f["code"] for f in warnings_of(record["findings"])]
+        for name, record in records.items()
+    }
+    return {
+        "refused": [name for name in names if name in refused],
+        "forced": [name for name in names if name in records and records[name]["forced"]],
+        "warnings": {name: found for name, found in codes.items() if found},
+    }
+
+
 def _line(record: dict[str, Any], known: bool) -> str:
     burden = "" if record["burden"] is None else f", burden {100 * record['burden']:.2f} %"
     note = "  (done before)" if known else ""
+    note += "  (forced)" if record["forced"] else ""
     volumes = f"liver {record['liver_ml']:.1f} ml, tumour {record['tumour_ml']:.2f} ml in {record['tumours']}"
     return f"{record['case_id']}: {volumes}{burden}{note}"

@@ -3,16 +3,19 @@
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.io.dataset_index import read_dataset
+from liverseg_dist.data.modality import refuse_other_modality
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference.case_inputs import CaseInputs, source_scans
 from liverseg_dist.inference.load_run import LoadedRun, load_run, mirrored_axes
+from liverseg_dist.inference.scan_checks import gate_fingerprint, warning_lines
 
 Seen = dict[str, list[str]]
 """A run's folder -> cases to be scored that it was trained on."""
@@ -84,15 +87,35 @@ def format_leakage_warning(seen: Seen) -> str:
 
 
 def inputs_for(
-    store: CaseStore, case_ids: Sequence[str], settings: Settings, source: Path | None
+    store: CaseStore,
+    case_ids: Sequence[str],
+    settings: Settings,
+    source: Path | None,
+    force: bool = False,
 ) -> tuple[CaseInputs, list[str]]:
-    """(inputs of the labelled cases, the unlabelled ones); with `source` (an MSD folder) whole scans."""
+    """(inputs of the labelled cases, the unlabelled ones); with `source` (an MSD folder) whole scans.
+
+    `force`: scans that the audit refuses are taken as well.
+    """
     slabs, unlabelled = source_scans(store, case_ids)
     sources = None
     if source is not None:
         dataset = read_dataset(source)
+        refuse_other_modality(source, dataset.notes, settings.convert.modality)
         sources = {case.case_id: case.image for case in (*dataset.training, *dataset.test)}
-    return CaseInputs(store, slabs, settings, sources), unlabelled
+    return CaseInputs(store, slabs, settings, sources, force), unlabelled
+
+
+def gate_of(inputs: CaseInputs) -> dict[str, object]:
+    """For a ledger's fingerprint: whole scans pass the audit, the store's slabs passed it in conversion."""
+    return {} if inputs.sources is None else {"gate": gate_fingerprint(inputs.settings)}
+
+
+def print_scan_warnings(records: Iterable[Mapping[str, Any]]) -> None:
+    """The warnings of scans that were read from files, from the records of a ledger."""
+    for record in records:
+        for line in warning_lines(record["case_id"], record.get("scan_findings", ())):
+            print(line, file=sys.stderr, flush=True)
 
 
 def input_kind(inputs: CaseInputs) -> str:

@@ -18,6 +18,8 @@ class CleaningConfig(Section):
     missing_label: Literal["exclude", "unlabelled", "impute"] = "exclude"
     """What becomes of a training image without a label: left out; kept without label (never used for losses); or
     labelled by the run `convert.labels_from` and trained on, but never part of a test or validation set."""
+    min_slices: int = Field(default=4, ge=1)
+    """A scan that fills fewer than this many of a slab's 64 slices is excluded: the rest of the slab is padding."""
     max_broken_fraction: float = Field(default=0.05, ge=0, lt=1)
     """NaN and infinite voxels become air, blank slices are interpolated; a scan with a larger share is excluded."""
     spacing_table: UserPath | None = None
@@ -119,6 +121,9 @@ class SplitConfig(Section):
 
 
 class ConvertConfig(Section):
+    modality: Literal["CT", "any"] = "CT"
+    """CT: a data set whose dataset.json names another modality (MRI, PET ...) is refused; any: its voxels are read as
+    HU all the same."""
     cleaning: CleaningConfig = Field(default_factory=CleaningConfig)
     slab: SlabConfig = Field(default_factory=SlabConfig)
     splits: SplitConfig = Field(default_factory=SplitConfig)

@@ -1,6 +1,7 @@
 """A picture of what the network is fed: each sample as stored and as augmented, with and without its labels.
 
-Axial slices in radiological display: the patient's right is on the left, anterior is up.
+Axial slices in radiological display: the patient's right is on the left, anterior is up. Colours are those of the
+audit's pictures; a legend stands at the top left.
 """
 
 from dataclasses import dataclass
@@ -8,12 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from liverseg_dist.data.colours import LABEL_COLOURS, LEGEND, PADDING_COLOUR
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
 
 TILE_PX = 224
 _GAP_PX, _TEXT_PX, _HEADER_PX = 6, 200, 24
-_COLOURS = {LIVER: (86, 180, 233), TUMOUR: (230, 120, 0), IGNORE: (110, 110, 110)}
+_COLOURS = {**LABEL_COLOURS, IGNORE: PADDING_COLOUR}
 _OPACITY = 0.4
+_TEXT_COLOUR = (230, 230, 230)
+_SWATCH_PX = 12
 _COLUMNS = ("as stored", "labels", "augmented", "labels")
 
 
@@ -37,14 +41,15 @@ def render_preview(rows: list[PreviewRow]) -> Image.Image:
     size = (_TEXT_PX + step * len(_COLUMNS), _HEADER_PX + step * len(rows))
     picture = Image.new("RGB", size, (20, 20, 20))
     draw = ImageDraw.Draw(picture)
+    _draw_legend(draw, font)
     for column, name in enumerate(_COLUMNS):
-        draw.text((_TEXT_PX + column * step + 2, 4), name, fill=(230, 230, 230), font=font)
+        draw.text((_TEXT_PX + column * step + 2, 4), name, fill=_TEXT_COLOUR, font=font)
     for number, row in enumerate(rows):
         top = _HEADER_PX + number * step
         draw.multiline_text(
             (8, top + 4),
             "\n".join((row.title, *row.notes)),
-            fill=(230, 230, 230),
+            fill=_TEXT_COLOUR,
             font=font,
             spacing=5,
         )
@@ -52,6 +57,20 @@ def render_preview(rows: list[PreviewRow]) -> Image.Image:
             tile = _tile(image, label if painted else None, row.black, row.white)
             picture.paste(tile, (_TEXT_PX + column * step, top))
     return picture
+
+
+def _draw_legend(
+    draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> None:
+    """A swatch and a name for each colour, beside the headings of the columns."""
+    left, top = 8, (_HEADER_PX - _SWATCH_PX) // 2
+    for name, colour in LEGEND:
+        draw.rectangle(
+            (left, top, left + _SWATCH_PX, top + _SWATCH_PX), fill=colour, outline=_TEXT_COLOUR
+        )
+        left += _SWATCH_PX + 4
+        draw.text((left, 4), name, fill=_TEXT_COLOUR, font=font)
+        left += int(draw.textlength(name, font=font)) + 8
 
 
 def _tiles(row: PreviewRow) -> list[tuple[np.ndarray, np.ndarray, bool]]:

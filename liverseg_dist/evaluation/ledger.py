@@ -48,9 +48,16 @@ class Ledger:
         """Record a scored case. Replaces what was there in one step."""
         self._write(case_id, {"scores": dict(scores), "error": None, "inputs": inputs})
 
-    def write_failure(self, case_id: str, error: str, inputs: str | None = None) -> None:
-        """Record that a case could not be scored, and why."""
-        self._write(case_id, {"scores": None, "error": error, "inputs": inputs})
+    def write_failure(
+        self,
+        case_id: str,
+        error: str,
+        inputs: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record that a case could not be scored, and why; `details` is JSON-able."""
+        more = {} if details is None else {"details": dict(details)}
+        self._write(case_id, {"scores": None, "error": error, "inputs": inputs, **more})
 
     def read(self, case_id: str, inputs: str | None = None) -> dict[str, Any] | None:
         """Scores of one case, or None where it has none (or, with `inputs`, has them from other files)."""
@@ -69,6 +76,15 @@ class Ledger:
             entry["case_id"]: str(entry["error"])
             for entry in self._entries()
             if entry["scores"] is None
+        }
+
+    def failure_details(self) -> dict[str, dict[str, Any]]:
+        """Details of failed cases by case id, where some were recorded."""
+        failed = (entry for entry in self._entries() if entry["scores"] is None)
+        return {
+            entry["case_id"]: entry["details"]
+            for entry in failed
+            if isinstance(entry.get("details"), dict)
         }
 
     def forget(self, case_id: str) -> None:

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.io.nifti import read_nifti
+from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.io.nifti import read_scan_file
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.ledger import fingerprint_of
 from liverseg_dist.inference.load_run import file_sha256
 from liverseg_dist.inference.resample_to_scan import resample_to_scan
+from liverseg_dist.inference.scan_checks import ScanRefused, check_scan, is_refused
 from liverseg_dist.inference.segment_scan import prepare_for_network
 from liverseg_dist.volume import Grid, Volume, plan_reorientation
 
@@ -38,6 +40,8 @@ class Piece:
     slices: np.ndarray | None
     scan: Volume | None = None
     """The scan itself on the target's voxels, where it was read."""
+    findings: tuple[Finding, ...] = ()
+    """Of the scan's file; errors only where it was forced."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class CaseInputs:
     settings: Settings
     sources: Mapping[str, Path] | None = None
     """Scan file of each case; None: take the store's slabs."""
+    force: bool = False
+    """Take scan files that the audit refuses."""
 
     def truth(self, case_id: str) -> Volume:
         """The true labels on the scan's own grid."""
@@ -71,8 +77,8 @@ class CaseInputs:
         """The images of a case in order, each read when its turn comes."""
         target = self.store.meta(self.slabs[case_id][0]).source_grid
         if self.sources is not None:
-            scan = self._scan(case_id, target)
-            yield Piece(prepare_for_network(scan, self.settings), None, scan)
+            scan, findings = self._scan(case_id, target)
+            yield Piece(prepare_for_network(scan, self.settings), None, scan, findings)
             return
         names = self.slabs[case_id]
         grids = [self.store.meta(name).grid for name in names]
@@ -88,15 +94,22 @@ class CaseInputs:
             )
         return self.sources[case_id]
 
-    def _scan(self, case_id: str, target: Grid) -> Volume:
+    def _scan(self, case_id: str, target: Grid) -> tuple[Volume, tuple[Finding, ...]]:
+        """A whole scan and its findings. Raises `ScanRefused`, on every rank that reads it."""
         file = self._source(case_id)
-        scan = read_nifti(file)
-        if scan.shape != target.shape:
+        read = read_scan_file(file)
+        if read.volume.shape != target.shape:
             raise UserError(
-                f"{file.name}: has shape {scan.shape} (z, y, x), the scan in the store {target.shape}; "
+                f"{file.name}: has shape {read.volume.shape} (z, y, x), the scan in the store {target.shape}; "
                 "give the folder the store was made from"
             )
-        return Volume(scan.voxels, target)  # the store's affine: the audit may have mended it
+        scan = Volume(
+            read.volume.voxels, target
+        )  # the store's affine: the audit may have repaired it
+        findings = check_scan(scan, read.notes, self.settings, self.truth(case_id))
+        if is_refused(findings) and not self.force:
+            raise ScanRefused(file.name, findings)
+        return scan, tuple(findings)
 
 
 class Assembly:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from liverseg_dist.data.audit.findings import Finding
 from liverseg_dist.data.io.nifti import write_mask
 from liverseg_dist.errors import RankLost, RunFailed
 from liverseg_dist.evaluation.ledger import Ledger, file_name
@@ -19,6 +20,7 @@ from liverseg_dist.evaluation.report.overlays import save_pictures
 from liverseg_dist.inference.calibration_counts import Calibrator
 from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assemble_case
 from liverseg_dist.inference.postprocess import postprocess_mask
+from liverseg_dist.inference.scan_checks import is_refused, to_json
 from liverseg_dist.inference.segment_scan import segment_onto
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.work_division import failure_line
@@ -47,10 +49,12 @@ class Evaluation:
                 known_by = self.inputs.fingerprint(case_id, truth)
                 if self.together is None and self._is_done(case_id, known_by):
                     return True
-                mask, background, calibration = self._segment(case_id, truth)
+                mask, background, calibration, findings = self._segment(case_id, truth)
             scores = score_case(case_id, mask, truth.voxels, truth.spacing_mm) | {
                 "calibration": calibration
             }
+            if self.inputs.sources is not None:
+                scores |= {"scan_findings": to_json(findings), "forced": is_refused(findings)}
             if self.masks is not None:
                 write_mask(self.mask_file(case_id), mask, truth.grid)
                 self.masks.write(case_id, {"case_id": case_id}, known_by)
@@ -90,15 +94,18 @@ class Evaluation:
             )
             if not written:
                 return False
-        return self.ledger.read(case_id, known_by) is not None
+        known = self.ledger.read(case_id, known_by)
+        return known is not None and (self.inputs.force or not known.get("forced"))
 
     def _segment(
         self, case_id: str, truth: Volume
-    ) -> tuple[np.ndarray, Volume | None, dict[str, Counts]]:
-        """(labels on the scan's grid, the scan in HU there for the pictures, how its probabilities were right)."""
+    ) -> tuple[np.ndarray, Volume | None, dict[str, Counts], list[Finding]]:
+        """(labels on the scan's grid, the scan in HU there for the pictures, calibration, findings of the scan)."""
         calibrator = Calibrator(truth, self.predictor.regions)
+        findings: list[Finding] = []
 
         def segment(piece: Piece) -> np.ndarray:
+            findings.extend(piece.findings)
             watch = calibrator.of_piece(piece.image.grid.orientation, piece.slices)
             settings = self.inputs.settings
             return segment_onto(
@@ -108,4 +115,4 @@ class Evaluation:
         pieces = self.inputs.pieces(case_id)
         mask, background = assemble_case(pieces, truth.grid, segment, self.pictures is not None)
         postprocess_mask(mask, truth.grid.spacing_mm, self.predictor.config)
-        return mask, background, calibrator.counts()
+        return mask, background, calibrator.counts(), findings

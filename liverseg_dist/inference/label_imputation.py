@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
+from liverseg_dist.data.audit.findings import Finding
 from liverseg_dist.inference.load_run import load_run, predictor_for, runs_fingerprint
+from liverseg_dist.inference.scan_checks import compare_with_training
 from liverseg_dist.inference.segment_scan import segment_scan
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.volume import Volume
@@ -41,6 +43,10 @@ class RunLabeller:
             return segment_scan(image, predictor, settings)
         finally:
             torch.set_num_threads(threads)
+
+    def compare_scan(self, image: Volume) -> list[Finding]:
+        """Warnings about a scan that is unlike those the run was trained on."""
+        return compare_with_training(image, _loaded(self.run, self.device)[1])
 
 
 @lru_cache(maxsize=1)

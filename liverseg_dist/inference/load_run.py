@@ -145,9 +145,15 @@ def runs_fingerprint(runs: Sequence[LoadedRun]) -> dict[str, object]:
             mode="json", include={"spacing_mm", "intensity", "patch_size"}
         ),
         "convert": {
-            "cleaning": settings.convert.cleaning.model_dump(mode="json", exclude={"standardise"})
+            "cleaning": settings.convert.cleaning.model_dump(
+                mode="json", exclude=NO_CONCERN_OF_A_MASK
+            )
         },
     }
+
+
+NO_CONCERN_OF_A_MASK = {"standardise", "min_slices"}
+"""Cleaning settings that are applied elsewhere, or that decide only whether a scan is segmented."""
 
 
 def inference_only(overrides: Iterable[str]) -> list[str]:

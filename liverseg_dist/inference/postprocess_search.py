@@ -28,12 +28,14 @@ import yaml
 from torch import Tensor
 
 from liverseg_dist.config import InferenceConfig
+from liverseg_dist.data.audit.findings import Finding
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.evaluation.ledger import Ledger, file_name
 from liverseg_dist.evaluation.metrics.overlap import confusion_counts, structure_counts
 from liverseg_dist.files import write_bytes, write_text
 from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assemble_case
 from liverseg_dist.inference.postprocess import foreground_box, postprocess_mask
+from liverseg_dist.inference.scan_checks import is_refused, to_json
 from liverseg_dist.inference.segment_scan import restore_probabilities
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor, organ_probability
 from liverseg_dist.inference.work_division import failure_line
@@ -72,10 +74,14 @@ class PostprocessSearch:
         try:
             truth = self.inputs.truth(case_id)
             known_by = self.inputs.fingerprint(case_id, truth)
-            if self.ledger.read(case_id, known_by) is not None and self._file(case_id).is_file():
+            known = self.ledger.read(case_id, known_by)
+            usable = known is not None and (self.inputs.force or not known.get("forced"))
+            if usable and self._file(case_id).is_file():
                 return True
+            findings: list[Finding] = []
+            codes_of = self._codes_onto(truth, findings)
             codes, _ = assemble_case(
-                self.inputs.pieces(case_id), truth.grid, self._codes_onto(truth), with_image=False
+                self.inputs.pieces(case_id), truth.grid, codes_of, with_image=False
             )
             box = foreground_box((codes > 0) | ((truth.voxels > 0) & (truth.voxels != IGNORE)))
             cut = box if box is not None else (slice(0, 1),) * 3
@@ -87,7 +93,12 @@ class PostprocessSearch:
             write_bytes(self._file(case_id), content.getvalue())
         except Exception as error:  # whatever a case does to us, the others go on
             raise RunFailed(failure_line(case_id, error)) from error
-        self.ledger.write(case_id, {"case_id": case_id}, known_by)
+        record = {
+            "case_id": case_id,
+            "scan_findings": to_json(findings),
+            "forced": is_refused(findings),
+        }
+        self.ledger.write(case_id, record, known_by)
         return False
 
     def try_options(self, case_id: str, operation: str, chosen: Mapping[str, Any]) -> list[float]:
@@ -106,8 +117,9 @@ class PostprocessSearch:
             scores.append(mean_dice(mask, truth))
         return scores
 
-    def _codes_onto(self, truth: Volume) -> Callable[[Piece], np.ndarray]:
+    def _codes_onto(self, truth: Volume, findings: list[Finding]) -> Callable[[Piece], np.ndarray]:
         def codes_of(piece: Piece) -> np.ndarray:
+            findings.extend(piece.findings)
             codes = np.zeros(truth.shape, dtype=np.uint8)
             view = Volume(codes, truth.grid).reoriented(piece.image.grid.orientation).voxels
             for box, values in restore_probabilities(

@@ -1,4 +1,8 @@
-"""Segment scan files into a folder: each once, resumable, a bad file does not take the rest down."""
+"""Segment scan files into a folder: each once, resumable, a bad file does not take the rest down.
+
+Every scan passes the audit of conversion first (`scan_checks`). Its findings are kept in the record of the
+scan and in `mask_volumes.csv`.
+"""
 
 import csv
 import io
@@ -6,17 +10,28 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cc3d
 import numpy as np
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
+from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.io.nifti import read_scan_file, write_image, write_mask
 from liverseg_dist.errors import RankLost, RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.files import write_text
+from liverseg_dist.files import natural_key, write_text
 from liverseg_dist.inference.load_run import file_sha256
 from liverseg_dist.inference.postprocess import TUMOUR_CONNECTIVITY, foreground_box
+from liverseg_dist.inference.scan_checks import (
+    Overview,
+    ScanRefused,
+    check_mask,
+    check_scan,
+    is_refused,
+    to_json,
+    warnings_text,
+)
 from liverseg_dist.inference.segment_scan import prepare_for_network, segment_onto
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.work_division import failure_line
@@ -32,7 +47,19 @@ from liverseg_dist.texts.names import (
 )
 from liverseg_dist.volume import Grid, Volume
 
-COLUMNS = ("scan", "status", "liver_ml", "tumour_ml", "burden", "tumours", "mask", "error")
+COLUMNS = (
+    "scan",
+    "status",
+    "liver_ml",
+    "tumour_ml",
+    "burden",
+    "tumours",
+    "warnings",
+    "mask",
+    "error",
+)
+FORCED = "forced"
+"""Status of a scan that was refused and segmented all the same."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +72,9 @@ class Prediction:
     ledger: Ledger
     probabilities: bool = False
     force: bool = False
+    """Segment scans that the audit refuses, and mark them."""
+    again: bool = False
+    """Segment scans that are done already."""
     together: Callable[[], AbstractContextManager[None]] | None = None
     """Entered while several processes compute one scan's windows; nothing of it is taken from the ledger."""
     names: Mapping[Path, str] = field(default_factory=dict)
@@ -54,8 +84,11 @@ class Prediction:
         """The id of the scan in a file, by which results are kept."""
         return self.names.get(file) or scan_id(file.name)
 
-    def run_file(self, file: Path) -> tuple[dict[str, object], bool]:
-        """Segment a file and record it: (its volumes, whether it was done already). Raises `UserError`, `RunFailed`."""
+    def run_file(self, file: Path) -> tuple[dict[str, Any], bool]:
+        """Segment a file and record it: (its volumes, whether it was done already).
+
+        Raises `UserError` or `RunFailed`, `ScanRefused` among them; the ledger keeps the reason.
+        """
         name = self.name_of(file)
         inputs: str | None = None
         try:
@@ -65,23 +98,27 @@ class Prediction:
                 if not is_scan_name(file.name) and (reason := refusal(file)) is not None:
                     raise UserError(f"{file}: {reason}")
                 inputs = file_sha256(file)
-                known = (
-                    None
-                    if self.force or self.together is not None
-                    else self.ledger.read(name, inputs)
-                )
-                if known is not None and all(path.is_file() for path in self._files(name)):
+                known = self._known(name, inputs)
+                if known is not None:
                     return known, True
-                image, grid = self._read(file)
+                image, checked = self._read(file)
+                grid = checked.grid
                 result = segment_onto(
                     image, grid, self.predictor, self.settings, self.probabilities
                 )
+            del image  # the checks of the mask need memory of their own
+            findings = [*checked.findings, *self._check_mask(result.mask_zyx, checked)]
             write_mask(self.mask_file(name), result.mask_zyx, grid)
             for structure, values in result.probability_zyx.items():
                 write_image(self.probability_file(name, structure), values, grid)
         except RankLost:
             raise
-        except Exception as error:  # whatever a file does to us, the others go on
+        except ScanRefused as error:
+            details = {"refused": True, "findings": to_json(error.findings)}
+            message = _without_folder(str(error), file)
+            self.ledger.write_failure(name, message, inputs, details)
+            raise
+        except Exception as error:  # one file must not stop the others, whatever is wrong with it
             message = failure_line(str(file), error)
             self.ledger.write_failure(name, _without_folder(message, file), inputs)
             if isinstance(error, UserError):
@@ -91,6 +128,8 @@ class Prediction:
             "case_id": name,
             "mask": self.mask_file(name).name,
             **mask_volumes(result.mask_zyx, grid),
+            "findings": to_json(findings),
+            "forced": is_refused(checked.findings),
         }
         self.ledger.write(name, record, inputs)
         return record, False
@@ -103,15 +142,36 @@ class Prediction:
                 image, _ = self._read(file)
                 for _ in self.predictor.stream(image.voxels, self.settings.data.intensity):
                     pass
-        except RankLost:
+        except (RankLost, ScanRefused):
             raise
         except Exception as error:
             raise RunFailed(failure_line(str(file), error)) from error
 
-    def _read(self, file: Path) -> tuple[Volume, Grid]:
-        """(the scan as the network knows it, its own grid); the scan itself is not kept: in large ones it counts."""
-        scan = read_nifti(file)
-        return prepare_for_network(scan, self.settings), scan.grid
+    def _known(self, name: str, inputs: str) -> dict[str, Any] | None:
+        """The record of a scan that need not be segmented again."""
+        if self.again or self.together is not None:
+            return None
+        known = self.ledger.read(name, inputs)
+        if known is None or (known["forced"] and not self.force):
+            return None
+        return known if all(path.is_file() for path in self._files(name)) else None
+
+    def _read(self, file: Path) -> tuple[Volume, "CheckedScan"]:
+        """(the scan as the network knows it, what is kept of the file's own voxels).
+
+        Every rank comes to the same findings, so that all ranks refuse a scan. Raises `ScanRefused`.
+        """
+        read = read_scan_file(file)
+        scan = read.volume
+        findings = check_scan(scan, read.notes, self.settings)
+        if is_refused(findings) and not self.force:
+            raise ScanRefused(str(file), findings)
+        return prepare_for_network(scan, self.settings), CheckedScan(
+            scan.grid, Overview.of_scan(scan), tuple(findings)
+        )
+
+    def _check_mask(self, mask_zyx: np.ndarray, checked: "CheckedScan") -> list[Finding]:
+        return check_mask(Volume(mask_zyx, checked.grid), checked.overview, self.settings)
 
     def mask_file(self, name: str) -> Path:
         return self.out / f"{name}.nii.gz"
@@ -130,21 +190,39 @@ class Prediction:
     def write_table(self) -> Path:
         """`mask_volumes.csv`: a row per scan of this folder, also of earlier calls with the same run and settings."""
         rows: list[dict[str, object]] = [
-            {**record, "scan": record["case_id"], "status": "done"}
+            {
+                **record,
+                "scan": record["case_id"],
+                "status": FORCED if record["forced"] else "done",
+                "warnings": warnings_text(record["findings"]),
+            }
             for record in self.ledger.read_all()
         ]
-        rows += [
-            {"scan": name, "status": "failed", "error": text}
-            for name, text in self.ledger.failures().items()
-        ]
-        text = io.StringIO()
+        details = self.ledger.failure_details()
+        for name, text in self.ledger.failures().items():
+            findings = details.get(name, {}).get("findings", [])
+            status = "refused" if name in details else "failed"
+            rows.append(
+                {"scan": name, "status": status, "warnings": warnings_text(findings), "error": text}
+            )
+        rows.sort(key=lambda row: natural_key(str(row["scan"])))
+        table = io.StringIO()
         writer = csv.DictWriter(
-            text, COLUMNS, extrasaction="ignore", restval="", lineterminator="\n"
+            table, COLUMNS, extrasaction="ignore", restval="", lineterminator="\n"
         )
         writer.writeheader()
         writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-        write_text(self.out / "volumes.csv", text.getvalue())
+        write_text(self.out / "volumes.csv", table.getvalue())
         return self.out / "volumes.csv"
+
+
+@dataclass(frozen=True)
+class CheckedScan:
+    """What is kept of a scan that may be segmented; its own voxels are not: in large scans they count."""
+
+    grid: Grid
+    overview: Overview
+    findings: tuple[Finding, ...]
 
 
 def mask_volumes(mask_zyx: np.ndarray, grid: Grid) -> dict[str, object]:

@@ -467,7 +467,10 @@ def test_histograms_add_up_to_the_same_numbers_in_any_order() -> None:
 
 @pytest.mark.real_mini
 def test_real_scans_and_their_traps(real_mini: Path, tmp_path: Path) -> None:
-    code, result = convert(real_mini, tmp_path / "s", "convert.workers=2")
+    # liver_902 has 3 slices: by default it is excluded
+    code, result = convert(
+        real_mini, tmp_path / "s", "convert.workers=2", "convert.cleaning.min_slices=3"
+    )
     assert code == 0
     assert {scan: entry["status"] for scan, entry in result["audit"].items()} == {
         "liver_28": "kept",

@@ -9,6 +9,8 @@ from PIL import Image
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import DataConfig
 from liverseg_dist.data.augment import PRESETS, DeviceTransform
+from liverseg_dist.data.colours import LEGEND
+from liverseg_dist.data.conversion.thumbnail import render_thumbnail
 from liverseg_dist.data.loading import PatchLoader, PatchSource
 from liverseg_dist.data.preview import TILE_PX, PreviewRow, most_informative_slice, render_preview
 from liverseg_dist.data.store.case_store import CaseStore
@@ -110,3 +112,20 @@ def test_pictures_are_in_radiological_display() -> None:
     tile = picture[-TILE_PX - 6 : -6, 200 : 200 + TILE_PX]
     bright = np.argwhere(tile > 200)
     assert bright.max(axis=0).tolist() == [TILE_PX // 8 - 1, TILE_PX // 8 - 1]
+
+
+def test_the_legend_has_the_colours_of_the_audit() -> None:
+    """Liver, tumour and padding look alike in both pictures, and the legend shows these colours."""
+    image, label = np.zeros((1, 9, 9), np.float32), np.zeros((1, 9, 9), np.uint8)
+    label[0, :3], label[0, 3:6], label[0, 6:] = 2, 1, 255
+    row = PreviewRow("", (), (image, label), (image, label), black=0.0, white=1.0)
+    picture = np.asarray(render_preview([row]))
+    header = {tuple(pixel) for pixel in picture[:24, :200].reshape(-1, 3)}
+    assert {colour for _, colour in LEGEND} <= header
+    painted = {tuple(pixel) for pixel in picture[24:, 200 + TILE_PX :].reshape(-1, 3)}
+    for _, colour in LEGEND:
+        assert tuple(int(0.4 * channel) for channel in colour) in painted  # 40 % over black
+    outlined = np.asarray(render_thumbnail(np.full((3, 60, 60), -160, np.int16), np.repeat(
+        np.kron(label, np.ones((1, 7, 7), np.uint8))[:, :60, :60], 3, axis=0), (1.0, 1.0, 1.0)))  # fmt: skip
+    shown = {tuple(pixel) for pixel in outlined.reshape(-1, 3)}
+    assert {colour for _, colour in LEGEND} <= shown

@@ -117,7 +117,10 @@ BAD: dict[str, tuple[Write, str]] = {
     "RGB": (of_shape_and_type(lambda v: np.zeros(v.shape, RGB)), "voxels are RGB"),
     "complex": (of_shape_and_type(lambda v: v.astype(np.complex64)), "voxels are complex"),
     "float16": (with_fields(datatype=15), "of unknown type 15"),
-    "zero spacing": (with_fields(pixdim=[1, 1.5, 0, 2, 0, 0, 0, 0]), "voxels of 1.5 x 0 x 2 mm"),
+    "zero spacing": (
+        with_fields(sform_code=0, pixdim=[1, 1.5, 0, 2, 0, 0, 0, 0]),
+        "voxels of 1.5 x 0 x 2 mm",
+    ),
     "NaN affine": (with_fields(srow_x=[np.nan] * 4), "an affine is a finite"),
     "claims 10^13 voxels": (
         with_fields(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]),

@@ -70,7 +70,7 @@ def test_finished_scans_are_skipped_until_something_changes(
     assert written()
     assert not written()
     assert "done before" in capsys.readouterr().out
-    assert written("--force")
+    assert written("--again")
     assert written("inference.overlap=0.2")  # other settings, other masks
     assert not written("inference.overlap=0.2", "inference.batch_size=2")
     mask.unlink()

@@ -2,12 +2,13 @@
 
 The label comes back on the image's own grid, repaired where that is safe. Findings have a severity and a stable code:
 
-  error    the case is excluded    hu_offset_missing not_ct_like constant_image too_many_broken_voxels label_values
+  error    the case is excluded    hu_offset_missing not_ct_like constant_image too_many_broken_voxels
+                                   very_few_slices (below convert.cleaning.min_slices) label_values
                                    label_fractional label_no_overlap label_empty label_missing (by setting)
   warning  look at it              identity_affine liver_hu_implausible liver_volume tumour_outside_liver
                                    liver_on_the_left very_few_slices label_reoriented label_resampled label_shifted
                                    label_cut label_header_lost broken_voxels padding_values blank_slices
-                                   (and the reader's notes on the header)
+                                   implausible_voxel_size (and the reader's notes on the header)
   info     worth knowing           few_slices no_tumour oblique label_missing (a scan kept without label)
 """
 
@@ -19,34 +20,17 @@ import cc3d
 import numpy as np
 
 from liverseg_dist.config import CleaningConfig
-from liverseg_dist.data.audit.findings import Finding, Severity
-from liverseg_dist.data.audit.label_geometry import (
-    is_identity,
-    liver_right_of_middle_mm,
-    match_label,
-)
-from liverseg_dist.data.preprocessing.invalid_voxels import (
-    AIR_HU,
-    InvalidVoxels,
-    fill_invalid_voxels,
-    invalid_fraction,
-)
+from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.audit.label_geometry import liver_right_of_middle_mm, match_label
+from liverseg_dist.data.audit_image import check_broken, check_grid, check_intensity, image_facts
 from liverseg_dist.labels import CLASS_NAMES, LIVER, NUM_CLASSES, TUMOUR
-from liverseg_dist.volume import CANONICAL_ORIENTATION, Volume
+from liverseg_dist.volume import Volume
 
 Status = Literal["kept", "repaired", "imputed", "unlabelled", "excluded"]
 
-SLAB_SLICES = 64
-VERY_FEW_SLICES = 8
 LABEL_TOLERANCE = 1e-3
-LIVER_HU = (-100.0, 300.0)
-"""Median HU of a liver: fat to haemochromatosis and contrast, with room."""
-OFFSET_LIVER_HU = (850.0, 1400.0)
-"""The same when 1024 was never subtracted."""
 LIVER_ML = (300.0, 5000.0)
 LEFT_MM = 5.0
-SAMPLE_STEP = 4
-FEW_PADDING = 1e-3
 REPAIRS = frozenset({"label_reoriented", "label_resampled", "label_shifted", "label_header_lost"})
 
 
@@ -70,13 +54,9 @@ def audit_case(
 ) -> AuditResult:
     """Judge one case. `notes`: what reading its files found; `training`: a label was to be expected."""
     findings = list(notes)
-    facts: dict[str, object] = {
-        "shape_zyx": list(image.shape),
-        "spacing_mm": [round(mm, 6) for mm in image.spacing_mm],
-        "orientation": image.grid.orientation,
-    }
-    findings += _check_grid(image)
-    findings += _check_broken(image, cleaning, facts)
+    facts = image_facts(image)
+    findings += check_grid(image, cleaning)
+    findings += check_broken(image, cleaning, facts)
     repaired: Volume | None = None
     if label is not None:
         whole, problem = _whole_label(label)
@@ -88,8 +68,8 @@ def audit_case(
             repaired = matched.label
     if repaired is not None:
         findings += _check_label(repaired, facts)
-        findings += _check_side(image, repaired, facts)
-    findings += _check_intensity(image, repaired, facts)
+        findings += check_side(image, repaired, facts)
+    findings += check_intensity(image, repaired, facts)
     if label is None:
         named = [f for f in findings if f.code == "label_missing"]
         findings = [f for f in findings if f.code != "label_missing"] + _missing_label(
@@ -123,79 +103,6 @@ def _missing_label(
             )
         ]
     return [Finding("info", "label_missing", f"{why}; kept as an unlabelled scan")]
-
-
-def _check_grid(image: Volume) -> list[Finding]:
-    found = []
-    if is_identity(image.grid):
-        message = (
-            "identity affine with voxels of 1 mm: the header lost its geometry (known for LiTS 28 to 47); "
-            "give the true sizes in convert.cleaning.spacing_table"
-        )
-        found.append(Finding("warning", "identity_affine", message))
-    slices = image.reoriented(CANONICAL_ORIENTATION).shape[0]
-    if slices < VERY_FEW_SLICES:
-        found.append(
-            Finding(
-                "warning",
-                "very_few_slices",
-                f"{slices} slices, fewer than the {SLAB_SLICES} of a slab",
-            )
-        )
-    elif slices < SLAB_SLICES:
-        found.append(
-            Finding(
-                "info", "few_slices", f"{slices} slices, fewer than the {SLAB_SLICES} of a slab"
-            )
-        )
-    tilt = _tilt_degrees(image)
-    if tilt > 1:
-        found.append(
-            Finding(
-                "info",
-                "oblique",
-                f"axes are {tilt:.1f} degrees off the world's; the grid is kept as it is",
-            )
-        )
-    return found
-
-
-def _tilt_degrees(image: Volume) -> float:
-    directions = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
-    return float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0).min(), -1, 1))))
-
-
-def _check_broken(
-    image: Volume, cleaning: CleaningConfig, facts: dict[str, object]
-) -> list[Finding]:
-    canonical = image.reoriented(CANONICAL_ORIENTATION)
-    _, broken = fill_invalid_voxels(canonical.voxels)
-    facts["broken"] = broken.to_json()
-    found = _broken_findings(broken, int(np.prod(canonical.shape)))
-    share = invalid_fraction(broken, canonical.shape)
-    if share > cleaning.max_broken_fraction:
-        limit = cleaning.max_broken_fraction
-        message = f"{100 * share:.1f} % broken voxels; at most {100 * limit:.1f} % (convert.cleaning.max_broken_fraction)"
-        found.append(Finding("error", "too_many_broken_voxels", message))
-    return found
-
-
-def _broken_findings(broken: InvalidVoxels, voxels: int) -> list[Finding]:
-    found = []
-    if broken.nonfinite_voxels:
-        message = f"{broken.nonfinite_voxels:,} NaN or infinite voxels become air ({AIR_HU} HU)"
-        found.append(Finding("warning", "broken_voxels", message))
-    if broken.padding_voxels:
-        message = f"{broken.padding_voxels:,} voxels below {AIR_HU} HU (padding, or noise in air) become air"
-        severity: Severity = "warning" if broken.padding_voxels > FEW_PADDING * voxels else "info"
-        found.append(Finding(severity, "padding_values", message))
-    if broken.blank_slices:
-        some = ", ".join(map(str, broken.blank_slices[:8]))
-        message = (
-            f"{len(broken.blank_slices)} blank slice(s) within the scan are interpolated: {some}"
-        )
-        found.append(Finding("warning", "blank_slices", message))
-    return found
 
 
 def _whole_label(label: Volume) -> tuple[Volume, Finding | None]:
@@ -249,26 +156,35 @@ def _check_label(label: Volume, facts: dict[str, object]) -> list[Finding]:
     if per_class[LIVER] == 0 and per_class[TUMOUR] == 0:
         return [Finding("error", "label_empty", "the label is empty: neither liver nor tumour")]
     found = []
-    liver_ml = (per_class[LIVER] + per_class[TUMOUR]) * label.grid.voxel_volume_ml
-    if not LIVER_ML[0] <= liver_ml <= LIVER_ML[1]:
-        low, high = LIVER_ML
-        message = f"a liver of {liver_ml:.0f} ml, not {low:.0f} to {high:.0f} (a cut scan, or a wrong voxel size?)"
-        found.append(Finding("warning", "liver_volume", message))
+    found += check_liver_volume((per_class[LIVER] + per_class[TUMOUR]) * label.grid.voxel_volume_ml)
     if per_class[TUMOUR] == 0:
         facts["tumours"] = 0
         found.append(Finding("info", "no_tumour", "no tumour is labelled"))
         return found
-    tumours, outside, outside_voxels = tumours_and_strays(label.voxels)
+    tumours, findings = check_tumours(label.voxels)
     facts["tumours"] = tumours
-    if outside:
-        message = (
-            f"{outside} of {tumours} tumours ({outside_voxels:,} voxels) do not touch the liver"
-        )
-        found.append(Finding("warning", "tumour_outside_liver", message))
-    return found
+    return [*found, *findings]
 
 
-def _check_side(image: Volume, label: Volume, facts: dict[str, object]) -> list[Finding]:
+def check_liver_volume(liver_ml: float) -> list[Finding]:
+    """Whether a liver (with its tumours) can have this volume."""
+    low, high = LIVER_ML
+    if low <= liver_ml <= high:
+        return []
+    message = f"a liver of {liver_ml:.0f} ml, not {low:.0f} to {high:.0f} (a cut scan, or a wrong voxel size?)"
+    return [Finding("warning", "liver_volume", message)]
+
+
+def check_tumours(label_zyx: np.ndarray) -> tuple[int, list[Finding]]:
+    """(number of tumours, a finding if some lie outside the liver)."""
+    tumours, outside, outside_voxels = tumours_and_strays(label_zyx)
+    if not outside:
+        return tumours, []
+    message = f"{outside} of {tumours} tumours ({outside_voxels:,} voxels) do not touch the liver"
+    return tumours, [Finding("warning", "tumour_outside_liver", message)]
+
+
+def check_side(image: Volume, label: Volume, facts: dict[str, object]) -> list[Finding]:
     """A world that was flipped (LPS taken for RAS, a lost sign) puts the liver on the wrong side of the body."""
     right_mm = liver_right_of_middle_mm(image, label)
     if right_mm is None:
@@ -281,67 +197,45 @@ def _check_side(image: Volume, label: Volume, facts: dict[str, object]) -> list[
 
 
 def tumours_and_strays(label_zyx: np.ndarray) -> tuple[int, int, int]:
-    """(tumour components, those that touch no liver voxel, voxels of these); 26 neighbours count as touching."""
-    used = [
-        np.flatnonzero((label_zyx > 0).any(axis=tuple(a for a in range(3) if a != axis)))
-        for axis in range(3)
-    ]
-    box = label_zyx[tuple(slice(int(u[0]), int(u[-1]) + 1) for u in used)]
-    organs = cc3d.connected_components(box > 0, connectivity=26)
-    has_liver = np.zeros(int(organs.max()) + 1, dtype=bool)
-    has_liver[np.unique(organs[box == LIVER])] = True
-    tumours = cc3d.connected_components(box == TUMOUR, connectivity=26)
-    inside = (box == TUMOUR) & has_liver[organs]
+    """(tumour components, those that touch no liver voxel, voxels of these); 26 neighbours count as touching.
+
+    Memory: 4 bytes for each voxel of the box around the tumours.
+    """
+    box = _tumour_box(label_zyx)
+    if box is None:
+        return 0, 0, 0
+    part = label_zyx[box]
+    tumour = part == TUMOUR
+    tumours = cc3d.connected_components(tumour.view(np.uint8), connectivity=26)
     count = int(tumours.max())
-    touching = len(np.unique(tumours[inside]))
-    return count, count - touching, int(np.count_nonzero((box == TUMOUR) & ~has_liver[organs]))
+    stray = np.ones(count + 1, dtype=bool)
+    stray[np.unique(tumours[_grown(part == LIVER) & tumour])] = False
+    stray[0] = False
+    return count, int(np.count_nonzero(stray)), int(np.count_nonzero(stray[tumours]))
 
 
-def _check_intensity(
-    image: Volume, label: Volume | None, facts: dict[str, object]
-) -> list[Finding]:
-    sample = image.voxels[:: 1 + image.shape[0] // 64, ::SAMPLE_STEP, ::SAMPLE_STEP].astype(
-        np.float32
-    )
-    sample = sample[np.isfinite(sample)]
-    if not sample.size:
-        return []
-    low, high = float(np.nanmin(image.voxels)), float(np.nanmax(image.voxels))
-    facts["hu_range"] = [low, high]
-    facts["hu_percentiles"] = {
-        str(p): round(float(np.percentile(sample, p)), 1) for p in (1, 25, 50, 75, 99)
-    }
-    if low == high:
-        return [
-            Finding("error", "constant_image", f"every voxel is {low:g}; there is no scan in it")
-        ]
-    median = None
-    if label is not None:
-        values = image.voxels[(label.voxels == LIVER)]
-        median = float(np.median(values)) if values.size else None
-        facts["liver_median_hu"] = median
-    return _judge_intensity(low, high, sample, median)
+def _tumour_box(label_zyx: np.ndarray) -> tuple[slice, ...] | None:
+    """The box around all tumours, and a voxel more on each side."""
+    in_plane = np.zeros(label_zyx.shape[1:], dtype=bool)
+    planes = []
+    for z, slice_yx in enumerate(label_zyx):  # slice by slice: no boolean copy of a large scan
+        tumour = slice_yx == TUMOUR
+        if tumour.any():
+            planes.append(z)
+            in_plane |= tumour
+    if not planes:
+        return None
+    rows, columns = (np.flatnonzero(in_plane.any(axis=axis)) for axis in (1, 0))
+    ends = ((planes[0], planes[-1]), (rows[0], rows[-1]), (columns[0], columns[-1]))
+    return tuple(slice(max(0, int(first) - 1), int(last) + 2) for first, last in ends)
 
 
-def _judge_intensity(
-    low: float, high: float, sample: np.ndarray, liver_median: float | None
-) -> list[Finding]:
-    """A CT in HU has air far below zero; what has none is another modality, or was shifted or scaled."""
-    if low > -200:
-        tissue = (
-            liver_median
-            if liver_median is not None
-            else float(np.median(sample[sample > sample.mean()]))
-        )
-        if OFFSET_LIVER_HU[0] <= tissue <= OFFSET_LIVER_HU[1]:
-            message = f"values {low:g} to {high:g}, tissue near {tissue:.0f}: 1024 was not subtracted; correct scl_inter"
-            return [Finding("error", "hu_offset_missing", message)]
-        if not LIVER_HU[0] <= tissue <= LIVER_HU[1] or high - low < 100:
-            message = f"values from {low:g} to {high:g}, tissue near {tissue:.4g}: not HU of a CT (MR, or rescaled?)"
-            return [Finding("error", "not_ct_like", message)]
-    if liver_median is not None and not LIVER_HU[0] <= liver_median <= LIVER_HU[1]:
-        message = (
-            f"the liver's median is {liver_median:.0f} HU; does the label belong to this image?"
-        )
-        return [Finding("warning", "liver_hu_implausible", message)]
-    return []
+def _grown(mask_zyx: np.ndarray) -> np.ndarray:
+    """The mask and its 26 neighbours."""
+    for axis in range(3):
+        before = np.moveaxis(mask_zyx, axis, 0)
+        after = before.copy()
+        after[1:] |= before[:-1]
+        after[:-1] |= before[1:]
+        mask_zyx = np.moveaxis(after, 0, axis)
+    return mask_zyx

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from liverseg_dist.config import ConvertConfig
+from liverseg_dist.data.audit.findings import Finding
 from liverseg_dist.data.conversion.case_writer import (
     PRIVATE,
     SUMS,
@@ -18,6 +19,7 @@ from liverseg_dist.data.conversion.case_writer import (
     sha256_file,
     write_text,
 )
+from liverseg_dist.data.conversion.settings_match import DONE_BEFORE
 from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.io.dataset_index import MsdCase
 from liverseg_dist.data.store.layout import CASES, SCHEMA
@@ -47,6 +49,9 @@ class Labeller(Protocol):
 
     def __call__(self, image: Volume) -> np.ndarray:
         """Labels (uint8, z, y, x) on the image's own grid, for HU in any orientation."""
+
+    def compare_scan(self, image: Volume) -> list[Finding]:
+        """Warnings about a scan that is unlike those the labels were learnt from."""
 
 
 @dataclass
@@ -86,6 +91,8 @@ class CaseJob:
     def settings_sha256(self) -> str:
         """Of everything but the files' bytes that the stored case depends on."""
         cleaning = self.convert.cleaning.model_dump(mode="json", exclude=NO_CONCERN_OF_A_CASE)
+        if self.convert.cleaning.min_slices == DONE_BEFORE["convert.cleaning.min_slices"]:
+            cleaning.pop("min_slices")
         labels_from = None if self.labeller is None else self.labeller.fingerprint
         if self.case.label is not None:
             cleaning.pop("missing_label")

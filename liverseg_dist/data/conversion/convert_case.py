@@ -155,6 +155,9 @@ def _judge_and_store(
         wanted = False  # a scan that was set apart is not to be trained on
     if wanted and audit.status == "unlabelled" and job.labeller is not None and not job.audit_only:
         guide = Volume(job.labeller(image), image.grid)
+        unlike = job.labeller.compare_scan(image)
+        audit = replace(audit, findings=(*audit.findings, *unlike))
+        record.findings = _json(audit.findings)
         if policy == "impute":
             audit, guide = _imputed(job, audit, image, guide), None
             record.status, record.facts, record.findings = (

@@ -12,7 +12,11 @@ from liverseg_dist.data.conversion.case_writer import sha256_file
 from liverseg_dist.data.store.layout import SCHEMA
 from liverseg_dist.errors import UserError
 
-DONE_BEFORE = {"convert.cleaning.standardise": True}
+DONE_BEFORE = {
+    "convert.cleaning.standardise": True,
+    "convert.cleaning.min_slices": 4,
+    "convert.modality": "CT",
+}
 """Settings that came later, as they stand where nothing is said: stores made before can be continued."""
 
 
@@ -22,8 +26,11 @@ def public_settings(convert: ConvertConfig) -> dict[str, Any]:
         mode="json", exclude={"workers": True, "labels_from": True, "splits": {"file", "patients"}}
     )
     shown["cleaning"].pop("spacing_table")
-    if shown["cleaning"]["standardise"] == DONE_BEFORE["convert.cleaning.standardise"]:
-        shown["cleaning"].pop("standardise")
+    for key in ("standardise", "min_slices"):
+        if shown["cleaning"][key] == DONE_BEFORE[f"convert.cleaning.{key}"]:
+            shown["cleaning"].pop(key)
+    if shown["modality"] == DONE_BEFORE["convert.modality"]:
+        shown.pop("modality")
     return shown
 
 

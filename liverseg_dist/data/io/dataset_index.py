@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_dist.data.audit.findings import Finding, is_valid_case_id
+from liverseg_dist.data.modality import KEYS, check_modality
 from liverseg_dist.data.msd_folder import (
     GHOST,
     PARTS,
@@ -233,23 +234,17 @@ def _names_an_image(entry: object) -> bool:
 
 
 def _modality_notes(content: dict[str, Any], index: Path) -> list[Finding]:
-    modality = content.get("modality", content.get("channel_names"))
+    modality = next((content[key] for key in KEYS if content.get(key) is not None), None)
     if modality is None:
         return []
-    names = list(modality.values()) if isinstance(modality, dict) else [modality]
+    names = modality
+    if not isinstance(names, list):
+        names = list(modality.values()) if isinstance(modality, dict) else [modality]
     if len(names) != 1:
         raise UserError(
             f"{printable(index)}: {len(names)} modalities; liver CTs have one channel of HU"
         )
-    if str(names[0]).strip().upper() == "CT":
-        return []
-    return [
-        Finding(
-            "warning",
-            "not_ct",
-            f"{INDEX} says modality {printable(names[0])}; voxels are read as HU of a CT",
-        )
-    ]
+    return check_modality(INDEX, names)
 
 
 def _entries(content: dict[str, Any], key: str, index: Path) -> list[Any]:

@@ -2,8 +2,7 @@
 
 nibabel decodes the fields (both versions, both byte orders, quaternions); this module decides what is fit for use:
 three-dimensional scalar voxels of a believable number and size at known places. Every refusal is a `ScanFileError`.
-The affine is chosen as nibabel and the NIfTI standard do: sform, else qform, else voxel sizes alone; a disagreement of
-the two becomes a note.
+Where the voxels lie is decided in `nifti_geometry`.
 """
 
 import math
@@ -15,6 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from liverseg_dist.data.audit.findings import Finding, ScanFileError
+from liverseg_dist.data.nifti_geometry import read_geometry
 from liverseg_dist.volume import Grid
 
 NIFTI1_BYTES, NIFTI2_BYTES = 348, 540
@@ -23,10 +23,6 @@ MAX_VOXELS = 2**30
 """Four times the largest scan of LiTS (512 x 512 x 1026)."""
 MAX_OFFSET = 2**26
 """Bytes of header extensions."""
-SPACING_LIMITS_MM = (0.01, 100.0)
-MAX_AFFINE_MM = 1e6
-FORM_TOLERANCE_MM = 0.1
-PIXDIM_TOLERANCE = 0.01
 
 SCALARS = {
     2: "u1",
@@ -85,7 +81,8 @@ def parse_header(block: bytes, path: Path) -> Header:
     shape_xyz = _shape(fields, path)
     dtype = _dtype(fields, path)
     slope, inter = _scaling(fields, path)
-    grid, notes = _grid(fields, shape_xyz, path)
+    grid, notes = read_geometry(fields, shape_xyz, path)
+    notes = [*_scaling_notes(fields), *notes]
     offset = float(fields["vox_offset"])
     least = int(fields["sizeof_hdr"]) + 4
     if (
@@ -187,95 +184,10 @@ def _scaling(fields: nib.Nifti1Header, path: Path) -> tuple[float, float]:
     return slope, inter
 
 
-def _grid(
-    fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int], path: Path
-) -> tuple[Grid, list[Finding]]:
-    pixdim = np.asarray(fields["pixdim"][1:4], dtype=np.float64)
-    low, high = SPACING_LIMITS_MM
-    if not ((low <= pixdim) & (pixdim <= high)).all():  # NaN fails too
-        reason = f"voxels of {_sizes(pixdim)}; set the header's pixdim to the true size"
-        raise ScanFileError(path, "header_spacing", reason)
-    notes: list[Finding] = []
-    if _has_form(fields, "sform_code"):
-        grid = _checked_grid(shape_xyz, fields.get_sform(), path)
-        if _has_form(fields, "qform_code"):
-            notes += _compare_qform(grid, fields, path)
-    elif _has_form(fields, "qform_code"):
-        grid = _qform_grid(fields, shape_xyz, path)
-    else:
-        grid = _checked_grid(shape_xyz, _base_affine(fields, shape_xyz), path)
-        message = "neither qform nor sform in the header; left/right is assumed"
-        notes.append(Finding("warning", "no_orientation", message))
-    if np.abs(np.asarray(grid.spacing_mm[::-1]) / pixdim - 1).max() > PIXDIM_TOLERANCE:
-        by_affine = _sizes(grid.spacing_mm[::-1])
-        message = (
-            f"pixdim says voxels of {_sizes(pixdim)}, the affine {by_affine}; the affine is used"
-        )
-        notes.append(Finding("warning", "pixdim_disagrees", message))
-    if grid.is_sheared:
-        notes.append(
-            Finding("warning", "sheared", "the axes are not at right angles (gantry tilt?)")
-        )
-    return grid, notes
-
-
-def _has_form(fields: nib.Nifti1Header, name: str) -> bool:
-    """A code that NIfTI does not define counts as none, as nibabel takes it."""
-    code = int(fields[name])
-    return code > 0 and code in nib.nifti1.xform_codes.code
-
-
-def _compare_qform(grid: Grid, fields: nib.Nifti1Header, path: Path) -> list[Finding]:
-    """What to say about a qform beside the sform, which is used."""
-    try:
-        other = _qform_grid(fields, (grid.shape[2], grid.shape[1], grid.shape[0]), path)
-    except ScanFileError as error:
-        return [Finding("warning", "qform_unusable", f"{error.reason}; the sform is used")]
-    apart_mm = float(np.abs(grid.corners_mm() - other.corners_mm()).max())
-    if apart_mm <= FORM_TOLERANCE_MM:
+def _scaling_notes(fields: nib.Nifti1Header) -> list[Finding]:
+    """A slope of 0 switches scaling off, which also drops an intercept such as -1024."""
+    slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
+    if not (slope == 0 or math.isnan(slope)) or inter == 0 or math.isnan(inter):
         return []
-    message = f"qform and sform put voxels up to {apart_mm:.2f} mm apart; the sform is used"
-    return [Finding("warning", "qform_sform_disagree", message)]
-
-
-def _qform_grid(fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int], path: Path) -> Grid:
-    try:
-        with np.errstate(all="ignore"):  # what overflows is refused right after
-            affine = np.asarray(fields.get_qform())
-    except (nib.spatialimages.HeaderDataError, ValueError) as error:
-        raise ScanFileError(
-            path, "header_affine", f"the qform is no rotation ({error}); repair the header"
-        ) from None
-    return _checked_grid(shape_xyz, affine, path)
-
-
-def _base_affine(fields: nib.Nifti1Header, shape_xyz: tuple[int, int, int]) -> np.ndarray:
-    """nibabel's choice for a header without forms: x to the left, the centre of the scan at the origin."""
-    plain = nib.Nifti1Header()
-    plain.set_data_shape(shape_xyz)
-    plain.set_zooms([float(v) for v in fields["pixdim"][1:4]])
-    return np.asarray(plain.get_base_affine())
-
-
-def _checked_grid(shape_xyz: tuple[int, int, int], affine: np.ndarray, path: Path) -> Grid:
-    if (np.abs(affine) > MAX_AFFINE_MM).any():
-        raise ScanFileError(
-            path, "header_affine", "the affine puts voxels kilometres away; repair qform and sform"
-        )
-    try:
-        grid = Grid(shape_xyz[::-1], affine)
-    except ValueError as error:
-        raise ScanFileError(
-            path, "header_affine", f"{error}; repair qform and sform in the header"
-        ) from None
-    low, high = SPACING_LIMITS_MM
-    if min(grid.spacing_mm) < low or max(grid.spacing_mm) > high:
-        sizes = _sizes(grid.spacing_mm[::-1])
-        raise ScanFileError(
-            path, "header_spacing", f"voxels of {sizes} (x, y, z) are no CT's; sizes must be in mm"
-        )
-    return grid
-
-
-def _sizes(values_xyz: "np.ndarray | tuple[float, ...]") -> str:
-    return " x ".join(f"{float(v):.4g}" for v in values_xyz) + " mm"
+    message = f"scl_slope {slope:g} switches scaling off: scl_inter {inter:g} is not applied"
+    return [Finding("warning", "scaling_ignored", message)]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.files import write_text
+from liverseg_dist.files import natural_key, write_text
 from liverseg_dist.labels import STRUCTURES
 
 CASE_COLUMNS = (
@@ -27,7 +27,7 @@ Case = dict[str, Any]
 
 def write_cases_csv(file: Path, cases: Iterable[Case], failures: Mapping[str, str]) -> None:
     """Failed cases have a row with status `failed` and the error."""
-    rows = [_case_row(case, structure) for case in cases for structure in STRUCTURES]
+    rows = [_case_row(case, structure) for case in _in_order(cases) for structure in STRUCTURES]
     rows += [
         {"case_id": case_id, "status": "failed", "error": error}
         for case_id, error in failures.items()
@@ -36,11 +36,17 @@ def write_cases_csv(file: Path, cases: Iterable[Case], failures: Mapping[str, st
 
 
 def write_lesions_csv(file: Path, cases: Iterable[Case]) -> None:
-    _write(
-        file,
-        LESION_COLUMNS,
-        [_lesion_row(case["case_id"], lesion) for case in cases for lesion in case["lesions"]],
-    )
+    rows = [
+        _lesion_row(case["case_id"], lesion)
+        for case in _in_order(cases)
+        for lesion in case["lesions"]
+    ]
+    _write(file, LESION_COLUMNS, rows)
+
+
+def _in_order(cases: Iterable[Case]) -> list[Case]:
+    """liver_2 before liver_10."""
+    return sorted(cases, key=lambda case: natural_key(case["case_id"]))
 
 
 def _case_row(case: Case, structure: str) -> dict[str, object]:

@@ -157,6 +157,15 @@ def zlib_all(raw: bytes) -> bytes:
         raise Wrong(f"Python's gzip refuses it: {error}") from None
 
 
+def affine_by_nibabel(image: nib.Nifti1Image, codes: set[str]) -> np.ndarray:
+    """nibabel's affine; with the two differences that our findings name: the unit, and an unusable sform."""
+    affine = image.header.get_qform() if "sform_unusable" in codes else image.affine
+    if "unit_not_mm" not in codes:
+        return np.asarray(affine)
+    scale = {1: 1e3, 3: 1e-3}[int(image.header["xyzt_units"]) & 7]
+    return np.diag([scale, scale, scale, 1.0]) @ affine
+
+
 class NiftiTarget:
     """`read_scan_file` as image and as label."""
 
@@ -171,7 +180,8 @@ class NiftiTarget:
     def check(self, case: Path) -> None:
         (path,) = case.iterdir()
         scan = read_scan_file(path)
-        self._compare(scan.volume.voxels, scan.volume.affine, path)
+        codes = {note.code for note in scan.notes}
+        self._compare(scan.volume.voxels, scan.volume.affine, path, codes)
         try:
             label = read_scan_file(path, "label").volume
         except UserError as error:
@@ -184,7 +194,7 @@ class NiftiTarget:
         ):
             raise Wrong("as a label it has other voxels than as an image")
 
-    def _compare(self, voxels: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    def _compare(self, voxels: np.ndarray, affine: np.ndarray, path: Path, codes: set[str]) -> None:
         try:
             image = reference(path)
             expected = np.asarray(image.dataobj).T
@@ -197,10 +207,9 @@ class NiftiTarget:
             voxels.astype(np.float32), expected, rtol=1e-5, atol=1e-5, equal_nan=True
         ):
             raise Wrong("nibabel reads other voxels")
-        if not np.allclose(affine, image.affine, atol=1e-4):
-            raise Wrong(
-                f"nibabel has another affine: {image.affine.tolist()}, ours {affine.tolist()}"
-            )
+        theirs = affine_by_nibabel(image, codes)
+        if not np.allclose(affine, theirs, rtol=1e-5, atol=1e-4):
+            raise Wrong(f"nibabel has another affine: {theirs.tolist()}, ours {affine.tolist()}")
 
 
 class ScoreTarget:
