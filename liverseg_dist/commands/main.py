@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 
 from liverseg_dist import __version__
+from liverseg_dist.cores import make_threads_wait_passively
 from liverseg_dist.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # prints help or version, or refuses the command with the choices
         return EXIT_DONE
     name = argv[0]
+    make_threads_wait_passively()  # before the command imports torch
     module = importlib.import_module(f"liverseg_dist.commands.{name}")
     command = argparse.ArgumentParser(
         prog=f"liverseg {name}",

@@ -41,7 +41,13 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER
 from liverseg_dist.files import write_json
-from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, predictor_for, runs_fingerprint
+from liverseg_dist.inference.load_run import (
+    POSTPROCESS,
+    WEIGHTS_COMMENT,
+    LoadedRun,
+    predictor_for,
+    runs_fingerprint,
+)
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.postprocess_search import (
     LEAST_CASES,
@@ -103,12 +109,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"{store.path}: {args.part} has {cases} labelled cases; choosing needs {LEAST_CASES} or more"
         )
     return run_distributed(
-        world, args.timeout, job.folder, lambda watch: _choose(args, job, world, watch)
+        world, args.timeout, job.folder, lambda watch: _choose(args, runs, job, world, watch)
     )
 
 
 def _choose(
-    args: argparse.Namespace, job: PostprocessSearch, world: World, watch: HeartbeatMonitor
+    args: argparse.Namespace,
+    runs: list[LoadedRun],
+    job: PostprocessSearch,
+    world: World,
+    watch: HeartbeatMonitor,
 ) -> dict[str, Any]:
     failed = _prepare(job, world, watch)
     if failed:
@@ -119,7 +129,7 @@ def _choose(
     _say(decisions)
     watch.mark(-1, "writing the choice")
     if world.is_main and not args.dry_run:
-        write_choice(args.run / POSTPROCESS, chosen, _told(args, decisions, cases))
+        write_choice(args.run / POSTPROCESS, chosen, _told(args, runs, decisions, cases))
         write_json(
             job.folder / "choice.json",
             {"chosen": chosen, "decisions": [asdict(one) for one in decisions]},
@@ -220,10 +230,13 @@ def _say(decisions: list[Decision]) -> None:
         )
 
 
-def _told(args: argparse.Namespace, decisions: list[Decision], cases: int) -> str:
+def _told(
+    args: argparse.Namespace, runs: list[LoadedRun], decisions: list[Decision], cases: int
+) -> str:
     lines = [
         f"Chosen by `liverseg postprocess` on {cases} {args.part} cases; delete this file to undo it."
     ]
+    lines.append(WEIGHTS_COMMENT.removeprefix("# ") + " ".join(run.weights_sha256 for run in runs))
     lines.append("Mean Dice of liver and tumour without the operation -> cross-validated with it:")
     lines += [
         f"  {one.operation}: {one.score_before:.4f} -> {one.score_cross_validated:.4f} {'' if one.kept else 'not '}kept"

@@ -1,6 +1,7 @@
 """Where a run's figures go: TensorBoard events and `metrics.jsonl`, or nowhere (ranks above 0). Chosen once."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -119,6 +120,12 @@ class RunWriter:
                 file=sys.stderr,
             )
         self._told = True
+
+
+def tensorboard_command(run: Path) -> str:
+    """The command that shows a run's curves under the run's name, beside those of the runs next to it."""
+    # TensorBoard names a run by its folder below --logdir: with the run's own folder it would be called ".".
+    return f"tensorboard --logdir {shlex.quote(str(run.resolve().parent))}"
 
 
 def _keep_until(path: Path, step: int) -> None:
