@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from liverseg_dist.commands.case_progress import case_progress
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import (
     find_training_overlap,
@@ -59,7 +60,6 @@ from liverseg_dist.inference.postprocess_search import (
     write_choice,
 )
 from liverseg_dist.inference.work_division import shard_cases
-from liverseg_dist.tracking.progress import show_progress
 
 FOLDER = "postprocess"
 
@@ -173,7 +173,8 @@ def _prepare(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> d
     """Predict this rank's share; returns the failures of all ranks."""
     failed: dict[str, str] = {}
     mine = shard_cases(voxels_of(job.inputs), world.global_rank, world.world_size)
-    with show_progress("predict", len(mine), quiet=not world.is_main) as line:
+    total = len(job.inputs.slabs)
+    with case_progress("predict", total, world, watch) as line:
         for case_id in mine:
             watch.mark(-1, f"predicting {case_id}")
             try:
@@ -182,8 +183,10 @@ def _prepare(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> d
                 failed[case_id] = str(error)
                 report_case_failure(error, world, job.folder, case_id)
             line.advance(note=case_id)
-    watch.mark(-1, "waiting for the others' cases")
-    return {name: text for part in gather_from_ranks(failed) for name, text in part.items()}
+        watch.mark(-1, "waiting for the others' cases")
+        everything = gather_from_ranks(failed)
+        line.complete(total)
+    return {name: text for part in everything for name, text in part.items()}
 
 
 def _decide(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> list[Decision]:
@@ -191,7 +194,8 @@ def _decide(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> li
     mine = shard_cases(voxels_of(job.inputs), world.global_rank, world.world_size)
     decisions: list[Decision] = []
     chosen: dict[str, Any] = {}
-    with show_progress("try", len(OPERATIONS) * len(mine), quiet=not world.is_main) as line:
+    total = len(OPERATIONS) * len(job.inputs.slabs)
+    with case_progress("try", total, world, watch) as line:
         for operation in OPERATIONS:
             own = {}
             for case_id in mine:
@@ -206,6 +210,7 @@ def _decide(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> li
             decisions.append(decision)
             if decision.kept:
                 chosen[operation] = decision.option
+        line.complete(total)
     return decisions
 
 

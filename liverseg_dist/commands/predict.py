@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from liverseg_dist.commands.case_progress import case_progress
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import load_runs
 from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
@@ -31,7 +32,6 @@ from liverseg_dist.inference.load_run import predictor_for, runs_fingerprint
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.predict_scans import Prediction, find_scans, scan_name
 from liverseg_dist.inference.work_division import divide_work
-from liverseg_dist.tracking.progress import show_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,9 +129,7 @@ def _work(
     team = WindowParallel(world.device)
     shared = replace(job, predictor=job.predictor.spread_by(team.spread), together=team.case)
     alone = [*known[world.global_rank :: world.world_size], *map(Path, fresh.alone)]
-    with show_progress(
-        "predict", len(fresh.together) + len(alone), quiet=not world.is_main
-    ) as line:
+    with case_progress("predict", len(files), world, watch) as line:
         for file in (*map(Path, fresh.together), *alone):
             watch.mark(-1, f"segmenting {file.name}")
             try:
@@ -149,9 +147,11 @@ def _work(
                     failed[scan_name(file)] = isinstance(error, UserError)
                 if not isinstance(error, PeerFailed):  # that one was told by the rank that failed
                     report_case_failure(error, world, job.out, file.name)
-            line.advance(note=file.name)
-    watch.mark(-1, "waiting for the others' scans")
-    return {name: mistake for part in gather_from_ranks(failed) for name, mistake in part.items()}
+            line.advance(note=file.name, shared=str(file) in fresh.together)
+        watch.mark(-1, "waiting for the others' scans")
+        everything = gather_from_ranks(failed)
+        line.complete(len(files))
+    return {name: mistake for part in everything for name, mistake in part.items()}
 
 
 def _line(record: dict[str, Any], known: bool) -> str:

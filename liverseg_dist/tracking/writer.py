@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from liverseg_dist.files import write_text
+from liverseg_dist.tracking.tags import board_tag
 
 TRY_AGAIN_S = 60.0
 """Before TensorBoard's file is tried again after a failure."""
@@ -49,7 +50,9 @@ class NullWriter:
 
 
 class RunWriter:
-    """TensorBoard plus one JSON line per call of `scalars`. Figures past `resume_step` are dropped: they come again.
+    """TensorBoard (tags: see `tags`) plus one JSON line per call of `scalars`.
+
+    Figures past `resume_step` are dropped: they come again.
 
     A disk that takes no more ends no run: what cannot be written is told once and missed, until there is room again.
     """
@@ -68,7 +71,7 @@ class RunWriter:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         def add(board: SummaryWriter) -> None:
             for name, value in values.items():
-                board.add_scalar(name, value, step)
+                board.add_scalar(board_tag(name), value, step)
 
         self._on_board(add)
         try:

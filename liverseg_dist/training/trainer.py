@@ -23,6 +23,7 @@ from liverseg_dist.model.flops import peak_tflops, sample_flops
 from liverseg_dist.planning.memory_estimate import micro_batch
 from liverseg_dist.tracking.profile import StepProfile
 from liverseg_dist.tracking.progress import ProgressLine, show_progress
+from liverseg_dist.tracking.tags import part_name
 from liverseg_dist.tracking.writer import NullWriter, RunWriter, Writer
 from liverseg_dist.training.checkpoint import Checkpoints
 from liverseg_dist.training.components import TrainingComponents
@@ -298,12 +299,12 @@ class Trainer:
         return saved
 
     def _results(self) -> dict[str, float]:
-        dice = {f"hparam/dice_{name}": value for name, value in self.progress.last_dice.items()}
-        best = {"hparam/best_score": self.progress.best_score} if self.progress.best_step else {}
+        dice = {f"result/dice_{name}": value for name, value in self.progress.last_dice.items()}
+        best = {"result/best_score": self.progress.best_score} if self.progress.best_step else {}
         return {
             **dice,
             **best,
-            "hparam/loss": self._recent[-1].loss if self._recent else float("nan"),
+            "result/loss": self._recent[-1].loss if self._recent else float("nan"),
         }
 
     def _writer(self) -> Writer:
@@ -320,7 +321,7 @@ class Trainer:
         tflops = samples_per_s / world_size() * self._sample_flops / 1e12
         values = {
             "train/loss": result.loss,
-            **{f"train/{name}": value for name, value in result.parts.items()},
+            **{part_name(name): value for name, value in result.parts.items()},
             "train/learning_rate": result.learning_rate,
             "train/gradient_norm": result.gradient_norm,
             "speed/samples_per_s": samples_per_s,
