@@ -78,15 +78,8 @@ def test_a_run_continues_with_its_number_of_threads(phantom_store: Path, tmp_pat
     settings = [
         word for word in TINY if not word.startswith(("train.threads", "validation.every_steps"))
     ]
-    words = [
-        "train",
-        "--device",
-        "cpu",
-        f"data.store={phantom_store}",
-        "train.max_steps=2",
-        "validation.every_steps=0",
-        *settings,
-    ]
+    settings += ["train.max_steps=2", "validation.every_steps=0"]
+    words = ["train", "--device", "cpu", f"data.store={phantom_store}", *settings]
 
     def train(run: str, *more: str) -> str:
         # An OMP_NUM_THREADS that is no number is no request.
