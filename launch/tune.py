@@ -25,6 +25,7 @@ from typing import Any
 
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.config.settings import load_settings_as
+from liverseg_dist.cores import usable_cores
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import (
     EXIT_DONE,
@@ -196,7 +197,7 @@ def _run(
         and sum(not trial.parent for trial in journal.trials.values()) >= wanted
     ):
         return _last_session(folder)
-    cpus = args.cpus or len(os.sched_getaffinity(0))
+    cpus = args.cpus or usable_cores()
     try:
         # A cluster may be taken by others, and then there is nothing wrong with waiting.
         stands_still = (

@@ -17,6 +17,7 @@ FLOORS = {
 }  # fmt: skip
 FACTS_ORDER = (
     "errors",
+    "cores",
     "files",
     "locks",
     "labels",

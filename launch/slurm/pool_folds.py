@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_dist.errors import EXIT_DONE, LiversegError, RunFailed, UserError
+from liverseg_dist.evaluation.earlier import move_earlier_results
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import (
     EVALUATION,
@@ -58,11 +59,27 @@ def pool_fold_results(run: Path, folds: int, only: Sequence[int] = ()) -> dict[s
     ledger = Ledger(
         folder / LEDGER, {"folds": [str(r.summary["ledger"]["fingerprint"]) for r in results]}
     )
+    move_earlier_results(folder, ledger.fingerprint)
     for case in cases:
         ledger.write(case["case_id"], case)
     for result in results:
         _copy_pictures(result.folder / PICTURES, folder / PICTURES)
-    return write_results(folder, cases, failed, _details(run, results, folds, only), ledger)
+    return write_results(
+        folder,
+        cases,
+        failed,
+        _details(run, results, folds, only),
+        ledger,
+        postprocessing=_common_postprocessing(results),
+    )
+
+
+def _common_postprocessing(results: Sequence[Results]) -> dict[str, Any] | None:
+    """That of all folds, or by fold where they differ."""
+    settings = [result.summary.get("postprocessing") for result in results]
+    if all(one == settings[0] for one in settings):
+        return settings[0]
+    return {f"fold_{fold}": one for fold, one in enumerate(settings)}
 
 
 def _details(

@@ -105,7 +105,9 @@ def read_scores(job: FoldJob, step: int) -> dict[str, float] | None:
         lines = (job.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return None
-    if status["step"] < step or (status["state"] == "failed" and status["step"] == step):
+    # A running training writes its step before that step is saved; only a saved one is reached for good.
+    reached = status.get("saved_step", status["step"])
+    if reached < step or (status["state"] == "failed" and status["step"] == step):
         return None
     figures: dict[str, float] = {}
     for line in lines:

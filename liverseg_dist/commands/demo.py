@@ -143,6 +143,6 @@ def _print_next_steps(training: Path, out: Path) -> None:
     report = training / "evaluation" / "report.html"
     print(
         f"\nreport:        {report}\n"
-        f"curves:        {scripts / 'tensorboard'} --logdir {run_folder}      then open http://localhost:6006\n"
+        f"curves:        {scripts / 'tensorboard'} --logdir {shlex.quote(str(out))}      then open http://localhost:6006\n"
         f"a mask of your own CT:  {scripts / 'liverseg'} predict {run_folder} SCAN.nii.gz --out {masks}"
     )

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from liverseg_dist.cores import usable_cores
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
 from liverseg_dist.locks import hold_lock
 from liverseg_dist.texts.paths import path_argument
@@ -101,9 +102,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _machine(found: Findings) -> None:
     found.tell("python", platform.python_version(), "")
     found.tell(
-        "cores",
-        len(os.sched_getaffinity(0)),
-        "this process may use; shared out among the ranks of a node",
+        "cores", usable_cores(), "this process may use; shared out among the ranks of a node"
     )
     memory_gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     found.tell(

@@ -15,6 +15,7 @@ inference.mirror=true may follow. The largest scans are computed by all ranks to
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 
+from liverseg_dist.commands.case_progress import case_progress
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import (
     Seen,
@@ -51,6 +53,7 @@ from liverseg_dist.errors import (
     UserError,
     printable,
 )
+from liverseg_dist.evaluation.earlier import move_earlier_results
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.metrics.calibration import BINS
 from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
@@ -59,11 +62,11 @@ from liverseg_dist.inference.case_inputs import CaseInputs
 from liverseg_dist.inference.evaluate_cases import Evaluation
 from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, predictor_for, runs_fingerprint
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
+from liverseg_dist.inference.postprocess_search import postprocessing_settings
 from liverseg_dist.inference.scan_checks import ScanRefused, warnings_of
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.texts.names import ScanIndex
 from liverseg_dist.texts.paths import path_argument, text_argument
-from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.tracking.provenance import collect_provenance
 from liverseg_dist.training.crash_report import summarize_exception
 
@@ -144,11 +147,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             print(
                 f"warning: {format_leakage_warning(seen)}: expect less on others", file=sys.stderr
             )
+        moved = broadcast_from_rank0(
+            move_earlier_results(folder, job.ledger.fingerprint) if world.is_main else None
+        )
+        if moved is not None:
+            print(_describe_move(moved, folder), flush=True)
         reused = _work(job, folder, world, watch)
         watch.mark(-1, "writing the results")
         details = _details(args, runs, part, inputs, seen)
+        chosen = args.run / POSTPROCESS
         return broadcast_from_rank0(
-            _finish(job, folder, details, reused) if world.is_main else None
+            _finish(job, folder, details, reused, chosen) if world.is_main else None
         )
 
     return run_distributed(world, args.timeout, folder, work)
@@ -215,9 +224,8 @@ def _work(job: Evaluation, folder: Path, world: World, watch: HeartbeatMonitor) 
     )
     alone = [*known[world.global_rank :: world.world_size], *fresh.alone]
     reused = 0
-    with show_progress(
-        "evaluate", len(fresh.together) + len(alone), quiet=not world.is_main
-    ) as line:
+    total = len(job.inputs.slabs)
+    with case_progress("evaluate", total, world, watch) as line:
         for case_id in (*fresh.together, *alone):
             watch.mark(-1, f"scoring {case_id}")
             try:
@@ -231,17 +239,40 @@ def _work(job: Evaluation, folder: Path, world: World, watch: HeartbeatMonitor) 
                 pass  # told by the rank that failed
             except RunFailed as error:
                 is_helper = case_id in fresh.together and not world.is_main
-                if not (
-                    is_helper and isinstance(error.__cause__, ScanRefused)
-                ):  # rank 0 has the same reason
+                # A helper reports nothing of a refusal: rank 0 prints the same reason.
+                if not (is_helper and isinstance(error.__cause__, ScanRefused)):
                     report_case_failure(error, world, folder, case_id)
-            line.advance(note=case_id)
-    watch.mark(-1, "waiting for the others' cases")
-    barrier()
+            line.advance(note=case_id, shared=case_id in fresh.together)
+        watch.mark(-1, "waiting for the others' cases")
+        barrier()
+        line.complete(total)
     return sum(gather_from_ranks(reused))
 
 
-def _finish(job: Evaluation, folder: Path, details: dict[str, Any], reused: int) -> dict[str, Any]:
+def _describe_move(moved: Path, folder: Path) -> str:
+    """What is said of results that had to make room: other weights or settings are evaluated now."""
+    summary = json.loads((moved / SUMMARY).read_text(encoding="utf-8"))
+    dice = ", ".join(
+        f"{name} Dice {_shown(summary[name]['dice_per_case'])}" for name in ("liver", "tumour")
+    )
+    settings = _describe_postprocessing(summary.get("postprocessing"))
+    return (
+        f"earlier results of other weights or settings are kept in {moved} ({dice}, {settings}); to compare: "
+        f"liverseg compare {shlex.quote(str(moved))} {shlex.quote(str(folder))}"
+    )
+
+
+def _describe_postprocessing(settings: dict[str, Any] | None) -> str:
+    if not settings:
+        return "no post-processing"
+    return "post-processing " + ", ".join(
+        f"{name}={json.dumps(value)}" for name, value in settings.items()
+    )
+
+
+def _finish(
+    job: Evaluation, folder: Path, details: dict[str, Any], reused: int, chosen: Path
+) -> dict[str, Any]:
     """Aggregate the ledger, write the files, say the result. Any failure becomes part of the answer to all ranks."""
     try:
         cases, failures = _read_ledger(job.ledger, set(job.inputs.slabs))
@@ -253,7 +284,8 @@ def _finish(job: Evaluation, folder: Path, details: dict[str, Any], reused: int)
         print_scan_warnings(cases)
         details = _with_scan_note(details, cases)
         machine = collect_provenance(job.predictor.device)
-        summary = write_results(folder, cases, failures, details, job.ledger, machine)
+        settings = postprocessing_settings(job.predictor.config)
+        summary = write_results(folder, cases, failures, details, job.ledger, machine, settings)
         write_tensorboard(
             folder, summary, cases, folder / PICTURES, job.inputs.settings.train.max_steps
         )
@@ -261,7 +293,7 @@ def _finish(job: Evaluation, folder: Path, details: dict[str, Any], reused: int)
         line = summarize_exception(error)
         print(f"liverseg: {line}", file=sys.stderr)
         return {"error": line, "exit_code": EXIT_FAILED}
-    _say(summary, folder)
+    _say(summary, folder, chosen)
     return {
         "out": str(folder),
         "summary": str(folder / "summary.json"),
@@ -343,7 +375,7 @@ def _details(
     return details
 
 
-def _say(summary: dict[str, Any], folder: Path) -> None:
+def _say(summary: dict[str, Any], folder: Path, chosen: Path) -> None:
     kind = summary["details"]["input"]
     aided = (
         ", placed with the help of the truth (--source: whole scans, the score to publish)"
@@ -351,6 +383,8 @@ def _say(summary: dict[str, Any], folder: Path) -> None:
         else ""
     )
     print(f"{summary['n_cases']} cases, {kind}s{aided}, on the scans' own voxels")
+    source = f" (chosen in {chosen})" if summary["postprocessing"] and chosen.is_file() else ""
+    print(f"{_describe_postprocessing(summary['postprocessing'])}{source}")
     for structure in ("liver", "tumour"):
         scores = summary[structure]
         print(

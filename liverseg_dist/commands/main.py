@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 
 from liverseg_dist import __version__
+from liverseg_dist.cores import make_threads_wait_passively
 from liverseg_dist.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"liverseg: {error}", file=sys.stderr)
         return error.exit_code
+    make_threads_wait_passively()  # before the command imports torch
     module = importlib.import_module(f"liverseg_dist.commands.{name}")
     command = SuggestingParser(
         prog=f"liverseg {name}",

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from liverseg_dist.commands.case_progress import case_progress
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import (
     find_training_overlap,
@@ -42,7 +43,13 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER
 from liverseg_dist.files import write_json
-from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, predictor_for, runs_fingerprint
+from liverseg_dist.inference.load_run import (
+    POSTPROCESS,
+    WEIGHTS_COMMENT,
+    LoadedRun,
+    predictor_for,
+    runs_fingerprint,
+)
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.postprocess_search import (
     LEAST_CASES,
@@ -55,7 +62,6 @@ from liverseg_dist.inference.postprocess_search import (
 )
 from liverseg_dist.inference.work_division import shard_cases
 from liverseg_dist.texts.paths import path_argument, text_argument
-from liverseg_dist.tracking.progress import show_progress
 
 FOLDER = "postprocess"
 
@@ -116,12 +122,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"{store.path}: {args.part} has {cases} labelled cases; choosing needs {LEAST_CASES} or more"
         )
     return run_distributed(
-        world, args.timeout, job.folder, lambda watch: _choose(args, job, world, watch)
+        world, args.timeout, job.folder, lambda watch: _choose(args, runs, job, world, watch)
     )
 
 
 def _choose(
-    args: argparse.Namespace, job: PostprocessSearch, world: World, watch: HeartbeatMonitor
+    args: argparse.Namespace,
+    runs: list[LoadedRun],
+    job: PostprocessSearch,
+    world: World,
+    watch: HeartbeatMonitor,
 ) -> dict[str, Any]:
     failed = _prepare(job, world, watch)
     if world.is_main:
@@ -136,7 +146,7 @@ def _choose(
     _say(decisions)
     watch.mark(-1, "writing the choice")
     if world.is_main and not args.dry_run:
-        write_choice(args.run / POSTPROCESS, chosen, _told(args, decisions, cases))
+        write_choice(args.run / POSTPROCESS, chosen, _told(args, runs, decisions, cases))
         write_json(
             job.folder / "choice.json",
             {"chosen": chosen, "decisions": [asdict(one) for one in decisions]},
@@ -183,7 +193,8 @@ def _prepare(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> d
     """Predict this rank's share; returns the failures of all ranks."""
     failed: dict[str, str] = {}
     mine = shard_cases(voxels_of(job.inputs), world.global_rank, world.world_size)
-    with show_progress("predict", len(mine), quiet=not world.is_main) as line:
+    total = len(job.inputs.slabs)
+    with case_progress("predict", total, world, watch) as line:
         for case_id in mine:
             watch.mark(-1, f"predicting {case_id}")
             try:
@@ -192,8 +203,10 @@ def _prepare(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> d
                 failed[case_id] = str(error)
                 report_case_failure(error, world, job.folder, case_id)
             line.advance(note=case_id)
-    watch.mark(-1, "waiting for the others' cases")
-    return {name: text for part in gather_from_ranks(failed) for name, text in part.items()}
+        watch.mark(-1, "waiting for the others' cases")
+        everything = gather_from_ranks(failed)
+        line.complete(total)
+    return {name: text for part in everything for name, text in part.items()}
 
 
 def _decide(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> list[Decision]:
@@ -201,7 +214,8 @@ def _decide(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> li
     mine = shard_cases(voxels_of(job.inputs), world.global_rank, world.world_size)
     decisions: list[Decision] = []
     chosen: dict[str, Any] = {}
-    with show_progress("try", len(OPERATIONS) * len(mine), quiet=not world.is_main) as line:
+    total = len(OPERATIONS) * len(job.inputs.slabs)
+    with case_progress("try", total, world, watch) as line:
         for operation in OPERATIONS:
             own = {}
             for case_id in mine:
@@ -216,6 +230,7 @@ def _decide(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> li
             decisions.append(decision)
             if decision.kept:
                 chosen[operation] = decision.option
+        line.complete(total)
     return decisions
 
 
@@ -240,10 +255,13 @@ def _say(decisions: list[Decision]) -> None:
         )
 
 
-def _told(args: argparse.Namespace, decisions: list[Decision], cases: int) -> str:
+def _told(
+    args: argparse.Namespace, runs: list[LoadedRun], decisions: list[Decision], cases: int
+) -> str:
     lines = [
         f"Chosen by `liverseg postprocess` on {cases} {args.part} cases; delete this file to undo it."
     ]
+    lines.append(WEIGHTS_COMMENT.removeprefix("# ") + " ".join(run.weights_sha256 for run in runs))
     lines.append("Mean Dice of liver and tumour without the operation -> cross-validated with it:")
     lines += [
         f"  {one.operation}: {one.score_before:.4f} -> {one.score_cross_validated:.4f} {'' if one.kept else 'not '}kept"

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from liverseg_dist.commands.case_progress import case_progress
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import load_runs
 from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
@@ -47,7 +48,6 @@ from liverseg_dist.inference.scan_checks import (
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.texts.names import clean_text
 from liverseg_dist.texts.paths import expand_path, path_argument
-from liverseg_dist.tracking.progress import show_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -195,9 +195,7 @@ def _work(
         job, predictor=job.predictor.spread_by(team.map_windows), together=team.case_scope
     )
     alone = [*known[world.global_rank :: world.world_size], *map(Path, fresh.alone)]
-    with show_progress(
-        "predict", len(fresh.together) + len(alone), quiet=not world.is_main
-    ) as line:
+    with case_progress("predict", len(files), world, watch) as line:
         for file in (*map(Path, fresh.together), *alone):
             watch.mark(-1, f"segmenting {clean_text(file.name)}")
             try:
@@ -216,14 +214,17 @@ def _work(
                 ):  # a helper's failure fails the scan on rank 0, too
                     failed[job.name_of(file)] = isinstance(error, UserError)
                 is_helper = str(file) in fresh.together and not world.is_main
-                if not isinstance(error, PeerFailed) and not (
+                # The failed rank prints its own reason; of a refusal rank 0 has the same one.
+                is_reported_elsewhere = isinstance(error, PeerFailed) or (
                     is_helper and isinstance(error, ScanRefused)
-                ):
-                    # the other rank prints its own reason; of a refusal rank 0 has the same one
+                )
+                if not is_reported_elsewhere:
                     report_case_failure(error, world, job.out, clean_text(file.name))
-            line.advance(note=clean_text(file.name))
-    watch.mark(-1, "waiting for the others' scans")
-    return {name: mistake for part in gather_from_ranks(failed) for name, mistake in part.items()}
+            line.advance(note=clean_text(file.name), shared=str(file) in fresh.together)
+        watch.mark(-1, "waiting for the others' scans")
+        everything = gather_from_ranks(failed)
+        line.complete(len(files))
+    return {name: mistake for part in everything for name, mistake in part.items()}
 
 
 def _marks(job: Prediction, names: list[str]) -> dict[str, Any]:

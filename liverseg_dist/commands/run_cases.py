@@ -14,7 +14,14 @@ from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference.case_inputs import CaseInputs, source_scans
-from liverseg_dist.inference.load_run import LoadedRun, load_run, mirrored_axes
+from liverseg_dist.inference.load_run import (
+    CHOSEN_FOR_OTHERS,
+    POSTPROCESS,
+    LoadedRun,
+    load_run,
+    mirrored_axes,
+    uses_choice_of_other_weights,
+)
 from liverseg_dist.inference.scan_checks import gate_fingerprint, warning_lines
 
 Seen = dict[str, list[str]]
@@ -31,6 +38,8 @@ def load_runs(
         for path in (args.run, *args.ensemble)
         for kind in kinds
     ]
+    if world.is_main and postprocessed and uses_choice_of_other_weights(runs[0]):
+        print(f"warning: {runs[0].path / POSTPROCESS} {CHOSEN_FOR_OTHERS}", file=sys.stderr)
     if world.is_main and runs[0].settings.inference.mirror:
         _tell_what_is_not_mirrored(runs)
     return runs

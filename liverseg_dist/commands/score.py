@@ -9,10 +9,10 @@ and report.html. Run the same line again after a stop: cases already scored are 
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
+from liverseg_dist.cores import usable_cores
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError, printable
 from liverseg_dist.evaluation.metrics.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=_usable_cpus(),
+        default=usable_cores(),
         metavar="N",
         help="processes (default: usable CPUs, %(default)s)",
     )
@@ -187,7 +187,3 @@ def _print_summary(summary: dict, pairing: Pairing, out: Path) -> None:
 
 def _shown(value: float | None, digits: int = 4, unit: str = "") -> str:
     return "undefined" if value is None else f"{value:.{digits}f}{unit}"
-
-
-def _usable_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,6 +10,7 @@ The run's folder gets config.yaml, TensorBoard events, metrics.jsonl, checkpoint
 
 import argparse
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -19,12 +20,13 @@ from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.commands.run_distributed import run_distributed
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.distributed.collectives import broadcast_from_rank0
+from liverseg_dist.distributed.collectives import broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_RESUMABLE, LiversegError, RunFailed, UserError
+from liverseg_dist.inference.load_run import results_of_other_weights
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.texts.paths import quoted
+from liverseg_dist.tracking.writer import tensorboard_command
 from liverseg_dist.training.components import (
     TrainingComponents,
     build_components,
@@ -32,7 +34,8 @@ from liverseg_dist.training.components import (
     resolve_settings,
     settings_conflicting_with_store,
 )
-from liverseg_dist.training.run_folder import RunFolder, check_settings_compatible
+from liverseg_dist.training.extension import Horizons, Schedule, change_max_steps, read_horizons
+from liverseg_dist.training.run_folder import EXTENSIBLE, RunFolder, check_settings_compatible
 from liverseg_dist.training.trainer import Trainer, TrainingResult
 
 
@@ -90,11 +93,14 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         )
 
     def work(watch: HeartbeatMonitor) -> dict[str, Any]:
-        parts = build_components(settings, store, world)
+        recorded = folder.recorded_threads(world.global_rank, world.world_size)
+        parts = build_components(settings, store, world, recorded)
         print(_plan(parts, world), flush=True)
         if args.dry_run:
             if begun:
-                check_settings_compatible(load_settings([folder.config]), settings, folder.path)
+                check_settings_compatible(
+                    load_settings([folder.config]), settings, folder.path, EXTENSIBLE
+                )
             return {"run": str(folder.path), "dry_run": True}
         _agreed(lambda: folder.open(settings) if world.is_main else None)
         return _train(folder, parts, world, watch)
@@ -133,6 +139,18 @@ def _train(
     max_steps = watch.last_step = parts.settings.train.max_steps
     trainer = Trainer(folder, parts, world, watch)
     first = trainer.resume()
+    threads = gather_from_ranks(torch.get_num_threads())
+
+    def begin() -> tuple[str, Horizons]:
+        change = change_max_steps(folder, parts.settings, first)
+        folder.record_start(parts.settings, first, threads)
+        return change, read_horizons(folder.path)
+
+    # Rank 0 reads and writes the folder; the other ranks get what it found.
+    change, earlier = _agreed(lambda: begin() if world.is_main else None)
+    trainer.schedule = Schedule(parts.settings.train, earlier)
+    if change:
+        print(change, flush=True)
     if first:
         print(f"continues at step {first} of {max_steps}", flush=True)
     if world.is_main:
@@ -158,10 +176,10 @@ def _result(folder: RunFolder, outcome: TrainingResult, max_steps: int) -> dict[
             flush=True,
         )
     else:
-        print(
-            f"done: {step} steps, weights in {folder.model}; watch: tensorboard --logdir {quoted(folder.path)}",
-            flush=True,
-        )
+        print(f"done: {step} steps{describe_scores(folder, outcome)}", flush=True)
+        print(f"weights: {folder.model}; curves: {tensorboard_command(folder.path)}", flush=True)
+        for stale in results_of_other_weights(folder.path):
+            print(f"note: {stale}", flush=True)
     return {
         "run": str(folder.path),
         "step": step,
@@ -169,6 +187,19 @@ def _result(folder: RunFolder, outcome: TrainingResult, max_steps: int) -> dict[
         "dice": outcome.progress.last_dice,
         "exit_code": EXIT_DONE if by in ("", "stop_at_step") else EXIT_RESUMABLE,
     }
+
+
+def describe_scores(folder: RunFolder, outcome: TrainingResult) -> str:
+    """The last validation and the best one, for the line that ends a training; empty without validation."""
+    progress = outcome.progress
+    if not progress.last_dice:
+        return "; not validated (validation.every_steps, data.fold)"
+    best = ""
+    if progress.best_step and progress.best_step != progress.last_dice_step:
+        best = f"; best mean {progress.best_score:.3f} after step {progress.best_step}"
+        if folder.best.is_file():
+            best += f": {folder.best}"
+    return f"; validation {progress.describe_dice()}{best}"
 
 
 def _plan(parts: TrainingComponents, world: World) -> str:
@@ -184,14 +215,17 @@ def _plan(parts: TrainingComponents, world: World) -> str:
     )
 
 
-def _agreed(action: Any) -> None:
-    """Do it; if it fails on one rank, every rank ends with the same message instead of waiting for that one."""
+def _agreed(action: Callable[[], Any]) -> Any:
+    """Do it and return rank 0's result; if it fails on rank 0, every rank ends with the same message."""
     problem: LiversegError | None = None
+    result = None
     try:
-        action()
+        result = action()
     except LiversegError as error:
         problem = error
     except OSError as error:
         problem = RunFailed(f"{error.filename or 'the run'}: {error.strerror or error}")
-    if (problem := broadcast_from_rank0(problem)) is not None:
+    problem, result = broadcast_from_rank0((problem, result))
+    if problem is not None:
         raise problem
+    return result

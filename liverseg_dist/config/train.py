@@ -77,7 +77,8 @@ class FineTuneConfig(Section):
 
 class TrainConfig(Section):
     max_steps: Positive = 250_000
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run. May change while a run exists: from the present step on the learning rate
+    follows the schedule for the new number (train.schedule)."""
     stop_at_step: int = Field(default=0, ge=0)
     """Save and stop here, to go on later with a higher value (the rungs of a sweep); 0: run to max_steps."""
     learning_rate: float = Field(default=1e-2, gt=0)
@@ -121,8 +122,9 @@ class TrainConfig(Section):
     profile_steps: tuple[int, int] | None = None
     """[first, last] steps (from 1) of which rank 0 writes RUN/profile/*.json, for https://ui.perfetto.dev."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads per rank; 0: OMP_NUM_THREADS (under torchrun if more than 1, which is torchrun's own), or the cores
-    this node offers, divided among its ranks."""
+    """CPU threads per rank; 0: OMP_NUM_THREADS (under torchrun if more than 1, which is torchrun's own), or those of
+    the run's last start with as many ranks, or the fastest number up to the rank's share of the node's cores, which a
+    new run measures. Another number changes the order of float sums, and so the last bits of the weights."""
 
 
 class CheckpointConfig(Section):

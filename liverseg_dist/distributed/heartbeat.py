@@ -55,6 +55,10 @@ class Heartbeat:
     doing: str
     age_s: float
     host: str
+    phase: int = 0
+    """Number of the work that `done` counts in; it grows by one with each `begin_phase`."""
+    done: int = 0
+    """Cases that the rank has done in this phase."""
 
 
 def is_consequence(error: BaseException) -> bool:
@@ -87,6 +91,11 @@ class HeartbeatMonitor:
         self._store: dist.Store | None = None
         self._host = socket.gethostname()
         self._silent: list[int] = []
+        self.done = 0
+        """Cases that this rank has done in the present phase."""
+        self.on_others: Callable[[int], None] | None = None
+        """Called on rank 0, on the watch's thread, with the cases that the other ranks have done in this phase."""
+        self._phase = 0
         self.last_step = 0
         """Where the run is to end."""
         self.samples: Sequence[str] = ()
@@ -117,6 +126,10 @@ class HeartbeatMonitor:
     def mark(self, step: int, doing: str) -> None:
         """Say where this rank stands; costs nothing, the thread passes it on. Step -1: its work has no steps."""
         self._step, self._doing, self._since = step, doing, time.monotonic()
+
+    def begin_phase(self, on_others: Callable[[int], None]) -> None:
+        """Count cases from 0. Every rank calls it as often as the others do."""
+        self._phase, self.done, self.on_others = self._phase + 1, 0, on_others
 
     def account(
         self, error: BaseException, message: str, name_rank: bool = True
@@ -210,6 +223,15 @@ class HeartbeatMonitor:
                     )
                     for rank, sign in signs.items()
                 }
+                on_others = self.on_others
+                if on_others is not None:
+                    own = self.world.global_rank
+                    others = [
+                        sign
+                        for rank, sign in signs.items()
+                        if rank != own and sign.phase == self._phase
+                    ]
+                    on_others(sum(sign.done for sign in others))
                 line = self._silence(
                     signs, {rank: now - heard for rank, (_, heard) in seen.items()}
                 )
@@ -227,13 +249,8 @@ class HeartbeatMonitor:
 
     def _beat(self, count: int) -> None:
         assert self._store is not None
-        sign = [
-            count,
-            self._step,
-            self._doing,
-            round(time.monotonic() - self._since, 1),
-            self._host,
-        ]
+        age_s = round(time.monotonic() - self._since, 1)
+        sign = [count, self._step, self._doing, age_s, self._host, self._phase, self.done]
         self._store.set(f"{PREFIX}alive/{self.world.global_rank}", json.dumps(sign))
 
     def _signs(self) -> dict[int, Heartbeat]:

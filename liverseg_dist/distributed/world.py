@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from liverseg_dist.cores import usable_cores
 from liverseg_dist.distributed.tcp_store import (
     LOOPBACK,
     PRIVATE,
@@ -128,9 +129,13 @@ class World:
         )
 
     def threads(self, wanted: int = 0) -> int:
-        """CPU threads for this rank: `wanted`, or OMP_NUM_THREADS, or this node's cores divided among its ranks.
+        """CPU threads for this rank: as requested, or else this node's cores divided among its ranks."""
+        return self.requested_threads(wanted) or self.cores
 
-        torchrun itself sets OMP_NUM_THREADS to 1 for several ranks where nobody has; that 1 says nothing.
+    def requested_threads(self, wanted: int = 0) -> int:
+        """CPU threads that the user requested: `wanted`, or OMP_NUM_THREADS; 0 where neither is set.
+
+        torchrun itself sets OMP_NUM_THREADS to 1 for several ranks where it is not set; that 1 is no request.
         """
         asked = os.environ.get("OMP_NUM_THREADS", "")
         if (
@@ -139,13 +144,13 @@ class World:
             and int(asked) > (1 if self.launched_by == "torchrun" else 0)
         ):
             return int(asked)
-        return wanted or self.cores
+        return wanted
 
     @property
     def cores(self) -> int:
         """This rank's share of the node's. Where SLURM binds tasks to cores (TaskPlugin=task/affinity, task/cgroup) a
         rank sees its own alone."""
-        visible = len(os.sched_getaffinity(0))
+        visible = usable_cores()
         own = self.launched_by == "srun" and visible <= int(
             os.environ.get("SLURM_CPUS_PER_TASK", "0")
         )

@@ -46,6 +46,7 @@ def write_results(
     details: Mapping[str, object] | None = None,
     ledger: Ledger | None = None,
     environment: Mapping[str, str] | None = None,
+    postprocessing: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Aggregate scored cases and write all result files into `folder`; returns the summary.
 
@@ -53,6 +54,8 @@ def write_results(
     settings ...) and is kept in the summary. `ledger` is where the cases come from; without it the results cannot be
     loaded again. `environment` (commit, hardware) is written to a file of its own and told in the report; without it
     what that file says is told. Pictures are taken from `folder/pictures`.
+    `postprocessing` is kept in the summary: what was done to the masks after prediction, None where nothing was or
+    where it is not known.
     """
     ordered = sorted(cases, key=lambda case: case["case_id"])
     failed = dict(sorted((failures or {}).items()))
@@ -66,6 +69,7 @@ def write_results(
         "details": dict(details or {}),
         "ledger": source,
     }
+    summary["postprocessing"] = dict(postprocessing) if postprocessing else None
     folder.mkdir(parents=True, exist_ok=True)
     write_cases_csv(folder / "cases.csv", ordered, failed)
     write_lesions_csv(folder / "lesions.csv", ordered)
@@ -101,6 +105,8 @@ def load_results(run: Path) -> Results:
         fingerprint, case_ids = summary["ledger"]["fingerprint"], summary["ledger"]["case_ids"]
         ledger = Ledger(folder / LEDGER, str(fingerprint))
         if not all(isinstance(summary.get(key, {}), dict) for key in ("failed", "details")):
+            raise TypeError
+        if not isinstance(summary.get("postprocessing") or {}, dict):
             raise TypeError
         if not isinstance(case_ids, list) or not all(
             isinstance(case_id, str) for case_id in case_ids
@@ -141,4 +147,7 @@ def rewrite_results(results: Results) -> dict[str, Any]:
     """Make all files of a finished evaluation again from its ledger and pictures."""
     ledger = Ledger(results.folder / LEDGER, str(results.summary["ledger"]["fingerprint"]))
     failed, details = results.summary.get("failed", {}), results.summary.get("details", {})
-    return write_results(results.folder, results.cases, failed, details, ledger)
+    postprocessing = results.summary.get("postprocessing")
+    return write_results(
+        results.folder, results.cases, failed, details, ledger, postprocessing=postprocessing
+    )

@@ -1,6 +1,7 @@
 """Load what a training run left: its resolved settings and its weights."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.augment import augmentation_preset
 from liverseg_dist.errors import UserError
+from liverseg_dist.evaluation.results import EVALUATION, SUMMARY
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve_topology
@@ -21,6 +23,9 @@ from liverseg_dist.texts.paths import quoted
 CONFIG = "config.yaml"
 POSTPROCESS = "postprocess.yaml"
 """What `liverseg postprocess` chose, laid over the settings of training."""
+WEIGHTS_COMMENT = "# weights_sha256: "
+"""Starts the line of `postprocess.yaml` that names the weights it was chosen for."""
+CHOSEN_FOR_OTHERS = "was chosen for earlier weights; run `liverseg postprocess` again or delete it"
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 """Weights at the end of training, and those that were best on validation."""
 
@@ -154,6 +159,63 @@ def runs_fingerprint(runs: Sequence[LoadedRun]) -> dict[str, object]:
 
 NO_CONCERN_OF_A_MASK = {"standardise", "min_slices"}
 """Cleaning settings that are applied elsewhere, or that decide only whether a scan is segmented."""
+
+
+def results_of_other_weights(run_dir: Path) -> list[str]:
+    """What lies in a run's folder and was made with weights that the run no longer has: a sentence for each.
+
+    Evaluations and the choice of `liverseg postprocess` name the weights they belong to; both stay in the folder when
+    a run is extended or trained again.
+    """
+    present = {
+        file_sha256(run_dir / name) for name in WEIGHTS.values() if (run_dir / name).is_file()
+    }
+    if not present:
+        return []
+    found: list[str] = []
+    folder = run_dir / EVALUATION
+    for summary in (folder / SUMMARY, *sorted(folder.glob(f"*/{SUMMARY}"))):
+        used = _weights_of_summary(summary)
+        if used and not present.intersection(used):
+            found.append(
+                f"{summary.parent} holds scores of earlier weights; run `liverseg evaluate` again"
+            )
+    used = _weights_of_choice(run_dir / POSTPROCESS)
+    if used and not present.intersection(used):
+        found.append(f"{run_dir / POSTPROCESS} {CHOSEN_FOR_OTHERS}")
+    return found
+
+
+def uses_choice_of_other_weights(loaded: LoadedRun) -> bool:
+    """Whether the run's `postprocess.yaml` was chosen for weights that neither it nor this model has."""
+    used = _weights_of_choice(loaded.path / POSTPROCESS)
+    files = [loaded.path / name for name in WEIGHTS.values() if (loaded.path / name).is_file()]
+    return (
+        bool(used)
+        and loaded.weights_sha256 not in used
+        and not used.intersection(map(file_sha256, files))
+    )
+
+
+def _weights_of_summary(file: Path) -> set[str]:
+    """Checksums of the weights that an evaluation used; empty where it does not say."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return set(map(str, content["details"]["weights_sha256"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+
+
+def _weights_of_choice(file: Path) -> set[str]:
+    """Checksums in the comment that `liverseg postprocess` writes; empty where there is none."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    marked = [
+        line.removeprefix(WEIGHTS_COMMENT) for line in lines if line.startswith(WEIGHTS_COMMENT)
+    ]
+    return {checksum for line in marked for checksum in line.split()}
 
 
 def inference_only(overrides: Iterable[str]) -> list[str]:

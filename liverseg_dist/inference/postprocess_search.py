@@ -56,6 +56,14 @@ FOLDS = 5
 LEAST_GAIN = 1e-4
 LEAST_CASES = 3
 NOTHING = InferenceConfig(**{name: options[0] for name, options in OPERATIONS.items()})
+
+
+def postprocessing_settings(config: InferenceConfig) -> dict[str, Any] | None:
+    """The operations of post-processing that are on, with their settings; None where masks stay as predicted."""
+    used = {name: getattr(config, name) for name in OPERATIONS}
+    return {name: value for name, value in used.items() if value != getattr(NOTHING, name)} or None
+
+
 Scores = dict[str, list[float]]
 """Per case the score of each option of an operation."""
 

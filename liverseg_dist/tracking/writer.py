@@ -1,6 +1,7 @@
 """Where a run's figures go: TensorBoard events and `metrics.jsonl`, or nowhere (ranks above 0). Chosen once."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from liverseg_dist.files import write_text
+from liverseg_dist.tracking.tags import board_tag
 
 TRY_AGAIN_S = 60.0
 """Before TensorBoard's file is tried again after a failure."""
@@ -48,7 +50,9 @@ class NullWriter:
 
 
 class RunWriter:
-    """TensorBoard plus one JSON line per call of `scalars`. Figures past `resume_step` are dropped: they come again.
+    """TensorBoard (tags: see `tags`) plus one JSON line per call of `scalars`.
+
+    Figures past `resume_step` are dropped: they come again.
 
     A disk that takes no more ends no run: what cannot be written is told once and missed, until there is room again.
     """
@@ -67,7 +71,7 @@ class RunWriter:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         def add(board: SummaryWriter) -> None:
             for name, value in values.items():
-                board.add_scalar(name, value, step)
+                board.add_scalar(board_tag(name), value, step)
 
         self._on_board(add)
         try:
@@ -119,6 +123,12 @@ class RunWriter:
                 file=sys.stderr,
             )
         self._told = True
+
+
+def tensorboard_command(run: Path) -> str:
+    """The command that shows a run's curves under the run's name, beside those of the runs next to it."""
+    # TensorBoard names a run by its folder below --logdir: with the run's own folder it would be called ".".
+    return f"tensorboard --logdir {shlex.quote(str(run.resolve().parent))}"
 
 
 def _keep_until(path: Path, step: int) -> None:

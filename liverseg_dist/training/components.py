@@ -9,6 +9,7 @@ from liverseg_dist.config import Settings
 from liverseg_dist.config.base import Section
 from liverseg_dist.config.convert import DATA_URI
 from liverseg_dist.data.store.case_store import CaseStore
+from liverseg_dist.distributed.collectives import broadcast_from_rank0
 from liverseg_dist.distributed.strategies.base import Strategy
 from liverseg_dist.distributed.strategies.parallelize import check_strategy, parallelize_model
 from liverseg_dist.distributed.world import World
@@ -20,6 +21,7 @@ from liverseg_dist.model.pretrained import load_pretrained
 from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.planning.memory_fit import levels_for
 from liverseg_dist.training.fine_tuning import freeze_parameters, parameter_groups
+from liverseg_dist.training.threads import choose_threads
 
 NOT_IN_A_STORE = {"workers", "labels_from", "spacing_table", "file", "patients"}
 """Settings of a conversion that name files, or do not matter to what is made."""
@@ -82,11 +84,18 @@ def open_store(settings: Settings) -> CaseStore:
     return CaseStore.open(settings.data.store)
 
 
-def build_components(settings: Settings, store: CaseStore, world: World) -> TrainingComponents:
-    """Everything for a run with resolved settings. Deterministic per `seed`."""
+def build_components(
+    settings: Settings, store: CaseStore, world: World, recorded_threads: int = 0
+) -> TrainingComponents:
+    """Everything for a run with resolved settings. Deterministic per `seed` and number of threads.
+
+    Args:
+        recorded_threads: CPU threads of this rank in earlier starts of the run; 0: none is recorded.
+    """
     train = settings.train
     check_strategy(train, world.world_size, world.device)
-    torch.set_num_threads(world.threads(train.threads))
+    threads = world.requested_threads(train.threads) or recorded_threads
+    torch.set_num_threads(threads or world.cores)
     _set_arithmetic(settings)
     train_ids = store.ids("train", settings.data.fold)
     if not train_ids:
@@ -101,6 +110,9 @@ def build_components(settings: Settings, store: CaseStore, world: World) -> Trai
         report = load_pretrained(model, settings.model.pretrained, names)
         if world.is_main:
             print(report, flush=True)
+    # Every rank reaches the same decision here: requests and records are the same for all ranks of a run.
+    if world.device.type == "cpu" and broadcast_from_rank0(not threads and world.cores > 1):
+        torch.set_num_threads(choose_threads(model, settings, world.cores))
     freeze_parameters(model, train.fine_tune.freeze)
     loss = build_loss(settings.loss, settings.model, store.class_voxels, store.spacing_mm).to(
         world.device

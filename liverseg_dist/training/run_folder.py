@@ -4,7 +4,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import stat
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ FREE_TO_CHANGE = (
 those that only decide what becomes of a step or a case that would end the run."""
 
 
+EXTENSIBLE = ("train.max_steps",)
+"""Keys that a training run may change at its present step (see `training.extension`)."""
 NO_RUN = ("dataset.json", "imagesTr", "labelsTr", "zarr.json")
 """What data sets and stores hold, where nobody means to train."""
 
@@ -54,6 +59,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def starts(self) -> Path:
+        """One JSON line per start: step, ranks, threads of each rank, settings that differ from config.yaml."""
+        return self.path / "starts.jsonl"
+
     def open(self, settings: Settings) -> bool:
         """Make the folder, or see that it belongs to these settings. True if a run was begun here before."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -70,13 +80,77 @@ class RunFolder:
             write_text(self.config, settings.to_yaml())
             write_text(self.path / "environment.json", json.dumps(version_environment(), indent=1))
             return False
-        check_settings_compatible(load_settings([self.config]), settings, self.path)
+        check_settings_compatible(load_settings([self.config]), settings, self.path, EXTENSIBLE)
         return True
 
+    def record_start(self, settings: Settings, step: int, threads: Sequence[int]) -> None:
+        """Add this start to `starts.jsonl`.
+
+        Args:
+            threads: CPU threads of each rank.
+        """
+        changed = setting_changes(load_settings([self.config]), settings)
+        record = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "step": step,
+            "ranks": len(threads),
+            "threads": list(threads),
+            "host": platform.node(),
+            "changed_settings": {key: new for key, (_, new) in changed.items()},
+        }
+        with self.starts.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def recorded_threads(self, rank: int, ranks: int) -> int:
+        """CPU threads of `rank` in the last start with this number of ranks; 0 where there was none.
+
+        They decide the order of float sums: a run that continues with the same number ends with the same bytes.
+        """
+        try:
+            lines = self.starts.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return 0
+        for line in reversed(lines):
+            try:
+                threads = json.loads(line)["threads"]
+                if len(threads) == ranks and isinstance(threads[rank], int) and threads[rank] > 0:
+                    return int(threads[rank])
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+            ):  # a line that was cut off when the machine went down
+                continue
+        return 0
+
+    def newest_checkpoint(self) -> int:
+        """Step of the newest checkpoint on disk, by its name; 0 where there is none."""
+        names = [path.name.removeprefix("step_") for path in self.checkpoints.glob("step_*")]
+        return max((int(name) for name in names if name.isascii() and name.isdecimal()), default=0)
+
     def set_status(self, state: str, step: int, max_steps: int, message: str = "") -> None:
-        """`status.json`: running, stopped (the same line continues), finished or failed."""
-        content = {"state": state, "step": step, "max_steps": max_steps, "message": message}
+        """Write `status.json`; its `saved_step` is the step that a killed run would continue from.
+
+        Args:
+            state: running, stopped (the same line continues), finished or failed.
+            step: optimizer steps done.
+        """
+        content = {
+            "state": state,
+            "step": step,
+            "saved_step": self.newest_checkpoint(),
+            "max_steps": max_steps,
+            "message": message,
+        }
         write_text(self.path / "status.json", json.dumps(content))
+
+    def is_finished_at(self, step: int) -> bool:
+        """Whether `status.json` says that the run finished with `step` steps."""
+        try:
+            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+            return bool(status["state"] == "finished" and status["step"] == step)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def export(self, path: Path, weights: dict[str, torch.Tensor]) -> None:
         """Weights as safetensors, written aside and renamed. No metadata: equal weights give equal bytes.
@@ -98,15 +172,42 @@ class RunFolder:
             ) from None
 
 
-def check_settings_compatible(before: Settings, now: Settings, folder: Path) -> None:
-    """A run goes on only with the settings it was begun with (but for `FREE_TO_CHANGE`). Raises `UserError`."""
+def check_settings_compatible(
+    before: Settings, now: Settings, folder: Path, extensible: tuple[str, ...] = ()
+) -> None:
+    """Check that a run continues with the settings it has. Raises `UserError` that names a way to go on.
+
+    Args:
+        extensible: keys that may differ beside those of `FREE_TO_CHANGE`.
+    """
+    changes = setting_changes(before, now)
+    refused = [
+        key for key in changes if not key.startswith(FREE_TO_CHANGE) and key not in extensible
+    ]
+    if not refused:
+        return
+    shown = ", ".join(
+        f"{key}={_short(changes[key][0])} (not {_short(changes[key][1])})" for key in refused[:3]
+    )
+    more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+    raise UserError(
+        f"{folder}: this run has {shown}{more}; give the same settings to continue it, or another run.dir to start a "
+        f"new run ({_start_from(folder)})"
+    )
+
+
+def _start_from(folder: Path) -> str:
+    """How a new run can use what an old one learned."""
+    if (folder / "model.safetensors").is_file():
+        return f"model.pretrained={shlex.quote(str(folder))} starts it from this run's weights"
+    return "model.pretrained=RUN starts it from the weights of a run that has model.safetensors"
+
+
+def setting_changes(before: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, with both values, sorted."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not key.startswith(FREE_TO_CHANGE):
-            raise UserError(
-                f"{folder}: this run was begun with {key}={_short(old.get(key))}, now {_short(new.get(key))} is asked "
-                "for; give the same settings to continue it, or another run.dir to begin anew"
-            )
+    keys = sorted(old.keys() | new.keys())
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
 def version_environment() -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +68,11 @@ class Stepper:
         loss: nn.Module,
         mark: Callable[[int, str], None],
         take: Callable[[list[str]], None],
+        rate: Callable[[int], float] | None = None,
     ) -> None:
         self.settings = settings
+        self.rate = rate or partial(learning_rate, settings.train)
+        """Learning rate of a step (from 0)."""
         self.strategy = strategy
         self.loss = loss
         self.regions = settings.model.regions
@@ -104,7 +108,7 @@ class Stepper:
         ).tolist()
         values = dict(zip(totals, figures, strict=False))
         nonfinite, stop_votes = figures[-2:]
-        rate = learning_rate(self.settings.train, step)
+        rate = self.rate(step)
         norm, warning = self._update(step, rate, broken if nonfinite > 0 else seen, nonfinite > 0)
         loss = values.pop("loss")
         counts = torch.tensor(

@@ -5,6 +5,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,15 +23,20 @@ from liverseg_dist.model.flops import peak_tflops, sample_flops
 from liverseg_dist.planning.memory_estimate import micro_batch
 from liverseg_dist.tracking.profile import StepProfile
 from liverseg_dist.tracking.progress import ProgressLine, show_progress
+from liverseg_dist.tracking.tags import part_name
 from liverseg_dist.tracking.writer import NullWriter, RunWriter, Writer
 from liverseg_dist.training.checkpoint import Checkpoints
 from liverseg_dist.training.components import TrainingComponents
 from liverseg_dist.training.ema import Ema
+from liverseg_dist.training.extension import Schedule
 from liverseg_dist.training.hparams import comparable_settings
 from liverseg_dist.training.preemption import StopFlag
 from liverseg_dist.training.run_folder import RunFolder
 from liverseg_dist.training.step import Stepper, StepResult, rank_batches
 from liverseg_dist.training.validation import ValidationResult, validate_cases
+
+STATUS_INTERVAL_S = 5.0
+"""`status.json` of a running training is at most this old, a step's time apart."""
 
 
 @dataclass
@@ -42,7 +48,18 @@ class ResumeState:
     best_score: float = float("-inf")
     best_step: int = 0
     last_dice: dict[str, float] = field(default_factory=dict)
+    """Of the last validation, which was after `last_dice_step`."""
+    last_dice_step: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
+
+    def describe_dice(self) -> str:
+        """Dice of the last validation with its step; empty before the first."""
+        dice = ", ".join(f"{name} {value:.3f}" for name, value in self.last_dice.items())
+        if not dice:
+            return ""
+        return (
+            f"Dice {dice} (step {self.last_dice_step})" if self.last_dice_step else f"Dice {dice}"
+        )
 
 
 def parse_progress(state: dict[str, Any]) -> ResumeState:
@@ -81,7 +98,9 @@ class Trainer:
             folder.checkpoints, self.settings.checkpoint.keep_last, watch.timeout_s
         )
         self.progress = ResumeState()
+        self.schedule = Schedule(self.settings.train)
         self._last_save_s = time.monotonic()
+        self._last_status_s = time.monotonic()
         self._saved_step = -1
         self._recent: deque[StepResult] = deque(maxlen=200)
         self._sample_flops = (
@@ -125,9 +144,8 @@ class Trainer:
         last = min(
             settings.train.max_steps, settings.train.stop_at_step or settings.train.max_steps
         )
-        stepper = Stepper(
-            settings, self.parts.strategy, self.parts.loss, self.watch.mark, self._take
-        )
+        parts, rate = self.parts, self.schedule.rate
+        stepper = Stepper(settings, parts.strategy, parts.loss, self.watch.mark, self._take, rate)
         if first < last:
             shape = (micro_batch(settings.train, world_size()), 1, *settings.data.patch_size)
             self.parts.strategy.settle(torch.zeros(shape, device=self.world.device))
@@ -186,6 +204,7 @@ class Trainer:
         if result.warning and self.world.is_main:
             print(f"warning: {result.warning}", file=sys.stderr, flush=True)
         line.advance(note=self._note(result))
+        self._write_status(done)
         every = self.settings.validation.every_steps
         if (
             every
@@ -198,6 +217,15 @@ class Trainer:
         if self._save_is_due(done):
             self._save()
         return False
+
+    def _write_status(self, step: int) -> None:
+        """Let `status.json` follow the run, at most every `STATUS_INTERVAL_S`."""
+        now = time.monotonic()
+        if not self.world.is_main or now - self._last_status_s < STATUS_INTERVAL_S:
+            return
+        self._last_status_s = now
+        with suppress(OSError):  # a full disk does not end a run; the next status may fit
+            self.folder.set_status("running", step, self.settings.train.max_steps)
 
     def _take(self, samples: Sequence[str]) -> None:
         self.watch.samples = samples
@@ -217,6 +245,7 @@ class Trainer:
         for case_id, rgb_YXC in found.pictures.items():
             writer.picture(step, f"validation/{case_id}", rgb_YXC)
         self.progress.last_dice = {k: v for k, v in found.dice.items() if v == v}
+        self.progress.last_dice_step = step
         if found.score > self.progress.best_score:
             self.progress.best_score, self.progress.best_step = found.score, step
             if self.settings.checkpoint.keep_best and self.world.is_main:
@@ -270,12 +299,12 @@ class Trainer:
         return saved
 
     def _results(self) -> dict[str, float]:
-        dice = {f"hparam/dice_{name}": value for name, value in self.progress.last_dice.items()}
-        best = {"hparam/best_score": self.progress.best_score} if self.progress.best_step else {}
+        dice = {f"result/dice_{name}": value for name, value in self.progress.last_dice.items()}
+        best = {"result/best_score": self.progress.best_score} if self.progress.best_step else {}
         return {
             **dice,
             **best,
-            "hparam/loss": self._recent[-1].loss if self._recent else float("nan"),
+            "result/loss": self._recent[-1].loss if self._recent else float("nan"),
         }
 
     def _writer(self) -> Writer:
@@ -292,7 +321,7 @@ class Trainer:
         tflops = samples_per_s / world_size() * self._sample_flops / 1e12
         values = {
             "train/loss": result.loss,
-            **{f"train/{name}": value for name, value in result.parts.items()},
+            **{part_name(name): value for name, value in result.parts.items()},
             "train/learning_rate": result.learning_rate,
             "train/gradient_norm": result.gradient_norm,
             "speed/samples_per_s": samples_per_s,
@@ -312,7 +341,4 @@ class Trainer:
         return {name: value for name, value in values.items() if np.isfinite(value)}
 
     def _note(self, result: StepResult) -> str:
-        dice = "".join(
-            f"  {name} Dice {value:.3f}" for name, value in self.progress.last_dice.items()
-        )
-        return f"loss {result.loss:.3f}{dice}"
+        return f"loss {result.loss:.3f}  {self.progress.describe_dice()}".rstrip()

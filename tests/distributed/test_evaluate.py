@@ -75,6 +75,7 @@ def test_any_number_of_ranks_gives_the_same_bytes(
     assert results(tmp_path) == reference
     last = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(last) == 1  # one rank speaks
+    assert "evaluate: 5/5, " in done.stderr  # the cases of all ranks
     assert json.loads(last[0])["n_cases"] == 5
 
 

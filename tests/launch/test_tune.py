@@ -502,6 +502,8 @@ def test_a_fold_shares_its_cpus_among_its_ranks(
         ({"state": "stopped", "step": 4}, 0.75 * 0.4 + 0.25 * 0.8),
         ({"state": "running", "step": 4}, 0.75 * 0.4 + 0.25 * 0.8),
         ({"state": "running", "step": 2}, None),
+        ({"state": "running", "step": 5, "saved_step": 2}, None),
+        ({"state": "running", "step": 5, "saved_step": 4}, 0.75 * 0.4 + 0.25 * 0.8),
         ({"state": "failed", "step": 4}, None),
     ],
 )

@@ -174,7 +174,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 def test_other_settings_do_not_continue_a_run(undisturbed: Path, phantom_store: Path) -> None:
     done = liverseg(*arguments(phantom_store, undisturbed, "train.learning_rate=0.5")[2:])
     assert done.returncode == EXIT_USER
-    assert "train.learning_rate=0.001, now 0.5 is asked for" in done.stderr
+    assert "this run has train.learning_rate=0.001 (not 0.5)" in done.stderr
+    assert f"model.pretrained={undisturbed} starts it from this run's weights" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
+from liverseg_dist.cores import usable_cores
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
 from liverseg_dist.data.conversion.convert_case import convert_case
 from liverseg_dist.errors import RunFailed, UserError
@@ -30,7 +31,7 @@ QUIET = {"PYTHONWARNINGS": "ignore:resource_tracker"}
 
 def run_in_processes(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
     """Outcomes as they come. `workers` 0: one per core this process may use. Raises `RunFailed` for a lost worker."""
-    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(jobs)))
+    workers = min(workers or usable_cores(), max(1, len(jobs)))
     context = multiprocessing.get_context(
         "forkserver"
     )  # imports once, then each worker starts in milliseconds

@@ -14,6 +14,8 @@ from liverseg_dist.labels import STRUCTURES
 from liverseg_dist.tracking.writer import RunWriter
 
 BOARD = "tensorboard"
+OVERLAPS = {"iou_0": "any_overlap", "iou_50": "iou_above_0.5"}
+"""What makes a predicted and a true lesion a pair, as it is named in TensorBoard."""
 FIGURES = ("dice_per_case", "dice_global", "assd_mm", "hd95_mm", "nsd_1mm", "nsd_2mm")
 
 
@@ -52,9 +54,9 @@ def headline_figures(summary: dict[str, Any]) -> dict[str, float]:
     """The defined ones of the main figures, by TensorBoard tag."""
     values = {f"evaluation/{s}/{name}": summary[s][name] for s in STRUCTURES for name in FIGURES}
     for threshold, found in summary["tumour"]["detection"].items():
+        overlap = OVERLAPS[threshold]
         values |= {
-            f"evaluation/lesions/{name}_{threshold}": found[name]
-            for name in ("precision", "recall")
+            f"evaluation/lesions/{name}_{overlap}": found[name] for name in ("precision", "recall")
         }
     values["evaluation/burden_rmse"] = summary["burden"]["rmse"]
     values |= {

@@ -1,0 +1,173 @@
+"""The Python interface: a store's cases and training batches, and masks of arrays by a trained run.
+
+  import liverseg_dist
+
+  store = liverseg_dist.open_store("store.zarr")
+  for case in liverseg_dist.iterate_cases(store, "train"):
+      print(case.case_id, case.image_zyx.shape, case.label_zyx.max())
+  batch = next(liverseg_dist.iterate_batches(store, batch_size=2, patch_size=(64, 128, 128)))
+  model = liverseg_dist.load_model("runs/first")
+  mask_zyx = liverseg_dist.predict(model, image_zyx, spacing_mm=(2.5, 0.8, 0.8))
+
+The names are available from `liverseg_dist` itself, which imports torch only when one of them is used.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from liverseg_dist.config import DataConfig
+from liverseg_dist.data.augment import DeviceTransform, augmentation_preset
+from liverseg_dist.data.loading import DeviceBatch, DevicePrefetcher, PatchLoader, PatchSource
+from liverseg_dist.data.store.case_store import CaseStore, Part
+from liverseg_dist.errors import UserError
+from liverseg_dist.inference.load_run import LoadedRun, load_run, predictor_for
+from liverseg_dist.inference.segment_scan import segment_scan
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
+from liverseg_dist.volume import Float3, Grid, Index3, Volume
+
+Augmentation = Literal["none", "light", "nnunet", "strong"]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One stored case (a slab of a scan) as arrays."""
+
+    case_id: str
+    image_zyx: np.ndarray
+    """int16, HU."""
+    label_zyx: np.ndarray | None
+    """uint8: 0 background, 1 liver, 2 tumour, 255 padding outside the scan; None where the case has no label."""
+    spacing_mm: Float3
+    """Voxel size (z, y, x)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained run, ready to segment."""
+
+    run: LoadedRun
+    predictor: SlidingWindowPredictor
+
+
+def open_store(path: str | Path) -> CaseStore:
+    """Open a Zarr store that `liverseg convert` made, for reading.
+
+    Args:
+        path: folder or fsspec URL.
+
+    Raises:
+        UserError: there is no finished store of a known version.
+    """
+    return CaseStore.open(path)
+
+
+def iterate_cases(
+    store: CaseStore, part: Part = "train", fold: int | Literal["all"] = 0
+) -> Iterator[Case]:
+    """The cases of a part of the store, in order of their ids; each is read when it is asked for.
+
+    Args:
+        part: train, validation or test.
+        fold: the validation fold that train and validation refer to.
+    """
+    for case_id in store.ids(part, fold):
+        meta = store.meta(case_id)
+        label_zyx = store.label(case_id) if meta.labelled else None
+        yield Case(case_id, store.image(case_id), label_zyx, meta.grid.spacing_mm)
+
+
+def iterate_batches(
+    store: CaseStore,
+    batch_size: int = 2,
+    patch_size: Index3 = (64, 128, 128),
+    fold: int | Literal["all"] = 0,
+    augmentation: Augmentation = "nnunet",
+    seed: int = 0,
+    workers: int = 1,
+    device: str | torch.device = "cpu",
+) -> Iterator[DeviceBatch]:
+    """Training batches without end, as `liverseg train` draws and augments them.
+
+    Batch n is a function of the arguments and n. The iterator holds reading threads: close it (`.close()`) or let it
+    be collected when it is no longer needed.
+
+    Args:
+        patch_size: (z, y, x) in voxels of the store.
+        workers: reading threads; 0 reads when a batch is asked for.
+
+    Yields:
+        `image_BCDHW`, float32 (batch, 1, z, y, x), normalised; `label_BDHW`, uint8, 255 where there is no truth;
+        `case_ids` and `indices` of the samples.
+    """
+    data = DataConfig(patch_size=patch_size, fold=fold, augmentation=augmentation, workers=workers)
+    source = PatchSource(store, store.ids("train", fold), data, seed, batch_size)
+    device = torch.device(device)
+    with PatchLoader(
+        source, _count_samples(batch_size), workers, data.prefetch, device.type == "cuda"
+    ) as loader:
+        yield from DevicePrefetcher(
+            loader, DeviceTransform(augmentation_preset(data), patch_size), device
+        )
+
+
+def _count_samples(batch_size: int) -> Iterator[list[int]]:
+    first = 0
+    while True:
+        yield list(range(first, first + batch_size))
+        first += batch_size
+
+
+def load_model(
+    run: str | Path,
+    device: str | torch.device = "cpu",
+    weights: Literal["last", "best"] = "last",
+    threads: int = 1,
+) -> Model:
+    """The model of a run folder, with the run's preparation of scans and its post-processing.
+
+    Args:
+        weights: those at the end of training, or those that were best on validation.
+        threads: windows computed side by side on a CPU.
+
+    Raises:
+        UserError: the folder holds no trained run.
+    """
+    device = torch.device(device)
+    loaded = load_run(run, device, weights=weights)
+    return Model(loaded, predictor_for([loaded], device, threads))
+
+
+def predict(
+    model: Model,
+    image_zyx: np.ndarray,
+    spacing_mm: Float3 | None = None,
+    affine: np.ndarray | None = None,
+) -> np.ndarray:
+    """Segment a CT scan that is an array; the same mask as `liverseg predict` makes of the file.
+
+    Args:
+        image_zyx: HU, any number type, axes z, y, x.
+        spacing_mm: voxel size (z, y, x), for an array whose x runs to the patient's right, y to the front, z upwards.
+        affine: instead of `spacing_mm`, for any orientation: 4x4, as NIfTI, from (x, y, z) to mm in RAS+.
+
+    Returns:
+        Labels uint8 of the shape of `image_zyx`: 0 background, 1 liver, 2 tumour.
+
+    Raises:
+        UserError: the array is not 3D, or not exactly one of `spacing_mm` and `affine` is given.
+    """
+    if image_zyx.ndim != 3:
+        raise UserError(f"an image has three axes (z, y, x), not shape {image_zyx.shape}")
+    if (spacing_mm is None) == (affine is None):
+        raise UserError("give either spacing_mm (z, y, x) or affine")
+    if affine is None:
+        assert spacing_mm is not None
+        affine = np.diag([*reversed(spacing_mm), 1.0])
+    z, y, x = image_zyx.shape
+    volume = Volume(image_zyx, Grid((z, y, x), affine))
+    return segment_scan(volume, model.predictor, model.run.settings)

@@ -1,0 +1,88 @@
+"""The default number of CPU threads of a rank: measured at the start of a run, then kept for all of it.
+
+More threads are not always faster. Threads wait for each other some hundred times per step, and where other processes
+use the cores, the slowest thread decides; a small network may gain nothing from many cores. Therefore the step itself
+is timed with 1, 2, 4, ... threads, and a larger number is taken only where it is clearly faster at that moment.
+
+The number of threads decides the order of float sums, and so the last bits of the weights. A run therefore records its
+number (`RunFolder.recorded_threads`), and later starts of the run use it without measuring again.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from liverseg_dist.config import Settings
+from liverseg_dist.distributed.collectives import gather_from_ranks
+
+REPEATS = 3
+BUDGET_S = 30.0
+"""No further number of threads is tried after this much time."""
+CLEAR_GAIN = 0.95
+"""A larger number of threads must take at most this share of the time of the best smaller one."""
+Measure = Callable[[int], float]
+
+
+def choose_threads(model: nn.Module, settings: Settings, limit: int) -> int:
+    """The fastest number of threads up to `limit` for forward and backward of one micro-batch, on a CPU.
+
+    A collective call: all ranks measure at the same time, as they will train, and choose the same number. The model
+    and the random state stay as they are.
+    """
+    trial = copy.deepcopy(model)
+    shape = (settings.train.micro_batch_size, 1, *settings.data.patch_size)
+    image_BCDHW = torch.zeros(shape)
+
+    def measure(threads: int) -> float:
+        seconds = time_step(trial, image_BCDHW, threads)
+        return max(gather_from_ranks(seconds))  # the slowest rank decides how long a step takes
+
+    before = torch.get_num_threads()
+    limit = min(gather_from_ranks(limit))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            warm_up_s = measure(limit)  # memory is allocated, kernels are chosen
+            # In so long a step the threads hardly wait for each other.
+            return limit if warm_up_s > BUDGET_S else find_fastest(measure, limit)
+    finally:
+        torch.set_num_threads(before)
+
+
+def find_fastest(measure: Measure, limit: int, budget_s: float = BUDGET_S) -> int:
+    """The number of threads among 1, 2, 4, ... and `limit` up to which each doubling is a clear gain.
+
+    Args:
+        measure: seconds of the work with a number of threads, the same on every rank.
+        limit: the largest number to try.
+        budget_s: seconds of measured work after which the best so far is returned.
+    """
+    best, spent_s = 1, 0.0
+    candidate = min(2, limit)
+    while candidate > best and spent_s < budget_s:
+        ratios: list[float] = []
+        # In turns, so that a change of the machine's load meets both numbers.
+        for _ in range(REPEATS):
+            with_best, with_more = measure(best), measure(candidate)
+            ratios.append(with_more / with_best)
+            spent_s += with_best + with_more
+            if spent_s > budget_s:
+                break
+        if statistics.median(ratios) > CLEAR_GAIN:
+            break
+        best, candidate = candidate, min(2 * candidate, limit)
+    return best
+
+
+def time_step(model: nn.Module, image_BCDHW: Tensor, threads: int) -> float:
+    """Seconds of one forward and backward with this number of threads."""
+    torch.set_num_threads(threads)
+    begin = time.perf_counter()
+    outputs = model(image_BCDHW)
+    levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    torch.stack([level.float().square().mean() for level in levels]).sum().backward()
+    model.zero_grad(set_to_none=True)
+    return time.perf_counter() - begin
