@@ -15,7 +15,7 @@ FLOORS = {
     "training": 3,
     "commands": 4, "__main__": 5,
 }  # fmt: skip
-FACTS_ORDER = ("errors", "files", "locks", "labels", "volume", "config", "tracking")
+FACTS_ORDER = ("errors", "files", "locks", "labels", "volume", "config", "tracking", "pages")
 MAX_LINES = 400
 
 

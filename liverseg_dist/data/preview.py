@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
+from liverseg_dist.pages import PADDING_RGB, STRUCTURE_RGB
 
 TILE_PX = 224
 _GAP_PX, _TEXT_PX, _HEADER_PX = 6, 200, 24
-_COLOURS = {LIVER: (86, 180, 233), TUMOUR: (230, 120, 0), IGNORE: (110, 110, 110)}
+_COLOURS = {**STRUCTURE_RGB, IGNORE: PADDING_RGB}
 _OPACITY = 0.4
 _COLUMNS = ("as stored", "labels", "augmented", "labels")
 

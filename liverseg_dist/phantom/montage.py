@@ -11,12 +11,12 @@ from scipy import ndimage
 
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.labels import LIVER, TUMOUR
+from liverseg_dist.pages import STRUCTURE_RGB
 from liverseg_dist.volume import CANONICAL_ORIENTATION
 
 WINDOW_HU = (-150.0, 250.0)
 TILE_PX = 330
 TILE_MM = 390.0
-COLOURS = {LIVER: (255, 190, 60), TUMOUR: (235, 60, 60)}
 
 
 def draw_montage(folder: Path, case_ids: list[str], columns: int = 2) -> Image.Image:
@@ -63,7 +63,7 @@ def _tile(
     known = np.array(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
     rgb = np.repeat(scaled[..., None], 3, axis=2)
     if outlines:
-        for value, colour in COLOURS.items():
+        for value, colour in STRUCTURE_RGB.items():
             mask = known >= value
             rgb[mask & ~ndimage.binary_erosion(mask)] = colour
     canvas = np.zeros((TILE_PX, TILE_PX, 3), np.uint8)

@@ -5,13 +5,11 @@ from PIL import Image
 from scipy import ndimage
 
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
+from liverseg_dist.pages import PADDING_RGB, STRUCTURE_RGB
 from liverseg_dist.volume import Float3
 
 WINDOW_HU = (-160.0, 240.0)
 WIDTHS, HEIGHT, GAP = (300, 300), 240, 6
-COLOURS = {LIVER: (255, 190, 60), TUMOUR: (240, 60, 60)}
-PADDING = (44, 52, 74)
-"""Where the slab is padded."""
 
 
 def render_thumbnail(
@@ -63,8 +61,8 @@ def _tile(
     known = np.array(
         Image.fromarray(np.ascontiguousarray(label)).resize(size, Image.Resampling.NEAREST)
     )
-    rgb[known == IGNORE] = PADDING
-    for value, colour in COLOURS.items():
+    rgb[known == IGNORE] = PADDING_RGB
+    for value, colour in STRUCTURE_RGB.items():
         mask = (known >= value) & (known != IGNORE)
         rgb[mask & ~ndimage.binary_erosion(mask, border_value=1)] = colour
     return rgb
