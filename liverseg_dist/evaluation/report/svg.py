@@ -1,4 +1,4 @@
-"""A few SVG marks and axes, enough for the charts of the report; texts are escaped, colours are in report.css."""
+"""A few SVG marks and axes, enough for the charts of the report; texts are escaped, colours are in the pages' style sheets."""
 
 import math
 from collections.abc import Sequence
@@ -58,6 +58,11 @@ def circle(x: float, y: float, radius: float, kind: str, title: str) -> Markup:
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
     return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(x1, y1, x2, y2, kind)
+
+
+def polyline(points: Sequence[tuple[float, float]], kind: str) -> Markup:
+    places = " ".join(f"{x:g},{y:g}" for x, y in points)
+    return Markup('<polyline points="{}" class="{}"/>').format(places, kind)
 
 
 def rect(x: float, y: float, width: float, height: float, kind: str, title: str = "") -> Markup:
