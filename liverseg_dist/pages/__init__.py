@@ -3,6 +3,7 @@
 The report, the audit, the sweep page and the pictures import from here, so that a colour means one thing everywhere.
 """
 
+from liverseg_dist.pages.order import natural_key
 from liverseg_dist.pages.palette import OVERLAY, PADDING_RGB, STRUCTURE_RGB, hex_colour
 from liverseg_dist.pages.theme import load_script, load_theme
 
@@ -13,4 +14,5 @@ __all__ = [
     "hex_colour",
     "load_script",
     "load_theme",
+    "natural_key",
 ]

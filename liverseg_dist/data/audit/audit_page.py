@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from liverseg_dist.data.store.layout import TRAIN_ONLY
+from liverseg_dist.pages import PADDING_RGB, hex_colour, load_theme, natural_key
 
 ORDER = ("quarantined", "excluded", "repaired", "imputed", "unlabelled", "kept")
 """Worst first."""
@@ -25,7 +27,9 @@ def audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    audit = sorted(root["audit"].items(), key=lambda entry: (_badness(entry[1]), entry[0]))
+    audit = sorted(
+        root["audit"].items(), key=lambda entry: (_badness(entry[1]), natural_key(entry[0]))
+    )
     parts = dict.fromkeys(root["splits"]["test"], "test")
     parts |= dict.fromkeys(root["splits"].get(TRAIN_ONLY, []), "training only")
     parts |= {
@@ -33,6 +37,8 @@ def audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
     }
     return pages.get_template("audit.html.j2").render(
         root=root,
+        theme=Markup(load_theme()),  # our own file, no text from data  # nosec B704
+        padding=hex_colour(PADDING_RGB),
         scans=[
             _scan(name, entry, thumbnails.get(name) if place < MOST_PICTURES else None, parts)
             for place, (name, entry) in enumerate(audit)

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from liverseg_dist.pages import natural_key
+
 STATUSES = ("kept", "repaired", "imputed", "unlabelled", "excluded", "quarantined")
 SEVERITIES = ("error", "warning", "info")
 NAMED = 5
@@ -16,7 +18,7 @@ def audit_summary(audit: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     counts = Counter(entry["status"] for entry in audit.values())
     scans: dict[tuple[str, str], list[str]] = {}
     messages: dict[tuple[str, str], str] = {}
-    for name in sorted(audit):
+    for name in sorted(audit, key=natural_key):
         for finding in audit[name]["findings"]:
             key = (finding["severity"], finding["code"])
             if not scans.get(key) or scans[key][-1] != name:
@@ -39,7 +41,7 @@ def audit_summary(audit: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         ],
         "left_out": {
             name: _reason(entry)
-            for name, entry in sorted(audit.items())
+            for name, entry in sorted(audit.items(), key=lambda item: natural_key(item[0]))
             if not entry.get("stored_as")
         },
     }

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+WIDEST_CHARACTER_PX = 8.0
+"""Of a tick's label, in the size that narrow pages show it."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -80,11 +83,16 @@ def text(x: float, y: float, content: str, anchor: str = "start", kind: str = "l
 
 def x_axis(axis: Axis, y: float, top: float, title: str) -> list[Markup]:
     marks = []
+    free_from = -math.inf
     for tick in axis.ticks():
-        marks += [
-            line(axis(tick), top, axis(tick), y, "grid"),
-            text(axis(tick), y + 15, shown(tick), "middle", "tick"),
-        ]
+        x, label = axis(tick), shown(tick)
+        marks.append(line(x, top, x, y, "grid"))
+        half = WIDEST_CHARACTER_PX * len(label) / 2
+        if (
+            x - half >= free_from
+        ):  # where ticks are close, some have no label: two would lie on each other
+            marks.append(text(x, y + 15, label, "middle", "tick"))
+            free_from = x + half + WIDEST_CHARACTER_PX
     return [*marks, text((axis.start + axis.stop) / 2, y + 32, title, "middle", "title")]
 
 

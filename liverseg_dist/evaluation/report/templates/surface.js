@@ -4,7 +4,7 @@
 const CANVAS_SIZE = 420;
 const LIGHT = [-0.35, -0.8, -0.45];
 const AMBIENT = 0.35;
-const LIVER_OPACITY = 0.3;
+const LIVER_OPACITY = 0.4;
 
 class SurfaceView {
   constructor(canvas, surface) {
