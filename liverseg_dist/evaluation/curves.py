@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from liverseg_dist.evaluation.report import svg
+import liverseg_dist.evaluation.report.svg as svg
 from liverseg_dist.labels import STRUCTURES
 
 TRAINING = "training.json"

@@ -65,8 +65,9 @@ def render_case(
 
     Returns:
         A JSON-able dict: `slices` (`pack_slices`), `first_slice` (index of the box's first slice in the scan, in
-        display orientation), `start` (the slice with the largest disagreement on the tumour), `focus` (where the masks lie) and
-        `surface`. None where both masks are empty.
+        display orientation), `start` (the slice with the largest disagreement on the tumour), `focus` (where the masks
+        lie)
+        and `surface`. None where both masks are empty.
     """
     scene = make_scene(prediction, truth, image, wide=True)
     if scene is None:

@@ -1,4 +1,4 @@
-"""A few SVG marks and axes, enough for the charts of the report; texts are escaped, colours are in the pages' style sheets."""
+"""A few SVG marks and axes, enough for the pages' charts; texts are escaped, colours are in the style sheets."""
 
 import math
 from collections.abc import Sequence
