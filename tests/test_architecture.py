@@ -9,10 +9,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "liverseg_dist"
 
 FLOORS = {
-    "labels": 0, "errors": 0, "files": 0, "locks": 0, "volume": 0, "config": 0, "tracking": 0, "__init__": 0,
+    "errors": 0, "cores": 0, "files": 0, "locks": 0, "labels": 0, "volume": 0, "workers": 0, "texts": 0,
+    "streams": 0, "config": 0, "tracking": 0, "pages": 0, "interrupts": 0, "__init__": 0,
     "data": 1, "model": 1, "distributed": 1, "evaluation": 1,
     "phantom": 2, "inference": 2, "planning": 2,
-    "training": 3,
+    "training": 3, "api": 3,
     "commands": 4, "__main__": 5,
 }  # fmt: skip
 FACTS_ORDER = (
@@ -26,6 +27,7 @@ FACTS_ORDER = (
     "texts",
     "config",
     "tracking",
+    "pages",
 )
 MAX_LINES = 400
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from liverseg_dist.commands.doctor import LOCKS_REMEDY
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+from liverseg_dist.tracking.terminal_table import format_table, terminal_width
 
 from .. import PACKAGE, PROGRAM
 from ..slurm.executors import start_here, submit_to_slurm
@@ -284,7 +285,7 @@ def _versions(reports: Sequence[Report]) -> list[Finding]:
 
 
 def format_node_table(reports: Sequence[Report]) -> str:
-    """A row per node."""
+    """A row per node; folded to the terminal's width."""
     heads = (
         "node",
         "ranks",
@@ -296,7 +297,7 @@ def format_node_table(reports: Sequence[Report]) -> str:
         "GPUs free",
         "torch",
     )
-    lines: list[Sequence[str]] = [heads]
+    lines: list[Sequence[str]] = []
     for node in dict.fromkeys(report["node"] for report in reports):
         mine = [report for report in reports if report["node"] == node]
         merged: Report = {}
@@ -314,10 +315,8 @@ def format_node_table(reports: Sequence[Report]) -> str:
             " ".join(free) or "-",
             merged.get("versions", {}).get("torch", "?"),
         ))  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    return "\n".join(
-        "  ".join(f"{text:>{w}}" for text, w in zip(line, widths, strict=True)) for line in lines
-    )
+    folded = format_table(heads, lines, terminal_width(), right=heads)
+    return "\n".join(line.plain for line in folded)
 
 
 def _number(value: float | None, form: str) -> str:

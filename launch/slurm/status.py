@@ -21,6 +21,7 @@ from pathlib import Path
 
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 from liverseg_dist.texts.paths import path_argument
+from liverseg_dist.tracking.terminal_table import print_table
 
 from .. import PROGRAM, name_programs
 from .job_records import FINAL, JobFolder, JobState, Submission, run_status, slurm_states
@@ -161,11 +162,14 @@ def _status(args: argparse.Namespace) -> int:
     found = {str(run_folder): list_jobs(run_folder) for run_folder in args.runs}
     for name, jobs in found.items():
         print(name)
-        width = max((len(row.name) for row in jobs), default=0)
+        lines = []
         for row in jobs:
             starts = f"start {row.starts}" if row.starts else ""
-            line = f"  {row.job_id:>12}  {row.name:{width}}  {row.state:12}  {starts:8}  {row.step:>13}  {row.message}"
-            print(line.rstrip())
+            lines.append((row.job_id, row.name, row.state, starts, row.step, row.message))
+        if jobs:
+            print_table(
+                ("job", "name", "state", "starts", "step", "message"), lines, right=("job", "step")
+            )
         if not jobs:
             print("  no job yet")
     if shutil.which("squeue") is None:

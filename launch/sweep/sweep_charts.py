@@ -14,6 +14,8 @@ from .search import objective_values, pareto_front
 from .sweep_config import Dimension
 
 WIDTH, HEIGHT = 520, 250
+WIDTHS = (2 * WIDTH, WIDTH)
+"""Of the charts that fill the page: on a screen, and on a phone, where texts must not shrink to nothing."""
 COSTS = {"memory_gib": "memory of a process, GiB", "step_s": "seconds a step"}
 
 
@@ -39,12 +41,14 @@ def _score_axis(trials: Sequence[Trial], start: float, stop: float) -> svg.Axis:
     return svg.Axis(max(0.0, low - margin), min(1.0, high + margin), start, stop)
 
 
-def learning_curves(trials: Sequence[Trial], best: Trial | None, max_steps: int) -> Markup:
+def learning_curves(
+    trials: Sequence[Trial], best: Trial | None, max_steps: int, width: int = WIDTHS[0]
+) -> Markup:
     """Mean Dice over folds at each stop; the bars of the best trial are the spread."""
     unit = 1000 if max_steps >= 10_000 else 1
-    x, y = svg.Axis(0, max_steps / unit, 62, 2 * WIDTH - 20), _score_axis(trials, HEIGHT - 40, 14)
+    x, y = svg.Axis(0, max_steps / unit, 62, width - 20), _score_axis(trials, HEIGHT - 40, 14)
     marks = svg.x_axis(x, HEIGHT - 40, 14, "step" if unit == 1 else "thousand steps") + svg.y_axis(
-        y, 62, 2 * WIDTH - 20, "mean Dice over folds"
+        y, 62, width - 20, "mean Dice over folds"
     )
     by_id = {trial.id: trial for trial in trials}
     for trial in sorted(trials, key=lambda t: _kind(t, best) == "best"):
@@ -69,7 +73,7 @@ def learning_curves(trials: Sequence[Trial], best: Trial | None, max_steps: int)
                 )
             hint = f"trial {trial.number}, step {rung.step}: {rung.score:.4f} ± {rung.spread:.4f}, {rung.decision}"
             marks.append(svg.circle(x(rung.step / unit), y(rung.score), 3.6, f"dot {kind}", hint))
-    return svg.picture(2 * WIDTH, HEIGHT, marks, "Learning curves of the trials")
+    return svg.picture(width, HEIGHT, marks, "Learning curves of the trials")
 
 
 def whole_curve(trial: Trial, by_id: Mapping[str, Trial]) -> list[Rung]:
@@ -146,6 +150,43 @@ def parallel_coordinates(
     return svg.picture(width, HEIGHT, marks, "Parallel coordinates of the trials")
 
 
+def stacked_coordinates(
+    space: dict[str, Dimension], trials: Sequence[Trial], best: Trial | None
+) -> Markup:
+    """`parallel_coordinates` for a narrow page: horizontal axes below each other, the score is the last."""
+    left, right, step = 30, WIDTH - 30, 74
+    score = _score_axis(trials, left, right)
+    rows = [40 + step * i for i in range(len(space) + 1)]
+    marks = [svg.line(left, y, right, y, "axis") for y in rows]
+    curves: list[Markup] = []
+    for trial in sorted(trials, key=lambda t: _kind(t, best) == "best"):
+        if trial.score is None:
+            continue
+        kind = _kind(trial, best)
+        points = []
+        for y, (key, dimension) in zip(rows, space.items(), strict=False):
+            if key in trial.params:
+                points.append((left + _place(dimension, trial.params[key]) * (right - left), y))
+        points.append((score(trial.score), rows[-1]))
+        for (x1, y1), (x2, y2) in pairwise(points):
+            curves.append(svg.line(round(x1, 1), y1, round(x2, 1), y2, f"curve {kind}"))
+        curves.append(
+            svg.circle(round(points[-1][0], 1), points[-1][1], 5, f"dot {kind}", _hint(trial))
+        )
+    marks += curves
+    # Texts come last, so that lines do not cross them out.
+    for y, (key, dimension) in zip(rows, space.items(), strict=False):
+        marks.append(svg.text(WIDTH / 2, y - 14, key, "middle", "title"))
+        for share, name in _labels(dimension):
+            anchor = "start" if share < 0.1 else "end" if share > 0.9 else "middle"
+            marks.append(svg.text(left + share * (right - left), y + 19, name, anchor, "tick"))
+    marks.append(svg.text(WIDTH / 2, rows[-1] - 14, "mean Dice", "middle", "title"))
+    marks += [
+        svg.text(score(t), rows[-1] + 19, svg.shown(t), "middle", "tick") for t in score.ticks()
+    ]
+    return svg.picture(WIDTH, rows[-1] + 32, marks, "Parallel coordinates of the trials, stacked")
+
+
 def scatter_chart(
     key: str, dimension: Dimension, trials: Sequence[Trial], best: Trial | None
 ) -> Markup:
@@ -176,7 +217,7 @@ def scatter_chart(
 
 
 def pareto_charts(
-    objectives: Sequence[str], trials: Sequence[Trial], best: Trial | None
+    objectives: Sequence[str], trials: Sequence[Trial], best: Trial | None, width: int = WIDTHS[0]
 ) -> list[Markup]:
     """Dice over each further objective; the line joins the trials that none beats in both."""
     made = []
@@ -187,9 +228,9 @@ def pareto_charts(
             continue
         y, values = _score_axis(trials, HEIGHT - 40, 14), [value for _, value in points.values()]
         margin = 0.08 * (max(values) - min(values)) or 0.1 * max(values)
-        x = svg.Axis(max(0.0, min(values) - margin), max(values) + margin, 62, 2 * WIDTH - 20)
+        x = svg.Axis(max(0.0, min(values) - margin), max(values) + margin, 62, width - 20)
         marks = svg.x_axis(x, HEIGHT - 40, 14, COSTS[name]) + svg.y_axis(
-            y, 62, 2 * WIDTH - 20, "mean Dice"
+            y, 62, width - 20, "mean Dice"
         )
         front = pareto_front(trials, pair)
         for one, two in pairwise(front):
@@ -201,5 +242,5 @@ def pareto_charts(
                 kind = "best" if trial in front else "finished"
                 hint = f"trial {trial.number}: Dice {dice:.4f}, {name} {at:.4g}"
                 marks.append(svg.circle(x(at), y(dice), 4.5, f"dot {kind}", hint))
-        made.append(svg.picture(2 * WIDTH, HEIGHT, marks, f"Mean Dice over {COSTS[name]}"))
+        made.append(svg.picture(width, HEIGHT, marks, f"Mean Dice over {COSTS[name]}"))
     return made

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from scipy.stats import t as student_t
 from torch.utils.tensorboard import SummaryWriter
 
@@ -16,13 +17,21 @@ from liverseg_dist.files import write_text
 from .journal import Trial, best_of
 from .search import MANY, Params, hyperparameter_importances, pareto_front
 from .sweep_charts import (
+from .journal import Trial, best_of
+from .search import MANY, Params, hyperparameter_importances, pareto_front
+from .sweep_charts import (
+    WIDTHS,
     format_value,
     learning_curves,
     parallel_coordinates,
     pareto_charts,
     scatter_chart,
+    stacked_coordinates,
 )
 from .sweep_config import SweepSettings, to_yaml, trial_tree
+from .sweep_config import SweepSettings, to_yaml, trial_tree
+from liverseg_dist.files import write_text
+from liverseg_dist.pages import load_theme
 
 
 def write_results(
@@ -102,6 +111,9 @@ def render_sweep_page(
         loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    store = (
+        Path(settings.data.store or "").name or "an unnamed store"
+    )  # where it lies is no part of the result
     best = best_of(trials)
     ranked = sorted(
         trials,
@@ -110,7 +122,7 @@ def render_sweep_page(
     keys = list(settings.sweep.space)
     return environment.get_template("sweep.html.j2").render(
         sweep=settings.sweep,
-        store=Path(settings.data.store or "").name,  # where it lies is no part of the result
+        store=store,
         max_steps=settings.train.max_steps,
         best=best,
         best_yaml="\n".join(f"{key}: {format_value(value)}" for key, value in best.params.items())
@@ -119,13 +131,26 @@ def render_sweep_page(
         trials=ranked,
         summary=summary,
         counts={state: sum(t.state == state for t in trials) for state in _ORDER},
-        curves=learning_curves(trials, best, settings.train.max_steps),
-        parallel=parallel_coordinates(settings.sweep.space, trials, best),
+        theme=Markup(load_theme()),  # our own file, no text from data  # nosec B704
+        title=f"Hyperparameter sweep on {store}, {len(trials)} trial{'' if len(trials) == 1 else 's'}",
+        curves=[learning_curves(trials, best, settings.train.max_steps, width) for width in WIDTHS],
+        parallel=[
+            parallel_coordinates(settings.sweep.space, trials, best),
+            stacked_coordinates(settings.sweep.space, trials, best),
+        ],
         scatters=[
             (key, scatter_chart(key, settings.sweep.space[key], trials, best)) for key in keys
         ],
         importances=hyperparameter_importances(settings.sweep.space, trials),
-        fronts=pareto_charts(settings.sweep.objectives, trials, best),
+        fronts=list(
+            zip(
+                *(
+                    pareto_charts(settings.sweep.objectives, trials, best, width)
+                    for width in WIDTHS
+                ),
+                strict=True,
+            )
+        ),
         lineage=trial_lineage(best, trials) if best else [],
         confidence=confidence_half_width(best) if best else None,
         numbers={trial.id: trial.number for trial in trials},

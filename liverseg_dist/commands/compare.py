@@ -16,6 +16,7 @@ from liverseg_dist.evaluation.compare import compare_evaluations
 from liverseg_dist.evaluation.results import load_pooled
 from liverseg_dist.files import write_json
 from liverseg_dist.texts.paths import expand_path, path_argument
+from liverseg_dist.tracking.terminal_table import print_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,16 +40,29 @@ def run(args: argparse.Namespace) -> dict:
     print(f"A {args.first}\nB {args.second}\n{result['n_cases']} cases in both", end="")
     left_out = len(result["only_a"]) + len(result["only_b"])
     print(f", {left_out} in one only" if left_out else "")
-    print(
-        f"\n{'':17}{'n':>5}{'A':>10}{'B':>10}{'B - A':>10}   {'95 % interval':19}{'p':>8}{'p Holm':>8}   B better/worse"
+    headings = (
+        "structure",
+        "metric",
+        "n",
+        "A",
+        "B",
+        "B - A",
+        "95 % interval",
+        "p",
+        "p Holm",
+        "B better/worse",
     )
+    rows = []
     for row in result["metrics"]:
         low, high = row["ci95"] or (None, None)
-        print(
-            f"{row['structure']:7}{row['metric']:10}{row['n']:5}{_shown(row['mean_a'])}{_shown(row['mean_b'])}"
-            f"{_shown(row['difference'])}  {_shown(low, 9)} {_shown(high, 9)}{_shown(row['p'], 8)}"
-            f"{_shown(row['p_holm'], 8)}   {row['better']}/{row['worse']}"
+        means = [_shown(row[name]) for name in ("mean_a", "mean_b", "difference")]
+        interval = f"{_shown(low)} {_shown(high)}"
+        tests = [_shown(row[name]) for name in ("p", "p_holm")]
+        counts = f"{row['better']}/{row['worse']}"
+        rows.append(
+            (row["structure"], row["metric"], str(row["n"]), *means, interval, *tests, counts)
         )
+    print_table(headings, rows, right=headings[2:])
     return result
 
 
@@ -63,5 +77,5 @@ def parse_folders(text: str) -> list[Path]:
         raise UserError(f"{text}: {error}") from None
 
 
-def _shown(value: float | None, width: int = 10) -> str:
-    return f"{'-' if value is None else f'{value:.4f}':>{width}}"
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

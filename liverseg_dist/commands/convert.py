@@ -25,9 +25,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import ConvertConfig
@@ -45,6 +43,7 @@ from liverseg_dist.files import natural_key
 from liverseg_dist.inference.label_imputation import RunLabeller
 from liverseg_dist.texts.paths import expand_path, path_argument
 from liverseg_dist.tracking.progress import show_progress
+from liverseg_dist.tracking.terminal_table import print_table
 
 COLOURS = {
     "kept": "green",
@@ -226,30 +225,21 @@ def _print_findings(dataset: MsdDataset, records: list[CaseRecord]) -> None:
 
 
 def _print_table(records: list[CaseRecord]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("case", "status", "voxels z y x", "spacing mm", "axes"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("what was found, and done", overflow="fold", min_width=40)
+    """One row per scan; where the terminal is narrow the findings fold."""
     audit = collect_audit(records)
-    for record in sorted(records, key=lambda r: natural_key(r.case_id)):
+    rows = []
+    for record in sorted(records, key=lambda record: natural_key(record.case_id)):
         facts = record.facts
         shape = " x ".join(map(str, facts.get("shape_zyx", [])))
         spacing = " x ".join(f"{s:.2f}" for s in facts.get("spacing_mm", []))
         findings = audit[record.case_id]["findings"]
-        says = [f"[{SHADES[f['severity']]}]{escape(f['message'])}[/]" for f in findings]
-        status = f"[{COLOURS[record.status]}]{record.status}[/]"
-        table.add_row(
-            escape(record.case_id),
-            status,
-            shape,
-            spacing,
-            facts.get("orientation", ""),
-            "\n".join(says),
-        )
-    console = Console(soft_wrap=False)
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)
+        messages = [Text(f["message"], style=SHADES[f["severity"]]) for f in findings]
+        status = Text(record.status, style=COLOURS[record.status])
+        found = Text("\n").join(messages)
+        rows.append((record.case_id, status, shape, spacing, facts.get("orientation", ""), found))
+    print_table(
+        ("case", "status", "voxels z y x", "spacing mm", "axes", "findings and repairs"), rows
+    )
 
 
 def _labeller(convert: ConvertConfig, device: str) -> RunLabeller | None:

@@ -26,6 +26,7 @@ from liverseg_dist.cores import usable_cores
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
 from liverseg_dist.locks import hold_lock
 from liverseg_dist.texts.paths import path_argument
+from liverseg_dist.tracking.terminal_table import print_table
 
 PACKAGES = (
     "torch",
@@ -85,10 +86,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     _ray_and_slurm(found)
     _shared_memory(found)
     _disk(found, args.folder)
-    width = max(len(name) for name, _, _ in found.lines)
-    values = min(34, max(len(value) for _, value, _ in found.lines))
-    for name, value, meaning in found.lines:
-        print(f"{name:{width}}  {value:{values}}  {meaning}".rstrip())
+    print_table(("name", "value", "purpose"), found.lines, plain=True)
     for text in found.problems:
         print(f"problem: {text}")
     for text in found.warnings:

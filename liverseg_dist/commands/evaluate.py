@@ -15,7 +15,6 @@ inference.mirror=true may follow. The largest scans are computed by all ranks to
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from dataclasses import replace
@@ -53,24 +52,34 @@ from liverseg_dist.errors import (
     UserError,
     printable,
 )
+from liverseg_dist.evaluation.curves import Curves, read_curves
 from liverseg_dist.evaluation.earlier import move_earlier_results
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.metrics.calibration import BINS
+from liverseg_dist.evaluation.metrics.lesions import DETECTION_WORDS
+from liverseg_dist.evaluation.notes import distance_notes
 from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, SUMMARY, write_results
 from liverseg_dist.inference.case_inputs import CaseInputs
 from liverseg_dist.inference.evaluate_cases import Evaluation
 from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, predictor_for, runs_fingerprint
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
+from liverseg_dist.inference.postprocess_report import describe_postprocessing
 from liverseg_dist.inference.postprocess_search import postprocessing_settings
 from liverseg_dist.inference.scan_checks import ScanRefused, warnings_of
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.texts.names import ScanIndex
-from liverseg_dist.texts.paths import path_argument, text_argument
+from liverseg_dist.texts.paths import path_argument, quoted, text_argument
 from liverseg_dist.tracking.provenance import collect_provenance
 from liverseg_dist.training.crash_report import summarize_exception
 
 PARTS = ("test", "validation", "train")
+PART_WORDS = {
+    "test": "test cases",
+    "validation": "validation cases",
+    "train": "training cases",
+    "cases": "chosen cases",
+}
 SHARED_DISK_PATIENCE_S = 60.0
 """A file another node wrote may take this long to be seen on a network file system."""
 
@@ -155,9 +164,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         reused = _work(job, folder, world, watch)
         watch.mark(-1, "writing the results")
         details = _details(args, runs, part, inputs, seen)
-        chosen = args.run / POSTPROCESS
+        training = _training_curves(runs)
         return broadcast_from_rank0(
-            _finish(job, folder, details, reused, chosen) if world.is_main else None
+            _finish(job, folder, details, training, reused) if world.is_main else None
         )
 
     return run_distributed(world, args.timeout, folder, work)
@@ -249,31 +258,10 @@ def _work(job: Evaluation, folder: Path, world: World, watch: HeartbeatMonitor) 
     return sum(gather_from_ranks(reused))
 
 
-def _describe_move(moved: Path, folder: Path) -> str:
-    """What is said of results that had to make room: other weights or settings are evaluated now."""
-    summary = json.loads((moved / SUMMARY).read_text(encoding="utf-8"))
-    dice = ", ".join(
-        f"{name} Dice {_shown(summary[name]['dice_per_case'])}" for name in ("liver", "tumour")
-    )
-    settings = _describe_postprocessing(summary.get("postprocessing"))
-    return (
-        f"earlier results of other weights or settings are kept in {moved} ({dice}, {settings}); to compare: "
-        f"liverseg compare {shlex.quote(str(moved))} {shlex.quote(str(folder))}"
-    )
-
-
-def _describe_postprocessing(settings: dict[str, Any] | None) -> str:
-    if not settings:
-        return "no post-processing"
-    return "post-processing " + ", ".join(
-        f"{name}={json.dumps(value)}" for name, value in settings.items()
-    )
-
-
 def _finish(
-    job: Evaluation, folder: Path, details: dict[str, Any], reused: int, chosen: Path
+    job: Evaluation, folder: Path, details: dict[str, Any], training: dict[str, Curves], reused: int
 ) -> dict[str, Any]:
-    """Aggregate the ledger, write the files, say the result. Any failure becomes part of the answer to all ranks."""
+    """Aggregate the ledger, write the files, print the result. Any failure is part of the answer to all ranks."""
     try:
         cases, failures = _read_ledger(job.ledger, set(job.inputs.slabs))
         if not cases:
@@ -283,9 +271,17 @@ def _finish(
             )
         print_scan_warnings(cases)
         details = _with_scan_note(details, cases)
-        machine = collect_provenance(job.predictor.device)
-        settings = postprocessing_settings(job.predictor.config)
-        summary = write_results(folder, cases, failures, details, job.ledger, machine, settings)
+        machine = {"date": time.strftime("%Y-%m-%d"), **collect_provenance(job.predictor.device)}
+        summary = write_results(
+            folder,
+            cases,
+            failures,
+            details,
+            job.ledger,
+            machine,
+            training=training,
+            postprocessing=postprocessing_settings(job.predictor.config),
+        )
         write_tensorboard(
             folder, summary, cases, folder / PICTURES, job.inputs.settings.train.max_steps
         )
@@ -293,7 +289,7 @@ def _finish(
         line = summarize_exception(error)
         print(f"liverseg: {line}", file=sys.stderr)
         return {"error": line, "exit_code": EXIT_FAILED}
-    _say(summary, folder, chosen)
+    _say(summary, cases, folder)
     return {
         "out": str(folder),
         "summary": str(folder / "summary.json"),
@@ -305,6 +301,18 @@ def _finish(
         "tumour_dice": summary["tumour"]["dice_per_case"],
         "exit_code": EXIT_FAILED if failures else EXIT_DONE,
     }
+
+
+def _describe_move(moved: Path, folder: Path) -> str:
+    """Say where the results of other weights or settings were moved, with their main figures."""
+    summary = json.loads((moved / SUMMARY).read_text(encoding="utf-8"))
+    dice = ", ".join(
+        f"{name} Dice {_shown(summary[name]['dice_per_case'])}" for name in ("liver", "tumour")
+    )
+    return (
+        f"earlier results of other weights or settings are kept in {moved} ({dice}); to compare: "
+        f"liverseg compare {quoted(moved)} {quoted(folder)}"
+    )
 
 
 def _with_scan_note(details: dict[str, Any], cases: list[dict[str, Any]]) -> dict[str, Any]:
@@ -345,11 +353,17 @@ def _read_ledger(ledger: Ledger, wanted: set[str]) -> tuple[list[dict[str, Any]]
 def _details(
     args: argparse.Namespace, runs: list[LoadedRun], part: str, inputs: CaseInputs, seen: Seen
 ) -> dict[str, Any]:
-    """What the report tells about the evaluation: nothing in it depends on ranks, time or machine."""
+    """What the report states about the evaluation: nothing in it depends on ranks, time or machine."""
     settings = runs[0].settings.model_dump(mode="json")
+    run_name = printable(args.run.resolve().name)
+    data_set = str(inputs.store.root["name"] or Path(inputs.store.path).name)
+    inference = runs[0].settings.inference
     details: dict[str, Any] = {
-        "title": f"{printable(args.run.resolve().name)}, {part}",
-        "run": printable(args.run.resolve().name),
+        "title": f"{run_name}: evaluation on the {PART_WORDS[part]} of {data_set}",
+        "run": run_name,
+        "data_set": data_set,
+        "store": Path(inputs.store.path).resolve().name,
+        "postprocessing": describe_postprocessing(inference, args.run),
         "part": part,
         "fold": runs[0].settings.data.fold,
         "input": input_kind(inputs),
@@ -375,7 +389,17 @@ def _details(
     return details
 
 
-def _say(summary: dict[str, Any], folder: Path, chosen: Path) -> None:
+def _training_curves(runs: list[LoadedRun]) -> dict[str, Curves]:
+    """Training curves by run name; runs of one name are numbered, a run that was given twice appears once."""
+    folders = dict.fromkeys(run.path.resolve() for run in runs)
+    names = [folder.name for folder in folders]
+    return {
+        name if names.count(name) == 1 else f"{name} ({number})": read_curves(folder)
+        for number, (name, folder) in enumerate(zip(names, folders, strict=True), start=1)
+    }
+
+
+def _say(summary: dict[str, Any], cases: list[dict[str, Any]], folder: Path) -> None:
     kind = summary["details"]["input"]
     aided = (
         ", placed with the help of the truth (--source: whole scans, the score to publish)"
@@ -383,17 +407,19 @@ def _say(summary: dict[str, Any], folder: Path, chosen: Path) -> None:
         else ""
     )
     print(f"{summary['n_cases']} cases, {kind}s{aided}, on the scans' own voxels")
-    source = f" (chosen in {chosen})" if summary["postprocessing"] and chosen.is_file() else ""
-    print(f"{_describe_postprocessing(summary['postprocessing'])}{source}")
+    print(f"post-processing: {summary['details']['postprocessing']}")
     for structure in ("liver", "tumour"):
         scores = summary[structure]
         print(
             f"{structure:7}Dice {_shown(scores['dice_per_case'])} per case, {_shown(scores['dice_global'])} global"
         )
-    found = summary["tumour"]["detection"]["iou_0"]
-    print(
-        f"lesions recall {_shown(found['recall'])}, precision {_shown(found['precision'])} (any overlap)"
-    )
+    for name, words in DETECTION_WORDS.items():
+        counts = summary["tumour"]["detection"][name]
+        print(
+            f"lesions {words}: recall {_shown(counts['recall'])}, precision {_shown(counts['precision'])}"
+        )
+    for note in distance_notes(cases):
+        print(f"note: {note}")
     if summary["failed"]:
         print(f"failed: {', '.join(summary['failed'])}")
     print(f"report: {folder / 'report.html'}", flush=True)

@@ -11,9 +11,6 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from liverseg_dist.errors import UserError
 from liverseg_dist.phantom.dataset import (
     FIRST_TEST,
@@ -25,6 +22,7 @@ from liverseg_dist.phantom.dataset import (
 from liverseg_dist.phantom.montage import draw_montage
 from liverseg_dist.texts.paths import path_argument, quoted
 from liverseg_dist.tracking.progress import show_progress
+from liverseg_dist.tracking.terminal_table import print_table
 
 MONTAGE_CASES = 12
 
@@ -102,24 +100,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_table(cases: list[CaseSummary]) -> None:
-    table = Table(box=None, header_style="bold")
-    for heading in (
-        "case",
-        "voxels zyx",
-        "spacing mm zyx",
-        "axes",
-        "liver ml",
-        "tumours",
-        "tumour ml",
-    ):
-        table.add_column(
-            heading, no_wrap=True, justify="left" if heading in ("case", "axes") else "right"
-        )
+    headings = ("case", "voxels zyx", "spacing mm zyx", "axes", "liver ml", "tumours", "tumour ml")
+    rows = []
     for case in cases:
         voxels = "x".join(map(str, case.shape_zyx))
         spacing = "x".join(f"{s:.2f}" for s in case.spacing_mm)
         found = ("-", "-", "-")
         if case.liver_ml is not None:
             found = (f"{case.liver_ml:.0f}", str(case.tumours), f"{case.tumour_ml:.1f}")
-        table.add_row(case.case_id, voxels, spacing, case.orientation, *found)
-    Console().print(table)
+        rows.append((case.case_id, voxels, spacing, case.orientation, *found))
+    print_table(headings, rows, right=[name for name in headings if name not in ("case", "axes")])

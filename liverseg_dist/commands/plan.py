@@ -40,6 +40,7 @@ from liverseg_dist.planning.memory_fit import (
 )
 from liverseg_dist.planning.scaling_model import MLPERF_U_NET3D, Machine, scaling_table
 from liverseg_dist.texts.paths import path_argument, quoted, text_argument
+from liverseg_dist.tracking.terminal_table import print_table
 from liverseg_dist.volume import Float3, Index3
 
 SLAB: Index3 = (64, 512, 512)
@@ -257,17 +258,19 @@ def _row(o: PatchOption, budget: float) -> dict[str, Any]:
 def _print_memory(
     found: dict[str, Any], why: str, chosen: Settings, args: argparse.Namespace
 ) -> None:
-    print(
-        f"{'patch':>13} {'1 sample':>9} {'micro-batch':>12} {'GiB':>7} {'TFLOP a sample':>15}  recomputed levels"
-    )
+    headings = ("patch", "1 sample", "micro-batch", "GiB", "TFLOP a sample", "recomputed levels")
+    rows = []
     for row in found["patches"]:
-        patch = "x".join(map(str, row["patch_size"]))
-        size = row["micro_batch_size"] or "none fits"
         mark = " <-" if row["patch_size"] == list(chosen.data.patch_size) else ""
-        print(
-            f"{patch:>13} {row['one_sample_gib']:9.2f} {size:>12} {row['need_gib']:7.2f} "
-            f"{row['tflop_per_sample']:15.2f}  {row['levels_recomputed'] or 'none'}{mark}"
-        )
+        rows.append((
+            "x".join(map(str, row["patch_size"])),
+            f"{row['one_sample_gib']:.2f}",
+            str(row["micro_batch_size"] or "none fits"),
+            f"{row['need_gib']:.2f}",
+            f"{row['tflop_per_sample']:.2f}",
+            f"{row['levels_recomputed'] or 'none'}{mark}",
+        ))  # fmt: skip
+    print_table(headings, rows, right=headings[:5])
     print(f"\nfits {found['budget_gib']:g} GiB with {found['need_gib']:.2f}: {why} GiB")
     print(
         "the largest patch up to a liver's width that needs no recomputation, else the largest that fits;"
@@ -354,12 +357,12 @@ def _print_scale(
     print(
         "efficiency, % of perfect scaling (bandwidths, latency and spread are assumptions unless you gave them):"
     )
-    print(f"{'GPUs':>6}" + "".join(f"{name:>12}" for name in rows) + f"{'MLPerf':>12}")
+    headings = ("GPUs", *rows, "MLPerf")
+    lines = []
     for i, gpus in enumerate(GPUS):
-        shown = f"{100 * published[gpus]:12.1f}" if gpus in published else ""
-        print(
-            f"{gpus:6}" + "".join(f"{100 * p[i].efficiency:12.1f}" for p in rows.values()) + shown
-        )
+        shown = f"{100 * published[gpus]:.1f}" if gpus in published else ""
+        lines.append((str(gpus), *(f"{100 * p[i].efficiency:.1f}" for p in rows.values()), shown))
+    print_table(headings, lines, right=headings)
     print(
         "MLPerf: published U-Net3D figures on H100, 71.1, 65.1 and 62.7 samples/s per GPU at 8, 16 and 72 GPUs, over"
     )

@@ -62,6 +62,7 @@ from liverseg_dist.inference.postprocess_search import (
 )
 from liverseg_dist.inference.work_division import shard_cases
 from liverseg_dist.texts.paths import path_argument, text_argument
+from liverseg_dist.tracking.terminal_table import print_table
 
 FOLDER = "postprocess"
 
@@ -243,16 +244,19 @@ def _final_score(decisions: list[Decision]) -> float:
 
 
 def _say(decisions: list[Decision]) -> None:
-    print(
-        f"{'operation':20} {'best':>8} {'Dice without':>13} {'cross-validated':>16}  better/worse"
-    )
-    for one in decisions:
-        option, verdict = json.dumps(one.option), "kept" if one.kept else "not kept"
-        print(
-            f"{one.operation:20} {option:>8} {one.score_before:13.4f} {one.score_cross_validated:16.4f}"
-            f"  {f'{one.better}/{one.worse}':>12}  {verdict}",
-            flush=True,
+    headings = ("operation", "best", "Dice without", "cross-validated", "better/worse", "verdict")
+    rows = [
+        (
+            one.operation,
+            json.dumps(one.option),
+            f"{one.score_before:.4f}",
+            f"{one.score_cross_validated:.4f}",
+            f"{one.better}/{one.worse}",
+            "kept" if one.kept else "not kept",
         )
+        for one in decisions
+    ]
+    print_table(headings, rows, right=headings[1:5])
 
 
 def _told(

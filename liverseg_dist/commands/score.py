@@ -10,14 +10,19 @@ and report.html. Run the same line again after a stop: cases already scored are 
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError, printable
-from liverseg_dist.evaluation.metrics.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
+from liverseg_dist.evaluation.metrics.lesions import (
+    CONNECTIVITIES,
+    DETECTION_WORDS,
+    LITS_CONNECTIVITY,
+)
+from liverseg_dist.evaluation.notes import distance_notes
 from liverseg_dist.evaluation.pairing import Pairing, describe_left_out, images_by_case, pair_masks
-from liverseg_dist.evaluation.report.html_report import cases_to_show
 from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
 from liverseg_dist.evaluation.score_folders import (
     Drawing,
@@ -28,6 +33,7 @@ from liverseg_dist.evaluation.score_folders import (
     score_pairs,
     without_folders,
 )
+from liverseg_dist.evaluation.shown_cases import cases_to_show
 from liverseg_dist.texts.paths import path_argument
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.volume import Volume
@@ -111,8 +117,9 @@ def run(args: argparse.Namespace) -> dict:
         if pair.case_id in failures
     }
     not_scored = told | dict.fromkeys(pairing.missing, "no prediction")
-    summary = write_results(args.out, cases, not_scored, _details(args), ledger)
-    _print_summary(summary, pairing, args.out)
+    environment = {"date": time.strftime("%Y-%m-%d")}
+    summary = write_results(args.out, cases, not_scored, _details(args), ledger, environment)
+    _print_summary(summary, cases, pairing, args.out)
     return {
         "out": str(args.out),
         "summary": str(args.out / "summary.json"),
@@ -154,18 +161,19 @@ def _exit_code(outcomes: list[Outcome], pairing: Pairing, allow_missing: bool) -
 
 
 def _details(args: argparse.Namespace) -> dict[str, object]:
+    # Names only: the folders' paths are not part of the result.
+    prediction = printable(args.prediction.resolve().name)
+    truth = printable(args.truth.resolve().name)
     return {
-        "title": printable(args.prediction.resolve().name),
-        "prediction": printable(
-            args.prediction.resolve().name
-        ),  # where they lie is no part of the result
-        "truth": printable(args.truth.resolve().name),
+        "title": f"{prediction}: scores against {truth}",
+        "prediction": prediction,
+        "truth": truth,
         "lesion_connectivity": args.connectivity,
         "ignore_affine": args.ignore_affine,
     }
 
 
-def _print_summary(summary: dict, pairing: Pairing, out: Path) -> None:
+def _print_summary(summary: dict, cases: list[dict], pairing: Pairing, out: Path) -> None:
     print(f"{summary['n_cases']} cases")
     for structure in ("liver", "tumour"):
         scores = summary[structure]
@@ -173,11 +181,13 @@ def _print_summary(summary: dict, pairing: Pairing, out: Path) -> None:
         print(
             f"{structure:7}{figures}, HD95 {_shown(scores['hd95_mm'], 2, ' mm')}, NSD 2 mm {_shown(scores['nsd_2mm'])}"
         )
-    for name, label in (("iou_50", "IoU > 0.5"), ("iou_0", "IoU > 0")):
-        found = summary["tumour"]["detection"][name]
+    for name, words in DETECTION_WORDS.items():
+        counts = summary["tumour"]["detection"][name]
         print(
-            f"lesions {label}: precision {_shown(found['precision'])}, recall {_shown(found['recall'])}"
+            f"lesions {words}: recall {_shown(counts['recall'])}, precision {_shown(counts['precision'])}"
         )
+    for note in distance_notes(cases):
+        print(f"note: {note}")
     if pairing.missing:
         print(f"no prediction for {len(pairing.missing)}: {', '.join(pairing.missing[:10])}")
     if pairing.extra:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from liverseg_dist.data.colours import LABEL_COLOURS, LEGEND, PADDING_COLOUR
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
+from liverseg_dist.pages import LEGEND, PADDING_RGB, STRUCTURE_RGB
 
 TILE_PX = 224
 _GAP_PX, _TEXT_PX, _HEADER_PX = 6, 200, 24
-_COLOURS = {**LABEL_COLOURS, IGNORE: PADDING_COLOUR}
+_COLOURS = {**STRUCTURE_RGB, IGNORE: PADDING_RGB}
 _OPACITY = 0.4
 _TEXT_COLOUR = (230, 230, 230)
 _SWATCH_PX = 12

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_dist.errors import UserError
+from liverseg_dist.evaluation.curves import TRAINING, Curves, load_training
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.report.csv_tables import write_cases_csv, write_lesions_csv
 from liverseg_dist.evaluation.report.html_report import write_report
@@ -21,7 +22,7 @@ LEDGER = "ledger"
 PICTURES = "pictures"
 SUMMARY = "summary.json"
 ENVIRONMENT = "environment.json"
-"""Code and hardware that the results come from: told in the report, kept apart from what is equal everywhere."""
+"""Date, code and hardware of the results: shown in the report, kept apart from what is equal everywhere."""
 EVALUATION = "evaluation"
 """Where a run keeps its evaluation."""
 
@@ -47,15 +48,22 @@ def write_results(
     ledger: Ledger | None = None,
     environment: Mapping[str, str] | None = None,
     postprocessing: Mapping[str, object] | None = None,
+    training: Mapping[str, Curves] | None = None,
 ) -> dict[str, Any]:
-    """Aggregate scored cases and write all result files into `folder`; returns the summary.
+    """Aggregate scored cases and write all result files into `folder`.
 
-    `failures` maps cases without scores to the reason. `details` is what the report tells about the run (title, commit,
-    settings ...) and is kept in the summary. `ledger` is where the cases come from; without it the results cannot be
-    loaded again. `environment` (commit, hardware) is written to a file of its own and told in the report; without it
-    what that file says is told. Pictures are taken from `folder/pictures`.
-    `postprocessing` is kept in the summary: what was done to the masks after prediction, None where nothing was or
-    where it is not known.
+    Args:
+        folder: Where the files go; pictures are taken from `folder/pictures`.
+        cases: Scored cases.
+        failures: Cases without scores, and the reason.
+        details: What the report states about the run (title, settings ...); kept in the summary.
+        ledger: Where the cases come from; without it the results cannot be loaded again.
+        environment: Date, commit and hardware, kept in a file of their own; without it that file's content is used.
+        training: Training curves by run, kept likewise.
+        postprocessing: Operations applied to the masks; None: none, or not known. Kept in the summary.
+
+    Returns:
+        The summary.
     """
     ordered = sorted(cases, key=lambda case: case["case_id"])
     failed = dict(sorted((failures or {}).items()))
@@ -75,7 +83,11 @@ def write_results(
     write_lesions_csv(folder / "lesions.csv", ordered)
     if environment is not None:
         write_json(folder / ENVIRONMENT, dict(environment))
-    write_report(folder, summary, ordered, folder / PICTURES, load_environment(folder))
+    if training is not None:
+        write_json(folder / TRAINING, dict(training))
+    write_report(
+        folder, summary, ordered, folder / PICTURES, load_environment(folder), load_training(folder)
+    )
     write_json(folder / SUMMARY, summary)
     return summary
 

@@ -22,12 +22,13 @@ from liverseg_dist.evaluation.metrics.bootstrap import (
 )
 from liverseg_dist.evaluation.metrics.calibration import pooled_calibration
 from liverseg_dist.evaluation.metrics.lesions import DETECTED_METRICS, IOU_THRESHOLDS, SIZE_CLASSES
+from liverseg_dist.evaluation.metrics.surface import CLOSED_KEYS
 from liverseg_dist.labels import STRUCTURES
 
 SCHEMA = 1
 CASE_METRICS = (
     "dice", "jaccard", "voe", "rvd", "assd_mm", "rmsd_mm", "mssd_mm", "hd95_mm", "nsd_1mm", "nsd_2mm",
-    "volume_error_ml",
+    "volume_error_ml", *CLOSED_KEYS,
 )  # fmt: skip
 Case = dict[str, Any]
 
@@ -75,13 +76,14 @@ def _structure_summary(scores: list[dict[str, Any]], indices: np.ndarray) -> dic
     n_defined: dict[str, int] = {}
     for metric in CASE_METRICS:
         key = "dice_per_case" if metric == "dice" else metric
-        defined = [score[metric] for score in scores if score[metric] is not None]
+        # Ledgers written before the closed distances existed lack their keys.
+        found = [score.get(metric) for score in scores]
+        defined = [value for value in found if value is not None]
         summary[key] = exact_mean(defined)
         n_defined[key] = len(defined)
         spread[key] = _spread(defined)
         values = np.array(
-            [math.nan if score[metric] is None else score[metric] for score in scores],
-            dtype=np.float64,
+            [math.nan if value is None else value for value in found], dtype=np.float64
         )
         intervals[key] = mean_interval(values, indices) if scores else None
     twice_shared = np.array([2 * score["intersection_voxels"] for score in scores], dtype=np.int64)

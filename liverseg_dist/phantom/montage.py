@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from liverseg_dist.data.colours import LABEL_COLOURS
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.labels import LIVER, TUMOUR
+from liverseg_dist.pages import STRUCTURE_RGB
 from liverseg_dist.volume import CANONICAL_ORIENTATION
 
 WINDOW_HU = (-150.0, 250.0)
@@ -63,7 +63,7 @@ def _tile(
     known = np.array(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
     rgb = np.repeat(scaled[..., None], 3, axis=2)
     if outlines:
-        for value, colour in LABEL_COLOURS.items():
+        for value, colour in STRUCTURE_RGB.items():
             mask = known >= value
             rgb[mask & ~ndimage.binary_erosion(mask)] = colour
     canvas = np.zeros((TILE_PX, TILE_PX, 3), np.uint8)

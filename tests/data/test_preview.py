@@ -9,11 +9,11 @@ from PIL import Image
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import DataConfig
 from liverseg_dist.data.augment import PRESETS, DeviceTransform
-from liverseg_dist.data.colours import LEGEND
 from liverseg_dist.data.conversion.thumbnail import render_thumbnail
 from liverseg_dist.data.loading import PatchLoader, PatchSource
 from liverseg_dist.data.preview import TILE_PX, PreviewRow, most_informative_slice, render_preview
 from liverseg_dist.data.store.case_store import CaseStore
+from liverseg_dist.pages import LEGEND
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def test_files_score_as_their_arrays_do(
     )
     assert len((out / "cases.csv").read_text().splitlines()) == 7
     assert (out / "lesions.csv").is_file()
-    assert (out / "report.html").read_text().count("<canvas") == 3
+    assert (out / "report.html").read_text().count('<canvas class="surface"') == 3
 
 
 def test_results_are_the_same_for_any_number_of_workers(folders: tuple[Path, Path, Path]) -> None:

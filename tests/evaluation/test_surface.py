@@ -9,6 +9,7 @@ import torch
 from scipy import ndimage
 
 from liverseg_dist.evaluation.metrics.surface import (
+    DISTANCE_KEYS,
     block_codes,
     border_distances,
     surface_scores,
@@ -139,6 +140,45 @@ def test_noise_is_exact_too() -> None:
     np.testing.assert_array_equal(distances.from_prediction_mm, expected)
 
 
+@pytest.mark.parametrize("spacing_mm", SPACINGS)
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_closed_distances_count_beyond_the_scan_as_outside(
+    first: int, second: int, spacing_mm: Float3
+) -> None:
+    """CHAOS's formula with border_value=0; the blobs reach the scan's faces."""
+    masks = [blobs(first), blobs(second, 0.3)]
+    borders = [mask & ~ndimage.binary_erosion(mask, border_value=0) for mask in masks]
+    maps = [ndimage.distance_transform_edt(~border, sampling=spacing_mm) for border in borders]
+    distances = np.concatenate([maps[1][borders[0]], maps[0][borders[1]]])
+    scores = surface_scores(masks[0], masks[1], spacing_mm)
+    assert scores["assd_closed_mm"] == pytest.approx(distances.mean(), rel=1e-12)
+    assert scores["rmsd_closed_mm"] == pytest.approx(np.sqrt((distances**2).mean()), rel=1e-12)
+    assert scores["mssd_closed_mm"] == distances.max()
+
+
+@ignore_old_scipy_names
+def test_a_missing_end_slice_in_both_conventions() -> None:
+    """A liver cut off by the scan's last slice, which the prediction lacks: open 30 mm or more, closed one slice."""
+    truth = np.zeros((24, 32, 32), dtype=np.uint8)
+    truth[4:, 4:28, 4:28] = 1
+    prediction = truth.copy()
+    prediction[-1] = 0
+    spacing_mm = (3.0, 3.0, 3.0)
+    scores = surface_scores(prediction, truth, spacing_mm)
+    reference = surface_distance.compute_surface_distances(truth > 0, prediction > 0, spacing_mm)
+    assert scores["mssd_mm"] is not None
+    assert scores["mssd_mm"] > 30  # from the middle of the false end face to the sides
+    assert scores["mssd_closed_mm"] == 3.0
+    assert scores["hd95_mm"] == surface_distance.compute_robust_hausdorff(reference, 95) == 3.0
+
+
+def test_away_from_the_edge_both_conventions_agree() -> None:
+    prediction, truth = np.pad(blobs(1), 2), np.pad(blobs(2), 2)
+    scores = surface_scores(prediction, truth, (1.0, 1.0, 1.0))
+    for name in ("assd", "rmsd", "mssd"):
+        assert scores[f"{name}_closed_mm"] == scores[f"{name}_mm"]
+
+
 def test_known_distances_of_two_shifted_boxes() -> None:
     """A box of 10 mm moved by 3 mm along x: the moved faces are 3 mm apart, MSSD and HD95 are 3 mm."""
     prediction, truth = np.zeros((2, 30, 30, 30), dtype=np.uint8)
@@ -164,12 +204,13 @@ def test_identical_masks_have_no_distance(spacing_mm: Float3) -> None:
     mask = blobs(7)
     assert surface_scores(mask, mask, spacing_mm) == {
         "assd_mm": 0.0, "rmsd_mm": 0.0, "mssd_mm": 0.0, "hd95_mm": 0.0, "nsd_1mm": 1.0, "nsd_2mm": 1.0,
+        "assd_closed_mm": 0.0, "rmsd_closed_mm": 0.0, "mssd_closed_mm": 0.0,
     }  # fmt: skip
 
 
 def test_empty_masks() -> None:
     full, empty = blobs(8), np.zeros_like(blobs(8))
-    undefined = dict.fromkeys(("assd_mm", "rmsd_mm", "mssd_mm", "hd95_mm"))
+    undefined = dict.fromkeys(DISTANCE_KEYS)
     for prediction, truth, nsd in ((empty, empty, 1.0), (full, empty, 0.0), (empty, full, 0.0)):
         scores = surface_scores(prediction, truth, (1.0, 1.0, 1.0))
         assert scores == undefined | {"nsd_1mm": nsd, "nsd_2mm": nsd}

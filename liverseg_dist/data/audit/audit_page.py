@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
-from liverseg_dist.data.colours import LEGEND
 from liverseg_dist.data.store.layout import TRAIN_ONLY
 from liverseg_dist.files import natural_key
+from liverseg_dist.pages import PADDING_RGB, hex_colour, load_theme
 
 ORDER = ("quarantined", "excluded", "repaired", "imputed", "unlabelled", "kept")
 """Worst first."""
@@ -37,7 +38,8 @@ def audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
     }
     return pages.get_template("audit.html.j2").render(
         root=root,
-        legend=LEGEND,
+        theme=Markup(load_theme()),  # our own file, no text from data  # nosec B704
+        padding=hex_colour(PADDING_RGB),
         scans=[
             _scan(name, entry, thumbnails.get(name) if place < MOST_PICTURES else None, parts)
             for place, (name, entry) in enumerate(audit)

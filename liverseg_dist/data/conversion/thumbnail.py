@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from liverseg_dist.data.colours import LABEL_COLOURS, PADDING_COLOUR
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
+from liverseg_dist.pages import PADDING_RGB, STRUCTURE_RGB
 from liverseg_dist.volume import Float3
 
 WINDOW_HU = (-160.0, 240.0)
@@ -61,8 +61,8 @@ def _tile(
     known = np.array(
         Image.fromarray(np.ascontiguousarray(label)).resize(size, Image.Resampling.NEAREST)
     )
-    rgb[known == IGNORE] = PADDING_COLOUR
-    for value, colour in LABEL_COLOURS.items():
+    rgb[known == IGNORE] = PADDING_RGB
+    for value, colour in STRUCTURE_RGB.items():
         mask = (known >= value) & (known != IGNORE)
         rgb[mask & ~ndimage.binary_erosion(mask, border_value=1)] = colour
     return rgb

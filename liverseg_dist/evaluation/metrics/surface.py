@@ -5,8 +5,13 @@ Two published definitions of a surface are in use, and both are given because ta
 - *Border voxels*: voxels of the mask with a face neighbour outside it; beyond the scan counts as inside
   (CHAOS: scipy's `binary_erosion` with `border_value=1`, https://github.com/emrekavur/CHAOS-evaluation).
   ASSD, RMSD and MSSD are taken over the border voxels of both masks together.
+  A mask is thus *open* where it reaches the scan's edge: it has no surface there. A prediction that lacks the last
+  slice of such a mask does have one, and its distance to the nearest true border voxel can be half an organ.
+  `assd_closed_mm`, `rmsd_closed_mm` and `mssd_closed_mm` are the same figures with beyond the scan counted as
+  outside (`border_value=0`): the mask is *closed*. They differ only where a mask reaches the scan's edge.
 - *Surface elements*: points between voxels, weighted by the area of the surface there (`surfels`). HD95 and NSD are
-  taken over them (https://github.com/google-deepmind/surface-distance), NSD is its "surface Dice".
+  taken over them (https://github.com/google-deepmind/surface-distance), NSD is its "surface Dice". Beyond the scan is
+  outside here: masks are always closed.
 
 Distances to the other surface are exact. They are found for the surface points only: points that coincide cost
 nothing, near ones are found by looking at the lattice places around a point in order of distance, and the few that are
@@ -31,7 +36,10 @@ from liverseg_dist.evaluation.metrics.surfels import surfel_areas_mm2
 from liverseg_dist.volume import Float3
 
 TOLERANCES_MM = (1.0, 2.0)
-DISTANCE_KEYS = ("assd_mm", "rmsd_mm", "mssd_mm", "hd95_mm")
+BORDER_KEYS = ("assd", "rmsd", "mssd")
+CLOSED_KEYS = tuple(f"{name}_closed_mm" for name in BORDER_KEYS)
+"""Distances between border voxels with masks closed at the scan's edge."""
+DISTANCE_KEYS = (*(f"{name}_mm" for name in BORDER_KEYS), "hd95_mm", *CLOSED_KEYS)
 NEAR_PLACES = 250
 """Lattice places around a point that are tried before the KD-tree."""
 MAX_REACH = 8
@@ -45,7 +53,10 @@ MAX_MAP_VOXELS = 40_000_000
 
 @dataclass(frozen=True)
 class BorderDistances:
-    """Distance in mm from each border voxel of one mask to the nearest border voxel of the other."""
+    """Distance in mm from each border voxel of one mask to the nearest border voxel of the other.
+
+    Whether masks are open or closed at the scan's edge is chosen by `border_distances`.
+    """
 
     from_prediction_mm: np.ndarray
     from_truth_mm: np.ndarray
@@ -96,9 +107,16 @@ class SurfelDistances:
 def surface_scores(
     prediction_zyx: np.ndarray, truth_zyx: np.ndarray, spacing_mm: Float3
 ) -> dict[str, float | None]:
-    """All surface metrics of one structure: `assd_mm rmsd_mm mssd_mm hd95_mm nsd_1mm nsd_2mm`.
+    """All surface metrics of one structure.
 
-    Masks are boolean or uint8 (0, 1) arrays of one shape, spacing is z, y, x. Empty masks: see the module.
+    Args:
+        prediction_zyx: Boolean or uint8 (0, 1) mask. Its faces are the scan's edge.
+        truth_zyx: Mask of the same shape.
+        spacing_mm: Voxel size z, y, x.
+
+    Returns:
+        `assd_mm rmsd_mm mssd_mm` (masks open at the scan's edge, as CHAOS), `hd95_mm nsd_1mm nsd_2mm`
+        (closed, as DeepMind) and `assd_closed_mm rmsd_closed_mm mssd_closed_mm`. Empty masks: see the module.
     """
     box = joint_box(prediction_zyx, truth_zyx)
     if box is None:
@@ -107,22 +125,48 @@ def surface_scores(
     truth = np.ascontiguousarray(truth_zyx[box], dtype=np.uint8)
     if not prediction.any() or not truth.any():
         return _undefined(nsd=0.0)
-    border = border_distances(prediction, truth, spacing_mm)
+    opened = border_distances(prediction, truth, spacing_mm)
+    closed = opened
+    if _reaches_edge(prediction) or _reaches_edge(truth):  # elsewhere both conventions agree
+        closed = border_distances(prediction, truth, spacing_mm, closed=True)
     surfels = surfel_distances(prediction, truth, spacing_mm)
     return {
-        "assd_mm": border.assd_mm() if border else None,
-        "rmsd_mm": border.rmsd_mm() if border else None,
-        "mssd_mm": border.mssd_mm() if border else None,
+        **_border_scores(opened, "_mm"),
         "hd95_mm": surfels.hausdorff_mm(95.0),
         **{f"nsd_{tolerance:g}mm": surfels.surface_dice(tolerance) for tolerance in TOLERANCES_MM},
+        **_border_scores(closed, "_closed_mm"),
     }
 
 
+def _border_scores(border: BorderDistances | None, suffix: str) -> dict[str, float | None]:
+    if border is None:
+        return {f"{name}{suffix}": None for name in BORDER_KEYS}
+    values = (border.assd_mm(), border.rmsd_mm(), border.mssd_mm())
+    return {f"{name}{suffix}": value for name, value in zip(BORDER_KEYS, values, strict=True)}
+
+
+def _reaches_edge(mask: np.ndarray) -> bool:
+    """Whether a mask has voxels on a face of its array."""
+    ends = (0, -1)
+    return any(bool(np.take(mask, end, axis=axis).any()) for axis in range(3) for end in ends)
+
+
 def border_distances(
-    prediction: np.ndarray, truth: np.ndarray, spacing_mm: Float3
+    prediction: np.ndarray, truth: np.ndarray, spacing_mm: Float3, closed: bool = False
 ) -> BorderDistances | None:
-    """Both directions between border voxels of uint8 (0, 1) masks; None where one of them has no border voxel."""
-    lattices = [_border_lattice(mask) for mask in (prediction, truth)]
+    """Both directions between the border voxels of two masks.
+
+    Args:
+        prediction: uint8 (0, 1) mask.
+        truth: Mask of the same shape.
+        spacing_mm: Voxel size z, y, x.
+        closed: Beyond the array is outside the mask, so that voxels on its faces are border voxels; by default it
+            is inside (CHAOS).
+
+    Returns:
+        The distances, or None where a mask has no border voxel.
+    """
+    lattices = [_border_lattice(mask, beyond=0 if closed else 1) for mask in (prediction, truth)]
     if not all(lattice.any() for lattice in lattices):
         return None
     from_prediction, from_truth = _both_ways(lattices[0], lattices[1], spacing_mm)
@@ -157,8 +201,9 @@ def block_codes(mask: np.ndarray) -> np.ndarray:
     return (code[:-1] << 4) | code[1:]
 
 
-def _border_lattice(mask: np.ndarray) -> np.ndarray:
-    around = np.pad(mask, 1, constant_values=1)
+def _border_lattice(mask: np.ndarray, beyond: int) -> np.ndarray:
+    """Voxels of the mask with a face neighbour outside it; `beyond` is the value around the array."""
+    around = np.pad(mask, 1, constant_values=beyond)
     inside = around[:-2, 1:-1, 1:-1] & around[2:, 1:-1, 1:-1]
     inside &= around[1:-1, :-2, 1:-1]
     inside &= around[1:-1, 2:, 1:-1]

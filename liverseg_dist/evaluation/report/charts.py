@@ -71,7 +71,7 @@ def distance_distribution(
 
 
 def recall_by_size(summary: dict[str, Any]) -> Markup | None:
-    """Bars: share of the true lesions of a size that were found."""
+    """Bars: share of the true lesions of a size that were touched, and that were detected."""
     detection = summary["tumour"]["detection"]
     height, bottom, left = 250, 200, 62
     y = svg.Axis(0, 1, bottom, 20)
@@ -80,10 +80,7 @@ def recall_by_size(summary: dict[str, Any]) -> Markup | None:
     total = 0
     for number, name in enumerate(SIZE_CLASSES):
         middle = left + step * (number + 0.5)
-        for side, threshold, label in (
-            (-1, "iou_0", "any overlap"),
-            (1, "iou_50", "IoU above 0.5"),
-        ):
+        for side, threshold, label in ((-1, "iou_0", "touched"), (1, "iou_50", "detected")):
             part = detection[threshold]["recall_by_size"][name]
             total += part["lesions"]
             if part["recall"] is None:

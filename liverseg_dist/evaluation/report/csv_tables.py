@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from liverseg_dist.evaluation.metrics.surface import CLOSED_KEYS
 from liverseg_dist.files import natural_key, write_text
 from liverseg_dist.labels import STRUCTURES
 
@@ -16,7 +17,7 @@ CASE_COLUMNS = (
     "case_id", "structure", "status", "dice", "jaccard", "voe", "rvd", "assd_mm", "rmsd_mm", "mssd_mm", "hd95_mm",
     "nsd_1mm", "nsd_2mm", "prediction_ml", "truth_ml", "volume_error_ml", "prediction_voxels", "truth_voxels",
     "intersection_voxels", "tp_iou_50", "fp_iou_50", "fn_iou_50", "tp_iou_0", "fp_iou_0", "fn_iou_0",
-    "burden_prediction", "burden_truth", "burden_error", "error",
+    "burden_prediction", "burden_truth", "burden_error", "error", *CLOSED_KEYS,
 )  # fmt: skip
 LESION_COLUMNS = (
     "case_id", "side", "number", "voxels", "volume_ml", "diameter_mm", "size_class", "z", "y", "x", "match", "iou",

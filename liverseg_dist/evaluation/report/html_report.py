@@ -1,6 +1,7 @@
-"""`report.html`: one self-contained page that opens offline, prints, and shows the worst cases first.
+"""`report.html`: a page that opens offline, prints, and shows the worst cases first.
 
-Rendered by jinja2 with autoescape, so no case name can become markup; pictures are data URIs checked on reading.
+Rendered by jinja2 with autoescape, so no case name can become markup; pictures are checked on reading. The page holds
+everything but the slices of large cases, which lie in `slices/` beside it (see `shown_cases`).
 """
 
 import json
@@ -11,15 +12,19 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from liverseg_dist.evaluation.curves import Curves, curve_charts
+from liverseg_dist.evaluation.notes import distance_notes, has_edge_difference
 from liverseg_dist.evaluation.report.charts import SIZE_NAMES, all_charts
-from liverseg_dist.evaluation.report.overlays import PLANES, load_pictures
+from liverseg_dist.evaluation.report.overlays import PLANES
+from liverseg_dist.evaluation.shown_cases import collect_pictures, worst_first_key
 from liverseg_dist.files import write_text
 from liverseg_dist.labels import STRUCTURES
+from liverseg_dist.pages import OVERLAY, load_script, load_theme
+from liverseg_dist.pages.palette import LESION_RGB
 
-NUM_WORST = 8
-NUM_BEST = 2
-MAX_PICTURE_BYTES = 24 << 20
-"""Pictures embedded in one page at most."""
+SCRIPTS = ("tables.js", "slices.js", "surface.js", "viewer.js")
+WINDOWS = (("Abdomen", 40, 400), ("Liver", 60, 200), ("Wide", 0, 2000))
+"""Presets of the viewer: name, level and width in HU."""
 METRICS = (
     ("dice_per_case", "Dice per case", 4),
     ("dice_global", "Dice global", 4),
@@ -34,7 +39,28 @@ METRICS = (
     ("nsd_2mm", "NSD at 2 mm", 4),
     ("volume_error_ml", "Volume error, ml", 2),
 )
-LOWER_IS_BETTER = {"voe", "assd_mm", "rmsd_mm", "mssd_mm", "hd95_mm"}
+CLOSED_METRICS = (
+    ("assd_closed_mm", "ASSD closed at the edge, mm", 3),
+    ("rmsd_closed_mm", "RMSD closed at the edge, mm", 3),
+    ("mssd_closed_mm", "MSSD closed at the edge, mm", 2),
+)
+"""Shown where they differ from the open ones."""
+LOWER_IS_BETTER = {"voe", "hd95_mm"}
+LOWER_IS_BETTER |= {
+    f"{name}{kind}_mm" for name in ("assd", "rmsd", "mssd") for kind in ("", "_closed")
+}
+HEADER = (
+    ("run", "Run"),
+    ("data_set", "Data set"),
+    ("store", "Store"),
+    ("prediction", "Predictions"),
+    ("truth", "True masks"),
+    ("part", "Split"),
+    ("fold", "Fold"),
+    ("input", "Input"),
+    ("postprocessing", "Post-processing"),
+)
+"""Details that stand at the top of the page, and their names there."""
 Case = dict[str, Any]
 
 
@@ -44,15 +70,24 @@ def write_report(
     cases: Sequence[Case],
     pictures: Path | None,
     environment: Mapping[str, str] | None = None,
+    training: Mapping[str, Curves] | None = None,
 ) -> Path:
-    """Write `folder/report.html`; returns its path.
+    """Write `folder/report.html`, and `folder/slices` where the page would grow too large.
 
-    `summary` is that of `aggregate`, with `failed` (case id: reason) and `details` (what to tell about the run;
-    mappings inside become sections, `audit` is `data.audit_summary`'s) if there are any. `pictures` is a folder of
-    `pictures.save_pictures`, `environment` names code and hardware.
+    Args:
+        folder: Where the report goes.
+        summary: That of `aggregate`, with `failed` (case id: reason) and `details` (what the report states about the
+            run; mappings inside become sections, `audit` is `data.audit_summary`'s) if there are any.
+        cases: Scored cases.
+        pictures: Folder of `pictures.save_pictures`, if there is one.
+        environment: Date, code and hardware.
+        training: Training curves by run (`curves.read_curves`).
+
+    Returns:
+        Path of the page.
     """
     file = folder / "report.html"
-    write_text(file, render_report(summary, cases, pictures, environment))
+    write_text(file, render_report(summary, cases, pictures, environment, training, beside=folder))
     return file
 
 
@@ -61,7 +96,51 @@ def render_report(
     cases: Sequence[Case],
     pictures: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    training: Mapping[str, Curves] | None = None,
+    beside: Path | None = None,
 ) -> str:
+    """The page as text; arguments as for `write_report`. Without `beside` all slices are within the page."""
+    environment = dict(environment or {})
+    details = dict(summary.get("details") or {})
+    audit = details.pop("audit", None)
+    title = str(details.pop("title", "") or "Evaluation")
+    header = [(name, details[key]) for key, name in HEADER if details.get(key) is not None]
+    header.append(("Cases", summary["n_cases"]))
+    if date := environment.pop("date", None):
+        header.append(("Date", date))
+    has_closed = any(has_edge_difference(case) for case in cases)
+    palette = {"overlay": OVERLAY, "lesions": LESION_RGB}
+    return (
+        _jinja()
+        .get_template("report.html.j2")
+        .render(
+            summary=summary,
+            cases=sorted(cases, key=worst_first_key),
+            failed=dict(summary.get("failed") or {}),
+            details=details,
+            header=header,
+            audit=audit,
+            environment=environment,
+            title=title,
+            notes=distance_notes(cases),
+            charts=all_charts(summary, cases),
+            training=_charts_of_runs(training or {}),
+            shown_cases=collect_pictures(cases, pictures, beside),
+            metrics=METRICS + (CLOSED_METRICS if has_closed else ()),
+            lower_is_better=LOWER_IS_BETTER,
+            structures=STRUCTURES,
+            size_names=SIZE_NAMES,
+            planes=PLANES,
+            windows=WINDOWS,
+            palette=json.dumps(palette),
+            # Our own files, no text from data.
+            theme=Markup(load_theme()),  # nosec B704
+            script=Markup(load_script("liverseg_dist.evaluation", *SCRIPTS)),  # nosec B704
+        )
+    )
+
+
+def _jinja() -> Environment:
     jinja = Environment(
         loader=PackageLoader("liverseg_dist.evaluation.report"),
         autoescape=True,
@@ -73,73 +152,18 @@ def render_report(
         "num": _number,
         "interval": _interval,
         "percent": _percent,
+        "percent_interval": _percent_interval,
         "is_group": _is_group,
         "flat": _flat,
         "plain": _plain,
     }
-    loader = jinja.loader
-    assert loader is not None
-    parts = {
-        name: Markup(loader.get_source(jinja, file)[0])  # ours, not the user's  # nosec B704
-        for name, file in (("css", "report.css"), ("script", "report.js"))
-    }
-    details = dict(summary.get("details") or {})
-    audit = details.pop("audit", None)
-    title = str(details.pop("title", "") or "Evaluation")
-    return jinja.get_template("report.html.j2").render(
-        summary=summary,
-        cases=sorted(cases, key=worst_first_key),
-        failed=dict(summary.get("failed") or {}),
-        details=details,
-        audit=audit,
-        environment=dict(environment or {}),
-        title=title,
-        charts=all_charts(summary, cases),
-        shown_cases=_with_pictures(cases, pictures),
-        metrics=METRICS,
-        lower_is_better=LOWER_IS_BETTER,
-        structures=STRUCTURES,
-        size_names=SIZE_NAMES,
-        planes=PLANES,
-        **parts,
-    )
+    return jinja
 
 
-def worst_first_key(case: Case) -> tuple[float, float, str]:
-    """Sort key, worst first: mean Dice of the two structures, then HD95 of the liver."""
-    return (
-        (case["liver"]["dice"] + case["tumour"]["dice"]) / 2,
-        -(case["liver"]["hd95_mm"] or 0.0),
-        case["case_id"],
-    )
-
-
-def cases_to_show(
-    cases: Sequence[Case], worst: int = NUM_WORST, best: int = NUM_BEST
-) -> list[tuple[str, Case]]:
-    """The worst and the best cases with `worst` or `best`; each once, cases without any mask left out."""
-    ranked = sorted(
-        (case for case in cases if case["liver"]["truth_voxels"] > 0), key=worst_first_key
-    )
-    worst = min(
-        worst, max(len(ranked) - best, (len(ranked) + 1) // 2)
-    )  # of few cases, too, some are the best
-    chosen = [("worst", case) for case in ranked[:worst]]
-    rest = ranked[worst:]
-    return chosen + [("best", case) for case in rest[::-1][:best]]
-
-
-def _with_pictures(cases: Sequence[Case], folder: Path | None) -> list[dict[str, Any]]:
-    shown: list[dict[str, Any]] = []
-    room = MAX_PICTURE_BYTES
-    for rank, case in cases_to_show(cases):
-        pictures = load_pictures(folder, case["case_id"])
-        if pictures is not None:
-            room -= len(json.dumps(pictures))
-            if room < 0:
-                break
-            shown.append({"rank": rank, "case": case, "pictures": pictures})
-    return shown
+def _charts_of_runs(training: Mapping[str, Curves]) -> list[tuple[str, dict[str, Markup]]]:
+    """(run, charts by title) of the runs that have curves."""
+    charts = [(run, curve_charts(curves)) for run, curves in training.items()]
+    return [(run, made) for run, made in charts if made]
 
 
 def _number(value: float | None, digits: int = 4) -> str:
@@ -152,6 +176,12 @@ def _interval(bounds: Sequence[float] | None, digits: int = 4) -> str:
 
 def _percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f} %".replace("-", "−")
+
+
+def _percent_interval(bounds: Sequence[float] | None, digits: int = 1) -> str:
+    return (
+        "" if bounds is None else f"{_percent(bounds[0], digits)} to {_percent(bounds[1], digits)}"
+    )
 
 
 def _is_group(value: object) -> bool:

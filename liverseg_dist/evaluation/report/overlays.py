@@ -1,17 +1,15 @@
-"""Pictures of a case: slices in three planes with the outlines of truth and prediction, and its surfaces as points.
+"""Pictures of a case: all slices in three planes for the report's viewer, its surfaces, and one still picture.
 
-Lines say whose mask it is (truth white, prediction yellow), fills of the tumour say how it went (found, missed, false).
-Radiological display: the patient's right is on the left of the picture, anterior and head are up.
+Lines are masks (truth white, prediction yellow), fills are tumour voxels (true positive, false negative, false
+positive). Radiological display: the patient's right is on the left of the picture, anterior and head are up.
 
-The CT and the overlay are two images, so that the report can switch the overlay off, lines stay sharp beside a lossy
-CT, and a page of many cases stays small. A case's pictures are one JSON file (whole or absent) and one PNG for slides.
+A case's pictures are one JSON file (whole or absent), which the report takes its slices from, and one PNG for slides.
 """
 
-import base64
 import io
 import json
+import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,68 +20,83 @@ from PIL import Image
 from liverseg_dist.evaluation.ledger import file_name
 from liverseg_dist.evaluation.metrics.boxes import Box, joint_box
 from liverseg_dist.evaluation.report.surface_points import surface_points
+from liverseg_dist.evaluation.slice_data import check_slices, pack_slices
 from liverseg_dist.files import write_bytes, write_json
 from liverseg_dist.labels import IGNORE, TUMOUR
+from liverseg_dist.pages import OVERLAY
 from liverseg_dist.volume import Volume
 
 DISPLAY_ORIENTATION = "LPI"
 """Array axes from head to feet, front to back, right to left: each plane is then upright as it lies."""
 PLANES = ("axial", "coronal", "sagittal")
-MAX_FRAMES: Mapping[str, int] = {"axial": 32, "coronal": 20, "sagittal": 20}
 LONGEST_SIDE_PX = 260
 MARGIN_MM = 12.0
+WIDE_VOXELS = 6_000_000
+"""Up to this size a scan is stored with the slices that hold no mask."""
 WINDOW_HU = (-110.0, 190.0)
-"""Shown from black to white: narrow, because a tumour differs from its liver by little."""
-JPEG_QUALITY = 50
-PALETTE: Mapping[str, tuple[int, int, int, int]] = {
-    "nothing": (0, 0, 0, 0),
-    "truth_line": (255, 255, 255, 255),
-    "prediction_line": (255, 214, 10, 255),
-    "found": (0, 170, 125, 120),
-    "missed": (60, 130, 255, 150),
-    "false": (255, 80, 40, 150),
-    "liver": (150, 160, 172, 90),
-}
-"""Overlay colours RGBA, distinguishable with colour-blindness; `liver` is drawn only where no CT lies behind."""
-_CODE = {name: code for code, name in enumerate(PALETTE)}
-SCHEMA = 1
+"""Shown from black to white in still pictures: narrow, because a tumour differs from its liver by little."""
+_CODE = {name: code for code, name in enumerate(OVERLAY)}
+SCHEMA = 2
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
-_DATA_URI = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One case in display orientation, cut to the liver: label arrays, CT grey values (or None), voxel size in mm."""
+    """One case in display orientation, cut to the liver: label arrays, CT in HU (or None), voxel size in mm."""
 
     prediction: np.ndarray
     truth: np.ndarray
-    grey: np.ndarray | None
+    image: np.ndarray | None
     spacing_mm: tuple[float, float, float]
     first_slice: tuple[int, int, int]
+    focus: tuple[tuple[int, int], ...]
+    """First slice and the one after the last along each axis, between which the masks lie with a margin."""
 
 
 def render_case(
     prediction: Volume, truth: Volume, image: Volume | None = None
 ) -> dict[str, Any] | None:
-    """Pictures of a case as a JSON-able dict; None where both masks are empty.
+    """What the report's viewer needs of a case.
 
-    All volumes lie on one grid (`image` in HU may be left out). Strips of frames are data URIs: `ct` (JPEG, may be
-    None) and `overlay` (PNG), `columns` frames a row; `start` is the frame with the largest disagreement on the tumour.
+    Args:
+        prediction: Predicted labels.
+        truth: True labels on the same grid.
+        image: CT in HU on the same grid, if there is one.
+
+    Returns:
+        A JSON-able dict: `slices` (`pack_slices`), `first_slice` (index of the box's first slice in the scan, in
+        display orientation), `start` (the slice with the largest disagreement on the tumour), `focus` (where the masks
+        lie)
+        and `surface`. None where both masks are empty.
     """
-    scene = make_scene(prediction, truth, image)
+    scene = make_scene(prediction, truth, image, wide=True)
     if scene is None:
         return None
-    planes = {plane: _strip(scene, plane) for plane in PLANES}
+    near = tuple(slice(*span) for span in scene.focus)
     return {
         "schema": SCHEMA,
-        "has_ct": scene.grey is not None,
-        "planes": planes,
-        "surface": surface_points(scene.prediction, scene.truth, scene.spacing_mm),
+        "slices": pack_slices(scene.prediction, scene.truth, scene.image, scene.spacing_mm),
+        "first_slice": list(scene.first_slice),
+        "start": [_worst_index(scene, plane) for plane in PLANES],
+        "focus": [list(span) for span in scene.focus],
+        "surface": surface_points(scene.prediction[near], scene.truth[near], scene.spacing_mm),
     }
 
 
-def make_scene(prediction: Volume, truth: Volume, image: Volume | None = None) -> Scene | None:
-    """Turn to display orientation and cut to the joint bounding box with a margin; None where both are empty."""
+def make_scene(
+    prediction: Volume, truth: Volume, image: Volume | None = None, wide: bool = False
+) -> Scene | None:
+    """Turn a case to display orientation and cut it to the joint box of both masks.
+
+    Args:
+        prediction: Predicted labels.
+        truth: True labels on the same grid.
+        image: CT in HU on the same grid, if there is one.
+        wide: Keep slices without any mask, too, as far as `WIDE_VOXELS` allows; `Scene.focus` is the box then.
+
+    Returns:
+        The scene, or None where both masks are empty.
+    """
     turned = [volume.reoriented(DISPLAY_ORIENTATION) for volume in (prediction, truth)]
     masks = [
         np.where(volume.voxels == IGNORE, 0, volume.voxels).astype(np.uint8) for volume in turned
@@ -93,15 +106,26 @@ def make_scene(prediction: Volume, truth: Volume, image: Volume | None = None) -
         return None
     spacing_mm = turned[1].spacing_mm
     margin = [round(MARGIN_MM / mm) for mm in spacing_mm]
-    box: Box = tuple(  # type: ignore[assignment]
+    near: Box = tuple(  # type: ignore[assignment]
         slice(max(0, axis.start - grow), min(size, axis.stop + grow))
         for axis, grow, size in zip(inner, margin, masks[1].shape, strict=True)
     )
-    grey = None
+    box = _widen(near, masks[1].shape) if wide else near
+    hu = None
     if image is not None:
-        grey = _grey(image.reoriented(DISPLAY_ORIENTATION).voxels[box])
+        hu = image.reoriented(DISPLAY_ORIENTATION).voxels[box]
     first_z, first_y, first_x = (axis.start for axis in box)
-    return Scene(masks[0][box], masks[1][box], grey, spacing_mm, (first_z, first_y, first_x))
+    focus = tuple((n.start - b.start, n.stop - b.start) for n, b in zip(near, box, strict=True))
+    return Scene(masks[0][box], masks[1][box], hu, spacing_mm, (first_z, first_y, first_x), focus)
+
+
+def _widen(near: Box, shape: tuple[int, ...]) -> Box:
+    """The largest of: the whole scan, all its axial slices cut to the box, the box; that is small enough."""
+    whole = tuple(slice(0, size) for size in shape)
+    for box in (whole, (whole[0], near[1], near[2])):
+        if math.prod(axis.stop - axis.start for axis in box) <= WIDE_VOXELS:
+            return box  # type: ignore[return-value]
+    return near
 
 
 def overlay(image_yx: np.ndarray, truth_yx: np.ndarray, prediction_yx: np.ndarray) -> np.ndarray:
@@ -162,60 +186,20 @@ def load_pictures(folder: Path | None, case_id: str) -> dict[str, Any] | None:
 def _is_sound(pictures: object) -> bool:
     """Whether a picture file holds what we write: it ends up inside a web page, so nothing else may."""
     try:
-        planes = [pictures["planes"][plane] for plane in PLANES]  # type: ignore[index]
-        numbers = [
-            plane[key]
-            for plane in planes
-            for key in ("width", "height", "columns", "rows", "frames", "start")
-        ]
-        images = [
-            plane[key] for plane in planes for key in ("overlay", "ct") if plane[key] is not None
-        ]
         surface = pictures["surface"]  # type: ignore[index]
+        numbers = [*pictures["first_slice"], *pictures["start"], surface["count"]]  # type: ignore[index]
+        for first, stop in pictures["focus"]:  # type: ignore[index]
+            numbers += [first, stop]
         return (
             pictures["schema"] == SCHEMA  # type: ignore[index]
-            and all(
-                isinstance(number, int) and number >= 0 for number in [*numbers, surface["count"]]
-            )
-            and all(_DATA_URI.fullmatch(image) for image in images)
+            and len(numbers) == 13
+            and all(type(number) is int and number >= 0 for number in numbers)
+            and isinstance(surface["spacing"], float)
             and _BASE64.fullmatch(surface["data"]) is not None
+            and check_slices(pictures["slices"])  # type: ignore[index]
         )
-    except (TypeError, KeyError):
+    except (TypeError, KeyError, ValueError):
         return False
-
-
-def _strip(scene: Scene, plane: str) -> dict[str, Any]:
-    size = _frame_size(scene, plane)
-    axis = PLANES.index(plane)
-    count = scene.truth.shape[axis]
-    worst = _worst_index(scene, plane)
-    indices = sorted(
-        {
-            *np.linspace(0, count - 1, min(count, MAX_FRAMES[plane])).round().astype(int).tolist(),
-            worst,
-        }
-    )
-    columns = min(8, len(indices))
-    overlay = _tiled([_overlay_frame(scene, plane, i, size) for i in indices], columns)
-    ct = None
-    if scene.grey is not None:
-        tiles = _tiled([_ct_frame(scene, plane, i, size) for i in indices], columns)
-        ct = _data_uri(
-            _encode(Image.fromarray(tiles), "JPEG", quality=JPEG_QUALITY, optimize=True), "jpeg"
-        )
-    return {
-        "width": size[1],
-        "height": size[0],
-        "columns": columns,
-        "rows": -(-len(indices) // columns),
-        "frames": len(indices),
-        "start": indices.index(worst),
-        "slices": [scene.first_slice[axis] + i for i in indices],
-        "overlay": _data_uri(
-            _encode(_palette_image(overlay), "PNG", optimize=True, transparency=_alphas()), "png"
-        ),
-        "ct": ct,
-    }
 
 
 def _worst_index(scene: Scene, plane: str) -> int:
@@ -244,9 +228,9 @@ def _cut(array: np.ndarray, plane: str, index: int) -> np.ndarray:
 
 
 def _ct_frame(scene: Scene, plane: str, index: int, size: tuple[int, int]) -> np.ndarray | None:
-    if scene.grey is None:
+    if scene.image is None:
         return None
-    cut = Image.fromarray(np.ascontiguousarray(_cut(scene.grey, plane, index)))
+    cut = Image.fromarray(np.ascontiguousarray(_grey(_cut(scene.image, plane, index))))
     return np.asarray(cut.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
@@ -255,7 +239,7 @@ def _overlay_frame(scene: Scene, plane: str, index: int, size: tuple[int, int]) 
     prediction, truth = (
         _nearest(_cut(mask, plane, index), size) for mask in (scene.prediction, scene.truth)
     )
-    return _overlay_codes(prediction, truth, with_liver=scene.grey is None)
+    return _overlay_codes(prediction, truth, with_liver=scene.image is None)
 
 
 def _overlay_codes(prediction: np.ndarray, truth: np.ndarray, with_liver: bool) -> np.ndarray:
@@ -263,9 +247,9 @@ def _overlay_codes(prediction: np.ndarray, truth: np.ndarray, with_liver: bool) 
     if with_liver:
         codes[(prediction > 0) | (truth > 0)] = _CODE["liver"]
     predicted, true = prediction == TUMOUR, truth == TUMOUR
-    codes[predicted & true] = _CODE["found"]
-    codes[~predicted & true] = _CODE["missed"]
-    codes[predicted & ~true] = _CODE["false"]
+    codes[predicted & true] = _CODE["true_positive"]
+    codes[~predicted & true] = _CODE["false_negative"]
+    codes[predicted & ~true] = _CODE["false_positive"]
     for mask, name in ((truth, "truth_line"), (prediction, "prediction_line")):
         for structure in (mask > 0, mask == TUMOUR):
             codes[_outline(structure)] = _CODE[name]
@@ -278,7 +262,7 @@ def _grey(hu: np.ndarray) -> np.ndarray:
 
 
 def _blended(grey: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    colours = np.array(list(PALETTE.values()), dtype=np.float32)[codes]
+    colours = np.array(list(OVERLAY.values()), dtype=np.float32)[codes]
     alpha = colours[..., 3:] / 255.0
     return (grey[..., None] * (1 - alpha) + colours[..., :3] * alpha).round().astype(np.uint8)
 
@@ -296,31 +280,7 @@ def _outline(mask: np.ndarray) -> np.ndarray:
     return mask & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
 
 
-def _tiled(frames: list[Any], columns: int) -> np.ndarray:
-    height, width = frames[0].shape
-    rows = -(-len(frames) // columns)
-    tiles = np.zeros((rows * height, columns * width), dtype=np.uint8)
-    for number, frame in enumerate(frames):
-        row, column = divmod(number, columns)
-        tiles[row * height : (row + 1) * height, column * width : (column + 1) * width] = frame
-    return tiles
-
-
-def _palette_image(codes: np.ndarray) -> Image.Image:
-    image = Image.frombytes("P", codes.shape[::-1], codes.tobytes())
-    image.putpalette([channel for colour in PALETTE.values() for channel in colour[:3]])
-    return image
-
-
-def _alphas() -> bytes:
-    return bytes(colour[3] for colour in PALETTE.values())
-
-
 def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

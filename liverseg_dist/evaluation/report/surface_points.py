@@ -1,4 +1,4 @@
-"""The surfaces of a case as a few thousand points with normals: small enough to turn around in any browser."""
+"""The surfaces of a case as a few thousand points with normals: small enough to be turned in any browser."""
 
 import base64
 from typing import Any
@@ -8,26 +8,36 @@ from scipy import ndimage
 
 from liverseg_dist.evaluation.metrics.lesions import find_components, match_lesions
 from liverseg_dist.labels import TUMOUR
+from liverseg_dist.pages.palette import LESION_RGB
 
 VOXEL_MM = 3.5
 """Size of the cubes that the masks are reduced to."""
 MAX_POINTS = 7000
-KINDS = ("liver", "found", "missed", "false")
-"""Point kinds: true liver, true tumours that were found (any overlap), true tumours that were missed, false tumours."""
+KINDS = tuple(LESION_RGB)
+"""Point kinds: true liver, true lesions that the prediction touches (any overlap), true lesions that it does not,
+predicted lesions that touch none."""
 
 
 def surface_points(
     prediction_zyx: np.ndarray, truth_zyx: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> dict[str, Any]:
-    """`count`, `kinds` and `data`: base64 of 7 bytes a point: x, y, z (0..255), normal x, y, z (+128), kind.
+    """Surfaces of the true liver and of all lesions.
 
-    Arrays are labels 0, 1, 2 in display orientation (head to feet, front to back, right to left).
+    Args:
+        prediction_zyx: Labels 0, 1, 2 in display orientation (head to feet, front to back, right to left).
+        truth_zyx: Labels of the same shape.
+        spacing_mm: Voxel size z, y, x.
+
+    Returns:
+        `count`, `kinds`, `spacing` (about the distance of neighbouring points, in the points' unit) and `data`:
+        base64 of 7 bytes a point: x, y, z (0..255), normal x, y, z (+128), kind.
     """
     prediction, truth = (_reduced(mask, spacing_mm) for mask in (prediction_zyx, truth_zyx))
     parts = [_points(truth > 0 if (truth > 0).any() else prediction > 0, 0)]
     masks = _tumours_by_fate(prediction == TUMOUR, truth == TUMOUR)
     parts += [_points(mask, kind) for kind, mask in enumerate(masks, start=1)]
     points = np.concatenate(parts)
+    surface_size = len(points)
     if len(points) > MAX_POINTS:  # thin out the liver, keep every tumour point that fits
         liver = np.flatnonzero(points[:, 6] == 0)
         others = np.flatnonzero(points[:, 6] != 0)
@@ -39,9 +49,12 @@ def surface_points(
     packed[:, :3] = np.clip(np.round((points[:, :3] - centre) * scale + 127.5), 0, 255)
     packed[:, 3:6] = np.round(points[:, 3:6] * 127 + 128)
     packed[:, 6] = points[:, 6]
+    # Half of the points on the same surface are further apart by the square root of 2.
+    spacing = scale * (surface_size / max(1, len(points))) ** 0.5
     return {
         "count": len(points),
         "kinds": list(KINDS),
+        "spacing": round(float(spacing), 4),
         "data": base64.b64encode(packed.tobytes()).decode("ascii"),
     }
 

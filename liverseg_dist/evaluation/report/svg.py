@@ -1,10 +1,13 @@
-"""A few SVG marks and axes, enough for the charts of the report; texts are escaped, colours are in report.css."""
+"""A few SVG marks and axes, enough for the pages' charts; texts are escaped, colours are in the style sheets."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
+
+WIDEST_CHARACTER_PX = 8.0
+"""Of a tick's label, in the size that narrow pages show it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
     return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(x1, y1, x2, y2, kind)
 
 
+def polyline(points: Sequence[tuple[float, float]], kind: str) -> Markup:
+    places = " ".join(f"{x:g},{y:g}" for x, y in points)
+    return Markup('<polyline points="{}" class="{}"/>').format(places, kind)
+
+
 def rect(x: float, y: float, width: float, height: float, kind: str, title: str = "") -> Markup:
     inner = Markup("<title>{}</title>").format(title) if title else Markup("")
     return Markup('<rect x="{}" y="{}" width="{}" height="{}" class="{}">{}</rect>').format(
@@ -75,11 +83,16 @@ def text(x: float, y: float, content: str, anchor: str = "start", kind: str = "l
 
 def x_axis(axis: Axis, y: float, top: float, title: str) -> list[Markup]:
     marks = []
+    free_from = -math.inf
     for tick in axis.ticks():
-        marks += [
-            line(axis(tick), top, axis(tick), y, "grid"),
-            text(axis(tick), y + 15, shown(tick), "middle", "tick"),
-        ]
+        x, label = axis(tick), shown(tick)
+        marks.append(line(x, top, x, y, "grid"))
+        half = WIDEST_CHARACTER_PX * len(label) / 2
+        if (
+            x - half >= free_from
+        ):  # where ticks are close, some have no label: two would lie on each other
+            marks.append(text(x, y + 15, label, "middle", "tick"))
+            free_from = x + half + WIDEST_CHARACTER_PX
     return [*marks, text((axis.start + axis.stop) / 2, y + 32, title, "middle", "title")]
 
 

@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image
 
 from liverseg_dist.evaluation.ledger import file_name
-from liverseg_dist.evaluation.report.html_report import cases_to_show
+from liverseg_dist.evaluation.shown_cases import cases_to_show
 from liverseg_dist.labels import STRUCTURES
 from liverseg_dist.tracking.writer import RunWriter
 
 BOARD = "tensorboard"
-OVERLAPS = {"iou_0": "any_overlap", "iou_50": "iou_above_0.5"}
-"""What makes a predicted and a true lesion a pair, as it is named in TensorBoard."""
+WORDS = {"iou_50": "detected", "iou_0": "touched"}
+"""Word for the lesions above an IoU threshold."""
 FIGURES = ("dice_per_case", "dice_global", "assd_mm", "hd95_mm", "nsd_1mm", "nsd_2mm")
 
 
@@ -51,14 +51,19 @@ def write_tensorboard(
 
 
 def headline_figures(summary: dict[str, Any]) -> dict[str, float]:
-    """The defined ones of the main figures, by TensorBoard tag."""
+    """The defined ones of the main figures, by TensorBoard tag.
+
+    `detected` lesions have an IoU above 0.5 with their match, `touched` ones any overlap (as in the report).
+    """
     values = {f"evaluation/{s}/{name}": summary[s][name] for s in STRUCTURES for name in FIGURES}
     for threshold, found in summary["tumour"]["detection"].items():
         overlap = OVERLAPS[threshold]
         values |= {
-            f"evaluation/lesions/{name}_{overlap}": found[name] for name in ("precision", "recall")
+            f"evaluation/lesions/{name}_{WORDS[threshold]}": found[name]
+            for name in ("precision", "recall")
         }
-    values["evaluation/burden_rmse"] = summary["burden"]["rmse"]
+    rmse = summary["burden"]["rmse"]
+    values["evaluation/burden_rmse_pct"] = None if rmse is None else 100 * rmse
     values |= {
         f"evaluation/{name}/calibration_error": bins["ece"]
         for name, bins in summary["calibration"].items()

@@ -1,0 +1,138 @@
+"""The voxels of a case for the report's viewer: CT and both masks, packed as text.
+
+The page draws every slice of all three planes from one volume, with a window that the reader chooses. So the CT is
+stored as intensities, not as pictures. One byte a voxel is enough: `HU_OF_CODE` has steps of 2 HU in soft tissue,
+where a narrow window shows the difference, and coarse steps in air and bone.
+"""
+
+import base64
+import gzip
+import math
+import re
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from liverseg_dist.volume import Float3
+
+MAX_SIDE = 288
+"""Most voxels along y or x; a wider box is resampled. Slices along z are never left out."""
+MAX_VOXELS = 12_000_000
+"""Most voxels of a case: about 5 MB packed. A larger box is resampled further in y and x."""
+NUM_LABELS = 3
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
+MAX_PACKED = 64 << 20
+
+
+def _hu_table() -> np.ndarray:
+    """HU of each of the 256 codes, ascending."""
+    air = np.linspace(-1024, -152, 28)
+    soft_tissue = np.arange(-120, 280, 2)
+    bone = np.linspace(312, 1400, 28)
+    return np.concatenate([air, soft_tissue, bone]).round().astype(np.int16)
+
+
+HU_OF_CODE = _hu_table()
+
+
+def pack_slices(
+    prediction_zyx: np.ndarray,
+    truth_zyx: np.ndarray,
+    image_zyx: np.ndarray | None,
+    spacing_mm: Float3,
+) -> dict[str, Any]:
+    """Pack one case for the page.
+
+    Args:
+        prediction_zyx: Labels 0, 1, 2 in display orientation (head to feet, front to back, right to left).
+        truth_zyx: Labels of the same shape.
+        image_zyx: CT in HU of the same shape, or None.
+        spacing_mm: Voxel size z, y, x.
+
+    Returns:
+        JSON-able: `shape` and `spacing_mm` of what is stored, `stored_of` (voxels of the box along each axis),
+        `labels` (truth + 3 * prediction), `ct` (codes, or None) and `hu` (HU of the codes, or None). Volumes are
+        base64 of gzip of bytes, each the difference to the one before it along x.
+    """
+    shape = _stored_shape(truth_zyx.shape)
+    places = [_nearest_places(m, n) for m, n in zip(shape, truth_zyx.shape, strict=True)]
+    at = np.ix_(*places)
+    labels = truth_zyx[at] + NUM_LABELS * prediction_zyx[at]
+    ct = None
+    if image_zyx is not None:
+        ct = _pack(_codes_of(_resample_planes(image_zyx, shape)))
+    return {
+        "shape": list(shape),
+        "stored_of": list(truth_zyx.shape),
+        "spacing_mm": [
+            round(s * n / m, 6) for s, n, m in zip(spacing_mm, truth_zyx.shape, shape, strict=True)
+        ],
+        "labels": _pack(labels.astype(np.uint8)),
+        "ct": ct,
+        "hu": None if ct is None else HU_OF_CODE.tolist(),
+    }
+
+
+def unpack_volume(text: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The uint8 volume of `labels` or `ct`, as the page's script decodes it."""
+    differences = np.frombuffer(gzip.decompress(base64.b64decode(text)), dtype=np.uint8).reshape(
+        shape
+    )
+    return np.cumsum(differences, axis=2, dtype=np.uint8)
+
+
+def check_slices(packed: dict[str, Any]) -> bool:
+    """Whether this is what `pack_slices` makes: it becomes part of a web page, so nothing else may pass."""
+    try:
+        numbers = [*packed["shape"], *packed["stored_of"]]
+        volumes = [packed["labels"], *([] if packed["ct"] is None else [packed["ct"]])]
+        return (
+            len(packed["shape"]) == len(packed["stored_of"]) == len(packed["spacing_mm"]) == 3
+            and all(type(number) is int and 0 < number < 1 << 16 for number in numbers)
+            and all(isinstance(mm, float) and 0 < mm < 1e4 for mm in packed["spacing_mm"])
+            and all(
+                len(text) < MAX_PACKED and _BASE64.fullmatch(text) is not None for text in volumes
+            )
+            and packed["hu"] == (None if packed["ct"] is None else HU_OF_CODE.tolist())
+        )
+    except (TypeError, KeyError):
+        return False
+
+
+def _stored_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    z, y, x = shape
+    shrink = max(1.0, y / MAX_SIDE, x / MAX_SIDE, math.sqrt(z * y * x / MAX_VOXELS))
+    return z, max(1, math.floor(y / shrink)), max(1, math.floor(x / shrink))
+
+
+def _nearest_places(stored: int, size: int) -> np.ndarray:
+    return ((np.arange(stored) + 0.5) * size / stored).astype(int)
+
+
+def _resample_planes(image_zyx: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Each axial slice in the stored size, averaged where it shrinks."""
+    if image_zyx.shape == shape:
+        return image_zyx
+    size = (shape[2], shape[1])
+    planes = []
+    for plane in image_zyx:
+        picture = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+        planes.append(np.asarray(picture.resize(size, Image.Resampling.BILINEAR)))
+    return np.stack(planes)
+
+
+def _codes_of(hu: np.ndarray) -> np.ndarray:
+    """The code whose HU is nearest; values beyond the table take its ends."""
+    bounds = (HU_OF_CODE[1:].astype(np.float32) + HU_OF_CODE[:-1]) / 2
+    lowest, highest = int(HU_OF_CODE[0]), int(HU_OF_CODE[-1])
+    table = np.searchsorted(bounds, np.arange(lowest, highest + 1)).astype(np.uint8)
+    whole = np.clip(np.nan_to_num(np.round(hu)), lowest, highest).astype(np.int32)
+    return table[whole - lowest]
+
+
+def _pack(volume: np.ndarray) -> str:
+    differences = np.diff(volume, axis=2, prepend=np.uint8(0))
+    return base64.b64encode(gzip.compress(differences.tobytes(), compresslevel=6, mtime=0)).decode(
+        "ascii"
+    )
