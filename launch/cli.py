@@ -27,6 +27,7 @@ from launch.slurm import status
 from launch.slurm.sbatch import SIGNAL_S, Resources, slurm_time
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.errors import EXIT_FAILED, EXIT_USER, LiversegError, UserError
+from liverseg_dist.streams import guard_output_streams
 
 OVER_RUNS = ("status", "logs", "cancel")
 
@@ -197,4 +198,5 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(run())

@@ -15,7 +15,17 @@ FLOORS = {
     "training": 3,
     "commands": 4, "__main__": 5,
 }  # fmt: skip
-FACTS_ORDER = ("errors", "files", "locks", "labels", "volume", "config", "tracking")
+FACTS_ORDER = (
+    "errors",
+    "streams",
+    "interrupts",
+    "files",
+    "locks",
+    "labels",
+    "volume",
+    "config",
+    "tracking",
+)
 MAX_LINES = 400
 
 

@@ -23,6 +23,7 @@ from launch.slurm.status import POLL_S, JobRow, list_jobs
 from launch.slurm.submit import record_submission
 from liverseg_dist.commands.doctor import LOCKS_REMEDY
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+from liverseg_dist.streams import print_checked
 
 TIME = "00:10:00"
 LOG_S = 30.0
@@ -86,16 +87,11 @@ def submit_command(
         f"verdict: {'training would fail here' if bad else 'ready' if not found else 'works, see the warnings'}"
     )
     if own.json:
-        print(
-            json.dumps(
-                {
-                    "job_id": row.job_id,
-                    "ready": not bad,
-                    "ranks": reports,
-                    "findings": list(map(asdict, found)),
-                }
-            )
-        )
+        findings = [asdict(finding) for finding in found]
+        result = {"job_id": row.job_id, "ready": not bad, "ranks": reports, "findings": findings}
+        if failure := print_checked(json.dumps(result)):
+            print(f"launch: the result could not be written to stdout: {failure}", file=sys.stderr)
+            return EXIT_FAILED
     return EXIT_FAILED if bad else EXIT_DONE
 
 

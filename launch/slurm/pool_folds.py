@@ -24,6 +24,7 @@ from liverseg_dist.evaluation.results import (
     load_results,
     write_results,
 )
+from liverseg_dist.streams import guard_output_streams
 
 
 def pool_fold_results(run: Path, folds: int) -> dict[str, Any]:
@@ -106,4 +107,5 @@ def _shown(value: float | None) -> str:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(main())

@@ -30,6 +30,7 @@ from launch.sweep.ray_cluster import (
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.distributed.tcp_store import open_listening_socket
 from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE, RunFailed
+from liverseg_dist.streams import guard_output_streams
 
 PORTS = 12_000
 RAY_PORT = 20_000
@@ -263,4 +264,5 @@ def address_of(name: str) -> str:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(main())

@@ -28,6 +28,7 @@ from launch.slurm.job_records import (
     slurm_states,
 )
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+from liverseg_dist.streams import print_checked
 
 POLL_S = 2.0
 LAST_LINES = 40
@@ -177,7 +178,9 @@ def _status(args: argparse.Namespace) -> int:
             for name in found
             for row in found[name]
         ]
-        print(json.dumps(listing))
+        if failure := print_checked(json.dumps(listing)):
+            print(f"launch: the result could not be written to stdout: {failure}", file=sys.stderr)
+            return EXIT_FAILED
     return EXIT_DONE
 
 

@@ -32,6 +32,7 @@ from launch.slurm.job_records import (
 )
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE
+from liverseg_dist.streams import guard_output_streams
 
 Answer = TypeVar("Answer")
 RESTARTS = 5
@@ -356,4 +357,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(main())

@@ -96,7 +96,15 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
                 check_settings_compatible(load_settings([folder.config]), settings, folder.path)
             return {"run": str(folder.path), "dry_run": True}
         _agreed(lambda: folder.open(settings) if world.is_main else None)
-        return _train(folder, parts, world, watch)
+        try:
+            return _train(folder, parts, world, watch)
+        except KeyboardInterrupt:
+            # Before the first step or after the last one; in between a signal only asks for a stop.
+            if world.is_main:
+                with suppress(OSError):
+                    step, message = folder.newest_step, "interrupted outside of the training steps"
+                    folder.set_status("stopped", step, watch.last_step, message)
+            raise
 
     def keep(watch: HeartbeatMonitor, line: str) -> None:
         if world.is_main:

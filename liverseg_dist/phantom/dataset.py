@@ -6,7 +6,7 @@ last. `phantom.json` remembers what decides the bytes, so that two kinds of phan
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
 from liverseg_dist.errors import UserError
 from liverseg_dist.files import write_json
+from liverseg_dist.interrupts import terminal_signals_blocked, worker_pool
 from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.phantom.scan import Size, make_scan
 from liverseg_dist.volume import Grid
@@ -88,8 +89,9 @@ def write_dataset(
             summaries[number] = _one(wanted, number)
             done(summaries[number])
     else:
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            futures = {pool.submit(_one, wanted, number): number for number in wanted.numbers()}
+        with worker_pool(workers, get_context("spawn")) as pool:
+            with terminal_signals_blocked():
+                futures = {pool.submit(_one, wanted, number): number for number in wanted.numbers()}
             for future in as_completed(futures):
                 summaries[futures[future]] = future.result()
                 done(future.result())

@@ -73,6 +73,12 @@ class RunFolder:
         check_settings_compatible(load_settings([self.config]), settings, self.path)
         return True
 
+    @property
+    def newest_step(self) -> int:
+        """Of the newest checkpoint that is complete on disk; 0 without one."""
+        names = (path.name.removeprefix("step_") for path in self.checkpoints.glob("step_*"))
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
     def set_status(self, state: str, step: int, max_steps: int, message: str = "") -> None:
         """`status.json`: running, stopped (the same line continues), finished or failed."""
         content = {"state": state, "step": step, "max_steps": max_steps, "message": message}

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+from liverseg_dist.streams import guard_output_streams
 from tests.fuzz.judge import FAILURES, PATIENCE_S, Verdict, judge, wall
 from tests.fuzz.targets import PLACES, Target, target
 
@@ -200,4 +201,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(main())
