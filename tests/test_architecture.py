@@ -19,6 +19,7 @@ FACTS_ORDER = (
     "errors",
     "streams",
     "interrupts",
+    "workers",
     "files",
     "locks",
     "labels",

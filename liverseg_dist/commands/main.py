@@ -22,7 +22,7 @@ from liverseg_dist.errors import (
     LiversegError,
     os_error_line,
 )
-from liverseg_dist.interrupts import AGAIN, handle_interrupts, is_first_rank
+from liverseg_dist.interrupts import AGAIN, InterruptHandler, handle_interrupts, is_first_rank
 from liverseg_dist.streams import guard_output_streams, output_failure, print_checked
 
 COMMANDS = {
@@ -49,18 +49,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Without `argv` it is the process's own command line, and the process's streams and signals are set up for it.
     """
+    handler = None
     if argv is None:
         guard_output_streams()
-        handle_interrupts()
+        handler = handle_interrupts()
     try:
-        return _parse_and_run(argv)
+        return _parse_and_run(argv, handler)
     except KeyboardInterrupt:
         if is_first_rank():
             print(f"liverseg: {AGAIN}", file=sys.stderr)
         return EXIT_RESUMABLE
 
 
-def _parse_and_run(argv: Sequence[str] | None) -> int:
+def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None) -> int:
     restrict_umask()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _top_parser()
@@ -82,6 +83,8 @@ def _parse_and_run(argv: Sequence[str] | None) -> int:
     )
     module.add_arguments(command)
     args = command.parse_intermixed_args(argv[1:])
+    if handler:
+        handler.work_has_begun = True
     return _run(module, args)
 
 

@@ -22,7 +22,7 @@ from types import FrameType, TracebackType
 from torch.distributed.elastic.multiprocessing import api as elastic
 
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
-from liverseg_dist.interrupts import AGAIN, SAME_SIGNAL_S, write_line
+from liverseg_dist.interrupts import SAME_SIGNAL_S, handle_interrupts, write_line
 from liverseg_dist.streams import guard_output_streams
 
 SCRIPT = "liverseg_dist"
@@ -44,6 +44,7 @@ def install(argv: Sequence[str]) -> None:
     if not starts_liverseg(argv) or torch_handler is None:
         return
     guard_output_streams()
+    handle_interrupts()  # until the ranks are started
     # torch installs the function of this name when it starts the ranks.
     setattr(elastic, TORCH_HANDLER, StopRanks(torch_handler))
     sys.excepthook = _end_without_traceback
@@ -94,6 +95,9 @@ class StopRanks:
         else:
             patience_s = SECOND_PATIENCE_S
             _send(ranks, signal.SIGINT)
+            if not _wait_for(ranks, 2 * SAME_SIGNAL_S):
+                # A busy rank may have read the first signal late and have taken this one for the same.
+                _send(ranks, signal.SIGINT)
         if not _wait_for(ranks, patience_s):
             _send(ranks, signal.SIGKILL)
             _wait_for(ranks, SECOND_PATIENCE_S)
@@ -162,9 +166,7 @@ def _end_without_traceback(
     codes = (
         {failure.exitcode for failure in failures.values()} if isinstance(failures, dict) else set()
     )
-    if isinstance(error, KeyboardInterrupt):  # before the ranks were started
-        write_line(AGAIN)
-    elif codes != {EXIT_RESUMABLE}:
+    if codes != {EXIT_RESUMABLE}:
         sys.__excepthook__(kind, error, trace)
         return
     sys.stdout.flush()

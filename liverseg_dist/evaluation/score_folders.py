@@ -15,8 +15,8 @@ from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY
 from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, aligned_prediction
 from liverseg_dist.evaluation.report.overlays import save_pictures
-from liverseg_dist.interrupts import terminal_signals_blocked, worker_pool
 from liverseg_dist.volume import Volume
+from liverseg_dist.workers import terminal_signals_blocked, worker_pool
 
 ReadMask = Callable[[Path], Volume]
 """Reads a label file; importable by name, because it is sent to worker processes."""

@@ -102,6 +102,14 @@ class StopFlag:
                     self._end_now()
 
 
+def _describe_loss(saved: int, step: int) -> str:
+    """What a run that ends after `step` loses with its newest checkpoint of step `saved`, 0 for none."""
+    if saved >= step:
+        return "no complete step is lost"
+    lost = f"step {step} is lost" if step == saved + 1 else f"steps {saved + 1} to {step} are lost"
+    return f"{lost}, {f'the newest checkpoint is of step {saved}' if saved else 'there is no checkpoint yet'}"
+
+
 def end_at_once(folder: RunFolder, step: int, max_steps: int, *, report: bool) -> NoReturn:
     """End this process without another checkpoint; the run's status says from where it continues.
 
@@ -113,13 +121,7 @@ def end_at_once(folder: RunFolder, step: int, max_steps: int, *, report: bool) -
     """
     if report:
         saved = folder.newest_step
-        if saved >= step:
-            lost = "no complete step is lost"
-        elif saved:
-            lost = f"steps {saved + 1} to {step} are lost, the newest checkpoint is of step {saved}"
-        else:
-            lost = f"steps 1 to {step} are lost, there is no checkpoint yet"
-        message = f"ended at once by a second Ctrl-C: {lost}"
+        message = f"ended at once by a second Ctrl-C: {_describe_loss(saved, step)}"
         with suppress(OSError):
             folder.set_status("stopped", saved, max_steps, message)
         write_line(f"{message}; the same line continues")

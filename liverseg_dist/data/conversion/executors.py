@@ -15,7 +15,7 @@ from typing import Any
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
 from liverseg_dist.data.conversion.convert_case import convert_case
 from liverseg_dist.errors import RunFailed, UserError
-from liverseg_dist.interrupts import terminal_signals_blocked, worker_pool
+from liverseg_dist.workers import terminal_signals_blocked, worker_pool
 
 Outcome = tuple[CaseRecord, bool]
 Executor = Callable[[list[CaseJob], int], Iterator[Outcome]]
