@@ -27,6 +27,11 @@ from liverseg_dist.streams import guard_output_streams
 
 SCRIPT = "liverseg_dist"
 AGENTS = ("torchrun", "torch/distributed/run.py", "torch/distributed/launch.py")
+FLAGS = (
+    "-m", "--module", "--standalone", "--no-python", "--no_python", "--run-path", "--run_path",
+    "--virtual-local-rank", "--virtual_local_rank",
+)  # fmt: skip
+"""Options of torchrun without a value."""
 TERMINATE_PATIENCE_S = 300.0
 """After SIGTERM nobody is there to send a second signal; ranks that hang are killed after this time."""
 SECOND_PATIENCE_S = 5.0
@@ -51,22 +56,19 @@ def install(argv: Sequence[str]) -> None:
 
 
 def starts_liverseg(argv: Sequence[str]) -> bool:
-    """Whether this is torchrun's process and its first word that is no option of torchrun names `liverseg_dist`."""
+    """Whether this is torchrun's command line, and the script or module that it starts is this project's."""
     if not argv or not argv[0].endswith(AGENTS):
         return False
-    words = list(argv[1:])
-    for at, word in enumerate(words):
-        before = words[at - 1] if at else ""
-        if word == SCRIPT:  # `-m liverseg_dist`; -m may also stand before other options
-            return bool({"-m", "--module"} & set(words[:at])) and not _is_script(words[:at])
-        if Path(word).name == "liverseg" and not before.startswith("--"):  # `--no-python liverseg`
-            return not _is_script(words[:at])
+    options: set[str] = set()
+    words = iter(argv[1:])
+    for word in words:
+        if not word.startswith("-"):
+            is_module = bool(options & {"-m", "--module"})
+            return word == SCRIPT if is_module else Path(word).name == "liverseg"
+        options.add(word)
+        if "=" not in word and word not in FLAGS:
+            next(words, None)  # the option's value
     return False
-
-
-def _is_script(words: Sequence[str]) -> bool:
-    """Whether the script stands among `words`, which come before a possible name of it."""
-    return any(word.endswith(".py") for word in words)
 
 
 class StopRanks:

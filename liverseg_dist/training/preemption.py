@@ -102,7 +102,7 @@ class StopFlag:
                     self._end_now()
 
 
-def _describe_loss(saved: int, step: int) -> str:
+def describe_loss(saved: int, step: int) -> str:
     """What a run that ends after `step` loses with its newest checkpoint of step `saved`, 0 for none."""
     if saved >= step:
         return "no complete step is lost"
@@ -121,7 +121,7 @@ def end_at_once(folder: RunFolder, step: int, max_steps: int, *, report: bool) -
     """
     if report:
         saved = folder.newest_step
-        message = f"ended at once by a second Ctrl-C: {_describe_loss(saved, step)}"
+        message = f"ended at once by a second Ctrl-C: {describe_loss(saved, step)}"
         with suppress(OSError):
             folder.set_status("stopped", saved, max_steps, message)
         write_line(f"{message}; the same line continues")

@@ -12,6 +12,7 @@ import pytest
 
 from liverseg_dist.distributed.torchrun_agent import starts_liverseg
 from liverseg_dist.errors import EXIT_RESUMABLE
+from liverseg_dist.training.preemption import describe_loss
 from tests.distributed.launch import clean_environment, torchrun_command
 from tests.training.test_resume import arguments, wait_for_step
 
@@ -81,19 +82,37 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(
 ) -> None:
     slow = ("train.global_batch_size=64", "train.micro_batch_size=1", "data.patch_size=[32,64,64]")
     process = start(*launcher, *arguments(phantom_store, tmp_path / "run", *ENDLESS, *slow))
-    wait_for_step(tmp_path / "run", 1, process)
+    while not list((tmp_path / "run").glob("events.*")):  # the last file before the first step
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.8)
     os.killpg(process.pid, signal.SIGINT)
     code, out, err = ended(process)
     assert code == EXIT_RESUMABLE, err
     assert "all is saved" not in out, "the step was over before the second Ctrl-C"
-    line = "ended at once by a second Ctrl-C: step 1 is lost, there is no checkpoint yet"
+    line = "ended at once by a second Ctrl-C: no complete step is lost"
     assert f"liverseg: {line}; the same line continues" in err.splitlines()
     assert "Traceback" not in err
     assert status(tmp_path / "run") | {"message": line, "state": "stopped", "step": 0} == status(
         tmp_path / "run"
     )
+
+
+@pytest.mark.parametrize(
+    ("saved", "step", "lost"),
+    [
+        (0, 0, "no complete step is lost"),
+        (20, 20, "no complete step is lost"),
+        (0, 1, "step 1 is lost, there is no checkpoint yet"),
+        (0, 7, "steps 1 to 7 are lost, there is no checkpoint yet"),
+        (20, 21, "step 21 is lost, the newest checkpoint is of step 20"),
+        (20, 33, "steps 21 to 33 are lost, the newest checkpoint is of step 20"),
+    ],
+)
+def test_what_is_lost(saved: int, step: int, lost: str) -> None:
+    assert describe_loss(saved, step) == lost
 
 
 def test_a_hang_up_asks_for_a_stop_but_not_under_nohup(phantom_store: Path, tmp_path: Path) -> None:
