@@ -27,6 +27,7 @@ from typing import Any
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, LiversegError, UserError
 from liverseg_dist.files import check_working_directory
+from liverseg_dist.streams import guard_output_streams
 
 from . import PACKAGE, PROGRAM, name_programs
 from .slurm import status
@@ -120,4 +121,5 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(run())

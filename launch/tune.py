@@ -30,12 +30,15 @@ from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import (
     EXIT_DONE,
     EXIT_FAILED,
+    EXIT_RESUMABLE,
     LiversegError,
     RunFailed,
     UserError,
     os_error_line,
 )
 from liverseg_dist.files import write_text
+from liverseg_dist.interrupts import AGAIN
+from liverseg_dist.streams import guard_output_streams, print_checked
 from liverseg_dist.texts.paths import path_argument, quoted
 from liverseg_dist.training.run_folder import check_settings_compatible
 
@@ -307,13 +310,20 @@ def run(argv: Sequence[str] | None = None) -> int:
     except LiversegError as error:
         _tell(args, error)
         return error.exit_code
+    except (
+        KeyboardInterrupt
+    ):  # before Ray has been started or after it has ended; see `launch.sweep.ray_cluster`
+        print(f"launch.tune: {AGAIN}", file=sys.stderr)
+        return EXIT_RESUMABLE
     except OSError as error:
         print(f"launch.tune: {os_error_line(error)}", file=sys.stderr)
         return EXIT_FAILED
-    if args.json:
-        print(json.dumps(result), flush=True)
+    if args.json and (failure := print_checked(json.dumps(result))):
+        print(f"launch.tune: the result could not be written to stdout: {failure}", file=sys.stderr)
+        return EXIT_FAILED
     return EXIT_DONE
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(run())

@@ -19,6 +19,8 @@ FLOORS = {
 FACTS_ORDER = (
     "errors",
     "cores",
+    "streams",
+    "interrupts",
     "files",
     "locks",
     "labels",

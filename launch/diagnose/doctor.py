@@ -18,6 +18,7 @@ from typing import Any
 
 from liverseg_dist.commands.doctor import LOCKS_REMEDY
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+from liverseg_dist.streams import print_checked
 from liverseg_dist.tracking.terminal_table import format_table, terminal_width
 
 from .. import PACKAGE, PROGRAM
@@ -91,16 +92,11 @@ def submit_command(
         f"verdict: {'training would fail here' if bad else 'ready' if not found else 'works, see the warnings'}"
     )
     if own.json:
-        print(
-            json.dumps(
-                {
-                    "job_id": row.job_id,
-                    "ready": not bad,
-                    "ranks": reports,
-                    "findings": list(map(asdict, found)),
-                }
-            )
-        )
+        findings = [asdict(finding) for finding in found]
+        result = {"job_id": row.job_id, "ready": not bad, "ranks": reports, "findings": findings}
+        if failure := print_checked(json.dumps(result)):
+            print(f"launch: the result could not be written to stdout: {failure}", file=sys.stderr)
+            return EXIT_FAILED
     return EXIT_FAILED if bad else EXIT_DONE
 
 

@@ -15,6 +15,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from liverseg_dist.distributed import collectives
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, UserError
 from liverseg_dist.locks import hold_lock
+from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.texts.paths import path_argument
 
 from .. import PACKAGE, name_programs
@@ -66,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def print_line(content: dict[str, Any]) -> None:
     """In one write: ranks may share a pipe, where the parts of two lines would mingle."""
-    os.write(sys.stdout.fileno(), f"{MARK}{json.dumps(content)}\n".encode())
+    with suppress(OSError):  # without a reader the other ranks still need this one
+        os.write(sys.stdout.fileno(), f"{MARK}{json.dumps(content)}\n".encode())
 
 
 def probe_versions() -> dict[str, str]:
@@ -154,4 +157,5 @@ def _all_reduce_gib_s(world: World) -> float | None:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(main())

@@ -26,6 +26,7 @@ from liverseg_dist.evaluation.results import (
     load_results,
     write_results,
 )
+from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.texts.paths import path_argument
 
 from .. import PACKAGE, name_programs
@@ -150,4 +151,5 @@ def _shown(value: float | None) -> str:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(main())

@@ -14,6 +14,7 @@ import sys
 from types import FrameType
 
 from liverseg_dist.errors import EXIT_RESUMABLE
+from liverseg_dist.streams import guard_output_streams
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
@@ -56,4 +57,5 @@ def _told(code: int) -> str:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(main())

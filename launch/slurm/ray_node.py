@@ -22,6 +22,7 @@ from types import FrameType
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.distributed.tcp_store import open_listening_socket
 from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE, RunFailed
+from liverseg_dist.streams import guard_output_streams
 
 from ..sweep.process_guard import guard_processes
 from ..sweep.ray_cluster import (
@@ -264,4 +265,5 @@ def address_of(name: str) -> str:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(main())

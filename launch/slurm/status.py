@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+from liverseg_dist.streams import print_checked
 from liverseg_dist.texts.paths import path_argument
 from liverseg_dist.tracking.terminal_table import print_table
 
@@ -181,7 +182,9 @@ def _status(args: argparse.Namespace) -> int:
             for name in found
             for row in found[name]
         ]
-        print(json.dumps(listing))
+        if failure := print_checked(json.dumps(listing)):
+            print(f"launch: the result could not be written to stdout: {failure}", file=sys.stderr)
+            return EXIT_FAILED
     return EXIT_DONE
 
 

@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE
+from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.texts.paths import path_argument
 
 from .. import PACKAGE, name_programs
@@ -364,4 +365,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(main())

@@ -236,7 +236,11 @@ def _within(seconds: float, otherwise: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handlers(handler: object) -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2]
+    if (
+        signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    ):  # under nohup a closed terminal does not matter
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, handler) for number in numbers}  # type: ignore[arg-type]
     try:
         yield

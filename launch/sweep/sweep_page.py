@@ -13,10 +13,8 @@ from scipy.stats import t as student_t
 from torch.utils.tensorboard import SummaryWriter
 
 from liverseg_dist.files import write_text
+from liverseg_dist.pages import load_theme
 
-from .journal import Trial, best_of
-from .search import MANY, Params, hyperparameter_importances, pareto_front
-from .sweep_charts import (
 from .journal import Trial, best_of
 from .search import MANY, Params, hyperparameter_importances, pareto_front
 from .sweep_charts import (
@@ -29,9 +27,6 @@ from .sweep_charts import (
     stacked_coordinates,
 )
 from .sweep_config import SweepSettings, to_yaml, trial_tree
-from .sweep_config import SweepSettings, to_yaml, trial_tree
-from liverseg_dist.files import write_text
-from liverseg_dist.pages import load_theme
 
 
 def write_results(

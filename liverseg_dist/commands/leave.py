@@ -1,6 +1,7 @@
 """The end of a process whose native threads cannot be trusted to come down in order."""
 
 import atexit
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -16,8 +17,10 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
     status = 1
 
     def leave() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            # The code is that of the work, also where the stream is closed or `main` has not guarded it.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
         os._exit(status)
 
     atexit.register(leave)  # the first to be registered is the last to run

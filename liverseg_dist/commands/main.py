@@ -25,6 +25,8 @@ from liverseg_dist.errors import (
     os_error_line,
 )
 from liverseg_dist.files import check_working_directory
+from liverseg_dist.interrupts import AGAIN, InterruptHandler, handle_interrupts, is_first_rank
+from liverseg_dist.streams import guard_output_streams, output_failure, print_checked
 from liverseg_dist.texts.suggestions import SuggestingParser, suggest
 
 COMMANDS = {
@@ -48,7 +50,23 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code (see `liverseg_dist.errors`)."""
+    """Run one command; returns its exit code (see `liverseg_dist.errors`).
+
+    Without `argv` it is the process's own command line, and the process's streams and signals are set up for it.
+    """
+    handler = None
+    if argv is None:
+        guard_output_streams()
+        handler = handle_interrupts()
+    try:
+        return _parse_and_run(argv, handler)
+    except KeyboardInterrupt:
+        if is_first_rank():
+            print(f"liverseg: {AGAIN}", file=sys.stderr)
+        return EXIT_RESUMABLE
+
+
+def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None) -> int:
     restrict_umask()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _top_parser()
@@ -80,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     module.add_arguments(command)
     args = command.parse_intermixed_args(argv[1:])
+    if handler:
+        handler.work_has_begun = True
     return _run(module, args)
 
 
@@ -96,22 +116,32 @@ def _run(module: object, args: argparse.Namespace) -> int:
         print(f"liverseg: {error}", file=sys.stderr)
         _tell_torchrun(str(error))
         if args.json:
-            print(json.dumps({"error": str(error), "exit_code": error.exit_code}), flush=True)
+            print_checked(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
-    except KeyboardInterrupt:
-        print("liverseg: interrupted; run the same line again to continue", file=sys.stderr)
-        return EXIT_RESUMABLE
-    except BrokenPipeError:  # the reader (head, less) went away; nothing is wrong
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
     except OSError as error:
         print(f"liverseg: {os_error_line(error)}", file=sys.stderr)
         return EXIT_FAILED
     if isinstance(result, dict) and result.get("error"):
         _tell_torchrun(str(result["error"]))
-    if args.json:
-        print(json.dumps(result if result is not None else {}), flush=True)
-    return int(result.get("exit_code", EXIT_DONE)) if isinstance(result, dict) else EXIT_DONE
+    code = int(result.get("exit_code", EXIT_DONE)) if isinstance(result, dict) else EXIT_DONE
+    return _report_result(args.json, result, code)
+
+
+def _report_result(as_json: bool, result: object, code: int) -> int:
+    """Print the result where it was asked for. Returns the command's exit code.
+
+    The work is done by now, so output that nobody reads, or that a full disk has refused, does not change the code.
+    The JSON line is the exception: a program waits for it, and a file without it must not pass for success.
+    """
+    if as_json and (failure := print_checked(json.dumps(result if result is not None else {}))):
+        line = f"the result could not be written to stdout: {failure}; the work itself is done"
+        print(f"liverseg: {line}", file=sys.stderr)
+        return code or EXIT_FAILED
+    if failure := output_failure():
+        print(
+            f"liverseg: warning: part of the output to stdout is lost: {failure}", file=sys.stderr
+        )
+    return code
 
 
 def _tell_torchrun(line: str) -> None:

@@ -103,7 +103,18 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
                 )
             return {"run": str(folder.path), "dry_run": True}
         _agreed(lambda: folder.open(settings) if world.is_main else None)
-        return _train(folder, parts, world, watch)
+        try:
+            return _train(folder, parts, world, watch)
+        except KeyboardInterrupt:
+            # Before the first step or after the last one; in between a signal only asks for a stop.
+            if world.is_main:
+                with suppress(OSError):
+                    step, message = (
+                        folder.newest_checkpoint(),
+                        "interrupted outside of the training steps",
+                    )
+                    folder.set_status("stopped", step, watch.last_step, message)
+            raise
 
     def keep(watch: HeartbeatMonitor, line: str) -> None:
         if world.is_main:

@@ -9,6 +9,7 @@ through the entry point `torchrun.handlers` (https://docs.pytorch.org/docs/stabl
 """
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import NoReturn
@@ -21,6 +22,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
+from liverseg_dist.distributed import torchrun_agent
 from liverseg_dist.distributed.tcp_store import (
     LOOPBACK,
     PRIVATE,
@@ -84,6 +86,7 @@ class PrivateRendezvous(RendezvousHandler):
 
 def handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
     """What the entry point names: torchrun calls it for the function that makes the handler."""
+    torchrun_agent.install(sys.argv)
     return create_handler
 
 

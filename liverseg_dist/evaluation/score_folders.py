@@ -4,7 +4,7 @@ import functools
 import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY
 from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, aligned_prediction
 from liverseg_dist.evaluation.report.overlays import save_pictures
 from liverseg_dist.volume import Volume
-from liverseg_dist.workers import prepared_for_workers
+from liverseg_dist.workers import terminal_signals_blocked, worker_pool
 
 ReadMask = Callable[[Path], Volume]
 """Reads a label file; importable by name, because it is sent to worker processes."""
@@ -82,11 +82,9 @@ def _in_parallel(
         yield from map(work, pairs)
         return
     context = multiprocessing.get_context("spawn")
-    with (
-        prepared_for_workers(),
-        ProcessPoolExecutor(min(workers, len(pairs)), mp_context=context) as pool,
-    ):
-        futures = [pool.submit(work, pair) for pair in pairs]
+    with worker_pool(min(workers, len(pairs)), context) as pool:
+        with terminal_signals_blocked():
+            futures = [pool.submit(work, pair) for pair in pairs]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -94,8 +92,6 @@ def _in_parallel(
             raise RunFailed(
                 "a worker died, perhaps for want of memory; run the same line again with fewer --workers to continue"
             ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def score_pair(pair: MaskPair, job: ScoreJob) -> Outcome:

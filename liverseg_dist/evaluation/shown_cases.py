@@ -29,7 +29,7 @@ STILL_WIDTH_PX = 900
 Case = dict[str, Any]
 
 
-def badness(case: Case) -> tuple[float, float, str]:
+def worst_first_key(case: Case) -> tuple[float, float, str]:
     """Sort key, worst first: mean Dice of the two structures, then HD95 of the liver."""
     mean_dice = (case["liver"]["dice"] + case["tumour"]["dice"]) / 2
     return mean_dice, -(case["liver"]["hd95_mm"] or 0.0), case["case_id"]
@@ -39,7 +39,7 @@ def cases_to_show(
     cases: Sequence[Case], worst: int = NUM_WORST, best: int = NUM_BEST
 ) -> list[tuple[str, Case]]:
     """The worst and the best cases with `worst` or `best`; each once, cases without any mask left out."""
-    ranked = sorted((case for case in cases if case["liver"]["truth_voxels"] > 0), key=badness)
+    ranked = sorted((case for case in cases if case["liver"]["truth_voxels"] > 0), key=worst_first_key)
     worst = min(
         worst, max(len(ranked) - best, (len(ranked) + 1) // 2)
     )  # of few cases, too, some are the best

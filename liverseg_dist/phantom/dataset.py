@@ -6,7 +6,7 @@ last. `phantom.json` remembers what decides the bytes, so that two kinds of phan
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +20,7 @@ from liverseg_dist.files import write_json
 from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.phantom.scan import Size, make_scan
 from liverseg_dist.volume import Grid
-from liverseg_dist.workers import prepared_for_workers
+from liverseg_dist.workers import terminal_signals_blocked, worker_pool
 
 SETTINGS = "phantom.json"
 GENERATION = 5
@@ -89,8 +89,9 @@ def write_dataset(
             summaries[number] = _one(wanted, number)
             done(summaries[number])
     else:
-        with prepared_for_workers(), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            futures = {pool.submit(_one, wanted, number): number for number in wanted.numbers()}
+        with worker_pool(workers, get_context("spawn")) as pool:
+            with terminal_signals_blocked():
+                futures = {pool.submit(_one, wanted, number): number for number in wanted.numbers()}
             for future in as_completed(futures):
                 summaries[futures[future]] = future.result()
                 done(future.result())

@@ -1,21 +1,39 @@
 """Stopping on request. A signal only sets a flag; the loop reads it at a step boundary, where all ranks agree on it."""
 
+import os
+import select
 import signal
+import sys
 import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+from liverseg_dist.errors import EXIT_RESUMABLE
+from liverseg_dist.interrupts import SAME_SIGNAL_S, write_line
+from liverseg_dist.training.run_folder import RunFolder
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 class StopFlag:
-    """`with StopFlag() as stop: ... if stop.requested`. SIGTERM and SIGUSR2 (SLURM, submitit), Ctrl-C ask for a stop.
+    """`with StopFlag() as stop: ... if stop.requested`.
 
-    A second Ctrl-C ends the process at once.
+    SIGTERM and SIGUSR2 (SLURM, submitit), Ctrl-C and the hang-up of the terminal ask for a stop; under nohup a hang-up
+    stays without effect. A second Ctrl-C calls `end_now`, which is to end the process. It is called on a thread of its
+    own, so that it also works while the main thread is in native code, for example waiting for another rank.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, end_now: Callable[[], None] | None = None) -> None:
         self.signal_name = ""
+        self._end_now = end_now
         self._before: dict[int, object] = {}
+        self._first_interrupt_s: float | None = None
+        self._pipe: tuple[int, int] | None = None
+        self._wakeup_before = -1
+        self._thread: threading.Thread | None = None
 
     @property
     def requested(self) -> bool:
@@ -23,18 +41,93 @@ class StopFlag:
 
     def __enter__(self) -> "StopFlag":
         if threading.current_thread() is threading.main_thread():
+            if self._end_now is not None:
+                self._listen()
             for number in SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._set)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """After an error SIGTERM and SIGUSR2 stay without effect: a launcher sends them as soon as one rank has ended,
-        and the others have yet to say which."""
+        """After an error, or a stop that was asked for, requests to stop stay without effect.
+
+        A launcher sends SIGTERM as soon as one rank has ended. The others still have to report the failure, or to
+        write that the run has stopped.
+        """
+        ending = kind is not None or self.requested
         for number, handler in self._before.items():
-            if kind is None or number == signal.SIGINT:
+            if not ending or number == signal.SIGINT:
                 signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._pipe is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
+            os.close(self._pipe[1])  # ends the thread
+            if self._thread is not None:
+                self._thread.join()
+            os.close(self._pipe[0])
+            self._pipe = None
 
     def _set(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal_name == "SIGINT":
+        if number == signal.SIGINT and self._end_now is None and self._is_second_interrupt():
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+        self.signal_name = self.signal_name or signal.Signals(number).name
+
+    def _is_second_interrupt(self) -> bool:
+        """Whether a Ctrl-C came earlier. A launcher and the terminal may both deliver the same one."""
+        now = time.monotonic()
+        if self._first_interrupt_s is None:
+            self._first_interrupt_s = now
+            return False
+        return now - self._first_interrupt_s >= SAME_SIGNAL_S
+
+    def _listen(self) -> None:
+        """Have the interpreter write each signal's number to a pipe, and a thread read it."""
+        self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        self._thread = threading.Thread(
+            target=self._read_signals, name="liverseg-signals", daemon=True
+        )
+        self._thread.start()
+
+    def _read_signals(self) -> None:
+        assert self._pipe is not None
+        assert self._end_now is not None
+        while True:
+            select.select([self._pipe[0]], [], [])
+            numbers = os.read(self._pipe[0], 64)
+            if not numbers:
+                return
+            for number in numbers:
+                if number == signal.SIGINT and self._is_second_interrupt():
+                    self._end_now()
+
+
+def describe_loss(saved: int, step: int) -> str:
+    """What a run that ends after `step` loses with its newest checkpoint of step `saved`, 0 for none."""
+    if saved >= step:
+        return "no complete step is lost"
+    lost = f"step {step} is lost" if step == saved + 1 else f"steps {saved + 1} to {step} are lost"
+    return f"{lost}, {f'the newest checkpoint is of step {saved}' if saved else 'there is no checkpoint yet'}"
+
+
+def end_at_once(folder: RunFolder, step: int, max_steps: int, *, report: bool) -> NoReturn:
+    """End this process without another checkpoint; the run's status says from where it continues.
+
+    Args:
+        folder: The run's folder.
+        step: Optimizer steps that are done.
+        max_steps: Where the run is to end.
+        report: Whether this rank writes the status and the line for the user.
+    """
+    if report:
+        saved = folder.newest_checkpoint()
+        message = f"ended at once by a second Ctrl-C: {describe_loss(saved, step)}"
+        with suppress(OSError):
+            folder.set_status("stopped", saved, max_steps, message)
+        write_line(f"{message}; the same line continues")
+    for stream in (sys.stdout, sys.stderr):
+        # The main thread may hold the stream's lock for as long as the reader is slow.
+        flushing = threading.Thread(target=stream.flush, daemon=True)
+        flushing.start()
+        flushing.join(timeout=1)
+    os._exit(EXIT_RESUMABLE)

@@ -30,7 +30,7 @@ from liverseg_dist.training.components import TrainingComponents
 from liverseg_dist.training.ema import Ema
 from liverseg_dist.training.extension import Schedule
 from liverseg_dist.training.hparams import comparable_settings
-from liverseg_dist.training.preemption import StopFlag
+from liverseg_dist.training.preemption import StopFlag, end_at_once
 from liverseg_dist.training.run_folder import RunFolder
 from liverseg_dist.training.step import Stepper, StepResult, rank_batches
 from liverseg_dist.training.validation import ValidationResult, validate_cases
@@ -126,7 +126,7 @@ class Trainer:
         """Train to the end or to a stop. A collective call."""
         self._last_save_s = time.monotonic()
         writer = self._writer()
-        with StopFlag() as stop:
+        with StopFlag(self._end_at_once) as stop:
             try:
                 stopped_by = self._steps(writer, stop)
                 saved = self._close()
@@ -138,6 +138,14 @@ class Trainer:
                 self.checkpoints.close()
                 writer.close()
         return TrainingResult(self.progress, stopped_by, saved)
+
+    def _end_at_once(self) -> None:
+        end_at_once(
+            self.folder,
+            self.progress.step,
+            self.settings.train.max_steps,
+            report=self.world.is_main,
+        )
 
     def _steps(self, writer: Writer, stop: StopFlag) -> str:
         settings, first = self.settings, self.progress.step

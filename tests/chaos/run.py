@@ -25,6 +25,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from liverseg_dist.streams import guard_output_streams
 from tests.chaos.campaign import Report, StruckRun
 from tests.chaos.damage import TOO_EARLY, small_disk
 from tests.chaos.faults import FAULTS, Fault
@@ -210,4 +211,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(main())

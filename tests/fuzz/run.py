@@ -10,6 +10,7 @@ second process sees crashes and hangs of the first. Inputs that fail are kept be
 
 import argparse
 import json
+import math
 import selectors
 import shutil
 import subprocess
@@ -21,10 +22,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+from liverseg_dist.streams import guard_output_streams
 from tests.fuzz.judge import FAILURES, PATIENCE_S, Verdict, judge, wall
 from tests.fuzz.targets import PLACES, Target, target
 
-SHARES = {"nifti": 4, "store": 2, "index": 2, "config": 2}
+SHARES = {"nifti": 4, "store": 2, "index": 2, "config": 2, "streams": 0.02}
 """Of the inputs; 1 for all others."""
 SILENCE_S = 8 * PATIENCE_S
 """Of a worker, on a busy machine."""
@@ -185,7 +187,7 @@ def main() -> int:
     for name in names:
         begun = time.monotonic()
         for number, verdict in campaign(
-            name, out, args.seed, -(-args.inputs * SHARES.get(name, 1) // shares)
+            name, out, args.seed, math.ceil(args.inputs * SHARES.get(name, 1) / shares)
         ):
             counts[name][verdict.outcome] += 1
             if verdict.failed or verdict.outcome == "crash":
@@ -200,4 +202,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(main())

@@ -34,6 +34,7 @@ from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve_topology
+from liverseg_dist.streams import guard_output_streams
 from tests.distributed.launch import clean_environment, torchrun_command
 
 STEPS_AN_HOUR, CHECKPOINT_STEPS, VALIDATION_STEPS = 60, 30, 60
@@ -279,4 +280,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(main())

@@ -25,6 +25,8 @@ from typing import Any
 
 from accuracy_systems import Bench, NnUnet, Ours, liverseg, run_logged
 
+from liverseg_dist.streams import guard_output_streams
+
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("liver_dice", "tumour_dice", "tumour_dice_global", "lesion_recall", "lesion_precision")
 
@@ -170,4 +172,5 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     main()

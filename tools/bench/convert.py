@@ -35,6 +35,7 @@ from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
 from liverseg_dist.data.preprocessing.pipeline import clean_scan
 from liverseg_dist.data.preprocessing.resample import Interpolation, resample_to_grid
+from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume
 
 SOURCE_MM = (2.0, 0.8, 0.8)
@@ -373,4 +374,5 @@ def differences(folder: Path, results: dict[str, dict[str, Any]]) -> dict[str, f
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     main()

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
+from liverseg_dist.streams import guard_output_streams
 
 PEERS = {"monai": ("monai",), "nnunet": ("nnunetv2", "acvl_utils")}
 """Modules that each needs."""
@@ -310,4 +311,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     main()

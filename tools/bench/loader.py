@@ -38,6 +38,7 @@ from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.loading import PatchLoader, PatchSource
 from liverseg_dist.data.loading.array_reader import StoreReader
 from liverseg_dist.data.store.layout import IMAGE_CHUNK, LABEL_CHUNK, make_compressors
+from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.volume import Index3
 
 SLAB: Index3 = (64, 512, 512)
@@ -325,4 +326,5 @@ def time_threads_against_processes(store: BenchStore, patch: Index3, count: int)
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     main()

@@ -23,6 +23,7 @@ from liverseg_dist.evaluation import score_case
 from liverseg_dist.evaluation.metrics.lesions import score_lesions
 from liverseg_dist.evaluation.metrics.overlap import confusion_counts, structure_counts
 from liverseg_dist.evaluation.metrics.surface import surface_scores
+from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.volume import Float3
 
 warnings.simplefilter("ignore")
@@ -236,4 +237,5 @@ def monai_whole_set(masks: dict[str, Masks], batches: dict[str, Any]) -> list[fl
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     main()

@@ -26,6 +26,7 @@ from liverseg_dist.config import CleaningConfig, ConvertConfig
 from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
 from liverseg_dist.data.preprocessing.pipeline import prepare_scan
 from liverseg_dist.data.preprocessing.resample import resample_to_grid
+from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.volume import Float3, Grid
 
 Prepared = tuple[np.ndarray, np.ndarray]
@@ -225,4 +226,5 @@ def monai(image: Path, label: Path, spacing_mm: Float3) -> Prepared:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     main()

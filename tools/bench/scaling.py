@@ -27,6 +27,7 @@ from liverseg_dist.distributed.strategies.parallelize import parallelize_model
 from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.planning.scaling_model import Machine, predict_step_time
+from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.training.checkpoint import Checkpoints
 
 SIZES_MIB = (1, 32)
@@ -232,4 +233,5 @@ def exchange() -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     main()

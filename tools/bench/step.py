@@ -32,6 +32,7 @@ from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.model import UNet, build_model
 from liverseg_dist.model.memory_trace import LiveBytes
 from liverseg_dist.model.topology import plan_pooling, resolve_topology
+from liverseg_dist.streams import guard_output_streams
 
 OURS = {
     "ours": {},
@@ -305,4 +306,5 @@ def weights(model: Any) -> list[nn.Parameter]:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     main()

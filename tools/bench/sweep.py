@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from liverseg_dist.commands.main import main as liverseg
+from liverseg_dist.streams import guard_output_streams
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, RUNGS, FACTOR = 60, [10, 25], 3.0
@@ -167,4 +168,5 @@ def outcome(sweep: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     main()

@@ -6,20 +6,17 @@ Either way each scan is converted by a process with one thread: scans, not their
 import logging
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import wait
 from typing import Any
 
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
 from liverseg_dist.data.conversion.convert_case import convert_case
 from liverseg_dist.errors import RunFailed, UserError
-from liverseg_dist.workers import prepared_for_workers
+from liverseg_dist.workers import terminal_signals_blocked, worker_pool
 
 Outcome = tuple[CaseRecord, bool]
 Executor = Callable[[list[CaseJob], int], Iterator[Outcome]]
@@ -36,12 +33,9 @@ def run_in_processes(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
         "forkserver"
     )  # imports once, then each worker starts in milliseconds
     context.set_forkserver_preload([convert_case.__module__])
-    with (
-        prepared_for_workers(),
-        _environment(THREADS | QUIET),
-        ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool,
-    ):
-        futures = {pool.submit(convert_case, job): job.case.case_id for job in jobs}
+    with _environment(THREADS | QUIET), worker_pool(workers, context) as pool:
+        with terminal_signals_blocked():
+            futures = {pool.submit(convert_case, job): job.case.case_id for job in jobs}
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -53,11 +47,6 @@ def run_in_processes(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
                 f"a conversion worker died (out of memory?) around {', '.join(lost[:workers])}; what is done stays, "
                 f"run the same line again{', with fewer convert.workers if memory is short' if workers > 1 else ''}"
             ) from None
-        except BaseException:  # Ctrl-C, a full disk: nobody waits for the scans that are under way
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
 
 
 def run_on_ray(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
@@ -106,19 +95,6 @@ def run_on_ray(jobs: list[CaseJob], workers: int) -> Iterator[Outcome]:
 
 
 EXECUTORS: dict[str, Executor] = {"process": run_in_processes, "ray": run_on_ray}
-
-
-def _begin_worker() -> None:
-    """Ctrl-C is the parent's to handle; and a worker whose parent is gone goes too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
 
 
 @contextmanager

@@ -57,7 +57,6 @@ def headline_figures(summary: dict[str, Any]) -> dict[str, float]:
     """
     values = {f"evaluation/{s}/{name}": summary[s][name] for s in STRUCTURES for name in FIGURES}
     for threshold, found in summary["tumour"]["detection"].items():
-        overlap = OVERLAPS[threshold]
         values |= {
             f"evaluation/lesions/{name}_{WORDS[threshold]}": found[name]
             for name in ("precision", "recall")

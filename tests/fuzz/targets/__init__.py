@@ -18,8 +18,13 @@ PLACES = {
     "score": "scans.ScoreTarget",
     "ledger": "results.LedgerTarget",
     "journal": "results.JournalTarget",
+    "streams": "streams.StreamsTarget",
 }
 """Imported one by one: a worker's room is measured from what it needs itself."""
+
+
+PROCESSES = ("streams",)
+"""Targets whose inputs start real commands, some seconds each; tests/commands/test_streams.py has a few of them."""
 
 
 class Target(Protocol):
