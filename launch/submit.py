@@ -1,8 +1,11 @@
-"""`python -m launch.submit COMMAND`: the same as `python -m launch COMMAND` (see `launch.cli`)."""
+"""`python -m launch.submit COMMAND`: the same as `python -m launch COMMAND` (see `cli`)."""
 
 import sys
 
-from launch.cli import run
+from liverseg_dist.streams import guard_output_streams
+
+from .cli import run
 
 if __name__ == "__main__":
+    guard_output_streams()
     sys.exit(run())
