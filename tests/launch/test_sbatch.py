@@ -1,6 +1,6 @@
 """Batch files against golden texts: what a person reads and what sbatch gets. A change here is a change for users.
 
-After a change that is meant: LIVERSEG_WRITE_GOLDEN=1 pytest tests/launch/test_render.py, and read the difference.
+After a change that is meant: LIVERSEG_WRITE_GOLDEN=1 pytest tests/launch/test_sbatch.py, and read the difference.
 """
 
 import importlib.util
