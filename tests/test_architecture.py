@@ -9,13 +9,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "liverseg_dist"
 
 FLOORS = {
-    "labels": 0, "errors": 0, "files": 0, "locks": 0, "volume": 0, "config": 0, "tracking": 0, "__init__": 0,
+    "labels": 0, "errors": 0, "files": 0, "locks": 0, "volume": 0, "config": 0,
+    "precision": 0, "tracking": 0, "__init__": 0,
     "data": 1, "model": 1, "distributed": 1, "evaluation": 1,
     "phantom": 2, "inference": 2, "planning": 2,
     "training": 3,
     "commands": 4, "__main__": 5,
 }  # fmt: skip
-FACTS_ORDER = ("errors", "files", "locks", "labels", "volume", "config", "tracking")
+FACTS_ORDER = ("errors", "files", "locks", "labels", "volume", "config", "precision", "tracking")
 MAX_LINES = 400
 
 

@@ -16,7 +16,7 @@ from liverseg_dist.config import IntensityConfig, Settings
 from liverseg_dist.data.augment import (
     PRESETS,
     DeviceTransform,
-    augmentation_preset,
+    build_preset,
     describe_augmentation,
     draw_augmentation,
 )
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> dict:
 
 def preview_row(source: PatchSource, batch: Batch, settings: Settings) -> PreviewRow:
     """One sample (a batch of one), stored and augmented."""
-    size, preset = settings.data.patch_size, augmentation_preset(settings.data)
+    size, preset = settings.data.patch_size, build_preset(settings.data)
     stored, augmented = (
         (image_BCDHW[0, 0].numpy(), label_BDHW[0].numpy())
         for image_BCDHW, label_BDHW in (
@@ -88,7 +88,12 @@ def preview_row(source: PatchSource, batch: Batch, settings: Settings) -> Previe
     black, white = grey_range(source.intensity(case_id))
     title = f"sample {index}: {case_id}"
     return PreviewRow(
-        title, (f"centred {where}", *describe_augmentation(draw)), stored, augmented, black, white
+        title,
+        (f"centred {where}", *describe_augmentation(preset, draw)),
+        stored,
+        augmented,
+        black,
+        white,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.augment import DeviceTransform, augmentation_preset
+from liverseg_dist.data.augment import DeviceTransform, build_preset
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.distributed.collectives import broadcast_from_rank0, world_size
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
@@ -152,7 +152,7 @@ class Trainer:
         ):
             line.advance(first)
             transform = DeviceTransform(
-                augmentation_preset(settings.data), settings.data.patch_size
+                build_preset(settings.data), settings.data.patch_size
             )
             batches = DevicePrefetcher(loader, transform, self.world.device)
             steps = settings.train.profile_steps if self.world.is_main else None

@@ -14,7 +14,7 @@ import torch
 
 from liverseg_dist.config import DataConfig
 from liverseg_dist.data.augment import DeviceTransform, draw_augmentation
-from liverseg_dist.data.augment.presets import PRESETS, augmentation_preset
+from liverseg_dist.data.augment.presets import PRESETS, build_preset
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.errors import RunFailed, UserError
 from tests.data.mini_store import INTENSITY, MiniStore, write_store
@@ -49,7 +49,7 @@ def digests(
 ) -> dict:
     """Sample number -> digest of what the network would get."""
     source = PatchSource(store, store.case_ids, SETTINGS, seed=7, global_batch_size=BATCH)
-    transform = DeviceTransform(augmentation_preset(SETTINGS), PATCH)
+    transform = DeviceTransform(build_preset(SETTINGS), PATCH)
     found = {}
     with PatchLoader(source, batches, workers, prefetch) as loader:
         for batch in loader:

@@ -15,28 +15,30 @@ CASES = tuple(f"case_{i}" for i in range(7))
 
 
 def test_counter_random_is_numpys_philox() -> None:
-    ours = CounterRandom(seed=3, index=9, purpose=2, attempt=1)
+    random = CounterRandom(seed=3, index=9, purpose=2, attempt=1)
     key, counter = np.array([3, 9], dtype=np.uint64), np.array([0, 1, 2, 0], dtype=np.uint64)
-    assert [ours.raw() for _ in range(40)] == np.random.Philox(key=key, counter=counter).random_raw(
-        40
-    ).tolist()
+    assert [random.draw_uint64() for _ in range(40)] == np.random.Philox(
+        key=key, counter=counter
+    ).random_raw(40).tolist()
 
 
 def test_counter_random_distributions() -> None:
     random = CounterRandom(0, 0)
     assert (
-        stats.kstest([random.uniform(-2, 3) for _ in range(4000)], stats.uniform(-2, 5).cdf).pvalue
+        stats.kstest(
+            [random.draw_uniform(-2, 3) for _ in range(4000)], stats.uniform(-2, 5).cdf
+        ).pvalue
         > 0.01
     )
-    assert stats.kstest([random.normal() for _ in range(4000)], stats.norm.cdf).pvalue > 0.01
-    counts = Counter(random.below(5) for _ in range(5000))
+    assert stats.kstest([random.draw_normal() for _ in range(4000)], stats.norm.cdf).pvalue > 0.01
+    counts = Counter(random.draw_below(5) for _ in range(5000))
     assert stats.chisquare([counts[i] for i in range(5)]).pvalue > 0.01
-    assert sorted(CounterRandom(1, 2).permutation(50)) == list(range(50))
+    assert sorted(CounterRandom(1, 2).draw_permutation(50)) == list(range(50))
 
 
 def test_neighbouring_streams_differ() -> None:
     first = {
-        CounterRandom(s, i, p, a).raw()
+        CounterRandom(s, i, p, a).draw_uint64()
         for s in range(4)
         for i in range(4)
         for p in range(4)
@@ -57,7 +59,7 @@ def test_entering_anywhere_gives_the_same_samples() -> None:
         order = SampleOrder(CASES, 11, 3, 0.5)  # a fresh one: as after a restart
         draws = [order.draw(n) for n in range(first, 40)]
         return [
-            (d.case_id, d.wants_foreground, order.augment_seed(d.index), d.random.raw())
+            (d.case_id, d.wants_foreground, order.augment_seed(d.index), d.random.draw_uint64())
             for d in draws
         ]
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from liverseg_dist.config import DataConfig, IntensityConfig, SlabConfig
-from liverseg_dist.data.augment.presets import augmentation_preset, draw_augmentation
+from liverseg_dist.data.augment.presets import build_preset, draw_augmentation
 from liverseg_dist.data.loading.array_reader import BoxReader, StoreReader, read_padded
 from liverseg_dist.data.loading.node_cache import NodeCache, default_folder
 from liverseg_dist.data.loading.sampling import Centre, ForegroundIndex, SampleOrder, patch_start
@@ -117,7 +117,7 @@ class PatchSource:
         self.patch_size: Index3 = settings.patch_size
         self._store = store
         self._order = SampleOrder(case_ids, seed, global_batch_size, settings.oversample_foreground)
-        self._preset = augmentation_preset(settings)
+        self._preset = build_preset(settings)
         self._reader = StoreReader(store.path)
         self._cache = _open_cache(store, self._reader, settings)
         self._case = lru_cache(OPEN_CASES)(

@@ -49,10 +49,10 @@ class ForegroundIndex:
         """A class that the case has, one of its components, one of its voxels: each uniformly. None: no foreground."""
         if not self._classes:
             return None
-        label = self._classes[random.below(len(self._classes))]
+        label = self._classes[random.draw_below(len(self._classes))]
         spans = self._spans[label]
-        component, start, stop = spans[random.below(len(spans))]
-        z, y, x = (int(v) for v in self._voxels[start + random.below(stop - start)])
+        component, start, stop = spans[random.draw_below(len(spans))]
+        z, y, x = (int(v) for v in self._voxels[start + random.draw_below(stop - start)])
         return Centre(label, component, (z, y, x))
 
 
@@ -93,22 +93,22 @@ class SampleOrder:
             epoch, place = divmod(index, len(self.case_ids))
             case = int(self._permutation(epoch)[place])
         else:
-            case = random.below(len(self.case_ids))
+            case = random.draw_below(len(self.case_ids))
         return SampleDraw(index, self.case_ids[case], wanted, random)
 
     def augment_seed(self, index: int) -> int:
         """Seed of sample `index`'s augmentation, in [0, 2**63)."""
-        return CounterRandom(self.seed, index, _AUGMENT).raw() >> 1
+        return CounterRandom(self.seed, index, _AUGMENT).draw_uint64() >> 1
 
     def _wants_foreground(self, place: int, random: CounterRandom) -> bool:
         if self.global_batch_size == 1:
-            return random.chance(self.oversample_foreground)
+            return random.draw_bool(self.oversample_foreground)
         return place >= round(self.global_batch_size * (1 - self.oversample_foreground))
 
     def _permutation(self, epoch: int) -> np.ndarray:
         known, order = self._epoch_order
         if known != epoch:
-            order = CounterRandom(self.seed, epoch, _ORDER).permutation(len(self.case_ids))
+            order = CounterRandom(self.seed, epoch, _ORDER).draw_permutation(len(self.case_ids))
             self._epoch_order = (
                 epoch,
                 order,
@@ -137,7 +137,7 @@ def patch_start(
         elif room <= 0:
             begin = min(max(low + room // 2, 0), image_shape[axis] - size)
         elif centre is None:
-            begin = low + random.below(room + 1)
+            begin = low + random.draw_below(room + 1)
         else:
             begin = min(max(centre.voxel_zyx[axis] - size // 2, low), high - size)
         start.append(begin)
