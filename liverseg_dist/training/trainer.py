@@ -130,7 +130,7 @@ class Trainer:
         )
         if first < last:
             shape = (micro_batch(settings.train, world_size()), 1, *settings.data.patch_size)
-            self.parts.strategy.settle(torch.zeros(shape, device=self.world.device))
+            self.parts.strategy.warm_up(torch.zeros(shape, device=self.world.device))
         source = PatchSource(
             self.parts.store,
             self.parts.train_ids,

@@ -33,29 +33,29 @@ def shuffled(net: nn.Module) -> nn.Module:
 
 
 def test_monais_network_and_ours_give_the_same_logits(tmp_path: Path) -> None:
-    theirs = shuffled(monai.networks.nets.DynUNet(
+    reference = shuffled(monai.networks.nets.DynUNet(
         3, 1, 3, CONFIG.kernels, CONFIG.strides, CONFIG.strides[1:], filters=CONFIG.features,
         norm_name=("INSTANCE", {"affine": True}), deep_supervision=True, deep_supr_num=1,
     ))  # fmt: skip
     save_file(
-        {name: tensor.clone() for name, tensor in theirs.state_dict().items()},
+        {name: tensor.clone() for name, tensor in reference.state_dict().items()},
         tmp_path / "w.safetensors",
     )
-    ours = build_model(CONFIG).eval()
+    result = build_model(CONFIG).eval()
     report = load_pretrained(
-        ours, tmp_path / "w.safetensors", external_parameter_names("monai", CONFIG)
+        result, tmp_path / "w.safetensors", external_parameter_names("monai", CONFIG)
     )
     assert not report.missing
     image = torch.randn(1, 1, 16, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(result(image), reference(image), rtol=1e-4, atol=1e-4)
 
 
 def test_nnunets_names_cover_every_tensor_of_ours() -> None:
     """Names as its PlainConvUNet has them (dynamic-network-architectures 0.4)."""
     names = external_parameter_names("nnunet", CONFIG)
-    ours = build_model(CONFIG.model_copy(update={"upsampling_bias": True})).state_dict()
-    assert set(ours) <= set(names.values())
+    result = build_model(CONFIG.model_copy(update={"upsampling_bias": True})).state_dict()
+    assert set(result) <= set(names.values())
     assert names["decoder.transpconvs.0.bias"] == "decoder.2.up.bias"
     assert names["decoder.seg_layers.2.weight"] == "heads.0.weight"
     assert names["encoder.stages.1.0.convs.1.conv.weight"] == "encoder.1.1.conv.weight"
@@ -72,17 +72,18 @@ def test_a_file_of_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(None, "nnunet, monai or a file"), ("[1]", "a line"), ("a: {", "not YAML")]
+    ("text", "message"),
+    [(None, "nnunet, monai or a file"), ("[1]", "one line"), ("a: {", "not valid YAML")],
 )
-def test_a_file_that_is_none_is_one_line(text: str | None, said: str, tmp_path: Path) -> None:
+def test_invalid_file_of_names_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "names.yaml").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         external_parameter_names(tmp_path / "names.yaml", CONFIG)
 
 
 def test_other_networks_are_refused() -> None:
-    with pytest.raises(UserError, match="plain U-Nets only"):
+    with pytest.raises(UserError, match="supports model.architecture=unet only"):
         external_parameter_names("nnunet", CONFIG.model_copy(update={"architecture": "resenc"}))
     with pytest.raises(UserError, match="two convolutions per level"):
         external_parameter_names(

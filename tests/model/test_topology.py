@@ -47,7 +47,7 @@ def test_what_is_given_stays() -> None:
 
 
 def test_a_patch_that_does_not_divide_is_refused_with_one_that_does() -> None:
-    with pytest.raises(UserError, match=r"\[30, 64, 64\].*\[32, 64, 64\] would do"):
+    with pytest.raises(UserError, match=r"\[30, 64, 64\].*use for example \[32, 64, 64\]"):
         resolve_topology(ModelConfig(preset="tiny"), (30, 64, 64), (3, 3, 3))
 
 

@@ -117,7 +117,9 @@ def test_compiled_it_is_the_same_network(architecture: str, levels: tuple[int, .
     plain = outcome()
     names = list(model.state_dict())
     model.compile(backend="aot_eager")
-    for ours, theirs in zip(outcome(), plain, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+    for result, reference in zip(outcome(), plain, strict=True):
+        torch.testing.assert_close(
+            result, reference, rtol=1e-3, atol=1e-3 * float(reference.abs().max())
+        )
     assert list(model.state_dict()) == names
     torch.compiler.reset()

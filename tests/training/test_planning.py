@@ -9,7 +9,7 @@ import torch
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import Settings, TrainConfig, load_settings
-from liverseg_dist.distributed.strategies.base import fill_optimizer_state
+from liverseg_dist.distributed.strategies.optimizers import fill_optimizer_state
 from liverseg_dist.errors import EXIT_DONE, EXIT_USER, UserError
 from liverseg_dist.model import build_model
 from liverseg_dist.planning.memory_estimate import BYTES, GIB, estimate_memory, state_bytes
@@ -17,12 +17,12 @@ from liverseg_dist.planning.memory_fit import (
     best_option,
     candidate_patches,
     check_fit,
+    choose_checkpointed_levels,
     estimate_strategies,
-    levels_for,
     plan_patch,
+    replace_settings,
     resolve_checkpointing,
     resolve_model,
-    with_keys,
 )
 from liverseg_dist.planning.scaling_model import (
     Machine,
@@ -81,22 +81,25 @@ def test_sharding_divides_what_it_should() -> None:
 def test_auto_takes_no_more_levels_than_the_budget_asks_for() -> None:
     plain = estimate_memory(settings(), device="cpu")
     ample = settings("train.activation_checkpointing=auto", f"memory.budget_gib={plain.gib * 1.01}")
-    assert levels_for(ample, 1, CPU) == ()
+    assert choose_checkpointed_levels(ample, 1, CPU) == ()
     tight = settings("train.activation_checkpointing=auto", f"memory.budget_gib={plain.gib * 0.92}")
-    levels = levels_for(tight, 1, CPU)
+    levels = choose_checkpointed_levels(tight, 1, CPU)
     assert levels
     assert estimate_memory(tight, device="cpu", levels=levels).gib <= plain.gib * 0.92
     with pytest.raises(UserError, match=r"memory\.budget_gib = 0\.001: at least"):
-        levels_for(
+        choose_checkpointed_levels(
             settings("train.activation_checkpointing=auto", "memory.budget_gib=0.001"), 1, CPU
         )
     with pytest.raises(UserError, match=r"needs memory\.budget_gib"):
-        levels_for(settings("train.activation_checkpointing=auto"), 1, CPU)
+        choose_checkpointed_levels(settings("train.activation_checkpointing=auto"), 1, CPU)
 
 
 @pytest.mark.parametrize(("given", "levels"), [("none", ()), ("all", (0, 1, 2, 3)), ("[1]", (1,))])
 def test_named_levels(given: str, levels: tuple[int, ...]) -> None:
-    assert levels_for(settings(f"train.activation_checkpointing={given}"), 1, CPU) == levels
+    assert (
+        choose_checkpointed_levels(settings(f"train.activation_checkpointing={given}"), 1, CPU)
+        == levels
+    )
 
 
 def test_fits_says_yes_just_above_the_need_and_no_just_below() -> None:
@@ -120,7 +123,7 @@ def test_more_memory_never_makes_a_smaller_plan() -> None:
             for patch in candidate_patches((16, 128, 96))
         ]
         best = best_option(options, SPACING_MM, budget)
-        assert best is None or best.need.gib <= budget
+        assert best is None or best.estimate.gib <= budget
         voxels.append(math.prod(best.patch_size) if best else 0)
         batches.append(options[0].micro_batch)
     assert voxels == sorted(voxels)
@@ -130,7 +133,7 @@ def test_more_memory_never_makes_a_smaller_plan() -> None:
 
 
 def test_each_strategy_is_told() -> None:
-    found = estimate_strategies(with_keys(settings(), levels=()), ranks=2)
+    found = estimate_strategies(replace_settings(settings(), levels=()), ranks=2)
     assert set(found) == {"ddp", "fsdp", *(f"deepspeed zero_stage={n}" for n in range(4))}
     assert all(n.gib * GIB > n.parts["activations"] for n in found.values())
 

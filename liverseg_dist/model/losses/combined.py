@@ -78,6 +78,8 @@ class SegmentationLoss(nn.Module):
                 summands.append(weight * value)
                 if level == 0:
                     parts[term.part] = value.detach()
+            # Free the label's one-hot copy before the next level.
+            del inputs
         return LossResult(torch.stack(summands).sum(), parts)
 
     def _prepare_level(self, logits: Tensor, label_BDHW: Tensor) -> LevelInputs:
