@@ -18,11 +18,11 @@ from liverseg_dist.commands.main import main
 from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.phantom.anatomy import Painter, Patient, draw_patient
 from liverseg_dist.phantom.dataset import FIRST_TEST, PhantomSet, write_dataset
-from liverseg_dist.phantom.organs import vena_cava
+from liverseg_dist.phantom.organs import build_vena_cava
 from liverseg_dist.phantom.scan import ORIENTATIONS, PhantomScan, draw_grid, make_scan, scan_patient
 from liverseg_dist.phantom.scanner import SpectralField, spectrum_frequencies
 from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Points, Waves
-from liverseg_dist.phantom.tumours import how_many
+from liverseg_dist.phantom.tumours import tumour_count
 from liverseg_dist.volume import Grid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,7 +220,7 @@ def test_livers_and_tumours_are_of_human_size(scans: list[PhantomScan]) -> None:
 
 def test_every_number_of_tumours_has_its_share() -> None:
     found = (
-        np.bincount([how_many(f) for f in np.linspace(0, 1, 1000, endpoint=False)], minlength=7)
+        np.bincount([tumour_count(f) for f in np.linspace(0, 1, 1000, endpoint=False)], minlength=7)
         / 1000
     )
     np.testing.assert_allclose(found, [0.12, *[0.88 / 6] * 6], atol=0.002)
@@ -249,9 +249,9 @@ def test_organs_lie_where_they_belong_in_the_world(orientation: str) -> None:
     assert lungs[2] > liver[2] + 20  # the lungs above
     # The left kidney and spleen, made at negative x, lie on the left in the scan.
     spleen = next(s.shape for s in patient.organs if s.tissue.hu == patient.contrast.spleen)
-    assert spleen.bounds()[1][0] < 0
-    p = patient.points(scan.image.reoriented().grid, slice(0, grid_of((6, 4, 4)).shape[0]))
-    inside = scan.image.reoriented().voxels[spleen.distance(p) < -8]
+    assert spleen.bounding_box()[1][0] < 0
+    p = patient.map_voxels(scan.image.reoriented().grid, slice(0, grid_of((6, 4, 4)).shape[0]))
+    inside = scan.image.reoriented().voxels[spleen.signed_distance(p) < -8]
     assert abs(np.median(inside) - patient.contrast.spleen) < 15
 
 
@@ -259,15 +259,15 @@ def test_tissues_have_portal_venous_hu() -> None:
     patient = patient_of(6)
     grid = grid_of((3, 2.5, 2.5))
     scan = scan_patient(patient, grid, "RAS", (6,))
-    hu, p = scan.image.voxels, patient.points(grid, slice(0, grid.shape[0]))
+    hu, p = scan.image.voxels, patient.map_voxels(grid, slice(0, grid.shape[0]))
     liver = scan.label.voxels == LIVER
     wall = patient.torso.cavity_mm(p)
     abdomen = np.maximum(patient.torso.dome_mm(p), wall)
     organs = {s.tissue.hu: s.shape for s in patient.organs}
     expected = {
         "liver": (ndimage.binary_erosion(liver, iterations=2), 60, 145),
-        "spleen": (organs[patient.contrast.spleen].distance(p) < -8, 85, 155),
-        "cava": (np.min([c.distance(p) for c in vena_cava()], axis=0) < -6, 85, 175),
+        "spleen": (organs[patient.contrast.spleen].signed_distance(p) < -8, 85, 155),
+        "cava": (np.min([c.signed_distance(p) for c in build_vena_cava()], axis=0) < -6, 85, 175),
         "fat under the skin": ((wall > patient.torso.wall_mm + 5) & (hu > -300), -125, -80),
         "muscle of the back": (_back(p) & (np.abs(p.z) < 100), 35, 80),
         "lung": ((wall < -8) & (abdomen > 8) & (np.abs(p.x) > 70), -950, -750),
@@ -374,7 +374,7 @@ def test_full_size_has_the_variety_of_hospitals() -> None:
 
 
 def test_waves_on_a_grid_are_waves_at_its_points() -> None:
-    waves = Waves.draw(np.random.default_rng(0), (40, 90), 3.0, 5)
+    waves = Waves.draw_random(np.random.default_rng(0), (40, 90), 3.0, 5)
     grid = grid_of((7, 9, 11), turn_deg=20)
     z, y, x = np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij")
     world = grid.world_mm(np.stack([z, y, x], axis=-1))
@@ -382,9 +382,9 @@ def test_waves_on_a_grid_are_waves_at_its_points() -> None:
         np.sin(world @ k + phase) for k, phase in zip(waves.vectors, waves.phases, strict=True)
     )
     direct *= 3.0 * np.sqrt(2 / 5)
-    np.testing.assert_allclose(waves.on(grid, slice(3, 9)), direct[3:9], atol=2e-4)
+    np.testing.assert_allclose(waves.evaluate_planes(grid, slice(3, 9)), direct[3:9], atol=2e-4)
     points = Points(*(np.float32(world[..., axis]) for axis in range(3)))
-    np.testing.assert_allclose(waves.at(points), direct, atol=2e-3)
+    np.testing.assert_allclose(waves.evaluate_points(points), direct, atol=2e-3)
     assert np.abs(direct).max() <= waves.largest
     assert direct.std() == pytest.approx(3.0, rel=0.2)
 
@@ -399,13 +399,13 @@ def test_waves_on_a_grid_are_waves_at_its_points() -> None:
 )
 def test_box_of_a_body_holds_all_of_it(shape: Ellipsoid | Cone) -> None:
     patient, grid = patient_of(1), grid_of((5, 4, 4), turn_deg=5)
-    distance = shape.distance(patient.points(grid, slice(0, grid.shape[0])))
+    distance = shape.signed_distance(patient.map_voxels(grid, slice(0, grid.shape[0])))
     inside = np.argwhere(distance < grid.spacing_mm[0] / 2)
-    box = patient.box(grid, shape.bounds())
+    box = patient.find_voxel_box(grid, shape.bounding_box())
     assert len(inside) > 50
     assert (inside.min(axis=0) >= box[0]).all()
     assert (inside.max(axis=0) < box[1]).all()
-    reach = np.array(shape.bounds()[1]) - shape.bounds()[0]
+    reach = np.array(shape.bounding_box()[1]) - shape.bounding_box()[0]
     assert np.prod((box[1] - box[0]) * grid.spacing_mm) < np.prod(
         1.15 * reach + 45
     )  # and not much more
@@ -415,20 +415,20 @@ def test_distances_are_distances() -> None:
     rng = np.random.default_rng(3)
     where = rng.uniform(-60, 60, (3, 500)).astype(np.float32)
     start, end = np.array([-20.0, 5.0, 0.0]), np.array([30.0, -10.0, 25.0])
-    tube = Cone(tuple(start), tuple(end), 6.0, 6.0).distance(Points(*where))
+    tube = Cone(tuple(start), tuple(end), 6.0, 6.0).signed_distance(Points(*where))
     axis = start + np.linspace(0, 1, 4000)[:, None] * (end - start)
     nearest = np.linalg.norm(where.T[:, None] - axis[None], axis=2).min(axis=1)
     np.testing.assert_allclose(tube, nearest - 6, atol=1e-3)
-    ball = Ellipsoid((1.0, 2.0, 3.0), (9.0, 9.0, 9.0), 40.0, 10.0).distance(Points(*where))
+    ball = Ellipsoid((1.0, 2.0, 3.0), (9.0, 9.0, 9.0), 40.0, 10.0).signed_distance(Points(*where))
     np.testing.assert_allclose(ball, np.linalg.norm(where.T - [1, 2, 3], axis=1) - 9, atol=1e-3)
 
 
 def test_painting_slabs_is_painting_the_whole() -> None:
     patient, grid = patient_of(4), grid_of((8, 6, 6))
     flat = np.zeros(grid.shape, np.float32)
-    whole = Painter(patient, grid).paint(slice(0, grid.shape[0]), flat)
+    whole = Painter(patient, grid).paint_planes(slice(0, grid.shape[0]), flat)
     painter = Painter(patient, grid)
-    cut = [painter.paint(slice(z, z + 1), flat[z : z + 1]) for z in range(10, 22)]
+    cut = [painter.paint_planes(slice(z, z + 1), flat[z : z + 1]) for z in range(10, 22)]
     for field in range(3):
         parts = np.concatenate([slab[field] for slab in cut])
         np.testing.assert_allclose(parts, whole[field][10:22], atol=2e-2 if field == 0 else 1e-5)
@@ -440,7 +440,7 @@ def test_noise_has_its_variance_spectrum_and_correlation() -> None:
     f = np.sqrt(along_y**2 + along_x**2)
     field = SpectralField(
         np.random.default_rng(0), grid, np.sqrt(f) * np.exp(-((f / 0.3) ** 2)), 0.4
-    ).take(60)
+    ).next_slices(60)
     assert field.shape == grid.shape
     assert field.std() == pytest.approx(1, abs=0.02)
     between = np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairwise(field)])

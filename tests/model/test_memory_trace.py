@@ -102,18 +102,18 @@ RESIDENT = """
 import sys
 from pathlib import Path
 import torch
-from tests.model.test_footprint import *
+from tests.model.test_memory_trace import *
 torch.set_num_threads(1)  # a thread more, a workspace more
 def peak():
     return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
-big = resolve(ModelConfig(preset="tiny"), (32, 128, 128), SPACING_MM)
-tests = sys.modules["tests.model.test_footprint"]
+big = resolve_topology(ModelConfig(preset="tiny"), (32, 128, 128), SPACING_MM)
+tests = sys.modules["tests.model.test_memory_trace"]
 real_step(config(), 1, (), "fp32")  # libraries have started
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
 tests.PATCH = (32, 128, 128)
 real_step(big, 2, (), "fp32")
-print((peak() - before) * 1024 / trace(big, (32, 128, 128), 2, TraceOptions(device="cpu")).peak)
+print((peak() - before) * 1024 / trace_memory(big, (32, 128, 128), 2, TraceOptions(device="cpu")).peak)
 """
 
 
