@@ -79,13 +79,13 @@ def preview_row(source: PatchSource, batch: Batch, settings: Settings) -> Previe
     )
     (index,), (case_id,) = batch.indices, batch.case_ids
     draw = draw_augmentation(preset, size, int(batch.augment_seed_B[0]))
-    centre = source.plan(index).centre
+    centre = source.plan_sample(index).centre
     where = (
         "at random"
         if centre is None
         else f"on {('liver', f'tumour {centre.component}')[centre.label - 1]}"
     )
-    black, white = grey_range(source.intensity(case_id))
+    black, white = grey_range(source.get_intensity(case_id))
     title = f"sample {index}: {case_id}"
     return PreviewRow(
         title,

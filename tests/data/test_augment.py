@@ -289,7 +289,7 @@ def test_thick_slices_against_numpy() -> None:
         assert_close(intensity_transforms.thicken_slices(flat, thickness), flat)
 
 
-def test_enhancement_changes_liver_and_tumour_apart() -> None:
+def test_enhancement_changes_liver_and_tumour_separately() -> None:
     image, label = make_volume(), make_labels()
     expected = image.numpy() + np.select([label.numpy() == 1, label.numpy() == 2], [0.2, -0.1], 0.0)
     assert_close(liver_transforms.shift_enhancement(image.clone(), label, 0.2, -0.1), expected)

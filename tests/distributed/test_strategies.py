@@ -1,4 +1,4 @@
-"""DDP, FSDP2 and DeepSpeed ZeRO against a plain single-process loop, with real processes; checkpoints across ranks."""
+"""DDP, FSDP2 and DeepSpeed against a single-process loop, with real processes and checkpoints."""
 
 import json
 from functools import cache
@@ -29,7 +29,7 @@ def job(ranks: int, folder: Path, mode: str, *overrides: str) -> dict:
 
 @cache
 def plain_loop(optimizer: str) -> tuple[list[float], np.ndarray]:
-    """The reference: whole batch at once, no strategy, no trainer."""
+    """The reference: the complete batch at once, without strategy and trainer."""
     torch.manual_seed(0)
     net = Net()
     made = (
@@ -76,11 +76,11 @@ RESUME_RANKS = {
     "zero 1": 4,
     "zero 3": 1,
 }
-"""Another number of ranks, on which the checkpoint of the run is resumed."""
+"""Another number of ranks on which the run is resumed."""
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_equals_the_plain_loop_and_resumes_exactly(name: str, tmp_path: Path) -> None:
+def test_strategy_equals_the_plain_loop_and_resumes_exactly(name: str, tmp_path: Path) -> None:
     ranks, optimizer, overrides = STRATEGIES[name]
     overrides = [*overrides, f"train.optimizer={optimizer}"]
     uninterrupted = job(ranks, tmp_path, "fresh", *overrides)

@@ -1,4 +1,4 @@
-"""Rebuilt activations and the CPU's ways round slow convolutions: PyTorch's own layers are the reference."""
+"""Recomputed activations and fast CPU convolutions against PyTorch's own layers."""
 
 import copy
 
@@ -34,7 +34,7 @@ def test_norm_and_activation_equal_torch(memory: str, samples: int, slope: float
     with torch.no_grad():
         result.weight.copy_(
             torch.tensor([1.0, -2.0, 0.5, 0.0, 1e-4, 3.0])
-        )  # zero, too: nothing is inverted
+        )  # also zero: no inversion is needed
         result.bias.normal_()
     reference.load_state_dict(result.state_dict())
     x = (
@@ -65,7 +65,7 @@ def _functional(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Te
 @pytest.mark.parametrize(
     ("kernel", "stride", "shape"),
     [
-        ((3, 3, 3), (1, 1, 1), (1, 4, 8, 6, 5)),  # small and alone: goes as two halves
+        ((3, 3, 3), (1, 1, 1), (1, 4, 8, 6, 5)),  # small: computed in two halves
         ((3, 3, 3), (2, 2, 2), (1, 4, 8, 6, 6)),
         ((1, 3, 3), (1, 2, 2), (1, 4, 6, 6, 6)),
         ((3, 3, 3), (2, 1, 1), (1, 4, 6, 5, 5)),  # three output planes: no halves
@@ -77,7 +77,7 @@ def _functional(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Te
         ),  # large enough for oneDNN by itself
     ],
 )
-def test_convolution_of_one_and_of_two_side_by_side(
+def test_convolution_of_input_and_of_input_with_skip(
     memory: str, kernel: tuple, stride: tuple, shape: tuple
 ) -> None:
     torch.manual_seed(0)
@@ -128,7 +128,7 @@ class Plain(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_row_of_blocks_in_any_precision(dtype: torch.dtype, recompute: bool) -> None:
+def test_sequence_of_blocks_in_each_precision(dtype: torch.dtype, recompute: bool) -> None:
     torch.manual_seed(0)
     blocks = nn.Sequential(
         ConvBlock(3, 4, (3, 3, 3), (1, 1, 1), "instance"),
@@ -148,7 +148,7 @@ def test_a_row_of_blocks_in_any_precision(dtype: torch.dtype, recompute: bool) -
         assert float((a - b).norm() / b.norm()) < loose
 
 
-def test_a_second_backward_over_the_same_graph() -> None:
+def test_second_backward_over_the_same_graph() -> None:
     block = nn.Sequential(
         ConvBlock(1, 4, (3, 3, 3), (1, 1, 1), "instance"),
         ConvBlock(4, 4, (3, 3, 3), (1, 1, 1), "instance"),

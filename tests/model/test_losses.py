@@ -88,7 +88,7 @@ def test_focal_equals_monai(logits: Tensor, label: Tensor) -> None:
 
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("gamma", [0.1, 0.5, 1.0, 2.0])
-def test_focal_has_a_gradient_where_the_truth_is_certain(
+def test_focal_has_a_gradient_for_certain_predictions(
     gamma: float, regions: bool, label: Tensor
 ) -> None:
     channels = 2 if regions else 3
@@ -124,7 +124,7 @@ def test_padding_has_no_influence(logits: Tensor, label: Tensor, name: str, regi
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_mean_over_micro_batches_is_the_batch(logits: Tensor, label: Tensor, name: str) -> None:
+def test_mean_over_micro_batches_equals_the_batch(logits: Tensor, label: Tensor, name: str) -> None:
     loss = make(name=name, class_weights="auto")
     parts = [loss(logits[i : i + 1], label[i : i + 1]).total for i in range(SHAPE[0])]
     assert torch.allclose(torch.stack(parts).mean(), loss(logits, label).total, atol=1e-6)
@@ -173,7 +173,7 @@ def test_distance_equals_scipy(spacing: tuple[float, ...]) -> None:
     torch.testing.assert_close(result, reference)
 
 
-def test_boundary_gradient_is_the_papers(label: Tensor) -> None:
+def test_boundary_gradient_equals_that_of_the_paper(label: Tensor) -> None:
     """Kervadec's loss is the mean of signed distance (negative inside) * probability."""
     logits = torch.randn(SHAPE[0], 2, *SHAPE[1:], requires_grad=True)
     target = torch.stack([label > 0, label == TUMOUR], dim=1).float()
@@ -187,7 +187,7 @@ def test_boundary_gradient_is_the_papers(label: Tensor) -> None:
     assert float(perfect) == pytest.approx(0, abs=1e-6)
 
 
-def test_counts_give_scikit_learns_f1(logits: Tensor, label: Tensor) -> None:
+def test_dice_from_counts_equals_scikit_learns_f1(logits: Tensor, label: Tensor) -> None:
     label = label.clone()
     label[0, 0] = IGNORE
     counts = overlap_counts([logits, logits[..., ::2]], label, False)
@@ -199,7 +199,7 @@ def test_counts_give_scikit_learns_f1(logits: Tensor, label: Tensor) -> None:
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_absent_and_all_padded_are_finite(regions: bool) -> None:
+def test_loss_of_absent_classes_and_padding_is_finite(regions: bool) -> None:
     logits = torch.full(
         (1, 2 if regions else 3, 4, 4, 4), 30.0, dtype=torch.bfloat16, requires_grad=True
     )
@@ -212,7 +212,7 @@ def test_absent_and_all_padded_are_finite(regions: bool) -> None:
         assert torch.isfinite(logits.grad).all()
 
 
-def test_automatic_weights_and_wrong_ones() -> None:
+def test_automatic_and_invalid_class_weights() -> None:
     weights = frequency_weights((10_000, 100, 1))
     assert sum(weights) == pytest.approx(3)
     assert weights[2] / weights[1] == pytest.approx(10)

@@ -58,7 +58,7 @@ def test_state_of_one_rank_equals_real_tensors(optimizer: str) -> None:
     assert state_bytes(TrainConfig(optimizer=optimizer), parameters, 1, 1) == held  # type: ignore[arg-type]
 
 
-def test_sharding_divides_what_it_should() -> None:
+def test_sharded_state_is_divided_by_ranks() -> None:
     parameters, ranks = 8_000_000, 4
     whole, shard = BYTES * parameters, BYTES * parameters // ranks
 
@@ -78,7 +78,7 @@ def test_sharding_divides_what_it_should() -> None:
     ]
 
 
-def test_auto_takes_no_more_levels_than_the_budget_asks_for() -> None:
+def test_auto_recomputes_only_as_many_levels_as_needed() -> None:
     plain = estimate_memory(settings(), device="cpu")
     ample = settings("train.activation_checkpointing=auto", f"memory.budget_gib={plain.gib * 1.01}")
     assert choose_checkpointed_levels(ample, 1, CPU) == ()
@@ -102,7 +102,7 @@ def test_named_levels(given: str, levels: tuple[int, ...]) -> None:
     )
 
 
-def test_fits_says_yes_just_above_the_need_and_no_just_below() -> None:
+def test_check_fit_just_above_and_below_the_estimate() -> None:
     wanted = settings("train.micro_batch_size=2", "train.precision=bf16")
     gib = estimate_memory(wanted).gib
     assert check_fit(wanted, SPACING_MM, gib * 1.001).fits
@@ -132,13 +132,13 @@ def test_more_memory_never_makes_a_smaller_plan() -> None:
     assert batches[-1] == 4
 
 
-def test_each_strategy_is_told() -> None:
+def test_each_strategy_has_an_estimate() -> None:
     found = estimate_strategies(replace_settings(settings(), levels=()), ranks=2)
     assert set(found) == {"ddp", "fsdp", *(f"deepspeed zero_stage={n}" for n in range(4))}
     assert all(n.gib * GIB > n.parts["activations"] for n in found.values())
 
 
-def test_settled_is_the_smallest_where_nothing_fits() -> None:
+def test_smallest_estimate_is_returned_if_nothing_fits() -> None:
     wanted = settings("train.activation_checkpointing=auto")
     least = resolve_checkpointing(wanted, 1e-6, 1, "cpu")
     assert least.gib <= estimate_memory(wanted, device="cpu").gib
@@ -147,7 +147,7 @@ def test_settled_is_the_smallest_where_nothing_fits() -> None:
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def test_plan_writes_settings_that_train_takes(
+def test_plan_writes_settings_that_train_accepts(
     phantom_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "fits.yaml"

@@ -288,7 +288,7 @@ class AsDataset(torch.utils.data.Dataset):
         return self.count
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        patch = self.source.sample(index)
+        patch = self.source.read_sample(index)
         return torch.from_numpy(patch.image_DHW), torch.from_numpy(patch.label_DHW)
 
 
