@@ -33,9 +33,9 @@ opened = sorted(touched)
 ids = store.ids("train", 0)
 source = PatchSource(store, ids, DataConfig(patch_size=(16, 32, 32), augmentation="none"), 0, 2)
 cases = {source.read_sample(n).case_id for n in range(20)}
-strangers = [name for name in touched - set(opened) if Path(name).relative_to(path).parts[1] not in cases]
+other_files = [name for name in touched - set(opened) if Path(name).relative_to(path).parts[1] not in cases]
 print(json.dumps({"open_s": open_s, "cpu_s": cpu_s, "opened": opened, "listed": listed, "train": len(ids),
-                  "cases": len(cases), "strangers": strangers, "all": len(store.case_ids),
+                  "cases": len(cases), "other_files": other_files, "all": len(store.case_ids),
                   "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """
 GROWTH = """
@@ -105,7 +105,7 @@ def test_ten_thousand_cases_open_in_a_second_and_are_sampled_without_a_listing(
     assert found["opened"] == [str(large / "zarr.json")]
     assert found["cpu_s"] < OPEN_S  # of CPU: tests share the machine with others
     assert found["listed"] == []
-    assert found["strangers"] == []
+    assert found["other_files"] == []
 
 
 def test_memory_does_not_grow_with_the_cases_that_were_sampled(

@@ -37,7 +37,7 @@ class SpatialTransform(Transform):
     """Distance of the control points."""
 
     def draw(self, random: CounterRandom, context: SampleContext) -> SpatialDraw | None:
-        # Three numbers are taken whatever the probabilities are: the draws after them depend on it.
+        # Always three numbers, also for probabilities of 0: the later draws depend on their positions.
         is_rotated = random.draw_bool(self.p_rotation)
         is_scaled = random.draw_bool(self.p_scaling)
         is_deformed = random.draw_bool(self.p_elastic)

@@ -120,7 +120,7 @@ def parallelize_model(
     checkpointed_levels: Collection[int],
     parameter_groups: ParameterGroups,
 ) -> Strategy:
-    """Put the model on its device and distribute it as `train.strategy` says.
+    """Put the model on its device and distribute it with the configured strategy.
 
     Args:
         model: network with `set_checkpointing` and `shard_groups` (`model.unet.UNet`).
