@@ -129,7 +129,7 @@ def test_labels_and_writing_into_a_part_of_an_array(tmp_path: Path) -> None:
 
 def test_any_other_codec_is_read_through_zarr_python(tmp_path: Path) -> None:
     voxels = write(tmp_path, [GzipCodec(level=1)])
-    array = StoreReader(tmp_path).array("a", "image")
+    array = StoreReader(tmp_path).open_array("a", "image")
     assert isinstance(array, ZarrArray)
     out = np.empty((5, 6, 7), np.int16)
     array.read_box((1, 2, 3), out)
@@ -282,18 +282,18 @@ def test_missing_shard_is_an_error_unless_the_array_may_be_empty(tmp_path: Path)
     with pytest.raises(ChunkError, match="the shard file is missing"):
         read_all(tmp_path)
     out = np.ones((2, 2, 2), np.int16)
-    StoreReader(tmp_path).array("a", "image", may_be_empty=True).read_box((0, 0, 0), out)
+    StoreReader(tmp_path).open_array("a", "image", may_be_empty=True).read_box((0, 0, 0), out)
     assert (out == 0).all()
 
 
 def test_missing_metadata(tmp_path: Path) -> None:
     with pytest.raises(ChunkError, match="cases/gone/image: metadata"):
-        StoreReader(tmp_path).array("gone", "image")
+        StoreReader(tmp_path).open_array("gone", "image")
 
 
 def test_box_outside_is_a_programming_error(tmp_path: Path) -> None:
     write(tmp_path, CODECS["blosc lz4"])
-    array = StoreReader(tmp_path).array("a", "image")
+    array = StoreReader(tmp_path).open_array("a", "image")
     with pytest.raises(ValueError, match="is not inside the array"):
         array.read_box((0, 0, 40), np.empty((1, 1, 8), np.int16))
 
@@ -337,7 +337,7 @@ def test_impossible_metadata_is_a_chunk_error(
     file.write_text(json.dumps(metadata))
     out = np.empty((4, 4, 4), np.int16)
     with pytest.raises(ChunkError):
-        StoreReader(tmp_path).array("a", "image").read_box((0, 0, 0), out)
+        StoreReader(tmp_path).open_array("a", "image").read_box((0, 0, 0), out)
 
 
 def test_index_with_a_huge_chunk_is_an_error(tmp_path: Path) -> None:
@@ -351,4 +351,4 @@ def test_index_with_a_huge_chunk_is_an_error(tmp_path: Path) -> None:
     shard.write_bytes(raw)
     out = np.empty((4, 1, 15), np.int16)
     with pytest.raises(ChunkError, match="the index is damaged"):
-        StoreReader(tmp_path).array("a", "image").read_box((16, 32, 32), out)
+        StoreReader(tmp_path).open_array("a", "image").read_box((16, 32, 32), out)

@@ -139,7 +139,7 @@ def test_patch_larger_than_the_image_is_padded(store: MiniStore) -> None:
 
 def test_rotated_samples_are_read_with_their_surrounding(store: MiniStore) -> None:
     source = PatchSource(store, store.case_ids, SETTINGS, 3, BATCH)
-    plan = next(p for p in map(source.plan, range(100)) if p.shape != PATCH)
+    plan = next(p for p in map(source.plan_sample, range(100)) if p.shape != PATCH)
     draw = draw_augmentation(PRESETS["strong"], PATCH, plan.augment_seed)
     assert plan.shape == draw.field_shape
     patch = source.read_sample(plan.index)

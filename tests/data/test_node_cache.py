@@ -35,7 +35,7 @@ def source(store: MiniStore, folder: Path, limit_bytes: float) -> PatchSource:
 def content(source: PatchSource, count: int = 24) -> list[bytes]:
     return [
         patch.image_DHW.tobytes() + patch.label_DHW.tobytes()
-        for patch in map(source.sample, range(count))
+        for patch in map(source.read_sample, range(count))
     ]
 
 
@@ -127,7 +127,7 @@ def test_files_of_a_killed_process_are_removed_by_the_next(tmp_path: Path) -> No
 def test_processes_fill_one_cache(store: MiniStore, tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
-        "from tests.data import test_cache as t\n"
+        "from tests.data import test_node_cache as t\n"
         "from tests.data.mini_store import MiniStore\n"
         "store = MiniStore(pathlib.Path(sys.argv[1]), [f'case_{i}' for i in range(4)])\n"
         "result = t.source(store, pathlib.Path(sys.argv[2]), 9 * t.CASE_BYTES)\n"

@@ -234,7 +234,7 @@ def time_readers(
     name = f"cases/{store.case_ids[0]}/image"
     plain = np.memmap(folder / "plain", np.int16, "w+", shape=SLAB)
     plain[:] = cases[0][0]
-    ours = StoreReader(store.path).array(store.case_ids[0], "image")
+    ours = StoreReader(store.path).open_array(store.case_ids[0], "image")
     by_zarr = zarr.open_array(str(store.path), path=name, mode="r")
     specification = {
         "driver": "zarr3",
