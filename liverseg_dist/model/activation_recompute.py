@@ -1,14 +1,15 @@
 """Recomputation of activations in backward: the same mathematics with half the memory.
 
-A convolution stores its input for the gradient of its weights, and the norm before it stores its own
-input, although the first follows from the second by a cheap pass. Here instance norm and leaky ReLU
-are one function that stores the norm's input; the convolutions after it store only a function that
-recomputes their input. Unlike inverting the activation (https://arxiv.org/abs/1712.02616) this works
-for any scale, also zero, and in bf16.
+A convolution stores its input for the gradient of its weights, and the norm before it stores its
+own input, although the first follows from the second by a cheap pass. Here instance norm and leaky
+ReLU are one function that stores the norm's input; the convolutions after it store only a function
+that recomputes their input. Unlike inverting the activation (https://arxiv.org/abs/1712.02616) this
+works for any scale, also zero, and in bf16.
 
-All tensors are stored with `save_for_backward`, so this works together with `torch.utils.checkpoint`,
-offloading hooks, FSDP and ZeRO: backward uses a parameter only through its own module. Under
-`torch.compile` the plain operations are used; its partitioner decides what to store.
+All tensors are stored with `save_for_backward`, so this works together with
+`torch.utils.checkpoint`, offloading hooks, FSDP and ZeRO: backward uses a parameter only through
+its own module. Under `torch.compile` the plain operations are used; its partitioner decides what to
+store.
 
 Used by `convolution`, `blocks` and `unet`.
 """
@@ -119,8 +120,8 @@ def keep_storage(x: Tensor) -> Tensor:
 def recompute_fn_through(module: nn.Module, x: Tensor) -> Recompute | None:
     """Return a function that recomputes `module(x)`; None where nothing is recomputed.
 
-    The function calls the module, so that sharding gathers its weights. Use it only for a module that
-    stores `x` for its own backward, so that no tensor stays alive for longer.
+    The function calls the module, so that sharding gathers its weights. Use it only for a module
+    that stores `x` for its own backward, so that no tensor stays alive for longer.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None

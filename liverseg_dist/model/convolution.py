@@ -105,7 +105,9 @@ class Up(nn.ConvTranspose3d):
     def __init__(
         self, in_channels: int, out_channels: int, stride: Triple, bias: bool = False
     ) -> None:
-        super().__init__(in_channels, out_channels, tuple(stride), tuple(stride), bias=bias)  # type: ignore[arg-type]
+        # The kernel size is the stride.
+        kernel = (stride[0], stride[1], stride[2])
+        super().__init__(in_channels, out_channels, kernel, kernel, bias=bias)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         with recompute_in_backward(input):

@@ -1,7 +1,7 @@
 """Parameter names that other projects use for an equal U-Net, for `model.pretrained_names`.
 
-The networks must be equal: same features, kernels, strides and blocks per level. A convolution's bias
-directly before an instance norm has no effect and is ignored; the bias of nnU-Net's transposed
+The networks must be equal: same features, kernels, strides and blocks per level. A convolution's
+bias directly before an instance norm has no effect and is ignored; the bias of nnU-Net's transposed
 convolutions has an effect (`model.upsampling_bias`).
 """
 
@@ -48,6 +48,7 @@ def _list_nnunet_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
                 "conv",
                 "norm",
             )
+    # The decoder's first level is the lowest one in both projects.
     for number, level in enumerate(range(len(blocks) - 2, -1, -1)):
         for block in range(blocks[level]):
             external = f"decoder.stages.{number}.convs.{block}"
@@ -63,6 +64,7 @@ def _list_monai_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
     Its decoder takes the kernel of the level below: where kernels differ, those tensors do not fit.
     """
     blocks = _resolved_blocks(config)
+    # DynUNet has no setting for the number of blocks.
     if set(blocks) != {2}:
         raise UserError(
             "model.pretrained_names=monai: DynUNet has two convolutions per level, "
@@ -105,7 +107,8 @@ def _read_names(path: Path) -> dict[str, str]:
         content = read_yaml(path)
     except OSError as error:
         raise UserError(
-            f"model.pretrained_names={path}: {error.strerror}; give nnunet, monai or a file of names"
+            f"model.pretrained_names={path}: {error.strerror}; "
+            "give nnunet, monai or a file of names"
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())[:160]}") from None

@@ -1,10 +1,10 @@
 """Memory of a training step, measured with tensors that have shapes but no memory.
 
-`trace_memory` runs the real network, loss and backward on fake tensors and counts the bytes that are
-alive: what forward stores per level, and the peak. It takes half a second, needs no GPU and works for
-any patch. It counts tensors only, not what libraries allocate for themselves (workspaces, CUDA's
-context) and not the gaps of the allocator. Parameters, gradients and optimizer state are not included:
-they depend on the strategy (`planning.memory_estimate`).
+`trace_memory` runs the real network, loss and backward on fake tensors and counts the bytes that
+are alive: what forward stores per level, and the peak. It takes half a second, needs no GPU and
+works for any patch. It counts tensors only, not what libraries allocate for themselves (workspaces,
+CUDA's context) and not the gaps of the allocator. Parameters, gradients and optimizer state are not
+included: they depend on the strategy (`planning.memory_estimate`).
 """
 
 import gc
@@ -66,8 +66,8 @@ class LiveBytes(TorchDispatchMode):
         """Create a counter.
 
         Args:
-            collect_garbage: collect reference cycles before each new peak; tensors without memory are
-                in cycles that real tensors do not have.
+            collect_garbage: collect reference cycles before each new peak; tensors without memory
+                are in cycles that real tensors do not have.
         """
         super().__init__()
         self.collect_garbage = collect_garbage
@@ -95,6 +95,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _add_storage(self, key: int, storage: torch.UntypedStorage) -> None:
         size, label = storage.nbytes(), self.label
+        # An in-place operation returns a known storage, which must not be counted again.
         self._known.add(key)
         self.live[label] += size
         self._total += size
@@ -188,6 +189,7 @@ def _trace_step(
                 outputs = model(network_input)
             kept = dict(counter.live)
             total = loss(outputs, label_BDHW).total
+            # As in the trainer: the outputs are free before backward.
             del outputs
             total.backward()
             del image_BCDHW, network_input, label_BDHW, total

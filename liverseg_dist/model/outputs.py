@@ -28,7 +28,8 @@ def log_odds(logits_BCDHW: Tensor, regions: bool) -> Tensor:
     """Return the log odds (B, 2, D, H, W) float32 of liver and tumour.
 
     Classes are relative to the background, regions to everything outside of them. The log odds have
-    the information of the logits in one channel less; their mean over windows is that of the logits.
+    the information of the logits in one channel less; their mean over windows is that of the
+    logits.
     """
     if regions:
         return logits_BCDHW[:, -len(STRUCTURES) :].float()
@@ -46,7 +47,8 @@ def foreground_probabilities_(log_odds_BFDHW: Tensor, regions: bool) -> Tensor:
         return log_odds_BFDHW.sigmoid_()
     odds = log_odds_BFDHW
     background: Tensor | float = 1.0
-    # `not <=` and not `>`: it is true also for NaN. On a GPU the comparison would wait for the device.
+    # `not <=` and not `>`: it is true also for NaN. On a GPU the comparison would wait for the
+    # device.
     if odds.device.type != "cpu" or not odds.amax() <= MAX_UNSHIFTED_LOG_ODDS:
         highest = odds.amax(dim=1, keepdim=True).clamp_(min=0)
         odds.sub_(highest)
@@ -61,7 +63,8 @@ def labels_from_logits(probabilities_BCDHW: Tensor, regions: bool) -> Tensor:
     For regions a voxel is tumour if tumour and liver both have a probability of at least 0.5.
     """
     if not regions:
-        # The same as argmax over three channels, also for equal values, but 18 times faster on a CPU.
+        # The same as argmax over three channels, also for equal values, but 18 times faster on a
+        # CPU.
         background, liver, tumour = probabilities_BCDHW.unbind(dim=1)
         label = (liver > background).to(torch.uint8)
         return label.masked_fill_(tumour > torch.maximum(background, liver), TUMOUR)

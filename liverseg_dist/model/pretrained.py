@@ -1,7 +1,7 @@
 """Initialisation from existing weights: a run folder, a safetensors file or an external state dict.
 
-Only tensors are unpickled (`weights_only=True`). Parameters without a fitting tensor keep their random
-initialisation; the report lists which tensors were used.
+Only tensors are unpickled (`weights_only=True`). Parameters without a fitting tensor keep their
+random initialisation; the report lists which tensors were used.
 """
 
 from collections.abc import Mapping
@@ -65,6 +65,7 @@ def load_pretrained(
     target = model.state_dict()
     mismatches: list[str] = []
     for name, tensor in target.items():
+        # What remains in `source` afterwards was not used.
         found = source.pop(name, None)
         if found is None:
             report.missing.append(name)
@@ -77,7 +78,8 @@ def load_pretrained(
         else:
             report.missing.append(name)
             mismatches.append(
-                f"{name} has shape {list(found.shape)} in the file and {list(tensor.shape)} in the model"
+                f"{name} has shape {list(found.shape)} in the file and "
+                f"{list(tensor.shape)} in the model"
             )
     report.unused = sorted(source)
     if not report.matched and not report.adapted:
@@ -85,6 +87,7 @@ def load_pretrained(
             f"{path}: none of the {len(report.unused)} tensors fits this network; "
             "check the settings model.*"
         )
+    # A few mismatches are normal (other classes); many mean that it is another architecture.
     if len(mismatches) > len(report.matched) + len(report.adapted):
         raise UserError(
             f"{path}: the weights are of another network: {mismatches[0]}, and others; "
@@ -125,6 +128,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             "If you trust it, save only its tensors: torch.save(torch.load(FILE, "
             "weights_only=False)['network_weights'], 'weights.pt')"
         ) from None
+    # Trainers store the weights below different keys.
     for key in NESTED:
         if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
             tensors = tensors[key]
@@ -141,9 +145,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def adapt_kernel(found: Tensor, shape: torch.Size) -> Tensor | None:
     """Adapt a convolution weight to other input channels or dimensions; None: not possible.
 
-    2D to 3D: the kernel is repeated along z and divided by its length, so that a constant volume gives
-    the 2D result (inflation, https://arxiv.org/abs/1705.07750). Other input channels: the mean over
-    channels, scaled so that the sum stays the same.
+    2D to 3D: the kernel is repeated along z and divided by its length, so that a constant volume
+    gives the 2D result (inflation, https://arxiv.org/abs/1705.07750). Other input channels: the
+    mean over channels, scaled so that the sum stays the same.
     """
     if found.dim() == 4 and len(shape) == 5:
         found = found.unsqueeze(2).repeat(1, 1, shape[2], 1, 1) / shape[2]

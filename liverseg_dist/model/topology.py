@@ -1,9 +1,9 @@
 """Strides and kernels of each level from the patch and the voxel spacing.
 
 The rule is that of nnU-Net's planner. An axis is halved while its spacing is within a factor of two
-of the finest axis that is still being halved and its edge keeps 4 voxels. A kernel is 1 along an axis
-until the spacings are comparable
-(https://www.nature.com/articles/s41592-020-01008-z, "Network topology").
+of the finest axis that is still being halved and its edge keeps 4 voxels. A kernel is 1 along an
+axis until the spacings are comparable (https://www.nature.com/articles/s41592-020-01008-z, "Network
+topology").
 """
 
 from collections.abc import Sequence
@@ -96,14 +96,15 @@ def resolve_topology(
         kernels = list(config.kernels)
     levels = depth or len(strides)
     if len(strides) < levels or len(kernels) < levels:
+        voxels = "x".join(map(str, patch_size))
         raise UserError(
-            f"model: {levels} levels do not fit a patch of {'x'.join(map(str, patch_size))} voxels, "
-            f"which allows {min(len(strides), len(kernels))}; give fewer features or a larger "
-            "data.patch_size"
+            f"model: {levels} levels do not fit a patch of {voxels} voxels, which allows "
+            f"{min(len(strides), len(kernels))}; give fewer features or a larger data.patch_size"
         )
     features = config.features
     if features is None:
         features = tuple(min(preset.base * 2**level, preset.cap) for level in range(levels))
+    # After the settings are merged: given strides may need other patch sizes than the preset's.
     _check_patch(strides, patch_size)
     resolved = {
         "features": features,

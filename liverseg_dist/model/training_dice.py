@@ -17,8 +17,8 @@ from liverseg_dist.model.outputs import class_probabilities, labels_from_logits
 def overlap_counts(outputs: Tensor | Sequence[Tensor], label_BDHW: Tensor, regions: bool) -> Tensor:
     """Count true positives, false positives and false negatives of liver and tumour.
 
-    The liver includes its tumours; padding is not counted. Counts are sums over samples, so those of
-    several ranks and steps can be added.
+    The liver includes its tumours; padding is not counted. Counts are sums over samples, so those
+    of several ranks and steps can be added.
 
     Args:
         outputs: logits (B, C, D, H, W), or a list of them, full resolution first.
@@ -28,6 +28,7 @@ def overlap_counts(outputs: Tensor | Sequence[Tensor], label_BDHW: Tensor, regio
     Returns:
         int64 (2, 3): liver and tumour, three counts each.
     """
+    # Only the full resolution is scored.
     logits = outputs if isinstance(outputs, Tensor) else outputs[0]
     known = (label_BDHW != IGNORE).unsqueeze(1)
     labels = labels_from_logits(class_probabilities(logits, regions), regions)

@@ -1,7 +1,7 @@
 """The 3D U-Net, plain or with a residual encoder, with deep supervision.
 
-It is a plain `nn.Module` without any dependence on ranks. https://arxiv.org/abs/1606.06650 (3D U-Net),
-https://www.nature.com/articles/s41592-020-01008-z (the form of it that nnU-Net uses).
+It is a plain `nn.Module` without any dependence on ranks. https://arxiv.org/abs/1606.06650 (3D
+U-Net), https://www.nature.com/articles/s41592-020-01008-z (the form of it that nnU-Net uses).
 """
 
 from collections.abc import Collection
@@ -36,7 +36,8 @@ class UNet(nn.Module):
             and isinstance(config.blocks_per_level, tuple)
         ):
             raise ValueError(
-                "the topology of the settings is not filled in; call topology.resolve_topology first"
+                "the topology of the settings is not filled in; "
+                "call topology.resolve_topology first"
             )
         features, strides, kernels = config.features, config.strides, config.kernels
         self.num_levels = len(features)
@@ -115,6 +116,7 @@ class UNet(nn.Module):
         for level, stage in enumerate(self.encoder):
             x = self._run_stage(level, stage, x)
             skips.append(x)
+        # The lowest level has no skip: its output is the decoder's input.
         skips.pop()
         supervise = self.training and self.deep_supervision
         outputs: list[Tensor] = []
@@ -123,11 +125,13 @@ class UNet(nn.Module):
             if level == 0 or (supervise and level < len(self.heads)):
                 outputs.insert(0, self.heads[level](x))
         if self.num_levels == 1:
+            # A network with one level has no decoder.
             outputs.append(self.heads[0](x))
         return outputs if supervise and len(self.heads) > 1 else outputs[0]
 
     def _run_stage(self, level: int, stage: nn.Module, *inputs: Tensor) -> Tensor:
         if level in self._checkpointed and self.training:
+            # Checkpointing stores the stage's inputs; they can be recomputed as well.
             with recompute_in_backward(*inputs):
                 return keep_storage(checkpoint(stage, *inputs, use_reentrant=False))
         out: Tensor = stage(*inputs)

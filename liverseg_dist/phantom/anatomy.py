@@ -1,8 +1,9 @@
 """A patient: random anatomy that is painted on any grid.
 
-A nominal adult is described in millimetres (x right, y front, z head; origin near the liver's hilum).
-A patient is the nominal adult scaled along the axes and warped by a smooth field. No two organs have
-the same outline, and body, bones and organs stay consistent. HU are those of the portal-venous phase.
+A nominal adult is described in millimetres (x right, y front, z head; origin near the liver's
+hilum). A patient is the nominal adult scaled along the axes and warped by a smooth field. No two
+organs have the same outline, and body, bones and organs stay consistent. HU are those of the
+portal-venous phase.
 """
 
 from collections.abc import Sequence
@@ -90,6 +91,8 @@ class Patient:
         parts = []
         for axis in range(3):
             rows = grid.affine[axis, 3] + step_z[axis] * z + step_y[axis] * y
+            # Rows and columns are added by broadcasting, without a temporary array of the full
+            # size.
             value = self.warp[axis].evaluate_planes(grid, planes)
             value += (rows / self.scale[axis]).astype(np.float32)
             value += (step_x[axis] * x / self.scale[axis]).astype(np.float32)
@@ -122,6 +125,7 @@ def draw_patient(
     while True:
         patient = _draw_body(rng)
         patient, samples = _measure_liver(patient)
+        # Random organs may leave the liver too much or too little space.
         if LIVER_ML[0] < patient.liver_ml < LIVER_ML[1]:
             break
     patient = replace(patient, tumours=place_tumours(rng, samples, tumours, tumour_mm, hard))
@@ -153,13 +157,15 @@ def _draw_body(rng: np.random.Generator) -> Patient:
     bile = Tissue(float(u(4, 20)), 2.0)
     organs += [Stroke(piece, Tissue(70.0)) for piece in bladder]
     organs += [Stroke(piece, bile, inset_mm=1.8) for piece in bladder]
+    scale = (
+        size * float(u(0.97, 1.05)),
+        size * float(u(0.94, 1.1)),
+        size * float(u(0.95, 1.05)),
+    )
+    warp_x, warp_y, warp_z = (Waves.draw_random(rng, (70, 170), 3.2, 6) for _ in range(3))
     return Patient(
-        scale=(
-            size * float(u(0.97, 1.05)),
-            size * float(u(0.94, 1.1)),
-            size * float(u(0.95, 1.05)),
-        ),
-        warp=tuple(Waves.draw_random(rng, (70, 170), 3.2, 6) for _ in range(3)),  # type: ignore[arg-type]
+        scale=scale,
+        warp=(warp_x, warp_y, warp_z),
         torso=torso,
         contrast=contrast,
         organs=tuple(organs),
@@ -246,6 +252,7 @@ class Painter:
             for tumour in patient.tumours
         ]
         self._liver = patient.find_voxel_box(grid, LIVER_BOUNDS)
+        # The same bodies are looked up for every slab.
         self._boxes: dict[Bounds, np.ndarray] = {}
 
     def _find_body_box(self, bounds: Bounds) -> np.ndarray:

@@ -77,6 +77,7 @@ class Canvas:
 
     def compute_share(self, distance_mm: np.ndarray, edge_mm: float = 0.0) -> np.ndarray:
         """Return the share of each voxel that is inside, 0 to 1."""
+        # Independent blurs add in quadrature.
         width = float(np.hypot(self.edge_mm, edge_mm))
         share = distance_mm * np.float32(-1 / width)
         share += np.float32(0.5)
@@ -114,6 +115,7 @@ def find_voxel_box(grid: Grid, bounds_mm: Bounds, margin_mm: float) -> np.ndarra
     """
     box = np.array(bounds_mm)
     half = (box[1] - box[0]) / 2 + margin_mm
+    # Absolute values: the box of a rotated box is the sum of its projections.
     per_mm = np.abs(np.linalg.inv(grid.affine[:3, :3]))[::-1]
     middle, reach = grid.index_of(box.mean(axis=0)), per_mm @ half
     first, last = np.floor(middle - reach), np.ceil(middle + reach) + 1

@@ -99,6 +99,7 @@ def write_dataset(
             summaries[number] = _write_case(wanted, number)
             done(summaries[number])
     else:
+        # spawn, because forked processes may inherit locks of threads.
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             futures = {
                 pool.submit(_write_case, wanted, number): number for number in wanted.case_numbers()
@@ -106,6 +107,7 @@ def write_dataset(
             for future in as_completed(futures):
                 summaries[futures[future]] = future.result()
                 done(future.result())
+    # Last: a folder without this file is incomplete.
     write_json(wanted.folder / "dataset.json", _dataset_index(wanted))
     return [summaries[number] for number in sorted(summaries)]
 

@@ -28,8 +28,9 @@ LIVER_BOUNDS: tuple[Point, Point] = ((-112.0, -95.0, -125.0), (140.0, 98.0, 100.
 class Liver:
     """Shape of a liver.
 
-    It follows the diaphragm and the wall of the abdomen. Its underside is a plane that rises from the
-    right tip to the left; kidney, gallbladder, vena cava and the fissure of the ligament are cut out.
+    It follows the diaphragm and the wall of the abdomen. Its underside is a plane that rises from
+    the right tip to the left; kidney, gallbladder, vena cava and the fissure of the ligament are
+    cut out.
     """
 
     tip_z_mm: float
@@ -68,6 +69,7 @@ class Liver:
         shape = np.maximum(shape, -slit)
         shape = intersect_shapes(shape, -(self.kidney.signed_distance(p) - 4), 6.0)
         for piece in (*build_vena_cava(), *self.gallbladder):
+            # A gap of 0.3 mm, so that neighbouring organs do not share voxels completely.
             shape = np.maximum(shape, 0.3 - piece.signed_distance(p))
         return shape
 
@@ -155,6 +157,7 @@ def _draw_branches(
         length_mm: length of the first branches.
         generations: number of branchings.
     """
+    # Each branching reduces the radius by 30 %; the rest would be thinner than a voxel.
     if generations == 0:
         return []
     ahead = np.subtract(end, start)

@@ -23,6 +23,7 @@ COLOURS = {LIVER: (255, 190, 60), TUMOUR: (235, 60, 60)}
 def draw_montage(folder: Path, case_ids: list[str], columns: int = 2) -> Image.Image:
     """Draw the picture in radiological display: the patient's right is on the left side."""
     rows = [_draw_case_row(folder, case_id) for case_id in case_ids]
+    # Black rows complete the last line.
     rows += [np.zeros_like(rows[0])] * (-len(rows) % columns)
     lines = []
     for start in range(0, len(rows), columns):

@@ -59,6 +59,7 @@ def draw_organs(
     rng: np.random.Generator, contrast: Contrast, both_kidneys: tuple[Ellipsoid, Ellipsoid]
 ) -> list[Stroke]:
     """Draw all organs of the abdomen except the liver and the gallbladder."""
+    # Organs that are painted later cover earlier ones.
     strokes = _draw_bowel(rng) + _draw_stomach(rng)
     spleen = Ellipsoid(
         (-98 + jitter(rng, 4), -34.0, 6 + jitter(rng, 10)),
@@ -116,7 +117,10 @@ def _hollow_organ(
     inside = {"within": "abdomen", "margin_mm": 3 + wall_mm, "ripple_mm": ripple_mm}
     strokes += [Stroke(c, content, wall_mm, **inside) for c in pieces]  # type: ignore[arg-type]
     if gas_y_mm is not None:
-        strokes += [Stroke(c, GAS, wall_mm, above_y_mm=gas_y_mm, **inside) for c in pieces]  # type: ignore[arg-type]
+        for piece in pieces:
+            strokes.append(
+                Stroke(piece, GAS, wall_mm, above_y_mm=gas_y_mm, **inside)  # type: ignore[arg-type]
+            )
     return strokes
 
 

@@ -46,6 +46,7 @@ class SpectralField:
         for plane in out:
             field = fft.irfft2(self._state * self._filter, s=self._size, workers=1)
             plane[...] = field[: self._shape[0], : self._shape[1]]
+            # First-order autoregression: unit variance and an exponential correlation along z.
             self._state *= self._keep
             self._state += self._new * self._draw_white_noise()
         return out
@@ -130,6 +131,7 @@ class Scanner:
         hu *= np.float32(self.gain)
         hu += fields.drift
         hu += noise * fields.noise_hu
+        # 12-bit scanners store this range.
         np.clip(hu, LOWEST_HU, HIGHEST_HU, out=hu)
         if self.padding_hu is not None:
             hu[:, fields.outside] = self.padding_hu
@@ -165,6 +167,7 @@ def compute_slice_fields(scanner: Scanner, grid: Grid, body_mm: tuple[float, flo
     table = AIR_HU + 55 * inside + 900 * np.clip(0.5 - shell / edge, 0, 1) * min(1.0, 2.4 / edge)
     drift = scanner.offset_hu + scanner.cupping_hu * (1 - 2 * depth)
     noise_hu = scanner.noise_hu * (0.45 + 0.55 * depth)
+    # Slightly outside of the inscribed circle, as in real reconstructions.
     outside = (centre**2).sum(axis=-1) > 1.01
     return SliceFields(
         table.astype(np.float32), drift.astype(np.float32), noise_hu.astype(np.float32), outside

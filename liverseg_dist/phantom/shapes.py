@@ -22,7 +22,7 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class Points:
-    """Positions of a block of voxels in mm: three float32 arrays of one shape (planes, rows, columns)."""
+    """Positions of a block of voxels in mm: float32 arrays (planes, rows, columns)."""
 
     x: np.ndarray
     y: np.ndarray
@@ -63,6 +63,7 @@ class Ellipsoid:
     def signed_distance(self, p: Points) -> np.ndarray:
         cx, cy, cz = np.asarray(self.centre, np.float32)
         dx, dy, dz = p.x - cx, p.y - cy, p.z - cz
+        # Not 0, so that the square root is smooth at the centre.
         squares = np.full_like(dx, 1e-9)
         part = np.empty_like(dx)
         for rx, ry, rz in self._rows:
@@ -112,6 +113,7 @@ class Cone:
         return dx
 
     def bounding_box(self) -> Bounds:
+        # The box of two spheres contains the cone between them.
         radii = np.array([[self.start_radius], [self.end_radius]])
         ends = np.array([self.start, self.end])
         return _to_point((ends - radii).min(axis=0)), _to_point((ends + radii).max(axis=0))

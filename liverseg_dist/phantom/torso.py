@@ -1,7 +1,7 @@
 """The torso around the organs: skin, fat, muscle, ribs, spine, lungs, and the diaphragm.
 
-Distances are those of the nominal patient (see `anatomy`): the cavity is 256 mm wide and 180 mm deep,
-the middle of the spine is at y = -20, the liver's hilum at z = 0.
+Distances are those of the nominal patient (see `anatomy`): the cavity is 256 mm wide and 180 mm
+deep, the middle of the spine is at y = -20, the liver's hilum at z = 0.
 """
 
 from dataclasses import dataclass
@@ -73,6 +73,7 @@ class Torso:
         # Fat is thickest at flanks and back, and below the ribs.
         low = np.float32(1.15) - np.float32(0.0022) * np.clip(p.z, -120, 120)
         skin = wall - np.float32(self.fat_mm) * low * (np.float32(0.8) + np.float32(0.35) * side)
+        # From outside to inside: each tissue covers the inner part of the one before.
         canvas.fill_tissue(skin - 2, SKIN)
         canvas.fill_tissue(skin, FAT)
         canvas.fill_tissue(wall, self.muscle)
@@ -84,6 +85,7 @@ class Torso:
         canvas.fill_tissue(abdomen, self.muscle)
         canvas.fill_tissue(np.maximum(dome + 2.5, cavity + 0.5), INNER_FAT)
         canvas.regions["abdomen"] = abdomen
+        # Blocks around each part, because most voxels of the body are far from it.
         back = canvas.crop_around(((-72.0, -96.0, -1e3), (72.0, 22.0, 1e3)))
         if back is not None:
             self._paint_back(back)

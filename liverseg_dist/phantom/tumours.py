@@ -147,6 +147,7 @@ def place_tumours(
         radius = _draw_diameter_mm(rng, *diameter_mm) / 2
         volume_ml = 4 / 3 * np.pi * radius**3 / 1000
         which = int(rng.integers(len(samples.positions)))
+        # At most half of the radius may be outside of the liver.
         if samples.depth_mm[which] < 0.5 * radius or volume_ml > left_ml:
             continue
         x, y, z = (float(v) for v in samples.positions[which])

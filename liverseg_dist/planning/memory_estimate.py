@@ -143,6 +143,8 @@ def state_bytes(
     parts = {"weights": whole, "gradients": whole, "optimizer": tensors * whole}
     if fsdp:
         parts = {"weights": shard, "gradients": shard, "optimizer": tensors * shard}
+        # Two gathered groups and the gradients of two groups: one is used while the next is
+        # exchanged.
         parts["exchange"] = 4 * BYTES * largest_group
     if stage is not None:
         parts["exchange"] = BYTES * min(BUCKET, parameters) if stage == 0 else BYTES * BUCKET

@@ -232,7 +232,8 @@ def plan_patch(
         replace_settings(settings, patch=patch, micro=1, levels=()), spacing_mm
     )
     one = estimate_memory(settings, ranks)
-    # Several samples at once only if they need no recomputation, which costs more time than it saves.
+    # Several samples at once only if they need no recomputation, which costs more time than it
+    # saves.
     if one.gib <= budget_gib:
         bytes_per_sample = one.parts["activations"] * (1 + ALLOCATOR_OVERHEAD)
         more_samples = int((budget_gib - one.gib) * GIB / bytes_per_sample)

@@ -2,12 +2,12 @@
 
   step(N) = compute * (1 + spread * sqrt(2 ln N)) + exchange that does not overlap
 
-An all-reduce of V bytes over m nodes of g GPUs each takes 2 (g-1)/g V / intra + 2 (m-1)/m V / inter,
-and per message a latency for each hop, 2 (g-1) inside a node and 2 log2(m) between nodes (NCCL's
-hierarchical ring and tree, https://arxiv.org/abs/1909.09756 and
-https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/). A reduce-scatter
-or an all-gather takes half of that. The slowest of N ranks determines the time: the expected maximum
-of N normal variables is about sqrt(2 ln N) standard deviations above the mean.
+An all-reduce of V bytes over m nodes of g GPUs each takes 2 (g-1)/g V / intra + 2 (m-1)/m V /
+inter, and per message a latency for each hop, 2 (g-1) inside a node and 2 log2(m) between nodes
+(NCCL's hierarchical ring and tree, https://arxiv.org/abs/1909.09756 and
+https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/). A
+reduce-scatter or an all-gather takes half of that. The slowest of N ranks determines the time: the
+expected maximum of N normal variables is about sqrt(2 ln N) standard deviations above the mean.
 
 Used by `liverseg plan`. Pure arithmetic.
 """
@@ -72,6 +72,7 @@ def collective_s(volume: float, messages: int, ranks: int, machine: Machine) -> 
     if ranks == 1:
         return 0.0
     inside = min(ranks, machine.gpus_per_node)
+    # Ranks fill one node after another.
     nodes = math.ceil(ranks / machine.gpus_per_node)
     seconds = (inside - 1) / inside * volume / (machine.intra_gb_s * 1e9)
     seconds += messages * (inside - 1) * machine.intra_latency_us * 1e-6
@@ -167,6 +168,7 @@ def predict_step_time(
         forward=(1 - BACKWARD) * compute_s if machine.overlap else 0.0,
         backward=BACKWARD * compute_s if machine.overlap else 0.0,
     )
+    # One GPU has no exchange.
     exposed = 0.0 if ranks == 1 else exposed_exchange(time)
     waiting = compute_s * machine.spread * math.sqrt(2 * math.log(ranks))
     step = compute_s + exposed + waiting

@@ -1,8 +1,8 @@
 """`DeviceTransform`: normalisation and augmentation of a batch on its device.
 
-The result of a sample depends on its voxels and its seed alone: samples are processed one by one, so
-neither the other samples of the batch nor the number of ranks can change a bit of it (on one kind of
-device). A transform that is not drawn for a sample costs nothing.
+The result of a sample depends on its voxels and its seed alone: samples are processed one by one,
+so neither the other samples of the batch nor the number of ranks can change a bit of it (on one
+kind of device). A transform that is not drawn for a sample costs nothing.
 """
 
 from typing import Protocol
@@ -41,8 +41,8 @@ class DeviceTransform:
 
     Args:
         preset: settings of all transforms.
-        patch_size: size (z, y, x) of the result in voxels. The batch's image may be larger, with the
-            same centre.
+        patch_size: size (z, y, x) of the result in voxels. The batch's image may be larger, with
+            the same centre.
     """
 
     def __init__(self, preset: Preset, patch_size: Index3) -> None:
@@ -62,6 +62,7 @@ class DeviceTransform:
         """
         hu_BCDHW, label_BDHW = batch.image_BCDHW, batch.label_BDHW
         count, device = hu_BCDHW.shape[0], hu_BCDHW.device
+        # All samples are written into one pair of tensors, which saves a copy by `torch.stack`.
         image_out = torch.empty((count, 1, *self.patch_size), dtype=torch.float32, device=device)
         label_out = torch.empty((count, *self.patch_size), dtype=torch.uint8, device=device)
         seeds, intensities = batch.augment_seed_B.tolist(), batch.intensity_B4.tolist()

@@ -160,6 +160,8 @@ class GammaTransform(Transform):
 
 def add_noise(image: Tensor, sigma: float, seed: int) -> Tensor:
     """Add Gaussian noise in place; one seed gives one noise on one kind of device."""
+    # A generator of its own, so that the noise depends neither on other samples nor on PyTorch's
+    # global state.
     generator = torch.Generator(device=image.device).manual_seed(seed)
     noise = torch.randn(image.shape, generator=generator, device=image.device, dtype=image.dtype)
     return image.add_(noise, alpha=sigma)
@@ -180,10 +182,12 @@ def _blur_weights(sigma: float, length: int) -> np.ndarray:
     """Return the matrix (length, length) of a truncated, normalised Gaussian."""
     # The kernel size of batchgeneratorsv2.
     reach = min(max(1, int(_BLUR_REACH_SIGMAS * sigma + 0.25)), length - 1)
+    # The kernel is normalised after the truncation, so that a constant image stays constant.
     offsets = np.arange(-reach, reach + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel /= kernel.sum()
     weights = np.zeros((length, length))
+    # Reflection about the outer voxels repeats with this period.
     period = max(1, 2 * (length - 1))
     for offset, value in zip(offsets, kernel, strict=True):
         source = np.abs(np.arange(length) + offset) % period
@@ -201,6 +205,7 @@ def scale_contrast(image: Tensor, factor: float) -> Tensor:
     """Stretch about the mean in place; the range of values does not change."""
     mean = _compute_mean(image)
     low, high = torch.aminmax(image)
+    # Without the clamp, noise in air would exceed the range that the network knows.
     return image.sub_(mean).mul_(factor).add_(mean).clamp_(low, high)
 
 
@@ -226,6 +231,7 @@ def _thick_slice_weights(length: int, thickness: float) -> np.ndarray:
     count = max(1, round(length / thickness))
     edges = np.linspace(0.0, length, count + 1)
     slices = np.arange(length)
+    # A thick slice averages the thin ones by the length of their overlap.
     overlap = np.minimum(edges[1:, None], slices + 1) - np.maximum(edges[:-1, None], slices)
     average = np.clip(overlap, 0.0, None)
     average /= average.sum(axis=1, keepdims=True)
@@ -239,6 +245,7 @@ def change_gamma(image: Tensor, gamma: float, *, inverted: bool = False) -> Tens
 
     The mean and the standard deviation do not change.
     """
+    # The negative makes gamma change the contrast of bright tissue instead of dark tissue.
     if inverted:
         image = image.neg_()
     mean, std = _compute_mean_and_std(image)

@@ -72,6 +72,7 @@ class TumourCopyTransform(Transform):
     ) -> TumourCopyDraw | None:
         if self.probability <= 0 or not random.draw_bool(self.probability):
             return None
+        # Mirroring makes the copy differ from its original, which is in the same patch.
         flipped = tuple(axis for axis in range(3) if random.draw_bool(0.5))
         shift = [
             round(random.draw_uniform(-1.0, 1.0) * self.reach * size) for size in context.patch_size
@@ -114,6 +115,7 @@ def copy_tumours(
     mirrored = image
     if flipped_axes:
         tumour, mirrored = tumour.flip(flipped_axes), image.flip(flipped_axes)
+    # Only liver is overwritten: a tumour stays a tumour, and IGNORE stays IGNORE.
     pasted = _shift_voxels(tumour, shift) & (label == LIVER)
     source = _shift_voxels(mirrored, shift)
     # The share of pasted neighbours: 1 inside the copy, less at its border.

@@ -5,8 +5,9 @@ end: the order of the fields is the order of the draws) and a name in `APPLY_ORD
 
 A draw is a pure function of (preset, patch size, augmentation seed). The loader uses it to read as
 large a field as a rotation needs, the device uses it to augment, and both get the same draw without
-communication. Probabilities, ranges and the order of the transforms of `nnunet` are those of nnU-Net
-v2's default trainer (https://github.com/MIC-DKFZ/nnUNet, `nnUNetTrainer.get_training_transforms` and
+communication. Probabilities, ranges and the order of the transforms of `nnunet` are those of
+nnU-Net v2's default trainer (https://github.com/MIC-DKFZ/nnUNet,
+`nnUNetTrainer.get_training_transforms` and
 `configure_rotation_dummyDA_mirroring_and_inital_patch_size`).
 """
 
@@ -169,6 +170,7 @@ def draw_augmentation(preset: Preset, patch_size: Index3, seed: int) -> AugmentD
         patch_size: size (z, y, x) of the network's input in voxels.
         seed: augmentation seed of the sample, 0 <= seed < 2**63.
     """
+    # Without augmentation no random stream is needed.
     if preset == PRESETS["none"]:
         return _NO_AUGMENTATION
     return _draw_cached(preset, patch_size, seed)

@@ -37,7 +37,8 @@ class SpatialTransform(Transform):
     """Distance of the control points."""
 
     def draw(self, random: CounterRandom, context: SampleContext) -> SpatialDraw | None:
-        # Always three numbers, also for probabilities of 0: the later draws depend on their positions.
+        # Always three numbers, also for probabilities of 0: the later draws depend on their
+        # positions.
         is_rotated = random.draw_bool(self.p_rotation)
         is_scaled = random.draw_bool(self.p_scaling)
         is_deformed = random.draw_bool(self.p_elastic)
@@ -71,6 +72,7 @@ class SpatialTransform(Transform):
 
     def _draw_angles(self, random: CounterRandom, context: SampleContext) -> Float3:
         if context.is_anisotropic:
+            # A rotation out of plane would mix voxels of very different size.
             return random.draw_uniform(-math.pi, math.pi), 0.0, 0.0
         limit = math.radians(self.rotation_degrees)
         z, y, x = (random.draw_uniform(-limit, limit) for _ in range(3))
@@ -85,6 +87,7 @@ class SpatialTransform(Transform):
         return scaling
 
     def _draw_control_points(self, context: SampleContext) -> np.ndarray:
+        # A stream of its own: the number of control points must not shift the later draws.
         random = CounterRandom(context.seed, 0, _ELASTIC_STREAM)
         spacing = random.draw_uniform(*self.elastic_spacing_voxels)
         largest = random.draw_uniform(*self.elastic_voxels)
@@ -92,6 +95,7 @@ class SpatialTransform(Transform):
         counts = [max(1, round(size / spacing)) + 3 for size in context.patch_size]
         values = [random.draw_uniform(-1.0, 1.0) for _ in range(3 * math.prod(counts))]
         control = np.array(values).reshape(3, *counts) * largest
+        # No displacement across thick slices.
         if context.is_anisotropic:
             control[0] = 0.0
         return control

@@ -37,6 +37,7 @@ class SampleContext:
     @property
     def is_anisotropic(self) -> bool:
         """Whether the sample is augmented in plane only."""
+        # The first axis is z: thick slices make a patch with few voxels along z.
         return max(self.patch_size) / self.patch_size[0] > ANISOTROPY_THRESHOLD
 
 
@@ -96,6 +97,8 @@ def draw_balanced_value(random: CounterRandom, probability: float, bounds: Range
     if probability <= 0 or not random.draw_bool(probability):
         return None
     low, high = bounds
+    # A uniform draw from (0.7, 1.5) would exceed 1 in five of eight cases; balanced draws make an
+    # image darker as often as brighter.
     if low < 1 and random.draw_bool(0.5):
         return random.draw_uniform(low, 1.0)
     return random.draw_uniform(max(low, 1.0), high)

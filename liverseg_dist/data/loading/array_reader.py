@@ -82,6 +82,7 @@ class StoreReader:
     def __init__(self, store: str | Path) -> None:
         self._store = str(store)
         self._files: ByteSource
+        # fsspec URLs always contain a scheme; all other stores are local paths.
         if "://" in self._store:
             self._files = RemoteFiles(*fsspec.core.url_to_fs(self._store))
         else:
@@ -99,6 +100,7 @@ class StoreReader:
             ChunkError: the array cannot be opened.
         """
         path = f"cases/{case_id}/{name}"
+        # The fast reader first; it returns None for arrays that it does not support.
         sharded = ShardedArray.open(self._files, path, may_be_empty=may_be_empty)
         if sharded is not None and sharded.layout.dtype == DTYPES[name]:
             return sharded

@@ -1,8 +1,8 @@
 """`PatchSource`: reads sample n of a run from the store.
 
-A sample whose augmentation rotates, scales or deforms it is read with the surrounding that is needed
-(nnU-Net reads the largest surrounding for every sample). `DeviceTransform` computes the same size from
-the same seed and crops the sample again. Used by `loader.PatchLoader`.
+A sample whose augmentation rotates, scales or deforms it is read with the surrounding that is
+needed (nnU-Net reads the largest surrounding for every sample). `DeviceTransform` computes the same
+size from the same seed and crops the sample again. Used by `loader.PatchLoader`.
 """
 
 import logging
@@ -100,8 +100,9 @@ class _OpenCase:
 class PatchSource:
     """Samples of a run by their run-wide number. Safe to use from several threads.
 
-    Memory: for each of the last `OPEN_CASES` cases 6 bytes per stored foreground voxel and the shard
-    indices; per reading thread a decoded chunk of image and label and the compressed chunks of a patch.
+    Memory: for each of the last `OPEN_CASES` cases 6 bytes per stored foreground voxel and the
+    shard indices; per reading thread a decoded chunk of image and label and the compressed chunks
+    of a patch.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class PatchSource:
         self._order = SampleOrder(case_ids, seed, global_batch_size, settings.oversample_foreground)
         self._preset = build_preset(settings)
         self._reader = StoreReader(store.path)
+        # Without a cache (`cache_gib` 0) every read goes to the store.
         self._cache = _open_cache(store, self._reader, settings)
         # Two threads may open a case twice; both readers return the same voxels.
         self._case = lru_cache(OPEN_CASES)(self._open_case)
@@ -136,7 +138,7 @@ class PatchSource:
         return self.read_batch([index])[0]
 
     def plan_sample(self, index: int, attempt: int = 0) -> PatchPlan:
-        """Find the position of a sample; reads the case's metadata if it is used for the first time.
+        """Find the position of a sample; reads the case's metadata when it is first used.
 
         Raises:
             ChunkError: the metadata cannot be read.
@@ -169,6 +171,7 @@ class PatchSource:
             ChunkError: voxels cannot be read.
         """
         case = self._case(plan.case_id)
+        # Padding with the lower clipping bound looks like air after the normalisation.
         fill_hu = int(case.intensity.lower_hu)
         centre_box = []
         for size, needed in zip(image_DHW.shape, plan.shape, strict=True):
@@ -206,9 +209,10 @@ class PatchSource:
             ) from error
         if attempt + 1 >= _MAX_REPLACEMENTS:
             raise RunFailed(
-                f"{self._store.path}: sample {index}: {attempt + 1} cases are unreadable, the last: "
-                f"{error}; check the store with `liverseg verify`"
+                f"{self._store.path}: sample {index}: {attempt + 1} cases are unreadable, "
+                f"the last: {error}; check the store with `liverseg verify`"
             )
+        # Each damaged chunk is logged once, although it is requested in every pass over the data.
         if str(error) not in self._reported:
             self._reported.add(str(error))
             log.warning("sample %d is replaced by a sample of another case: %s", index, error)
@@ -261,6 +265,7 @@ class PatchSource:
             raise ChunkError(
                 f"cases/{case_id}/foreground: {' '.join(str(error).split())}"
             ) from error
+        # Checked here and not at the start, which would have to open all cases.
         if not meta.labelled:
             raise UserError(
                 f"{self._store.path}: case {case_id} has no label and cannot be used for training; "

@@ -1,7 +1,7 @@
 """`DevicePrefetcher`: copies and augments the next batch while the current one is processed.
 
-On a GPU this happens on a second CUDA stream. On a CPU there is no second stream: a batch is augmented
-when it is requested.
+On a GPU this happens on a second CUDA stream. On a CPU there is no second stream: a batch is
+augmented when it is requested.
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class DevicePrefetcher:
     """Iterates over a loader's batches, augmented and on a device.
 
     Call `begin_next` after the work on the current batch was launched: the GPU then copies and
-    augments the next batch at the same time. It never waits; a batch that was not begun is processed
-    when it is requested.
+    augments the next batch at the same time. It never waits; a batch that was not begun is
+    processed when it is requested.
     """
 
     def __init__(

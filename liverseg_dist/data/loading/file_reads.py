@@ -1,8 +1,8 @@
 """Bytes of a store's files, from a folder or an fsspec file system.
 
 Local files are read with `pread` and not mapped: on a parallel file system a failed page-in of a
-mapping kills the process (SIGBUS), whereas a failed `pread` is an error whose message can contain the
-case and the chunk.
+mapping kills the process (SIGBUS), whereas a failed `pread` is an error whose message can contain
+the case and the chunk.
 """
 
 import os
@@ -59,6 +59,7 @@ class LocalFiles:
             self._return_descriptor(key, descriptor)
 
     def _take_descriptor(self, key: str) -> int:
+        # Taken out of the table while in use: a second thread opens the file again.
         with self._lock:
             descriptor = self._descriptors.pop(key, None)
         if descriptor is not None:
@@ -72,12 +73,14 @@ class LocalFiles:
         """
         close = []
         with self._lock:
+            # Another thread may have returned a descriptor of the same file in the meantime.
             if self._closed or key in self._descriptors:
                 close.append(descriptor)
             else:
                 self._descriptors[key] = descriptor
             if len(self._descriptors) > self._max_open:
                 close.append(self._descriptors.pop(next(iter(self._descriptors))))
+        # Outside of the lock, because close() may block on a network file system.
         for old in close:
             os.close(old)
 
@@ -109,6 +112,7 @@ class RemoteFiles:
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         path = f"{self._root}/{key}"
+        # One call for all ranges, so that the file system can fetch them at the same time.
         starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
         parts = self._filesystem.cat_ranges([path] * len(ranges), starts, stops)
         result = []

@@ -1,15 +1,15 @@
 """`PatchLoader`: batches in order, read ahead by threads.
 
-It uses threads and not processes: a patch is decompressed and copied, and numcodecs and numpy release
-the GIL for both. One thread reads a 64x128x128 sample in about 3 ms; torch's DataLoader with one
-process needs 9 ms of CPU time, because the voxels are sent through a pipe. A main thread that runs
-torch operators does not become slower; one that runs only Python becomes slower by a sixth. Batches
-are read directly into the (pinned) buffer, nothing is pickled, and no process can be orphaned.
-`tools/bench/loader.py` measures it.
+It uses threads and not processes: a patch is decompressed and copied, and numcodecs and numpy
+release the GIL for both. One thread reads a 64x128x128 sample in about 3 ms; torch's DataLoader
+with one process needs 9 ms of CPU time, because the voxels are sent through a pipe. A main thread
+that runs torch operators does not become slower; one that runs only Python becomes slower by a
+sixth. Batches are read directly into the (pinned) buffer, nothing is pickled, and no process can be
+orphaned. `tools/bench/loader.py` measures it.
 
-The caller decides which samples a batch contains, and its content is a function of them, so the number
-of threads and the prefetch depth cannot change the stream. If reading fails or hangs, the loader stops
-with `RunFailed` and names the case.
+The caller decides which samples a batch contains, and its content is a function of them, so the
+number of threads and the prefetch depth cannot change the stream. If reading fails or hangs, the
+loader stops with `RunFailed` and names the case.
 """
 
 import queue
@@ -125,6 +125,7 @@ class PatchLoader:
             self.wait_s += time.monotonic() - started
 
     def _take_next_batch(self) -> Batch:
+        # Jobs are queued by the consumer, so that their order is the order of the batches.
         while len(self._pending) < self._ahead:
             indices = next(self._index_batches, None)
             if indices is None:
@@ -154,6 +155,7 @@ class PatchLoader:
 
     def _run_worker(self) -> None:
         while (job := self._jobs.get()) is not None:
+            # Jobs that are still queued are dropped, so that the thread ends fast.
             if self._closed:
                 continue
             try:
@@ -169,6 +171,7 @@ class PatchLoader:
         for index in indices:
             job.activity = f"looking up sample {index}"
             planned.append(self._source.plan_readable_sample(index))
+        # The samples of a batch need different surroundings; the batch has the largest.
         z, y, x = np.max([plan.shape for plan, _ in planned], axis=0).tolist()
         images, labels = self._allocate_buffers(len(planned), (z, y, x))
         plans = []
@@ -204,6 +207,7 @@ class PatchLoader:
         self._closed = True
         for _ in self._threads:
             self._jobs.put(None)
+        # A limited wait: a thread may hang in the file system.
         for thread in self._threads:
             thread.join(timeout=5.0)
         self._pending.clear()

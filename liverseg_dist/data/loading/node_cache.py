@@ -1,10 +1,11 @@
 """Decoded cases that all processes of a node share: mapped files, one copy per node.
 
-The files are in shared memory (/dev/shm) or in `data.cache_dir`, in a private folder (mode 0700). Its
-name consists of the user and the store, so that ranks, and runs at the same time, use the same folder
-without communication. `data.cache_gib` limits the folder; other cases are read from the store. A file
-is created by a rename, so it is always complete. Each process holds a shared lock on the folder; the
-last process removes it, and folders of killed processes are removed by the next process that starts.
+The files are in shared memory (/dev/shm) or in `data.cache_dir`, in a private folder (mode 0700).
+Its name consists of the user and the store, so that ranks, and runs at the same time, use the same
+folder without communication. `data.cache_gib` limits the folder; other cases are read from the
+store. A file is created by a rename, so it is always complete. Each process holds a shared lock on
+the folder; the last process removes it, and folders of killed processes are removed by the next
+process that starts.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ def default_cache_dir() -> Path:
 
 
 class NodeCache:
-    """Decoded image and label of the cases of one store. Safe to use from several threads and processes."""
+    """Decoded image and label of the cases of one store. Safe for several threads and processes."""
 
     def __init__(self, parent: Path, store: str, fingerprint: bytes, limit_bytes: int) -> None:
         """Join the node's cache of one store.
@@ -54,7 +55,9 @@ class NodeCache:
         self._ready: dict[str, ReaderPair] = {}
         self._refused = False
         prefix = f"liverseg-{os.getuid()}-"
+        # Before the own folder is created, so that the memory of killed processes is free.
         _remove_abandoned(parent, prefix)
+        # The fingerprint makes a converted store use another folder than its previous version.
         name = hashlib.sha256(store.encode() + b"\0" + fingerprint).hexdigest()[:20]
         self.folder = parent / (prefix + name)
         self._users: int | None = _join_folder(self.folder)
@@ -91,7 +94,10 @@ class NodeCache:
         finals, shape = self._cache_files(case_id), source[0].shape
         parts = [path.with_name(path.name + ".part") for path in finals]
         sizes = [int(np.prod(shape)) * dtype.itemsize for _, dtype in _ARRAYS]
+        # Size check and reservation must be one step, or two processes could exceed the limit
+        # together.
         with hold_lock(self.folder / _LEDGER):
+            # Another process decodes this case now (None) or has decoded it.
             if any(path.exists() for path in (*parts, *finals)):
                 return self._open_cached(case_id, shape)
             used = sum(file.stat().st_size for file in self.folder.iterdir())

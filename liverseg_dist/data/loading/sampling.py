@@ -1,11 +1,11 @@
 """The patch of sample n of a run: a pure function of (seed, n).
 
-It does not depend on ranks, workers or earlier samples, so the stream is the same for any world size,
-any number of workers and after any restart. Cases are in the order of one random permutation per pass
-over the data. As in nnU-Net (https://github.com/MIC-DKFZ/nnUNet, `nnUNetDataLoader`), the last
-`round(B * share)` samples of every global batch of B are centred on foreground; a batch of one sample
-is centred with probability `share`. Unlike in nnU-Net, a tumour is drawn before the voxel, so that
-small tumours are as frequent as large ones.
+It does not depend on ranks, workers or earlier samples, so the stream is the same for any world
+size, any number of workers and after any restart. Cases are in the order of one random permutation
+per pass over the data. As in nnU-Net (https://github.com/MIC-DKFZ/nnUNet, `nnUNetDataLoader`), the
+last `round(B * share)` samples of every global batch of B are centred on foreground; a batch of one
+sample is centred with probability `share`. Unlike in nnU-Net, a tumour is drawn before the voxel,
+so that small tumours are as frequent as large ones.
 """
 
 from collections.abc import Sequence
@@ -42,6 +42,7 @@ class ForegroundIndex:
         self._spans: dict[int, list[tuple[int, int, int]]] = {}
         if len(foreground):
             keys = foreground[:, :2]
+            # A new span begins where class or component changes.
             starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
             for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
                 label, component = (int(v) for v in keys[start])
@@ -56,6 +57,7 @@ class ForegroundIndex:
         """
         if not self._classes:
             return None
+        # Class first: otherwise the liver, which has many more voxels, would displace tumours.
         label = self._classes[random.draw_below(len(self._classes))]
         spans = self._spans[label]
         component, start, stop = spans[random.draw_below(len(spans))]
@@ -151,6 +153,7 @@ def patch_start(
         free = high - low - size
         if size >= image_shape[axis]:
             begin = (image_shape[axis] - size) // 2
+        # The valid slices are fewer than the patch's: centre on them, but stay inside the image.
         elif free <= 0:
             begin = min(max(low + free // 2, 0), image_shape[axis] - size)
         elif centre is None:

@@ -17,6 +17,17 @@ import numpy as np
 from liverseg_dist.data.store.layout import has_plausible_shape
 from liverseg_dist.volume import Index3
 
+_MALFORMED_ERRORS = (
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    ZeroDivisionError,
+)
+"""Raised by metadata with missing keys, wrong types or impossible numbers."""
+
 Decoder = Callable[[memoryview, np.ndarray], Any]
 """Decodes the bytes of a chunk into an array."""
 
@@ -79,6 +90,8 @@ def parse_layout(metadata: dict[str, Any]) -> Layout | None:
         shape, shard, chunk = map(
             _to_index3, (metadata["shape"], grid["chunk_shape"], configuration["chunk_shape"])
         )
+        # Zarr requires it, but a damaged file may violate it, and then chunk numbers would be
+        # wrong.
         fits = all(s % c == 0 for s, c in zip(shard, chunk, strict=True))
         if decode is None or not fits or keys["name"] != "default":
             return None
@@ -88,19 +101,13 @@ def parse_layout(metadata: dict[str, Any]) -> Layout | None:
             shape, shard, chunk
         ):
             return None
+        # A fill value outside of the type would wrap around without an error.
         if not isinstance(fill, int) or not np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
             return None
+        # Storage transformers change file names in ways that this reader does not support.
         if not isinstance(separator, str) or metadata.get("storage_transformers"):
             return None
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        OverflowError,
-        ZeroDivisionError,
-    ):
+    except _MALFORMED_ERRORS:
         return None
     return Layout(
         shape,
@@ -123,6 +130,7 @@ def _parse_codecs(codecs: list[dict[str, Any]]) -> tuple[Decoder | None, bool]:
     The decoder is None for codecs that are not supported here.
     """
     names = [codec["name"] for codec in codecs]
+    # crc32c can only be the last codec: it protects the encoded bytes.
     checksummed = names[-1] == "crc32c"
     if checksummed:
         names = names[:-1]

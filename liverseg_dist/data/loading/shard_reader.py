@@ -1,10 +1,10 @@
 """Boxes of voxels from a sharded Zarr v3 array.
 
-The index of a shard is parsed once; each read then fetches and decodes only the inner chunks that it
-needs. A patch takes about 1 ms; zarr-python needs 12.8 ms in several layers of coroutines. This reader
-supports the store's own codecs only: `sharding_indexed` over `bytes` (little endian), then at most one
-of blosc and zstd, then at most crc32c. `ShardedArray.open` returns None for all others, and the caller
-(`array_reader`) uses zarr-python.
+The index of a shard is parsed once; each read then fetches and decodes only the inner chunks that
+it needs. A patch takes about 1 ms; zarr-python needs 12.8 ms in several layers of coroutines. This
+reader supports the store's own codecs only: `sharding_indexed` over `bytes` (little endian), then
+at most one of blosc and zstd, then at most crc32c. `ShardedArray.open` returns None for all others,
+and the caller (`array_reader`) uses zarr-python.
 
 Neighbouring chunks are fetched in one request. Checksums are always verified (0.05 ms per MiB).
 Specification: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
@@ -105,6 +105,7 @@ class ShardedArray:
             _split_axis(*axis)
             for axis in zip(start, stop, layout.chunk, layout.chunks_per_shard, strict=True)
         )
+        # Grouped by shard, so that one request fetches all pieces of a shard file.
         by_shard: dict[Index3, list[_Piece]] = {}
         _, rows_per_shard, columns_per_shard = layout.chunks_per_shard
         for pz, py, px in itertools.product(planes, rows, columns):
@@ -121,13 +122,16 @@ class ShardedArray:
             offset, size = index[piece[0]] if index is not None else (_ABSENT, _ABSENT)
             if offset == _ABSENT:
                 out[piece[1]] = self.layout.fill_value
+            # A damaged index could otherwise request any amount of memory.
             elif size > self.layout.max_chunk_bytes:
                 raise ChunkError(f"{self.path}: the index is damaged (a chunk of {size:,} bytes)")
             else:
                 located.append((offset, offset + size, piece))
         if not located:
             return
+        # In the order of the file, so that neighbours can be merged.
         located.sort(key=_start_of)
+        # Chunks are decoded into one buffer, of which only the needed part is copied.
         voxels = self._scratch_chunk()
         ranges, members = _merge_ranges(located)
         for data, (first, _), inside in zip(
@@ -176,7 +180,7 @@ class ShardedArray:
             raise ChunkError(f"{self.path}: chunk {chunk}: {short_message(error)}") from error
 
     def _read_index(self, shard: Index3) -> list[tuple[int, int]] | None:
-        """Return (offset, size) of every chunk in C order; None: the shard is absent, as allowed."""
+        """Return (offset, size) of every chunk in C order; None: the shard may be absent and is."""
         if shard in self._indices:
             return self._indices[shard]
         layout = self.layout
@@ -199,6 +203,7 @@ class ShardedArray:
                 raise ChunkError(f"{key}: the shard file is missing") from error
         except Exception as error:
             raise ChunkError(f"{key}: the index cannot be read: {short_message(error)}") from error
+        # Also None is cached, so that an absent shard is looked up only once.
         self._indices[shard] = parsed
         return parsed
 

@@ -1,11 +1,12 @@
 """`Strategy`: the common interface of DDP, FSDP2 and DeepSpeed.
 
-The training loop uses only this interface. A step is, for each micro-batch, `forward(image, last=...)`
-and `backward(loss)`; then `step(rate)` or `skip()`. Losses are scaled so that their sum over all
-ranks and micro-batches is the mean over the global batch.
+The training loop uses only this interface. A step is, for each micro-batch, `forward(image,
+last=...)` and `backward(loss)`; then `step(rate)` or `skip()`. Losses are scaled so that their sum
+over all ranks and micro-batches is the mean over the global batch.
 
-The state is a set of named tensors, `model.<parameter>` and `optimizer.<parameter>.<key>`. The names
-are the same for every strategy, so a run resumes under another strategy and on any number of ranks.
+The state is a set of named tensors, `model.<parameter>` and `optimizer.<parameter>.<key>`. The
+names are the same for every strategy, so a run resumes under another strategy and on any number of
+ranks.
 """
 
 import math
@@ -80,8 +81,10 @@ class Strategy(ABC):
             The global gradient norm before clipping. If it is not finite, nothing was updated.
         """
         self.scaler.unscale_(self.optimizer)
+        # An infinite limit does not clip, but the norm is computed.
         limit = self.clip_grad_norm or float("inf")
         norm = float(_gather_full_tensor(nn.utils.clip_grad_norm_(self.plain.parameters(), limit)))
+        # With fp16 the scaler itself skips the step and reduces its scale.
         if not self.scaler.is_enabled() and not math.isfinite(norm):
             self.skip()
             return norm

@@ -64,8 +64,8 @@ class DeterministicReduction(Strategy):
     """Gradients are stored per micro-batch and added in the order of the run's samples.
 
     Floating-point addition is not associative, so the result of an all-reduce depends on the number
-    of ranks; this sum does not. It needs one sample per micro-batch, the same `train.threads` on all
-    ranks, and memory for all gradients of a rank.
+    of ranks; this sum does not. It needs one sample per micro-batch, the same `train.threads` on
+    all ranks, and memory for all gradients of a rank.
     """
 
     def __init__(

@@ -206,6 +206,7 @@ def _import_deepspeed(device: torch.device) -> Any:
     import deepspeed.ops
 
     if device.type == "cpu":
-        # Otherwise DeepSpeed compiles its shared-memory all-reduce at each start, for 1 to 2 minutes.
+        # Otherwise DeepSpeed compiles its shared-memory all-reduce at each start, for 1 to 2
+        # minutes.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

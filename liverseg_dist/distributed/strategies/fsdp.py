@@ -1,8 +1,8 @@
 """FSDP2: parameters, gradients and optimizer state are sharded over ranks.
 
 It uses torch.distributed.fsdp.fully_shard. Hybrid sharding (HSDP, https://arxiv.org/abs/2304.11277,
-section 3.2.2) shards over neighbouring ranks, those of a node, and keeps a copy of the shards in each
-such group. Only gradients are then exchanged between nodes, each once.
+section 3.2.2) shards over neighbouring ranks, those of a node, and keeps a copy of the shards in
+each such group. Only gradients are then exchanged between nodes, each once.
 """
 
 import torch
@@ -21,7 +21,8 @@ def apply_fully_shard(plain: nn.Module, ranks_per_shard: int = 0) -> nn.Module:
 
     Args:
         plain: module; its `shard_groups()` are gathered one at a time, then the rest.
-        ranks_per_shard: number of neighbouring ranks that share one copy of the state; 0: all ranks.
+        ranks_per_shard: number of neighbouring ranks that share one copy of the state; 0: all
+            ranks.
 
     Returns:
         The same module.
@@ -33,6 +34,7 @@ def apply_fully_shard(plain: nn.Module, ranks_per_shard: int = 0) -> nn.Module:
         mesh = init_device_mesh(device_type, copies, mesh_dim_names=("copies", "shards"))
     else:
         mesh = init_device_mesh(device_type, (ranks,))
+    # Small groups, so that only a part of the parameters is gathered at any time.
     for group in plain.shard_groups():  # type: ignore[operator]
         fully_shard(group, mesh=mesh)
     fully_shard(plain, mesh=mesh)
@@ -54,6 +56,7 @@ class FullyShard(Strategy):
         self._fsdp: FSDPModule = plain
 
     def forward(self, image_BCDHW: Tensor, *, last: bool) -> Tensor | list[Tensor]:
+        # Gradients of the earlier micro-batches are summed locally.
         self._fsdp.set_requires_gradient_sync(last)
         with self.autocast():
             return self.plain(image_BCDHW)

@@ -2,8 +2,8 @@
 
 activation checkpointing -> torch.compile -> DDP | FSDP2 | DeepSpeed -> optimizer state.
 
-A new strategy is a subclass of `base.Strategy`, a builder in `STRATEGIES` and its name in the setting
-(`config.train.TrainConfig`); its memory is in `planning.memory_estimate`.
+A new strategy is a subclass of `base.Strategy`, a builder in `STRATEGIES` and its name in the
+setting (`config.train.TrainConfig`); its memory is in `planning.memory_estimate`.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -127,8 +127,8 @@ def parallelize_model(
         device: this rank's device.
         config: settings `train.*`.
         checkpointed_levels: levels whose activations are recomputed in backward.
-        parameter_groups: returns the optimizer's groups; called when the parameters have their final
-            form.
+        parameter_groups: returns the optimizer's groups; called when the parameters have their
+            final form.
 
     Returns:
         The distributed model with its optimizer.

@@ -16,9 +16,9 @@ def boundary_term(
 ) -> Tensor:
     """Return the mean of |distance to the surface| * |probability - target|, in [0, 1].
 
-    The mean is over valid voxels, channels and samples. The gradient is that of the paper's integral
-    of distance * probability; the constant makes a perfect prediction 0. A structure that is absent
-    is beyond the cut-off everywhere: every predicted voxel of it costs 1.
+    The mean is over valid voxels, channels and samples. The gradient is that of the paper's
+    integral of distance * probability; the constant makes a perfect prediction 0. A structure that
+    is absent is beyond the cut-off everywhere: every predicted voxel of it costs 1.
 
     Args:
         probability: (B, C, D, H, W) in [0, 1].
@@ -45,6 +45,7 @@ def surface_distance(
     finest = min(spacing)
     relative_spacing = [size / finest for size in spacing]
     inside = target > 0.5
+    # Unknown voxels are no surface: neither inside nor outside.
     to_outside = _squared_distance(~inside & known_B1DHW, reach, relative_spacing)
     to_inside = _squared_distance(inside, reach, relative_spacing)
     return torch.where(inside, to_outside, to_inside).sqrt().div_(reach).clamp_(max=1)

@@ -18,6 +18,7 @@ def frequency_weights(class_voxels: Sequence[int]) -> tuple[float, ...]:
         class_voxels: number of voxels of background, liver and tumour in the store.
     """
     total = sum(class_voxels)
+    # At least one voxel, so that a store without tumours has finite weights.
     raw = [(total / max(count, 1)) ** 0.5 for count in class_voxels]
     return tuple(value * len(raw) / sum(raw) for value in raw)
 
