@@ -82,6 +82,7 @@ def _list_monai_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
         for block in range(2):
             external, own = f"upsamples.{number}.conv_block", f"decoder.{level}.convs.{block}"
             yield from _list_block_names(external, own, f"conv{block + 1}.conv", f"norm{block + 1}")
+    # The last head is DynUNet's output block, the others are its deep-supervision heads.
     for kind in ("weight", "bias"):
         yield f"output_block.conv.conv.{kind}", f"heads.0.{kind}"
         for level in range(1, len(blocks) - 1):

@@ -149,6 +149,7 @@ def adapt_kernel(found: Tensor, shape: torch.Size) -> Tensor | None:
     gives the 2D result (inflation, https://arxiv.org/abs/1705.07750). Other input channels: the
     mean over channels, scaled so that the sum stays the same.
     """
+    # A 2D kernel (out, in, y, x) for a 3D convolution (out, in, z, y, x).
     if found.dim() == 4 and len(shape) == 5:
         found = found.unsqueeze(2).repeat(1, 1, shape[2], 1, 1) / shape[2]
     if (

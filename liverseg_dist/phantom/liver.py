@@ -163,6 +163,7 @@ def _draw_branches(
     ahead = np.subtract(end, start)
     ahead = ahead / max(float(np.linalg.norm(ahead)), 1e-6)
     pieces: list[Cone] = []
+    # A random direction perpendicular to the vessel.
     turn = rng.normal(size=3)
     turn -= (turn @ ahead) * ahead
     turn /= max(float(np.linalg.norm(turn)), 1e-6)

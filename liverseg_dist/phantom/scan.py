@@ -51,6 +51,7 @@ def make_scan(seed: int, case: int, size: Size, hard: bool) -> PhantomScan:
         size: small (for tests) or full (as in hospitals).
         hard: whether tumours have low contrast and noise is stronger.
     """
+    # Size and difficulty are part of the key, so that such sets are different patients.
     key = (seed, case, int(size == "full"), int(hard))
     # A golden-ratio sequence, so that also a small set has patients with no, few and many tumours.
     fraction = (np.random.default_rng(key[:1]).random() + case * GOLDEN_RATIO) % 1
@@ -121,6 +122,7 @@ def draw_grid(rng: np.random.Generator, patient: Patient, size: Size) -> Grid:
     field_mm = 2 * patient.body_mm[0] * float(u(1.03, 1.2))
     low, high = patient.liver_z_mm
     if size == "small":
+        # Coarse voxels: a small scan is fast to create and to train on.
         thickness = float(rng.choice(SMALL_SLICE_MM) * u(0.95, 1.05))
         pixels = int(np.clip(round(field_mm / float(u(2.7, 3.3))), *SMALL_PIXELS))
         pixel_mm = field_mm / pixels

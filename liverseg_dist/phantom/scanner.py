@@ -95,6 +95,7 @@ class Scanner:
         cls, rng: np.random.Generator, grid: Grid, body_mm: tuple[float, float], hard: bool
     ) -> "Scanner":
         u = rng.uniform
+        # Voxels are square in plane.
         spacing_z, spacing_y, _ = grid.spacing_mm
         # Fewer photons in thin slices and small pixels; coarse grids look like rebinned fine ones.
         photons = (2.5 / spacing_z) ** 0.4 * (0.75 / spacing_y) ** 0.15
@@ -157,6 +158,7 @@ def compute_slice_fields(scanner: Scanner, grid: Grid, body_mm: tuple[float, flo
     world = grid.world_mm(middle).astype(np.float32)
     x, y = world[..., 0], world[..., 1]
     centre = middle[..., 1:] / (np.array(grid.shape[1:]) - 1) * 2 - 1
+    # Noise and cupping are strongest in the middle, where most radiation is absorbed.
     depth = np.clip(1.25 - (x / body_mm[0]) ** 2 - (y / body_mm[1]) ** 2, 0, 1.25) / 1.25
     top = scanner.table_mm + np.float32(0.0009) * x * x
     bottom = scanner.table_mm - 42 + np.float32(0.0021) * x * x

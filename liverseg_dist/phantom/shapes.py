@@ -129,6 +129,7 @@ def unite_shapes(one: np.ndarray, other: np.ndarray, blend_mm: float) -> np.ndar
 
     It is the polynomial smooth minimum of https://iquilezles.org/articles/smin/.
     """
+    # Not zero only where both surfaces are close to each other.
     near = np.maximum(np.float32(blend_mm) - np.abs(one - other), 0)
     return np.minimum(one, other) - near * near * np.float32(0.25 / blend_mm)
 
@@ -152,6 +153,7 @@ class Waves:
     def draw_random(
         cls, rng: np.random.Generator, lengths_mm: tuple[float, float], amplitude: float, count: int
     ) -> "Waves":
+        # Normal numbers give a uniform direction.
         unit = rng.normal(size=(count, 3))
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)
         lengths = np.exp(rng.uniform(np.log(lengths_mm[0]), np.log(lengths_mm[1]), size=(count, 1)))

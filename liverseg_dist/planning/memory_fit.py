@@ -85,6 +85,7 @@ def resolve_checkpointing(
     """
     if settings.train.activation_checkpointing != "auto":
         return estimate_memory(settings, ranks, device, configured_levels(settings))
+    # Without recomputation first: it is the fastest form.
     smallest = estimate_memory(settings, ranks, device, ())
     for levels in candidate_levels(settings, budget_gib, ranks, device):
         if smallest.gib <= budget_gib:
@@ -137,6 +138,7 @@ def candidate_levels(
 
 def _forward_cost(settings: Settings, level: int) -> float:
     """Return the relative cost of a level's forward: voxels * squared width * kernel * blocks."""
+    # Relative to one voxel of the full resolution.
     model, voxels = settings.model, 1.0
     assert model.features
     assert model.strides

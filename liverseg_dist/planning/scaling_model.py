@@ -170,6 +170,7 @@ def predict_step_time(
     )
     # One GPU has no exchange.
     exposed = 0.0 if ranks == 1 else exposed_exchange(time)
+    # With one rank the logarithm is 0: no waiting.
     waiting = compute_s * machine.spread * math.sqrt(2 * math.log(ranks))
     step = compute_s + exposed + waiting
     return Prediction(ranks, step, exposed, waiting, compute_s / step)

@@ -151,9 +151,7 @@ class Trainer:
             show_progress(title, settings.train.max_steps, quiet=not self.world.is_main) as line,
         ):
             line.advance(first)
-            transform = DeviceTransform(
-                build_preset(settings.data), settings.data.patch_size
-            )
+            transform = DeviceTransform(build_preset(settings.data), settings.data.patch_size)
             batches = DevicePrefetcher(loader, transform, self.world.device)
             steps = settings.train.profile_steps if self.world.is_main else None
             profile = StepProfile(

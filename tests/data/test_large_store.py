@@ -42,7 +42,7 @@ GROWTH = """
 import json, sys
 from pathlib import Path
 from liverseg_dist.config import DataConfig
-from liverseg_dist.data.loading import PatchSource, source as sources
+from liverseg_dist.data.loading import PatchSource, case_source as sources
 from liverseg_dist.data.store.case_store import CaseStore
 
 sources.OPEN_CASES = 50

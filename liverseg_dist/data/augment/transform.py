@@ -66,6 +66,7 @@ class Transform(ABC):
         A transform whose probability is 0 should take no number from the stream, so that adding it
         to the list of transforms does not change the samples of existing presets.
         """
+        # Most transforms override this method; those that draw late do not.
         return None
 
     def draw_late(self, random: CounterRandom, context: SampleContext, drawn: Any | None) -> Any:

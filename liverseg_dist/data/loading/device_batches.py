@@ -66,6 +66,7 @@ class DevicePrefetcher:
             self._begun = self._launch(self._stream)
 
     def _launch(self, stream: torch.cuda.Stream) -> tuple[DeviceBatch, torch.cuda.Event]:
+        # Outside of the stream context: it may wait for the loader's threads.
         loaded = next(self._loader)
         with torch.cuda.stream(stream):
             batch = self._copy_and_augment(loaded)

@@ -31,6 +31,7 @@ class DataParallel(Strategy):
             device = next(plain.parameters()).device
             self._ddp = DistributedDataParallel(
                 plain,
+                # DDP refuses device numbers for modules on a CPU.
                 device_ids=[device.index] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )
@@ -93,6 +94,7 @@ class DeterministicReduction(Strategy):
         self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, learning_rate: float) -> float:
+        # Ranks may have different numbers of samples; all_gather needs the same number of calls.
         rounds = all_max(len(self._samples))
         total = torch.zeros_like(self._samples[0])
         # Sample n is on rank n mod W, so this loop follows the order of the samples.

@@ -61,6 +61,7 @@ class DeepSpeedStrategy(Strategy):
         self.skips_nonfinite = not self._sharded
 
     def forward(self, image_BCDHW: Tensor, *, last: bool) -> Tensor | list[Tensor]:
+        # DeepSpeed exchanges gradients at this boundary only.
         self._engine.set_gradient_accumulation_boundary(last)
         return self._engine(image_BCDHW)
 

@@ -94,6 +94,7 @@ def fill_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state[parameter]
+            # Frozen parameters have no state, in PyTorch's optimizers as well.
             if parameter.requires_grad:
                 _fill_parameter_state(spec, state, parameter, group.get("momentum", 0.0))
 

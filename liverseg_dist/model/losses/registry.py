@@ -132,6 +132,7 @@ class BoundaryTerm(LossTerm):
     """Distance of wrong voxels to the true surface."""
 
     part = "boundary"
+    # The distance would have to be computed again for each resolution, for little gain.
     only_full_resolution = True
 
     @property
@@ -152,6 +153,7 @@ class CrossEntropyTerm(LossTerm):
     """Weighted cross-entropy of classes or regions."""
 
     part = "ce"
+    # A class attribute, so that the focal term only replaces its value.
     gamma = 0.0
     """Exponent of the focal factor; 0: plain cross-entropy."""
 
