@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import DataConfig
-from liverseg_dist.data.augment import DeviceTransform, augmentation_preset
+from liverseg_dist.data.augment import DeviceTransform, build_preset
 from liverseg_dist.data.loading import DeviceBatch, DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.data.store.case_store import CaseStore, Part
 from liverseg_dist.errors import UserError
@@ -111,7 +111,7 @@ def iterate_batches(
         source, _count_samples(batch_size), workers, data.prefetch, device.type == "cuda"
     ) as loader:
         yield from DevicePrefetcher(
-            loader, DeviceTransform(augmentation_preset(data), patch_size), device
+            loader, DeviceTransform(build_preset(data), patch_size), device
         )
 
 

@@ -10,7 +10,7 @@ PACKAGE = "liverseg_dist"
 
 FLOORS = {
     "errors": 0, "cores": 0, "files": 0, "locks": 0, "labels": 0, "volume": 0, "workers": 0, "texts": 0,
-    "streams": 0, "config": 0, "tracking": 0, "pages": 0, "interrupts": 0, "__init__": 0,
+    "streams": 0, "config": 0, "tracking": 0, "pages": 0, "interrupts": 0, "precision": 0, "__init__": 0,
     "data": 1, "model": 1, "distributed": 1, "evaluation": 1,
     "phantom": 2, "inference": 2, "planning": 2,
     "training": 3, "api": 3,
@@ -28,6 +28,7 @@ FACTS_ORDER = (
     "workers",
     "texts",
     "config",
+    "precision",
     "tracking",
     "pages",
 )
@@ -151,6 +152,7 @@ def test_rank_questions_stay_in_their_rooms() -> None:
             "evaluation",
             "inference",
             "config",
+            "precision",
             "tracking",
         ):
             text = path.read_text(encoding="utf-8")

@@ -34,9 +34,9 @@ from liverseg_dist.planning.memory_fit import (
     candidate_patches,
     estimate_strategies,
     plan_patch,
+    replace_settings,
     resolve_checkpointing,
     resolve_model,
-    with_keys,
 )
 from liverseg_dist.planning.scaling_model import MLPERF_U_NET3D, Machine, scaling_table
 from liverseg_dist.texts.paths import path_argument, quoted, text_argument
@@ -135,18 +135,20 @@ def _memory(args: argparse.Namespace, settings: Settings, store: CaseStore) -> d
     options = _options(settings, store.spacing_mm, budget, args.gpus, largest)
     best = best_option(options, store.spacing_mm, budget)
     if best is None:
-        least = min(options, key=lambda o: o.need.gib)
+        least = min(options, key=lambda o: o.estimate.gib)
         patch = "x".join(map(str, least.patch_size))
         raise UserError(
-            f"--gpu-memory {budget:g}: one sample of {patch} with levels {list(least.need.levels)} recomputed needs "
-            f"{least.need.gib:.2f} GiB ({least.need.explain()}); take a smaller model.preset, or train.precision=bf16"
+            f"--gpu-memory {budget:g}: one sample of {patch} with levels "
+            f"{list(least.estimate.levels)} recomputed needs {least.estimate.gib:.2f} GiB "
+            f"({least.estimate.describe_parts()}); "
+            "take a smaller model.preset, or train.precision=bf16"
         )
     chosen = _chosen(settings, best, store.spacing_mm, budget, args.gpus)
     exact = estimate_memory(chosen, args.gpus, levels=chosen.train.activation_checkpointing)  # type: ignore[arg-type]
     slab = settings.model_copy(
         update={"train": chosen.train.model_copy(update={"micro_batch_size": 1})}
     )
-    slab = resolve_model(with_keys(slab, patch=SLAB), store.spacing_mm)
+    slab = resolve_model(replace_settings(slab, patch=SLAB), store.spacing_mm)
     found = {
         "budget_gib": budget,
         "ranks": args.gpus,
@@ -170,7 +172,7 @@ def _memory(args: argparse.Namespace, settings: Settings, store: CaseStore) -> d
         args.out.write_text(
             yaml.safe_dump(_nested(found["settings"]), sort_keys=False), encoding="utf-8"
         )
-    _print_memory(found, exact.explain(), chosen, args)
+    _print_memory(found, exact.describe_parts(), chosen, args)
     return found
 
 
@@ -205,11 +207,11 @@ def _chosen(
 ) -> Settings:
     """The settings of an option, with the fewest levels recomputed and the topology filled in."""
     chosen = resolve_model(
-        with_keys(settings, patch=best.patch_size, micro=best.micro_batch), spacing_mm
+        replace_settings(settings, patch=best.patch_size, micro=best.micro_batch), spacing_mm
     )
     auto = chosen.train.model_copy(update={"activation_checkpointing": "auto"})
     least = resolve_checkpointing(chosen.model_copy(update={"train": auto}), budget, ranks, "cuda")
-    return with_keys(chosen, levels=least.levels)
+    return replace_settings(chosen, levels=least.levels)
 
 
 def _precision(settings: Settings, precision: str) -> Settings:
@@ -246,12 +248,12 @@ def _nested(keys: dict[str, Any]) -> dict[str, Any]:
 def _row(o: PatchOption, budget: float) -> dict[str, Any]:
     return {
         "patch_size": list(o.patch_size),
-        "one_sample_gib": round(o.one.gib, 3),
+        "one_sample_gib": round(o.one_sample.gib, 3),
         "micro_batch_size": o.micro_batch,
-        "levels_recomputed": list(o.need.levels),
-        "need_gib": round(o.need.gib, 3),
-        "fits": o.need.gib <= budget,
-        "tflop_per_sample": round(o.one.flops / 1e12, 3),
+        "levels_recomputed": list(o.estimate.levels),
+        "need_gib": round(o.estimate.gib, 3),
+        "fits": o.estimate.gib <= budget,
+        "tflop_per_sample": round(o.one_sample.flops / 1e12, 3),
     }
 
 

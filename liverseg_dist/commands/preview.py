@@ -15,7 +15,7 @@ from liverseg_dist.config import IntensityConfig, Settings
 from liverseg_dist.data.augment import (
     PRESETS,
     DeviceTransform,
-    augmentation_preset,
+    build_preset,
     describe_augmentation,
     draw_augmentation,
 )
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> dict:
 
 def preview_row(source: PatchSource, batch: Batch, settings: Settings) -> PreviewRow:
     """One sample (a batch of one), stored and augmented."""
-    size, preset = settings.data.patch_size, augmentation_preset(settings.data)
+    size, preset = settings.data.patch_size, build_preset(settings.data)
     stored, augmented = (
         (image_BCDHW[0, 0].numpy(), label_BDHW[0].numpy())
         for image_BCDHW, label_BDHW in (
@@ -83,16 +83,21 @@ def preview_row(source: PatchSource, batch: Batch, settings: Settings) -> Previe
     )
     (index,), (case_id,) = batch.indices, batch.case_ids
     draw = draw_augmentation(preset, size, int(batch.augment_seed_B[0]))
-    centre = source.plan(index).centre
+    centre = source.plan_sample(index).centre
     where = (
         "at random"
         if centre is None
         else f"on {('liver', f'tumour {centre.component}')[centre.label - 1]}"
     )
-    black, white = grey_range(source.intensity(case_id))
+    black, white = grey_range(source.get_intensity(case_id))
     title = f"sample {index}: {case_id}"
     return PreviewRow(
-        title, (f"centred {where}", *describe_augmentation(draw)), stored, augmented, black, white
+        title,
+        (f"centred {where}", *describe_augmentation(preset, draw)),
+        stored,
+        augmented,
+        black,
+        white,
     )
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from liverseg_dist.config import Settings, load_settings
-from liverseg_dist.data.augment import augmentation_preset
+from liverseg_dist.data.augment import build_preset
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.results import EVALUATION, SUMMARY
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
@@ -131,7 +131,7 @@ def mirrored_axes(runs: Sequence[LoadedRun]) -> tuple[int, ...]:
 
     As nnU-Net's `inference_allowed_mirroring_axes`.
     """
-    trained = [set(augmentation_preset(run.settings.data).mirror_axes) for run in runs]
+    trained = [set(build_preset(run.settings.data).mirror.axes) for run in runs]
     return tuple(sorted(set.intersection(*trained)))
 
 

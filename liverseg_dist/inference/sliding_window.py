@@ -30,12 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from liverseg_dist.config import InferenceConfig, IntensityConfig
+from liverseg_dist.data.intensity import normalise_intensity_
 from liverseg_dist.inference.windows import WindowGrid
 from liverseg_dist.labels import LIVER, STRUCTURES, TUMOUR
 from liverseg_dist.model import foreground_probabilities_, labels_from_logits, log_odds
+from liverseg_dist.precision import autocast
 from liverseg_dist.volume import Index3
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Batch = Sequence[tuple[tuple[int, int], tuple[int, ...]]]
 """(y, x) and the flipped axes of each window."""
 Item = TypeVar("Item")
@@ -207,7 +208,11 @@ class SlidingWindowPredictor:
             y, x = grid.margin[1:]
             row[low - first : high - first, y : y + grid.shape[1], x : x + grid.shape[2]] = part
             part = row
-        return part if intensity is None else normalise_intensity_(part, intensity)
+        if intensity is None:
+            return part
+        return normalise_intensity_(
+            part, intensity.lower_hu, intensity.upper_hu, intensity.mean, intensity.std
+        )
 
     def _windows(self, row_DHW: Tensor, grid: WindowGrid) -> Iterator[tuple[int, int, Window]]:
         """(y, x, what it says) of each window of a row, in order; mirrored copies already averaged.
@@ -279,8 +284,7 @@ class SlidingWindowPredictor:
         return total.div_(len(self.models)) if len(self.models) > 1 else total
 
     def _logits(self, model: nn.Module, image_BCDHW: Tensor) -> Tensor:
-        dtype = AUTOCAST.get(self.config.precision)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(self.device.type, self.config.precision):
             return model(image_BCDHW)
 
     def _block(self, logits_CDHW: Tensor, part: slice) -> Tensor:
@@ -322,18 +326,6 @@ def _mirrors(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         tuple(axis + 2 for axis in some)
         for n in range(len(axes) + 1)
         for some in combinations(axes, n)
-    )
-
-
-def normalise_intensity_(hu: Tensor, intensity: IntensityConfig) -> Tensor:
-    """HU to the network's input in place: clip, map to [0, 1], then (v - mean) / std."""
-    width = intensity.upper_hu - intensity.lower_hu
-    return (
-        hu.clamp_(intensity.lower_hu, intensity.upper_hu)
-        .sub_(intensity.lower_hu)
-        .div_(width)
-        .sub_(intensity.mean)
-        .div_(intensity.std)
     )
 
 

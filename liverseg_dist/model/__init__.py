@@ -1,4 +1,4 @@
-"""Networks, losses and weights: plain `nn.Module`s that know nothing of ranks or files of the store."""
+"""Networks, losses and weights: plain `nn.Module`s without dependence on ranks or stores."""
 
 from liverseg_dist.model.outputs import (
     class_probabilities,

@@ -1,13 +1,17 @@
-"""Activations that backward builds anew instead of keeping them: the same mathematics, half the memory.
+"""Recomputation of activations in backward: the same mathematics with half the memory.
 
-A convolution keeps its input for its weights' gradient, and the norm before it keeps its own input, although the one
-follows from the other by a cheap pass. Here instance norm and leaky ReLU are one function that keeps the norm's input;
-convolutions behind it keep only how to make their input again. Unlike inverting the activation
-(https://arxiv.org/abs/1712.02616) this holds for any scale, zero too, and in bf16.
+A convolution stores its input for the gradient of its weights, and the norm before it stores its
+own input, although the first follows from the second by a cheap pass. Here instance norm and leaky
+ReLU are one function that stores the norm's input; the convolutions after it store only a function
+that recomputes their input. Unlike inverting the activation (https://arxiv.org/abs/1712.02616) this
+works for any scale, also zero, and in bf16.
 
-What is kept goes through `save_for_backward`, so this lives together with `torch.utils.checkpoint`, offloading hooks,
-FSDP and ZeRO: no parameter is touched in backward but through its own module. Under `torch.compile` the plain
-operations are used; its partitioner decides by itself what to keep.
+All tensors are stored with `save_for_backward`, so this works together with
+`torch.utils.checkpoint`, offloading hooks, FSDP and ZeRO: backward uses a parameter only through
+its own module. Under `torch.compile` the plain operations are used; its partitioner decides what to
+store.
+
+Used by `convolution`, `blocks` and `unet`.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +26,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
-Recipe = Callable[[], Tensor]
+Recompute = Callable[[], Tensor]
+"""Recomputes one tensor in backward."""
 ops = torch.ops.aten
 
 
 class InstanceNormAct(nn.InstanceNorm3d):
-    """Affine instance norm, then leaky ReLU of `slope` (1: none). Names and values as `nn.InstanceNorm3d`'s."""
+    """Affine instance norm, then leaky ReLU with `slope` (1: none).
+
+    Names and values of the parameters are those of `nn.InstanceNorm3d`.
+    """
 
     def __init__(self, channels: int, slope: float) -> None:
         super().__init__(channels, affine=True)
@@ -42,156 +50,182 @@ class InstanceNormAct(nn.InstanceNorm3d):
 
 
 class _NormAct(torch.autograd.Function):
+    """Instance norm and leaky ReLU as one differentiable function."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
     ) -> Tensor:
-        x = _dense(x)
-        out, mean, inverse_std = _norm(x, weight, bias, eps)
-        # Copies, so that rebuilding does not depend on parameters that a sharding strategy has put away by then.
+        x = _make_dense(x)
+        out, mean, inverse_std = _apply_norm(x, weight, bias, eps)
+        # Copies, because a sharding strategy may have freed the parameters before backward.
         ctx.save_for_backward(x, weight.detach().clone(), bias.detach().clone(), mean, inverse_std)
-        ctx.eps, ctx.slope, ctx.opened = eps, slope, None
+        ctx.eps, ctx.slope, ctx.unpacked = eps, slope, None
         return out if slope == 1 else F.leaky_relu_(out, slope)
 
     @staticmethod
-    def rebuild(ctx: Any) -> Tensor:
-        """The output again, to the bit: made by the same operations."""
-        if ctx.opened is None:  # checkpointing hands out each kept tensor once
-            ctx.opened = ctx.saved_tensors
-        x, weight, bias, *_ = ctx.opened
-        out, *_ = _norm(x, weight, bias, ctx.eps)
+    def recompute(ctx: Any) -> Tensor:
+        """Recompute the output with the same operations, so that all bits are equal."""
+        # Checkpointing returns each stored tensor only once.
+        if ctx.unpacked is None:
+            ctx.unpacked = ctx.saved_tensors
+        x, weight, bias, *_ = ctx.unpacked
+        out, *_ = _apply_norm(x, weight, bias, ctx.eps)
         return out if ctx.slope == 1 else F.leaky_relu_(out, ctx.slope)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, inverse_std = ctx.opened or ctx.saved_tensors
-        ctx.opened = None
-        if (
-            ctx.slope != 1
-        ):  # the sign before the activation tells its slope; its memory takes the gradient
-            normed = _normalise(x, weight, bias, mean, inverse_std, ctx.eps)
+        x, weight, bias, mean, inverse_std = ctx.unpacked or ctx.saved_tensors
+        ctx.unpacked = None
+        if ctx.slope != 1:
+            # The sign of the activation's input determines the slope; the gradient is written into
+            # the memory of that input.
+            normed = _apply_known_norm(x, weight, bias, mean, inverse_std, ctx.eps)
             grad = ops.leaky_relu_backward.grad_input(
-                _like(grad, normed), normed, ctx.slope, False, grad_input=normed
+                _match_memory_format(grad, normed), normed, ctx.slope, False, grad_input=normed
             )
-        gradients = _norm_backward(_like(grad, x), x, weight, mean, inverse_std, ctx.eps)
+        gradients = _compute_norm_gradients(
+            _match_memory_format(grad, x), x, weight, mean, inverse_std, ctx.eps
+        )
         return (*gradients, None, None)
 
 
-def recompute_fn(x: Tensor) -> Recipe | None:
-    """How to make `x` again in backward, or None where it has to be kept."""
+def recompute_fn(x: Tensor) -> Recompute | None:
+    """Return a function that recomputes `x` in backward; None: `x` must be stored."""
     if torch.compiler.is_compiling():
         return None
     node: Any = x.grad_fn
-    if not isinstance(node, _NormAct._backward_cls) or getattr(node, "opaque", False):
+    if not isinstance(node, _NormAct._backward_cls) or getattr(node, "is_stored", False):
         return None
 
     @torch.no_grad()
-    def make() -> Tensor:
-        return _NormAct.rebuild(node)
+    def recompute() -> Tensor:
+        return _NormAct.recompute(node)
 
-    return make
+    return recompute
 
 
 def keep_storage(x: Tensor) -> Tensor:
-    """Marks `x` as not to be rebuilt by who uses it: its own parts are not kept (a checkpointed stage's output)."""
+    """Mark `x` as stored, so that the operations that use it do not recompute it.
+
+    This is needed for the output of a checkpointed stage, whose own inputs are not stored.
+    """
     if recompute_fn(x) is not None:
         node: Any = x.grad_fn
-        node.opaque = True
+        node.is_stored = True
     return x
 
 
-def recompute_fn_through(module: nn.Module, x: Tensor) -> Recipe | None:
-    """How to make `module(x)` again; called as a module, so that sharding gathers its weights.
+def recompute_fn_through(module: nn.Module, x: Tensor) -> Recompute | None:
+    """Return a function that recomputes `module(x)`; None where nothing is recomputed.
 
-    Only for a module that keeps `x` for its own backward, so that nothing is held for longer.
+    The function calls the module, so that sharding gathers its weights. Use it only for a module
+    that stores `x` for its own backward, so that no tensor stays alive for longer.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
-    make = recompute_fn(x) or partial(Tensor.detach, x.detach())
+    recompute_input = recompute_fn(x) or partial(Tensor.detach, x.detach())
     device = x.device.type
-    known = torch.amp.is_autocast_available(device)  # not for tensors without memory (planning)
-    enabled, dtype = (
-        known and torch.is_autocast_enabled(device),
-        torch.get_autocast_dtype(device) if known else None,
-    )
+    # Meta tensors (memory estimates) have no autocast.
+    has_autocast = torch.amp.is_autocast_available(device)
+    enabled = has_autocast and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if has_autocast else None
 
     @torch.no_grad()
-    def through() -> Tensor:
-        with torch.autocast(device, dtype, enabled) if known else nullcontext():
-            out: Tensor = module(make())
+    def recompute() -> Tensor:
+        with torch.autocast(device, dtype, enabled) if has_autocast else nullcontext():
+            out: Tensor = module(recompute_input())
         return out
 
-    return through
+    return recompute
 
 
-def _place(x: Tensor) -> tuple[int, int]:
-    """Which memory a tensor lies in; unlike `data_ptr` also for tensors without any (planning)."""
+def _storage_position(x: Tensor) -> tuple[int, int]:
+    """Return storage and offset of a tensor.
+
+    Unlike `data_ptr` this also identifies tensors without memory (memory estimates).
+    """
     return int(x.untyped_storage()._cdata), int(x.storage_offset())
 
 
 def recompute_in_backward(
-    *inputs: Tensor, recipes: Sequence[Recipe | None] = ()
+    *inputs: Tensor, functions: Sequence[Recompute | None] = ()
 ) -> AbstractContextManager[object]:
-    """Around an operation on `inputs`: those with a recipe, of their own or in `recipes`, are not kept for backward."""
+    """Return a context for an operation, in which `inputs` are not stored for backward if possible.
+
+    Args:
+        inputs: inputs of the operation.
+        functions: for each input a function that recomputes it; None: if possible, it is found from
+            the input. Inputs without a function are stored.
+    """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return nullcontext()
-    makes = {
-        _place(x): (x.numel(), x.dtype, make)
-        for x, given in zip_longest(inputs, recipes)
-        if (make := given or recompute_fn(x)) is not None
-    }
-    if not makes:
+    recomputable = {}
+    for x, function in zip_longest(inputs, functions):
+        function = function or recompute_fn(x)
+        if function is not None:
+            recomputable[_storage_position(x)] = (x.numel(), x.dtype, function)
+    if not recomputable:
         return nullcontext()
 
-    def pack(kept: Tensor) -> Tensor | Recipe:
-        count, dtype, make = makes.get(_place(kept), (0, None, None))
-        if make is None or (count, dtype) != (kept.numel(), kept.dtype):
-            return kept
-        shape, stride = kept.shape, kept.stride()  # a view of the input, perhaps
-        return lambda: make().as_strided(shape, stride)
+    def pack(saved: Tensor) -> Tensor | Recompute:
+        entry = recomputable.get(_storage_position(saved))
+        # The same memory with another size or type is another tensor.
+        if entry is None or entry[:2] != (saved.numel(), saved.dtype):
+            return saved
+        recompute = entry[2]
+        # The operation may save a view of its input.
+        shape, stride = saved.shape, saved.stride()
+        return lambda: recompute().as_strided(shape, stride)
 
-    return saved_tensors_hooks(pack, lambda kept: kept if isinstance(kept, Tensor) else kept())
+    return saved_tensors_hooks(pack, lambda saved: saved if isinstance(saved, Tensor) else saved())
 
 
-# ---- instance norm through batch norm: a sample's channel is a channel of its own ----
+# Instance norm is computed by batch norm, where each channel of each sample is one channel.
 
 
-def _dense(x: Tensor) -> Tensor:
+def _make_dense(x: Tensor) -> Tensor:
+    """Return `x` in one of the two memory formats that are handled here."""
     last = x.is_contiguous(memory_format=torch.channels_last_3d)
     return x if last or x.is_contiguous() else x.contiguous()
 
 
-def _like(x: Tensor, other: Tensor) -> Tensor:
-    """`x` in the memory format of `other`."""
+def _match_memory_format(x: Tensor, other: Tensor) -> Tensor:
+    """Return `x` in the memory format of `other`."""
     last = other.is_contiguous(memory_format=torch.channels_last_3d) and not other.is_contiguous()
     return x.contiguous(memory_format=torch.channels_last_3d if last else torch.contiguous_format)
 
 
-def _sheets(x: Tensor) -> list[Tensor]:
-    """Views whose channels batch norm may take one by one: all samples at once, or each when channels lie innermost."""
+def _channel_views(x: Tensor) -> list[Tensor]:
+    """Return views whose channels batch norm can normalise separately.
+
+    One view of all samples, or one for each sample if channels are the innermost axis.
+    """
     if x.is_contiguous():
         return [x.view(1, -1, *x.shape[2:])]
     return list(x.split(1))
 
 
-def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Normed x, mean and inverse standard deviation of each sheet's channels, stacked."""
-    sheets = _sheets(x)
-    times = len(x) // len(sheets)
+def _apply_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the normalised x, and mean and inverse standard deviation of each view's channels."""
+    views = _channel_views(x)
+    # Batch norm sees the samples as further channels.
+    times = len(x) // len(views)
     weight, bias = weight.repeat(times), bias.repeat(times)
-    if len(sheets) == 1:
+    if len(views) == 1:
         out, mean, inverse_std, *_ = ops._batch_norm_impl_index(
-            sheets[0], weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled
+            views[0], weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled
         )
         return out.view_as(x), mean.unsqueeze(0), inverse_std.unsqueeze(0)
     out = torch.empty_like(x)
-    mean, inverse_std = (
-        torch.empty(len(sheets), len(weight), dtype=weight.dtype, device=x.device) for _ in range(2)
-    )
-    for i, (sheet, into) in enumerate(zip(sheets, out.split(1), strict=True)):
+    mean = torch.empty(len(views), len(weight), dtype=weight.dtype, device=x.device)
+    inverse_std = torch.empty_like(mean)
+    for i, (view, target) in enumerate(zip(views, out.split(1), strict=True)):
         ops.native_batch_norm.out(
-            sheet,
+            view,
             weight,
             bias,
             None,
@@ -199,29 +233,30 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, 
             True,
             0.0,
             eps,
-            out=into,
+            out=target,
             save_mean=mean[i],
             save_invstd=inverse_std[i],
         )
     return out, mean, inverse_std
 
 
-def _normalise(
+def _apply_known_norm(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse_std: Tensor, eps: float
 ) -> Tensor:
-    """The norm with known statistics: one pass."""
-    sheets = _sheets(x)
-    times = len(x) // len(sheets)
+    """Apply the norm with known statistics, in one pass."""
+    views = _channel_views(x)
+    # Batch norm sees the samples as further channels.
+    times = len(x) // len(views)
     weight, bias, variance = weight.repeat(times), bias.repeat(times), inverse_std.pow(-2) - eps
-    if len(sheets) == 1:
+    if len(views) == 1:
         out: Tensor = ops.native_batch_norm(
-            sheets[0], weight, bias, mean[0], variance[0], False, 0.0, eps
+            views[0], weight, bias, mean[0], variance[0], False, 0.0, eps
         )[0]
         return out.view_as(x)
     out, unused = torch.empty_like(x), weight.new_empty(0)
-    for i, (sheet, into) in enumerate(zip(sheets, out.split(1), strict=True)):
+    for i, (view, target) in enumerate(zip(views, out.split(1), strict=True)):
         ops.native_batch_norm.out(
-            sheet,
+            view,
             weight,
             bias,
             mean[i],
@@ -229,34 +264,29 @@ def _normalise(
             False,
             0.0,
             eps,
-            out=into,
+            out=target,
             save_mean=unused,
             save_invstd=unused,
         )
     return out
 
 
-def _norm_backward(
+def _compute_norm_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, weight and bias."""
-    grads, sheets = _sheets(grad), _sheets(x)
-    channels, repeated = len(weight), weight.repeat(len(x) // len(sheets))
-    found = [
-        ops.native_batch_norm_backward(
-            grads[i],
-            sheet,
-            repeated,
-            None,
-            None,
-            mean[i],
-            inverse_std[i],
-            True,
-            eps,
-            (True, True, True),
+    """Return the gradients of input, weight and bias."""
+    grads, views = _channel_views(grad), _channel_views(x)
+    channels, repeated = len(weight), weight.repeat(len(x) // len(views))
+    wanted = (True, True, True)
+    inputs, weights, biases = [], [], []
+    for i, view in enumerate(views):
+        grad_input, grad_weight, grad_bias = ops.native_batch_norm_backward(
+            grads[i], view, repeated, None, None, mean[i], inverse_std[i], True, eps, wanted
         )
-        for i, sheet in enumerate(sheets)
-    ]
-    grad_x = found[0][0].view_as(x) if len(found) == 1 else torch.cat([f[0] for f in found])
-    sums = [torch.cat([f[k] for f in found]).view(-1, channels).sum(0) for k in (1, 2)]
-    return grad_x, sums[0], sums[1]
+        inputs.append(grad_input)
+        weights.append(grad_weight)
+        biases.append(grad_bias)
+    grad_x = inputs[0].view_as(x) if len(inputs) == 1 else torch.cat(inputs)
+    # All samples share weight and bias, so their gradients are summed.
+    weight_sum = torch.cat(weights).view(-1, channels).sum(0)
+    return grad_x, weight_sum, torch.cat(biases).view(-1, channels).sum(0)

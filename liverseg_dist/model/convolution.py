@@ -1,5 +1,8 @@
-"""The U-Nets' convolutions: same results as PyTorch's, but their inputs are rebuilt in backward where they can be
-(`rebuild`), and on CPUs oneDNN is used where PyTorch would pick something several times slower.
+"""The convolutions of the U-Nets.
+
+Their results are those of PyTorch's, with two differences: inputs are recomputed in backward where
+possible (`activation_recompute`), and on CPUs oneDNN is used where PyTorch would choose an
+implementation that is several times slower.
 """
 
 from collections.abc import Sequence
@@ -8,61 +11,88 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liverseg_dist.model.activation_recompute import Recipe, recompute_fn, recompute_in_backward
+from liverseg_dist.model.activation_recompute import Recompute, recompute_fn, recompute_in_backward
 
 Triple = Sequence[int]
-SMALL = 20_480
-"""PyTorch leaves oneDNN aside for a single sample of channels * depth * height up to this, whatever its width
-(`use_mkldnn` in https://github.com/pytorch/pytorch/blob/v2.8.0/aten/src/ATen/native/Convolution.cpp)."""
+SMALL_INPUT = 20_480
+"""PyTorch does not use oneDNN for one sample with channels * depth * height up to this number.
+
+The width has no influence (`use_mkldnn` in
+https://github.com/pytorch/pytorch/blob/v2.8.0/aten/src/ATen/native/Convolution.cpp).
+"""
 
 
 class Conv(nn.Conv3d):
-    """Same-size convolution. No bias: the norm behind it would take it out again."""
+    """Convolution that keeps the size. It has no bias, which the norm after it would remove."""
 
     def __init__(
-        self, inside: int, outside: int, kernel: Triple, stride: Triple = (1, 1, 1)
+        self, in_channels: int, out_channels: int, kernel: Triple, stride: Triple = (1, 1, 1)
     ) -> None:
         padding = tuple(k // 2 for k in kernel)
-        super().__init__(inside, outside, tuple(kernel), tuple(stride), padding, bias=False)  # type: ignore[arg-type]
+        super().__init__(
+            in_channels,
+            out_channels,
+            tuple(kernel),  # type: ignore[arg-type]
+            tuple(stride),  # type: ignore[arg-type]
+            padding,  # type: ignore[arg-type]
+            bias=False,
+        )
 
     def forward(
-        self, input: Tensor, beside: Tensor | None = None, made_by: Recipe | None = None
+        self, input: Tensor, skip: Tensor | None = None, recompute: Recompute | None = None
     ) -> Tensor:
-        """Convolves `input`, or the concatenation of `input` and `beside` as a sum of two: nothing is copied together.
+        """Convolve `input`, or the concatenation of `input` and `skip`.
 
-        `made_by` makes `input` again in backward.
+        The convolution of a concatenation is a sum of two convolutions, without a copy of both.
+
+        Args:
+            input: (B, C, D, H, W).
+            skip: further channels, or None.
+            recompute: recomputes `input` in backward; None: if possible, it is found from `input`.
         """
-        halved = self._better_halved(input)
-        if beside is None:
-            out = self._convolve(input, self.weight, made_by or recompute_fn(input), halved)
+        halved = self._is_faster_in_halves(input)
+        if skip is None:
+            out = self._convolve(input, self.weight, recompute or recompute_fn(input), halved)
         else:
-            ours, theirs = self.weight.split([input.shape[1], beside.shape[1]], dim=1)
-            out = self._convolve(input, ours, made_by or recompute_fn(input), halved)
-            out = out.add_(self._convolve(beside, theirs, recompute_fn(beside), halved))
+            first, second = self.weight.split([input.shape[1], skip.shape[1]], dim=1)
+            out = self._convolve(input, first, recompute or recompute_fn(input), halved)
+            out = out.add_(self._convolve(skip, second, recompute_fn(skip), halved))
         return out.transpose(0, 1).flatten(1, 2).unsqueeze(0) if halved else out
 
-    def _convolve(self, x: Tensor, weight: Tensor, made_by: Recipe | None, halved: bool) -> Tensor:
+    def _convolve(
+        self, x: Tensor, weight: Tensor, recompute: Recompute | None, halved: bool
+    ) -> Tensor:
         if not halved:
-            with recompute_in_backward(x, recipes=[made_by]):
+            with recompute_in_backward(x, functions=[recompute]):
                 return F.conv3d(x, weight, None, self.stride, self.padding)
-        again = None if made_by is None else lambda: self._halves(made_by())
-        x = self._halves(x)
-        with recompute_in_backward(x, recipes=[again]):
+        recompute_halves = None
+        if recompute is not None:
+            full_recompute = recompute
+
+            def recompute_halves() -> Tensor:
+                return self._split_in_halves(full_recompute())
+
+        x = self._split_in_halves(x)
+        with recompute_in_backward(x, functions=[recompute_halves]):
             return F.conv3d(x, weight, None, self.stride, (0, *self.padding[1:]))
 
-    def _better_halved(self, x: Tensor) -> bool:
-        """Whether a sample goes as a batch of two halves, so that oneDNN takes it."""
+    def _is_faster_in_halves(self, x: Tensor) -> bool:
+        """Whether one sample is computed as a batch of two halves, so that oneDNN is used."""
         alone = (
             len(x) == 1
             and x.device.type == "cpu"
             and x.dtype == torch.float32
             and not torch.compiler.is_compiling()
         )
-        small = x.shape[1] * x.shape[2] * x.shape[3] <= SMALL and self.kernel_size != (1, 1, 1)
+        small = x.shape[1] * x.shape[2] * x.shape[3] <= SMALL_INPUT and self.kernel_size != (
+            1,
+            1,
+            1,
+        )
         return alone and small and x.shape[2] % (2 * self.stride[0]) == 0
 
-    def _halves(self, x: Tensor) -> Tensor:
-        """Front and back half as a batch, each with the border that the convolution needs along z."""
+    def _split_in_halves(self, x: Tensor) -> Tensor:
+        """Return the two halves along z as a batch, each with the border that the kernel needs."""
         padding, step = int(self.padding[0]), x.shape[2] // 2
         padded = F.pad(x, (0, 0, 0, 0, padding, padding))
         length = step - self.stride[0] + self.kernel_size[0]
@@ -72,8 +102,12 @@ class Conv(nn.Conv3d):
 class Up(nn.ConvTranspose3d):
     """Transposed convolution whose kernel is its stride."""
 
-    def __init__(self, inside: int, outside: int, stride: Triple, bias: bool = False) -> None:
-        super().__init__(inside, outside, tuple(stride), tuple(stride), bias=bias)  # type: ignore[arg-type]
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: Triple, bias: bool = False
+    ) -> None:
+        # The kernel size is the stride.
+        kernel = (stride[0], stride[1], stride[2])
+        super().__init__(in_channels, out_channels, kernel, kernel, bias=bias)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         with recompute_in_backward(input):
@@ -81,10 +115,13 @@ class Up(nn.ConvTranspose3d):
 
 
 class Head(nn.Conv3d):
-    """1x1x1 convolution to logits, as a matrix product: oneDNN's is 8 times slower on channels-last input."""
+    """1x1x1 convolution to logits.
 
-    def __init__(self, inside: int, outside: int) -> None:
-        super().__init__(inside, outside, 1)
+    On channels-last input it is a matrix product: oneDNN's convolution is 8 times slower there.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
 
     def forward(self, input: Tensor) -> Tensor:
         with recompute_in_backward(input):

@@ -1,4 +1,7 @@
-"""How much arithmetic a training step is, and which share of a GPU's peak it uses."""
+"""Floating-point operations of a training step, and the peak rates of GPUs.
+
+The ratio of the two is the model FLOPs utilisation (MFU) in the training log.
+"""
 
 from collections.abc import Sequence
 
@@ -19,26 +22,37 @@ PEAK_TFLOPS = {
     "L4": 121.0,
     "V100": 125.0,
 }
-"""Dense 16-bit tensor-core peaks by a part of the device's name, from NVIDIA's data sheets; the first match counts."""
+"""Dense 16-bit tensor-core peaks by a part of the device's name, from NVIDIA's data sheets.
+
+The first match counts.
+"""
 SHARE_OF_16_BIT = {"bf16": 1.0, "fp16": 1.0, "tf32": 0.5}
+"""Peak by precision, relative to 16 bits; fp32 does not use tensor cores."""
 
 
 def sample_flops(config: ModelConfig, patch_size: Sequence[int]) -> int:
-    """Of forward and backward of one sample, a multiplication and an addition counting two; nothing is computed.
+    """Return the operations of forward and backward of one sample.
 
-    Recomputed activations do not count (the definition of MFU: https://arxiv.org/abs/2204.02311, appendix B).
+    A multiplication and an addition are two operations. Recomputed activations do not count, as in
+    the definition of MFU (https://arxiv.org/abs/2204.02311, appendix B).
+
+    Args:
+        config: settings `model.*` with the topology filled in.
+        patch_size: (z, y, x) in voxels.
     """
+    # On the meta device nothing is computed and no memory is used.
     with torch.device("meta"):
         model, counter = UNet(config), FlopCounterMode(display=False)
         with counter:
-            found = model(torch.empty(1, 1, *patch_size))
-            outputs = found if isinstance(found, list) else [found]
+            result = model(torch.empty(1, 1, *patch_size))
+            # With deep supervision the lower outputs are part of the work, too.
+            outputs = result if isinstance(result, list) else [result]
             sum(output.sum() for output in outputs).backward()
     return int(counter.get_total_flops())
 
 
 def peak_tflops(device_name: str, precision: str) -> float | None:
-    """None where we do not know it: CPUs, unlisted GPUs, fp32."""
+    """Return the peak rate in TFLOP/s; None for CPUs, unlisted GPUs and fp32."""
     peak = next((value for name, value in PEAK_TFLOPS.items() if name in device_name), None)
     share = SHARE_OF_16_BIT.get(precision)
     return None if peak is None or share is None else peak * share

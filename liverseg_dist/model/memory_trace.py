@@ -1,9 +1,10 @@
-"""Memory of a training step, found by walking through it with tensors that have shapes but no memory.
+"""Memory of a training step, measured with tensors that have shapes but no memory.
 
-`trace_memory` runs the real network, loss and backward on fake tensors and counts the bytes that are alive: what forward keeps
-per level, and the peak. It costs half a second, needs no GPU, and holds for any patch, a slab included. Counted are
-tensors; what libraries allocate for themselves (workspaces, CUDA's context) and the allocator's gaps are not.
-Parameters, gradients and optimizer state are left out as well: they depend on the strategy (`training.planning`).
+`trace_memory` runs the real network, loss and backward on fake tensors and counts the bytes that
+are alive: what forward stores per level, and the peak. It takes half a second, needs no GPU and
+works for any patch. It counts tensors only, not what libraries allocate for themselves (workspaces,
+CUDA's context) and not the gaps of the allocator. Parameters, gradients and optimizer state are not
+included: they depend on the strategy (`planning.memory_estimate`).
 """
 
 import gc
@@ -26,36 +27,51 @@ from liverseg_dist.config import LossConfig, ModelConfig
 from liverseg_dist.labels import NUM_CLASSES
 from liverseg_dist.model.losses import build_loss
 from liverseg_dist.model.unet import UNet
+from liverseg_dist.precision import find_autocast_dtype
 
-OUTSIDE = -1
-"""The "level" of what belongs to none: input, heads, loss."""
+NO_LEVEL = -1
+"""The "level" of tensors outside of levels: input, heads, loss."""
 LossFunction = Callable[[Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one micro-batch, and its work. Parameters, gradients and optimizer state are not among them."""
+    """Memory and operations of one micro-batch, without parameters, gradients, optimizer state."""
 
     parameters: int
-    """How many numbers the network has."""
+    """Number of parameters of the network."""
     largest_group: int
-    """Of these, in the largest module of `UNet.shard_groups()`."""
+    """Parameters of the largest module of `UNet.shard_groups()`."""
     kept: dict[int, int]
-    """Bytes alive between forward and loss, by the level (0: full resolution) that made them; -1: outside of levels."""
+    """Bytes alive between forward and loss, by the level that created them.
+
+    0 is the full resolution, -1 is outside of levels.
+    """
     peak: int
-    """Most bytes alive at once in forward, loss and backward."""
+    """Most bytes alive at any time in forward, loss and backward."""
     flops: int
-    """Floating-point operations of forward and backward, recomputation included (2 for multiply and add)."""
+    """Floating-point operations of forward and backward, with recomputation.
+
+    A multiplication and an addition are two operations.
+    """
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are made inside and still alive, by a label that may change on the way."""
+    """Counts the bytes of storages that were created in this context and are alive, by a label.
 
-    def __init__(self, sweep: bool = False) -> None:
-        """`sweep`: tensors without memory hang in reference cycles that real ones do not have; collect these first."""
+    The label may change inside the context.
+    """
+
+    def __init__(self, collect_garbage: bool = False) -> None:
+        """Create a counter.
+
+        Args:
+            collect_garbage: collect reference cycles before each new peak; tensors without memory
+                are in cycles that real tensors do not have.
+        """
         super().__init__()
-        self.sweep = sweep
-        self.label = OUTSIDE
+        self.collect_garbage = collect_garbage
+        self.label = NO_LEVEL
         self.live: Counter[int] = Counter()
         self.peak = 0
         self._total = 0
@@ -65,27 +81,30 @@ class LiveBytes(TorchDispatchMode):
         self, func: Callable, types: Collection[type], args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {
+            _storage_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        }
         for leaf in tree_leaves(out):
             if (
                 isinstance(leaf, Tensor)
-                and (key := _key(leaf)) not in given
+                and (key := _storage_key(leaf)) not in given
                 and key not in self._known
             ):
-                self._add(key, leaf.untyped_storage())
+                self._add_storage(key, leaf.untyped_storage())
         return out
 
-    def _add(self, key: int, storage: torch.UntypedStorage) -> None:
+    def _add_storage(self, key: int, storage: torch.UntypedStorage) -> None:
         size, label = storage.nbytes(), self.label
+        # An in-place operation returns a known storage, which must not be counted again.
         self._known.add(key)
         self.live[label] += size
         self._total += size
-        if self._total > self.peak and self.sweep:
+        if self._total > self.peak and self.collect_garbage:
             gc.collect()
         self.peak = max(self.peak, self._total)
-        weakref.finalize(storage, self._remove, key, size, label).atexit = False
+        weakref.finalize(storage, self._remove_storage, key, size, label).atexit = False
 
-    def _remove(self, key: int, size: int, label: int) -> None:
+    def _remove_storage(self, key: int, size: int, label: int) -> None:
         self._known.discard(key)
         self.live[label] -= size
         self._total -= size
@@ -93,102 +112,117 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class TraceOptions:
-    """How a step is run: see `trace_memory`."""
+    """How a step is run."""
 
     levels: tuple[int, ...] = ()
+    """Levels whose activations are recomputed in backward."""
     precision: str = "fp32"
     device: str = "cuda"
+    """cpu or cuda, whose code paths differ; the device need not exist."""
     channels_last: bool = False
     loss: LossConfig = field(default_factory=LossConfig)
 
     @property
-    def cpu(self) -> bool:
+    def is_cpu(self) -> bool:
+        """Whether the step runs on a CPU."""
         return self.device == "cpu"
 
     @property
-    def half(self) -> bool:
-        return self.precision in ("bf16", "fp16")
+    def is_16_bit(self) -> bool:
+        """Whether activations have 16 bits."""
+        return find_autocast_dtype(self.precision) is not None
 
 
 def trace_memory(
-    config: ModelConfig, patch_size: Sequence[int], batch: int = 1, walk: TraceOptions | None = None
+    config: ModelConfig,
+    patch_size: Sequence[int],
+    batch: int = 1,
+    options: TraceOptions | None = None,
 ) -> Footprint:
-    """The memory of forward, loss and backward of `batch` samples of `patch_size` voxels (z, y, x).
+    """Measure forward, loss and backward of one micro-batch.
 
-    `config` has its topology filled in; `walk.levels` are recomputed in backward. `walk.device`: cpu or cuda, whose
-    code paths differ; none has to be there. bf16 and fp16 count as autocast's 16-bit tensors.
+    Args:
+        config: settings `model.*` with the topology filled in.
+        patch_size: (z, y, x) in voxels.
+        batch: samples of the micro-batch.
+        options: how the step is run.
     """
-    walk = walk or TraceOptions()
-    _start(walk.cpu)
-    return _walk(config, patch_size, batch, walk, sweep=True)
+    options = options or TraceOptions()
+    _warm_up_pytorch(options.is_cpu)
+    return _trace_step(config, patch_size, batch, options, collect_garbage=True)
 
 
-def _walk(
-    config: ModelConfig, patch_size: Sequence[int], batch: int, walk: TraceOptions, sweep: bool
+def _trace_step(
+    config: ModelConfig,
+    patch_size: Sequence[int],
+    batch: int,
+    options: TraceOptions,
+    collect_garbage: bool,
 ) -> Footprint:
     with ExitStack() as stack:
-        gc.freeze()  # what is there already need not be looked at
+        # Objects that exist already are not searched at each collection.
+        gc.freeze()
         stack.callback(gc.unfreeze)
-        if walk.cpu:
+        if options.is_cpu:
             stack.enter_context(FakeTensorMode())
-        stack.enter_context(
-            torch.device("cpu" if walk.cpu else "meta")
-        )  # meta tensors take the path of GPUs
+        # Meta tensors use the code paths of GPUs.
+        stack.enter_context(torch.device("cpu" if options.is_cpu else "meta"))
         model = UNet(config)
-        if (
-            walk.half and not walk.cpu
-        ):  # no autocast for meta tensors; 16-bit weights make the same activations
+        # Meta tensors have no autocast; 16-bit weights give the same activations.
+        has_16_bit_weights = options.is_16_bit and not options.is_cpu
+        if has_16_bit_weights:
             model.to(torch.bfloat16)
-        model.set_checkpointing(walk.levels)
-        form = torch.channels_last_3d if walk.channels_last else torch.contiguous_format
-        term = build_loss(walk.loss, config, class_voxels=[1] * NUM_CLASSES)
+        model.set_checkpointing(options.levels)
+        memory_format = torch.channels_last_3d if options.channels_last else torch.contiguous_format
+        loss = build_loss(options.loss, config, class_voxels=[1] * NUM_CLASSES)
         for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(
-                parameter
-            )  # where DDP's buckets are: there before the step
-        counter, work = LiveBytes(sweep), FlopCounterMode(display=False)
+            # DDP's buckets exist before the step, too.
+            parameter.grad = torch.zeros_like(parameter)
+        counter, work = LiveBytes(collect_garbage), FlopCounterMode(display=False)
         with work, counter, label_levels(model, counter):
-            image_BCDHW = torch.empty(batch, 1, *patch_size).contiguous(memory_format=form)
-            given = image_BCDHW.to(torch.bfloat16) if walk.half and not walk.cpu else image_BCDHW
+            image_BCDHW = torch.empty(batch, 1, *patch_size).contiguous(memory_format=memory_format)
+            input_type = torch.bfloat16 if has_16_bit_weights else torch.float32
+            network_input = image_BCDHW.to(input_type)
             label_BDHW = torch.empty(batch, *patch_size, dtype=torch.uint8)
-            with torch.autocast("cpu", torch.bfloat16, enabled=walk.half and walk.cpu):
-                outputs = model(given)
+            is_autocast = options.is_16_bit and options.is_cpu
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+                outputs = model(network_input)
             kept = dict(counter.live)
-            total = term(outputs, label_BDHW).total
+            total = loss(outputs, label_BDHW).total
+            # As in the trainer: the outputs are free before backward.
             del outputs
             total.backward()
-            del image_BCDHW, given, label_BDHW, total
+            del image_BCDHW, network_input, label_BDHW, total
         groups = [sum(p.numel() for p in group.parameters()) for group in model.shard_groups()]
         parameters = sum(p.numel() for p in model.parameters())
-    copies = (
-        2 * parameters if walk.half and not walk.cpu else 0
-    )  # autocast's 16-bit weights, kept until backward
-    kept[OUTSIDE] = kept.get(OUTSIDE, 0) + copies
+    # Autocast's 16-bit copies of the weights, which are stored until backward.
+    copies = 2 * parameters if has_16_bit_weights else 0
+    kept[NO_LEVEL] = kept.get(NO_LEVEL, 0) + copies
     return Footprint(parameters, max(groups), kept, counter.peak + copies, work.get_total_flops())
 
 
 @cache
-def _start(cpu: bool) -> None:
-    """Have PyTorch load what it needs for tensors without memory, so that it is there before `gc.freeze`."""
+def _warm_up_pytorch(cpu: bool) -> None:
+    """Let PyTorch load its modules for tensors without memory before `gc.freeze`."""
     ones = ((1, 1, 1), (1, 1, 1))
     config = ModelConfig(features=(1, 1), strides=ones, kernels=ones, blocks_per_level=(1, 1))
-    _walk(
+    _trace_step(
         config,
         (4, 4, 4),
         1,
         TraceOptions(levels=(0,), device="cpu" if cpu else "cuda"),
-        sweep=False,
+        collect_garbage=False,
     )
 
 
 @contextmanager
 def label_levels(model: UNet, counter: LiveBytes) -> Iterator[None]:
-    """Bytes made while a level of `model` runs forward carry its number."""
+    """Label the bytes that are created during forward of a level with its number."""
     handles = []
     for stages in (model.encoder, model.decoder):
         for level, stage in enumerate(stages):
-            handles.append(stage.register_forward_pre_hook(_setter(counter, level)))
-            handles.append(stage.register_forward_hook(_setter(counter, OUTSIDE)))
+            handles.append(stage.register_forward_pre_hook(_create_label_hook(counter, level)))
+            handles.append(stage.register_forward_hook(_create_label_hook(counter, NO_LEVEL)))
     try:
         yield
     finally:
@@ -196,12 +230,12 @@ def label_levels(model: UNet, counter: LiveBytes) -> Iterator[None]:
             handle.remove()
 
 
-def _setter(counter: LiveBytes, label: int) -> Callable[..., None]:
-    def put(module: nn.Module, *inputs_and_output: object) -> None:
+def _create_label_hook(counter: LiveBytes, label: int) -> Callable[..., None]:
+    def set_label(module: nn.Module, *inputs_and_output: object) -> None:
         counter.label = label
 
-    return put
+    return set_label
 
 
-def _key(tensor: Tensor) -> int:
+def _storage_key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)

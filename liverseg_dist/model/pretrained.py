@@ -1,7 +1,7 @@
-"""Start from weights that exist: a run of ours, a safetensors file, or a foreign state dict of tensors.
+"""Initialisation from existing weights: a run folder, a safetensors file or an external state dict.
 
-Nothing is unpickled but tensors (`weights_only=True`). What does not fit stays at its fresh start, and the report says
-what was taken and what was not.
+Only tensors are unpickled (`weights_only=True`). Parameters without a fitting tensor keep their
+random initialisation; the report lists which tensors were used.
 """
 
 from collections.abc import Mapping
@@ -21,35 +21,51 @@ NESTED = ("state_dict", "network_weights", "model_state_dict", "model")
 
 @dataclass
 class PretrainedReport:
-    """Parameter names by what became of them."""
+    """Which parameters were initialised from the file."""
 
     source: Path
     matched: list[str] = field(default_factory=list)
     adapted: list[str] = field(default_factory=list)
+    """Convolutions that were adapted to other channels or dimensions."""
     missing: list[str] = field(default_factory=list)
+    """Parameters without a fitting tensor in the file."""
     unused: list[str] = field(default_factory=list)
+    """Tensors of the file without a parameter."""
 
     def __str__(self) -> str:
-        text = f"pretrained {self.source}: {len(self.matched)} tensors taken, {len(self.adapted)} adapted"
+        text = (
+            f"pretrained {self.source}: {len(self.matched)} tensors loaded, "
+            f"{len(self.adapted)} adapted"
+        )
         if self.missing:
-            text += f", {len(self.missing)} left fresh ({', '.join(self.missing[:4])}{', ...' * (len(self.missing) > 4)})"
-        return text + (f", {len(self.unused)} of the file not used" if self.unused else "")
+            names = ", ".join(self.missing[:4]) + (", ..." if len(self.missing) > 4 else "")
+            text += f", {len(self.missing)} not in the file ({names})"
+        if self.unused:
+            text += f", {len(self.unused)} of the file not used"
+        return text
 
 
 def load_pretrained(
     model: nn.Module, path: Path, names: Mapping[str, str] | None = None
 ) -> PretrainedReport:
-    """Copy what fits into `model`; `names`: the file's name of a tensor -> ours (`model.foreign`).
+    """Copy the tensors of a file that fit into a model.
 
-    Raises `UserError` when the file is unreadable, nothing fits, or most of it has other shapes.
+    Args:
+        model: is changed in place.
+        path: a run folder, a .safetensors file, or a torch file of tensors.
+        names: table from the file's name of a tensor to the model's name (`external_weights`).
+
+    Raises:
+        UserError: the file is not readable, no tensor fits, or most tensors have other shapes.
     """
     source = read_tensors(path)
     if names is not None:
         source = {names.get(name, name): tensor for name, tensor in source.items()}
     report = PretrainedReport(path)
     target = model.state_dict()
-    unlike: list[str] = []
+    mismatches: list[str] = []
     for name, tensor in target.items():
+        # What remains in `source` afterwards was not used.
         found = source.pop(name, None)
         if found is None:
             report.missing.append(name)
@@ -61,25 +77,39 @@ def load_pretrained(
             report.adapted.append(name)
         else:
             report.missing.append(name)
-            unlike.append(f"{name} is {list(found.shape)} there, {list(tensor.shape)} here")
+            mismatches.append(
+                f"{name} has shape {list(found.shape)} in the file and "
+                f"{list(tensor.shape)} in the model"
+            )
     report.unused = sorted(source)
     if not report.matched and not report.adapted:
         raise UserError(
-            f"{path}: none of its {len(report.unused)} tensors fits this network; check model.* settings"
+            f"{path}: none of the {len(report.unused)} tensors fits this network; "
+            "check the settings model.*"
         )
-    if len(unlike) > len(report.matched) + len(report.adapted):
+    # A few mismatches are normal (other classes); many mean that it is another architecture.
+    if len(mismatches) > len(report.matched) + len(report.adapted):
         raise UserError(
-            f"{path}: of another network: {unlike[0]}, and so on; give its model.features, kernels, blocks"
+            f"{path}: the weights are of another network: {mismatches[0]}, and others; "
+            "set model.features, model.kernels and model.blocks_per_level to those of that network"
         )
     return report
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, wrappers' prefixes removed. `path`: a run folder, .safetensors, or a torch file of tensors."""
+    """Read tensors by name; prefixes of wrapper modules are removed.
+
+    Args:
+        path: a run folder, a .safetensors file, or a torch file of tensors.
+
+    Raises:
+        UserError: the file is missing, not readable, or contains more than tensors.
+    """
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            f"{file}: no such weights; model.pretrained takes a run folder, .safetensors or a state dict"
+            f"{file}: no such file; set model.pretrained to a run folder, a .safetensors file or a "
+            "state dict"
         )
     try:
         tensors = (
@@ -91,26 +121,35 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{file}: not readable as weights: {' '.join(str(error).split())[:200]}"
         ) from None
-    except Exception as error:  # the unpickler's refusal of anything but tensors
+    # The unpickler raises several types when it refuses anything but tensors.
+    except Exception as error:
         raise UserError(
-            f"{file}: holds more than tensors, which is never loaded ({type(error).__name__}). If you trust it, save "
-            "its tensors alone: torch.save(torch.load(FILE, weights_only=False)['network_weights'], 'weights.pt')"
+            f"{file}: contains more than tensors, which is never loaded ({type(error).__name__}). "
+            "If you trust it, save only its tensors: torch.save(torch.load(FILE, "
+            "weights_only=False)['network_weights'], 'weights.pt')"
         ) from None
+    # Trainers store the weights below different keys.
     for key in NESTED:
         if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
             tensors = tensors[key]
             break
     if not isinstance(tensors, dict):
-        raise UserError(f"{file}: not a state dict")
-    return {_bare(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
+        raise UserError(f"{file}: not a state dict; save a dictionary of tensors")
+    result = {}
+    for name, value in tensors.items():
+        if isinstance(value, Tensor):
+            result[_strip_prefixes(name)] = value
+    return result
 
 
 def adapt_kernel(found: Tensor, shape: torch.Size) -> Tensor | None:
-    """A convolution weight for other channels or dimensions, or None.
+    """Adapt a convolution weight to other input channels or dimensions; None: not possible.
 
-    2D to 3D: the kernel is repeated along z and divided by its length, so that a constant volume gives the 2D answer
-    (inflation, https://arxiv.org/abs/1705.07750). Other input channels: the mean over channels, scaled to keep the sum.
+    2D to 3D: the kernel is repeated along z and divided by its length, so that a constant volume
+    gives the 2D result (inflation, https://arxiv.org/abs/1705.07750). Other input channels: the
+    mean over channels, scaled so that the sum stays the same.
     """
+    # A 2D kernel (out, in, y, x) for a 3D convolution (out, in, z, y, x).
     if found.dim() == 4 and len(shape) == 5:
         found = found.unsqueeze(2).repeat(1, 1, shape[2], 1, 1) / shape[2]
     if (
@@ -121,14 +160,13 @@ def adapt_kernel(found: Tensor, shape: torch.Size) -> Tensor | None:
     ):
         return None
     if found.shape[1] != shape[1]:
-        found = (
-            found.sum(dim=1, keepdim=True).repeat(1, shape[1], *([1] * (found.dim() - 2)))
-            / shape[1]
-        )
+        repeats = [1] * found.dim()
+        repeats[1] = shape[1]
+        found = found.sum(dim=1, keepdim=True).repeat(*repeats) / shape[1]
     return found
 
 
-def _bare(name: str) -> str:
+def _strip_prefixes(name: str) -> str:
     while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
         name = name.removeprefix(prefix)
     return name

@@ -1,8 +1,9 @@
-"""Strides and kernels of each level from the patch and the voxel spacing, by the rule of nnU-Net's planner.
+"""Strides and kernels of each level from the patch and the voxel spacing.
 
-An axis is halved while its spacing is within a factor of two of the finest axis still being halved and its edge keeps 4
-voxels; a kernel is 1 along an axis until the spacings have become comparable
-(https://www.nature.com/articles/s41592-020-01008-z, "Network topology").
+The rule is that of nnU-Net's planner. An axis is halved while its spacing is within a factor of two
+of the finest axis that is still being halved and its edge keeps 4 voxels. A kernel is 1 along an
+axis until the spacings are comparable (https://www.nature.com/articles/s41592-020-01008-z, "Network
+topology").
 """
 
 from collections.abc import Sequence
@@ -11,49 +12,63 @@ from dataclasses import dataclass
 import numpy as np
 
 from liverseg_dist.config import ModelConfig
+from liverseg_dist.config.registry import find_registered
 from liverseg_dist.errors import UserError
+from liverseg_dist.model.architectures import find_architecture
 
-SMALLEST_EDGE = 4
+MIN_EDGE = 4
+"""Voxels that an edge keeps at the lowest level."""
 Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Width of the first level, its cap (as nnU-Net: 320 in 3D), depth limit, blocks per level."""
+    """Widths and depth of a network."""
 
     base: int
+    """Channels of the first level; each level has twice as many as the one above."""
     cap: int
+    """Most channels of a level (nnU-Net: 320 in 3D)."""
     max_levels: int
-    unet_blocks: int = 2
-    resenc_blocks: tuple[int, ...] = (1, 3, 4, 6, 6, 6)
 
 
-PRESETS = {
-    "tiny": Preset(8, 64, 4, resenc_blocks=(1, 1, 2, 2)),
-    "S": Preset(16, 160, 5, resenc_blocks=(1, 2, 3, 4, 4)),
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(8, 64, 4),
+    "S": Preset(16, 160, 5),
     "M": Preset(32, 320, 6),
-    "L": Preset(32, 512, 7, resenc_blocks=(1, 3, 4, 6, 6, 6, 6)),
+    "L": Preset(32, 512, 7),
 }
+"""Presets by `model.preset`."""
 
 
 def plan_pooling(
     patch_size: Sequence[int], spacing_mm: Sequence[float], max_levels: int
 ) -> tuple[list[Triple], list[Triple]]:
-    """Strides and kernels (z, y, x) per level, full resolution first (its stride is 1, 1, 1)."""
+    """Return strides and kernels (z, y, x) per level.
+
+    Args:
+        patch_size: (z, y, x) in voxels.
+        spacing_mm: voxel size (z, y, x).
+        max_levels: most levels.
+
+    Returns:
+        Strides and kernels, full resolution first; the first stride is (1, 1, 1).
+    """
     edge = np.array(patch_size, dtype=float)
     spacing = np.array(spacing_mm, dtype=float)
     strides: list[Triple] = [(1, 1, 1)]
     kernels: list[Triple] = []
     kernel = np.ones(3, dtype=int)
     while True:
-        divisible = edge >= 2 * SMALLEST_EDGE
+        divisible = edge >= 2 * MIN_EDGE
+        # A kernel that has become 3 along an axis stays 3 at all lower levels.
         kernel = np.where(spacing / spacing.min() < 2, 3, kernel)
-        kernels.append(_triple(kernel))
+        kernels.append(_to_triple(kernel))
         if not divisible.any() or len(strides) == max_levels:
             break
         finest = spacing[divisible].min()
         halve = divisible & (spacing / finest < 2)
-        strides.append(_triple(np.where(halve, 2, 1)))
+        strides.append(_to_triple(np.where(halve, 2, 1)))
         edge = np.where(halve, np.ceil(edge / 2), edge)
         spacing = np.where(halve, spacing * 2, spacing)
     return strides, kernels
@@ -62,11 +77,18 @@ def plan_pooling(
 def resolve_topology(
     config: ModelConfig, patch_size: Sequence[int], spacing_mm: Sequence[float]
 ) -> ModelConfig:
-    """The config with features, strides, kernels and blocks filled in; what is given stays. Raises `UserError`."""
-    preset = PRESETS[config.preset]
-    depth = next(
-        (len(v) for v in (config.features, config.strides, config.kernels) if v is not None), None
-    )
+    """Fill in features, strides, kernels and blocks; settings that are given stay.
+
+    Args:
+        config: settings `model.*`.
+        patch_size: (z, y, x) in voxels.
+        spacing_mm: voxel size (z, y, x).
+
+    Raises:
+        UserError: the network does not fit the patch.
+    """
+    preset = find_registered(PRESETS, config.preset, "model.preset")
+    depth = _given_depth(config)
     strides, kernels = plan_pooling(patch_size, spacing_mm, depth or preset.max_levels)
     if config.strides is not None:
         strides = list(config.strides)
@@ -74,49 +96,64 @@ def resolve_topology(
         kernels = list(config.kernels)
     levels = depth or len(strides)
     if len(strides) < levels or len(kernels) < levels:
+        voxels = "x".join(map(str, patch_size))
         raise UserError(
-            f"model: {levels} levels do not fit a patch of {'x'.join(map(str, patch_size))} voxels, which allows "
+            f"model: {levels} levels do not fit a patch of {voxels} voxels, which allows "
             f"{min(len(strides), len(kernels))}; give fewer features or a larger data.patch_size"
         )
-    features = config.features or tuple(
-        min(preset.base * 2**level, preset.cap) for level in range(levels)
-    )
-    blocks = config.blocks_per_level
-    if blocks is None:
-        blocks = (
-            preset.unet_blocks if config.architecture == "unet" else preset.resenc_blocks[:levels]
-        )
-    if isinstance(blocks, int):
-        blocks = (blocks,) * levels
-    if len(blocks) < levels:
-        blocks = (*blocks, *([blocks[-1]] * (levels - len(blocks))))
+    features = config.features
+    if features is None:
+        features = tuple(min(preset.base * 2**level, preset.cap) for level in range(levels))
+    # After the settings are merged: given strides may need other patch sizes than the preset's.
     _check_patch(strides, patch_size)
     resolved = {
         "features": features,
         "strides": tuple(strides),
         "kernels": tuple(kernels),
-        "blocks_per_level": blocks,
+        "blocks_per_level": _resolve_blocks(config, levels),
     }
     return config.model_copy(update=resolved)
 
 
+def _given_depth(config: ModelConfig) -> int | None:
+    """Return the number of levels that the settings fix, or None."""
+    for values in (config.features, config.strides, config.kernels):
+        if values is not None:
+            return len(values)
+    return None
+
+
+def _resolve_blocks(config: ModelConfig, levels: int) -> tuple[int, ...]:
+    """Return the number of encoder blocks of each level."""
+    blocks = config.blocks_per_level
+    if blocks is None:
+        blocks = find_architecture(config).preset_blocks[config.preset]
+        if isinstance(blocks, tuple):
+            blocks = blocks[:levels]
+    if isinstance(blocks, int):
+        return (blocks,) * levels
+    # More levels than the preset has: the lowest ones are alike.
+    missing = levels - len(blocks)
+    return (*blocks, *([blocks[-1]] * missing))
+
+
 def size_multiple(strides: Sequence[Triple]) -> Triple:
-    """What each edge of an input must be a multiple of."""
-    return _triple(np.prod(np.array(strides), axis=0))
+    """Return the number (z, y, x) of which each edge of an input must be a multiple."""
+    return _to_triple(np.prod(np.array(strides), axis=0))
 
 
 def _check_patch(strides: Sequence[Triple], patch_size: Sequence[int]) -> None:
     multiple = size_multiple(strides)
-    if any(edge % m for edge, m in zip(patch_size, multiple, strict=True)):
-        fitting = [
-            max(1, round(edge / m)) * m for edge, m in zip(patch_size, multiple, strict=True)
-        ]
+    fitting = []
+    for edge, divisor in zip(patch_size, multiple, strict=True):
+        fitting.append(max(1, round(edge / divisor)) * divisor)
+    if any(edge % divisor for edge, divisor in zip(patch_size, multiple, strict=True)):
         raise UserError(
-            f"data.patch_size = {list(patch_size)}: each edge must be a multiple of {list(multiple)} for this network; "
-            f"{fitting} would do"
+            f"data.patch_size = {list(patch_size)}: each edge must be a multiple of "
+            f"{list(multiple)} for this network; use for example {fitting}"
         )
 
 
-def _triple(values: np.ndarray) -> Triple:
+def _to_triple(values: np.ndarray) -> Triple:
     z, y, x = (int(v) for v in values)
     return z, y, x

@@ -1,6 +1,7 @@
-"""The 3D U-Net, plain or with a residual encoder, with deep supervision. A plain `nn.Module` that knows no rank.
+"""The 3D U-Net, plain or with a residual encoder, with deep supervision.
 
-https://arxiv.org/abs/1606.06650 (3D U-Net), https://www.nature.com/articles/s41592-020-01008-z (nnU-Net's form of it).
+It is a plain `nn.Module` without any dependence on ranks. https://arxiv.org/abs/1606.06650 (3D
+U-Net), https://www.nature.com/articles/s41592-020-01008-z (the form of it that nnU-Net uses).
 """
 
 from collections.abc import Collection
@@ -11,15 +12,19 @@ from torch.utils.checkpoint import checkpoint
 from liverseg_dist.config import ModelConfig
 from liverseg_dist.labels import NUM_CLASSES
 from liverseg_dist.model.activation_recompute import keep_storage, recompute_in_backward
-from liverseg_dist.model.blocks import SLOPE, ConvBlock, DecoderLevel, ResidualBlock, build_stack
+from liverseg_dist.model.architectures import find_architecture
+from liverseg_dist.model.blocks import SLOPE, DecoderLevel, build_stack
 from liverseg_dist.model.convolution import Head
 from liverseg_dist.model.topology import size_multiple
 
 
 class UNet(nn.Module):
-    """Logits (B, C, D, H, W); in training mode with deep supervision a list of them, full resolution first.
+    """Network from images to logits.
 
-    Needs a config whose features, strides, kernels and blocks are filled in (`topology.resolve_topology`).
+    Args:
+        config: settings `model.*` whose features, strides, kernels and blocks are filled in
+            (`topology.resolve_topology`).
+        in_channels: channels of the image.
     """
 
     def __init__(self, config: ModelConfig, in_channels: int = 1) -> None:
@@ -30,47 +35,59 @@ class UNet(nn.Module):
             and config.kernels
             and isinstance(config.blocks_per_level, tuple)
         ):
-            raise ValueError("the config's topology is not filled in; call topology.resolve first")
+            raise ValueError(
+                "the topology of the settings is not filled in; "
+                "call topology.resolve_topology first"
+            )
         features, strides, kernels = config.features, config.strides, config.kernels
         self.num_levels = len(features)
         self.size_multiple = size_multiple(strides)
         self.deep_supervision = config.deep_supervision
         self._checkpointed: frozenset[int] = frozenset()
-        encoder_block = ResidualBlock if config.architecture == "resenc" else ConvBlock
-        inside = in_channels
+        architecture = find_architecture(config)
+        channels = in_channels
         encoder = []
         for level, (width, kernel, stride) in enumerate(
             zip(features, kernels, strides, strict=True)
         ):
             blocks = config.blocks_per_level[level]
             encoder.append(
-                build_stack(encoder_block, inside, width, kernel, stride, config.norm, blocks)
+                build_stack(
+                    architecture.encoder_block, channels, width, kernel, stride, config.norm, blocks
+                )
             )
-            inside = width
+            channels = width
         self.encoder = nn.ModuleList(encoder)
-        # A residual encoder goes with one convolution per decoder level (ResEnc U-Net); a plain one mirrors it.
-        decoder_blocks = [
-            1 if config.architecture == "resenc" else n for n in config.blocks_per_level
-        ]
-        self.decoder = nn.ModuleList(
-            DecoderLevel(
-                features[i + 1],
-                features[i],
-                kernels[i],
-                strides[i + 1],
-                config.norm,
-                decoder_blocks[i],
-                config.upsampling_bias,
+        decoder = []
+        for level in range(self.num_levels - 1):
+            blocks = architecture.decoder_blocks or config.blocks_per_level[level]
+            decoder.append(
+                DecoderLevel(
+                    features[level + 1],
+                    features[level],
+                    kernels[level],
+                    strides[level + 1],
+                    config.norm,
+                    blocks,
+                    config.upsampling_bias,
+                )
             )
-            for i in range(self.num_levels - 1)
-        )
+        self.decoder = nn.ModuleList(decoder)
         outputs = 2 if config.regions else NUM_CLASSES
+        # All levels but the two lowest, where a voxel covers too much tissue to be supervised.
         supervised = max(1, self.num_levels - 2) if config.deep_supervision else 1
         self.heads = nn.ModuleList(Head(features[i], outputs) for i in range(supervised))
-        self.apply(_initialise)
+        self.apply(_initialise_weights)
 
     def set_checkpointing(self, levels: Collection[int]) -> None:
-        """Levels (0: full resolution) whose activations are computed again in backward instead of being kept."""
+        """Choose the levels whose activations are recomputed in backward.
+
+        Args:
+            levels: numbers of levels, 0 is the full resolution.
+
+        Raises:
+            ValueError: a level does not exist.
+        """
         unknown = [level for level in levels if not 0 <= level < self.num_levels]
         if unknown:
             raise ValueError(
@@ -78,41 +95,51 @@ class UNet(nn.Module):
             )
         self._checkpointed = frozenset(levels)
 
-    def by_distance(self) -> list[nn.Module]:
-        """Heads, decoder from the top down, encoder from the bottom up: what lies further from the output is later."""
+    def modules_from_output(self) -> list[nn.Module]:
+        """Return the modules by their distance from the output, the nearest first.
+
+        That is heads, decoder from the top down, encoder from the bottom up.
+        """
         return [self.heads, *self.decoder, *reversed(list(self.encoder))]
 
     def shard_groups(self) -> list[nn.Module]:
-        """Modules that FSDP gathers one at a time."""
+        """Return the modules that FSDP gathers one at a time."""
         return [*self.encoder, *self.decoder]
 
     def forward(self, image_BCDHW: Tensor) -> Tensor | list[Tensor]:
+        """Compute logits (B, C, D, H, W).
+
+        In training mode with deep supervision it returns a list of them, full resolution first.
+        """
         skips: list[Tensor] = []
         x = image_BCDHW
         for level, stage in enumerate(self.encoder):
-            x = self._run(level, stage, x)
+            x = self._run_stage(level, stage, x)
             skips.append(x)
+        # The lowest level has no skip: its output is the decoder's input.
         skips.pop()
         supervise = self.training and self.deep_supervision
         outputs: list[Tensor] = []
         for level in range(self.num_levels - 2, -1, -1):
-            x = self._run(level, self.decoder[level], x, skips.pop())
+            x = self._run_stage(level, self.decoder[level], x, skips.pop())
             if level == 0 or (supervise and level < len(self.heads)):
                 outputs.insert(0, self.heads[level](x))
         if self.num_levels == 1:
+            # A network with one level has no decoder.
             outputs.append(self.heads[0](x))
         return outputs if supervise and len(self.heads) > 1 else outputs[0]
 
-    def _run(self, level: int, stage: nn.Module, *inputs: Tensor) -> Tensor:
+    def _run_stage(self, level: int, stage: nn.Module, *inputs: Tensor) -> Tensor:
         if level in self._checkpointed and self.training:
+            # Checkpointing stores the stage's inputs; they can be recomputed as well.
             with recompute_in_backward(*inputs):
                 return keep_storage(checkpoint(stage, *inputs, use_reentrant=False))
         out: Tensor = stage(*inputs)
         return out
 
 
-def _initialise(module: nn.Module) -> None:
-    """He initialisation for the leaky ReLU; heads and biases start at small and zero values."""
+def _initialise_weights(module: nn.Module) -> None:
+    """Initialise with He's rule for the leaky ReLU; biases start at zero."""
     if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
         nn.init.kaiming_normal_(module.weight, a=SLOPE)
         if module.bias is not None:

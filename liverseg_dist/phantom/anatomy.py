@@ -1,8 +1,9 @@
-"""A patient: anatomy drawn at random, and painted on any grid.
+"""A patient: random anatomy that is painted on any grid.
 
-A nominal adult is described in millimetres (x right, y front, z head; origin near the liver's hilum). A patient is
-the nominal adult scaled along the axes and warped by a smooth field, so no two organs have the same outline, and body,
-bones and organs stay consistent. HU are those of the portal-venous phase.
+A nominal adult is described in millimetres (x right, y front, z head; origin near the liver's
+hilum). A patient is the nominal adult scaled along the axes and warped by a smooth field. No two
+organs have the same outline, and body, bones and organs stay consistent. HU are those of the
+portal-venous phase.
 """
 
 from collections.abc import Sequence
@@ -11,16 +12,18 @@ from functools import cached_property
 
 import numpy as np
 
-from liverseg_dist.phantom.canvas import Canvas, Stroke, Tissue, in_slab, index_box
+from liverseg_dist.phantom.canvas import Canvas, Stroke, Tissue, crop_to_slab, find_voxel_box
 from liverseg_dist.phantom.liver import LIVER_BOUNDS, Liver, draw_liver
 from liverseg_dist.phantom.organs import Contrast, build_gallbladder, build_kidneys, draw_organs
 from liverseg_dist.phantom.shapes import Bounds, Box, Cone, Ellipsoid, Point, Points, Shape, Waves
 from liverseg_dist.phantom.torso import Torso
-from liverseg_dist.phantom.tumours import Room, Tumour, place_tumours
+from liverseg_dist.phantom.tumours import LiverSamples, Tumour, place_tumours
 from liverseg_dist.volume import Grid
 
 LIVER_ML = (950.0, 2250.0)
+"""Range of liver volumes; other patients are drawn again."""
 COARSE_MM = 6.0
+"""Voxel size for the measurement of the liver."""
 AIR_HU = -1000.0
 SHIFT_MM, SHIFT_SLACK_MM = 8.0, 1.0
 SHIFT_SHAPE = (60, 40, 50)
@@ -28,7 +31,7 @@ SHIFT_SHAPE = (60, 40, 50)
 
 @dataclass(frozen=True)
 class Patient:
-    """Everything `Painter` needs. World = patient's millimetres, RAS+."""
+    """Anatomy of a patient. World coordinates are millimetres, RAS+."""
 
     scale: Point
     warp: tuple[Waves, Waves, Waves]
@@ -44,34 +47,35 @@ class Patient:
 
     @cached_property
     def reach_mm(self) -> float:
-        """The furthest the warp can move a point, along one axis."""
+        """Upper bound of the warp's shift along one axis."""
         return max(self.scale) * max(field.largest for field in self.warp)
 
     @cached_property
     def _shifts(self) -> tuple[Grid, tuple[np.ndarray, ...]]:
-        """The warp on a coarse grid, to tell how far a body is moved."""
+        """The warp on a coarse grid, for the shift of a body."""
         affine = np.diag([SHIFT_MM] * 3 + [1.0])
         affine[:3, 3] = -SHIFT_MM * (np.array(SHIFT_SHAPE[::-1]) - 1) / 2
         grid = Grid(SHIFT_SHAPE, affine)
-        return grid, tuple(field.on(grid, slice(0, SHIFT_SHAPE[0])) for field in self.warp)
+        return grid, tuple(
+            field.evaluate_planes(grid, slice(0, SHIFT_SHAPE[0])) for field in self.warp
+        )
 
     def world_bounds(self, bounds: Bounds) -> Bounds:
-        """A box in the world around a nominal one."""
+        """Return a box in the world around a box in nominal coordinates."""
         grid, shifts = self._shifts
         scale = np.array(self.scale)
         inner = np.array(bounds)
         outer = inner * scale + [[-self.reach_mm], [self.reach_mm]]
-        for _ in range(
-            2
-        ):  # where it can be tells how it is shifted, which tells better where it can be
-            box = index_box(grid, _bounds(outer), SHIFT_MM)
+        # The position gives the shift and the shift a better position: two iterations suffice.
+        for _ in range(2):
+            box = find_voxel_box(grid, _to_bounds(outer), SHIFT_MM)
             if not (box[0] < box[1]).all():
-                return _bounds(outer)
+                return _to_bounds(outer)
             cut = tuple(slice(first, last) for first, last in zip(*box.tolist(), strict=True))
             low = np.array([shift[cut].min() for shift in shifts]) - SHIFT_SLACK_MM
             high = np.array([shift[cut].max() for shift in shifts]) + SHIFT_SLACK_MM
             outer = np.stack([(inner[0] - high) * scale, (inner[1] - low) * scale])
-        return _bounds(outer)
+        return _to_bounds(outer)
 
     @property
     def body_mm(self) -> tuple[float, float]:
@@ -79,26 +83,30 @@ class Patient:
         thick = self.torso.fat_mm + self.torso.wall_mm
         return self.scale[0] * (128 + 1.1 * thick), self.scale[1] * (90 + thick)
 
-    def points(self, grid: Grid, planes: slice) -> Points:
-        """Nominal positions of a grid's voxels: scaled and warped."""
+    def map_voxels(self, grid: Grid, planes: slice) -> Points:
+        """Return the nominal positions of the voxels in some planes of a grid."""
         step_x, step_y, step_z = grid.affine[:3, :3].T
         z = np.arange(planes.start, planes.stop)[:, None, None]
         y, x = np.arange(grid.shape[1])[:, None], np.arange(grid.shape[2])
         parts = []
         for axis in range(3):
             rows = grid.affine[axis, 3] + step_z[axis] * z + step_y[axis] * y
-            value = self.warp[axis].on(grid, planes)
+            # Rows and columns are added by broadcasting, without a temporary array of the full
+            # size.
+            value = self.warp[axis].evaluate_planes(grid, planes)
             value += (rows / self.scale[axis]).astype(np.float32)
             value += (step_x[axis] * x / self.scale[axis]).astype(np.float32)
             parts.append(value)
         return Points(*parts)
 
-    def box(self, grid: Grid, bounds: Bounds, margin_mm: float = 0.0) -> np.ndarray:
-        """Voxels that a body given in nominal coordinates can touch."""
-        return index_box(grid, self.world_bounds(bounds), 1.2 * max(grid.spacing_mm) + margin_mm)
+    def find_voxel_box(self, grid: Grid, bounds: Bounds, margin_mm: float = 0.0) -> np.ndarray:
+        """Return the voxels that a body in nominal coordinates can overlap."""
+        return find_voxel_box(
+            grid, self.world_bounds(bounds), 1.2 * max(grid.spacing_mm) + margin_mm
+        )
 
 
-def _bounds(box: np.ndarray) -> Bounds:
+def _to_bounds(box: np.ndarray) -> Bounds:
     (x0, y0, z0), (x1, y1, z1) = box.tolist()
     return (x0, y0, z0), (x1, y1, z1)
 
@@ -106,24 +114,31 @@ def _bounds(box: np.ndarray) -> Bounds:
 def draw_patient(
     rng: np.random.Generator, tumours: int, tumour_mm: tuple[float, float], hard: bool
 ) -> Patient:
-    """A random patient with a liver of ordinary size; `tumour_mm`: smallest and largest diameter."""
+    """Draw a random patient with a liver of normal size.
+
+    Args:
+        rng: random generator.
+        tumours: number of tumours; fewer if the liver has no space for them.
+        tumour_mm: smallest and largest diameter of a tumour.
+        hard: whether tumours have low contrast and there are cysts and focal fat.
+    """
     while True:
         patient = _draw_body(rng)
-        patient, room = _measured(patient)
+        patient, samples = _measure_liver(patient)
+        # Random organs may leave the liver too much or too little space.
         if LIVER_ML[0] < patient.liver_ml < LIVER_ML[1]:
             break
-    patient = replace(patient, tumours=place_tumours(rng, room, tumours, tumour_mm, hard))
+    patient = replace(patient, tumours=place_tumours(rng, samples, tumours, tumour_mm, hard))
     if hard:
-        patient = replace(
-            patient, inside_liver=(*patient.inside_liver, *_confounders(rng, patient, room))
-        )
+        confounders = _draw_confounders(rng, patient, samples)
+        patient = replace(patient, inside_liver=(*patient.inside_liver, *confounders))
     return patient
 
 
 def _draw_body(rng: np.random.Generator) -> Patient:
     u = rng.uniform
     size = float(u(0.92, 1.08))
-    contrast = Contrast.draw(rng)
+    contrast = Contrast.draw_random(rng)
     top = float(u(64, 86))
     torso = Torso(
         fat_mm=float(np.exp(u(np.log(6), np.log(34)))),
@@ -140,61 +155,66 @@ def _draw_body(rng: np.random.Generator) -> Patient:
     organs = draw_organs(rng, contrast, both_kidneys)
     liver = draw_liver(rng, both_kidneys[0], bladder, (torso.right_top_mm, torso.left_top_mm))
     bile = Tissue(float(u(4, 20)), 2.0)
-    organs += [Stroke(c, Tissue(70.0)) for c in bladder] + [
-        Stroke(c, bile, inset_mm=1.8) for c in bladder
-    ]
+    organs += [Stroke(piece, Tissue(70.0)) for piece in bladder]
+    organs += [Stroke(piece, bile, inset_mm=1.8) for piece in bladder]
+    scale = (
+        size * float(u(0.97, 1.05)),
+        size * float(u(0.94, 1.1)),
+        size * float(u(0.95, 1.05)),
+    )
+    warp_x, warp_y, warp_z = (Waves.draw_random(rng, (70, 170), 3.2, 6) for _ in range(3))
     return Patient(
-        scale=(
-            size * float(u(0.97, 1.05)),
-            size * float(u(0.94, 1.1)),
-            size * float(u(0.95, 1.05)),
-        ),
-        warp=tuple(Waves.draw(rng, (70, 170), 3.2, 6) for _ in range(3)),  # type: ignore[arg-type]
+        scale=scale,
+        warp=(warp_x, warp_y, warp_z),
         torso=torso,
         contrast=contrast,
         organs=tuple(organs),
         liver=liver,
         inside_liver=(
-            *_vessels(liver.hepatic_veins, contrast.hepatic),
-            *_vessels(liver.portal_veins, contrast.portal),
+            *_vessel_strokes(liver.hepatic_veins, contrast.hepatic),
+            *_vessel_strokes(liver.portal_veins, contrast.portal),
         ),
     )
 
 
-def _vessels(pieces: Sequence[Cone], hu: float) -> list[Stroke]:
+def _vessel_strokes(pieces: Sequence[Cone], hu: float) -> list[Stroke]:
     return [Stroke(piece, Tissue(hu), within="liver", margin_mm=2.0) for piece in pieces]
 
 
-def _measured(patient: Patient) -> tuple[Patient, Room]:
-    """The liver's volume, its extent, and places in it, from a coarse grid."""
+def _measure_liver(patient: Patient) -> tuple[Patient, LiverSamples]:
+    """Measure the liver's volume and extent on a coarse grid, and sample positions in it."""
     low, high = np.array(patient.world_bounds(LIVER_BOUNDS))
     shape = np.ceil((high - low)[::-1] / COARSE_MM).astype(int).tolist()
     affine = np.diag([COARSE_MM] * 3 + [1.0])
     affine[:3, 3] = low
     grid = Grid((shape[0], shape[1], shape[2]), affine)
-    p = patient.points(grid, slice(0, shape[0]))
+    p = patient.map_voxels(grid, slice(0, shape[0]))
     abdomen = np.maximum(patient.torso.dome_mm(p), patient.torso.cavity_mm(p))
-    distance = patient.liver.distance(p, abdomen)
+    distance = patient.liver.signed_distance(p, abdomen)
     inside = np.argwhere(distance < 0)
     if not len(inside):
-        return patient, Room(np.empty((0, 3)), np.empty(0), grid.voxel_volume_ml)
+        return patient, LiverSamples(np.empty((0, 3)), np.empty(0), grid.voxel_volume_ml)
     z = grid.world_mm(inside)[:, 2]
     mask = distance < 0
-    room = Room(
+    samples = LiverSamples(
         np.stack([p.x[mask], p.y[mask], p.z[mask]], axis=1), -distance[mask], grid.voxel_volume_ml
     )
     volume = len(inside) * grid.voxel_volume_ml
-    return replace(patient, liver_ml=volume, liver_z_mm=(float(z.min()), float(z.max()))), room
+    return replace(patient, liver_ml=volume, liver_z_mm=(float(z.min()), float(z.max()))), samples
 
 
-def _confounders(rng: np.random.Generator, patient: Patient, room: Room) -> list[Stroke]:
-    """What is in a liver and is no tumour: simple cysts, and fat along the ligament."""
+def _draw_confounders(
+    rng: np.random.Generator, patient: Patient, samples: LiverSamples
+) -> list[Stroke]:
+    """Draw structures that resemble tumours: simple cysts, and fat along the ligament."""
     strokes = []
     for _ in range(int(rng.integers(0, 4))):
         size = float(rng.uniform(2, 6))
-        place = room.places[int(rng.integers(len(room.places)))]
-        centre = (float(place[0]), float(place[1]), float(place[2]))
-        if any(t.ball.distance(_at(centre))[0] < size + 4 for t in patient.tumours):
+        position = samples.positions[int(rng.integers(len(samples.positions)))]
+        centre = (float(position[0]), float(position[1]), float(position[2]))
+        point = _single_point(centre)
+        # A cyst at a tumour would change the tumour's label.
+        if any(t.ball.signed_distance(point)[0] < size + 4 for t in patient.tumours):
             continue
         strokes.append(
             Stroke(
@@ -211,72 +231,86 @@ def _confounders(rng: np.random.Generator, patient: Patient, room: Room) -> list
     return strokes
 
 
-def _at(point: Point) -> Points:
+def _single_point(point: Point) -> Points:
     x, y, z = (np.array([v], np.float32) for v in point)
     return Points(x, y, z)
 
 
 class Painter:
-    """Paints a patient on a grid, some planes at a time."""
+    """Paints a patient on a grid, some planes at a time, so that memory stays bounded."""
 
     def __init__(self, patient: Patient, grid: Grid) -> None:
         self.patient, self.grid = patient, grid
         spacing_z, spacing_y, _ = grid.spacing_mm
         self.edge_mm = 1.15 * max(spacing_y, 0.6 * spacing_z)
-        self._organs = [self._located(stroke.shape, stroke) for stroke in patient.organs]
-        self._inside = [self._located(stroke.shape, stroke) for stroke in patient.inside_liver]
-        self._tumours = [(patient.box(grid, tumour.bounds()), tumour) for tumour in patient.tumours]
-        self._liver = patient.box(grid, LIVER_BOUNDS)
+        self._organs = [self._locate_stroke(stroke.shape, stroke) for stroke in patient.organs]
+        self._inside = [
+            self._locate_stroke(stroke.shape, stroke) for stroke in patient.inside_liver
+        ]
+        self._tumours = [
+            (patient.find_voxel_box(grid, tumour.bounding_box()), tumour)
+            for tumour in patient.tumours
+        ]
+        self._liver = patient.find_voxel_box(grid, LIVER_BOUNDS)
+        # The same bodies are looked up for every slab.
         self._boxes: dict[Bounds, np.ndarray] = {}
 
-    def _boxed(self, bounds: Bounds) -> np.ndarray:
+    def _find_body_box(self, bounds: Bounds) -> np.ndarray:
         if bounds not in self._boxes:
-            self._boxes[bounds] = self.patient.box(self.grid, bounds)
+            self._boxes[bounds] = self.patient.find_voxel_box(self.grid, bounds)
         return self._boxes[bounds]
 
-    def _located(self, shape: Shape, stroke: Stroke) -> tuple[np.ndarray, Stroke]:
-        return self.patient.box(
-            self.grid, shape.bounds(), 2.5 * stroke.ripple_mm + stroke.edge_mm
+    def _locate_stroke(self, shape: Shape, stroke: Stroke) -> tuple[np.ndarray, Stroke]:
+        return self.patient.find_voxel_box(
+            self.grid, shape.bounding_box(), 2.5 * stroke.ripple_mm + stroke.edge_mm
         ), stroke
 
-    def paint(
+    def paint_planes(
         self, planes: slice, texture: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """HU (float32), the share of liver (with tumours) and the share of tumour in every voxel of some planes."""
+        """Paint some planes.
+
+        Args:
+            planes: range of planes of the grid.
+            texture: unevenness of the tissue, unit variance.
+
+        Returns:
+            HU, and each voxel's share of liver (with tumours) and of tumour, all float32.
+        """
         patient = self.patient
-        points = patient.points(self.grid, planes)
+        points = patient.map_voxels(self.grid, planes)
 
         def find(bounds: Bounds) -> Box | None:
-            return in_slab(self._boxed(bounds), planes)
+            return crop_to_slab(self._find_body_box(bounds), planes)
 
         canvas = Canvas(
             points, texture, np.full(points.x.shape, AIR_HU, np.float32), self.edge_mm, find
         )
-        patient.torso.paint(canvas)
-        self._strokes(canvas, self._organs, planes)
+        patient.torso.paint_torso(canvas)
+        self._paint_strokes(canvas, self._organs, planes)
         liver, tumours = np.zeros_like(canvas.hu), np.zeros_like(canvas.hu)
         distance = np.full(canvas.hu.shape, 1e3, np.float32)
-        box = in_slab(self._liver, planes)
+        box = crop_to_slab(self._liver, planes)
         if box is None:
             return canvas.hu, liver, tumours
         part = canvas[box]
-        distance[box] = patient.liver.distance(part.points, part.regions["abdomen"])
-        liver[box] = part.fill(distance[box], Tissue(patient.contrast.liver, 3.0))
+        distance[box] = patient.liver.signed_distance(part.points, part.regions["abdomen"])
+        liver[box] = part.fill_tissue(distance[box], Tissue(patient.contrast.liver, 3.0))
         canvas.regions["liver"] = distance
-        self._strokes(canvas, self._inside, planes)
-        for where, tumour in self._tumours:
-            inner = in_slab(where, planes)
+        self._paint_strokes(canvas, self._inside, planes)
+        for tumour_box, tumour in self._tumours:
+            inner = crop_to_slab(tumour_box, planes)
             if inner is not None:
                 part = canvas[inner]
-                ball = np.maximum(tumour.distance(part.points), part.regions["liver"])
-                tumour.paint(part, ball, patient.contrast.liver)
-                np.maximum(tumours[inner], part.share(ball), out=tumours[inner])
+                ball = np.maximum(tumour.signed_distance(part.points), part.regions["liver"])
+                tumour.paint_tumour(part, ball, patient.contrast.liver)
+                np.maximum(tumours[inner], part.compute_share(ball), out=tumours[inner])
         return canvas.hu, liver, tumours
 
-    def _strokes(
+    def _paint_strokes(
         self, canvas: Canvas, strokes: list[tuple[np.ndarray, Stroke]], planes: slice
     ) -> None:
-        for where, stroke in strokes:
-            box = in_slab(where, planes)
+        for stroke_box, stroke in strokes:
+            box = crop_to_slab(stroke_box, planes)
             if box is not None:
-                canvas[box].paint(stroke)
+                canvas[box].paint_stroke(stroke)

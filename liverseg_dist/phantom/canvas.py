@@ -1,4 +1,4 @@
-"""A slab of a scan while it is painted, tissue over tissue, each only where its body lies."""
+"""A slab of a scan while it is painted: one tissue over another, each only inside its body."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,83 +11,89 @@ from liverseg_dist.volume import Grid
 
 
 class Tissue(NamedTuple):
-    """HU of a tissue and how uneven it is: `grain` times the scan's texture field (unit variance, a few mm), and spots
-    of up to `spot` HU where that field is above `rare` (below, where `rare` is negative)."""
+    """HU of a tissue and its unevenness."""
 
     hu: float
     grain: float = 0.0
+    """Factor of the scan's texture field (unit variance, a few mm), in HU."""
     spot: float = 0.0
+    """HU of spots where the texture field is above `rare` (below, if `rare` is negative)."""
     rare: float = 1.4
 
-    def at(self, texture: np.ndarray) -> np.ndarray | np.float32:
+    def compute_hu(self, texture: np.ndarray) -> np.ndarray | np.float32:
+        """Return HU for values of the texture field."""
         if not self.grain and not self.spot:
             return np.float32(self.hu)
         value = texture * np.float32(self.grain)
         value += np.float32(self.hu)
         if self.spot:
             side = np.float32(np.sign(self.rare))
-            value += np.clip(
-                (texture - np.float32(self.rare)) * side * np.float32(2), 0, 1
-            ) * np.float32(self.spot)
+            # A ramp instead of a step, so that spots have soft edges.
+            strength = np.clip((texture - np.float32(self.rare)) * side * np.float32(2), 0, 1)
+            value += strength * np.float32(self.spot)
         return value
 
 
 class Stroke(NamedTuple):
-    """One body and what it is made of."""
+    """One body and its tissue."""
 
     shape: Shape
     tissue: Tissue
     inset_mm: float = 0.0
-    """Only what lies this deep inside the shape: the lumen of a hollow organ."""
+    """Depth below the shape's surface at which the tissue begins: the lumen of a hollow organ."""
     within: str = ""
-    """Name of a region that cuts the body, `margin_mm` inside it."""
+    """Name of a region that limits the body, `margin_mm` inside the region's surface."""
     margin_mm: float = 0.0
     ripple_mm: float = 0.0
-    """How far the texture field pushes the surface."""
+    """Shift of the surface by the texture field."""
     above_y_mm: float | None = None
-    """Only in front of this plane: gas over fluid in a patient who lies on the back."""
+    """Only in front of this plane: gas over fluid in a patient in supine position."""
     edge_mm: float = 0.0
-    """Softness of the surface beyond the voxel's own."""
+    """Width of the surface in addition to the voxel's."""
 
 
 @dataclass
 class Canvas:
-    """Arrays (planes, rows, columns) over one block: positions, texture, HU, and distances to named regions."""
+    """Arrays (planes, rows, columns) of one block: positions, texture, HU, distances to regions."""
 
     points: Points
     texture: np.ndarray
     hu: np.ndarray
     edge_mm: float
-    find: Callable[[Bounds], Box | None]
-    """Where in the block a body with these bounds can lie; None: nowhere."""
+    find_box: Callable[[Bounds], Box | None]
+    """Returns the part of the block that a body with these bounds can overlap; None: no part."""
     regions: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __getitem__(self, box: Box) -> "Canvas":
         regions = {name: distance[box] for name, distance in self.regions.items()}
         return Canvas(
-            self.points[box], self.texture[box], self.hu[box], self.edge_mm, self.find, regions
+            self.points[box], self.texture[box], self.hu[box], self.edge_mm, self.find_box, regions
         )
 
-    def near(self, bounds: Bounds) -> "Canvas | None":
-        """The part of the whole block around a body."""
-        box = self.find(bounds)
+    def crop_around(self, bounds: Bounds) -> "Canvas | None":
+        """Return the part of the complete block around a body; None: no part."""
+        box = self.find_box(bounds)
         return None if box is None else self[box]
 
-    def share(self, distance_mm: np.ndarray, edge_mm: float = 0.0) -> np.ndarray:
-        """How much of each voxel lies inside, 0 to 1."""
+    def compute_share(self, distance_mm: np.ndarray, edge_mm: float = 0.0) -> np.ndarray:
+        """Return the share of each voxel that is inside, 0 to 1."""
+        # Independent blurs add in quadrature.
         width = float(np.hypot(self.edge_mm, edge_mm))
         share = distance_mm * np.float32(-1 / width)
         share += np.float32(0.5)
         return np.clip(share, 0, 1, out=share)
 
-    def fill(self, distance_mm: np.ndarray, tissue: Tissue, edge_mm: float = 0.0) -> np.ndarray:
-        """Paint a tissue; returns each voxel's share of it."""
-        share = self.share(distance_mm, edge_mm)
-        self.hu += share * (tissue.at(self.texture) - self.hu)
+    def fill_tissue(
+        self, distance_mm: np.ndarray, tissue: Tissue, edge_mm: float = 0.0
+    ) -> np.ndarray:
+        """Paint a tissue and return each voxel's share of it."""
+        share = self.compute_share(distance_mm, edge_mm)
+        self.hu += share * (tissue.compute_hu(self.texture) - self.hu)
         return share
 
-    def paint(self, stroke: Stroke) -> None:
-        distance = stroke.shape.distance(self.points)
+    def paint_stroke(self, stroke: Stroke) -> None:
+        """Paint one body."""
+        distance = stroke.shape.signed_distance(self.points)
         if stroke.inset_mm:
             distance += np.float32(stroke.inset_mm)
         if stroke.ripple_mm:
@@ -98,21 +104,26 @@ class Canvas:
             )
         if stroke.above_y_mm is not None:
             np.maximum(distance, np.float32(stroke.above_y_mm) - self.points.y, out=distance)
-        self.fill(distance, stroke.tissue, stroke.edge_mm)
+        self.fill_tissue(distance, stroke.tissue, stroke.edge_mm)
 
 
-def index_box(grid: Grid, bounds_mm: Bounds, margin_mm: float) -> np.ndarray:
-    """The voxels (z, y, x) a body in the world can touch: (2, 3) first and one past the last, cut to the grid."""
+def find_voxel_box(grid: Grid, bounds_mm: Bounds, margin_mm: float) -> np.ndarray:
+    """Return the voxels that a body in the world can overlap.
+
+    Returns:
+        (2, 3): first voxel and one past the last (z, y, x), limited to the grid.
+    """
     box = np.array(bounds_mm)
     half = (box[1] - box[0]) / 2 + margin_mm
+    # Absolute values: the box of a rotated box is the sum of its projections.
     per_mm = np.abs(np.linalg.inv(grid.affine[:3, :3]))[::-1]
     middle, reach = grid.index_of(box.mean(axis=0)), per_mm @ half
     first, last = np.floor(middle - reach), np.ceil(middle + reach) + 1
     return np.minimum(np.maximum([first, last], 0), grid.shape).astype(int)
 
 
-def in_slab(box: np.ndarray, planes: slice) -> Box | None:
-    """The part of a box in some planes of the grid, counted from the first of them; None where there is none."""
+def crop_to_slab(box: np.ndarray, planes: slice) -> Box | None:
+    """Return the part of a box in some planes, relative to the first plane; None: no part."""
     (z0, y0, x0), (z1, y1, x1) = box
     low, high = max(int(z0), planes.start), min(int(z1), planes.stop)
     if low >= high or y0 >= y1 or x0 >= x1:

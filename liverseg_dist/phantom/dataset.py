@@ -1,7 +1,8 @@
 """A folder of phantom scans in the layout of Medical Segmentation Decathlon, Task03_Liver.
 
-A case's files are written whole or not at all, so a run that was stopped continues where it was; `dataset.json` comes
-last. `phantom.json` remembers what decides the bytes, so that two kinds of phantom never mix in one folder.
+A case's files are written atomically, so a run that was stopped continues with the next case;
+`dataset.json` is written last. `phantom.json` stores the settings that determine the bytes, so that
+two kinds of phantom never share a folder.
 """
 
 import json
@@ -24,14 +25,14 @@ from liverseg_dist.workers import terminal_signals_blocked, worker_pool
 
 SETTINGS = "phantom.json"
 GENERATION = 5
-"""Raised when the same seed gives other scans than before."""
+"""Increased when a change of the code gives other scans for the same seed."""
 FIRST_TEST = 10_000
-"""Number of the first test case: cases and test cases can be added later without renaming any."""
+"""Number of the first test case: both kinds of cases can be added later without renaming."""
 
 
 @dataclass(frozen=True)
 class PhantomSet:
-    """What the bytes of each case depend on (`seed`, `size`, `hard`), and how many there are."""
+    """A set of phantoms; the bytes of a case depend on `seed`, `size` and `hard`."""
 
     folder: Path
     cases: int
@@ -40,12 +41,12 @@ class PhantomSet:
     size: Size = "small"
     hard: bool = False
 
-    def numbers(self) -> list[int]:
-        """Training cases, then test cases."""
+    def case_numbers(self) -> list[int]:
+        """Return the numbers of the training cases, then of the test cases."""
         return [*range(self.cases), *range(FIRST_TEST, FIRST_TEST + self.test_cases)]
 
-    def files(self, number: int) -> tuple[Path, Path | None]:
-        """Image and label; test cases have none."""
+    def case_files(self, number: int) -> tuple[Path, Path | None]:
+        """Return the files of image and label; test cases have no label."""
         name = f"liver_{number}.nii.gz"
         if number >= FIRST_TEST:
             return self.folder / "imagesTs" / name, None
@@ -53,6 +54,7 @@ class PhantomSet:
 
     @property
     def settings(self) -> dict[str, object]:
+        """Content of `phantom.json`."""
         difficulty = "hard" if self.hard else "easy"
         return {
             "generation": GENERATION,
@@ -64,7 +66,7 @@ class PhantomSet:
 
 @dataclass(frozen=True)
 class CaseSummary:
-    """What is in a case; the last three are None for a test case."""
+    """Content of a case; the last three fields are None for a test case."""
 
     case_id: str
     shape_zyx: tuple[int, int, int]
@@ -78,36 +80,54 @@ class CaseSummary:
 def write_dataset(
     wanted: PhantomSet, workers: int, done: Callable[[CaseSummary], None]
 ) -> list[CaseSummary]:
-    """Make every case that is not there yet; `done` is called as each is finished. Raises `UserError`."""
+    """Create every case that does not exist.
+
+    Args:
+        wanted: the set.
+        workers: number of processes.
+        done: called after each case.
+
+    Raises:
+        UserError: the folder cannot be used.
+    """
     check_folder(wanted)
     for name in ("imagesTr", "labelsTr", "imagesTs"):
         (wanted.folder / name).mkdir(parents=True, exist_ok=True)
     write_json(wanted.folder / SETTINGS, wanted.settings)
     summaries: dict[int, CaseSummary] = {}
     if workers <= 1:
-        for number in wanted.numbers():
-            summaries[number] = _one(wanted, number)
+        for number in wanted.case_numbers():
+            summaries[number] = _write_case(wanted, number)
             done(summaries[number])
     else:
         with worker_pool(workers, get_context("spawn")) as pool:
             with terminal_signals_blocked():
-                futures = {pool.submit(_one, wanted, number): number for number in wanted.numbers()}
+                futures = {
+                    pool.submit(_write_case, wanted, number): number
+                    for number in wanted.case_numbers()
+                }
             for future in as_completed(futures):
                 summaries[futures[future]] = future.result()
                 done(future.result())
-    write_json(wanted.folder / "dataset.json", _index(wanted))
+    # Last: a folder without this file is incomplete.
+    write_json(wanted.folder / "dataset.json", _dataset_index(wanted))
     return [summaries[number] for number in sorted(summaries)]
 
 
 def check_folder(wanted: PhantomSet) -> None:
-    """Refuse what is neither a new folder nor one of the same phantoms. Raises `UserError`; writes nothing."""
+    """Check that the folder is new or has phantoms of the same settings. Writes nothing.
+
+    Raises:
+        UserError: the folder cannot be used.
+    """
     folder, mark = wanted.folder, wanted.folder / SETTINGS
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file, not a folder; give a new folder")
     if not mark.exists():
         if folder.exists() and any(folder.iterdir()):
             raise UserError(
-                f"{folder}: not empty and no phantom set; give a new folder, nothing here is overwritten"
+                f"{folder}: not empty and not a phantom set; give a new folder, "
+                "existing files are not overwritten"
             )
         return
     try:
@@ -116,56 +136,59 @@ def check_folder(wanted: PhantomSet) -> None:
         raise UserError(f"{mark}: not readable as JSON; give another folder") from None
     if before != wanted.settings:
         raise UserError(
-            f"{folder}: holds phantoms made with {before}, not {wanted.settings}; give another folder"
+            f"{folder}: contains phantoms with the settings {before}, not {wanted.settings}; "
+            "give another folder"
         )
-    expected = {file for number in wanted.numbers() for file in wanted.files(number)}
-    found = [
-        file
-        for name in ("imagesTr", "labelsTr", "imagesTs")
-        for file in (folder / name).glob("*.nii*")
-    ]
+    expected: set[Path | None] = set()
+    for number in wanted.case_numbers():
+        expected.update(wanted.case_files(number))
+    found: list[Path] = []
+    for name in ("imagesTr", "labelsTr", "imagesTs"):
+        found += (folder / name).glob("*.nii*")
     surplus = sorted(str(file.relative_to(folder)) for file in found if file not in expected)
     if surplus:
         raise UserError(
-            f"{folder}: holds {len(surplus)} more scan files than asked for ({surplus[0]}); "
-            "ask for at least as many --cases and --test-cases, or give another folder"
+            f"{folder}: contains {len(surplus)} more scan files than requested ({surplus[0]}); "
+            "increase --cases and --test-cases, or give another folder"
         )
 
 
-def _one(wanted: PhantomSet, number: int) -> CaseSummary:
-    image_file, label_file = wanted.files(number)
-    if image_file.exists() and (
-        label_file is None or label_file.exists()
-    ):  # each appears only whole
+def _write_case(wanted: PhantomSet, number: int) -> CaseSummary:
+    image_file, label_file = wanted.case_files(number)
+    # Files are written atomically: one that exists is complete.
+    if image_file.exists() and (label_file is None or label_file.exists()):
         kept = read_nifti(label_file, "label") if label_file else read_nifti(image_file)
-        return _summary(number, kept.grid, kept.voxels if label_file else None)
+        return _summarize_case(number, kept.grid, kept.voxels if label_file else None)
     scan = make_scan(wanted.seed, number, wanted.size, wanted.hard)
     write_image(image_file, np.ascontiguousarray(scan.image.voxels), scan.image.grid)
     if label_file is None:
-        return _summary(number, scan.image.grid, None)
+        return _summarize_case(number, scan.image.grid, None)
     write_mask(label_file, np.ascontiguousarray(scan.label.voxels), scan.label.grid)
-    return _summary(number, scan.label.grid, scan.label.voxels)
+    return _summarize_case(number, scan.label.grid, scan.label.voxels)
 
 
-def _summary(number: int, grid: Grid, label: np.ndarray | None) -> CaseSummary:
-    z, y, x = (round(mm, 4) for mm in grid.spacing_mm)  # the file's are float32
-    place = (f"liver_{number}", grid.shape, (z, y, x), grid.orientation)
+def _summarize_case(number: int, grid: Grid, label: np.ndarray | None) -> CaseSummary:
+    # Rounded, because files store the spacing as float32.
+    z, y, x = (round(mm, 4) for mm in grid.spacing_mm)
+    geometry = (f"liver_{number}", grid.shape, (z, y, x), grid.orientation)
     if label is None:
-        return CaseSummary(*place)
+        return CaseSummary(*geometry)
     counts = np.bincount(label.ravel(), minlength=3)
     tumours = int(
         cc3d.connected_components(np.ascontiguousarray(label == TUMOUR), connectivity=26).max()
     )
     liver_ml = round(float(counts[LIVER] + counts[TUMOUR]) * grid.voxel_volume_ml, 2)
     return CaseSummary(
-        *place, liver_ml, tumours, round(float(counts[TUMOUR]) * grid.voxel_volume_ml, 2)
+        *geometry, liver_ml, tumours, round(float(counts[TUMOUR]) * grid.voxel_volume_ml, 2)
     )
 
 
-def _index(wanted: PhantomSet) -> dict[str, object]:
-    """The keys of Task03_Liver's dataset.json."""
+def _dataset_index(wanted: PhantomSet) -> dict[str, object]:
+    """Return the content of dataset.json, with the keys of Task03_Liver."""
     test = [
-        f"./imagesTs/liver_{number}.nii.gz" for number in wanted.numbers() if number >= FIRST_TEST
+        f"./imagesTs/liver_{number}.nii.gz"
+        for number in wanted.case_numbers()
+        if number >= FIRST_TEST
     ]
     names = [f"liver_{number}.nii.gz" for number in range(wanted.cases)]
     return {

@@ -1,5 +1,6 @@
-"""A picture of a data set in the Task03 layout: per case an axial slice bare and with outlines, and a coronal one.
+"""A picture of a data set in the Task03 layout.
 
+Each case has an axial slice without and with outlines, and a coronal slice with outlines:
 liverseg phantom DST --cases 12 --montage look.png
 """
 
@@ -20,40 +21,40 @@ TILE_MM = 390.0
 
 
 def draw_montage(folder: Path, case_ids: list[str], columns: int = 2) -> Image.Image:
-    """As radiologists look at it: the patient's right on the left side of the picture."""
-    rows = [_row(folder, case_id) for case_id in case_ids]
+    """Draw the picture in radiological display: the patient's right is on the left side."""
+    rows = [_draw_case_row(folder, case_id) for case_id in case_ids]
+    # Black rows complete the last line.
     rows += [np.zeros_like(rows[0])] * (-len(rows) % columns)
-    lines = [
-        np.concatenate(rows[start : start + columns], axis=1)
-        for start in range(0, len(rows), columns)
-    ]
+    lines = []
+    for start in range(0, len(rows), columns):
+        lines.append(np.concatenate(rows[start : start + columns], axis=1))
     return Image.fromarray(np.concatenate(lines, axis=0))
 
 
-def _row(folder: Path, case_id: str) -> np.ndarray:
+def _draw_case_row(folder: Path, case_id: str) -> np.ndarray:
     image = read_nifti(folder / "imagesTr" / f"{case_id}.nii.gz").reoriented(CANONICAL_ORIENTATION)
     label = read_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", "label").reoriented(
         CANONICAL_ORIENTATION
     )
-    sought = TUMOUR if (label.voxels == TUMOUR).any() else LIVER
-    z = int((label.voxels == sought).sum(axis=(1, 2)).argmax())
-    y = int((label.voxels == sought).sum(axis=(0, 2)).argmax())
+    structure = TUMOUR if (label.voxels == TUMOUR).any() else LIVER
+    z = int((label.voxels == structure).sum(axis=(1, 2)).argmax())
+    y = int((label.voxels == structure).sum(axis=(0, 2)).argmax())
     in_plane = image.spacing_mm[1], image.spacing_mm[2]
     coronal = image.spacing_mm[0], image.spacing_mm[2]
     axial = (image.voxels[z, ::-1, ::-1], label.voxels[z, ::-1, ::-1])
     front = (image.voxels[::-1, y, ::-1], label.voxels[::-1, y, ::-1])
     tiles = [
-        _tile(*axial, in_plane, False),
-        _tile(*axial, in_plane, True),
-        _tile(*front, coronal, True),
+        _draw_tile(*axial, in_plane, False),
+        _draw_tile(*axial, in_plane, True),
+        _draw_tile(*front, coronal, True),
     ]
     return np.concatenate(tiles, axis=1)
 
 
-def _tile(
+def _draw_tile(
     hu: np.ndarray, label: np.ndarray, spacing_mm: tuple[float, float], outlines: bool
 ) -> np.ndarray:
-    """The middle TILE_MM of a slice."""
+    """Draw the middle TILE_MM of a slice."""
     low, high = WINDOW_HU
     grey = (np.clip((hu - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     size = [

@@ -1,4 +1,7 @@
-"""Organs and trunks around the liver, as strokes in the order in which they are painted. Nominal mm, see `torso`."""
+"""Organs and large vessels around the liver, as strokes in the order of painting.
+
+Coordinates are nominal mm (see `torso`).
+"""
 
 from dataclasses import dataclass
 
@@ -16,7 +19,7 @@ SINUS_FAT = Tissue(-70.0, grain=12.0)
 
 @dataclass(frozen=True)
 class Contrast:
-    """HU of what takes up contrast, for one patient and moment."""
+    """HU of enhancing tissues, for one patient and one time after the injection."""
 
     liver: float
     portal: float
@@ -28,15 +31,18 @@ class Contrast:
     pancreas: float
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> "Contrast":
-        """Portal-venous phase; a stronger bolus lifts everything together, a fatty liver stays dark."""
+    def draw_random(cls, rng: np.random.Generator) -> "Contrast":
+        """Draw the HU of a portal-venous phase.
+
+        A stronger bolus raises all values; a fatty liver stays dark.
+        """
         u, bolus = rng.uniform, rng.uniform(0.86, 1.14)
         liver = 108 * bolus + u(-14, 12)
         if rng.random() < 0.12:
             liver -= u(20, 40)
-        hepatic = (
-            152 * bolus + u(-15, 15) if rng.random() < 0.8 else liver + u(-6, 8)
-        )  # early: not yet filled
+        # In an early phase the hepatic veins are not enhanced.
+        is_enhanced = rng.random() < 0.8
+        hepatic = 152 * bolus + u(-15, 15) if is_enhanced else liver + u(-6, 8)
         return cls(
             liver=liver,
             portal=172 * bolus + u(-12, 12),
@@ -52,34 +58,37 @@ class Contrast:
 def draw_organs(
     rng: np.random.Generator, contrast: Contrast, both_kidneys: tuple[Ellipsoid, Ellipsoid]
 ) -> list[Stroke]:
-    """Everything in the belly but the liver and the gallbladder."""
-    strokes = _bowel(rng) + _stomach(rng)
+    """Draw all organs of the abdomen except the liver and the gallbladder."""
+    # Organs that are painted later cover earlier ones.
+    strokes = _draw_bowel(rng) + _draw_stomach(rng)
     spleen = Ellipsoid(
-        (-98 + _j(rng, 4), -34.0, 6 + _j(rng, 10)), (33.0, 46.0, 52 + _j(rng, 10)), -24.0
+        (-98 + jitter(rng, 4), -34.0, 6 + jitter(rng, 10)),
+        (33.0, 46.0, 52 + jitter(rng, 10)),
+        -24.0,
     )
     strokes.append(
         Stroke(spleen, Tissue(contrast.spleen, 3.0), within="abdomen", margin_mm=3.5, ripple_mm=0.8)
     )
-    strokes += _pancreas(rng, contrast)
+    strokes += _draw_pancreas(rng, contrast)
     for kidney in both_kidneys:
-        strokes += _kidney(rng, kidney, contrast)
-    return strokes + _trunks(rng, contrast)
+        strokes += _kidney_strokes(rng, kidney, contrast)
+    return strokes + _draw_trunks(rng, contrast)
 
 
 def build_kidneys(rng: np.random.Generator) -> tuple[Ellipsoid, Ellipsoid]:
-    """Right and left."""
-    long_mm = 53 + _j(rng, 6)
+    """Draw the right and the left kidney."""
+    long_mm = 53 + jitter(rng, 6)
     right = Ellipsoid(
-        (60 + _j(rng, 4), -33.0, -84 + _j(rng, 12)), (26.0, 29.0, long_mm), 35.0, -10.0
+        (60 + jitter(rng, 4), -33.0, -84 + jitter(rng, 12)), (26.0, 29.0, long_mm), 35.0, -10.0
     )
     left = Ellipsoid(
-        (-62 + _j(rng, 4), -34.0, -58 + _j(rng, 12)), (27.0, 29.0, long_mm), -35.0, 10.0
+        (-62 + jitter(rng, 4), -34.0, -58 + jitter(rng, 12)), (27.0, 29.0, long_mm), -35.0, 10.0
     )
     return right, left
 
 
 def build_gallbladder(rng: np.random.Generator) -> tuple[Cone, ...]:
-    """Three cases of four; the others have had it removed."""
+    """Draw a gallbladder; a quarter of the patients have none."""
     if rng.random() < 0.25:
         return ()
     size = float(rng.uniform(0.8, 1.25))
@@ -88,27 +97,34 @@ def build_gallbladder(rng: np.random.Generator) -> tuple[Cone, ...]:
     )
 
 
-def _j(rng: np.random.Generator, reach: float) -> float:
+def jitter(rng: np.random.Generator, reach: float) -> float:
+    """Draw a shift between -reach and reach."""
     return float(rng.uniform(-reach, reach))
 
 
-def _hollow(
+def _hollow_organ(
     pieces: tuple[Cone, ...],
     content: Tissue,
     wall_mm: float,
     gas_y_mm: float | None = None,
     ripple_mm: float = 0.8,
 ) -> list[Stroke]:
-    """A tract: wall, then content, then gas above the fluid, each for all pieces so that no wall crosses the lumen."""
+    """Return strokes of a hollow organ: wall, then content, then gas above the fluid.
+
+    Each is painted for all pieces, so that no wall crosses the lumen.
+    """
     strokes = [Stroke(c, WALL, within="abdomen", margin_mm=3, ripple_mm=ripple_mm) for c in pieces]
     inside = {"within": "abdomen", "margin_mm": 3 + wall_mm, "ripple_mm": ripple_mm}
     strokes += [Stroke(c, content, wall_mm, **inside) for c in pieces]  # type: ignore[arg-type]
     if gas_y_mm is not None:
-        strokes += [Stroke(c, GAS, wall_mm, above_y_mm=gas_y_mm, **inside) for c in pieces]  # type: ignore[arg-type]
+        for piece in pieces:
+            strokes.append(
+                Stroke(piece, GAS, wall_mm, above_y_mm=gas_y_mm, **inside)  # type: ignore[arg-type]
+            )
     return strokes
 
 
-def _stomach(rng: np.random.Generator) -> list[Stroke]:
+def _draw_stomach(rng: np.random.Generator) -> list[Stroke]:
     full = float(rng.uniform(0.75, 1.15))
     pieces = build_tube(
         (-60, 0, 36, 27 * full),
@@ -120,14 +136,15 @@ def _stomach(rng: np.random.Generator) -> list[Stroke]:
     content = Tissue(
         float(rng.uniform(10, 50)), grain=float(rng.uniform(3, 16)), spot=-120.0, rare=-1.6
     )
-    return _hollow(
+    return _hollow_organ(
         pieces, content, float(rng.uniform(3, 6)), float(rng.uniform(42, 66)), ripple_mm=1.5
     )
 
 
-def _bowel(rng: np.random.Generator) -> list[Stroke]:
+def _draw_bowel(rng: np.random.Generator) -> list[Stroke]:
     strokes: list[Stroke] = []
-    for _ in range(26):  # jejunum and ileum: short random walks
+    # Jejunum and ileum: short random walks.
+    for _ in range(26):
         at = np.array([rng.uniform(-85, 75), rng.uniform(-2, 60), rng.uniform(-215, -70)])
         radius = float(rng.uniform(9, 14))
         knots: list[tuple[float, float, float, float]] = []
@@ -136,14 +153,15 @@ def _bowel(rng: np.random.Generator) -> list[Stroke]:
             knots.append((x, y, z, radius))
             at = np.clip(at + rng.normal(0, 20, 3), [-95, -5, -230], [90, 66, -66])
         gas = float(rng.uniform(30, 70)) if rng.random() < 0.3 else None
-        strokes += _hollow(build_tube(*knots), FLUID, 2.6, gas)
-    for _ in range(14):  # vessels of the mesentery
+        strokes += _hollow_organ(build_tube(*knots), FLUID, 2.6, gas)
+    # Vessels of the mesentery.
+    for _ in range(14):
         end = (
             float(rng.uniform(-80, 75)),
             float(rng.uniform(0, 60)),
             float(rng.uniform(-200, -80)),
         )
-        root = (4.0 + _j(rng, 6), 30 + _j(rng, 5), -90 + _j(rng, 30))
+        root = (4.0 + jitter(rng, 6), 30 + jitter(rng, 5), -90 + jitter(rng, 30))
         strokes.append(Stroke(Cone(root, end, 2.4, 1.2), Tissue(140.0)))
     r = float(rng.uniform(17, 23))
     colon = (
@@ -163,7 +181,9 @@ def _bowel(rng: np.random.Generator) -> list[Stroke]:
     )
     for pieces in colon:
         gas = float(rng.uniform(-5, 70)) if rng.random() < 0.6 else None
-        strokes += _hollow(pieces, STOOL if rng.random() < 0.75 else FLUID, 2.4, gas, ripple_mm=2.2)
+        strokes += _hollow_organ(
+            pieces, STOOL if rng.random() < 0.75 else FLUID, 2.4, gas, ripple_mm=2.2
+        )
     duodenum = build_tube(
         (26, 42, -48, 11),
         (46, 24, -62, 12),
@@ -171,10 +191,10 @@ def _bowel(rng: np.random.Generator) -> list[Stroke]:
         (8, 8, -108, 11),
         (-26, 14, -96, 11),
     )
-    return strokes + _hollow(duodenum, FLUID, 2.8)
+    return strokes + _hollow_organ(duodenum, FLUID, 2.8)
 
 
-def _pancreas(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
+def _draw_pancreas(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
     tissue = Tissue(contrast.pancreas, grain=8.0, spot=-90.0, rare=-1.3)
     thick = float(rng.uniform(0.8, 1.2))
     knots = (
@@ -190,7 +210,7 @@ def _pancreas(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
     ]
 
 
-def _kidney(rng: np.random.Generator, shape: Ellipsoid, contrast: Contrast) -> list[Stroke]:
+def _kidney_strokes(rng: np.random.Generator, shape: Ellipsoid, contrast: Contrast) -> list[Stroke]:
     medial = -12 if shape.centre[0] > 0 else 12
     x, y, z = shape.centre
     sinus = Ellipsoid((x + medial, y + 7, z), (13.0, 11.0, 25.0), shape.turn_deg, shape.tilt_deg)
@@ -203,13 +223,17 @@ def _kidney(rng: np.random.Generator, shape: Ellipsoid, contrast: Contrast) -> l
         ),
     ]
     if rng.random() < 0.25:
-        place: Point = (x - 1.6 * medial + _j(rng, 6), y + _j(rng, 18), z + _j(rng, 30))
+        place: Point = (
+            x - 1.6 * medial + jitter(rng, 6),
+            y + jitter(rng, 18),
+            z + jitter(rng, 30),
+        )
         size = float(rng.uniform(5, 16))
         strokes.append(Stroke(Ellipsoid(place, (size, size, size)), Tissue(6.0)))
     return strokes
 
 
-def _trunks(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
+def _draw_trunks(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
     wide = float(rng.uniform(0.88, 1.2))
     aorta = build_tube(
         (-10, 8, -260, 8.0 * wide),
@@ -234,17 +258,19 @@ def _trunks(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
         *build_tube((-88, -16, 6, 3.5), (-30, 20, -13, 4.4), (8, 30, -38, 5.5)),
     )
     strokes = [Stroke(c, Tissue(contrast.cava - 8)) for c in veins]
-    strokes += [Stroke(c, Tissue(contrast.cava, 4.0)) for c in vena_cava()]
+    strokes += [Stroke(c, Tissue(contrast.cava, 4.0)) for c in build_vena_cava()]
     strokes += [Stroke(c, Tissue(contrast.portal, 2.0)) for c in portal]
     strokes += [Stroke(c, Tissue(contrast.aorta, 2.0)) for c in (*aorta, *branches)]
-    for _ in range(int(rng.integers(0, 6))):  # calcified plaques
+    # Calcified plaques of the aorta.
+    for _ in range(int(rng.integers(0, 6))):
         z, turn = rng.uniform(-200, 20), rng.uniform(0, 2 * np.pi)
         place = (float(-10 + 9 * wide * np.cos(turn)), float(9 + 9 * wide * np.sin(turn)), float(z))
         strokes.append(Stroke(Ellipsoid(place, (2.0, 2.0, 4.0)), Tissue(620.0)))
     return strokes
 
 
-def vena_cava() -> tuple[Cone, ...]:
+def build_vena_cava() -> tuple[Cone, ...]:
+    """Return the inferior vena cava, which is the same in all patients."""
     return build_tube(
         (20, 4, -260, 9.5),
         (21, 6, -60, 11.0),

@@ -1,7 +1,8 @@
 """Bodies as signed distances (mm, negative inside), and smooth random fields.
 
-Coordinates are the patient's: x to the right, y to the front, z to the head. A distance need not be exact away from
-the surface: a voxel's share of a body is a ramp over one voxel across the surface, which is the partial volume.
+Coordinates are the patient's: x to the right, y to the front, z to the head. Distances need not be
+exact away from the surface: a voxel's share of a body is a ramp over one voxel across the surface,
+which is the partial-volume effect.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class Points:
-    """Positions of a block of voxels in mm: three float32 arrays of one shape (planes, rows, columns)."""
+    """Positions of a block of voxels in mm: float32 arrays (planes, rows, columns)."""
 
     x: np.ndarray
     y: np.ndarray
@@ -32,21 +33,25 @@ class Points:
 
 
 class Shape(Protocol):
-    """A body with a bounded place."""
+    """A body with a bounding box."""
 
-    def distance(self, p: Points) -> np.ndarray: ...
+    def signed_distance(self, p: Points) -> np.ndarray:
+        """Return the distance of each position to the surface in mm, negative inside."""
 
-    def bounds(self) -> Bounds: ...
+    def bounding_box(self) -> Bounds:
+        """Return the lowest and the highest corner in mm."""
 
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """`turn_deg` rotates about the long axis of the body (z), `tilt_deg` then about y (leaning to the side)."""
+    """An ellipsoid."""
 
     centre: Point
     radii: Point
     turn_deg: float = 0.0
+    """Rotation about the body's long axis (z)."""
     tilt_deg: float = 0.0
+    """Rotation about y after that (to the side)."""
 
     @cached_property
     def _rows(self) -> np.ndarray:
@@ -55,9 +60,10 @@ class Ellipsoid:
         tilt = np.array([[np.cos(b), 0, -np.sin(b)], [0, 1, 0], [np.sin(b), 0, np.cos(b)]])
         return ((turn @ tilt) / np.array(self.radii)[:, None]).astype(np.float32)
 
-    def distance(self, p: Points) -> np.ndarray:
+    def signed_distance(self, p: Points) -> np.ndarray:
         cx, cy, cz = np.asarray(self.centre, np.float32)
         dx, dy, dz = p.x - cx, p.y - cy, p.z - cz
+        # Not 0, so that the square root is smooth at the centre.
         squares = np.full_like(dx, 1e-9)
         part = np.empty_like(dx)
         for rx, ry, rz in self._rows:
@@ -70,22 +76,22 @@ class Ellipsoid:
         squares *= np.float32(min(self.radii))
         return squares
 
-    def bounds(self) -> Bounds:
+    def bounding_box(self) -> Bounds:
         # The support of an ellipsoid along an axis; rows @ offset has length 1 on the surface.
         reach = np.linalg.norm(np.linalg.inv(self._rows.astype(np.float64)), axis=1)
-        return _point(np.subtract(self.centre, reach)), _point(np.add(self.centre, reach))
+        return _to_point(np.subtract(self.centre, reach)), _to_point(np.add(self.centre, reach))
 
 
 @dataclass(frozen=True)
 class Cone:
-    """A piece of a tube with round ends, from `start` to `end`, whose radius goes from one value to the other."""
+    """A piece of a tube with round ends, whose radius changes linearly from `start` to `end`."""
 
     start: Point
     end: Point
     start_radius: float
     end_radius: float
 
-    def distance(self, p: Points) -> np.ndarray:
+    def signed_distance(self, p: Points) -> np.ndarray:
         a = np.asarray(self.start, np.float32)
         d = np.asarray(self.end, np.float32) - a
         step = d / np.float32(max(float(d @ d), 1e-6))
@@ -106,41 +112,48 @@ class Cone:
         dx -= t
         return dx
 
-    def bounds(self) -> Bounds:
+    def bounding_box(self) -> Bounds:
+        # The box of two spheres contains the cone between them.
         radii = np.array([[self.start_radius], [self.end_radius]])
         ends = np.array([self.start, self.end])
-        return _point((ends - radii).min(axis=0)), _point((ends + radii).max(axis=0))
+        return _to_point((ends - radii).min(axis=0)), _to_point((ends + radii).max(axis=0))
 
 
 def build_tube(*knots: tuple[float, float, float, float]) -> tuple[Cone, ...]:
-    """A chain of cones through `(x, y, z, radius)` knots."""
+    """Return a chain of cones through the knots (x, y, z, radius)."""
     return tuple(Cone(a[:3], b[:3], a[3], b[3]) for a, b in pairwise(knots))
 
 
 def unite_shapes(one: np.ndarray, other: np.ndarray, blend_mm: float) -> np.ndarray:
-    """Both bodies, the seam rounded over `blend_mm` (polynomial smooth minimum, https://iquilezles.org/articles/smin/)."""
+    """Return the union of two bodies with a seam that is rounded over `blend_mm`.
+
+    It is the polynomial smooth minimum of https://iquilezles.org/articles/smin/.
+    """
+    # Not zero only where both surfaces are close to each other.
     near = np.maximum(np.float32(blend_mm) - np.abs(one - other), 0)
     return np.minimum(one, other) - near * near * np.float32(0.25 / blend_mm)
 
 
 def intersect_shapes(one: np.ndarray, other: np.ndarray, blend_mm: float) -> np.ndarray:
-    """What lies in both bodies, the edge rounded over `blend_mm`."""
+    """Return the intersection of two bodies with an edge that is rounded over `blend_mm`."""
     return -unite_shapes(-one, -other, blend_mm)
 
 
 @dataclass(frozen=True)
 class Waves:
-    """A smooth random field: plane waves of random direction, length and phase; `amplitude`: standard deviation."""
+    """A smooth random field: a sum of plane waves of random direction, length and phase."""
 
     vectors: np.ndarray
     """(count, 3): radians per mm along x, y, z."""
     phases: np.ndarray
     amplitude: float
+    """Standard deviation of the field."""
 
     @classmethod
-    def draw(
+    def draw_random(
         cls, rng: np.random.Generator, lengths_mm: tuple[float, float], amplitude: float, count: int
     ) -> "Waves":
+        # Normal numbers give a uniform direction.
         unit = rng.normal(size=(count, 3))
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)
         lengths = np.exp(rng.uniform(np.log(lengths_mm[0]), np.log(lengths_mm[1]), size=(count, 1)))
@@ -148,13 +161,15 @@ class Waves:
 
     @property
     def largest(self) -> float:
+        """Upper bound of the field's magnitude."""
         return self._each * len(self.phases)
 
     @property
     def _each(self) -> float:
         return self.amplitude * float(np.sqrt(2 / len(self.phases)))
 
-    def at(self, p: Points) -> np.ndarray:
+    def evaluate_points(self, p: Points) -> np.ndarray:
+        """Return the field at positions in mm."""
         total = np.zeros(p.x.shape, np.float32)
         for (kx, ky, kz), phase in zip(
             self.vectors.astype(np.float32), self.phases.astype(np.float32), strict=True
@@ -162,13 +177,17 @@ class Waves:
             total += np.sin(kx * p.x + ky * p.y + kz * p.z + phase)
         return total * np.float32(self._each)
 
-    def on(self, grid: Grid, planes: slice) -> np.ndarray:
-        """The field on some planes of a grid. A wave is a product along the grid's axes, so no sine is taken per voxel:
-        sin(a + b) = sin a cos b + cos a sin b with a per row and b per column."""
+    def evaluate_planes(self, grid: Grid, planes: slice) -> np.ndarray:
+        """Return the field on some planes of a grid.
+
+        A wave is a product along the grid's axes, so no sine is computed per voxel:
+        sin(a + b) = sin a cos b + cos a sin b with a per row and b per column.
+        """
         count = planes.stop - planes.start
         total = np.zeros((count, *grid.shape[1:]), np.float32)
         part = np.empty_like(total)
-        steps_xyz = grid.affine[:3, :3].T @ self.vectors.T  # phase per voxel step
+        # Phase per voxel step.
+        steps_xyz = grid.affine[:3, :3].T @ self.vectors.T
         origin = self.vectors @ grid.affine[:3, 3] + self.phases
         for (step_x, step_y, step_z), start in zip(steps_xyz.T, origin, strict=True):
             z = start + step_z * np.arange(planes.start, planes.stop)[:, None, None]
@@ -184,6 +203,6 @@ class Waves:
         return total
 
 
-def _point(values: Sequence[float] | np.ndarray) -> Point:
+def _to_point(values: Sequence[float] | np.ndarray) -> Point:
     x, y, z = (float(v) for v in values)
     return x, y, z

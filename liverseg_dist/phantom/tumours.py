@@ -1,4 +1,7 @@
-"""Tumours of the liver: what they look like, and finding room for them. Nominal mm, see `torso`."""
+"""Tumours of the liver: their appearance and their positions.
+
+Coordinates are nominal mm (see `torso`).
+"""
 
 from dataclasses import dataclass
 
@@ -8,15 +11,20 @@ from liverseg_dist.phantom.canvas import Canvas, Tissue
 from liverseg_dist.phantom.shapes import Ellipsoid, Point, Points, Waves
 
 GAP_MM = 7.0
-"""Left between two tumours, so that each is one component."""
+"""Smallest distance between two tumours, so that each is one component."""
 MAX_LIVER_SHARE = 0.35
+"""Largest share of the liver's volume that tumours may have."""
 TUMOUR_FREE = 0.12
-MOST = 6
+"""Share of patients without a tumour."""
+MAX_TUMOURS = 6
 
 
 @dataclass(frozen=True)
 class Tumour:
-    """A lumpy ball with a soft edge; HU relative to the liver, the core's absolute."""
+    """An irregular ellipsoid with a soft edge.
+
+    HU are relative to the liver; those of the core are absolute.
+    """
 
     ball: Ellipsoid
     lumps: Waves
@@ -24,16 +32,17 @@ class Tumour:
     grain_hu: float
     edge_mm: float
     rim_hu: float
-    """Against the tumour, in its outer millimetres: an enhancing margin or capsule; 0: none."""
+    """HU of an enhancing margin or capsule, relative to the tumour; 0: none."""
     core_hu: float | None
-    """Of a necrotic centre; None: none."""
+    """HU of a necrotic centre; None: no such centre."""
     core_share: float
 
     @property
     def radius_mm(self) -> float:
+        """Radius of a sphere of the same volume."""
         return float(np.prod(self.ball.radii)) ** (1 / 3)
 
-    def bounds(self) -> tuple[Point, Point]:
+    def bounding_box(self) -> tuple[Point, Point]:
         reach = np.array(self.ball.radii).max() + self.lumps.largest + self.edge_mm
         low, high = (
             np.subtract(self.ball.centre, reach).tolist(),
@@ -41,27 +50,37 @@ class Tumour:
         )
         return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
-    def distance(self, p: Points) -> np.ndarray:
-        return self.ball.distance(p) + self.lumps.at(p)
+    def signed_distance(self, p: Points) -> np.ndarray:
+        return self.ball.signed_distance(p) + self.lumps.evaluate_points(p)
 
-    def paint(self, canvas: Canvas, distance: np.ndarray, liver_hu: float) -> None:
-        """`distance` is the tumour's, already cut by the liver's surface."""
+    def paint_tumour(self, canvas: Canvas, distance: np.ndarray, liver_hu: float) -> None:
+        """Paint the tumour.
+
+        Args:
+            canvas: block around the tumour.
+            distance: signed distance to the part of the tumour inside the liver.
+            liver_hu: HU of the liver.
+        """
         hu = liver_hu + self.contrast_hu
-        canvas.fill(distance, Tissue(hu, self.grain_hu), self.edge_mm)
+        canvas.fill_tissue(distance, Tissue(hu, self.grain_hu), self.edge_mm)
         if self.rim_hu:
             inner = distance + min(3.5, 0.3 * self.radius_mm)
             rim = np.maximum(distance, -inner)
-            canvas.fill(rim, Tissue(hu + self.rim_hu, self.grain_hu), 1.5)
+            canvas.fill_tissue(rim, Tissue(hu + self.rim_hu, self.grain_hu), 1.5)
         if self.core_hu is not None:
             core = distance + (1 - self.core_share) * self.radius_mm
-            canvas.fill(core + self.grain_hu * 0.3 * canvas.texture, Tissue(self.core_hu, 5.0), 4.0)
+            canvas.fill_tissue(
+                core + self.grain_hu * 0.3 * canvas.texture, Tissue(self.core_hu, 5.0), 4.0
+            )
 
 
 def draw_tumour(rng: np.random.Generator, centre: Point, radius_mm: float, hard: bool) -> Tumour:
+    """Draw a random tumour; `hard`: with low contrast."""
     u = rng.uniform
     kind = rng.random()
     if hard and kind < 0.3:
-        contrast = float(rng.choice([-1, 1]) * u(9, 17))  # nearly isodense
+        # Almost isodense.
+        contrast = float(rng.choice([-1, 1]) * u(9, 17))
     elif kind < 0.82:
         contrast = -float(u(24, 55) if hard else u(34, 62))
     else:
@@ -76,7 +95,7 @@ def draw_tumour(rng: np.random.Generator, centre: Point, radius_mm: float, hard:
         core = float(u(12, 34)) if 0.2 < look < 0.5 else None
     return Tumour(
         ball=ball,
-        lumps=Waves.draw(
+        lumps=Waves.draw_random(
             rng, (1.0 * radius_mm, 2.4 * radius_mm), float(u(0.03, 0.1)) * radius_mm, 5
         ),
         contrast_hu=contrast,
@@ -89,49 +108,61 @@ def draw_tumour(rng: np.random.Generator, centre: Point, radius_mm: float, hard:
 
 
 @dataclass(frozen=True)
-class Room:
-    """Samples of the liver's inside: nominal positions (n, 3) and depth below the surface (n), each for `sample_ml`."""
+class LiverSamples:
+    """Sample positions inside the liver."""
 
-    places: np.ndarray
+    positions: np.ndarray
+    """(n, 3): nominal mm."""
     depth_mm: np.ndarray
+    """(n): depth below the surface."""
     sample_ml: float
+    """Volume that one sample represents."""
 
 
-def how_many(fraction: float) -> int:
-    """Tumours of the patient at this place (0 to 1) of the population: none, or 1 to 6 with equal chances."""
-    return (
-        0
-        if fraction < TUMOUR_FREE
-        else 1 + int((fraction - TUMOUR_FREE) / (1 - TUMOUR_FREE) * MOST)
-    )
+def tumour_count(fraction: float) -> int:
+    """Return the number of tumours of a patient: none, or 1 to 6 with equal probabilities.
+
+    Args:
+        fraction: rank of the patient in the population, 0 to 1.
+    """
+    if fraction < TUMOUR_FREE:
+        return 0
+    return 1 + int((fraction - TUMOUR_FREE) / (1 - TUMOUR_FREE) * MAX_TUMOURS)
 
 
 def place_tumours(
-    rng: np.random.Generator, room: Room, wanted: int, diameter_mm: tuple[float, float], hard: bool
+    rng: np.random.Generator,
+    samples: LiverSamples,
+    wanted: int,
+    diameter_mm: tuple[float, float],
+    hard: bool,
 ) -> tuple[Tumour, ...]:
-    """Up to `wanted`, apart from each other, for the most part inside the liver."""
-    left_ml = MAX_LIVER_SHARE * room.sample_ml * len(room.places)
+    """Draw up to `wanted` tumours, separate from each other and mostly inside the liver."""
+    # The number of attempts is limited, because a small liver may have no space for all.
+    left_ml = MAX_LIVER_SHARE * samples.sample_ml * len(samples.positions)
     found: list[Tumour] = []
     for _ in range(400):
         if len(found) == wanted:
             break
-        radius = _diameter_mm(rng, *diameter_mm) / 2
+        radius = _draw_diameter_mm(rng, *diameter_mm) / 2
         volume_ml = 4 / 3 * np.pi * radius**3 / 1000
-        which = int(rng.integers(len(room.places)))
-        if room.depth_mm[which] < 0.5 * radius or volume_ml > left_ml:
+        which = int(rng.integers(len(samples.positions)))
+        # At most half of the radius may be outside of the liver.
+        if samples.depth_mm[which] < 0.5 * radius or volume_ml > left_ml:
             continue
-        x, y, z = (float(v) for v in room.places[which])
-        away = [
-            np.linalg.norm(np.subtract((x, y, z), t.ball.centre)) - 1.3 * (radius + t.radius_mm)
-            for t in found
-        ]
-        if away and min(away) < GAP_MM:
+        x, y, z = (float(v) for v in samples.positions[which])
+        gaps = []
+        for other in found:
+            centre_distance = np.linalg.norm(np.subtract((x, y, z), other.ball.centre))
+            # 1.3: the largest radius of an ellipsoid relative to its mean radius.
+            gaps.append(centre_distance - 1.3 * (radius + other.radius_mm))
+        if gaps and min(gaps) < GAP_MM:
             continue
         found.append(draw_tumour(rng, (x, y, z), radius, hard))
         left_ml -= volume_ml
     return tuple(found)
 
 
-def _diameter_mm(rng: np.random.Generator, least_mm: float, most_mm: float) -> float:
-    """More small ones than large ones: uniform in the square root."""
+def _draw_diameter_mm(rng: np.random.Generator, least_mm: float, most_mm: float) -> float:
+    """Draw a diameter; the square root is uniform, so that small tumours are more frequent."""
     return float(rng.uniform(np.sqrt(least_mm), np.sqrt(most_mm))) ** 2

@@ -1,1 +1,1 @@
-"""What a training needs before it starts: memory per rank, settings that fit it, time per step on many GPUs."""
+"""Estimates before a training starts: memory per rank, settings that fit, time on many GPUs."""

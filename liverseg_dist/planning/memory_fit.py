@@ -1,4 +1,7 @@
-"""Settings that fit a memory budget: levels to recompute, micro-batch, patch, strategy."""
+"""Search for settings that fit a memory budget: recomputed levels, micro-batch, patch, strategy.
+
+Used by `training` (activation checkpointing `auto`), `liverseg plan` and sweeps.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,39 +23,54 @@ from liverseg_dist.planning.memory_estimate import (
 )
 from liverseg_dist.volume import Float3, Index3
 
-FIELD_MM = 260.0
-"""In-plane width that holds a liver: a larger patch mostly adds background."""
-EDGES = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+MAX_FIELD_MM = 260.0
+"""In-plane width that contains a liver: a larger patch mostly adds background."""
+CANDIDATE_EDGES = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """An answer of `check_fit`: yes or no, the need of the best form, and one line of reason."""
+    """Result of `check_fit`."""
 
     fits: bool
-    need: MemoryEstimate
+    estimate: MemoryEstimate
+    """With the best choice of recomputed levels."""
     reason: str
+    """One line for the user."""
 
 
 def check_fit(
     settings: Settings, spacing_mm: Float3, budget_gib: float, ranks: int = 1, device: str = "cuda"
 ) -> FitResult:
-    """Whether a training with these settings stays within `budget_gib` per rank; for sweeps, before a trial starts.
+    """Check whether a training stays within a memory budget.
 
-    Pure: no GPU, no store, no files. Checkpointing as the settings say (`auto`: as few levels as it takes). Raises
-    `UserError` for settings that are impossible anyway.
+    Sweeps call it before a trial starts. It needs no GPU, no store and no files. Activation
+    checkpointing is as the settings say (`auto`: as few levels as possible).
+
+    Args:
+        settings: settings of the run.
+        spacing_mm: voxel size (z, y, x).
+        budget_gib: memory per rank.
+        ranks: number of ranks.
+        device: cpu or cuda; the device need not exist.
+
+    Raises:
+        UserError: the settings are impossible for another reason.
     """
     settings = resolve_model(settings, spacing_mm)
     best = resolve_checkpointing(settings, budget_gib, ranks, device)
-    good = best.gib <= budget_gib
+    fits = best.gib <= budget_gib
     batch, patch = micro_batch(settings.train, ranks), "x".join(map(str, settings.data.patch_size))
-    sign = "<=" if good else ">"
-    told = f"batch {batch} of {patch} needs {best.gib:.2f} GiB {sign} {budget_gib:g} GiB ({best.explain()})"
-    return FitResult(good, best, told)
+    sign = "<=" if fits else ">"
+    reason = (
+        f"batch {batch} of {patch} needs {best.gib:.2f} GiB {sign} {budget_gib:g} GiB "
+        f"({best.describe_parts()})"
+    )
+    return FitResult(fits, best, reason)
 
 
 def resolve_model(settings: Settings, spacing_mm: Float3) -> Settings:
-    """With the network's topology filled in."""
+    """Return the settings with the network's topology filled in."""
     return settings.model_copy(
         update={"model": resolve_topology(settings.model, settings.data.patch_size, spacing_mm)}
     )
@@ -61,11 +79,15 @@ def resolve_model(settings: Settings, spacing_mm: Float3) -> Settings:
 def resolve_checkpointing(
     settings: Settings, budget_gib: float, ranks: int, device: str
 ) -> MemoryEstimate:
-    """The need with checkpointing as configured; for `auto` the first choice of levels that fits, or the smallest."""
+    """Return the estimate with activation checkpointing as configured.
+
+    For `auto` it is the first choice of levels that fits, or the smallest estimate.
+    """
     if settings.train.activation_checkpointing != "auto":
         return estimate_memory(settings, ranks, device, configured_levels(settings))
+    # Without recomputation first: it is the fastest form.
     smallest = estimate_memory(settings, ranks, device, ())
-    for levels in cheapest_first(settings, budget_gib, ranks, device):
+    for levels in candidate_levels(settings, budget_gib, ranks, device):
         if smallest.gib <= budget_gib:
             break
         other = estimate_memory(settings, ranks, device, levels)
@@ -74,42 +96,49 @@ def resolve_checkpointing(
 
 
 def configured_levels(settings: Settings) -> tuple[int, ...]:
-    """The levels that `none`, `all` or a list of numbers stand for. Raises `UserError` for one that is not there."""
+    """Return the levels that `none`, `all` or a list of numbers name.
+
+    Raises:
+        UserError: a level does not exist.
+    """
     wanted, depth = settings.train.activation_checkpointing, len(settings.model.features or ())
     if isinstance(wanted, str):
         return tuple(range(depth)) if wanted == "all" else ()
     if unknown := [level for level in wanted if not 0 <= level < depth]:
         raise UserError(
-            f"train.activation_checkpointing: no level {unknown[0]}; this network has 0 to {depth - 1}"
+            f"train.activation_checkpointing: level {unknown[0]} does not exist; "
+            f"this network has levels 0 to {depth - 1}"
         )
     return wanted
 
 
-def cheapest_first(
+def candidate_levels(
     settings: Settings, budget_gib: float, ranks: int, device: str
 ) -> Iterator[tuple[int, ...]]:
-    """Runs of levels to recompute, the least extra work first, without those that keep too much to ever fit."""
+    """Yield ranges of levels to recompute, the least extra work first.
+
+    Ranges that store too much to fit are left out.
+    """
     depth = len(settings.model.features or ())
     none = estimate_memory(settings, ranks, device, ())
-    kept, least = (
-        trace_micro_batch(settings, ranks, device, levels).kept
-        for levels in ((), tuple(range(depth)))
-    )
-    saved = {level: kept.get(level, 0) - least.get(level, 0) for level in range(depth)}
-    work = {level: _work(settings, level) for level in range(depth)}
+    kept = trace_micro_batch(settings, ranks, device, ()).kept
+    least = trace_micro_batch(settings, ranks, device, tuple(range(depth))).kept
+    saved = [kept.get(level, 0) - least.get(level, 0) for level in range(depth)]
+    work = [_forward_cost(settings, level) for level in range(depth)]
     fixed = sum(none.parts.values()) - none.parts["activations"]
-    options = [tuple(range(first, end)) for first, end in combinations(range(depth + 1), 2)]
-    for levels in sorted(
-        options, key=lambda levels: (sum(work[level] for level in levels), levels)
-    ):
-        # Everything kept is alive when forward ends, so this is a lower bound of the peak.
-        bound = fixed + sum(kept.values()) - sum(saved[level] for level in levels)
+    options = []
+    for first, end in combinations(range(depth + 1), 2):
+        options.append((sum(work[first:end]), tuple(range(first, end))))
+    for _, levels in sorted(options):
+        # Everything that is stored is alive at the end of forward: a lower bound of the peak.
+        bound = fixed + sum(kept.values()) - sum(saved[levels[0] : levels[-1] + 1])
         if bound <= budget_gib * GIB or len(levels) == depth:
             yield levels
 
 
-def _work(settings: Settings, level: int) -> float:
-    """Relative cost of a level's forward: voxels times squared width times kernel, encoder and decoder."""
+def _forward_cost(settings: Settings, level: int) -> float:
+    """Return the relative cost of a level's forward: voxels * squared width * kernel * blocks."""
+    # Relative to one voxel of the full resolution.
     model, voxels = settings.model, 1.0
     assert model.features
     assert model.strides
@@ -123,21 +152,36 @@ def _work(settings: Settings, level: int) -> float:
 
 
 def memory_budget(settings: Settings, device: torch.device) -> float:
-    """GiB per rank for `auto`: `memory.budget_gib`, or all of the smallest rank's GPU. A collective call."""
+    """Return the GiB per rank for `auto`. A collective call.
+
+    It is `memory.budget_gib`, or the memory of the smallest GPU of all ranks.
+
+    Raises:
+        UserError: on a CPU without `memory.budget_gib`.
+    """
     if settings.memory.budget_gib is not None:
         return settings.memory.budget_gib
     if device.type != "cuda":
         raise UserError(
-            "train.activation_checkpointing=auto on a CPU needs memory.budget_gib, the GiB a rank may use; "
-            "or name the levels, e.g. train.activation_checkpointing=[0]"
+            "train.activation_checkpointing=auto on a CPU needs memory.budget_gib, the GiB that a "
+            "rank may use; or name the levels, for example train.activation_checkpointing=[0]"
         )
+    # The minimum over ranks by a maximum of negative numbers.
     return -all_max(-torch.cuda.get_device_properties(device).total_memory) / GIB
 
 
-def levels_for(settings: Settings, ranks: int, device: torch.device) -> tuple[int, ...]:
-    """The levels a run recomputes, from `train.activation_checkpointing`. Raises `UserError` when `auto` cannot fit.
+def choose_checkpointed_levels(
+    settings: Settings, ranks: int, device: torch.device
+) -> tuple[int, ...]:
+    """Return the levels that a run recomputes. A collective call.
 
-    `settings` with their topology filled in. A collective call.
+    Args:
+        settings: settings with the network's topology filled in.
+        ranks: number of ranks.
+        device: this rank's device.
+
+    Raises:
+        UserError: no choice of levels fits the budget.
     """
     if settings.train.activation_checkpointing != "auto":
         return configured_levels(settings)
@@ -145,76 +189,89 @@ def levels_for(settings: Settings, ranks: int, device: torch.device) -> tuple[in
     best = resolve_checkpointing(settings, budget, ranks, device.type)
     if best.gib > budget:
         raise UserError(
-            f"memory.budget_gib = {budget:g}: at least {best.gib:.2f} GiB are needed ({best.explain()}), with levels "
-            f"{list(best.levels)} recomputed; lower train.micro_batch_size or data.patch_size (see liverseg plan)"
+            f"memory.budget_gib = {budget:g}: at least {best.gib:.2f} GiB are needed "
+            f"({best.describe_parts()}), with levels {list(best.levels)} recomputed; "
+            "lower train.micro_batch_size or data.patch_size (see liverseg plan)"
         )
     return best.levels
 
 
-# --- plans --------------------------------------------------------------------------------------------------------
+# --- plans --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class PatchOption:
-    """One patch and what fits with it."""
+    """One patch size and what fits with it."""
 
     patch_size: Index3
-    one: MemoryEstimate
-    """One sample, nothing recomputed."""
+    one_sample: MemoryEstimate
+    """Without recomputation."""
     micro_batch: int
-    """Most samples at once, up to the rank's share of the batch; 0: not even one fits."""
-    need: MemoryEstimate
-    """With that micro-batch and the levels it takes; the least found when nothing fits."""
+    """Most samples at once, up to the rank's share of the batch; 0: one sample does not fit."""
+    estimate: MemoryEstimate
+    """With this micro-batch and the recomputed levels it needs; the least if nothing fits."""
 
 
 def candidate_patches(largest: Index3) -> list[Index3]:
-    """Patches to consider for cases of this size: whole depth, square in plane, smallest first."""
+    """Return patches to consider for cases up to this size, smallest first.
+
+    They have the slab's depth and are square in plane.
+    """
     z, y, x = (edge // 16 * 16 or edge for edge in largest)
-    found = [(min(64, z), min(edge, y), min(edge, x)) for edge in (*EDGES, max(y, x))]
-    return sorted(set(found), key=lambda patch: patch[1] * patch[2])
+    patches = {(min(64, z), min(edge, y), min(edge, x)) for edge in (*CANDIDATE_EDGES, max(y, x))}
+    return sorted(patches, key=lambda patch: patch[1] * patch[2])
 
 
 def plan_patch(
     settings: Settings, patch: Index3, spacing_mm: Float3, budget_gib: float, ranks: int
 ) -> PatchOption:
-    """What fits with this patch. Raises `UserError` when the network cannot take the patch."""
-    settings = resolve_model(with_keys(settings, patch=patch, micro=1, levels=()), spacing_mm)
+    """Find what fits with this patch.
+
+    Raises:
+        UserError: the network cannot process the patch.
+    """
+    settings = resolve_model(
+        replace_settings(settings, patch=patch, micro=1, levels=()), spacing_mm
+    )
     one = estimate_memory(settings, ranks)
-    if (
-        one.gib <= budget_gib
-    ):  # several samples at once only where nothing has to be recomputed for it
-        room = (budget_gib - one.gib) * GIB / (one.parts["activations"] * (1 + ALLOCATOR_OVERHEAD))
-        for size in range(min(1 + int(room), -(-settings.train.global_batch_size // ranks)), 1, -1):
-            several = estimate_memory(with_keys(settings, micro=size), ranks)
+    # Several samples at once only if they need no recomputation, which costs more time than it
+    # saves.
+    if one.gib <= budget_gib:
+        bytes_per_sample = one.parts["activations"] * (1 + ALLOCATOR_OVERHEAD)
+        more_samples = int((budget_gib - one.gib) * GIB / bytes_per_sample)
+        most = min(1 + more_samples, -(-settings.train.global_batch_size // ranks))
+        for size in range(most, 1, -1):
+            several = estimate_memory(replace_settings(settings, micro=size), ranks)
             if several.gib <= budget_gib:
                 return PatchOption(patch, one, size, several)
         return PatchOption(patch, one, 1, one)
     depth = len(settings.model.features or ())
-    least = min(
-        (estimate_memory(settings, ranks, levels=range(top)) for top in (1, 2, depth)),
-        key=lambda found: found.gib,
-    )
+    estimates = [estimate_memory(settings, ranks, levels=range(top)) for top in (1, 2, depth)]
+    least = min(estimates, key=lambda estimate: estimate.gib)
     return PatchOption(patch, one, int(least.gib <= budget_gib), least)
 
 
 def best_option(
     options: Iterable[PatchOption], spacing_mm: Float3, budget_gib: float
 ) -> PatchOption | None:
-    """The largest patch up to `FIELD_MM` that needs no recomputation; failing that, the largest that fits at all."""
-    fitting = [o for o in options if o.micro_batch]
-    useful = [
-        o
-        for o in fitting
-        if max(o.patch_size[1] * spacing_mm[1], o.patch_size[2] * spacing_mm[2]) <= FIELD_MM
-    ]
-    plain = [o for o in useful or fitting[:1] if o.one.gib <= budget_gib]
-    found = plain or useful or fitting
-    return found[-1] if found else None
+    """Return the largest patch up to `MAX_FIELD_MM` that needs no recomputation.
+
+    If there is none, it is the largest patch that fits at all; None: no patch fits.
+    """
+    fitting = [option for option in options if option.micro_batch]
+    useful = []
+    for option in fitting:
+        _, height, width = option.patch_size
+        if max(height * spacing_mm[1], width * spacing_mm[2]) <= MAX_FIELD_MM:
+            useful.append(option)
+    plain = [o for o in useful or fitting[:1] if o.one_sample.gib <= budget_gib]
+    best = plain or useful or fitting
+    return best[-1] if best else None
 
 
 def estimate_strategies(settings: Settings, ranks: int) -> dict[str, MemoryEstimate]:
-    """The need under each strategy, the same step otherwise."""
-    found = {}
+    """Return the estimate for each strategy, for the same step."""
+    estimates = {}
     for name, stage in (("ddp", 1), ("fsdp", 1), *(("deepspeed", stage) for stage in range(4))):
         update = {
             "strategy": name,
@@ -226,24 +283,26 @@ def estimate_strategies(settings: Settings, ranks: int) -> dict[str, MemoryEstim
         levels = settings.train.activation_checkpointing
         assert not isinstance(levels, str)
         label = f"deepspeed zero_stage={stage}" if name == "deepspeed" else name
-        found[label] = estimate_memory(
+        estimates[label] = estimate_memory(
             settings.model_copy(update={"train": train}), ranks, levels=levels
         )
-    return found
+    return estimates
 
 
-def with_keys(
+def replace_settings(
     settings: Settings,
     patch: Index3 | None = None,
     micro: int | None = None,
     levels: tuple[int, ...] | None = None,
 ) -> Settings:
-    """The settings with these keys changed."""
-    given = {"micro_batch_size": micro, "activation_checkpointing": levels}
-    train = settings.train.model_copy(
-        update={key: value for key, value in given.items() if value is not None}
-    )
-    data = (
-        settings.data if patch is None else settings.data.model_copy(update={"patch_size": patch})
-    )
+    """Return the settings with these keys changed; None: unchanged."""
+    update: dict[str, object] = {}
+    if micro is not None:
+        update["micro_batch_size"] = micro
+    if levels is not None:
+        update["activation_checkpointing"] = levels
+    train = settings.train.model_copy(update=update)
+    data = settings.data
+    if patch is not None:
+        data = data.model_copy(update={"patch_size": patch})
     return settings.model_copy(update={"train": train, "data": data})

@@ -19,7 +19,7 @@ from liverseg_dist.model.external_weights import external_parameter_names
 from liverseg_dist.model.losses import build_loss
 from liverseg_dist.model.pretrained import load_pretrained
 from liverseg_dist.model.topology import resolve_topology
-from liverseg_dist.planning.memory_fit import levels_for
+from liverseg_dist.planning.memory_fit import choose_checkpointed_levels
 from liverseg_dist.training.fine_tuning import freeze_parameters, parameter_groups
 from liverseg_dist.training.threads import choose_threads
 
@@ -117,7 +117,7 @@ def build_components(
     loss = build_loss(settings.loss, settings.model, store.class_voxels, store.spacing_mm).to(
         world.device
     )
-    levels = levels_for(settings, world.world_size, world.device)
+    levels = choose_checkpointed_levels(settings, world.world_size, world.device)
     if train.activation_checkpointing == "auto" and world.is_main:
         print(
             f"levels recomputed in backward to meet the memory budget: {list(levels) or 'none'}",

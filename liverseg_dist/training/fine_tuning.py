@@ -26,6 +26,6 @@ def parameter_groups(model: UNet, config: FineTuneConfig) -> list[dict[str, Any]
             "params": [p for p in part.parameters() if p.requires_grad],
             "lr_scale": config.layer_decay**distance,
         }
-        for distance, part in enumerate(model.by_distance())
+        for distance, part in enumerate(model.modules_from_output())
     ]
     return [group for group in found if group["params"]]

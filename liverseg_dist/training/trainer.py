@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.augment import DeviceTransform, augmentation_preset
+from liverseg_dist.data.augment import DeviceTransform, build_preset
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.distributed.collectives import broadcast_from_rank0, world_size
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
@@ -156,7 +156,7 @@ class Trainer:
         stepper = Stepper(settings, parts.strategy, parts.loss, self.watch.mark, self._take, rate)
         if first < last:
             shape = (micro_batch(settings.train, world_size()), 1, *settings.data.patch_size)
-            self.parts.strategy.settle(torch.zeros(shape, device=self.world.device))
+            self.parts.strategy.warm_up(torch.zeros(shape, device=self.world.device))
         source = PatchSource(
             self.parts.store,
             self.parts.train_ids,
@@ -177,9 +177,7 @@ class Trainer:
             show_progress(title, settings.train.max_steps, quiet=not self.world.is_main) as line,
         ):
             line.advance(first)
-            transform = DeviceTransform(
-                augmentation_preset(settings.data), settings.data.patch_size
-            )
+            transform = DeviceTransform(build_preset(settings.data), settings.data.patch_size)
             batches = DevicePrefetcher(loader, transform, self.world.device)
             steps = settings.train.profile_steps if self.world.is_main else None
             profile = StepProfile(

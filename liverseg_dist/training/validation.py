@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.augment import augmentation_preset
+from liverseg_dist.data.augment import build_preset
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.collectives import current_rank, gather_from_ranks, world_size
 from liverseg_dist.evaluation.report.overlays import overlay
@@ -43,7 +43,7 @@ def validate_cases(
     model = build_model(settings.model).to(device)
     model.load_state_dict(weights)
     model.eval()
-    data, axes = settings.data, augmentation_preset(settings.data).mirror_axes
+    data, axes = settings.data, build_preset(settings.data).mirror.axes
     predictor = SlidingWindowPredictor(
         model, data.patch_size, settings.model.regions, settings.inference, device, mirror_axes=axes
     )

@@ -183,8 +183,8 @@ def test_train_refuses_what_cannot_be_trained(
     ]
     for override, said in [
         ("data.fold=9", "no fold 9; it has folds 0 to 1"),
-        ("data.patch_size=[30,64,64]", "would do"),
-        ("model.pretrained=absent.safetensors", "no such weights"),
+        ("data.patch_size=[30,64,64]", "use for example"),
+        ("model.pretrained=absent.safetensors", "no such file"),
         ("data.spacing_mm=[1,1,1]", ", not (1.0, 1.0, 1.0): the store decides it"),
         (
             "data.intensity={lower_hu: 0, upper_hu: 1, mean: 0, std: 1}",

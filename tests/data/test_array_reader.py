@@ -1,4 +1,4 @@
-"""The shard reader against zarr-python on every codec chain it knows, and what it says of broken files."""
+"""The shard reader against zarr-python for every supported codec, and errors of damaged files."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def test_boxes_equal_zarr_python(
     write(tmp_path, codecs, shards=shards)
     truth = zarr.open_array(str(tmp_path), path="cases/a/image", mode="r")
     reader = StoreReader(tmp_path)
-    array = reader.array("a", "image")
+    array = reader.open_array("a", "image")
     assert isinstance(array, ShardedArray)
     assert array.shape == SHAPE
     for start, shape in boxes(12):
@@ -121,7 +121,7 @@ def test_labels_and_writing_into_a_part_of_an_array(tmp_path: Path) -> None:
     )
     out = np.full((10, 20, 20), 9, np.uint8)
     reader = StoreReader(tmp_path)
-    reader.array("a", "label").read_box((3, 4, 5), out[2:8, 1:19, 3:17])
+    reader.open_array("a", "label").read_box((3, 4, 5), out[2:8, 1:19, 3:17])
     np.testing.assert_array_equal(out[2:8, 1:19, 3:17], voxels[3:9, 4:22, 5:19])
     assert (out[:2] == 9).all()
     reader.close()
@@ -129,7 +129,7 @@ def test_labels_and_writing_into_a_part_of_an_array(tmp_path: Path) -> None:
 
 def test_any_other_codec_is_read_through_zarr_python(tmp_path: Path) -> None:
     voxels = write(tmp_path, [GzipCodec(level=1)])
-    array = StoreReader(tmp_path).array("a", "image")
+    array = StoreReader(tmp_path).open_array("a", "image")
     assert isinstance(array, ZarrArray)
     out = np.empty((5, 6, 7), np.int16)
     array.read_box((1, 2, 3), out)
@@ -139,14 +139,14 @@ def test_any_other_codec_is_read_through_zarr_python(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "codecs", [CODECS["blosc lz4hc crc32c"], [GzipCodec()]], ids=["shard reader", "zarr-python"]
 )
-def test_a_store_behind_an_fsspec_url(tmp_path: Path, codecs: list) -> None:
+def test_store_behind_an_fsspec_url(tmp_path: Path, codecs: list) -> None:
     voxels = write(tmp_path, codecs)
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path), "/bucket/store.zarr", recursive=True)
     try:
         out = np.empty((9, 17, 30), np.int16)
         reader = StoreReader("memory://bucket/store.zarr")
-        reader.array("a", "image").read_box((4, 9, 1), out)
+        reader.open_array("a", "image").read_box((4, 9, 1), out)
         reader.close()
     finally:
         memory.rm("/bucket", recursive=True)
@@ -154,14 +154,14 @@ def test_a_store_behind_an_fsspec_url(tmp_path: Path, codecs: list) -> None:
 
 
 class PlainServer(SimpleHTTPRequestHandler):
-    """Python's own: no range requests, always the whole file."""
+    """Python's own server: no range requests, always the complete file."""
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
 class RangeServer(PlainServer):
-    """What nginx, S3 and the like do: status 206 and the bytes that were asked for."""
+    """As nginx and S3: status 206 and the requested bytes."""
 
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
@@ -195,14 +195,12 @@ def served(folder: Path, handler: type[SimpleHTTPRequestHandler]) -> Iterator[st
 
 
 @pytest.mark.parametrize("handler", [PlainServer, RangeServer])
-def test_a_store_behind_a_web_server(
-    tmp_path: Path, handler: type[SimpleHTTPRequestHandler]
-) -> None:
+def test_store_behind_a_web_server(tmp_path: Path, handler: type[SimpleHTTPRequestHandler]) -> None:
     voxels = write(tmp_path, CODECS["blosc lz4hc crc32c"])
     out = np.empty((9, 17, 30), np.int16)
     with served(tmp_path, handler) as url:
         reader = StoreReader(url)
-        array = reader.array("a", "image")
+        array = reader.open_array("a", "image")
         array.read_box((4, 9, 1), out)
         reader.close()
     assert isinstance(array, ShardedArray)
@@ -241,7 +239,7 @@ def shard_file(root: Path) -> Path:
 def read_all(root: Path) -> None:
     reader = StoreReader(root)
     try:
-        reader.array("a", "image").read_box((0, 0, 0), np.empty(SHAPE, np.int16))
+        reader.open_array("a", "image").read_box((0, 0, 0), np.empty(SHAPE, np.int16))
     finally:
         reader.close()
 
@@ -251,7 +249,7 @@ def test_truncated_shard(tmp_path: Path, codecs: list) -> None:
     write(tmp_path, codecs)
     shutil.copy(shard_file(tmp_path), tmp_path / "whole")
     shard_file(tmp_path).write_bytes((tmp_path / "whole").read_bytes()[:-200])
-    with pytest.raises(ChunkError, match=r"cases/a/image/c/0/0/0: its index cannot be read"):
+    with pytest.raises(ChunkError, match=r"cases/a/image/c/0/0/0: the index cannot be read"):
         read_all(tmp_path)
 
 
@@ -267,7 +265,7 @@ def test_flipped_bytes_name_the_chunk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [4, 12], ids=["decoded size", "encoded size"])
-def test_a_lying_blosc_header_is_not_believed(tmp_path: Path, place: int) -> None:
+def test_wrong_blosc_header_is_an_error(tmp_path: Path, place: int) -> None:
     write(tmp_path, CODECS["blosc lz4"], shards=(24, 48, 48))
     data = bytearray(shard_file(tmp_path).read_bytes())
     index = np.frombuffer(bytes(data[-(16 * 27 + 4) : -4]), "<u8").reshape(3, 3, 3, 2)
@@ -278,25 +276,25 @@ def test_a_lying_blosc_header_is_not_believed(tmp_path: Path, place: int) -> Non
         read_all(tmp_path)
 
 
-def test_a_missing_shard_is_an_error_unless_the_array_may_be_empty(tmp_path: Path) -> None:
+def test_missing_shard_is_an_error_unless_the_array_may_be_empty(tmp_path: Path) -> None:
     write(tmp_path, CODECS["blosc lz4"], shards=(24, 48, 48))
     shard_file(tmp_path).unlink()
     with pytest.raises(ChunkError, match="the shard file is missing"):
         read_all(tmp_path)
     out = np.ones((2, 2, 2), np.int16)
-    StoreReader(tmp_path).array("a", "image", may_be_empty=True).read_box((0, 0, 0), out)
+    StoreReader(tmp_path).open_array("a", "image", may_be_empty=True).read_box((0, 0, 0), out)
     assert (out == 0).all()
 
 
 def test_missing_metadata(tmp_path: Path) -> None:
     with pytest.raises(ChunkError, match="cases/gone/image: metadata"):
-        StoreReader(tmp_path).array("gone", "image")
+        StoreReader(tmp_path).open_array("gone", "image")
 
 
-def test_a_box_outside_is_a_programming_error(tmp_path: Path) -> None:
+def test_box_outside_is_a_programming_error(tmp_path: Path) -> None:
     write(tmp_path, CODECS["blosc lz4"])
-    array = StoreReader(tmp_path).array("a", "image")
-    with pytest.raises(ValueError, match="leaves the array"):
+    array = StoreReader(tmp_path).open_array("a", "image")
+    with pytest.raises(ValueError, match="is not inside the array"):
         array.read_box((0, 0, 40), np.empty((1, 1, 8), np.int16))
 
 
@@ -329,7 +327,7 @@ def test_padding_equals_numpys(start: tuple[int, int, int]) -> None:
         lambda m: m.update(data_type="uint8"),
     ],
 )
-def test_metadata_that_cannot_be_is_a_chunk_error(
+def test_impossible_metadata_is_a_chunk_error(
     tmp_path: Path, change: Callable[[dict], object]
 ) -> None:
     write(tmp_path, CODECS["blosc lz4"])
@@ -339,11 +337,11 @@ def test_metadata_that_cannot_be_is_a_chunk_error(
     file.write_text(json.dumps(metadata))
     out = np.empty((4, 4, 4), np.int16)
     with pytest.raises(ChunkError):
-        StoreReader(tmp_path).array("a", "image").read_box((0, 0, 0), out)
+        StoreReader(tmp_path).open_array("a", "image").read_box((0, 0, 0), out)
 
 
-def test_an_index_that_claims_a_huge_chunk_is_not_followed(tmp_path: Path) -> None:
-    """With the right checksum: what no bit rot makes."""
+def test_index_with_a_huge_chunk_is_an_error(tmp_path: Path) -> None:
+    """With a correct checksum, which random damage does not have."""
     write(tmp_path, CODECS["blosc lz4"], shards=(24, 48, 48))
     shard = tmp_path / "cases/a/image/c/0/0/0"
     raw = bytearray(shard.read_bytes())
@@ -352,5 +350,5 @@ def test_an_index_that_claims_a_huge_chunk_is_not_followed(tmp_path: Path) -> No
     raw[-(16 * 27 + 4) :] = bytes(index) + google_crc32c.value(bytes(index)).to_bytes(4, "little")
     shard.write_bytes(raw)
     out = np.empty((4, 1, 15), np.int16)
-    with pytest.raises(ChunkError, match="its index is damaged"):
-        StoreReader(tmp_path).array("a", "image").read_box((16, 32, 32), out)
+    with pytest.raises(ChunkError, match="the index is damaged"):
+        StoreReader(tmp_path).open_array("a", "image").read_box((16, 32, 32), out)

@@ -1,4 +1,4 @@
-"""One stream of samples, whatever the world size, threads, prefetch depth or restart; and clean failures."""
+"""One stream of samples for any world size, threads, prefetch depth and restart; failures."""
 
 import hashlib
 import logging
@@ -14,7 +14,7 @@ import torch
 
 from liverseg_dist.config import DataConfig
 from liverseg_dist.data.augment import DeviceTransform, draw_augmentation
-from liverseg_dist.data.augment.presets import PRESETS, augmentation_preset
+from liverseg_dist.data.augment.presets import PRESETS, build_preset
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.errors import RunFailed, UserError
 from tests.data.mini_store import INTENSITY, MiniStore, write_store
@@ -38,7 +38,7 @@ def no_thread_survives() -> Iterator[None]:
 
 
 def rank_batches(rank: int, world_size: int, first: int = 0, micro: int = 2) -> Iterator[list[int]]:
-    """As the trainer asks: rank r of W takes positions r, r + W, ... of each global batch."""
+    """As in the trainer: rank r of W has positions r, r + W, ... of each global batch."""
     for step in range(first // BATCH, SAMPLES // BATCH):
         mine = list(range(step * BATCH, (step + 1) * BATCH))[rank::world_size]
         yield from (mine[i : i + micro] for i in range(0, len(mine), micro))
@@ -47,9 +47,9 @@ def rank_batches(rank: int, world_size: int, first: int = 0, micro: int = 2) -> 
 def digests(
     store: MiniStore, batches: Iterator[list[int]], workers: int = 0, prefetch: int = 2
 ) -> dict:
-    """Sample number -> digest of what the network would get."""
+    """Sample number -> digest of the network's input."""
     source = PatchSource(store, store.case_ids, SETTINGS, seed=7, global_batch_size=BATCH)
-    transform = DeviceTransform(augmentation_preset(SETTINGS), PATCH)
+    transform = DeviceTransform(build_preset(SETTINGS), PATCH)
     found = {}
     with PatchLoader(source, batches, workers, prefetch) as loader:
         for batch in loader:
@@ -82,9 +82,7 @@ def test_one_stream_for_any_world_size_and_threads(
 
 
 @pytest.mark.parametrize("first", [4, 20, 44])
-def test_restart_anywhere_goes_on_with_the_same_stream(
-    store: MiniStore, reference: dict, first: int
-) -> None:
+def test_restart_continues_the_same_stream(store: MiniStore, reference: dict, first: int) -> None:
     assert digests(store, rank_batches(0, 1, first), 1) == {
         n: reference[n] for n in range(first, SAMPLES)
     }
@@ -95,7 +93,7 @@ def test_micro_batch_size_changes_nothing(store: MiniStore, reference: dict) -> 
     assert digests(store, rank_batches(0, 1, micro=4)) == reference
 
 
-def test_batches_hold_the_stored_voxels(store: MiniStore) -> None:
+def test_batches_contain_the_stored_voxels(store: MiniStore) -> None:
     settings = SETTINGS.model_copy(update={"augmentation": "none"})
     source = PatchSource(store, store.case_ids, settings, 3, BATCH)
     with PatchLoader(source, [[0, 1, 2, 3]], workers=1) as loader:
@@ -104,7 +102,7 @@ def test_batches_hold_the_stored_voxels(store: MiniStore) -> None:
     assert batch.label_BDHW.dtype == torch.uint8
     assert batch.image_BCDHW.shape == (4, 1, *PATCH)
     for i, index in enumerate(batch.indices):
-        plan = source.plan(index)
+        plan = source.plan_sample(index)
         box = tuple(slice(a, a + n) for a, n in zip(plan.patch_start, PATCH, strict=True))
         np.testing.assert_array_equal(
             batch.image_BCDHW[i, 0].numpy(), store.image(plan.case_id)[box]
@@ -116,7 +114,7 @@ def test_batches_hold_the_stored_voxels(store: MiniStore) -> None:
 
 def test_foreground_samples_have_their_class_at_the_centre(store: MiniStore) -> None:
     source = PatchSource(store, store.case_ids, SETTINGS, 3, BATCH)
-    plans = [source.plan(n) for n in range(40)]
+    plans = [source.plan_sample(n) for n in range(40)]
     centres = {plan.index: plan.centre for plan in plans if plan.centre}
     assert sorted(centres) == [n for n in range(40) if n % BATCH == 3]
     for plan in plans:
@@ -125,10 +123,10 @@ def test_foreground_samples_have_their_class_at_the_centre(store: MiniStore) -> 
     source.close()
 
 
-def test_a_patch_larger_than_the_image_is_padded(store: MiniStore) -> None:
+def test_patch_larger_than_the_image_is_padded(store: MiniStore) -> None:
     settings = DataConfig(patch_size=(64, 60, 64), augmentation="none")
     source = PatchSource(store, store.case_ids, settings, 0, 2)
-    patch = source.sample(0)
+    patch = source.read_sample(0)
     inside = np.zeros(patch.label_DHW.shape, bool)
     inside[:, 6:54, 4:60] = True
     np.testing.assert_array_equal(
@@ -139,12 +137,12 @@ def test_a_patch_larger_than_the_image_is_padded(store: MiniStore) -> None:
     source.close()
 
 
-def test_turned_samples_bring_their_surrounding(store: MiniStore) -> None:
+def test_rotated_samples_are_read_with_their_surrounding(store: MiniStore) -> None:
     source = PatchSource(store, store.case_ids, SETTINGS, 3, BATCH)
-    plan = next(p for p in map(source.plan, range(100)) if p.shape != PATCH)
+    plan = next(p for p in map(source.plan_sample, range(100)) if p.shape != PATCH)
     draw = draw_augmentation(PRESETS["strong"], PATCH, plan.augment_seed)
     assert plan.shape == draw.field_shape
-    patch = source.sample(plan.index)
+    patch = source.read_sample(plan.index)
     assert patch.image_DHW.shape == plan.shape
     offset = [a - b for a, b in zip(plan.patch_start, plan.start, strict=True)]
     inner = patch.image_DHW[tuple(slice(o, o + n) for o, n in zip(offset, PATCH, strict=True))]
@@ -156,13 +154,13 @@ def test_turned_samples_bring_their_surrounding(store: MiniStore) -> None:
 def test_no_surrounding_above_and_below_a_whole_slab(store: MiniStore) -> None:
     settings = SETTINGS.model_copy(update={"patch_size": (64, 24, 24)})
     source = PatchSource(store, store.case_ids, settings, 3, BATCH)
-    shapes = {source.plan(n).shape for n in range(100)}
+    shapes = {source.plan_sample(n).shape for n in range(100)}
     assert len(shapes) > 10
     assert {shape[0] for shape in shapes} == {64}
     source.close()
 
 
-def test_leaving_early_stops_the_threads(store: MiniStore) -> None:
+def test_closing_early_stops_the_threads(store: MiniStore) -> None:
     source = PatchSource(store, store.case_ids, SETTINGS, 3, BATCH)
     loader = PatchLoader(source, ([n] for n in range(10**9)), workers=2, prefetch=3)
     next(loader)
@@ -203,7 +201,7 @@ def broken(tmp_path: Path) -> MiniStore:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_chunk_stops_the_run_and_is_named(broken: MiniStore, workers: int) -> None:
+def test_unreadable_chunk_stops_the_run_and_is_reported(broken: MiniStore, workers: int) -> None:
     settings = DataConfig(patch_size=(16, 16, 16))
     source = PatchSource(broken, broken.case_ids, settings, 0, 2)
     with (
@@ -215,7 +213,7 @@ def test_an_unreadable_chunk_stops_the_run_and_is_named(broken: MiniStore, worke
         list(loader)
 
 
-def test_skip_replaces_the_sample_and_says_so(
+def test_skip_replaces_the_sample_and_logs_it(
     broken: MiniStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = DataConfig(patch_size=(16, 16, 16), unreadable="skip")
@@ -238,31 +236,29 @@ def test_skip_replaces_the_sample_and_says_so(
     assert stream(2) == first
 
 
-def test_skip_gives_up_when_nothing_is_readable(tmp_path: Path) -> None:
+def test_skip_fails_if_no_case_is_readable(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store.zarr", cases=1, shape=(16, 32, 32))
     (tmp_path / "store.zarr/cases/case_0/image/c/0/0/0").unlink()
     source = PatchSource(
         store, store.case_ids, DataConfig(patch_size=(16, 16, 16), unreadable="skip"), 0, 2
     )
     with pytest.raises(RunFailed, match="20 cases are unreadable"):
-        source.sample(0)
+        source.read_sample(0)
 
 
-def test_a_hanging_file_system_is_named_with_its_case(tmp_path: Path) -> None:
-    """A FIFO in the shard's place: opening it waits for ever, as a dead file server does."""
+def test_hanging_file_system_is_reported_with_the_case(tmp_path: Path) -> None:
+    """A FIFO instead of the shard: open() waits without end, as with a dead file server."""
     store = write_store(tmp_path / "store.zarr", cases=1, shape=(16, 32, 32))
     shard = tmp_path / "store.zarr/cases/case_0/image/c/0/0/0"
     source = PatchSource(
         store, store.case_ids, DataConfig(patch_size=(16, 16, 16), stall_timeout_s=0.5), 0, 2
     )
-    source.sample(0)
+    source.read_sample(0)
     source.close()
     shard.unlink()
     os.mkfifo(shard)
     loader = PatchLoader(source, [[0], [1]], workers=1)
-    release = threading.Timer(
-        2.0, lambda: os.close(os.open(shard, os.O_WRONLY))
-    )  # lets the thread go at last
+    release = threading.Timer(2.0, lambda: os.close(os.open(shard, os.O_WRONLY)))  # ends the thread
     release.start()
     started = time.monotonic()
     with pytest.raises(
@@ -273,7 +269,7 @@ def test_a_hanging_file_system_is_named_with_its_case(tmp_path: Path) -> None:
     release.join()
 
 
-def test_a_failing_thread_is_named(store: MiniStore) -> None:
+def test_failing_thread_is_reported(store: MiniStore) -> None:
     source = PatchSource(store, store.case_ids, SETTINGS, 0, BATCH)
     with (
         PatchLoader(source, [[-1]], workers=1) as loader,
@@ -282,10 +278,10 @@ def test_a_failing_thread_is_named(store: MiniStore) -> None:
         next(loader)
 
 
-def test_mistakes_of_the_user(store: MiniStore, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no case to train on in fold 0.*data.fold"):
+def test_user_errors(store: MiniStore, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"fold 0 has no training case.*data.fold"):
         PatchSource(store, [], SETTINGS, 0, BATCH)
     unlabelled = write_store(tmp_path / "s.zarr", cases=1, shape=(16, 16, 16), labelled=False)
     source = PatchSource(unlabelled, unlabelled.case_ids, SETTINGS, 0, BATCH)
     with pytest.raises(UserError, match="case_0 has no label"):
-        source.sample(0)
+        source.read_sample(0)

@@ -1,4 +1,4 @@
-"""The node's cache of decoded cases: one copy, bounded, never half-written, gone with its last user."""
+"""The node's cache: one copy of each case, limited size, complete files, removed at the end."""
 
 import signal
 import subprocess
@@ -35,7 +35,7 @@ def source(store: MiniStore, folder: Path, limit_bytes: float) -> PatchSource:
 def content(source: PatchSource, count: int = 24) -> list[bytes]:
     return [
         patch.image_DHW.tobytes() + patch.label_DHW.tobytes()
-        for patch in map(source.sample, range(count))
+        for patch in map(source.read_sample, range(count))
     ]
 
 
@@ -44,19 +44,19 @@ def cached(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("cases_that_fit", "files"), [(0.5, 0), (2.5, 4), (9, 8)])
-def test_same_samples_and_a_bounded_folder(
+def test_same_samples_and_limited_folder(
     store: MiniStore, tmp_path: Path, cases_that_fit: float, files: int
 ) -> None:
     uncached = source(store, tmp_path, 0)
-    ours = source(store, tmp_path, cases_that_fit * CASE_BYTES)
-    assert content(ours) == content(uncached)
+    result = source(store, tmp_path, cases_that_fit * CASE_BYTES)
+    assert content(result) == content(uncached)
     assert len(cached(tmp_path)) == files
-    ours.close()
+    result.close()
     uncached.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_users_share_one_copy_and_the_last_one_removes_it(
+def test_two_users_share_one_copy_which_the_last_one_removes(
     store: MiniStore, tmp_path: Path
 ) -> None:
     first, second = (source(store, tmp_path, 9 * CASE_BYTES) for _ in range(2))
@@ -71,23 +71,23 @@ def test_two_users_share_one_copy_and_the_last_one_removes_it(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_case_that_another_process_is_writing_is_read_from_the_store(tmp_path: Path) -> None:
+def test_case_that_another_process_is_writing_is_read_from_the_store(tmp_path: Path) -> None:
     voxels, labels = np.ones(SHAPE, np.int16), np.ones(SHAPE, np.uint8)
     cache = NodeCache(tmp_path, "store", b"", 9 * CASE_BYTES)
     (cache.folder / "a.image.part").touch()
     pair = (MemoryArray(voxels), MemoryArray(labels))
-    assert cache.get("a", *pair) is None
-    assert cache.get("b", *pair) is not None
+    assert cache.get_readers("a", *pair) is None
+    assert cache.get_readers("b", *pair) is not None
     (cache.folder / "a.image.part").unlink()
-    assert cache.get("a", *pair) is not None
+    assert cache.get_readers("a", *pair) is not None
     cache.close()
 
 
-def test_a_failed_decode_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_failed_decode_leaves_no_files(tmp_path: Path) -> None:
     cache = NodeCache(tmp_path, "store", b"", 9 * CASE_BYTES)
     too_small = MemoryArray(np.ones((2, 2, 2), np.uint8))
     with pytest.raises(ValueError):
-        cache.get("a", MemoryArray(np.ones(SHAPE, np.int16)), too_small)
+        cache.get_readers("a", MemoryArray(np.ones(SHAPE, np.int16)), too_small)
     assert cached(tmp_path) == []
     cache.close()
 
@@ -100,7 +100,7 @@ def test_another_version_of_the_store_is_another_cache(tmp_path: Path) -> None:
     new.close()
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_files_of_a_killed_process_are_removed_by_the_next(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib\n"
         "from liverseg_dist.data.loading.node_cache import NodeCache\n"
@@ -127,12 +127,12 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
 def test_processes_fill_one_cache(store: MiniStore, tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
-        "from tests.data import test_cache as t\n"
+        "from tests.data import test_node_cache as t\n"
         "from tests.data.mini_store import MiniStore\n"
         "store = MiniStore(pathlib.Path(sys.argv[1]), [f'case_{i}' for i in range(4)])\n"
-        "ours = t.source(store, pathlib.Path(sys.argv[2]), 9 * t.CASE_BYTES)\n"
-        "import hashlib; print(hashlib.sha256(b''.join(t.content(ours))).hexdigest())\n"
-        "ours.close()\n"
+        "result = t.source(store, pathlib.Path(sys.argv[2]), 9 * t.CASE_BYTES)\n"
+        "import hashlib; print(hashlib.sha256(b''.join(t.content(result))).hexdigest())\n"
+        "result.close()\n"
     )
     command = [sys.executable, "-c", code, str(store.path), str(tmp_path)]
     root = Path(__file__).resolve().parents[2]
@@ -145,8 +145,6 @@ def test_processes_fill_one_cache(store: MiniStore, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_used_is_the_users_mistake(
-    store: MiniStore, tmp_path: Path
-) -> None:
+def test_unusable_folder_is_a_user_error(store: MiniStore, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.cache_dir"):
         source(store, tmp_path / "missing", GIB)

@@ -1,4 +1,4 @@
-"""Phantoms: layout, determinism, plausible anatomy in the right places, and hard enough to be worth learning from."""
+"""Phantoms: layout, determinism, plausible anatomy, and tumours that thresholds do not find."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ from liverseg_dist.commands.main import main
 from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.phantom.anatomy import Painter, Patient, draw_patient
 from liverseg_dist.phantom.dataset import FIRST_TEST, PhantomSet, write_dataset
-from liverseg_dist.phantom.organs import vena_cava
+from liverseg_dist.phantom.organs import build_vena_cava
 from liverseg_dist.phantom.scan import ORIENTATIONS, PhantomScan, draw_grid, make_scan, scan_patient
 from liverseg_dist.phantom.scanner import SpectralField, spectrum_frequencies
 from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Points, Waves
-from liverseg_dist.phantom.tumours import how_many
+from liverseg_dist.phantom.tumours import tumour_count
 from liverseg_dist.volume import Grid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def best_window_dice(inside: np.ndarray, outside: np.ndarray) -> float:
 # --- the folder
 
 
-def test_case_is_the_same_bytes_whatever_workers_and_number(tmp_path: Path) -> None:
+def test_case_bytes_do_not_depend_on_workers_and_number_of_cases(tmp_path: Path) -> None:
     write_dataset(PhantomSet(tmp_path / "one", 2, 1, seed=11), 1, lambda case: None)
     write_dataset(PhantomSet(tmp_path / "many", 3, 2, seed=11), 2, lambda case: None)
     write_dataset(PhantomSet(tmp_path / "other", 1, 0, seed=12), 1, lambda case: None)
@@ -116,7 +116,7 @@ def test_layout_is_that_of_task03(phantom_source: Path) -> None:
     assert (phantom_source / index["test"][0]).is_file()
 
 
-def test_stopped_run_continues_and_keeps_what_is_whole(
+def test_stopped_run_continues_and_keeps_complete_files(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     line = ["phantom", str(tmp_path / "set"), "--cases", "2", "--seed", "4", "--json"]
@@ -140,11 +140,11 @@ def test_stopped_run_continues_and_keeps_what_is_whole(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--seed", "5"], "holds phantoms made with"),
-        (["--size", "full"], "holds phantoms made with"),
-        (["--difficulty", "hard"], "holds phantoms made with"),
+        (["--seed", "5"], "contains phantoms with the settings"),
+        (["--size", "full"], "contains phantoms with the settings"),
+        (["--difficulty", "hard"], "contains phantoms with the settings"),
         (["--cases", "0"], "--cases is 1 to"),
-        (["--cases", "5"], "more scan files than asked for"),
+        (["--cases", "5"], "more scan files than requested"),
         (["--montage", "look.tiff"], "ends in .png or .jpg"),
     ],
 )
@@ -172,10 +172,10 @@ def test_mistakes_are_refused_and_change_nothing(
     assert hashes(phantom_source) == before
 
 
-def test_folder_of_somebody_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "letter.txt").write_text("mine")
     assert main(["phantom", str(tmp_path), "--cases", "1"]) == 2
-    assert "no phantom set" in capsys.readouterr().err
+    assert "not a phantom set" in capsys.readouterr().err
     (tmp_path / "phantom.json").write_text("{")
     assert main(["phantom", str(tmp_path), "--cases", "1"]) == 2
     assert "not readable as JSON" in capsys.readouterr().err
@@ -218,16 +218,16 @@ def test_livers_and_tumours_are_of_human_size(scans: list[PhantomScan]) -> None:
     assert max(counts) <= 6
 
 
-def test_every_number_of_tumours_has_its_share() -> None:
+def test_numbers_of_tumours_have_their_frequencies() -> None:
     found = (
-        np.bincount([how_many(f) for f in np.linspace(0, 1, 1000, endpoint=False)], minlength=7)
+        np.bincount([tumour_count(f) for f in np.linspace(0, 1, 1000, endpoint=False)], minlength=7)
         / 1000
     )
     np.testing.assert_allclose(found, [0.12, *[0.88 / 6] * 6], atol=0.002)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_organs_lie_where_they_belong_in_the_world(orientation: str) -> None:
+def test_organs_have_their_positions_in_the_world(orientation: str) -> None:
     patient = patient_of(2)
     scan = scan_patient(patient, grid_of((6, 4, 4), turn_deg=4.0), orientation, (2,))
     assert scan.image.grid.orientation == orientation
@@ -249,9 +249,9 @@ def test_organs_lie_where_they_belong_in_the_world(orientation: str) -> None:
     assert lungs[2] > liver[2] + 20  # the lungs above
     # The left kidney and spleen, made at negative x, lie on the left in the scan.
     spleen = next(s.shape for s in patient.organs if s.tissue.hu == patient.contrast.spleen)
-    assert spleen.bounds()[1][0] < 0
-    p = patient.points(scan.image.reoriented().grid, slice(0, grid_of((6, 4, 4)).shape[0]))
-    inside = scan.image.reoriented().voxels[spleen.distance(p) < -8]
+    assert spleen.bounding_box()[1][0] < 0
+    p = patient.map_voxels(scan.image.reoriented().grid, slice(0, grid_of((6, 4, 4)).shape[0]))
+    inside = scan.image.reoriented().voxels[spleen.signed_distance(p) < -8]
     assert abs(np.median(inside) - patient.contrast.spleen) < 15
 
 
@@ -259,15 +259,15 @@ def test_tissues_have_portal_venous_hu() -> None:
     patient = patient_of(6)
     grid = grid_of((3, 2.5, 2.5))
     scan = scan_patient(patient, grid, "RAS", (6,))
-    hu, p = scan.image.voxels, patient.points(grid, slice(0, grid.shape[0]))
+    hu, p = scan.image.voxels, patient.map_voxels(grid, slice(0, grid.shape[0]))
     liver = scan.label.voxels == LIVER
     wall = patient.torso.cavity_mm(p)
     abdomen = np.maximum(patient.torso.dome_mm(p), wall)
     organs = {s.tissue.hu: s.shape for s in patient.organs}
     expected = {
         "liver": (ndimage.binary_erosion(liver, iterations=2), 60, 145),
-        "spleen": (organs[patient.contrast.spleen].distance(p) < -8, 85, 155),
-        "cava": (np.min([c.distance(p) for c in vena_cava()], axis=0) < -6, 85, 175),
+        "spleen": (organs[patient.contrast.spleen].signed_distance(p) < -8, 85, 155),
+        "cava": (np.min([c.signed_distance(p) for c in build_vena_cava()], axis=0) < -6, 85, 175),
         "fat under the skin": ((wall > patient.torso.wall_mm + 5) & (hu > -300), -125, -80),
         "muscle of the back": (_back(p) & (np.abs(p.z) < 100), 35, 80),
         "lung": ((wall < -8) & (abdomen > 8) & (np.abs(p.x) > 70), -950, -750),
@@ -290,8 +290,10 @@ def _back(p: Points) -> np.ndarray:
 
 
 def test_thresholding_fails(scans: list[PhantomScan]) -> None:
-    """Even within the true liver the best HU interval of a case finds tumours badly, and of the whole set worse; and no
-    interval finds the liver among its neighbours."""
+    """The best HU interval finds neither tumours in the true liver nor the liver in the body.
+
+    For tumours the interval of one case is bad, and that of all cases is worse.
+    """
     per_case, tumour, liver, rest = [], [], [], []
     for scan in scans:
         hu, label = scan.image.voxels, scan.label.voxels
@@ -307,22 +309,22 @@ def test_thresholding_fails(scans: list[PhantomScan]) -> None:
 
 
 def test_tumours_can_be_seen(scans: list[PhantomScan]) -> None:
-    """Where noise is averaged out, each tumour of an easy case stands out from the liver around it."""
+    """Without noise, each tumour of an easy case differs from the liver around it."""
     seen = 0
     for scan in scans[::2]:
         hu, label = (
             ndimage.uniform_filter(scan.image.voxels.astype(float), 3),
             np.ascontiguousarray(scan.label.voxels),
         )
-        calm = ndimage.binary_erosion(label == LIVER, iterations=4)
-        unrest = np.abs(hu[calm] - np.median(hu[calm])).mean()
+        homogeneous = ndimage.binary_erosion(label == LIVER, iterations=4)
+        variation = np.abs(hu[homogeneous] - np.median(hu[homogeneous])).mean()
         parts = cc3d.connected_components(label == TUMOUR, connectivity=26)
         for part in range(1, int(parts.max()) + 1):
             inside = ndimage.binary_erosion(parts == part)
             if inside.sum() < 20:
                 continue
             around = ndimage.binary_dilation(parts == part, iterations=5) & (label == LIVER)
-            assert np.abs(hu[inside] - np.median(hu[around])).mean() > 1.5 * unrest
+            assert np.abs(hu[inside] - np.median(hu[around])).mean() > 1.5 * variation
             seen += 1
     assert seen >= 5
 
@@ -346,7 +348,7 @@ def test_same_patient_on_other_grids() -> None:
     assert abs(sum(volumes[0]) / patient.liver_ml - 1) < 0.03
 
 
-def test_full_size_has_the_variety_of_hospitals() -> None:
+def test_full_size_grids_vary_as_in_hospitals() -> None:
     grids = []
     for seed in range(40):
         patient = replace(patient_of(seed % 4), tumours=())
@@ -373,8 +375,8 @@ def test_full_size_has_the_variety_of_hospitals() -> None:
     )
 
 
-def test_waves_on_a_grid_are_waves_at_its_points() -> None:
-    waves = Waves.draw(np.random.default_rng(0), (40, 90), 3.0, 5)
+def test_waves_on_a_grid_equal_waves_at_its_points() -> None:
+    waves = Waves.draw_random(np.random.default_rng(0), (40, 90), 3.0, 5)
     grid = grid_of((7, 9, 11), turn_deg=20)
     z, y, x = np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij")
     world = grid.world_mm(np.stack([z, y, x], axis=-1))
@@ -382,9 +384,9 @@ def test_waves_on_a_grid_are_waves_at_its_points() -> None:
         np.sin(world @ k + phase) for k, phase in zip(waves.vectors, waves.phases, strict=True)
     )
     direct *= 3.0 * np.sqrt(2 / 5)
-    np.testing.assert_allclose(waves.on(grid, slice(3, 9)), direct[3:9], atol=2e-4)
+    np.testing.assert_allclose(waves.evaluate_planes(grid, slice(3, 9)), direct[3:9], atol=2e-4)
     points = Points(*(np.float32(world[..., axis]) for axis in range(3)))
-    np.testing.assert_allclose(waves.at(points), direct, atol=2e-3)
+    np.testing.assert_allclose(waves.evaluate_points(points), direct, atol=2e-3)
     assert np.abs(direct).max() <= waves.largest
     assert direct.std() == pytest.approx(3.0, rel=0.2)
 
@@ -397,38 +399,38 @@ def test_waves_on_a_grid_are_waves_at_its_points() -> None:
         Cone((-40.0, 10.0, 0.0), (30.0, 50.0, -60.0), 4.0, 12.0),
     ],
 )
-def test_box_of_a_body_holds_all_of_it(shape: Ellipsoid | Cone) -> None:
+def test_voxel_box_contains_the_whole_body(shape: Ellipsoid | Cone) -> None:
     patient, grid = patient_of(1), grid_of((5, 4, 4), turn_deg=5)
-    distance = shape.distance(patient.points(grid, slice(0, grid.shape[0])))
+    distance = shape.signed_distance(patient.map_voxels(grid, slice(0, grid.shape[0])))
     inside = np.argwhere(distance < grid.spacing_mm[0] / 2)
-    box = patient.box(grid, shape.bounds())
+    box = patient.find_voxel_box(grid, shape.bounding_box())
     assert len(inside) > 50
     assert (inside.min(axis=0) >= box[0]).all()
     assert (inside.max(axis=0) < box[1]).all()
-    reach = np.array(shape.bounds()[1]) - shape.bounds()[0]
+    reach = np.array(shape.bounding_box()[1]) - shape.bounding_box()[0]
     assert np.prod((box[1] - box[0]) * grid.spacing_mm) < np.prod(
         1.15 * reach + 45
     )  # and not much more
 
 
-def test_distances_are_distances() -> None:
+def test_signed_distances_are_exact() -> None:
     rng = np.random.default_rng(3)
     where = rng.uniform(-60, 60, (3, 500)).astype(np.float32)
     start, end = np.array([-20.0, 5.0, 0.0]), np.array([30.0, -10.0, 25.0])
-    tube = Cone(tuple(start), tuple(end), 6.0, 6.0).distance(Points(*where))
+    tube = Cone(tuple(start), tuple(end), 6.0, 6.0).signed_distance(Points(*where))
     axis = start + np.linspace(0, 1, 4000)[:, None] * (end - start)
     nearest = np.linalg.norm(where.T[:, None] - axis[None], axis=2).min(axis=1)
     np.testing.assert_allclose(tube, nearest - 6, atol=1e-3)
-    ball = Ellipsoid((1.0, 2.0, 3.0), (9.0, 9.0, 9.0), 40.0, 10.0).distance(Points(*where))
+    ball = Ellipsoid((1.0, 2.0, 3.0), (9.0, 9.0, 9.0), 40.0, 10.0).signed_distance(Points(*where))
     np.testing.assert_allclose(ball, np.linalg.norm(where.T - [1, 2, 3], axis=1) - 9, atol=1e-3)
 
 
-def test_painting_slabs_is_painting_the_whole() -> None:
+def test_slabs_equal_the_complete_scan() -> None:
     patient, grid = patient_of(4), grid_of((8, 6, 6))
     flat = np.zeros(grid.shape, np.float32)
-    whole = Painter(patient, grid).paint(slice(0, grid.shape[0]), flat)
+    whole = Painter(patient, grid).paint_planes(slice(0, grid.shape[0]), flat)
     painter = Painter(patient, grid)
-    cut = [painter.paint(slice(z, z + 1), flat[z : z + 1]) for z in range(10, 22)]
+    cut = [painter.paint_planes(slice(z, z + 1), flat[z : z + 1]) for z in range(10, 22)]
     for field in range(3):
         parts = np.concatenate([slab[field] for slab in cut])
         np.testing.assert_allclose(parts, whole[field][10:22], atol=2e-2 if field == 0 else 1e-5)
@@ -440,7 +442,7 @@ def test_noise_has_its_variance_spectrum_and_correlation() -> None:
     f = np.sqrt(along_y**2 + along_x**2)
     field = SpectralField(
         np.random.default_rng(0), grid, np.sqrt(f) * np.exp(-((f / 0.3) ** 2)), 0.4
-    ).take(60)
+    ).next_slices(60)
     assert field.shape == grid.shape
     assert field.std() == pytest.approx(1, abs=0.02)
     between = np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairwise(field)])

@@ -61,7 +61,7 @@ def test_the_loader_reads_what_the_conversion_wrote(store: Path) -> None:
         for batch in loader:
             image_BCDHW, label_BDHW = transform(batch)
             for i, index in enumerate(batch.indices):
-                plan = source.plan(index)
+                plan = source.plan_sample(index)
                 box = tuple(
                     slice(a, a + n)
                     for a, n in zip(plan.patch_start, settings.patch_size, strict=True)

@@ -62,7 +62,7 @@ def main(folder: str, mode: str, overrides: list[str]) -> None:
         strategy = parallelize_model(
             Net(), world.device, config, (), lambda m: [{"params": list(m.parameters())}]
         )
-        strategy.settle(torch.zeros(1, 1, 8, 8, 8))
+        strategy.warm_up(torch.zeros(1, 1, 8, 8, 8))
         checkpoints = Checkpoints(Path(folder), keep_last=3)
         if mode == "dtype":
             with as_on_a_gpu():

@@ -1,4 +1,4 @@
-"""DDP, FSDP2 and DeepSpeed ZeRO against a plain single-process loop, with real processes; checkpoints across ranks."""
+"""DDP, FSDP2 and DeepSpeed against a single-process loop, with real processes and checkpoints."""
 
 import json
 from functools import cache
@@ -29,7 +29,7 @@ def job(ranks: int, folder: Path, mode: str, *overrides: str) -> dict:
 
 @cache
 def plain_loop(optimizer: str) -> tuple[list[float], np.ndarray]:
-    """The reference: whole batch at once, no strategy, no trainer."""
+    """The reference: the complete batch at once, without strategy and trainer."""
     torch.manual_seed(0)
     net = Net()
     made = (
@@ -76,34 +76,34 @@ RESUME_RANKS = {
     "zero 1": 4,
     "zero 3": 1,
 }
-"""Another number of ranks, on which the checkpoint of the run is resumed."""
+"""Another number of ranks on which the run is resumed."""
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_equals_the_plain_loop_and_resumes_exactly(name: str, tmp_path: Path) -> None:
+def test_strategy_equals_the_plain_loop_and_resumes_exactly(name: str, tmp_path: Path) -> None:
     ranks, optimizer, overrides = STRATEGIES[name]
     overrides = [*overrides, f"train.optimizer={optimizer}"]
-    undisturbed = job(ranks, tmp_path, "fresh", *overrides)
+    uninterrupted = job(ranks, tmp_path, "fresh", *overrides)
     losses, weights = plain_loop(optimizer)
-    np.testing.assert_allclose(undisturbed["losses"], losses, rtol=1e-4)
-    np.testing.assert_allclose(undisturbed["weights"], weights, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(uninterrupted["losses"], losses, rtol=1e-4)
+    np.testing.assert_allclose(uninterrupted["weights"], weights, rtol=1e-3, atol=1e-5)
 
     resumed = job(ranks, tmp_path, "resume", *overrides)
-    assert resumed["losses"] == undisturbed["losses"][6:]
-    assert resumed["weights"] == undisturbed["weights"]
+    assert resumed["losses"] == uninterrupted["losses"][6:]
+    assert resumed["weights"] == uninterrupted["weights"]
     if name in RESUME_RANKS:
-        elsewhere = job(RESUME_RANKS[name], tmp_path, "resume", *overrides)
-        np.testing.assert_allclose(elsewhere["losses"], losses[6:], rtol=1e-4)
-        np.testing.assert_allclose(elsewhere["weights"], weights, rtol=1e-3, atol=1e-5)
+        other_ranks = job(RESUME_RANKS[name], tmp_path, "resume", *overrides)
+        np.testing.assert_allclose(other_ranks["losses"], losses[6:], rtol=1e-4)
+        np.testing.assert_allclose(other_ranks["weights"], weights, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed"])
 def test_low_precision_reaches_the_network(strategy: str, tmp_path: Path) -> None:
-    said = job(2, tmp_path, "dtype", f"train.strategy={strategy}", "train.precision=bf16")
-    assert said["dtype"] == "torch.bfloat16"
+    result = job(2, tmp_path, "dtype", f"train.strategy={strategy}", "train.precision=bf16")
+    assert result["dtype"] == "torch.bfloat16"
 
 
-def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Path) -> None:
+def test_deterministic_reduction_gives_the_same_bits_on_any_number_of_ranks(tmp_path: Path) -> None:
     override = "train.deterministic_reduction=true"
     results = [
         job(ranks, tmp_path / str(ranks), "fresh", override)["weights"] for ranks in (1, 2, 3)
@@ -113,7 +113,7 @@ def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (["train.global_batch_size=1"], "without a sample"),
         (["train.strategy=fsdp", "train.global_batch_size=3"], "multiple of 2 ranks"),
@@ -122,7 +122,7 @@ def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Pa
         (["train.strategy=fsdp", "train.precision=fp16"], "strategy ddp only"),
         (["train.strategy=fsdp", "train.deterministic_reduction=true"], "needs train.strategy=ddp"),
         (["train.fsdp_shard_ranks=2"], "needs train.strategy=fsdp"),
-        (["train.strategy=fsdp", "train.compile=true"], "zero_stage=3 cuts the same state"),
+        (["train.strategy=fsdp", "train.compile=true"], "zero_stage=3 shards the same state"),
         (["train.precision=tf32"], "NVIDIA GPU"),
         (
             ["train.strategy=deepspeed", "train.zero_stage=3", "train.ema_decay=0.9"],
@@ -140,25 +140,23 @@ def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Pa
         (["train.offload_optimizer=true"], "needs train.strategy=deepspeed"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_built(
-    overrides: list[str], words: str
-) -> None:
-    with pytest.raises(UserError, match=words):
+def test_unsupported_combinations_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         check_strategy(load_settings([], overrides).train, 2, torch.device("cpu"))
 
 
-def test_shards_that_do_not_fill_their_groups_are_refused() -> None:
+def test_ranks_that_do_not_fill_shard_groups_are_refused() -> None:
     train = load_settings(
         [], ["train.strategy=fsdp", "train.fsdp_shard_ranks=2", "train.global_batch_size=6"]
     ).train
     check_strategy(train, 6, torch.device("cpu"))
     check_strategy(train, 1, torch.device("cpu"))  # fewer than a group: one group
-    with pytest.raises(UserError, match="3 ranks are no whole number"):
+    with pytest.raises(UserError, match="3 ranks cannot be divided"):
         check_strategy(train, 3, torch.device("cpu"))
 
 
-def test_a_checkpoint_goes_on_under_another_strategy(tmp_path: Path) -> None:
+def test_checkpoint_resumes_under_another_strategy(tmp_path: Path) -> None:
     job(2, tmp_path, "fresh", "train.strategy=fsdp")
     _, weights = plain_loop("sgd")
-    moved = job(2, tmp_path, "resume", "train.strategy=deepspeed", "train.zero_stage=2")
-    np.testing.assert_allclose(moved["weights"], weights, rtol=1e-3, atol=1e-5)
+    resumed = job(2, tmp_path, "resume", "train.strategy=deepspeed", "train.zero_stage=2")
+    np.testing.assert_allclose(resumed["weights"], weights, rtol=1e-3, atol=1e-5)

@@ -37,7 +37,7 @@ def run(
         levels,
         lambda m: [{"params": list(m.parameters())}],
     )
-    strategy.settle(torch.zeros(1, 1, *PATCH))
+    strategy.warm_up(torch.zeros(1, 1, *PATCH))
     loss = build_loss(LossConfig(), model_config)
     losses = []
     for step in range(steps):

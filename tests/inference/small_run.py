@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import Settings, load_settings
+from liverseg_dist.data.intensity import normalise_intensity
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.inference.sliding_window import normalise_intensity_
 from liverseg_dist.labels import TUMOUR
 from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve_topology
@@ -64,12 +64,14 @@ def train_small_run(run: Path, store_path: Path, steps: int = 40, seed: int = 0)
     model = build_model(settings.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
     rng = np.random.default_rng(seed)
-    assert settings.data.intensity is not None
+    intensity = settings.data.intensity
+    assert intensity is not None
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-2 * (1 - step / steps)
         case_id = store.case_ids[rng.integers(len(store.case_ids))]
-        image = normalise_intensity_(
-            torch.from_numpy(store.image(case_id)).float(), settings.data.intensity
+        hu = torch.from_numpy(store.image(case_id))
+        image = normalise_intensity(
+            hu, intensity.lower_hu, intensity.upper_hu, intensity.mean, intensity.std
         )
         label = torch.from_numpy(store.label(case_id)).long()
         centre = store.foreground(case_id)[:, 2:]

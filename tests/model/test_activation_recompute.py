@@ -1,4 +1,4 @@
-"""Rebuilt activations and the CPU's ways round slow convolutions: PyTorch's own layers are the reference."""
+"""Recomputed activations and fast CPU convolutions against PyTorch's own layers."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from liverseg_dist.model.activation_recompute import InstanceNormAct
 from liverseg_dist.model.blocks import ConvBlock
-from liverseg_dist.model.convolution import SMALL, Conv, Head, Up
+from liverseg_dist.model.convolution import SMALL_INPUT, Conv, Head, Up
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last_3d}
 
@@ -20,8 +20,8 @@ def gradients(module: nn.Module, out: Tensor, *inputs: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad((out * weight).sum(), [*inputs, *module.parameters()]))
 
 
-def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    for a, b in zip(ours, theirs, strict=True):
+def assert_same(result: list[Tensor], reference: list[Tensor]) -> None:
+    for a, b in zip(result, reference, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
@@ -30,22 +30,22 @@ def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
 @pytest.mark.parametrize("slope", [0.01, 1.0])
 def test_norm_and_activation_equal_torch(memory: str, samples: int, slope: float) -> None:
     torch.manual_seed(0)
-    ours, theirs = InstanceNormAct(6, slope), nn.InstanceNorm3d(6, affine=True)
+    result, reference = InstanceNormAct(6, slope), nn.InstanceNorm3d(6, affine=True)
     with torch.no_grad():
-        ours.weight.copy_(
+        result.weight.copy_(
             torch.tensor([1.0, -2.0, 0.5, 0.0, 1e-4, 3.0])
-        )  # zero, too: nothing is inverted
-        ours.bias.normal_()
-    theirs.load_state_dict(ours.state_dict())
+        )  # also zero: no inversion is needed
+        result.bias.normal_()
+    reference.load_state_dict(result.state_dict())
     x = (
         (torch.randn(samples, 6, 4, 6, 5) * 3 + 1)
         .to(memory_format=FORMATS[memory])
         .requires_grad_()
     )
-    a, b = ours(x), F.leaky_relu(theirs(x), slope)
+    a, b = result(x), F.leaky_relu(reference(x), slope)
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     assert a.is_contiguous(memory_format=FORMATS[memory])
-    assert_same(gradients(ours, a, x), gradients(theirs, b, x))
+    assert_same(gradients(result, a, x), gradients(reference, b, x))
 
 
 def test_norm_and_activation_pass_gradcheck() -> None:
@@ -65,7 +65,7 @@ def _functional(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Te
 @pytest.mark.parametrize(
     ("kernel", "stride", "shape"),
     [
-        ((3, 3, 3), (1, 1, 1), (1, 4, 8, 6, 5)),  # small and alone: goes as two halves
+        ((3, 3, 3), (1, 1, 1), (1, 4, 8, 6, 5)),  # small: computed in two halves
         ((3, 3, 3), (2, 2, 2), (1, 4, 8, 6, 6)),
         ((1, 3, 3), (1, 2, 2), (1, 4, 6, 6, 6)),
         ((3, 3, 3), (2, 1, 1), (1, 4, 6, 5, 5)),  # three output planes: no halves
@@ -73,25 +73,28 @@ def _functional(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Te
         (
             (3, 3, 3),
             (1, 1, 1),
-            (1, 4, 64, SMALL // 256 + 1, 3),
+            (1, 4, 64, SMALL_INPUT // 256 + 1, 3),
         ),  # large enough for oneDNN by itself
     ],
 )
-def test_convolution_of_one_and_of_two_side_by_side(
+def test_convolution_of_input_and_of_input_with_skip(
     memory: str, kernel: tuple, stride: tuple, shape: tuple
 ) -> None:
     torch.manual_seed(0)
     layer = Conv(shape[1], 5, kernel, stride).to(memory_format=FORMATS[memory])
     x, y = (torch.randn(shape).to(memory_format=FORMATS[memory]).requires_grad_() for _ in range(2))
     padding = tuple(k // 2 for k in kernel)
-    ours, theirs = layer(x), F.conv3d(x, layer.weight, None, stride, padding)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert_same(gradients(layer, ours, x), gradients(layer, theirs, x))
+    result, reference = layer(x), F.conv3d(x, layer.weight, None, stride, padding)
+    torch.testing.assert_close(result, reference, rtol=1e-5, atol=1e-5)
+    assert_same(gradients(layer, result, x), gradients(layer, reference, x))
 
     wide = Conv(2 * shape[1], 5, kernel, stride).to(memory_format=FORMATS[memory])
-    ours, theirs = wide(x, y), F.conv3d(torch.cat([x, y], 1), wide.weight, None, stride, padding)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert_same(gradients(wide, ours, x, y), gradients(wide, theirs, x, y))
+    result, reference = (
+        wide(x, y),
+        F.conv3d(torch.cat([x, y], 1), wide.weight, None, stride, padding),
+    )
+    torch.testing.assert_close(result, reference, rtol=1e-5, atol=1e-5)
+    assert_same(gradients(wide, result, x, y), gradients(wide, reference, x, y))
 
 
 @pytest.mark.parametrize("memory", FORMATS)
@@ -99,12 +102,12 @@ def test_up_and_head_equal_torch(memory: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 4, 3, 4, 5).to(memory_format=FORMATS[memory]).requires_grad_()
     up, head = Up(4, 3, (1, 2, 2)), Head(4, 3)
-    for ours, layer, theirs in (
+    for result, layer, reference in (
         (up(x), up, F.conv_transpose3d(x, up.weight, None, (1, 2, 2))),
         (head(x), head, F.conv3d(x, head.weight, head.bias)),
     ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-        assert_same(gradients(layer, ours, x), gradients(layer, theirs, x))
+        torch.testing.assert_close(result, reference, rtol=1e-5, atol=1e-5)
+        assert_same(gradients(layer, result, x), gradients(layer, reference, x))
 
 
 class Plain(nn.Module):
@@ -125,7 +128,7 @@ class Plain(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_row_of_blocks_in_any_precision(dtype: torch.dtype, recompute: bool) -> None:
+def test_sequence_of_blocks_in_each_precision(dtype: torch.dtype, recompute: bool) -> None:
     torch.manual_seed(0)
     blocks = nn.Sequential(
         ConvBlock(3, 4, (3, 3, 3), (1, 1, 1), "instance"),
@@ -134,18 +137,18 @@ def test_a_row_of_blocks_in_any_precision(dtype: torch.dtype, recompute: bool) -
     plain = Plain(copy.deepcopy(blocks))
     x = torch.randn(2, 3, 6, 6, 6, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        ours = checkpoint(blocks, x, use_reentrant=False) if recompute else blocks(x)
-        theirs = plain(x)
-    assert ours.dtype == theirs.dtype == dtype
+        result = checkpoint(blocks, x, use_reentrant=False) if recompute else blocks(x)
+        reference = plain(x)
+    assert result.dtype == reference.dtype == dtype
     loose = 1e-5 if dtype == torch.float32 else 3e-2
-    torch.testing.assert_close(ours, theirs, rtol=loose, atol=loose)
+    torch.testing.assert_close(result, reference, rtol=loose, atol=loose)
     for a, b in zip(
-        gradients(blocks, ours.float(), x), gradients(plain, theirs.float(), x), strict=True
+        gradients(blocks, result.float(), x), gradients(plain, reference.float(), x), strict=True
     ):
         assert float((a - b).norm() / b.norm()) < loose
 
 
-def test_a_second_backward_over_the_same_graph() -> None:
+def test_second_backward_over_the_same_graph() -> None:
     block = nn.Sequential(
         ConvBlock(1, 4, (3, 3, 3), (1, 1, 1), "instance"),
         ConvBlock(4, 4, (3, 3, 3), (1, 1, 1), "instance"),

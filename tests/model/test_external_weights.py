@@ -1,4 +1,4 @@
-"""Weights under other projects' names. nnU-Net's are checked against its own network where that is installed."""
+"""Weights with the parameter names of other projects (MONAI, nnU-Net)."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ assert len(set(CONFIG.strides)) == 3, (
 
 
 def shuffled(net: nn.Module) -> nn.Module:
-    """With norms and biases that matter."""
+    """Random norms and biases, so that they have an effect."""
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -32,36 +32,36 @@ def shuffled(net: nn.Module) -> nn.Module:
     return net.eval()
 
 
-def test_monais_network_and_ours_give_the_same_logits(tmp_path: Path) -> None:
-    theirs = shuffled(monai.networks.nets.DynUNet(
+def test_network_gives_the_logits_of_monais_network(tmp_path: Path) -> None:
+    reference = shuffled(monai.networks.nets.DynUNet(
         3, 1, 3, CONFIG.kernels, CONFIG.strides, CONFIG.strides[1:], filters=CONFIG.features,
         norm_name=("INSTANCE", {"affine": True}), deep_supervision=True, deep_supr_num=1,
     ))  # fmt: skip
     save_file(
-        {name: tensor.clone() for name, tensor in theirs.state_dict().items()},
+        {name: tensor.clone() for name, tensor in reference.state_dict().items()},
         tmp_path / "w.safetensors",
     )
-    ours = build_model(CONFIG).eval()
+    result = build_model(CONFIG).eval()
     report = load_pretrained(
-        ours, tmp_path / "w.safetensors", external_parameter_names("monai", CONFIG)
+        result, tmp_path / "w.safetensors", external_parameter_names("monai", CONFIG)
     )
     assert not report.missing
     image = torch.randn(1, 1, 16, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(result(image), reference(image), rtol=1e-4, atol=1e-4)
 
 
-def test_nnunets_names_cover_every_tensor_of_ours() -> None:
+def test_nnunet_names_cover_every_tensor() -> None:
     """Names as its PlainConvUNet has them (dynamic-network-architectures 0.4)."""
     names = external_parameter_names("nnunet", CONFIG)
-    ours = build_model(CONFIG.model_copy(update={"upsampling_bias": True})).state_dict()
-    assert set(ours) <= set(names.values())
+    result = build_model(CONFIG.model_copy(update={"upsampling_bias": True})).state_dict()
+    assert set(result) <= set(names.values())
     assert names["decoder.transpconvs.0.bias"] == "decoder.2.up.bias"
     assert names["decoder.seg_layers.2.weight"] == "heads.0.weight"
     assert names["encoder.stages.1.0.convs.1.conv.weight"] == "encoder.1.1.conv.weight"
 
 
-def test_a_file_of_names(tmp_path: Path) -> None:
+def test_file_of_names(tmp_path: Path) -> None:
     net = nn.Linear(2, 2)
     save_file({"w": torch.ones(2, 2), "b": torch.ones(2)}, tmp_path / "w.safetensors")
     (tmp_path / "names.yaml").write_text("w: weight\nb: bias\n")
@@ -72,17 +72,18 @@ def test_a_file_of_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(None, "nnunet, monai or a file"), ("[1]", "a line"), ("a: {", "not YAML")]
+    ("text", "message"),
+    [(None, "nnunet, monai or a file"), ("[1]", "one line"), ("a: {", "not valid YAML")],
 )
-def test_a_file_that_is_none_is_one_line(text: str | None, said: str, tmp_path: Path) -> None:
+def test_invalid_file_of_names_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "names.yaml").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         external_parameter_names(tmp_path / "names.yaml", CONFIG)
 
 
 def test_other_networks_are_refused() -> None:
-    with pytest.raises(UserError, match="plain U-Nets only"):
+    with pytest.raises(UserError, match=r"supports model\.architecture=unet only"):
         external_parameter_names("nnunet", CONFIG.model_copy(update={"architecture": "resenc"}))
     with pytest.raises(UserError, match="two convolutions per level"):
         external_parameter_names(

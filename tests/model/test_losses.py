@@ -39,7 +39,7 @@ def make(regions: bool = False, **changes: object) -> SegmentationLoss:
 
 @pytest.mark.parametrize("batch", [False, True])
 def test_dice_equals_monai(logits: Tensor, label: Tensor, batch: bool) -> None:
-    theirs = monai.losses.DiceLoss(
+    reference = monai.losses.DiceLoss(
         include_background=False,
         softmax=True,
         to_onehot_y=True,
@@ -47,12 +47,12 @@ def test_dice_equals_monai(logits: Tensor, label: Tensor, batch: bool) -> None:
         smooth_nr=2e-5,
         smooth_dr=2e-5,
     )
-    ours = make(name="dice", batch_dice=batch)(logits, label).total
-    assert torch.allclose(ours, theirs(logits, label.unsqueeze(1)), atol=1e-6)
+    result = make(name="dice", batch_dice=batch)(logits, label).total
+    assert torch.allclose(result, reference(logits, label.unsqueeze(1)), atol=1e-6)
 
 
 def test_tversky_equals_monai(logits: Tensor, label: Tensor) -> None:
-    theirs = monai.losses.TverskyLoss(
+    reference = monai.losses.TverskyLoss(
         include_background=False,
         softmax=True,
         to_onehot_y=True,
@@ -61,32 +61,34 @@ def test_tversky_equals_monai(logits: Tensor, label: Tensor) -> None:
         smooth_nr=1e-5,
         smooth_dr=1e-5,
     )
-    ours = make(name="tversky_ce")(logits, label).parts["dice"]
-    assert torch.allclose(ours, theirs(logits, label.unsqueeze(1)), atol=1e-6)
+    result = make(name="tversky_ce")(logits, label).parts["dice"]
+    assert torch.allclose(result, reference(logits, label.unsqueeze(1)), atol=1e-6)
 
 
 def test_weighted_cross_entropy_equals_torch_per_sample(logits: Tensor, label: Tensor) -> None:
     weight = torch.tensor([1.0, 2.0, 5.0])
-    ours = make(name="ce", class_weights=(1.0, 2.0, 5.0))(logits, label).total
+    result = make(name="ce", class_weights=(1.0, 2.0, 5.0))(logits, label).total
     samples = [
         F.cross_entropy(logits[i : i + 1], label[i : i + 1].long(), weight=weight)
         for i in range(SHAPE[0])
     ]
-    assert torch.allclose(ours, torch.stack(samples).mean(), atol=1e-6)
+    assert torch.allclose(result, torch.stack(samples).mean(), atol=1e-6)
 
 
 def test_focal_equals_monai(logits: Tensor, label: Tensor) -> None:
-    theirs = monai.losses.FocalLoss(gamma=2.0, to_onehot_y=True, use_softmax=True, reduction="none")
-    per_voxel = theirs(logits, label.unsqueeze(1)).sum(
+    reference = monai.losses.FocalLoss(
+        gamma=2.0, to_onehot_y=True, use_softmax=True, reduction="none"
+    )
+    per_voxel = reference(logits, label.unsqueeze(1)).sum(
         1
     )  # only the true class's channel is not zero
-    ours = make(name="dice_focal")(logits, label).parts["ce"]
-    assert torch.allclose(ours, per_voxel.mean(), atol=1e-6)
+    result = make(name="dice_focal")(logits, label).parts["ce"]
+    assert torch.allclose(result, per_voxel.mean(), atol=1e-6)
 
 
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("gamma", [0.1, 0.5, 1.0, 2.0])
-def test_focal_has_a_gradient_where_the_truth_is_certain(
+def test_focal_has_a_gradient_for_certain_predictions(
     gamma: float, regions: bool, label: Tensor
 ) -> None:
     channels = 2 if regions else 3
@@ -103,9 +105,9 @@ def test_regions_equal_monai_with_sigmoids(logits: Tensor, label: Tensor) -> Non
         logits[:, :2], target
     )
     entropy = F.binary_cross_entropy_with_logits(logits[:, :2], target)
-    ours = make(regions=True, name="dice_ce")(logits[:, :2], label)
-    assert torch.allclose(ours.parts["dice"], dice, atol=1e-6)
-    assert torch.allclose(ours.parts["ce"], entropy, atol=1e-6)
+    result = make(regions=True, name="dice_ce")(logits[:, :2], label)
+    assert torch.allclose(result.parts["dice"], dice, atol=1e-6)
+    assert torch.allclose(result.parts["ce"], entropy, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,7 +124,7 @@ def test_padding_has_no_influence(logits: Tensor, label: Tensor, name: str, regi
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_mean_over_micro_batches_is_the_batch(logits: Tensor, label: Tensor, name: str) -> None:
+def test_mean_over_micro_batches_equals_the_batch(logits: Tensor, label: Tensor, name: str) -> None:
     loss = make(name=name, class_weights="auto")
     parts = [loss(logits[i : i + 1], label[i : i + 1]).total for i in range(SHAPE[0])]
     assert torch.allclose(torch.stack(parts).mean(), loss(logits, label).total, atol=1e-6)
@@ -164,40 +166,40 @@ def test_distance_equals_scipy(spacing: tuple[float, ...]) -> None:
     ]
     target = torch.from_numpy(solid).float().unsqueeze(0)
     known = torch.ones(1, 1, *solid.shape[1:], dtype=torch.bool)
-    ours = surface_distance(target, known, 6, spacing)[0]
-    theirs = torch.from_numpy(np.stack(expected) / finest / 6).clamp(max=1).float()
-    assert theirs.min() < 0.2
-    assert theirs.max() == 1
-    torch.testing.assert_close(ours, theirs)
+    result = surface_distance(target, known, 6, spacing)[0]
+    reference = torch.from_numpy(np.stack(expected) / finest / 6).clamp(max=1).float()
+    assert reference.min() < 0.2
+    assert reference.max() == 1
+    torch.testing.assert_close(result, reference)
 
 
-def test_boundary_gradient_is_the_papers(label: Tensor) -> None:
+def test_boundary_gradient_equals_that_of_the_paper(label: Tensor) -> None:
     """Kervadec's loss is the mean of signed distance (negative inside) * probability."""
     logits = torch.randn(SHAPE[0], 2, *SHAPE[1:], requires_grad=True)
     target = torch.stack([label > 0, label == TUMOUR], dim=1).float()
     known = torch.ones(SHAPE[0], 1, *SHAPE[1:], dtype=torch.bool)
     signed = surface_distance(target, known, 8, (1, 1, 1)) * (1 - 2 * target)
-    theirs = torch.autograd.grad((signed * torch.sigmoid(logits)).mean(), logits)[0]
+    reference = torch.autograd.grad((signed * torch.sigmoid(logits)).mean(), logits)[0]
     loss = make(regions=True, name="dice_ce_boundary", dice_weight=0.0, ce_weight=0.0)
-    ours = torch.autograd.grad(loss(logits, label).total, logits)[0]
-    torch.testing.assert_close(ours, theirs)
+    result = torch.autograd.grad(loss(logits, label).total, logits)[0]
+    torch.testing.assert_close(result, reference)
     perfect = loss((target * 2 - 1) * 40, label).parts["boundary"]
     assert float(perfect) == pytest.approx(0, abs=1e-6)
 
 
-def test_counts_give_scikit_learns_f1(logits: Tensor, label: Tensor) -> None:
+def test_dice_from_counts_equals_scikit_learns_f1(logits: Tensor, label: Tensor) -> None:
     label = label.clone()
     label[0, 0] = IGNORE
     counts = overlap_counts([logits, logits[..., ::2]], label, False)
     known, predicted = label != IGNORE, logits.argmax(1)
     for row, values in zip(counts, ((LIVER, TUMOUR), (TUMOUR,)), strict=True):
-        truth, ours = (np.isin(t[known].numpy(), values) for t in (label, predicted))
-        assert float(dice_from_counts(row)) == pytest.approx(f1_score(truth, ours))
+        truth, result = (np.isin(t[known].numpy(), values) for t in (label, predicted))
+        assert float(dice_from_counts(row)) == pytest.approx(f1_score(truth, result))
     assert dice_from_counts(torch.zeros(2, 3)).isnan().all()
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_absent_and_all_padded_are_finite(regions: bool) -> None:
+def test_loss_of_absent_classes_and_padding_is_finite(regions: bool) -> None:
     logits = torch.full(
         (1, 2 if regions else 3, 4, 4, 4), 30.0, dtype=torch.bfloat16, requires_grad=True
     )
@@ -210,7 +212,7 @@ def test_absent_and_all_padded_are_finite(regions: bool) -> None:
         assert torch.isfinite(logits.grad).all()
 
 
-def test_automatic_weights_and_wrong_ones() -> None:
+def test_automatic_and_invalid_class_weights() -> None:
     weights = frequency_weights((10_000, 100, 1))
     assert sum(weights) == pytest.approx(3)
     assert weights[2] / weights[1] == pytest.approx(10)

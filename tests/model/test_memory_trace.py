@@ -1,4 +1,4 @@
-"""The walked-through memory of a step against the same step with real tensors on the CPU."""
+"""The estimated memory of a step against the same step with real tensors on the CPU."""
 
 import subprocess
 import sys
@@ -45,19 +45,19 @@ def real_step(
 
 @pytest.mark.parametrize(("levels", "batch"), [((), 1), ((), 2), ((0,), 2), ((0, 1, 2, 3), 1)])
 @pytest.mark.parametrize("architecture", ["unet", "resenc"])
-def test_peak_is_that_of_real_tensors(architecture: str, levels: tuple, batch: int) -> None:
+def test_peak_equals_that_of_real_tensors(architecture: str, levels: tuple, batch: int) -> None:
     found = trace_memory(config(architecture), PATCH, batch, TraceOptions(levels, device="cpu"))
     real = real_step(config(architecture), batch, levels, "fp32").peak
     assert real <= found.peak <= (1.3 if levels else 1.05) * real
 
 
 def test_peak_in_bf16_of_the_gpu_path() -> None:
-    """16-bit weights on tensors without memory stand for autocast; a real autocast step on the CPU is the reference."""
+    """Meta tensors use 16-bit weights instead of autocast; the reference is a real autocast step."""
     found = trace_memory(config(), PATCH, 1, TraceOptions(precision="bf16", device="cuda"))
     assert found.peak == pytest.approx(real_step(config(), 1, (), "bf16").peak, rel=0.1)
 
 
-def test_what_forward_keeps_is_what_autograd_saves() -> None:
+def test_bytes_kept_by_forward_equal_those_saved_by_autograd() -> None:
     model = UNet(config())
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, int] = {}
@@ -79,7 +79,7 @@ def test_what_forward_keeps_is_what_autograd_saves() -> None:
     assert kept == pytest.approx(sum(saved.values()) + beside, rel=0.1)
 
 
-def test_levels_keep_less_when_they_are_recomputed() -> None:
+def test_recomputed_levels_keep_less_memory() -> None:
     plain, recomputed = (
         trace_memory(config(), PATCH, 1, TraceOptions(levels)) for levels in ((), (0,))
     )
@@ -89,7 +89,7 @@ def test_levels_keep_less_when_they_are_recomputed() -> None:
 
 
 def test_flops_of_a_known_convolution_stack() -> None:
-    """Twice a multiplication and addition per weight and voxel; backward twice that, less the first input's."""
+    """Two operations per weight and voxel; backward twice that, without the first input's gradient."""
     levels = ModelConfig(
         features=(4,), strides=((1, 1, 1),), kernels=((3, 3, 3),), blocks_per_level=(2,)
     )
@@ -102,24 +102,24 @@ RESIDENT = """
 import sys
 from pathlib import Path
 import torch
-from tests.model.test_footprint import *
-torch.set_num_threads(1)  # a thread more, a workspace more
+from tests.model.test_memory_trace import *
+torch.set_num_threads(1)  # each thread has a workspace
 def peak():
     return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
-big = resolve(ModelConfig(preset="tiny"), (32, 128, 128), SPACING_MM)
-tests = sys.modules["tests.model.test_footprint"]
-real_step(config(), 1, (), "fp32")  # libraries have started
+big = resolve_topology(ModelConfig(preset="tiny"), (32, 128, 128), SPACING_MM)
+tests = sys.modules["tests.model.test_memory_trace"]
+real_step(config(), 1, (), "fp32")  # load all libraries first
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
 tests.PATCH = (32, 128, 128)
 real_step(big, 2, (), "fp32")
-print((peak() - before) * 1024 / trace(big, (32, 128, 128), 2, TraceOptions(device="cpu")).peak)
+print((peak() - before) * 1024 / trace_memory(big, (32, 128, 128), 2, TraceOptions(device="cpu")).peak)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_peak_against_the_resident_memory_of_a_process() -> None:
-    """The system's own count holds the kernels' workspaces and the allocator's gaps besides.
+    """The process's count also includes kernels' workspaces and the allocator's gaps.
 
     Gaps differ by a tenth from one process to the next, and only ever add: the least of three counts.
     """

@@ -1,4 +1,4 @@
-"""Strides and kernels against the values nnU-Net's planner gives (get_pool_and_conv_props), written down by hand."""
+"""Strides and kernels against the values nnU-Net's planner gives (get_pool_and_conv_props), entered by hand."""
 
 import pytest
 
@@ -14,14 +14,14 @@ ISO = (2, 2, 2)
     [
         # nnU-Net's plan of Task03_Liver: 3d_fullres, patch 128^3 at 1 x 0.77 x 0.77 mm, six levels.
         ((128, 128, 128), (1.0, 0.77, 0.77), [(1, 1, 1), *[ISO] * 5], [(3, 3, 3)] * 6),
-        # Thick slices: z is neither pooled nor convolved until the plane's voxels have grown to them.
+        # Thick slices: z is not pooled or convolved until in-plane voxels have a similar size.
         (
             (64, 128, 128),
             (3.0, 0.8, 0.8),
             [(1, 1, 1), (1, 2, 2), *[ISO] * 4],
             [(1, 3, 3), *[(3, 3, 3)] * 5],
         ),
-        # A flat patch: z stops at an edge of four voxels, the plane goes on.
+        # A flat patch: z stops at an edge of four voxels, y and x are halved further.
         (
             (8, 64, 64),
             (1.0, 1.0, 1.0),
@@ -36,7 +36,7 @@ def test_pooling_follows_the_planner(
     assert plan_pooling(patch, spacing_mm, 6) == (strides, kernels)
 
 
-def test_what_is_given_stays() -> None:
+def test_given_settings_are_kept() -> None:
     config = resolve_topology(
         ModelConfig(features=(4, 8), blocks_per_level=3), (16, 32, 32), (3, 3, 3)
     )
@@ -46,8 +46,8 @@ def test_what_is_given_stays() -> None:
     assert resolve_topology(config, (16, 32, 32), (3, 3, 3)) == config
 
 
-def test_a_patch_that_does_not_divide_is_refused_with_one_that_does() -> None:
-    with pytest.raises(UserError, match=r"\[30, 64, 64\].*\[32, 64, 64\] would do"):
+def test_indivisible_patch_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(UserError, match=r"\[30, 64, 64\].*use for example \[32, 64, 64\]"):
         resolve_topology(ModelConfig(preset="tiny"), (30, 64, 64), (3, 3, 3))
 
 

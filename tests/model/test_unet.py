@@ -74,7 +74,7 @@ def test_unknown_levels_are_refused() -> None:
         build_model(config()).set_checkpointing([7])
 
 
-def test_the_same_seed_gives_the_same_weights() -> None:
+def test_same_seed_gives_same_weights() -> None:
     models = []
     for _ in range(2):
         torch.manual_seed(5)
@@ -100,8 +100,10 @@ def test_probabilities_and_labels() -> None:
 
 @pytest.mark.parametrize("architecture", ["unet", "resenc"])
 @pytest.mark.parametrize("levels", [(), (0,)])
-def test_compiled_it_is_the_same_network(architecture: str, levels: tuple[int, ...]) -> None:
-    """Traced as for any backend, forward and backward; `aot_eager` then runs PyTorch's own kernels."""
+def test_compiled_network_gives_the_same_results(
+    architecture: str, levels: tuple[int, ...]
+) -> None:
+    """Traced as for all backends; `aot_eager` then runs PyTorch's own kernels."""
     torch.manual_seed(0)
     model = build_model(config(architecture=architecture))
     model.set_checkpointing(levels)
@@ -117,7 +119,9 @@ def test_compiled_it_is_the_same_network(architecture: str, levels: tuple[int, .
     plain = outcome()
     names = list(model.state_dict())
     model.compile(backend="aot_eager")
-    for ours, theirs in zip(outcome(), plain, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+    for result, reference in zip(outcome(), plain, strict=True):
+        torch.testing.assert_close(
+            result, reference, rtol=1e-3, atol=1e-3 * float(reference.abs().max())
+        )
     assert list(model.state_dict()) == names
     torch.compiler.reset()

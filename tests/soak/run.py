@@ -27,7 +27,7 @@ import torch
 
 from liverseg_dist.commands.main import main as liverseg
 from liverseg_dist.config import InferenceConfig, ModelConfig, load_settings
-from liverseg_dist.data.augment import DeviceTransform, augmentation_preset
+from liverseg_dist.data.augment import DeviceTransform, build_preset
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.inference import SlidingWindowPredictor
@@ -189,7 +189,7 @@ def soak_here(
 def samples(store: CaseStore) -> Iterator[object]:
     """A loader's batches without end; it is closed and opened again every 50, as folds and restarts do."""
     data = load_settings([], [*TINY, "data.workers=2"]).data
-    transform = DeviceTransform(augmentation_preset(data), data.patch_size)
+    transform = DeviceTransform(build_preset(data), data.patch_size)
     while True:
         source = PatchSource(store, store.ids("train", "all"), data, 0, 2)
         with PatchLoader(

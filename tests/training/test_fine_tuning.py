@@ -9,11 +9,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from liverseg_dist.config import FineTuneConfig, ModelConfig, load_settings
-from liverseg_dist.distributed.strategies.parallelize import (
-    build_optimizer,
-    check_strategy,
-    parallelize_model,
-)
+from liverseg_dist.distributed.strategies.optimizers import build_optimizer
+from liverseg_dist.distributed.strategies.parallelize import check_strategy, parallelize_model
 from liverseg_dist.errors import UserError
 from liverseg_dist.model.flops import peak_tflops, sample_flops
 from liverseg_dist.model.topology import resolve_topology

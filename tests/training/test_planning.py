@@ -9,7 +9,7 @@ import torch
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import Settings, TrainConfig, load_settings
-from liverseg_dist.distributed.strategies.base import fill_optimizer_state
+from liverseg_dist.distributed.strategies.optimizers import fill_optimizer_state
 from liverseg_dist.errors import EXIT_DONE, EXIT_USER, UserError
 from liverseg_dist.model import build_model
 from liverseg_dist.planning.memory_estimate import BYTES, GIB, estimate_memory, state_bytes
@@ -17,12 +17,12 @@ from liverseg_dist.planning.memory_fit import (
     best_option,
     candidate_patches,
     check_fit,
+    choose_checkpointed_levels,
     estimate_strategies,
-    levels_for,
     plan_patch,
+    replace_settings,
     resolve_checkpointing,
     resolve_model,
-    with_keys,
 )
 from liverseg_dist.planning.scaling_model import (
     Machine,
@@ -58,7 +58,7 @@ def test_state_of_one_rank_equals_real_tensors(optimizer: str) -> None:
     assert state_bytes(TrainConfig(optimizer=optimizer), parameters, 1, 1) == held  # type: ignore[arg-type]
 
 
-def test_sharding_divides_what_it_should() -> None:
+def test_sharded_state_is_divided_by_ranks() -> None:
     parameters, ranks = 8_000_000, 4
     whole, shard = BYTES * parameters, BYTES * parameters // ranks
 
@@ -78,28 +78,31 @@ def test_sharding_divides_what_it_should() -> None:
     ]
 
 
-def test_auto_takes_no_more_levels_than_the_budget_asks_for() -> None:
+def test_auto_recomputes_only_as_many_levels_as_needed() -> None:
     plain = estimate_memory(settings(), device="cpu")
     ample = settings("train.activation_checkpointing=auto", f"memory.budget_gib={plain.gib * 1.01}")
-    assert levels_for(ample, 1, CPU) == ()
+    assert choose_checkpointed_levels(ample, 1, CPU) == ()
     tight = settings("train.activation_checkpointing=auto", f"memory.budget_gib={plain.gib * 0.92}")
-    levels = levels_for(tight, 1, CPU)
+    levels = choose_checkpointed_levels(tight, 1, CPU)
     assert levels
     assert estimate_memory(tight, device="cpu", levels=levels).gib <= plain.gib * 0.92
     with pytest.raises(UserError, match=r"memory\.budget_gib = 0\.001: at least"):
-        levels_for(
+        choose_checkpointed_levels(
             settings("train.activation_checkpointing=auto", "memory.budget_gib=0.001"), 1, CPU
         )
     with pytest.raises(UserError, match=r"needs memory\.budget_gib"):
-        levels_for(settings("train.activation_checkpointing=auto"), 1, CPU)
+        choose_checkpointed_levels(settings("train.activation_checkpointing=auto"), 1, CPU)
 
 
 @pytest.mark.parametrize(("given", "levels"), [("none", ()), ("all", (0, 1, 2, 3)), ("[1]", (1,))])
 def test_named_levels(given: str, levels: tuple[int, ...]) -> None:
-    assert levels_for(settings(f"train.activation_checkpointing={given}"), 1, CPU) == levels
+    assert (
+        choose_checkpointed_levels(settings(f"train.activation_checkpointing={given}"), 1, CPU)
+        == levels
+    )
 
 
-def test_fits_says_yes_just_above_the_need_and_no_just_below() -> None:
+def test_check_fit_just_above_and_below_the_estimate() -> None:
     wanted = settings("train.micro_batch_size=2", "train.precision=bf16")
     gib = estimate_memory(wanted).gib
     assert check_fit(wanted, SPACING_MM, gib * 1.001).fits
@@ -120,7 +123,7 @@ def test_more_memory_never_makes_a_smaller_plan() -> None:
             for patch in candidate_patches((16, 128, 96))
         ]
         best = best_option(options, SPACING_MM, budget)
-        assert best is None or best.need.gib <= budget
+        assert best is None or best.estimate.gib <= budget
         voxels.append(math.prod(best.patch_size) if best else 0)
         batches.append(options[0].micro_batch)
     assert voxels == sorted(voxels)
@@ -129,13 +132,13 @@ def test_more_memory_never_makes_a_smaller_plan() -> None:
     assert batches[-1] == 4
 
 
-def test_each_strategy_is_told() -> None:
-    found = estimate_strategies(with_keys(settings(), levels=()), ranks=2)
+def test_each_strategy_has_an_estimate() -> None:
+    found = estimate_strategies(replace_settings(settings(), levels=()), ranks=2)
     assert set(found) == {"ddp", "fsdp", *(f"deepspeed zero_stage={n}" for n in range(4))}
     assert all(n.gib * GIB > n.parts["activations"] for n in found.values())
 
 
-def test_settled_is_the_smallest_where_nothing_fits() -> None:
+def test_smallest_estimate_is_returned_if_nothing_fits() -> None:
     wanted = settings("train.activation_checkpointing=auto")
     least = resolve_checkpointing(wanted, 1e-6, 1, "cpu")
     assert least.gib <= estimate_memory(wanted, device="cpu").gib
@@ -144,7 +147,7 @@ def test_settled_is_the_smallest_where_nothing_fits() -> None:
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def test_plan_writes_settings_that_train_takes(
+def test_plan_writes_settings_that_train_accepts(
     phantom_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "fits.yaml"
@@ -182,7 +185,7 @@ def test_plan_writes_settings_that_train_takes(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--gpu-memory", "0.5"], "--gpu-memory 0.5: one sample of"),
         (["--gpu-memory", "-1"], "must be above 0"),
@@ -192,11 +195,11 @@ def test_plan_writes_settings_that_train_takes(
     ],
 )
 def test_plan_refuses_in_one_line(
-    arguments: list[str], told: str, phantom_store: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, phantom_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", str(phantom_store), *arguments]) == EXIT_USER
     err = capsys.readouterr().err.strip()
-    assert told in err
+    assert message in err
     assert "\n" not in err
 
 

@@ -235,7 +235,7 @@ def time_readers(
     name = f"cases/{store.case_ids[0]}/image"
     plain = np.memmap(folder / "plain", np.int16, "w+", shape=SLAB)
     plain[:] = cases[0][0]
-    ours = StoreReader(store.path).array(store.case_ids[0], "image")
+    ours = StoreReader(store.path).open_array(store.case_ids[0], "image")
     by_zarr = zarr.open_array(str(store.path), path=name, mode="r")
     specification = {
         "driver": "zarr3",
@@ -289,7 +289,7 @@ class AsDataset(torch.utils.data.Dataset):
         return self.count
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        patch = self.source.sample(index)
+        patch = self.source.read_sample(index)
         return torch.from_numpy(patch.image_DHW), torch.from_numpy(patch.label_DHW)
 
 

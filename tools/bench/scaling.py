@@ -168,7 +168,7 @@ def job(args: argparse.Namespace) -> dict[str, float]:
         model, torch.device("cpu"), TrainConfig(), (), lambda m: [{"params": list(m.parameters())}]
     )
     image_BCDHW = torch.randn(1, 1, *args.patch)
-    strategy.settle(image_BCDHW)
+    strategy.warm_up(image_BCDHW)
 
     def step() -> None:
         outputs = strategy.forward(image_BCDHW, last=True)

@@ -1,16 +1,27 @@
-"""Intensity transforms of one normalised sample (float32, D H W), on whatever device it lies.
+"""Intensity transforms of one normalised sample (float32, D H W).
 
-Definitions follow nnU-Net's batchgeneratorsv2 (https://github.com/MIC-DKFZ/batchgeneratorsv2), against which they are
-tested. Means are taken axis by axis, so that their bits do not depend on the number of CPU threads.
+The functions follow nnU-Net's batchgeneratorsv2 (https://github.com/MIC-DKFZ/batchgeneratorsv2) and
+are tested against it. Means are computed axis by axis, so that their bits do not depend on the
+number of CPU threads. Each class is one transform; the function of the same purpose does the work.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from liverseg_dist.data.augment.spatial_transforms import along_axis
-from liverseg_dist.labels import LIVER, TUMOUR
-from liverseg_dist.volume import Float3, Index3
+from liverseg_dist.data.augment.spatial_resampling import multiply_axis
+from liverseg_dist.data.augment.transform import (
+    Range,
+    Sample,
+    SampleContext,
+    Transform,
+    draw_balanced_value,
+    draw_value,
+)
+from liverseg_dist.data.counter_random import CounterRandom
+from liverseg_dist.volume import Float3
 
 Tensor = torch.Tensor
 _EPSILON = 1e-7
@@ -19,30 +30,164 @@ _SERIAL_VALUES = 2**14
 """Below torch's grain size for parallel loops."""
 
 
+@dataclass(frozen=True)
+class NoiseTransform(Transform):
+    """Additive Gaussian noise."""
+
+    probability: float = 0.0
+    sigma: Range = (0.0, 0.1)
+    """In standard deviations of the normalised image."""
+
+    def draw(self, random: CounterRandom, context: SampleContext) -> float | None:
+        return draw_value(random, self.probability, self.sigma)
+
+    def apply(self, sample: Sample, parameters: float, context: SampleContext) -> None:
+        sample.image_DHW = add_noise(sample.image_DHW, parameters, context.seed)
+
+    def describe(self, parameters: float) -> list[str]:
+        return [f"noise {parameters:.2f}"]
+
+
+@dataclass(frozen=True)
+class BlurTransform(Transform):
+    """Gaussian blur with a sigma for each axis."""
+
+    probability: float = 0.0
+    sigma_voxels: Range = (0.5, 1.0)
+
+    def draw(self, random: CounterRandom, context: SampleContext) -> Float3 | None:
+        sigma_z = draw_value(random, self.probability, self.sigma_voxels)
+        if sigma_z is None:
+            return None
+        sigma_y = random.draw_uniform(*self.sigma_voxels)
+        return sigma_z, sigma_y, random.draw_uniform(*self.sigma_voxels)
+
+    def apply(self, sample: Sample, parameters: Float3, context: SampleContext) -> None:
+        sample.image_DHW = blur_gaussian(sample.image_DHW, parameters)
+
+    def describe(self, parameters: Float3) -> list[str]:
+        return [f"blur {max(parameters):.2f}"]
+
+
+@dataclass(frozen=True)
+class BrightnessTransform(Transform):
+    """Multiplication by a factor; half of the factors are below 1."""
+
+    probability: float = 0.0
+    factor: Range = (0.75, 1.25)
+
+    def draw(self, random: CounterRandom, context: SampleContext) -> float | None:
+        return draw_balanced_value(random, self.probability, self.factor)
+
+    def apply(self, sample: Sample, parameters: float, context: SampleContext) -> None:
+        sample.image_DHW = scale_brightness(sample.image_DHW, parameters)
+
+    def describe(self, parameters: float) -> list[str]:
+        return [f"brightness {parameters:.2f}"]
+
+
+@dataclass(frozen=True)
+class ContrastTransform(Transform):
+    """Stretching about the mean; half of the factors are below 1."""
+
+    probability: float = 0.0
+    factor: Range = (0.75, 1.25)
+
+    def draw(self, random: CounterRandom, context: SampleContext) -> float | None:
+        return draw_balanced_value(random, self.probability, self.factor)
+
+    def apply(self, sample: Sample, parameters: float, context: SampleContext) -> None:
+        sample.image_DHW = scale_contrast(sample.image_DHW, parameters)
+
+    def describe(self, parameters: float) -> list[str]:
+        return [f"contrast {parameters:.2f}"]
+
+
+@dataclass(frozen=True)
+class LowResolutionTransform(Transform):
+    """Simulation of a lower resolution; in plane only for anisotropic patches."""
+
+    probability: float = 0.0
+    scale: Range = (0.5, 1.0)
+
+    def draw(self, random: CounterRandom, context: SampleContext) -> float | None:
+        return draw_value(random, self.probability, self.scale)
+
+    def apply(self, sample: Sample, parameters: float, context: SampleContext) -> None:
+        sample.image_DHW = lower_resolution(
+            sample.image_DHW, parameters, in_plane_only=context.is_anisotropic
+        )
+
+    def describe(self, parameters: float) -> list[str]:
+        return [f"resolution {parameters:.2f}"]
+
+
+@dataclass(frozen=True)
+class ThickSlicesTransform(Transform):
+    """Simulation of thicker slices: neighbours along z are averaged."""
+
+    probability: float = 0.0
+    thickness: Range = (1.5, 3.0)
+    """In slices."""
+
+    def draw(self, random: CounterRandom, context: SampleContext) -> float | None:
+        return draw_value(random, self.probability, self.thickness)
+
+    def apply(self, sample: Sample, parameters: float, context: SampleContext) -> None:
+        sample.image_DHW = thicken_slices(sample.image_DHW, parameters)
+
+    def describe(self, parameters: float) -> list[str]:
+        return [f"slices thicker by {parameters:.2f}"]
+
+
+@dataclass(frozen=True)
+class GammaTransform(Transform):
+    """Gamma correction of the image, or of its negative; half of the exponents are below 1."""
+
+    probability: float = 0.0
+    gamma: Range = (0.7, 1.5)
+    is_inverted: bool = False
+
+    def draw(self, random: CounterRandom, context: SampleContext) -> float | None:
+        return draw_balanced_value(random, self.probability, self.gamma)
+
+    def apply(self, sample: Sample, parameters: float, context: SampleContext) -> None:
+        sample.image_DHW = change_gamma(sample.image_DHW, parameters, inverted=self.is_inverted)
+
+    def describe(self, parameters: float) -> list[str]:
+        return [f"{'inverted ' if self.is_inverted else ''}gamma {parameters:.2f}"]
+
+
 def add_noise(image: Tensor, sigma: float, seed: int) -> Tensor:
-    """Gaussian noise; the same seed gives the same noise on the same kind of device."""
+    """Add Gaussian noise in place; one seed gives one noise on one kind of device."""
+    # A generator of its own, so that the noise depends neither on other samples nor on PyTorch's
+    # global state.
     generator = torch.Generator(device=image.device).manual_seed(seed)
     noise = torch.randn(image.shape, generator=generator, device=image.device, dtype=image.dtype)
     return image.add_(noise, alpha=sigma)
 
 
-def gaussian_blur(image: Tensor, sigma_voxels: Float3) -> Tensor:
-    """Gaussian blur with a sigma per axis (z, y, x), mirrored at the border without repeating the outer voxel."""
+def blur_gaussian(image: Tensor, sigma_voxels: Float3) -> Tensor:
+    """Blur with a sigma per axis (z, y, x).
+
+    The image is mirrored at its border without repetition of the outer voxel.
+    """
     for axis, sigma in enumerate(sigma_voxels):
         weights = torch.from_numpy(_blur_weights(sigma, image.shape[axis])).to(image.device)
-        image = along_axis(image, weights, axis)
+        image = multiply_axis(image, weights, axis)
     return image
 
 
 def _blur_weights(sigma: float, length: int) -> np.ndarray:
-    """Matrix (length, length) of a truncated, normalised Gaussian."""
-    reach = min(
-        max(1, int(_BLUR_REACH_SIGMAS * sigma + 0.25)), length - 1
-    )  # batchgeneratorsv2's kernel size
+    """Return the matrix (length, length) of a truncated, normalised Gaussian."""
+    # The kernel size of batchgeneratorsv2.
+    reach = min(max(1, int(_BLUR_REACH_SIGMAS * sigma + 0.25)), length - 1)
+    # The kernel is normalised after the truncation, so that a constant image stays constant.
     offsets = np.arange(-reach, reach + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel /= kernel.sum()
     weights = np.zeros((length, length))
+    # Reflection about the outer voxels repeats with this period.
     period = max(1, 2 * (length - 1))
     for offset, value in zip(offsets, kernel, strict=True):
         source = np.abs(np.arange(length) + offset) % period
@@ -52,105 +197,84 @@ def _blur_weights(sigma: float, length: int) -> np.ndarray:
 
 
 def scale_brightness(image: Tensor, factor: float) -> Tensor:
+    """Multiply by a factor in place."""
     return image.mul_(factor)
 
 
 def scale_contrast(image: Tensor, factor: float) -> Tensor:
-    """Stretch about the mean; the range of values stays."""
-    mean = _mean(image)
+    """Stretch about the mean in place; the range of values does not change."""
+    mean = _compute_mean(image)
     low, high = torch.aminmax(image)
+    # Without the clamp, noise in air would exceed the range that the network knows.
     return image.sub_(mean).mul_(factor).add_(mean).clamp_(low, high)
 
 
 def lower_resolution(image: Tensor, scale: float, *, in_plane_only: bool = False) -> Tensor:
-    """Nearest-neighbour down to `scale` of the size, trilinear up again."""
-    small = [
-        size if in_plane_only and not axis else round(size * scale)
-        for axis, size in enumerate(image.shape)
-    ]
+    """Reduce to `scale` of the size (nearest neighbour), then enlarge again (trilinear)."""
+    small = [round(size * scale) for size in image.shape]
+    if in_plane_only:
+        small[0] = image.shape[0]
     down = F.interpolate(image[None, None], size=small, mode="nearest-exact")
     return F.interpolate(down, size=list(image.shape), mode="trilinear")[0, 0]
 
 
 def thicken_slices(image: Tensor, thickness: float) -> Tensor:
-    """What a scan with slices `thickness` times as thick would show: averages over z, linearly interpolated back."""
-    return along_axis(
-        image, torch.from_numpy(_thick_slice_weights(image.shape[0], thickness)).to(image.device), 0
-    )
+    """Simulate slices that are `thickness` times as thick.
+
+    Slices are averaged along z, then interpolated linearly back to the same number of slices.
+    """
+    weights = torch.from_numpy(_thick_slice_weights(image.shape[0], thickness))
+    return multiply_axis(image, weights.to(image.device), 0)
 
 
 def _thick_slice_weights(length: int, thickness: float) -> np.ndarray:
     count = max(1, round(length / thickness))
     edges = np.linspace(0.0, length, count + 1)
     slices = np.arange(length)
-    cover = np.minimum(edges[1:, None], slices + 1) - np.maximum(edges[:-1, None], slices)
-    average = np.clip(cover, 0.0, None)
+    # A thick slice averages the thin ones by the length of their overlap.
+    overlap = np.minimum(edges[1:, None], slices + 1) - np.maximum(edges[:-1, None], slices)
+    average = np.clip(overlap, 0.0, None)
     average /= average.sum(axis=1, keepdims=True)
-    place = np.clip((slices + 0.5) * count / length - 0.5, 0, count - 1)
-    back = np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(count)))
-    return (back @ average).astype(np.float32)
+    position = np.clip((slices + 0.5) * count / length - 0.5, 0, count - 1)
+    interpolation = np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(count)))
+    return (interpolation @ average).astype(np.float32)
 
 
 def change_gamma(image: Tensor, gamma: float, *, inverted: bool = False) -> Tensor:
-    """((x - min) / range) ** gamma on the image or its negative; mean and standard deviation stay."""
+    """Apply ((x - min) / range) ** gamma to the image or its negative, in place.
+
+    The mean and the standard deviation do not change.
+    """
+    # The negative makes gamma change the contrast of bright tissue instead of dark tissue.
     if inverted:
         image = image.neg_()
-    mean, std = _mean_std(image)
+    mean, std = _compute_mean_and_std(image)
     low, high = torch.aminmax(image)
     span = high - low
-    image = _power(image.sub_(low).div_(span.clamp(min=_EPSILON)), gamma).mul_(span).add_(low)
-    mean_now, std_now = _mean_std(image)
-    image = image.sub_(mean_now).mul_(std / std_now.clamp(min=_EPSILON)).add_(mean)
+    unit = image.sub_(low).div_(span.clamp(min=_EPSILON))
+    image = _raise_to_power(unit, gamma).mul_(span).add_(low)
+    new_mean, new_std = _compute_mean_and_std(image)
+    image = image.sub_(new_mean).mul_(std / new_std.clamp(min=_EPSILON)).add_(mean)
     return image.neg_() if inverted else image
 
 
-def _power(image: Tensor, exponent: float) -> Tensor:
-    """In place. On a CPU in pieces that torch does not divide among threads: where it divides, the last bit changes."""
-    for piece in image.view(-1).split(_SERIAL_VALUES) if image.device.type == "cpu" else (image,):
+def _raise_to_power(image: Tensor, exponent: float) -> Tensor:
+    """Raise to a power in place."""
+    if image.device.type != "cpu":
+        return image.pow_(exponent)
+    # Pieces that torch does not divide among threads: a division changes the last bit.
+    for piece in image.view(-1).split(_SERIAL_VALUES):
         piece.pow_(exponent)
     return image
 
 
-def copy_tumours(
-    image: Tensor, label: Tensor, flipped_axes: tuple[int, ...], shift: Index3
-) -> tuple[Tensor, Tensor]:
-    """Show the patch's tumours a second time: turned over, moved, and pasted where the liver is (new tensors).
-
-    Copy-paste (Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177) within one scan, so that noise, contrast phase and
-    resolution fit. What would stick out of the liver is left out; the image fades in over one voxel at the rim.
-    """
-    lesion = (label == TUMOUR).flip(flipped_axes) if flipped_axes else label == TUMOUR
-    pasted = _moved(lesion, shift) & (label == LIVER)
-    source = _moved(image.flip(flipped_axes) if flipped_axes else image, shift)
-    inside = F.avg_pool3d(
-        pasted[None, None].to(image.dtype), 3, stride=1, padding=1, count_include_pad=True
-    )[0, 0]
-    weight = torch.where(pasted, inside, torch.zeros_like(inside))
-    return image + weight * (source - image), torch.where(
-        pasted, torch.full_like(label, TUMOUR), label
-    )
-
-
-def _moved(volume: Tensor, shift: Index3) -> Tensor:
-    """Voxel p goes to p + shift; what comes in is zero, what leaves is lost."""
-    out = torch.zeros_like(volume)
-    into = tuple(slice(max(0, s), n + min(0, s)) for s, n in zip(shift, volume.shape, strict=True))
-    of = tuple(slice(max(0, -s), n + min(0, -s)) for s, n in zip(shift, volume.shape, strict=True))
-    out[into] = volume[of]
-    return out
-
-
-def shift_enhancement(image: Tensor, label: Tensor, liver: float, tumour: float) -> Tensor:
-    """Contrast-phase shift: add one amount to the liver's parenchyma and another to its tumours."""
-    return image.add_(label == LIVER, alpha=liver).add_(label == TUMOUR, alpha=tumour)
-
-
-def _mean(image: Tensor) -> Tensor:
+def _compute_mean(image: Tensor) -> Tensor:
     return image.mean(-1).mean(-1).mean()
 
 
-def _mean_std(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and the unbiased standard deviation."""
-    mean = _mean(image)
-    variance = _mean((image - mean).square_()) * (image.numel() / max(1, image.numel() - 1))
+def _compute_mean_and_std(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the unbiased standard deviation."""
+    mean = _compute_mean(image)
+    bias = image.numel() / max(1, image.numel() - 1)
+    variance = _compute_mean((image - mean).square_()) * bias
     return mean, variance.sqrt_()

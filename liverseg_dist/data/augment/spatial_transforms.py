@@ -1,152 +1,169 @@
-"""Rotation, scaling and elastic deformation of one sample in one interpolation, on whatever device it lies.
+"""Rotation, scaling, elastic deformation and mirroring: settings and drawn parameters.
 
-Image: trilinear; label: nearest neighbour, so IGNORE and every class survive unmixed. (nnU-Net interpolates a mask per
-label: smoother outlines, but twice the time on a CPU, and background invented wherever liver meets IGNORE.) What lies
-outside the field is `outside` in the image (air) and IGNORE in the label. Scaling without rotation is separable and
-goes through three small matrices instead of `grid_sample`: the same interpolation, three times faster on a CPU.
+Probabilities and ranges of the preset `nnunet` are nnU-Net's (see `presets`). The resampling is in
+`spatial_resampling`.
 """
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from liverseg_dist.data.augment.presets import SpatialDraw
-from liverseg_dist.labels import IGNORE
-from liverseg_dist.volume import Index3
+from liverseg_dist.data.augment.spatial_resampling import SpatialDraw, resample_patch
+from liverseg_dist.data.augment.transform import Range, Sample, SampleContext, Transform
+from liverseg_dist.data.counter_random import CounterRandom
+from liverseg_dist.volume import Float3, Index3
 
-Tensor = torch.Tensor
-
-
-def resample_patch(
-    image_DHW: Tensor, label_DHW: Tensor, draw: SpatialDraw, patch_size: Index3, outside: float
-) -> tuple[Tensor, Tensor]:
-    """The patch (float32, uint8) that `draw` sees of a field of voxels with the same centre."""
-    if draw.rotates or draw.control_displacement is not None:
-        return _resample_by_grid(image_DHW, label_DHW, draw, patch_size, outside)
-    return _resample_by_axis(image_DHW, label_DHW, np.diag(draw.matrix), patch_size, outside)
+_ELASTIC_STREAM = 17
+"""Purpose of the random stream of control points, whose number depends on the patch size."""
 
 
-def _resample_by_axis(
-    image: Tensor, label: Tensor, scaling: np.ndarray, patch_size: Index3, outside: float
-) -> tuple[Tensor, Tensor]:
-    image = image - outside
-    for axis, (size, scale) in enumerate(zip(patch_size, scaling, strict=True)):
-        length = image.shape[axis]
-        if scale == 1.0 and length == size:
-            continue
-        position = _centred(size) * scale + (length - 1) / 2
-        weights = torch.from_numpy(_linear_weights(position, length)).to(image.device)
-        image = along_axis(image, weights, axis)
-        nearest = np.rint(position).astype(np.int64)
-        index = torch.from_numpy(np.clip(nearest, 0, length - 1)).to(label.device)
-        label = label.index_select(axis, index)
-        lost = np.flatnonzero((nearest < 0) | (nearest >= length))
-        if len(lost):
-            label.index_fill_(axis, torch.from_numpy(lost).to(label.device), IGNORE)
-    return image.add_(outside), label
+@dataclass(frozen=True)
+class SpatialTransform(Transform):
+    """Rotation, scaling and elastic deformation in one interpolation."""
+
+    p_rotation: float = 0.0
+    rotation_degrees: float = 30.0
+    """Largest angle about each axis; anisotropic patches are rotated in plane by up to 180."""
+    p_scaling: float = 0.0
+    scaling: Range = (0.7, 1.4)
+    """Above 1: objects get smaller."""
+    p_scaling_per_axis: float = 0.0
+    """Probability that each axis has a scaling of its own."""
+    p_elastic: float = 0.0
+    elastic_voxels: Range = (2.0, 8.0)
+    """Largest displacement."""
+    elastic_spacing_voxels: Range = (24.0, 48.0)
+    """Distance of the control points."""
+
+    def draw(self, random: CounterRandom, context: SampleContext) -> SpatialDraw | None:
+        # Always three numbers, also for probabilities of 0: the later draws depend on their
+        # positions.
+        is_rotated = random.draw_bool(self.p_rotation)
+        is_scaled = random.draw_bool(self.p_scaling)
+        is_deformed = random.draw_bool(self.p_elastic)
+        if not (is_rotated or is_scaled or is_deformed):
+            return None
+        angles = self._draw_angles(random, context) if is_rotated else (0.0, 0.0, 0.0)
+        scaling = self._draw_scaling(random, context) if is_scaled else [1.0, 1.0, 1.0]
+        control = self._draw_control_points(context) if is_deformed else None
+        return SpatialDraw(rotation_matrix(angles) @ np.diag(scaling), is_rotated, control)
+
+    def apply(self, sample: Sample, parameters: SpatialDraw, context: SampleContext) -> None:
+        sample.image_DHW, sample.label_DHW = resample_patch(
+            sample.image_DHW,
+            sample.label_DHW,
+            parameters,
+            context.patch_size,
+            outside=sample.air_value,
+        )
+
+    def describe(self, parameters: SpatialDraw) -> list[str]:
+        angle, scaling = _decompose_matrix(parameters.matrix)
+        notes = []
+        if parameters.is_rotated:
+            notes.append(f"rotated by {math.degrees(angle):.0f} degrees")
+        if np.ptp([*scaling, 1.0]) > 1e-9:
+            # The inverse, because a matrix that enlarges the field makes objects smaller.
+            notes.append("scaled by " + " ".join(f"{1 / factor:.2f}" for factor in scaling))
+        if parameters.control_displacement is not None:
+            notes.append("elastically deformed")
+        return notes
+
+    def _draw_angles(self, random: CounterRandom, context: SampleContext) -> Float3:
+        if context.is_anisotropic:
+            # A rotation out of plane would mix voxels of very different size.
+            return random.draw_uniform(-math.pi, math.pi), 0.0, 0.0
+        limit = math.radians(self.rotation_degrees)
+        z, y, x = (random.draw_uniform(-limit, limit) for _ in range(3))
+        return z, y, x
+
+    def _draw_scaling(self, random: CounterRandom, context: SampleContext) -> list[float]:
+        scaling = [random.draw_uniform(*self.scaling)] * 3
+        if random.draw_bool(self.p_scaling_per_axis):
+            scaling = [random.draw_uniform(*self.scaling) for _ in range(3)]
+        if context.is_anisotropic:
+            scaling[0] = 1.0
+        return scaling
+
+    def _draw_control_points(self, context: SampleContext) -> np.ndarray:
+        # A stream of its own: the number of control points must not shift the later draws.
+        random = CounterRandom(context.seed, 0, _ELASTIC_STREAM)
+        spacing = random.draw_uniform(*self.elastic_spacing_voxels)
+        largest = random.draw_uniform(*self.elastic_voxels)
+        # One knot beyond each end of the patch, which a cubic spline needs.
+        counts = [max(1, round(size / spacing)) + 3 for size in context.patch_size]
+        values = [random.draw_uniform(-1.0, 1.0) for _ in range(3 * math.prod(counts))]
+        control = np.array(values).reshape(3, *counts) * largest
+        # No displacement across thick slices.
+        if context.is_anisotropic:
+            control[0] = 0.0
+        return control
 
 
-def along_axis(image_DHW: Tensor, weights: Tensor, axis: int) -> Tensor:
-    """Apply a matrix (new length, old length) along one axis of a volume."""
-    if axis == 2:
-        return image_DHW @ weights.T
-    if axis == 1:
-        return weights @ image_DHW
-    flat = weights @ image_DHW.reshape(image_DHW.shape[0], -1)
-    return flat.reshape(weights.shape[0], *image_DHW.shape[1:])
+@dataclass(frozen=True)
+class MirrorTransform(Transform):
+    """Mirroring of each axis with a probability of 0.5."""
+
+    axes: tuple[int, ...] = ()
+    """Axes (0: z, 1: y, 2: x) that may be mirrored."""
+
+    def draw(self, random: CounterRandom, context: SampleContext) -> tuple[int, ...] | None:
+        # One number for each axis, so that a choice of axes does not change any later draw.
+        mirrored = []
+        for axis in range(3):
+            if random.draw_bool(0.5) and axis in self.axes:
+                mirrored.append(axis)
+        return tuple(mirrored) or None
+
+    def apply(self, sample: Sample, parameters: tuple[int, ...], context: SampleContext) -> None:
+        sample.image_DHW = sample.image_DHW.flip(parameters)
+        sample.label_DHW = sample.label_DHW.flip(parameters)
+
+    def describe(self, parameters: tuple[int, ...]) -> list[str]:
+        return ["mirrored " + "".join("zyx"[axis] for axis in parameters)]
 
 
-def _linear_weights(position: np.ndarray, length: int) -> np.ndarray:
-    """Rows of linear interpolation at `position` (voxels); beyond the ends the outer voxel fades into zero."""
-    return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(length))).astype(np.float32)
+def field_shape(draw: SpatialDraw, patch_size: Index3) -> Index3:
+    """Return the size (z, y, x) of the field that a spatial transform samples.
 
-
-def _centred(size: int) -> np.ndarray:
-    return np.arange(size) - (size - 1) / 2
-
-
-def _resample_by_grid(
-    image: Tensor, label: Tensor, draw: SpatialDraw, patch_size: Index3, outside: float
-) -> tuple[Tensor, Tensor]:
-    places = sampling_positions(draw, patch_size, image.device)
-    grid = torch.empty((*patch_size, 3), dtype=torch.float32, device=image.device)
-    for axis, size in enumerate(
-        image.shape
-    ):  # grid_sample wants x, y, z in units of half the field
-        torch.mul(places[axis], 2.0 / size, out=grid[..., 2 - axis])
-    above = (image - outside)[None, None]
-    moved = F.grid_sample(
-        above, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False
-    )
-    return moved[0, 0].add_(outside), _nearest_label(label, places)
-
-
-def _nearest_label(label: Tensor, places: list[Tensor]) -> Tensor:
-    """Labels next to `places`; IGNORE beyond the field, which a rim of one voxel stands for."""
-    rimmed = F.pad(label, (1, 1, 1, 1, 1, 1), value=IGNORE)
-    exact = (
-        torch.float32 if rimmed.numel() < 2**24 else torch.float64
-    )  # whole numbers; integer products are 10x slower
-    index = torch.zeros((), dtype=exact, device=label.device)
-    for place, size in zip(places, label.shape, strict=True):
-        along = (
-            (place + (size + 1) / 2).round_().clamp_(0, size + 1)
-        )  # (size - 1) / 2, and one for the rim
-        index = (index * (size + 2)).add(along)
-    return rimmed.view(-1).index_select(0, index.to(torch.int32).view(-1)).view(index.shape)
-
-
-def sampling_positions(draw: SpatialDraw, patch_size: Index3, device: torch.device) -> list[Tensor]:
-    """Where each patch voxel looks: its z, y and x, each (D, H, W), in voxels from the field's centre."""
-    axes = [
-        torch.from_numpy(_centred(size).astype(np.float32))
-        .to(device)
-        .view([-1 if i == axis else 1 for i in range(3)])
-        for axis, size in enumerate(patch_size)
-    ]
-    if draw.control_displacement is not None:
-        displacement = displacement_field(draw.control_displacement, patch_size, device)
-        axes = [axis + moved for axis, moved in zip(axes, displacement, strict=True)]
-    places = []
-    for row in draw.matrix:
-        z, y, x = (float(value) for value in row)
-        places.append((axes[0] * z + axes[1] * y) + axes[2] * x)
-    return places
-
-
-def displacement_field(control: np.ndarray, patch_size: Index3, device: torch.device) -> Tensor:
-    """Uniform cubic B-spline through control displacements (3, nz, ny, nx): (3, D, H, W) in voxels.
-
-    The control points reach one knot beyond each end of the patch, as in free-form deformation (Rueckert et al. 1999,
-    https://doi.org/10.1109/42.796284).
+    The field has the patch's centre and contains every sampled position and its neighbours.
     """
-    weights = [
-        torch.from_numpy(_spline_weights(size, count)).to(device)
-        for size, count in zip(patch_size, control.shape[1:], strict=True)
-    ]
-    field = torch.from_numpy(control.astype(np.float32)).to(device)
-    return torch.stack([_separable(component, weights) for component in field])
+    half = (np.asarray(patch_size) - 1) / 2
+    if draw.control_displacement is not None:
+        half = half + np.abs(draw.control_displacement).max(axis=(1, 2, 3))
+    reach = np.abs(draw.matrix) @ half
+    shape = []
+    for axis_reach, size in zip(reach, patch_size, strict=True):
+        # Up to the right-hand neighbour of the farthest position.
+        margin = math.ceil(axis_reach + 0.5 - size / 2 + 1e-6)
+        # The same parity as the patch, so that both have one centre.
+        shape.append(size + 2 * max(0, margin))
+    z, y, x = shape
+    return z, y, x
 
 
-def _separable(volume: Tensor, weights: list[Tensor]) -> Tensor:
-    for axis in (2, 1, 0):
-        volume = along_axis(volume, weights[axis], axis)
-    return volume
+def rotation_matrix(angles: Float3) -> np.ndarray:
+    """Return the rotation of (z, y, x) vectors about the first, then second, then third axis.
+
+    Args:
+        angles: radians about the array axes 0, 1 and 2.
+    """
+    matrix = np.eye(3)
+    for axis, angle in enumerate(angles):
+        first, second = [other for other in range(3) if other != axis]
+        if axis == 1:
+            first, second = second, first  # keeps every rotation right-handed
+        rotation = np.eye(3)
+        rotation[first, first] = rotation[second, second] = math.cos(angle)
+        rotation[first, second] = -math.sin(angle)
+        rotation[second, first] = math.sin(angle)
+        matrix = rotation @ matrix
+    return matrix
 
 
-def _spline_weights(size: int, count: int) -> np.ndarray:
-    """Cubic B-spline weights (size, count) of the control points at `size` voxels, which span count - 3 intervals."""
-    place = np.linspace(0.0, count - 3, size) + 1.0
-    distance = np.abs(place[:, None] - np.arange(count))
-    near = 2.0 / 3.0 - distance**2 + distance**3 / 2.0
-    far = (2.0 - np.minimum(distance, 2.0)) ** 3 / 6.0
-    return np.where(distance < 1.0, near, far).astype(np.float32)
-
-
-def centre_crop(volume: Tensor, shape: Index3) -> Tensor:
-    """The middle of the last three axes, a view; an axis shorter than asked stays as it is."""
-    z, y, x = (
-        slice(max(0, have - want) // 2, max(0, have - want) // 2 + min(have, want))
-        for have, want in zip(volume.shape[-3:], shape, strict=True)
-    )
-    return volume[..., z, y, x]
+def _decompose_matrix(matrix: np.ndarray) -> tuple[float, list[float]]:
+    """Return the total angle of the rotation (radians) and the scaling of each axis."""
+    scaling = np.linalg.norm(matrix, axis=0)
+    trace = np.trace(matrix / scaling)
+    return math.acos(min(1.0, max(-1.0, (trace - 1) / 2))), scaling.tolist()

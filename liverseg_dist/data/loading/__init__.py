@@ -1,4 +1,4 @@
-"""From the store to batches: reading, the order of samples, the loader."""
+"""From the store to batches: reading of arrays, order of samples, loader."""
 
 from liverseg_dist.data.loading.case_source import Patch, PatchSource
 from liverseg_dist.data.loading.device_batches import DeviceBatch, DevicePrefetcher

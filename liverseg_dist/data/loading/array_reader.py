@@ -1,9 +1,10 @@
-"""Image and label boxes of a store's cases, from a folder or an fsspec URL, by the fastest way that can read them.
+"""Boxes of image and label voxels of a store's cases, from a folder or an fsspec URL.
 
-Arrays in the store's own codecs go through `shards.ShardedArray`; any other Zarr array through zarr-python. What sticks
-out of an array is padding.
+Arrays with the store's own codecs are read by `shard_reader.ShardedArray`, any other Zarr array by
+zarr-python. Voxels outside of an array are padding.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,14 +20,17 @@ from liverseg_dist.volume import Index3
 
 
 class BoxReader(Protocol):
+    """Reads boxes of voxels of one 3D array."""
+
     @property
     def shape(self) -> Index3: ...
 
-    def read_box(self, start: Index3, out: np.ndarray) -> None: ...
+    def read_box(self, start: Index3, out: np.ndarray) -> None:
+        """Fill `out` with the voxels from `start`; the box must be inside the array."""
 
 
 class ZarrArray:
-    """Any Zarr array through zarr-python: slower by an order of magnitude, reads everything."""
+    """Any Zarr array, read by zarr-python: all codecs, but slower by an order of magnitude."""
 
     def __init__(self, store: str, path: str) -> None:
         try:
@@ -34,7 +38,8 @@ class ZarrArray:
             check_array(self._array, path.rsplit("/", 1)[-1])
             if self._array.ndim != 3:
                 raise ValueError(f"{self._array.ndim} dimensions")
-        except Exception as error:  # zarr and its stores raise many kinds
+        # zarr and its stores raise many types.
+        except Exception as error:
             raise ChunkError(f"{path}: cannot be opened: {' '.join(str(error).split())}") from error
         self.path = path
 
@@ -44,11 +49,8 @@ class ZarrArray:
         return z, y, x
 
     def read_box(self, start: Index3, out: np.ndarray) -> None:
-        box = tuple(
-            slice(begin, begin + size) for begin, size in zip(start, out.shape, strict=True)
-        )
         try:
-            out[...] = self._array[box]
+            out[...] = self._array[_box_at(start, out.shape)]
         except Exception as error:
             raise ChunkError(
                 f"{self.path}: voxels from {start}: {' '.join(str(error).split())}"
@@ -56,7 +58,7 @@ class ZarrArray:
 
 
 class MemoryArray:
-    """An array that is at hand (a mapped cache file, a test's array)."""
+    """An array in memory (a mapped cache file, an array of a test)."""
 
     def __init__(self, voxels: np.ndarray) -> None:
         self._voxels = voxels
@@ -67,9 +69,11 @@ class MemoryArray:
         return z, y, x
 
     def read_box(self, start: Index3, out: np.ndarray) -> None:
-        out[...] = self._voxels[
-            tuple(slice(a, a + n) for a, n in zip(start, out.shape, strict=True))
-        ]
+        out[...] = self._voxels[_box_at(start, out.shape)]
+
+
+def _box_at(start: Index3, shape: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(begin, begin + size) for begin, size in zip(start, shape, strict=True))
 
 
 class StoreReader:
@@ -78,40 +82,60 @@ class StoreReader:
     def __init__(self, store: str | Path) -> None:
         self._store = str(store)
         self._files: ByteSource
+        # fsspec URLs always contain a scheme; all other stores are local paths.
         if "://" in self._store:
             self._files = RemoteFiles(*fsspec.core.url_to_fs(self._store))
         else:
             self._files = LocalFiles(Path(self._store))
 
-    def array(self, case_id: str, name: str, *, may_be_empty: bool = False) -> BoxReader:
-        """`name`: image, label. Raises `ChunkError`."""
-        path = f"cases/{case_id}/{name}"
-        sharded = ShardedArray.open(self._files, path, may_be_empty=may_be_empty)
-        known_type = sharded is not None and sharded.layout.dtype == DTYPES[name]
-        return sharded if sharded is not None and known_type else ZarrArray(self._store, path)
+    def open_array(self, case_id: str, name: str, *, may_be_empty: bool = False) -> BoxReader:
+        """Open an array of a case.
 
-    def fingerprint(self) -> bytes:
-        """The store's own metadata, which changes with every conversion."""
+        Args:
+            case_id: the case.
+            name: image or label.
+            may_be_empty: whether a missing shard is an array of fill values instead of an error.
+
+        Raises:
+            ChunkError: the array cannot be opened.
+        """
+        path = f"cases/{case_id}/{name}"
+        # The fast reader first; it returns None for arrays that it does not support.
+        sharded = ShardedArray.open(self._files, path, may_be_empty=may_be_empty)
+        if sharded is not None and sharded.layout.dtype == DTYPES[name]:
+            return sharded
+        return ZarrArray(self._store, path)
+
+    def read_fingerprint(self) -> bytes:
+        """Return the store's metadata, which changes with every conversion."""
         try:
             return self._files.read("zarr.json")
         except OSError as error:
             raise ChunkError(f"zarr.json: {error}") from error
 
     def close(self) -> None:
+        """Close all files."""
         self._files.close()
 
 
 def read_padded(array: BoxReader, start: Index3, out: np.ndarray, fill: int) -> None:
-    """Fill `out` with the voxels from `start`, which may be negative or reach beyond the array: `fill` there."""
+    """Fill `out` with the voxels from `start`; voxels outside of the array are `fill`.
+
+    Args:
+        array: the array.
+        start: first voxel (z, y, x); may be negative.
+        out: receives the voxels.
+        fill: value outside of the array.
+    """
     low = [max(0, begin) for begin in start]
-    high = [
-        min(size, begin + length)
-        for size, begin, length in zip(array.shape, start, out.shape, strict=True)
-    ]
-    inside = all(b > a for a, b in zip(low, high, strict=True))
-    if not inside or any(b - a < n for a, b, n in zip(low, high, out.shape, strict=True)):
+    high = []
+    for size, begin, length in zip(array.shape, start, out.shape, strict=True):
+        high.append(min(size, begin + length))
+    sizes = [stop - begin for begin, stop in zip(low, high, strict=True)]
+    overlaps = min(sizes) > 0
+    if not overlaps or sizes != list(out.shape):
         out[...] = fill
-    if inside:
+    if overlaps:
         window = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
         z, y, x = low
         array.read_box((z, y, x), out[window])

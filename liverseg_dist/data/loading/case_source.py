@@ -1,7 +1,8 @@
-"""`PatchSource`: sample n of a run, read from the store.
+"""`PatchSource`: reads sample n of a run from the store.
 
-A sample whose augmentation turns, scales or bends it is read with as much surrounding as that needs (nnU-Net reads the
-largest surrounding every time); `DeviceTransform` knows the same number from the same seed and cuts it back.
+A sample whose augmentation rotates, scales or deforms it is read with the surrounding that is
+needed (nnU-Net reads the largest surrounding for every sample). `DeviceTransform` computes the same
+size from the same seed and crops the sample again. Used by `loader.PatchLoader`.
 """
 
 import logging
@@ -14,9 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from liverseg_dist.config import DataConfig, IntensityConfig, SlabConfig
-from liverseg_dist.data.augment.presets import augmentation_preset, draw_augmentation
+from liverseg_dist.data.augment.presets import build_preset, draw_augmentation
 from liverseg_dist.data.loading.array_reader import BoxReader, StoreReader, read_padded
-from liverseg_dist.data.loading.node_cache import NodeCache, default_folder
+from liverseg_dist.data.loading.node_cache import NodeCache, default_cache_dir
 from liverseg_dist.data.loading.sampling import Centre, ForegroundIndex, SampleOrder, patch_start
 from liverseg_dist.data.loading.shard_reader import ChunkError
 from liverseg_dist.errors import RunFailed, UserError
@@ -26,12 +27,12 @@ from liverseg_dist.volume import Index3
 log = logging.getLogger(__name__)
 _MAX_REPLACEMENTS = 20
 OPEN_CASES = 1024
-"""Cases whose foreground voxels and shard indices are kept: some 200 KB each at 512x512."""
+"""Cases whose foreground voxels and shard indices stay in memory: about 200 KB each at 512x512."""
 _SLICES = SlabConfig().slices
 
 
 class StoredCase(Protocol):
-    """What is asked of a case's metadata."""
+    """The part of a case's metadata that is used here."""
 
     @property
     def labelled(self) -> bool: ...
@@ -44,7 +45,7 @@ class StoredCase(Protocol):
 
 
 class PatchStore(Protocol):
-    """What is asked of the store (`liverseg_dist.data.store.case_store.CaseStore`)."""
+    """The part of `liverseg_dist.data.store.case_store.CaseStore` that is used here."""
 
     @property
     def path(self) -> str | Path: ...
@@ -56,20 +57,22 @@ class PatchStore(Protocol):
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """Where sample `index` lies. `start` and `shape` are the box to read: the patch and the surrounding it needs."""
+    """Position of a sample in its case."""
 
     index: int
     case_id: str
     centre: Centre | None
     patch_start: Index3
     start: Index3
+    """First voxel of the box that is read: the patch with its surrounding."""
     shape: Index3
+    """Size of this box (z, y, x)."""
     augment_seed: int
 
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """One sample as stored: HU (int16), label (uint8, IGNORE where there is no image)."""
+    """One sample as stored: HU (int16) and label (uint8, IGNORE outside of the image)."""
 
     plan: PatchPlan
     image_DHW: np.ndarray
@@ -97,8 +100,9 @@ class _OpenCase:
 class PatchSource:
     """Samples of a run by their run-wide number. Safe to use from several threads.
 
-    Memory: for each of the `OPEN_CASES` cases used last 6 bytes a stored foreground voxel and its shard indices; per
-    reading thread a decoded chunk of image and label and the compressed chunks of one patch.
+    Memory: for each of the last `OPEN_CASES` cases 6 bytes per stored foreground voxel and the
+    shard indices; per reading thread a decoded chunk of image and label and the compressed chunks
+    of a patch.
     """
 
     def __init__(
@@ -111,30 +115,38 @@ class PatchSource:
     ) -> None:
         if not case_ids:
             raise UserError(
-                f"{store.path}: no case to train on in fold {settings.fold}; choose another data.fold"
+                f"{store.path}: fold {settings.fold} has no training case; choose another data.fold"
             )
         self.settings = settings
         self.patch_size: Index3 = settings.patch_size
         self._store = store
         self._order = SampleOrder(case_ids, seed, global_batch_size, settings.oversample_foreground)
-        self._preset = augmentation_preset(settings)
+        self._preset = build_preset(settings)
         self._reader = StoreReader(store.path)
+        # Without a cache (`cache_gib` 0) every read goes to the store.
         self._cache = _open_cache(store, self._reader, settings)
-        self._case = lru_cache(OPEN_CASES)(
-            self._open_case
-        )  # two threads may open one twice, and read the same
+        # Two threads may open a case twice; both readers return the same voxels.
+        self._case = lru_cache(OPEN_CASES)(self._open_case)
         self._reported: set[str] = set()
 
-    def sample(self, index: int) -> Patch:
-        """Sample `index`. Raises `RunFailed` when it cannot be read (see `data.unreadable`)."""
+    def read_sample(self, index: int) -> Patch:
+        """Read one sample.
+
+        Raises:
+            RunFailed: it cannot be read (see `data.unreadable`).
+        """
         return self.read_batch([index])[0]
 
-    def plan(self, index: int, attempt: int = 0) -> PatchPlan:
-        """Where sample `index` lies; reads the case's metadata the first time. Raises `ChunkError`."""
-        draw = self._order.draw(index, attempt)
+    def plan_sample(self, index: int, attempt: int = 0) -> PatchPlan:
+        """Find the position of a sample; reads the case's metadata when it is first used.
+
+        Raises:
+            ChunkError: the metadata cannot be read.
+        """
+        draw = self._order.draw_sample(index, attempt)
         augment_seed = self._order.augment_seed(index)
         case = self._case(draw.case_id)
-        centre = case.foreground.draw(draw.random) if draw.wants_foreground else None
+        centre = case.foreground.draw_centre(draw.random) if draw.wants_foreground else None
         begin = patch_start(
             draw.random, centre, case.image.shape, case.valid_slices, self.patch_size
         )
@@ -144,84 +156,100 @@ class PatchSource:
         return PatchPlan(index, draw.case_id, centre, begin, (z, y, x), shape, augment_seed)
 
     def field_shape(self, augment_seed: int) -> Index3:
-        """Size (z, y, x) of the box that is read for a sample with this augmentation."""
+        """Return the size (z, y, x) of the box that is read for a sample with this augmentation."""
         shape = draw_augmentation(self._preset, self.patch_size, augment_seed).field_shape
         if shape is None:
             return self.patch_size
         depth = self.patch_size[0]
-        return (
-            depth if depth >= _SLICES else shape[0],
-            shape[1],
-            shape[2],
-        )  # above and below a slab there is nothing
+        # A slab has no slices above and below.
+        return depth if depth >= _SLICES else shape[0], shape[1], shape[2]
 
-    def read(self, plan: PatchPlan, image_DHW: np.ndarray, label_DHW: np.ndarray) -> None:
-        """Fill both arrays; where they are larger than the plan's box they get padding. Raises `ChunkError`."""
+    def read_planned(self, plan: PatchPlan, image_DHW: np.ndarray, label_DHW: np.ndarray) -> None:
+        """Fill both arrays; arrays that are larger than the plan's box get padding around it.
+
+        Raises:
+            ChunkError: voxels cannot be read.
+        """
         case = self._case(plan.case_id)
+        # Padding with the lower clipping bound looks like air after the normalisation.
         fill_hu = int(case.intensity.lower_hu)
-        box = tuple(
-            slice((have - want) // 2, (have - want) // 2 + want)
-            for have, want in zip(image_DHW.shape, plan.shape, strict=True)
-        )
+        centre_box = []
+        for size, needed in zip(image_DHW.shape, plan.shape, strict=True):
+            begin = (size - needed) // 2
+            centre_box.append(slice(begin, begin + needed))
+        box = tuple(centre_box)
         if image_DHW.shape != plan.shape:
             image_DHW[...] = fill_hu
             label_DHW[...] = IGNORE
-        cached = self._cache.get(plan.case_id, case.image, case.label) if self._cache else None
+        cached = (
+            self._cache.get_readers(plan.case_id, case.image, case.label) if self._cache else None
+        )
         image, label = cached or (case.image, case.label)
         read_padded(image, plan.start, image_DHW[box], fill_hu)
         read_padded(label, plan.start, label_DHW[box], IGNORE)
 
-    def readable_plan(self, index: int, attempt: int = 0) -> tuple[PatchPlan, int]:
-        """`plan`, or that of the first replacement whose metadata can be read (policy skip)."""
+    def plan_readable_sample(self, index: int, attempt: int = 0) -> tuple[PatchPlan, int]:
+        """Plan the sample, or its first replacement whose metadata can be read (policy skip)."""
         while True:
             try:
-                return self.plan(index, attempt), attempt
+                return self.plan_sample(index, attempt), attempt
             except ChunkError as error:
-                attempt = self.give_up_on(index, attempt, error)
+                attempt = self.next_attempt(index, attempt, error)
 
-    def give_up_on(self, index: int, attempt: int, error: ChunkError) -> int:
-        """The next attempt at this sample, with another case; raises `RunFailed` under the policy `fail`."""
+    def next_attempt(self, index: int, attempt: int, error: ChunkError) -> int:
+        """Return the number of the next attempt, with another case.
+
+        Raises:
+            RunFailed: the policy is `fail`, or too many cases are unreadable.
+        """
         if self.settings.unreadable == "fail":
             raise RunFailed(
-                f"{self._store.path}: {error}; `liverseg verify` checks the store, converting the case again mends it, "
-                "data.unreadable=skip goes on without it"
+                f"{self._store.path}: {error}; check the store with `liverseg verify`, convert the "
+                "case again, or set data.unreadable=skip to continue without it"
             ) from error
         if attempt + 1 >= _MAX_REPLACEMENTS:
             raise RunFailed(
-                f"{self._store.path}: sample {index}: {attempt + 1} cases are unreadable, last {error}"
+                f"{self._store.path}: sample {index}: {attempt + 1} cases are unreadable, "
+                f"the last: {error}; check the store with `liverseg verify`"
             )
+        # Each damaged chunk is logged once, although it is requested in every pass over the data.
         if str(error) not in self._reported:
             self._reported.add(str(error))
-            log.warning("sample %d is replaced by one of another case: %s", index, error)
+            log.warning("sample %d is replaced by a sample of another case: %s", index, error)
         return attempt + 1
 
-    def intensity(self, case_id: str) -> IntensityConfig:
+    def get_intensity(self, case_id: str) -> IntensityConfig:
+        """Return the intensity normalisation of a case."""
         return self._case(case_id).intensity
 
     def read_batch(self, indices: Sequence[int]) -> list[Patch]:
-        """Samples as separate arrays (`PatchLoader` reads into shared ones)."""
+        """Read samples into separate arrays (`PatchLoader` reads into shared ones)."""
         patches = []
         for index in indices:
-            plan, attempt = self.readable_plan(index)
+            plan, attempt = self.plan_readable_sample(index)
             image, label = np.empty(plan.shape, np.int16), np.empty(plan.shape, np.uint8)
             plan = self.read_or_replace(plan, attempt, image, label)
-            patches.append(Patch(plan, image, label, self.intensity(plan.case_id)))
+            patches.append(Patch(plan, image, label, self.get_intensity(plan.case_id)))
         return patches
 
     def read_or_replace(
         self, plan: PatchPlan, attempt: int, image_DHW: np.ndarray, label_DHW: np.ndarray
     ) -> PatchPlan:
-        """`read`; under the policy `skip` an unreadable sample is replaced. Returns what was read."""
+        """Read a sample; under the policy `skip` an unreadable sample is replaced.
+
+        Returns:
+            The plan of the sample that was read.
+        """
         while True:
             try:
-                self.read(plan, image_DHW, label_DHW)
+                self.read_planned(plan, image_DHW, label_DHW)
                 return plan
             except ChunkError as error:
-                attempt = self.give_up_on(plan.index, attempt, error)
-                plan, attempt = self.readable_plan(plan.index, attempt)
+                attempt = self.next_attempt(plan.index, attempt, error)
+                plan, attempt = self.plan_readable_sample(plan.index, attempt)
 
     def close(self) -> None:
-        """Close files and leave the node's cache. Reading goes on working, more slowly."""
+        """Close files and leave the node's cache. Later reads still work, but are slower."""
         self._case.cache_clear()
         self._reader.close()
         if self._cache is not None:
@@ -232,18 +260,21 @@ class PatchSource:
         meta = self._store.meta(case_id)
         try:
             foreground = self._store.foreground(case_id)
-        except Exception as error:  # zarr and file systems raise many kinds
+        # zarr and file systems raise many types.
+        except Exception as error:
             raise ChunkError(
                 f"cases/{case_id}/foreground: {' '.join(str(error).split())}"
             ) from error
+        # Checked here and not at the start, which would have to open all cases.
         if not meta.labelled:
             raise UserError(
-                f"{self._store.path}: case {case_id} has no label and cannot be trained on"
+                f"{self._store.path}: case {case_id} has no label and cannot be used for training; "
+                "convert the store again"
             )
         first, last = (int(z) for z in meta.valid_slices)
         return _OpenCase(
-            self._reader.array(case_id, "image"),
-            self._reader.array(case_id, "label", may_be_empty=not any(meta.class_voxels[1:])),
+            self._reader.open_array(case_id, "image"),
+            self._reader.open_array(case_id, "label", may_be_empty=not any(meta.class_voxels[1:])),
             ForegroundIndex(foreground),
             (first, last),
             self.settings.intensity or meta.intensity,
@@ -253,10 +284,10 @@ class PatchSource:
 def _open_cache(store: PatchStore, reader: StoreReader, settings: DataConfig) -> NodeCache | None:
     if settings.cache_gib == 0:
         return None
-    folder = settings.cache_dir or default_folder()
+    folder = settings.cache_dir or default_cache_dir()
     try:
         return NodeCache(
-            folder, str(store.path), reader.fingerprint(), int(settings.cache_gib * 2**30)
+            folder, str(store.path), reader.read_fingerprint(), int(settings.cache_gib * 2**30)
         )
     except ChunkError as error:
         raise RunFailed(f"{store.path}: {error}") from error

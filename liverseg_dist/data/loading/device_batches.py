@@ -1,6 +1,7 @@
-"""`DevicePrefetcher`: copies and augments the next batch on a side stream while the current one is computed on.
+"""`DevicePrefetcher`: copies and augments the next batch while the current one is processed.
 
-On a CPU there is no second stream: batches are transformed when they are asked for.
+On a GPU this happens on a second CUDA stream. On a CPU there is no second stream: a batch is
+augmented when it is requested.
 """
 
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ class DeviceBatch:
 
 
 class DevicePrefetcher:
-    """Iterates a loader's batches, transformed and on `device`.
+    """Iterates over a loader's batches, augmented and on a device.
 
-    Call `begin_next` when the work on the current batch is launched: where a GPU computes on, copying and augmentation
-    of the next one then run beside it. It never waits; a batch that was not begun is begun when it is asked for.
+    Call `begin_next` after the work on the current batch was launched: the GPU then copies and
+    augments the next batch at the same time. It never waits; a batch that was not begun is
+    processed when it is requested.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class DevicePrefetcher:
 
     @property
     def wait_s(self) -> float:
-        """Seconds the caller has waited for the loader so far; transforming is no waiting."""
+        """Seconds for which the caller has waited for the loader, without augmentation."""
         return self._loader.wait_s
 
     def __iter__(self) -> Self:
@@ -48,30 +50,30 @@ class DevicePrefetcher:
 
     def __next__(self) -> DeviceBatch:
         if self._stream is None:
-            return self._transformed(next(self._loader))
-        batch, done = self._begun or self._begin(self._stream)
+            return self._copy_and_augment(next(self._loader))
+        batch, done = self._begun or self._launch(self._stream)
         self._begun = None
         current = torch.cuda.current_stream(self._device)
         current.wait_event(done)
-        batch.image_BCDHW.record_stream(
-            current
-        )  # the allocator must not reuse them while this stream reads
+        # The allocator must not reuse the memory while this stream reads it.
+        batch.image_BCDHW.record_stream(current)
         batch.label_BDHW.record_stream(current)
         return batch
 
     def begin_next(self) -> None:
-        """Launch the next batch's copy and transform on the side stream, if the loader has it ready."""
-        if self._stream is not None and self._begun is None and self._loader.ready():
-            self._begun = self._begin(self._stream)
+        """Launch copy and augmentation of the next batch, if the loader has read it."""
+        if self._stream is not None and self._begun is None and self._loader.is_ready():
+            self._begun = self._launch(self._stream)
 
-    def _begin(self, stream: torch.cuda.Stream) -> tuple[DeviceBatch, torch.cuda.Event]:
+    def _launch(self, stream: torch.cuda.Stream) -> tuple[DeviceBatch, torch.cuda.Event]:
+        # Outside of the stream context: it may wait for the loader's threads.
         loaded = next(self._loader)
         with torch.cuda.stream(stream):
-            batch = self._transformed(loaded)
+            batch = self._copy_and_augment(loaded)
             done = torch.cuda.Event()
             done.record(stream)
         return batch, done
 
-    def _transformed(self, loaded: Batch) -> DeviceBatch:
+    def _copy_and_augment(self, loaded: Batch) -> DeviceBatch:
         image_BCDHW, label_BDHW = self._transform(loaded.to(self._device))
         return DeviceBatch(loaded.indices, loaded.case_ids, image_BCDHW, label_BDHW)

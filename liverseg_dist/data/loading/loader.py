@@ -1,13 +1,15 @@
 """`PatchLoader`: batches in order, read ahead by threads.
 
-Threads, not processes: reading a patch is decompression and copying, for which numcodecs and numpy release the GIL. One
-thread reads a 64x128x128 sample in about 3 ms; behind torch's DataLoader with one process the same costs 9 ms of CPU,
-because the voxels cross a pipe. A main thread that runs torch operators is not slowed by it; one that runs pure Python
-all the time is, by a sixth. Batches appear straight in the (pinned) buffer, and there is nothing to pickle, to orphan
-or to leak. `tools/bench/loader.py` measures it.
+It uses threads and not processes: a patch is decompressed and copied, and numcodecs and numpy
+release the GIL for both. One thread reads a 64x128x128 sample in about 3 ms; torch's DataLoader
+with one process needs 9 ms of CPU time, because the voxels are sent through a pipe. A main thread
+that runs torch operators does not become slower; one that runs only Python becomes slower by a
+sixth. Batches are read directly into the (pinned) buffer, nothing is pickled, and no process can be
+orphaned. `tools/bench/loader.py` measures it.
 
-Which samples a batch holds is given from outside and its content is a function of them, so threads and prefetch depth
-cannot change the stream. A reader that fails or hangs is named with its case, and the loader stops with `RunFailed`.
+The caller decides which samples a batch contains, and its content is a function of them, so the
+number of threads and the prefetch depth cannot change the stream. If reading fails or hangs, the
+loader stops with `RunFailed` and names the case.
 """
 
 import queue
@@ -29,19 +31,24 @@ from liverseg_dist.volume import Index3
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Samples as stored: int16 HU and labels; the patch with the surrounding its augmentation needs.
+    """Samples as stored: the patch with the surrounding that its augmentation needs.
 
-    `intensity_B4` (lower_hu, upper_hu, mean, std) and `augment_seed_B` stay on the CPU: the host decides with them.
+    `intensity_B4` and `augment_seed_B` stay on the CPU, where the augmentation is drawn.
     """
 
     indices: list[int]
+    """Run-wide numbers of the samples."""
     case_ids: list[str]
     image_BCDHW: torch.Tensor
+    """int16 HU."""
     label_BDHW: torch.Tensor
+    """uint8."""
     intensity_B4: torch.Tensor
+    """lower_hu, upper_hu, mean, std."""
     augment_seed_B: torch.Tensor
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "Batch":
+        """Return the batch with image and label on a device."""
         image = self.image_BCDHW.to(device, non_blocking=non_blocking)
         return replace(
             self,
@@ -56,15 +63,22 @@ class _Job:
     done: threading.Event
     batch: Batch | None = None
     error: BaseException | None = None
-    doing: str = "waiting for a free thread"
+    activity: str = "waiting for a free thread"
     since: float = 0.0
 
 
 class PatchLoader:
-    """Iterates batches of `source` in the order of `index_batches`, `workers * prefetch` of them ahead.
+    """Iterates over batches of a source. Use it as a context manager, or call `close`.
 
-    workers 0 reads in the caller. Memory: (workers * prefetch + 1) batches of at most the largest augmentation field,
-    and what `PatchSource` states. Use as a context manager, or call `close`.
+    Memory: (workers * prefetch + 1) batches of at most the largest augmentation field, and that of
+    `PatchSource`.
+
+    Args:
+        source: reads samples.
+        index_batches: numbers of the samples of each batch, in order.
+        workers: number of threads; 0: the caller reads.
+        prefetch: batches per thread that are read ahead.
+        pin_memory: whether batches are in pinned memory, which a GPU copies faster.
     """
 
     def __init__(
@@ -84,10 +98,10 @@ class PatchLoader:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
         self.wait_s = 0.0
-        """Seconds the caller has waited for batches so far."""
-        # Daemons: a thread stuck in a dead file system must not keep the process from ending.
+        """Seconds for which the caller has waited for batches."""
+        # Daemons, because a thread that hangs in a file system must not prevent the process's exit.
         self._threads = [
-            threading.Thread(target=self._work, name=f"liverseg-loader-{i}", daemon=True)
+            threading.Thread(target=self._run_worker, name=f"liverseg-loader-{i}", daemon=True)
             for i in range(workers)
         ]
         for thread in self._threads:
@@ -101,16 +115,17 @@ class PatchLoader:
             raise StopIteration
         started = time.monotonic()
         try:
-            return (
-                self._next_read_ahead() if self._threads else self._load(next(self._index_batches))
-            )
+            if self._threads:
+                return self._take_next_batch()
+            return self._load_batch(next(self._index_batches))
         except LiversegError:
             self.close()
             raise
         finally:
             self.wait_s += time.monotonic() - started
 
-    def _next_read_ahead(self) -> Batch:
+    def _take_next_batch(self) -> Batch:
+        # Jobs are queued by the consumer, so that their order is the order of the batches.
         while len(self._pending) < self._ahead:
             indices = next(self._index_batches, None)
             if indices is None:
@@ -123,47 +138,50 @@ class PatchLoader:
         job = self._pending.popleft()
         if not job.done.wait(self._timeout_s):
             raise RunFailed(
-                f"the loader has been stuck for {self._timeout_s:.0f} s: {job.doing} "
-                f"(batch of samples {', '.join(map(str, job.indices))}); is the store's file system alive? "
-                "data.stall_timeout_s sets the patience"
+                f"the loader has been stuck for {self._timeout_s:.0f} s: {job.activity} "
+                f"(batch of samples {', '.join(map(str, job.indices))}); check the store's file "
+                "system, or increase data.stall_timeout_s"
             )
         if job.error is not None:
             if isinstance(job.error, LiversegError):
                 raise job.error
-            raise RunFailed(f"the loader failed while {job.doing}: {job.error!r}") from job.error
+            raise RunFailed(f"the loader failed while {job.activity}: {job.error!r}") from job.error
         assert job.batch is not None
         return job.batch
 
-    def ready(self) -> bool:
-        """Whether the next batch could be had without waiting."""
+    def is_ready(self) -> bool:
+        """Whether the next batch is available without waiting."""
         return bool(self._pending) and self._pending[0].done.is_set()
 
-    def _work(self) -> None:
+    def _run_worker(self) -> None:
         while (job := self._jobs.get()) is not None:
+            # Jobs that are still queued are dropped, so that the thread ends fast.
             if self._closed:
                 continue
             try:
-                job.batch = self._load(job.indices, job)
-            except BaseException as error:  # handed to the consumer, whatever it is
+                job.batch = self._load_batch(job.indices, job)
+            # The consumer raises it, of any type.
+            except BaseException as error:
                 job.error = error
             job.done.set()
 
-    def _load(self, indices: Sequence[int], job: _Job | None = None) -> Batch:
+    def _load_batch(self, indices: Sequence[int], job: _Job | None = None) -> Batch:
         job = job or _Job(indices, threading.Event())
         planned = []
         for index in indices:
-            job.doing = f"looking up sample {index}"
-            planned.append(self._source.readable_plan(index))
+            job.activity = f"looking up sample {index}"
+            planned.append(self._source.plan_readable_sample(index))
+        # The samples of a batch need different surroundings; the batch has the largest.
         z, y, x = np.max([plan.shape for plan, _ in planned], axis=0).tolist()
-        images, labels = self._buffers(len(planned), (z, y, x))
+        images, labels = self._allocate_buffers(len(planned), (z, y, x))
         plans = []
         for i, (plan, attempt) in enumerate(planned):
-            job.doing = f"reading case {plan.case_id} (sample {plan.index})"
+            job.activity = f"reading case {plan.case_id} (sample {plan.index})"
             plans.append(
                 self._source.read_or_replace(plan, attempt, images[i, 0].numpy(), labels[i].numpy())
             )
         cases = [plan.case_id for plan in plans]
-        values = [self._source.intensity(case) for case in cases]
+        values = [self._source.get_intensity(case) for case in cases]
         return Batch(
             [plan.index for plan in plans],
             cases,
@@ -175,18 +193,21 @@ class PatchLoader:
             torch.tensor([plan.augment_seed for plan in plans], dtype=torch.int64),
         )
 
-    def _buffers(self, count: int, shape: Index3) -> tuple[torch.Tensor, torch.Tensor]:
+    def _allocate_buffers(self, count: int, shape: Index3) -> tuple[torch.Tensor, torch.Tensor]:
         images = torch.empty((count, 1, *shape), dtype=torch.int16, pin_memory=self._pin)
         return images, torch.empty((count, *shape), dtype=torch.uint8, pin_memory=self._pin)
 
     def close(self) -> None:
-        """Stop the threads and close the source. A thread that hangs is left behind: it cannot be stopped, and as a
-        daemon it does not keep the process alive."""
+        """Stop the threads and close the source.
+
+        A thread that hangs cannot be stopped; as a daemon it does not keep the process alive.
+        """
         if self._closed:
             return
         self._closed = True
         for _ in self._threads:
             self._jobs.put(None)
+        # A limited wait: a thread may hang in the file system.
         for thread in self._threads:
             thread.join(timeout=5.0)
         self._pending.clear()

@@ -1,10 +1,11 @@
-"""Decoded cases shared by all processes of a node: mapped files, one copy per node however many ranks read them.
+"""Decoded cases that all processes of a node share: mapped files, one copy per node.
 
-The files lie in memory (/dev/shm) unless `data.cache_dir` says otherwise, in a private folder (mode 0700) named after
-the user and the store, so that ranks, and runs side by side, find each other without talking. `data.cache_gib` bounds
-the folder; what does not fit is read from the store as before. A file appears by rename, whole or not at all. Each
-process holds a shared lock on the folder; the last one to leave removes it, and what killed processes left behind is
-removed by the next that starts.
+The files are in shared memory (/dev/shm) or in `data.cache_dir`, in a private folder (mode 0700).
+Its name consists of the user and the store, so that ranks, and runs at the same time, use the same
+folder without communication. `data.cache_gib` limits the folder; other cases are read from the
+store. A file is created by a rename, so it is always complete. Each process holds a shared lock on
+the folder; the last process removes it, and folders of killed processes are removed by the next
+process that starts.
 """
 
 import contextlib
@@ -30,39 +31,54 @@ _USERS, _LEDGER = ".users", ".ledger"
 ReaderPair = tuple[BoxReader, BoxReader]
 
 
-def default_folder() -> Path:
-    """Shared memory where there is any."""
-    shm = Path("/dev/shm")  # in it a folder of mode 0700 that nobody else made (`_join`)  # nosec B108
+def default_cache_dir() -> Path:
+    """Return shared memory if there is any, else the folder for temporary files."""
+    # `_join_folder` creates a folder of mode 0700 in it and checks the owner.
+    shm = Path("/dev/shm")  # nosec B108
     return shm if shm.is_dir() and os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
 
 
 class NodeCache:
-    """Decoded image and label of the cases of one store. Safe to use from several threads and processes."""
+    """Decoded image and label of the cases of one store. Safe for several threads and processes."""
 
     def __init__(self, parent: Path, store: str, fingerprint: bytes, limit_bytes: int) -> None:
-        """`fingerprint`: bytes that change whenever the store's cases do."""
+        """Join the node's cache of one store.
+
+        Args:
+            parent: folder for caches.
+            store: path or URL of the store.
+            fingerprint: bytes that change when the store's cases change.
+            limit_bytes: size limit of the cache.
+        """
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._ready: dict[str, ReaderPair] = {}
         self._refused = False
         prefix = f"liverseg-{os.getuid()}-"
+        # Before the own folder is created, so that the memory of killed processes is free.
         _remove_abandoned(parent, prefix)
+        # The fingerprint makes a converted store use another folder than its previous version.
         name = hashlib.sha256(store.encode() + b"\0" + fingerprint).hexdigest()[:20]
         self.folder = parent / (prefix + name)
-        self._users: int | None = _join(self.folder)
+        self._users: int | None = _join_folder(self.folder)
 
-    def get(self, case_id: str, image: BoxReader, label: BoxReader) -> ReaderPair | None:
-        """The cached readers of a case, decoding it first if nobody has and it fits; None: read it from the store."""
+    def get_readers(self, case_id: str, image: BoxReader, label: BoxReader) -> ReaderPair | None:
+        """Return readers of a cached case; None: read it from the store.
+
+        A case that is not in the cache is decoded into it, if it fits.
+        """
         with self._lock:
             known = self._ready.get(case_id)
             if known is None and self._users is not None:
-                known = self._open(case_id, image.shape) or self._add(case_id, (image, label))
+                known = self._open_cached(case_id, image.shape) or self._add_case(
+                    case_id, (image, label)
+                )
                 if known is not None:
                     self._ready[case_id] = known
             return known
 
-    def _open(self, case_id: str, shape: tuple[int, int, int]) -> ReaderPair | None:
-        paths = self._paths(case_id)
+    def _open_cached(self, case_id: str, shape: tuple[int, int, int]) -> ReaderPair | None:
+        paths = self._cache_files(case_id)
         if not all(path.exists() for path in paths):
             return None
         image, label = (
@@ -71,21 +87,24 @@ class NodeCache:
         )
         return image, label
 
-    def _add(self, case_id: str, source: ReaderPair) -> ReaderPair | None:
-        """Decode a case into the folder, unless another process is at it or the limit is reached."""
+    def _add_case(self, case_id: str, source: ReaderPair) -> ReaderPair | None:
+        """Decode a case into the folder, unless another process does so or the limit is reached."""
         if self._refused:
             return None
-        finals, shape = self._paths(case_id), source[0].shape
+        finals, shape = self._cache_files(case_id), source[0].shape
         parts = [path.with_name(path.name + ".part") for path in finals]
         sizes = [int(np.prod(shape)) * dtype.itemsize for _, dtype in _ARRAYS]
+        # Size check and reservation must be one step, or two processes could exceed the limit
+        # together.
         with hold_lock(self.folder / _LEDGER):
+            # Another process decodes this case now (None) or has decoded it.
             if any(path.exists() for path in (*parts, *finals)):
-                return self._open(case_id, shape)
+                return self._open_cached(case_id, shape)
             used = sum(file.stat().st_size for file in self.folder.iterdir())
             if used + sum(sizes) > self._limit_bytes:
                 self._refused = True
                 return None
-            if not self._reserve(parts, sizes):
+            if not self._reserve_files(parts, sizes):
                 return None
         try:
             for part, reader, (_, dtype) in zip(parts, source, _ARRAYS, strict=True):
@@ -94,12 +113,12 @@ class NodeCache:
             for part, final in zip(parts, finals, strict=True):
                 os.replace(part, final)
         except BaseException:
-            _remove(parts)
+            _remove_files(parts)
             raise
-        return self._open(case_id, shape)
+        return self._open_cached(case_id, shape)
 
-    def _reserve(self, parts: list[Path], sizes: list[int]) -> bool:
-        """Allocate the files for good: writing to a mapping on a full file system would kill the process."""
+    def _reserve_files(self, parts: list[Path], sizes: list[int]) -> bool:
+        """Allocate the files: a write to a mapping on a full file system would kill the process."""
         try:
             for part, size in zip(parts, sizes, strict=True):
                 descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -108,21 +127,24 @@ class NodeCache:
                 finally:
                     os.close(descriptor)
         except OSError as error:
-            _remove(parts)
+            _remove_files(parts)
             self._refused = True
             log.warning(
-                "%s: no more cases are cached: %s; lower data.cache_gib",
+                "%s: no more cases are cached: %s; decrease data.cache_gib",
                 self.folder,
                 error.strerror,
             )
             return False
         return True
 
-    def _paths(self, case_id: str) -> list[Path]:
+    def _cache_files(self, case_id: str) -> list[Path]:
         return [self.folder / f"{case_id}.{name}" for name, _ in _ARRAYS]
 
     def close(self) -> None:
-        """Leave the cache; the last process out removes it. Mapped arrays that are still referenced stay readable."""
+        """Leave the cache; the last process removes it.
+
+        Mapped arrays that are still referenced stay readable.
+        """
         with self._lock:
             users, self._users = self._users, None
             self._ready.clear()
@@ -130,26 +152,36 @@ class NodeCache:
             _remove_if_last(self.folder, users)
 
 
-def _join(folder: Path) -> int:
-    """A shared lock on the folder, which is made when missing; returns the descriptor that holds it."""
+def _join_folder(folder: Path) -> int:
+    """Take a shared lock on the folder, which is created if it does not exist.
+
+    Returns:
+        The descriptor that holds the lock.
+
+    Raises:
+        PermissionError: the folder belongs to another user.
+    """
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != os.getuid() or folder.is_symlink():
-            raise PermissionError(13, "the cache folder belongs to somebody else", str(folder))
+            raise PermissionError(13, "the cache folder belongs to another user", str(folder))
         try:
             descriptor = os.open(folder / _USERS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
-            continue  # removed between the two lines
+            # Another process removed the folder between the two lines.
+            continue
         take_lock(descriptor, shared=True)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(folder / _USERS)):
                 return descriptor
-        os.close(descriptor)  # the last user removed the folder while we waited
+        # The last user removed the folder while this process waited for the lock.
+        os.close(descriptor)
 
 
 def _remove_if_last(folder: Path, users: int) -> None:
     try:
-        if take_lock(users, wait=False):  # else nobody can tell whether others use it
+        # Without locks it is unknown whether other processes use the folder.
+        if take_lock(users, wait=False):
             shutil.rmtree(folder, ignore_errors=True)
     except BlockingIOError:
         pass
@@ -163,6 +195,6 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
             _remove_if_last(folder, os.open(folder / _USERS, os.O_RDWR | os.O_CLOEXEC))
 
 
-def _remove(paths: list[Path]) -> None:
+def _remove_files(paths: list[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)

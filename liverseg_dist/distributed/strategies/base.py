@@ -1,29 +1,37 @@
-"""`Strategy`: the one face of DDP, FSDP2 and DeepSpeed. The loop, the losses and the logs see only this.
+"""`Strategy`: the common interface of DDP, FSDP2 and DeepSpeed.
 
-A step is, for each micro-batch, `forward(image, last=...)` and `backward(loss)`; then `step(rate)` or `skip()`.
-Losses arrive scaled so that their sum over all ranks and micro-batches is the mean over the global batch.
+The training loop uses only this interface. A step is, for each micro-batch, `forward(image,
+last=...)` and `backward(loss)`; then `step(rate)` or `skip()`. Losses are scaled so that their sum
+over all ranks and micro-batches is the mean over the global batch.
 
-State is named tensors, `model.<parameter>` and `optimizer.<parameter>.<key>`: the same names for every strategy, so a
-checkpoint of one resumes on another and on any number of ranks.
+The state is a set of named tensors, `model.<parameter>` and `optimizer.<parameter>.<key>`. The
+names are the same for every strategy, so a run resumes under another strategy and on any number of
+ranks.
 """
 
 import math
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from liverseg_dist.distributed.collectives import world_size
-
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from liverseg_dist.distributed.strategies.optimizers import fill_optimizer_state
+from liverseg_dist.precision import autocast
 
 
 class Strategy(ABC):
-    """A model spread over ranks, with its optimizer."""
+    """A model that is distributed over ranks, with its optimizer.
+
+    Args:
+        plain: the module itself.
+        optimizer: optimizer of the module's parameters.
+        clip_grad_norm: largest norm of the gradient; 0: no clipping.
+        precision: setting `train.precision`.
+    """
 
     skips_nonfinite = True
-    """Whether a gradient that is not finite leaves the weights as they were."""
+    """Whether the weights do not change when the gradient is not finite."""
 
     def __init__(
         self,
@@ -36,35 +44,47 @@ class Strategy(ABC):
         """The module itself, with its own parameter names."""
         self.optimizer = optimizer
         self.clip_grad_norm = clip_grad_norm
-        self._autocast_dtype = AUTOCAST_DTYPES.get(precision)
-        device_type = next(plain.parameters()).device.type
-        self._device_type = device_type
-        self.scaler = torch.amp.GradScaler(device_type, enabled=precision == "fp16")
+        self._precision = precision
+        self._device_type = next(plain.parameters()).device.type
+        # Only fp16 has so few exponent bits that small gradients become zero without scaling.
+        self.scaler = torch.amp.GradScaler(self._device_type, enabled=precision == "fp16")
 
-    def autocast(self) -> AbstractContextManager[object]:
-        if self._autocast_dtype is None:
-            return nullcontext()
-        return torch.autocast(self._device_type, dtype=self._autocast_dtype)
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the network computes."""
+        return autocast(self._device_type, self._precision)
 
     @abstractmethod
     def forward(self, image_BCDHW: Tensor, *, last: bool) -> Tensor | list[Tensor]:
-        """The model's output. `last`: the rank's last micro-batch of the step, whose backward exchanges gradients."""
+        """Compute the model's output.
 
-    def settle(self, image_BCDHW: Tensor) -> None:  # noqa: B027 - most strategies need none
-        """Called once before the first step, also of a resumed run, with an input of the usual shape."""
+        Args:
+            image_BCDHW: one micro-batch, normalised.
+            last: whether it is the rank's last micro-batch of the step; its backward exchanges
+                gradients.
+        """
+
+    def warm_up(self, image_BCDHW: Tensor) -> None:  # noqa: B027 - most strategies need none
+        """Prepare before the first step, also of a resumed run.
+
+        Args:
+            image_BCDHW: an input of the shape of all later ones.
+        """
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's gradients."""
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update, forget the gradients; returns the global gradient norm before clipping.
+        """Clip the gradient, update the weights and delete the gradients.
 
-        A norm that is not finite means that nothing was updated.
+        Returns:
+            The global gradient norm before clipping. If it is not finite, nothing was updated.
         """
         self.scaler.unscale_(self.optimizer)
+        # An infinite limit does not clip, but the norm is computed.
         limit = self.clip_grad_norm or float("inf")
-        norm = float(_full(nn.utils.clip_grad_norm_(self.plain.parameters(), limit)))
+        norm = float(_gather_full_tensor(nn.utils.clip_grad_norm_(self.plain.parameters(), limit)))
+        # With fp16 the scaler itself skips the step and reduces its scale.
         if not self.scaler.is_enabled() and not math.isfinite(norm):
             self.skip()
             return norm
@@ -76,11 +96,14 @@ class Strategy(ABC):
         return norm
 
     def skip(self) -> None:
-        """Forget the gradients of this step."""
+        """Delete the gradients of this step."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors (DTensors where sharded) that make up the training state; loading writes into them in place."""
+        """Return the tensors of the training state (DTensors where sharded).
+
+        A checkpoint is loaded into them in place.
+        """
         fill_optimizer_state(self.optimizer)
         tensors = {f"model.{name}": tensor.detach() for name, tensor in named_tensors(self.plain)}
         for name, parameter in self.plain.named_parameters():
@@ -90,43 +113,29 @@ class Strategy(ABC):
         return tensors
 
     def state_loaded(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027 - loaded in place
-        """Called once the tensors of `state()` have been overwritten from a checkpoint."""
+        """Take over the tensors of `state()` after a checkpoint was loaded into them."""
 
     def weights(self) -> dict[str, Tensor]:
-        """Whole weights on every rank, float32 on the CPU, under the plain model's names. A collective call."""
-        return {
-            name: _full(tensor.detach()).float().cpu() for name, tensor in named_tensors(self.plain)
-        }
+        """Return the complete weights on every rank, float32 on the CPU. A collective call.
+
+        The names are those of the plain model.
+        """
+        weights = {}
+        for name, tensor in named_tensors(self.plain):
+            weights[name] = _gather_full_tensor(tensor.detach()).float().cpu()
+        return weights
 
 
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return parameters, then buffers, with their names."""
     return [*module.named_parameters(), *module.named_buffers()]
 
 
-def fill_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter the state its optimizer makes lazily at the first step, so that it can be loaded into.
-
-    Zeros are what both start from: SGD's first buffer equals momentum * 0 + gradient, AdamW's moments begin at 0.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            if not parameter.requires_grad:
-                continue
-            if isinstance(optimizer, torch.optim.SGD):
-                if group["momentum"] and state.get("momentum_buffer") is None:
-                    state["momentum_buffer"] = torch.zeros_like(parameter.detach())
-            elif not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
-                state["exp_avg"] = torch.zeros_like(parameter.detach())
-                state["exp_avg_sq"] = torch.zeros_like(parameter.detach())
-
-
-def _full(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor (a collective), or the tensor itself."""
+def _gather_full_tensor(tensor: Tensor) -> Tensor:
+    """Return the complete tensor of a sharded one (a collective call), or the tensor itself."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def loss_scale() -> int:
-    """DDP and FSDP average over ranks; multiplying the loss by the number of ranks makes that a sum."""
+    """Return the factor that turns the average over ranks of DDP and FSDP into a sum."""
     return world_size()

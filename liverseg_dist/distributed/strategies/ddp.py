@@ -1,4 +1,7 @@
-"""DistributedDataParallel, a single process, and the fixed-order sum giving the same bits on any number of ranks."""
+"""DistributedDataParallel, a single process, and a gradient sum in a fixed order.
+
+The fixed order gives the same bits on any number of ranks.
+"""
 
 import torch
 import torch.distributed as dist
@@ -10,7 +13,7 @@ from liverseg_dist.distributed.strategies.base import Strategy, loss_scale
 
 
 class DataParallel(Strategy):
-    """Every rank holds the whole model; gradients are averaged in buckets while backward runs.
+    """Every rank has the complete model; gradients are averaged in buckets during backward.
 
     https://arxiv.org/abs/2006.15704
     """
@@ -28,13 +31,18 @@ class DataParallel(Strategy):
             device = next(plain.parameters()).device
             self._ddp = DistributedDataParallel(
                 plain,
+                # DDP refuses device numbers for modules on a CPU.
                 device_ids=[device.index] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )
 
-    def settle(self, image_BCDHW: Tensor) -> None:
-        """A throw-away backward. DDP lays out its buckets anew after the first one, and with more than two ranks the
-        layout decides the order of the sums: without this, step N of a resumed run differs in the last bits."""
+    def warm_up(self, image_BCDHW: Tensor) -> None:
+        """Run one backward and discard its gradients.
+
+        DDP arranges its buckets again after the first backward. With more than two ranks the
+        arrangement determines the order of the sums, so that without this call step N of a resumed
+        run would differ in the last bits.
+        """
         if not isinstance(self._ddp, DistributedDataParallel):
             return
         outputs = self.forward(image_BCDHW, last=True)
@@ -44,9 +52,8 @@ class DataParallel(Strategy):
 
     def forward(self, image_BCDHW: Tensor, *, last: bool) -> Tensor | list[Tensor]:
         if isinstance(self._ddp, DistributedDataParallel):
-            self._ddp.require_backward_grad_sync = (
-                last  # what `no_sync` sets; DDP reads it in forward
-            )
+            # What the context manager `no_sync` sets; DDP reads it in forward.
+            self._ddp.require_backward_grad_sync = last
         with self.autocast():
             return self._ddp(image_BCDHW)
 
@@ -55,10 +62,11 @@ class DataParallel(Strategy):
 
 
 class DeterministicReduction(Strategy):
-    """Gradients are kept per micro-batch and added in the order of the run's samples, whoever computed them.
+    """Gradients are stored per micro-batch and added in the order of the run's samples.
 
-    Float addition is not associative, so an all-reduce's result depends on the number of ranks; this one's does not.
-    Needs one sample per micro-batch and the same `train.threads` everywhere. Costs memory for a rank's gradients.
+    Floating-point addition is not associative, so the result of an all-reduce depends on the number
+    of ranks; this sum does not. It needs one sample per micro-batch, the same `train.threads` on
+    all ranks, and memory for all gradients of a rank.
     """
 
     def __init__(
@@ -78,32 +86,28 @@ class DeterministicReduction(Strategy):
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
-        self._samples.append(
-            torch.cat(
-                [
-                    (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
-                    for p in self._parameters
-                ]
-            )
-        )
+        parts = []
+        for parameter in self._parameters:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parts.append(gradient.flatten())
+        self._samples.append(torch.cat(parts))
         self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, learning_rate: float) -> float:
+        # Ranks may have different numbers of samples; all_gather needs the same number of calls.
         rounds = all_max(len(self._samples))
         total = torch.zeros_like(self._samples[0])
-        for number in range(
-            rounds
-        ):  # sample n sits on rank n mod W, so round by round is the order of samples
-            mine = self._samples[number] if number < len(self._samples) else torch.zeros_like(total)
-            theirs = [mine]
+        # Sample n is on rank n mod W, so this loop follows the order of the samples.
+        for number in range(rounds):
+            own = self._samples[number] if number < len(self._samples) else torch.zeros_like(total)
+            gathered = [own]
             if dist.is_initialized():
-                theirs = [torch.empty_like(mine) for _ in range(world_size())]
-                dist.all_gather(theirs, mine)
-            for gradient in theirs:
+                gathered = [torch.empty_like(own) for _ in range(world_size())]
+                dist.all_gather(gathered, own)
+            for gradient in gathered:
                 total += gradient
-        for parameter, part in zip(
-            self._parameters, total.split([p.numel() for p in self._parameters]), strict=True
-        ):
+        sizes = [parameter.numel() for parameter in self._parameters]
+        for parameter, part in zip(self._parameters, total.split(sizes), strict=True):
             parameter.grad = part.view_as(parameter)
         return super().step(learning_rate)
 

@@ -1,7 +1,8 @@
-"""FSDP2: parameters, gradients and optimizer state sharded over ranks (torch.distributed.fsdp.fully_shard).
+"""FSDP2: parameters, gradients and optimizer state are sharded over ranks.
 
-Hybrid sharding (HSDP, https://arxiv.org/abs/2304.11277, section 3.2.2): shards over neighbouring ranks, those of a
-node, and copies of them over the others. Only gradients then cross between nodes, each once.
+It uses torch.distributed.fsdp.fully_shard. Hybrid sharding (HSDP, https://arxiv.org/abs/2304.11277,
+section 3.2.2) shards over neighbouring ranks, those of a node, and keeps a copy of the shards in
+each such group. Only gradients are then exchanged between nodes, each once.
 """
 
 import torch
@@ -14,11 +15,17 @@ from liverseg_dist.distributed.strategies.base import Strategy, loss_scale
 
 
 def apply_fully_shard(plain: nn.Module, ranks_per_shard: int = 0) -> nn.Module:
-    """Shard `plain` in place, one group for each module that it names in `shard_groups()`, then the rest.
+    """Shard a module in place.
 
-    `ranks_per_shard`: over so many neighbouring ranks, a copy in each such group; 0: over all.
+    Call it before the optimizer is built: the parameters become DTensors.
 
-    Must come before the optimizer is made: the parameters become DTensors.
+    Args:
+        plain: module; its `shard_groups()` are gathered one at a time, then the rest.
+        ranks_per_shard: number of neighbouring ranks that share one copy of the state; 0: all
+            ranks.
+
+    Returns:
+        The same module.
     """
     device_type = next(plain.parameters()).device.type
     ranks = dist.get_world_size()
@@ -27,6 +34,7 @@ def apply_fully_shard(plain: nn.Module, ranks_per_shard: int = 0) -> nn.Module:
         mesh = init_device_mesh(device_type, copies, mesh_dim_names=("copies", "shards"))
     else:
         mesh = init_device_mesh(device_type, (ranks,))
+    # Small groups, so that only a part of the parameters is gathered at any time.
     for group in plain.shard_groups():  # type: ignore[operator]
         fully_shard(group, mesh=mesh)
     fully_shard(plain, mesh=mesh)
@@ -34,7 +42,7 @@ def apply_fully_shard(plain: nn.Module, ranks_per_shard: int = 0) -> nn.Module:
 
 
 class FullyShard(Strategy):
-    """The module must have gone through `apply_fully_shard` already."""
+    """Training with FSDP2; the module must have been sharded by `apply_fully_shard`."""
 
     def __init__(
         self,
@@ -48,6 +56,7 @@ class FullyShard(Strategy):
         self._fsdp: FSDPModule = plain
 
     def forward(self, image_BCDHW: Tensor, *, last: bool) -> Tensor | list[Tensor]:
+        # Gradients of the earlier micro-batches are summed locally.
         self._fsdp.set_requires_gradient_sync(last)
         with self.autocast():
             return self.plain(image_BCDHW)

@@ -1,6 +1,9 @@
-"""The one place where a model is spread over devices. The order is fixed:
+"""The one place where a model is distributed over devices. The order is fixed:
 
-activation checkpointing -> torch.compile -> DDP | FSDP2 | DeepSpeed -> optimizer state on top.
+activation checkpointing -> torch.compile -> DDP | FSDP2 | DeepSpeed -> optimizer state.
+
+A new strategy is a subclass of `base.Strategy`, a builder in `STRATEGIES` and its name in the
+setting (`config.train.TrainConfig`); its memory is in `planning.memory_estimate`.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -9,35 +12,58 @@ import torch
 from torch import nn
 
 from liverseg_dist.config import TrainConfig
+from liverseg_dist.config.registry import find_registered
 from liverseg_dist.distributed.collectives import broadcast_module, world_size
 from liverseg_dist.distributed.strategies.base import Strategy
 from liverseg_dist.distributed.strategies.ddp import DataParallel, DeterministicReduction
 from liverseg_dist.distributed.strategies.deepspeed import DeepSpeedStrategy
 from liverseg_dist.distributed.strategies.fsdp import FullyShard, apply_fully_shard
+from liverseg_dist.distributed.strategies.optimizers import build_optimizer
 from liverseg_dist.errors import UserError
 
 ParameterGroups = Callable[[nn.Module], Iterable[dict]]
+"""Returns the optimizer's parameter groups of a module whose parameters have their final form."""
+StrategyBuilder = Callable[[nn.Module, TrainConfig, ParameterGroups], Strategy]
 
 
 def check_strategy(config: TrainConfig, ranks: int, device: torch.device) -> None:
-    """Refuse what is known not to work, before anything is built. Raises `UserError`."""
+    """Refuse combinations of settings that do not work, before anything is built.
+
+    Raises:
+        UserError: names the settings and the remedy.
+    """
+    find_registered(STRATEGIES, config.strategy, "train.strategy")
+    _check_batch(config, ranks)
+    _check_sharding(config, ranks)
+    _check_arithmetic(config, device)
+    _check_deepspeed(config)
+
+
+def _check_batch(config: TrainConfig, ranks: int) -> None:
     if ranks > config.global_batch_size:
         raise UserError(
-            f"train.global_batch_size = {config.global_batch_size} leaves some of {ranks} ranks without a sample; "
-            f"add train.global_batch_size={ranks}, or use fewer ranks"
+            f"train.global_batch_size = {config.global_batch_size} leaves some of {ranks} ranks "
+            f"without a sample; set train.global_batch_size={ranks}, or use fewer ranks"
         )
     if config.strategy != "ddp" and config.global_batch_size % ranks:
         raise UserError(
             f"train.strategy={config.strategy} needs the same number of samples on each rank: "
-            f"train.global_batch_size = {config.global_batch_size} is not a multiple of {ranks} ranks"
+            f"train.global_batch_size = {config.global_batch_size} is not a multiple of "
+            f"{ranks} ranks"
         )
+
+
+def _check_sharding(config: TrainConfig, ranks: int) -> None:
     if config.fsdp_shard_ranks and config.strategy != "fsdp":
         raise UserError(f"train.fsdp_shard_ranks needs train.strategy=fsdp, not {config.strategy}")
     if ranks > config.fsdp_shard_ranks > 0 and ranks % config.fsdp_shard_ranks:
         raise UserError(
-            f"train.fsdp_shard_ranks = {config.fsdp_shard_ranks}: {ranks} ranks are no whole number of such groups; "
-            "use the number of ranks per node, or 0"
+            f"train.fsdp_shard_ranks = {config.fsdp_shard_ranks}: {ranks} ranks cannot be divided "
+            "into groups of this size; use the number of ranks per node, or 0"
         )
+
+
+def _check_arithmetic(config: TrainConfig, device: torch.device) -> None:
     if config.deterministic_reduction and (
         config.strategy != "ddp" or config.micro_batch_size != 1
     ):
@@ -47,7 +73,8 @@ def check_strategy(config: TrainConfig, ranks: int, device: torch.device) -> Non
         )
     if config.channels_last and config.strategy != "ddp":
         raise UserError(
-            f"train.channels_last works with strategy ddp only: {config.strategy} cuts contiguous parameters"
+            "train.channels_last works with strategy ddp only: "
+            f"{config.strategy} shards contiguous parameters"
         )
     if config.precision == "fp16" and config.strategy != "ddp":
         raise UserError(
@@ -57,25 +84,30 @@ def check_strategy(config: TrainConfig, ranks: int, device: torch.device) -> Non
         raise UserError("train.precision=tf32 needs an NVIDIA GPU; use fp32 on a CPU")
     if config.compile and config.strategy == "fsdp":
         raise UserError(
-            "train.compile works with strategies ddp and deepspeed, not fsdp: torch 2.13 fails to compile what it "
-            "gathers; deepspeed with zero_stage=3 cuts the same state"
+            "train.compile works with strategies ddp and deepspeed, not fsdp: torch 2.13 cannot "
+            "compile gathered parameters; deepspeed with zero_stage=3 shards the same state"
         )
-    if config.ema_decay and config.strategy == "deepspeed" and config.zero_stage == 3:
+
+
+def _check_deepspeed(config: TrainConfig) -> None:
+    is_deepspeed = config.strategy == "deepspeed"
+    if config.ema_decay and is_deepspeed and config.zero_stage == 3:
         raise UserError(
-            "train.ema_decay with DeepSpeed ZeRO 3: no rank holds the weights to average; use zero_stage 2"
+            "train.ema_decay with DeepSpeed ZeRO 3: no rank has the whole weights that are to be "
+            "averaged; use zero_stage 2"
         )
-    tuned = config.fine_tune.freeze != "none" or config.fine_tune.layer_decay != 1
-    if tuned and config.strategy == "deepspeed" and config.zero_stage > 0:
+    is_fine_tuned = config.fine_tune.freeze != "none" or config.fine_tune.layer_decay != 1
+    if is_fine_tuned and is_deepspeed and config.zero_stage > 0:
         raise UserError(
-            "train.fine_tune works with strategies ddp and fsdp and with DeepSpeed's zero_stage 0: from stage 1 on "
-            "DeepSpeed cuts all parameters as one group"
+            "train.fine_tune works with strategies ddp and fsdp and with DeepSpeed's zero_stage 0: "
+            "from stage 1 on DeepSpeed shards all parameters as one group"
         )
     if config.offload_optimizer and config.zero_stage == 2 and config.nonfinite == "skip":
         raise UserError(
-            "train.nonfinite=skip with train.offload_optimizer and zero_stage 2: DeepSpeed would carry the bad "
-            "gradient into the next step; use zero_stage 1 or 3"
+            "train.nonfinite=skip with train.offload_optimizer and zero_stage 2: DeepSpeed would "
+            "add the bad gradient to the next step; use zero_stage 1 or 3"
         )
-    if config.offload_optimizer and (config.strategy != "deepspeed" or config.zero_stage == 0):
+    if config.offload_optimizer and (not is_deepspeed or config.zero_stage == 0):
         raise UserError(
             "train.offload_optimizer needs train.strategy=deepspeed and train.zero_stage of 1 to 3"
         )
@@ -88,10 +120,23 @@ def parallelize_model(
     checkpointed_levels: Collection[int],
     parameter_groups: ParameterGroups,
 ) -> Strategy:
-    """The model on its device, spread as `train.strategy` says, with its optimizer.
+    """Put the model on its device and distribute it with the configured strategy.
 
-    `parameter_groups(model)` names the optimizer's groups; it is called once the parameters have their final form.
+    Args:
+        model: network with `set_checkpointing` and `shard_groups` (`model.unet.UNet`).
+        device: this rank's device.
+        config: settings `train.*`.
+        checkpointed_levels: levels whose activations are recomputed in backward.
+        parameter_groups: returns the optimizer's groups; called when the parameters have their
+            final form.
+
+    Returns:
+        The distributed model with its optimizer.
+
+    Raises:
+        UserError: unknown strategy or optimizer.
     """
+    build = find_registered(STRATEGIES, config.strategy, "train.strategy")
     model.to(device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -99,28 +144,31 @@ def parallelize_model(
     if config.compile:
         model.compile()
     broadcast_module(model)
-    ranks = world_size()
-    if config.strategy == "deepspeed":
-        return DeepSpeedStrategy(model, build_optimizer(config, parameter_groups(model)), config)
-    if config.strategy == "fsdp" and ranks > 1:
-        apply_fully_shard(model, config.fsdp_shard_ranks)
-        kind: type[Strategy] = FullyShard
-    else:
-        kind = DeterministicReduction if config.deterministic_reduction else DataParallel
-    optimizer = build_optimizer(config, parameter_groups(model))
+    return build(model, config, parameter_groups)
+
+
+def _build_ddp(model: nn.Module, config: TrainConfig, groups: ParameterGroups) -> Strategy:
+    kind = DeterministicReduction if config.deterministic_reduction else DataParallel
+    optimizer = build_optimizer(config, groups(model))
     return kind(model, optimizer, config.clip_grad_norm, config.precision)
 
 
-def build_optimizer(config: TrainConfig, groups: Iterable[dict]) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum (nnU-Net's), or AdamW. The learning rate is set anew at each step."""
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
-            weight_decay=config.weight_decay,
-        )
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-    )
+def _build_fsdp(model: nn.Module, config: TrainConfig, groups: ParameterGroups) -> Strategy:
+    # One rank has nothing to shard.
+    if world_size() == 1:
+        return _build_ddp(model, config, groups)
+    apply_fully_shard(model, config.fsdp_shard_ranks)
+    optimizer = build_optimizer(config, groups(model))
+    return FullyShard(model, optimizer, config.clip_grad_norm, config.precision)
+
+
+def _build_deepspeed(model: nn.Module, config: TrainConfig, groups: ParameterGroups) -> Strategy:
+    return DeepSpeedStrategy(model, build_optimizer(config, groups(model)), config)
+
+
+STRATEGIES: dict[str, StrategyBuilder] = {
+    "ddp": _build_ddp,
+    "fsdp": _build_fsdp,
+    "deepspeed": _build_deepspeed,
+}
+"""Builders by `train.strategy`."""

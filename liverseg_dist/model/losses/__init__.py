@@ -1,7 +1,8 @@
-"""Losses against class imbalance. All are computed in float32 and leave out voxels labelled 255 (padding).
+"""Losses against class imbalance.
 
-Each is a mean over samples, so the mean over micro-batches of equal size is the value of the whole batch; only
-`batch_dice` couples the samples of a micro-batch.
+All are computed in float32 and ignore voxels labelled 255 (padding). Each is a mean over samples,
+so the mean over micro-batches of equal size is the value of the whole batch; only `batch_dice`
+couples the samples of a micro-batch.
 """
 
 from liverseg_dist.model.losses.class_weights import class_weights, frequency_weights

@@ -8,12 +8,17 @@ from liverseg_dist.labels import NUM_CLASSES
 
 
 def frequency_weights(class_voxels: Sequence[int]) -> tuple[float, ...]:
-    """`auto`: inverse square root of each class's frequency, normalised to a mean of 1.
+    """Return the inverse square root of each class's frequency, normalised to a mean of 1.
 
-    w_c = C s_c / sum(s), s_c = sqrt(N / n_c). Plain inverse frequencies span three orders of magnitude on LiTS (tumour
-    about 0.2 % of a slab) and flood the background with false positives; the square root keeps the ratio near 20.
+    w_c = C s_c / sum(s), s_c = sqrt(N / n_c). Plain inverse frequencies span three orders of
+    magnitude on LiTS (tumour is about 0.2 % of a slab) and cause many false positives in the
+    background; with the square root the ratio is near 20.
+
+    Args:
+        class_voxels: number of voxels of background, liver and tumour in the store.
     """
     total = sum(class_voxels)
+    # At least one voxel, so that a store without tumours has finite weights.
     raw = [(total / max(count, 1)) ** 0.5 for count in class_voxels]
     return tuple(value * len(raw) / sum(raw) for value in raw)
 
@@ -21,7 +26,15 @@ def frequency_weights(class_voxels: Sequence[int]) -> tuple[float, ...]:
 def class_weights(
     config: LossConfig, class_voxels: Sequence[int] | None
 ) -> tuple[float, ...] | None:
-    """What `loss.class_weights` means for a store with these counts; None: unweighted. Raises `UserError`."""
+    """Return the weights that `loss.class_weights` names for a store; None: all equal.
+
+    Args:
+        config: settings `loss.*`.
+        class_voxels: number of voxels of background, liver and tumour in the store, or None.
+
+    Raises:
+        UserError: `auto` without counts, or numbers that are not valid weights.
+    """
     if config.class_weights == "none":
         return None
     if config.class_weights == "auto":
@@ -33,10 +46,12 @@ def class_weights(
     weights = tuple(float(weight) for weight in config.class_weights)
     if len(weights) != NUM_CLASSES:
         raise UserError(
-            f"loss.class_weights has {len(weights)} numbers; background, liver and tumour need one each"
+            f"loss.class_weights has {len(weights)} numbers; "
+            "give one each for background, liver and tumour"
         )
     if min(weights) < 0 or sum(weights) == 0:
         raise UserError(
-            f"loss.class_weights = {list(weights)}: weights are 0 or more, and one at least is not 0"
+            f"loss.class_weights = {list(weights)}: "
+            "weights must be 0 or more, and at least one must be above 0"
         )
     return weights

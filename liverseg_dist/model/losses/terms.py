@@ -1,4 +1,7 @@
-"""The single terms of the losses. Shapes: logits and one-hot targets (B, C, D, H, W), labels (B, D, H, W) uint8."""
+"""The mathematics of the loss terms.
+
+Shapes: logits and one-hot targets (B, C, D, H, W), labels (B, D, H, W) uint8.
+"""
 
 from collections.abc import Sequence
 
@@ -9,50 +12,68 @@ from torch import Tensor
 from liverseg_dist.labels import IGNORE, LIVER, NUM_CLASSES, TUMOUR
 
 SMOOTH = 1e-5
-"""Added above and below the ratios: a class that is in neither truth nor prediction scores 1 and pulls nowhere; one
-that the truth lacks but the prediction has scores near 0, as with nnU-Net."""
+"""Added to numerator and denominator of the ratios.
+
+A class that is absent from truth and prediction has the value 1 and no gradient; one that is absent
+from the truth but present in the prediction has a value near 0, as in nnU-Net.
+"""
 
 
 def tversky_index(
     probability: Tensor, target: Tensor, alpha: float, beta: float, batch: bool
 ) -> Tensor:
-    """Mean over channels (and samples unless `batch`) of TP / (TP + alpha FP + beta FN); 0.5, 0.5 is soft Dice.
+    """Return the mean over channels (and samples unless `batch`) of the Tversky index.
 
-    https://arxiv.org/abs/1706.05721; https://arxiv.org/abs/1606.04797. Padding is zero in both inputs.
+    TP / (TP + alpha FP + beta FN); with alpha = beta = 0.5 it is the soft Dice coefficient.
+    https://arxiv.org/abs/1706.05721 (Tversky); https://arxiv.org/abs/1606.04797 (soft Dice).
+
+    Args:
+        probability: in [0, 1]; 0 on padding.
+        target: 0 or 1; 0 on padding.
+        alpha: weight of false positives.
+        beta: weight of false negatives.
+        batch: whether voxels of all samples are summed before the ratio.
     """
     axes = (0, 2, 3, 4) if batch else (2, 3, 4)
-    true = (probability * target).sum(axes)
-    false_positive = probability.sum(axes) - true
-    false_negative = target.sum(axes) - true
-    return (
-        (true + SMOOTH) / (true + alpha * false_positive + beta * false_negative + SMOOTH)
-    ).mean()
+    true_positive = (probability * target).sum(axes)
+    false_positive = probability.sum(axes) - true_positive
+    false_negative = target.sum(axes) - true_positive
+    denominator = true_positive + alpha * false_positive + beta * false_negative + SMOOTH
+    return ((true_positive + SMOOTH) / denominator).mean()
 
 
 def class_entropy(log_probability: Tensor, label_BDHW: Tensor, gamma: float) -> Tensor:
-    """Softmax (focal) cross-entropy per voxel, (B, D, H, W); 0 on padding. gamma 0: plain.
+    """Return the softmax (focal) cross-entropy per voxel (B, D, H, W); 0 on padding.
 
-    Focal: https://arxiv.org/abs/1708.02002.
+    Args:
+        log_probability: logarithm of the softmax.
+        label_BDHW: class of each voxel.
+        gamma: exponent of the focal factor (https://arxiv.org/abs/1708.02002); 0: plain.
     """
     entropy = F.nll_loss(log_probability, label_BDHW.long(), ignore_index=IGNORE, reduction="none")
-    return _focal(entropy, gamma)
+    return _apply_focal_factor(entropy, gamma)
 
 
 def region_entropy(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """Sigmoid (focal) cross-entropy per voxel, mean over regions, (B, D, H, W)."""
+    """Return the sigmoid (focal) cross-entropy per voxel, mean over regions (B, D, H, W)."""
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return _focal(entropy, gamma).mean(dim=1)
+    return _apply_focal_factor(entropy, gamma).mean(dim=1)
 
 
-def _focal(entropy: Tensor, gamma: float) -> Tensor:
-    """Times (1 - p)^gamma, where p is the probability of the truth; with a gradient also where p is 1 and gamma < 1."""
+def _apply_focal_factor(entropy: Tensor, gamma: float) -> Tensor:
+    """Multiply by (1 - p)^gamma, where p is the probability of the true class."""
     if gamma == 0:
         return entropy
-    return (-torch.expm1(-entropy)).clamp_min(torch.finfo(entropy.dtype).tiny) ** gamma * entropy
+    # Not below the smallest number: for gamma < 1 the gradient at p = 1 would be infinite.
+    wrong = (-torch.expm1(-entropy)).clamp_min(torch.finfo(entropy.dtype).tiny)
+    return wrong**gamma * entropy
 
 
 def one_hot(label_BDHW: Tensor, regions: bool, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(B, C, D, H, W): the three classes, or the regions liver (1 or 2) and tumour; padding is all zeros."""
+    """Return the one-hot label (B, C, D, H, W); padding is 0 in all channels.
+
+    Channels are the three classes, or the regions liver (label 1 or 2) and tumour.
+    """
     if regions:
         tumour = label_BDHW == TUMOUR
         return torch.stack([(label_BDHW == LIVER) | tumour, tumour], dim=1).to(dtype)
@@ -60,15 +81,16 @@ def one_hot(label_BDHW: Tensor, regions: bool, dtype: torch.dtype = torch.float3
 
 
 def subsample_label(label_BDHW: Tensor, size: Sequence[int]) -> Tensor:
-    """Labels at a lower output's resolution: the voxel that the strided convolutions are centred on."""
-    edges = tuple(label_BDHW.shape[1:])
-    if edges == tuple(size):
+    """Return the label at the resolution of a lower output, of `size` (z, y, x) voxels.
+
+    It takes the voxels on which the strided convolutions are centred.
+    """
+    shape = tuple(label_BDHW.shape[1:])
+    if shape == tuple(size):
         return label_BDHW
-    if all(edge % small == 0 for edge, small in zip(edges, size, strict=True)):
-        z, y, x = (edge // small for edge, small in zip(edges, size, strict=True))
+    if all(edge % small == 0 for edge, small in zip(shape, size, strict=True)):
+        z, y, x = (edge // small for edge, small in zip(shape, size, strict=True))
         return label_BDHW[:, ::z, ::y, ::x]
-    return (
-        F.interpolate(label_BDHW.unsqueeze(1).float(), size=tuple(size), mode="nearest")
-        .squeeze(1)
-        .to(torch.uint8)
-    )
+    label_B1DHW = label_BDHW.unsqueeze(1).float()
+    resized = F.interpolate(label_B1DHW, size=tuple(size), mode="nearest")
+    return resized.squeeze(1).to(torch.uint8)

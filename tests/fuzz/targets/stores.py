@@ -115,7 +115,7 @@ class StoreTarget:
         try:
             for case_id in ("liver_0", "liver_1", "liver_2"):
                 for name in ("image", "label"):
-                    array = reader.array(case_id, name)
+                    array = reader.open_array(case_id, name)
                     box = tuple(min(n, 70) for n in array.shape)
                     if min(array.shape) < 1:
                         raise UserError("an empty array")
@@ -135,7 +135,7 @@ class StoreTarget:
         source = PatchSource(store, store.ids("train", 0), settings, seed=1, global_batch_size=2)
         try:
             for index in range(4):
-                source.sample(index)
+                source.read_sample(index)
         finally:
             source.close()
 
