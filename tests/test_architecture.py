@@ -15,7 +15,7 @@ FLOORS = {
     "training": 3,
     "commands": 4, "__main__": 5,
 }  # fmt: skip
-FACTS_ORDER = ("errors", "files", "locks", "labels", "volume", "config", "tracking")
+FACTS_ORDER = ("errors", "files", "locks", "labels", "label_scheme", "volume", "config", "tracking")
 MAX_LINES = 400
 
 
@@ -112,6 +112,7 @@ def test_rank_questions_stay_in_their_rooms() -> None:
             "model",
             "evaluation",
             "inference",
+            "clinical",
             "config",
             "tracking",
         ):

@@ -159,3 +159,15 @@ def _line(record: dict[str, Any], known: bool) -> str:
     note = "  (done before)" if known else ""
     volumes = f"liver {record['liver_ml']:.1f} ml, tumour {record['tumour_ml']:.2f} ml in {record['tumours']}"
     return f"{record['case_id']}: {volumes}{burden}{note}"
+
+
+def load_prediction(args: argparse.Namespace, overrides: list[str], world: World) -> Prediction:
+    """The work of this command as a part of another one; call it before the ranks connect."""
+    return _job(args, overrides, world)
+
+
+def segment_share(
+    job: Prediction, files: list[Path], world: World, watch: HeartbeatMonitor
+) -> dict[str, bool]:
+    """Segment this rank's share of scans while the ranks are connected; as `_work`, for other commands."""
+    return _work(job, files, world, watch)
