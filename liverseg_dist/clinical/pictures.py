@@ -189,3 +189,65 @@ def grey_window(pixels: np.ndarray) -> tuple[float, float]:
         return CT_WINDOW_HU
     low, high = np.nanpercentile(pixels, PERCENTILES) if pixels.size else (0.0, 1.0)
     return float(low), float(high)
+
+
+def draw_position(
+    mask: Volume,
+    scheme: LabelScheme,
+    structure_name: str,
+    centre_mm: np.ndarray,
+    side_mm: float,
+    image: Volume | None = None,
+    lesion: LesionQuantities | None = None,
+) -> dict[str, Any] | None:
+    """A square of an axial slice around a position, such as the place where a lesion was at another
+    date.
+
+    Args:
+        mask: Labels in canonical orientation.
+        scheme: What they mean.
+        structure_name: The lesion structure to outline.
+        centre_mm: Position (3,) in the scan's world, RAS+.
+        side_mm: Length of the square's sides.
+        image: The scan, or None.
+        lesion: The lesion there: its slice is shown, with its axes.
+
+    Returns:
+        As `draw_lesion`; None where the position lies outside the scan.
+    """
+    z, y, x = mask.grid.index_of(centre_mm)
+    if lesion is not None:
+        z = lesion.axes_zyx[0][0]
+        y, x = np.mean(lesion.box[1:], axis=1) - 0.5
+    index = round(float(z))
+    slices = []
+    for middle, mm, size in zip((y, x), mask.spacing_mm[1:], mask.shape[1:], strict=True):
+        low, high = round(middle - side_mm / mm / 2), round(middle + side_mm / mm / 2)
+        slices.append(slice(max(0, low), min(size, high)))
+    if not 0 <= index < mask.shape[0] or any(axis.stop - axis.start < 2 for axis in slices):
+        return None
+    window = slices[0], slices[1]
+    structure = scheme.structure(structure_name)
+    crop = mask.voxels[index][window]
+    whole = scheme.mask_of(crop, structure)
+    own = np.zeros_like(whole) if lesion is None else _own_component(lesion, whole, window)
+    organ = (
+        scheme.mask_of(crop, structure.inside)
+        if structure.inside is not None
+        else np.zeros_like(own)
+    )
+    picture = _Picture(window, crop.shape, (mask.spacing_mm[1], mask.spacing_mm[2]))
+    ends = (
+        [] if lesion is None else [picture.point(row, column) for _, row, column in lesion.axes_zyx]
+    )
+    return {
+        "width_mm": round(picture.width_mm, 2),
+        "height_mm": round(picture.height_mm, 2),
+        "image": None if image is None else _jpeg(image.voxels[index][window], picture),
+        "organ": picture.outline(organ),
+        "lesion": picture.outline(own),
+        "others": picture.outline(whole & ~own),
+        "long": [round(v, 2) for end in ends[:2] for v in end],
+        "short": [round(v, 2) for end in ends[2:] for v in end],
+        "slice": index,
+    }
