@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK
-from scipy.ndimage import distance_transform_edt, map_coordinates
+from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
 from scipy.spatial import cKDTree
 
 from liverseg_dist.clinical.components import bounding_box
@@ -27,6 +27,8 @@ SPACING_MM = 3.0
 MARGIN_MM = 20.0
 DISTANCE_LIMIT_MM = 15.0
 TEXTURE_LIMIT = 2.0
+TEXTURE_SMOOTHING_VOXELS = 0.7
+"""Against noise, which would be registered as if it were texture."""
 INVERSE_STEPS = 25
 INVERSE_TOLERANCE_MM = 0.02
 Channels = tuple[np.ndarray, ...]
@@ -62,7 +64,9 @@ class RegistrationQuality:
         folding: Share of the organ's voxels whose Jacobian determinant is not positive.
         mean_displacement_mm: Of the deformable step, within the organ.
         volume_ratio: Organ volume of the moving scan over that of the fixed one.
-        similarity: Correlation of the organs' textures after registration, None without images.
+        rigid_similarity: Correlation of the organs' textures after the rigid step, None without
+            images.
+        similarity: The same after registration.
         backend: Name of the deformable back-end.
     """
 
@@ -73,6 +77,7 @@ class RegistrationQuality:
     folding: float
     mean_displacement_mm: float
     volume_ratio: float
+    rigid_similarity: float | None
     similarity: float | None
     backend: str
 
@@ -122,7 +127,7 @@ class Registration:
 
 def identity_registration(grid: Grid) -> Registration:
     """The mapping of a scan to itself."""
-    quality = RegistrationQuality(1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, None, "identity")
+    quality = RegistrationQuality(1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, None, None, "identity")
     small = grid.with_spacing((50.0, 50.0, 50.0), shape=(2, 2, 2))
     return Registration(np.eye(4), np.zeros((2, 2, 2, 3)), small, quality)
 
@@ -146,16 +151,19 @@ def register_organs(
     uses_image = fixed.image is not None and moving.image is not None
     fixed_channels = make_channels(fixed, grid, uses_image)
     moving_channels = make_channels(moving, moving_grid, uses_image)
-    rigid = find_rigid(fixed_channels, grid, moving_channels, moving_grid)
+    seen, moving_seen = find_coverage(fixed, grid), find_coverage(moving, moving_grid)
+    rigid = find_rigid(fixed_channels, grid, seen, moving_channels, moving_grid, moving_seen)
     points = grid.world_mm(_all_indices(grid))
     at_moving = moving_grid.index_of(_apply(rigid, points)).T
     aligned = tuple(_sample(channel, at_moving, grid.shape) for channel in moving_channels)
+    # Beyond the end of a scan nothing is known: the fit is judged where both show the patient.
+    both = seen & (_sample(moving_seen.astype(np.float32), at_moving, grid.shape) >= 0.5)
     displacement = deform(fixed_channels, aligned, grid)
     return Registration(
         rigid,
         displacement,
         grid,
-        _measure_quality(fixed, moving, fixed_channels, aligned, displacement, grid, backend),
+        _measure_quality(fixed, moving, fixed_channels, aligned, both, displacement, grid, backend),
     )
 
 
@@ -194,13 +202,24 @@ def make_channels(scan: OrganScan, grid: Grid, uses_image: bool) -> Channels:
     scale = max(float(p90 - p10), 1e-3)
     texture = (scan.image.voxels.astype(np.float32) - median) / scale
     texture[~healthy] = 0.0
-    return shape.astype(np.float32), np.clip(
-        _sample(texture, index, grid.shape), -TEXTURE_LIMIT, TEXTURE_LIMIT
-    )
+    sampled = gaussian_filter(_sample(texture, index, grid.shape), TEXTURE_SMOOTHING_VOXELS)
+    return shape.astype(np.float32), np.clip(sampled, -TEXTURE_LIMIT, TEXTURE_LIMIT)
+
+
+def find_coverage(scan: OrganScan, grid: Grid) -> np.ndarray:
+    """Which voxels of a working grid lie inside the scan."""
+    index = scan.organ.grid.index_of(grid.world_mm(_all_indices(grid)))
+    inside = ((index >= -0.5) & (index <= np.array(scan.organ.shape) - 0.5)).all(axis=1)
+    return inside.reshape(grid.shape)
 
 
 def find_rigid(
-    fixed: Channels, fixed_grid: Grid, moving: Channels, moving_grid: Grid
+    fixed: Channels,
+    fixed_grid: Grid,
+    fixed_seen: np.ndarray,
+    moving: Channels,
+    moving_grid: Grid,
+    moving_seen: np.ndarray,
 ) -> np.ndarray:
     """The rigid matrix (4, 4) from fixed to moving positions that brings the organs together.
 
@@ -218,10 +237,9 @@ def find_rigid(
     # No sampling: the same figures on every machine.
     method.SetMetricSamplingStrategy(method.NONE)
     method.SetInterpolator(SimpleITK.sitkLinear)
-    mask = SimpleITK.Cast(
-        to_itk((fixed[0] > -0.6).astype(np.float32), fixed_grid), SimpleITK.sitkUInt8
-    )
-    method.SetMetricFixedMask(mask)
+    near = (fixed[0] > -0.6) & fixed_seen
+    method.SetMetricFixedMask(to_itk(near.astype(np.uint8), fixed_grid))
+    method.SetMetricMovingMask(to_itk(moving_seen.astype(np.uint8), moving_grid))
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=2.0, minStep=1e-3, numberOfIterations=120, relaxationFactor=0.6
     )
@@ -263,6 +281,7 @@ def _measure_quality(
     moving: OrganScan,
     fixed_channels: Channels,
     aligned: Channels,
+    both: np.ndarray,
     displacement: np.ndarray,
     grid: Grid,
     backend: str,
@@ -270,24 +289,27 @@ def _measure_quality(
     index = _all_indices(grid)
     moved = grid.index_of(grid.world_mm(index) + displacement.reshape(-1, 3)).T
     warped = tuple(_sample(channel, moved, grid.shape) for channel in aligned)
-    organ, registered = fixed_channels[0] > 0, warped[0] > 0
+    organ, registered = both & (fixed_channels[0] > 0), both & (warped[0] > 0)
     distances = _surface_distances(registered, organ, grid)
-    similarity = None
+    similarity, rigid_similarity = None, None
     if len(warped) > 1:
-        both = organ & registered
-        similarity = _correlation(fixed_channels[1][both], warped[1][both])
+        shared = organ & registered
+        similarity = _correlation(fixed_channels[1][shared], warped[1][shared])
+        shared = organ & (aligned[0] > 0)
+        rigid_similarity = _correlation(fixed_channels[1][shared], aligned[1][shared])
     jacobian = jacobian_determinants(displacement, grid.spacing_mm)
     volumes = [
         int(scan.organ.voxels.sum()) * scan.organ.grid.voxel_volume_ml for scan in (fixed, moving)
     ]
     return RegistrationQuality(
-        rigid_dice=_dice(organ, aligned[0] > 0),
+        rigid_dice=_dice(organ, both & (aligned[0] > 0)),
         dice=_dice(organ, registered),
         surface_mm=float(distances.mean()) if distances.size else float("inf"),
         surface_p95_mm=float(np.percentile(distances, 95)) if distances.size else float("inf"),
         folding=float((jacobian[organ] <= 0).mean()),
         mean_displacement_mm=float(np.linalg.norm(displacement[organ], axis=-1).mean()),
         volume_ratio=volumes[1] / volumes[0],
+        rigid_similarity=rigid_similarity,
         similarity=similarity,
         backend=backend,
     )

@@ -1,10 +1,9 @@
-"""Follow one patient over two or more scans: which lesion is which, growth, and response (RECIST
-1.1).
+"""Follow a patient over two or more scans: which lesion is which, growth, response (RECIST 1.1).
 
   liverseg follow 2024.nii.gz 2025.nii.gz --dates 2024-03-01,2025-01-15 --out follow/
   liverseg follow mask_1.nii.gz mask_2.nii.gz --images scan_1.nii.gz scan_2.nii.gz --out follow/
-  liverseg follow scan_1.nii.gz scan_2.nii.gz --run runs/first --out follow/      segments the scans
-  first
+  liverseg follow scan_1.nii.gz scan_2.nii.gz --run runs/first --out follow/     segments first
+  liverseg follow --table patients.csv --out cohort/        many patients; also under torchrun
 
 Masks (or scans, with --run) in the order of the dates, baseline first. The organ of each scan is
 registered to the baseline: rigid, then deformable (picsl-greedy where installed, else SimpleITK's
@@ -15,7 +14,9 @@ one patient's.
 """
 
 import argparse
+import contextlib
 import datetime
+import io
 import itertools
 import sys
 from dataclasses import replace
@@ -29,6 +30,7 @@ from liverseg_dist.clinical.follow_page import draw_series, follow_csv, render_f
 from liverseg_dist.clinical.follow_up import FollowUp, TimePoint, choose_organ, follow_patient
 from liverseg_dist.clinical.quantify import quantify_case
 from liverseg_dist.clinical.registration_backends import BACKENDS
+from liverseg_dist.commands.follow_cohort import follow_cohort, read_table
 from liverseg_dist.commands.options import add_inference
 from liverseg_dist.commands.predict import load_prediction, segment_share
 from liverseg_dist.commands.quantify import add_labels
@@ -50,7 +52,7 @@ RESULTS = ("follow.json", "follow.html", "follow.csv")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="MASK",
         help="masks of one patient (.nii, .nii.gz), baseline first; with --run: scans, then inference.KEY=VALUE",
     )
@@ -96,12 +98,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on although the scans look like two patients'",
     )
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="CSV",
+        help="many patients: columns patient,date,scan (a mask) and image; ranks share them, and a page shows all",
+    )
     parser.set_defaults(force=False, probabilities=False)
     add_inference(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     world = World.from_environment(args.device)
+    if args.table is not None:
+        return _follow_table(args, world)
     if world.is_distributed:
         raise UserError(
             "follow works on one patient and runs as one process; start it without torchrun or srun"
@@ -143,6 +153,30 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return _follow(args, masks, list(files), scheme, dates)
 
     return run_distributed(world, args.timeout, args.out, work)
+
+
+def _follow_table(args: argparse.Namespace, world: World) -> dict[str, Any]:
+    """Every patient of a table."""
+    if args.inputs or args.dates or args.images or args.run:
+        raise UserError(
+            "--table names scans, dates and images itself; with a run, segment the scans by predict first"
+        )
+    if not world.is_main:
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 prints
+    torch.set_num_threads(1)
+    masks = [mask for patient in read_table(args.table) for mask in patient.masks]
+    scheme = parse_label_options(args.labels) if args.labels else find_scheme(masks)
+
+    def follow_scans(
+        own: argparse.Namespace,
+        files: list[Path],
+        images: list[Path | None],
+        dates: list[datetime.date],
+    ) -> dict[str, Any]:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return _follow(own, files, images, scheme, dates)
+
+    return follow_cohort(args, scheme, world, follow_scans)
 
 
 def parse_dates(text: str | None, count: int) -> list[datetime.date] | None:

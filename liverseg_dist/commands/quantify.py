@@ -232,6 +232,8 @@ def _write_results(
     }
     if args.run is not None:
         details["masks"] = f"segmented by the run {args.run.resolve().name}"
+    # The JSON goes first and comes last: where it exists, the other files belong to it.
+    (args.out / "quantities.json").unlink(missing_ok=True)
     write_text(args.out / "lesions.csv", lesions_csv(cases))
     write_text(args.out / "structures.csv", structures_csv(cases, failures))
     pictures = {case["case"]: job.read_pictures(case["case"]) for case in cases}
@@ -239,7 +241,6 @@ def _write_results(
     write_text(
         args.out / "quantities.html", render_quantities(title, cases, failures, pictures, details)
     )
-    # The JSON is written last: where it exists, the other files belong to it.
     content = {
         "schema": SCHEMA,
         "coordinates": "RAS+, mm",
