@@ -86,6 +86,10 @@ class LabelScheme:
     drops_other_values: bool = field(default=False)
 
     def __post_init__(self) -> None:
+        # A mapping from value to name is taken as well; pairs keep the scheme hashable.
+        pairs = self.values.items() if isinstance(self.values, Mapping) else self.values
+        object.__setattr__(self, "values", tuple(sorted(pairs)))
+        object.__setattr__(self, "structures", tuple(self.structures))
         numbers = [value for value, _ in self.values]
         for number in numbers:
             _check_value(number)

@@ -191,3 +191,10 @@ def test_a_scheme_survives_json() -> None:
 
 def test_unknown_values_are_found() -> None:
     assert LITS_SCHEME.unknown_values(np.array([0, 1, 2, 255, 9], dtype=np.uint8)) == [9]
+
+
+def test_a_mapping_of_values_is_the_same_scheme() -> None:
+    organ = Structure("spleen", (3,))
+    scheme = LabelScheme({3: "spleen", 0: "background"}, [organ])  # type: ignore[arg-type]
+    assert scheme == LabelScheme(((0, "background"), (3, "spleen")), (organ,))
+    assert hash(scheme) == hash(LabelScheme(((0, "background"), (3, "spleen")), (organ,)))

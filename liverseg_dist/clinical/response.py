@@ -65,13 +65,8 @@ def assess_response(
     chosen = [track for track in tracks if str(track.identity) in targets]
     others = [track for track in tracks if track.numbers[0] is not None and track not in chosen]
     target_burdens = [_burden(tracks, chosen, scans, date) for date in range(len(scans))]
-    covered = set(map(id, chosen))
     # A lesion that merged with a target is measured with it.
-    alone = [
-        track
-        for track in others
-        if not _shares_family(track, chosen, tracks) and id(track) not in covered
-    ]
+    alone = [track for track in others if not _shares_family(track, chosen, tracks)]
     other_burdens = [_burden(tracks, alone, scans, date) for date in range(len(scans))]
     new_by_date = [_new_lesions(tracks, scans, date) for date in range(len(scans))]
     dates = []
