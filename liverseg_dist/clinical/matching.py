@@ -28,6 +28,7 @@ COVERED_SHARE = 0.5
 MAX_POINTS = 1500
 """Of a lesion that are looked up in another one."""
 SPECK_MM = 5.0
+"""Lesions below this long axis count for less: masks have single voxels beside lesions."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _link_date(
         if parent is not None:
             new.split_from = parent.identity
             new.events.append((date, "split"))
-            if (date, "split") not in parent.events:
+            if spot.long_axis_mm >= SPECK_MM and (date, "split") not in parent.events:
                 parent.events.append((date, "split"))
         else:
             new.events.append((date, "new"))
@@ -261,7 +262,9 @@ def _end(
         track.merged_into = target.identity
         track.states[date:] = ["merged"] * (len(track.states) - date)
         track.events.append((date, "merged"))
-        target.events.append((date, "merged"))
+        # A speck at its edge does not make a lesion a merged one.
+        if track.last is not None and track.last.long_axis_mm >= SPECK_MM:
+            target.events.append((date, "merged"))
         _doubt(track, share * quality)
         return
     assert track.last is not None

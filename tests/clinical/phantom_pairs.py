@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 
 FAR_MM = 15.0
+"""Of a track from the place of its lesion; pieces of large lesions lie up to 20 mm from the
+middle."""
+FAR_PIECE_MM = 25.0
 
 
 @dataclass
@@ -40,13 +43,16 @@ def compare_patient(truth: dict[str, Any], content: dict[str, Any], found: Compa
     """Two dates. Each true lesion must be one track with the right status; a track may stand for
     one lesion only."""
     used: set[int] = set()
+    places = {one["identity"]: np.array(one["centre_mm"][0]) for one in truth["lesions"]}
     for lesion in truth["lesions"]:
         name = f"{truth['patient']} lesion {lesion['identity']} ({lesion['law']})"
-        place = np.array(lesion["centre_mm"][0])
+        # Which of two pieces carries the old lesion on is open: each is looked for around the whole.
+        whole = places[lesion["split_from"]] if lesion["split_from"] else None
+        place = np.array(lesion["centre_mm"][0]) if whole is None else whole
         candidates = []
         for track in content["lesions"]:
             distance = float(np.linalg.norm(np.array(track["centroid_mm"]) - place))
-            if track["id"] not in used and distance <= FAR_MM:
+            if track["id"] not in used and distance <= (FAR_MM if whole is None else FAR_PIECE_MM):
                 candidates.append((track["status"] != expected_status(lesion), distance, track))
         if not candidates:
             found.wrong.append(f"{name}: no track near")

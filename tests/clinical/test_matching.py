@@ -113,3 +113,10 @@ def test_confidence_falls_with_distance_and_rivals() -> None:
     assert far < 0.6 < near
     contested = match([(0, 0, 0, 5)], [(8, 0, 0, 5), (-9, 0, 0, 5)])
     assert contested[0].confidence < near
+
+
+def test_a_speck_at_the_edge_does_not_change_what_a_lesion_is() -> None:
+    tracks = match([(0, 0, 0, 14), (17, 0, 0, 2)], [(0, 0, 0, 20)])
+    assert [track.status for track in tracks] == ["persistent", "merged"]
+    tracks = match([(0, 0, 0, 20)], [(0, 0, 0, 14), (17, 0, 0, 2)])
+    assert [track.status for track in tracks] == ["persistent", "split"]
