@@ -110,9 +110,7 @@ def iterate_batches(
     with PatchLoader(
         source, _count_samples(batch_size), workers, data.prefetch, device.type == "cuda"
     ) as loader:
-        yield from DevicePrefetcher(
-            loader, DeviceTransform(build_preset(data), patch_size), device
-        )
+        yield from DevicePrefetcher(loader, DeviceTransform(build_preset(data), patch_size), device)
 
 
 def _count_samples(batch_size: int) -> Iterator[list[int]]:

@@ -9,9 +9,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "liverseg_dist"
 
 FLOORS = {
-    "errors": 0, "cores": 0, "files": 0, "locks": 0, "labels": 0, "volume": 0, "workers": 0, "texts": 0,
+    "errors": 0, "cores": 0, "files": 0, "locks": 0, "labels": 0, "label_scheme": 0, "volume": 0, "workers": 0, "texts": 0,
     "streams": 0, "config": 0, "tracking": 0, "pages": 0, "interrupts": 0, "precision": 0, "__init__": 0,
-    "data": 1, "model": 1, "distributed": 1, "evaluation": 1,
+    "data": 1, "model": 1, "distributed": 1, "evaluation": 1, "clinical": 1,
     "phantom": 2, "inference": 2, "planning": 2,
     "training": 3, "api": 3,
     "commands": 4, "__main__": 5,
@@ -27,6 +27,7 @@ FACTS_ORDER = (
     "volume",
     "workers",
     "texts",
+    "label_scheme",
     "config",
     "precision",
     "tracking",
@@ -151,6 +152,7 @@ def test_rank_questions_stay_in_their_rooms() -> None:
             "model",
             "evaluation",
             "inference",
+            "clinical",
             "config",
             "precision",
             "tracking",

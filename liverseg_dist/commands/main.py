@@ -40,6 +40,8 @@ COMMANDS = {
     "evaluate": "score a run on its test or validation cases, exactly, on any number of ranks",
     "postprocess": "choose a run's post-processing on its validation cases, cross-validated",
     "predict": "segment scans; masks lie on each scan's own grid",
+    "quantify": "measure masks: volumes, burden, each lesion's diameters",
+    "follow": "follow a patient over several scans: growth, new lesions, RECIST 1.1",
     "score": "score any folder of NIfTI masks against the truth",
     "report": "make report.html again from a finished evaluation",
     "compare": "compare two evaluations case by case, with a paired test",

@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -250,3 +251,24 @@ def _line(record: dict[str, Any], known: bool) -> str:
     note += "  (forced)" if record["forced"] else ""
     volumes = f"liver {record['liver_ml']:.1f} ml, tumour {record['tumour_ml']:.2f} ml in {record['tumours']}"
     return f"{record['case_id']}: {volumes}{burden}{note}"
+
+
+def load_prediction(
+    args: argparse.Namespace, overrides: list[str], world: World, scans: Mapping[str, Path]
+) -> Prediction:
+    """Prepare segmentation as a part of another command. Call it before the ranks connect.
+
+    Args:
+        args: options of that command, with those of `predict`.
+        scans: file of each scan by id, as `find_scans` returns them.
+    """
+    options = {"again": False, "force": False} | vars(args)
+    job = _job(argparse.Namespace(**options), overrides, world)
+    return replace(job, names={file: name for name, file in scans.items()})
+
+
+def segment_share(
+    job: Prediction, files: list[Path], world: World, watch: HeartbeatMonitor
+) -> dict[str, bool]:
+    """Segment this rank's share of scans while the ranks are connected; as `_work`, for other commands."""
+    return _work(job, files, world, watch)

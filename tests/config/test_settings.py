@@ -109,7 +109,7 @@ def test_a_bad_file_is_named(tmp_path: Path, content: str, said: str) -> None:
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match="no such config file; shipped with the program: .*configs/demo_cpu.yaml"
+        UserError, match=r"no such config file; shipped with the program: .*configs/demo_cpu.yaml"
     ):
         load_settings([tmp_path / "absent.yaml"])
 

@@ -1,0 +1,131 @@
+"""`follow.html` and `follow.csv`: what a reader needs in a minute - response, table of lesions,
+curves, aligned slices."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from liverseg_dist.clinical.charts import draw_sums, draw_volumes
+from liverseg_dist.clinical.follow_up import FollowUp, TimePoint
+from liverseg_dist.clinical.page import render_page
+from liverseg_dist.clinical.pictures import draw_position
+from liverseg_dist.clinical.tables import csv_text
+from liverseg_dist.label_scheme import LabelScheme
+
+MAX_SERIES = 16
+"""Lesions with a row of slices: targets first, then by volume."""
+WINDOW_MM = 110.0
+FOLLOW_COLUMNS = (
+    "lesion", "structure", "status", "confidence", "is_target", "merged_into", "split_from",
+    "date_index", "date", "day", "state",
+    "lesion_number", "volume_ml", "volume_sd_ml", "long_axis_mm", "short_axis_mm", "is_lower_bound",
+)  # fmt: skip
+CATEGORY_TAGS = {"CR": "good", "PR": "good", "SD": "", "PD": "bad", "NE": "warn"}
+
+
+def follow_csv(content: Mapping[str, Any]) -> str:
+    """A row per lesion and date."""
+    rows = []
+    targets = set(content["response"]["targets"])
+    for lesion in content["lesions"]:
+        for index in range(len(content["scans"])):
+            rows.append(
+                {
+                    "lesion": lesion["id"],
+                    "is_target": lesion["id"] in targets,
+                    **{
+                        key: lesion[key]
+                        for key in (
+                            "structure",
+                            "status",
+                            "confidence",
+                            "merged_into",
+                            "split_from",
+                        )
+                    },
+                    "date_index": index,
+                    "date": content["dates"][index] if content["dates"] else None,
+                    "day": content["days"][index] if content["days"] else None,
+                    "state": lesion["states"][index],
+                    "lesion_number": lesion["lesion_numbers"][index],
+                    "volume_ml": lesion["volume_ml"][index],
+                    "volume_sd_ml": lesion["volume_sd_ml"][index],
+                    "long_axis_mm": lesion["long_axis_mm"][index],
+                    "short_axis_mm": lesion["short_axis_mm"][index],
+                    "is_lower_bound": lesion["is_lower_bound"][index],
+                }
+            )
+    return csv_text(FOLLOW_COLUMNS, rows)
+
+
+def draw_series(
+    follow: FollowUp, points: Sequence[TimePoint], scheme: LabelScheme
+) -> dict[int, list[dict[str, Any] | None]]:
+    """For each shown lesion the slices of all dates, centred on the place where the lesion lies or
+    lay."""
+    targets = set(follow.content["response"]["targets"])
+
+    def importance(track_number: int) -> tuple[bool, float]:
+        lesion = follow.content["lesions"][track_number]
+        return lesion["id"] not in targets, -max(volume or 0.0 for volume in lesion["volume_ml"])
+
+    order = sorted(range(len(follow.tracks)), key=importance)[:MAX_SERIES]
+    series = {}
+    for number in order:
+        track = follow.tracks[number]
+        centre = np.array(follow.content["lesions"][number]["centroid_mm"])
+        pictures = []
+        for date, point in enumerate(points):
+            index = track.numbers[date]
+            lesion = None if index is None else point.quantities.lesions[index]
+            at = follow.registrations[date].to_moving(centre[None])[0]
+            pictures.append(
+                draw_position(
+                    point.mask, scheme, track.structure, at, WINDOW_MM, point.image, lesion
+                )
+            )
+        series[track.identity] = pictures
+    return series
+
+
+def render_follow(
+    title: str,
+    content: Mapping[str, Any],
+    series: Mapping[int, Sequence[Mapping[str, Any] | None]],
+) -> str:
+    """The page's text."""
+    labels = content["dates"] or [f"scan {index}" for index in range(1, len(content["scans"]) + 1)]
+    by_identity = {lesion["id"]: lesion for lesion in content["lesions"]}
+    shown = [
+        {"lesion": by_identity[identity], "pictures": pictures}
+        for identity, pictures in series.items()
+    ]
+    response = content["response"]
+    return render_page(
+        "follow.html.j2",
+        title=title,
+        content=content,
+        response=response,
+        targets=set(response["targets"]),
+        labels=labels,
+        shown=shown,
+        volumes_chart=draw_volumes(content, labels),
+        sums_chart=draw_sums(content, labels) if response["sums_mm"] else Markup(""),
+        tag=CATEGORY_TAGS.get(response["recist"], ""),
+        tags=CATEGORY_TAGS,
+        format_doubling=format_doubling,
+    )
+
+
+def format_doubling(growth: Mapping[str, Any] | None) -> str:
+    """Doubling or halving time with its interval, in days."""
+    if growth is None or growth["doubling_days"] is None:
+        return "–"
+    days = growth["doubling_days"]
+    kind = "doubles" if days > 0 else "halves"
+    if not growth["is_significant"]:
+        return f"{kind} in {abs(days):.0f} d (not beyond error)"
+    ends = [abs(end) for end in growth["doubling_interval"] if end is not None]
+    return f"{kind} in {abs(days):.0f} d ({min(ends):.0f} to {max(ends):.0f})"

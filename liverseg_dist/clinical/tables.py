@@ -1,0 +1,89 @@
+"""`lesions.csv` and `structures.csv`: a row per lesion, a row per case and structure.
+
+Undefined values are empty cells. A cell that a spreadsheet would take for a formula gets a leading
+apostrophe.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+LESION_COLUMNS = (
+    "case", "structure", "lesion", "volume_ml", "long_axis_mm", "short_axis_mm", "longest_3d_mm", "sphericity",
+    "centroid_r_mm", "centroid_a_mm", "centroid_s_mm", "surface_distance_mm", "is_lower_bound", "cut_by", "voxels",
+    "intensity_mean", "intensity_sd", "intensity_p10", "intensity_median", "intensity_p90",
+    "volume_low_ml", "volume_expected_ml", "volume_high_ml",
+)  # fmt: skip
+STRUCTURE_COLUMNS = (
+    "case", "structure", "status", "kind", "inside", "volume_ml", "burden", "lesions", "is_lower_bound", "cut_by",
+    "voxels", "centroid_r_mm", "centroid_a_mm", "centroid_s_mm",
+    "intensity_mean", "intensity_sd", "intensity_p10", "intensity_median", "intensity_p90",
+    "volume_low_ml", "volume_expected_ml", "volume_high_ml", "error",
+)  # fmt: skip
+FORMULA_STARTS = {"=", "+", "-", "@", "\t", "\r"}
+Row = dict[str, Any]
+
+
+def lesions_csv(cases: Iterable[Mapping[str, Any]]) -> str:
+    """The rows of all lesions of cases as `CaseQuantities.to_json` gives them, each with its
+    `case`."""
+    rows = []
+    for case in cases:
+        for lesion in case["lesions"]:
+            rows.append({"case": case["case"], "lesion": lesion["number"], **_flat(lesion)})
+    return csv_text(LESION_COLUMNS, rows)
+
+
+def structures_csv(cases: Iterable[Mapping[str, Any]], failures: Mapping[str, str]) -> str:
+    """The rows of all structures; a case that failed has one row with status `failed` and the
+    error."""
+    rows: list[Row] = []
+    for case in cases:
+        for structure in case["structures"]:
+            rows.append({"case": case["case"], "status": "done", **_flat(structure)})
+    for name, error in failures.items():
+        rows.append({"case": name, "status": "failed", "error": error})
+    return csv_text(STRUCTURE_COLUMNS, rows)
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as CSV text; keys that are no column are left out."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_cell(row.get(column)) for column in columns])
+    return text.getvalue()
+
+
+def _flat(entry: Mapping[str, Any]) -> Row:
+    """Nested groups as columns."""
+    row = dict(entry)
+    row["cut_by"] = " ".join(entry["cut_by"])
+    row["is_lower_bound"] = bool(entry["cut_by"])
+    if entry["centroid_mm"] is not None:
+        row |= dict(
+            zip(
+                ("centroid_r_mm", "centroid_a_mm", "centroid_s_mm"),
+                entry["centroid_mm"],
+                strict=True,
+            )
+        )
+    for name, value in (entry["intensity"] or {}).items():
+        row[f"intensity_{name}"] = value
+    for name, value in (entry["volume_range"] or {}).items():
+        row[f"volume_{name}_ml"] = value
+    return row
+
+
+def _cell(value: object) -> object:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, str) and value[:1] in FORMULA_STARTS:
+        return f"'{value}"
+    return value

@@ -1,0 +1,216 @@
+"""`liverseg follow --table`: many patients, each as `liverseg follow` does it, shared among ranks
+and resumable."""
+
+import argparse
+import csv
+import datetime
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from liverseg_dist.clinical.cohort_page import cohort_csv, render_cohort, summarise_patient
+from liverseg_dist.clinical.follow_up import FOLLOW_VERSION
+from liverseg_dist.clinical.quantify import QUANTITIES_VERSION
+from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
+from liverseg_dist.distributed.collectives import broadcast_from_rank0, gather_from_ranks
+from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
+from liverseg_dist.distributed.world import World
+from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError, printable
+from liverseg_dist.evaluation.ledger import Ledger, file_name, fingerprint_of
+from liverseg_dist.files import write_json, write_text
+from liverseg_dist.inference.load_run import file_sha256
+from liverseg_dist.inference.work_division import failure_line, shard_cases
+from liverseg_dist.label_scheme import LabelScheme
+from liverseg_dist.tracking.progress import show_progress
+
+COLUMNS = ("patient", "date", "scan")
+FollowScans = Callable[
+    [argparse.Namespace, list[Path], list[Path | None], list[datetime.date]], Any
+]
+"""Follows one patient into `args.out`."""
+
+
+@dataclass(frozen=True)
+class PatientScans:
+    """A patient's masks in the order of their dates."""
+
+    patient: str
+    dates: tuple[datetime.date, ...]
+    masks: tuple[Path, ...]
+    images: tuple[Path | None, ...]
+
+
+def read_table(file: Path) -> list[PatientScans]:
+    """The patients of a CSV with the columns patient, date, scan (a mask) and, if wanted, image.
+
+    Paths are relative to the table. The header's case, spaces, a byte order mark and `;` for `,`
+    make no difference.
+
+    Raises:
+        UserError: The table cannot be read, a row lacks something, or a patient has one scan or two
+            of one date.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{printable(file)}: cannot be read ({error})") from None
+    first_line = text.splitlines()[0] if text.strip() else ""
+    delimiter = ";" if ";" in first_line else ","
+    rows = list(csv.reader(io.StringIO(text), delimiter=delimiter))
+    header = [name.strip().casefold() for name in rows[0]] if rows else []
+    if not set(COLUMNS) <= set(header):
+        raise UserError(
+            f"{printable(file)}: the header is patient,date,scan (and image), not {printable(first_line)[:80]}"
+        )
+    scans: dict[str, list[tuple[datetime.date, Path, Path | None]]] = {}
+    for number, cells in enumerate(rows[1:], start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        row = dict(zip(header, [cell.strip() for cell in cells], strict=False))
+        if any(not row.get(column) for column in COLUMNS):
+            raise UserError(f"{printable(file)}: line {number} lacks a patient, a date or a scan")
+        try:
+            date = datetime.date.fromisoformat(row["date"])
+        except ValueError:
+            raise UserError(
+                f"{printable(file)}: line {number}: {printable(row['date'])!r} is no date such as 2024-03-01"
+            ) from None
+        image = file.parent / row["image"] if row.get("image") else None
+        scans.setdefault(row["patient"], []).append((date, file.parent / row["scan"], image))
+    return [_patient(file, name, entries) for name, entries in scans.items()]
+
+
+def _patient(
+    file: Path, name: str, entries: list[tuple[datetime.date, Path, Path | None]]
+) -> PatientScans:
+    dates, masks, images = zip(*sorted(entries, key=lambda entry: entry[0]), strict=True)
+    if len(entries) < 2:
+        raise UserError(
+            f"{printable(file)}: patient {printable(name)} has one scan; following takes two"
+        )
+    if len(set(dates)) < len(dates):
+        raise UserError(f"{printable(file)}: patient {printable(name)} has two scans of one date")
+    return PatientScans(name, dates, masks, images)
+
+
+def follow_cohort(
+    args: argparse.Namespace, scheme: LabelScheme, world: World, follow_scans: FollowScans
+) -> dict[str, Any]:
+    """Follow all patients of `--table`; writes a folder for each, cohort.csv, cohort.json and
+    cohort.html."""
+    patients = read_table(args.table)
+    if not patients:
+        raise UserError(f"{printable(args.table)}: names no patient")
+
+    def work(watch: HeartbeatMonitor) -> dict[str, Any]:
+        return _follow_all(args, patients, scheme, world, watch, follow_scans)
+
+    return run_distributed(world, args.timeout, args.out, work)
+
+
+def _follow_all(
+    args: argparse.Namespace,
+    patients: list[PatientScans],
+    scheme: LabelScheme,
+    world: World,
+    watch: HeartbeatMonitor,
+    follow_scans: FollowScans,
+) -> dict[str, Any]:
+    settings = {
+        "follow": FOLLOW_VERSION,
+        "quantities": QUANTITIES_VERSION,
+        "scheme": scheme.to_json(),
+        "organ": args.organ,
+        "registration": args.registration,
+        "connectivity": args.connectivity,
+        "allow_mismatch": args.allow_mismatch,
+    }
+    ledger = Ledger(args.out / "ledger", settings)
+    by_name = {patient.patient: patient for patient in patients}
+    mine = shard_cases(
+        {patient.patient: len(patient.masks) for patient in patients},
+        world.global_rank,
+        world.world_size,
+    )
+    rows: dict[str, dict[str, Any]] = {}
+    failures: dict[str, tuple[str, bool]] = {}
+    with show_progress("follow", len(mine), quiet=not world.is_main) as line:
+        for name in mine:
+            watch.mark(-1, f"following {name}")
+            try:
+                rows[name] = _follow_one(args, by_name[name], ledger, follow_scans)
+            except (UserError, RunFailed) as error:
+                failures[name] = str(error), isinstance(error, UserError)
+                report_case_failure(error, world, args.out, name)
+            line.advance(note=name)
+    watch.mark(-1, "waiting for the patients of other ranks")
+    parts = gather_from_ranks((rows, failures))
+    rows = {name: row for part in parts for name, row in part[0].items()}
+    failures = {name: failure for part in parts for name, failure in part[1].items()}
+    ordered = [rows[patient.patient] for patient in patients if patient.patient in rows]
+    if not ordered:
+        text, is_mistake = next(iter(failures.values()))
+        raise (UserError if is_mistake else RunFailed)(
+            f"no patient could be followed; the first: {text}"
+        )
+    if world.is_main:
+        _write_cohort(args, ordered, {name: text for name, (text, _) in failures.items()})
+    broadcast_from_rank0(None)
+    print(f"{len(ordered)} patients; page: {args.out / 'cohort.html'}", flush=True)
+    return {
+        "out": str(args.out),
+        "page": str(args.out / "cohort.html"),
+        "patients": len(ordered),
+        "failed": {name: text for name, (text, _) in failures.items()},
+        "exit_code": EXIT_DONE if not failures else EXIT_FAILED,
+    }
+
+
+def _follow_one(
+    args: argparse.Namespace, patient: PatientScans, ledger: Ledger, follow_scans: FollowScans
+) -> dict[str, Any]:
+    """A patient's row, from the ledger where its files and dates are the same."""
+    folder = args.out / "patients" / file_name(patient.patient)
+    inputs: str | None = None
+    try:
+        for path in (*patient.masks, *(image for image in patient.images if image is not None)):
+            if not path.is_file():
+                raise UserError(f"{patient.patient}: {path.name}: no such file")
+        inputs = _fingerprint(patient)
+        known = ledger.read(patient.patient, inputs)
+        if known is not None and (folder / "follow.json").is_file():
+            return known
+        own = argparse.Namespace(**{**vars(args), "out": folder})
+        follow_scans(own, list(patient.masks), list(patient.images), list(patient.dates))
+        content = json.loads((folder / "follow.json").read_text(encoding="utf-8"))
+    except Exception as error:  # the other patients go on, whatever these files hold
+        message = failure_line(patient.patient, error)
+        ledger.write_failure(patient.patient, message, inputs)
+        if isinstance(error, UserError):
+            raise UserError(message) from error
+        raise RunFailed(message) from error
+    page = f"patients/{quote(folder.name)}/follow.html"
+    row = summarise_patient(patient.patient, content, page)
+    ledger.write(patient.patient, row, inputs)
+    return row
+
+
+def _fingerprint(patient: PatientScans) -> str:
+    files = [file_sha256(mask) for mask in patient.masks]
+    images = [None if image is None else file_sha256(image) for image in patient.images]
+    dates = [date.isoformat() for date in patient.dates]
+    return fingerprint_of({"masks": files, "images": images, "dates": dates})
+
+
+def _write_cohort(
+    args: argparse.Namespace, rows: list[dict[str, Any]], failures: dict[str, str]
+) -> None:
+    (args.out / "cohort.json").unlink(missing_ok=True)
+    write_text(args.out / "cohort.csv", cohort_csv(rows, failures))
+    title = f"Cohort, {args.out.resolve().name}"
+    write_text(args.out / "cohort.html", render_cohort(title, rows, failures))
+    write_json(args.out / "cohort.json", {"schema": 1, "patients": rows, "failed": failures})

@@ -1,0 +1,261 @@
+"""Measure mask files into a folder: each once, resumable, a bad file does not stop the others."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from liverseg_dist.clinical.pictures import draw_lesion, is_picture
+from liverseg_dist.clinical.quantify import QUANTITIES_VERSION, CaseQuantities, quantify_case
+from liverseg_dist.data.io.nifti import SUFFIXES, read_nifti
+from liverseg_dist.errors import RunFailed, UserError, printable
+from liverseg_dist.evaluation.ledger import Ledger, file_name, fingerprint_of
+from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, images_by_case
+from liverseg_dist.files import write_json
+from liverseg_dist.inference.load_run import file_sha256
+from liverseg_dist.inference.work_division import failure_line
+from liverseg_dist.label_scheme import LITS_SCHEME, LabelScheme, read_label_scheme
+from liverseg_dist.texts.names import scan_id
+from liverseg_dist.volume import Volume
+
+DATASET = "dataset.json"
+MASK_FOLDERS = ("masks", "evaluation/masks", "labelsTr")
+"""Where the masks of an evaluation, of a run and of a data set lie."""
+PROBABILITIES = "probabilities"
+MAX_DRAWN = 12
+"""Lesions of a case with a picture, the largest of each structure first."""
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask and what lies beside it.
+
+    Attributes:
+        case: Name of the case: the file's without its ending.
+        mask: The file.
+        image: The scan, if any.
+        probabilities: Files by structure name.
+    """
+
+    case: str
+    mask: Path
+    image: Path | None = None
+    probabilities: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All it takes to measure a mask file."""
+
+    scheme: LabelScheme
+    connectivity: int
+    ledger: Ledger
+    pictures: Path
+
+    def run_case(self, case: MaskFile) -> tuple[dict[str, Any], bool]:
+        """Measure a case and record it: (its figures, whether they were there already).
+
+        Raises:
+            UserError, RunFailed: The case cannot be measured; recorded in the ledger as well.
+        """
+        inputs: str | None = None
+        try:
+            inputs = _fingerprint(case)
+            known = self.ledger.read(case.case, inputs)
+            if known is not None and self._picture_file(case.case).is_file():
+                return known, True
+            record = self._measure(case)
+        except Exception as error:  # the other cases go on, whatever this file holds
+            message = failure_line(str(case.mask), error)
+            self.ledger.write_failure(
+                case.case, message.replace(str(case.mask), case.mask.name), inputs
+            )
+            if isinstance(error, UserError):
+                raise UserError(message) from error
+            raise RunFailed(message) from error
+        self.ledger.write(case.case, record, inputs)
+        return record, False
+
+    def read_pictures(self, case: str) -> list[dict[str, Any]]:
+        """The pictures of a measured case; none where the file is missing or damaged."""
+        return read_pictures(self._picture_file(case))
+
+    def _measure(self, case: MaskFile) -> dict[str, Any]:
+        mask = read_nifti(case.mask, kind="label")
+        notes = check_values(mask, self.scheme, case.mask)
+        image, note = read_on_grid(case.image, mask)
+        notes += note
+        probabilities = {}
+        for name, file in case.probabilities.items():
+            volume, note = read_on_grid(file, mask)
+            notes += note
+            if volume is not None:
+                probabilities[name] = volume
+        quantities = quantify_case(mask, self.scheme, image, probabilities, self.connectivity)
+        if not any(structure.voxels for structure in quantities.structures):
+            notes.append("the mask is empty: it holds none of the structures")
+        write_json(self._picture_file(case.case), self._draw(mask, image, quantities))
+        return {"case": case.case, "notes": notes, **quantities.to_json()}
+
+    def _draw(
+        self, mask: Volume, image: Volume | None, quantities: CaseQuantities
+    ) -> list[dict[str, Any]]:
+        turned = mask.reoriented()
+        turned_image = None if image is None else image.reoriented()
+        pictures = []
+        for lesion in sorted(quantities.lesions, key=lambda lesion: lesion.number)[:MAX_DRAWN]:
+            picture = draw_lesion(turned, self.scheme, lesion, turned_image)
+            pictures.append({"structure": lesion.structure, "number": lesion.number, **picture})
+        return pictures
+
+    def _picture_file(self, case: str) -> Path:
+        return self.pictures / f"{file_name(case)}.json"
+
+
+def measurement_for(out: Path, scheme: LabelScheme, connectivity: int) -> Measurement:
+    """The measurement whose results lie in `out`; other definitions, labels or connectivity make
+    other entries."""
+    fingerprint = {
+        "quantities": QUANTITIES_VERSION,
+        "scheme": scheme.to_json(),
+        "drops_other_values": scheme.drops_other_values,
+        "connectivity": connectivity,
+    }
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    return Measurement(scheme, connectivity, Ledger(out / "ledger", fingerprint), out / "pictures")
+
+
+def find_masks(inputs: Sequence[Path]) -> list[Path]:
+    """The mask files among files and folders, in order.
+
+    A folder holds masks itself, or is a run, an evaluation or a data set (`MASK_FOLDERS`).
+
+    Raises:
+        UserError: A path is absent or holds no mask, or two masks have one name.
+    """
+    files: list[Path] = []
+    for path in inputs:
+        files += _masks_in(path) if path.is_dir() else [path]
+    names: dict[str, Path] = {}
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{printable(file)}: no such file or folder")
+        name = scan_id(file.name)
+        if names.setdefault(name, file) != file:
+            raise UserError(
+                f"{printable(names[name])} and {printable(file)} are both called {printable(name)}"
+            )
+    return list(names.values())
+
+
+def find_scheme(masks: Sequence[Path]) -> LabelScheme:
+    """The scheme of the `dataset.json` beside or above the masks; Task03's where there is none.
+
+    Raises:
+        UserError: Masks of data sets with different labels are given together.
+    """
+    schemes: dict[LabelScheme, Path] = {}
+    for folder in sorted({mask.absolute().parent for mask in masks}):
+        index = next(
+            (at / DATASET for at in (folder, folder.parent) if (at / DATASET).is_file()), None
+        )
+        schemes.setdefault(LITS_SCHEME if index is None else read_label_scheme(index), folder)
+    if len(schemes) > 1:
+        first, second, *_ = schemes.values()
+        raise UserError(
+            f"{printable(first)} and {printable(second)}: their labels differ; give --labels for all"
+        )
+    return next(iter(schemes))
+
+
+def gather_inputs(
+    masks: Sequence[Path], images: Path | None, scheme: LabelScheme
+) -> list[MaskFile]:
+    """Each mask with its scan in `images` (matched as `liverseg score` does) and its probabilities,
+    if any.
+
+    Raises:
+        UserError: `images` is absent or none of its scans belongs to a mask.
+    """
+    pairs = [MaskPair(scan_id(mask.name), mask, mask) for mask in masks]
+    if images is not None and images.is_file() and len(masks) == 1:
+        scans = {pairs[0].case_id: images}
+    else:
+        scans = images_by_case(images, pairs)
+    if images is not None and not scans:
+        raise UserError(
+            f"{printable(images)}: no scan there has the name of a mask ({masks[0].name})"
+        )
+    cases = []
+    for pair in pairs:
+        found = {}
+        for structure in scheme.structures:
+            file = pair.truth.parent / PROBABILITIES / f"{pair.case_id}_{structure.name}.nii.gz"
+            if file.is_file():
+                found[structure.name] = file
+        cases.append(MaskFile(pair.case_id, pair.truth, scans.get(pair.case_id), found))
+    return cases
+
+
+def check_values(mask: Volume, scheme: LabelScheme, file: Path) -> list[str]:
+    """Notes on label values that count as background. Raises `UserError` for values that the scheme
+    does not name."""
+    unknown = scheme.unknown_values(mask.voxels)
+    if not unknown:
+        return []
+    listed = ", ".join(map(str, unknown[:8])) + (" ..." if len(unknown) > 8 else "")
+    if scheme.drops_other_values:
+        return [f"label values that are not named count as background: {listed}"]
+    known = ", ".join(f"{value} {name}" for value, name in scheme.values)
+    raise UserError(
+        f"{printable(file)}: holds label value {listed}, the labels are {known}; give --labels"
+    )
+
+
+def read_on_grid(file: Path | None, mask: Volume) -> tuple[Volume | None, list[str]]:
+    """An image turned to the mask's grid, or None and a note where it lies on another one."""
+    if file is None:
+        return None, []
+    image = read_nifti(file).reoriented(mask.grid.orientation)
+    if not image.grid.matches(mask.grid, SAME_PLACE_MM):
+        return None, [f"{printable(file.name)} does not lie on the mask's grid and is left out"]
+    # Headers are rounded: from here on both lie on exactly one grid.
+    return Volume(image.voxels, mask.grid), []
+
+
+def read_pictures(file: Path) -> list[dict[str, Any]]:
+    """Pictures that `write_json` left; those that are damaged are left out."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return (
+        [picture for picture in content if is_picture(picture)] if isinstance(content, list) else []
+    )
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts liver_2 before liver_10."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def _masks_in(folder: Path) -> list[Path]:
+    for at in (folder, *(folder / name for name in MASK_FOLDERS)):
+        found = []
+        if at.is_dir():
+            found = [
+                f for f in at.iterdir() if f.name.endswith(SUFFIXES) and not f.name.startswith(".")
+            ]
+        if found:
+            return sorted(found, key=lambda file: natural_key(file.name))
+    raise UserError(
+        f"{printable(folder)}: holds no .nii or .nii.gz mask (an evaluation keeps its masks with --save-masks)"
+    )
+
+
+def _fingerprint(case: MaskFile) -> str:
+    files = {"mask": case.mask, **({"image": case.image} if case.image else {})}
+    files |= {f"probability {name}": file for name, file in case.probabilities.items()}
+    return fingerprint_of({name: file_sha256(file) for name, file in files.items()})
