@@ -34,8 +34,8 @@ from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
 from liverseg_dist.data.conversion.executors import EXECUTORS
 from liverseg_dist.data.conversion.root_metadata import collect_audit
 from liverseg_dist.data.io.dataset_index import MsdDataset, read_dataset
+from liverseg_dist.data.io.modality import refuse_other_modality
 from liverseg_dist.data.io.spacing_table import describe_unmatched
-from liverseg_dist.data.modality import refuse_other_modality
 from liverseg_dist.data.splits import Splits, check_split_files, patients_in_several_parts
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError

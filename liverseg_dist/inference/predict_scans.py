@@ -16,7 +16,7 @@ import cc3d
 import numpy as np
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.nifti import read_scan_file, write_image, write_mask
 from liverseg_dist.errors import RankLost, RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger

@@ -19,7 +19,7 @@ from liverseg_dist.data.audit.duplicates import (
     ircadb_overlaps,
     voxel_hash,
 )
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_scan_file
 from liverseg_dist.data.io.spacing_table import read_spacing_table, with_true_spacing

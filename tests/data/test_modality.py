@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from liverseg_dist.commands.main import main
-from liverseg_dist.data.modality import check_modality
+from liverseg_dist.data.io.modality import check_modality
 from tests.data.sources import convert, write_source
 
 CT = [

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from liverseg_dist.data.audit.findings import ScanFileError
+from liverseg_dist.data.findings import ScanFileError
 from liverseg_dist.data.io.nifti import read_nifti, read_scan_file, write_image, write_mask
 from liverseg_dist.errors import EXIT_USER, UserError
 from liverseg_dist.volume import Grid, Volume

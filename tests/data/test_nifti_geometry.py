@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from liverseg_dist.data.audit.findings import ScanFileError
+from liverseg_dist.data.findings import ScanFileError
 from liverseg_dist.data.io.nifti import ScanFile, read_nifti, read_scan_file
 
 AFFINE = np.array([[-0.7, 0, 0, 100.0], [0, -0.7, 0, 120.0], [0, 0, 2.5, -300.0], [0, 0, 0, 1]])

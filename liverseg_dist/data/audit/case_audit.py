@@ -20,9 +20,14 @@ import cc3d
 import numpy as np
 
 from liverseg_dist.config import CleaningConfig
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.audit.image_audit import (
+    check_broken,
+    check_grid,
+    check_intensity,
+    image_facts,
+)
 from liverseg_dist.data.audit.label_geometry import liver_right_of_middle_mm, match_label
-from liverseg_dist.data.audit_image import check_broken, check_grid, check_intensity, image_facts
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.labels import CLASS_NAMES, LIVER, NUM_CLASSES, TUMOUR
 from liverseg_dist.volume import Volume
 

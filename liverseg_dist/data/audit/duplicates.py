@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.errors import printable
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Volume
 

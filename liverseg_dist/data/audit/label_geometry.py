@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.preprocessing.resample import resample_nearest
 from liverseg_dist.labels import BACKGROUND
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from liverseg_dist.config import ConvertConfig
-from liverseg_dist.data.audit.findings import Finding
 from liverseg_dist.data.conversion.case_writer import (
     PRIVATE,
     SUMS,
@@ -21,6 +20,7 @@ from liverseg_dist.data.conversion.case_writer import (
 )
 from liverseg_dist.data.conversion.settings_match import DONE_BEFORE
 from liverseg_dist.data.conversion.store_locks import StoreLocks
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.dataset_index import MsdCase
 from liverseg_dist.data.store.layout import CASES, SCHEMA
 from liverseg_dist.locks import hold_lock

@@ -14,7 +14,6 @@ import numpy as np
 
 from liverseg_dist.data.audit.case_audit import AuditResult, audit_case
 from liverseg_dist.data.audit.duplicates import voxel_hash
-from liverseg_dist.data.audit.findings import Finding, ScanFileError
 from liverseg_dist.data.audit.label_geometry import is_identity
 from liverseg_dist.data.conversion.case_records import (
     CaseJob,
@@ -36,6 +35,7 @@ from liverseg_dist.data.conversion.case_writer import (
 from liverseg_dist.data.conversion.foreground_samples import foreground_samples
 from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.conversion.thumbnail import render_thumbnail
+from liverseg_dist.data.findings import Finding, ScanFileError
 from liverseg_dist.data.io.nifti import ScanFile, read_scan_file
 from liverseg_dist.data.io.spacing_table import with_true_spacing
 from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram

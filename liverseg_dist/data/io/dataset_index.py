@@ -17,9 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.data.audit.findings import Finding, is_valid_case_id
-from liverseg_dist.data.modality import KEYS, check_modality
-from liverseg_dist.data.msd_folder import (
+from liverseg_dist.data.findings import Finding, is_valid_case_id
+from liverseg_dist.data.io.dataset_folder import (
     GHOST,
     PARTS,
     FileFinder,
@@ -29,6 +28,7 @@ from liverseg_dist.data.msd_folder import (
     list_entries,
     relative_path,
 )
+from liverseg_dist.data.io.modality import KEYS, check_modality
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.labels import CLASS_NAMES
 from liverseg_dist.texts.names import (

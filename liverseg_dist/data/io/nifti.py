@@ -19,7 +19,7 @@ import numpy as np
 from isal import igzip
 from isal.igzip_lib import IsalError
 
-from liverseg_dist.data.audit.findings import Finding, ScanFileError
+from liverseg_dist.data.findings import Finding, ScanFileError
 from liverseg_dist.data.io.nifti_header import NIFTI1_BYTES, Header, header_bytes, parse_header
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.files import atomic_write

@@ -13,8 +13,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from liverseg_dist.data.audit.findings import Finding, ScanFileError
-from liverseg_dist.data.nifti_geometry import read_geometry
+from liverseg_dist.data.findings import Finding, ScanFileError
+from liverseg_dist.data.io.nifti_geometry import read_geometry
 from liverseg_dist.volume import Grid
 
 NIFTI1_BYTES, NIFTI2_BYTES = 348, 540

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from liverseg_dist.data.nifti_geometry import SPACING_LIMITS_MM
+from liverseg_dist.data.io.nifti_geometry import SPACING_LIMITS_MM
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.texts.matching import Entry, match_entries
 from liverseg_dist.texts.structured import read_yaml

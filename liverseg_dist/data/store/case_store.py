@@ -21,7 +21,7 @@ from zarr.errors import ArrayNotFoundError
 
 from liverseg_dist.config import ConvertConfig, IntensityConfig
 from liverseg_dist.config.convert import DATA_URI
-from liverseg_dist.data.audit.findings import is_valid_case_id
+from liverseg_dist.data.findings import is_valid_case_id
 from liverseg_dist.data.store.layout import ATTRIBUTE, CASES, FILL, SCHEMA, TRAIN_ONLY
 from liverseg_dist.data.store.metadata_checks import (
     check_array,

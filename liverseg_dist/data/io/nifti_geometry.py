@@ -22,7 +22,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from liverseg_dist.data.audit.findings import Finding, ScanFileError
+from liverseg_dist.data.findings import Finding, ScanFileError
 from liverseg_dist.volume import Grid
 
 SPACING_LIMITS_MM = (0.01, 100.0)

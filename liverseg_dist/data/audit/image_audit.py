@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from liverseg_dist.config import CleaningConfig
-from liverseg_dist.data.audit.findings import Finding, Severity
 from liverseg_dist.data.audit.label_geometry import is_identity
+from liverseg_dist.data.findings import Finding, Severity
 from liverseg_dist.data.preprocessing.invalid_voxels import (
     AIR_HU,
     InvalidVoxels,

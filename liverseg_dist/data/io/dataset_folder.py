@@ -5,7 +5,7 @@ line.
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.errors import printable
 from liverseg_dist.texts.formats import FORMATS, describe_unread
 from liverseg_dist.texts.names import clean_text, fold_id, is_scan_name, list_some, scan_id
