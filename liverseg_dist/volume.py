@@ -96,7 +96,7 @@ class Grid:
         """The grid of a box that starts at voxel `start` (may be negative: padding) and has `shape`; z, y, x."""
         affine = self.affine.copy()
         affine[:3, 3] = self.world_mm(np.asarray(start))
-        return Grid(_index3(shape), affine)
+        return Grid(_to_index3(shape), affine)
 
     def with_spacing(
         self, spacing_mm: Sequence[float], shape: Sequence[int] | None = None
@@ -114,14 +114,14 @@ class Grid:
         affine = self.affine.copy()
         affine[:3, :3] = self.affine[:3, :3] * step[::-1]
         affine[:3, 3] = self.world_mm((step - 1) / 2)
-        return Grid(_index3(shape), affine)
+        return Grid(_to_index3(shape), affine)
 
     def to_json(self) -> dict[str, object]:
         return {"shape_zyx": list(self.shape), "affine": self.affine.tolist()}
 
     @classmethod
     def from_json(cls, data: dict) -> "Grid":
-        return cls(_index3(data["shape_zyx"]), np.array(data["affine"], dtype=np.float64))
+        return cls(_to_index3(data["shape_zyx"]), np.array(data["affine"], dtype=np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,13 +185,17 @@ def plan_reorientation(
     for input_axis, (output_axis, sign) in enumerate(change):
         axes_xyz[int(output_axis)] = input_axis
         flips_xyz[int(output_axis)] = sign < 0
-    axes = _index3(2 - axis for axis in reversed(axes_xyz))
+    axes = _to_index3(2 - axis for axis in reversed(axes_xyz))
     flip_z, flip_y, flip_x = reversed(flips_xyz)
     shape_xyz = grid.shape[::-1]
     affine = grid.affine @ nib.orientations.inv_ornt_aff(change, shape_xyz)
-    return Grid(_index3(grid.shape[axis] for axis in axes), affine), axes, (flip_z, flip_y, flip_x)
+    return (
+        Grid(_to_index3(grid.shape[axis] for axis in axes), affine),
+        axes,
+        (flip_z, flip_y, flip_x),
+    )
 
 
-def _index3(values: Iterable[int]) -> Index3:
+def _to_index3(values: Iterable[int]) -> Index3:
     z, y, x = (int(v) for v in values)
     return z, y, x

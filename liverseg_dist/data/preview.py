@@ -53,8 +53,8 @@ def render_preview(rows: list[PreviewRow]) -> Image.Image:
             font=font,
             spacing=5,
         )
-        for column, (image, label, painted) in enumerate(_tiles(row)):
-            tile = _tile(image, label if painted else None, row.black, row.white)
+        for column, (image, label, painted) in enumerate(_list_tiles(row)):
+            tile = _render_tile(image, label if painted else None, row.black, row.white)
             picture.paste(tile, (_TEXT_PX + column * step, top))
     return picture
 
@@ -73,15 +73,15 @@ def _draw_legend(
         left += int(draw.textlength(name, font=font)) + 8
 
 
-def _tiles(row: PreviewRow) -> list[tuple[np.ndarray, np.ndarray, bool]]:
+def _list_tiles(row: PreviewRow) -> list[tuple[np.ndarray, np.ndarray, bool]]:
     tiles = []
     for image, label in (row.stored, row.augmented):
-        z = most_informative_slice(label)
+        z = find_most_informative_slice(label)
         tiles += [(image[z], label[z], False), (image[z], label[z], True)]
     return tiles
 
 
-def most_informative_slice(label_DHW: np.ndarray) -> int:
+def find_most_informative_slice(label_DHW: np.ndarray) -> int:
     """The slice with most tumour; without tumour the one with most liver; without either the middle one."""
     for wanted in (TUMOUR, LIVER):
         areas = (label_DHW == wanted).sum(axis=(1, 2))
@@ -90,7 +90,7 @@ def most_informative_slice(label_DHW: np.ndarray) -> int:
     return label_DHW.shape[0] // 2
 
 
-def _tile(
+def _render_tile(
     image_HW: np.ndarray, label_HW: np.ndarray | None, black: float, white: float
 ) -> Image.Image:
     grey = np.clip((image_HW - black) / (white - black), 0, 1) * 255

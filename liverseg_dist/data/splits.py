@@ -13,8 +13,15 @@ import numpy as np
 from liverseg_dist.config import SplitConfig
 from liverseg_dist.config.shipped import find_config
 from liverseg_dist.errors import UserError, printable
-from liverseg_dist.texts.matching import Entry, Matches, match_entries
-from liverseg_dist.texts.names import MOST_SHOWN, ScanIndex, fold_id, last_part, list_some, scan_id
+from liverseg_dist.texts.matching import TableEntry, TableMatches, match_entries
+from liverseg_dist.texts.names import (
+    MAX_SHOWN,
+    ScanIndex,
+    derive_scan_id,
+    fold_id,
+    get_file_name,
+    list_some,
+)
 from liverseg_dist.texts.structured import read_json
 from liverseg_dist.texts.tables import read_table
 
@@ -51,22 +58,26 @@ def make_splits(
     for case in burden:
         of_scan.setdefault(scans[case] if scans is not None else case, []).append(case)
     if config.kind == "file":
-        return _from_file(config, of_scan)
+        return _split_by_file(config, of_scan)
     ours = {case: share for case, share in burden.items() if case not in held_out}
     if config.kind == "nnunet":
-        folds = nnunet_folds(
+        folds = build_nnunet_folds(
             [scan for scan, cases in of_scan.items() if not set(held_out).intersection(cases)]
         )
-        return Splits(tuple(sorted(held_out)), tuple(_cases_of(fold, of_scan) for fold in folds))
+        return Splits(
+            tuple(sorted(held_out)), tuple(_collect_cases(fold, of_scan) for fold in folds)
+        )
     apart = {patients[case] for case in held_out}
     test = {case for case in burden if patients[case] in apart}
-    splits = _stratified(
+    splits = _split_stratified(
         {case: share for case, share in ours.items() if case not in test}, patients, config
     )
     return Splits(tuple(sorted({*splits.test, *test})), splits.folds)
 
 
-def nnunet_folds(case_ids: Sequence[str] | Mapping[str, float]) -> tuple[tuple[str, ...], ...]:
+def build_nnunet_folds(
+    case_ids: Sequence[str] | Mapping[str, float],
+) -> tuple[tuple[str, ...], ...]:
     """Validation cases of nnU-Net's five folds: scikit-learn's KFold(5, shuffle, seed 12345) over the sorted ids.
 
     The shuffle is NumPy's legacy generator's, which is frozen; the first (n mod 5) folds have one case more.
@@ -105,7 +116,7 @@ def read_patients(path: Path | None, case_ids: Sequence[str]) -> dict[str, str]:
     return patients
 
 
-def _match_patients(path: Path, case_ids: Sequence[str]) -> Matches[str]:
+def _match_patients(path: Path, case_ids: Sequence[str]) -> TableMatches[str]:
     table = read_table(path, ("case", "patient"), PATIENTS_PURPOSE)
     entries = []
     for row in table.rows:
@@ -113,7 +124,7 @@ def _match_patients(path: Path, case_ids: Sequence[str]) -> Matches[str]:
             raise UserError(
                 f"{printable(path)}: line {row.line} lacks a case or a patient; the header is `case,patient`"
             )
-        entries.append(Entry(f"line {row.line}", row["case"], row["patient"]))
+        entries.append(TableEntry(f"line {row.line}", row["case"], row["patient"]))
     if not entries:
         raise UserError(f"{printable(path)}: has no rows{PATIENTS_PURPOSE}")
     return match_entries(path, entries, case_ids)
@@ -126,14 +137,14 @@ def _describe_patients(path: Path, case_ids: Sequence[str]) -> list[str]:
     for entry in matches.by_scan.values():
         spellings.setdefault(fold_id(entry.value), {}).setdefault(entry.value, entry.where)
     mixed = [where for where in spellings.values() if len(where) > 1]
-    for places in mixed[:MOST_SHOWN]:  # names of patients stay in the file
+    for places in mixed[:MAX_SHOWN]:  # names of patients stay in the file
         lines.append(
             f"{printable(path)}: {', '.join(places.values())}: spellings of one patient, taken as one"
         )
     return lines
 
 
-def patients_in_several_parts(splits: Splits, patients: Mapping[str, str]) -> list[str]:
+def find_divided_patients(splits: Splits, patients: Mapping[str, str]) -> list[str]:
     """Patients with scans in more than one part: what a network learns of them in one part it is asked in another."""
     parts: dict[str, set[int]] = {}
     for number, part in enumerate((splits.test, *splits.folds)):
@@ -142,7 +153,7 @@ def patients_in_several_parts(splits: Splits, patients: Mapping[str, str]) -> li
     return sorted(patient for patient, numbers in parts.items() if len(numbers) > 1)
 
 
-def _stratified(
+def _split_stratified(
     burden: Mapping[str, float], patients: Mapping[str, str], config: SplitConfig
 ) -> Splits:
     """Patients in order of burden are dealt out in rounds, one to each fold; neighbours in burden part.
@@ -180,10 +191,10 @@ def _stratified(
     )
 
 
-def fold_count(config: SplitConfig) -> int:
+def count_folds(config: SplitConfig) -> int:
     """How many folds a store will have, where it has patients enough for them. Raises `UserError`."""
     if config.kind == "file":
-        return len(_read_file(config)[1])
+        return len(_read_split_file(config)[1])
     return NNUNET_FOLDS if config.kind == "nnunet" else config.folds
 
 
@@ -191,7 +202,7 @@ def check_split_files(config: SplitConfig, scans: Sequence[str]) -> None:
     """Refuse before the first scan is converted what would be refused after the last. Raises `UserError`."""
     known = set(scans)
     if config.kind == "file":
-        test, folds = _read_file(config)
+        test, folds = _read_split_file(config)
         named = {*test, *(case for fold in folds for case in fold)}
         index = ScanIndex(scans)
         unknown = sorted(
@@ -205,7 +216,7 @@ def check_split_files(config: SplitConfig, scans: Sequence[str]) -> None:
         log.warning("%s", line)
 
 
-def _read_file(config: SplitConfig) -> tuple[list[str], list[list[str]]]:
+def _read_split_file(config: SplitConfig) -> tuple[list[str], list[list[str]]]:
     path = config.file
     if path is None:
         raise UserError(
@@ -217,7 +228,9 @@ def _read_file(config: SplitConfig) -> tuple[list[str], list[list[str]]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a JSON {SPLIT_FORMS} ({error})") from None
     named = [
-        scan_id(last_part(name), keep_channel=True) for part in (test, *folds) for name in part
+        derive_scan_id(get_file_name(name), keep_channel=True)
+        for part in (test, *folds)
+        for name in part
     ]
     twice = sorted(case for case, count in Counter(named).items() if count > 1)
     if twice:
@@ -232,18 +245,18 @@ def _parse_splits(content: Any) -> tuple[list[str], list[list[str]]]:
     if isinstance(content, list):  # nnU-Net: [{"train": [...], "val": [...]}, ...]
         content = {"folds": [fold["val"] for fold in content]}
     elif "folds" not in content and isinstance(content.get("training"), list):
-        content = _from_monai(content)
+        content = _convert_monai_list(content)
     test, folds = content.get("test", []), content["folds"]
     if not isinstance(folds, list) or not all(isinstance(part, list) for part in (test, *folds)):
         raise TypeError("test and each fold are lists of case names")
     test, folds = (
-        [_case_name(entry) for entry in test],
-        [[_case_name(entry) for entry in fold] for fold in folds],
+        [_read_case_name(entry) for entry in test],
+        [[_read_case_name(entry) for entry in fold] for fold in folds],
     )
     return test, folds
 
 
-def _from_monai(content: dict[str, Any]) -> dict[str, Any]:
+def _convert_monai_list(content: dict[str, Any]) -> dict[str, Any]:
     """MONAI's Auto3DSeg: {"training": [{"image": ..., "fold": 0}, ...], "testing": [...]}."""
     folds: dict[int, list[Any]] = {}
     for entry in content["training"]:
@@ -258,21 +271,21 @@ def _from_monai(content: dict[str, Any]) -> dict[str, Any]:
     return {"test": test, "folds": [folds.get(number, []) for number in range(count)]}
 
 
-def _case_name(entry: Any) -> str:
+def _read_case_name(entry: Any) -> str:
     name = entry.get("image") if isinstance(entry, dict) else entry
     if not isinstance(name, str):
         raise TypeError("test and each fold are lists of case names")
     return name
 
 
-def _from_file(config: SplitConfig, of_scan: Mapping[str, Sequence[str]]) -> Splits:
+def _split_by_file(config: SplitConfig, of_scan: Mapping[str, Sequence[str]]) -> Splits:
     """`of_scan`: the labelled cases of each scan; the file may name either."""
     known = {name: [name] for cases in of_scan.values() for name in cases} | dict(of_scan)
-    test, folds = _in_known_names(_read_file(config), known)
+    test, folds = _match_known_names(_read_split_file(config), known)
     named = {*test, *(name for fold in folds for name in fold)}
     if gone := sorted(named - known.keys()):
         log.warning("%s: %s: no labelled case of this data set", config.file, list_some(gone))
-    left, parts = _cases_of(test, known), tuple(_cases_of(fold, known) for fold in folds)
+    left, parts = _collect_cases(test, known), tuple(_collect_cases(fold, known) for fold in folds)
     used = {case for part in (left, *parts) for case in part}
     if rest := sorted(scan for scan, cases in of_scan.items() if not used.issuperset(cases)):
         log.warning(
@@ -290,7 +303,7 @@ def _from_file(config: SplitConfig, of_scan: Mapping[str, Sequence[str]]) -> Spl
     return Splits(left, parts)
 
 
-def _in_known_names(
+def _match_known_names(
     splits: tuple[list[str], list[list[str]]], known: Collection[str]
 ) -> tuple[list[str], list[list[str]]]:
     """The file's names as the data set has them, where they mean one of its cases."""
@@ -305,5 +318,5 @@ def _in_known_names(
     return test, folds
 
 
-def _cases_of(names: Iterable[str], known: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def _collect_cases(names: Iterable[str], known: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     return tuple(sorted(case for name in names for case in known.get(name, ())))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from liverseg_dist.errors import UserError, printable
 
-MOST_TEXT_BYTES = 64 << 20
+MAX_TEXT_BYTES = 64 << 20
 # UTF-32-LE begins with the mark of UTF-16-LE, so it is tried first.
-MARKS = (
+BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -21,7 +21,7 @@ MARKS = (
 )
 
 
-class NotText(ValueError):
+class TextDecodeError(ValueError):
     """Bytes that are no text in an encoding we read."""
 
 
@@ -29,10 +29,10 @@ def decode_text(raw: bytes) -> str:
     """Decode by the byte order mark, else as UTF-8; line ends become `\\n`.
 
     Raises:
-        NotText: naming the line and the remedy.
+        TextDecodeError: naming the line and the remedy.
     """
     encoding, skipped = "utf-8", 0
-    for mark, name in MARKS:
+    for mark, name in BYTE_ORDER_MARKS:
         if raw.startswith(mark):
             encoding, skipped = name, len(mark)
             break
@@ -40,11 +40,11 @@ def decode_text(raw: bytes) -> str:
     try:
         text = body.decode(encoding)
     except UnicodeDecodeError as error:
-        raise NotText(_undecodable(body, error)) from None
+        raise TextDecodeError(_describe_decode_error(body, error)) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_text(path: Path, *, most_bytes: int = MOST_TEXT_BYTES, purpose: str = "") -> str:
+def read_text(path: Path, *, most_bytes: int = MAX_TEXT_BYTES, purpose: str = "") -> str:
     """The text of a file that a user gave.
 
     Args:
@@ -69,11 +69,11 @@ def read_text(path: Path, *, most_bytes: int = MOST_TEXT_BYTES, purpose: str = "
         raise UserError(f"{printable(path)}: longer than {most_bytes >> 20} MiB{purpose}")
     try:
         return decode_text(raw)
-    except NotText as error:
+    except TextDecodeError as error:
         raise UserError(f"{printable(path)}: {error}") from None
 
 
-def _undecodable(body: bytes, error: UnicodeDecodeError) -> str:
+def _describe_decode_error(body: bytes, error: UnicodeDecodeError) -> str:
     before = body[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if error.encoding != "utf-8":
         name = error.encoding.upper()

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from liverseg_dist.errors import UserError, printable
-from liverseg_dist.texts.names import ScanIndex, fold_id, list_some, scan_id
+from liverseg_dist.texts.names import ScanIndex, derive_scan_id, fold_id, list_some
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Entry(Generic[Value]):
+class TableEntry(Generic[Value]):
     """What a table says of one scan."""
 
     where: str
@@ -24,8 +24,8 @@ class Entry(Generic[Value]):
 
 
 @dataclass(frozen=True)
-class Matches(Generic[Value]):
-    by_scan: dict[str, Entry[Value]]
+class TableMatches(Generic[Value]):
+    by_scan: dict[str, TableEntry[Value]]
     unknown: tuple[str, ...]
     """Names in the table that are no scan of the data set."""
     without: tuple[str, ...]
@@ -52,19 +52,21 @@ class Matches(Generic[Value]):
 
 
 def match_entries(
-    path: Path, entries: Sequence[Entry[Value]], scans: Collection[str]
-) -> Matches[Value]:
+    path: Path, entries: Sequence[TableEntry[Value]], scans: Collection[str]
+) -> TableMatches[Value]:
     """Find the scan of each row.
 
     Raises:
         UserError: A scan has two rows, or no row names a scan.
     """
     index = ScanIndex(scans)
-    found: dict[str, Entry[Value]] = {}
-    unknown: dict[str, Entry[Value]] = {}
+    found: dict[str, TableEntry[Value]] = {}
+    unknown: dict[str, TableEntry[Value]] = {}
     for entry in entries:
         scan = index.find(entry.name)
-        place, key = (unknown, fold_id(scan_id(entry.name))) if scan is None else (found, scan)
+        place, key = (
+            (unknown, fold_id(derive_scan_id(entry.name))) if scan is None else (found, scan)
+        )
         if key in place:
             raise UserError(
                 f"{printable(path)}: {printable(entry.name)} stands twice, "
@@ -77,4 +79,4 @@ def match_entries(
             f"its names begin with {printable(entries[0].name)}, those of the scans with {printable(min(scans))}"
         )
     without = tuple(sorted(set(scans) - found.keys()))
-    return Matches(found, tuple(entry.name for entry in unknown.values()), without)
+    return TableMatches(found, tuple(entry.name for entry in unknown.values()), without)

@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 SUFFIXES = (".nii.gz", ".nii")
-MOST_CHANNELS = 4
+MAX_CHANNELS = 4
 """More files than this that differ only in a number are case numbers (`case_0000` to `case_0130`),
 not channels.
 """
-MOST_SHOWN = 10
+MAX_SHOWN = 10
 _CHANNEL = re.compile(r"(?s)(.+)_0000")
 _NUMBERED = re.compile(r"(?s)(.+)_(\d{4})")
 _LITS = re.compile(r"(?:test-)?(?:volume|segmentation)-(\d+)")
@@ -28,7 +28,7 @@ def is_scan_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def without_suffix(name: str) -> str:
+def strip_suffix(name: str) -> str:
     """File name without .nii or .nii.gz in any case."""
     for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
@@ -36,12 +36,12 @@ def without_suffix(name: str) -> str:
     return name
 
 
-def scan_id(file_name: str, *, keep_channel: bool = False) -> str:
+def derive_scan_id(file_name: str, *, keep_channel: bool = False) -> str:
     """The id of the scan in a file of this name (no folders).
 
     `keep_channel`: a number `_0000` at the end is part of the id, because the label has it too.
     """
-    stem = clean_text(without_suffix(file_name))
+    stem = clean_text(strip_suffix(file_name))
     match = None if keep_channel else _CHANNEL.fullmatch(stem)
     return match[1] if match else stem
 
@@ -71,7 +71,7 @@ def fold_id(name: str) -> str:
     return unicodedata.normalize("NFKC", clean_text(name)).casefold()
 
 
-def pairing_key(case_id: str) -> str:
+def derive_pairing_key(case_id: str) -> str:
     """Equal for an image and its label, or a mask and its truth: LiTS calls them `volume-7` and
     `segmentation-7`.
     """
@@ -81,7 +81,7 @@ def pairing_key(case_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class FolderNames:
+class FolderScanIds:
     """File names of one folder: the ids of those that are scans, and those that are further
     channels of one.
     """
@@ -90,7 +90,7 @@ class FolderNames:
     channels: tuple[str, ...]
 
 
-def name_scans(names: Iterable[str], labels: Collection[str] = ()) -> FolderNames:
+def assign_scan_ids(names: Iterable[str], labels: Collection[str] = ()) -> FolderScanIds:
     """Ids of the files of a folder, where the neighbours tell whether `_0000` is a channel or a
     case number.
 
@@ -100,7 +100,7 @@ def name_scans(names: Iterable[str], labels: Collection[str] = ()) -> FolderName
             the case's.
     """
     names = list(names)
-    stems = {name: scan_id(name, keep_channel=True) for name in names}
+    stems = {name: derive_scan_id(name, keep_channel=True) for name in names}
     label_matches = (_NUMBERED.fullmatch(label) for label in labels)
     case_numbers = {match[1] for match in label_matches if match}
     numbers: dict[str, set[str]] = {}
@@ -113,13 +113,13 @@ def name_scans(names: Iterable[str], labels: Collection[str] = ()) -> FolderName
     for name, stem in stems.items():
         match = _NUMBERED.fullmatch(stem)
         group = numbers.get(match[1], set()) if match else set()
-        if match is None or "0000" not in group or len(group) > MOST_CHANNELS:
+        if match is None or "0000" not in group or len(group) > MAX_CHANNELS:
             ids[name] = stem
         elif match[2] == "0000":
             ids[name] = match[1]
         else:
             channels.append(name)
-    return FolderNames(ids, tuple(channels))
+    return FolderScanIds(ids, tuple(channels))
 
 
 class ScanIndex:
@@ -129,7 +129,7 @@ class ScanIndex:
         self._exact = set(scans)
         self._folded: dict[str, set[str]] = {}
         for scan in self._exact:
-            for key in {fold_id(scan), pairing_key(scan)}:
+            for key in {fold_id(scan), derive_pairing_key(scan)}:
                 self._folded.setdefault(key, set()).add(scan)
 
     def find(self, text: str) -> str | None:
@@ -141,25 +141,25 @@ class ScanIndex:
         """
         if text in self._exact:
             return text
-        whole = scan_id(last_part(text), keep_channel=True)
-        short = scan_id(last_part(text))
+        whole = derive_scan_id(get_file_name(text), keep_channel=True)
+        short = derive_scan_id(get_file_name(text))
         for name in (whole, short):
             if name in self._exact:
                 return name
         for name in (whole, short):
-            for key in (fold_id(name), pairing_key(name)):
+            for key in (fold_id(name), derive_pairing_key(name)):
                 found = self._folded.get(key, set())
                 if len(found) == 1:
                     return next(iter(found))
         return None
 
 
-def last_part(path: str) -> str:
+def get_file_name(path: str) -> str:
     """File name of a path with separators of any system."""
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
-def list_some(names: Sequence[str], most: int = MOST_SHOWN) -> str:
+def list_some(names: Sequence[str], most: int = MAX_SHOWN) -> str:
     """The first names, and how many more there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

@@ -25,7 +25,7 @@ def expand_text(text: str) -> str:
         ValueError: Naming an undefined variable or an unknown user.
     """
     if "$" in text and not os.path.lexists(text):
-        text = VARIABLE.sub(_value_of, text)
+        text = VARIABLE.sub(_read_variable, text)
     if not text.startswith("~"):
         return text
     expanded = os.path.expanduser(text)
@@ -53,13 +53,13 @@ def text_argument(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def quoted(path: str | Path) -> str:
+def quote_path(path: str | Path) -> str:
     """The path as a word of a command line that can be copied into a shell."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
-def _value_of(match: re.Match[str]) -> str:
+def _read_variable(match: re.Match[str]) -> str:
     name = match[1] or match[2]
     if name not in os.environ:
         raise ValueError(f"the environment variable {name or '(empty)'} is not set")

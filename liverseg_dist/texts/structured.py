@@ -16,17 +16,17 @@ from typing import Any
 import yaml
 
 from liverseg_dist.errors import UserError, printable
-from liverseg_dist.texts.decode import MOST_TEXT_BYTES, read_text
+from liverseg_dist.texts.decode import MAX_TEXT_BYTES, read_text
 
-MOST_YAML_BYTES = 1 << 20
-MOST_VALUES = 100_000
-MOST_LEVELS = 50
-MOST_BITS = 64
+MAX_YAML_BYTES = 1 << 20
+MAX_VALUES = 100_000
+MAX_LEVELS = 50
+MAX_BITS = 64
 # What YAML would turn into another type than text.
 TYPED_TAGS = ("int", "float", "bool", "timestamp")
 
 
-class NotYaml(ValueError):
+class YamlSyntaxError(ValueError):
     """The text breaks YAML's own rules."""
 
 
@@ -36,17 +36,17 @@ class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Merge keys (`<<: *base`) copy what they name, which may consist of copies itself."""
         super().flatten_mapping(node)
-        if len(node.value) > MOST_VALUES:
-            raise ValueError(f"merge keys make more than {MOST_VALUES:,} values")
+        if len(node.value) > MAX_VALUES:
+            raise ValueError(f"merge keys make more than {MAX_VALUES:,} values")
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if not isinstance(node, yaml.MappingNode):  # a tag such as !!map on a scalar
-            raise ValueError(f"line {_line(node)}: a mapping is expected")
+            raise ValueError(f"line {_get_line(node)}: a mapping is expected")
         self.flatten_mapping(node)
         content: dict[Any, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise ValueError(f"line {_line(key)}: a key is a text, not a list or a mapping")
+                raise ValueError(f"line {_get_line(key)}: a key is a text, not a list or a mapping")
             content[key.value] = self.construct_object(value, deep=deep)
         return content
 
@@ -86,7 +86,7 @@ def read_yaml_as_text(path: Path, purpose: str = "") -> Any:
 
 def read_yaml_both(path: Path, purpose: str = "") -> tuple[Any, Any]:
     """A YAML file twice: with YAML's types, and with the values as written. Raises `UserError`."""
-    text = read_text(path, most_bytes=MOST_YAML_BYTES, purpose=purpose)
+    text = read_text(path, most_bytes=MAX_YAML_BYTES, purpose=purpose)
     try:
         return _parse_both(text)
     except ValueError as error:
@@ -113,14 +113,14 @@ def parse_json(text: str) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if repeated:
-        first, second = _lines_of_repeated_key(text)
+        first, second = _find_repeated_key_lines(text)
         raise ValueError(
-            f"the key {_shown(repeated[0])} stands twice, in lines {first} and {second}; remove one"
+            f"the key {_format_key(repeated[0])} stands twice, in lines {first} and {second}; remove one"
         )
     return content
 
 
-def read_json(path: Path, *, most_bytes: int = MOST_TEXT_BYTES, purpose: str = "") -> Any:
+def read_json(path: Path, *, most_bytes: int = MAX_TEXT_BYTES, purpose: str = "") -> Any:
     """`parse_json` of a file. Raises `UserError`."""
     text = read_text(path, most_bytes=most_bytes, purpose=purpose)
     try:
@@ -142,15 +142,15 @@ def check_text(text: str) -> str:
 
 
 def _parse_both(text: str) -> tuple[Any, Any]:
-    if len(text) > MOST_YAML_BYTES:
-        raise ValueError(f"longer than {MOST_YAML_BYTES >> 20} MiB")
+    if len(text) > MAX_YAML_BYTES:
+        raise ValueError(f"longer than {MAX_YAML_BYTES >> 20} MiB")
     try:
         loader, as_text = _Loader(text), _TextLoader("")
         try:
             node = loader.get_single_node()
             if node is None:
                 return None, None
-            _refuse_repeated_keys(node)
+            _check_repeated_keys(node)
             typed = loader.construct_document(node)
             _check_size(typed)
             written = as_text.construct_document(node)
@@ -158,21 +158,21 @@ def _parse_both(text: str) -> tuple[Any, Any]:
             loader.dispose()
             as_text.dispose()
     except RecursionError:
-        raise ValueError(f"nested more than {MOST_LEVELS} levels deep") from None
-    except _Refused:
+        raise ValueError(f"nested more than {MAX_LEVELS} levels deep") from None
+    except _YamlRestrictionError:
         raise
     # PyYAML's constructors raise these for damaged scalars.
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError) as error:
         reason = str(error).replace('in "<unicode string>", ', "in ")
-        raise NotYaml(" ".join(reason.split())) from None
+        raise YamlSyntaxError(" ".join(reason.split())) from None
     return typed, written
 
 
-class _Refused(ValueError):
+class _YamlRestrictionError(ValueError):
     """Valid YAML that we do not accept."""
 
 
-def _refuse_repeated_keys(root: yaml.Node) -> None:
+def _check_repeated_keys(root: yaml.Node) -> None:
     """At every level, each mapping once however many aliases name it."""
     waiting, seen = [root], set[int]()
     while waiting:
@@ -190,10 +190,10 @@ def _refuse_repeated_keys(root: yaml.Node) -> None:
                     continue
                 if key.value in lines:
                     first = lines[key.value]
-                    raise _Refused(
-                        f"the key {_shown(key.value)} stands twice, in lines {first} and {_line(key)}; remove one"
+                    raise _YamlRestrictionError(
+                        f"the key {_format_key(key.value)} stands twice, in lines {first} and {_get_line(key)}; remove one"
                     )
-                lines[key.value] = _line(key)
+                lines[key.value] = _get_line(key)
 
 
 def _check_size(content: Any) -> None:
@@ -202,10 +202,14 @@ def _check_size(content: Any) -> None:
     while waiting:
         value, level = waiting.pop()
         count += 1
-        if count > MOST_VALUES:
-            raise _Refused(f"stands for more than {MOST_VALUES:,} values (aliases within aliases?)")
-        if level > MOST_LEVELS:
-            raise _Refused(f"nested more than {MOST_LEVELS} levels deep (an alias within itself?)")
+        if count > MAX_VALUES:
+            raise _YamlRestrictionError(
+                f"stands for more than {MAX_VALUES:,} values (aliases within aliases?)"
+            )
+        if level > MAX_LEVELS:
+            raise _YamlRestrictionError(
+                f"nested more than {MAX_LEVELS} levels deep (an alias within itself?)"
+            )
         if isinstance(value, dict):
             waiting += [(part, level + 1) for pair in value.items() for part in pair]
         elif isinstance(value, (list, tuple, set)):
@@ -214,16 +218,18 @@ def _check_size(content: Any) -> None:
             try:
                 check_text(value)
             except ValueError as error:
-                raise _Refused(str(error)) from None
-        elif isinstance(value, int) and value.bit_length() > MOST_BITS - 1:
-            raise _Refused(f"a whole number of more than {MOST_BITS} bits ({_magnitude(value)})")
+                raise _YamlRestrictionError(str(error)) from None
+        elif isinstance(value, int) and value.bit_length() > MAX_BITS - 1:
+            raise _YamlRestrictionError(
+                f"a whole number of more than {MAX_BITS} bits ({_format_magnitude(value)})"
+            )
 
 
-def _lines_of_repeated_key(text: str) -> tuple[int, int]:
+def _find_repeated_key_lines(text: str) -> tuple[int, int]:
     """Lines of the first key that its object already has. Only called for valid JSON."""
     objects: list[dict[str, int]] = []
     line = 1
-    for token in _json_tokens(text):
+    for token in _split_json_tokens(text):
         if token == "\n":
             line += 1
         elif token == "{":
@@ -238,7 +244,7 @@ def _lines_of_repeated_key(text: str) -> tuple[int, int]:
     return 0, 0
 
 
-def _json_tokens(text: str) -> Iterator[str]:
+def _split_json_tokens(text: str) -> Iterator[str]:
     """Keys (with their colon), other strings, braces and line ends of a JSON text."""
     pattern = re.compile(r'"(?:[^"\\]|\\.)*"(?:\s*:)?|[{}\n]')
     for match in pattern.finditer(text):
@@ -248,14 +254,14 @@ def _json_tokens(text: str) -> Iterator[str]:
         yield from "\n" * (token.count("\n") if len(token) > 1 else 0)
 
 
-def _line(node: yaml.Node) -> int:
+def _get_line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-def _shown(key: str) -> str:
+def _format_key(key: str) -> str:
     return f"'{printable(key[:80])}'"
 
 
-def _magnitude(value: int) -> str:
+def _format_magnitude(value: int) -> str:
     """Python does not write out what has more than 4,300 digits."""
     return f"about {'-' if value < 0 else ''}1e{int(value.bit_length() * math.log10(2))}"

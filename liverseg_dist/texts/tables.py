@@ -58,14 +58,14 @@ def read_table(path: Path, columns: Sequence[str], purpose: str = "") -> Table:
             f"{shown}: holds zero bytes, so it is no text table; export it as CSV (UTF-8){purpose}"
         )
     try:
-        separator, lines = _split(text, columns)
+        separator, lines = _split_rows(text, columns)
     except csv.Error as error:
         raise UserError(f"{shown}: not a CSV table: {error}{purpose}") from None
     expected = ",".join(columns)
     if not lines:
         raise UserError(f"{shown}: an empty table; its header is {expected}{purpose}")
     header_line, header = lines[0]
-    names = [_column_name(cell) for cell in header]
+    names = [_normalize_column_name(cell) for cell in header]
     for column in columns:
         places = [number for number, name in enumerate(names, start=1) if name == column]
         if not places:
@@ -88,7 +88,7 @@ def read_table(path: Path, columns: Sequence[str], purpose: str = "") -> Table:
     return Table(tuple(rows), separator)
 
 
-def _split(text: str, columns: Sequence[str]) -> tuple[str, list[tuple[int, list[str]]]]:
+def _split_rows(text: str, columns: Sequence[str]) -> tuple[str, list[tuple[int, list[str]]]]:
     """The separator whose header has most of the columns, and (line, cells) of each row."""
     first = 0
     lines = text.split("\n", 1)
@@ -99,15 +99,15 @@ def _split(text: str, columns: Sequence[str]) -> tuple[str, list[tuple[int, list
     best: tuple[int, str] = (-1, separators[0])
     for separator in separators:
         try:
-            header = next(_records(text, separator), (0, []))[1]
+            header = next(_iterate_records(text, separator), (0, []))[1]
         except csv.Error:  # quotes that only fit another separator
             continue
-        known = len({_column_name(cell) for cell in header}.intersection(columns))
+        known = len({_normalize_column_name(cell) for cell in header}.intersection(columns))
         best = max(best, (known, separator), key=lambda one: one[0])
-    return best[1], [(line + first, cells) for line, cells in _records(text, best[1])]
+    return best[1], [(line + first, cells) for line, cells in _iterate_records(text, best[1])]
 
 
-def _records(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _iterate_records(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True
     )
@@ -129,6 +129,6 @@ def _clean_cell(cell: str) -> str:
     return match[1].strip() if match else cell
 
 
-def _column_name(cell: str) -> str:
+def _normalize_column_name(cell: str) -> str:
     """`Z mm`, `z-mm` and `Z_MM` are one column."""
     return re.sub(r"[\s_-]+", "_", cell.casefold())

@@ -11,18 +11,18 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from liverseg_dist.config import CleaningConfig
-from liverseg_dist.data.audit.case_audit import AuditResult, audit_case, tumours_and_strays
+from liverseg_dist.data.audit.case_audit import AuditResult, audit_case, count_detached_tumours
 from liverseg_dist.data.audit.duplicates import (
-    duplicate_findings,
     find_duplicates,
-    ircadb_findings,
-    ircadb_overlaps,
-    voxel_hash,
+    find_ircadb_overlaps,
+    hash_voxels,
+    report_duplicates,
+    report_ircadb_overlaps,
 )
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_scan_file
-from liverseg_dist.data.io.spacing_table import read_spacing_table, with_true_spacing
+from liverseg_dist.data.io.spacing_table import read_spacing_table, replace_spacing
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 from tests.data.geometry import ALL_ORIENTATIONS
@@ -226,7 +226,7 @@ def test_strays_equal_scipys_dilation() -> None:
         near = ndimage.binary_dilation(label == 1, structure=cube)
         strays = [n for n in range(1, count + 1) if not near[pieces == n].any()]
         voxels = sum(int((pieces == n).sum()) for n in strays)
-        assert tumours_and_strays(label) == (count, len(strays), voxels)
+        assert count_detached_tumours(label) == (count, len(strays), voxels)
 
 
 def test_a_liver_of_an_odd_size() -> None:
@@ -472,20 +472,20 @@ def test_duplicates_are_found_by_their_voxels() -> None:
     image, _ = case()
     other = image.with_voxels(image.voxels + np.int16(1))
     hashes = {
-        "c": voxel_hash(image),
-        "b": voxel_hash(other),
-        "a": voxel_hash(image.reoriented("PSR")),
-        "d": voxel_hash(Volume(image.voxels, with_true_spacing(GRID, (1, 1, 1)))),
+        "c": hash_voxels(image),
+        "b": hash_voxels(other),
+        "a": hash_voxels(image.reoriented("PSR")),
+        "d": hash_voxels(Volume(image.voxels, replace_spacing(GRID, (1, 1, 1)))),
     }
     assert find_duplicates(hashes) == [("a", "c", "d")]
-    found = duplicate_findings(find_duplicates(hashes))
+    found = report_duplicates(find_duplicates(hashes))
     assert set(found) == {"a", "c", "d"}
     assert "c, d" in found["a"].message
 
 
 def test_thousands_of_copies_do_not_each_name_all_the_others() -> None:
     group = tuple(f"liver_{n:04d}" for n in range(3000))
-    found = duplicate_findings([group])
+    found = report_duplicates([group])
     assert found["liver_0002"].message.startswith(
         "same voxels as liver_0000, liver_0001, liver_0003, "
     )
@@ -504,12 +504,12 @@ def test_thousands_of_copies_do_not_each_name_all_the_others() -> None:
     ],
 )
 def test_ircadb_names(name: str) -> None:
-    assert ircadb_overlaps([name, "liver_32", "liver_5"]) == [(name, "liver_32")]
-    assert set(ircadb_findings([name, "volume-32"])) == {name, "volume-32"}
+    assert find_ircadb_overlaps([name, "liver_32", "liver_5"]) == [(name, "liver_32")]
+    assert set(report_ircadb_overlaps([name, "volume-32"])) == {name, "volume-32"}
 
 
 def test_ircadb_without_its_twin() -> None:
-    assert ircadb_overlaps(["ircadb_5", "liver_31", "ircadb_21", "liver_48", "liver_28"]) == []
+    assert find_ircadb_overlaps(["ircadb_5", "liver_31", "ircadb_21", "liver_48", "liver_28"]) == []
 
 
 def test_the_spacing_table_is_a_remedy(tmp_path: Path) -> None:
@@ -519,7 +519,7 @@ def test_the_spacing_table_is_a_remedy(tmp_path: Path) -> None:
         table = read_spacing_table(tmp_path / name)
         assert table == {"liver_28": (1.6, 0.57, 0.57)}
     lost = Grid(SHAPE, np.array([[-1.0, 0, 0, 5], [0, 1, 0, 6], [0, 0, 1, 7], [0, 0, 0, 1]]))
-    repaired = with_true_spacing(lost, table["liver_28"])
+    repaired = replace_spacing(lost, table["liver_28"])
     np.testing.assert_allclose(repaired.spacing_mm, (1.6, 0.57, 0.57))
     assert repaired.orientation == lost.orientation
     np.testing.assert_array_equal(repaired.affine[:3, 3], lost.affine[:3, 3])

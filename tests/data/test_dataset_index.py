@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from liverseg_dist.data.io.dataset_index import MsdDataset, read_dataset
+from liverseg_dist.data.io.dataset_index import DatasetIndex, read_dataset
 from liverseg_dist.errors import UserError
 
 INDEX = {
@@ -42,7 +42,7 @@ def changed(**keys: object) -> dict:
     return {**INDEX, **keys}
 
 
-def ids(dataset: MsdDataset) -> list[str]:
+def ids(dataset: DatasetIndex) -> list[str]:
     return [case.case_id for case in (*dataset.training, *dataset.test)]
 
 

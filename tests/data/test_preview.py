@@ -11,7 +11,12 @@ from liverseg_dist.config import DataConfig
 from liverseg_dist.data.augment import PRESETS, DeviceTransform
 from liverseg_dist.data.conversion.thumbnail import render_thumbnail
 from liverseg_dist.data.loading import PatchLoader, PatchSource
-from liverseg_dist.data.preview import TILE_PX, PreviewRow, most_informative_slice, render_preview
+from liverseg_dist.data.preview import (
+    TILE_PX,
+    PreviewRow,
+    find_most_informative_slice,
+    render_preview,
+)
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.pages import LEGEND
 
@@ -96,11 +101,11 @@ def test_mistakes_are_one_line(
 
 def test_the_slice_that_tells_most() -> None:
     label = np.zeros((5, 8, 8), np.uint8)
-    assert most_informative_slice(label) == 2
+    assert find_most_informative_slice(label) == 2
     label[1] = 1
-    assert most_informative_slice(label) == 1
+    assert find_most_informative_slice(label) == 1
     label[4, 2:4, 2:4] = 2
-    assert most_informative_slice(label) == 4
+    assert find_most_informative_slice(label) == 4
 
 
 def test_pictures_are_in_radiological_display() -> None:

@@ -10,9 +10,9 @@ from sklearn.model_selection import KFold
 from liverseg_dist.config import SplitConfig
 from liverseg_dist.data.splits import (
     Splits,
+    build_nnunet_folds,
     check_split_files,
     make_splits,
-    nnunet_folds,
     read_patients,
 )
 from liverseg_dist.errors import UserError
@@ -39,7 +39,7 @@ def test_nnunet_folds_equal_the_published_list() -> None:
     if not published.is_file():
         pytest.skip(f"the published split is not at {published}")
     content = json.loads(published.read_text())
-    folds = nnunet_folds(
+    folds = build_nnunet_folds(
         [Path(case["image"]).name.removesuffix(".nii.gz") for case in content["training"]]
     )
     for number, fold in enumerate(folds):
@@ -54,7 +54,9 @@ def test_nnunet_folds_equal_the_published_list() -> None:
 def test_nnunet_folds_equal_scikit_learn(count: int) -> None:
     ids = sorted(f"case_{i}" for i in range(count))
     kfold = KFold(5, shuffle=True, random_state=12345).split(ids)
-    assert nnunet_folds(ids) == tuple(tuple(ids[i] for i in validation) for _, validation in kfold)
+    assert build_nnunet_folds(ids) == tuple(
+        tuple(ids[i] for i in validation) for _, validation in kfold
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 12, 131])
@@ -163,7 +165,7 @@ def test_slabs_of_a_scan_stay_together(kind: str, tmp_path: Path) -> None:
     """nnU-Net's folds, and a file's, are of scans; a file may name slabs, too."""
     scans = {f"liver_{n}_tile{tile}": f"liver_{n}" for n in range(7) for tile in range(n % 3 + 1)}
     cases = dict.fromkeys(scans, 0.1)
-    folds = nnunet_folds(sorted(set(scans.values())))
+    folds = build_nnunet_folds(sorted(set(scans.values())))
     (tmp_path / "s.json").write_text(json.dumps({"folds": folds}))
     made = make_splits(
         cases, alone(cases), SplitConfig(kind=kind, file=tmp_path / "s.json"), (), scans

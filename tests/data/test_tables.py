@@ -7,7 +7,7 @@ import pytest
 
 from liverseg_dist.config import SplitConfig
 from liverseg_dist.data.io.spacing_table import describe_unmatched, read_spacing_table
-from liverseg_dist.data.splits import check_split_files, fold_count, make_splits, read_patients
+from liverseg_dist.data.splits import check_split_files, count_folds, make_splits, read_patients
 from liverseg_dist.errors import UserError
 
 SCANS = ["liver_1", "liver_2", "liver_3"]
@@ -157,7 +157,7 @@ def test_split_files_of_others(tmp_path: Path, content: object, encoding: str) -
     config = SplitConfig(kind="file", file=tmp_path / "s.json")
     check_split_files(config, SCANS)
     made = make_splits(dict.fromkeys(SCANS, 0.1), {scan: scan for scan in SCANS}, config)
-    assert (made.test, made.folds, fold_count(config)) == (
+    assert (made.test, made.folds, count_folds(config)) == (
         ("liver_3",),
         (("liver_1",), ("liver_2",)),
         2,

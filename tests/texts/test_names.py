@@ -11,9 +11,9 @@ import pytest
 
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.errors import UserError
-from liverseg_dist.texts.formats import describe_unread, refusal
-from liverseg_dist.texts.names import ScanIndex, is_scan_name, name_scans, scan_id
-from liverseg_dist.texts.paths import expand_path, path_argument, quoted
+from liverseg_dist.texts.formats import describe_unread, explain_unsupported_format
+from liverseg_dist.texts.names import ScanIndex, assign_scan_ids, derive_scan_id, is_scan_name
+from liverseg_dist.texts.paths import expand_path, path_argument, quote_path
 
 NFC, NFD = "Müller_1", unicodedata.normalize("NFD", "Müller_1")
 
@@ -36,23 +36,23 @@ NFC, NFD = "Müller_1", unicodedata.normalize("NFD", "Müller_1")
 )
 def test_ids_of_files(file: str, expected: str) -> None:
     assert is_scan_name(file)
-    assert scan_id(file) == expected
+    assert derive_scan_id(file) == expected
     assert expected.isprintable()
     expected.encode()
 
 
 def test_neighbours_tell_channels_from_case_numbers() -> None:
     numbered = [f"case_{n:04}.nii.gz" for n in range(20)]
-    assert list(name_scans(numbered).ids.values()) == [f"case_{n:04}" for n in range(20)]
+    assert list(assign_scan_ids(numbered).ids.values()) == [f"case_{n:04}" for n in range(20)]
     two = ["a_0000.nii", "a_0001.nii", "b.nii"]
-    assert name_scans(two).ids == {"a_0000.nii": "a", "b.nii": "b"}
-    assert name_scans(two).channels == ("a_0001.nii",)
-    assert name_scans(two, {"a_0000", "a_0001"}).ids == {
+    assert assign_scan_ids(two).ids == {"a_0000.nii": "a", "b.nii": "b"}
+    assert assign_scan_ids(two).channels == ("a_0001.nii",)
+    assert assign_scan_ids(two, {"a_0000", "a_0001"}).ids == {
         "a_0000.nii": "a_0000",
         "a_0001.nii": "a_0001",
         "b.nii": "b",
     }
-    assert name_scans(["p_0001.nii", "p_0002.nii"]).ids == {
+    assert assign_scan_ids(["p_0001.nii", "p_0002.nii"]).ids == {
         "p_0001.nii": "p_0001",
         "p_0002.nii": "p_0002",
     }
@@ -109,8 +109,8 @@ def test_formats_that_are_not_read_are_named_with_the_remedy(tmp_path: Path) -> 
         "not NIfTI: notes.txt",
     ):
         assert words in told
-    assert "dcm2niix" in str(refusal(tmp_path / "series" / "IM1"))
-    assert refusal(tmp_path / "notes.txt") is None
+    assert "dcm2niix" in str(explain_unsupported_format(tmp_path / "series" / "IM1"))
+    assert explain_unsupported_format(tmp_path / "notes.txt") is None
 
 
 PATHS = (
@@ -246,7 +246,7 @@ def test_a_name_with_a_dollar_sign_that_exists_stays(tmp_path: Path) -> None:
 def test_quoted_paths_can_be_copied_into_a_shell(path: str, tmp_path: Path) -> None:
     (tmp_path / path).mkdir()
     done = subprocess.run(
-        ["sh", "-c", f"cd {quoted(path)} && pwd"], cwd=tmp_path, capture_output=True, text=True
+        ["sh", "-c", f"cd {quote_path(path)} && pwd"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout.strip() == str(tmp_path / path)
-    assert len(shlex.split(quoted(path))) == 1
+    assert len(shlex.split(quote_path(path))) == 1

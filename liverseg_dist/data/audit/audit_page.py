@@ -13,13 +13,13 @@ from liverseg_dist.data.store.layout import TRAIN_ONLY
 from liverseg_dist.files import natural_key
 from liverseg_dist.pages import PADDING_RGB, hex_colour, load_theme
 
-ORDER = ("quarantined", "excluded", "repaired", "imputed", "unlabelled", "kept")
+STATUS_ORDER = ("quarantined", "excluded", "repaired", "imputed", "unlabelled", "kept")
 """Worst first."""
-MOST_PICTURES = 500
+MAX_PICTURES = 500
 """Embedded, of the worst scans first: a page of 10,000 would be one that no browser opens."""
 
 
-def audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
+def render_audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
     """Self-contained HTML of a store's root attribute; everything the data says is escaped."""
     pages = Environment(
         loader=PackageLoader("liverseg_dist.data.audit", "templates"),
@@ -29,7 +29,7 @@ def audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
         lstrip_blocks=True,
     )
     audit = sorted(
-        root["audit"].items(), key=lambda entry: (_badness(entry[1]), natural_key(entry[0]))
+        root["audit"].items(), key=lambda entry: (_severity_key(entry[1]), natural_key(entry[0]))
     )
     parts = dict.fromkeys(root["splits"]["test"], "test")
     parts |= dict.fromkeys(root["splits"].get(TRAIN_ONLY, []), "training only")
@@ -41,23 +41,27 @@ def audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
         theme=Markup(load_theme()),  # our own file, no text from data  # nosec B704
         padding=hex_colour(PADDING_RGB),
         scans=[
-            _scan(name, entry, thumbnails.get(name) if place < MOST_PICTURES else None, parts)
+            _build_scan_entry(
+                name, entry, thumbnails.get(name) if place < MAX_PICTURES else None, parts
+            )
             for place, (name, entry) in enumerate(audit)
         ],
-        pictures=MOST_PICTURES if len(audit) > MOST_PICTURES else 0,
+        pictures=MAX_PICTURES if len(audit) > MAX_PICTURES else 0,
         counts=[
-            (status, n) for status in ORDER if (n := Counter(e["status"] for _, e in audit)[status])
+            (status, n)
+            for status in STATUS_ORDER
+            if (n := Counter(e["status"] for _, e in audit)[status])
         ],
-        settings=[(key, value) for key, value in _flat(root["convert"])],
+        settings=[(key, value) for key, value in _flatten_settings(root["convert"])],
     )
 
 
-def _badness(entry: Mapping[str, Any]) -> tuple[int, int]:
-    status = ORDER.index(entry["status"]) if entry["status"] in ORDER else 0
+def _severity_key(entry: Mapping[str, Any]) -> tuple[int, int]:
+    status = STATUS_ORDER.index(entry["status"]) if entry["status"] in STATUS_ORDER else 0
     return status, -sum(finding["severity"] != "info" for finding in entry["findings"])
 
 
-def _scan(
+def _build_scan_entry(
     name: str, entry: Mapping[str, Any], picture: Path | None, parts: Mapping[str, str]
 ) -> dict[str, Any]:
     facts = entry["facts"]
@@ -80,22 +84,24 @@ def _scan(
         "findings": entry["findings"],
         "lines": lines,
         "part": ", ".join(placed),
-        "picture": _encoded(picture),
+        "picture": _encode_picture(picture),
     }
 
 
-def _encoded(file: Path | None) -> str:
+def _encode_picture(file: Path | None) -> str:
     try:
         return "" if file is None else base64.b64encode(file.read_bytes()).decode()
     except OSError:
         return ""
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "convert.") -> list[tuple[str, str]]:
+def _flatten_settings(
+    content: Mapping[str, Any], prefix: str = "convert."
+) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in content.items():
         if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
+            rows += _flatten_settings(value, f"{prefix}{key}.")
         else:
             text = str(value)
             rows.append(

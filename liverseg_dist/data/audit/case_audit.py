@@ -21,12 +21,12 @@ import numpy as np
 
 from liverseg_dist.config import CleaningConfig
 from liverseg_dist.data.audit.image_audit import (
-    check_broken,
     check_grid,
     check_intensity,
-    image_facts,
+    check_invalid_voxels,
+    collect_image_facts,
 )
-from liverseg_dist.data.audit.label_geometry import liver_right_of_middle_mm, match_label
+from liverseg_dist.data.audit.label_geometry import match_label, measure_liver_offset_mm
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.labels import CLASS_NAMES, LIVER, NUM_CLASSES, TUMOUR
 from liverseg_dist.volume import Volume
@@ -34,9 +34,11 @@ from liverseg_dist.volume import Volume
 Status = Literal["kept", "repaired", "imputed", "unlabelled", "excluded"]
 
 LABEL_TOLERANCE = 1e-3
-LIVER_ML = (300.0, 5000.0)
-LEFT_MM = 5.0
-REPAIRS = frozenset({"label_reoriented", "label_resampled", "label_shifted", "label_header_lost"})
+LIVER_LIMITS_ML = (300.0, 5000.0)
+MAX_LEFT_OFFSET_MM = 5.0
+REPAIR_CODES = frozenset(
+    {"label_reoriented", "label_resampled", "label_shifted", "label_header_lost"}
+)
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,12 @@ def audit_case(
 ) -> AuditResult:
     """Judge one case. `notes`: what reading its files found; `training`: a label was to be expected."""
     findings = list(notes)
-    facts = image_facts(image)
+    facts = collect_image_facts(image)
     findings += check_grid(image, cleaning)
-    findings += check_broken(image, cleaning, facts)
+    findings += check_invalid_voxels(image, cleaning, facts)
     repaired: Volume | None = None
     if label is not None:
-        whole, problem = _whole_label(label)
+        whole, problem = _convert_label_values(label)
         if problem is not None:
             findings.append(problem)
         else:
@@ -77,21 +79,21 @@ def audit_case(
     findings += check_intensity(image, repaired, facts)
     if label is None:
         named = [f for f in findings if f.code == "label_missing"]
-        findings = [f for f in findings if f.code != "label_missing"] + _missing_label(
+        findings = [f for f in findings if f.code != "label_missing"] + _report_missing_label(
             cleaning, training, named
         )
-    return AuditResult(_status(findings, repaired), repaired, tuple(findings), facts)
+    return AuditResult(_decide_status(findings, repaired), repaired, tuple(findings), facts)
 
 
-def _status(findings: Sequence[Finding], label: Volume | None) -> Status:
+def _decide_status(findings: Sequence[Finding], label: Volume | None) -> Status:
     if any(finding.severity == "error" for finding in findings):
         return "excluded"
     if label is None:
         return "unlabelled"
-    return "repaired" if any(finding.code in REPAIRS for finding in findings) else "kept"
+    return "repaired" if any(finding.code in REPAIR_CODES for finding in findings) else "kept"
 
 
-def _missing_label(
+def _report_missing_label(
     cleaning: CleaningConfig, training: bool, named: Sequence[Finding]
 ) -> list[Finding]:
     """One finding in place of those that the data set's index gave (`named`)."""
@@ -110,7 +112,7 @@ def _missing_label(
     return [Finding("info", "label_missing", f"{why}; kept as an unlabelled scan")]
 
 
-def _whole_label(label: Volume) -> tuple[Volume, Finding | None]:
+def _convert_label_values(label: Volume) -> tuple[Volume, Finding | None]:
     """The label as uint8, or what is wrong with its values."""
     voxels = label.voxels
     if voxels.dtype.kind == "f":
@@ -121,7 +123,7 @@ def _whole_label(label: Volume) -> tuple[Volume, Finding | None]:
                 "error", "label_fractional", f"{fractional:,} label voxels are no whole numbers"
             )
         voxels = rounded
-    values, counts = _value_counts(voxels)
+    values, counts = _count_values(voxels)
     strange = [value for value in values if value not in range(NUM_CLASSES)]
     if strange:
         shown = ", ".join(
@@ -135,7 +137,7 @@ def _whole_label(label: Volume) -> tuple[Volume, Finding | None]:
     return label.with_voxels(voxels.astype(np.uint8, copy=False)), None
 
 
-def _value_counts(voxels: np.ndarray) -> tuple[list[int], list[int]]:
+def _count_values(voxels: np.ndarray) -> tuple[list[int], list[int]]:
     totals: dict[int, int] = {}
     for slice_yx in voxels:  # a slice at a time: counting makes an int64 copy
         if voxels.dtype == np.uint8:
@@ -150,7 +152,7 @@ def _value_counts(voxels: np.ndarray) -> tuple[list[int], list[int]]:
 
 
 def _check_label(label: Volume, facts: dict[str, object]) -> list[Finding]:
-    values, counts = _value_counts(label.voxels)
+    values, counts = _count_values(label.voxels)
     voxels = dict(zip(values, counts, strict=True))
     per_class = [voxels.get(value, 0) for value in range(NUM_CLASSES)]
     facts["class_voxels"] = per_class
@@ -173,7 +175,7 @@ def _check_label(label: Volume, facts: dict[str, object]) -> list[Finding]:
 
 def check_liver_volume(liver_ml: float) -> list[Finding]:
     """Whether a liver (with its tumours) can have this volume."""
-    low, high = LIVER_ML
+    low, high = LIVER_LIMITS_ML
     if low <= liver_ml <= high:
         return []
     message = f"a liver of {liver_ml:.0f} ml, not {low:.0f} to {high:.0f} (a cut scan, or a wrong voxel size?)"
@@ -182,7 +184,7 @@ def check_liver_volume(liver_ml: float) -> list[Finding]:
 
 def check_tumours(label_zyx: np.ndarray) -> tuple[int, list[Finding]]:
     """(number of tumours, a finding if some lie outside the liver)."""
-    tumours, outside, outside_voxels = tumours_and_strays(label_zyx)
+    tumours, outside, outside_voxels = count_detached_tumours(label_zyx)
     if not outside:
         return tumours, []
     message = f"{outside} of {tumours} tumours ({outside_voxels:,} voxels) do not touch the liver"
@@ -191,22 +193,22 @@ def check_tumours(label_zyx: np.ndarray) -> tuple[int, list[Finding]]:
 
 def check_side(image: Volume, label: Volume, facts: dict[str, object]) -> list[Finding]:
     """A world that was flipped (LPS taken for RAS, a lost sign) puts the liver on the wrong side of the body."""
-    right_mm = liver_right_of_middle_mm(image, label)
+    right_mm = measure_liver_offset_mm(image, label)
     if right_mm is None:
         return []
     facts["liver_right_of_middle_mm"] = round(right_mm, 1)
-    if right_mm >= -LEFT_MM:
+    if right_mm >= -MAX_LEFT_OFFSET_MM:
         return []
     message = f"the liver's centre lies {-right_mm:.0f} mm to the left of the body's: a flipped header, or situs inversus"
     return [Finding("warning", "liver_on_the_left", message)]
 
 
-def tumours_and_strays(label_zyx: np.ndarray) -> tuple[int, int, int]:
+def count_detached_tumours(label_zyx: np.ndarray) -> tuple[int, int, int]:
     """(tumour components, those that touch no liver voxel, voxels of these); 26 neighbours count as touching.
 
     Memory: 4 bytes for each voxel of the box around the tumours.
     """
-    box = _tumour_box(label_zyx)
+    box = _find_tumour_box(label_zyx)
     if box is None:
         return 0, 0, 0
     part = label_zyx[box]
@@ -214,12 +216,12 @@ def tumours_and_strays(label_zyx: np.ndarray) -> tuple[int, int, int]:
     tumours = cc3d.connected_components(tumour.view(np.uint8), connectivity=26)
     count = int(tumours.max())
     stray = np.ones(count + 1, dtype=bool)
-    stray[np.unique(tumours[_grown(part == LIVER) & tumour])] = False
+    stray[np.unique(tumours[_dilate_mask(part == LIVER) & tumour])] = False
     stray[0] = False
     return count, int(np.count_nonzero(stray)), int(np.count_nonzero(stray[tumours]))
 
 
-def _tumour_box(label_zyx: np.ndarray) -> tuple[slice, ...] | None:
+def _find_tumour_box(label_zyx: np.ndarray) -> tuple[slice, ...] | None:
     """The box around all tumours, and a voxel more on each side."""
     in_plane = np.zeros(label_zyx.shape[1:], dtype=bool)
     planes = []
@@ -235,7 +237,7 @@ def _tumour_box(label_zyx: np.ndarray) -> tuple[slice, ...] | None:
     return tuple(slice(max(0, int(first) - 1), int(last) + 2) for first, last in ends)
 
 
-def _grown(mask_zyx: np.ndarray) -> np.ndarray:
+def _dilate_mask(mask_zyx: np.ndarray) -> np.ndarray:
     """The mask and its 26 neighbours."""
     for axis in range(3):
         before = np.moveaxis(mask_zyx, axis, 0)

@@ -11,7 +11,7 @@ from liverseg_dist.data.findings import Finding
 from liverseg_dist.errors import printable
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Volume
 
-MOST_NAMED = 10
+MAX_NAMED = 10
 IRCADB_CASES = range(1, 21)
 IRCADB_TO_LITS = 27
 """3D-IRCADb-01 case n is Task03 liver_(27 + n) and LiTS volume-(27 + n)."""
@@ -22,7 +22,7 @@ _IRCADB = re.compile(
 _LITS = re.compile(r"^(?:liver|volume|lits)[-_ ]0*(\d+)$", re.IGNORECASE)
 
 
-def voxel_hash(volume: Volume) -> str:
+def hash_voxels(volume: Volume) -> str:
     """SHA-256 of shape and voxels in canonical orientation: the same for copies."""
     voxels = volume.reoriented(CANONICAL_ORIENTATION).voxels
     digest = hashlib.sha256(f"{voxels.dtype.str}{voxels.shape}".encode())
@@ -39,13 +39,13 @@ def find_duplicates(hashes: Mapping[str, str]) -> list[tuple[str, ...]]:
     return sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
 
 
-def duplicate_findings(groups: Iterable[tuple[str, ...]]) -> dict[str, Finding]:
+def report_duplicates(groups: Iterable[tuple[str, ...]]) -> dict[str, Finding]:
     """One finding per case of each group. It names the first others only: thousands of copies would be millions."""
     found = {}
     for group in groups:
         for case_id in group:
-            named = [printable(other) for other in group[: MOST_NAMED + 1] if other != case_id][
-                :MOST_NAMED
+            named = [printable(other) for other in group[: MAX_NAMED + 1] if other != case_id][
+                :MAX_NAMED
             ]
             more = len(group) - 1 - len(named)
             others = ", ".join(named) + (f" and {more} more" if more else "")
@@ -57,7 +57,7 @@ def duplicate_findings(groups: Iterable[tuple[str, ...]]) -> dict[str, Finding]:
     return found
 
 
-def ircadb_overlaps(case_ids: Iterable[str]) -> list[tuple[str, str]]:
+def find_ircadb_overlaps(case_ids: Iterable[str]) -> list[tuple[str, str]]:
     """(3D-IRCADb name, Task03 or LiTS name) of scans that are present under both names."""
     ids = sorted(case_ids)
     lits = {int(match.group(1)): case_id for case_id in ids if (match := _LITS.match(case_id))}
@@ -71,9 +71,9 @@ def ircadb_overlaps(case_ids: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def ircadb_findings(case_ids: Iterable[str]) -> dict[str, Finding]:
+def report_ircadb_overlaps(case_ids: Iterable[str]) -> dict[str, Finding]:
     found = {}
-    for ircadb, lits in ircadb_overlaps(case_ids):
+    for ircadb, lits in find_ircadb_overlaps(case_ids):
         for one, other in ((ircadb, lits), (lits, ircadb)):
             message = (
                 f"the same patient as {printable(other)} (3D-IRCADb n is liver_(27 + n)); keep one"

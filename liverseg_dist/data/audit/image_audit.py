@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from liverseg_dist.config import CleaningConfig
-from liverseg_dist.data.audit.label_geometry import is_identity
+from liverseg_dist.data.audit.label_geometry import has_identity_affine
 from liverseg_dist.data.findings import Finding, Severity
 from liverseg_dist.data.preprocessing.invalid_voxels import (
     AIR_HU,
@@ -30,12 +30,12 @@ NO_AIR_HU = -200.0
 """A CT whose lowest value is above this shows no air: a crop, a window of grey values, or no CT."""
 BODY_HU = -300.0
 SAMPLE_STEP = 4
-FEW_PADDING = 1e-3
-MIN_FLOOR = -10.0
+MAX_MINOR_PADDING_FRACTION = 1e-3
+MIN_FLOOR_HU = -10.0
 """A window of HU that starts below this is none of grey values (nnU-Net's clip for LiTS starts at -17)."""
-FLOOR_BAND = 0.03
+FLOOR_BAND_FRACTION = 0.03
 """Part of the value range that counts as the lowest values."""
-FLOOR_SHARE = 0.05
+MIN_BACKGROUND_FRACTION = 0.05
 """Of voxels: with more in the lowest band, the image has a background."""
 VOXEL_LIMITS_MM = (0.15, 20.0)
 """Voxel edges of CTs, with room: a header in cm gives 0.05 to 0.1."""
@@ -61,12 +61,12 @@ def audit_image(
     Returns:
         Findings, the reader's first, and JSON-able facts.
     """
-    facts = image_facts(image)
-    findings = [*notes, *check_grid(image, cleaning), *check_broken(image, cleaning, facts)]
+    facts = collect_image_facts(image)
+    findings = [*notes, *check_grid(image, cleaning), *check_invalid_voxels(image, cleaning, facts)]
     return [*findings, *check_intensity(image, label, facts)], facts
 
 
-def image_facts(image: Volume) -> dict[str, object]:
+def collect_image_facts(image: Volume) -> dict[str, object]:
     """Size and orientation, for the record."""
     return {
         "shape_zyx": list(image.shape),
@@ -81,7 +81,7 @@ def image_facts(image: Volume) -> dict[str, object]:
 def check_grid(image: Volume, cleaning: CleaningConfig) -> list[Finding]:
     """Lost or unbelievable voxel sizes, too few slices, a tilt."""
     found = []
-    if is_identity(image.grid):
+    if has_identity_affine(image.grid):
         message = (
             "identity affine with voxels of 1 mm: the header lost its geometry (known for LiTS 28 to 47); "
             "give the true sizes in convert.cleaning.spacing_table"
@@ -90,7 +90,7 @@ def check_grid(image: Volume, cleaning: CleaningConfig) -> list[Finding]:
     else:
         found += _check_sizes(image)
     found += _check_slices(image, cleaning)
-    tilt = _tilt_degrees(image)
+    tilt = _measure_tilt_degrees(image)
     if tilt > 1:
         found.append(
             Finding(
@@ -136,7 +136,7 @@ def _check_slices(image: Volume, cleaning: CleaningConfig) -> list[Finding]:
     return [Finding("info", "few_slices", message)] if slices < SLAB_SLICES else []
 
 
-def _tilt_degrees(image: Volume) -> float:
+def _measure_tilt_degrees(image: Volume) -> float:
     directions = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
     return float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0).min(), -1, 1))))
 
@@ -144,14 +144,14 @@ def _tilt_degrees(image: Volume) -> float:
 # --- voxels without a measurement -------------------------------------------------------------------------------------
 
 
-def check_broken(
+def check_invalid_voxels(
     image: Volume, cleaning: CleaningConfig, facts: dict[str, object]
 ) -> list[Finding]:
     """NaN, padding and blank slices; too many of them are an error."""
     canonical = image.reoriented(CANONICAL_ORIENTATION)
     _, broken = fill_invalid_voxels(canonical.voxels)
     facts["broken"] = broken.to_json()
-    found = _broken_findings(broken, int(np.prod(canonical.shape)))
+    found = _report_invalid_voxels(broken, int(np.prod(canonical.shape)))
     share = invalid_fraction(broken, canonical.shape)
     if share > cleaning.max_broken_fraction:
         limit = cleaning.max_broken_fraction
@@ -160,14 +160,16 @@ def check_broken(
     return found
 
 
-def _broken_findings(broken: InvalidVoxels, voxels: int) -> list[Finding]:
+def _report_invalid_voxels(broken: InvalidVoxels, voxels: int) -> list[Finding]:
     found = []
     if broken.nonfinite_voxels:
         message = f"{broken.nonfinite_voxels:,} NaN or infinite voxels become air ({AIR_HU} HU)"
         found.append(Finding("warning", "broken_voxels", message))
     if broken.padding_voxels:
         message = f"{broken.padding_voxels:,} voxels below {AIR_HU} HU (padding, or noise in air) become air"
-        severity: Severity = "warning" if broken.padding_voxels > FEW_PADDING * voxels else "info"
+        severity: Severity = (
+            "warning" if broken.padding_voxels > MAX_MINOR_PADDING_FRACTION * voxels else "info"
+        )
         found.append(Finding(severity, "padding_values", message))
     if broken.blank_slices:
         some = ", ".join(map(str, broken.blank_slices[:8]))
@@ -183,7 +185,7 @@ def _broken_findings(broken: InvalidVoxels, voxels: int) -> list[Finding]:
 
 def check_intensity(image: Volume, label: Volume | None, facts: dict[str, object]) -> list[Finding]:
     """Whether the values are HU of a CT. A label gives the liver's median, else tissue is estimated."""
-    sample = sample_of(image)
+    sample = sample_voxels(image)
     if not sample.size:
         return []
     low, high = float(np.nanmin(image.voxels)), float(np.nanmax(image.voxels))
@@ -203,7 +205,7 @@ def check_intensity(image: Volume, label: Volume | None, facts: dict[str, object
     return _judge_intensity(low, high, sample, median)
 
 
-def sample_of(image: Volume) -> np.ndarray:
+def sample_voxels(image: Volume) -> np.ndarray:
     """Finite values of at most 64 slices, every fourth voxel in plane; float32."""
     sample = image.voxels[:: 1 + image.shape[0] // 64, ::SAMPLE_STEP, ::SAMPLE_STEP].astype(
         np.float32
@@ -222,20 +224,20 @@ def _judge_intensity(
             if liver_median is not None
             else float(np.median(sample[sample > sample.mean()]))
         )
-        if _is_offset(tissue):
-            return [_offset_missing(low, high, tissue)]
-        if not _is_tissue(tissue) or high - low < 100 or _has_background(low, high, sample):
-            return [_not_ct(low, high, tissue)]
-    elif liver_median is None or not _is_tissue(liver_median):
+        if _is_offset_tissue_hu(tissue):
+            return [_report_missing_offset(low, high, tissue)]
+        if not _is_tissue_hu(tissue) or high - low < 100 or _has_background(low, high, sample):
+            return [_report_not_ct(low, high, tissue)]
+    elif liver_median is None or not _is_tissue_hu(liver_median):
         # Low values alone prove nothing: padding of -2000 beside values without offset, or a factor.
-        bright = _tissue_estimate(sample)
+        bright = _estimate_tissue_hu(sample)
         if bright is not None and bright > LIVER_HU[1]:
             return [
-                _offset_missing(low, high, bright)
-                if _is_offset(bright)
-                else _not_ct(low, high, bright)
+                _report_missing_offset(low, high, bright)
+                if _is_offset_tissue_hu(bright)
+                else _report_not_ct(low, high, bright)
             ]
-    if liver_median is not None and not _is_tissue(liver_median):
+    if liver_median is not None and not _is_tissue_hu(liver_median):
         message = (
             f"the liver's median is {liver_median:.0f} HU; does the label belong to this image?"
         )
@@ -243,7 +245,7 @@ def _judge_intensity(
     return []
 
 
-def _tissue_estimate(sample: np.ndarray) -> float | None:
+def _estimate_tissue_hu(sample: np.ndarray) -> float | None:
     """Median of the brighter part of the body; None where nearly nothing is denser than air."""
     body = sample[sample > BODY_HU]
     if body.size < max(1.0, 0.01 * sample.size):
@@ -259,27 +261,30 @@ def _has_background(low: float, high: float, sample: np.ndarray) -> bool:
     from inside the body has no background, and its lowest values are rare.
     """
     floor, top = np.percentile(sample, (1, 99))
-    if floor < MIN_FLOOR and (low, high) != (
+    if floor < MIN_FLOOR_HU and (low, high) != (
         -128.0,
         127.0,
     ):  # the second: grey values of 8 bits with a sign
         return False
-    return float(np.mean(sample <= floor + FLOOR_BAND * (top - floor))) >= FLOOR_SHARE
+    return (
+        float(np.mean(sample <= floor + FLOOR_BAND_FRACTION * (top - floor)))
+        >= MIN_BACKGROUND_FRACTION
+    )
 
 
-def _is_tissue(hu: float) -> bool:
+def _is_tissue_hu(hu: float) -> bool:
     return LIVER_HU[0] <= hu <= LIVER_HU[1]
 
 
-def _is_offset(hu: float) -> bool:
+def _is_offset_tissue_hu(hu: float) -> bool:
     return OFFSET_LIVER_HU[0] <= hu <= OFFSET_LIVER_HU[1]
 
 
-def _offset_missing(low: float, high: float, tissue: float) -> Finding:
+def _report_missing_offset(low: float, high: float, tissue: float) -> Finding:
     message = f"values {low:g} to {high:g}, tissue near {tissue:.0f}: 1024 was not subtracted; correct scl_inter"
     return Finding("error", "hu_offset_missing", message)
 
 
-def _not_ct(low: float, high: float, tissue: float) -> Finding:
+def _report_not_ct(low: float, high: float, tissue: float) -> Finding:
     message = f"values from {low:g} to {high:g}, tissue near {tissue:.4g}: not HU of a CT (MR, or rescaled?)"
     return Finding("error", "not_ct_like", message)

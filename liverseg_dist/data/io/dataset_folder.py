@@ -7,11 +7,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.errors import printable
-from liverseg_dist.texts.formats import FORMATS, describe_unread
-from liverseg_dist.texts.names import clean_text, fold_id, is_scan_name, list_some, scan_id
+from liverseg_dist.texts.formats import UNSUPPORTED_FORMATS, describe_unread
+from liverseg_dist.texts.names import clean_text, derive_scan_id, fold_id, is_scan_name, list_some
 
-PARTS = ("imagesTr", "imagesTs", "labelsTr")
-GHOST = "._"
+SUBFOLDERS = ("imagesTr", "imagesTs", "labelsTr")
+MACOS_METADATA_PREFIX = "._"
 """macOS adds a file `._name` to each file it copies to a foreign disk."""
 
 
@@ -29,7 +29,7 @@ class FileFinder:
         """
         if is_file(path):
             return path, None
-        found = self._listing(path.parent).get(fold_id(scan_id(path.name)), [])
+        found = self._listing(path.parent).get(fold_id(derive_scan_id(path.name)), [])
         if len(found) == 1:
             return found[0], None
         if found:
@@ -42,7 +42,7 @@ class FileFinder:
             self._folders[folder] = {}
             for file in list_entries(folder):
                 if is_scan_name(file.name) and is_file(file):
-                    key = fold_id(scan_id(file.name))
+                    key = fold_id(derive_scan_id(file.name))
                     self._folders[folder].setdefault(key, []).append(file)
         return self._folders[folder]
 
@@ -65,7 +65,7 @@ def list_entries(folder: Path) -> list[Path]:
         return []
 
 
-def relative_path(name: str) -> PurePosixPath | None:
+def parse_relative_path(name: str) -> PurePosixPath | None:
     """A path of `dataset.json`, also with Windows separators; None if it leaves the folder or names
     no file.
     """
@@ -76,7 +76,7 @@ def relative_path(name: str) -> PurePosixPath | None:
     return path
 
 
-def describe_left_out(folder: Path, used: Collection[Path], index: str | None) -> list[Finding]:
+def find_unread_files(folder: Path, used: Collection[Path], index: str | None) -> list[Finding]:
     """What lies in the folder and is not read.
 
     Args:
@@ -85,7 +85,7 @@ def describe_left_out(folder: Path, used: Collection[Path], index: str | None) -
         index: Name of the file that lists the scans, None where file names decide.
     """
     findings = []
-    for part in PARTS:
+    for part in SUBFOLDERS:
         scans, others, hidden = _sort_entries(folder / part, set(used))
         if scans and index is not None:
             text = f"{index} does not list {len(scans)} file(s) of {part}/, which are not read: {_names(scans)}"
@@ -101,12 +101,12 @@ def describe_left_out(folder: Path, used: Collection[Path], index: str | None) -
     return [*findings, *_outside_parts(folder, set(used))]
 
 
-def describe_found(folder: Path) -> str:
+def describe_contents(folder: Path) -> str:
     """What a folder without readable scans holds instead, to be told with the refusal; empty if
     nothing is known.
     """
     lines = []
-    for part in ("", *PARTS):
+    for part in ("", *SUBFOLDERS):
         scans, others, _ = _sort_entries(folder / part, set())
         known = [path for path in others if part or _has_known_suffix(path)]
         if scans and not part:
@@ -140,7 +140,7 @@ def _sort_entries(folder: Path, used: set[Path]) -> tuple[list[Path], list[Path]
     """(scans, other entries, hidden scans) of a folder that are not used."""
     scans, others, hidden = [], [], []
     for path in list_entries(folder):
-        if path in used or path.name.startswith(GHOST):
+        if path in used or path.name.startswith(MACOS_METADATA_PREFIX):
             continue
         if path.name.startswith("."):
             if is_scan_name(path.name.lstrip(".")) or _has_known_suffix(path):
@@ -153,7 +153,7 @@ def _sort_entries(folder: Path, used: set[Path]) -> tuple[list[Path], list[Path]
 
 
 def _has_known_suffix(path: Path) -> bool:
-    return path.name.lower().endswith(tuple(FORMATS)) and not path.is_dir()
+    return path.name.lower().endswith(tuple(UNSUPPORTED_FORMATS)) and not path.is_dir()
 
 
 def _names(paths: Iterable[Path]) -> str:

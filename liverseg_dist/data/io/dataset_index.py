@@ -19,31 +19,31 @@ from typing import Any
 
 from liverseg_dist.data.findings import Finding, is_valid_case_id
 from liverseg_dist.data.io.dataset_folder import (
-    GHOST,
-    PARTS,
+    MACOS_METADATA_PREFIX,
+    SUBFOLDERS,
     FileFinder,
-    describe_found,
-    describe_left_out,
+    describe_contents,
+    find_unread_files,
     is_file,
     list_entries,
-    relative_path,
+    parse_relative_path,
 )
-from liverseg_dist.data.io.modality import KEYS, check_modality
+from liverseg_dist.data.io.modality import MODALITY_KEYS, check_modality
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.labels import CLASS_NAMES
 from liverseg_dist.texts.names import (
     SUFFIXES,
+    assign_scan_ids,
+    derive_pairing_key,
+    derive_scan_id,
     fold_id,
+    get_file_name,
     is_scan_name,
-    last_part,
     list_some,
-    name_scans,
-    pairing_key,
-    scan_id,
 )
 from liverseg_dist.texts.structured import read_json
 
-INDEX = "dataset.json"
+INDEX_FILE = "dataset.json"
 MAX_INDEX_BYTES = 64 << 20
 MAX_ID_BYTES = 200
 MAX_DIGITS = 9
@@ -65,12 +65,12 @@ SYNONYMS = (
 )
 
 
-Files = tuple[Path, Path | None]
+FilePair = tuple[Path, Path | None]
 """Image and label of a case, as the index names them."""
 
 
 @dataclass(frozen=True)
-class MsdCase:
+class DatasetCase:
     """One scan. `label` is None where there is none, by design or because the file is missing (then a finding)."""
 
     case_id: str
@@ -80,15 +80,15 @@ class MsdCase:
 
 
 @dataclass(frozen=True)
-class MsdDataset:
+class DatasetIndex:
     name: str
-    training: tuple[MsdCase, ...]
-    test: tuple[MsdCase, ...]
+    training: tuple[DatasetCase, ...]
+    test: tuple[DatasetCase, ...]
     notes: tuple[Finding, ...] = ()
     """About the data set as a whole."""
 
 
-def read_dataset(folder: Path | str) -> MsdDataset:
+def read_dataset(folder: Path | str) -> DatasetIndex:
     """The cases of a data set, each part sorted by id. Raises `UserError` when the folder is no such data set."""
     folder = Path(folder)
     if not folder.exists():
@@ -99,21 +99,21 @@ def read_dataset(folder: Path | str) -> MsdDataset:
         raise UserError(
             f"{printable(folder)}: not a folder; give the one that holds dataset.json and imagesTr/"
         )
-    index = folder / INDEX
+    index = folder / INDEX_FILE
     has_index = index.exists() or index.is_symlink()
     dataset = _from_index(folder, index) if has_index else _from_names(folder)
     _check_ids(folder, dataset)
     cases = (*dataset.training, *dataset.test)
     used = {path for case in cases for path in (case.image, case.label) if path is not None}
-    listed = INDEX if not any(note.code == "no_index" for note in dataset.notes) else None
-    left_out = describe_left_out(folder, used, listed)
+    listed = INDEX_FILE if not any(note.code == "no_index" for note in dataset.notes) else None
+    left_out = find_unread_files(folder, used, listed)
     return replace(dataset, notes=(*dataset.notes, *left_out, *_outside(folder, dataset)))
 
 
 # --- with dataset.json ------------------------------------------------------------------------------------------------
 
 
-def _from_index(folder: Path, index: Path) -> MsdDataset:
+def _from_index(folder: Path, index: Path) -> DatasetIndex:
     content = _read_index(index)
     notes = [*_check_labels(content, index), *_modality_notes(content, index)]
     notes += _unread_notes(content)
@@ -136,11 +136,13 @@ def _from_index(folder: Path, index: Path) -> MsdDataset:
         if isinstance(claimed, int) and claimed != len(cases):
             notes.append(
                 Finding(
-                    "warning", "case_count", f"{INDEX} says {key} {claimed} but lists {len(cases)}"
+                    "warning",
+                    "case_count",
+                    f"{INDEX_FILE} says {key} {claimed} but lists {len(cases)}",
                 )
             )
     name = content.get("name")
-    return MsdDataset(
+    return DatasetIndex(
         printable(name if isinstance(name, str) and name else folder.resolve().name)[:MAX_ID_BYTES],
         _sorted(training),
         _sorted(test),
@@ -163,7 +165,7 @@ def _check_labels(content: dict[str, Any], index: Path) -> list[Finding]:
     """Raises `UserError` for other labels than ours."""
     labels = content.get("labels")
     if labels is None:
-        text = f"{INDEX} names no labels; their voxels are read as {EXPECTED_LABELS}"
+        text = f"{INDEX_FILE} names no labels; their voxels are read as {EXPECTED_LABELS}"
         return [Finding("warning", "labels_unnamed", text)]
     if not isinstance(labels, dict):
         raise UserError(f"{printable(index)}: labels are no mapping; expected {EXPECTED_LABELS}")
@@ -205,11 +207,11 @@ def _unread_notes(content: dict[str, Any]) -> list[Finding]:
     """Of what looks like scans, or like a division of them, and is not read."""
     notes = []
     if isinstance(content.get("dataset"), dict):
-        text = f"{INDEX} lists scans under `dataset` (nnU-Net), which is not read; training and test, or file names, are"
+        text = f"{INDEX_FILE} lists scans under `dataset` (nnU-Net), which is not read; training and test, or file names, are"
         notes.append(Finding("warning", "unread_list", text))
     ending = content.get("file_ending", SUFFIXES[0])
     if isinstance(ending, str) and not ending.lower().endswith(SUFFIXES):
-        text = f"{INDEX} says file_ending {printable(ending)}, which is not read; convert the scans to .nii.gz"
+        text = f"{INDEX_FILE} says file_ending {printable(ending)}, which is not read; convert the scans to .nii.gz"
         notes.append(Finding("warning", "file_ending", text))
     for key, value in content.items():
         if (
@@ -217,24 +219,24 @@ def _unread_notes(content: dict[str, Any]) -> list[Finding]:
             and isinstance(value, list)
             and any(map(_names_an_image, value))
         ):
-            text = f"{INDEX} lists {len(value)} scans under {printable(key)}, which is not read; training and test are"
+            text = f"{INDEX_FILE} lists {len(value)} scans under {printable(key)}, which is not read; training and test are"
             notes.append(Finding("warning", "unread_list", text))
     training = content.get("training")
     if isinstance(training, list) and any(
         isinstance(entry, dict) and "fold" in entry for entry in training
     ):
-        text = f"{INDEX} names a fold for scans, which is not read; convert.splits.kind=file takes folds from a file"
+        text = f"{INDEX_FILE} names a fold for scans, which is not read; convert.splits.kind=file takes folds from a file"
         notes.append(Finding("warning", "unread_folds", text))
     return notes
 
 
 def _names_an_image(entry: object) -> bool:
     name = entry.get("image") if isinstance(entry, dict) else entry
-    return isinstance(name, str) and is_scan_name(last_part(name))
+    return isinstance(name, str) and is_scan_name(get_file_name(name))
 
 
 def _modality_notes(content: dict[str, Any], index: Path) -> list[Finding]:
-    modality = next((content[key] for key in KEYS if content.get(key) is not None), None)
+    modality = next((content[key] for key in MODALITY_KEYS if content.get(key) is not None), None)
     if modality is None:
         return []
     names = modality
@@ -244,7 +246,7 @@ def _modality_notes(content: dict[str, Any], index: Path) -> list[Finding]:
         raise UserError(
             f"{printable(index)}: {len(names)} modalities; liver CTs have one channel of HU"
         )
-    return check_modality(INDEX, names)
+    return check_modality(INDEX_FILE, names)
 
 
 def _entries(content: dict[str, Any], key: str, index: Path) -> list[Any]:
@@ -258,10 +260,10 @@ def _entries(content: dict[str, Any], key: str, index: Path) -> list[Any]:
 
 def _is_ghost(entry: object) -> bool:
     name = entry.get("image") if isinstance(entry, dict) else entry
-    return isinstance(name, str) and last_part(name).startswith(GHOST)
+    return isinstance(name, str) and get_file_name(name).startswith(MACOS_METADATA_PREFIX)
 
 
-def _training_files(folder: Path, index: Path, entry: object) -> Files:
+def _training_files(folder: Path, index: Path, entry: object) -> FilePair:
     if not isinstance(entry, dict) or "image" not in entry:
         raise UserError(
             f'{printable(index)}: a training entry is {{"image": ..., "label": ...}}, not {_shown(entry)}'
@@ -271,7 +273,7 @@ def _training_files(folder: Path, index: Path, entry: object) -> Files:
     return image, None if label is None else _inside(folder, index, label)
 
 
-def _test_files(folder: Path, index: Path, entry: object) -> Files:
+def _test_files(folder: Path, index: Path, entry: object) -> FilePair:
     name = entry.get("image") if isinstance(entry, dict) else entry
     label = entry.get("label") if isinstance(entry, dict) else None
     return _inside(folder, index, name), None if label is None else _inside(folder, index, label)
@@ -281,7 +283,7 @@ def _inside(folder: Path, index: Path, name: object) -> Path:
     """A path of `dataset.json`, which may not leave the folder."""
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise UserError(f"{printable(index)}: a file name is expected, not {_shown(name)}")
-    path = relative_path(name)
+    path = parse_relative_path(name)
     if path is None:
         raise UserError(
             f"{printable(index)}: {_shown(name)} leaves the data set's folder; paths are relative to it"
@@ -291,62 +293,68 @@ def _inside(folder: Path, index: Path, name: object) -> Path:
     return folder / path
 
 
-def _listed_cases(training: list[Files], test: list[Files]) -> tuple[list[MsdCase], list[MsdCase]]:
+def _listed_cases(
+    training: list[FilePair], test: list[FilePair]
+) -> tuple[list[DatasetCase], list[DatasetCase]]:
     """Cases of the index. Its own image names give the ids, whatever the files that were found are called."""
     both = [*training, *test]
-    stems = {scan_id(label.name, keep_channel=True) for _, label in both if label is not None}
-    ids = name_scans((image.name for image, _ in both), stems).ids
+    stems = {
+        derive_scan_id(label.name, keep_channel=True) for _, label in both if label is not None
+    }
+    ids = assign_scan_ids((image.name for image, _ in both), stems).ids
     finder = FileFinder()
 
-    def make_case(files: Files) -> MsdCase:
+    def make_case(files: FilePair) -> DatasetCase:
         image, label = files
         # What looks like a further channel is a scan of its own if the index lists it.
-        name = ids.get(image.name) or scan_id(image.name, keep_channel=True)
+        name = ids.get(image.name) or derive_scan_id(image.name, keep_channel=True)
         return _listed_case(name, image, label, finder)
 
     return [make_case(files) for files in training], [make_case(files) for files in test]
 
 
-def _listed_case(case_id: str, image: Path, label: Path | None, finder: FileFinder) -> MsdCase:
+def _listed_case(case_id: str, image: Path, label: Path | None, finder: FileFinder) -> DatasetCase:
     findings = []
     image_file, problem = finder.find(image)
     if problem is not None:
         findings.append(
-            Finding("error", "image_missing", f"{INDEX} names {_tail(image)}, {problem}")
+            Finding("error", "image_missing", f"{INDEX_FILE} names {_tail(image)}, {problem}")
         )
     label_file = None
     if label is not None:
         label_file, problem = finder.find(label)
         if problem is not None:
             findings.append(
-                Finding("warning", "label_missing", f"{INDEX} names {_tail(label)}, {problem}")
+                Finding("warning", "label_missing", f"{INDEX_FILE} names {_tail(label)}, {problem}")
             )
             label_file = None
-    return MsdCase(case_id, image_file, label_file, tuple(findings))
+    return DatasetCase(case_id, image_file, label_file, tuple(findings))
 
 
 # --- without ----------------------------------------------------------------------------------------------------------
 
 
-def _from_names(folder: Path) -> MsdDataset:
-    images, tests, label_files = (_scans(folder / part) for part in PARTS)
-    said = f"{INDEX} lists no scans" if (folder / INDEX).exists() else f"no {INDEX}"
+def _from_names(folder: Path) -> DatasetIndex:
+    images, tests, label_files = (_scans(folder / part) for part in SUBFOLDERS)
+    said = f"{INDEX_FILE} lists no scans" if (folder / INDEX_FILE).exists() else f"no {INDEX_FILE}"
     if not images and not tests:
-        found = describe_found(folder)
+        found = describe_contents(folder)
         raise UserError(
             f"{printable(folder)}: {said}, and no scans (.nii, .nii.gz) in imagesTr/ or imagesTs/; "
             f"expected a Task03_Liver folder{'; ' if found else ''}{found}"
         )
     notes = [Finding("warning", "no_index", f"{said}: images and labels are paired by file name")]
-    stems = {scan_id(path.name, keep_channel=True) for path in label_files}
+    stems = {derive_scan_id(path.name, keep_channel=True) for path in label_files}
     labels = _labels_by_key(folder, label_files)
-    names = name_scans((path.name for path in images), stems)
-    test_names = name_scans((path.name for path in tests), stems)
+    names = assign_scan_ids((path.name for path in images), stems)
+    test_names = assign_scan_ids((path.name for path in tests), stems)
     training = [
         _named_case(path, names.ids[path.name], labels) for path in images if path.name in names.ids
     ]
     test = [
-        MsdCase(test_names.ids[path.name], path) for path in tests if path.name in test_names.ids
+        DatasetCase(test_names.ids[path.name], path)
+        for path in tests
+        if path.name in test_names.ids
     ]
     channels = [*names.channels, *test_names.channels]
     if channels:
@@ -364,7 +372,7 @@ def _from_names(folder: Path) -> MsdDataset:
     if unpaired:
         text = f"{len(unpaired)} label(s) without an image: {list_some(unpaired)}"
         notes.append(Finding("warning", "label_without_image", text))
-    return MsdDataset(folder.resolve().name, _sorted(training), _sorted(test), tuple(notes))
+    return DatasetIndex(folder.resolve().name, _sorted(training), _sorted(test), tuple(notes))
 
 
 def _scans(folder: Path) -> list[Path]:
@@ -374,7 +382,7 @@ def _scans(folder: Path) -> list[Path]:
 def _labels_by_key(folder: Path, files: list[Path]) -> dict[str, Path]:
     labels: dict[str, Path] = {}
     for path in files:
-        key = pairing_key(scan_id(path.name, keep_channel=True))
+        key = derive_pairing_key(derive_scan_id(path.name, keep_channel=True))
         if key in labels:
             both = f"{_tail(labels[key])} and {_tail(path)}"
             raise UserError(f"{printable(folder)}: {both} are labels of the same case; remove one")
@@ -382,25 +390,25 @@ def _labels_by_key(folder: Path, files: list[Path]) -> dict[str, Path]:
     return labels
 
 
-def _named_case(image: Path, case_id: str, labels: dict[str, Path]) -> MsdCase:
-    label = labels.get(pairing_key(case_id))
+def _named_case(image: Path, case_id: str, labels: dict[str, Path]) -> DatasetCase:
+    label = labels.get(derive_pairing_key(case_id))
     findings: tuple[Finding, ...] = ()
     if label is None:
         findings = (
             Finding("warning", "label_missing", f"no label of that name for {_tail(image)}"),
         )
-    return MsdCase(case_id, image, label, findings)
+    return DatasetCase(case_id, image, label, findings)
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
-def _sorted(cases: Iterable[MsdCase]) -> tuple[MsdCase, ...]:
+def _sorted(cases: Iterable[DatasetCase]) -> tuple[DatasetCase, ...]:
     return tuple(sorted(cases, key=lambda case: case.case_id))
 
 
-def _check_ids(folder: Path, dataset: MsdDataset) -> None:
-    seen: dict[str, MsdCase] = {}
+def _check_ids(folder: Path, dataset: DatasetIndex) -> None:
+    seen: dict[str, DatasetCase] = {}
     for case in (*dataset.training, *dataset.test):
         name = case.case_id
         if not is_valid_case_id(name) or len(name.encode("utf-8", "replace")) > MAX_ID_BYTES:
@@ -417,7 +425,7 @@ def _check_ids(folder: Path, dataset: MsdDataset) -> None:
             )
 
 
-def _outside(folder: Path, dataset: MsdDataset) -> list[Finding]:
+def _outside(folder: Path, dataset: DatasetIndex) -> list[Finding]:
     """A data set from elsewhere may link to scans that its user never meant to convert."""
     home = os.path.realpath(folder)
     linked = [

@@ -13,7 +13,7 @@ from liverseg_dist.data.findings import Finding
 from liverseg_dist.errors import UserError, printable
 
 Modality = Literal["CT", "any"]
-KEYS = ("modality", "channel_names")
+MODALITY_KEYS = ("modality", "channel_names")
 """Of MSD and nnU-Net 1, and of nnU-Net 2."""
 CT_WORDS = frozenset({"ct", "cect", "ncct", "ldct", "cbct", "cta", "hu"})
 CT_PHRASES = ("computed tomography", "computed axial tomography", "hounsfield")
@@ -77,7 +77,7 @@ def check_modality(index: str, names: Iterable[object]) -> list[Finding]:
     found = []
     for name in names:
         text = printable(name)[:80]
-        kind = _kind_of(text)
+        kind = _classify_modality(text)
         if kind == "other":
             message = f"{index} says modality {text}, not CT; its voxels are no HU"
             found.append(Finding("error", "not_ct", message))
@@ -99,7 +99,7 @@ def refuse_other_modality(where: object, notes: Iterable[Finding], allowed: Moda
             )
 
 
-def _kind_of(name: str) -> Literal["ct", "other", "unknown"]:
+def _classify_modality(name: str) -> Literal["ct", "other", "unknown"]:
     text = re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
     words = set(text.split())
     is_ct = bool(words & CT_WORDS) or any(phrase in text for phrase in CT_PHRASES)

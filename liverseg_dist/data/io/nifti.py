@@ -20,7 +20,12 @@ from isal import igzip
 from isal.igzip_lib import IsalError
 
 from liverseg_dist.data.findings import Finding, ScanFileError
-from liverseg_dist.data.io.nifti_header import NIFTI1_BYTES, Header, header_bytes, parse_header
+from liverseg_dist.data.io.nifti_header import (
+    NIFTI1_BYTES,
+    Header,
+    detect_header_size,
+    parse_header,
+)
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.files import atomic_write
 from liverseg_dist.volume import Grid, Volume
@@ -34,7 +39,7 @@ MAX_TRAILING_BYTES = 64 << 10
 MAX_GZIP_RATIO = 1032
 """No deflate stream expands further."""
 LABEL_TOLERANCE = 1e-3
-CORRUPT = (EOFError, igzip.BadGzipFile, cast(type[Exception], IsalError))
+CORRUPT_DATA_ERRORS = (EOFError, igzip.BadGzipFile, cast(type[Exception], IsalError))
 GZIP_LEVEL = 2
 """isal's; masks come out near gzip -6 at 50 times its speed."""
 
@@ -58,17 +63,17 @@ def read_scan_file(path: Path | str, kind: Kind = "image") -> ScanFile:
     """`read_nifti` with the notes on the header. Raises `ScanFileError`."""
     path = Path(path)
     try:
-        with _opened(path) as (stream, most_bytes):
+        with _open_stream(path) as (stream, most_bytes):
             block = stream.read(NIFTI1_BYTES)
-            block += stream.read(header_bytes(block) - NIFTI1_BYTES)
+            block += stream.read(detect_header_size(block) - NIFTI1_BYTES)
             header = parse_header(block, path)
             if header.offset + header.data_bytes > most_bytes:
                 reason = f"shorter than its header says ({header.data_bytes:,} bytes of voxels); copy it again"
                 raise ScanFileError(path, "truncated", reason)
-            _skip(stream, header.offset - len(block))
+            _skip_bytes(stream, header.offset - len(block))
             voxels = _read_voxels(stream, header, kind, path)
-            _expect_end(stream, path)
-    except CORRUPT as error:
+            _check_stream_end(stream, path)
+    except CORRUPT_DATA_ERRORS as error:
         truncated = isinstance(error, EOFError)
         reason = "ends too early (truncated)" if truncated else f"corrupt gzip data ({error})"
         raise ScanFileError(
@@ -83,7 +88,7 @@ def read_scan_file(path: Path | str, kind: Kind = "image") -> ScanFile:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+def _open_stream(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """The uncompressed byte stream of a regular file, and the most bytes it can hold."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -100,7 +105,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             yield raw, status.st_size
 
 
-def _skip(stream: BinaryIO, count: int) -> None:
+def _skip_bytes(stream: BinaryIO, count: int) -> None:
     while count > 0:
         got = len(stream.read(min(count, CHUNK_BYTES)))
         if not got:
@@ -108,7 +113,7 @@ def _skip(stream: BinaryIO, count: int) -> None:
         count -= got
 
 
-def _expect_end(stream: BinaryIO, path: Path) -> None:
+def _check_stream_end(stream: BinaryIO, path: Path) -> None:
     """Read to the end, which also checks the gzip checksum; a few padding bytes are no harm."""
     if len(stream.read(MAX_TRAILING_BYTES + 1)) > MAX_TRAILING_BYTES:
         raise ScanFileError(
@@ -116,7 +121,7 @@ def _expect_end(stream: BinaryIO, path: Path) -> None:
         )
 
 
-def _fill(stream: BinaryIO, array: np.ndarray) -> None:
+def _read_into(stream: BinaryIO, array: np.ndarray) -> None:
     """Read a whole array's bytes."""
     view = array.reshape(-1).view(np.uint8)
     at = 0
@@ -132,26 +137,26 @@ def _read_voxels(stream: BinaryIO, header: Header, kind: Kind, path: Path) -> np
     wanted = np.dtype(np.int16 if kind == "image" else np.uint8)
     if not header.scaled and (stored.kind, stored.itemsize) == (wanted.kind, wanted.itemsize):
         voxels = np.empty(header.grid.shape, dtype=stored)
-        _fill(stream, voxels)
+        _read_into(stream, voxels)
         if not stored.isnative:
             voxels = voxels.byteswap(inplace=True).view(wanted)
         return voxels
     count = int(np.prod(header.grid.shape, dtype=np.int64))
-    sink = _ImageSink(count) if kind == "image" else _LabelSink(count, path)
+    sink = _ImageBuffer(count) if kind == "image" else _LabelBuffer(count, path)
     buffer = np.empty(CHUNK_BYTES // stored.itemsize, dtype=stored)
     while sink.at < count:
         chunk = buffer[: count - sink.at]
-        _fill(stream, chunk)
-        sink.add(_scaled(chunk, header) if header.scaled else chunk)
+        _read_into(stream, chunk)
+        sink.add(_apply_scaling(chunk, header) if header.scaled else chunk)
     return sink.voxels.reshape(header.grid.shape)
 
 
-def _scaled(values: np.ndarray, header: Header) -> np.ndarray:
+def _apply_scaling(values: np.ndarray, header: Header) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):  # infinite then, which the audit reports
         return values.astype(np.float64) * header.slope + header.inter
 
 
-class _ImageSink:
+class _ImageBuffer:
     """Collects values as int16 as long as that loses nothing, as float32 from then on."""
 
     def __init__(self, count: int) -> None:
@@ -162,7 +167,7 @@ class _ImageSink:
         part = slice(self.at, self.at + values.size)
         self.at = part.stop
         if self.voxels.dtype == np.int16:
-            whole = _as_integers(values, np.int16)
+            whole = _convert_to_integers(values, np.int16)
             if whole is not None:
                 self.voxels[part] = whole
                 return
@@ -173,7 +178,7 @@ class _ImageSink:
             self.voxels[part] = values
 
 
-class _LabelSink:
+class _LabelBuffer:
     """Collects class numbers as uint8; refuses what is no class number."""
 
     def __init__(self, count: int, path: Path) -> None:
@@ -202,7 +207,7 @@ class _LabelSink:
         self.at += values.size
 
 
-def _as_integers(values: np.ndarray, dtype: type[np.int16]) -> np.ndarray | None:
+def _convert_to_integers(values: np.ndarray, dtype: type[np.int16]) -> np.ndarray | None:
     """The same values as integers, or None where that would change one."""
     limits = np.iinfo(dtype)
     if not (values.min() >= limits.min and values.max() <= limits.max):  # NaN compares false
@@ -215,17 +220,17 @@ def write_mask(path: Path | str, mask_zyx: np.ndarray, grid: Grid) -> None:
     """Write a uint8 mask on `grid` as .nii or .nii.gz: whole or not at all, the same bytes every time."""
     if mask_zyx.dtype != np.uint8:
         raise ValueError(f"a mask is uint8, not {mask_zyx.dtype}")
-    _write(Path(path), mask_zyx, grid)
+    _write_volume(Path(path), mask_zyx, grid)
 
 
 def write_image(path: Path | str, voxels_zyx: np.ndarray, grid: Grid) -> None:
     """Write an int16 or float32 image (HU) on `grid`, as `write_mask` does."""
     if voxels_zyx.dtype not in (np.int16, np.float32):
         raise ValueError(f"an image is int16 or float32, not {voxels_zyx.dtype}")
-    _write(Path(path), voxels_zyx, grid)
+    _write_volume(Path(path), voxels_zyx, grid)
 
 
-def _write(path: Path, voxels: np.ndarray, grid: Grid) -> None:
+def _write_volume(path: Path, voxels: np.ndarray, grid: Grid) -> None:
     if voxels.shape != grid.shape:
         raise ValueError(f"voxels have shape {voxels.shape}, their grid {grid.shape}")
     if not path.name.endswith(SUFFIXES):

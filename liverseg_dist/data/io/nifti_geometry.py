@@ -64,7 +64,7 @@ def read_geometry(
         return grid, [*notes, *found]
     unit = UNIT_NAMES[code]
     try:
-        grid, found = _choose_form(_in_mm(fields, scale), shape_xyz, path)
+        grid, found = _choose_form(_convert_to_mm(fields, scale), shape_xyz, path)
         message = f"the header is in {unit} (xyzt_units {code}), converted to mm"
         return grid, [Finding("warning", "unit_not_mm", message), *found]
     except ScanFileError as error:
@@ -76,7 +76,7 @@ def read_geometry(
         return grid, [Finding("warning", "unit_implausible", message), *found]
 
 
-def _in_mm(fields: nib.Nifti1Header, scale: float) -> nib.Nifti1Header:
+def _convert_to_mm(fields: nib.Nifti1Header, scale: float) -> nib.Nifti1Header:
     """A copy of the header with all lengths multiplied by `scale`."""
     scaled = fields.copy()
     with np.errstate(all="ignore"):  # unusable numbers are reported where they are used
@@ -95,9 +95,9 @@ def _choose_form(
 ) -> tuple[Grid, list[Finding]]:
     has_sform, has_qform = _has_form(fields, "sform_code"), _has_form(fields, "qform_code")
     if not has_sform and not has_qform:
-        return _grid_without_form(fields, shape_xyz, path)
-    sform = _attempt(_sform_grid, fields, shape_xyz, path) if has_sform else None
-    qform = _attempt(_qform_grid, fields, shape_xyz, path) if has_qform else None
+        return _build_grid_from_pixdim(fields, shape_xyz, path)
+    sform = _try_build_grid(_build_sform_grid, fields, shape_xyz, path) if has_sform else None
+    qform = _try_build_grid(_build_qform_grid, fields, shape_xyz, path) if has_qform else None
     notes: list[Finding] = []
     if isinstance(sform, Grid):
         grid = sform
@@ -112,7 +112,7 @@ def _choose_form(
             message = f"{sform.reason}; the qform is used"
             notes.append(Finding("warning", "sform_unusable", message))
     else:
-        raise _no_usable_form(sform, qform, path)
+        raise _merge_form_errors(sform, qform, path)
     notes += _compare_pixdim(grid, fields)
     if grid.is_sheared:
         message = "the axes are not at right angles (gantry tilt?)"
@@ -120,7 +120,7 @@ def _choose_form(
     return grid, notes
 
 
-def _no_usable_form(
+def _merge_form_errors(
     sform: Grid | ScanFileError | None, qform: Grid | ScanFileError | None, path: Path
 ) -> ScanFileError:
     errors = [error for error in (sform, qform) if isinstance(error, ScanFileError)]
@@ -130,15 +130,15 @@ def _no_usable_form(
     return ScanFileError(path, errors[0].code, reason)
 
 
-def _grid_without_form(
+def _build_grid_from_pixdim(
     fields: nib.Nifti1Header, shape_xyz: Index3, path: Path
 ) -> tuple[Grid, list[Finding]]:
     """nibabel's choice: x runs to the left, the centre of the scan is the origin."""
-    sizes = _usable_pixdim(fields, path)
+    sizes = _read_pixdim(fields, path)
     plain = nib.Nifti1Header()
     plain.set_data_shape(shape_xyz)
     plain.set_zooms(sizes.tolist())
-    grid = _checked_grid(shape_xyz, np.asarray(plain.get_base_affine()), path)
+    grid = _build_grid(shape_xyz, np.asarray(plain.get_base_affine()), path)
     message = "neither qform nor sform in the header; left/right is assumed"
     return grid, [Finding("warning", "no_orientation", message)]
 
@@ -149,11 +149,11 @@ def _has_form(fields: nib.Nifti1Header, name: str) -> bool:
     return code > 0 and code in nib.nifti1.xform_codes.code
 
 
-GridOf = Callable[[nib.Nifti1Header, Index3, Path], Grid]
+GridBuilder = Callable[[nib.Nifti1Header, Index3, Path], Grid]
 
 
-def _attempt(
-    grid_of: GridOf, fields: nib.Nifti1Header, shape_xyz: Index3, path: Path
+def _try_build_grid(
+    grid_of: GridBuilder, fields: nib.Nifti1Header, shape_xyz: Index3, path: Path
 ) -> Grid | ScanFileError:
     try:
         return grid_of(fields, shape_xyz, path)
@@ -161,13 +161,13 @@ def _attempt(
         return error
 
 
-def _sform_grid(fields: nib.Nifti1Header, shape_xyz: Index3, path: Path) -> Grid:
-    return _checked_grid(shape_xyz, np.asarray(fields.get_sform()), path)
+def _build_sform_grid(fields: nib.Nifti1Header, shape_xyz: Index3, path: Path) -> Grid:
+    return _build_grid(shape_xyz, np.asarray(fields.get_sform()), path)
 
 
-def _qform_grid(fields: nib.Nifti1Header, shape_xyz: Index3, path: Path) -> Grid:
+def _build_qform_grid(fields: nib.Nifti1Header, shape_xyz: Index3, path: Path) -> Grid:
     """The qform needs the voxel sizes of pixdim: without them it is unusable."""
-    _usable_pixdim(fields, path)
+    _read_pixdim(fields, path)
     if float(fields["pixdim"][0]) == 0:
         # NIfTI's own library reads a handedness of 0 as 1; nibabel would raise an error.
         fields = fields.copy()
@@ -180,20 +180,20 @@ def _qform_grid(fields: nib.Nifti1Header, shape_xyz: Index3, path: Path) -> Grid
     except (nib.spatialimages.HeaderDataError, ValueError) as error:
         reason = f"the qform is no rotation ({error}); repair the header"
         raise ScanFileError(path, "header_affine", reason) from None
-    return _checked_grid(shape_xyz, affine, path)
+    return _build_grid(shape_xyz, affine, path)
 
 
 def _compare_forms(sform: Grid, qform: Grid) -> list[Finding]:
     apart_mm = float(np.abs(sform.corners_mm() - qform.corners_mm()).max())
     if apart_mm <= FORM_TOLERANCE_MM:
         return []
-    angle = _angle_degrees(sform, qform)
+    angle = _measure_angle_degrees(sform, qform)
     turned = f" and {angle:.1f} degrees against each other" if angle > 0.5 else ""
     message = f"qform and sform put voxels up to {apart_mm:.2f} mm apart{turned}; the sform is used"
     return [Finding("warning", "qform_sform_disagree", message)]
 
 
-def _angle_degrees(one: Grid, other: Grid) -> float:
+def _measure_angle_degrees(one: Grid, other: Grid) -> float:
     """The largest angle between corresponding axes."""
     a, b = (g.affine[:3, :3] / np.linalg.norm(g.affine[:3, :3], axis=0) for g in (one, other))
     cosines = np.clip((a * b).sum(axis=0), -1, 1)
@@ -203,31 +203,29 @@ def _angle_degrees(one: Grid, other: Grid) -> float:
 def _compare_pixdim(grid: Grid, fields: nib.Nifti1Header) -> list[Finding]:
     pixdim = np.asarray(fields["pixdim"][1:4], dtype=np.float64)
     by_affine = np.asarray(grid.spacing_mm[::-1])
-    if not _are_sizes(pixdim):
-        message = (
-            f"pixdim says voxels of {_sizes(pixdim)}; the affine's {_sizes(by_affine)} are used"
-        )
+    if not _are_valid_sizes(pixdim):
+        message = f"pixdim says voxels of {_format_sizes(pixdim)}; the affine's {_format_sizes(by_affine)} are used"
         return [Finding("warning", "pixdim_unusable", message)]
     if np.abs(by_affine / pixdim - 1).max() <= PIXDIM_TOLERANCE:
         return []
-    message = f"pixdim says voxels of {_sizes(pixdim)}, the affine {_sizes(by_affine)}; the affine is used"
+    message = f"pixdim says voxels of {_format_sizes(pixdim)}, the affine {_format_sizes(by_affine)}; the affine is used"
     return [Finding("warning", "pixdim_disagrees", message)]
 
 
-def _usable_pixdim(fields: nib.Nifti1Header, path: Path) -> np.ndarray:
+def _read_pixdim(fields: nib.Nifti1Header, path: Path) -> np.ndarray:
     pixdim = np.asarray(fields["pixdim"][1:4], dtype=np.float64)
-    if not _are_sizes(pixdim):
-        reason = f"voxels of {_sizes(pixdim)}; set the header's pixdim to the true size"
+    if not _are_valid_sizes(pixdim):
+        reason = f"voxels of {_format_sizes(pixdim)}; set the header's pixdim to the true size"
         raise ScanFileError(path, "header_spacing", reason)
     return pixdim
 
 
-def _are_sizes(pixdim: np.ndarray) -> bool:
+def _are_valid_sizes(pixdim: np.ndarray) -> bool:
     low, high = SPACING_LIMITS_MM
     return bool(((low <= pixdim) & (pixdim <= high)).all())  # False for NaN as well
 
 
-def _checked_grid(shape_xyz: Index3, affine: np.ndarray, path: Path) -> Grid:
+def _build_grid(shape_xyz: Index3, affine: np.ndarray, path: Path) -> Grid:
     if (np.abs(affine) > MAX_AFFINE_MM).any():
         reason = "the affine puts voxels kilometres away; repair qform and sform"
         raise ScanFileError(path, "header_affine", reason)
@@ -238,11 +236,11 @@ def _checked_grid(shape_xyz: Index3, affine: np.ndarray, path: Path) -> Grid:
         raise ScanFileError(path, "header_affine", reason) from None
     low, high = SPACING_LIMITS_MM
     if min(grid.spacing_mm) < low or max(grid.spacing_mm) > high:
-        sizes = _sizes(grid.spacing_mm[::-1])
+        sizes = _format_sizes(grid.spacing_mm[::-1])
         reason = f"voxels of {sizes} (x, y, z) are no CT's; sizes must be in mm"
         raise ScanFileError(path, "header_spacing", reason)
     return grid
 
 
-def _sizes(values_xyz: "np.ndarray | tuple[float, ...]") -> str:
+def _format_sizes(values_xyz: "np.ndarray | tuple[float, ...]") -> str:
     return " x ".join(f"{float(v):.4g}" for v in values_xyz) + " mm"

@@ -24,7 +24,7 @@ MAX_VOXELS = 2**30
 MAX_OFFSET = 2**26
 """Bytes of header extensions."""
 
-SCALARS = {
+SUPPORTED_TYPES = {
     2: "u1",
     4: "i2",
     8: "i4",
@@ -37,7 +37,7 @@ SCALARS = {
     1280: "u8",
 }
 """NIfTI data type codes we read, as numpy type strings without the byte order."""
-REFUSED = {
+UNSUPPORTED_TYPES = {
     1: "bits",
     32: "complex",
     128: "RGB",
@@ -69,7 +69,7 @@ class Header:
         return math.prod(self.grid.shape) * self.dtype.itemsize
 
 
-def header_bytes(start: bytes) -> int:
+def detect_header_size(start: bytes) -> int:
     """How long the header is whose first bytes are `start`."""
     version_2 = (struct.pack("<i", NIFTI2_BYTES), struct.pack(">i", NIFTI2_BYTES))
     return NIFTI2_BYTES if start[:4] in version_2 else NIFTI1_BYTES
@@ -77,12 +77,12 @@ def header_bytes(start: bytes) -> int:
 
 def parse_header(block: bytes, path: Path) -> Header:
     """Decode and check the first bytes of a file. Raises `ScanFileError`."""
-    fields = _decode(block, path)
-    shape_xyz = _shape(fields, path)
-    dtype = _dtype(fields, path)
-    slope, inter = _scaling(fields, path)
+    fields = _decode_fields(block, path)
+    shape_xyz = _read_shape(fields, path)
+    dtype = _read_dtype(fields, path)
+    slope, inter = _read_scaling(fields, path)
     grid, notes = read_geometry(fields, shape_xyz, path)
-    notes = [*_scaling_notes(fields), *notes]
+    notes = [*_check_scaling(fields), *notes]
     offset = float(fields["vox_offset"])
     least = int(fields["sizeof_hdr"]) + 4
     if (
@@ -97,7 +97,7 @@ def parse_header(block: bytes, path: Path) -> Header:
     return Header(grid, dtype, max(int(offset), least), slope, inter, tuple(notes))
 
 
-def _decode(block: bytes, path: Path) -> nib.Nifti1Header:
+def _decode_fields(block: bytes, path: Path) -> nib.Nifti1Header:
     if len(block) < NIFTI1_BYTES:
         raise ScanFileError(path, "not_nifti", f"only {len(block)} bytes long: not a NIfTI file")
     for order in "<>":
@@ -123,7 +123,7 @@ def _decode(block: bytes, path: Path) -> nib.Nifti1Header:
     raise ScanFileError(path, "not_nifti", "not a NIfTI file (no NIfTI header)")
 
 
-def _shape(fields: nib.Nifti1Header, path: Path) -> tuple[int, int, int]:
+def _read_shape(fields: nib.Nifti1Header, path: Path) -> tuple[int, int, int]:
     dim = [int(n) for n in fields["dim"]]
     rank = dim[0]
     if not 1 <= rank <= 7:
@@ -154,14 +154,14 @@ def _shape(fields: nib.Nifti1Header, path: Path) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _dtype(fields: nib.Nifti1Header, path: Path) -> np.dtype:
+def _read_dtype(fields: nib.Nifti1Header, path: Path) -> np.dtype:
     code = int(fields["datatype"])
-    if code not in SCALARS:
-        kind = REFUSED.get(code, f"of unknown type {code}")
+    if code not in SUPPORTED_TYPES:
+        kind = UNSUPPORTED_TYPES.get(code, f"of unknown type {code}")
         raise ScanFileError(
             path, "not_scalar", f"voxels are {kind}; one integer or float per voxel is needed"
         )
-    dtype = np.dtype(SCALARS[code]).newbyteorder(fields.endianness)
+    dtype = np.dtype(SUPPORTED_TYPES[code]).newbyteorder(fields.endianness)
     bits = int(fields["bitpix"])
     if bits != dtype.itemsize * 8:
         raise ScanFileError(
@@ -170,7 +170,7 @@ def _dtype(fields: nib.Nifti1Header, path: Path) -> np.dtype:
     return dtype
 
 
-def _scaling(fields: nib.Nifti1Header, path: Path) -> tuple[float, float]:
+def _read_scaling(fields: nib.Nifti1Header, path: Path) -> tuple[float, float]:
     """(slope, intercept); a slope of 0 or NaN means: none (NIfTI standard; nibabel reads it so too)."""
     slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
     if slope == 0 or math.isnan(slope):
@@ -184,7 +184,7 @@ def _scaling(fields: nib.Nifti1Header, path: Path) -> tuple[float, float]:
     return slope, inter
 
 
-def _scaling_notes(fields: nib.Nifti1Header) -> list[Finding]:
+def _check_scaling(fields: nib.Nifti1Header) -> list[Finding]:
     """A slope of 0 switches scaling off, which also drops an intercept such as -1024."""
     slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
     if not (slope == 0 or math.isnan(slope)) or inter == 0 or math.isnan(inter):

@@ -12,7 +12,7 @@ import numpy as np
 
 from liverseg_dist.data.io.nifti_geometry import SPACING_LIMITS_MM
 from liverseg_dist.errors import UserError, printable
-from liverseg_dist.texts.matching import Entry, match_entries
+from liverseg_dist.texts.matching import TableEntry, match_entries
 from liverseg_dist.texts.structured import read_yaml
 from liverseg_dist.texts.tables import read_table
 from liverseg_dist.volume import Float3, Grid
@@ -48,16 +48,16 @@ def describe_unmatched(path: Path, scans: Collection[str]) -> list[str]:
     return matches.describe(path, "so they keep the voxel size of their header")
 
 
-def with_true_spacing(grid: Grid, spacing_mm: Float3) -> Grid:
+def replace_spacing(grid: Grid, spacing_mm: Float3) -> Grid:
     """The same directions and origin with voxels of `spacing_mm` (z, y, x)."""
     affine = grid.affine.copy()
     affine[:3, :3] *= np.asarray(spacing_mm)[::-1] / np.asarray(grid.spacing_mm)[::-1]
     return Grid(grid.shape, affine)
 
 
-def _read_entries(path: Path) -> list[Entry[Float3]]:
+def _read_entries(path: Path) -> list[TableEntry[Float3]]:
     if path.suffix.lower() in YAML_SUFFIXES:
-        return _yaml_entries(path)
+        return _read_yaml_entries(path)
     table = read_table(path, COLUMNS, PURPOSE)
     entries = []
     for row in table.rows:
@@ -67,13 +67,13 @@ def _read_entries(path: Path) -> list[Entry[Float3]]:
         name, where = row["case"], f"line {row.line}"
         if not name:
             raise UserError(f"{printable(path)}: {where} has no case{PURPOSE}")
-        entries.append(Entry(where, name, _parse_spacing(name, values, path, where)))
+        entries.append(TableEntry(where, name, _parse_spacing(name, values, path, where)))
     if not entries:
         raise UserError(f"{printable(path)}: has no rows{PURPOSE}")
     return entries
 
 
-def _yaml_entries(path: Path) -> list[Entry[Float3]]:
+def _read_yaml_entries(path: Path) -> list[TableEntry[Float3]]:
     content = read_yaml(path, f"; not a spacing table{PURPOSE}")
     if not isinstance(content, dict) or not content:
         raise UserError(
@@ -83,7 +83,7 @@ def _yaml_entries(path: Path) -> list[Entry[Float3]]:
     for name, value in content.items():
         values = value if isinstance(value, list) else [value]
         where = f"the key {printable(name)}"
-        entries.append(Entry(where, name, _parse_spacing(name, values, path, where)))
+        entries.append(TableEntry(where, name, _parse_spacing(name, values, path, where)))
     return entries
 
 
