@@ -44,12 +44,12 @@ def decode_text(raw: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_text(path: Path, *, most_bytes: int = MAX_TEXT_BYTES, purpose: str = "") -> str:
+def read_text(path: Path, *, max_bytes: int = MAX_TEXT_BYTES, purpose: str = "") -> str:
     """The text of a file that a user gave.
 
     Args:
         path: The file.
-        most_bytes: A larger file is refused before it is read.
+        max_bytes: A larger file is refused before it is read.
         purpose: What the file is for, as the end of a message: "; configs/ holds examples".
 
     Raises:
@@ -57,7 +57,7 @@ def read_text(path: Path, *, most_bytes: int = MAX_TEXT_BYTES, purpose: str = ""
     """
     try:
         with path.open("rb") as file:
-            raw = file.read(most_bytes + 1)
+            raw = file.read(max_bytes + 1)
     except FileNotFoundError:
         raise UserError(f"{printable(path)}: no such file{purpose}") from None
     except OSError as error:
@@ -65,8 +65,8 @@ def read_text(path: Path, *, most_bytes: int = MAX_TEXT_BYTES, purpose: str = ""
         raise UserError(f"{printable(path)}: cannot be read: {reason}{purpose}") from None
     except ValueError:  # a zero byte in the name
         raise UserError(f"{printable(path)}: cannot name a file{purpose}") from None
-    if len(raw) > most_bytes:
-        raise UserError(f"{printable(path)}: longer than {most_bytes >> 20} MiB{purpose}")
+    if len(raw) > max_bytes:
+        raise UserError(f"{printable(path)}: longer than {max_bytes >> 20} MiB{purpose}")
     try:
         return decode_text(raw)
     except TextDecodeError as error:

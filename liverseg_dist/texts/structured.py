@@ -86,7 +86,7 @@ def read_yaml_as_text(path: Path, purpose: str = "") -> Any:
 
 def read_yaml_both(path: Path, purpose: str = "") -> tuple[Any, Any]:
     """A YAML file twice: with YAML's types, and with the values as written. Raises `UserError`."""
-    text = read_text(path, most_bytes=MAX_YAML_BYTES, purpose=purpose)
+    text = read_text(path, max_bytes=MAX_YAML_BYTES, purpose=purpose)
     try:
         return _parse_both(text)
     except ValueError as error:
@@ -120,9 +120,9 @@ def parse_json(text: str) -> Any:
     return content
 
 
-def read_json(path: Path, *, most_bytes: int = MAX_TEXT_BYTES, purpose: str = "") -> Any:
+def read_json(path: Path, *, max_bytes: int = MAX_TEXT_BYTES, purpose: str = "") -> Any:
     """`parse_json` of a file. Raises `UserError`."""
-    text = read_text(path, most_bytes=most_bytes, purpose=purpose)
+    text = read_text(path, max_bytes=max_bytes, purpose=purpose)
     try:
         return parse_json(text)
     except ValueError as error:

@@ -21,7 +21,7 @@ from liverseg_dist.data.conversion.case_writer import (
 from liverseg_dist.data.conversion.settings_match import DONE_BEFORE
 from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.findings import Finding
-from liverseg_dist.data.io.dataset_index import DatasetCase
+from liverseg_dist.data.io.dataset_case import DatasetCase
 from liverseg_dist.data.store.layout import CASES, SCHEMA
 from liverseg_dist.locks import hold_lock
 from liverseg_dist.volume import Float3, Volume
