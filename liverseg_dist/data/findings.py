@@ -1,4 +1,7 @@
-"""What was noticed about a file or a case: severity, a stable code for scripts, and a sentence for people."""
+"""Findings about a file or a case: severity, a stable code for scripts, and a message for people.
+
+Readers (`data.io`) and the audit (`data.audit`) return them; the store keeps them as JSON.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +14,11 @@ Severity = Literal["info", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """info: worth knowing; warning: look at it; error: the case cannot be used as it is."""
+    """One observation about a file or a case.
+
+    Severity `info` needs no action, `warning` should be looked at, and with `error` the case cannot
+    be used.
+    """
 
     severity: Severity
     code: str
@@ -22,28 +29,24 @@ class Finding:
 
 
 class ScanFileError(UserError):
-    """A scan or label file that cannot be read; `code` tells scripts why (see `nifti`)."""
+    """A scan or label file cannot be read; `code` is the reason for scripts (see `nifti`)."""
 
     def __init__(self, path: Path | str, code: str, reason: str) -> None:
         super().__init__(f"{printable(path)}: {reason}")
-        self.path, self.code, self.reason = Path(path), code, reason
+        self.path = Path(path)
+        self.code = code
+        self.reason = reason
 
     def __reduce__(self) -> tuple[type, tuple[Path, str, str]]:
-        return type(self), (
-            self.path,
-            self.code,
-            self.reason,
-        )  # crosses process borders in one piece
+        # The default would pass the message only, and unpickling in another process would fail.
+        return type(self), (self.path, self.code, self.reason)
 
-    def finding(self) -> Finding:
+    def to_finding(self) -> Finding:
         return Finding("error", self.code, f"{printable(self.path.name)}: {self.reason}")
 
 
 def is_valid_case_id(name: str) -> bool:
-    """Whether `name` may stand for a case in paths: no folder, nothing hidden or reserved, one line."""
-    return (
-        bool(name.strip())
-        and "/" not in name
-        and not name.startswith((".", "__"))
-        and name.isprintable()
-    )
+    """Whether `name` can be a path component: printable, no folder, not hidden, not reserved."""
+    if not name.strip() or not name.isprintable():
+        return False
+    return "/" not in name and not name.startswith((".", "__"))

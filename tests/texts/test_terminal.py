@@ -8,7 +8,7 @@ from pathlib import Path
 
 SCRIPT = """
 import sys, time
-from liverseg_dist.tracking.show_progress import show_progress
+from liverseg_dist.tracking.progress import show_progress
 with show_progress("predict", 3) as line:
     for n in range(3):
         print(sys.argv[1])

@@ -92,7 +92,7 @@ def _made(job: CaseJob, source_sha256: str) -> CaseRecord:
         image_file = read_scan_file(job.case.image, "image")
         label_file = None if job.case.label is None else read_scan_file(job.case.label, "label")
     except ScanFileError as error:
-        record.findings = _json([*notes, error.finding()])
+        record.findings = _json([*notes, error.to_finding()])
         return record
     notes += [
         *image_file.notes,

@@ -1,7 +1,7 @@
-"""Where the voxels of a NIfTI file lie: the choice between sform, qform and pixdim, and the unit of length.
+"""Position of the voxels of a NIfTI file: choice of sform, qform or pixdim, and unit of length.
 
-The choice follows the NIfTI standard and nibabel: the sform if its code is set, else the qform, else
-the voxel sizes of pixdim alone. It differs from nibabel in two points, each with a finding:
+The choice follows the NIfTI standard and nibabel: the sform if its code is set, else the qform,
+else the voxel sizes of pixdim alone. It differs from nibabel in two points, each with a finding:
 
 - An unusable form is replaced by the other one. nibabel returns an affine of zeros for a header
   with sform_code 1 and srow of zeros (nibabel#624); ITK refuses a negative pixdim even if the sform
@@ -11,9 +11,9 @@ the voxel sizes of pixdim alone. It differs from nibabel in two points, each wit
   reading is used. If the unit gives impossible voxels and mm gives possible ones, the unit is
   taken for an error of the writer and the numbers are read as mm.
 
-If both forms are usable and differ, the sform is used. ITK prefers the qform in some of these cases,
-so a mask that another tool wrote may lie elsewhere: the finding `qform_sform_disagree` names the
-distance. Image and label are compared on the grids that this module returns.
+If both forms are usable and differ, the sform is used. ITK prefers the qform in some of these
+cases, so a mask that another tool wrote may be shifted: the finding `qform_sform_disagree` states
+the distance. Image and label are compared on the grids that this module returns.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,15 @@ import nibabel as nib
 import numpy as np
 
 from liverseg_dist.data.findings import Finding, ScanFileError
-from liverseg_dist.volume import Grid
+from liverseg_dist.volume import Grid, Index3
 
 SPACING_LIMITS_MM = (0.01, 100.0)
-"""Outside of these a file is refused; `audit` warns of less extreme sizes."""
+"""A file with sizes outside these limits is refused; the audit warns of less extreme sizes."""
 MAX_AFFINE_MM = 1e6
 FORM_TOLERANCE_MM = 0.1
 PIXDIM_TOLERANCE = 0.01
+"""Relative difference of voxel sizes."""
+MIN_SHOWN_DEGREES = 0.5
 
 UNIT_MASK = 7
 """The bits of xyzt_units that hold the unit of length; the others hold the unit of time."""
@@ -38,18 +40,19 @@ MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 UNIT_NAMES = {1: "metres", 3: "microns"}
 UNDEFINED_UNIT = "length unit {code} is not defined by NIfTI; the sizes are read as mm"
 
-Index3 = tuple[int, int, int]
-
 
 def read_geometry(
     fields: nib.Nifti1Header, shape_xyz: Index3, path: Path
 ) -> tuple[Grid, list[Finding]]:
-    """The grid of a file in mm, and the findings about its header.
+    """Determine the grid of a file in mm, and check its header.
 
     Args:
         fields: the decoded header; it is not changed.
         shape_xyz: number of voxels along the file's axes.
         path: the file, for messages.
+
+    Returns:
+        The grid and the findings.
 
     Raises:
         ScanFileError: no form of the header gives a usable geometry.
@@ -72,6 +75,7 @@ def read_geometry(
             grid, found = _choose_form(fields, shape_xyz, path)
         except ScanFileError:
             raise error from None
+        # Impossible sizes in the stated unit, possible ones in mm: the writer set a wrong unit.
         message = f"xyzt_units says {unit}, which no scan can have ({error.reason}); read as mm"
         return grid, [Finding("warning", "unit_implausible", message), *found]
 
@@ -79,13 +83,15 @@ def read_geometry(
 def _convert_to_mm(fields: nib.Nifti1Header, scale: float) -> nib.Nifti1Header:
     """A copy of the header with all lengths multiplied by `scale`."""
     scaled = fields.copy()
-    with np.errstate(all="ignore"):  # unusable numbers are reported where they are used
+    # Unusable numbers are reported by the functions that use them.
+    with np.errstate(all="ignore"):
         for name in ("srow_x", "srow_y", "srow_z"):
             scaled[name] = fields[name] * scale
         for name in ("qoffset_x", "qoffset_y", "qoffset_z"):
             scaled[name] = fields[name] * scale
         pixdim = np.array(fields["pixdim"])
-        pixdim[1:4] *= scale  # pixdim[0] is the handedness of the qform
+        # pixdim[0] is the handedness of the qform, not a length.
+        pixdim[1:4] *= scale
         scaled["pixdim"] = pixdim
     return scaled
 
@@ -93,7 +99,8 @@ def _convert_to_mm(fields: nib.Nifti1Header, scale: float) -> nib.Nifti1Header:
 def _choose_form(
     fields: nib.Nifti1Header, shape_xyz: Index3, path: Path
 ) -> tuple[Grid, list[Finding]]:
-    has_sform, has_qform = _has_form(fields, "sform_code"), _has_form(fields, "qform_code")
+    has_sform = _has_form(fields, "sform_code")
+    has_qform = _has_form(fields, "qform_code")
     if not has_sform and not has_qform:
         return _build_grid_from_pixdim(fields, shape_xyz, path)
     sform = _try_build_grid(_build_sform_grid, fields, shape_xyz, path) if has_sform else None
@@ -133,7 +140,7 @@ def _merge_form_errors(
 def _build_grid_from_pixdim(
     fields: nib.Nifti1Header, shape_xyz: Index3, path: Path
 ) -> tuple[Grid, list[Finding]]:
-    """nibabel's choice: x runs to the left, the centre of the scan is the origin."""
+    """Build the grid as nibabel does: x runs to the left, the origin is the scan's centre."""
     sizes = _read_pixdim(fields, path)
     plain = nib.Nifti1Header()
     plain.set_data_shape(shape_xyz)
@@ -144,7 +151,7 @@ def _build_grid_from_pixdim(
 
 
 def _has_form(fields: nib.Nifti1Header, name: str) -> bool:
-    """A code that NIfTI does not define counts as none, as in nibabel."""
+    """Whether the header has this form. An undefined code counts as none, as in nibabel."""
     code = int(fields[name])
     return code > 0 and code in nib.nifti1.xform_codes.code
 
@@ -166,7 +173,7 @@ def _build_sform_grid(fields: nib.Nifti1Header, shape_xyz: Index3, path: Path) -
 
 
 def _build_qform_grid(fields: nib.Nifti1Header, shape_xyz: Index3, path: Path) -> Grid:
-    """The qform needs the voxel sizes of pixdim: without them it is unusable."""
+    # The qform holds a rotation only and takes the voxel sizes from pixdim.
     _read_pixdim(fields, path)
     if float(fields["pixdim"][0]) == 0:
         # NIfTI's own library reads a handedness of 0 as 1; nibabel would raise an error.
@@ -175,40 +182,55 @@ def _build_qform_grid(fields: nib.Nifti1Header, shape_xyz: Index3, path: Path) -
         pixdim[0] = 1
         fields["pixdim"] = pixdim
     try:
-        with np.errstate(all="ignore"):  # an overflow is refused by the check below
+        # An overflow is refused by `_build_grid`.
+        with np.errstate(all="ignore"):
             affine = np.asarray(fields.get_qform())
     except (nib.spatialimages.HeaderDataError, ValueError) as error:
-        reason = f"the qform is no rotation ({error}); repair the header"
+        reason = f"the qform is not a rotation ({error}); repair the header"
         raise ScanFileError(path, "header_affine", reason) from None
     return _build_grid(shape_xyz, affine, path)
 
 
 def _compare_forms(sform: Grid, qform: Grid) -> list[Finding]:
-    apart_mm = float(np.abs(sform.corners_mm() - qform.corners_mm()).max())
-    if apart_mm <= FORM_TOLERANCE_MM:
+    distance_mm = float(np.abs(sform.corners_mm() - qform.corners_mm()).max())
+    if distance_mm <= FORM_TOLERANCE_MM:
         return []
     angle = _measure_angle_degrees(sform, qform)
-    turned = f" and {angle:.1f} degrees against each other" if angle > 0.5 else ""
-    message = f"qform and sform put voxels up to {apart_mm:.2f} mm apart{turned}; the sform is used"
+    rotation = f" and {angle:.1f} degrees against each other" if angle > MIN_SHOWN_DEGREES else ""
+    message = (
+        f"qform and sform put voxels up to {distance_mm:.2f} mm apart{rotation}; the sform is used"
+    )
     return [Finding("warning", "qform_sform_disagree", message)]
 
 
 def _measure_angle_degrees(one: Grid, other: Grid) -> float:
     """The largest angle between corresponding axes."""
-    a, b = (g.affine[:3, :3] / np.linalg.norm(g.affine[:3, :3], axis=0) for g in (one, other))
-    cosines = np.clip((a * b).sum(axis=0), -1, 1)
+    products = _axis_directions(one) * _axis_directions(other)
+    cosines = np.clip(products.sum(axis=0), -1, 1)
     return float(np.degrees(np.arccos(cosines.min())))
+
+
+def _axis_directions(grid: Grid) -> np.ndarray:
+    """Unit vectors of the file's axes, one in each column (3, 3)."""
+    directions = grid.affine[:3, :3]
+    return directions / np.linalg.norm(directions, axis=0)
 
 
 def _compare_pixdim(grid: Grid, fields: nib.Nifti1Header) -> list[Finding]:
     pixdim = np.asarray(fields["pixdim"][1:4], dtype=np.float64)
     by_affine = np.asarray(grid.spacing_mm[::-1])
     if not _are_valid_sizes(pixdim):
-        message = f"pixdim says voxels of {_format_sizes(pixdim)}; the affine's {_format_sizes(by_affine)} are used"
+        message = (
+            f"pixdim says voxels of {_format_sizes(pixdim)}; "
+            f"the affine's {_format_sizes(by_affine)} are used"
+        )
         return [Finding("warning", "pixdim_unusable", message)]
     if np.abs(by_affine / pixdim - 1).max() <= PIXDIM_TOLERANCE:
         return []
-    message = f"pixdim says voxels of {_format_sizes(pixdim)}, the affine {_format_sizes(by_affine)}; the affine is used"
+    message = (
+        f"pixdim says voxels of {_format_sizes(pixdim)}, the affine {_format_sizes(by_affine)}; "
+        "the affine is used"
+    )
     return [Finding("warning", "pixdim_disagrees", message)]
 
 
@@ -222,7 +244,8 @@ def _read_pixdim(fields: nib.Nifti1Header, path: Path) -> np.ndarray:
 
 def _are_valid_sizes(pixdim: np.ndarray) -> bool:
     low, high = SPACING_LIMITS_MM
-    return bool(((low <= pixdim) & (pixdim <= high)).all())  # False for NaN as well
+    # Comparisons with NaN are false, so NaN is not a valid size.
+    return bool(((low <= pixdim) & (pixdim <= high)).all())
 
 
 def _build_grid(shape_xyz: Index3, affine: np.ndarray, path: Path) -> Grid:
@@ -237,7 +260,7 @@ def _build_grid(shape_xyz: Index3, affine: np.ndarray, path: Path) -> Grid:
     low, high = SPACING_LIMITS_MM
     if min(grid.spacing_mm) < low or max(grid.spacing_mm) > high:
         sizes = _format_sizes(grid.spacing_mm[::-1])
-        reason = f"voxels of {sizes} (x, y, z) are no CT's; sizes must be in mm"
+        reason = f"voxels of {sizes} (x, y, z) are not possible in a CT; sizes must be in mm"
         raise ScanFileError(path, "header_spacing", reason)
     return grid
 
