@@ -1,7 +1,7 @@
-"""The part of the audit that needs no label: is this a CT in HU, whole, and of a believable size?
+"""The part of the audit that needs no label: is the scan a complete CT in HU of plausible size?
 
-`audit_case` (conversion) and `inference.scan_checks` (predict, evaluate) call the same functions, so a
-scan that conversion excludes is refused by inference for the same reason.
+`audit_case` (conversion) and `inference.scan_checks` (predict, evaluate) call the same functions,
+so inference refuses the scans that conversion excludes, for the same reasons.
 """
 
 from collections.abc import Sequence
@@ -23,25 +23,34 @@ from liverseg_dist.volume import CANONICAL_ORIENTATION, Volume
 SLAB_SLICES = 64
 VERY_FEW_SLICES = 8
 LIVER_HU = (-100.0, 300.0)
-"""Median HU of a liver: fat to haemochromatosis and contrast, with room."""
+"""Median HU of a liver, with a margin: from fat to haemochromatosis and contrast agent."""
 OFFSET_LIVER_HU = (850.0, 1400.0)
-"""The same when 1024 was never subtracted."""
+"""The same if 1024 was not subtracted."""
 NO_AIR_HU = -200.0
-"""A CT whose lowest value is above this shows no air: a crop, a window of grey values, or no CT."""
+"""A CT whose lowest values are above this shows no air: a crop, or grey values instead of HU."""
+MIN_HU_RANGE = 100.0
 BODY_HU = -300.0
+MIN_BODY_FRACTION = 0.01
+SAMPLE_SLICES = 64
 SAMPLE_STEP = 4
 MAX_MINOR_PADDING_FRACTION = 1e-3
+"""Up to this fraction of the voxels, padding values are only an info."""
 MIN_FLOOR_HU = -10.0
-"""A window of HU that starts below this is none of grey values (nnU-Net's clip for LiTS starts at -17)."""
+"""Values that begin below this are no grey values (nnU-Net's clip for LiTS begins at -17)."""
+SIGNED_BYTE_RANGE = (-128.0, 127.0)
+"""Grey values of 8 bits with a sign, the exception from `MIN_FLOOR_HU`."""
 FLOOR_BAND_FRACTION = 0.03
-"""Part of the value range that counts as the lowest values."""
+"""Fraction of the value range that counts as the lowest values."""
 MIN_BACKGROUND_FRACTION = 0.05
-"""Of voxels: with more in the lowest band, the image has a background."""
+"""An image with more than this fraction of its voxels in the lowest band has a background."""
 VOXEL_LIMITS_MM = (0.15, 20.0)
-"""Voxel edges of CTs, with room: a header in cm gives 0.05 to 0.1."""
+"""Voxel edges of CTs, with a margin: a header in cm gives 0.05 to 0.1."""
 EXTENT_LIMITS_MM = (60.0, 1000.0)
-"""Field of view of CTs in plane, with room; a header in cm gives about 40."""
+"""Field of view of CTs in plane, with a margin: a header in cm gives about 40."""
 MAX_LENGTH_MM = 2500.0
+MIN_TILT_DEGREES = 1.0
+PERCENTILES = (1, 25, 50, 75, 99)
+MAX_SHOWN_SLICES = 8
 
 
 def audit_image(
@@ -50,13 +59,14 @@ def audit_image(
     notes: Sequence[Finding] = (),
     label: Volume | None = None,
 ) -> tuple[list[Finding], dict[str, object]]:
-    """Findings and facts of a scan by itself.
+    """Audit a scan without its label.
 
     Args:
         image: HU, in any orientation.
-        notes: findings of the reader.
-        label: labels on the image's grid, where they are known: the liver's HU are then measured
-            and not estimated.
+        cleaning: Limits.
+        notes: Findings of the reader.
+        label: A label on the image's grid, if one is known: the HU of the liver are then measured
+            instead of estimated.
 
     Returns:
         Findings, the reader's first, and JSON-able facts.
@@ -67,7 +77,7 @@ def audit_image(
 
 
 def collect_image_facts(image: Volume) -> dict[str, object]:
-    """Size and orientation, for the record."""
+    """Shape, spacing and orientation, JSON-able."""
     return {
         "shape_zyx": list(image.shape),
         "spacing_mm": [round(mm, 6) for mm in image.spacing_mm],
@@ -75,46 +85,45 @@ def collect_image_facts(image: Volume) -> dict[str, object]:
     }
 
 
-# --- geometry ---------------------------------------------------------------------------------------------------------
+# --- geometry ----------------------------------------------------------------------------------
 
 
 def check_grid(image: Volume, cleaning: CleaningConfig) -> list[Finding]:
-    """Lost or unbelievable voxel sizes, too few slices, a tilt."""
-    found = []
+    """Check voxel sizes, number of slices and tilt."""
+    findings = []
     if has_identity_affine(image.grid):
         message = (
-            "identity affine with voxels of 1 mm: the header lost its geometry (known for LiTS 28 to 47); "
-            "give the true sizes in convert.cleaning.spacing_table"
+            "identity affine with voxels of 1 mm: the header lost its geometry (known for LiTS 28 "
+            "to 47); give the true sizes in convert.cleaning.spacing_table"
         )
-        found.append(Finding("warning", "identity_affine", message))
+        findings.append(Finding("warning", "identity_affine", message))
     else:
-        found += _check_sizes(image)
-    found += _check_slices(image, cleaning)
+        findings += _check_sizes(image)
+    findings += _check_slices(image, cleaning)
     tilt = _measure_tilt_degrees(image)
-    if tilt > 1:
-        found.append(
-            Finding(
-                "info",
-                "oblique",
-                f"axes are {tilt:.1f} degrees off the world's; the grid is kept as it is",
-            )
-        )
-    return found
+    if tilt > MIN_TILT_DEGREES:
+        message = f"axes are {tilt:.1f} degrees off the world's; the grid is kept as it is"
+        findings.append(Finding("info", "oblique", message))
+    return findings
 
 
 def _check_sizes(image: Volume) -> list[Finding]:
     canonical = image.reoriented(CANONICAL_ORIENTATION)
-    spacing = canonical.spacing_mm
-    extent = [n * mm for n, mm in zip(canonical.shape, spacing, strict=True)]
-    low, high = VOXEL_LIMITS_MM
-    narrow, wide = EXTENT_LIMITS_MM
-    bad_voxel = min(spacing) < low or max(spacing) > high
-    bad_extent = min(extent[1:]) < narrow or max(extent[1:]) > wide or extent[0] > MAX_LENGTH_MM
-    if not (bad_voxel or bad_extent):
+    spacing_mm = canonical.spacing_mm
+    extent_mm = [n * mm for n, mm in zip(canonical.shape, spacing_mm, strict=True)]
+    length_mm, in_plane_mm = extent_mm[0], extent_mm[1:]
+    min_voxel, max_voxel = VOXEL_LIMITS_MM
+    min_extent, max_extent = EXTENT_LIMITS_MM
+    voxel_ok = min_voxel <= min(spacing_mm) and max(spacing_mm) <= max_voxel
+    extent_ok = min_extent <= min(in_plane_mm) and max(in_plane_mm) <= max_extent
+    if voxel_ok and extent_ok and length_mm <= MAX_LENGTH_MM:
         return []
-    voxels = " x ".join(f"{mm:.3g}" for mm in spacing)
-    fields = " x ".join(f"{mm:.0f}" for mm in extent)
-    message = f"voxels of {voxels} mm, a field of view of {fields} mm (z, y, x): not a CT's; is the header in mm?"
+    voxels = " x ".join(f"{mm:.3g}" for mm in spacing_mm)
+    extent = " x ".join(f"{mm:.0f}" for mm in extent_mm)
+    message = (
+        f"voxels of {voxels} mm, a field of view of {extent} mm (z, y, x): not plausible for a "
+        "CT; is the header in mm?"
+    )
     return [Finding("warning", "implausible_voxel_size", message)]
 
 
@@ -122,12 +131,13 @@ def _check_slices(image: Volume, cleaning: CleaningConfig) -> list[Finding]:
     canonical = image.reoriented(CANONICAL_ORIENTATION)
     slices = canonical.shape[0]
     # Resampling may leave fewer slices than the file has: 3 slices of 1 mm are one of 3 mm.
-    wanted = cleaning.spacing_mm[0] if cleaning.spacing_mm is not None else canonical.spacing_mm[0]
-    filled = min(slices, max(1, round(slices * canonical.spacing_mm[0] / wanted)))
+    slice_mm = canonical.spacing_mm[0]
+    slab_slice_mm = cleaning.spacing_mm[0] if cleaning.spacing_mm is not None else slice_mm
+    filled = min(slices, max(1, round(slices * slice_mm / slab_slice_mm)))
     if filled < cleaning.min_slices:
         message = (
-            f"{slices} slices fill {filled} of the {SLAB_SLICES} slices of a slab, all others are padding; at least "
-            f"{cleaning.min_slices} (convert.cleaning.min_slices)"
+            f"{slices} slices fill {filled} of the {SLAB_SLICES} slices of a slab, all others are "
+            f"padding; at least {cleaning.min_slices} are required (convert.cleaning.min_slices)"
         )
         return [Finding("error", "very_few_slices", message)]
     message = f"{slices} slices, fewer than the {SLAB_SLICES} of a slab"
@@ -137,106 +147,120 @@ def _check_slices(image: Volume, cleaning: CleaningConfig) -> list[Finding]:
 
 
 def _measure_tilt_degrees(image: Volume) -> float:
+    """Largest angle between an axis of the scan and the nearest axis of the world."""
     directions = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
-    return float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0).min(), -1, 1))))
+    cosines = np.abs(directions).max(axis=0)
+    return float(np.degrees(np.arccos(np.clip(cosines.min(), -1, 1))))
 
 
-# --- voxels without a measurement -------------------------------------------------------------------------------------
+# --- voxels without a measurement --------------------------------------------------------------
 
 
 def check_invalid_voxels(
     image: Volume, cleaning: CleaningConfig, facts: dict[str, object]
 ) -> list[Finding]:
-    """NaN, padding and blank slices; too many of them are an error."""
+    """Report NaN, padding and blank slices; too many of them are an error. Adds to `facts`."""
     canonical = image.reoriented(CANONICAL_ORIENTATION)
-    _, broken = fill_invalid_voxels(canonical.voxels)
-    facts["broken"] = broken.to_json()
-    found = _report_invalid_voxels(broken, int(np.prod(canonical.shape)))
-    share = invalid_fraction(broken, canonical.shape)
-    if share > cleaning.max_broken_fraction:
-        limit = cleaning.max_broken_fraction
-        message = f"{100 * share:.1f} % broken voxels; at most {100 * limit:.1f} % (convert.cleaning.max_broken_fraction)"
-        found.append(Finding("error", "too_many_broken_voxels", message))
-    return found
-
-
-def _report_invalid_voxels(broken: InvalidVoxels, voxels: int) -> list[Finding]:
-    found = []
-    if broken.nonfinite_voxels:
-        message = f"{broken.nonfinite_voxels:,} NaN or infinite voxels become air ({AIR_HU} HU)"
-        found.append(Finding("warning", "broken_voxels", message))
-    if broken.padding_voxels:
-        message = f"{broken.padding_voxels:,} voxels below {AIR_HU} HU (padding, or noise in air) become air"
-        severity: Severity = (
-            "warning" if broken.padding_voxels > MAX_MINOR_PADDING_FRACTION * voxels else "info"
-        )
-        found.append(Finding(severity, "padding_values", message))
-    if broken.blank_slices:
-        some = ", ".join(map(str, broken.blank_slices[:8]))
+    _, invalid = fill_invalid_voxels(canonical.voxels)
+    facts["broken"] = invalid.to_json()
+    findings = _report_invalid_voxels(invalid, int(np.prod(canonical.shape)))
+    fraction = invalid_fraction(invalid, canonical.shape)
+    limit = cleaning.max_broken_fraction
+    if fraction > limit:
         message = (
-            f"{len(broken.blank_slices)} blank slice(s) within the scan are interpolated: {some}"
+            f"{100 * fraction:.1f} % broken voxels; at most {100 * limit:.1f} % are accepted "
+            "(convert.cleaning.max_broken_fraction)"
         )
-        found.append(Finding("warning", "blank_slices", message))
-    return found
+        findings.append(Finding("error", "too_many_broken_voxels", message))
+    return findings
 
 
-# --- intensity --------------------------------------------------------------------------------------------------------
+def _report_invalid_voxels(invalid: InvalidVoxels, voxels: int) -> list[Finding]:
+    findings = []
+    if invalid.nonfinite_voxels:
+        message = f"{invalid.nonfinite_voxels:,} NaN or infinite voxels become air ({AIR_HU} HU)"
+        findings.append(Finding("warning", "broken_voxels", message))
+    if invalid.padding_voxels:
+        message = (
+            f"{invalid.padding_voxels:,} voxels below {AIR_HU} HU (padding, or noise in air) "
+            "become air"
+        )
+        is_minor = invalid.padding_voxels <= MAX_MINOR_PADDING_FRACTION * voxels
+        severity: Severity = "info" if is_minor else "warning"
+        findings.append(Finding(severity, "padding_values", message))
+    if invalid.blank_slices:
+        slices = ", ".join(map(str, invalid.blank_slices[:MAX_SHOWN_SLICES]))
+        message = (
+            f"{len(invalid.blank_slices)} blank slice(s) within the scan are interpolated: {slices}"
+        )
+        findings.append(Finding("warning", "blank_slices", message))
+    return findings
+
+
+# --- intensity ---------------------------------------------------------------------------------
 
 
 def check_intensity(image: Volume, label: Volume | None, facts: dict[str, object]) -> list[Finding]:
-    """Whether the values are HU of a CT. A label gives the liver's median, else tissue is estimated."""
+    """Check that the values are HU of a CT; adds their range to `facts`.
+
+    With a label the median of the liver is measured, without one the soft tissue is estimated.
+    """
     sample = sample_voxels(image)
     if not sample.size:
         return []
     low, high = float(np.nanmin(image.voxels)), float(np.nanmax(image.voxels))
     facts["hu_range"] = [low, high]
-    facts["hu_percentiles"] = {
-        str(p): round(float(np.percentile(sample, p)), 1) for p in (1, 25, 50, 75, 99)
-    }
+    percentiles = {}
+    for percentile in PERCENTILES:
+        percentiles[str(percentile)] = round(float(np.percentile(sample, percentile)), 1)
+    facts["hu_percentiles"] = percentiles
     if low == high:
-        return [
-            Finding("error", "constant_image", f"every voxel is {low:g}; there is no scan in it")
-        ]
-    median = None
+        message = f"every voxel is {low:g}; the file holds no scan"
+        return [Finding("error", "constant_image", message)]
+    liver_median = None
     if label is not None:
-        values = image.voxels[(label.voxels == LIVER)]
-        median = float(np.median(values)) if values.size else None
-        facts["liver_median_hu"] = median
-    return _judge_intensity(low, high, sample, median)
+        values = image.voxels[label.voxels == LIVER]
+        liver_median = float(np.median(values)) if values.size else None
+        facts["liver_median_hu"] = liver_median
+    return _judge_intensity(low, high, sample, liver_median)
 
 
 def sample_voxels(image: Volume) -> np.ndarray:
-    """Finite values of at most 64 slices, every fourth voxel in plane; float32."""
-    sample = image.voxels[:: 1 + image.shape[0] // 64, ::SAMPLE_STEP, ::SAMPLE_STEP].astype(
-        np.float32
-    )
+    """Finite values of about 64 slices, every fourth voxel in plane; float32."""
+    step_z = 1 + image.shape[0] // SAMPLE_SLICES
+    sample = image.voxels[::step_z, ::SAMPLE_STEP, ::SAMPLE_STEP].astype(np.float32)
     return sample[np.isfinite(sample)]
 
 
 def _judge_intensity(
     low: float, high: float, sample: np.ndarray, liver_median: float | None
 ) -> list[Finding]:
-    """A CT in HU has air far below zero; what has none is another modality, or was shifted or scaled."""
-    # Not the minimum: resampling (cubic, sinc) leaves a few negative voxels beside bright ones in MR as well.
+    """A CT in HU has air far below zero. Without air: another modality, shifted or scaled values.
+
+    Args:
+        low: Lowest value of all voxels.
+        high: Highest value of all voxels.
+        sample: See `sample_voxels`.
+        liver_median: HU, None without label.
+    """
+    # A percentile, not the minimum: resampling (cubic, sinc) leaves a few negative voxels beside
+    # bright ones in MR as well.
     if np.percentile(sample, 0.1) > NO_AIR_HU:
-        tissue = (
-            liver_median
-            if liver_median is not None
-            else float(np.median(sample[sample > sample.mean()]))
-        )
+        tissue = liver_median
+        if tissue is None:
+            tissue = float(np.median(sample[sample > sample.mean()]))
         if _is_offset_tissue_hu(tissue):
             return [_report_missing_offset(low, high, tissue)]
-        if not _is_tissue_hu(tissue) or high - low < 100 or _has_background(low, high, sample):
+        is_narrow = high - low < MIN_HU_RANGE
+        if not _is_tissue_hu(tissue) or is_narrow or _has_background(low, high, sample):
             return [_report_not_ct(low, high, tissue)]
     elif liver_median is None or not _is_tissue_hu(liver_median):
-        # Low values alone prove nothing: padding of -2000 beside values without offset, or a factor.
+        # Low values alone are no proof: padding of -2000 beside values without offset, or a factor.
         bright = _estimate_tissue_hu(sample)
         if bright is not None and bright > LIVER_HU[1]:
-            return [
-                _report_missing_offset(low, high, bright)
-                if _is_offset_tissue_hu(bright)
-                else _report_not_ct(low, high, bright)
-            ]
+            if _is_offset_tissue_hu(bright):
+                return [_report_missing_offset(low, high, bright)]
+            return [_report_not_ct(low, high, bright)]
     if liver_median is not None and not _is_tissue_hu(liver_median):
         message = (
             f"the liver's median is {liver_median:.0f} HU; does the label belong to this image?"
@@ -246,9 +270,9 @@ def _judge_intensity(
 
 
 def _estimate_tissue_hu(sample: np.ndarray) -> float | None:
-    """Median of the brighter part of the body; None where nearly nothing is denser than air."""
+    """Median of the brighter part of the body; None if almost nothing is denser than air."""
     body = sample[sample > BODY_HU]
-    if body.size < max(1.0, 0.01 * sample.size):
+    if body.size < max(1.0, MIN_BODY_FRACTION * sample.size):
         return None
     bright = body[body > body.mean()]
     return float(np.median(bright)) if bright.size else None
@@ -257,19 +281,14 @@ def _estimate_tissue_hu(sample: np.ndarray) -> float | None:
 def _has_background(low: float, high: float, sample: np.ndarray) -> bool:
     """Whether the lowest values, about 0 or above, are those of a background.
 
-    Air is -1000 HU, so an image with a background at 0 is no CT in HU: grey values of 8 bits, MR. A crop
-    from inside the body has no background, and its lowest values are rare.
+    Air is -1000 HU, so an image with a background at 0 is not a CT in HU, but has grey values of 8
+    bits or is MR. A crop from inside the body has no background: its lowest values are rare.
     """
     floor, top = np.percentile(sample, (1, 99))
-    if floor < MIN_FLOOR_HU and (low, high) != (
-        -128.0,
-        127.0,
-    ):  # the second: grey values of 8 bits with a sign
+    if floor < MIN_FLOOR_HU and (low, high) != SIGNED_BYTE_RANGE:
         return False
-    return (
-        float(np.mean(sample <= floor + FLOOR_BAND_FRACTION * (top - floor)))
-        >= MIN_BACKGROUND_FRACTION
-    )
+    is_low = sample <= floor + FLOOR_BAND_FRACTION * (top - floor)
+    return float(np.mean(is_low)) >= MIN_BACKGROUND_FRACTION
 
 
 def _is_tissue_hu(hu: float) -> bool:
@@ -281,10 +300,16 @@ def _is_offset_tissue_hu(hu: float) -> bool:
 
 
 def _report_missing_offset(low: float, high: float, tissue: float) -> Finding:
-    message = f"values {low:g} to {high:g}, tissue near {tissue:.0f}: 1024 was not subtracted; correct scl_inter"
+    message = (
+        f"values {low:g} to {high:g}, tissue near {tissue:.0f}: 1024 was not subtracted; "
+        "correct scl_inter"
+    )
     return Finding("error", "hu_offset_missing", message)
 
 
 def _report_not_ct(low: float, high: float, tissue: float) -> Finding:
-    message = f"values from {low:g} to {high:g}, tissue near {tissue:.4g}: not HU of a CT (MR, or rescaled?)"
+    message = (
+        f"values from {low:g} to {high:g}, tissue near {tissue:.4g}: "
+        "not HU of a CT (MR, or rescaled?)"
+    )
     return Finding("error", "not_ct_like", message)
