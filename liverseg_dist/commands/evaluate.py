@@ -180,7 +180,7 @@ def _choose(
     if args.cases is not None:
         index = ScanIndex(store.case_ids)
         names = [name.strip() for name in args.cases.split(",") if name.strip()]
-        wanted = [index.find(name) or name for name in names]
+        wanted = [index.find_scan(name) or name for name in names]
         strangers = sorted(set(wanted) - set(store.case_ids))
         if strangers or not wanted:
             raise UserError(f"--cases: {', '.join(strangers) or 'nothing'} is not in {store.path}")

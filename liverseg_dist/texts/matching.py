@@ -63,7 +63,7 @@ def match_entries(
     found: dict[str, TableEntry[Value]] = {}
     unknown: dict[str, TableEntry[Value]] = {}
     for entry in entries:
-        scan = index.find(entry.name)
+        scan = index.find_scan(entry.name)
         place, key = (
             (unknown, fold_id(derive_scan_id(entry.name))) if scan is None else (found, scan)
         )

@@ -132,7 +132,7 @@ class ScanIndex:
             for key in {fold_id(scan), derive_pairing_key(scan)}:
                 self._folded.setdefault(key, set()).add(scan)
 
-    def find(self, text: str) -> str | None:
+    def find_scan(self, text: str) -> str | None:
         """The id of the scan, or None. A name with folder, suffix, channel or other case is
         recognised.
 

@@ -510,4 +510,4 @@ def test_a_page_of_many_scans_embeds_the_pictures_of_the_worst(
     assert convert(source, tmp_path / "s")[0] == 0
     page = (tmp_path / "s" / "audit.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    assert "The first 2 scans, the worst first, have one here" in page
+    assert "Only the first 2 scans, worst first, have a picture here" in page

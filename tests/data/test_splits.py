@@ -8,12 +8,12 @@ import pytest
 from sklearn.model_selection import KFold
 
 from liverseg_dist.config import SplitConfig
+from liverseg_dist.data.patients import read_patients
 from liverseg_dist.data.splits import (
     Splits,
     build_nnunet_folds,
     check_split_files,
     make_splits,
-    read_patients,
 )
 from liverseg_dist.errors import UserError
 
@@ -108,7 +108,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"folds": [["liver_0"], ["liver_0"]]}', "liver_0 stands in more than one part"),
+        ('{"folds": [["liver_0"], ["liver_0"]]}', "liver_0 occurs in more than one part"),
         ('{"folds": [["liver_9"]]}', "no part has a labelled case"),
         ("[]", "names no fold"),
         ("[3]", "not a JSON"),
@@ -203,5 +203,5 @@ def test_a_split_file_of_any_nesting_and_length_is_read_in_time(tmp_path: Path) 
         with pytest.raises(UserError, match="not a JSON"):
             check_split_files(SplitConfig(kind="file", file=file), [])
     file.write_text(json.dumps({"folds": [[f"liver_{n}" for n in range(200_000)], ["liver_7"]]}))
-    with pytest.raises(UserError, match="liver_7 stands in more than one part"):
+    with pytest.raises(UserError, match="liver_7 occurs in more than one part"):
         check_split_files(SplitConfig(kind="file", file=file), [])

@@ -7,7 +7,8 @@ import pytest
 
 from liverseg_dist.config import SplitConfig
 from liverseg_dist.data.io.spacing_table import describe_unmatched, read_spacing_table
-from liverseg_dist.data.splits import check_split_files, count_folds, make_splits, read_patients
+from liverseg_dist.data.patients import read_patients
+from liverseg_dist.data.splits import check_split_files, count_folds, make_splits
 from liverseg_dist.errors import UserError
 
 SCANS = ["liver_1", "liver_2", "liver_3"]
@@ -167,9 +168,9 @@ def test_split_files_of_others(tmp_path: Path, content: object, encoding: str) -
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"folds": [["liver_1"], ["liver_1.nii.gz"]]}', "liver_1 stands in more than one part"),
+        ('{"folds": [["liver_1"], ["liver_1.nii.gz"]]}', "liver_1 occurs in more than one part"),
         ('{"folds": [["liver_1"]],\n "folds": [["liver_2"]]}', "stands twice, in lines 1 and 2"),
-        ('{"training": [{"image": "liver_1", "fold": "x"}]}', "fold is a whole number"),
+        ('{"training": [{"image": "liver_1", "fold": "x"}]}', "fold must be an integer"),
     ],
 )
 def test_a_wrong_split_file_is_one_clear_line(tmp_path: Path, text: str, said: str) -> None:

@@ -75,12 +75,14 @@ def test_neighbours_tell_channels_from_case_numbers() -> None:
     ],
 )
 def test_a_table_may_write_a_scan_in_many_ways(text: str) -> None:
-    assert ScanIndex(["liver_1", "liver_10"]).find(text) == "liver_1"
+    assert ScanIndex(["liver_1", "liver_10"]).find_scan(text) == "liver_1"
 
 
 def test_what_is_written_goes_first() -> None:
     index = ScanIndex(["a", "a_0000", "volume-3", "01", "1"])
-    assert [index.find(text) for text in ("a", "a_0000", "segmentation-3", "01", "1", "001")] == [
+    assert [
+        index.find_scan(text) for text in ("a", "a_0000", "segmentation-3", "01", "1", "001")
+    ] == [
         "a",
         "a_0000",
         "volume-3",
@@ -88,8 +90,8 @@ def test_what_is_written_goes_first() -> None:
         "1",
         None,
     ]
-    assert ScanIndex([NFC]).find(NFD) == NFC
-    assert ScanIndex(["a b"]).find("a\u00a0b") == "a b"
+    assert ScanIndex([NFC]).find_scan(NFD) == NFC
+    assert ScanIndex(["a b"]).find_scan("a\u00a0b") == "a b"
 
 
 def test_formats_that_are_not_read_are_named_with_the_remedy(tmp_path: Path) -> None:

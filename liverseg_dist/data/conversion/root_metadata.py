@@ -16,6 +16,7 @@ from liverseg_dist.data.audit.duplicates import (
 )
 from liverseg_dist.data.conversion.case_records import CaseRecord
 from liverseg_dist.data.conversion.settings_match import public_settings, settings_sha256
+from liverseg_dist.data.patients import read_patients
 from liverseg_dist.data.preprocessing.intensity_statistics import (
     HuHistogram,
     choose_intensity,
@@ -23,7 +24,7 @@ from liverseg_dist.data.preprocessing.intensity_statistics import (
     pool_histograms,
 )
 from liverseg_dist.data.preprocessing.slab import pooled_coverage
-from liverseg_dist.data.splits import Splits, make_splits, read_patients
+from liverseg_dist.data.splits import Splits, make_splits
 from liverseg_dist.data.store.layout import SCHEMA, TRAIN_ONLY
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.labels import CLASS_NAMES

@@ -137,7 +137,7 @@ class NamesTarget:
         ):
             raise Wrong(f"ids {ids!r}")
         index = ScanIndex(ids)
-        if [index.find(name) for name in ids] != ids:
+        if [index.find_scan(name) for name in ids] != ids:
             raise Wrong(f"a table cannot name {ids!r}")
         if not any(one.label for one in dataset.training):
             return
