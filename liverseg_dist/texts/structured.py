@@ -1,9 +1,9 @@
-"""YAML and JSON that users wrote or downloaded: plain values of a bounded size, or a clear refusal.
+"""Read YAML and JSON that users wrote or downloaded, with limits and clear errors.
 
-`yaml.safe_load` runs no code, but a few hundred bytes of aliases can stand for gigabytes, the last
-of two equal keys wins without a word, and `001`, `1e3`, `no` and dates change their type. Here keys
-are always text, equal keys are refused with both line numbers, and `read_yaml_as_text` keeps the
-values as written.
+`yaml.safe_load` runs no code, but a few hundred bytes of aliases can expand to gigabytes, the last
+of two equal keys silently replaces the first, and `001`, `1e3`, `no` and dates change their type.
+Here keys are always text, equal keys are refused with both line numbers, and `read_yaml_as_text`
+keeps the values as written.
 """
 
 import json
@@ -22,37 +22,41 @@ MAX_YAML_BYTES = 1 << 20
 MAX_VALUES = 100_000
 MAX_LEVELS = 50
 MAX_BITS = 64
-# What YAML would turn into another type than text.
 TYPED_TAGS = ("int", "float", "bool", "timestamp")
+"""Scalars that YAML converts to another type than text."""
+MAX_KEY_CHARACTERS = 80
 
 
 class YamlSyntaxError(ValueError):
-    """The text breaks YAML's own rules."""
+    """The text is not valid YAML."""
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with text keys."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge keys (`<<: *base`) copy what they name, which may consist of copies itself."""
+        """Resolve merge keys (`<<: *base`), which may copy mappings that consist of copies."""
         super().flatten_mapping(node)
         if len(node.value) > MAX_VALUES:
             raise ValueError(f"merge keys make more than {MAX_VALUES:,} values")
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        if not isinstance(node, yaml.MappingNode):  # a tag such as !!map on a scalar
+        # A tag such as !!map may be on a scalar.
+        if not isinstance(node, yaml.MappingNode):
             raise ValueError(f"line {_get_line(node)}: a mapping is expected")
         self.flatten_mapping(node)
         content: dict[Any, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise ValueError(f"line {_get_line(key)}: a key is a text, not a list or a mapping")
+                raise ValueError(
+                    f"line {_get_line(key)}: a key must be text, not a list or a mapping"
+                )
             content[key.value] = self.construct_object(value, deep=deep)
         return content
 
 
 class _TextLoader(_Loader):
-    """The same with every value but null as it is written."""
+    """PyYAML's safe loader with text keys and text values. Only null stays null."""
 
 
 def _construct_as_written(loader: yaml.SafeLoader, node: yaml.Node) -> str:
@@ -65,27 +69,26 @@ for _tag in TYPED_TAGS:
 
 
 def parse_yaml(text: str) -> Any:
-    """The values of a YAML text, typed as YAML types them; keys are text.
+    """Parse a YAML text. Values have YAML's types; keys are text.
 
     Raises:
-        ValueError: In one line, for what is not YAML, has a key twice, or stands for too many
-            values.
+        ValueError: Not YAML, a repeated key, or too many values. The message is one line.
     """
     return _parse_both(text)[0]
 
 
 def read_yaml(path: Path, purpose: str = "") -> Any:
-    """`parse_yaml` of a file. Raises `UserError`."""
+    """Read a YAML file like `parse_yaml`. Raises `UserError`."""
     return read_yaml_both(path, purpose)[0]
 
 
 def read_yaml_as_text(path: Path, purpose: str = "") -> Any:
-    """A YAML file whose values are all text (or null): ids, names. Raises `UserError`."""
+    """Read a YAML file of ids or names: all values are text or null. Raises `UserError`."""
     return read_yaml_both(path, purpose)[1]
 
 
 def read_yaml_both(path: Path, purpose: str = "") -> tuple[Any, Any]:
-    """A YAML file twice: with YAML's types, and with the values as written. Raises `UserError`."""
+    """Read a YAML file with YAML's types and with the values as written. Raises `UserError`."""
     text = read_text(path, max_bytes=MAX_YAML_BYTES, purpose=purpose)
     try:
         return _parse_both(text)
@@ -94,19 +97,19 @@ def read_yaml_both(path: Path, purpose: str = "") -> tuple[Any, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """The values of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: In one line, for what is not JSON or has a key twice.
+        ValueError: Not JSON, or a repeated key.
     """
     repeated: list[str] = []
 
     def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs) and not repeated:
+        content = dict(pairs)
+        if len(content) < len(pairs) and not repeated:
             keys = [key for key, _ in pairs]
             repeated.append(next(key for key in keys if keys.count(key) > 1))
-        return made
+        return content
 
     try:
         content = json.loads(text, object_pairs_hook=make_object)
@@ -115,13 +118,14 @@ def parse_json(text: str) -> Any:
     if repeated:
         first, second = _find_repeated_key_lines(text)
         raise ValueError(
-            f"the key {_format_key(repeated[0])} stands twice, in lines {first} and {second}; remove one"
+            f"the key {_format_key(repeated[0])} occurs twice, "
+            f"in lines {first} and {second}; remove one"
         )
     return content
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_TEXT_BYTES, purpose: str = "") -> Any:
-    """`parse_json` of a file. Raises `UserError`."""
+    """Read a JSON file like `parse_json`. Raises `UserError`."""
     text = read_text(path, max_bytes=max_bytes, purpose=purpose)
     try:
         return parse_json(text)
@@ -131,17 +135,18 @@ def read_json(path: Path, *, max_bytes: int = MAX_TEXT_BYTES, purpose: str = "")
 
 
 def check_text(text: str) -> str:
-    """The text, if it can name a file and be saved. Raises `ValueError`."""
+    """Return the text if it can be saved and can name a file. Raises `ValueError`."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError("a text with half a character") from None
+        raise ValueError("a text with an incomplete character (a lone surrogate)") from None
     if "\0" in text:
         raise ValueError("a text with a zero byte")
     return text
 
 
 def _parse_both(text: str) -> tuple[Any, Any]:
+    """Parse with YAML's types and with values as written; the checks precede the construction."""
     if len(text) > MAX_YAML_BYTES:
         raise ValueError(f"longer than {MAX_YAML_BYTES >> 20} MiB")
     try:
@@ -161,7 +166,7 @@ def _parse_both(text: str) -> tuple[Any, Any]:
         raise ValueError(f"nested more than {MAX_LEVELS} levels deep") from None
     except _YamlRestrictionError:
         raise
-    # PyYAML's constructors raise these for damaged scalars.
+    # PyYAML's constructors raise these exceptions for invalid scalars.
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError) as error:
         reason = str(error).replace('in "<unicode string>", ', "in ")
         raise YamlSyntaxError(" ".join(reason.split())) from None
@@ -169,51 +174,57 @@ def _parse_both(text: str) -> tuple[Any, Any]:
 
 
 class _YamlRestrictionError(ValueError):
-    """Valid YAML that we do not accept."""
+    """Valid YAML that exceeds a limit or has a repeated key."""
 
 
 def _check_repeated_keys(root: yaml.Node) -> None:
-    """At every level, each mapping once however many aliases name it."""
-    waiting, seen = [root], set[int]()
-    while waiting:
-        node = waiting.pop()
+    """Check all mappings at all levels; a mapping with several aliases is visited once."""
+    pending = [root]
+    seen: set[int] = set()
+    while pending:
+        node = pending.pop()
         if id(node) in seen:
             continue
         seen.add(id(node))
         if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
+            pending += node.value
         elif isinstance(node, yaml.MappingNode):
             lines: dict[str, int] = {}
             for key, value in node.value:
-                waiting += [key, value]
+                pending += [key, value]
                 if not isinstance(key, yaml.ScalarNode):
                     continue
                 if key.value in lines:
-                    first = lines[key.value]
                     raise _YamlRestrictionError(
-                        f"the key {_format_key(key.value)} stands twice, in lines {first} and {_get_line(key)}; remove one"
+                        f"the key {_format_key(key.value)} occurs twice, "
+                        f"in lines {lines[key.value]} and {_get_line(key)}; remove one"
                     )
                 lines[key.value] = _get_line(key)
 
 
 def _check_size(content: Any) -> None:
-    """Counts what an alias names each time it is named; one that holds itself is infinitely deep."""
-    waiting, count = [(content, 1)], 0
-    while waiting:
-        value, level = waiting.pop()
+    """Limit the number and depth of values.
+
+    An aliased value counts each time it is used. A value that contains itself has no end and is
+    found by its depth.
+    """
+    pending, count = [(content, 1)], 0
+    while pending:
+        value, level = pending.pop()
         count += 1
         if count > MAX_VALUES:
             raise _YamlRestrictionError(
-                f"stands for more than {MAX_VALUES:,} values (aliases within aliases?)"
+                f"expands to more than {MAX_VALUES:,} values (aliases within aliases?)"
             )
         if level > MAX_LEVELS:
             raise _YamlRestrictionError(
                 f"nested more than {MAX_LEVELS} levels deep (an alias within itself?)"
             )
         if isinstance(value, dict):
-            waiting += [(part, level + 1) for pair in value.items() for part in pair]
+            for key, item in value.items():
+                pending += [(key, level + 1), (item, level + 1)]
         elif isinstance(value, (list, tuple, set)):
-            waiting += [(part, level + 1) for part in value]
+            pending += [(item, level + 1) for item in value]
         elif isinstance(value, str):
             try:
                 check_text(value)
@@ -226,7 +237,7 @@ def _check_size(content: Any) -> None:
 
 
 def _find_repeated_key_lines(text: str) -> tuple[int, int]:
-    """Lines of the first key that its object already has. Only called for valid JSON."""
+    """Lines of the first repeated key and its repetition, in valid JSON."""
     objects: list[dict[str, int]] = []
     line = 1
     for token in _split_json_tokens(text):
@@ -245,12 +256,12 @@ def _find_repeated_key_lines(text: str) -> tuple[int, int]:
 
 
 def _split_json_tokens(text: str) -> Iterator[str]:
-    """Keys (with their colon), other strings, braces and line ends of a JSON text."""
+    """Yield keys (with their colon), other strings, braces and line ends of a JSON text."""
     pattern = re.compile(r'"(?:[^"\\]|\\.)*"(?:\s*:)?|[{}\n]')
     for match in pattern.finditer(text):
         token = match[0]
         yield token
-        # Between a key and its colon there may be line ends.
+        # Line ends between a key and its colon are part of the key's token.
         yield from "\n" * (token.count("\n") if len(token) > 1 else 0)
 
 
@@ -259,9 +270,9 @@ def _get_line(node: yaml.Node) -> int:
 
 
 def _format_key(key: str) -> str:
-    return f"'{printable(key[:80])}'"
+    return f"'{printable(key[:MAX_KEY_CHARACTERS])}'"
 
 
 def _format_magnitude(value: int) -> str:
-    """Python does not write out what has more than 4,300 digits."""
+    """The order of magnitude: Python refuses to print more than 4,300 digits."""
     return f"about {'-' if value < 0 else ''}1e{int(value.bit_length() * math.log10(2))}"

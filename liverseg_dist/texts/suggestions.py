@@ -1,4 +1,4 @@
-"""The known word that is nearest to a misspelt one, for commands, options and settings."""
+"""Find the known name nearest to a misspelt one: for commands, options and settings."""
 
 import argparse
 import difflib
@@ -9,13 +9,13 @@ UNKNOWN_ARGUMENTS = "unrecognized arguments: "
 
 
 def suggest_name(word: str, known: Sequence[str]) -> str | None:
-    """None if no known word is near."""
+    """The known name that is nearest to `word`; None if none is similar."""
     close = difflib.get_close_matches(word, known, n=1)
     return close[0] if close else None
 
 
 class SuggestingParser(argparse.ArgumentParser):
-    """argparse, with the nearest option beside an unknown one."""
+    """An argument parser that suggests the nearest option for an unknown one."""
 
     def error(self, message: str) -> NoReturn:
         if message.startswith(UNKNOWN_ARGUMENTS):

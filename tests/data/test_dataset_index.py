@@ -248,7 +248,7 @@ def test_without_an_index_names_decide_and_it_is_said(tmp_path: Path) -> None:
         "label_without_image",
         "unread_files",
     ]
-    assert "imagesTr/: not read, because not NIfTI: notes.txt" in dataset.notes[-1].message
+    assert "imagesTr/: not read, because they are not NIfTI: notes.txt" in dataset.notes[-1].message
 
 
 def test_a_name_is_one_printable_line(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_nothing_is_left_out_without_a_line(tmp_path: Path) -> None:
         (None, ("imagesTr/a.nii", "imagesTr/A.nii.gz"), r"called a \(upper and lower case count as equal\), imagesTr/A"),
         (None, ("imagesTr/a.nii", "imagesTr/a.nii.gz"), r"imagesTr/a.nii and imagesTr/a.nii.gz"),
         (None, ("imagesTr/a.nii", "labelsTr/a.nii", "labelsTr/a.nii.gz"), "are labels of the same case"),
-        ('{"labels": {},\n "labels": {}}', FILES, "the key 'labels' stands twice, in lines 1 and 2"),
+        ('{"labels": {},\n "labels": {}}', FILES, "the key 'labels' occurs twice, in lines 1 and 2"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named_with_the_remedy(

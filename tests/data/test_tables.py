@@ -64,10 +64,10 @@ def test_ids_of_patients_are_text(tmp_path: Path) -> None:
     [
         (
             "case,patient\nliver_1,A\nliver_2,B\nliver_1,B\n",
-            "liver_1 stands twice, in line 2 and line 4",
+            "liver_1 occurs twice, in line 2 and line 4",
         ),
-        ("case,patient\nliver_1,A\nliver_1.nii.gz,B\n", "stands twice, in line 2 and line 3"),
-        ("case,patient\nother,A\nother,B\nliver_1,C\n", "other stands twice, in line 2 and line 3"),
+        ("case,patient\nliver_1,A\nliver_1.nii.gz,B\n", "occurs twice, in line 2 and line 3"),
+        ("case,patient\nother,A\nother,B\nliver_1,C\n", "other occurs twice, in line 2 and line 3"),
         (
             "case,patient\nx_1,A\nx_2,B\n",
             "no row names a scan of this data set; its names begin with x_1",
@@ -121,10 +121,10 @@ def test_ids_of_a_spacing_table_are_text(tmp_path: Path, name: str, text: str) -
         (
             "t.csv",
             "case,z_mm,y_mm,x_mm\na,5,4,4\na,2,1,1\n",
-            "a stands twice, in line 2 and line 3",
+            "a occurs twice, in line 2 and line 3",
         ),
-        ("t.yaml", "a: [5, 4, 4]\na: [2, 1, 1]\n", "stands twice, in lines 1 and 2"),
-        ("t.yaml", "a: [5, 4, 4]\na.nii: [2, 1, 1]\n", "a.nii stands twice"),
+        ("t.yaml", "a: [5, 4, 4]\na: [2, 1, 1]\n", "occurs twice, in lines 1 and 2"),
+        ("t.yaml", "a: [5, 4, 4]\na.nii: [2, 1, 1]\n", "a.nii occurs twice"),
     ],
 )
 def test_a_scan_has_one_spacing(tmp_path: Path, name: str, text: str, said: str) -> None:
@@ -169,7 +169,7 @@ def test_split_files_of_others(tmp_path: Path, content: object, encoding: str) -
     ("text", "said"),
     [
         ('{"folds": [["liver_1"], ["liver_1.nii.gz"]]}', "liver_1 occurs in more than one part"),
-        ('{"folds": [["liver_1"]],\n "folds": [["liver_2"]]}', "stands twice, in lines 1 and 2"),
+        ('{"folds": [["liver_1"]],\n "folds": [["liver_2"]]}', "occurs twice, in lines 1 and 2"),
         ('{"training": [{"image": "liver_1", "fold": "x"}]}', "fold must be an integer"),
     ],
 )

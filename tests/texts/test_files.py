@@ -68,7 +68,7 @@ def test_another_encoding_is_refused_with_line_and_remedy(tmp_path: Path, name: 
 )
 def test_equal_yaml_keys_are_refused_with_both_lines(tmp_path: Path, text: str, lines: str) -> None:
     assert yaml.safe_load(text), "PyYAML accepts it"
-    with pytest.raises(ValueError, match=f"stands twice, in lines {lines}"):
+    with pytest.raises(ValueError, match=f"occurs twice, in lines {lines}"):
         parse_yaml(text)
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(UserError, match=rf"a\.yaml: .*lines {lines}"):
@@ -89,7 +89,7 @@ def test_a_key_may_replace_what_is_merged() -> None:
     ids=["top", "nested", "escaped"],
 )
 def test_equal_json_keys_are_refused_with_both_lines(text: str, lines: str) -> None:
-    with pytest.raises(ValueError, match=f"stands twice, in lines {lines}"):
+    with pytest.raises(ValueError, match=f"occurs twice, in lines {lines}"):
         parse_json(text)
 
 
@@ -160,7 +160,7 @@ def test_rows_know_their_lines(tmp_path: Path) -> None:
             "fall,patient\n",
             "column case is missing; expected case,patient, line 1 is 'fall,patient'",
         ),
-        ("case,patient,Case\n", "column case stands twice, as numbers 1 and 3"),
+        ("case,patient,Case\n", "column case occurs twice, as numbers 1 and 3"),
         ("case,patient\na,b,c\n", "line 2 has 3 cells, the header has 2"),
         ('case,patient\n"a,b\nc,d\n', "line 2: .*a quote that is not closed"),
         ("case,patient\na,\0\n", "holds zero bytes"),
