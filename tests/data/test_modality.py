@@ -108,7 +108,7 @@ def test_the_setting_allows_it_and_it_is_said(
         )
         == 0
     )
-    assert "warning: dataset.json says modality MRI, not CT" in capsys.readouterr().out
+    assert "warning: dataset.json names modality MRI, not CT" in capsys.readouterr().out
     root = json.loads((tmp_path / "s.zarr" / "zarr.json").read_text())
     assert root["attributes"]["liverseg"]["convert"]["modality"] == "any"
     name_modality(source, "modality", {"0": "CT"})

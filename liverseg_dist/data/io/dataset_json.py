@@ -198,7 +198,7 @@ def _find_ignored_content(content: Mapping[str, Any]) -> list[Finding]:
     ending = content.get("file_ending", SUFFIXES[0])
     if isinstance(ending, str) and not ending.lower().endswith(SUFFIXES):
         message = (
-            f"{INDEX_FILE} says file_ending {printable(ending)}, which is not read; "
+            f"{INDEX_FILE} has file_ending {printable(ending)}, which is not read; "
             "convert the scans to .nii.gz"
         )
         notes.append(Finding("warning", "file_ending", message))
@@ -231,7 +231,7 @@ def _check_counts(content: Mapping[str, Any], training: int, test: int) -> list[
     for key, count in (("numTraining", training), ("numTest", test)):
         claimed = content.get(key)
         if isinstance(claimed, int) and claimed != count:
-            message = f"{INDEX_FILE} says {key} {claimed} but lists {count}"
+            message = f"{INDEX_FILE} has {key} {claimed} but lists {count}"
             notes.append(Finding("warning", "case_count", message))
     return notes
 

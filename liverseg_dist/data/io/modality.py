@@ -46,11 +46,11 @@ def check_modality(index: str, names: Iterable[object]) -> list[Finding]:
         text = printable(name)[:MAX_SHOWN_CHARACTERS]
         kind = _classify_modality(text)
         if kind == "other":
-            message = f"{index} says modality {text}, not CT; its voxels are not HU"
+            message = f"{index} names modality {text}, not CT; its voxels are not HU"
             findings.append(Finding("error", "not_ct", message))
         elif kind == "unknown":
             message = (
-                f"{index} says modality {text}, which is not known; voxels are read as HU of a CT"
+                f"{index} names modality {text}, which is not known; voxels are read as HU of a CT"
             )
             findings.append(Finding("warning", "modality_unknown", message))
     return findings

@@ -121,7 +121,7 @@ def _check_file_size(header: Header, max_bytes: int, path: Path) -> None:
     """Compare with the header first: a damaged header must not cause a huge allocation."""
     if header.offset + header.data_bytes > max_bytes:
         reason = (
-            f"shorter than its header says ({header.data_bytes:,} bytes of voxels); copy it again"
+            f"shorter than its header states ({header.data_bytes:,} bytes of voxels); copy it again"
         )
         raise ScanFileError(path, "truncated", reason)
 
@@ -137,7 +137,7 @@ def _skip_bytes(stream: BinaryIO, count: int) -> None:
 def _check_stream_end(stream: BinaryIO, path: Path) -> None:
     """Read to the end, which also verifies the gzip checksum. A few padding bytes are accepted."""
     if len(stream.read(MAX_TRAILING_BYTES + 1)) > MAX_TRAILING_BYTES:
-        reason = "holds more voxels than its header says; the header is damaged"
+        reason = "holds more voxels than its header states; the header is damaged"
         raise ScanFileError(path, "header_shape", reason)
 
 

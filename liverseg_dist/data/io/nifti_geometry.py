@@ -76,7 +76,7 @@ def read_geometry(
         except ScanFileError:
             raise error from None
         # Impossible sizes in the stated unit, possible ones in mm: the writer set a wrong unit.
-        message = f"xyzt_units says {unit}, which no scan can have ({error.reason}); read as mm"
+        message = f"xyzt_units gives {unit}, which no scan can have ({error.reason}); read as mm"
         return grid, [Finding("warning", "unit_implausible", message), *found]
 
 
@@ -221,14 +221,14 @@ def _compare_pixdim(grid: Grid, fields: nib.Nifti1Header) -> list[Finding]:
     by_affine = np.asarray(grid.spacing_mm[::-1])
     if not _are_valid_sizes(pixdim):
         message = (
-            f"pixdim says voxels of {_format_sizes(pixdim)}; "
+            f"pixdim gives voxels of {_format_sizes(pixdim)}; "
             f"the affine's {_format_sizes(by_affine)} are used"
         )
         return [Finding("warning", "pixdim_unusable", message)]
     if np.abs(by_affine / pixdim - 1).max() <= PIXDIM_TOLERANCE:
         return []
     message = (
-        f"pixdim says voxels of {_format_sizes(pixdim)}, the affine {_format_sizes(by_affine)}; "
+        f"pixdim gives voxels of {_format_sizes(pixdim)}, the affine {_format_sizes(by_affine)}; "
         "the affine is used"
     )
     return [Finding("warning", "pixdim_disagrees", message)]

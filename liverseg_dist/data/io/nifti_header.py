@@ -158,7 +158,7 @@ def _read_dtype(fields: nib.Nifti1Header, path: Path) -> np.dtype:
     dtype = np.dtype(SUPPORTED_TYPES[code]).newbyteorder(fields.endianness)
     bits = int(fields["bitpix"])
     if bits != dtype.itemsize * 8:
-        reason = f"the header says {dtype.name} of {bits} bits; it is damaged"
+        reason = f"the header gives {dtype.name} of {bits} bits; it is damaged"
         raise ScanFileError(path, "header_type", reason)
     return dtype
 
@@ -166,7 +166,7 @@ def _read_dtype(fields: nib.Nifti1Header, path: Path) -> np.dtype:
 def _read_offset(fields: nib.Nifti1Header, path: Path) -> int:
     """Bytes before the first voxel."""
     offset = float(fields["vox_offset"])
-    # 4 bytes after the header say whether extensions follow.
+    # The 4 bytes after the header state whether extensions follow.
     min_offset = int(fields["sizeof_hdr"]) + 4
     is_whole = math.isfinite(offset) and offset == int(offset)
     # An offset of 0 is common in files of old writers and means: right after the header.
