@@ -1,4 +1,4 @@
-"""Grid and Volume: equality with nibabel, and properties (no operation moves a voxel in the world)."""
+"""Grid and Volume: equality with nibabel; no operation moves a voxel in the world."""
 
 import json
 

@@ -362,8 +362,11 @@ def test_broken_voxels_are_counted_and_too_many_exclude_case() -> None:
     }
     assert result.status == "kept"
     assert result.facts["broken"] == {
-        "nonfinite_voxels": 7, "padding_voxels": 69 * 30, "saturated_voxels": 0, "blank_slices": [20],
-    }  # fmt: skip
+        "nonfinite_voxels": 7,
+        "padding_voxels": 69 * 30,
+        "saturated_voxels": 0,
+        "blank_slices": [20],
+    }
     voxels[21:30] = np.nan
     result = audit(image.with_voxels(voxels), label)
     assert result.status == "excluded"

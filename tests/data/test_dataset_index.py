@@ -22,8 +22,13 @@ INDEX = {
     ],
     "test": ["./imagesTs/liver_3.nii.gz"],
 }
-FILES = ("imagesTr/liver_10.nii.gz", "imagesTr/liver_2.nii.gz", "imagesTs/liver_3.nii.gz",
-         "labelsTr/liver_10.nii.gz", "labelsTr/liver_2.nii.gz")  # fmt: skip
+FILES = (
+    "imagesTr/liver_10.nii.gz",
+    "imagesTr/liver_2.nii.gz",
+    "imagesTs/liver_3.nii.gz",
+    "labelsTr/liver_10.nii.gz",
+    "labelsTr/liver_2.nii.gz",
+)
 
 
 def write_files(folder: Path, index: object | None = INDEX, files: tuple[str, ...] = FILES) -> Path:
@@ -245,8 +250,14 @@ def test_folder_of_links(tmp_path: Path) -> None:
 
 
 def test_pairing_by_file_name_without_index(tmp_path: Path) -> None:
-    files = ("imagesTr/liver_1_0000.nii.gz", "imagesTr/liver_2.nii", "imagesTr/notes.txt",
-             "imagesTs/liver_3_0000.nii.gz", "labelsTr/liver_1.nii.gz", "labelsTr/liver_9.nii.gz")  # fmt: skip
+    files = (
+        "imagesTr/liver_1_0000.nii.gz",
+        "imagesTr/liver_2.nii",
+        "imagesTr/notes.txt",
+        "imagesTs/liver_3_0000.nii.gz",
+        "labelsTr/liver_1.nii.gz",
+        "labelsTr/liver_9.nii.gz",
+    )
     dataset = read_dataset(write_files(tmp_path, None, files))
     assert list_ids(dataset) == ["liver_1", "liver_2", "liver_3"]
     assert dataset.training[0].label == tmp_path / "labelsTr/liver_1.nii.gz"
@@ -374,9 +385,20 @@ def test_ambiguous_files_are_named(tmp_path: Path) -> None:
 
 
 def test_pairing_by_file_name_with_any_spelling(tmp_path: Path) -> None:
-    files = ("imagesTr/volume-3.nii", "labelsTr/segmentation-3.NII", "imagesTr/a.NII.GZ", "labelsTr/a.nii.gz",
-             "imagesTr/case_0001.nii", "labelsTr/case_0001.nii", "imagesTr/case_0000.nii", "labelsTr/case_0000.nii",
-             "imagesTr/b_0000.nii", "imagesTr/b_0001.nii", "labelsTr/b.nii", "imagesTs/-x y.nii.gz")  # fmt: skip
+    files = (
+        "imagesTr/volume-3.nii",
+        "labelsTr/segmentation-3.NII",
+        "imagesTr/a.NII.GZ",
+        "labelsTr/a.nii.gz",
+        "imagesTr/case_0001.nii",
+        "labelsTr/case_0001.nii",
+        "imagesTr/case_0000.nii",
+        "labelsTr/case_0000.nii",
+        "imagesTr/b_0000.nii",
+        "imagesTr/b_0001.nii",
+        "labelsTr/b.nii",
+        "imagesTs/-x y.nii.gz",
+    )
     dataset = read_dataset(write_files(tmp_path, None, files))
     assert list_ids(dataset) == ["a", "b", "case_0000", "case_0001", "volume-3", "-x y"]
     assert all(case.label is not None and not case.findings for case in dataset.training)
@@ -397,15 +419,30 @@ def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
 
 
 def test_every_unread_file_has_finding(tmp_path: Path) -> None:
-    files = (*FILES, "imagesTr/extra.nii.gz", "labelsTr/extra.nii.gz", "imagesTs/a.nrrd", "imagesTr/.b.nii.gz",
-             "imagesTr/sub/c.nii.gz", "labelsTs/liver_3.nii.gz", "top.NII", "imagesTr/._liver_2.nii.gz")  # fmt: skip
+    files = (
+        *FILES,
+        "imagesTr/extra.nii.gz",
+        "labelsTr/extra.nii.gz",
+        "imagesTs/a.nrrd",
+        "imagesTr/.b.nii.gz",
+        "imagesTr/sub/c.nii.gz",
+        "labelsTs/liver_3.nii.gz",
+        "top.NII",
+        "imagesTr/._liver_2.nii.gz",
+    )
     write_files(tmp_path, INDEX, files)
     (tmp_path / "imagesTs/broken.nii.gz").symlink_to("nowhere")
     messages = " / ".join(note.message for note in read_dataset(tmp_path).notes)
-    for text in ("does not list 1 file(s) of imagesTr/, which are not read: extra.nii.gz",
-                  "does not list 1 file(s) of labelsTr/", "imagesTs/: NRRD is not read: a.nrrd",
-                  "hidden files are not read: .b.nii.gz", "sub/", "labelsTs/ is read only", "top.NII",
-                  "broken.nii.gz"):  # fmt: skip
+    for text in (
+        "does not list 1 file(s) of imagesTr/, which are not read: extra.nii.gz",
+        "does not list 1 file(s) of labelsTr/",
+        "imagesTs/: NRRD is not read: a.nrrd",
+        "hidden files are not read: .b.nii.gz",
+        "sub/",
+        "labelsTs/ is read only",
+        "top.NII",
+        "broken.nii.gz",
+    ):
         assert text in messages, messages
     assert "._liver_2" not in messages
 
@@ -413,17 +450,40 @@ def test_every_unread_file_has_finding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("index", "files", "message"),
     [
-        (None, ("imagesTr/a.nrrd",), r"no dataset.json, and no scans .* NRRD is not read: a.nrrd; .*SimpleITK"),
-        ({"labels": INDEX["labels"], "dataset": {"a": {"images": ["a.nrrd"]}}}, ("imagesTr/a.mha",),
-         r"dataset.json lists no scans, .* MetaImage is not read: a.mha"),
+        (
+            None,
+            ("imagesTr/a.nrrd",),
+            r"no dataset.json, and no scans .* NRRD is not read: a.nrrd; .*SimpleITK",
+        ),
+        (
+            {"labels": INDEX["labels"], "dataset": {"a": {"images": ["a.nrrd"]}}},
+            ("imagesTr/a.mha",),
+            r"dataset.json lists no scans, .* MetaImage is not read: a.mha",
+        ),
         (None, ("volume-0.nii", "segmentation-0.nii"), r"2 scan\(s\) are in the folder itself"),
-        (None, ("imagesTr/a.nii", "imagesTs/a.nii"), r"called a, imagesTr/a.nii and imagesTs/a.nii; .*rename"),
-        (None, ("imagesTr/a.nii", "imagesTr/A.nii.gz"), r"called a \(upper and lower case count as equal\), imagesTr/A"),
+        (
+            None,
+            ("imagesTr/a.nii", "imagesTs/a.nii"),
+            r"called a, imagesTr/a.nii and imagesTs/a.nii; .*rename",
+        ),
+        (
+            None,
+            ("imagesTr/a.nii", "imagesTr/A.nii.gz"),
+            r"called a \(upper and lower case count as equal\), imagesTr/A",
+        ),
         (None, ("imagesTr/a.nii", "imagesTr/a.nii.gz"), r"imagesTr/a.nii and imagesTr/a.nii.gz"),
-        (None, ("imagesTr/a.nii", "labelsTr/a.nii", "labelsTr/a.nii.gz"), "are labels of the same case"),
-        ('{"labels": {},\n "labels": {}}', FILES, "the key 'labels' occurs twice, in lines 1 and 2"),
+        (
+            None,
+            ("imagesTr/a.nii", "labelsTr/a.nii", "labelsTr/a.nii.gz"),
+            "are labels of the same case",
+        ),
+        (
+            '{"labels": {},\n "labels": {}}',
+            FILES,
+            "the key 'labels' occurs twice, in lines 1 and 2",
+        ),
     ],
-)  # fmt: skip
+)
 def test_unreadable_data_set_error_names_remedy(
     tmp_path: Path, index: object, files: tuple[str, ...], message: str
 ) -> None:
@@ -442,8 +502,12 @@ def test_nnunet_scan_list_has_finding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "labels",
-    [{"background": "0", "liver": "1", "tumor": "2"}, {"background": 0, "liver": "1", "tumor": 2.0},
-     {"00": "background", " 1": "liver", "2": "cancer"}, {"background": "0", "liver": ["1", "2"], "tumor": "2"}],
-)  # fmt: skip
+    [
+        {"background": "0", "liver": "1", "tumor": "2"},
+        {"background": 0, "liver": "1", "tumor": 2.0},
+        {"00": "background", " 1": "liver", "2": "cancer"},
+        {"background": "0", "liver": ["1", "2"], "tumor": "2"},
+    ],
+)
 def test_label_values_may_be_text(tmp_path: Path, labels: dict) -> None:
     assert len(read_dataset(write_files(tmp_path, index_with(labels=labels))).training) == 2

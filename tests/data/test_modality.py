@@ -118,7 +118,7 @@ def test_setting_allows_other_modality_with_warning(
 
 
 def test_default_settings_are_not_stored(source: Path, tmp_path: Path) -> None:
-    """Settings with default values are not stored, so that stores of earlier versions can be continued."""
+    """Defaults are not stored, so that stores of earlier versions can be continued."""
     name_modality(source, "modality", {"0": "ct"})
     assert convert(source, tmp_path / "s.zarr")[0] == 0
     shown = json.loads((tmp_path / "s.zarr" / "zarr.json").read_text())["attributes"]["liverseg"][

@@ -247,9 +247,15 @@ def test_labels_within_tolerance_are_rounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "code"),
-    [(0.5, "label_fractional"), (1.002, "label_fractional"), (np.nan, "label_not_finite"), (np.inf, "label_not_finite"),
-     (-1, "label_values"), (256, "label_values")],
-)  # fmt: skip
+    [
+        (0.5, "label_fractional"),
+        (1.002, "label_fractional"),
+        (np.nan, "label_not_finite"),
+        (np.inf, "label_not_finite"),
+        (-1, "label_values"),
+        (256, "label_values"),
+    ],
+)
 def test_invalid_label_values_are_refused(tmp_path: Path, value: float, code: str) -> None:
     path = save(tmp_path / "label.nii", np.array([0, 1, value], dtype=np.float32).reshape(3, 1, 1))
     with pytest.raises(ScanFileError, match="label") as caught:
@@ -328,7 +334,10 @@ DAMAGED_FILES: dict[str, tuple[Damage, str]] = {
     "wrong checksum": (from_bytes(lambda data: data[:-8] + b"abcd" + data[-4:]), "corrupt"),
     "flipped byte": (from_bytes(flipped(0.5)), "corrupt"),
     "truncated plain": (from_bytes(lambda data: data[:-10], ".nii"), "truncated"),
-    "more than in the header": (from_bytes(lambda data: data + bytes(100_000), ".nii"), "header_shape"),
+    "more than in the header": (
+        from_bytes(lambda data: data + bytes(100_000), ".nii"),
+        "header_shape",
+    ),
     "zero dimensions": (with_header(dim=[0] * 8), "header_shape"),
     "negative size": (with_header(dim=[3, -7, 6, 5, 1, 1, 1, 1]), "header_shape"),
     "zero size": (with_header(dim=[3, 7, 0, 5, 1, 1, 1, 1]), "header_shape"),
@@ -343,15 +352,32 @@ DAMAGED_FILES: dict[str, tuple[Damage, str]] = {
     "float128": (with_header(datatype=1536, bitpix=128), "not_scalar"),
     "unknown type": (with_header(datatype=77), "not_scalar"),
     "wrong bit count": (with_header(bitpix=8), "header_type"),
-    "zero spacing": (with_header(sform_code=0, pixdim=[1, 0.7, 0, 2.5, 0, 0, 0, 0]), "header_spacing"),
-    "negative spacing": (with_header(sform_code=0, pixdim=[1, 0.7, -0.7, 2.5, 0, 0, 0, 0]), "header_spacing"),
-    "NaN spacing": (with_header(sform_code=0, pixdim=[1, 0.7, np.nan, 2.5, 0, 0, 0, 0]), "header_spacing"),
-    "both forms": (with_header(srow_x=[0, 0, 0, 0], qform_code=1, quatern_b=np.nan), "header_affine"),
-    "no size in either": (with_header(srow_z=[0, 0, 0, 0], qform_code=1, pixdim=[1, 0, 0, 0, 0, 0, 0, 0]),
-                          "header_affine"),
+    "zero spacing": (
+        with_header(sform_code=0, pixdim=[1, 0.7, 0, 2.5, 0, 0, 0, 0]),
+        "header_spacing",
+    ),
+    "negative spacing": (
+        with_header(sform_code=0, pixdim=[1, 0.7, -0.7, 2.5, 0, 0, 0, 0]),
+        "header_spacing",
+    ),
+    "NaN spacing": (
+        with_header(sform_code=0, pixdim=[1, 0.7, np.nan, 2.5, 0, 0, 0, 0]),
+        "header_spacing",
+    ),
+    "both forms": (
+        with_header(srow_x=[0, 0, 0, 0], qform_code=1, quatern_b=np.nan),
+        "header_affine",
+    ),
+    "no size in either": (
+        with_header(srow_z=[0, 0, 0, 0], qform_code=1, pixdim=[1, 0, 0, 0, 0, 0, 0, 0]),
+        "header_affine",
+    ),
     "NaN affine": (with_header(srow_x=[np.nan, 0, 0, 0]), "header_affine"),
     "singular affine": (with_header(srow_x=[0, 0, 0, 0]), "header_affine"),
-    "metres": (with_header(srow_x=[1e-4, 0, 0, 0], pixdim=[1, 1e-4, 0.7, 2.5, 0, 0, 0, 0]), "header_spacing"),
+    "metres": (
+        with_header(srow_x=[1e-4, 0, 0, 0], pixdim=[1, 1e-4, 0.7, 2.5, 0, 0, 0, 0]),
+        "header_spacing",
+    ),
     "no rotation": (with_header(sform_code=0, qform_code=1, quatern_b=5.0), "header_affine"),
     "NaN quaternion": (with_header(sform_code=0, qform_code=1, quatern_b=np.nan), "header_affine"),
     "infinite scale": (with_header(scl_slope=np.inf), "header_scaling"),
@@ -360,7 +386,7 @@ DAMAGED_FILES: dict[str, tuple[Damage, str]] = {
     "offset in the header": (with_header(vox_offset=16), "header_offset"),
     "offset far away": (with_header(vox_offset=1e12), "header_offset"),
     "offset behind the end": (with_header(vox_offset=100_000), "truncated"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore")  # nibabel warns while it writes them
@@ -485,7 +511,8 @@ from liverseg_dist.volume import Grid
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, {limits[1]}))
 try:
-    write_mask(Path({str(path)!r}), np.zeros((64, 256, 256), np.uint8), Grid((64, 256, 256), np.eye(4)))
+    grid = Grid((64, 256, 256), np.eye(4))
+    write_mask(Path({str(path)!r}), np.zeros(grid.shape, np.uint8), grid)
 except OSError as error:
     print(error.errno)
 """

@@ -41,9 +41,17 @@ def codes(scan: ScanFile) -> list[str]:
 
 @pytest.mark.parametrize(
     "sizes",
-    [[0.0, 0.7, 2.5], [0.7, -0.7, 2.5], [-0.7, -0.7, -2.5], [np.nan, 0.7, 2.5], [np.inf] * 3, [0.0] * 3, [1e30] * 3],
+    [
+        [0.0, 0.7, 2.5],
+        [0.7, -0.7, 2.5],
+        [-0.7, -0.7, -2.5],
+        [np.nan, 0.7, 2.5],
+        [np.inf] * 3,
+        [0.0] * 3,
+        [1e30] * 3,
+    ],
     ids=["zero", "negative", "all negative", "NaN", "infinite", "zeros", "huge"],
-)  # fmt: skip
+)
 def test_usable_sform_needs_no_pixdim(tmp_path: Path, sizes: list[float]) -> None:
     for qform in (None, AFFINE):  # with a qform code, the qform is unusable as well
         scan = read_scan_file(write_scan(tmp_path / "a.nii", qform, pixdim=[1, *sizes]))

@@ -130,7 +130,8 @@ def test_legend_colours_equal_audit_colours() -> None:
     painted = {tuple(pixel) for pixel in picture[24:, 200 + TILE_PX :].reshape(-1, 3)}
     for _, colour in LEGEND:
         assert tuple(int(0.4 * channel) for channel in colour) in painted  # 40 % over black
-    outlined = np.asarray(render_thumbnail(np.full((3, 60, 60), -160, np.int16), np.repeat(
-        np.kron(label, np.ones((1, 7, 7), np.uint8))[:, :60, :60], 3, axis=0), (1.0, 1.0, 1.0)))  # fmt: skip
+    enlarged = np.kron(label, np.ones((1, 7, 7), np.uint8))[:, :60, :60].repeat(3, axis=0)
+    hu = np.full((3, 60, 60), -160, np.int16)
+    outlined = np.asarray(render_thumbnail(hu, enlarged, (1.0, 1.0, 1.0)))
     shown = {tuple(pixel) for pixel in outlined.reshape(-1, 3)}
     assert {colour for _, colour in LEGEND} <= shown
