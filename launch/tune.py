@@ -39,7 +39,7 @@ from liverseg_dist.errors import (
 from liverseg_dist.files import write_text
 from liverseg_dist.interrupts import AGAIN
 from liverseg_dist.streams import guard_output_streams, print_checked
-from liverseg_dist.texts.paths import path_argument, quoted
+from liverseg_dist.texts.paths import path_argument, quote_path
 from liverseg_dist.training.run_folder import check_settings_compatible
 
 from . import PACKAGE, name_programs
@@ -178,9 +178,9 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     print(
         f"best: Dice {best['score']:.4f} ± {best['spread']:.4f} with {best['params']}", flush=True
     )
-    best = quoted(folder / "best.yaml")
+    best = quote_path(folder / "best.yaml")
     print(
-        f"train it: --config {best}; look: {folder / 'sweep.html'}; tensorboard --logdir {quoted(folder)}"
+        f"train it: --config {best}; look: {folder / 'sweep.html'}; tensorboard --logdir {quote_path(folder)}"
     )
     return {
         "run": str(folder),

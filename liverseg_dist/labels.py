@@ -1,6 +1,6 @@
-"""The label values of Task03_Liver and LiTS, and the structures that are scored.
+"""Label values of Task03_Liver and LiTS, and the structures that are scored.
 
-`liver` as a structure means the organ with its tumours (label 1 or 2), as LiTS scores it.
+The structure `liver` is the organ with its tumours (label 1 or 2), as LiTS scores it.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ BACKGROUND = 0
 LIVER = 1
 TUMOUR = 2
 IGNORE = 255
-"""Padding: no class at all; losses and metrics leave these voxels out."""
+"""Padding without a class; losses and metrics exclude these voxels."""
 
 CLASS_NAMES = ("background", "liver", "tumour")
 NUM_CLASSES = len(CLASS_NAMES)
@@ -17,7 +17,11 @@ STRUCTURES = ("liver", "tumour")
 
 
 def structure_mask(label_zyx: np.ndarray, structure: str) -> np.ndarray:
-    """Boolean mask of a scored structure: `liver` is label 1 or 2, `tumour` is label 2."""
+    """Boolean mask of a scored structure: `liver` is label 1 or 2, `tumour` is label 2.
+
+    Raises:
+        ValueError: Another structure.
+    """
     if structure == "liver":
         return (label_zyx == LIVER) | (label_zyx == TUMOUR)
     if structure == "tumour":

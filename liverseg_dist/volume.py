@@ -1,8 +1,8 @@
-"""`Grid` and `Volume`: the only home of axis order and of the arithmetic on shapes, spacings and affines.
+"""`Grid` and `Volume`: axis order, and arithmetic on shapes, spacings and affines.
 
-Arrays are `z, y, x`. An affine is NIfTI's: it maps voxel indices in NIfTI order (x, y, z, 1), which is an array's index
-reversed, to millimetres in RAS+ space. Because NIfTI stores x fastest, the `z, y, x` view of a file is its C-contiguous
-form. Everything that has to swap the two orders does it here.
+Arrays are `z, y, x`. An affine is NIfTI's: it maps voxel indices in NIfTI order (x, y, z, 1), the
+reverse of an array index, to millimetres in RAS+ space. NIfTI stores x fastest, so the `z, y, x`
+view of a file is C-contiguous. The two orders are converted in this module only.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,12 @@ import nibabel as nib
 import numpy as np
 
 CANONICAL_ORIENTATION = "RAS"
-"""Orientation (NIfTI order: x to the Right, y to the Anterior, z to the Superior) all work is done in."""
+"""Orientation of all processed volumes (NIfTI order): x to the Right, y to the Anterior, z to the
+Superior."""
+
+MIN_DETERMINANT = 1e-12
+SHEAR_TOLERANCE = 1e-3
+"""Largest cosine between two axes that count as perpendicular."""
 
 Index3 = tuple[int, int, int]
 Float3 = tuple[float, float, float]
@@ -21,7 +26,7 @@ Float3 = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Grid:
-    """Where voxels lie in the world: array shape `(z, y, x)` and the NIfTI affine (4x4, to mm in RAS+)."""
+    """Positions of voxels: array shape `(z, y, x)` and NIfTI affine (4x4, to mm in RAS+)."""
 
     shape: Index3
     affine: np.ndarray
@@ -30,19 +35,18 @@ class Grid:
         affine = np.asarray(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise ValueError("an affine is a finite 4x4 matrix")
-        if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        if abs(np.linalg.det(affine[:3, :3])) < MIN_DETERMINANT:
             raise ValueError("the affine is singular: a voxel would have no volume")
+        # A private read-only copy: grids are compared and hashed by their values.
         affine = affine.copy()
         affine.setflags(write=False)
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Grid)
-            and self.shape == other.shape
-            and np.array_equal(self.affine, other.affine)
-        )
+        if not isinstance(other, Grid):
+            return False
+        return self.shape == other.shape and np.array_equal(self.affine, other.affine)
 
     def __hash__(self) -> int:
         return hash((self.shape, self.affine.tobytes()))
@@ -60,73 +64,90 @@ class Grid:
 
     @cached_property
     def orientation(self) -> str:
-        """Axis codes in NIfTI order (x, y, z), nearest for an oblique scan, e.g. `LPS`."""
+        """Axis codes in NIfTI order (x, y, z), e.g. `LPS`; the nearest ones for an oblique scan."""
         return "".join(nib.orientations.aff2axcodes(self.affine))
 
     @cached_property
     def is_sheared(self) -> bool:
         """Whether the axes are not at right angles (to about 0.06 degrees)."""
         directions = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
-        return bool(np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3)
+        cosines = directions.T @ directions
+        return bool(np.abs(cosines - np.eye(3)).max() > SHEAR_TOLERANCE)
 
     def world_mm(self, index_zyx: np.ndarray) -> np.ndarray:
-        """World position (x, y, z in mm, RAS+) of voxel indices `(..., 3)` given as z, y, x (may be fractional)."""
+        """World positions (x, y, z in mm, RAS+) of voxel indices.
+
+        Args:
+            index_zyx: `(..., 3)`, may be fractional.
+        """
         index_xyz = np.asarray(index_zyx, dtype=np.float64)[..., ::-1]
         return index_xyz @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def index_of(self, world_mm: np.ndarray) -> np.ndarray:
         """Fractional voxel index (z, y, x) of world positions `(..., 3)`; inverse of `world_mm`."""
         inverse = np.linalg.inv(self.affine)
-        return (np.asarray(world_mm, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3])[
-            ..., ::-1
-        ]
+        positions = np.asarray(world_mm, dtype=np.float64)
+        index_xyz = positions @ inverse[:3, :3].T + inverse[:3, 3]
+        return index_xyz[..., ::-1]
 
     def corners_mm(self) -> np.ndarray:
         """World positions (8, 3) of the centres of the corner voxels."""
         ends = [(0, n - 1) for n in self.shape]
-        return self.world_mm(np.array(np.meshgrid(*ends, indexing="ij")).reshape(3, -1).T)
+        corners_zyx = np.array(np.meshgrid(*ends, indexing="ij")).reshape(3, -1).T
+        return self.world_mm(corners_zyx)
 
     def matches(self, other: "Grid", tolerance_mm: float = 0.1) -> bool:
-        """Same shape, and no corner voxel further apart than `tolerance_mm`."""
-        return self.shape == other.shape and bool(
-            np.abs(self.corners_mm() - other.corners_mm()).max() <= tolerance_mm
-        )
+        """Whether shapes are equal and corner coordinates differ by at most `tolerance_mm`."""
+        if self.shape != other.shape:
+            return False
+        difference_mm = np.abs(self.corners_mm() - other.corners_mm())
+        return bool(difference_mm.max() <= tolerance_mm)
 
     def cropped(self, start: Sequence[int], shape: Sequence[int]) -> "Grid":
-        """The grid of a box that starts at voxel `start` (may be negative: padding) and has `shape`; z, y, x."""
+        """The grid of a box.
+
+        Args:
+            start: First voxel (z, y, x); may be negative (padding).
+            shape: Number of voxels (z, y, x).
+        """
         affine = self.affine.copy()
         affine[:3, 3] = self.world_mm(np.asarray(start))
-        return Grid(_index3(shape), affine)
+        return Grid(_to_index3(shape), affine)
 
     def with_spacing(
         self, spacing_mm: Sequence[float], shape: Sequence[int] | None = None
     ) -> "Grid":
         """The grid over the same field of view with other voxel sizes (z, y, x).
 
-        Outer faces coincide (not voxel centres), as in ITK and scikit-image; `shape` defaults to the nearest count,
-        and the spacing is then adapted so that the field of view is kept exactly.
+        Outer faces coincide (not voxel centres), as in ITK and scikit-image.
+
+        Args:
+            spacing_mm: Wanted voxel size. It is adapted so that a whole number of voxels fills the
+                field of view exactly.
+            shape: Number of voxels; None: the number nearest to the wanted size.
         """
-        wanted = np.asarray(spacing_mm, dtype=np.float64)
-        extent = np.asarray(self.shape) * np.asarray(self.spacing_mm)
         if shape is None:
-            shape = np.maximum(1, np.round(extent / wanted)).astype(int).tolist()
+            extent_mm = np.asarray(self.shape) * np.asarray(self.spacing_mm)
+            counts = np.round(extent_mm / np.asarray(spacing_mm, dtype=np.float64))
+            shape = np.maximum(1, counts).astype(int).tolist()
         step = np.asarray(self.shape, dtype=np.float64) / np.asarray(shape)
         affine = self.affine.copy()
         affine[:3, :3] = self.affine[:3, :3] * step[::-1]
+        # The centre of the new first voxel, whose outer faces are those of the old one.
         affine[:3, 3] = self.world_mm((step - 1) / 2)
-        return Grid(_index3(shape), affine)
+        return Grid(_to_index3(shape), affine)
 
     def to_json(self) -> dict[str, object]:
         return {"shape_zyx": list(self.shape), "affine": self.affine.tolist()}
 
     @classmethod
     def from_json(cls, data: dict) -> "Grid":
-        return cls(_index3(data["shape_zyx"]), np.array(data["affine"], dtype=np.float64))
+        return cls(_to_index3(data["shape_zyx"]), np.array(data["affine"], dtype=np.float64))
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """Voxels `(z, y, x)` and the grid they lie on."""
+    """Voxels `(z, y, x)` and their grid."""
 
     voxels: np.ndarray
     grid: Grid
@@ -151,47 +172,62 @@ class Volume:
         return Volume(voxels, self.grid)
 
     def reoriented(self, orientation: str = CANONICAL_ORIENTATION) -> "Volume":
-        """The same voxels at the same places in the world, with axes permuted and flipped (a view) to `orientation`."""
+        """A view of the voxels with axes permuted and flipped; positions in the world stay."""
         grid, axes, flips = plan_reorientation(self.grid, orientation)
-        voxels = self.voxels.transpose(axes)
-        return Volume(voxels[tuple(slice(None, None, -1 if flip else 1) for flip in flips)], grid)
+        steps = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
+        return Volume(self.voxels.transpose(axes)[steps], grid)
 
     def cropped(self, start: Sequence[int], shape: Sequence[int], fill: float = 0) -> "Volume":
-        """The box at `start` with `shape`; what lies outside the volume is `fill`."""
+        """The box at `start` with `shape`; voxels outside the volume are `fill`.
+
+        Returns:
+            A view if the box is inside the volume, else a copy.
+        """
         grid = self.grid.cropped(start, shape)
         first = np.asarray(start)
-        low, high = np.maximum(first, 0), np.minimum(first + np.asarray(shape), self.shape)
-        if (low == first).all() and (high == first + np.asarray(shape)).all():
-            return Volume(self.voxels[tuple(map(slice, low, high))], grid)
+        end = first + np.asarray(shape)
+        low, high = np.maximum(first, 0), np.minimum(end, self.shape)
+        inside = tuple(map(slice, low, high))
+        if (low == first).all() and (high == end).all():
+            return Volume(self.voxels[inside], grid)
         voxels = np.full(grid.shape, fill, dtype=self.voxels.dtype)
         if (high > low).all():
-            voxels[tuple(map(slice, low - first, high - first))] = self.voxels[
-                tuple(map(slice, low, high))
-            ]
+            voxels[tuple(map(slice, low - first, high - first))] = self.voxels[inside]
         return Volume(voxels, grid)
 
 
 def plan_reorientation(
     grid: Grid, orientation: str
 ) -> tuple[Grid, Index3, tuple[bool, bool, bool]]:
-    """How to bring `grid` to `orientation`: (new grid, array axes to transpose by, which new axes to flip)."""
+    """Plan the axis permutation and flips that bring a grid to an orientation.
+
+    Args:
+        grid: Any orientation.
+        orientation: Axis codes in NIfTI order, e.g. `RAS`.
+
+    Returns:
+        New grid, array axes for `transpose`, and for each new array axis whether it is flipped.
+    """
     source = nib.orientations.io_orientation(grid.affine)
     target = nib.orientations.axcodes2ornt(tuple(orientation))
-    change = nib.orientations.ornt_transform(
-        source, target
-    )  # row i: where input axis i (NIfTI order) goes, and its sign
+    # Row i: the new position of input axis i (NIfTI order), and its sign.
+    change = nib.orientations.ornt_transform(source, target)
     axes_xyz = [0, 0, 0]
     flips_xyz = [False, False, False]
     for input_axis, (output_axis, sign) in enumerate(change):
         axes_xyz[int(output_axis)] = input_axis
         flips_xyz[int(output_axis)] = sign < 0
-    axes = _index3(2 - axis for axis in reversed(axes_xyz))
+    axes = _to_index3(2 - axis for axis in reversed(axes_xyz))
     flip_z, flip_y, flip_x = reversed(flips_xyz)
     shape_xyz = grid.shape[::-1]
     affine = grid.affine @ nib.orientations.inv_ornt_aff(change, shape_xyz)
-    return Grid(_index3(grid.shape[axis] for axis in axes), affine), axes, (flip_z, flip_y, flip_x)
+    return (
+        Grid(_to_index3(grid.shape[axis] for axis in axes), affine),
+        axes,
+        (flip_z, flip_y, flip_x),
+    )
 
 
-def _index3(values: Iterable[int]) -> Index3:
+def _to_index3(values: Iterable[int]) -> Index3:
     z, y, x = (int(v) for v in values)
     return z, y, x

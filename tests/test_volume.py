@@ -1,4 +1,4 @@
-"""Grid and Volume against nibabel, and as properties: whatever is done to a volume, no voxel moves in the world."""
+"""Grid and Volume: equality with nibabel; no operation moves a voxel in the world."""
 
 import json
 
@@ -9,14 +9,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from liverseg_dist.volume import Grid, Volume, plan_reorientation
-from tests.data.geometry import ALL_ORIENTATIONS, grids, numbered, places
+from tests.data.geometry import ALL_ORIENTATIONS, grids, locate_values, numbered
 
 orientations = st.sampled_from(ALL_ORIENTATIONS)
 boxes = st.tuples(*[st.tuples(st.integers(-4, 8), st.integers(1, 9))] * 3)
 
 
-def clearly_oriented(grid: Grid) -> bool:
-    """Not within rounding of 45 degrees, where the nearest orientation is a matter of taste."""
+def has_clear_orientation(grid: Grid) -> bool:
+    """Whether no axis is near 45 degrees, where the nearest orientation is ambiguous."""
     directions = np.abs(grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0))
     ordered = np.sort(directions, axis=0)
     return (
@@ -37,50 +37,50 @@ def test_reorientation_equals_nibabel(orientation: str) -> None:
     )
     reference = image.as_reoriented(change)
 
-    turned = volume.reoriented(orientation)
+    reoriented = volume.reoriented(orientation)
 
-    assert turned.grid.orientation == orientation
-    np.testing.assert_array_equal(turned.voxels, np.asarray(reference.dataobj).T)
-    np.testing.assert_allclose(turned.affine, reference.affine, atol=1e-12)
+    assert reoriented.grid.orientation == orientation
+    np.testing.assert_array_equal(reoriented.voxels, np.asarray(reference.dataobj).T)
+    np.testing.assert_allclose(reoriented.affine, reference.affine, atol=1e-12)
 
 
 @given(grids(sheared=True), orientations)
-def test_reorientation_moves_no_voxel_in_the_world(grid: Grid, orientation: str) -> None:
+def test_reorientation_keeps_world_positions(grid: Grid, orientation: str) -> None:
     volume = numbered(grid)
-    turned = volume.reoriented(orientation)
-    np.testing.assert_allclose(places(turned), places(volume), atol=1e-9)
-    assert turned.grid.voxel_volume_ml == pytest.approx(grid.voxel_volume_ml)
+    reoriented = volume.reoriented(orientation)
+    np.testing.assert_allclose(locate_values(reoriented), locate_values(volume), atol=1e-9)
+    assert reoriented.grid.voxel_volume_ml == pytest.approx(grid.voxel_volume_ml)
 
 
 @given(grids(), orientations)
-def test_forward_then_back_returns_every_voxel(grid: Grid, orientation: str) -> None:
-    assume(clearly_oriented(grid))
+def test_reorientation_and_back_is_identity(grid: Grid, orientation: str) -> None:
+    assume(has_clear_orientation(grid))
     volume = numbered(grid)
-    turned = volume.reoriented(orientation)
-    assert turned.grid.orientation == orientation
-    back = turned.reoriented(grid.orientation)
+    reoriented = volume.reoriented(orientation)
+    assert reoriented.grid.orientation == orientation
+    back = reoriented.reoriented(grid.orientation)
     np.testing.assert_array_equal(back.voxels, volume.voxels)
     np.testing.assert_allclose(back.affine, volume.affine, atol=1e-9)
 
 
 @given(grids(), orientations)
-def test_reorientation_says_what_it_does(grid: Grid, orientation: str) -> None:
+def test_reorientation_follows_plan(grid: Grid, orientation: str) -> None:
     volume = numbered(grid)
     target, axes, flips = plan_reorientation(grid, orientation)
-    by_hand = np.flip(volume.voxels.transpose(axes), [axis for axis in range(3) if flips[axis]])
-    np.testing.assert_array_equal(volume.reoriented(orientation).voxels, by_hand)
-    assert target.shape == by_hand.shape
+    expected = np.flip(volume.voxels.transpose(axes), [axis for axis in range(3) if flips[axis]])
+    np.testing.assert_array_equal(volume.reoriented(orientation).voxels, expected)
+    assert target.shape == expected.shape
 
 
 @given(grids(sheared=True), boxes)
-def test_a_crop_moves_no_voxel(grid: Grid, box: tuple[tuple[int, int], ...]) -> None:
+def test_crop_keeps_world_positions(grid: Grid, box: tuple[tuple[int, int], ...]) -> None:
     volume = numbered(grid)
     start, shape = [s for s, _ in box], [n for _, n in box]
     cropped = volume.cropped(start, shape, fill=-1)
     assert cropped.shape == tuple(shape)
     index = np.argwhere(cropped.voxels >= 0)
     kept = cropped.voxels[tuple(index.T)]
-    np.testing.assert_allclose(cropped.grid.world_mm(index), places(volume)[kept], atol=1e-9)
+    np.testing.assert_allclose(cropped.grid.world_mm(index), locate_values(volume)[kept], atol=1e-9)
     inside = [
         max(0, min(s + n, size) - max(s, 0))
         for s, n, size in zip(start, shape, grid.shape, strict=True)
@@ -89,9 +89,7 @@ def test_a_crop_moves_no_voxel(grid: Grid, box: tuple[tuple[int, int], ...]) -> 
 
 
 @given(grids(), boxes)
-def test_padding_then_cropping_back_is_the_identity(
-    grid: Grid, box: tuple[tuple[int, int], ...]
-) -> None:
+def test_padding_and_cropping_is_identity(grid: Grid, box: tuple[tuple[int, int], ...]) -> None:
     volume = numbered(grid)
     margin = [abs(s) for s, _ in box]
     padded = volume.cropped(
@@ -111,7 +109,7 @@ def test_world_and_index_are_inverse(grid: Grid, index: list[tuple[float, float,
 
 
 @given(grids(sheared=True))
-def test_sizes_equal_nibabels(grid: Grid) -> None:
+def test_spacing_and_orientation_equal_nibabel(grid: Grid) -> None:
     np.testing.assert_allclose(grid.spacing_mm, nib.affines.voxel_sizes(grid.affine)[::-1])
     assert grid.orientation == "".join(nib.aff2axcodes(grid.affine))
     index = np.array([1, 0, 2])
@@ -121,9 +119,7 @@ def test_sizes_equal_nibabels(grid: Grid) -> None:
 
 
 @given(grids(sheared=True), st.tuples(*[st.floats(0.4, 5, allow_nan=False)] * 3))
-def test_outer_faces_stay_when_the_spacing_changes(
-    grid: Grid, spacing_mm: tuple[float, float, float]
-) -> None:
+def test_new_spacing_keeps_outer_faces(grid: Grid, spacing_mm: tuple[float, float, float]) -> None:
     other = grid.with_spacing(spacing_mm)
     for corner in (np.zeros(3), np.ones(3)):
         face = corner * np.array(grid.shape) - 0.5
@@ -135,7 +131,7 @@ def test_outer_faces_stay_when_the_spacing_changes(
 
 
 @given(grids(sheared=True))
-def test_json_keeps_every_bit(grid: Grid) -> None:
+def test_json_is_lossless(grid: Grid) -> None:
     assert Grid.from_json(json.loads(json.dumps(grid.to_json()))) == grid
 
 
@@ -150,7 +146,7 @@ def test_matching_grids(grid: Grid, shift_mm: float, axis: int) -> None:
 
 @given(grids())
 @settings(max_examples=30)
-def test_a_rotation_is_no_shear(grid: Grid) -> None:
+def test_rotation_is_not_shear(grid: Grid) -> None:
     assert not grid.is_sheared
     slanted = grid.affine.copy()
     slanted[:3, 2] += (
@@ -164,17 +160,17 @@ def test_a_rotation_is_no_shear(grid: Grid) -> None:
     [np.zeros((4, 4)), np.full((4, 4), np.nan), np.diag([1, 1, 0, 1.0]), np.eye(3)],
     ids=["0", "nan", "flat", "3x3"],
 )
-def test_impossible_affines_are_refused(affine: np.ndarray) -> None:
+def test_invalid_affines_are_refused(affine: np.ndarray) -> None:
     with pytest.raises(ValueError, match="affine"):
         Grid((1, 1, 1), affine)
 
 
-def test_voxels_must_fit_their_grid() -> None:
+def test_voxels_must_have_shape_of_grid() -> None:
     with pytest.raises(ValueError, match="shape"):
         Volume(np.zeros((2, 3, 4)), Grid((4, 3, 2), np.eye(4)))
 
 
-def test_a_grid_cannot_be_changed_by_its_maker() -> None:
+def test_grid_is_immutable() -> None:
     affine = np.eye(4)
     grid = Grid((1, 2, 3), affine)
     affine[0, 0] = 5

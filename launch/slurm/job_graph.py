@@ -19,7 +19,7 @@ from liverseg_dist.commands.evaluate import refuse_slabs_over_scans
 from liverseg_dist.commands.main import COMMANDS
 from liverseg_dist.commands.train import list_store_conflicts
 from liverseg_dist.config import Settings, load_settings
-from liverseg_dist.data.splits import fold_count
+from liverseg_dist.data.splits import count_folds
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.strategies.parallelize import check_strategy
 from liverseg_dist.errors import UserError
@@ -152,7 +152,7 @@ def folds_of(settings: Settings, args: argparse.Namespace, *, store_exists: bool
         raise UserError("data.fold: --array folds gives each task its own; leave it out")
     if store_exists and settings.data.store is not None:
         return len(CaseStore.open(settings.data.store).root["splits"]["folds"])
-    return fold_count(settings.convert.splits)
+    return count_folds(settings.convert.splits)
 
 
 def _job(request: JobRequest, command: str, arguments: Sequence[str], folder: Path) -> BatchJob:

@@ -33,10 +33,10 @@ from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
 from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
 from liverseg_dist.data.conversion.executors import EXECUTORS
 from liverseg_dist.data.conversion.root_metadata import collect_audit
-from liverseg_dist.data.io.dataset_index import MsdDataset, read_dataset
+from liverseg_dist.data.io.dataset_index import DatasetIndex, read_dataset
+from liverseg_dist.data.io.modality import refuse_other_modality
 from liverseg_dist.data.io.spacing_table import describe_unmatched
-from liverseg_dist.data.modality import refuse_other_modality
-from liverseg_dist.data.splits import Splits, check_split_files, patients_in_several_parts
+from liverseg_dist.data.splits import Splits, check_split_files, find_divided_patients
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 from liverseg_dist.files import natural_key
@@ -201,7 +201,7 @@ def _print_store(store: CaseStore) -> None:
         f"splits: {len(splits.test)} test, folds of {', '.join(str(len(fold)) for fold in splits.folds)}"
     )
     patients = {case_id: store.meta(case_id).patient for case_id in store.case_ids}
-    for patient in patients_in_several_parts(splits, patients):
+    for patient in find_divided_patients(splits, patients):
         print(f"warning: scans of the patient of {patient} stand in several parts of the split")
     hu = store.intensity
     print(
@@ -216,7 +216,7 @@ def _print_store(store: CaseStore) -> None:
         )
 
 
-def _print_findings(dataset: MsdDataset, records: list[CaseRecord]) -> None:
+def _print_findings(dataset: DatasetIndex, records: list[CaseRecord]) -> None:
     for (
         note
     ) in dataset.notes:  # an error here was allowed by a setting, such as convert.modality=any

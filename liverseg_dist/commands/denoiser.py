@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from liverseg_dist.data.audit.findings import ScanFileError
+from liverseg_dist.data.findings import ScanFileError
 from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.preprocessing.denoise import estimate_noise

@@ -38,7 +38,7 @@ from liverseg_dist.commands.run_cases import (
     voxels_of,
 )
 from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
-from liverseg_dist.data.audit.audit_summary import audit_summary
+from liverseg_dist.data.audit.audit_summary import summarize_audit
 from liverseg_dist.data.store.case_store import CaseStore, Part
 from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
@@ -69,7 +69,7 @@ from liverseg_dist.inference.postprocess_search import postprocessing_settings
 from liverseg_dist.inference.scan_checks import ScanRefused, warnings_of
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.texts.names import ScanIndex
-from liverseg_dist.texts.paths import path_argument, quoted, text_argument
+from liverseg_dist.texts.paths import path_argument, quote_path, text_argument
 from liverseg_dist.tracking.provenance import collect_provenance
 from liverseg_dist.training.crash_report import summarize_exception
 
@@ -180,7 +180,7 @@ def _choose(
     if args.cases is not None:
         index = ScanIndex(store.case_ids)
         names = [name.strip() for name in args.cases.split(",") if name.strip()]
-        wanted = [index.find(name) or name for name in names]
+        wanted = [index.find_scan(name) or name for name in names]
         strangers = sorted(set(wanted) - set(store.case_ids))
         if strangers or not wanted:
             raise UserError(f"--cases: {', '.join(strangers) or 'nothing'} is not in {store.path}")
@@ -311,7 +311,7 @@ def _describe_move(moved: Path, folder: Path) -> str:
     )
     return (
         f"earlier results of other weights or settings are kept in {moved} ({dice}); to compare: "
-        f"liverseg compare {quoted(moved)} {quoted(folder)}"
+        f"liverseg compare {quote_path(moved)} {quote_path(folder)}"
     )
 
 
@@ -385,7 +385,7 @@ def _details(
         name: settings[name] for name in ("inference", "data", "convert", "model", "loss", "train")
     }
     details["data"].pop("store")  # where it lies is no part of the result
-    details["audit"] = audit_summary(inputs.store.audit)
+    details["audit"] = summarize_audit(inputs.store.audit)
     return details
 
 

@@ -27,7 +27,7 @@ from liverseg_dist.errors import (
 from liverseg_dist.files import check_working_directory
 from liverseg_dist.interrupts import AGAIN, InterruptHandler, handle_interrupts, is_first_rank
 from liverseg_dist.streams import guard_output_streams, output_failure, print_checked
-from liverseg_dist.texts.suggestions import SuggestingParser, suggest
+from liverseg_dist.texts.suggestions import SuggestingParser, suggest_name
 
 COMMANDS = {
     "phantom": "make a synthetic Task03-layout data set",
@@ -73,7 +73,7 @@ def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None)
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _top_parser()
     if not argv or argv[0] not in COMMANDS:
-        if argv and (close := suggest(argv[0], list(COMMANDS))) is not None:
+        if argv and (close := suggest_name(argv[0], list(COMMANDS))) is not None:
             parser.error(
                 f"argument COMMAND: no command '{argv[0]}'; did you mean '{close}'? All: {', '.join(COMMANDS)}"
             )

@@ -28,7 +28,7 @@ from liverseg_dist.phantom.follow_up_dataset import (
     write_follow_ups,
 )
 from liverseg_dist.phantom.montage import draw_montage
-from liverseg_dist.texts.paths import path_argument, quoted
+from liverseg_dist.texts.paths import path_argument, quote_path
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.tracking.terminal_table import print_table
 
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         draw_montage(args.folder, shown).save(args.montage)
         print(f"picture: {args.montage}")
     print(
-        f"{len(cases)} scans in {args.folder}; next: liverseg convert {quoted(args.folder)} STORE"
+        f"{len(cases)} scans in {args.folder}; next: liverseg convert {quote_path(args.folder)} STORE"
     )
     return {"folder": str(args.folder), "cases": [asdict(case) for case in cases]}
 

@@ -39,7 +39,7 @@ from liverseg_dist.planning.memory_fit import (
     resolve_model,
 )
 from liverseg_dist.planning.scaling_model import MLPERF_U_NET3D, Machine, scaling_table
-from liverseg_dist.texts.paths import path_argument, quoted, text_argument
+from liverseg_dist.texts.paths import path_argument, quote_path, text_argument
 from liverseg_dist.tracking.terminal_table import print_table
 from liverseg_dist.volume import Float3, Index3
 
@@ -289,7 +289,7 @@ def _print_memory(
         "(computed from tensor shapes, no GPU was used; margin for workspaces and gaps assumed)\n"
     )
     if args.out:
-        print(f"written: {args.out}; use it with --config {quoted(args.out)}")
+        print(f"written: {args.out}; use it with --config {quote_path(args.out)}")
     print(" ".join(f"{key}={_text(value)}" for key, value in found["settings"].items()))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.io.dataset_index import read_dataset
-from liverseg_dist.data.modality import refuse_other_modality
+from liverseg_dist.data.io.modality import refuse_other_modality
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError

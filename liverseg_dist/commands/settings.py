@@ -20,7 +20,7 @@ from liverseg_dist.config.describe import describe_keys
 from liverseg_dist.config.mistakes import ELSEWHERE
 from liverseg_dist.config.shipped import list_shipped_configs
 from liverseg_dist.errors import UserError
-from liverseg_dist.texts.suggestions import suggest
+from liverseg_dist.texts.suggestions import suggest_name
 
 WIDTH = 110
 
@@ -83,11 +83,11 @@ def _suggestion(word: str) -> str:
     """The nearest key or section, also where the section was left out."""
     keys = [key for key, _ in describe_keys(Settings, {})]
     sections = {key[:end] for key in keys for end, char in enumerate(key) if char == "."}
-    close = suggest(word, [*keys, *sorted(sections)])
+    close = suggest_name(word, [*keys, *sorted(sections)])
     if close is None:
         endings = {key.rpartition(".")[2]: key for key in reversed(keys)}
         last = word.rpartition(".")[2]
-        ending = ELSEWHERE.get(last) or suggest(last, list(endings))
+        ending = ELSEWHERE.get(last) or suggest_name(last, list(endings))
         close = endings.get(ending) if ending is not None else None
     return f"did you mean {close}?" if close else "`liverseg settings` lists the sections"
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from liverseg_dist.config.describe import describe_keys
-from liverseg_dist.texts.suggestions import suggest
+from liverseg_dist.texts.suggestions import suggest_name
 
 ELSEWHERE = {
     "lr": "learning_rate", "batch_size": "global_batch_size", "patch": "patch_size", "spacing": "spacing_mm",
@@ -90,7 +90,7 @@ def _suggest_key(names: list[str], kind: type[BaseModel]) -> str:
     close = (
         elsewhere
         if elsewhere in parent.model_fields
-        else suggest(names[-1], list(parent.model_fields))
+        else suggest_name(names[-1], list(parent.model_fields))
     )
     if close:
         return f"did you mean {'.'.join([*names[:-1], close])}?"

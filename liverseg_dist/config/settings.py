@@ -28,7 +28,7 @@ from liverseg_dist.config.train import (
     ValidationConfig,
 )
 from liverseg_dist.errors import UserError
-from liverseg_dist.texts.structured import NotYaml, check_text, parse_yaml, read_yaml_both
+from liverseg_dist.texts.structured import YamlSyntaxError, check_text, parse_yaml, read_yaml_both
 
 
 class Settings(Section):
@@ -144,7 +144,7 @@ def _parse_value(text: str, annotation: Any) -> Any:
         )
     try:
         return parse_yaml(text)
-    except NotYaml:
+    except YamlSyntaxError:
         return check_text(text)
 
 

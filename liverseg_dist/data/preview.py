@@ -1,9 +1,10 @@
-"""A picture of what the network is fed: each sample as stored and as augmented, with and without its labels.
+"""Picture of training samples: as stored and as augmented, each with and without its labels.
 
-Axial slices in radiological display: the patient's right is on the left, anterior is up. Colours are those of the
-audit's pictures; a legend stands at the top left.
+Axial slices in radiological display: the patient's right is on the left, anterior is up. Colours
+are those of the audit's pictures; a legend is at the top left. `liverseg preview` writes it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,32 +15,40 @@ from liverseg_dist.pages import LEGEND, PADDING_RGB, STRUCTURE_RGB
 
 TILE_PX = 224
 _GAP_PX, _TEXT_PX, _HEADER_PX = 6, 200, 24
+_MARGIN_PX, _SWATCH_PX = 8, 12
+_LINE_SPACING_PX = 5
+_FONT_SIZE = 13
 _COLOURS = {**STRUCTURE_RGB, IGNORE: PADDING_RGB}
 _OPACITY = 0.4
+_BACKGROUND = (20, 20, 20)
 _TEXT_COLOUR = (230, 230, 230)
-_SWATCH_PX = 12
 _COLUMNS = ("as stored", "labels", "augmented", "labels")
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True, eq=False)
 class PreviewRow:
-    """One sample; images are normalised (float, D H W), labels uint8."""
+    """One sample: normalised images (float, D H W) and labels (uint8, D H W)."""
 
     title: str
     notes: tuple[str, ...]
     stored: tuple[np.ndarray, np.ndarray]
+    """Image and label."""
     augmented: tuple[np.ndarray, np.ndarray]
+    """Image and label."""
     black: float
-    """Image value shown black (the lower clipping bound)."""
+    """Image value that is shown black (the lower clipping bound)."""
     white: float
+    """Image value that is shown white."""
 
 
 def render_preview(rows: list[PreviewRow]) -> Image.Image:
-    """All samples below each other."""
-    font = ImageFont.load_default(size=13)
+    """Render all samples, one row each."""
+    font = ImageFont.load_default(size=_FONT_SIZE)
     step = TILE_PX + _GAP_PX
     size = (_TEXT_PX + step * len(_COLUMNS), _HEADER_PX + step * len(rows))
-    picture = Image.new("RGB", size, (20, 20, 20))
+    picture = Image.new("RGB", size, _BACKGROUND)
     draw = ImageDraw.Draw(picture)
     _draw_legend(draw, font)
     for column, name in enumerate(_COLUMNS):
@@ -47,64 +56,61 @@ def render_preview(rows: list[PreviewRow]) -> Image.Image:
     for number, row in enumerate(rows):
         top = _HEADER_PX + number * step
         draw.multiline_text(
-            (8, top + 4),
+            (_MARGIN_PX, top + 4),
             "\n".join((row.title, *row.notes)),
             fill=_TEXT_COLOUR,
             font=font,
-            spacing=5,
+            spacing=_LINE_SPACING_PX,
         )
-        for column, (image, label, painted) in enumerate(_tiles(row)):
-            tile = _tile(image, label if painted else None, row.black, row.white)
+        for column, (image, label) in enumerate(_iterate_tiles(row)):
+            tile = _render_tile(image, label, row.black, row.white)
             picture.paste(tile, (_TEXT_PX + column * step, top))
     return picture
 
 
-def _draw_legend(
-    draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-) -> None:
-    """A swatch and a name for each colour, beside the headings of the columns."""
-    left, top = 8, (_HEADER_PX - _SWATCH_PX) // 2
+def _draw_legend(draw: ImageDraw.ImageDraw, font: Font) -> None:
+    """Draw a swatch and a name for each colour, in the line of the column headings."""
+    left, top = _MARGIN_PX, (_HEADER_PX - _SWATCH_PX) // 2
     for name, colour in LEGEND:
-        draw.rectangle(
-            (left, top, left + _SWATCH_PX, top + _SWATCH_PX), fill=colour, outline=_TEXT_COLOUR
-        )
+        box = (left, top, left + _SWATCH_PX, top + _SWATCH_PX)
+        draw.rectangle(box, fill=colour, outline=_TEXT_COLOUR)
         left += _SWATCH_PX + 4
         draw.text((left, 4), name, fill=_TEXT_COLOUR, font=font)
-        left += int(draw.textlength(name, font=font)) + 8
+        left += int(draw.textlength(name, font=font)) + _MARGIN_PX
 
 
-def _tiles(row: PreviewRow) -> list[tuple[np.ndarray, np.ndarray, bool]]:
-    tiles = []
+def _iterate_tiles(row: PreviewRow) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Image and label slice (H W) for each column; no label for the columns without labels."""
     for image, label in (row.stored, row.augmented):
-        z = most_informative_slice(label)
-        tiles += [(image[z], label[z], False), (image[z], label[z], True)]
-    return tiles
+        z = find_most_informative_slice(label)
+        yield image[z], None
+        yield image[z], label[z]
 
 
-def most_informative_slice(label_DHW: np.ndarray) -> int:
-    """The slice with most tumour; without tumour the one with most liver; without either the middle one."""
-    for wanted in (TUMOUR, LIVER):
-        areas = (label_DHW == wanted).sum(axis=(1, 2))
+def find_most_informative_slice(label_DHW: np.ndarray) -> int:
+    """The slice with most tumour; without tumour, with most liver; without both, the middle one."""
+    for value in (TUMOUR, LIVER):
+        areas = (label_DHW == value).sum(axis=(1, 2))
         if areas.any():
             return int(areas.argmax())
     return label_DHW.shape[0] // 2
 
 
-def _tile(
+def _render_tile(
     image_HW: np.ndarray, label_HW: np.ndarray | None, black: float, white: float
 ) -> Image.Image:
     grey = np.clip((image_HW - black) / (white - black), 0, 1) * 255
     rgb = np.repeat(grey[..., None], 3, axis=2)
     if label_HW is not None:
         for value, colour in _COLOURS.items():
-            inside = label_HW == value
-            rgb[inside] = (1 - _OPACITY) * rgb[inside] + _OPACITY * np.array(colour)
+            mask = label_HW == value
+            rgb[mask] = (1 - _OPACITY) * rgb[mask] + _OPACITY * np.array(colour)
+    # Arrays run to the right and to anterior (RAS); the display runs to the left and down.
     upright = np.ascontiguousarray(rgb[::-1, ::-1]).astype(np.uint8)
     tile = Image.fromarray(upright)
     scale = TILE_PX / max(tile.size)
-    fitted = tile.resize(
-        (round(tile.width * scale), round(tile.height * scale)), Image.Resampling.NEAREST
-    )
-    canvas = Image.new("RGB", (TILE_PX, TILE_PX), (20, 20, 20))
+    size = (round(tile.width * scale), round(tile.height * scale))
+    fitted = tile.resize(size, Image.Resampling.NEAREST)
+    canvas = Image.new("RGB", (TILE_PX, TILE_PX), _BACKGROUND)
     canvas.paste(fitted, ((TILE_PX - fitted.width) // 2, (TILE_PX - fitted.height) // 2))
     return canvas

@@ -6,7 +6,13 @@ from pathlib import Path
 
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.texts.formats import describe_unread
-from liverseg_dist.texts.names import clean_text, is_scan_name, name_scans, pairing_key, scan_id
+from liverseg_dist.texts.names import (
+    assign_scan_ids,
+    clean_text,
+    derive_pairing_key,
+    derive_scan_id,
+    is_scan_name,
+)
 from liverseg_dist.volume import Volume
 
 SAME_PLACE_MM = 0.1
@@ -36,7 +42,7 @@ def pair_masks(prediction: Path, truth: Path) -> Pairing:
     Raises `UserError` where a folder is absent, has no mask, or has two masks of one case, or where nothing matches.
     """
     if prediction.is_file() and truth.is_file():
-        return Pairing((MaskPair(scan_id(truth.name), prediction, truth),), (), ())
+        return Pairing((MaskPair(derive_scan_id(truth.name), prediction, truth),), (), ())
     predictions, truths = _masks(prediction), _masks(truth)
     pairs = tuple(
         MaskPair(case_id, predictions[key][1], file)
@@ -60,7 +66,7 @@ def describe_left_out(folder: Path) -> list[str]:
         return []
     visible = [file for file in folder.iterdir() if not file.name.startswith(".")]
     lines = describe_unread(file for file in visible if not _is_scan_file(file))
-    channels = name_scans(file.name for file in visible if _is_scan_file(file)).channels
+    channels = assign_scan_ids(file.name for file in visible if _is_scan_file(file)).channels
     if channels:
         lines.append(
             f"further channels of a scan are not read: {', '.join(map(clean_text, channels[:10]))}"
@@ -99,7 +105,7 @@ def images_by_case(folder: Path | None, pairs: Sequence[MaskPair]) -> dict[str, 
     if folder is None:
         return {}
     images = _masks(folder)
-    found = {pair.case_id: images.get(pairing_key(pair.case_id)) for pair in pairs}
+    found = {pair.case_id: images.get(derive_pairing_key(pair.case_id)) for pair in pairs}
     return {case_id: entry[1] for case_id, entry in found.items() if entry is not None}
 
 
@@ -122,13 +128,13 @@ def _masks(folder: Path) -> dict[str, tuple[str, Path]]:
     if not files:
         rest = "; ".join(describe_left_out(folder))
         raise UserError(f"{folder}: holds no .nii or .nii.gz file{f' ({rest})' if rest else ''}")
-    ids = name_scans(file.name for file in files).ids
+    ids = assign_scan_ids(file.name for file in files).ids
     masks: dict[str, tuple[str, Path]] = {}
     for file in files:
         if file.name not in ids:  # a further channel: `describe_left_out` names it
             continue
         case_id = ids[file.name]
-        key = pairing_key(case_id)
+        key = derive_pairing_key(case_id)
         if key in masks:
             raise UserError(f"{masks[key][1]} and {file.name} are the same case; remove one")
         masks[key] = case_id, file

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.nifti import read_scan_file
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError

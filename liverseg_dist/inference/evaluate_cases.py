@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.nifti import write_mask
 from liverseg_dist.errors import RankLost, RunFailed
 from liverseg_dist.evaluation.ledger import Ledger, file_name

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.inference.load_run import load_run, predictor_for, runs_fingerprint
 from liverseg_dist.inference.scan_checks import compare_with_training
 from liverseg_dist.inference.segment_scan import segment_scan

@@ -18,7 +18,7 @@ from liverseg_dist.evaluation.results import EVALUATION, SUMMARY
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve_topology
-from liverseg_dist.texts.paths import quoted
+from liverseg_dist.texts.paths import quote_path
 
 CONFIG = "config.yaml"
 POSTPROCESS = "postprocess.yaml"
@@ -237,7 +237,7 @@ def file_sha256(file: Path) -> str:
 def _expect_run(path: Path, file: Path, weights: str) -> None:
     if not path.is_dir():
         raise UserError(
-            f"{path}: no such run folder; `liverseg train ... {quoted(f'run.dir={path}')}` makes one"
+            f"{path}: no such run folder; `liverseg train ... {quote_path(f'run.dir={path}')}` makes one"
         )
     if not (path / CONFIG).is_file():
         raise UserError(

@@ -28,7 +28,7 @@ import yaml
 from torch import Tensor
 
 from liverseg_dist.config import InferenceConfig
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.evaluation.ledger import Ledger, file_name
 from liverseg_dist.evaluation.metrics.overlap import confusion_counts, structure_counts

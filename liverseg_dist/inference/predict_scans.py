@@ -16,7 +16,7 @@ import cc3d
 import numpy as np
 
 from liverseg_dist.config import Settings
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.nifti import read_scan_file, write_image, write_mask
 from liverseg_dist.errors import RankLost, RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger
@@ -36,14 +36,14 @@ from liverseg_dist.inference.segment_scan import prepare_for_network, segment_on
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.work_division import failure_line
 from liverseg_dist.labels import STRUCTURES, TUMOUR, structure_mask
-from liverseg_dist.texts.formats import describe_unread, refusal
+from liverseg_dist.texts.formats import describe_unread, explain_unsupported_format
 from liverseg_dist.texts.names import (
+    assign_scan_ids,
     clean_text,
+    derive_scan_id,
     fold_id,
     is_scan_name,
     list_some,
-    name_scans,
-    scan_id,
 )
 from liverseg_dist.volume import Grid, Volume
 
@@ -82,7 +82,7 @@ class Prediction:
 
     def name_of(self, file: Path) -> str:
         """The id of the scan in a file, by which results are kept."""
-        return self.names.get(file) or scan_id(file.name)
+        return self.names.get(file) or derive_scan_id(file.name)
 
     def run_file(self, file: Path) -> tuple[dict[str, Any], bool]:
         """Segment a file and record it: (its volumes, whether it was done already).
@@ -94,8 +94,11 @@ class Prediction:
         try:
             with self.together() if self.together is not None else nullcontext():
                 if not file.is_file():
-                    raise UserError(f"{file}: {refusal(file) or 'no such file'}")
-                if not is_scan_name(file.name) and (reason := refusal(file)) is not None:
+                    raise UserError(f"{file}: {explain_unsupported_format(file) or 'no such file'}")
+                if (
+                    not is_scan_name(file.name)
+                    and (reason := explain_unsupported_format(file)) is not None
+                ):
                     raise UserError(f"{file}: {reason}")
                 inputs = file_sha256(file)
                 known = self._known(name, inputs)
@@ -259,11 +262,11 @@ def find_scans(inputs: Sequence[Path], out: Path) -> dict[str, Path]:
                 raise UserError(
                     f"{printable(path)}: holds no .nii or .nii.gz file{f' ({rest})' if rest else ''}"
                 )
-            ids = name_scans(file.name for file in inside).ids
+            ids = assign_scan_ids(file.name for file in inside).ids
             named += [(ids[file.name], file) for file in inside if file.name in ids]
         else:
             # A missing file fails when its turn comes; the others are segmented.
-            named.append((scan_id(path.name), path))
+            named.append((derive_scan_id(path.name), path))
     files: dict[str, Path] = {}
     folded: dict[str, Path] = {}
     for name, file in named:
@@ -289,7 +292,9 @@ def describe_left_out(inputs: Sequence[Path]) -> list[str]:
             continue
         scans = _scans_in(folder)
         left = describe_unread(path for path in visible_entries(folder) if path not in scans)
-        channels = [clean_text(name) for name in name_scans(file.name for file in scans).channels]
+        channels = [
+            clean_text(name) for name in assign_scan_ids(file.name for file in scans).channels
+        ]
         if channels:
             text = f"further channels of a scan are not read, a CT has one: {list_some(channels)}"
             left.append(f"{text}; if they are scans of their own, give the files or rename them")

@@ -13,8 +13,8 @@ import numpy as np
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.audit.case_audit import check_liver_volume, check_side, check_tumours
-from liverseg_dist.data.audit.findings import Finding
-from liverseg_dist.data.audit_image import LIVER_HU, audit_image, sample_of
+from liverseg_dist.data.audit.image_audit import LIVER_HU, audit_image, sample_voxels
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.labels import BACKGROUND, LIVER
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Grid, Index3, Volume
@@ -100,7 +100,7 @@ def compare_with_training(scan: Volume, settings: Settings) -> list[Finding]:
     if trained is not None:
         found += _compare_spacing(scan.reoriented(CANONICAL_ORIENTATION).spacing_mm, trained)
     known = settings.data.intensity
-    sample = sample_of(scan)
+    sample = sample_voxels(scan)
     if known is not None and sample.size:
         inside = float(np.mean((sample >= known.lower_hu) & (sample <= known.upper_hu)))
         if inside < LEAST_IN_RANGE:

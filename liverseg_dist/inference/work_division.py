@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from liverseg_dist.data.audit.findings import ScanFileError
+from liverseg_dist.data.findings import ScanFileError
 from liverseg_dist.errors import RunFailed, UserError
 
 

@@ -1,6 +1,10 @@
-"""Everything that users give as text: files, tables, paths, names of scans.
+"""Text input of users: files, tables, paths and names of scans.
 
-`decode` turns the bytes of a file into text, `structured` reads YAML and JSON, `tables` CSV and
-TSV, `paths` expands what is written for a path, `names` derives the id of a scan from its file
-name.
+- `decode` converts the bytes of a file to text.
+- `structured` reads YAML and JSON.
+- `tables` reads CSV and TSV; `matching` assigns their rows to scans.
+- `paths` expands `~` and variables in paths.
+- `names` derives the id of a scan from its file name.
+- `formats` recognises scans in unsupported formats.
+- `suggestions` finds the known name that is nearest to a misspelt one.
 """

@@ -1,8 +1,7 @@
-"""The bytes of a text file as text with `\\n` line ends, or a `UserError` that names the line.
+"""Decode a text file to text with `\\n` line ends, or raise a `UserError` that names the line.
 
-UTF-8 with and without byte order mark, and UTF-16 and UTF-32 with one (Excel's "Unicode text",
-PowerShell's `>`) are read. Other encodings cannot be recognised with certainty, so they are
-refused.
+UTF-8 is read with and without byte order mark, UTF-16 and UTF-32 (Excel's "Unicode text",
+PowerShell's `>`) with one. Other encodings cannot be recognised with certainty and are refused.
 """
 
 import codecs
@@ -10,9 +9,9 @@ from pathlib import Path
 
 from liverseg_dist.errors import UserError, printable
 
-MOST_TEXT_BYTES = 64 << 20
-# UTF-32-LE begins with the mark of UTF-16-LE, so it is tried first.
-MARKS = (
+MAX_TEXT_BYTES = 64 << 20
+# The mark of UTF-32-LE begins with that of UTF-16-LE, so UTF-32 is tried first.
+BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -21,59 +20,61 @@ MARKS = (
 )
 
 
-class NotText(ValueError):
-    """Bytes that are no text in an encoding we read."""
+class TextDecodeError(ValueError):
+    """The bytes are not text in a supported encoding."""
 
 
 def decode_text(raw: bytes) -> str:
-    """Decode by the byte order mark, else as UTF-8; line ends become `\\n`.
+    """Decode by the byte order mark, else as UTF-8. Line ends become `\\n`.
 
     Raises:
-        NotText: naming the line and the remedy.
+        TextDecodeError: Its message names the line and what to do.
     """
-    encoding, skipped = "utf-8", 0
-    for mark, name in MARKS:
+    encoding, mark_length = "utf-8", 0
+    for mark, name in BYTE_ORDER_MARKS:
         if raw.startswith(mark):
-            encoding, skipped = name, len(mark)
+            encoding, mark_length = name, len(mark)
             break
-    body = raw[skipped:]
+    body = raw[mark_length:]
     try:
         text = body.decode(encoding)
     except UnicodeDecodeError as error:
-        raise NotText(_undecodable(body, error)) from None
+        raise TextDecodeError(_describe_decode_error(body, error)) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_text(path: Path, *, most_bytes: int = MOST_TEXT_BYTES, purpose: str = "") -> str:
-    """The text of a file that a user gave.
+def read_text(path: Path, *, max_bytes: int = MAX_TEXT_BYTES, purpose: str = "") -> str:
+    """Read a text file of a user.
 
     Args:
         path: The file.
-        most_bytes: A larger file is refused before it is read.
-        purpose: What the file is for, as the end of a message: "; configs/ holds examples".
+        max_bytes: Size limit; a larger file is not read completely.
+        purpose: What the file is for, appended to error messages: "; configs/ holds examples".
 
     Raises:
-        UserError: No such file, unreadable, too large, or in another encoding.
+        UserError: The file is missing, unreadable, too large, or in another encoding.
     """
     try:
         with path.open("rb") as file:
-            raw = file.read(most_bytes + 1)
+            raw = file.read(max_bytes + 1)
     except FileNotFoundError:
         raise UserError(f"{printable(path)}: no such file{purpose}") from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{printable(path)}: cannot be read: {reason}{purpose}") from None
-    except ValueError:  # a zero byte in the name
+    except ValueError:
+        # The name holds a zero byte.
         raise UserError(f"{printable(path)}: cannot name a file{purpose}") from None
-    if len(raw) > most_bytes:
-        raise UserError(f"{printable(path)}: longer than {most_bytes >> 20} MiB{purpose}")
+    if len(raw) > max_bytes:
+        raise UserError(f"{printable(path)}: longer than {max_bytes >> 20} MiB{purpose}")
     try:
         return decode_text(raw)
-    except NotText as error:
+    except TextDecodeError as error:
         raise UserError(f"{printable(path)}: {error}") from None
 
 
-def _undecodable(body: bytes, error: UnicodeDecodeError) -> str:
+def _describe_decode_error(body: bytes, error: UnicodeDecodeError) -> str:
+    """Name the line for UTF-8; in other encodings the line ends before the error are unknown."""
     before = body[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if error.encoding != "utf-8":
         name = error.encoding.upper()
@@ -81,6 +82,6 @@ def _undecodable(body: bytes, error: UnicodeDecodeError) -> str:
     line = before.count(b"\n") + 1
     byte = body[error.start]
     return (
-        f"line {line}: byte 0x{byte:02X} is not UTF-8 (was the file saved as Latin-1 or Windows-1252?); "
-        "save it as UTF-8 (in Excel: CSV UTF-8)"
+        f"line {line}: byte 0x{byte:02X} is not UTF-8 (was the file saved as Latin-1 or "
+        "Windows-1252?); save it as UTF-8 (in Excel: CSV UTF-8)"
     )

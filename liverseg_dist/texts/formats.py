@@ -1,5 +1,6 @@
-"""Scans in formats that are not read: recognised by name or first bytes, so that a message can say
-how to convert.
+"""Recognise scans in unsupported formats, so that a message can state how to convert them.
+
+Formats are recognised by the file name, DICOM also by the first bytes.
 """
 
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from liverseg_dist.texts.names import clean_text, list_some
 _ITK = 'e.g. with SimpleITK: sitk.WriteImage(sitk.ReadImage("IN"), "OUT.nii.gz")'
 _DICOM = "e.g. with dcm2niix: dcm2niix -z y -o OUT_FOLDER IN_FOLDER"
 _NIBABEL = 'e.g. with nibabel: nibabel.save(nibabel.load("IN.hdr"), "OUT.nii.gz")'
-FORMATS = {
+UNSUPPORTED_FORMATS = {
     ".nrrd": ("NRRD", _ITK),
     ".nhdr": ("NRRD", _ITK),
     ".mha": ("MetaImage", _ITK),
@@ -32,42 +33,44 @@ FORMATS = {
     ".nii.zst": ("zstd", "with unzstd"),
     ".zip": ("ZIP", "unpack it first"),
 }
-_DICOM_MARK = (128, b"DICM")
-_LOOKED_INTO = 20
-"""Files of a folder whose first bytes are looked at."""
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+_DICOM_SIGNATURE = (128, b"DICM")
+"""Offset in bytes, and the bytes there."""
+_MAX_INSPECTED_FILES = 20
+"""Files of a folder whose first bytes are read."""
 
 
-def other_format(path: Path) -> tuple[str, str] | None:
-    """(format, how to convert) of a file or folder that is a scan in a format we do not read; None
-    for all else.
+def detect_unsupported_format(path: Path) -> tuple[str, str] | None:
+    """Recognise a file or folder as a scan in an unsupported format.
+
+    Returns:
+        Name of the format and how to convert; None if it is not recognised.
     """
     name = path.name.lower()
-    for suffix, known in FORMATS.items():
+    for suffix, known in UNSUPPORTED_FORMATS.items():
         if name.endswith(suffix):
             return known
     if path.is_dir():
-        return ("DICOM folder", _DICOM) if _holds_dicom(path) else None
+        return ("DICOM folder", _DICOM) if _contains_dicom(path) else None
     return ("DICOM", _DICOM) if _is_dicom(path) else None
 
 
-def refusal(path: Path) -> str | None:
-    """Why a file that a user named is not read, with the remedy; None if its format is ours or
-    unknown.
-    """
-    known = other_format(path)
+def explain_unsupported_format(path: Path) -> str | None:
+    """Why a file is not read and what to do; None if its format is not recognised."""
+    known = detect_unsupported_format(path)
     return None if known is None else f"{known[0]} is not read; convert it to .nii.gz, {known[1]}"
 
 
 def describe_unread(paths: Iterable[Path]) -> list[str]:
-    """A line for each kind of entry that is not read, with names (at most ten) and remedy."""
+    """Describe files and folders that are not read: a line for each format, with what to do."""
     groups: dict[tuple[str, str] | None, list[str]] = {}
     for path in sorted(paths):
         shown = clean_text(path.name) + ("/" if path.is_dir() else "")
-        groups.setdefault(other_format(path), []).append(shown)
+        groups.setdefault(detect_unsupported_format(path), []).append(shown)
     lines = []
     for known, names in groups.items():
         if known is None:
-            lines.append(f"not read, because not NIfTI: {list_some(names)}")
+            lines.append(f"not read, because they are not NIfTI: {list_some(names)}")
         else:
             lines.append(
                 f"{known[0]} is not read: {list_some(names)}; convert to .nii.gz, {known[1]}"
@@ -75,20 +78,23 @@ def describe_unread(paths: Iterable[Path]) -> list[str]:
     return lines
 
 
-def _holds_dicom(folder: Path) -> bool:
+def _contains_dicom(folder: Path) -> bool:
     try:
-        inside = sorted(folder.iterdir())[:_LOOKED_INTO]
+        inside = sorted(folder.iterdir())[:_MAX_INSPECTED_FILES]
     except OSError:
         return False
-    return any(p.name.lower().endswith((".dcm", ".ima", ".dicom")) or _is_dicom(p) for p in inside)
+    return any(_is_dicom(path) for path in inside)
 
 
 def _is_dicom(path: Path) -> bool:
-    at, mark = _DICOM_MARK
+    """Whether the suffix or the first bytes are DICOM's; files of a series often have no suffix."""
+    if path.name.lower().endswith(DICOM_SUFFIXES):
+        return True
+    offset, signature = _DICOM_SIGNATURE
     try:
         if not path.is_file():
             return False
         with path.open("rb") as file:
-            return file.read(at + len(mark))[at:] == mark
+            return file.read(offset + len(signature))[offset:] == signature
     except OSError:
         return False

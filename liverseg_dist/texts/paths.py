@@ -1,9 +1,8 @@
-"""What a user writes for a path: `~`, `~user`, `$NAME` and `${NAME}` are expanded, the rest stays
-as written.
+"""Expand `~`, `~user`, `$NAME` and `${NAME}` in paths of users.
 
-A shell expands these only where it sees them, and not in `run.dir=~/x` (an assignment only at a
-line's beginning) nor in a YAML file. Never used for paths in files that came with a data set, which
-are no user's words.
+A shell does not expand them in a YAML file, nor in `run.dir=~/x` (only in an assignment at the
+beginning of a line), so the program does. Paths in files that came with a data set are never
+expanded, because they are untrusted.
 """
 
 import argparse
@@ -19,13 +18,13 @@ VARIABLE = re.compile(r"\$(?:(\w+)|\{([^{}]*)\})", re.ASCII)
 
 
 def expand_text(text: str) -> str:
-    """The path with home and variables put in. A name that exists as written, `$` included, stays.
+    """Expand home folder and variables. A path that exists as written keeps its `$`.
 
     Raises:
-        ValueError: Naming an undefined variable or an unknown user.
+        ValueError: An undefined variable or an unknown user.
     """
     if "$" in text and not os.path.lexists(text):
-        text = VARIABLE.sub(_value_of, text)
+        text = VARIABLE.sub(_read_variable, text)
     if not text.startswith("~"):
         return text
     expanded = os.path.expanduser(text)
@@ -41,25 +40,26 @@ def expand_path(text: str | Path) -> Path:
 
 
 def path_argument(text: str) -> Path:
-    """For argparse's `type=`."""
+    """Parse a path argument, as `type=` of argparse."""
     return Path(text_argument(text))
 
 
 def text_argument(text: str) -> str:
-    """For argparse's `type=`, where a path may also be a URL."""
+    """Parse an argument that is a path or a URL, as `type=` of argparse."""
     try:
         return expand_text(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def quoted(path: str | Path) -> str:
-    """The path as a word of a command line that can be copied into a shell."""
+def quote_path(path: str | Path) -> str:
+    """Quote a path for a command line that can be copied into a shell."""
     text = str(path)
+    # A path that begins with `-` would be read as an option.
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
-def _value_of(match: re.Match[str]) -> str:
+def _read_variable(match: re.Match[str]) -> str:
     name = match[1] or match[2]
     if name not in os.environ:
         raise ValueError(f"the environment variable {name or '(empty)'} is not set")
@@ -73,6 +73,6 @@ def _expand_if_text(value: object) -> object:
 
 
 UserPath = Annotated[Path, BeforeValidator(_expand_if_text)]
-"""A path in the settings."""
+"""Type of a path in the settings."""
 UserPathOrUrl = Annotated[str, BeforeValidator(_expand_if_text)]
-"""A path in the settings that may be an fsspec URL."""
+"""Type of a path in the settings that may be an fsspec URL."""

@@ -1,4 +1,4 @@
-"""Random grids for property-based tests: any rotation, mirrored or not, anisotropic, sheared on demand."""
+"""Random grids for property-based tests: rotated, mirrored, anisotropic, optionally sheared."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -13,7 +13,7 @@ ALL_ORIENTATIONS = tuple(
     for z in "SI"
     for axes in ((x, y, z), (x, z, y), (y, x, z), (y, z, x), (z, x, y), (z, y, x))
 )
-"""All 48 ways to store a volume along the axes of the world."""
+"""All 48 orientations of a volume along the axes of the world."""
 
 finite = st.floats(-500, 500, allow_nan=False)
 spacings = st.floats(0.3, 6.0, allow_nan=False)
@@ -23,7 +23,7 @@ counts = st.integers(1, 7)
 
 @st.composite
 def grids(draw: st.DrawFn, oblique: bool = True, sheared: bool = False) -> Grid:
-    """Axes permuted, flipped (negative determinants too), tilted by up to 180 degrees, anisotropic, shifted."""
+    """Axes are permuted, flipped (also negative determinants), rotated, anisotropic and shifted."""
     shape = draw(st.tuples(counts, counts, counts))
     order = draw(st.permutations([0, 1, 2]))
     signs = draw(st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3))
@@ -46,12 +46,12 @@ def grids(draw: st.DrawFn, oblique: bool = True, sheared: bool = False) -> Grid:
 
 
 def numbered(grid: Grid) -> Volume:
-    """Every voxel holds its own number."""
+    """A volume in which the value of each voxel is its index."""
     return Volume(np.arange(np.prod(grid.shape), dtype=np.int16).reshape(grid.shape), grid)
 
 
-def places(volume: Volume) -> np.ndarray:
-    """World position (n, 3) of the voxel that holds number n; NaN for numbers that are gone."""
+def locate_values(volume: Volume) -> np.ndarray:
+    """World position (n, 3) of the voxel with value n; NaN for missing values."""
     index = np.argwhere(volume.voxels >= 0)
     result = np.full((int(volume.voxels.max(initial=0)) + 1, 3), np.nan)
     result[volume.voxels[tuple(index.T)]] = volume.grid.world_mm(index)

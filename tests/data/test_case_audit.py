@@ -1,4 +1,4 @@
-"""The audit finds what was put wrong, says so by a stable code, and repairs only what is safe."""
+"""The audit reports each defect by a stable code, and repairs a label only if that is safe."""
 
 import json
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from liverseg_dist.config import CleaningConfig
-from liverseg_dist.data.audit.case_audit import AuditResult, audit_case, tumours_and_strays
+from liverseg_dist.data.audit.case_audit import AuditResult, audit_case, count_detached_tumours
 from liverseg_dist.data.audit.duplicates import (
-    duplicate_findings,
     find_duplicates,
-    ircadb_findings,
-    ircadb_overlaps,
-    voxel_hash,
+    find_ircadb_overlaps,
+    hash_voxels,
+    report_duplicates,
+    report_ircadb_overlaps,
 )
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_scan_file
-from liverseg_dist.data.io.spacing_table import read_spacing_table, with_true_spacing
+from liverseg_dist.data.io.spacing_table import read_spacing_table, replace_spacing
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 from tests.data.geometry import ALL_ORIENTATIONS
@@ -54,7 +54,7 @@ def codes(result: AuditResult) -> dict[str, str]:
     return {finding.code: finding.severity for finding in result.findings}
 
 
-def test_a_good_case_is_kept_without_a_word() -> None:
+def test_good_case_has_no_findings() -> None:
     image, label = case()
     result = audit(image, label)
     assert result.status == "kept"
@@ -70,11 +70,11 @@ def test_a_good_case_is_kept_without_a_word() -> None:
     json.dumps(result.facts, allow_nan=False)
 
 
-# --- geometry of the label --------------------------------------------------------------------------------------------
+# --- geometry of the label -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("orientation", [o for o in ALL_ORIENTATIONS if o != "LPS"][::6])
-def test_a_label_in_another_orientation_is_turned(orientation: str) -> None:
+def test_label_in_another_orientation_is_reoriented(orientation: str) -> None:
     image, label = case()
     result = audit(image, label.reoriented(orientation))
     assert result.status == "repaired"
@@ -84,7 +84,7 @@ def test_a_label_in_another_orientation_is_turned(orientation: str) -> None:
     np.testing.assert_array_equal(result.label.voxels, label.voxels)
 
 
-def test_a_label_on_a_finer_grid_is_resampled_and_it_is_said() -> None:
+def test_label_on_finer_grid_is_resampled_with_finding() -> None:
     image, label = case()
     fine = label.grid.with_spacing((2, 3, 3)).cropped((10, 5, 5), (110, 70, 80))
     zoomed = Volume(label.voxels.repeat(2, 0).repeat(2, 1).repeat(2, 2)[10:120, 5:75, 5:85], fine)
@@ -98,7 +98,7 @@ def test_a_label_on_a_finer_grid_is_resampled_and_it_is_said() -> None:
     assert "ml before" in message
 
 
-def test_a_label_on_a_tilted_grid_is_resampled() -> None:
+def test_label_on_tilted_grid_is_resampled() -> None:
     image, label = case()
     affine = GRID.affine.copy()
     affine[:3, :3] = Rotation.from_euler("y", 10, degrees=True).as_matrix() @ affine[:3, :3]
@@ -117,7 +117,7 @@ def test_a_label_on_a_tilted_grid_is_resampled() -> None:
     assert 0.7 < dice < 1
 
 
-def test_a_label_elsewhere_in_the_world_excludes_the_case() -> None:
+def test_label_without_overlap_excludes_case() -> None:
     image, label = case()
     affine = GRID.affine.copy()
     affine[:3, 3] += 5000
@@ -127,14 +127,14 @@ def test_a_label_elsewhere_in_the_world_excludes_the_case() -> None:
     assert result.label is None
 
 
-def test_a_label_cut_by_the_image_is_told_apart() -> None:
+def test_cut_label_has_finding() -> None:
     image, label = case()
     result = audit(image.cropped((0, 0, 0), (40, 40, 48)), label)
     assert codes(result)["label_resampled"] == "warning"
     assert codes(result)["label_cut"] == "warning"
 
 
-def test_a_label_that_lost_its_header_takes_the_images() -> None:
+def test_label_with_lost_header_uses_image_grid() -> None:
     image, label = case()
     result = audit(image, Volume(label.voxels, Grid(SHAPE, np.eye(4))))
     assert result.status == "repaired"
@@ -143,7 +143,7 @@ def test_a_label_that_lost_its_header_takes_the_images() -> None:
     assert result.label.grid == image.grid
 
 
-def test_less_than_half_a_voxel_off_is_the_same_grid() -> None:
+def test_shift_below_half_voxel_uses_image_grid() -> None:
     image, label = case()
     affine = GRID.affine.copy()
     affine[0, 3] += 1.2
@@ -153,7 +153,7 @@ def test_less_than_half_a_voxel_off_is_the_same_grid() -> None:
     np.testing.assert_array_equal(result.label.voxels, label.voxels)
 
 
-# --- label values -----------------------------------------------------------------------------------------------------
+# --- label values --------------------------------------------------------------------------------
 
 
 def changed(change: Callable[[np.ndarray], None], dtype: type = np.uint8) -> Volume:
@@ -163,7 +163,7 @@ def changed(change: Callable[[np.ndarray], None], dtype: type = np.uint8) -> Vol
     return label.with_voxels(voxels)
 
 
-def test_other_values_exclude() -> None:
+def test_unknown_label_values_exclude_case() -> None:
     def damage(voxels: np.ndarray) -> None:
         voxels[0, 0, :3] = 3, 3, 7
 
@@ -174,7 +174,7 @@ def test_other_values_exclude() -> None:
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
-def test_fractional_labels_exclude(value: float) -> None:
+def test_fractional_label_excludes_case(value: float) -> None:
     def damage(voxels: np.ndarray) -> None:
         voxels[0, 0, 0] = value
 
@@ -183,53 +183,53 @@ def test_fractional_labels_exclude(value: float) -> None:
     assert result.status == "excluded"
 
 
-def test_floats_that_are_whole_are_fine() -> None:
+def test_integer_valued_float_label_is_kept() -> None:
     result = audit(case()[0], changed(lambda voxels: None, np.float32))
     assert result.status == "kept"
     assert result.label is not None
     assert result.label.voxels.dtype == np.uint8
 
 
-def test_an_empty_label_excludes() -> None:
+def test_empty_label_excludes_case() -> None:
     def erase(voxels: np.ndarray) -> None:
         voxels[:] = 0
 
     assert codes(audit(case()[0], changed(erase))) == {"label_empty": "error"}
 
 
-def test_no_tumour_is_worth_knowing() -> None:
-    def heal(voxels: np.ndarray) -> None:
+def test_label_without_tumour_is_info() -> None:
+    def remove_tumours(voxels: np.ndarray) -> None:
         voxels[voxels == 2] = 1
 
-    result = audit(case()[0], changed(heal))
+    result = audit(case()[0], changed(remove_tumours))
     assert codes(result) == {"no_tumour": "info"}
     assert result.status == "kept"
     assert result.facts["tumours"] == 0
 
 
-def test_a_tumour_outside_the_liver() -> None:
-    def stray(voxels: np.ndarray) -> None:
+def test_tumour_outside_liver_is_warning() -> None:
+    def add_detached_tumour(voxels: np.ndarray) -> None:
         voxels[5:7, 30:33, 30:32] = 2
 
-    result = audit(case()[0], changed(stray))
+    result = audit(case()[0], changed(add_detached_tumour))
     assert codes(result) == {"tumour_outside_liver": "warning"}
     assert "1 of 3 tumours (12 voxels)" in result.findings[0].message
 
 
-def test_strays_equal_scipys_dilation() -> None:
-    """A tumour is a stray when its 26-neighbourhood holds no liver."""
+def test_detached_tumours_equal_scipy_dilation() -> None:
+    """A tumour is detached if its 26-neighbourhood holds no liver."""
     rng = np.random.default_rng(0)
     for density in (0.005, 0.02, 0.1):
         label = rng.choice(3, (14, 15, 16), p=[1 - 2 * density, density, density]).astype(np.uint8)
         cube = np.ones((3, 3, 3))
         pieces, count = ndimage.label(label == 2, structure=cube)
         near = ndimage.binary_dilation(label == 1, structure=cube)
-        strays = [n for n in range(1, count + 1) if not near[pieces == n].any()]
-        voxels = sum(int((pieces == n).sum()) for n in strays)
-        assert tumours_and_strays(label) == (count, len(strays), voxels)
+        detached = [n for n in range(1, count + 1) if not near[pieces == n].any()]
+        voxels = sum(int((pieces == n).sum()) for n in detached)
+        assert count_detached_tumours(label) == (count, len(detached), voxels)
 
 
-def test_a_liver_of_an_odd_size() -> None:
+def test_implausible_liver_volume_is_warning() -> None:
     image, label = case()
     small = Grid(SHAPE, GRID.affine @ np.diag([0.3, 0.3, 0.3, 1]))
     result = audit(Volume(image.voxels, small), Volume(label.voxels, small))
@@ -237,8 +237,8 @@ def test_a_liver_of_an_odd_size() -> None:
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR"])
-def test_a_world_flipped_from_left_to_right(orientation: str) -> None:
-    """In any orientation the liver's side follows the affine: as written it is right, with x negated it is left."""
+def test_flipped_affine_puts_liver_on_left(orientation: str) -> None:
+    """In any orientation the side of the liver follows the affine: right, with x negated left."""
     image, label = (volume.reoriented(orientation) for volume in case())
     kept = audit(image, label)
     assert codes(kept) == {}
@@ -250,10 +250,10 @@ def test_a_world_flipped_from_left_to_right(orientation: str) -> None:
     assert result.status == "kept"
 
 
-# --- missing labels ---------------------------------------------------------------------------------------------------
+# --- missing labels ------------------------------------------------------------------------------
 
 
-def test_a_missing_label_by_policy() -> None:
+def test_missing_label_follows_policy() -> None:
     image, _ = case()
     named = (
         Finding(
@@ -269,13 +269,13 @@ def test_a_missing_label_by_policy() -> None:
     assert (test.status, test.findings) == ("unlabelled", ())
 
 
-# --- the image --------------------------------------------------------------------------------------------------------
+# --- the image -----------------------------------------------------------------------------------
 
 
-def test_a_header_lost_for_image_and_label() -> None:
+def test_lost_header_of_image_and_label() -> None:
     image, label = case()
-    nowhere = Grid(SHAPE, np.diag([-1.0, -1, 1, 1]))
-    result = audit(Volume(image.voxels, nowhere), Volume(label.voxels, nowhere))
+    lost_grid = Grid(SHAPE, np.diag([-1.0, -1, 1, 1]))
+    result = audit(Volume(image.voxels, lost_grid), Volume(label.voxels, lost_grid))
     assert codes(result) == {"identity_affine": "warning", "liver_volume": "warning"}
     assert "spacing_table" in result.findings[0].message
 
@@ -283,7 +283,7 @@ def test_a_header_lost_for_image_and_label() -> None:
 @pytest.mark.parametrize(
     ("slices", "code"), [(3, "very_few_slices"), (20, "few_slices"), (63, "few_slices"), (64, None)]
 )
-def test_few_slices(slices: int, code: str | None) -> None:
+def test_few_slices_finding(slices: int, code: str | None) -> None:
     image, label = case()
     found = codes(
         audit(*(v.cropped((5, 0, 0), (slices, 40, 48)).reoriented("SPL") for v in (image, label)))
@@ -299,17 +299,13 @@ def test_few_slices(slices: int, code: str | None) -> None:
         (7, {}, "warning"),
         (3, {"min_slices": 3}, "warning"),
         (8, {"min_slices": 9}, "error"),
-        (7, {"spacing_mm": (12.0, 6.0, 6.0)}, "error"),  # 28 mm: two slices of 12 mm
-        (
-            3,
-            {"spacing_mm": (1.0, 1.0, 1.0)},
-            "error",
-        ),  # resampling makes no slice that was not measured
+        # 28 mm are two slices of 12 mm.
+        (7, {"spacing_mm": (12.0, 6.0, 6.0)}, "error"),
+        # Resampling to thinner slices adds no measured slice.
+        (3, {"spacing_mm": (1.0, 1.0, 1.0)}, "error"),
     ],
 )
-def test_a_slab_of_padding_is_excluded(
-    slices: int, settings: dict[str, Any], severity: str
-) -> None:
+def test_too_few_slices_exclude_case(slices: int, settings: dict[str, Any], severity: str) -> None:
     image, label = (v.cropped((35, 0, 0), (slices, 40, 48)) for v in case())
     result = audit_case(image, label, CleaningConfig(**settings))
     assert codes(result)["very_few_slices"] == severity
@@ -321,7 +317,7 @@ def test_a_slab_of_padding_is_excluded(
 
 
 @pytest.mark.parametrize(
-    ("factor", "seen"),
+    ("factor", "is_reported"),
     [
         ((0.1, 0.1, 0.1), True),
         ((1, 1, 1), False),
@@ -329,20 +325,20 @@ def test_a_slab_of_padding_is_excluded(
         ((10, 10, 10), True),
         ((1, 1, 6), True),
     ],
-    ids=["cm", "mm", "narrow", "of a house", "thick"],
+    ids=["cm", "mm", "narrow", "10 times", "thick"],
 )
-def test_voxel_sizes_of_no_ct(factor: tuple[float, float, float], seen: bool) -> None:
-    """`factor`: of x, y, z; the scan is 288 x 240 x 280 mm with voxels of 6 x 6 x 4 mm."""
+def test_implausible_voxel_sizes(factor: tuple[float, float, float], is_reported: bool) -> None:
+    """`factor` scales x, y, z. The scan is 288 x 240 x 280 mm with voxels of 6 x 6 x 4 mm."""
     image, label = case()
     if factor == (0.5, 1, 1):  # 60 mm wide remain of 288
         image, label = (v.cropped((0, 0, 8), (70, 40, 19)) for v in (image, label))
     grid = Grid(image.shape, image.affine @ np.diag([*factor, 1]))
     result = audit(Volume(image.voxels, grid), Volume(label.voxels, grid))
-    assert ("implausible_voxel_size" in codes(result)) == seen
+    assert ("implausible_voxel_size" in codes(result)) == is_reported
     assert result.status == "kept"
 
 
-def test_an_oblique_scan() -> None:
+def test_oblique_scan_is_info() -> None:
     image, label = case()
     affine = GRID.affine.copy()
     affine[:3, :3] = Rotation.from_euler("x", 12, degrees=True).as_matrix() @ affine[:3, :3]
@@ -352,7 +348,7 @@ def test_an_oblique_scan() -> None:
     assert "12.0 degrees" in result.findings[0].message
 
 
-def test_broken_voxels_are_counted_and_too_many_exclude() -> None:
+def test_broken_voxels_are_counted_and_too_many_exclude_case() -> None:
     image, label = case()
     voxels = image.voxels.astype(np.float32)
     voxels[0, 10, :7] = np.nan
@@ -366,8 +362,11 @@ def test_broken_voxels_are_counted_and_too_many_exclude() -> None:
     }
     assert result.status == "kept"
     assert result.facts["broken"] == {
-        "nonfinite_voxels": 7, "padding_voxels": 69 * 30, "saturated_voxels": 0, "blank_slices": [20],
-    }  # fmt: skip
+        "nonfinite_voxels": 7,
+        "padding_voxels": 69 * 30,
+        "saturated_voxels": 0,
+        "blank_slices": [20],
+    }
     voxels[21:30] = np.nan
     result = audit(image.with_voxels(voxels), label)
     assert result.status == "excluded"
@@ -379,15 +378,15 @@ def scaled(factor: float, offset: float) -> Volume:
     return image.with_voxels((image.voxels * factor + offset).astype(np.float32))
 
 
-def grey_of(low: int, high: int, lowest: int = 0) -> Volume:
-    """Grey values of 8 bits, as a PNG or a screenshot of a window holds them."""
+def convert_to_grey(low: int, high: int, lowest: int = 0) -> Volume:
+    """Grey values of 8 bits, as in a PNG or a screenshot of a window."""
     image, _ = case()
     grey = np.clip((image.voxels.astype(float) - low) / (high - low), 0, 1) * 255 + lowest
     return image.with_voxels(grey.round().astype(np.int16))
 
 
 def with_padding(image: Volume, value: float) -> Volume:
-    """As some scanners mark what lies outside of their circle."""
+    """As some scanners mark voxels outside their field of view."""
     voxels = image.voxels.copy()
     voxels[:, :4, :4] = value
     return image.with_voxels(voxels)
@@ -401,7 +400,7 @@ def with_overshoot(image: Volume) -> Volume:
 
 
 @pytest.mark.parametrize("window", [(-160, 240), (-100, 250), (-17, 201), (-200, 300)])
-def test_a_window_of_hu_is_still_a_ct(window: tuple[int, int]) -> None:
+def test_windowed_hu_is_accepted(window: tuple[int, int]) -> None:
     image, label = case()
     cut = image.with_voxels(np.clip(image.voxels, *window))
     assert codes(audit(cut, label)) == codes(audit(cut, None, training=False)) == {}
@@ -416,9 +415,9 @@ def test_a_window_of_hu_is_still_a_ct(window: tuple[int, int]) -> None:
         (scaled(0.1, 300), "not_ct_like"),
         (scaled(1 / 1200, 1000 / 1200), "not_ct_like"),
         (scaled(0.5, 500), "not_ct_like"),
-        (grey_of(-160, 240), "not_ct_like"),
-        (grey_of(-1000, 1000), "not_ct_like"),
-        (grey_of(-160, 100, -128), "not_ct_like"),
+        (convert_to_grey(-160, 240), "not_ct_like"),
+        (convert_to_grey(-1000, 1000), "not_ct_like"),
+        (convert_to_grey(-160, 100, -128), "not_ct_like"),
         (with_padding(scaled(1, 1024), -2000), "hu_offset_missing"),
         (scaled(10, 0), "not_ct_like"),
         (with_overshoot(scaled(0.2, 200)), "not_ct_like"),
@@ -437,27 +436,27 @@ def test_a_window_of_hu_is_still_a_ct(window: tuple[int, int]) -> None:
         "MR-like, resampled",
     ],
 )
-def test_values_that_are_no_hu(image: Volume, code: str, labelled: bool) -> None:
+def test_values_that_are_not_hu_exclude_case(image: Volume, code: str, labelled: bool) -> None:
     result = audit(image, case()[1] if labelled else None, training=labelled)
     assert result.status == "excluded"
     assert [found for found, severity in codes(result).items() if severity == "error"] == [code]
 
 
-def test_a_soft_tissue_crop_is_still_a_ct() -> None:
-    """No air in the picture: values far above zero are then no sign of a lost offset."""
+def test_soft_tissue_crop_is_accepted() -> None:
+    """Without air in the image, values above zero do not indicate a lost offset."""
     image, label = case()
     inner = [v.cropped((0, 14, 10), (70, 10, 14)) for v in (image, label)]
     assert inner[0].voxels.min() > 0
     assert codes(audit(*inner)) == {}
 
 
-def test_a_label_of_another_image() -> None:
+def test_label_of_another_image_is_warning() -> None:
     image, label = case()
-    elsewhere = label.with_voxels(np.roll(label.voxels, 22, axis=1))
-    assert codes(audit(image, elsewhere)) == {"liver_hu_implausible": "warning"}
+    moved = label.with_voxels(np.roll(label.voxels, 22, axis=1))
+    assert codes(audit(image, moved)) == {"liver_hu_implausible": "warning"}
 
 
-def test_an_image_without_content() -> None:
+def test_constant_or_empty_image_is_error() -> None:
     _, label = case()
     result = audit(Volume(np.full(SHAPE, 7, np.int16), GRID), label)
     assert codes(result) == {"constant_image": "error"}
@@ -465,27 +464,27 @@ def test_an_image_without_content() -> None:
     assert codes(nothing)["too_many_broken_voxels"] == "error"
 
 
-# --- over the whole data set ------------------------------------------------------------------------------------------
+# --- checks over all scans -----------------------------------------------------------------------
 
 
-def test_duplicates_are_found_by_their_voxels() -> None:
+def test_duplicates_are_found_by_voxels() -> None:
     image, _ = case()
     other = image.with_voxels(image.voxels + np.int16(1))
     hashes = {
-        "c": voxel_hash(image),
-        "b": voxel_hash(other),
-        "a": voxel_hash(image.reoriented("PSR")),
-        "d": voxel_hash(Volume(image.voxels, with_true_spacing(GRID, (1, 1, 1)))),
+        "c": hash_voxels(image),
+        "b": hash_voxels(other),
+        "a": hash_voxels(image.reoriented("PSR")),
+        "d": hash_voxels(Volume(image.voxels, replace_spacing(GRID, (1, 1, 1)))),
     }
     assert find_duplicates(hashes) == [("a", "c", "d")]
-    found = duplicate_findings(find_duplicates(hashes))
+    found = report_duplicates(find_duplicates(hashes))
     assert set(found) == {"a", "c", "d"}
     assert "c, d" in found["a"].message
 
 
-def test_thousands_of_copies_do_not_each_name_all_the_others() -> None:
+def test_duplicate_finding_names_limited_number() -> None:
     group = tuple(f"liver_{n:04d}" for n in range(3000))
-    found = duplicate_findings([group])
+    found = report_duplicates([group])
     assert found["liver_0002"].message.startswith(
         "same voxels as liver_0000, liver_0001, liver_0003, "
     )
@@ -504,22 +503,22 @@ def test_thousands_of_copies_do_not_each_name_all_the_others() -> None:
     ],
 )
 def test_ircadb_names(name: str) -> None:
-    assert ircadb_overlaps([name, "liver_32", "liver_5"]) == [(name, "liver_32")]
-    assert set(ircadb_findings([name, "volume-32"])) == {name, "volume-32"}
+    assert find_ircadb_overlaps([name, "liver_32", "liver_5"]) == [(name, "liver_32")]
+    assert set(report_ircadb_overlaps([name, "volume-32"])) == {name, "volume-32"}
 
 
-def test_ircadb_without_its_twin() -> None:
-    assert ircadb_overlaps(["ircadb_5", "liver_31", "ircadb_21", "liver_48", "liver_28"]) == []
+def test_ircadb_without_overlap() -> None:
+    assert find_ircadb_overlaps(["ircadb_5", "liver_31", "ircadb_21", "liver_48", "liver_28"]) == []
 
 
-def test_the_spacing_table_is_a_remedy(tmp_path: Path) -> None:
+def test_spacing_table_replaces_lost_spacing(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("case,z_mm,y_mm,x_mm\nliver_28,1.6,0.57,0.57\n")
     (tmp_path / "t.yaml").write_text("liver_28: [1.6, 0.57, 0.57]\n")
     for name in ("t.csv", "t.yaml"):
         table = read_spacing_table(tmp_path / name)
         assert table == {"liver_28": (1.6, 0.57, 0.57)}
     lost = Grid(SHAPE, np.array([[-1.0, 0, 0, 5], [0, 1, 0, 6], [0, 0, 1, 7], [0, 0, 0, 1]]))
-    repaired = with_true_spacing(lost, table["liver_28"])
+    repaired = replace_spacing(lost, table["liver_28"])
     np.testing.assert_allclose(repaired.spacing_mm, (1.6, 0.57, 0.57))
     assert repaired.orientation == lost.orientation
     np.testing.assert_array_equal(repaired.affine[:3, 3], lost.affine[:3, 3])
@@ -538,7 +537,7 @@ def test_the_spacing_table_is_a_remedy(tmp_path: Path) -> None:
         ("t.yaml", "a: [1, 2\n", "not a spacing table"),
     ],
 )
-def test_a_wrong_spacing_table_is_one_clear_line(
+def test_invalid_spacing_table_is_user_error(
     tmp_path: Path, name: str, text: str, message: str
 ) -> None:
     (tmp_path / name).write_text(text)
@@ -550,8 +549,8 @@ def test_a_wrong_spacing_table_is_one_clear_line(
 
 
 @pytest.mark.real_mini
-def test_the_real_traps(real_mini: Path) -> None:
-    """What the folder's README says is wrong with each scan is what the audit says."""
+def test_real_scans_have_expected_findings(real_mini: Path) -> None:
+    """The audit reports the defects that the folder's README lists for each scan."""
     found = {}
     dataset = read_dataset(real_mini)
     for item in (*dataset.training, *dataset.test):

@@ -506,8 +506,8 @@ def test_real_scans_and_their_traps(real_mini: Path, tmp_path: Path) -> None:
 def test_a_page_of_many_scans_embeds_the_pictures_of_the_worst(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_page, "MOST_PICTURES", 2)
+    monkeypatch.setattr(audit_page, "MAX_PICTURES", 2)
     assert convert(source, tmp_path / "s")[0] == 0
     page = (tmp_path / "s" / "audit.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    assert "The first 2 scans, the worst first, have one here" in page
+    assert "Only the first 2 scans, worst first, have a picture here" in page

@@ -1,4 +1,4 @@
-"""Reading a data set's index: what is listed, what is missing, what is refused."""
+"""Reading a data set: listed cases, missing files, refused indexes, unread files."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from liverseg_dist.data.io.dataset_index import MsdDataset, read_dataset
+from liverseg_dist.data.io.dataset_index import DatasetIndex, read_dataset
 from liverseg_dist.errors import UserError
 
 INDEX = {
@@ -22,11 +22,16 @@ INDEX = {
     ],
     "test": ["./imagesTs/liver_3.nii.gz"],
 }
-FILES = ("imagesTr/liver_10.nii.gz", "imagesTr/liver_2.nii.gz", "imagesTs/liver_3.nii.gz",
-         "labelsTr/liver_10.nii.gz", "labelsTr/liver_2.nii.gz")  # fmt: skip
+FILES = (
+    "imagesTr/liver_10.nii.gz",
+    "imagesTr/liver_2.nii.gz",
+    "imagesTs/liver_3.nii.gz",
+    "labelsTr/liver_10.nii.gz",
+    "labelsTr/liver_2.nii.gz",
+)
 
 
-def make(folder: Path, index: object | None = INDEX, files: tuple[str, ...] = FILES) -> Path:
+def write_files(folder: Path, index: object | None = INDEX, files: tuple[str, ...] = FILES) -> Path:
     """A folder of empty files: listing a data set opens no scan."""
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -38,18 +43,19 @@ def make(folder: Path, index: object | None = INDEX, files: tuple[str, ...] = FI
     return folder
 
 
-def changed(**keys: object) -> dict:
+def index_with(**keys: object) -> dict:
+    """INDEX with other keys."""
     return {**INDEX, **keys}
 
 
-def ids(dataset: MsdDataset) -> list[str]:
+def list_ids(dataset: DatasetIndex) -> list[str]:
     return [case.case_id for case in (*dataset.training, *dataset.test)]
 
 
-def test_a_data_set_is_listed_in_order_of_ids(tmp_path: Path) -> None:
-    dataset = read_dataset(make(tmp_path))
+def test_cases_are_sorted_by_id(tmp_path: Path) -> None:
+    dataset = read_dataset(write_files(tmp_path))
     assert dataset.name == "Liver"
-    assert ids(dataset) == ["liver_10", "liver_2", "liver_3"]
+    assert list_ids(dataset) == ["liver_10", "liver_2", "liver_3"]
     assert dataset.training[0].image == tmp_path / "imagesTr/liver_10.nii.gz"
     assert dataset.training[0].label == tmp_path / "labelsTr/liver_10.nii.gz"
     assert dataset.test[0].label is None
@@ -57,8 +63,8 @@ def test_a_data_set_is_listed_in_order_of_ids(tmp_path: Path) -> None:
     assert not any(case.findings for case in (*dataset.training, *dataset.test))
 
 
-def test_missing_files_are_findings_of_their_cases(tmp_path: Path) -> None:
-    dataset = read_dataset(make(tmp_path, files=("imagesTr/liver_10.nii.gz",)))
+def test_missing_files_are_findings_of_cases(tmp_path: Path) -> None:
+    dataset = read_dataset(write_files(tmp_path, files=("imagesTr/liver_10.nii.gz",)))
     first, second = dataset.training
     assert [(f.severity, f.code) for f in first.findings] == [("warning", "label_missing")]
     assert [(f.severity, f.code) for f in second.findings] == [
@@ -70,20 +76,24 @@ def test_missing_files_are_findings_of_their_cases(tmp_path: Path) -> None:
     assert "labelsTr/liver_10.nii.gz" in first.findings[0].message
 
 
-def test_a_training_case_without_a_label_key(tmp_path: Path) -> None:
-    dataset = read_dataset(make(tmp_path, changed(training=[{"image": "imagesTr/liver_2.nii.gz"}])))
+def test_training_entry_without_label(tmp_path: Path) -> None:
+    dataset = read_dataset(
+        write_files(tmp_path, index_with(training=[{"image": "imagesTr/liver_2.nii.gz"}]))
+    )
     assert dataset.training[0].label is None
 
 
-def test_the_files_macos_adds_are_ignored(tmp_path: Path) -> None:
-    ghost = {"image": "./imagesTr/._liver_2.nii.gz", "label": "./labelsTr/._liver_2.nii.gz"}
+def test_macos_metadata_files_are_ignored(tmp_path: Path) -> None:
+    metadata = {"image": "./imagesTr/._liver_2.nii.gz", "label": "./labelsTr/._liver_2.nii.gz"}
     dataset = read_dataset(
-        make(tmp_path, changed(training=[*INDEX["training"], ghost], test=["imagesTs/._x.nii"]))
+        write_files(
+            tmp_path, index_with(training=[*INDEX["training"], metadata], test=["imagesTs/._x.nii"])
+        )
     )
-    assert ids(dataset) == ["liver_10", "liver_2"]
+    assert list_ids(dataset) == ["liver_10", "liver_2"]
     (tmp_path / "dataset.json").unlink()
     (tmp_path / "imagesTr" / "._liver_2.nii.gz").touch()
-    assert ids(read_dataset(tmp_path)) == ["liver_10", "liver_2", "liver_3"]
+    assert list_ids(read_dataset(tmp_path)) == ["liver_10", "liver_2", "liver_3"]
 
 
 @pytest.mark.parametrize(
@@ -94,14 +104,14 @@ def test_the_files_macos_adds_are_ignored(tmp_path: Path) -> None:
         {"background": 0, "liver": 1, "tumor": 2},
     ],
 )
-def test_spellings_of_the_same_labels(tmp_path: Path, labels: dict) -> None:
-    assert len(read_dataset(make(tmp_path, changed(labels=labels))).training) == 2
+def test_label_name_spellings(tmp_path: Path, labels: dict) -> None:
+    assert len(read_dataset(write_files(tmp_path, index_with(labels=labels))).training) == 2
 
 
-def test_nnunets_dataset_json_lists_no_scans(tmp_path: Path) -> None:
-    """Since version 2; its regions name liver with tumour."""
+def test_nnunet_dataset_json_without_scan_list(tmp_path: Path) -> None:
+    """nnU-Net since version 2. Its region names liver with tumour."""
     labels = {"background": 0, "liver": [1, 2], "tumor": 2}
-    folder = make(
+    folder = write_files(
         tmp_path, {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
     )
     for image in (folder / "imagesTr").iterdir():
@@ -114,18 +124,18 @@ def test_nnunets_dataset_json_lists_no_scans(tmp_path: Path) -> None:
     )
 
 
-def test_a_list_of_monais(tmp_path: Path) -> None:
-    content = json.loads(json.dumps(changed(labels=None)))
+def test_monai_list(tmp_path: Path) -> None:
+    content = json.loads(json.dumps(index_with(labels=None)))
     tests = content.pop("test")
     content["testing"] = [{"image": name} for name in tests]
     content["validation"] = content["training"][:1]
     for entry in content["training"]:
         entry["fold"] = 0
-    dataset = read_dataset(make(tmp_path, content))
+    dataset = read_dataset(write_files(tmp_path, content))
     assert len(dataset.test) == len(tests)
-    told = " ".join(note.message for note in dataset.notes)
-    for words in ("names no labels", "1 scans under validation, which is not read", "names a fold"):
-        assert words in told
+    messages = " ".join(note.message for note in dataset.notes)
+    for text in ("names no labels", "1 scans under validation, which is not read", "names a fold"):
+        assert text in messages
 
 
 @pytest.mark.parametrize(
@@ -140,9 +150,9 @@ def test_a_list_of_monais(tmp_path: Path) -> None:
         {},
     ],
 )
-def test_other_labels_are_refused_naming_what_is_expected(tmp_path: Path, labels: object) -> None:
+def test_other_labels_are_refused(tmp_path: Path, labels: object) -> None:
     with pytest.raises(UserError, match="expected 0 background, 1 liver, 2 tumour"):
-        read_dataset(make(tmp_path, changed(labels=labels)))
+        read_dataset(write_files(tmp_path, index_with(labels=labels)))
 
 
 @pytest.mark.parametrize(
@@ -161,19 +171,23 @@ def test_other_labels_are_refused_naming_what_is_expected(tmp_path: Path, labels
     ],
 )
 @pytest.mark.parametrize("place", ["image", "label", "test"])
-def test_no_path_leaves_the_folder(tmp_path: Path, name: object, place: str) -> None:
+def test_paths_outside_folder_are_refused(tmp_path: Path, name: object, place: str) -> None:
     entry = {"image": "imagesTr/liver_2.nii.gz", "label": "labelsTr/liver_2.nii.gz"}
     if place == "label" and name is None:
         assert (
-            read_dataset(make(tmp_path, changed(training=[{**entry, "label": None}])))
+            read_dataset(write_files(tmp_path, index_with(training=[{**entry, "label": None}])))
             .training[0]
             .label
             is None
         )
         return
-    index = changed(test=[name]) if place == "test" else changed(training=[{**entry, place: name}])
+    index = (
+        index_with(test=[name])
+        if place == "test"
+        else index_with(training=[{**entry, place: name}])
+    )
     with pytest.raises(UserError, match=r"dataset\.json") as caught:
-        read_dataset(make(tmp_path, index))
+        read_dataset(write_files(tmp_path, index))
     assert str(caught.value).isprintable()
 
 
@@ -184,27 +198,27 @@ def test_no_path_leaves_the_folder(tmp_path: Path, name: object, place: str) -> 
         ("[" * 100_000, "not valid JSON"),
         ("[1, 2]", "expected a JSON object"),
         ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "not valid JSON"),
-        (changed(training="liver"), "a list"),
-        (changed(training=["liver_1.nii.gz"]), "a training entry is"),
-        (changed(training=[{"label": "x.nii"}]), "a training entry is"),
-        (changed(training=[], test=[]), "names no scan"),
-        (changed(modality={"0": "CT", "1": "PET"}), "2 modalities"),
-        (changed(test=["imagesTs/liver_2.nii.gz"]), "two scans are called liver_2"),
-        (changed(test=["imagesTs/.hidden.nii.gz"]), "cannot name a case"),
-        (changed(test=["imagesTs/__x.nii.gz"]), "cannot name a case"),
-        (changed(test=["imagesTs/a\nb.nii.gz"]), "cannot name a case"),
-        (changed(test=["imagesTs/\ud800.nii.gz"]), "cannot name a case"),
-        (changed(test=["imagesTs/" + "x" * 201 + ".nii.gz"]), "cannot name a case"),
+        (index_with(training="liver"), "a list"),
+        (index_with(training=["liver_1.nii.gz"]), "a training entry is"),
+        (index_with(training=[{"label": "x.nii"}]), "a training entry is"),
+        (index_with(training=[], test=[]), "names no scan"),
+        (index_with(modality={"0": "CT", "1": "PET"}), "2 modalities"),
+        (index_with(test=["imagesTs/liver_2.nii.gz"]), "two scans are called liver_2"),
+        (index_with(test=["imagesTs/.hidden.nii.gz"]), "cannot name a case"),
+        (index_with(test=["imagesTs/__x.nii.gz"]), "cannot name a case"),
+        (index_with(test=["imagesTs/a\nb.nii.gz"]), "cannot name a case"),
+        (index_with(test=["imagesTs/\ud800.nii.gz"]), "cannot name a case"),
+        (index_with(test=["imagesTs/" + "x" * 201 + ".nii.gz"]), "cannot name a case"),
     ],
 )
-def test_a_wrong_index_is_one_clear_line(tmp_path: Path, index: object, message: str) -> None:
+def test_invalid_index_is_user_error(tmp_path: Path, index: object, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        read_dataset(make(tmp_path, index))
+        read_dataset(write_files(tmp_path, index))
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_no_such_folder_and_no_folder_at_all(tmp_path: Path) -> None:
+def test_missing_folder_is_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         read_dataset(tmp_path / "none")
     (tmp_path / "file").touch()
@@ -215,8 +229,8 @@ def test_no_such_folder_and_no_folder_at_all(tmp_path: Path) -> None:
         read_dataset(tmp_path / "empty")
 
 
-def test_link_loops_end(tmp_path: Path) -> None:
-    make(tmp_path)
+def test_link_loops(tmp_path: Path) -> None:
+    write_files(tmp_path)
     (tmp_path / "imagesTr/liver_2.nii.gz").unlink()
     (tmp_path / "imagesTr/liver_2.nii.gz").symlink_to(tmp_path / "imagesTr/liver_2.nii.gz")
     assert [f.code for f in read_dataset(tmp_path).training[1].findings] == ["image_missing"]
@@ -226,20 +240,26 @@ def test_link_loops_end(tmp_path: Path) -> None:
         read_dataset(tmp_path)
 
 
-def test_a_folder_of_links_is_a_data_set(tmp_path: Path) -> None:
-    make(tmp_path / "source")
+def test_folder_of_links(tmp_path: Path) -> None:
+    write_files(tmp_path / "source")
     (tmp_path / "links" / "imagesTr").mkdir(parents=True)
     (tmp_path / "links" / "imagesTr" / "liver_2.nii.gz").symlink_to(
         tmp_path / "source/imagesTr/liver_2.nii.gz"
     )
-    assert ids(read_dataset(tmp_path / "links")) == ["liver_2"]
+    assert list_ids(read_dataset(tmp_path / "links")) == ["liver_2"]
 
 
-def test_without_an_index_names_decide_and_it_is_said(tmp_path: Path) -> None:
-    files = ("imagesTr/liver_1_0000.nii.gz", "imagesTr/liver_2.nii", "imagesTr/notes.txt",
-             "imagesTs/liver_3_0000.nii.gz", "labelsTr/liver_1.nii.gz", "labelsTr/liver_9.nii.gz")  # fmt: skip
-    dataset = read_dataset(make(tmp_path, None, files))
-    assert ids(dataset) == ["liver_1", "liver_2", "liver_3"]
+def test_pairing_by_file_name_without_index(tmp_path: Path) -> None:
+    files = (
+        "imagesTr/liver_1_0000.nii.gz",
+        "imagesTr/liver_2.nii",
+        "imagesTr/notes.txt",
+        "imagesTs/liver_3_0000.nii.gz",
+        "labelsTr/liver_1.nii.gz",
+        "labelsTr/liver_9.nii.gz",
+    )
+    dataset = read_dataset(write_files(tmp_path, None, files))
+    assert list_ids(dataset) == ["liver_1", "liver_2", "liver_3"]
     assert dataset.training[0].label == tmp_path / "labelsTr/liver_1.nii.gz"
     assert [f.code for f in dataset.training[1].findings] == ["label_missing"]
     assert dataset.test[0].findings == ()
@@ -248,18 +268,20 @@ def test_without_an_index_names_decide_and_it_is_said(tmp_path: Path) -> None:
         "label_without_image",
         "unread_files",
     ]
-    assert "imagesTr/: not read, because not NIfTI: notes.txt" in dataset.notes[-1].message
+    assert "imagesTr/: not read, because they are not NIfTI: notes.txt" in dataset.notes[-1].message
 
 
-def test_a_name_is_one_printable_line(tmp_path: Path) -> None:
+def test_name_is_printable_and_short(tmp_path: Path) -> None:
     assert (
-        read_dataset(make(tmp_path, changed(name="Li\0v\ner\ud800" + "x" * 500))).name
+        read_dataset(write_files(tmp_path, index_with(name="Li\0v\ner\ud800" + "x" * 500))).name
         == "Li?v?er?" + "x" * 192
     )
 
 
-def test_notes_on_the_data_set(tmp_path: Path) -> None:
-    dataset = read_dataset(make(tmp_path, changed(numTraining=131, modality={"0": "MRI"})))
+def test_findings_about_data_set(tmp_path: Path) -> None:
+    dataset = read_dataset(
+        write_files(tmp_path, index_with(numTraining=131, modality={"0": "MRI"}))
+    )
     assert [note.code for note in dataset.notes] == ["not_ct", "case_count"]
 
 
@@ -267,7 +289,7 @@ def test_ten_thousand_cases(tmp_path: Path) -> None:
     training = [
         {"image": f"imagesTr/c{n}.nii.gz", "label": f"labelsTr/c{n}.nii.gz"} for n in range(10_000)
     ]
-    dataset = read_dataset(make(tmp_path, changed(training=training), files=()))
+    dataset = read_dataset(write_files(tmp_path, index_with(training=training), files=()))
     assert len(dataset.training) == 10_000
 
 
@@ -288,8 +310,8 @@ json_values = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(list(INDEX)), json_values))
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_index_ends_in_a_list_or_a_clear_line(tmp_path: Path, keys: dict) -> None:
-    make(tmp_path, json.dumps(changed(**keys)))
+def test_any_index_gives_cases_or_user_error(tmp_path: Path, keys: dict) -> None:
+    write_files(tmp_path, json.dumps(index_with(**keys)))
     try:
         dataset = read_dataset(tmp_path)
     except UserError:
@@ -300,9 +322,9 @@ def test_any_index_ends_in_a_list_or_a_clear_line(tmp_path: Path, keys: dict) ->
 
 
 @pytest.mark.real_mini
-def test_the_real_set(real_mini: Path) -> None:
+def test_real_data_set(real_mini: Path) -> None:
     dataset = read_dataset(real_mini)
-    assert ids(dataset) == [
+    assert list_ids(dataset) == [
         "liver_28",
         "liver_900",
         "liver_901",
@@ -315,8 +337,8 @@ def test_the_real_set(real_mini: Path) -> None:
     }
 
 
-def test_an_index_names_files_that_are_called_a_little_otherwise(tmp_path: Path) -> None:
-    """Upper-case suffixes, nnU-Net's channel, Windows separators, Unicode forms: one file, one name."""
+def test_listed_files_are_found_under_similar_names(tmp_path: Path) -> None:
+    """Upper-case suffixes, nnU-Net's channel, Windows separators, Unicode forms."""
     nfd = unicodedata.normalize("NFD", "Müller")
     files = (
         "imagesTr/liver_10_0000.nii.gz",
@@ -325,10 +347,10 @@ def test_an_index_names_files_that_are_called_a_little_otherwise(tmp_path: Path)
         "labelsTr/liver_2.nii.gz",
         f"imagesTs/{nfd}.NII.gz",
     )
-    index = changed(test=["imagesTs\\Müller.nii.gz"])
+    index = index_with(test=["imagesTs\\Müller.nii.gz"])
     index["training"] = json.loads(json.dumps(INDEX["training"]).replace("/", "\\\\"))
-    dataset = read_dataset(make(tmp_path, index, files))
-    assert ids(dataset) == ["liver_10", "liver_2", "Müller"]
+    dataset = read_dataset(write_files(tmp_path, index, files))
+    assert list_ids(dataset) == ["liver_10", "liver_2", "Müller"]
     cases = (*dataset.training, *dataset.test)
     assert not any(case.findings for case in cases)
     found = {
@@ -341,7 +363,7 @@ def test_an_index_names_files_that_are_called_a_little_otherwise(tmp_path: Path)
     assert not dataset.notes
 
 
-def test_no_windows_path_leaves_the_folder(tmp_path: Path) -> None:
+def test_windows_paths_outside_folder_are_refused(tmp_path: Path) -> None:
     for name in (
         "..\\x.nii",
         "imagesTr\\..\\..\\x.nii",
@@ -351,84 +373,141 @@ def test_no_windows_path_leaves_the_folder(tmp_path: Path) -> None:
         "\\x.nii",
     ):
         with pytest.raises(UserError, match="leaves the data set's folder"):
-            read_dataset(make(tmp_path, changed(test=[name])))
+            read_dataset(write_files(tmp_path, index_with(test=[name])))
 
 
-def test_two_files_that_fit_are_both_named(tmp_path: Path) -> None:
+def test_ambiguous_files_are_named(tmp_path: Path) -> None:
     files = (*FILES, "imagesTr/liver_5.nii", "imagesTr/liver_5_0000.nii.gz")
-    dataset = read_dataset(make(tmp_path, changed(test=["imagesTr/liver_5.nii.gz"]), files))
+    dataset = read_dataset(
+        write_files(tmp_path, index_with(test=["imagesTr/liver_5.nii.gz"]), files)
+    )
     assert "liver_5.nii, liver_5_0000.nii.gz" in dataset.test[0].findings[0].message
 
 
-def test_scans_without_an_index_in_any_spelling(tmp_path: Path) -> None:
-    files = ("imagesTr/volume-3.nii", "labelsTr/segmentation-3.NII", "imagesTr/a.NII.GZ", "labelsTr/a.nii.gz",
-             "imagesTr/case_0001.nii", "labelsTr/case_0001.nii", "imagesTr/case_0000.nii", "labelsTr/case_0000.nii",
-             "imagesTr/b_0000.nii", "imagesTr/b_0001.nii", "labelsTr/b.nii", "imagesTs/-x y.nii.gz")  # fmt: skip
-    dataset = read_dataset(make(tmp_path, None, files))
-    assert ids(dataset) == ["a", "b", "case_0000", "case_0001", "volume-3", "-x y"]
+def test_pairing_by_file_name_with_any_spelling(tmp_path: Path) -> None:
+    files = (
+        "imagesTr/volume-3.nii",
+        "labelsTr/segmentation-3.NII",
+        "imagesTr/a.NII.GZ",
+        "labelsTr/a.nii.gz",
+        "imagesTr/case_0001.nii",
+        "labelsTr/case_0001.nii",
+        "imagesTr/case_0000.nii",
+        "labelsTr/case_0000.nii",
+        "imagesTr/b_0000.nii",
+        "imagesTr/b_0001.nii",
+        "labelsTr/b.nii",
+        "imagesTs/-x y.nii.gz",
+    )
+    dataset = read_dataset(write_files(tmp_path, None, files))
+    assert list_ids(dataset) == ["a", "b", "case_0000", "case_0001", "volume-3", "-x y"]
     assert all(case.label is not None and not case.findings for case in dataset.training)
     assert [note.code for note in dataset.notes] == ["no_index", "channels"]
     assert "b_0001.nii" in dataset.notes[1].message
 
 
-def test_names_that_are_not_utf8_are_read_and_escaped(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     dataset = read_dataset(
-        make(tmp_path, None, (f"imagesTr/{name}.nii", f"labelsTr/{name}.nii", "imagesTr/b.nii"))
+        write_files(
+            tmp_path, None, (f"imagesTr/{name}.nii", f"labelsTr/{name}.nii", "imagesTr/b.nii")
+        )
     )
-    assert ids(dataset) == ["b", "caf%E9"]
+    assert list_ids(dataset) == ["b", "caf%E9"]
     assert dataset.training[1].label is not None
     assert all(note.message.isprintable() for note in dataset.notes)
 
 
-def test_nothing_is_left_out_without_a_line(tmp_path: Path) -> None:
-    files = (*FILES, "imagesTr/extra.nii.gz", "labelsTr/extra.nii.gz", "imagesTs/a.nrrd", "imagesTr/.b.nii.gz",
-             "imagesTr/sub/c.nii.gz", "labelsTs/liver_3.nii.gz", "top.NII", "imagesTr/._liver_2.nii.gz")  # fmt: skip
-    make(tmp_path, INDEX, files)
+def test_every_unread_file_has_finding(tmp_path: Path) -> None:
+    files = (
+        *FILES,
+        "imagesTr/extra.nii.gz",
+        "labelsTr/extra.nii.gz",
+        "imagesTs/a.nrrd",
+        "imagesTr/.b.nii.gz",
+        "imagesTr/sub/c.nii.gz",
+        "labelsTs/liver_3.nii.gz",
+        "top.NII",
+        "imagesTr/._liver_2.nii.gz",
+    )
+    write_files(tmp_path, INDEX, files)
     (tmp_path / "imagesTs/broken.nii.gz").symlink_to("nowhere")
-    told = " / ".join(note.message for note in read_dataset(tmp_path).notes)
-    for words in ("does not list 1 file(s) of imagesTr/, which are not read: extra.nii.gz",
-                  "does not list 1 file(s) of labelsTr/", "imagesTs/: NRRD is not read: a.nrrd",
-                  "hidden files are not read: .b.nii.gz", "sub/", "labelsTs/ is read only", "top.NII",
-                  "broken.nii.gz"):  # fmt: skip
-        assert words in told, told
-    assert "._liver_2" not in told
+    messages = " / ".join(note.message for note in read_dataset(tmp_path).notes)
+    for text in (
+        "does not list 1 file(s) of imagesTr/, which are not read: extra.nii.gz",
+        "does not list 1 file(s) of labelsTr/",
+        "imagesTs/: NRRD is not read: a.nrrd",
+        "hidden files are not read: .b.nii.gz",
+        "sub/",
+        "labelsTs/ is read only",
+        "top.NII",
+        "broken.nii.gz",
+    ):
+        assert text in messages, messages
+    assert "._liver_2" not in messages
 
 
 @pytest.mark.parametrize(
-    ("index", "files", "said"),
+    ("index", "files", "message"),
     [
-        (None, ("imagesTr/a.nrrd",), r"no dataset.json, and no scans .* NRRD is not read: a.nrrd; .*SimpleITK"),
-        ({"labels": INDEX["labels"], "dataset": {"a": {"images": ["a.nrrd"]}}}, ("imagesTr/a.mha",),
-         r"dataset.json lists no scans, .* MetaImage is not read: a.mha"),
-        (None, ("volume-0.nii", "segmentation-0.nii"), r"2 scan\(s\) lie in the folder itself"),
-        (None, ("imagesTr/a.nii", "imagesTs/a.nii"), r"called a, imagesTr/a.nii and imagesTs/a.nii; .*rename"),
-        (None, ("imagesTr/a.nii", "imagesTr/A.nii.gz"), r"called a \(case does not count\), imagesTr/A"),
+        (
+            None,
+            ("imagesTr/a.nrrd",),
+            r"no dataset.json, and no scans .* NRRD is not read: a.nrrd; .*SimpleITK",
+        ),
+        (
+            {"labels": INDEX["labels"], "dataset": {"a": {"images": ["a.nrrd"]}}},
+            ("imagesTr/a.mha",),
+            r"dataset.json lists no scans, .* MetaImage is not read: a.mha",
+        ),
+        (None, ("volume-0.nii", "segmentation-0.nii"), r"2 scan\(s\) are in the folder itself"),
+        (
+            None,
+            ("imagesTr/a.nii", "imagesTs/a.nii"),
+            r"called a, imagesTr/a.nii and imagesTs/a.nii; .*rename",
+        ),
+        (
+            None,
+            ("imagesTr/a.nii", "imagesTr/A.nii.gz"),
+            r"called a \(upper and lower case count as equal\), imagesTr/A",
+        ),
         (None, ("imagesTr/a.nii", "imagesTr/a.nii.gz"), r"imagesTr/a.nii and imagesTr/a.nii.gz"),
-        (None, ("imagesTr/a.nii", "labelsTr/a.nii", "labelsTr/a.nii.gz"), "are labels of the same case"),
-        ('{"labels": {},\n "labels": {}}', FILES, "the key 'labels' stands twice, in lines 1 and 2"),
+        (
+            None,
+            ("imagesTr/a.nii", "labelsTr/a.nii", "labelsTr/a.nii.gz"),
+            "are labels of the same case",
+        ),
+        (
+            '{"labels": {},\n "labels": {}}',
+            FILES,
+            "the key 'labels' occurs twice, in lines 1 and 2",
+        ),
     ],
-)  # fmt: skip
-def test_what_cannot_be_read_is_named_with_the_remedy(
-    tmp_path: Path, index: object, files: tuple[str, ...], said: str
+)
+def test_unreadable_data_set_error_names_remedy(
+    tmp_path: Path, index: object, files: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(UserError, match=said):
-        read_dataset(make(tmp_path, index, files))
+    with pytest.raises(UserError, match=message):
+        read_dataset(write_files(tmp_path, index, files))
 
 
-def test_nnunets_list_of_scans_is_named(tmp_path: Path) -> None:
+def test_nnunet_scan_list_has_finding(tmp_path: Path) -> None:
     dataset = read_dataset(
-        make(tmp_path, {"labels": INDEX["labels"], "dataset": {}, "file_ending": ".nrrd"})
+        write_files(tmp_path, {"labels": INDEX["labels"], "dataset": {}, "file_ending": ".nrrd"})
     )
-    told = " / ".join(note.message for note in dataset.notes)
-    assert "lists scans under `dataset` (nnU-Net), which is not read" in told
-    assert "file_ending .nrrd, which is not read" in told
+    messages = " / ".join(note.message for note in dataset.notes)
+    assert "lists scans under `dataset` (nnU-Net), which is not read" in messages
+    assert "file_ending .nrrd, which is not read" in messages
 
 
 @pytest.mark.parametrize(
     "labels",
-    [{"background": "0", "liver": "1", "tumor": "2"}, {"background": 0, "liver": "1", "tumor": 2.0},
-     {"00": "background", " 1": "liver", "2": "cancer"}, {"background": "0", "liver": ["1", "2"], "tumor": "2"}],
-)  # fmt: skip
-def test_label_values_may_be_texts(tmp_path: Path, labels: dict) -> None:
-    assert len(read_dataset(make(tmp_path, changed(labels=labels))).training) == 2
+    [
+        {"background": "0", "liver": "1", "tumor": "2"},
+        {"background": 0, "liver": "1", "tumor": 2.0},
+        {"00": "background", " 1": "liver", "2": "cancer"},
+        {"background": "0", "liver": ["1", "2"], "tumor": "2"},
+    ],
+)
+def test_label_values_may_be_text(tmp_path: Path, labels: dict) -> None:
+    assert len(read_dataset(write_files(tmp_path, index_with(labels=labels))).training) == 2

@@ -1,4 +1,4 @@
-"""Data sets of another modality than CT: recognised by name, refused unless a setting allows them."""
+"""Data sets of another modality than CT are recognised by name and refused, unless allowed."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from liverseg_dist.commands.main import main
-from liverseg_dist.data.modality import check_modality
+from liverseg_dist.data.io.modality import check_modality
 from tests.data.sources import convert, write_source
 
 CT = [
@@ -47,7 +47,7 @@ UNKNOWN = ["", "zscore", "noNorm", "PET/CT", "x", "scan", "0", "Bild"]
         *((n, ["modality_unknown"]) for n in UNKNOWN),
     ],
 )
-def test_names_of_modalities(name: str, found: list[str]) -> None:
+def test_modality_names(name: str, found: list[str]) -> None:
     findings = check_modality("dataset.json", [name])
     assert [finding.code for finding in findings] == found
     assert all(("error" if f.code == "not_ct" else "warning") == f.severity for f in findings)
@@ -75,7 +75,7 @@ def name_modality(source: Path, key: str, value: object) -> None:
         ("modality", ["MR"]),
     ],
 )
-def test_another_modality_is_refused_in_one_line(
+def test_other_modality_is_refused(
     source: Path,
     tmp_path: Path,
     key: str,
@@ -92,7 +92,7 @@ def test_another_modality_is_refused_in_one_line(
     assert not (tmp_path / "s.zarr").exists()
 
 
-def test_the_setting_allows_it_and_it_is_said(
+def test_setting_allows_other_modality_with_warning(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name_modality(source, "modality", {"0": "MRI"})
@@ -108,17 +108,17 @@ def test_the_setting_allows_it_and_it_is_said(
         )
         == 0
     )
-    assert "warning: dataset.json says modality MRI, not CT" in capsys.readouterr().out
+    assert "warning: dataset.json names modality MRI, not CT" in capsys.readouterr().out
     root = json.loads((tmp_path / "s.zarr" / "zarr.json").read_text())
     assert root["attributes"]["liverseg"]["convert"]["modality"] == "any"
     name_modality(source, "modality", {"0": "CT"})
     code, _ = convert(source, tmp_path / "s.zarr")
-    assert code == 2  # made with another setting
+    assert code == 2  # the store has another setting
     assert "convert.modality was" in capsys.readouterr().err
 
 
-def test_a_store_of_ct_keeps_its_settings(source: Path, tmp_path: Path) -> None:
-    """The new settings are not written where they have their defaults: earlier stores are continued."""
+def test_default_settings_are_not_stored(source: Path, tmp_path: Path) -> None:
+    """Defaults are not stored, so that stores of earlier versions can be continued."""
     name_modality(source, "modality", {"0": "ct"})
     assert convert(source, tmp_path / "s.zarr")[0] == 0
     shown = json.loads((tmp_path / "s.zarr" / "zarr.json").read_text())["attributes"]["liverseg"][

@@ -1,4 +1,4 @@
-"""The NIfTI reader against nibabel, and against files that lie."""
+"""The NIfTI reader and writer: equality with nibabel, damaged files, atomic writing."""
 
 import errno
 import gzip
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from liverseg_dist.data.audit.findings import ScanFileError
+from liverseg_dist.data.findings import ScanFileError
 from liverseg_dist.data.io.nifti import read_nifti, read_scan_file, write_image, write_mask
 from liverseg_dist.errors import EXIT_USER, UserError
 from liverseg_dist.volume import Grid, Volume
@@ -58,7 +58,7 @@ def assert_like_nibabel(path: Path, volume: Volume) -> None:
     np.testing.assert_allclose(volume.affine, reference.affine, atol=1e-6)
 
 
-# --- what can be read -------------------------------------------------------------------------------------------------
+# --- readable files ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -73,7 +73,7 @@ def test_every_scalar_type_equals_nibabel(
     path = tmp_path / f"scan{suffix}"
     nib.save(nib.Nifti1Image(voxels, AFFINE, header, dtype=np.dtype(kind)), path)
     volume = read_nifti(path)
-    assert volume.voxels.dtype == np.int16  # all of them whole numbers that fit
+    assert volume.voxels.dtype == np.int16  # all values are integers in its range
     assert_like_nibabel(path, volume)
 
 
@@ -90,14 +90,14 @@ def test_every_scalar_type_equals_nibabel(
     ],
     ids=["fraction", "int32", "nan", "inf", "limits", "below", "uint16"],
 )
-def test_int16_only_when_nothing_is_lost(tmp_path: Path, values: np.ndarray, dtype: type) -> None:
+def test_int16_only_if_lossless(tmp_path: Path, values: np.ndarray, dtype: type) -> None:
     path = save(tmp_path / "scan.nii.gz", values.reshape(3, 1, 1))
     volume = read_nifti(path)
     assert volume.voxels.dtype == dtype
     np.testing.assert_array_equal(volume.voxels.reshape(-1), values.astype(dtype))
 
 
-def test_a_late_fraction_does_not_spoil_what_was_read_before(tmp_path: Path) -> None:
+def test_late_fraction_keeps_earlier_values(tmp_path: Path) -> None:
     voxels = np.zeros((256, 256, 40), dtype=np.float32)  # several chunks
     voxels[...] = np.arange(40)
     voxels[0, 0, 39] = 0.25
@@ -138,20 +138,20 @@ def test_header_extensions_are_skipped(tmp_path: Path) -> None:
     "name", ["scan.nii", "scan.nii.gz", "scan", "Leber groß <b> 肝臓.nii.gz", "two words.nii"]
 )
 @pytest.mark.parametrize("compressed", [False, True])
-def test_content_counts_not_the_name(tmp_path: Path, name: str, compressed: bool) -> None:
+def test_compression_is_recognised_by_content(tmp_path: Path, name: str, compressed: bool) -> None:
     plain = decompressed(save(tmp_path / "plain.nii", some_hu()))
     (tmp_path / name).write_bytes(gzip.compress(plain) if compressed else plain)
     np.testing.assert_array_equal(read_nifti(tmp_path / name).voxels, some_hu().T)
 
 
-def test_several_gzip_members_are_one_file(tmp_path: Path) -> None:
+def test_several_gzip_members(tmp_path: Path) -> None:
     plain = decompressed(save(tmp_path / "plain.nii", some_hu()))
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(gzip.compress(plain[:400]) + gzip.compress(plain[400:]))
     np.testing.assert_array_equal(read_nifti(path).voxels, some_hu().T)
 
 
-def test_a_read_only_file_in_a_read_only_folder(tmp_path: Path) -> None:
+def test_read_only_file_and_folder(tmp_path: Path) -> None:
     path = save(tmp_path / "scan.nii.gz", some_hu())
     path.chmod(0o400)
     tmp_path.chmod(0o500)
@@ -161,7 +161,7 @@ def test_a_read_only_file_in_a_read_only_folder(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-# --- geometry ---------------------------------------------------------------------------------------------------------
+# --- geometry ------------------------------------------------------------------------------------
 
 
 def forms(tmp_path: Path, sform: np.ndarray | None, qform: np.ndarray | None) -> Path:
@@ -173,7 +173,7 @@ def forms(tmp_path: Path, sform: np.ndarray | None, qform: np.ndarray | None) ->
     return tmp_path / "scan.nii.gz"
 
 
-def test_forms_are_chosen_as_nibabel_does(tmp_path: Path) -> None:
+def test_form_choice_equals_nibabel(tmp_path: Path) -> None:
     moved = AFFINE.copy()
     moved[:3, 3] += 30
     for sform, qform, codes in (
@@ -190,8 +190,8 @@ def test_forms_are_chosen_as_nibabel_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [-1, 6, 300])
-def test_a_form_of_an_undefined_code_counts_as_none(tmp_path: Path, code: int) -> None:
-    """As nibabel takes it: another affine would be used in silence."""
+def test_form_with_undefined_code_is_ignored(tmp_path: Path, code: int) -> None:
+    """As nibabel reads it. Otherwise another affine would be used without a finding."""
     moved = AFFINE.copy()
     moved[:3, 3] += 30
     path = forms(tmp_path, AFFINE, moved)
@@ -201,7 +201,7 @@ def test_a_form_of_an_undefined_code_counts_as_none(tmp_path: Path, code: int) -
     np.testing.assert_allclose(read_nifti(path).affine, moved, atol=1e-4)
 
 
-def test_a_shear_and_a_lying_pixdim_are_noted(tmp_path: Path) -> None:
+def test_shear_and_wrong_pixdim_have_findings(tmp_path: Path) -> None:
     slanted = AFFINE.copy()
     slanted[1, 2] = 0.5
     scan = read_scan_file(save(tmp_path / "a.nii", some_hu(), slanted, qform_code=0))
@@ -215,7 +215,7 @@ def test_a_shear_and_a_lying_pixdim_are_noted(tmp_path: Path) -> None:
 
 @given(grids(sheared=True))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_written_geometry_is_read_back(tmp_path: Path, grid: Grid) -> None:
+def test_geometry_survives_writing(tmp_path: Path, grid: Grid) -> None:
     volume = numbered(grid)
     path = tmp_path / "scan.nii.gz"
     write_image(path, volume.voxels, grid)
@@ -224,12 +224,11 @@ def test_written_geometry_is_read_back(tmp_path: Path, grid: Grid) -> None:
     assert back.grid.matches(grid, tolerance_mm=1e-3)
     assert_like_nibabel(path, back)
     write_image(path, back.voxels, back.grid)
-    assert (
-        read_nifti(path).grid == back.grid
-    )  # a mask on a scan's grid has the scan's affine to the last bit
+    # A mask on a scan's grid has exactly the scan's affine.
+    assert read_nifti(path).grid == back.grid
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
+# --- labels --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "f4", "f8"])
@@ -240,7 +239,7 @@ def test_labels_are_uint8(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_array_equal(label.voxels, voxels.T)
 
 
-def test_labels_a_hair_off_are_rounded(tmp_path: Path) -> None:
+def test_labels_within_tolerance_are_rounded(tmp_path: Path) -> None:
     voxels = np.array([0.0, 0.9995, 2.0004]).reshape(3, 1, 1)
     label = read_nifti(save(tmp_path / "label.nii", voxels), "label")
     assert label.voxels.reshape(-1).tolist() == [0, 1, 2]
@@ -248,17 +247,23 @@ def test_labels_a_hair_off_are_rounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "code"),
-    [(0.5, "label_fractional"), (1.002, "label_fractional"), (np.nan, "label_not_finite"), (np.inf, "label_not_finite"),
-     (-1, "label_values"), (256, "label_values")],
-)  # fmt: skip
-def test_what_is_no_label_is_refused(tmp_path: Path, value: float, code: str) -> None:
+    [
+        (0.5, "label_fractional"),
+        (1.002, "label_fractional"),
+        (np.nan, "label_not_finite"),
+        (np.inf, "label_not_finite"),
+        (-1, "label_values"),
+        (256, "label_values"),
+    ],
+)
+def test_invalid_label_values_are_refused(tmp_path: Path, value: float, code: str) -> None:
     path = save(tmp_path / "label.nii", np.array([0, 1, value], dtype=np.float32).reshape(3, 1, 1))
     with pytest.raises(ScanFileError, match="label") as caught:
         read_nifti(path, "label")
     assert caught.value.code == code
 
 
-# --- files that lie ---------------------------------------------------------------------------------------------------
+# --- damaged files -------------------------------------------------------------------------------
 
 Damage = Callable[[Path], Path]
 
@@ -300,7 +305,7 @@ def link_loop(folder: Path) -> Path:
 
 
 def pipe(folder: Path) -> Path:
-    os.mkfifo(folder / "scan.nii")  # opening it would wait for ever
+    os.mkfifo(folder / "scan.nii")  # opening it would block
     return folder / "scan.nii"
 
 
@@ -312,7 +317,7 @@ def converted_line_ends(folder: Path) -> Path:
     return folder / "scan.nii"
 
 
-LIES: dict[str, tuple[Damage, str]] = {
+DAMAGED_FILES: dict[str, tuple[Damage, str]] = {
     "missing": (lambda folder: folder / "none.nii.gz", "unreadable"),
     "folder": (folder_instead, "not_nifti"),
     "pipe": (pipe, "not_nifti"),
@@ -329,7 +334,10 @@ LIES: dict[str, tuple[Damage, str]] = {
     "wrong checksum": (from_bytes(lambda data: data[:-8] + b"abcd" + data[-4:]), "corrupt"),
     "flipped byte": (from_bytes(flipped(0.5)), "corrupt"),
     "truncated plain": (from_bytes(lambda data: data[:-10], ".nii"), "truncated"),
-    "more than said": (from_bytes(lambda data: data + bytes(100_000), ".nii"), "header_shape"),
+    "more than in the header": (
+        from_bytes(lambda data: data + bytes(100_000), ".nii"),
+        "header_shape",
+    ),
     "zero dimensions": (with_header(dim=[0] * 8), "header_shape"),
     "negative size": (with_header(dim=[3, -7, 6, 5, 1, 1, 1, 1]), "header_shape"),
     "zero size": (with_header(dim=[3, 7, 0, 5, 1, 1, 1, 1]), "header_shape"),
@@ -344,15 +352,32 @@ LIES: dict[str, tuple[Damage, str]] = {
     "float128": (with_header(datatype=1536, bitpix=128), "not_scalar"),
     "unknown type": (with_header(datatype=77), "not_scalar"),
     "wrong bit count": (with_header(bitpix=8), "header_type"),
-    "zero spacing": (with_header(sform_code=0, pixdim=[1, 0.7, 0, 2.5, 0, 0, 0, 0]), "header_spacing"),
-    "negative spacing": (with_header(sform_code=0, pixdim=[1, 0.7, -0.7, 2.5, 0, 0, 0, 0]), "header_spacing"),
-    "NaN spacing": (with_header(sform_code=0, pixdim=[1, 0.7, np.nan, 2.5, 0, 0, 0, 0]), "header_spacing"),
-    "both forms": (with_header(srow_x=[0, 0, 0, 0], qform_code=1, quatern_b=np.nan), "header_affine"),
-    "no size in either": (with_header(srow_z=[0, 0, 0, 0], qform_code=1, pixdim=[1, 0, 0, 0, 0, 0, 0, 0]),
-                          "header_affine"),
+    "zero spacing": (
+        with_header(sform_code=0, pixdim=[1, 0.7, 0, 2.5, 0, 0, 0, 0]),
+        "header_spacing",
+    ),
+    "negative spacing": (
+        with_header(sform_code=0, pixdim=[1, 0.7, -0.7, 2.5, 0, 0, 0, 0]),
+        "header_spacing",
+    ),
+    "NaN spacing": (
+        with_header(sform_code=0, pixdim=[1, 0.7, np.nan, 2.5, 0, 0, 0, 0]),
+        "header_spacing",
+    ),
+    "both forms": (
+        with_header(srow_x=[0, 0, 0, 0], qform_code=1, quatern_b=np.nan),
+        "header_affine",
+    ),
+    "no size in either": (
+        with_header(srow_z=[0, 0, 0, 0], qform_code=1, pixdim=[1, 0, 0, 0, 0, 0, 0, 0]),
+        "header_affine",
+    ),
     "NaN affine": (with_header(srow_x=[np.nan, 0, 0, 0]), "header_affine"),
     "singular affine": (with_header(srow_x=[0, 0, 0, 0]), "header_affine"),
-    "metres": (with_header(srow_x=[1e-4, 0, 0, 0], pixdim=[1, 1e-4, 0.7, 2.5, 0, 0, 0, 0]), "header_spacing"),
+    "metres": (
+        with_header(srow_x=[1e-4, 0, 0, 0], pixdim=[1, 1e-4, 0.7, 2.5, 0, 0, 0, 0]),
+        "header_spacing",
+    ),
     "no rotation": (with_header(sform_code=0, qform_code=1, quatern_b=5.0), "header_affine"),
     "NaN quaternion": (with_header(sform_code=0, qform_code=1, quatern_b=np.nan), "header_affine"),
     "infinite scale": (with_header(scl_slope=np.inf), "header_scaling"),
@@ -361,13 +386,13 @@ LIES: dict[str, tuple[Damage, str]] = {
     "offset in the header": (with_header(vox_offset=16), "header_offset"),
     "offset far away": (with_header(vox_offset=1e12), "header_offset"),
     "offset behind the end": (with_header(vox_offset=100_000), "truncated"),
-}  # fmt: skip
+}
 
 
-@pytest.mark.filterwarnings("ignore")  # nibabel's, while it writes the odd ones
-@pytest.mark.parametrize("name", LIES)
-def test_a_lying_file_is_one_clear_line(tmp_path: Path, name: str) -> None:
-    damage, code = LIES[name]
+@pytest.mark.filterwarnings("ignore")  # nibabel warns while it writes them
+@pytest.mark.parametrize("name", DAMAGED_FILES)
+def test_damaged_file_is_scan_file_error(tmp_path: Path, name: str) -> None:
+    damage, code = DAMAGED_FILES[name]
     path = damage(tmp_path)
     with pytest.raises(ScanFileError) as caught:
         read_nifti(path)
@@ -376,10 +401,10 @@ def test_a_lying_file_is_one_clear_line(tmp_path: Path, name: str) -> None:
     assert message.startswith(str(path)[:60])
     assert "\n" not in message
     assert caught.value.exit_code == EXIT_USER
-    assert pickle.loads(pickle.dumps(caught.value)).code == code  # noqa: S301 - an error that crosses process borders
+    assert pickle.loads(pickle.dumps(caught.value)).code == code  # noqa: S301 - own data
 
 
-def test_control_characters_in_a_name_stay_out_of_the_message(tmp_path: Path) -> None:
+def test_message_has_no_control_characters(tmp_path: Path) -> None:
     for name in ("a\nb.nii", "a\x1b[2Jb.nii", os.fsdecode(b"a\xffb.nii")):
         with pytest.raises(ScanFileError) as caught:
             read_nifti(tmp_path / name)
@@ -399,11 +424,11 @@ except UserError as error:
 """
 
 
-@pytest.mark.parametrize("lie", ["trailing", "promised"])
-def test_a_gzip_bomb_takes_no_memory(tmp_path: Path, lie: str) -> None:
-    """200 MB of zeros in 200 KB: behind a small volume, or promised as a volume of 2 GB that they are not."""
+@pytest.mark.parametrize("kind", ["trailing", "promised"])
+def test_gzip_bomb_allocates_no_memory(tmp_path: Path, kind: str) -> None:
+    """200 MB of zeros in 200 KB: after a small volume, or as a volume of 2 GB by the header."""
     header = decompressed(save(tmp_path / "plain.nii", some_hu()))
-    if lie == "promised":
+    if kind == "promised":
         fields = nib.Nifti1Header(header[:348])
         fields["dim"] = [3, 1024, 1024, 1000, 1, 1, 1, 1]
         header = fields.binaryblock + bytes(4)
@@ -422,10 +447,10 @@ def test_a_gzip_bomb_takes_no_memory(tmp_path: Path, lie: str) -> None:
 
 @given(st.data())
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_header_bytes_end_in_a_volume_or_a_clear_line(
+def test_any_header_bytes_give_volume_or_scan_file_error(
     tmp_path: Path, data: st.DataObject
 ) -> None:
-    """Fuzz: damage any bytes of the header, or of the compressed stream."""
+    """Change any bytes of the header, or of the compressed stream."""
     path = tmp_path / "scan.nii"
     raw = bytearray(decompressed(save(path, some_hu())))
     for _ in range(data.draw(st.integers(1, 6))):
@@ -437,18 +462,18 @@ def test_any_header_bytes_end_in_a_volume_or_a_clear_line(
     for kind in ("image", "label"):
         try:
             volume = read_nifti(path, kind)  # type: ignore[arg-type]
-        except ScanFileError:  # its wording is the business of the test above
+        except ScanFileError:  # the test above checks its message
             pass
         else:
             assert volume.voxels.dtype in (np.int16, np.float32, np.uint8)
             assert np.isfinite(volume.affine).all()
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- writing -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mask.nii", "mask.nii.gz"])
-def test_the_same_mask_is_the_same_bytes(tmp_path: Path, name: str) -> None:
+def test_equal_masks_give_equal_bytes(tmp_path: Path, name: str) -> None:
     mask = (some_hu((40, 30, 20)).T % 3).astype(np.uint8)
     grid = Grid(mask.shape, AFFINE)
     contents = set()
@@ -460,18 +485,18 @@ def test_the_same_mask_is_the_same_bytes(tmp_path: Path, name: str) -> None:
         assert [p.name for p in (tmp_path / folder).iterdir()] == [name]
     assert len(contents) == 1
     if name.endswith(".gz"):
-        assert contents.pop()[4:8] == bytes(4)  # no time of writing in it
+        assert contents.pop()[4:8] == bytes(4)  # no time in the gzip header
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "a" / name).dataobj).T, mask)
     assert int(nib.load(tmp_path / "a" / name).header["qform_code"]) == 1
 
 
-def test_views_are_written_as_they_look(tmp_path: Path) -> None:
+def test_views_are_written_correctly(tmp_path: Path) -> None:
     volume = numbered(Grid((4, 5, 6), AFFINE)).reoriented("ASL")
     write_image(tmp_path / "scan.nii.gz", volume.voxels, volume.grid)
     np.testing.assert_array_equal(read_nifti(tmp_path / "scan.nii.gz").voxels, volume.voxels)
 
 
-def test_nothing_half_written_is_left(tmp_path: Path) -> None:
+def test_failed_write_keeps_old_file(tmp_path: Path) -> None:
     grid = Grid((64, 256, 256), AFFINE)
     mask = np.random.default_rng(0).integers(0, 3, grid.shape).astype(np.uint8)
     path = tmp_path / "mask.nii"
@@ -486,19 +511,20 @@ from liverseg_dist.volume import Grid
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, {limits[1]}))
 try:
-    write_mask(Path({str(path)!r}), np.zeros((64, 256, 256), np.uint8), Grid((64, 256, 256), np.eye(4)))
+    grid = Grid((64, 256, 256), np.eye(4))
+    write_mask(Path({str(path)!r}), np.zeros(grid.shape, np.uint8), grid)
 except OSError as error:
     print(error.errno)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
-    assert int(done.stdout) == errno.EFBIG  # the disk "ran full" in the middle
+    assert int(done.stdout) == errno.EFBIG  # as for a full disk
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["mask.nii"]
 
 
-def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_invalid_output_is_refused(tmp_path: Path) -> None:
     grid = Grid((2, 3, 4), AFFINE)
     with pytest.raises(UserError, match=r"\.nii\.gz"):
         write_mask(tmp_path / "mask.png", np.zeros(grid.shape, np.uint8), grid)
@@ -509,9 +535,9 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_mini
-def test_the_real_scans_equal_nibabel(real_mini: Path) -> None:
+def test_real_scans_equal_nibabel(real_mini: Path) -> None:
     for path in sorted(real_mini.glob("images*/*.nii.gz")):
-        if path.name != "liver_28.nii.gz":  # large; the labels' own test reads it whole
+        if path.name != "liver_28.nii.gz":  # large
             volume = read_nifti(path)
             assert volume.voxels.dtype == np.int16
             assert_like_nibabel(path, volume)

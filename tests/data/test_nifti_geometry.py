@@ -1,6 +1,6 @@
-"""Which affine is used when fields of a header are damaged, contradict each other or are not in mm.
+"""The affine of headers whose fields are damaged, contradictory or not in mm.
 
-The references are nibabel and, where the two libraries differ, SimpleITK (ITK's reader, which nnU-Net uses).
+References are nibabel and, where the two differ, SimpleITK (ITK's reader, which nnU-Net uses).
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from liverseg_dist.data.audit.findings import ScanFileError
+from liverseg_dist.data.findings import ScanFileError
 from liverseg_dist.data.io.nifti import ScanFile, read_nifti, read_scan_file
 
 AFFINE = np.array([[-0.7, 0, 0, 100.0], [0, -0.7, 0, 120.0], [0, 0, 2.5, -300.0], [0, 0, 0, 1]])
@@ -41,11 +41,19 @@ def codes(scan: ScanFile) -> list[str]:
 
 @pytest.mark.parametrize(
     "sizes",
-    [[0.0, 0.7, 2.5], [0.7, -0.7, 2.5], [-0.7, -0.7, -2.5], [np.nan, 0.7, 2.5], [np.inf] * 3, [0.0] * 3, [1e30] * 3],
+    [
+        [0.0, 0.7, 2.5],
+        [0.7, -0.7, 2.5],
+        [-0.7, -0.7, -2.5],
+        [np.nan, 0.7, 2.5],
+        [np.inf] * 3,
+        [0.0] * 3,
+        [1e30] * 3,
+    ],
     ids=["zero", "negative", "all negative", "NaN", "infinite", "zeros", "huge"],
-)  # fmt: skip
-def test_pixdim_is_not_needed_beside_a_good_sform(tmp_path: Path, sizes: list[float]) -> None:
-    for qform in (None, AFFINE):  # with a qform code this form is unusable, too
+)
+def test_usable_sform_needs_no_pixdim(tmp_path: Path, sizes: list[float]) -> None:
+    for qform in (None, AFFINE):  # with a qform code, the qform is unusable as well
         scan = read_scan_file(write_scan(tmp_path / "a.nii", qform, pixdim=[1, *sizes]))
         np.testing.assert_allclose(scan.volume.affine, AFFINE, atol=1e-5)
         assert "pixdim_unusable" in codes(scan)
@@ -65,9 +73,7 @@ def test_pixdim_is_not_needed_beside_a_good_sform(tmp_path: Path, sizes: list[fl
     ],
     ids=["zeros", "one row of zeros", "NaN", "singular", "huge", "700 mm"],
 )
-def test_an_unusable_sform_is_replaced_by_the_qform(
-    tmp_path: Path, rows: dict[str, list[float]]
-) -> None:
+def test_unusable_sform_is_replaced_by_qform(tmp_path: Path, rows: dict[str, list[float]]) -> None:
     scan = read_scan_file(write_scan(tmp_path / "a.nii", **rows))
     np.testing.assert_allclose(scan.volume.affine, AFFINE, atol=1e-5)
     assert codes(scan) == ["sform_unusable"]
@@ -88,9 +94,7 @@ def test_an_unusable_sform_is_replaced_by_the_qform(
     ],
     ids=["NaN", "norm over 1", "infinite", "NaN offset", "far away"],
 )
-def test_an_unusable_qform_is_noted_beside_a_good_sform(
-    tmp_path: Path, fields: dict[str, float]
-) -> None:
+def test_unusable_qform_has_finding(tmp_path: Path, fields: dict[str, float]) -> None:
     scan = read_scan_file(write_scan(tmp_path / "a.nii", **fields))
     np.testing.assert_allclose(scan.volume.affine, AFFINE, atol=1e-5)
     assert codes(scan) == ["qform_unusable"]
@@ -98,14 +102,14 @@ def test_an_unusable_qform_is_noted_beside_a_good_sform(
         read_nifti(write_scan(tmp_path / "b.nii", srow_x=ZEROS, **fields))
 
 
-def test_a_handedness_of_zero_is_read_as_one(tmp_path: Path) -> None:
-    """As NIfTI's own library reads it; the qform is the only form here."""
+def test_qform_handedness_zero_is_read_as_one(tmp_path: Path) -> None:
+    """As NIfTI's reference library reads it. The qform is the only form here."""
     right_handed = np.diag([0.7, 0.7, 2.5, 1.0])
     path = write_scan(tmp_path / "a.nii", right_handed, sform_code=0, pixdim=[0, *SIZES[1:]])
     np.testing.assert_allclose(read_nifti(path).affine, right_handed, atol=1e-5)
 
 
-def test_forms_that_differ_are_named_with_their_distance(tmp_path: Path) -> None:
+def test_different_forms_finding_states_distance(tmp_path: Path) -> None:
     moved = AFFINE.copy()
     moved[2, 3] += 30
     scan = read_scan_file(write_scan(tmp_path / "a.nii", moved))
@@ -119,7 +123,7 @@ def test_forms_that_differ_are_named_with_their_distance(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("code", "per_mm"), [(1, 1e-3), (3, 1e3)], ids=["metres", "microns"])
 @pytest.mark.parametrize("forms", ["both", "qform", "sform", "neither"])
-def test_lengths_in_other_units_become_mm(
+def test_other_length_units_are_converted_to_mm(
     tmp_path: Path, code: int, per_mm: float, forms: str
 ) -> None:
     fields: dict[str, object] = {
@@ -142,7 +146,7 @@ def test_lengths_in_other_units_become_mm(
 
 
 @pytest.mark.parametrize(("code", "per_mm"), [(1, 1e-3), (3, 1e3), (0, 1), (2, 1)])
-def test_units_are_read_as_itk_reads_them(tmp_path: Path, code: int, per_mm: float) -> None:
+def test_units_equal_itk(tmp_path: Path, code: int, per_mm: float) -> None:
     itk = pytest.importorskip("SimpleITK")
     path = write_scan(
         tmp_path / "a.nii",
@@ -159,8 +163,8 @@ def test_units_are_read_as_itk_reads_them(tmp_path: Path, code: int, per_mm: flo
 
 
 @pytest.mark.parametrize("code", [1, 3])
-def test_a_unit_that_cannot_be_is_not_applied(tmp_path: Path, code: int) -> None:
-    """The numbers are mm, only the code says otherwise: voxels of 0.7 m or 0.7 microns."""
+def test_implausible_unit_is_not_applied(tmp_path: Path, code: int) -> None:
+    """The numbers are mm, but the code gives voxels of 0.7 m or 0.7 microns."""
     scan = read_scan_file(write_scan(tmp_path / "a.nii", xyzt_units=code))
     np.testing.assert_allclose(scan.volume.affine, AFFINE, atol=1e-5)
     assert codes(scan) == ["unit_implausible"]
@@ -172,7 +176,7 @@ def test_unknown_and_undefined_units(tmp_path: Path, code: int, found: list[str]
     assert codes(read_scan_file(write_scan(tmp_path / "a.nii", xyzt_units=code))) == found
 
 
-def test_an_intercept_without_slope_is_noted(tmp_path: Path) -> None:
+def test_intercept_without_slope_has_finding(tmp_path: Path) -> None:
     for slope, inter, found in (
         (0, -1024, ["scaling_ignored"]),
         (np.nan, -1024, ["scaling_ignored"]),
@@ -185,7 +189,7 @@ def test_an_intercept_without_slope_is_noted(tmp_path: Path) -> None:
         np.testing.assert_array_equal(scan.volume.voxels.T, nib.load(path).dataobj)
 
 
-def test_a_label_is_read_by_the_same_rules(tmp_path: Path) -> None:
+def test_label_geometry_follows_same_rules(tmp_path: Path) -> None:
     path = write_scan(tmp_path / "a.nii", srow_x=ZEROS, srow_y=ZEROS, srow_z=ZEROS)
     raw = bytearray(path.read_bytes())
     raw[352:] = bytes(len(raw) - 352)

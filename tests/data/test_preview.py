@@ -1,4 +1,4 @@
-"""`liverseg preview` on a store that `liverseg convert` made: the whole way from phantom CTs to a picture."""
+"""`liverseg preview` on a store that `liverseg convert` wrote from phantom CTs."""
 
 from pathlib import Path
 
@@ -11,7 +11,12 @@ from liverseg_dist.config import DataConfig
 from liverseg_dist.data.augment import PRESETS, DeviceTransform
 from liverseg_dist.data.conversion.thumbnail import render_thumbnail
 from liverseg_dist.data.loading import PatchLoader, PatchSource
-from liverseg_dist.data.preview import TILE_PX, PreviewRow, most_informative_slice, render_preview
+from liverseg_dist.data.preview import (
+    TILE_PX,
+    PreviewRow,
+    find_most_informative_slice,
+    render_preview,
+)
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.pages import LEGEND
 
@@ -52,7 +57,7 @@ def test_preview_draws_the_samples(
     assert [path.name for path in out.parent.iterdir()] == ["picture.png"]
 
 
-def test_the_loader_reads_what_the_conversion_wrote(store: Path) -> None:
+def test_loader_reads_converted_store(store: Path) -> None:
     cases = CaseStore.open(store)
     settings = DataConfig(patch_size=(16, 32, 32), augmentation="none")
     source = PatchSource(cases, cases.case_ids, settings, 0, 2)
@@ -77,7 +82,7 @@ def test_the_loader_reads_what_the_conversion_wrote(store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--out", "p.jpg"], "p.jpg: the picture is a PNG"),
         (["--out", "p.png", "--samples", "0"], "--samples is at least 1"),
@@ -85,26 +90,26 @@ def test_the_loader_reads_what_the_conversion_wrote(store: Path) -> None:
         (["--out", "p.png", "data.augmentation=heavy"], "data.augmentation"),
     ],
 )
-def test_mistakes_are_one_line(
-    store: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_arguments_are_user_errors(
+    store: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["preview", str(store), *arguments]) == 2
     error = capsys.readouterr().err.strip()
-    assert said in error
+    assert message in error
     assert "\n" not in error
 
 
-def test_the_slice_that_tells_most() -> None:
+def test_most_informative_slice() -> None:
     label = np.zeros((5, 8, 8), np.uint8)
-    assert most_informative_slice(label) == 2
+    assert find_most_informative_slice(label) == 2
     label[1] = 1
-    assert most_informative_slice(label) == 1
+    assert find_most_informative_slice(label) == 1
     label[4, 2:4, 2:4] = 2
-    assert most_informative_slice(label) == 4
+    assert find_most_informative_slice(label) == 4
 
 
-def test_pictures_are_in_radiological_display() -> None:
-    """RAS arrays: x runs to the patient's right, y to the front; the picture has right on its left and front up."""
+def test_pictures_use_radiological_display() -> None:
+    """In RAS arrays x runs to the right; in the picture the patient's right is on the left."""
     image, label = np.zeros((1, 8, 8), np.float32), np.zeros((1, 8, 8), np.uint8)
     image[0, -1, -1] = 1.0
     row = PreviewRow("", (), (image, label), (image, label), black=0.0, white=1.0)
@@ -114,8 +119,8 @@ def test_pictures_are_in_radiological_display() -> None:
     assert bright.max(axis=0).tolist() == [TILE_PX // 8 - 1, TILE_PX // 8 - 1]
 
 
-def test_the_legend_has_the_colours_of_the_audit() -> None:
-    """Liver, tumour and padding look alike in both pictures, and the legend shows these colours."""
+def test_legend_colours_equal_audit_colours() -> None:
+    """Liver, tumour and padding have the same colours in both pictures and in the legend."""
     image, label = np.zeros((1, 9, 9), np.float32), np.zeros((1, 9, 9), np.uint8)
     label[0, :3], label[0, 3:6], label[0, 6:] = 2, 1, 255
     row = PreviewRow("", (), (image, label), (image, label), black=0.0, white=1.0)
@@ -125,7 +130,8 @@ def test_the_legend_has_the_colours_of_the_audit() -> None:
     painted = {tuple(pixel) for pixel in picture[24:, 200 + TILE_PX :].reshape(-1, 3)}
     for _, colour in LEGEND:
         assert tuple(int(0.4 * channel) for channel in colour) in painted  # 40 % over black
-    outlined = np.asarray(render_thumbnail(np.full((3, 60, 60), -160, np.int16), np.repeat(
-        np.kron(label, np.ones((1, 7, 7), np.uint8))[:, :60, :60], 3, axis=0), (1.0, 1.0, 1.0)))  # fmt: skip
+    enlarged = np.kron(label, np.ones((1, 7, 7), np.uint8))[:, :60, :60].repeat(3, axis=0)
+    hu = np.full((3, 60, 60), -160, np.int16)
+    outlined = np.asarray(render_thumbnail(hu, enlarged, (1.0, 1.0, 1.0)))
     shown = {tuple(pixel) for pixel in outlined.reshape(-1, 3)}
     assert {colour for _, colour in LEGEND} <= shown

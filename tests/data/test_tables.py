@@ -1,4 +1,4 @@
-"""Tables about scans: every row finds its scan, patients stay whole, what does not match is named on both sides."""
+"""Tables of users: rows are matched with scans, unmatched rows and scans are reported."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ import pytest
 
 from liverseg_dist.config import SplitConfig
 from liverseg_dist.data.io.spacing_table import describe_unmatched, read_spacing_table
-from liverseg_dist.data.splits import check_split_files, fold_count, make_splits, read_patients
+from liverseg_dist.data.patients import read_patients
+from liverseg_dist.data.splits import check_split_files, count_folds, make_splits
 from liverseg_dist.errors import UserError
 
 SCANS = ["liver_1", "liver_2", "liver_3"]
@@ -45,7 +46,7 @@ def patients(tmp_path: Path, text: str, scans: list[str] = SCANS) -> dict[str, s
         "zero width",
     ],
 )
-def test_no_spelling_parts_a_patient(tmp_path: Path, text: str) -> None:
+def test_spellings_of_patient_are_one_patient(tmp_path: Path, text: str) -> None:
     assert patients(tmp_path, text) == {
         "liver_1": "liver_1",
         "liver_2": "liver_1",
@@ -53,20 +54,20 @@ def test_no_spelling_parts_a_patient(tmp_path: Path, text: str) -> None:
     }
 
 
-def test_ids_of_patients_are_text(tmp_path: Path) -> None:
+def test_patient_ids_are_text(tmp_path: Path) -> None:
     found = patients(tmp_path, "case,patient\nliver_1,001\nliver_2,1\nliver_3,1.0\n")
     assert len(set(found.values())) == 3
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             "case,patient\nliver_1,A\nliver_2,B\nliver_1,B\n",
-            "liver_1 stands twice, in line 2 and line 4",
+            "liver_1 occurs twice, in line 2 and line 4",
         ),
-        ("case,patient\nliver_1,A\nliver_1.nii.gz,B\n", "stands twice, in line 2 and line 3"),
-        ("case,patient\nother,A\nother,B\nliver_1,C\n", "other stands twice, in line 2 and line 3"),
+        ("case,patient\nliver_1,A\nliver_1.nii.gz,B\n", "occurs twice, in line 2 and line 3"),
+        ("case,patient\nother,A\nother,B\nliver_1,C\n", "other occurs twice, in line 2 and line 3"),
         (
             "case,patient\nx_1,A\nx_2,B\n",
             "no row names a scan of this data set; its names begin with x_1",
@@ -74,12 +75,12 @@ def test_ids_of_patients_are_text(tmp_path: Path) -> None:
         ("case,patient\n", "has no rows"),
     ],
 )
-def test_a_wrong_patients_table_is_one_clear_line(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_invalid_patients_table_is_user_error(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         patients(tmp_path, text)
 
 
-def test_what_does_not_match_is_named_on_both_sides(
+def test_unmatched_rows_and_scans_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = "".join(f"other_{n},Jane Doe\n" for n in range(12))
@@ -103,7 +104,7 @@ def test_what_does_not_match_is_named_on_both_sides(
         ("t.tsv", "case\tz_mm\ty_mm\tx_mm\n001\t5\t4\t4\n1e3\t2\t1\t1\n"),
     ],
 )
-def test_ids_of_a_spacing_table_are_text(tmp_path: Path, name: str, text: str) -> None:
+def test_spacing_table_ids_are_text(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     expected = {"001": (5, 4, 4), "1e3": (2, 1, 1)}
     assert read_spacing_table(tmp_path / name, ["001", "1e3", "7"]) == expected
@@ -115,20 +116,22 @@ def test_ids_of_a_spacing_table_are_text(tmp_path: Path, name: str, text: str) -
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         (
             "t.csv",
             "case,z_mm,y_mm,x_mm\na,5,4,4\na,2,1,1\n",
-            "a stands twice, in line 2 and line 3",
+            "a occurs twice, in line 2 and line 3",
         ),
-        ("t.yaml", "a: [5, 4, 4]\na: [2, 1, 1]\n", "stands twice, in lines 1 and 2"),
-        ("t.yaml", "a: [5, 4, 4]\na.nii: [2, 1, 1]\n", "a.nii stands twice"),
+        ("t.yaml", "a: [5, 4, 4]\na: [2, 1, 1]\n", "occurs twice, in lines 1 and 2"),
+        ("t.yaml", "a: [5, 4, 4]\na.nii: [2, 1, 1]\n", "a.nii occurs twice"),
     ],
 )
-def test_a_scan_has_one_spacing(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_repeated_scan_in_spacing_table_is_refused(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_spacing_table(tmp_path / name, ["a"])
 
 
@@ -152,12 +155,12 @@ def test_a_scan_has_one_spacing(tmp_path: Path, name: str, text: str, said: str)
     ids=["plain", "files", "spelling", "MONAI"],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_split_files_of_others(tmp_path: Path, content: object, encoding: str) -> None:
+def test_split_file_forms_and_spellings(tmp_path: Path, content: object, encoding: str) -> None:
     (tmp_path / "s.json").write_text(json.dumps(content), encoding=encoding)
     config = SplitConfig(kind="file", file=tmp_path / "s.json")
     check_split_files(config, SCANS)
-    made = make_splits(dict.fromkeys(SCANS, 0.1), {scan: scan for scan in SCANS}, config)
-    assert (made.test, made.folds, fold_count(config)) == (
+    splits = make_splits(dict.fromkeys(SCANS, 0.1), {scan: scan for scan in SCANS}, config)
+    assert (splits.test, splits.folds, count_folds(config)) == (
         ("liver_3",),
         (("liver_1",), ("liver_2",)),
         2,
@@ -165,20 +168,20 @@ def test_split_files_of_others(tmp_path: Path, content: object, encoding: str) -
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ('{"folds": [["liver_1"], ["liver_1.nii.gz"]]}', "liver_1 stands in more than one part"),
-        ('{"folds": [["liver_1"]],\n "folds": [["liver_2"]]}', "stands twice, in lines 1 and 2"),
-        ('{"training": [{"image": "liver_1", "fold": "x"}]}', "fold is a whole number"),
+        ('{"folds": [["liver_1"], ["liver_1.nii.gz"]]}', "liver_1 occurs in more than one part"),
+        ('{"folds": [["liver_1"]],\n "folds": [["liver_2"]]}', "occurs twice, in lines 1 and 2"),
+        ('{"training": [{"image": "liver_1", "fold": "x"}]}', "fold must be an integer"),
     ],
 )
-def test_a_wrong_split_file_is_one_clear_line(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_split_file_is_user_error(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "s.json").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         check_split_files(SplitConfig(kind="file", file=tmp_path / "s.json"), SCANS)
 
 
-def test_two_spellings_in_two_parts_are_found(tmp_path: Path) -> None:
+def test_spellings_in_two_parts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps({"folds": [["liver_1"], ["LIVER_1_0000"]]}))
     config = SplitConfig(kind="file", file=tmp_path / "s.json")
     with pytest.raises(UserError, match="liver_1"):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from liverseg_dist.data.audit.audit_summary import audit_summary
+from liverseg_dist.data.audit.audit_summary import summarize_audit
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation import Ledger, load_results, score_case, write_results
 from liverseg_dist.evaluation.report.html_report import render_report
@@ -38,7 +38,7 @@ CHROMIUM = (
 )
 
 
-AUDIT = audit_summary(
+AUDIT = summarize_audit(
     {
         "liver_1": {"status": "kept", "findings": [], "stored_as": ["liver_1"]},
         "liver_2": {

@@ -126,7 +126,7 @@ BAD: dict[str, tuple[Write, str]] = {
         with_fields(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]),
         "the header claims",
     ),
-    "gzip bomb": (bomb, "shorter than its header says"),
+    "gzip bomb": (bomb, "shorter than its header states"),
     "link loop": (link_loop, "which does not exist"),
     "text": (lambda path, _: path.write_text("no scan") and None, "not a NIfTI file"),  # type: ignore[func-returns-value]
 }

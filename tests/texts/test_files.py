@@ -1,4 +1,4 @@
-"""Files that users give as text: encodings, equal keys, tables. The right values, or one clear line."""
+"""Text files of users: encodings, repeated keys, tables."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ LINE_ENDS = ("\n", "\r\n", "\r")
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("line_end", LINE_ENDS, ids=["LF", "CRLF", "CR"])
-def test_every_reader_takes_marks_and_line_ends(
+def test_readers_accept_byte_order_marks_and_line_ends(
     tmp_path: Path, encoding: str, line_end: str
 ) -> None:
     def write(name: str, text: str) -> Path:
@@ -39,7 +39,7 @@ def test_every_reader_takes_marks_and_line_ends(
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.yaml", "t.json"])
-def test_another_encoding_is_refused_with_line_and_remedy(tmp_path: Path, name: str) -> None:
+def test_other_encoding_error_names_line_and_remedy(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes("a\r\nb\r\nä\r\n".encode("cp1252"))
     readers = {
@@ -66,16 +66,16 @@ def test_another_encoding_is_refused_with_line_and_remedy(tmp_path: Path, name: 
     ],
     ids=["top", "nested", "in a list", "beside a merge", "two merges", "quoted"],
 )
-def test_equal_yaml_keys_are_refused_with_both_lines(tmp_path: Path, text: str, lines: str) -> None:
+def test_repeated_yaml_key_error_names_both_lines(tmp_path: Path, text: str, lines: str) -> None:
     assert yaml.safe_load(text), "PyYAML accepts it"
-    with pytest.raises(ValueError, match=f"stands twice, in lines {lines}"):
+    with pytest.raises(ValueError, match=f"occurs twice, in lines {lines}"):
         parse_yaml(text)
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(UserError, match=rf"a\.yaml: .*lines {lines}"):
         load_settings([tmp_path / "a.yaml"])
 
 
-def test_a_key_may_replace_what_is_merged() -> None:
+def test_key_may_override_merged_key() -> None:
     assert parse_yaml("a: &m {x: 1, y: 2}\nb:\n  <<: *m\n  x: 3\n")["b"] == {"x": 3, "y": 2}
 
 
@@ -88,8 +88,8 @@ def test_a_key_may_replace_what_is_merged() -> None:
     ],
     ids=["top", "nested", "escaped"],
 )
-def test_equal_json_keys_are_refused_with_both_lines(text: str, lines: str) -> None:
-    with pytest.raises(ValueError, match=f"stands twice, in lines {lines}"):
+def test_repeated_json_key_error_names_both_lines(text: str, lines: str) -> None:
+    with pytest.raises(ValueError, match=f"occurs twice, in lines {lines}"):
         parse_json(text)
 
 
@@ -97,7 +97,7 @@ IDS = ("001", "1e3", "0x10", "1_000", "no", "2024-11-30", "~", "null", "1:30", "
 
 
 @pytest.mark.parametrize("written", IDS)
-def test_names_stay_text(tmp_path: Path, written: str) -> None:
+def test_ids_stay_text(tmp_path: Path, written: str) -> None:
     (tmp_path / "a.yaml").write_text(f"{written}: {written}\n")
     assert list(read_yaml(tmp_path / "a.yaml")) == [written]
     expected = None if written in ("~", "null") else written
@@ -140,36 +140,34 @@ def test_names_stay_text(tmp_path: Path, written: str) -> None:
         "no line end",
     ],
 )
-def test_tables_of_editors_and_spreadsheets(tmp_path: Path, text: str) -> None:
+def test_table_dialects(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     rows = read_table(tmp_path / "t.csv", ("case", "patient")).rows
     assert [row.cells for row in rows] == [{"case": "a b", "patient": "p"}]
 
 
-def test_rows_know_their_lines(tmp_path: Path) -> None:
+def test_rows_have_line_numbers(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('sep=,\n#\ncase,patient\n\n"a\nb",p\nc,q\n')
     rows = read_table(tmp_path / "t.csv", ("case", "patient")).rows
     assert [(row.line, row["case"]) for row in rows] == [(5, "a b"), (7, "c")]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "an empty table"),
         (
             "fall,patient\n",
             "column case is missing; expected case,patient, line 1 is 'fall,patient'",
         ),
-        ("case,patient,Case\n", "column case stands twice, as numbers 1 and 3"),
+        ("case,patient,Case\n", "column case occurs twice, as numbers 1 and 3"),
         ("case,patient\na,b,c\n", "line 2 has 3 cells, the header has 2"),
         ('case,patient\n"a,b\nc,d\n', "line 2: .*a quote that is not closed"),
         ("case,patient\na,\0\n", "holds zero bytes"),
     ],
 )
-def test_a_table_that_cannot_be_read_is_one_clear_line(
-    tmp_path: Path, text: str, said: str
-) -> None:
+def test_invalid_table_is_user_error(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read_table(tmp_path / "t.csv", ("case", "patient"))
     assert str(caught.value).startswith(str(tmp_path / "t.csv"))

@@ -1,4 +1,4 @@
-"""One rule for names of scans, and for paths."""
+"""Names of scans, unsupported formats, and paths of users."""
 
 import argparse
 import os
@@ -11,9 +11,9 @@ import pytest
 
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.errors import UserError
-from liverseg_dist.texts.formats import describe_unread, refusal
-from liverseg_dist.texts.names import ScanIndex, is_scan_name, name_scans, scan_id
-from liverseg_dist.texts.paths import expand_path, path_argument, quoted
+from liverseg_dist.texts.formats import describe_unread, explain_unsupported_format
+from liverseg_dist.texts.names import ScanIndex, assign_scan_ids, derive_scan_id, is_scan_name
+from liverseg_dist.texts.paths import expand_path, path_argument, quote_path
 
 NFC, NFD = "Müller_1", unicodedata.normalize("NFD", "Müller_1")
 
@@ -34,25 +34,25 @@ NFC, NFD = "Müller_1", unicodedata.normalize("NFD", "Müller_1")
         ("a\nb.nii", "a%0Ab"),
     ],
 )
-def test_ids_of_files(file: str, expected: str) -> None:
+def test_scan_ids_of_file_names(file: str, expected: str) -> None:
     assert is_scan_name(file)
-    assert scan_id(file) == expected
+    assert derive_scan_id(file) == expected
     assert expected.isprintable()
     expected.encode()
 
 
-def test_neighbours_tell_channels_from_case_numbers() -> None:
+def test_channels_and_case_numbers_are_distinguished() -> None:
     numbered = [f"case_{n:04}.nii.gz" for n in range(20)]
-    assert list(name_scans(numbered).ids.values()) == [f"case_{n:04}" for n in range(20)]
+    assert list(assign_scan_ids(numbered).ids.values()) == [f"case_{n:04}" for n in range(20)]
     two = ["a_0000.nii", "a_0001.nii", "b.nii"]
-    assert name_scans(two).ids == {"a_0000.nii": "a", "b.nii": "b"}
-    assert name_scans(two).channels == ("a_0001.nii",)
-    assert name_scans(two, {"a_0000", "a_0001"}).ids == {
+    assert assign_scan_ids(two).ids == {"a_0000.nii": "a", "b.nii": "b"}
+    assert assign_scan_ids(two).channels == ("a_0001.nii",)
+    assert assign_scan_ids(two, {"a_0000", "a_0001"}).ids == {
         "a_0000.nii": "a_0000",
         "a_0001.nii": "a_0001",
         "b.nii": "b",
     }
-    assert name_scans(["p_0001.nii", "p_0002.nii"]).ids == {
+    assert assign_scan_ids(["p_0001.nii", "p_0002.nii"]).ids == {
         "p_0001.nii": "p_0001",
         "p_0002.nii": "p_0002",
     }
@@ -74,13 +74,15 @@ def test_neighbours_tell_channels_from_case_numbers() -> None:
         "liver_1\u200b",
     ],
 )
-def test_a_table_may_write_a_scan_in_many_ways(text: str) -> None:
-    assert ScanIndex(["liver_1", "liver_10"]).find(text) == "liver_1"
+def test_scan_is_found_in_any_spelling(text: str) -> None:
+    assert ScanIndex(["liver_1", "liver_10"]).find_scan(text) == "liver_1"
 
 
-def test_what_is_written_goes_first() -> None:
+def test_exact_match_comes_first() -> None:
     index = ScanIndex(["a", "a_0000", "volume-3", "01", "1"])
-    assert [index.find(text) for text in ("a", "a_0000", "segmentation-3", "01", "1", "001")] == [
+    assert [
+        index.find_scan(text) for text in ("a", "a_0000", "segmentation-3", "01", "1", "001")
+    ] == [
         "a",
         "a_0000",
         "volume-3",
@@ -88,17 +90,17 @@ def test_what_is_written_goes_first() -> None:
         "1",
         None,
     ]
-    assert ScanIndex([NFC]).find(NFD) == NFC
-    assert ScanIndex(["a b"]).find("a\u00a0b") == "a b"
+    assert ScanIndex([NFC]).find_scan(NFD) == NFC
+    assert ScanIndex(["a b"]).find_scan("a\u00a0b") == "a b"
 
 
-def test_formats_that_are_not_read_are_named_with_the_remedy(tmp_path: Path) -> None:
+def test_unsupported_formats_are_described_with_remedy(tmp_path: Path) -> None:
     (tmp_path / "series").mkdir()
     (tmp_path / "series" / "IM1").write_bytes(bytes(128) + b"DICM")
     for name in ("a.nrrd", "b.MHA", "c.hdr", "c.img", "d.dcm", "notes.txt"):
         (tmp_path / name).touch()
-    told = " / ".join(describe_unread(tmp_path.iterdir()))
-    for words in (
+    messages = " / ".join(describe_unread(tmp_path.iterdir()))
+    for text in (
         "NRRD is not read: a.nrrd",
         "MetaImage is not read: b.MHA",
         "two-file NIfTI is not read: c.hdr, c.img",
@@ -108,9 +110,9 @@ def test_formats_that_are_not_read_are_named_with_the_remedy(tmp_path: Path) -> 
         "SimpleITK",
         "not NIfTI: notes.txt",
     ):
-        assert words in told
-    assert "dcm2niix" in str(refusal(tmp_path / "series" / "IM1"))
-    assert refusal(tmp_path / "notes.txt") is None
+        assert text in messages
+    assert "dcm2niix" in str(explain_unsupported_format(tmp_path / "series" / "IM1"))
+    assert explain_unsupported_format(tmp_path / "notes.txt") is None
 
 
 PATHS = (
@@ -138,7 +140,7 @@ PATHS = (
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_paths_of_the_command_line_are_taken_as_written(path: str) -> None:
+def test_command_line_paths_stay_as_written(path: str) -> None:
     assert load_settings([], [f"run.dir={path}"]).run.dir == Path(path)
     assert load_settings([], [f"data.store={path}"]).data.store == path
     assert load_settings([], [f"model.pretrained_names={path}"]).model.pretrained_names == Path(
@@ -147,7 +149,7 @@ def test_paths_of_the_command_line_are_taken_as_written(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["2024-11-30", "no", "1e3", "0x10", "010", "1:30", "Off"])
-def test_paths_of_a_file_are_taken_as_written(tmp_path: Path, path: str) -> None:
+def test_config_file_paths_stay_as_written(tmp_path: Path, path: str) -> None:
     (tmp_path / "a.yaml").write_text(f"run: {{dir: {path}}}\ndata:\n  store: {path}\n")
     settings = load_settings([tmp_path / "a.yaml"])
     assert (settings.run.dir, settings.data.store) == (Path(path), path)
@@ -155,7 +157,7 @@ def test_paths_of_a_file_are_taken_as_written(tmp_path: Path, path: str) -> None
     assert load_settings([tmp_path / "b.yaml"]) == settings
 
 
-def test_values_follow_the_type_of_their_field() -> None:
+def test_values_have_type_of_field() -> None:
     settings = load_settings(
         [],
         [
@@ -198,7 +200,7 @@ KEYS = (
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_home_and_variables_are_expanded_in_every_path(
+def test_home_and_variables_are_expanded_in_every_path_setting(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -227,15 +229,15 @@ def test_home_and_variables_are_expanded_in_every_path(
             body = f"{part}: {{{body}}}"
         (tmp_path / "c.yaml").write_text(body)
         assert value_of(load_settings([tmp_path / "c.yaml"])) == expected
-    for text, said in (
+    for text, message in (
         ("$ABSENT/x", "ABSENT is not set"),
-        ("~nobody-of-that-name/x", "no such user"),
+        ("~no-such-user/x", "no such user"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             load_settings([], [f"{key}={text}"])
 
 
-def test_a_name_with_a_dollar_sign_that_exists_stays(tmp_path: Path) -> None:
+def test_existing_path_keeps_dollar_sign(tmp_path: Path) -> None:
     (tmp_path / "a$b").touch()
     assert expand_path(tmp_path / "a$b") == tmp_path / "a$b"
     with pytest.raises(argparse.ArgumentTypeError, match="the environment variable c is not set"):
@@ -246,7 +248,7 @@ def test_a_name_with_a_dollar_sign_that_exists_stays(tmp_path: Path) -> None:
 def test_quoted_paths_can_be_copied_into_a_shell(path: str, tmp_path: Path) -> None:
     (tmp_path / path).mkdir()
     done = subprocess.run(
-        ["sh", "-c", f"cd {quoted(path)} && pwd"], cwd=tmp_path, capture_output=True, text=True
+        ["sh", "-c", f"cd {quote_path(path)} && pwd"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout.strip() == str(tmp_path / path)
-    assert len(shlex.split(quoted(path))) == 1
+    assert len(shlex.split(quote_path(path))) == 1

@@ -1,4 +1,4 @@
-"""A path on a narrow terminal stays one word, so that it can be copied."""
+"""Paths are not wrapped on a narrow terminal, so that they can be copied."""
 
 import os
 import pty
@@ -18,7 +18,7 @@ with show_progress("predict", 3) as line:
 """
 
 
-def test_paths_are_not_wrapped_while_a_bar_is_shown(tmp_path: Path) -> None:
+def test_paths_are_not_wrapped_beside_progress_bar(tmp_path: Path) -> None:
     path = "/data/" + "/".join(f"folder_{n}" for n in range(12)) + "/scan.nii.gz"
     leader, follower = pty.openpty()
     environment = {**os.environ, "COLUMNS": "60", "LINES": "20", "TERM": "xterm"}
@@ -30,7 +30,7 @@ def test_paths_are_not_wrapped_while_a_bar_is_shown(tmp_path: Path) -> None:
     while True:
         try:
             part = os.read(leader, 65536)
-        except OSError:  # the child has ended
+        except OSError:  # the child process has ended
             break
         if not part:
             break

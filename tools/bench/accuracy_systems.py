@@ -15,7 +15,7 @@ from typing import Any
 
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.io.nifti import read_nifti, write_mask
-from liverseg_dist.data.splits import nnunet_folds
+from liverseg_dist.data.splits import build_nnunet_folds
 from liverseg_dist.inference.postprocess import postprocess_mask
 
 DATASET = "Dataset003_Liver"
@@ -51,7 +51,7 @@ class Bench:
             )
             test = names[:: max(2, round(1 / self.test_share))]
             if self.fold is not None:
-                test = list(nnunet_folds(names)[self.fold])
+                test = list(build_nnunet_folds(names)[self.fold])
             train = [name for name in names if name not in test]
             file.write_text(json.dumps({"test": test, "folds": [train[::2], train[1::2]]}))
         return json.loads(file.read_text())

@@ -50,7 +50,7 @@ CONTESTS = (
     ("whole scan, order 1", "ours_scan_1", "monai", "MONAI transforms"),
 )
 STAGES = (
-    "source_hash", "read_scan_file", "audit_case", "voxel_hash", "clean_scan", "place_slabs", "resample",
+    "source_hash", "read_scan_file", "audit_case", "hash_voxels", "clean_scan", "place_slabs", "resample",
     "foreground_samples", "write_case", "thumbnail", "coverage",
 )  # fmt: skip
 

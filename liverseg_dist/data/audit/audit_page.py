@@ -1,4 +1,8 @@
-"""`audit.html`: every scan with its picture, status and findings, so that a person sees in a minute what went in."""
+"""`audit.html`: every scan with its picture, status and findings.
+
+The page shows in a minute what a conversion stored, repaired and left out. `commands.convert`
+writes it beside the store.
+"""
 
 import base64
 from collections import Counter
@@ -13,95 +17,126 @@ from liverseg_dist.data.store.layout import TRAIN_ONLY
 from liverseg_dist.files import natural_key
 from liverseg_dist.pages import PADDING_RGB, hex_colour, load_theme
 
-ORDER = ("quarantined", "excluded", "repaired", "imputed", "unlabelled", "kept")
+STATUS_ORDER = ("quarantined", "excluded", "repaired", "imputed", "unlabelled", "kept")
 """Worst first."""
-MOST_PICTURES = 500
-"""Embedded, of the worst scans first: a page of 10,000 would be one that no browser opens."""
+MAX_PICTURES = 500
+"""Embedded, of the worst scans first: no browser opens a page with 10,000 pictures."""
+MAX_SETTING_CHARACTERS = 120
+SHORTENED_CHARACTERS = 40
 
 
-def audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
-    """Self-contained HTML of a store's root attribute; everything the data says is escaped."""
-    pages = Environment(
+def render_audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
+    """Render the audit of a store as a self-contained HTML page.
+
+    Args:
+        root: The store's root attributes.
+        thumbnails: Picture file (PNG) by scan name.
+
+    Returns:
+        HTML. All text that comes from data is escaped.
+    """
+    environment = Environment(
         loader=PackageLoader("liverseg_dist.data.audit", "templates"),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    audit = sorted(
-        root["audit"].items(), key=lambda entry: (_badness(entry[1]), natural_key(entry[0]))
+    entries = sorted(
+        root["audit"].items(), key=lambda item: (_severity_key(item[1]), natural_key(item[0]))
     )
-    parts = dict.fromkeys(root["splits"]["test"], "test")
-    parts |= dict.fromkeys(root["splits"].get(TRAIN_ONLY, []), "training only")
-    parts |= {
-        case_id: f"fold {n}" for n, fold in enumerate(root["splits"]["folds"]) for case_id in fold
-    }
-    return pages.get_template("audit.html.j2").render(
+    parts = _map_case_parts(root["splits"])
+    scans = []
+    for number, (name, entry) in enumerate(entries):
+        picture = thumbnails.get(name) if number < MAX_PICTURES else None
+        scans.append(_build_scan_entry(name, entry, picture, parts))
+    return environment.get_template("audit.html.j2").render(
         root=root,
-        theme=Markup(load_theme()),  # our own file, no text from data  # nosec B704
+        # The theme is a file of this package and holds no text from data.
+        theme=Markup(load_theme()),  # nosec B704
         padding=hex_colour(PADDING_RGB),
-        scans=[
-            _scan(name, entry, thumbnails.get(name) if place < MOST_PICTURES else None, parts)
-            for place, (name, entry) in enumerate(audit)
-        ],
-        pictures=MOST_PICTURES if len(audit) > MOST_PICTURES else 0,
-        counts=[
-            (status, n) for status in ORDER if (n := Counter(e["status"] for _, e in audit)[status])
-        ],
-        settings=[(key, value) for key, value in _flat(root["convert"])],
+        scans=scans,
+        pictures=MAX_PICTURES if len(entries) > MAX_PICTURES else 0,
+        counts=_count_statuses(root["audit"]),
+        settings=_flatten_settings(root["convert"]),
     )
 
 
-def _badness(entry: Mapping[str, Any]) -> tuple[int, int]:
-    status = ORDER.index(entry["status"]) if entry["status"] in ORDER else 0
-    return status, -sum(finding["severity"] != "info" for finding in entry["findings"])
+def _map_case_parts(splits: Mapping[str, Any]) -> dict[str, str]:
+    """Case id -> name of its part of the splits."""
+    parts = dict.fromkeys(splits["test"], "test")
+    parts |= dict.fromkeys(splits.get(TRAIN_ONLY, []), "training only")
+    for number, fold in enumerate(splits["folds"]):
+        parts |= dict.fromkeys(fold, f"fold {number}")
+    return parts
 
 
-def _scan(
+def _count_statuses(audit: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, int]]:
+    counts = Counter(entry["status"] for entry in audit.values())
+    return [(status, counts[status]) for status in STATUS_ORDER if counts[status]]
+
+
+def _severity_key(entry: Mapping[str, Any]) -> tuple[int, int]:
+    """Sort key: worst status first, then most errors and warnings first."""
+    status = STATUS_ORDER.index(entry["status"]) if entry["status"] in STATUS_ORDER else 0
+    problems = sum(finding["severity"] != "info" for finding in entry["findings"])
+    return status, -problems
+
+
+def _build_scan_entry(
     name: str, entry: Mapping[str, Any], picture: Path | None, parts: Mapping[str, str]
 ) -> dict[str, Any]:
-    facts = entry["facts"]
-    lines = []
-    if "shape_zyx" in facts:
-        sizes, spacing = (
-            " × ".join(map(str, facts["shape_zyx"])),
-            " × ".join(f"{s:.3g}" for s in facts["spacing_mm"]),
-        )
-        lines.append(f"{sizes} voxels (z, y, x) of {spacing} mm, {facts['orientation']}")
-    if "volumes_ml" in facts:
-        volumes, tumours = facts["volumes_ml"], facts.get("tumours", 0)
-        said = "1 tumour" if tumours == 1 else f"{tumours} tumours"
-        more = f", {said} {volumes['tumour']:.1f} ml" if tumours else ""
-        lines.append(f"liver {sum(volumes.values()):.0f} ml{more}")
-    placed = sorted({parts[case_id] for case_id in entry["stored_as"] if case_id in parts})
+    """The fields of one scan in the template."""
+    case_parts = {parts[case_id] for case_id in entry["stored_as"] if case_id in parts}
     return {
         "name": name,
         "status": entry["status"],
         "findings": entry["findings"],
-        "lines": lines,
-        "part": ", ".join(placed),
-        "picture": _encoded(picture),
+        "lines": _describe_facts(entry["facts"]),
+        "part": ", ".join(sorted(case_parts)),
+        "picture": _encode_picture(picture),
     }
 
 
-def _encoded(file: Path | None) -> str:
+def _describe_facts(facts: Mapping[str, Any]) -> list[str]:
+    """Lines on size and labelled volumes; an unreadable scan has neither."""
+    lines = []
+    if "shape_zyx" in facts:
+        shape = " × ".join(map(str, facts["shape_zyx"]))
+        spacing = " × ".join(f"{mm:.3g}" for mm in facts["spacing_mm"])
+        lines.append(f"{shape} voxels (z, y, x) of {spacing} mm, {facts['orientation']}")
+    if "volumes_ml" in facts:
+        volumes = facts["volumes_ml"]
+        line = f"liver {sum(volumes.values()):.0f} ml"
+        tumours = facts.get("tumours", 0)
+        if tumours:
+            count = "1 tumour" if tumours == 1 else f"{tumours} tumours"
+            line += f", {count} {volumes['tumour']:.1f} ml"
+        lines.append(line)
+    return lines
+
+
+def _encode_picture(file: Path | None) -> str:
+    """The file in base64; empty if there is no picture or it cannot be read."""
+    if file is None:
+        return ""
     try:
-        return "" if file is None else base64.b64encode(file.read_bytes()).decode()
+        return base64.b64encode(file.read_bytes()).decode()
     except OSError:
         return ""
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "convert.") -> list[tuple[str, str]]:
+def _flatten_settings(
+    content: Mapping[str, Any], prefix: str = "convert."
+) -> list[tuple[str, str]]:
+    """(dotted key, value) of nested settings. Long values, such as weights, are shortened."""
     rows: list[tuple[str, str]] = []
     for key, value in content.items():
         if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            text = str(value)
-            rows.append(
-                (
-                    f"{prefix}{key}",
-                    text if len(text) <= 120 else f"{text[:40]}... ({len(text):,} characters)",
-                )
-            )
+            rows += _flatten_settings(value, f"{prefix}{key}.")
+            continue
+        text = str(value)
+        if len(text) > MAX_SETTING_CHARACTERS:
+            text = f"{text[:SHORTENED_CHARACTERS]}... ({len(text):,} characters)"
+        rows.append((f"{prefix}{key}", text))
     return rows

@@ -1,4 +1,7 @@
-"""The audit of a store in a few lines, for whoever reads a score and asks what it was measured on."""
+"""Summarize the audit of a store: what data a score was measured on.
+
+`evaluate` writes the summary into `summary.json`, and the report shows it beside the scores.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,46 +11,63 @@ from liverseg_dist.files import natural_key
 
 STATUSES = ("kept", "repaired", "imputed", "unlabelled", "excluded", "quarantined")
 SEVERITIES = ("error", "warning", "info")
-NAMED = 5
-"""Scans that a finding names at most."""
+MAX_NAMED_SCANS = 5
+"""Scans that the summary names for each finding."""
 
 
-def audit_summary(audit: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """JSON-able: `counts` by status; `findings` by code with how many scans have it, worst and commonest first;
-    `left_out`: scan -> why it was not stored. `audit` is `CaseStore.audit`."""
-    counts = Counter(entry["status"] for entry in audit.values())
+def summarize_audit(audit: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Count statuses and findings over the scans of a store.
+
+    Args:
+        audit: `CaseStore.audit`, the audit entry of each scan.
+
+    Returns:
+        JSON-able: `counts` of scans by status; `findings` by severity and code with the number of
+        scans, the most severe and most frequent first; `left_out`: scan -> why it was not stored.
+    """
+    names = sorted(audit, key=natural_key)
     scans: dict[tuple[str, str], list[str]] = {}
     messages: dict[tuple[str, str], str] = {}
-    for name in sorted(audit, key=natural_key):
-        for finding in audit[name]["findings"]:
+    left_out = {}
+    for name in names:
+        entry = audit[name]
+        for finding in entry["findings"]:
             key = (finding["severity"], finding["code"])
-            if not scans.get(key) or scans[key][-1] != name:
-                scans.setdefault(key, []).append(name)
+            affected = scans.setdefault(key, [])
+            # A scan may have the same finding for its image and its label.
+            if not affected or affected[-1] != name:
+                affected.append(name)
             messages.setdefault(key, finding["message"])
-    by_name = sorted(audit.items(), key=lambda item: natural_key(item[0]))
-    order = sorted(scans, key=lambda key: (_rank(key[0]), -len(scans[key]), key[1]))
-    return {
-        "counts": {
-            status: counts[status] for status in (*STATUSES, *sorted(counts.keys() - set(STATUSES)))
-        },
-        "findings": [
+        if not entry.get("stored_as"):
+            left_out[name] = _describe_reason(entry)
+    findings = []
+    order = sorted(scans, key=lambda key: (_severity_index(key[0]), -len(scans[key]), key[1]))
+    for severity, code in order:
+        affected = scans[severity, code]
+        findings.append(
             {
-                "severity": key[0],
-                "code": key[1],
-                "scans": len(scans[key]),
-                "named": scans[key][:NAMED],
-                "example": messages[key],
+                "severity": severity,
+                "code": code,
+                "scans": len(affected),
+                "named": affected[:MAX_NAMED_SCANS],
+                "example": messages[severity, code],
             }
-            for key in order
-        ],
-        "left_out": {name: _reason(entry) for name, entry in by_name if not entry.get("stored_as")},
-    }
+        )
+    return {"counts": _count_statuses(audit), "findings": findings, "left_out": left_out}
 
 
-def _rank(severity: str) -> int:
+def _count_statuses(audit: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """All known statuses in a fixed order, then those of other versions of the program."""
+    counts = Counter(entry["status"] for entry in audit.values())
+    unknown = sorted(counts.keys() - set(STATUSES))
+    return {status: counts[status] for status in (*STATUSES, *unknown)}
+
+
+def _severity_index(severity: str) -> int:
     return SEVERITIES.index(severity) if severity in SEVERITIES else 0
 
 
-def _reason(entry: Mapping[str, Any]) -> str:
-    worst = sorted(entry["findings"], key=lambda finding: _rank(finding["severity"]))
-    return f"{entry['status']}: {worst[0]['message']}" if worst else str(entry["status"])
+def _describe_reason(entry: Mapping[str, Any]) -> str:
+    """Status and the message of the most severe finding."""
+    findings = sorted(entry["findings"], key=lambda finding: _severity_index(finding["severity"]))
+    return f"{entry['status']}: {findings[0]['message']}" if findings else str(entry["status"])

@@ -1,4 +1,4 @@
-"""The same scan under two names, within a data set and across sources that are known to overlap."""
+"""Find the same scan under two names: in one data set, and across sources that overlap."""
 
 import hashlib
 import re
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.errors import printable
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Volume
 
-MOST_NAMED = 10
+MAX_NAMED = 10
 IRCADB_CASES = range(1, 21)
 IRCADB_TO_LITS = 27
 """3D-IRCADb-01 case n is Task03 liver_(27 + n) and LiTS volume-(27 + n)."""
@@ -22,61 +22,66 @@ _IRCADB = re.compile(
 _LITS = re.compile(r"^(?:liver|volume|lits)[-_ ]0*(\d+)$", re.IGNORECASE)
 
 
-def voxel_hash(volume: Volume) -> str:
-    """SHA-256 of shape and voxels in canonical orientation: the same for copies."""
+def hash_voxels(volume: Volume) -> str:
+    """SHA-256 of type, shape and voxels in canonical orientation: equal for copies of a scan."""
     voxels = volume.reoriented(CANONICAL_ORIENTATION).voxels
     digest = hashlib.sha256(f"{voxels.dtype.str}{voxels.shape}".encode())
+    # By slice: a reoriented volume is a view, and a contiguous copy of all of it would be large.
     for slice_yx in voxels:
         digest.update(np.ascontiguousarray(slice_yx).data)
     return digest.hexdigest()
 
 
 def find_duplicates(hashes: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Groups of case ids with the same hash, sorted."""
+    """Groups of case ids with the same hash, sorted. `hashes`: case id -> `hash_voxels`."""
     groups: dict[str, list[str]] = defaultdict(list)
     for case_id, digest in hashes.items():
         groups[digest].append(case_id)
     return sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
 
 
-def duplicate_findings(groups: Iterable[tuple[str, ...]]) -> dict[str, Finding]:
-    """One finding per case of each group. It names the first others only: thousands of copies would be millions."""
-    found = {}
+def report_duplicates(groups: Iterable[tuple[str, ...]]) -> dict[str, Finding]:
+    """One finding for each case of each group.
+
+    A finding names at most `MAX_NAMED` other cases: with thousands of copies, all names in all
+    findings would be millions.
+    """
+    findings = {}
     for group in groups:
         for case_id in group:
-            named = [printable(other) for other in group[: MOST_NAMED + 1] if other != case_id][
-                :MOST_NAMED
-            ]
-            more = len(group) - 1 - len(named)
-            others = ", ".join(named) + (f" and {more} more" if more else "")
-            found[case_id] = Finding(
-                "warning",
-                "duplicate_scan",
-                f"same voxels as {others}; keep them on one side of a split",
-            )
-    return found
+            others = [printable(other) for other in group[: MAX_NAMED + 1] if other != case_id]
+            named = others[:MAX_NAMED]
+            rest = len(group) - 1 - len(named)
+            names = ", ".join(named) + (f" and {rest} more" if rest else "")
+            message = f"same voxels as {names}; keep them on one side of a split"
+            findings[case_id] = Finding("warning", "duplicate_scan", message)
+    return findings
 
 
-def ircadb_overlaps(case_ids: Iterable[str]) -> list[tuple[str, str]]:
+def find_ircadb_overlaps(case_ids: Iterable[str]) -> list[tuple[str, str]]:
     """(3D-IRCADb name, Task03 or LiTS name) of scans that are present under both names."""
-    ids = sorted(case_ids)
-    lits = {int(match.group(1)): case_id for case_id in ids if (match := _LITS.match(case_id))}
+    case_ids = sorted(case_ids)
+    lits = {}
+    for case_id in case_ids:
+        if match := _LITS.match(case_id):
+            lits[int(match[1])] = case_id
     pairs = []
-    for case_id in ids:
+    for case_id in case_ids:
         match = _IRCADB.search(case_id)
-        if match and int(match.group(1)) in IRCADB_CASES:
-            other = lits.get(int(match.group(1)) + IRCADB_TO_LITS)
+        if match and int(match[1]) in IRCADB_CASES:
+            other = lits.get(int(match[1]) + IRCADB_TO_LITS)
             if other is not None:
                 pairs.append((case_id, other))
     return pairs
 
 
-def ircadb_findings(case_ids: Iterable[str]) -> dict[str, Finding]:
-    found = {}
-    for ircadb, lits in ircadb_overlaps(case_ids):
-        for one, other in ((ircadb, lits), (lits, ircadb)):
+def report_ircadb_overlaps(case_ids: Iterable[str]) -> dict[str, Finding]:
+    """One finding for each case of each pair of `find_ircadb_overlaps`."""
+    findings = {}
+    for ircadb_id, lits_id in find_ircadb_overlaps(case_ids):
+        for case_id, other in ((ircadb_id, lits_id), (lits_id, ircadb_id)):
             message = (
                 f"the same patient as {printable(other)} (3D-IRCADb n is liver_(27 + n)); keep one"
             )
-            found[one] = Finding("warning", "ircadb_overlap", message)
-    return found
+            findings[case_id] = Finding("warning", "ircadb_overlap", message)
+    return findings

@@ -1,113 +1,143 @@
-"""Bring a label onto its image's grid, or say why that cannot be; and on which side of the body its liver lies."""
+"""Bring a label onto its image's grid, and measure on which side of the body its liver is."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.preprocessing.resample import resample_nearest
 from liverseg_dist.labels import BACKGROUND
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume
 
-MOST_CUT = 0.1
-"""A resampled label that loses more than this share of its volume gets a warning of its own."""
+MAX_CUT_FRACTION = 0.1
+"""A resampled label that loses more than this fraction of its volume gets a finding of its own."""
+IDENTITY_TOLERANCE = 1e-6
 
 BODY_HU = -300
-STEP = 4
+SAMPLE_STEP = 4
+"""In plane: the body's centre needs no more voxels."""
 
 
 @dataclass(frozen=True)
-class Matched:
-    """The label on the image's grid (None: impossible), and what had to be done."""
+class LabelMatch:
+    """The label on the image's grid (None: impossible), and the findings on how it got there."""
 
     label: Volume | None
     findings: tuple[Finding, ...] = ()
 
 
-def match_label(image: Grid, label: Volume) -> Matched:
-    """Same grid: as it is. Same places in another orientation: turned. Header lost or half a voxel off: the image's
-    header is believed. Another grid: nearest neighbour. No common place: refused."""
+def match_label(image: Grid, label: Volume) -> LabelMatch:
+    """Bring a label onto the grid of its image.
+
+    - Same grid: the voxels are used as they are.
+    - Same voxel positions in another orientation: axes are permuted and flipped.
+    - Identity affine, or a shift of at most half a voxel: the image's grid is used.
+    - Another grid: resampled to the nearest voxel; an error if no labelled voxel is in the image.
+    """
     if label.grid.matches(image):
-        return Matched(Volume(label.voxels, image))
-    if label.shape == image.shape and is_identity(label.grid) and not is_identity(image):
-        message = "the label's header lost its geometry (identity affine); its voxels are laid on the image's grid"
-        return Matched(
-            Volume(label.voxels, image), (Finding("warning", "label_header_lost", message),)
+        return LabelMatch(Volume(label.voxels, image))
+    is_header_lost = has_identity_affine(label.grid) and not has_identity_affine(image)
+    if label.shape == image.shape and is_header_lost:
+        message = (
+            "the label's header lost its geometry (identity affine); "
+            "its voxels are placed on the image's grid"
         )
-    turned = label.reoriented(image.orientation)
-    found = []
-    if turned.grid.orientation != label.grid.orientation:
-        message = f"label stored as {label.grid.orientation}, image as {image.orientation}, in the same world: turned"
-        found.append(Finding("warning", "label_reoriented", message))
-    if turned.grid.matches(image):
-        return Matched(Volume(np.ascontiguousarray(turned.voxels), image), tuple(found))
-    apart_mm = _apart_mm(turned.grid, image)
-    if apart_mm is not None and apart_mm <= min(image.spacing_mm) / 2:
-        message = f"label and image lie {apart_mm:.2f} mm apart, less than half a voxel; the image's grid is believed"
-        found.append(Finding("warning", "label_shifted", message))
-        return Matched(Volume(np.ascontiguousarray(turned.voxels), image), tuple(found))
-    return _resampled(image, label)
+        finding = Finding("warning", "label_header_lost", message)
+        return LabelMatch(Volume(label.voxels, image), (finding,))
+    reoriented = label.reoriented(image.orientation)
+    findings = []
+    if reoriented.grid.orientation != label.grid.orientation:
+        message = (
+            f"label stored as {label.grid.orientation}, image as {image.orientation}, "
+            "at the same positions: label reoriented"
+        )
+        findings.append(Finding("warning", "label_reoriented", message))
+    is_same_grid = reoriented.grid.matches(image)
+    if not is_same_grid:
+        distance_mm = _measure_distance_mm(reoriented.grid, image)
+        if distance_mm is None or distance_mm > min(image.spacing_mm) / 2:
+            return _resample_label(image, label)
+        message = (
+            f"label and image are {distance_mm:.2f} mm apart, less than half a voxel; "
+            "the image's grid is used"
+        )
+        findings.append(Finding("warning", "label_shifted", message))
+    voxels = np.ascontiguousarray(reoriented.voxels)
+    return LabelMatch(Volume(voxels, image), tuple(findings))
 
 
-def liver_right_of_middle_mm(image: Volume, label: Volume) -> float | None:
-    """How far the labelled liver's centre lies to the patient's right of the body's centre in the same slices (mm,
-    by the affine). None: no liver, or no body above -300 HU."""
-    image, label = image.reoriented(CANONICAL_ORIENTATION), label.reoriented(CANONICAL_ORIENTATION)
+def measure_liver_offset_mm(image: Volume, label: Volume) -> float | None:
+    """Distance of the liver's centre from the body's centre, to the patient's right.
+
+    Both are measured in the slices that hold liver, by the affine.
+
+    Args:
+        image: HU, in any orientation.
+        label: The label on the image's grid.
+
+    Returns:
+        mm, negative if the liver is on the left. None without liver, or without body above -300 HU.
+    """
+    image = image.reoriented(CANONICAL_ORIENTATION)
+    label = label.reoriented(CANONICAL_ORIENTATION)
     liver = label.voxels != BACKGROUND
     planes = np.flatnonzero(liver.any(axis=(1, 2)))
     if not len(planes):
         return None
-    within = slice(int(planes[0]), int(planes[-1]) + 1)
-    body = image.voxels[within, ::STEP, ::STEP] > BODY_HU
+    liver_slices = slice(int(planes[0]), int(planes[-1]) + 1)
+    body = image.voxels[liver_slices, ::SAMPLE_STEP, ::SAMPLE_STEP] > BODY_HU
     if not body.any():
         return None
-    apart_zyx = _centre(liver[within]) - _centre(body) * (1, STEP, STEP)
-    return float(image.grid.affine[0, :3] @ apart_zyx[::-1])
+    body_centre = _measure_centre(body) * (1, SAMPLE_STEP, SAMPLE_STEP)
+    offset_zyx = _measure_centre(liver[liver_slices]) - body_centre
+    # The first row of the affine gives the world's x, which points to the right in RAS+.
+    return float(image.grid.affine[0, :3] @ offset_zyx[::-1])
 
 
-def _centre(mask_zyx: np.ndarray) -> np.ndarray:
-    counts = [mask_zyx.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
-    return np.array([np.average(np.arange(len(count)), weights=count) for count in counts])
+def _measure_centre(mask_zyx: np.ndarray) -> np.ndarray:
+    """Centre of gravity (z, y, x) in voxels."""
+    centre = []
+    for axis in range(3):
+        other_axes = tuple(other for other in range(3) if other != axis)
+        counts = mask_zyx.sum(axis=other_axes)
+        centre.append(np.average(np.arange(len(counts)), weights=counts))
+    return np.array(centre)
 
 
-def is_identity(grid: Grid) -> bool:
-    """Voxels of exactly 1 mm along the world's axes: what writers leave when they have no geometry."""
-    return bool(np.abs(np.abs(grid.affine[:3, :3]) - np.eye(3)).max() < 1e-6)
+def has_identity_affine(grid: Grid) -> bool:
+    """Whether voxels are exactly 1 mm along the world's axes: a sign of lost geometry."""
+    difference = np.abs(grid.affine[:3, :3]) - np.eye(3)
+    return bool(np.abs(difference).max() < IDENTITY_TOLERANCE)
 
 
-def _apart_mm(one: Grid, other: Grid) -> float | None:
-    if one.shape != other.shape:
+def _measure_distance_mm(grid: Grid, other: Grid) -> float | None:
+    """Largest distance between corresponding corner voxels; None for different shapes."""
+    if grid.shape != other.shape:
         return None
-    return float(np.linalg.norm(one.corners_mm() - other.corners_mm(), axis=1).max())
+    return float(np.linalg.norm(grid.corners_mm() - other.corners_mm(), axis=1).max())
 
 
-def _resampled(image: Grid, label: Volume) -> Matched:
+def _resample_label(image: Grid, label: Volume) -> LabelMatch:
     before_ml = np.count_nonzero(label.voxels != BACKGROUND) * label.grid.voxel_volume_ml
     result = resample_nearest(label, image)
     after_ml = np.count_nonzero(result.voxels != BACKGROUND) * image.voxel_volume_ml
-    grids = f"label grid {_size(label.grid)}, image grid {_size(image)}"
+    grids = f"label grid {_describe_grid(label.grid)}, image grid {_describe_grid(image)}"
     if before_ml > 0 and after_ml == 0:
-        return Matched(
-            None,
-            (
-                Finding(
-                    "error", "label_no_overlap", f"{grids}: no labelled voxel lies in the image"
-                ),
-            ),
-        )
-    message = f"{grids}: resampled to the nearest voxel, {before_ml:.1f} ml before, {after_ml:.1f} ml after"
-    found = [Finding("warning", "label_resampled", message)]
-    if after_ml < (1 - MOST_CUT) * before_ml:
-        lost = 100 * (1 - after_ml / before_ml)
-        found.append(
-            Finding("warning", "label_cut", f"{lost:.0f} % of the label lies outside the image")
-        )
-    return Matched(result, tuple(found))
-
-
-def _size(grid: Grid) -> str:
-    voxels, sizes = (
-        " x ".join(map(str, grid.shape)),
-        " x ".join(f"{mm:.3g}" for mm in grid.spacing_mm),
+        message = f"{grids}: no labelled voxel is inside the image"
+        return LabelMatch(None, (Finding("error", "label_no_overlap", message),))
+    message = (
+        f"{grids}: resampled to the nearest voxel, "
+        f"{before_ml:.1f} ml before, {after_ml:.1f} ml after"
     )
-    return f"{voxels} of {sizes} mm {grid.orientation}"
+    findings = [Finding("warning", "label_resampled", message)]
+    if after_ml < (1 - MAX_CUT_FRACTION) * before_ml:
+        lost_percent = 100 * (1 - after_ml / before_ml)
+        message = f"{lost_percent:.0f} % of the label is outside the image"
+        findings.append(Finding("warning", "label_cut", message))
+    return LabelMatch(result, tuple(findings))
+
+
+def _describe_grid(grid: Grid) -> str:
+    shape = " x ".join(map(str, grid.shape))
+    spacing = " x ".join(f"{mm:.3g}" for mm in grid.spacing_mm)
+    return f"{shape} of {spacing} mm {grid.orientation}"

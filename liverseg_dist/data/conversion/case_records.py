@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from liverseg_dist.config import ConvertConfig
-from liverseg_dist.data.audit.findings import Finding
 from liverseg_dist.data.conversion.case_writer import (
     PRIVATE,
     SUMS,
@@ -21,7 +20,8 @@ from liverseg_dist.data.conversion.case_writer import (
 )
 from liverseg_dist.data.conversion.settings_match import DONE_BEFORE
 from liverseg_dist.data.conversion.store_locks import StoreLocks
-from liverseg_dist.data.io.dataset_index import MsdCase
+from liverseg_dist.data.findings import Finding
+from liverseg_dist.data.io.dataset_case import DatasetCase
 from liverseg_dist.data.store.layout import CASES, SCHEMA
 from liverseg_dist.locks import hold_lock
 from liverseg_dist.volume import Float3, Volume
@@ -79,7 +79,7 @@ class CaseRecord:
 class CaseJob:
     """All a worker needs to know."""
 
-    case: MsdCase
+    case: DatasetCase
     training: bool
     store: Path
     convert: ConvertConfig
@@ -175,7 +175,7 @@ def _has(file: Path, sha256: str) -> bool:
         return False
 
 
-def source_hash(case: MsdCase) -> str:
+def source_hash(case: DatasetCase) -> str:
     """Of the bytes of image and label; an unreadable file counts by its absence."""
     parts = []
     for path in (case.image, case.label):

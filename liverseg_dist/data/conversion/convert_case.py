@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from liverseg_dist.data.audit.case_audit import AuditResult, audit_case
-from liverseg_dist.data.audit.duplicates import voxel_hash
-from liverseg_dist.data.audit.findings import Finding, ScanFileError
-from liverseg_dist.data.audit.label_geometry import is_identity
+from liverseg_dist.data.audit.duplicates import hash_voxels
+from liverseg_dist.data.audit.label_geometry import has_identity_affine
 from liverseg_dist.data.conversion.case_records import (
     CaseJob,
     CaseRecord,
@@ -36,8 +35,9 @@ from liverseg_dist.data.conversion.case_writer import (
 from liverseg_dist.data.conversion.foreground_samples import foreground_samples
 from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.conversion.thumbnail import render_thumbnail
+from liverseg_dist.data.findings import Finding, ScanFileError
 from liverseg_dist.data.io.nifti import ScanFile, read_scan_file
-from liverseg_dist.data.io.spacing_table import with_true_spacing
+from liverseg_dist.data.io.spacing_table import replace_spacing
 from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram
 from liverseg_dist.data.preprocessing.pipeline import clean_scan, interpolation_for
 from liverseg_dist.data.preprocessing.resample import resample_to_grid
@@ -92,7 +92,7 @@ def _made(job: CaseJob, source_sha256: str) -> CaseRecord:
         image_file = read_scan_file(job.case.image, "image")
         label_file = None if job.case.label is None else read_scan_file(job.case.label, "label")
     except ScanFileError as error:
-        record.findings = _json([*notes, error.finding()])
+        record.findings = _json([*notes, error.to_finding()])
         return record
     notes += [
         *image_file.notes,
@@ -146,7 +146,7 @@ def _judge_and_store(
     audit = audit_case(image, label, job.convert.cleaning, notes, training=job.training)
     record.status, record.facts = audit.status, audit.facts
     record.findings = _json(audit.findings)
-    record.voxel_sha256 = voxel_hash(image)
+    record.voxel_sha256 = hash_voxels(image)
     policy, guide = job.convert.cleaning.missing_label, None
     wanted = audit.status in ("kept", "repaired") or (
         audit.status == "unlabelled" and policy != "exclude"
@@ -206,9 +206,9 @@ def _true_spacing(
 ) -> tuple[Volume, Volume | None]:
     if spacing_mm is None:
         return image, label
-    if label is not None and (is_identity(label.grid) or label.grid.matches(image.grid)):
-        label = Volume(label.voxels, with_true_spacing(label.grid, spacing_mm))
-    return Volume(image.voxels, with_true_spacing(image.grid, spacing_mm)), label
+    if label is not None and (has_identity_affine(label.grid) or label.grid.matches(image.grid)):
+        label = Volume(label.voxels, replace_spacing(label.grid, spacing_mm))
+    return Volume(image.voxels, replace_spacing(image.grid, spacing_mm)), label
 
 
 def _store(

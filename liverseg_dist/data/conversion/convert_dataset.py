@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_dist.config import ConvertConfig
-from liverseg_dist.data.audit.audit_page import audit_page
+from liverseg_dist.data.audit.audit_page import render_audit_page
 from liverseg_dist.data.conversion.case_records import (
     CaseJob,
     CaseRecord,
@@ -47,7 +47,7 @@ from liverseg_dist.data.conversion.settings_match import (
     settings_that_must_match,
 )
 from liverseg_dist.data.conversion.store_locks import StoreLocks
-from liverseg_dist.data.io.dataset_index import MsdDataset
+from liverseg_dist.data.io.dataset_index import DatasetIndex
 from liverseg_dist.data.io.spacing_table import read_spacing_table
 from liverseg_dist.data.store.layout import CASES
 from liverseg_dist.errors import UserError
@@ -61,7 +61,7 @@ Done = Callable[[CaseRecord, bool], None]
 class Conversion:
     """A data set, the store it goes to and how."""
 
-    dataset: MsdDataset
+    dataset: DatasetIndex
     store: Path
     convert: ConvertConfig
     labeller: Labeller | None = None
@@ -111,7 +111,7 @@ class Conversion:
             thumbnails = {
                 record.case_id: thumbnail_file(self.store, record.case_id) for record in records
             }
-            write_text(aside, self.store / "audit.html", audit_page(content, thumbnails))
+            write_text(aside, self.store / "audit.html", render_audit_page(content, thumbnails))
             root = root_text(content)
             write_text(aside, self.store / SUMS, self._sums(records, root))
             write_text(aside, self.store / "zarr.json", root)

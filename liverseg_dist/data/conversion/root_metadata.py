@@ -9,13 +9,14 @@ import numpy as np
 
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.audit.duplicates import (
-    duplicate_findings,
     find_duplicates,
-    ircadb_findings,
-    ircadb_overlaps,
+    find_ircadb_overlaps,
+    report_duplicates,
+    report_ircadb_overlaps,
 )
 from liverseg_dist.data.conversion.case_records import CaseRecord
 from liverseg_dist.data.conversion.settings_match import public_settings, settings_sha256
+from liverseg_dist.data.patients import read_patients
 from liverseg_dist.data.preprocessing.intensity_statistics import (
     HuHistogram,
     choose_intensity,
@@ -23,7 +24,7 @@ from liverseg_dist.data.preprocessing.intensity_statistics import (
     pool_histograms,
 )
 from liverseg_dist.data.preprocessing.slab import pooled_coverage
-from liverseg_dist.data.splits import Splits, make_splits, read_patients
+from liverseg_dist.data.splits import Splits, make_splits
 from liverseg_dist.data.store.layout import SCHEMA, TRAIN_ONLY
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.labels import CLASS_NAMES
@@ -77,10 +78,10 @@ def root_content(
 def collect_audit(records: Iterable[CaseRecord]) -> dict[str, Any]:
     """Status, findings and facts of every scan, with what shows only between scans (duplicates, overlaps)."""
     records = list(records)
-    between = duplicate_findings(
+    between = report_duplicates(
         find_duplicates({r.case_id: r.voxel_sha256 for r in records if r.voxel_sha256})
     )
-    overlaps = ircadb_findings(r.case_id for r in records)
+    overlaps = report_ircadb_overlaps(r.case_id for r in records)
     found = {}
     for record in records:
         extra = [
@@ -104,7 +105,7 @@ def group_patients(records: Sequence[CaseRecord], convert: ConvertConfig) -> dic
     groups: list[Sequence[str]] = list(
         find_duplicates({r.case_id: r.voxel_sha256 for r in records if r.voxel_sha256})
     )
-    groups += ircadb_overlaps(ids)
+    groups += find_ircadb_overlaps(ids)
     by_name: dict[str, list[str]] = {}
     for scan in ids:
         by_name.setdefault(named[scan], []).append(scan)

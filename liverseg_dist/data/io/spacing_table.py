@@ -1,6 +1,7 @@
-"""The remedy for scans whose header lost its voxel size: a table of case -> (z, y, x) in mm.
+"""A table case -> voxel size (z, y, x) in mm, for scans whose header lost its voxel size.
 
-LiTS volumes 28 to 47 are known to carry identity affines
+`convert.cleaning.spacing_table` names the file; the conversion replaces the size of the header.
+LiTS volumes 28 to 47 are known to have identity affines
 (https://github.com/PatrickChrist/LITS-CHALLENGE, issue 14).
 """
 
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from liverseg_dist.data.nifti_geometry import SPACING_LIMITS_MM
+from liverseg_dist.data.io.nifti_geometry import SPACING_LIMITS_MM
 from liverseg_dist.errors import UserError, printable
-from liverseg_dist.texts.matching import Entry, match_entries
+from liverseg_dist.texts.matching import TableEntry, match_entries
 from liverseg_dist.texts.structured import read_yaml
 from liverseg_dist.texts.tables import read_table
 from liverseg_dist.volume import Float3, Grid
@@ -23,15 +24,15 @@ YAML_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def read_spacing_table(path: Path, scans: Collection[str] | None = None) -> dict[str, Float3]:
-    """Voxel size (z, y, x) in mm by scan.
+    """Read the voxel size (z, y, x) in mm of each scan.
 
     Args:
         path: CSV or TSV with the columns case, z_mm, y_mm, x_mm, or YAML `case: [z, y, x]`.
-        scans: Ids of the data set; the table's names are matched with them. None: names as they are
-            written.
+        scans: Ids of the data set; the names in the table are matched with them. None: the names
+            are used as written.
 
     Raises:
-        UserError: Not such a table, a scan twice, or no row for any of `scans`.
+        UserError: Not such a table, a scan with two rows, or no row for any of `scans`.
     """
     entries = _read_entries(Path(path))
     if scans is None:
@@ -41,39 +42,42 @@ def read_spacing_table(path: Path, scans: Collection[str] | None = None) -> dict
 
 
 def describe_unmatched(path: Path, scans: Collection[str]) -> list[str]:
-    """Lines on rows without a scan and scans without a row. Raises `UserError` like
-    `read_spacing_table`.
+    """List the rows without a scan and the scans without a row, one message for each kind.
+
+    Raises:
+        UserError: see `read_spacing_table`.
     """
     matches = match_entries(path, _read_entries(Path(path)), scans)
     return matches.describe(path, "so they keep the voxel size of their header")
 
 
-def with_true_spacing(grid: Grid, spacing_mm: Float3) -> Grid:
-    """The same directions and origin with voxels of `spacing_mm` (z, y, x)."""
+def replace_spacing(grid: Grid, spacing_mm: Float3) -> Grid:
+    """A grid with the same directions and origin, and voxels of `spacing_mm` (z, y, x)."""
     affine = grid.affine.copy()
     affine[:3, :3] *= np.asarray(spacing_mm)[::-1] / np.asarray(grid.spacing_mm)[::-1]
     return Grid(grid.shape, affine)
 
 
-def _read_entries(path: Path) -> list[Entry[Float3]]:
+def _read_entries(path: Path) -> list[TableEntry[Float3]]:
     if path.suffix.lower() in YAML_SUFFIXES:
-        return _yaml_entries(path)
+        return _read_yaml_entries(path)
     table = read_table(path, COLUMNS, PURPOSE)
     entries = []
     for row in table.rows:
         values = [row[name] for name in COLUMNS[1:]]
-        if table.separator != ",":  # spreadsheets of many countries write 2,5
+        # Spreadsheets in many languages write 2,5 for 2.5.
+        if table.separator != ",":
             values = [value.replace(",", ".") for value in values]
         name, where = row["case"], f"line {row.line}"
         if not name:
             raise UserError(f"{printable(path)}: {where} has no case{PURPOSE}")
-        entries.append(Entry(where, name, _parse_spacing(name, values, path, where)))
+        entries.append(TableEntry(where, name, _parse_spacing(name, values, path, where)))
     if not entries:
         raise UserError(f"{printable(path)}: has no rows{PURPOSE}")
     return entries
 
 
-def _yaml_entries(path: Path) -> list[Entry[Float3]]:
+def _read_yaml_entries(path: Path) -> list[TableEntry[Float3]]:
     content = read_yaml(path, f"; not a spacing table{PURPOSE}")
     if not isinstance(content, dict) or not content:
         raise UserError(
@@ -83,7 +87,7 @@ def _yaml_entries(path: Path) -> list[Entry[Float3]]:
     for name, value in content.items():
         values = value if isinstance(value, list) else [value]
         where = f"the key {printable(name)}"
-        entries.append(Entry(where, name, _parse_spacing(name, values, path, where)))
+        entries.append(TableEntry(where, name, _parse_spacing(name, values, path, where)))
     return entries
 
 
@@ -93,9 +97,10 @@ def _parse_spacing(name: str, values: Sequence[object], path: Path, where: str) 
         z, y, x = (float(str(value)) for value in values)
         if all(math.isfinite(mm) and low <= mm <= high for mm in (z, y, x)):
             return z, y, x
-    except ValueError:
+    except ValueError:  # not numbers, or not three: the error below names them
         pass
     shown = printable(", ".join(map(str, values)))
     raise UserError(
-        f"{printable(path)}: {where}: {printable(name)} has '{shown}'; three sizes in mm (z, y, x) are needed"
+        f"{printable(path)}: {where}: {printable(name)} has '{shown}'; "
+        "three sizes in mm (z, y, x) are needed"
     )

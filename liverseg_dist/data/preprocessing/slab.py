@@ -8,7 +8,7 @@ import cc3d
 import numpy as np
 
 from liverseg_dist.config import SlabConfig
-from liverseg_dist.data.audit.findings import Finding
+from liverseg_dist.data.findings import Finding
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
 from liverseg_dist.volume import Float3, Grid, Volume
 

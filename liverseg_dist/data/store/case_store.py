@@ -21,7 +21,7 @@ from zarr.errors import ArrayNotFoundError
 
 from liverseg_dist.config import ConvertConfig, IntensityConfig
 from liverseg_dist.config.convert import DATA_URI
-from liverseg_dist.data.audit.findings import is_valid_case_id
+from liverseg_dist.data.findings import is_valid_case_id
 from liverseg_dist.data.store.layout import ATTRIBUTE, CASES, FILL, SCHEMA, TRAIN_ONLY
 from liverseg_dist.data.store.metadata_checks import (
     check_array,
@@ -30,7 +30,7 @@ from liverseg_dist.data.store.metadata_checks import (
     checked_counts,
 )
 from liverseg_dist.errors import RunFailed, UserError, printable
-from liverseg_dist.texts.paths import quoted
+from liverseg_dist.texts.paths import quote_path
 from liverseg_dist.volume import Float3, Grid
 
 Part = Literal["train", "validation", "test"]
@@ -240,7 +240,7 @@ def _read_root(path: str) -> bytes:
         state = (
             "its conversion has not finished; run it again" if begun else "no Zarr store is there"
         )
-        raise UserError(f"{path}: {state} (tools/to_zarr SOURCE {quoted(path)})") from None
+        raise UserError(f"{path}: {state} (tools/to_zarr SOURCE {quote_path(path)})") from None
     except Exception as error:  # each kind of file system raises its own
         if "://" not in path and not isinstance(error, OSError):
             raise

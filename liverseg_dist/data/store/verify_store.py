@@ -14,7 +14,7 @@ import zarr
 
 from liverseg_dist.data.conversion.case_writer import PRIVATE, SUMS, sha256_file
 from liverseg_dist.data.conversion.settings_match import settings_sha256
-from liverseg_dist.data.splits import Splits, patients_in_several_parts
+from liverseg_dist.data.splits import Splits, find_divided_patients
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.data.store.layout import ARRAYS, CASES, TRAIN_ONLY
 from liverseg_dist.data.store.metadata_checks import check_array
@@ -201,7 +201,7 @@ def _check_root(store: CaseStore) -> Iterator[StoreDefect]:
                     f"what a run labelled stands under {TRAIN_ONLY}, and nothing else does",
                 )
         if store.convert.splits.kind == "stratified" and ids >= set(named):
-            for patient in patients_in_several_parts(
+            for patient in find_divided_patients(
                 splits, {case_id: store.meta(case_id).patient for case_id in ids}
             ):
                 yield StoreDefect(

@@ -77,7 +77,7 @@ def write_report(
     Args:
         folder: Where the report goes.
         summary: That of `aggregate`, with `failed` (case id: reason) and `details` (what the report states about the
-            run; mappings inside become sections, `audit` is `data.audit_summary`'s) if there are any.
+            run; mappings inside become sections, `audit` is `data.audit.audit_summary`'s) if there are any.
         cases: Scored cases.
         pictures: Folder of `pictures.save_pictures`, if there is one.
         environment: Date, code and hardware.

@@ -10,7 +10,7 @@ from random import Random
 from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.errors import printable
 from liverseg_dist.evaluation.pairing import pair_masks
-from liverseg_dist.texts.names import ScanIndex, scan_id
+from liverseg_dist.texts.names import ScanIndex, derive_scan_id
 from liverseg_dist.texts.tables import read_table
 from tests.fuzz.judge import Wrong
 from tests.fuzz.mutate import damaged
@@ -127,7 +127,7 @@ class NamesTarget:
                 path = Path(entry.path)
                 if (
                     path not in used
-                    and scan_id(path.name) not in told
+                    and derive_scan_id(path.name) not in told
                     and printable(path.name) not in told
                 ):
                     raise Wrong(f"{path!r} is neither read nor named in {told!r}")
@@ -137,7 +137,7 @@ class NamesTarget:
         ):
             raise Wrong(f"ids {ids!r}")
         index = ScanIndex(ids)
-        if [index.find(name) for name in ids] != ids:
+        if [index.find_scan(name) for name in ids] != ids:
             raise Wrong(f"a table cannot name {ids!r}")
         if not any(one.label for one in dataset.training):
             return

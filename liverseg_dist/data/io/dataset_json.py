@@ -1,0 +1,302 @@
+"""Parse `dataset.json`, the index of a data set, into a typed record.
+
+Three dialects are read: the Medical Segmentation Decathlon's, nnU-Net's (version 2 lists no scans)
+and MONAI's (`testing` for `test`). The file comes with a download, so it is untrusted: a path that
+is absolute or leaves the folder (`..`) is refused. This module opens no scan and does not check
+that the listed files exist; `dataset_index` does.
+"""
+
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from liverseg_dist.data.findings import Finding
+from liverseg_dist.data.io.dataset_folder import MACOS_METADATA_PREFIX, parse_relative_path
+from liverseg_dist.data.io.modality import MODALITY_KEYS, check_modality
+from liverseg_dist.errors import UserError, printable
+from liverseg_dist.labels import CLASS_NAMES
+from liverseg_dist.texts.names import SUFFIXES, get_file_name, is_scan_name
+from liverseg_dist.texts.structured import read_json
+
+INDEX_FILE = "dataset.json"
+MAX_INDEX_BYTES = 64 << 20
+MAX_LABEL_DIGITS = 9
+MAX_SHOWN_CHARACTERS = 80
+TRAINING_KEY = "training"
+TEST_KEYS = ("test", "testing")
+EXPECTED_LABELS = "0 background, 1 liver, 2 tumour (or cancer)"
+LABEL_SYNONYMS = (
+    ("background",),
+    ("liver",),
+    (
+        "tumour",
+        "tumor",
+        "cancer",
+        "lesion",
+        "liver tumour",
+        "liver tumor",
+        "liver_tumour",
+        "liver_tumor",
+    ),
+)
+"""Accepted names, in lower case, for each value of `labels.CLASS_NAMES`."""
+
+FilePair = tuple[Path, Path | None]
+"""Image and label of a case, as the index lists them."""
+
+
+@dataclass(frozen=True)
+class IndexContent:
+    """What `dataset.json` lists. The files may be missing."""
+
+    name: str | None
+    training: tuple[FilePair, ...]
+    test: tuple[FilePair, ...]
+    lists_scans: bool
+    """False if the file has none of the keys training, test and testing."""
+    notes: tuple[Finding, ...]
+
+
+def read_index(folder: Path, index: Path) -> IndexContent:
+    """Read and check a data set's `dataset.json`.
+
+    Args:
+        folder: The data set; listed paths are relative to it.
+        index: The `dataset.json`.
+
+    Raises:
+        UserError: No such JSON object, labels or channels that are not those of a liver CT, or an
+            entry that does not name a file within the folder.
+    """
+    content = _read_json_object(index)
+    _check_labels(content, index)
+    notes = [
+        *_check_labels_named(content),
+        *_check_modality(content, index),
+        *_find_ignored_content(content),
+    ]
+    lists_scans = bool(content.keys() & {TRAINING_KEY, *TEST_KEYS})
+    training = []
+    for entry in _list_entries(content, TRAINING_KEY, index):
+        training.append(_parse_training_entry(folder, index, entry))
+    test = []
+    for key in TEST_KEYS:
+        for entry in _list_entries(content, key, index):
+            test.append(_parse_test_entry(folder, index, entry))
+    if lists_scans and not training and not test:
+        raise UserError(f"{printable(index)}: names no scan under training or test")
+    if lists_scans:
+        notes += _check_counts(content, len(training), len(test))
+    name = content.get("name")
+    return IndexContent(
+        name=name if isinstance(name, str) and name else None,
+        training=tuple(training),
+        test=tuple(test),
+        lists_scans=lists_scans,
+        notes=tuple(notes),
+    )
+
+
+def _read_json_object(index: Path) -> dict[str, Any]:
+    if not index.is_file():
+        raise UserError(f"{printable(index)}: not a file (a broken link?)")
+    content = read_json(index, max_bytes=MAX_INDEX_BYTES)
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{printable(index)}: expected a JSON object with training, test and labels"
+        )
+    return content
+
+
+# --- labels and modality -----------------------------------------------------------------------
+
+
+def _check_labels_named(content: Mapping[str, Any]) -> list[Finding]:
+    if content.get("labels") is not None:
+        return []
+    message = f"{INDEX_FILE} names no labels; their voxels are read as {EXPECTED_LABELS}"
+    return [Finding("warning", "labels_unnamed", message)]
+
+
+def _check_labels(content: Mapping[str, Any], index: Path) -> None:
+    """Raise `UserError` if the named labels are not background, liver and tumour."""
+    labels = content.get("labels")
+    if labels is None:
+        return
+    if not isinstance(labels, dict):
+        raise UserError(f"{printable(index)}: labels must be a mapping; expected {EXPECTED_LABELS}")
+    by_value = _map_label_values(labels)
+    named = ", ".join(f"{value} {name}" for value, name in by_value.items()) or "none"
+    wrong_labels = UserError(
+        f"{printable(index)}: labels are {printable(named)}; expected {EXPECTED_LABELS}"
+    )
+    # Two names with the same value make `by_value` shorter than `labels`.
+    if len(by_value) != len(labels) or set(by_value) != set(range(len(CLASS_NAMES))):
+        raise wrong_labels
+    for value, synonyms in enumerate(LABEL_SYNONYMS):
+        if str(by_value[value]).strip().lower() not in synonyms:
+            raise wrong_labels
+
+
+def _map_label_values(labels: Mapping[str, object]) -> dict[object, object]:
+    """Label value -> name, from `value: name` (Decathlon) or `name: value` (nnU-Net)."""
+    plain: dict[str, object] = {}
+    for key, value in labels.items():
+        # nnU-Net's region of liver and tumour: the label files hold 0, 1 and 2 as well.
+        plain[key] = 1 if value in ([1, 2], ["1", "2"]) else value
+    numbers = [_parse_label_value(value) for value in plain.values()]
+    if all(isinstance(number, int) for number in numbers):
+        return dict(zip(numbers, plain, strict=True))
+    return {_parse_label_value(key): value for key, value in plain.items()}
+
+
+def _parse_label_value(value: object) -> object:
+    """1 for 1, "1", "01" and 1.0; other values unchanged (unhashable ones as text)."""
+    if isinstance(value, str):
+        digits = value.strip()
+        if digits.isascii() and digits.isdigit() and len(value) < MAX_LABEL_DIGITS:
+            return int(digits)
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return printable(value) if isinstance(value, bool | list | dict) else value
+
+
+def _check_modality(content: Mapping[str, Any], index: Path) -> list[Finding]:
+    modality = None
+    for key in MODALITY_KEYS:
+        if content.get(key) is not None:
+            modality = content[key]
+            break
+    if modality is None:
+        return []
+    if isinstance(modality, dict):
+        names = list(modality.values())
+    else:
+        names = modality if isinstance(modality, list) else [modality]
+    if len(names) != 1:
+        raise UserError(
+            f"{printable(index)}: {len(names)} modalities; liver CTs have one channel of HU"
+        )
+    return check_modality(INDEX_FILE, names)
+
+
+# --- content that is not read ------------------------------------------------------------------
+
+
+def _find_ignored_content(content: Mapping[str, Any]) -> list[Finding]:
+    """Report lists of scans, file types and folds that are present but not read."""
+    notes = []
+    if isinstance(content.get("dataset"), dict):
+        message = (
+            f"{INDEX_FILE} lists scans under `dataset` (nnU-Net), which is not read; scans are "
+            "taken from training and test, or else from the file names"
+        )
+        notes.append(Finding("warning", "unread_list", message))
+    ending = content.get("file_ending", SUFFIXES[0])
+    if isinstance(ending, str) and not ending.lower().endswith(SUFFIXES):
+        message = (
+            f"{INDEX_FILE} has file_ending {printable(ending)}, which is not read; "
+            "convert the scans to .nii.gz"
+        )
+        notes.append(Finding("warning", "file_ending", message))
+    for key, value in content.items():
+        if key in (TRAINING_KEY, *TEST_KEYS) or not isinstance(value, list):
+            continue
+        if any(map(_is_scan_entry, value)):
+            message = (
+                f"{INDEX_FILE} lists {len(value)} scans under {printable(key)}, which is not "
+                "read; only training and test are"
+            )
+            notes.append(Finding("warning", "unread_list", message))
+    if _has_folds(content.get(TRAINING_KEY)):
+        message = (
+            f"{INDEX_FILE} names a fold for scans, which is not read; "
+            "convert.splits.kind=file takes folds from a file"
+        )
+        notes.append(Finding("warning", "unread_folds", message))
+    return notes
+
+
+def _has_folds(training: object) -> bool:
+    if not isinstance(training, list):
+        return False
+    return any(isinstance(entry, dict) and "fold" in entry for entry in training)
+
+
+def _check_counts(content: Mapping[str, Any], training: int, test: int) -> list[Finding]:
+    notes = []
+    for key, count in (("numTraining", training), ("numTest", test)):
+        claimed = content.get(key)
+        if isinstance(claimed, int) and claimed != count:
+            message = f"{INDEX_FILE} has {key} {claimed} but lists {count}"
+            notes.append(Finding("warning", "case_count", message))
+    return notes
+
+
+# --- entries -----------------------------------------------------------------------------------
+
+
+def _list_entries(content: Mapping[str, Any], key: str, index: Path) -> list[Any]:
+    """The entries under a key, without the metadata files that macOS adds."""
+    entries = content.get(key, [])
+    if not isinstance(entries, list):
+        raise UserError(
+            f"{printable(index)}: {key} must be a list of files, not {type(entries).__name__}"
+        )
+    return [entry for entry in entries if not _is_macos_metadata(entry)]
+
+
+def _get_image_name(entry: object) -> object:
+    return entry.get("image") if isinstance(entry, dict) else entry
+
+
+def _is_scan_entry(entry: object) -> bool:
+    name = _get_image_name(entry)
+    return isinstance(name, str) and is_scan_name(get_file_name(name))
+
+
+def _is_macos_metadata(entry: object) -> bool:
+    name = _get_image_name(entry)
+    return isinstance(name, str) and get_file_name(name).startswith(MACOS_METADATA_PREFIX)
+
+
+def _parse_training_entry(folder: Path, index: Path, entry: object) -> FilePair:
+    if not isinstance(entry, dict) or "image" not in entry:
+        raise UserError(
+            f'{printable(index)}: a training entry is {{"image": ..., "label": ...}}, '
+            f"not {_format_value(entry)}"
+        )
+    return _parse_test_entry(folder, index, entry)
+
+
+def _parse_test_entry(folder: Path, index: Path, entry: object) -> FilePair:
+    """A test entry is a file name, or a mapping as under `training`."""
+    image = _resolve_path(folder, index, _get_image_name(entry))
+    label = entry.get("label") if isinstance(entry, dict) else None
+    return image, None if label is None else _resolve_path(folder, index, label)
+
+
+def _resolve_path(folder: Path, index: Path, name: object) -> Path:
+    """The path of a listed file. Raise `UserError` if it leaves the folder."""
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise UserError(f"{printable(index)}: expected a file name, not {_format_value(name)}")
+    path = parse_relative_path(name)
+    if path is None:
+        raise UserError(
+            f"{printable(index)}: {_format_value(name)} leaves the data set's folder; "
+            "paths are relative to it"
+        )
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
+        raise UserError(
+            f"{printable(index)}: {_format_value(name)} cannot name a case; rename the file"
+        )
+    return folder / path
+
+
+def _format_value(value: object) -> str:
+    if isinstance(value, str):
+        return f"'{printable(value)[:MAX_SHOWN_CHARACTERS]}'"
+    return type(value).__name__
