@@ -123,8 +123,8 @@ def test_a_store_of_a_remote_file_system(store: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("nowhere://bucket/store.zarr", "a URL that fsspec knows"),
-        ("http://127.0.0.1:9/store.zarr", "can this machine reach it"),
+        ("nowhere://bucket/store.zarr", "a URL that fsspec supports"),
+        ("http://127.0.0.1:9/store.zarr", "check that this machine can reach it"),
         ("memory://there/is/none.zarr", "no Zarr store found"),
     ],
 )

@@ -30,8 +30,8 @@ from liverseg_dist.data.preprocessing.intensity_statistics import (
     pool_histograms,
 )
 from liverseg_dist.data.preprocessing.invalid_voxels import (
-    blank_slices,
     fill_invalid_voxels,
+    find_blank_slices,
     invalid_fraction,
 )
 from liverseg_dist.errors import UserError
@@ -102,7 +102,7 @@ def test_blank_slices_between_slices_are_interpolated_as_numpy_does() -> None:
 
 
 def test_an_empty_scan_has_no_blank_slices_to_fill() -> None:
-    assert blank_slices(np.zeros((4, 3, 3), np.int16)) == ()
+    assert find_blank_slices(np.zeros((4, 3, 3), np.int16)) == ()
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------

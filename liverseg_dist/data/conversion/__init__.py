@@ -1,1 +1,1 @@
-"""Conversion of a folder of scans into a case store: resumable, parallel, each case complete or absent."""
+"""Conversion of a folder of scans into a case store: resumable and parallel."""

@@ -87,9 +87,9 @@ def audit_scan(job: CaseJob, scan: ScanFiles, record: CaseRecord) -> AuditedScan
 def label_with_run(job: CaseJob, audited: AuditedScan) -> AuditedScan:
     """Apply the run `convert.labels_from` to a scan without label.
 
-    With missing_label=impute the scan receives the run's label; with missing_label=unlabelled the label
-    only places the slab. Other scans are returned unchanged, except for a finding that says why a scan
-    without label is not stored.
+    With missing_label=impute the scan receives the run's label; with missing_label=unlabelled the
+    label only places the slab. Other scans are returned unchanged, except for a finding that says
+    why a scan without label is not stored.
     """
     if audited.record.status != "unlabelled":
         return audited

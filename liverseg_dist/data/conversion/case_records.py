@@ -41,8 +41,8 @@ ROOT_ONLY_SETTINGS = {
     "standardise",
     "spacing_table",
 }
-"""Cleaning settings that do not change a stored case: clip and normalisation belong to the root, and
-the spacing table reaches a case as its own entry (`CaseJob.true_spacing_mm`)."""
+"""Cleaning settings that do not change a stored case: clip and normalisation belong to the root,
+and the spacing table reaches a case as its own entry (`CaseJob.true_spacing_mm`)."""
 
 
 class Labeller(Protocol):
@@ -76,14 +76,14 @@ class CaseRecord:
     """Facts of the audit (shape, spacing, ...), and the slabs' `coverage`."""
     voxel_sha256: str = ""
     histogram: Mapping[str, Any] = field(default_factory=dict)
-    """Of liver voxels in HU at the scan's own resolution: `HuHistogram.to_json`; empty without label.
+    """Liver voxels in HU at the scan's own resolution (`HuHistogram.to_json`); empty without label.
 
     The JSON form holds the used range only: 10,000 full histograms would take 5 GB.
     """
     slabs: Mapping[str, StoredCase] = field(default_factory=dict)
     """Stored cases of the scan by their case id."""
     final: bool = True
-    """False: the failure may be temporary (out of memory), so the next run converts the scan again."""
+    """False: the failure may be temporary (out of memory); the next run converts the scan again."""
     schema: int = RECORD_SCHEMA
 
     def to_json(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class CaseJob:
 
     @property
     def settings_sha256(self) -> str:
-        """Hash of everything that the stored case depends on, except the bytes of the source files."""
+        """Hash of all inputs of the stored case except the bytes of the source files."""
         cleaning = self.convert.cleaning.model_dump(mode="json", exclude=ROOT_ONLY_SETTINGS)
         if self.convert.cleaning.min_slices == EARLIER_DEFAULTS["convert.cleaning.min_slices"]:
             cleaning.pop("min_slices")
@@ -234,7 +234,7 @@ def _has_checksum(file: Path, sha256: str) -> bool:
 
 
 def hash_source(case: MsdCase) -> str:
-    """SHA-256 of image and label, joined by a colon; a fixed word for a missing or unreadable file."""
+    """SHA-256 of image and label, joined by a colon; `none` or `unreadable` for a missing hash."""
     parts = []
     for path in (case.image, case.label):
         try:

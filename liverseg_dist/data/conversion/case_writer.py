@@ -35,7 +35,8 @@ from liverseg_dist.data.store.layout import (
 )
 
 ROOT_OWNER = "__root__"
-"""Owner of the staged files that belong to no scan; not a valid scan id (`findings.is_valid_case_id`)."""
+"""Owner of the staged files that belong to no scan; not a valid scan id
+(`findings.is_valid_case_id`)."""
 STAGING = "aside"
 """Name of the staging folder; part of the store format of earlier versions, so it stays."""
 
@@ -46,8 +47,8 @@ _staging_numbers = itertools.count()
 class CaseArrays:
     """Arrays and metadata of one slab, as they are stored.
 
-    `image` int16 and `label` uint8, both (64, y, x); `source_label` uint8 on the scan's own grid, None
-    for a case without label; `foreground` int16 (n, 5).
+    `image` int16 and `label` uint8, both (64, y, x); `source_label` uint8 on the scan's own grid,
+    None for a case without label; `foreground` int16 (n, 5).
     """
 
     image: np.ndarray
@@ -59,10 +60,10 @@ class CaseArrays:
 
 @dataclass(frozen=True)
 class StagingDir:
-    """A folder of the store for files that are not complete yet; the same file system as their target.
+    """A folder of the store for incomplete files, on the same file system as their target.
 
-    `owner`: a scan's id, or ROOT_OWNER. The holder of the owner's lock may remove files that a killed
-    process left here.
+    `owner`: a scan's id, or ROOT_OWNER. The holder of the owner's lock may remove files that a
+    killed process left here.
     """
 
     store: Path
@@ -152,8 +153,8 @@ def _publish_folder(folder: Path, final: Path) -> None:
 def format_root(content: dict[str, Any]) -> str:
     """Text of the root's `zarr.json` with the attribute `liverseg`.
 
-    Zarr's consolidated metadata is left out: with 10,000 cases it took three quarters of the file and
-    of the time to open it.
+    Zarr's consolidated metadata is left out: with 10,000 cases it took three quarters of the file
+    and of the time to open it.
     """
     return format_json({"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: content}})
 

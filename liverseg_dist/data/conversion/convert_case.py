@@ -1,13 +1,14 @@
 """Converts one scan: audit -> slab -> write. Runs in a worker process.
 
-    audit_scan     audit_stage    files of the scan   -> AuditedScan   image, repaired label, findings
-    place_scan     slab_stage     AuditedScan         -> PlacedScan    cleaned image, label, slabs
-    write_slabs    write_stage    PlacedScan          -> CaseRecord    arrays in the store, checksums
+    audit_scan     audit_stage    ScanFiles   -> AuditedScan   image, repaired label, findings
+    place_scan     slab_stage     AuditedScan -> PlacedScan    cleaned image, label, slabs
+    write_slabs    write_stage    PlacedScan  -> CaseRecord    arrays in the store, checksums
 
 Each stage returns a frozen record that carries the `CaseRecord` so far, so a stage that fails loses
-nothing of the stages before it. The files of a scan are read once. Nothing here depends on other scans:
-the stored bytes are the same for any number of workers. What needs all scans (clip, normalisation,
-splits, duplicates) is computed from the records and stored in the root (`root_metadata`).
+nothing of the stages before it. The files of a scan are read once. Nothing here depends on other
+scans: the stored bytes are the same for any number of workers. What needs all scans (clip,
+normalisation, splits, duplicates) is computed from the records and stored in the root
+(`root_metadata`).
 """
 
 import shutil
@@ -61,7 +62,7 @@ def convert_case(job: CaseJob) -> tuple[CaseRecord, bool]:
         try:
             record = run_stages(job, source_sha256)
         except OSError as error:
-            # A failed write may carry no path: name the store, so that the user can free space there.
+            # A failed write may carry no path: name the store, where space can be freed.
             place = error.filename or str(job.store)
             raise OSError(error.errno, error.strerror, place) from None
         _remove_outdated_cases(job, before, record)
@@ -125,7 +126,7 @@ def _quarantine(record: CaseRecord, error: Exception) -> CaseRecord:
 
 
 def _remove_outdated_cases(job: CaseJob, before: CaseRecord | None, now: CaseRecord) -> None:
-    """Remove stored cases of this scan that it no longer has (for example tiles after a policy change)."""
+    """Remove cases that the scan had before and no longer has, e.g. tiles of another policy."""
     if before is None:
         return
     for case_id in before.slabs.keys() - now.slabs.keys():

@@ -6,8 +6,8 @@
     .liverseg/locks/           see `store_locks`
 
 The root is written last, with the checksums, by the process that finds a record for every scan: the
-tasks of a SLURM array need no coordinator. The root is removed before anything it describes changes.
-Therefore a store that can be opened is complete, even after a process was killed.
+tasks of a SLURM array need no coordinator. The root is removed before anything it describes
+changes. Therefore a store that can be opened is complete, even after a process was killed.
 """
 
 from collections.abc import Callable, Iterator
@@ -74,8 +74,8 @@ class Conversion:
         """Create the store's folder, or continue it.
 
         Args:
-            force: Continue a store that was made with other settings; the affected scans are converted
-                again.
+            force: Continue a store that was made with other settings; the affected scans are
+                converted again.
 
         Raises:
             UserError: The folder is not a store, or was made with other settings.

@@ -1,7 +1,7 @@
 """Runs conversion jobs: in processes of this machine, or as tasks of a running Ray cluster.
 
-In both cases one process with one thread converts one scan: whole scans run in parallel, not parts of
-a scan, because scans are independent and there are many.
+In both cases one process with one thread converts one scan: whole scans run in parallel, not parts
+of a scan, because scans are independent and there are many.
 """
 
 import logging
@@ -24,8 +24,8 @@ CaseOutcome = tuple[CaseRecord, bool]
 Executor = Callable[[list[CaseJob], int], Iterator[CaseOutcome]]
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1"}
 NO_TRACKER_WARNINGS = {"PYTHONWARNINGS": "ignore:resource_tracker"}
-"""Workers that are stopped in the middle of a scan leave semaphores; Python's warning about them does
-not concern the user."""
+"""Workers that are stopped in the middle of a scan leave semaphores; Python's warning about them
+does not concern the user."""
 
 
 def run_in_processes(jobs: list[CaseJob], workers: int) -> Iterator[CaseOutcome]:
@@ -72,8 +72,8 @@ def _describe_lost_worker(futures: dict[Future[CaseOutcome], str], workers: int)
 def run_on_ray(jobs: list[CaseJob], workers: int) -> Iterator[CaseOutcome]:
     """Convert scans on a running Ray cluster; yields the outcomes as they arrive.
 
-    The cluster is `RAY_ADDRESS`, or else the one that this node belongs to. Its nodes must see source
-    and store under the same paths.
+    The cluster is `RAY_ADDRESS`, or else the one that this node belongs to. Its nodes must see
+    source and store under the same paths.
 
     Args:
         jobs: The scans, in the order in which they start.

@@ -9,7 +9,7 @@ import numpy as np
 from liverseg_dist.labels import LIVER, TUMOUR
 
 MIN_PER_TUMOUR = 64
-"""Voxels kept of each tumour (or all it has), so that a small tumour can be selected like a large one."""
+"""Voxels kept of each tumour (or all it has), so that small tumours can be selected too."""
 
 
 def sample_foreground(label_zyx: np.ndarray, max_per_class: int) -> tuple[np.ndarray, int]:
@@ -20,8 +20,8 @@ def sample_foreground(label_zyx: np.ndarray, max_per_class: int) -> tuple[np.nda
         max_per_class: Approximate maximum of rows for each class.
 
     Returns:
-        Rows (int16, (n, 5)) of class, tumour number, z, y, x; and the number of tumours. Tumours are
-        26-connected components, numbered from 1 in cc3d's order; the liver has number 0.
+        Rows (int16, (n, 5)) of class, tumour number, z, y, x; and the number of tumours. Tumours
+        are 26-connected components, numbered from 1 in cc3d's order; the liver has number 0.
     """
     components, tumours = cc3d.connected_components(
         np.ascontiguousarray(label_zyx == TUMOUR), connectivity=26, return_N=True

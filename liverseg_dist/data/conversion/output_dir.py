@@ -1,4 +1,4 @@
-"""The output folder of a conversion: who may write into it, with which settings, and its root files."""
+"""The output folder of a conversion: checks before it is written, and the files of its root."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def check_output_dir(store: Path) -> None:
     folders = [CASES, PRIVATE_DIR]
     folders += [f"{PRIVATE_DIR}/{name}" for name in PRIVATE_SUBFOLDERS]
     for name in folders:
-        # Conversion writes and deletes in these folders: behind a link that would be outside the store.
+        # Conversion writes and deletes in these folders; a link would lead out of the store.
         if (store / name).is_symlink():
             raise UserError(
                 f"{store / name}: is a symbolic link; a store must contain its own folders, "
@@ -118,7 +118,7 @@ def write_root_files(
         store: Folder of the store.
         content: The root attribute (`root_metadata.build_root`).
         records: Records of all scans.
-        is_locked: Whether this process holds the lock of the root, so that it may remove staged files.
+        is_locked: Whether this process holds the lock of the root and may remove staged files.
 
     Raises:
         OSError: The store cannot be written.

@@ -1,6 +1,6 @@
 """The root attribute of a store, computed from the records of all scans.
 
-It holds everything that needs more than one scan: settings, intensity statistics, splits, duplicates.
+It holds what needs more than one scan: settings, intensity statistics, splits, duplicates.
 """
 
 import hashlib
@@ -107,8 +107,8 @@ def collect_audit(records: Iterable[CaseRecord]) -> dict[str, Any]:
 def group_patients(records: Sequence[CaseRecord], convert: ConvertConfig) -> dict[str, str]:
     """Patient of each scan, named by the first of the patient's scans.
 
-    Scans belong to one patient when the patients table (`convert.splits.patients`) says so, when their
-    voxels are equal, or when they are the known duplicates of 3D-IRCADb in LiTS.
+    Scans belong to one patient when the patients table (`convert.splits.patients`) says so, when
+    their voxels are equal, or when they are the known duplicates of 3D-IRCADb in LiTS.
     """
     scan_ids = sorted(record.case_id for record in records)
     table = read_patients(convert.splits.patients, scan_ids)
@@ -120,8 +120,8 @@ def group_patients(records: Sequence[CaseRecord], convert: ConvertConfig) -> dic
         *ircadb_overlaps(scan_ids),
         *scans_by_patient.values(),
     ]
-    # Groups may overlap, so they are merged as a disjoint-set forest: each scan points to an earlier
-    # scan of the same patient, the first scan of a patient to itself.
+    # Groups may overlap, so they are merged as a disjoint-set forest: each scan points to an
+    # earlier scan of the same patient, the first scan of a patient to itself.
     parent = {scan: scan for scan in scan_ids}
 
     def find_first(scan: str) -> str:
@@ -185,8 +185,8 @@ def _pool_manual_coverage(records: Iterable[CaseRecord]) -> dict[str, Any]:
 def _pool_foreground(records: Sequence[CaseRecord], splits: Splits) -> HuHistogram:
     """Liver histogram of all scans outside the test set.
 
-    Statistics of the test set would leak into the normalisation. Only when every labelled scan is in
-    the test set are its scans used, because the store needs a normalisation.
+    Statistics of the test set would leak into the normalisation. Only when every labelled scan is
+    in the test set are its scans used, because the store needs a normalisation.
     """
     test = set(splits.test)
     labelled = [record for record in records if record.slabs and record.histogram]

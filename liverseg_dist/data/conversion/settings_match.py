@@ -1,6 +1,7 @@
 """The settings a store was made with: their public form, their hash, and their differences.
 
-A conversion that continues a store must use the same settings; otherwise the error names the setting.
+A conversion that continues a store must use the same settings; otherwise the error names the
+setting.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ EARLIER_DEFAULTS = {
 }
 """Settings that were added after the first stores, with the behaviour of those stores.
 
-A setting with this value is left out of the recorded settings, so that older stores can be continued.
+A setting with this value is left out of the recorded settings, so that older stores can be
+continued.
 """
 MAX_VALUE_CHARACTERS = 40
 

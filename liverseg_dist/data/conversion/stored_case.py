@@ -1,7 +1,7 @@
 """Metadata of one stored case (one slab of a scan), as a typed record.
 
-The same fields appear in three files: in the attribute of the case's Zarr group, in the record of the
-scan and in the root of the store. This module is the only place that defines their JSON form.
+The same fields appear in three files: in the attribute of the case's Zarr group, in the record of
+the scan and in the root of the store. This module is the only place that defines their JSON form.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """A small picture of a scan for the audit page: one axial and one coronal slice with outlines.
 
-The slices with most tumour are shown, without tumour those with most liver, without label the middle.
+The slices with most tumour are shown; without tumour those with most liver; else the middle.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def render_thumbnail(
     z, y = _select_slices(image_zyx, label_zyx)
     label = np.zeros((1, 1, 1), np.uint8) if label_zyx is None else label_zyx
     label = np.broadcast_to(label, image_zyx.shape)
-    # Axes are flipped because pictures start at the top left, and RAS at the patient's left, back, foot.
+    # Axes are flipped: pictures start at the top left, RAS at the patient's left, back and feet.
     axial = _draw_slice(
         image_zyx[z, ::-1, ::-1], label[z, ::-1, ::-1], (spacing_mm[1], spacing_mm[2]), WIDTHS[0]
     )
@@ -59,7 +59,7 @@ def _select_slices(image: np.ndarray, label: np.ndarray | None) -> tuple[int, in
 def _draw_slice(
     hu: np.ndarray, label: np.ndarray, spacing_mm: tuple[float, float], max_width: int
 ) -> np.ndarray:
-    """RGB (uint8) of one slice with the outlines of its structures, at most HEIGHT x `max_width`."""
+    """RGB (uint8) of one slice with outlines, at most HEIGHT x `max_width` pixels."""
     low, high = WINDOW_HU
     share = np.clip((hu.astype(np.float32) - low) / (high - low), 0, 1)
     grey = (share * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The body of the patient in a scan: its mask, its bounding box, and the removal of everything else.
+"""The body of the patient in a scan: its mask, its box, and the removal of everything else.
 
 The mask is the largest connected piece of tissue without the table of the scanner.
 """
@@ -16,7 +16,7 @@ from liverseg_dist.volume import Float3, Volume
 
 TISSUE_HU = -300
 COARSE_MM = 3.0
-"""Approximate voxel size in plane at which the mask is computed: exact enough to crop, 20 times less work."""
+"""Approximate voxel size in plane of the mask: exact enough to crop, 20 times less work."""
 TABLE_MM = 6.0
 """Bridges thinner than this (table top, clothes, tubes) do not connect to the body."""
 OUTSIDE_BODY_VALUES = ("keep", "air")
@@ -40,7 +40,7 @@ def remove_surroundings(
         cleaning: Settings of the conversion.
 
     Returns:
-        The volume, and the share and the box of the body; the input itself when both are switched off.
+        The volume, and share and box of the body; the input itself when both are switched off.
 
     Raises:
         UserError: `outside_body` has an unknown value.
@@ -68,10 +68,10 @@ def remove_surroundings(
 
 
 def find_body(volume: Volume) -> np.ndarray:
-    """Boolean mask (z, y, x) of the body with organs and bowel gas; all False when nothing is tissue.
+    """Boolean mask (z, y, x) of the body with organs and bowel gas; all False without tissue.
 
-    On a coarse grid: threshold, opening in plane, largest connected component, holes filled slice by
-    slice. The mask is a few mm larger than the body, so that no skin is lost.
+    On a coarse grid: threshold, opening in plane, largest connected component, holes filled slice
+    by slice. The mask is a few mm larger than the body, so that no skin is lost.
     """
     step_y, step_x = (max(1, round(COARSE_MM / mm)) for mm in volume.spacing_mm[1:])
     coarse = volume.voxels[:, ::step_y, ::step_x] > TISSUE_HU
@@ -96,7 +96,7 @@ def find_body(volume: Volume) -> np.ndarray:
 
 
 def bounding_box(mask_zyx: np.ndarray, spacing_mm: Float3, margin_mm: float) -> Box:
-    """The mask's bounding box in plane with a margin, within the scan; the whole plane for an empty mask."""
+    """The mask's box in plane with a margin, within the scan; the whole plane for an empty mask."""
     plane = np.asarray(mask_zyx.any(axis=0))
     if not plane.any():
         return Box((0, plane.shape[0]), (0, plane.shape[1]))

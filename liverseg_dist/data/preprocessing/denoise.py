@@ -1,7 +1,9 @@
 """Noise reduction slice by slice: median, Gaussian, bilateral, total variation, a trained network.
 
 Slices are thick, so neighbouring slices differ by anatomy, and noise is reduced in plane only.
-To add a method, write a function and add it to NOISE_METHODS, and its name to `CleaningConfig.noise`.
+
+To add a method, write a function here, add it to NOISE_METHODS, and add its name to the Literal of
+`CleaningConfig.noise`.
 """
 
 import itertools
@@ -19,8 +21,8 @@ TV_TOLERANCE = 2e-4
 TV_ITERATIONS = 200
 SOFT_TISSUE_HU = (-200, 300)
 BILATERAL_RANGE = 3.0
-"""Differences of up to about this many standard deviations of the noise are smoothed; larger ones are
-edges."""
+"""Differences of up to about this many standard deviations of the noise are smoothed; larger ones
+are edges."""
 MAD_OF_NORMAL = 0.6744897501960817
 """Median absolute deviation of the standard normal distribution."""
 
@@ -124,7 +126,8 @@ def gaussian_filter(image_yx: np.ndarray, sigma_voxels: float) -> np.ndarray:
 def bilateral_filter(image_yx: np.ndarray, sigma_voxels: float, sigma_hu: float) -> np.ndarray:
     """Mean of the neighbours within 2 sigma, weighted by distance in plane and in HU.
 
-    The border is repeated. Source: Tomasi and Manduchi 1998, https://doi.org/10.1109/ICCV.1998.710815.
+    The border is repeated. Source: Tomasi and Manduchi 1998,
+    https://doi.org/10.1109/ICCV.1998.710815.
 
     Args:
         image_yx: HU.
@@ -141,7 +144,7 @@ def bilateral_filter(image_yx: np.ndarray, sigma_voxels: float, sigma_hu: float)
     radius = max(1, math.ceil(2 * sigma_voxels))
     padded = np.pad(image, radius, mode="edge")
     total, weights = np.zeros_like(image), np.zeros_like(image)
-    # One shifted copy of the whole image per neighbour: few NumPy calls instead of a loop over voxels.
+    # One shifted copy of the image per neighbour: few NumPy calls instead of a loop over voxels.
     for dy, dx in itertools.product(range(-radius, radius + 1), repeat=2):
         rows = slice(radius + dy, radius + dy + height)
         columns = slice(radius + dx, radius + dx + width)
@@ -211,8 +214,8 @@ def _divergence(dual: np.ndarray) -> np.ndarray:
 def estimate_noise(voxels_zyx: np.ndarray, slices: int = 9) -> float:
     """Standard deviation of the noise in HU.
 
-    Median absolute deviation of the finest diagonal Haar detail over soft tissue of some slices. Source:
-    Donoho and Johnstone 1994, https://doi.org/10.1093/biomet/81.3.425.
+    Median absolute deviation of the finest diagonal Haar detail over soft tissue of some slices.
+    Source: Donoho and Johnstone 1994, https://doi.org/10.1093/biomet/81.3.425.
 
     Args:
         voxels_zyx: HU.

@@ -1,9 +1,9 @@
 """Clip range and normalisation of a data set, from an exact histogram of its liver voxels.
 
-A `HuHistogram` counts whole HU, so pooling cases is addition: the result does not depend on the order of
-cases or the number of workers. `choose_intensity` turns the pooled histogram into the `IntensityConfig`
-that is recorded in the store and applied on the device: clip, map to [0, 1], subtract the mean, divide
-by the standard deviation.
+A `HuHistogram` counts whole HU, so pooling cases is addition: the result does not depend on the
+order of cases or the number of workers. `choose_intensity` turns the pooled histogram into the
+`IntensityConfig` that is recorded in the store and applied on the device: clip, map to [0, 1],
+subtract the mean, divide by the standard deviation.
 """
 
 import math
@@ -75,7 +75,7 @@ class HuHistogram:
     def moments(self, lower: float = -math.inf, upper: float = math.inf) -> tuple[float, float]:
         """(mean, standard deviation) after clipping to [lower, upper].
 
-        Uses exact sums (`math.fsum`): the bits do not depend on the order in which cases were added.
+        Sums are exact (`math.fsum`): the bits do not depend on the order of the cases.
         """
         hu, counts = self._occurring_values()
         clipped = np.clip(hu, lower, upper)
@@ -176,8 +176,8 @@ def clip_range_hu(foreground: HuHistogram, cleaning: CleaningConfig) -> tuple[fl
 def choose_intensity(foreground: HuHistogram, cleaning: CleaningConfig) -> IntensityConfig:
     """Clip range and affine map of a data set.
 
-    Without labelled voxels (possible with outliers=window) mean and standard deviation are those of a
-    uniform distribution.
+    Without labelled voxels (possible with outliers=window) mean and standard deviation are those of
+    a uniform distribution.
     """
     lower, upper = clip_range_hu(foreground, cleaning)
     if not cleaning.standardise:
@@ -195,7 +195,7 @@ def choose_intensity(foreground: HuHistogram, cleaning: CleaningConfig) -> Inten
 
 
 def intensity_fingerprint(foreground: HuHistogram) -> dict[str, float | int]:
-    """The intensity statistics of nnU-Net's fingerprint, over all foreground voxels, not a sample."""
+    """The statistics of nnU-Net's fingerprint, over all foreground voxels instead of a sample."""
     if not foreground.total:
         return {"voxels": 0}
     mean, std = foreground.moments()

@@ -3,9 +3,9 @@
     clean_scan      all steps of CLEANING_STEPS, at the scan's own voxel size
     prepare_scan    the same, then resampled to `spacing_mm`
 
-To add a cleaning step, write a function `(Volume, CleaningConfig) -> (Volume, provenance)` in a module
-of its own and add one line to CLEANING_STEPS; its settings belong to `CleaningConfig`. Noise filters have
-a registry of their own (`denoise.NOISE_METHODS`).
+To add a cleaning step, write a function `(Volume, CleaningConfig) -> (Volume, provenance)` in a
+module of its own and add one line to CLEANING_STEPS; its settings belong to `CleaningConfig`. Noise
+filters have a registry of their own (`denoise.NOISE_METHODS`).
 
 Clipping and normalisation are not cleaning steps: they are one affine map recorded in the store and
 applied on the device.
@@ -59,7 +59,7 @@ CLEANING_STEPS: dict[str, CleaningStep] = {
     "noise": noise_step,
     "surroundings": remove_surroundings,
 }
-"""All steps in the order in which they run. The later steps rely on RAS orientation and int16 HU."""
+"""All steps in the order in which they run; later steps rely on RAS orientation and int16 HU."""
 
 
 def clean_scan(volume: Volume, cleaning: CleaningConfig) -> CleanScan:
@@ -85,8 +85,8 @@ def clean_scan(volume: Volume, cleaning: CleaningConfig) -> CleanScan:
 def prepare_scan(volume: Volume, convert: ConvertConfig, spacing_mm: Float3) -> Volume:
     """Clean a scan and resample it.
 
-    The outer faces of the result coincide with those of the (cropped) scan. Therefore the voxel size
-    deviates from `spacing_mm` by at most half a voxel over the whole length.
+    The outer faces of the result coincide with those of the (cropped) scan. Therefore the voxel
+    size deviates from `spacing_mm` by at most half a voxel over the whole length.
 
     Args:
         volume: HU in any orientation and spacing.

@@ -1,7 +1,7 @@
-"""The position of the 64-slice slabs that hold the liver, their padding, and what they lose of a scan.
+"""The position and the padding of the 64-slice slabs that hold the liver.
 
-`place_slabs` chooses the position by the policy `convert.slab.policy` (SLAB_POLICIES). The loss is
-measured in `slab_coverage`.
+`place_slabs` chooses the position by the policy `convert.slab.policy` (SLAB_POLICIES). What they
+lose of a scan is measured in `slab_coverage`.
 """
 
 from collections.abc import Callable
@@ -48,8 +48,8 @@ def place_slabs(
 
     Args:
         scan: Grid of the scan, RAS.
-        label: RAS, any spacing, same field of view. None: the position of the liver is unknown, and the
-            whole scan is covered by tiles for any policy.
+        label: RAS, any spacing, same field of view. None: the position of the liver is unknown, and
+            the whole scan is covered by tiles for any policy.
         spacing_mm: Voxel size (z, y, x) of the slabs; None keeps that of the scan.
         config: Settings of the slabs.
 
@@ -75,7 +75,7 @@ def place_slabs(
 
 
 def _place_fitted(liver: LiverExtent, config: SlabConfig) -> tuple[Slab, ...]:
-    """The whole liver plus margin in one slab; thicker slices where 64 of the scan's are too few."""
+    """The whole liver plus margin in one slab, with thicker slices if 64 are too few."""
     base = liver.base
     length = base.shape[0]
     margin = config.margin_mm / base.spacing_mm[0]
@@ -122,7 +122,7 @@ def count_per_slice(label_zyx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _count_in_slices(base: Grid, label: Volume | None) -> np.ndarray:
-    """(slices of base, 2): liver and tumour voxels of the label whose slice centre is in each slice."""
+    """(slices of base, 2): liver and tumour voxels of the label in each slice."""
     counts = np.zeros((base.shape[0], 2))
     if label is None:
         counts[:, 0] = 1
@@ -132,7 +132,7 @@ def _count_in_slices(base: Grid, label: Volume | None) -> np.ndarray:
     slices = np.round(base.index_of(centres)[:, 0])
     slices = np.clip(slices, 0, base.shape[0] - 1).astype(int)
     for column, per_slice in enumerate(count_per_slice(label.voxels)):
-        # Several slices of the label can belong to one slice of the base, so `+=` would lose counts.
+        # Several slices of the label can be in one slice of the base: `+=` would lose counts.
         np.add.at(counts[:, column], slices, per_slice)
     return counts
 

@@ -26,10 +26,11 @@ def measure_coverage(
         stored_labels: Label of each slab as it is stored; without them `tumours_vanished` is 0.
 
     Returns:
-        Voxels of liver (with tumours) and tumour, and how many of them are in the slices of a slab, as
-        integers that can be pooled, and as shares of 1 (`liver_inside`, `tumour_inside`). Tumours are
-        26-connected: `tumours_cut` are partly inside, `tumours_missed` outside, `tumours_vanished` are
-        inside but have no voxel in any stored label because they are too small for its voxels.
+        Voxels of liver (with tumours) and tumour, and how many of them are in the slices of a slab,
+        as integers that can be pooled, and as shares of 1 (`liver_inside`, `tumour_inside`).
+        Tumours are 26-connected: `tumours_cut` are partly inside, `tumours_missed` outside,
+        `tumours_vanished` are inside but have no voxel in any stored label because they are too
+        small for its voxels.
     """
     inside = _slices_inside(label.grid, slabs)
     liver, tumour = count_per_slice(label.voxels)

@@ -32,7 +32,7 @@ class CaseMeta:
     case_id: str
     patient: str
     parent: str
-    """Scan that the case was cut from: `case_id`, unless slab.policy=tile made several cases of it."""
+    """Scan that the case was cut from; differs from `case_id` for tiles (slab.policy=tile)."""
     labelled: bool
     imputed: bool
     """Labelled by a run, not by people."""
@@ -75,7 +75,7 @@ class CaseStore:
 
     @property
     def spacing_mm(self) -> Float3:
-        """Median voxel size (z, y, x) of the stored slabs: the voxel size that networks are trained on."""
+        """Median voxel size (z, y, x) of the stored slabs, on which networks are trained."""
         z, y, x = self._root["spacing_mm"]
         return float(z), float(y), float(x)
 

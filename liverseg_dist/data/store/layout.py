@@ -1,17 +1,16 @@
 """Names, versions and array parameters of the store format, for its writer, reader and verifier.
 
-    STORE/zarr.json                  root group; attribute `liverseg`: settings, statistics, splits,
-                                     audit, cases
-    STORE/cases/<id>/image           int16 HU (64, Y, X), RAS; one shard, a crc32c after every chunk
-    STORE/cases/<id>/label           uint8 (64, Y, X); 255 is padding
-    STORE/cases/<id>/source_label    uint8 on the scan's own grid, in the axis order of its file (z, y, x)
-    STORE/cases/<id>/foreground      int16 (n, 5): class, tumour number, z, y, x of sampled voxels
-    STORE/SHA256SUMS                 of every file: `sha256sum -c SHA256SUMS`, or `liverseg verify STORE`
-    STORE/audit.html                 every scan with its picture and findings
-    STORE/.liverseg/                 state of the conversion; readers never need it
+    STORE/zarr.json                root group; its attribute `liverseg` describes the data set
+    STORE/cases/<id>/image         int16 HU (64, Y, X), RAS; one shard, a crc32c after every chunk
+    STORE/cases/<id>/label         uint8 (64, Y, X); 255 is padding
+    STORE/cases/<id>/source_label  uint8 (z, y, x) on the scan's own grid, in its file's axis order
+    STORE/cases/<id>/foreground    int16 (n, 5): class, tumour number, z, y, x of sampled voxels
+    STORE/SHA256SUMS               of every file, for `sha256sum -c` and `liverseg verify STORE`
+    STORE/audit.html               every scan with its picture and findings
+    STORE/.liverseg/               state of the conversion; readers never need it
 
-Arrays are z, y, x. The group of a case has OME-Zarr 0.5 metadata and an attribute `liverseg` of its own.
-`data/README.md` documents the format for users.
+Arrays are z, y, x. The group of a case has OME-Zarr 0.5 metadata and an attribute `liverseg` of its
+own. `data/README.md` documents the format for users.
 """
 
 import math
@@ -30,16 +29,16 @@ PRIVATE_DIR = ".liverseg"
 CHECKSUM_FILE = "SHA256SUMS"
 """Checksum of every file of the store, in the format of `sha256sum`."""
 TRAIN_ONLY = "train_only"
-"""Entry of `splits`: cases labelled by a run. They are in no fold and no test set; absent without any."""
+"""Entry of `splits`: cases labelled by a run, which are in no fold and no test set. May be absent."""
 FILL = {"image": -32768, "label": 254, "source_label": 254, "foreground": -1}
-"""Zarr returns the fill value for a missing file, without an error. Every chunk is written and none of
-these values can occur in one, so a missing file is recognised; 0 would look like background."""
+"""Zarr returns the fill value for a missing file, without an error. Every chunk is written and none
+of these values can occur in one, so a missing file is recognised; 0 would look like background."""
 ARRAYS = tuple(FILL)
 DTYPES = {"image": "int16", "label": "uint8", "source_label": "uint8", "foreground": "int16"}
 IMAGE_CHUNK: Index3 = (64, 16, 64)
 LABEL_CHUNK: Index3 = (64, 32, 64)
-"""Fastest for random 64 x 128 x 128 patches of CT (`tools/bench/loader.py`): smaller chunks decode fewer
-unused bytes, larger chunks need fewer calls."""
+"""Fastest for random 64 x 128 x 128 patches of CT (`tools/bench/loader.py`): smaller chunks decode
+fewer unused bytes, larger chunks need fewer calls."""
 SOURCE_LABEL_CHUNK: Index3 = (32, 128, 128)
 MAX_VOXELS = 2**30
 """The same limit as for a scan's file (`nifti_header`)."""
@@ -76,7 +75,7 @@ def shard_shape(shape: tuple[int, ...], chunk: tuple[int, ...]) -> tuple[int, ..
 
 
 def make_compressors(itemsize: int) -> list[Any]:
-    """Codecs of a chunk: lz4hc for 2-byte voxels (decodes 4 GB/s on a core), lz4 for labels; crc32c."""
+    """Codecs of a chunk: lz4hc for 2-byte voxels (decodes 4 GB/s on a core), lz4 else; crc32c."""
     if itemsize == 2:
         voxels = BloscCodec(
             cname="lz4hc", clevel=5, shuffle="shuffle", typesize=2, blocksize=_BLOCK_BYTES
@@ -88,8 +87,8 @@ def make_compressors(itemsize: int) -> list[Any]:
 def ome_metadata(grid: Grid, name: str) -> dict[str, Any]:
     """OME-Zarr 0.5 `multiscales` with one level; axes z, y, x, scale in mm.
 
-    The translation places the slabs of a scan relative to each other. OME-Zarr 0.5 has no rotation: an
-    oblique scan is shown with straight axes. Source: https://ngff.openmicroscopy.org/0.5/.
+    The translation places the slabs of a scan relative to each other. OME-Zarr 0.5 has no rotation:
+    an oblique scan is shown with straight axes. Source: https://ngff.openmicroscopy.org/0.5/.
     """
     axes = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"]
     origin_zyx = grid.affine[:3, 3][::-1].tolist()

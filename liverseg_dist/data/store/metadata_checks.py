@@ -1,7 +1,7 @@
 """Checks of a store's metadata, before memory is allocated or a name becomes part of a path.
 
-A store may come from an untrusted source. Each check raises KeyError, TypeError or ValueError (pydantic's
-errors are ValueErrors); `case_store` turns them into a `UserError` of one line.
+A store may come from an untrusted source. Each check raises KeyError, TypeError or ValueError
+(pydantic's errors are ValueErrors); `case_store` turns them into a `UserError` of one line.
 """
 
 import math

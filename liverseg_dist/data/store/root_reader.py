@@ -73,7 +73,7 @@ def _read_root_file(path: str) -> bytes:
             state = "its conversion has not finished; run it again"
         raise UserError(f"{path}: {state} (tools/to_zarr SOURCE {quoted(path)})") from None
     except Exception as error:
-        # Remote file systems raise errors of their own; any other error for a folder is a defect here.
+        # Remote file systems raise their own types; for a folder only OSError is expected.
         if "://" not in path and not isinstance(error, OSError):
             raise
         raise UserError(

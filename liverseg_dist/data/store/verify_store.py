@@ -65,7 +65,7 @@ def verify_store(path: Path, on_case_done: Callable[[str], None]) -> list[StoreD
     try:
         store = CaseStore.open(path)
     except UserError as error:
-        # With checksums and a root it is a store with a damaged root: its files can still be checked.
+        # Checksums and a root: a store with a damaged root. Its files can still be checked.
         if not checksums or not (path / "zarr.json").exists():
             raise
         defects.append(StoreDefect("", "zarr.json", str(error)))
@@ -195,7 +195,7 @@ def _list_chunks(chunks: list[str]) -> str:
 
 
 def _find_damaged_chunks(folder: Path, name: str) -> Iterator[str]:
-    """Index triples of chunks that cannot be decoded or do not match their crc32c, with the reason."""
+    """Index triples of chunks that cannot be decoded or fail their crc32c, with the reason."""
     try:
         array: Any = zarr.open_array(str(folder / name), mode="r")
         check_array(array, name)
@@ -250,7 +250,7 @@ def _check_splits(store: CaseStore) -> Iterator[StoreDefect]:
         if meta.imputed != (case_id in imputed):
             what = f"cases labelled by a run must be in {TRAIN_ONLY}, other cases must not"
             yield StoreDefect(case_id, "splits", what)
-    # Other kinds of splits come from a file, in which patients are the responsibility of its author.
+    # Other kinds of splits come from a file; its author is responsible for the patients.
     if store.convert.splits.kind == "stratified" and case_ids >= set(named):
         patients = {case_id: store.meta(case_id).patient for case_id in case_ids}
         for patient in patients_in_several_parts(splits, patients):
@@ -271,7 +271,7 @@ def _check_audit(store: CaseStore) -> Iterator[StoreDefect]:
 
 
 def _check_case(store: CaseStore, case_id: str) -> Iterator[StoreDefect]:
-    """Compare the arrays of a case with its metadata; for cases whose files have their checksums."""
+    """Compare the arrays of a case with its metadata; for cases with correct checksums."""
     try:
         meta = store.meta(case_id)
         label, rows = store.label(case_id), store.foreground(case_id)
