@@ -42,10 +42,10 @@ GROWTH = """
 import json, sys
 from pathlib import Path
 from liverseg_dist.config import DataConfig
-from liverseg_dist.data.loading import PatchSource, source as sources
+from liverseg_dist.data.loading import PatchSource, case_source
 from liverseg_dist.data.store.case_store import CaseStore
 
-sources.OPEN_CASES = 50
+case_source.OPEN_CASES = 50
 store = CaseStore.open(sys.argv[1])
 source = PatchSource(store, store.ids("train", "all"), DataConfig(patch_size=(16, 32, 32), augmentation="none"), 0, 2)
 def own_mib():

@@ -367,7 +367,7 @@ def test_the_bits_do_not_depend_on_the_number_of_blas_threads() -> None:
     """One process with all cores, ranks with one each: each must write the same store and the same mask."""
     program = """
 import hashlib, numpy as np
-from liverseg_dist.data.preprocessing.resample_to_grid import resample_to_grid
+from liverseg_dist.data.preprocessing.resample import resample_to_grid
 from liverseg_dist.volume import Grid, Volume
 voxels = np.random.default_rng(0).integers(-1000, 1000, (60, 190, 190)).astype(np.float32)
 grid = Grid(voxels.shape, np.diag([2.9, 2.9, 3.1, 1.0]))

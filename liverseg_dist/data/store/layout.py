@@ -29,7 +29,7 @@ PRIVATE_DIR = ".liverseg"
 CHECKSUM_FILE = "SHA256SUMS"
 """Checksum of every file of the store, in the format of `sha256sum`."""
 TRAIN_ONLY = "train_only"
-"""Entry of `splits`: cases labelled by a run, which are in no fold and no test set. May be absent."""
+"""Entry of `splits`: cases labelled by a run, which are in no fold and no test set."""
 FILL = {"image": -32768, "label": 254, "source_label": 254, "foreground": -1}
 """Zarr returns the fill value for a missing file, without an error. Every chunk is written and none
 of these values can occur in one, so a missing file is recognised; 0 would look like background."""
