@@ -43,18 +43,18 @@ def test_every_name_in_the_settings_has_an_implementation() -> None:
 
 @pytest.mark.parametrize("field", ["noise", "outside_body"])
 def test_an_unknown_cleaning_method_is_an_error(field: str) -> None:
-    with pytest.raises(UserError, match=f"convert.cleaning.{field}: unknown .* 'wavelet'"):
+    with pytest.raises(UserError, match=rf"convert\.cleaning\.{field}: unknown .* 'wavelet'"):
         clean_scan(SCAN, with_unknown_name(CleaningConfig(), field))
 
 
 def test_an_unknown_clip_rule_is_an_error() -> None:
-    with pytest.raises(UserError, match="convert.cleaning.outliers: unknown rule 'wavelet'"):
+    with pytest.raises(UserError, match=r"convert\.cleaning\.outliers: unknown rule 'wavelet'"):
         clip_range_hu(HISTOGRAM, with_unknown_name(CleaningConfig(), "outliers"))
 
 
 @pytest.mark.parametrize("label", [None, SCAN])
 def test_an_unknown_slab_policy_is_an_error(label: Volume | None) -> None:
-    with pytest.raises(UserError, match="convert.slab.policy: unknown policy 'wavelet'"):
+    with pytest.raises(UserError, match=r"convert\.slab\.policy: unknown policy 'wavelet'"):
         place_slabs(GRID, label, None, with_unknown_name(SlabConfig(), "policy"))
 
 
