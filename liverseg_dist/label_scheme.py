@@ -248,7 +248,7 @@ def scheme_from_labels(
 
 def read_label_scheme(file: Path) -> LabelScheme:
     """Read the scheme from the `labels` of a `dataset.json`. Raises `UserError` that names the file."""
-    content = read_json(file, most_bytes=MAX_FILE_BYTES)
+    content = read_json(file, max_bytes=MAX_FILE_BYTES)
     try:
         if not isinstance(content, dict) or "labels" not in content:
             raise UserError(

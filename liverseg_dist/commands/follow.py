@@ -44,7 +44,7 @@ from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.predict_scans import find_scans
 from liverseg_dist.inference.quantify import check_values, find_scheme, gather_inputs, read_on_grid
 from liverseg_dist.label_scheme import LITS_SCHEME, LabelScheme, parse_label_options
-from liverseg_dist.texts.names import scan_id
+from liverseg_dist.texts.names import derive_scan_id
 
 SCHEMA = 1
 RESULTS = ("follow.json", "follow.html", "follow.csv")
@@ -277,7 +277,7 @@ def _read_point(
     notes += note
     quantities = quantify_case(mask, scheme, image, connectivity=connectivity)
     turned = None if image is None else image.reoriented()
-    return TimePoint(scan_id(file.name), mask.reoriented(), turned, quantities), notes
+    return TimePoint(derive_scan_id(file.name), mask.reoriented(), turned, quantities), notes
 
 
 def _write(

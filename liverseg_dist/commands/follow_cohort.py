@@ -20,10 +20,10 @@ from liverseg_dist.distributed.collectives import broadcast_from_rank0, gather_f
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError, printable
-from liverseg_dist.evaluation.ledger import Ledger, file_name, fingerprint_of
+from liverseg_dist.evaluation.ledger import Ledger, encode_file_name, fingerprint_of
 from liverseg_dist.files import write_json, write_text
 from liverseg_dist.inference.load_run import file_sha256
-from liverseg_dist.inference.work_division import failure_line, shard_cases
+from liverseg_dist.inference.work_division import format_failure, shard_cases
 from liverseg_dist.label_scheme import LabelScheme
 from liverseg_dist.tracking.progress import show_progress
 
@@ -174,7 +174,7 @@ def _follow_one(
     args: argparse.Namespace, patient: PatientScans, ledger: Ledger, follow_scans: FollowScans
 ) -> dict[str, Any]:
     """A patient's row, from the ledger where its files and dates are the same."""
-    folder = args.out / "patients" / file_name(patient.patient)
+    folder = args.out / "patients" / encode_file_name(patient.patient)
     inputs: str | None = None
     try:
         for path in (*patient.masks, *(image for image in patient.images if image is not None)):
@@ -188,7 +188,7 @@ def _follow_one(
         follow_scans(own, list(patient.masks), list(patient.images), list(patient.dates))
         content = json.loads((folder / "follow.json").read_text(encoding="utf-8"))
     except Exception as error:  # the other patients go on, whatever these files hold
-        message = failure_line(patient.patient, error)
+        message = format_failure(patient.patient, error)
         ledger.write_failure(patient.patient, message, inputs)
         if isinstance(error, UserError):
             raise UserError(message) from error

@@ -37,14 +37,14 @@ from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.inference.load_run import predictor_for, runs_fingerprint
+from liverseg_dist.inference.load_run import build_predictor, fingerprint_runs
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.predict_scans import Prediction, describe_left_out, find_scans
+from liverseg_dist.inference.predict_scans import ScanPredictor, describe_skipped_files, find_scans
 from liverseg_dist.inference.scan_checks import (
     ScanRefused,
-    gate_fingerprint,
-    warning_lines,
-    warnings_of,
+    fingerprint_scan_checks,
+    format_warnings,
+    select_warnings,
 )
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.texts.names import clean_text
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not named:
         raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
     if world.is_main:
-        for line in describe_left_out(inputs):
+        for line in describe_skipped_files(inputs):
             print(f"warning: {line}", file=sys.stderr)
     files = list(named.values())
     new = [path for path in _written(args.out) if not path.exists()]
@@ -129,7 +129,7 @@ def _remove(paths: list[Path]) -> None:
 
 def _predict(
     args: argparse.Namespace,
-    job: Prediction,
+    job: ScanPredictor,
     files: list[Path],
     world: World,
     watch: HeartbeatMonitor,
@@ -158,17 +158,17 @@ def _predict(
     }
 
 
-def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Prediction:
+def _job(args: argparse.Namespace, overrides: list[str], world: World) -> ScanPredictor:
     runs = load_runs(args, world, overrides)
     settings = runs[0].settings
     (args.out / "probabilities" if args.probabilities else args.out).mkdir(
         parents=True, exist_ok=True
     )
     ledger = Ledger(
-        args.out / "ledger", runs_fingerprint(runs) | {"gate": gate_fingerprint(settings)}
+        args.out / "ledger", fingerprint_runs(runs) | {"gate": fingerprint_scan_checks(settings)}
     )
-    return Prediction(
-        predictor_for(runs, world.device, window_threads(args, world)),
+    return ScanPredictor(
+        build_predictor(runs, world.device, window_threads(args, world)),
         settings,
         args.out,
         ledger,
@@ -179,7 +179,7 @@ def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Predic
 
 
 def _work(
-    job: Prediction, files: list[Path], world: World, watch: HeartbeatMonitor
+    job: ScanPredictor, files: list[Path], world: World, watch: HeartbeatMonitor
 ) -> dict[str, bool]:
     """Segment this rank's share; returns for each scan that failed, on any rank, whether it was the user's mistake."""
     before = set() if job.again else broadcast_from_rank0(job.ledger.done())
@@ -207,7 +207,7 @@ def _work(
                         file
                     )
                     print(_line(record, is_known), flush=True)
-                    for text in warning_lines(record["case_id"], record["findings"]):
+                    for text in format_warnings(record["case_id"], record["findings"]):
                         print(text, file=sys.stderr, flush=True)
             except (UserError, RunFailed) as error:
                 if (
@@ -228,14 +228,14 @@ def _work(
     return {name: mistake for part in everything for name, mistake in part.items()}
 
 
-def _marks(job: Prediction, names: list[str]) -> dict[str, Any]:
+def _marks(job: ScanPredictor, names: list[str]) -> dict[str, Any]:
     """Of this call's scans: which were refused, which were forced, and the codes of their warnings."""
     records = {
         record["case_id"]: record for record in job.ledger.read_all() if record["case_id"] in names
     }
     refused = job.ledger.failure_details()
     codes = {
-        name: [f["code"] for f in warnings_of(record["findings"])]
+        name: [f["code"] for f in select_warnings(record["findings"])]
         for name, record in records.items()
     }
     return {
@@ -255,7 +255,7 @@ def _line(record: dict[str, Any], known: bool) -> str:
 
 def load_prediction(
     args: argparse.Namespace, overrides: list[str], world: World, scans: Mapping[str, Path]
-) -> Prediction:
+) -> ScanPredictor:
     """Prepare segmentation as a part of another command. Call it before the ranks connect.
 
     Args:
@@ -268,7 +268,7 @@ def load_prediction(
 
 
 def segment_share(
-    job: Prediction, files: list[Path], world: World, watch: HeartbeatMonitor
+    job: ScanPredictor, files: list[Path], world: World, watch: HeartbeatMonitor
 ) -> dict[str, bool]:
     """Segment this rank's share of scans while the ranks are connected; as `_work`, for other commands."""
     return _work(job, files, world, watch)

@@ -34,7 +34,7 @@ from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from liverseg_dist.files import write_json, write_text
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.predict_scans import Prediction, find_scans
+from liverseg_dist.inference.predict_scans import ScanPredictor, find_scans
 from liverseg_dist.inference.quantify import (
     MaskFile,
     Measurement,
@@ -160,7 +160,7 @@ def _segment_and_measure(
 
 
 def _case_of_scan(
-    job: Prediction, file: Path, with_probabilities: bool, scheme: LabelScheme
+    job: ScanPredictor, file: Path, with_probabilities: bool, scheme: LabelScheme
 ) -> MaskFile:
     name = job.name_of(file)
     probabilities = {}

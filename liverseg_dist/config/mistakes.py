@@ -11,14 +11,14 @@ from pydantic import BaseModel, ValidationError
 from liverseg_dist.config.describe import describe_keys
 from liverseg_dist.texts.suggestions import suggest_name
 
-ELSEWHERE = {
+KEYS_OF_OTHER_PROGRAMS = {
     "lr": "learning_rate", "batch_size": "global_batch_size", "patch": "patch_size", "spacing": "spacing_mm",
     "steps": "max_steps", "iterations": "max_steps", "wd": "weight_decay", "amp": "precision", "num_workers": "workers",
     "tta": "mirror",
 }  # fmt: skip
 """What other programs call it -> our key."""
-MOST_SHOWN = 100
-OWN_WORDS = ("value_error", "assertion_error")
+MAX_SHOWN_CHARACTERS = 100
+VALIDATOR_ERRORS = ("value_error", "assertion_error")
 """Types of problems whose message a validator of ours wrote."""
 
 
@@ -36,7 +36,7 @@ def describe_mistake(
     problem = problems[0]
     names, places, section = _locate(problem["loc"], kind)
     for other in problems[1:]:  # of a union, the branch whose validator knows what is wrong
-        if other["type"] in OWN_WORDS and _locate(other["loc"], kind)[0] == names:
+        if other["type"] in VALIDATOR_ERRORS and _locate(other["loc"], kind)[0] == names:
             problem = other
             break
     key = ".".join(names) or "settings"
@@ -51,7 +51,7 @@ def describe_mistake(
         return f"{where}: {key} is not set, and has no default{_expected(key, kind)}"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem.get("input")
-    if problem["type"] in OWN_WORDS:
+    if problem["type"] in VALIDATOR_ERRORS:
         shown = "" if isinstance(value, (dict, BaseModel)) else f" = {_shown(value)}"
         return f"{where}: {key}{shown}: {message[:1].lower()}{message[1:]}"
     if section is not None and not places:
@@ -86,7 +86,7 @@ def _suggest_key(names: list[str], kind: type[BaseModel]) -> str:
     parent: Any = kind
     for name in names[:-1]:
         parent = parent.model_fields[name].annotation
-    elsewhere = ELSEWHERE.get(names[-1], "")
+    elsewhere = KEYS_OF_OTHER_PROGRAMS.get(names[-1], "")
     close = (
         elsewhere
         if elsewhere in parent.model_fields
@@ -121,7 +121,7 @@ def _expected(key: str, kind: type[BaseModel]) -> str:
     if default is None:
         return f"{expected} (default: null)"
     text = default if isinstance(default, str) else json.dumps(default, separators=(",", ":"))
-    return f"{expected}, e.g. {key}={text}" if len(text) <= MOST_SHOWN else expected
+    return f"{expected}, e.g. {key}={text}" if len(text) <= MAX_SHOWN_CHARACTERS else expected
 
 
 def _reason(problem: Any) -> str:
@@ -156,7 +156,7 @@ def _reason(problem: Any) -> str:
 
 def _shown(value: object) -> str:
     text = repr(value) if isinstance(value, str) else _as_written(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]} ..."
 
 
 def _as_written(value: object) -> str:

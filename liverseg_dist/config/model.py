@@ -11,7 +11,7 @@ Channels = Annotated[int, Field(ge=1, le=4096)]
 Blocks = Annotated[int, Field(ge=1, le=64)]
 Edge = Annotated[int, Field(ge=1, le=32)]
 Kernel = tuple[Edge, Edge, Edge]
-MOST_LEVELS = 16
+MAX_LEVELS = 16
 NORM_GROUPS = 8
 """Of group norm; fewer where there are fewer channels."""
 
@@ -21,13 +21,11 @@ class ModelConfig(Section):
     """Plain-convolution U-Net, or residual-encoder U-Net."""
     preset: Literal["tiny", "S", "M", "L"] = "S"
     """Widths and depth where the keys below are null. tiny is meant for CPUs and tests."""
-    features: tuple[Channels, ...] | None = Field(
-        default=None, min_length=1, max_length=MOST_LEVELS
-    )
+    features: tuple[Channels, ...] | None = Field(default=None, min_length=1, max_length=MAX_LEVELS)
     """Channels per level, highest resolution first; null: from the preset."""
-    strides: tuple[Kernel, ...] | None = Field(default=None, min_length=1, max_length=MOST_LEVELS)
+    strides: tuple[Kernel, ...] | None = Field(default=None, min_length=1, max_length=MAX_LEVELS)
     """Stride (z, y, x) on entering each level, the first is 1, 1, 1; null: from the store's spacing and the patch."""
-    kernels: tuple[Kernel, ...] | None = Field(default=None, min_length=1, max_length=MOST_LEVELS)
+    kernels: tuple[Kernel, ...] | None = Field(default=None, min_length=1, max_length=MAX_LEVELS)
     """Kernel (z, y, x) of each level, odd; null: from the store's spacing."""
     blocks_per_level: Blocks | tuple[Blocks, ...] | None = None
     norm: Literal["instance", "group"] = "instance"

@@ -21,7 +21,7 @@ from liverseg_dist.evaluation.metrics.bootstrap import (
     mean_interval,
     resample_indices,
 )
-from liverseg_dist.evaluation.summary import exact_mean
+from liverseg_dist.evaluation.summary import compute_exact_mean
 from liverseg_dist.labels import STRUCTURES
 
 COMPARED = ("dice", "rvd", "assd_mm", "hd95_mm", "nsd_1mm", "nsd_2mm")
@@ -50,7 +50,7 @@ def compare_evaluations(first: Sequence[Case], second: Sequence[Case]) -> dict[s
         for structure in STRUCTURES
         for metric in COMPARED
     ]
-    for row, adjusted in zip(rows, holm_correction([row["p"] for row in rows]), strict=True):
+    for row, adjusted in zip(rows, apply_holm_correction([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
     return {
         "n_cases": len(shared),
@@ -61,7 +61,7 @@ def compare_evaluations(first: Sequence[Case], second: Sequence[Case]) -> dict[s
     }
 
 
-def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
+def apply_holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down correction; None stays None and does not count."""
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -85,9 +85,9 @@ def _row(
         "structure": structure,
         "metric": metric,
         "n": len(known),
-        "mean_a": exact_mean([a for a, _ in known]),
-        "mean_b": exact_mean([b for _, b in known]),
-        "difference": exact_mean(differences),
+        "mean_a": compute_exact_mean([a for a, _ in known]),
+        "mean_b": compute_exact_mean([b for _, b in known]),
+        "difference": compute_exact_mean(differences),
         "ci95": mean_interval(values, resample_indices(len(known))) if known else None,
         "p": _p_value(values),
         "better": sum(gain > 0 for gain in gains),

@@ -27,7 +27,7 @@ from liverseg_dist.inference.scan_checks import ScanRefused, check_scan, is_refu
 from liverseg_dist.inference.segment_scan import prepare_for_network
 from liverseg_dist.volume import Grid, Volume, plan_reorientation
 
-Slabs = Mapping[str, Sequence[str]]
+ScanSlabs = Mapping[str, Sequence[str]]
 """The store's cases that each scan is kept as."""
 AIR_HU = -1024
 
@@ -47,7 +47,7 @@ class Piece:
 @dataclass(frozen=True)
 class CaseInputs:
     store: CaseStore
-    slabs: Slabs
+    slabs: ScanSlabs
     settings: Settings
     sources: Mapping[str, Path] | None = None
     """Scan file of each case; None: take the store's slabs."""
@@ -82,7 +82,7 @@ class CaseInputs:
             return
         names = self.slabs[case_id]
         grids = [self.store.meta(name).grid for name in names]
-        chosen = nearest_slices(grids, target) if len(names) > 1 else [None]
+        chosen = assign_slices_to_slabs(grids, target) if len(names) > 1 else [None]
         for name, grid, slices in zip(names, grids, chosen, strict=True):
             yield Piece(Volume(self.store.image(name), grid), slices)
 
@@ -112,7 +112,7 @@ class CaseInputs:
         return scan, tuple(findings)
 
 
-class Assembly:
+class PieceAssembler:
     """An array on the target's voxels that is filled piece by piece."""
 
     def __init__(self, target: Grid, fill: int, dtype: type[np.generic]) -> None:
@@ -129,7 +129,7 @@ class Assembly:
         view[piece.slices] = Volume(part, self.target).reoriented(orientation).voxels[piece.slices]
 
 
-def image_onto(image: Volume, target: Grid) -> np.ndarray:
+def resample_image_to_grid(image: Volume, target: Grid) -> np.ndarray:
     """A store's image (HU) on a scan's voxels, int16, to be looked at; air where the image does not reach."""
     voxels = np.full(target.shape, AIR_HU, dtype=np.int16)
     view = Volume(voxels, target).reoriented(image.grid.orientation)
@@ -146,19 +146,19 @@ def assemble_case(
     pieces: Iterator[Piece], target: Grid, segment: Callable[[Piece], np.ndarray], with_image: bool
 ) -> tuple[np.ndarray, Volume | None]:
     """(what `segment` makes of each piece, put together on the target; the scan in HU there, if asked for)."""
-    mask, image = Assembly(target, 0, np.uint8), Assembly(target, AIR_HU, np.int16)
+    mask, image = PieceAssembler(target, 0, np.uint8), PieceAssembler(target, AIR_HU, np.int16)
     scan: Volume | None = None
     for piece in pieces:
         mask.take(piece, segment(piece))
         scan = piece.scan
         if with_image and scan is None:
-            image.take(piece, image_onto(piece.image, target))
+            image.take(piece, resample_image_to_grid(piece.image, target))
     if not with_image:
         return mask.voxels, None
     return mask.voxels, scan if scan is not None else Volume(image.voxels, target)
 
 
-def nearest_slices(slabs: Sequence[Grid], target: Grid) -> list[np.ndarray]:
+def assign_slices_to_slabs(slabs: Sequence[Grid], target: Grid) -> list[np.ndarray]:
     """For each slab the slices of the target, turned to the slabs' orientation, that lie nearest to its middle."""
     distances = []
     for slab in slabs:
@@ -171,7 +171,7 @@ def nearest_slices(slabs: Sequence[Grid], target: Grid) -> list[np.ndarray]:
     return [np.flatnonzero(nearest == number) for number in range(len(slabs))]
 
 
-def source_scans(
+def group_slabs_by_scan(
     store: CaseStore, case_ids: Sequence[str]
 ) -> tuple[dict[str, list[str]], list[str]]:
     """(scan -> the store's cases it is kept as, both sorted; cases without a label, which are left out)."""

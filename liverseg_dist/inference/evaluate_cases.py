@@ -13,22 +13,22 @@ import numpy as np
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.nifti import write_mask
 from liverseg_dist.errors import RankLost, RunFailed
-from liverseg_dist.evaluation.ledger import Ledger, file_name
+from liverseg_dist.evaluation.ledger import Ledger, encode_file_name
 from liverseg_dist.evaluation.metrics.calibration import Counts
 from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.report.overlays import save_pictures
-from liverseg_dist.inference.calibration_counts import Calibrator
+from liverseg_dist.inference.calibration_counts import CalibrationCollector
 from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assemble_case
 from liverseg_dist.inference.postprocess import postprocess_mask
-from liverseg_dist.inference.scan_checks import is_refused, to_json
-from liverseg_dist.inference.segment_scan import segment_onto
+from liverseg_dist.inference.scan_checks import findings_to_json, is_refused
+from liverseg_dist.inference.segment_scan import segment_to_grid
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
-from liverseg_dist.inference.work_division import failure_line
+from liverseg_dist.inference.work_division import format_failure
 from liverseg_dist.volume import Volume
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class CaseEvaluator:
     """All it takes to score a case."""
 
     inputs: CaseInputs
@@ -54,7 +54,10 @@ class Evaluation:
                 "calibration": calibration
             }
             if self.inputs.sources is not None:
-                scores |= {"scan_findings": to_json(findings), "forced": is_refused(findings)}
+                scores |= {
+                    "scan_findings": findings_to_json(findings),
+                    "forced": is_refused(findings),
+                }
             if self.masks is not None:
                 write_mask(self.mask_file(case_id), mask, truth.grid)
                 self.masks.write(case_id, {"case_id": case_id}, known_by)
@@ -63,7 +66,7 @@ class Evaluation:
         except RankLost:
             raise
         except Exception as error:  # whatever a case does to us, the others go on
-            message = failure_line(case_id, error)
+            message = format_failure(case_id, error)
             self.ledger.write_failure(case_id, message, known_by)
             raise RunFailed(message) from error
         self.ledger.write(case_id, scores, known_by)
@@ -81,11 +84,11 @@ class Evaluation:
         except RankLost:
             raise
         except Exception as error:
-            raise RunFailed(failure_line(case_id, error)) from error
+            raise RunFailed(format_failure(case_id, error)) from error
 
     def mask_file(self, case_id: str) -> Path:
         assert self.masks is not None
-        return self.masks.folder.parent / f"{file_name(case_id)}.nii.gz"
+        return self.masks.folder.parent / f"{encode_file_name(case_id)}.nii.gz"
 
     def _is_done(self, case_id: str, known_by: str) -> bool:
         if self.masks is not None:
@@ -101,14 +104,14 @@ class Evaluation:
         self, case_id: str, truth: Volume
     ) -> tuple[np.ndarray, Volume | None, dict[str, Counts], list[Finding]]:
         """(labels on the scan's grid, the scan in HU there for the pictures, calibration, findings of the scan)."""
-        calibrator = Calibrator(truth, self.predictor.regions)
+        calibrator = CalibrationCollector(truth, self.predictor.regions)
         findings: list[Finding] = []
 
         def segment(piece: Piece) -> np.ndarray:
             findings.extend(piece.findings)
             watch = calibrator.of_piece(piece.image.grid.orientation, piece.slices)
             settings = self.inputs.settings
-            return segment_onto(
+            return segment_to_grid(
                 piece.image, truth.grid, self.predictor, settings, watch=watch, clean=False
             ).mask_zyx
 

@@ -11,7 +11,7 @@ import torch
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.findings import Finding
-from liverseg_dist.inference.load_run import load_run, predictor_for, runs_fingerprint
+from liverseg_dist.inference.load_run import build_predictor, fingerprint_runs, load_run
 from liverseg_dist.inference.scan_checks import compare_with_training
 from liverseg_dist.inference.segment_scan import segment_scan
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
@@ -31,7 +31,7 @@ class RunLabeller:
     def of(cls, run: Path, device: str = "cpu") -> "RunLabeller":
         """Raises `UserError` for what is no finished run."""
         loaded = load_run(run, torch.device("cpu"))
-        content = json.dumps(runs_fingerprint([loaded]), sort_keys=True)
+        content = json.dumps(fingerprint_runs([loaded]), sort_keys=True)
         return cls(run.resolve(), hashlib.sha256(content.encode()).hexdigest(), device)
 
     def __call__(self, image: Volume) -> np.ndarray:
@@ -39,17 +39,17 @@ class RunLabeller:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            predictor, settings = _loaded(self.run, self.device)
+            predictor, settings = _load_predictor(self.run, self.device)
             return segment_scan(image, predictor, settings)
         finally:
             torch.set_num_threads(threads)
 
     def compare_scan(self, image: Volume) -> list[Finding]:
         """Warnings about a scan that is unlike those the run was trained on."""
-        return compare_with_training(image, _loaded(self.run, self.device)[1])
+        return compare_with_training(image, _load_predictor(self.run, self.device)[1])
 
 
 @lru_cache(maxsize=1)
-def _loaded(run: Path, device: str) -> tuple[SlidingWindowPredictor, Settings]:
+def _load_predictor(run: Path, device: str) -> tuple[SlidingWindowPredictor, Settings]:
     loaded = load_run(run, torch.device(device))
-    return predictor_for([loaded], torch.device(device)), loaded.settings
+    return build_predictor([loaded], torch.device(device)), loaded.settings

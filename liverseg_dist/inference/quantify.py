@@ -11,13 +11,13 @@ from liverseg_dist.clinical.pictures import draw_lesion, is_picture
 from liverseg_dist.clinical.quantify import QUANTITIES_VERSION, CaseQuantities, quantify_case
 from liverseg_dist.data.io.nifti import SUFFIXES, read_nifti
 from liverseg_dist.errors import RunFailed, UserError, printable
-from liverseg_dist.evaluation.ledger import Ledger, file_name, fingerprint_of
-from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, images_by_case
+from liverseg_dist.evaluation.ledger import Ledger, encode_file_name, fingerprint_of
+from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, find_images
 from liverseg_dist.files import write_json
 from liverseg_dist.inference.load_run import file_sha256
-from liverseg_dist.inference.work_division import failure_line
+from liverseg_dist.inference.work_division import format_failure
 from liverseg_dist.label_scheme import LITS_SCHEME, LabelScheme, read_label_scheme
-from liverseg_dist.texts.names import scan_id
+from liverseg_dist.texts.names import derive_scan_id
 from liverseg_dist.volume import Volume
 
 DATASET = "dataset.json"
@@ -68,7 +68,7 @@ class Measurement:
                 return known, True
             record = self._measure(case)
         except Exception as error:  # the other cases go on, whatever this file holds
-            message = failure_line(str(case.mask), error)
+            message = format_failure(str(case.mask), error)
             self.ledger.write_failure(
                 case.case, message.replace(str(case.mask), case.mask.name), inputs
             )
@@ -111,7 +111,7 @@ class Measurement:
         return pictures
 
     def _picture_file(self, case: str) -> Path:
-        return self.pictures / f"{file_name(case)}.json"
+        return self.pictures / f"{encode_file_name(case)}.json"
 
 
 def measurement_for(out: Path, scheme: LabelScheme, connectivity: int) -> Measurement:
@@ -142,7 +142,7 @@ def find_masks(inputs: Sequence[Path]) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise UserError(f"{printable(file)}: no such file or folder")
-        name = scan_id(file.name)
+        name = derive_scan_id(file.name)
         if names.setdefault(name, file) != file:
             raise UserError(
                 f"{printable(names[name])} and {printable(file)} are both called {printable(name)}"
@@ -179,11 +179,11 @@ def gather_inputs(
     Raises:
         UserError: `images` is absent or none of its scans belongs to a mask.
     """
-    pairs = [MaskPair(scan_id(mask.name), mask, mask) for mask in masks]
+    pairs = [MaskPair(derive_scan_id(mask.name), mask, mask) for mask in masks]
     if images is not None and images.is_file() and len(masks) == 1:
         scans = {pairs[0].case_id: images}
     else:
-        scans = images_by_case(images, pairs)
+        scans = find_images(images, pairs)
     if images is not None and not scans:
         raise UserError(
             f"{printable(images)}: no scan there has the name of a mask ({masks[0].name})"

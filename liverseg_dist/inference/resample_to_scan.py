@@ -80,7 +80,7 @@ class AxisMap:
         return torch.lerp(values.index_select(dim, lower), values.index_select(dim, upper), weight)
 
 
-def axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, AxisMap]:
+def compute_axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, AxisMap]:
     """Maps along z, y, x from a target grid onto a source grid of the same orientation. Raises `RunFailed`."""
     origin = source.index_of(target.world_mm(np.zeros(3)))
     steps = source.index_of(target.world_mm(np.eye(3))) - origin
@@ -105,7 +105,7 @@ def resample_to_scan(
     `slabs` are (first slice, C D H W) without gaps along the source's z. Target voxels outside the source's field of
     view are in no box. At most one slab, one slice and `CHUNK_SLICES` finished slices are held.
     """
-    maps = axis_maps(source, target)
+    maps = compute_axis_maps(source, target)
     z = maps[0]
     if not all(len(axis) for axis in maps):
         return

@@ -40,7 +40,7 @@ from liverseg_dist.volume import Index3
 Batch = Sequence[tuple[tuple[int, int], tuple[int, ...]]]
 """(y, x) and the flipped axes of each window."""
 Item = TypeVar("Item")
-Spread = Callable[
+WindowMapper = Callable[
     [Callable[[Sequence[Any]], Iterator[Tensor]], Sequence[Any], Callable[[Any], tuple[int, ...]]],
     Iterator[Tensor],
 ]
@@ -49,7 +49,7 @@ YIELDED_VOXELS = 4 << 20
 """Finished voxels handed out at once."""
 BLOCK_VOXELS = 1 << 17
 """Voxels of a window worked on at once on a CPU, so that what is needed between two steps stays in the core's cache."""
-Window = Callable[[slice], Tensor]
+WindowReader = Callable[[slice], Tensor]
 """What a window says (F d H W) about some of its slices."""
 
 
@@ -80,9 +80,9 @@ class SlidingWindowPredictor:
         self.device = device
         self.threads = threads if device.type == "cpu" else 1
         self.mirrors = _mirrors(mirror_axes if config.mirror else ())
-        self._spread: Spread | None = None
+        self._spread: WindowMapper | None = None
 
-    def spread_by(self, spread: "Spread") -> "SlidingWindowPredictor":
+    def spread_by(self, spread: "WindowMapper") -> "SlidingWindowPredictor":
         """The same predictor, whose windows several processes compute (`distributed.window_parallel`)."""
         other = copy.copy(self)
         other._spread = spread
@@ -110,7 +110,7 @@ class SlidingWindowPredictor:
     def labels(self, foreground_FDHW: Tensor) -> np.ndarray:
         """Labels D H W uint8 of what `stream` yields; with `tumour_threshold` inside a liver of at least one half."""
         if self.config.tumour_threshold > 0:
-            organ = organ_probability(foreground_FDHW, self.regions) >= 0.5
+            organ = sum_organ_probability(foreground_FDHW, self.regions) >= 0.5
             label = organ.to(torch.uint8) * LIVER
             return (
                 label.masked_fill_(
@@ -214,7 +214,9 @@ class SlidingWindowPredictor:
             part, intensity.lower_hu, intensity.upper_hu, intensity.mean, intensity.std
         )
 
-    def _windows(self, row_DHW: Tensor, grid: WindowGrid) -> Iterator[tuple[int, int, Window]]:
+    def _windows(
+        self, row_DHW: Tensor, grid: WindowGrid
+    ) -> Iterator[tuple[int, int, WindowReader]]:
         """(y, x, what it says) of each window of a row, in order; mirrored copies already averaged.
 
         Windows and their mirrored copies fill batches alike, and are summed in one order whatever the batch size.
@@ -260,7 +262,7 @@ class SlidingWindowPredictor:
         """`compute` of each batch in order, wherever it is computed."""
 
         def run(own: Sequence[Any]) -> Iterator[Tensor]:
-            return run_in_order(compute, own, self.threads)
+            return compute_in_order(compute, own, self.threads)
 
         if self._spread is None:
             return run(batches)
@@ -315,7 +317,7 @@ def _slices(window_FDHW: Tensor, part: slice) -> Tensor:
     return window_FDHW[:, part]
 
 
-def organ_probability(foreground_FDHW: Tensor, regions: bool) -> Tensor:
+def sum_organ_probability(foreground_FDHW: Tensor, regions: bool) -> Tensor:
     """Probability D H W of the liver with its tumours: classes exclude each other, regions overlap."""
     return foreground_FDHW[0] if regions else foreground_FDHW[0] + foreground_FDHW[1]
 
@@ -338,7 +340,7 @@ def _shift(total_FDHW: Tensor, slices: int) -> None:
     total_FDHW[:, max(0, depth - slices) :] = 0
 
 
-def run_in_order(
+def compute_in_order(
     compute: Callable[[Item], Tensor], items: Sequence[Item], threads: int
 ) -> Iterator[Tensor]:
     """`compute` of each item, in the items' order; up to `threads` at once, each with one of torch's threads."""

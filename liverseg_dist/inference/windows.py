@@ -18,12 +18,12 @@ from liverseg_dist.volume import Index3
 SIGMA_SHARE = 1 / 8
 """Standard deviation of the gaussian weights as a share of the window (nnU-Net's `compute_gaussian`)."""
 
-Shares = Mapping[int, np.ndarray]
+WindowShares = Mapping[int, np.ndarray]
 """By the start of a window along one axis."""
 WindowWeights = Literal["gaussian", "constant"]
 
 
-def axis_starts(length: int, window: int, overlap: float) -> tuple[int, ...]:
+def compute_window_starts(length: int, window: int, overlap: float) -> tuple[int, ...]:
     """First voxels of the windows along one axis: the fewest, evenly spread, that overlap by at least `overlap`.
 
     The same places as nnU-Net's `compute_steps_for_sliding_window`. A window longer than the axis starts at 0.
@@ -35,7 +35,7 @@ def axis_starts(length: int, window: int, overlap: float) -> tuple[int, ...]:
     return tuple(round(room * i / gaps) for i in range(gaps + 1))
 
 
-def axis_weights(window: int, kind: WindowWeights) -> np.ndarray:
+def compute_window_weights(window: int, kind: WindowWeights) -> np.ndarray:
     """Weights along one axis of a window, float32, largest 1. A gaussian filter's answer to one lit voxel is separable,
     so the product over three axes is nnU-Net's importance map up to its scale."""
     if kind == "constant":
@@ -65,11 +65,11 @@ class WindowGrid:
     def over(
         cls, shape: Index3, window: Index3, overlap: float, kind: WindowWeights
     ) -> "WindowGrid":
-        z, y, x = (axis_starts(n, w, overlap) for n, w in zip(shape, window, strict=True))
+        z, y, x = (compute_window_starts(n, w, overlap) for n, w in zip(shape, window, strict=True))
         margin_z, margin_y, margin_x = (
             max(0, w - n) // 2 for n, w in zip(shape, window, strict=True)
         )
-        weights_z, weights_y, weights_x = (axis_weights(w, kind) for w in window)
+        weights_z, weights_y, weights_x = (compute_window_weights(w, kind) for w in window)
         return cls(
             shape,
             window,
@@ -92,7 +92,7 @@ class WindowGrid:
     def __len__(self) -> int:
         return math.prod(len(starts) for starts in self.starts)
 
-    def shares(self) -> tuple[Shares, Shares, Shares]:
+    def shares(self) -> tuple[WindowShares, WindowShares, WindowShares]:
         """Per axis and start the weights of that window over the sum of all weights there, float32.
 
         Their product over the axes is a window's part in the mean of all windows there: nothing is left to divide.
@@ -101,7 +101,7 @@ class WindowGrid:
         return z, y, x
 
 
-def _shares(starts: Sequence[int], weights: np.ndarray, length: int) -> Shares:
+def _shares(starts: Sequence[int], weights: np.ndarray, length: int) -> WindowShares:
     total = np.zeros(length, dtype=np.float64)
     for start in starts:
         total[start : start + len(weights)] += weights

@@ -24,7 +24,7 @@ def shard_cases(voxels: Mapping[str, int], shard: int, num_shards: int) -> list[
     return mine
 
 
-ALONE_SHARE = 0.2
+SERIAL_SHARE = 0.2
 """Part of a case's CPU time that is not shared: reading, restoring, scoring, drawing. 0.26 with the tiny network of the
 demo, less with larger ones."""
 
@@ -53,13 +53,13 @@ def divide_work(voxels: Mapping[str, int], shard: int, num_shards: int) -> WorkD
             for one in range(num_shards)
         ]
         shared = sum(voxels[name] for name in order[:number])
-        ends.append(shared * (ALONE_SHARE + (1 - ALONE_SHARE) / num_shards) + max(loads))
+        ends.append(shared * (SERIAL_SHARE + (1 - SERIAL_SHARE) / num_shards) + max(loads))
     together = order[: ends.index(min(ends))]
     rest = {name: voxels[name] for name in order[len(together) :]}
     return WorkDivision(tuple(together), tuple(shard_cases(rest, shard, num_shards)))
 
 
-def failure_line(name: str, error: Exception) -> str:
+def format_failure(name: str, error: Exception) -> str:
     """One line that names the case or file and what went wrong. It is kept with results, which others come to see: of
     the scan's own path only its last part is told."""
     if isinstance(error, ScanFileError):

@@ -33,7 +33,7 @@ those that only decide what becomes of a step or a case that would end the run."
 
 EXTENSIBLE = ("train.max_steps",)
 """Keys that a training run may change at its present step (see `training.extension`)."""
-NO_RUN = ("dataset.json", "imagesTr", "labelsTr", "zarr.json")
+DATA_SET_FILES = ("dataset.json", "imagesTr", "labelsTr", "zarr.json")
 """What data sets and stores hold, where nobody means to train."""
 
 
@@ -68,7 +68,7 @@ class RunFolder:
         """Make the folder, or see that it belongs to these settings. True if a run was begun here before."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.config.exists():
-            if what := next((name for name in NO_RUN if (self.path / name).exists()), ""):
+            if what := next((name for name in DATA_SET_FILES if (self.path / name).exists()), ""):
                 raise UserError(
                     f"{self.path}: holds {what}, so it is no place for a run; choose another run.dir"
                 )

@@ -10,7 +10,7 @@ from liverseg_dist.config import Settings
 from liverseg_dist.data.augment import build_preset
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.collectives import current_rank, gather_from_ranks, world_size
-from liverseg_dist.evaluation.report.overlays import overlay
+from liverseg_dist.evaluation.report.overlays import draw_overlay
 from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.labels import IGNORE, STRUCTURES, structure_mask
 from liverseg_dist.model import build_model
@@ -70,7 +70,7 @@ def _picture(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.
     known = np.where(truth == IGNORE, 0, truth)
     weight = (known == 2).sum(axis=(1, 2)) * 1000 + (known > 0).sum(axis=(1, 2))
     z = int(weight.argmax())
-    return overlay(image[z], known[z], predicted[z])
+    return draw_overlay(image[z], known[z], predicted[z])
 
 
 def _pool(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from liverseg_dist.phantom.follow_up import make_follow_up
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.errors import EXIT_DONE, EXIT_USER
+from liverseg_dist.phantom.follow_up import make_follow_up
 from tests.clinical.phantom_pairs import Comparison, compare_patient
 
 

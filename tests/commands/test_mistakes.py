@@ -157,7 +157,7 @@ def test_a_full_disk(phantom_source: Path, tmp_path: Path) -> None:
     [
         (["run.dir=r"], "data.store is not set"),
         (["data.store=absent.zarr"], "run.dir is not set"),
-        (["data.store=absent.zarr", "run.dir=r"], "no Zarr store is there"),
+        (["data.store=absent.zarr", "run.dir=r"], "no Zarr store found"),
         (["run.dir=r", "train.learning_rat=1"], "did you mean train.learning_rate?"),
         (["run.dir=r", "--config", "absent.yaml"], "no such file; configs/"),
     ],

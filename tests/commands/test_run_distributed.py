@@ -69,4 +69,4 @@ def test_torchruns_own_last_words_have_the_reason(tmp_path: Path) -> None:
         2, "-m", "liverseg_dist", "train", "data.store=nowhere", f"run.dir={tmp_path / 'run'}"
     )
     assert done.returncode != 0
-    assert "  traceback : nowhere: no Zarr store is there" in done.stderr.splitlines()[-2]
+    assert "  traceback : nowhere: no Zarr store found" in done.stderr.splitlines()[-2]

@@ -123,9 +123,9 @@ def test_a_store_of_a_remote_file_system(store: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("nowhere://bucket/store.zarr", "a URL that fsspec knows"),
-        ("http://127.0.0.1:9/store.zarr", "can this machine reach it"),
-        ("memory://there/is/none.zarr", "no Zarr store is there"),
+        ("nowhere://bucket/store.zarr", "a URL that fsspec supports"),
+        ("http://127.0.0.1:9/store.zarr", "check that this machine can reach it"),
+        ("memory://there/is/none.zarr", "no Zarr store found"),
     ],
 )
 def test_a_url_that_leads_nowhere_is_one_line(url: str, reason: str) -> None:
@@ -226,10 +226,10 @@ def test_nesting_without_end_is_damage(copy: Path) -> None:
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path, copy: Path) -> None:
-    with pytest.raises(UserError, match="no Zarr store is there"):
+    with pytest.raises(UserError, match="no Zarr store found"):
         CaseStore.open(tmp_path / "nothing")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="no Zarr store is there"):
+    with pytest.raises(UserError, match="no Zarr store found"):
         CaseStore.open(tmp_path / "file")
     zarr.create_group(str(tmp_path / "other"), zarr_format=3)
     with pytest.raises(UserError, match="not written by liverseg convert"):

@@ -13,14 +13,14 @@ from skimage.metrics import peak_signal_noise_ratio
 from skimage.restoration import denoise_tv_chambolle
 
 from liverseg_dist.config import CleaningConfig
-from liverseg_dist.data.preprocessing.body_mask import body_box, body_mask, without_surroundings
+from liverseg_dist.data.preprocessing.body_mask import bounding_box, fill_outside, find_body
 from liverseg_dist.data.preprocessing.denoise import (
     bilateral_filter,
     estimate_noise,
     gaussian_filter,
     median_filter,
+    minimise_total_variation,
     reduce_noise,
-    total_variation,
 )
 from liverseg_dist.data.preprocessing.intensity_statistics import (
     HuHistogram,
@@ -30,8 +30,8 @@ from liverseg_dist.data.preprocessing.intensity_statistics import (
     pool_histograms,
 )
 from liverseg_dist.data.preprocessing.invalid_voxels import (
-    blank_slices,
     fill_invalid_voxels,
+    find_blank_slices,
     invalid_fraction,
 )
 from liverseg_dist.errors import UserError
@@ -102,7 +102,7 @@ def test_blank_slices_between_slices_are_interpolated_as_numpy_does() -> None:
 
 
 def test_an_empty_scan_has_no_blank_slices_to_fill() -> None:
-    assert blank_slices(np.zeros((4, 3, 3), np.int16)) == ()
+    assert find_blank_slices(np.zeros((4, 3, 3), np.int16)) == ()
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------
@@ -153,10 +153,10 @@ def test_total_variation_equals_skimage(weight: float) -> None:
     reference = denoise_tv_chambolle(
         image.astype(np.float64), weight=weight, eps=1e-9, max_num_iter=2000
     )
-    ours = total_variation(image, weight, tolerance=1e-9, iterations=2000)
+    ours = minimise_total_variation(image, weight, tolerance=1e-9, iterations=2000)
     np.testing.assert_allclose(ours, reference, atol=0.3)
     assert (
-        np.sqrt(np.mean((total_variation(image, weight) - reference) ** 2)) < 2
+        np.sqrt(np.mean((minimise_total_variation(image, weight) - reference) ** 2)) < 2
     )  # HU, at the tolerance in use
 
 
@@ -195,13 +195,15 @@ hu_arrays = hnp.arrays(np.int16, st.integers(1, 60), elements=st.integers(-32768
 @given(hu_arrays, st.floats(0, 100))
 def test_quantiles_equal_numpys(values: np.ndarray, percent: float) -> None:
     reference = np.percentile(values.astype(np.float64), percent)
-    assert HuHistogram.of(values).quantile(percent) == pytest.approx(reference, rel=1e-9, abs=1e-9)
+    assert HuHistogram.from_voxels(values).quantile(percent) == pytest.approx(
+        reference, rel=1e-9, abs=1e-9
+    )
 
 
 @given(hu_arrays, st.integers(-200, 0), st.integers(1, 300))
 def test_moments_equal_numpys(values: np.ndarray, lower: int, upper: int) -> None:
     clipped = np.clip(values.astype(np.float64), lower, upper)
-    mean, std = HuHistogram.of(values).moments(lower, upper)
+    mean, std = HuHistogram.from_voxels(values).moments(lower, upper)
     assert mean == pytest.approx(clipped.mean(), abs=1e-9)
     assert std == pytest.approx(clipped.std(), abs=1e-6)
 
@@ -209,7 +211,7 @@ def test_moments_equal_numpys(values: np.ndarray, lower: int, upper: int) -> Non
 @given(hu_arrays)
 def test_median_deviation_equals_scipys(values: np.ndarray) -> None:
     reference = stats.median_abs_deviation(values.astype(np.float64))
-    assert HuHistogram.of(values).median_deviation() == pytest.approx(reference)
+    assert HuHistogram.from_voxels(values).median_deviation() == pytest.approx(reference)
 
 
 @given(st.lists(hu_arrays, min_size=1, max_size=5), st.randoms(use_true_random=False))
@@ -218,10 +220,10 @@ def test_pooling_is_the_same_bits_in_any_order(
     parts: list[np.ndarray], random: "st.randoms"
 ) -> None:  # type: ignore[valid-type]
     cleaning = CleaningConfig()
-    whole = HuHistogram.of(np.concatenate(parts))
+    whole = HuHistogram.from_voxels(np.concatenate(parts))
     shuffled = parts.copy()
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    pooled = pool_histograms(HuHistogram.of(part) for part in shuffled)
+    pooled = pool_histograms(HuHistogram.from_voxels(part) for part in shuffled)
     assert pooled == whole
     assert choose_intensity(pooled, cleaning) == choose_intensity(whole, cleaning)
     assert HuHistogram.from_json(pooled.to_json()) == pooled
@@ -230,7 +232,7 @@ def test_pooling_is_the_same_bits_in_any_order(
 def test_percentile_clip_and_affine_equal_nnunets_ct_normalisation() -> None:
     """nnU-Net: clip to the foreground's percentiles, then (v - mean) / std; ours passes through [0, 1] on the way."""
     liver = RNG.normal(110, 25, 50_000).round().astype(np.int16)
-    intensity = choose_intensity(HuHistogram.of(liver), CleaningConfig())
+    intensity = choose_intensity(HuHistogram.from_voxels(liver), CleaningConfig())
     lower, upper = np.percentile(liver, (0.5, 99.5))
     assert (intensity.lower_hu, intensity.upper_hu) == (pytest.approx(lower), pytest.approx(upper))
     scan = RNG.integers(-1024, 2000, 1000)
@@ -247,7 +249,7 @@ def test_percentile_clip_and_affine_equal_nnunets_ct_normalisation() -> None:
 
 
 def test_without_standardisation_it_ends_in_0_to_1() -> None:
-    liver = HuHistogram.of(RNG.normal(110, 25, 5000).round().astype(np.int16))
+    liver = HuHistogram.from_voxels(RNG.normal(110, 25, 5000).round().astype(np.int16))
     intensity = choose_intensity(liver, CleaningConfig(standardise=False))
     assert (intensity.mean, intensity.std) == (0, 1)
     assert (intensity.lower_hu, intensity.upper_hu) == clip_range_hu(liver, CleaningConfig())
@@ -256,7 +258,7 @@ def test_without_standardisation_it_ends_in_0_to_1() -> None:
 def test_a_fixed_window_and_robust_z() -> None:
     liver = RNG.normal(100, 20, 20_000).round().astype(np.int16)
     liver[:50] = 3000  # a clip, a stent
-    histogram = HuHistogram.of(liver)
+    histogram = HuHistogram.from_voxels(liver)
     assert clip_range_hu(histogram, CleaningConfig(outliers="window")) == (-160, 240)
     lower, upper = clip_range_hu(histogram, CleaningConfig(outliers="robust_z", robust_z=3))
     deviation = stats.median_abs_deviation(liver, scale="normal")
@@ -273,14 +275,16 @@ def test_without_foreground() -> None:
 
 
 def test_a_constant_foreground_still_gives_an_affine() -> None:
-    intensity = choose_intensity(HuHistogram.of(np.full(9, 50, np.int16)), CleaningConfig())
+    intensity = choose_intensity(
+        HuHistogram.from_voxels(np.full(9, 50, np.int16)), CleaningConfig()
+    )
     assert intensity.upper_hu > intensity.lower_hu
     assert intensity.std > 0
 
 
 def test_the_fingerprint_is_of_all_voxels() -> None:
     liver = RNG.normal(110, 25, 5000).round().astype(np.int16)
-    fingerprint = intensity_fingerprint(HuHistogram.of(liver))
+    fingerprint = intensity_fingerprint(HuHistogram.from_voxels(liver))
     assert fingerprint["voxels"] == 5000
     assert fingerprint["mean_hu"] == pytest.approx(liver.mean())
     assert fingerprint["std_hu"] == pytest.approx(liver.std())
@@ -316,7 +320,7 @@ def patient_on_a_table(
 
 def test_the_body_is_found_without_its_table() -> None:
     volume, truth = patient_on_a_table()
-    mask = body_mask(volume)
+    mask = find_body(volume)
     dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
     assert dice > 0.95  # it is a few mm larger on purpose
     assert mask[truth].mean() > 0.995
@@ -328,21 +332,21 @@ def test_the_body_is_found_without_its_table() -> None:
 
 def test_the_crop_is_the_body_plus_margin() -> None:
     volume, truth = patient_on_a_table()
-    box = body_box(truth, volume.spacing_mm, margin_mm=8)
+    box = bounding_box(truth, volume.spacing_mm, margin_mm=8)
     assert box.y == (20 - 5, 121 + 5)
     assert box.x == (25 - 5, 176 + 5)
-    assert body_box(truth, volume.spacing_mm, margin_mm=1000).y == (0, 160)
-    assert body_box(np.zeros_like(truth), volume.spacing_mm, 5).x == (0, 200)
+    assert bounding_box(truth, volume.spacing_mm, margin_mm=1000).y == (0, 160)
+    assert bounding_box(np.zeros_like(truth), volume.spacing_mm, 5).x == (0, 200)
 
 
 def test_the_surroundings_become_air() -> None:
     volume, truth = patient_on_a_table()
-    alone = without_surroundings(volume.voxels, truth)
+    alone = fill_outside(volume.voxels, truth)
     assert (alone[~truth] == -1024).all()
     np.testing.assert_array_equal(alone[truth], volume.voxels[truth])
 
 
 def test_a_scan_of_air_has_no_body() -> None:
-    assert not body_mask(
+    assert not find_body(
         Volume(np.full((3, 20, 20), -1000, np.int16), Grid((3, 20, 20), np.eye(4)))
     ).any()

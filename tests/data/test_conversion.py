@@ -17,7 +17,7 @@ from liverseg_dist.commands.main import main
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.audit import audit_page
 from liverseg_dist.data.conversion.case_records import CaseRecord
-from liverseg_dist.data.conversion.foreground_samples import foreground_samples
+from liverseg_dist.data.conversion.foreground_samples import sample_foreground
 from liverseg_dist.data.conversion.root_metadata import group_patients
 from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram
 from liverseg_dist.data.store.case_store import CaseStore
@@ -176,7 +176,7 @@ def test_foreground_samples_are_bounded_and_leave_no_tumour_out() -> None:
     label[2:40, 2:40, 2:40] = 2  # touches all others only by a corner, or not at all
     label[50, 50, 50] = 2
     label[50, 10, 10:20] = 2
-    rows, tumours = foreground_samples(label, 1000)
+    rows, tumours = sample_foreground(label, 1000)
     per_tumour = [int((rows[:, 1] == n).sum()) for n in (1, 2, 3)]
     assert tumours == 3
     assert (rows[:, 0] == 1).sum() == 1000
@@ -185,7 +185,7 @@ def test_foreground_samples_are_bounded_and_leave_no_tumour_out() -> None:
     spread = rows[rows[:, 0] == 1][:, 2]
     assert spread.min() == 0
     assert spread.max() == 63
-    empty, none = foreground_samples(np.zeros((64, 4, 4), np.uint8), 10)
+    empty, none = sample_foreground(np.zeros((64, 4, 4), np.uint8), 10)
     assert (empty.shape, none) == ((0, 5), 0)
 
 
@@ -458,7 +458,9 @@ def test_a_wrong_shard_is_refused(source: Path, tmp_path: Path, shard: str) -> N
 
 def test_histograms_add_up_to_the_same_numbers_in_any_order() -> None:
     rng = np.random.default_rng(0)
-    parts = [HuHistogram.of(rng.integers(-100, 200, 500).astype(np.int16)) for _ in range(5)]
+    parts = [
+        HuHistogram.from_voxels(rng.integers(-100, 200, 500).astype(np.int16)) for _ in range(5)
+    ]
     assert sum(parts[1:], parts[0]) == sum(parts[-2::-1], parts[-1])
 
 

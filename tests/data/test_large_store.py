@@ -1,4 +1,4 @@
-"""10,000 cases: the store opens fast, and a sample reads the files of its own case only."""
+"""10,000 cases: the store opens at once, and samples are read without looking at any other case's files."""
 
 import json
 import os
@@ -32,49 +32,49 @@ open_s, cpu_s = time.perf_counter() - begun, time.process_time() - cpu
 opened = sorted(touched)
 ids = store.ids("train", 0)
 source = PatchSource(store, ids, DataConfig(patch_size=(16, 32, 32), augmentation="none"), 0, 2)
-cases = {source.read_sample(n).case_id for n in range(20)}
-other_files = [name for name in touched - set(opened) if Path(name).relative_to(path).parts[1] not in cases]
+cases = {source.sample(n).case_id for n in range(20)}
+strangers = [name for name in touched - set(opened) if Path(name).relative_to(path).parts[1] not in cases]
 print(json.dumps({"open_s": open_s, "cpu_s": cpu_s, "opened": opened, "listed": listed, "train": len(ids),
-                  "cases": len(cases), "other_files": other_files, "all": len(store.case_ids),
+                  "cases": len(cases), "strangers": strangers, "all": len(store.case_ids),
                   "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """
 GROWTH = """
 import json, sys
 from pathlib import Path
 from liverseg_dist.config import DataConfig
-from liverseg_dist.data.loading import PatchSource, case_source as sources
+from liverseg_dist.data.loading import PatchSource, case_source
 from liverseg_dist.data.store.case_store import CaseStore
 
-sources.OPEN_CASES = 50
+case_source.OPEN_CASES = 50
 store = CaseStore.open(sys.argv[1])
 source = PatchSource(store, store.ids("train", "all"), DataConfig(patch_size=(16, 32, 32), augmentation="none"), 0, 2)
 def own_mib():
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) / 1024
 held = []
-first = source.read_sample(0)
+first = source.sample(0)
 for n in range(1200):
-    source.read_sample(n)
+    source.sample(n)
     if n in (300, 1199):
         held.append(own_mib())
-again = source.read_sample(0)
+again = source.sample(0)
 assert again.plan == first.plan and (again.image_DHW == first.image_DHW).all()
 print(json.dumps(held))
 """
 
 
 def grow(store: Path, large: Path, cases: int) -> Path:
-    """A store with `cases` copies of the first case of `store`, as hard links where possible."""
+    """A store of `cases` copies of the first case of `store`: its folders are hard links where links can be had."""
     root = json.loads((store / "zarr.json").read_text())
-    result = root["attributes"]["liverseg"]
-    model = min(result["cases"])
+    ours = root["attributes"]["liverseg"]
+    model = min(ours["cases"])
     names = [f"case_{n:05d}" for n in range(cases)]
-    result["cases"] = {
-        name: {**result["cases"][model], "patient": name, "parent": name} for name in names
+    ours["cases"] = {
+        name: {**ours["cases"][model], "patient": name, "parent": name} for name in names
     }
-    result["audit"] = {name: {**result["audit"][model], "stored_as": [name]} for name in names}
+    ours["audit"] = {name: {**ours["audit"][model], "stored_as": [name]} for name in names}
     half = cases // 2
-    result["splits"] |= {"test": [], "folds": [names[:half], names[half:]]}
+    ours["splits"] |= {"test": [], "folds": [names[:half], names[half:]]}
     (large / "cases").mkdir(parents=True)
     shutil.copy(store / "cases" / "zarr.json", large / "cases" / "zarr.json")
     for name in names[: cases // 100]:
@@ -105,7 +105,7 @@ def test_ten_thousand_cases_open_in_a_second_and_are_sampled_without_a_listing(
     assert found["opened"] == [str(large / "zarr.json")]
     assert found["cpu_s"] < OPEN_S  # of CPU: tests share the machine with others
     assert found["listed"] == []
-    assert found["other_files"] == []
+    assert found["strangers"] == []
 
 
 def test_memory_does_not_grow_with_the_cases_that_were_sampled(

@@ -13,7 +13,6 @@ from scipy.spatial.transform import Rotation
 from skimage.transform import resize
 
 from liverseg_dist.data.preprocessing.resample import (
-    NUDGE,
     Interpolation,
     align_axes,
     resample_nearest,
@@ -21,6 +20,7 @@ from liverseg_dist.data.preprocessing.resample import (
     resample_to_grid,
 )
 from liverseg_dist.data.preprocessing.resample_axis import SamplePositions, interpolation_matrix
+from liverseg_dist.data.preprocessing.resample_separable import NUDGE
 from liverseg_dist.errors import UserError
 from liverseg_dist.volume import Grid, Volume
 from tests.data.geometry import ALL_ORIENTATIONS, grids, numbered

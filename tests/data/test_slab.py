@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 
 from liverseg_dist.config import SlabConfig
-from liverseg_dist.data.preprocessing.slab import (
-    Slab,
+from liverseg_dist.data.preprocessing.slab import Slab, mark_padding, place_slabs
+from liverseg_dist.data.preprocessing.slab_coverage import (
     describe_slabs,
-    padded_label,
-    place_slabs,
-    pooled_coverage,
-    slab_coverage,
+    measure_coverage,
+    pool_coverage,
 )
 from liverseg_dist.labels import IGNORE
 from liverseg_dist.volume import Grid, Volume
@@ -60,7 +58,7 @@ def test_fit_stretches_slices_over_a_longer_liver_and_its_margin() -> None:
     step = slab.grid.spacing_mm[0]
     assert 64 * step == pytest.approx(high_mm - low_mm)
     assert first_slice_mm(slab) == pytest.approx(low_mm + step / 2)
-    assert slab_coverage(label_on(grid, (40, 140)), [slab])["liver_inside"] == 1.0
+    assert measure_coverage(label_on(grid, (40, 140)), [slab])["liver_inside"] == 1.0
 
 
 def test_fit_stays_within_the_scan() -> None:
@@ -80,7 +78,7 @@ def test_short_scans_are_padded_and_the_padding_is_marked(
     grid = scan(slices)
     (slab,) = place(grid, label_on(grid, (0, slices)), policy)
     assert slab.valid_slices == valid
-    marked = padded_label(np.zeros((64, 2, 2), np.uint8), slab)
+    marked = mark_padding(np.zeros((64, 2, 2), np.uint8), slab)
     assert (marked[valid[0] : valid[1]] == 0).all()
     assert (marked == IGNORE).all(axis=(1, 2)).sum() == 64 - slices
     inside = slab.grid.index_of(grid.world_mm(np.array([[0, 0, 0], [slices - 1, 0, 0]])))[:, 0]
@@ -94,7 +92,7 @@ def test_window_prefers_tumour_over_liver() -> None:
     assert (
         first_slice_mm(slab) == 100 + 2 * 136
     )  # ends with the liver: all tumour, and most liver with it
-    lost = slab_coverage(label, [slab])
+    lost = measure_coverage(label, [slab])
     assert lost["tumour_inside"] == 1.0
     assert lost["liver_inside"] == pytest.approx((64 * 36) / (190 * 36))
 
@@ -103,7 +101,7 @@ def test_coverage_counts_tumours_that_are_cut_or_missed() -> None:
     grid = scan(300)
     label = label_on(grid, (0, 300), (60, 70), (200, 210), (10, 20))
     slab = Slab(grid.cropped((0, 0, 0), (64, 12, 10)), (0, 64))
-    lost = slab_coverage(label, [slab])
+    lost = measure_coverage(label, [slab])
     assert (lost["tumours_cut"], lost["tumours_missed"]) == (1, 1)
     assert lost["tumour_inside"] == pytest.approx(14 / 30)
 
@@ -114,7 +112,7 @@ def test_tiles_overlap_and_cover_the_liver() -> None:
     slabs = place(grid, label, "tile")
     starts = [round((first_slice_mm(slab) - 100) / 2) for slab in slabs]
     assert starts == [20, 68, 116, 156]
-    assert slab_coverage(label, slabs)["liver_inside"] == 1.0
+    assert measure_coverage(label, slabs)["liver_inside"] == 1.0
 
 
 @pytest.mark.parametrize("policy", ["fit", "window", "tile"])
@@ -139,7 +137,7 @@ def test_tumours_too_small_for_the_slabs_voxels_are_counted() -> None:
     slab = Slab(grid.cropped((0, 0, 0), (384, 12, 10)).with_spacing((12, 1, 1)), (0, 64))
     stored = label.voxels[3:387:6]  # the voxel nearest to each new centre
     assert slab.grid.shape[0] == 64
-    lost = slab_coverage(label, [slab], [stored])
+    lost = measure_coverage(label, [slab], [stored])
     assert (lost["tumours"], lost["tumours_missed"], lost["tumours_vanished"]) == (2, 0, 1)
     where, outside, vanished = (finding.message for finding in describe_slabs(grid, [slab], lost))
     assert where == "slab: 384 of 400 slices of 2 mm as 64 of 12 mm (from 0, counted from below)"
@@ -153,8 +151,8 @@ def test_shares_of_a_data_set_are_pooled_by_voxels() -> None:
     grid = scan(300)
     slab = Slab(grid.cropped((0, 0, 0), (64, 12, 10)), (0, 64))
     inside, outside = (
-        slab_coverage(label_on(grid, (0, 64)), [slab]),
-        slab_coverage(label_on(grid, (64, 256)), [slab]),
+        measure_coverage(label_on(grid, (0, 64)), [slab]),
+        measure_coverage(label_on(grid, (64, 256)), [slab]),
     )
-    assert pooled_coverage([inside, outside])["liver_inside"] == pytest.approx(0.25)
-    assert pooled_coverage([]) == {}
+    assert pool_coverage([inside, outside])["liver_inside"] == pytest.approx(0.25)
+    assert pool_coverage([]) == {}

@@ -107,7 +107,7 @@ def test_missing_and_strange_files(store: Path) -> None:
     said = [str(d) for d in damage(store)]
     assert said == [
         "case liver_0, label/c/0/0/0: is missing",
-        "case liver_9, cases/liver_9: is there but not listed by the store; convert again",
+        "case liver_9, cases/liver_9: exists but is not listed by the store; convert again",
     ]
 
 
@@ -190,24 +190,28 @@ def rewrite_root(store: Path, edit: str) -> None:
         (
             "root['splits']['folds'][1] += root['splits']['folds'][0]",
             "liver_",
-            "stands in more than one part",
+            "is in more than one part",
         ),
         (
             "root['splits']['folds'][1].append('liver_7')",
             "liver_7",
-            "is named there but not stored",
+            "is in a part but not stored",
         ),
         (
             "root['cases']['liver_0']['patient'] = root['cases']['liver_1']['patient']",
             "",
-            "are on several sides",
+            "are in several parts",
         ),
-        ("root['cases']['liver_0']['labelled'] = False", "liver_0", "stands there without a label"),
+        (
+            "root['cases']['liver_0']['labelled'] = False",
+            "liver_0",
+            "is in a part but has no label",
+        ),
         ("del root['audit']['liver_2']", "", "metadata is damaged (KeyError"),
         (
             "root['audit']['liver_2']['stored_as'] = []",
             "liver_2",
-            "its scan's entry does not name it",
+            "the entry of its scan does not name it",
         ),
         ("root['audit']['liver_3']['stored_as'] = ['liver_3']", "liver_3", "but not stored"),
         ("root['convert']['slab']['margin_mm'] = 11", "", "settings do not match their hash"),
@@ -217,7 +221,7 @@ def rewrite_root(store: Path, edit: str) -> None:
         (
             "root['cases']['liver_1']['grid']['shape_zyx'] = [64, 40, 45]",
             "liver_1",
-            "its metadata says (64, 40, 45)",
+            "but its metadata has (64, 40, 45)",
         ),
     ],
 )

@@ -15,7 +15,7 @@ from monai.inferers import sliding_window_inference
 
 from liverseg_dist.config import InferenceConfig, IntensityConfig, load_settings
 from liverseg_dist.inference import SlidingWindowPredictor
-from liverseg_dist.inference.windows import WindowGrid, WindowWeights, axis_weights
+from liverseg_dist.inference.windows import WindowGrid, WindowWeights, compute_window_weights
 from liverseg_dist.model import build_model, foreground_probabilities_, log_odds
 from liverseg_dist.model.topology import resolve_topology
 from tests.inference.models import Random, Threshold
@@ -106,7 +106,7 @@ def test_equals_monai_where_windows_lie_alike(weights: WindowWeights, average: A
     model = Random()
     image = scan((24, 48, 36))  # multiples of half a patch: both cut the same windows
     ours = predictor(window_weights=weights, average=average).probabilities(image)
-    z, y, x = (torch.from_numpy(axis_weights(n, weights)) for n in PATCH)
+    z, y, x = (torch.from_numpy(compute_window_weights(n, weights)) for n in PATCH)
     theirs = sliding_window_inference(
         torch.from_numpy(image)[None, None],
         roi_size=PATCH,

@@ -1,1 +1,1 @@
-"""Conversion of a folder of scans into a store: resumable, parallel, each case whole or not at all."""
+"""Conversion of a folder of scans into a case store: resumable and parallel."""

@@ -1,9 +1,14 @@
-"""What conversion remembers of each scan between runs, and how it tells that a scan need not be converted again."""
+"""The record of each scan: what conversion keeps between two runs.
+
+A record decides whether a scan must be converted again, and the root of the store is made from the
+records alone. Each record carries a checksum, because a damaged record would damage the root.
+"""
 
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,25 +16,24 @@ import numpy as np
 
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.conversion.case_writer import (
-    PRIVATE,
-    SUMS,
     StagingDir,
-    json_text,
-    sha256_file,
+    format_json,
+    hash_file,
     write_text,
 )
-from liverseg_dist.data.conversion.settings_match import DONE_BEFORE
+from liverseg_dist.data.conversion.settings_match import EARLIER_DEFAULTS
 from liverseg_dist.data.conversion.store_locks import StoreLocks
+from liverseg_dist.data.conversion.stored_case import StoredCase
 from liverseg_dist.data.findings import Finding
-from liverseg_dist.data.io.dataset_case import DatasetCase
-from liverseg_dist.data.store.layout import CASES, SCHEMA
+from liverseg_dist.data.io.dataset_index import DatasetCase
+from liverseg_dist.data.store.layout import CASES, CHECKSUM_FILE, PRIVATE_DIR, SCHEMA
 from liverseg_dist.locks import hold_lock
 from liverseg_dist.volume import Float3, Volume
 
 RECORD_SCHEMA = 2
-PROCESSING = 1
-"""Raise it when the same settings come to make other voxels: every case is then converted again."""
-NO_CONCERN_OF_A_CASE = {
+PROCESSING_VERSION = 1
+"""Increase it when the same settings produce other voxels: every case is then converted again."""
+ROOT_ONLY_SETTINGS = {
     "outliers",
     "percentiles",
     "window_hu",
@@ -37,159 +41,215 @@ NO_CONCERN_OF_A_CASE = {
     "standardise",
     "spacing_table",
 }
-"""Cleaning settings that only the root depends on (clip and normalisation), or that reach a case by their content."""
+"""Cleaning settings that do not change a stored case: clip and normalisation belong to the root,
+and the spacing table reaches a case as its own entry (`CaseJob.true_spacing_mm`)."""
 
 
 class Labeller(Protocol):
-    """Labels a scan that has no label. Crosses process borders."""
+    """Labels scans that have no label. Must be picklable: it is sent to worker processes."""
 
     @property
     def fingerprint(self) -> str:
-        """Of everything its answers depend on."""
+        """Hash of everything that the labels depend on."""
 
     def __call__(self, image: Volume) -> np.ndarray:
-        """Labels (uint8, z, y, x) on the image's own grid, for HU in any orientation."""
+        """Label (uint8, z, y, x) on the image's own grid, for HU in any orientation."""
 
     def compare_scan(self, image: Volume) -> list[Finding]:
-        """Warnings about a scan that is unlike those the labels were learnt from."""
+        """Warnings about a scan that differs from the scans the labeller was trained on."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class CaseRecord:
-    """A scan, stored or not. JSON in `.liverseg/records/`; no path, no name of a person."""
+    """The result of one scan, stored or not.
+
+    JSON in `.liverseg/records/`. Contains no path and no name of a person.
+    """
 
     case_id: str
     training: bool
     source_sha256: str
     settings_sha256: str
     status: str
-    findings: list[dict[str, str]]
-    facts: dict[str, Any] = field(default_factory=dict)
+    findings: tuple[Finding, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Facts of the audit (shape, spacing, ...), and the slabs' `coverage`."""
     voxel_sha256: str = ""
-    histogram: dict[str, Any] = field(default_factory=dict)
-    """Of liver voxels, HU at the scan's own resolution."""
-    slabs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Stored case id -> its attributes, with `files`: SHA-256 by file."""
+    histogram: Mapping[str, Any] = field(default_factory=dict)
+    """Liver voxels in HU at the scan's own resolution (`HuHistogram.to_json`); empty without label.
+
+    The JSON form holds the used range only: 10,000 full histograms would take 5 GB.
+    """
+    slabs: Mapping[str, StoredCase] = field(default_factory=dict)
+    """Stored cases of the scan by their case id."""
     final: bool = True
-    """False: what went wrong may go right next time (memory ran out), so that the next run tries again."""
+    """False: the failure may be temporary (out of memory); the next run converts the scan again."""
     schema: int = RECORD_SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON with the fields in their order; the checksum is added by `write_record`."""
+        slabs = {case_id: stored.to_json() for case_id, stored in self.slabs.items()}
+        return {
+            "case_id": self.case_id,
+            "training": self.training,
+            "source_sha256": self.source_sha256,
+            "settings_sha256": self.settings_sha256,
+            "status": self.status,
+            "findings": [finding.to_json() for finding in self.findings],
+            "facts": dict(self.facts),
+            "voxel_sha256": self.voxel_sha256,
+            "histogram": dict(self.histogram),
+            "slabs": slabs,
+            "final": self.final,
+            "schema": self.schema,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "CaseRecord":
+        """Inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: A field is missing, unknown or has
+                another type.
+        """
+        findings = tuple(Finding(**finding) for finding in data["findings"])
+        slabs = {name: StoredCase.from_json(slab) for name, slab in data["slabs"].items()}
+        return cls(**{**data, "findings": findings, "slabs": slabs})
 
 
 @dataclass(frozen=True)
 class CaseJob:
-    """All a worker needs to know."""
+    """Everything that a worker process needs to convert one scan."""
 
     case: DatasetCase
     training: bool
     store: Path
     convert: ConvertConfig
     true_spacing_mm: Float3 | None = None
+    """Voxel size (z, y, x) that replaces the one in the scan's header."""
     audit_only: bool = False
     labeller: Labeller | None = None
 
     @property
     def settings_sha256(self) -> str:
-        """Of everything but the files' bytes that the stored case depends on."""
-        cleaning = self.convert.cleaning.model_dump(mode="json", exclude=NO_CONCERN_OF_A_CASE)
-        if self.convert.cleaning.min_slices == DONE_BEFORE["convert.cleaning.min_slices"]:
+        """Hash of all inputs of the stored case except the bytes of the source files."""
+        cleaning = self.convert.cleaning.model_dump(mode="json", exclude=ROOT_ONLY_SETTINGS)
+        if self.convert.cleaning.min_slices == EARLIER_DEFAULTS["convert.cleaning.min_slices"]:
             cleaning.pop("min_slices")
         labels_from = None if self.labeller is None else self.labeller.fingerprint
+        # A labelled scan does not depend on how scans without label are handled.
         if self.case.label is not None:
             cleaning.pop("missing_label")
             labels_from = None
-        what = {
-            "versions": [SCHEMA, RECORD_SCHEMA, PROCESSING],
+        inputs = {
+            "versions": [SCHEMA, RECORD_SCHEMA, PROCESSING_VERSION],
             "cleaning": cleaning,
             "slab": self.convert.slab.model_dump(mode="json"),
             "foreground_samples": self.convert.foreground_samples,
             "true_spacing_mm": self.true_spacing_mm,
             "training": self.training,
             "notes": [finding.to_json() for finding in self.case.findings],
-            **({"labels_from": labels_from} if labels_from is not None else {}),
         }
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        if labels_from is not None:
+            inputs["labels_from"] = labels_from
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def record_file(store: Path, case_id: str) -> Path:
-    return store / PRIVATE / "records" / f"{case_id}.json"
+    """Path of a scan's record."""
+    return store / PRIVATE_DIR / "records" / f"{case_id}.json"
 
 
 def thumbnail_file(store: Path, case_id: str) -> Path:
-    return store / PRIVATE / "thumbnails" / f"{case_id}.png"
+    """Path of a scan's picture for the audit page."""
+    return store / PRIVATE_DIR / "thumbnails" / f"{case_id}.png"
 
 
 def read_record(store: Path, case_id: str) -> CaseRecord | None:
-    """None when there is none, a damaged one, or none this version understands."""
+    """The record of a scan; None when it is missing, damaged or of another schema."""
     try:
         content = json.loads(record_file(store, case_id).read_text(encoding="utf-8"))
-        if content.pop("sha256") != _checksum(content) or content["schema"] != RECORD_SCHEMA:
+        checksum = content.pop("sha256")
+        if checksum != _hash_content(content) or content["schema"] != RECORD_SCHEMA:
             return None
-        return CaseRecord(**content)
+        return CaseRecord.from_json(content)
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
 
 
 def write_record(store: Path, record: CaseRecord) -> None:
-    content = _finite(asdict(record))
-    text = json_text({**content, "sha256": _checksum(content)})
+    """Write the record of a scan in one step, with its checksum."""
+    content = _replace_nonfinite(record.to_json())
+    text = format_json({**content, "sha256": _hash_content(content)})
     write_text(StagingDir(store, record.case_id), record_file(store, record.case_id), text)
 
 
-def _checksum(content: dict[str, Any]) -> str:
-    """The root is made from records alone: one that is damaged must not be believed."""
+def _hash_content(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def remove_outputs(store: Path, case_id: str) -> None:
-    """Before a case changes: the root, which speaks of it as it was, and its record go. Nobody takes old for new."""
-    with hold_lock(StoreLocks(store / PRIVATE).root):
-        for path in (
-            store / "zarr.json",
-            store / SUMS,
-            record_file(store, case_id),
-            thumbnail_file(store, case_id),
-        ):
+    """Remove the root of the store and the record and picture of a scan, before the scan changes.
+
+    The root describes the scan in its old state. Without root, no reader can open a store whose
+    metadata and voxels differ.
+    """
+    outputs = (
+        store / "zarr.json",
+        store / CHECKSUM_FILE,
+        record_file(store, case_id),
+        thumbnail_file(store, case_id),
+    )
+    with hold_lock(StoreLocks(store / PRIVATE_DIR).root):
+        for path in outputs:
             path.unlink(missing_ok=True)
 
 
 def is_up_to_date(record: CaseRecord, job: CaseJob, source_sha256: str) -> bool:
-    """Made from these bytes with these settings, and its files are what was written (a disk, or a crash, may have
-    changed them since). Reads the stored case, which is less than its source."""
-    if not record.final or (record.source_sha256, record.settings_sha256) != (
-        source_sha256,
-        job.settings_sha256,
-    ):
+    """Whether the scan need not be converted again.
+
+    True when the record was made from the same bytes with the same settings, and each stored file
+    still has its checksum (a crash or a disk error may have changed it). Reads the stored files,
+    which are smaller than the source.
+    """
+    if not record.final or record.source_sha256 != source_sha256:
         return False
-    seen = not record.voxel_sha256 or thumbnail_file(job.store, record.case_id).is_file()
-    return seen and all(
-        _has(job.store / CASES / name / file, sha256)
-        for name, slab in record.slabs.items()
-        for file, sha256 in slab["files"].items()
-    )
+    if record.settings_sha256 != job.settings_sha256:
+        return False
+    # Only scans that could be read have a voxel hash, and only these have a picture.
+    if record.voxel_sha256 and not thumbnail_file(job.store, record.case_id).is_file():
+        return False
+    for case_id, stored in record.slabs.items():
+        for name, sha256 in stored.files.items():
+            if not _has_checksum(job.store / CASES / case_id / name, sha256):
+                return False
+    return True
 
 
-def _has(file: Path, sha256: str) -> bool:
+def _has_checksum(file: Path, sha256: str) -> bool:
     try:
-        return sha256_file(file) == sha256
+        return hash_file(file) == sha256
     except OSError:
         return False
 
 
-def source_hash(case: DatasetCase) -> str:
-    """Of the bytes of image and label; an unreadable file counts by its absence."""
+def hash_source(case: DatasetCase) -> str:
+    """SHA-256 of image and label, joined by a colon; `none` or `unreadable` for a missing hash."""
     parts = []
     for path in (case.image, case.label):
         try:
-            parts.append("none" if path is None else sha256_file(path))
+            parts.append("none" if path is None else hash_file(path))
         except OSError:
             parts.append("unreadable")
     return ":".join(parts)
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+def _replace_nonfinite(value: Any) -> Any:
+    """The same JSON value with null for NaN and infinity, which JSON cannot represent."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {key: _replace_nonfinite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_replace_nonfinite(inner) for inner in value]
+    return value

@@ -1,4 +1,9 @@
-"""Writing cases and the root of a store: aside first, then one rename, so that what can be seen is whole."""
+"""Writes cases and the root of a store, so that each visible file is complete.
+
+Everything is written into a staging folder of the store first, synchronised to the disk, and then
+moved to its final name by one rename. A process that is killed leaves staged files only, which the
+next conversion removes.
+"""
 
 import errno
 import hashlib
@@ -15,46 +20,50 @@ from typing import Any
 import numpy as np
 import zarr
 
+from liverseg_dist.data.conversion.stored_case import StoredCase
 from liverseg_dist.data.store.layout import (
     ATTRIBUTE,
     CASES,
     FILL,
     IMAGE_CHUNK,
     LABEL_CHUNK,
+    PRIVATE_DIR,
     SOURCE_LABEL_CHUNK,
     make_compressors,
     ome_metadata,
     shard_shape,
 )
-from liverseg_dist.volume import Grid
 
-PRIVATE = ".liverseg"
-ROOT = "__root__"
-"""Owner of the files aside that are not a scan's; no scan may be called so (`data.msd`)."""
-SUMS = "SHA256SUMS"
-"""Checksum of every file of the store, as `sha256sum -c` reads it."""
+ROOT_OWNER = "__root__"
+"""Owner of the staged files that belong to no scan; not a valid scan id
+(`findings.is_valid_case_id`)."""
+STAGING = "aside"
+"""Name of the staging folder; part of the store format of earlier versions, so it stays."""
 
-
-_numbers = itertools.count()
+_staging_numbers = itertools.count()
 
 
 @dataclass(frozen=True, eq=False)
 class CaseArrays:
-    """What is stored of one slab. `source_label` None: the case has no label."""
+    """Arrays and metadata of one slab, as they are stored.
+
+    `image` int16 and `label` uint8, both (64, y, x); `source_label` uint8 on the scan's own grid,
+    None for a case without label; `foreground` int16 (n, 5).
+    """
 
     image: np.ndarray
     label: np.ndarray
     source_label: np.ndarray | None
     foreground: np.ndarray
-    grid: Grid
-    attributes: dict[str, Any]
+    stored: StoredCase
 
 
 @dataclass(frozen=True)
 class StagingDir:
-    """Where files are written before they are moved to their place: a folder of the store, on the same file system.
+    """A folder of the store for incomplete files, on the same file system as their target.
 
-    `owner`: a scan's id, or ROOT. Who holds that lock may `clear` what a killed process left there.
+    `owner`: a scan's id, or ROOT_OWNER. The holder of the owner's lock may remove files that a
+    killed process left here.
     """
 
     store: Path
@@ -62,38 +71,48 @@ class StagingDir:
 
     @property
     def folder(self) -> Path:
-        return self.store / PRIVATE / "aside" / self.owner
+        return self.store / PRIVATE_DIR / STAGING / self.owner
 
-    def new(self) -> Path:
-        """A name nobody else uses, in a folder that is there."""
+    def new_path(self) -> Path:
+        """An unused path in the staging folder, unique over threads, processes and machines."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / f"{os.getpid()}.{next(_numbers)}.{socket.gethostname()}"
+        return self.folder / f"{os.getpid()}.{next(_staging_numbers)}.{socket.gethostname()}"
 
-    def clear(self) -> None:
+    def remove(self) -> None:
+        """Remove the folder with everything in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def write_case(aside: StagingDir, case_id: str, arrays: CaseArrays) -> dict[str, str]:
-    """Write `cases/<case_id>`, replacing an older one; returns the SHA-256 of each of its files."""
-    folder = aside.new()
-    attributes = {"ome": ome_metadata(arrays.grid, case_id), ATTRIBUTE: arrays.attributes}
+def write_case(staging: StagingDir, case_id: str, arrays: CaseArrays) -> dict[str, str]:
+    """Write `cases/<case_id>`, replacing an older version.
+
+    Returns:
+        SHA-256 of each file, by its path in the case's folder.
+    """
+    folder = staging.new_path()
+    stored = arrays.stored
+    attributes = {"ome": ome_metadata(stored.grid, case_id), ATTRIBUTE: stored.to_attributes()}
     group = zarr.create_group(str(folder), zarr_format=3, attributes=attributes)
-    _put(group, "image", arrays.image, IMAGE_CHUNK, axes=True)
-    _put(group, "label", arrays.label, LABEL_CHUNK, axes=True)
+    _write_array(group, "image", arrays.image, IMAGE_CHUNK, has_axes=True)
+    _write_array(group, "label", arrays.label, LABEL_CHUNK, has_axes=True)
     if arrays.source_label is not None:
-        _put(group, "source_label", arrays.source_label, SOURCE_LABEL_CHUNK, axes=True)
-    _put(group, "foreground", arrays.foreground, (max(1, len(arrays.foreground)), 5))
-    sums = {path.relative_to(folder).as_posix(): _synced_sha256(path) for path in _files(folder)}
-    _publish(folder, aside.store / CASES / case_id)
-    return sums
+        _write_array(group, "source_label", arrays.source_label, SOURCE_LABEL_CHUNK, has_axes=True)
+    _write_array(group, "foreground", arrays.foreground, (max(1, len(arrays.foreground)), 5))
+    checksums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            checksums[path.relative_to(folder).as_posix()] = _sync_and_hash(path)
+    _publish_folder(folder, staging.store / CASES / case_id)
+    return checksums
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _put(
-    group: zarr.Group, name: str, values: np.ndarray, chunk: tuple[int, ...], *, axes: bool = False
+def _write_array(
+    group: zarr.Group,
+    name: str,
+    values: np.ndarray,
+    chunk: tuple[int, ...],
+    *,
+    has_axes: bool = False,
 ) -> None:
     array = group.create_array(
         name,
@@ -103,17 +122,20 @@ def _put(
         shards=shard_shape(values.shape, chunk),
         compressors=make_compressors(values.dtype.itemsize),
         fill_value=FILL[name],
-        dimension_names=("z", "y", "x") if axes else None,
-        config={"write_empty_chunks": True},  # so that every chunk has a checksum to check
+        dimension_names=("z", "y", "x") if has_axes else None,
+        # Chunks that equal the fill value are written too, so that every chunk has a checksum.
+        config={"write_empty_chunks": True},
     )
     if values.size:
         array[...] = values
 
 
-def _publish(folder: Path, final: Path) -> None:
-    """Move a finished folder to its name. Where locks do not work another writer may be quicker: ours replaces it."""
+def _publish_folder(folder: Path, final: Path) -> None:
+    """Move a complete folder to its final name, replacing a folder that has this name."""
     outdated = folder.with_name(f"{folder.name}.old")
     final.parent.mkdir(parents=True, exist_ok=True)
+    # Without working locks another process may publish the same case between the two renames.
+    # Both wrote the same bytes, so try again until the rename succeeds.
     while True:
         shutil.rmtree(outdated, ignore_errors=True)
         with suppress(FileNotFoundError):
@@ -128,58 +150,71 @@ def _publish(folder: Path, final: Path) -> None:
     shutil.rmtree(outdated, ignore_errors=True)
 
 
-def root_text(content: dict[str, Any]) -> str:
-    """The root's `zarr.json`, with its attribute. The cases' metadata is not repeated in it (Zarr's consolidated
-    metadata): with 10,000 cases that took three quarters of the file, and of the time to open it."""
-    return json_text({"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: content}})
+def format_root(content: dict[str, Any]) -> str:
+    """Text of the root's `zarr.json` with the attribute `liverseg`.
+
+    Zarr's consolidated metadata is left out: with 10,000 cases it took three quarters of the file
+    and of the time to open it.
+    """
+    return format_json({"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: content}})
 
 
-def json_text(content: Any) -> str:
-    """Raises ValueError for NaN and infinity, which JSON does not know."""
+def format_json(content: Any) -> str:
+    """JSON text of a store's file.
+
+    Raises:
+        ValueError: `content` holds NaN or infinity, which JSON cannot represent.
+    """
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-GROUP = json_text({"zarr_format": 3, "node_type": "group", "attributes": {}})
+EMPTY_GROUP = format_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
-def write_text(aside: StagingDir, path: Path, text: str) -> None:
-    write_bytes(aside, path, text.encode())
+def write_text(staging: StagingDir, path: Path, text: str) -> None:
+    """Write a text file (UTF-8) in one step; see `write_bytes`."""
+    write_bytes(staging, path, text.encode())
 
 
-def write_bytes(aside: StagingDir, path: Path, content: bytes) -> None:
-    """Whole or not at all; a file that holds these bytes already is left alone."""
+def write_bytes(staging: StagingDir, path: Path, content: bytes) -> None:
+    """Write a file in one step: readers see the old or the new content, never a part.
+
+    A file that already has this content is not written again.
+    """
     try:
         if path.read_bytes() == content:
             return
     except OSError:
         pass
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = aside.new()
-    with part.open("wb") as file:
+    staged = staging.new_path()
+    with staged.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)
+    os.replace(staged, path)
     _sync_folder(path.parent)
 
 
-def sha256_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _synced_sha256(path: Path) -> str:
+def _sync_and_hash(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
-    """The rename itself is on the disk when this returns, where the file system can say so."""
+    """Synchronise a rename to the disk, where the file system supports it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:  # some network file systems cannot sync a folder
+    except OSError:
+        # Some network file systems cannot synchronise a folder; the rename itself is still atomic.
         pass
     finally:
         os.close(descriptor)

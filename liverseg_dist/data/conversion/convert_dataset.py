@@ -1,65 +1,45 @@
-"""The whole conversion: open the store for these settings, run the scans, write the root when all are known.
+"""Converts a data set: opens the store, converts the scans, and writes the root when all are done.
 
-    .liverseg/settings.json    what the store is made with; a run with other settings is refused unless forced
-    .liverseg/records/         one file per scan, written when the scan is stored (or found unfit)
-    .liverseg/aside/           files under way; empty when nobody converts
-    .liverseg/locks/           see `locks`
+    .liverseg/settings.json    settings of the store; other settings are refused unless forced
+    .liverseg/records/         one file for each scan, written when the scan is stored or rejected
+    .liverseg/aside/           staged files; empty when no conversion runs
+    .liverseg/locks/           see `store_locks`
 
-The root appears last, with the checksums, by whoever finds every scan's record present: the tasks of a SLURM array need
-no master. It is withdrawn before anything it speaks of changes: a store that opens is whole, whenever a process died.
+The root is written last, with the checksums, by the process that finds a record for every scan: the
+tasks of a SLURM array need no coordinator. The root is removed before anything it describes
+changes. Therefore a store that can be opened is complete, even after a process was killed.
 """
 
-import hashlib
-import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from liverseg_dist.config import ConvertConfig
-from liverseg_dist.data.audit.audit_page import render_audit_page
-from liverseg_dist.data.conversion.case_records import (
-    CaseJob,
-    CaseRecord,
-    Labeller,
-    read_record,
-    record_file,
-    thumbnail_file,
-)
-from liverseg_dist.data.conversion.case_writer import (
-    GROUP,
-    PRIVATE,
-    ROOT,
-    SUMS,
-    StagingDir,
-    json_text,
-    root_text,
-    sha256_file,
-    write_text,
-)
+from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord, Labeller, read_record
 from liverseg_dist.data.conversion.executors import Executor
-from liverseg_dist.data.conversion.root_metadata import root_content
-from liverseg_dist.data.conversion.settings_match import (
-    list_setting_differences,
-    settings_that_must_match,
+from liverseg_dist.data.conversion.output_dir import (
+    check_output_dir,
+    check_settings_match,
+    remove_orphans,
+    write_root_files,
 )
+from liverseg_dist.data.conversion.root_metadata import build_root
+from liverseg_dist.data.conversion.settings_match import settings_that_must_match
 from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.io.dataset_index import DatasetIndex
 from liverseg_dist.data.io.spacing_table import read_spacing_table
-from liverseg_dist.data.store.layout import CASES
-from liverseg_dist.errors import UserError
+from liverseg_dist.data.store.layout import PRIVATE_DIR
 from liverseg_dist.locks import hold_lock
 
-SETTINGS = f"{PRIVATE}/settings.json"
-Done = Callable[[CaseRecord, bool], None]
+OnCaseDone = Callable[[CaseRecord, bool], None]
+"""Called with the record of a scan, and whether this run converted it."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A data set, the store it goes to and how."""
+    """A data set, the store it is converted to, and the settings."""
 
     dataset: DatasetIndex
     store: Path
@@ -68,176 +48,107 @@ class Conversion:
     """The run `convert.labels_from`, as a function."""
 
     def jobs(self, *, audit_only: bool = False) -> list[CaseJob]:
-        """Largest files first, so that the last worker does not end long after the others."""
+        """One job for each scan.
+
+        Largest files first: a large scan that started last would keep one worker busy at the end.
+        """
         table = self.convert.cleaning.spacing_table
-        spacing = read_spacing_table(table, self._ids) if table is not None else {}
-        jobs = [
-            CaseJob(
-                case,
-                training,
-                self.store,
-                self.convert,
-                spacing.get(case.case_id),
-                audit_only,
-                self.labeller,
-            )
-            for cases, training in ((self.dataset.training, True), (self.dataset.test, False))
-            for case in cases
-        ]
-        return sorted(jobs, key=lambda job: (-_size(job.case.image), job.case.case_id))
+        spacing = read_spacing_table(table, self._scan_ids) if table is not None else {}
+        jobs = []
+        for cases, training in ((self.dataset.training, True), (self.dataset.test, False)):
+            for case in cases:
+                job = CaseJob(
+                    case=case,
+                    training=training,
+                    store=self.store,
+                    convert=self.convert,
+                    true_spacing_mm=spacing.get(case.case_id),
+                    audit_only=audit_only,
+                    labeller=self.labeller,
+                )
+                jobs.append(job)
+        return sorted(jobs, key=lambda job: (-_file_size(job.case.image), job.case.case_id))
 
     @contextmanager
     def opened(self, *, force: bool) -> Iterator[None]:
-        """The store's folder, made or continued. Raises `UserError` if it was made otherwise, unless `force`."""
-        self._refuse_foreign_folder()
+        """Create the store's folder, or continue it.
+
+        Args:
+            force: Continue a store that was made with other settings; the affected scans are
+                converted again.
+
+        Raises:
+            UserError: The folder is not a store, or was made with other settings.
+        """
+        check_output_dir(self.store)
+        labels_from = None if self.labeller is None else self.labeller.fingerprint
         with ExitStack() as session:
             with hold_lock(self._locks.opening):
-                self._agree(force)
+                wanted = settings_that_must_match(self.dataset.name, self.convert, labels_from)
+                check_settings_match(self.store, wanted, self._scan_ids, force=force)
                 session.enter_context(hold_lock(self._locks.sessions, shared=True))
             yield
 
     def finish(self) -> list[CaseRecord] | None:
-        """Write the root if every scan has its record; None when some are still missing (other shards)."""
-        with hold_lock(self._locks.root) as alone:
-            records = self._records()
+        """Write the root of the store.
+
+        Returns:
+            All records; None while some are missing because other processes still convert.
+        """
+        with hold_lock(self._locks.root) as is_locked:
+            records = self._read_current_records()
             if records is None:
                 return None
-            aside = StagingDir(self.store, ROOT)
-            if alone:
-                aside.clear()
-            content = root_content(self.dataset.name, self.convert, records)
-            self._remove_strangers(records)
-            write_text(aside, self.store / CASES / "zarr.json", GROUP)
-            thumbnails = {
-                record.case_id: thumbnail_file(self.store, record.case_id) for record in records
-            }
-            write_text(aside, self.store / "audit.html", render_audit_page(content, thumbnails))
-            root = root_text(content)
-            write_text(aside, self.store / SUMS, self._sums(records, root))
-            write_text(aside, self.store / "zarr.json", root)
-            if alone:
-                aside.clear()
+            content = build_root(self.dataset.name, self.convert, records)
+            remove_orphans(self.store, records)
+            write_root_files(self.store, content, records, is_locked=is_locked)
         return records
 
     @property
     def _locks(self) -> StoreLocks:
-        return StoreLocks(self.store / PRIVATE)
+        return StoreLocks(self.store / PRIVATE_DIR)
 
     @cached_property
-    def _ids(self) -> list[str]:
+    def _scan_ids(self) -> list[str]:
         return sorted(case.case_id for case in (*self.dataset.training, *self.dataset.test))
 
-    def _refuse_foreign_folder(self) -> None:
-        for name in (
-            CASES,
-            PRIVATE,
-            *(f"{PRIVATE}/{folder}" for folder in ("records", "thumbnails", "aside", "locks")),
-        ):
-            if (
-                self.store / name
-            ).is_symlink():  # what we write and clear there would lie outside the store
-                raise UserError(
-                    f"{self.store / name}: is a link; the folders of a store are its own, remove the link"
-                )
-        if (self.store / PRIVATE).is_dir() or not self.store.exists():
-            return
-        if not self.store.is_dir() or any(self.store.iterdir()):
-            raise UserError(
-                f"{self.store}: is there and no store of ours; give a new folder, nothing is overwritten"
-            )
-
-    def _agree(self, force: bool) -> None:
-        """The store's settings are ours, or become ours."""
-        mark = self.store / SETTINGS
-        wanted = settings_that_must_match(
-            self.dataset.name,
-            self.convert,
-            None if self.labeller is None else self.labeller.fingerprint,
-        )
-        before = _read_json(mark)
-        gone = sorted(self._recorded() - set(self._ids))
-        changes = list_setting_differences(before, wanted) if mark.exists() else []
-        if gone:
-            changes.append(
-                f"{len(gone)} of its scans are not in this data set ({', '.join(gone[:3])})"
-            )
-        if changes and not force:
-            raise UserError(
-                f"{self.store}: made with other settings: {'; '.join(changes[:4])}{' ...' if changes[4:] else ''}. "
-                "Give another folder, or --force converts again what that touches"
-            )
-        if before == wanted and not gone:
-            return
-        try:
-            with hold_lock(self._locks.sessions, wait=False), hold_lock(self._locks.root):
-                (self.store / "zarr.json").unlink(
-                    missing_ok=True
-                )  # what it says is about to become untrue
-                write_text(StagingDir(self.store, ROOT), mark, json_text(wanted))
-        except BlockingIOError:
-            raise UserError(
-                f"{self.store}: another conversion writes it with other settings; wait for it"
-            ) from None
-
-    def _recorded(self) -> set[str]:
-        return {path.stem for path in (self.store / PRIVATE / "records").glob("*.json")}
-
-    def _records(self) -> list[CaseRecord] | None:
+    def _read_current_records(self) -> list[CaseRecord] | None:
+        """The records of all scans, made with the current settings; None when one is missing."""
         expected = {job.case.case_id: job.settings_sha256 for job in self.jobs()}
-        records = [read_record(self.store, case_id) for case_id in self._ids]
-        known = [r for r in records if r is not None and r.settings_sha256 == expected[r.case_id]]
-        return known if len(known) == len(self._ids) else None
-
-    def _remove_strangers(self, records: list[CaseRecord]) -> None:
-        """Scans that the data set no longer has, and folders nobody knows."""
-        stored = {case_id for record in records for case_id in record.slabs}
-        for folder in (self.store / CASES).glob("*/"):
-            if folder.name not in stored:
-                shutil.rmtree(folder, ignore_errors=True)
-        for scan in self._recorded() - set(self._ids):
-            record_file(self.store, scan).unlink(missing_ok=True)
-            thumbnail_file(self.store, scan).unlink(missing_ok=True)
-
-    def _sums(self, records: list[CaseRecord], root: str) -> str:
-        sums = {
-            f"{CASES}/{case_id}/{name}": digest
-            for record in records
-            for case_id, slab in record.slabs.items()
-            for name, digest in slab["files"].items()
-        }
-        others = [
-            self.store / CASES / "zarr.json",
-            self.store / "audit.html",
-            self.store / SETTINGS,
-        ]
-        for scan in self._ids:
-            others += [
-                p
-                for p in (record_file(self.store, scan), thumbnail_file(self.store, scan))
-                if p.exists()
-            ]
-        sums |= {path.relative_to(self.store).as_posix(): sha256_file(path) for path in others}
-        sums["zarr.json"] = hashlib.sha256(root.encode()).hexdigest()
-        return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+        records = []
+        for case_id in self._scan_ids:
+            record = read_record(self.store, case_id)
+            if record is None or record.settings_sha256 != expected[case_id]:
+                return None
+            records.append(record)
+        return records
 
 
-def run_jobs(jobs: list[CaseJob], workers: int, done: Done, executor: Executor) -> list[CaseRecord]:
-    """Records in the order of scan ids; `done` is called as each scan ends. Raises `RunFailed` for a lost worker."""
+def run_jobs(
+    jobs: list[CaseJob], workers: int, on_done: OnCaseDone, executor: Executor
+) -> list[CaseRecord]:
+    """Convert scans.
+
+    Args:
+        jobs: The scans, in the order in which they start.
+        workers: Number of workers; 0: chosen by the executor.
+        on_done: Called when a scan is done.
+        executor: Where the workers run.
+
+    Returns:
+        Records in the order of scan ids.
+
+    Raises:
+        RunFailed: A worker was lost.
+    """
     records = []
-    for record, made in executor(jobs, workers):
-        done(record, made)
+    for record, is_new in executor(jobs, workers):
+        on_done(record, is_new)
         records.append(record)
     return sorted(records, key=lambda record: record.case_id)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:

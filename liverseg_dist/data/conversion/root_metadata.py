@@ -1,4 +1,7 @@
-"""What a store says of itself, made from the records of all scans: settings, fingerprint, splits, audit, checksums."""
+"""The root attribute of a store, computed from the records of all scans.
+
+It holds what needs more than one scan: settings, intensity statistics, splits, duplicates.
+"""
 
 import hashlib
 import json
@@ -16,6 +19,7 @@ from liverseg_dist.data.audit.duplicates import (
 )
 from liverseg_dist.data.conversion.case_records import CaseRecord
 from liverseg_dist.data.conversion.settings_match import public_settings, settings_sha256
+from liverseg_dist.data.conversion.stored_case import StoredCase
 from liverseg_dist.data.patients import read_patients
 from liverseg_dist.data.preprocessing.intensity_statistics import (
     HuHistogram,
@@ -23,33 +27,42 @@ from liverseg_dist.data.preprocessing.intensity_statistics import (
     intensity_fingerprint,
     pool_histograms,
 )
-from liverseg_dist.data.preprocessing.slab import pooled_coverage
+from liverseg_dist.data.preprocessing.slab_coverage import pool_coverage
 from liverseg_dist.data.splits import Splits, make_splits
 from liverseg_dist.data.store.layout import SCHEMA, TRAIN_ONLY
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.labels import CLASS_NAMES
 
 
-def root_content(
-    name: str, convert: ConvertConfig, records: Sequence[CaseRecord]
-) -> dict[str, Any]:
-    """The root attribute: everything a reader asks before it reads voxels."""
-    cases = {case_id: slab for record in records for case_id, slab in record.slabs.items()}
+def build_root(name: str, convert: ConvertConfig, records: Sequence[CaseRecord]) -> dict[str, Any]:
+    """The root attribute `liverseg` as JSON; its keys are documented in `data/README.md`.
+
+    Args:
+        name: Name of the data set.
+        convert: Settings of the conversion.
+        records: Records of all scans, in the order of scan ids.
+
+    Raises:
+        RunFailed: No scan was stored, and at least one could not be converted.
+        UserError: No scan was stored because the audit excluded all.
+    """
+    cases: dict[str, StoredCase] = {}
+    for record in records:
+        cases.update(record.slabs)
     if not cases:
-        broken = any(record.status == "quarantined" for record in records)
-        raise (RunFailed if broken else UserError)(
-            "no scan could be stored; the table above says why"
-        )
-    of_scan = group_patients(records, convert)
-    patients = {case_id: of_scan[slab["parent"]] for case_id, slab in cases.items()}
-    splits = _splits(records, cases, patients, convert)
-    imputed = sorted(case_id for case_id, slab in cases.items() if "imputed_by" in slab)
+        has_failures = any(record.status == "quarantined" for record in records)
+        error_type = RunFailed if has_failures else UserError
+        raise error_type("no scan could be stored; see the reasons in the table above")
+    patient_of_scan = group_patients(records, convert)
+    patients = {case_id: patient_of_scan[stored.parent] for case_id, stored in cases.items()}
+    splits = _make_splits(records, cases, patients, convert)
     shown = public_settings(convert)
-    spacing = np.median([slab["slab"]["spacing_mm"] for slab in cases.values()], axis=0)
-    foreground = _foreground(records, splits)
-    attributes = {
-        case_id: {**cases[case_id], "patient": patients[case_id]} for case_id in sorted(cases)
-    }
+    spacing_mm = np.median([stored.spacing_mm for stored in cases.values()], axis=0)
+    foreground = _pool_foreground(records, splits)
+    case_metadata = {}
+    for case_id in sorted(cases):
+        attributes = cases[case_id].to_attributes()
+        case_metadata[case_id] = {**attributes, "patient": patients[case_id]}
     return {
         "schema": SCHEMA,
         "name": name,
@@ -57,104 +70,136 @@ def root_content(
         "label_names": list(CLASS_NAMES),
         "convert": shown,
         "convert_sha256": settings_sha256(shown),
-        "content_sha256": _content_sha256(records),
-        "spacing_mm": [round(float(s), 6) for s in spacing],
+        "content_sha256": _hash_content(records),
+        "spacing_mm": [round(float(mm), 6) for mm in spacing_mm],
         "intensity": choose_intensity(foreground, convert.cleaning).model_dump(),
         "fingerprint": intensity_fingerprint(foreground),
-        "coverage": pooled_coverage(
-            r.facts["coverage"]
-            for r in records
-            if r.slabs and "coverage" in r.facts and r.status != "imputed"
-        ),
-        "splits": {**splits.to_json(), **({TRAIN_ONLY: imputed} if imputed else {})},
-        "cases": {
-            case_id: {k: v for k, v in slab.items() if k != "files"}
-            for case_id, slab in attributes.items()
-        },
+        "coverage": _pool_manual_coverage(records),
+        "splits": _splits_json(splits, cases),
+        "cases": case_metadata,
         "audit": collect_audit(records),
     }
 
 
 def collect_audit(records: Iterable[CaseRecord]) -> dict[str, Any]:
-    """Status, findings and facts of every scan, with what shows only between scans (duplicates, overlaps)."""
+    """Status, findings and facts of every scan as JSON, by scan id.
+
+    Includes findings that need several scans: duplicates, and overlaps with 3D-IRCADb.
+    """
     records = list(records)
-    between = report_duplicates(
-        find_duplicates({r.case_id: r.voxel_sha256 for r in records if r.voxel_sha256})
-    )
-    overlaps = report_ircadb_overlaps(r.case_id for r in records)
-    found = {}
+    duplicates = report_duplicates(_find_duplicate_scans(records))
+    overlaps = report_ircadb_overlaps(record.case_id for record in records)
+    audit = {}
     for record in records:
-        extra = [
-            f.to_json()
-            for f in (between.get(record.case_id), overlaps.get(record.case_id))
-            if f is not None
-        ]
-        entry = {
+        findings = list(record.findings)
+        for source in (duplicates, overlaps):
+            finding = source.get(record.case_id)
+            if finding is not None:
+                findings.append(finding)
+        audit[record.case_id] = {
             "status": record.status,
-            "findings": [*record.findings, *extra],
+            "findings": [finding.to_json() for finding in findings],
             "facts": record.facts,
+            "stored_as": sorted(record.slabs),
         }
-        found[record.case_id] = {**entry, "stored_as": sorted(record.slabs)}
-    return found
+    return audit
 
 
 def group_patients(records: Sequence[CaseRecord], convert: ConvertConfig) -> dict[str, str]:
-    """Scan to patient: who the CSV calls the same, scans with the same voxels, and 3D-IRCADb's doubles are one."""
-    ids = sorted(record.case_id for record in records)
-    named = read_patients(convert.splits.patients, ids)
-    groups: list[Sequence[str]] = list(
-        find_duplicates({r.case_id: r.voxel_sha256 for r in records if r.voxel_sha256})
-    )
-    groups += find_ircadb_overlaps(ids)
-    by_name: dict[str, list[str]] = {}
-    for scan in ids:
-        by_name.setdefault(named[scan], []).append(scan)
-    groups += by_name.values()
-    first = {scan: scan for scan in ids}
+    """Patient of each scan, named by the first of the patient's scans.
 
-    def root(scan: str) -> str:
-        while first[scan] != scan:
-            scan = first[scan]
+    Scans belong to one patient when the patients table (`convert.splits.patients`) says so, when
+    their voxels are equal, or when they are the known duplicates of 3D-IRCADb in LiTS.
+    """
+    scan_ids = sorted(record.case_id for record in records)
+    table = read_patients(convert.splits.patients, scan_ids)
+    scans_by_patient: dict[str, list[str]] = {}
+    for scan in scan_ids:
+        scans_by_patient.setdefault(table[scan], []).append(scan)
+    groups: list[Sequence[str]] = [
+        *_find_duplicate_scans(records),
+        *find_ircadb_overlaps(scan_ids),
+        *scans_by_patient.values(),
+    ]
+    # Groups may overlap, so they are merged as a disjoint-set forest: each scan points to an
+    # earlier scan of the same patient, the first scan of a patient to itself.
+    parent = {scan: scan for scan in scan_ids}
+
+    def find_first(scan: str) -> str:
+        while parent[scan] != scan:
+            scan = parent[scan]
         return scan
 
     for group in groups:
         for scan in group[1:]:
-            one, other = sorted((root(group[0]), root(scan)))
-            first[other] = one
-    return {scan: root(scan) for scan in ids}
+            earlier, later = sorted((find_first(group[0]), find_first(scan)))
+            parent[later] = earlier
+    return {scan: find_first(scan) for scan in scan_ids}
 
 
-def _splits(
+def _find_duplicate_scans(records: Iterable[CaseRecord]) -> list[tuple[str, ...]]:
+    """Groups of scans with equal voxels. Scans that could not be read have no hash."""
+    hashes = {record.case_id: record.voxel_sha256 for record in records if record.voxel_sha256}
+    return list(find_duplicates(hashes))
+
+
+def _make_splits(
     records: Sequence[CaseRecord],
-    cases: Mapping[str, Any],
+    cases: Mapping[str, StoredCase],
     patients: Mapping[str, str],
     convert: ConvertConfig,
 ) -> Splits:
-    labelled = {
-        case_id: slab["class_voxels"] for case_id, slab in cases.items() if _by_people(slab)
-    }
-    burden = {
-        case_id: tumour / max(1, liver + tumour) for case_id, (_, liver, tumour) in labelled.items()
-    }
-    held_out = {case_id for record in records if not record.training for case_id in record.slabs}
-    scans = {case_id: cases[case_id]["parent"] for case_id in burden}
-    return make_splits(burden, patients, convert.splits, held_out & burden.keys(), scans)
-
-
-def _by_people(slab: Mapping[str, Any]) -> bool:
-    return slab["labelled"] and "imputed_by" not in slab
-
-
-def _foreground(records: Sequence[CaseRecord], splits: Splits) -> HuHistogram:
-    """Of all scans but the test set's, which nothing may be learnt from."""
-    test = set(splits.test)
-    with_label = [record for record in records if record.slabs and record.histogram]
-    known = [record for record in with_label if not test & record.slabs.keys()]
-    return pool_histograms(
-        HuHistogram.from_json(record.histogram) for record in known or with_label
+    # Test sets and validation folds contain manual labels only.
+    tumour_burden = {}
+    scans = {}
+    for case_id, stored in cases.items():
+        if stored.has_manual_label:
+            _, liver, tumour = stored.class_voxels
+            tumour_burden[case_id] = tumour / max(1, liver + tumour)
+            scans[case_id] = stored.parent
+    held_out: set[str] = set()
+    for record in records:
+        if not record.training:
+            held_out |= record.slabs.keys()
+    return make_splits(
+        tumour_burden, patients, convert.splits, held_out & tumour_burden.keys(), scans
     )
 
 
-def _content_sha256(records: Iterable[CaseRecord]) -> str:
-    files = {case_id: slab["files"] for record in records for case_id, slab in record.slabs.items()}
+def _splits_json(splits: Splits, cases: Mapping[str, StoredCase]) -> dict[str, Any]:
+    content: dict[str, Any] = dict(splits.to_json())
+    imputed = [case_id for case_id, stored in cases.items() if stored.imputed_by is not None]
+    if imputed:
+        content[TRAIN_ONLY] = sorted(imputed)
+    return content
+
+
+def _pool_manual_coverage(records: Iterable[CaseRecord]) -> dict[str, Any]:
+    """What the slabs contain of all manual labels."""
+    coverages = []
+    for record in records:
+        if record.slabs and record.status != "imputed" and "coverage" in record.facts:
+            coverages.append(record.facts["coverage"])
+    return pool_coverage(coverages)
+
+
+def _pool_foreground(records: Sequence[CaseRecord], splits: Splits) -> HuHistogram:
+    """Liver histogram of all scans outside the test set.
+
+    Statistics of the test set would leak into the normalisation. Only when every labelled scan is
+    in the test set are its scans used, because the store needs a normalisation.
+    """
+    test = set(splits.test)
+    labelled = [record for record in records if record.slabs and record.histogram]
+    outside_test = [record for record in labelled if not test & record.slabs.keys()]
+    used = outside_test or labelled
+    return pool_histograms(HuHistogram.from_json(record.histogram) for record in used)
+
+
+def _hash_content(records: Iterable[CaseRecord]) -> str:
+    """SHA-256 over the checksums of all stored files."""
+    files = {}
+    for record in records:
+        for case_id, stored in record.slabs.items():
+            files[case_id] = dict(stored.files)
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

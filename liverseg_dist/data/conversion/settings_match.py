@@ -1,4 +1,8 @@
-"""What a store was made with, so that a run with other settings is refused by the name of the setting."""
+"""The settings a store was made with: their public form, their hash, and their differences.
+
+A conversion that continues a store must use the same settings; otherwise the error names the
+setting.
+"""
 
 import hashlib
 import json
@@ -8,80 +12,104 @@ from typing import Any
 
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.config.shipped import find_config
-from liverseg_dist.data.conversion.case_writer import sha256_file
+from liverseg_dist.data.conversion.case_writer import hash_file
 from liverseg_dist.data.store.layout import SCHEMA
 from liverseg_dist.errors import UserError
 
-DONE_BEFORE = {
+EARLIER_DEFAULTS = {
     "convert.cleaning.standardise": True,
     "convert.cleaning.min_slices": 4,
     "convert.modality": "CT",
 }
-"""Settings that came later, as they stand where nothing is said: stores made before can be continued."""
+"""Settings that were added after the first stores, with the behaviour of those stores.
+
+A setting with this value is left out of the recorded settings, so that older stores can be
+continued.
+"""
+MAX_VALUE_CHARACTERS = 40
 
 
 def public_settings(convert: ConvertConfig) -> dict[str, Any]:
-    """As the root shows them: no paths, nothing that depends on the machine."""
+    """The settings as the root shows them: without paths and without values of this machine."""
     shown = convert.model_dump(
         mode="json", exclude={"workers": True, "labels_from": True, "splits": {"file", "patients"}}
     )
     shown["cleaning"].pop("spacing_table")
     for key in ("standardise", "min_slices"):
-        if shown["cleaning"][key] == DONE_BEFORE[f"convert.cleaning.{key}"]:
+        if shown["cleaning"][key] == EARLIER_DEFAULTS[f"convert.cleaning.{key}"]:
             shown["cleaning"].pop(key)
-    if shown["modality"] == DONE_BEFORE["convert.modality"]:
+    if shown["modality"] == EARLIER_DEFAULTS["convert.modality"]:
         shown.pop("modality")
     return shown
 
 
 def settings_sha256(shown: dict[str, Any]) -> str:
+    """SHA-256 of `public_settings`, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
 def settings_that_must_match(
     dataset: str, convert: ConvertConfig, labels_from: str | None = None
 ) -> dict[str, Any]:
-    """What has to be the same for a run to continue a store; files of settings count by their content.
+    """The settings that must be equal for a conversion to continue a store.
 
-    `labels_from`: fingerprint of the run that labels scans.
+    Files that settings name are compared by their content.
+
+    Args:
+        dataset: Name of the data set.
+        convert: Settings of the conversion.
+        labels_from: Fingerprint of the run that labels scans.
+
+    Raises:
+        UserError: A file that a setting names cannot be read.
     """
     shown = public_settings(convert)
     shown["splits"] |= {
-        "file": _content(convert.splits.file),
-        "patients": _content(convert.splits.patients),
+        "file": _describe_content(convert.splits.file),
+        "patients": _describe_content(convert.splits.patients),
     }
-    shown["cleaning"]["spacing_table"] = _content(convert.cleaning.spacing_table)
+    shown["cleaning"]["spacing_table"] = _describe_content(convert.cleaning.spacing_table)
     if labels_from is not None:
         shown["labels_from"] = labels_from
     return {"schema": SCHEMA, "dataset": dataset, "convert": shown}
 
 
 def list_setting_differences(before: object, now: dict[str, Any]) -> list[str]:
-    """`convert.slab.policy was fit, is tile`, for each setting that differs."""
-    old = DONE_BEFORE | dict(_flat(before)) if isinstance(before, dict) else {}
-    new = DONE_BEFORE | dict(_flat(now))
-    return [
-        f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}"
-        for key in dict.fromkeys([*new, *old])
-        if old.get(key) != new.get(key)
-    ]
+    """`convert.slab.policy was fit, is tile`, for each setting that differs.
+
+    Args:
+        before: Content of a store's settings file; anything but a dict counts as empty.
+        now: Settings of this conversion.
+    """
+    old = EARLIER_DEFAULTS | dict(_flatten(before)) if isinstance(before, dict) else {}
+    new = EARLIER_DEFAULTS | dict(_flatten(now))
+    differences = []
+    for key in dict.fromkeys([*new, *old]):
+        if old.get(key) != new.get(key):
+            was, is_now = _shorten(old.get(key)), _shorten(new.get(key))
+            differences.append(f"{key} was {was}, is {is_now}")
+    return differences
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) for each value of nested dicts."""
     for key, value in content.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = "none" if value is None else json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:16]}..."
+    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[:16]}..."
 
 
-def _content(path: Path | None) -> str | None:
+def _describe_content(path: Path | None) -> str | None:
+    """`sha256 <hash>` of a file that a setting names; None without a file."""
+    if path is None:
+        return None
     try:
-        return None if path is None else f"sha256 {sha256_file(find_config(path))}"
+        return f"sha256 {hash_file(find_config(path))}"
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

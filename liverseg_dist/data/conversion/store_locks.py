@@ -1,25 +1,25 @@
-"""The locks of a store.
+"""Lock files of a store.
 
-A file system without locks is no hindrance: every write is made whole by one rename, and two writers of a case write
-the same bytes. StoreLocks keep them from doing the work twice.
+Conversion is correct on a file system without locks too: each file appears by one rename, and two
+writers of a case write the same bytes. The locks avoid that two processes do the same work.
 """
 
 from pathlib import Path
 
 
 class StoreLocks:
-    """All in one folder that is no part of the data."""
+    """Paths of the lock files, all in one folder that is not part of the data."""
 
-    def __init__(self, private: Path) -> None:
-        self.folder = private / "locks"
+    def __init__(self, private_dir: Path) -> None:
+        self.folder = private_dir / "locks"
 
     def case(self, case_id: str) -> Path:
-        """Who holds it may write the case."""
+        """Its holder may write the case."""
         return self.folder / "cases" / case_id
 
     @property
     def root(self) -> Path:
-        """Who holds it may write or withdraw the root, or a record that the root is made from."""
+        """Its holder may write or remove the root, and the records that the root is made from."""
         return self.folder / "root"
 
     @property
@@ -29,5 +29,5 @@ class StoreLocks:
 
     @property
     def sessions(self) -> Path:
-        """Shared by all conversions that run; whoever changes the store's settings needs it alone."""
+        """Shared by all running conversions; exclusive for a change of the store's settings."""
         return self.folder / "sessions"

@@ -1,4 +1,7 @@
-"""A scan at a glance: the axial and the coronal slice through most of its tumour, or its liver, outlined."""
+"""A small picture of a scan for the audit page: one axial and one coronal slice with outlines.
+
+The slices with most tumour are shown; without tumour those with most liver; else the middle.
+"""
 
 import numpy as np
 from PIL import Image
@@ -10,59 +13,69 @@ from liverseg_dist.volume import Float3
 
 WINDOW_HU = (-160.0, 240.0)
 WIDTHS, HEIGHT, GAP = (300, 300), 240, 6
+"""Pixels: of the two slices, of the picture, between the slices."""
 
 
 def render_thumbnail(
     image_zyx: np.ndarray, label_zyx: np.ndarray | None, spacing_mm: Float3
 ) -> Image.Image:
-    """RAS voxels in; the picture shows the patient's right on the left, as radiologists see it. True proportions."""
-    z, y = _places(image_zyx, label_zyx)
+    """Draw a scan in true proportions; the patient's right is on the left, as radiologists view it.
+
+    Args:
+        image_zyx: HU in RAS orientation.
+        label_zyx: Label on the same grid; None without label.
+        spacing_mm: Voxel size (z, y, x).
+    """
+    z, y = _select_slices(image_zyx, label_zyx)
     label = np.zeros((1, 1, 1), np.uint8) if label_zyx is None else label_zyx
     label = np.broadcast_to(label, image_zyx.shape)
-    tiles = (
-        (image_zyx[z, ::-1, ::-1], label[z, ::-1, ::-1], spacing_mm[1:]),
-        (image_zyx[::-1, y, ::-1], label[::-1, y, ::-1], (spacing_mm[0], spacing_mm[2])),
+    # Axes are flipped: pictures start at the top left, RAS at the patient's left, back and feet.
+    axial = _draw_slice(
+        image_zyx[z, ::-1, ::-1], label[z, ::-1, ::-1], (spacing_mm[1], spacing_mm[2]), WIDTHS[0]
     )
-    sheet = np.zeros((HEIGHT, sum(WIDTHS) + GAP, 3), np.uint8)
+    coronal = _draw_slice(
+        image_zyx[::-1, y, ::-1], label[::-1, y, ::-1], (spacing_mm[0], spacing_mm[2]), WIDTHS[1]
+    )
+    picture = np.zeros((HEIGHT, sum(WIDTHS) + GAP, 3), np.uint8)
     left = 0
-    for width, tile in zip(WIDTHS, tiles, strict=True):
-        rgb = _tile(*tile, width)
+    for width, rgb in zip(WIDTHS, (axial, coronal), strict=True):
         top, inset = (HEIGHT - rgb.shape[0]) // 2, (width - rgb.shape[1]) // 2
-        sheet[top : top + rgb.shape[0], left + inset : left + inset + rgb.shape[1]] = rgb
+        picture[top : top + rgb.shape[0], left + inset : left + inset + rgb.shape[1]] = rgb
         left += width + GAP
-    return Image.fromarray(sheet)
+    return Image.fromarray(picture)
 
 
-def _places(image: np.ndarray, label: np.ndarray | None) -> tuple[int, int]:
-    for value in (TUMOUR, LIVER):
-        sought = None if label is None else label == value
-        if sought is not None and sought.any():
-            z = int(sought.sum(axis=(1, 2)).argmax())
-            return z, int(sought[z].sum(axis=1).argmax())
+def _select_slices(image: np.ndarray, label: np.ndarray | None) -> tuple[int, int]:
+    """Index of the axial (z) and of the coronal (y) slice."""
+    if label is not None:
+        for class_value in (TUMOUR, LIVER):
+            mask = label == class_value
+            if mask.any():
+                z = int(mask.sum(axis=(1, 2)).argmax())
+                return z, int(mask[z].sum(axis=1).argmax())
     return image.shape[0] // 2, image.shape[1] // 2
 
 
-def _tile(
-    hu: np.ndarray, label: np.ndarray, spacing_mm: tuple[float, float], width: int
+def _draw_slice(
+    hu: np.ndarray, label: np.ndarray, spacing_mm: tuple[float, float], max_width: int
 ) -> np.ndarray:
+    """RGB (uint8) of one slice with outlines, at most HEIGHT x `max_width` pixels."""
     low, high = WINDOW_HU
-    grey = (np.clip((hu.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    extent = (hu.shape[0] * spacing_mm[0], hu.shape[1] * spacing_mm[1])
-    scale = min(HEIGHT / extent[0], width / extent[1])
+    share = np.clip((hu.astype(np.float32) - low) / (high - low), 0, 1)
+    grey = (share * 255).astype(np.uint8)
+    height_mm, width_mm = hu.shape[0] * spacing_mm[0], hu.shape[1] * spacing_mm[1]
+    scale = min(HEIGHT / height_mm, max_width / width_mm)
+    # PIL's order: width, height.
     size = (
-        max(1, min(width, round(extent[1] * scale))),
-        max(1, min(HEIGHT, round(extent[0] * scale))),
+        max(1, min(max_width, round(width_mm * scale))),
+        max(1, min(HEIGHT, round(height_mm * scale))),
     )
-    rgb = np.repeat(
-        np.array(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))[..., None],
-        3,
-        axis=2,
-    )
-    known = np.array(
-        Image.fromarray(np.ascontiguousarray(label)).resize(size, Image.Resampling.NEAREST)
-    )
-    rgb[known == IGNORE] = PADDING_RGB
-    for value, colour in STRUCTURE_RGB.items():
-        mask = (known >= value) & (known != IGNORE)
+    resized = np.array(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))
+    rgb = np.repeat(resized[..., None], 3, axis=2)
+    label_picture = Image.fromarray(np.ascontiguousarray(label))
+    classes = np.array(label_picture.resize(size, Image.Resampling.NEAREST))
+    rgb[classes == IGNORE] = PADDING_RGB
+    for class_value, colour in STRUCTURE_RGB.items():
+        mask = (classes >= class_value) & (classes != IGNORE)
         rgb[mask & ~ndimage.binary_erosion(mask, border_value=1)] = colour
     return rgb

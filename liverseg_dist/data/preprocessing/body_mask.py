@@ -1,4 +1,7 @@
-"""Where the patient is: the largest piece of tissue without the table, as a mask and as a box in plane."""
+"""The body of the patient in a scan: its mask, its box, and the removal of everything else.
+
+The mask is the largest connected piece of tissue without the table of the scanner.
+"""
 
 from dataclasses import dataclass
 
@@ -6,14 +9,17 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
+from liverseg_dist.config import CleaningConfig
 from liverseg_dist.data.preprocessing.invalid_voxels import AIR_HU
-from liverseg_dist.volume import Volume
+from liverseg_dist.errors import UserError
+from liverseg_dist.volume import Float3, Volume
 
 TISSUE_HU = -300
 COARSE_MM = 3.0
-"""The mask is found at about this voxel size in plane: fine enough for a crop, 20 times less work."""
+"""Approximate voxel size in plane of the mask: exact enough to crop, 20 times less work."""
 TABLE_MM = 6.0
 """Bridges thinner than this (table top, clothes, tubes) do not connect to the body."""
+OUTSIDE_BODY_VALUES = ("keep", "air")
 
 
 @dataclass(frozen=True)
@@ -24,55 +30,92 @@ class Box:
     x: tuple[int, int]
 
 
-def body_mask(volume: Volume) -> np.ndarray:
-    """Boolean mask (z, y, x) of the body, organs and bowel gas included; all False when nothing is tissue.
+def remove_surroundings(
+    volume: Volume, cleaning: CleaningConfig
+) -> tuple[Volume, dict[str, object]]:
+    """Cleaning step: crop to the body (`body_margin_mm`) and set the rest to air (`outside_body`).
 
-    Threshold, opening in plane, largest connected component, holes filled slice by slice, on a coarse grid. A few mm
-    larger than the body, so that no skin is lost.
+    Args:
+        volume: Int16 HU in RAS orientation.
+        cleaning: Settings of the conversion.
+
+    Returns:
+        The volume, and share and box of the body; the input itself when both are switched off.
+
+    Raises:
+        UserError: `outside_body` has an unknown value.
+    """
+    if cleaning.outside_body not in OUTSIDE_BODY_VALUES:
+        raise UserError(
+            f"convert.cleaning.outside_body: unknown value {cleaning.outside_body!r}; "
+            f"use one of {', '.join(OUTSIDE_BODY_VALUES)}"
+        )
+    has_crop = cleaning.body_margin_mm >= 0
+    sets_air = cleaning.outside_body == "air"
+    if not has_crop and not sets_air:
+        return volume, {}
+    mask = find_body(volume)
+    provenance: dict[str, object] = {"body_fraction": round(float(mask.mean()), 6)}
+    # An empty mask means that nothing looks like tissue: then nothing is erased.
+    if sets_air and mask.any():
+        volume = volume.with_voxels(fill_outside(volume.voxels, mask))
+    if has_crop:
+        box = bounding_box(mask, volume.spacing_mm, cleaning.body_margin_mm)
+        shape = (volume.shape[0], box.y[1] - box.y[0], box.x[1] - box.x[0])
+        volume = volume.cropped((0, box.y[0], box.x[0]), shape)
+        provenance["body_box_yx"] = [list(box.y), list(box.x)]
+    return volume, provenance
+
+
+def find_body(volume: Volume) -> np.ndarray:
+    """Boolean mask (z, y, x) of the body with organs and bowel gas; all False without tissue.
+
+    On a coarse grid: threshold, opening in plane, largest connected component, holes filled slice
+    by slice. The mask is a few mm larger than the body, so that no skin is lost.
     """
     step_y, step_x = (max(1, round(COARSE_MM / mm)) for mm in volume.spacing_mm[1:])
     coarse = volume.voxels[:, ::step_y, ::step_x] > TISSUE_HU
-    radius = [
-        max(1, round(TABLE_MM / 2 / (mm * step)))
-        for mm, step in zip(volume.spacing_mm[1:], (step_y, step_x), strict=True)
-    ]
-    disc = _disc(radius)[None]
+    radius = []
+    for mm, step in zip(volume.spacing_mm[1:], (step_y, step_x), strict=True):
+        radius.append(max(1, round(TABLE_MM / 2 / (mm * step))))
+    disc = _make_disc(radius)[None]
     opened = ndimage.binary_opening(coarse, disc)
+    # A body smaller than the disc would vanish by the opening.
     if not opened.any():
         opened = coarse
-    pieces = cc3d.connected_components(opened, connectivity=6)
-    sizes = np.bincount(pieces.reshape(-1))
+    components = cc3d.connected_components(opened, connectivity=6)
+    sizes = np.bincount(components.reshape(-1))
     if len(sizes) < 2:
         return np.zeros(volume.shape, dtype=bool)
-    body = pieces == 1 + int(np.argmax(sizes[1:]))
-    for image in body:
-        image[:] = ndimage.binary_fill_holes(image)
+    body = components == 1 + int(np.argmax(sizes[1:]))
+    for slice_yx in body:
+        slice_yx[:] = ndimage.binary_fill_holes(slice_yx)
     body = ndimage.binary_dilation(body, disc)
-    return body.repeat(step_y, axis=1).repeat(step_x, axis=2)[
-        :, : volume.shape[1], : volume.shape[2]
-    ]
+    full = body.repeat(step_y, axis=1).repeat(step_x, axis=2)
+    return full[:, : volume.shape[1], : volume.shape[2]]
 
 
-def body_box(mask_zyx: np.ndarray, spacing_mm: tuple[float, float, float], margin_mm: float) -> Box:
-    """The mask's bounding box in plane plus a margin, within the scan; the whole plane for an empty mask."""
+def bounding_box(mask_zyx: np.ndarray, spacing_mm: Float3, margin_mm: float) -> Box:
+    """The mask's box in plane with a margin, within the scan; the whole plane for an empty mask."""
     plane = np.asarray(mask_zyx.any(axis=0))
     if not plane.any():
         return Box((0, plane.shape[0]), (0, plane.shape[1]))
     ends = []
     for axis, mm in ((0, spacing_mm[1]), (1, spacing_mm[2])):
-        used = np.flatnonzero(plane.any(axis=1 - axis))
+        occupied = np.flatnonzero(plane.any(axis=1 - axis))
         margin = int(np.ceil(margin_mm / mm))
-        ends.append(
-            (max(int(used[0]) - margin, 0), min(int(used[-1]) + 1 + margin, plane.shape[axis]))
-        )
+        start = max(int(occupied[0]) - margin, 0)
+        stop = min(int(occupied[-1]) + 1 + margin, plane.shape[axis])
+        ends.append((start, stop))
     return Box(ends[0], ends[1])
 
 
-def without_surroundings(voxels_zyx: np.ndarray, mask_zyx: np.ndarray) -> np.ndarray:
-    """Everything outside the body becomes air: table, blankets, tubes."""
+def fill_outside(voxels_zyx: np.ndarray, mask_zyx: np.ndarray) -> np.ndarray:
+    """Int16 HU with air outside the mask: table, blankets and tubes disappear."""
     return np.where(mask_zyx, voxels_zyx, np.int16(AIR_HU))
 
 
-def _disc(radius: list[int]) -> np.ndarray:
+def _make_disc(radius: list[int]) -> np.ndarray:
+    """Boolean ellipse (y, x) with these radii in voxels."""
     y, x = np.ogrid[-radius[0] : radius[0] + 1, -radius[1] : radius[1] + 1]
     return (y / max(radius[0], 1)) ** 2 + (x / max(radius[1], 1)) ** 2 <= 1

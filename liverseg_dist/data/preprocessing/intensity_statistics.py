@@ -1,42 +1,48 @@
-"""Outliers and normalisation: one clip and one affine for the whole data set, from an exact histogram of its liver.
+"""Clip range and normalisation of a data set, from an exact histogram of its liver voxels.
 
-A `HuHistogram` counts whole HU, so pooling cases is addition: the same numbers in whatever order and by however many
-workers. `choose_intensity` turns the pooled histogram into the `IntensityConfig` that is recorded in the store and applied
-on the device: clip, map to [0, 1], then subtract the mean and divide by the standard deviation.
+A `HuHistogram` counts whole HU, so pooling cases is addition: the result does not depend on the
+order of cases or the number of workers. `choose_intensity` turns the pooled histogram into the
+`IntensityConfig` that is recorded in the store and applied on the device: clip, map to [0, 1],
+subtract the mean, divide by the standard deviation.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from liverseg_dist.config import CleaningConfig, IntensityConfig
 from liverseg_dist.errors import UserError
 
-LOWEST, HIGHEST = -32768, 32767
+MIN_HU, MAX_HU = -32768, 32767
+HU_VALUES = MAX_HU - MIN_HU + 1
 MAD_TO_SIGMA = 1.482602218505602
-"""Normal distribution: standard deviation over median absolute deviation."""
+"""Normal distribution: standard deviation divided by median absolute deviation."""
+MIN_WIDTH_HU = 1.0
+"""Smallest clip range: constant tissue must not lead to a division by zero."""
+MIN_STD = 1e-3
+"""Smallest standard deviation after the map to [0, 1], for the same reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class HuHistogram:
-    """How often each whole HU occurs."""
+    """How often each whole HU occurs: `counts[hu - MIN_HU]`, int64."""
 
-    counts: np.ndarray = field(
-        default_factory=lambda: np.zeros(HIGHEST - LOWEST + 1, dtype=np.int64)
-    )
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(HU_VALUES, dtype=np.int64))
 
     @classmethod
-    def of(cls, values_hu: np.ndarray) -> "HuHistogram":
-        """Of int16 voxels of any shape."""
+    def from_voxels(cls, values_hu: np.ndarray) -> "HuHistogram":
+        """Count int16 voxels of any shape.
+
+        Raises:
+            ValueError: The voxels are not int16.
+        """
         if values_hu.dtype != np.int16:
             raise ValueError(f"a histogram counts int16 HU, not {values_hu.dtype}")
-        return cls(
-            np.bincount(
-                values_hu.reshape(-1).astype(np.int32) - LOWEST, minlength=HIGHEST - LOWEST + 1
-            )
-        )
+        offsets = values_hu.reshape(-1).astype(np.int32) - MIN_HU
+        return cls(np.bincount(offsets, minlength=HU_VALUES))
 
     def __add__(self, other: "HuHistogram") -> "HuHistogram":
         return HuHistogram(self.counts + other.counts)
@@ -46,91 +52,133 @@ class HuHistogram:
 
     @property
     def total(self) -> int:
+        """Number of voxels."""
         return int(self.counts.sum())
 
     def quantile(self, percent: float) -> float:
-        """As `numpy.percentile` (linear) of all the voxels."""
+        """The same value as `numpy.percentile` (linear) of all voxels.
+
+        Raises:
+            ValueError: The histogram is empty.
+        """
         if not self.total:
             raise ValueError("an empty histogram has no percentiles")
-        place = percent / 100 * (self.total - 1)
-        below = math.floor(place)
-        ends = np.cumsum(self.counts)
-        low, high = (
-            int(np.searchsorted(ends, rank, side="right")) + LOWEST
-            for rank in (below, math.ceil(place))
-        )
-        return low + (high - low) * (place - below)
+        position = percent / 100 * (self.total - 1)
+        below = math.floor(position)
+        low, high = self._value_at_rank(below), self._value_at_rank(math.ceil(position))
+        return low + (high - low) * (position - below)
+
+    def _value_at_rank(self, rank: int) -> int:
+        """HU of the voxel at a rank (from 0) in ascending order."""
+        return int(np.searchsorted(np.cumsum(self.counts), rank, side="right")) + MIN_HU
 
     def moments(self, lower: float = -math.inf, upper: float = math.inf) -> tuple[float, float]:
-        """(mean, standard deviation) after clipping; the same bits in whatever order cases were added."""
-        hu, counts = self._used()
+        """(mean, standard deviation) after clipping to [lower, upper].
+
+        Sums are exact (`math.fsum`): the bits do not depend on the order of the cases.
+        """
+        hu, counts = self._occurring_values()
         clipped = np.clip(hu, lower, upper)
         mean = math.fsum(n * v for n, v in zip(counts, clipped, strict=True)) / self.total
-        variance = (
-            math.fsum(n * (v - mean) ** 2 for n, v in zip(counts, clipped, strict=True))
-            / self.total
-        )
-        return mean, math.sqrt(variance)
+        squares = math.fsum(n * (v - mean) ** 2 for n, v in zip(counts, clipped, strict=True))
+        return mean, math.sqrt(squares / self.total)
 
     def median_deviation(self) -> float:
-        """Median of |v - median|."""
-        hu, counts = self._used()
-        away = np.abs(hu - self.quantile(50))
-        order = np.argsort(away, kind="stable")
+        """Median absolute deviation from the median."""
+        hu, counts = self._occurring_values()
+        deviations = np.abs(hu - self.quantile(50))
+        order = np.argsort(deviations, kind="stable")
         ends = np.cumsum(counts[order])
-        ranks = ((self.total - 1) // 2, self.total // 2)
-        return float(
-            np.mean([away[order][np.searchsorted(ends, rank, side="right")] for rank in ranks])
-        )
+        # The two middle voxels; the same voxel twice for an odd number.
+        ranks = [(self.total - 1) // 2, self.total // 2]
+        middle = deviations[order][np.searchsorted(ends, ranks, side="right")]
+        return float(np.mean(middle))
 
     def to_json(self) -> dict[str, object]:
-        """Lowest HU that occurs, and the counts from there on."""
-        used = np.flatnonzero(self.counts)
-        if not used.size:
+        """The lowest HU that occurs, and the counts from there to the highest."""
+        occurring = np.flatnonzero(self.counts)
+        if not occurring.size:
             return {"first_hu": 0, "counts": []}
-        return {
-            "first_hu": int(used[0]) + LOWEST,
-            "counts": self.counts[used[0] : used[-1] + 1].tolist(),
-        }
+        first, last = int(occurring[0]), int(occurring[-1])
+        return {"first_hu": first + MIN_HU, "counts": self.counts[first : last + 1].tolist()}
 
     @classmethod
-    def from_json(cls, data: dict) -> "HuHistogram":
+    def from_json(cls, data: Mapping[str, Any]) -> "HuHistogram":
+        """Inverse of `to_json`."""
         histogram = cls()
-        start = int(data["first_hu"]) - LOWEST
+        start = int(data["first_hu"]) - MIN_HU
         histogram.counts[start : start + len(data["counts"])] = data["counts"]
         return histogram
 
-    def _used(self) -> tuple[np.ndarray, np.ndarray]:
-        used = np.flatnonzero(self.counts)
-        return used.astype(np.float64) + LOWEST, self.counts[used]
+    def _occurring_values(self) -> tuple[np.ndarray, np.ndarray]:
+        """(HU as float64, count) of the values that occur."""
+        occurring = np.flatnonzero(self.counts)
+        return occurring.astype(np.float64) + MIN_HU, self.counts[occurring]
 
 
 def pool_histograms(histograms: Iterable[HuHistogram]) -> HuHistogram:
+    """The histogram of all voxels together."""
     total = HuHistogram()
     for histogram in histograms:
         total = total + histogram
     return total
 
 
+def _clip_to_percentiles(foreground: HuHistogram, cleaning: CleaningConfig) -> tuple[float, float]:
+    """Percentiles of the liver voxels, as in nnU-Net."""
+    lower, upper = cleaning.percentiles
+    return foreground.quantile(lower), foreground.quantile(upper)
+
+
+def _clip_to_window(foreground: HuHistogram, cleaning: CleaningConfig) -> tuple[float, float]:
+    """A fixed window, which needs no labelled voxels."""
+    return cleaning.window_hu
+
+
+def _clip_to_robust_z(foreground: HuHistogram, cleaning: CleaningConfig) -> tuple[float, float]:
+    """Median plus and minus a number of robust standard deviations."""
+    median = foreground.quantile(50)
+    half_width = cleaning.robust_z * MAD_TO_SIGMA * foreground.median_deviation()
+    return median - half_width, median + half_width
+
+
+ClipRule = Callable[[HuHistogram, CleaningConfig], tuple[float, float]]
+CLIP_RULES: dict[str, ClipRule] = {
+    "percentile": _clip_to_percentiles,
+    "window": _clip_to_window,
+    "robust_z": _clip_to_robust_z,
+}
+"""Rule by its name in `convert.cleaning.outliers`."""
+
+
 def clip_range_hu(foreground: HuHistogram, cleaning: CleaningConfig) -> tuple[float, float]:
-    """(lower, upper) by the chosen rule: percentiles of the foreground (nnU-Net), a window, or robust z-scores."""
+    """(lower, upper) HU by the rule `cleaning.outliers`.
+
+    Raises:
+        UserError: The rule is unknown, or needs labelled voxels and there are none.
+    """
+    if cleaning.outliers not in CLIP_RULES:
+        raise UserError(
+            f"convert.cleaning.outliers: unknown rule {cleaning.outliers!r}; "
+            f"use one of {', '.join(CLIP_RULES)}"
+        )
     if cleaning.outliers == "window":
-        return cleaning.window_hu
+        return _clip_to_window(foreground, cleaning)
     if not foreground.total:
         raise UserError(
-            f"convert.cleaning.outliers={cleaning.outliers} needs labelled voxels; there are none, so use window"
+            f"convert.cleaning.outliers={cleaning.outliers} needs labelled voxels; "
+            "there are none, so use window"
         )
-    if cleaning.outliers == "percentile":
-        lower, upper = (foreground.quantile(percent) for percent in cleaning.percentiles)
-    else:
-        middle = foreground.quantile(50)
-        reach = cleaning.robust_z * MAD_TO_SIGMA * foreground.median_deviation()
-        lower, upper = middle - reach, middle + reach
-    return lower, max(upper, lower + 1.0)
+    lower, upper = CLIP_RULES[cleaning.outliers](foreground, cleaning)
+    return lower, max(upper, lower + MIN_WIDTH_HU)
 
 
 def choose_intensity(foreground: HuHistogram, cleaning: CleaningConfig) -> IntensityConfig:
-    """The data set's clip and affine. Without any labelled voxel (and outliers=window): as if values were uniform."""
+    """Clip range and affine map of a data set.
+
+    Without labelled voxels (possible with outliers=window) mean and standard deviation are those of
+    a uniform distribution.
+    """
     lower, upper = clip_range_hu(foreground, cleaning)
     if not cleaning.standardise:
         return IntensityConfig(lower_hu=lower, upper_hu=upper, mean=0.0, std=1.0)
@@ -142,23 +190,20 @@ def choose_intensity(foreground: HuHistogram, cleaning: CleaningConfig) -> Inten
         lower_hu=lower,
         upper_hu=upper,
         mean=(mean_hu - lower) / width,
-        std=max(std_hu / width, 1e-3),
+        std=max(std_hu / width, MIN_STD),
     )
 
 
 def intensity_fingerprint(foreground: HuHistogram) -> dict[str, float | int]:
-    """What nnU-Net's fingerprint holds, of all foreground voxels instead of a sample."""
+    """The statistics of nnU-Net's fingerprint, over all foreground voxels instead of a sample."""
     if not foreground.total:
         return {"voxels": 0}
     mean, std = foreground.moments()
-    percentiles = {
-        f"percentile_{name}_hu": foreground.quantile(p)
-        for name, p in (("00_5", 0.5), ("99_5", 99.5))
-    }
     return {
         "voxels": foreground.total,
         "mean_hu": mean,
         "std_hu": std,
         "median_hu": foreground.quantile(50),
-        **percentiles,
+        "percentile_00_5_hu": foreground.quantile(0.5),
+        "percentile_99_5_hu": foreground.quantile(99.5),
     }

@@ -1,21 +1,31 @@
-"""What happens to a scan's voxels before the network sees them; conversion and inference call the same functions.
+"""From a scan to the voxels a network receives; conversion and inference call the same functions.
 
-    clean_scan      broken voxels filled, RAS orientation, noise reduction, body crop        (the scan's own voxel size)
+    clean_scan      all steps of CLEANING_STEPS, at the scan's own voxel size
     prepare_scan    the same, then resampled to `spacing_mm`
 
-Clipping and normalisation are not done here: they are one recorded affine, applied on the device.
+To add a cleaning step, write a function `(Volume, CleaningConfig) -> (Volume, provenance)` in a
+module of its own and add one line to CLEANING_STEPS; its settings belong to `CleaningConfig`. Noise
+filters have a registry of their own (`denoise.NOISE_METHODS`).
+
+Clipping and normalisation are not cleaning steps: they are one affine map recorded in the store and
+applied on the device.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from liverseg_dist.config import CleaningConfig, ConvertConfig
-from liverseg_dist.data.preprocessing.body_mask import body_box, body_mask, without_surroundings
+from liverseg_dist.data.preprocessing.body_mask import remove_surroundings
 from liverseg_dist.data.preprocessing.denoise import reduce_noise
 from liverseg_dist.data.preprocessing.invalid_voxels import fill_invalid_voxels
 from liverseg_dist.data.preprocessing.resample import Interpolation, resample_to_grid
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Volume
+
+Provenance = dict[str, object]
+"""What a step did, as JSON. The keys of all steps are stored together as `cleaning` of a case."""
+CleaningStep = Callable[[Volume, CleaningConfig], tuple[Volume, Provenance]]
 
 
 @dataclass(frozen=True)
@@ -23,37 +33,68 @@ class CleanScan:
     """Int16 HU in RAS at the scan's own spacing, and what each step did."""
 
     volume: Volume
-    provenance: dict[str, object]
+    provenance: Provenance
+
+
+def reorient_step(volume: Volume, cleaning: CleaningConfig) -> tuple[Volume, Provenance]:
+    """Turn the scan to RAS; the result is a view."""
+    return volume.reoriented(CANONICAL_ORIENTATION), {"orientation": volume.grid.orientation}
+
+
+def invalid_voxels_step(volume: Volume, cleaning: CleaningConfig) -> tuple[Volume, Provenance]:
+    """Replace voxels without a measurement and convert to int16."""
+    voxels, invalid = fill_invalid_voxels(volume.voxels)
+    return volume.with_voxels(voxels), {"broken": invalid.to_json()}
+
+
+def noise_step(volume: Volume, cleaning: CleaningConfig) -> tuple[Volume, Provenance]:
+    """Reduce noise slice by slice."""
+    voxels, provenance = reduce_noise(volume.voxels, cleaning)
+    return volume.with_voxels(voxels), {"noise": provenance}
+
+
+CLEANING_STEPS: dict[str, CleaningStep] = {
+    "orientation": reorient_step,
+    "invalid_voxels": invalid_voxels_step,
+    "noise": noise_step,
+    "surroundings": remove_surroundings,
+}
+"""All steps in the order in which they run; later steps rely on RAS orientation and int16 HU."""
 
 
 def clean_scan(volume: Volume, cleaning: CleaningConfig) -> CleanScan:
-    """Every step but resampling. The result may be a view of the input (never a changed one)."""
-    canonical = volume.reoriented(CANONICAL_ORIENTATION)
-    voxels, broken = fill_invalid_voxels(canonical.voxels)
-    voxels, noise = reduce_noise(voxels, cleaning)
-    canonical = canonical.with_voxels(voxels)
-    provenance: dict[str, object] = {
-        "orientation": volume.grid.orientation,
-        "broken": broken.to_json(),
-        "noise": noise,
-    }
-    if cleaning.body_margin_mm >= 0 or cleaning.outside_body == "air":
-        mask = body_mask(canonical)
-        provenance["body_fraction"] = round(float(mask.mean()), 6)
-        if cleaning.outside_body == "air" and mask.any():
-            canonical = canonical.with_voxels(without_surroundings(canonical.voxels, mask))
-        if cleaning.body_margin_mm >= 0:
-            box = body_box(mask, canonical.spacing_mm, cleaning.body_margin_mm)
-            shape = (canonical.shape[0], box.y[1] - box.y[0], box.x[1] - box.x[0])
-            canonical = canonical.cropped((0, box.y[0], box.x[0]), shape)
-            provenance["body_box_yx"] = [list(box.y), list(box.x)]
-    return CleanScan(canonical, provenance)
+    """Apply all cleaning steps; a step that is switched off in the settings changes nothing.
+
+    Args:
+        volume: HU in any orientation and data type.
+        cleaning: Settings of the steps.
+
+    Returns:
+        The clean scan. It may be a view of the input, which is never modified.
+
+    Raises:
+        UserError: A setting has a value that no step implements.
+    """
+    provenance: Provenance = {}
+    for step in CLEANING_STEPS.values():
+        volume, step_provenance = step(volume, cleaning)
+        provenance.update(step_provenance)
+    return CleanScan(volume, provenance)
 
 
 def prepare_scan(volume: Volume, convert: ConvertConfig, spacing_mm: Float3) -> Volume:
-    """A scan in HU, in any orientation and spacing -> int16 HU in RAS with voxels of `spacing_mm` (z, y, x).
+    """Clean a scan and resample it.
 
-    Outer faces coincide with the (cropped) scan's, so the spacing is met to within half a voxel over the whole length.
+    The outer faces of the result coincide with those of the (cropped) scan. Therefore the voxel
+    size deviates from `spacing_mm` by at most half a voxel over the whole length.
+
+    Args:
+        volume: HU in any orientation and spacing.
+        convert: Settings of the conversion.
+        spacing_mm: Voxel size (z, y, x) of the result.
+
+    Returns:
+        Int16 HU in RAS orientation.
     """
     clean = clean_scan(volume, convert.cleaning).volume
     return resample_to_grid(
@@ -65,6 +106,7 @@ def prepare_scan(volume: Volume, convert: ConvertConfig, spacing_mm: Float3) -> 
 
 
 def interpolation_for(cleaning: CleaningConfig) -> Interpolation:
+    """How the settings ask for images to be interpolated."""
     return Interpolation(cleaning.order, cleaning.thick_order, cleaning.antialias)
 
 

@@ -1,15 +1,16 @@
-"""The store's names and versions, in one place for its writer, reader and verifier.
+"""Names, versions and array parameters of the store format, for its writer, reader and verifier.
 
-    STORE/zarr.json                  root group; attribute `liverseg`: settings, fingerprint, splits, audit, cases
-    STORE/cases/<id>/image           int16 HU (64, Y, X), RAS; one shard, crc32c behind every chunk
-    STORE/cases/<id>/label           uint8 (64, Y, X); 255 is padding
-    STORE/cases/<id>/source_label    uint8 on the scan's own grid, as its file has it (z, y, x)
-    STORE/cases/<id>/foreground      int16 (n, 5): class, tumour number, z, y, x of sampled voxels
-    STORE/SHA256SUMS                 of every file: `sha256sum -c SHA256SUMS`, or `liverseg verify STORE`
-    STORE/audit.html                 every scan with its picture and findings
-    STORE/.liverseg/                 what conversion remembers between runs; readers never need it
+    STORE/zarr.json                root group; its attribute `liverseg` describes the data set
+    STORE/cases/<id>/image         int16 HU (64, Y, X), RAS; one shard, a crc32c after every chunk
+    STORE/cases/<id>/label         uint8 (64, Y, X); 255 is padding
+    STORE/cases/<id>/source_label  uint8 (z, y, x) on the scan's own grid, in its file's axis order
+    STORE/cases/<id>/foreground    int16 (n, 5): class, tumour number, z, y, x of sampled voxels
+    STORE/SHA256SUMS               of every file, for `sha256sum -c` and `liverseg verify STORE`
+    STORE/audit.html               every scan with its picture and findings
+    STORE/.liverseg/               state of the conversion; readers never need it
 
-Arrays are z, y, x. A case's group carries OME-Zarr 0.5 metadata and its own attribute `liverseg`.
+Arrays are z, y, x. The group of a case has OME-Zarr 0.5 metadata and an attribute `liverseg` of its
+own. `data/README.md` documents the format for users.
 """
 
 import math
@@ -23,42 +24,58 @@ from liverseg_dist.volume import Grid, Index3
 SCHEMA = 1
 ATTRIBUTE = "liverseg"
 CASES = "cases"
+PRIVATE_DIR = ".liverseg"
+"""Folder for the state of the conversion."""
+CHECKSUM_FILE = "SHA256SUMS"
+"""Checksum of every file of the store, in the format of `sha256sum`."""
 TRAIN_ONLY = "train_only"
-"""Entry of `splits`: cases that a run labelled, which stand in no fold and no test set; absent without such cases."""
+"""Entry of `splits`: cases labelled by a run, which are in no fold and no test set."""
 FILL = {"image": -32768, "label": 254, "source_label": 254, "foreground": -1}
-"""Every chunk is written, so these never occur. Zarr reads a missing file as its fill value, without a word: a value
-that cannot be a voxel's tells, where 0 would pass for background."""
+"""Zarr returns the fill value for a missing file, without an error. Every chunk is written and none
+of these values can occur in one, so a missing file is recognised; 0 would look like background."""
 ARRAYS = tuple(FILL)
 DTYPES = {"image": "int16", "label": "uint8", "source_label": "uint8", "foreground": "int16"}
 IMAGE_CHUNK: Index3 = (64, 16, 64)
 LABEL_CHUNK: Index3 = (64, 32, 64)
-"""Measured for random 64 x 128 x 128 patches of CT: fewer bytes decoded in vain against fewer calls."""
+"""Fastest for random 64 x 128 x 128 patches of CT (`tools/bench/loader.py`): smaller chunks decode
+fewer unused bytes, larger chunks need fewer calls."""
 SOURCE_LABEL_CHUNK: Index3 = (32, 128, 128)
-MOST_VOXELS = 2**30
-"""As many as a scan's file may have (`nifti_header`)."""
-MOST_PADDING = 512
+MAX_VOXELS = 2**30
+"""The same limit as for a scan's file (`nifti_header`)."""
+MAX_PADDING = 512
+"""Voxels by which a chunk may exceed its array along an axis."""
 _BLOCK_BYTES = 16384
-"""Blosc's own pieces of a chunk: they are put together in the core's first cache."""
+"""Size of Blosc's blocks within a chunk: they are unshuffled in the core's first cache."""
 
 
 def has_plausible_shape(shape: Sequence[int], *chunks: Sequence[int]) -> bool:
-    """Whether an array's metadata may be acted on: of the size of a scan, in chunks (or shards) not much larger."""
-    if not all(n >= 0 for n in shape) or math.prod(shape) > MOST_VOXELS:
+    """Whether the size in an array's metadata can be true, so that memory may be allocated for it.
+
+    Args:
+        shape: Shape of the array.
+        chunks: Shapes of its chunks and shards, which may be little larger than the array.
+    """
+    if not all(n >= 0 for n in shape) or math.prod(shape) > MAX_VOXELS:
         return False
-    return all(
-        len(chunk) == len(shape)
-        and all(min(1, n) <= c <= n + MOST_PADDING for c, n in zip(chunk, shape, strict=True))
-        for chunk in chunks
-    )
+    for chunk in chunks:
+        if len(chunk) != len(shape):
+            return False
+        for chunk_length, length in zip(chunk, shape, strict=True):
+            if not min(1, length) <= chunk_length <= length + MAX_PADDING:
+                return False
+    return True
 
 
 def shard_shape(shape: tuple[int, ...], chunk: tuple[int, ...]) -> tuple[int, ...]:
-    """One shard for the whole array: a case is four files, whatever its size (cluster file systems count inodes)."""
+    """Shape of the single shard that holds a whole array.
+
+    A case has four array files of any size, because cluster file systems limit the number of files.
+    """
     return tuple(max(1, -(-n // c)) * c for n, c in zip(shape, chunk, strict=True))
 
 
 def make_compressors(itemsize: int) -> list[Any]:
-    """lz4hc for voxels (decodes at 4 GB/s a core), then a checksum."""
+    """Codecs of a chunk: lz4hc for 2-byte voxels (decodes 4 GB/s on a core), lz4 else; crc32c."""
     if itemsize == 2:
         voxels = BloscCodec(
             cname="lz4hc", clevel=5, shuffle="shuffle", typesize=2, blocksize=_BLOCK_BYTES
@@ -68,9 +85,10 @@ def make_compressors(itemsize: int) -> list[Any]:
 
 
 def ome_metadata(grid: Grid, name: str) -> dict[str, Any]:
-    """OME-Zarr 0.5 `multiscales` of one level (https://ngff.openmicroscopy.org/0.5/): axes z, y, x, scale in mm.
+    """OME-Zarr 0.5 `multiscales` with one level; axes z, y, x, scale in mm.
 
-    The translation puts slabs of a scan where they belong; axes of oblique scans are shown as if they were straight.
+    The translation places the slabs of a scan relative to each other. OME-Zarr 0.5 has no rotation:
+    an oblique scan is shown with straight axes. Source: https://ngff.openmicroscopy.org/0.5/.
     """
     axes = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"]
     origin_zyx = grid.affine[:3, 3][::-1].tolist()

@@ -1,4 +1,7 @@
-"""Does a store keep its promises? Every file's checksum, every chunk of a damaged one, metadata, splits, audit."""
+"""Checks a store: checksums of all files, chunks of damaged arrays, metadata, splits and audit.
+
+`liverseg verify` uses it. Damage is reported as `StoreDefect`s; the check goes on after each.
+"""
 
 import itertools
 import math
@@ -12,209 +15,215 @@ from typing import Any
 import numpy as np
 import zarr
 
-from liverseg_dist.data.conversion.case_writer import PRIVATE, SUMS, sha256_file
+from liverseg_dist.data.conversion.case_writer import hash_file
 from liverseg_dist.data.conversion.settings_match import settings_sha256
 from liverseg_dist.data.splits import Splits, find_divided_patients
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.data.store.layout import ARRAYS, CASES, TRAIN_ONLY
+from liverseg_dist.data.store.layout import ARRAYS, CASES, CHECKSUM_FILE, PRIVATE_DIR, TRAIN_ONLY
 from liverseg_dist.data.store.metadata_checks import check_array
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.labels import IGNORE
 
-MOST_CHUNKS = 4
-"""Damaged chunks of an array that are named; of more only the number is."""
-
-
-MOST_CHECKED = 1 << 20
-"""Chunks of an array: a scan of the largest size has a tenth of that."""
+MAX_CHUNKS_NAMED = 4
+"""Damaged chunks of an array that are named; of more, only the number is given."""
+MAX_CHUNKS_CHECKED = 1 << 20
+"""Chunks of one array; the largest possible scan has a tenth of that."""
 
 
 @dataclass(frozen=True)
 class StoreDefect:
-    """`case_id` empty: the store as a whole."""
+    """One damage. `case_id` is empty for the store as a whole."""
 
     case_id: str
     where: str
     what: str
 
     def __str__(self) -> str:
-        return printable(
-            f"{f'case {self.case_id}, ' if self.case_id else ''}{self.where}: {self.what}"
-        )
+        case = f"case {self.case_id}, " if self.case_id else ""
+        return printable(f"{case}{self.where}: {self.what}")
 
 
-def verify_store(path: Path, done: Callable[[str], None]) -> list[StoreDefect]:
-    """All damage found; `done` is called with each case id. Raises `UserError` when `path` is no store at all."""
-    sums, found = _read_sums(path)
-    by_case: dict[str, dict[str, str]] = {}
-    for name, digest in sums.items():
-        by_case.setdefault(_case_of(name), {})[name] = digest
-    cases = set(by_case)
+def verify_store(path: Path, on_case_done: Callable[[str], None]) -> list[StoreDefect]:
+    """Find all damage of a store.
+
+    Args:
+        path: Folder of the store.
+        on_case_done: Called with the id of each case that was checked.
+
+    Returns:
+        All damage found; empty for a correct store.
+
+    Raises:
+        UserError: `path` is not a store.
+    """
+    checksums, defects = _read_checksums(path)
+    checksums_by_case: dict[str, dict[str, str]] = {}
+    for name, sha256 in checksums.items():
+        checksums_by_case.setdefault(_case_of_file(name), {})[name] = sha256
+    case_ids = set(checksums_by_case)
     store = None
     try:
         store = CaseStore.open(path)
     except UserError as error:
-        if not sums or not (path / "zarr.json").exists():
+        # Checksums and a root: a store with a damaged root. Its files can still be checked.
+        if not checksums or not (path / "zarr.json").exists():
             raise
-        found.append(StoreDefect("", "zarr.json", str(error)))
+        defects.append(StoreDefect("", "zarr.json", str(error)))
     if store is not None:
-        found += _check_root(store)
-        cases |= set(store.case_ids)
-    for case_id in sorted(cases):
-        listed = by_case.get(case_id, {})
-        damaged = list(_check_files(path, case_id, listed))
-        if case_id and sums:
-            damaged += _unlisted(path, case_id, listed)
-        if case_id and not sums:
-            damaged += _check_chunks(path, case_id)
-        if case_id and store is not None and not damaged:
-            damaged += _check_case(store, case_id)
-        found += damaged
-        if case_id:
-            done(case_id)
-    found += [
-        StoreDefect(
-            p.name, f"{CASES}/{p.name}", "is there but not listed by the store; convert again"
-        )
-        for p in sorted((path / CASES).glob("*/"))
-        if p.name not in cases
-    ]
-    return found
+        defects += _check_root(store)
+        case_ids |= set(store.case_ids)
+    for case_id in sorted(case_ids):
+        case_checksums = checksums_by_case.get(case_id, {})
+        if not case_id:
+            defects += _check_files(path, case_id, case_checksums)
+            continue
+        defects += _verify_case(path, store, case_id, case_checksums, bool(checksums))
+        on_case_done(case_id)
+    defects += _find_unlisted_cases(path, case_ids)
+    return defects
 
 
-def _read_sums(path: Path) -> tuple[dict[str, str], list[StoreDefect]]:
-    """File -> SHA-256 as the store was written."""
+def _verify_case(
+    path: Path,
+    store: CaseStore | None,
+    case_id: str,
+    checksums: dict[str, str],
+    has_checksum_file: bool,
+) -> list[StoreDefect]:
+    """Damage of one case: its files, and its content if the files are undamaged."""
+    defects = list(_check_files(path, case_id, checksums))
+    if has_checksum_file:
+        defects += _find_unlisted_files(path, case_id, checksums)
+    else:
+        defects += _check_chunks(path, case_id)
+    # Content that disagrees is a consequence of damaged files; report the cause only.
+    if store is not None and not defects:
+        defects += _check_case(store, case_id)
+    return defects
+
+
+def _read_checksums(path: Path) -> tuple[dict[str, str], list[StoreDefect]]:
+    """SHA-256 by file as the store was written, and damage of the list itself."""
+    has_private_dir = (path / PRIVATE_DIR).is_dir()
     try:
-        text = (path / SUMS).read_text(encoding="utf-8", errors="replace")
+        text = (path / CHECKSUM_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        if not (path / PRIVATE).is_dir():
+        # A copy may be without both; then each chunk's own checksum remains.
+        if not has_private_dir:
             return {}, []
-        return {}, [
-            StoreDefect("", SUMS, "is missing; only what each chunk carries can be checked")
-        ]
-    sums, found = {}, []
+        what = "is missing; only the checksums inside the chunks can be checked"
+        return {}, [StoreDefect("", CHECKSUM_FILE, what)]
+    checksums, defects = {}, []
     for number, line in enumerate(text.splitlines(), start=1):
         match = re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line)
+        # Names must not lead out of the store: they are opened below.
         if match and ".." not in Path(match[2]).parts and not Path(match[2]).is_absolute():
-            sums[match[2]] = match[1]
+            checksums[match[2]] = match[1]
         else:
-            found.append(StoreDefect("", SUMS, f"line {number} is damaged"))
-    if "zarr.json" not in sums:
-        found.append(StoreDefect("", SUMS, "does not list zarr.json; lines are missing"))
-    if not (path / PRIVATE).is_dir():  # a copy without what only conversion needs
-        sums = {name: digest for name, digest in sums.items() if not name.startswith(PRIVATE)}
-    return sums, found
+            defects.append(StoreDefect("", CHECKSUM_FILE, f"line {number} is damaged"))
+    if "zarr.json" not in checksums:
+        what = "does not list zarr.json; lines are missing"
+        defects.append(StoreDefect("", CHECKSUM_FILE, what))
+    if not has_private_dir:
+        # A copy may leave out the state of the conversion, which readers do not need.
+        checksums = {
+            name: sha256 for name, sha256 in checksums.items() if not name.startswith(PRIVATE_DIR)
+        }
+    return checksums, defects
 
 
-def _unlisted(path: Path, case_id: str, sums: dict[str, str]) -> Iterator[StoreDefect]:
-    """Of a list that lost lines the rest would still be right."""
+def _find_unlisted_cases(path: Path, case_ids: set[str]) -> Iterator[StoreDefect]:
+    for folder in sorted((path / CASES).glob("*/")):
+        if folder.name not in case_ids:
+            what = "exists but is not listed by the store; convert again"
+            yield StoreDefect(folder.name, f"{CASES}/{folder.name}", what)
+
+
+def _find_unlisted_files(
+    path: Path, case_id: str, checksums: dict[str, str]
+) -> Iterator[StoreDefect]:
+    """Files without checksum: a list that lost lines would otherwise look correct."""
     folder = path / CASES / case_id
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.relative_to(path).as_posix() not in sums:
-            yield StoreDefect(
-                case_id, file.relative_to(folder).as_posix(), f"is not listed in {SUMS}"
-            )
+        if file.is_file() and file.relative_to(path).as_posix() not in checksums:
+            name = file.relative_to(folder).as_posix()
+            yield StoreDefect(case_id, name, f"is not listed in {CHECKSUM_FILE}")
 
 
-def _case_of(name: str) -> str:
+def _case_of_file(name: str) -> str:
+    """Case that a file of the store belongs to; empty for other files."""
     parts = name.split("/")
     return parts[1] if parts[0] == CASES and len(parts) > 2 else ""
 
 
-def _check_files(path: Path, case_id: str, sums: dict[str, str]) -> Iterator[StoreDefect]:
-    for name, expected in sorted(sums.items()):
-        file, where = path / name, name.removeprefix(f"{CASES}/{case_id}/") if case_id else name
+def _check_files(path: Path, case_id: str, checksums: dict[str, str]) -> Iterator[StoreDefect]:
+    """Compare files with their checksums."""
+    for name, expected in sorted(checksums.items()):
+        where = name.removeprefix(f"{CASES}/{case_id}/") if case_id else name
         try:
-            right = sha256_file(file) == expected
+            is_unchanged = hash_file(path / name) == expected
         except FileNotFoundError:
             yield StoreDefect(case_id, where, "is missing")
             continue
-        except (OSError, ValueError) as error:  # a name that cannot be is a ValueError
-            yield StoreDefect(
-                case_id, where, f"cannot be read ({getattr(error, 'strerror', None) or error})"
-            )
+        except (OSError, ValueError) as error:
+            # ValueError: a name that no file can have, such as one with a null character.
+            reason = getattr(error, "strerror", None) or error
+            yield StoreDefect(case_id, where, f"cannot be read ({reason})")
             continue
-        if not right:
-            array = where.split("/")[0]
-            chunks = (
-                _named(list(_bad_chunks(path / CASES / case_id, array)))
-                if case_id and "/c/" in where
-                else ""
-            )
-            yield StoreDefect(case_id, where, f"has changed{f', chunk {chunks}' if chunks else ''}")
+        if not is_unchanged:
+            chunks = ""
+            if case_id and "/c/" in where:
+                damaged = list(_find_damaged_chunks(path / CASES / case_id, where.split("/")[0]))
+                chunks = f", chunk {_list_chunks(damaged)}" if damaged else ""
+            yield StoreDefect(case_id, where, f"has changed{chunks}")
 
 
 def _check_chunks(path: Path, case_id: str) -> Iterator[StoreDefect]:
+    """Decode every chunk of a case; used for stores without a checksum file."""
     for array in ARRAYS:
-        chunks = list(_bad_chunks(path / CASES / case_id, array))
+        chunks = list(_find_damaged_chunks(path / CASES / case_id, array))
         if chunks:
-            yield StoreDefect(case_id, array, f"is damaged, chunk {_named(chunks)}")
+            yield StoreDefect(case_id, array, f"is damaged, chunk {_list_chunks(chunks)}")
 
 
-def _named(chunks: list[str]) -> str:
-    more = (
-        f"; and {len(chunks) - MOST_CHUNKS} more (the shard's index?)"
-        if len(chunks) > MOST_CHUNKS
-        else ""
-    )
-    return "; ".join(chunks[:MOST_CHUNKS]) + more
+def _list_chunks(chunks: list[str]) -> str:
+    text = "; ".join(chunks[:MAX_CHUNKS_NAMED])
+    if len(chunks) > MAX_CHUNKS_NAMED:
+        # One damaged index makes all chunks of a shard unreadable.
+        text += f"; and {len(chunks) - MAX_CHUNKS_NAMED} more (the shard's index?)"
+    return text
 
 
-def _bad_chunks(folder: Path, name: str) -> Iterator[str]:
-    """Inner chunks that do not decode to what their checksum says, as index triples."""
+def _find_damaged_chunks(folder: Path, name: str) -> Iterator[str]:
+    """Index triples of chunks that cannot be decoded or fail their crc32c, with the reason."""
     try:
         array: Any = zarr.open_array(str(folder / name), mode="r")
         check_array(array, name)
         counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
-    except Exception as error:  # a damaged zarr.json may fail in any way
+    except Exception as error:
+        # zarr raises many types of errors for damaged metadata.
         if (folder / name).exists():
             yield f"(metadata: {type(error).__name__})"
         return
-    if math.prod(counts) > MOST_CHECKED:
+    if math.prod(counts) > MAX_CHUNKS_CHECKED:
         yield f"(metadata: {math.prod(counts):,} chunks)"
         return
     for index in itertools.product(*map(range, counts)):
         box = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, array.chunks, strict=True))
         try:
             array[box]
-        except Exception as error:  # whatever a decoder makes of damaged bytes
-            yield f"{','.join(map(str, index))} ({' '.join(str(error).split())[:80]})"
+        except Exception as error:
+            # Decoders raise many types of errors for damaged bytes.
+            reason = " ".join(str(error).split())[:80]
+            yield f"{','.join(map(str, index))} ({reason})"
 
 
 def _check_root(store: CaseStore) -> Iterator[StoreDefect]:
-    ids, root = set(store.case_ids), store.root
+    """Compare the parts of the root with each other."""
+    root = store.root
     try:
-        splits = Splits(tuple(root["splits"]["test"]), tuple(map(tuple, root["splits"]["folds"])))
-        imputed = list(root["splits"].get(TRAIN_ONLY, []))
-        named = [*splits.test, *itertools.chain.from_iterable(splits.folds), *imputed]
-        for case_id in sorted(name for name, times in Counter(named).items() if times > 1):
-            yield StoreDefect(case_id, "splits", "stands in more than one part")
-        for case_id in sorted(set(named) - ids):
-            yield StoreDefect(case_id, "splits", "is named there but not stored")
-        for case_id in sorted(ids & set(named)):
-            if not store.meta(case_id).labelled:
-                yield StoreDefect(case_id, "splits", "stands there without a label")
-            if store.meta(case_id).imputed != (case_id in imputed):
-                yield StoreDefect(
-                    case_id,
-                    "splits",
-                    f"what a run labelled stands under {TRAIN_ONLY}, and nothing else does",
-                )
-        if store.convert.splits.kind == "stratified" and ids >= set(named):
-            for patient in find_divided_patients(
-                splits, {case_id: store.meta(case_id).patient for case_id in ids}
-            ):
-                yield StoreDefect(
-                    "", "splits", f"scans of the patient of {patient} are on several sides"
-                )
-        for case_id in sorted(ids):
-            if case_id not in root["audit"][store.meta(case_id).parent]["stored_as"]:
-                yield StoreDefect(case_id, "audit", "its scan's entry does not name it")
-        for scan, entry in root["audit"].items():
-            for case_id in sorted(set(entry["stored_as"]) - ids):
-                yield StoreDefect(
-                    case_id, "audit", f"is named by the entry of {scan} but not stored"
-                )
+        yield from _check_splits(store)
+        yield from _check_audit(store)
         if settings_sha256(root["convert"]) != root["convert_sha256"]:
             yield StoreDefect("", "zarr.json", "the recorded settings do not match their hash")
         store.intensity  # noqa: B018 - raises when it is not valid
@@ -223,25 +232,66 @@ def _check_root(store: CaseStore) -> Iterator[StoreDefect]:
         yield StoreDefect("", "zarr.json", f"metadata is damaged ({reason})")
 
 
+def _check_splits(store: CaseStore) -> Iterator[StoreDefect]:
+    """Every case is in one part at most, and no patient is in several parts."""
+    case_ids, content = set(store.case_ids), store.root["splits"]
+    splits = Splits(tuple(content["test"]), tuple(map(tuple, content["folds"])))
+    imputed = list(content.get(TRAIN_ONLY, []))
+    named = [*splits.test, *itertools.chain.from_iterable(splits.folds), *imputed]
+    for case_id, times in sorted(Counter(named).items()):
+        if times > 1:
+            yield StoreDefect(case_id, "splits", "is in more than one part")
+    for case_id in sorted(set(named) - case_ids):
+        yield StoreDefect(case_id, "splits", "is in a part but not stored")
+    for case_id in sorted(case_ids & set(named)):
+        meta = store.meta(case_id)
+        if not meta.labelled:
+            yield StoreDefect(case_id, "splits", "is in a part but has no label")
+        if meta.imputed != (case_id in imputed):
+            what = f"cases labelled by a run must be in {TRAIN_ONLY}, other cases must not"
+            yield StoreDefect(case_id, "splits", what)
+    # Other kinds of splits come from a file; its author is responsible for the patients.
+    if store.convert.splits.kind == "stratified" and case_ids >= set(named):
+        patients = {case_id: store.meta(case_id).patient for case_id in case_ids}
+        for patient in find_divided_patients(splits, patients):
+            what = f"scans of the patient of {patient} are in several parts"
+            yield StoreDefect("", "splits", what)
+
+
+def _check_audit(store: CaseStore) -> Iterator[StoreDefect]:
+    """Cases and audit entries refer to each other."""
+    case_ids, audit = set(store.case_ids), store.root["audit"]
+    for case_id in sorted(case_ids):
+        if case_id not in audit[store.meta(case_id).parent]["stored_as"]:
+            yield StoreDefect(case_id, "audit", "the entry of its scan does not name it")
+    for scan, entry in audit.items():
+        for case_id in sorted(set(entry["stored_as"]) - case_ids):
+            what = f"is named by the entry of {scan} but not stored"
+            yield StoreDefect(case_id, "audit", what)
+
+
 def _check_case(store: CaseStore, case_id: str) -> Iterator[StoreDefect]:
-    """Do arrays and metadata agree? Called for a case whose files are as they were written."""
+    """Compare the arrays of a case with its metadata; for cases with correct checksums."""
     try:
         meta = store.meta(case_id)
         label, rows = store.label(case_id), store.foreground(case_id)
-        store.image(case_id)  # reading raises where an array is not what is promised
+        # Reading checks shape and type of an array against the metadata.
+        store.image(case_id)
         if meta.labelled:
             store.source_label(case_id)
-    except Exception as error:  # whatever a decoder makes of damaged bytes
-        said = " ".join(str(error).removeprefix(f"{store.path}: ").split())
-        yield StoreDefect(case_id, CASES, f"cannot be read ({said[:160]})")
+    except Exception as error:
+        # Decoders raise many types of errors for damaged bytes.
+        reason = " ".join(str(error).removeprefix(f"{store.path}: ").split())
+        yield StoreDefect(case_id, CASES, f"cannot be read ({reason[:160]})")
         return
     counts = np.bincount(label.ravel(), minlength=256)
     if tuple(counts[:3].tolist()) != meta.class_voxels:
-        yield StoreDefect(case_id, "label", "its voxels per class are not those recorded")
+        yield StoreDefect(case_id, "label", "its voxels per class differ from the recorded numbers")
     if counts[3:IGNORE].any():
-        yield StoreDefect(case_id, "label", "holds values besides 0, 1, 2 and 255")
+        yield StoreDefect(case_id, "label", "contains values other than 0, 1, 2 and 255")
     first, last = meta.valid_slices
     if (label[:first] != IGNORE).any() or (label[last:] != IGNORE).any():
         yield StoreDefect(case_id, "label", "padding is not marked")
     if len(rows) and (label[tuple(rows[:, 2:].T)] != rows[:, 0]).any():
-        yield StoreDefect(case_id, "foreground", "a sampled voxel has another class in the label")
+        what = "a sampled voxel has another class in the label"
+        yield StoreDefect(case_id, "foreground", what)

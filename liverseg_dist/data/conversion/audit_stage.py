@@ -1,0 +1,165 @@
+"""Stage 1 of a conversion: read a scan, audit it, and decide whether it is stored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from liverseg_dist.data.audit.case_audit import audit_case
+from liverseg_dist.data.audit.duplicates import hash_voxels
+from liverseg_dist.data.audit.label_geometry import has_identity_affine
+from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
+from liverseg_dist.data.findings import Finding
+from liverseg_dist.data.io.nifti import ScanFile, read_scan_file
+from liverseg_dist.data.io.spacing_table import replace_spacing
+from liverseg_dist.volume import Float3, Volume
+
+
+@dataclass(frozen=True)
+class ScanFiles:
+    """The content of a scan's files, and what reading them found."""
+
+    image: Volume
+    label: Volume | None
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class AuditedScan:
+    """A scan after its audit."""
+
+    record: CaseRecord
+    """The record with status, findings, facts and voxel hash."""
+    image: Volume
+    label: Volume | None
+    """Repaired label on the image's own grid (uint8); None without label."""
+    liver_guide: Volume | None
+    """Label by a run that only places the slab; it is not stored."""
+    is_wanted: bool
+    """Whether the scan is stored."""
+
+
+def read_scan(job: CaseJob) -> ScanFiles:
+    """Read image and label of a scan.
+
+    Raises:
+        ScanFileError: A file cannot be read as a scan.
+    """
+    image_file = read_scan_file(job.case.image, "image")
+    label_file = None if job.case.label is None else read_scan_file(job.case.label, "label")
+    findings = [*job.case.findings, *image_file.notes, *_describe_stored_type(image_file)]
+    if label_file is not None:
+        findings += label_file.notes
+    label = None if label_file is None else label_file.volume
+    return ScanFiles(image_file.volume, label, tuple(findings))
+
+
+def audit_scan(job: CaseJob, scan: ScanFiles, record: CaseRecord) -> AuditedScan:
+    """Audit a scan and decide whether it is stored.
+
+    Args:
+        job: The scan and the settings of the conversion.
+        scan: Content of the scan's files.
+        record: The record of the scan with its id and hashes.
+
+    Returns:
+        The scan with its repaired label and the completed record.
+    """
+    cleaning = job.convert.cleaning
+    image, label = _apply_true_spacing(scan.image, scan.label, job.true_spacing_mm)
+    audit = audit_case(image, label, cleaning, scan.findings, training=job.training)
+    record = replace(
+        record,
+        status=audit.status,
+        facts=audit.facts,
+        findings=tuple(audit.findings),
+        voxel_sha256=hash_voxels(image),
+    )
+    is_wanted = audit.status in ("kept", "repaired")
+    if audit.status == "unlabelled":
+        is_wanted = cleaning.missing_label != "exclude"
+    # Imputed labels are for training only, so a scan of the test set must not receive one.
+    if cleaning.missing_label == "impute" and not job.training:
+        is_wanted = False
+    return AuditedScan(record, image, audit.label, liver_guide=None, is_wanted=is_wanted)
+
+
+def label_with_run(job: CaseJob, audited: AuditedScan) -> AuditedScan:
+    """Apply the run `convert.labels_from` to a scan without label.
+
+    With missing_label=impute the scan receives the run's label; with missing_label=unlabelled the
+    label only places the slab. Other scans are returned unchanged, except for a finding that says
+    why a scan without label is not stored.
+    """
+    if audited.record.status != "unlabelled":
+        return audited
+    if audited.is_wanted and job.labeller is not None and not job.audit_only:
+        run_label = Volume(job.labeller(audited.image), audited.image.grid)
+        audited = _add_findings(audited, job.labeller.compare_scan(audited.image))
+        if job.convert.cleaning.missing_label == "impute":
+            audited = _impute_label(job, audited, run_label)
+        else:
+            audited = replace(audited, liver_guide=run_label)
+    if audited.record.status == "unlabelled" and not audited.is_wanted:
+        message = (
+            "no label by design; not stored (convert.cleaning.missing_label=unlabelled stores it)"
+        )
+        audited = _add_findings(audited, [Finding("info", "not_stored", message)])
+    return audited
+
+
+def _impute_label(job: CaseJob, audited: AuditedScan, label: Volume) -> AuditedScan:
+    """The scan with the label of a run; excluded when the audit rejects the label."""
+    audit = audit_case(audited.image, label, job.convert.cleaning)
+    # Findings of the second audit replace those of the first that have the same code.
+    renewed_codes = {finding.code for finding in audit.findings}
+    earlier = [f for f in audited.record.findings if f.code not in renewed_codes]
+    if audit.status == "excluded":
+        status, final_label = "excluded", None
+        note = Finding(
+            "error",
+            "label_not_imputed",
+            "the run convert.labels_from gave it no usable label; left out",
+        )
+    else:
+        status, final_label = "imputed", audit.label
+        note = Finding(
+            "warning",
+            "label_imputed",
+            "labelled by the run convert.labels_from; for training only",
+        )
+    record = replace(
+        audited.record,
+        status=status,
+        facts=audit.facts,
+        findings=(*earlier, *audit.findings, note),
+    )
+    return replace(audited, record=record, label=final_label, is_wanted=status == "imputed")
+
+
+def _add_findings(audited: AuditedScan, findings: Sequence[Finding]) -> AuditedScan:
+    record = replace(audited.record, findings=(*audited.record.findings, *findings))
+    return replace(audited, record=record)
+
+
+def _describe_stored_type(file: ScanFile) -> list[Finding]:
+    """A finding for voxels that the file does not store as int16, the type of the store."""
+    if file.stored_type in ("", "int16"):
+        return []
+    if file.volume.voxels.dtype == np.int16:
+        message = f"{file.stored_type} in the file, all whole HU: kept exactly, as int16"
+    else:
+        message = f"{file.stored_type} in the file, with fractions: rounded to whole HU"
+    return [Finding("info", "stored_type", message)]
+
+
+def _apply_true_spacing(
+    image: Volume, label: Volume | None, spacing_mm: Float3 | None
+) -> tuple[Volume, Volume | None]:
+    """Replace the voxel size of headers that lost it (`convert.cleaning.spacing_table`)."""
+    if spacing_mm is None:
+        return image, label
+    # A label with a geometry of its own is not affected by the image's lost header.
+    if label is not None and (has_identity_affine(label.grid) or label.grid.matches(image.grid)):
+        label = Volume(label.voxels, replace_spacing(label.grid, spacing_mm))
+    return Volume(image.voxels, replace_spacing(image.grid, spacing_mm)), label

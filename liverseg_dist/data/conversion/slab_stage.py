@@ -1,0 +1,119 @@
+"""Stage 2 of a conversion: clean a scan, place its slabs, and cut them out one at a time."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from liverseg_dist.data.conversion.audit_stage import AuditedScan
+from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
+from liverseg_dist.data.conversion.case_writer import CaseArrays
+from liverseg_dist.data.conversion.foreground_samples import sample_foreground
+from liverseg_dist.data.conversion.stored_case import StoredCase
+from liverseg_dist.data.findings import Finding
+from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram
+from liverseg_dist.data.preprocessing.pipeline import (
+    CleanScan,
+    clean_scan,
+    interpolation_for,
+    make_contiguous,
+)
+from liverseg_dist.data.preprocessing.resample import resample_to_grid
+from liverseg_dist.data.preprocessing.slab import Slab, mark_padding, place_slabs
+from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
+from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume
+
+
+@dataclass(frozen=True)
+class PlacedScan:
+    """A cleaned scan and the positions of its slabs."""
+
+    record: CaseRecord
+    """The record with the liver histogram and the findings so far."""
+    clean: CleanScan
+    label: Volume | None
+    """Label on the grid of the cleaned image; None without label."""
+    source_label: Volume | None
+    """Label on the scan's own grid, stored for evaluation."""
+    source_grid: Grid
+    slabs: tuple[Slab, ...]
+
+
+def place_scan(job: CaseJob, audited: AuditedScan) -> PlacedScan:
+    """Clean a scan and choose the position of its slabs."""
+    convert = job.convert
+    record = audited.record
+    clean = clean_scan(audited.image, convert.cleaning)
+    label = None
+    if audited.label is not None:
+        label = crop_label_to(audited.label, clean.volume.grid)
+    guide = label
+    if audited.liver_guide is not None and audited.liver_guide.voxels.any():
+        guide = crop_label_to(audited.liver_guide, clean.volume.grid)
+        message = (
+            "the run convert.labels_from found the liver; the slab is placed by it, "
+            "its voxels are not stored"
+        )
+        record = replace(
+            record, findings=(*record.findings, Finding("info", "liver_found", message))
+        )
+    slabs = place_slabs(clean.volume.grid, guide, convert.cleaning.spacing_mm, convert.slab)
+    # Intensity statistics use labels made by people only: a run's errors must not shift them.
+    if label is not None and record.status != "imputed":
+        liver = (label.voxels == LIVER) | (label.voxels == TUMOUR)
+        histogram = HuHistogram.from_voxels(clean.volume.voxels[liver]).to_json()
+        record = replace(record, histogram=histogram)
+    return PlacedScan(record, clean, label, audited.label, audited.image.grid, slabs)
+
+
+def cut_slab(job: CaseJob, placed: PlacedScan, slab: Slab) -> CaseArrays:
+    """Resample image and label of one slab and collect its metadata (without checksums).
+
+    Called once for each slab by the write stage, so that only one slab is in memory at a time.
+    """
+    image = resample_to_grid(
+        placed.clean.volume,
+        slab.grid,
+        "image",
+        interpolation=interpolation_for(job.convert.cleaning),
+    )
+    if placed.label is None:
+        label_zyx = np.full(slab.grid.shape, IGNORE, np.uint8)
+    else:
+        label_zyx = mark_padding(resample_to_grid(placed.label, slab.grid, "label").voxels, slab)
+    foreground, tumours = sample_foreground(label_zyx, job.convert.foreground_samples)
+    class_voxels = np.bincount(label_zyx.ravel(), minlength=256)[:3]
+    imputed_by = None
+    if placed.record.status == "imputed" and job.labeller is not None:
+        imputed_by = job.labeller.fingerprint
+    stored = StoredCase(
+        labelled=placed.label is not None,
+        grid=slab.grid,
+        source_grid=placed.source_grid,
+        valid_slices=slab.valid_slices,
+        class_voxels=tuple(class_voxels.tolist()),
+        tumours=tumours,
+        slab_policy=job.convert.slab.policy,
+        spacing_mm=slab.grid.spacing_mm,
+        parent=job.case.case_id,
+        cleaning=placed.clean.provenance,
+        source_sha256=placed.record.source_sha256,
+        imputed_by=imputed_by,
+    )
+    source_label = placed.source_label
+    return CaseArrays(
+        image=make_contiguous(image).voxels,
+        label=np.ascontiguousarray(label_zyx),
+        source_label=None if source_label is None else np.ascontiguousarray(source_label.voxels),
+        foreground=foreground,
+        stored=stored,
+    )
+
+
+def crop_label_to(label: Volume, grid: Grid) -> Volume:
+    """The label in RAS orientation on `grid`, which is its own grid or a crop of it.
+
+    The crop comes from `convert.cleaning.body_margin_mm`; no voxel is interpolated.
+    """
+    label = label.reoriented(CANONICAL_ORIENTATION)
+    start = np.rint(label.grid.index_of(grid.world_mm(np.zeros(3)))).astype(int)
+    return label.cropped(start.tolist(), grid.shape)
