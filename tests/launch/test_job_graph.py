@@ -48,7 +48,7 @@ def dry(capsys: Capture, *words: str) -> str:
             ["run.dir=x", "data.store=y", "--nodes", "3"],
             "train.global_batch_size = 2 leaves some of 3 ranks",
         ),
-        (["--config", "nowhere.yaml"], "nowhere.yaml: no such file; configs/"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file; shipped with the program: configs/"),
     ],
 )
 def test_mistakes_of_training(words: list[str], said: str, capsys: Capture) -> None:
