@@ -178,9 +178,9 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     print(
         f"best: Dice {best['score']:.4f} ± {best['spread']:.4f} with {best['params']}", flush=True
     )
-    best = quoted(folder / "best.yaml")
     print(
-        f"train it: --config {best}; look: {folder / 'sweep.html'}; tensorboard --logdir {quoted(folder)}"
+        f"train with it: --config {quoted(folder / 'best.yaml')}; "
+        f"report: {folder / 'sweep.html'}; tensorboard --logdir {quoted(folder)}"
     )
     return {
         "run": str(folder),
