@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.job_records import newest_step
+from launch.slurm.job_records import find_newest_step
 from tests.cluster.conftest import ROOT, Submit
 from tests.cluster.slurm import Cluster
 
@@ -47,7 +47,7 @@ def steps_of(run: Path) -> list[int]:
 
 
 def until_step(cluster: Cluster, run: Path, step: int) -> None:
-    cluster.wait_for(lambda: newest_step(run) >= step, 60, f"step {step} of {run.name}")
+    cluster.wait_for(lambda: find_newest_step(run) >= step, 60, f"step {step} of {run.name}")
 
 
 def finishes(cluster: Cluster, run: Path, job_id: str, *, restarts: int) -> str:
@@ -73,8 +73,8 @@ def test_asked_to_stop_it_saves_returns_to_the_queue_and_continues(
     assert steps_of(tmp_path) == list(range(1, STEPS + 1)), "no step was done twice"
     assert "start 1 on node" in log
     assert "stopped on request, all is saved; saved up to step" in log
-    assert "back into the queue" in log
-    assert "goes on from step" in log
+    assert "requeued; it continues" in log
+    assert "continues from step" in log
 
 
 def test_a_task_of_an_array_returns_to_the_queue_without_the_others(
@@ -147,7 +147,7 @@ def test_a_rank_that_takes_more_memory_than_asked_for_is_named(
         log
     )
     assert re.search(
-        r"first failure: out of memory, says SLURM: ranks 2, 3 on node\d took 1\.\d+ of the 1\.00 ",
+        r"first failure: out of memory according to SLURM: ranks 2, 3 on node\d used 1\.\d+ of the 1\.00 ",
         log,
     )
 
@@ -160,7 +160,7 @@ def test_a_cancelled_job_stays_cancelled(cluster: Cluster, submit: Submit, tmp_p
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
     time.sleep(3)
     assert cluster.state(job_id) == "CANCELLED"
-    assert newest_step(tmp_path) >= 6, "the ranks had the time to save"
+    assert find_newest_step(tmp_path) >= 6, "the ranks had the time to save"
     again = cluster.sbatch(tmp_path / "stand-in.sbatch")
     finishes(cluster, tmp_path, again, restarts=0)
     assert steps_of(tmp_path) == list(range(1, STEPS + 1)), "submitted again, it continued"
@@ -213,8 +213,8 @@ def test_restarts_without_progress_come_to_an_end(
     ended = cluster.wait_state(job_id)
     log = log_of(tmp_path, job_id)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1"), log
-    assert "1 of at most 1 restarts in a row brought no progress" in log
-    assert "gives up: 2 restarts in a row without progress" in log
+    assert "1 of at most 1 restarts in a row made no progress" in log
+    assert "not requeued: 2 restarts in a row without progress" in log
 
 
 def test_the_controller_is_restarted_meanwhile(

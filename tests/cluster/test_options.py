@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import run as launch_submit
-from launch.slurm.sbatch_options import KNOWN, REPLACED, SHORT
+from launch.slurm.sbatch_options import KNOWN, REPLACED, SHORT_OPTIONS
 from tests.cluster.slurm import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(200)]
@@ -69,7 +69,9 @@ def test_the_table_of_short_options_is_that_of_sbatch() -> None:
         if len(short) == 2 and short.startswith("-") and long:
             found[short[1]] = long.split()[0].partition("=")[0].partition("[")[0]
     assert len(found) > 20
-    differing = {letter: name for letter, name in found.items() if SHORT.get(letter) != name}
+    differing = {
+        letter: name for letter, name in found.items() if SHORT_OPTIONS.get(letter) != name
+    }
     assert not differing
 
 

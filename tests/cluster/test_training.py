@@ -235,7 +235,7 @@ def test_the_doctor_finds_two_nodes_sound(
         "2",
         "--cpus-per-task",
         "1",
-        "--folder",
+        "--job-dir",
         str(tmp_path / "runs"),
         "--json",
     ]
@@ -252,17 +252,17 @@ def test_the_doctor_sees_that_a_folder_is_not_shared(
     cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """/dev/shm is each node's own here."""
-    monkeypatch.setattr("launch.diagnose.doctor.LOG_S", 1.0)
+    monkeypatch.setattr("launch.diagnose.doctor.LOG_TIMEOUT_S", 1.0)
     folder = Path(f"/dev/shm/{cluster.folder.parent.name}")
     try:
-        assert launch_submit(["doctor", "--cpus-per-task", "1", "--folder", str(folder)]) == 1
+        assert launch_submit(["doctor", "--cpus-per-task", "1", "--job-dir", str(folder)]) == 1
     finally:
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         folder.rmdir()
     out = capsys.readouterr().out
     assert "problem: " in out
-    assert "shared --folder" in out
+    assert "choose a --job-dir" in out
     assert out.splitlines()[-1] == "verdict: training would fail here"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from launch.cli import run
 from launch.diagnose.doctor import find_problems, format_node_table, read_reports
-from launch.diagnose.probe import MARK
+from launch.diagnose.probe import LINE_PREFIX
 from launch.slurm.sbatch import Resources
 
 LOG = Path(__file__)  # any file that exists
@@ -47,10 +47,10 @@ def test_a_sound_pair_of_nodes_is_ready() -> None:
         (
             {"meets": False, "network_error": "timed out"},
             "problem",
-            "rank 1 on node2 does not meet",
+            "rank 1 on node2 cannot connect to the other ranks",
             "SOCKET_IFNAME",
         ),
-        ({"meets": None}, "problem", "it died while it tried", "SOCKET_IFNAME"),
+        ({"meets": None}, "problem", "it ended during the test", "SOCKET_IFNAME"),
         ({"clock_s": -7.25}, "warning", "the clock of node2 is -7.2 s off", "chrony"),
         ({"all_reduce_gib_s": 0.01}, "warning", "0.01 GiB/s between nodes", "NCCL_SOCKET_IFNAME"),
         (
@@ -82,9 +82,9 @@ def test_gpus_must_be_there_and_free() -> None:
 
 def test_silent_ranks_and_silent_jobs_are_problems() -> None:
     (silent,) = find_problems([rank(0)], ASKED, job_state="FAILED", log=LOG)
-    assert "rank 1 of 2 said nothing" in silent.what
+    assert "rank 1 of 2 printed no report" in silent.what
     (nothing,) = find_problems([], ASKED, job_state="FAILED", log=LOG)
-    assert "no rank said anything (job FAILED)" in nothing.what
+    assert "no rank printed a report (job FAILED)" in nothing.what
     (unseen,) = find_problems([], ASKED, job_state="FAILED", log=Path("/nowhere/log"))
     assert "was never written" in unseen.what
 
@@ -98,8 +98,8 @@ def test_reports_are_read_from_a_labelled_log() -> None:
     log = "\n".join(
         [
             "liverseg job 7: start",
-            *(f"{p['rank']}: {MARK}{json.dumps(p)}" for p in parts),
-            f"0: {MARK}{{",
+            *(f"{p['rank']}: {LINE_PREFIX}{json.dumps(p)}" for p in parts),
+            f"0: {LINE_PREFIX}{{",
         ]
     )
     assert read_reports(log) == [parts[1], parts[2]]
@@ -120,7 +120,7 @@ def test_on_this_machine(
         "local",
         "--tasks-per-node",
         "2",
-        "--folder",
+        "--job-dir",
         str(tmp_path / "runs"),
         "--json",
     ]

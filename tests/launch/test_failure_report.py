@@ -4,11 +4,11 @@ import pytest
 
 from launch.slurm.failure_report import (
     FailureReport,
-    Kind,
     LogReader,
-    exit_code,
+    Outcome,
     expand_index_ranges,
-    ranks_by_node,
+    list_ranks_by_node,
+    parse_exit_code,
 )
 
 PEER_GONE = [
@@ -28,8 +28,8 @@ def verdict(
 ) -> FailureReport:
     reader = LogReader(ranks_per_task)
     for line in lines:
-        reader.feed(line + "\n")
-    return reader.verdict(returncode, stopped)
+        reader.read_line(line + "\n")
+    return reader.build_report(returncode, stopped)
 
 
 def test_the_rank_that_raised_is_named_though_its_peers_were_reported_first() -> None:
@@ -44,9 +44,9 @@ def test_the_rank_that_raised_is_named_though_its_peers_were_reported_first() ->
         "srun: launch/slurm: _step_signal: Terminating StepId=7.0",
         "srun: error: node2: tasks 2-3: Exited with exit code 1",
     )
-    assert found.kind is Kind.FAILED
+    assert found.outcome is Outcome.FAILED
     assert found.exit_code == 1
-    assert found.story == "first failure: rank 3 on node2 ended with exit code 1"
+    assert found.summary == "first failure: rank 3 on node2 ended with exit code 1"
     assert found.evidence == (
         "  3: Traceback (most recent call last):",
         "  3: ValueError: the real reason",
@@ -61,10 +61,10 @@ def test_a_killed_rank_says_nothing_itself() -> None:
         "srun: error: node1: task 1: Exited with exit code 137",
         returncode=137,
     )
-    assert (found.kind, found.exit_code) == (Kind.FAILED, 137)
+    assert (found.outcome, found.exit_code) == (Outcome.FAILED, 137)
     assert (
-        "rank 1 on node1 was killed by SIGKILL at 61.90 GiB; most often that is memory"
-        in found.story
+        "rank 1 on node1 was killed by SIGKILL at 61.90 GiB; the most frequent cause is memory"
+        in found.summary
     )
 
 
@@ -77,8 +77,8 @@ def test_where_slurm_kills_a_whole_step_for_one_nodes_memory_that_node_is_named(
         "srun: error: node2: tasks 2-3: Killed",
         returncode=137,
     )
-    assert (found.kind, found.exit_code) == (Kind.FAILED, 137)
-    assert "ranks 2, 3 on node2 took 1.05 of the 1.00 GiB per node" in found.story
+    assert (found.outcome, found.exit_code) == (Outcome.FAILED, 137)
+    assert "ranks 2, 3 on node2 used 1.05 of the 1.00 GiB per node" in found.summary
 
 
 def test_slurms_word_on_memory_is_passed_on() -> None:
@@ -88,21 +88,23 @@ def test_slurms_word_on_memory_is_passed_on() -> None:
         "srun: error: node1: task 0: Out Of Memory",
         returncode=137,
     )
-    assert found.story.startswith("first failure: out of memory, says SLURM: rank 0 on node1")
+    assert found.summary.startswith(
+        "first failure: out of memory according to SLURM: rank 0 on node1"
+    )
 
 
 def test_peers_that_lost_each_other_without_a_culprit_are_no_failure() -> None:
     found = verdict(*peer(0), *peer(1), "srun: error: node1: tasks 0-1: Exited with exit code 1")
-    assert found.kind is Kind.LOST
-    assert "node or the network" in found.story
+    assert found.outcome is Outcome.LOST
+    assert "node or the network" in found.summary
 
 
 def test_a_node_that_went_away() -> None:
     found = verdict(
         "srun: error: Node failure on node2", *peer(0), "srun: error: node1: tasks 0-1: Killed"
     )
-    assert found.kind is Kind.LOST
-    assert "node2" in found.story
+    assert found.outcome is Outcome.LOST
+    assert "node2" in found.summary
 
 
 def test_a_mistake_of_the_user_keeps_its_exit_code() -> None:
@@ -112,7 +114,7 @@ def test_a_mistake_of_the_user_keeps_its_exit_code() -> None:
         for r in range(2)
     ]
     found = verdict(*lines, *ends, returncode=2)
-    assert (found.kind, found.exit_code) == (Kind.FAILED, 2)
+    assert (found.outcome, found.exit_code) == (Outcome.FAILED, 2)
     assert found.evidence == ("  0: liverseg: train.max_steps = 0: at least 1",)
 
 
@@ -121,24 +123,24 @@ def test_a_mistake_of_the_user_keeps_its_exit_code() -> None:
 )
 def test_stopped_on_request_is_told_by_any_rank(rest: str) -> None:
     assert (
-        verdict("srun: error: n1: task 0: Exited with exit code 75", rest, returncode=137).kind
-        is Kind.STOPPED
+        verdict("srun: error: n1: task 0: Exited with exit code 75", rest, returncode=137).outcome
+        is Outcome.STOPPED
     )
 
 
 def test_under_torchrun_the_run_folder_tells_of_the_stop() -> None:
     line = "srun: error: n1: task 0: Exited with exit code 1"
-    assert verdict(line, stopped=True, ranks_per_task=2).kind is Kind.STOPPED
+    assert verdict(line, stopped=True, ranks_per_task=2).outcome is Outcome.STOPPED
 
 
 def test_ended_by_the_signal_before_it_could_save() -> None:
     lines = [
         f"{r}: liverseg rank {r} on n1 was killed by SIGUSR2; peak memory 0.1 GiB" for r in range(2)
     ]
-    assert verdict(*lines, returncode=140).kind is Kind.INTERRUPTED
+    assert verdict(*lines, returncode=140).outcome is Outcome.INTERRUPTED
     assert (
-        verdict("srun: error: n1: tasks 0-1: User defined signal 2", returncode=140).kind
-        is Kind.INTERRUPTED
+        verdict("srun: error: n1: tasks 0-1: User defined signal 2", returncode=140).outcome
+        is Outcome.INTERRUPTED
     )
 
 
@@ -150,7 +152,7 @@ def test_under_torchrun_lines_are_labelled_by_node_and_ranks_by_their_number() -
         "srun: error: node2: task 1: Exited with exit code 1",
         ranks_per_task=4,
     )
-    assert found.story == "first failure: rank 5 on node2 ended with exit code 1"
+    assert found.summary == "first failure: rank 5 on node2 ended with exit code 1"
     assert found.evidence[-1] == "  5: ValueError: the real reason"
 
 
@@ -161,21 +163,21 @@ def test_under_torchrun_nodes_that_could_not_meet_are_no_failure_of_the_job() ->
         "srun: error: node2: task 1: Exited with exit code 1",
         ranks_per_task=4,
     )
-    assert found.kind is Kind.INTERRUPTED
+    assert found.outcome is Outcome.INTERRUPTED
 
 
 def test_srun_itself_could_not_start() -> None:
     found = verdict(
         "srun: error: Unable to create step for job 5: Requested node configuration is not available"
     )
-    assert found.kind is Kind.FAILED
-    assert found.story.startswith("Unable to create step")
+    assert found.outcome is Outcome.FAILED
+    assert found.summary.startswith("Unable to create step")
 
 
 def test_small_parts() -> None:
-    assert verdict(returncode=0).kind is Kind.DONE
-    assert [exit_code(t) for t in ("Exited with exit code 3", "Killed", "Segmentation fault (core dumped)")] == [
+    assert verdict(returncode=0).outcome is Outcome.DONE
+    assert [parse_exit_code(t) for t in ("Exited with exit code 3", "Killed", "Segmentation fault (core dumped)")] == [
         3, 137, 139,
     ]  # fmt: skip
     assert expand_index_ranges("0-2,5,7-8") == (0, 1, 2, 5, 7, 8)
-    assert ranks_by_node(["a", "b", "c"], "2(x2),1") == {"a": "0-1", "b": "2-3", "c": "4"}
+    assert list_ranks_by_node(["a", "b", "c"], "2(x2),1") == {"a": "0-1", "b": "2-3", "c": "4"}

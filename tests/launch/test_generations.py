@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep.generations import bracket_of, decide_group, hyperband_brackets, next_stop
-from launch.sweep.journal import Journal, Rung, Trial, best_of
+from launch.sweep.generations import decide_groups, find_bracket, find_next_stop, iterate_brackets
+from launch.sweep.journal import Journal, Rung, Trial, find_best_trial
 from launch.sweep.ray_tune import JournalSearch
 from launch.sweep.schedulers import JournalScheduler
 from launch.sweep.search import (
+    compute_objectives,
+    find_pareto_front,
     mutate_params,
-    objective_values,
-    pareto_front,
     propose_params,
     trial_id,
 )
 from launch.sweep.sweep_config import SweepSettings
-from launch.sweep.sweep_driver import Sweep
-from launch.sweep.sweep_page import steps_run, trial_lineage, write_results
+from launch.sweep.sweep_driver import SweepDriver
+from launch.sweep.sweep_page import count_steps_run, list_lineage, write_results
 from liverseg_dist.errors import RunFailed
 from tests.launch.test_tune import SWEEP
 from tests.test_files import little_room
@@ -40,7 +40,7 @@ def settings(max_steps: int = 27, **changes: object) -> SweepSettings:
 
 
 def rung(step: int, score: float, decision: str = "wait") -> Rung:
-    return Rung.of(step, {"0": {"score": score}, "1": {"score": score}}, decision, 1.0)
+    return Rung.from_folds(step, {"0": {"score": score}, "1": {"score": score}}, decision, 1.0)
 
 
 def quality(params: dict) -> float:
@@ -53,22 +53,22 @@ def play(
 ) -> list[Trial]:
     """Runs a sweep without training: trials that can go on do so in any order. Ends early after some reports."""
     with Journal(folder) as journal:
-        sweep = Sweep(of, folder, journal, lambda _: None)
-        sweep.settle()
+        sweep = SweepDriver(of, folder, journal, lambda _: None)
+        sweep.decide_waiting_trials()
         for _ in range(stop_after):
-            ready = [trial for trial in journal.unsettled if trial.state == "running"]
-            while len(ready) < 3 and (new := sweep.next_trial()):
+            ready = [trial for trial in journal.open_trials if trial.state == "running"]
+            while len(ready) < 3 and (new := sweep.start_next_trial()):
                 ready.append(new)
             if not ready:
                 break
             trial = order.choice(ready)
-            step = next_stop(of, trial)
-            checkpoint = sweep.folder_of(trial.id) / "fold_0" / "checkpoints" / f"step_{step}"
+            step = find_next_stop(of, trial)
+            checkpoint = sweep.trial_dir(trial.id) / "fold_0" / "checkpoints" / f"step_{step}"
             for fold in of.sweep.folds:
                 made = Path(str(checkpoint).replace("fold_0", f"fold_{fold}"))
                 made.mkdir(parents=True, exist_ok=True)
                 (made / "state.json").write_text(json.dumps({"by": trial.id}))
-            sweep.record(
+            sweep.record_rung(
                 trial,
                 rung(step, quality(trial.params) + step / 1000, "end" if step == 27 else "wait"),
             )
@@ -80,22 +80,22 @@ def test_brackets_are_those_of_the_paper() -> None:
     of = settings(81, scheduler="hyperband", rungs=[3, 9, 27], reduction_factor=3, trials=100)
     found = [
         (bracket.size, of.stops[bracket.start])
-        for bracket, _ in zip(hyperband_brackets(of), range(4), strict=False)
+        for bracket, _ in zip(iterate_brackets(of), range(4), strict=False)
     ]
     assert found == [(27, 3), (12, 9), (6, 27), (4, 81)]
-    assert bracket_of(of, 26).start == 0
-    assert bracket_of(of, 27).start == 1
-    assert bracket_of(of, 49).first == 49, "the fifth is like the first"
+    assert find_bracket(of, 26).start == 0
+    assert find_bracket(of, 27).start == 1
+    assert find_bracket(of, 49).first == 49, "the fifth is like the first"
 
 
 def test_hyperband_keeps_the_best_third_and_waits_for_all() -> None:
     of = settings(27, scheduler="hyperband", rungs=[3, 9], reduction_factor=3, trials=9)
     trials = [Trial(n, f"t{n}", {}, [rung(3, n / 10)], "waiting") for n in range(8)]
-    assert decide_group(of, trials) == [], "the ninth has not begun"
+    assert decide_groups(of, trials) == [], "the ninth has not begun"
     trials.append(Trial(8, "t8", {}, [], "running"))
-    assert decide_group(of, trials) == [], "the ninth has not reached the rung"
+    assert decide_groups(of, trials) == [], "the ninth has not reached the rung"
     trials[8].state = "failed"
-    made = {one.trial.id: one.decision for one in decide_group(of, trials)}
+    made = {one.trial.id: one.decision for one in decide_groups(of, trials)}
     assert {id_ for id_, decision in made.items() if decision == "continue"} == {"t5", "t6", "t7"}
     assert set(made.values()) == {"continue", "prune"}
 
@@ -155,14 +155,14 @@ def test_a_replaced_trial_goes_on_from_a_better_one(tmp_path: Path) -> None:
         assert max(scores[t.id] for t in losers if t.step == step) <= min(
             scores[id_] for id_ in scores if id_ not in {t.id for t in losers if t.step == step}
         )
-    assert steps_run(trials, of) == 8 * 27 * 2, (
+    assert count_steps_run(trials, of) == 8 * 27 * 2, (
         "a population costs what its members would cost alone"
     )
-    best = best_of(trials)
+    best = find_best_trial(trials)
     assert best is not None
     write_results(tmp_path, of, trials)
     header = (tmp_path / "best.yaml").read_text()
-    for step, params in trial_lineage(best, trials):
+    for step, params in list_lineage(best, trials):
         assert f"# until step {step} with {params}" in header
 
 
@@ -176,7 +176,7 @@ def test_a_decision_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     file.write_bytes(b"".join(lines[:-1]) + lines[-1][:-20])
     with Journal(tmp_path) as journal:
         assert {trial.state for trial in journal.trials.values()} == {"waiting"}
-        Sweep(of, tmp_path, journal, lambda _: None).settle()
+        SweepDriver(of, tmp_path, journal, lambda _: None).decide_waiting_trials()
         assert json.loads(file.read_bytes().splitlines()[-1]) == json.loads(lines[-1])
 
 
@@ -184,7 +184,7 @@ def test_a_live_table_is_no_hindrance(tmp_path: Path) -> None:
     """Ray Tune pickles searcher and scheduler; a terminal's table holds locks, the journal a file."""
     lock = threading.RLock()
     with Journal(tmp_path) as journal:
-        sweep = Sweep(settings(), tmp_path, journal, lambda _: lock.release())
+        sweep = SweepDriver(settings(), tmp_path, journal, lambda _: lock.release())
         pickle.dumps(JournalSearch(sweep))
         pickle.dumps(JournalScheduler(sweep))
 
@@ -221,7 +221,9 @@ def test_what_cannot_work_is_refused(changes: dict, said: str) -> None:
 
 def costly(number: int, params: dict, dice: float, memory_gib: float) -> Trial:
     folds = {"0": {"score": dice, "memory_gib": memory_gib, "step_s": 0.1}}
-    return Trial(number, trial_id(params), params, [Rung.of(27, folds, "end", 1.0)], "finished")
+    return Trial(
+        number, trial_id(params), params, [Rung.from_folds(27, folds, "end", 1.0)], "finished"
+    )
 
 
 def test_the_pareto_front_is_optunas() -> None:
@@ -233,9 +235,9 @@ def test_the_pareto_front_is_optunas() -> None:
     ]
     study = optuna.create_study(directions=["maximize", "minimize"])
     for trial in trials:
-        study.add_trial(optuna.trial.create_trial(values=objective_values(trial, names)))
+        study.add_trial(optuna.trial.create_trial(values=compute_objectives(trial, names)))
     theirs = sorted(found.number for found in study.best_trials)
-    assert sorted(trial.number for trial in pareto_front(trials, names)) == theirs
+    assert sorted(trial.number for trial in find_pareto_front(trials, names)) == theirs
 
 
 def test_a_search_for_two_objectives_finds_the_trade(tmp_path: Path) -> None:
@@ -252,29 +254,27 @@ def test_a_search_for_two_objectives_finds_the_trade(tmp_path: Path) -> None:
     late = [trial.params["data.augmentation"] for trial in history[12:]]
     assert late.count("none") > 6
     summary = write_results(tmp_path, of, history)
-    front = {trial.id for trial in pareto_front(history, of.sweep.objectives)}
+    front = {trial.id for trial in find_pareto_front(history, of.sweep.objectives)}
     assert set(summary["pareto"]) == front
     assert all(
         trial.params["data.augmentation"] == "none" for trial in history if trial.id in front
     )
-    assert "What Dice costs" in (tmp_path / "sweep.html").read_text()
+    assert "Dice and its cost" in (tmp_path / "sweep.html").read_text()
 
 
 def test_nothing_is_held_against_a_trial_whose_folder_cannot_be_written(tmp_path: Path) -> None:
     """A full or locked disk fails every trial; the sweep ends and goes on with all of them when that is mended."""
     with Journal(tmp_path) as journal:
-        sweep = Sweep(settings(), tmp_path, journal, lambda _: None)
-        trial = sweep.next_trial()
+        sweep = SweepDriver(settings(), tmp_path, journal, lambda _: None)
+        trial = sweep.start_next_trial()
         assert trial is not None
         with (
             little_room(0),
             pytest.raises(RunFailed, match=f"trials/{trial.id}: File too large; .*no checkpoint"),
         ):
-            sweep.fail(trial, "fold 0: no checkpoint could be written")
-        with pytest.raises(
-            RunFailed, match="fold 1: a: No space left on device; see to that and run"
-        ):
-            sweep.fail(trial, "fold 1: a: No space left on device")
+            sweep.record_failure(trial, "fold 0: no checkpoint could be written")
+        with pytest.raises(RunFailed, match="fold 1: a: No space left on device; fix that and run"):
+            sweep.record_failure(trial, "fold 1: a: No space left on device")
         assert journal.trials[trial.id].state == "running"
-        sweep.fail(trial, "fold 0: a NaN")
+        sweep.record_failure(trial, "fold 0: a NaN")
         assert journal.trials[trial.id].state == "failed"

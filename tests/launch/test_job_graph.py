@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import run, split_arguments
-from launch.slurm.job_records import progress_mark
+from launch.slurm.job_records import measure_progress
 from liverseg_dist.errors import UserError
 
 Capture = pytest.CaptureFixture[str]
@@ -48,7 +48,10 @@ def dry(capsys: Capture, *words: str) -> str:
             ["run.dir=x", "data.store=y", "--nodes", "3"],
             "train.global_batch_size = 2 leaves some of 3 ranks",
         ),
-        (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file; shipped with the program: configs/"),
+        (
+            ["--config", "nowhere.yaml"],
+            "nowhere.yaml: no such config file; shipped with the program: configs/",
+        ),
     ],
 )
 def test_mistakes_of_training(words: list[str], said: str, capsys: Capture) -> None:
@@ -136,11 +139,11 @@ def test_what_is_done_anew_is_progress(tmp_path: Path) -> None:
         time.sleep(0.01)
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-        return progress_mark(tmp_path)
+        return measure_progress(tmp_path)
 
     done = '{"error": null}'
     marks = [
-        progress_mark(tmp_path),
+        measure_progress(tmp_path),
         mark_after("evaluation/ledger/a.json", done),
         mark_after("ledger/b.json", done),
     ]
@@ -154,7 +157,7 @@ def test_what_is_done_anew_is_progress(tmp_path: Path) -> None:
     ):
         assert mark_after(f"{name}.json", content) == marks[-1]
     (tmp_path / "checkpoints" / "step_7").mkdir(parents=True)
-    marks.append(progress_mark(tmp_path))
+    marks.append(measure_progress(tmp_path))
     assert marks == sorted(set(marks))
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from launch.cli import run
 from launch.slurm.arrays import expand_tasks, format_indices, parse_array, parse_indices
-from launch.slurm.executors import local_words
+from launch.slurm.executors import build_local_command
 from launch.slurm.sbatch import BatchJob, Resources, render_batch_file
-from launch.slurm.sbatch_options import REPLACED, SHORT, parse_sbatch_option
-from launch.slurm.stages import stage_resources
-from launch.slurm.units import parse_gpus, parse_memory, slurm_time, time_seconds
+from launch.slurm.sbatch_options import REPLACED, SHORT_OPTIONS, parse_sbatch_option
+from launch.slurm.stages import compute_stage_resources
+from launch.slurm.units import parse_gpus, parse_memory, parse_time_limit, time_to_seconds
 from liverseg_dist.errors import UserError
 
 Capture = pytest.CaptureFixture[str]
@@ -65,7 +65,7 @@ def test_array_expressions(text: str, indices: tuple[int, ...], throttle: int) -
     array = parse_array(text)
     assert (array.indices, array.throttle) == (indices, throttle)
     if indices:
-        assert tuple(parse_indices(array.with_indices(indices))) == indices
+        assert tuple(parse_indices(array.format_indices(indices))) == indices
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_arrays_that_do_not_fit_are_refused(
 
 
 def spellings(name: str) -> list[str]:
-    letters = [letter for letter, long in SHORT.items() if long == name]
+    letters = [letter for letter, long in SHORT_OPTIONS.items() if long == name]
     forms = [f"{name}=1", f"--{name}=1", f"--{name} 1", f"{name} 1", f" {name} = 1"]
     return forms + [
         form
@@ -266,8 +266,8 @@ def test_each_stage_can_be_given_partition_time_and_memory(
 
 def test_a_short_stage_is_asked_to_stop_before_its_end() -> None:
     main = Resources(time="24:00:00", signal_s=3600)
-    aggregate = stage_resources(main, "aggregate")
-    assert 0 < aggregate.signal_s < time_seconds(aggregate.time)
+    aggregate = compute_stage_resources(main, "aggregate")
+    assert 0 < aggregate.signal_s < time_to_seconds(aggregate.time)
 
 
 def test_training_without_gpus_is_pointed_out(
@@ -298,7 +298,7 @@ def test_training_without_gpus_is_pointed_out(
 )
 def test_gpu_counts(text: str, count: int, kind: str) -> None:
     request = parse_gpus(text)
-    assert (request.count, request.kind) == (count, kind)
+    assert (request.count, request.model) == (count, kind)
 
 
 @pytest.mark.parametrize(
@@ -326,8 +326,8 @@ def test_memory_sizes(text: str, form: str) -> None:
 )
 def test_times_that_slurm_would_read_otherwise_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="--time"):
-        slurm_time(text)
-    assert [time_seconds(time) for time in ("1-00:00:00", "24:00:00", "1-00", "00:01:30")] == [
+        parse_time_limit(text)
+    assert [time_to_seconds(time) for time in ("1-00:00:00", "24:00:00", "1-00", "00:01:30")] == [
         86400,
         86400,
         86400,
@@ -452,7 +452,7 @@ def test_the_setup_file_is_sourced_first_and_must_succeed(content: str, tmp_path
         assert done.stderr == f"launch: {setup} failed\n"
     else:
         assert done.stdout == "seen 1 a b\n"
-    words = local_words(job)
+    words = build_local_command(job)
     assert words[:3] == ["bash", "-c", 'source "$0" && exec "$@"']
     assert "OTHER=a b" in words
 

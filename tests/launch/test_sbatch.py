@@ -1,6 +1,6 @@
 """Batch files against golden texts: what a person reads and what sbatch gets. A change here is a change for users.
 
-After a change that is meant: LIVERSEG_WRITE_GOLDEN=1 pytest tests/launch/test_render.py, and read the difference.
+After a change that is meant: LIVERSEG_WRITE_GOLDEN=1 pytest tests/launch/test_sbatch.py, and read the difference.
 """
 
 import importlib.util
@@ -17,9 +17,9 @@ from launch.slurm.sbatch import (
     INDEX,
     BatchJob,
     Resources,
+    parse_time_limit,
     render_batch_file,
     shell_quote,
-    slurm_time,
 )
 from liverseg_dist.errors import UserError
 
@@ -128,7 +128,7 @@ def test_the_index_becomes_the_array_tasks_number() -> None:
      ("2-12", "2-12"), ("1-00:30:00", "1-00:30:00")],
 )  # fmt: skip
 def test_time_limits(given: str, slurm: str) -> None:
-    assert slurm_time(given) == slurm
+    assert parse_time_limit(given) == slurm
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_time_limits(given: str, slurm: str) -> None:
 )
 def test_unclear_time_limits_are_refused(given: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        slurm_time(given)
+        parse_time_limit(given)
 
 
 @pytest.mark.parametrize(

@@ -17,18 +17,18 @@ import pytest
 import yaml
 
 from launch.sweep.fold import (
-    FoldJob,
-    fold_environment,
+    FoldTask,
+    build_fold_environment,
+    build_training_command,
+    count_threads,
     read_scores,
     run_fold,
-    threads_per_process,
-    training_command,
 )
-from launch.sweep.journal import Journal, Rung, Trial, best_of
-from launch.sweep.process_guard import Processes, list_descendants, still_alive
-from launch.sweep.search import hyperparameter_importances, propose_params, trial_id
-from launch.sweep.sweep_config import Dimension, SweepConfig, SweepSettings, trial_tree
-from launch.sweep.sweep_driver import Sweep
+from launch.sweep.journal import Journal, Rung, Trial, find_best_trial
+from launch.sweep.process_guard import Processes, list_alive, list_descendants
+from launch.sweep.search import compute_importances, propose_params, trial_id
+from launch.sweep.sweep_config import Dimension, SweepConfig, SweepSettings, build_trial_config
+from launch.sweep.sweep_driver import SweepDriver
 from launch.sweep.sweep_page import render_sweep_page
 from launch.tune import detect_standstill, run
 from liverseg_dist.config import load_settings
@@ -96,9 +96,9 @@ def start(line: list[str], tmp: Path) -> subprocess.Popen[str]:
 
 def assert_no_process_stays(processes: Processes, patience_s: float = 60) -> None:
     end = time.monotonic() + patience_s
-    while still_alive(processes) and time.monotonic() < end:
+    while list_alive(processes) and time.monotonic() < end:
         time.sleep(0.2)
-    left = still_alive(processes)
+    left = list_alive(processes)
     assert left == [], [Path(f"/proc/{pid}/cmdline").read_bytes()[:200] for pid in left]
 
 
@@ -199,7 +199,7 @@ def test_a_sweep_stands_still_only_while_nothing_runs_and_nothing_happens(tmp_pa
         assert check() == "", "just now"
         time.sleep(0.1)
         assert "no fold for 0 s" in check()
-        journal.begin("a", {})
+        journal.add_trial("a", {})
         assert check() == "", "a trial was begun"
         time.sleep(0.1)
         assert check()
@@ -246,7 +246,7 @@ def wait_for_rungs(
             "sweep.space={train.learning_rate: {type: uniform, low: 2, high: 1}}",
             "train.learning_rate",
         ),
-        ("sweep.space={data.fold: {type: choice, values: [0]}}", "data.fold is not for the search"),
+        ("sweep.space={data.fold: {type: choice, values: [0]}}", "data.fold cannot be searched"),
         ("sweep.resources.gpu=1", "did you mean sweep.resources.gpus?"),
         ("train.learning_rat=1", "did you mean train.learning_rate?"),
     ],
@@ -324,7 +324,7 @@ def test_proposals_depend_on_nothing_but_seed_and_history(search: str) -> None:
         assert propose_params(sweep, 3, number, list(history)) == params
         assert trial_id(params) not in {trial.id for trial in history}
         assert 1e-4 <= params["train.learning_rate"] <= 1e-2
-        rung = Rung.of(4, {"0": {"score": 0.1 * number}, "1": {"score": 0.2}}, "end", 1.0)
+        rung = Rung.from_folds(4, {"0": {"score": 0.1 * number}, "1": {"score": 0.2}}, "end", 1.0)
         history.append(Trial(number, trial_id(params), params, [rung], "finished"))
     assert propose_params(sweep, 4, 0, []) != propose_params(sweep, 3, 0, [])
 
@@ -338,11 +338,11 @@ def test_what_cannot_fit_is_not_tried(phantom_store: Path, tmp_path: Path) -> No
     )
     tight = both.model_copy(update={"memory": both.memory.model_copy(update={"budget_gib": 1.0})})
     with Journal(tmp_path) as journal:
-        sweep = Sweep(tight, tmp_path, journal, told.append)
-        first = sweep.next_trial()
+        sweep = SweepDriver(tight, tmp_path, journal, told.append)
+        first = sweep.start_next_trial()
         assert first is not None
         assert first.params["model.features"] == [4, 8]
-        assert sweep.next_trial() is None
+        assert sweep.start_next_trial() is None
         states = [(trial.state, trial.reason) for trial in journal.trials.values()]
     assert states[0][0] == "running"
     assert states[1][0] == "failed"
@@ -389,7 +389,7 @@ def test_a_hyperparameter_is_drawn_only_where_its_condition_holds(search: str) -
         if params is None:  # adamw alone is one setting
             break
         assert ("train.momentum" in params) == (params["train.optimizer"] == "sgd")
-        rung = Rung.of(4, {"0": {"score": 0.1 * number}, "1": {"score": 0.2}}, "end", 1.0)
+        rung = Rung.from_folds(4, {"0": {"score": 0.1 * number}, "1": {"score": 0.2}}, "end", 1.0)
         history.append(Trial(number, trial_id(params), params, [rung], "finished"))
     assert {trial.params["train.optimizer"] for trial in history} == {"sgd", "adamw"}
     counts = {
@@ -419,7 +419,7 @@ def test_a_conditional_grid_names_no_setting_twice() -> None:
 @pytest.mark.parametrize(
     ("when", "said"),
     [
-        ({"train.learning_rate": 1}, "no choice named before it"),
+        ({"train.learning_rate": 1}, "is not a choice named before it"),
         ({"train.optimizer": "adam"}, "is never 'adam'"),
     ],
 )
@@ -446,9 +446,11 @@ def test_a_condition_that_cannot_hold_is_refused(when: dict, said: str) -> None:
 )
 def test_a_damaged_journal_stops_the_sweep(tmp_path: Path, change: Any) -> None:
     with Journal(tmp_path) as journal:
-        journal.begin("a", {"k": 1})
-        journal.rung("a", Rung.of(2, {"0": {"score": 0.5}, "1": {"score": 0.7}}, "continue", 1.0))
-        journal.fail("a", "why")
+        journal.add_trial("a", {"k": 1})
+        journal.add_rung(
+            "a", Rung.from_folds(2, {"0": {"score": 0.5}, "1": {"score": 0.7}}, "continue", 1.0)
+        )
+        journal.add_failure("a", "why")
     file = tmp_path / "journal.jsonl"
     file.write_bytes(b"".join(change(file.read_bytes().splitlines(keepends=True))))
     with pytest.raises(RunFailed, match=r"journal\.jsonl: line [23] is damaged"):
@@ -457,31 +459,35 @@ def test_a_damaged_journal_stops_the_sweep(tmp_path: Path, change: Any) -> None:
 
 def test_a_half_written_line_is_not_there(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
-        journal.begin("a", {"k": 1})
-        journal.rung("a", Rung.of(2, {"0": {"score": 0.5}, "1": {"score": 0.7}}, "continue", 1.0))
+        journal.add_trial("a", {"k": 1})
+        journal.add_rung(
+            "a", Rung.from_folds(2, {"0": {"score": 0.5}, "1": {"score": 0.7}}, "continue", 1.0)
+        )
     whole = (tmp_path / "journal.jsonl").read_bytes()
     (tmp_path / "journal.jsonl").write_bytes(whole + b'{"event": "failed", "id": "a", "rea')
     with Journal(tmp_path) as journal:
         assert journal.trials["a"].state == "running"
         assert journal.trials["a"].score == pytest.approx(0.6)
         assert journal.trials["a"].rungs[0].spread == pytest.approx(0.02**0.5)
-        journal.fail("a", "why")
+        journal.add_failure("a", "why")
     with Journal(tmp_path) as journal:
         assert journal.trials["a"].reason == "why"
 
 
 def test_a_trial_is_an_ordinary_config() -> None:
-    tree = trial_tree(settings(), {"train.learning_rate": 0.003, "data.augmentation": "light"})
+    tree = build_trial_config(
+        settings(), {"train.learning_rate": 0.003, "data.augmentation": "light"}
+    )
     assert tree["train"]["learning_rate"] == 0.003
     assert tree["validation"]["every_steps"] == 2
     assert "sweep" not in tree
     assert "fold" not in tree["data"]
 
 
-def fold_job(folder: Path, **changes: object) -> FoldJob:
+def fold_job(folder: Path, **changes: object) -> FoldTask:
     values = {"nodes": 1, "cpus": 4, "gpus": 0.0, "processes": 2, "max_failures": 0}
     values |= {"weights": {"liver": 1.0, "tumour": 3.0}}
-    return FoldJob(trial=str(folder), fold=1, **{**values, **changes})  # type: ignore[arg-type]
+    return FoldTask(trial_dir=str(folder), fold=1, **{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_a_fold_shares_its_cpus_among_its_ranks(
@@ -489,11 +495,11 @@ def test_a_fold_shares_its_cpus_among_its_ranks(
 ) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     job = fold_job(tmp_path)
-    assert threads_per_process(job) == 2
-    assert fold_environment(job)["OMP_NUM_THREADS"] == "2"
-    assert "SLURM_STEP_NUM_TASKS" not in fold_environment(job)
-    assert "--nproc-per-node=2" in training_command(job, 6)
-    assert "train.stop_at_step=6" in training_command(job, 6)
+    assert count_threads(job) == 2
+    assert build_fold_environment(job)["OMP_NUM_THREADS"] == "2"
+    assert "SLURM_STEP_NUM_TASKS" not in build_fold_environment(job)
+    assert "--nproc-per-node=2" in build_training_command(job, 6)
+    assert "train.stop_at_step=6" in build_training_command(job, 6)
 
 
 @pytest.mark.parametrize(
@@ -526,13 +532,15 @@ def test_a_fold_counts_only_when_it_is_safely_there(
 
 def test_the_page_escapes_and_names_what_failed() -> None:
     params = {"train.learning_rate": 0.001, "data.augmentation": "light"}
-    rungs = [Rung.of(step, {"0": {"score": 0.4, "liver": 0.4}}, "end", 3.0) for step in (2, 4)]
+    rungs = [
+        Rung.from_folds(step, {"0": {"score": 0.4, "liver": 0.4}}, "end", 3.0) for step in (2, 4)
+    ]
     trials = [
         Trial(0, "a", params, rungs, "finished"),
         Trial(1, "b", {**params, "train.learning_rate": 0.002}, rungs[:1], "pruned"),
         Trial(2, "c", params, [], "failed", "<script>alert(1)</script>"),
     ]
-    best = best_of(trials)
+    best = find_best_trial(trials)
     assert best is trials[0]
     page = render_sweep_page(
         settings(),
@@ -562,10 +570,10 @@ def test_what_decides_is_told_from_ten_trials_on() -> None:
             "data.augmentation": draw.choice(["none", "light"]),
         }
         score = 0.9 - abs(math.log10(params["train.learning_rate"]) + 3) / 3
-        rung = Rung.of(2, {"0": {"score": score, "liver": score}}, "end", 1.0)
+        rung = Rung.from_folds(2, {"0": {"score": score, "liver": score}}, "end", 1.0)
         trials.append(Trial(number, f"t{number}", params, [rung], "finished"))
-    assert hyperparameter_importances(settings().sweep.space, trials[:9]) is None
-    found = hyperparameter_importances(settings().sweep.space, trials)
+    assert compute_importances(settings().sweep.space, trials[:9]) is None
+    found = compute_importances(settings().sweep.space, trials)
     assert found is not None
     assert list(found) == ["train.learning_rate", "data.augmentation"]
     assert found["train.learning_rate"] > 0.7

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.sweep.ray_cluster import OBJECT_STORE_BYTES, asking_for, write_token
+from launch.sweep.ray_cluster import OBJECT_STORE_BYTES, token_environment, write_token
 from tests.distributed.launch import clean_environment
 from tests.launch.test_tune import ROOT, SWEEP, short_tmp, wait_for_rungs  # noqa: F401 - a fixture
 
@@ -26,7 +26,7 @@ def cluster(short_tmp: Path) -> Iterator[dict[str, str]]:  # noqa: F811
     token = short_tmp / "token"
     write_token(token)
     environment = clean_environment(
-        **asking_for(token), RAY_USAGE_STATS_ENABLED="0", TMPDIR=str(short_tmp)
+        **token_environment(token), RAY_USAGE_STATS_ENABLED="0", TMPDIR=str(short_tmp)
     )
     words = [
         "start",
