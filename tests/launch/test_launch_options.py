@@ -352,8 +352,8 @@ def test_times_that_slurm_would_read_otherwise_are_refused(text: str) -> None:
         (["--partition=--"], "--partition"),
         (["--convert-tasks", "3"], "is for chain"),
         (["--convert-sbatch", "hold"], "is for chain"),
-        (["--stage-option", "train:hold"], "plans of several jobs"),
-        (["--cpu-partition", "x"], "plans of several jobs"),
+        (["--stage-option", "train:hold"], "is for several jobs"),
+        (["--cpu-partition", "x"], "is for several jobs"),
         (["--time", "1h", "--signal", "4000"], "stopped at once"),
         (["--follow", "--dry-run"], "--follow has no effect with --dry-run"),
         (["--parsable", "--dry-run"], "--parsable has no effect with --dry-run"),
@@ -393,16 +393,67 @@ def test_every_command_refuses_what_it_ignores(
         (("verify", "x.zarr", "--gpus-per-node", "1"), "uses no GPU"),
         ((*tune, "--gpu-per-node", "1"), "did you mean --gpus-per-node?"),
         ((*tune, "--launcher", "torchrun"), "no effect on tune"),
-        ((*tune, "--address", "a:1"), "a Ray of its own"),
+        ((*tune, "--address", "a:1"), "its own Ray cluster"),
         (("doctor", "--follow"), "no effect on doctor"),
         (("doctor", "--nodez", "2"), "did you mean --nodes?"),
         (("status", "x", "--nodes", "2"), "no option --nodes"),
         (("logs", "x", "--follow", "--lines", "3"), "--lines has no effect with --follow"),
         (("logs", "x", "--lines", "-3"), "--lines"),
-        (("--lines", "3", "logs", "x"), "no jobs/ here"),
+        (("--lines", "3", "logs", "x"), "no jobs/ in it"),
         (("staus", "x"), "did you mean status?"),
     ]:  # fmt: skip
         assert message in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [("tarin", "train"), ("evalute", "evaluate"), ("docter", "doctor"), ("chian", "chain"),
+     ("tunes", "tune"), ("cancle", "cancel"), ("statsu", "status")],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "options", [[], ["--gpus-per-node", "2"], ["--array", "folds"], ["--cluster", "debug"]]
+)
+def test_a_misspelt_command_is_reported_before_its_options(
+    misspelt: str, meant: str, options: list[str], capsys: Capture
+) -> None:
+    for words in ([misspelt, *options], [*options, misspelt]):
+        error = refused(capsys, *words, "run.dir=x")
+        assert f"{misspelt}: no such command; did you mean {meant}?" in error
+
+
+def test_a_command_like_no_other_is_reported_without_a_suggestion(capsys: Capture) -> None:
+    error = refused(capsys, "xyzzy")
+    assert "xyzzy: no such command; one of " in error
+
+
+def test_job_dir_is_the_folder_of_batch_file_and_logs(
+    train: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    (job,) = jobs_of(capsys, *train, "--cpu", "--job-dir", str(tmp_path / "jobs_of_run"))
+    assert options_of(job)["output"].startswith(f"{tmp_path / 'jobs_of_run'}/")
+
+
+@pytest.mark.parametrize("form", ["--folder {}", "--folder={}"])
+def test_the_old_name_of_job_dir_has_the_same_effect_and_one_deprecation_line(
+    form: str, train: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    folder = str(tmp_path / "x")
+    assert run([*train, "--cpu", "--job-dir", folder, "--dry-run"]) == 0
+    expected = capsys.readouterr()
+    assert expected.err == ""
+    assert run([*train, "--cpu", *form.format(folder).split(), "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == expected.out
+    assert shown.err == "launch: --folder is deprecated; use --job-dir\n"
+    error = refused(capsys, *train, "--folder", folder, "--job-dir", folder)
+    assert "--folder is the old name of --job-dir; give one of them" in error
+
+
+def test_the_help_lists_job_dir_and_not_its_old_name(capsys: Capture) -> None:
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--job-dir" in text
+    assert "--folder" not in text
 
 
 def test_environment_setup_and_placement_reach_the_ranks(

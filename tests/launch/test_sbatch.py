@@ -17,10 +17,10 @@ from launch.slurm.sbatch import (
     INDEX,
     BatchJob,
     Resources,
-    parse_time_limit,
     render_batch_file,
     shell_quote,
 )
+from launch.slurm.units import parse_time_limit
 from liverseg_dist.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
