@@ -139,6 +139,7 @@ def _run_command(words: list[str]) -> int:
         build_help_parser().print_help()
         return EXIT_DONE
     if command := _find_status_command(before_dashes):
+        # The options before the command are those of status, logs or cancel.
         at = words.index(command)
         return status.run(command, [*words[:at], *words[at + 1 :]])
     args, command, arguments = split_arguments(words)

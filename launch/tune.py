@@ -265,6 +265,7 @@ def _run_session(
             begun = time.monotonic()
             with show_live_table(settings, journal) as print_line:
                 slots = run_open_trials(SweepDriver(settings, folder, journal, print_line))
+            # Without the time that Ray needs to start and to stop.
             wall_s = time.monotonic() - begun
     finally:
         _wait_for_folds(folder)

@@ -92,6 +92,7 @@ def submit_command(
             "`liverseg doctor` tests this machine"
         )
     folder = (args.job_dir or Path("runs")).absolute()
+    # Random, so that the file of an earlier or another test is not mistaken for this one.
     marker = secrets.token_hex(4)
     job = build_doctor_job(folder, resources, marker, launcher=args.launcher, name=args.name)
     job = dataclasses.replace(job, environment=tuple(args.env), setup=find_setup_file(args.setup))
@@ -244,6 +245,7 @@ def find_problems(
     findings += _check_folder(reports)
     findings += _check_gpus(reports, requested)
     findings += _check_versions(reports)
+    # "problem" comes before "warning" in the alphabet.
     return sorted(findings, key=lambda finding: finding.level)
 
 

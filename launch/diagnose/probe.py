@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--gpus", type=int, required=True, help="requested GPUs per node")
     args = parser.parse_args(argv)
+    # A rank without its GPU reports that, and tests the network with Gloo.
     device = "cuda" if args.gpus and torch.cuda.is_available() else "cpu"
     node = platform.node()
     try:

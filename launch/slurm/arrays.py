@@ -17,6 +17,7 @@ TASK_COUNT_FORMS = "8, 8%4 or 0-7"
 MAX_TASKS = 100_000
 """No cluster allows larger arrays (MaxArraySize is 1001 by default); the limit keeps a typing error
 from filling the memory."""
+# [0-9] and not \d, which also matches the digits of other scripts.
 _EXPRESSION = re.compile(r"(?P<indices>folds|[0-9][0-9,:-]*)(%(?P<throttle>[0-9]+))?")
 _RANGE = re.compile(r"(?P<first>[0-9]+)(-(?P<last>[0-9]+)(:(?P<step>[0-9]+))?)?")
 
@@ -61,6 +62,7 @@ def parse_array(text: str, option: str = "--array") -> ArrayExpression:
 def parse_indices(text: str, option: str = "--array") -> list[int]:
     """Expand an index list: `0-4:2,7%3` -> [0, 2, 4, 7]. Raises `UserError`."""
     found: set[int] = set()
+    # Records have the throttle behind the indices.
     for part in text.partition("%")[0].split(","):
         match = _RANGE.fullmatch(part)
         if match is None:

@@ -84,6 +84,7 @@ def compute_code_digest() -> str:
     for package, source in SOURCES.items():
         for path in _list_files(source):
             name = "/".join((package, *path.relative_to(source).parts))
+            # The separators keep names and contents apart.
             total.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()[:12]
 
@@ -92,6 +93,7 @@ def _list_files(source: Path) -> Iterator[Path]:
     """The files of a package that a snapshot has, sorted."""
     for path in sorted(source.rglob("*")):
         parts = path.relative_to(source).parts
+        # The same files as EXCLUDED leaves out of the copy.
         is_excluded = any(part.startswith((".", "__pycache__")) for part in parts)
         if path.is_file() and path.suffix != ".pyc" and not is_excluded:
             yield path

@@ -33,6 +33,7 @@ class BatchFileExecutor(submitit.SlurmExecutor):
 
     @classmethod
     def affinity(cls) -> int:
+        # submitit's own check looks for srun; a login node needs only sbatch.
         return 2
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
@@ -110,11 +111,13 @@ def build_local_command(job: BatchJob, index: int | None = None) -> list[str]:
     if index is not None:
         command = substitute_index(command, index)
     environment = [f"LIVERSEG_JOB_NAME={job.name}", *job.environment]
+    # PYTHONSAFEPATH: otherwise Python would prefer the working directory to the snapshot.
     if job.code is not None:
         environment += [f"PYTHONPATH={job.code}", "PYTHONSAFEPATH=1"]
     command = ["env", "-C", str(job.workdir), *environment, *command]
     if job.setup is None:
         return command
+    # exec, so that signals reach the supervisor and not the shell.
     return ["bash", "-c", 'source "$0" && exec "$@"', str(job.setup), *command]
 
 
@@ -122,5 +125,6 @@ def run_in_this_process(
     folder: Path, function: Callable[[list[str]], int], arguments: list[str]
 ) -> int:
     """Run `--cluster debug`: in this process, so that breakpoint() works."""
+    # A shell inside an allocation has it, and the command would wait for other ranks.
     os.environ.pop("SLURM_STEP_NUM_TASKS", None)
     return int(DebugExecutor(folder).submit(function, arguments).result())

@@ -135,6 +135,7 @@ class LogReader:
 
     def _read_rank_line(self, line: str) -> None:
         """Keep a line of a rank, or the report of its end."""
+        # Without --label (one task) all lines are those of rank 0.
         match = LABEL.match(line)
         label, text = (int(match["rank"]), match["text"]) if match else (0, line)
         ended = RANK_EXIT.match(text)
@@ -159,6 +160,7 @@ class LogReader:
             return FailureReport(
                 Outcome.STOPPED, EXIT_RESUMABLE, "stopped on request, all is saved"
             )
+        # Before the ranks are examined: SLURM has killed all of them for one node.
         if self.over_limit:
             summary = self._describe_over_limit(self.over_limit)
             return FailureReport(Outcome.FAILED, KILLED, summary)
@@ -170,6 +172,7 @@ class LogReader:
         if self.lost_nodes:
             summary = f"node {', '.join(self.lost_nodes)} went away"
             return FailureReport(Outcome.LOST, EXIT_FAILED, summary)
+        # Ranks that a stop signal ended are no evidence of a lost connection.
         lost = [ended for ended in self.rank_exits.values() if ended.code not in STOP_CODES]
         if lost:
             summary = (

@@ -43,6 +43,7 @@ def freeze_inputs(job: BatchJob, *, write: bool) -> BatchJob:
             file = find_config(expand_path(value))
         except ValueError as error:
             raise UserError(f"{value}: {error}") from None
+        # A missing file is reported by the command itself.
         if file.is_file():
             words[i + 1] = str(_copy_file(file, job.folder, write=write))
     setup = job.setup

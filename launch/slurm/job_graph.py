@@ -136,6 +136,7 @@ def _plan_chain(request: JobRequest) -> list[JobStep]:
     for path in args.config:
         configs += ["--config", str(path)]
     arguments = (*configs, *args.overrides, f"data.store={args.store}")
+    # The training waits for the conversion, which waits for --after.
     training = dataclasses.replace(request, command="train", arguments=arguments, after="")
     train_args = parse_command("train", arguments)
     settings = load_training_settings(train_args, training, store_exists=False)

@@ -197,6 +197,7 @@ def query_job(job_id: str) -> dict[str, str]:
         text=True,
         timeout=SCONTROL_TIMEOUT_S,
     )
+    # SLURM forgets a job some minutes after its end.
     if done.returncode and "Invalid job id" in done.stderr:
         return {}
     if done.returncode:

@@ -66,7 +66,9 @@ def parse_command(command: str, arguments: Sequence[str]) -> argparse.Namespace:
         help_lines=f"{PROGRAM} --help and liverseg {command} --help",
         also=list_option_strings(build_parser()),
     )
+    # `commands.main` adds it to every command.
     parser.add_argument("--json", action="store_true")
+    # Only the module of this command: some import torch, which takes seconds.
     importlib.import_module(f"{PACKAGE}.commands.{command}").add_arguments(parser)
     return parser.parse_intermixed_args(list(arguments))
 

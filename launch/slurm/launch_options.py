@@ -34,7 +34,7 @@ DEFAULT_TIME = {
     "aggregate": "00:30:00",
     "doctor": "00:10:00",
 }
-"""Time limits without --time. Conversion, evaluation and training continue after theirs."""
+"""Time limits without --time. Conversion, evaluation and training continue after their limits."""
 DEFAULT_TIME_OTHERS = "02:00:00"
 DEFAULT_CPUS = 4
 
@@ -59,6 +59,7 @@ FOLDER_IS_DEPRECATED = "--folder is deprecated; use --job-dir"
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all options of `launch`."""
+    # No abbreviations: they could be options of the command, which has a --help of its own.
     parser = OneLineParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     parser.add_argument(
         "-h", "--help", action="store_true", default=argparse.SUPPRESS, help="show this and stop"
@@ -295,5 +296,6 @@ def list_given_options(words: Sequence[str]) -> set[str]:
     """Names of the options on the line, without those that have their default."""
     parser = build_parser()
     for action in parser._actions:
+        # Without defaults the result has only the options on the line.
         action.default = argparse.SUPPRESS
     return set(vars(parser.parse_known_args(_join_values(words))[0]))

@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         token = token_path([module, *arguments])
         if rank == 0:
             token.parent.mkdir(parents=True, exist_ok=True)
+            # A requeued job finds the token of its last start.
             token.unlink(missing_ok=True)
             write_token(token)
         env |= token_environment(token)
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if rank == 0:
                 tasks = int(env["SLURM_STEP_NUM_TASKS"])
                 return run_head_node(job_id, tasks, [module, *arguments], stop)
+            # The token is on the shared file system before the first node answers.
             return run_worker_node(job_id, env["MASTER_ADDR"])
     except RunFailed as error:
         node = os.uname().nodename
@@ -263,6 +265,7 @@ def run_ray_server(job_id: int, own_ip: str, *options: str) -> Iterator[subproce
             stdout=output,
             stderr=output,
             env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+            # SLURM sends its signal to all processes of the step.
             preexec_fn=_set_server_signals,
         )
     try:

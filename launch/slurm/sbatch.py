@@ -162,6 +162,7 @@ def build_local_task_command(job: BatchJob) -> list[str]:
         "-m",
         "torch.distributed.run",
         "--rdzv-backend=liverseg",
+        # Port 0: torchrun chooses a free one.
         "--rdzv-endpoint=localhost:0",
         f"--nproc-per-node={ranks}",
         "-m",
@@ -171,6 +172,7 @@ def build_local_task_command(job: BatchJob) -> list[str]:
 
 def build_supervisor_command(job: BatchJob) -> list[str]:
     """`python -m launch.slurm.supervise ... --`; the command to supervise follows it."""
+    # -u: lines appear in the log at once.
     words = [job.python, "-u", "-m", f"{PACKAGE}.slurm.supervise"]
     words += ["--run", str(job.run or job.folder)]
     if job.run not in (None, job.folder):
@@ -188,6 +190,8 @@ def _render_command(job: BatchJob) -> str:
     """The command of the batch file: supervisor, srun and what srun starts, one per line."""
     resources = job.resources
     # --export: the variables exported above reach the ranks also if the cluster's default is NONE.
+    # --label: each line begins with its rank, which `failure_report` reads.
+    # --kill-on-bad-exit: after the end of one rank the others would wait for it.
     srun = ["srun", "--export=ALL", "--label", "--kill-on-bad-exit=1"]
     for name in ("distribution", "cpu_bind", "gpu_bind"):
         if value := getattr(resources, name):
@@ -227,10 +231,13 @@ def _list_sbatch_options(job: BatchJob) -> list[str]:
         "constraint": resources.constraint or None,
         "array": job.array or None,
         "dependency": job.after or None,
+        # Otherwise a job stays in the queue for ever when the job before it fails.
         "kill-on-invalid-dep": "yes" if job.after else None,
         "requeue": True,
+        # To the ranks, not to the batch script: they save and stop, the supervisor requeues.
         "signal": f"USR2@{resources.signal_s}",
         "output": job.log,
+        # A requeued job must not overwrite the log of its last start.
         "open-mode": "append",
     }
     for item in resources.extra:

@@ -100,7 +100,7 @@ OPTIONS_OF_ALL_STAGES = {
     "acctg-freq", "account",
 }  # fmt: skip
 """Options of `--sbatch` that apply to all jobs of a submission. The others describe the nodes of
-the jobs that train and evaluate; conversion and aggregate get theirs by `--stage-option`."""
+the jobs that train and evaluate; `--stage-option` sets those of conversion and aggregate."""
 OPTIONS_OF_FIRST_STAGE = {"begin", "hold", "deadline"}
 """Options of `--sbatch` that only the first job needs, because the others wait for it."""
 

@@ -154,6 +154,7 @@ def _build_status(
         state = _find_local_state(submission, own_state)
     else:
         state = slurm_states.get(task) or _convert_own_state(own_state)
+    # For an array of folds the task index is the fold.
     index = task.rpartition("_")[2]
     log = Path(submission.log.replace("%a", index))
     fold = run_folder / f"fold_{index}"
@@ -340,6 +341,7 @@ def _print_new_lines(log: Path, offset: int, prefix: str) -> int:
     with contextlib.suppress(OSError), open(log, "rb") as file:
         file.seek(offset)
         added = file.read()
+        # A line that is still being written is printed next time.
         added = added[: added.rfind(b"\n") + 1]
         for line in added.decode(errors="replace").splitlines():
             print(f"{prefix}{line}")

@@ -131,6 +131,7 @@ def _submit_steps(steps: Sequence[JobStep]) -> list[str]:
         try:
             job_ids.append(submit_to_slurm(job, text))
         except RunFailed:
+            # A part of the jobs would be useless: none stays in the queue.
             if job_ids:
                 subprocess.run(["scancel", *job_ids], capture_output=True)
             raise
@@ -159,6 +160,7 @@ def record_submission(job: BatchJob, job_id: str, cluster: str, text: str = "") 
         command=list(job.module),
         cluster=cluster,
         array=job.array,
+        # %a stays: each task of an array has its own log.
         log=str(job.log).replace("%j", job_id).replace("%A", job_id),
         submitted=datetime.now().astimezone().isoformat(timespec="seconds"),
         by=f"{getpass.getuser()}@{socket.gethostname()}",
@@ -172,6 +174,7 @@ def _freeze_step(step: JobStep, *, write: bool) -> JobStep:
     job = step.job
     if write:
         job.folder.mkdir(parents=True, exist_ok=True)
+    # A dry run writes nothing, but names the folder.
     code = write_snapshot(job.folder) if write else snapshot_path(job.folder)
     job = freeze_inputs(dataclasses.replace(job, code=code), write=write)
     return dataclasses.replace(step, job=job)
@@ -218,6 +221,7 @@ def _run_locally(steps: Sequence[JobStep], *, follow_it: bool) -> int:
     tasks = _list_tasks(steps)
     for number, (job, index) in enumerate(tasks, 1):
         started = start_locally(job, _to_minutes(job.resources.time), index)
+        # On this machine each task is a job of its own.
         record_submission(dataclasses.replace(job, array=""), started.job_id, "local")
         print(
             f"{job.name} runs on this machine as process {started.job_id}; "
@@ -264,5 +268,6 @@ def _run_debug(request: JobRequest, steps: Sequence[JobStep]) -> int:
         raise UserError(
             "--cluster debug: runs one process of one command; use --cluster local for more"
         )
+    # As the batch file does.
     os.chdir(job.workdir)
     return run_in_this_process(job.folder / "jobs", main, [request.command, *request.arguments])

@@ -29,11 +29,11 @@ from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.texts.paths import path_argument
 
 from .. import PACKAGE, name_programs
+from .current_job import CurrentJob
 from .failure_report import FailureReport, LogReader, Outcome, list_ranks_by_node
 from .job_records import (
     JobRecords,
     JobState,
-    expand_hostnames,
     find_newest_step,
     measure_progress,
     query_job,
@@ -50,42 +50,6 @@ CONTROLLER_TIMEOUT_S = 600.0
 """How long a controller that does not answer is queried again; it may be restarting."""
 REQUEUE_TIMEOUT_S = 120.0
 """SLURM ends this process after a requeue; it waits for that at most this long."""
-
-
-@dataclass(frozen=True)
-class CurrentJob:
-    """The job of this process, from its environment."""
-
-    job_id: str
-    """For a task of an array ARRAY_TASK, because the number alone may mean the whole array."""
-    name: str
-    start: int
-    """The number of starts before this one."""
-    nodes: tuple[str, ...]
-    tasks_per_node: str
-    is_local: bool
-
-    @classmethod
-    def from_environment(cls) -> "CurrentJob":
-        env = os.environ
-        if "SLURM_JOB_ID" not in env:
-            return cls(
-                job_id=env.get("SUBMITIT_LOCAL_JOB_ID", "local"),
-                name=env.get("LIVERSEG_JOB_NAME", "liverseg"),
-                start=-1,
-                nodes=(os.uname().nodename,),
-                tasks_per_node="1",
-                is_local=True,
-            )
-        array = env.get("SLURM_ARRAY_JOB_ID")
-        return cls(
-            job_id=f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"],
-            name=env.get("SLURM_JOB_NAME", ""),
-            start=int(env.get("SLURM_RESTART_COUNT", "0")),
-            nodes=tuple(expand_hostnames(env["SLURM_JOB_NODELIST"])),
-            tasks_per_node=env.get("SLURM_TASKS_PER_NODE", "1"),
-            is_local=False,
-        )
 
 
 @dataclass(frozen=True)
@@ -131,6 +95,7 @@ class Supervisor:
 
     def run(self, command: Sequence[str]) -> int:
         """Run the command to its end; returns the exit code of the job."""
+        # Before the ranks start, so that no request is lost.
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, self._forward_signal)
         state = self._start()
@@ -185,7 +150,9 @@ class Supervisor:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                # A rank may print bytes that are not UTF-8.
                 errors="replace",
+                # Line by line: the log must show the newest line of a running job.
                 bufsize=1,
             )
         except OSError as error:
@@ -224,6 +191,7 @@ class Supervisor:
         idle = state.idle + 1
         if self.progress and measure_progress(self.progress) > state.mark:
             idle = state.idle
+        # A job that never saves would be requeued for ever.
         if idle > self.restarts:
             return self._give_up(replace(state, idle=idle))
         return self._requeue(report, state)
@@ -252,6 +220,7 @@ class Supervisor:
         """Return the job to the queue of SLURM."""
         self._finalize(state, "requeued", report.summary, 0)
         self._log("requeued; it continues when SLURM starts it again")
+        # The state is written before: SLURM may end this process at once.
         if not self._query_controller(self._request_requeue):
             return report.exit_code
         time.sleep(REQUEUE_TIMEOUT_S)
@@ -329,6 +298,7 @@ class Supervisor:
         """When the run last reported a stop on request, in ns; None if its state is another."""
         if self.run_dir is None or read_run_status(self.run_dir).get("state") != "stopped":
             return None
+        # The time distinguishes this stop from that of an earlier start.
         return (self.run_dir / "status.json").stat().st_mtime_ns
 
     def _format_step(self, text: str) -> str:

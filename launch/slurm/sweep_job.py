@@ -25,6 +25,7 @@ def build_sweep_job(request: JobRequest) -> BatchJob:
     words = request.arguments
     check_sweep_arguments(words)
     run_dirs = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
+    # The last assignment counts, as for all settings.
     run = _expand_path(run_dirs[-1]) if run_dirs else None
     folder = request.folder or run
     if folder is None:

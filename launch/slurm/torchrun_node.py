@@ -20,6 +20,7 @@ def main() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     env = os.environ
     nodes = env.get("SLURM_STEP_NUM_NODES", "1")
+    # On one node torchrun chooses a free port.
     endpoint = "localhost:0" if nodes == "1" else f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
     options = [
         f"--nnodes={nodes}",

@@ -98,6 +98,7 @@ def plan_folds(
     run = run_root / f"fold_{INDEX}"
     array = request.array.format_indices(folds)
 
+    # Each fold has its own run folder and fold number.
     shared = [word for word in request.arguments if not word.startswith("run.dir=")]
     arguments = [*shared, f"run.dir={run}", f"data.fold={INDEX}"]
     train = build_stage_job(request, "train", arguments, folder, is_first=source is None)
@@ -105,6 +106,7 @@ def plan_folds(
 
     arguments = _evaluation_arguments(run, settings, source)
     evaluate = build_stage_job(request, "evaluate", arguments, folder)
+    # It waits for the training, which waits for --after.
     evaluate = dataclasses.replace(evaluate, array=array, run=run, after="")
 
     only = [] if len(folds) == count else ["--only", ",".join(map(str, folds))]

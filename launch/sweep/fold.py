@@ -128,6 +128,7 @@ def run_fold(
                     f"fold {task.fold}: no validation Dice at step {step}; "
                     "check that the fold has validation cases"
                 )
+            # A mistake of the user would fail again.
             if code == EXIT_USER:
                 break
         scores = read_scores(task, step)
@@ -259,6 +260,7 @@ def _train(task: FoldTask, step: int, lock: int, part: int, remote: RemoteRanks)
         part: The number of this node.
         remote: The ranks on the other nodes.
     """
+    # Appended, so that the log has all attempts.
     with task.part_file(part, ".log").open("ab") as log:
         process = subprocess.Popen(
             build_training_command(task, step, part, remote.master),
@@ -268,12 +270,14 @@ def _train(task: FoldTask, step: int, lock: int, part: int, remote: RemoteRanks)
             env=build_fold_environment(task),
             pass_fds=(lock,),
             preexec_fn=_request_death_signal,
+            # Ctrl-C in the terminal must reach the driver only; killpg then ends all ranks.
             start_new_session=True,
         )
         try:
             end = float("inf")
             while process.poll() is None and time.monotonic() < end:
                 time.sleep(POLL_S)
+                # These ranks will fail as well, with the message that names the reason.
                 if end == float("inf") and remote.have_failed():
                     end = time.monotonic() + GRACE_S
         finally:
@@ -334,6 +338,7 @@ def is_any_fold_running(sweep: Path) -> bool:
 def _is_locked(path: Path) -> bool:
     descriptor = open_lock(path)
     try:
+        # False means a file system without locks.
         return not take_lock(descriptor, wait=False)
     except BlockingIOError:
         return True

@@ -55,6 +55,7 @@ def iterate_brackets(settings: SweepSettings) -> Iterator[Bracket]:
     stops, factor, first = len(settings.stops), settings.sweep.reduction_factor, 0
     while True:
         for start in range(stops):
+            # n = ceil((s_max + 1) / (s + 1) * eta^s) of the paper, with s = stops - 1 - start.
             size = math.ceil(stops / (stops - start) * factor ** (stops - 1 - start))
             yield Bracket(first, size, start)
             first += size
@@ -89,6 +90,7 @@ def _decide_hyperband(settings: SweepSettings, trials: Sequence[Trial]) -> list[
     brackets = {find_bracket(settings, number) for number in waiting_numbers}
     decisions: list[Decision] = []
     for bracket in brackets:
+        # The last bracket may have fewer trials.
         end = min(bracket.first + bracket.size, settings.sweep.trials)
         members = [trial for trial in trials if bracket.first <= trial.number < end]
         if len(members) < end - bracket.first or not _have_all_arrived(members):
@@ -109,6 +111,7 @@ def _decide_pbt(settings: SweepSettings, trials: Sequence[Trial]) -> list[Decisi
     if not waiting or population < settings.sweep.trials or not _have_all_arrived(trials):
         return []
     share = settings.sweep.pbt.replaced_share
+    # At most half: donors and replaced trials must not overlap.
     replaced = min(len(waiting) // 2, max(1, int(len(waiting) * share)))
     kept = len(waiting) - replaced
     decisions = [Decision(trial, "continue") for trial in waiting[:kept]]
@@ -116,6 +119,7 @@ def _decide_pbt(settings: SweepSettings, trials: Sequence[Trial]) -> list[Decisi
         # Seeded by the trial, so that the draw does not depend on the order of events.
         draw = random.Random(f"{settings.seed}:{trial.id}:{trial.step}")
         donor = draw.choice(waiting[:replaced])
+        # Equal scores: there is nothing to gain from the other trial.
         if donor.score == trial.score:
             decisions.append(Decision(trial, "continue"))
             continue

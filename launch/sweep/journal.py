@@ -123,6 +123,7 @@ class Journal:
         try:
             complete_bytes = self._read(path) if path.exists() else 0
             self._file = path.open("ab")
+        # The lock must not stay when the journal is damaged.
         except BaseException:
             os.close(self._lock)
             raise
@@ -192,12 +193,13 @@ class Journal:
         checksum = _compute_checksum(record, self._lines)
         self._file.write(json.dumps({**record, "check": checksum}).encode() + b"\n")
         self._file.flush()
+        # On the disk before the decision takes effect.
         os.fsync(self._file.fileno())
         self._lines += 1
         self._apply(record)
 
     def _apply(self, record: dict[str, Any]) -> None:
-        """Change the trials as a record says."""
+        """Change the trials according to a record."""
         event = record["event"]
         if event == "decisions":
             for child in record["children"]:
@@ -228,6 +230,7 @@ def _parse_line(line: bytes, number: int, path: Path) -> dict[str, Any]:
     """The record of a line. Raises `RunFailed` if line or position are wrong."""
     try:
         record = dict(json.loads(line))
+        # The checksum includes the position, so a missing line is found as well.
         if record.pop("check") != _compute_checksum(record, number):
             raise ValueError
         return record

@@ -84,8 +84,10 @@ def guard_processes() -> Iterator[Callable[[], None]]:
         printed the reason itself.
     """
     process = subprocess.Popen(
+        # -I: independent of PYTHONPATH and of the packages of the user.
         [sys.executable, "-I", str(Path(__file__).resolve()), str(os.getpid())],
         stdin=subprocess.PIPE,
+        # A signal to the process group of the driver must not end the guard.
         start_new_session=True,
     )
     assert process.stdin is not None

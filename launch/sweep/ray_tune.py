@@ -61,6 +61,7 @@ class JournalSearch(Searcher):
         if trial.state == "running" and trial.step == step:
             self._driver.record_failure(trial, "its Ray process ended without a result")
 
+    # Tune requires these two; the journal is the state of the search.
     def save(self, checkpoint_path: str) -> None:
         pass
 

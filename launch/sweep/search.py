@@ -202,6 +202,7 @@ def _draw_with_optuna(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant_liar is marked as experimental
+        # A seed of NumPy has 32 bits.
         sampler = optuna.samplers.TPESampler(seed=seed % 2**32, constant_liar=True)
     directions = [DIRECTIONS[name] for name in objectives]
     study = optuna.create_study(directions=directions, sampler=sampler)
@@ -214,6 +215,7 @@ def _draw_with_optuna(
         if len(objectives) == 1:
             results["intermediate_values"] = {rung.step: rung.score for rung in trial.rungs}
         study.add_trial(_to_optuna_trial(optuna, space, trial, **results))
+    # All dimensions are drawn; `_drop_inapplicable` removes some afterwards.
     ranges = {key: _to_distribution(optuna, dimension) for key, dimension in space.items()}
     drawn = study.ask(ranges).params
     return {key: _from_optuna_value(space[key], drawn[key]) for key in space}

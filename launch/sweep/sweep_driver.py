@@ -44,6 +44,7 @@ class SweepDriver:
     journal: Journal
     print_line: PrintLine
 
+    # Tune copies searcher and scheduler; the journal must stay one object.
     def __deepcopy__(self, _memo: object) -> "SweepDriver":
         return self
 
@@ -112,6 +113,7 @@ class SweepDriver:
             part = Path(f"fold_{fold}", "checkpoints", f"step_{trial.from_step}")
             source = self.trial_dir(trial.parent) / part
             target = self.trial_dir(trial.id) / part
+            # The fold has been copied, or has already continued from the copy.
             if (target.parent.parent / "config.yaml").exists() or target.exists():
                 continue
             partial = target.with_name(f".{target.name}.tmp")

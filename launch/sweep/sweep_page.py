@@ -239,6 +239,7 @@ def _trial_to_json(trial: Trial) -> dict[str, Any]:
 
 def _write_hparams(folder: Path, trials: Sequence[Trial]) -> None:
     """Write a TensorBoard run per trial, for the page HPARAMS; earlier ones are replaced."""
+    # Otherwise TensorBoard would show the trials of the last session twice.
     shutil.rmtree(folder, ignore_errors=True)
     for trial in trials:
         writer = SummaryWriter(str(folder / f"trial_{trial.number:03d}_{trial.id}"))

@@ -30,6 +30,7 @@ def run_trial(config: dict[str, Any]) -> None:
         if reasons:
             tune.report({"trial": config["trial"], "failed": reasons[0]})
             return
+        # The mean over folds, on which the scheduler decides.
         score = sum(fold["score"] for fold in folds.values()) / len(folds)
         seconds = sum(fold.pop("seconds") for fold in folds.values())
         report = {
@@ -88,6 +89,7 @@ def _start_on_other_nodes(task: FoldTask, step: int) -> Iterator[RemoteRanks]:
     if task.nodes == 1:
         yield RemoteRanks()
         return
+    # The port is free again at once; another process could take it, which fails the fold.
     with socket.create_server(("", 0)) as free_port:
         master = f"{ray.util.get_node_ip_address()}:{free_port.getsockname()[1]}"
     references = []
