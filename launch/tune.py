@@ -50,15 +50,16 @@ from . import PACKAGE, name_programs
 from .sweep.fold import is_any_fold_running
 from .sweep.journal import Journal
 from .sweep.live_table import show_live_table
+from .sweep.preview import describe_sweep
 from .sweep.ray_cluster import (
     ensure_user_token,
     find_token_file,
     ray_session,
     token_environment,
 )
-from .sweep.ray_tune import count_parallel_folds, run_open_trials
-from .sweep.search import propose_params, require_search_package
-from .sweep.sweep_config import Dimension, SweepSettings, to_yaml
+from .sweep.ray_tune import run_open_trials
+from .sweep.search import require_search_package
+from .sweep.sweep_config import SweepSettings, to_yaml
 from .sweep.sweep_driver import SweepDriver
 from .sweep.sweep_page import sum_fold_seconds, write_results
 
@@ -67,7 +68,6 @@ MAX_CHECK_INTERVAL_S = 10.0
 FOLD_EXIT_TIMEOUT_S = 60.0
 CHANGEABLE = ("trials", "max_failures", "max_concurrent", "start_timeout_s", "resources")
 """Settings of the section `sweep` that may differ when a sweep is continued."""
-PREVIEWED_TRIALS = 3
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -147,44 +147,6 @@ def load_sweep(args: argparse.Namespace) -> tuple[SweepSettings, Path]:
         data = settings.data.model_copy(update={"store": str(Path(settings.data.store).resolve())})
         settings = settings.model_copy(update={"data": data})
     return settings, folder.resolve()
-
-
-def describe_sweep(settings: SweepSettings) -> str:
-    """What would be searched, for the user to check: trials, resources, search space."""
-    config = settings.sweep
-    resources = config.resources
-    pruning = "nothing is pruned"
-    if config.rungs:
-        pruning = f"{config.scheduler} at steps {list(config.rungs)}"
-    nodes = f" on each of {resources.nodes} nodes" if resources.nodes > 1 else ""
-    lines = [
-        f"{config.search} search, at most {config.trials} trials x {len(config.folds)} folds, "
-        f"{settings.train.max_steps} steps; {pruning}",
-        f"a fold: {resources.processes} process(es), {resources.cpus} CPU(s), "
-        f"{resources.gpus:g} GPU(s){nodes}; "
-        f"{count_parallel_folds(settings)} fold(s) of a trial at the same time",
-    ]
-    for key, dimension in config.space.items():
-        lines.append(f"  {key}: {_describe_dimension(dimension)}")
-    # Optuna's proposals depend on the results of earlier trials.
-    if config.search != "optuna":
-        for number in range(min(PREVIEWED_TRIALS, config.trials)):
-            params = propose_params(config, settings.seed, number, ())
-            if params:
-                lines.append(f"  first trials: {params}")
-    return "\n".join(lines)
-
-
-def _describe_dimension(dimension: Dimension) -> str:
-    """Type, range and conditions of a hyperparameter."""
-    if dimension.values is not None:
-        values = str(list(dimension.values))
-    else:
-        values = f"{dimension.low:g} to {dimension.high:g}"
-    text = f"{dimension.type} {values}"
-    for other, choices in dimension.when.items():
-        text += f", when {other} is {' or '.join(map(str, choices))}"
-    return text
 
 
 def run_sweep(args: argparse.Namespace) -> dict[str, Any]:

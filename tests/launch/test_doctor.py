@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from launch.cli import run
-from launch.diagnose.doctor import find_problems, format_node_table, read_reports
+from launch.diagnose.doctor import format_node_table, read_reports
+from launch.diagnose.findings import find_problems
 from launch.diagnose.probe import LINE_PREFIX
 from launch.slurm.sbatch import Resources
 
