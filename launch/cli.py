@@ -81,6 +81,7 @@ def split_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, str, list[
 
 def check_command(command: str) -> None:
     """Raise `UserError` for an unknown command, with the nearest known one."""
+    # Some commands, such as doctor, are in both.
     known = list(dict.fromkeys((*COMMANDS, *OWN_COMMANDS)))
     if command in known:
         return

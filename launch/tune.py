@@ -209,6 +209,7 @@ def _run_session(
     """
     proposed = sum(not trial.parent for trial in journal.trials.values())
     if not journal.open_trials and proposed >= settings.sweep.trials:
+        # No trial is left; the results are only written again.
         return _read_last_usage(folder)
     # On an existing cluster other users may take the resources, and then waiting is right.
     find_standstill = None
@@ -348,6 +349,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     restrict_umask()
     args = build_parser().parse_intermixed_args(argv)
     try:
+        # A process that calls this function must not be replaced.
         if argv is None and not (args.address or args.dry_run or "RAY_AUTH_MODE" in os.environ):
             _restart_with_token()
         result = run_sweep(args)

@@ -115,6 +115,7 @@ def _check_clocks(reports: Sequence[Report]) -> list[Finding]:
 def _check_bandwidth(reports: Sequence[Report], requested: Resources) -> list[Finding]:
     speeds = [report["all_reduce_gib_s"] for report in reports if report.get("all_reduce_gib_s")]
     limit = SLOW_NETWORK_GIB_S["gpu" if requested.gpus_per_node else "cpu"]
+    # The slowest rank determines the speed of a training.
     if not speeds or requested.nodes == 1 or min(speeds) >= limit:
         return []
     what = f"all-reduce moves {min(speeds):.2f} GiB/s between nodes, less than {limit}"

@@ -186,6 +186,7 @@ class LogReader:
             summary = "ended by a signal before it could save"
             return FailureReport(Outcome.INTERRUPTED, EXIT_RESUMABLE, summary)
         summary = self.srun_errors[0] if self.srun_errors else f"ended with exit code {returncode}"
+        # subprocess returns a signal as a negative number.
         code = returncode if returncode > 0 else 128 - returncode
         return FailureReport(Outcome.FAILED, code, summary, self._evidence_of(0))
 

@@ -54,6 +54,7 @@ def freeze_inputs(job: BatchJob, *, write: bool) -> BatchJob:
 
 def _copy_file(file: Path, folder: Path, *, write: bool) -> Path:
     """The path of the copy in `folder/jobs`, named after the content of the file."""
+    # Named by content, so that jobs with different contents have different copies.
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
     copy = folder / "jobs" / f"{file.stem}-{digest}{file.suffix}"
     if write and not copy.exists():

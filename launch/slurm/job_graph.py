@@ -75,10 +75,12 @@ def _plan_training(request: JobRequest, args: argparse.Namespace) -> list[JobSte
 
 def _build_other_job(request: JobRequest, args: argparse.Namespace) -> BatchJob:
     """The job of a command other than train, tune, chain and convert."""
+    # Only evaluate has the folder of a run.
     run = Path("runs/jobs")
     if request.command == "evaluate":
         run = args.run
         if not (args.source or args.out or args.part or args.cases):
+            # An evaluation on slabs must not replace one on complete scans.
             refuse_slabs_over_scans(run / EVALUATION)
     job = build_job(request, request.command, request.arguments, request.folder or run)
     results = args.out if request.command in ("evaluate", "predict") else None
@@ -171,6 +173,7 @@ def _parse_chain_arguments(request: JobRequest) -> argparse.Namespace:
     parser.add_argument("--config", action="append", type=path_argument, default=[], metavar="FILE")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_intermixed_args(list(request.arguments))
+    # Otherwise the job would fail after its wait in the queue.
     if not (args.source / "dataset.json").is_file():
         raise UserError(
             f"{args.source}: has no dataset.json; SRC is a folder in the layout of Task03_Liver"

@@ -95,6 +95,7 @@ class JobRecords:
         """All submissions, oldest first."""
         found: list[Submission] = []
         for path in self.path.glob("*.json"):
+            # A state is written by the job itself, not at submission.
             if path.name.endswith(".state.json"):
                 continue
             submission = _read_record(path, Submission)

@@ -195,6 +195,7 @@ def _add_job_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--array",
         metavar="EXPR",
+        # argparse formats help texts, so % is written twice.
         help="train, chain: folds, or some of them: 0-4, 0-4:2, 1,3, 3; convert: the number of "
         "tasks; add %%N for at most N at the same time",
     )

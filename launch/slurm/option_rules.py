@@ -70,6 +70,7 @@ def refuse_ignored_options(command: str, given: set[str], args: argparse.Namespa
         **_options_of_other_clusters(command, given, args),
         **_contradicting_options(args),
     }
+    # Sorted, so that one line always reports the same option first.
     for name in sorted(given & set(reasons)):
         raise UserError(f"--{name.replace('_', '-')} {reasons[name]}")
     if args.gpus_per_node.count and command not in GPU_COMMANDS:
@@ -135,6 +136,7 @@ def build_resources(args: argparse.Namespace, command: str) -> Resources:
         UserError: An option of sbatch is unknown, or contradicts an option of launch.
     """
     options = [parse_sbatch_option(text) for text in args.sbatch]
+    # The main job of a chain is the training.
     default_time = DEFAULT_TIME.get("train" if command == "chain" else command)
     values: dict[str, Any] = {
         "partition": args.partition,
@@ -184,6 +186,7 @@ def _apply_sbatch_values(
             given[field] = value
     for text, (name, value) in zip(args.sbatch, options, strict=True):
         field = name.replace("-", "_")
+        # Any other option is passed on unchanged.
         if field not in values or value is None:
             continue
         requested = parse_resource(name, value, f"--sbatch {name}")

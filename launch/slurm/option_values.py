@@ -27,6 +27,7 @@ SET_BY_LAUNCH = (
 
 def positive_int(text: str) -> int:
     """A whole number, at least 1."""
+    # int() would also accept signs, underscores and digits of other scripts.
     if not re.fullmatch("[0-9]+", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: a whole number, at least 1")
     return int(text)
@@ -59,6 +60,7 @@ def _parse_as_argument(parse: Callable[[str, str], Any], text: str) -> Any:
 
 def printable_text(text: str) -> str:
     """A value that can be written on one line of a batch file."""
+    # A line break would add another option to the batch file.
     if not text or not text.isprintable() or text != text.strip():
         raise argparse.ArgumentTypeError(
             f"{text!r}: empty, or with spaces or control characters at its ends"
@@ -89,6 +91,7 @@ def environment_assignment(text: str) -> str:
     name, equals, value = text.partition("=")
     if not equals or not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) or not value.isprintable():
         raise argparse.ArgumentTypeError(f"{text!r}: write a variable as NAME=VALUE")
+    # These describe the rank; another value would break the rendezvous.
     if name in SET_BY_LAUNCH or name.startswith("SLURM_"):
         raise argparse.ArgumentTypeError(f"{name}: is set by launch or SLURM")
     return text

@@ -63,7 +63,9 @@ def pool_fold_results(run: Path, folds: int, only: Sequence[int] = ()) -> dict[s
         fingerprints.append(str(result.summary["ledger"]["fingerprint"]))
     _check_distinct_cases(run, [case["case_id"] for case in cases])
     folder = run / EVALUATION
+    # The fingerprint changes with each fold, so scores of other models are not reused.
     ledger = Ledger(folder / LEDGER, {"folds": fingerprints})
+    # Results of earlier models are kept, but apart from these.
     move_earlier_results(folder, ledger.fingerprint)
     for case in cases:
         ledger.write(case["case_id"], case)

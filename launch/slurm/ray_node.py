@@ -140,6 +140,7 @@ def run_head_node(job_id: int, tasks: int, words: Sequence[str], stop: StopReque
             node = os.uname().nodename
             print(f"dashboard from another machine: ssh -L PORT:127.0.0.1:PORT {node}", flush=True)
         code = _run_module([*words, "--address", address], stop)
+        # From here on no process may join Ray.
         Path(os.environ["RAY_AUTH_TOKEN_PATH"]).unlink(missing_ok=True)
         # The closed connections end the other nodes.
         for connection in connections:
@@ -199,6 +200,7 @@ def run_worker_node(job_id: int, first_node: str) -> int:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     connection, address = _connect_to_first_node(job_id, first_node)
+    # The address of this node in the network of the first node.
     own_ip = connection.getsockname()[0]
     log = ray_log(ray_folder(job_id))
     with connection, run_ray_server(job_id, own_ip, f"--address={address}") as server:

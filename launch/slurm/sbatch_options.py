@@ -121,6 +121,7 @@ def parse_sbatch_option(text: str, source: str = "--sbatch") -> Option:
     name, value = _split_option(text, source)
     if name in REPLACED:
         raise UserError(f"{source} {text}: {REPLACED[name]}")
+    # GPUs as gres would contradict --gpus-per-node.
     if name == "gres" and re.search(r"(^|[,/])gpu\b", value or ""):
         raise UserError(f"{source} {text}: use --gpus-per-node")
     if name not in KNOWN:

@@ -264,6 +264,7 @@ def _cancel_jobs(args: argparse.Namespace) -> int:
         local_ids: list[str] = []
         for row in active:
             if row.cluster == "slurm":
+                # The id of the array cancels all its tasks at once.
                 slurm_ids.add(row.job_id if args.job else row.array_id)
             elif row.cluster == "local" and _is_alive(row.job_id):
                 local_ids.append(row.job_id)

@@ -233,6 +233,7 @@ class Supervisor:
         )
         if done.returncode == 0:
             return True
+        # Another attempt would have the same result.
         if "disabled" in done.stderr:
             self._log(
                 "requeueing is disabled for this job (--no-requeue, or JobRequeue=0): "

@@ -79,6 +79,7 @@ def parse_memory(text: str, option: str = "--mem") -> str:
 
 def parse_gpus(text: str, option: str = "--gpus-per-node") -> GpuRequest:
     """A number of GPUs, with or without SLURM's name of the model. Raises `UserError`."""
+    # re.ASCII: without letters and digits of other scripts.
     match = re.fullmatch(r"(?:gpu:)?(?:([A-Za-z][\w.-]*):)?([0-9]+)", text.strip(), re.ASCII)
     if match is None or match[1] == "gpu":
         raise UserError(

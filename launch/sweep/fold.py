@@ -34,6 +34,7 @@ MAX_LOG_CHARACTERS = 20_000
 MAX_REASON_CHARACTERS = 300
 PR_SET_PDEATHSIG = 1
 """Constant of Linux's prctl."""
+# Loaded at import, because nothing may be loaded between fork and exec.
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 FIGURES = {

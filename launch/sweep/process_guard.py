@@ -108,6 +108,7 @@ def guard_processes() -> Iterator[Callable[[], None]]:
 def main(driver: int) -> None:
     """Watch the driver; after its end, kill the processes that are left."""
     known: Processes = {}
+    # Standard input is the pipe; it is readable when the driver writes to it or ends.
     while not select.select([0], [], [], INTERVAL_S)[0]:
         descendants = list_descendants(driver)
         descendants.pop(os.getpid(), None)

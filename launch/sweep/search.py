@@ -31,6 +31,7 @@ DIRECTIONS = {"dice": "maximize", "memory_gib": "minimize", "step_s": "minimize"
 
 def trial_id(params: Params) -> str:
     """An id that is equal for equal hyperparameters on any machine."""
+    # Sorted keys: the order of the space must not matter.
     return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -56,6 +57,7 @@ def propose_params(
             draw = random.Random(f"{seed}:{number}:{attempt}")
             drawn = {key: _draw_value(dimension, draw) for key, dimension in config.space.items()}
         else:
+            # A seed per trial and attempt, so that no state has to be saved.
             optuna_seed = seed + 1000 * number + attempt
             drawn = _draw_with_optuna(config.space, optuna_seed, history, config.objectives)
         params = _drop_inapplicable(config.space, drawn)

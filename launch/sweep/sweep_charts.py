@@ -53,6 +53,7 @@ def _build_score_axis(trials: Sequence[Trial], start: float, stop: float) -> svg
         scores += [rung.score for rung in trial.rungs]
     low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
     margin = max(0.01, 0.08 * (high - low))
+    # Dice is between 0 and 1.
     return svg.Axis(max(0.0, low - margin), min(1.0, high + margin), start, stop)
 
 
@@ -60,6 +61,7 @@ def learning_curves(
     trials: Sequence[Trial], best: Trial | None, max_steps: int, width: int = WIDTHS[0]
 ) -> Markup:
     """Mean Dice over folds at each stop; the bars of the best trial are the spread over folds."""
+    # The labels of large steps would overlap.
     unit = 1000 if max_steps >= 10_000 else 1
     title = "step" if unit == 1 else "thousand steps"
     right = width - RIGHT_MARGIN
@@ -259,6 +261,7 @@ def _draw_pareto_chart(
     """
     right = width - RIGHT_MARGIN
     costs = [cost for _, cost in points.values()]
+    # All costs can be equal.
     margin = 0.08 * (max(costs) - min(costs)) or 0.1 * max(costs)
     x = svg.Axis(max(0.0, min(costs) - margin), max(costs) + margin, LEFT, right)
     y = _build_score_axis(trials, BOTTOM, TOP)

@@ -291,6 +291,7 @@ def build_trial_config(settings: SweepSettings, params: dict[str, Any]) -> dict[
         Section -> settings that differ from the defaults.
     """
     tree = settings.model_dump(mode="json", exclude_defaults=True, exclude={"sweep", "run"})
+    # The command line of each fold sets these two.
     tree.get("data", {}).pop("fold", None)
     tree.get("train", {}).pop("stop_at_step", None)
     # Validation at every stop, and as rarely as that allows.

@@ -121,6 +121,7 @@ class SweepDriver:
             partial.parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copytree(source, partial, copy_function=_link_or_copy)
+                # Renamed last, so that an incomplete copy is never used as a checkpoint.
                 partial.rename(target)
             except (OSError, shutil.Error) as error:
                 raise RunFailed(f"{source} cannot be copied to trial {trial.id}: {error}") from None
@@ -200,6 +201,7 @@ class SweepDriver:
         for one in decisions:
             self._print_decision(one)
         for one in decisions:
+            # Last, because a failure here leads to further decisions.
             if one.child:
                 self.prepare_trial(self.journal.trials[one.child.id])
 

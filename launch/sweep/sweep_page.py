@@ -150,7 +150,9 @@ def render_sweep_page(
     """
     environment = Environment(
         loader=PackageLoader(__package__),
+        # Reasons of failures contain texts of programs.
         autoescape=True,
+        # A misspelt name in the template is an error.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
