@@ -1,4 +1,7 @@
-"""`python -m launch.submit COMMAND`: the same as `python -m launch COMMAND` (see `cli`)."""
+"""`python -m launch.submit COMMAND`: the same as `python -m launch COMMAND` (see `cli`).
+
+Kept for scripts that use the earlier name.
+"""
 
 import sys
 

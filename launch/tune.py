@@ -1,16 +1,19 @@
-"""Search hyperparameters with Ray Tune, judged by cross-validation. Run the same line again to continue.
+"""Search hyperparameters with Ray Tune and cross-validation. Run the same line again to continue.
 
-  one machine    python -m launch.tune --config configs/sweep_cpu.yaml data.store=STORE run.dir=runs/sweep
-  a Ray cluster  python -m launch.tune --address HOST:6379 --config configs/sweep.yaml ...   (shared file system)
-  only the plan  python -m launch.tune --dry-run --config ...
+  one machine    python -m launch.tune --config configs/sweep_cpu.yaml data.store=STORE \\
+                     run.dir=runs/sweep
+  a Ray cluster  python -m launch.tune --address HOST:6379 --config configs/sweep.yaml ...
+                     (run.dir on a shared file system)
+  preview only   python -m launch.tune --dry-run --config ...
 
-The `sweep:` section of the config says what is searched; the other sections are what all trials share. A trial's score
-is the mean over folds of validation Dice; it is pruned only after all its folds have reached a rung. run.dir gets
-best.yaml (a --config for train), sweep.json, sweep.html, TensorBoard HParams and every fold's run folder.
+The `sweep:` section of the config has the search space; the other sections hold for all trials. The
+score of a trial is the mean over folds of the validation Dice. A trial is pruned only after all its
+folds have reached a rung. run.dir gets best.yaml (a --config for train), sweep.json, sweep.html,
+TensorBoard HParams and the run folder of every fold.
 
   sweep.search     random, grid, optuna (TPE; several sweep.objectives: dice, memory_gib, step_s)
-  sweep.scheduler  asha, hyperband, pbt: who goes on from a rung; they decide on means over folds
-  sweep.resources  what a fold takes: cpus, gpus (or a share of one), processes, nodes
+  sweep.scheduler  asha, hyperband, pbt: which trials continue from a rung, by the mean over folds
+  sweep.resources  resources of a fold: cpus, gpus (or a share of one), processes, nodes
 """
 
 import argparse
@@ -40,32 +43,43 @@ from liverseg_dist.files import write_text
 from liverseg_dist.interrupts import INTERRUPTED_MESSAGE
 from liverseg_dist.streams import guard_output_streams, print_checked
 from liverseg_dist.texts.paths import path_argument, quote_path
+from liverseg_dist.texts.suggestions import SuggestingParser
 from liverseg_dist.training.run_folder import check_settings_compatible
 
 from . import PACKAGE, name_programs
-from .sweep.fold import some_fold_runs
+from .sweep.fold import is_any_fold_running
 from .sweep.journal import Journal
 from .sweep.live_table import show_live_table
-from .sweep.ray_cluster import asking_for, own_token, ray_session, token_file
-from .sweep.ray_tune import parallel_folds, tune_trials
-from .sweep.search import propose_params, require_search_package
+from .sweep.preview import describe_sweep
+from .sweep.ray_cluster import (
+    ensure_user_token,
+    find_token_file,
+    ray_session,
+    token_environment,
+)
+from .sweep.ray_tune import run_open_trials
+from .sweep.search import require_search_package
 from .sweep.sweep_config import SweepSettings, to_yaml
-from .sweep.sweep_driver import Sweep
-from .sweep.sweep_page import fold_seconds, write_results
+from .sweep.sweep_driver import SweepDriver
+from .sweep.sweep_page import sum_fold_seconds, write_results
 
-MOST_BETWEEN_CHECKS_S = 10.0
-FREE_TO_CHANGE = ("trials", "max_failures", "max_concurrent", "start_timeout_s", "resources")
-"""Of the sweep's section: what may differ when it is continued."""
+MAX_CHECK_INTERVAL_S = 10.0
+"""Time since the last check that counts at most; more means that this process was suspended."""
+FOLD_EXIT_TIMEOUT_S = 60.0
+CHANGEABLE = ("trials", "max_failures", "max_concurrent", "start_timeout_s", "resources")
+"""Settings of the section `sweep` that may differ when a sweep is continued."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    """The command line of `launch.tune`."""
+    parser = SuggestingParser(
         prog=f"python -m {PACKAGE}.tune",
         description=name_programs(__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="exit codes: 0 done, 1 failed, 2 a mistake in the call, 75 stopped on request (run again to continue)",
+        epilog="exit codes: 0 done, 1 failed, 2 a mistake in the call, "
+        "75 stopped on request (run again to continue)",
     )
-    made.add_argument(
+    parser.add_argument(
         "--config",
         action="append",
         type=path_argument,
@@ -73,32 +87,46 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="YAML; repeatable",
     )
-    made.add_argument(
-        "--address", metavar="HOST:PORT", help="an existing Ray cluster, or auto (default: our own)"
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="an existing Ray cluster, or auto (default: start a local Ray)",
     )
-    made.add_argument(
+    parser.add_argument(
         "--cpus",
         type=int,
         default=0,
         metavar="N",
-        help="CPUs our own Ray shares out (default: all)",
+        help="CPUs of the local Ray (default: all)",
     )
-    made.add_argument("--no-dashboard", action="store_true", help="do not start Ray's dashboard")
-    made.add_argument(
-        "--retry-failed", action="store_true", help="give failed trials another chance"
+    parser.add_argument(
+        "--no-dashboard", action="store_true", help="do not start the dashboard of Ray"
     )
-    made.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    made.add_argument(
+    parser.add_argument("--retry-failed", action="store_true", help="run failed trials again")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be searched and stop"
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print the result as one JSON object on the last line"
     )
-    made.add_argument(
+    parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="e.g. sweep.trials=20 train.max_steps=300"
     )
-    return made
+    return parser
 
 
 def load_sweep(args: argparse.Namespace) -> tuple[SweepSettings, Path]:
-    """The settings, checked against the store, and the sweep's folder. Raises `UserError`."""
+    """Load the settings and check them against the store.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The settings and the folder of the sweep.
+
+    Raises:
+        UserError: A setting is missing or invalid, or the store does not have a fold.
+    """
     settings = load_settings_as(SweepSettings, args.config, args.overrides)
     folder = settings.run.dir
     if folder is None:
@@ -114,73 +142,51 @@ def load_sweep(args: argparse.Namespace) -> tuple[SweepSettings, Path]:
                 f"{settings.data.store}: fold {fold} of sweep.folds has no validation case"
             )
     require_search_package(settings.sweep.search)
+    # Folds run in other working directories; a URL stays as it is.
     if "://" not in settings.data.store:
         data = settings.data.model_copy(update={"store": str(Path(settings.data.store).resolve())})
         settings = settings.model_copy(update={"data": data})
     return settings, folder.resolve()
 
 
-def print_plan(settings: SweepSettings) -> str:
-    sweep = settings.sweep
-    resources = sweep.resources
-    lines = [
-        f"{sweep.search} search, at most {sweep.trials} trials x {len(sweep.folds)} folds, {settings.train.max_steps} "
-        f"steps; "
-        + (
-            f"{sweep.scheduler} at steps {list(sweep.rungs)}"
-            if sweep.rungs
-            else "nothing is pruned"
-        ),
-        f"a fold: {resources.processes} process(es), {resources.cpus} CPU(s), {resources.gpus:g} GPU(s)"
-        + (f" on each of {resources.nodes} nodes" if resources.nodes > 1 else "")
-        + f"; {parallel_folds(settings)} fold(s) of a trial at once",
-    ]
-    for key, dimension in sweep.space.items():
-        what = (
-            list(dimension.values)
-            if dimension.values is not None
-            else f"{dimension.low:g} to {dimension.high:g}"
-        )
-        when = "".join(
-            f", when {other} is {' or '.join(map(str, v))}" for other, v in dimension.when.items()
-        )
-        lines.append(f"  {key}: {dimension.type} {what}{when}")
-    if sweep.search != "optuna":
-        first = [
-            propose_params(sweep, settings.seed, number, ())
-            for number in range(min(3, sweep.trials))
-        ]
-        lines += [f"  first trials: {params}" for params in first if params]
-    return "\n".join(lines)
-
-
 def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
+    """Run or continue a sweep.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The result for --json.
+
+    Raises:
+        UserError: A mistake in the settings, or another sweep uses the folder.
+        RunFailed: No trial has finished, or Ray ended.
+    """
     settings, folder = load_sweep(args)
-    print(print_plan(settings), flush=True)
+    print(describe_sweep(settings), flush=True)
     if args.dry_run:
         return {"run": str(folder), "dry_run": True}
     with Journal(folder) as journal:
-        _same_sweep(folder, settings)
-        for trial in journal.trials.values():
-            if args.retry_failed and trial.state == "failed":
-                journal.retry(trial.id)
+        _check_same_sweep(folder, settings)
+        if args.retry_failed:
+            for trial in list(journal.trials.values()):
+                if trial.state == "failed":
+                    journal.add_retry(trial.id)
         if journal.trials:
-            settled = len(journal.trials) - len(journal.unsettled)
-            print(
-                f"continues: {settled} trials are settled, {len(journal.unsettled)} go on",
-                flush=True,
-            )
-        usage = _run(args, settings, folder, journal)
+            open_count = len(journal.open_trials)
+            closed_count = len(journal.trials) - open_count
+            print(f"continues: {closed_count} trials have ended, {open_count} continue", flush=True)
+        usage = _run_session(args, settings, folder, journal)
         summary = write_results(folder, settings, list(journal.trials.values()), usage)
-    if summary["best"] is None:
-        raise RunFailed(f"no trial has finished; their reasons are in {folder / 'sweep.html'}")
     best = summary["best"]
+    if best is None:
+        raise RunFailed(f"no trial has finished; {folder / 'sweep.html'} has the reasons")
     print(
         f"best: Dice {best['score']:.4f} ± {best['spread']:.4f} with {best['params']}", flush=True
     )
-    best = quote_path(folder / "best.yaml")
     print(
-        f"train it: --config {best}; look: {folder / 'sweep.html'}; tensorboard --logdir {quote_path(folder)}"
+        f"train with it: --config {quote_path(folder / 'best.yaml')}; "
+        f"report: {folder / 'sweep.html'}; tensorboard --logdir {quote_path(folder)}"
     )
     return {
         "run": str(folder),
@@ -190,129 +196,168 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _run(
+def _run_session(
     args: argparse.Namespace, settings: SweepSettings, folder: Path, journal: Journal
 ) -> dict[str, float]:
-    """All that is left to do; what it made of the slots it had."""
-    wanted = settings.sweep.trials
-    if (
-        not journal.unsettled
-        and sum(not trial.parent for trial in journal.trials.values()) >= wanted
-    ):
-        return _last_session(folder)
-    cpus = args.cpus or usable_cores()
+    """Run all trials that are left.
+
+    Returns:
+        Wall time in s, folds at the same time, and the share of both that was used.
+
+    Raises:
+        RunFailed: Ray ended before all trials.
+    """
+    proposed = sum(not trial.parent for trial in journal.trials.values())
+    if not journal.open_trials and proposed >= settings.sweep.trials:
+        # No trial is left; the results are only written again.
+        return _read_last_usage(folder)
+    # On an existing cluster other users may take the resources, and then waiting is right.
+    find_standstill = None
+    if not args.address:
+        find_standstill = detect_standstill(folder, journal, settings.sweep.start_timeout_s)
     try:
-        # A cluster may be taken by others, and then there is nothing wrong with waiting.
-        stands_still = (
-            None
-            if args.address
-            else detect_standstill(folder, journal, settings.sweep.start_timeout_s)
-        )
-        last_words = partial(_tell, args)
         with ray_session(
-            args.address, cpus, not args.no_dashboard, stands_still, last_words
+            args.address,
+            args.cpus or usable_cores(),
+            not args.no_dashboard,
+            find_standstill,
+            partial(_print_error, args),
         ) as dashboard:
-            missing = "none" if args.no_dashboard else "none; pip install 'ray[default]' brings it"
-            token = f"; the token it asks for: cat {token_file()}" if token_file() else ""
-            print(
-                f"Ray dashboard: {f'http://{dashboard}{token}' if dashboard else missing}",
-                flush=True,
-            )
-            before, begun = fold_seconds(journal.trials.values()), time.monotonic()
-            with show_live_table(settings, journal) as say:
-                slots = tune_trials(Sweep(settings, folder, journal, say))
+            _print_dashboard(args, dashboard)
+            seconds_before = sum_fold_seconds(journal.trials.values())
+            begun = time.monotonic()
+            with show_live_table(settings, journal) as print_line:
+                slots = run_open_trials(SweepDriver(settings, folder, journal, print_line))
+            # Without the time that Ray needs to start and to stop.
             wall_s = time.monotonic() - begun
     finally:
         _wait_for_folds(folder)
-    if journal.unsettled:
+    if journal.open_trials:
         raise RunFailed(
-            f"Ray ended before {len(journal.unsettled)} trials were settled; run the same line again"
+            f"Ray ended before {len(journal.open_trials)} trials had ended; run the same line again"
         )
-    busy = (fold_seconds(journal.trials.values()) - before) / (wall_s * slots)
+    fold_s = sum_fold_seconds(journal.trials.values()) - seconds_before
+    utilisation = fold_s / (wall_s * slots)
     print(
-        f"{wall_s:.0f} s, {slots} fold(s) at once: folds ran for {100 * busy:.0f} % of that",
+        f"{wall_s:.0f} s, {slots} fold(s) at the same time: "
+        f"folds ran for {100 * utilisation:.0f} % of that",
         flush=True,
     )
-    return {"wall_s": round(wall_s, 1), "folds_at_once": slots, "utilisation": round(busy, 4)}
+    return {
+        "wall_s": round(wall_s, 1),
+        "folds_at_once": slots,
+        "utilisation": round(utilisation, 4),
+    }
 
 
-def _last_session(folder: Path) -> dict[str, float]:
+def _print_dashboard(args: argparse.Namespace, dashboard: str) -> None:
+    """Print the address of Ray's dashboard, or how to get one."""
+    if dashboard:
+        token = find_token_file()
+        hint = f"; it asks for a token: cat {token}" if token else ""
+        text = f"http://{dashboard}{hint}"
+    elif args.no_dashboard:
+        text = "none"
+    else:
+        text = "none; install it with pip install 'ray[default]'"
+    print(f"Ray dashboard: {text}", flush=True)
+
+
+def _read_last_usage(folder: Path) -> dict[str, float]:
+    """The usage of the last session from sweep.json; empty without one."""
     try:
         return dict(json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["last_session"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _wait_for_folds(folder: Path, timeout_s: float = 60.0) -> None:
-    """Folds that were told to stop are saving; they hold their locks until they are gone."""
-    end = time.monotonic() + timeout_s
-    while some_fold_runs(folder) and time.monotonic() < end:
+def _wait_for_folds(folder: Path) -> None:
+    """Wait for folds that save after a request to stop; they hold their locks until they end."""
+    end = time.monotonic() + FOLD_EXIT_TIMEOUT_S
+    while is_any_fold_running(folder) and time.monotonic() < end:
         time.sleep(0.1)
 
 
 def detect_standstill(folder: Path, journal: Journal, timeout_s: float) -> Callable[[], str]:
-    """A check, to be asked every few seconds, that has a reason when no fold has run, and no trial come on, for so
-    long: a Ray of our own has nothing else to do. Seen when the clock had gone back by an hour."""
-    seen, still_s, asked = journal.lines, 0.0, time.monotonic()
+    """A check whether a local Ray makes no progress.
 
-    def check() -> str:
-        nonlocal seen, still_s, asked
-        since_s, asked = time.monotonic() - asked, time.monotonic()
-        still_s += min(since_s, MOST_BETWEEN_CHECKS_S)  # more, and this process was asleep itself
-        if journal.lines != seen or some_fold_runs(folder):
-            seen, still_s = journal.lines, 0.0
+    Seen when the clock of the machine was set back by an hour: Ray then starts no task.
+
+    Args:
+        folder: The folder of the sweep.
+        journal: Its journal.
+        timeout_s: Time without a running fold and without a new line of the journal.
+
+    Returns:
+        A function, to be called every few seconds, that returns the reason or an empty text.
+    """
+    seen_lines, still_s, last_check = journal.lines, 0.0, time.monotonic()
+
+    def find_standstill() -> str:
+        nonlocal seen_lines, still_s, last_check
+        now = time.monotonic()
+        still_s += min(now - last_check, MAX_CHECK_INTERVAL_S)
+        last_check = now
+        if journal.lines != seen_lines or is_any_fold_running(folder):
+            seen_lines, still_s = journal.lines, 0.0
         if still_s <= timeout_s:
             return ""
-        return f"Ray has started no fold for {still_s:.0f} s (sweep.start_timeout_s), as when the clock is set back"
+        return (
+            f"Ray has started no fold for {still_s:.0f} s (sweep.start_timeout_s), "
+            "as happens when the clock is set back"
+        )
 
-    return check
+    return find_standstill
 
 
-def _same_sweep(folder: Path, settings: SweepSettings) -> None:
-    """A sweep goes on only as it was begun. Raises `UserError` naming the difference."""
+def _check_same_sweep(folder: Path, settings: SweepSettings) -> None:
+    """Save the settings of a new sweep; compare those of a continued one.
+
+    Raises:
+        UserError: Names the setting that differs.
+    """
     file = folder / "sweep_config.yaml"
     if not file.exists():
-        write_text(
-            file, to_yaml(settings.model_dump(mode="json", exclude_defaults=True, exclude={"run"}))
-        )
+        tree = settings.model_dump(mode="json", exclude_defaults=True, exclude={"run"})
+        write_text(file, to_yaml(tree))
         return
-    before = load_settings_as(SweepSettings, [file])
-    allowed = {key: getattr(settings.sweep, key) for key in FREE_TO_CHANGE}
-    before = before.model_copy(update={"sweep": before.sweep.model_copy(update=allowed)})
-    check_settings_compatible(before, settings, folder)
+    saved = load_settings_as(SweepSettings, [file])
+    changes = {key: getattr(settings.sweep, key) for key in CHANGEABLE}
+    saved = saved.model_copy(update={"sweep": saved.sweep.model_copy(update=changes)})
+    check_settings_compatible(saved, settings, folder)
 
 
-def _start_over_with_a_token() -> None:
-    """Whoever reaches Ray's ports can run anything as us, also from another account of this machine.
+def _restart_with_token() -> None:
+    """Start this program again with a Ray that requires a token.
 
-    Ray reads its mode once, when it is imported: so this program begins again with it set.
+    Any process that reaches Ray's ports, also of another account of this machine, could run code
+    as this user. Ray reads the mode once, when it is imported, so it must be set before.
     """
-    os.execve(
-        sys.executable,
-        [sys.executable, *sys.orig_argv[1:]],
-        {**os.environ, **asking_for(own_token())},
-    )
+    environment = {**os.environ, **token_environment(ensure_user_token())}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def _tell(args: argparse.Namespace, error: LiversegError) -> None:
+def _print_error(args: argparse.Namespace, error: LiversegError) -> None:
+    """Print an error, with --json also as the result."""
     print(f"launch.tune: {error}", file=sys.stderr, flush=True)
     if args.json:
         print(json.dumps({"error": str(error), "exit_code": error.exit_code}), flush=True)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
+    """Run `launch.tune`; returns the exit code."""
     restrict_umask()
     args = build_parser().parse_intermixed_args(argv)
     try:
+        # A process that calls this function must not be replaced.
         if argv is None and not (args.address or args.dry_run or "RAY_AUTH_MODE" in os.environ):
-            _start_over_with_a_token()
+            _restart_with_token()
         result = run_sweep(args)
     except LiversegError as error:
-        _tell(args, error)
+        _print_error(args, error)
         return error.exit_code
-    except (
-        KeyboardInterrupt
-    ):  # before Ray has been started or after it has ended; see `launch.sweep.ray_cluster`
+    except KeyboardInterrupt:
+        # Before Ray has started or after it has ended; see `ray_session` for the time between.
         print(f"launch.tune: {INTERRUPTED_MESSAGE}", file=sys.stderr)
         return EXIT_RESUMABLE
     except OSError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep.fold import some_fold_runs
+from launch.sweep.fold import is_any_fold_running
 from launch.sweep.journal import Journal
 from liverseg_dist.commands.main import main
 from liverseg_dist.errors import UserError
@@ -79,7 +79,7 @@ def test_a_sweep_is_opened(
     (tmp_path / "trials" / "a" / "fold_0.lock").touch()
     with Journal(tmp_path):
         assert ("has no locks: see to it" in caplog.text) == (file_system is without_locks)
-        assert some_fold_runs(tmp_path) == (file_system is without_locks), (
+        assert is_any_fold_running(tmp_path) == (file_system is without_locks), (
             "it might, and nobody could tell"
         )
         if file_system is as_nfs_4:

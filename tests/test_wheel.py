@@ -204,7 +204,7 @@ def test_jobs_of_the_wheel_name_the_installed_package(bin_folder: Path, demo: Pa
 def test_a_job_runs_the_copy_of_the_code_with_its_configs(bin_folder: Path, demo: Path) -> None:
     """Supervised on this machine, by the snapshot that `liverseg-launch` took of the installed packages."""
     folder = demo / "jobs"
-    words = ("settings", "--configs", "--cluster", "local", "--folder", str(folder), "--follow")
+    words = ("settings", "--configs", "--cluster", "local", "--job-dir", str(folder), "--follow")
     told = use(bin_folder, demo, "liverseg-launch", *words)
     (code,) = (folder / "code").iterdir()
     assert str(code / "liverseg_dist" / "configs" / "demo_cpu.yaml") in told

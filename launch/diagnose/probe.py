@@ -1,9 +1,10 @@
-"""What each rank of `launch doctor` runs: looks at its node, meets the others, and says what it found.
+"""The process of each rank of `launch doctor`: tests its node and the connection to the others.
 
-  srun ... python -m launch.diagnose.probe --folder DIR --word WORD --gpus N
+  srun ... python -m launch.diagnose.probe --folder DIR --marker NAME --gpus N
 
-It prints lines `liverseg probe {...}`: first what the node shows by itself, then what only ranks together can measure.
-The log is the one channel that needs neither network nor a shared folder to tell of a node that lacks them.
+It prints lines `liverseg probe {...}`: first the results of the node alone, then those that need
+all ranks. The log is the one channel that needs neither the network nor a shared folder, so it also
+reports nodes that lack them.
 """
 
 import argparse
@@ -30,106 +31,132 @@ from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.texts.paths import path_argument
 
 from .. import PACKAGE, name_programs
-from ..slurm.code_snapshot import code_digest
+from ..slurm.code_snapshot import compute_code_digest
 
-MARK = "liverseg probe "
-WRITTEN_MIB = 64
-MEET_S = 60.0
-"""A peer that has not come by then does not come."""
+LINE_PREFIX = "liverseg probe "
+MARKER_PREFIX = ".doctor-"
+WRITE_TEST_MIB = 64
+CONNECT_TIMEOUT_S = 60.0
+"""A rank that has not connected by then will not connect."""
 ROUNDS = 5
+COMPARED_PACKAGES = ("torch", "numpy", "zarr")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tests of this rank; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {PACKAGE}.diagnose.probe", description=name_programs(__doc__ or "")
     )
     parser.add_argument("--folder", type=path_argument, required=True)
     parser.add_argument(
-        "--word", required=True, help="what the submitter wrote into FOLDER/.doctor-WORD"
+        "--marker",
+        required=True,
+        help=f"FOLDER has the file {MARKER_PREFIX}MARKER of the submitter",
     )
-    parser.add_argument("--gpus", type=int, required=True, help="GPUs per node that were asked for")
+    parser.add_argument("--gpus", type=int, required=True, help="requested GPUs per node")
     args = parser.parse_args(argv)
+    # A rank without its GPU reports that, and tests the network with Gloo.
     device = "cuda" if args.gpus and torch.cuda.is_available() else "cpu"
+    node = platform.node()
     try:
         world = World.from_environment(device)
     except UserError as error:
         rank = int(os.environ.get("SLURM_PROCID", "0"))
-        print_line({"rank": rank, "node": platform.node(), "error": str(error)})
+        print_line({"rank": rank, "node": node, "error": str(error)})
         return EXIT_DONE
-    who = {"rank": world.global_rank, "node": platform.node()}
-    print_line(
-        who
-        | {"versions": probe_versions(), "gpus": probe_gpus()}
-        | probe_folder(args.folder, args.word, write=world.local_rank == 0)
-    )
-    print_line(who | probe_network(world))
+    place = {"rank": world.global_rank, "node": node}
+    own_results = {"versions": probe_versions(), "gpus": probe_gpus()}
+    # One rank per node measures the write speed; several would share it.
+    folder_results = probe_folder(args.folder, args.marker, write=world.local_rank == 0)
+    print_line({**place, **own_results, **folder_results})
+    print_line({**place, **probe_network(world)})
     return EXIT_DONE
 
 
 def print_line(content: dict[str, Any]) -> None:
-    """In one write: ranks may share a pipe, where the parts of two lines would mingle."""
-    with suppress(OSError):  # without a reader the other ranks still need this one
-        os.write(sys.stdout.fileno(), f"{MARK}{json.dumps(content)}\n".encode())
+    """Print a report in one write.
+
+    Ranks may share a pipe, in which the parts of two lines would be mixed.
+    """
+    with suppress(OSError):  # the other ranks need this one also when nothing reads its output
+        os.write(sys.stdout.fileno(), f"{LINE_PREFIX}{json.dumps(content)}\n".encode())
 
 
 def probe_versions() -> dict[str, str]:
-    """All that has to be the same on every node."""
-    found = {"python": platform.python_version(), "code": code_digest()}
-    found |= {name: importlib.metadata.version(name) for name in ("torch", "numpy", "zarr")}
+    """The versions that must be equal on all nodes."""
+    found = {"python": platform.python_version(), "code": compute_code_digest()}
+    for name in COMPARED_PACKAGES:
+        found[name] = importlib.metadata.version(name)
     if torch.cuda.is_available():
-        found |= {
-            "cuda": str(torch.version.cuda),
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
-        }
+        found["cuda"] = str(torch.version.cuda)
+        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
     return found
 
 
 def probe_gpus() -> list[list[float]]:
-    """(free GiB, total GiB) of each GPU that this rank sees."""
-    found = (torch.cuda.mem_get_info(i) for i in range(torch.cuda.device_count()))
-    return [[round(free / 2**30, 1), round(total / 2**30, 1)] for free, total in found]
+    """[free GiB, total GiB] of each GPU that this rank sees."""
+    found = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        found.append([round(free / 2**30, 1), round(total / 2**30, 1)])
+    return found
 
 
-def probe_folder(path: Path, word: str, *, write: bool) -> dict[str, Any]:
-    """Whether this node sees the submitter's folder, how fast it writes there (with fsync), and whether locks work."""
-    if not (path / f".doctor-{word}").is_file():
+def probe_folder(path: Path, marker: str, *, write: bool) -> dict[str, Any]:
+    """Test the folder of the submitter.
+
+    Args:
+        path: The folder.
+        marker: Name of the file that the submitter wrote there.
+        write: Whether to measure the write speed (with fsync) and to test file locks.
+
+    Returns:
+        `sees_folder`; with `write` also `write_mib_s` and `locks`, or `write_error`.
+    """
+    if not (path / f"{MARKER_PREFIX}{marker}").is_file():
         return {"sees_folder": False}
     if not write:
         return {"sees_folder": True}
-    trial = path / f".doctor-{word}-{platform.node()}"
-    block = secrets.token_bytes(2**20)  # not to be compressed away
+    test_file = path / f"{MARKER_PREFIX}{marker}-{platform.node()}"
+    # Random bytes, because the file system may compress.
+    block = secrets.token_bytes(2**20)
     begun = time.perf_counter()
     try:
-        with trial.open("wb") as file:
-            for _ in range(WRITTEN_MIB):
+        with test_file.open("wb") as file:
+            for _ in range(WRITE_TEST_MIB):
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-        speed = WRITTEN_MIB / (time.perf_counter() - begun)
-        with hold_lock(trial) as has_locks:
+        speed = WRITE_TEST_MIB / (time.perf_counter() - begun)
+        with hold_lock(test_file) as has_locks:
             pass
     except OSError as error:
         return {"sees_folder": True, "write_error": str(error.strerror)}
     finally:
-        trial.unlink(missing_ok=True)
+        test_file.unlink(missing_ok=True)
     return {"sees_folder": True, "write_mib_s": round(speed, 1), "locks": has_locks}
 
 
 def probe_network(world: World) -> dict[str, Any]:
-    """`meets`, `all_reduce_gib_s` and `clock_s` (ahead of rank 0); `network_error` when the ranks do not meet."""
+    """Connect the ranks and measure clocks and bandwidth.
+
+    Returns:
+        `meets` (whether the ranks could connect), `all_reduce_gib_s` and `clock_s` (offset from
+        rank 0), or `network_error`.
+    """
     try:
-        with world.connected(timeout_s=MEET_S):
+        with world.connected(timeout_s=CONNECT_TIMEOUT_S):
             return {
                 "meets": True,
-                "clock_s": _clock_s(),
-                "all_reduce_gib_s": _all_reduce_gib_s(world),
+                "clock_s": _measure_clock_offset_s(),
+                "all_reduce_gib_s": _measure_all_reduce_gib_s(world),
             }
     except (RuntimeError, OSError) as error:  # torch's DistError is a RuntimeError
         return {"meets": False, "network_error": str(error).splitlines()[0][:200]}
 
 
-def _clock_s() -> float:
-    """Of several rounds the smallest difference: the rest is the way of the message."""
+def _measure_clock_offset_s() -> float:
+    """The smallest difference of several rounds; the rest is the time of the message."""
     rounds: list[float] = []
     for _ in range(ROUNDS):
         collectives.barrier()
@@ -138,22 +165,26 @@ def _clock_s() -> float:
     return round(sorted(rounds, key=abs)[0], 4)
 
 
-def _all_reduce_gib_s(world: World) -> float | None:
-    """Bus bandwidth, 2 (n - 1) / n bytes / s, https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md"""
+def _measure_all_reduce_gib_s(world: World) -> float | None:
+    """Bus bandwidth, 2 (n - 1) / n bytes / s; None for one rank.
+
+    Definition: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md
+    """
     if not world.is_distributed:
         return None
-    cuda = world.device.type == "cuda"
-    data = torch.ones((256 if cuda else 16) * 2**20 // 4, device=world.device)
-    fastest = float("inf")
+    is_cuda = world.device.type == "cuda"
+    size_mib = 256 if is_cuda else 16
+    data = torch.ones(size_mib * 2**20 // 4, device=world.device)  # float32: 4 bytes
+    fastest_s = float("inf")
     for _ in range(ROUNDS):
         collectives.barrier()
         begun = time.perf_counter()
         dist.all_reduce(data, op=dist.ReduceOp.MAX)
-        if cuda:
+        if is_cuda:
             torch.cuda.synchronize(world.device)
-        fastest = min(fastest, time.perf_counter() - begun)
+        fastest_s = min(fastest_s, time.perf_counter() - begun)
     moved = 2 * (world.world_size - 1) / world.world_size * data.numel() * 4
-    return round(moved / fastest / 2**30, 3)
+    return round(moved / fastest_s / 2**30, 3)
 
 
 if __name__ == "__main__":

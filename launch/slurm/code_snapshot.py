@@ -1,9 +1,14 @@
-"""A copy of the project's code in the run's folder, so that a job runs what was submitted, also after a requeue."""
+"""A copy of the code in the folder of the run.
+
+A job runs the code that was submitted, also after a requeue, when the working tree has changed in
+the meantime.
+"""
 
 import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import liverseg_dist
@@ -16,74 +21,79 @@ SOURCES = {
     "liverseg_dist": Path(liverseg_dist.__file__).resolve().parent,
     PACKAGE: Path(__file__).resolve().parents[1],
 }
-"""Package, by the name under which job files start it, and its folder. An editable installation imports the folder
+"""Package name in the batch files -> its folder. An editable installation imports the folder
 `launch` as `liverseg_launch`, so the two names can differ."""
 _configs = shipped_configs_folder()
 if _configs is not None and not _configs.is_relative_to(SOURCES["liverseg_dist"]):
-    # A checkout keeps them beside the package; in a copy they lie where a wheel has them.
+    # In a checkout the configs are beside the package; the copy has them where a wheel has them.
     SOURCES["liverseg_dist/configs"] = _configs
-LEFT_OUT = ("__pycache__", "*.pyc", ".*")
+EXCLUDED = ("__pycache__", "*.pyc", ".*")
 
 
 def snapshot_path(folder: Path) -> Path:
-    """Where the snapshot of today's code lies, or would lie."""
-    return folder.absolute() / "code" / code_digest()
+    """The folder of a snapshot of the current code."""
+    return folder.absolute() / "code" / compute_code_digest()
 
 
-def take_snapshot(folder: Path) -> Path:
-    """Copy the packages to `folder/code/DIGEST`; returns that path. The same code is copied once.
+def write_snapshot(folder: Path) -> Path:
+    """Copy the packages to `folder/code/DIGEST`; the same code is copied once.
 
-    `COMMIT` in it names the git commit, and says whether files had been edited since.
+    The file `COMMIT` in it names the git commit and whether files differed from it.
+
+    Returns:
+        The folder of the copy.
     """
     target = snapshot_path(folder)
     if target.is_dir():
         return target
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # Written under another name first: a job must never see half a copy.
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     for package, source in SOURCES.items():
-        shutil.copytree(source, aside / package, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    (aside / "COMMIT").write_text(git_commit() + "\n", encoding="utf-8")
+        shutil.copytree(source, partial / package, ignore=shutil.ignore_patterns(*EXCLUDED))
+    (partial / "COMMIT").write_text(describe_git_commit() + "\n", encoding="utf-8")
     try:
-        os.replace(aside, target)
-    except OSError:  # another submission was faster with the same code
-        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(partial, target)
+    except OSError:  # another submission has written the same code
+        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def git_commit() -> str:
-    """The commit of the working tree, with `+` when files differ from it; `unknown` outside git.
-
-    An installed package may lie inside somebody's repository (a .venv there): its commit is not ours.
-    """
+def describe_git_commit() -> str:
+    """The commit of the working tree, with `+` if files differ from it; `unknown` outside git."""
+    # An installed package may be inside another repository (in a .venv), whose commit is unrelated.
     if not (ROOT / ".git").exists():
         return "unknown"
     try:
-        head = _git("rev-parse", "HEAD")
-        return head + (
-            "+"
-            if _git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES.values())
-            else ""
-        )
+        head = _run_git("rev-parse", "HEAD")
+        changes = _run_git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES.values())
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{head}+" if changes else head
 
 
-def _git(*words: str | Path) -> str:
+def _run_git(*arguments: str | Path) -> str:
     done = subprocess.run(
-        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
     )
     return done.stdout.strip()
 
 
-def code_digest() -> str:
-    """Of all files that are copied: names and contents."""
+def compute_code_digest() -> str:
+    """A digest of the names and contents of all files that a snapshot has."""
     total = hashlib.sha256()
     for package, source in SOURCES.items():
-        for path in sorted(source.rglob("*")):
-            parts = (package, *path.relative_to(source).parts)
-            if (
-                path.is_file()
-                and path.suffix != ".pyc"
-                and not any(p.startswith((".", "__pycache__")) for p in parts)
-            ):
-                total.update("/".join(parts).encode() + b"\0" + path.read_bytes() + b"\0")
+        for path in _list_files(source):
+            name = "/".join((package, *path.relative_to(source).parts))
+            # The separators keep names and contents apart.
+            total.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()[:12]
+
+
+def _list_files(source: Path) -> Iterator[Path]:
+    """The files of a package that a snapshot has, sorted."""
+    for path in sorted(source.rglob("*")):
+        parts = path.relative_to(source).parts
+        # The same files as EXCLUDED leaves out of the copy.
+        is_excluded = any(part.startswith((".", "__pycache__")) for part in parts)
+        if path.is_file() and path.suffix != ".pyc" and not is_excluded:
+            yield path

@@ -1,7 +1,8 @@
-"""submitit's executors, handing over our own batch file and command instead of a pickled function.
+"""Executors of submitit that run a given batch file or command instead of a pickled function.
 
-So a job file can be read, kept and submitted again by hand, all ranks save (not only rank 0), a job that stopped is
-requeued after its ranks have ended (none is left over on a node), and nothing is ever unpickled.
+The batch file can be read, kept and submitted again by hand. All ranks save (not only rank 0), a
+stopped job is requeued after its ranks have ended, so no process is left on a node, and nothing is
+ever unpickled.
 """
 
 import contextlib
@@ -20,11 +21,11 @@ from submitit.local.local import LocalExecutor, LocalJob
 
 from liverseg_dist.errors import RunFailed, UserError
 
-from .sbatch import BatchJob, supervise_words, task_command, with_index
+from .sbatch import BatchJob, build_local_task_command, build_supervisor_command, substitute_index
 
 
 class BatchFileExecutor(submitit.SlurmExecutor):
-    """Submits a given batch file; the returned submitit job knows its state, log and how to cancel it."""
+    """Submits a given batch file. submitit's job object provides state, log and cancellation."""
 
     def __init__(self, folder: Path, text: str) -> None:
         super().__init__(folder)
@@ -32,6 +33,7 @@ class BatchFileExecutor(submitit.SlurmExecutor):
 
     @classmethod
     def affinity(cls) -> int:
+        # submitit's own check looks for srun; a login node needs only sbatch.
         return 2
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
@@ -39,62 +41,90 @@ class BatchFileExecutor(submitit.SlurmExecutor):
 
 
 def submit_to_slurm(job: BatchJob, text: str) -> str:
-    """The job's id. Raises `UserError` without SLURM, `RunFailed` with SLURM's reason when it refuses."""
+    """Submit a batch file.
+
+    Args:
+        job: The job, whose folder keeps the records of submitit.
+        text: The batch file.
+
+    Returns:
+        The id of the job.
+
+    Raises:
+        UserError: This machine has no SLURM.
+        RunFailed: SLURM refused the job; the message has its reason.
+    """
     if shutil.which("sbatch") is None:
         raise UserError(
-            "no sbatch here: submit from a login node of the cluster, or use --cluster local"
+            "no sbatch on this machine: submit from a login node of the cluster, "
+            "or use --cluster local"
         )
     folder = job.folder / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with contextlib.redirect_stderr(
-            io.StringIO()
-        ):  # submitit repeats there what the error says
+        # submitit prints to stderr what the exception contains as well.
+        with contextlib.redirect_stderr(io.StringIO()):
             return str(BatchFileExecutor(folder, text)._submit_command("").job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         lines = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
-        said = "; ".join(lines or [" ".join(str(error).split())])[:400].replace(
-            "sbatch: error: ", ""
+        reason = "; ".join(lines or [" ".join(str(error).split())])[:400]
+        reason = reason.replace("sbatch: error: ", "")
+        raise RunFailed(f"SLURM refused the job: {reason}") from None
+
+
+def start_locally(job: BatchJob, minutes: int, index: int | None = None) -> LocalJob:
+    """Start the job in the background of this machine.
+
+    It is supervised as under SLURM: time limit, restarts, the same log.
+
+    Args:
+        job: The job to start.
+        minutes: Its time limit.
+        index: The task of an array to start.
+
+    Raises:
+        UserError: The job needs more nodes or GPUs than this machine has.
+    """
+    requested, present = job.resources.gpus_per_node, torch.cuda.device_count()
+    if requested > present:
+        raise UserError(
+            f"--cluster local: --gpus-per-node {requested}, but this machine has {present}"
         )
-        raise RunFailed(f"SLURM refused the job: {said}") from None
-
-
-def start_here(job: BatchJob, minutes: int, index: int | None = None) -> LocalJob:
-    """Start on this machine in the background, with the same supervision: a time limit, restarts, the same log."""
-    wanted, here = job.resources.gpus_per_node, torch.cuda.device_count()
-    if wanted > here:
-        raise UserError(f"--cluster local: --gpus-per-node {wanted}, but this machine has {here}")
-    words = local_words(job, index)
+    command = build_local_command(job, index)
     executor = LocalExecutor(job.folder / "jobs")
     executor.update_parameters(
         timeout_min=minutes,
+        # At most half of a short time limit.
         signal_delay_s=min(job.resources.signal_s, 30 * minutes),
         gpus_per_node=job.resources.gpus_per_node,
         stderr_to_stdout=True,
     )
-    started: LocalJob = executor._submit_command(shlex.join(words))
+    started: LocalJob = executor._submit_command(shlex.join(command))
     return started
 
 
-def local_words(job: BatchJob, index: int | None = None) -> list[str]:
+def build_local_command(job: BatchJob, index: int | None = None) -> list[str]:
     """The supervised command line of a job, or of one task of an array, on this machine."""
     if job.resources.nodes > 1:
-        raise UserError("--cluster local: this machine is one node; leave --nodes out")
-    words = [*supervise_words(job), *task_command(job)]
+        raise UserError("--cluster local: this machine is one node; omit --nodes")
+    command = [*build_supervisor_command(job), *build_local_task_command(job)]
     if index is not None:
-        words = with_index(words, index)
+        command = substitute_index(command, index)
     environment = [f"LIVERSEG_JOB_NAME={job.name}", *job.environment]
+    # PYTHONSAFEPATH: otherwise Python would prefer the working directory to the snapshot.
     if job.code is not None:
         environment += [f"PYTHONPATH={job.code}", "PYTHONSAFEPATH=1"]
-    words = ["env", "-C", str(job.workdir), *environment, *words]
+    command = ["env", "-C", str(job.workdir), *environment, *command]
     if job.setup is None:
-        return words
-    return ["bash", "-c", 'source "$0" && exec "$@"', str(job.setup), *words]
+        return command
+    # exec, so that signals reach the supervisor and not the shell.
+    return ["bash", "-c", 'source "$0" && exec "$@"', str(job.setup), *command]
 
 
 def run_in_this_process(
     folder: Path, function: Callable[[list[str]], int], arguments: list[str]
 ) -> int:
-    """`--cluster debug`: one process, this one, so that breakpoint() works."""
+    """Run `--cluster debug`: in this process, so that breakpoint() works."""
+    # A shell inside an allocation has it, and the command would wait for other ranks.
     os.environ.pop("SLURM_STEP_NUM_TASKS", None)
     return int(DebugExecutor(folder).submit(function, arguments).result())

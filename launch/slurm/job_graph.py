@@ -1,266 +1,100 @@
-"""From a command line to the jobs it means, with every mistake that can be found before submission found here.
+"""From a command line to its jobs. Every mistake that can be found before submission is found here.
 
-One job; or five folds as an array, then their evaluation, then one aggregate; or conversion, training and evaluation
-in a row, each waiting for the one before.
+A command becomes one job; or an array of folds, their evaluation and one aggregate; or conversion,
+training and evaluation, each of which waits for the job before it.
 """
 
 import argparse
 import dataclasses
-import importlib
-import itertools
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from liverseg_dist.commands.evaluate import refuse_slabs_over_scans
-from liverseg_dist.commands.main import COMMANDS
-from liverseg_dist.commands.train import list_store_conflicts
-from liverseg_dist.config import Settings, load_settings
-from liverseg_dist.data.splits import count_folds
-from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.distributed.strategies.parallelize import check_strategy
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.results import EVALUATION
-from liverseg_dist.texts.paths import expand_path, path_argument
+from liverseg_dist.texts.paths import path_argument
 
-from .. import PACKAGE as LAUNCH
 from .. import PROGRAM
 from .arrays import ArrayExpression
-from .launch_options import OneLineParser, build_parser, option_strings, suggest_option
-from .sbatch import INDEX, BatchJob, Resources
-from .stages import StageOption, check_stages, one_process, stage_resources
+from .job_request import JobRequest, JobStep, build_job, build_stage_job, parse_command
+from .launch_options import build_parser
+from .option_parser import OneLineParser, list_option_strings
+from .sbatch import INDEX, BatchJob
+from .stages import check_stages, compute_stage_resources, limit_to_one_process
+from .sweep_job import build_sweep_job
+from .training_jobs import (
+    build_training_job,
+    count_folds_to_train,
+    load_training_settings,
+    plan_folds,
+)
 
-RANKED = ("train", "evaluate", "predict")
+RANKED_COMMANDS = ("train", "evaluate", "predict")
 """Commands that divide their work among ranks; the others run in one process."""
-PACKAGE = "liverseg_dist"
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """What was asked for."""
-
-    command: str
-    arguments: tuple[str, ...]
-    resources: Resources = field(default_factory=Resources)
-    folder: Path | None = None
-    """Where job file, logs and records go; default: the run's folder."""
-    name: str = ""
-    array: ArrayExpression | None = None
-    """Folds (train, chain) or a number of tasks (convert); None: no array."""
-    convert_tasks: ArrayExpression | None = None
-    """Of a chain; None: one."""
-    stage_options: tuple[StageOption, ...] = ()
-    cpu_partition: str = ""
-    environment: tuple[str, ...] = ()
-    setup: Path | None = None
-    launcher: str = "srun"
-    after: str = ""
-    restarts: int = 5
-
-
-@dataclass(frozen=True)
-class JobStep:
-    """A job of a plan. `waits_for`: how many steps back is the one it follows (0: none); `how`: SLURM's word for it."""
-
-    job: BatchJob
-    waits_for: int = 0
-    how: str = "afterok"
 
 
 def plan_jobs(request: JobRequest) -> list[JobStep]:
-    """The jobs in the order of submission. Raises `UserError`."""
-    if request.command == "chain":
-        return _chain(request)
-    if request.command == "tune":
-        return [JobStep(_tune(request))]
-    if request.command not in COMMANDS:
-        known = (*COMMANDS, "tune", "chain", "doctor", "status", "logs", "cancel")
-        guess = suggest_option(request.command, known)
-        raise UserError(
-            f"{request.command}: no such command{guess}; one of {', '.join(dict.fromkeys(known))}"
-        )
-    args = parse_command(request.command, request.arguments)
-    if request.command == "train":
-        settings = _training(args, request, store_exists=not request.after)
-        if request.array is not None:
-            return _folds(
-                request, settings, folds_of(settings, args, store_exists=not request.after)
-            )
-        return [JobStep(_train(request, settings))]
-    # More GPUs make more ranks, and these commands have one.
-    if request.command not in RANKED and (
-        request.resources.ranks > 1 or request.launcher != "srun"
-    ):
-        raise UserError(
-            f"{request.command} runs in one process; ask for one node, one task, at most one GPU, and no --launcher"
-        )
-    if request.command == "convert":
-        tasks = _count_tasks(request.array, "--array")
-        return [
-            JobStep(_convert(request, args, request.folder or Path(f"{args.store}.jobs"), tasks))
-        ]
-    run = args.run if request.command == "evaluate" else Path("runs/jobs")
-    if request.command == "evaluate" and not (args.source or args.out or args.part or args.cases):
-        refuse_slabs_over_scans(run / EVALUATION)
-    job = _job(request, request.command, request.arguments, request.folder or run)
-    results = args.out if request.command in ("evaluate", "predict") else None
-    return [
-        JobStep(
-            dataclasses.replace(job, progress=results.absolute() if results is not None else None)
-        )
-    ]
-
-
-def parse_command(command: str, arguments: Sequence[str]) -> argparse.Namespace:
-    """The command's own parser on its arguments. Raises `UserError` where the command would refuse them."""
-    own = option_strings(build_parser())
-    help_lines = f"{PROGRAM} --help and liverseg {command} --help"
-    parser = OneLineParser(prog=f"{PROGRAM} {command}", help_lines=help_lines, also=own)
-    parser.add_argument("--json", action="store_true")
-    importlib.import_module(f"{PACKAGE}.commands.{command}").add_arguments(parser)
-    return parser.parse_intermixed_args(list(arguments))
-
-
-def _training(args: argparse.Namespace, request: JobRequest, *, store_exists: bool) -> Settings:
-    settings = load_settings(args.config, args.overrides)
-    if settings.run.dir is None:
-        raise UserError(
-            "run.dir is not set; give the run a folder on a shared file system, e.g. run.dir=runs/first"
-        )
-    if settings.data.store is None:
-        raise UserError(
-            "data.store is not set; make one with tools/to_zarr and pass data.store=STORE"
-        )
-    resources = request.resources
-    check_strategy(
-        settings.train, resources.ranks, torch.device("cuda" if resources.gpus_per_node else "cpu")
-    )
-    if store_exists:
-        store = CaseStore.open(settings.data.store)
-        store.ids("train", settings.data.fold)
-        if told := list_store_conflicts(settings, store, args.overrides):
-            print(f"warning: {told}", file=sys.stderr)
-    return settings
-
-
-def folds_of(settings: Settings, args: argparse.Namespace, *, store_exists: bool) -> int:
-    """How many folds the store has, or will have."""
-    if any(override.startswith("data.fold=") for override in args.overrides):
-        raise UserError("data.fold: --array folds gives each task its own; leave it out")
-    if store_exists and settings.data.store is not None:
-        return len(CaseStore.open(settings.data.store).root["splits"]["folds"])
-    return count_folds(settings.convert.splits)
-
-
-def _job(request: JobRequest, command: str, arguments: Sequence[str], folder: Path) -> BatchJob:
-    return BatchJob(
-        name=request.name or f"liverseg-{command}",
-        module=(PACKAGE, command, *arguments),
-        folder=folder.absolute(),
-        resources=request.resources,
-        launcher=request.launcher,
-        after=f"afterok:{request.after}" if request.after else "",
-        restarts=request.restarts,
-        is_main=command in ("train", "tune"),
-        environment=request.environment,
-        setup=request.setup,
-    )
-
-
-def _train(
-    request: JobRequest, settings: Settings, arguments: Sequence[str] | None = None
-) -> BatchJob:
-    assert settings.run.dir is not None
-    run = settings.run.dir.absolute()
-    job = _job(
-        request,
-        "train",
-        request.arguments if arguments is None else arguments,
-        request.folder or run,
-    )
-    return job if job.folder == run else dataclasses.replace(job, run=run)
-
-
-def _folds(
-    request: JobRequest, settings: Settings, count: int, source: Path | None = None
-) -> list[JobStep]:
-    """Training of folds, their evaluation on the validation cases (each when its fold is ready), one aggregate.
+    """The jobs of a request, in the order of submission.
 
     Args:
-        request: as given; `array` names the folds.
-        settings: of the training.
-        count: how many folds the store has.
-        source: whole scans to evaluate on, instead of the store's slabs.
+        request: The request; its command is one that `launch` knows (see `launch.cli`).
+
+    Raises:
+        UserError: An argument, a setting or an option is invalid.
     """
-    assert settings.run.dir is not None
-    assert request.array is not None
-    folds = choose_folds(request.array, count)
-    home = settings.run.dir.absolute()
-    folder = (request.folder or home).absolute()
-    run, array = home / f"fold_{INDEX}", request.array.with_indices(folds)
-    kept = [word for word in request.arguments if not word.startswith("run.dir=")]
-    words = [*kept, f"run.dir={run}", f"data.fold={INDEX}"]
-    train = _stage_job(request, "train", words, folder, is_first=source is None)
-    train = dataclasses.replace(train, array=array, run=run)
-    out = run / "evaluation" / "validation"
-    arguments = [
-        str(run),
-        "--store",
-        str(settings.data.store),
-        "--part",
-        "validation",
-        "--out",
-        str(out),
-    ]
-    if source is not None:
-        arguments += ["--source", str(source)]
-    evaluate = _stage_job(request, "evaluate", arguments, folder)
-    evaluate = dataclasses.replace(evaluate, array=array, run=run, after="")
-    only = [] if len(folds) == count else ["--only", ",".join(map(str, folds))]
-    aggregate = dataclasses.replace(
-        _stage_job(request, "aggregate", (), folder),
-        module=(f"{LAUNCH}.slurm.pool_folds", str(home), str(count), *only),
-        launcher="srun",
-        after="",
-    )
-    return [JobStep(train), JobStep(evaluate, 1, "aftercorr"), JobStep(aggregate, 1, "afterok")]
-
-
-def choose_folds(array: ArrayExpression, count: int) -> list[int]:
-    """The folds that `--array` names. Raises `UserError` for one that the store does not have."""
-    if missing := [index for index in array.indices if index >= count]:
+    if request.command == "chain":
+        return _plan_chain(request)
+    if request.command == "tune":
+        return [JobStep(build_sweep_job(request))]
+    args = parse_command(request.command, request.arguments)
+    if request.command == "train":
+        return _plan_training(request, args)
+    # More GPUs make more ranks, and these commands have one.
+    needs_ranks = request.resources.ranks > 1 or request.launcher != "srun"
+    if needs_ranks and request.command not in RANKED_COMMANDS:
         raise UserError(
-            f"--array {array.text}: no fold {missing[0]}; the store has {count}, 0 to {count - 1}"
+            f"{request.command} runs in one process; request one node, one task and at most one "
+            "GPU, and omit --launcher"
         )
-    return list(array.indices) or list(range(count))
+    if request.command == "convert":
+        tasks = _parse_task_count(request.array, "--array")
+        folder = request.folder or Path(f"{args.store}.jobs")
+        return [JobStep(_build_conversion_job(request, args, folder, tasks))]
+    return [JobStep(_build_other_job(request, args))]
 
 
-def _stage_job(
-    request: JobRequest,
-    stage: str,
-    arguments: Sequence[str],
-    folder: Path,
-    *,
-    is_first: bool = False,
-) -> BatchJob:
-    """A job of a plan of several, with its stage's resources and a name of its own."""
-    job = _job(request, stage, arguments, folder)
-    resources = stage_resources(
-        request.resources,
-        stage,
-        request.stage_options,
-        cpu_partition=request.cpu_partition,
-        is_first=is_first,
-    )
-    name = f"{request.name}-{stage}" if request.name else job.name
-    return dataclasses.replace(job, resources=resources, name=name)
+def _plan_training(request: JobRequest, args: argparse.Namespace) -> list[JobStep]:
+    """One training, or with `--array` one per fold, their evaluation and an aggregate."""
+    # With --after another job may write the store before this one starts.
+    store_exists = not request.after
+    settings = load_training_settings(args, request, store_exists=store_exists)
+    if request.array is None:
+        return [JobStep(build_training_job(request, settings))]
+    count = count_folds_to_train(settings, args, store_exists=store_exists)
+    return plan_folds(request, settings, count)
 
 
-def _count_tasks(array: ArrayExpression | None, option: str) -> ArrayExpression:
-    """The tasks of a conversion, 0 to N-1: all of them, as each converts its share of the scans."""
+def _build_other_job(request: JobRequest, args: argparse.Namespace) -> BatchJob:
+    """The job of a command other than train, tune, chain and convert."""
+    # Only evaluate has the folder of a run.
+    run = Path("runs/jobs")
+    if request.command == "evaluate":
+        run = args.run
+        if not (args.source or args.out or args.part or args.cases):
+            # An evaluation on slabs must not replace one on complete scans.
+            refuse_slabs_over_scans(run / EVALUATION)
+    job = build_job(request, request.command, request.arguments, request.folder or run)
+    results = args.out if request.command in ("evaluate", "predict") else None
+    return dataclasses.replace(job, progress=None if results is None else results.absolute())
+
+
+def _parse_task_count(array: ArrayExpression | None, option: str) -> ArrayExpression:
+    """The tasks of a conversion, 0 to N-1.
+
+    None can be left out, because each task converts its share of the scans.
+
+    Raises:
+        UserError: The expression names other indices.
+    """
     if array is None:
         return ArrayExpression("1", (0,))
     if array.number is not None:
@@ -270,139 +104,104 @@ def _count_tasks(array: ArrayExpression | None, option: str) -> ArrayExpression:
     if array.indices and array.indices == tuple(range(len(array.indices))):
         return array
     raise UserError(
-        f"{option} {array.text}: for a conversion it is a number of tasks, e.g. 8, 8%4 or 0-7; each converts its "
-        "share of the scans, so none can be left out"
+        f"{option} {array.text}: for a conversion give the number of tasks, e.g. 8, 8%4 or 0-7; "
+        "each converts its share of the scans, so none can be left out"
     )
 
 
-def _convert(
+def _build_conversion_job(
     request: JobRequest, args: argparse.Namespace, folder: Path, array: ArrayExpression
 ) -> BatchJob:
+    """The job that converts the scans, as an array if there are several tasks."""
     tasks = len(array.indices)
-    resources = one_process(request.resources)
-    shard = ["--shard", f"{INDEX}/{tasks}"] if tasks > 1 else []
+    resources = limit_to_one_process(request.resources)
     if tasks > 1 and args.shard:
-        raise UserError("--shard: an array gives each task its own; leave it out")
-    workers = [f"convert.workers={resources.cpus_per_task}"]
-    if any(override.startswith("convert.workers=") for override in args.overrides):
-        workers = []
-    job = _job(request, "convert", [*request.arguments, *shard, *workers], folder)
+        raise UserError("--shard: an array sets it for each task; omit it")
+    arguments = list(request.arguments)
+    if tasks > 1:
+        arguments += ["--shard", f"{INDEX}/{tasks}"]
+    if not any(override.startswith("convert.workers=") for override in args.overrides):
+        arguments.append(f"convert.workers={resources.cpus_per_task}")
     return dataclasses.replace(
-        job,
+        build_job(request, "convert", arguments, folder),
         resources=resources,
         launcher="srun",
-        array=array.with_indices(array.indices) if tasks > 1 else "",
+        array=array.format_indices(array.indices) if tasks > 1 else "",
         progress=args.store.absolute(),
     )
 
 
-def _chain(request: JobRequest) -> list[JobStep]:
+def _plan_chain(request: JobRequest) -> list[JobStep]:
     """`chain SRC STORE [--config FILE] [KEY=VALUE]`: convert, then train, then evaluate."""
+    args = _parse_chain_arguments(request)
+    configs = []
+    for path in args.config:
+        configs += ["--config", str(path)]
+    arguments = (*configs, *args.overrides, f"data.store={args.store}")
+    # The training waits for the conversion, which waits for --after.
+    training = dataclasses.replace(request, command="train", arguments=arguments, after="")
+    train_args = parse_command("train", arguments)
+    settings = load_training_settings(train_args, training, store_exists=False)
+    assert settings.run.dir is not None
+    folder = Path(request.folder or settings.run.dir)
+
+    convert_overrides = [text for text in args.overrides if text.startswith("convert.")]
+    arguments = (str(args.source), str(args.store), *configs, *convert_overrides)
+    conversion = JobStep(_build_chain_conversion_job(request, arguments, folder))
+    if request.array is not None:
+        count = count_folds_to_train(settings, train_args, store_exists=False)
+        first, *others = plan_folds(training, settings, count, args.source)
+        return [conversion, dataclasses.replace(first, waits_for=1), *others]
+
+    named = dataclasses.replace(training, name=f"{request.name}-train" if request.name else "")
+    resources = build_stage_job(training, "train", (), folder).resources
+    train = dataclasses.replace(build_training_job(named, settings), resources=resources)
+    arguments = (str(settings.run.dir), "--store", str(args.store), "--source", str(args.source))
+    evaluate = build_stage_job(training, "evaluate", arguments, folder)
+    return [conversion, JobStep(train, 1), JobStep(evaluate, 1)]
+
+
+def _parse_chain_arguments(request: JobRequest) -> argparse.Namespace:
+    """Parse and check the arguments of `chain`. Raises `UserError`."""
     parser = OneLineParser(
-        prog=f"{PROGRAM} chain", help_lines=f"{PROGRAM} --help", also=option_strings(build_parser())
+        prog=f"{PROGRAM} chain",
+        help_lines=f"{PROGRAM} --help",
+        also=list_option_strings(build_parser()),
     )
     parser.add_argument("source", type=path_argument, metavar="SRC")
     parser.add_argument("store", type=path_argument, metavar="STORE")
     parser.add_argument("--config", action="append", type=path_argument, default=[], metavar="FILE")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_intermixed_args(list(request.arguments))
+    # Otherwise the job would fail after its wait in the queue.
     if not (args.source / "dataset.json").is_file():
         raise UserError(
-            f"{args.source}: holds no dataset.json; SRC is a folder in the layout of Task03_Liver"
+            f"{args.source}: has no dataset.json; SRC is a folder in the layout of Task03_Liver"
         )
-    stages = (
-        "convert",
-        "train",
-        "evaluate",
-        *(("aggregate",) if request.array is not None else ()),
-    )
-    check_stages(request.stage_options, stages)
-    configs = list(itertools.chain.from_iterable(("--config", str(path)) for path in args.config))
-    of_convert = [text for text in args.overrides if text.startswith("convert.")]
-    store = [f"data.store={args.store}"]
-    train = dataclasses.replace(
-        request, command="train", arguments=(*configs, *args.overrides, *store), after=""
-    )
-    settings = _training(parse_command("train", train.arguments), train, store_exists=False)
-    assert settings.run.dir is not None
-    folder = request.folder or settings.run.dir
-    words = (str(args.source), str(args.store), *configs, *of_convert)
-    steps = [JobStep(_convert_of_chain(request, words, folder))]
+    stages = ["convert", "train", "evaluate"]
     if request.array is not None:
-        folds = folds_of(settings, parse_command("train", train.arguments), store_exists=False)
-        training = _folds(train, settings, folds, args.source)
-        return [*steps, dataclasses.replace(training[0], waits_for=1), *training[1:]]
-    words = (str(settings.run.dir), "--store", str(args.store), "--source", str(args.source))
-    evaluate = _stage_job(train, "evaluate", words, Path(folder))
-    named = dataclasses.replace(train, name=f"{request.name}-train" if request.name else "")
-    training_job = dataclasses.replace(
-        _train(named, settings), resources=_stage_job(train, "train", (), Path(folder)).resources
-    )
-    return [*steps, JobStep(training_job, 1), JobStep(evaluate, 1)]
+        stages.append("aggregate")
+    check_stages(request.stage_options, stages)
+    return args
 
 
-def _convert_of_chain(request: JobRequest, words: tuple[str, ...], folder: Path) -> BatchJob:
-    resources = stage_resources(
+def _build_chain_conversion_job(
+    request: JobRequest, arguments: tuple[str, ...], folder: Path
+) -> BatchJob:
+    """The conversion of a chain, with the resources of its stage."""
+    resources = compute_stage_resources(
         request.resources,
         "convert",
         request.stage_options,
         cpu_partition=request.cpu_partition,
         is_first=True,
     )
-    name = f"{request.name}-convert" if request.name else ""
-    convert = dataclasses.replace(
-        request, command="convert", arguments=words, name=name, resources=resources
+    conversion = dataclasses.replace(
+        request,
+        command="convert",
+        arguments=arguments,
+        name=f"{request.name}-convert" if request.name else "",
+        resources=resources,
     )
-    tasks = _count_tasks(request.convert_tasks, "--convert-tasks")
-    return _convert(convert, parse_command("convert", words), folder, tasks)
-
-
-def _tune(request: JobRequest) -> BatchJob:
-    """A sweep: Ray over the job's nodes, its driver on the first."""
-    words = request.arguments
-    _check_sweep(words)
-    run = next(
-        (word.removeprefix("run.dir=") for word in reversed(words) if word.startswith("run.dir=")),
-        None,
-    )
-    if run is None and request.folder is None:
-        raise UserError(
-            "run.dir is not set; give the sweep a folder on a shared file system, e.g. run.dir=runs/sweep"
-        )
-    job = _job(request, "tune", (), request.folder or _expand(str(run)))
-    home = _expand(run).absolute() if run else job.folder
-    return dataclasses.replace(
-        job,
-        module=(f"{LAUNCH}.tune", *words),
-        launcher="ray",
-        run=None if home == job.folder else home,
-    )
-
-
-def _check_sweep(words: Sequence[str]) -> None:
-    """What launch.tune itself would refuse at its start, in the job. Raises `UserError`."""
-    # By name, as Ray comes with it, which takes seconds.
-    tune = importlib.import_module(f"{LAUNCH}.tune")
-    options = tune.build_parser()
-    own = option_strings(build_parser())
-    parser = OneLineParser(
-        prog=f"{PROGRAM} tune",
-        parents=[options],
-        add_help=False,
-        help_lines=f"{PROGRAM} --help and python -m {LAUNCH}.tune --help",
-        also=own,
-    )
-    args = parser.parse_intermixed_args(list(words))
-    if args.address or args.cpus:
-        name = "--address" if args.address else "--cpus"
-        raise UserError(
-            f"{name}: the job starts a Ray of its own on its nodes; --cpus-per-task and --nodes size it"
-        )
-    tune.load_sweep(args)
-
-
-def _expand(text: str) -> Path:
-    try:
-        return expand_path(text)
-    except ValueError as error:
-        raise UserError(f"{text}: {error}") from None
+    tasks = _parse_task_count(request.convert_tasks, "--convert-tasks")
+    return _build_conversion_job(conversion, parse_command("convert", arguments), folder, tasks)

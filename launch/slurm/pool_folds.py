@@ -1,17 +1,18 @@
-"""Pool the validation scores of all folds into one exact summary: every training case scored once, by a model that
-had not seen it.
+"""Pool the validation scores of all folds into one summary.
 
   python -m launch.slurm.pool_folds runs/cv 5
-  python -m launch.slurm.pool_folds runs/cv 5 --only 1,3      of these alone: the report names them
+  python -m launch.slurm.pool_folds runs/cv 5 --only 1,3    only these folds, named in the report
 
-Reads RUN/fold_K/evaluation/validation, writes RUN/evaluation (summary.json, cases.csv, report.html, ledger). It is the
-last job of `launch train --array folds`.
+Every training case is scored once, by the model that was not trained on it, so the pooled figures
+are exact. Reads RUN/fold_K/evaluation/validation, writes RUN/evaluation (summary.json, cases.csv,
+report.html, ledger). It is the last job of `launch train --array folds`.
 """
 
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,38 +29,43 @@ from liverseg_dist.evaluation.results import (
 )
 from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.texts.paths import path_argument
+from liverseg_dist.texts.suggestions import SuggestingParser
 
 from .. import PACKAGE, name_programs
 from .arrays import format_indices, parse_indices
 
+STRUCTURES = ("liver", "tumour")
+
 
 def pool_fold_results(run: Path, folds: int, only: Sequence[int] = ()) -> dict[str, Any]:
-    """Pool the folds' results and write the summary and report.
+    """Pool the results of the folds and write summary and report.
 
     Args:
-        run: the folder with fold_0, fold_1, ...
-        folds: how many the store has.
-        only: the folds to pool; empty: all.
+        run: The folder with fold_0, fold_1, ...
+        folds: How many folds the store has.
+        only: The folds to pool; empty: all.
+
+    Returns:
+        The content of summary.json.
 
     Raises:
-        UserError: a fold is not evaluated.
-        RunFailed: a case is in two folds.
+        UserError: A fold is not evaluated.
+        RunFailed: A case is in two folds.
     """
     chosen = list(only) or list(range(folds))
     results = [load_results(run / f"fold_{fold}" / EVALUATION / "validation") for fold in chosen]
-    cases = [case for result in results for case in result.cases]
-    ids = [case["case_id"] for case in cases]
-    if twice := sorted({case_id for case_id in ids if ids.count(case_id) > 1}):
-        raise RunFailed(
-            f"{run}: {', '.join(twice[:3])} is in two folds; were they trained on one store?"
-        )
-    failed = {
-        name: text for result in results for name, text in result.summary.get("failed", {}).items()
-    }
+    cases: list[Any] = []
+    failed: dict[str, Any] = {}
+    fingerprints = []
+    for result in results:
+        cases += result.cases
+        failed |= result.summary.get("failed", {})
+        fingerprints.append(str(result.summary["ledger"]["fingerprint"]))
+    _check_distinct_cases(run, [case["case_id"] for case in cases])
     folder = run / EVALUATION
-    ledger = Ledger(
-        folder / LEDGER, {"folds": [str(r.summary["ledger"]["fingerprint"]) for r in results]}
-    )
+    # The fingerprint changes with each fold, so scores of other models are not reused.
+    ledger = Ledger(folder / LEDGER, {"folds": fingerprints})
+    # Results of earlier models are kept, but apart from these.
     move_earlier_results(folder, ledger.fingerprint)
     for case in cases:
         ledger.write(case["case_id"], case)
@@ -69,35 +75,46 @@ def pool_fold_results(run: Path, folds: int, only: Sequence[int] = ()) -> dict[s
         folder,
         cases,
         failed,
-        _details(run, results, folds, only),
+        _build_details(run, results, folds, only),
         ledger,
-        postprocessing=_common_postprocessing(results),
+        postprocessing=_merge_postprocessing(results),
     )
 
 
-def _common_postprocessing(results: Sequence[Results]) -> dict[str, Any] | None:
-    """That of all folds, or by fold where they differ."""
+def _check_distinct_cases(run: Path, case_ids: Sequence[str]) -> None:
+    """Raise `RunFailed` if a case is in two folds."""
+    counts = Counter(case_ids)
+    duplicates = sorted(case_id for case_id, count in counts.items() if count > 1)
+    if duplicates:
+        raise RunFailed(
+            f"{run}: {', '.join(duplicates[:3])} is in two folds; train all folds on one store"
+        )
+
+
+def _merge_postprocessing(results: Sequence[Results]) -> dict[str, Any] | None:
+    """The postprocessing of all folds, or by fold if they differ."""
     settings = [result.summary.get("postprocessing") for result in results]
-    if all(one == settings[0] for one in settings):
+    if all(other == settings[0] for other in settings):
         return settings[0]
-    return {f"fold_{fold}": one for fold, one in enumerate(settings)}
+    return {f"fold_{fold}": setting for fold, setting in enumerate(settings)}
 
 
-def _details(
+def _build_details(
     run: Path, results: Sequence[Results], folds: int, only: Sequence[int]
 ) -> dict[str, Any]:
+    """The section `details` of the summary."""
     which = f"{folds} folds" if not only else f"fold {format_indices(sorted(only))} of {folds}"
-    dice = [
-        {name: result.summary[name]["dice_per_case"] for name in ("liver", "tumour")}
-        for result in results
-    ]
+    dice_by_fold = []
+    for result in results:
+        dice_by_fold.append({name: result.summary[name]["dice_per_case"] for name in STRUCTURES})
+    weights = [result.summary["details"].get("weights_sha256") for result in results]
     return {
         "title": f"{run.resolve().name}, {which}",
         "run": run.resolve().name,
         "part": f"validation cases of {which}",
         "input": results[0].summary["details"].get("input", ""),
-        "weights_sha256": [result.summary["details"].get("weights_sha256") for result in results],
-        "dice_by_fold": dice,
+        "weights_sha256": weights,
+        "dice_by_fold": dice_by_fold,
         "folds": list(only) or list(range(folds)),
     }
 
@@ -107,8 +124,8 @@ def _copy_pictures(source: Path, target: Path) -> None:
         shutil.copytree(source, target, dirs_exist_ok=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    parser = SuggestingParser(
         prog=f"python -m {PACKAGE}.slurm.pool_folds",
         description=name_programs(__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -116,11 +133,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "run", type=path_argument, metavar="RUN", help="the folder with fold_0, fold_1, ..."
     )
-    parser.add_argument("folds", type=int, metavar="N", help="how many there are")
+    parser.add_argument("folds", type=int, metavar="N", help="the number of folds")
     parser.add_argument(
-        "--only", default="", metavar="K,K", help="pool these folds alone (default: all)"
+        "--only", default="", metavar="K,K", help="pool only these folds (default: all)"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Pool the folds and print the scores; returns the exit code."""
+    args = build_parser().parse_args(argv)
     try:
         if args.folds < 1:
             raise UserError(f"{args.folds} folds: at least 1")
@@ -133,21 +155,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     details = summary["details"]
     for fold, dice in zip(details["folds"], details["dice_by_fold"], strict=True):
-        print(
-            f"fold {fold}: "
-            + ", ".join(f"{name} Dice {_shown(value)}" for name, value in dice.items())
-        )
-    both = ", ".join(
-        f"{name} Dice {_shown(summary[name]['dice_per_case'])}" for name in ("liver", "tumour")
-    )
-    print(
-        f"all {summary['n_cases']} cases: {both}; report: {args.run / EVALUATION / 'report.html'}"
-    )
+        print(f"fold {fold}: {_format_scores(dice)}")
+    total = {name: summary[name]["dice_per_case"] for name in STRUCTURES}
+    report = args.run / EVALUATION / "report.html"
+    print(f"all {summary['n_cases']} cases: {_format_scores(total)}; report: {report}")
     return EXIT_DONE
 
 
-def _shown(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
+def _format_scores(dice: Mapping[str, float | None]) -> str:
+    """`liver Dice 0.9500, tumour Dice undefined`."""
+    parts = []
+    for name, value in dice.items():
+        parts.append(f"{name} Dice {'undefined' if value is None else f'{value:.4f}'}")
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-"""One Ray node of a job: `srun --ntasks-per-node=1 ... python -m launch.slurm.ray_node launch.tune ARGUMENTS...`.
+"""One Ray node of a job.
 
-The first task starts Ray's head and runs the module with `--address`; the other tasks add their node's CPUs and GPUs
-and serve until the first one hangs up. Then Ray is stopped everywhere, and the module's exit code is the job's.
-Whoever reaches Ray's port can run anything, so it asks for a token: the job's own, in a private file of run.dir.
+  srun --ntasks-per-node=1 ... python -m launch.slurm.ray_node launch.tune ARGUMENTS...
+
+The first task starts the head of Ray and runs the module with `--address`. The other tasks add the
+CPUs and GPUs of their nodes until the first task closes its connections. Then Ray is stopped on all
+nodes, and the exit code of the module becomes that of the job.
+
+Any process that reaches Ray's port could run code as this user, so Ray requires a token: one per
+job, in a private file of run.dir.
 """
 
 import contextlib
@@ -27,53 +32,56 @@ from liverseg_dist.streams import guard_output_streams
 from ..sweep.process_guard import guard_processes
 from ..sweep.ray_cluster import (
     OBJECT_STORE_BYTES,
-    asking_for,
-    dashboard_installed,
+    is_dashboard_installed,
     temp_folder,
+    token_environment,
     write_token,
 )
 
-PORTS = 12_000
+PORT_COUNT = 12_000
 RAY_PORT = 20_000
-"""Ray's port is this plus the job's number modulo `PORTS`, as MASTER_PORT of training jobs: no two jobs share one."""
-LINE_PORT = 8_000
-"""Likewise the port at which the first task tells the others where Ray is."""
+"""Ray's port is this plus the job id modulo `PORT_COUNT`, as MASTER_PORT of training jobs: no two
+jobs share a port."""
+ADDRESS_PORT = 8_000
+"""In the same way the port at which the first task sends the address of Ray to the others."""
 STARTED = "Ray runtime started"
-"""What `ray start` prints when the node is known to the head."""
-PATIENCE_S = 180.0
+"""`ray start` prints this when the node has joined the head."""
+TIMEOUT_S = 180.0
+CONNECT_TIMEOUT_S = 5.0
+SERVER_EXIT_TIMEOUT_S = 30.0
 POLL_S = 0.2
-ASKED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run this node's part of the job; returns the exit code."""
     restrict_umask()
     module, *arguments = sys.argv[1:] if argv is None else argv
     env = os.environ
-    job, rank, tasks = (
-        int(env["SLURM_JOB_ID"]),
-        int(env["SLURM_PROCID"]),
-        int(env["SLURM_STEP_NUM_TASKS"]),
-    )
+    job_id, rank = int(env["SLURM_JOB_ID"]), int(env["SLURM_PROCID"])
     stop = StopRequest()
     try:
-        secret = token_file([module, *arguments])
+        token = token_path([module, *arguments])
         if rank == 0:
-            secret.parent.mkdir(parents=True, exist_ok=True)
-            secret.unlink(missing_ok=True)
-            write_token(secret)
-        env |= asking_for(secret)
+            token.parent.mkdir(parents=True, exist_ok=True)
+            # A requeued job finds the token of its last start.
+            token.unlink(missing_ok=True)
+            write_token(token)
+        env |= token_environment(token)
         with guard_processes():
             if rank == 0:
-                return run_head_node(job, tasks, [module, *arguments], stop)
-            return run_worker_node(job, env["MASTER_ADDR"])
+                tasks = int(env["SLURM_STEP_NUM_TASKS"])
+                return run_head_node(job_id, tasks, [module, *arguments], stop)
+            # The token is on the shared file system before the first node answers.
+            return run_worker_node(job_id, env["MASTER_ADDR"])
     except RunFailed as error:
-        print(
-            f"launch.slurm.ray_node on {os.uname().nodename}: {error}", file=sys.stderr, flush=True
-        )
+        node = os.uname().nodename
+        print(f"launch.slurm.ray_node on {node}: {error}", file=sys.stderr, flush=True)
         return EXIT_FAILED
 
 
-def token_file(words: Sequence[str]) -> Path:
+def token_path(words: Sequence[str]) -> Path:
+    """The file of the token. Raises `RunFailed` if the arguments have no run.dir."""
     folders = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
     if not folders:
         raise RunFailed("give the sweep a folder on a shared file system: run.dir=...")
@@ -81,12 +89,12 @@ def token_file(words: Sequence[str]) -> Path:
 
 
 class StopRequest:
-    """Remembers the first signal that asks to stop, and passes it on to the module once that runs."""
+    """A signal handler: remembers the first request to stop, and forwards it to the module."""
 
     def __init__(self) -> None:
         self.number = 0
         self.child: subprocess.Popen[bytes] | None = None
-        for number in ASKED:
+        for number in STOP_SIGNALS:
             signal.signal(number, self)
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
@@ -95,99 +103,151 @@ class StopRequest:
             self.child.send_signal(number)
 
 
-def run_head_node(job: int, tasks: int, words: Sequence[str], stop: StopRequest) -> int:
-    """Ray's head, and the module until its end; its exit code. Asked to stop before that runs, it does not start it."""
-    own_ip = address_of(os.environ["MASTER_ADDR"])
-    address = f"{own_ip}:{RAY_PORT + job % PORTS}"
-    dashboard = "--no-dashboard" not in words and dashboard_installed()
-    options = [f"--port={RAY_PORT + job % PORTS}", f"--temp-dir={folder_of(job)}"]
-    options += [f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=127.0.0.1"]
+def run_head_node(job_id: int, tasks: int, words: Sequence[str], stop: StopRequest) -> int:
+    """Start the head of Ray and run the module.
+
+    After a request to stop before that, the module is not started.
+
+    Args:
+        job_id: The SLURM job.
+        tasks: The number of nodes.
+        words: The module and its arguments.
+        stop: The handler of requests to stop.
+
+    Returns:
+        The exit code of the module.
+    """
+    own_ip = resolve_node_address(os.environ["MASTER_ADDR"])
+    port = RAY_PORT + job_id % PORT_COUNT
+    address = f"{own_ip}:{port}"
+    has_dashboard = "--no-dashboard" not in words and is_dashboard_installed()
+    options = [f"--port={port}", f"--temp-dir={ray_folder(job_id)}"]
+    options += [f"--include-dashboard={str(has_dashboard).lower()}", "--dashboard-host=127.0.0.1"]
     with (
-        open_listening_socket(own_ip, LINE_PORT + job % PORTS) as door,
-        ray_on_this_node(job, own_ip, "--head", *options) as server,
+        open_listening_socket(own_ip, ADDRESS_PORT + job_id % PORT_COUNT) as server_socket,
+        run_ray_server(job_id, own_ip, "--head", *options) as server,
     ):
-        wait_for(address, server, folder_of(job))
-        lines: list[socket.socket] = []
-        threading.Thread(target=accept_workers, args=(door, address, lines), daemon=True).start()
-        end = time.monotonic() + PATIENCE_S
-        while len(lines) < tasks - 1 and time.monotonic() < end and not stop.number:
+        wait_for_ray_head(address, server, ray_folder(job_id))
+        connections: list[socket.socket] = []
+        threading.Thread(
+            target=accept_workers, args=(server_socket, address, connections), daemon=True
+        ).start()
+        end = time.monotonic() + TIMEOUT_S
+        while len(connections) < tasks - 1 and time.monotonic() < end and not stop.number:
             time.sleep(POLL_S)
-        print(f"Ray at {address}: {1 + len(lines)} of {tasks} nodes", flush=True)
-        if dashboard:
-            print(
-                f"its dashboard, from elsewhere: ssh -L PORT:127.0.0.1:PORT {os.uname().nodename}",
-                flush=True,
-            )
-        code = EXIT_RESUMABLE
-        if not stop.number:
-            stop.child = subprocess.Popen(
-                [sys.executable, "-u", "-m", *words, "--address", address]
-            )
-            if stop.number:  # between the two lines above
-                stop.child.send_signal(stop.number)
-            code = stop.child.wait()
+        print(f"Ray at {address}: {1 + len(connections)} of {tasks} nodes", flush=True)
+        if has_dashboard:
+            node = os.uname().nodename
+            print(f"dashboard from another machine: ssh -L PORT:127.0.0.1:PORT {node}", flush=True)
+        code = _run_module([*words, "--address", address], stop)
+        # From here on no process may join Ray.
         Path(os.environ["RAY_AUTH_TOKEN_PATH"]).unlink(missing_ok=True)
-        for line in lines:
-            line.close()
+        # The closed connections end the other nodes.
+        for connection in connections:
+            connection.close()
     return 128 - code if code < 0 else code
 
 
-def accept_workers(door: socket.socket, address: str, lines: list[socket.socket]) -> None:
-    """Tell whoever comes where Ray is, and count those that have joined; the open line says that Ray is wanted."""
-    with contextlib.suppress(OSError):  # the door is closed
+def _run_module(words: Sequence[str], stop: StopRequest) -> int:
+    """Run the module to its end, unless a stop was requested before; returns its return code."""
+    if stop.number:
+        return EXIT_RESUMABLE
+    stop.child = subprocess.Popen([sys.executable, "-u", "-m", *words])
+    # A signal between the check and the assignment has not been forwarded.
+    if stop.number:
+        stop.child.send_signal(stop.number)
+    return stop.child.wait()
+
+
+def accept_workers(
+    server_socket: socket.socket, address: str, connections: list[socket.socket]
+) -> None:
+    """Send the address of Ray to each task that connects, and collect those that have joined.
+
+    The open connection shows a worker that Ray is still needed.
+    """
+    with contextlib.suppress(OSError):  # the socket is closed
         while True:
-            line, _ = door.accept()
-            threading.Thread(target=_count, args=(line, address, lines), daemon=True).start()
+            connection, _ = server_socket.accept()
+            threading.Thread(
+                target=_serve_worker, args=(connection, address, connections), daemon=True
+            ).start()
 
 
-def _count(line: socket.socket, address: str, lines: list[socket.socket]) -> None:
+def _serve_worker(
+    connection: socket.socket, address: str, connections: list[socket.socket]
+) -> None:
     with contextlib.suppress(OSError):
-        line.sendall(f"{address}\n".encode())
-        if line.recv(1):
-            lines.append(line)
+        connection.sendall(f"{address}\n".encode())
+        if connection.recv(1):
+            connections.append(connection)
 
 
-def run_worker_node(job: int, first_node: str) -> int:
-    """Serve until the first task hangs up."""
-    for number in ASKED:
-        signal.signal(number, signal.SIG_IGN)  # the first task ends this one when all is saved
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            line = socket.create_connection((first_node, LINE_PORT + job % PORTS), timeout=5)
-            line.settimeout(PATIENCE_S)
-            address = line.makefile().readline().strip()
-            if address:
-                break
-        except OSError as error:
-            if time.monotonic() > end:
-                raise RunFailed(
-                    f"{first_node} does not answer: {error.strerror or error}"
-                ) from None
-        time.sleep(POLL_S)
-    own_ip = line.getsockname()[0]
-    with line, ray_on_this_node(job, own_ip, f"--address={address}") as server:
-        while server.poll() is None and STARTED not in log_of(folder_of(job)).read_text(
-            errors="replace"
-        ):
+def run_worker_node(job_id: int, first_node: str) -> int:
+    """Add this node to Ray until the first task closes the connection.
+
+    Args:
+        job_id: The SLURM job.
+        first_node: Host name of the first node.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        RunFailed: The first node does not answer, or Ray ended on this node.
+    """
+    # The first task saves and ends this one, so requests to stop are ignored here.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    connection, address = _connect_to_first_node(job_id, first_node)
+    # The address of this node in the network of the first node.
+    own_ip = connection.getsockname()[0]
+    log = ray_log(ray_folder(job_id))
+    with connection, run_ray_server(job_id, own_ip, f"--address={address}") as server:
+        while server.poll() is None and STARTED not in log.read_text(errors="replace"):
             time.sleep(POLL_S)
-        line.sendall(b"+")
-        line.settimeout(POLL_S)
+        connection.sendall(b"+")
+        connection.settimeout(POLL_S)
         while server.poll() is None:
             try:
-                if not line.recv(1):
+                if not connection.recv(1):
                     return 0
             except TimeoutError:
                 continue
             except OSError:
-                return 0  # the first task's process is gone, and srun tells of it
-        said = " ".join(log_of(folder_of(job)).read_text(errors="replace").split())[-300:]
-        raise RunFailed(f"Ray ended by itself with exit code {server.returncode}: {said}")
+                return 0  # the first task has ended, which srun reports
+        raise RunFailed(
+            f"Ray ended by itself with exit code {server.returncode}: {_read_log_end(log)}"
+        )
+
+
+def _connect_to_first_node(job_id: int, first_node: str) -> tuple[socket.socket, str]:
+    """The connection to the first task, and the address of Ray. Raises `RunFailed`."""
+    end = time.monotonic() + TIMEOUT_S
+    target = (first_node, ADDRESS_PORT + job_id % PORT_COUNT)
+    while True:
+        try:
+            connection = socket.create_connection(target, timeout=CONNECT_TIMEOUT_S)
+            connection.settimeout(TIMEOUT_S)
+            address = connection.makefile().readline().strip()
+            if address:
+                return connection, address
+        except OSError as error:
+            if time.monotonic() > end:
+                reason = error.strerror or error
+                raise RunFailed(f"{first_node} does not answer: {reason}") from None
+        time.sleep(POLL_S)
 
 
 @contextlib.contextmanager
-def ray_on_this_node(job: int, own_ip: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`ray start` on this node while the block runs."""
+def run_ray_server(job_id: int, own_ip: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `ray start` on this node during the block.
+
+    Args:
+        job_id: The SLURM job.
+        own_ip: The address of this node.
+        options: Further options of `ray start`.
+    """
     cpus = os.environ.get("SLURM_CPUS_PER_TASK", "1")
     words = [
         "start",
@@ -195,9 +255,10 @@ def ray_on_this_node(job: int, own_ip: str, *options: str) -> Iterator[subproces
         "--disable-usage-stats",
         f"--node-ip-address={own_ip}",
         f"--num-cpus={cpus}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        *options,
     ]
-    words += [f"--object-store-memory={OBJECT_STORE_BYTES}", *options]
-    log = log_of(folder_of(job))
+    log = ray_log(ray_folder(job_id))
     log.parent.mkdir(mode=0o700, exist_ok=True)
     with log.open("wb") as output:
         server = subprocess.Popen(
@@ -206,60 +267,71 @@ def ray_on_this_node(job: int, own_ip: str, *options: str) -> Iterator[subproces
             stdout=output,
             stderr=output,
             env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
-            preexec_fn=_until_all_is_saved,
+            # SLURM sends its signal to all processes of the step.
+            preexec_fn=_set_server_signals,
         )
     try:
         yield server
         if server.poll() is None:
             server.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(30)
+                server.wait(SERVER_EXIT_TIMEOUT_S)
     finally:
         if server.poll() is None:
             server.kill()
-        shutil.rmtree(folder_of(job), ignore_errors=True)
+        shutil.rmtree(ray_folder(job_id), ignore_errors=True)
 
 
-def _until_all_is_saved() -> None:
-    """Ray serves on when the job's processes are asked to save and stop; it ends by SIGTERM from this one."""
+def _set_server_signals() -> None:
+    """Keep Ray running while the folds save after SLURM's signal; SIGTERM ends it."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
 
-def folder_of(job: int) -> Path:
-    """On the node; short, as Unix sockets lie in it."""
-    return temp_folder(str(job))
+def ray_folder(job_id: int) -> Path:
+    """Ray's folder on the node. Its path is short, because it contains Unix sockets."""
+    return temp_folder(str(job_id))
 
 
-def log_of(folder: Path) -> Path:
+def ray_log(folder: Path) -> Path:
     return folder / f"{os.uname().nodename}.log"
 
 
-def wait_for(address: str, server: subprocess.Popen[bytes], folder: Path) -> None:
-    """Until Ray's head listens. Raises `RunFailed`."""
+def _read_log_end(log: Path) -> str:
+    """The last 300 characters of a log in one line."""
+    return " ".join(log.read_text(errors="replace").split())[-300:]
+
+
+def wait_for_ray_head(address: str, server: subprocess.Popen[bytes], folder: Path) -> None:
+    """Wait until the head of Ray listens. Raises `RunFailed`."""
     host, _, port = address.rpartition(":")
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + TIMEOUT_S
     while True:
         try:
-            socket.create_connection((host, int(port)), timeout=5).close()
+            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
             return
         except OSError:
             if server.poll() is not None or time.monotonic() > end:
-                said = " ".join(log_of(folder).read_text(errors="replace").split())[-300:]
-                raise RunFailed(f"Ray's head did not start at {address}: {said}") from None
+                reason = _read_log_end(ray_log(folder))
+                raise RunFailed(f"the head of Ray did not start at {address}: {reason}") from None
             time.sleep(POLL_S)
 
 
-def address_of(name: str) -> str:
-    """IPv4 address of a node by which the others reach it. Raises `RunFailed` for one that only itself can use."""
+def resolve_node_address(name: str) -> str:
+    """The IPv4 address at which the other nodes reach this one.
+
+    Raises:
+        RunFailed: The name has no address, or one that only this node can use.
+    """
     try:
         found = socket.gethostbyname(name)
     except OSError as error:
         raise RunFailed(f"{name} has no address: {error.strerror or error}") from None
     if ipaddress.ip_address(found).is_loopback and int(os.environ["SLURM_STEP_NUM_TASKS"]) > 1:
         raise RunFailed(
-            f"{name} names itself {found}, which other nodes cannot reach; have /etc/hosts mended"
+            f"{name} resolves to {found} on this node, which other nodes cannot reach; "
+            "fix /etc/hosts"
         )
     return found
 

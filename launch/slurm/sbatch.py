@@ -1,4 +1,7 @@
-"""The batch file of a job, as a pure function of what was asked for: what `--dry-run` prints is what sbatch gets."""
+"""The batch file of a job, as a pure function of the request.
+
+`--dry-run` prints exactly the text that sbatch receives, and tests compare it with golden files.
+"""
 
 import shlex
 import sys
@@ -7,29 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import PACKAGE
-from .units import slurm_time as slurm_time
 
 INDEX = "@index@"
-"""In a job's arguments and folders: the array task's number."""
+"""Placeholder for the array task index in the arguments and folders of a job."""
 SIGNAL_S = 180
-"""Ranks are asked to save and stop this long before the time limit."""
+"""The ranks are asked to save and stop this long before the time limit."""
+DEFAULT_RESTARTS = 5
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks SLURM for. Empty or 0: left to the cluster."""
+    """The resources of a job. Empty or 0: the default of the cluster."""
 
     nodes: int = 1
     gpus_per_node: int = 0
     gpu_type: str = ""
-    """SLURM's name of the model, e.g. a100."""
+    """SLURM's name of the GPU model, e.g. a100."""
     tasks_per_node: int = 0
     """0: one per GPU, or one."""
     cpus_per_task: int = 4
     mem_gib: int = 0
     """Per node."""
     mem: str = ""
-    """Per node, as SLURM writes it (64G); takes precedence over `mem_gib`."""
+    """Per node in SLURM's notation (64G); takes precedence over `mem_gib`."""
     time: str = "24:00:00"
     partition: str = ""
     account: str = ""
@@ -53,39 +56,43 @@ class Resources:
 
     @property
     def memory(self) -> str:
-        """sbatch's `--mem`; empty: the cluster's default."""
+        """`--mem` of sbatch; empty: the default of the cluster."""
         return self.mem or (f"{self.mem_gib}G" if self.mem_gib else "")
 
 
 @dataclass(frozen=True)
 class BatchJob:
-    """A job before it is submitted. Paths are absolute; `INDEX` in them is the array task's number."""
+    """A job before it is submitted. Paths are absolute and may contain `INDEX`."""
 
     name: str
     module: tuple[str, ...]
-    """What each rank runs: a module and its arguments."""
+    """A Python module and its arguments, which each rank runs."""
     folder: Path
-    """Where job.sbatch, jobs/ and the logs are kept."""
+    """The folder of job.sbatch, jobs/ and the logs."""
     resources: Resources = field(default_factory=Resources)
     run: Path | None = None
-    """The run whose checkpoints show progress; default: `folder`."""
+    """The run whose checkpoints measure progress; default: `folder`."""
     progress: Path | None = None
+    """The folder whose content measures progress; default: `run`."""
     launcher: str = "srun"
-    """srun: one task per rank; torchrun: one per node, which starts the ranks; ray: one per node, in a Ray cluster."""
+    """srun: one task per rank; torchrun: one task per node, which starts the ranks; ray: one task
+    per node, in a Ray cluster."""
     array: str = ""
     after: str = ""
     """SLURM's dependency, e.g. afterok:123."""
-    restarts: int = 5
+    restarts: int = DEFAULT_RESTARTS
     is_main: bool = False
-    """Its batch file is the folder's job.sbatch; others' are named after them."""
+    """Whether its batch file is job.sbatch of the folder; the files of other jobs have the name of
+    the job."""
     workdir: Path = field(default_factory=Path.cwd)
     code: Path | None = None
-    """A copy of the project to run; None: what is installed."""
+    """A copy of the project to run; None: the installed one."""
     python: str = sys.executable
     environment: tuple[str, ...] = ()
     """Variables for the ranks, NAME=VALUE."""
     setup: Path | None = None
-    """A shell file that is sourced on the first node before anything starts; srun passes its environment on."""
+    """A shell file that the first node sources before anything starts; srun passes its environment
+    to the ranks."""
 
     @property
     def file(self) -> Path:
@@ -97,45 +104,55 @@ class BatchJob:
 
 
 def render_batch_file(job: BatchJob) -> str:
-    """The batch file's text."""
-    options = "\n".join(f"#SBATCH --{option}" for option in _options(job))
+    """The text of the batch file."""
+    options = "\n".join(f"#SBATCH --{option}" for option in _list_sbatch_options(job))
     if not job.resources.memory:
-        options += "\n##SBATCH --mem=32G    # per node; not requested, so the cluster's default applies (launch: --mem)"
-    home = [f"cd {shlex.quote(str(job.workdir))} || exit 1"]
-    if job.setup is not None:
-        # Before the code's path is set: modules may set PYTHONPATH themselves.
-        setup = shlex.quote(str(job.setup))
-        home.append(f"source {setup} || {{ echo 'launch: '{setup}' failed' >&2; exit 1; }}")
-    home += [f"export {_assignment(text)}" for text in job.environment]
-    if job.code is not None:
-        home.append(
-            "# The code as it was when this was submitted: what is edited later does not change a waiting job."
+        options += (
+            "\n##SBATCH --mem=32G    # per node; not requested, so the cluster's default applies "
+            "(launch: --mem)"
         )
-        home.append(
-            f'export PYTHONPATH={shlex.quote(str(job.code))}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1'
-        )
-    if job.resources.ranks > 1 or job.launcher == "ray":
-        home.append("# Ranks meet on the first node, at a port that no other job has.")
-        home.append('MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)')
-        home.append("MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))")
-        home.append("export MASTER_ADDR MASTER_PORT")
-    if job.resources.gpus_per_node and job.resources.nodes > 1 and not _sets_nccl(job):
-        home.append("# To name or examine the network between nodes (launch: --env NAME=VALUE):")
-        home.append("# export NCCL_DEBUG=INFO NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0")
-    again = shlex.quote(str(job.file))
     return f"""#!/bin/bash
-# {job.name}; written by launch. To submit it again by hand: sbatch {again}
+# {job.name}; written by launch. To submit it again by hand: sbatch {shlex.quote(str(job.file))}
 {options}
 
-{chr(10).join(home)}
-# Starts the ranks and keeps the log. Stopped before the time limit, preempted, or cut off by a lost node, it requeues
-# the job, which continues from its newest checkpoint.
-exec {_supervised(job)}
+{chr(10).join(_render_environment(job))}
+# Starts the ranks and keeps the log. After a stop before the time limit, a preemption or a lost
+# node it requeues the job, which continues from its newest checkpoint.
+exec {_render_command(job)}
 """
 
 
-def task_command(job: BatchJob, *, local: bool = False) -> list[str]:
-    """What runs the ranks on this machine without SLURM: torchrun, or the module itself."""
+def _render_environment(job: BatchJob) -> list[str]:
+    """The lines that set directory and environment."""
+    lines = [f"cd {shlex.quote(str(job.workdir))} || exit 1"]
+    if job.setup is not None:
+        # Before the path of the code is set: environment modules may set PYTHONPATH themselves.
+        setup = shlex.quote(str(job.setup))
+        lines.append(f"source {setup} || {{ echo 'launch: '{setup}' failed' >&2; exit 1; }}")
+    lines += [f"export {_quote_assignment(text)}" for text in job.environment]
+    if job.code is not None:
+        code = shlex.quote(str(job.code))
+        lines += [
+            "# The code at the time of submission: later edits do not change a waiting job.",
+            f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
+        ]
+    if job.resources.ranks > 1 or job.launcher == "ray":
+        lines += [
+            "# The ranks connect to the first node, at a port that no other job has.",
+            'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+            "MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))",
+            "export MASTER_ADDR MASTER_PORT",
+        ]
+    if job.resources.gpus_per_node and job.resources.nodes > 1 and not _sets_nccl(job):
+        lines += [
+            "# To select or examine the network between nodes (launch: --env NAME=VALUE):",
+            "# export NCCL_DEBUG=INFO NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0",
+        ]
+    return lines
+
+
+def build_local_task_command(job: BatchJob) -> list[str]:
+    """The command that runs the ranks on this machine without SLURM: torchrun, or the module."""
     ranks = job.resources.ranks_per_node
     if ranks == 1 or job.launcher == "ray":
         return [job.python, "-u", "-m", *job.module]
@@ -145,6 +162,7 @@ def task_command(job: BatchJob, *, local: bool = False) -> list[str]:
         "-m",
         "torch.distributed.run",
         "--rdzv-backend=liverseg",
+        # Port 0: torchrun chooses a free one.
         "--rdzv-endpoint=localhost:0",
         f"--nproc-per-node={ranks}",
         "-m",
@@ -152,54 +170,58 @@ def task_command(job: BatchJob, *, local: bool = False) -> list[str]:
     ]
 
 
-def supervise_words(job: BatchJob) -> list[str]:
-    """`python -m launch.slurm.supervise ... --`, to stand before the command."""
-    words = [
-        job.python,
-        "-u",
-        "-m",
-        f"{PACKAGE}.slurm.supervise",
-        "--run",
-        str(job.run or job.folder),
-    ]
+def build_supervisor_command(job: BatchJob) -> list[str]:
+    """`python -m launch.slurm.supervise ... --`; the command to supervise follows it."""
+    # -u: lines appear in the log at once.
+    words = [job.python, "-u", "-m", f"{PACKAGE}.slurm.supervise"]
+    words += ["--run", str(job.run or job.folder)]
     if job.run not in (None, job.folder):
         words += ["--record", str(job.folder)]
     if job.progress is not None:
         words += ["--progress", str(job.progress)]
-    if job.restarts != 5:
+    if job.restarts != DEFAULT_RESTARTS:
         words += ["--restarts", str(job.restarts)]
     if job.launcher == "torchrun":
         words += ["--ranks-per-task", str(job.resources.ranks_per_node)]
     return [*words, "--"]
 
 
-def _supervised(job: BatchJob) -> str:
+def _render_command(job: BatchJob) -> str:
+    """The command of the batch file: supervisor, srun and what srun starts, one per line."""
     resources = job.resources
-    # --export: what is exported above reaches the ranks also where the cluster's default is NONE.
+    # --export: the variables exported above reach the ranks also if the cluster's default is NONE.
+    # --label: each line begins with its rank, which `failure_report` reads.
+    # --kill-on-bad-exit: after the end of one rank the others would wait for it.
     srun = ["srun", "--export=ALL", "--label", "--kill-on-bad-exit=1"]
     for name in ("distribution", "cpu_bind", "gpu_bind"):
         if value := getattr(resources, name):
             srun.append(f"--{name.replace('_', '-')}={value}")
     if job.launcher == "srun":
         srun += [f"--cpus-per-task={resources.cpus_per_task}"]
-        ranks = [job.python, "-u", "-m", f"{PACKAGE}.slurm.rank", *job.module]
+        helper = [f"{PACKAGE}.slurm.rank"]
     else:
+        # One task per node, which gets the cores of all ranks of the node.
         cpus = resources.cpus_per_task * resources.ranks_per_node
         srun += ["--ntasks-per-node=1", f"--ntasks={resources.nodes}", f"--cpus-per-task={cpus}"]
-        helper = [f"{PACKAGE}.slurm.torchrun_node", str(resources.ranks_per_node)]
-        helper = helper if job.launcher == "torchrun" else [f"{PACKAGE}.slurm.ray_node"]
-        ranks = [job.python, "-u", "-m", *helper, *job.module]
-    parts = (supervise_words(job), srun, ranks)
-    return " \\\n  ".join(" ".join(shell_quote(text) for text in part) for part in parts)
+        if job.launcher == "torchrun":
+            helper = [f"{PACKAGE}.slurm.torchrun_node", str(resources.ranks_per_node)]
+        else:
+            helper = [f"{PACKAGE}.slurm.ray_node"]
+    ranks = [job.python, "-u", "-m", *helper, *job.module]
+    lines = []
+    for part in (build_supervisor_command(job), srun, ranks):
+        lines.append(" ".join(shell_quote(text) for text in part))
+    return " \\\n  ".join(lines)
 
 
-def _options(job: BatchJob) -> list[str]:
+def _list_sbatch_options(job: BatchJob) -> list[str]:
+    """The options of the #SBATCH lines, KEY=VALUE or KEY."""
     resources = job.resources
     values: dict[str, object] = {
         "job-name": job.name,
         "nodes": resources.nodes,
         "ntasks-per-node": resources.ranks_per_node,
-        "gpus-per-node": _gpus(resources) or None,
+        "gpus-per-node": _format_gpus(resources) or None,
         "cpus-per-task": resources.cpus_per_task,
         "mem": resources.memory or None,
         "time": resources.time,
@@ -209,29 +231,34 @@ def _options(job: BatchJob) -> list[str]:
         "constraint": resources.constraint or None,
         "array": job.array or None,
         "dependency": job.after or None,
+        # Otherwise a job stays in the queue for ever when the job before it fails.
         "kill-on-invalid-dep": "yes" if job.after else None,
         "requeue": True,
+        # To the ranks, not to the batch script: they save and stop, the supervisor requeues.
         "signal": f"USR2@{resources.signal_s}",
         "output": job.log,
+        # A requeued job must not overwrite the log of its last start.
         "open-mode": "append",
     }
     for item in resources.extra:
         key, equals, value = item.partition("=")
         values[key.removeprefix("--")] = value if equals else True
-    return [
-        key if value is True else f"{key}={shlex.quote(str(value))}"
-        for key, value in values.items()
-        if value is not None
-    ]
+    options = []
+    for key, setting in values.items():
+        if setting is True:
+            options.append(key)
+        elif setting is not None:
+            options.append(f"{key}={shlex.quote(str(setting))}")
+    return options
 
 
-def _gpus(resources: Resources) -> str:
+def _format_gpus(resources: Resources) -> str:
     if not resources.gpus_per_node:
         return ""
     return f"{resources.gpu_type}:{resources.gpus_per_node}".removeprefix(":")
 
 
-def _assignment(text: str) -> str:
+def _quote_assignment(text: str) -> str:
     name, _, value = text.partition("=")
     return f"{name}={shlex.quote(value)}"
 
@@ -241,14 +268,13 @@ def _sets_nccl(job: BatchJob) -> bool:
 
 
 def shell_quote(text: str) -> str:
-    """Quoted for the shell; `INDEX` becomes the array task's number."""
+    """Quote a word for the shell; `INDEX` becomes the variable with the array task index."""
     if INDEX not in text:
         return shlex.quote(text)
-    return '"$SLURM_ARRAY_TASK_ID"'.join(
-        shlex.quote(part) if part else "" for part in text.split(INDEX)
-    )
+    parts = [shlex.quote(part) if part else "" for part in text.split(INDEX)]
+    return '"$SLURM_ARRAY_TASK_ID"'.join(parts)
 
 
-def with_index(job_words: Sequence[str], index: int) -> list[str]:
-    """The words of one array task, where no shell fills the number in."""
-    return [text.replace(INDEX, str(index)) for text in job_words]
+def substitute_index(words: Sequence[str], index: int) -> list[str]:
+    """The words of one array task, for a command that no shell expands."""
+    return [text.replace(INDEX, str(index)) for text in words]

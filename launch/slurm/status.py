@@ -1,4 +1,4 @@
-"""`launch status|logs|cancel RUN`: jobs found again from the run's folder alone, on another machine or day.
+"""`launch status|logs|cancel RUN`: find the jobs of a run from its folder, also later or elsewhere.
 
 python -m launch status runs/first runs/second [--json]
 python -m launch logs runs/first [--job ID] [--follow] [--lines N]
@@ -25,17 +25,25 @@ from liverseg_dist.texts.paths import path_argument
 from liverseg_dist.tracking.terminal_table import print_table
 
 from .. import PROGRAM, name_programs
-from .job_records import FINAL, JobFolder, JobState, Submission, run_status, slurm_states
-from .launch_options import OneLineParser, positive
+from .job_records import (
+    FINAL_STATES,
+    JobRecords,
+    JobState,
+    Submission,
+    query_job_states,
+    read_run_status,
+)
+from .option_parser import OneLineParser
+from .option_values import positive_int
 
 POLL_S = 2.0
-LAST_LINES = 40
-NO_LOG_EXIT = "the log could not be opened: does the node see its folder?"
+DEFAULT_LINES = 40
+NO_LOG_MESSAGE = "the log could not be opened: check that the node sees its folder"
 
 
 @dataclass(frozen=True)
-class JobRow:
-    """One job, or one task of an array."""
+class JobStatus:
+    """The state of one job, or of one task of an array."""
 
     job_id: str
     name: str
@@ -47,11 +55,21 @@ class JobRow:
     cluster: str
 
     @property
-    def is_over(self) -> bool:
-        return self.state.split()[0] in (*FINAL, "DONE", "GONE")
+    def is_finished(self) -> bool:
+        return self.state.split()[0] in (*FINAL_STATES, "DONE", "GONE")
+
+    @property
+    def is_successful(self) -> bool:
+        return self.state.split()[0] in ("COMPLETED", "DONE")
+
+    @property
+    def array_id(self) -> str:
+        """The id of the job without the task index."""
+        return self.job_id.split("_")[0]
 
 
-def run(command: str, argv: Sequence[str]) -> int:
+def build_parser(command: str) -> argparse.ArgumentParser:
+    """The parser of status, logs or cancel."""
     parser = OneLineParser(
         prog=f"{PROGRAM} {command}",
         description=name_programs(__doc__ or ""),
@@ -59,7 +77,7 @@ def run(command: str, argv: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "runs", nargs="+", type=path_argument, metavar="RUN", help="the run's folder"
+        "runs", nargs="+", type=path_argument, metavar="RUN", help="the folder of the run"
     )
     if command == "status":
         parser.add_argument("--json", action="store_true", help="one JSON list on the last line")
@@ -67,131 +85,169 @@ def run(command: str, argv: Sequence[str]) -> int:
         parser.add_argument(
             "--job",
             metavar="ID",
-            help="only this job or array task (default: all that are not over)",
+            help="only this job or array task (default: all that have not ended)",
         )
     if command == "logs":
-        parser.add_argument("--follow", action="store_true", help="stay until the jobs are over")
+        parser.add_argument("--follow", action="store_true", help="wait until the jobs have ended")
         parser.add_argument(
-            "--lines", type=positive, metavar="N", help=f"last N lines ({LAST_LINES})"
+            "--lines", type=positive_int, metavar="N", help=f"last N lines ({DEFAULT_LINES})"
         )
-    args = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def run(command: str, argv: Sequence[str]) -> int:
+    """Run status, logs or cancel; returns the exit code. Raises `UserError`."""
+    args = build_parser(command).parse_intermixed_args(argv)
     if command == "logs":
         if args.follow and args.lines is not None:
             raise UserError("--lines has no effect with --follow, which shows the whole log")
-        args.lines = args.lines or LAST_LINES
+        args.lines = args.lines or DEFAULT_LINES
     for folder in args.runs:
         if not (folder / "jobs").is_dir():
-            raise UserError(
-                f"{folder}: no jobs/ here; give the folder that launch put its job files in"
-            )
+            raise UserError(f"{folder}: no jobs/ in it; give the folder that has the job records")
     if command == "status":
-        return _status(args)
-    return _logs(args) if command == "logs" else _cancel(args)
+        return _print_status(args)
+    return _print_logs(args) if command == "logs" else _cancel_jobs(args)
 
 
-def list_jobs(run_folder: Path) -> list[JobRow]:
+def list_jobs(run_folder: Path) -> list[JobStatus]:
     """All jobs of a run, oldest first, also those that were submitted by hand."""
-    folder = JobFolder(run_folder)
-    submissions, states = folder.submissions(), folder.states()
+    records = JobRecords(run_folder)
+    submissions, states = records.read_submissions(), records.read_states()
     for fold in run_folder.glob("fold_*"):
-        states |= JobFolder(fold).states()
-    known = {task for submission in submissions for task in submission.tasks}
-    by_hand = [
-        Submission(s.job_id, s.name, [], log=str(folder.log(s.job_id)))
-        for s in states.values()
-        if s.job_id not in known
-    ]
-    everything = [*submissions, *by_hand]
-    said = slurm_states(task for s in everything if s.cluster == "slurm" for task in s.tasks)
-    return [
-        _row(run_folder, s, task, said, states.get(task)) for s in everything for task in s.tasks
-    ]
+        states |= JobRecords(fold).read_states()
+    recorded = {task for submission in submissions for task in submission.tasks}
+    # A job submitted by hand has no record of its submission, only the state that it wrote itself.
+    for state in states.values():
+        if state.job_id not in recorded:
+            log = str(records.log_path(state.job_id))
+            submissions.append(Submission(state.job_id, state.name, [], log=log))
+    slurm_tasks: list[str] = []
+    for submission in submissions:
+        if submission.cluster == "slurm":
+            slurm_tasks += submission.tasks
+    slurm_states = query_job_states(slurm_tasks)
+    rows = []
+    for submission in submissions:
+        for task in submission.tasks:
+            rows.append(_build_status(run_folder, submission, task, slurm_states, states.get(task)))
+    return rows
 
 
-def _row(
-    run_folder: Path, submission: Submission, task: str, said: dict[str, str], own: JobState | None
-) -> JobRow:
+def _build_status(
+    run_folder: Path,
+    submission: Submission,
+    task: str,
+    slurm_states: dict[str, str],
+    own_state: JobState | None,
+) -> JobStatus:
+    """The status of one job or array task.
+
+    Args:
+        run_folder: The folder of the run.
+        submission: The record of the submission.
+        task: The id of the job or array task.
+        slurm_states: Task id -> state according to SLURM.
+        own_state: The state that the job wrote itself.
+    """
     if submission.cluster == "local":
-        state = _local_state(submission, own)
+        state = _find_local_state(submission, own_state)
     else:
-        state = said.get(task) or _last_known(own)
-    log = Path(submission.log.replace("%a", task.rpartition("_")[2]))
-    fold = run_folder / f"fold_{task.rpartition('_')[2]}"
-    status = run_status(fold if "_" in task and fold.is_dir() else run_folder)
-    step = (
-        f"{status['step']}/{status['max_steps']}" if {"step", "max_steps"} <= status.keys() else ""
-    )
-    message = own.message if own else ""
+        state = slurm_states.get(task) or _convert_own_state(own_state)
+    # For an array of folds the task index is the fold.
+    index = task.rpartition("_")[2]
+    log = Path(submission.log.replace("%a", index))
+    fold = run_folder / f"fold_{index}"
+    status = read_run_status(fold if "_" in task and fold.is_dir() else run_folder)
+    step = ""
+    if {"step", "max_steps"} <= status.keys():
+        step = f"{status['step']}/{status['max_steps']}"
+    message = own_state.message if own_state else ""
     if not message and state.split()[0] == "FAILED" and not log.exists():
-        message = NO_LOG_EXIT
-    return JobRow(
-        task,
-        submission.name,
-        state,
-        own.starts if own else 0,
-        step,
-        message,
-        log,
-        submission.cluster,
+        message = NO_LOG_MESSAGE
+    return JobStatus(
+        job_id=task,
+        name=submission.name,
+        state=state,
+        starts=own_state.starts if own_state else 0,
+        step=step,
+        message=message,
+        log=log,
+        cluster=submission.cluster,
     )
 
 
-def _last_known(own: JobState | None) -> str:
-    """Without SLURM at hand: what the job wrote about itself."""
-    if own is None:
+def _convert_own_state(own_state: JobState | None) -> str:
+    """A job state from what the job wrote itself; used where SLURM does not answer."""
+    if own_state is None:
         return "UNKNOWN"
-    return {"done": "DONE", "failed": "FAILED", "requeued": "REQUEUED"}.get(
-        own.state, f"{own.state.upper()}?"
-    )
+    names = {"done": "DONE", "failed": "FAILED", "requeued": "REQUEUED"}
+    return names.get(own_state.state, f"{own_state.state.upper()}?")
 
 
-def _local_state(submission: Submission, own: JobState | None) -> str:
-    if submission.by.rpartition("@")[2] == socket.gethostname() and _alive(submission.job_id):
+def _find_local_state(submission: Submission, own_state: JobState | None) -> str:
+    """The state of a job of `--cluster local`."""
+    if submission.by.rpartition("@")[2] == socket.gethostname() and _is_alive(submission.job_id):
         return "RUNNING"
     ended = {"done": "DONE", "failed": "FAILED", "cancelled": "CANCELLED"}
-    return ended.get(own.state, "GONE") if own else "GONE"
+    return ended.get(own_state.state, "GONE") if own_state else "GONE"
 
 
-def _alive(job_id: str) -> bool:
-    """Whether submitit's local controller of this id still runs here (ids are process ids, which are reused)."""
+def _is_alive(job_id: str) -> bool:
+    """Whether the local controller of submitit with this id runs on this machine."""
+    # The ids are process ids, which are reused, so the command line is checked as well.
     with contextlib.suppress(OSError):
         return b"submitit" in Path(f"/proc/{job_id}/cmdline").read_bytes()
     return False
 
 
-def _status(args: argparse.Namespace) -> int:
-    found = {str(run_folder): list_jobs(run_folder) for run_folder in args.runs}
-    for name, jobs in found.items():
-        print(name)
-        lines = []
-        for row in jobs:
-            starts = f"start {row.starts}" if row.starts else ""
-            lines.append((row.job_id, row.name, row.state, starts, row.step, row.message))
-        if jobs:
-            print_table(
-                ("job", "name", "state", "starts", "step", "message"), lines, right=("job", "step")
+def _print_status(args: argparse.Namespace) -> int:
+    """`launch status`: a table per run, and with --json all rows on the last line."""
+    listing = []
+    for run_folder in args.runs:
+        rows = list_jobs(run_folder)
+        print(run_folder)
+        _print_status_table(rows)
+        for row in rows:
+            listing.append(
+                {
+                    "run": str(run_folder),
+                    "job_id": row.job_id,
+                    "name": row.name,
+                    "state": row.state,
+                    "starts": row.starts,
+                    "step": row.step,
+                    "message": row.message,
+                }
             )
-        if not jobs:
-            print("  no job yet")
     if shutil.which("squeue") is None:
-        print("no SLURM here: states are the last that the jobs wrote themselves", file=sys.stderr)
-    if args.json:
-        keys = ("job_id", "name", "state", "starts", "step", "message")
-        listing = [
-            {"run": name, **{key: getattr(row, key) for key in keys}}
-            for name in found
-            for row in found[name]
-        ]
-        if failure := print_checked(json.dumps(listing)):
-            print(f"launch: the result could not be written to stdout: {failure}", file=sys.stderr)
-            return EXIT_FAILED
+        print(
+            "no SLURM on this machine: the states are the last that the jobs wrote themselves",
+            file=sys.stderr,
+        )
+    if args.json and (failure := print_checked(json.dumps(listing))):
+        print(f"launch: the result could not be written to stdout: {failure}", file=sys.stderr)
+        return EXIT_FAILED
     return EXIT_DONE
 
 
-def _chosen(args: argparse.Namespace, run_folder: Path) -> list[JobRow]:
+def _print_status_table(rows: Sequence[JobStatus]) -> None:
+    if not rows:
+        print("  no job yet")
+        return
+    lines = []
+    for row in rows:
+        starts = f"start {row.starts}" if row.starts else ""
+        lines.append((row.job_id, row.name, row.state, starts, row.step, row.message))
+    headings = ("job", "name", "state", "starts", "step", "message")
+    print_table(headings, lines, right=("job", "step"))
+
+
+def _select_jobs(args: argparse.Namespace, run_folder: Path) -> list[JobStatus]:
+    """The jobs of a run, or the one of --job. Raises `UserError` if the run does not have it."""
     found = list_jobs(run_folder)
     if args.job:
-        found = [row for row in found if args.job in (row.job_id, row.job_id.split("_")[0])]
+        found = [row for row in found if args.job in (row.job_id, row.array_id)]
         if not found:
             raise UserError(
                 f"{run_folder}: has no job {args.job}; `launch status {run_folder}` lists them"
@@ -199,80 +255,94 @@ def _chosen(args: argparse.Namespace, run_folder: Path) -> list[JobRow]:
     return found
 
 
-def _cancel(args: argparse.Namespace) -> int:
-    """Jobs are cancelled, not deleted: submitted again, the run continues."""
+def _cancel_jobs(args: argparse.Namespace) -> int:
+    """`launch cancel`. The checkpoints stay: submitted again, the run continues."""
     code = EXIT_DONE
     for run_folder in args.runs:
-        active = [row for row in _chosen(args, run_folder) if not row.is_over]
-        slurm = sorted(
-            {
-                row.job_id if args.job else row.job_id.split("_")[0]
-                for row in active
-                if row.cluster == "slurm"
-            }
-        )
-        if slurm:
-            done = subprocess.run(["scancel", *slurm], capture_output=True, text=True)
+        active = [row for row in _select_jobs(args, run_folder) if not row.is_finished]
+        slurm_ids: set[str] = set()
+        local_ids: list[str] = []
+        for row in active:
+            if row.cluster == "slurm":
+                # The id of the array cancels all its tasks at once.
+                slurm_ids.add(row.job_id if args.job else row.array_id)
+            elif row.cluster == "local" and _is_alive(row.job_id):
+                local_ids.append(row.job_id)
+        if slurm_ids:
+            done = subprocess.run(["scancel", *sorted(slurm_ids)], capture_output=True, text=True)
             print(done.stderr, end="", file=sys.stderr)
-            code = code or (EXIT_FAILED if done.returncode else EXIT_DONE)
-        here = [row.job_id for row in active if row.cluster == "local" and _alive(row.job_id)]
-        for job_id in here:
+            if done.returncode:
+                code = EXIT_FAILED
+        for job_id in local_ids:
             os.kill(int(job_id), signal.SIGTERM)
-        said = ", ".join([*slurm, *here]) or "nothing to cancel"
-        print(f"{run_folder}: {said}")
+        cancelled = ", ".join([*sorted(slurm_ids), *local_ids]) or "nothing to cancel"
+        print(f"{run_folder}: {cancelled}")
     return code
 
 
-def _logs(args: argparse.Namespace) -> int:
+def _print_logs(args: argparse.Namespace) -> int:
+    """`launch logs`: the last lines of each log, or the whole logs as they grow."""
     code = EXIT_DONE
     for run_folder in args.runs:
-        found = _chosen(args, run_folder)
-        chosen = found if args.job else ([row for row in found if not row.is_over] or found[-1:])
+        rows = _select_jobs(args, run_folder)
+        if not args.job:
+            rows = [row for row in rows if not row.is_finished] or rows[-1:]
         if args.follow:
-            code = code or follow_jobs(run_folder, sorted({row.job_id for row in chosen}))
+            code = code or follow_jobs(run_folder, sorted({row.job_id for row in rows}))
             continue
-        for row in chosen:
+        for row in rows:
             print(f"== {row.log}")
             if row.log.exists():
-                text = row.log.read_text(encoding="utf-8", errors="replace").splitlines()
-                print("\n".join(text[-args.lines :]))
+                lines = row.log.read_text(encoding="utf-8", errors="replace").splitlines()
+                print("\n".join(lines[-args.lines :]))
             else:
                 print(f"(none yet: {row.state})")
     return code
 
 
 def follow_jobs(
-    run_folder: Path, job_ids: Sequence[str], ended: Callable[[], int | None] | None = None
+    run_folder: Path, job_ids: Sequence[str], poll: Callable[[], int | None] | None = None
 ) -> int:
-    """Show states and logs until the jobs are over; 0 if all went well. `ended`: a local process's poll."""
-    wanted, shown, seen = set(job_ids), dict[Path, int](), dict[str, str]()
+    """Print states and logs until the jobs have ended.
+
+    Args:
+        run_folder: The folder of the run.
+        job_ids: Ids of jobs or array tasks.
+        poll: Returns the return code of a local process, or None while it runs.
+
+    Returns:
+        The exit code: 0 if all jobs were successful.
+    """
+    wanted = set(job_ids)
+    offsets: dict[Path, int] = {}
+    printed_states: dict[str, str] = {}
     while True:
-        over = ended is not None and ended() is not None
-        mine = [
-            row
-            for row in list_jobs(run_folder)
-            if row.job_id in wanted or row.job_id.split("_")[0] in wanted
-        ]
-        for row in mine:
-            if seen.get(row.job_id) != row.state:
-                seen[row.job_id] = row.state
+        # Before the states are read, so that the last lines of the log are not missed.
+        has_ended = poll is not None and poll() is not None
+        rows = []
+        for row in list_jobs(run_folder):
+            if row.job_id in wanted or row.array_id in wanted:
+                rows.append(row)
+        for row in rows:
+            if printed_states.get(row.job_id) != row.state:
+                printed_states[row.job_id] = row.state
                 print(f"-- job {row.job_id} ({row.name}): {row.state}", flush=True)
-            shown[row.log] = _show(
-                row.log, shown.get(row.log, 0), prefix=f"{row.job_id}| " if len(mine) > 1 else ""
-            )
-        if over or (mine and all(row.is_over for row in mine)):
-            bad = [row for row in mine if row.state.split()[0] not in ("COMPLETED", "DONE")]
-            for row in bad:
+            prefix = f"{row.job_id}| " if len(rows) > 1 else ""
+            offsets[row.log] = _print_new_lines(row.log, offsets.get(row.log, 0), prefix)
+        if has_ended or (rows and all(row.is_finished for row in rows)):
+            failed = [row for row in rows if not row.is_successful]
+            for row in failed:
                 print(f"-- job {row.job_id}: {row.message or row.state}", flush=True)
-            return EXIT_FAILED if bad else EXIT_DONE
+            return EXIT_FAILED if failed else EXIT_DONE
         time.sleep(POLL_S)
 
 
-def _show(log: Path, offset: int, prefix: str) -> int:
-    """Print what was added since `offset`, whole lines; returns the new offset."""
+def _print_new_lines(log: Path, offset: int, prefix: str) -> int:
+    """Print the complete lines after `offset`; returns the new offset."""
     with contextlib.suppress(OSError), open(log, "rb") as file:
         file.seek(offset)
         added = file.read()
+        # A line that is still being written is printed next time.
         added = added[: added.rfind(b"\n") + 1]
         for line in added.decode(errors="replace").splitlines():
             print(f"{prefix}{line}")

@@ -1,4 +1,8 @@
-"""Hands a plan over to SLURM, this machine or this process, and keeps what one needs to find it again another day."""
+"""Submits the jobs of a command to SLURM, to this machine or to this process.
+
+Copies of code and configs, the batch file and the job records stay in the folder of the run, so
+that the jobs can be found and submitted again later.
+"""
 
 import argparse
 import dataclasses
@@ -18,32 +22,71 @@ from liverseg_dist.errors import EXIT_DONE, RunFailed, UserError
 
 from .. import PROGRAM
 from .arrays import parse_array, parse_indices
-from .code_snapshot import snapshot_path, take_snapshot
-from .executors import local_words, run_in_this_process, start_here, submit_to_slurm
-from .frozen_inputs import find_setup_file, freeze_configs
-from .job_graph import JobRequest, JobStep, plan_jobs
-from .job_records import JobFolder, Submission
-from .launch_options import LEARNS
+from .code_snapshot import snapshot_path, write_snapshot
+from .executors import build_local_command, run_in_this_process, start_locally, submit_to_slurm
+from .frozen_inputs import find_setup_file, freeze_inputs
+from .job_graph import plan_jobs
+from .job_records import JobRecords, Submission
+from .job_request import JobRequest, JobStep
+from .option_rules import TRAINING_COMMANDS
 from .sbatch import BatchJob, Resources, render_batch_file
 from .stages import check_stages, parse_stage_options
 from .status import follow_jobs
-from .units import time_seconds
+from .units import time_to_seconds
 
-NODE_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/")  # refused  # nosec B108
+NODE_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/")  # only compared  # nosec B108
 
 
 def submit_command(
     args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]
 ) -> int:
-    """Returns the exit code. Raises `UserError` before anything is submitted."""
+    """Submit the jobs of a command.
+
+    Args:
+        args: The options of launch.
+        resources: The resources of the job that runs the command.
+        command: A liverseg command, tune or chain.
+        arguments: The arguments of the command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: A mistake in the request; nothing has been submitted.
+        RunFailed: SLURM refused a job; the jobs before it are cancelled.
+    """
+    request = _build_request(args, resources, command, arguments)
+    steps = plan_jobs(request)
+    if args.cluster == "debug":
+        return _run_debug(request, steps)
+    steps = [_freeze_step(step, write=not args.dry_run) for step in steps]
+    if args.dry_run:
+        if args.cluster == "local":
+            print(_format_local_commands(steps), end="")
+        else:
+            print(_format_batch_files(steps), end="")
+        _warn_without_gpus(args, request)
+        return EXIT_DONE
+    if args.cluster == "local":
+        return _run_locally(steps, follow_it=args.follow)
+    job_ids = _submit_steps(steps)
+    _print_job_ids(steps, job_ids, parsable=args.parsable)
+    _warn_without_gpus(args, request)
+    return follow_jobs(steps[0].job.folder, job_ids) if args.follow else EXIT_DONE
+
+
+def _build_request(
+    args: argparse.Namespace, resources: Resources, command: str, arguments: Sequence[str]
+) -> JobRequest:
+    """The options of launch as a request. Raises `UserError`."""
     stage_options = parse_stage_options(args.stage_option, args.convert_sbatch)
     if command == "train" and args.array is not None:
         check_stages(stage_options, ("train", "evaluate", "aggregate"))
-    request = JobRequest(
+    return JobRequest(
         command=command,
         arguments=tuple(arguments),
         resources=resources,
-        folder=args.folder,
+        folder=args.job_dir,
         name=args.name,
         array=parse_array(args.array) if args.array is not None else None,
         convert_tasks=parse_array(args.convert_tasks, "--convert-tasks"),
@@ -55,27 +98,13 @@ def submit_command(
         after=args.after,
         restarts=args.restarts,
     )
-    steps = plan_jobs(request)
-    if args.cluster == "debug":
-        return _debug(request, steps)
-    steps = [_frozen(step, write=not args.dry_run) for step in steps]
-    if args.dry_run:
-        print(_local_commands(steps) if args.cluster == "local" else _texts(steps), end="")
-        _warn_without_gpus(args, request)
-        return EXIT_DONE
-    if args.cluster == "local":
-        return _here(steps, follow_it=args.follow)
-    folder, job_ids = steps[0].job.folder, _submit_all(steps)
-    _tell(steps, job_ids, parsable=args.parsable)
-    _warn_without_gpus(args, request)
-    return follow_jobs(folder, job_ids) if args.follow else EXIT_DONE
 
 
 def _warn_without_gpus(args: argparse.Namespace, request: JobRequest) -> None:
-    """Training on CPU nodes is rarely intended, and slow enough to waste days."""
+    """Warn about training on CPU nodes, which is rarely intended and can take days."""
     words = " ".join(request.arguments).replace("=", " ")
-    on_purpose = args.gpus_are_chosen or "--device cpu" in words
-    if request.command in LEARNS and args.cluster == "slurm" and not on_purpose:
+    is_intended = args.gpus_are_chosen or "--device cpu" in words
+    if request.command in TRAINING_COMMANDS and args.cluster == "slurm" and not is_intended:
         print(
             f"warning: {request.command} requests no GPU, so it trains on CPU cores; "
             "add --gpus-per-node N, or --cpu to confirm",
@@ -83,17 +112,26 @@ def _warn_without_gpus(args: argparse.Namespace, request: JobRequest) -> None:
         )
 
 
-def _submit_all(steps: Sequence[JobStep]) -> list[str]:
-    """Job ids in the plan's order; each waits for the one it follows. Refused in the middle, none is left behind."""
+def _submit_steps(steps: Sequence[JobStep]) -> list[str]:
+    """Submit the jobs in order; each waits for the one it depends on.
+
+    Returns:
+        The job ids in the order of the steps.
+
+    Raises:
+        RunFailed: SLURM refused a job; those already submitted are cancelled.
+    """
     job_ids: list[str] = []
     for step in steps:
         job = step.job
         if step.waits_for:
-            job = dataclasses.replace(job, after=f"{step.how}:{job_ids[-step.waits_for]}")
+            after = f"{step.dependency}:{job_ids[-step.waits_for]}"
+            job = dataclasses.replace(job, after=after)
         text = render_batch_file(job)
         try:
             job_ids.append(submit_to_slurm(job, text))
         except RunFailed:
+            # A part of the jobs would be useless: none stays in the queue.
             if job_ids:
                 subprocess.run(["scancel", *job_ids], capture_output=True)
             raise
@@ -102,89 +140,95 @@ def _submit_all(steps: Sequence[JobStep]) -> list[str]:
 
 
 def record_submission(job: BatchJob, job_id: str, cluster: str, text: str = "") -> None:
-    """The records of a job that was handed over; `text` becomes its batch file, to submit again by hand."""
-    folder = JobFolder(job.folder)
-    if text:  # by hand, nobody waits for a job of long ago
+    """Write the records of a submitted job.
+
+    Args:
+        job: The job.
+        job_id: Its id.
+        cluster: slurm or local.
+        text: The batch file, which is kept to submit the job again by hand; empty: none.
+    """
+    if text:
+        # Submitted by hand, the job must not wait for a job of an earlier submission.
         text = re.sub(
             r"^#SBATCH --(dependency|kill-on-invalid-dep)=.*\n", "", text, flags=re.MULTILINE
         )
         job.file.write_text(text, encoding="utf-8")
-    log = str(job.log).replace("%j", job_id).replace("%A", job_id)
-    folder.write_submission(
-        Submission(
-            job_id=job_id,
-            name=job.name,
-            command=list(job.module),
-            cluster=cluster,
-            array=job.array,
-            log=log,
-            submitted=datetime.now().astimezone().isoformat(timespec="seconds"),
-            by=f"{getpass.getuser()}@{socket.gethostname()}",
-            after=job.after,
-        )
+    submission = Submission(
+        job_id=job_id,
+        name=job.name,
+        command=list(job.module),
+        cluster=cluster,
+        array=job.array,
+        # %a stays: each task of an array has its own log.
+        log=str(job.log).replace("%j", job_id).replace("%A", job_id),
+        submitted=datetime.now().astimezone().isoformat(timespec="seconds"),
+        by=f"{getpass.getuser()}@{socket.gethostname()}",
+        after=job.after,
     )
+    JobRecords(job.folder).write_submission(submission)
 
 
-def _frozen(step: JobStep, *, write: bool) -> JobStep:
-    """The step with copies of code and configs, which `write` makes."""
+def _freeze_step(step: JobStep, *, write: bool) -> JobStep:
+    """The step with copies of code and configs; `write` makes the copies."""
     job = step.job
     if write:
         job.folder.mkdir(parents=True, exist_ok=True)
-    code = take_snapshot(job.folder) if write else snapshot_path(job.folder)
-    return dataclasses.replace(
-        step, job=freeze_configs(dataclasses.replace(job, code=code), write=write)
-    )
+    # A dry run writes nothing, but names the folder.
+    code = write_snapshot(job.folder) if write else snapshot_path(job.folder)
+    job = freeze_inputs(dataclasses.replace(job, code=code), write=write)
+    return dataclasses.replace(step, job=job)
 
 
-def _texts(steps: Sequence[JobStep]) -> str:
-    """Every batch file; one that waits for another names it by its place in the plan."""
+def _format_batch_files(steps: Sequence[JobStep]) -> str:
+    """All batch files; a dependency names the other job by its position."""
     texts = []
-    for number, step in enumerate(steps):
+    for number, step in enumerate(steps, 1):
         job = step.job
         if step.waits_for:
-            job = dataclasses.replace(job, after=f"{step.how}:JOB_{number + 1 - step.waits_for}")
-        texts.append(
-            (f"# --- job {number + 1} of {len(steps)}\n" if len(steps) > 1 else "")
-            + render_batch_file(job)
-        )
+            after = f"{step.dependency}:JOB_{number - step.waits_for}"
+            job = dataclasses.replace(job, after=after)
+        heading = f"# --- job {number} of {len(steps)}\n" if len(steps) > 1 else ""
+        texts.append(heading + render_batch_file(job))
     return "\n".join(texts)
 
 
-def _tell(steps: Sequence[JobStep], job_ids: Sequence[str], *, parsable: bool) -> None:
+def _print_job_ids(steps: Sequence[JobStep], job_ids: Sequence[str], *, parsable: bool) -> None:
+    """Print the submitted jobs, and how to watch and cancel them."""
     if parsable:
         print("\n".join(job_ids))
         return
     folder = steps[0].job.folder
     if str(folder).startswith(NODE_LOCAL):
         print(
-            f"warning: {folder} looks local to this machine; compute nodes must see it",
+            f"warning: {folder} seems to be local to this machine; the compute nodes must see it",
             file=sys.stderr,
         )
-    for step, job_id in zip(steps, job_ids, strict=True):
-        after = (
-            f", after {job_ids[job_ids.index(job_id) - step.waits_for]}" if step.waits_for else ""
-        )
+    for number, (step, job_id) in enumerate(zip(steps, job_ids, strict=True)):
+        after = f", after {job_ids[number - step.waits_for]}" if step.waits_for else ""
         tasks = f", tasks {step.job.array}" if step.job.array else ""
         print(f"job {job_id}: {step.job.name}{tasks}{after}")
-    shown = shlex.quote(str(_short(folder)))
+    shown = shlex.quote(str(_relative_to_cwd(folder)))
     print(f"watch: {PROGRAM} logs {shown} --follow   or: status {shown}   stop: cancel {shown}")
 
 
-def _short(path: Path) -> Path:
+def _relative_to_cwd(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _here(steps: Sequence[JobStep], *, follow_it: bool) -> int:
-    """On this machine, one after the other where one waits for another."""
-    tasks = [(step.job, index) for step in steps for index in _indices(step.job)]
-    for number, (job, index) in enumerate(tasks):
-        started = start_here(job, _minutes(job.resources.time), index)
+def _run_locally(steps: Sequence[JobStep], *, follow_it: bool) -> int:
+    """Run the jobs on this machine, one after the other; the first failure ends the sequence."""
+    tasks = _list_tasks(steps)
+    for number, (job, index) in enumerate(tasks, 1):
+        started = start_locally(job, _to_minutes(job.resources.time), index)
+        # On this machine each task is a job of its own.
         record_submission(dataclasses.replace(job, array=""), started.job_id, "local")
         print(
-            f"{job.name} runs here as process {started.job_id}; its log: {started.paths.stdout}",
+            f"{job.name} runs on this machine as process {started.job_id}; "
+            f"its log: {started.paths.stdout}",
             flush=True,
         )
-        if follow_it or number + 1 < len(tasks):
+        if follow_it or number < len(tasks):
             process = started._process
             assert process is not None
             code = follow_jobs(job.folder, [started.job_id], process.poll)
@@ -193,25 +237,37 @@ def _here(steps: Sequence[JobStep], *, follow_it: bool) -> int:
     return EXIT_DONE
 
 
-def _local_commands(steps: Sequence[JobStep]) -> str:
-    """What --cluster local would start, one command a line in the order of their start."""
-    tasks = [(step.job, index) for step in steps for index in _indices(step.job)]
-    return "".join(f"{shlex.join(local_words(job, index))}\n" for job, index in tasks)
+def _format_local_commands(steps: Sequence[JobStep]) -> str:
+    """The commands that --cluster local would start, one per line, in this order."""
+    lines = []
+    for job, index in _list_tasks(steps):
+        lines.append(f"{shlex.join(build_local_command(job, index))}\n")
+    return "".join(lines)
 
 
-def _indices(job: BatchJob) -> Sequence[int | None]:
-    return parse_indices(job.array) if job.array else [None]
+def _list_tasks(steps: Sequence[JobStep]) -> list[tuple[BatchJob, int | None]]:
+    """Each job, or each task of its array with the index."""
+    tasks: list[tuple[BatchJob, int | None]] = []
+    for step in steps:
+        if step.job.array:
+            tasks += [(step.job, index) for index in parse_indices(step.job.array)]
+        else:
+            tasks.append((step.job, None))
+    return tasks
 
 
-def _minutes(time: str) -> int:
-    return max(1, time_seconds(time) // 60)
+def _to_minutes(time: str) -> int:
+    """A time limit in SLURM's notation as whole minutes, at least one."""
+    return max(1, time_to_seconds(time) // 60)
 
 
-def _debug(request: JobRequest, steps: Sequence[JobStep]) -> int:
+def _run_debug(request: JobRequest, steps: Sequence[JobStep]) -> int:
+    """Run the command in this process. Raises `UserError` if it needs more than one."""
     job = steps[0].job
     if len(steps) > 1 or job.array or request.resources.ranks > 1 or job.launcher == "ray":
         raise UserError(
             "--cluster debug: runs one process of one command; use --cluster local for more"
         )
+    # As the batch file does.
     os.chdir(job.workdir)
     return run_in_this_process(job.folder / "jobs", main, [request.command, *request.arguments])

@@ -1,11 +1,14 @@
-"""What a batch file runs on its first node: start the ranks, keep the log, and see to it that the job goes on.
+"""Runs on the first node of a job: starts the ranks, keeps the log, and requeues the job.
 
-  python -m launch.slurm.supervise --run runs/first -- srun --label --kill-on-bad-exit=1 python -m launch.slurm.rank ...
+  python -m launch.slurm.supervise --run runs/first -- \\
+      srun --label --kill-on-bad-exit=1 python -m launch.slurm.rank ...
 
-Stopped on request (exit code 75: time limit, preemption, `scancel --signal=USR2`), ended by a signal before it could
-save, or cut off by a lost node or network, the job goes back into the queue and continues from its newest checkpoint;
-after `--restarts` starts in a row that did not get further it gives up. A failure ends the log with the rank that
-failed first, its node and its traceback, and becomes the job's exit code. A cancelled job stays cancelled.
+The job is requeued, and continues from its newest checkpoint, after a stop on request (exit code
+75: time limit, preemption, `scancel --signal=USR2`), after a signal that ended it before it could
+save, and after the loss of a node or the network. After more than `--restarts` restarts in a row
+without progress it is not requeued. After a failure the log ends with the rank that failed first,
+its node and its traceback, and the job ends with the exit code of this rank. A cancelled job is not
+requeued.
 """
 
 import argparse
@@ -26,298 +29,312 @@ from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.texts.paths import path_argument
 
 from .. import PACKAGE, name_programs
-from .failure_report import FailureReport, Kind, LogReader, ranks_by_node
+from .current_job import CurrentJob
+from .failure_report import FailureReport, LogReader, Outcome, list_ranks_by_node
 from .job_records import (
-    JobFolder,
+    JobRecords,
     JobState,
-    controller_says,
-    expand_hostnames,
-    newest_step,
-    progress_mark,
-    run_status,
+    find_newest_step,
+    measure_progress,
+    query_job,
+    read_run_status,
 )
+from .sbatch import DEFAULT_RESTARTS
 
 Answer = TypeVar("Answer")
-RESTARTS = 5
-LOCAL_AGAIN = 144
+EXIT_CANNOT_START = 127
+"""A shell's exit code for a command that cannot be started."""
+EXIT_LOCAL_RESTART = 144
 """submitit's local executor starts a job again that ends with this code."""
-CONTROLLER_PATIENCE_S = 600.0
-"""A controller that is being restarted is asked again for this long."""
-END_PATIENCE_S = 120.0
-"""After a requeue SLURM ends this process; it waits for that at most this long."""
+CONTROLLER_TIMEOUT_S = 600.0
+"""How long a controller that does not answer is queried again; it may be restarting."""
+REQUEUE_TIMEOUT_S = 120.0
+"""SLURM ends this process after a requeue; it waits for that at most this long."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """This job as its environment describes it."""
+class SupervisedFolders:
+    """The folders that the supervisor reads and writes."""
 
-    job_id: str
-    """Of an array ARRAY_TASK: the number alone may mean the whole array."""
-    name: str
-    start: int
-    """0 for the first."""
-    nodes: tuple[str, ...]
-    tasks_per_node: str
-    local: bool
-
-    @classmethod
-    def from_environment(cls) -> "Job":
-        env = os.environ
-        if "SLURM_JOB_ID" not in env:
-            local = env.get("SUBMITIT_LOCAL_JOB_ID", "local")
-            return cls(
-                local,
-                env.get("LIVERSEG_JOB_NAME", "liverseg"),
-                -1,
-                (os.uname().nodename,),
-                "1",
-                True,
-            )
-        array = env.get("SLURM_ARRAY_JOB_ID")
-        job_id = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]
-        nodes = tuple(expand_hostnames(env["SLURM_JOB_NODELIST"]))
-        tasks = env.get("SLURM_TASKS_PER_NODE", "1")
-        return cls(
-            job_id,
-            env.get("SLURM_JOB_NAME", ""),
-            int(env.get("SLURM_RESTART_COUNT", "0")),
-            nodes,
-            tasks,
-            False,
-        )
-
-
-@dataclass(frozen=True)
-class Folders:
     run: Path | None = None
-    """The run, whose status.json and checkpoints tell how far it got."""
+    """The run; its status.json and checkpoints show the steps."""
     record: Path | None = None
-    """Where jobs/ is kept; default: `run`."""
+    """The folder that has jobs/; default: `run`."""
     progress: Path | None = None
-    """Where work shows; default: `run`."""
+    """The folder whose content measures progress; default: `run`."""
 
 
 class Supervisor:
-    """One start of a job."""
+    """Supervises one start of a job."""
 
-    def __init__(self, job: Job, folders: Folders, restarts: int, ranks_per_task: int = 1) -> None:
-        self.job, self.run, self.restarts, self.ranks_per_task = (
-            job,
-            folders.run,
-            restarts,
-            ranks_per_task,
-        )
+    def __init__(
+        self,
+        job: CurrentJob,
+        folders: SupervisedFolders,
+        restarts: int,
+        ranks_per_task: int = 1,
+    ) -> None:
+        """Prepare the supervision.
+
+        Args:
+            job: The job of this process.
+            folders: Its folders.
+            restarts: Requeue at most this often in a row without progress.
+            ranks_per_task: Ranks of each srun task (more than one under torchrun).
+        """
+        self.job = job
+        self.run_dir = folders.run
+        self.restarts = restarts
+        self.ranks_per_task = ranks_per_task
         self.progress = folders.progress or folders.run
         record = folders.record or folders.run
-        self.folder = JobFolder(record) if record else None
-        self.asked = ""
+        self.records = JobRecords(record) if record else None
+        self.received_signal = ""
         self._child: subprocess.Popen[str] | None = None
-        self._unwritten = 0
+        self._unwritten_lines = 0
 
-    def main(self, command: Sequence[str]) -> int:
+    def run(self, command: Sequence[str]) -> int:
+        """Run the command to its end; returns the exit code of the job."""
+        # Before the ranks start, so that no request is lost.
         for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, self._forward)
-        state = self._begin()
+            signal.signal(number, self._forward_signal)
+        state = self._start()
         if state.idle > self.restarts:
             return self._give_up(state)
-        before, reader, begun = self._stopped_at(), LogReader(self.ranks_per_task), time.monotonic()
-        returncode = self._watch(command, reader)
-        after = self._stopped_at()
-        verdict = reader.verdict(
-            returncode, saved_and_stopped=after is not None and after != before
+        reader = LogReader(self.ranks_per_task)
+        stopped_before, begun = self._read_stop_time(), time.monotonic()
+        returncode = self._run_command(command, reader)
+        stopped = self._read_stop_time()
+        report = reader.build_report(
+            returncode, saved_and_stopped=stopped is not None and stopped != stopped_before
         )
-        for line in verdict.evidence:
+        for line in report.evidence:
             self._write(line + "\n")
-        lasted = time.strftime("%H:%M:%S", time.gmtime(time.monotonic() - begun))
-        self._say(f"after {lasted}: {verdict.story}{self._step('; saved up to step {}')}")
-        return self._end(verdict, state)
+        duration = time.strftime("%H:%M:%S", time.gmtime(time.monotonic() - begun))
+        step = self._format_step("; saved up to step {}")
+        self._log(f"after {duration}: {report.summary}{step}")
+        return self._handle_exit(report, state)
 
-    def _begin(self) -> JobState:
-        """Say where we are, and count restarts that brought nothing."""
-        job, mark = self.job, progress_mark(self.progress) if self.progress else 0
-        old = self.folder.state(job.job_id) if self.folder else None
-        start = (old.starts if old else 0) if job.local else job.start
+    def _start(self) -> JobState:
+        """Log this start, and count the restarts without progress."""
+        job = self.job
+        progress = measure_progress(self.progress) if self.progress else 0
+        last = self.records.read_state(job.job_id) if self.records else None
+        start = job.start
+        if job.is_local:
+            start = last.starts if last else 0
         if start == 0:
             idle = 0
-        elif old is not None:
-            idle = 0 if mark > old.mark else old.idle + 1
+        elif last is not None:
+            idle = 0 if progress > last.mark else last.idle + 1
         else:
-            idle = start  # without a folder to remember in, every restart counts
-        state = JobState(job.job_id, job.name, start + 1, "running", list(job.nodes), mark, idle)
-        self._record(state)
-        placed = ranks_by_node(job.nodes, job.tasks_per_node)
-        where = ", ".join(
-            f"{node} (ranks {ranks})" if "-" in ranks else f"{node}"
-            for node, ranks in placed.items()
+            idle = start  # without a record of the last start, every restart counts
+        state = JobState(
+            job.job_id, job.name, start + 1, "running", list(job.nodes), progress, idle
         )
-        self._say(f"{job.name}, start {start + 1} on {where}{self._step('; goes on from step {}')}")
+        self._write_state(state)
+        places = []
+        for node, ranks in list_ranks_by_node(job.nodes, job.tasks_per_node).items():
+            places.append(f"{node} (ranks {ranks})" if "-" in ranks else node)
+        step = self._format_step("; continues from step {}")
+        self._log(f"{job.name}, start {start + 1} on {', '.join(places)}{step}")
         if idle:
-            self._say(f"{idle} of at most {self.restarts} restarts in a row brought no progress")
+            self._log(f"{idle} of at most {self.restarts} restarts in a row made no progress")
         return state
 
-    def _watch(self, command: Sequence[str], reader: LogReader) -> int:
+    def _run_command(self, command: Sequence[str], reader: LogReader) -> int:
+        """Run srun, copy its output to the log, and return its return code."""
         try:
             child = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                # A rank may print bytes that are not UTF-8.
                 errors="replace",
+                # Line by line: the log must show the newest line of a running job.
                 bufsize=1,
             )
         except OSError as error:
-            self._say(f"{command[0]} cannot be started: {error.strerror}")
-            return 127
+            self._log(f"{command[0]} cannot be started: {error.strerror}")
+            return EXIT_CANNOT_START
         self._child = child
         assert child.stdout is not None
         for line in child.stdout:
-            reader.feed(line)
+            reader.read_line(line)
             self._write(line)
         return child.wait()
 
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
-        """Pass a request to stop on to the ranks. srun is told by USR2 alone: TERM makes it drop the ranks at once."""
-        self.asked = signal.Signals(number).name
+    def _forward_signal(self, number: int, _frame: FrameType | None) -> None:
+        """Forward a request to stop to the ranks."""
+        self.received_signal = signal.Signals(number).name
         if self._child is not None and self._child.poll() is None:
-            self._child.send_signal(signal.SIGTERM if self.job.local else signal.SIGUSR2)
+            # srun gets USR2 only: after TERM it leaves the ranks at once.
+            self._child.send_signal(signal.SIGTERM if self.job.is_local else signal.SIGUSR2)
 
-    def _end(self, verdict: FailureReport, state: JobState) -> int:
-        if verdict.kind is Kind.DONE:
-            return self._close(state, "done", "", 0)
-        if verdict.kind is Kind.FAILED:
-            again = self._batch_file()
-            self._say(
-                f"not requeued, exit code {verdict.exit_code}; when the cause is mended, {again} continues"
+    def _handle_exit(self, report: FailureReport, state: JobState) -> int:
+        """Requeue the job, or end it; returns the exit code."""
+        if report.outcome is Outcome.DONE:
+            return self._finalize(state, "done", "", 0)
+        if report.outcome is Outcome.FAILED:
+            self._log(
+                f"not requeued, exit code {report.exit_code}; "
+                f"fix the cause, then {self._describe_resubmission()} continues"
             )
-            return self._close(state, "failed", verdict.story, verdict.exit_code or EXIT_FAILED)
-        if self.job.local:
-            return self._again_locally(verdict, state)
-        ended_by = self._ended_by_slurm()
+            return self._finalize(state, "failed", report.summary, report.exit_code or EXIT_FAILED)
+        if self.job.is_local:
+            return self._restart_locally(report, state)
+        ended_by = self._find_end_by_slurm()
         if ended_by:
-            self._say(f"{ended_by}; if SLURM starts the job again, it continues")
-            return self._close(state, "ended", ended_by, verdict.exit_code)
-        idle = (
-            state.idle
-            if self.progress and progress_mark(self.progress) > state.mark
-            else state.idle + 1
-        )
+            self._log(f"{ended_by}; if SLURM starts the job again, it continues")
+            return self._finalize(state, "ended", ended_by, report.exit_code)
+        idle = state.idle + 1
+        if self.progress and measure_progress(self.progress) > state.mark:
+            idle = state.idle
+        # A job that never saves would be requeued for ever.
         if idle > self.restarts:
             return self._give_up(replace(state, idle=idle))
-        return self._requeue(verdict, state)
+        return self._requeue(report, state)
 
-    def _batch_file(self) -> str:
-        """How to submit this again."""
-        if self.folder is not None:
-            for file in (self.folder.run / f"{self.job.name}.sbatch", self.folder.batch_file):
+    def _describe_resubmission(self) -> str:
+        """The command that submits this job again."""
+        if self.records is not None:
+            own_file = self.records.run / f"{self.job.name}.sbatch"
+            for file in (own_file, self.records.batch_file):
                 if file.exists():
                     return f"sbatch {file}"
         return "the same job, submitted again,"
 
-    def _ended_by_slurm(self) -> str:
-        """Why the job must not be requeued from here: it was cancelled, or SLURM is ending this start itself."""
-        said = self._controller(lambda: controller_says(self.job.job_id))
-        if not said or said.get("Reason") == "TimeLimit" or said.get("JobState") == "RUNNING":
-            return ""
-        return f"SLURM has ended this start ({said.get('JobState', '?')}: cancelled, preempted or a node lost)"
+    def _find_end_by_slurm(self) -> str:
+        """Why the job must not be requeued from here; empty if it must be.
 
-    def _requeue(self, verdict: FailureReport, state: JobState) -> int:
-        self._close(state, "requeued", verdict.story, 0)
-        self._say("back into the queue; it continues when SLURM starts it again")
-        if not self._controller(self._ask_to_requeue):
-            return verdict.exit_code
-        time.sleep(END_PATIENCE_S)
+        It was cancelled, or SLURM itself is ending this start.
+        """
+        job = self._query_controller(lambda: query_job(self.job.job_id))
+        if not job or job.get("Reason") == "TimeLimit" or job.get("JobState") == "RUNNING":
+            return ""
+        state = job.get("JobState", "?")
+        return f"SLURM has ended this start ({state}: cancelled, preempted or a node lost)"
+
+    def _requeue(self, report: FailureReport, state: JobState) -> int:
+        """Return the job to the queue of SLURM."""
+        self._finalize(state, "requeued", report.summary, 0)
+        self._log("requeued; it continues when SLURM starts it again")
+        # The state is written before: SLURM may end this process at once.
+        if not self._query_controller(self._request_requeue):
+            return report.exit_code
+        time.sleep(REQUEUE_TIMEOUT_S)
         return EXIT_RESUMABLE
 
-    def _ask_to_requeue(self) -> bool:
+    def _request_requeue(self) -> bool:
+        """Whether SLURM requeues the job. Raises `OSError` if the controller does not answer."""
         done = subprocess.run(
             ["scontrol", "requeue", self.job.job_id], capture_output=True, text=True
         )
         if done.returncode == 0:
             return True
+        # Another attempt would have the same result.
         if "disabled" in done.stderr:
-            self._say(
-                "requeueing is off for this job (--no-requeue, or JobRequeue=0): submit it again to continue"
+            self._log(
+                "requeueing is disabled for this job (--no-requeue, or JobRequeue=0): "
+                "submit it again to continue"
             )
             return False
         raise OSError(done.stderr.strip())
 
-    def _controller(self, ask: Callable[[], Answer]) -> Answer | None:
-        """The controller's answer; None when it stays silent for longer than a restart takes."""
-        end = time.monotonic() + CONTROLLER_PATIENCE_S
+    def _query_controller(self, query: Callable[[], Answer]) -> Answer | None:
+        """Repeat a query until it succeeds.
+
+        Returns:
+            The answer; None if there is none for longer than the controller needs to restart.
+        """
+        end = time.monotonic() + CONTROLLER_TIMEOUT_S
         pause_s = 1.0
         while True:
             try:
-                return ask()
+                return query()
             except (OSError, subprocess.SubprocessError) as error:
                 if time.monotonic() > end:
-                    self._say(
-                        f"slurmctld has been silent for {CONTROLLER_PATIENCE_S:.0f} s: {error}"
+                    self._log(
+                        f"slurmctld has not answered for {CONTROLLER_TIMEOUT_S:.0f} s: {error}"
                     )
                     return None
                 time.sleep(pause_s)
                 pause_s = min(30.0, 2 * pause_s)
 
-    def _again_locally(self, verdict: FailureReport, state: JobState) -> int:
-        if self.asked == "SIGTERM":  # `launch cancel`, or the machine goes down
-            self._say("stopped; submit it again to continue")
-            return self._close(state, "cancelled", verdict.story, EXIT_RESUMABLE)
-        self._close(state, "requeued", verdict.story, 0)
-        self._say("starts again at once")
-        return LOCAL_AGAIN
+    def _restart_locally(self, report: FailureReport, state: JobState) -> int:
+        """Start the job again on this machine, except after a request to end it."""
+        # SIGTERM comes from `launch cancel`, or when the machine shuts down.
+        if self.received_signal == "SIGTERM":
+            self._log("stopped; submit it again to continue")
+            return self._finalize(state, "cancelled", report.summary, EXIT_RESUMABLE)
+        self._finalize(state, "requeued", report.summary, 0)
+        self._log("restarts at once")
+        return EXIT_LOCAL_RESTART
 
     def _give_up(self, state: JobState) -> int:
-        said = f"gives up: {state.idle} restarts in a row without progress{self._step(' beyond step {}')}"
-        self._say(f"{said}; see above for what ended each of them")
-        return self._close(state, "failed", said, EXIT_FAILED)
+        """End a job whose restarts make no progress."""
+        step = self._format_step(" beyond step {}")
+        message = f"not requeued: {state.idle} restarts in a row without progress{step}"
+        self._log(f"{message}; the log above has the reason of each end")
+        return self._finalize(state, "failed", message, EXIT_FAILED)
 
-    def _close(self, state: JobState, ending: str, message: str, exit_code: int) -> int:
-        self._record(replace(state, state=ending, message=message))
+    def _finalize(self, state: JobState, ending: str, message: str, exit_code: int) -> int:
+        """Write the last state of this start; returns the exit code."""
+        self._write_state(replace(state, state=ending, message=message))
         return exit_code
 
-    def _record(self, state: JobState) -> None:
-        if self.folder is None:
+    def _write_state(self, state: JobState) -> None:
+        if self.records is None:
             return
         try:
-            self.folder.write_state(state)
+            self.records.write_state(state)
         except OSError as error:
-            self._say(
-                f"{self.folder.path} cannot be written ({error.strerror}); going on without a record"
+            self._log(
+                f"{self.records.path} cannot be written ({error.strerror}); "
+                "the job continues without a record"
             )
 
-    def _stopped_at(self) -> int | None:
-        """When the run's folder was last told that the run stopped on request."""
-        if self.run is None or run_status(self.run).get("state") != "stopped":
+    def _read_stop_time(self) -> int | None:
+        """When the run last reported a stop on request, in ns; None if its state is another."""
+        if self.run_dir is None or read_run_status(self.run_dir).get("state") != "stopped":
             return None
-        return (self.run / "status.json").stat().st_mtime_ns
+        # The time distinguishes this stop from that of an earlier start.
+        return (self.run_dir / "status.json").stat().st_mtime_ns
 
-    def _step(self, text: str) -> str:
-        step = newest_step(self.run) if self.run else 0
+    def _format_step(self, text: str) -> str:
+        """The text with the step of the newest checkpoint; empty without one."""
+        step = find_newest_step(self.run_dir) if self.run_dir else 0
         return text.format(step) if step else ""
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         self._write(f"liverseg job {self.job.job_id}: {text}\n")
 
     def _write(self, text: str) -> None:
-        """To the log. A full disk costs lines of the log, not the run."""
+        """Write to the log. A full disk costs lines of the log, but does not end the run."""
         try:
-            if self._unwritten:
-                _write_all(
-                    f"liverseg job {self.job.job_id}: {self._unwritten} lines could not be written here\n"
+            if self._unwritten_lines:
+                _write_unbuffered(
+                    f"liverseg job {self.job.job_id}: "
+                    f"{self._unwritten_lines} lines could not be written here\n"
                 )
-                self._unwritten = 0
-            _write_all(text)
+                self._unwritten_lines = 0
+            _write_unbuffered(text)
         except OSError:
-            self._unwritten += 1
+            self._unwritten_lines += 1
 
 
-def _write_all(text: str) -> None:
-    """Straight to the file: Python's buffer would keep what a full disk refused, and fail again at exit."""
+def _write_unbuffered(text: str) -> None:
+    """Write to stdout without Python's buffer.
+
+    The buffer would keep what a full disk refused, and fail again when the process exits.
+    """
     rest = text.encode()
     while rest:
         rest = rest[os.write(sys.stdout.fileno(), rest) :]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {PACKAGE}.slurm.supervise",
         description=name_programs(__doc__ or ""),
@@ -327,10 +344,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--run",
         type=path_argument,
         metavar="DIR",
-        help="the run's folder: progress is measured, jobs/ kept",
+        help="the folder of the run: measures progress and has jobs/",
     )
     parser.add_argument(
-        "--record", type=path_argument, metavar="DIR", help="keep jobs/ here instead"
+        "--record", type=path_argument, metavar="DIR", help="write jobs/ here instead"
     )
     parser.add_argument(
         "--progress",
@@ -341,27 +358,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--restarts",
         type=int,
-        default=RESTARTS,
+        default=DEFAULT_RESTARTS,
         metavar="N",
-        help=f"give up after N idle restarts ({RESTARTS})",
+        help=f"stop requeueing after N restarts without progress ({DEFAULT_RESTARTS})",
     )
     parser.add_argument(
         "--ranks-per-task",
         type=int,
         default=1,
         metavar="N",
-        help="torchrun's ranks in an srun task (1)",
+        help="ranks of torchrun in an srun task (1)",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- srun ...")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the supervisor; returns the exit code of the job."""
+    parser = build_parser()
     args = parser.parse_args(argv)
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         parser.error("no command; it follows --")
     restrict_umask()
-    folders = Folders(args.run, args.record, args.progress)
-    return Supervisor(Job.from_environment(), folders, args.restarts, args.ranks_per_task).main(
-        command
-    )
+    folders = SupervisedFolders(args.run, args.record, args.progress)
+    job = CurrentJob.from_environment()
+    return Supervisor(job, folders, args.restarts, args.ranks_per_task).run(command)
 
 
 if __name__ == "__main__":

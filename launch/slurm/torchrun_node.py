@@ -1,7 +1,10 @@
-"""One node's torchrun inside an srun step: `python -m launch.slurm.torchrun_node RANKS_PER_NODE MODULE ARGUMENTS...`.
+"""torchrun on one node of an srun step.
 
-srun starts one of these per node; it becomes torchrun with this node's number and the rendezvous of the job. torchrun
-itself must not die of the signal by which SLURM asks the ranks to save, so it ignores that.
+  srun ... python -m launch.slurm.torchrun_node RANKS_PER_NODE MODULE ARGUMENTS...
+
+srun starts one of these per node. It becomes torchrun with the number of this node and the
+rendezvous of the job. SLURM's signal that asks the ranks to save reaches torchrun as well; it must
+not end torchrun, so it is ignored here.
 """
 
 import os
@@ -12,23 +15,22 @@ from .. import PACKAGE
 
 
 def main() -> None:
+    """Replace this process with torchrun."""
     ranks_per_node, *module = sys.argv[1:]
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     env = os.environ
     nodes = env.get("SLURM_STEP_NUM_NODES", "1")
-    words = [
-        "-m",
-        "torch.distributed.run",
+    # On one node torchrun chooses a free port.
+    endpoint = "localhost:0" if nodes == "1" else f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
+    options = [
         f"--nnodes={nodes}",
         f"--nproc-per-node={ranks_per_node}",
-    ]
-    endpoint = "localhost:0" if nodes == "1" else f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
-    words += [
         "--rdzv-backend=liverseg",
         f"--rdzv-endpoint={endpoint}",
         f"--rdzv-conf=rank={env.get('SLURM_NODEID', '0')}",
     ]
-    os.execv(sys.executable, [sys.executable, "-u", *words, "-m", f"{PACKAGE}.slurm.rank", *module])
+    torchrun = [sys.executable, "-u", "-m", "torch.distributed.run", *options]
+    os.execv(sys.executable, [*torchrun, "-m", f"{PACKAGE}.slurm.rank", *module])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Times, memory sizes and GPU counts as SLURM writes them, and as people do."""
+"""Time limits, memory sizes and GPU counts in SLURM's notation and in common others."""
 
 import re
 from dataclasses import dataclass
@@ -14,46 +14,61 @@ class GpuRequest:
     """GPUs of each node."""
 
     count: int
-    kind: str = ""
-    """SLURM's name of the model, e.g. a100; empty: any."""
+    model: str = ""
+    """SLURM's name of the GPU model, e.g. a100; empty: any."""
 
 
-def slurm_time(text: str, option: str = "--time") -> str:
-    """Convert a time limit to SLURM's form. Raises `UserError`.
+def parse_time_limit(text: str, option: str = "--time") -> str:
+    """Convert a time limit to SLURM's notation.
 
-    H:MM is refused: SLURM reads 24:00 as 24 minutes.
+    H:MM is refused, because SLURM reads 24:00 as 24 minutes.
+
+    Args:
+        text: The time limit in one of `TIME_FORMS`.
+        option: The option to name in the error message.
+
+    Raises:
+        UserError: The text is not a time limit, is ambiguous, or is zero.
     """
     if match := re.fullmatch(r"([0-9]+)([mhd]?)", text):
         minutes = int(match[1]) * {"": 1, "m": 1, "h": 60, "d": 1440}[match[2]]
         if minutes == 0:
-            raise UserError(f"{option} {text}: the time limit is at least one minute")
+            raise UserError(f"{option} {text}: the time limit must be at least one minute")
         return f"{minutes // 60:02}:{minutes % 60:02}:00"
     if re.fullmatch(
         r"[0-9]+:[0-5][0-9]:[0-5][0-9]|[0-9]+-([01]?[0-9]|2[0-3])(:[0-5][0-9]){0,2}", text
     ):
         if not re.search("[1-9]", text):
-            raise UserError(f"{option} {text}: the time limit is at least one minute")
+            raise UserError(f"{option} {text}: the time limit must be at least one minute")
         return text
     if re.fullmatch("[0-9]+:[0-9]+", text):
         raise UserError(
             f"{option} {text}: could be hours or minutes; write {text}:00 or 24h, 90m, 2d"
         )
-    raise UserError(f"{option} {text}: is written {TIME_FORMS}")
+    raise UserError(f"{option} {text}: a time limit is written {TIME_FORMS}")
 
 
-def time_seconds(time: str) -> int:
-    """Seconds of a time limit in SLURM's form, `H:MM:SS` or `D-HH[:MM[:SS]]`."""
+def time_to_seconds(time: str) -> int:
+    """Seconds of a time limit in SLURM's notation, `H:MM:SS` or `D-HH[:MM[:SS]]`."""
     days, _, clock = time.rpartition("-")
     parts = [int(part) for part in clock.split(":")] + [0, 0]
     return int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
 
 
 def shorter_time(one: str, other: str) -> str:
-    return one if time_seconds(one) <= time_seconds(other) else other
+    """The shorter of two time limits in SLURM's notation."""
+    return one if time_to_seconds(one) <= time_to_seconds(other) else other
 
 
 def parse_memory(text: str, option: str = "--mem") -> str:
-    """`64G`, `64GB`, `64 GiB`, `64000M`, `64000` (MB, as in SLURM) or `0` (all of the node). Raises `UserError`."""
+    """Convert a memory size to SLURM's notation.
+
+    Accepted are `64G`, `64GB`, `64 GiB`, `64000M`, `64000` (MB, as in SLURM) and `0` (all memory
+    of the node).
+
+    Raises:
+        UserError: The text is not a memory size.
+    """
     match = re.fullmatch(r"([0-9]+)\s?(?:([KMGT])(?:i?B)?)?", text.strip(), re.IGNORECASE)
     if match is None:
         raise UserError(
@@ -64,6 +79,7 @@ def parse_memory(text: str, option: str = "--mem") -> str:
 
 def parse_gpus(text: str, option: str = "--gpus-per-node") -> GpuRequest:
     """A number of GPUs, with or without SLURM's name of the model. Raises `UserError`."""
+    # re.ASCII: without letters and digits of other scripts.
     match = re.fullmatch(r"(?:gpu:)?(?:([A-Za-z][\w.-]*):)?([0-9]+)", text.strip(), re.ASCII)
     if match is None or match[1] == "gpu":
         raise UserError(

@@ -1,1 +1,1 @@
-"""The parts of `python -m launch.tune`: configuration, search, journal, folds, Ray, and the page at the end."""
+"""The parts of `python -m launch.tune`: settings, search, journal, folds, Ray, results."""

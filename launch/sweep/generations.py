@@ -1,8 +1,9 @@
-"""What a synchronous scheduler decides once all trials of a group have reached a step: Hyperband, and PBT.
+"""The decisions of a synchronous scheduler, Hyperband or PBT, when a group has reached a step.
 
-Pure functions of the settings and of what the journal holds, so a sweep decides the same however often it was
-interrupted and however many trials ran at once.
-Hyperband: Li et al. 2018, https://arxiv.org/abs/1603.06560. PBT: Jaderberg et al. 2017, https://arxiv.org/abs/1711.09846.
+Pure functions of the settings and the journal. So a sweep decides the same after any number of
+interruptions, and for any number of trials at the same time.
+Hyperband: Li et al. 2018, https://arxiv.org/abs/1603.06560.
+PBT: Jaderberg et al. 2017, https://arxiv.org/abs/1711.09846.
 """
 
 import math
@@ -10,14 +11,14 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .journal import SETTLED, Trial
+from .journal import CLOSED_STATES, Trial
 from .search import Params, mutate_params, trial_id
 from .sweep_config import SweepSettings
 
 
 @dataclass(frozen=True)
 class Child:
-    """A trial that goes on from another one's checkpoints."""
+    """A trial that continues from the checkpoints of another one."""
 
     id: str
     params: Params
@@ -27,9 +28,13 @@ class Child:
 
 @dataclass(frozen=True)
 class Decision:
+    """What happens to a waiting trial."""
+
     trial: Trial
     decision: str
+    """continue, prune or replace."""
     child: Child | None = None
+    """The trial that replaces it."""
 
 
 @dataclass(frozen=True)
@@ -39,84 +44,97 @@ class Bracket:
     first: int
     size: int
     start: int
-    """Which stop is its first."""
+    """Index of its first stop."""
 
 
-def hyperband_brackets(sweep: SweepSettings) -> Iterator[Bracket]:
-    """Without end: many trials that are judged early, then fewer that are judged late, and again."""
-    stops, factor, first = len(sweep.stops), sweep.sweep.reduction_factor, 0
+def iterate_brackets(settings: SweepSettings) -> Iterator[Bracket]:
+    """The brackets of Hyperband, without end.
+
+    First many trials that are compared early, then fewer that are compared later, and again.
+    """
+    stops, factor, first = len(settings.stops), settings.sweep.reduction_factor, 0
     while True:
         for start in range(stops):
+            # n = ceil((s_max + 1) / (s + 1) * eta^s) of the paper, with s = stops - 1 - start.
             size = math.ceil(stops / (stops - start) * factor ** (stops - 1 - start))
             yield Bracket(first, size, start)
             first += size
 
 
-def bracket_of(sweep: SweepSettings, number: int) -> Bracket:
-    return next(
-        bracket for bracket in hyperband_brackets(sweep) if number < bracket.first + bracket.size
-    )
+def find_bracket(settings: SweepSettings, number: int) -> Bracket:
+    """The bracket of trial `number`."""
+    for bracket in iterate_brackets(settings):
+        if number < bracket.first + bracket.size:
+            return bracket
+    raise AssertionError("the brackets have no end")
 
 
-def next_stop(sweep: SweepSettings, trial: Trial) -> int:
-    """The step at which a trial is to be judged next."""
-    left = [step for step in sweep.stops if step > trial.step]
-    if sweep.sweep.scheduler == "hyperband" and not trial.rungs:
-        return sweep.stops[bracket_of(sweep, trial.number).start]
-    return left[0]
+def find_next_stop(settings: SweepSettings, trial: Trial) -> int:
+    """The step at which a trial is compared next."""
+    if settings.sweep.scheduler == "hyperband" and not trial.rungs:
+        return settings.stops[find_bracket(settings, trial.number).start]
+    later = [step for step in settings.stops if step > trial.step]
+    return later[0]
 
 
-def decide_group(sweep: SweepSettings, trials: Sequence[Trial]) -> list[Decision]:
-    """For all trials that wait and whose group is complete; empty while others are still under way."""
-    decide = _of_hyperband if sweep.sweep.scheduler == "hyperband" else _of_pbt
-    return decide(sweep, trials)
+def decide_groups(settings: SweepSettings, trials: Sequence[Trial]) -> list[Decision]:
+    """The decisions for all waiting trials whose group is complete."""
+    if settings.sweep.scheduler == "hyperband":
+        return _decide_hyperband(settings, trials)
+    return _decide_pbt(settings, trials)
 
 
-def _of_hyperband(sweep: SweepSettings, trials: Sequence[Trial]) -> list[Decision]:
-    found: list[Decision] = []
-    for bracket in {
-        bracket_of(sweep, trial.number) for trial in trials if trial.state == "waiting"
-    }:
-        last = min(bracket.first + bracket.size, sweep.sweep.trials)
-        members = [trial for trial in trials if bracket.first <= trial.number < last]
-        waiting = [trial for trial in members if trial.state == "waiting"]
-        if len(members) < last - bracket.first or any(
-            t.state not in (*SETTLED, "waiting") for t in members
-        ):
+def _decide_hyperband(settings: SweepSettings, trials: Sequence[Trial]) -> list[Decision]:
+    """The best trials of each complete bracket continue, the others are pruned."""
+    waiting_numbers = [trial.number for trial in trials if trial.state == "waiting"]
+    brackets = {find_bracket(settings, number) for number in waiting_numbers}
+    decisions: list[Decision] = []
+    for bracket in brackets:
+        # The last bracket may have fewer trials.
+        end = min(bracket.first + bracket.size, settings.sweep.trials)
+        members = [trial for trial in trials if bracket.first <= trial.number < end]
+        if len(members) < end - bracket.first or not _have_all_arrived(members):
             continue
-        rung = sweep.stops.index(waiting[0].step) - bracket.start
-        kept = max(1, math.floor(len(members) / sweep.sweep.reduction_factor ** (rung + 1)))
-        ranked = _best_first(waiting)
-        found += [
-            Decision(trial, "continue" if place < kept else "prune")
-            for place, trial in enumerate(ranked)
-        ]
-    return found
+        waiting = _sort_by_score([trial for trial in members if trial.state == "waiting"])
+        rung = settings.stops.index(waiting[0].step) - bracket.start
+        reduction = settings.sweep.reduction_factor ** (rung + 1)
+        kept = max(1, math.floor(len(members) / reduction))
+        for place, trial in enumerate(waiting):
+            decisions.append(Decision(trial, "continue" if place < kept else "prune"))
+    return decisions
 
 
-def _of_pbt(sweep: SweepSettings, trials: Sequence[Trial]) -> list[Decision]:
-    waiting = [trial for trial in trials if trial.state == "waiting"]
-    begun = sum(not trial.parent for trial in trials)
-    if (
-        not waiting
-        or begun < sweep.sweep.trials
-        or any(t.state not in (*SETTLED, "waiting") for t in trials)
-    ):
+def _decide_pbt(settings: SweepSettings, trials: Sequence[Trial]) -> list[Decision]:
+    """The worst trials of a complete population continue from the checkpoints of the best."""
+    waiting = _sort_by_score([trial for trial in trials if trial.state == "waiting"])
+    population = sum(not trial.parent for trial in trials)
+    if not waiting or population < settings.sweep.trials or not _have_all_arrived(trials):
         return []
-    ranked = _best_first(waiting)
-    few = min(len(ranked) // 2, max(1, int(len(ranked) * sweep.sweep.pbt.replaced_share)))
-    found = [Decision(trial, "continue") for trial in ranked[: len(ranked) - few]]
-    for loser in ranked[len(ranked) - few :]:
-        chance = random.Random(f"{sweep.seed}:{loser.id}:{loser.step}")
-        donor = chance.choice(ranked[:few])
-        if donor.score == loser.score:
-            found.append(Decision(loser, "continue"))
+    share = settings.sweep.pbt.replaced_share
+    # At most half: donors and replaced trials must not overlap.
+    replaced = min(len(waiting) // 2, max(1, int(len(waiting) * share)))
+    kept = len(waiting) - replaced
+    decisions = [Decision(trial, "continue") for trial in waiting[:kept]]
+    for trial in waiting[kept:]:
+        # Seeded by the trial, so that the draw does not depend on the order of events.
+        draw = random.Random(f"{settings.seed}:{trial.id}:{trial.step}")
+        donor = draw.choice(waiting[:replaced])
+        # Equal scores: there is nothing to gain from the other trial.
+        if donor.score == trial.score:
+            decisions.append(Decision(trial, "continue"))
             continue
-        params = mutate_params(sweep.sweep, donor.params, chance)
-        id_ = trial_id({**params, "from": donor.id, "instead of": loser.id, "step": loser.step})
-        found.append(Decision(loser, "replace", Child(id_, params, donor.id, loser.step)))
-    return found
+        params = mutate_params(settings.sweep, donor.params, draw)
+        origin = {"from": donor.id, "instead of": trial.id, "step": trial.step}
+        child = Child(trial_id({**params, **origin}), params, donor.id, trial.step)
+        decisions.append(Decision(trial, "replace", child))
+    return decisions
 
 
-def _best_first(trials: Sequence[Trial]) -> list[Trial]:
+def _have_all_arrived(trials: Sequence[Trial]) -> bool:
+    """Whether no trial is still on its way to the stop."""
+    return all(trial.state in (*CLOSED_STATES, "waiting") for trial in trials)
+
+
+def _sort_by_score(trials: Sequence[Trial]) -> list[Trial]:
+    """Best trial first; the earlier one of equal scores."""
     return sorted(trials, key=lambda trial: (-(trial.score or 0.0), trial.number))

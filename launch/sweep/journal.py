@@ -1,7 +1,8 @@
-"""`journal.jsonl`: every trial, rung and decision of a sweep, written before it takes effect, by the driver alone.
+"""`journal.jsonl`: every trial, rung and decision of a sweep, written by the driver alone.
 
-It is all that a sweep needs to go on after any interruption; nothing of Ray's own state is read again. Each line
-carries a checksum of itself and its place: one that is damaged or lost stops the sweep instead of changing its outcome.
+Each line is written before it takes effect. The journal is all that a sweep needs to continue after
+an interruption; Ray's own state is never read. Each line has a checksum of its content and its
+position, so a damaged or missing line stops the sweep instead of changing its result.
 """
 
 import json
@@ -19,14 +20,15 @@ from liverseg_dist.locks import open_lock, take_lock
 
 log = logging.getLogger(__name__)
 
-SETTLED = ("finished", "pruned", "failed", "replaced")
-STATES = {"prune": "pruned", "end": "finished", "wait": "waiting", "replace": "replaced"}
-"""A trial's state after a decision; any other decision lets it run on."""
+CLOSED_STATES = ("finished", "pruned", "failed", "replaced")
+"""States of a trial that is not trained any further."""
+STATE_AFTER = {"prune": "pruned", "end": "finished", "wait": "waiting", "replace": "replaced"}
+"""Decision -> state of the trial; after any other decision it continues to run."""
 
 
 @dataclass(frozen=True)
 class Rung:
-    """All folds of a trial at the same step."""
+    """All folds of a trial at the same step. The fields are the keys of the file."""
 
     step: int
     score: float
@@ -34,16 +36,18 @@ class Rung:
     spread: float
     """Sample standard deviation over folds; 0 for one fold."""
     folds: dict[str, dict[str, float]]
-    """Fold -> score, liver, tumour, and what else it measured (memory_gib, step_s)."""
+    """Fold -> score, liver, tumour, and the other figures (memory_gib, step_s)."""
     decision: str
-    """continue, prune or end; wait, until its group is there to be compared; replace: another goes on instead."""
+    """continue, prune or end; wait, until the group is complete; replace: another trial takes its
+    place."""
     seconds: float = 0.0
-    """Wall time of the folds' processes up to here since the last rung, summed; of this attempt only."""
+    """Wall time of the processes of the folds since the last rung, summed, of this attempt only."""
 
     @classmethod
-    def of(
+    def from_folds(
         cls, step: int, folds: Mapping[str, dict[str, float]], decision: str, seconds: float
     ) -> "Rung":
+        """Compute mean and spread from the scores of the folds."""
         scores = [folds[key]["score"] for key in sorted(folds)]
         spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
         return cls(step, statistics.fmean(scores), spread, dict(folds), decision, seconds)
@@ -51,17 +55,19 @@ class Rung:
 
 @dataclass
 class Trial:
+    """One setting of the hyperparameters and its results."""
+
     number: int
     id: str
     params: dict[str, Any]
     rungs: list[Rung] = field(default_factory=list)
     state: str = "running"
-    """running, waiting, or settled: finished, pruned, failed, replaced."""
+    """running, waiting, or closed: finished, pruned, failed, replaced."""
     reason: str = ""
     parent: str = ""
-    """The trial whose checkpoints it went on from; empty: it began anew."""
+    """The trial from whose checkpoints it continued; empty: it started from the beginning."""
     from_step: int = 0
-    """The step it went on from."""
+    """The step from which it continued."""
 
     @property
     def score(self) -> float | None:
@@ -69,60 +75,71 @@ class Trial:
 
     @property
     def step(self) -> int:
-        """Reached by all its folds."""
+        """The step that all its folds have reached."""
         return self.rungs[-1].step if self.rungs else self.from_step
 
-    def decide(self, decision: str) -> None:
-        """At the rung it reached last."""
+    def apply_decision(self, decision: str) -> None:
+        """Set the decision at the last rung."""
         self.rungs[-1] = replace(self.rungs[-1], decision=decision)
-        self.state = STATES.get(decision, "running")
+        self.state = STATE_AFTER.get(decision, "running")
 
 
-def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """Highest mean Dice at the end; the earlier trial of equal ones."""
+def find_best_trial(trials: Sequence[Trial]) -> Trial | None:
+    """The finished trial with the highest mean Dice; the earlier one of equal scores."""
     finished = [trial for trial in trials if trial.state == "finished"]
     return max(finished, key=lambda trial: (trial.score or 0.0, -trial.number), default=None)
 
 
 class Journal:
-    """Opened by one driver at a time (a lock on the folder says so, where its file system has any)."""
+    """The journal of one sweep, open for one driver at a time (by a lock on the folder)."""
 
     def __init__(self, folder: Path) -> None:
+        """Open the journal, and apply what it has.
+
+        Args:
+            folder: The folder of the sweep.
+
+        Raises:
+            UserError: Another sweep uses the folder.
+            RunFailed: The journal is damaged.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = open_lock(folder / ".lock")
         try:
             if not take_lock(self._lock, wait=False):
                 log.warning(
-                    "%s: this file system has no locks: see to it that no other sweep works here; a Ray that stands "
-                    "still is not noticed",
+                    "%s: this file system has no locks: make sure that no other sweep uses this "
+                    "folder; a Ray that makes no progress is not detected",
                     folder,
                 )
         except BlockingIOError:
             os.close(self._lock)
             raise UserError(
-                f"{folder}: another sweep works here; wait for it, or choose another run.dir"
+                f"{folder}: another sweep uses this folder; wait for it, or choose another run.dir"
             ) from None
         self.trials: dict[str, Trial] = {}
         self._lines = 0
         path = folder / "journal.jsonl"
         try:
-            whole = self._read(path) if path.exists() else 0
+            complete_bytes = self._read(path) if path.exists() else 0
             self._file = path.open("ab")
+        # The lock must not stay when the journal is damaged.
         except BaseException:
             os.close(self._lock)
             raise
-        self._file.truncate(whole)
+        # Remove the half line of a driver that was killed.
+        self._file.truncate(complete_bytes)
 
     def _read(self, path: Path) -> int:
-        """Apply what was written; returns how many bytes of it are whole lines. Raises `RunFailed`."""
-        whole = 0
+        """Apply all complete lines; returns their length in bytes. Raises `RunFailed`."""
+        complete_bytes = 0
         for line in path.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n"):
-                break  # the driver was killed while writing it
-            self._apply(_parse(line, self._lines, path))
+                break  # the driver was killed while it wrote this line
+            self._apply(_parse_line(line, self._lines, path))
             self._lines += 1
-            whole += len(line)
-        return whole
+            complete_bytes += len(line)
+        return complete_bytes
 
     def __enter__(self) -> "Journal":
         return self
@@ -133,77 +150,92 @@ class Journal:
 
     @property
     def lines(self) -> int:
-        """What was written so far: it grows with all that happens."""
+        """The number of lines so far. It grows with every event."""
         return self._lines
 
     @property
-    def unsettled(self) -> list[Trial]:
-        return [trial for trial in self.trials.values() if trial.state not in SETTLED]
+    def open_trials(self) -> list[Trial]:
+        """The trials that are not closed."""
+        return [trial for trial in self.trials.values() if trial.state not in CLOSED_STATES]
 
-    def begin(self, id_: str, params: dict[str, Any]) -> Trial:
+    def add_trial(self, id_: str, params: dict[str, Any]) -> Trial:
+        """Write a new trial."""
         self._write({"event": "trial", "number": len(self.trials), "id": id_, "params": params})
         return self.trials[id_]
 
-    def rung(self, id_: str, rung: Rung) -> None:
+    def add_rung(self, id_: str, rung: Rung) -> None:
+        """Write that all folds of a trial have reached a step."""
         self._write({"event": "rung", "id": id_, **rung.__dict__})
 
-    def decide(self, decisions: Mapping[str, str], children: Sequence[Mapping[str, Any]]) -> None:
-        """What becomes of trials that wait, and who goes on instead of those replaced: all of it, or nothing."""
-        born = [
-            {**child, "number": len(self.trials) + place} for place, child in enumerate(children)
-        ]
-        self._write({"event": "decisions", "decisions": dict(decisions), "children": born})
+    def add_decisions(
+        self, decisions: Mapping[str, str], children: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Write the decisions about a group in one line: all of them, or none.
 
-    def fail(self, id_: str, reason: str) -> None:
+        Args:
+            decisions: Trial id -> decision.
+            children: The trials that take the place of replaced ones.
+        """
+        numbered: list[dict[str, Any]] = []
+        for child in children:
+            numbered.append({**child, "number": len(self.trials) + len(numbered)})
+        self._write({"event": "decisions", "decisions": dict(decisions), "children": numbered})
+
+    def add_failure(self, id_: str, reason: str) -> None:
+        """Write that a trial has failed."""
         self._write({"event": "failed", "id": id_, "reason": reason})
 
-    def retry(self, id_: str) -> None:
-        """A failed trial is to run again."""
+    def add_retry(self, id_: str) -> None:
+        """Write that a failed trial is to run again."""
         self._write({"event": "retry", "id": id_})
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(
-            json.dumps({**record, "check": _check(record, self._lines)}).encode() + b"\n"
-        )
+        checksum = _compute_checksum(record, self._lines)
+        self._file.write(json.dumps({**record, "check": checksum}).encode() + b"\n")
         self._file.flush()
+        # On the disk before the decision takes effect.
         os.fsync(self._file.fileno())
         self._lines += 1
         self._apply(record)
 
     def _apply(self, record: dict[str, Any]) -> None:
+        """Change the trials according to a record."""
         event = record["event"]
         if event == "decisions":
             for child in record["children"]:
                 self.trials[child["id"]] = Trial(**child)
             for id_, decision in record["decisions"].items():
-                self.trials[id_].decide(decision)
+                self.trials[id_].apply_decision(decision)
             return
         if event == "trial":
             self.trials[record["id"]] = Trial(record["number"], record["id"], record["params"])
             return
         trial = self.trials[record["id"]]
         if event == "rung":
-            trial.rungs.append(
-                Rung(**{k: v for k, v in record.items() if k not in ("event", "id")})
-            )
-            trial.decide(record["decision"])
+            values = {key: value for key, value in record.items() if key not in ("event", "id")}
+            trial.rungs.append(Rung(**values))
+            trial.apply_decision(record["decision"])
         elif event == "failed":
             trial.state, trial.reason = "failed", record["reason"]
         else:
             trial.state, trial.reason = "running", ""
 
 
-def _check(record: Mapping[str, Any], number: int) -> int:
+def _compute_checksum(record: Mapping[str, Any], number: int) -> int:
+    """Checksum of a record and its line number."""
     return zlib.crc32(json.dumps([number, record], sort_keys=True).encode())
 
 
-def _parse(line: bytes, number: int, path: Path) -> dict[str, Any]:
+def _parse_line(line: bytes, number: int, path: Path) -> dict[str, Any]:
+    """The record of a line. Raises `RunFailed` if line or position are wrong."""
     try:
         record = dict(json.loads(line))
-        if record.pop("check") != _check(record, number):
+        # The checksum includes the position, so a missing line is found as well.
+        if record.pop("check") != _compute_checksum(record, number):
             raise ValueError
         return record
     except (ValueError, TypeError, KeyError, RecursionError):
         raise RunFailed(
-            f"{path}: line {number + 1} is damaged or out of place; restore the file, or begin in another run.dir"
+            f"{path}: line {number + 1} is damaged or out of place; "
+            "restore the file, or start in another run.dir"
         ) from None

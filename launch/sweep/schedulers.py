@@ -1,9 +1,10 @@
-"""Ray asks what becomes of a trial; the answer is written to the journal first, and no answer is given twice.
+"""Schedulers for Ray that decide about trials and write each decision to the journal first.
 
-ASHA is Ray's (Li et al. 2020, https://arxiv.org/abs/1810.05934). With several trials at once its decisions depend on
-who reaches a rung first, as in any asynchronous halving; with one at a time (`sweep.max_concurrent=1`) they are
-reproducible.
-Hyperband and PBT (generations.py) wait for a whole group: there a trial is for Ray only what lies between two rungs.
+ASHA is Ray's (Li et al. 2020, https://arxiv.org/abs/1810.05934). With several trials at the same
+time its decisions depend on the order in which they reach a rung, as in any asynchronous halving.
+With one trial at a time (`sweep.max_concurrent=1`) they are reproducible.
+Hyperband and PBT (`generations`) wait for a whole group. For them one trial of Ray is the part of a
+trial between two rungs.
 """
 
 import json
@@ -16,92 +17,104 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from liverseg_dist.errors import RunFailed
 
 from .journal import Rung, Trial
-from .ray_cluster import nodes_left
-from .sweep_driver import Sweep
+from .ray_cluster import HOW_TO_CONTINUE, has_live_nodes
+from .sweep_driver import SweepDriver
 
-OWN_NODE_LOST = "its owner has died"
-"""What Ray says of trials when the driver's node is gone: no fault of theirs."""
+OWNER_LOST = "its owner has died"
+"""Ray's error of a trial when the node of the driver is lost, which is no failure of the trial."""
+MAX_REASON_CHARACTERS = 300
 
 
 class JournalScheduler(FIFOScheduler):
-    """Every trial runs to its next stop, and waits there when its group is decided on together."""
+    """Every trial runs to its next stop, and waits there for the decision about its group."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, driver: SweepDriver) -> None:
         super().__init__()
-        self._sweep = sweep
-        self._names: dict[str, str] = {}
+        self._driver = driver
+        self._trial_ids: dict[str, str] = {}
+        """Ray's trial id -> id in the journal."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        self._names[trial.trial_id] = trial.config["trial"]
+        self._trial_ids[trial.trial_id] = trial.config["trial"]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-        ours = self._sweep.journal.trials[result["trial"]]
+        journal_trial = self._driver.journal.trials[result["trial"]]
         if "failed" in result:
-            self._sweep.fail(ours, result["failed"])
+            self._driver.record_failure(journal_trial, result["failed"])
             return str(TrialScheduler.STOP)
         step = result["step"]
-        if any(rung.step == step for rung in ours.rungs):  # told again after an interruption
+        # After an interruption a trial reports again what the journal has already.
+        if any(rung.step == step for rung in journal_trial.rungs):
             return str(TrialScheduler.CONTINUE)
-        last = step == self._sweep.settings.stops[-1]
-        decision = "end" if last else self.decide(tune_controller, trial, step, result["score"])
-        self._sweep.record(
-            ours, Rung.of(step, json.loads(result["folds"]), decision, result["seconds"])
-        )
+        if step == self._driver.settings.stops[-1]:
+            decision = "end"
+        else:
+            decision = self.choose_decision(tune_controller, trial, step, result["score"])
+        folds = json.loads(result["folds"])
+        rung = Rung.from_folds(step, folds, decision, result["seconds"])
+        self._driver.record_rung(journal_trial, rung)
         return str(TrialScheduler.CONTINUE if decision == "continue" else TrialScheduler.STOP)
 
-    def decide(self, tune_controller: Any, trial: Any, step: int, score: float) -> str:
+    def choose_decision(self, tune_controller: Any, trial: Any, step: int, score: float) -> str:
+        """The decision at a rung: continue, prune or wait."""
         return "wait"
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Ray has given the trial's own process up, after its restarts."""
-        ours = self._sweep.journal.trials[self._names[trial.trial_id]]
+        """Record a trial whose process Ray does not restart any more."""
+        journal_trial = self._driver.journal.trials[self._trial_ids[trial.trial_id]]
+        lines: list[str] = []
         file = Path(trial.error_file or "")
-        lines = (
-            file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
-        )
-        lines = [line for line in lines if line.strip()]
-        if not nodes_left() or any(OWN_NODE_LOST in line for line in lines):
-            raise RunFailed(
-                "Ray has lost this process's node; all is kept, run the same line again to continue"
-            )
-        self._sweep.fail(
-            ours, f"its Ray process ended: {lines[-1].strip()[:300] if lines else 'no word'}"
-        )
+        if file.is_file():
+            text = file.read_text(encoding="utf-8", errors="replace")
+            lines = [line.strip() for line in text.split("\n") if line.strip()]
+        if not has_live_nodes() or any(OWNER_LOST in line for line in lines):
+            raise RunFailed(f"Ray has lost the node of this process; {HOW_TO_CONTINUE}")
+        reason = lines[-1][:MAX_REASON_CHARACTERS] if lines else "without a message"
+        self._driver.record_failure(journal_trial, f"its Ray process ended: {reason}")
 
 
 class JournalAsha(JournalScheduler):
-    """Ray's ASHA over rung numbers (so that rungs may lie anywhere), with its memory filled from the journal."""
+    """Ray's ASHA over the numbers of the rungs, with the scores of the journal.
 
-    def __init__(self, sweep: Sweep) -> None:
-        super().__init__(sweep)
-        factor, rungs = sweep.settings.sweep.reduction_factor, sweep.settings.sweep.rungs
+    The numbers take the place of steps, so that the rungs can have any distance.
+    """
+
+    def __init__(self, driver: SweepDriver) -> None:
+        super().__init__(driver)
+        factor, rungs = driver.settings.sweep.reduction_factor, driver.settings.sweep.rungs
         self._budgets = {step: factor**number for number, step in enumerate(rungs)}
-        # max_t lies between the last rung and the next: Ray counts floor(log(max_t) / log(factor)) + 1 rungs
+        # max_t is between the last rung and the next one: Ray counts
+        # floor(log(max_t) / log(factor)) + 1 rungs.
         self._asha = ASHAScheduler(
-            "budget", "score", "max", max_t=math.ceil(factor ** max(0, len(rungs) - 1) * 1.1), grace_period=1,
+            "budget",
+            "score",
+            "max",
+            max_t=math.ceil(factor ** max(0, len(rungs) - 1) * 1.1),
+            grace_period=1,
             reduction_factor=factor,
-        )  # fmt: skip
-        for trial in sweep.journal.trials.values():
-            self._remember(trial, trial.id)
+        )
+        for trial in driver.journal.trials.values():
+            self._add_scores(trial, trial.id)
 
-    def _remember(self, trial: Trial, name: str) -> None:
-        budgets = {
-            self._budgets[rung.step]: rung.score
-            for rung in trial.rungs
-            if rung.step in self._budgets
-        }
+    def _add_scores(self, trial: Trial, name: str) -> None:
+        """Enter the scores of a trial into Ray's rungs under this name."""
+        scores: dict[float, float] = {}
+        for rung in trial.rungs:
+            if rung.step in self._budgets:
+                scores[self._budgets[rung.step]] = rung.score
         for milestone, recorded in self._asha._brackets[0]._rungs:
             recorded.pop(trial.id, None)
-            for budget, score in budgets.items():
+            for budget, score in scores.items():
+                # Ray computes its milestones with rounding errors.
                 if abs(milestone - budget) < 1e-6 * budget:
                     recorded[name] = score
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
         self._asha.on_trial_add(tune_controller, trial)
-        self._remember(self._sweep.journal.trials[trial.config["trial"]], trial.trial_id)
+        self._add_scores(self._driver.journal.trials[trial.config["trial"]], trial.trial_id)
 
-    def decide(self, tune_controller: Any, trial: Any, step: int, score: float) -> str:
-        asked = {"budget": self._budgets[step], "score": score}
-        action = self._asha.on_trial_result(tune_controller, trial, asked)
+    def choose_decision(self, tune_controller: Any, trial: Any, step: int, score: float) -> str:
+        result = {"budget": self._budgets[step], "score": score}
+        action = self._asha.on_trial_result(tune_controller, trial, result)
         return "prune" if action == TrialScheduler.STOP else "continue"

@@ -1,6 +1,7 @@
-"""Which hyperparameters come next: a pure function of the sweep's section, its seed and what the journal holds.
+"""Proposes hyperparameters: a pure function of the sweep section, its seed and the journal.
 
-So an interrupted sweep proposes what it would have proposed, and there is no state of a searcher to save.
+So an interrupted sweep proposes what it would have proposed without the interruption, and no
+searcher has a state that must be saved.
 """
 
 import hashlib
@@ -19,80 +20,95 @@ from .journal import Trial
 from .sweep_config import Dimension, SweepConfig
 
 Params = dict[str, Any]
-MANY = 10
-"""Trials from which on importances are told."""
-ATTEMPTS = 64
-"""Draws until one is new; a space of few choices is then taken for exhausted."""
+"""Dotted settings key -> value."""
+MIN_TRIALS_FOR_IMPORTANCE = 10
+"""From fewer trials importances cannot be estimated."""
+MAX_ATTEMPTS = 64
+"""Draws until one is new; then the space counts as exhausted."""
+OPTUNA_STATES = {"finished": "COMPLETE", "pruned": "PRUNED", "replaced": "PRUNED", "failed": "FAIL"}
+DIRECTIONS = {"dice": "maximize", "memory_gib": "minimize", "step_s": "minimize"}
 
 
 def trial_id(params: Params) -> str:
-    """Equal hyperparameters, equal id, on any machine."""
+    """An id that is equal for equal hyperparameters on any machine."""
+    # Sorted keys: the order of the space must not matter.
     return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def propose_params(
-    sweep: SweepConfig, seed: int, number: int, history: Sequence[Trial]
+    config: SweepConfig, seed: int, number: int, history: Sequence[Trial]
 ) -> Params | None:
-    """Hyperparameters of trial `number`, unlike all before; None when the space has no more."""
+    """Propose the hyperparameters of a trial.
+
+    Args:
+        config: The sweep section.
+        seed: The seed of the sweep.
+        number: The number of the trial.
+        history: All trials before it.
+
+    Returns:
+        Hyperparameters that no earlier trial has; None if the space has no more.
+    """
+    if config.search == "grid":
+        return next(itertools.islice(_iterate_grid(config.space), number, None), None)
     taken = {trial.id for trial in history}
-    if sweep.search == "grid":
-        return next(itertools.islice(_grid_points(sweep.space), number, None), None)
-    for attempt in range(ATTEMPTS):
-        if sweep.search == "random":
-            drawn = _random(sweep.space, random.Random(f"{seed}:{number}:{attempt}"))
+    for attempt in range(MAX_ATTEMPTS):
+        if config.search == "random":
+            draw = random.Random(f"{seed}:{number}:{attempt}")
+            drawn = {key: _draw_value(dimension, draw) for key, dimension in config.space.items()}
         else:
-            drawn = _optuna(sweep.space, seed + 1000 * number + attempt, history, sweep.objectives)
-        params = _where_it_applies(sweep.space, drawn)
+            # A seed per trial and attempt, so that no state has to be saved.
+            optuna_seed = seed + 1000 * number + attempt
+            drawn = _draw_with_optuna(config.space, optuna_seed, history, config.objectives)
+        params = _drop_inapplicable(config.space, drawn)
         if trial_id(params) not in taken:
             return params
     return None
 
 
 def require_search_package(search: str) -> None:
-    """Raises `UserError` when the search needs a package that is not installed."""
+    """Raise `UserError` if the search needs a package that is not installed."""
     if search == "optuna":
         _import_optuna()
 
 
-def _random(space: dict[str, Dimension], draw: random.Random) -> Params:
-    return {key: _drawn(dimension, draw) for key, dimension in space.items()}
-
-
-def _drawn(dimension: Dimension, draw: random.Random) -> Any:
+def _draw_value(dimension: Dimension, draw: random.Random) -> Any:
+    """A random value of a hyperparameter."""
     if dimension.values is not None:
-        return _plain(draw.choice(dimension.values))
-    low, high = _bounds(dimension)
+        return _to_plain_value(draw.choice(dimension.values))
+    low, high = _get_bounds(dimension)
     if dimension.type == "int":
         return draw.randint(int(low), int(high))
     if dimension.type == "loguniform":
-        return _rounded(math.exp(draw.uniform(math.log(low), math.log(high))))
-    return _rounded(draw.uniform(low, high))
+        return _round_value(math.exp(draw.uniform(math.log(low), math.log(high))))
+    return _round_value(draw.uniform(low, high))
 
 
-def mutate_params(sweep: SweepConfig, params: Params, draw: random.Random) -> Params:
-    """A neighbour of `params`, for population-based training: see `PbtConfig`."""
+def mutate_params(config: SweepConfig, params: Params, draw: random.Random) -> Params:
+    """Change hyperparameters for population-based training: see `PbtConfig`."""
     changed: Params = {}
-    for key, dimension in sweep.space.items():
-        anew = draw.random() < sweep.pbt.resample_share or key not in params
-        changed[key] = (
-            _drawn(dimension, draw)
-            if anew
-            else _nearby(dimension, params[key], sweep.pbt.factor, draw)
-        )
-    return _where_it_applies(sweep.space, changed)
+    for key, dimension in config.space.items():
+        # The order of the conditions matters: each hyperparameter takes one number of the draw.
+        if draw.random() < config.pbt.resample_share or key not in params:
+            changed[key] = _draw_value(dimension, draw)
+        else:
+            changed[key] = _perturb_value(dimension, params[key], config.pbt.factor, draw)
+    return _drop_inapplicable(config.space, changed)
 
 
-def _nearby(dimension: Dimension, value: Any, factor: float, draw: random.Random) -> Any:
+def _perturb_value(dimension: Dimension, value: Any, factor: float, draw: random.Random) -> Any:
+    """A value near another one: the next choice, or the number times or divided by the factor."""
     if dimension.values is not None:
-        values = [_plain(v) for v in dimension.values]
-        return values[min(len(values) - 1, max(0, values.index(value) + draw.choice((-1, 1))))]
-    low, high = _bounds(dimension)
+        values = [_to_plain_value(v) for v in dimension.values]
+        index = values.index(value) + draw.choice((-1, 1))
+        return values[min(len(values) - 1, max(0, index))]
+    low, high = _get_bounds(dimension)
     moved = min(high, max(low, value * draw.choice((factor, 1 / factor))))
-    return round(moved) if dimension.type == "int" else _rounded(moved)
+    return round(moved) if dimension.type == "int" else _round_value(moved)
 
 
-def _where_it_applies(space: dict[str, Dimension], drawn: Params) -> Params:
-    """The draw without the hyperparameters whose conditions it does not meet."""
+def _drop_inapplicable(space: dict[str, Dimension], drawn: Params) -> Params:
+    """The draw without the hyperparameters whose conditions do not hold."""
     params: Params = {}
     for key, dimension in space.items():
         if dimension.applies(params):
@@ -100,36 +116,41 @@ def _where_it_applies(space: dict[str, Dimension], drawn: Params) -> Params:
     return params
 
 
-def _grid_points(space: dict[str, Dimension]) -> Iterator[Params]:
-    """Every combination once: those that differ only in what their conditions leave out are one."""
+def _iterate_grid(space: dict[str, Dimension]) -> Iterator[Params]:
+    """Every combination once; those that differ only in inapplicable values count as one."""
     seen = set()
-    for values in itertools.product(*(_grid(dimension) for dimension in space.values())):
-        params = _where_it_applies(space, dict(zip(space, values, strict=True)))
+    for values in itertools.product(*map(_list_grid_values, space.values())):
+        params = _drop_inapplicable(space, dict(zip(space, values, strict=True)))
         if trial_id(params) not in seen:
             seen.add(trial_id(params))
             yield params
 
 
-def _grid(dimension: Dimension) -> list[Any]:
+def _list_grid_values(dimension: Dimension) -> list[Any]:
+    """The values of one hyperparameter in a grid."""
     if dimension.values is not None:
-        return [_plain(value) for value in dimension.values]
-    low, high = _bounds(dimension)
-    shares = [i / (dimension.points - 1) for i in range(dimension.points)]
-    if dimension.type == "loguniform":
-        return [_rounded(low * (high / low) ** share) for share in shares]
-    values = [low + share * (high - low) for share in shares]
-    return (
-        sorted({round(v) for v in values})
-        if dimension.type == "int"
-        else [_rounded(v) for v in values]
-    )
+        return [_to_plain_value(value) for value in dimension.values]
+    low, high = _get_bounds(dimension)
+    values = []
+    for index in range(dimension.points):
+        share = index / (dimension.points - 1)
+        if dimension.type == "loguniform":
+            values.append(low * (high / low) ** share)
+        else:
+            values.append(low + share * (high - low))
+    if dimension.type == "int":
+        # A set, because rounding can make two values equal.
+        return sorted({round(value) for value in values})
+    return [_round_value(value) for value in values]
 
 
-_DIRECTIONS = {"dice": "maximize", "memory_gib": "minimize", "step_s": "minimize"}
+def compute_objectives(trial: Trial, objectives: Sequence[str]) -> list[float]:
+    """The objectives of a finished trial.
 
-
-def objective_values(trial: Trial, objectives: Sequence[str]) -> list[float]:
-    """Of a finished trial: mean Dice over its folds, their largest memory in GiB, their mean seconds a step."""
+    Returns:
+        For dice the mean over folds, for memory_gib the largest memory in GiB, for step_s the mean
+        time of a step in seconds; in the given order.
+    """
     folds = list(trial.rungs[-1].folds.values())
     found = {"dice": trial.rungs[-1].score}
     if "memory_gib" in objectives:
@@ -139,81 +160,98 @@ def objective_values(trial: Trial, objectives: Sequence[str]) -> list[float]:
     return [found[name] for name in objectives]
 
 
-def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
-    """Finished trials that no other one beats in one objective without losing in another; highest Dice first."""
-    signs = [1 if _DIRECTIONS[name] == "maximize" else -1 for name in objectives]
-    points = [
-        (
-            tuple(
-                sign * value
-                for sign, value in zip(signs, objective_values(trial, objectives), strict=True)
-            ),
-            trial,
-        )
-        for trial in trials
-        if trial.state == "finished"
-    ]
-    front = [
-        (point, trial)
-        for point, trial in points
-        if not any(
-            other != point and all(o >= p for o, p in zip(other, point, strict=True))
-            for other, _ in points
-        )
-    ]
-    return [trial for _, trial in sorted(front, key=lambda found: (-found[0][0], found[1].number))]
+def find_pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
+    """The finished trials that no other trial dominates, highest Dice first.
+
+    A trial dominates another if it is better in one objective and not worse in any.
+    """
+    points = []
+    for trial in trials:
+        if trial.state == "finished":
+            points.append((_to_maximized(trial, objectives), trial))
+    front = []
+    for point, trial in points:
+        if not any(_dominates(other, point) for other, _ in points):
+            front.append((point, trial))
+    front.sort(key=lambda found: (-found[0][0], found[1].number))
+    return [trial for _, trial in front]
 
 
-def _optuna(
+def _to_maximized(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...]:
+    """The objectives of a trial with the sign for which larger is better."""
+    values = compute_objectives(trial, objectives)
+    signed = []
+    for name, value in zip(objectives, values, strict=True):
+        signed.append(value if DIRECTIONS[name] == "maximize" else -value)
+    return tuple(signed)
+
+
+def _dominates(other: tuple[float, ...], point: tuple[float, ...]) -> bool:
+    return other != point and all(o >= p for o, p in zip(other, point, strict=True))
+
+
+def _draw_with_optuna(
     space: dict[str, Dimension],
     seed: int,
     history: Sequence[Trial],
     objectives: Sequence[str] = ("dice",),
 ) -> Params:
-    """Tree-structured Parzen estimator: Bergstra et al. 2011, as Optuna has it. Running trials count as bad ones."""
+    """Draw hyperparameters with Optuna's tree-structured Parzen estimator (Bergstra et al. 2011).
+
+    Running trials count as bad ones, so that trials at the same time differ.
+    """
     optuna = _import_optuna()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # constant_liar is marked experimental
+        warnings.simplefilter("ignore")  # constant_liar is marked as experimental
+        # A seed of NumPy has 32 bits.
         sampler = optuna.samplers.TPESampler(seed=seed % 2**32, constant_liar=True)
-    study = optuna.create_study(
-        directions=[_DIRECTIONS[name] for name in objectives], sampler=sampler
-    )
-    states = {"finished": "COMPLETE", "pruned": "PRUNED", "replaced": "PRUNED", "failed": "FAIL"}
+    directions = [DIRECTIONS[name] for name in objectives]
+    study = optuna.create_study(directions=directions, sampler=sampler)
     for trial in history:
-        known: dict[str, Any] = {
-            "state": optuna.trial.TrialState[states.get(trial.state, "RUNNING")]
-        }
+        state = OPTUNA_STATES.get(trial.state, "RUNNING")
+        results: dict[str, Any] = {"state": optuna.trial.TrialState[state]}
         if trial.state == "finished":
-            known["values"] = objective_values(trial, objectives)
+            results["values"] = compute_objectives(trial, objectives)
+        # Optuna has no intermediate values for several objectives.
         if len(objectives) == 1:
-            known["intermediate_values"] = {rung.step: rung.score for rung in trial.rungs}
-        study.add_trial(_told(optuna, space, trial, **known))
-    asked = study.ask(
-        {key: _distribution(optuna, dimension) for key, dimension in space.items()}
-    ).params
-    return {key: _from_optuna(space[key], asked[key]) for key in space}
+            results["intermediate_values"] = {rung.step: rung.score for rung in trial.rungs}
+        study.add_trial(_to_optuna_trial(optuna, space, trial, **results))
+    # All dimensions are drawn; `_drop_inapplicable` removes some afterwards.
+    ranges = {key: _to_distribution(optuna, dimension) for key, dimension in space.items()}
+    drawn = study.ask(ranges).params
+    return {key: _from_optuna_value(space[key], drawn[key]) for key in space}
 
 
-def _told(optuna: Any, space: dict[str, Dimension], trial: Trial, **known: Any) -> Any:
-    """Our trial as Optuna's, with what is known of it."""
-    params = {key: _to_optuna(space[key], value) for key, value in trial.params.items()}
-    ranges = {key: _distribution(optuna, space[key]) for key in params}
-    return optuna.trial.create_trial(params=params, distributions=ranges, **known)
+def _to_optuna_trial(optuna: Any, space: dict[str, Dimension], trial: Trial, **results: Any) -> Any:
+    """A trial of the journal as a trial of Optuna, with these results."""
+    params: Params = {}
+    ranges: dict[str, Any] = {}
+    for key, value in trial.params.items():
+        params[key] = _to_optuna_value(space[key], value)
+        ranges[key] = _to_distribution(optuna, space[key])
+    return optuna.trial.create_trial(params=params, distributions=ranges, **results)
 
 
-def hyperparameter_importances(
+def compute_importances(
     space: dict[str, Dimension], trials: Sequence[Trial]
 ) -> dict[str, float] | None:
-    """Each hyperparameter's share of what tells good trials from the others, highest first; their sum is 1.
+    """The importance of each hyperparameter for the score at the first stop.
 
-    PED-ANOVA, https://arxiv.org/abs/2304.10255, over the scores at the first stop, of trials that were judged there.
-    Hyperparameters that not every trial has are left out. None without Optuna or for fewer than `MANY` trials, of which
-    no such thing can be said.
+    PED-ANOVA, https://arxiv.org/abs/2304.10255, over the trials that were compared there.
+    Hyperparameters that not every trial has are omitted.
+
+    Args:
+        space: The search space.
+        trials: All trials.
+
+    Returns:
+        Key -> share, highest first; the sum is 1. None without Optuna, or for fewer than
+        `MIN_TRIALS_FOR_IMPORTANCE` trials.
     """
     first = min((trial.rungs[0].step for trial in trials if trial.rungs), default=0)
-    told = [trial for trial in trials if trial.rungs and trial.rungs[0].step == first]
-    if len(told) < MANY:
+    compared = [trial for trial in trials if trial.rungs and trial.rungs[0].step == first]
+    if len(compared) < MIN_TRIALS_FOR_IMPORTANCE:
         return None
     try:
         optuna = _import_optuna()
@@ -221,10 +259,10 @@ def hyperparameter_importances(
         return None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize")
-    for trial in told:
-        study.add_trial(_told(optuna, space, trial, value=trial.rungs[0].score))
+    for trial in compared:
+        study.add_trial(_to_optuna_trial(optuna, space, trial, value=trial.rungs[0].score))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the evaluator is marked experimental
+        warnings.simplefilter("ignore")  # the evaluator is marked as experimental
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {key: float(share) for key, share in found.items()}
@@ -240,35 +278,41 @@ def _import_optuna() -> Any:
     return optuna
 
 
-def _distribution(optuna: Any, dimension: Dimension) -> Any:
-    if dimension.values is not None:  # Optuna's categories are plain scalars: give it their numbers
+def _to_distribution(optuna: Any, dimension: Dimension) -> Any:
+    """The range of a hyperparameter as Optuna's distribution."""
+    if dimension.values is not None:
+        # Optuna's categories must be scalars, so it gets the indices of the values.
         return optuna.distributions.CategoricalDistribution(range(len(dimension.values)))
-    low, high = _bounds(dimension)
+    low, high = _get_bounds(dimension)
     if dimension.type == "int":
         return optuna.distributions.IntDistribution(int(low), int(high))
     return optuna.distributions.FloatDistribution(low, high, log=dimension.type == "loguniform")
 
 
-def _to_optuna(dimension: Dimension, value: Any) -> Any:
-    return value if dimension.values is None else [_plain(v) for v in dimension.values].index(value)
+def _to_optuna_value(dimension: Dimension, value: Any) -> Any:
+    if dimension.values is None:
+        return value
+    return [_to_plain_value(v) for v in dimension.values].index(value)
 
 
-def _from_optuna(dimension: Dimension, value: Any) -> Any:
+def _from_optuna_value(dimension: Dimension, value: Any) -> Any:
     if dimension.values is not None:
-        return _plain(dimension.values[value])
-    return value if dimension.type == "int" else _rounded(value)
+        return _to_plain_value(dimension.values[value])
+    return value if dimension.type == "int" else _round_value(value)
 
 
-def _bounds(dimension: Dimension) -> tuple[float, float]:
-    assert dimension.low is not None  # the model's validator saw to it
+def _get_bounds(dimension: Dimension) -> tuple[float, float]:
+    # The validator of the model has checked them.
+    assert dimension.low is not None
     assert dimension.high is not None
     return dimension.low, dimension.high
 
 
-def _rounded(value: float) -> float:
-    """Four significant digits: readable, and the same number after YAML and JSON."""
+def _round_value(value: float) -> float:
+    """Four significant digits: readable, and unchanged by YAML and JSON."""
     return float(f"{value:.4g}")
 
 
-def _plain(value: Any) -> Any:
+def _to_plain_value(value: Any) -> Any:
+    """A tuple as the list that YAML and JSON have."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""A sweep in its driver: which trial comes next, what a trial's folder holds, what was decided."""
+"""The driver of a sweep: which trial runs next, the folders of the trials, and the decisions."""
 
 import errno
 import os
@@ -15,178 +15,220 @@ from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.files import write_text
 from liverseg_dist.planning.memory_fit import check_fit
 
-from .fold import FoldJob
-from .generations import decide_group, next_stop
+from .fold import FoldTask
+from .generations import Decision, decide_groups, find_next_stop
 from .journal import Journal, Rung, Trial
 from .search import propose_params, trial_id
-from .sweep_config import SweepSettings, to_yaml, trial_tree
+from .sweep_config import SweepSettings, build_trial_config, to_yaml
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-AGAIN = "see to that and run the same line again, all is kept"
+HOW_TO_CONTINUE = "fix that and run the same line again, all results are kept"
+OUTCOMES = {
+    "end": "finished",
+    "prune": "pruned",
+    "continue": "continues",
+    "wait": "waits for its group",
+    "replace": "replaced",
+}
+"""Decision -> text for the log."""
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What searcher and scheduler share."""
+class SweepDriver:
+    """The state that searcher and scheduler share."""
 
     settings: SweepSettings
     folder: Path
     journal: Journal
-    say: Say
+    print_line: PrintLine
 
-    def __deepcopy__(self, _memo: object) -> "Sweep":
+    # Tune copies searcher and scheduler; the journal must stay one object.
+    def __deepcopy__(self, _memo: object) -> "SweepDriver":
         return self
 
     def __getstate__(self) -> dict[str, object]:
-        """Tune pickles searcher and scheduler for a restore of its own, which is never asked for."""
+        """Nothing: Tune pickles searcher and scheduler for a restore, which is never used."""
         return {}
 
     @property
-    def in_generations(self) -> bool:
+    def decides_in_groups(self) -> bool:
         """Whether trials wait for one another at their rungs."""
         return self.settings.sweep.scheduler != "asha"
 
-    def next_trial(self) -> Trial | None:
-        """The next trial that can run, journalled; hyperparameters no run accepts are marked failed on the way."""
-        while (
-            sum(not trial.parent for trial in self.journal.trials.values())
-            < self.settings.sweep.trials
-        ):
+    def start_next_trial(self) -> Trial | None:
+        """Add the next trial to the journal; None if the sweep has all its trials.
+
+        Trials with hyperparameters that no run accepts are marked as failed and skipped.
+        """
+        while self._count_proposed_trials() < self.settings.sweep.trials:
             history = list(self.journal.trials.values())
             params = propose_params(self.settings.sweep, self.settings.seed, len(history), history)
             if params is None:
                 return None
-            trial = self.journal.begin(trial_id(params), params)
-            if self.prepare(trial):
+            trial = self.journal.add_trial(trial_id(params), params)
+            if self.prepare_trial(trial):
                 return trial
         return None
 
-    def stops_of(self, trial: Trial) -> list[int]:
-        """The steps to which the trial is trained now, one report each."""
-        return (
-            [next_stop(self.settings, trial)] if self.in_generations else list(self.settings.stops)
-        )
+    def _count_proposed_trials(self) -> int:
+        """The trials without those that replaced others."""
+        return sum(not trial.parent for trial in self.journal.trials.values())
 
-    def prepare(self, trial: Trial) -> bool:
-        """Write the trial's config.yaml; False when its hyperparameters are invalid or need too much memory."""
-        folder = self.folder_of(trial.id)
+    def list_stops(self, trial: Trial) -> list[int]:
+        """The steps to which the trial is trained now, with one report at each."""
+        if self.decides_in_groups:
+            return [find_next_stop(self.settings, trial)]
+        return list(self.settings.stops)
+
+    def prepare_trial(self, trial: Trial) -> bool:
+        """Write the config.yaml of the trial, and copy the checkpoints of its parent.
+
+        Returns:
+            False if its hyperparameters are invalid or need too much memory.
+        """
+        folder = self.trial_dir(trial.id)
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "config.yaml"
-        write_text(
-            file,
-            to_yaml(
-                trial_tree(self.settings, trial.params), f"trial {trial.number}: {trial.params}"
-            ),
-        )
+        config = build_trial_config(self.settings, trial.params)
+        write_text(file, to_yaml(config, f"trial {trial.number}: {trial.params}"))
         try:
-            reason = self._too_large(load_settings([file]))
+            reason = self._find_memory_problem(load_settings([file]))
         except UserError as error:
             reason = str(error).removeprefix(f"{file}: ")
         if reason:
-            self.fail(trial, reason)
+            self.record_failure(trial, reason)
         elif trial.parent:
-            self._go_on_from_parent(trial)
+            self._copy_parent_checkpoints(trial)
         return not reason
 
-    def _go_on_from_parent(self, trial: Trial) -> None:
-        """Give each fold its parent's checkpoint, before the parent goes on and drops it."""
+    def _copy_parent_checkpoints(self, trial: Trial) -> None:
+        """Copy the checkpoints before the parent continues and deletes them.
+
+        Raises:
+            RunFailed: A checkpoint cannot be copied.
+        """
         for fold in self.settings.sweep.folds:
             part = Path(f"fold_{fold}", "checkpoints", f"step_{trial.from_step}")
-            source, target = self.folder_of(trial.parent) / part, self.folder_of(trial.id) / part
+            source = self.trial_dir(trial.parent) / part
+            target = self.trial_dir(trial.id) / part
+            # The fold has been copied, or has already continued from the copy.
             if (target.parent.parent / "config.yaml").exists() or target.exists():
                 continue
-            aside = target.with_name(f".{target.name}.tmp")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.tmp")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.parent.mkdir(parents=True, exist_ok=True)
             try:
-                shutil.copytree(source, aside, copy_function=_link)
-                aside.rename(target)
+                shutil.copytree(source, partial, copy_function=_link_or_copy)
+                # Renamed last, so that an incomplete copy is never used as a checkpoint.
+                partial.rename(target)
             except (OSError, shutil.Error) as error:
-                raise RunFailed(
-                    f"{source} cannot be handed on to trial {trial.id}: {error}"
-                ) from None
+                raise RunFailed(f"{source} cannot be copied to trial {trial.id}: {error}") from None
 
-    def _too_large(self, settings: Settings) -> str:
-        """Why a fold would not fit into `memory.budget_gib`, where one is set; found before anything is started."""
+    def _find_memory_problem(self, settings: Settings) -> str:
+        """Why a fold does not fit into `memory.budget_gib`; empty if it fits.
+
+        Found before any process is started.
+        """
         budget_gib, resources = settings.memory.budget_gib, self.settings.sweep.resources
         if budget_gib is None:
             return ""
         device = "cuda" if resources.gpus else "cpu"
-        found = check_fit(settings, self.spacing_mm, budget_gib, resources.world_size, device)
-        return "" if found.fits else f"not tried: {found.reason}"
+        fit = check_fit(settings, self.spacing_mm, budget_gib, resources.world_size, device)
+        return "" if fit.fits else f"not tried: {fit.reason}"
 
     @cached_property
     def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel spacing of the store."""
         return CaseStore.open(str(self.settings.data.store)).spacing_mm
 
-    def folder_of(self, trial: str) -> Path:
-        return self.folder / "trials" / trial
+    def trial_dir(self, id_: str) -> Path:
+        """The folder of a trial."""
+        return self.folder / "trials" / id_
 
-    def jobs(self, trial: Trial) -> list[FoldJob]:
-        sweep = self.settings.sweep
-        resources = sweep.resources
-        return [
-            FoldJob(
-                str(self.folder_of(trial.id)), fold, resources.nodes, resources.cpus, resources.gpus,
-                resources.processes, sweep.metric.model_dump(), sweep.max_failures,
-            )
-            for fold in sweep.folds
-        ]  # fmt: skip
-
-    def fail(self, trial: Trial, reason: str) -> None:
-        """Raises `RunFailed`, and holds nothing against the trial, where a disk is full or locked."""
-        _check_disk(reason, [self.folder_of(trial.id), *(job.folder for job in self.jobs(trial))])
-        self.journal.fail(trial.id, reason)
-        self.say(f"{trial_label(trial)} failed: {reason}")
-        self.settle()
-
-    def record(self, trial: Trial, rung: Rung) -> None:
-        """All folds of a trial have reached a rung or the end."""
-        self.journal.rung(trial.id, rung)
-        words = {
-            "end": "finished",
-            "prune": "pruned",
-            "continue": "goes on",
-            "wait": "waits for its group",
-        }
-        reached = (
-            f"{trial_label(trial)} step {rung.step}: Dice {rung.score:.4f} ± {rung.spread:.4f}"
-        )
-        self.say(f"{reached}, {words[rung.decision]}")
-        self.settle()
-
-    def settle(self) -> None:
-        """Decide on those that wait, if their groups are there now."""
-        made = (
-            decide_group(self.settings, list(self.journal.trials.values()))
-            if self.in_generations
-            else []
-        )
-        if made:
-            children = [asdict(one.child) for one in made if one.child]
-            self.journal.decide({one.trial.id: one.decision for one in made}, children)
-        for one in made:
-            said = {"continue": "goes on", "prune": "pruned", "replace": "replaced"}[one.decision]
-            if one.child:
-                child, parent = (
-                    self.journal.trials[one.child.id],
-                    self.journal.trials[one.child.parent],
+    def build_fold_tasks(self, trial: Trial) -> list[FoldTask]:
+        """The folds of a trial."""
+        config = self.settings.sweep
+        resources = config.resources
+        tasks = []
+        for fold in config.folds:
+            tasks.append(
+                FoldTask(
+                    trial_dir=str(self.trial_dir(trial.id)),
+                    fold=fold,
+                    nodes=resources.nodes,
+                    cpus=resources.cpus,
+                    gpus=resources.gpus,
+                    processes=resources.processes,
+                    weights=config.metric.model_dump(),
+                    max_failures=config.max_failures,
                 )
-                said += f" by {trial_label(child)}, from the checkpoints of {trial_label(parent)}, with {child.params}"
-            self.say(f"{trial_label(one.trial)} step {one.trial.step}: {said}")
-        for one in made:
+            )
+        return tasks
+
+    def record_failure(self, trial: Trial, reason: str) -> None:
+        """Mark a trial as failed.
+
+        Raises:
+            RunFailed: The disk is full or read-only. The trial is not marked, because every trial
+                would fail.
+        """
+        folders = [task.folder for task in self.build_fold_tasks(trial)]
+        _check_disk(reason, [self.trial_dir(trial.id), *folders])
+        self.journal.add_failure(trial.id, reason)
+        self.print_line(f"{format_trial_label(trial)} failed: {reason}")
+        self.decide_waiting_trials()
+
+    def record_rung(self, trial: Trial, rung: Rung) -> None:
+        """Record that all folds of a trial have reached a rung or the end."""
+        self.journal.add_rung(trial.id, rung)
+        self.print_line(
+            f"{format_trial_label(trial)} step {rung.step}: "
+            f"Dice {rung.score:.4f} ± {rung.spread:.4f}, {OUTCOMES[rung.decision]}"
+        )
+        self.decide_waiting_trials()
+
+    def decide_waiting_trials(self) -> None:
+        """Decide about the waiting trials whose group is complete."""
+        if not self.decides_in_groups:
+            return
+        decisions = decide_groups(self.settings, list(self.journal.trials.values()))
+        if not decisions:
+            return
+        children = [asdict(one.child) for one in decisions if one.child]
+        self.journal.add_decisions({one.trial.id: one.decision for one in decisions}, children)
+        for one in decisions:
+            self._print_decision(one)
+        for one in decisions:
+            # Last, because a failure here leads to further decisions.
             if one.child:
-                self.prepare(self.journal.trials[one.child.id])
+                self.prepare_trial(self.journal.trials[one.child.id])
+
+    def _print_decision(self, decision: Decision) -> None:
+        text = OUTCOMES[decision.decision]
+        if decision.child:
+            child = self.journal.trials[decision.child.id]
+            parent = self.journal.trials[decision.child.parent]
+            text += (
+                f" by {format_trial_label(child)}, from the checkpoints of "
+                f"{format_trial_label(parent)}, with {child.params}"
+            )
+        trial = decision.trial
+        self.print_line(f"{format_trial_label(trial)} step {trial.step}: {text}")
 
 
-def trial_label(trial: Trial) -> str:
+def format_trial_label(trial: Trial) -> str:
+    """`trial 3 (1f0c...)`."""
     return f"trial {trial.number} ({trial.id})"
 
 
-def _link(source: str, target: str) -> None:
-    """Files of a checkpoint are never changed once written: a second name will do, where the file system has such."""
+def _link_or_copy(source: str, target: str) -> None:
+    """Copy a file of a checkpoint.
+
+    Files of a checkpoint are never changed, so a hard link is enough, if the file system has
+    them.
+    """
     try:
         os.link(source, target)
     except OSError:
@@ -194,13 +236,22 @@ def _link(source: str, target: str) -> None:
 
 
 def _check_disk(reason: str, folders: Sequence[Path]) -> None:
-    """By what the trainer said, and by trying: what it could not write is perhaps gone by now, and the room is back."""
-    try:
-        for folder in folders:
-            if folder.is_dir():
-                with tempfile.TemporaryFile(dir=folder) as file:
-                    file.write(bytes(4096))
-    except OSError as error:
-        raise RunFailed(f"{folder}: {error.strerror}; {AGAIN} ({reason})") from error
+    """Raise `RunFailed` if the folders cannot be written, or could not when the trainer failed.
+
+    Both are checked: what the trainer could not write may be deleted by now, so that there is
+    space again.
+
+    Args:
+        reason: The message of the trainer.
+        folders: The folders it writes to.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))
+        except OSError as error:
+            raise RunFailed(f"{folder}: {error.strerror}; {HOW_TO_CONTINUE} ({reason})") from error
     if any(os.strerror(number) in reason for number in DISK_ERRORS):
-        raise RunFailed(f"{reason}; {AGAIN}")
+        raise RunFailed(f"{reason}; {HOW_TO_CONTINUE}")

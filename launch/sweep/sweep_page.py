@@ -1,4 +1,7 @@
-"""What a sweep leaves: `best.yaml`, `sweep.json`, `sweep.html` and TensorBoard HParams, all made from the journal."""
+"""The results of a sweep: `best.yaml`, `sweep.json`, `sweep.html` and TensorBoard HParams.
+
+All are written from the journal, so they can be written again at any time.
+"""
 
 import json
 import math
@@ -15,8 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 from liverseg_dist.files import write_text
 from liverseg_dist.pages import load_theme
 
-from .journal import Trial, best_of
-from .search import MANY, Params, hyperparameter_importances, pareto_front
+from .journal import Trial, find_best_trial
+from .search import MIN_TRIALS_FOR_IMPORTANCE, Params, compute_importances, find_pareto_front
 from .sweep_charts import (
     WIDTHS,
     format_value,
@@ -26,7 +29,10 @@ from .sweep_charts import (
     scatter_chart,
     stacked_coordinates,
 )
-from .sweep_config import SweepSettings, to_yaml, trial_tree
+from .sweep_config import SweepSettings, build_trial_config, to_yaml
+
+_STATE_ORDER = {"finished": 0, "running": 1, "waiting": 2, "pruned": 3, "replaced": 4, "failed": 5}
+"""The order of the trials on the page."""
 
 
 def write_results(
@@ -35,51 +41,81 @@ def write_results(
     trials: Sequence[Trial],
     usage: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Write all four; returns what sweep.json holds. best.yaml is absent while no trial has finished.
+    """Write all results. best.yaml is absent while no trial has finished.
 
-    usage: wall time, folds at once and the share of both that was used, of the last session.
+    Args:
+        folder: The folder of the sweep.
+        settings: The settings of the sweep.
+        trials: All trials.
+        usage: Of the last session: wall time, folds at the same time, and the used share of both.
+
+    Returns:
+        The content of sweep.json.
     """
-    best = best_of(trials)
-    resources, objectives = settings.sweep.resources, settings.sweep.objectives
-    summary = {
-        "schema": 1,
-        "best": None if best is None else _record(best),
-        "trials": [_record(trial) for trial in trials],
-        "objectives": list(objectives),
-        "pareto": [trial.id for trial in pareto_front(trials, objectives)]
-        if len(objectives) > 1
-        else [],
-        "last_session": dict(usage or {}),
-        "fold_hours": fold_seconds(trials) / 3600,
-        "gpu_hours": resources.gpus * resources.nodes * fold_seconds(trials) / 3600,
-        "steps_run": steps_run(trials, settings),
-        "steps_unpruned": sum(t.state != "failed" and not t.parent for t in trials)
-        * settings.train.max_steps
-        * len(settings.sweep.folds),
-    }
+    summary = _build_summary(settings, trials, usage or {})
+    best = find_best_trial(trials)
     if best is not None:
-        header = f"Best of {len(trials)} trials: Dice {best.score:.4f} ± {best.rungs[-1].spread:.4f} over folds.\n"
-        header += "train --config THIS run.dir=DIR data.fold=K"
-        header += "".join(
-            f"\nuntil step {step} with {params}" for step, params in trial_lineage(best, trials)
-        )
-        write_text(
-            folder / "best.yaml", to_yaml(_for_training(trial_tree(settings, best.params)), header)
-        )
+        config = build_trial_config(settings, best.params)
+        used_sections = {name: section for name, section in config.items() if section != {}}
+        header = _format_header(best, trials)
+        write_text(folder / "best.yaml", to_yaml(used_sections, header))
     write_text(folder / "sweep.json", json.dumps(summary, indent=1))
     write_text(folder / "sweep.html", render_sweep_page(settings, trials, summary))
     _write_hparams(folder / "tensorboard", trials)
     return summary
 
 
-def fold_seconds(trials: Iterable[Trial]) -> float:
-    """Wall time of all folds' processes, summed."""
+def _build_summary(
+    settings: SweepSettings, trials: Sequence[Trial], usage: Mapping[str, float]
+) -> dict[str, Any]:
+    """The content of sweep.json."""
+    best = find_best_trial(trials)
+    resources, objectives = settings.sweep.resources, settings.sweep.objectives
+    pareto: list[str] = []
+    if len(objectives) > 1:
+        pareto = [trial.id for trial in find_pareto_front(trials, objectives)]
+    fold_hours = sum_fold_seconds(trials) / 3600
+    # Replaced trials take over the steps of their parents, so they do not add to the total.
+    complete_trials = sum(trial.state != "failed" and not trial.parent for trial in trials)
+    return {
+        "schema": 1,
+        "best": None if best is None else _trial_to_json(best),
+        "trials": [_trial_to_json(trial) for trial in trials],
+        "objectives": list(objectives),
+        "pareto": pareto,
+        "last_session": dict(usage),
+        "fold_hours": fold_hours,
+        "gpu_hours": resources.gpus * resources.nodes * fold_hours,
+        "steps_run": count_steps_run(trials, settings),
+        "steps_unpruned": complete_trials * settings.train.max_steps * len(settings.sweep.folds),
+    }
+
+
+def _format_header(best: Trial, trials: Sequence[Trial]) -> str:
+    """The comment at the top of best.yaml."""
+    lines = [
+        f"Best of {len(trials)} trials: "
+        f"Dice {best.score:.4f} ± {best.rungs[-1].spread:.4f} over folds.",
+        "train --config THIS run.dir=DIR data.fold=K",
+    ]
+    for step, params in list_lineage(best, trials):
+        lines.append(f"until step {step} with {params}")
+    return "\n".join(lines)
+
+
+def sum_fold_seconds(trials: Iterable[Trial]) -> float:
+    """Wall time of the processes of all folds, summed, in seconds."""
     return sum(rung.seconds for trial in trials for rung in trial.rungs)
 
 
-def trial_lineage(trial: Trial, trials: Sequence[Trial]) -> list[tuple[int, Params]]:
-    """Of a trial that went on from others' checkpoints: until which step it was trained with which hyperparameters."""
-    by_id, found = {one.id: one for one in trials}, []
+def list_lineage(trial: Trial, trials: Sequence[Trial]) -> list[tuple[int, Params]]:
+    """The earlier training of a trial that continued from the checkpoints of others.
+
+    Returns:
+        (step until which it was trained, with these hyperparameters), oldest first.
+    """
+    by_id = {one.id: one for one in trials}
+    found = []
     while trial.parent:
         until, trial = trial.from_step, by_id[trial.parent]
         found.append((until, trial.params))
@@ -87,103 +123,137 @@ def trial_lineage(trial: Trial, trials: Sequence[Trial]) -> list[tuple[int, Para
 
 
 def confidence_half_width(trial: Trial) -> float | None:
-    """Half the width of the 95 % interval of the mean over folds (Student's t); None for one fold."""
+    """Half the width of the 95 % interval of the mean over folds (Student's t).
+
+    None for one fold.
+    """
     count = len(trial.rungs[-1].folds)
     if count < 2:
         return None
     return float(student_t.ppf(0.975, count - 1)) * trial.rungs[-1].spread / math.sqrt(count)
 
 
-def steps_run(trials: Sequence[Trial], settings: SweepSettings) -> int:
-    """Optimizer steps of all folds up to the last common stop."""
+def count_steps_run(trials: Sequence[Trial], settings: SweepSettings) -> int:
+    """Optimizer steps of all folds, up to the last common stop of each trial."""
     return sum(trial.step - trial.from_step for trial in trials) * len(settings.sweep.folds)
 
 
 def render_sweep_page(
     settings: SweepSettings, trials: Sequence[Trial], summary: dict[str, Any]
 ) -> str:
+    """The HTML of sweep.html.
+
+    Args:
+        settings: The settings of the sweep.
+        trials: All trials.
+        summary: The content of sweep.json.
+    """
     environment = Environment(
-        loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader(__package__),
+        # Reasons of failures contain texts of programs.
+        autoescape=True,
+        # A misspelt name in the template is an error.
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
-    store = (
-        Path(settings.data.store or "").name or "an unnamed store"
-    )  # where it lies is no part of the result
-    best = best_of(trials)
-    ranked = sorted(
-        trials,
-        key=lambda t: (_ORDER[t.state], -(t.rungs[-1].step if t.rungs else 0), -(t.score or 0)),
     )
-    keys = list(settings.sweep.space)
+    # The name only: the path of the store may identify users or sites.
+    store = Path(settings.data.store or "").name or "an unnamed store"
+    best = find_best_trial(trials)
+    plural = "" if len(trials) == 1 else "s"
     return environment.get_template("sweep.html.j2").render(
+        **_render_charts(settings, trials, best),
         sweep=settings.sweep,
         store=store,
         max_steps=settings.train.max_steps,
         best=best,
-        best_yaml="\n".join(f"{key}: {format_value(value)}" for key, value in best.params.items())
-        if best
-        else "",
-        trials=ranked,
+        best_yaml=_format_params(best.params) if best else "",
+        trials=sorted(trials, key=_rank_trial),
         summary=summary,
-        counts={state: sum(t.state == state for t in trials) for state in _ORDER},
-        theme=Markup(load_theme()),  # our own file, no text from data  # nosec B704
-        title=f"Hyperparameter sweep on {store}, {len(trials)} trial{'' if len(trials) == 1 else 's'}",
-        curves=[learning_curves(trials, best, settings.train.max_steps, width) for width in WIDTHS],
-        parallel=[
-            parallel_coordinates(settings.sweep.space, trials, best),
-            stacked_coordinates(settings.sweep.space, trials, best),
-        ],
-        scatters=[
-            (key, scatter_chart(key, settings.sweep.space[key], trials, best)) for key in keys
-        ],
-        importances=hyperparameter_importances(settings.sweep.space, trials),
-        fronts=list(
-            zip(
-                *(
-                    pareto_charts(settings.sweep.objectives, trials, best, width)
-                    for width in WIDTHS
-                ),
-                strict=True,
-            )
-        ),
-        lineage=trial_lineage(best, trials) if best else [],
+        counts={state: _count_state(trials, state) for state in _STATE_ORDER},
+        # A file of this package, without text from data.
+        theme=Markup(load_theme()),  # nosec B704
+        title=f"Hyperparameter sweep on {store}, {len(trials)} trial{plural}",
+        importances=compute_importances(settings.sweep.space, trials),
+        lineage=list_lineage(best, trials) if best else [],
         confidence=confidence_half_width(best) if best else None,
         numbers={trial.id: trial.number for trial in trials},
-        many=MANY,
-        keys=keys,
-        shown=format_value,
+        min_trials=MIN_TRIALS_FOR_IMPORTANCE,
+        keys=list(settings.sweep.space),
+        format_value=format_value,
     )
 
 
-_ORDER = {"finished": 0, "running": 1, "waiting": 2, "pruned": 3, "replaced": 4, "failed": 5}
-
-
-def _record(trial: Trial) -> dict[str, Any]:
+def _render_charts(
+    settings: SweepSettings, trials: Sequence[Trial], best: Trial | None
+) -> dict[str, Any]:
+    """The charts of the page; those that fill it in two widths."""
+    space, max_steps = settings.sweep.space, settings.train.max_steps
+    scatters = []
+    for key, dimension in space.items():
+        scatters.append((key, scatter_chart(key, dimension, trials, best)))
+    wide, narrow = [
+        pareto_charts(settings.sweep.objectives, trials, best, width) for width in WIDTHS
+    ]
     return {
-        "number": trial.number, "id": trial.id, "state": trial.state, "reason": trial.reason, "params": trial.params,
-        "score": trial.score, "spread": trial.rungs[-1].spread if trial.rungs else None,
+        "curves": [learning_curves(trials, best, max_steps, width) for width in WIDTHS],
+        "parallel": [
+            parallel_coordinates(space, trials, best),
+            stacked_coordinates(space, trials, best),
+        ],
+        "scatters": scatters,
+        "fronts": list(zip(wide, narrow, strict=True)),
+    }
+
+
+def _rank_trial(trial: Trial) -> tuple[float, ...]:
+    """Sort key of the trials on the page."""
+    last_step = trial.rungs[-1].step if trial.rungs else 0
+    return (_STATE_ORDER[trial.state], -last_step, -(trial.score or 0))
+
+
+def _count_state(trials: Sequence[Trial], state: str) -> int:
+    return sum(trial.state == state for trial in trials)
+
+
+def _format_params(params: Params) -> str:
+    return "\n".join(f"{key}: {format_value(value)}" for key, value in params.items())
+
+
+def _trial_to_json(trial: Trial) -> dict[str, Any]:
+    """A trial in sweep.json."""
+    last = trial.rungs[-1] if trial.rungs else None
+    return {
+        "number": trial.number,
+        "id": trial.id,
+        "state": trial.state,
+        "reason": trial.reason,
+        "params": trial.params,
+        "score": trial.score,
+        "spread": last.spread if last else None,
         "step": trial.step,
-        "parent": trial.parent, "from_step": trial.from_step, "folds": trial.rungs[-1].folds if trial.rungs else {},
+        "parent": trial.parent,
+        "from_step": trial.from_step,
+        "folds": last.folds if last else {},
         "rungs": [rung.__dict__ for rung in trial.rungs],
-    }  # fmt: skip
-
-
-def _for_training(tree: dict[str, Any]) -> dict[str, Any]:
-    return {section: value for section, value in tree.items() if value != {}}
+    }
 
 
 def _write_hparams(folder: Path, trials: Sequence[Trial]) -> None:
-    """A run per trial, so that TensorBoard's HPARAMS page compares them; written anew each time."""
+    """Write a TensorBoard run per trial, for the page HPARAMS; earlier ones are replaced."""
+    # Otherwise TensorBoard would show the trials of the last session twice.
     shutil.rmtree(folder, ignore_errors=True)
     for trial in trials:
         writer = SummaryWriter(str(folder / f"trial_{trial.number:03d}_{trial.id}"))
         for rung in trial.rungs:
             writer.add_scalar("sweep/dice_mean", rung.score, rung.step)
             writer.add_scalar("sweep/dice_spread", rung.spread, rung.step)
-        values = {
-            k: v if isinstance(v, (bool, int, float, str)) else format_value(v)
-            for k, v in trial.params.items()
-        }
+        values: dict[str, Any] = {}
+        for key, value in trial.params.items():
+            # TensorBoard accepts scalars only.
+            is_scalar = isinstance(value, (bool, int, float, str))
+            values[key] = value if is_scalar else format_value(value)
+        values["state"] = trial.state
         figures = {"hparam/dice_mean": trial.score or 0.0, "hparam/steps": trial.step}
-        writer.add_hparams({**values, "state": trial.state}, figures, run_name=".")
+        writer.add_hparams(values, figures, run_name=".")
         writer.close()

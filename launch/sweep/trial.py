@@ -1,4 +1,7 @@
-"""A trial inside Ray: folds to a rung, one report, and on. Imports little, as each trial's process starts with it."""
+"""A trial inside Ray: trains its folds to a rung, reports, and continues.
+
+The module imports little, because the process of each trial imports it at its start.
+"""
 
 import contextlib
 import json
@@ -9,86 +12,107 @@ from typing import Any
 import ray
 from ray import tune
 
-from .fold import FoldJob, RemoteRanks, run_fold, run_part
+from .fold import FoldTask, RemoteRanks, run_fold, run_remote_ranks
 
-LAST_WORDS_S = 60.0
+EXIT_TIMEOUT_S = 60.0
 """Ranks on other nodes may take this long to end after those on the first one have."""
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Runs in a Ray actor: all folds to the next stop, then one report, on which the scheduler decides."""
-    jobs = [FoldJob(**job) for job in config["jobs"]]
-    for step in config["stops"]:  # folds travel as text: Tune flattens nested results
-        folds = _to_step(jobs, step, config["parallel"])
-        reasons = [found["failed"] for found in folds.values() if "failed" in found]
+    """Train all folds to each stop, and report there; the scheduler decides on the report.
+
+    Runs in an actor of Ray.
+    """
+    tasks = [FoldTask(**task) for task in config["tasks"]]
+    for step in config["stops"]:
+        folds = _run_folds(tasks, step, config["parallel"])
+        reasons = [fold["failed"] for fold in folds.values() if "failed" in fold]
         if reasons:
             tune.report({"trial": config["trial"], "failed": reasons[0]})
             return
-        score = sum(found["score"] for found in folds.values()) / len(folds)
-        seconds = sum(found.pop("seconds") for found in folds.values())
-        tune.report(
-            {
-                "trial": config["trial"],
-                "step": step,
-                "score": score,
-                "folds": json.dumps(folds),
-                "seconds": seconds,
-            }
-        )
+        # The mean over folds, on which the scheduler decides.
+        score = sum(fold["score"] for fold in folds.values()) / len(folds)
+        seconds = sum(fold.pop("seconds") for fold in folds.values())
+        report = {
+            "trial": config["trial"],
+            "step": step,
+            "score": score,
+            # As text, because Tune flattens nested results.
+            "folds": json.dumps(folds),
+            "seconds": seconds,
+        }
+        tune.report(report)
 
 
-def _to_step(jobs: Sequence[FoldJob], step: int, parallel: int) -> dict[str, dict[str, Any]]:
-    """Each fold's outcome. No more at once than have room for all their nodes, or they would wait for each other."""
-    waiting, running = list(jobs), dict[Any, FoldJob]()
-    found: dict[str, dict[str, Any]] = {}
+def _run_folds(tasks: Sequence[FoldTask], step: int, parallel: int) -> dict[str, dict[str, Any]]:
+    """Train the folds to a step.
+
+    Args:
+        tasks: The folds.
+        step: The step to reach.
+        parallel: How many run at the same time. Not more than fit with all their nodes, or they
+            would wait for one another.
+
+    Returns:
+        Fold -> scores, or the reason of its failure.
+    """
+    waiting = list(tasks)
+    running: dict[Any, FoldTask] = {}
+    results: dict[str, dict[str, Any]] = {}
     while waiting or running:
         while waiting and len(running) < parallel:
-            job = waiting.pop(0)
-            running[_task(_fold, job, job.max_failures).remote(job, step)] = job
+            task = waiting.pop(0)
+            remote_function = _make_ray_task(_run_fold, task, task.max_failures)
+            running[remote_function.remote(task, step)] = task
         done, _ = ray.wait(list(running))
-        for one in done:
-            found[str(running.pop(one).fold)] = ray.get(one)
-    return {str(job.fold): found[str(job.fold)] for job in jobs}
+        for reference in done:
+            task = running.pop(reference)
+            results[str(task.fold)] = ray.get(reference)
+    # In the order of the folds, not of their ends.
+    return {str(task.fold): results[str(task.fold)] for task in tasks}
 
 
-def _task(function: Any, job: FoldJob, retries: int) -> Any:
-    """A task of Ray's with the resources of one node's part of a fold."""
+def _make_ray_task(function: Any, task: FoldTask, retries: int) -> Any:
+    """A task of Ray with the resources of one node of a fold."""
     return ray.remote(function).options(
-        num_cpus=job.cpus, num_gpus=job.gpus, max_retries=retries, retry_exceptions=False
+        num_cpus=task.cpus, num_gpus=task.gpus, max_retries=retries, retry_exceptions=False
     )
 
 
-def _fold(job: FoldJob, step: int) -> dict[str, Any]:
-    return run_fold(job, step, _on_other_nodes)
+def _run_fold(task: FoldTask, step: int) -> dict[str, Any]:
+    return run_fold(task, step, _start_on_other_nodes)
 
 
 @contextlib.contextmanager
-def _on_other_nodes(job: FoldJob, step: int) -> Iterator[RemoteRanks]:
-    """Starts the ranks of the fold's other nodes, which meet those of this one, and sees them end."""
-    if job.nodes == 1:
+def _start_on_other_nodes(task: FoldTask, step: int) -> Iterator[RemoteRanks]:
+    """Run the ranks on the other nodes of the fold during the block, and wait for their end."""
+    if task.nodes == 1:
         yield RemoteRanks()
         return
-    with socket.create_server(("", 0)) as free:
-        master = f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
-    tasks = [
-        _task(run_part, job, 0).remote(job, step, master, part) for part in range(1, job.nodes)
-    ]
+    # The port is free again at once; another process could take it, which fails the fold.
+    with socket.create_server(("", 0)) as free_port:
+        master = f"{ray.util.get_node_ip_address()}:{free_port.getsockname()[1]}"
+    references = []
+    for part in range(1, task.nodes):
+        remote_function = _make_ray_task(run_remote_ranks, task, 0)
+        references.append(remote_function.remote(task, step, master, part))
 
-    def lost() -> bool:
-        done, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
-        return any(_code(one) != 0 for one in done)
+    def have_failed() -> bool:
+        done, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        return any(_get_exit_code(reference) != 0 for reference in done)
 
     try:
-        yield RemoteRanks(master, lost)
+        yield RemoteRanks(master, have_failed)
     finally:
-        _, left = ray.wait(tasks, num_returns=len(tasks), timeout=LAST_WORDS_S)
-        for one in left:
-            ray.cancel(one, force=True)  # SIGTERM for what it watches
+        _, left = ray.wait(references, num_returns=len(references), timeout=EXIT_TIMEOUT_S)
+        for reference in left:
+            # Ends the watching process, after which its trainer gets SIGTERM.
+            ray.cancel(reference, force=True)
 
 
-def _code(task: Any) -> int:
-    """Its torchrun's exit code; 1 when its node or its process is gone."""
+def _get_exit_code(reference: Any) -> int:
+    """The exit code of torchrun; 1 if its node or its process is gone."""
     try:
-        return int(ray.get(task))
+        return int(ray.get(reference))
     except ray.exceptions.RayError:
         return 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.stages import ROOT
-from tests.cluster.slurm import why_not
+from tests.cluster.slurm import find_missing_requirement
 from tests.distributed.launch import clean_environment
 
 
@@ -17,7 +17,7 @@ from tests.distributed.launch import clean_environment
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(os.geteuid() != 0, reason="filling a disk and cutting a network needs root")
 def test_faults_are_survived(tmp_path: Path) -> None:
-    if reason := why_not():
+    if reason := find_missing_requirement():
         pytest.skip(reason)
     command = [sys.executable, "-m", "tests.chaos.run", "--short", "--out", str(tmp_path)]
     ended = subprocess.run(

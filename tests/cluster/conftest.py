@@ -1,7 +1,7 @@
 """One cluster for all tests of this folder, and jobs on it.
 
-The tests are skipped, with the reason, where no SLURM can be run; with LIVERSEG_REQUIRE_CLUSTER=1 they fail there.
-Those marked `long` wait for minutes for SLURM's own timeouts.
+Where no SLURM can run, the tests are skipped with the reason; with LIVERSEG_REQUIRE_CLUSTER=1 they
+fail. Tests marked `long` wait for minutes for timeouts of SLURM.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.sbatch import INDEX, BatchJob, Resources, render_batch_file
-from tests.cluster.slurm import Cluster, why_not
+from tests.cluster.slurm import Cluster, find_missing_requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 Submit = Callable[..., str]
@@ -22,11 +22,11 @@ Submit = Callable[..., str]
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    if reason := why_not():
+    if reason := find_missing_requirement():
         if os.environ.get("LIVERSEG_REQUIRE_CLUSTER"):
             pytest.fail(f"LIVERSEG_REQUIRE_CLUSTER is set, but: {reason}")
         pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="lseg-"))  # short: sockets lie in it
+    folder = Path(tempfile.mkdtemp(prefix="lseg-"))  # short, because it contains sockets
     try:
         with Cluster(folder / "c") as running:
             yield running
@@ -36,7 +36,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(autouse=True)
 def _login_node(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process sees the cluster as a user on a login node does; all nodes are up again when a test begins."""
+    """Use the cluster like a user on a login node; all nodes run when a test starts."""
     for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH"))]:
         monkeypatch.delenv(name)
     for name in ("SLURM_CONF", "PATH"):
@@ -52,12 +52,17 @@ def _login_node(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stand_in_job(run: Path, **settings: object) -> BatchJob:
-    """A 2 x 2 job that trains nothing, in the very batch file that training gets."""
+    """A job of 2 x 2 ranks with the batch file of a training and the stand-in trainer."""
     options = {
         k: settings.pop(k) for k in ("launcher", "restarts", "is_main", "array") if k in settings
     }
-    asked = {"nodes": 2, "tasks_per_node": 2, "cpus_per_task": 1, **settings.pop("resources", {})}  # type: ignore[dict-item]
-    resources, folder = Resources(**asked), run
+    requested = {
+        "nodes": 2,
+        "tasks_per_node": 2,
+        "cpus_per_task": 1,
+        **settings.pop("resources", {}),
+    }  # type: ignore[dict-item]
+    resources, folder = Resources(**requested), run
     if "array" in options:
         run = options["run"] = run / f"task_{INDEX}"
     words = [f"{key}={value}" for key, value in ({"steps": 25} | settings).items()]

@@ -1,9 +1,10 @@
-"""A real SLURM on one machine, for tests: controller, accounting, nodes with names, networks, processes of their own.
+"""A real SLURM on one machine, for tests: controller, accounting and nodes.
 
-`with Cluster(folder) as cluster: cluster.sbatch("job.sh")`. Everything is written below `folder`, nothing to /etc. A
-node is a set of Linux namespaces (network, host name, mounts, processes) around a slurmd and joined to the others by a
-bridge, so that a dead node is one kill, multi-node rendezvous goes over a real wire, and no process of a job can
-outlive it. Needs root and the Debian packages that tools/setup-slurm installs. All daemons die with the test process.
+`with Cluster(folder) as cluster: cluster.sbatch("job.sh")`. Everything is written
+below `folder`, nothing to /etc. A node is a set of Linux namespaces (network, host name, mounts,
+processes) around a slurmd; a bridge connects the nodes. So one kill ends a node, a rendezvous of
+several nodes uses a real network, and no process of a job can survive its node. Needs root and the
+Debian packages that tools/setup-slurm installs. All daemons end with the test process.
 """
 
 import contextlib
@@ -48,7 +49,8 @@ ip route add default via "$4"
 slurmd -D -N "$1" -f "$2/slurm.conf" -L "$2/$1.log" &
 wait $!
 """
-"""The first process of a node: name, folder, own address, gateway. Its end is the end of everything on the node."""
+"""The first process of a node, with name, folder, own address and gateway. Its end ends all others
+of the node."""
 
 PROBE = """
 hostname probe
@@ -58,28 +60,31 @@ ip link add probe0 type bridge
 ip link add probe1 type veth peer name probe2
 unshare --pid --fork --kill-child --mount-proc true
 """
-"""All that a node needs from the kernel, tried in namespaces of its own."""
+"""A test of everything that a node needs from the kernel, in its own namespaces."""
 
 
-def why_not() -> str:
-    """What keeps this machine from running the cluster; empty when nothing does."""
+def find_missing_requirement() -> str:
+    """Why this machine cannot run the cluster; an empty text if it can."""
     missing = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
     if missing:
         return f"no SLURM here ({', '.join(missing)} not installed); tools/setup-slurm installs it"
     if os.geteuid() != 0:
-        return "nodes are made of Linux namespaces, which needs root"
-    apart = ("unshare", "--net", "--uts", "--mount", "sh", "-ec", PROBE)
-    probe = subprocess.run(apart, capture_output=True, text=True, env=os.environ | {"PATH": PATH})
-    said = " ".join(probe.stderr.split())
-    return (
-        ""
-        if probe.returncode == 0
-        else f"no Linux namespaces, mounts or bridges for root here: {said}"
+        return "nodes are Linux namespaces, which need root"
+    in_namespaces = ("unshare", "--net", "--uts", "--mount", "sh", "-ec", PROBE)
+    probe = subprocess.run(
+        in_namespaces, capture_output=True, text=True, env=os.environ | {"PATH": PATH}
     )
+    if probe.returncode == 0:
+        return ""
+    reason = " ".join(probe.stderr.split())
+    return f"root has no Linux namespaces, mounts or bridges on this machine: {reason}"
 
 
 class Cluster:
-    """`nodes` nodes named node1 ...; partitions main (default), short, preemptible and, above all, urgent."""
+    """A cluster of nodes node1, node2, ... with the partitions main, preemptible and urgent.
+
+    main is the default; urgent preempts the jobs of preemptible.
+    """
 
     def __init__(self, folder: Path, nodes: int = 3, cpus: int = 8, gpus: int = 2) -> None:
         self.folder = folder
@@ -132,7 +137,7 @@ class Cluster:
         return done.stdout
 
     def sbatch(self, *arguments: object, cwd: Path | None = None, **environment: str) -> str:
-        """Submit; returns the job's id."""
+        """Submit a job; returns its id."""
         words = ["sbatch", "--parsable", *(str(word) for word in arguments)]
         env = self.environment | environment
         done = subprocess.run(
@@ -142,7 +147,7 @@ class Cluster:
         return done.stdout.strip().split(";")[0]
 
     def job(self, job_id: str) -> dict[str, str]:
-        """What the controller knows about a job (`JobState`, `Restarts`, `NodeList`, `ExitCode`, ...)."""
+        """The fields of a job (`JobState`, `Restarts`, `NodeList`, `ExitCode`, ...)."""
         words = self.run("scontrol", "show", "job", "-o", job_id).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
@@ -150,7 +155,10 @@ class Cluster:
         return self.job(job_id)["JobState"]
 
     def wait_state(self, job_id: str, *states: str, timeout_s: float = 120) -> dict[str, str]:
-        """Wait until the job is in one of these states (default: any final one) and its processes are gone."""
+        """Wait until the job is in one of these states (default: any final one).
+
+        After a final state the processes of the job have ended, too.
+        """
         wanted = states or FINISHED
         final = set(wanted) <= set(FINISHED)
 
@@ -160,7 +168,8 @@ class Cluster:
                 return False
             leaves = self.run("squeue", "-h", "-j", job_id, "-t", "CG", check=False).strip()
             if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime" and not leaves:
-                # SLURM waits 2 minutes after a requeue: a late word of one start would be taken for the next one's.
+                # SLURM waits 2 minutes after a requeue, so that late messages of one start are not
+                # taken for those of the next one.
                 time.sleep(1)
                 self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)
             return job["JobState"] in wanted and not (final and leaves)
@@ -177,9 +186,9 @@ class Cluster:
         while not reached():
             dead = [name for name, process in self.processes.items() if process.poll() is not None]
             assert not dead, f"{dead[0]} died: {self.log(dead[0])}"
-            said = what if isinstance(what, str) else what()
+            description = what if isinstance(what, str) else what()
             assert time.monotonic() < end, (
-                f"waited {timeout_s} s for {said}\n{self.run('sinfo', '-N', check=False)}"
+                f"waited {timeout_s} s for {description}\n{self.run('sinfo', '-N', check=False)}"
             )
             time.sleep(0.1)
 
@@ -191,7 +200,7 @@ class Cluster:
         return {row[0]: row[1] for row in rows if len(row) == 2}
 
     def kill_node(self, name: str) -> None:
-        """As if its power failed: first nothing comes over the wire any more, then all its processes are gone."""
+        """Like a power failure: first the network stops, then all processes of the node end."""
         self._ip("link", "set", self._port(name), "down")
         self._kill(name)
 
@@ -218,7 +227,7 @@ class Cluster:
         port = self._port(name)
         subprocess.run(
             ["ip", "link", "del", port], env=self.environment, capture_output=True
-        )  # of a killed node
+        )  # the port of a killed node
         self._ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", process.pid)
         self._ip("link", "set", port, "master", self.bridge, "up")
 
@@ -226,7 +235,7 @@ class Cluster:
         return f"{self.bridge[:12]}{node.removeprefix('node')}"
 
     def restart_controller(self) -> None:
-        """Stop and start slurmctld as an administrator would: jobs go on."""
+        """Stop and start slurmctld as an administrator would; jobs continue."""
         self.stop_controller()
         self.start_controller()
 
@@ -234,7 +243,7 @@ class Cluster:
         self._kill("slurmctld", gently=True)
 
     def processes_of(self, node: str) -> list[str]:
-        """Command lines of everything that runs on the node but its own slurmd."""
+        """Command lines of the processes on the node, without those of the node itself."""
         parent = self.processes[node].pid
         inside = subprocess.run(
             ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True
@@ -262,7 +271,7 @@ class Cluster:
                     "--pdeathsig",
                     "KILL",
                     *command,
-                ],  # nothing is left behind by a killed test
+                ],  # a killed test leaves no process
                 env=self.environment | environment,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -284,11 +293,11 @@ class Cluster:
         process.wait()
 
     def _start_network(self) -> None:
-        for link in Path("/sys/class/net").glob(f"{BRIDGE}*"):  # of tests that were killed
+        for link in Path("/sys/class/net").glob(f"{BRIDGE}*"):  # left by killed tests
             owner = link.name.removeprefix(BRIDGE)
             is_bridge = (
                 link / "bridge"
-            ).is_dir()  # not a node's port, whose name another running cluster owns
+            ).is_dir()  # not the port of a node of another running cluster
             if is_bridge and owner.isdigit() and not Path(f"/proc/{owner}").exists():
                 subprocess.run(
                     ["ip", "link", "del", link.name], env=self.environment, capture_output=True
@@ -342,16 +351,14 @@ class Cluster:
         key = os.open(folder / "munge.key", os.O_WRONLY | os.O_CREAT, 0o600)
         os.write(key, secrets.token_bytes(128))
         os.close(key)
-        for number in range(
-            self.gpus
-        ):  # SLURM counts and hands out these files as GPUs; nobody opens them
+        for number in range(self.gpus):  # SLURM counts these files as GPUs; no process opens them
             os.mknod(folder / f"gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
         here = socket.gethostname().split(".")[0]
         hosts = {"localhost": "127.0.0.1", here: self.gateway, **self.address}
         texts = _configuration(self, here, _free_ports(2))
         texts |= {
             "hosts": "".join(f"{address} {name}\n" for name, address in hosts.items()),
-            "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",  # no name server to wait for
+            "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",  # no query of a name server
         }
         for name, text in texts.items():
             (folder / name).write_text(text)
@@ -359,7 +366,7 @@ class Cluster:
 
 
 def _configuration(cluster: Cluster, here: str, ports: Sequence[int]) -> Mapping[str, str]:
-    """slurm.conf and its companions. Short times, so that a test sees in seconds what takes minutes elsewhere."""
+    """slurm.conf and the other configuration files, with short times, so that tests take seconds."""
     folder, gateway = cluster.folder, cluster.gateway
     (folder / "spool").mkdir()
     nodes = "".join(
@@ -436,20 +443,20 @@ StorageLoc=accounting
         "slurmdbd.conf": dbd,
         "gres.conf": f"AutoDetect=off\nName=gpu File={files}\n",
     }
-    if _slurm_version() >= (24, 5):  # newer ones want control groups unless told not to
+    if _slurm_version() >= (24, 5):  # newer versions use control groups by default
         texts["cgroup.conf"] = "CgroupPlugin=disabled\n"
     return texts
 
 
 def _slurm_version() -> tuple[int, ...]:
-    said = subprocess.run(
+    version = subprocess.run(
         ["slurmctld", "-V"], env={"PATH": PATH}, capture_output=True, text=True
     ).stdout
-    return tuple(int(part) for part in said.split()[-1].split(".")[:2])
+    return tuple(int(part) for part in version.split()[-1].split(".")[:2])
 
 
 def _free_ports(count: int) -> list[int]:
-    """Below the range from which the kernel picks, so that nobody gets one by chance before the daemon does."""
+    """Free ports below the range from which the kernel assigns ports to other processes."""
     ports: list[int] = []
     while len(ports) < count:
         port = 20_000 + secrets.randbelow(12_000)
@@ -465,20 +472,20 @@ def _network_of(pid: int) -> str:
     return ""
 
 
-def why_no_cluster() -> str:
-    """`why_not`, and where nothing speaks against it, what starting one really says."""
-    if reason := why_not():
+def find_cluster_problem() -> str:
+    """Why no cluster can run here, after starting one; an empty text if it can."""
+    if reason := find_missing_requirement():
         return reason
     folder = Path(tempfile.mkdtemp(prefix="lseg-"))
     try:
         with Cluster(folder / "c") as cluster:
             cluster.run("srun", "-N2", "true")
     except Exception as error:
-        return f"a cluster does not come up: {' '.join(str(error).split())[-500:]}"
+        return f"a cluster does not start: {' '.join(str(error).split())[-500:]}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return ""
 
 
 if __name__ == "__main__":
-    print(why_no_cluster())
+    print(find_cluster_problem())

@@ -1,4 +1,4 @@
-"""The real sbatch accepts what `launch` renders, with every option that launch writes and takes."""
+"""The real sbatch accepts the batch files of `launch`, with every option that launch writes."""
 
 import subprocess
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from launch.cli import run as launch_submit
-from launch.slurm.sbatch_options import KNOWN, REPLACED, SHORT
+from launch.slurm.sbatch_options import KNOWN, REPLACED, SHORT_OPTIONS
 from tests.cluster.slurm import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(200)]
 
 
-def test_sbatch_accepts_every_job_of_a_plan(
+def test_sbatch_accepts_every_job_of_a_chain(
     cluster: Cluster, phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setup = tmp_path / "setup.sh"
@@ -60,7 +60,7 @@ def test_sbatch_accepts_every_job_of_a_plan(
         assert done.returncode == 0, done.stderr
 
 
-def test_the_table_of_short_options_is_that_of_sbatch() -> None:
+def test_the_table_of_short_options_equals_that_of_sbatch() -> None:
     """From `sbatch --help`, e.g. `  -a, --array=indexes         job array index values`."""
     shown = subprocess.run(["sbatch", "--help"], capture_output=True, text=True, check=True).stdout
     found = {}
@@ -69,12 +69,14 @@ def test_the_table_of_short_options_is_that_of_sbatch() -> None:
         if len(short) == 2 and short.startswith("-") and long:
             found[short[1]] = long.split()[0].partition("=")[0].partition("[")[0]
     assert len(found) > 20
-    differing = {letter: name for letter, name in found.items() if SHORT.get(letter) != name}
+    differing = {
+        letter: name for letter, name in found.items() if SHORT_OPTIONS.get(letter) != name
+    }
     assert not differing
 
 
 def test_every_option_of_sbatch_is_known() -> None:
-    """None that sbatch has is refused as unknown."""
+    """No option of sbatch is refused as unknown."""
     from_help = subprocess.run(
         ["sbatch", "--help"], capture_output=True, text=True, check=True
     ).stdout

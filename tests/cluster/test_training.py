@@ -1,4 +1,4 @@
-"""The real trainer on the real SLURM: however a job is disturbed, it ends with the bytes of an undisturbed run.
+"""The real trainer on a real SLURM: a disturbed job ends with the bytes of an undisturbed run.
 
 Two nodes with one rank each, a tiny U-Net on phantoms. slurm/train.sbatch and launch, srun and torchrun.
 """
@@ -27,11 +27,11 @@ TINY = (
 )  # fmt: skip
 
 
-def sha256(run: Path) -> str:
+def hash_weights(run: Path) -> str:
     return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
 
 
-def by_batch_file(
+def submit_batch_file(
     cluster: Cluster, run: Path, store: Path, launcher: str = "srun", *sbatch: str
 ) -> str:
     run.mkdir(parents=True)
@@ -54,8 +54,10 @@ def by_batch_file(
     )
 
 
-def by_submit(run: Path, store: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    asked = (
+def submit_with_launch(
+    run: Path, store: Path, capsys: pytest.CaptureFixture[str], *options: str
+) -> str:
+    requested = (
         "--nodes",
         "2",
         "--tasks-per-node",
@@ -67,45 +69,45 @@ def by_submit(run: Path, store: Path, capsys: pytest.CaptureFixture[str], *optio
     )
     assert (
         launch_submit(
-            ["train", *asked, "--device", "cpu", f"data.store={store}", f"run.dir={run}", *TINY]
+            ["train", *requested, "--device", "cpu", f"data.store={store}", f"run.dir={run}", *TINY]
         )
         == 0
     )
     return capsys.readouterr().out.strip()
 
 
-def until_step(cluster: Cluster, run: Path, job_id: str, step: int) -> None:
+def wait_for_step(cluster: Cluster, run: Path, job_id: str, step: int) -> None:
     def reached() -> bool:
-        assert cluster.state(job_id) in ("PENDING", "RUNNING", "CONFIGURING"), log_of(run, job_id)
-        return any(number >= step for number, _ in computed(run))
+        assert cluster.state(job_id) in ("PENDING", "RUNNING", "CONFIGURING"), read_log(run, job_id)
+        return any(number >= step for number, _ in read_losses(run))
 
     cluster.wait_for(reached, 120, f"step {step} of {run.name}")
 
 
-def computed(run: Path) -> list[tuple[int, float]]:
-    """(step, loss) as the run's metrics have them."""
+def read_losses(run: Path) -> list[tuple[int, float]]:
+    """(step, loss) of the metrics of the run."""
     try:
         records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    except (OSError, ValueError):  # not there yet, or a line half-written
+    except (OSError, ValueError):  # no file yet, or half a line
         return []
     return [(record["step"], record["train/loss"]) for record in records if "train/loss" in record]
 
 
-def log_of(run: Path, job_id: str) -> str:
+def read_log(run: Path, job_id: str) -> str:
     logs = [Path(f"{run}.log"), run / "jobs" / f"{job_id}_0_log.out"]
     return "\n".join(log.read_text() for log in logs if log.exists())
 
 
-def finishes(cluster: Cluster, run: Path, job_id: str, *, restarts: int) -> int:
-    """Wait for the good end; steps that were lost, as the restarts themselves tell it."""
+def expect_completion(cluster: Cluster, run: Path, job_id: str, *, restarts: int) -> int:
+    """Wait for a successful end; returns the number of restarts from a checkpoint."""
     ended = cluster.wait_state(job_id, timeout_s=300)
-    log = log_of(run, job_id)
+    log = read_log(run, job_id)
     assert (ended["JobState"], ended["ExitCode"], int(ended["Restarts"])) == (
         "COMPLETED",
         "0:0",
         restarts,
     ), log
-    assert [step for step, _ in computed(run)] == list(range(1, STEPS + 1)), log
+    assert [step for step, _ in read_losses(run)] == list(range(1, STEPS + 1)), log
     left = {
         node: cluster.processes_of(node) for node in cluster.address if node in cluster.processes
     }
@@ -118,8 +120,8 @@ def undisturbed(
     cluster: Cluster, phantom_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     run = tmp_path_factory.mktemp("cluster") / "undisturbed"
-    job_id = by_batch_file(cluster, run, phantom_store)
-    finishes(cluster, run, job_id, restarts=0)
+    job_id = submit_batch_file(cluster, run, phantom_store)
+    expect_completion(cluster, run, job_id, restarts=0)
     return run
 
 
@@ -138,7 +140,7 @@ def disturb(how: str, cluster: Cluster, job_id: str) -> None:
         cluster.kill_node(dead)
         cluster.run(
             "scontrol", "update", f"NodeName={dead}", "State=DOWN", "Reason=health"
-        )  # spares 20 s of waiting
+        )  # saves a wait of 20 s
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def disturb(how: str, cluster: Cluster, job_id: str) -> None:
         pytest.param("second node", "submit torchrun", marks=pytest.mark.long),
     ],
 )
-def test_disturbed_it_ends_with_the_same_bytes(
+def test_a_disturbed_job_ends_with_the_same_bytes(
     how: str,
     through: str,
     undisturbed: Path,
@@ -164,16 +166,18 @@ def test_disturbed_it_ends_with_the_same_bytes(
     run, launcher = tmp_path / "run", through.split()[1]
     partition = ["--partition", "preemptible"] if how == "preemption" else []
     if through.startswith("submit"):
-        job_id = by_submit(run, phantom_store, capsys, "--launcher", launcher, *partition)
+        job_id = submit_with_launch(run, phantom_store, capsys, "--launcher", launcher, *partition)
     else:
-        job_id = by_batch_file(cluster, run, phantom_store, launcher, *partition)
-    until_step(cluster, run, job_id, 4)
+        job_id = submit_batch_file(cluster, run, phantom_store, launcher, *partition)
+    wait_for_step(cluster, run, job_id, 4)
     disturb(how, cluster, job_id)
-    assert finishes(cluster, run, job_id, restarts=1) == 1, "it continued from a checkpoint"
-    assert sha256(run) == sha256(undisturbed)
+    assert expect_completion(cluster, run, job_id, restarts=1) == 1, (
+        "it continued from a checkpoint"
+    )
+    assert hash_weights(run) == hash_weights(undisturbed)
 
 
-def test_what_slurm_refuses_is_one_line_and_leaves_nothing(
+def test_a_refusal_of_slurm_is_one_line_and_leaves_no_job(
     cluster: Cluster, phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [
@@ -192,15 +196,17 @@ def test_what_slurm_refuses_is_one_line_and_leaves_nothing(
         "hold",
     ]
     assert launch_submit([*words, *options]) == 1
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1
-    assert "SLURM refused the job: " in said
-    assert "Invalid partition name specified" in said
-    assert not cluster.run("squeue", "-h").strip(), "the conversion, accepted before, is cancelled"
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
+    assert "SLURM refused the job: " in message
+    assert "Invalid partition name specified" in message
+    assert not cluster.run("squeue", "-h").strip(), (
+        "the conversion, which was accepted, is cancelled"
+    )
 
 
 @pytest.mark.long
-def test_a_chain_in_folds_ends_in_one_report(
+def test_a_chain_with_folds_ends_with_one_report(
     cluster: Cluster, phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Convert (an array), train two folds (an array), evaluate each, pool: seven tasks from one command."""
@@ -226,7 +232,7 @@ def test_a_chain_in_folds_ends_in_one_report(
     assert "nothing to cancel" in capsys.readouterr().out
 
 
-def test_the_doctor_finds_two_nodes_sound(
+def test_the_doctor_finds_no_problem_on_two_nodes(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [
@@ -235,7 +241,7 @@ def test_the_doctor_finds_two_nodes_sound(
         "2",
         "--cpus-per-task",
         "1",
-        "--folder",
+        "--job-dir",
         str(tmp_path / "runs"),
         "--json",
     ]
@@ -248,35 +254,35 @@ def test_the_doctor_finds_two_nodes_sound(
     assert len({report["node"] for report in found["ranks"]}) == 2
 
 
-def test_the_doctor_sees_that_a_folder_is_not_shared(
+def test_the_doctor_reports_a_folder_that_is_not_shared(
     cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """/dev/shm is each node's own here."""
-    monkeypatch.setattr("launch.diagnose.doctor.LOG_S", 1.0)
+    """Each node has its own /dev/shm here."""
+    monkeypatch.setattr("launch.diagnose.doctor.LOG_TIMEOUT_S", 1.0)
     folder = Path(f"/dev/shm/{cluster.folder.parent.name}")
     try:
-        assert launch_submit(["doctor", "--cpus-per-task", "1", "--folder", str(folder)]) == 1
+        assert launch_submit(["doctor", "--cpus-per-task", "1", "--job-dir", str(folder)]) == 1
     finally:
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         folder.rmdir()
     out = capsys.readouterr().out
     assert "problem: " in out
-    assert "shared --folder" in out
+    assert "choose a --job-dir" in out
     assert out.splitlines()[-1] == "verdict: training would fail here"
 
 
 def test_conversion_and_evaluation_by_their_batch_files(
     cluster: Cluster, phantom_source: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """An array of two converts; two nodes evaluate what one process evaluates, to the last digit."""
+    """Two tasks convert; two nodes evaluate with exactly the results of one process."""
     store, run, alone = tmp_path / "store.zarr", tmp_path / "run", tmp_path / "alone"
     environment = {"LIVERSEG_HOME": str(ROOT), "LIVERSEG_PYTHON": sys.executable}
-    asked = ("--cpus-per-task=1", "--mem=4G")
+    requested = ("--cpus-per-task=1", "--mem=4G")
     coarse = ("convert.cleaning.spacing_mm=[6,6,6]", "convert.splits.folds=2")
     words = (ROOT / "slurm" / "to_zarr.sbatch", phantom_source, store, *coarse)
     job_id = cluster.sbatch(
-        "--array=0-1", *asked, f"--output={tmp_path}/convert_%a.log", *words, **environment
+        "--array=0-1", *requested, f"--output={tmp_path}/convert_%a.log", *words, **environment
     )
     logs = [tmp_path / f"convert_{task}.log" for task in (0, 1)]
     for task, log in enumerate(logs):
@@ -288,15 +294,15 @@ def test_conversion_and_evaluation_by_their_batch_files(
     log, words = tmp_path / "evaluate.log", (run, "--store", store, "--device", "cpu")
     nodes = ("--nodes=2", "--gpus-per-node=0", f"--output={log}")
     job_id = cluster.sbatch(
-        *nodes, *asked, ROOT / "slurm" / "evaluate.sbatch", *words, **environment
+        *nodes, *requested, ROOT / "slurm" / "evaluate.sbatch", *words, **environment
     )
     assert cluster.wait_state(job_id)["JobState"] == "COMPLETED", log.read_text()
     assert main(["evaluate", str(alone), "--store", str(store), "--device", "cpu"]) == 0
-    ours, theirs = (
+    distributed, expected = (
         json.loads((folder / "evaluation" / "summary.json").read_text()) for folder in (run, alone)
     )
-    for summary, folder in ((ours, run), (theirs, alone)):
+    for summary, folder in ((distributed, run), (expected, alone)):
         assert summary["details"].pop("run") == folder.name
         del summary["details"]["title"]
-    assert ours["n_cases"] >= 1
-    assert ours == theirs
+    assert distributed["n_cases"] >= 1
+    assert distributed == expected

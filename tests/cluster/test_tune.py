@@ -1,4 +1,4 @@
-"""A sweep by slurm/tune.sbatch: Ray on two nodes of a real SLURM, stopped in the middle, continued, nothing left."""
+"""A sweep by slurm/tune.sbatch: Ray on two nodes of a real SLURM, stopped, continued, nothing left."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize(("nodes", "dies"), [(1, ""), (2, ""), (1, "node2"), (2, "node1")])
-def test_a_sweep_on_two_nodes_goes_on(
+def test_a_sweep_on_two_nodes_continues(
     nodes: int, dies: str, cluster: Cluster, phantom_store: Path, tmp_path: Path
 ) -> None:
     """Two folds at once, each on a node of its own; or one after the other, each on both nodes. The sweep is asked to
@@ -45,16 +45,16 @@ def test_a_sweep_on_two_nodes_goes_on(
         cluster.kill_node(dies)
         cluster.run(
             "scontrol", "update", f"NodeName={dies}", "State=DOWN", "Reason=health"
-        )  # spares 20 s of waiting
+        )  # saves a wait of 20 s
     else:
         cluster.run("scancel", "--signal=USR2", job_id)
     ended = cluster.wait_state(job_id, timeout_s=300)
-    said = log.read_text()
+    message = log.read_text()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), (
-        said
+        message
     )
-    assert said.count(": 2 of 2 nodes") == 2, said
-    assert "continues: " in said
+    assert message.count(": 2 of 2 nodes") == 2, message
+    assert "continues: " in message
     result = json.loads((run / "sweep.json").read_text())
     assert [trial["state"] for trial in result["trials"]].count("finished") >= 1
     if nodes == 1 and not dies:
@@ -80,7 +80,7 @@ def test_a_sweep_on_two_nodes_goes_on(
 def test_a_sweep_on_one_node_is_submitted(
     cluster: Cluster, phantom_store: Path, tmp_path: Path
 ) -> None:
-    """By `launch`, whose batch file has no ranks to tell of the first node, only Ray's head."""
+    """Submitted by `launch`: the batch file sets the address of the first node for Ray only."""
     run = tmp_path / "sweep"
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     words = [

@@ -1,4 +1,7 @@
-"""What the doctor says about reports of ranks, each with its remedy. The real job: tests/cluster/test_training.py."""
+"""The findings of the doctor, each with its remedy.
+
+The real job is tested in tests/cluster/test_training.py.
+"""
 
 import json
 from pathlib import Path
@@ -7,15 +10,16 @@ from typing import Any
 import pytest
 
 from launch.cli import run
-from launch.diagnose.doctor import find_problems, format_node_table, read_reports
-from launch.diagnose.probe import MARK
+from launch.diagnose.doctor import format_node_table, read_reports
+from launch.diagnose.findings import find_problems
+from launch.diagnose.probe import LINE_PREFIX
 from launch.slurm.sbatch import Resources
 
 LOG = Path(__file__)  # any file that exists
-ASKED = Resources(nodes=2, tasks_per_node=1)
+REQUESTED = Resources(nodes=2, tasks_per_node=1)
 
 
-def rank(number: int, **changes: Any) -> dict[str, Any]:
+def make_report(number: int, **changes: Any) -> dict[str, Any]:
     good = {
         "rank": number, "node": f"node{number + 1}", "versions": {"torch": "2.13.0", "code": "abc"}, "gpus": [],
         "sees_folder": True, "write_mib_s": 300.0, "meets": True, "clock_s": 0.001, "all_reduce_gib_s": 2.0,
@@ -23,8 +27,11 @@ def rank(number: int, **changes: Any) -> dict[str, Any]:
     return {key: value for key, value in (good | changes).items() if value is not None}
 
 
-def test_a_sound_pair_of_nodes_is_ready() -> None:
-    assert find_problems([rank(0), rank(1)], ASKED, job_state="COMPLETED", log=LOG) == []
+def test_two_nodes_without_problems_are_ready() -> None:
+    assert (
+        find_problems([make_report(0), make_report(1)], REQUESTED, job_state="COMPLETED", log=LOG)
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,10 +54,10 @@ def test_a_sound_pair_of_nodes_is_ready() -> None:
         (
             {"meets": False, "network_error": "timed out"},
             "problem",
-            "rank 1 on node2 does not meet",
+            "rank 1 on node2 cannot connect to the other ranks",
             "SOCKET_IFNAME",
         ),
-        ({"meets": None}, "problem", "it died while it tried", "SOCKET_IFNAME"),
+        ({"meets": None}, "problem", "it ended during the test", "SOCKET_IFNAME"),
         ({"clock_s": -7.25}, "warning", "the clock of node2 is -7.2 s off", "chrony"),
         ({"all_reduce_gib_s": 0.01}, "warning", "0.01 GiB/s between nodes", "NCCL_SOCKET_IFNAME"),
         (
@@ -64,29 +71,34 @@ def test_a_sound_pair_of_nodes_is_ready() -> None:
 def test_each_finding_has_its_remedy(
     changes: dict[str, Any], level: str, what: str, remedy: str
 ) -> None:
-    (found,) = find_problems([rank(0), rank(1, **changes)], ASKED, job_state="COMPLETED", log=LOG)
+    (found,) = find_problems(
+        [make_report(0), make_report(1, **changes)], REQUESTED, job_state="COMPLETED", log=LOG
+    )
     assert found.level == level
     assert what in found.what
     assert remedy in found.remedy
 
 
-def test_gpus_must_be_there_and_free() -> None:
-    asked = Resources(nodes=2, gpus_per_node=1)
+def test_gpus_must_be_visible_and_free() -> None:
+    requested = Resources(nodes=2, gpus_per_node=1)
     busy, none = find_problems(
-        [rank(0, gpus=[[10.0, 80.0]]), rank(1)], asked, job_state="COMPLETED", log=LOG
+        [make_report(0, gpus=[[10.0, 80.0]]), make_report(1)],
+        requested,
+        job_state="COMPLETED",
+        log=LOG,
     )[::-1]
     assert "rank 1 on node2 sees no GPU" in none.what
     assert "GPU 0 of node1 has 10 of 80 GiB free" in busy.what
     assert "exclude=node1" in busy.remedy
 
 
-def test_silent_ranks_and_silent_jobs_are_problems() -> None:
-    (silent,) = find_problems([rank(0)], ASKED, job_state="FAILED", log=LOG)
-    assert "rank 1 of 2 said nothing" in silent.what
-    (nothing,) = find_problems([], ASKED, job_state="FAILED", log=LOG)
-    assert "no rank said anything (job FAILED)" in nothing.what
-    (unseen,) = find_problems([], ASKED, job_state="FAILED", log=Path("/nowhere/log"))
-    assert "was never written" in unseen.what
+def test_missing_reports_are_problems() -> None:
+    (missing,) = find_problems([make_report(0)], REQUESTED, job_state="FAILED", log=LOG)
+    assert "rank 1 of 2 printed no report" in missing.what
+    (no_report,) = find_problems([], REQUESTED, job_state="FAILED", log=LOG)
+    assert "no rank printed a report (job FAILED)" in no_report.what
+    (no_log,) = find_problems([], REQUESTED, job_state="FAILED", log=Path("/nowhere/log"))
+    assert "was never written" in no_log.what
 
 
 def test_reports_are_read_from_a_labelled_log() -> None:
@@ -98,8 +110,8 @@ def test_reports_are_read_from_a_labelled_log() -> None:
     log = "\n".join(
         [
             "liverseg job 7: start",
-            *(f"{p['rank']}: {MARK}{json.dumps(p)}" for p in parts),
-            f"0: {MARK}{{",
+            *(f"{p['rank']}: {LINE_PREFIX}{json.dumps(p)}" for p in parts),
+            f"0: {LINE_PREFIX}{{",
         ]
     )
     assert read_reports(log) == [parts[1], parts[2]]
@@ -120,7 +132,7 @@ def test_on_this_machine(
         "local",
         "--tasks-per-node",
         "2",
-        "--folder",
+        "--job-dir",
         str(tmp_path / "runs"),
         "--json",
     ]
@@ -131,6 +143,6 @@ def test_on_this_machine(
     assert not list((tmp_path / "runs").glob(".doctor-*"))
 
 
-def test_it_takes_no_arguments_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_of_a_command_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "run.dir=x"]) == 2
     assert "doctor takes no run.dir=x" in capsys.readouterr().err

@@ -1,14 +1,17 @@
-"""Who failed first, from what srun and the ranks said. The logs below are from real jobs, shortened."""
+"""The rank that failed first, from the output of srun and the ranks.
+
+The logs below are from real jobs, shortened.
+"""
 
 import pytest
 
 from launch.slurm.failure_report import (
     FailureReport,
-    Kind,
     LogReader,
-    exit_code,
+    Outcome,
     expand_index_ranges,
-    ranks_by_node,
+    list_ranks_by_node,
+    parse_exit_code,
 )
 
 PEER_GONE = [
@@ -19,163 +22,173 @@ PEER_GONE = [
 ]
 
 
-def peer(rank: int) -> list[str]:
+def format_peer_lines(rank: int) -> list[str]:
     return [line.format(rank, rank, 1 + rank // 2) for line in PEER_GONE]
 
 
-def verdict(
+def read_report(
     *lines: str, returncode: int = 1, ranks_per_task: int = 1, stopped: bool = False
 ) -> FailureReport:
     reader = LogReader(ranks_per_task)
     for line in lines:
-        reader.feed(line + "\n")
-    return reader.verdict(returncode, stopped)
+        reader.read_line(line + "\n")
+    return reader.build_report(returncode, stopped)
 
 
-def test_the_rank_that_raised_is_named_though_its_peers_were_reported_first() -> None:
-    found = verdict(
+def test_the_rank_that_raised_is_named_even_if_others_were_reported_before_it() -> None:
+    report = read_report(
         "0: step 7",
-        *peer(0),
+        *format_peer_lines(0),
         "3: Traceback (most recent call last):",
         "3: ValueError: the real reason",
         "3: liverseg rank 3 on node2 ended with exit code 1; peak memory 1.50 GiB",
-        *peer(2),
+        *format_peer_lines(2),
         "srun: error: node1: tasks 0-1: Exited with exit code 1",
         "srun: launch/slurm: _step_signal: Terminating StepId=7.0",
         "srun: error: node2: tasks 2-3: Exited with exit code 1",
     )
-    assert found.kind is Kind.FAILED
-    assert found.exit_code == 1
-    assert found.story == "first failure: rank 3 on node2 ended with exit code 1"
-    assert found.evidence == (
+    assert report.outcome is Outcome.FAILED
+    assert report.exit_code == 1
+    assert report.summary == "first failure: rank 3 on node2 ended with exit code 1"
+    assert report.evidence == (
         "  3: Traceback (most recent call last):",
         "  3: ValueError: the real reason",
     )
 
 
-def test_a_killed_rank_says_nothing_itself() -> None:
-    found = verdict(
+def test_a_killed_rank_is_named_although_it_printed_nothing() -> None:
+    report = read_report(
         "1: liverseg rank 1 on node1 was killed by SIGKILL; peak memory 61.90 GiB",
-        *peer(0),
+        *format_peer_lines(0),
         "srun: error: node1: task 0: Exited with exit code 1",
         "srun: error: node1: task 1: Exited with exit code 137",
         returncode=137,
     )
-    assert (found.kind, found.exit_code) == (Kind.FAILED, 137)
+    assert (report.outcome, report.exit_code) == (Outcome.FAILED, 137)
     assert (
-        "rank 1 on node1 was killed by SIGKILL at 61.90 GiB; most often that is memory"
-        in found.story
+        "rank 1 on node1 was killed by SIGKILL at 61.90 GiB; the most frequent cause is memory"
+        in report.summary
     )
 
 
-def test_where_slurm_kills_a_whole_step_for_one_nodes_memory_that_node_is_named() -> None:
-    """JobAcctGatherParams=OverMemoryKill: no rank is left to speak."""
-    found = verdict(
+def test_the_node_over_its_memory_limit_is_named_when_slurm_kills_the_step() -> None:
+    """JobAcctGatherParams=OverMemoryKill: every rank is killed."""
+    report = read_report(
         "slurmstepd-node1: error: Exceeded job memory limit",
         "2: slurmstepd-node2: error: StepId=8854854.0 exceeded memory limit (1127333888 > 1073741824), being killed",
         "srun: error: node1: tasks 0-1: Killed",
         "srun: error: node2: tasks 2-3: Killed",
         returncode=137,
     )
-    assert (found.kind, found.exit_code) == (Kind.FAILED, 137)
-    assert "ranks 2, 3 on node2 took 1.05 of the 1.00 GiB per node" in found.story
+    assert (report.outcome, report.exit_code) == (Outcome.FAILED, 137)
+    assert "ranks 2, 3 on node2 used 1.05 of the 1.00 GiB per node" in report.summary
 
 
-def test_slurms_word_on_memory_is_passed_on() -> None:
-    found = verdict(
+def test_out_of_memory_reported_by_slurm_is_in_the_summary() -> None:
+    report = read_report(
         "0: liverseg rank 0 on node1 was killed by SIGKILL; peak memory 3.00 GiB",
         "slurmstepd: error: Detected 1 oom_kill event in StepId=12.0. Some of the step tasks have been OOM Killed.",
         "srun: error: node1: task 0: Out Of Memory",
         returncode=137,
     )
-    assert found.story.startswith("first failure: out of memory, says SLURM: rank 0 on node1")
-
-
-def test_peers_that_lost_each_other_without_a_culprit_are_no_failure() -> None:
-    found = verdict(*peer(0), *peer(1), "srun: error: node1: tasks 0-1: Exited with exit code 1")
-    assert found.kind is Kind.LOST
-    assert "node or the network" in found.story
-
-
-def test_a_node_that_went_away() -> None:
-    found = verdict(
-        "srun: error: Node failure on node2", *peer(0), "srun: error: node1: tasks 0-1: Killed"
+    assert report.summary.startswith(
+        "first failure: out of memory according to SLURM: rank 0 on node1"
     )
-    assert found.kind is Kind.LOST
-    assert "node2" in found.story
 
 
-def test_a_mistake_of_the_user_keeps_its_exit_code() -> None:
+def test_lost_connections_without_another_error_are_not_a_failure() -> None:
+    report = read_report(
+        *format_peer_lines(0),
+        *format_peer_lines(1),
+        "srun: error: node1: tasks 0-1: Exited with exit code 1",
+    )
+    assert report.outcome is Outcome.LOST
+    assert "node or the network" in report.summary
+
+
+def test_a_lost_node_is_named() -> None:
+    report = read_report(
+        "srun: error: Node failure on node2",
+        *format_peer_lines(0),
+        "srun: error: node1: tasks 0-1: Killed",
+    )
+    assert report.outcome is Outcome.LOST
+    assert "node2" in report.summary
+
+
+def test_a_user_error_keeps_its_exit_code() -> None:
     lines = [f"{r}: liverseg: train.max_steps = 0: at least 1" for r in range(2)]
     ends = [
         f"{r}: liverseg rank {r} on n1 ended with exit code 2; peak memory 0.1 GiB"
         for r in range(2)
     ]
-    found = verdict(*lines, *ends, returncode=2)
-    assert (found.kind, found.exit_code) == (Kind.FAILED, 2)
-    assert found.evidence == ("  0: liverseg: train.max_steps = 0: at least 1",)
+    report = read_report(*lines, *ends, returncode=2)
+    assert (report.outcome, report.exit_code) == (Outcome.FAILED, 2)
+    assert report.evidence == ("  0: liverseg: train.max_steps = 0: at least 1",)
 
 
 @pytest.mark.parametrize(
     "rest", ["srun: error: n1: task 1: Killed", "srun: error: n1: task 1: Terminated"]
 )
-def test_stopped_on_request_is_told_by_any_rank(rest: str) -> None:
+def test_one_rank_that_stopped_on_request_decides_the_outcome(rest: str) -> None:
     assert (
-        verdict("srun: error: n1: task 0: Exited with exit code 75", rest, returncode=137).kind
-        is Kind.STOPPED
+        read_report(
+            "srun: error: n1: task 0: Exited with exit code 75", rest, returncode=137
+        ).outcome
+        is Outcome.STOPPED
     )
 
 
-def test_under_torchrun_the_run_folder_tells_of_the_stop() -> None:
+def test_under_torchrun_the_run_folder_reports_the_stop() -> None:
     line = "srun: error: n1: task 0: Exited with exit code 1"
-    assert verdict(line, stopped=True, ranks_per_task=2).kind is Kind.STOPPED
+    assert read_report(line, stopped=True, ranks_per_task=2).outcome is Outcome.STOPPED
 
 
-def test_ended_by_the_signal_before_it_could_save() -> None:
+def test_a_signal_before_the_ranks_could_save_is_an_interruption() -> None:
     lines = [
         f"{r}: liverseg rank {r} on n1 was killed by SIGUSR2; peak memory 0.1 GiB" for r in range(2)
     ]
-    assert verdict(*lines, returncode=140).kind is Kind.INTERRUPTED
+    assert read_report(*lines, returncode=140).outcome is Outcome.INTERRUPTED
     assert (
-        verdict("srun: error: n1: tasks 0-1: User defined signal 2", returncode=140).kind
-        is Kind.INTERRUPTED
+        read_report("srun: error: n1: tasks 0-1: User defined signal 2", returncode=140).outcome
+        is Outcome.INTERRUPTED
     )
 
 
-def test_under_torchrun_lines_are_labelled_by_node_and_ranks_by_their_number() -> None:
-    found = verdict(
+def test_under_torchrun_lines_have_the_label_of_the_node() -> None:
+    report = read_report(
         "1: Traceback (most recent call last):",
         "1: ValueError: the real reason",
         "1: liverseg rank 5 on node2 ended with exit code 1; peak memory 0.1 GiB",
         "srun: error: node2: task 1: Exited with exit code 1",
         ranks_per_task=4,
     )
-    assert found.story == "first failure: rank 5 on node2 ended with exit code 1"
-    assert found.evidence[-1] == "  5: ValueError: the real reason"
+    assert report.summary == "first failure: rank 5 on node2 ended with exit code 1"
+    assert report.evidence[-1] == "  5: ValueError: the real reason"
 
 
-def test_under_torchrun_nodes_that_could_not_meet_are_no_failure_of_the_job() -> None:
-    found = verdict(
+def test_under_torchrun_nodes_that_cannot_connect_are_not_a_failure() -> None:
+    report = read_report(
         "1: liverseg: torchrun: node 1 cannot meet the others at node1:29500; has one failed to start, or is the "
         "network gone? (The client socket has timed out after 600000ms while trying to connect to (node1, 29500).)",
         "srun: error: node2: task 1: Exited with exit code 1",
         ranks_per_task=4,
     )
-    assert found.kind is Kind.INTERRUPTED
+    assert report.outcome is Outcome.INTERRUPTED
 
 
-def test_srun_itself_could_not_start() -> None:
-    found = verdict(
+def test_an_error_of_srun_itself_is_the_summary() -> None:
+    report = read_report(
         "srun: error: Unable to create step for job 5: Requested node configuration is not available"
     )
-    assert found.kind is Kind.FAILED
-    assert found.story.startswith("Unable to create step")
+    assert report.outcome is Outcome.FAILED
+    assert report.summary.startswith("Unable to create step")
 
 
-def test_small_parts() -> None:
-    assert verdict(returncode=0).kind is Kind.DONE
-    assert [exit_code(t) for t in ("Exited with exit code 3", "Killed", "Segmentation fault (core dumped)")] == [
+def test_helpers_for_srun_texts() -> None:
+    assert read_report(returncode=0).outcome is Outcome.DONE
+    assert [parse_exit_code(t) for t in ("Exited with exit code 3", "Killed", "Segmentation fault (core dumped)")] == [
         3, 137, 139,
     ]  # fmt: skip
     assert expand_index_ranges("0-2,5,7-8") == (0, 1, 2, 5, 7, 8)
-    assert ranks_by_node(["a", "b", "c"], "2(x2),1") == {"a": "0-1", "b": "2-3", "c": "4"}
+    assert list_ranks_by_node(["a", "b", "c"], "2(x2),1") == {"a": "0-1", "b": "2-3", "c": "4"}

@@ -1,4 +1,4 @@
-"""No option is ignored: `launch` honours it in the right job, or refuses it in one line that says what to do."""
+"""No option is ignored: `launch` applies it to the right job, or refuses it in one line."""
 
 import re
 import subprocess
@@ -8,11 +8,11 @@ import pytest
 
 from launch.cli import run
 from launch.slurm.arrays import expand_tasks, format_indices, parse_array, parse_indices
-from launch.slurm.executors import local_words
+from launch.slurm.executors import build_local_command
 from launch.slurm.sbatch import BatchJob, Resources, render_batch_file
-from launch.slurm.sbatch_options import REPLACED, SHORT, parse_sbatch_option
-from launch.slurm.stages import stage_resources
-from launch.slurm.units import parse_gpus, parse_memory, slurm_time, time_seconds
+from launch.slurm.sbatch_options import REPLACED, SHORT_OPTIONS, parse_sbatch_option
+from launch.slurm.stages import compute_stage_resources
+from launch.slurm.units import parse_gpus, parse_memory, parse_time_limit, time_to_seconds
 from liverseg_dist.errors import UserError
 
 Capture = pytest.CaptureFixture[str]
@@ -35,7 +35,7 @@ def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
 
 
-def refused(capsys: Capture, *words: str) -> str:
+def expect_user_error(capsys: Capture, *words: str) -> str:
     assert run(words) == 2, capsys.readouterr()
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -43,15 +43,15 @@ def refused(capsys: Capture, *words: str) -> str:
     return shown.err
 
 
-def jobs_of(capsys: Capture, *words: str) -> list[str]:
+def list_batch_files(capsys: Capture, *words: str) -> list[str]:
     """The batch files of a dry run."""
     assert run([*words, "--dry-run"]) == 0, capsys.readouterr()
     text = capsys.readouterr().out
     return text.split("# --- job ")[1:] if "# --- job " in text else [text]
 
 
-def options_of(job: str) -> dict[str, str]:
-    """What a batch file asks of SLURM."""
+def read_sbatch_options(job: str) -> dict[str, str]:
+    """The #SBATCH options of a batch file."""
     found = re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", job, re.MULTILINE)
     return {name: value.strip("'") for name, value in found}
 
@@ -65,7 +65,7 @@ def test_array_expressions(text: str, indices: tuple[int, ...], throttle: int) -
     array = parse_array(text)
     assert (array.indices, array.throttle) == (indices, throttle)
     if indices:
-        assert tuple(parse_indices(array.with_indices(indices))) == indices
+        assert tuple(parse_indices(array.format_indices(indices))) == indices
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_array_expressions(text: str, indices: tuple[int, ...], throttle: int) -
     ["", "foo", "fold", "folds%", "folds%0", "0-", "-1", "4-0", "0-4:0", "1,,2", "1 3", "0-4%a", "folds-2", "a-b",
      "1.5", "0-4%-1", "\u0663", "0-999999999", "folds,1", "folds%2%2", "0--4"],
 )  # fmt: skip
-def test_other_arrays_are_refused(text: str) -> None:
+def test_invalid_arrays_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="--array"):
         parse_array(text)
 
 
-def test_indices_are_written_as_sbatch_reads_them() -> None:
+def test_indices_have_the_notation_of_sbatch() -> None:
     assert format_indices([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
     assert expand_tasks("9", "0-2:2,5%1") == ["9_0", "9_2", "9_5"]
     assert expand_tasks("9", "") == expand_tasks("9", "damaged") == ["9"]
@@ -88,12 +88,14 @@ def test_indices_are_written_as_sbatch_reads_them() -> None:
     ("array", "tasks"),
     [("folds%2", "0-1%2"), ("1", "1"), ("0-1%1", "0-1%1"), ("0-1:2", "0"), ("1,0", "0-1")],
 )
-def test_the_array_of_folds_reaches_training_and_evaluation_alone(
+def test_only_training_and_evaluation_get_the_array_of_folds(
     array: str, tasks: str, train: list[str], capsys: Capture
 ) -> None:
-    training, evaluation, aggregate = jobs_of(capsys, *train, "--array", array, *GPU)
-    assert options_of(training)["array"] == options_of(evaluation)["array"] == tasks
-    assert "array" not in options_of(aggregate)
+    training, evaluation, aggregate = list_batch_files(capsys, *train, "--array", array, *GPU)
+    assert (
+        read_sbatch_options(training)["array"] == read_sbatch_options(evaluation)["array"] == tasks
+    )
+    assert "array" not in read_sbatch_options(aggregate)
     chosen = ",".join(map(str, parse_indices(tasks)))
     assert aggregate.rstrip().endswith("run 2" if chosen == "0,1" else f"run 2 --only {chosen}")
 
@@ -101,23 +103,23 @@ def test_the_array_of_folds_reaches_training_and_evaluation_alone(
 def test_arrays_that_do_not_fit_are_refused(
     train: list[str], chain: list[str], phantom_source: Path, capsys: Capture
 ) -> None:
-    assert "accepted: folds, 0-4" in refused(capsys, *train, "--array", "foo")
-    assert "no fold 2; the store has 2" in refused(capsys, *train, "--array", "0-4")
+    assert "accepted: folds, 0-4" in expect_user_error(capsys, *train, "--array", "foo")
+    assert "no fold 2; the store has 2" in expect_user_error(capsys, *train, "--array", "0-4")
     convert = ("convert", str(phantom_source), "s.zarr")
     for array in ("folds", "1,3", "0-4:2", "0"):
-        assert "task" in refused(capsys, *convert, "--array", array)
-    (text,) = jobs_of(capsys, *convert, "--array", "8%4")
-    assert options_of(text)["array"] == "0-7%4"
+        assert "task" in expect_user_error(capsys, *convert, "--array", array)
+    (text,) = list_batch_files(capsys, *convert, "--array", "8%4")
+    assert read_sbatch_options(text)["array"] == "0-7%4"
     assert '--shard "$SLURM_ARRAY_TASK_ID"/8' in text
     for command in ("evaluate", "predict", "tune", "doctor", "verify"):
-        assert "--array is for train, convert and chain" in refused(
+        assert "--array is for train, convert and chain" in expect_user_error(
             capsys, command, "x", "--array", "folds"
         )
-    assert "no fold 3" in refused(capsys, *chain, "--array", "3")
+    assert "no fold 3" in expect_user_error(capsys, *chain, "--array", "3")
 
 
-def spellings(name: str) -> list[str]:
-    letters = [letter for letter, long in SHORT.items() if long == name]
+def list_spellings(name: str) -> list[str]:
+    letters = [letter for letter, long in SHORT_OPTIONS.items() if long == name]
     forms = [f"{name}=1", f"--{name}=1", f"--{name} 1", f"{name} 1", f" {name} = 1"]
     return forms + [
         form
@@ -127,8 +129,8 @@ def spellings(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(REPLACED))
-def test_what_launch_sets_is_refused_in_every_spelling(name: str) -> None:
-    for text in spellings(name):
+def test_an_option_that_launch_sets_is_refused_in_every_spelling(name: str) -> None:
+    for text in list_spellings(name):
         with pytest.raises(UserError, match=re.escape(REPLACED[name])):
             parse_sbatch_option(text)
 
@@ -146,9 +148,13 @@ def test_unknown_and_broken_sbatch_options_are_refused(text: str, message: str) 
         parse_sbatch_option(text)
 
 
-def test_sbatch_options_land_on_the_right_jobs(train: list[str], capsys: Capture) -> None:
-    assert "use --array" in refused(capsys, *train, "--array", "folds", "--sbatch", "array=0-4%2")
-    assert "use --array" in refused(capsys, *train, "--array", "folds", "--sbatch=--array=0-4%2")
+def test_sbatch_options_apply_to_the_right_jobs(train: list[str], capsys: Capture) -> None:
+    assert "use --array" in expect_user_error(
+        capsys, *train, "--array", "folds", "--sbatch", "array=0-4%2"
+    )
+    assert "use --array" in expect_user_error(
+        capsys, *train, "--array", "folds", "--sbatch=--array=0-4%2"
+    )
     given = (
         "exclusive",
         "mail-type=END",
@@ -159,27 +165,28 @@ def test_sbatch_options_land_on_the_right_jobs(train: list[str], capsys: Capture
     )
     more = [word for text in given for word in ("--sbatch", text)]
     training, evaluation, aggregate = (
-        options_of(job) for job in jobs_of(capsys, *train, "--array", "folds", *GPU, *more)
+        read_sbatch_options(job)
+        for job in list_batch_files(capsys, *train, "--array", "folds", *GPU, *more)
     )
     assert {"exclusive", "mail-type", "reservation", "hold", "nodelist", "container-image"} <= set(
         training
     )
     assert {"exclusive", "mail-type", "reservation", "nodelist"} <= set(evaluation)
-    assert "hold" not in evaluation, "it waits for the first anyway"
+    assert "hold" not in evaluation, "it waits for the training"
     assert {"mail-type", "reservation", "container-image"} <= set(aggregate)
     assert not {"exclusive", "hold", "nodelist"} & set(aggregate)
-    (single,) = jobs_of(
+    (single,) = list_batch_files(
         capsys, *train, "--sbatch", "-p gpu", "--sbatch", "--time=90", "--sbatch", "mem=8GB"
     )
-    found = options_of(single)
+    found = read_sbatch_options(single)
     assert (found["partition"], found["time"], found["mem"]) == ("gpu", "01:30:00", "8G")
-    assert "contradicts --partition" in refused(
+    assert "contradicts --partition" in expect_user_error(
         capsys, *train, "--partition", "a", "--sbatch", "partition=b"
     )
 
 
 def test_stages_without_gpu_stay_off_the_gpu_nodes(chain: list[str], capsys: Capture) -> None:
-    asked = [
+    requested = [
         "--array",
         "folds%2",
         "--gpus-per-node",
@@ -191,10 +198,10 @@ def test_stages_without_gpu_stay_off_the_gpu_nodes(chain: list[str], capsys: Cap
         "--account",
         "lab",
     ]
-    asked += ["--constraint", "ib", "--mem", "400G", "--gpu-bind", "closest"]
-    convert, training, evaluation, aggregate = jobs_of(capsys, *chain, *asked)
+    requested += ["--constraint", "ib", "--mem", "400G", "--gpu-bind", "closest"]
+    convert, training, evaluation, aggregate = list_batch_files(capsys, *chain, *requested)
     for text in (training, evaluation):
-        found = options_of(text)
+        found = read_sbatch_options(text)
         assert (found["gpus-per-node"], found["partition"], found["mem"]) == (
             "a100:1",
             "gpu",
@@ -202,18 +209,18 @@ def test_stages_without_gpu_stay_off_the_gpu_nodes(chain: list[str], capsys: Cap
         )
         assert "--gpu-bind=closest" in text
     for text, limit in ((convert, "04:00:00"), (aggregate, "00:30:00")):
-        found = options_of(text)
+        found = read_sbatch_options(text)
         assert not {"gpus-per-node", "partition", "qos", "constraint", "mem"} & set(found)
         assert (found["account"], found["time"]) == ("lab", limit)
         assert "gpu-bind" not in text
-    assert options_of(evaluation)["time"] == "04:00:00"
-    assert options_of(training)["time"] == "24:00:00"
+    assert read_sbatch_options(evaluation)["time"] == "04:00:00"
+    assert read_sbatch_options(training)["time"] == "24:00:00"
 
 
-def test_each_stage_can_be_given_partition_time_and_memory(
+def test_each_stage_can_have_its_own_partition_time_and_memory(
     chain: list[str], capsys: Capture
 ) -> None:
-    asked = [
+    requested = [
         "--array",
         "folds",
         *GPU,
@@ -233,9 +240,9 @@ def test_each_stage_can_be_given_partition_time_and_memory(
         "convert:mem=16G",
         "train:-x n1",
     )
-    asked += [word for text in stages for word in ("--stage-option", text)]
+    requested += [word for text in stages for word in ("--stage-option", text)]
     convert, training, evaluation, aggregate = (
-        options_of(job) for job in jobs_of(capsys, *chain, *asked)
+        read_sbatch_options(job) for job in list_batch_files(capsys, *chain, *requested)
     )
     assert (convert["partition"], convert["mem"], convert["array"]) == ("cpu", "16G", "0-3%2")
     assert (training["partition"], training["exclude"], training["time"]) == (
@@ -244,14 +251,14 @@ def test_each_stage_can_be_given_partition_time_and_memory(
         "02:00:00",
     )
     assert (evaluation["partition"], evaluation["time"]) == ("cpu", "02:00:00"), (
-        "not longer than training may run"
+        "at most the time of the training"
     )
     assert "gpus-per-node" not in evaluation
     assert (aggregate["partition"], aggregate["time"]) == ("short", "01:00:00")
     assert "exclude" not in convert.keys() | evaluation.keys() | aggregate.keys()
     names = [job["job-name"] for job in (convert, training, evaluation, aggregate)]
     assert names == ["n-convert", "n-train", "n-evaluate", "n-aggregate"], (
-        "each has a batch file of its own"
+        "each has its own batch file"
     )
     for option, message in [
         ("agregate:time=1h", "stages are convert, train, evaluate, aggregate"), ("time=1h", "STAGE:KEY=VALUE"),
@@ -259,18 +266,18 @@ def test_each_stage_can_be_given_partition_time_and_memory(
         ("evaluate:time=x", "written 24h"),
         ("aggregate:array=0-1", "use --array"), ("evaluate:zzz=1", "no option zzz"),
     ]:  # fmt: skip
-        assert message in refused(
+        assert message in expect_user_error(
             capsys, *chain, *GPU, "--array", "folds", "--stage-option", option
         )
 
 
 def test_a_short_stage_is_asked_to_stop_before_its_end() -> None:
     main = Resources(time="24:00:00", signal_s=3600)
-    aggregate = stage_resources(main, "aggregate")
-    assert 0 < aggregate.signal_s < time_seconds(aggregate.time)
+    aggregate = compute_stage_resources(main, "aggregate")
+    assert 0 < aggregate.signal_s < time_to_seconds(aggregate.time)
 
 
-def test_training_without_gpus_is_pointed_out(
+def test_training_without_gpus_prints_a_warning(
     chain: list[str], train: list[str], capsys: Capture
 ) -> None:
     for words in (chain, train):
@@ -298,14 +305,14 @@ def test_training_without_gpus_is_pointed_out(
 )
 def test_gpu_counts(text: str, count: int, kind: str) -> None:
     request = parse_gpus(text)
-    assert (request.count, request.kind) == (count, kind)
+    assert (request.count, request.model) == (count, kind)
 
 
 @pytest.mark.parametrize(
     "text",
     ["-1", "four", "a100", "a100:", "gpu:gpu:4", "2.5", "", "a100:2,v100:2", "a b:1", "\u0663"],
 )
-def test_other_gpu_counts_are_refused(text: str) -> None:
+def test_invalid_gpu_counts_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="a100:4"):
         parse_gpus(text)
 
@@ -324,10 +331,10 @@ def test_memory_sizes(text: str, form: str) -> None:
 @pytest.mark.parametrize(
     "text", ["00:00:00", "0-00", "-5", "1-25", "24H", "1:60:00", "UNLIMITED", "", "\u0663"]
 )
-def test_times_that_slurm_would_read_otherwise_are_refused(text: str) -> None:
+def test_times_that_slurm_reads_differently_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="--time"):
-        slurm_time(text)
-    assert [time_seconds(time) for time in ("1-00:00:00", "24:00:00", "1-00", "00:01:30")] == [
+        parse_time_limit(text)
+    assert [time_to_seconds(time) for time in ("1-00:00:00", "24:00:00", "1-00", "00:01:30")] == [
         86400,
         86400,
         86400,
@@ -352,8 +359,8 @@ def test_times_that_slurm_would_read_otherwise_are_refused(text: str) -> None:
         (["--partition=--"], "--partition"),
         (["--convert-tasks", "3"], "is for chain"),
         (["--convert-sbatch", "hold"], "is for chain"),
-        (["--stage-option", "train:hold"], "plans of several jobs"),
-        (["--cpu-partition", "x"], "plans of several jobs"),
+        (["--stage-option", "train:hold"], "is for several jobs"),
+        (["--cpu-partition", "x"], "is for several jobs"),
         (["--time", "1h", "--signal", "4000"], "stopped at once"),
         (["--follow", "--dry-run"], "--follow has no effect with --dry-run"),
         (["--parsable", "--dry-run"], "--parsable has no effect with --dry-run"),
@@ -379,10 +386,10 @@ def test_times_that_slurm_would_read_otherwise_are_refused(text: str) -> None:
 def test_an_option_without_effect_is_refused(
     words: list[str], message: str, train: list[str], capsys: Capture
 ) -> None:
-    assert message in refused(capsys, *train, *words)
+    assert message in expect_user_error(capsys, *train, *words)
 
 
-def test_every_command_refuses_what_it_ignores(
+def test_every_command_refuses_the_options_it_ignores(
     phantom_source: Path, phantom_store: Path, capsys: Capture
 ) -> None:
     convert = ("convert", str(phantom_source), "s.zarr")
@@ -393,16 +400,67 @@ def test_every_command_refuses_what_it_ignores(
         (("verify", "x.zarr", "--gpus-per-node", "1"), "uses no GPU"),
         ((*tune, "--gpu-per-node", "1"), "did you mean --gpus-per-node?"),
         ((*tune, "--launcher", "torchrun"), "no effect on tune"),
-        ((*tune, "--address", "a:1"), "a Ray of its own"),
+        ((*tune, "--address", "a:1"), "its own Ray cluster"),
         (("doctor", "--follow"), "no effect on doctor"),
         (("doctor", "--nodez", "2"), "did you mean --nodes?"),
         (("status", "x", "--nodes", "2"), "no option --nodes"),
         (("logs", "x", "--follow", "--lines", "3"), "--lines has no effect with --follow"),
         (("logs", "x", "--lines", "-3"), "--lines"),
-        (("--lines", "3", "logs", "x"), "no jobs/ here"),
+        (("--lines", "3", "logs", "x"), "no jobs/ in it"),
         (("staus", "x"), "did you mean status?"),
     ]:  # fmt: skip
-        assert message in refused(capsys, *words)
+        assert message in expect_user_error(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [("tarin", "train"), ("evalute", "evaluate"), ("docter", "doctor"), ("chian", "chain"),
+     ("tunes", "tune"), ("cancle", "cancel"), ("statsu", "status")],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "options", [[], ["--gpus-per-node", "2"], ["--array", "folds"], ["--cluster", "debug"]]
+)
+def test_a_misspelt_command_is_reported_before_its_options(
+    misspelt: str, meant: str, options: list[str], capsys: Capture
+) -> None:
+    for words in ([misspelt, *options], [*options, misspelt]):
+        error = expect_user_error(capsys, *words, "run.dir=x")
+        assert f"{misspelt}: no such command; did you mean {meant}?" in error
+
+
+def test_a_command_like_no_other_is_reported_without_a_suggestion(capsys: Capture) -> None:
+    error = expect_user_error(capsys, "xyzzy")
+    assert "xyzzy: no such command; one of " in error
+
+
+def test_job_dir_is_the_folder_of_batch_file_and_logs(
+    train: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    (job,) = list_batch_files(capsys, *train, "--cpu", "--job-dir", str(tmp_path / "jobs_of_run"))
+    assert read_sbatch_options(job)["output"].startswith(f"{tmp_path / 'jobs_of_run'}/")
+
+
+@pytest.mark.parametrize("form", ["--folder {}", "--folder={}"])
+def test_the_old_name_of_job_dir_has_the_same_effect_and_one_deprecation_line(
+    form: str, train: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    folder = str(tmp_path / "x")
+    assert run([*train, "--cpu", "--job-dir", folder, "--dry-run"]) == 0
+    expected = capsys.readouterr()
+    assert expected.err == ""
+    assert run([*train, "--cpu", *form.format(folder).split(), "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == expected.out
+    assert shown.err == "launch: --folder is deprecated; use --job-dir\n"
+    error = expect_user_error(capsys, *train, "--folder", folder, "--job-dir", folder)
+    assert "--folder is the old name of --job-dir; give one of them" in error
+
+
+def test_the_help_lists_job_dir_and_not_its_old_name(capsys: Capture) -> None:
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--job-dir" in text
+    assert "--folder" not in text
 
 
 def test_environment_setup_and_placement_reach_the_ranks(
@@ -421,7 +479,7 @@ def test_environment_setup_and_placement_reach_the_ranks(
         "--sbatch-plugin",
         "site=1",
     ]
-    (text,) = jobs_of(capsys, *train, *words)
+    (text,) = list_batch_files(capsys, *train, *words)
     assert (
         "srun --export=ALL --label --kill-on-bad-exit=1 --distribution=block:block --cpu-bind=cores --gpu-bind=closest"
         in text
@@ -452,15 +510,15 @@ def test_the_setup_file_is_sourced_first_and_must_succeed(content: str, tmp_path
         assert done.stderr == f"launch: {setup} failed\n"
     else:
         assert done.stdout == "seen 1 a b\n"
-    words = local_words(job)
+    words = build_local_command(job)
     assert words[:3] == ["bash", "-c", 'source "$0" && exec "$@"']
     assert "OTHER=a b" in words
 
 
-def test_memory_is_requested_or_its_absence_stated() -> None:
+def test_a_batch_file_without_memory_says_so() -> None:
     job = BatchJob("n", ("x",), Path("/x"))
     assert "##SBATCH --mem=" in render_batch_file(job)
     assert "the cluster's default applies" in render_batch_file(job)
-    asked = render_batch_file(BatchJob("n", ("x",), Path("/x"), resources=Resources(mem="64G")))
-    assert "#SBATCH --mem=64G\n" in asked
-    assert "##SBATCH" not in asked
+    requested = render_batch_file(BatchJob("n", ("x",), Path("/x"), resources=Resources(mem="64G")))
+    assert "#SBATCH --mem=64G\n" in requested
+    assert "##SBATCH" not in requested

@@ -1,6 +1,6 @@
-"""Batch files against golden texts: what a person reads and what sbatch gets. A change here is a change for users.
+"""Batch files equal the golden files, which users read and sbatch receives.
 
-After a change that is meant: LIVERSEG_WRITE_GOLDEN=1 pytest tests/launch/test_sbatch.py, and read the difference.
+After an intended change: LIVERSEG_WRITE_GOLDEN=1 pytest tests/launch/test_sbatch.py, and read the difference.
 """
 
 import importlib.util
@@ -19,8 +19,8 @@ from launch.slurm.sbatch import (
     Resources,
     render_batch_file,
     shell_quote,
-    slurm_time,
 )
+from launch.slurm.units import parse_time_limit
 from liverseg_dist.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -64,7 +64,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_batch_file_is_the_golden_one(name: str) -> None:
+def test_the_batch_file_equals_the_golden_file(name: str) -> None:
     text, golden = render_batch_file(CASES[name]), GOLDEN / f"{name}.sbatch"
     if os.environ.get("LIVERSEG_WRITE_GOLDEN"):
         golden.write_text(text)
@@ -74,21 +74,21 @@ def test_the_batch_file_is_the_golden_one(name: str) -> None:
 @pytest.mark.parametrize(
     "script", [*(ROOT / "slurm").glob("*.sbatch"), *GOLDEN.glob("*")], ids=lambda p: p.name
 )
-def test_batch_files_are_sound_shell(script: Path) -> None:
+def test_batch_files_are_valid_shell(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert script.read_text().startswith("#!/bin/bash\n# ")
 
 
 @pytest.mark.parametrize("script", [*(ROOT / "slurm").glob("*.sbatch")], ids=lambda p: p.name)
-def test_scripts_to_edit_have_their_knobs_on_top(script: Path) -> None:
+def test_batch_files_to_edit_have_their_options_at_the_top(script: Path) -> None:
     lines = script.read_text().splitlines()
     assert any(line.startswith("#   sbatch slurm/") for line in lines[:6]), (
-        "the head shows how it is called"
+        "the head shows how to call it"
     )
-    knobs = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]
+    options_at = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]
     code = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
-    assert knobs[-1] < code[0]
-    options = " ".join(lines[i] for i in knobs)
+    assert options_at[-1] < code[0]
+    options = " ".join(lines[i] for i in options_at)
     for option in (
         "nodes",
         "cpus-per-task",
@@ -105,20 +105,20 @@ def test_scripts_to_edit_have_their_knobs_on_top(script: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["plain", "a b", "it's", "$HOME;`id`", 'say "x"', "", "--x=[1,2]", "*"]
 )
-def test_words_reach_the_program_as_they_are(text: str) -> None:
-    said = subprocess.run(
+def test_quoted_words_reach_the_program_unchanged(text: str) -> None:
+    done = subprocess.run(
         ["bash", "-c", f"printf %s {shell_quote(text)}"], capture_output=True, text=True, check=True
     )
-    assert said.stdout == text
+    assert done.stdout == text
 
 
-def test_the_index_becomes_the_array_tasks_number() -> None:
+def test_the_index_becomes_the_array_task_index() -> None:
     text = shell_quote(f"run.dir=/my runs/fold_{INDEX}/x")
     env = {"SLURM_ARRAY_TASK_ID": "3"}
-    said = subprocess.run(
+    done = subprocess.run(
         ["bash", "-c", f"printf %s {text}"], capture_output=True, text=True, check=True, env=env
     )
-    assert said.stdout == "run.dir=/my runs/fold_3/x"
+    assert done.stdout == "run.dir=/my runs/fold_3/x"
     assert shlex.split(shell_quote(INDEX)) == ["$SLURM_ARRAY_TASK_ID"]
 
 
@@ -128,22 +128,22 @@ def test_the_index_becomes_the_array_tasks_number() -> None:
      ("2-12", "2-12"), ("1-00:30:00", "1-00:30:00")],
 )  # fmt: skip
 def test_time_limits(given: str, slurm: str) -> None:
-    assert slurm_time(given) == slurm
+    assert parse_time_limit(given) == slurm
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [("24:00", "hours or minutes"), ("soon", "is written"), ("0", "at least one")],
 )
-def test_unclear_time_limits_are_refused(given: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        slurm_time(given)
+def test_ambiguous_time_limits_are_refused(given: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_time_limit(given)
 
 
 @pytest.mark.parametrize(
     "file", [*(ROOT / "slurm").glob("*.sbatch"), *GOLDEN.glob("*.sbatch")], ids=lambda f: f.name
 )
-def test_every_module_that_a_batch_file_names_is_there(file: Path) -> None:
+def test_every_module_that_a_batch_file_names_exists(file: Path) -> None:
     text = re.sub(r"#.*", "", file.read_text()).replace('"$launch.', "launch.").replace('" ', " ")
     named = re.findall(r"\b(?:launch|liverseg_dist)(?:\.\w+)*(?= )", text)
     assert named

@@ -1,4 +1,4 @@
-"""A population on a Ray cluster that was there before, each fold over two nodes' worth of ranks, its driver killed."""
+"""A population on an existing Ray cluster, with folds over two nodes, whose driver is killed."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.sweep.ray_cluster import OBJECT_STORE_BYTES, asking_for, write_token
+from launch.sweep.ray_cluster import OBJECT_STORE_BYTES, token_environment, write_token
 from tests.distributed.launch import clean_environment
 from tests.launch.test_tune import ROOT, SWEEP, short_tmp, wait_for_rungs  # noqa: F401 - a fixture
 
@@ -22,11 +22,11 @@ PORT = 26_379 + os.getpid() % 1000
 
 @pytest.fixture
 def cluster(short_tmp: Path) -> Iterator[dict[str, str]]:  # noqa: F811
-    """A Ray that somebody else has started, with a token; yields the environment of who may join it."""
+    """An existing Ray with a token; yields the environment to join it."""
     token = short_tmp / "token"
     write_token(token)
     environment = clean_environment(
-        **asking_for(token), RAY_USAGE_STATS_ENABLED="0", TMPDIR=str(short_tmp)
+        **token_environment(token), RAY_USAGE_STATS_ENABLED="0", TMPDIR=str(short_tmp)
     )
     words = [
         "start",
@@ -53,7 +53,7 @@ def cluster(short_tmp: Path) -> Iterator[dict[str, str]]:  # noqa: F811
             head.wait(60)
 
 
-def test_a_population_of_two_node_folds_goes_on_after_kill_9(
+def test_a_population_of_two_node_folds_continues_after_kill_9(
     cluster: dict[str, str],
     phantom_store: Path,
     tmp_path: Path,
@@ -70,16 +70,16 @@ def test_a_population_of_two_node_folds_goes_on_after_kill_9(
         f"run.dir={run}",
     ]
 
-    def begin() -> subprocess.Popen[str]:
+    def start_driver() -> subprocess.Popen[str]:
         return subprocess.Popen(
             line, env=cluster, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
-    killed = begin()
+    killed = start_driver()
     wait_for_rungs(run, 1, killed)
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=60)
-    last = begin()
+    last = start_driver()
     out, err = last.communicate(timeout=600)
     assert last.returncode == 0, err[-3000:]
     trials = {
@@ -100,7 +100,7 @@ def test_a_population_of_two_node_folds_goes_on_after_kill_9(
         .read_text()
         .splitlines()
     ]
-    assert min(steps) == 3, "it went on where its parent was"
+    assert min(steps) == 3, "it continued at the step of its parent"
     for trial in trials.values():
         state = run / "trials" / trial["id"] / "fold_0" / "checkpoints" / "step_2" / "state.json"
         assert json.loads(state.read_text())["world_size"] == 2

@@ -123,7 +123,7 @@ def sweep_page() -> str:
             "train": {"max_steps": 4},
         }
     )
-    rungs = [Rung.of(4, {"0": {"score": 0.4, "liver": 0.4}}, "end", 3.0)]
+    rungs = [Rung.from_folds(4, {"0": {"score": 0.4, "liver": 0.4}}, "end", 3.0)]
     trials = [
         Trial(0, EVIL_CASE, {"data.augmentation": EVIL_TEXT}, [], "failed", EVIL_TEXT),
         Trial(1, "b", {"data.augmentation": "light"}, rungs, "finished"),

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from launch.sweep.journal import Journal, Rung
+from launch.sweep.journal import Journal, Rung, find_best_trial
 from launch.sweep.sweep_config import SweepSettings
-from launch.sweep.sweep_page import best_of, render_sweep_page, steps_run
+from launch.sweep.sweep_page import count_steps_run, render_sweep_page
 from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.evaluation.compare import compare_evaluations
 from liverseg_dist.evaluation.ledger import Ledger
@@ -81,15 +81,15 @@ class JournalTarget:
         self.settings = load_settings_as(SweepSettings, [configs / "sweep_cpu.yaml"])
         with Journal(folder) as journal:
             for number in range(3):
-                journal.begin(f"t{number}", {"train.learning_rate": 0.01 * (number + 1)})
+                journal.add_trial(f"t{number}", {"train.learning_rate": 0.01 * (number + 1)})
                 for step in (100, 200):
                     folds = {
                         str(k): {"score": 0.5 + 0.01 * k, "liver": 0.9, "tumour": 0.1}
                         for k in range(2)
                     }
                     decision = "continue" if step == 100 else ("end", "prune", "continue")[number]
-                    journal.rung(f"t{number}", Rung.of(step, folds, decision, 3.0))
-            journal.fail("t2", "out of memory")
+                    journal.add_rung(f"t{number}", Rung.from_folds(step, folds, decision, 3.0))
+            journal.add_failure("t2", "out of memory")
             self.trials = [self._told(trial) for trial in journal.trials.values()]
         self.raw = (folder / "journal.jsonl").read_bytes()
 
@@ -114,8 +114,8 @@ class JournalTarget:
         whole = self._whole_prefixes()
         if told not in whole:
             raise Wrong(f"trials that were never so: {told!r}"[:900])
-        best = best_of(trials)
-        steps_run(trials, self.settings)
+        best = find_best_trial(trials)
+        count_steps_run(trials, self.settings)
         summary: dict[str, Any] = {
             "best": best and {"id": best.id},
             "trials": [],
