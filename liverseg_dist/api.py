@@ -25,7 +25,7 @@ from liverseg_dist.data.augment import DeviceTransform, build_preset
 from liverseg_dist.data.loading import DeviceBatch, DevicePrefetcher, PatchLoader, PatchSource
 from liverseg_dist.data.store.case_store import CaseStore, Part
 from liverseg_dist.errors import UserError
-from liverseg_dist.inference.load_run import LoadedRun, load_run, predictor_for
+from liverseg_dist.inference.load_run import LoadedRun, build_predictor, load_run
 from liverseg_dist.inference.segment_scan import segment_scan
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.volume import Float3, Grid, Index3, Volume
@@ -139,7 +139,7 @@ def load_model(
     """
     device = torch.device(device)
     loaded = load_run(run, device, weights=weights)
-    return Model(loaded, predictor_for([loaded], device, threads))
+    return Model(loaded, build_predictor([loaded], device, threads))
 
 
 def predict(

@@ -61,12 +61,17 @@ from liverseg_dist.evaluation.notes import distance_notes
 from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, SUMMARY, write_results
 from liverseg_dist.inference.case_inputs import CaseInputs
-from liverseg_dist.inference.evaluate_cases import Evaluation
-from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun, predictor_for, runs_fingerprint
+from liverseg_dist.inference.evaluate_cases import CaseEvaluator
+from liverseg_dist.inference.load_run import (
+    POSTPROCESS,
+    LoadedRun,
+    build_predictor,
+    fingerprint_runs,
+)
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.postprocess_report import describe_postprocessing
-from liverseg_dist.inference.postprocess_search import postprocessing_settings
-from liverseg_dist.inference.scan_checks import ScanRefused, warnings_of
+from liverseg_dist.inference.postprocess_search import select_active_operations
+from liverseg_dist.inference.scan_checks import ScanRefused, select_warnings
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.texts.names import ScanIndex
 from liverseg_dist.texts.paths import path_argument, quoted, text_argument
@@ -206,9 +211,9 @@ def refuse_slabs_over_scans(folder: Path) -> None:
 
 def _job(
     args: argparse.Namespace, runs: list[LoadedRun], inputs: CaseInputs, folder: Path, world: World
-) -> Evaluation:
+) -> CaseEvaluator:
     fingerprint = (
-        runs_fingerprint(runs)
+        fingerprint_runs(runs)
         | {"input": input_kind(inputs), "calibration": BINS}
         | gate_of(inputs)
     )
@@ -217,11 +222,11 @@ def _job(
         masks = Ledger(folder / "masks" / LEDGER, fingerprint)
         masks.folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(folder / LEDGER, fingerprint)
-    predictor = predictor_for(runs, world.device, window_threads(args, world))
-    return Evaluation(inputs, predictor, ledger, masks, folder / PICTURES)
+    predictor = build_predictor(runs, world.device, window_threads(args, world))
+    return CaseEvaluator(inputs, predictor, ledger, masks, folder / PICTURES)
 
 
-def _work(job: Evaluation, folder: Path, world: World, watch: HeartbeatMonitor) -> int:
+def _work(job: CaseEvaluator, folder: Path, world: World, watch: HeartbeatMonitor) -> int:
     """Score this rank's share; returns how many cases of all ranks were already done. Ends together on all ranks."""
     before = broadcast_from_rank0(sorted(job.ledger.done()))
     known = sorted(job.inputs.slabs.keys() & set(before))
@@ -229,29 +234,31 @@ def _work(job: Evaluation, folder: Path, world: World, watch: HeartbeatMonitor) 
     fresh = divide_work(new, world.global_rank, world.world_size)
     team = WindowParallel(world.device)
     shared = replace(
-        job, predictor=job.predictor.spread_by(team.map_windows), together=team.case_scope
+        job,
+        predictor=job.predictor.with_window_mapper(team.map_windows),
+        window_scope=team.case_scope,
     )
-    alone = [*known[world.global_rank :: world.world_size], *fresh.alone]
+    alone = [*known[world.global_rank :: world.world_size], *fresh.whole]
     reused = 0
     total = len(job.inputs.slabs)
     with case_progress("evaluate", total, world, watch) as line:
-        for case_id in (*fresh.together, *alone):
+        for case_id in (*fresh.shared, *alone):
             watch.mark(-1, f"scoring {case_id}")
             try:
-                if case_id not in fresh.together:
-                    reused += job.run_case(case_id)
+                if case_id not in fresh.shared:
+                    reused += job.evaluate_case(case_id)
                 elif world.is_main:
-                    shared.run_case(case_id)
+                    shared.evaluate_case(case_id)
                 else:
-                    shared.help_case(case_id)
+                    shared.compute_shared_windows(case_id)
             except PeerFailed:
                 pass  # told by the rank that failed
             except RunFailed as error:
-                is_helper = case_id in fresh.together and not world.is_main
+                is_helper = case_id in fresh.shared and not world.is_main
                 # A helper reports nothing of a refusal: rank 0 prints the same reason.
                 if not (is_helper and isinstance(error.__cause__, ScanRefused)):
                     report_case_failure(error, world, folder, case_id)
-            line.advance(note=case_id, shared=case_id in fresh.together)
+            line.advance(note=case_id, shared=case_id in fresh.shared)
         watch.mark(-1, "waiting for the others' cases")
         barrier()
         line.complete(total)
@@ -259,7 +266,11 @@ def _work(job: Evaluation, folder: Path, world: World, watch: HeartbeatMonitor) 
 
 
 def _finish(
-    job: Evaluation, folder: Path, details: dict[str, Any], training: dict[str, Curves], reused: int
+    job: CaseEvaluator,
+    folder: Path,
+    details: dict[str, Any],
+    training: dict[str, Curves],
+    reused: int,
 ) -> dict[str, Any]:
     """Aggregate the ledger, write the files, print the result. Any failure is part of the answer to all ranks."""
     try:
@@ -280,7 +291,7 @@ def _finish(
             job.ledger,
             machine,
             training=training,
-            postprocessing=postprocessing_settings(job.predictor.config),
+            postprocessing=select_active_operations(job.predictor.config),
         )
         write_tensorboard(
             folder, summary, cases, folder / PICTURES, job.inputs.settings.train.max_steps
@@ -325,7 +336,7 @@ def _with_scan_note(details: dict[str, Any], cases: list[dict[str, Any]]) -> dic
         names = []
         for case in cases:
             codes = sorted(
-                {finding["code"] for finding in warnings_of(case.get("scan_findings", ()))}
+                {finding["code"] for finding in select_warnings(case.get("scan_findings", ()))}
             )
             if codes and bool(case.get("forced")) == bool(key):
                 names.append(f"{case['case_id']} ({', '.join(codes)})")

@@ -47,13 +47,13 @@ from liverseg_dist.inference.load_run import (
     POSTPROCESS,
     WEIGHTS_COMMENT,
     LoadedRun,
-    predictor_for,
-    runs_fingerprint,
+    build_predictor,
+    fingerprint_runs,
 )
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.postprocess_search import (
-    LEAST_CASES,
-    NOTHING,
+    MIN_CASES,
+    NO_POSTPROCESSING,
     OPERATIONS,
     Decision,
     PostprocessSearch,
@@ -118,9 +118,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     job = _job(args, runs, store, world)
     cases = len(job.inputs.slabs)
-    if cases < LEAST_CASES:
+    if cases < MIN_CASES:
         raise UserError(
-            f"{store.path}: {args.part} has {cases} labelled cases; choosing needs {LEAST_CASES} or more"
+            f"{store.path}: {args.part} has {cases} labelled cases; choosing needs {MIN_CASES} or more"
         )
     return run_distributed(
         world, args.timeout, job.folder, lambda watch: _choose(args, runs, job, world, watch)
@@ -168,7 +168,7 @@ def _choose(
 def _bare(loaded: LoadedRun) -> LoadedRun:
     """A run without any post-processing: that is what we are about to choose."""
     inference = loaded.settings.inference.model_copy(
-        update={name: getattr(NOTHING, name) for name in OPERATIONS}
+        update={name: getattr(NO_POSTPROCESSING, name) for name in OPERATIONS}
     )
     return replace(loaded, settings=loaded.settings.model_copy(update={"inference": inference}))
 
@@ -182,11 +182,11 @@ def _job(
     )
     folder = args.run / EVALUATION / FOLDER
     fingerprint = (
-        runs_fingerprint(runs) | {"input": input_kind(inputs), "codes": 1} | gate_of(inputs)
+        fingerprint_runs(runs) | {"input": input_kind(inputs), "codes": 1} | gate_of(inputs)
     )
     ledger = Ledger(folder / LEDGER, fingerprint)
     return PostprocessSearch(
-        inputs, predictor_for(runs, world.device, window_threads(args, world)), ledger, folder
+        inputs, build_predictor(runs, world.device, window_threads(args, world)), ledger, folder
     )
 
 

@@ -36,14 +36,14 @@ from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.inference.load_run import predictor_for, runs_fingerprint
+from liverseg_dist.inference.load_run import build_predictor, fingerprint_runs
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.predict_scans import Prediction, describe_left_out, find_scans
+from liverseg_dist.inference.predict_scans import ScanPredictor, describe_skipped_files, find_scans
 from liverseg_dist.inference.scan_checks import (
     ScanRefused,
-    gate_fingerprint,
-    warning_lines,
-    warnings_of,
+    fingerprint_scan_checks,
+    format_warnings,
+    select_warnings,
 )
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.texts.names import clean_text
@@ -89,11 +89,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not named:
         raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
     if world.is_main:
-        for line in describe_left_out(inputs):
+        for line in describe_skipped_files(inputs):
             print(f"warning: {line}", file=sys.stderr)
     files = list(named.values())
     new = [path for path in _written(args.out) if not path.exists()]
-    job = replace(_job(args, overrides, world), names={file: name for name, file in named.items()})
+    job = replace(
+        _job(args, overrides, world), scan_ids={file: name for name, file in named.items()}
+    )
     result = run_distributed(
         world, args.timeout, args.out, lambda watch: _predict(args, job, files, world, watch)
     )
@@ -128,7 +130,7 @@ def _remove(paths: list[Path]) -> None:
 
 def _predict(
     args: argparse.Namespace,
-    job: Prediction,
+    job: ScanPredictor,
     files: list[Path],
     world: World,
     watch: HeartbeatMonitor,
@@ -136,9 +138,9 @@ def _predict(
     failed = _work(job, files, world, watch)
     watch.mark(-1, "writing the table")
     barrier()
-    table = broadcast_from_rank0(str(job.write_table()) if world.is_main else None)
+    table = broadcast_from_rank0(str(job.write_volume_table()) if world.is_main else None)
     marks = broadcast_from_rank0(
-        _marks(job, [job.name_of(file) for file in files]) if world.is_main else None
+        _marks(job, [job.get_scan_id(file) for file in files]) if world.is_main else None
     )
     all_mistakes = len(failed) == len(files) and all(failed.values())
     if not all_mistakes:
@@ -147,9 +149,9 @@ def _predict(
         "out": str(args.out),
         "table": table,
         "masks": [
-            str(job.mask_file(job.name_of(file)))
+            str(job.mask_file(job.get_scan_id(file)))
             for file in files
-            if job.name_of(file) not in failed
+            if job.get_scan_id(file) not in failed
         ],
         "failed": sorted(failed),
         **marks,
@@ -157,17 +159,17 @@ def _predict(
     }
 
 
-def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Prediction:
+def _job(args: argparse.Namespace, overrides: list[str], world: World) -> ScanPredictor:
     runs = load_runs(args, world, overrides)
     settings = runs[0].settings
     (args.out / "probabilities" if args.probabilities else args.out).mkdir(
         parents=True, exist_ok=True
     )
     ledger = Ledger(
-        args.out / "ledger", runs_fingerprint(runs) | {"gate": gate_fingerprint(settings)}
+        args.out / "ledger", fingerprint_runs(runs) | {"gate": fingerprint_scan_checks(settings)}
     )
-    return Prediction(
-        predictor_for(runs, world.device, window_threads(args, world)),
+    return ScanPredictor(
+        build_predictor(runs, world.device, window_threads(args, world)),
         settings,
         args.out,
         ledger,
@@ -178,11 +180,11 @@ def _job(args: argparse.Namespace, overrides: list[str], world: World) -> Predic
 
 
 def _work(
-    job: Prediction, files: list[Path], world: World, watch: HeartbeatMonitor
+    job: ScanPredictor, files: list[Path], world: World, watch: HeartbeatMonitor
 ) -> dict[str, bool]:
     """Segment this rank's share; returns for each scan that failed, on any rank, whether it was the user's mistake."""
-    before = set() if job.again else broadcast_from_rank0(job.ledger.done())
-    known = [file for file in files if job.name_of(file) in before]
+    before = set() if job.recompute else broadcast_from_rank0(job.ledger.done())
+    known = [file for file in files if job.get_scan_id(file) in before]
     size = {
         str(file): file.stat().st_size if file.is_file() else 0
         for file in files
@@ -192,49 +194,51 @@ def _work(
     fresh = divide_work(size, world.global_rank, world.world_size)
     team = WindowParallel(world.device)
     shared = replace(
-        job, predictor=job.predictor.spread_by(team.map_windows), together=team.case_scope
+        job,
+        predictor=job.predictor.with_window_mapper(team.map_windows),
+        window_scope=team.case_scope,
     )
-    alone = [*known[world.global_rank :: world.world_size], *map(Path, fresh.alone)]
+    alone = [*known[world.global_rank :: world.world_size], *map(Path, fresh.whole)]
     with case_progress("predict", len(files), world, watch) as line:
-        for file in (*map(Path, fresh.together), *alone):
+        for file in (*map(Path, fresh.shared), *alone):
             watch.mark(-1, f"segmenting {clean_text(file.name)}")
             try:
-                if str(file) in fresh.together and not world.is_main:
-                    shared.help_file(file)
+                if str(file) in fresh.shared and not world.is_main:
+                    shared.compute_shared_windows(file)
                 else:
-                    record, is_known = (shared if str(file) in fresh.together else job).run_file(
+                    record, is_known = (shared if str(file) in fresh.shared else job).segment_file(
                         file
                     )
                     print(_line(record, is_known), flush=True)
-                    for text in warning_lines(record["case_id"], record["findings"]):
+                    for text in format_warnings(record["case_id"], record["findings"]):
                         print(text, file=sys.stderr, flush=True)
             except (UserError, RunFailed) as error:
                 if (
-                    world.is_main or str(file) not in fresh.together
+                    world.is_main or str(file) not in fresh.shared
                 ):  # a helper's failure fails the scan on rank 0, too
-                    failed[job.name_of(file)] = isinstance(error, UserError)
-                is_helper = str(file) in fresh.together and not world.is_main
+                    failed[job.get_scan_id(file)] = isinstance(error, UserError)
+                is_helper = str(file) in fresh.shared and not world.is_main
                 # The failed rank prints its own reason; of a refusal rank 0 has the same one.
                 is_reported_elsewhere = isinstance(error, PeerFailed) or (
                     is_helper and isinstance(error, ScanRefused)
                 )
                 if not is_reported_elsewhere:
                     report_case_failure(error, world, job.out, clean_text(file.name))
-            line.advance(note=clean_text(file.name), shared=str(file) in fresh.together)
+            line.advance(note=clean_text(file.name), shared=str(file) in fresh.shared)
         watch.mark(-1, "waiting for the others' scans")
         everything = gather_from_ranks(failed)
         line.complete(len(files))
     return {name: mistake for part in everything for name, mistake in part.items()}
 
 
-def _marks(job: Prediction, names: list[str]) -> dict[str, Any]:
+def _marks(job: ScanPredictor, names: list[str]) -> dict[str, Any]:
     """Of this call's scans: which were refused, which were forced, and the codes of their warnings."""
     records = {
         record["case_id"]: record for record in job.ledger.read_all() if record["case_id"] in names
     }
     refused = job.ledger.failure_details()
     codes = {
-        name: [f["code"] for f in warnings_of(record["findings"])]
+        name: [f["code"] for f in select_warnings(record["findings"])]
         for name, record in records.items()
     }
     return {

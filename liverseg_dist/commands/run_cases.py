@@ -13,16 +13,16 @@ from liverseg_dist.data.modality import refuse_other_modality
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
-from liverseg_dist.inference.case_inputs import CaseInputs, source_scans
+from liverseg_dist.inference.case_inputs import CaseInputs, group_slabs_by_scan
 from liverseg_dist.inference.load_run import (
-    CHOSEN_FOR_OTHERS,
+    OUTDATED_CHOICE,
     POSTPROCESS,
     LoadedRun,
+    find_common_mirror_axes,
+    has_outdated_postprocessing,
     load_run,
-    mirrored_axes,
-    uses_choice_of_other_weights,
 )
-from liverseg_dist.inference.scan_checks import gate_fingerprint, warning_lines
+from liverseg_dist.inference.scan_checks import fingerprint_scan_checks, format_warnings
 
 Seen = dict[str, list[str]]
 """A run's folder -> cases to be scored that it was trained on."""
@@ -38,16 +38,16 @@ def load_runs(
         for path in (args.run, *args.ensemble)
         for kind in kinds
     ]
-    if world.is_main and postprocessed and uses_choice_of_other_weights(runs[0]):
-        print(f"warning: {runs[0].path / POSTPROCESS} {CHOSEN_FOR_OTHERS}", file=sys.stderr)
+    if world.is_main and postprocessed and has_outdated_postprocessing(runs[0]):
+        print(f"warning: {runs[0].path / POSTPROCESS} {OUTDATED_CHOICE}", file=sys.stderr)
     if world.is_main and runs[0].settings.inference.mirror:
         _tell_what_is_not_mirrored(runs)
     return runs
 
 
 def _tell_what_is_not_mirrored(runs: Sequence[LoadedRun]) -> None:
-    known = mirrored_axes(runs)
-    some = sorted({axis for run in runs for axis in mirrored_axes([run])} - set(known))
+    known = find_common_mirror_axes(runs)
+    some = sorted({axis for run in runs for axis in find_common_mirror_axes([run])} - set(known))
     if some:
         names = ", ".join("zyx"[axis] for axis in some)
         print(
@@ -106,7 +106,7 @@ def inputs_for(
 
     `force`: scans that the audit refuses are taken as well.
     """
-    slabs, unlabelled = source_scans(store, case_ids)
+    slabs, unlabelled = group_slabs_by_scan(store, case_ids)
     sources = None
     if source is not None:
         dataset = read_dataset(source)
@@ -117,13 +117,13 @@ def inputs_for(
 
 def gate_of(inputs: CaseInputs) -> dict[str, object]:
     """For a ledger's fingerprint: whole scans pass the audit, the store's slabs passed it in conversion."""
-    return {} if inputs.sources is None else {"gate": gate_fingerprint(inputs.settings)}
+    return {} if inputs.sources is None else {"gate": fingerprint_scan_checks(inputs.settings)}
 
 
 def print_scan_warnings(records: Iterable[Mapping[str, Any]]) -> None:
     """The warnings of scans that were read from files, from the records of a ledger."""
     for record in records:
-        for line in warning_lines(record["case_id"], record.get("scan_findings", ())):
+        for line in format_warnings(record["case_id"], record.get("scan_findings", ())):
             print(line, file=sys.stderr, flush=True)
 
 

@@ -24,7 +24,7 @@ from liverseg_dist.distributed.collectives import broadcast_from_rank0, gather_f
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_RESUMABLE, LiversegError, RunFailed, UserError
-from liverseg_dist.inference.load_run import results_of_other_weights
+from liverseg_dist.inference.load_run import find_outdated_results
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.tracking.writer import tensorboard_command
 from liverseg_dist.training.components import (
@@ -189,7 +189,7 @@ def _result(folder: RunFolder, outcome: TrainingResult, max_steps: int) -> dict[
     else:
         print(f"done: {step} steps{describe_scores(folder, outcome)}", flush=True)
         print(f"weights: {folder.model}; curves: {tensorboard_command(folder.path)}", flush=True)
-        for stale in results_of_other_weights(folder.path):
+        for stale in find_outdated_results(folder.path):
             print(f"note: {stale}", flush=True)
     return {
         "run": str(folder.path),

@@ -27,7 +27,7 @@ from liverseg_dist.inference.scan_checks import ScanRefused, check_scan, is_refu
 from liverseg_dist.inference.segment_scan import prepare_for_network
 from liverseg_dist.volume import Grid, Volume, plan_reorientation
 
-Slabs = Mapping[str, Sequence[str]]
+ScanSlabs = Mapping[str, Sequence[str]]
 """The store's cases that each scan is kept as."""
 AIR_HU = -1024
 
@@ -47,19 +47,19 @@ class Piece:
 @dataclass(frozen=True)
 class CaseInputs:
     store: CaseStore
-    slabs: Slabs
+    slabs: ScanSlabs
     settings: Settings
     sources: Mapping[str, Path] | None = None
     """Scan file of each case; None: take the store's slabs."""
     force: bool = False
     """Take scan files that the audit refuses."""
 
-    def truth(self, case_id: str) -> Volume:
+    def read_truth(self, case_id: str) -> Volume:
         """The true labels on the scan's own grid."""
         name = self.slabs[case_id][0]
         return Volume(self.store.source_label(name), self.store.meta(name).source_grid)
 
-    def fingerprint(self, case_id: str, truth: Volume) -> str:
+    def compute_fingerprint(self, case_id: str, truth: Volume) -> str:
         """Of what this case's score depends on."""
         parts: dict[str, object] = {"truth": _sha256(truth.voxels)}
         for name in self.slabs[case_id]:
@@ -68,25 +68,25 @@ class CaseInputs:
             if self.sources is None:
                 parts[f"image {name}"] = _sha256(self.store.image(name))
         if self.sources is not None:
-            parts["image"] = file_sha256(self._source(case_id))
+            parts["image"] = file_sha256(self._find_source(case_id))
         elif len(self.slabs[case_id]) > 1:
             parts["post-processed"] = "joined"  # once it was each slab by itself
         return fingerprint_of(parts)
 
-    def pieces(self, case_id: str) -> Iterator[Piece]:
+    def read_pieces(self, case_id: str) -> Iterator[Piece]:
         """The images of a case in order, each read when its turn comes."""
         target = self.store.meta(self.slabs[case_id][0]).source_grid
         if self.sources is not None:
-            scan, findings = self._scan(case_id, target)
+            scan, findings = self._read_scan(case_id, target)
             yield Piece(prepare_for_network(scan, self.settings), None, scan, findings)
             return
         names = self.slabs[case_id]
         grids = [self.store.meta(name).grid for name in names]
-        chosen = nearest_slices(grids, target) if len(names) > 1 else [None]
+        chosen = assign_slices_to_slabs(grids, target) if len(names) > 1 else [None]
         for name, grid, slices in zip(names, grids, chosen, strict=True):
             yield Piece(Volume(self.store.image(name), grid), slices)
 
-    def _source(self, case_id: str) -> Path:
+    def _find_source(self, case_id: str) -> Path:
         assert self.sources is not None
         if case_id not in self.sources:
             raise UserError(
@@ -94,9 +94,9 @@ class CaseInputs:
             )
         return self.sources[case_id]
 
-    def _scan(self, case_id: str, target: Grid) -> tuple[Volume, tuple[Finding, ...]]:
+    def _read_scan(self, case_id: str, target: Grid) -> tuple[Volume, tuple[Finding, ...]]:
         """A whole scan and its findings. Raises `ScanRefused`, on every rank that reads it."""
-        file = self._source(case_id)
+        file = self._find_source(case_id)
         read = read_scan_file(file)
         if read.volume.shape != target.shape:
             raise UserError(
@@ -106,13 +106,13 @@ class CaseInputs:
         scan = Volume(
             read.volume.voxels, target
         )  # the store's affine: the audit may have repaired it
-        findings = check_scan(scan, read.notes, self.settings, self.truth(case_id))
+        findings = check_scan(scan, read.notes, self.settings, self.read_truth(case_id))
         if is_refused(findings) and not self.force:
             raise ScanRefused(file.name, findings)
         return scan, tuple(findings)
 
 
-class Assembly:
+class PieceAssembler:
     """An array on the target's voxels that is filled piece by piece."""
 
     def __init__(self, target: Grid, fill: int, dtype: type[np.generic]) -> None:
@@ -129,7 +129,7 @@ class Assembly:
         view[piece.slices] = Volume(part, self.target).reoriented(orientation).voxels[piece.slices]
 
 
-def image_onto(image: Volume, target: Grid) -> np.ndarray:
+def resample_image_to_grid(image: Volume, target: Grid) -> np.ndarray:
     """A store's image (HU) on a scan's voxels, int16, to be looked at; air where the image does not reach."""
     voxels = np.full(target.shape, AIR_HU, dtype=np.int16)
     view = Volume(voxels, target).reoriented(image.grid.orientation)
@@ -146,19 +146,19 @@ def assemble_case(
     pieces: Iterator[Piece], target: Grid, segment: Callable[[Piece], np.ndarray], with_image: bool
 ) -> tuple[np.ndarray, Volume | None]:
     """(what `segment` makes of each piece, put together on the target; the scan in HU there, if asked for)."""
-    mask, image = Assembly(target, 0, np.uint8), Assembly(target, AIR_HU, np.int16)
+    mask, image = PieceAssembler(target, 0, np.uint8), PieceAssembler(target, AIR_HU, np.int16)
     scan: Volume | None = None
     for piece in pieces:
         mask.take(piece, segment(piece))
         scan = piece.scan
         if with_image and scan is None:
-            image.take(piece, image_onto(piece.image, target))
+            image.take(piece, resample_image_to_grid(piece.image, target))
     if not with_image:
         return mask.voxels, None
     return mask.voxels, scan if scan is not None else Volume(image.voxels, target)
 
 
-def nearest_slices(slabs: Sequence[Grid], target: Grid) -> list[np.ndarray]:
+def assign_slices_to_slabs(slabs: Sequence[Grid], target: Grid) -> list[np.ndarray]:
     """For each slab the slices of the target, turned to the slabs' orientation, that lie nearest to its middle."""
     distances = []
     for slab in slabs:
@@ -171,7 +171,7 @@ def nearest_slices(slabs: Sequence[Grid], target: Grid) -> list[np.ndarray]:
     return [np.flatnonzero(nearest == number) for number in range(len(slabs))]
 
 
-def source_scans(
+def group_slabs_by_scan(
     store: CaseStore, case_ids: Sequence[str]
 ) -> tuple[dict[str, list[str]], list[str]]:
     """(scan -> the store's cases it is kept as, both sorted; cases without a label, which are left out)."""

@@ -1,4 +1,4 @@
-"""A run as a function that labels scans, for conversion (`convert.labels_from`)."""
+"""Label scans with a trained run during conversion (`convert.labels_from`)."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import torch
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.audit.findings import Finding
-from liverseg_dist.inference.load_run import load_run, predictor_for, runs_fingerprint
+from liverseg_dist.inference.load_run import build_predictor, fingerprint_runs, load_run
 from liverseg_dist.inference.scan_checks import compare_with_training
 from liverseg_dist.inference.segment_scan import segment_scan
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
@@ -20,36 +20,50 @@ from liverseg_dist.volume import Volume
 
 @dataclass(frozen=True)
 class RunLabeller:
-    """Small and picklable: a process loads the run when it labels its first scan. One thread, so the bits are the same
-    for any number of processes."""
+    """A function that labels scans with a run.
+
+    The object is small and can be pickled: each process loads the run when it labels its first scan.
+    It computes with one thread, so the labels are bit-identical for any number of processes.
+
+    Attributes:
+        run: the run's folder.
+        fingerprint: SHA-256 of everything that the labels depend on.
+        device: torch device on which the run is applied.
+    """
 
     run: Path
     fingerprint: str
     device: str = "cpu"
 
     @classmethod
-    def of(cls, run: Path, device: str = "cpu") -> "RunLabeller":
-        """Raises `UserError` for what is no finished run."""
+    def from_run(cls, run: Path, device: str = "cpu") -> "RunLabeller":
+        """Check a run and create its labeller.
+
+        Raises:
+            UserError: the folder holds no finished run.
+        """
         loaded = load_run(run, torch.device("cpu"))
-        content = json.dumps(runs_fingerprint([loaded]), sort_keys=True)
+        content = json.dumps(fingerprint_runs([loaded]), sort_keys=True)
         return cls(run.resolve(), hashlib.sha256(content.encode()).hexdigest(), device)
 
     def __call__(self, image: Volume) -> np.ndarray:
         """Labels (uint8, z, y, x) of a scan in HU, on its own voxels."""
         threads = torch.get_num_threads()
+        # Another number of threads changes the order of sums, and with it the last bits.
         torch.set_num_threads(1)
         try:
-            predictor, settings = _loaded(self.run, self.device)
+            predictor, settings = _load_predictor(self.run, self.device)
             return segment_scan(image, predictor, settings)
         finally:
             torch.set_num_threads(threads)
 
     def compare_scan(self, image: Volume) -> list[Finding]:
-        """Warnings about a scan that is unlike those the run was trained on."""
-        return compare_with_training(image, _loaded(self.run, self.device)[1])
+        """Warnings about a scan that differs from the scans the run was trained on."""
+        _, settings = _load_predictor(self.run, self.device)
+        return compare_with_training(image, settings)
 
 
 @lru_cache(maxsize=1)
-def _loaded(run: Path, device: str) -> tuple[SlidingWindowPredictor, Settings]:
+def _load_predictor(run: Path, device: str) -> tuple[SlidingWindowPredictor, Settings]:
     loaded = load_run(run, torch.device(device))
-    return predictor_for([loaded], torch.device(device)), loaded.settings
+    return build_predictor([loaded], torch.device(device)), loaded.settings

@@ -25,7 +25,7 @@ POSTPROCESS = "postprocess.yaml"
 """What `liverseg postprocess` chose, laid over the settings of training."""
 WEIGHTS_COMMENT = "# weights_sha256: "
 """Starts the line of `postprocess.yaml` that names the weights it was chosen for."""
-CHOSEN_FOR_OTHERS = "was chosen for earlier weights; run `liverseg postprocess` again or delete it"
+OUTDATED_CHOICE = "was chosen for earlier weights; run `liverseg postprocess` again or delete it"
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 """Weights at the end of training, and those that were best on validation."""
 
@@ -50,11 +50,11 @@ def load_run(
     (unless it is not wanted), then `inference.*` overrides. Raises `UserError`."""
     path = Path(run_dir)
     file = path / WEIGHTS[weights]
-    _expect_run(path, file, weights)
+    _check_run_folder(path, file, weights)
     files = [path / CONFIG]
     if postprocessed and (path / POSTPROCESS).is_file():
         files.append(path / POSTPROCESS)
-    settings = load_settings(files, inference_only(overrides))
+    settings = load_settings(files, check_inference_overrides(overrides))
     for section, key in (("data", "spacing_mm"), ("data", "intensity"), ("model", "features")):
         if getattr(getattr(settings, section), key) is None:
             raise UserError(
@@ -82,18 +82,18 @@ def load_run(
             f"{file}: the weights do not fit the model in {CONFIG} ({reason})"
         ) from None
     if device.type == "cuda":
-        _set_arithmetic(settings.inference.precision)
+        _configure_cuda_precision(settings.inference.precision)
     return LoadedRun(path, settings, model.to(device).eval(), file_sha256(file))
 
 
-def _set_arithmetic(precision: str) -> None:
+def _configure_cuda_precision(precision: str) -> None:
     """fp32 is that (cuDNN's default is TF32), and a scan gives the same mask each time."""
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
-def predictor_for(
+def build_predictor(
     runs: Sequence[LoadedRun], device: torch.device, threads: int = 1
 ) -> SlidingWindowPredictor:
     """The predictor of one run, or of several whose probabilities are averaged: all must see scans alike.
@@ -117,7 +117,7 @@ def predictor_for(
     settings = first.settings
     models = [run.model for run in runs]
     data = settings.data
-    axes = mirrored_axes(runs)
+    axes = find_common_mirror_axes(runs)
     return SlidingWindowPredictor(
         models, data.patch_size, settings.model.regions, settings.inference, device, threads, axes
     )
@@ -126,7 +126,7 @@ def predictor_for(
 ALL_AXES = (0, 1, 2)
 
 
-def mirrored_axes(runs: Sequence[LoadedRun]) -> tuple[int, ...]:
+def find_common_mirror_axes(runs: Sequence[LoadedRun]) -> tuple[int, ...]:
     """The axes of z, y, x along which all these runs were mirrored in training: others they would not recognise.
 
     As nnU-Net's `inference_allowed_mirroring_axes`.
@@ -135,10 +135,10 @@ def mirrored_axes(runs: Sequence[LoadedRun]) -> tuple[int, ...]:
     return tuple(sorted(set.intersection(*trained)))
 
 
-def runs_fingerprint(runs: Sequence[LoadedRun]) -> dict[str, object]:
+def fingerprint_runs(runs: Sequence[LoadedRun]) -> dict[str, object]:
     """Everything about the runs that a mask depends on; the batch size changes speed only."""
     settings = runs[0].settings
-    axes = mirrored_axes(runs)
+    axes = find_common_mirror_axes(runs)
     mirrored = (
         {"mirrored_axes": axes} if settings.inference.mirror and axes != ALL_AXES else {}
     )  # once, all was meant
@@ -151,17 +151,17 @@ def runs_fingerprint(runs: Sequence[LoadedRun]) -> dict[str, object]:
         ),
         "convert": {
             "cleaning": settings.convert.cleaning.model_dump(
-                mode="json", exclude=NO_CONCERN_OF_A_MASK
+                mode="json", exclude=CLEANING_KEYS_WITHOUT_EFFECT_ON_MASKS
             )
         },
     }
 
 
-NO_CONCERN_OF_A_MASK = {"standardise", "min_slices"}
+CLEANING_KEYS_WITHOUT_EFFECT_ON_MASKS = {"standardise", "min_slices"}
 """Cleaning settings that are applied elsewhere, or that decide only whether a scan is segmented."""
 
 
-def results_of_other_weights(run_dir: Path) -> list[str]:
+def find_outdated_results(run_dir: Path) -> list[str]:
     """What lies in a run's folder and was made with weights that the run no longer has: a sentence for each.
 
     Evaluations and the choice of `liverseg postprocess` name the weights they belong to; both stay in the folder when
@@ -175,20 +175,20 @@ def results_of_other_weights(run_dir: Path) -> list[str]:
     found: list[str] = []
     folder = run_dir / EVALUATION
     for summary in (folder / SUMMARY, *sorted(folder.glob(f"*/{SUMMARY}"))):
-        used = _weights_of_summary(summary)
+        used = _read_summary_weights(summary)
         if used and not present.intersection(used):
             found.append(
                 f"{summary.parent} holds scores of earlier weights; run `liverseg evaluate` again"
             )
-    used = _weights_of_choice(run_dir / POSTPROCESS)
+    used = _read_choice_weights(run_dir / POSTPROCESS)
     if used and not present.intersection(used):
-        found.append(f"{run_dir / POSTPROCESS} {CHOSEN_FOR_OTHERS}")
+        found.append(f"{run_dir / POSTPROCESS} {OUTDATED_CHOICE}")
     return found
 
 
-def uses_choice_of_other_weights(loaded: LoadedRun) -> bool:
+def has_outdated_postprocessing(loaded: LoadedRun) -> bool:
     """Whether the run's `postprocess.yaml` was chosen for weights that neither it nor this model has."""
-    used = _weights_of_choice(loaded.path / POSTPROCESS)
+    used = _read_choice_weights(loaded.path / POSTPROCESS)
     files = [loaded.path / name for name in WEIGHTS.values() if (loaded.path / name).is_file()]
     return (
         bool(used)
@@ -197,7 +197,7 @@ def uses_choice_of_other_weights(loaded: LoadedRun) -> bool:
     )
 
 
-def _weights_of_summary(file: Path) -> set[str]:
+def _read_summary_weights(file: Path) -> set[str]:
     """Checksums of the weights that an evaluation used; empty where it does not say."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -206,7 +206,7 @@ def _weights_of_summary(file: Path) -> set[str]:
         return set()
 
 
-def _weights_of_choice(file: Path) -> set[str]:
+def _read_choice_weights(file: Path) -> set[str]:
     """Checksums in the comment that `liverseg postprocess` writes; empty where there is none."""
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -218,7 +218,7 @@ def _weights_of_choice(file: Path) -> set[str]:
     return {checksum for line in marked for checksum in line.split()}
 
 
-def inference_only(overrides: Iterable[str]) -> list[str]:
+def check_inference_overrides(overrides: Iterable[str]) -> list[str]:
     """The overrides, if all are `inference.*`: the rest of a finished run is what its weights were made with."""
     kept = list(overrides)
     for override in kept:
@@ -234,7 +234,7 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _expect_run(path: Path, file: Path, weights: str) -> None:
+def _check_run_folder(path: Path, file: Path, weights: str) -> None:
     if not path.is_dir():
         raise UserError(
             f"{path}: no such run folder; `liverseg train ... {quoted(f'run.dir={path}')}` makes one"

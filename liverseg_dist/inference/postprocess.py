@@ -25,7 +25,7 @@ HOLE_CONNECTIVITY: Final = 6
 
 def postprocess_mask(mask_zyx: np.ndarray, spacing_mm: Float3, config: InferenceConfig) -> None:
     """Apply what `config` asks for, in place; spacing is z, y, x. Works in the box that the foreground fills."""
-    box = foreground_box(mask_zyx)
+    box = find_foreground_box(mask_zyx)
     if box is None:
         return
     inner = mask_zyx[box]
@@ -34,12 +34,12 @@ def postprocess_mask(mask_zyx: np.ndarray, spacing_mm: Float3, config: Inference
     if config.fill_holes:
         fill_holes(inner)
     if config.tumour_reach_mm is not None:
-        drop_far_tumours(inner, spacing_mm, config.tumour_reach_mm)
+        remove_distant_tumours(inner, spacing_mm, config.tumour_reach_mm)
     if config.tumour_cut_mm is not None:
-        cut_tumours_outside(inner, spacing_mm, config.tumour_cut_mm)
+        trim_tumours_outside_liver(inner, spacing_mm, config.tumour_cut_mm)
     if config.min_tumour_ml > 0:
         voxel_volume_ml = math.prod(spacing_mm) / 1000
-        drop_small_tumours(inner, math.ceil(config.min_tumour_ml / voxel_volume_ml - 1e-9))
+        relabel_small_tumours(inner, math.ceil(config.min_tumour_ml / voxel_volume_ml - 1e-9))
 
 
 def keep_largest_liver(
@@ -63,7 +63,7 @@ def keep_largest_liver(
         mask_yx[stray if tumour_reach_mm is None else stray & (mask_yx == LIVER)] = BACKGROUND
     if tumour_reach_mm is not None:
         del components
-        drop_far_tumours(mask_zyx, spacing_mm, tumour_reach_mm)
+        remove_distant_tumours(mask_zyx, spacing_mm, tumour_reach_mm)
 
 
 def fill_holes(mask_zyx: np.ndarray) -> None:
@@ -73,12 +73,12 @@ def fill_holes(mask_zyx: np.ndarray) -> None:
         (around == BACKGROUND).view(np.uint8), connectivity=HOLE_CONNECTIVITY
     )
     values = np.full(int(spaces.max()) + 1, TUMOUR, dtype=np.uint8)
-    values[_beside(spaces, around == LIVER)] = LIVER
+    values[_find_adjacent_components(spaces, around == LIVER)] = LIVER
     values[[0, spaces[0, 0, 0]]] = BACKGROUND
     np.maximum(mask_zyx, values[spaces[1:-1, 1:-1, 1:-1]], out=mask_zyx)
 
 
-def drop_far_tumours(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: float) -> None:
+def remove_distant_tumours(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: float) -> None:
     """Turn tumours whose nearest voxel is more than `reach_mm` (or a voxel, if that is more) from any liver tissue
     into background, in place. A tumour is dropped or kept as a whole: it may grow out of the liver."""
     tumours = cc3d.connected_components(
@@ -86,7 +86,7 @@ def drop_far_tumours(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: float) 
     )
     count = int(tumours.max())
     tissue = mask_zyx == LIVER
-    apart = np.setdiff1d(np.arange(1, count + 1), _beside(tumours, tissue))
+    apart = np.setdiff1d(np.arange(1, count + 1), _find_adjacent_components(tumours, tissue))
     if apart.size == 0:
         return
     dropped = np.zeros(count + 1, dtype=bool)
@@ -101,7 +101,7 @@ def drop_far_tumours(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: float) 
     mask_zyx[dropped[tumours]] = BACKGROUND
 
 
-def cut_tumours_outside(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: float) -> None:
+def trim_tumours_outside_liver(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: float) -> None:
     """Turn tumour voxels more than `reach_mm` (or a voxel, if that is more) outside the liver into background, in
     place. Inside is liver tissue and whatever it encloses in a slice of any of the three planes: so a large tumour,
     whose middle is far from any tissue, stays, and one at the edge keeps what lies in the liver and `reach_mm` around.
@@ -128,10 +128,10 @@ def cut_tumours_outside(mask_zyx: np.ndarray, spacing_mm: Float3, reach_mm: floa
     mask_zyx[tuple(outside[distance_mm > max(reach_mm, spacing.max()) + 1e-9].T)] = BACKGROUND
 
 
-def drop_small_tumours(mask_zyx: np.ndarray, min_voxels: int) -> None:
+def relabel_small_tumours(mask_zyx: np.ndarray, min_voxels: int) -> None:
     """Turn tumours of fewer voxels into liver, in place: the network held the place for liver or tumour."""
     tumour = (mask_zyx == TUMOUR).view(np.uint8)
-    box = foreground_box(tumour)
+    box = find_foreground_box(tumour)
     if box is None:
         return
     inner = np.ascontiguousarray(tumour[box])
@@ -141,7 +141,7 @@ def drop_small_tumours(mask_zyx: np.ndarray, min_voxels: int) -> None:
     mask_zyx[box][(inner != 0) & (kept == 0)] = LIVER
 
 
-def foreground_box(mask_zyx: np.ndarray) -> tuple[slice, slice, slice] | None:
+def find_foreground_box(mask_zyx: np.ndarray) -> tuple[slice, slice, slice] | None:
     """The smallest box that holds every voxel above 0; None of nothing. One pass, no copy of the mask."""
     in_plane = np.zeros(mask_zyx.shape[1:], dtype=bool)
     slices = []
@@ -160,7 +160,7 @@ def foreground_box(mask_zyx: np.ndarray) -> tuple[slice, slice, slice] | None:
     )
 
 
-def _beside(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _find_adjacent_components(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Numbers above 0 of the components that share a face with a voxel of `mask`."""
     found = []
     for axis in range(3):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.inference.load_run import POSTPROCESS
-from liverseg_dist.inference.postprocess_search import NOTHING, OPERATIONS
+from liverseg_dist.inference.postprocess_search import NO_POSTPROCESSING, OPERATIONS
 
 
 def describe_postprocessing(config: InferenceConfig, run: Path) -> str:
@@ -21,7 +21,7 @@ def describe_postprocessing(config: InferenceConfig, run: Path) -> str:
     active = []
     for name in OPERATIONS:
         value = getattr(config, name)
-        if value != getattr(NOTHING, name):
+        if value != getattr(NO_POSTPROCESSING, name):
             active.append(f"{name}={json.dumps(value)}")
     chosen = (
         f" ({POSTPROCESS} of the run, chosen by liverseg postprocess)"

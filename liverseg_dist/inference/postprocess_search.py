@@ -7,7 +7,7 @@ before, in the order in which they are applied.
 
 Cross-validation: the cases are divided into `FOLDS`; for each fold an operation's setting is chosen on the others and
 scored on the fold. The operation is kept if the mean score over all cases, so obtained, is above that without it by
-more than `LEAST_GAIN` and no more cases got worse than better (so one odd case cannot decide); its final setting is
+more than `MIN_GAIN` and no more cases got worse than better (so one odd case cannot decide); its final setting is
 then the best on all cases. The score of a case is the mean Dice of liver
 and tumour on the scan's own voxels, where a structure absent from both masks counts as 1: so a false tumour in a
 healthy liver costs as much as a missed one.
@@ -34,11 +34,11 @@ from liverseg_dist.evaluation.ledger import Ledger, file_name
 from liverseg_dist.evaluation.metrics.overlap import confusion_counts, structure_counts
 from liverseg_dist.files import write_bytes, write_text
 from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assemble_case
-from liverseg_dist.inference.postprocess import foreground_box, postprocess_mask
-from liverseg_dist.inference.scan_checks import is_refused, to_json
-from liverseg_dist.inference.segment_scan import restore_probabilities
-from liverseg_dist.inference.sliding_window import SlidingWindowPredictor, organ_probability
-from liverseg_dist.inference.work_division import failure_line
+from liverseg_dist.inference.postprocess import find_foreground_box, postprocess_mask
+from liverseg_dist.inference.scan_checks import findings_to_json, is_refused
+from liverseg_dist.inference.segment_scan import resample_probabilities
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor, sum_organ_probability
+from liverseg_dist.inference.work_division import format_failure
 from liverseg_dist.labels import IGNORE, TUMOUR
 from liverseg_dist.volume import Volume
 
@@ -53,15 +53,17 @@ OPERATIONS: Mapping[str, tuple[Any, ...]] = {
 }
 """Settings of `inference.*` that are tried, in the order of their application; the first of each does nothing."""
 FOLDS = 5
-LEAST_GAIN = 1e-4
-LEAST_CASES = 3
-NOTHING = InferenceConfig(**{name: options[0] for name, options in OPERATIONS.items()})
+MIN_GAIN = 1e-4
+MIN_CASES = 3
+NO_POSTPROCESSING = InferenceConfig(**{name: options[0] for name, options in OPERATIONS.items()})
 
 
-def postprocessing_settings(config: InferenceConfig) -> dict[str, Any] | None:
+def select_active_operations(config: InferenceConfig) -> dict[str, Any] | None:
     """The operations of post-processing that are on, with their settings; None where masks stay as predicted."""
     used = {name: getattr(config, name) for name in OPERATIONS}
-    return {name: value for name, value in used.items() if value != getattr(NOTHING, name)} or None
+    return {
+        name: value for name, value in used.items() if value != getattr(NO_POSTPROCESSING, name)
+    } or None
 
 
 Scores = dict[str, list[float]]
@@ -80,8 +82,8 @@ class PostprocessSearch:
     def prepare_case(self, case_id: str) -> bool:
         """Predict a case and keep what its probabilities say; True if that was there already. Raises `RunFailed`."""
         try:
-            truth = self.inputs.truth(case_id)
-            known_by = self.inputs.fingerprint(case_id, truth)
+            truth = self.inputs.read_truth(case_id)
+            known_by = self.inputs.compute_fingerprint(case_id, truth)
             known = self.ledger.read(case_id, known_by)
             usable = known is not None and (self.inputs.force or not known.get("forced"))
             if usable and self._file(case_id).is_file():
@@ -89,9 +91,9 @@ class PostprocessSearch:
             findings: list[Finding] = []
             codes_of = self._codes_onto(truth, findings)
             codes, _ = assemble_case(
-                self.inputs.pieces(case_id), truth.grid, codes_of, with_image=False
+                self.inputs.read_pieces(case_id), truth.grid, codes_of, with_image=False
             )
-            box = foreground_box((codes > 0) | ((truth.voxels > 0) & (truth.voxels != IGNORE)))
+            box = find_foreground_box((codes > 0) | ((truth.voxels > 0) & (truth.voxels != IGNORE)))
             cut = box if box is not None else (slice(0, 1),) * 3
             content = io.BytesIO()
             np.savez_compressed(
@@ -100,10 +102,10 @@ class PostprocessSearch:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_bytes(self._file(case_id), content.getvalue())
         except Exception as error:  # whatever a case does to us, the others go on
-            raise RunFailed(failure_line(case_id, error)) from error
+            raise RunFailed(format_failure(case_id, error)) from error
         record = {
             "case_id": case_id,
-            "scan_findings": to_json(findings),
+            "scan_findings": findings_to_json(findings),
             "forced": is_refused(findings),
         }
         self.ledger.write(case_id, record, known_by)
@@ -119,10 +121,10 @@ class PostprocessSearch:
             )
         scores = []
         for option in OPERATIONS[operation]:
-            config = NOTHING.model_copy(update={**chosen, operation: option})
-            mask = mask_of_codes(codes, config.tumour_threshold)
+            config = NO_POSTPROCESSING.model_copy(update={**chosen, operation: option})
+            mask = decode_mask(codes, config.tumour_threshold)
             postprocess_mask(mask, spacing_mm, config)
-            scores.append(mean_dice(mask, truth))
+            scores.append(compute_mean_dice(mask, truth))
         return scores
 
     def _codes_onto(self, truth: Volume, findings: list[Finding]) -> Callable[[Piece], np.ndarray]:
@@ -130,10 +132,10 @@ class PostprocessSearch:
             findings.extend(piece.findings)
             codes = np.zeros(truth.shape, dtype=np.uint8)
             view = Volume(codes, truth.grid).reoriented(piece.image.grid.orientation).voxels
-            for box, values in restore_probabilities(
+            for box, values in resample_probabilities(
                 piece.image, truth.grid, self.predictor, self.inputs.settings
             ):
-                view[box] = codes_of_probabilities(self.predictor, values)
+                view[box] = encode_probabilities(self.predictor, values)
             return codes
 
         return codes_of
@@ -168,11 +170,11 @@ def decide_operation(operation: str, scores: Scores, folds: int = FOLDS) -> Deci
     folds = min(folds, len(case_ids))
     for fold in range(folds):
         inside = np.arange(len(case_ids)) % folds == fold
-        held_out[inside] = table[inside, _best(table[~inside])]
+        held_out[inside] = table[inside, _find_best_option(table[~inside])]
     before, crossed = (math.fsum(column) / len(case_ids) for column in (table[:, 0], held_out))
-    best = _best(table)
+    best = _find_best_option(table)
     better, worse = (int((sign * (held_out - table[:, 0]) > 1e-12).sum()) for sign in (1, -1))
-    kept = best > 0 and crossed > before + LEAST_GAIN and better >= worse
+    kept = best > 0 and crossed > before + MIN_GAIN and better >= worse
     means = tuple(math.fsum(column) / len(case_ids) for column in table.T)
     return Decision(
         operation, OPERATIONS[operation][best], kept, before, crossed, better, worse, means
@@ -188,24 +190,22 @@ def write_choice(file: Path, chosen: Mapping[str, Any], told: str) -> None:
     write_text(file, comment + yaml.safe_dump(settings, sort_keys=False))
 
 
-def codes_of_probabilities(
-    predictor: SlidingWindowPredictor, foreground_FDHW: Tensor
-) -> np.ndarray:
+def encode_probabilities(predictor: SlidingWindowPredictor, foreground_FDHW: Tensor) -> np.ndarray:
     """One byte a voxel: bits 0, 1 the label without a threshold; bit 2 liver (with tumours) at least 0.5; bits 3 to 7
     the number of `THRESHOLDS` that the tumour reaches."""
-    organ = (organ_probability(foreground_FDHW, predictor.regions) >= 0.5).cpu().numpy()
+    organ = (sum_organ_probability(foreground_FDHW, predictor.regions) >= 0.5).cpu().numpy()
     tumour = foreground_FDHW[1].cpu().numpy()
     levels = np.zeros(organ.shape, dtype=np.uint8)
     for threshold in THRESHOLDS:
         levels += tumour >= np.float32(threshold)
     return (
-        predictor.labels(foreground_FDHW)
+        predictor.assign_labels(foreground_FDHW)
         | (organ.view(np.uint8) << 2)
         | np.where(organ, levels << 3, 0)
     )
 
 
-def mask_of_codes(codes: np.ndarray, tumour_threshold: float) -> np.ndarray:
+def decode_mask(codes: np.ndarray, tumour_threshold: float) -> np.ndarray:
     """The labels (uint8) that the predictor gives with this threshold (0, or one of `THRESHOLDS`)."""
     if tumour_threshold == 0:
         return codes & np.uint8(3)
@@ -214,14 +214,14 @@ def mask_of_codes(codes: np.ndarray, tumour_threshold: float) -> np.ndarray:
     return mask
 
 
-def mean_dice(mask: np.ndarray, truth: np.ndarray) -> float:
+def compute_mean_dice(mask: np.ndarray, truth: np.ndarray) -> float:
     """Mean of the Dice of liver (with tumours) and tumour."""
     known = truth != IGNORE
     counts = structure_counts(confusion_counts(np.where(known, mask, 0), np.where(known, truth, 0)))
     return (counts["liver"].dice() + counts["tumour"].dice()) / 2
 
 
-def _best(table: np.ndarray) -> int:
+def _find_best_option(table: np.ndarray) -> int:
     """Option with the highest mean over cases; of equals the first, which does least."""
     means = np.array([math.fsum(column) for column in table.T])
     return int(np.argmax(means > means.max() - 1e-12))

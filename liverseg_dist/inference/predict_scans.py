@@ -1,7 +1,7 @@
 """Segment scan files into a folder: each once, resumable, a bad file does not take the rest down.
 
 Every scan passes the audit of conversion first (`scan_checks`). Its findings are kept in the record of the
-scan and in `mask_volumes.csv`.
+scan and in `measure_mask.csv`.
 """
 
 import csv
@@ -22,19 +22,19 @@ from liverseg_dist.errors import RankLost, RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.files import natural_key, write_text
 from liverseg_dist.inference.load_run import file_sha256
-from liverseg_dist.inference.postprocess import TUMOUR_CONNECTIVITY, foreground_box
+from liverseg_dist.inference.postprocess import TUMOUR_CONNECTIVITY, find_foreground_box
 from liverseg_dist.inference.scan_checks import (
     Overview,
     ScanRefused,
     check_mask,
     check_scan,
+    findings_to_json,
     is_refused,
-    to_json,
-    warnings_text,
+    join_warnings,
 )
-from liverseg_dist.inference.segment_scan import prepare_for_network, segment_onto
+from liverseg_dist.inference.segment_scan import prepare_for_network, segment_to_grid
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
-from liverseg_dist.inference.work_division import failure_line
+from liverseg_dist.inference.work_division import format_failure
 from liverseg_dist.labels import STRUCTURES, TUMOUR, structure_mask
 from liverseg_dist.texts.formats import describe_unread, refusal
 from liverseg_dist.texts.names import (
@@ -63,7 +63,7 @@ FORCED = "forced"
 
 
 @dataclass(frozen=True)
-class Prediction:
+class ScanPredictor:
     """All it takes to segment a file."""
 
     predictor: SlidingWindowPredictor
@@ -73,26 +73,26 @@ class Prediction:
     probabilities: bool = False
     force: bool = False
     """Segment scans that the audit refuses, and mark them."""
-    again: bool = False
+    recompute: bool = False
     """Segment scans that are done already."""
-    together: Callable[[], AbstractContextManager[None]] | None = None
+    window_scope: Callable[[], AbstractContextManager[None]] | None = None
     """Entered while several processes compute one scan's windows; nothing of it is taken from the ledger."""
-    names: Mapping[Path, str] = field(default_factory=dict)
+    scan_ids: Mapping[Path, str] = field(default_factory=dict)
     """Ids of scans where the neighbours of a file have a say (`find_scans`)."""
 
-    def name_of(self, file: Path) -> str:
+    def get_scan_id(self, file: Path) -> str:
         """The id of the scan in a file, by which results are kept."""
-        return self.names.get(file) or scan_id(file.name)
+        return self.scan_ids.get(file) or scan_id(file.name)
 
-    def run_file(self, file: Path) -> tuple[dict[str, Any], bool]:
+    def segment_file(self, file: Path) -> tuple[dict[str, Any], bool]:
         """Segment a file and record it: (its volumes, whether it was done already).
 
         Raises `UserError` or `RunFailed`, `ScanRefused` among them; the ledger keeps the reason.
         """
-        name = self.name_of(file)
+        name = self.get_scan_id(file)
         inputs: str | None = None
         try:
-            with self.together() if self.together is not None else nullcontext():
+            with self.window_scope() if self.window_scope is not None else nullcontext():
                 if not file.is_file():
                     raise UserError(f"{file}: {refusal(file) or 'no such file'}")
                 if not is_scan_name(file.name) and (reason := refusal(file)) is not None:
@@ -103,7 +103,7 @@ class Prediction:
                     return known, True
                 image, checked = self._read(file)
                 grid = checked.grid
-                result = segment_onto(
+                result = segment_to_grid(
                     image, grid, self.predictor, self.settings, self.probabilities
                 )
             del image  # the checks of the mask need memory of their own
@@ -114,42 +114,44 @@ class Prediction:
         except RankLost:
             raise
         except ScanRefused as error:
-            details = {"refused": True, "findings": to_json(error.findings)}
-            message = _without_folder(str(error), file)
+            details = {"refused": True, "findings": findings_to_json(error.findings)}
+            message = _strip_folder(str(error), file)
             self.ledger.write_failure(name, message, inputs, details)
             raise
         except Exception as error:  # one file must not stop the others, whatever is wrong with it
-            message = failure_line(str(file), error)
-            self.ledger.write_failure(name, _without_folder(message, file), inputs)
+            message = format_failure(str(file), error)
+            self.ledger.write_failure(name, _strip_folder(message, file), inputs)
             if isinstance(error, UserError):
                 raise UserError(message) from error
             raise RunFailed(message) from error
         record = {
             "case_id": name,
             "mask": self.mask_file(name).name,
-            **mask_volumes(result.mask_zyx, grid),
-            "findings": to_json(findings),
+            **measure_mask(result.mask_zyx, grid),
+            "findings": findings_to_json(findings),
             "forced": is_refused(checked.findings),
         }
         self.ledger.write(name, record, inputs)
         return record, False
 
-    def help_file(self, file: Path) -> None:
+    def compute_shared_windows(self, file: Path) -> None:
         """Compute this process's windows of a scan that another one segments. Raises `RunFailed`."""
-        assert self.together is not None
+        assert self.window_scope is not None
         try:
-            with self.together():
+            with self.window_scope():
                 image, _ = self._read(file)
-                for _ in self.predictor.stream(image.voxels, self.settings.data.intensity):
+                for _ in self.predictor.stream_probabilities(
+                    image.voxels, self.settings.data.intensity
+                ):
                     pass
         except (RankLost, ScanRefused):
             raise
         except Exception as error:
-            raise RunFailed(failure_line(str(file), error)) from error
+            raise RunFailed(format_failure(str(file), error)) from error
 
     def _known(self, name: str, inputs: str) -> dict[str, Any] | None:
         """The record of a scan that need not be segmented again."""
-        if self.again or self.together is not None:
+        if self.recompute or self.window_scope is not None:
             return None
         known = self.ledger.read(name, inputs)
         if known is None or (known["forced"] and not self.force):
@@ -167,7 +169,7 @@ class Prediction:
         if is_refused(findings) and not self.force:
             raise ScanRefused(str(file), findings)
         return prepare_for_network(scan, self.settings), CheckedScan(
-            scan.grid, Overview.of_scan(scan), tuple(findings)
+            scan.grid, Overview.from_scan(scan), tuple(findings)
         )
 
     def _check_mask(self, mask_zyx: np.ndarray, checked: "CheckedScan") -> list[Finding]:
@@ -187,14 +189,14 @@ class Prediction:
         )
         return [self.mask_file(name), *wanted]
 
-    def write_table(self) -> Path:
-        """`mask_volumes.csv`: a row per scan of this folder, also of earlier calls with the same run and settings."""
+    def write_volume_table(self) -> Path:
+        """`measure_mask.csv`: a row per scan of this folder, also of earlier calls with the same run and settings."""
         rows: list[dict[str, object]] = [
             {
                 **record,
                 "scan": record["case_id"],
                 "status": FORCED if record["forced"] else "done",
-                "warnings": warnings_text(record["findings"]),
+                "warnings": join_warnings(record["findings"]),
             }
             for record in self.ledger.read_all()
         ]
@@ -203,7 +205,7 @@ class Prediction:
             findings = details.get(name, {}).get("findings", [])
             status = "refused" if name in details else "failed"
             rows.append(
-                {"scan": name, "status": status, "warnings": warnings_text(findings), "error": text}
+                {"scan": name, "status": status, "warnings": join_warnings(findings), "error": text}
             )
         rows.sort(key=lambda row: natural_key(str(row["scan"])))
         table = io.StringIO()
@@ -225,13 +227,13 @@ class CheckedScan:
     findings: tuple[Finding, ...]
 
 
-def mask_volumes(mask_zyx: np.ndarray, grid: Grid) -> dict[str, object]:
+def measure_mask(mask_zyx: np.ndarray, grid: Grid) -> dict[str, object]:
     """Volume of liver (with its tumours) and of tumour in ml, tumour burden (tumour / liver, null without a liver),
     number of tumours (by faces, as LiTS counts lesions)."""
-    counts = _counts(mask_zyx)
+    counts = _count_labels(mask_zyx)
     tumour, liver = int(counts[TUMOUR]), int(counts[1] + counts[TUMOUR])
     tumour_mask = structure_mask(mask_zyx, "tumour").view(np.uint8)
-    box = foreground_box(
+    box = find_foreground_box(
         tumour_mask
     )  # in large scans the numbers of components, 4 bytes a voxel, count
     lesions = 0
@@ -253,9 +255,9 @@ def find_scans(inputs: Sequence[Path], out: Path) -> dict[str, Path]:
     named: list[tuple[str, Path]] = []
     for path in inputs:
         if path.is_dir():
-            inside = _scans_in(path)
+            inside = _list_scan_files(path)
             if not inside:
-                rest = "; ".join(describe_unread(visible_entries(path)))
+                rest = "; ".join(describe_unread(list_visible_entries(path)))
                 raise UserError(
                     f"{printable(path)}: holds no .nii or .nii.gz file{f' ({rest})' if rest else ''}"
                 )
@@ -281,14 +283,14 @@ def find_scans(inputs: Sequence[Path], out: Path) -> dict[str, Path]:
     return files
 
 
-def describe_left_out(inputs: Sequence[Path]) -> list[str]:
+def describe_skipped_files(inputs: Sequence[Path]) -> list[str]:
     """Lines on what lies in the given folders and is not segmented."""
     lines = []
     for folder in inputs:
         if not folder.is_dir():
             continue
-        scans = _scans_in(folder)
-        left = describe_unread(path for path in visible_entries(folder) if path not in scans)
+        scans = _list_scan_files(folder)
+        left = describe_unread(path for path in list_visible_entries(folder) if path not in scans)
         channels = [clean_text(name) for name in name_scans(file.name for file in scans).channels]
         if channels:
             text = f"further channels of a scan are not read, a CT has one: {list_some(channels)}"
@@ -297,24 +299,26 @@ def describe_left_out(inputs: Sequence[Path]) -> list[str]:
     return lines
 
 
-def visible_entries(folder: Path) -> list[Path]:
+def list_visible_entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _scans_in(folder: Path) -> list[Path]:
+def _list_scan_files(folder: Path) -> list[Path]:
     return [
-        path for path in visible_entries(folder) if is_scan_name(path.name) and not path.is_dir()
+        path
+        for path in list_visible_entries(folder)
+        if is_scan_name(path.name) and not path.is_dir()
     ]
 
 
-def _without_folder(message: str, file: Path) -> str:
+def _strip_folder(message: str, file: Path) -> str:
     """As results keep it: of the file's path only the last part."""
     for path in (str(file), printable(file)):
         message = message.replace(path, clean_text(file.name))
     return printable(message)
 
 
-def _counts(mask_zyx: np.ndarray) -> np.ndarray:
+def _count_labels(mask_zyx: np.ndarray) -> np.ndarray:
     """Voxels per label, slice by slice: bincount makes 8-byte integers of what it counts."""
     return np.sum(
         [np.bincount(slice_yx.reshape(-1), minlength=TUMOUR + 1) for slice_yx in mask_zyx], axis=0

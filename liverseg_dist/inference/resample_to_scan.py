@@ -35,7 +35,7 @@ class AxisMap:
     """Share of `upper`, float32."""
 
     @classmethod
-    def between(
+    def from_positions(
         cls, offset: float, step: float, source_length: int, target_length: int
     ) -> "AxisMap":
         """Target voxel t lies at `offset + step * t` (step > 0) on the source's axis."""
@@ -80,7 +80,7 @@ class AxisMap:
         return torch.lerp(values.index_select(dim, lower), values.index_select(dim, upper), weight)
 
 
-def axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, AxisMap]:
+def compute_axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, AxisMap]:
     """Maps along z, y, x from a target grid onto a source grid of the same orientation. Raises `RunFailed`."""
     origin = source.index_of(target.world_mm(np.zeros(3)))
     steps = source.index_of(target.world_mm(np.eye(3))) - origin
@@ -91,7 +91,7 @@ def axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, AxisMap]:
             "the network's grid is turned against the scan's; a prediction cannot be brought back"
         )
     z, y, x = (
-        AxisMap.between(float(o), float(s), n, m)
+        AxisMap.from_positions(float(o), float(s), n, m)
         for o, s, n, m in zip(origin, scale, source.shape, target.shape, strict=True)
     )
     return z, y, x
@@ -105,7 +105,7 @@ def resample_to_scan(
     `slabs` are (first slice, C D H W) without gaps along the source's z. Target voxels outside the source's field of
     view are in no box. At most one slab, one slice and `CHUNK_SLICES` finished slices are held.
     """
-    maps = axis_maps(source, target)
+    maps = compute_axis_maps(source, target)
     z = maps[0]
     if not all(len(axis) for axis in maps):
         return

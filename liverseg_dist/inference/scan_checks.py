@@ -19,15 +19,15 @@ from liverseg_dist.errors import RunFailed
 from liverseg_dist.labels import BACKGROUND, LIVER
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Grid, Index3, Volume
 
-GATE_VERSION = 1
+CHECKS_VERSION = 1
 """Part of the ledgers' fingerprints: raise it when a scan would now be judged otherwise."""
-COARSER = 3.0
+MAX_SPACING_RATIO = 3.0
 """A voxel edge this many times the training's is far from it."""
-LEAST_IN_RANGE = 0.005
+MIN_SHARE_IN_RANGE = 0.005
 """Share of a scan's voxels within the clip of training; a liver alone is about 3 %."""
-OVERVIEW_VOXELS = 128
+OVERVIEW_MIN_VOXELS = 128
 """Along each axis, at most about twice as many, of the coarse copy for the checks after segmentation."""
-CUT_SHARE = 0.1
+MAX_END_AREA_SHARE = 0.1
 """The liver is cut if its area in an end slice is above this share of its largest one."""
 
 
@@ -52,21 +52,21 @@ class Overview:
     steps: Index3
 
     @classmethod
-    def of_scan(cls, scan: Volume) -> "Overview":
+    def from_scan(cls, scan: Volume) -> "Overview":
         canonical = scan.reoriented(CANONICAL_ORIENTATION)
-        z, y, x = (max(1, n // OVERVIEW_VOXELS) for n in canonical.shape)
-        return cls(_thinned(canonical, (z, y, x)), (z, y, x))
+        z, y, x = (max(1, n // OVERVIEW_MIN_VOXELS) for n in canonical.shape)
+        return cls(_subsample(canonical, (z, y, x)), (z, y, x))
 
-    def of_mask(self, mask: Volume) -> Volume:
+    def subsample_mask(self, mask: Volume) -> Volume:
         """The mask in the same voxels."""
-        return _thinned(mask.reoriented(CANONICAL_ORIENTATION), self.steps)
+        return _subsample(mask.reoriented(CANONICAL_ORIENTATION), self.steps)
 
 
-def gate_fingerprint(settings: Settings) -> dict[str, object]:
+def fingerprint_scan_checks(settings: Settings) -> dict[str, object]:
     """What decides whether a scan is refused, for the key of a ledger."""
     cleaning = settings.convert.cleaning
     return {
-        "version": GATE_VERSION,
+        "version": CHECKS_VERSION,
         "min_slices": cleaning.min_slices,
         "max_broken_fraction": cleaning.max_broken_fraction,
     }
@@ -103,7 +103,7 @@ def compare_with_training(scan: Volume, settings: Settings) -> list[Finding]:
     sample = sample_of(scan)
     if known is not None and sample.size:
         inside = float(np.mean((sample >= known.lower_hu) & (sample <= known.upper_hu)))
-        if inside < LEAST_IN_RANGE:
+        if inside < MIN_SHARE_IN_RANGE:
             message = (
                 f"{100 * inside:.2f} % of the voxels lie in the range the network was trained on "
                 f"({known.lower_hu:g} to {known.upper_hu:g} HU)"
@@ -113,7 +113,9 @@ def compare_with_training(scan: Volume, settings: Settings) -> list[Finding]:
 
 
 def _compare_spacing(spacing_mm: Float3, trained_mm: Float3) -> list[Finding]:
-    if all(mm <= COARSER * known for mm, known in zip(spacing_mm, trained_mm, strict=True)):
+    if all(
+        mm <= MAX_SPACING_RATIO * known for mm, known in zip(spacing_mm, trained_mm, strict=True)
+    ):
         return []
     own, theirs = (" x ".join(f"{mm:.3g}" for mm in sizes) for sizes in (spacing_mm, trained_mm))
     message = (
@@ -125,26 +127,26 @@ def _compare_spacing(spacing_mm: Float3, trained_mm: Float3) -> list[Finding]:
 # --- in records and tables --------------------------------------------------------------------------------------------
 
 
-def to_json(findings: Sequence[Finding]) -> list[dict[str, str]]:
+def findings_to_json(findings: Sequence[Finding]) -> list[dict[str, str]]:
     return [finding.to_json() for finding in findings]
 
 
-def warnings_of(findings: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+def select_warnings(findings: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """The findings of a record that a user has to see: all but those of severity info."""
     return [finding for finding in findings if finding["severity"] != "info"]
 
 
-def warnings_text(findings: Sequence[Mapping[str, str]]) -> str:
+def join_warnings(findings: Sequence[Mapping[str, str]]) -> str:
     """One cell of a table: `code: message | code: message`."""
     return " | ".join(
-        f"{finding['code']}: {finding['message']}" for finding in warnings_of(findings)
+        f"{finding['code']}: {finding['message']}" for finding in select_warnings(findings)
     )
 
 
-def warning_lines(name: str, findings: Sequence[Mapping[str, str]]) -> list[str]:
+def format_warnings(name: str, findings: Sequence[Mapping[str, str]]) -> list[str]:
     """Lines for the terminal, one for each warning, and for each error that --force overrode."""
     lines = []
-    for finding in warnings_of(findings):
+    for finding in select_warnings(findings):
         forced = (
             "" if finding["severity"] == "warning" else "segmented because of --force, although: "
         )
@@ -160,31 +162,31 @@ def check_mask(mask: Volume, overview: Overview, settings: Settings) -> list[Fin
 
     A network always answers; a head, an animal or an MR shows in what it answers.
     """
-    areas = _liver_areas(mask)
+    areas = _count_foreground_per_slice(mask)
     liver_ml = float(areas.sum()) * mask.grid.voxel_volume_ml
     if liver_ml == 0:
         message = "no liver was found: is this a scan of another part of the body?"
         return [Finding("warning", "liver_volume", message)]
     found = check_liver_volume(liver_ml)
-    found += _check_ends(areas)
+    found += _check_end_slices(areas)
     found += check_tumours(mask.voxels)[1]
-    coarse = overview.of_mask(mask)
+    coarse = overview.subsample_mask(mask)
     if (coarse.voxels != BACKGROUND).any():
         found += check_side(overview.image, coarse, {})
         found += _check_liver_hu(overview.image, coarse, settings)
     return found
 
 
-def _liver_areas(mask: Volume) -> np.ndarray:
+def _count_foreground_per_slice(mask: Volume) -> np.ndarray:
     """Voxels of liver and tumour in each axial slice, from the lowest one."""
     canonical = mask.reoriented(CANONICAL_ORIENTATION)
     return np.array([np.count_nonzero(slice_yx) for slice_yx in canonical.voxels])
 
 
-def _check_ends(areas: np.ndarray) -> list[Finding]:
+def _check_end_slices(areas: np.ndarray) -> list[Finding]:
     names = []
     for name, area in (("lowest", areas[0]), ("highest", areas[-1])):
-        if area > CUT_SHARE * areas.max():
+        if area > MAX_END_AREA_SHARE * areas.max():
             names.append(name)
     if not names:
         return []
@@ -213,7 +215,7 @@ def _check_liver_hu(image: Volume, mask: Volume, settings: Settings) -> list[Fin
     return [Finding("warning", "liver_hu_unlike_training", message)]
 
 
-def _thinned(volume: Volume, steps: Index3) -> Volume:
+def _subsample(volume: Volume, steps: Index3) -> Volume:
     """Every n-th voxel along each axis, copied."""
     z, y, x = steps
     voxels = np.ascontiguousarray(volume.voxels[::z, ::y, ::x])

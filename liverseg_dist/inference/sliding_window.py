@@ -1,7 +1,7 @@
 """Probabilities of liver and tumour over a whole scan by a sliding window, in memory that does not grow with the scan.
 
   predictor = SlidingWindowPredictor(model, (64, 128, 128), regions=False, config=InferenceConfig(), device=torch.device("cuda"))
-  for first, slab_FDHW in predictor.stream(image_zyx, intensity): ...      # finished slices, from the first to the last
+  for first, slab_FDHW in predictor.stream_probabilities(image_zyx, intensity): ...      # finished slices, from the first to the last
 
 Windows are computed in rows of equal z. Once a row is done, no later window touches the slices above the next row's
 start: they are handed out and forgotten (each window is added with its part in the sum of weights, which is known
@@ -40,7 +40,7 @@ from liverseg_dist.volume import Index3
 Batch = Sequence[tuple[tuple[int, int], tuple[int, ...]]]
 """(y, x) and the flipped axes of each window."""
 Item = TypeVar("Item")
-Spread = Callable[
+WindowMapper = Callable[
     [Callable[[Sequence[Any]], Iterator[Tensor]], Sequence[Any], Callable[[Any], tuple[int, ...]]],
     Iterator[Tensor],
 ]
@@ -49,7 +49,7 @@ YIELDED_VOXELS = 4 << 20
 """Finished voxels handed out at once."""
 BLOCK_VOXELS = 1 << 17
 """Voxels of a window worked on at once on a CPU, so that what is needed between two steps stays in the core's cache."""
-Window = Callable[[slice], Tensor]
+WindowReader = Callable[[slice], Tensor]
 """What a window says (F d H W) about some of its slices."""
 
 
@@ -80,37 +80,37 @@ class SlidingWindowPredictor:
         self.device = device
         self.threads = threads if device.type == "cpu" else 1
         self.mirrors = _mirrors(mirror_axes if config.mirror else ())
-        self._spread: Spread | None = None
+        self._window_mapper: WindowMapper | None = None
 
-    def spread_by(self, spread: "Spread") -> "SlidingWindowPredictor":
+    def with_window_mapper(self, spread: "WindowMapper") -> "SlidingWindowPredictor":
         """The same predictor, whose windows several processes compute (`distributed.window_parallel`)."""
         other = copy.copy(self)
-        other._spread = spread
+        other._window_mapper = spread
         return other
 
-    def probabilities(
+    def predict_probabilities(
         self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None
     ) -> np.ndarray:
-        """Probabilities (C, z, y, x) float32 of the whole scan at once, as the model has them; large. See `stream`."""
+        """Probabilities (C, z, y, x) float32 of the whole scan at once, as the model has them; large. See `stream_probabilities`."""
         slabs = [
-            self.with_background(slab).cpu().numpy().copy()
-            for _, slab in self.stream(image_zyx, intensity)
+            self.add_background(slab).cpu().numpy().copy()
+            for _, slab in self.stream_probabilities(image_zyx, intensity)
         ]
         return np.concatenate(slabs, axis=1)
 
-    def segment(
+    def predict_labels(
         self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None
     ) -> np.ndarray:
         """Labels (z, y, x) uint8 on the image's own voxels."""
         labels = np.empty(image_zyx.shape, dtype=np.uint8)
-        for first, slab_FDHW in self.stream(image_zyx, intensity):
-            labels[first : first + slab_FDHW.shape[1]] = self.labels(slab_FDHW)
+        for first, slab_FDHW in self.stream_probabilities(image_zyx, intensity):
+            labels[first : first + slab_FDHW.shape[1]] = self.assign_labels(slab_FDHW)
         return labels
 
-    def labels(self, foreground_FDHW: Tensor) -> np.ndarray:
-        """Labels D H W uint8 of what `stream` yields; with `tumour_threshold` inside a liver of at least one half."""
+    def assign_labels(self, foreground_FDHW: Tensor) -> np.ndarray:
+        """Labels D H W uint8 of what `stream_probabilities` yields; with `tumour_threshold` inside a liver of at least one half."""
         if self.config.tumour_threshold > 0:
-            organ = organ_probability(foreground_FDHW, self.regions) >= 0.5
+            organ = sum_organ_probability(foreground_FDHW, self.regions) >= 0.5
             label = organ.to(torch.uint8) * LIVER
             return (
                 label.masked_fill_(
@@ -120,19 +120,19 @@ class SlidingWindowPredictor:
                 .numpy()
             )
         return (
-            labels_from_logits(self.with_background(foreground_FDHW)[None], self.regions)[0]
+            labels_from_logits(self.add_background(foreground_FDHW)[None], self.regions)[0]
             .cpu()
             .numpy()
         )
 
-    def with_background(self, foreground_FDHW: Tensor) -> Tensor:
+    def add_background(self, foreground_FDHW: Tensor) -> Tensor:
         """All channels of the model's answer: classes with their background; regions as they are."""
         if self.regions:
             return foreground_FDHW
         liver, tumour = foreground_FDHW
         return torch.stack([1 - (liver + tumour), liver, tumour])
 
-    def stream(
+    def stream_probabilities(
         self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """Yields (first slice, probabilities F D H W on `device`), a few slices at a time, each slice once.
@@ -144,14 +144,14 @@ class SlidingWindowPredictor:
         `intensity.lower_hu`: as the training's padding.
         """
         z, y, x = image_zyx.shape
-        grid = WindowGrid.over(
+        grid = WindowGrid.from_shape(
             (z, y, x), self.patch_size, self.config.overlap, self.config.window_weights
         )
         pad_value = float(image_zyx.min()) if intensity is None else intensity.lower_hu
-        yield from self._stream(image_zyx, grid, intensity, pad_value)
+        yield from self._stream_rows(image_zyx, grid, intensity, pad_value)
 
     @torch.inference_mode()
-    def _stream(
+    def _stream_rows(
         self,
         image_zyx: np.ndarray,
         grid: WindowGrid,
@@ -161,12 +161,12 @@ class SlidingWindowPredictor:
         (depth, height, width), margin = self.patch_size, grid.margin
         shares = [
             {at: torch.from_numpy(part).to(self.device) for at, part in axis.items()}
-            for axis in grid.shares()
+            for axis in grid.compute_shares()
         ]
-        total_FDHW = torch.zeros(len(STRUCTURES), depth, *grid.padded[1:], device=self.device)
+        total_FDHW = torch.zeros(len(STRUCTURES), depth, *grid.padded_shape[1:], device=self.device)
         crop_y = slice(margin[1], margin[1] + grid.shape[1])
         crop_x = slice(margin[2], margin[2] + grid.shape[2])
-        ends = [*grid.starts[0][1:], grid.padded[0]]
+        ends = [*grid.starts[0][1:], grid.padded_shape[0]]
         for start, end in zip(grid.starts[0], ends, strict=True):
             row_DHW = self._row(image_zyx, grid, start, intensity, pad_value)
             for y, x, window in self._windows(row_DHW, grid):
@@ -183,7 +183,7 @@ class SlidingWindowPredictor:
                 part = slice(z, min(z + step, last))
                 done_FDHW = total_FDHW[:, part.start - start : part.stop - start, crop_y, crop_x]
                 yield z - margin[0], self._finished(done_FDHW)
-            if end < grid.padded[0]:
+            if end < grid.padded_shape[0]:
                 _shift(total_FDHW, end - start)
 
     def _row(
@@ -203,8 +203,8 @@ class SlidingWindowPredictor:
         part = part.to(
             torch.float32, copy=intensity is not None
         )  # never normalise the caller's own voxels in place
-        if part.shape != (depth, *grid.padded[1:]):
-            row = torch.full((depth, *grid.padded[1:]), pad_value, device=self.device)
+        if part.shape != (depth, *grid.padded_shape[1:]):
+            row = torch.full((depth, *grid.padded_shape[1:]), pad_value, device=self.device)
             y, x = grid.margin[1:]
             row[low - first : high - first, y : y + grid.shape[1], x : x + grid.shape[2]] = part
             part = row
@@ -214,14 +214,16 @@ class SlidingWindowPredictor:
             part, intensity.lower_hu, intensity.upper_hu, intensity.mean, intensity.std
         )
 
-    def _windows(self, row_DHW: Tensor, grid: WindowGrid) -> Iterator[tuple[int, int, Window]]:
+    def _windows(
+        self, row_DHW: Tensor, grid: WindowGrid
+    ) -> Iterator[tuple[int, int, WindowReader]]:
         """(y, x, what it says) of each window of a row, in order; mirrored copies already averaged.
 
         Windows and their mirrored copies fill batches alike, and are summed in one order whatever the batch size.
         """
         height, width = self.patch_size[1:]
         mirrors = self.mirrors
-        copies = list(product(grid.in_plane, mirrors))
+        copies = list(product(grid.starts_yx, mirrors))
         size = self.config.batch_size
         batches = [copies[number : number + size] for number in range(0, len(copies), size)]
 
@@ -232,7 +234,7 @@ class SlidingWindowPredictor:
                 inputs.append(window.flip(axes) if axes else window)
             return torch.cat(inputs) if len(inputs) > 1 else inputs[0]
 
-        if len(self.models) == len(mirrors) == self.threads == 1 and self._spread is None:
+        if len(self.models) == len(mirrors) == self.threads == 1 and self._window_mapper is None:
             for batch in batches:  # nothing to keep: probabilities are made where they are added
                 for ((y, x), _), logits_CDHW in zip(
                     batch, self._logits(self.models[0], images(batch)), strict=True
@@ -260,11 +262,11 @@ class SlidingWindowPredictor:
         """`compute` of each batch in order, wherever it is computed."""
 
         def run(own: Sequence[Any]) -> Iterator[Tensor]:
-            return run_in_order(compute, own, self.threads)
+            return compute_in_order(compute, own, self.threads)
 
-        if self._spread is None:
+        if self._window_mapper is None:
             return run(batches)
-        return self._spread(
+        return self._window_mapper(
             run, batches, lambda batch: (len(batch), len(STRUCTURES), *self.patch_size)
         )
 
@@ -315,7 +317,7 @@ def _slices(window_FDHW: Tensor, part: slice) -> Tensor:
     return window_FDHW[:, part]
 
 
-def organ_probability(foreground_FDHW: Tensor, regions: bool) -> Tensor:
+def sum_organ_probability(foreground_FDHW: Tensor, regions: bool) -> Tensor:
     """Probability D H W of the liver with its tumours: classes exclude each other, regions overlap."""
     return foreground_FDHW[0] if regions else foreground_FDHW[0] + foreground_FDHW[1]
 
@@ -338,7 +340,7 @@ def _shift(total_FDHW: Tensor, slices: int) -> None:
     total_FDHW[:, max(0, depth - slices) :] = 0
 
 
-def run_in_order(
+def compute_in_order(
     compute: Callable[[Item], Tensor], items: Sequence[Item], threads: int
 ) -> Iterator[Tensor]:
     """`compute` of each item, in the items' order; up to `threads` at once, each with one of torch's threads."""

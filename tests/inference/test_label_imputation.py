@@ -13,7 +13,7 @@ from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.inference.label_imputation import RunLabeller
-from liverseg_dist.inference.load_run import load_run, predictor_for
+from liverseg_dist.inference.load_run import build_predictor, load_run
 from liverseg_dist.inference.segment_scan import segment_scan
 from tests.data.sources import convert, run, tree
 from tests.inference.small_run import SmallRun, shared_small_run
@@ -66,7 +66,7 @@ def test_the_label_is_what_the_run_predicts(
     device = torch.device("cpu")
     loaded = load_run(small.run, device)
     image = read_nifti(read_dataset(source).training[BARE].image)
-    mask = segment_scan(image, predictor_for([loaded], device), loaded.settings)
+    mask = segment_scan(image, build_predictor([loaded], device), loaded.settings)
     assert mask.any()
     np.testing.assert_array_equal(store.source_label(bare), mask)
     assert store.meta(bare).imputed
@@ -214,8 +214,14 @@ def test_mistakes_are_one_line(
 
 def test_the_fingerprint_is_that_of_weights_and_settings(small: SmallRun, tmp_path: Path) -> None:
     shutil.copytree(small.run, tmp_path / "copy")
-    assert RunLabeller.of(tmp_path / "copy").fingerprint == RunLabeller.of(small.run).fingerprint
+    assert (
+        RunLabeller.from_run(tmp_path / "copy").fingerprint
+        == RunLabeller.from_run(small.run).fingerprint
+    )
     weights = load_file(tmp_path / "copy" / "model.safetensors")
     weights["heads.0.bias"] += 1
     save_file(weights, tmp_path / "copy" / "model.safetensors")
-    assert RunLabeller.of(tmp_path / "copy").fingerprint != RunLabeller.of(small.run).fingerprint
+    assert (
+        RunLabeller.from_run(tmp_path / "copy").fingerprint
+        != RunLabeller.from_run(small.run).fingerprint
+    )

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from liverseg_dist.commands.run_cases import load_runs
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
-from liverseg_dist.inference import load_run, predictor_for
-from liverseg_dist.inference.load_run import mirrored_axes, runs_fingerprint
+from liverseg_dist.inference import build_predictor, load_run
+from liverseg_dist.inference.load_run import find_common_mirror_axes, fingerprint_runs
 from tests.inference.small_run import SmallRun, train_small_run
 
 CPU = torch.device("cpu")
@@ -89,11 +89,11 @@ def test_runs_that_see_scans_differently_are_not_averaged(
 ) -> None:
     train_small_run(tmp_path / "second", small_run.store, steps=1, seed=1)
     runs = [load_run(folder, CPU) for folder in (run, tmp_path / "second")]
-    assert len(predictor_for(runs, CPU).models) == 2
+    assert len(build_predictor(runs, CPU).models) == 2
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("lower_hu: ", "lower_hu: -1"))
     with pytest.raises(UserError, match=r"data\.intensity"):
-        predictor_for([load_run(folder, CPU) for folder in (run, tmp_path / "second")], CPU)
+        build_predictor([load_run(folder, CPU) for folder in (run, tmp_path / "second")], CPU)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,11 @@ def test_only_what_training_mirrored_is_mirrored(
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     args = argparse.Namespace(run=run, ensemble=[], weights="last")
     runs = load_runs(args, World.from_environment("cpu", {}), ["inference.mirror=true"])
-    flips = predictor_for(runs, CPU).mirrors  # of B C D H W
+    flips = build_predictor(runs, CPU).mirrors  # of B C D H W
     assert len(flips) == 2 ** len(axes)
     assert {axis - 2 for flip in flips for axis in flip} == set(axes)
-    assert mirrored_axes(runs) == axes
-    told = runs_fingerprint(runs).get("mirrored_axes", (0, 1, 2))
+    assert find_common_mirror_axes(runs) == axes
+    told = fingerprint_runs(runs).get("mirrored_axes", (0, 1, 2))
     assert told == axes, "masks made with other axes are other masks"
     assert ("inference.mirror=true changes nothing" in capsys.readouterr().err) == (not axes)
 
@@ -132,7 +132,7 @@ def test_an_ensemble_mirrors_what_all_of_it_know(
         (path / "config.yaml").write_text(yaml.safe_dump(settings))
     args = argparse.Namespace(run=run, ensemble=[other], weights="last")
     runs = load_runs(args, World.from_environment("cpu", {}), ["inference.mirror=true"])
-    assert predictor_for(runs, CPU).mirrors == ((), (3,))
+    assert build_predictor(runs, CPU).mirrors == ((), (3,))
     assert (
         "warning: not mirrored along z, x: not all of these models were" in capsys.readouterr().err
     )

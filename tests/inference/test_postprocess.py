@@ -6,13 +6,13 @@ from scipy import ndimage
 
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.inference.postprocess import (
-    cut_tumours_outside,
-    drop_far_tumours,
-    drop_small_tumours,
     fill_holes,
-    foreground_box,
+    find_foreground_box,
     keep_largest_liver,
     postprocess_mask,
+    relabel_small_tumours,
+    remove_distant_tumours,
+    trim_tumours_outside_liver,
 )
 from liverseg_dist.volume import Float3
 
@@ -47,7 +47,7 @@ def test_small_tumours_become_liver(seed: int, min_voxels: int) -> None:
     components, _ = ndimage.label(mask == 2, FACES)
     sizes = np.bincount(components.ravel())
     expected = np.where((mask == 2) & (sizes[components] < min_voxels), 1, mask)
-    drop_small_tumours(mask, min_voxels)
+    relabel_small_tumours(mask, min_voxels)
     assert np.array_equal(mask, expected)
 
 
@@ -88,7 +88,7 @@ def test_tumours_stay_within_reach_of_the_liver(seed: int, reach_mm: float) -> N
     far = [n for n in range(1, count + 1) if distance_mm[tumours == n].min() > reach_mm]
     assert 0 < len(far) < count
     expected = np.where(np.isin(tumours, far), 0, mask)
-    drop_far_tumours(mask, spacing_mm, reach_mm)
+    remove_distant_tumours(mask, spacing_mm, reach_mm)
     assert np.array_equal(mask, expected)
 
 
@@ -124,7 +124,7 @@ def test_tumours_at_the_edge_keep_what_lies_inside_the_liver_and_near_it(reach_m
     )  # sticks out by 11 mm, and lies in a bay of tissue
     mask = liver.astype(np.uint8)
     mask[deep | edge] = 2
-    cut_tumours_outside(mask, spacing_mm, reach_mm)
+    trim_tumours_outside_liver(mask, spacing_mm, reach_mm)
     assert (mask[deep] == 2).all()
     distance_mm = ndimage.distance_transform_edt(~liver, sampling=spacing_mm)
     sticking_out = edge & ~liver
@@ -162,7 +162,7 @@ def test_what_is_cut_is_what_distance_maps_say(seed: int) -> None:
 
 
 def test_without_any_liver_no_tumour_is_within_reach() -> None:
-    for remove in (drop_far_tumours, cut_tumours_outside):
+    for remove in (remove_distant_tumours, trim_tumours_outside_liver):
         mask = np.full((3, 3, 3), 2, np.uint8)
         remove(mask, (1.0, 1.0, 1.0), 100.0)
         assert not mask.any()
@@ -204,6 +204,6 @@ def test_empty_and_view_masks(config: InferenceConfig) -> None:
 
 def test_foreground_box() -> None:
     mask = np.zeros((6, 7, 8), np.uint8)
-    assert foreground_box(mask) is None
+    assert find_foreground_box(mask) is None
     mask[2, 3, 4] = mask[4, 1, 7] = 1
-    assert foreground_box(mask) == (slice(2, 5), slice(1, 4), slice(4, 8))
+    assert find_foreground_box(mask) == (slice(2, 5), slice(1, 4), slice(4, 8))

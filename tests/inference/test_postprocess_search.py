@@ -15,10 +15,10 @@ from liverseg_dist.inference.load_run import load_run
 from liverseg_dist.inference.postprocess_search import (
     OPERATIONS,
     THRESHOLDS,
-    codes_of_probabilities,
+    compute_mean_dice,
     decide_operation,
-    mask_of_codes,
-    mean_dice,
+    decode_mask,
+    encode_probabilities,
 )
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from tests.distributed.launch import torchrun
@@ -40,10 +40,10 @@ def test_codes_give_the_labels_of_every_threshold(regions: bool) -> None:
     values[:, 0, 0, : len(THRESHOLDS)] = torch.tensor(THRESHOLDS)  # exactly on the threshold
     if not regions:
         values = values / values.sum(0).clamp(min=1)
-    codes = codes_of_probabilities(predictor(regions, 0.0), values)
+    codes = encode_probabilities(predictor(regions, 0.0), values)
     for threshold in OPERATIONS["tumour_threshold"]:
-        expected = predictor(regions, threshold).labels(values)
-        assert np.array_equal(mask_of_codes(codes, threshold), expected), threshold
+        expected = predictor(regions, threshold).assign_labels(values)
+        assert np.array_equal(decode_mask(codes, threshold), expected), threshold
         assert set(np.unique(expected)) == {0, 1, 2}
 
 
@@ -51,9 +51,9 @@ def test_mean_dice_leaves_unknown_voxels_out() -> None:
     truth, mask = np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)
     truth[0], mask[0] = 1, 1
     truth[0, 0], mask[0, 0, :2] = 2, 2
-    assert mean_dice(mask, truth) == (1 + 2 * 2 / 6) / 2
+    assert compute_mean_dice(mask, truth) == (1 + 2 * 2 / 6) / 2
     truth[3], mask[3] = 255, 2
-    assert mean_dice(mask, truth) == (1 + 2 * 2 / 6) / 2
+    assert compute_mean_dice(mask, truth) == (1 + 2 * 2 / 6) / 2
 
 
 def scores(*gains: float) -> dict[str, list[float]]:

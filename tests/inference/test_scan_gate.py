@@ -305,7 +305,7 @@ def masked(box: tuple[slice, slice, slice], hu: int = 60, label: int = 1) -> lis
     image[:, 5:45, 5:55] = 0
     image[box], mask[box] = hu, label
     scan = Volume(image, GRID)
-    return codes(check_mask(Volume(mask, GRID), Overview.of_scan(scan), settings_of()))  # type: ignore[arg-type]
+    return codes(check_mask(Volume(mask, GRID), Overview.from_scan(scan), settings_of()))  # type: ignore[arg-type]
 
 
 def test_what_a_mask_reveals() -> None:
@@ -329,9 +329,9 @@ def test_the_overview_follows_the_orientation(orientation: str) -> None:
     scan = Volume(voxels.astype(np.int16), Grid(shape, np.diag([0.7, 0.7, 2.0, 1.0]))).reoriented(
         orientation
     )
-    overview = Overview.of_scan(scan)
+    overview = Overview.from_scan(scan)
     assert max(overview.image.shape) <= 256
-    np.testing.assert_array_equal(overview.of_mask(scan).voxels, overview.image.voxels)
+    np.testing.assert_array_equal(overview.subsample_mask(scan).voxels, overview.image.voxels)
     canonical = scan.reoriented("RAS")
     z, y, x = overview.steps
     np.testing.assert_allclose(

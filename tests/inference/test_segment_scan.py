@@ -8,10 +8,10 @@ import torch
 
 from liverseg_dist.config import InferenceConfig, IntensityConfig, Settings, load_settings
 from liverseg_dist.evaluation import CalibrationCounter
-from liverseg_dist.inference import SlidingWindowPredictor, segment_onto, segment_scan
-from liverseg_dist.inference.calibration_counts import Calibrator
-from liverseg_dist.inference.case_inputs import AIR_HU, image_onto
-from liverseg_dist.inference.segment_scan import prepare_for_network, structure_probability
+from liverseg_dist.inference import SlidingWindowPredictor, segment_scan, segment_to_grid
+from liverseg_dist.inference.calibration_counts import CalibrationCollector
+from liverseg_dist.inference.case_inputs import AIR_HU, resample_image_to_grid
+from liverseg_dist.inference.segment_scan import prepare_for_network, select_structure_probability
 from liverseg_dist.labels import structure_mask
 from liverseg_dist.volume import Float3, Grid, Volume
 from tests.inference.models import Random, Threshold
@@ -114,7 +114,7 @@ def test_body_crop_leaves_background_outside() -> None:
     scan = Volume(air, scan.grid)
     cropped = prepare_for_network(scan, settings)
     assert cropped.shape < scan.shape
-    mask = segment_onto(cropped, scan.grid, threshold_predictor(settings), settings).mask_zyx
+    mask = segment_to_grid(cropped, scan.grid, threshold_predictor(settings), settings).mask_zyx
     assert np.array_equal(mask, np.where(air > 160, 2, np.where(air > 60, 1, 0)))
 
 
@@ -126,7 +126,7 @@ def test_probabilities_lie_on_the_scan_and_agree_with_the_mask(regions: bool) ->
     predictor = SlidingWindowPredictor(
         model, PATCH, regions, InferenceConfig(), torch.device("cpu")
     )
-    result = segment_onto(
+    result = segment_to_grid(
         prepare_for_network(scan, settings), scan.grid, predictor, settings, keep_probabilities=True
     )
     liver, tumour = result.probability_zyx["liver"], result.probability_zyx["tumour"]
@@ -144,11 +144,16 @@ def test_probabilities_lie_on_the_scan_and_agree_with_the_mask(regions: bool) ->
 def test_structure_probability() -> None:
     foreground = torch.rand(2, 2, 2, 2)
     for regions in (False, True):
-        assert torch.equal(structure_probability(foreground, "tumour", regions), foreground[1])
+        assert torch.equal(
+            select_structure_probability(foreground, "tumour", regions), foreground[1]
+        )
     assert torch.equal(
-        structure_probability(foreground, "liver", regions=False), foreground[0] + foreground[1]
+        select_structure_probability(foreground, "liver", regions=False),
+        foreground[0] + foreground[1],
     )
-    assert torch.equal(structure_probability(foreground, "liver", regions=True), foreground[0])
+    assert torch.equal(
+        select_structure_probability(foreground, "liver", regions=True), foreground[0]
+    )
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -165,29 +170,29 @@ def test_calibration_counts_the_probabilities_on_the_scans_own_voxels(regions: b
     )
     truth.voxels[0] = 255
     image = prepare_for_network(scan, settings)
-    calibrator = Calibrator(truth, regions)
+    calibrator = CalibrationCollector(truth, regions)
     turned = truth.reoriented(image.grid.orientation)
     upper = np.arange(turned.shape[0] // 2)
     for slices in (upper, np.arange(len(upper), turned.shape[0])):
-        watch = calibrator.of_piece(image.grid.orientation, slices)
-        found = segment_onto(
+        watch = calibrator.select_piece(image.grid.orientation, slices)
+        found = segment_to_grid(
             image, scan.grid, predictor, settings, keep_probabilities=True, watch=watch
         )
     known = truth.voxels != 255
-    for structure, counts in calibrator.counts().items():
+    for structure, counts in calibrator.collect_counts().items():
         expected = CalibrationCounter()
         expected.add(
             found.probability_zyx[structure][known], structure_mask(truth.voxels, structure)[known]
         )
         assert counts == expected.counts()
-    assert sum(calibrator.counts()["liver"]["positives"]) > 100
-    assert sum(calibrator.counts()["tumour"]["voxels"]) > 100
+    assert sum(calibrator.collect_counts()["liver"]["positives"]) > 100
+    assert sum(calibrator.collect_counts()["tumour"]["voxels"]) > 100
 
 
 def test_a_stored_slab_is_shown_on_the_scans_voxels() -> None:
     scan = phantom()
     slab = Volume(scan.voxels[4:16, 3:33, 2:30], scan.grid.cropped((4, 3, 2), (12, 30, 28)))
-    shown = image_onto(slab, scan.reoriented("PIR").grid)
+    shown = resample_image_to_grid(slab, scan.reoriented("PIR").grid)
     back = Volume(shown, scan.reoriented("PIR").grid).reoriented("RAS").voxels
     inside = back != AIR_HU
     assert inside.sum() == np.prod(slab.shape)

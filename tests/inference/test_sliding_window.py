@@ -15,7 +15,7 @@ from monai.inferers import sliding_window_inference
 
 from liverseg_dist.config import InferenceConfig, IntensityConfig, load_settings
 from liverseg_dist.inference import SlidingWindowPredictor
-from liverseg_dist.inference.windows import WindowGrid, WindowWeights, axis_weights
+from liverseg_dist.inference.windows import WindowGrid, WindowWeights, compute_window_weights
 from liverseg_dist.model import build_model, foreground_probabilities_, log_odds
 from liverseg_dist.model.topology import resolve_topology
 from tests.inference.models import Random, Threshold
@@ -39,12 +39,12 @@ def plain(
     image: np.ndarray, model: torch.nn.Module, config: InferenceConfig, regions: bool = False
 ) -> np.ndarray:
     """Full float64 accumulation, window by window: what the streaming one must equal."""
-    grid = WindowGrid.over(image.shape, PATCH, config.overlap, config.window_weights)
-    padded = np.full(grid.padded, image.min(), dtype=np.float32)
+    grid = WindowGrid.from_shape(image.shape, PATCH, config.overlap, config.window_weights)
+    padded = np.full(grid.padded_shape, image.min(), dtype=np.float32)
     inner = tuple(slice(m, m + n) for m, n in zip(grid.margin, image.shape, strict=True))
     padded[inner] = image
     weights = grid.weights[0][:, None, None] * grid.weights[1][:, None] * grid.weights[2]
-    total, share = np.zeros((2 if regions else 3, *grid.padded)), np.zeros(grid.padded)
+    total, share = np.zeros((2 if regions else 3, *grid.padded_shape)), np.zeros(grid.padded_shape)
     turned = torch.sigmoid if regions else partial(torch.softmax, dim=0)
     flips = [axes for n in range(4) for axes in product((False, True), repeat=3) if sum(axes) == n]
     for start in product(*grid.starts):
@@ -76,7 +76,9 @@ SHAPES = [(8, 16, 12), (21, 40, 30), (3, 40, 12), (30, 7, 5), (1, 1, 1), (9, 17,
 def test_streaming_equals_full_accumulation(shape: tuple[int, int, int], settings: dict) -> None:
     image = scan(shape)
     expected = plain(image, Random(), InferenceConfig(**settings))
-    np.testing.assert_allclose(predictor(**settings).probabilities(image), expected, atol=2e-6)
+    np.testing.assert_allclose(
+        predictor(**settings).predict_probabilities(image), expected, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
@@ -84,7 +86,7 @@ def test_mirrored_copies_are_averaged(average: str) -> None:
     image = scan((13, 20, 15))
     expected = plain(image, Random(), InferenceConfig(mirror=True, average=average))
     np.testing.assert_allclose(
-        predictor(mirror=True, average=average).probabilities(image), expected, atol=2e-6
+        predictor(mirror=True, average=average).predict_probabilities(image), expected, atol=2e-6
     )
     assert np.abs(expected - plain(image, Random(), InferenceConfig())).max() > 0.05
 
@@ -95,7 +97,7 @@ def test_regions_are_independent_probabilities(average: Any) -> None:
     config = InferenceConfig(average=average)
     result = SlidingWindowPredictor(
         Random(2), PATCH, regions=True, config=config, device=CPU
-    ).probabilities(image)
+    ).predict_probabilities(image)
     np.testing.assert_allclose(result, plain(image, Random(2), config, regions=True), atol=2e-6)
     assert np.abs(result.sum(0) - 1).max() > 0.1
 
@@ -105,8 +107,8 @@ def test_regions_are_independent_probabilities(average: Any) -> None:
 def test_equals_monai_where_windows_lie_alike(weights: WindowWeights, average: Any) -> None:
     model = Random()
     image = scan((24, 48, 36))  # multiples of half a patch: both cut the same windows
-    ours = predictor(window_weights=weights, average=average).probabilities(image)
-    z, y, x = (torch.from_numpy(axis_weights(n, weights)) for n in PATCH)
+    ours = predictor(window_weights=weights, average=average).predict_probabilities(image)
+    z, y, x = (torch.from_numpy(compute_window_weights(n, weights)) for n in PATCH)
     theirs = sliding_window_inference(
         torch.from_numpy(image)[None, None],
         roi_size=PATCH,
@@ -122,10 +124,10 @@ def test_equals_monai_where_windows_lie_alike(weights: WindowWeights, average: A
 @pytest.mark.parametrize("settings", [{}, {"mirror": True}])
 def test_same_bits_on_every_run(settings: dict) -> None:
     image = scan((21, 40, 30))
-    once = predictor(**settings).probabilities(image)
-    assert np.array_equal(once, predictor(**settings).probabilities(image))
+    once = predictor(**settings).predict_probabilities(image)
+    assert np.array_equal(once, predictor(**settings).predict_probabilities(image))
     for batch_size in (3, 16):  # a convolution of another batch size sums in another order
-        other = predictor(batch_size=batch_size, **settings).probabilities(image)
+        other = predictor(batch_size=batch_size, **settings).predict_probabilities(image)
         np.testing.assert_allclose(once, other, atol=5e-6)
 
 
@@ -142,7 +144,9 @@ def test_same_bits_whether_blocks_are_kept_or_added_at_once(
     for regions in (False, True):
         model = Random(2 if regions else 3)
         at_once, kept = (
-            SlidingWindowPredictor(model, PATCH, regions, config, CPU, n).probabilities(image)
+            SlidingWindowPredictor(model, PATCH, regions, config, CPU, n).predict_probabilities(
+                image
+            )
             for n in (1, 2)
         )
         assert np.array_equal(at_once, kept)
@@ -173,7 +177,7 @@ def test_windows_are_summed_in_one_order_whatever_the_batch_size(mirror: bool) -
             False,
             InferenceConfig(mirror=mirror, batch_size=batch_size),
             CPU,
-        ).probabilities(image)
+        ).predict_probabilities(image)
         for batch_size in (1, 3, 8, 100)
     ]
     for other in results[1:]:
@@ -191,7 +195,7 @@ def test_same_bits_for_any_number_of_threads(architecture: str) -> None:
     results = [
         SlidingWindowPredictor(
             model, (16, 32, 32), False, InferenceConfig(batch_size=batch), CPU, threads
-        ).probabilities(image)
+        ).predict_probabilities(image)
         for threads, batch in ((1, 1), (2, 1), (3, 1), (8, 1), (1, 2), (3, 2))
     ]
     torch.set_num_threads(before)
@@ -210,15 +214,15 @@ def test_an_error_in_a_window_ends_the_scan() -> None:
     image[4, 30, 30] = 99
     for threads in (1, 3):
         with pytest.raises(RuntimeError, match="no"):
-            SlidingWindowPredictor(Fails(), PATCH, False, InferenceConfig(), CPU, threads).segment(
-                image
-            )
+            SlidingWindowPredictor(
+                Fails(), PATCH, False, InferenceConfig(), CPU, threads
+            ).predict_labels(image)
 
 
 def test_slabs_come_in_order_without_gaps() -> None:
     image = scan((50, 16, 12))
     last = 0
-    for first, slab in predictor(overlap=0.5).stream(image):
+    for first, slab in predictor(overlap=0.5).stream_probabilities(image):
         assert first == last
         assert slab.shape[1] <= PATCH[0]
         last = first + slab.shape[1]
@@ -232,30 +236,34 @@ def test_hu_is_normalised_and_padded_as_in_training() -> None:
         np.float32
     )  # its lowest value is that of lower_hu, hence the same padding
     assert ready.min() == np.float32(-0.4 / 0.2)
-    ours = predictor().probabilities(hu, INTENSITY)
-    np.testing.assert_allclose(ours, predictor().probabilities(ready), atol=5e-6)
-    flipped = predictor().probabilities(hu[::-1], INTENSITY)  # a view with negative strides
-    np.testing.assert_array_equal(flipped, predictor().probabilities(hu[::-1].copy(), INTENSITY))
+    ours = predictor().predict_probabilities(hu, INTENSITY)
+    np.testing.assert_allclose(ours, predictor().predict_probabilities(ready), atol=5e-6)
+    flipped = predictor().predict_probabilities(hu[::-1], INTENSITY)  # a view with negative strides
+    np.testing.assert_array_equal(
+        flipped, predictor().predict_probabilities(hu[::-1].copy(), INTENSITY)
+    )
 
 
 def test_several_models_are_averaged() -> None:
     image = scan((9, 17, 13))
     models = [Random(seed=seed) for seed in range(3)]
     alone = [
-        SlidingWindowPredictor(model, PATCH, False, InferenceConfig(), CPU).probabilities(image)
+        SlidingWindowPredictor(model, PATCH, False, InferenceConfig(), CPU).predict_probabilities(
+            image
+        )
         for model in models
     ]
-    together = SlidingWindowPredictor(models, PATCH, False, InferenceConfig(), CPU).probabilities(
-        image
-    )
+    together = SlidingWindowPredictor(
+        models, PATCH, False, InferenceConfig(), CPU
+    ).predict_probabilities(image)
     np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=2e-6)
 
 
 def test_bf16_runs_the_model_in_bf16_and_sums_in_fp32() -> None:
     image = scan((9, 17, 13))
     exact, rough = (
-        predictor().probabilities(image),
-        predictor(precision="bf16").probabilities(image),
+        predictor().predict_probabilities(image),
+        predictor(precision="bf16").predict_probabilities(image),
     )
     assert rough.dtype == np.float32
     assert 0 < np.abs(exact - rough).max() < 0.1
@@ -264,9 +272,9 @@ def test_bf16_runs_the_model_in_bf16_and_sums_in_fp32() -> None:
 
 def test_segment_is_the_most_likely_class() -> None:
     image = scan((13, 20, 15))
-    labels = predictor().segment(image)
+    labels = predictor().predict_labels(image)
     assert labels.dtype == np.uint8
-    assert np.array_equal(labels, predictor().probabilities(image).argmax(0))
+    assert np.array_equal(labels, predictor().predict_probabilities(image).argmax(0))
 
 
 PEAK = """
@@ -281,7 +289,7 @@ torch.set_num_threads(1)
 predictor = SlidingWindowPredictor(Threshold(0., 1.), (16, 64, 64), False, InferenceConfig(), torch.device("cpu"))
 row = np.random.default_rng(0).integers(-200, 200, (1, 160, 160)).astype(np.int16)
 image = np.broadcast_to(row, (int(sys.argv[1]), 160, 160))  # as long as asked for, no memory of its own
-for _, slab in predictor.stream(image, IntensityConfig(lower_hu=-100, upper_hu=200, mean=0.4, std=0.2)):
+for _, slab in predictor.stream_probabilities(image, IntensityConfig(lower_hu=-100, upper_hu=200, mean=0.4, std=0.2)):
     assert torch.isfinite(slab).all()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """

@@ -6,14 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from liverseg_dist.inference.windows import WindowGrid, axis_starts, axis_weights
+from liverseg_dist.inference.windows import (
+    WindowGrid,
+    compute_window_starts,
+    compute_window_weights,
+)
 
 
 @given(st.integers(1, 300), st.integers(1, 96), st.floats(0, 0.95))
 def test_windows_cover_the_axis_and_overlap_as_asked(
     length: int, window: int, overlap: float
 ) -> None:
-    starts = axis_starts(length, window, overlap)
+    starts = compute_window_starts(length, window, overlap)
     assert starts[0] == 0
     assert starts[-1] == max(0, length - window)
     gaps = np.diff(starts)
@@ -28,7 +32,7 @@ def test_windows_cover_the_axis_and_overlap_as_asked(
     [(64, (0,)), (30, (0,)), (65, (0, 1)), (96, (0, 32)), (100, (0, 18, 36)), (128, (0, 32, 64))],
 )
 def test_starts_are_those_of_nnunet(length: int, expected: tuple[int, ...]) -> None:
-    assert axis_starts(length, 64, 0.5) == expected
+    assert compute_window_starts(length, 64, 0.5) == expected
 
 
 @pytest.mark.parametrize("window", [(8, 16, 12), (5, 9, 7), (1, 4, 2)])
@@ -36,23 +40,23 @@ def test_product_of_axis_weights_is_the_filtered_point(window: tuple[int, int, i
     point = np.zeros(window)
     point[tuple(n // 2 for n in window)] = 1
     expected = gaussian_filter(point, [n / 8 for n in window], order=0, mode="constant", cval=0)
-    z, y, x = (axis_weights(n, "gaussian") for n in window)
+    z, y, x = (compute_window_weights(n, "gaussian") for n in window)
     product = z[:, None, None] * y[:, None] * x
     np.testing.assert_allclose(product, expected / expected.max(), rtol=2e-6)
     assert product.min() > 0
 
 
 def test_shares_of_all_windows_sum_to_one_and_are_their_weights() -> None:
-    grid = WindowGrid.over((21, 40, 9), (8, 16, 12), 0.6, "gaussian")
+    grid = WindowGrid.from_shape((21, 40, 9), (8, 16, 12), 0.6, "gaussian")
     weights = grid.weights[0][:, None, None] * grid.weights[1][:, None] * grid.weights[2]
-    shares = grid.shares()
-    total, summed = np.zeros((2, *grid.padded))
+    shares = grid.compute_shares()
+    total, summed = np.zeros((2, *grid.padded_shape))
     for z in grid.starts[0]:
-        for y, x in grid.in_plane:
+        for y, x in grid.starts_yx:
             box = np.s_[z : z + 8, y : y + 16, x : x + 12]
             summed[box] += shares[0][z][:, None, None] * shares[1][y][:, None] * shares[2][x]
             total[box] += weights
     np.testing.assert_allclose(summed, 1, rtol=1e-6)
     np.testing.assert_allclose(shares[0][0][:, None, None] * shares[1][0][:, None] * shares[2][0],
                                weights / total[:8, :16, :12], rtol=1e-5)  # fmt: skip
-    assert len(grid) == len(grid.starts[0]) * len(grid.in_plane)
+    assert len(grid) == len(grid.starts[0]) * len(grid.starts_yx)

@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liverseg_dist.errors import RunFailed, UserError
-from liverseg_dist.inference.case_inputs import nearest_slices
+from liverseg_dist.inference.case_inputs import assign_slices_to_slabs
 from liverseg_dist.inference.work_division import (
-    ALONE_SHARE,
+    SERIAL_SHARE,
     divide_work,
-    failure_line,
+    format_failure,
     shard_cases,
 )
 from liverseg_dist.volume import Grid
@@ -47,38 +47,38 @@ def test_a_plan_covers_each_case_once_and_never_takes_longer_than_whole_cases(
     voxels: dict[str, int], shards: int
 ) -> None:
     plans = [divide_work(voxels, shard, shards) for shard in range(shards)]
-    together = plans[0].together
-    assert all(one.together == together for one in plans)
-    assert sorted([*together, *(name for one in plans for name in one.alone)]) == sorted(voxels)
+    shared = plans[0].shared
+    assert all(one.shared == shared for one in plans)
+    assert sorted([*shared, *(name for one in plans for name in one.whole)]) == sorted(voxels)
     assert all(
-        voxels[name] >= voxels[other] for name in together for one in plans for other in one.alone
+        voxels[name] >= voxels[other] for name in shared for one in plans for other in one.whole
     )
-    shared = sum(voxels[name] for name in together) * (ALONE_SHARE + (1 - ALONE_SHARE) / shards)
+    shared = sum(voxels[name] for name in shared) * (SERIAL_SHARE + (1 - SERIAL_SHARE) / shards)
     whole = [
         sum(voxels[name] for name in shard_cases(voxels, shard, shards)) for shard in range(shards)
     ]
-    assert shared + max(sum(voxels[name] for name in one.alone) for one in plans) <= max(whole) * (
+    assert shared + max(sum(voxels[name] for name in one.whole) for one in plans) <= max(whole) * (
         1 + 1e-12
     )
 
 
 def test_what_is_shared() -> None:
-    assert divide_work({"a": 9}, 0, 1).together == ()
-    assert divide_work({"a": 9}, 1, 4).together == ("a",)
-    assert divide_work(dict.fromkeys("abcd", 5), 0, 4).together == ()
-    assert divide_work(dict.fromkeys("abcde", 5), 0, 4).together == ("a",)
-    assert divide_work({"huge": 100, "a": 2, "b": 2}, 0, 2).together == ("huge",)
+    assert divide_work({"a": 9}, 0, 1).shared == ()
+    assert divide_work({"a": 9}, 1, 4).shared == ("a",)
+    assert divide_work(dict.fromkeys("abcd", 5), 0, 4).shared == ()
+    assert divide_work(dict.fromkeys("abcde", 5), 0, 4).shared == ("a",)
+    assert divide_work({"huge": 100, "a": 2, "b": 2}, 0, 2).shared == ("huge",)
 
 
 def test_failures_are_one_line_that_names_the_case() -> None:
-    assert failure_line("liver_3", UserError("liver_3: no label")) == "liver_3: no label"
-    assert failure_line("liver_3", RunFailed("disk gone")) == "liver_3: disk gone"
-    assert failure_line("liver_3", ValueError("two\nlines")) == "liver_3: ValueError: two lines"
-    assert "batch_size" in failure_line(
+    assert format_failure("liver_3", UserError("liver_3: no label")) == "liver_3: no label"
+    assert format_failure("liver_3", RunFailed("disk gone")) == "liver_3: disk gone"
+    assert format_failure("liver_3", ValueError("two\nlines")) == "liver_3: ValueError: two lines"
+    assert "batch_size" in format_failure(
         "liver_3", RuntimeError("CUDA out of memory. Tried to allocate")
     )
     assert (
-        failure_line("a.nii", PermissionError(13, "Permission denied", "a.nii"))
+        format_failure("a.nii", PermissionError(13, "Permission denied", "a.nii"))
         == "a.nii: Permission denied"
     )
 
@@ -86,13 +86,13 @@ def test_failures_are_one_line_that_names_the_case() -> None:
 def test_slices_go_to_the_slab_whose_middle_is_nearest() -> None:
     scan = Grid((100, 8, 8), np.diag([1.0, 1.0, 2.0, 1.0]))
     slabs = [scan.cropped((start, 0, 0), (40, 8, 8)) for start in (0, 30, 60)]
-    first, second, third = nearest_slices(slabs, scan)
+    first, second, third = assign_slices_to_slabs(slabs, scan)
     assert first.tolist() == list(range(0, 35))
     assert second.tolist() == list(range(35, 65))
     assert third.tolist() == list(range(65, 100))
     flipped = Grid(
         (100, 8, 8), np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -2, 198], [0, 0, 0, 1.0]])
     )
-    assert [part.tolist() for part in nearest_slices(slabs, flipped)] == [
+    assert [part.tolist() for part in assign_slices_to_slabs(slabs, flipped)] == [
         part.tolist() for part in (first, second, third)
     ]  # numbered in the slabs' orientation
