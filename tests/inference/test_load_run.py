@@ -113,7 +113,7 @@ def test_only_what_training_mirrored_is_mirrored(
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     args = argparse.Namespace(run=run, ensemble=[], weights="last")
     runs = load_runs(args, World.from_environment("cpu", {}), ["inference.mirror=true"])
-    flips = build_predictor(runs, CPU).mirrors  # of B C D H W
+    flips = build_predictor(runs, CPU).flips  # of B C D H W
     assert len(flips) == 2 ** len(axes)
     assert {axis - 2 for flip in flips for axis in flip} == set(axes)
     assert find_common_mirror_axes(runs) == axes
@@ -132,7 +132,7 @@ def test_an_ensemble_mirrors_what_all_of_it_know(
         (path / "config.yaml").write_text(yaml.safe_dump(settings))
     args = argparse.Namespace(run=run, ensemble=[other], weights="last")
     runs = load_runs(args, World.from_environment("cpu", {}), ["inference.mirror=true"])
-    assert build_predictor(runs, CPU).mirrors == ((), (3,))
+    assert build_predictor(runs, CPU).flips == ((), (3,))
     assert (
         "warning: not mirrored along z, x: not all of these models were" in capsys.readouterr().err
     )

@@ -137,7 +137,7 @@ def test_same_bits_whether_blocks_are_kept_or_added_at_once(
 ) -> None:
     """One process adds block by block what it computes; threads and other ranks hand over whole windows."""
     monkeypatch.setattr(
-        "liverseg_dist.inference.sliding_window.BLOCK_VOXELS", 400
+        "liverseg_dist.inference.window_averaging.BLOCK_VOXELS", 400
     )  # two slices, and no multiple of 8
     image = scan((21, 40, 31))
     config = InferenceConfig(average=average)
