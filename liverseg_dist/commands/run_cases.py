@@ -15,13 +15,12 @@ from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference.case_inputs import CaseInputs, group_slabs_by_scan
 from liverseg_dist.inference.load_run import (
-    OUTDATED_CHOICE,
     POSTPROCESS,
     LoadedRun,
     find_common_mirror_axes,
-    has_outdated_postprocessing,
     load_run,
 )
+from liverseg_dist.inference.outdated_results import OUTDATED_CHOICE, has_outdated_postprocessing
 from liverseg_dist.inference.scan_checks import fingerprint_scan_checks, format_warnings
 
 Seen = dict[str, list[str]]

@@ -24,8 +24,8 @@ from liverseg_dist.distributed.collectives import broadcast_from_rank0, gather_f
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_RESUMABLE, LiversegError, RunFailed, UserError
-from liverseg_dist.inference.load_run import find_outdated_results
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
+from liverseg_dist.inference.outdated_results import find_outdated_results
 from liverseg_dist.tracking.writer import tensorboard_command
 from liverseg_dist.training.components import (
     TrainingComponents,

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
+from liverseg_dist.config.registry import find_registered
 from liverseg_dist.volume import Index3
 
 SIGMA_SHARE = 1 / 8
@@ -41,22 +42,31 @@ def compute_window_starts(length: int, window: int, overlap: float) -> tuple[int
 def compute_window_weights(window: int, kind: WindowWeights) -> np.ndarray:
     """Weights along one axis of a window, float32, maximum 1.
 
-    The impulse response of a Gaussian filter is separable, so the product over three axes is
-    nnU-Net's importance map up to its scale.
-
     Raises:
-        ValueError: unknown kind of weights.
+        UserError: unknown kind of weights.
     """
-    if kind == "constant":
-        return np.ones(window, dtype=np.float32)
-    if kind != "gaussian":
-        raise ValueError(f"inference.window_weights: unknown kind '{kind}'")
+    return find_registered(WINDOW_WEIGHTS, kind, "inference.window_weights")(window)
+
+
+def _compute_gaussian_weights(window: int) -> np.ndarray:
+    """The impulse response of a Gaussian filter.
+
+    It is separable, so the product over three axes is nnU-Net's importance map up to its scale.
+    """
     impulse = np.zeros(window)
     impulse[window // 2] = 1.0
     weights = gaussian_filter1d(impulse, window * SIGMA_SHARE, mode="constant")
     # Far from the centre the filter gives 0; a positive minimum keeps the sum of weights above 0.
     smallest = weights[weights > 0].min()
     return (np.maximum(weights, smallest) / weights.max()).astype(np.float32)
+
+
+def _compute_constant_weights(window: int) -> np.ndarray:
+    return np.ones(window, dtype=np.float32)
+
+
+WINDOW_WEIGHTS = {"gaussian": _compute_gaussian_weights, "constant": _compute_constant_weights}
+"""By the name of `inference.window_weights`."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def test_settings_of_a_run_stay(run: Path) -> None:
     with pytest.raises(UserError, match=r"did you mean inference\.overlap"):
         load_run(run, CPU, ["inference.overlp=0.1"])
     (run / "config.yaml").write_text("model: {preset: tiny}\n")
-    with pytest.raises(UserError, match="not filled in"):
+    with pytest.raises(UserError, match="has no value"):
         load_run(run, CPU)
 
 

@@ -174,9 +174,9 @@ def test_calibration_counts_the_probabilities_on_the_scans_own_voxels(regions: b
     turned = truth.reoriented(image.grid.orientation)
     upper = np.arange(turned.shape[0] // 2)
     for slices in (upper, np.arange(len(upper), turned.shape[0])):
-        watch = calibrator.select_piece(image.grid.orientation, slices)
+        callback = calibrator.select_piece(image.grid.orientation, slices)
         found = segment_to_grid(
-            image, scan.grid, predictor, settings, keep_probabilities=True, watch=watch
+            image, scan.grid, predictor, settings, keep_probabilities=True, on_probabilities=callback
         )
     known = truth.voxels != 255
     for structure, counts in calibrator.collect_counts().items():
