@@ -38,13 +38,14 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, U
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.inference.load_run import build_predictor, fingerprint_runs
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.predict_scans import ScanPredictor, describe_skipped_files, find_scans
+from liverseg_dist.inference.predict_scans import ScanPredictor
 from liverseg_dist.inference.scan_checks import (
     ScanRefused,
     fingerprint_scan_checks,
     format_warnings,
     select_warnings,
 )
+from liverseg_dist.inference.scan_files import describe_skipped_files, find_scans
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.texts.names import clean_text
 from liverseg_dist.texts.paths import expand_path, path_argument
@@ -149,7 +150,7 @@ def _predict(
         "out": str(args.out),
         "table": table,
         "masks": [
-            str(job.mask_file(job.get_scan_id(file)))
+            str(job.get_mask_file(job.get_scan_id(file)))
             for file in files
             if job.get_scan_id(file) not in failed
         ],
