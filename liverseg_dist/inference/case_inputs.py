@@ -1,9 +1,9 @@
 """The inputs of an evaluation: the truth on the scan's own voxels, and the images for the network.
 
 There are two kinds of input. `slab`: the slices that the store keeps. All other slices count as
-background. The slab was placed with the help of the truth, so liver found outside it is not counted:
-this kind of score is for monitoring of the training. `scan`: the whole scan from its file, as in
-clinical use; this is the kind of score to publish.
+background. The slab was placed with the help of the truth, so liver found outside it is not
+counted: this kind of score is for monitoring of the training. `scan`: the whole scan from its file,
+as in clinical use; this is the kind of score to publish.
 
 A case is a scan. If the store keeps a scan as several slabs (`slab.policy=tile`), they are joined:
 each slice is taken from the slab whose centre is nearest. Used by `evaluate_cases` and

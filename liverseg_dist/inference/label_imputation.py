@@ -22,8 +22,8 @@ from liverseg_dist.volume import Volume
 class RunLabeller:
     """A function that labels scans with a run.
 
-    The object is small and can be pickled: each process loads the run when it labels its first scan.
-    It computes with one thread, so the labels are bit-identical for any number of processes.
+    The object is small and can be pickled: each process loads the run when it labels its first
+    scan. It computes with one thread, so the labels are bit-identical for any number of processes.
 
     Attributes:
         run: the run's folder.

@@ -1,7 +1,7 @@
 """Load a trained run: its resolved settings and its weights.
 
-Used by every command that applies a run, by the Python interface (`api`), and by conversion where it
-labels scans with a run.
+Used by every command that applies a run, by the Python interface (`api`), and by conversion where
+it labels scans with a run.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Find results in a run's folder that were made with weights the run no longer has.
 
-Evaluations and the choice of `liverseg postprocess` record the checksums of their weights. Both stay
-in the folder when a run is extended or trained again. Used by `train` and by the commands that apply
-a run.
+Evaluations and the choice of `liverseg postprocess` record the checksums of their weights. Both
+stay in the folder when a run is extended or trained again. Used by `train` and by the commands that
+apply a run.
 """
 
 import json

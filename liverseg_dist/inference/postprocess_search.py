@@ -1,16 +1,17 @@
 """Choose the post-processing that helps a run, by cross-validation on cases it was not trained on.
 
-Each case is predicted once. The probabilities are stored as one byte per voxel of the foreground box
-(`encode_probabilities`), so any setting can be evaluated without the network. The operations are
-examined one after another, in the order of their application, each on top of those that were kept.
+Each case is predicted once. The probabilities are stored as one byte per voxel of the foreground
+box (`encode_probabilities`), so any setting can be evaluated without the network. The operations
+are examined one after another, in the order of their application, each on top of those that were
+kept.
 
 Cross-validation: the cases are divided into `FOLDS`. For each fold, the setting of an operation is
 chosen on the other folds and scored on this one. An operation is kept if the mean score over all
 cases exceeds the score without it by more than `MIN_GAIN`, and if at least as many cases improve as
 get worse (so that one unusual case cannot decide). Its final setting is the best one on all cases.
 The score of a case is the mean Dice of liver and tumour on the scan's own voxels. A structure that
-is absent from both masks counts as 1, so a false tumour in a healthy liver costs as much as a missed
-tumour.
+is absent from both masks counts as 1, so a false tumour in a healthy liver costs as much as a
+missed tumour.
 
 nnU-Net chooses the largest component in a similar way, but evaluates it on the same cases
 (https://doi.org/10.1038/s41592-020-01008-z). Used by `liverseg postprocess`.
@@ -151,7 +152,7 @@ class PostprocessSearch:
     def _make_encoder(
         self, truth: Volume, findings: list[Finding]
     ) -> Callable[[Piece], np.ndarray]:
-        """A function that encodes a piece on the truth's grid, and adds its findings to the list."""
+        """Make a function that encodes a piece on the truth's grid and collects its findings."""
 
         def encode_piece(piece: Piece) -> np.ndarray:
             findings.extend(piece.findings)

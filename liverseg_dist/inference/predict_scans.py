@@ -1,7 +1,8 @@
-"""Segment scan files into a folder: each scan once, resumable, and a failed file does not stop the others.
+"""Segment scan files into a folder.
 
-The audit of conversion checks every scan first (`scan_checks`). Its findings are kept in the record of
-the scan and in `volumes.csv`. Used by `liverseg predict`.
+Each scan is segmented once, an interrupted call can be continued, and a file that fails does not
+stop the others. The audit of conversion checks every scan first (`scan_checks`). Its findings are
+kept in the record of the scan and in `volumes.csv`. Used by `liverseg predict`.
 """
 
 import csv

@@ -1,9 +1,9 @@
 """Resample probabilities from the network's grid to the scan's own, a few slices at a time.
 
 Probabilities are interpolated linearly and become labels afterwards, so edges are as smooth as the
-scan's own voxels allow. Both grids have parallel axes (the network's grid is the reoriented scan with
-other voxel sizes, perhaps cropped or padded), so the interpolation is separable. Voxels outside the
-network's field of view are background. Used by `segment_scan` and `case_inputs`.
+scan's own voxels allow. Both grids have parallel axes (the network's grid is the reoriented scan
+with other voxel sizes, perhaps cropped or padded), so the interpolation is separable. Voxels
+outside the network's field of view are background. Used by `segment_scan` and `case_inputs`.
 """
 
 from collections.abc import Iterable, Iterator

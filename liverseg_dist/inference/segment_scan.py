@@ -51,7 +51,7 @@ def segment_scan(
 
 
 def prepare_for_network(volume: Volume, settings: Settings) -> Volume:
-    """The scan as in training: cleaned, in canonical orientation, in the run's voxel size; in HU."""
+    """The scan (HU) as in training: cleaned, in canonical orientation, in the run's voxel size."""
     assert settings.data.spacing_mm is not None
     return prepare_scan(volume, settings.convert, settings.data.spacing_mm)
 
@@ -124,7 +124,7 @@ STRUCTURE_PROBABILITIES: dict[str, Callable[[Tensor, bool], Tensor]] = {
     "liver": sum_organ_probability,
     "tumour": _select_tumour_probability,
 }
-"""(foreground probabilities, regions) -> probability D H W, for each name of `labels.STRUCTURES`."""
+"""(foreground F D H W, regions) -> probability D H W, for each name of `labels.STRUCTURES`."""
 
 
 def select_structure_probability(foreground_FDHW: Tensor, structure: str, regions: bool) -> Tensor:

@@ -6,17 +6,18 @@
     for first, slab_FDHW in predictor.stream_probabilities(image_zyx, intensity):
         ...  # finished slices, from the first to the last
 
-Windows are computed in rows of equal z. After a row, no later window covers the slices above the next
-row's start: they are yielded, and their memory is reused. Each window is added with its share in the
-sum of weights, which is known in advance, so the sum needs no division. Apart from the model, memory
-holds one row: its input (window depth x Y x X) and one float32 sum per foreground channel. The
-background's probability is the remainder to 1; it is neither summed nor interpolated.
+Windows are computed in rows of equal z. After a row, no later window covers the slices above the
+next row's start: they are yielded, and their memory is reused. Each window is added with its share
+in the sum of weights, which is known in advance, so the sum needs no division. Apart from the
+model, memory holds one row: its input (window depth x Y x X) and one float32 sum per foreground
+channel. The background's probability is the remainder to 1; it is neither summed nor interpolated.
 
 Sums are float32 for any precision of the model, and windows are added in one fixed order. So on one
 kind of device the result for a scan is bit-identical in every run. The batch size can change the
-last bits, because a convolution may sum in another order for another batch size. On a CPU, so can the
-number of threads of one convolution (1e-7; 1e-4 with channels-last weights). `threads` therefore
-computes whole windows in parallel, each with one thread, and the result does not depend on it.
+last bits, because a convolution may sum in another order for another batch size. On a CPU, so can
+the number of threads of one convolution (1e-7; 1e-4 with channels-last weights). `threads`
+therefore computes whole windows in parallel, each with one thread, and the result does not depend
+on it.
 
 Dimensions: B windows, C channels of the model, F foreground channels (liver, tumour),
 D H W = z, y, x.
@@ -33,9 +34,9 @@ import torch
 from torch import Tensor, nn
 
 from liverseg_dist.config import InferenceConfig, IntensityConfig
-from liverseg_dist.data.intensity import normalise_intensity_
 from liverseg_dist.inference.ordered_threads import Item, compute_in_order
 from liverseg_dist.inference.window_averaging import WindowAveraging
+from liverseg_dist.inference.window_rows import read_row, shift_slices
 from liverseg_dist.inference.windows import WindowGrid
 from liverseg_dist.labels import LIVER, STRUCTURES, TUMOUR
 from liverseg_dist.model import labels_from_logits
@@ -119,7 +120,7 @@ class SlidingWindowPredictor:
     def predict_labels(
         self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None
     ) -> np.ndarray:
-        """Labels (z, y, x) uint8 on the image's own voxels. Arguments: see `stream_probabilities`."""
+        """Labels (z, y, x) uint8 on the image's voxels. Arguments: see `stream_probabilities`."""
         labels = np.empty(image_zyx.shape, dtype=np.uint8)
         for first, slab_FDHW in self.stream_probabilities(image_zyx, intensity):
             labels[first : first + slab_FDHW.shape[1]] = self.assign_labels(slab_FDHW)
@@ -154,15 +155,15 @@ class SlidingWindowPredictor:
         """Yield the probabilities of a scan, a few slices at a time, each slice once.
 
         Args:
-            image_zyx: the network's input, or HU of any type if `intensity` is given. It is read one
-                row at a time, so it can be a memory map. It is padded with its lowest value, or
-                with `intensity.lower_hu`, as in training.
+            image_zyx: the network's input, or HU of any type if `intensity` is given. It is read
+                one row at a time, so it can be a memory map. It is padded with its lowest value,
+                or with `intensity.lower_hu`, as in training.
             intensity: how HU are normalised for the network.
 
         Yields:
             The first slice, and the probabilities (F, D, H, W) on the device. F are the classes
-            liver and tumour, or the regions liver (with its tumours) and tumour. The tensor is valid
-            until the next one is requested: its memory is reused.
+            liver and tumour, or the regions liver (with its tumours) and tumour. The tensor is
+            valid until the next one is requested: its memory is reused.
         """
         z, y, x = image_zyx.shape
         grid = WindowGrid.from_shape(
@@ -190,7 +191,7 @@ class SlidingWindowPredictor:
         crop_x = slice(margin_x, margin_x + grid.shape[2])
         ends = [*grid.starts[0][1:], grid.padded_shape[0]]
         for start, end in zip(grid.starts[0], ends, strict=True):
-            row_DHW = self._read_row(image_zyx, grid, start, intensity, pad_value)
+            row_DHW = read_row(image_zyx, grid, start, intensity, pad_value, self.device)
             self._add_windows(total_FDHW, row_DHW, grid, start, shares)
             # The input is not needed while the caller works on the finished slices.
             del row_DHW
@@ -201,7 +202,7 @@ class SlidingWindowPredictor:
                 done_FDHW = total_FDHW[:, part, crop_y, crop_x]
                 yield z - margin_z, self._averaging.finish_mean(done_FDHW)
             if end < grid.padded_shape[0]:
-                _shift_slices(total_FDHW, end - start)
+                shift_slices(total_FDHW, end - start)
 
     def _add_windows(
         self,
@@ -220,37 +221,6 @@ class SlidingWindowPredictor:
             for part in self._averaging.split_into_blocks(self.patch_size):
                 share_DHW = shares_z[start][part, None, None] * share_HW
                 box_FDHW[:, part].addcmul_(read_window(part), share_DHW)
-
-    def _read_row(
-        self,
-        image_zyx: np.ndarray,
-        grid: WindowGrid,
-        start: int,
-        intensity: IntensityConfig | None,
-        pad_value: float,
-    ) -> Tensor:
-        """Input D H W of the row of windows at padded slice `start`.
-
-        It is normalised on the device, and padded to whole windows.
-        """
-        row_shape = (self.patch_size[0], *grid.padded_shape[1:])
-        first = start - grid.margin[0]
-        low, high = max(0, first), min(grid.shape[0], first + row_shape[0])
-        slices = np.ascontiguousarray(image_zyx[low:high])
-        # Torch cannot share memory that is read-only.
-        part = torch.from_numpy(slices if slices.flags.writeable else slices.copy()).to(self.device)
-        # A copy, because the caller's own voxels must not be normalised in place.
-        part = part.to(torch.float32, copy=intensity is not None)
-        if part.shape != row_shape:
-            row = torch.full(row_shape, pad_value, device=self.device)
-            y, x = grid.margin[1:]
-            row[low - first : high - first, y : y + grid.shape[1], x : x + grid.shape[2]] = part
-            part = row
-        if intensity is None:
-            return part
-        return normalise_intensity_(
-            part, intensity.lower_hu, intensity.upper_hu, intensity.mean, intensity.std
-        )
 
     def _compute_windows(
         self, row_DHW: Tensor, grid: WindowGrid
@@ -338,15 +308,3 @@ def _list_flips(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         for subset in combinations(axes, number):
             flips.append(tuple(axis + BATCH_DIMS for axis in subset))
     return tuple(flips)
-
-
-def _shift_slices(total_FDHW: Tensor, slices: int) -> None:
-    """Drop the first slices, move the others forward and clear the rest, in place.
-
-    The moved pieces do not overlap, so no copy of the sum is needed.
-    """
-    depth = total_FDHW.shape[1]
-    for first in range(0, depth - slices, slices):
-        last = min(first + slices, depth - slices)
-        total_FDHW[:, first:last] = total_FDHW[:, first + slices : last + slices]
-    total_FDHW[:, max(0, depth - slices) :] = 0

@@ -1,8 +1,8 @@
 """Positions of a scan's windows, and the weights with which overlapping results are averaged.
 
 The windows form a product grid: every start along z is combined with every start along y and x. So
-the sum of all weights at a voxel is a product of three one-dimensional sums, and no array of weights
-of the scan's size is needed. Used by `sliding_window`.
+the sum of all weights at a voxel is a product of three one-dimensional sums, and no array of
+weights of the scan's size is needed. Used by `sliding_window`.
 """
 
 import math
@@ -29,8 +29,8 @@ WindowWeights = Literal["gaussian", "constant"]
 def compute_window_starts(length: int, window: int, overlap: float) -> tuple[int, ...]:
     """First voxels of the windows along one axis: the fewest, evenly spaced.
 
-    Neighbouring windows overlap by at least the share `overlap`. The positions are those of nnU-Net's
-    `compute_steps_for_sliding_window`. A window longer than the axis starts at 0.
+    Neighbouring windows overlap by at least the share `overlap`. The positions are those of
+    nnU-Net's `compute_steps_for_sliding_window`. A window longer than the axis starts at 0.
     """
     last_start = length - window
     if last_start <= 0:
