@@ -176,7 +176,12 @@ def test_calibration_counts_the_probabilities_on_the_scans_own_voxels(regions: b
     for slices in (upper, np.arange(len(upper), turned.shape[0])):
         callback = calibrator.select_piece(image.grid.orientation, slices)
         found = segment_to_grid(
-            image, scan.grid, predictor, settings, keep_probabilities=True, on_probabilities=callback
+            image,
+            scan.grid,
+            predictor,
+            settings,
+            keep_probabilities=True,
+            on_probabilities=callback,
         )
     known = truth.voxels != 255
     for structure, counts in calibrator.collect_counts().items():

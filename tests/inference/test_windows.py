@@ -1,4 +1,4 @@
-"""Window places and weights against nnU-Net's published rules, computed here with scipy."""
+"""Window positions and weights against nnU-Net's published rules, computed with scipy."""
 
 import numpy as np
 import pytest
