@@ -101,8 +101,8 @@ def compute_axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, Axi
     skew = np.abs(steps - np.diag(scale)) @ np.ones(3) * max(target.shape)
     if (scale <= 0).any() or skew.max() > MAX_SKEW_VOXELS:
         raise RunFailed(
-            "the network's grid is turned against the scan's grid; the prediction cannot be "
-            "resampled to the scan"
+            "the axes of the network's grid are not parallel to those of the scan; "
+            "the prediction cannot be resampled to the scan"
         )
     maps = []
     for axis in range(3):

@@ -24,8 +24,8 @@ print(min(after - before for before, after in zip(faults, faults[1:])))
 """
 """Prints the smallest number of page faults of five rounds.
 
-The position of the heap decides whether it grows once more after the first round (two arrays more in
-one of 40 processes, and in one CI run).
+The position of the heap decides whether it grows once more after the first round (two arrays more
+in one of 40 processes, and in one CI run).
 """
 
 

@@ -198,12 +198,12 @@ def test_empty_and_view_masks(config: InferenceConfig) -> None:
     postprocess_mask(empty, (1.0, 1.0, 1.0), config)
     assert not empty.any()
     mask = make_noise_mask(1)
-    turned = mask.copy()[::-1].transpose(
+    view = mask.copy()[::-1].transpose(
         2, 0, 1
     )  # a view, as a mask in the file's own orientation is
-    postprocess_mask(turned, (1.0, 2.0, 1.0), config)
+    postprocess_mask(view, (1.0, 2.0, 1.0), config)
     postprocess_mask(mask, (2.0, 1.0, 1.0), config)
-    assert np.array_equal(turned, mask[::-1].transpose(2, 0, 1))
+    assert np.array_equal(view, mask[::-1].transpose(2, 0, 1))
 
 
 def test_foreground_box() -> None:

@@ -87,7 +87,7 @@ def test_a_scan_outside_the_field_of_view_has_no_box() -> None:
 
 def test_grids_with_different_axes_are_refused() -> None:
     target = make_grid((9, 8, 7), (1, 1, 1))
-    with pytest.raises(RunFailed, match="turned"):
+    with pytest.raises(RunFailed, match="not parallel"):
         resample(
             np.ones((1, 9, 8, 7), np.float32),
             make_grid((9, 8, 7), (1, 1, 1), oblique=True),

@@ -18,7 +18,7 @@ from liverseg_dist.volume import Grid, Volume
 from tests.distributed.launch import torchrun
 from tests.inference.small_run import SmallRun
 
-THREAD = ("--device", "cpu", "--threads", "1")
+ONE_THREAD = ("--device", "cpu", "--threads", "1")
 Change = Callable[[np.ndarray, nib.Nifti1Header, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(voxels x y z, header to change, affine) -> (voxels, affine)."""
 
@@ -97,10 +97,10 @@ def scans(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def predict(run: Path, *arguments: object, out: Path) -> int:
-    return main(["predict", str(run), *map(str, arguments), "--out", str(out), *THREAD])
+    return main(["predict", str(run), *map(str, arguments), "--out", str(out), *ONE_THREAD])
 
 
-def rows(out: Path) -> dict[str, dict[str, str]]:
+def read_table(out: Path) -> dict[str, dict[str, str]]:
     with open(out / "volumes.csv", newline="") as stream:
         return {row["scan"]: row for row in csv.DictReader(stream)}
 
@@ -108,11 +108,11 @@ def rows(out: Path) -> dict[str, dict[str, str]]:
 def test_each_kind_of_unsuitable_scan_is_refused_or_warned_about(
     small_run: SmallRun, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What conversion excludes is refused; warnings are on the terminal, in the table and ledger."""
+    """Scans that conversion excludes are refused; warnings are printed and stored."""
     assert predict(small_run.run, scans, "--json", out=tmp_path) == 1
     printed = capsys.readouterr()
     result = json.loads(printed.out.splitlines()[-1])
-    table = rows(tmp_path)
+    table = read_table(tmp_path)
     assert set(result["refused"]) == set(REFUSED)
     assert set(result["failed"]) == set(REFUSED)
     for name, (_, code) in REFUSED.items():
@@ -154,7 +154,7 @@ def test_a_forced_scan_is_marked_and_never_reused_without_force(
     assert json.loads(printed.out.splitlines()[-1])["forced"] == ["offset"]
     assert "(forced)" in printed.out
     assert "because of --force" in printed.err
-    row = rows(tmp_path)["offset"]
+    row = read_table(tmp_path)["offset"]
     assert (row["status"], row["mask"]) == ("forced", "offset.nii.gz")
     assert "hu_offset_missing" in row["warnings"]
     written = mask.stat().st_mtime_ns
@@ -162,7 +162,7 @@ def test_a_forced_scan_is_marked_and_never_reused_without_force(
     assert "done before" in capsys.readouterr().out
     assert mask.stat().st_mtime_ns == written
     assert predict(small_run.run, scan, out=tmp_path) == 1
-    assert rows(tmp_path)["offset"]["status"] == "refused"
+    assert read_table(tmp_path)["offset"]["status"] == "refused"
 
 
 def test_warnings_are_repeated_for_finished_scans(
@@ -182,7 +182,7 @@ def test_the_table_is_in_natural_order(small_run: SmallRun, tmp_path: Path) -> N
     for number in (2, 10):
         (tmp_path / f"liver_{number}.nii.gz").write_bytes(content[:3000])
     predict(small_run.run, tmp_path, out=tmp_path / "out")
-    assert list(rows(tmp_path / "out")) == ["liver_1", "liver_2", "liver_10"]
+    assert list(read_table(tmp_path / "out")) == ["liver_1", "liver_2", "liver_10"]
 
 
 @pytest.mark.distributed
@@ -199,7 +199,7 @@ def test_all_ranks_refuse_a_scan_that_they_share(small_run: SmallRun, tmp_path: 
         2, *line, str(large), str(good), "--out", str(out), "--device", "cpu", "--threads", "1"
     )
     assert done.returncode == 1
-    table = rows(out)
+    table = read_table(out)
     assert (table["large"]["status"], table["liver_1"]["status"]) == ("refused", "done")
     assert done.stderr.count("large.nii: refused:") == 1
     assert not (out / "errors").exists()
@@ -217,10 +217,10 @@ def test_all_ranks_refuse_a_scan_that_they_share(small_run: SmallRun, tmp_path: 
         "--force",
     )
     assert forced.returncode == 0, forced.stderr
-    assert rows(out)["large"]["status"] == "forced"
+    assert read_table(out)["large"]["status"] == "forced"
 
 
-# --- evaluate and postprocess ----------------------------------------------------------------------
+# --- evaluate and postprocess ---------------------------------------------------------------------
 
 
 def make_source_with_offset(small_run: SmallRun, folder: Path) -> tuple[Path, list[str]]:
@@ -255,7 +255,7 @@ def test_evaluate_refuses_scans_that_convert_excludes(
         "--out",
         out,
         "--json",
-        *THREAD,
+        *ONE_THREAD,
     ]
     assert len(ids) > 1
     assert main(["evaluate", str(small_run.run), *parts]) == 1
@@ -273,7 +273,7 @@ def test_evaluate_refuses_scans_that_convert_excludes(
     assert main(["evaluate", str(small_run.run), *parts]) == 1
 
 
-# --- comparison with the training data, and checks of the mask -------------------------------------
+# --- comparison with the training data, and checks of the mask ------------------------------------
 
 
 def settings_of(**data: object) -> object:
@@ -341,10 +341,10 @@ def test_overview_is_canonical_for_any_orientation(orientation: str) -> None:
 
 @pytest.mark.real_mini
 def test_real_scans(small_run: SmallRun, real_mini: Path, tmp_path: Path) -> None:
-    """The 3-slice scan is refused; a real CT is segmented (with warnings, after phantom training)."""
+    """The 3-slice scan is refused; a real CT is segmented with warnings (phantom training)."""
     scans = [real_mini / "imagesTr" / f"{name}.nii.gz" for name in ("liver_902", "liver_900")]
     assert predict(small_run.run, *scans, out=tmp_path) == 1
-    table = rows(tmp_path)
+    table = read_table(tmp_path)
     assert table["liver_902"]["status"] == "refused"
     assert table["liver_900"]["status"] == "done"
     assert read_nifti(tmp_path / "liver_900.nii.gz", "label").shape == read_nifti(scans[1]).shape
