@@ -27,6 +27,10 @@ from liverseg_dist.distributed.strategies.parallelize import (
     parallelize_model,
 )
 from liverseg_dist.errors import UserError
+from liverseg_dist.inference.load_run import CUDA_ARITHMETIC
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
+from liverseg_dist.inference.window_averaging import AVERAGES
+from liverseg_dist.inference.windows import WINDOW_WEIGHTS, compute_window_weights
 from liverseg_dist.model import build_model
 from liverseg_dist.model.architectures import ARCHITECTURES
 from liverseg_dist.model.blocks import NORMS
@@ -55,6 +59,9 @@ def allowed_names(section: type, key: str) -> set[str]:
         (TrainConfig, "strategy", STRATEGIES),
         (TrainConfig, "precision", AUTOCAST_DTYPES),
         (InferenceConfig, "precision", AUTOCAST_DTYPES),
+        (InferenceConfig, "precision", CUDA_ARITHMETIC),
+        (InferenceConfig, "average", AVERAGES),
+        (InferenceConfig, "window_weights", WINDOW_WEIGHTS),
         (ModelConfig, "architecture", ARCHITECTURES),
         (ModelConfig, "preset", WIDTH_PRESETS),
         (ModelConfig, "norm", NORMS),
@@ -141,3 +148,15 @@ def test_unknown_augmentation_is_an_error() -> None:
 def test_unknown_precision_is_an_error() -> None:
     with pytest.raises(UserError, match="precision=new_one"):
         autocast("cpu", "new_one")
+
+
+def test_unknown_average_is_an_error() -> None:
+    _, model = small_model()
+    config = replace_name(InferenceConfig(), "average")
+    with pytest.raises(UserError, match=r"inference\.average=new_one .* probabilities, logits"):
+        SlidingWindowPredictor(model, PATCH, regions=False, config=config, device=CPU)
+
+
+def test_unknown_window_weights_are_an_error() -> None:
+    with pytest.raises(UserError, match=r"inference\.window_weights=new_one"):
+        compute_window_weights(8, "new_one")  # type: ignore[arg-type]

@@ -56,7 +56,9 @@ def load_training_settings(
     return settings
 
 
-def count_folds_to_train(settings: Settings, args: argparse.Namespace, *, store_exists: bool) -> int:
+def count_folds_to_train(
+    settings: Settings, args: argparse.Namespace, *, store_exists: bool
+) -> int:
     """How many folds the store has, or will have. Raises `UserError` if one fold is chosen."""
     if any(override.startswith("data.fold=") for override in args.overrides):
         raise UserError("data.fold: --array folds sets it for each task; omit it")

@@ -257,7 +257,7 @@ def _labeller(convert: ConvertConfig, device: str) -> RunLabeller | None:
         raise UserError(
             "--device cuda: no GPU that torch can use; leave it out to label on the CPU"
         )
-    return RunLabeller.of(convert.labels_from, device)
+    return RunLabeller.from_run(convert.labels_from, device)
 
 
 def _splits(how: str | None) -> list[str]:

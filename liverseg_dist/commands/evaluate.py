@@ -234,29 +234,31 @@ def _work(job: CaseEvaluator, folder: Path, world: World, watch: HeartbeatMonito
     fresh = divide_work(new, world.global_rank, world.world_size)
     team = WindowParallel(world.device)
     shared = replace(
-        job, predictor=job.predictor.spread_by(team.map_windows), together=team.case_scope
+        job,
+        predictor=job.predictor.with_window_mapper(team.map_windows),
+        window_scope=team.case_scope,
     )
-    alone = [*known[world.global_rank :: world.world_size], *fresh.alone]
+    alone = [*known[world.global_rank :: world.world_size], *fresh.whole]
     reused = 0
     total = len(job.inputs.slabs)
     with case_progress("evaluate", total, world, watch) as line:
-        for case_id in (*fresh.together, *alone):
+        for case_id in (*fresh.shared, *alone):
             watch.mark(-1, f"scoring {case_id}")
             try:
-                if case_id not in fresh.together:
-                    reused += job.run_case(case_id)
+                if case_id not in fresh.shared:
+                    reused += job.evaluate_case(case_id)
                 elif world.is_main:
-                    shared.run_case(case_id)
+                    shared.evaluate_case(case_id)
                 else:
-                    shared.help_case(case_id)
+                    shared.compute_shared_windows(case_id)
             except PeerFailed:
                 pass  # told by the rank that failed
             except RunFailed as error:
-                is_helper = case_id in fresh.together and not world.is_main
+                is_helper = case_id in fresh.shared and not world.is_main
                 # A helper reports nothing of a refusal: rank 0 prints the same reason.
                 if not (is_helper and isinstance(error.__cause__, ScanRefused)):
                     report_case_failure(error, world, folder, case_id)
-            line.advance(note=case_id, shared=case_id in fresh.together)
+            line.advance(note=case_id, shared=case_id in fresh.shared)
         watch.mark(-1, "waiting for the others' cases")
         barrier()
         line.complete(total)

@@ -1,6 +1,7 @@
-"""From a trained run and a scan to a mask on the scan's own voxels, in bounded memory.
+"""Segment scans with trained runs; the mask has the scan's own grid, and memory is bounded.
 
-`load_run` -> `build_predictor` -> `segment_scan`; `SlidingWindowPredictor` alone slides a model over any array.
+Typical use: `load_run` -> `build_predictor` -> `segment_scan`. `SlidingWindowPredictor` applies a
+model to any array that is already prepared for the network.
 """
 
 from liverseg_dist.inference.load_run import LoadedRun, build_predictor, load_run
@@ -11,8 +12,8 @@ __all__ = [
     "LoadedRun",
     "Segmentation",
     "SlidingWindowPredictor",
-    "load_run",
     "build_predictor",
-    "segment_to_grid",
+    "load_run",
     "segment_scan",
+    "segment_to_grid",
 ]

@@ -1,10 +1,13 @@
-"""What evaluation reads of a case: the truth on the scan's own voxels, and the images that the network is given.
+"""The inputs of an evaluation: the truth on the scan's own voxels, and the images for the network.
 
-Two kinds of input. `slab`: the 64 slices the store keeps; all else counts as background, and the slab was placed with
-the help of the truth, so liver found outside it is never seen: the kind of score that tells whether training went well.
-`scan`: the whole scan from its file, as a user's scan will come: the kind of score to publish.
-A case is a scan: one that the store keeps as several slabs (`slab.policy=tile`) is put together again, each slice from
-the slab whose middle is nearest.
+There are two kinds of input. `slab`: the slices that the store keeps. All other slices count as
+background. The slab was placed with the help of the truth, so liver found outside it is not
+counted: this kind of score is for monitoring of the training. `scan`: the whole scan from its file,
+as in clinical use; this is the kind of score to publish.
+
+A case is a scan. If the store keeps a scan as several slabs (`slab.policy=tile`), they are joined:
+each slice is taken from the slab whose centre is nearest. Used by `evaluate_cases` and
+`postprocess_search`.
 """
 
 import hashlib
@@ -14,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.findings import Finding
@@ -28,153 +32,210 @@ from liverseg_dist.inference.segment_scan import prepare_for_network
 from liverseg_dist.volume import Grid, Volume, plan_reorientation
 
 ScanSlabs = Mapping[str, Sequence[str]]
-"""The store's cases that each scan is kept as."""
+"""The store's cases that hold the slabs of each scan."""
 AIR_HU = -1024
 
 
 @dataclass(frozen=True)
 class Piece:
-    """An image for the network, and the slices of the turned target that are to be taken from it (None: all)."""
+    """An image for the network, and the slices of the scan that its result is used for.
+
+    Attributes:
+        image: the prepared image, HU.
+        slices: slices of the target, in the image's orientation; None: all.
+        scan: the scan itself on the target's voxels, where it was read from a file.
+        findings: findings of the scan's file; they contain errors only with `--force`.
+    """
 
     image: Volume
     slices: np.ndarray | None
     scan: Volume | None = None
-    """The scan itself on the target's voxels, where it was read."""
     findings: tuple[Finding, ...] = ()
-    """Of the scan's file; errors only where it was forced."""
 
 
 @dataclass(frozen=True)
 class CaseInputs:
+    """Reads the truth and the images of cases.
+
+    Attributes:
+        store: the data set.
+        slabs: the store's cases of each scan.
+        settings: resolved settings of the run.
+        sources: scan file of each case; None: use the slabs of the store.
+        force: whether to use scan files that the audit refuses.
+    """
+
     store: CaseStore
     slabs: ScanSlabs
     settings: Settings
     sources: Mapping[str, Path] | None = None
-    """Scan file of each case; None: take the store's slabs."""
     force: bool = False
-    """Take scan files that the audit refuses."""
 
-    def truth(self, case_id: str) -> Volume:
+    def read_truth(self, case_id: str) -> Volume:
         """The true labels on the scan's own grid."""
         name = self.slabs[case_id][0]
         return Volume(self.store.source_label(name), self.store.meta(name).source_grid)
 
-    def fingerprint(self, case_id: str, truth: Volume) -> str:
-        """Of what this case's score depends on."""
-        parts: dict[str, object] = {"truth": _sha256(truth.voxels)}
+    def compute_fingerprint(self, case_id: str, truth: Volume) -> str:
+        """Fingerprint of the data that the case's score depends on."""
+        parts: dict[str, object] = {"truth": _hash_array(truth.voxels)}
         for name in self.slabs[case_id]:
             meta = self.store.meta(name)
             parts[f"grids {name}"] = [meta.grid.to_json(), meta.source_grid.to_json()]
             if self.sources is None:
-                parts[f"image {name}"] = _sha256(self.store.image(name))
+                parts[f"image {name}"] = _hash_array(self.store.image(name))
         if self.sources is not None:
-            parts["image"] = file_sha256(self._source(case_id))
+            parts["image"] = file_sha256(self._find_source(case_id))
         elif len(self.slabs[case_id]) > 1:
-            parts["post-processed"] = "joined"  # once it was each slab by itself
+            # Earlier versions post-processed each slab by itself: their scores are not reused.
+            parts["post-processed"] = "joined"
         return fingerprint_of(parts)
 
-    def pieces(self, case_id: str) -> Iterator[Piece]:
-        """The images of a case in order, each read when its turn comes."""
+    def read_pieces(self, case_id: str) -> Iterator[Piece]:
+        """Yield the images of a case in order; each is read when it is requested.
+
+        Raises:
+            ScanRefused: the audit refuses the scan's file.
+            UserError: the scan's file is missing, or is not that of the store.
+        """
         target = self.store.meta(self.slabs[case_id][0]).source_grid
         if self.sources is not None:
-            scan, findings = self._scan(case_id, target)
+            scan, findings = self._read_scan(case_id, target)
             yield Piece(prepare_for_network(scan, self.settings), None, scan, findings)
             return
         names = self.slabs[case_id]
         grids = [self.store.meta(name).grid for name in names]
-        chosen = assign_slices_to_slabs(grids, target) if len(names) > 1 else [None]
-        for name, grid, slices in zip(names, grids, chosen, strict=True):
+        slices_of_slabs: Sequence[np.ndarray | None] = [None]
+        if len(names) > 1:
+            slices_of_slabs = assign_slices_to_slabs(grids, target)
+        for name, grid, slices in zip(names, grids, slices_of_slabs, strict=True):
             yield Piece(Volume(self.store.image(name), grid), slices)
 
-    def _source(self, case_id: str) -> Path:
+    def _find_source(self, case_id: str) -> Path:
         assert self.sources is not None
         if case_id not in self.sources:
             raise UserError(
-                f"{case_id}: --source has no scan of that name; give the folder the store was made from"
+                f"{case_id}: --source has no scan of that name; "
+                "give the folder the store was made from"
             )
         return self.sources[case_id]
 
-    def _scan(self, case_id: str, target: Grid) -> tuple[Volume, tuple[Finding, ...]]:
-        """A whole scan and its findings. Raises `ScanRefused`, on every rank that reads it."""
-        file = self._source(case_id)
+    def _read_scan(self, case_id: str, target: Grid) -> tuple[Volume, tuple[Finding, ...]]:
+        """A whole scan and its findings; every rank that reads it gets the same result."""
+        file = self._find_source(case_id)
         read = read_scan_file(file)
         if read.volume.shape != target.shape:
             raise UserError(
-                f"{file.name}: has shape {read.volume.shape} (z, y, x), the scan in the store {target.shape}; "
-                "give the folder the store was made from"
+                f"{file.name}: has shape {read.volume.shape} (z, y, x), but the scan in the store "
+                f"has {target.shape}; give the folder the store was made from"
             )
-        scan = Volume(
-            read.volume.voxels, target
-        )  # the store's affine: the audit may have repaired it
-        findings = check_scan(scan, read.notes, self.settings, self.truth(case_id))
+        # The store's affine replaces that of the file: the audit may have repaired it.
+        scan = Volume(read.volume.voxels, target)
+        findings = check_scan(scan, read.notes, self.settings, self.read_truth(case_id))
         if is_refused(findings) and not self.force:
             raise ScanRefused(file.name, findings)
         return scan, tuple(findings)
 
 
 class PieceAssembler:
-    """An array on the target's voxels that is filled piece by piece."""
+    """An array on the target's voxels that is filled piece by piece.
+
+    Args:
+        target: grid of the scan.
+        fill: value of voxels that no piece covers.
+        dtype: type of the array.
+    """
 
     def __init__(self, target: Grid, fill: int, dtype: type[np.generic]) -> None:
         self.target = target
         self.voxels = np.full(target.shape, fill, dtype=dtype)
 
-    def take(self, piece: Piece, part: np.ndarray) -> None:
-        """What `part`, on the target's voxels, has in the slices of its piece."""
+    def add_piece(self, piece: Piece, values: np.ndarray) -> None:
+        """Copy the piece's slices from `values`, an array on the target's voxels."""
         if piece.slices is None:
-            self.voxels = part
+            self.voxels = values
             return
         orientation = piece.image.grid.orientation
         view = Volume(self.voxels, self.target).reoriented(orientation).voxels
-        view[piece.slices] = Volume(part, self.target).reoriented(orientation).voxels[piece.slices]
+        values_view = Volume(values, self.target).reoriented(orientation).voxels
+        view[piece.slices] = values_view[piece.slices]
 
 
 def resample_image_to_grid(image: Volume, target: Grid) -> np.ndarray:
-    """A store's image (HU) on a scan's voxels, int16, to be looked at; air where the image does not reach."""
+    """Resample a store's image (HU) to a scan's voxels for pictures.
+
+    Returns:
+        int16 array with the target's shape; air outside the image.
+    """
     voxels = np.full(target.shape, AIR_HU, dtype=np.int16)
     view = Volume(voxels, target).reoriented(image.grid.orientation)
-    slices = (
-        (z, torch.from_numpy(image.voxels[z][None, None].astype(np.float32)))
-        for z in range(image.shape[0])
-    )
-    for box, values_FDHW in resample_to_scan(slices, image.grid, view.grid):
+    for box, values_FDHW in resample_to_scan(_iterate_slices(image), image.grid, view.grid):
         view.voxels[box] = values_FDHW[0].round().numpy()
     return voxels
+
+
+def _iterate_slices(image: Volume) -> Iterator[tuple[int, Tensor]]:
+    for z in range(image.shape[0]):
+        yield z, torch.from_numpy(image.voxels[z][None, None].astype(np.float32))
 
 
 def assemble_case(
     pieces: Iterator[Piece], target: Grid, segment: Callable[[Piece], np.ndarray], with_image: bool
 ) -> tuple[np.ndarray, Volume | None]:
-    """(what `segment` makes of each piece, put together on the target; the scan in HU there, if asked for)."""
-    mask, image = PieceAssembler(target, 0, np.uint8), PieceAssembler(target, AIR_HU, np.int16)
+    """Segment the pieces of a case and join the results.
+
+    Args:
+        pieces: pieces of the case.
+        target: grid of the scan.
+        segment: gives the labels (or codes) of a piece on the target's voxels.
+        with_image: whether to return the scan as well.
+
+    Returns:
+        The joined labels, and the scan in HU on the same voxels if `with_image`.
+    """
+    mask = PieceAssembler(target, 0, np.uint8)
+    image = PieceAssembler(target, AIR_HU, np.int16)
     scan: Volume | None = None
     for piece in pieces:
-        mask.take(piece, segment(piece))
+        mask.add_piece(piece, segment(piece))
         scan = piece.scan
         if with_image and scan is None:
-            image.take(piece, resample_image_to_grid(piece.image, target))
+            image.add_piece(piece, resample_image_to_grid(piece.image, target))
     if not with_image:
         return mask.voxels, None
     return mask.voxels, scan if scan is not None else Volume(image.voxels, target)
 
 
 def assign_slices_to_slabs(slabs: Sequence[Grid], target: Grid) -> list[np.ndarray]:
-    """For each slab the slices of the target, turned to the slabs' orientation, that lie nearest to its middle."""
-    distances = []
+    """Assign each slice of a scan to the slab whose centre is nearest.
+
+    Args:
+        slabs: grids of the slabs, in one orientation.
+        target: grid of the scan.
+
+    Returns:
+        For each slab, its slices of the target in the slabs' orientation.
+    """
+    distances_mm = []
     for slab in slabs:
-        turned, _, _ = plan_reorientation(target, slab.orientation)
-        slices = np.zeros((turned.shape[0], 3))
-        slices[:, 0] = np.arange(turned.shape[0])
-        at_mm = slab.index_of(turned.world_mm(slices))[:, 0] * slab.spacing_mm[0]
-        distances.append(np.abs(at_mm - (slab.shape[0] - 1) / 2 * slab.spacing_mm[0]))
-    nearest = np.argmin(distances, axis=0)
+        reoriented, _, _ = plan_reorientation(target, slab.orientation)
+        indices = np.zeros((reoriented.shape[0], 3))
+        indices[:, 0] = np.arange(reoriented.shape[0])
+        z_mm = slab.index_of(reoriented.world_mm(indices))[:, 0] * slab.spacing_mm[0]
+        centre_mm = (slab.shape[0] - 1) / 2 * slab.spacing_mm[0]
+        distances_mm.append(np.abs(z_mm - centre_mm))
+    nearest = np.argmin(distances_mm, axis=0)
     return [np.flatnonzero(nearest == number) for number in range(len(slabs))]
 
 
 def group_slabs_by_scan(
     store: CaseStore, case_ids: Sequence[str]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """(scan -> the store's cases it is kept as, both sorted; cases without a label, which are left out)."""
+    """Group the store's cases by the scan they come from.
+
+    Returns:
+        The cases of each scan, both sorted; and the cases without a label, which are not used.
+    """
     slabs: dict[str, list[str]] = {}
     unlabelled = []
     for case_id in sorted(case_ids):
@@ -186,5 +247,5 @@ def group_slabs_by_scan(
     return slabs, unlabelled
 
 
-def _sha256(array: np.ndarray) -> str:
+def _hash_array(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()

@@ -1,12 +1,15 @@
-"""Score a run on the cases of a store: one call a case, results in a ledger, no knowledge of who else is working.
+"""Score a run on the cases of a store; each case is one call, and its result goes into a ledger.
 
-The mask is compared with the truth on the scan's own voxels, in mm; what the network is given: see `case_inputs`.
+The mask is compared with the truth on the scan's own voxels, in mm. `case_inputs` describes the
+input of the network. A call does not depend on the other processes, except where they share the
+windows of one case. Used by `liverseg evaluate`.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,94 +31,149 @@ from liverseg_dist.volume import Volume
 
 
 @dataclass(frozen=True)
+class SegmentedCase:
+    """The predicted mask of a case, before it is scored.
+
+    Attributes:
+        mask_zyx: labels on the scan's grid.
+        image: the scan in HU on the same grid, where pictures are requested.
+        calibration: counts by structure.
+        findings: findings of the scan's file.
+    """
+
+    mask_zyx: np.ndarray
+    image: Volume | None
+    calibration: dict[str, Counts]
+    findings: list[Finding]
+
+
+@dataclass(frozen=True)
 class CaseEvaluator:
-    """All it takes to score a case."""
+    """Scores cases.
+
+    Attributes:
+        inputs: the cases.
+        predictor: the run's predictor.
+        ledger: record of the scores.
+        masks: record of the masks, if they are requested; the masks are in the folder above it.
+            They can be older than the scores.
+        pictures: folder for pictures, if they are requested.
+        window_scope: entered while several processes compute the windows of one case. Such a case
+            is always computed, even if the ledger has it.
+    """
 
     inputs: CaseInputs
     predictor: SlidingWindowPredictor
     ledger: Ledger
     masks: Ledger | None = None
-    """Whose masks lie in the folder above it, if masks are wanted: they may be older than the scores."""
     pictures: Path | None = None
-    together: Callable[[], AbstractContextManager[None]] | None = None
-    """Entered while several processes compute one case's windows; its cases are never taken from the ledger."""
+    window_scope: Callable[[], AbstractContextManager[None]] | None = None
 
-    def run_case(self, case_id: str) -> bool:
-        """Score one scan and record it; True if the ledger had it already. Raises `RunFailed`, recorded as well."""
-        known_by: str | None = None
+    def evaluate_case(self, case_id: str) -> bool:
+        """Score one scan and record the result.
+
+        Returns:
+            True if the ledger had it already.
+
+        Raises:
+            RunFailed: the case failed; the ledger has the reason.
+            RankLost: another rank no longer answers.
+        """
+        fingerprint: str | None = None
         try:
-            with self.together() if self.together is not None else nullcontext():
-                truth = self.inputs.truth(case_id)
-                known_by = self.inputs.fingerprint(case_id, truth)
-                if self.together is None and self._is_done(case_id, known_by):
+            with self.window_scope() if self.window_scope is not None else nullcontext():
+                truth = self.inputs.read_truth(case_id)
+                fingerprint = self.inputs.compute_fingerprint(case_id, truth)
+                if self.window_scope is None and self._is_done(case_id, fingerprint):
                     return True
-                mask, background, calibration, findings = self._segment(case_id, truth)
-            scores = score_case(case_id, mask, truth.voxels, truth.spacing_mm) | {
-                "calibration": calibration
-            }
-            if self.inputs.sources is not None:
-                scores |= {
-                    "scan_findings": findings_to_json(findings),
-                    "forced": is_refused(findings),
-                }
-            if self.masks is not None:
-                write_mask(self.mask_file(case_id), mask, truth.grid)
-                self.masks.write(case_id, {"case_id": case_id}, known_by)
-            if self.pictures is not None:
-                save_pictures(self.pictures, case_id, Volume(mask, truth.grid), truth, background)
+                result = self._segment_case(case_id, truth)
+            scores = self._score_result(case_id, result, truth)
+            self._write_outputs(case_id, result, truth, fingerprint)
         except RankLost:
             raise
-        except Exception as error:  # whatever a case does to us, the others go on
+        # A case can fail for many reasons (damaged file, memory); the others must continue.
+        except Exception as error:
             message = format_failure(case_id, error)
-            self.ledger.write_failure(case_id, message, known_by)
+            self.ledger.write_failure(case_id, message, fingerprint)
             raise RunFailed(message) from error
-        self.ledger.write(case_id, scores, known_by)
+        self.ledger.write(case_id, scores, fingerprint)
         return False
 
-    def help_case(self, case_id: str) -> None:
-        """Compute this process's windows of a case that another one scores. Raises `RunFailed`."""
-        assert self.together is not None
-        settings = self.inputs.settings
+    def compute_shared_windows(self, case_id: str) -> None:
+        """Compute this process's windows of a case that another process scores.
+
+        Raises:
+            RunFailed: the case failed.
+            RankLost: another rank no longer answers.
+        """
+        assert self.window_scope is not None
+        intensity = self.inputs.settings.data.intensity
         try:
-            with self.together():
-                for piece in self.inputs.pieces(case_id):
-                    for _ in self.predictor.stream(piece.image.voxels, settings.data.intensity):
+            with self.window_scope():
+                for piece in self.inputs.read_pieces(case_id):
+                    # The results go to the other process; here only the loop has to run.
+                    for _ in self.predictor.stream_probabilities(piece.image.voxels, intensity):
                         pass
         except RankLost:
             raise
         except Exception as error:
             raise RunFailed(format_failure(case_id, error)) from error
 
-    def mask_file(self, case_id: str) -> Path:
+    def get_mask_file(self, case_id: str) -> Path:
+        """File of a case's mask."""
         assert self.masks is not None
         return self.masks.folder.parent / f"{encode_file_name(case_id)}.nii.gz"
 
-    def _is_done(self, case_id: str, known_by: str) -> bool:
+    def _is_done(self, case_id: str, fingerprint: str) -> bool:
         if self.masks is not None:
-            written = (
-                self.mask_file(case_id).is_file() and self.masks.read(case_id, known_by) is not None
-            )
-            if not written:
+            if not self.get_mask_file(case_id).is_file():
                 return False
-        known = self.ledger.read(case_id, known_by)
+            if self.masks.read(case_id, fingerprint) is None:
+                return False
+        known = self.ledger.read(case_id, fingerprint)
         return known is not None and (self.inputs.force or not known.get("forced"))
 
-    def _segment(
-        self, case_id: str, truth: Volume
-    ) -> tuple[np.ndarray, Volume | None, dict[str, Counts], list[Finding]]:
-        """(labels on the scan's grid, the scan in HU there for the pictures, calibration, findings of the scan)."""
-        calibrator = CalibrationCollector(truth, self.predictor.regions)
+    def _segment_case(self, case_id: str, truth: Volume) -> SegmentedCase:
+        calibration = CalibrationCollector(truth, self.predictor.regions)
         findings: list[Finding] = []
 
-        def segment(piece: Piece) -> np.ndarray:
+        def segment_piece(piece: Piece) -> np.ndarray:
             findings.extend(piece.findings)
-            watch = calibrator.of_piece(piece.image.grid.orientation, piece.slices)
-            settings = self.inputs.settings
             return segment_to_grid(
-                piece.image, truth.grid, self.predictor, settings, watch=watch, clean=False
+                piece.image,
+                truth.grid,
+                self.predictor,
+                self.inputs.settings,
+                on_probabilities=calibration.select_piece(
+                    piece.image.grid.orientation, piece.slices
+                ),
+                postprocess=False,
             ).mask_zyx
 
-        pieces = self.inputs.pieces(case_id)
-        mask, background = assemble_case(pieces, truth.grid, segment, self.pictures is not None)
-        postprocess_mask(mask, truth.grid.spacing_mm, self.predictor.config)
-        return mask, background, calibrator.counts(), findings
+        mask_zyx, image = assemble_case(
+            self.inputs.read_pieces(case_id),
+            truth.grid,
+            segment_piece,
+            with_image=self.pictures is not None,
+        )
+        # Once for the joined mask: the largest liver of a slab can be a small part of the scan's.
+        postprocess_mask(mask_zyx, truth.grid.spacing_mm, self.predictor.config)
+        return SegmentedCase(mask_zyx, image, calibration.collect_counts(), findings)
+
+    def _score_result(self, case_id: str, result: SegmentedCase, truth: Volume) -> dict[str, Any]:
+        scores = score_case(case_id, result.mask_zyx, truth.voxels, truth.spacing_mm)
+        scores = scores | {"calibration": result.calibration}
+        if self.inputs.sources is not None:
+            scores["scan_findings"] = findings_to_json(result.findings)
+            scores["forced"] = is_refused(result.findings)
+        return scores
+
+    def _write_outputs(
+        self, case_id: str, result: SegmentedCase, truth: Volume, fingerprint: str
+    ) -> None:
+        if self.masks is not None:
+            write_mask(self.get_mask_file(case_id), result.mask_zyx, truth.grid)
+            self.masks.write(case_id, {"case_id": case_id}, fingerprint)
+        if self.pictures is not None:
+            mask = Volume(result.mask_zyx, truth.grid)
+            save_pictures(self.pictures, case_id, mask, truth, result.image)

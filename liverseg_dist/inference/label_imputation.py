@@ -1,4 +1,4 @@
-"""A run as a function that labels scans, for conversion (`convert.labels_from`)."""
+"""Label scans with a trained run during conversion (`convert.labels_from`)."""
 
 import hashlib
 import json
@@ -20,16 +20,28 @@ from liverseg_dist.volume import Volume
 
 @dataclass(frozen=True)
 class RunLabeller:
-    """Small and picklable: a process loads the run when it labels its first scan. One thread, so the bits are the same
-    for any number of processes."""
+    """A function that labels scans with a run.
+
+    The object is small and can be pickled: each process loads the run when it labels its first
+    scan. It computes with one thread, so the labels are bit-identical for any number of processes.
+
+    Attributes:
+        run: the run's folder.
+        fingerprint: SHA-256 of everything that the labels depend on.
+        device: torch device on which the run is applied.
+    """
 
     run: Path
     fingerprint: str
     device: str = "cpu"
 
     @classmethod
-    def of(cls, run: Path, device: str = "cpu") -> "RunLabeller":
-        """Raises `UserError` for what is no finished run."""
+    def from_run(cls, run: Path, device: str = "cpu") -> "RunLabeller":
+        """Check a run and create its labeller.
+
+        Raises:
+            UserError: the folder holds no finished run.
+        """
         loaded = load_run(run, torch.device("cpu"))
         content = json.dumps(fingerprint_runs([loaded]), sort_keys=True)
         return cls(run.resolve(), hashlib.sha256(content.encode()).hexdigest(), device)
@@ -37,6 +49,7 @@ class RunLabeller:
     def __call__(self, image: Volume) -> np.ndarray:
         """Labels (uint8, z, y, x) of a scan in HU, on its own voxels."""
         threads = torch.get_num_threads()
+        # Another number of threads changes the order of sums, and with it the last bits.
         torch.set_num_threads(1)
         try:
             predictor, settings = _load_predictor(self.run, self.device)
@@ -45,8 +58,9 @@ class RunLabeller:
             torch.set_num_threads(threads)
 
     def compare_scan(self, image: Volume) -> list[Finding]:
-        """Warnings about a scan that is unlike those the run was trained on."""
-        return compare_with_training(image, _load_predictor(self.run, self.device)[1])
+        """Warnings about a scan that differs from the scans the run was trained on."""
+        _, settings = _load_predictor(self.run, self.device)
+        return compare_with_training(image, settings)
 
 
 @lru_cache(maxsize=1)

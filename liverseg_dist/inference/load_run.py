@@ -1,7 +1,10 @@
-"""Load what a training run left: its resolved settings and its weights."""
+"""Load a trained run: its resolved settings and its weights.
+
+Used by every command that applies a run, by the Python interface (`api`), and by conversion where
+it labels scans with a run.
+"""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from liverseg_dist.config import Settings, load_settings
+from liverseg_dist.config.registry import find_registered
 from liverseg_dist.data.augment import build_preset
 from liverseg_dist.errors import UserError
-from liverseg_dist.evaluation.results import EVALUATION, SUMMARY
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve_topology
@@ -22,21 +25,60 @@ from liverseg_dist.texts.paths import quote_path
 
 CONFIG = "config.yaml"
 POSTPROCESS = "postprocess.yaml"
-"""What `liverseg postprocess` chose, laid over the settings of training."""
+"""The choice of `liverseg postprocess`; its settings replace those of training."""
 WEIGHTS_COMMENT = "# weights_sha256: "
 """Starts the line of `postprocess.yaml` that names the weights it was chosen for."""
-OUTDATED_CHOICE = "was chosen for earlier weights; run `liverseg postprocess` again or delete it"
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
-"""Weights at the end of training, and those that were best on validation."""
+"""Weights at the end of training, and those with the best validation score."""
+ALL_AXES = (0, 1, 2)
+MAX_REASON_CHARACTERS = 200
+CLEANING_KEYS_WITHOUT_EFFECT_ON_MASKS = {"standardise", "min_slices"}
+"""Cleaning settings that are applied elsewhere, or that decide only whether a scan is segmented."""
+RESOLVED_KEYS = (("data", "spacing_mm"), ("data", "intensity"), ("model", "features"))
+"""Settings that training fills in; a run cannot be loaded without them."""
+SHARED_KEYS = (
+    ("data", "spacing_mm"),
+    ("data", "intensity"),
+    ("data", "patch_size"),
+    ("model", "regions"),
+    ("convert", "cleaning"),
+)
+"""Settings that runs must have in common for their probabilities to be averaged."""
 
 
 @dataclass(frozen=True)
 class LoadedRun:
+    """A run that can be applied to scans.
+
+    Attributes:
+        path: the run's folder.
+        settings: resolved settings, with post-processing and overrides.
+        model: the model on the device, in evaluation mode.
+        weights_sha256: checksum of the weights' file.
+    """
+
     path: Path
     settings: Settings
     model: nn.Module
-    """On the device, in evaluation mode."""
     weights_sha256: str
+
+
+@dataclass(frozen=True)
+class CudaArithmetic:
+    """Whether matrix products and convolutions of a GPU round their float32 inputs to TF32."""
+
+    matmul_tf32: bool
+    convolution_tf32: bool
+
+
+CUDA_ARITHMETIC = {
+    # cuDNN's default is TF32, so fp32 must switch it off.
+    "fp32": CudaArithmetic(matmul_tf32=False, convolution_tf32=False),
+    "tf32": CudaArithmetic(matmul_tf32=True, convolution_tf32=True),
+    "bf16": CudaArithmetic(matmul_tf32=False, convolution_tf32=True),
+    "fp16": CudaArithmetic(matmul_tf32=False, convolution_tf32=True),
+}
+"""By the name of `inference.precision`."""
 
 
 def load_run(
@@ -46,187 +88,153 @@ def load_run(
     weights: str = "last",
     postprocessed: bool = True,
 ) -> LoadedRun:
-    """The model of a run folder and its settings: those of training, the post-processing that was chosen for the run
-    (unless it is not wanted), then `inference.*` overrides. Raises `UserError`."""
+    """Load the model of a run folder and its settings.
+
+    The settings are those of training, then the post-processing that was chosen for the run, then
+    the overrides.
+
+    Args:
+        run_dir: folder that training wrote.
+        device: device for the model.
+        overrides: `inference.*` settings, for example `inference.overlap=0.25`.
+        weights: a key of `WEIGHTS`.
+        postprocessed: whether to apply `postprocess.yaml` of the run.
+
+    Raises:
+        UserError: the folder is no run, a file cannot be read, or an override is not allowed.
+    """
     path = Path(run_dir)
-    file = path / WEIGHTS[weights]
+    file = path / find_registered(WEIGHTS, weights, "weights")
     _check_run_folder(path, file, weights)
-    files = [path / CONFIG]
+    config_files = [path / CONFIG]
     if postprocessed and (path / POSTPROCESS).is_file():
-        files.append(path / POSTPROCESS)
-    settings = load_settings(files, check_inference_overrides(overrides))
-    for section, key in (("data", "spacing_mm"), ("data", "intensity"), ("model", "features")):
+        config_files.append(path / POSTPROCESS)
+    settings = load_settings(config_files, check_inference_overrides(overrides))
+    for section, key in RESOLVED_KEYS:
         if getattr(getattr(settings, section), key) is None:
             raise UserError(
-                f"{path / CONFIG}: {section}.{key} is not filled in; give a folder that training wrote"
+                f"{path / CONFIG}: {section}.{key} has no value; "
+                "give a folder that `liverseg train` wrote"
             )
-    spacing_mm = settings.data.spacing_mm
-    assert spacing_mm is not None
-    try:
-        with torch.device(
-            "meta"
-        ):  # no memory for what the settings claim; the weights are those of the file
-            model = build_model(
-                resolve_topology(settings.model, settings.data.patch_size, spacing_mm)
-            )
-        model.load_state_dict(
-            {name: tensor.float() for name, tensor in load_file(file).items()}, assign=True
-        )
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file}: cannot be read ({error}); copy it again, or train on to write it anew"
-        ) from None
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{file}: the weights do not fit the model in {CONFIG} ({reason})"
-        ) from None
+    model = _load_model(settings, file)
     if device.type == "cuda":
         _configure_cuda_precision(settings.inference.precision)
     return LoadedRun(path, settings, model.to(device).eval(), file_sha256(file))
 
 
+def _load_model(settings: Settings, file: Path) -> nn.Module:
+    spacing_mm = settings.data.spacing_mm
+    assert spacing_mm is not None
+    topology = resolve_topology(settings.model, settings.data.patch_size, spacing_mm)
+    try:
+        # The meta device allocates nothing: wrong settings cannot exhaust the memory before the
+        # weights are compared with them.
+        with torch.device("meta"):
+            model = build_model(topology)
+        tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+        model.load_state_dict(tensors, assign=True)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({error}); copy it again, or continue the training, "
+            "which writes it again"
+        ) from None
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
+        raise UserError(
+            f"{file}: the weights do not fit the model in {CONFIG} ({reason})"
+        ) from None
+    return model
+
+
 def _configure_cuda_precision(precision: str) -> None:
-    """fp32 is that (cuDNN's default is TF32), and a scan gives the same mask each time."""
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    """Set the arithmetic of the GPU; deterministic, so a scan gives the same mask each time."""
+    arithmetic = find_registered(CUDA_ARITHMETIC, precision, "inference.precision")
+    torch.backends.cuda.matmul.allow_tf32 = arithmetic.matmul_tf32
+    torch.backends.cudnn.allow_tf32 = arithmetic.convolution_tf32
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def build_predictor(
     runs: Sequence[LoadedRun], device: torch.device, threads: int = 1
 ) -> SlidingWindowPredictor:
-    """The predictor of one run, or of several whose probabilities are averaged: all must see scans alike.
+    """The predictor of one run, or of several runs whose probabilities are averaged.
 
-    The first run's inference settings count. Raises `UserError` where runs differ in what the network gets.
+    Args:
+        runs: runs with equal input; the inference settings of the first one are used.
+        device: device of the models.
+        threads: batches computed in parallel on a CPU.
+
+    Raises:
+        UserError: the runs differ in a setting of `SHARED_KEYS`.
     """
     first = runs[0]
     for other in runs[1:]:
-        for key, ours, theirs in (
-            ("data.spacing_mm", first.settings.data.spacing_mm, other.settings.data.spacing_mm),
-            ("data.intensity", first.settings.data.intensity, other.settings.data.intensity),
-            ("data.patch_size", first.settings.data.patch_size, other.settings.data.patch_size),
-            ("model.regions", first.settings.model.regions, other.settings.model.regions),
-            ("convert.cleaning", first.settings.convert.cleaning, other.settings.convert.cleaning),
-        ):
-            if ours != theirs:
+        for section, key in SHARED_KEYS:
+            expected = getattr(getattr(first.settings, section), key)
+            if getattr(getattr(other.settings, section), key) != expected:
                 raise UserError(
-                    f"{other.path}: {key} is not that of {first.path}; only runs on one store with one patch size can "
-                    "be averaged"
+                    f"{other.path}: {section}.{key} is not that of {first.path}; "
+                    "only runs with the same store and patch size can be averaged"
                 )
     settings = first.settings
-    models = [run.model for run in runs]
-    data = settings.data
-    axes = find_common_mirror_axes(runs)
     return SlidingWindowPredictor(
-        models, data.patch_size, settings.model.regions, settings.inference, device, threads, axes
+        [run.model for run in runs],
+        settings.data.patch_size,
+        settings.model.regions,
+        settings.inference,
+        device,
+        threads,
+        find_common_mirror_axes(runs),
     )
-
-
-ALL_AXES = (0, 1, 2)
 
 
 def find_common_mirror_axes(runs: Sequence[LoadedRun]) -> tuple[int, ...]:
-    """The axes of z, y, x along which all these runs were mirrored in training: others they would not recognise.
+    """The axes of z, y, x along which all runs were mirrored in training.
 
-    As nnU-Net's `inference_allowed_mirroring_axes`.
+    A network gives wrong results for scans mirrored along another axis. nnU-Net's
+    `inference_allowed_mirroring_axes` is the same rule.
     """
-    trained = [set(build_preset(run.settings.data).mirror.axes) for run in runs]
-    return tuple(sorted(set.intersection(*trained)))
+    common = set(ALL_AXES)
+    for run in runs:
+        common &= set(build_preset(run.settings.data).mirror.axes)
+    return tuple(sorted(common))
 
 
 def fingerprint_runs(runs: Sequence[LoadedRun]) -> dict[str, object]:
-    """Everything about the runs that a mask depends on; the batch size changes speed only."""
+    """All settings and weights that a mask depends on; the batch size changes the speed only."""
     settings = runs[0].settings
+    content: dict[str, object] = {}
     axes = find_common_mirror_axes(runs)
-    mirrored = (
-        {"mirrored_axes": axes} if settings.inference.mirror and axes != ALL_AXES else {}
-    )  # once, all was meant
-    return {
-        **mirrored,
-        "weights_sha256": [run.weights_sha256 for run in runs],
-        "inference": settings.inference.model_dump(mode="json", exclude={"batch_size"}),
-        "data": settings.data.model_dump(
-            mode="json", include={"spacing_mm", "intensity", "patch_size"}
-        ),
-        "convert": {
-            "cleaning": settings.convert.cleaning.model_dump(
-                mode="json", exclude=CLEANING_KEYS_WITHOUT_EFFECT_ON_MASKS
-            )
-        },
-    }
-
-
-CLEANING_KEYS_WITHOUT_EFFECT_ON_MASKS = {"standardise", "min_slices"}
-"""Cleaning settings that are applied elsewhere, or that decide only whether a scan is segmented."""
-
-
-def find_outdated_results(run_dir: Path) -> list[str]:
-    """What lies in a run's folder and was made with weights that the run no longer has: a sentence for each.
-
-    Evaluations and the choice of `liverseg postprocess` name the weights they belong to; both stay in the folder when
-    a run is extended or trained again.
-    """
-    present = {
-        file_sha256(run_dir / name) for name in WEIGHTS.values() if (run_dir / name).is_file()
-    }
-    if not present:
-        return []
-    found: list[str] = []
-    folder = run_dir / EVALUATION
-    for summary in (folder / SUMMARY, *sorted(folder.glob(f"*/{SUMMARY}"))):
-        used = _read_summary_weights(summary)
-        if used and not present.intersection(used):
-            found.append(
-                f"{summary.parent} holds scores of earlier weights; run `liverseg evaluate` again"
-            )
-    used = _read_choice_weights(run_dir / POSTPROCESS)
-    if used and not present.intersection(used):
-        found.append(f"{run_dir / POSTPROCESS} {OUTDATED_CHOICE}")
-    return found
-
-
-def has_outdated_postprocessing(loaded: LoadedRun) -> bool:
-    """Whether the run's `postprocess.yaml` was chosen for weights that neither it nor this model has."""
-    used = _read_choice_weights(loaded.path / POSTPROCESS)
-    files = [loaded.path / name for name in WEIGHTS.values() if (loaded.path / name).is_file()]
-    return (
-        bool(used)
-        and loaded.weights_sha256 not in used
-        and not used.intersection(map(file_sha256, files))
+    # Absent for all axes: fingerprints of earlier versions, which had no such key, stay valid.
+    if settings.inference.mirror and axes != ALL_AXES:
+        content["mirrored_axes"] = axes
+    content["weights_sha256"] = [run.weights_sha256 for run in runs]
+    content["inference"] = settings.inference.model_dump(mode="json", exclude={"batch_size"})
+    content["data"] = settings.data.model_dump(
+        mode="json", include={"spacing_mm", "intensity", "patch_size"}
     )
-
-
-def _read_summary_weights(file: Path) -> set[str]:
-    """Checksums of the weights that an evaluation used; empty where it does not say."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return set(map(str, content["details"]["weights_sha256"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return set()
-
-
-def _read_choice_weights(file: Path) -> set[str]:
-    """Checksums in the comment that `liverseg postprocess` writes; empty where there is none."""
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    marked = [
-        line.removeprefix(WEIGHTS_COMMENT) for line in lines if line.startswith(WEIGHTS_COMMENT)
-    ]
-    return {checksum for line in marked for checksum in line.split()}
+    cleaning = settings.convert.cleaning.model_dump(
+        mode="json", exclude=CLEANING_KEYS_WITHOUT_EFFECT_ON_MASKS
+    )
+    content["convert"] = {"cleaning": cleaning}
+    return content
 
 
 def check_inference_overrides(overrides: Iterable[str]) -> list[str]:
-    """The overrides, if all are `inference.*`: the rest of a finished run is what its weights were made with."""
-    kept = list(overrides)
-    for override in kept:
+    """The overrides, if all of them are `inference.*`.
+
+    The other settings of a finished run describe how its weights were made.
+
+    Raises:
+        UserError: another setting is overridden.
+    """
+    checked = list(overrides)
+    for override in checked:
         if not override.startswith("inference."):
             raise UserError(
                 f"'{override}': a finished run takes inference.* only, e.g. inference.overlap=0.25"
             )
-    return kept
+    return checked
 
 
 def file_sha256(file: Path) -> str:
@@ -236,9 +244,8 @@ def file_sha256(file: Path) -> str:
 
 def _check_run_folder(path: Path, file: Path, weights: str) -> None:
     if not path.is_dir():
-        raise UserError(
-            f"{path}: no such run folder; `liverseg train ... {quote_path(f'run.dir={path}')}` makes one"
-        )
+        command = f"liverseg train ... {quote_path(f'run.dir={path}')}"
+        raise UserError(f"{path}: no such run folder; `{command}` makes one")
     if not (path / CONFIG).is_file():
         raise UserError(
             f"{path}: holds no {CONFIG}, so it is no run folder; give the run.dir of a training run"

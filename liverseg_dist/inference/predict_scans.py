@@ -1,12 +1,13 @@
-"""Segment scan files into a folder: each once, resumable, a bad file does not take the rest down.
+"""Segment scan files into a folder.
 
-Every scan passes the audit of conversion first (`scan_checks`). Its findings are kept in the record of the
-scan and in `measure_mask.csv`.
+Each scan is segmented once, an interrupted call can be continued, and a file that fails does not
+stop the others. The audit of conversion checks every scan first (`scan_checks`). Its findings are
+kept in the record of the scan and in `volumes.csv`. Used by `liverseg predict`.
 """
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,21 +33,19 @@ from liverseg_dist.inference.scan_checks import (
     is_refused,
     join_warnings,
 )
-from liverseg_dist.inference.segment_scan import prepare_for_network, segment_to_grid
+from liverseg_dist.inference.segment_scan import (
+    Segmentation,
+    prepare_for_network,
+    segment_to_grid,
+)
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.work_division import format_failure
-from liverseg_dist.labels import STRUCTURES, TUMOUR, structure_mask
-from liverseg_dist.texts.formats import describe_unread, explain_unsupported_format
-from liverseg_dist.texts.names import (
-    assign_scan_ids,
-    clean_text,
-    derive_scan_id,
-    fold_id,
-    is_scan_name,
-    list_some,
-)
+from liverseg_dist.labels import LIVER, STRUCTURES, TUMOUR, structure_mask
+from liverseg_dist.texts.formats import explain_unsupported_format
+from liverseg_dist.texts.names import clean_text, derive_scan_id, is_scan_name
 from liverseg_dist.volume import Grid, Volume
 
+TABLE_FILE = "volumes.csv"
 COLUMNS = (
     "scan",
     "status",
@@ -59,155 +58,193 @@ COLUMNS = (
     "error",
 )
 FORCED = "forced"
-"""Status of a scan that was refused and segmented all the same."""
+"""Status of a scan that was refused but segmented because of `--force`."""
+
+
+@dataclass(frozen=True)
+class CheckedScan:
+    """What is kept of a checked scan while it is segmented.
+
+    Its own voxels are not kept, because they need much memory for large scans.
+
+    Attributes:
+        grid: the scan's own grid.
+        overview: coarse copy for the checks of the mask.
+        findings: findings of the file.
+    """
+
+    grid: Grid
+    overview: Overview
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
 class ScanPredictor:
-    """All it takes to segment a file."""
+    """Segments files.
+
+    Attributes:
+        predictor: the run's predictor.
+        settings: the run's resolved settings.
+        out: folder of the results.
+        ledger: record of the results.
+        with_probabilities: whether to write the probabilities as well.
+        force: whether to segment scans that the audit refuses; they are marked.
+        recompute: whether to segment scans that are done already.
+        window_scope: entered while several processes compute the windows of one scan. Such a scan
+            is always computed, even if the ledger has it.
+        scan_ids: ids of the files whose id depends on other files of their folder
+            (`scan_files.find_scans`).
+    """
 
     predictor: SlidingWindowPredictor
     settings: Settings
     out: Path
     ledger: Ledger
-    probabilities: bool = False
+    with_probabilities: bool = False
     force: bool = False
-    """Segment scans that the audit refuses, and mark them."""
-    again: bool = False
-    """Segment scans that are done already."""
-    together: Callable[[], AbstractContextManager[None]] | None = None
-    """Entered while several processes compute one scan's windows; nothing of it is taken from the ledger."""
-    names: Mapping[Path, str] = field(default_factory=dict)
-    """Ids of scans where the neighbours of a file have a say (`find_scans`)."""
+    recompute: bool = False
+    window_scope: Callable[[], AbstractContextManager[None]] | None = None
+    scan_ids: Mapping[Path, str] = field(default_factory=dict)
 
-    def name_of(self, file: Path) -> str:
-        """The id of the scan in a file, by which results are kept."""
-        return self.names.get(file) or derive_scan_id(file.name)
+    def get_scan_id(self, file: Path) -> str:
+        """The id of the scan in a file; results are stored under it."""
+        return self.scan_ids.get(file) or derive_scan_id(file.name)
 
-    def run_file(self, file: Path) -> tuple[dict[str, Any], bool]:
-        """Segment a file and record it: (its volumes, whether it was done already).
+    def get_mask_file(self, scan: str) -> Path:
+        """File of a scan's mask."""
+        return self.out / f"{scan}.nii.gz"
 
-        Raises `UserError` or `RunFailed`, `ScanRefused` among them; the ledger keeps the reason.
+    def get_probability_file(self, scan: str, structure: str) -> Path:
+        """File of a structure's probabilities."""
+        return self.out / "probabilities" / f"{scan}_{structure}.nii.gz"
+
+    def segment_file(self, file: Path) -> tuple[dict[str, Any], bool]:
+        """Segment a file and record the result.
+
+        Returns:
+            The record (volumes and findings), and whether the file was done already.
+
+        Raises:
+            UserError: the file cannot be read, or is no scan.
+            ScanRefused: the audit refuses the scan.
+            RunFailed: another reason; in all three cases the ledger has the reason.
+            RankLost: another rank no longer answers.
         """
-        name = self.name_of(file)
-        inputs: str | None = None
+        scan = self.get_scan_id(file)
+        sha256: str | None = None
         try:
-            with self.together() if self.together is not None else nullcontext():
-                if not file.is_file():
-                    raise UserError(f"{file}: {explain_unsupported_format(file) or 'no such file'}")
-                if (
-                    not is_scan_name(file.name)
-                    and (reason := explain_unsupported_format(file)) is not None
-                ):
-                    raise UserError(f"{file}: {reason}")
-                inputs = file_sha256(file)
-                known = self._known(name, inputs)
+            with self.window_scope() if self.window_scope is not None else nullcontext():
+                _check_file_name(file)
+                sha256 = file_sha256(file)
+                known = self._find_record(scan, sha256)
                 if known is not None:
                     return known, True
-                image, checked = self._read(file)
-                grid = checked.grid
+                image, checked = self._read_scan(file)
                 result = segment_to_grid(
-                    image, grid, self.predictor, self.settings, self.probabilities
+                    image, checked.grid, self.predictor, self.settings, self.with_probabilities
                 )
-            del image  # the checks of the mask need memory of their own
-            findings = [*checked.findings, *self._check_mask(result.mask_zyx, checked)]
-            write_mask(self.mask_file(name), result.mask_zyx, grid)
-            for structure, values in result.probability_zyx.items():
-                write_image(self.probability_file(name, structure), values, grid)
+            # The checks of the mask need memory of their own.
+            del image
+            mask = Volume(result.mask_zyx, checked.grid)
+            findings = [*checked.findings, *check_mask(mask, checked.overview, self.settings)]
+            self._write_result(scan, result, checked.grid)
         except RankLost:
             raise
         except ScanRefused as error:
             details = {"refused": True, "findings": findings_to_json(error.findings)}
-            message = _strip_folder(str(error), file)
-            self.ledger.write_failure(name, message, inputs, details)
+            self.ledger.write_failure(scan, _strip_folder(str(error), file), sha256, details)
             raise
-        except Exception as error:  # one file must not stop the others, whatever is wrong with it
+        # A file can fail for many reasons (damage, memory); the others must continue.
+        except Exception as error:
             message = format_failure(str(file), error)
-            self.ledger.write_failure(name, _strip_folder(message, file), inputs)
+            self.ledger.write_failure(scan, _strip_folder(message, file), sha256)
             if isinstance(error, UserError):
                 raise UserError(message) from error
             raise RunFailed(message) from error
         record = {
-            "case_id": name,
-            "mask": self.mask_file(name).name,
-            **measure_mask(result.mask_zyx, grid),
+            "case_id": scan,
+            "mask": self.get_mask_file(scan).name,
+            **measure_mask(result.mask_zyx, checked.grid),
             "findings": findings_to_json(findings),
             "forced": is_refused(checked.findings),
         }
-        self.ledger.write(name, record, inputs)
+        self.ledger.write(scan, record, sha256)
         return record, False
 
-    def help_file(self, file: Path) -> None:
-        """Compute this process's windows of a scan that another one segments. Raises `RunFailed`."""
-        assert self.together is not None
+    def compute_shared_windows(self, file: Path) -> None:
+        """Compute this process's windows of a scan that another process segments.
+
+        Raises:
+            ScanRefused: the audit refuses the scan.
+            RunFailed: the scan failed for another reason.
+            RankLost: another rank no longer answers.
+        """
+        assert self.window_scope is not None
+        intensity = self.settings.data.intensity
         try:
-            with self.together():
-                image, _ = self._read(file)
-                for _ in self.predictor.stream(image.voxels, self.settings.data.intensity):
+            with self.window_scope():
+                image, _ = self._read_scan(file)
+                # The results go to the other process; here only the loop has to run.
+                for _ in self.predictor.stream_probabilities(image.voxels, intensity):
                     pass
         except (RankLost, ScanRefused):
             raise
         except Exception as error:
             raise RunFailed(format_failure(str(file), error)) from error
 
-    def _known(self, name: str, inputs: str) -> dict[str, Any] | None:
+    def _find_record(self, scan: str, sha256: str) -> dict[str, Any] | None:
         """The record of a scan that need not be segmented again."""
-        if self.again or self.together is not None:
+        # All ranks must compute a shared scan, or none: only one of them reads the ledger.
+        if self.recompute or self.window_scope is not None:
             return None
-        known = self.ledger.read(name, inputs)
+        known = self.ledger.read(scan, sha256)
         if known is None or (known["forced"] and not self.force):
             return None
-        return known if all(path.is_file() for path in self._files(name)) else None
+        return known if all(path.is_file() for path in self._list_outputs(scan)) else None
 
-    def _read(self, file: Path) -> tuple[Volume, "CheckedScan"]:
-        """(the scan as the network knows it, what is kept of the file's own voxels).
+    def _read_scan(self, file: Path) -> tuple[Volume, CheckedScan]:
+        """The scan prepared for the network, and what is kept of the scan itself.
 
-        Every rank comes to the same findings, so that all ranks refuse a scan. Raises `ScanRefused`.
+        Every rank gets the same findings, so all ranks refuse a scan or none.
         """
         read = read_scan_file(file)
         scan = read.volume
         findings = check_scan(scan, read.notes, self.settings)
         if is_refused(findings) and not self.force:
             raise ScanRefused(str(file), findings)
-        return prepare_for_network(scan, self.settings), CheckedScan(
-            scan.grid, Overview.of_scan(scan), tuple(findings)
-        )
+        checked = CheckedScan(scan.grid, Overview.from_scan(scan), tuple(findings))
+        return prepare_for_network(scan, self.settings), checked
 
-    def _check_mask(self, mask_zyx: np.ndarray, checked: "CheckedScan") -> list[Finding]:
-        return check_mask(Volume(mask_zyx, checked.grid), checked.overview, self.settings)
+    def _write_result(self, scan: str, result: Segmentation, grid: Grid) -> None:
+        write_mask(self.get_mask_file(scan), result.mask_zyx, grid)
+        for structure, values in result.probability_zyx.items():
+            write_image(self.get_probability_file(scan, structure), values, grid)
 
-    def mask_file(self, name: str) -> Path:
-        return self.out / f"{name}.nii.gz"
+    def _list_outputs(self, scan: str) -> list[Path]:
+        files = [self.get_mask_file(scan)]
+        if self.with_probabilities:
+            for structure in STRUCTURES:
+                files.append(self.get_probability_file(scan, structure))
+        return files
 
-    def probability_file(self, name: str, structure: str) -> Path:
-        return self.out / "probabilities" / f"{name}_{structure}.nii.gz"
+    def write_volume_table(self) -> Path:
+        """Write `volumes.csv`, and return its path.
 
-    def _files(self, name: str) -> list[Path]:
-        wanted = (
-            [self.probability_file(name, structure) for structure in STRUCTURES]
-            if self.probabilities
-            else []
-        )
-        return [self.mask_file(name), *wanted]
-
-    def write_table(self) -> Path:
-        """`measure_mask.csv`: a row per scan of this folder, also of earlier calls with the same run and settings."""
-        rows: list[dict[str, object]] = [
-            {
-                **record,
-                "scan": record["case_id"],
-                "status": FORCED if record["forced"] else "done",
-                "warnings": join_warnings(record["findings"]),
-            }
-            for record in self.ledger.read_all()
-        ]
-        details = self.ledger.failure_details()
-        for name, text in self.ledger.failures().items():
-            findings = details.get(name, {}).get("findings", [])
-            status = "refused" if name in details else "failed"
+        It has one row for each scan in the folder, also of earlier calls with the same run and
+        settings.
+        """
+        rows: list[dict[str, object]] = []
+        for record in self.ledger.read_all():
+            status = FORCED if record["forced"] else "done"
+            warnings = join_warnings(record["findings"])
             rows.append(
-                {"scan": name, "status": status, "warnings": join_warnings(findings), "error": text}
+                {**record, "scan": record["case_id"], "status": status, "warnings": warnings}
             )
+        details = self.ledger.failure_details()
+        for scan, text in self.ledger.failures().items():
+            status = "refused" if scan in details else "failed"
+            warnings = join_warnings(details.get(scan, {}).get("findings", []))
+            rows.append({"scan": scan, "status": status, "warnings": warnings, "error": text})
         rows.sort(key=lambda row: natural_key(str(row["scan"])))
         table = io.StringIO()
         writer = csv.DictWriter(
@@ -215,117 +252,62 @@ class ScanPredictor:
         )
         writer.writeheader()
         writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-        write_text(self.out / "volumes.csv", table.getvalue())
-        return self.out / "volumes.csv"
-
-
-@dataclass(frozen=True)
-class CheckedScan:
-    """What is kept of a scan that may be segmented; its own voxels are not: in large scans they count."""
-
-    grid: Grid
-    overview: Overview
-    findings: tuple[Finding, ...]
+        write_text(self.out / TABLE_FILE, table.getvalue())
+        return self.out / TABLE_FILE
 
 
 def measure_mask(mask_zyx: np.ndarray, grid: Grid) -> dict[str, object]:
-    """Volume of liver (with its tumours) and of tumour in ml, tumour burden (tumour / liver, null without a liver),
-    number of tumours (by faces, as LiTS counts lesions)."""
+    """Volumes and number of tumours of a mask.
+
+    Returns:
+        `liver_ml`: volume of the liver with its tumours. `tumour_ml`: volume of the tumours.
+        `burden`: tumour volume / liver volume; None without a liver. `tumours`: number of tumours,
+        connected by faces as lesions are counted in LiTS.
+    """
     counts = _count_labels(mask_zyx)
-    tumour, liver = int(counts[TUMOUR]), int(counts[1] + counts[TUMOUR])
+    tumour, liver = int(counts[TUMOUR]), int(counts[LIVER] + counts[TUMOUR])
     tumour_mask = structure_mask(mask_zyx, "tumour").view(np.uint8)
-    box = find_foreground_box(
-        tumour_mask
-    )  # in large scans the numbers of components, 4 bytes a voxel, count
+    # Components need 4 bytes per voxel: only inside the box, because scans can be large.
+    box = find_foreground_box(tumour_mask)
     lesions = 0
     if box is not None:
-        inner = np.ascontiguousarray(tumour_mask[box])
-        lesions = int(
-            cc3d.connected_components(inner, connectivity=TUMOUR_CONNECTIVITY, return_N=True)[1]
+        _, lesions = cc3d.connected_components(
+            np.ascontiguousarray(tumour_mask[box]), connectivity=TUMOUR_CONNECTIVITY, return_N=True
         )
     return {
         "liver_ml": liver * grid.voxel_volume_ml,
         "tumour_ml": tumour * grid.voxel_volume_ml,
         "burden": tumour / liver if liver else None,
-        "tumours": lesions,
+        "tumours": int(lesions),
     }
 
 
-def find_scans(inputs: Sequence[Path], out: Path) -> dict[str, Path]:
-    """The scan files among files and folders by the id of the scan, in order. Raises `UserError`."""
-    named: list[tuple[str, Path]] = []
-    for path in inputs:
-        if path.is_dir():
-            inside = _list_scan_files(path)
-            if not inside:
-                rest = "; ".join(describe_unread(list_visible_entries(path)))
-                raise UserError(
-                    f"{printable(path)}: holds no .nii or .nii.gz file{f' ({rest})' if rest else ''}"
-                )
-            ids = assign_scan_ids(file.name for file in inside).ids
-            named += [(ids[file.name], file) for file in inside if file.name in ids]
-        else:
-            # A missing file fails when its turn comes; the others are segmented.
-            named.append((derive_scan_id(path.name), path))
-    files: dict[str, Path] = {}
-    folded: dict[str, Path] = {}
-    for name, file in named:
-        if name in files and files[name] == file:
-            continue
-        other = folded.setdefault(fold_id(name), file)
-        if other != file:
-            both = f"{printable(other)} and {printable(file)}"
-            raise UserError(f"{both} would both become {name}.nii.gz; give them different names")
-        if file.parent.resolve() == out.resolve():
-            raise UserError(
-                f"{printable(file)}: lies in --out, where its mask would replace it; choose another --out"
-            )
-        files[name] = file
-    return files
-
-
-def describe_skipped_files(inputs: Sequence[Path]) -> list[str]:
-    """Lines on what lies in the given folders and is not segmented."""
-    lines = []
-    for folder in inputs:
-        if not folder.is_dir():
-            continue
-        scans = _list_scan_files(folder)
-        left = describe_unread(path for path in list_visible_entries(folder) if path not in scans)
-        channels = [
-            clean_text(name) for name in assign_scan_ids(file.name for file in scans).channels
-        ]
-        if channels:
-            text = f"further channels of a scan are not read, a CT has one: {list_some(channels)}"
-            left.append(f"{text}; if they are scans of their own, give the files or rename them")
-        lines += [f"{printable(folder)}: {line}" for line in left]
-    return lines
-
-
-def list_visible_entries(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _list_scan_files(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in list_visible_entries(folder)
-        if is_scan_name(path.name) and not path.is_dir()
-    ]
+def _check_file_name(file: Path) -> None:
+    if not file.is_file():
+        raise UserError(f"{file}: {explain_unsupported_format(file) or 'no such file'}")
+    if not is_scan_name(file.name) and (reason := explain_unsupported_format(file)) is not None:
+        raise UserError(f"{file}: {reason}")
 
 
 def _strip_folder(message: str, file: Path) -> str:
-    """As results keep it: of the file's path only the last part."""
+    """The message with only the last part of the file's path.
+
+    Results are passed on to others, and folders can contain the name of a patient.
+    """
     for path in (str(file), printable(file)):
         message = message.replace(path, clean_text(file.name))
     return printable(message)
 
 
 def _count_labels(mask_zyx: np.ndarray) -> np.ndarray:
-    """Voxels per label, slice by slice: bincount makes 8-byte integers of what it counts."""
-    return np.sum(
-        [np.bincount(slice_yx.reshape(-1), minlength=TUMOUR + 1) for slice_yx in mask_zyx], axis=0
-    )
+    """Voxels of each label.
+
+    Slice by slice: `bincount` converts its input to 8-byte integers.
+    """
+    counts = np.zeros(TUMOUR + 1, dtype=np.int64)
+    for slice_yx in mask_zyx:
+        counts += np.bincount(slice_yx.reshape(-1), minlength=TUMOUR + 1)
+    return counts
 
 
 def _cell(value: object) -> object:

@@ -1,8 +1,9 @@
-"""From the network's grid back to the scan's own: probabilities, linearly, a few slices at a time.
+"""Resample probabilities from the network's grid to the scan's own, a few slices at a time.
 
-Probabilities are interpolated and only then become labels, so an edge comes out as smooth as the scan's own voxels
-allow. Both grids have parallel axes (the network's is the reoriented scan with other voxel sizes, perhaps cropped or
-padded), so the interpolation is separable. Whatever lies outside the network's field of view is background.
+Probabilities are interpolated linearly and become labels afterwards, so edges are as smooth as the
+scan's own voxels allow. Both grids have parallel axes (the network's grid is the reoriented scan
+with other voxel sizes, perhaps cropped or padded), so the interpolation is separable. Voxels
+outside the network's field of view are background. Used by `segment_scan` and `case_inputs`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,64 +17,72 @@ from liverseg_dist.errors import RunFailed
 from liverseg_dist.volume import Grid
 
 CHUNK_SLICES = 8
-"""Slices of the scan's grid worked out at once."""
+"""Slices of the scan's grid that are interpolated at once."""
 TOLERANCE_VOXELS = 1e-3
+"""Positions this near to a voxel are rounded to it, so that equal grids give an exact copy."""
+MAX_SKEW_VOXELS = 0.5
+"""Deviation from parallel axes over the whole scan that is accepted."""
 Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
 class AxisMap:
-    """Where each voxel of the scan lies between the network's voxels along one axis."""
+    """Positions of the scan's voxels between the network's voxels along one axis.
+
+    Attributes:
+        first: first voxel of the scan inside the network's field of view.
+        lower: per voxel from `first`, index of the network's voxel below.
+        upper: index of the network's voxel above.
+        weight: weight of `upper`, float32; `lower` has the rest to 1.
+    """
 
     first: int
-    """First voxel of the scan inside the network's field of view."""
     lower: np.ndarray
-    """Per voxel from `first`: index of the network's voxel below ..."""
     upper: np.ndarray
-    """... and above."""
     weight: np.ndarray
-    """Share of `upper`, float32."""
 
     @classmethod
-    def between(
+    def from_positions(
         cls, offset: float, step: float, source_length: int, target_length: int
     ) -> "AxisMap":
-        """Target voxel t lies at `offset + step * t` (step > 0) on the source's axis."""
+        """The map where target voxel t is at `offset + step * t` on the source's axis.
+
+        Args:
+            offset: position of the first target voxel, in source voxels.
+            step: distance of target voxels in source voxels, above 0.
+            source_length: voxels of the source.
+            target_length: voxels of the target.
+        """
         position = offset + step * np.arange(target_length)
         nearest = np.rint(position)
         position = np.where(np.abs(position - nearest) < TOLERANCE_VOXELS, nearest, position)
+        # The field of view ends half a voxel beyond the centres of the outermost voxels.
         inside = np.flatnonzero((position >= -0.5) & (position <= source_length - 0.5))
         position = np.clip(position[inside], 0, source_length - 1)
         lower = np.floor(position).astype(np.int64)
         upper = np.minimum(lower + 1, source_length - 1)
-        return cls(
-            int(inside[0]) if inside.size else 0,
-            lower,
-            upper,
-            (position - lower).astype(np.float32),
-        )
+        weight = (position - lower).astype(np.float32)
+        return cls(int(inside[0]) if inside.size else 0, lower, upper, weight)
 
     def __len__(self) -> int:
         return len(self.lower)
 
     @property
     def target(self) -> slice:
+        """The scan's voxels inside the network's field of view."""
         return slice(self.first, self.first + len(self))
 
     @property
-    def source(self) -> slice:
-        """The network's voxels when each voxel of the scan is one of them; see `is_copy`."""
-        return slice(int(self.lower[0]), int(self.lower[-1]) + 1)
-
-    @property
     def is_copy(self) -> bool:
+        """Whether each voxel of the scan is exactly one of the network's consecutive voxels."""
         return not self.weight.any() and bool((np.diff(self.lower) == 1).all())
 
-    def apply(self, values: Tensor, dim: int) -> Tensor:
+    def interpolate(self, values: Tensor, dim: int) -> Tensor:
         """Interpolate along a dimension."""
         if self.is_copy:
-            return values.narrow(dim, self.source.start, len(self))
-        lower, upper = (torch.from_numpy(i).to(values.device) for i in (self.lower, self.upper))
+            return values.narrow(dim, int(self.lower[0]), len(self))
+        lower = torch.from_numpy(self.lower).to(values.device)
+        upper = torch.from_numpy(self.upper).to(values.device)
         shape = [1] * values.ndim
         shape[dim] = len(self)
         weight = torch.from_numpy(self.weight).to(values.device).view(shape)
@@ -81,29 +90,48 @@ class AxisMap:
 
 
 def compute_axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, AxisMap]:
-    """Maps along z, y, x from a target grid onto a source grid of the same orientation. Raises `RunFailed`."""
+    """Maps along z, y, x from a target grid to a source grid of the same orientation.
+
+    Raises:
+        RunFailed: the axes of the grids are not parallel.
+    """
     origin = source.index_of(target.world_mm(np.zeros(3)))
     steps = source.index_of(target.world_mm(np.eye(3))) - origin
     scale = np.diag(steps)
     skew = np.abs(steps - np.diag(scale)) @ np.ones(3) * max(target.shape)
-    if (scale <= 0).any() or skew.max() > 0.5:
+    if (scale <= 0).any() or skew.max() > MAX_SKEW_VOXELS:
         raise RunFailed(
-            "the network's grid is turned against the scan's; a prediction cannot be brought back"
+            "the axes of the network's grid are not parallel to those of the scan; "
+            "the prediction cannot be resampled to the scan"
         )
-    z, y, x = (
-        AxisMap.between(float(o), float(s), n, m)
-        for o, s, n, m in zip(origin, scale, source.shape, target.shape, strict=True)
-    )
-    return z, y, x
+    maps = []
+    for axis in range(3):
+        maps.append(
+            AxisMap.from_positions(
+                float(origin[axis]), float(scale[axis]), source.shape[axis], target.shape[axis]
+            )
+        )
+    return maps[0], maps[1], maps[2]
 
 
 def resample_to_scan(
     slabs: Iterable[tuple[int, Tensor]], source: Grid, target: Grid
 ) -> Iterator[tuple[Box, Tensor]]:
-    """Yields (box of the target grid, its probabilities C D H W), from the first slice to the last.
+    """Yield the probabilities on the target grid, from the first slice to the last.
 
-    `slabs` are (first slice, C D H W) without gaps along the source's z. Target voxels outside the source's field of
-    view are in no box. At most one slab, one slice and `CHUNK_SLICES` finished slices are held.
+    At most one slab, one slice and `CHUNK_SLICES` finished slices are in memory.
+
+    Args:
+        slabs: (first slice, values C D H W), without gaps along the source's z.
+        source: grid of the slabs.
+        target: grid of the scan, in the same orientation.
+
+    Yields:
+        Box of the target grid, and its values (C, D, H, W). Voxels outside the source's field of
+        view are in no box.
+
+    Raises:
+        RunFailed: the axes of the grids are not parallel.
     """
     maps = compute_axis_maps(source, target)
     z = maps[0]
@@ -115,14 +143,18 @@ def resample_to_scan(
     for first, slab in slabs:
         held = slab if kept is None else torch.cat([kept, slab], dim=1)
         start = first + slab.shape[1] - held.shape[1]
+        # Slices whose upper neighbour has arrived.
         ready = int(np.searchsorted(z.upper, start + held.shape[1]))
         while done < ready:
             end = min(done + CHUNK_SLICES, ready)
-            part = AxisMap(
+            chunk = AxisMap(
                 0, z.lower[done:end] - start, z.upper[done:end] - start, z.weight[done:end]
             )
-            values = maps[2].apply(maps[1].apply(part.apply(held, 1), 2), 3)
+            values = chunk.interpolate(held, 1)
+            values = maps[1].interpolate(values, 2)
+            values = maps[2].interpolate(values, 3)
             yield (slice(z.first + done, z.first + end), *plane), values
             done = end
+        # The last slice is the lower neighbour of the next slab's first ones.
         kept = held[:, -1:].clone()
         del held, slab

@@ -1,9 +1,10 @@
-"""The gate of a scan before and after it is segmented: the same audit as conversion, and the training's own data.
+"""Check scans before segmentation and masks after it.
 
-Before: what conversion excludes is refused, what it warns of is a warning; then the scan is compared with
-what the network was trained on (voxel size, range of intensities). After: the findings of the audit that
-need a label are looked for in the predicted mask. predict, evaluate and postprocess call it for every scan
-that they read from a file, so no volume is reported of a scan that the network cannot know.
+Before: a scan that conversion excludes is refused, and what conversion warns about is a warning.
+Then the scan is compared with the training data (voxel size, range of intensities). After: the
+checks of the audit that need a label are applied to the predicted mask. `predict`, `evaluate` and
+`postprocess` check every scan that they read from a file, so no volume is reported for an
+unsuitable scan without a warning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,57 +14,69 @@ import numpy as np
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.audit.case_audit import check_liver_volume, check_side, check_tumours
-from liverseg_dist.data.audit.image_audit import LIVER_HU, audit_image, sample_voxels
+from liverseg_dist.data.audit.image_audit import LIVER_HU, audit_image, sample_of
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.labels import BACKGROUND, LIVER
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Grid, Index3, Volume
 
 CHECKS_VERSION = 1
-"""Part of the ledgers' fingerprints: raise it when a scan would now be judged otherwise."""
+"""Part of the ledgers' fingerprints: increase it when a scan is accepted or refused differently."""
 MAX_SPACING_RATIO = 3.0
-"""A voxel edge this many times the training's is far from it."""
+"""A voxel edge longer than this many times that of the training data gives a warning."""
 MIN_SHARE_IN_RANGE = 0.005
-"""Share of a scan's voxels within the clip of training; a liver alone is about 3 %."""
+"""Share of a scan's voxels within the clipping range of the training; a liver has about 3 %."""
 OVERVIEW_MIN_VOXELS = 128
-"""Along each axis, at most about twice as many, of the coarse copy for the checks after segmentation."""
+"""Voxels per axis of the coarse copy for the checks after segmentation; less than twice as many."""
 MAX_END_AREA_SHARE = 0.1
-"""The liver is cut if its area in an end slice is above this share of its largest one."""
+"""The liver is cut off if its area in an end slice exceeds this share of its largest area."""
 
 
 class ScanRefused(RunFailed):
-    """A scan that conversion would exclude. No mistake in the call: the other scans go on."""
+    """A scan that conversion would exclude.
+
+    It is no error of the call, so the other scans are segmented.
+
+    Attributes:
+        findings: all findings of the scan.
+    """
 
     def __init__(self, name: str, findings: Sequence[Finding]) -> None:
-        # Warnings as well: a header in cm is a warning, and the reason why there are too few slices.
-        ordered = [
-            f for severity in ("error", "warning") for f in findings if f.severity == severity
-        ]
-        reasons = "; ".join(finding.message for finding in ordered)
+        # Warnings as well: a header in cm is a warning, and the cause of too few slices.
+        messages = []
+        for severity in ("error", "warning"):
+            messages += [finding.message for finding in findings if finding.severity == severity]
+        reasons = "; ".join(messages)
         super().__init__(f"{name}: refused: {reasons} (--force segments it all the same)")
         self.findings = tuple(findings)
 
 
 @dataclass(frozen=True)
 class Overview:
-    """A coarse copy of a scan (RAS), small enough to keep while the scan itself is segmented."""
+    """A coarse copy of a scan, small enough to keep while the scan is segmented.
+
+    Attributes:
+        image: the copy, in RAS orientation.
+        steps: every n-th voxel of the scan is in the copy (z, y, x).
+    """
 
     image: Volume
     steps: Index3
 
     @classmethod
-    def of_scan(cls, scan: Volume) -> "Overview":
+    def from_scan(cls, scan: Volume) -> "Overview":
+        """The coarse copy of a scan."""
         canonical = scan.reoriented(CANONICAL_ORIENTATION)
         z, y, x = (max(1, n // OVERVIEW_MIN_VOXELS) for n in canonical.shape)
         return cls(_subsample(canonical, (z, y, x)), (z, y, x))
 
-    def of_mask(self, mask: Volume) -> Volume:
-        """The mask in the same voxels."""
+    def subsample_mask(self, mask: Volume) -> Volume:
+        """The voxels of a mask that this copy has of the scan."""
         return _subsample(mask.reoriented(CANONICAL_ORIENTATION), self.steps)
 
 
 def fingerprint_scan_checks(settings: Settings) -> dict[str, object]:
-    """What decides whether a scan is refused, for the key of a ledger."""
+    """Everything that decides whether a scan is refused, for the key of a ledger."""
     cleaning = settings.convert.cleaning
     return {
         "version": CHECKS_VERSION,
@@ -84,83 +97,96 @@ def check_scan(
         label: the true labels on the scan's grid, where they are known (evaluation).
     """
     findings, _ = audit_image(scan, settings.convert.cleaning, notes, label)
-    if not is_refused(findings):  # else the comparison would repeat the reason in other words
+    # A refused scan differs from the training data for the reason that is reported already.
+    if not is_refused(findings):
         findings += compare_with_training(scan, settings)
     return findings
 
 
 def is_refused(findings: Sequence[Finding]) -> bool:
+    """Whether one of the findings is an error."""
     return any(finding.severity == "error" for finding in findings)
 
 
 def compare_with_training(scan: Volume, settings: Settings) -> list[Finding]:
-    """Warnings about a scan that is a CT, but unlike those that the network was trained on."""
+    """Warnings about a CT that differs from the training data of the network."""
     found = []
-    trained = settings.data.spacing_mm
-    if trained is not None:
-        found += _compare_spacing(scan.reoriented(CANONICAL_ORIENTATION).spacing_mm, trained)
-    known = settings.data.intensity
-    sample = sample_voxels(scan)
-    if known is not None and sample.size:
-        inside = float(np.mean((sample >= known.lower_hu) & (sample <= known.upper_hu)))
-        if inside < MIN_SHARE_IN_RANGE:
+    trained_mm = settings.data.spacing_mm
+    if trained_mm is not None:
+        spacing_mm = scan.reoriented(CANONICAL_ORIENTATION).spacing_mm
+        found += _compare_spacing(spacing_mm, trained_mm)
+    intensity = settings.data.intensity
+    sample = sample_of(scan)
+    if intensity is not None and sample.size:
+        is_in_range = (sample >= intensity.lower_hu) & (sample <= intensity.upper_hu)
+        share = float(np.mean(is_in_range))
+        if share < MIN_SHARE_IN_RANGE:
             message = (
-                f"{100 * inside:.2f} % of the voxels lie in the range the network was trained on "
-                f"({known.lower_hu:g} to {known.upper_hu:g} HU)"
+                f"{100 * share:.2f} % of the voxels lie in the range the network was trained on "
+                f"({intensity.lower_hu:g} to {intensity.upper_hu:g} HU)"
             )
             found.append(Finding("warning", "intensity_unlike_training", message))
     return found
 
 
 def _compare_spacing(spacing_mm: Float3, trained_mm: Float3) -> list[Finding]:
-    if all(
-        mm <= MAX_SPACING_RATIO * known for mm, known in zip(spacing_mm, trained_mm, strict=True)
-    ):
+    limit_mm = MAX_SPACING_RATIO * np.asarray(trained_mm)
+    if (np.asarray(spacing_mm) <= limit_mm).all():
         return []
-    own, theirs = (" x ".join(f"{mm:.3g}" for mm in sizes) for sizes in (spacing_mm, trained_mm))
     message = (
-        f"voxels of {own} mm, the network was trained on {theirs} mm (z, y, x): details are lost"
+        f"voxels of {_format_spacing(spacing_mm)} mm, the network was trained on "
+        f"{_format_spacing(trained_mm)} mm (z, y, x): details are lost"
     )
     return [Finding("warning", "coarser_than_training", message)]
 
 
-# --- in records and tables --------------------------------------------------------------------------------------------
+def _format_spacing(spacing_mm: Float3) -> str:
+    return " x ".join(f"{mm:.3g}" for mm in spacing_mm)
+
+
+# --- findings in records, tables and on the terminal ----------------------------------------------
 
 
 def findings_to_json(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """The findings as a record of a ledger keeps them."""
     return [finding.to_json() for finding in findings]
 
 
 def select_warnings(findings: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """The findings of a record that a user has to see: all but those of severity info."""
+    """The findings of a record that users need to see: all but those of severity info."""
     return [finding for finding in findings if finding["severity"] != "info"]
 
 
 def join_warnings(findings: Sequence[Mapping[str, str]]) -> str:
     """One cell of a table: `code: message | code: message`."""
-    return " | ".join(
-        f"{finding['code']}: {finding['message']}" for finding in select_warnings(findings)
-    )
+    parts = [f"{finding['code']}: {finding['message']}" for finding in select_warnings(findings)]
+    return " | ".join(parts)
 
 
 def format_warnings(name: str, findings: Sequence[Mapping[str, str]]) -> list[str]:
-    """Lines for the terminal, one for each warning, and for each error that --force overrode."""
+    """Lines for the terminal: one for each warning, and for each error that --force overrode."""
     lines = []
     for finding in select_warnings(findings):
-        forced = (
-            "" if finding["severity"] == "warning" else "segmented because of --force, although: "
-        )
-        lines.append(f"warning: {name}: {forced}{finding['message']}")
+        reason = finding["message"]
+        if finding["severity"] != "warning":
+            reason = f"segmented because of --force, although: {reason}"
+        lines.append(f"warning: {name}: {reason}")
     return lines
 
 
-# --- after segmentation -----------------------------------------------------------------------------------------------
+# --- checks of the predicted mask -----------------------------------------------------------------
 
 
 def check_mask(mask: Volume, overview: Overview, settings: Settings) -> list[Finding]:
-    """Warnings about a predicted mask (labels on the scan's own grid): what the audit says of a label.
+    """Warnings about a predicted mask: the checks that the audit makes of a label.
 
-    A network always answers; a head, an animal or an MR shows in what it answers.
+    A network gives a mask for any input. For a scan of a head, an animal or an MR the mask is
+    implausible, although the scan may pass the other checks.
+
+    Args:
+        mask: labels on the scan's own grid.
+        overview: coarse copy of the scan.
+        settings: the resolved settings of the run.
     """
     areas = _count_foreground_per_slice(mask)
     liver_ml = float(areas.sum()) * mask.grid.voxel_volume_ml
@@ -170,10 +196,11 @@ def check_mask(mask: Volume, overview: Overview, settings: Settings) -> list[Fin
     found = check_liver_volume(liver_ml)
     found += _check_end_slices(areas)
     found += check_tumours(mask.voxels)[1]
-    coarse = overview.of_mask(mask)
-    if (coarse.voxels != BACKGROUND).any():
-        found += check_side(overview.image, coarse, {})
-        found += _check_liver_hu(overview.image, coarse, settings)
+    coarse_mask = overview.subsample_mask(mask)
+    # A small structure can fall between the voxels of the coarse copy.
+    if (coarse_mask.voxels != BACKGROUND).any():
+        found += check_side(overview.image, coarse_mask, {})
+        found += _check_liver_hu(overview.image, coarse_mask, settings)
     return found
 
 
@@ -203,14 +230,16 @@ def _check_liver_hu(image: Volume, mask: Volume, settings: Settings) -> list[Fin
         return []
     median = float(np.median(values))
     if not LIVER_HU[0] <= median <= LIVER_HU[1]:
-        message = f"the predicted liver's median is {median:.0f} HU, which no liver has"
+        message = (
+            f"the predicted liver's median is {median:.0f} HU, which is implausible for a liver"
+        )
         return [Finding("warning", "liver_hu_implausible", message)]
-    known = settings.data.intensity
-    if known is None or known.lower_hu <= median <= known.upper_hu:
+    intensity = settings.data.intensity
+    if intensity is None or intensity.lower_hu <= median <= intensity.upper_hu:
         return []
     message = (
-        f"the predicted liver's median is {median:.0f} HU, outside of the training's livers "
-        f"({known.lower_hu:g} to {known.upper_hu:g} HU)"
+        f"the predicted liver's median is {median:.0f} HU, outside the range of the livers in the "
+        f"training data ({intensity.lower_hu:g} to {intensity.upper_hu:g} HU)"
     )
     return [Finding("warning", "liver_hu_unlike_training", message)]
 
@@ -218,6 +247,7 @@ def _check_liver_hu(image: Volume, mask: Volume, settings: Settings) -> list[Fin
 def _subsample(volume: Volume, steps: Index3) -> Volume:
     """Every n-th voxel along each axis, copied."""
     z, y, x = steps
+    # A copy: a view would keep the whole volume in memory.
     voxels = np.ascontiguousarray(volume.voxels[::z, ::y, ::x])
     affine = volume.affine.copy()
     affine[:3, :3] = affine[:3, :3] * np.array([x, y, z])

@@ -1,4 +1,8 @@
-"""A scan in, a mask on the scan's own voxels out: same shape, same affine, whatever its orientation and spacing."""
+"""Segment a scan in memory.
+
+The mask has the shape and affine of the scan, for any orientation and voxel size. Used by the
+commands `predict` and `evaluate`, by the Python interface and by conversion.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from liverseg_dist.config import Settings
+from liverseg_dist.config.registry import find_registered
 from liverseg_dist.data.preprocessing.pipeline import prepare_scan
 from liverseg_dist.inference.postprocess import postprocess_mask
 from liverseg_dist.inference.resample_to_scan import Box, resample_to_scan
@@ -15,11 +20,17 @@ from liverseg_dist.labels import STRUCTURES
 from liverseg_dist.volume import Grid, Volume, plan_reorientation
 
 ProbabilityCallback = Callable[[Box, Tensor], None]
+"""Called with each item that `resample_probabilities` yields."""
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Labels (z, y, x) uint8 on the scan's own grid, and per structure its probability (float32) when asked for."""
+    """Result on the scan's own grid.
+
+    Attributes:
+        mask_zyx: labels, uint8.
+        probability_zyx: probability by structure, float32; empty unless requested.
+    """
 
     mask_zyx: np.ndarray
     probability_zyx: dict[str, np.ndarray]
@@ -28,14 +39,19 @@ class Segmentation:
 def segment_scan(
     volume: Volume, predictor: SlidingWindowPredictor, settings: Settings
 ) -> np.ndarray:
-    """Labels (z, y, x) uint8 of a scan in HU, on its own voxels; `settings` are a run's resolved ones."""
-    return segment_to_grid(
-        prepare_for_network(volume, settings), volume.grid, predictor, settings
-    ).mask_zyx
+    """Labels (z, y, x) uint8 of a scan, on its own voxels.
+
+    Args:
+        volume: the scan in HU.
+        predictor: the run's predictor.
+        settings: the run's resolved settings.
+    """
+    image = prepare_for_network(volume, settings)
+    return segment_to_grid(image, volume.grid, predictor, settings).mask_zyx
 
 
 def prepare_for_network(volume: Volume, settings: Settings) -> Volume:
-    """The scan as the network knows it: cleaned, in canonical orientation, in the run's voxel size; still HU."""
+    """The scan (HU) as in training: cleaned, in canonical orientation, in the run's voxel size."""
     assert settings.data.spacing_mm is not None
     return prepare_scan(volume, settings.convert, settings.data.spacing_mm)
 
@@ -46,54 +62,76 @@ def segment_to_grid(
     predictor: SlidingWindowPredictor,
     settings: Settings,
     keep_probabilities: bool = False,
-    watch: ProbabilityCallback | None = None,
-    clean: bool = True,
+    on_probabilities: ProbabilityCallback | None = None,
+    postprocess: bool = True,
 ) -> Segmentation:
-    """Predict a prepared image (HU) and bring the answer onto `target`, which may have any orientation.
+    """Predict a prepared image and resample the result to a grid.
 
-    Beside the image and the result it holds one row of windows (see `predictor`). Probabilities cost 8 bytes a voxel
-    of `target` more. `watch` sees what `resample_probabilities` yields. `clean`: post-process, as is done once with a whole mask.
+    Apart from the image and the result, memory holds one row of windows (see `sliding_window`).
+
+    Args:
+        image: the prepared scan (HU).
+        target: grid of the result, in any orientation.
+        predictor: the run's predictor.
+        settings: the run's resolved settings.
+        keep_probabilities: whether the result contains probabilities (8 bytes per voxel more).
+        on_probabilities: called for each item of `resample_probabilities`.
+        postprocess: whether to post-process the mask; False where the mask is one of several
+            parts that are post-processed after they are joined.
     """
     mask = np.zeros(target.shape, dtype=np.uint8)
-    kept = (
-        {name: np.zeros(target.shape, np.float32) for name in STRUCTURES}
-        if keep_probabilities
-        else {}
-    )
+    probabilities = {}
+    if keep_probabilities:
+        for name in STRUCTURES:
+            probabilities[name] = np.zeros(target.shape, np.float32)
+    # Views: values are written in the image's orientation, and stored in the target's.
     orientation = image.grid.orientation
-    view = Volume(mask, target).reoriented(
-        orientation
-    )  # a view: what is written to it lands in the file's own order
-    kept_views = {
-        name: Volume(values, target).reoriented(orientation).voxels for name, values in kept.items()
-    }
+    mask_view = Volume(mask, target).reoriented(orientation).voxels
+    probability_views = {}
+    for name, values in probabilities.items():
+        probability_views[name] = Volume(values, target).reoriented(orientation).voxels
     for box, values_FDHW in resample_probabilities(image, target, predictor, settings):
-        view.voxels[box] = predictor.labels(values_FDHW)
-        for name, values in kept_views.items():
-            values[box] = (
-                select_structure_probability(values_FDHW, name, predictor.regions).cpu().numpy()
-            )
-        if watch is not None:
-            watch(box, values_FDHW)
-    if clean:
+        mask_view[box] = predictor.assign_labels(values_FDHW)
+        for name, view in probability_views.items():
+            probability = select_structure_probability(values_FDHW, name, predictor.regions)
+            view[box] = probability.cpu().numpy()
+        if on_probabilities is not None:
+            on_probabilities(box, values_FDHW)
+    if postprocess:
         postprocess_mask(mask, target.spacing_mm, predictor.config)
-    return Segmentation(mask, kept)
+    return Segmentation(mask, probabilities)
 
 
 def resample_probabilities(
     image: Volume, target: Grid, predictor: SlidingWindowPredictor, settings: Settings
 ) -> Iterator[tuple[Box, Tensor]]:
-    """(box of the target turned to the image's orientation, foreground probabilities F D H W there), slice by slice."""
-    turned, _, _ = plan_reorientation(target, image.grid.orientation)
-    return resample_to_scan(
-        predictor.stream(image.voxels, settings.data.intensity), image.grid, turned
-    )
+    """Predict a prepared image and yield the probabilities on the target's voxels.
+
+    Yields:
+        Box of the target, reoriented to the image's orientation, and its foreground probabilities
+        (F, D, H, W), from the first slice to the last.
+    """
+    reoriented, _, _ = plan_reorientation(target, image.grid.orientation)
+    slabs = predictor.stream_probabilities(image.voxels, settings.data.intensity)
+    return resample_to_scan(slabs, image.grid, reoriented)
+
+
+def _select_tumour_probability(foreground_FDHW: Tensor, regions: bool) -> Tensor:
+    return foreground_FDHW[1]
+
+
+STRUCTURE_PROBABILITIES: dict[str, Callable[[Tensor, bool], Tensor]] = {
+    "liver": sum_organ_probability,
+    "tumour": _select_tumour_probability,
+}
+"""(foreground F D H W, regions) -> probability D H W, for each name of `labels.STRUCTURES`."""
 
 
 def select_structure_probability(foreground_FDHW: Tensor, structure: str, regions: bool) -> Tensor:
-    """Probability D H W of a structure: `liver` is the organ with its tumours, whose classes exclude each other."""
-    return (
-        foreground_FDHW[1]
-        if structure == "tumour"
-        else sum_organ_probability(foreground_FDHW, regions)
-    )
+    """Probability (D, H, W) of a structure: `liver` is the organ with its tumours, or `tumour`.
+
+    Raises:
+        UserError: unknown structure.
+    """
+    select = find_registered(STRUCTURE_PROBABILITIES, structure, "structure")
+    return select(foreground_FDHW, regions)

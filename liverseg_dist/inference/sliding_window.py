@@ -1,64 +1,75 @@
-"""Probabilities of liver and tumour over a whole scan by a sliding window, in memory that does not grow with the scan.
+"""Probabilities of liver and tumour for a whole scan, with a sliding window and bounded memory.
 
-  predictor = SlidingWindowPredictor(model, (64, 128, 128), regions=False, config=InferenceConfig(), device=torch.device("cuda"))
-  for first, slab_FDHW in predictor.stream(image_zyx, intensity): ...      # finished slices, from the first to the last
+    predictor = SlidingWindowPredictor(
+        model, (64, 128, 128), regions=False, config=InferenceConfig(), device=torch.device("cuda")
+    )
+    for first, slab_FDHW in predictor.stream_probabilities(image_zyx, intensity):
+        ...  # finished slices, from the first to the last
 
-Windows are computed in rows of equal z. Once a row is done, no later window touches the slices above the next row's
-start: they are handed out and forgotten (each window is added with its part in the sum of weights, which is known
-beforehand, so nothing is left to divide). So beside the model only one row lives in memory:
-its input (window depth x Y x X) and one float32 sum per foreground channel. The background's probability is what is
-left to 1; it is neither summed nor interpolated.
+Windows are computed in rows of equal z. After a row, no later window covers the slices above the
+next row's start: they are yielded, and their memory is reused. Each window is added with its share
+in the sum of weights, which is known in advance, so the sum needs no division. Apart from the
+model, memory holds one row: its input (window depth x Y x X) and one float32 sum per foreground
+channel. The background's probability is the remainder to 1; it is neither summed nor interpolated.
 
-Sums are float32 whatever the precision of the model, and windows are added in one fixed order: on one kind of device a
-scan's result is the same bits on every run. Only the batch size may change the last ones, because a convolution of
-another batch size may sum in another order. On a CPU so may the number of threads a convolution is spread over (1e-7;
-with channels-last weights 1e-4): `threads` therefore computes whole windows side by side, each by one thread, which
-gives the same bits for any number of them.
-Dimensions: B windows, C channels of the model, F foreground channels (liver, tumour), D H W = z, y, x.
+Sums are float32 for any precision of the model, and windows are added in one fixed order. So on one
+kind of device the result for a scan is bit-identical in every run. The batch size can change the
+last bits, because a convolution may sum in another order for another batch size. On a CPU, so can
+the number of threads of one convolution (1e-7; 1e-4 with channels-last weights). `threads`
+therefore computes whole windows in parallel, each with one thread, and the result does not depend
+on it.
+
+Dimensions: B windows, C channels of the model, F foreground channels (liver, tumour),
+D H W = z, y, x.
 """
 
 import copy
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import combinations, product
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from liverseg_dist.config import InferenceConfig, IntensityConfig
-from liverseg_dist.data.intensity import normalise_intensity_
+from liverseg_dist.inference.ordered_threads import Item, compute_in_order
+from liverseg_dist.inference.window_averaging import WindowAveraging
+from liverseg_dist.inference.window_rows import read_row, shift_slices
 from liverseg_dist.inference.windows import WindowGrid
 from liverseg_dist.labels import LIVER, STRUCTURES, TUMOUR
-from liverseg_dist.model import foreground_probabilities_, labels_from_logits, log_odds
-from liverseg_dist.precision import autocast
+from liverseg_dist.model import labels_from_logits
 from liverseg_dist.volume import Index3
 
-Batch = Sequence[tuple[tuple[int, int], tuple[int, ...]]]
-"""(y, x) and the flipped axes of each window."""
-Item = TypeVar("Item")
+WindowCopy = tuple[tuple[int, int], tuple[int, ...]]
+"""Start (y, x) of a window, and the axes along which this copy is flipped."""
+Batch = Sequence[WindowCopy]
 WindowMapper = Callable[
     [Callable[[Sequence[Any]], Iterator[Tensor]], Sequence[Any], Callable[[Any], tuple[int, ...]]],
     Iterator[Tensor],
 ]
-"""(computes some items in order, all items, shape of an item's answer) -> the answers of all items, in order."""
-YIELDED_VOXELS = 4 << 20
-"""Finished voxels handed out at once."""
-BLOCK_VOXELS = 1 << 17
-"""Voxels of a window worked on at once on a CPU, so that what is needed between two steps stays in the core's cache."""
+"""(computes some items in order, all items, shape of an item's result) -> all results, in order."""
 WindowReader = Callable[[slice], Tensor]
-"""What a window says (F d H W) about some of its slices."""
+"""Gives the values of a window (F d H W) for some of its slices."""
+YIELDED_VOXELS = 4 << 20
+"""Finished voxels that are yielded at once."""
+BATCH_DIMS = 2
+"""Dimensions of B C D H W before the spatial ones."""
 
 
 class SlidingWindowPredictor:
-    """A model (or several, whose probabilities are averaged) that is slid over scans.
+    """Applies a model to scans window by window.
 
-    `patch_size` is z, y, x; `regions` tells whether the outputs are overlapping regions (sigmoid) or classes (softmax).
-    With `threads` above 1 (CPU) that many batches are computed side by side; the memory of activations grows with them,
-    and torch's own threads should be set to 1. `mirror_axes` (of z, y, x) are those that `inference.mirror` mirrors.
+    Args:
+        model: one model, or several whose results are averaged.
+        patch_size: shape of a window (z, y, x).
+        regions: whether the outputs are overlapping regions (sigmoid) or classes (softmax).
+        config: settings of `inference.*`.
+        device: device on which the models compute.
+        threads: batches computed in parallel, on a CPU only; memory for activations grows with it.
+            Torch's own number of threads should then be 1.
+        mirror_axes: axes of z, y, x that `inference.mirror` mirrors.
     """
 
     def __init__(
@@ -72,290 +83,228 @@ class SlidingWindowPredictor:
         mirror_axes: Sequence[int] = (0, 1, 2),
     ) -> None:
         self.models = [model] if isinstance(model, nn.Module) else list(model)
-        for one in self.models:
-            one.to(device).eval()
+        for each_model in self.models:
+            each_model.to(device).eval()
         self.patch_size = patch_size
         self.regions = regions
         self.config = config
         self.device = device
         self.threads = threads if device.type == "cpu" else 1
-        self.mirrors = _mirrors(mirror_axes if config.mirror else ())
-        self._spread: WindowMapper | None = None
+        self.flips = _list_flips(mirror_axes if config.mirror else ())
+        self._averaging = WindowAveraging(self.models, regions, config, device)
+        self._window_mapper: WindowMapper | None = None
 
-    def spread_by(self, spread: "WindowMapper") -> "SlidingWindowPredictor":
-        """The same predictor, whose windows several processes compute (`distributed.window_parallel`)."""
+    def with_window_mapper(self, mapper: "WindowMapper") -> "SlidingWindowPredictor":
+        """A copy of this predictor whose windows several processes compute.
+
+        Args:
+            mapper: distributes the windows (`distributed.window_parallel`).
+        """
         other = copy.copy(self)
-        other._spread = spread
+        other._window_mapper = mapper
         return other
 
-    def probabilities(
+    def predict_probabilities(
         self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None
     ) -> np.ndarray:
-        """Probabilities (C, z, y, x) float32 of the whole scan at once, as the model has them; large. See `stream`."""
-        slabs = [
-            self.with_background(slab).cpu().numpy().copy()
-            for _, slab in self.stream(image_zyx, intensity)
-        ]
+        """Probabilities (C, z, y, x) float32 of the whole scan, with the model's channels.
+
+        The array is large; `stream_probabilities` yields it in parts and documents the arguments.
+        """
+        slabs = []
+        for _, slab_FDHW in self.stream_probabilities(image_zyx, intensity):
+            # The memory of a yielded slab is reused, hence the copy.
+            slabs.append(self.add_background(slab_FDHW).cpu().numpy().copy())
         return np.concatenate(slabs, axis=1)
 
-    def segment(
+    def predict_labels(
         self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None
     ) -> np.ndarray:
-        """Labels (z, y, x) uint8 on the image's own voxels."""
+        """Labels (z, y, x) uint8 on the image's voxels. Arguments: see `stream_probabilities`."""
         labels = np.empty(image_zyx.shape, dtype=np.uint8)
-        for first, slab_FDHW in self.stream(image_zyx, intensity):
-            labels[first : first + slab_FDHW.shape[1]] = self.labels(slab_FDHW)
+        for first, slab_FDHW in self.stream_probabilities(image_zyx, intensity):
+            labels[first : first + slab_FDHW.shape[1]] = self.assign_labels(slab_FDHW)
         return labels
 
-    def labels(self, foreground_FDHW: Tensor) -> np.ndarray:
-        """Labels D H W uint8 of what `stream` yields; with `tumour_threshold` inside a liver of at least one half."""
-        if self.config.tumour_threshold > 0:
-            organ = sum_organ_probability(foreground_FDHW, self.regions) >= 0.5
-            label = organ.to(torch.uint8) * LIVER
-            return (
-                label.masked_fill_(
-                    organ & (foreground_FDHW[1] >= self.config.tumour_threshold), TUMOUR
-                )
-                .cpu()
-                .numpy()
-            )
-        return (
-            labels_from_logits(self.with_background(foreground_FDHW)[None], self.regions)[0]
-            .cpu()
-            .numpy()
-        )
+    def assign_labels(self, foreground_FDHW: Tensor) -> np.ndarray:
+        """Labels (D, H, W) uint8 of probabilities that `stream_probabilities` yields.
 
-    def with_background(self, foreground_FDHW: Tensor) -> Tensor:
-        """All channels of the model's answer: classes with their background; regions as they are."""
+        With `inference.tumour_threshold` above 0, a voxel is tumour where the tumour reaches the
+        threshold and the liver (with its tumours) has a probability of at least 0.5.
+        """
+        threshold = self.config.tumour_threshold
+        if threshold > 0:
+            is_organ = sum_organ_probability(foreground_FDHW, self.regions) >= 0.5
+            label = is_organ.to(torch.uint8) * LIVER
+            label.masked_fill_(is_organ & (foreground_FDHW[1] >= threshold), TUMOUR)
+        else:
+            probabilities_BCDHW = self.add_background(foreground_FDHW)[None]
+            label = labels_from_logits(probabilities_BCDHW, self.regions)[0]
+        return label.cpu().numpy()
+
+    def add_background(self, foreground_FDHW: Tensor) -> Tensor:
+        """All channels of the model: classes with their background; regions unchanged."""
         if self.regions:
             return foreground_FDHW
         liver, tumour = foreground_FDHW
         return torch.stack([1 - (liver + tumour), liver, tumour])
 
-    def stream(
+    def stream_probabilities(
         self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yields (first slice, probabilities F D H W on `device`), a few slices at a time, each slice once.
+        """Yield the probabilities of a scan, a few slices at a time, each slice once.
 
-        F are the classes liver and tumour, or the regions liver (with its tumours) and tumour. What is yielded is valid
-        until the next is asked for: it lies in memory that is used again.
-        `image_zyx` is the network's input, or HU of any type when `intensity` says how to bring it there; it is
-        read one row at a time, so a memory map will do. What lies outside the scan is its lowest value, or
-        `intensity.lower_hu`: as the training's padding.
+        Args:
+            image_zyx: the network's input, or HU of any type if `intensity` is given. It is read
+                one row at a time, so it can be a memory map. It is padded with its lowest value,
+                or with `intensity.lower_hu`, as in training.
+            intensity: how HU are normalised for the network.
+
+        Yields:
+            The first slice, and the probabilities (F, D, H, W) on the device. F are the classes
+            liver and tumour, or the regions liver (with its tumours) and tumour. The tensor is
+            valid until the next one is requested: its memory is reused.
         """
         z, y, x = image_zyx.shape
-        grid = WindowGrid.over(
+        grid = WindowGrid.from_shape(
             (z, y, x), self.patch_size, self.config.overlap, self.config.window_weights
         )
         pad_value = float(image_zyx.min()) if intensity is None else intensity.lower_hu
-        yield from self._stream(image_zyx, grid, intensity, pad_value)
+        yield from self._stream_rows(image_zyx, grid, intensity, pad_value)
 
     @torch.inference_mode()
-    def _stream(
+    def _stream_rows(
         self,
         image_zyx: np.ndarray,
         grid: WindowGrid,
         intensity: IntensityConfig | None,
         pad_value: float,
     ) -> Iterator[tuple[int, Tensor]]:
-        (depth, height, width), margin = self.patch_size, grid.margin
-        shares = [
-            {at: torch.from_numpy(part).to(self.device) for at, part in axis.items()}
-            for axis in grid.shares()
-        ]
-        total_FDHW = torch.zeros(len(STRUCTURES), depth, *grid.padded[1:], device=self.device)
-        crop_y = slice(margin[1], margin[1] + grid.shape[1])
-        crop_x = slice(margin[2], margin[2] + grid.shape[2])
-        ends = [*grid.starts[0][1:], grid.padded[0]]
+        shares = []
+        for axis_shares in grid.compute_shares():
+            on_device = {at: torch.from_numpy(s).to(self.device) for at, s in axis_shares.items()}
+            shares.append(on_device)
+        in_plane = grid.padded_shape[1:]
+        total_FDHW = torch.zeros(len(STRUCTURES), self.patch_size[0], *in_plane, device=self.device)
+        margin_z, margin_y, margin_x = grid.margin
+        crop_y = slice(margin_y, margin_y + grid.shape[1])
+        crop_x = slice(margin_x, margin_x + grid.shape[2])
+        ends = [*grid.starts[0][1:], grid.padded_shape[0]]
         for start, end in zip(grid.starts[0], ends, strict=True):
-            row_DHW = self._row(image_zyx, grid, start, intensity, pad_value)
-            for y, x, window in self._windows(row_DHW, grid):
-                box_FDHW = total_FDHW[:, :, y : y + height, x : x + width]
-                share_HW = shares[1][y][:, None] * shares[2][x]
-                for part in self._blocks(self.patch_size):
-                    box_FDHW[:, part].addcmul_(
-                        window(part), shares[0][start][part, None, None] * share_HW
-                    )
+            row_DHW = read_row(image_zyx, grid, start, intensity, pad_value, self.device)
+            self._add_windows(total_FDHW, row_DHW, grid, start, shares)
+            # The input is not needed while the caller works on the finished slices.
             del row_DHW
-            first, last = max(start, margin[0]), min(end, margin[0] + grid.shape[0])
+            first, last = max(start, margin_z), min(end, margin_z + grid.shape[0])
             step = max(1, YIELDED_VOXELS // (grid.shape[1] * grid.shape[2]))
             for z in range(first, last, step):
-                part = slice(z, min(z + step, last))
-                done_FDHW = total_FDHW[:, part.start - start : part.stop - start, crop_y, crop_x]
-                yield z - margin[0], self._finished(done_FDHW)
-            if end < grid.padded[0]:
-                _shift(total_FDHW, end - start)
+                part = slice(z - start, min(z + step, last) - start)
+                done_FDHW = total_FDHW[:, part, crop_y, crop_x]
+                yield z - margin_z, self._averaging.finish_mean(done_FDHW)
+            if end < grid.padded_shape[0]:
+                shift_slices(total_FDHW, end - start)
 
-    def _row(
+    def _add_windows(
         self,
-        image_zyx: np.ndarray,
+        total_FDHW: Tensor,
+        row_DHW: Tensor,
         grid: WindowGrid,
         start: int,
-        intensity: IntensityConfig | None,
-        pad_value: float,
-    ) -> Tensor:
-        """Input D H W of the row of windows at padded slice `start`, normalised on the device, padded in plane."""
-        depth = self.patch_size[0]
-        first = start - grid.margin[0]
-        low, high = max(0, first), min(grid.shape[0], first + depth)
-        slices = np.ascontiguousarray(image_zyx[low:high])
-        part = torch.from_numpy(slices if slices.flags.writeable else slices.copy()).to(self.device)
-        part = part.to(
-            torch.float32, copy=intensity is not None
-        )  # never normalise the caller's own voxels in place
-        if part.shape != (depth, *grid.padded[1:]):
-            row = torch.full((depth, *grid.padded[1:]), pad_value, device=self.device)
-            y, x = grid.margin[1:]
-            row[low - first : high - first, y : y + grid.shape[1], x : x + grid.shape[2]] = part
-            part = row
-        if intensity is None:
-            return part
-        return normalise_intensity_(
-            part, intensity.lower_hu, intensity.upper_hu, intensity.mean, intensity.std
-        )
+        shares: Sequence[dict[int, Tensor]],
+    ) -> None:
+        """Add the windows of the row at padded slice `start` to the sum."""
+        height, width = self.patch_size[1:]
+        shares_z, shares_y, shares_x = shares
+        for y, x, read_window in self._compute_windows(row_DHW, grid):
+            box_FDHW = total_FDHW[:, :, y : y + height, x : x + width]
+            share_HW = shares_y[y][:, None] * shares_x[x]
+            for part in self._averaging.split_into_blocks(self.patch_size):
+                share_DHW = shares_z[start][part, None, None] * share_HW
+                box_FDHW[:, part].addcmul_(read_window(part), share_DHW)
 
-    def _windows(
+    def _compute_windows(
         self, row_DHW: Tensor, grid: WindowGrid
     ) -> Iterator[tuple[int, int, WindowReader]]:
-        """(y, x, what it says) of each window of a row, in order; mirrored copies already averaged.
+        """(y, x, values) of each window of a row, in order, averaged over mirrored copies.
 
-        Windows and their mirrored copies fill batches alike, and are summed in one order whatever the batch size.
+        Batches hold windows and their mirrored copies. The order of addition is the same for every
+        batch size.
         """
-        height, width = self.patch_size[1:]
-        mirrors = self.mirrors
-        copies = list(product(grid.in_plane, mirrors))
+        copies = list(product(grid.starts_yx, self.flips))
         size = self.config.batch_size
-        batches = [copies[number : number + size] for number in range(0, len(copies), size)]
-
-        def images(batch: Batch) -> Tensor:
-            inputs = []
-            for (y, x), axes in batch:
-                window = row_DHW[None, None, :, y : y + height, x : x + width]
-                inputs.append(window.flip(axes) if axes else window)
-            return torch.cat(inputs) if len(inputs) > 1 else inputs[0]
-
-        if len(self.models) == len(mirrors) == self.threads == 1 and self._spread is None:
-            for batch in batches:  # nothing to keep: probabilities are made where they are added
-                for ((y, x), _), logits_CDHW in zip(
-                    batch, self._logits(self.models[0], images(batch)), strict=True
-                ):
-                    yield y, x, partial(self._block, logits_CDHW)
+        batches = [copies[first : first + size] for first in range(0, len(copies), size)]
+        is_single = len(self.models) == len(self.flips) == self.threads == 1
+        if is_single and self._window_mapper is None:
+            # No sum over copies or models: each block is converted where it is added.
+            for batch in batches:
+                logits_BCDHW = self._averaging.compute_logits(
+                    self.models[0], self._cut_windows(row_DHW, batch)
+                )
+                for ((y, x), _), logits_CDHW in zip(batch, logits_BCDHW, strict=True):
+                    yield y, x, partial(self._averaging.convert_logits, logits_CDHW)
             return
+        yield from self._average_copies(row_DHW, batches)
+
+    def _average_copies(
+        self, row_DHW: Tensor, batches: Sequence[Batch]
+    ) -> Iterator[tuple[int, int, WindowReader]]:
+        def compute(batch: Batch) -> Tensor:
+            return self._averaging.compute_model_mean(self._cut_windows(row_DHW, batch))
+
         total: Tensor | None = None
         summed = 0
-        for batch, answers in zip(
-            batches, self._answers(lambda one: self._forward(images(one)), batches), strict=True
-        ):
+        for batch, results in zip(batches, self._map_batches(compute, batches), strict=True):
             for offset, ((y, x), axes) in enumerate(batch):
-                answer = answers[offset : offset + 1]
-                answer = answer.flip(axes) if axes else answer
-                total = answer if total is None else total + answer
+                result = results[offset : offset + 1]
+                result = result.flip(axes) if axes else result
+                total = result if total is None else total + result
                 summed += 1
-                if summed % len(mirrors) == 0:
-                    mean_FDHW = (total / len(mirrors) if len(mirrors) > 1 else total)[0]
-                    yield y, x, partial(_slices, mean_FDHW)
+                if summed % len(self.flips) == 0:
+                    mean = total / len(self.flips) if len(self.flips) > 1 else total
+                    yield y, x, partial(_select_slices, mean[0])
                     total = None
 
-    def _answers(
+    def _cut_windows(self, row_DHW: Tensor, batch: Batch) -> Tensor:
+        """The network's input B C D H W of a batch."""
+        height, width = self.patch_size[1:]
+        inputs = []
+        for (y, x), axes in batch:
+            window = row_DHW[None, None, :, y : y + height, x : x + width]
+            inputs.append(window.flip(axes) if axes else window)
+        return torch.cat(inputs) if len(inputs) > 1 else inputs[0]
+
+    def _map_batches(
         self, compute: Callable[[Item], Tensor], batches: Sequence[Item]
     ) -> Iterator[Tensor]:
-        """`compute` of each batch in order, wherever it is computed."""
+        """Results of all batches in order, computed by threads or by several processes."""
 
-        def run(own: Sequence[Any]) -> Iterator[Tensor]:
+        def compute_own(own: Sequence[Any]) -> Iterator[Tensor]:
             return compute_in_order(compute, own, self.threads)
 
-        if self._spread is None:
-            return run(batches)
-        return self._spread(
-            run, batches, lambda batch: (len(batch), len(STRUCTURES), *self.patch_size)
-        )
+        def compute_shape(batch: Any) -> tuple[int, ...]:
+            return len(batch), len(STRUCTURES), *self.patch_size
 
-    @torch.inference_mode()
-    def _forward(self, image_BCDHW: Tensor) -> Tensor:
-        """What is to be averaged, B F D H W float32, averaged over the models."""
-        total: Tensor | None = None
-        for model in self.models:
-            logits_BCDHW = self._logits(model, image_BCDHW)
-            batch, _, *shape = logits_BCDHW.shape
-            answer = torch.empty(batch, len(STRUCTURES), *shape, device=logits_BCDHW.device)
-            for logits_CDHW, answer_FDHW in zip(logits_BCDHW, answer, strict=True):
-                for part in self._blocks(shape):
-                    answer_FDHW[:, part] = self._block(logits_CDHW, part)
-            total = answer if total is None else total.add_(answer)
-        assert total is not None
-        return total.div_(len(self.models)) if len(self.models) > 1 else total
-
-    def _logits(self, model: nn.Module, image_BCDHW: Tensor) -> Tensor:
-        with autocast(self.device.type, self.config.precision):
-            return model(image_BCDHW)
-
-    def _block(self, logits_CDHW: Tensor, part: slice) -> Tensor:
-        """What some slices of a window say, F d H W: `config.average`."""
-        odds_BFDHW = log_odds(logits_CDHW[None, :, part], self.regions)
-        return (
-            foreground_probabilities_(odds_BFDHW, self.regions)
-            if self.config.average == "probabilities"
-            else odds_BFDHW
-        )[0]
-
-    def _finished(self, mean_FDHW: Tensor) -> Tensor:
-        """The mean over windows as probabilities, in place."""
-        if self.config.average == "logits":
-            for part in self._blocks(mean_FDHW.shape[1:]):
-                foreground_probabilities_(mean_FDHW[None, :, part], self.regions)
-        return mean_FDHW
-
-    def _blocks(self, shape: Sequence[int]) -> list[slice]:
-        """The slices of a window that are worked on at once."""
-        step = (
-            max(1, BLOCK_VOXELS // (shape[1] * shape[2])) if self.device.type == "cpu" else shape[0]
-        )
-        return [slice(z, min(z + step, shape[0])) for z in range(0, shape[0], step)]
-
-
-def _slices(window_FDHW: Tensor, part: slice) -> Tensor:
-    return window_FDHW[:, part]
+        if self._window_mapper is None:
+            return compute_own(batches)
+        return self._window_mapper(compute_own, batches, compute_shape)
 
 
 def sum_organ_probability(foreground_FDHW: Tensor, regions: bool) -> Tensor:
-    """Probability D H W of the liver with its tumours: classes exclude each other, regions overlap."""
+    """Probability D H W of the liver with its tumours.
+
+    Classes exclude each other, so they are added; the region liver contains the tumours already.
+    """
     return foreground_FDHW[0] if regions else foreground_FDHW[0] + foreground_FDHW[1]
 
 
-def _mirrors(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Which axes of B C D H W each copy flips: none, one, two, all."""
-    return tuple(
-        tuple(axis + 2 for axis in some)
-        for n in range(len(axes) + 1)
-        for some in combinations(axes, n)
-    )
+def _select_slices(window_FDHW: Tensor, part: slice) -> Tensor:
+    return window_FDHW[:, part]
 
 
-def _shift(total_FDHW: Tensor, slices: int) -> None:
-    """Drop the first slices, bring the others forward, clear the rest; in place, in pieces that do not overlap."""
-    depth = total_FDHW.shape[1]
-    for first in range(0, depth - slices, slices):
-        last = min(first + slices, depth - slices)
-        total_FDHW[:, first:last] = total_FDHW[:, first + slices : last + slices]
-    total_FDHW[:, max(0, depth - slices) :] = 0
-
-
-def compute_in_order(
-    compute: Callable[[Item], Tensor], items: Sequence[Item], threads: int
-) -> Iterator[Tensor]:
-    """`compute` of each item, in the items' order; up to `threads` at once, each with one of torch's threads."""
-    if threads <= 1:
-        yield from map(compute, items)
-        return
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        ahead: deque[Future[Tensor]] = deque()
-        try:
-            for item in items:
-                ahead.append(pool.submit(compute, item))
-                if len(ahead) > threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+def _list_flips(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Axes of B C D H W that each mirrored copy flips: none, then one, two, all."""
+    flips = []
+    for number in range(len(axes) + 1):
+        for subset in combinations(axes, number):
+            flips.append(tuple(axis + BATCH_DIMS for axis in subset))
+    return tuple(flips)

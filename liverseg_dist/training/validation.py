@@ -52,7 +52,7 @@ def validate_cases(
     for number in range(current_rank(), len(chosen), world_size()):
         case_id = chosen[number]
         image, truth = store.image(case_id), store.label(case_id)
-        predicted = predictor.segment(image, data.intensity)
+        predicted = predictor.predict_labels(image, data.intensity)
         counts[case_id] = {name: _overlap(predicted, truth, name) for name in STRUCTURES}
         if number < settings.validation.pictures:
             pictures[case_id] = _picture(image, truth, predicted)

@@ -287,7 +287,7 @@ def test_slabs_of_a_scan_are_post_processed_together(
     ]
     tiled = ["convert.slab.policy=tile", "convert.workers=1"]
     assert main(["convert", str(small_run.source), str(store), *coarse, *tiled]) == 0
-    monkeypatch.setattr(segment, "restored", restored)
+    monkeypatch.setattr(segment, "resample_probabilities", restored)
     tiles, out = ",".join(f"liver_2_tile{n}" for n in range(3)), tmp_path / "out"
     words = [
         "--store",

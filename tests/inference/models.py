@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class Threshold(nn.Module):
-    """Liver where the (normalised) input is above `liver`, tumour above `tumour`; sharp logits."""
+    """Liver where the input (normalised) is above `liver`, tumour above `tumour`; sharp logits."""
 
     def __init__(self, liver: float, tumour: float, steepness: float = 40.0) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class Threshold(nn.Module):
 
 
 class Random(nn.Module):
-    """Two convolutions with fixed random weights: its answer depends on the place in the window, as a real one."""
+    """Two convolutions with fixed random weights; the output depends on the position."""
 
     def __init__(self, channels: int = 3, seed: int = 0) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
-"""A small data set, its store and a run on it, made by the real commands in seconds; the network is trained just enough
-to find the liver, so that masks are blobs and not noise."""
+"""A small data set, its store and a run, made by the real commands in seconds.
+
+The network is trained just enough to find the liver, so that masks are blobs and not noise.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +31,14 @@ class SmallRun:
     run: Path
 
 
-_made: list[SmallRun] = []
+_shared_runs: list[SmallRun] = []
 
 
 def shared_small_run(factory: pytest.TempPathFactory) -> SmallRun:
-    """One for the whole test session; nobody may change it."""
-    if not _made:
-        _made.append(make_small_run(factory.mktemp("small")))
-    return _made[0]
+    """One run for the whole test session; tests must not change it."""
+    if not _shared_runs:
+        _shared_runs.append(make_small_run(factory.mktemp("small")))
+    return _shared_runs[0]
 
 
 def make_small_run(folder: Path, cases: int = 5) -> SmallRun:
@@ -55,7 +57,7 @@ def make_small_run(folder: Path, cases: int = 5) -> SmallRun:
 
 
 def train_small_run(run: Path, store_path: Path, steps: int = 40, seed: int = 0) -> None:
-    """Leave a run folder as training does: `config.yaml`, `model.safetensors`."""
+    """Write a run folder as training does: `config.yaml`, `model.safetensors`."""
     store = CaseStore.open(store_path)
     settings = settings_for(store)
     torch.manual_seed(seed)
@@ -88,7 +90,8 @@ def train_small_run(run: Path, store_path: Path, steps: int = 40, seed: int = 0)
         optimizer.zero_grad()
     torch.set_num_threads(threads)
     with torch.no_grad():
-        model.heads[0].bias[TUMOUR] += 0.3  # so that some tumour is found at all
+        # Without this shift the network finds no tumour.
+        model.heads[0].bias[TUMOUR] += 0.3
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(settings.to_yaml())
     save_file(model.state_dict(), run / "model.safetensors")

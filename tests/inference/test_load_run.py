@@ -1,4 +1,4 @@
-"""Loading runs: what fits is loaded exactly, what does not is told in one line."""
+"""Runs are loaded exactly, and each kind of unusable run gives one clear error."""
 
 import argparse
 import resource
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def run(small_run: SmallRun, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy that a test can change."""
     return Path(shutil.copytree(small_run.run, tmp_path / "run"))
 
 
@@ -37,7 +37,7 @@ def test_loads_weights_and_settings(small_run: SmallRun) -> None:
     assert loaded.settings.data.intensity is not None
 
 
-def test_what_is_missing_is_named_with_its_remedy(run: Path) -> None:
+def test_missing_files_are_named_with_a_remedy(run: Path) -> None:
     with pytest.raises(UserError, match="no such run folder"):
         load_run(run / "nowhere", CPU)
     with pytest.raises(UserError, match=r"best\.safetensors"):
@@ -50,9 +50,9 @@ def test_what_is_missing_is_named_with_its_remedy(run: Path) -> None:
         load_run(run, CPU)
 
 
-def test_broken_weights_are_told(run: Path) -> None:
-    whole = (run / "model.safetensors").read_bytes()
-    (run / "model.safetensors").write_bytes(whole[:-100])
+def test_damaged_weights_are_an_error(run: Path) -> None:
+    content = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(content[:-100])
     with pytest.raises(UserError, match="cannot be read"):
         load_run(run, CPU)
     (run / "model.safetensors").write_bytes(b"not safetensors at all")
@@ -63,7 +63,7 @@ def test_broken_weights_are_told(run: Path) -> None:
         load_run(run, CPU)
 
 
-def test_settings_that_claim_a_huge_network_take_no_memory(run: Path) -> None:
+def test_settings_of_a_huge_network_take_no_memory(run: Path) -> None:
     content = yaml.safe_load((run / "config.yaml").read_text())
     content["model"]["features"] = [4096, 4096]  # 54 GB of weights
     content["model"]["blocks_per_level"] = [16, 16]
@@ -74,17 +74,17 @@ def test_settings_that_claim_a_huge_network_take_no_memory(run: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
-def test_settings_of_a_run_stay(run: Path) -> None:
+def test_only_inference_settings_can_be_overridden(run: Path) -> None:
     with pytest.raises(UserError, match=r"takes inference\.\* only"):
         load_run(run, CPU, ["data.patch_size=[1,1,1]"])
     with pytest.raises(UserError, match=r"did you mean inference\.overlap"):
         load_run(run, CPU, ["inference.overlp=0.1"])
     (run / "config.yaml").write_text("model: {preset: tiny}\n")
-    with pytest.raises(UserError, match="not filled in"):
+    with pytest.raises(UserError, match="has no value"):
         load_run(run, CPU)
 
 
-def test_runs_that_see_scans_differently_are_not_averaged(
+def test_runs_with_different_inputs_are_not_averaged(
     small_run: SmallRun, run: Path, tmp_path: Path
 ) -> None:
     train_small_run(tmp_path / "second", small_run.store, steps=1, seed=1)
@@ -105,7 +105,7 @@ def test_runs_that_see_scans_differently_are_not_averaged(
         ({"augmentation": "none", "mirror_axes": ["x"]}, (2,)),
     ],
 )
-def test_only_what_training_mirrored_is_mirrored(
+def test_only_axes_of_the_training_are_mirrored(
     data: dict, axes: tuple[int, ...], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = yaml.safe_load((run / "config.yaml").read_text())
@@ -113,16 +113,16 @@ def test_only_what_training_mirrored_is_mirrored(
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     args = argparse.Namespace(run=run, ensemble=[], weights="last")
     runs = load_runs(args, World.from_environment("cpu", {}), ["inference.mirror=true"])
-    flips = build_predictor(runs, CPU).mirrors  # of B C D H W
+    flips = build_predictor(runs, CPU).flips  # of B C D H W
     assert len(flips) == 2 ** len(axes)
     assert {axis - 2 for flip in flips for axis in flip} == set(axes)
     assert find_common_mirror_axes(runs) == axes
-    told = fingerprint_runs(runs).get("mirrored_axes", (0, 1, 2))
-    assert told == axes, "masks made with other axes are other masks"
+    axes_in_fingerprint = fingerprint_runs(runs).get("mirrored_axes", (0, 1, 2))
+    assert axes_in_fingerprint == axes, "other axes give other masks"
     assert ("inference.mirror=true changes nothing" in capsys.readouterr().err) == (not axes)
 
 
-def test_an_ensemble_mirrors_what_all_of_it_know(
+def test_an_ensemble_mirrors_the_common_axes_of_its_runs(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
@@ -132,7 +132,7 @@ def test_an_ensemble_mirrors_what_all_of_it_know(
         (path / "config.yaml").write_text(yaml.safe_dump(settings))
     args = argparse.Namespace(run=run, ensemble=[other], weights="last")
     runs = load_runs(args, World.from_environment("cpu", {}), ["inference.mirror=true"])
-    assert build_predictor(runs, CPU).mirrors == ((), (3,))
+    assert build_predictor(runs, CPU).flips == ((), (3,))
     assert (
         "warning: not mirrored along z, x: not all of these models were" in capsys.readouterr().err
     )

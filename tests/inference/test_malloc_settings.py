@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, so that the next window does not make the kernel clear pages again."""
+"""Freed memory stays in the process, so the kernel does not clear pages for the next window."""
 
 import os
 import platform
@@ -15,19 +15,22 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def work():
     for _ in range(20):
-        arrays = [torch.zeros(12, 1 << 20) for _ in range(3)]  # 48 MiB each, as a window's activations
+        arrays = [torch.zeros(12, 1 << 20) for _ in range(3)]  # 48 MiB each
 faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
 for _ in range(5):
     work()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 print(min(after - before for before, after in zip(faults, faults[1:])))
 """
-"""The faults of the quietest of five rounds: where the loader put the heap decides whether it grows once more after the
-first (two arrays more in one process of 40, and in one CI run)."""
+"""Prints the smallest number of page faults of five rounds.
+
+The position of the heap decides whether it grows once more after the first round (two arrays more
+in one of 40 processes, and in one CI run).
+"""
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
-def test_page_faults_end() -> None:
+def test_no_page_faults_after_the_first_round() -> None:
     faults = {
         way: int(
             subprocess.run(

@@ -1,4 +1,4 @@
-"""Post-processing against scipy's components on hand-made and random masks."""
+"""Post-processing against scipy's components on simple and random masks."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.inference.postprocess import (
+    STEPS,
     fill_holes,
     find_foreground_box,
     keep_largest_liver,
@@ -14,14 +15,15 @@ from liverseg_dist.inference.postprocess import (
     remove_distant_tumours,
     trim_tumours_outside_liver,
 )
+from liverseg_dist.inference.postprocess_search import OPERATIONS
 from liverseg_dist.volume import Float3
 
 FACES = ndimage.generate_binary_structure(3, 1)
 CORNERS = ndimage.generate_binary_structure(3, 3)
 
 
-def noise(seed: int, shape: tuple[int, int, int] = (20, 24, 22)) -> np.ndarray:
-    """Blobs of liver with specks of tumour."""
+def make_noise_mask(seed: int, shape: tuple[int, int, int] = (20, 24, 22)) -> np.ndarray:
+    """Blobs of liver with single voxels of tumour."""
     rng = np.random.default_rng(seed)
     field = ndimage.gaussian_filter(rng.standard_normal(shape), 1.5)
     mask = (field > np.quantile(field, 0.85)).astype(np.uint8)
@@ -30,8 +32,8 @@ def noise(seed: int, shape: tuple[int, int, int] = (20, 24, 22)) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_largest_liver_keeps_its_tumours_and_nothing_else(seed: int) -> None:
-    mask = noise(seed)
+def test_only_the_largest_liver_and_its_tumours_are_kept(seed: int) -> None:
+    mask = make_noise_mask(seed)
     components, count = ndimage.label(mask > 0, CORNERS)
     assert count > 3
     largest = 1 + np.argmax(np.bincount(components.ravel())[1:])
@@ -43,7 +45,7 @@ def test_largest_liver_keeps_its_tumours_and_nothing_else(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("min_voxels", [1, 2, 3, 1000])
 def test_small_tumours_become_liver(seed: int, min_voxels: int) -> None:
-    mask = noise(seed)
+    mask = make_noise_mask(seed)
     components, _ = ndimage.label(mask == 2, FACES)
     sizes = np.bincount(components.ravel())
     expected = np.where((mask == 2) & (sizes[components] < min_voxels), 1, mask)
@@ -52,8 +54,8 @@ def test_small_tumours_become_liver(seed: int, min_voxels: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_holes_are_those_that_scipy_fills(seed: int) -> None:
-    mask = noise(seed)
+def test_the_same_holes_as_in_scipy_are_filled(seed: int) -> None:
+    mask = make_noise_mask(seed)
     mask[mask == 0] = (
         np.random.default_rng(seed).random((mask == 0).sum()) < 0.55
     )  # a sponge has holes
@@ -76,7 +78,7 @@ def test_a_hole_inside_a_tumour_is_tumour() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("reach_mm", [2.5, 6.0, 12.0])
-def test_tumours_stay_within_reach_of_the_liver(seed: int, reach_mm: float) -> None:
+def test_distant_tumours_are_removed(seed: int, reach_mm: float) -> None:
     spacing_mm = (2.5, 1.0, 1.5)
     rng = np.random.default_rng(seed)
     mask = (ndimage.gaussian_filter(rng.standard_normal((20, 40, 40)), 2) > 0.12).astype(
@@ -92,7 +94,7 @@ def test_tumours_stay_within_reach_of_the_liver(seed: int, reach_mm: float) -> N
     assert np.array_equal(mask, expected)
 
 
-def test_with_a_reach_the_largest_liver_keeps_near_tumours_that_lie_apart() -> None:
+def test_with_a_reach_near_tumours_without_contact_stay() -> None:
     mask = np.zeros((10, 10, 60), np.uint8)
     mask[2:8, 2:8, 2:20] = 1
     mask[4:6, 4:6, 24:26] = 2  # 5 mm away from the large liver
@@ -107,19 +109,21 @@ def test_with_a_reach_the_largest_liver_keeps_near_tumours_that_lie_apart() -> N
         assert (now == 2).sum() == tumour_voxels
 
 
-def ball(
+def make_ball(
     shape: tuple[int, int, int], centre: tuple[float, ...], radius_mm: float, spacing_mm: Float3
 ) -> np.ndarray:
-    places = np.stack(np.indices(shape), axis=-1) * spacing_mm
-    return np.linalg.norm(places - np.asarray(centre), axis=-1) <= radius_mm
+    positions = np.stack(np.indices(shape), axis=-1) * spacing_mm
+    return np.linalg.norm(positions - np.asarray(centre), axis=-1) <= radius_mm
 
 
 @pytest.mark.parametrize("reach_mm", [0.0, 4.0, 8.0])
-def test_tumours_at_the_edge_keep_what_lies_inside_the_liver_and_near_it(reach_mm: float) -> None:
+def test_tumours_at_the_edge_keep_the_part_inside_and_near_the_liver(reach_mm: float) -> None:
     spacing_mm, shape = (2.0, 1.0, 1.0), (40, 80, 90)
-    liver = ball(shape, (40.0, 40.0, 35.0), 30.0, spacing_mm)
-    deep = ball(shape, (40.0, 40.0, 25.0), 15.0, spacing_mm)  # its middle is 15 mm from any tissue
-    edge = ball(
+    liver = make_ball(shape, (40.0, 40.0, 35.0), 30.0, spacing_mm)
+    deep = make_ball(
+        shape, (40.0, 40.0, 25.0), 15.0, spacing_mm
+    )  # its middle is 15 mm from any tissue
+    edge = make_ball(
         shape, (40.0, 40.0, 60.0), 16.0, spacing_mm
     )  # sticks out by 11 mm, and lies in a bay of tissue
     mask = liver.astype(np.uint8)
@@ -139,8 +143,8 @@ def test_tumours_at_the_edge_keep_what_lies_inside_the_liver_and_near_it(reach_m
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_cut_is_what_distance_maps_say(seed: int) -> None:
-    mask, spacing_mm = noise(seed), (2.5, 1.0, 1.5)
+def test_trimmed_voxels_are_those_of_a_distance_map(seed: int) -> None:
+    mask, spacing_mm = make_noise_mask(seed), (2.5, 1.0, 1.5)
     tissue = mask == 1
     inside = tissue.copy()
     for axis in range(3):
@@ -161,14 +165,14 @@ def test_what_is_cut_is_what_distance_maps_say(seed: int) -> None:
     assert np.array_equal(mask, expected)
 
 
-def test_without_any_liver_no_tumour_is_within_reach() -> None:
+def test_without_liver_all_tumours_are_removed() -> None:
     for remove in (remove_distant_tumours, trim_tumours_outside_liver):
         mask = np.full((3, 3, 3), 2, np.uint8)
         remove(mask, (1.0, 1.0, 1.0), 100.0)
         assert not mask.any()
 
 
-def test_the_smallest_volume_is_in_ml() -> None:
+def test_minimum_tumour_volume_is_in_ml() -> None:
     mask = np.zeros((5, 10, 10), np.uint8)
     mask[1:4, 1:9, 1:9] = 1
     mask[2, 2, 2:6] = 2  # 4 voxels
@@ -181,8 +185,8 @@ def test_the_smallest_volume_is_in_ml() -> None:
     assert (mask > 0).sum() == (before > 0).sum()
 
 
-def test_by_default_nothing_changes() -> None:
-    mask = noise(0)
+def test_default_settings_change_nothing() -> None:
+    mask = make_noise_mask(0)
     before = mask.copy()
     postprocess_mask(mask, (1.0, 1.0, 1.0), InferenceConfig())
     assert np.array_equal(mask, before)
@@ -193,13 +197,13 @@ def test_empty_and_view_masks(config: InferenceConfig) -> None:
     empty = np.zeros((4, 5, 6), np.uint8)
     postprocess_mask(empty, (1.0, 1.0, 1.0), config)
     assert not empty.any()
-    mask = noise(1)
-    turned = mask.copy()[::-1].transpose(
+    mask = make_noise_mask(1)
+    view = mask.copy()[::-1].transpose(
         2, 0, 1
     )  # a view, as a mask in the file's own orientation is
-    postprocess_mask(turned, (1.0, 2.0, 1.0), config)
+    postprocess_mask(view, (1.0, 2.0, 1.0), config)
     postprocess_mask(mask, (2.0, 1.0, 1.0), config)
-    assert np.array_equal(turned, mask[::-1].transpose(2, 0, 1))
+    assert np.array_equal(view, mask[::-1].transpose(2, 0, 1))
 
 
 def test_foreground_box() -> None:
@@ -207,3 +211,8 @@ def test_foreground_box() -> None:
     assert find_foreground_box(mask) is None
     mask[2, 3, 4] = mask[4, 1, 7] = 1
     assert find_foreground_box(mask) == (slice(2, 5), slice(1, 4), slice(4, 8))
+
+
+def test_every_operation_of_the_search_is_a_step_in_the_same_order() -> None:
+    # The predictor applies the threshold when it assigns labels; all else is a step.
+    assert ["tumour_threshold", *STEPS] == list(OPERATIONS)

@@ -1,4 +1,4 @@
-"""Choosing the post-processing: the codes say what the predictor says, and only what helps on unseen cases is kept."""
+"""Choice of the post-processing: codes give the predictor's labels; only what helps is kept."""
 
 import json
 import shutil
@@ -28,26 +28,26 @@ from tests.inference.small_run import SmallRun
 CPU = torch.device("cpu")
 
 
-def predictor(regions: bool, threshold: float) -> SlidingWindowPredictor:
+def make_predictor(regions: bool, threshold: float) -> SlidingWindowPredictor:
     return SlidingWindowPredictor(
         Random(), (8, 8, 8), regions, InferenceConfig(tumour_threshold=threshold), CPU
     )
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_codes_give_the_labels_of_every_threshold(regions: bool) -> None:
+def test_codes_give_the_labels_for_every_threshold(regions: bool) -> None:
     values = torch.rand(2, 12, 30, 30, generator=torch.Generator().manual_seed(0))
     values[:, 0, 0, : len(THRESHOLDS)] = torch.tensor(THRESHOLDS)  # exactly on the threshold
     if not regions:
         values = values / values.sum(0).clamp(min=1)
-    codes = encode_probabilities(predictor(regions, 0.0), values)
+    codes = encode_probabilities(make_predictor(regions, 0.0), values)
     for threshold in OPERATIONS["tumour_threshold"]:
-        expected = predictor(regions, threshold).labels(values)
+        expected = make_predictor(regions, threshold).assign_labels(values)
         assert np.array_equal(decode_mask(codes, threshold), expected), threshold
         assert set(np.unique(expected)) == {0, 1, 2}
 
 
-def test_mean_dice_leaves_unknown_voxels_out() -> None:
+def test_mean_dice_ignores_unknown_voxels() -> None:
     truth, mask = np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)
     truth[0], mask[0] = 1, 1
     truth[0, 0], mask[0, 0, :2] = 2, 2
@@ -56,8 +56,8 @@ def test_mean_dice_leaves_unknown_voxels_out() -> None:
     assert compute_mean_dice(mask, truth) == (1 + 2 * 2 / 6) / 2
 
 
-def scores(*gains: float) -> dict[str, list[float]]:
-    """Cases where the second of two options gains so much."""
+def make_scores(*gains: float) -> dict[str, list[float]]:
+    """Scores of two options per case; the second one has these gains."""
     return {f"c{i:02}": [0.5, 0.5 + gain] for i, gain in enumerate(gains)}
 
 
@@ -72,14 +72,14 @@ def scores(*gains: float) -> dict[str, list[float]]:
         ((-0.02, -0.02, 0.3, -0.02, 0.3, -0.02), False),  # more cases get worse than better
     ],
 )
-def test_an_operation_is_kept_only_if_it_helps_cases_it_was_not_chosen_on(
+def test_an_operation_is_kept_only_if_it_helps_on_held_out_cases(
     gains: tuple[float, ...], kept: bool
 ) -> None:
-    assert decide_operation("fill_holes", scores(*gains)).kept is kept
+    assert decide_operation("fill_holes", make_scores(*gains)).kept is kept
 
 
-def test_the_cross_validated_score_is_that_of_choices_made_without_the_case() -> None:
-    """Two cases, each wants the opposite option and is scored with what the other wants."""
+def test_the_cross_validated_score_uses_choices_made_without_the_case() -> None:
+    """Two cases with opposite best options: each is scored with the best option of the other."""
     found = decide_operation("fill_holes", {"a": [0.2, 0.8], "b": [0.9, 0.5]}, folds=2)
     assert (found.score_cross_validated, found.score_before) == (
         pytest.approx(0.35),
@@ -91,7 +91,7 @@ def test_the_cross_validated_score_is_that_of_choices_made_without_the_case() ->
 
 @pytest.fixture(scope="module")
 def run(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run trained on all folds, whose three cases are enough to choose on."""
+    """A run trained on all folds; its three cases are enough for a choice."""
     run = tmp_path_factory.mktemp("tuning") / "run"
     shutil.copytree(small_run.run, run)
     settings = yaml.safe_load((run / "config.yaml").read_text())
@@ -122,16 +122,16 @@ def test_the_choice_is_saved_with_the_run_and_used(
     printed = capsys.readouterr()
     result = json.loads(printed.out.splitlines()[-1])
     assert result["chosen"] == first["chosen"]
-    assert result["chosen"], "this network finds specks of liver: something helps"
+    assert result["chosen"], "this network finds small false livers, so an operation helps"
     assert result["score"] > result["score_before"]
     settings = load_run(run, CPU).settings.inference
     for operation, options in OPERATIONS.items():
         assert getattr(settings, operation) == result["chosen"].get(operation, options[0])
     assert load_run(run, CPU, ["inference.min_tumour_ml=7"]).settings.inference.min_tumour_ml == 7
     assert load_run(run, CPU, postprocessed=False).settings.inference.min_tumour_ml == 0.2
-    # what evaluate finds with the choice is what was promised on these cases
+    # evaluate gives the score that the search predicted for these cases
     choice = json.loads((run / "evaluation" / "postprocess" / "choice.json").read_text())
-    kept = [one for one in choice["decisions"] if one["kept"]]
+    kept = [decision for decision in choice["decisions"] if decision["kept"]]
     ids = ",".join(sorted(path.stem for path in (run / "evaluation" / "postprocess").glob("*.npz")))
     common = [
         "evaluate",
@@ -152,11 +152,11 @@ def test_the_choice_is_saved_with_the_run_and_used(
 
 
 @pytest.mark.distributed
-def test_two_ranks_choose_as_one_does_and_tell_who_failed(
+def test_two_ranks_make_the_same_choice_and_name_a_failed_rank(
     run: Path, small_run: SmallRun, tmp_path: Path
 ) -> None:
     copies = [Path(shutil.copytree(run, tmp_path / name)) for name in ("one", "two", "failing")]
-    words = [
+    options = [
         "--store",
         str(small_run.store),
         "--part",
@@ -166,8 +166,8 @@ def test_two_ranks_choose_as_one_does_and_tell_who_failed(
         "--timeout",
         "30",
     ]
-    assert main(["postprocess", str(copies[0]), *words]) == 0
-    done = torchrun(2, "-m", "liverseg_dist", "postprocess", str(copies[1]), *words)
+    assert main(["postprocess", str(copies[0]), *options]) == 0
+    done = torchrun(2, "-m", "liverseg_dist", "postprocess", str(copies[1]), *options)
     assert done.returncode == 0, done.stderr[-3000:]
     choices = [
         json.loads((copy / "evaluation" / "postprocess" / "choice.json").read_text())
@@ -175,23 +175,23 @@ def test_two_ranks_choose_as_one_does_and_tell_who_failed(
     ]
     assert choices[0] == choices[1]
     (tmp_path / "failing.py").write_text(FAILING)
-    done = torchrun(2, str(tmp_path / "failing.py"), "postprocess", str(copies[2]), *words)
+    done = torchrun(2, str(tmp_path / "failing.py"), "postprocess", str(copies[2]), *options)
     assert done.returncode == 1
-    told = [line for line in done.stderr.splitlines() if line.startswith("liverseg:")]
-    assert told, done.stderr[-3000:]
-    assert all("rank 1 on " in line and "KeyError" in line for line in told), told
-    stories = list((copies[2] / "evaluation" / "postprocess" / "errors").glob("*rank1.txt"))
-    assert "what rank 1 lacks" in stories[0].read_text()
+    errors = [line for line in done.stderr.splitlines() if line.startswith("liverseg:")]
+    assert errors, done.stderr[-3000:]
+    assert all("rank 1 on " in line and "KeyError" in line for line in errors), errors
+    reports = list((copies[2] / "evaluation" / "postprocess" / "errors").glob("*rank1.txt"))
+    assert "missing on rank 1" in reports[0].read_text()
 
 
 FAILING = """
 import os, sys
 from liverseg_dist.commands.main import main
 from liverseg_dist.inference.postprocess_search import PostprocessSearch
-def lacks(self, *_):
-    raise KeyError("what rank 1 lacks")
+def fail(self, *_):
+    raise KeyError("missing on rank 1")
 if os.environ["RANK"] == "1":
-    PostprocessSearch.try_options = lacks
+    PostprocessSearch.try_options = fail
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -13,14 +13,14 @@ from liverseg_dist.data.io.nifti import read_nifti, write_image
 from liverseg_dist.volume import Volume
 from tests.inference.small_run import SmallRun, train_small_run
 
-THREAD = ("--device", "cpu", "--threads", "1")
+ONE_THREAD = ("--device", "cpu", "--threads", "1")
 
 
 def predict(run: Path, *arguments: object, out: Path) -> int:
-    return main(["predict", str(run), *map(str, arguments), "--out", str(out), *THREAD])
+    return main(["predict", str(run), *map(str, arguments), "--out", str(out), *ONE_THREAD])
 
 
-def rows(out: Path) -> dict[str, dict[str, str]]:
+def read_table(out: Path) -> dict[str, dict[str, str]]:
     with open(out / "volumes.csv", newline="") as stream:
         return {row["scan"]: row for row in csv.DictReader(stream)}
 
@@ -41,10 +41,9 @@ def test_masks_have_the_shape_and_affine_of_their_scans(
         assert labels.dtype == np.uint8
         assert set(np.unique(labels)) <= {0, 1, 2}
         truth = np.asarray(nib.load(small_run.source / "labelsTr" / file.name).dataobj)
-        assert (
-            2 * ((labels > 0) & (truth > 0)).sum() / ((labels > 0).sum() + (truth > 0).sum()) > 0.3
-        )
-        row = rows(tmp_path)[file.name.removesuffix(".nii.gz")]
+        overlap = ((labels > 0) & (truth > 0)).sum()
+        assert 2 * overlap / ((labels > 0).sum() + (truth > 0).sum()) > 0.3
+        row = read_table(tmp_path)[file.name.removesuffix(".nii.gz")]
         voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
         assert float(row["liver_ml"]) == pytest.approx((labels > 0).sum() * voxel_ml, rel=1e-4)
         assert float(row["tumour_ml"]) == pytest.approx((labels == 2).sum() * voxel_ml, rel=1e-4)
@@ -62,26 +61,26 @@ def test_finished_scans_are_skipped_until_something_changes(
     copy.write_bytes(scan.read_bytes())
     mask = out / "scan.nii.gz"
 
-    def written(*arguments: object) -> bool:
+    def is_written(*arguments: object) -> bool:
         before = mask.stat().st_mtime_ns if mask.exists() else None
         assert predict(small_run.run, copy, *arguments, out=out) == 0
         return mask.stat().st_mtime_ns != before
 
-    assert written()
-    assert not written()
+    assert is_written()
+    assert not is_written()
     assert "done before" in capsys.readouterr().out
-    assert written("--again")
-    assert written("inference.overlap=0.2")  # other settings, other masks
-    assert not written("inference.overlap=0.2", "inference.batch_size=2")
+    assert is_written("--again")
+    assert is_written("inference.overlap=0.2")  # other settings, other masks
+    assert not is_written("inference.overlap=0.2", "inference.batch_size=2")
     mask.unlink()
-    assert written("inference.overlap=0.2")
+    assert is_written("inference.overlap=0.2")
     image = read_nifti(copy)
     write_image(copy, image.voxels[1:], image.cropped((1, 0, 0), image.voxels[1:].shape).grid)
-    assert written("inference.overlap=0.2")  # another scan of that name
+    assert is_written("inference.overlap=0.2")  # another scan of that name
     assert read_nifti(mask, "label").shape[0] == image.shape[0] - 1
 
 
-def test_a_bad_file_does_not_take_the_others_down(
+def test_a_damaged_file_does_not_stop_the_others(
     small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = small_run.source / "imagesTr" / "liver_1.nii.gz"
@@ -96,7 +95,7 @@ def test_a_bad_file_does_not_take_the_others_down(
     assert f"{broken}: ends too early" in printed.err
     assert f"{tmp_path / 'absent.nii'}: no such file" in printed.err
     assert "Traceback" not in printed.err
-    table = rows(out)
+    table = read_table(out)
     assert [table[name]["status"] for name in ("broken", "absent", "liver_1")] == [
         "failed",
         "failed",
@@ -105,7 +104,7 @@ def test_a_bad_file_does_not_take_the_others_down(
     assert sorted(file.name for file in out.glob("*.nii.gz")) == ["liver_1.nii.gz"]
 
 
-def test_a_users_mistake_is_exit_code_2(
+def test_user_mistakes_give_exit_code_2(
     small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scan = small_run.source / "imagesTr" / "liver_1.nii.gz"
@@ -123,7 +122,7 @@ def test_a_users_mistake_is_exit_code_2(
     assert "choose another --out" in capsys.readouterr().err
 
 
-def test_an_output_folder_that_cannot_be_made(
+def test_an_output_folder_that_cannot_be_created(
     small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")

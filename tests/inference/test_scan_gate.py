@@ -1,4 +1,4 @@
-"""Scans that the network cannot know: refused, or segmented with a warning, never without a word."""
+"""Unsuitable scans are refused, or segmented with a warning."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from liverseg_dist.volume import Grid, Volume
 from tests.distributed.launch import torchrun
 from tests.inference.small_run import SmallRun
 
-THREAD = ("--device", "cpu", "--threads", "1")
+ONE_THREAD = ("--device", "cpu", "--threads", "1")
 Change = Callable[[np.ndarray, nib.Nifti1Header, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(voxels x y z, header to change, affine) -> (voxels, affine)."""
 
@@ -50,7 +50,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
 def shrunk(
     voxels: np.ndarray, header: nib.Nifti1Header, affine: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As of a header in a wrong unit. In cm these 58 slices would fill 3 of a slab, and be refused."""
+    """Like a header in a wrong unit. In cm, the 58 slices would become 3 and be refused."""
     return voxels, np.diag([0.15, 0.15, 0.15, 1]) @ affine
 
 
@@ -97,22 +97,22 @@ def scans(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def predict(run: Path, *arguments: object, out: Path) -> int:
-    return main(["predict", str(run), *map(str, arguments), "--out", str(out), *THREAD])
+    return main(["predict", str(run), *map(str, arguments), "--out", str(out), *ONE_THREAD])
 
 
-def rows(out: Path) -> dict[str, dict[str, str]]:
+def read_table(out: Path) -> dict[str, dict[str, str]]:
     with open(out / "volumes.csv", newline="") as stream:
         return {row["scan"]: row for row in csv.DictReader(stream)}
 
 
-def test_one_bad_scan_of_each_kind(
+def test_each_kind_of_unsuitable_scan_is_refused_or_warned_about(
     small_run: SmallRun, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What conversion excludes is refused, the rest is segmented, and every warning stands in all three places."""
+    """Scans that conversion excludes are refused; warnings are printed and stored."""
     assert predict(small_run.run, scans, "--json", out=tmp_path) == 1
     printed = capsys.readouterr()
     result = json.loads(printed.out.splitlines()[-1])
-    table = rows(tmp_path)
+    table = read_table(tmp_path)
     assert set(result["refused"]) == set(REFUSED)
     assert set(result["failed"]) == set(REFUSED)
     for name, (_, code) in REFUSED.items():
@@ -146,16 +146,15 @@ def test_a_forced_scan_is_marked_and_never_reused_without_force(
     small_run: SmallRun, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scan, mask = scans / "offset.nii.gz", tmp_path / "offset.nii.gz"
-    assert (
-        predict(small_run.run, scan, out=tmp_path) == 1
-    )  # all are refused: still no mistake in the call
+    # All scans are refused, but the call itself is correct: 1, not 2.
+    assert predict(small_run.run, scan, out=tmp_path) == 1
     assert not mask.exists()
     assert predict(small_run.run, scan, "--force", "--json", out=tmp_path) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out.splitlines()[-1])["forced"] == ["offset"]
     assert "(forced)" in printed.out
     assert "because of --force" in printed.err
-    row = rows(tmp_path)["offset"]
+    row = read_table(tmp_path)["offset"]
     assert (row["status"], row["mask"]) == ("forced", "offset.nii.gz")
     assert "hu_offset_missing" in row["warnings"]
     written = mask.stat().st_mtime_ns
@@ -163,10 +162,10 @@ def test_a_forced_scan_is_marked_and_never_reused_without_force(
     assert "done before" in capsys.readouterr().out
     assert mask.stat().st_mtime_ns == written
     assert predict(small_run.run, scan, out=tmp_path) == 1
-    assert rows(tmp_path)["offset"]["status"] == "refused"
+    assert read_table(tmp_path)["offset"]["status"] == "refused"
 
 
-def test_warnings_are_repeated_for_scans_that_are_done(
+def test_warnings_are_repeated_for_finished_scans(
     small_run: SmallRun, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
@@ -177,16 +176,18 @@ def test_warnings_are_repeated_for_scans_that_are_done(
 
 
 def test_the_table_is_in_natural_order(small_run: SmallRun, tmp_path: Path) -> None:
-    good = (small_run.source / "imagesTr" / "liver_1.nii.gz").read_bytes()[:3000]
-    for number in (1, 2, 10):
-        (tmp_path / f"liver_{number}.nii.gz").write_bytes(good)
+    content = (small_run.source / "imagesTr" / "liver_1.nii.gz").read_bytes()
+    # One good scan: without any, no table is written.
+    (tmp_path / "liver_1.nii.gz").write_bytes(content)
+    for number in (2, 10):
+        (tmp_path / f"liver_{number}.nii.gz").write_bytes(content[:3000])
     predict(small_run.run, tmp_path, out=tmp_path / "out")
-    assert list(rows(tmp_path / "out")) == ["liver_1", "liver_2", "liver_10"]
+    assert list(read_table(tmp_path / "out")) == ["liver_1", "liver_2", "liver_10"]
 
 
 @pytest.mark.distributed
 def test_all_ranks_refuse_a_scan_that_they_share(small_run: SmallRun, tmp_path: Path) -> None:
-    """The large file is computed by both ranks together: both leave it, one prints why, and the next one is done."""
+    """Both ranks share the large file: both refuse it, one prints why, and the next is done."""
     good = small_run.source / "imagesTr" / "liver_1.nii.gz"
     image = nib.load(good)
     large = tmp_path / "large.nii"
@@ -198,7 +199,7 @@ def test_all_ranks_refuse_a_scan_that_they_share(small_run: SmallRun, tmp_path: 
         2, *line, str(large), str(good), "--out", str(out), "--device", "cpu", "--threads", "1"
     )
     assert done.returncode == 1
-    table = rows(out)
+    table = read_table(out)
     assert (table["large"]["status"], table["liver_1"]["status"]) == ("refused", "done")
     assert done.stderr.count("large.nii: refused:") == 1
     assert not (out / "errors").exists()
@@ -216,14 +217,14 @@ def test_all_ranks_refuse_a_scan_that_they_share(small_run: SmallRun, tmp_path: 
         "--force",
     )
     assert forced.returncode == 0, forced.stderr
-    assert rows(out)["large"]["status"] == "forced"
+    assert read_table(out)["large"]["status"] == "forced"
 
 
-# --- evaluate and postprocess -----------------------------------------------------------------------------------------
+# --- evaluate and postprocess ---------------------------------------------------------------------
 
 
-def spoilt_source(small_run: SmallRun, folder: Path) -> tuple[Path, list[str]]:
-    """The data set with a missing offset in all its scans but the first of the validation set."""
+def make_source_with_offset(small_run: SmallRun, folder: Path) -> tuple[Path, list[str]]:
+    """The data set with a wrong HU offset in all scans but the first of the validation set."""
     source = folder / "source"
     (source / "imagesTr").mkdir(parents=True)
     (source / "dataset.json").write_text((small_run.source / "dataset.json").read_text())
@@ -239,10 +240,10 @@ def spoilt_source(small_run: SmallRun, folder: Path) -> tuple[Path, list[str]]:
     return source, ids
 
 
-def test_evaluate_refuses_what_convert_excludes(
+def test_evaluate_refuses_scans_that_convert_excludes(
     small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, ids = spoilt_source(small_run, tmp_path)
+    source, ids = make_source_with_offset(small_run, tmp_path)
     store, out = str(small_run.store), str(tmp_path / "out")
     parts = [
         "--source",
@@ -254,7 +255,7 @@ def test_evaluate_refuses_what_convert_excludes(
         "--out",
         out,
         "--json",
-        *THREAD,
+        *ONE_THREAD,
     ]
     assert len(ids) > 1
     assert main(["evaluate", str(small_run.run), *parts]) == 1
@@ -268,12 +269,11 @@ def test_evaluate_refuses_what_convert_excludes(
     assert "because of --force" in printed.err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert f"{ids[1]} (hu_offset_missing" in summary["details"]["note"]
-    assert (
-        main(["evaluate", str(small_run.run), *parts]) == 1
-    )  # a forced score does not pass as one of a good scan
+    # A forced score is not reused without --force.
+    assert main(["evaluate", str(small_run.run), *parts]) == 1
 
 
-# --- the comparison with training, and of the mask --------------------------------------------------------------------
+# --- comparison with the training data, and checks of the mask ------------------------------------
 
 
 def settings_of(**data: object) -> object:
@@ -288,7 +288,7 @@ def codes(findings: list) -> list[str]:
     return [finding.code for finding in findings]
 
 
-def test_a_scan_unlike_those_of_training() -> None:
+def test_scans_that_differ_from_the_training_data_give_warnings() -> None:
     tissue = Volume(
         np.full(GRID.shape, 50, np.int16), Grid(GRID.shape, np.diag([2.0, 2.0, 5.0, 1.0]))
     )
@@ -300,38 +300,38 @@ def test_a_scan_unlike_those_of_training() -> None:
     assert codes(compare_with_training(bone, settings_of())) == ["intensity_unlike_training"]  # type: ignore[arg-type]
 
 
-def masked(box: tuple[slice, slice, slice], hu: int = 60, label: int = 1) -> list[str]:
+def check_box_mask(box: tuple[slice, slice, slice], hu: int = 60, label: int = 1) -> list[str]:
     image, mask = np.full(GRID.shape, -1000, np.int16), np.zeros(GRID.shape, np.uint8)
     image[:, 5:45, 5:55] = 0
     image[box], mask[box] = hu, label
     scan = Volume(image, GRID)
-    return codes(check_mask(Volume(mask, GRID), Overview.of_scan(scan), settings_of()))  # type: ignore[arg-type]
+    return codes(check_mask(Volume(mask, GRID), Overview.from_scan(scan), settings_of()))  # type: ignore[arg-type]
 
 
-def test_what_a_mask_reveals() -> None:
+def test_implausible_masks_give_warnings() -> None:
     """RAS voxels: x runs to the right of the patient; 125 mm edges are 1950 ml."""
     liver = (slice(8, 33), slice(12, 37), slice(30, 55))
-    assert masked(liver) == []
-    assert masked((slice(0, 0), slice(0, 0), slice(0, 0))) == ["liver_volume"]
-    assert masked((slice(8, 12), slice(12, 16), slice(50, 54))) == ["liver_volume"]
-    assert masked((slice(0, 25), slice(12, 37), slice(30, 55))) == ["liver_cut"]
-    assert masked((slice(15, 40), slice(12, 37), slice(30, 55))) == ["liver_cut"]
-    assert masked((slice(8, 33), slice(12, 37), slice(5, 28))) == ["liver_on_the_left"]
-    assert masked(liver, hu=250) == ["liver_hu_unlike_training"]
-    assert masked(liver, hu=900) == ["liver_hu_implausible"]
-    assert masked(liver, label=2) == ["tumour_outside_liver"]
+    assert check_box_mask(liver) == []
+    assert check_box_mask((slice(0, 0), slice(0, 0), slice(0, 0))) == ["liver_volume"]
+    assert check_box_mask((slice(8, 12), slice(12, 16), slice(50, 54))) == ["liver_volume"]
+    assert check_box_mask((slice(0, 25), slice(12, 37), slice(30, 55))) == ["liver_cut"]
+    assert check_box_mask((slice(15, 40), slice(12, 37), slice(30, 55))) == ["liver_cut"]
+    assert check_box_mask((slice(8, 33), slice(12, 37), slice(5, 28))) == ["liver_on_the_left"]
+    assert check_box_mask(liver, hu=250) == ["liver_hu_unlike_training"]
+    assert check_box_mask(liver, hu=900) == ["liver_hu_implausible"]
+    assert check_box_mask(liver, label=2) == ["tumour_outside_liver"]
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR"])
-def test_the_overview_follows_the_orientation(orientation: str) -> None:
+def test_overview_is_canonical_for_any_orientation(orientation: str) -> None:
     shape = (300, 20, 260)
     voxels = np.arange(np.prod(shape)).reshape(shape) % 30_000
     scan = Volume(voxels.astype(np.int16), Grid(shape, np.diag([0.7, 0.7, 2.0, 1.0]))).reoriented(
         orientation
     )
-    overview = Overview.of_scan(scan)
+    overview = Overview.from_scan(scan)
     assert max(overview.image.shape) <= 256
-    np.testing.assert_array_equal(overview.of_mask(scan).voxels, overview.image.voxels)
+    np.testing.assert_array_equal(overview.subsample_mask(scan).voxels, overview.image.voxels)
     canonical = scan.reoriented("RAS")
     z, y, x = overview.steps
     np.testing.assert_allclose(
@@ -341,10 +341,10 @@ def test_the_overview_follows_the_orientation(orientation: str) -> None:
 
 @pytest.mark.real_mini
 def test_real_scans(small_run: SmallRun, real_mini: Path, tmp_path: Path) -> None:
-    """The 3-slice scan is refused; a real CT is segmented (by a network of phantoms, so with warnings)."""
+    """The 3-slice scan is refused; a real CT is segmented with warnings (phantom training)."""
     scans = [real_mini / "imagesTr" / f"{name}.nii.gz" for name in ("liver_902", "liver_900")]
     assert predict(small_run.run, *scans, out=tmp_path) == 1
-    table = rows(tmp_path)
+    table = read_table(tmp_path)
     assert table["liver_902"]["status"] == "refused"
     assert table["liver_900"]["status"] == "done"
     assert read_nifti(tmp_path / "liver_900.nii.gz", "label").shape == read_nifti(scans[1]).shape

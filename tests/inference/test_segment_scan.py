@@ -1,4 +1,4 @@
-"""A scan in any orientation and spacing gives a mask on its own voxels."""
+"""A scan of any orientation and spacing gives a mask on its own voxels."""
 
 from itertools import permutations, product
 
@@ -34,7 +34,7 @@ def settings_for(spacing_mm: Float3, *overrides: str) -> Settings:
     return settings.model_copy(update={"data": data})
 
 
-def threshold_predictor(settings: Settings) -> SlidingWindowPredictor:
+def make_threshold_predictor(settings: Settings) -> SlidingWindowPredictor:
     """Liver above 60 HU, tumour above 160 HU (voxels are whole HU)."""
     model = Threshold(liver=160.5 / 400, tumour=260.5 / 400)
     return SlidingWindowPredictor(
@@ -42,12 +42,15 @@ def threshold_predictor(settings: Settings) -> SlidingWindowPredictor:
     )
 
 
-def phantom(
+def make_phantom(
     spacing_mm: Float3 = (2.0, 1.0, 1.0),
     shape: tuple[int, int, int] = (22, 40, 36),
     oblique: bool = False,
 ) -> Volume:
-    """RAS: a bright ball with a brighter one inside, off centre, so that every axis and direction differs."""
+    """RAS: a bright ball that contains a brighter one.
+
+    Both are off centre, so that every axis and direction differs.
+    """
     z, y, x = (np.arange(n) * s for n, s in zip(shape, spacing_mm, strict=True))
     distance = np.sqrt((z[:, None, None] - 18) ** 2 + (y[:, None] - 22) ** 2 + (x - 14) ** 2)
     inner = np.sqrt((z[:, None, None] - 22) ** 2 + (y[:, None] - 18) ** 2 + (x - 15) ** 2)
@@ -63,17 +66,16 @@ def phantom(
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_every_orientation_gives_the_same_mask_in_the_world(orientation: str) -> None:
     settings = settings_for((2.0, 1.0, 1.0))
-    original = phantom()
+    original = make_phantom()
     expected = np.where(original.voxels > 160, 2, np.where(original.voxels > 60, 1, 0))
     assert set(np.unique(expected)) == {0, 1, 2}
-    turned = original.reoriented(orientation)
-    turned = Volume(
-        np.ascontiguousarray(turned.voxels), turned.grid
-    )  # as a file of that orientation is read
-    mask = segment_scan(turned, threshold_predictor(settings), settings)
-    assert mask.shape == turned.shape
+    view = original.reoriented(orientation)
+    # Contiguous, as the voxels of a file of that orientation.
+    scan = Volume(np.ascontiguousarray(view.voxels), view.grid)
+    mask = segment_scan(scan, make_threshold_predictor(settings), settings)
+    assert mask.shape == scan.shape
     assert mask.flags.c_contiguous
-    back = Volume(mask, turned.grid).reoriented("RAS")
+    back = Volume(mask, scan.grid).reoriented("RAS")
     assert back.grid.matches(original.grid, 1e-6)
     assert np.array_equal(back.voxels, expected)
 
@@ -82,46 +84,47 @@ def test_every_orientation_gives_the_same_mask_in_the_world(orientation: str) ->
 @pytest.mark.parametrize(
     "spacing_mm", [(2.0, 1.0, 1.0), (1.0, 0.7, 0.7), (5.0, 0.8, 0.8), (0.6, 2.0, 1.4)]
 )
-def test_any_spacing_comes_back_to_the_scan(spacing_mm: Float3, oblique: bool) -> None:
+def test_the_mask_has_the_scans_grid_for_any_spacing(spacing_mm: Float3, oblique: bool) -> None:
     shape = tuple(
         round(n * s / t) for n, s, t in zip((22, 40, 36), (2.0, 1.0, 1.0), spacing_mm, strict=True)
     )
-    scan = phantom(spacing_mm, shape, oblique).reoriented("LPI")  # type: ignore[arg-type]
+    scan = make_phantom(spacing_mm, shape, oblique).reoriented("LPI")  # type: ignore[arg-type]
     settings = settings_for((1.5, 0.9, 0.9))
-    mask = segment_scan(scan, threshold_predictor(settings), settings)
+    mask = segment_scan(scan, make_threshold_predictor(settings), settings)
     assert mask.shape == scan.shape
     for label, hu in ((1, 60), (2, 160)):
-        ours, theirs = mask >= label, scan.voxels > hu
-        dice = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
+        predicted, expected = mask >= label, scan.voxels > hu
+        dice = 2 * (predicted & expected).sum() / (predicted.sum() + expected.sum())
         assert dice > (0.97 if label == 1 else 0.85), (label, dice)
 
 
 @pytest.mark.parametrize("shape", [(3, 40, 36), (1, 40, 36), (22, 5, 4)])
 def test_scans_smaller_than_a_window(shape: tuple[int, int, int]) -> None:
     settings = settings_for((2.0, 1.0, 1.0))
-    whole = phantom()
-    scan = whole.cropped((8, 15, 12), shape)
-    mask = segment_scan(scan, threshold_predictor(settings), settings)
+    scan = make_phantom().cropped((8, 15, 12), shape)
+    mask = segment_scan(scan, make_threshold_predictor(settings), settings)
     assert mask.shape == shape
     assert np.array_equal(mask, np.where(scan.voxels > 160, 2, np.where(scan.voxels > 60, 1, 0)))
 
 
 def test_body_crop_leaves_background_outside() -> None:
     settings = settings_for((2.0, 1.0, 1.0), "convert.cleaning.body_margin_mm=2")
-    scan = phantom()
+    scan = make_phantom()
     air = np.full(scan.shape, -1000, np.int16)
     air[:, 4:36, 2:30] = scan.voxels[:, 4:36, 2:30]
     scan = Volume(air, scan.grid)
     cropped = prepare_for_network(scan, settings)
     assert cropped.shape < scan.shape
-    mask = segment_to_grid(cropped, scan.grid, threshold_predictor(settings), settings).mask_zyx
+    mask = segment_to_grid(
+        cropped, scan.grid, make_threshold_predictor(settings), settings
+    ).mask_zyx
     assert np.array_equal(mask, np.where(air > 160, 2, np.where(air > 60, 1, 0)))
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_probabilities_lie_on_the_scan_and_agree_with_the_mask(regions: bool) -> None:
+def test_probabilities_on_the_scans_grid_agree_with_the_mask(regions: bool) -> None:
     settings = settings_for((2.0, 1.0, 1.0))
-    scan = phantom().reoriented("PIR")
+    scan = make_phantom().reoriented("PIR")
     model = Random(2 if regions else 3)
     predictor = SlidingWindowPredictor(
         model, PATCH, regions, InferenceConfig(), torch.device("cpu")
@@ -136,9 +139,8 @@ def test_probabilities_lie_on_the_scan_and_agree_with_the_mask(regions: bool) ->
     else:
         assert (tumour <= liver + 1e-6).all()
         expected = np.stack([1 - liver, liver - tumour, tumour]).argmax(0)
-    assert (
-        result.mask_zyx != expected
-    ).mean() < 1e-3  # 1 - liver rounds otherwise than background itself
+    # Not equal everywhere: 1 - liver is rounded differently from the background's probability.
+    assert (result.mask_zyx != expected).mean() < 1e-3
 
 
 def test_structure_probability() -> None:
@@ -158,42 +160,48 @@ def test_structure_probability() -> None:
 
 @pytest.mark.parametrize("regions", [False, True])
 def test_calibration_counts_the_probabilities_on_the_scans_own_voxels(regions: bool) -> None:
-    """In two pieces, each counted where it is the nearer one, as two slabs of a tall scan are."""
+    """In two pieces, each counted in the slices nearest to it, like two slabs of a tall scan."""
     settings = settings_for((2.5, 1.3, 1.3))
     model = Random(2) if regions else Threshold(160.5 / 400, 260.5 / 400, steepness=8)
     predictor = SlidingWindowPredictor(
         model, PATCH, regions, settings.inference, torch.device("cpu")
     )
-    scan = phantom().reoriented("LPI")
+    scan = make_phantom().reoriented("LPI")
     truth = Volume(
         np.where(scan.voxels > 160, 2, np.where(scan.voxels > 60, 1, 0)).astype(np.uint8), scan.grid
     )
     truth.voxels[0] = 255
     image = prepare_for_network(scan, settings)
     calibrator = CalibrationCollector(truth, regions)
-    turned = truth.reoriented(image.grid.orientation)
-    upper = np.arange(turned.shape[0] // 2)
-    for slices in (upper, np.arange(len(upper), turned.shape[0])):
-        watch = calibrator.of_piece(image.grid.orientation, slices)
+    n_slices = truth.reoriented(image.grid.orientation).shape[0]
+    first_half = np.arange(n_slices // 2)
+    for slices in (first_half, np.arange(len(first_half), n_slices)):
+        callback = calibrator.select_piece(image.grid.orientation, slices)
         found = segment_to_grid(
-            image, scan.grid, predictor, settings, keep_probabilities=True, watch=watch
+            image,
+            scan.grid,
+            predictor,
+            settings,
+            keep_probabilities=True,
+            on_probabilities=callback,
         )
-    known = truth.voxels != 255
-    for structure, counts in calibrator.counts().items():
+    is_known = truth.voxels != 255
+    for structure, counts in calibrator.collect_counts().items():
         expected = CalibrationCounter()
         expected.add(
-            found.probability_zyx[structure][known], structure_mask(truth.voxels, structure)[known]
+            found.probability_zyx[structure][is_known],
+            structure_mask(truth.voxels, structure)[is_known],
         )
         assert counts == expected.counts()
-    assert sum(calibrator.counts()["liver"]["positives"]) > 100
-    assert sum(calibrator.counts()["tumour"]["voxels"]) > 100
+    assert sum(calibrator.collect_counts()["liver"]["positives"]) > 100
+    assert sum(calibrator.collect_counts()["tumour"]["voxels"]) > 100
 
 
-def test_a_stored_slab_is_shown_on_the_scans_voxels() -> None:
-    scan = phantom()
+def test_a_stored_slab_is_resampled_to_the_scans_voxels() -> None:
+    scan = make_phantom()
     slab = Volume(scan.voxels[4:16, 3:33, 2:30], scan.grid.cropped((4, 3, 2), (12, 30, 28)))
-    shown = resample_image_to_grid(slab, scan.reoriented("PIR").grid)
-    back = Volume(shown, scan.reoriented("PIR").grid).reoriented("RAS").voxels
+    resampled = resample_image_to_grid(slab, scan.reoriented("PIR").grid)
+    back = Volume(resampled, scan.reoriented("PIR").grid).reoriented("RAS").voxels
     inside = back != AIR_HU
     assert inside.sum() == np.prod(slab.shape)
     assert np.array_equal(back[inside], scan.voxels[inside])

@@ -1,4 +1,4 @@
-"""The streaming predictor against a plain full accumulation, and against MONAI's sliding window."""
+"""The streaming predictor against accumulation of the whole scan, and against MONAI."""
 
 import os
 import subprocess
@@ -25,31 +25,31 @@ PATCH = (8, 16, 12)
 INTENSITY = IntensityConfig(lower_hu=-100, upper_hu=200, mean=0.4, std=0.2)
 
 
-def scan(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+def make_scan(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def predictor(**settings: object) -> SlidingWindowPredictor:
+def make_predictor(**settings: object) -> SlidingWindowPredictor:
     return SlidingWindowPredictor(
         Random(), PATCH, regions=False, config=InferenceConfig(**settings), device=CPU
     )  # type: ignore[arg-type]
 
 
-def plain(
+def accumulate_whole_scan(
     image: np.ndarray, model: torch.nn.Module, config: InferenceConfig, regions: bool = False
 ) -> np.ndarray:
-    """Full float64 accumulation, window by window: what the streaming one must equal."""
-    grid = WindowGrid.over(image.shape, PATCH, config.overlap, config.window_weights)
-    padded = np.full(grid.padded, image.min(), dtype=np.float32)
+    """The expected result: float64 sums over the whole scan, window by window."""
+    grid = WindowGrid.from_shape(image.shape, PATCH, config.overlap, config.window_weights)
+    padded = np.full(grid.padded_shape, image.min(), dtype=np.float32)
     inner = tuple(slice(m, m + n) for m, n in zip(grid.margin, image.shape, strict=True))
     padded[inner] = image
     weights = grid.weights[0][:, None, None] * grid.weights[1][:, None] * grid.weights[2]
-    total, share = np.zeros((2 if regions else 3, *grid.padded)), np.zeros(grid.padded)
-    turned = torch.sigmoid if regions else partial(torch.softmax, dim=0)
+    total, share = np.zeros((2 if regions else 3, *grid.padded_shape)), np.zeros(grid.padded_shape)
+    activate = torch.sigmoid if regions else partial(torch.softmax, dim=0)
     flips = [axes for n in range(4) for axes in product((False, True), repeat=3) if sum(axes) == n]
     for start in product(*grid.starts):
         box = tuple(slice(s, s + n) for s, n in zip(start, PATCH, strict=True))
-        answers = []
+        results = []
         for flip in flips if config.mirror else flips[:1]:
             axes = [axis + 2 for axis, wanted in enumerate(flip) if wanted]
             with torch.no_grad():
@@ -58,11 +58,11 @@ def plain(
                     .flip(axes)[0]
                     .double()
                 )
-            answers.append((logits if config.average == "logits" else turned(logits)).numpy())
-        total[(slice(None), *box)] += np.mean(answers, axis=0) * weights
+            results.append((logits if config.average == "logits" else activate(logits)).numpy())
+        total[(slice(None), *box)] += np.mean(results, axis=0) * weights
         share[box] += weights
     mean = (total / share)[(slice(None), *inner)]
-    return turned(torch.from_numpy(mean)).numpy() if config.average == "logits" else mean
+    return activate(torch.from_numpy(mean)).numpy() if config.average == "logits" else mean
 
 
 SHAPES = [(8, 16, 12), (21, 40, 30), (3, 40, 12), (30, 7, 5), (1, 1, 1), (9, 17, 13)]
@@ -74,40 +74,46 @@ SHAPES = [(8, 16, 12), (21, 40, 30), (3, 40, 12), (30, 7, 5), (1, 1, 1), (9, 17,
     [{}, {"overlap": 0.0}, {"overlap": 0.8}, {"window_weights": "constant"}, {"average": "logits"}],
 )
 def test_streaming_equals_full_accumulation(shape: tuple[int, int, int], settings: dict) -> None:
-    image = scan(shape)
-    expected = plain(image, Random(), InferenceConfig(**settings))
-    np.testing.assert_allclose(predictor(**settings).probabilities(image), expected, atol=2e-6)
+    image = make_scan(shape)
+    expected = accumulate_whole_scan(image, Random(), InferenceConfig(**settings))
+    np.testing.assert_allclose(
+        make_predictor(**settings).predict_probabilities(image), expected, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 def test_mirrored_copies_are_averaged(average: str) -> None:
-    image = scan((13, 20, 15))
-    expected = plain(image, Random(), InferenceConfig(mirror=True, average=average))
+    image = make_scan((13, 20, 15))
+    expected = accumulate_whole_scan(image, Random(), InferenceConfig(mirror=True, average=average))
     np.testing.assert_allclose(
-        predictor(mirror=True, average=average).probabilities(image), expected, atol=2e-6
+        make_predictor(mirror=True, average=average).predict_probabilities(image),
+        expected,
+        atol=2e-6,
     )
-    assert np.abs(expected - plain(image, Random(), InferenceConfig())).max() > 0.05
+    assert np.abs(expected - accumulate_whole_scan(image, Random(), InferenceConfig())).max() > 0.05
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 def test_regions_are_independent_probabilities(average: Any) -> None:
-    image = scan((13, 20, 15))
+    image = make_scan((13, 20, 15))
     config = InferenceConfig(average=average)
     result = SlidingWindowPredictor(
         Random(2), PATCH, regions=True, config=config, device=CPU
-    ).probabilities(image)
-    np.testing.assert_allclose(result, plain(image, Random(2), config, regions=True), atol=2e-6)
+    ).predict_probabilities(image)
+    np.testing.assert_allclose(
+        result, accumulate_whole_scan(image, Random(2), config, regions=True), atol=2e-6
+    )
     assert np.abs(result.sum(0) - 1).max() > 0.1
 
 
 @pytest.mark.parametrize("weights", ["gaussian", "constant"])
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
-def test_equals_monai_where_windows_lie_alike(weights: WindowWeights, average: Any) -> None:
+def test_equals_monai_for_equal_windows(weights: WindowWeights, average: Any) -> None:
     model = Random()
-    image = scan((24, 48, 36))  # multiples of half a patch: both cut the same windows
-    ours = predictor(window_weights=weights, average=average).probabilities(image)
+    image = make_scan((24, 48, 36))  # multiples of half a patch: equal windows
+    predicted = make_predictor(window_weights=weights, average=average).predict_probabilities(image)
     z, y, x = (torch.from_numpy(compute_window_weights(n, weights)) for n in PATCH)
-    theirs = sliding_window_inference(
+    expected = sliding_window_inference(
         torch.from_numpy(image)[None, None],
         roi_size=PATCH,
         sw_batch_size=2,
@@ -115,57 +121,60 @@ def test_equals_monai_where_windows_lie_alike(weights: WindowWeights, average: A
         overlap=0.5,
         roi_weight_map=z[:, None, None] * y[:, None] * x,
     )
-    theirs = theirs.softmax(1) if average == "logits" else theirs
-    np.testing.assert_allclose(ours, theirs[0].detach().numpy(), atol=5e-6)
+    if average == "logits":
+        expected = expected.softmax(1)
+    np.testing.assert_allclose(predicted, expected[0].detach().numpy(), atol=5e-6)
 
 
 @pytest.mark.parametrize("settings", [{}, {"mirror": True}])
-def test_same_bits_on_every_run(settings: dict) -> None:
-    image = scan((21, 40, 30))
-    once = predictor(**settings).probabilities(image)
-    assert np.array_equal(once, predictor(**settings).probabilities(image))
+def test_result_is_bit_identical_in_every_run(settings: dict) -> None:
+    image = make_scan((21, 40, 30))
+    once = make_predictor(**settings).predict_probabilities(image)
+    assert np.array_equal(once, make_predictor(**settings).predict_probabilities(image))
     for batch_size in (3, 16):  # a convolution of another batch size sums in another order
-        other = predictor(batch_size=batch_size, **settings).probabilities(image)
+        other = make_predictor(batch_size=batch_size, **settings).predict_probabilities(image)
         np.testing.assert_allclose(once, other, atol=5e-6)
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
-def test_same_bits_whether_blocks_are_kept_or_added_at_once(
+def test_result_is_bit_identical_for_blocks_and_whole_windows(
     average: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One process adds block by block what it computes; threads and other ranks hand over whole windows."""
+    """One process adds block by block; threads and other ranks give whole windows."""
     monkeypatch.setattr(
-        "liverseg_dist.inference.sliding_window.BLOCK_VOXELS", 400
+        "liverseg_dist.inference.window_averaging.BLOCK_VOXELS", 400
     )  # two slices, and no multiple of 8
-    image = scan((21, 40, 31))
+    image = make_scan((21, 40, 31))
     config = InferenceConfig(average=average)
     for regions in (False, True):
         model = Random(2 if regions else 3)
-        at_once, kept = (
-            SlidingWindowPredictor(model, PATCH, regions, config, CPU, n).probabilities(image)
+        by_block, by_window = (
+            SlidingWindowPredictor(model, PATCH, regions, config, CPU, n).predict_probabilities(
+                image
+            )
             for n in (1, 2)
         )
-        assert np.array_equal(at_once, kept)
+        assert np.array_equal(by_block, by_window)
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.0, 1e4])
 @pytest.mark.parametrize("regions", [False, True])
-def test_foreground_is_that_of_softmax_and_sigmoid(scale: float, regions: bool) -> None:
+def test_foreground_equals_softmax_and_sigmoid(scale: float, regions: bool) -> None:
     logits = (
         torch.randn((2, 2 if regions else 3, 4, 5, 6), generator=torch.Generator().manual_seed(0))
         * scale
     )
     expected = logits.double().sigmoid() if regions else logits.double().softmax(1)[:, 1:]
-    ours = foreground_probabilities_(log_odds(logits, regions), regions)
-    assert torch.isfinite(ours).all()
-    np.testing.assert_allclose(ours, expected, atol=1e-6)
+    probabilities = foreground_probabilities_(log_odds(logits, regions), regions)
+    assert torch.isfinite(probabilities).all()
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     assert foreground_probabilities_(torch.full((1, 2, 1, 1, 1), torch.nan), regions).isnan().all()
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_windows_are_summed_in_one_order_whatever_the_batch_size(mirror: bool) -> None:
-    """With a network that does the same per window in any batch, the bits are the same."""
-    image = scan((21, 40, 30))
+def test_order_of_the_sum_does_not_depend_on_the_batch_size(mirror: bool) -> None:
+    """The network gives the same bits per window in any batch, so the results are identical."""
+    image = make_scan((21, 40, 30))
     results = [
         SlidingWindowPredictor(
             Threshold(0.0, 1.0, 1.0),
@@ -173,7 +182,7 @@ def test_windows_are_summed_in_one_order_whatever_the_batch_size(mirror: bool) -
             False,
             InferenceConfig(mirror=mirror, batch_size=batch_size),
             CPU,
-        ).probabilities(image)
+        ).predict_probabilities(image)
         for batch_size in (1, 3, 8, 100)
     ]
     for other in results[1:]:
@@ -181,17 +190,17 @@ def test_windows_are_summed_in_one_order_whatever_the_batch_size(mirror: bool) -
 
 
 @pytest.mark.parametrize("architecture", ["unet", "resenc"])
-def test_same_bits_for_any_number_of_threads(architecture: str) -> None:
-    """Ranks on one machine share its cores, so evaluating with more ranks means fewer threads each."""
+def test_result_is_bit_identical_for_any_number_of_threads(architecture: str) -> None:
+    """Ranks on one machine share its cores: more ranks have fewer threads each."""
     settings = load_settings([], ["model.preset=tiny", f"model.architecture={architecture}"])
     model = build_model(resolve_topology(settings.model, (16, 32, 32), (2.5, 0.8, 0.8)))
-    image = scan((24, 50, 40))
+    image = make_scan((24, 50, 40))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     results = [
         SlidingWindowPredictor(
             model, (16, 32, 32), False, InferenceConfig(batch_size=batch), CPU, threads
-        ).probabilities(image)
+        ).predict_probabilities(image)
         for threads, batch in ((1, 1), (2, 1), (3, 1), (8, 1), (1, 2), (3, 2))
     ]
     torch.set_num_threads(before)
@@ -199,26 +208,26 @@ def test_same_bits_for_any_number_of_threads(architecture: str) -> None:
     assert np.array_equal(results[4], results[5])
 
 
-def test_an_error_in_a_window_ends_the_scan() -> None:
+def test_an_error_in_a_window_stops_the_scan() -> None:
     class Fails(Random):
         def forward(self, image_BCDHW: torch.Tensor) -> torch.Tensor:
             if float(image_BCDHW.max()) > 50:
-                raise RuntimeError("no")
+                raise RuntimeError("window failed")
             return super().forward(image_BCDHW)
 
-    image = scan((8, 60, 60))
+    image = make_scan((8, 60, 60))
     image[4, 30, 30] = 99
     for threads in (1, 3):
-        with pytest.raises(RuntimeError, match="no"):
-            SlidingWindowPredictor(Fails(), PATCH, False, InferenceConfig(), CPU, threads).segment(
-                image
-            )
+        with pytest.raises(RuntimeError, match="window failed"):
+            SlidingWindowPredictor(
+                Fails(), PATCH, False, InferenceConfig(), CPU, threads
+            ).predict_labels(image)
 
 
 def test_slabs_come_in_order_without_gaps() -> None:
-    image = scan((50, 16, 12))
+    image = make_scan((50, 16, 12))
     last = 0
-    for first, slab in predictor(overlap=0.5).stream(image):
+    for first, slab in make_predictor(overlap=0.5).stream_probabilities(image):
         assert first == last
         assert slab.shape[1] <= PATCH[0]
         last = first + slab.shape[1]
@@ -228,45 +237,52 @@ def test_slabs_come_in_order_without_gaps() -> None:
 def test_hu_is_normalised_and_padded_as_in_training() -> None:
     hu = np.random.default_rng(0).integers(-1000, 1000, (5, 20, 15)).astype(np.int16)
     unit = (np.clip(hu, -100, 200) + 100) / 300
-    ready = ((unit - 0.4) / 0.2).astype(
-        np.float32
-    )  # its lowest value is that of lower_hu, hence the same padding
-    assert ready.min() == np.float32(-0.4 / 0.2)
-    ours = predictor().probabilities(hu, INTENSITY)
-    np.testing.assert_allclose(ours, predictor().probabilities(ready), atol=5e-6)
-    flipped = predictor().probabilities(hu[::-1], INTENSITY)  # a view with negative strides
-    np.testing.assert_array_equal(flipped, predictor().probabilities(hu[::-1].copy(), INTENSITY))
+    # Its lowest value is that of lower_hu, hence the same padding.
+    prepared = ((unit - 0.4) / 0.2).astype(np.float32)
+    assert prepared.min() == np.float32(-0.4 / 0.2)
+    predicted = make_predictor().predict_probabilities(hu, INTENSITY)
+    np.testing.assert_allclose(
+        predicted, make_predictor().predict_probabilities(prepared), atol=5e-6
+    )
+    flipped = make_predictor().predict_probabilities(
+        hu[::-1], INTENSITY
+    )  # a view with negative strides
+    np.testing.assert_array_equal(
+        flipped, make_predictor().predict_probabilities(hu[::-1].copy(), INTENSITY)
+    )
 
 
 def test_several_models_are_averaged() -> None:
-    image = scan((9, 17, 13))
+    image = make_scan((9, 17, 13))
     models = [Random(seed=seed) for seed in range(3)]
-    alone = [
-        SlidingWindowPredictor(model, PATCH, False, InferenceConfig(), CPU).probabilities(image)
+    single = [
+        SlidingWindowPredictor(model, PATCH, False, InferenceConfig(), CPU).predict_probabilities(
+            image
+        )
         for model in models
     ]
-    together = SlidingWindowPredictor(models, PATCH, False, InferenceConfig(), CPU).probabilities(
-        image
-    )
-    np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=2e-6)
+    averaged = SlidingWindowPredictor(
+        models, PATCH, False, InferenceConfig(), CPU
+    ).predict_probabilities(image)
+    np.testing.assert_allclose(averaged, np.mean(single, axis=0), atol=2e-6)
 
 
 def test_bf16_runs_the_model_in_bf16_and_sums_in_fp32() -> None:
-    image = scan((9, 17, 13))
-    exact, rough = (
-        predictor().probabilities(image),
-        predictor(precision="bf16").probabilities(image),
+    image = make_scan((9, 17, 13))
+    exact, approximate = (
+        make_predictor().predict_probabilities(image),
+        make_predictor(precision="bf16").predict_probabilities(image),
     )
-    assert rough.dtype == np.float32
-    assert 0 < np.abs(exact - rough).max() < 0.1
-    assert np.abs(rough.sum(0) - 1).max() < 1e-5
+    assert approximate.dtype == np.float32
+    assert 0 < np.abs(exact - approximate).max() < 0.1
+    assert np.abs(approximate.sum(0) - 1).max() < 1e-5
 
 
 def test_segment_is_the_most_likely_class() -> None:
-    image = scan((13, 20, 15))
-    labels = predictor().segment(image)
+    image = make_scan((13, 20, 15))
+    labels = make_predictor().predict_labels(image)
     assert labels.dtype == np.uint8
-    assert np.array_equal(labels, predictor().probabilities(image).argmax(0))
+    assert np.array_equal(labels, make_predictor().predict_probabilities(image).argmax(0))
 
 
 PEAK = """
@@ -278,10 +294,14 @@ from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve_topology
 from tests.inference.models import Threshold
 torch.set_num_threads(1)
-predictor = SlidingWindowPredictor(Threshold(0., 1.), (16, 64, 64), False, InferenceConfig(), torch.device("cpu"))
+predictor = SlidingWindowPredictor(
+    Threshold(0., 1.), (16, 64, 64), False, InferenceConfig(), torch.device("cpu")
+)
 row = np.random.default_rng(0).integers(-200, 200, (1, 160, 160)).astype(np.int16)
-image = np.broadcast_to(row, (int(sys.argv[1]), 160, 160))  # as long as asked for, no memory of its own
-for _, slab in predictor.stream(image, IntensityConfig(lower_hu=-100, upper_hu=200, mean=0.4, std=0.2)):
+# A view of one slice: the image itself needs no memory.
+image = np.broadcast_to(row, (int(sys.argv[1]), 160, 160))
+intensity = IntensityConfig(lower_hu=-100, upper_hu=200, mean=0.4, std=0.2)
+for _, slab in predictor.stream_probabilities(image, intensity):
     assert torch.isfinite(slab).all()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
@@ -290,12 +310,18 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 def test_peak_memory_does_not_grow_with_the_number_of_slices() -> None:
     root = Path(__file__).resolve().parents[2]
     peaks_mib = [
-        float(subprocess.run(
-            [sys.executable, "-c", PEAK, str(slices)], capture_output=True, text=True, check=True, cwd=root,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-        ).stdout)
+        float(
+            subprocess.run(
+                [sys.executable, "-c", PEAK, str(slices)],
+                capture_output=True,
+                text=True,
+                check=True,
+                cwd=root,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+            ).stdout
+        )
         for slices in (48, 480)
-    ]  # fmt: skip
+    ]
     full_sums_mib = (
         3 * 4 * 160 * 160 * (480 - 48) / 2**20
     )  # what accumulating the whole scan would add

@@ -1,4 +1,4 @@
-"""Window places and weights against nnU-Net's published rules, computed here with scipy."""
+"""Window positions and weights against nnU-Net's published rules, computed with scipy."""
 
 import numpy as np
 import pytest
@@ -47,16 +47,16 @@ def test_product_of_axis_weights_is_the_filtered_point(window: tuple[int, int, i
 
 
 def test_shares_of_all_windows_sum_to_one_and_are_their_weights() -> None:
-    grid = WindowGrid.over((21, 40, 9), (8, 16, 12), 0.6, "gaussian")
+    grid = WindowGrid.from_shape((21, 40, 9), (8, 16, 12), 0.6, "gaussian")
     weights = grid.weights[0][:, None, None] * grid.weights[1][:, None] * grid.weights[2]
-    shares = grid.shares()
-    total, summed = np.zeros((2, *grid.padded))
+    shares = grid.compute_shares()
+    total, summed = np.zeros((2, *grid.padded_shape))
     for z in grid.starts[0]:
-        for y, x in grid.in_plane:
+        for y, x in grid.starts_yx:
             box = np.s_[z : z + 8, y : y + 16, x : x + 12]
             summed[box] += shares[0][z][:, None, None] * shares[1][y][:, None] * shares[2][x]
             total[box] += weights
     np.testing.assert_allclose(summed, 1, rtol=1e-6)
     np.testing.assert_allclose(shares[0][0][:, None, None] * shares[1][0][:, None] * shares[2][0],
                                weights / total[:8, :16, :12], rtol=1e-5)  # fmt: skip
-    assert len(grid) == len(grid.starts[0]) * len(grid.in_plane)
+    assert len(grid) == len(grid.starts[0]) * len(grid.starts_yx)

@@ -1,4 +1,4 @@
-"""Dividing cases, and telling failures."""
+"""Division of cases among processes, and one-line failures."""
 
 import numpy as np
 from hypothesis import given
@@ -29,10 +29,10 @@ def test_each_case_goes_to_one_shard(voxels: dict[str, int], shards: int) -> Non
 
 
 @given(SIZES, st.integers(1, 9))
-def test_no_shard_is_much_longer_than_the_best_division(
+def test_no_shard_is_much_larger_than_in_the_best_division(
     voxels: dict[str, int], shards: int
 ) -> None:
-    """Graham 1969: longest first ends within 4/3 of the optimum, which is at least the mean and the largest case."""
+    """Graham 1969: at most 4/3 of the optimum, which is at least the mean and the largest case."""
     loads = [
         sum(voxels[name] for name in shard_cases(voxels, shard, shards)) for shard in range(shards)
     ]
@@ -43,34 +43,34 @@ def test_no_shard_is_much_longer_than_the_best_division(
 
 
 @given(SIZES, st.integers(1, 9))
-def test_a_plan_covers_each_case_once_and_never_takes_longer_than_whole_cases(
+def test_a_division_covers_each_case_once_and_is_never_slower_than_whole_cases(
     voxels: dict[str, int], shards: int
 ) -> None:
     plans = [divide_work(voxels, shard, shards) for shard in range(shards)]
-    together = plans[0].together
-    assert all(one.together == together for one in plans)
-    assert sorted([*together, *(name for one in plans for name in one.alone)]) == sorted(voxels)
+    shared = plans[0].shared
+    assert all(one.shared == shared for one in plans)
+    assert sorted([*shared, *(name for one in plans for name in one.whole)]) == sorted(voxels)
     assert all(
-        voxels[name] >= voxels[other] for name in together for one in plans for other in one.alone
+        voxels[name] >= voxels[other] for name in shared for one in plans for other in one.whole
     )
-    shared = sum(voxels[name] for name in together) * (SERIAL_SHARE + (1 - SERIAL_SHARE) / shards)
+    shared = sum(voxels[name] for name in shared) * (SERIAL_SHARE + (1 - SERIAL_SHARE) / shards)
     whole = [
         sum(voxels[name] for name in shard_cases(voxels, shard, shards)) for shard in range(shards)
     ]
-    assert shared + max(sum(voxels[name] for name in one.alone) for one in plans) <= max(whole) * (
+    assert shared + max(sum(voxels[name] for name in one.whole) for one in plans) <= max(whole) * (
         1 + 1e-12
     )
 
 
-def test_what_is_shared() -> None:
-    assert divide_work({"a": 9}, 0, 1).together == ()
-    assert divide_work({"a": 9}, 1, 4).together == ("a",)
-    assert divide_work(dict.fromkeys("abcd", 5), 0, 4).together == ()
-    assert divide_work(dict.fromkeys("abcde", 5), 0, 4).together == ("a",)
-    assert divide_work({"huge": 100, "a": 2, "b": 2}, 0, 2).together == ("huge",)
+def test_only_cases_that_would_leave_processes_idle_are_shared() -> None:
+    assert divide_work({"a": 9}, 0, 1).shared == ()
+    assert divide_work({"a": 9}, 1, 4).shared == ("a",)
+    assert divide_work(dict.fromkeys("abcd", 5), 0, 4).shared == ()
+    assert divide_work(dict.fromkeys("abcde", 5), 0, 4).shared == ("a",)
+    assert divide_work({"huge": 100, "a": 2, "b": 2}, 0, 2).shared == ("huge",)
 
 
-def test_failures_are_one_line_that_names_the_case() -> None:
+def test_failure_is_one_line_with_the_name_of_the_case() -> None:
     assert format_failure("liver_3", UserError("liver_3: no label")) == "liver_3: no label"
     assert format_failure("liver_3", RunFailed("disk gone")) == "liver_3: disk gone"
     assert format_failure("liver_3", ValueError("two\nlines")) == "liver_3: ValueError: two lines"
@@ -83,7 +83,7 @@ def test_failures_are_one_line_that_names_the_case() -> None:
     )
 
 
-def test_slices_go_to_the_slab_whose_middle_is_nearest() -> None:
+def test_slices_are_assigned_to_the_slab_with_the_nearest_centre() -> None:
     scan = Grid((100, 8, 8), np.diag([1.0, 1.0, 2.0, 1.0]))
     slabs = [scan.cropped((start, 0, 0), (40, 8, 8)) for start in (0, 30, 60)]
     first, second, third = assign_slices_to_slabs(slabs, scan)

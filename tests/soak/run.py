@@ -207,7 +207,7 @@ def scans(store: CaseStore) -> Iterator[object]:
     )
     while True:
         for case_id in store.case_ids:
-            yield predictor.segment(store.image(case_id), store.intensity)
+            yield predictor.predict_labels(store.image(case_id), store.intensity)
 
 
 def table(verdicts: list[Verdict]) -> str:

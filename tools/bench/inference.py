@@ -75,7 +75,7 @@ def make_scan(shape: Shape) -> np.ndarray:
 def run_ours(image: np.ndarray, model: nn.Module, patch: Shape) -> None:
     keep_freed_memory()  # as the commands do
     predictor = our_predictor(model, patch)
-    for _ in predictor.stream(image):
+    for _ in predictor.stream_probabilities(image):
         pass
 
 
@@ -146,7 +146,7 @@ def contest(name: str, shape: Shape, patch: Shape, labels: Path) -> None:
         figures = {"windows": model.windows, "beyond_model_ms": 1000 * beyond / model.windows}
         print(json.dumps(figures | {"peak_mib": (peak_rss_kib() - before_kib) / 1024}), flush=True)
     if result is None:
-        np.save(labels, our_predictor(Cheap(patch), patch).segment(image))
+        np.save(labels, our_predictor(Cheap(patch), patch).predict_labels(image))
     else:
         np.save(
             labels, np.stack([result[:, z].argmax(0).astype(np.uint8) for z in range(shape[0])])
