@@ -23,6 +23,7 @@ def structure_mask(label_zyx: np.ndarray, structure: str) -> np.ndarray:
         ValueError: Another structure.
     """
     if structure == "liver":
+        # A tumour is a part of the liver.
         return (label_zyx == LIVER) | (label_zyx == TUMOUR)
     if structure == "tumour":
         return label_zyx == TUMOUR

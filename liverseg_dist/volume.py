@@ -54,6 +54,7 @@ class Grid:
     @cached_property
     def spacing_mm(self) -> Float3:
         """Voxel size (z, y, x) in mm."""
+        # Columns of the affine are the steps along x, y and z.
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(z), float(y), float(x)
 
@@ -130,6 +131,7 @@ class Grid:
             extent_mm = np.asarray(self.shape) * np.asarray(self.spacing_mm)
             counts = np.round(extent_mm / np.asarray(spacing_mm, dtype=np.float64))
             shape = np.maximum(1, counts).astype(int).tolist()
+        # Exact steps: the field of view is divided by the number of voxels.
         step = np.asarray(self.shape, dtype=np.float64) / np.asarray(shape)
         affine = self.affine.copy()
         affine[:3, :3] = self.affine[:3, :3] * step[::-1]
@@ -217,6 +219,7 @@ def plan_reorientation(
     for input_axis, (output_axis, sign) in enumerate(change):
         axes_xyz[int(output_axis)] = input_axis
         flips_xyz[int(output_axis)] = sign < 0
+    # NIfTI axis i is array axis 2 - i.
     axes = _to_index3(2 - axis for axis in reversed(axes_xyz))
     flip_z, flip_y, flip_x = reversed(flips_xyz)
     shape_xyz = grid.shape[::-1]

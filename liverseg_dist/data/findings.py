@@ -32,6 +32,7 @@ class ScanFileError(UserError):
     """A scan or label file cannot be read; `code` is the reason for scripts (see `nifti`)."""
 
     def __init__(self, path: Path | str, code: str, reason: str) -> None:
+        # The message is for people; path, code and reason are for programs.
         super().__init__(f"{printable(path)}: {reason}")
         self.path = Path(path)
         self.code = code

@@ -108,8 +108,10 @@ def _render_tile(
     # Arrays run to the right and to anterior (RAS); the display runs to the left and down.
     upright = np.ascontiguousarray(rgb[::-1, ::-1]).astype(np.uint8)
     tile = Image.fromarray(upright)
+    # The longer side fills the tile, the aspect ratio is kept.
     scale = TILE_PX / max(tile.size)
     size = (round(tile.width * scale), round(tile.height * scale))
+    # No interpolation: the picture shows the voxels that the network receives.
     fitted = tile.resize(size, Image.Resampling.NEAREST)
     canvas = Image.new("RGB", (TILE_PX, TILE_PX), _BACKGROUND)
     canvas.paste(fitted, ((TILE_PX - fitted.width) // 2, (TILE_PX - fitted.height) // 2))

@@ -51,6 +51,7 @@ def read_split_file(config: SplitConfig) -> NamedSplits:
         splits = _parse_splits(content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a JSON {SPLIT_FORMS} ({error})") from None
+    # Ids, not names: `liver_1` and `imagesTr/liver_1.nii.gz` are the same scan.
     scan_ids = Counter(
         derive_scan_id(get_file_name(name), keep_channel=True) for name in splits.list_names()
     )

@@ -64,6 +64,7 @@ def make_splits(
         return _split_by_file(config, cases_by_scan)
     if config.kind == "nnunet":
         return _split_like_nnunet(cases_by_scan, held_out)
+    # All scans of a held-out patient are held out, also those in the training list.
     held_out_patients = {patients[case_id] for case_id in held_out}
     test = {case_id for case_id in burden if patients[case_id] in held_out_patients}
     rest = {case_id: value for case_id, value in burden.items() if case_id not in test}
@@ -104,6 +105,7 @@ def check_split_files(config: SplitConfig, scans: Sequence[str]) -> None:
         unknown = []
         for name in sorted(set(read_split_file(config).list_names())):
             scan_of_slab = name.rpartition("_tile")[0]
+            # Slabs do not exist before the conversion, so their names are checked by their scan.
             if index.find_scan(name) is None and scan_of_slab not in known:
                 unknown.append(name)
         if unknown:
@@ -168,11 +170,13 @@ def _split_stratified(
     cases_by_patient: dict[str, list[str]] = {}
     for case_id in sorted(burden):
         cases_by_patient.setdefault(patients[case_id], []).append(case_id)
+    # A patient with several scans counts by the scan with the highest burden.
     max_burden = {}
     for patient, cases in cases_by_patient.items():
         max_burden[patient] = max(burden[case_id] for case_id in cases)
     ordered = sorted(cases_by_patient, key=lambda patient: (max_burden[patient], patient))
     test_positions = _choose_test_positions(len(ordered), config)
+    # Patients, not cases, are assigned, so that scans of a patient stay together.
     test = [patient for i, patient in enumerate(ordered) if i in test_positions]
     rest = [patient for i, patient in enumerate(ordered) if i not in test_positions]
     folds = _distribute_patients(rest, cases_by_patient, config.folds)
@@ -248,6 +252,7 @@ def _split_by_file(config: SplitConfig, cases_by_scan: Mapping[str, Sequence[str
 
 def _match_known_names(splits: NamedSplits, known: Collection[str]) -> NamedSplits:
     """Replace the file's names by those of the data set; unknown names stay."""
+    # Names in the file may have suffixes, folders or another case.
     index = ScanIndex(known)
     test = [index.find_scan(name) or name for name in splits.test]
     folds = []

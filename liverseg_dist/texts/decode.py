@@ -40,6 +40,7 @@ def decode_text(raw: bytes) -> str:
         text = body.decode(encoding)
     except UnicodeDecodeError as error:
         raise TextDecodeError(_describe_decode_error(body, error)) from None
+    # One kind of line end, so that line numbers are right in all messages.
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -56,6 +57,7 @@ def read_text(path: Path, *, max_bytes: int = MAX_TEXT_BYTES, purpose: str = "")
     """
     try:
         with path.open("rb") as file:
+            # One byte more than allowed shows that a file is too large, also for pipes.
             raw = file.read(max_bytes + 1)
     except FileNotFoundError:
         raise UserError(f"{printable(path)}: no such file{purpose}") from None

@@ -47,6 +47,7 @@ def detect_unsupported_format(path: Path) -> tuple[str, str] | None:
         Name of the format and how to convert; None if it is not recognised.
     """
     name = path.name.lower()
+    # The name first: it needs no access to the file.
     for suffix, known in UNSUPPORTED_FORMATS.items():
         if name.endswith(suffix):
             return known
@@ -80,6 +81,7 @@ def describe_unread(paths: Iterable[Path]) -> list[str]:
 
 def _contains_dicom(folder: Path) -> bool:
     try:
+        # A few files are enough: a series may have thousands.
         inside = sorted(folder.iterdir())[:_MAX_INSPECTED_FILES]
     except OSError:
         return False

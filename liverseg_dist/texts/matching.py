@@ -74,6 +74,7 @@ def match_entries(
     for entry in entries:
         scan = index.find_scan(entry.name)
         if scan is None:
+            # Repeated names are refused for unknown scans as well.
             group, key = unknown, fold_id(derive_scan_id(entry.name))
         else:
             group, key = found, scan
@@ -83,6 +84,7 @@ def match_entries(
                 f"in {group[key].where} and {entry.where}; remove one"
             )
         group[key] = entry
+    # No match at all is a wrong table or a wrong column, not a few missing rows.
     if entries and scans and not found:
         raise UserError(
             f"{printable(path)}: no row names a scan of this data set; "

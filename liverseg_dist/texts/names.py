@@ -121,8 +121,10 @@ def assign_scan_ids(names: Iterable[str], labels: Collection[str] = ()) -> Folde
     for name, stem in stems.items():
         match = _NUMBERED.fullmatch(stem)
         group = numbers.get(match[1], set()) if match else set()
+        # Without `_0000` or with many numbers, the numbers are case numbers.
         if match is None or "0000" not in group or len(group) > MAX_CHANNELS:
             ids[name] = stem
+        # nnU-Net counts channels from 0; a CT is the first one.
         elif match[2] == "0000":
             ids[name] = match[1]
         else:

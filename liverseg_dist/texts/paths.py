@@ -23,6 +23,7 @@ def expand_text(text: str) -> str:
     Raises:
         ValueError: An undefined variable or an unknown user.
     """
+    # `$` is a valid character in file names.
     if "$" in text and not os.path.lexists(text):
         text = VARIABLE.sub(_read_variable, text)
     if not text.startswith("~"):
@@ -61,6 +62,7 @@ def quote_path(path: str | Path) -> str:
 
 def _read_variable(match: re.Match[str]) -> str:
     name = match[1] or match[2]
+    # An empty replacement would silently name another folder.
     if name not in os.environ:
         raise ValueError(f"the environment variable {name or '(empty)'} is not set")
     return os.environ[name]

@@ -116,6 +116,7 @@ def parse_json(text: str) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if repeated:
+        # The hook of `json.loads` gets no line numbers, so the text is searched again.
         first, second = _find_repeated_key_lines(text)
         raise ValueError(
             f"the key {_format_key(repeated[0])} occurs twice, "
@@ -140,6 +141,7 @@ def check_text(text: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError("a text with an incomplete character (a lone surrogate)") from None
+    # No file system accepts it in a name.
     if "\0" in text:
         raise ValueError("a text with a zero byte")
     return text
@@ -150,6 +152,7 @@ def _parse_both(text: str) -> tuple[Any, Any]:
     if len(text) > MAX_YAML_BYTES:
         raise ValueError(f"longer than {MAX_YAML_BYTES >> 20} MiB")
     try:
+        # The text is parsed once and constructed twice.
         loader, as_text = _Loader(text), _TextLoader("")
         try:
             node = loader.get_single_node()
@@ -179,6 +182,7 @@ class _YamlRestrictionError(ValueError):
 
 def _check_repeated_keys(root: yaml.Node) -> None:
     """Check all mappings at all levels; a mapping with several aliases is visited once."""
+    # A list instead of recursion: nested input must not exhaust the stack.
     pending = [root]
     seen: set[int] = set()
     while pending:

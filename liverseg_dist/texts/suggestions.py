@@ -18,6 +18,7 @@ class SuggestingParser(argparse.ArgumentParser):
     """An argument parser that suggests the nearest option for an unknown one."""
 
     def error(self, message: str) -> NoReturn:
+        # argparse has no hook for unknown arguments other than the message.
         if message.startswith(UNKNOWN_ARGUMENTS):
             for word in message.removeprefix(UNKNOWN_ARGUMENTS).split():
                 option = word.partition("=")[0]

@@ -38,6 +38,7 @@ def render_audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -
     environment = Environment(
         loader=PackageLoader("liverseg_dist.data.audit", "templates"),
         autoescape=select_autoescape(["html.j2"]),
+        # A misspelt name in the template fails instead of printing nothing.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -122,6 +123,7 @@ def _encode_picture(file: Path | None) -> str:
         return ""
     try:
         return base64.b64encode(file.read_bytes()).decode()
+    # The page is written also if a picture is missing.
     except OSError:
         return ""
 
@@ -136,6 +138,7 @@ def _flatten_settings(
             rows += _flatten_settings(value, f"{prefix}{key}.")
             continue
         text = str(value)
+        # Weights of the denoiser, as text, would fill pages.
         if len(text) > MAX_SETTING_CHARACTERS:
             text = f"{text[:SHORTENED_CHARACTERS]}... ({len(text):,} characters)"
         rows.append((f"{prefix}{key}", text))

@@ -64,6 +64,7 @@ def _count_statuses(audit: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _severity_index(severity: str) -> int:
+    # An unknown severity sorts first: it must not be overlooked.
     return SEVERITIES.index(severity) if severity in SEVERITIES else 0
 
 

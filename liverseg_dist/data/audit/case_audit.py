@@ -79,6 +79,7 @@ def audit_case(
     facts = collect_image_facts(image)
     findings += check_grid(image, cleaning)
     findings += check_invalid_voxels(image, cleaning, facts)
+    # Image and label are judged independently: a bad label must not hide a bad image.
     repaired: Volume | None = None
     if label is not None:
         integer_label, problem = _convert_label_values(label)
@@ -93,6 +94,7 @@ def audit_case(
         findings += check_side(image, repaired, facts)
     findings += check_intensity(image, repaired, facts)
     if label is None:
+        # The policy for missing labels decides the severity, so the finding is replaced.
         index_findings = [f for f in findings if f.code == "label_missing"]
         findings = [f for f in findings if f.code != "label_missing"]
         findings += _report_missing_label(cleaning, training, index_findings)
@@ -178,6 +180,7 @@ def _check_label(label: Volume, facts: dict[str, object]) -> list[Finding]:
     for name, count in zip(CLASS_NAMES[1:], class_voxels[1:], strict=True):
         volumes_ml[name] = round(count * voxel_ml, 3)
     facts["volumes_ml"] = volumes_ml
+    # A tumour is a part of the liver.
     liver_voxels = class_voxels[LIVER] + class_voxels[TUMOUR]
     if liver_voxels == 0:
         return [Finding("error", "label_empty", "the label is empty: neither liver nor tumour")]
@@ -245,6 +248,7 @@ def count_detached_tumours(label_zyx: np.ndarray) -> tuple[int, int, int]:
         return 0, 0, 0
     cropped = label_zyx[box]
     is_tumour = cropped == TUMOUR
+    # Only the box is labelled: components of the whole scan would need 4 bytes for each voxel.
     components = cc3d.connected_components(is_tumour.view(np.uint8), connectivity=26)
     count = int(components.max())
     is_detached = np.ones(count + 1, dtype=bool)

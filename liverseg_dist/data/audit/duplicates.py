@@ -34,6 +34,7 @@ def hash_voxels(volume: Volume) -> str:
 
 def find_duplicates(hashes: Mapping[str, str]) -> list[tuple[str, ...]]:
     """Groups of case ids with the same hash, sorted. `hashes`: case id -> `hash_voxels`."""
+    # Equal hashes mean equal voxels; spacing and position may differ.
     groups: dict[str, list[str]] = defaultdict(list)
     for case_id, digest in hashes.items():
         groups[digest].append(case_id)
@@ -64,6 +65,7 @@ def find_ircadb_overlaps(case_ids: Iterable[str]) -> list[tuple[str, str]]:
     lits = {}
     for case_id in case_ids:
         if match := _LITS.match(case_id):
+            # Numbers, not texts: liver_028 and liver_28 are the same scan.
             lits[int(match[1])] = case_id
     pairs = []
     for case_id in case_ids:

@@ -111,6 +111,7 @@ def _check_sizes(image: Volume) -> list[Finding]:
     canonical = image.reoriented(CANONICAL_ORIENTATION)
     spacing_mm = canonical.spacing_mm
     extent_mm = [n * mm for n, mm in zip(canonical.shape, spacing_mm, strict=True)]
+    # A scan may be as long as a person; in plane it is limited by the scanner's bore.
     length_mm, in_plane_mm = extent_mm[0], extent_mm[1:]
     min_voxel, max_voxel = VOXEL_LIMITS_MM
     min_extent, max_extent = EXTENT_LIMITS_MM
@@ -161,6 +162,7 @@ def check_invalid_voxels(
 ) -> list[Finding]:
     """Report NaN, padding and blank slices; too many of them are an error. Adds to `facts`."""
     canonical = image.reoriented(CANONICAL_ORIENTATION)
+    # In canonical orientation, so that blank slices are counted along z.
     _, invalid = fill_invalid_voxels(canonical.voxels)
     facts["broken"] = invalid.to_json()
     findings = _report_invalid_voxels(invalid, int(np.prod(canonical.shape)))
@@ -248,6 +250,7 @@ def _judge_intensity(
     if np.percentile(sample, 0.1) > NO_AIR_HU:
         tissue = liver_median
         if tissue is None:
+            # Without label: tissue is the brighter part of the image.
             tissue = float(np.median(sample[sample > sample.mean()]))
         if _is_offset_tissue_hu(tissue):
             return [_report_missing_offset(low, high, tissue)]
@@ -274,6 +277,7 @@ def _estimate_tissue_hu(sample: np.ndarray) -> float | None:
     body = sample[sample > BODY_HU]
     if body.size < max(1.0, MIN_BODY_FRACTION * sample.size):
         return None
+    # Above the mean of the body: without fat and air in the bowel.
     bright = body[body > body.mean()]
     return float(np.median(bright)) if bright.size else None
 
@@ -284,6 +288,7 @@ def _has_background(low: float, high: float, sample: np.ndarray) -> bool:
     Air is -1000 HU, so an image with a background at 0 is not a CT in HU, but has grey values of 8
     bits or is MR. A crop from inside the body has no background: its lowest values are rare.
     """
+    # Percentiles, not extremes: a few outliers would shift the band.
     floor, top = np.percentile(sample, (1, 99))
     if floor < MIN_FLOOR_HU and (low, high) != SIGNED_BYTE_RANGE:
         return False

@@ -37,6 +37,7 @@ def match_label(image: Grid, label: Volume) -> LabelMatch:
     if label.grid.matches(image):
         return LabelMatch(Volume(label.voxels, image))
     is_header_lost = has_identity_affine(label.grid) and not has_identity_affine(image)
+    # Equal shapes make it likely that only the header differs.
     if label.shape == image.shape and is_header_lost:
         message = (
             "the label's header lost its geometry (identity affine); "
@@ -55,6 +56,7 @@ def match_label(image: Grid, label: Volume) -> LabelMatch:
     is_same_grid = reoriented.grid.matches(image)
     if not is_same_grid:
         distance_mm = _measure_distance_mm(reoriented.grid, image)
+        # Up to half a voxel, each label voxel still has its nearest image voxel at the same index.
         if distance_mm is None or distance_mm > min(image.spacing_mm) / 2:
             return _resample_label(image, label)
         message = (
@@ -106,6 +108,7 @@ def _measure_centre(mask_zyx: np.ndarray) -> np.ndarray:
 
 def has_identity_affine(grid: Grid) -> bool:
     """Whether voxels are exactly 1 mm along the world's axes: a sign of lost geometry."""
+    # Absolute values: axes of an identity affine may be flipped.
     difference = np.abs(grid.affine[:3, :3]) - np.eye(3)
     return bool(np.abs(difference).max() < IDENTITY_TOLERANCE)
 

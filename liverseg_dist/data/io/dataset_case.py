@@ -56,6 +56,7 @@ def build_listed_cases(
         if label is not None:
             label_ids.add(derive_scan_id(label.name, keep_channel=True))
     ids = assign_scan_ids((image.name for image, _ in pairs), label_ids).ids
+    # One finder for all: folders with thousands of files are listed once.
     finder = FileFinder()
     cases = []
     for image, label in pairs:
@@ -100,11 +101,13 @@ def pair_files_by_name(folder: Path) -> tuple[Cases, Cases, list[Finding]]:
             f"imagesTs/; expected a Task03_Liver folder{'; ' if contents else ''}{contents}"
         )
     labels = _group_labels_by_key(folder, label_files)
+    # Labels have no channel, so their numbers show which numbers are case numbers.
     label_ids = {derive_scan_id(path.name, keep_channel=True) for path in label_files}
     names = assign_scan_ids((path.name for path in images), label_ids)
     test_names = assign_scan_ids((path.name for path in test_images), label_ids)
     training = []
     for path in images:
+        # Further channels have no id and become a finding.
         if path.name in names.ids:
             training.append(_build_paired_case(path, names.ids[path.name], labels))
     test = []

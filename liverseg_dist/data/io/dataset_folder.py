@@ -47,6 +47,7 @@ class FileFinder:
 
     def _list_by_id(self, folder: Path) -> dict[str, list[Path]]:
         if folder not in self._folders:
+            # Listing a folder once avoids a look-up per file on slow network file systems.
             self._folders[folder] = {}
             for file in list_entries(folder):
                 if is_scan_name(file.name) and is_file(file):
@@ -77,6 +78,7 @@ def parse_relative_path(name: str) -> PurePosixPath | None:
     Returns:
         None if the path leaves the folder or names no file.
     """
+    # Drive letters and UNC paths are absolute on Windows only, but never valid here.
     windows = PureWindowsPath(name)
     path = PurePosixPath(name.replace("\\", "/"))
     if windows.drive or windows.root or path.is_absolute() or ".." in path.parts or not path.name:
@@ -168,6 +170,7 @@ def _sort_entries(folder: Path, used: set[Path]) -> _FolderEntries:
     for path in list_entries(folder):
         if path in used or path.name.startswith(MACOS_METADATA_PREFIX):
             continue
+        # Hidden files are not read, but a hidden scan is probably a mistake of the user.
         if path.name.startswith("."):
             if is_scan_name(path.name.lstrip(".")) or _has_unsupported_suffix(path):
                 entries.hidden.append(path)

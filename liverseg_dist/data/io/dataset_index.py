@@ -111,6 +111,7 @@ def _check_ids(folder: Path, cases: Iterable[DatasetCase]) -> None:
     Ids that differ only in upper and lower case count as equal: some file systems do not
     distinguish them.
     """
+    # Over both parts: a case must not be in training and test.
     seen: dict[str, DatasetCase] = {}
     for case in cases:
         name = case.case_id
@@ -130,6 +131,7 @@ def _check_ids(folder: Path, cases: Iterable[DatasetCase]) -> None:
 
 def _find_outside_links(folder: Path, cases: Iterable[DatasetCase]) -> list[Finding]:
     """A downloaded data set may link to scans that its user did not intend to convert."""
+    # The folder itself may be reached by a link.
     home = os.path.realpath(folder)
     linked = set()
     for case in cases:

@@ -175,6 +175,7 @@ def _check_modality(content: Mapping[str, Any], index: Path) -> list[Finding]:
     if isinstance(modality, dict):
         names = list(modality.values())
     else:
+        # Decathlon: {"0": "CT"}; other writers use a list or a single name.
         names = modality if isinstance(modality, list) else [modality]
     if len(names) != 1:
         raise UserError(
@@ -189,6 +190,7 @@ def _check_modality(content: Mapping[str, Any], index: Path) -> list[Finding]:
 def _find_ignored_content(content: Mapping[str, Any]) -> list[Finding]:
     """Report lists of scans, file types and folds that are present but not read."""
     notes = []
+    # Silence would let users believe that these lists define the data set.
     if isinstance(content.get("dataset"), dict):
         message = (
             f"{INDEX_FILE} lists scans under `dataset` (nnU-Net), which is not read; scans are "
@@ -230,6 +232,7 @@ def _check_counts(content: Mapping[str, Any], training: int, test: int) -> list[
     notes = []
     for key, count in (("numTraining", training), ("numTest", test)):
         claimed = content.get(key)
+        # The counts are not needed for reading, so a wrong one is only a warning.
         if isinstance(claimed, int) and claimed != count:
             message = f"{INDEX_FILE} has {key} {claimed} but lists {count}"
             notes.append(Finding("warning", "case_count", message))
@@ -289,6 +292,7 @@ def _resolve_path(folder: Path, index: Path, name: object) -> Path:
             f"{printable(index)}: {_format_value(name)} leaves the data set's folder; "
             "paths are relative to it"
         )
+    # Such a name would become an id that cannot be printed.
     if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
         raise UserError(
             f"{printable(index)}: {_format_value(name)} cannot name a case; rename the file"

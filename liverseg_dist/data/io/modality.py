@@ -73,6 +73,7 @@ def refuse_other_modality(where: object, notes: Iterable[Finding], allowed: Moda
 
 
 def _classify_modality(name: str) -> Literal["ct", "other", "unknown"]:
+    # Words, not substrings: "CT" is contained in "direct".
     text = re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
     words = set(text.split())
     is_ct = bool(words & CT_WORDS) or any(phrase in text for phrase in CT_PHRASES)

@@ -80,6 +80,7 @@ def read_scan_file(path: Path | str, kind: Kind = "image") -> ScanFile:
             block = stream.read(NIFTI1_BYTES)
             block += stream.read(detect_header_size(block) - NIFTI1_BYTES)
             header = parse_header(block, path)
+            # Before the voxels are read: a header may claim more than the file can contain.
             _check_file_size(header, max_bytes, path)
             _skip_bytes(stream, header.offset - len(block))
             voxels = _read_voxels(stream, header, kind, path)
@@ -90,6 +91,7 @@ def read_scan_file(path: Path | str, kind: Kind = "image") -> ScanFile:
     except CORRUPT_DATA_ERRORS as error:
         reason = f"corrupt gzip data ({error}); copy it again"
         raise ScanFileError(path, "corrupt", reason) from None
+    # The scan may be valid but too large for this machine.
     except MemoryError:
         raise ScanFileError(path, "too_large", "does not fit into memory") from None
     except OSError as error:
@@ -104,6 +106,7 @@ def read_scan_file(path: Path | str, kind: Kind = "image") -> ScanFile:
 def _open_stream(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """The uncompressed byte stream of a regular file, and the most bytes that it can contain."""
     status = path.stat()
+    # Opening a pipe would block.
     if not stat.S_ISREG(status.st_mode):
         reason = "a folder, not a NIfTI file" if path.is_dir() else "not a file"
         raise ScanFileError(path, "not_nifti", reason)
@@ -194,6 +197,7 @@ class _ImageBuffer:
             if integers is not None:
                 self.voxels[part] = integers
                 return
+            # All int16 values are exact in float32.
             wider = np.empty(self.voxels.size, dtype=np.float32)
             wider[: part.start] = self.voxels[: part.start]
             self.voxels = wider
@@ -217,6 +221,7 @@ class _LabelBuffer:
             raise ScanFileError(self.path, "label_not_finite", reason)
         if values.dtype.kind == "f":
             rounded = np.rint(values)
+            # The worst voxel is named, as an example for the user.
             worst = int(np.argmax(np.abs(values - rounded)))
             if abs(values[worst] - rounded[worst]) > LABEL_TOLERANCE:
                 reason = (
@@ -287,6 +292,7 @@ def _write_stream(stream: BinaryIO, voxels: np.ndarray, grid: Grid) -> None:
     header = nib.Nifti1Header()
     header.set_data_dtype(voxels.dtype)
     header.set_data_shape(grid.shape[::-1])
+    # Both forms, because tools differ in the one they read.
     header.set_qform(grid.affine, code=1)
     header.set_sform(grid.affine, code=1)
     # A quaternion cannot express shear.

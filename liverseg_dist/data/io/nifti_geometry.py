@@ -58,6 +58,7 @@ def read_geometry(
         ScanFileError: no form of the header gives a usable geometry.
     """
     code = int(fields["xyzt_units"]) & UNIT_MASK
+    # An undefined code is read as mm, with a finding.
     scale = MM_PER_UNIT.get(code, 1.0)
     notes: list[Finding] = []
     if code not in MM_PER_UNIT:
@@ -120,6 +121,7 @@ def _choose_form(
             notes.append(Finding("warning", "sform_unusable", message))
     else:
         raise _merge_form_errors(sform, qform, path)
+    # The affine is used in any case; a different pixdim may mislead other tools.
     notes += _compare_pixdim(grid, fields)
     if grid.is_sheared:
         message = "the axes are not at right angles (gantry tilt?)"

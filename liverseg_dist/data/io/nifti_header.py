@@ -110,7 +110,7 @@ def _decode_fields(block: bytes, path: Path) -> nib.Nifti1Header:
         if size == NIFTI1_BYTES and block[344:348] == b"n+1\0":
             return nib.Nifti1Header(block[:NIFTI1_BYTES], endianness=order, check=False)
         if size == NIFTI2_BYTES and block[4:8] == b"n+2\0" and len(block) >= NIFTI2_BYTES:
-            # Some writers leave the signature's line ends empty.
+            # Zeros in place of the line ends are accepted.
             if block[8:12] not in (NIFTI2_LINE_ENDS, bytes(4)):
                 reason = "line ends were converted as in a text file; copy it again"
                 raise ScanFileError(path, "not_nifti", reason)
@@ -139,9 +139,11 @@ def _read_shape(fields: nib.Nifti1Header, path: Path) -> Index3:
     if rank < 3:
         reason = f"a picture of {shown} pixels; a scan has three dimensions"
         raise ScanFileError(path, "not_3d", reason)
+    # Some writers store a volume as 4D with one time step.
     if any(n != 1 for n in sizes[3:]):
         reason = f"{shown} voxels in {rank} dimensions; extract one 3D volume first"
         raise ScanFileError(path, "not_3d", reason)
+    # Limits the memory for a damaged or malicious header.
     if math.prod(sizes) > MAX_VOXELS:
         reason = f"the header claims {shown} voxels; at most {MAX_VOXELS:,} are read"
         raise ScanFileError(path, "header_shape", reason)
@@ -155,6 +157,7 @@ def _read_dtype(fields: nib.Nifti1Header, path: Path) -> np.dtype:
         kind = UNSUPPORTED_TYPES.get(code, f"of unknown type {code}")
         reason = f"voxels are {kind}; one integer or float per voxel is needed"
         raise ScanFileError(path, "not_scalar", reason)
+    # The byte order is that of the header.
     dtype = np.dtype(SUPPORTED_TYPES[code]).newbyteorder(fields.endianness)
     bits = int(fields["bitpix"])
     if bits != dtype.itemsize * 8:
@@ -169,7 +172,7 @@ def _read_offset(fields: nib.Nifti1Header, path: Path) -> int:
     # The 4 bytes after the header state whether extensions follow.
     min_offset = int(fields["sizeof_hdr"]) + 4
     is_whole = math.isfinite(offset) and offset == int(offset)
-    # An offset of 0 is common in files of old writers and means: right after the header.
+    # An offset of 0 is read as: right after the header.
     if not is_whole or offset > MAX_OFFSET or (offset != 0 and offset < min_offset):
         reason = f"the header puts the voxels at byte {offset:g}; it is damaged"
         raise ScanFileError(path, "header_offset", reason)

@@ -54,6 +54,7 @@ def describe_unmatched(path: Path, scans: Collection[str]) -> list[str]:
 def replace_spacing(grid: Grid, spacing_mm: Float3) -> Grid:
     """A grid with the same directions and origin, and voxels of `spacing_mm` (z, y, x)."""
     affine = grid.affine.copy()
+    # Spacing is z, y, x; columns of the affine are x, y, z.
     affine[:3, :3] *= np.asarray(spacing_mm)[::-1] / np.asarray(grid.spacing_mm)[::-1]
     return Grid(grid.shape, affine)
 
@@ -85,6 +86,7 @@ def _read_yaml_entries(path: Path) -> list[TableEntry[Float3]]:
         )
     entries = []
     for name, value in content.items():
+        # A scalar becomes a list of one, which is refused with the other wrong lengths.
         values = value if isinstance(value, list) else [value]
         where = f"the key {printable(name)}"
         entries.append(TableEntry(where, name, _parse_spacing(name, values, path, where)))
