@@ -50,8 +50,9 @@ def place_scan(job: CaseJob, audited: AuditedScan) -> PlacedScan:
     guide = label
     if audited.liver_guide is not None and audited.liver_guide.voxels.any():
         guide = crop_label_to(audited.liver_guide, clean.volume.grid)
+        # Findings are part of the stored bytes: a new wording would change every such store.
         message = (
-            "the run convert.labels_from found the liver; the slab is placed by it, "
+            "the run convert.labels_from found the liver; the slab lies on it, "
             "its voxels are not stored"
         )
         record = replace(
