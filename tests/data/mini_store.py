@@ -1,4 +1,4 @@
-"""A tiny store in the documented layout, written by zarr-python alone: the loader's tests need no conversion."""
+"""A small store written by zarr-python only, so that tests of the loader need no conversion."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class MiniMeta:
 
 
 class MiniStore:
-    """What `PatchSource` asks of a `CaseStore`."""
+    """The part of `CaseStore` that `PatchSource` uses."""
 
     def __init__(self, path: Path | str, case_ids: list[str]) -> None:
         self.path, self.case_ids = path, case_ids
@@ -45,7 +45,7 @@ class MiniStore:
 
 
 def ct_like(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A body with a liver and two tumours of unlike size; int16 HU with noise, and its label."""
+    """A body with a liver and two tumours of different sizes; int16 HU with noise, and its label."""
     rng = np.random.default_rng(seed)
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     liver = (z / 0.7) ** 2 + ((y - 0.1) / 0.5) ** 2 + ((x + 0.2) / 0.5) ** 2 < 1

@@ -1,4 +1,4 @@
-"""Small data sets in the Task03 layout, written by nibabel, and what conversion tests ask of a store's folder."""
+"""Small data sets in the Task03 layout, written by nibabel, and helpers of conversion tests."""
 
 import contextlib
 import hashlib
@@ -66,7 +66,7 @@ def write_source(
 
 
 def convert(source: Path, store: Path, *more: str) -> tuple[int, dict[str, Any]]:
-    """Exit code and --json result of `liverseg convert`, with one worker unless `more` says otherwise."""
+    """Exit code and --json result of `liverseg convert`, with one worker unless `more` sets it."""
     overrides = [] if any("convert.workers" in option for option in more) else ["convert.workers=1"]
     return run("convert", source, store, *overrides, *more)
 
@@ -87,15 +87,15 @@ def convert_command(source: Path, store: Path, *more: str) -> list[str]:
 
 def run(command: str, *arguments: object) -> tuple[int, dict[str, Any]]:
     """Exit code and --json result of a command, run in this process; empty when it printed none."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
         code = main([command, *map(str, arguments), "--json"])
-    lines = said.getvalue().splitlines()
+    lines = stdout.getvalue().splitlines()
     return code, json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
 
 
 def tree(store: Path) -> Mapping[str, str]:
-    """SHA-256 of every file but the locks, which are no data; and every folder that is left over."""
+    """SHA-256 of every file except locks; and every empty folder that was left behind."""
     found = {}
     for path in sorted(store.rglob("*")):
         name = path.relative_to(store).as_posix()

@@ -1,4 +1,4 @@
-"""The store as its readers see it: ours, zarr-python, tensorstore, OME-Zarr; and what is refused."""
+"""Reading a store with CaseStore, zarr-python, tensorstore and OME-Zarr; damaged stores."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(store: Path, tmp_path: Path) -> Path:
-    """The root alone, to be changed."""
+    """A copy of the root only, for tests that change it."""
     (tmp_path / "s.zarr").mkdir()
     (tmp_path / "s.zarr" / "zarr.json").write_bytes((store / "zarr.json").read_bytes())
     return tmp_path / "s.zarr"
@@ -44,15 +44,15 @@ def change(store: Path, **root: Any) -> None:
 
 @pytest.mark.parametrize("name", ["image", "label", "source_label", "foreground"])
 def test_other_readers_see_the_same_voxels(store: Path, name: str) -> None:
-    ours = getattr(CaseStore.open(store), name)("liver_1")
+    values = getattr(CaseStore.open(store), name)("liver_1")
     plain = zarr.open_group(str(store), mode="r", use_consolidated=False)
-    assert np.array_equal(np.asarray(plain[f"cases/liver_1/{name}"][...]), ours)  # type: ignore[index]
+    assert np.array_equal(np.asarray(plain[f"cases/liver_1/{name}"][...]), values)  # type: ignore[index]
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(store / "cases/liver_1" / name)},
     }
     other = tensorstore.open(spec, read=True).result().read().result()
-    assert np.array_equal(other, ours)
+    assert np.array_equal(other, values)
 
 
 def test_one_shard_per_array_with_checksums(store: Path) -> None:
@@ -88,7 +88,7 @@ def test_ome_zarr_readers_accept_every_case(store: Path) -> None:
     assert tuple(origin.translation) == pytest.approx(meta.grid.world_mm(np.zeros(3))[::-1])
 
 
-def test_opening_reads_the_root_alone(copy: Path) -> None:
+def test_opening_reads_only_the_root(copy: Path) -> None:
     """Ids, metadata and splits are known without another file: one request to an object store."""
     opened = CaseStore.open(copy)
     assert len(opened.case_ids) == 5
@@ -101,7 +101,7 @@ def test_opening_reads_the_root_alone(copy: Path) -> None:
     assert opened.audit["liver_0"]["status"] == "kept"
 
 
-def test_parts_are_whole_and_disjoint(store: Path) -> None:
+def test_parts_are_complete_and_disjoint(store: Path) -> None:
     opened = CaseStore.open(store)
     for fold in range(5):
         train, validation = opened.ids("train", fold), opened.ids("validation", fold)
@@ -113,7 +113,7 @@ def test_parts_are_whole_and_disjoint(store: Path) -> None:
         opened.ids("train", 5)
 
 
-def test_a_store_of_a_remote_file_system(store: Path) -> None:
+def test_a_store_on_a_remote_file_system(store: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(store), "/remote.zarr", recursive=True)
     opened = CaseStore.open("memory://remote.zarr")
@@ -128,13 +128,13 @@ def test_a_store_of_a_remote_file_system(store: Path) -> None:
         ("memory://there/is/none.zarr", "no Zarr store found"),
     ],
 )
-def test_a_url_that_leads_nowhere_is_one_line(url: str, reason: str) -> None:
+def test_a_wrong_url_gives_one_line(url: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as refused:
         CaseStore.open(url)
     assert url in str(refused.value)
 
 
-def test_a_url_whose_driver_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_without_driver_gives_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = {"class": "no_such_module.FileSystem", "err": "Install absentfs to access it"}
     monkeypatch.setitem(known_implementations, "absent", driver)
     with pytest.raises(
@@ -180,7 +180,7 @@ def use(store: CaseStore) -> None:
         ("cases.liver_0.labelled", "yes"), ("cases.liver_0.tumours", -1),
     ],
 )  # fmt: skip
-def test_damaged_metadata_is_one_line_before_memory_is_taken(
+def test_damaged_metadata_gives_one_line_before_allocation(
     copy: Path, place: str, value: object
 ) -> None:
     content = json.loads((copy / "zarr.json").read_text())
@@ -207,25 +207,25 @@ def test_damaged_metadata_is_one_line_before_memory_is_taken(
     ],
     ids=["shape", "shard", "type", "codec"],
 )
-def test_an_array_that_claims_what_cannot_be_is_refused(
+def test_an_array_with_impossible_metadata_is_refused(
     store: Path, tmp_path: Path, change_array: Any
 ) -> None:
-    whole = shutil.copytree(store, tmp_path / "s.zarr")
-    file = whole / "cases" / "liver_0" / "image" / "zarr.json"
+    damaged = shutil.copytree(store, tmp_path / "s.zarr")
+    file = damaged / "cases" / "liver_0" / "image" / "zarr.json"
     content = json.loads(file.read_text())
     change_array(content)
     file.write_text(json.dumps(content))
     with pytest.raises((RunFailed, UserError), match="damaged"):
-        CaseStore.open(whole).image("liver_0")
+        CaseStore.open(damaged).image("liver_0")
 
 
-def test_nesting_without_end_is_damage(copy: Path) -> None:
+def test_deep_nesting_is_damage(copy: Path) -> None:
     (copy / "zarr.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="is damaged"):
         CaseStore.open(copy)
 
 
-def test_what_is_no_store_is_refused(tmp_path: Path, copy: Path) -> None:
+def test_a_folder_that_is_not_a_store_is_refused(tmp_path: Path, copy: Path) -> None:
     with pytest.raises(UserError, match="no Zarr store found"):
         CaseStore.open(tmp_path / "nothing")
     (tmp_path / "file").write_text("x")

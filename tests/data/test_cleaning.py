@@ -1,4 +1,4 @@
-"""Each cleaning step against a named reference (numpy, scipy, scikit-image) or a scan whose truth is known."""
+"""Each cleaning step against a reference (numpy, scipy, scikit-image) or a synthetic scan."""
 
 import math
 
@@ -45,14 +45,14 @@ def tissue(shape: tuple[int, int, int] = (6, 40, 48), noise_hu: float = 20) -> n
     return np.rint(steps + np.random.default_rng(1).normal(0, noise_hu, shape)).astype(np.int16)
 
 
-# --- broken voxels ----------------------------------------------------------------------------------------------------
+# --- invalid voxels ----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_to_do_returns_the_input_itself() -> None:
+def test_a_valid_scan_is_returned_unchanged() -> None:
     voxels = tissue()
-    filled, broken = fill_invalid_voxels(voxels)
+    filled, invalid = fill_invalid_voxels(voxels)
     assert filled is voxels
-    assert broken.to_json() == {
+    assert invalid.to_json() == {
         "nonfinite_voxels": 0,
         "padding_voxels": 0,
         "saturated_voxels": 0,
@@ -66,9 +66,9 @@ def test_nan_infinity_padding_and_saturation_become_air_and_are_counted() -> Non
     voxels[0, 1, :2] = -3024, -2000
     voxels[0, 2, 0] = 60_000
     before = voxels.copy()
-    filled, broken = fill_invalid_voxels(voxels)
+    filled, invalid = fill_invalid_voxels(voxels)
     assert filled.dtype == np.int16
-    assert (broken.nonfinite_voxels, broken.padding_voxels, broken.saturated_voxels) == (3, 2, 1)
+    assert (invalid.nonfinite_voxels, invalid.padding_voxels, invalid.saturated_voxels) == (3, 2, 1)
     assert (filled[0, 0, :3] == -1024).all()
     assert (filled[0, 1, :2] == -1024).all()
     assert filled[0, 2, 0] == 32767
@@ -78,27 +78,27 @@ def test_nan_infinity_padding_and_saturation_become_air_and_are_counted() -> Non
 
 
 @given(hnp.arrays(np.float32, (2, 3, 4), elements=st.floats(width=32)))
-def test_any_floats_become_whole_hu_of_a_ct(voxels: np.ndarray) -> None:
-    filled, broken = fill_invalid_voxels(voxels)
+def test_any_floats_become_valid_int16_hu(voxels: np.ndarray) -> None:
+    filled, invalid = fill_invalid_voxels(voxels)
     assert filled.dtype == np.int16
     assert filled.min() >= -1024
-    assert broken.nonfinite_voxels == np.count_nonzero(~np.isfinite(voxels))
-    if not broken.blank_slices:
+    assert invalid.nonfinite_voxels == np.count_nonzero(~np.isfinite(voxels))
+    if not invalid.blank_slices:
         fine = np.isfinite(voxels) & (voxels >= -1024) & (voxels <= 32767)
         np.testing.assert_array_equal(filled[fine], np.rint(voxels[fine]))
 
 
 def test_blank_slices_between_slices_are_interpolated_as_numpy_does() -> None:
     voxels = tissue((9, 5, 5))
-    voxels[[0, 3, 4, 6, 8]] = -1024  # 0 and 8 lie at the ends: nothing to interpolate from
-    filled, broken = fill_invalid_voxels(voxels)
-    assert broken.blank_slices == (3, 4, 6)
+    voxels[[0, 3, 4, 6, 8]] = -1024  # 0 and 8 are at the ends: no neighbours to interpolate from
+    filled, invalid = fill_invalid_voxels(voxels)
+    assert invalid.blank_slices == (3, 4, 6)
     content = [1, 2, 5, 7]
     for y, x in np.ndindex(5, 5):
         reference = np.interp([3, 4, 6], content, voxels[content, y, x])
         np.testing.assert_allclose(filled[[3, 4, 6], y, x], reference, atol=0.51)
     np.testing.assert_array_equal(filled[[0, 1, 2, 5, 7, 8]], voxels[[0, 1, 2, 5, 7, 8]])
-    assert invalid_fraction(broken, voxels.shape) == pytest.approx(3 / 9)
+    assert invalid_fraction(invalid, voxels.shape) == pytest.approx(3 / 9)
 
 
 def test_an_empty_scan_has_no_blank_slices_to_fill() -> None:
@@ -128,7 +128,7 @@ def test_gaussian_equals_skimage(sigma: float) -> None:
 
 @pytest.mark.parametrize("sigma", [0.8, 1.5])
 def test_bilateral_equals_its_formula_and_in_the_limit_scipys_gaussian(sigma: float) -> None:
-    """scikit-image's is no reference: its table of spatial weights is laid out for a window one wider (0.26)."""
+    """scikit-image 0.26 is no reference: its spatial weights belong to a window one voxel wider."""
     image, radius = tissue()[0], math.ceil(2 * sigma)
     place = np.hypot(*np.mgrid[-radius : radius + 1, -radius : radius + 1]).ravel()
 
@@ -153,8 +153,8 @@ def test_total_variation_equals_skimage(weight: float) -> None:
     reference = denoise_tv_chambolle(
         image.astype(np.float64), weight=weight, eps=1e-9, max_num_iter=2000
     )
-    ours = minimise_total_variation(image, weight, tolerance=1e-9, iterations=2000)
-    np.testing.assert_allclose(ours, reference, atol=0.3)
+    denoised = minimise_total_variation(image, weight, tolerance=1e-9, iterations=2000)
+    np.testing.assert_allclose(denoised, reference, atol=0.3)
     assert (
         np.sqrt(np.mean((minimise_total_variation(image, weight) - reference) ** 2)) < 2
     )  # HU, at the tolerance in use
@@ -169,7 +169,7 @@ def test_the_noise_of_a_scan_is_estimated(sigma_hu: float) -> None:
 
 
 @pytest.mark.parametrize("method", ["median", "gaussian", "bilateral", "tv"])
-def test_noise_goes_and_edges_stay(method: str) -> None:
+def test_noise_decreases_and_edges_remain(method: str) -> None:
     truth, noisy = tissue(noise_hu=0), tissue(noise_hu=20)
     before = noisy.copy()
     cleaned, provenance = reduce_noise(noisy, CleaningConfig(noise=method))  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def test_noise_goes_and_edges_stay(method: str) -> None:
     np.testing.assert_array_equal(noisy, before)
 
 
-def test_no_noise_reduction_changes_nothing() -> None:
+def test_method_none_changes_nothing() -> None:
     voxels = tissue()
     assert reduce_noise(voxels, CleaningConfig())[0] is voxels
 
@@ -216,21 +216,21 @@ def test_median_deviation_equals_scipys(values: np.ndarray) -> None:
 
 @given(st.lists(hu_arrays, min_size=1, max_size=5), st.randoms(use_true_random=False))
 @settings(max_examples=30)
-def test_pooling_is_the_same_bits_in_any_order(
+def test_pooled_statistics_do_not_depend_on_the_order(
     parts: list[np.ndarray], random: "st.randoms"
 ) -> None:  # type: ignore[valid-type]
     cleaning = CleaningConfig()
-    whole = HuHistogram.from_voxels(np.concatenate(parts))
+    total = HuHistogram.from_voxels(np.concatenate(parts))
     shuffled = parts.copy()
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     pooled = pool_histograms(HuHistogram.from_voxels(part) for part in shuffled)
-    assert pooled == whole
-    assert choose_intensity(pooled, cleaning) == choose_intensity(whole, cleaning)
+    assert pooled == total
+    assert choose_intensity(pooled, cleaning) == choose_intensity(total, cleaning)
     assert HuHistogram.from_json(pooled.to_json()) == pooled
 
 
 def test_percentile_clip_and_affine_equal_nnunets_ct_normalisation() -> None:
-    """nnU-Net: clip to the foreground's percentiles, then (v - mean) / std; ours passes through [0, 1] on the way."""
+    """nnU-Net clips to percentiles of the foreground, then (v - mean) / std; here via [0, 1]."""
     liver = RNG.normal(110, 25, 50_000).round().astype(np.int16)
     intensity = choose_intensity(HuHistogram.from_voxels(liver), CleaningConfig())
     lower, upper = np.percentile(liver, (0.5, 99.5))
@@ -248,7 +248,7 @@ def test_percentile_clip_and_affine_equal_nnunets_ct_normalisation() -> None:
     )
 
 
-def test_without_standardisation_it_ends_in_0_to_1() -> None:
+def test_without_standardisation_the_range_is_0_to_1() -> None:
     liver = HuHistogram.from_voxels(RNG.normal(110, 25, 5000).round().astype(np.int16))
     intensity = choose_intensity(liver, CleaningConfig(standardise=False))
     assert (intensity.mean, intensity.std) == (0, 1)
@@ -266,7 +266,7 @@ def test_a_fixed_window_and_robust_z() -> None:
     assert upper == pytest.approx(np.median(liver) + 3 * deviation)
 
 
-def test_without_foreground() -> None:
+def test_without_foreground_only_a_window_works() -> None:
     with pytest.raises(UserError, match="window"):
         choose_intensity(HuHistogram(), CleaningConfig())
     intensity = choose_intensity(HuHistogram(), CleaningConfig(outliers="window"))
@@ -274,7 +274,7 @@ def test_without_foreground() -> None:
     assert intensity_fingerprint(HuHistogram()) == {"voxels": 0}
 
 
-def test_a_constant_foreground_still_gives_an_affine() -> None:
+def test_a_constant_foreground_has_a_valid_normalisation() -> None:
     intensity = choose_intensity(
         HuHistogram.from_voxels(np.full(9, 50, np.int16)), CleaningConfig()
     )
@@ -282,7 +282,7 @@ def test_a_constant_foreground_still_gives_an_affine() -> None:
     assert intensity.std > 0
 
 
-def test_the_fingerprint_is_of_all_voxels() -> None:
+def test_the_fingerprint_uses_all_voxels() -> None:
     liver = RNG.normal(110, 25, 5000).round().astype(np.int16)
     fingerprint = intensity_fingerprint(HuHistogram.from_voxels(liver))
     assert fingerprint["voxels"] == 5000
@@ -295,7 +295,7 @@ def test_the_fingerprint_is_of_all_voxels() -> None:
 @pytest.mark.parametrize(
     "bad", [{"percentiles": (99.5, 0.5)}, {"percentiles": (-1, 50)}, {"window_hu": (240, -160)}]
 )
-def test_impossible_clips_are_refused(bad: dict) -> None:
+def test_invalid_clip_settings_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=r"ascending|window_hu"):
         CleaningConfig(**bad)
 
@@ -339,11 +339,11 @@ def test_the_crop_is_the_body_plus_margin() -> None:
     assert bounding_box(np.zeros_like(truth), volume.spacing_mm, 5).x == (0, 200)
 
 
-def test_the_surroundings_become_air() -> None:
+def test_voxels_outside_the_body_become_air() -> None:
     volume, truth = patient_on_a_table()
-    alone = fill_outside(volume.voxels, truth)
-    assert (alone[~truth] == -1024).all()
-    np.testing.assert_array_equal(alone[truth], volume.voxels[truth])
+    filled = fill_outside(volume.voxels, truth)
+    assert (filled[~truth] == -1024).all()
+    np.testing.assert_array_equal(filled[truth], volume.voxels[truth])
 
 
 def test_a_scan_of_air_has_no_body() -> None:

@@ -1,4 +1,4 @@
-"""Conversion end to end: what is stored is what was scanned, traps are told, and nothing depends on who does it."""
+"""Conversion end to end: stored voxels, findings, and independence of workers and executors."""
 
 import json
 import os
@@ -83,14 +83,14 @@ def test_the_slab_is_the_scan_voxel_for_voxel(source: Path, store: Path) -> None
         )
 
 
-def test_the_truth_is_kept_on_the_scans_own_grid(source: Path, store: Path) -> None:
+def test_the_source_label_is_stored_on_the_scans_grid(source: Path, store: Path) -> None:
     opened = CaseStore.open(store)
     file = nib.load(source / "labelsTr" / "liver_1.nii.gz")
     assert np.array_equal(opened.source_label("liver_1"), np.asarray(file.dataobj).T)
     assert np.array_equal(opened.meta("liver_1").source_grid.affine, file.affine)
 
 
-def test_a_fitted_slab_is_in_its_place_in_the_world(tmp_path: Path) -> None:
+def test_a_fitted_slab_has_the_right_world_position(tmp_path: Path) -> None:
     """A liver taller than 64 slices: a ramp in HU along z shows where each new slice was taken."""
     label = np.zeros((130, 24, 24), np.uint8)
     label[20:120, 6:18, 6:18] = 1
@@ -131,7 +131,7 @@ def test_a_label_stays_on_its_liver_when_scans_are_cropped(
         assert np.array_equal(cropped.image(case_id)[liver], whole.image(case_id)[box][liver])
 
 
-def test_intensity_is_learnt_from_all_scans_but_the_test_set(source: Path, tmp_path: Path) -> None:
+def test_intensity_statistics_exclude_the_test_set(source: Path, tmp_path: Path) -> None:
     """nnU-Net's percentiles of liver voxels, computed by numpy from the files."""
     assert (
         convert(
@@ -156,7 +156,7 @@ def test_intensity_is_learnt_from_all_scans_but_the_test_set(source: Path, tmp_p
     assert opened.root["fingerprint"]["voxels"] == len(foreground)
 
 
-def test_foreground_samples_are_what_they_say(store: Path) -> None:
+def test_foreground_samples_match_the_label(store: Path) -> None:
     opened = CaseStore.open(store)
     for case_id in opened.case_ids:
         rows, label = opened.foreground(case_id), opened.label(case_id)
@@ -167,7 +167,8 @@ def test_foreground_samples_are_what_they_say(store: Path) -> None:
         tumour = rows[rows[:, 0] == 2]
         at = components[tuple(tumour[:, 2:].T)]
         assert (
-            len({(ours, theirs) for ours, theirs in zip(tumour[:, 1], at, strict=True)}) == 2
+            len({(number, component) for number, component in zip(tumour[:, 1], at, strict=True)})
+            == 2
         )  # one to one
 
 
@@ -189,7 +190,7 @@ def test_foreground_samples_are_bounded_and_leave_no_tumour_out() -> None:
     assert (empty.shape, none) == ((0, 5), 0)
 
 
-def test_nothing_of_the_patient_and_no_path_is_stored(tmp_path: Path) -> None:
+def test_no_patient_data_and_no_path_is_stored(tmp_path: Path) -> None:
     image, label = ct_like(SHAPE, 0)
     secret = {"descrip": b"DOE^JANE 19700101", "db_name": b"MRN0815", "intent_name": b"Dr Who"}
     for part, voxels in (("images", image), ("labels", label)):
@@ -220,7 +221,7 @@ def test_without_a_label_tiles_are_kept_and_never_trained_on(source: Path, tmp_p
     assert run("verify", tmp_path / "s")[0] == 0
 
 
-def test_tiles_put_together_are_the_scan(source: Path, tmp_path: Path) -> None:
+def test_tiles_together_contain_the_scan(source: Path, tmp_path: Path) -> None:
     assert convert(source, tmp_path / "s", "convert.slab.policy=tile")[0] == 0
     opened = CaseStore.open(tmp_path / "s")
     label = canonical(source / "labelsTr" / "liver_0.nii.gz")
@@ -252,7 +253,7 @@ def test_infinite_voxels_reach_neither_the_store_nor_its_json(tmp_path: Path) ->
     assert stored.min() >= -1024
 
 
-def test_a_corrupt_scan_is_quarantined_and_the_rest_goes_on(
+def test_a_corrupt_scan_is_quarantined_and_others_are_converted(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_source(tmp_path / "bad", cases=3)
@@ -275,7 +276,7 @@ def test_a_corrupt_scan_is_quarantined_and_the_rest_goes_on(
 def test_a_stored_file_that_has_changed_is_converted_again(
     source: Path, store: Path, tmp_path: Path
 ) -> None:
-    """As by a failing disk, or a crash that took what was not yet on it."""
+    """A failing disk or a crash can change a stored file."""
     damaged = tmp_path / "s"
     shutil.copytree(store, damaged)
     shard = damaged / "cases/liver_2/image/c/0/0/0"
@@ -288,7 +289,7 @@ def test_a_stored_file_that_has_changed_is_converted_again(
     assert tree(damaged) == tree(store)
 
 
-def test_doubles_are_one_patient() -> None:
+def test_duplicates_belong_to_one_patient() -> None:
     def record(scan: str, voxels: str) -> CaseRecord:
         return CaseRecord(scan, True, "", "", "kept", [], voxel_sha256=voxels)
 
@@ -305,7 +306,7 @@ def test_doubles_are_one_patient() -> None:
     assert len(set(patients.values())) == 3
 
 
-def test_a_chain_of_doubles_and_names_is_one_patient(tmp_path: Path) -> None:
+def test_a_chain_of_duplicates_and_names_is_one_patient(tmp_path: Path) -> None:
     """a and b by name, b and c by their voxels: all three."""
     (tmp_path / "p.csv").write_text("case,patient\na,Jane\nb,Jane\nc,Joan\nd,Joan\ne,Jim\n")
     records = [
@@ -316,7 +317,7 @@ def test_a_chain_of_doubles_and_names_is_one_patient(tmp_path: Path) -> None:
     assert group_patients(records, config) == {"a": "a", "b": "a", "c": "a", "d": "a", "e": "e"}
 
 
-def test_labelled_scans_of_the_data_sets_own_test_set_stay_there(tmp_path: Path) -> None:
+def test_labelled_scans_of_the_given_test_set_stay_in_it(tmp_path: Path) -> None:
     source = write_source(tmp_path / "src", cases=4)
     index = json.loads((source / "dataset.json").read_text())
     index["test"] = [index["training"].pop(1)]
@@ -345,7 +346,7 @@ def test_splits_by_name_or_by_a_file(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["<b onload=alert(1)>&amp;", "x" * 200, 'liver 0 ünd \'"1"'])
-def test_odd_names_do_no_harm(tmp_path: Path, name: str) -> None:
+def test_unusual_scan_names_are_handled(tmp_path: Path, name: str) -> None:
     image, label = ct_like(SHAPE, 0)
     write_nifti(tmp_path / f"imagesTr/{name}.nii.gz", image)
     write_nifti(tmp_path / f"labelsTr/{name}.nii.gz", label)
@@ -395,7 +396,7 @@ def test_a_ray_cluster_writes_the_same_bytes(source: Path, store: Path, tmp_path
 
 
 @pytest.mark.ray
-def test_without_a_ray_cluster_it_says_so(source: Path, tmp_path: Path) -> None:
+def test_a_missing_ray_cluster_is_reported(source: Path, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = convert_command(source, tmp_path / "s", "--executor", "ray")
     done = subprocess.run(
@@ -413,37 +414,37 @@ def test_without_a_ray_cluster_it_says_so(source: Path, tmp_path: Path) -> None:
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_dry_run_tells_everything_and_writes_nothing(
+def test_dry_run_reports_all_scans_and_writes_nothing(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
         main(["convert", str(source), str(tmp_path / "s"), "--dry-run", "convert.workers=1"]) == 0
     )
-    said = capsys.readouterr().out
-    assert all(f"liver_{n}" in said for n in range(5))
-    assert "nothing was written" in said
+    message = capsys.readouterr().out
+    assert all(f"liver_{n}" in message for n in range(5))
+    assert "nothing was written" in message
     assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda folder: None, "no such folder"),
         (lambda folder: folder.mkdir(), "no dataset.json"),
         (lambda folder: folder.write_text("x"), "not a folder"),
     ],
 )
-def test_a_wrong_source_is_one_line_and_exit_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], None], said: str
+def test_a_wrong_source_gives_one_line_and_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], None], message: str
 ) -> None:
     make(tmp_path / "src")
     assert main(["convert", str(tmp_path / "src"), str(tmp_path / "s")]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert len(error.splitlines()) == 1
 
 
-def test_a_folder_that_is_no_store_is_not_touched(source: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_store_is_not_changed(source: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     assert main(["convert", str(source), str(tmp_path / "thesis"), "--force"]) == 2
@@ -468,7 +469,7 @@ def test_histograms_add_up_to_the_same_numbers_in_any_order() -> None:
 
 
 @pytest.mark.real_mini
-def test_real_scans_and_their_traps(real_mini: Path, tmp_path: Path) -> None:
+def test_faults_of_real_scans_are_reported(real_mini: Path, tmp_path: Path) -> None:
     # liver_902 has 3 slices: by default it is excluded
     code, result = convert(
         real_mini, tmp_path / "s", "convert.workers=2", "convert.cleaning.min_slices=3"
@@ -482,11 +483,13 @@ def test_real_scans_and_their_traps(real_mini: Path, tmp_path: Path) -> None:
         "liver_903": "excluded",
         "liver_950": "unlabelled",
     }
-    told = {scan: {f["code"] for f in entry["findings"]} for scan, entry in result["audit"].items()}
-    assert "stored_type" in told["liver_900"]
-    assert {"label_reoriented", "few_slices"} <= told["liver_901"]
-    assert {"very_few_slices", "padding_values"} <= told["liver_902"]
-    assert {"label_missing", "stored_type"} <= told["liver_903"]
+    found_codes = {
+        scan: {f["code"] for f in entry["findings"]} for scan, entry in result["audit"].items()
+    }
+    assert "stored_type" in found_codes["liver_900"]
+    assert {"label_reoriented", "few_slices"} <= found_codes["liver_901"]
+    assert {"very_few_slices", "padding_values"} <= found_codes["liver_902"]
+    assert {"label_missing", "stored_type"} <= found_codes["liver_903"]
     opened = CaseStore.open(tmp_path / "s")
     source = np.asarray(nib.load(real_mini / "labelsTr" / "liver_28.nii.gz").dataobj).T
     assert np.array_equal(opened.source_label("liver_28"), source)

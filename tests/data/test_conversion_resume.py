@@ -1,4 +1,4 @@
-"""Interrupted, repeated, changed, doubled: the store ends as if nothing had happened, and never lies on the way."""
+"""Conversions that are interrupted, repeated, changed or run twice end with the same store."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def start(source: Path, store: Path, *more: str) -> subprocess.Popen:
 
 
 def workers_of(process: subprocess.Popen) -> list[int]:
-    """Processes that work for it, its own children's children too."""
+    """Child processes at all levels."""
     found, new = [], [process.pid]
     while new:
         listed = [Path(f"/proc/{pid}/task/{pid}/children") for pid in new]
@@ -92,7 +92,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 }
 
 
-def test_killed_at_any_moment_it_ends_the_same(
+def test_a_killed_conversion_continues_to_the_same_store(
     source: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     store = tmp_path / "s"
@@ -114,7 +114,7 @@ def test_killed_at_any_moment_it_ends_the_same(
 
 
 def wait_for_end(pids: list[int]) -> None:
-    """Workers whose parent was killed end by themselves."""
+    """Workers end when their parent was killed."""
     until = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in pids):
         assert time.monotonic() < until, "a worker outlives its killed parent"
@@ -128,30 +128,32 @@ def state(pid: int) -> str:
         return "Z"
 
 
-def test_a_killed_worker_is_noticed(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
+def test_a_killed_worker_is_reported(
+    source: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
     store = tmp_path / "s"
     process = start(source, store)
     wait_for(lambda: MOMENTS["a case half written"](store), process)
     owner = next((store / ".liverseg/aside").glob("liver_*/*")).name.split(".")[0]
     os.kill(int(owner), signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "a conversion worker died" in said.splitlines()[-1]
-    assert "Traceback" not in said
+    assert "a conversion worker died" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
     assert convert(source, store)[0] == 0
     assert tree(store) == expected
 
 
-def test_interrupted_by_ctrl_c_it_says_how_to_go_on(
+def test_an_interrupted_conversion_reports_how_to_continue(
     source: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     store = tmp_path / "s"
     process = start(source, store)
     wait_for(lambda: MOMENTS["a case half written"](store), process)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert said.splitlines() == ["liverseg: interrupted; run the same line again to continue"]
+    assert stderr.splitlines() == ["liverseg: interrupted; run the same line again to continue"]
     assert convert(source, store)[0] == 0
     assert tree(store) == expected
 
@@ -167,7 +169,7 @@ def test_two_conversions_at_once_share_the_work(
     assert tree(store) == expected
 
 
-def test_another_conversion_with_other_settings_has_to_wait(
+def test_a_conversion_with_other_settings_must_wait(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "s"
@@ -179,10 +181,10 @@ def test_another_conversion_with_other_settings_has_to_wait(
     assert "another conversion writes it" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line_and_nothing_half(
+def test_a_full_disk_gives_one_line_and_no_partial_case(
     source: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    """A limit on the size of files stands for the disk: writing fails in the middle of a case."""
+    """A limit on file sizes replaces the full disk: writing fails in the middle of a case."""
     store = tmp_path / "s"
     done = subprocess.run(
         convert_command(source, store, "convert.workers=1"),
@@ -206,7 +208,7 @@ def test_a_full_disk_is_one_line_and_nothing_half(
 
 @pytest.fixture
 def done(tmp_path: Path) -> tuple[Path, Path]:
-    """A data set of three and its store, to be changed."""
+    """A data set of three scans and its store, for tests that change them."""
     folder = write_source(tmp_path / "src", cases=3)
     assert convert(folder, tmp_path / "s")[0] == 0
     return folder, tmp_path / "s"
@@ -218,7 +220,7 @@ def converted(source: Path, store: Path, *more: str) -> int:
     return int(result["converted"])
 
 
-def test_a_changed_scan(done: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_changed_scan_is_converted_again(done: tuple[Path, Path], tmp_path: Path) -> None:
     source, store = done
     before = tree(store)
     assert converted(source, store) == 0
@@ -231,8 +233,8 @@ def test_a_changed_scan(done: tuple[Path, Path], tmp_path: Path) -> None:
     assert tree(store) == tree(tmp_path / "fresh")
 
 
-def test_a_store_is_withdrawn_before_a_case_in_it_changes(done: tuple[Path, Path]) -> None:
-    """A shard that replaces its case leaves no root behind that describes the old one."""
+def test_the_root_is_removed_before_a_case_changes(done: tuple[Path, Path]) -> None:
+    """A shard that replaces its case must not leave a root that describes the old case."""
     source, store = done
     image, label = ct_like((70, 40, 44), seed=78)
     for scan in ("liver_0", "liver_1"):
@@ -246,8 +248,8 @@ def test_a_store_is_withdrawn_before_a_case_in_it_changes(done: tuple[Path, Path
         CaseStore.open(store)
 
 
-def test_a_damaged_record_is_not_believed(done: tuple[Path, Path]) -> None:
-    """The root is made of records: a changed digit would become a changed data set."""
+def test_a_damaged_record_is_not_used(done: tuple[Path, Path]) -> None:
+    """The root is made from records: a changed digit would change the data set."""
     source, store = done
     before = tree(store)
     for number, change in enumerate(
@@ -261,7 +263,7 @@ def test_a_damaged_record_is_not_believed(done: tuple[Path, Path]) -> None:
     assert tree(store) == before
 
 
-def test_a_lost_file_and_an_older_record(done: tuple[Path, Path]) -> None:
+def test_a_missing_file_or_old_record_leads_to_conversion(done: tuple[Path, Path]) -> None:
     source, store = done
     before = tree(store)
     (store / "cases/liver_2/label/c/0/0/0").unlink()
@@ -272,25 +274,25 @@ def test_a_lost_file_and_an_older_record(done: tuple[Path, Path]) -> None:
     assert tree(store) == before
 
 
-def test_other_settings_are_refused_by_name(
+def test_the_error_names_the_setting_that_differs(
     done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, store = done
     before = tree(store)
     assert convert(source, store, "convert.slab.policy=window", "convert.cleaning.order=1")[0] == 2
-    said = capsys.readouterr().err
-    assert 'convert.slab.policy was "fit", is "window"' in said
-    assert "convert.cleaning.order was 3, is 1" in said
+    stderr = capsys.readouterr().err
+    assert 'convert.slab.policy was "fit", is "window"' in stderr
+    assert "convert.cleaning.order was 3, is 1" in stderr
     assert convert(source, store, "convert.cleaning.standardise=false")[0] == 2
     assert "convert.cleaning.standardise was true, is false" in capsys.readouterr().err
-    assert "--force" in said
+    assert "--force" in stderr
     assert tree(store) == before
 
 
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("convert.cleaning.outliers=window", 0),  # clip and splits belong to the root alone
+        ("convert.cleaning.outliers=window", 0),  # clip and splits are in the root only
         ("convert.cleaning.standardise=false", 0),
         ("convert.splits.folds=2", 0),
         ("convert.cleaning.missing_label=unlabelled", 0),  # all have labels
@@ -298,7 +300,7 @@ def test_other_settings_are_refused_by_name(
         ("convert.cleaning.spacing_mm=[4,4,4]", 3),
     ],
 )
-def test_forced_it_converts_what_the_setting_touches(
+def test_force_converts_the_affected_scans_only(
     done: tuple[Path, Path], tmp_path: Path, setting: str, expected: int
 ) -> None:
     source, store = done
@@ -307,7 +309,7 @@ def test_forced_it_converts_what_the_setting_touches(
     assert tree(store) == tree(tmp_path / "fresh")
 
 
-def test_a_spacing_table_touches_the_scans_it_changes(tmp_path: Path) -> None:
+def test_a_spacing_table_affects_its_scans_only(tmp_path: Path) -> None:
     source = write_source(tmp_path / "src", cases=3)
     table = tmp_path / "spacing.csv"
     setting = f"convert.cleaning.spacing_table={table}"
@@ -317,11 +319,13 @@ def test_a_spacing_table_touches_the_scans_it_changes(tmp_path: Path) -> None:
         (2.5, 1, 1)
     )
     table.write_text("case,z_mm,y_mm,x_mm\nliver_0,2.5,1,1\nliver_1,3,1,1\n")
-    assert convert(source, tmp_path / "s", setting)[0] == 2  # the table says something else now
+    assert convert(source, tmp_path / "s", setting)[0] == 2  # the table has changed
     assert converted(source, tmp_path / "s", setting, "--force") == 1
 
 
-def test_scans_that_are_gone_stay_until_forced(done: tuple[Path, Path], tmp_path: Path) -> None:
+def test_removed_scans_stay_in_the_store_without_force(
+    done: tuple[Path, Path], tmp_path: Path
+) -> None:
     source, store = done
     write_index(source, ["liver_0", "liver_2"])
     assert convert(source, store)[0] == 2
@@ -331,7 +335,7 @@ def test_scans_that_are_gone_stay_until_forced(done: tuple[Path, Path], tmp_path
     assert tree(store) == tree(tmp_path / "fresh")
 
 
-def test_a_scan_that_fails_for_want_of_memory_is_tried_again(done: tuple[Path, Path]) -> None:
+def test_a_scan_that_ran_out_of_memory_is_converted_again(done: tuple[Path, Path]) -> None:
     source, store = done
     before = tree(store)
     record = store / ".liverseg/records/liver_0.json"

@@ -1,4 +1,4 @@
-"""The one path every scan takes to the network, for conversion and inference alike."""
+"""The preparation of a scan, which conversion and inference share."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def prepared(volume: Volume, **cleaning: object) -> Volume:
     return prepare_scan(volume, ConvertConfig(cleaning=CleaningConfig(**cleaning)), SPACING_MM)
 
 
-def test_what_comes_out() -> None:
+def test_the_result_is_int16_hu_in_ras() -> None:
     result = prepared(scan())
     assert result.voxels.dtype == np.int16
     assert result.grid.orientation == "RAS"
@@ -48,13 +48,13 @@ def test_what_comes_out() -> None:
 @pytest.mark.parametrize(
     "cleaning", [{}, {"body_margin_mm": 5, "noise": "median"}, {"order": 1, "outside_body": "air"}]
 )
-def test_how_a_scan_is_stored_does_not_matter(orientation: str, cleaning: dict) -> None:
+def test_the_orientation_of_the_file_does_not_matter(orientation: str, cleaning: dict) -> None:
     one, other = prepared(scan(), **cleaning), prepared(scan().reoriented(orientation), **cleaning)
     assert one.grid.matches(other.grid, tolerance_mm=1e-6)
     assert np.abs(one.voxels.astype(int) - other.voxels).max() <= 1  # rounding of x.5
 
 
-def test_it_is_cleaning_then_resampling_and_nothing_else() -> None:
+def test_prepare_scan_is_cleaning_then_resampling() -> None:
     cleaning = CleaningConfig(noise="gaussian", body_margin_mm=4)
     clean = clean_scan(scan(), cleaning).volume
     reference = resample_to_grid(
@@ -65,14 +65,14 @@ def test_it_is_cleaning_then_resampling_and_nothing_else() -> None:
     )
 
 
-def test_a_scan_that_fits_already_is_not_touched() -> None:
+def test_a_scan_that_needs_no_change_is_returned_unchanged() -> None:
     volume = scan().reoriented("RAS")
     result = prepare_scan(volume, ConvertConfig(), volume.spacing_mm)
     np.testing.assert_array_equal(result.voxels, volume.voxels)
     np.testing.assert_allclose(result.affine, volume.affine)
 
 
-def test_broken_voxels_do_not_spread() -> None:
+def test_invalid_voxels_do_not_spread() -> None:
     volume = scan()
     voxels = volume.voxels.astype(np.float32)
     voxels[9, 22, 30] = np.nan
@@ -80,12 +80,12 @@ def test_broken_voxels_do_not_spread() -> None:
     voxels[5] = 0  # a blank slice
     result = prepared(volume.with_voxels(voxels))
     assert result.voxels.min() >= -1024
-    whole = prepared(volume)
-    close = np.abs(result.voxels.astype(int) - whole.voxels) <= 60
+    undamaged = prepared(volume)
+    close = np.abs(result.voxels.astype(int) - undamaged.voxels) <= 60
     assert close.mean() > 0.98
 
 
-def test_the_input_is_not_changed() -> None:
+def test_the_input_is_not_modified() -> None:
     volume = scan()
     voxels = volume.voxels.copy()
     volume.voxels.setflags(write=False)
@@ -93,7 +93,7 @@ def test_the_input_is_not_changed() -> None:
     np.testing.assert_array_equal(volume.voxels, voxels)
 
 
-def test_the_body_crop_knows_its_place() -> None:
+def test_the_body_crop_has_the_right_position() -> None:
     volume = scan()
     cropped = clean_scan(volume, CleaningConfig(body_margin_mm=0))
     canonical = volume.reoriented("RAS")
@@ -105,7 +105,7 @@ def test_the_body_crop_knows_its_place() -> None:
     assert cropped.provenance["body_box_yx"]
 
 
-def test_provenance_tells_every_step() -> None:
+def test_provenance_describes_every_step() -> None:
     provenance = clean_scan(scan(), CleaningConfig(noise="tv", outside_body="air")).provenance
     assert provenance["orientation"] == "LPS"
     assert provenance["noise"]["method"] == "tv"  # type: ignore[index]
@@ -114,10 +114,10 @@ def test_provenance_tells_every_step() -> None:
 
 @given(st.tuples(*[st.floats(1.0, 6.0)] * 3), st.sampled_from(ALL_ORIENTATIONS))
 @settings(max_examples=40)
-def test_a_mask_finds_back_to_the_scan(
+def test_a_mask_can_be_resampled_back_to_the_scan(
     spacing_mm: tuple[float, float, float], orientation: str
 ) -> None:
-    """What the network would draw on the prepared scan lands on the same tissue of the scan itself."""
+    """A mask of the prepared scan must cover the same tissue in the scan."""
     volume = scan().reoriented(orientation)
     result = prepare_scan(
         volume, ConvertConfig(cleaning=CleaningConfig(body_margin_mm=6)), spacing_mm
@@ -130,7 +130,7 @@ def test_a_mask_finds_back_to_the_scan(
 
 
 @pytest.mark.real_mini
-def test_the_real_traps(real_mini: Path) -> None:
+def test_faults_of_real_scans_are_repaired(real_mini: Path) -> None:
     """int32, -3024 padding, 3 slices, float32: all come out as int16 HU of a CT at the spacing asked for."""
     for path in sorted(real_mini.glob("images*/liver_9*.nii.gz")):
         result = prepare_scan(read_nifti(path), ConvertConfig(), (3.0, 2.0, 2.0))

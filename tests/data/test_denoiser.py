@@ -1,4 +1,4 @@
-"""The trained denoiser: what it learns without clean images, and that its weights travel safely."""
+"""The trained denoiser: training without clean images, and its weights inside the settings."""
 
 import itertools
 from pathlib import Path
@@ -74,7 +74,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
-def test_it_learns_from_noisy_slices_alone() -> None:
+def test_training_needs_noisy_slices_only() -> None:
     clean, noisy = organs()
     denoiser = train_denoiser([noisy], DenoiserTraining(steps=200, batch_size=4), CPU)
     cleaned = apply_denoiser(noisy, denoiser)
@@ -86,7 +86,7 @@ def test_it_learns_from_noisy_slices_alone() -> None:
     assert abs(float(cleaned[soft].mean()) - float(noisy[soft].mean())) < 3  # HU stay HU
 
 
-def test_the_same_seed_is_the_same_file_and_another_is_not() -> None:
+def test_equal_seeds_give_equal_files() -> None:
     _, noisy = organs()
     files = [
         train_denoiser([noisy], DenoiserTraining(steps=3, batch_size=2, seed=seed), CPU).to_bytes()
@@ -96,23 +96,23 @@ def test_the_same_seed_is_the_same_file_and_another_is_not() -> None:
     assert len({Denoiser.from_bytes(files[0]).to_bytes() for _ in range(20)}) == 1
 
 
-def test_what_is_asked_for_is_hidden_with_its_neighbours() -> None:
+def test_predicted_pixels_are_hidden_with_their_neighbours() -> None:
     training = DenoiserTraining(block_radius=2, hidden_share=0.01)
     stacks = np.arange(2 * SLICES * 40 * 40, dtype=np.float32).reshape(
         2, SLICES, 40, 40
     )  # every pixel its own value
-    hidden, asked = mask_blind_spots(stacks, np.random.default_rng(0), training)
+    masked, is_predicted = mask_blind_spots(stacks, np.random.default_rng(0), training)
     middle = SLICES // 2
-    changed = hidden[:, middle] != stacks[:, middle]
-    block = np.stack([ndimage.binary_dilation(a, np.ones((5, 5))) for a in asked])
+    changed = masked[:, middle] != stacks[:, middle]
+    block = np.stack([ndimage.binary_dilation(a, np.ones((5, 5))) for a in is_predicted])
     inner = np.s_[:, 2:-2, 2:-2]  # at the border blocks go round, which does no harm
-    assert asked.any()
+    assert is_predicted.any()
     assert changed[block].all()
     assert not (changed & ~block)[inner].any()
-    np.testing.assert_array_equal(np.delete(hidden, middle, 1), np.delete(stacks, middle, 1))
+    np.testing.assert_array_equal(np.delete(masked, middle, 1), np.delete(stacks, middle, 1))
 
 
-def test_patches_are_of_soft_tissue_and_small_scans_are_no_trouble() -> None:
+def test_patches_show_soft_tissue_and_small_scans_work() -> None:
     _, noisy = organs()
     rng = np.random.default_rng(0)
     centres = [draw_patch([noisy], rng)[SLICES // 2, 40, 40] for _ in range(50)]
@@ -123,7 +123,7 @@ def test_patches_are_of_soft_tissue_and_small_scans_are_no_trouble() -> None:
 # --- applying ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_network_equals_torchs_own_layers() -> None:
+def test_the_network_equals_torch_layers() -> None:
     denoiser = some_denoiser()
     layers: list[nn.Module] = []
     for n, (a, b) in enumerate(itertools.pairwise(WIDTHS)):
@@ -141,7 +141,7 @@ def test_the_network_equals_torchs_own_layers() -> None:
     torch.testing.assert_close(predict_noise(stack, pairs), reference(stack)[:, 0])  # type: ignore[arg-type]
 
 
-def test_only_soft_tissue_changes_and_only_as_much_as_asked() -> None:
+def test_only_soft_tissue_changes_by_the_given_share() -> None:
     _, noisy = organs((5, 40, 40))
     noisy[2, 20, 20] = 1500
     before = noisy.copy()
@@ -163,14 +163,14 @@ def test_only_soft_tissue_changes_and_only_as_much_as_asked() -> None:
 # --- weights that travel ----------------------------------------------------------------------------------------------
 
 
-def test_a_file_goes_into_the_settings_and_comes_out_again(file: Path, tmp_path: Path) -> None:
+def test_a_denoiser_file_is_kept_in_the_settings(file: Path, tmp_path: Path) -> None:
     cleaning = CleaningConfig(noise="autoencoder", denoiser=str(file))
     assert str(file) not in cleaning.model_dump_json()  # its content, not its place
     again = CleaningConfig.model_validate_json(cleaning.model_dump_json())
     assert again == cleaning
     found = load_denoiser(again.denoiser)
-    for ours, theirs in zip(found.weights, some_denoiser().weights, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for loaded, saved in zip(found.weights, some_denoiser().weights, strict=True):
+        np.testing.assert_array_equal(loaded, saved)
     settings = load_settings(
         overrides=["convert.cleaning.noise=autoencoder", f"convert.cleaning.denoiser={file}"]
     )
@@ -178,7 +178,7 @@ def test_a_file_goes_into_the_settings_and_comes_out_again(file: Path, tmp_path:
     assert load_settings([tmp_path / "c.yaml"]) == settings
 
 
-def test_preparing_a_scan_uses_it(file: Path) -> None:
+def test_prepare_scan_applies_the_denoiser(file: Path) -> None:
     _, noisy = organs((4, 32, 32))
     noisy = np.maximum(
         noisy, np.int16(-1024)
@@ -203,7 +203,7 @@ def test_preparing_a_scan_uses_it(file: Path) -> None:
         ),
     ],
 )
-def test_wrong_settings_are_one_clear_line(file: Path, overrides: list[str], message: str) -> None:
+def test_wrong_settings_give_one_line(file: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_settings(
             overrides=[
@@ -226,7 +226,7 @@ def with_one(change: np.ndarray) -> bytes:
      with_one(np.full(CHANNELS, np.nan, np.float16)), save({"x": np.zeros(3, np.float16)})],
     ids=["empty", "text", "zeros", "pickle", "shape", "nan", "other"],
 )  # fmt: skip
-def test_what_is_no_denoiser_is_refused(content: bytes) -> None:
+def test_other_content_than_a_denoiser_is_refused(content: bytes) -> None:
     with pytest.raises(UserError, match=r"convert\.cleaning\.denoiser"):
         Denoiser.from_bytes(content)
 

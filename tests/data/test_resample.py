@@ -41,7 +41,7 @@ def classes() -> np.ndarray:
     return ((values > 30).astype(np.uint8) + (values > 120)).astype(np.uint8)
 
 
-def zoomed(values: np.ndarray, grid: Grid, order: int) -> np.ndarray:
+def zoom_with_scipy(values: np.ndarray, grid: Grid, order: int) -> np.ndarray:
     factors = [new / old for new, old in zip(grid.shape, values.shape, strict=True)]
     return ndimage.zoom(values, factors, order=order, mode="nearest", grid_mode=True)
 
@@ -54,13 +54,13 @@ def zoomed(values: np.ndarray, grid: Grid, order: int) -> np.ndarray:
 def test_images_equal_scipy_zoom(spacing_mm: tuple[float, float, float], order: int) -> None:
     target = GRID.with_spacing(spacing_mm)
     values = smooth()
-    ours = resample_to_grid(
+    resampled = resample_to_grid(
         Volume(values, GRID), target, interpolation=Interpolation(order, order, antialias=False)
     ).voxels
     reference = np.clip(
-        zoomed(values.astype(np.float64), target, order), values.min(), values.max()
+        zoom_with_scipy(values.astype(np.float64), target, order), values.min(), values.max()
     )
-    np.testing.assert_allclose(ours, reference, atol=2e-6 * np.abs(values).max())
+    np.testing.assert_allclose(resampled, reference, atol=2e-6 * np.abs(values).max())
 
 
 @pytest.mark.parametrize("antialias", [False, True])
@@ -71,39 +71,41 @@ def test_images_equal_skimage_resize_as_nnunet_calls_it(
     target = GRID.with_spacing(spacing_mm)
     values = smooth(np.float64)
     reference = resize(values, target.shape, order=3, mode="edge", anti_aliasing=antialias)
-    ours = resample_to_grid(
+    resampled = resample_to_grid(
         Volume(values.astype(np.float32), GRID),
         target,
         interpolation=Interpolation(3, 3, antialias),
     ).voxels
-    if (
-        antialias
-    ):  # the filter and the clip come in another order there: compare where neither clips
+    if antialias:  # skimage filters and clips in another order: compare where nothing is clipped
         free = (reference > values.min() + 1) & (reference < values.max() - 1)
-        ours, reference = ours[free], reference[free]
-    np.testing.assert_allclose(ours, reference, atol=3e-6 * np.abs(values).max())
+        resampled, reference = resampled[free], reference[free]
+    np.testing.assert_allclose(resampled, reference, atol=3e-6 * np.abs(values).max())
 
 
-def test_thick_slices_are_interpolated_apart_as_nnunet_does() -> None:
+def test_thick_slices_use_a_separate_order_as_in_nnunet() -> None:
     """In plane cubic, across slices linear or nearest: slice by slice resize, then zoom along z."""
     thick = Grid(SHAPE, np.diag([0.8, 0.8, 5.0, 1]))
     target = thick.with_spacing(
         (3.0, 1.0, 1.0)
-    )  # 12 slices to 20: no place halfway, where nearest is a matter of taste
+    )  # 12 slices to 20: no position halfway, where the nearest voxel is ambiguous
     values = smooth()
     options = {"order": 3, "mode": "edge", "anti_aliasing": False, "clip": False}
     in_plane = np.stack(
         [resize(image.astype(np.float64), target.shape[1:], **options) for image in values]
     )
     for thick_order in (0, 1):
-        reference = np.clip(zoomed(in_plane, target, thick_order), values.min(), values.max())
+        reference = np.clip(
+            zoom_with_scipy(in_plane, target, thick_order), values.min(), values.max()
+        )
         interpolation = Interpolation(3, thick_order, antialias=False)
-        ours = resample_to_grid(Volume(values, thick), target, interpolation=interpolation).voxels
-        np.testing.assert_allclose(ours, reference, atol=3e-6 * np.abs(values).max())
+        resampled = resample_to_grid(
+            Volume(values, thick), target, interpolation=interpolation
+        ).voxels
+        np.testing.assert_allclose(resampled, reference, atol=3e-6 * np.abs(values).max())
 
 
 def brick() -> np.ndarray:
-    """Its corners tell whether the box that is computed reaches far enough."""
+    """Its corners show whether the computed box is large enough."""
     label = np.zeros(SHAPE, np.uint8)
     label[3:9, 11:30, 7:41] = 1
     label[5:7, 14:20, 20:25] = 2
@@ -118,18 +120,18 @@ def test_labels_equal_one_hot_linear_argmax(
     target = GRID.with_spacing(spacing_mm)
     assert set(np.unique(label)) == {0, 1, 2}
     shares = np.stack(
-        [zoomed((label == value).astype(np.float64), target, 1) for value in range(3)]
+        [zoom_with_scipy((label == value).astype(np.float64), target, 1) for value in range(3)]
     )
-    ours = resample_to_grid(Volume(label, GRID), target, "label").voxels
-    assert ours.dtype == np.uint8
+    resampled = resample_to_grid(Volume(label, GRID), target, "label").voxels
+    assert resampled.dtype == np.uint8
     ordered = np.sort(shares, axis=0)
     clear = ordered[2] - ordered[1] > 4 * NUDGE
     assert clear.mean() > 0.85
-    np.testing.assert_array_equal(ours[clear], shares.argmax(axis=0)[clear])
-    taken = np.take_along_axis(shares, ours[None].astype(int), axis=0)[0]
+    np.testing.assert_array_equal(resampled[clear], shares.argmax(axis=0)[clear])
+    taken = np.take_along_axis(shares, resampled[None].astype(int), axis=0)[0]
     np.testing.assert_allclose(
         taken, ordered[2], atol=4 * NUDGE
-    )  # in a tie one of the winners wins
+    )  # in a tie any of the best classes is correct
 
 
 def test_probabilities_equal_scipy_zoom_and_sum_to_one() -> None:
@@ -140,11 +142,13 @@ def test_probabilities_equal_scipy_zoom_and_sum_to_one() -> None:
         .transpose(3, 0, 1, 2)
         .astype(np.float32)
     )
-    ours = resample_probabilities(shares, GRID, target)
+    resampled = resample_probabilities(shares, GRID, target)
     np.testing.assert_allclose(
-        ours, np.stack([zoomed(c.astype(np.float64), target, 1) for c in shares]), atol=1e-6
+        resampled,
+        np.stack([zoom_with_scipy(c.astype(np.float64), target, 1) for c in shares]),
+        atol=1e-6,
     )
-    np.testing.assert_allclose(ours.sum(axis=0), 1, atol=1e-6)
+    np.testing.assert_allclose(resampled.sum(axis=0), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("degrees", [7.0, 90.0, 130.0])
@@ -162,11 +166,11 @@ def test_a_label_on_a_rotated_grid_equals_scipy_nearest(degrees: float) -> None:
         target.shape
     )
     assert (reference > 0).sum() > 500
-    for ours in (
+    for resampled in (
         resample_to_grid(Volume(label, GRID), target, "label"),
         resample_nearest(Volume(label, GRID), target),
     ):
-        np.testing.assert_array_equal(ours.voxels, reference)
+        np.testing.assert_array_equal(resampled.voxels, reference)
 
 
 def test_an_image_on_a_rotated_grid_is_linear_inside_and_air_outside() -> None:
@@ -182,11 +186,11 @@ def test_an_image_on_a_rotated_grid_is_linear_inside_and_air_outside() -> None:
         np.maximum(-0.5 - at.T, at.T - (np.array(SHAPE) - 0.5)).max(axis=1).reshape(SHAPE)
     )  # voxels past a face
     inside, outside = beyond < -0.01, beyond > 0.01
-    ours = resample_to_grid(Volume(values, GRID), target).voxels
-    assert ours.dtype == np.int16
+    resampled = resample_to_grid(Volume(values, GRID), target).voxels
+    assert resampled.dtype == np.int16
     assert outside.any()
-    np.testing.assert_allclose(ours[inside], reference[inside], atol=0.5 + 1e-3)
-    assert (ours[outside] == -1024).all()
+    np.testing.assert_allclose(resampled[inside], reference[inside], atol=0.5 + 1e-3)
+    assert (resampled[outside] == -1024).all()
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
@@ -195,7 +199,7 @@ orientations = st.sampled_from(ALL_ORIENTATIONS)
 
 
 @given(grids(sheared=True), orientations, st.sampled_from(["image", "label"]))
-def test_turning_and_back_is_exact(grid: Grid, orientation: str, kind: str) -> None:
+def test_reorientation_and_back_is_exact(grid: Grid, orientation: str, kind: str) -> None:
     volume = numbered(grid)
     if kind == "label":
         volume = volume.with_voxels((volume.voxels % 3).astype(np.uint8))
@@ -207,13 +211,13 @@ def test_turning_and_back_is_exact(grid: Grid, orientation: str, kind: str) -> N
 @given(
     grids(), st.tuples(*[st.integers(-3, 5)] * 3), st.tuples(*[st.integers(1, 8)] * 3), orientations
 )
-def test_crops_pads_and_turns_are_exact(
+def test_crops_padding_and_reorientation_are_exact(
     grid: Grid, start: tuple[int, int, int], shape: tuple[int, int, int], orientation: str
 ) -> None:
     volume = numbered(grid)
     expected = volume.cropped(start, shape, fill=-7).reoriented(orientation)
-    ours = resample_to_grid(volume, expected.grid, fill=-7)
-    np.testing.assert_array_equal(ours.voxels, expected.voxels)
+    resampled = resample_to_grid(volume, expected.grid, fill=-7)
+    np.testing.assert_array_equal(resampled.voxels, expected.voxels)
 
 
 @given(
@@ -226,7 +230,7 @@ def test_crops_pads_and_turns_are_exact(
 def test_orientation_does_not_change_the_result(
     grid: Grid, orientation: str, spacing_mm: tuple[float, float, float], order: int
 ) -> None:
-    """Resampling commutes with turning the scan, whichever way it is stored."""
+    """Resampling commutes with reorientation of the scan."""
     volume = numbered(grid)
     turned = volume.reoriented(orientation)
     target = volume.reoriented("RAS").grid.with_spacing(spacing_mm)
@@ -253,15 +257,15 @@ def test_a_constant_stays_constant(
     grid: Grid, spacing_mm: tuple[float, float, float], order: int, antialias: bool
 ) -> None:
     target = grid.with_spacing(spacing_mm)
-    ours = resample_to_grid(
+    resampled = resample_to_grid(
         Volume(np.full(grid.shape, 40, np.int16), grid),
         target,
         interpolation=Interpolation(order, order, antialias),
     )
-    assert (ours.voxels == 40).all()
+    assert (resampled.voxels == 40).all()
 
 
-def test_a_straight_ramp_stays_straight() -> None:
+def test_a_linear_ramp_stays_linear() -> None:
     """World coordinates resample to themselves: no shift by half a voxel anywhere."""
     grid = Grid((20, 24, 28), np.diag([1.0, 1.3, 2.1, 1]))
     target = grid.with_spacing((1.7, 0.9, 1.6))
@@ -271,12 +275,14 @@ def test_a_straight_ramp_stays_straight() -> None:
     for axis in range(3):
         ramp = grid.world_mm(index)[..., axis].astype(np.float32)
         for interpolation in (Interpolation(1, 1, False), Interpolation(3, 3, False)):
-            ours = resample_to_grid(Volume(ramp, grid), target, interpolation=interpolation).voxels
-            np.testing.assert_allclose(ours[inner], wanted_at[..., axis][inner], atol=2e-3)
+            resampled = resample_to_grid(
+                Volume(ramp, grid), target, interpolation=interpolation
+            ).voxels
+            np.testing.assert_allclose(resampled[inner], wanted_at[..., axis][inner], atol=2e-3)
 
 
 def test_small_tumours_keep_their_volume_when_slices_grow() -> None:
-    """Doubling the slice thickness puts every new slice halfway between two old ones; the mean loss is nought."""
+    """With doubled slice thickness each new slice is halfway between two; the mean loss is 0."""
     grid = Grid((40, 60, 60), np.diag([0.8, 0.8, 1.5, 1]))
     world_mm = grid.world_mm(np.argwhere(np.ones(grid.shape)))
     target = grid.with_spacing((3.0, 0.8, 0.8))
@@ -287,8 +293,8 @@ def test_small_tumours_keep_their_volume_when_slices_grow() -> None:
         label = 1 + (np.linalg.norm(world_mm - centre, axis=-1) < 5).astype(np.uint8).reshape(
             grid.shape
         )
-        ours = resample_to_grid(Volume(label, grid), target, "label").voxels
-        shares.append(np.count_nonzero(ours == 2) * 2 / np.count_nonzero(label == 2))
+        resampled = resample_to_grid(Volume(label, grid), target, "label").voxels
+        shares.append(np.count_nonzero(resampled == 2) * 2 / np.count_nonzero(label == 2))
     assert np.mean(shares) == pytest.approx(1, abs=0.06)
 
 
@@ -296,15 +302,15 @@ def test_padding_class_255_survives_and_empty_labels_stay_empty() -> None:
     label = classes()
     label[:3] = 255
     target = GRID.with_spacing((1.2, 1.7, 1.6))
-    ours = resample_to_grid(Volume(label, GRID), target, "label").voxels
-    assert (ours[:3] == 255).all()
-    assert not (ours[3:] == 255).any()
+    resampled = resample_to_grid(Volume(label, GRID), target, "label").voxels
+    assert (resampled[:3] == 255).all()
+    assert not (resampled[3:] == 255).any()
     assert not resample_to_grid(
         Volume(np.zeros(SHAPE, np.uint8), GRID), target, "label"
     ).voxels.any()
 
 
-def test_a_target_beyond_the_scan_is_filled() -> None:
+def test_voxels_outside_the_scan_get_the_fill_value() -> None:
     target = GRID.with_spacing((1.2, 1.5, 1.5)).cropped((-2, -5, -5), (30, 40, 45))
     image = resample_to_grid(Volume(np.full(SHAPE, 50, np.int16), GRID), target).voxels
     assert set(np.unique(image)) == {-1024, 50}
@@ -318,17 +324,17 @@ def test_a_target_beyond_the_scan_is_filled() -> None:
 def test_integers_are_rounded_and_stay_in_range() -> None:
     values = smooth(np.int16)
     target = GRID.with_spacing((0.7, 0.5, 0.5))
-    ours = resample_to_grid(Volume(values, GRID), target, interpolation=PLAIN).voxels
-    reference = zoomed(values.astype(np.float64), target, 3)
-    assert ours.dtype == np.int16
-    assert values.min() <= ours.min() <= ours.max() <= values.max()
-    np.testing.assert_allclose(ours, np.clip(reference, values.min(), values.max()), atol=0.501)
-    assert (
-        reference.max() > values.max()
-    )  # the spline overshoots, so that the clip is put to the test
+    resampled = resample_to_grid(Volume(values, GRID), target, interpolation=PLAIN).voxels
+    reference = zoom_with_scipy(values.astype(np.float64), target, 3)
+    assert resampled.dtype == np.int16
+    assert values.min() <= resampled.min() <= resampled.max() <= values.max()
+    np.testing.assert_allclose(
+        resampled, np.clip(reference, values.min(), values.max()), atol=0.501
+    )
+    assert reference.max() > values.max()  # the spline overshoots, so the clip has an effect
 
 
-def test_the_input_is_not_touched() -> None:
+def test_the_input_is_not_modified() -> None:
     values, label = smooth(np.int16), classes()
     copies = values.copy(), label.copy()
     values.setflags(write=False)
@@ -356,15 +362,15 @@ def test_axis_matrices_equal_scipy_on_unit_vectors(length: int, count: int, orde
         np.testing.assert_allclose(matrix, reference, atol=1e-6)
 
 
-def test_an_absurd_target_is_refused_before_it_is_made() -> None:
+def test_a_target_that_is_too_large_is_refused_before_allocation() -> None:
     with pytest.raises(UserError, match="voxel sizes"):
         resample_to_grid(
             Volume(np.zeros(SHAPE, np.int16), GRID), GRID.with_spacing((1e-3, 1e-3, 1e-2))
         )
 
 
-def test_the_bits_do_not_depend_on_the_number_of_blas_threads() -> None:
-    """One process with all cores, ranks with one each: each must write the same store and the same mask."""
+def test_results_do_not_depend_on_the_number_of_blas_threads() -> None:
+    """Stores and masks must not depend on the number of cores that a process may use."""
     program = """
 import hashlib, numpy as np
 from liverseg_dist.data.preprocessing.resample import resample_to_grid
@@ -374,7 +380,7 @@ grid = Grid(voxels.shape, np.diag([2.9, 2.9, 3.1, 1.0]))
 target = Grid((31, 92, 92), np.diag([6.0, 6.0, 6.0, 1.0]))
 print(hashlib.sha256(resample_to_grid(Volume(voxels, grid), target, "image").voxels.tobytes()).hexdigest())
 """
-    said = {
+    hashes = {
         subprocess.run(
             [sys.executable, "-c", program],
             env={
@@ -387,4 +393,4 @@ print(hashlib.sha256(resample_to_grid(Volume(voxels, grid), target, "image").vox
         ).stdout
         for threads in ("1", "2", "3")
     }
-    assert len(said) == 1
+    assert len(hashes) == 1

@@ -1,4 +1,4 @@
-"""`liverseg verify`: a flipped bit anywhere is found, and named."""
+"""`liverseg verify` finds and names every damage of a store."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.data.sources import convert, run, tree, write_source
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undamaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read only."""
     folder = tmp_path_factory.mktemp("store")
     assert convert(write_source(folder / "src", cases=3, test=1), folder / "s.zarr")[0] == 0
@@ -24,8 +24,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(whole: Path, tmp_path: Path) -> Path:
-    shutil.copytree(whole, tmp_path / "s.zarr")
+def store(undamaged: Path, tmp_path: Path) -> Path:
+    shutil.copytree(undamaged, tmp_path / "s.zarr")
     return tmp_path / "s.zarr"
 
 
@@ -39,34 +39,36 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
-def test_a_whole_store_is_whole(whole: Path) -> None:
-    before = tree(whole)
-    code, result = run("verify", whole)
+def test_an_undamaged_store_has_no_defects(undamaged: Path) -> None:
+    before = tree(undamaged)
+    code, result = run("verify", undamaged)
     assert (code, result["cases"], result["damage"]) == (0, 3, [])
-    assert tree(whole) == before  # looking changes nothing
+    assert tree(undamaged) == before  # verification changes nothing
 
 
-def test_sha256sum_agrees(whole: Path) -> None:
-    """The checksums need nothing of ours; and they leave no file out."""
+def test_sha256sum_agrees(undamaged: Path) -> None:
+    """The checksums can be checked without this package, and every file has one."""
     subprocess.run(
-        ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=whole, check=True
+        ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=undamaged, check=True
     )
-    listed = {line.split("  ", 1)[1] for line in (whole / "SHA256SUMS").read_text().splitlines()}
-    files = {p.relative_to(whole).as_posix() for p in whole.rglob("*") if p.is_file()}
+    listed = {
+        line.split("  ", 1)[1] for line in (undamaged / "SHA256SUMS").read_text().splitlines()
+    }
+    files = {p.relative_to(undamaged).as_posix() for p in undamaged.rglob("*") if p.is_file()}
     assert {name for name in files if not name.startswith(".liverseg/locks")} - listed == {
         "SHA256SUMS"
     }
 
 
-def test_a_flipped_bit_in_any_file_is_found_and_named(whole: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_any_file_is_found_and_named(undamaged: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    names = [line.split("  ", 1)[1] for line in (whole / "SHA256SUMS").read_text().splitlines()]
-    shutil.copytree(whole, tmp_path / "s.zarr")
+    names = [line.split("  ", 1)[1] for line in (undamaged / "SHA256SUMS").read_text().splitlines()]
+    shutil.copytree(undamaged, tmp_path / "s.zarr")
     for name in [*names, "SHA256SUMS"]:
         path = tmp_path / "s.zarr" / name
         flip(path, int(rng.integers(path.stat().st_size)))
         found = damage(tmp_path / "s.zarr")
-        shutil.copyfile(whole / name, path)
+        shutil.copyfile(undamaged / name, path)
         parts = name.split("/")
         case_id, where = (
             (parts[1], "/".join(parts[2:]))
@@ -80,7 +82,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(whole: Path, tmp_path: Pat
 
 
 def test_the_damaged_chunk_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bit is flipped within the inner chunk (0, 1, 0), whose bytes the shard's index tells."""
+    """The bit is flipped within the inner chunk (0, 1, 0), whose position is in the shard's index."""
     shard = store / "cases/liver_1/image/c/0/0/0"
     counts = (1, 3, 1)  # 64 x 40 x 44 in chunks of 64 x 16 x 64
     index = np.frombuffer(
@@ -89,30 +91,30 @@ def test_the_damaged_chunk_is_named(store: Path, capsys: pytest.CaptureFixture[s
     offset, length = index[0, 1, 0]
     flip(shard, int(offset + length // 2))
     assert main(["verify", str(store)]) == 1
-    said = capsys.readouterr().err
-    assert "case liver_1, image/c/0/0/0: has changed, chunk 0,1,0 (" in said
-    assert said.count("liver_1") == 1
+    message = capsys.readouterr().err
+    assert "case liver_1, image/c/0/0/0: has changed, chunk 0,1,0 (" in message
+    assert message.count("liver_1") == 1
 
 
-def test_a_damaged_index_is_not_a_thousand_lines(store: Path) -> None:
+def test_a_damaged_index_gives_a_short_message(store: Path) -> None:
     shard = store / "cases/liver_1/source_label/c/0/0/0"
     flip(shard, shard.stat().st_size - 1)
     (found,) = damage(store)
     assert (found.case_id, len(found.what) < 800) == ("liver_1", True)
 
 
-def test_missing_and_strange_files(store: Path) -> None:
+def test_missing_and_unlisted_files_are_found(store: Path) -> None:
     (store / "cases/liver_0/label/c/0/0/0").unlink()
     (store / "cases/liver_9").mkdir()
-    said = [str(d) for d in damage(store)]
-    assert said == [
+    message = [str(d) for d in damage(store)]
+    assert message == [
         "case liver_0, label/c/0/0/0: is missing",
         "case liver_9, cases/liver_9: exists but is not listed by the store; convert again",
     ]
 
 
-def test_names_and_sizes_that_cannot_be_are_damage(store: Path) -> None:
-    """A zero byte in a name; an array of 10^15 chunks, which nobody counts one by one."""
+def test_impossible_names_and_sizes_are_damage(store: Path) -> None:
+    """A zero byte in a name; an array with too many chunks (10^15) to check."""
     with (store / "SHA256SUMS").open("a") as file:
         file.write(f"{'0' * 64}  cases/liver_0/a\0b\n")
     assert [str(d) for d in damage(store)] == [
@@ -130,10 +132,12 @@ def test_names_and_sizes_that_cannot_be_are_damage(store: Path) -> None:
 
 def test_checksums_that_lost_lines_are_damage(store: Path) -> None:
     sums = store / "SHA256SUMS"
-    whole = sums.read_text().splitlines(keepends=True)
+    undamaged = sums.read_text().splitlines(keepends=True)
     sums.write_text(
         "".join(
-            line for line in whole if "liver_1/label/c/" not in line and "  zarr.json" not in line
+            line
+            for line in undamaged
+            if "liver_1/label/c/" not in line and "  zarr.json" not in line
         )
     )
     assert [str(d) for d in damage(store)] == [
@@ -152,16 +156,16 @@ def test_a_damaged_root_is_found_though_it_does_not_open(store: Path) -> None:
     assert main(["verify", str(store)]) == 1
 
 
-def test_what_is_no_store_is_the_users_mistake(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_store_is_exit_2(tmp_path: Path) -> None:
     assert main(["verify", str(tmp_path)]) == 2
 
 
-def test_a_copy_without_the_private_folder_is_whole(store: Path) -> None:
+def test_a_copy_without_the_private_folder_is_undamaged(store: Path) -> None:
     shutil.rmtree(store / ".liverseg")
     assert damage(store) == []
 
 
-def test_without_its_checksums_the_chunks_own_are_checked(store: Path) -> None:
+def test_without_checksum_file_the_chunks_are_checked(store: Path) -> None:
     (store / "SHA256SUMS").unlink()
     shard = store / "cases/liver_2/label/c/0/0/0"
     flip(shard, shard.stat().st_size // 4)
@@ -170,11 +174,11 @@ def test_without_its_checksums_the_chunks_own_are_checked(store: Path) -> None:
 
 
 def rewrite_root(store: Path, edit: str) -> None:
-    """Change the root and its checksum with it, as a careless tool would."""
+    """Change the root and remove its checksum."""
     text = (store / "zarr.json").read_text()
     root = json.loads(text)
-    ours = root["attributes"]["liverseg"]
-    exec(edit, {"root": ours})
+    attributes = root["attributes"]["liverseg"]
+    exec(edit, {"root": attributes})
     (store / "zarr.json").write_text(json.dumps(root))
     sums = [
         line
@@ -185,7 +189,7 @@ def rewrite_root(store: Path, edit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "case_id", "said"),
+    ("edit", "case_id", "message"),
     [
         (
             "root['splits']['folds'][1] += root['splits']['folds'][0]",
@@ -225,9 +229,11 @@ def rewrite_root(store: Path, edit: str) -> None:
         ),
     ],
 )
-def test_broken_promises_are_found(store: Path, edit: str, case_id: str, said: str) -> None:
+def test_contradictions_of_the_metadata_are_found(
+    store: Path, edit: str, case_id: str, message: str
+) -> None:
     rewrite_root(store, edit)
-    found = [d for d in damage(store) if said in d.what]
+    found = [d for d in damage(store) if message in d.what]
     assert found
     assert found[0].case_id.startswith(case_id)
 

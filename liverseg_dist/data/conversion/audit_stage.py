@@ -75,6 +75,7 @@ def audit_scan(job: CaseJob, scan: ScanFiles, record: CaseRecord) -> AuditedScan
         findings=tuple(audit.findings),
         voxel_sha256=hash_voxels(image),
     )
+    # Excluded scans keep a record and a picture, so that the audit page can show the reason.
     is_wanted = audit.status in ("kept", "repaired")
     if audit.status == "unlabelled":
         is_wanted = cleaning.missing_label != "exclude"

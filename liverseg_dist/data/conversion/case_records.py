@@ -134,6 +134,7 @@ class CaseJob:
     def settings_sha256(self) -> str:
         """Hash of all inputs of the stored case except the bytes of the source files."""
         cleaning = self.convert.cleaning.model_dump(mode="json", exclude=ROOT_ONLY_SETTINGS)
+        # Left out with its earlier value: cases of older stores need not be converted again.
         if self.convert.cleaning.min_slices == EARLIER_DEFAULTS["convert.cleaning.min_slices"]:
             cleaning.pop("min_slices")
         labels_from = None if self.labeller is None else self.labeller.fingerprint
@@ -172,6 +173,7 @@ def read_record(store: Path, case_id: str) -> CaseRecord | None:
         checksum = content.pop("sha256")
         if checksum != _hash_content(content) or content["schema"] != RECORD_SCHEMA:
             return None
+        # The checksum is correct, but another version may have written other fields.
         return CaseRecord.from_json(content)
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
@@ -200,6 +202,7 @@ def remove_outputs(store: Path, case_id: str) -> None:
         record_file(store, case_id),
         thumbnail_file(store, case_id),
     )
+    # Another process may be writing the root from the records at this moment.
     with hold_lock(StoreLocks(store / PRIVATE_DIR).root):
         for path in outputs:
             path.unlink(missing_ok=True)

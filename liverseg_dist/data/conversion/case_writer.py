@@ -98,6 +98,8 @@ def write_case(staging: StagingDir, case_id: str, arrays: CaseArrays) -> dict[st
     if arrays.source_label is not None:
         _write_array(group, "source_label", arrays.source_label, SOURCE_LABEL_CHUNK, has_axes=True)
     _write_array(group, "foreground", arrays.foreground, (max(1, len(arrays.foreground)), 5))
+    # Every file is on the disk before the case becomes visible: a crash cannot leave a partial
+    # case.
     checksums = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -126,6 +128,7 @@ def _write_array(
         # Chunks that equal the fill value are written too, so that every chunk has a checksum.
         config={"write_empty_chunks": True},
     )
+    # A case without foreground has no rows to write.
     if values.size:
         array[...] = values
 

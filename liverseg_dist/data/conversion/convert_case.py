@@ -56,6 +56,7 @@ def convert_case(job: CaseJob) -> tuple[CaseRecord, bool]:
             staging.remove()
         source_sha256 = hash_source(job.case)
         before = read_record(job.store, case_id)
+        # Checked under the lock: another process may have converted the scan in the meantime.
         if before is not None and is_up_to_date(before, job, source_sha256):
             return before, False
         remove_outputs(job.store, case_id)
@@ -65,6 +66,7 @@ def convert_case(job: CaseJob) -> tuple[CaseRecord, bool]:
             # A failed write may carry no path: name the store, where space can be freed.
             place = error.filename or str(job.store)
             raise OSError(error.errno, error.strerror, place) from None
+        # The record is written last: after a crash before it, the scan is converted again.
         _remove_outdated_cases(job, before, record)
         write_record(job.store, record)
         if is_locked:

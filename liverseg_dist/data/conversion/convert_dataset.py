@@ -83,6 +83,8 @@ class Conversion:
         check_output_dir(self.store)
         labels_from = None if self.labeller is None else self.labeller.fingerprint
         with ExitStack() as session:
+            # Held until this conversion is registered: otherwise another one could change the
+            # settings between the check and the registration.
             with hold_lock(self._locks.opening):
                 wanted = settings_that_must_match(self.dataset.name, self.convert, labels_from)
                 check_settings_match(self.store, wanted, self._scan_ids, force=force)
@@ -114,6 +116,7 @@ class Conversion:
 
     def _read_current_records(self) -> list[CaseRecord] | None:
         """The records of all scans, made with the current settings; None when one is missing."""
+        # Records of earlier settings exist after --force until their scans are converted again.
         expected = {job.case.case_id: job.settings_sha256 for job in self.jobs()}
         records = []
         for case_id in self._scan_ids:

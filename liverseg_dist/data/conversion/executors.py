@@ -46,6 +46,7 @@ def run_in_processes(jobs: list[CaseJob], workers: int) -> Iterator[CaseOutcome]
         _environment_variables(SINGLE_THREAD | NO_TRACKER_WARNINGS),
         worker_pool(workers, context) as pool,
     ):
+        # Workers inherit the blocked signals: Ctrl-C cannot stop one before its handler is set.
         with terminal_signals_blocked():
             futures = {pool.submit(convert_case, job): job.case.case_id for job in jobs}
         try:

@@ -32,6 +32,7 @@ def sample_foreground(label_zyx: np.ndarray, max_per_class: int) -> tuple[np.nda
     tumour_numbers = components.ravel()[tumour_voxels]
     # A stable sort by tumour keeps each tumour's voxels in ascending order.
     sorted_voxels = tumour_voxels[np.argsort(tumour_numbers, kind="stable")]
+    # Entry 0 counts the background, which has no tumour number.
     ends = np.cumsum(np.bincount(tumour_numbers, minlength=1)[1:])
     for number, voxels in enumerate(np.split(sorted_voxels, ends[:-1]), start=1):
         proportional = max_per_class * len(voxels) // max(1, len(tumour_voxels))

@@ -86,6 +86,7 @@ def check_settings_match(
         return
     locks = StoreLocks(store / PRIVATE_DIR)
     try:
+        # Exclusive only if no conversion runs with the old settings.
         with hold_lock(locks.sessions, wait=False), hold_lock(locks.root):
             # The root describes the old settings: without it no reader opens a mixed store.
             (store / "zarr.json").unlink(missing_ok=True)

@@ -157,6 +157,7 @@ def _make_splits(
             _, liver, tumour = stored.class_voxels
             tumour_burden[case_id] = tumour / max(1, liver + tumour)
             scans[case_id] = stored.parent
+    # Scans of the data set's own test list; `make_splits` decides how they are used.
     held_out: set[str] = set()
     for record in records:
         if not record.training:

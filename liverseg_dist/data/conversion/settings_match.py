@@ -64,6 +64,7 @@ def settings_that_must_match(
         UserError: A file that a setting names cannot be read.
     """
     shown = public_settings(convert)
+    # A file may be edited or moved: its content decides, not its path.
     shown["splits"] |= {
         "file": _describe_content(convert.splits.file),
         "patients": _describe_content(convert.splits.patients),

@@ -46,11 +46,13 @@ def place_scan(job: CaseJob, audited: AuditedScan) -> PlacedScan:
     label = None
     if audited.label is not None:
         label = crop_label_to(audited.label, clean.volume.grid)
+    # A scan without label can still have its slab placed by the liver that a run found.
     guide = label
     if audited.liver_guide is not None and audited.liver_guide.voxels.any():
         guide = crop_label_to(audited.liver_guide, clean.volume.grid)
+        # Findings are part of the stored bytes: a new wording would change every such store.
         message = (
-            "the run convert.labels_from found the liver; the slab is placed by it, "
+            "the run convert.labels_from found the liver; the slab lies on it, "
             "its voxels are not stored"
         )
         record = replace(
@@ -81,6 +83,7 @@ def cut_slab(job: CaseJob, placed: PlacedScan, slab: Slab) -> CaseArrays:
     else:
         label_zyx = mark_padding(resample_to_grid(placed.label, slab.grid, "label").voxels, slab)
     foreground, tumours = sample_foreground(label_zyx, job.convert.foreground_samples)
+    # The counts of 0, 1 and 2 only: IGNORE (255) marks padding, which is not a class.
     class_voxels = np.bincount(label_zyx.ravel(), minlength=256)[:3]
     imputed_by = None
     if placed.record.status == "imputed" and job.labeller is not None:

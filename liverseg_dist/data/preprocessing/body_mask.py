@@ -91,6 +91,7 @@ def find_body(volume: Volume) -> np.ndarray:
     for slice_yx in body:
         slice_yx[:] = ndimage.binary_fill_holes(slice_yx)
     body = ndimage.binary_dilation(body, disc)
+    # The last coarse row or column may cover more than the scan; cut it off.
     full = body.repeat(step_y, axis=1).repeat(step_x, axis=2)
     return full[:, : volume.shape[1], : volume.shape[2]]
 

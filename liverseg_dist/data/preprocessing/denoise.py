@@ -184,6 +184,7 @@ def minimise_total_variation(
     for _ in range(iterations):
         result = image + _divergence(dual)
         gradient = _gradient(result)
+        # The energy costs little: it needs the same gradient as the update.
         norm = np.sqrt((gradient**2).sum(axis=0))
         energy = float((((result - image) ** 2).sum() / 2 + weight * norm.sum()) / image.size)
         if first_energy is None or previous is None:

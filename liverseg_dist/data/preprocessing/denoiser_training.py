@@ -84,6 +84,7 @@ def train_denoiser(
         device: Where the network is trained.
         on_step: Called with step and loss after each step.
     """
+    # For the initial weights; the samples have generators of their own.
     torch.manual_seed(training.seed)
     net = DenoiserNet().to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=training.learning_rate)

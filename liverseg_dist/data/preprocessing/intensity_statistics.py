@@ -41,6 +41,7 @@ class HuHistogram:
         """
         if values_hu.dtype != np.int16:
             raise ValueError(f"a histogram counts int16 HU, not {values_hu.dtype}")
+        # int32: the difference does not fit into int16.
         offsets = values_hu.reshape(-1).astype(np.int32) - MIN_HU
         return cls(np.bincount(offsets, minlength=HU_VALUES))
 
@@ -162,6 +163,7 @@ def clip_range_hu(foreground: HuHistogram, cleaning: CleaningConfig) -> tuple[fl
             f"convert.cleaning.outliers: unknown rule {cleaning.outliers!r}; "
             f"use one of {', '.join(CLIP_RULES)}"
         )
+    # A window needs no labelled voxels, so it also works for data sets without labels.
     if cleaning.outliers == "window":
         return _clip_to_window(foreground, cleaning)
     if not foreground.total:

@@ -39,6 +39,7 @@ def fill_invalid_voxels(voxels_zyx: np.ndarray) -> tuple[np.ndarray, InvalidVoxe
     """
     voxels, nonfinite, saturated = _convert_to_int16(voxels_zyx)
     padding = 0
+    # The test avoids a copy of scans without padding.
     if voxels.min() < AIR_HU:
         padding = int(np.count_nonzero(voxels < AIR_HU))
         voxels = np.maximum(voxels, np.int16(AIR_HU))

@@ -76,6 +76,7 @@ def resample_to_grid(
     """
     if kind not in get_args(Kind):
         raise ValueError(f"unknown kind {kind!r}; use one of {', '.join(get_args(Kind))}")
+    # Within a micrometre the grids are equal: interpolation would only add rounding errors.
     if grid.shape == volume.shape and grid.matches(volume.grid, tolerance_mm=1e-3):
         return Volume(volume.voxels, grid)
     if math.prod(grid.shape) > MAX_VOXELS:

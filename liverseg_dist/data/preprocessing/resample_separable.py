@@ -93,6 +93,7 @@ def copy_voxels(
             return out
         start, stop = int(inside[0]), int(inside[-1]) + 1
         index = np.rint(axis.coordinates()[start:stop]).astype(int)
+        # Positions are equidistant, so a slice with a step selects them without a copy of indices.
         step = int(index[1] - index[0]) if len(index) > 1 else 1
         target.append(slice(start, stop))
         source.append(slice(int(index[0]), int(index[-1]) + 1, step))
@@ -127,6 +128,7 @@ def resample_label(
     for blocks in zip(*streams, strict=True):
         start, stop, _ = blocks[0]
         shares = [share for _, _, share in blocks]
+        # The share of `fill` is what the other classes leave.
         best = 1 - sum(shares)
         chosen = target[start:stop]
         for value, share in zip(classes, shares, strict=True):

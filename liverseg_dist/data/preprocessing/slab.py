@@ -70,6 +70,7 @@ def place_slabs(
     low, high = 0.0, float(base.shape[0])
     if occupied.size:
         low, high = float(occupied[0]), float(occupied[-1] + 1)
+    # Without a label no policy can find the liver, so tiles cover the whole scan.
     place = SLAB_POLICIES[config.policy] if label is not None else _place_tiles
     return place(LiverExtent(base, counts, low, high), config)
 
@@ -178,6 +179,7 @@ def _tile_starts(low: float, high: float, length: int, slices: int) -> list[int]
     """Starts of overlapping tiles that cover [low, high)."""
     if length <= slices or high - low <= slices:
         return [_centred_start(low, high, length, slices)]
+    # The last tile ends with the liver, so it may overlap its neighbour by more than a quarter.
     last = int(min(np.ceil(high), length)) - slices
     starts = list(range(max(0, int(low)), last, TILE_STEP))
     return [*starts, last]

@@ -205,6 +205,7 @@ class CaseStore:
 
     def _read_array(self, case_id: str, name: str) -> np.ndarray:
         """Raises `RunFailed` for a missing or damaged array."""
+        # The metadata is checked first: it limits the memory that the array may need.
         meta = self.meta(case_id)
         where = f"{self.path}: case {case_id}, {name}"
         expected_shapes = {

@@ -44,6 +44,7 @@ def parse_case(case: Mapping[str, Any]) -> dict[str, Any]:
     for case_grid in (grid, source_grid):
         if min(case_grid.shape) < 1 or not has_plausible_shape(case_grid.shape):
             raise ValueError(f"a grid of {case_grid.shape} voxels")
+    # Slabs have a fixed number of slices; a larger range would address slices that do not exist.
     if not 0 <= _check_count(first) < _check_count(last) <= SlabConfig().slices:
         raise ValueError(f"valid_slices {first} to {last}")
     if not isinstance(case["labelled"], bool):

@@ -33,6 +33,7 @@ def read_root(path: str) -> dict[str, Any]:
     if "://" in path:
         _check_url(path)
     root = _parse_root(path, _read_root_file(path))
+    # Before any other entry: another schema may have other entries.
     schema = root.get("schema")
     if schema != SCHEMA:
         is_newer = isinstance(schema, int) and schema > SCHEMA

@@ -284,6 +284,7 @@ def _check_case(store: CaseStore, case_id: str) -> Iterator[StoreDefect]:
         reason = " ".join(str(error).removeprefix(f"{store.path}: ").split())
         yield StoreDefect(case_id, CASES, f"cannot be read ({reason[:160]})")
         return
+    # Correct checksums do not exclude that the writer itself stored contradicting values.
     counts = np.bincount(label.ravel(), minlength=256)
     if tuple(counts[:3].tolist()) != meta.class_voxels:
         yield StoreDefect(case_id, "label", "its voxels per class differ from the recorded numbers")
