@@ -1,4 +1,4 @@
-"""Stands in for `liverseg train` where only SLURM is under test: no torch, starts in a blink, behaves alike.
+"""A substitute for `liverseg train` in tests of SLURM: the same behaviour without torch, fast to start.
 
   python stand_in.py run.dir=DIR steps=N [step_s=0.2] [every=5] [save_s=0] [fail=RANK:STEP:KIND]
 
