@@ -2,7 +2,7 @@
 
   python stand_in.py run.dir=DIR steps=N [step_s=0.2] [every=5] [save_s=0] [fail=RANK:STEP:KIND]
 
-The ranks connect to rank 0 over TCP and exchange a byte in each step, so that a lost rank is noticed
+The ranks connect to rank 0 over TCP and exchange a byte per step, so that a lost rank is noticed
 as in an all-reduce. Rank 0 writes `checkpoints/step_N`, `status.json` and `trace.jsonl` (step,
 start, node). SIGTERM and SIGUSR2 set a flag that the ranks exchange; then they end with exit code
 75. KIND: exception, kill, exit3, hang, memory; only at the first start. `idle=1`: always stops
