@@ -1,11 +1,12 @@
-"""Stands in for `liverseg train` where only SLURM is under test: no torch, starts in a blink, behaves alike.
+"""A substitute for `liverseg train` in tests of SLURM: same behaviour, no torch, fast to start.
 
   python stand_in.py run.dir=DIR steps=N [step_s=0.2] [every=5] [save_s=0] [fail=RANK:STEP:KIND]
 
-Ranks meet at rank 0 over TCP and exchange a word each step, so that a lost rank is noticed as in an all-reduce. Rank 0
-keeps `checkpoints/step_N`, `status.json` and `trace.jsonl` (step, start, node). SIGTERM and SIGUSR2 only set a flag, on
-which the ranks agree; then exit code 75. KIND: exception, kill, exit3, hang, memory; only at the first start.
-`idle=1`: always stops before the first step. `noise=N`: N bytes of output each step.
+The ranks connect to rank 0 over TCP and exchange a byte per step, so that a lost rank is noticed
+as in an all-reduce. Rank 0 writes `checkpoints/step_N`, `status.json` and `trace.jsonl` (step,
+start, node). SIGTERM and SIGUSR2 set a flag that the ranks exchange; then they end with exit code
+75. KIND: exception, kill, exit3, hang, memory; only at the first start. `idle=1`: always stops
+before the first step. `noise=N`: N bytes of output in each step.
 """
 
 import json

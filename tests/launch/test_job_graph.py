@@ -63,7 +63,7 @@ def test_a_mistake_in_the_training_settings_is_one_line(
 def test_other_mistakes_are_one_line(train: list[str], capsys: Capture, tmp_path: Path) -> None:
     assert "no sbatch on this machine" in expect_user_error(capsys, *train)
     assert "fold" in expect_user_error(capsys, *train, "data.fold=7")
-    assert "data.fold: --array folds gives" in expect_user_error(
+    assert "data.fold: --array folds sets" in expect_user_error(
         capsys, *train, "--array", "folds", "data.fold=1"
     )
     assert "no such command" in expect_user_error(capsys, "trian", "x=1")
