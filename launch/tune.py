@@ -37,7 +37,7 @@ from liverseg_dist.errors import (
     os_error_line,
 )
 from liverseg_dist.files import write_text
-from liverseg_dist.interrupts import AGAIN
+from liverseg_dist.interrupts import INTERRUPTED_MESSAGE
 from liverseg_dist.streams import guard_output_streams, print_checked
 from liverseg_dist.texts.paths import path_argument, quoted
 from liverseg_dist.training.run_folder import check_settings_compatible
@@ -313,7 +313,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (
         KeyboardInterrupt
     ):  # before Ray has been started or after it has ended; see `launch.sweep.ray_cluster`
-        print(f"launch.tune: {AGAIN}", file=sys.stderr)
+        print(f"launch.tune: {INTERRUPTED_MESSAGE}", file=sys.stderr)
         return EXIT_RESUMABLE
     except OSError as error:
         print(f"launch.tune: {os_error_line(error)}", file=sys.stderr)

@@ -9,7 +9,7 @@ EXIT_USER = 2
 EXIT_RESUMABLE = 75
 
 
-MOST_CHARACTERS = 1000
+MAX_MESSAGE_CHARACTERS = 1000
 """Of a message: what a damaged file calls a name may be megabytes long."""
 
 
@@ -19,7 +19,7 @@ class LiversegError(Exception):
     exit_code = EXIT_FAILED
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(_one_line(str(message)))
+        super().__init__(_to_one_line(str(message)))
 
 
 class UserError(LiversegError):
@@ -65,8 +65,8 @@ def printable(name: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _one_line(message: str) -> str:
+def _to_one_line(message: str) -> str:
     """Names and values come from files: whatever they hold, a message is one printable line of readable length."""
-    if len(message) > MOST_CHARACTERS:  # the remedy stands at the end
-        message = f"{message[: MOST_CHARACTERS - 300]} ... {message[-290:]}"
+    if len(message) > MAX_MESSAGE_CHARACTERS:  # the remedy stands at the end
+        message = f"{message[: MAX_MESSAGE_CHARACTERS - 300]} ... {message[-290:]}"
     return printable(" ".join(message.splitlines()) if "\n" in message else message)

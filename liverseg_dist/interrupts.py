@@ -17,7 +17,7 @@ from liverseg_dist.streams import STDERR
 
 SAME_SIGNAL_S = 0.5
 """A launcher and the terminal may both deliver one Ctrl-C; a second signal within this time is the same one."""
-AGAIN = "interrupted; run the same line again to continue"
+INTERRUPTED_MESSAGE = "interrupted; run the same line again to continue"
 
 
 def write_line(text: str) -> None:
@@ -48,7 +48,9 @@ class InterruptHandler:
             return
         if is_first_rank():
             write_line(
-                AGAIN if self._first_s is None else f"ended at once by a second signal; {AGAIN}"
+                INTERRUPTED_MESSAGE
+                if self._first_s is None
+                else f"ended at once by a second signal; {INTERRUPTED_MESSAGE}"
             )
         os._exit(EXIT_RESUMABLE)
 

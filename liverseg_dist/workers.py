@@ -20,7 +20,7 @@ from multiprocessing.context import BaseContext
 from liverseg_dist.errors import UserError
 from liverseg_dist.streams import guard_output_streams
 
-MOST_SOCKET_PATH = 107
+MAX_SOCKET_PATH_BYTES = 107
 """Bytes of a Unix socket's path on Linux (sun_path, without the final zero)."""
 SOCKET_NAME = "/pymp-xxxxxxxx/listener-xxxxxxxx"
 SHORT_FOLDER = "/tmp"  # mkdtemp makes a folder of mode 0700 in it  # nosec B108
@@ -52,7 +52,7 @@ def _choose_socket_folder() -> None:
         raise UserError(
             "no folder for temporary files can be written; set TMPDIR to one that can"
         ) from None
-    if len(os.fsencode(folder)) + len(SOCKET_NAME) <= MOST_SOCKET_PATH:
+    if len(os.fsencode(folder)) + len(SOCKET_NAME) <= MAX_SOCKET_PATH_BYTES:
         return
     if multiprocessing.process.current_process()._config.get("tempdir") is not None:  # type: ignore[attr-defined]
         return  # chosen before, by this function or by the process that started this one

@@ -25,7 +25,12 @@ from liverseg_dist.errors import (
     os_error_line,
 )
 from liverseg_dist.files import check_working_directory
-from liverseg_dist.interrupts import AGAIN, InterruptHandler, handle_interrupts, is_first_rank
+from liverseg_dist.interrupts import (
+    INTERRUPTED_MESSAGE,
+    InterruptHandler,
+    handle_interrupts,
+    is_first_rank,
+)
 from liverseg_dist.streams import guard_output_streams, output_failure, print_checked
 from liverseg_dist.texts.suggestions import SuggestingParser, suggest
 
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _parse_and_run(argv, handler)
     except KeyboardInterrupt:
         if is_first_rank():
-            print(f"liverseg: {AGAIN}", file=sys.stderr)
+            print(f"liverseg: {INTERRUPTED_MESSAGE}", file=sys.stderr)
         return EXIT_RESUMABLE
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from liverseg_dist.config import Settings
 from liverseg_dist.config.describe import describe_keys
-from liverseg_dist.config.mistakes import ELSEWHERE
+from liverseg_dist.config.mistakes import KEYS_OF_OTHER_PROGRAMS
 from liverseg_dist.config.shipped import list_shipped_configs
 from liverseg_dist.errors import UserError
 from liverseg_dist.texts.suggestions import suggest
@@ -87,7 +87,7 @@ def _suggestion(word: str) -> str:
     if close is None:
         endings = {key.rpartition(".")[2]: key for key in reversed(keys)}
         last = word.rpartition(".")[2]
-        ending = ELSEWHERE.get(last) or suggest(last, list(endings))
+        ending = KEYS_OF_OTHER_PROGRAMS.get(last) or suggest(last, list(endings))
         close = endings.get(ending) if ending is not None else None
     return f"did you mean {close}?" if close else "`liverseg settings` lists the sections"
 

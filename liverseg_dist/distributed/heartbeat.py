@@ -23,13 +23,13 @@ from liverseg_dist.distributed.collectives import barrier
 from liverseg_dist.distributed.tcp_store import store_of_attempt
 from liverseg_dist.distributed.world import World
 
-BEAT_S = 0.5
-SILENT_S = 5.0
+HEARTBEAT_INTERVAL_S = 0.5
+SILENCE_LIMIT_S = 5.0
 """A rank without a sign of life for this long, when a connection broke, is the one that is gone."""
-STORE_PATIENCE_S = 20.0
+REPORT_TIMEOUT_S = 20.0
 """How long a failing rank tries to hear and tell why."""
-PREFIX = "liverseg/"
-ORDER = (
+KEY_PREFIX = "liverseg/"
+ACTIVITY_ORDER = (
     "resuming",
     "waiting for data",
     "in forward",
@@ -39,7 +39,7 @@ ORDER = (
     "saving",
 )
 """What a rank does within a step, in this order; who is behind the others is the one they wait for."""
-BROKEN = re.compile(
+CONNECTION_ERROR_RE = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|closed by peer|socket|Timed out waiting|recvValue|"
     r"process group|collective",
     re.IGNORECASE,
@@ -65,7 +65,7 @@ def is_consequence(error: BaseException) -> bool:
     """Whether `error` is what a healthy rank meets when another one, or the network, is gone."""
     if isinstance(error, (dist.DistError, ConnectionError)):
         return True
-    return isinstance(error, RuntimeError) and bool(BROKEN.search(str(error)))
+    return isinstance(error, RuntimeError) and bool(CONNECTION_ERROR_RE.search(str(error)))
 
 
 class HeartbeatMonitor:
@@ -146,10 +146,10 @@ class HeartbeatMonitor:
         )
         agree.start()
         try:
-            return answer.get(timeout=STORE_PATIENCE_S)
+            return answer.get(timeout=REPORT_TIMEOUT_S)
         except queue.Empty:
             return (
-                f"rank 0 on {self._master_host} no longer answers; is the network gone? ({_line(error)})",
+                f"rank 0 on {self._master_host} no longer answers; is the network gone? ({_one_line(error)})",
                 True,
             )
 
@@ -164,7 +164,7 @@ class HeartbeatMonitor:
                 said = self._other_rank_says()
                 if said:
                     return said, False
-                message = f"{self._missing() or 'the ranks lost each other'} ({_line(error)})"
+                message = f"{self._missing() or 'the ranks lost each other'} ({_one_line(error)})"
             else:
                 message = (
                     f"rank {self.world.global_rank} on {self._host}: {message}"
@@ -172,19 +172,19 @@ class HeartbeatMonitor:
                     else message
                 )
             tag = f"{self.world.global_rank} "
-            winner = self._store.compare_set(f"{PREFIX}failed", "", tag + message).decode()
+            winner = self._store.compare_set(f"{KEY_PREFIX}failed", "", tag + message).decode()
         except (RuntimeError, ValueError, OSError):  # the store went with rank 0's process or node
-            return f"rank 0 on {self._master_host} is gone ({_line(error)})", True
+            return f"rank 0 on {self._master_host} is gone ({_one_line(error)})", True
         return winner.partition(" ")[2], winner.startswith(tag)
 
     def _other_rank_says(self) -> str:
         """The word of the rank that failed first, waited for until silence is telling."""
         assert self._store is not None
-        end = time.monotonic() + SILENT_S
+        end = time.monotonic() + SILENCE_LIMIT_S
         before = self._signs()
         while time.monotonic() < end:
-            if self._store.check([f"{PREFIX}failed"]):
-                return str(self._store.get(f"{PREFIX}failed").decode().partition(" ")[2])
+            if self._store.check([f"{KEY_PREFIX}failed"]):
+                return str(self._store.get(f"{KEY_PREFIX}failed").decode().partition(" ")[2])
             time.sleep(0.2)
         after = self._signs()
         self._silent = [rank for rank, sign in after.items() if sign.count == before[rank].count]
@@ -209,7 +209,7 @@ class HeartbeatMonitor:
         with suppress(
             RuntimeError, OSError, ValueError
         ):  # the store is gone: who needs it next will say so
-            while not self._ended.wait(BEAT_S):
+            while not self._ended.wait(HEARTBEAT_INTERVAL_S):
                 count += 1
                 self._beat(count)
                 if not self.world.is_main or count % 4:
@@ -251,11 +251,11 @@ class HeartbeatMonitor:
         assert self._store is not None
         age_s = round(time.monotonic() - self._since, 1)
         sign = [count, self._step, self._doing, age_s, self._host, self._phase, self.done]
-        self._store.set(f"{PREFIX}alive/{self.world.global_rank}", json.dumps(sign))
+        self._store.set(f"{KEY_PREFIX}alive/{self.world.global_rank}", json.dumps(sign))
 
     def _signs(self) -> dict[int, Heartbeat]:
         assert self._store is not None
-        keys = [f"{PREFIX}alive/{rank}" for rank in range(self.world.world_size)]
+        keys = [f"{KEY_PREFIX}alive/{rank}" for rank in range(self.world.world_size)]
         return {
             rank: Heartbeat(*json.loads(value))
             for rank, value in enumerate(self._store.multi_get(keys))
@@ -265,7 +265,7 @@ class HeartbeatMonitor:
 def find_stragglers(signs: dict[int, Heartbeat], patience_s: float) -> str:
     """Who holds the others up: ranks behind the furthest one, at the same place for longer than `patience_s`."""
     place = {
-        rank: (sign.step, ORDER.index(sign.doing) if sign.doing in ORDER else -1)
+        rank: (sign.step, ACTIVITY_ORDER.index(sign.doing) if sign.doing in ACTIVITY_ORDER else -1)
         for rank, sign in signs.items()
     }
     furthest = max(place.values())
@@ -286,5 +286,5 @@ def find_stragglers(signs: dict[int, Heartbeat], patience_s: float) -> str:
     return f"{ranks} for {max(signs[rank].age_s for rank in behind):.0f} s; the others wait for it"
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]

@@ -25,14 +25,14 @@ from torch.distributed.elastic.rendezvous import (
 from liverseg_dist.distributed import torchrun_agent
 from liverseg_dist.distributed.tcp_store import (
     LOOPBACK,
-    PRIVATE,
+    PRIVATE_RENDEZVOUS_VARIABLE,
     connection_error_message,
     key_value_store,
 )
 from liverseg_dist.errors import RunFailed
 
-NAME = "liverseg"
-TIMEOUT_S, ALONE_S = 600, 60
+BACKEND_NAME = "liverseg"
+TIMEOUT_S, ONE_NODE_TIMEOUT_S = 600, 60
 
 
 class PrivateRendezvous(RendezvousHandler):
@@ -55,14 +55,14 @@ class PrivateRendezvous(RendezvousHandler):
         try:
             return key_value_store(self.host, self.port, self.nodes, timeout, serve=self.rank == 0)
         except RunFailed as error:
-            _give_up(str(error))
+            _exit_with_error(str(error))
         except RuntimeError as error:
-            _give_up(
+            _exit_with_error(
                 connection_error_message(f"node {self.rank}", f"{self.host}:{self.port}", error)
             )
 
     def get_backend(self) -> str:
-        return NAME
+        return BACKEND_NAME
 
     @property
     def use_agent_store(self) -> bool:
@@ -86,7 +86,7 @@ class PrivateRendezvous(RendezvousHandler):
 
 def handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
     """What the entry point names: torchrun calls it for the function that makes the handler."""
-    torchrun_agent.install(sys.argv)
+    torchrun_agent.install_signal_handling(sys.argv)
     return create_handler
 
 
@@ -94,7 +94,7 @@ def create_handler(params: RendezvousParameters) -> PrivateRendezvous:
     """Ends the process with a line where torchrun's words are wrong."""
     nodes = params.max_nodes
     if params.min_nodes != nodes:
-        _give_up(f"--nnodes={params.min_nodes}:{nodes}: a fixed number of nodes is needed")
+        _exit_with_error(f"--nnodes={params.min_nodes}:{nodes}: a fixed number of nodes is needed")
     host, _, port = (params.endpoint.strip() or "localhost:0").rpartition(":")
     if (
         host in ("", "0.0.0.0", "::", "[::]")
@@ -102,26 +102,30 @@ def create_handler(params: RendezvousParameters) -> PrivateRendezvous:
         or int(port) > 65535
         or (nodes > 1 and port == "0")
     ):
-        _give_up(
+        _exit_with_error(
             f"--rdzv-endpoint={params.endpoint}: needs HOST:PORT of node 0 (one node: localhost:0)"
         )
     if nodes > 1 and "rank" not in params.config:
-        _give_up(f"--rdzv-conf=rank=K is needed: which of the {nodes} nodes this is, from 0")
-    rank = _number(params, "rank", 0)
+        _exit_with_error(
+            f"--rdzv-conf=rank=K is needed: which of the {nodes} nodes this is, from 0"
+        )
+    rank = _read_number(params, "rank", 0)
     if rank >= nodes:
-        _give_up(f"--rdzv-conf=rank={rank}: numbers of {nodes} nodes run from 0 to {nodes - 1}")
-    os.environ[PRIVATE] = "1"
-    timeout_s = _number(params, "timeout", TIMEOUT_S if nodes > 1 else ALONE_S)
+        _exit_with_error(
+            f"--rdzv-conf=rank={rank}: numbers of {nodes} nodes run from 0 to {nodes - 1}"
+        )
+    os.environ[PRIVATE_RENDEZVOUS_VARIABLE] = "1"
+    timeout_s = _read_number(params, "timeout", TIMEOUT_S if nodes > 1 else ONE_NODE_TIMEOUT_S)
     own = LOOPBACK if nodes == 1 else host.strip("[]")
     return PrivateRendezvous(own, int(port), rank, nodes, params.run_id, timeout_s)
 
 
-def _number(params: RendezvousParameters, key: str, default: int) -> int:
+def _read_number(params: RendezvousParameters, key: str, default: int) -> int:
     value = str(params.config.get(key, default))
     if not value.isdecimal():
-        _give_up(f"--rdzv-conf={key}={value}: needs a number from 0")
+        _exit_with_error(f"--rdzv-conf={key}={value}: needs a number from 0")
     return int(value)
 
 
-def _give_up(why: str) -> NoReturn:
+def _exit_with_error(why: str) -> NoReturn:
     raise SystemExit(f"liverseg: torchrun: {why}")

@@ -18,7 +18,7 @@ from liverseg_dist.errors import RunFailed
 LOOPBACK = "127.0.0.1"
 BACKLOG = 1024
 """Connections that may wait to be accepted: all ranks may connect at once."""
-PRIVATE = "LIVERSEG_PRIVATE_RENDEZVOUS"
+PRIVATE_RENDEZVOUS_VARIABLE = "LIVERSEG_PRIVATE_RENDEZVOUS"
 """Set in the environment of ranks that `torchrun --rdzv-backend=liverseg` started (see `rendezvous.py`)."""
 ALL_CONNECTED_KEY = "liverseg/all_here"
 

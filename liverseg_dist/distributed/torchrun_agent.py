@@ -25,9 +25,9 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
 from liverseg_dist.interrupts import SAME_SIGNAL_S, handle_interrupts, write_line
 from liverseg_dist.streams import guard_output_streams
 
-SCRIPT = "liverseg_dist"
-AGENTS = ("torchrun", "torch/distributed/run.py", "torch/distributed/launch.py")
-FLAGS = (
+MODULE_NAME = "liverseg_dist"
+TORCHRUN_PROGRAMS = ("torchrun", "torch/distributed/run.py", "torch/distributed/launch.py")
+OPTIONS_WITHOUT_VALUE = (
     "-m", "--module", "--standalone", "--no-python", "--no_python", "--run-path", "--run_path",
     "--virtual-local-rank", "--virtual_local_rank",
 )  # fmt: skip
@@ -43,7 +43,7 @@ TORCH_HANDLER = "_terminate_process_handler"
 Handler = Callable[[int, FrameType | None], None]
 
 
-def install(argv: Sequence[str]) -> None:
+def install_signal_handling(argv: Sequence[str]) -> None:
     """Take over signals and the end of this process, if `argv` is torchrun's command line for `liverseg_dist`."""
     torch_handler = getattr(elastic, TORCH_HANDLER, None)
     if not starts_liverseg(argv) or torch_handler is None:
@@ -57,16 +57,16 @@ def install(argv: Sequence[str]) -> None:
 
 def starts_liverseg(argv: Sequence[str]) -> bool:
     """Whether this is torchrun's command line, and the script or module that it starts is this project's."""
-    if not argv or not argv[0].endswith(AGENTS):
+    if not argv or not argv[0].endswith(TORCHRUN_PROGRAMS):
         return False
     options: set[str] = set()
     words = iter(argv[1:])
     for word in words:
         if not word.startswith("-"):
             is_module = bool(options & {"-m", "--module"})
-            return word == SCRIPT if is_module else Path(word).name == "liverseg"
+            return word == MODULE_NAME if is_module else Path(word).name == "liverseg"
         options.add(word)
-        if "=" not in word and word not in FLAGS:
+        if "=" not in word and word not in OPTIONS_WITHOUT_VALUE:
             next(words, None)  # the option's value
     return False
 
@@ -82,7 +82,7 @@ class StopRanks:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP and self._hang_up_is_ignored:  # under nohup
             return
-        ranks = _ranks()
+        ranks = _list_ranks()
         if not ranks:
             self._torch_handler(number, frame)
             return
@@ -91,17 +91,17 @@ class StopRanks:
             self._first_s = now
             patience_s = float("inf") if number == signal.SIGINT else TERMINATE_PATIENCE_S
             # Ranks are sessions of their own: the terminal's signal has not reached them.
-            _send(ranks, signal.Signals(number))
+            _send_signal(ranks, signal.Signals(number))
         elif now - self._first_s < SAME_SIGNAL_S:
             return
         else:
             patience_s = SECOND_PATIENCE_S
-            _send(ranks, signal.SIGINT)
+            _send_signal(ranks, signal.SIGINT)
             if not _wait_for(ranks, 2 * SAME_SIGNAL_S):
                 # A busy rank may have read the first signal late and have taken this one for the same.
-                _send(ranks, signal.SIGINT)
+                _send_signal(ranks, signal.SIGINT)
         if not _wait_for(ranks, patience_s):
-            _send(ranks, signal.SIGKILL)
+            _send_signal(ranks, signal.SIGKILL)
             _wait_for(ranks, SECOND_PATIENCE_S)
             write_line(
                 f"ranks that did not stop within {patience_s:.0f} s were killed; the same line continues"
@@ -113,7 +113,7 @@ class StopRanks:
         # All ranks had finished their work: torchrun notices by itself.
 
 
-def _ranks() -> list[int]:
+def _list_ranks() -> list[int]:
     """Process ids of the ranks that this process has started and not yet collected."""
     found = []
     for listing in Path("/proc/self/task").glob("*/children"):
@@ -124,7 +124,7 @@ def _ranks() -> list[int]:
     return found
 
 
-def _send(ranks: Sequence[int], number: signal.Signals) -> None:
+def _send_signal(ranks: Sequence[int], number: signal.Signals) -> None:
     for rank in ranks:
         with suppress(ProcessLookupError):
             os.killpg(rank, number)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.distributed.tcp_store import (
     LOOPBACK,
-    PRIVATE,
+    PRIVATE_RENDEZVOUS_VARIABLE,
     connection_error_message,
     key_value_store,
     store_of_attempt,
@@ -32,7 +32,7 @@ SLURM_KEYS = (
     "SLURM_JOB_ID",
     "SLURM_STEP_NODELIST",
 )
-FIRST_PORT, PORTS = 20_000, 12_000
+FIRST_SLURM_PORT, SLURM_PORT_COUNT = 20_000, 12_000
 """Ports of SLURM jobs lie below Linux's ephemeral range (32768 upwards), so nobody else takes one by chance."""
 OPEN_RENDEZVOUS = (
     "warning: this rendezvous of torchrun is open on all networks of the node; not so with --rdzv-backend=liverseg "
@@ -79,7 +79,7 @@ class World:
             "SLURM_STEP_NUM_TASKS" in env
         ):  # set by srun for each task; a bare batch script or salloc shell has none
             return _from_slurm(env, device)
-        return cls(device=_device(device, 0))
+        return cls(device=_choose_device(device, 0))
 
     @contextmanager
     def connected(self, timeout_s: float = 1800.0) -> Iterator["World"]:
@@ -115,7 +115,7 @@ class World:
     def _meet(self, timeout: timedelta) -> None:
         host, _, port = self.master.rpartition(":")
         if self.launched_by == "torchrun":  # its own store is up
-            if self.is_main and PRIVATE not in os.environ:
+            if self.is_main and PRIVATE_RENDEZVOUS_VARIABLE not in os.environ:
                 print(OPEN_RENDEZVOUS, file=sys.stderr)
             store = dist.TCPStore(host, int(port), timeout=timeout, wait_for_workers=False)
         else:
@@ -162,10 +162,10 @@ def backend_for(device: torch.device) -> str:
 
 
 def _from_torchrun(env: Mapping[str, str], device: str) -> World:
-    values = _complete(
+    values = _require_all(
         env, TORCHRUN_KEYS, "torchrun's", "start with torchrun, or unset them to run as one process"
     )
-    rank, world_size, local_rank = (_integer(values, key) for key in TORCHRUN_KEYS[:3])
+    rank, world_size, local_rank = (_read_integer(values, key) for key in TORCHRUN_KEYS[:3])
     local_world_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
     if not 0 <= rank < world_size:
         raise UserError(f"RANK={rank} does not fit WORLD_SIZE={world_size}")
@@ -173,7 +173,7 @@ def _from_torchrun(env: Mapping[str, str], device: str) -> World:
     one_node = "LOCAL_WORLD_SIZE" in env and local_world_size == world_size
     host = LOOPBACK if by == "hand" and one_node else values["MASTER_ADDR"]
     master = f"{host}:{values['MASTER_PORT']}"
-    found = _device(device, local_rank)
+    found = _choose_device(device, local_rank)
     shared = by == "torchrun"  # by hand each rank may have been given GPUs of its own
     if shared and found.type == "cuda" and local_world_size > (gpus := torch.cuda.device_count()):
         raise UserError(
@@ -183,11 +183,11 @@ def _from_torchrun(env: Mapping[str, str], device: str) -> World:
 
 
 def _from_slurm(env: Mapping[str, str], device: str) -> World:
-    values = _complete(env, SLURM_KEYS, "srun's", "start with srun")
-    rank, world_size, local_rank = (_integer(values, key) for key in SLURM_KEYS[:3])
+    values = _require_all(env, SLURM_KEYS, "srun's", "start with srun")
+    rank, world_size, local_rank = (_read_integer(values, key) for key in SLURM_KEYS[:3])
     local_world_size = _tasks_on_this_node(env, world_size)
     if world_size == 1:
-        return World(device=_device(device, 0), launched_by="srun")
+        return World(device=_choose_device(device, 0), launched_by="srun")
     alone = local_world_size == world_size  # on its node
     address = (
         LOOPBACK if alone else env.get("MASTER_ADDR") or _first_host(values["SLURM_STEP_NODELIST"])
@@ -201,14 +201,14 @@ def _from_slurm(env: Mapping[str, str], device: str) -> World:
         world_size,
         local_world_size,
         f"{address}:{port}",
-        _device(device, local_rank),
+        _choose_device(device, local_rank),
         "srun",
     )
 
 
 def slurm_port(job_id: str, step_id: str) -> int:
     """A rendezvous port that two jobs, or two steps of a job, on the same node do not share."""
-    return FIRST_PORT + (int(job_id) * 7 + int(step_id)) % PORTS
+    return FIRST_SLURM_PORT + (int(job_id) * 7 + int(step_id)) % SLURM_PORT_COUNT
 
 
 def _first_host(nodelist: str) -> str:
@@ -236,7 +236,7 @@ def _tasks_on_this_node(env: Mapping[str, str], world_size: int) -> int:
     return counts[min(int(env.get("SLURM_NODEID", "0")), len(counts) - 1)]
 
 
-def _complete(
+def _require_all(
     env: Mapping[str, str], keys: tuple[str, ...], whose: str, remedy: str
 ) -> dict[str, str]:
     missing = [key for key in keys if not env.get(key)]
@@ -248,14 +248,14 @@ def _complete(
     return {key: env[key] for key in keys}
 
 
-def _integer(values: Mapping[str, str], key: str) -> int:
+def _read_integer(values: Mapping[str, str], key: str) -> int:
     try:
         return int(values[key])
     except ValueError:
         raise UserError(f"{key}={values[key]!r} is not a number") from None
 
 
-def _device(wanted: str, local_rank: int) -> torch.device:
+def _choose_device(wanted: str, local_rank: int) -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if wanted not in ("auto", "cuda"):

@@ -54,7 +54,7 @@ def load_run(
     files = [path / CONFIG]
     if postprocessed and (path / POSTPROCESS).is_file():
         files.append(path / POSTPROCESS)
-    settings = load_settings(files, inference_only(overrides))
+    settings = load_settings(files, inference_only(overrides), warn_of_old_keys=False)
     for section, key in (("data", "spacing_mm"), ("data", "intensity"), ("model", "features")):
         if getattr(getattr(settings, section), key) is None:
             raise UserError(
@@ -151,7 +151,7 @@ def runs_fingerprint(runs: Sequence[LoadedRun]) -> dict[str, object]:
         ),
         "convert": {
             "cleaning": settings.convert.cleaning.model_dump(
-                mode="json", exclude=NO_CONCERN_OF_A_MASK
+                mode="json", by_alias=True, exclude=NO_CONCERN_OF_A_MASK
             )
         },
     }

@@ -23,7 +23,7 @@ from liverseg_dist.planning.memory_fit import levels_for
 from liverseg_dist.training.fine_tuning import freeze_parameters, parameter_groups
 from liverseg_dist.training.threads import choose_threads
 
-NOT_IN_A_STORE = {"workers", "labels_from", "spacing_table", "file", "patients"}
+NOT_RECORDED_IN_STORE = {"workers", "labels_from", "spacing_table", "file", "patients"}
 """Settings of a conversion that name files, or do not matter to what is made."""
 
 
@@ -53,7 +53,7 @@ def resolve_settings(settings: Settings, store: CaseStore) -> Settings:
 
 def settings_conflicting_with_store(settings: Settings, store: CaseStore) -> list[str]:
     """What was given and is otherwise in the store, which decides it: a line for each setting."""
-    found = _unlike(settings.convert, store.convert, "convert")
+    found = _list_differences(settings.convert, store.convert, "convert")
     for key, theirs in (("spacing_mm", store.spacing_mm), ("intensity", store.intensity)):
         given = getattr(settings.data, key)
         if given not in (None, theirs):
@@ -61,12 +61,12 @@ def settings_conflicting_with_store(settings: Settings, store: CaseStore) -> lis
     return found
 
 
-def _unlike(given: Section, made: Section, prefix: str) -> list[str]:
+def _list_differences(given: Section, made: Section, prefix: str) -> list[str]:
     found = []
-    for key in sorted(given.model_fields_set - NOT_IN_A_STORE):
+    for key in sorted(given.model_fields_set - NOT_RECORDED_IN_STORE):
         ours, theirs = getattr(given, key), getattr(made, key)
         if isinstance(ours, Section):
-            found += _unlike(ours, theirs, f"{prefix}.{key}")
+            found += _list_differences(ours, theirs, f"{prefix}.{key}")
         elif ours != theirs:
             found.append(f"{prefix}.{key} is {_short(theirs)}, not {_short(ours)}")
     return found

@@ -15,7 +15,7 @@ import torch
 from liverseg_dist.errors import LiversegError, os_error_line
 from liverseg_dist.training.run_folder import version_environment
 
-SHOWN = (
+REPORTED_VARIABLES = (
     "CUDA_", "GLOO_", "LIVERSEG_", "LOCAL_", "MALLOC_", "MASTER_", "NCCL_", "OMP_", "PYTORCH_", "RANK", "SLURM_JOB_",
     "SLURM_STEP_", "TORCH", "WORLD_SIZE",
 )  # fmt: skip
@@ -40,7 +40,9 @@ def write_crash_report(
         "platform": platform.platform(),
         **version_environment(),
         "variables": {
-            name: value for name, value in sorted(os.environ.items()) if name.startswith(SHOWN)
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(REPORTED_VARIABLES)
         },
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -45,7 +45,9 @@ def read_horizons(folder: Path) -> Horizons:
     for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
         number = path.name.removeprefix(PREFIX).removesuffix(SUFFIX)
         if number.isascii() and number.isdecimal():
-            found.append((int(number), load_settings([path]).train.max_steps))
+            found.append(
+                (int(number), load_settings([path], warn_of_old_keys=False).train.max_steps)
+            )
     return tuple(sorted(found))
 
 
@@ -58,7 +60,7 @@ def change_max_steps(folder: RunFolder, settings: Settings, step: int) -> str:
     Raises:
         UserError: `step` is past the wanted end.
     """
-    before = load_settings([folder.config])
+    before = load_settings([folder.config], warn_of_old_keys=False)
     old, new = before.train.max_steps, settings.train.max_steps
     if old == new:
         return ""

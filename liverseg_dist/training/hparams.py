@@ -4,7 +4,7 @@ from pathlib import Path
 
 from liverseg_dist.config import Settings
 
-COMPARED = {
+COMPARED_SETTINGS = {
     "data": ("fold", "patch_size", "augmentation", "oversample_foreground"),
     "model": ("architecture", "preset", "norm", "regions", "pretrained"),
     "loss": ("name", "class_weights"),
@@ -17,7 +17,9 @@ def comparable_settings(settings: Settings) -> dict[str, str | float]:
     """`section.key` -> value; what is no number becomes text."""
     tree = settings.model_dump()
     found = {
-        f"{section}.{key}": tree[section][key] for section, keys in COMPARED.items() for key in keys
+        f"{section}.{key}": tree[section][key]
+        for section, keys in COMPARED_SETTINGS.items()
+        for key in keys
     }
     found |= {"seed": settings.seed, "schedule": settings.train.schedule.name}
     return {

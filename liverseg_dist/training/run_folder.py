@@ -25,7 +25,7 @@ FREE_TO_CHANGE = (
     "run.", "data.workers", "data.prefetch", "data.cache_gib", "data.store", "checkpoint.", "validation.pictures",
     "inference.", "train.log_every_steps", "train.stop_at_step", "train.threads", "train.strategy", "train.zero_stage",
     "train.offload_optimizer", "train.micro_batch_size", "train.activation_checkpointing", "train.profile_steps",
-    "model.pretrained", "data.unreadable", "data.stall_timeout_s", "data.cache_dir", "train.nonfinite", "memory.",
+    "model.pretrained", "data.on_read_error", "data.stall_timeout_s", "data.cache_dir", "train.on_nonfinite", "memory.",
 )  # fmt: skip
 """Keys that do not change what the run computes (but for the order of float sums), so resuming may change them; and
 those that only decide what becomes of a step or a case that would end the run."""
@@ -33,7 +33,7 @@ those that only decide what becomes of a step or a case that would end the run."
 
 EXTENSIBLE = ("train.max_steps",)
 """Keys that a training run may change at its present step (see `training.extension`)."""
-NO_RUN = ("dataset.json", "imagesTr", "labelsTr", "zarr.json")
+DATA_SET_FILES = ("dataset.json", "imagesTr", "labelsTr", "zarr.json")
 """What data sets and stores hold, where nobody means to train."""
 
 
@@ -68,7 +68,7 @@ class RunFolder:
         """Make the folder, or see that it belongs to these settings. True if a run was begun here before."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.config.exists():
-            if what := next((name for name in NO_RUN if (self.path / name).exists()), ""):
+            if what := next((name for name in DATA_SET_FILES if (self.path / name).exists()), ""):
                 raise UserError(
                     f"{self.path}: holds {what}, so it is no place for a run; choose another run.dir"
                 )
@@ -80,7 +80,9 @@ class RunFolder:
             write_text(self.config, settings.to_yaml())
             write_text(self.path / "environment.json", json.dumps(version_environment(), indent=1))
             return False
-        check_settings_compatible(load_settings([self.config]), settings, self.path, EXTENSIBLE)
+        check_settings_compatible(
+            load_settings([self.config], warn_of_old_keys=False), settings, self.path, EXTENSIBLE
+        )
         return True
 
     def record_start(self, settings: Settings, step: int, threads: Sequence[int]) -> None:
@@ -89,7 +91,7 @@ class RunFolder:
         Args:
             threads: CPU threads of each rank.
         """
-        changed = setting_changes(load_settings([self.config]), settings)
+        changed = setting_changes(load_settings([self.config], warn_of_old_keys=False), settings)
         record = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "step": step,

@@ -156,10 +156,14 @@ class Stepper:
                 return norm, ""
         names = sorted(name for ours in gather_from_ranks(suspects) for name in ours)
         message = f"step {step + 1}: {what}; samples {', '.join(names)}"
-        if self.settings.train.nonfinite == "skip" and (nonfinite or self.strategy.skips_nonfinite):
+        if self.settings.train.on_nonfinite == "skip" and (
+            nonfinite or self.strategy.skips_nonfinite
+        ):
             return norm, f"{message}; the step is skipped"
         skips = nonfinite or self.strategy.skips_nonfinite
-        remedy = "train.nonfinite=skip" if skips else "train.zero_stage=0 train.nonfinite=skip"
+        remedy = (
+            "train.on_nonfinite=skip" if skips else "train.zero_stage=0 train.on_nonfinite=skip"
+        )
         raise RunFailed(
             f"{message}. Look at these cases; the same line with {remedy} goes on from the last checkpoint and leaves "
             "such steps out; another run.dir with a lower train.learning_rate begins anew"

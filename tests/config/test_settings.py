@@ -88,7 +88,9 @@ def test_what_no_network_can_have_is_refused(override: str, words: str) -> None:
 
 def test_group_norm_needs_whole_groups() -> None:
     load_settings([], ["model.features=[4,16]", "model.norm=group"])
-    with pytest.raises(UserError, match="norm=group divides channels into 8 groups: 20 cannot be"):
+    with pytest.raises(
+        UserError, match="norm=group divides the channels into 8 groups, but 20 is not"
+    ):
         load_settings([], ["model.features=[20,40]", "model.norm=group"])
 
 
@@ -108,7 +110,7 @@ def test_a_bad_file_is_named(tmp_path: Path, content: str, said: str) -> None:
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file; configs/ holds examples"):
+    with pytest.raises(UserError, match="no such config file; shipped with the program: configs/"):
         load_settings([tmp_path / "absent.yaml"])
 
 

@@ -209,7 +209,7 @@ def test_an_unreadable_chunk_stops_the_run_and_is_named(broken: MiniStore, worke
     with (
         PatchLoader(source, ([n] for n in range(50)), workers) as loader,
         pytest.raises(
-            RunFailed, match=r"cases/case_1/image/c/0/0/0.*liverseg verify.*data.unreadable=skip"
+            RunFailed, match=r"cases/case_1/image/c/0/0/0.*liverseg verify.*data.on_read_error=skip"
         ),
     ):
         list(loader)
@@ -218,7 +218,7 @@ def test_an_unreadable_chunk_stops_the_run_and_is_named(broken: MiniStore, worke
 def test_skip_replaces_the_sample_and_says_so(
     broken: MiniStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = DataConfig(patch_size=(16, 16, 16), unreadable="skip")
+    settings = DataConfig(patch_size=(16, 16, 16), on_read_error="skip")
 
     def stream(workers: int) -> list[tuple[int, str, int]]:
         source = PatchSource(broken, broken.case_ids, settings, 0, 2)
@@ -242,7 +242,7 @@ def test_skip_gives_up_when_nothing_is_readable(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store.zarr", cases=1, shape=(16, 32, 32))
     (tmp_path / "store.zarr/cases/case_0/image/c/0/0/0").unlink()
     source = PatchSource(
-        store, store.case_ids, DataConfig(patch_size=(16, 16, 16), unreadable="skip"), 0, 2
+        store, store.case_ids, DataConfig(patch_size=(16, 16, 16), on_read_error="skip"), 0, 2
     )
     with pytest.raises(RunFailed, match="20 cases are unreadable"):
         source.sample(0)

@@ -11,7 +11,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from liverseg_dist.distributed.tcp_store import PRIVATE, open_listening_socket
+from liverseg_dist.distributed.tcp_store import PRIVATE_RENDEZVOUS_VARIABLE, open_listening_socket
 from liverseg_dist.errors import RunFailed
 from tests.distributed.launch import clean_environment, torchrun, torchrun_command
 
@@ -154,7 +154,7 @@ def test_torchrun_can_restart_the_ranks(tmp_path: Path) -> None:
 @pytest.fixture
 def private(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a handler leaves in the environment for its ranks is gone after the test."""
-    monkeypatch.setenv(PRIVATE, "")
+    monkeypatch.setenv(PRIVATE_RENDEZVOUS_VARIABLE, "")
 
 
 @pytest.mark.usefixtures("private")

@@ -126,7 +126,7 @@ def test_a_diverged_run_names_its_samples_in_one_line(phantom_store: Path, tmp_p
     line = next(line for line in done.stderr.splitlines() if line.startswith("liverseg: "))
     assert "is not finite; samples " in line
     assert "(phantom_" in line or "(liver_" in line
-    assert "train.nonfinite=skip" in line
+    assert "train.on_nonfinite=skip" in line
     assert "Traceback" not in done.stderr
     story = next((tmp_path / "run" / "errors").iterdir()).read_text()
     assert "Traceback (most recent call last)" in story

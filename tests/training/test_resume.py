@@ -181,8 +181,8 @@ def test_other_settings_do_not_continue_a_run(undisturbed: Path, phantom_store: 
 
 def test_what_an_error_advises_continues_the_run() -> None:
     advised = (
-        "train.nonfinite=skip",
-        "data.unreadable=skip",
+        "train.on_nonfinite=skip",
+        "data.on_read_error=skip",
         "data.stall_timeout_s=999",
         "memory.budget_gib=20",
     )

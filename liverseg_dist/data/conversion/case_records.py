@@ -90,7 +90,9 @@ class CaseJob:
     @property
     def settings_sha256(self) -> str:
         """Of everything but the files' bytes that the stored case depends on."""
-        cleaning = self.convert.cleaning.model_dump(mode="json", exclude=NO_CONCERN_OF_A_CASE)
+        cleaning = self.convert.cleaning.model_dump(
+            mode="json", by_alias=True, exclude=NO_CONCERN_OF_A_CASE
+        )
         if self.convert.cleaning.min_slices == DONE_BEFORE["convert.cleaning.min_slices"]:
             cleaning.pop("min_slices")
         labels_from = None if self.labeller is None else self.labeller.fingerprint

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_dist.config import ConvertConfig
+from liverseg_dist.config.aliases import current_key
 from liverseg_dist.config.shipped import find_config
 from liverseg_dist.data.conversion.case_writer import sha256_file
 from liverseg_dist.data.store.layout import SCHEMA
@@ -22,8 +23,11 @@ DONE_BEFORE = {
 
 def public_settings(convert: ConvertConfig) -> dict[str, Any]:
     """As the root shows them: no paths, nothing that depends on the machine."""
+    # by_alias: stores keep the first names of renamed settings, so that their bytes do not change.
     shown = convert.model_dump(
-        mode="json", exclude={"workers": True, "labels_from": True, "splits": {"file", "patients"}}
+        mode="json",
+        by_alias=True,
+        exclude={"workers": True, "labels_from": True, "splits": {"file", "patients"}},
     )
     shown["cleaning"].pop("spacing_table")
     for key in ("standardise", "min_slices"):
@@ -61,7 +65,7 @@ def list_setting_differences(before: object, now: dict[str, Any]) -> list[str]:
     old = DONE_BEFORE | dict(_flat(before)) if isinstance(before, dict) else {}
     new = DONE_BEFORE | dict(_flat(now))
     return [
-        f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}"
+        f"{current_key(key)} was {_short(old.get(key))}, is {_short(new.get(key))}"
         for key in dict.fromkeys([*new, *old])
         if old.get(key) != new.get(key)
     ]

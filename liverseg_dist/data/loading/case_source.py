@@ -126,7 +126,7 @@ class PatchSource:
         self._reported: set[str] = set()
 
     def sample(self, index: int) -> Patch:
-        """Sample `index`. Raises `RunFailed` when it cannot be read (see `data.unreadable`)."""
+        """Sample `index`. Raises `RunFailed` when it cannot be read (see `data.on_read_error`)."""
         return self.read_batch([index])[0]
 
     def plan(self, index: int, attempt: int = 0) -> PatchPlan:
@@ -181,10 +181,10 @@ class PatchSource:
 
     def give_up_on(self, index: int, attempt: int, error: ChunkError) -> int:
         """The next attempt at this sample, with another case; raises `RunFailed` under the policy `fail`."""
-        if self.settings.unreadable == "fail":
+        if self.settings.on_read_error == "fail":
             raise RunFailed(
                 f"{self._store.path}: {error}; `liverseg verify` checks the store, converting the case again mends it, "
-                "data.unreadable=skip goes on without it"
+                "data.on_read_error=skip goes on without it"
             ) from error
         if attempt + 1 >= _MAX_REPLACEMENTS:
             raise RunFailed(

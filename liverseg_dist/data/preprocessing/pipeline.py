@@ -65,7 +65,7 @@ def prepare_scan(volume: Volume, convert: ConvertConfig, spacing_mm: Float3) -> 
 
 
 def interpolation_for(cleaning: CleaningConfig) -> Interpolation:
-    return Interpolation(cleaning.order, cleaning.thick_order, cleaning.antialias)
+    return Interpolation(cleaning.order, cleaning.order_z, cleaning.antialias)
 
 
 def make_contiguous(volume: Volume) -> Volume:

@@ -70,9 +70,9 @@ def check_strategy(config: TrainConfig, ranks: int, device: torch.device) -> Non
             "train.fine_tune works with strategies ddp and fsdp and with DeepSpeed's zero_stage 0: from stage 1 on "
             "DeepSpeed cuts all parameters as one group"
         )
-    if config.offload_optimizer and config.zero_stage == 2 and config.nonfinite == "skip":
+    if config.offload_optimizer and config.zero_stage == 2 and config.on_nonfinite == "skip":
         raise UserError(
-            "train.nonfinite=skip with train.offload_optimizer and zero_stage 2: DeepSpeed would carry the bad "
+            "train.on_nonfinite=skip with train.offload_optimizer and zero_stage 2: DeepSpeed would carry the bad "
             "gradient into the next step; use zero_stage 1 or 3"
         )
     if config.offload_optimizer and (config.strategy != "deepspeed" or config.zero_stage == 0):
