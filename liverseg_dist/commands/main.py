@@ -31,6 +31,7 @@ from liverseg_dist.interrupts import (
     handle_interrupts,
     is_first_rank,
 )
+from liverseg_dist.logging_setup import set_up_logging
 from liverseg_dist.streams import guard_output_streams, output_failure, print_checked
 from liverseg_dist.texts.suggestions import SuggestingParser, suggest
 
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Without `argv` it is the process's own command line, and the process's streams and signals are set up for it.
     """
     handler = None
+    set_up_logging()
     if argv is None:
         guard_output_streams()
         handler = handle_interrupts()

@@ -6,15 +6,16 @@ the listening socket is opened on one address and passed to the store.
 
 import errno
 import ipaddress
+import logging
 import os
 import socket
-import sys
 from datetime import timedelta
 
 import torch.distributed as dist
 
 from liverseg_dist.errors import RunFailed
 
+_logger = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 BACKLOG = 1024
 """Connections that may wait to be accepted: all ranks may connect at once."""
@@ -98,10 +99,12 @@ def open_listening_socket(host: str, port: int) -> socket.socket:
                 if error.errno in (errno.EADDRINUSE, errno.EACCES):
                     raise
         addresses = sorted({str(address[0]) for *_, address in candidates})
-        print(
-            f"warning: {host} ({', '.join(addresses)}) is not an address of this node that other nodes can reach; port "
-            f"{port} is open on all networks of the node. Name another host, or correct /etc/hosts.",
-            file=sys.stderr,
+        _logger.warning(
+            "%s (%s) is not an address of this node that other nodes can reach; port %s is open on "
+            "all networks of the node. Use another host, or correct /etc/hosts.",
+            host,
+            ", ".join(addresses),
+            port,
         )
         has_dualstack = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if has_dualstack else socket.AF_INET

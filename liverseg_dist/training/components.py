@@ -1,5 +1,6 @@
 """From settings to everything a run needs: store, resolved settings, model, loss, strategy."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from liverseg_dist.planning.memory_fit import levels_for
 from liverseg_dist.training.fine_tuning import freeze_parameters, parameter_groups
 from liverseg_dist.training.threads import choose_threads
 
+_logger = logging.getLogger(__name__)
 NOT_RECORDED_IN_STORE = {"workers", "labels_from", "spacing_table", "file", "patients"}
 """Settings of a conversion that name files, or do not matter to what is made."""
 
@@ -108,8 +110,7 @@ def build_components(
         kind = settings.model.pretrained_names
         names = None if kind == "ours" else external_parameter_names(kind, settings.model)
         report = load_pretrained(model, settings.model.pretrained, names)
-        if world.is_main:
-            print(report, flush=True)
+        _logger.info("%s", report)
     # Every rank reaches the same decision here: requests and records are the same for all ranks of a run.
     if world.device.type == "cpu" and broadcast_from_rank0(not threads and world.cores > 1):
         torch.set_num_threads(choose_threads(model, settings, world.cores))
@@ -118,11 +119,9 @@ def build_components(
         world.device
     )
     levels = levels_for(settings, world.world_size, world.device)
-    if train.activation_checkpointing == "auto" and world.is_main:
-        print(
-            f"levels recomputed in backward to meet the memory budget: {list(levels) or 'none'}",
-            flush=True,
-        )
+    if train.activation_checkpointing == "auto":
+        shown = list(levels) or "none"
+        _logger.info("levels recomputed in backward to meet the memory budget: %s", shown)
     strategy = parallelize_model(
         model, world.device, train, levels, lambda _: parameter_groups(model, train.fine_tune)
     )

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from liverseg_dist.errors import EXIT_RESUMABLE
-from liverseg_dist.interrupts import SAME_SIGNAL_S, write_line
+from liverseg_dist.interrupts import SAME_SIGNAL_S, is_first_rank, write_line
 from liverseg_dist.training.run_folder import RunFolder
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
@@ -110,16 +110,15 @@ def describe_loss(saved: int, step: int) -> str:
     return f"{lost}, {f'the newest checkpoint is of step {saved}' if saved else 'there is no checkpoint yet'}"
 
 
-def end_at_once(folder: RunFolder, step: int, max_steps: int, *, report: bool) -> NoReturn:
-    """End this process without another checkpoint; the run's status says from where it continues.
+def end_at_once(folder: RunFolder, step: int, max_steps: int) -> NoReturn:
+    """End this process without another checkpoint. Rank 0 records from where the run continues.
 
     Args:
         folder: The run's folder.
         step: Optimizer steps that are done.
-        max_steps: Where the run is to end.
-        report: Whether this rank writes the status and the line for the user.
+        max_steps: Last step of the run.
     """
-    if report:
+    if is_first_rank():
         saved = folder.newest_checkpoint()
         message = f"ended at once by a second Ctrl-C: {describe_loss(saved, step)}"
         with suppress(OSError):

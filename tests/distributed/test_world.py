@@ -75,12 +75,12 @@ def test_a_batch_script_without_srun_is_one_process() -> None:
 
 @pytest.mark.parametrize("absent", ["WORLD_SIZE", "MASTER_ADDR", "LOCAL_RANK"])
 def test_a_half_set_torchrun_environment_is_refused(absent: str) -> None:
-    with pytest.raises(UserError, match=f"half set: .* without {absent}"):
+    with pytest.raises(UserError, match=f"incomplete: .* without {absent}"):
         World.from_environment("cpu", {k: v for k, v in TORCHRUN.items() if k != absent})
 
 
 def test_a_half_set_srun_environment_is_refused() -> None:
-    with pytest.raises(UserError, match="srun's environment is half set"):
+    with pytest.raises(UserError, match="srun's environment is incomplete"):
         World.from_environment("cpu", {k: v for k, v in SRUN.items() if k != "SLURM_PROCID"})
 
 
@@ -102,7 +102,7 @@ def test_ranks_of_torchrun_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     two = TORCHRUN | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     with pytest.raises(
-        UserError, match=r"2 ranks on this node, and torch sees 1 GPU\(s\); start as many"
+        UserError, match=r"2 ranks on this node, but torch sees 1 GPU\(s\); start one rank"
     ):
         World.from_environment("auto", two | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
     by_hand = {key: value for key, value in two.items() if not key.startswith("TORCHELASTIC")}

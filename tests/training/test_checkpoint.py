@@ -10,7 +10,7 @@ import torch
 
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.training.checkpoint import MANIFEST, STATE, Checkpoints
-from liverseg_dist.training.trainer import parse_progress
+from liverseg_dist.training.resume_state import parse_progress
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -69,7 +69,7 @@ def test_names_that_only_look_like_numbers_are_no_checkpoints(folder: Path) -> N
 
 @pytest.mark.parametrize("progress", [{"step": 4}, {"step": 5, "strange": 1}, [], None])
 def test_progress_of_another_kind_is_one_line(progress: object) -> None:
-    with pytest.raises(RunFailed, match="the checkpoint of step 5 is not understood"):
+    with pytest.raises(RunFailed, match="the checkpoint of step 5 cannot be read by this version"):
         parse_progress({"step": 5, "progress": progress})
 
 

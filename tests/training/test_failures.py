@@ -74,12 +74,12 @@ def test_one_rank_killed_is_named_and_the_run_ends_as_if_undisturbed(
     exact = ("train.max_steps=8", "validation.every_steps=0")
     said = ended_after(
         signal.SIGKILL,
-        "is gone",
+        "is lost",
         tmp_path / "run",
         *arguments(phantom_store, tmp_path / "run", *exact),
     )
     assert "liverseg: rank 1 on" in said
-    assert "is gone: no sign of life, last heard of in step" in said
+    assert "is lost: no heartbeat, last activity in step" in said
     assert "liverseg_dist/training" not in said, "no traceback but torchrun's own"
     stories = list((tmp_path / "run" / "errors").glob("*_rank0.txt"))
     assert "Traceback (most recent call last)" in stories[0].read_text()
@@ -107,7 +107,7 @@ def test_one_rank_killed_is_named_and_the_run_ends_as_if_undisturbed(
 @pytest.mark.distributed
 def test_a_rank_that_hangs_is_named_when_patience_ends(phantom_store: Path, tmp_path: Path) -> None:
     command = [*arguments(phantom_store, tmp_path / "run", *LONG), "--timeout", "8"]
-    said = ended_after(signal.SIGSTOP, "is gone", tmp_path / "run", *command)
+    said = ended_after(signal.SIGSTOP, "is lost", tmp_path / "run", *command)
     assert "liverseg: rank 1 on" in said
     assert "liverseg_dist/training" not in said
 
