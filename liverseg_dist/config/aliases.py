@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from liverseg_dist.errors import UserError
+from liverseg_dist.logging_setup import ONCE
 
 RENAMED_KEYS = {
     "convert.cleaning.thick_order": "convert.cleaning.order_z",
@@ -50,7 +51,7 @@ def replace_old_keys(settings: dict[str, Any], source: str, *, warn: bool = True
             section[new_name] = section.pop(old_name)
             if warn and old not in _reported:
                 _reported.add(old)
-                _logger.warning("%s: %s is deprecated, use %s", source, old, new)
+                _logger.warning("%s: %s is deprecated, use %s", source, old, new, extra=ONCE)
 
 
 def _sections_with(settings: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:

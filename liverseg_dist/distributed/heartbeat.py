@@ -44,7 +44,8 @@ ACTIVITY_ORDER = (
     "validating",
     "saving",
 )
-"""Activities of a training step in their order: the other ranks wait for the rank that is behind."""
+"""Activities of a training step in their order: the other ranks wait for the rank that is
+behind."""
 CONNECTION_ERROR_RE = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|closed by peer|socket"
     r"|Timed out waiting|recvValue|process group|collective",

@@ -1,11 +1,17 @@
-"""`torchrun --rdzv-backend=liverseg`: PyTorch's static rendezvous, but open to the job's own network only.
+"""`torchrun --rdzv-backend=liverseg`: a static rendezvous that listens on the job's network only.
 
-  one node       torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 --nproc-per-node=4 ...
-  several        torchrun --rdzv-backend=liverseg --rdzv-endpoint=NODE0:29500 --rdzv-conf=rank=K --nnodes=N ...
-                 on each node; K is its number, and node 0, whose name or address stands there, serves
+PyTorch's own rendezvous accepts connections on all networks of the node. On a shared machine, use
+this one:
 
-Another word of --rdzv-conf: timeout=SECONDS, how long a node waits for the others (600; alone 60). torchrun finds this
-through the entry point `torchrun.handlers` (https://docs.pytorch.org/docs/stable/elastic/rendezvous.html).
+  one node       torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 \\
+                     --nproc-per-node=4 ...
+  several nodes  torchrun --rdzv-backend=liverseg --rdzv-endpoint=NODE0:29500 --rdzv-conf=rank=K \\
+                     --nnodes=N ...
+                 on each node. NODE0 is the name or address of node 0, K the number of this node.
+
+`--rdzv-conf=timeout=SECONDS` sets how long a node waits for the others (default 600; 60 with one
+node). torchrun finds this module through the entry point `torchrun.handlers`
+(https://docs.pytorch.org/docs/stable/elastic/rendezvous.html).
 """
 
 import os
@@ -36,7 +42,8 @@ TIMEOUT_S, ONE_NODE_TIMEOUT_S = 600, 60
 
 
 class PrivateRendezvous(RendezvousHandler):
-    """A fixed number of nodes, each with a number it was given. Ranks use the store through which their nodes met."""
+    """A fixed number of nodes, each with a number it was given. Ranks use the store through which
+    their nodes met."""
 
     def __init__(
         self, host: str, port: int, rank: int, nodes: int, run_id: str, timeout_s: float
@@ -46,11 +53,12 @@ class PrivateRendezvous(RendezvousHandler):
         self._store: dist.TCPStore | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
-        store = self._store = self._store or self._meet()
+        """Connect the nodes, or return the open store after a restart of the ranks."""
+        store = self._store = self._store or self._connect()
         at = RendezvousStoreInfo(self.host, store.port)
         return RendezvousInfo(dist.PrefixStore(self.run_id, store), self.rank, self.nodes, at)
 
-    def _meet(self) -> dist.TCPStore:
+    def _connect(self) -> dist.TCPStore:
         timeout = timedelta(seconds=self.timeout_s)
         try:
             return key_value_store(self.host, self.port, self.nodes, timeout, serve=self.rank == 0)
@@ -72,7 +80,7 @@ class PrivateRendezvous(RendezvousHandler):
         return False
 
     def set_closed(self) -> None:
-        """Nobody joins later, so there is nothing to close."""
+        """Do nothing: no node can join later."""
 
     def num_nodes_waiting(self) -> int:
         return 0
@@ -85,13 +93,13 @@ class PrivateRendezvous(RendezvousHandler):
 
 
 def handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
-    """What the entry point names: torchrun calls it for the function that makes the handler."""
+    """Return the function that creates the handler. The entry point names this function."""
     torchrun_agent.install_signal_handling(sys.argv)
     return create_handler
 
 
 def create_handler(params: RendezvousParameters) -> PrivateRendezvous:
-    """Ends the process with a line where torchrun's words are wrong."""
+    """Create the rendezvous. Exits with one line if an option of torchrun is wrong."""
     nodes = params.max_nodes
     if params.min_nodes != nodes:
         _exit_with_error(f"--nnodes={params.min_nodes}:{nodes}: a fixed number of nodes is needed")

@@ -1,8 +1,7 @@
 """The rendezvous of a job: PyTorch's key-value store, reachable on the job's own network only.
 
-PyTorch's own `TCPStore` listens on every network of the node, and any process that connects can read and write it. Here
-the listening socket is opened on one address and passed to the store.
-"""
+PyTorch's own `TCPStore` listens on every network of the node, and any process that connects can
+read and write it. Here the listening socket is opened on one address and passed to the store."""
 
 import errno
 import ipaddress
@@ -18,9 +17,10 @@ from liverseg_dist.errors import RunFailed
 _logger = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 BACKLOG = 1024
-"""Connections that may wait to be accepted: all ranks may connect at once."""
+"""Length of the queue of connections: all ranks may connect at the same time."""
 PRIVATE_RENDEZVOUS_VARIABLE = "LIVERSEG_PRIVATE_RENDEZVOUS"
-"""Set in the environment of ranks that `torchrun --rdzv-backend=liverseg` started (see `rendezvous.py`)."""
+"""Set in the environment of ranks that `torchrun --rdzv-backend=liverseg` started (see
+`rendezvous.py`)."""
 ALL_CONNECTED_KEY = "liverseg/all_here"
 
 
@@ -54,7 +54,8 @@ def key_value_store(
 
 
 def connection_error_message(who: str, where: str, error: RuntimeError) -> str:
-    """Describe PyTorch's errors of lost connections and timeouts (subclasses of `RuntimeError`) in one line.
+    """Describe PyTorch's errors of lost connections and timeouts (subclasses of `RuntimeError`) in
+    one line.
 
     Args:
         who: the process that reports, for example "rank 3 on node7".
@@ -68,7 +69,8 @@ def connection_error_message(who: str, where: str, error: RuntimeError) -> str:
 
 
 def store_of_attempt(store: dist.Store) -> dist.Store:
-    """Return the part of the store that belongs to this start: torchrun restarts ranks on the same store."""
+    """Return the part of the store that belongs to this start: torchrun restarts ranks on the same
+    store."""
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"liverseg/attempt_{attempt}", store)
 
@@ -76,8 +78,8 @@ def store_of_attempt(store: dist.Store) -> dist.Store:
 def open_listening_socket(host: str, port: int) -> socket.socket:
     """Open a listening socket on an address of `host`.
 
-    Loopback and link-local addresses are skipped unless `host` names them. If `host` has no address on this node, the
-    socket listens on all networks and a warning is printed.
+    Loopback and link-local addresses are skipped unless `host` names them. If `host` has no address
+    on this node, the socket listens on all networks and a warning is printed.
 
     Raises:
         RunFailed: the port is in use, or it may not be opened.

@@ -1,14 +1,14 @@
-"""How torchrun's own process ends a job of `liverseg_dist` on Ctrl-C, SIGTERM or the hang-up of its terminal.
+"""How torchrun's own process ends a job of `liverseg_dist` on Ctrl-C, SIGTERM or the hang-up of its
+terminal.
 
-torchrun starts the ranks, and it alone gets the signals of the terminal. Its own way is to pass the signal on, to kill
-ranks that take longer than 30 s, and to end with a traceback and exit code 1 although the ranks have saved. Here it
-passes the signal on, waits for the ranks, and ends with their exit code: 75 if all stopped on request. A second signal
-makes the ranks end at once.
+torchrun starts the ranks, and it alone gets the signals of the terminal. Its own way is to pass the
+signal on, to kill ranks that take longer than 30 s, and to end with a traceback and exit code 1
+although the ranks have saved. Here it passes the signal on, waits for the ranks, and ends with
+their exit code: 75 if all stopped on request. A second signal makes the ranks end at once.
 
-torchrun imports this module through the entry point `torchrun.handlers`, with any --rdzv-backend and with --standalone.
-It has an effect only in torchrun's own process, and only if the script that it starts is `liverseg_dist`: all other
-jobs of the user are left as they are.
-"""
+torchrun imports this module through the entry point `torchrun.handlers`, with any --rdzv-backend
+and with --standalone. It has an effect only in torchrun's own process, and only if the script that
+it starts is `liverseg_dist`: all other jobs of the user are left as they are."""
 
 import os
 import signal
@@ -33,7 +33,8 @@ OPTIONS_WITHOUT_VALUE = (
 )  # fmt: skip
 """Options of torchrun without a value."""
 TERMINATE_PATIENCE_S = 300.0
-"""After SIGTERM nobody is there to send a second signal; ranks that hang are killed after this time."""
+"""After SIGTERM nobody is there to send a second signal; ranks that hang are killed after this
+time."""
 SECOND_PATIENCE_S = 5.0
 """Time for the ranks to end after a second signal, before they are killed."""
 POLL_S = 0.1
@@ -44,7 +45,8 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 def install_signal_handling(argv: Sequence[str]) -> None:
-    """Take over signals and the end of this process, if `argv` is torchrun's command line for `liverseg_dist`."""
+    """Take over signals and the end of this process, if `argv` is torchrun's command line for
+    `liverseg_dist`."""
     torch_handler = getattr(elastic, TORCH_HANDLER, None)
     if not starts_liverseg(argv) or torch_handler is None:
         return
@@ -56,7 +58,8 @@ def install_signal_handling(argv: Sequence[str]) -> None:
 
 
 def starts_liverseg(argv: Sequence[str]) -> bool:
-    """Whether this is torchrun's command line, and the script or module that it starts is this project's."""
+    """Whether this is torchrun's command line, and the script or module that it starts is this
+    project's."""
     if not argv or not argv[0].endswith(TORCHRUN_PROGRAMS):
         return False
     options: set[str] = set()
@@ -72,7 +75,8 @@ def starts_liverseg(argv: Sequence[str]) -> bool:
 
 
 class StopRanks:
-    """Signal handler of torchrun's process: passes the signal on, waits for the ranks, ends with their code."""
+    """Signal handler of torchrun's process: passes the signal on, waits for the ranks, ends with
+    their code."""
 
     def __init__(self, torch_handler: Handler) -> None:
         self._torch_handler = torch_handler
@@ -131,7 +135,8 @@ def _send_signal(ranks: Sequence[int], number: signal.Signals) -> None:
 
 
 def _wait_for(ranks: Sequence[int], patience_s: float) -> bool:
-    """Whether all ranks have ended in time. They stay zombies, as torch is to collect their exit codes itself."""
+    """Whether all ranks have ended in time. They stay zombies, as torch is to collect their exit
+    codes itself."""
     end = time.monotonic() + patience_s
     while any(_exit_code(rank) is None for rank in ranks):
         if time.monotonic() > end:
@@ -152,7 +157,8 @@ def _exit_code(rank: int) -> int | None:
 
 
 def _common_code(ranks: Sequence[int]) -> int:
-    """75 if a rank stopped on request and none failed; a rank that had not begun yet was ended by the signal itself."""
+    """75 if a rank stopped on request and none failed; a rank that had not begun yet was ended by
+    the signal itself."""
     codes = {_exit_code(rank) for rank in ranks}
     requests = {-signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP, EXIT_RESUMABLE}
     if codes == {EXIT_DONE}:
@@ -163,7 +169,8 @@ def _common_code(ranks: Sequence[int]) -> int:
 def _end_without_traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """`sys.excepthook`. Ranks that stopped on request have said so; torch takes their exit code for a failure."""
+    """`sys.excepthook`. Ranks that stopped on request have said so; torch takes their exit code for
+    a failure."""
     failures = getattr(error, "failures", None)
     codes = (
         {failure.exitcode for failure in failures.values()} if isinstance(failures, dict) else set()

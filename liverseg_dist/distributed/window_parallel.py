@@ -1,11 +1,12 @@
 """Several ranks compute the windows of one scan; rank 0 receives all results in their order.
 
-The windows, and the order in which rank 0 adds their results, are those of one process, so the result has the same
-bits. The other ranks receive placeholders of the same shape, so that every rank runs the same loop.
+The windows, and the order in which rank 0 adds their results, are those of one process, so the
+result has the same bits. The other ranks receive placeholders of the same shape, so that every rank
+runs the same loop.
 
-All ranks synchronise once per round (one window per rank) and once at the end of a case, and exchange whether one of
-them failed. So an error on one rank ends the case on all of them, and no rank waits for one that has stopped.
-"""
+All ranks synchronise once per round (one window per rank) and once at the end of a case, and
+exchange whether one of them failed. So an error on one rank ends the case on all of them, and no
+rank waits for one that has stopped."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -39,8 +39,8 @@ SLURM_KEYS = (
     "SLURM_STEP_NODELIST",
 )
 FIRST_SLURM_PORT, SLURM_PORT_COUNT = 20_000, 12_000
-"""Ports of SLURM jobs. They are below Linux's ephemeral range (32768 upwards), from which the system
-assigns ports to other programs."""
+"""Ports of SLURM jobs. They are below Linux's ephemeral range (32768 upwards), from which the
+system assigns ports to other programs."""
 OPEN_RENDEZVOUS = (
     "this rendezvous of torchrun is open on all networks of the node; on a shared machine use "
     "--rdzv-backend=liverseg --rdzv-endpoint=localhost:0 (several nodes: NODE0:PORT, and "
@@ -176,7 +176,8 @@ class World:
         )
 
     def threads(self, wanted: int = 0) -> int:
-        """Return the CPU threads for this rank: as requested, else its share of the node's cores."""
+        """Return the CPU threads for this rank: as requested, else its share of the node's
+        cores."""
         return self.requested_threads(wanted) or self.cores
 
     def requested_threads(self, wanted: int = 0) -> int:

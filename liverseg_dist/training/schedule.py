@@ -32,8 +32,8 @@ SCHEDULES: dict[str, Callable[[ScheduleConfig, float], float]] = {
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Return the learning rate of optimizer step `step` (from 0).
 
-    The rate rises linearly during the warm-up. Then it follows the schedule; t and T (the steps done
-    and the steps in total) count from the end of the warm-up.
+    The rate rises linearly during the warm-up. Then it follows the schedule; t and T (the steps
+    done and the steps in total) count from the end of the warm-up.
 
     Raises:
         UserError: the schedule's name has no implementation.

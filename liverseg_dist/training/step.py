@@ -180,7 +180,8 @@ class Stepper:
         """Update the weights, or skip the step.
 
         Args:
-            suspects: this rank's samples that may have caused a loss or gradient that is not finite.
+            suspects: this rank's samples that may have caused a loss or gradient that is not
+                finite.
             is_nonfinite: whether the loss is not finite on some rank.
 
         Returns:
@@ -207,9 +208,9 @@ class Stepper:
         # DeepSpeed with sharded state has updated the weights before it returns the norm.
         remedy = "" if can_skip else "train.zero_stage=0 "
         raise RunFailed(
-            f"{message}. Check these cases. To continue from the last checkpoint without such steps, "
-            f"run the same line with {remedy}train.on_nonfinite=skip; to start again, choose another "
-            "run.dir and a lower train.learning_rate"
+            f"{message}. Check these cases. To continue from the last checkpoint without such "
+            f"steps, run the same line with {remedy}train.on_nonfinite=skip; to start again, choose "
+            "another run.dir and a lower train.learning_rate"
         )
 
 

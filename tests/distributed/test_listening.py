@@ -210,11 +210,11 @@ def own() -> str:
 
 
 def test_a_job_of_several_nodes_listens_on_its_own_address(
-    own: str, capsys: pytest.CaptureFixture[str]
+    own: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with open_listening_socket(own, 0) as door:
         assert door.getsockname()[0] == own
-    assert capsys.readouterr().err == ""
+    assert not caplog.messages
 
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -234,7 +234,7 @@ def named(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, str]) -> None:
 
 
 def test_a_name_with_several_addresses(
-    own: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Debian gives a host's name the address 127.0.1.1, by which other nodes would never find it."""
     named(
@@ -242,27 +242,27 @@ def test_a_name_with_several_addresses(
     )
     with open_listening_socket("node0", 0) as door:
         assert door.getsockname()[0] == own
-    assert capsys.readouterr().err == ""
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("address", ["127.0.1.1", "192.0.2.77"])
 def test_a_wider_door_is_told(
-    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     named(monkeypatch, (V4, address))
     with open_listening_socket("node0", 0) as door:
         assert door.getsockname()[0] in ("0.0.0.0", "::")
     assert (
         f"node0 ({address}) is not an address of this node that other nodes can reach"
-        in capsys.readouterr().err
+        in caplog.text
     )
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.1.1"])
-def test_loopback_is_had_for_the_asking(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loopback_is_had_for_the_asking(host: str, caplog: pytest.LogCaptureFixture) -> None:
     with open_listening_socket(host, 0) as door:
         assert door.getsockname()[0].startswith("127.0.")
-    assert capsys.readouterr().err == ""
+    assert not caplog.messages
 
 
 def test_a_port_that_is_taken_is_told() -> None:
