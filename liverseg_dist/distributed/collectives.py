@@ -1,4 +1,4 @@
-"""The collectives that the project uses, with the same call for one process and for many.
+"""Collective calls of the project, usable with one process and with several.
 
 Every rank must call each of them in the same order. None may be called behind a condition that
 differs between ranks."""
@@ -35,8 +35,7 @@ def all_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def all_max(value: int) -> int:
-    """Return the largest value over all ranks. The tensor is on the CPU, so gloo carries it and no
-    GPU is needed."""
+    """Return the largest value over all ranks. It uses gloo (a CPU tensor), so it needs no GPU."""
     if not dist.is_initialized():
         return value
     tensor = torch.tensor([value], dtype=torch.int64)
@@ -66,7 +65,7 @@ def broadcast_from_rank0(value: Any) -> Any:
 def barrier() -> None:
     """Wait until every rank has called this function."""
     if dist.is_initialized():
-        # A CPU all-reduce instead of dist.barrier: NCCL's barrier would allocate memory on GPU 0 of each rank.
+        # Not dist.barrier: with NCCL it would allocate memory on GPU 0 for each rank.
         all_max(0)
 
 

@@ -42,8 +42,18 @@ TIMEOUT_S, ONE_NODE_TIMEOUT_S = 600, 60
 
 
 class PrivateRendezvous(RendezvousHandler):
-    """A fixed number of nodes, each with a number it was given. Ranks use the store through which
-    their nodes met."""
+    """Rendezvous of a fixed number of nodes with given numbers.
+
+    The ranks use the same key-value store as their nodes.
+
+    Args:
+        host: address of node 0, which serves the store.
+        port: TCP port; 0 lets the system choose one (one node only).
+        rank: number of this node.
+        nodes: number of nodes.
+        run_id: torchrun's id of the job.
+        timeout_s: how long to wait for the other nodes.
+    """
 
     def __init__(
         self, host: str, port: int, rank: int, nodes: int, run_id: str, timeout_s: float
@@ -115,7 +125,7 @@ def create_handler(params: RendezvousParameters) -> PrivateRendezvous:
         )
     if nodes > 1 and "rank" not in params.config:
         _exit_with_error(
-            f"--rdzv-conf=rank=K is needed: which of the {nodes} nodes this is, from 0"
+            f"--rdzv-conf=rank=K is needed: the number of this node, from 0 to {nodes - 1}"
         )
     rank = _read_number(params, "rank", 0)
     if rank >= nodes:

@@ -1,7 +1,8 @@
-"""The rendezvous of a job: PyTorch's key-value store, reachable on the job's own network only.
+"""The key-value store of a job, reachable on the job's own network only.
 
-PyTorch's own `TCPStore` listens on every network of the node, and any process that connects can
-read and write it. Here the listening socket is opened on one address and passed to the store."""
+PyTorch's `TCPStore` listens on all networks of the node, and every process that connects can read
+and write it. Here the listening socket is opened on one address and passed to the store.
+"""
 
 import errno
 import ipaddress
@@ -19,8 +20,7 @@ LOOPBACK = "127.0.0.1"
 BACKLOG = 1024
 """Length of the queue of connections: all ranks may connect at the same time."""
 PRIVATE_RENDEZVOUS_VARIABLE = "LIVERSEG_PRIVATE_RENDEZVOUS"
-"""Set in the environment of ranks that `torchrun --rdzv-backend=liverseg` started (see
-`rendezvous.py`)."""
+"""Environment variable of ranks started by `torchrun --rdzv-backend=liverseg` (`rendezvous.py`)."""
 ALL_CONNECTED_KEY = "liverseg/all_here"
 
 
@@ -54,8 +54,7 @@ def key_value_store(
 
 
 def connection_error_message(who: str, where: str, error: RuntimeError) -> str:
-    """Describe PyTorch's errors of lost connections and timeouts (subclasses of `RuntimeError`) in
-    one line.
+    """Describe PyTorch's error of a lost connection or a timeout in one line.
 
     Args:
         who: the process that reports, for example "rank 3 on node7".
@@ -63,14 +62,16 @@ def connection_error_message(who: str, where: str, error: RuntimeError) -> str:
     """
     reason = " ".join(str(error).split())[:200]
     return (
-        f"{who} cannot connect to the other ranks at {where}; check that all ranks started and that the network "
-        f"between the nodes works ({reason})"
+        f"{who} cannot connect to the other ranks at {where}; check that all ranks started and "
+        f"that the network between the nodes works ({reason})"
     )
 
 
 def store_of_attempt(store: dist.Store) -> dist.Store:
-    """Return the part of the store that belongs to this start: torchrun restarts ranks on the same
-    store."""
+    """Return the part of the store that belongs to this start of the ranks.
+
+    torchrun restarts ranks on the same store.
+    """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"liverseg/attempt_{attempt}", store)
 

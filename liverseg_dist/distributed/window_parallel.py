@@ -1,12 +1,13 @@
-"""Several ranks compute the windows of one scan; rank 0 receives all results in their order.
+"""Window parallelism: several ranks compute the windows of one scan, and rank 0 combines them.
 
-The windows, and the order in which rank 0 adds their results, are those of one process, so the
-result has the same bits. The other ranks receive placeholders of the same shape, so that every rank
-runs the same loop.
+The windows, and the order in which rank 0 adds their results, are those of a single process, so the
+result has the same bits. The other ranks receive placeholders of the same shape, so that all ranks
+run the same loop.
 
-All ranks synchronise once per round (one window per rank) and once at the end of a case, and
-exchange whether one of them failed. So an error on one rank ends the case on all of them, and no
-rank waits for one that has stopped."""
+All ranks synchronise once per round (one window per rank) and once at the end of a case. They then
+exchange whether a rank failed. An error on one rank therefore ends the case on all ranks, and no
+rank waits for a stopped one.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ class WindowParallel:
 
         Raises:
             PeerFailed: another rank failed on this case.
-            RankLost: a rank no longer answers.
+            RankLost: the connection to a rank is lost.
         """
         try:
             yield

@@ -326,7 +326,7 @@ def _choose_device(wanted: str, local_rank: int) -> torch.device:
         return torch.device("cuda", 0)
     if local_rank >= visible:
         raise UserError(
-            f"local rank {local_rank} has no GPU: torch sees {visible}; start at most {visible} ranks "
-            "per node"
+            f"local rank {local_rank} has no GPU: torch sees {visible}; start at most {visible} "
+            "ranks per node"
         )
     return torch.device("cuda", local_rank)
