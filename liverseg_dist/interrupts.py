@@ -30,7 +30,7 @@ def write_line(text: str) -> None:
 def is_first_rank() -> bool:
     """Return whether this process is rank 0 of its job, according to the environment.
 
-    Unlike `World.is_main` it also works before the ranks are connected and without torch.
+    Unlike `World` it needs no torch, so it works before the other modules are imported.
     """
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
     return rank == "0"

@@ -1,9 +1,10 @@
-"""The one typed model of all settings, and how it is put together.
+"""The typed model of all settings, and how it is composed.
 
 Defaults in code <- YAML files of differences, in order <- dotted overrides
-(`train.learning_rate=1e-3`). An unknown key, a wrong type or an impossible combination is a
-`UserError` of one line that names the key, the value and the remedy. The resolved settings are
-saved with each run."""
+(`train.learning_rate=1e-3`). An unknown key, a wrong type or an impossible combination raises a
+`UserError` of one line that names the key, the value and the remedy. Old names of renamed keys are
+accepted (`aliases.py`). The resolved settings are saved with each run.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

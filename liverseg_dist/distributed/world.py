@@ -61,8 +61,8 @@ class World:
     master: str = ""
     """`host:port` of rank 0's rendezvous; empty for a single process."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    launched_by: str = "nobody"
-    """torchrun, srun, hand (the variables were set by another program) or nobody (one process)."""
+    launched_by: str = "none"
+    """torchrun, srun, hand (the variables were set by another program) or none (one process)."""
 
     @property
     def is_main(self) -> bool:
@@ -225,7 +225,7 @@ def _from_torchrun(env: Mapping[str, str], device: str) -> World:
     master = f"{host}:{values['MASTER_PORT']}"
     chosen = _choose_device(device, local_rank)
     gpus = torch.cuda.device_count() if chosen.type == "cuda" else 0
-    # Ranks started by hand may each see other GPUs, so their number says nothing there.
+    # Ranks started by hand may each see other GPUs: their number is not a limit.
     if launched_by == "torchrun" and chosen.type == "cuda" and local_world_size > gpus:
         raise UserError(
             f"{local_world_size} ranks on this node, but torch sees {gpus} GPU(s); start one rank "
