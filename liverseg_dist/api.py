@@ -107,6 +107,7 @@ def iterate_batches(
     """
     data = DataConfig(patch_size=patch_size, fold=fold, augmentation=augmentation, workers=workers)
     source = PatchSource(store, store.ids("train", fold), data, seed, batch_size)
+    # Accepts names such as "cuda:1".
     device = torch.device(device)
     with PatchLoader(
         source, _count_samples(batch_size), workers, data.prefetch, device.type == "cuda"
@@ -172,6 +173,7 @@ def predict(
         raise UserError("give either spacing_mm (z, y, x) or affine")
     if affine is None:
         assert spacing_mm is not None
+        # An affine has its axes in the order x, y, z.
         affine = np.diag([*reversed(spacing_mm), 1.0])
     z, y, x = image_zyx.shape
     volume = Volume(image_zyx, Grid((z, y, x), affine))

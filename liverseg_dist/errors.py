@@ -53,6 +53,7 @@ def os_error_line(error: OSError) -> str:
         13: "check the permissions",
         30: "write elsewhere",
     }
+    # The numbers are ENOSPC, EACCES and EROFS.
     remedy = remedies.get(error.errno or 0)
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}" + (f"; {remedy}" if remedy else "")

@@ -36,14 +36,17 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         OSError: the file cannot be written. It always names `path`; the system's own error for a
             full disk has no file name.
     """
+    # With the process id, so that concurrent writers do not share a temporary file.
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with staging.open("wb") as file:
             yield file
             file.flush()
+            # Otherwise a power failure could leave an empty file with the final name.
             os.fsync(file.fileno())
         os.replace(staging, path)
     except OSError as error:
+        # The user needs the name of the target, not of the temporary file.
         if error.filename in (None, str(staging)):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise

@@ -57,6 +57,7 @@ class InterruptHandler:
                 if self._first_s is None
                 else f"ended at once by a second signal; {INTERRUPTED_MESSAGE}"
             )
+        # No clean-up: modules may be imported only in part, or the clean-up itself may hang.
         os._exit(EXIT_RESUMABLE)
 
 

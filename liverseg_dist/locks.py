@@ -58,4 +58,5 @@ def hold_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterato
     try:
         yield take_lock(descriptor, shared=shared, wait=wait)
     finally:
+        # This releases the lock.
         os.close(descriptor)

@@ -156,6 +156,7 @@ def _occupy_closed_descriptors() -> None:
 def _connect_to_null(descriptor: int) -> None:
     # Without a free descriptor, the stream is not changed and drops all output.
     with suppress(OSError):
+        # The lowest free number, which may be the descriptor itself.
         null = os.open(os.devnull, os.O_RDWR)
         if null != descriptor:
             os.dup2(null, descriptor)

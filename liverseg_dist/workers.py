@@ -84,6 +84,7 @@ def begin_worker() -> None:
 
 def _end_with(sentinel: int) -> None:
     wait([sentinel])
+    # Not `sys.exit`, which would only end this thread.
     os._exit(1)
 
 
@@ -95,6 +96,7 @@ def worker_pool(workers: int, context: BaseContext) -> Iterator[ProcessPoolExecu
         try:
             yield pool
         except BaseException:
+            # Cancels the waiting tasks; those in progress end with their processes.
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()

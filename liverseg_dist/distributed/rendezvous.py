@@ -64,6 +64,7 @@ class PrivateRendezvous(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Connect the nodes, or return the open store after a restart of the ranks."""
+        # torchrun calls this again when it restarts the ranks.
         store = self._store = self._store or self._connect()
         at = RendezvousStoreInfo(self.host, store.port)
         return RendezvousInfo(dist.PrefixStore(self.run_id, store), self.rank, self.nodes, at)
@@ -132,8 +133,10 @@ def create_handler(params: RendezvousParameters) -> PrivateRendezvous:
         _exit_with_error(
             f"--rdzv-conf=rank={rank}: numbers of {nodes} nodes run from 0 to {nodes - 1}"
         )
+    # Inherited by the ranks, which otherwise warn about an open rendezvous.
     os.environ[PRIVATE_RENDEZVOUS_VARIABLE] = "1"
     timeout_s = _read_number(params, "timeout", TIMEOUT_S if nodes > 1 else ONE_NODE_TIMEOUT_S)
+    # With one node no other machine needs to connect.
     own = LOOPBACK if nodes == 1 else host.strip("[]")
     return PrivateRendezvous(own, int(port), rank, nodes, params.run_id, timeout_s)
 

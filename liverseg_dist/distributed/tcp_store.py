@@ -42,6 +42,7 @@ def key_value_store(
     """
     if not serve:
         store = dist.TCPStore(host, port, members, False, timeout)
+        # A client is connected before the other members are; the server sets the key when all are.
         store.wait([ALL_CONNECTED_KEY], timeout)
         return store
     server_socket = open_listening_socket(host, port)
@@ -109,6 +110,7 @@ def open_listening_socket(host: str, port: int) -> socket.socket:
             ", ".join(addresses),
             port,
         )
+        # No usable address: the job can still start, on all networks, with the warning above.
         has_dualstack = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if has_dualstack else socket.AF_INET
         return socket.create_server(

@@ -127,9 +127,11 @@ class StopRanks:
 def _list_ranks() -> list[int]:
     """Return the process ids of the ranks that this process has started and not yet waited for."""
     found = []
+    # torchrun may start ranks from any of its threads.
     for listing in Path("/proc/self/task").glob("*/children"):
         for child in map(int, listing.read_text().split()):
             with suppress(OSError):
+                # Other children, such as resource trackers, do not have this variable.
                 if b"\0TORCHELASTIC_RUN_ID=" in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
                     found.append(child)
     return found
@@ -138,6 +140,7 @@ def _list_ranks() -> list[int]:
 def _send_signal(ranks: Sequence[int], number: signal.Signals) -> None:
     for rank in ranks:
         with suppress(ProcessLookupError):
+            # Each rank leads a process group that contains its worker processes.
             os.killpg(rank, number)
 
 

@@ -73,15 +73,18 @@ class WindowParallel:
             On rank 0 the results; on the other ranks zeros of the same shape.
         """
         size, rank = world_size(), current_rank()
+        # A generator: windows are computed when they are needed, one per round.
         own_results = compute(items[rank::size])
         for first in range(0, len(items), size):
             round_items = items[first : first + size]
             own = next(own_results) if rank < len(round_items) else None
             self._synchronise()
             if rank != ROOT_RANK and own is not None:
+                # Point-to-point calls need contiguous memory.
                 dist.send(own.contiguous(), dst=ROOT_RANK)
             for source, item in enumerate(round_items):
                 if rank != ROOT_RANK:
+                    # A view of a single zero, so placeholders need no memory.
                     yield torch.zeros((), device=self._device).expand(shape_of(item))
                 elif source == ROOT_RANK:
                     assert own is not None

@@ -138,6 +138,7 @@ class World:
             torch.cuda.set_device(self.device)
         if self.is_distributed:
             if self._is_one_node:
+                # Otherwise gloo resolves the host name, which may give an address that is not reachable.
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             try:
                 self._join_process_group(timedelta(seconds=timeout_s))
@@ -164,6 +165,7 @@ class World:
         if self.launched_by == "torchrun":
             if self.is_main and PRIVATE_RENDEZVOUS_VARIABLE not in os.environ:
                 _logger.warning(OPEN_RENDEZVOUS)
+            # The process group itself waits for all ranks, so the store need not.
             store = dist.TCPStore(host, int(port), timeout=timeout, wait_for_workers=False)
         else:
             store = key_value_store(host, int(port), self.world_size, timeout, serve=self.is_main)
@@ -238,6 +240,7 @@ def _from_slurm(env: Mapping[str, str], device: str) -> World:
     values = _require_all(env, SLURM_KEYS, "srun's", "start with srun")
     rank, world_size, local_rank = (_read_integer(values, key) for key in SLURM_KEYS[:3])
     local_world_size = _tasks_on_this_node(env, world_size)
+    # A single task needs no rendezvous.
     if world_size == 1:
         return World(device=_choose_device(device, 0), launched_by="srun")
     if local_world_size == world_size:
@@ -260,11 +263,13 @@ def _from_slurm(env: Mapping[str, str], device: str) -> World:
 
 def slurm_port(job_id: str, step_id: str) -> int:
     """Return a rendezvous port that differs between jobs, and between steps of a job, on a node."""
+    # Consecutive job ids are 7 ports apart, which leaves ports for the steps of each job.
     return FIRST_SLURM_PORT + (int(job_id) * 7 + int(step_id)) % SLURM_PORT_COUNT
 
 
 def _first_host(nodelist: str) -> str:
     try:
+        # Node lists are compressed (node[1-3,7]); scontrol expands them.
         names = subprocess.run(
             ["scontrol", "show", "hostnames", nodelist],
             capture_output=True,
@@ -285,6 +290,7 @@ def _tasks_on_this_node(env: Mapping[str, str], world_size: int) -> int:
     counts: list[int] = []
     for part in env.get("SLURM_STEP_TASKS_PER_NODE", str(world_size)).split(","):
         count, _, repeat = part.partition("(x")
+        # srun writes equal consecutive counts as one entry with a repetition.
         counts += [int(count)] * int(repeat.rstrip(")") or 1)
     return counts[min(int(env.get("SLURM_NODEID", "0")), len(counts) - 1)]
 
@@ -312,6 +318,7 @@ def _read_integer(values: Mapping[str, str], key: str) -> int:
 
 def _choose_device(wanted: str, local_rank: int) -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        # Also for "auto" without a GPU.
         return torch.device("cpu")
     if wanted not in ("auto", "cuda"):
         raise UserError(f"device {wanted!r}: one of auto, cpu, cuda")

@@ -90,6 +90,7 @@ class Checkpoints:
             False if a write has failed: with `wait` this one, else the one before.
         """
         earlier_is_written = self.finish()
+        # Training continues and changes the tensors while the copies are written.
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         staging = self.folder / f".step_{step}.tmp"
         full_state = {"schema": SCHEMA, "step": step, **state}
@@ -120,6 +121,7 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for the write in progress and end the thread."""
         self.finish()
+        # No write is in progress, so this returns at once.
         self._thread.shutdown()
 
     def newest(self) -> dict[str, Any] | None:
@@ -167,8 +169,10 @@ class Checkpoints:
         (staging / MANIFEST).write_text(
             json.dumps({"schema": SCHEMA, "sha256": sums}, indent=1), encoding="utf-8"
         )
+        # Before the rename, so that a published checkpoint is complete even after a power failure.
         for path in [*staging.iterdir(), staging]:
             _sync_to_disk(path)
+        # A run that resumed from an older checkpoint writes the same step again.
         if final.exists():
             shutil.rmtree(final)
         os.replace(staging, final)
@@ -206,6 +210,7 @@ def validate_checkpoint(folder: Path) -> str:
         if STATE not in manifest["sha256"]:
             return f"{STATE} is missing from its manifest"
         for name, expected in manifest["sha256"].items():
+            # Only the last part: a damaged manifest must not name files outside the folder.
             path = folder / Path(name).name
             if not path.is_file():
                 return f"{name} is missing"

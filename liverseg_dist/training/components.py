@@ -107,6 +107,7 @@ def build_components(
         raise UserError(
             f"{settings.data.store}: fold {settings.data.fold} has no labelled training case"
         )
+    # Directly before the weights are drawn, so that they depend on the seed only.
     torch.manual_seed(settings.seed)
     model = build_model(settings.model)
     if settings.model.pretrained is not None:

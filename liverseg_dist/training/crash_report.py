@@ -56,6 +56,7 @@ def write_crash_report(
         **version_environment(),
         "variables": variables,
     }
+    # Do not initialise CUDA only for the report.
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         head["gpu_memory"] = torch.cuda.memory_summary(abbreviated=True)
     try:

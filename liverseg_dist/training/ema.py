@@ -26,6 +26,7 @@ class Ema:
         """Add the weights after step `step` (from 0) to the average."""
         if not self.decay:
             return
+        # In place and per shard: no communication is needed.
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, parameter in model.named_parameters():
             self.shadow[name].lerp_(parameter.detach(), weight)

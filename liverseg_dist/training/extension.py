@@ -80,6 +80,7 @@ def change_max_steps(folder: RunFolder, settings: Settings, step: int) -> str:
     # A second change at the same step replaces settings that no step has used: keep the first file.
     if step and not kept.exists():
         write_text(kept, before.to_yaml())
+    # A finished run's weights are a result: keep them when the run goes on.
     if folder.is_finished_at(step) and not weights.exists():
         _keep_copy(folder.model, weights)
     changed = before.model_copy(

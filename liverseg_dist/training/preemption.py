@@ -48,6 +48,7 @@ class StopFlag:
         return bool(self.signal_name)
 
     def __enter__(self) -> "StopFlag":
+        # Python allows signal handlers only in the main thread.
         if threading.current_thread() is threading.main_thread():
             if self._end_now is not None:
                 self._start_signal_thread()
@@ -68,6 +69,7 @@ class StopFlag:
             if not ending or number == signal.SIGINT:
                 signal.signal(number, handler)  # type: ignore[arg-type]
         if self._pipe is not None:
+            # First, because signals would otherwise be written to a closed pipe.
             signal.set_wakeup_fd(self._wakeup_before)
             # The end of file ends the thread.
             os.close(self._pipe[1])
@@ -94,6 +96,7 @@ class StopFlag:
 
     def _start_signal_thread(self) -> None:
         """Let the interpreter write the number of each signal to a pipe that a thread reads."""
+        # `set_wakeup_fd` requires a non-blocking descriptor.
         self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         self._thread = threading.Thread(
@@ -147,4 +150,5 @@ def end_at_once(folder: RunFolder, step: int, max_steps: int) -> NoReturn:
         flushing = threading.Thread(target=stream.flush, daemon=True)
         flushing.start()
         flushing.join(timeout=1)
+    # Without clean-up: the main thread may be waiting in a collective call.
     os._exit(EXIT_RESUMABLE)

@@ -80,6 +80,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.config.exists():
             self._check_new_folder()
+            # From now on the folder belongs to this run.
             write_text(self.config, settings.to_yaml())
             write_text(self.path / "environment.json", json.dumps(version_environment(), indent=1))
             return False
@@ -131,6 +132,7 @@ class RunFolder:
             lines = self.starts.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return 0
+        # The last start counts: its checkpoints are the ones that exist.
         for line in reversed(lines):
             try:
                 threads = json.loads(line)["threads"]

@@ -120,6 +120,7 @@ class RunLog:
 
     def _create_writer(self) -> Writer:
         writer = RunWriter(self._folder.path, self._progress.step)
+        # A resumed run has recorded its settings before.
         if self._progress.step == 0:
             writer.text("config", "```yaml\n" + self._settings.to_public_yaml() + "\n```")
         return writer
@@ -152,6 +153,7 @@ class RunLog:
             "speed/step_s_p95": float(np.percentile(times, 95)),
             "speed/data_wait_s": result.wait_s,
             "speed/data_wait_share": wait_s / float(times.sum()),
+            # Linux reports ru_maxrss in KiB.
             "memory/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }
         device = self._world.device

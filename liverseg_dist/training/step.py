@@ -56,6 +56,7 @@ def rank_batches(settings: Settings, first_step: int, last_step: int) -> Iterato
     """
     size, micro = settings.train.global_batch_size, settings.train.micro_batch_size
     for step in range(first_step, last_step):
+        # The order within a step does not depend on the number of ranks.
         own = list(range(step * size, (step + 1) * size))[current_rank() :: world_size()]
         for start in range(0, len(own), micro):
             yield own[start : start + micro]
@@ -99,7 +100,9 @@ class Stepper:
         totals, samples, nonfinite_samples = self._accumulate_gradients(step, batches)
         self._report_progress(step, "summing figures")
         flags = _as_tensors(bool(nonfinite_samples), stop_vote)
+        # One collective call for all metrics and flags: each call costs a round trip.
         sums = all_sum(torch.stack([*totals.values(), *flags])).tolist()
+        # The two flags at the end of the sums have no name.
         metrics = dict(zip(totals, sums, strict=False))
         is_nonfinite, stop_votes = sums[-2] > 0, int(sums[-1])
         rate = self.rate(step)
@@ -138,6 +141,7 @@ class Stepper:
             on_device = self._forward_backward(step, batch, last=number == self.micro_batches - 1)
             # The GPU is still busy: copy the next batch to it before waiting for the results.
             batches.begin_next()
+            # This waits for the GPU.
             metrics = {name: value.cpu() for name, value in on_device.items()}
             samples += names
             if not torch.isfinite(metrics["loss"]):
@@ -163,6 +167,7 @@ class Stepper:
         self._report_progress(step, "in forward")
         outputs = self.strategy.forward(image_BCDHW, last=last)
         result = self.loss(outputs, batch.label_BDHW)
+        # The last micro-batch may be smaller; the sum of all is the mean over the batch.
         share = len(batch.indices) / self.settings.train.global_batch_size
         self._report_progress(step, "in backward")
         self.strategy.backward(result.total * share)
@@ -191,6 +196,7 @@ class Stepper:
             RunFailed: loss or gradient is not finite, and `train.on_nonfinite` is stop.
         """
         if is_nonfinite:
+            # The gradients contain NaN and must not be used.
             self.strategy.skip()
             norm, problem = float("nan"), "the loss is not finite"
         else:

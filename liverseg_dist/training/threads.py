@@ -39,6 +39,7 @@ def choose_threads(model: nn.Module, settings: Settings, limit: int) -> int:
     Args:
         limit: largest number of threads for this rank.
     """
+    # A copy, so that no gradients remain in the model.
     trial = copy.deepcopy(model)
     shape = (settings.train.micro_batch_size, 1, *settings.data.patch_size)
     image_BCDHW = torch.zeros(shape)

@@ -72,6 +72,7 @@ class Trainer:
         self.progress = ResumeState()
         self.schedule = Schedule(self.settings.train)
         self._last_save_s = time.monotonic()
+        # No step has this number: nothing has been saved yet.
         self._saved_step = -1
 
     def resume(self) -> int:
@@ -86,6 +87,7 @@ class Trainer:
             return 0
         tensors = self._state_tensors()
         self.checkpoints.load(state["step"], tensors)
+        # Some strategies keep copies of the tensors and have to update them.
         self.parts.strategy.state_loaded(tensors)
         self.progress = parse_progress(state)
         self._saved_step = self.progress.step
@@ -96,6 +98,7 @@ class Trainer:
     def run(self) -> TrainingResult:
         """Train to the end or to a stop. A collective call."""
         self._last_save_s = time.monotonic()
+        # Created here and not in the constructor, because `resume` replaces the progress.
         log = RunLog(self.folder, self.settings, self.world, self.progress)
         with StopFlag(self._end_at_once) as stop:
             try:
@@ -105,6 +108,7 @@ class Trainer:
                     if not stopped_by:
                         log.log_result()
             finally:
+                # Also after an error: the process cannot exit while the writer's thread runs.
                 self.checkpoints.close()
         return TrainingResult(self.progress, stopped_by, saved)
 
@@ -229,6 +233,7 @@ class Trainer:
         settings = self.settings.checkpoint
         if step % settings.every_steps == 0:
             return True
+        # A broadcast in every step would delay the ranks.
         if step % STEPS_PER_CLOCK_CHECK:
             return False
         # The clocks of the ranks differ, so rank 0 decides.
@@ -254,6 +259,7 @@ class Trainer:
             Whether the last checkpoint is on disk; rank 0 decides.
         """
         saved = self.checkpoints.finish()
+        # A failed write is tried again, because the disk may have space now.
         is_outdated = not saved or self._saved_step != self.progress.step
         if broadcast_from_rank0(is_outdated):
             saved = self._save(wait=True)
