@@ -2,7 +2,8 @@
 Task03_Liver).
 
 From Python: `open_store`, `iterate_cases`, `iterate_batches`, `load_model`, `predict` (see
-`liverseg_dist.api`)."""
+`liverseg_dist.api`).
+"""
 
 import importlib
 from typing import Any

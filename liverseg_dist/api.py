@@ -10,7 +10,8 @@
   mask_zyx = liverseg_dist.predict(model, image_zyx, spacing_mm=(2.5, 0.8, 0.8))
 
 The names are available from `liverseg_dist` itself, which imports torch only when one of them is
-used."""
+used.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

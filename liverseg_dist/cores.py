@@ -2,7 +2,8 @@
 
 `usable_cores` is the upper limit for every default number of threads. Containers limit CPU time by
 a cgroup quota that neither `os.cpu_count` nor the CPU affinity shows: with a quota of two cores on
-a node of 64, 64 threads would be throttled for most of each period."""
+a node of 64, 64 threads would be throttled for most of each period.
+"""
 
 import math
 import os

@@ -4,7 +4,8 @@ While modules are imported, the first signal ends the process: there is nothing 
 some libraries suppress exceptions during their import. Later the first signal raises
 `KeyboardInterrupt` in the main thread; the command cleans up and exits with code 75. A second
 signal ends the process at once with the same code. Training replaces this handler while it runs
-(`training.preemption`), because it saves a checkpoint first."""
+(`training.preemption`), because it saves a checkpoint first.
+"""
 
 import os
 import signal

@@ -55,7 +55,8 @@ def _choose_socket_folder() -> None:
         ) from None
     if len(os.fsencode(folder)) + len(SOCKET_NAME) <= MAX_SOCKET_PATH_BYTES:
         return
-    if multiprocessing.process.current_process()._config.get("tempdir") is not None:  # type: ignore[attr-defined]
+    process = multiprocessing.process.current_process()
+    if process._config.get("tempdir") is not None:  # type: ignore[attr-defined]
         # An earlier call, or the parent process, has chosen a folder.
         return
     before = tempfile.tempdir

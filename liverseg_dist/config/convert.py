@@ -85,7 +85,7 @@ class CleaningConfig(Section):
             return None
         try:
             with open(expand_text(value), "rb") as stream:
-                # One byte more than allowed shows that the file is too large, without reading all of it.
+                # One byte more than allowed is enough to detect a file that is too large.
                 content = stream.read(MAX_DENOISER_BYTES + 1)
         except OSError as error:
             raise ValueError(f"cannot be read: {error.strerror}") from None

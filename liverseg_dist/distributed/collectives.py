@@ -1,7 +1,8 @@
 """Collective calls of the project, usable with one process and with several.
 
 Every rank must call each of them in the same order. None may be called behind a condition that
-differs between ranks."""
+differs between ranks.
+"""
 
 from typing import Any
 

@@ -1,12 +1,12 @@
 """Signal handling in torchrun's own process, for jobs of `liverseg_dist`.
 
-Only torchrun receives the signals of the terminal. By default it forwards a signal, kills ranks that
-take longer than 30 s, and exits with a traceback and code 1 although the ranks have saved. With this
-module it forwards the signal, waits for the ranks, and exits with their code: 75 if all stopped on
-request. A second signal makes the ranks exit at once.
+Only torchrun receives the signals of the terminal. By default it forwards a signal, kills ranks
+that take longer than 30 s, and exits with a traceback and code 1 although the ranks have saved.
+With this module it forwards the signal, waits for the ranks, and exits with their code: 75 if all
+stopped on request. A second signal makes the ranks exit at once.
 
-torchrun imports this module through the entry point `torchrun.handlers`, with any --rdzv-backend and
-with --standalone. It has an effect only in torchrun's own process, and only if torchrun starts
+torchrun imports this module through the entry point `torchrun.handlers`, with any --rdzv-backend
+and with --standalone. It has an effect only in torchrun's own process, and only if torchrun starts
 `liverseg_dist`: other jobs are not affected.
 """
 

@@ -138,7 +138,7 @@ class World:
             torch.cuda.set_device(self.device)
         if self.is_distributed:
             if self._is_one_node:
-                # Otherwise gloo resolves the host name, which may give an address that is not reachable.
+                # Otherwise gloo resolves the host name, whose address may not be reachable.
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             try:
                 self._join_process_group(timedelta(seconds=timeout_s))

@@ -3,7 +3,8 @@
 torch.distributed.checkpoint writes the tensors as safetensors shards (no pickle) and reads them on
 any number of ranks. `checkpoints/step_N/` is created by a rename when all its files are on disk;
 `manifest.json` in it has the SHA-256 of each file. Resuming skips incomplete or damaged
-checkpoints."""
+checkpoints.
+"""
 
 import hashlib
 import json

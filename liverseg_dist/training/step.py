@@ -215,8 +215,8 @@ class Stepper:
         remedy = "" if can_skip else "train.zero_stage=0 "
         raise RunFailed(
             f"{message}. Check these cases. To continue from the last checkpoint without such "
-            f"steps, run the same line with {remedy}train.on_nonfinite=skip; to start again, choose "
-            "another run.dir and a lower train.learning_rate"
+            f"steps, run the same line with {remedy}train.on_nonfinite=skip; to start again, "
+            "choose another run.dir and a lower train.learning_rate"
         )
 
 

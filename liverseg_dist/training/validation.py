@@ -1,7 +1,8 @@
 """Validation during training: Dice of complete slabs by sliding-window inference.
 
 Each case is segmented by one rank. The ranks exchange voxel counts, so the result does not depend
-on the number of ranks."""
+on the number of ranks.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
