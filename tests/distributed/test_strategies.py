@@ -99,8 +99,8 @@ def test_equals_the_plain_loop_and_resumes_exactly(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed"])
 def test_low_precision_reaches_the_network(strategy: str, tmp_path: Path) -> None:
-    said = job(2, tmp_path, "dtype", f"train.strategy={strategy}", "train.precision=bf16")
-    assert said["dtype"] == "torch.bfloat16"
+    result = job(2, tmp_path, "dtype", f"train.strategy={strategy}", "train.precision=bf16")
+    assert result["dtype"] == "torch.bfloat16"
 
 
 def test_fixed_order_sums_give_the_same_bits_on_any_number_of_ranks(tmp_path: Path) -> None:

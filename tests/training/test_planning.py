@@ -182,7 +182,7 @@ def test_plan_writes_settings_that_train_takes(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["--gpu-memory", "0.5"], "--gpu-memory 0.5: one sample of"),
         (["--gpu-memory", "-1"], "must be above 0"),
@@ -192,11 +192,11 @@ def test_plan_writes_settings_that_train_takes(
     ],
 )
 def test_plan_refuses_in_one_line(
-    arguments: list[str], told: str, phantom_store: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, phantom_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", str(phantom_store), *arguments]) == EXIT_USER
     err = capsys.readouterr().err.strip()
-    assert told in err
+    assert expected in err
     assert "\n" not in err
 
 
