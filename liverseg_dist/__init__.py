@@ -1,13 +1,15 @@
-"""Distributed training of 3D liver-tumour segmentation on CT (Medical Segmentation Decathlon, Task03_Liver).
+"""Distributed training of 3D liver-tumour segmentation on CT (Medical Segmentation Decathlon,
+Task03_Liver).
 
-From Python: `open_store`, `iterate_cases`, `iterate_batches`, `load_model`, `predict` (see `liverseg_dist.api`).
+From Python: `open_store`, `iterate_cases`, `iterate_batches`, `load_model`, `predict` (see
+`liverseg_dist.api`).
 """
 
 import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-# Imported when they are used, so that `import liverseg_dist` does not import torch.
+# Imported on first use, so that `import liverseg_dist` does not import torch.
 _FROM_API = ("iterate_batches", "iterate_cases", "load_model", "open_store", "predict")
 __all__ = ["__version__", *_FROM_API]
 

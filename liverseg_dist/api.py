@@ -9,7 +9,8 @@
   model = liverseg_dist.load_model("runs/first")
   mask_zyx = liverseg_dist.predict(model, image_zyx, spacing_mm=(2.5, 0.8, 0.8))
 
-The names are available from `liverseg_dist` itself, which imports torch only when one of them is used.
+The names are available from `liverseg_dist` itself, which imports torch only when one of them is
+used.
 """
 
 from collections.abc import Iterator
@@ -41,27 +42,28 @@ class Case:
     image_zyx: np.ndarray
     """int16, HU."""
     label_zyx: np.ndarray | None
-    """uint8: 0 background, 1 liver, 2 tumour, 255 padding outside the scan; None where the case has no label."""
+    """uint8: 0 background, 1 liver, 2 tumour, 255 padding outside the scan; None where the case has
+    no label."""
     spacing_mm: Float3
     """Voxel size (z, y, x)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A trained run, ready to segment."""
+    """A trained run with its sliding-window predictor."""
 
     run: LoadedRun
     predictor: SlidingWindowPredictor
 
 
 def open_store(path: str | Path) -> CaseStore:
-    """Open a Zarr store that `liverseg convert` made, for reading.
+    """Open a Zarr store, written by `liverseg convert`, for reading.
 
     Args:
         path: folder or fsspec URL.
 
     Raises:
-        UserError: there is no finished store of a known version.
+        UserError: the path is not a finished store of a supported version.
     """
     return CaseStore.open(path)
 
@@ -69,7 +71,7 @@ def open_store(path: str | Path) -> CaseStore:
 def iterate_cases(
     store: CaseStore, part: Part = "train", fold: int | Literal["all"] = 0
 ) -> Iterator[Case]:
-    """The cases of a part of the store, in order of their ids; each is read when it is asked for.
+    """Iterate over the cases of a part of the store, sorted by id. Cases are read one by one.
 
     Args:
         part: train, validation or test.
@@ -91,21 +93,22 @@ def iterate_batches(
     workers: int = 1,
     device: str | torch.device = "cpu",
 ) -> Iterator[DeviceBatch]:
-    """Training batches without end, as `liverseg train` draws and augments them.
+    """Iterate endlessly over training batches, sampled and augmented as by `liverseg train`.
 
-    Batch n is a function of the arguments and n. The iterator holds reading threads: close it (`.close()`) or let it
-    be collected when it is no longer needed.
+    Batch n depends only on the arguments and n. The iterator has reading threads: call `.close()`,
+    or delete it, when it is no longer needed.
 
     Args:
         patch_size: (z, y, x) in voxels of the store.
-        workers: reading threads; 0 reads when a batch is asked for.
+        workers: reading threads; 0: read when the next batch is requested.
 
     Yields:
-        `image_BCDHW`, float32 (batch, 1, z, y, x), normalised; `label_BDHW`, uint8, 255 where there is no truth;
-        `case_ids` and `indices` of the samples.
+        `image_BCDHW`, float32 (batch, 1, z, y, x), normalised; `label_BDHW`, uint8, 255 where there
+        is no label; `case_ids` and `indices` of the samples.
     """
     data = DataConfig(patch_size=patch_size, fold=fold, augmentation=augmentation, workers=workers)
     source = PatchSource(store, store.ids("train", fold), data, seed, batch_size)
+    # Accepts names such as "cuda:1".
     device = torch.device(device)
     with PatchLoader(
         source, _count_samples(batch_size), workers, data.prefetch, device.type == "cuda"
@@ -126,14 +129,14 @@ def load_model(
     weights: Literal["last", "best"] = "last",
     threads: int = 1,
 ) -> Model:
-    """The model of a run folder, with the run's preparation of scans and its post-processing.
+    """Load the model of a run folder, with the run's preparation of scans and post-processing.
 
     Args:
-        weights: those at the end of training, or those that were best on validation.
-        threads: windows computed side by side on a CPU.
+        weights: of the end of training, or of the best validation.
+        threads: windows computed in parallel on a CPU.
 
     Raises:
-        UserError: the folder holds no trained run.
+        UserError: the folder is not a trained run.
     """
     device = torch.device(device)
     loaded = load_run(run, device, weights=weights)
@@ -146,12 +149,16 @@ def predict(
     spacing_mm: Float3 | None = None,
     affine: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Segment a CT scan that is an array; the same mask as `liverseg predict` makes of the file.
+    """Segment a CT scan given as an array. The mask is that of `liverseg predict` for the file.
 
     Args:
         image_zyx: HU, any number type, axes z, y, x.
-        spacing_mm: voxel size (z, y, x), for an array whose x runs to the patient's right, y to the front, z upwards.
-        affine: instead of `spacing_mm`, for any orientation: 4x4, as NIfTI, from (x, y, z) to mm in RAS+.
+        spacing_mm: voxel size (z, y, x), for an array whose x axis points to the patient's right, y
+            to
+            the front and z upwards.
+        affine: instead of `spacing_mm`, for any orientation: the 4x4 matrix of NIfTI from (x, y, z)
+            to
+            mm in RAS+.
 
     Returns:
         Labels uint8 of the shape of `image_zyx`: 0 background, 1 liver, 2 tumour.
@@ -165,6 +172,7 @@ def predict(
         raise UserError("give either spacing_mm (z, y, x) or affine")
     if affine is None:
         assert spacing_mm is not None
+        # An affine has its axes in the order x, y, z.
         affine = np.diag([*reversed(spacing_mm), 1.0])
     z, y, x = image_zyx.shape
     volume = Volume(image_zyx, Grid((z, y, x), affine))

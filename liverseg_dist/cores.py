@@ -1,8 +1,8 @@
 """How many CPU cores this process may use, and how threads wait for each other.
 
-`usable_cores` is the upper limit for every default number of threads. Containers limit CPU time by a cgroup quota that
-neither `os.cpu_count` nor the CPU affinity shows: with a quota of two cores on a node of 64, 64 threads would be
-throttled for most of each period.
+`usable_cores` is the upper limit for every default number of threads. Containers limit CPU time by
+a cgroup quota that neither `os.cpu_count` nor the CPU affinity shows: with a quota of two cores on
+a node of 64, 64 threads would be throttled for most of each period.
 """
 
 import math
@@ -13,16 +13,18 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""Set by a user who wants to decide how OpenMP threads wait."""
+"""Environment variables by which users decide how OpenMP threads wait."""
 
 
 def make_threads_wait_passively(environment: MutableMapping[str, str] | None = None) -> None:
-    """Let OpenMP threads sleep at a barrier. Call before torch is imported: OpenMP reads its variables once.
+    """Let OpenMP threads sleep at a barrier. Call before torch is imported: OpenMP reads its
+    variables once.
 
-    By default a thread that reaches a barrier spins for milliseconds. On a machine whose cores are also used by others
-    the spinning thread takes the time slice of the thread it waits for: with two threads on two cores and six other
-    busy processes a training step took four times as long as with one thread. Sleeping threads avoid this, cost no
-    measurable time on an idle machine, and do not change results (see `tools/bench/threads.py`).
+    By default a thread that reaches a barrier spins for milliseconds. If other processes use the
+    cores, it takes the time slice of the thread it waits for: with two threads on two cores and six
+    other busy processes, a training step took four times as long as with one thread. Sleeping
+    threads avoid this, cost no measurable time on an idle machine, and do not change results (see
+    `tools/bench/threads.py`).
     """
     environment = os.environ if environment is None else environment
     if not any(name in environment for name in WAITING_VARIABLES):
@@ -30,14 +32,14 @@ def make_threads_wait_passively(environment: MutableMapping[str, str] | None = N
 
 
 def usable_cores() -> int:
-    """Cores of the CPU affinity, or fewer where a cgroup quota allows less CPU time. At least 1."""
+    """Return the cores of the CPU affinity, limited by a cgroup quota. At least 1."""
     visible = len(os.sched_getaffinity(0))
     quota = cgroup_quota()
     return visible if quota is None else max(1, min(visible, math.ceil(quota)))
 
 
 def cgroup_quota(own: Path = OWN_CGROUP, root: Path = CGROUPS) -> float | None:
-    """CPU quota of this process in cores (the smallest of its cgroup and all parents), or None without a quota.
+    """Return the CPU quota of this process in cores: the smallest of its cgroup and all parents.
 
     Args:
         own: lists the cgroups of this process, as /proc/self/cgroup (versions 1 and 2).
@@ -56,7 +58,8 @@ def cgroup_quota(own: Path = OWN_CGROUP, root: Path = CGROUPS) -> float | None:
             base, read_quota = root / "cpu", _read_quota_v1
         else:
             continue
-        # Inside a container the listed path may be the host's; the container's own group is then the mount itself.
+        # In a container the listed path may be that of the host; the mount is then the container's
+        # own group.
         group = base / name.strip("/")
         for folder in (group, *group.parents):
             quota = read_quota(folder)

@@ -1,6 +1,7 @@
-"""What a command says when it cannot go on, and the exit code a script sees.
+"""Errors that a command reports in one line, and the exit codes of all programs.
 
-0 done · 1 failed · 2 the user's mistake · 75 stopped on request (EX_TEMPFAIL: run the same line again to continue).
+0 done, 1 failed, 2 the user's mistake, 75 stopped on request (EX_TEMPFAIL: run the same line again
+to continue).
 """
 
 EXIT_DONE = 0
@@ -10,11 +11,11 @@ EXIT_RESUMABLE = 75
 
 
 MAX_MESSAGE_CHARACTERS = 1000
-"""Of a message: what a damaged file calls a name may be megabytes long."""
+"""Limit for messages: a name in a damaged file may be megabytes long."""
 
 
 class LiversegError(Exception):
-    """Base of the errors a command prints as one line, without a traceback."""
+    """Base class of errors that a command prints in one line, without a traceback."""
 
     exit_code = EXIT_FAILED
 
@@ -23,41 +24,46 @@ class LiversegError(Exception):
 
 
 class UserError(LiversegError):
-    """The user's mistake. The message names the file, key or case, and the remedy."""
+    """A mistake of the user. The message names the file, key or case, and the remedy."""
 
     exit_code = EXIT_USER
 
 
 class RunFailed(LiversegError):
-    """The work itself failed (a corrupt file, a full disk, a lost process)."""
+    """The work failed, for example because of a damaged file, a full disk or a lost process."""
 
     exit_code = EXIT_FAILED
 
 
 class StopRequested(LiversegError):
-    """A signal asked for a stop; everything is saved, and the same command line continues."""
+    """A signal requested a stop. All work is saved, and the same command line continues it."""
 
     exit_code = EXIT_RESUMABLE
 
 
 class RankLost(ConnectionError):
-    """Another rank no longer answers: no fault of the case, and the end of the job."""
+    """The connection to another rank is lost. It ends the job, and the present case is not the
+    cause."""
 
 
 def os_error_line(error: OSError) -> str:
-    """File, reason and remedy."""
+    """Describe an operating-system error in one line: file, reason and remedy."""
     remedies = {
         28: "free some space and run the same line again",
         13: "check the permissions",
         30: "write elsewhere",
     }
+    # The numbers are ENOSPC, EACCES and EROFS.
     remedy = remedies.get(error.errno or 0)
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}" + (f"; {remedy}" if remedy else "")
 
 
 def printable(name: object) -> str:
-    """A name fit for one line of output: bytes that are not UTF-8 become `%E9`, control characters `?`."""
+    """Make a name printable on one line.
+
+    Bytes that are not UTF-8 become `%E9`, for example, and control characters become `?`.
+    """
     text = "".join(
         f"%{ord(c) - 0xDC00:02X}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in str(name)
     )
@@ -66,7 +72,8 @@ def printable(name: object) -> str:
 
 
 def _to_one_line(message: str) -> str:
-    """Names and values come from files: whatever they hold, a message is one printable line of readable length."""
-    if len(message) > MAX_MESSAGE_CHARACTERS:  # the remedy stands at the end
+    """Make a message one printable line of limited length: it may contain text from a file."""
+    # Keep the end, which has the remedy.
+    if len(message) > MAX_MESSAGE_CHARACTERS:
         message = f"{message[: MAX_MESSAGE_CHARACTERS - 300]} ... {message[-290:]}"
     return printable(" ".join(message.splitlines()) if "\n" in message else message)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes of files, and their sort order. Used by every package."""
 
 import json
 import os
@@ -12,54 +12,68 @@ from liverseg_dist.errors import UserError
 
 
 def check_working_directory() -> None:
-    """Raises `UserError` where the working directory is gone: every relative path would be missing."""
+    """Check that the working directory exists; otherwise every relative path would be missing.
+
+    Raises:
+        UserError: it has been removed.
+    """
     try:
         os.getcwd()
     except FileNotFoundError:
         raise UserError(
-            "the working directory no longer exists; cd to a folder that does"
+            "the working directory no longer exists; change to an existing folder"
         ) from None
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to. It takes its name, synced to the disk, when the block ends well; else an earlier one stays.
+    """Open a file for writing that replaces `path` when the block ends without an error.
 
-    Raises an `OSError` that names `path`: of a full disk the system does not say whose file it was.
+    The content is on the disk before the file gets its name. After an error an earlier file is
+    kept.
+
+    Raises:
+        OSError: the file cannot be written. It always names `path`; the system's own error for a
+            full disk has no file name.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # With the process id, so that concurrent writers do not share a temporary file.
+    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("wb") as file:
+        with staging.open("wb") as file:
             yield file
             file.flush()
+            # Otherwise a power failure could leave an empty file with the final name.
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(staging, path)
     except OSError as error:
-        if error.filename in (None, str(aside)):
+        # The user needs the name of the target, not of the temporary file.
+        if error.filename in (None, str(staging)):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        staging.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
     with atomic_write(path) as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file atomically, as UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, content: object) -> None:
-    """NaN is refused (undefined is null)."""
+    """Write a JSON file atomically. NaN is an error: an undefined value is null."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sort key of names in the order people expect: liver_2 before liver_10.
+    """Return a sort key for names with numbers: liver_2 sorts before liver_10.
 
-    The name itself comes last, so that `a1` and `a01` have one order as well.
+    The name itself is the last part of the key, so that the order of `a1` and `a01` is defined.
     """
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name

@@ -1,6 +1,8 @@
-"""Locks between processes, on one machine or several: they go with the processes that hold them, however they end.
+"""File locks between processes, on one machine or several.
 
-Some file systems have none (Lustre mounted without `-o flock`). That is told, and what to do without is the caller's.
+The system releases a lock when the process that holds it ends, for any reason. Some file systems
+have no locks (Lustre mounted without `-o flock`). The functions report this, and the caller decides
+how to continue.
 """
 
 import errno
@@ -14,19 +16,33 @@ UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def open_lock(path: Path) -> int:
-    """Descriptor of the lock file, made when missing. To read and write: NFS 4 shares a lock with readers alone."""
-    return os.open(
-        path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666
-    )  # the umask decides whether a group shares it
+    """Open a lock file, created if missing. Returns its descriptor.
+
+    It is opened for reading and writing: on NFS 4, an exclusive lock needs a writable descriptor.
+    """
+    # The umask decides whether the group can use the lock, too.
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 def take_lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
-    """Take the lock; False: this file system has none. Raises `BlockingIOError` when it is taken and not `wait`."""
+    """Take a lock.
+
+    Args:
+        descriptor: from `open_lock`.
+        shared: several processes may hold the lock at the same time.
+        wait: wait until the lock is free.
+
+    Returns:
+        False if the file system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds the lock, and `wait` is False.
+    """
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    if not wait:
+        operation |= fcntl.LOCK_NB
     try:
-        fcntl.flock(
-            descriptor,
-            (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB),
-        )
+        fcntl.flock(descriptor, operation)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
@@ -36,10 +52,11 @@ def take_lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bo
 
 @contextmanager
 def hold_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock `path` while the block runs; see `take_lock`."""
+    """Hold the lock file `path` while the block runs. Yields the result of `take_lock`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = open_lock(path)
     try:
         yield take_lock(descriptor, shared=shared, wait=wait)
     finally:
+        # This releases the lock.
         os.close(descriptor)

@@ -1,9 +1,9 @@
-"""Standard output and error that survive the loss of their reader.
+"""Standard output and error streams whose writes never fail.
 
-A pipe whose reader has ended (`| head`), a closed terminal, a closed descriptor (`>&-`) or a full disk must not decide
-what becomes of the work. Every program of this project calls `guard_output_streams` before anything else: from then on
-writing to `sys.stdout` and `sys.stderr` never raises. What cannot be written is dropped, and the exit code is that of
-the work. An error of any other pipe or socket is still raised where it happens.
+A pipe whose reader has ended (`| head`), a closed terminal, a closed descriptor (`>&-`) or a full
+disk must not end the work. Every program of this project first calls `guard_output_streams`. From
+then on, writing to `sys.stdout` and `sys.stderr` never raises: output that cannot be written is
+dropped, and the exit code is that of the work. Errors of other pipes and sockets are still raised.
 """
 
 import errno
@@ -16,19 +16,19 @@ from contextlib import suppress
 READER_LOST = frozenset(
     {errno.EPIPE, errno.EBADF, errno.ENXIO, errno.ENOTCONN, errno.ECONNRESET, errno.ESHUTDOWN}
 )
-"""Errors of a write that say that no reader is left. A terminal that was closed gives EIO."""
+"""Error codes of a write without a reader. A closed terminal gives EIO instead."""
 STDOUT, STDERR = 1, 2
 
 
 class OutputDescriptor(io.RawIOBase):
-    """The raw layer of a standard stream: writes all of the data, or drops what cannot be written."""
+    """Raw layer of a standard stream. It writes all data, and drops data that cannot be written."""
 
     def __init__(self, descriptor: int, name: str) -> None:
         super().__init__()
         self.name = name
         self.mode = "wb"
         self.failure = ""
-        """Why data was dropped although a reader may be left, for example a full disk. Empty if none was."""
+        """Reason if data was dropped although there may be a reader, for example a full disk."""
         self._descriptor = descriptor
         self._is_terminal = os.isatty(descriptor)
 
@@ -42,14 +42,15 @@ class OutputDescriptor(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, data: object) -> int:
-        """Write all of `data`, bytes or a buffer of them. Returns their number, also when they were dropped."""
+        """Write `data`, bytes or a buffer of them. Returns their number, even if they were
+        dropped."""
         rest = memoryview(data).cast("B")  # type: ignore[arg-type]
         total = len(rest)
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:
-                # Another program has made the shared pipe non-blocking; wait as a blocking write does.
+                # Another program has made the shared pipe non-blocking: wait until it is writable.
                 waiting = select.poll()
                 waiting.register(self._descriptor, select.POLLOUT)
                 waiting.poll()
@@ -61,7 +62,7 @@ class OutputDescriptor(io.RawIOBase):
     def _drop(self, error: OSError) -> None:
         closed_terminal = error.errno == errno.EIO and self._is_terminal
         if error.errno in READER_LOST or closed_terminal:
-            # Native libraries and child processes write to the same descriptor and would fail, too.
+            # Native libraries and child processes use the same descriptor and would fail, too.
             _connect_to_null(self._descriptor)
         else:
             self.failure = error.strerror or str(error)
@@ -69,16 +70,18 @@ class OutputDescriptor(io.RawIOBase):
 
 _guarded: dict[int, OutputDescriptor] = {}
 _replaced: list[object] = []
-"""The interpreter's own streams, kept so that their destructors do not write at an arbitrary moment."""
+"""The interpreter's own streams. A reference is kept because their destructors would write to the
+descriptors at an arbitrary time."""
 
 
 def guard_output_streams() -> None:
-    """Replace `sys.stdout` and `sys.stderr` by streams whose writes never raise. To be called once, at the start.
+    """Replace `sys.stdout` and `sys.stderr` by streams whose writes never raise. Call it at
+    start-up.
 
-    Characters that the encoding lacks are written as backslash escapes. Closed descriptors 0 to 2 are connected to
-    /dev/null; otherwise the next file or socket that is opened would get the number and receive the output. Streams
-    that are not the process's own descriptors (a test's capture) stay as they are.
-    """
+    Characters that the encoding cannot represent are written as backslash escapes. Closed
+    descriptors 0 to 2 are connected to /dev/null: otherwise the next opened file would get the same
+    number and receive the output. Streams that do not use the descriptors (as in tests) are not
+    replaced."""
     _occupy_closed_descriptors()
     for name, descriptor in (("stdout", STDOUT), ("stderr", STDERR)):
         if descriptor in _guarded:
@@ -90,7 +93,8 @@ def guard_output_streams() -> None:
             _flush_or_drop(before, descriptor)
             _replaced.append(before)
         raw = _guarded[descriptor] = OutputDescriptor(descriptor, f"<{name}>")
-        unbuffered = getattr(before, "write_through", False)  # python -u
+        # With `python -u`.
+        unbuffered = getattr(before, "write_through", False)
         stream = io.TextIOWrapper(
             raw if unbuffered else io.BufferedWriter(raw),
             encoding=getattr(before, "encoding", None) or "utf-8",
@@ -103,16 +107,16 @@ def guard_output_streams() -> None:
 
 
 def output_failure() -> str:
-    """Why part of standard output was lost although it may have a reader (a full disk); empty if nothing was.
+    """Flush standard output, and return why part of it was lost; empty if nothing was.
 
-    Everything printed before is flushed first. A lost reader is no failure: the output has no use.
+    A reader that has ended is not a failure, because it does not need the output.
     """
     sys.stdout.flush()
     return _guarded[STDOUT].failure if STDOUT in _guarded else ""
 
 
 def print_checked(text: str) -> str:
-    """Print a line that a program will read. Returns why it could not be written, or an empty string."""
+    """Print a line for another program. Returns why it could not be written; empty on success."""
     output_failure()
     raw = _guarded.get(STDOUT)
     earlier = raw.failure if raw else ""
@@ -150,9 +154,9 @@ def _occupy_closed_descriptors() -> None:
 
 
 def _connect_to_null(descriptor: int) -> None:
-    with suppress(
-        OSError
-    ):  # without a free descriptor the stream stays as it is, and drops what is written
+    # Without a free descriptor, the stream is not changed and drops all output.
+    with suppress(OSError):
+        # The lowest free number, which may be the descriptor itself.
         null = os.open(os.devnull, os.O_RDWR)
         if null != descriptor:
             os.dup2(null, descriptor)

@@ -1,7 +1,7 @@
-"""Pools of worker processes on one machine: used by conversion, scoring and phantoms.
+"""Pools of worker processes on one machine, for conversion, scoring and phantoms.
 
-Workers ignore the signals of a terminal, which are for their parent, and end when the parent ends. Before a pool starts,
-the folder for sockets and the shared memory that it needs are checked.
+Workers ignore the signals of the terminal, which their parent handles, and exit when the parent
+exits. Before a pool starts, its requirements (a folder for sockets, shared memory) are checked.
 """
 
 import multiprocessing
@@ -21,13 +21,13 @@ from liverseg_dist.errors import UserError
 from liverseg_dist.streams import guard_output_streams
 
 MAX_SOCKET_PATH_BYTES = 107
-"""Bytes of a Unix socket's path on Linux (sun_path, without the final zero)."""
+"""Maximum length of a Unix socket's path on Linux (sun_path without the final zero)."""
 SOCKET_NAME = "/pymp-xxxxxxxx/listener-xxxxxxxx"
-SHORT_FOLDER = "/tmp"  # mkdtemp makes a folder of mode 0700 in it  # nosec B108
+SHORT_FOLDER = "/tmp"  # mkdtemp creates a folder of mode 0700 in it  # nosec B108
 
 
 def prepare_for_workers() -> None:
-    """Check what a pool of processes needs of this machine, and choose a folder for its sockets.
+    """Check the requirements of a pool of processes, and choose a folder for its sockets.
 
     Raises:
         UserError: No folder for temporary files or sockets, or /dev/shm cannot be written; names
@@ -35,7 +35,8 @@ def prepare_for_workers() -> None:
     """
     _choose_socket_folder()
     try:
-        multiprocessing.get_context("spawn").Lock()  # a semaphore, as every pool has
+        # Every pool has semaphores of this kind.
+        multiprocessing.get_context("spawn").Lock()
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
@@ -45,32 +46,35 @@ def prepare_for_workers() -> None:
 
 
 def _choose_socket_folder() -> None:
-    """multiprocessing puts sockets into TMPDIR; where that leaves them no room, into /tmp."""
+    """Let multiprocessing use /tmp for its sockets if the path of TMPDIR is too long for them."""
     try:
         folder = tempfile.gettempdir()
     except FileNotFoundError:
         raise UserError(
-            "no folder for temporary files can be written; set TMPDIR to one that can"
+            "no folder for temporary files is writable; set TMPDIR to a writable folder"
         ) from None
     if len(os.fsencode(folder)) + len(SOCKET_NAME) <= MAX_SOCKET_PATH_BYTES:
         return
-    if multiprocessing.process.current_process()._config.get("tempdir") is not None:  # type: ignore[attr-defined]
-        return  # chosen before, by this function or by the process that started this one
+    process = multiprocessing.process.current_process()
+    if process._config.get("tempdir") is not None:  # type: ignore[attr-defined]
+        # An earlier call, or the parent process, has chosen a folder.
+        return
     before = tempfile.tempdir
     try:
         tempfile.tempdir = SHORT_FOLDER
-        multiprocessing.util.get_temp_dir()  # makes the folder, and is remembered for all sockets
+        # Creates the folder; multiprocessing then uses it for all sockets.
+        multiprocessing.util.get_temp_dir()
     except OSError as error:
         raise UserError(
-            f"TMPDIR={folder}: too long for Unix sockets, and {SHORT_FOLDER} cannot be used ({error.strerror}); "
-            "set TMPDIR to a folder with a short path"
+            f"TMPDIR={folder}: too long for Unix sockets, and {SHORT_FOLDER} cannot be used "
+            f"({error.strerror}); set TMPDIR to a folder with a short path"
         ) from None
     finally:
         tempfile.tempdir = before
 
 
 def begin_worker() -> None:
-    """Start of a worker process: signals of the terminal are for its parent, and it ends when the parent ends."""
+    """Initialise a worker process: ignore the terminal's signals, and exit with the parent."""
     guard_output_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -81,17 +85,19 @@ def begin_worker() -> None:
 
 def _end_with(sentinel: int) -> None:
     wait([sentinel])
+    # Not `sys.exit`, which would only end this thread.
     os._exit(1)
 
 
 @contextmanager
 def worker_pool(workers: int, context: BaseContext) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes that an error or an interrupt ends at once, without waiting for the work in progress."""
+    """Run a pool of processes. An error or an interrupt ends it without waiting for its work."""
     prepare_for_workers()
     with ProcessPoolExecutor(workers, context, initializer=begin_worker) as pool:
         try:
             yield pool
         except BaseException:
+            # Cancels the waiting tasks; those in progress end with their processes.
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
@@ -100,7 +106,10 @@ def worker_pool(workers: int, context: BaseContext) -> Iterator[ProcessPoolExecu
 
 @contextmanager
 def terminal_signals_blocked() -> Iterator[None]:
-    """While processes are started: they inherit the mask, so Ctrl-C cannot reach one before `begin_worker` runs."""
+    """Block the signals of the terminal while processes are started.
+
+    The processes inherit the mask, so Ctrl-C cannot end one before `begin_worker` runs.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield

@@ -1,4 +1,4 @@
-"""The floors of the house (README, "How it is built") as a test, so that the map cannot drift."""
+"""The layers of the package, as in the README. A test keeps description and code equal."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ PACKAGE = "liverseg_dist"
 
 FLOORS = {
     "errors": 0, "cores": 0, "files": 0, "locks": 0, "labels": 0, "label_scheme": 0, "volume": 0, "workers": 0, "texts": 0,
-    "streams": 0, "config": 0, "tracking": 0, "pages": 0, "interrupts": 0, "precision": 0, "__init__": 0,
+    "streams": 0, "config": 0, "tracking": 0, "pages": 0, "interrupts": 0, "precision": 0, "logging_setup": 0, "__init__": 0,
     "data": 1, "model": 1, "distributed": 1, "evaluation": 1, "clinical": 1,
     "phantom": 2, "inference": 2, "planning": 2,
     "training": 3, "api": 3,
@@ -21,6 +21,7 @@ FACTS_ORDER = (
     "cores",
     "streams",
     "interrupts",
+    "logging_setup",
     "files",
     "locks",
     "labels",
@@ -40,7 +41,7 @@ def python_files() -> list[Path]:
     return sorted([*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
 
 
-def room(path_or_module: str) -> str:
+def package_of(path_or_module: str) -> str:
     parts = path_or_module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
@@ -99,7 +100,7 @@ def own_imports(path: Path) -> list[tuple[int, str, bool]]:
 
 
 @pytest.mark.parametrize("path", python_files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_run_downwards(path: Path) -> None:
+def test_imports_go_downwards_only(path: Path) -> None:
     here = module_name(path)
     for line, imported, inside_function in own_imports(path):
         where = f"{path.relative_to(ROOT)}:{line} imports {imported}"
@@ -107,23 +108,23 @@ def test_imports_run_downwards(path: Path) -> None:
         if here.startswith("launch"):
             continue
         assert not imported.startswith("launch"), f"{where}: nothing imports launch"
-        ours, theirs = room(here), room(imported)
-        if ours == theirs or theirs == "__init__":
+        package, imported_package = package_of(here), package_of(imported)
+        if package == imported_package or imported_package == "__init__":
             continue
-        assert FLOORS[theirs] <= FLOORS[ours], f"{where}: that is upwards"
-        if FLOORS[theirs] == FLOORS[ours]:
-            assert FLOORS[ours] == 0, f"{where}: wings on one floor never import each other"
-            assert FACTS_ORDER.index(theirs) < FACTS_ORDER.index(ours), (
-                f"{where}: facts build on {FACTS_ORDER}"
+        assert FLOORS[imported_package] <= FLOORS[package], f"{where}: it imports a higher layer"
+        if FLOORS[imported_package] == FLOORS[package]:
+            assert FLOORS[package] == 0, f"{where}: packages of one layer do not import each other"
+            assert FACTS_ORDER.index(imported_package) < FACTS_ORDER.index(package), (
+                f"{where}: the order of the lowest layer is {FACTS_ORDER}"
             )
 
 
 @pytest.mark.parametrize("path", python_files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_file_is_read_in_a_sitting(path: Path) -> None:
+def test_files_have_at_most_400_lines(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
 
 
-def test_no_import_circles() -> None:
+def test_there_are_no_import_cycles() -> None:
     modules = {module_name(path): path for path in python_files()}
     graph = {
         name: {target for _, target, _ in own_imports(path) if target in modules and target != name}
@@ -132,7 +133,7 @@ def test_no_import_circles() -> None:
     state: dict[str, int] = {}
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
-        assert state.get(name) != 1, f"import circle: {' -> '.join([*trail, name])}"
+        assert state.get(name) != 1, f"import cycle: {' -> '.join([*trail, name])}"
         if state.get(name) == 2:
             return
         state[name] = 1
@@ -144,10 +145,10 @@ def test_no_import_circles() -> None:
         visit(name, ())
 
 
-def test_rank_questions_stay_in_their_rooms() -> None:
+def test_lower_packages_do_not_use_torch_distributed() -> None:
     """Data, model, evaluation and inference get integers and functions, never a process group."""
     for path in python_files():
-        if room(module_name(path)) in (
+        if package_of(module_name(path)) in (
             "data",
             "model",
             "evaluation",
@@ -159,7 +160,7 @@ def test_rank_questions_stay_in_their_rooms() -> None:
         ):
             text = path.read_text(encoding="utf-8")
             assert "torch.distributed" not in text, (
-                f"{path.relative_to(ROOT)} speaks to torch.distributed"
+                f"{path.relative_to(ROOT)} uses torch.distributed"
             )
 
 

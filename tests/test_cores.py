@@ -56,7 +56,7 @@ def test_a_quota_limits_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         assert usable_cores() == expected
 
 
-def test_a_user_decides_how_threads_wait() -> None:
+def test_users_can_decide_how_threads_wait() -> None:
     for own in ({"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "5"}, {"KMP_BLOCKTIME": "1"}):
         environment = dict(own)
         make_threads_wait_passively(environment)

@@ -23,7 +23,7 @@ def little_room(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_file_that_finds_no_room_is_named_and_the_one_before_stays(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_the_file_and_the_earlier_file_stays(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     write_text(file, "before")
     with little_room(1000), pytest.raises(OSError) as caught:
@@ -33,7 +33,7 @@ def test_a_file_that_finds_no_room_is_named_and_the_one_before_stays(tmp_path: P
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_what_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
     def fails() -> None:
         with atomic_write(tmp_path / "a.bin") as out:
             out.write(b"half")
@@ -50,7 +50,7 @@ def test_an_error_about_another_file_keeps_its_name(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "other")
 
 
-def test_a_folder_that_is_not_there_is_told_by_the_file_that_was_asked_for(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_with_the_requested_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         write_text(tmp_path / "no" / "a.txt", "")
     assert caught.value.filename == str(tmp_path / "no" / "a.txt")

@@ -37,7 +37,7 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_lock_is_taken_or_told_to_be_missing(
+def test_a_lock_is_taken_or_reported_as_unsupported(
     file_system: object, shared: bool, tmp_path: Path
 ) -> None:
     with hold_lock(tmp_path / "x", shared=shared, wait=False) as works:
@@ -47,7 +47,7 @@ def test_a_lock_is_taken_or_told_to_be_missing(
                 pass
 
 
-def test_a_group_shares_a_lock_where_the_umask_lets_it(tmp_path: Path) -> None:
+def test_a_group_shares_a_lock_if_the_umask_allows_it(tmp_path: Path) -> None:
     before = os.umask(0o002)
     try:
         with hold_lock(tmp_path / "x"):
@@ -59,11 +59,11 @@ def test_a_group_shares_a_lock_where_the_umask_lets_it(tmp_path: Path) -> None:
 
 def test_a_conversion_runs(file_system: object, tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", cases=2)
-    code, said = convert(source, tmp_path / "store")
-    assert code == 0, said
+    code, output = convert(source, tmp_path / "store")
+    assert code == 0, output
 
 
-def test_doctor_tells(
+def test_doctor_reports_it(
     file_system: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["doctor", "--folder", str(tmp_path)])
@@ -72,7 +72,7 @@ def test_doctor_tells(
     )
 
 
-def test_a_sweep_is_opened(
+def test_a_sweep_starts_with_a_warning(
     file_system: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "trials" / "a").mkdir(parents=True)

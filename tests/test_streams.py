@@ -47,7 +47,7 @@ def test_the_broken_pipe_of_something_else_is_an_error() -> None:
     assert b"BrokenPipeError" in done.stderr
 
 
-def test_native_code_and_children_write_on_after_the_reader_has_left() -> None:
+def test_native_code_and_children_continue_after_the_reader_has_ended() -> None:
     read, write = os.pipe()
     os.close(read)
     body = "print('x', flush=True)\nimport subprocess\nraise SystemExit(subprocess.run(['echo', 'x']).returncode)"

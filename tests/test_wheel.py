@@ -131,10 +131,10 @@ def use(bin_folder: Path, folder: Path, *words: str, code: int = 0) -> str:
 def demo(bin_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The working directory of `liverseg demo`, shortened."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    told = use(
+    output = use(
         bin_folder, folder, "liverseg", "demo", "--cases", "4", "--out", "out", "--json", *SHORT
     )
-    result = json.loads(told.splitlines()[-1])
+    result = json.loads(output.splitlines()[-1])
     assert result["summary"]["n_cases"] >= 1
     return folder
 
@@ -205,7 +205,7 @@ def test_a_job_runs_the_copy_of_the_code_with_its_configs(bin_folder: Path, demo
     """Supervised on this machine, by the snapshot that `liverseg-launch` took of the installed packages."""
     folder = demo / "jobs"
     words = ("settings", "--configs", "--cluster", "local", "--job-dir", str(folder), "--follow")
-    told = use(bin_folder, demo, "liverseg-launch", *words)
+    output = use(bin_folder, demo, "liverseg-launch", *words)
     (code,) = (folder / "code").iterdir()
-    assert str(code / "liverseg_dist" / "configs" / "demo_cpu.yaml") in told
+    assert str(code / "liverseg_dist" / "configs" / "demo_cpu.yaml") in output
     assert {path.name for path in code.iterdir()} == {"liverseg_dist", "liverseg_launch", "COMMIT"}

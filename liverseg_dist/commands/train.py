@@ -99,7 +99,10 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         if args.dry_run:
             if begun:
                 check_settings_compatible(
-                    load_settings([folder.config]), settings, folder.path, EXTENSIBLE
+                    load_settings([folder.config], warn_of_old_keys=False),
+                    settings,
+                    folder.path,
+                    EXTENSIBLE,
                 )
             return {"run": str(folder.path), "dry_run": True}
         _agreed(lambda: folder.open(settings) if world.is_main else None)

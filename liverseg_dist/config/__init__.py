@@ -1,4 +1,4 @@
-"""Typed, validated settings: one section per file, put together in `settings.py`."""
+"""Typed and validated settings: one module per section; `settings.py` combines them."""
 
 from liverseg_dist.config.convert import CleaningConfig, ConvertConfig, SlabConfig, SplitConfig
 from liverseg_dist.config.inference import InferenceConfig

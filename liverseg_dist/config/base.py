@@ -1,12 +1,12 @@
-"""What every section of the settings shares."""
+"""Base class of all sections of the settings."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A group of settings: an unknown key is an error, a value never changes once it is made.
+    """A group of settings. Unknown keys are errors, and values are immutable.
 
-    The string under a field is its help: meaning, unit, special values.
+    The string under a field is its help text: meaning, unit, special values.
     """
 
     model_config = ConfigDict(

@@ -1,5 +1,7 @@
-"""What can be set, in words: kind, limits, default and meaning of each key, from the typed
-settings.
+"""Describe settings for users: type, limits, default and meaning of each key.
+
+The descriptions come from the typed settings themselves, so help and validation cannot differ.
+`liverseg settings` and the error messages for wrong settings use this module.
 """
 
 from collections.abc import Iterator, Mapping
@@ -8,30 +10,52 @@ from typing import Any
 from pydantic import BaseModel
 
 LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+TYPE_NAMES = {
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true | false",
+    "string": "text",
+}
 Schema = Mapping[str, Any]
+"""A part of a JSON schema, as pydantic generates it."""
 
 
 def describe_keys(kind: type[BaseModel], defaults: Schema) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(dotted key, default, kind and meaning) of each single setting, in the order of the code."""
+    """Describe each single setting, in the order of the code.
+
+    Args:
+        kind: the settings model.
+        defaults: nested default values; where a value is missing, the schema's default is used.
+
+    Yields:
+        Dotted key, and a dict with `default`, `kind` and `meaning`.
+    """
     schema = kind.model_json_schema()
-    definitions: Schema = schema.get("$defs", {})
+    yield from _describe_section(schema, schema.get("$defs", {}), "", defaults)
 
-    def walk(section: Schema, prefix: str, values: Schema) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, field in section["properties"].items():
-            inner = definitions.get(str(field.get("$ref", "")).rpartition("/")[2])
-            default = values.get(name, field.get("default"))
-            if inner is not None and "properties" in inner:
-                yield from walk(inner, f"{prefix}{name}.", default or {})
-            else:
-                meaning = " ".join(str(field.get("description", "")).split())
-                described = {"default": default, "kind": describe_kind(field, definitions)}
-                yield f"{prefix}{name}", {**described, "meaning": meaning}
 
-    yield from walk(schema, "", defaults)
+def _describe_section(
+    section: Schema, definitions: Schema, prefix: str, defaults: Schema
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, field in section["properties"].items():
+        inner = definitions.get(str(field.get("$ref", "")).rpartition("/")[2])
+        default = defaults.get(name, field.get("default"))
+        # A reference without properties is a named type (an enumeration), not a section.
+        if inner is not None and "properties" in inner:
+            yield from _describe_section(inner, definitions, f"{prefix}{name}.", default or {})
+        else:
+            yield (
+                f"{prefix}{name}",
+                {
+                    "default": default,
+                    "kind": describe_kind(field, definitions),
+                    "meaning": " ".join(str(field.get("description", "")).split()),
+                },
+            )
 
 
 def describe_kind(field: Schema, definitions: Schema) -> str:
-    """What a value may be, in a few words."""
+    """Describe the allowed values of a field, for example "whole number >= 1"."""
     if "$ref" in field:
         return describe_kind(definitions[field["$ref"].rpartition("/")[2]], definitions)
     if "enum" in field:
@@ -39,25 +63,22 @@ def describe_kind(field: Schema, definitions: Schema) -> str:
     if "const" in field:
         return str(field["const"])
     if "anyOf" in field:
+        # Members of a union may have the same description: each is listed once.
         return " or ".join(dict.fromkeys(describe_kind(one, definitions) for one in field["anyOf"]))
     if field.get("type") == "array":
         return _describe_list(field, definitions)
     if "properties" in field:
         return "{" + ", ".join(field["properties"]) + "}"
-    limits = [f"{sign} {field[name]:g}" for name, sign in LIMITS.items() if name in field]
-    names = {
-        "integer": "whole number",
-        "number": "number",
-        "boolean": "true | false",
-        "string": "text",
-    }
     declared = str(field.get("type", "value"))
-    kind = "path" if field.get("format") == "path" else names.get(declared, declared)
-    return " ".join([kind, *limits])
+    kind = "path" if field.get("format") == "path" else TYPE_NAMES.get(declared, declared)
+    for name, sign in LIMITS.items():
+        if name in field:
+            kind += f" {sign} {field[name]:g}"
+    return kind
 
 
 def _describe_list(field: Schema, definitions: Schema) -> str:
-    inner: Schema = field.get("items") or next(iter(field.get("prefixItems", [])), {})
-    least, most = field.get("minItems"), field.get("maxItems")
-    count = f"{most} " if most is not None and most == least else ""
-    return f"list of {count}{describe_kind(inner, definitions) if inner else 'values'}"
+    item: Schema = field.get("items") or next(iter(field.get("prefixItems", [])), {})
+    minimum, maximum = field.get("minItems"), field.get("maxItems")
+    count = f"{maximum} " if maximum is not None and maximum == minimum else ""
+    return f"list of {count}{describe_kind(item, definitions) if item else 'values'}"

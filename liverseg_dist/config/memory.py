@@ -1,4 +1,7 @@
-"""Settings of what a rank may use (`memory.*`), for `train.activation_checkpointing=auto` and `liverseg plan`."""
+"""Settings of the memory budget of a rank (`memory.*`).
+
+`train.activation_checkpointing=auto` and `liverseg plan` use them.
+"""
 
 from pydantic import Field
 
@@ -7,6 +10,8 @@ from liverseg_dist.config.base import Section
 
 class MemoryConfig(Section):
     budget_gib: float | None = Field(default=None, gt=0)
-    """What a rank may use of its device, all in all; null: the whole GPU (on a CPU a number is needed)."""
+    """Memory of its device that a rank may use in total; null: the whole GPU (on a CPU, give a
+    number)."""
     margin_gib: float | None = Field(default=None, ge=0)
-    """Of the budget, left for library workspaces, the allocator's gaps and CUDA's context; null: 0.75 GiB + 8 %."""
+    """Part of the budget reserved for library workspaces, allocator fragmentation and the CUDA
+    context; null: 0.75 GiB + 8 %."""

@@ -13,52 +13,58 @@ Edge = Annotated[int, Field(ge=1, le=32)]
 Kernel = tuple[Edge, Edge, Edge]
 MAX_LEVELS = 16
 NORM_GROUPS = 8
-"""Of group norm; fewer where there are fewer channels."""
+"""Groups of group normalisation; fewer if there are fewer channels."""
 
 
 class ModelConfig(Section):
     architecture: Literal["unet", "resenc"] = "unet"
-    """Plain-convolution U-Net, or residual-encoder U-Net."""
+    """unet: plain convolutions; resenc: residual encoder."""
     preset: Literal["tiny", "S", "M", "L"] = "S"
-    """Widths and depth where the keys below are null. tiny is meant for CPUs and tests."""
+    """Channels and depth where the keys below are null. tiny is for CPUs and tests."""
     features: tuple[Channels, ...] | None = Field(default=None, min_length=1, max_length=MAX_LEVELS)
     """Channels per level, highest resolution first; null: from the preset."""
     strides: tuple[Kernel, ...] | None = Field(default=None, min_length=1, max_length=MAX_LEVELS)
-    """Stride (z, y, x) on entering each level, the first is 1, 1, 1; null: from the store's spacing and the patch."""
+    """Stride (z, y, x) on entering each level, the first is 1, 1, 1; null: from the store's spacing
+    and the patch size."""
     kernels: tuple[Kernel, ...] | None = Field(default=None, min_length=1, max_length=MAX_LEVELS)
-    """Kernel (z, y, x) of each level, odd; null: from the store's spacing."""
+    """Kernel size (z, y, x) of each level, odd; null: from the store's spacing."""
     blocks_per_level: Blocks | tuple[Blocks, ...] | None = None
+    """Convolution blocks per level, one number or one per level; null: from the preset."""
     norm: Literal["instance", "group"] = "instance"
     deep_supervision: bool = True
-    """Also train the outputs of the lower levels (all but the two lowest)."""
+    """Also compute the loss on the outputs of the lower levels (all but the two lowest)."""
     regions: bool = False
-    """Predict liver (label 1 or 2) and tumour as overlapping regions with sigmoids instead of three classes."""
+    """Predict liver (label 1 or 2) and tumour as overlapping regions with sigmoids instead of three
+    exclusive classes with a softmax."""
     pretrained: UserPath | None = None
-    """Weights to start from: a run, a safetensors file, or a foreign state dict (tensors only)."""
+    """Initial weights: a run, a safetensors file, or a state dict of another program (tensors
+    only)."""
     pretrained_names: Literal["ours", "nnunet", "monai"] | UserPath = "ours"
-    """Whose names that file uses: nnU-Net's PlainConvUNet, MONAI's DynUNet, or a YAML file `their.name: our.name`."""
+    """Parameter names in that file: of this program, of nnU-Net's PlainConvUNet, of MONAI's
+    DynUNet, or as a YAML file maps them (`name in the file: name here`)."""
     upsampling_bias: bool = False
-    """A bias in the transposed convolutions, which nnU-Net's weights come with."""
+    """Add a bias to the transposed convolutions, as nnU-Net's weights have."""
 
     @model_validator(mode="after")
-    def _same_depth(self) -> "ModelConfig":
-        depths = {
-            name: len(value)
-            for name in ("features", "strides", "kernels")
-            if (value := getattr(self, name)) is not None
-        }
+    def _check_depths(self) -> "ModelConfig":
+        depths = {}
+        for name in ("features", "strides", "kernels"):
+            value = getattr(self, name)
+            if value is not None:
+                depths[name] = len(value)
         if len(set(depths.values())) > 1:
-            named = ", ".join(f"{name} has {n}" for name, n in depths.items())
+            listing = ", ".join(f"{name} has {length}" for name, length in depths.items())
             raise ValueError(
-                f"one entry per level is needed in each list, but {named}; make them the same length"
+                f"each list needs one entry per level, but {listing}; make them the same length"
             )
         return self
 
     @model_validator(mode="after")
-    def _buildable(self) -> "ModelConfig":
+    def _check_layers(self) -> "ModelConfig":
         if self.strides is not None and self.strides[0] != (1, 1, 1):
             raise ValueError(
-                f"the first of strides is [1, 1, 1], the image's own voxels, not {list(self.strides[0])}"
+                "the first of strides is [1, 1, 1], the resolution of the image, not "
+                f"{list(self.strides[0])}"
             )
         for kernel in self.kernels or ():
             if any(edge % 2 == 0 for edge in kernel):
@@ -68,7 +74,8 @@ class ModelConfig(Section):
         for channels in (self.features or ()) if self.norm == "group" else ():
             if channels % min(NORM_GROUPS, channels):
                 raise ValueError(
-                    f"norm=group divides channels into {NORM_GROUPS} groups: {channels} cannot be"
+                    f"norm=group divides the channels into {NORM_GROUPS} groups, but {channels} is "
+                    f"not divisible by {NORM_GROUPS}"
                 )
         return self
 
@@ -86,16 +93,18 @@ class LossConfig(Section):
         "ce",
         "focal",
     ] = "dice_ce"
-    """Its terms: overlap (dice or tversky), cross-entropy (plain or focal), distance to the true surface (boundary)."""
+    """Terms of the loss: overlap (dice or tversky), cross-entropy (ce or focal), distance to the
+    true surface (boundary)."""
     class_weights: tuple[float, ...] | Literal["auto", "none"] = "none"
-    """Weights of background, liver, tumour in the cross-entropy; auto: from the store's class frequencies."""
+    """Weights of background, liver and tumour in the cross-entropy; auto: from the store's class
+    frequencies."""
     dice_weight: float = Field(default=1.0, ge=0)
     ce_weight: float = Field(default=1.0, ge=0)
     batch_dice: bool = False
-    """Dice over the whole micro-batch at once (nnU-Net's batch dice) instead of per sample."""
+    """Compute Dice over the micro-batch (nnU-Net's batch dice) instead of per sample."""
     focal_gamma: float = Field(default=2.0, ge=0)
     tversky_alpha: float = Field(default=0.3, ge=0, le=1)
     """Weight of false positives; false negatives get 1 - alpha."""
     boundary_weight: float = Field(default=1.0, ge=0)
     boundary_reach_voxels: int = Field(default=8, ge=1)
-    """Errors further from the true surface than this many voxels (of the finest axis) count alike."""
+    """Distances to the true surface are limited to this many voxels (of the finest axis)."""

@@ -1,8 +1,9 @@
-"""The config files that come with the program: found from any working directory, in a checkout and in a wheel.
+"""The config files that come with the program.
 
-A checkout keeps them in the top-level folder `configs`; a wheel installs that folder as `liverseg_dist/configs`
-(pyproject.toml). The README names them `configs/NAME.yaml`, so that is how they are looked up. A file of the user's
-own with the same name takes precedence.
+They are found from any working directory, in a checkout and in a wheel. A checkout has them in the
+top-level folder `configs`; a wheel installs that folder as `liverseg_dist/configs`
+(pyproject.toml). The README calls them `configs/NAME.yaml`, so they are looked up by that path. A
+file of the user with the same path takes precedence.
 """
 
 from pathlib import Path
@@ -13,16 +14,16 @@ _PREFIX = "configs"
 
 
 def shipped_configs_folder() -> Path | None:
-    """The folder of shipped config files; None where a copy of the code was made without them."""
+    """Return the folder of shipped config files; None in a copy of the code without them."""
     for folder in _CANDIDATES:
-        # Beside an installed package some other project's `configs` may lie.
+        # Another project may have installed a folder named `configs` beside this package.
         if (folder / "demo_cpu.yaml").is_file():
             return folder
     return None
 
 
 def list_shipped_configs() -> list[Path]:
-    """The shipped YAML files, sorted by name."""
+    """Return the shipped YAML files, sorted by name."""
     folder = shipped_configs_folder()
     return sorted(folder.glob("*.yaml")) if folder is not None else []
 
@@ -41,5 +42,5 @@ def find_config(path: Path) -> Path:
 
 
 def describe_shipped_configs() -> str:
-    """The names for an error message, e.g. `configs/demo_cpu.yaml, configs/sweep.yaml`."""
+    """List the names for an error message, e.g. `configs/demo_cpu.yaml, configs/sweep.yaml`."""
     return ", ".join(f"{_PREFIX}/{path.name}" for path in list_shipped_configs())

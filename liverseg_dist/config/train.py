@@ -15,17 +15,19 @@ PatchEdge = Annotated[int, Field(ge=1, le=4096)]
 
 class RunConfig(Section):
     dir: UserPath | None = None
-    """The run's folder; made when missing, continued when there."""
+    """Folder of the run. A new folder starts a run, an existing one continues it."""
 
 
 class IntensityConfig(Section):
-    """The stored HU -> network input affine: clip to [lower_hu, upper_hu], map to [0, 1], then (v - mean) / std."""
+    """Mapping from stored HU to network input: clip to [lower_hu, upper_hu], scale to [0, 1], then
+    (v - mean) / std."""
 
     lower_hu: float
     upper_hu: float
     mean: float
-    """Of the [0, 1] values of the training cases' foreground."""
+    """Mean of the [0, 1] values over the foreground of the training cases."""
     std: float = Field(gt=0)
+    """Standard deviation of the same values."""
 
 
 class DataConfig(Section):
@@ -36,27 +38,29 @@ class DataConfig(Section):
     patch_size: tuple[PatchEdge, PatchEdge, PatchEdge] = (64, 128, 128)
     """z, y, x in voxels of the store."""
     oversample_foreground: float = Field(default=0.33, ge=0, le=1)
-    """Share of each batch centred on liver or tumour (nnU-Net's meaning: guaranteed, not drawn). In whole samples, so
-    that of a batch of 2 it is one above 0.25 and below 0.75."""
+    """Fraction of each batch centred on liver or tumour, rounded to whole samples (as in nnU-Net: a
+    fixed number, not a probability). In a batch of 2, values between 0.25 and 0.75 mean one
+    sample."""
     augmentation: Literal["none", "light", "nnunet", "strong"] = "nnunet"
     mirror_axes: tuple[Literal["z", "y", "x"], ...] | None = None
     """Axes along which augmentation mirrors; null: all three; none with augmentation=none."""
     workers: int = Field(default=1, ge=0)
-    """Loader threads per rank (reading releases the GIL); 0 reads between the steps."""
+    """Loader threads per rank (reading releases the GIL); 0: read between the steps."""
     prefetch: int = Field(default=4, ge=1)
-    """Batches read ahead per worker."""
+    """Batches that each worker reads ahead."""
     stall_timeout_s: float = Field(default=300.0, gt=0)
-    """A batch that takes longer stops the run and names the case."""
+    """If reading a batch takes longer, the run stops with an error that names the case."""
     cache_gib: float = Field(default=0.0, ge=0)
-    """Memory per node for decoded cases shared by its ranks; 0: read straight from the store."""
+    """Memory per node for a cache of decoded cases that its ranks share; 0: no cache."""
     cache_dir: UserPath | None = None
-    """Where these are kept, readable by every rank of the node; null: shared memory (/dev/shm)."""
-    unreadable: Literal["fail", "skip"] = "fail"
-    """What to do about a chunk that cannot be read: stop, or skip the sample and log it."""
+    """Folder of that cache, readable by every rank of the node; null: shared memory (/dev/shm)."""
+    on_read_error: Literal["fail", "skip"] = "fail"
+    """When a chunk cannot be read: fail: stop the run; skip: replace the sample by one of another
+    case and log it."""
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """Filled in from the store: the voxel size (z, y, x) the network sees."""
+    """Voxel size (z, y, x) of the network's input; filled in from the store."""
     intensity: IntensityConfig | None = None
-    """Filled in from the store."""
+    """HU to network input; filled in from the store."""
 
 
 class ScheduleConfig(Section):
@@ -67,78 +71,91 @@ class ScheduleConfig(Section):
 
 
 class FineTuneConfig(Section):
-    """How gently weights that were there before (`model.pretrained`) are changed."""
+    """How weights from `model.pretrained` are trained."""
 
     freeze: Literal["none", "encoder", "all_but_heads"] = "none"
-    """What is not trained at all."""
+    """Parts of the network that are not trained."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """Learning rate of a level over that of the one nearer to the output; 1: the same everywhere."""
+    """Learning rate of a level divided by that of the next level towards the output; 1: the same
+    for all levels."""
 
 
 class TrainConfig(Section):
     max_steps: Positive = 250_000
-    """Optimizer steps of the whole run. May change while a run exists: from the present step on the learning rate
-    follows the schedule for the new number (train.schedule)."""
+    """Optimizer steps of the run. An existing run can be continued with another number: from its
+    present step on, the learning rate follows the schedule (train.schedule) for the new number."""
     stop_at_step: int = Field(default=0, ge=0)
-    """Save and stop here, to go on later with a higher value (the rungs of a sweep); 0: run to max_steps."""
+    """Save and stop after this step; a higher value continues (the rungs of a sweep). 0: run to
+    max_steps."""
     learning_rate: float = Field(default=1e-2, gt=0)
     global_batch_size: Positive = 2
-    """Samples per optimizer step over all ranks; what ranks and micro_batch_size cannot hold at once is accumulated."""
+    """Samples per optimizer step over all ranks; gradients are accumulated if it exceeds ranks *
+    micro_batch_size."""
     micro_batch_size: Positive = 1
-    """Samples a rank computes at once."""
+    """Samples in one forward and backward of a rank."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.99, ge=0, lt=1)
-    """SGD only (Nesterov)."""
+    """For optimizer=sgd: Nesterov momentum."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """For optimizer=adamw."""
     weight_decay: float = Field(default=3e-5, ge=0)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     clip_grad_norm: float = Field(default=12.0, ge=0)
-    """0: no clipping."""
+    """Maximum norm of the gradient; 0: no clipping."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
-    """Exponential moving average of the weights, exported as the model when on; 0: off."""
+    """Decay of an exponential moving average of the weights, which is then validated and exported;
+    0: off."""
     strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
     fsdp_shard_ranks: int = Field(default=0, ge=0)
-    """FSDP only: cut over this many ranks, with a copy in each such group; the GPUs of a node keep gathering off the
-    network between nodes. 0: cut over all ranks."""
+    """FSDP only: shard over groups of this many ranks and replicate between groups. With the GPUs
+    of a node as the group, parameters are gathered within the node. 0: shard over all ranks."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed only."""
     offload_optimizer: bool = False
     """DeepSpeed only: optimizer state in CPU memory."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: Literal["none", "all", "auto"] | tuple[int, ...] = "none"
-    """Which U-Net levels recompute their activations in backward: [0, 1] are the two finest; all costs a third more
-    time; auto: as few as meet memory.budget_gib."""
+    """U-Net levels that recompute their activations in backward: [0, 1] are the two finest; all:
+    takes a third more time; auto: the fewest levels that fit memory.budget_gib."""
     channels_last: bool = False
+    """Memory format channels_last_3d of the input."""
     compile: bool = False
-    """torch.compile, with strategies ddp and deepspeed; on a CPU it needs a C++ compiler."""
+    """Use torch.compile, for strategies ddp and deepspeed; on a CPU it needs a C++ compiler."""
     deterministic: bool = True
-    """Bit-identical results for the same seed; on CUDA this costs speed."""
+    """Bit-identical results for the same seed; slower on CUDA."""
     deterministic_reduction: bool = False
-    """Sum gradients sample by sample in a fixed order: the same bits on any number of ranks (ddp, slower)."""
-    nonfinite: Literal["stop", "skip"] = "stop"
-    """A NaN or Inf loss: stop and name the samples, or skip the step."""
+    """Sum gradients sample by sample in a fixed order: identical bits for any number of ranks (ddp
+    only, slower)."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """When the loss is NaN or infinite: stop: fail and name the samples; skip: skip the step."""
     fine_tune: FineTuneConfig = Field(default_factory=FineTuneConfig)
     log_every_steps: Positive = 10
+    """Steps between two entries of the metrics."""
     profile_steps: tuple[int, int] | None = None
-    """[first, last] steps (from 1) of which rank 0 writes RUN/profile/*.json, for https://ui.perfetto.dev."""
+    """[first, last] step (from 1) to profile: rank 0 writes RUN/profile/*.json for
+    https://ui.perfetto.dev."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads per rank; 0: OMP_NUM_THREADS (under torchrun if more than 1, which is torchrun's own), or those of
-    the run's last start with as many ranks, or the fastest number up to the rank's share of the node's cores, which a
-    new run measures. Another number changes the order of float sums, and so the last bits of the weights."""
+    """CPU threads per rank. 0: OMP_NUM_THREADS (under torchrun only if more than 1, because
+    torchrun itself sets 1); else the number of the run's last start with as many ranks; else the
+    fastest number up to the rank's share of the node's cores, measured at the start of the run.
+    Another number changes the order of float sums, and so the last bits of the weights."""
 
 
 class CheckpointConfig(Section):
     every_steps: Positive = 1000
+    """Steps between two checkpoints."""
     every_minutes: float = Field(default=30.0, gt=0)
-    """Also after this much time, whichever comes first."""
+    """Also save when this much time has passed since the last checkpoint."""
     keep_last: Positive = 2
+    """Number of newest checkpoints to keep."""
     keep_best: bool = True
+    """Also export the weights with the best validation score."""
 
 
 class ValidationConfig(Section):
     every_steps: int = Field(default=2500, ge=0)
-    """0: never."""
+    """Steps between two validations; 0: never."""
     max_cases: int = Field(default=0, ge=0)
-    """At most this many validation cases each time; 0: all."""
+    """Maximum number of cases per validation; 0: all."""
     pictures: int = Field(default=2, ge=0)
-    """Cases whose middle tumour slice goes to TensorBoard."""
+    """Number of cases of which the slice with most tumour is written to TensorBoard."""

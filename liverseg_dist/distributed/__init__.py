@@ -1,1 +1,1 @@
-"""Everything that knows about ranks: who we are, how we talk, how a model is spread over devices."""
+"""Ranks: environment, rendezvous, collective calls, heartbeats, and strategies."""

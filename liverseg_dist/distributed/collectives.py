@@ -1,7 +1,7 @@
-"""The collectives that the project uses, with the same call for one process and for many.
+"""Collective calls of the project, usable with one process and with several.
 
-Every rank must call each of them in the same order. None may be called behind a condition that differs
-between ranks.
+Every rank must call each of them in the same order. None may be called behind a condition that
+differs between ranks.
 """
 
 from typing import Any
@@ -24,7 +24,8 @@ def all_sum(values: torch.Tensor) -> torch.Tensor:
     """Sum a tensor element by element over all ranks.
 
     Args:
-        values: tensor on the device of the process group; changed in place if there are several ranks.
+        values: tensor on the device of the process group; changed in place if there are several
+            ranks.
 
     Returns:
         The sum, on the same device.
@@ -35,7 +36,7 @@ def all_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def all_max(value: int) -> int:
-    """Return the largest value over all ranks. The tensor is on the CPU, so gloo carries it and no GPU is needed."""
+    """Return the largest value over all ranks. It uses gloo (a CPU tensor), so it needs no GPU."""
     if not dist.is_initialized():
         return value
     tensor = torch.tensor([value], dtype=torch.int64)
@@ -44,7 +45,8 @@ def all_max(value: int) -> int:
 
 
 def gather_from_ranks(value: Any) -> list[Any]:
-    """Return the objects of all ranks, in rank order, on every rank. For small objects: they are pickled."""
+    """Return the objects of all ranks, in rank order, on every rank. For small objects: they are
+    pickled."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -64,7 +66,7 @@ def broadcast_from_rank0(value: Any) -> Any:
 def barrier() -> None:
     """Wait until every rank has called this function."""
     if dist.is_initialized():
-        # A CPU all-reduce instead of dist.barrier: NCCL's barrier would allocate memory on GPU 0 of each rank.
+        # Not dist.barrier: with NCCL it would allocate memory on GPU 0 for each rank.
         all_max(0)
 
 

@@ -1,11 +1,17 @@
-"""`torchrun --rdzv-backend=liverseg`: PyTorch's static rendezvous, but open to the job's own network only.
+"""`torchrun --rdzv-backend=liverseg`: a static rendezvous that listens on the job's network only.
 
-  one node       torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 --nproc-per-node=4 ...
-  several        torchrun --rdzv-backend=liverseg --rdzv-endpoint=NODE0:29500 --rdzv-conf=rank=K --nnodes=N ...
-                 on each node; K is its number, and node 0, whose name or address stands there, serves
+PyTorch's own rendezvous accepts connections on all networks of the node. On a shared machine, use
+this one:
 
-Another word of --rdzv-conf: timeout=SECONDS, how long a node waits for the others (600; alone 60). torchrun finds this
-through the entry point `torchrun.handlers` (https://docs.pytorch.org/docs/stable/elastic/rendezvous.html).
+  one node       torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 \\
+                     --nproc-per-node=4 ...
+  several nodes  torchrun --rdzv-backend=liverseg --rdzv-endpoint=NODE0:29500 --rdzv-conf=rank=K \\
+                     --nnodes=N ...
+                 on each node. NODE0 is the name or address of node 0, K the number of this node.
+
+`--rdzv-conf=timeout=SECONDS` sets how long a node waits for the others (default 600; 60 with one
+node). torchrun finds this module through the entry point `torchrun.handlers`
+(https://docs.pytorch.org/docs/stable/elastic/rendezvous.html).
 """
 
 import os
@@ -36,7 +42,18 @@ TIMEOUT_S, ONE_NODE_TIMEOUT_S = 600, 60
 
 
 class PrivateRendezvous(RendezvousHandler):
-    """A fixed number of nodes, each with a number it was given. Ranks use the store through which their nodes met."""
+    """Rendezvous of a fixed number of nodes with given numbers.
+
+    The ranks use the same key-value store as their nodes.
+
+    Args:
+        host: address of node 0, which serves the store.
+        port: TCP port; 0 lets the system choose one (one node only).
+        rank: number of this node.
+        nodes: number of nodes.
+        run_id: torchrun's id of the job.
+        timeout_s: how long to wait for the other nodes.
+    """
 
     def __init__(
         self, host: str, port: int, rank: int, nodes: int, run_id: str, timeout_s: float
@@ -46,11 +63,13 @@ class PrivateRendezvous(RendezvousHandler):
         self._store: dist.TCPStore | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
-        store = self._store = self._store or self._meet()
+        """Connect the nodes, or return the open store after a restart of the ranks."""
+        # torchrun calls this again when it restarts the ranks.
+        store = self._store = self._store or self._connect()
         at = RendezvousStoreInfo(self.host, store.port)
         return RendezvousInfo(dist.PrefixStore(self.run_id, store), self.rank, self.nodes, at)
 
-    def _meet(self) -> dist.TCPStore:
+    def _connect(self) -> dist.TCPStore:
         timeout = timedelta(seconds=self.timeout_s)
         try:
             return key_value_store(self.host, self.port, self.nodes, timeout, serve=self.rank == 0)
@@ -72,7 +91,7 @@ class PrivateRendezvous(RendezvousHandler):
         return False
 
     def set_closed(self) -> None:
-        """Nobody joins later, so there is nothing to close."""
+        """Do nothing: no node can join later."""
 
     def num_nodes_waiting(self) -> int:
         return 0
@@ -84,14 +103,14 @@ class PrivateRendezvous(RendezvousHandler):
         return True
 
 
-def register_handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
-    """What the entry point names: torchrun calls it for the function that makes the handler."""
+def handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
+    """Return the function that creates the handler. The entry point names this function."""
     torchrun_agent.install_signal_handling(sys.argv)
     return create_handler
 
 
 def create_handler(params: RendezvousParameters) -> PrivateRendezvous:
-    """Ends the process with a line where torchrun's words are wrong."""
+    """Create the rendezvous. Exits with one line if an option of torchrun is wrong."""
     nodes = params.max_nodes
     if params.min_nodes != nodes:
         _exit_with_error(f"--nnodes={params.min_nodes}:{nodes}: a fixed number of nodes is needed")
@@ -107,15 +126,17 @@ def create_handler(params: RendezvousParameters) -> PrivateRendezvous:
         )
     if nodes > 1 and "rank" not in params.config:
         _exit_with_error(
-            f"--rdzv-conf=rank=K is needed: which of the {nodes} nodes this is, from 0"
+            f"--rdzv-conf=rank=K is needed: the number of this node, from 0 to {nodes - 1}"
         )
     rank = _read_number(params, "rank", 0)
     if rank >= nodes:
         _exit_with_error(
             f"--rdzv-conf=rank={rank}: numbers of {nodes} nodes run from 0 to {nodes - 1}"
         )
+    # Inherited by the ranks, which otherwise warn about an open rendezvous.
     os.environ[PRIVATE_RENDEZVOUS_VARIABLE] = "1"
     timeout_s = _read_number(params, "timeout", TIMEOUT_S if nodes > 1 else ONE_NODE_TIMEOUT_S)
+    # With one node no other machine needs to connect.
     own = LOOPBACK if nodes == 1 else host.strip("[]")
     return PrivateRendezvous(own, int(port), rank, nodes, params.run_id, timeout_s)
 

@@ -1,25 +1,26 @@
-"""The rendezvous of a job: PyTorch's key-value store, reachable on the job's own network only.
+"""The key-value store of a job, reachable on the job's own network only.
 
-PyTorch's own `TCPStore` listens on every network of the node, and any process that connects can read and write it. Here
-the listening socket is opened on one address and passed to the store.
+PyTorch's `TCPStore` listens on all networks of the node, and every process that connects can read
+and write it. Here the listening socket is opened on one address and passed to the store.
 """
 
 import errno
 import ipaddress
+import logging
 import os
 import socket
-import sys
 from datetime import timedelta
 
 import torch.distributed as dist
 
 from liverseg_dist.errors import RunFailed
 
+_logger = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 BACKLOG = 1024
-"""Connections that may wait to be accepted: all ranks may connect at once."""
+"""Length of the queue of connections: all ranks may connect at the same time."""
 PRIVATE_RENDEZVOUS_VARIABLE = "LIVERSEG_PRIVATE_RENDEZVOUS"
-"""Set in the environment of ranks that `torchrun --rdzv-backend=liverseg` started (see `rendezvous.py`)."""
+"""Environment variable of ranks started by `torchrun --rdzv-backend=liverseg` (`rendezvous.py`)."""
 ALL_CONNECTED_KEY = "liverseg/all_here"
 
 
@@ -41,6 +42,7 @@ def key_value_store(
     """
     if not serve:
         store = dist.TCPStore(host, port, members, False, timeout)
+        # A client is connected before the other members are; the server sets the key when all are.
         store.wait([ALL_CONNECTED_KEY], timeout)
         return store
     server_socket = open_listening_socket(host, port)
@@ -53,7 +55,7 @@ def key_value_store(
 
 
 def connection_error_message(who: str, where: str, error: RuntimeError) -> str:
-    """Describe PyTorch's errors of lost connections and timeouts (subclasses of `RuntimeError`) in one line.
+    """Describe PyTorch's error of a lost connection or a timeout in one line.
 
     Args:
         who: the process that reports, for example "rank 3 on node7".
@@ -61,13 +63,16 @@ def connection_error_message(who: str, where: str, error: RuntimeError) -> str:
     """
     reason = " ".join(str(error).split())[:200]
     return (
-        f"{who} cannot connect to the other ranks at {where}; check that all ranks started and that the network "
-        f"between the nodes works ({reason})"
+        f"{who} cannot connect to the other ranks at {where}; check that all ranks started and "
+        f"that the network between the nodes works ({reason})"
     )
 
 
 def store_of_attempt(store: dist.Store) -> dist.Store:
-    """Return the part of the store that belongs to this start: torchrun restarts ranks on the same store."""
+    """Return the part of the store that belongs to this start of the ranks.
+
+    torchrun restarts ranks on the same store.
+    """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"liverseg/attempt_{attempt}", store)
 
@@ -75,8 +80,8 @@ def store_of_attempt(store: dist.Store) -> dist.Store:
 def open_listening_socket(host: str, port: int) -> socket.socket:
     """Open a listening socket on an address of `host`.
 
-    Loopback and link-local addresses are skipped unless `host` names them. If `host` has no address on this node, the
-    socket listens on all networks and a warning is printed.
+    Loopback and link-local addresses are skipped unless `host` names them. If `host` has no address
+    on this node, the socket listens on all networks and a warning is printed.
 
     Raises:
         RunFailed: the port is in use, or it may not be opened.
@@ -98,11 +103,14 @@ def open_listening_socket(host: str, port: int) -> socket.socket:
                 if error.errno in (errno.EADDRINUSE, errno.EACCES):
                     raise
         addresses = sorted({str(address[0]) for *_, address in candidates})
-        print(
-            f"warning: {host} ({', '.join(addresses)}) is not an address of this node that other nodes can reach; port "
-            f"{port} is open on all networks of the node. Name another host, or correct /etc/hosts.",
-            file=sys.stderr,
+        _logger.warning(
+            "%s (%s) is not an address of this node that other nodes can reach; port %s is open on "
+            "all networks of the node. Use another host, or correct /etc/hosts.",
+            host,
+            ", ".join(addresses),
+            port,
         )
+        # No usable address: the job can still start, on all networks, with the warning above.
         has_dualstack = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if has_dualstack else socket.AF_INET
         return socket.create_server(

@@ -1,10 +1,12 @@
-"""Several ranks compute the windows of one scan; rank 0 receives all results in their order.
+"""Window parallelism: several ranks compute the windows of one scan, and rank 0 combines them.
 
-The windows, and the order in which rank 0 adds their results, are those of one process, so the result has the same
-bits. The other ranks receive placeholders of the same shape, so that every rank runs the same loop.
+The windows, and the order in which rank 0 adds their results, are those of a single process, so the
+result has the same bits. The other ranks receive placeholders of the same shape, so that all ranks
+run the same loop.
 
-All ranks synchronise once per round (one window per rank) and once at the end of a case, and exchange whether one of
-them failed. So an error on one rank ends the case on all of them, and no rank waits for one that has stopped.
+All ranks synchronise once per round (one window per rank) and once at the end of a case. They then
+exchange whether a rank failed. An error on one rank therefore ends the case on all ranks, and no
+rank waits for a stopped one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +46,7 @@ class WindowParallel:
 
         Raises:
             PeerFailed: another rank failed on this case.
-            RankLost: a rank no longer answers.
+            RankLost: the connection to a rank is lost.
         """
         try:
             yield
@@ -71,15 +73,18 @@ class WindowParallel:
             On rank 0 the results; on the other ranks zeros of the same shape.
         """
         size, rank = world_size(), current_rank()
+        # A generator: windows are computed when they are needed, one per round.
         own_results = compute(items[rank::size])
         for first in range(0, len(items), size):
             round_items = items[first : first + size]
             own = next(own_results) if rank < len(round_items) else None
             self._synchronise()
             if rank != ROOT_RANK and own is not None:
+                # Point-to-point calls need contiguous memory.
                 dist.send(own.contiguous(), dst=ROOT_RANK)
             for source, item in enumerate(round_items):
                 if rank != ROOT_RANK:
+                    # A view of a single zero, so placeholders need no memory.
                     yield torch.zeros((), device=self._device).expand(shape_of(item))
                 elif source == ROOT_RANK:
                     assert own is not None

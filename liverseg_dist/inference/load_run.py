@@ -109,7 +109,9 @@ def load_run(
     config_files = [path / CONFIG]
     if postprocessed and (path / POSTPROCESS).is_file():
         config_files.append(path / POSTPROCESS)
-    settings = load_settings(config_files, check_inference_overrides(overrides))
+    settings = load_settings(
+        config_files, check_inference_overrides(overrides), warn_of_old_keys=False
+    )
     for section, key in RESOLVED_KEYS:
         if getattr(getattr(settings, section), key) is None:
             raise UserError(
@@ -214,7 +216,7 @@ def fingerprint_runs(runs: Sequence[LoadedRun]) -> dict[str, object]:
         mode="json", include={"spacing_mm", "intensity", "patch_size"}
     )
     cleaning = settings.convert.cleaning.model_dump(
-        mode="json", exclude=CLEANING_KEYS_WITHOUT_EFFECT_ON_MASKS
+        mode="json", by_alias=True, exclude=CLEANING_KEYS_WITHOUT_EFFECT_ON_MASKS
     )
     content["convert"] = {"cleaning": cleaning}
     return content

@@ -14,7 +14,7 @@ import numpy as np
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.audit.case_audit import check_liver_volume, check_side, check_tumours
-from liverseg_dist.data.audit.image_audit import LIVER_HU, audit_image, sample_of
+from liverseg_dist.data.audit.image_audit import LIVER_HU, audit_image, sample_voxels
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.labels import BACKGROUND, LIVER
@@ -116,7 +116,7 @@ def compare_with_training(scan: Volume, settings: Settings) -> list[Finding]:
         spacing_mm = scan.reoriented(CANONICAL_ORIENTATION).spacing_mm
         found += _compare_spacing(spacing_mm, trained_mm)
     intensity = settings.data.intensity
-    sample = sample_of(scan)
+    sample = sample_voxels(scan)
     if intensity is not None and sample.size:
         is_in_range = (sample >= intensity.lower_hu) & (sample <= intensity.upper_hu)
         share = float(np.mean(is_in_range))

@@ -1,1 +1,1 @@
-"""Training: what one step is, the loop around it, validation, checkpoints, and stopping and going on."""
+"""Training: components, loop, steps, validation, checkpoints, and the run's folder."""

@@ -1,15 +1,16 @@
-"""Checkpoints: written by all ranks together in the background, made whole by one rename, checked before they are used.
+"""Checkpoints: written by all ranks in the background, published by one rename, checked when read.
 
-torch.distributed.checkpoint writes the tensors as safetensors shards (nothing is ever pickled or unpickled) and reads
-them back on any number of ranks. `checkpoints/step_N/` appears only when it is complete and on disk, with
-`manifest.json` holding each file's SHA-256; what is not there whole is passed over when resuming.
+torch.distributed.checkpoint writes the tensors as safetensors shards (no pickle) and reads them on
+any number of ranks. `checkpoints/step_N/` is created by a rename when all its files are on disk;
+`manifest.json` in it has the SHA-256 of each file. Resuming skips incomplete or damaged
+checkpoints.
 """
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-import sys
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
@@ -27,80 +28,108 @@ from torch.distributed.checkpoint.api import CheckpointException
 from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, current_rank
 from liverseg_dist.distributed.heartbeat import is_consequence
 from liverseg_dist.errors import RunFailed
+from liverseg_dist.logging_setup import ONCE
 
-# With one process that is what is meant.
+# With a single process this is intended.
 warnings.filterwarnings(
     "ignore", message="torch.distributed is disabled, unavailable or uninitialized"
 )
 SCHEMA = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
+_logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of a run. Every method is called on every rank, in the same order."""
+    """The `checkpoints/` folder of a run.
+
+    Every method is a collective call: all ranks call it, in the same order.
+
+    Args:
+        folder: created if it does not exist.
+        keep_last: number of newest checkpoints to keep.
+        timeout_s: how long a write waits for a lost rank.
+    """
 
     def __init__(self, folder: Path, keep_last: int, timeout_s: float = 1800.0) -> None:
         self.folder = folder
         self.keep_last = keep_last
-        # A thread begins on GPU 0: without its rank's own, each rank of a node would take memory there.
-        on_gpu = torch.cuda.is_initialized()
-        begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if on_gpu else None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=begin)
+        # A new thread uses GPU 0 by default, so each rank of a node would allocate memory there.
+        select_gpu = None
+        if torch.cuda.is_initialized():
+            select_gpu = partial(torch.cuda.set_device, torch.cuda.current_device())
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="checkpoint", initializer=select_gpu
+        )
         self._pending: Future[None] | None = None
-        # A group of its own: the training's collectives go on while the writer's are under way.
+        # A separate process group: collective calls of the training and of the writer overlap.
         timeout = timedelta(seconds=timeout_s)
         self._group = (
             dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
         )
         if current_rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while writing
+            # A process that was killed while it wrote a checkpoint leaves such folders.
+            for leftover in folder.glob(".step_*.tmp"):
                 shutil.rmtree(leftover, ignore_errors=True)
         barrier()
 
     def save(
         self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], *, wait: bool = False
     ) -> bool:
-        """Copy the tensors aside and write them in the background; `wait`: return when they are safe on disk.
+        """Copy the tensors to the CPU and write them in the background.
 
-        A failed write (disk full) is told and leaves the earlier checkpoints as they were; returns False if it is
-        known to have failed, which with `wait` means this very one.
+        A failed write (for example a full disk) logs a warning and keeps the earlier checkpoints.
+
+        Args:
+            step: optimizer steps done.
+            tensors: tensors of the training state; sharded ones as DTensors.
+            state: the rest of the state, as JSON.
+            wait: return only when the checkpoint is on disk.
+
+        Returns:
+            False if a write has failed: with `wait` this one, else the one before.
         """
-        fine = self.finish()
+        earlier_is_written = self.finish()
+        # Training continues and changes the tensors while the copies are written.
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        aside = self.folder / f".step_{step}.tmp"
-        self._pending = self._thread.submit(
-            self._write, aside, step, copies, {"schema": SCHEMA, "step": step, **state}
-        )
-        return self.finish() if wait else fine
+        staging = self.folder / f".step_{step}.tmp"
+        full_state = {"schema": SCHEMA, "step": step, **state}
+        self._pending = self._thread.submit(self._write, staging, step, copies, full_state)
+        return self.finish() if wait else earlier_is_written
 
     def finish(self) -> bool:
-        """Wait for a write under way. False if it failed, with a message from rank 0 unless a rank was lost."""
+        """Wait for the write in progress. Returns False, with a warning, if it failed."""
         pending, self._pending = self._pending, None
         if pending is None:
             return True
         try:
             pending.result()
-        except (Exception, CheckpointException) as error:  # the latter is no Exception
-            cause = _cause(error)
-            if current_rank() == 0 and not is_consequence(
-                cause
-            ):  # of a lost rank, which ends the run and is told by its end
+        # CheckpointException is a BaseException, but not an Exception.
+        except (Exception, CheckpointException) as error:
+            cause = _first_cause(error)
+            # A lost rank ends the run, which reports it.
+            if not is_consequence(cause):
                 reason = " ".join(str(cause).split())[:400]
-                print(
-                    f"warning: a checkpoint could not be written, the previous one stays: {reason}",
-                    file=sys.stderr,
+                _logger.warning(
+                    "a checkpoint could not be written, the previous one is kept: %s",
+                    reason,
+                    extra=ONCE,
                 )
             return False
         return True
 
     def close(self) -> None:
+        """Wait for the write in progress and end the thread."""
         self.finish()
+        # No write is in progress, so this returns at once.
         self._thread.shutdown()
 
     def newest(self) -> dict[str, Any] | None:
-        """The state of the newest whole checkpoint (`step`, ...), or None. Damaged ones are named and passed over."""
+        """Return the state (`step`, ...) of the newest intact checkpoint, or None.
+
+        Damaged checkpoints are skipped with a warning.
+        """
         return broadcast_from_rank0(self._newest_valid() if current_rank() == 0 else None)
 
     def load(self, step: int, tensors: dict[str, Tensor]) -> None:
@@ -108,87 +137,98 @@ class Checkpoints:
         reader = HuggingFaceStorageReader(str(self.folder / f"step_{step}"))
         try:
             dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
-        except CheckpointException as error:  # no Exception
+        except CheckpointException as error:
             raise RunFailed(
-                f"{self.folder / f'step_{step}'} cannot be loaded: {_cause(error)}"
+                f"{self.folder / f'step_{step}'} cannot be loaded: {_first_cause(error)}; remove "
+                "it to continue from an earlier checkpoint"
             ) from error
 
     def _write(
-        self, aside: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]
+        self, staging: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]
     ) -> None:
+        """Write a checkpoint into `staging`, then rename it. Runs on the writer's thread."""
         try:
             dcp.save(
                 tensors,
-                storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True),
+                storage_writer=HuggingFaceStorageWriter(str(staging), save_distributed=True),
                 process_group=self._group,
                 no_dist=self._group is None,
             )
-            if current_rank() == 0:  # dcp.save returns here once every rank has written
-                self._make_whole(aside, self.folder / f"step_{step}", state)
-                self._prune()
+            # On rank 0 dcp.save returns when every rank has written its shards.
+            if current_rank() == 0:
+                self._publish(staging, self.folder / f"step_{step}", state)
+                self._remove_old()
         except BaseException:
             if current_rank() == 0:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(staging, ignore_errors=True)
             raise
 
-    def _make_whole(self, aside: Path, final: Path, state: dict[str, Any]) -> None:
-        (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
-        sums = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
-        (aside / MANIFEST).write_text(
+    def _publish(self, staging: Path, final: Path, state: dict[str, Any]) -> None:
+        """Add state and manifest, sync all files to the disk, and rename the folder."""
+        (staging / STATE).write_text(json.dumps(state), encoding="utf-8")
+        sums = {path.name: _sha256(path) for path in sorted(staging.iterdir())}
+        (staging / MANIFEST).write_text(
             json.dumps({"schema": SCHEMA, "sha256": sums}, indent=1), encoding="utf-8"
         )
-        for path in [*aside.iterdir(), aside]:
-            _fsync(path)
+        # Before the rename, so that a published checkpoint is complete even after a power failure.
+        for path in [*staging.iterdir(), staging]:
+            _sync_to_disk(path)
+        # A run that resumed from an older checkpoint writes the same step again.
         if final.exists():
             shutil.rmtree(final)
-        os.replace(aside, final)
-        _fsync(self.folder)
+        os.replace(staging, final)
+        _sync_to_disk(self.folder)
 
-    def _prune(self) -> None:
-        for step in self._steps()[: -self.keep_last]:
+    def _remove_old(self) -> None:
+        for step in self._list_steps()[: -self.keep_last]:
             shutil.rmtree(self.folder / f"step_{step}", ignore_errors=True)
 
-    def _steps(self) -> list[int]:
-        names = (path.name.removeprefix("step_") for path in self.folder.glob("step_*"))
-        return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+    def _list_steps(self) -> list[int]:
+        steps: list[int] = []
+        for path in self.folder.glob("step_*"):
+            number = path.name.removeprefix("step_")
+            # isdecimal() alone also accepts digits of other scripts.
+            if number.isascii() and number.isdecimal():
+                steps.append(int(number))
+        return sorted(steps)
 
     def _newest_valid(self) -> dict[str, Any] | None:
-        for step in reversed(self._steps()):
+        for step in reversed(self._list_steps()):
             folder = self.folder / f"step_{step}"
             problem = validate_checkpoint(folder)
             if not problem:
                 return dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
-            print(f"warning: {folder} is passed over: {problem}", file=sys.stderr)
+            _logger.warning("%s is skipped: %s", folder, problem)
         return None
 
 
 def validate_checkpoint(folder: Path) -> str:
-    """What is wrong with a checkpoint folder; empty when it is whole."""
+    """Return what is wrong with a checkpoint folder; empty if it is intact."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["schema"] != SCHEMA:
-            return f"schema {manifest['schema']} is unknown to this version"
+            return f"this version cannot read schema {manifest['schema']}"
         if STATE not in manifest["sha256"]:
             return f"{STATE} is missing from its manifest"
         for name, expected in manifest["sha256"].items():
+            # Only the last part: a damaged manifest must not name files outside the folder.
             path = folder / Path(name).name
             if not path.is_file():
                 return f"{name} is missing"
             if _sha256(path) != expected:
                 return f"{name} does not match its checksum"
-        if json.loads((folder / STATE).read_text(encoding="utf-8"))["step"] != int(
-            folder.name.removeprefix("step_")
-        ):
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if state["step"] != int(folder.name.removeprefix("step_")):
             return f"{STATE} is of another step"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"unreadable: {error}"
+        return f"it cannot be read: {error}"
     return ""
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What the first rank met, out of what torch packs around it."""
+def _first_cause(error: BaseException) -> BaseException:
+    """Return the original error of the first rank that failed, which torch wraps."""
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error
@@ -199,7 +239,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def _sync_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,5 +1,6 @@
-"""From settings to everything a run needs: store, resolved settings, model, loss, strategy."""
+"""Build the components of a run from its settings: store, model, loss, strategy."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -23,13 +24,14 @@ from liverseg_dist.planning.memory_fit import choose_checkpointed_levels
 from liverseg_dist.training.fine_tuning import freeze_parameters, parameter_groups
 from liverseg_dist.training.threads import choose_threads
 
+_logger = logging.getLogger(__name__)
 NOT_RECORDED_IN_STORE = {"workers", "labels_from", "spacing_table", "file", "patients"}
-"""Settings of a conversion that name files, or do not matter to what is made."""
+"""Settings of a conversion that a store does not record: file names, number of workers."""
 
 
 @dataclass(frozen=True)
 class TrainingComponents:
-    """What a run is made of."""
+    """The components of a training run."""
 
     settings: Settings
     store: CaseStore
@@ -40,9 +42,9 @@ class TrainingComponents:
 
 
 def resolve_settings(settings: Settings, store: CaseStore) -> Settings:
-    """Fill in what the store decides: spacing, intensity, cleaning, network topology.
+    """Fill in the settings that the store determines: spacing, intensity, cleaning, topology.
 
-    The result rebuilds the model and prepares a new scan anywhere, without the store.
+    With the resolved settings, the model can be rebuilt and new scans prepared without the store.
     """
     data = settings.data.model_copy(
         update={"spacing_mm": store.spacing_mm, "intensity": store.intensity}
@@ -52,34 +54,36 @@ def resolve_settings(settings: Settings, store: CaseStore) -> Settings:
 
 
 def settings_conflicting_with_store(settings: Settings, store: CaseStore) -> list[str]:
-    """What was given and is otherwise in the store, which decides it: a line for each setting."""
+    """List the settings that differ from those the store was made with, one line each."""
     found = _list_differences(settings.convert, store.convert, "convert")
-    for key, theirs in (("spacing_mm", store.spacing_mm), ("intensity", store.intensity)):
+    for key, recorded in (("spacing_mm", store.spacing_mm), ("intensity", store.intensity)):
         given = getattr(settings.data, key)
-        if given not in (None, theirs):
-            found.append(f"data.{key} is {theirs}, not {given}")
+        if given not in (None, recorded):
+            found.append(f"data.{key} is {recorded}, not {given}")
     return found
 
 
-def _list_differences(given: Section, made: Section, prefix: str) -> list[str]:
+def _list_differences(given: Section, recorded: Section, prefix: str) -> list[str]:
     found = []
+    # Only keys that the user has set: defaults of this version may differ from those of the store.
     for key in sorted(given.model_fields_set - NOT_RECORDED_IN_STORE):
-        ours, theirs = getattr(given, key), getattr(made, key)
-        if isinstance(ours, Section):
-            found += _list_differences(ours, theirs, f"{prefix}.{key}")
-        elif ours != theirs:
-            found.append(f"{prefix}.{key} is {_short(theirs)}, not {_short(ours)}")
+        value, recorded_value = getattr(given, key), getattr(recorded, key)
+        if isinstance(value, Section):
+            found += _list_differences(value, recorded_value, f"{prefix}.{key}")
+        elif value != recorded_value:
+            found.append(f"{prefix}.{key} is {_shorten(recorded_value)}, not {_shorten(value)}")
     return found
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     return "a file" if str(value).startswith(DATA_URI) else str(value)
 
 
 def open_store(settings: Settings) -> CaseStore:
+    """Open the store that `data.store` names. Raises `UserError`."""
     if settings.data.store is None:
         raise UserError(
-            "data.store is not set; make one with tools/to_zarr and pass data.store=STORE"
+            "data.store is not set; convert a data set with tools/to_zarr and set data.store=STORE"
         )
     return CaseStore.open(settings.data.store)
 
@@ -87,10 +91,11 @@ def open_store(settings: Settings) -> CaseStore:
 def build_components(
     settings: Settings, store: CaseStore, world: World, recorded_threads: int = 0
 ) -> TrainingComponents:
-    """Everything for a run with resolved settings. Deterministic per `seed` and number of threads.
+    """Build the components of a run. Deterministic for a `seed` and a number of threads.
 
     Args:
-        recorded_threads: CPU threads of this rank in earlier starts of the run; 0: none is recorded.
+        settings: resolved settings.
+        recorded_threads: CPU threads of this rank in earlier starts of the run; 0 without one.
     """
     train = settings.train
     check_strategy(train, world.world_size, world.device)
@@ -102,15 +107,15 @@ def build_components(
         raise UserError(
             f"{settings.data.store}: fold {settings.data.fold} has no labelled training case"
         )
+    # Directly before the weights are drawn, so that they depend on the seed only.
     torch.manual_seed(settings.seed)
     model = build_model(settings.model)
     if settings.model.pretrained is not None:
         kind = settings.model.pretrained_names
         names = None if kind == "ours" else external_parameter_names(kind, settings.model)
         report = load_pretrained(model, settings.model.pretrained, names)
-        if world.is_main:
-            print(report, flush=True)
-    # Every rank reaches the same decision here: requests and records are the same for all ranks of a run.
+        _logger.info("%s", report)
+    # All ranks decide alike: requested and recorded numbers are the same for all ranks of a run.
     if world.device.type == "cpu" and broadcast_from_rank0(not threads and world.cores > 1):
         torch.set_num_threads(choose_threads(model, settings, world.cores))
     freeze_parameters(model, train.fine_tune.freeze)
@@ -118,11 +123,9 @@ def build_components(
         world.device
     )
     levels = choose_checkpointed_levels(settings, world.world_size, world.device)
-    if train.activation_checkpointing == "auto" and world.is_main:
-        print(
-            f"levels recomputed in backward to meet the memory budget: {list(levels) or 'none'}",
-            flush=True,
-        )
+    if train.activation_checkpointing == "auto":
+        shown = list(levels) or "none"
+        _logger.info("levels recomputed in backward to meet the memory budget: %s", shown)
     strategy = parallelize_model(
         model, world.device, train, levels, lambda _: parameter_groups(model, train.fine_tune)
     )
@@ -132,11 +135,12 @@ def build_components(
 
 
 def _set_arithmetic(settings: Settings) -> None:
+    """Set torch's global switches for precision and determinism."""
     precision = settings.train.precision
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.benchmark = not settings.train.deterministic
-    # Some CUDA kernels have no deterministic form: torch names them once in a warning instead of ending the run.
+    # Some CUDA kernels have no deterministic version: torch warns once and continues.
     torch.use_deterministic_algorithms(settings.train.deterministic, warn_only=True)
-    # It also overwrites fresh memory with NaN, to show reads of it; on a CPU that costs a tenth of a step.
+    # Otherwise torch fills new memory with NaN, which takes a tenth of a step on a CPU.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

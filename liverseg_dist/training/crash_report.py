@@ -1,4 +1,4 @@
-"""The whole story of a failure, in a file of the run; the user's terminal gets one line."""
+"""Crash reports: all details of a failure in a file of the run; the terminal shows one line."""
 
 import json
 import os
@@ -16,20 +16,35 @@ from liverseg_dist.errors import LiversegError, os_error_line
 from liverseg_dist.training.run_folder import version_environment
 
 REPORTED_VARIABLES = (
-    "CUDA_", "GLOO_", "LIVERSEG_", "LOCAL_", "MALLOC_", "MASTER_", "NCCL_", "OMP_", "PYTORCH_", "RANK", "SLURM_JOB_",
-    "SLURM_STEP_", "TORCH", "WORLD_SIZE",
+    "CUDA_", "GLOO_", "LIVERSEG_", "LOCAL_", "MALLOC_", "MASTER_", "NCCL_", "OMP_", "PYTORCH_",
+    "RANK", "SLURM_JOB_", "SLURM_STEP_", "TORCH", "WORLD_SIZE",
 )  # fmt: skip
-"""Beginnings of the environment variables that a story tells; others may hold secrets."""
+"""Prefixes of the environment variables that a report contains. Other variables may be secrets."""
+MAX_REASON_CHARACTERS = 240
 
 
 def write_crash_report(
     folder: Path, error: BaseException, rank: int, step: int, samples: Sequence[str] = ()
 ) -> Path | None:
-    """RUN/errors/TIME_rankN.txt: where, when, what was called, the last samples, versions, environment, traceback.
+    """Write `folder`/errors/TIME_rankN.txt.
 
-    `samples`: of the last micro-batch, number in the run and case. None if it cannot be written.
+    The report has time, host, rank, command line, versions, environment variables and traceback.
+
+    Args:
+        folder: folder of the run.
+        error: exception that ended the work.
+        rank: global rank of this process.
+        step: optimizer step (from 0); -1 if the work has no steps.
+        samples: samples of the last micro-batch, as "number in the run (case)".
+
+    Returns:
+        The file; None if it cannot be written.
     """
     path = folder / "errors" / f"{time.strftime('%Y-%m-%d_%H%M%S')}_rank{rank}.txt"
+    variables = {}
+    for name, value in sorted(os.environ.items()):
+        if name.startswith(REPORTED_VARIABLES):
+            variables[name] = value
     head = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
@@ -39,38 +54,35 @@ def write_crash_report(
         "command": sys.argv,
         "platform": platform.platform(),
         **version_environment(),
-        "variables": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name.startswith(REPORTED_VARIABLES)
-        },
+        "variables": variables,
     }
+    # Do not initialise CUDA only for the report.
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         head["gpu_memory"] = torch.cuda.memory_summary(abbreviated=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        story = "".join(traceback.format_exception(error))
-        path.write_text(f"{json.dumps(head, indent=1)}\n\n{story}", encoding="utf-8")
+        trace = "".join(traceback.format_exception(error))
+        path.write_text(f"{json.dumps(head, indent=1)}\n\n{trace}", encoding="utf-8")
     except OSError:
         return None
     return path
 
 
 def summarize_exception(error: BaseException) -> str:
-    """What happened and, where it is known, what to do about it."""
+    """Describe an exception in one line, with a remedy if one is known."""
     if isinstance(error, LiversegError):
         return str(error)
+    reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            f"{_first_sentence(error)} Make train.micro_batch_size or data.patch_size smaller, or set "
+            f"{reason} Make train.micro_batch_size or data.patch_size smaller, or set "
             "train.activation_checkpointing=all"
         )
     if isinstance(error, MemoryError):
-        return f"the host's memory is full ({_first_sentence(error)}); fewer data.workers or data.prefetch need less"
+        return (
+            f"the host has no free memory ({reason}); use fewer data.workers or a smaller "
+            "data.prefetch"
+        )
     if isinstance(error, OSError) and error.strerror:
         return os_error_line(error)
-    return f"{type(error).__name__}: {_first_sentence(error)}"
-
-
-def _first_sentence(error: BaseException) -> str:
-    return " ".join(str(error).split())[:240]
+    return f"{type(error).__name__}: {reason}"

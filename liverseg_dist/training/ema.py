@@ -1,13 +1,18 @@
-"""Exponential moving average of the weights; shards are averaged where they lie."""
+"""Exponential moving average of the weights. Sharded weights are averaged shard by shard."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Ema:
-    """shadow <- decay * shadow + (1 - decay) * weights, after each step. `decay` 0: off, holds nothing.
+    """shadow <- decay * shadow + (1 - decay) * weights, after each step.
 
-    The decay rises with the number of steps, min(decay, (1 + t) / (10 + t)), so that short runs profit as well.
+    The decay rises with the number of steps t, as min(decay, (1 + t) / (10 + t)), so that the
+    average of a short run is not dominated by the initial weights.
+
+    Args:
+        model: the model after the strategy has prepared it.
+        decay: 0 switches the average off; it then needs no memory.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -18,18 +23,25 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
+        """Add the weights after step `step` (from 0) to the average."""
         if not self.decay:
             return
+        # In place and per shard: no communication is needed.
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, parameter in model.named_parameters():
             self.shadow[name].lerp_(parameter.detach(), weight)
 
     def state(self) -> dict[str, Tensor]:
+        """Return the tensors for a checkpoint; loading overwrites them in place."""
         return {f"ema.{name}": tensor for name, tensor in self.shadow.items()}
 
     def weights(self) -> dict[str, Tensor]:
-        """Whole averaged weights on the CPU (a collective call where they are sharded)."""
-        return {
-            name: (t.full_tensor() if hasattr(t, "full_tensor") else t).float().cpu()
-            for name, t in self.shadow.items()
-        }
+        """Return the averaged weights, complete, float32 on the CPU.
+
+        A collective call if they are sharded.
+        """
+        weights = {}
+        for name, tensor in self.shadow.items():
+            complete = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            weights[name] = complete.float().cpu()
+        return weights

@@ -1,4 +1,4 @@
-"""Which weights are trained, and how fast each."""
+"""Fine-tuning: which weights are trained, and with which learning rate."""
 
 from typing import Any
 
@@ -7,7 +7,13 @@ from liverseg_dist.model.unet import UNet
 
 
 def freeze_parameters(model: UNet, what: str) -> None:
-    """`none`, `encoder` or `all_but_heads`: those are not trained. Norms here keep no running statistics."""
+    """Exclude parameters from training.
+
+    Normalisation layers need no special treatment: they have no running statistics.
+
+    Args:
+        what: `none`, `encoder` or `all_but_heads`.
+    """
     if what != "none":
         model.encoder.requires_grad_(False)
     if what == "all_but_heads":
@@ -15,9 +21,10 @@ def freeze_parameters(model: UNet, what: str) -> None:
 
 
 def parameter_groups(model: UNet, config: FineTuneConfig) -> list[dict[str, Any]]:
-    """The optimizer's groups: one, or with a layer decay one per level, `lr_scale` falling with distance to the output.
+    """Return the optimizer's parameter groups: one, or with a layer decay one per level.
 
-    Layer-wise decay: https://arxiv.org/abs/1801.06146 (discriminative fine-tuning), as BEiT's per layer.
+    `lr_scale` of a group is layer_decay^distance, where distance counts levels from the output
+    (discriminative fine-tuning, https://arxiv.org/abs/1801.06146).
     """
     if config.layer_decay == 1:
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]

@@ -1,4 +1,4 @@
-"""What TensorBoard's HParams page compares runs by."""
+"""The settings by which TensorBoard's HParams page compares runs."""
 
 from pathlib import Path
 
@@ -8,29 +8,37 @@ COMPARED_SETTINGS = {
     "data": ("fold", "patch_size", "augmentation", "oversample_foreground"),
     "model": ("architecture", "preset", "norm", "regions", "pretrained"),
     "loss": ("name", "class_weights"),
-    "train": ("max_steps", "learning_rate", "global_batch_size", "optimizer", "momentum", "weight_decay", "ema_decay",
-              "strategy", "precision"),
-}  # fmt: skip
+    "train": (
+        "max_steps",
+        "learning_rate",
+        "global_batch_size",
+        "optimizer",
+        "momentum",
+        "weight_decay",
+        "ema_decay",
+        "strategy",
+        "precision",
+    ),
+}
+"""Section -> keys."""
 
 
 def comparable_settings(settings: Settings) -> dict[str, str | float]:
-    """`section.key` -> value; what is no number becomes text."""
+    """Return `section.key` -> value. Values that are not numbers become text."""
     tree = settings.model_dump()
-    found = {
-        f"{section}.{key}": tree[section][key]
-        for section, keys in COMPARED_SETTINGS.items()
-        for key in keys
-    }
-    found |= {"seed": settings.seed, "schedule": settings.train.schedule.name}
-    return {
-        name: value
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-        else _shown(value)
-        for name, value in found.items()
-    }
+    found: dict[str, str | float] = {}
+    for section, keys in COMPARED_SETTINGS.items():
+        for key in keys:
+            found[f"{section}.{key}"] = _to_comparable(tree[section][key])
+    found["seed"] = settings.seed
+    found["schedule"] = settings.train.schedule.name
+    return found
 
 
-def _shown(value: object) -> str:
+def _to_comparable(value: object) -> str | float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    # Without its folders: TensorBoard logs are shown to others.
     if isinstance(value, Path):
         return value.name
     return str(list(value) if isinstance(value, tuple) else value)

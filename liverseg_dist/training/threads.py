@@ -1,11 +1,13 @@
-"""The default number of CPU threads of a rank: measured at the start of a run, then kept for all of it.
+"""The default number of CPU threads of a rank, measured at the start of a run.
 
-More threads are not always faster. Threads wait for each other some hundred times per step, and where other processes
-use the cores, the slowest thread decides; a small network may gain nothing from many cores. Therefore the step itself
-is timed with 1, 2, 4, ... threads, and a larger number is taken only where it is clearly faster at that moment.
+More threads are not always faster: threads synchronise some hundred times per step, the slowest one
+decides if other processes use the cores, and a small network has little work per thread. Therefore
+one step is timed with 1, 2, 4, ... threads, and a larger number is chosen only if it is clearly
+faster.
 
-The number of threads decides the order of float sums, and so the last bits of the weights. A run therefore records its
-number (`RunFolder.recorded_threads`), and later starts of the run use it without measuring again.
+The number of threads determines the order of float sums, and so the last bits of the weights. A run
+therefore records its number (`RunFolder.recorded_threads`), and later starts use it without
+measuring again.
 """
 
 import copy
@@ -21,39 +23,46 @@ from liverseg_dist.distributed.collectives import gather_from_ranks
 
 REPEATS = 3
 BUDGET_S = 30.0
-"""No further number of threads is tried after this much time."""
+"""No larger number of threads is tried after this time."""
 CLEAR_GAIN = 0.95
-"""A larger number of threads must take at most this share of the time of the best smaller one."""
+"""A larger number of threads is chosen if it takes at most this fraction of the time."""
 Measure = Callable[[int], float]
+"""Number of threads -> seconds."""
 
 
 def choose_threads(model: nn.Module, settings: Settings, limit: int) -> int:
-    """The fastest number of threads up to `limit` for forward and backward of one micro-batch, on a CPU.
+    """Find the fastest number of threads for forward and backward of one micro-batch on a CPU.
 
-    A collective call: all ranks measure at the same time, as they will train, and choose the same number. The model
-    and the random state stay as they are.
+    A collective call: all ranks measure at the same time, as in training, and choose the same
+    number. The model and the random state do not change.
+
+    Args:
+        limit: largest number of threads for this rank.
     """
+    # A copy, so that no gradients remain in the model.
     trial = copy.deepcopy(model)
     shape = (settings.train.micro_batch_size, 1, *settings.data.patch_size)
     image_BCDHW = torch.zeros(shape)
 
     def measure(threads: int) -> float:
         seconds = time_step(trial, image_BCDHW, threads)
-        return max(gather_from_ranks(seconds))  # the slowest rank decides how long a step takes
+        # The slowest rank determines the duration of a step.
+        return max(gather_from_ranks(seconds))
 
     before = torch.get_num_threads()
     limit = min(gather_from_ranks(limit))
     try:
         with torch.random.fork_rng(devices=[]):
-            warm_up_s = measure(limit)  # memory is allocated, kernels are chosen
-            # In so long a step the threads hardly wait for each other.
+            # The first step also allocates memory and selects kernels.
+            warm_up_s = measure(limit)
+            # In a long step the threads synchronise rarely, so all cores are useful.
             return limit if warm_up_s > BUDGET_S else find_fastest(measure, limit)
     finally:
         torch.set_num_threads(before)
 
 
 def find_fastest(measure: Measure, limit: int, budget_s: float = BUDGET_S) -> int:
-    """The number of threads among 1, 2, 4, ... and `limit` up to which each doubling is a clear gain.
+    """Double the number of threads, up to `limit`, as long as each doubling is a clear gain.
 
     Args:
         measure: seconds of the work with a number of threads, the same on every rank.
@@ -64,7 +73,7 @@ def find_fastest(measure: Measure, limit: int, budget_s: float = BUDGET_S) -> in
     candidate = min(2, limit)
     while candidate > best and spent_s < budget_s:
         ratios: list[float] = []
-        # In turns, so that a change of the machine's load meets both numbers.
+        # Alternate, so that a change of the machine's load affects both numbers.
         for _ in range(REPEATS):
             with_best, with_more = measure(best), measure(candidate)
             ratios.append(with_more / with_best)
@@ -78,7 +87,7 @@ def find_fastest(measure: Measure, limit: int, budget_s: float = BUDGET_S) -> in
 
 
 def time_step(model: nn.Module, image_BCDHW: Tensor, threads: int) -> float:
-    """Seconds of one forward and backward with this number of threads."""
+    """Return the seconds of one forward and backward with `threads` threads."""
     torch.set_num_threads(threads)
     begin = time.perf_counter()
     outputs = model(image_BCDHW)

@@ -1,4 +1,8 @@
-"""ValidationResult: whole slabs by sliding window, each case on one rank, counts pooled exactly."""
+"""Validation during training: Dice of complete slabs by sliding-window inference.
+
+Each case is segmented by one rank. The ranks exchange voxel counts, so the result does not depend
+on the number of ranks.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +22,17 @@ from liverseg_dist.model import build_model
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """`dice[structure]`: mean over cases that have the structure in truth or prediction; `score`: their mean."""
+    """Scores of a validation; NaN for a structure that no case has in truth or prediction."""
 
     dice: dict[str, float]
+    """Structure -> mean Dice over the cases that have the structure in truth or prediction."""
     dice_global: dict[str, float]
+    """Structure -> Dice of the voxel counts summed over all cases."""
     score: float
+    """Mean of `dice` over the structures."""
     cases: int
     pictures: dict[str, np.ndarray]
+    """Case -> RGB picture (y, x, 3) of the slice with most tumour."""
 
 
 Counts = dict[str, tuple[int, int, int]]
@@ -37,7 +45,7 @@ def validate_cases(
     weights: dict[str, torch.Tensor],
     device: torch.device,
 ) -> ValidationResult:
-    """Dice of `weights` on the slabs of `case_ids`. A collective call; the result does not depend on the ranks."""
+    """Compute the Dice of `weights` on the slabs of `case_ids`. A collective call."""
     limit = settings.validation.max_cases or len(case_ids)
     chosen = sorted(case_ids)[:limit]
     model = build_model(settings.model).to(device)

@@ -39,11 +39,12 @@ RANKS = ("train", "evaluate")
 NODES = ("train on two nodes",)
 TUNE = ("tune",)
 GONE = (
-    r"SIGKILL|gone|no longer answers|lost each other|lost contact|worker died|died|no sign of life"
+    r"SIGKILL|is lost|does not answer|lost their connection|lost contact|worker died|died|"
+    r"no heartbeat"
 )
 FULL = r"No space left|free some space|disk"
 LOCKED = r"Read-only file system|Permission denied|could not be written|check the permissions"
-LINK = r"gone|no longer answers|lost each other|network"
+LINK = r"is lost|does not answer|lost their connection|network"
 
 FAULTS = (
     Fault("kill -9 of the launcher", (*ALL, *TUNE), strikes.to_launcher(SIGKILL)),

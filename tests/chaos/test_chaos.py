@@ -29,4 +29,4 @@ def test_faults_are_survived(tmp_path: Path) -> None:
     said = {report["kind"]: report["said"] for report in reports}
     assert len(said) == 4
     assert "No space left on device" in said["disk full"]
-    assert any(words in said["kill -9 of one rank or worker"] for words in ("is gone", "SIGKILL"))
+    assert any(words in said["kill -9 of one rank or worker"] for words in ("is lost", "SIGKILL"))

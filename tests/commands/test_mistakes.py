@@ -219,7 +219,7 @@ def test_train_keeps_out_of_what_is_no_run(
         code, _, err = call(capsys, *words)
         assert (code, err.strip()) == (
             EXIT_USER,
-            f"liverseg: {folder}: holds {holds}, so it is no place for a run; choose another run.dir",
+            f"liverseg: {folder}: contains {holds} and cannot be used as a run folder; choose another run.dir",
         )
     assert sorted(phantom_source.iterdir()) == before
     assert not (phantom_store / "config.yaml").exists()

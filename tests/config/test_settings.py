@@ -31,14 +31,14 @@ def test_every_config_that_is_shipped_is_valid(path: Path) -> None:
     load_settings_as(kind, [path])
 
 
-def test_the_resolved_file_says_it_all(tmp_path: Path) -> None:
+def test_the_resolved_file_gives_the_same_settings(tmp_path: Path) -> None:
     settings = load_settings([], ["model.features=[4,8]", "train.betas=[0.8,0.9]", "data.store=x"])
     (tmp_path / "config.yaml").write_text(settings.to_yaml())
     assert load_settings([tmp_path / "config.yaml"]) == settings
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         (
             "train.learing_rate=1",
@@ -61,14 +61,14 @@ def test_the_resolved_file_says_it_all(tmp_path: Path) -> None:
         ("nonsense", "an override is written key=value"),
     ],
 )
-def test_a_mistake_is_one_line_with_key_value_and_remedy(override: str, said: str) -> None:
+def test_a_mistake_is_one_line_with_key_value_and_remedy(override: str, expected: str) -> None:
     with pytest.raises(UserError) as caught:
         load_settings([], [override])
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_lists_of_unlike_depth_are_refused() -> None:
+def test_lists_of_different_depth_are_refused() -> None:
     with pytest.raises(UserError, match="features has 2, strides has 1; make them the same length"):
         load_settings([], ["model.features=[4,8]", "model.strides=[[1,1,1]]"])
 
@@ -81,36 +81,36 @@ def test_lists_of_unlike_depth_are_refused() -> None:
         ("train.betas=[1.5,0.9]", "train.betas"),
     ],
 )
-def test_what_no_network_can_have_is_refused(override: str, words: str) -> None:
+def test_impossible_networks_are_refused(override: str, words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         load_settings([], [override])
 
 
 def test_group_norm_needs_whole_groups() -> None:
     load_settings([], ["model.features=[4,16]", "model.norm=group"])
-    with pytest.raises(UserError, match="norm=group divides channels into 8 groups: 20 cannot be"):
+    with pytest.raises(
+        UserError, match="norm=group divides the channels into 8 groups, but 20 is not"
+    ):
         load_settings([], ["model.features=[20,40]", "model.norm=group"])
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ("train: [", "not valid YAML"),
         ("- 1\n", "a config is a mapping"),
         ("train: {oops: 1}\n", "a.yaml: unknown key"),
     ],
 )
-def test_a_bad_file_is_named(tmp_path: Path, content: str, said: str) -> None:
+def test_a_message_names_the_damaged_file(tmp_path: Path, content: str, expected: str) -> None:
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(UserError, match=r"a\.yaml") as caught:
         load_settings([tmp_path / "a.yaml"])
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
-def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"no such config file; shipped with the program: .*configs/demo_cpu.yaml"
-    ):
+def test_a_message_names_the_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such config file; shipped with the program: configs/"):
         load_settings([tmp_path / "absent.yaml"])
 
 
@@ -126,10 +126,10 @@ MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
-        (LISTS, "expands to more than 100,000 values"),
-        (MAPPINGS, "expands to more than 100,000 values"),
+        (LISTS, "stands for more than 100,000 values"),
+        (MAPPINGS, "stands for more than 100,000 values"),
         (MERGES, "a.yaml: "),
         ("train: &a {schedule: *a}", "nested more than 50 levels deep"),
         ("model: {features: &f [1, *f]}", "nested more than 50 levels deep"),
@@ -140,26 +140,26 @@ MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
         ("seed: !!float x", "not valid YAML: could not convert"),
         ("seed: !!timestamp x", "not valid YAML"),
         ('run: {dir: "a\\0b"}', "a zero byte"),
-        ('run: {dir: "\\ud800"}', "an incomplete character"),
+        ('run: {dir: "\\ud800"}', "half a character"),
         ("x: " + "y" * (1 << 20), "longer than 1 MiB"),
         ("? \"a\\nb\"\n: 1", "unknown key a b"),
     ],
     ids=["lists", "mappings", "merges", "mapping in itself", "list in itself", "deep", "hex", "digits", "date", "float",
          "timestamp", "zero byte", "surrogate", "long", "line break"],
 )  # fmt: skip
-def test_yaml_that_would_fill_the_memory_or_break_its_reader(
-    tmp_path: Path, content: str, said: str
+def test_yaml_that_exhausts_memory_or_recursion_is_refused(
+    tmp_path: Path, content: str, expected: str
 ) -> None:
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(UserError) as caught:
         load_settings([tmp_path / "a.yaml"])
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) <= 1000
 
 
 @pytest.mark.parametrize("value", ["2001-99-99", "!!float x", "[1,"])
-def test_an_override_that_is_no_yaml_is_a_text(value: str) -> None:
+def test_an_override_that_is_not_yaml_is_a_text(value: str) -> None:
     assert load_settings([], [f"data.store={value}"]).data.store == value
 
 
@@ -172,7 +172,7 @@ def test_an_override_that_cannot_be_saved_is_refused(override: str) -> None:
         load_settings([], [override])
 
 
-def test_aliases_that_stay_small_are_fine(tmp_path: Path) -> None:
+def test_small_yaml_aliases_are_allowed(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
         "train: {max_steps: &n 7}\nseed: *n\ncheckpoint: {<<: {keep_last: 3}}\n"
     )
@@ -184,6 +184,6 @@ def test_aliases_that_stay_small_are_fine(tmp_path: Path) -> None:
     "override", ["model.features=[1000000000]", "model.features=[0]", "model.blocks_per_level=1000000",
                  "model.kernels=[[3,3,1000]]", "data.patch_size=[1,1,1000000]", "data.spacing_mm=[0,1,1]"],
 )  # fmt: skip
-def test_sizes_that_no_machine_holds_are_refused(override: str) -> None:
+def test_sizes_beyond_all_machines_are_refused(override: str) -> None:
     with pytest.raises(UserError, match=override.partition("=")[0]):
         load_settings([], [override])

@@ -207,7 +207,7 @@ def test_unreadable_chunk_stops_the_run_and_is_reported(broken: MiniStore, worke
     with (
         PatchLoader(source, ([n] for n in range(50)), workers) as loader,
         pytest.raises(
-            RunFailed, match=r"cases/case_1/image/c/0/0/0.*liverseg verify.*data.unreadable=skip"
+            RunFailed, match=r"cases/case_1/image/c/0/0/0.*liverseg verify.*data.on_read_error=skip"
         ),
     ):
         list(loader)
@@ -216,7 +216,7 @@ def test_unreadable_chunk_stops_the_run_and_is_reported(broken: MiniStore, worke
 def test_skip_replaces_the_sample_and_logs_it(
     broken: MiniStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = DataConfig(patch_size=(16, 16, 16), unreadable="skip")
+    settings = DataConfig(patch_size=(16, 16, 16), on_read_error="skip")
 
     def stream(workers: int) -> list[tuple[int, str, int]]:
         source = PatchSource(broken, broken.case_ids, settings, 0, 2)
@@ -240,7 +240,7 @@ def test_skip_fails_if_no_case_is_readable(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store.zarr", cases=1, shape=(16, 32, 32))
     (tmp_path / "store.zarr/cases/case_0/image/c/0/0/0").unlink()
     source = PatchSource(
-        store, store.case_ids, DataConfig(patch_size=(16, 16, 16), unreadable="skip"), 0, 2
+        store, store.case_ids, DataConfig(patch_size=(16, 16, 16), on_read_error="skip"), 0, 2
     )
     with pytest.raises(RunFailed, match="20 cases are unreadable"):
         source.read_sample(0)

@@ -17,7 +17,7 @@ WINDOWS = 7
 def main(broken_rank: int) -> None:
     world = World.from_environment("cpu")
     computed: list[int] = []
-    told = []
+    outcomes = []
     with world.connected(60):
         team = WindowParallel(world.device)
         for case in range(3):
@@ -35,14 +35,14 @@ def main(broken_rank: int) -> None:
                     for answer in team.map_windows(compute, list(range(WINDOWS)), lambda _: (2, 3)):
                         assert answer.shape == (2, 3)
                         answers.append(float(answer[0, 0]))
-                told.append("done")
+                outcomes.append("done")
             except PeerFailed:
-                told.append("peer")
+                outcomes.append("peer")
             except ValueError:
-                told.append("own")
+                outcomes.append("own")
             if case == 2 and world.is_main:
                 print(json.dumps({"answers": answers}), flush=True)
-        shares = gather_from_ranks((told, computed))
+        shares = gather_from_ranks((outcomes, computed))
         if world.is_main:
             print(json.dumps({"shares": shares}), flush=True)
 

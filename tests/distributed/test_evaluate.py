@@ -122,7 +122,7 @@ def running(ranks: int, *command: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def descendants(pid: int) -> list[int]:
-    """Children of a process and theirs (torchrun puts each worker into a session of its own)."""
+    """All descendants of a process (torchrun starts each worker in its own session)."""
     found: list[int] = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, children.read_text().split()):
@@ -170,7 +170,7 @@ def test_a_damaged_case_is_reported_and_the_others_are_scored(
     summary = json.loads((out / "summary.json").read_text())
     assert summary["n_cases"] == 4
     assert list(summary["failed"]) == ["liver_2"]
-    shard.unlink()  # mended by converting again; here: the good copy
+    shard.unlink()  # users would convert the case again; here the intact copy is restored
     shutil.copy2(small_run.store / shard.relative_to(broken.store), shard)
     assert main([*arguments(broken, out), "--threads", "1"]) == 0
     assert results(out) == reference
@@ -228,10 +228,10 @@ def test_whole_scans_masks_and_parts(
         )
         == 0
     )
-    ours = json.loads((run / "evaluation" / "summary.json").read_text())
-    theirs = json.loads((tmp_path / "s" / "summary.json").read_text())
+    evaluated = json.loads((run / "evaluation" / "summary.json").read_text())
+    scored = json.loads((tmp_path / "s" / "summary.json").read_text())
     for key in ("dice_per_case", "dice_global", "assd_mm", "hd95_mm"):
-        assert ours["liver"][key] == pytest.approx(theirs["liver"][key], rel=1e-6)
+        assert evaluated["liver"][key] == pytest.approx(scored["liver"][key], rel=1e-6)
 
 
 def test_masks_are_those_of_the_scores_beside_them(small_run: SmallRun, tmp_path: Path) -> None:
@@ -245,9 +245,9 @@ def test_masks_are_those_of_the_scores_beside_them(small_run: SmallRun, tmp_path
         ("b", high, "--save-masks"),
     ):
         assert main([*common, *words, "--out", str(tmp_path / out)]) == 0
-    ours, fresh = (sorted((tmp_path / out / "masks").glob("*.nii.gz")) for out in ("a", "b"))
-    assert ours
-    assert [mask.read_bytes() for mask in ours] == [mask.read_bytes() for mask in fresh]
+    repeated, fresh = (sorted((tmp_path / out / "masks").glob("*.nii.gz")) for out in ("a", "b"))
+    assert repeated
+    assert [mask.read_bytes() for mask in repeated] == [mask.read_bytes() for mask in fresh]
 
 
 def test_slabs_of_a_scan_are_post_processed_together(
@@ -308,7 +308,7 @@ def test_slabs_of_a_scan_are_post_processed_together(
     assert np.array_equal(mask.voxels[tall] > 0, lobes(mask.grid)[tall])
 
 
-def test_an_ensemble_is_not_judged_on_what_it_was_trained_on(
+def test_an_ensemble_is_not_scored_on_its_training_cases(
     small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "s.zarr"
@@ -339,11 +339,11 @@ def test_an_ensemble_is_not_judged_on_what_it_was_trained_on(
     ids = ",".join(CaseStore.open(small_run.store).case_ids[:1])
     assert main(["evaluate", *elsewhere, "--cases", ids, "--out", str(tmp_path / "elsewhere")]) == 0
     assert "was trained on" not in capsys.readouterr().err, (
-        "nobody knows what it saw of another store"
+        "its training cases in another store are unknown"
     )
 
 
-def test_mistakes_are_one_line(
+def test_mistakes_are_reported_in_one_line(
     small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, store = str(small_run.run), str(small_run.store)

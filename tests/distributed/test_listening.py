@@ -41,7 +41,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 
 
 @pytest.mark.distributed
-def test_ranks_of_one_node_listen_on_loopback_alone() -> None:
+def test_ranks_of_one_node_listen_on_loopback_only() -> None:
     """As srun starts them: rank 0 serves the key-value store, every rank gloo's connections."""
     slurm = {
         "SLURM_STEP_NUM_TASKS": "2",
@@ -63,42 +63,41 @@ def test_ranks_of_one_node_listen_on_loopback_alone() -> None:
             )
         )
     try:
-        said = jobs[0].communicate(timeout=120)[0]
+        outputs = jobs[0].communicate(timeout=120)[0]
         assert jobs[1].wait(60) == jobs[0].returncode == 0
     finally:
         for job in jobs:
             job.kill()
             job.communicate()
-    assert _heard(said) <= LOOPBACK
+    assert _listening_addresses(outputs) <= LOOPBACK
 
 
-def _heard(said: str) -> set[str]:
-    addresses: list[list[str]] = json.loads(said.splitlines()[-1])
+def _listening_addresses(outputs: str) -> set[str]:
+    addresses: list[list[str]] = json.loads(outputs.splitlines()[-1])
     assert all(addresses), "each rank listens for its peers"
     return {address for found in addresses for address in found}
 
 
 @pytest.mark.distributed
-def test_torchrun_of_one_node_listens_on_loopback_alone(tmp_path: Path) -> None:
+def test_torchrun_of_one_node_listens_on_loopback_only(tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     done = torchrun(2, str(tmp_path / "rank.py"))
-    assert _heard(done.stdout) <= LOOPBACK, done.stderr
-    assert "warning" not in done.stderr
+    assert _listening_addresses(done.stdout) <= LOOPBACK, done.stderr
+    assert "is open on all networks" not in done.stderr
     wider = subprocess.run(
         [word.replace("--rdzv-backend=liverseg", "--standalone") for word in torchrun_command(2)]
         + [str(tmp_path / "rank.py")],
         env=clean_environment(), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert not _heard(wider.stdout) <= LOOPBACK, "so this test can see an open door"
-    assert (
-        "warning: this rendezvous of torchrun is open on all networks of the node" in wider.stderr
+    assert not _listening_addresses(wider.stdout) <= LOOPBACK, (
+        "so this test can see an open listener"
     )
+    # The script of this test does not configure logging, so the line has no prefix.
+    assert "this rendezvous of torchrun is open on all networks of the node" in wider.stderr
 
 
 @pytest.mark.distributed
-def test_torchrun_of_several_nodes_meets_on_the_first_ones_address(
-    own: str, tmp_path: Path
-) -> None:
+def test_torchrun_of_several_nodes_uses_the_address_of_node_0(own: str, tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     with socket.create_server((own, 0)) as free:
         port = free.getsockname()[1]
@@ -112,14 +111,16 @@ def test_torchrun_of_several_nodes_meets_on_the_first_ones_address(
         for rank in (1, 0)
     ]  # fmt: skip
     try:
-        said = [node.communicate(timeout=120) for node in nodes]
+        outputs = [node.communicate(timeout=120) for node in nodes]
     finally:
         for node in nodes:
             node.kill()
             node.communicate()
-    assert [node.returncode for node in nodes] == [0, 0], said
-    assert _heard(said[1][0]) - LOOPBACK == {socket.inet_aton(own)[::-1].hex().upper()}
-    assert "warning" not in said[1][1]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert _listening_addresses(outputs[1][0]) - LOOPBACK == {
+        socket.inet_aton(own)[::-1].hex().upper()
+    }
+    assert "warning" not in outputs[1][1]
 
 
 RESTARTED = """
@@ -159,7 +160,7 @@ def private(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("private")
 @pytest.mark.parametrize(
-    ("nodes", "endpoint", "words", "told"),
+    ("nodes", "endpoint", "words", "expected"),
     [
         ((1, 2), "node0:29500", {}, "--nnodes=1:2: a fixed number of nodes is needed"),
         ((2, 2), "node0:0", {"rank": "0"}, "--rdzv-endpoint=node0:0: needs HOST:PORT of node 0"),
@@ -176,15 +177,15 @@ def private(monkeypatch: pytest.MonkeyPatch) -> None:
         ((1, 1), "", {"timeout": "long"}, "--rdzv-conf=timeout=long: needs a number"),
     ],
 )
-def test_wrong_words_are_told(
-    nodes: tuple[int, int], endpoint: str, words: dict[str, str], told: str
+def test_wrong_options_end_with_one_line(
+    nodes: tuple[int, int], endpoint: str, words: dict[str, str], expected: str
 ) -> None:
-    with pytest.raises(SystemExit, match=f"liverseg: torchrun: .*{re.escape(told)}"):
+    with pytest.raises(SystemExit, match=f"liverseg: torchrun: .*{re.escape(expected)}"):
         get_rendezvous_handler(RendezvousParameters("liverseg", endpoint, "run", *nodes, **words))
 
 
 @pytest.mark.usefixtures("private")
-def test_nodes_that_do_not_meet_say_so() -> None:
+def test_nodes_that_cannot_connect_report_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = {"rank": "1", "timeout": "1"}
@@ -210,17 +211,17 @@ def own() -> str:
 
 
 def test_a_job_of_several_nodes_listens_on_its_own_address(
-    own: str, capsys: pytest.CaptureFixture[str]
+    own: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with open_listening_socket(own, 0) as door:
-        assert door.getsockname()[0] == own
-    assert capsys.readouterr().err == ""
+    with open_listening_socket(own, 0) as listener:
+        assert listener.getsockname()[0] == own
+    assert not caplog.messages
 
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 
 
-def named(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, str]) -> None:
+def resolve_node0_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, str]) -> None:
     """`node0` resolves to these, in this order."""
 
     def answer(host: str, port: int, **_: object) -> list[tuple]:
@@ -234,40 +235,40 @@ def named(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, str]) -> None:
 
 
 def test_a_name_with_several_addresses(
-    own: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Debian gives a host's name the address 127.0.1.1, by which other nodes would never find it."""
-    named(
+    resolve_node0_to(
         monkeypatch, (V4, "127.0.1.1"), (V6, "fe80::1"), (V6, "::1"), (V4, "192.0.2.77"), (V4, own)
     )
-    with open_listening_socket("node0", 0) as door:
-        assert door.getsockname()[0] == own
-    assert capsys.readouterr().err == ""
+    with open_listening_socket("node0", 0) as listener:
+        assert listener.getsockname()[0] == own
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("address", ["127.0.1.1", "192.0.2.77"])
-def test_a_wider_door_is_told(
-    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_listening_on_all_networks_gives_a_warning(
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    named(monkeypatch, (V4, address))
-    with open_listening_socket("node0", 0) as door:
-        assert door.getsockname()[0] in ("0.0.0.0", "::")
+    resolve_node0_to(monkeypatch, (V4, address))
+    with open_listening_socket("node0", 0) as listener:
+        assert listener.getsockname()[0] in ("0.0.0.0", "::")
     assert (
         f"node0 ({address}) is not an address of this node that other nodes can reach"
-        in capsys.readouterr().err
+        in caplog.text
     )
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.1.1"])
-def test_loopback_is_had_for_the_asking(host: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with open_listening_socket(host, 0) as door:
-        assert door.getsockname()[0].startswith("127.0.")
-    assert capsys.readouterr().err == ""
+def test_loopback_is_used_if_requested(host: str, caplog: pytest.LogCaptureFixture) -> None:
+    with open_listening_socket(host, 0) as listener:
+        assert listener.getsockname()[0].startswith("127.0.")
+    assert not caplog.messages
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+def test_a_port_in_use_is_an_error() -> None:
     with (
-        open_listening_socket("127.0.0.1", 0) as door,
+        open_listening_socket("127.0.0.1", 0) as listener,
         pytest.raises(RunFailed, match="cannot listen for the other ranks there"),
     ):
-        open_listening_socket("127.0.0.1", door.getsockname()[1])
+        open_listening_socket("127.0.0.1", listener.getsockname()[1])

@@ -32,9 +32,9 @@ def test_sixty_four_ranks_start_and_stop_cleanly(phantom_store: Path, tmp_path: 
         command, capture_output=True, text=True, env=clean_environment(), timeout=540
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    print(told)
-    assert (told["clean"], told["left"]) == (RANKS, 0), done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(result)
+    assert (result["clean"], result["left"]) == (RANKS, 0), done.stderr[-3000:]
     assert f"{RANKS} x cpu, ddp" in done.stdout
     assert steps_logged(run) == [1, 2, 3]
     assert (run / "model.safetensors").is_file()

@@ -133,7 +133,7 @@ def test_deterministic_reduction_gives_the_same_bits_on_any_number_of_ranks(tmp_
                 "train.strategy=deepspeed",
                 "train.zero_stage=2",
                 "train.offload_optimizer=true",
-                "train.nonfinite=skip",
+                "train.on_nonfinite=skip",
             ],
             "zero_stage 1 or 3",
         ),

@@ -1,4 +1,4 @@
-"""The real U-Net, its activations rebuilt and checkpointed, sharded by FSDP2 and ZeRO-3 as by nobody."""
+"""The real U-Net with recomputed activations gives the same results sharded (FSDP2, ZeRO-3) and not."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who am I: torchrun's, srun's and nobody's environment; half-set ones are refused."""
+"""World: environments of torchrun, srun and a single process; incomplete ones are refused."""
 
 import socket
 import stat
@@ -19,7 +19,7 @@ SRUN = {
 }  # fmt: skip
 
 
-def test_alone() -> None:
+def test_one_process_without_a_launcher() -> None:
     world = World.from_environment("cpu", {})
     assert (world.global_rank, world.world_size, world.is_main, world.is_distributed) == (
         0,
@@ -40,7 +40,7 @@ def test_torchrun() -> None:
     assert (world.master, world.launched_by) == ("node1:29500", "torchrun")
 
 
-def test_by_hand() -> None:
+def test_variables_set_by_hand() -> None:
     """As who starts ranks without torchrun does: rank 0 serves the store itself, on one node on loopback."""
     by_hand = {key: value for key, value in TORCHRUN.items() if "ELASTIC" not in key}
     world = World.from_environment("cpu", by_hand)
@@ -74,23 +74,23 @@ def test_a_batch_script_without_srun_is_one_process() -> None:
 
 
 @pytest.mark.parametrize("absent", ["WORLD_SIZE", "MASTER_ADDR", "LOCAL_RANK"])
-def test_a_half_set_torchrun_environment_is_refused(absent: str) -> None:
-    with pytest.raises(UserError, match=f"half set: .* without {absent}"):
+def test_an_incomplete_torchrun_environment_is_refused(absent: str) -> None:
+    with pytest.raises(UserError, match=f"incomplete: .* without {absent}"):
         World.from_environment("cpu", {k: v for k, v in TORCHRUN.items() if k != absent})
 
 
-def test_a_half_set_srun_environment_is_refused() -> None:
-    with pytest.raises(UserError, match="srun's environment is half set"):
+def test_an_incomplete_srun_environment_is_refused() -> None:
+    with pytest.raises(UserError, match="srun's environment is incomplete"):
         World.from_environment("cpu", {k: v for k, v in SRUN.items() if k != "SLURM_PROCID"})
 
 
 @pytest.mark.parametrize(("key", "value"), [("RANK", "4"), ("RANK", "one")])
-def test_nonsense_is_refused(key: str, value: str) -> None:
+def test_invalid_values_are_refused(key: str, value: str) -> None:
     with pytest.raises(UserError, match=key):
         World.from_environment("cpu", TORCHRUN | {key: value})
 
 
-def test_neighbouring_jobs_get_unlike_ports_below_the_ephemeral_range() -> None:
+def test_neighbouring_jobs_get_different_ports_below_the_ephemeral_range() -> None:
     ports = {slurm_port(str(job), str(step)) for job in range(200) for step in range(5)}
     assert len(ports) == 1000
     assert min(ports) >= 20_000
@@ -102,7 +102,7 @@ def test_ranks_of_torchrun_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     two = TORCHRUN | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     with pytest.raises(
-        UserError, match=r"2 ranks on this node, and torch sees 1 GPU\(s\); start as many"
+        UserError, match=r"2 ranks on this node, but torch sees 1 GPU\(s\); start one rank"
     ):
         World.from_environment("auto", two | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
     by_hand = {key: value for key, value in two.items() if not key.startswith("TORCHELASTIC")}
@@ -113,7 +113,7 @@ def test_ranks_of_torchrun_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     )
 
 
-def test_cores_are_shared_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_divided_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """SLURM may have bound each task to its own; where it has not, a rank sees the node's."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for visible, cpus_per_task, expected in ((8, "8", 8), (16, "8", 8), (8, None, 4)):
@@ -127,7 +127,7 @@ def test_cores_are_shared_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert replace(world, launched_by="torchrun").threads() == visible // 2
 
 
-def test_the_number_of_threads_may_be_set_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_can_set_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
     for asked, alone, under_torchrun in (("1", 1, 8), ("3", 3, 3), ("", 16, 8), ("4,2", 16, 8)):
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
@@ -140,7 +140,7 @@ def test_an_unknown_or_absent_device_is_refused() -> None:
         World.from_environment("tpu", {})
 
 
-def test_ranks_that_do_not_meet_say_so_in_a_line() -> None:
+def test_ranks_that_cannot_connect_report_it_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     world = replace(

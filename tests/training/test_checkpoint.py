@@ -1,4 +1,4 @@
-"""What is taken for a whole checkpoint, and what is passed over. Resuming itself: test_resume."""
+"""Which checkpoints are valid, and which are skipped. Resuming itself: test_resume."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import torch
 
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.training.checkpoint import MANIFEST, STATE, Checkpoints
-from liverseg_dist.training.trainer import parse_progress
+from liverseg_dist.training.resume_state import parse_progress
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -44,16 +44,16 @@ def sign(folder: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, "[]", "5", '{"schema": 1}', '{"schema": 1, "sha256": []}', ""]
 )
-def test_a_damaged_manifest_is_passed_over(
-    folder: Path, text: str, capsys: pytest.CaptureFixture[str]
+def test_a_damaged_manifest_is_skipped(
+    folder: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / MANIFEST).write_text(text)
     assert newest(folder) is None
-    assert "step_5 is passed over" in capsys.readouterr().err
+    assert "step_5 is skipped" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "5", "{}", '{"step": 4}', '{"step": "5"}'])
-def test_a_signed_state_that_is_none_is_passed_over(folder: Path, text: str) -> None:
+def test_an_invalid_state_with_a_valid_checksum_is_skipped(folder: Path, text: str) -> None:
     (folder / STATE).write_text(text)
     sign(folder)
     assert newest(folder) is None
@@ -68,8 +68,8 @@ def test_names_that_only_look_like_numbers_are_no_checkpoints(folder: Path) -> N
 
 
 @pytest.mark.parametrize("progress", [{"step": 4}, {"step": 5, "strange": 1}, [], None])
-def test_progress_of_another_kind_is_one_line(progress: object) -> None:
-    with pytest.raises(RunFailed, match="the checkpoint of step 5 is not understood"):
+def test_progress_of_another_version_is_an_error_of_one_line(progress: object) -> None:
+    with pytest.raises(RunFailed, match="the checkpoint of step 5 cannot be read by this version"):
         parse_progress({"step": 5, "progress": progress})
 
 
@@ -80,13 +80,13 @@ def test_progress_of_another_kind_is_one_line(progress: object) -> None:
         (RuntimeError("Connection closed by peer [127.0.0.1]:1"), False),
     ],
 )
-def test_a_write_that_fails_is_warned_of_unless_a_rank_was_lost(
-    error: Exception, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_failed_write_gives_a_warning_unless_a_rank_was_lost(
+    error: Exception, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A lost rank ends the run, and that end is what is told."""
+    """A lost rank ends the run, and the run reports that instead."""
     checkpoints = Checkpoints(tmp_path, keep_last=1)
     failed: Future[None] = Future()
     failed.set_exception(error)
     checkpoints._pending = failed
     assert not checkpoints.finish()
-    assert ("could not be written" in capsys.readouterr().err) == warned
+    assert ("could not be written" in caplog.text) == warned

@@ -137,7 +137,7 @@ def test_fewer_steps_are_allowed_down_to_the_present_one(
     refused = liverseg(*words)
     assert refused.returncode == EXIT_USER
     assert (
-        "train.max_steps=3 lies before step 4, which is done; give 4 or more, or another run.dir"
+        "the run has done 4 steps, more than train.max_steps=3; set at least 4, or choose another run.dir"
         in refused.stderr
     )
     assert "Traceback" not in refused.stderr

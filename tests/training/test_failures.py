@@ -35,7 +35,7 @@ def rank_process(parent: int, rank: int) -> int:
     raise AssertionError(f"torchrun has no rank {rank}")
 
 
-def ended_after(how: signal.Signals, said: str, run: Path, *command: str) -> str:
+def ended_after(how: signal.Signals, output: str, run: Path, *command: str) -> str:
     """stderr of two ranks, the second of which gets signal `how` after some steps."""
     log = run.parent / "stderr"
     with log.open("w") as stderr:
@@ -51,7 +51,7 @@ def ended_after(how: signal.Signals, said: str, run: Path, *command: str) -> str
         struck = rank_process(job.pid, 1)
         os.kill(struck, how)
         end = time.monotonic() + 90
-        while said not in log.read_text() and time.monotonic() < end:
+        while output not in log.read_text() and time.monotonic() < end:
             time.sleep(0.2)
         if (
             how == signal.SIGSTOP
@@ -68,19 +68,19 @@ def ended_after(how: signal.Signals, said: str, run: Path, *command: str) -> str
 
 
 @pytest.mark.distributed
-def test_one_rank_killed_is_named_and_the_run_ends_as_if_undisturbed(
+def test_a_killed_rank_is_reported_and_the_resumed_run_has_the_same_bytes(
     phantom_store: Path, tmp_path: Path
 ) -> None:
     exact = ("train.max_steps=8", "validation.every_steps=0")
-    said = ended_after(
+    output = ended_after(
         signal.SIGKILL,
-        "is gone",
+        "is lost",
         tmp_path / "run",
         *arguments(phantom_store, tmp_path / "run", *exact),
     )
-    assert "liverseg: rank 1 on" in said
-    assert "is gone: no sign of life, last heard of in step" in said
-    assert "liverseg_dist/training" not in said, "no traceback but torchrun's own"
+    assert "liverseg: rank 1 on" in output
+    assert "is lost: no heartbeat, last activity in step" in output
+    assert "liverseg_dist/training" not in output, "no traceback but torchrun's own"
     stories = list((tmp_path / "run" / "errors").glob("*_rank0.txt"))
     assert "Traceback (most recent call last)" in stories[0].read_text()
     assert torchrun(2, *arguments(phantom_store, tmp_path / "run", *exact)).returncode == 0
@@ -105,14 +105,16 @@ def test_one_rank_killed_is_named_and_the_run_ends_as_if_undisturbed(
 
 
 @pytest.mark.distributed
-def test_a_rank_that_hangs_is_named_when_patience_ends(phantom_store: Path, tmp_path: Path) -> None:
+def test_a_hanging_rank_is_reported_after_the_timeout(phantom_store: Path, tmp_path: Path) -> None:
     command = [*arguments(phantom_store, tmp_path / "run", *LONG), "--timeout", "8"]
-    said = ended_after(signal.SIGSTOP, "is gone", tmp_path / "run", *command)
-    assert "liverseg: rank 1 on" in said
-    assert "liverseg_dist/training" not in said
+    output = ended_after(signal.SIGSTOP, "is lost", tmp_path / "run", *command)
+    assert "liverseg: rank 1 on" in output
+    assert "liverseg_dist/training" not in output
 
 
-def test_a_diverged_run_names_its_samples_in_one_line(phantom_store: Path, tmp_path: Path) -> None:
+def test_a_diverged_run_reports_its_samples_in_one_line(
+    phantom_store: Path, tmp_path: Path
+) -> None:
     wild = (
         "train.learning_rate=1e30",
         "train.clip_grad_norm=0",
@@ -126,7 +128,7 @@ def test_a_diverged_run_names_its_samples_in_one_line(phantom_store: Path, tmp_p
     line = next(line for line in done.stderr.splitlines() if line.startswith("liverseg: "))
     assert "is not finite; samples " in line
     assert "(phantom_" in line or "(liver_" in line
-    assert "train.nonfinite=skip" in line
+    assert "train.on_nonfinite=skip" in line
     assert "Traceback" not in done.stderr
     story = next((tmp_path / "run" / "errors").iterdir()).read_text()
     assert "Traceback (most recent call last)" in story
@@ -142,7 +144,7 @@ def test_a_diverged_run_names_its_samples_in_one_line(phantom_store: Path, tmp_p
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(value: float) -> None:
+def test_a_gradient_that_is_not_finite_does_not_change_the_weights(value: float) -> None:
     net = nn.Conv3d(1, 2, 1)
     net.weight.register_hook(lambda gradient: gradient * value)
     strategy = DataParallel(
@@ -155,7 +157,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(value: float) ->
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_who_holds_the_others_up() -> None:
+def test_ranks_that_delay_the_others_are_found() -> None:
     def sign(step: int, doing: str, age_s: float) -> Heartbeat:
         return Heartbeat(9, step, doing, age_s, "node7")
 
@@ -170,13 +172,13 @@ def test_who_holds_the_others_up() -> None:
     assert find_stragglers(waiting, 100) == ""
     assert (
         find_stragglers({0: sign(6, "validating", 900), 1: sign(6, "validating", 900)}, 60) == ""
-    ), "all are at work"
+    ), "no rank is behind"
     assert (
         find_stragglers({0: sign(7, "in forward", 1), 1: sign(6, "in backward", 90)}, 60) == ""
-    ), "nobody waits yet"
+    ), "no rank waits yet"
 
 
-def test_what_counts_as_another_ranks_fault() -> None:
+def test_errors_caused_by_other_ranks_are_recognised() -> None:
     assert is_consequence(
         RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4321")
     )

@@ -38,7 +38,7 @@ def make(**changes: object) -> UNet:
 @pytest.mark.parametrize(
     "overrides", [[], ["train.deterministic_reduction=true"]], ids=["plain", "fixed order"]
 )
-def test_what_is_frozen_does_not_move(what: str, moves: set[str], overrides: list[str]) -> None:
+def test_frozen_parameters_do_not_change(what: str, moves: set[str], overrides: list[str]) -> None:
     config = load_settings([], [f"train.fine_tune.freeze={what}", *overrides]).train
     model = make()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -70,7 +70,7 @@ def test_rates_fall_with_the_distance_from_the_output() -> None:
     assert found["encoder.0.0.conv.weight"] == 0.03125
 
 
-def test_deepspeeds_one_group_is_refused() -> None:
+def test_layer_decay_with_deepspeed_is_refused() -> None:
     with pytest.raises(UserError, match=r"train\.fine_tune works with strategies ddp and fsdp"):
         check_strategy(
             load_settings(

@@ -57,7 +57,7 @@ def undisturbed(phantom_store: Path, tmp_path_factory: pytest.TempPathFactory) -
     return run
 
 
-def test_a_run_leaves_what_a_run_folder_promises(undisturbed: Path) -> None:
+def test_a_run_writes_all_documented_files(undisturbed: Path) -> None:
     for name in (
         "config.yaml",
         "environment.json",
@@ -71,7 +71,7 @@ def test_a_run_leaves_what_a_run_folder_promises(undisturbed: Path) -> None:
         (undisturbed / name).stat().st_mode
         for name in ("config.yaml", "model.safetensors", "best.safetensors")
     }
-    assert len(modes) == 1, "whoever may read the settings may read the weights"
+    assert len(modes) == 1, "settings and weights have the same permissions"
     assert json.loads((undisturbed / "status.json").read_text())["state"] == "finished"
     assert steps_logged(undisturbed) == list(range(1, STEPS + 1))
     assert not [
@@ -88,7 +88,7 @@ def test_the_same_settings_give_the_same_bytes(
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
-def test_killed_and_started_again_it_ends_the_same(
+def test_a_killed_and_resumed_run_has_the_same_bytes(
     how: str, undisturbed: Path, phantom_store: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -126,7 +126,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen, timeout_s: fl
     raise AssertionError(f"step {step} was not reached in {timeout_s} s")
 
 
-def test_stopped_on_request_says_so_by_its_exit_code(phantom_store: Path, tmp_path: Path) -> None:
+def test_a_stop_on_request_has_its_own_exit_code(phantom_store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, *arguments(phantom_store, run, "train.max_steps=100000")],
@@ -143,7 +143,7 @@ def test_stopped_on_request_says_so_by_its_exit_code(phantom_store: Path, tmp_pa
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
 
 
-def test_fixed_order_sums_make_the_number_of_ranks_irrelevant(
+def test_deterministic_reduction_gives_the_same_bytes_on_any_number_of_ranks(
     phantom_store: Path, tmp_path: Path
 ) -> None:
     exact = ("train.deterministic_reduction=true", "train.max_steps=4")
@@ -154,7 +154,7 @@ def test_fixed_order_sums_make_the_number_of_ranks_irrelevant(
     assert sha256(tmp_path / "one") == sha256(tmp_path / "two")
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(
+def test_a_damaged_newest_checkpoint_is_skipped(
     undisturbed: Path, phantom_store: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -166,7 +166,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     (run / "checkpoints" / ".step_8.tmp").mkdir()
     again = liverseg(*arguments(phantom_store, run)[2:])
     assert again.returncode == 0, again.stderr
-    assert "step_6 is passed over" in again.stderr
+    assert "step_6 is skipped" in again.stderr
     assert "continues at step 4" in again.stdout
     assert not (run / "checkpoints" / ".step_8.tmp").exists()
 
@@ -179,10 +179,10 @@ def test_other_settings_do_not_continue_a_run(undisturbed: Path, phantom_store: 
     assert "Traceback" not in done.stderr
 
 
-def test_what_an_error_advises_continues_the_run() -> None:
+def test_the_remedy_in_the_message_continues_the_run() -> None:
     advised = (
-        "train.nonfinite=skip",
-        "data.unreadable=skip",
+        "train.on_nonfinite=skip",
+        "data.on_read_error=skip",
         "data.stall_timeout_s=999",
         "memory.budget_gib=20",
     )
@@ -212,7 +212,7 @@ def test_a_finished_run_started_again_keeps_its_bytes_and_its_checkpoint(
     assert (sha256(run), (run / "checkpoints" / "step_2").stat().st_ino) == (weights, saved)
 
 
-def test_the_loss_scale_goes_on_where_it_was(phantom_store: Path, tmp_path: Path) -> None:
+def test_the_loss_scale_is_resumed(phantom_store: Path, tmp_path: Path) -> None:
     """fp16: the scaler's state decides which steps are skipped, so a fresh one would end elsewhere."""
     half = ("train.precision=fp16", "validation.every_steps=0", "train.max_steps=6")
     whole, parts = tmp_path / "whole", tmp_path / "parts"

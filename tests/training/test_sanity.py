@@ -22,7 +22,7 @@ CASES, STEPS = 6, 150
 FOUND = 0.8
 """Dice of the liver that the few steps reach (0.84 after 120)."""
 NEW = 100
-"""A patient nobody was trained on."""
+"""A patient that is not in the training set."""
 SETTINGS = (
     "data.fold=all", "data.workers=0", "data.patch_size=[32,32,32]", "data.augmentation=none",
     "data.oversample_foreground=0.5", "model.features=[4,8,16]", "model.deep_supervision=false",
@@ -32,7 +32,7 @@ SETTINGS = (
 
 
 def scan_of(number: int, spacing_mm: Float3 = TRAINED_MM, orientation: str = "RAS") -> PhantomScan:
-    """One patient per number, whatever grid he is scanned on."""
+    """One patient per number, scanned on any grid."""
     patient = draw_patient(np.random.default_rng(number), 2, (30.0, 60.0), hard=False)
     half_x, half_y = (1.1 * half for half in patient.body_mm)
     low, high = (z + room for z, room in zip(patient.liver_z_mm, (-25, 25), strict=True))
@@ -114,8 +114,10 @@ def liver_dice(mask: Volume, truth: Volume) -> float:
     return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
 
 
-def test_one_orientation_and_spacing_are_enough_for_all(run: Path, tmp_path: Path) -> None:
-    """The same new patient, scanned anew on other grids; and the very same voxels stored in another order."""
+def test_training_on_one_orientation_and_spacing_generalises_to_others(
+    run: Path, tmp_path: Path
+) -> None:
+    """The same new patient scanned on other grids, and the same voxels stored in another order."""
     first = scan_of(NEW)
     mask = predicted(run, first.image, tmp_path / "first")
     reached = liver_dice(mask, first.label)
@@ -144,7 +146,7 @@ def test_random_labels_do_not_generalise(run: Path, tmp_path: Path) -> None:
     assert liver_dice(predicted(run, scan.image, tmp_path / "sane"), scan.label) > FOUND
 
 
-def test_a_world_flipped_from_left_to_right_is_caught(
+def test_a_left_right_flip_is_detected(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Voxels mirrored under an unchanged header score as the nonsense they are; a mirrored header is named."""
@@ -166,6 +168,6 @@ def test_a_world_flipped_from_left_to_right_is_caught(
         str(tmp_path / "scores"),
     )
     code = main([*words, "--no-pictures", "--workers", "1"])
-    told = capsys.readouterr().err
+    errors = capsys.readouterr().err
     assert code == 2
-    assert "apart in the world" in told
+    assert "apart in the world" in errors

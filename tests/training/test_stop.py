@@ -77,7 +77,7 @@ def test_ctrl_c_under_torchrun_saves_and_ends_with_one_line(
 @pytest.mark.parametrize(
     "launcher", [(sys.executable,), torchrun_command(2)], ids=["alone", "torchrun"]
 )
-def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(
+def test_a_second_ctrl_c_ends_at_once_and_reports_lost_steps(
     launcher: list[str], phantom_store: Path, tmp_path: Path
 ) -> None:
     slow = ("train.global_batch_size=64", "train.micro_batch_size=1", "data.patch_size=[32,64,64]")
@@ -111,11 +111,11 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(
         (20, 33, "steps 21 to 33 are lost, the newest checkpoint is of step 20"),
     ],
 )
-def test_what_is_lost(saved: int, step: int, lost: str) -> None:
+def test_description_of_lost_steps(saved: int, step: int, lost: str) -> None:
     assert describe_loss(saved, step) == lost
 
 
-def test_a_hang_up_asks_for_a_stop_but_not_under_nohup(phantom_store: Path, tmp_path: Path) -> None:
+def test_a_hang_up_requests_a_stop_except_under_nohup(phantom_store: Path, tmp_path: Path) -> None:
     words = (sys.executable, *arguments(phantom_store, tmp_path / "run", *ENDLESS))
     process = start(*words)
     wait_for_step(tmp_path / "run", 2, process)
@@ -132,7 +132,7 @@ def test_a_hang_up_asks_for_a_stop_but_not_under_nohup(phantom_store: Path, tmp_
 
 
 @pytest.mark.parametrize("after_s", [0.3, 1.0, 2.5])
-def test_an_early_ctrl_c_needs_no_traceback(
+def test_an_early_ctrl_c_gives_no_traceback(
     after_s: float, phantom_store: Path, tmp_path: Path
 ) -> None:
     process = start(sys.executable, *arguments(phantom_store, tmp_path / "run", *ENDLESS))
@@ -158,5 +158,5 @@ def test_an_early_ctrl_c_needs_no_traceback(
         ("/x/liverseg_dist/__main__.py train", False),
     ],
 )
-def test_only_torchrun_that_starts_this_project_is_changed(line: str, is_ours: bool) -> None:
+def test_torchrun_of_other_projects_is_not_changed(line: str, is_ours: bool) -> None:
     assert starts_liverseg(line.split()) == is_ours

@@ -133,7 +133,9 @@ class CaseJob:
     @property
     def settings_sha256(self) -> str:
         """Hash of all inputs of the stored case except the bytes of the source files."""
-        cleaning = self.convert.cleaning.model_dump(mode="json", exclude=ROOT_ONLY_SETTINGS)
+        cleaning = self.convert.cleaning.model_dump(
+            mode="json", by_alias=True, exclude=ROOT_ONLY_SETTINGS
+        )
         # Left out with its earlier value: cases of older stores need not be converted again.
         if self.convert.cleaning.min_slices == EARLIER_DEFAULTS["convert.cleaning.min_slices"]:
             cleaning.pop("min_slices")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_dist.config import ConvertConfig
+from liverseg_dist.config.aliases import current_key
 from liverseg_dist.config.shipped import find_config
 from liverseg_dist.data.conversion.case_writer import hash_file
 from liverseg_dist.data.store.layout import SCHEMA
@@ -31,8 +32,11 @@ MAX_VALUE_CHARACTERS = 40
 
 def public_settings(convert: ConvertConfig) -> dict[str, Any]:
     """The settings as the root shows them: without paths and without values of this machine."""
+    # by_alias: stores keep the first names of renamed settings, so that their bytes do not change.
     shown = convert.model_dump(
-        mode="json", exclude={"workers": True, "labels_from": True, "splits": {"file", "patients"}}
+        mode="json",
+        by_alias=True,
+        exclude={"workers": True, "labels_from": True, "splits": {"file", "patients"}},
     )
     shown["cleaning"].pop("spacing_table")
     for key in ("standardise", "min_slices"):
@@ -88,7 +92,7 @@ def list_setting_differences(before: object, now: dict[str, Any]) -> list[str]:
     for key in dict.fromkeys([*new, *old]):
         if old.get(key) != new.get(key):
             was, is_now = _shorten(old.get(key)), _shorten(new.get(key))
-            differences.append(f"{key} was {was}, is {is_now}")
+            differences.append(f"{current_key(key)} was {was}, is {is_now}")
     return differences
 
 

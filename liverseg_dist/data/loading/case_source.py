@@ -133,7 +133,7 @@ class PatchSource:
         """Read one sample.
 
         Raises:
-            RunFailed: it cannot be read (see `data.unreadable`).
+            RunFailed: it cannot be read (see `data.on_read_error`).
         """
         return self.read_batch([index])[0]
 
@@ -202,10 +202,10 @@ class PatchSource:
         Raises:
             RunFailed: the policy is `fail`, or too many cases are unreadable.
         """
-        if self.settings.unreadable == "fail":
+        if self.settings.on_read_error == "fail":
             raise RunFailed(
                 f"{self._store.path}: {error}; check the store with `liverseg verify`, convert the "
-                "case again, or set data.unreadable=skip to continue without it"
+                "case again, or set data.on_read_error=skip to continue without it"
             ) from error
         if attempt + 1 >= _MAX_REPLACEMENTS:
             raise RunFailed(

@@ -107,7 +107,7 @@ def prepare_scan(volume: Volume, convert: ConvertConfig, spacing_mm: Float3) -> 
 
 def interpolation_for(cleaning: CleaningConfig) -> Interpolation:
     """How the settings ask for images to be interpolated."""
-    return Interpolation(cleaning.order, cleaning.thick_order, cleaning.antialias)
+    return Interpolation(cleaning.order, cleaning.order_z, cleaning.antialias)
 
 
 def make_contiguous(volume: Volume) -> Volume:

@@ -102,9 +102,9 @@ def _check_deepspeed(config: TrainConfig) -> None:
             "train.fine_tune works with strategies ddp and fsdp and with DeepSpeed's zero_stage 0: "
             "from stage 1 on DeepSpeed shards all parameters as one group"
         )
-    if config.offload_optimizer and config.zero_stage == 2 and config.nonfinite == "skip":
+    if config.offload_optimizer and config.zero_stage == 2 and config.on_nonfinite == "skip":
         raise UserError(
-            "train.nonfinite=skip with train.offload_optimizer and zero_stage 2: DeepSpeed would "
+            "train.on_nonfinite=skip with train.offload_optimizer and zero_stage 2: DeepSpeed would "
             "add the bad gradient to the next step; use zero_stage 1 or 3"
         )
     if config.offload_optimizer and (not is_deepspeed or config.zero_stage == 0):

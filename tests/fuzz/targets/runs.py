@@ -18,7 +18,7 @@ from liverseg_dist.inference.load_run import load_run
 from liverseg_dist.model import build_model
 from liverseg_dist.model.pretrained import read_tensors
 from liverseg_dist.training.checkpoint import MANIFEST, STATE, Checkpoints
-from liverseg_dist.training.trainer import parse_progress
+from liverseg_dist.training.resume_state import parse_progress
 from tests.fuzz.judge import Wrong
 from tests.fuzz.mutate import damaged, damaged_json, damaged_tree, json_text
 from tests.fuzz.targets.small import small_settings
