@@ -135,7 +135,7 @@ def render_report(
             palette=json.dumps(palette),
             # Our own files, no text from data.
             theme=Markup(load_theme()),  # nosec B704
-            script=Markup(load_script("liverseg_dist.evaluation", *SCRIPTS)),  # nosec B704
+            script=Markup(load_script("liverseg_dist.evaluation.report", *SCRIPTS)),  # nosec B704
         )
     )
 
