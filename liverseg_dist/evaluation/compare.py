@@ -21,11 +21,11 @@ from liverseg_dist.evaluation.metrics.bootstrap import (
     mean_interval,
     resample_indices,
 )
+from liverseg_dist.evaluation.metrics.registry import METRICS, Metric
 from liverseg_dist.evaluation.summary import exact_mean
 from liverseg_dist.labels import STRUCTURES
 
-COMPARED = ("dice", "rvd", "assd_mm", "hd95_mm", "nsd_1mm", "nsd_2mm")
-LOWER_IS_BETTER = {"assd_mm", "hd95_mm"}
+COMPARED = tuple(metric for metric in METRICS if metric.is_compared)
 Case = dict[str, Any]
 
 
@@ -45,7 +45,10 @@ def compare_evaluations(first: Sequence[Case], second: Sequence[Case]) -> dict[s
         _row(
             structure,
             metric,
-            [(by_id[0][i][structure][metric], by_id[1][i][structure][metric]) for i in shared],
+            [
+                (by_id[0][i][structure].get(metric.name), by_id[1][i][structure].get(metric.name))
+                for i in shared
+            ],
         )
         for structure in STRUCTURES
         for metric in COMPARED
@@ -73,17 +76,15 @@ def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _row(
-    structure: str, metric: str, pairs: Sequence[tuple[float | None, float | None]]
+    structure: str, metric: Metric, pairs: Sequence[tuple[float | None, float | None]]
 ) -> dict[str, Any]:
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     differences = [b - a for a, b in known]
-    gains = [
-        abs(a) - abs(b) if metric == "rvd" or metric in LOWER_IS_BETTER else b - a for a, b in known
-    ]
+    gains = [metric.improvement(a, b) for a, b in known]
     values = np.array(differences, dtype=np.float64)
     return {
         "structure": structure,
-        "metric": metric,
+        "metric": metric.name,
         "n": len(known),
         "mean_a": exact_mean([a for a, _ in known]),
         "mean_b": exact_mean([b for _, b in known]),

@@ -1,7 +1,6 @@
 """Score pairs of masks in parallel, each case once: resumable by the ledger; a bad case does not stop the rest."""
 
 import functools
-import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
@@ -15,6 +14,7 @@ from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY
 from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, aligned_prediction
 from liverseg_dist.evaluation.report.overlays import save_pictures
+from liverseg_dist.files import file_sha256
 from liverseg_dist.volume import Volume
 from liverseg_dist.workers import terminal_signals_blocked, worker_pool
 
@@ -98,7 +98,7 @@ def score_pair(pair: MaskPair, job: ScoreJob) -> Outcome:
     """Score one pair unless the ledger has it for these very files; errors are recorded, not raised."""
     try:
         inputs = fingerprint_of(
-            {"prediction": _sha256(pair.prediction), "truth": _sha256(pair.truth)}
+            {"prediction": _hash_mask_file(pair.prediction), "truth": _hash_mask_file(pair.truth)}
         )
         if job.ledger.read(pair.case_id, inputs) is not None:
             return Outcome(pair.case_id, reused=True)
@@ -158,9 +158,8 @@ def read_pair(pair: MaskPair, job: ScoreJob) -> tuple[Volume, Volume]:
     return aligned_prediction(prediction, truth, pair, job.ignore_affine), truth
 
 
-def _sha256(file: Path) -> str:
+def _hash_mask_file(file: Path) -> str:
     try:
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:  # a link that leads nowhere, a folder of that name
+        return file_sha256(file)
+    except OSError as error:  # for example a link without a target, or a folder with a mask's name
         raise UserError(f"{file}: {error.strerror}") from None

@@ -22,14 +22,10 @@ from liverseg_dist.evaluation.metrics.bootstrap import (
 )
 from liverseg_dist.evaluation.metrics.calibration import pooled_calibration
 from liverseg_dist.evaluation.metrics.lesions import DETECTED_METRICS, IOU_THRESHOLDS, SIZE_CLASSES
-from liverseg_dist.evaluation.metrics.surface import CLOSED_KEYS
+from liverseg_dist.evaluation.metrics.registry import CASE_METRICS
 from liverseg_dist.labels import STRUCTURES
 
 SCHEMA = 1
-CASE_METRICS = (
-    "dice", "jaccard", "voe", "rvd", "assd_mm", "rmsd_mm", "mssd_mm", "hd95_mm", "nsd_1mm", "nsd_2mm",
-    "volume_error_ml", *CLOSED_KEYS,
-)  # fmt: skip
 Case = dict[str, Any]
 
 
@@ -75,9 +71,9 @@ def _structure_summary(scores: list[dict[str, Any]], indices: np.ndarray) -> dic
     spread: dict[str, dict[str, float | None]] = {}
     n_defined: dict[str, int] = {}
     for metric in CASE_METRICS:
-        key = "dice_per_case" if metric == "dice" else metric
-        # Ledgers written before the closed distances existed lack their keys.
-        found = [score.get(metric) for score in scores]
+        key = metric.summary_key
+        # Ledgers written before a metric was added lack its key.
+        found = [score.get(metric.name) for score in scores]
         defined = [value for value in found if value is not None]
         summary[key] = exact_mean(defined)
         n_defined[key] = len(defined)

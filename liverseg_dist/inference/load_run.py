@@ -1,6 +1,5 @@
 """Load what a training run left: its resolved settings and its weights."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.augment import augmentation_preset
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.results import EVALUATION, SUMMARY
+from liverseg_dist.files import file_sha256
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve_topology
@@ -227,11 +227,6 @@ def inference_only(overrides: Iterable[str]) -> list[str]:
                 f"'{override}': a finished run takes inference.* only, e.g. inference.overlap=0.25"
             )
     return kept
-
-
-def file_sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _expect_run(path: Path, file: Path, weights: str) -> None:

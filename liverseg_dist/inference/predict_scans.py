@@ -1,11 +1,9 @@
 """Segment scan files into a folder: each once, resumable, a bad file does not take the rest down.
 
 Every scan passes the audit of conversion first (`scan_checks`). Its findings are kept in the record of the
-scan and in `mask_volumes.csv`.
+scan and in `volumes.csv`.
 """
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -20,8 +18,7 @@ from liverseg_dist.data.audit.findings import Finding
 from liverseg_dist.data.io.nifti import read_scan_file, write_image, write_mask
 from liverseg_dist.errors import RankLost, RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.files import natural_key, write_text
-from liverseg_dist.inference.load_run import file_sha256
+from liverseg_dist.files import file_sha256, natural_key, write_text
 from liverseg_dist.inference.postprocess import TUMOUR_CONNECTIVITY, foreground_box
 from liverseg_dist.inference.scan_checks import (
     Overview,
@@ -36,6 +33,7 @@ from liverseg_dist.inference.segment_scan import prepare_for_network, segment_on
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.work_division import failure_line
 from liverseg_dist.labels import STRUCTURES, TUMOUR, structure_mask
+from liverseg_dist.texts.csv_output import format_csv
 from liverseg_dist.texts.formats import describe_unread, refusal
 from liverseg_dist.texts.names import (
     clean_text,
@@ -188,7 +186,7 @@ class Prediction:
         return [self.mask_file(name), *wanted]
 
     def write_table(self) -> Path:
-        """`mask_volumes.csv`: a row per scan of this folder, also of earlier calls with the same run and settings."""
+        """`volumes.csv`: a row per scan of this folder, also of earlier calls with the same run and settings."""
         rows: list[dict[str, object]] = [
             {
                 **record,
@@ -206,13 +204,7 @@ class Prediction:
                 {"scan": name, "status": status, "warnings": warnings_text(findings), "error": text}
             )
         rows.sort(key=lambda row: natural_key(str(row["scan"])))
-        table = io.StringIO()
-        writer = csv.DictWriter(
-            table, COLUMNS, extrasaction="ignore", restval="", lineterminator="\n"
-        )
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-        write_text(self.out / "volumes.csv", table.getvalue())
+        write_text(self.out / "volumes.csv", format_csv(COLUMNS, rows))
         return self.out / "volumes.csv"
 
 
@@ -319,9 +311,3 @@ def _counts(mask_zyx: np.ndarray) -> np.ndarray:
     return np.sum(
         [np.bincount(slice_yx.reshape(-1), minlength=TUMOUR + 1) for slice_yx in mask_zyx], axis=0
     )
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
-        return f"'{value}"  # a spreadsheet would take it for a formula
-    return "" if value is None else value

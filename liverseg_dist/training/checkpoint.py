@@ -5,7 +5,6 @@ them back on any number of ranks. `checkpoints/step_N/` appears only when it is 
 `manifest.json` holding each file's SHA-256; what is not there whole is passed over when resuming.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, current_rank
 from liverseg_dist.distributed.heartbeat import is_consequence
 from liverseg_dist.errors import RunFailed
+from liverseg_dist.files import file_sha256
 
 # With one process that is what is meant.
 warnings.filterwarnings(
@@ -133,7 +133,7 @@ class Checkpoints:
 
     def _make_whole(self, aside: Path, final: Path, state: dict[str, Any]) -> None:
         (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
-        sums = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
+        sums = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
         (aside / MANIFEST).write_text(
             json.dumps({"schema": SCHEMA, "sha256": sums}, indent=1), encoding="utf-8"
         )
@@ -174,7 +174,7 @@ def validate_checkpoint(folder: Path) -> str:
             path = folder / Path(name).name
             if not path.is_file():
                 return f"{name} is missing"
-            if _sha256(path) != expected:
+            if file_sha256(path) != expected:
                 return f"{name} does not match its checksum"
         if json.loads((folder / STATE).read_text(encoding="utf-8"))["step"] != int(
             folder.name.removeprefix("step_")
@@ -192,11 +192,6 @@ def _cause(error: BaseException) -> BaseException:
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:

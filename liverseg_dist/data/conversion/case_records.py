@@ -16,13 +16,13 @@ from liverseg_dist.data.conversion.case_writer import (
     SUMS,
     StagingDir,
     json_text,
-    sha256_file,
     write_text,
 )
 from liverseg_dist.data.conversion.settings_match import DONE_BEFORE
 from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.io.dataset_index import MsdCase
 from liverseg_dist.data.store.layout import CASES, SCHEMA
+from liverseg_dist.files import file_sha256
 from liverseg_dist.locks import hold_lock
 from liverseg_dist.volume import Float3, Volume
 
@@ -170,7 +170,7 @@ def is_up_to_date(record: CaseRecord, job: CaseJob, source_sha256: str) -> bool:
 
 def _has(file: Path, sha256: str) -> bool:
     try:
-        return sha256_file(file) == sha256
+        return file_sha256(file) == sha256
     except OSError:
         return False
 
@@ -180,7 +180,7 @@ def source_hash(case: MsdCase) -> str:
     parts = []
     for path in (case.image, case.label):
         try:
-            parts.append("none" if path is None else sha256_file(path))
+            parts.append("none" if path is None else file_sha256(path))
         except OSError:
             parts.append("unreadable")
     return ":".join(parts)

@@ -1,7 +1,6 @@
 """Writing cases and the root of a store: aside first, then one rename, so that what can be seen is whole."""
 
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -26,6 +25,7 @@ from liverseg_dist.data.store.layout import (
     ome_metadata,
     shard_shape,
 )
+from liverseg_dist.files import file_sha256
 from liverseg_dist.volume import Grid
 
 PRIVATE = ".liverseg"
@@ -163,15 +163,10 @@ def write_bytes(aside: StagingDir, path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _synced_sha256(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _sync_folder(folder: Path) -> None:

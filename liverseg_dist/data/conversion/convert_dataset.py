@@ -37,7 +37,6 @@ from liverseg_dist.data.conversion.case_writer import (
     StagingDir,
     json_text,
     root_text,
-    sha256_file,
     write_text,
 )
 from liverseg_dist.data.conversion.executors import Executor
@@ -51,6 +50,7 @@ from liverseg_dist.data.io.dataset_index import MsdDataset
 from liverseg_dist.data.io.spacing_table import read_spacing_table
 from liverseg_dist.data.store.layout import CASES
 from liverseg_dist.errors import UserError
+from liverseg_dist.files import file_sha256
 from liverseg_dist.locks import hold_lock
 
 SETTINGS = f"{PRIVATE}/settings.json"
@@ -216,7 +216,7 @@ class Conversion:
                 for p in (record_file(self.store, scan), thumbnail_file(self.store, scan))
                 if p.exists()
             ]
-        sums |= {path.relative_to(self.store).as_posix(): sha256_file(path) for path in others}
+        sums |= {path.relative_to(self.store).as_posix(): file_sha256(path) for path in others}
         sums["zarr.json"] = hashlib.sha256(root.encode()).hexdigest()
         return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.config.shipped import find_config
-from liverseg_dist.data.conversion.case_writer import sha256_file
 from liverseg_dist.data.store.layout import SCHEMA
 from liverseg_dist.errors import UserError
+from liverseg_dist.files import file_sha256
 
 DONE_BEFORE = {
     "convert.cleaning.standardise": True,
@@ -82,6 +82,6 @@ def _short(value: Any) -> str:
 
 def _content(path: Path | None) -> str | None:
     try:
-        return None if path is None else f"sha256 {sha256_file(find_config(path))}"
+        return None if path is None else f"sha256 {file_sha256(find_config(path))}"
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import zarr
 
-from liverseg_dist.data.conversion.case_writer import PRIVATE, SUMS, sha256_file
+from liverseg_dist.data.conversion.case_writer import PRIVATE, SUMS
 from liverseg_dist.data.conversion.settings_match import settings_sha256
 from liverseg_dist.data.splits import Splits, patients_in_several_parts
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.data.store.layout import ARRAYS, CASES, TRAIN_ONLY
 from liverseg_dist.data.store.metadata_checks import check_array
 from liverseg_dist.errors import UserError, printable
+from liverseg_dist.files import file_sha256
 from liverseg_dist.labels import IGNORE
 
 MOST_CHUNKS = 4
@@ -125,7 +126,7 @@ def _check_files(path: Path, case_id: str, sums: dict[str, str]) -> Iterator[Sto
     for name, expected in sorted(sums.items()):
         file, where = path / name, name.removeprefix(f"{CASES}/{case_id}/") if case_id else name
         try:
-            right = sha256_file(file) == expected
+            right = file_sha256(file) == expected
         except FileNotFoundError:
             yield StoreDefect(case_id, where, "is missing")
             continue

@@ -3,27 +3,34 @@
 Undefined values are empty cells. A cell that a spreadsheet would take for a formula gets a leading apostrophe.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.evaluation.metrics.surface import CLOSED_KEYS
+from liverseg_dist.evaluation.metrics.registry import CASE_METRICS
 from liverseg_dist.files import natural_key, write_text
 from liverseg_dist.labels import STRUCTURES
+from liverseg_dist.texts.csv_output import format_csv
 
+Case = dict[str, Any]
+
+
+def _metric_columns(block: str) -> list[str]:
+    return [metric.name for metric in CASE_METRICS if metric.csv_block == block]
+
+
+# Columns keep their position over versions: programs may read them by number.
 CASE_COLUMNS = (
-    "case_id", "structure", "status", "dice", "jaccard", "voe", "rvd", "assd_mm", "rmsd_mm", "mssd_mm", "hd95_mm",
-    "nsd_1mm", "nsd_2mm", "prediction_ml", "truth_ml", "volume_error_ml", "prediction_voxels", "truth_voxels",
-    "intersection_voxels", "tp_iou_50", "fp_iou_50", "fn_iou_50", "tp_iou_0", "fp_iou_0", "fn_iou_0",
-    "burden_prediction", "burden_truth", "burden_error", "error", *CLOSED_KEYS,
+    "case_id", "structure", "status", *_metric_columns("first"),
+    "prediction_ml", "truth_ml", *_metric_columns("volumes"),
+    "prediction_voxels", "truth_voxels", "intersection_voxels",
+    "tp_iou_50", "fp_iou_50", "fn_iou_50", "tp_iou_0", "fp_iou_0", "fn_iou_0",
+    "burden_prediction", "burden_truth", "burden_error", "error", *_metric_columns("appended"),
 )  # fmt: skip
 LESION_COLUMNS = (
-    "case_id", "side", "number", "voxels", "volume_ml", "diameter_mm", "size_class", "z", "y", "x", "match", "iou",
-    "dice", "detected_iou_50", "detected_iou_0",
+    "case_id", "side", "number", "voxels", "volume_ml", "diameter_mm", "size_class", "z", "y", "x",
+    "match", "iou", "dice", "detected_iou_50", "detected_iou_0",
 )  # fmt: skip
-Case = dict[str, Any]
 
 
 def write_cases_csv(file: Path, cases: Iterable[Case], failures: Mapping[str, str]) -> None:
@@ -33,7 +40,7 @@ def write_cases_csv(file: Path, cases: Iterable[Case], failures: Mapping[str, st
         {"case_id": case_id, "status": "failed", "error": error}
         for case_id, error in failures.items()
     ]
-    _write(file, CASE_COLUMNS, rows)
+    write_text(file, format_csv(CASE_COLUMNS, rows))
 
 
 def write_lesions_csv(file: Path, cases: Iterable[Case]) -> None:
@@ -42,7 +49,7 @@ def write_lesions_csv(file: Path, cases: Iterable[Case]) -> None:
         for case in _in_order(cases)
         for lesion in case["lesions"]
     ]
-    _write(file, LESION_COLUMNS, rows)
+    write_text(file, format_csv(LESION_COLUMNS, rows))
 
 
 def _in_order(cases: Iterable[Case]) -> list[Case]:
@@ -63,21 +70,3 @@ def _lesion_row(case_id: str, lesion: Mapping[str, Any]) -> dict[str, object]:
     z, y, x = lesion["centre_zyx"]
     match = " ".join(str(number) for number in lesion["match"])
     return {**lesion, "case_id": case_id, "z": z, "y": y, "x": x, "match": match}
-
-
-def _write(file: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _cell(row.get(name)) for name in columns} for row in rows)
-    write_text(file, text.getvalue())
-
-
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
-        return f"'{value}"
-    return value
