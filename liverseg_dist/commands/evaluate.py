@@ -56,9 +56,9 @@ from liverseg_dist.evaluation.curves import Curves, read_curves
 from liverseg_dist.evaluation.earlier import move_earlier_results
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.metrics.calibration import BINS
-from liverseg_dist.evaluation.metrics.lesions import DETECTION_WORDS
 from liverseg_dist.evaluation.notes import distance_notes
 from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
+from liverseg_dist.evaluation.report.terminal_summary import format_ratio, format_summary
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, SUMMARY, write_results
 from liverseg_dist.inference.case_inputs import CaseInputs
 from liverseg_dist.inference.evaluate_cases import Evaluation
@@ -307,7 +307,8 @@ def _describe_move(moved: Path, folder: Path) -> str:
     """Say where the results of other weights or settings were moved, with their main figures."""
     summary = json.loads((moved / SUMMARY).read_text(encoding="utf-8"))
     dice = ", ".join(
-        f"{name} Dice {_shown(summary[name]['dice_per_case'])}" for name in ("liver", "tumour")
+        f"{name} Dice {format_ratio(summary[name]['dice_per_case'])}"
+        for name in ("liver", "tumour")
     )
     return (
         f"earlier results of other weights or settings are kept in {moved} ({dice}); to compare: "
@@ -408,22 +409,10 @@ def _say(summary: dict[str, Any], cases: list[dict[str, Any]], folder: Path) -> 
     )
     print(f"{summary['n_cases']} cases, {kind}s{aided}, on the scans' own voxels")
     print(f"post-processing: {summary['details']['postprocessing']}")
-    for structure in ("liver", "tumour"):
-        scores = summary[structure]
-        print(
-            f"{structure:7}Dice {_shown(scores['dice_per_case'])} per case, {_shown(scores['dice_global'])} global"
-        )
-    for name, words in DETECTION_WORDS.items():
-        counts = summary["tumour"]["detection"][name]
-        print(
-            f"lesions {words}: recall {_shown(counts['recall'])}, precision {_shown(counts['precision'])}"
-        )
+    for line in format_summary(summary):
+        print(line)
     for note in distance_notes(cases):
         print(f"note: {note}")
     if summary["failed"]:
         print(f"failed: {', '.join(summary['failed'])}")
     print(f"report: {folder / 'report.html'}", flush=True)
-
-
-def _shown(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"

@@ -18,11 +18,11 @@ from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError, printable
 from liverseg_dist.evaluation.metrics.lesions import (
     CONNECTIVITIES,
-    DETECTION_WORDS,
     LITS_CONNECTIVITY,
 )
 from liverseg_dist.evaluation.notes import distance_notes
 from liverseg_dist.evaluation.pairing import Pairing, describe_left_out, images_by_case, pair_masks
+from liverseg_dist.evaluation.report.terminal_summary import format_summary
 from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
 from liverseg_dist.evaluation.score_folders import (
     Drawing,
@@ -175,17 +175,8 @@ def _details(args: argparse.Namespace) -> dict[str, object]:
 
 def _print_summary(summary: dict, cases: list[dict], pairing: Pairing, out: Path) -> None:
     print(f"{summary['n_cases']} cases")
-    for structure in ("liver", "tumour"):
-        scores = summary[structure]
-        figures = f"Dice per case {_shown(scores['dice_per_case'])}, global {_shown(scores['dice_global'])}"
-        print(
-            f"{structure:7}{figures}, HD95 {_shown(scores['hd95_mm'], 2, ' mm')}, NSD 2 mm {_shown(scores['nsd_2mm'])}"
-        )
-    for name, words in DETECTION_WORDS.items():
-        counts = summary["tumour"]["detection"][name]
-        print(
-            f"lesions {words}: recall {_shown(counts['recall'])}, precision {_shown(counts['precision'])}"
-        )
+    for line in format_summary(summary):
+        print(line)
     for note in distance_notes(cases):
         print(f"note: {note}")
     if pairing.missing:
@@ -193,7 +184,3 @@ def _print_summary(summary: dict, cases: list[dict], pairing: Pairing, out: Path
     if pairing.extra:
         print(f"no truth for {len(pairing.extra)}: {', '.join(pairing.extra[:10])}")
     print(f"report: {out / 'report.html'}")
-
-
-def _shown(value: float | None, digits: int = 4, unit: str = "") -> str:
-    return "undefined" if value is None else f"{value:.{digits}f}{unit}"

@@ -37,11 +37,13 @@ from liverseg_dist.volume import Float3
 LITS_CONNECTIVITY = 6
 CONNECTIVITIES = (6, 18, 26)
 IOU_THRESHOLDS: Mapping[str, float] = {"iou_50": 0.5, "iou_0": 0.0}
-DETECTION_WORDS: Mapping[str, str] = {
-    "iou_50": "detected (IoU > 0.5)",
-    "iou_0": "touched (any overlap)",
+DETECTION_TERMS: Mapping[str, str] = {"iou_50": "detected", "iou_0": "touched"}
+"""Term for a true lesion above each threshold, in reports, in TensorBoard and on terminals."""
+DETECTION_LABELS: Mapping[str, str] = {
+    "iou_50": f"{DETECTION_TERMS['iou_50']} (IoU > 0.5)",
+    "iou_0": f"{DETECTION_TERMS['iou_0']} (any overlap)",
 }
-"""What a true lesion above each threshold is called in reports and on terminals."""
+"""The terms with their definitions."""
 SIZE_CLASSES: Mapping[str, tuple[float, float]] = {
     "under_10mm": (0.0, 10.0),
     "10_to_20mm": (10.0, 20.0),

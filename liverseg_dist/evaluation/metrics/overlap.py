@@ -6,6 +6,7 @@ liver where label 1 is not predicted at all, even if tumours are; we take the re
 the rest open; what we do is said at each metric. None means undefined, and a summary counts the cases that are defined.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,11 @@ class OverlapCounts:
     prediction: int
     truth: int
     intersection: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the structure is absent from both masks."""
+        return self.prediction + self.truth == 0
 
     def dice(self) -> float:
         """2|P∩T| / (|P|+|T|). Both empty: 1 (LiTS, for tumours; here for the liver too). One empty: 0."""
@@ -52,6 +58,15 @@ class OverlapCounts:
             "voe": self.voe(),
             "rvd": self.rvd(),
         }
+
+
+def pooled_dice(counts: Iterable[OverlapCounts]) -> float | None:
+    """Dice of the voxels of all cases together. None where every mask is empty."""
+    intersection = total = 0
+    for case in counts:
+        intersection += case.intersection
+        total += case.prediction + case.truth
+    return 2 * intersection / total if total else None
 
 
 def confusion_counts(prediction_zyx: np.ndarray, truth_zyx: np.ndarray) -> np.ndarray:

@@ -57,6 +57,8 @@ class Metric:
     is_compared: bool = False
     """Tested by `liverseg compare`."""
     on_tensorboard: bool = False
+    on_terminal: bool = False
+    """Printed at the end of `liverseg evaluate` and `liverseg score`."""
 
     @property
     def summary_key(self) -> str:
@@ -108,6 +110,7 @@ METRICS = (
         in_case_table=True,
         is_compared=True,
         on_tensorboard=True,
+        on_terminal=True,
     ),
     Metric(
         "dice_global",
@@ -116,6 +119,7 @@ METRICS = (
         EmptyMaskRule(both=None, no_truth=0.0, no_prediction=0.0),
         is_pooled=True,
         on_tensorboard=True,
+        on_terminal=True,
     ),
     Metric("jaccard", "Jaccard", Direction.HIGHER, _OVERLAP, csv_block="first"),
     Metric("voe", "VOE", Direction.LOWER, EmptyMaskRule(0.0, 1.0, 1.0), csv_block="first"),
@@ -153,6 +157,7 @@ METRICS = (
         in_case_table=True,
         is_compared=True,
         on_tensorboard=True,
+        on_terminal=True,
     ),
     Metric(
         "nsd_1mm",
@@ -173,6 +178,7 @@ METRICS = (
         in_case_table=True,
         is_compared=True,
         on_tensorboard=True,
+        on_terminal=True,
     ),
     Metric(
         "volume_error_ml",

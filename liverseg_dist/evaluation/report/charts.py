@@ -7,7 +7,8 @@ from typing import Any
 from markupsafe import Markup
 
 import liverseg_dist.evaluation.report.svg as svg
-from liverseg_dist.evaluation.metrics.lesions import SIZE_CLASSES
+from liverseg_dist.evaluation.metrics.lesions import DETECTION_TERMS, SIZE_CLASSES
+from liverseg_dist.evaluation.metrics.registry import CASE_METRICS, Metric, add_unit
 from liverseg_dist.labels import STRUCTURES
 
 Case = dict[str, Any]
@@ -15,44 +16,45 @@ WIDTH = 520
 SIZE_NAMES = {"under_10mm": "under 10 mm", "10_to_20mm": "10 to 20 mm", "over_20mm": "over 20 mm"}
 
 
-def all_charts(summary: dict[str, Any], cases: Sequence[Case]) -> dict[str, Markup]:
+def draw_charts(summary: dict[str, Any], cases: Sequence[Case]) -> dict[str, Markup]:
     """Charts by name; a chart without any point is left out."""
-    made = {
-        "dice": distribution(
-            summary, cases, "dice", "Dice per case", svg.Axis(0, 1, 70, WIDTH - 20)
-        ),
-        "nsd": distribution(
-            summary, cases, "nsd_2mm", "NSD at 2 mm per case", svg.Axis(0, 1, 70, WIDTH - 20)
-        ),
-        "hd95": distance_distribution(summary, cases, "hd95_mm", "HD95"),
-        "assd": distance_distribution(summary, cases, "assd_mm", "ASSD"),
-        "recall_by_size": recall_by_size(summary),
-        "dice_by_size": dice_by_size(cases),
-        "burden": burden(cases),
-        "volume": volume_error(cases),
-        "calibration": calibration(summary),
+    charts = {
+        metric.name: draw_distribution(summary, cases, metric)
+        for metric in CASE_METRICS
+        if metric.chart
     }
-    return {name: chart for name, chart in made.items() if chart is not None}
+    charts |= {
+        "recall_by_size": draw_recall_by_size(summary),
+        "dice_by_size": draw_dice_by_size(cases),
+        "burden": draw_burden(cases),
+        "volume": draw_volume_error(cases),
+        "calibration": draw_calibration(summary),
+    }
+    return {name: chart for name, chart in charts.items() if chart is not None}
 
 
-def distribution(
-    summary: dict[str, Any], cases: Sequence[Case], metric: str, title: str, axis: svg.Axis
+def draw_distribution(
+    summary: dict[str, Any], cases: Sequence[Case], metric: Metric
 ) -> Markup | None:
-    """One dot a case, a box from the first to the third quartile, a bar at the median; a row for each structure."""
-    key = "dice_per_case" if metric == "dice" else metric
+    """One row a structure: a dot for each case, a box between the quartiles, a bar at the median."""
+    title = f"{metric.title} per case"
+    axis = svg.Axis(0, 1, 70, WIDTH - 20)
+    if metric.chart == "distance":
+        title = f"{add_unit(title, metric.unit)} (logarithmic)"
+        axis = _distance_axis(cases, metric)
     height, bottom = 230, 186
     marks = svg.x_axis(axis, bottom, 12, title)
     points = 0
     for row, structure in enumerate(STRUCTURES):
         centre = 58 + 86 * row
         values = [
-            (case[structure][metric], case["case_id"])
+            (case[structure][metric.name], case["case_id"])
             for case in cases
-            if case[structure][metric] is not None
+            if case[structure].get(metric.name) is not None
         ]
         points += len(values)
         marks.append(svg.text(60, centre + 4, structure, "end"))
-        spread = summary[structure]["spread"][key]
+        spread = summary[structure]["spread"][metric.summary_key]
         if spread["median"] is not None:
             left, right, median = axis(spread["q25"]), axis(spread["q75"]), axis(spread["median"])
             marks.append(svg.rect(left, centre - 32, right - left, 64, f"box {structure}"))
@@ -61,16 +63,17 @@ def distribution(
     return svg.picture(WIDTH, height, marks, f"{title}: one dot a case") if points else None
 
 
-def distance_distribution(
-    summary: dict[str, Any], cases: Sequence[Case], metric: str, name: str
-) -> Markup | None:
-    """`distribution` on a logarithmic axis; what is below its start is drawn there."""
-    values = [case[s][metric] for case in cases for s in STRUCTURES if case[s][metric] is not None]
-    axis = svg.Axis(0.2, svg.nice_high(values, 10.0), 70, WIDTH - 20, log=True)
-    return distribution(summary, cases, metric, f"{name} per case, mm (logarithmic)", axis)
+def _distance_axis(cases: Sequence[Case], metric: Metric) -> svg.Axis:
+    """A logarithmic axis from 0.2 mm; smaller values are drawn at its start."""
+    values = []
+    for case in cases:
+        for structure in STRUCTURES:
+            if (value := case[structure].get(metric.name)) is not None:
+                values.append(value)
+    return svg.Axis(0.2, svg.nice_high(values, 10.0), 70, WIDTH - 20, log=True)
 
 
-def recall_by_size(summary: dict[str, Any]) -> Markup | None:
+def draw_recall_by_size(summary: dict[str, Any]) -> Markup | None:
     """Bars: share of the true lesions of a size that were touched, and that were detected."""
     detection = summary["tumour"]["detection"]
     height, bottom, left = 250, 200, 62
@@ -80,13 +83,13 @@ def recall_by_size(summary: dict[str, Any]) -> Markup | None:
     total = 0
     for number, name in enumerate(SIZE_CLASSES):
         middle = left + step * (number + 0.5)
-        for side, threshold, label in ((-1, "iou_0", "touched"), (1, "iou_50", "detected")):
+        for side, threshold in ((-1, "iou_0"), (1, "iou_50")):
             part = detection[threshold]["recall_by_size"][name]
             total += part["lesions"]
             if part["recall"] is None:
                 continue
             x = middle + (-52 if side < 0 else 4)
-            hint = f"{label}: {part['detected']} of {part['lesions']}"
+            hint = f"{DETECTION_TERMS[threshold]}: {part['detected']} of {part['lesions']}"
             marks.append(
                 svg.rect(
                     x, y(part["recall"]), 48, bottom - y(part["recall"]), f"bar {threshold}", hint
@@ -110,7 +113,7 @@ def recall_by_size(summary: dict[str, Any]) -> Markup | None:
     return svg.picture(WIDTH, height, marks, "Recall of lesions by size") if total else None
 
 
-def dice_by_size(cases: Sequence[Case]) -> Markup | None:
+def draw_dice_by_size(cases: Sequence[Case]) -> Markup | None:
     """One dot a true lesion: Dice with its match over diameter."""
     lesions = [
         (case["case_id"], row)
@@ -137,7 +140,7 @@ def dice_by_size(cases: Sequence[Case]) -> Markup | None:
     return svg.picture(WIDTH, 250, marks, "Dice of lesions over their size")
 
 
-def burden(cases: Sequence[Case]) -> Markup | None:
+def draw_burden(cases: Sequence[Case]) -> Markup | None:
     """One dot a case: predicted over true tumour burden in per cent; the diagonal is agreement."""
     known = [case for case in cases if case["burden"]["error"] is not None]
     if not known:
@@ -156,7 +159,7 @@ def burden(cases: Sequence[Case]) -> Markup | None:
     return svg.picture(WIDTH, 270, marks, "Predicted over true tumour burden")
 
 
-def volume_error(cases: Sequence[Case]) -> Markup | None:
+def draw_volume_error(cases: Sequence[Case]) -> Markup | None:
     """One dot a case and structure: volume error over true volume, both in ml; the line is agreement."""
     shown: list[tuple[float, float, str, str]] = []
     for case in cases:
@@ -189,7 +192,7 @@ def volume_error(cases: Sequence[Case]) -> Markup | None:
     return svg.picture(WIDTH, 270, marks, "Volume error of tumours")
 
 
-def calibration(summary: dict[str, Any]) -> Markup | None:
+def draw_calibration(summary: dict[str, Any]) -> Markup | None:
     """Share of true voxels over predicted probability, a line a structure; the diagonal is perfect."""
     pooled = summary.get("calibration") or {}
     if not pooled:

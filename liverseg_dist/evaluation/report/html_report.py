@@ -13,8 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from liverseg_dist.evaluation.curves import Curves, curve_charts
+from liverseg_dist.evaluation.metrics.registry import CASE_METRICS, METRICS, Metric
 from liverseg_dist.evaluation.notes import distance_notes, has_edge_difference
-from liverseg_dist.evaluation.report.charts import SIZE_NAMES, all_charts
+from liverseg_dist.evaluation.report.charts import SIZE_NAMES, draw_charts
 from liverseg_dist.evaluation.report.overlays import PLANES
 from liverseg_dist.evaluation.shown_cases import collect_pictures, worst_first_key
 from liverseg_dist.files import write_text
@@ -25,30 +26,6 @@ from liverseg_dist.pages.palette import LESION_RGB
 SCRIPTS = ("tables.js", "slices.js", "surface.js", "viewer.js")
 WINDOWS = (("Abdomen", 40, 400), ("Liver", 60, 200), ("Wide", 0, 2000))
 """Presets of the viewer: name, level and width in HU."""
-METRICS = (
-    ("dice_per_case", "Dice per case", 4),
-    ("dice_global", "Dice global", 4),
-    ("jaccard", "Jaccard", 4),
-    ("voe", "VOE", 4),
-    ("rvd", "RVD", 4),
-    ("assd_mm", "ASSD, mm", 3),
-    ("rmsd_mm", "RMSD, mm", 3),
-    ("mssd_mm", "MSSD, mm", 2),
-    ("hd95_mm", "HD95, mm", 2),
-    ("nsd_1mm", "NSD at 1 mm", 4),
-    ("nsd_2mm", "NSD at 2 mm", 4),
-    ("volume_error_ml", "Volume error, ml", 2),
-)
-CLOSED_METRICS = (
-    ("assd_closed_mm", "ASSD closed at the edge, mm", 3),
-    ("rmsd_closed_mm", "RMSD closed at the edge, mm", 3),
-    ("mssd_closed_mm", "MSSD closed at the edge, mm", 2),
-)
-"""Shown where they differ from the open ones."""
-LOWER_IS_BETTER = {"voe", "hd95_mm"}
-LOWER_IS_BETTER |= {
-    f"{name}{kind}_mm" for name in ("assd", "rmsd", "mssd") for kind in ("", "_closed")
-}
 HEADER = (
     ("run", "Run"),
     ("data_set", "Data set"),
@@ -108,7 +85,9 @@ def render_report(
     header.append(("Cases", summary["n_cases"]))
     if date := environment.pop("date", None):
         header.append(("Date", date))
-    has_closed = any(has_edge_difference(case) for case in cases)
+    metrics: Sequence[Metric] = METRICS
+    if not any(has_edge_difference(case) for case in cases):
+        metrics = [metric for metric in METRICS if not metric.is_edge_variant]
     palette = {"overlay": OVERLAY, "lesions": LESION_RGB}
     return (
         _jinja()
@@ -123,11 +102,12 @@ def render_report(
             environment=environment,
             title=title,
             notes=distance_notes(cases),
-            charts=all_charts(summary, cases),
+            charts=draw_charts(summary, cases),
             training=_charts_of_runs(training or {}),
             shown_cases=collect_pictures(cases, pictures, beside),
-            metrics=METRICS + (CLOSED_METRICS if has_closed else ()),
-            lower_is_better=LOWER_IS_BETTER,
+            metrics=metrics,
+            case_metrics=[metric for metric in CASE_METRICS if metric.in_case_table],
+            chart_metrics=[metric for metric in CASE_METRICS if metric.chart],
             structures=STRUCTURES,
             size_names=SIZE_NAMES,
             planes=PLANES,
