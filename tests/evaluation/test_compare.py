@@ -18,7 +18,8 @@ STRUCTURES = ("liver", "tumour")
 
 def case(case_id: str, **dice: float | None) -> dict:
     return {"case_id": case_id} | {
-        s: dict.fromkeys(COMPARED, 0.5) | {"dice": dice.get(s, 0.5)} for s in STRUCTURES
+        s: dict.fromkeys([metric.name for metric in COMPARED], 0.5) | {"dice": dice.get(s, 0.5)}
+        for s in STRUCTURES
     }
 
 
