@@ -56,7 +56,7 @@ from liverseg_dist.evaluation.curves import Curves, read_curves
 from liverseg_dist.evaluation.earlier import move_earlier_results
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.metrics.calibration import BINS
-from liverseg_dist.evaluation.notes import distance_notes
+from liverseg_dist.evaluation.notes import list_distance_notes
 from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
 from liverseg_dist.evaluation.report.terminal_summary import format_ratio, format_summary
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, SUMMARY, write_results
@@ -411,7 +411,7 @@ def _say(summary: dict[str, Any], cases: list[dict[str, Any]], folder: Path) -> 
     print(f"post-processing: {summary['details']['postprocessing']}")
     for line in format_summary(summary):
         print(line)
-    for note in distance_notes(cases):
+    for note in list_distance_notes(cases):
         print(f"note: {note}")
     if summary["failed"]:
         print(f"failed: {', '.join(summary['failed'])}")

@@ -20,20 +20,20 @@ from liverseg_dist.evaluation.metrics.lesions import (
     CONNECTIVITIES,
     LITS_CONNECTIVITY,
 )
-from liverseg_dist.evaluation.notes import distance_notes
-from liverseg_dist.evaluation.pairing import Pairing, describe_left_out, images_by_case, pair_masks
+from liverseg_dist.evaluation.notes import list_distance_notes
+from liverseg_dist.evaluation.pairing import Pairing, describe_left_out, find_images, pair_masks
 from liverseg_dist.evaluation.report.terminal_summary import format_summary
 from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
 from liverseg_dist.evaluation.score_folders import (
-    Drawing,
-    Outcome,
+    PictureJob,
     ScoreJob,
+    ScoreOutcome,
     draw_pairs,
-    ledger_for,
+    open_ledger,
     score_pairs,
-    without_folders,
+    shorten_paths,
 )
-from liverseg_dist.evaluation.shown_cases import cases_to_show
+from liverseg_dist.evaluation.shown_cases import select_shown_cases
 from liverseg_dist.texts.paths import path_argument
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.volume import Volume
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> dict:
     for folder in (args.prediction, args.truth):
         for left_out in describe_left_out(folder):
             print(f"warning: {left_out}", file=sys.stderr)
-    ledger = ledger_for(args.out / LEDGER, args.connectivity, args.ignore_affine)
+    ledger = open_ledger(args.out / LEDGER, args.connectivity, args.ignore_affine)
     job = ScoreJob(ledger, read_mask, args.connectivity, args.ignore_affine)
     outcomes = []
     with show_progress("score", len(pairing.pairs)) as line:
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> dict:
     if not args.no_pictures:
         _draw(args, pairing, job, cases)
     told = {
-        pair.case_id: without_folders(failures[pair.case_id], pair)
+        pair.case_id: shorten_paths(failures[pair.case_id], pair)
         for pair in pairing.pairs
         if pair.case_id in failures
     }
@@ -139,9 +139,9 @@ def run(args: argparse.Namespace) -> dict:
 
 def _draw(args: argparse.Namespace, pairing: Pairing, job: ScoreJob, cases: list[dict]) -> None:
     """Pictures of the cases that the report will show."""
-    chosen = {case["case_id"] for _, case in cases_to_show(cases)}
+    chosen = {case["case_id"] for _, case in select_shown_cases(cases)}
     pairs = [pair for pair in pairing.pairs if pair.case_id in chosen]
-    drawing = Drawing(args.out / PICTURES, images_by_case(args.images, pairs), read_nifti)
+    drawing = PictureJob(args.out / PICTURES, find_images(args.images, pairs), read_nifti)
     with show_progress("pictures", len(pairs)) as line:
         for outcome in draw_pairs(pairs, job, drawing, args.workers):
             line.advance(note=outcome.case_id)
@@ -153,7 +153,7 @@ def read_mask(file: Path) -> Volume:
     return read_nifti(file, kind="label")
 
 
-def _exit_code(outcomes: list[Outcome], pairing: Pairing, allow_missing: bool) -> int:
+def _exit_code(outcomes: list[ScoreOutcome], pairing: Pairing, allow_missing: bool) -> int:
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:
         return EXIT_USER if all(outcome.users_mistake for outcome in failed) else EXIT_FAILED
@@ -177,7 +177,7 @@ def _print_summary(summary: dict, cases: list[dict], pairing: Pairing, out: Path
     print(f"{summary['n_cases']} cases")
     for line in format_summary(summary):
         print(line)
-    for note in distance_notes(cases):
+    for note in list_distance_notes(cases):
         print(f"note: {note}")
     if pairing.missing:
         print(f"no prediction for {len(pairing.missing)}: {', '.join(pairing.missing[:10])}")

@@ -22,7 +22,7 @@ from liverseg_dist.evaluation.metrics.bootstrap import (
     resample_indices,
 )
 from liverseg_dist.evaluation.metrics.registry import METRICS, Metric
-from liverseg_dist.evaluation.summary import exact_mean
+from liverseg_dist.evaluation.summary import compute_exact_mean
 from liverseg_dist.labels import STRUCTURES
 
 COMPARED = tuple(metric for metric in METRICS if metric.is_compared)
@@ -53,7 +53,7 @@ def compare_evaluations(first: Sequence[Case], second: Sequence[Case]) -> dict[s
         for structure in STRUCTURES
         for metric in COMPARED
     ]
-    for row, adjusted in zip(rows, holm_correction([row["p"] for row in rows]), strict=True):
+    for row, adjusted in zip(rows, apply_holm_correction([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
     return {
         "n_cases": len(shared),
@@ -64,7 +64,7 @@ def compare_evaluations(first: Sequence[Case], second: Sequence[Case]) -> dict[s
     }
 
 
-def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
+def apply_holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down correction; None stays None and does not count."""
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -86,9 +86,9 @@ def _row(
         "structure": structure,
         "metric": metric.name,
         "n": len(known),
-        "mean_a": exact_mean([a for a, _ in known]),
-        "mean_b": exact_mean([b for _, b in known]),
-        "difference": exact_mean(differences),
+        "mean_a": compute_exact_mean([a for a, _ in known]),
+        "mean_b": compute_exact_mean([b for _, b in known]),
+        "difference": compute_exact_mean(differences),
         "ci95": mean_interval(values, resample_indices(len(known))) if known else None,
         "p": _p_value(values),
         "better": sum(gain > 0 for gain in gains),

@@ -59,7 +59,7 @@ def load_training(folder: Path) -> dict[str, Curves]:
         return {}
 
 
-def curve_charts(curves: Curves) -> dict[str, Markup]:
+def draw_curves(curves: Curves) -> dict[str, Markup]:
     """Charts by title; one without two points is left out."""
     named = {
         "Training loss": (("loss", curves.get(LOSS, [])),),

@@ -98,7 +98,7 @@ class Ledger:
         write_json(self._file(case_id), entry)
 
     def _file(self, case_id: str) -> Path:
-        return self.folder / f"{file_name(case_id)}.json"
+        return self.folder / f"{encode_file_name(case_id)}.json"
 
     def _entries(self) -> list[dict[str, Any]]:
         found = [self._entry(file) for file in sorted(self.folder.glob("*.json"))]
@@ -127,7 +127,7 @@ def fingerprint_of(content: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_name(case_id: str) -> str:
+def encode_file_name(case_id: str) -> str:
     """A file name for any case id: percent-encoded, and shortened with a hash where it would be too long."""
     # A name may hold bytes that are not UTF-8: Python keeps them as surrogates.
     name = quote(case_id, safe=" ()[]{}+,=@", errors="surrogatepass")

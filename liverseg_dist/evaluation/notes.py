@@ -9,12 +9,12 @@ from liverseg_dist.labels import STRUCTURES
 Case = dict[str, Any]
 
 
-def distance_notes(cases: Sequence[Case]) -> list[str]:
+def list_distance_notes(cases: Sequence[Case]) -> list[str]:
     """What a reader of the distances must know about these cases; empty where there is nothing to say."""
-    return [*resolution_notes(cases), *edge_notes(cases)]
+    return [*list_resolution_notes(cases), *list_edge_notes(cases)]
 
 
-def resolution_notes(cases: Sequence[Case]) -> list[str]:
+def list_resolution_notes(cases: Sequence[Case]) -> list[str]:
     """Where voxels are larger than the tolerance of a normalised surface distance (NSD).
 
     Two surface elements lie on one lattice, so their distance is 0 or at least the shortest voxel side. A tolerance
@@ -44,7 +44,7 @@ def resolution_notes(cases: Sequence[Case]) -> list[str]:
     return notes
 
 
-def edge_notes(cases: Sequence[Case]) -> list[str]:
+def list_edge_notes(cases: Sequence[Case]) -> list[str]:
     """Where a mask reaches the scan's edge, so that the conventions of the distances differ."""
     differing = [case for case in cases if has_edge_difference(case)]
     if not differing:

@@ -68,7 +68,7 @@ def describe_left_out(folder: Path) -> list[str]:
     return [f"{printable(folder)}: {line}" for line in lines]
 
 
-def aligned_prediction(
+def align_prediction(
     prediction: Volume, truth: Volume, pair: MaskPair, ignore_affine: bool = False
 ) -> Volume:
     """The prediction on the truth's grid: axes permuted and flipped where the files are stored in another orientation.
@@ -94,7 +94,7 @@ def aligned_prediction(
     return turned
 
 
-def images_by_case(folder: Path | None, pairs: Sequence[MaskPair]) -> dict[str, Path]:
+def find_images(folder: Path | None, pairs: Sequence[MaskPair]) -> dict[str, Path]:
     """The scans of `folder` that belong to these pairs, by case id; cases without a scan are left out."""
     if folder is None:
         return {}

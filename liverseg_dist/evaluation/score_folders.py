@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from liverseg_dist.errors import RunFailed, UserError, printable
-from liverseg_dist.evaluation.ledger import Ledger, file_name, fingerprint_of
+from liverseg_dist.evaluation.ledger import Ledger, encode_file_name, fingerprint_of
 from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY
-from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, aligned_prediction
+from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, align_prediction
 from liverseg_dist.evaluation.report.overlays import save_pictures
 from liverseg_dist.files import file_sha256
 from liverseg_dist.volume import Volume
@@ -33,7 +33,7 @@ class ScoreJob:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class PictureJob:
     """Where pictures go, and the CT of each case that has one (read with `read_image`, HU)."""
 
     folder: Path
@@ -42,21 +42,21 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ScoreOutcome:
     case_id: str
     error: str | None = None
     users_mistake: bool = False
     reused: bool = False
 
 
-def ledger_for(folder: Path, connectivity: int, ignore_affine: bool) -> Ledger:
+def open_ledger(folder: Path, connectivity: int, ignore_affine: bool) -> Ledger:
     """The ledger of a comparison of folders; another setting makes other entries."""
     return Ledger(
         folder, {"score": "folders", "connectivity": connectivity, "ignore_affine": ignore_affine}
     )
 
 
-def score_pairs(pairs: Sequence[MaskPair], job: ScoreJob, workers: int) -> Iterator[Outcome]:
+def score_pairs(pairs: Sequence[MaskPair], job: ScoreJob, workers: int) -> Iterator[ScoreOutcome]:
     """Score all pairs with `workers` processes and yield what became of each as it ends; scores go to the ledger.
 
     Raises `RunFailed` when a worker dies; what was scored until then stays in the ledger.
@@ -65,10 +65,10 @@ def score_pairs(pairs: Sequence[MaskPair], job: ScoreJob, workers: int) -> Itera
 
 
 def draw_pairs(
-    pairs: Sequence[MaskPair], job: ScoreJob, drawing: Drawing, workers: int
-) -> Iterator[Outcome]:
+    pairs: Sequence[MaskPair], job: ScoreJob, drawing: PictureJob, workers: int
+) -> Iterator[ScoreOutcome]:
     """Save the pictures of these pairs (`pictures.save_pictures`) and remove those of all others."""
-    kept = {file_name(pair.case_id) for pair in pairs}
+    kept = {encode_file_name(pair.case_id) for pair in pairs}
     for file in drawing.folder.glob("*"):
         if file.suffix in (".json", ".png") and file.name.removesuffix(file.suffix) not in kept:
             file.unlink(missing_ok=True)
@@ -76,8 +76,8 @@ def draw_pairs(
 
 
 def _in_parallel(
-    work: Callable[[MaskPair], Outcome], pairs: Sequence[MaskPair], workers: int
-) -> Iterator[Outcome]:
+    work: Callable[[MaskPair], ScoreOutcome], pairs: Sequence[MaskPair], workers: int
+) -> Iterator[ScoreOutcome]:
     if workers <= 1 or len(pairs) <= 1:
         yield from map(work, pairs)
         return
@@ -94,14 +94,14 @@ def _in_parallel(
             ) from None
 
 
-def score_pair(pair: MaskPair, job: ScoreJob) -> Outcome:
+def score_pair(pair: MaskPair, job: ScoreJob) -> ScoreOutcome:
     """Score one pair unless the ledger has it for these very files; errors are recorded, not raised."""
     try:
         inputs = fingerprint_of(
             {"prediction": _hash_mask_file(pair.prediction), "truth": _hash_mask_file(pair.truth)}
         )
         if job.ledger.read(pair.case_id, inputs) is not None:
-            return Outcome(pair.case_id, reused=True)
+            return ScoreOutcome(pair.case_id, reused=True)
         prediction, truth = read_pair(pair, job)
         scores = score_case(
             pair.case_id, prediction.voxels, truth.voxels, truth.spacing_mm, job.connectivity
@@ -112,13 +112,13 @@ def score_pair(pair: MaskPair, job: ScoreJob) -> Outcome:
             if isinstance(error, (UserError, RunFailed))
             else f"{type(error).__name__}: {error}"
         )
-        job.ledger.write_failure(pair.case_id, without_folders(message, pair))
-        return Outcome(pair.case_id, error=message, users_mistake=isinstance(error, UserError))
+        job.ledger.write_failure(pair.case_id, shorten_paths(message, pair))
+        return ScoreOutcome(pair.case_id, error=message, users_mistake=isinstance(error, UserError))
     job.ledger.write(pair.case_id, scores, inputs)
-    return Outcome(pair.case_id)
+    return ScoreOutcome(pair.case_id)
 
 
-def without_folders(message: str, pair: MaskPair) -> str:
+def shorten_paths(message: str, pair: MaskPair) -> str:
     """As results tell it: of the files' paths the last two parts, which say whose mask is meant."""
     for file in (pair.prediction, pair.truth):
         for path in (str(file), printable(file)):
@@ -126,7 +126,7 @@ def without_folders(message: str, pair: MaskPair) -> str:
     return printable(message)
 
 
-def draw_pair(pair: MaskPair, job: ScoreJob, drawing: Drawing) -> Outcome:
+def draw_pair(pair: MaskPair, job: ScoreJob, drawing: PictureJob) -> ScoreOutcome:
     """Save the pictures of one pair. A CT that cannot be read, or lies on another grid, is left out and said."""
     try:
         prediction, truth = read_pair(pair, job)
@@ -135,8 +135,8 @@ def draw_pair(pair: MaskPair, job: ScoreJob, drawing: Drawing) -> Outcome:
             image, error = _matching_image(drawing.images[pair.case_id], truth, drawing.read_image)
         save_pictures(drawing.folder, pair.case_id, prediction, truth, image)
     except Exception as error_:  # a picture is no reason to fail
-        return Outcome(pair.case_id, error=f"{pair.case_id}: no pictures: {error_}")
-    return Outcome(pair.case_id, error=error)
+        return ScoreOutcome(pair.case_id, error=f"{pair.case_id}: no pictures: {error_}")
+    return ScoreOutcome(pair.case_id, error=error)
 
 
 def _matching_image(
@@ -155,7 +155,7 @@ def read_pair(pair: MaskPair, job: ScoreJob) -> tuple[Volume, Volume]:
     """Prediction and truth on the truth's grid."""
     truth = job.read_mask(pair.truth)
     prediction = job.read_mask(pair.prediction)
-    return aligned_prediction(prediction, truth, pair, job.ignore_affine), truth
+    return align_prediction(prediction, truth, pair, job.ignore_affine), truth
 
 
 def _hash_mask_file(file: Path) -> str:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from liverseg_dist.evaluation.ledger import file_name
+from liverseg_dist.evaluation.ledger import encode_file_name
 from liverseg_dist.evaluation.report.overlays import load_pictures
 from liverseg_dist.files import write_text
 
@@ -35,7 +35,7 @@ def worst_first_key(case: Case) -> tuple[float, float, str]:
     return mean_dice, -(case["liver"]["hd95_mm"] or 0.0), case["case_id"]
 
 
-def cases_to_show(
+def select_shown_cases(
     cases: Sequence[Case], worst: int = NUM_WORST, best: int = NUM_BEST
 ) -> list[tuple[str, Case]]:
     """The worst and the best cases with `worst` or `best`; each once, cases without any mask left out."""
@@ -67,11 +67,11 @@ def collect_pictures(
         shutil.rmtree(beside / SLICES, ignore_errors=True)
     shown: list[dict[str, Any]] = []
     room = MAX_INLINE_BYTES
-    for rank, case in cases_to_show(cases):
+    for rank, case in select_shown_cases(cases):
         found = load_pictures(pictures, case["case_id"])
         if found is None or pictures is None:
             continue
-        name = file_name(case["case_id"])
+        name = encode_file_name(case["case_id"])
         item = {"rank": rank, "case": case, "name": name, "pictures": "", "file": "", "still": ""}
         content = json.dumps(found, separators=(",", ":"))
         if beside is None or len(content) <= room:

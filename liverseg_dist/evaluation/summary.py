@@ -20,7 +20,7 @@ from liverseg_dist.evaluation.metrics.bootstrap import (
     resample_indices,
     statistic_interval,
 )
-from liverseg_dist.evaluation.metrics.calibration import pooled_calibration
+from liverseg_dist.evaluation.metrics.calibration import pool_calibration
 from liverseg_dist.evaluation.metrics.lesions import DETECTED_METRICS, IOU_THRESHOLDS, SIZE_CLASSES
 from liverseg_dist.evaluation.metrics.registry import CASE_METRICS
 from liverseg_dist.labels import STRUCTURES
@@ -46,7 +46,7 @@ def aggregate_scores(cases: Iterable[Case]) -> dict[str, Any]:
     summary["tumour"]["detected_lesions"] = _detected_lesions(ordered)
     summary["burden"] = _burden_summary(ordered, indices)
     summary["calibration"] = {
-        structure: pooled_calibration(counts)
+        structure: pool_calibration(counts)
         for structure in STRUCTURES
         if (
             counts := [
@@ -60,7 +60,7 @@ def aggregate_scores(cases: Iterable[Case]) -> dict[str, Any]:
     return summary
 
 
-def exact_mean(values: Sequence[float]) -> float | None:
+def compute_exact_mean(values: Sequence[float]) -> float | None:
     """Correctly rounded sum over the number of values; None of nothing."""
     return math.fsum(values) / len(values) if values else None
 
@@ -75,7 +75,7 @@ def _structure_summary(scores: list[dict[str, Any]], indices: np.ndarray) -> dic
         # Ledgers written before a metric was added lack its key.
         found = [score.get(metric.name) for score in scores]
         defined = [value for value in found if value is not None]
-        summary[key] = exact_mean(defined)
+        summary[key] = compute_exact_mean(defined)
         n_defined[key] = len(defined)
         spread[key] = _spread(defined)
         values = np.array(
@@ -163,21 +163,21 @@ def _detected_lesions(cases: list[Case]) -> dict[str, Any]:
     """Means over all pairs with IoU above 0.5, pooled over cases (the LiTS scorer's lesion segmentation scores)."""
     pairs = [pair for case in cases for pair in case["detected_pairs"]]
     means = {
-        m: exact_mean([pair[m] for pair in pairs if pair[m] is not None]) for m in DETECTED_METRICS
+        m: compute_exact_mean([pair[m] for pair in pairs if pair[m] is not None]) for m in DETECTED_METRICS
     }
     return {"n": len(pairs), **means}
 
 
 def _burden_summary(cases: list[Case], indices: np.ndarray) -> dict[str, Any]:
     defined = [case["burden"]["error"] for case in cases if case["burden"]["error"] is not None]
-    mean_square = exact_mean([error**2 for error in defined])
+    mean_square = compute_exact_mean([error**2 for error in defined])
     values = np.array(
         [math.nan if case["burden"]["error"] is None else case["burden"]["error"] for case in cases]
     )
     return {
         "rmse": None if mean_square is None else math.sqrt(mean_square),
         "max_abs_error": max((abs(error) for error in defined), default=None),
-        "bias": exact_mean(defined),
+        "bias": compute_exact_mean(defined),
         "n_defined": len(defined),
         "ci95": {
             "rmse": statistic_interval(values, _root_mean_square, indices) if cases else None,

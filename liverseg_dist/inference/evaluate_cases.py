@@ -13,7 +13,7 @@ import numpy as np
 from liverseg_dist.data.audit.findings import Finding
 from liverseg_dist.data.io.nifti import write_mask
 from liverseg_dist.errors import RankLost, RunFailed
-from liverseg_dist.evaluation.ledger import Ledger, file_name
+from liverseg_dist.evaluation.ledger import Ledger, encode_file_name
 from liverseg_dist.evaluation.metrics.calibration import Counts
 from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.report.overlays import save_pictures
@@ -85,7 +85,7 @@ class Evaluation:
 
     def mask_file(self, case_id: str) -> Path:
         assert self.masks is not None
-        return self.masks.folder.parent / f"{file_name(case_id)}.nii.gz"
+        return self.masks.folder.parent / f"{encode_file_name(case_id)}.nii.gz"
 
     def _is_done(self, case_id: str, known_by: str) -> bool:
         if self.masks is not None:

@@ -30,8 +30,8 @@ from torch import Tensor
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.data.audit.findings import Finding
 from liverseg_dist.errors import RunFailed
-from liverseg_dist.evaluation.ledger import Ledger, file_name
-from liverseg_dist.evaluation.metrics.overlap import confusion_counts, structure_counts
+from liverseg_dist.evaluation.ledger import Ledger, encode_file_name
+from liverseg_dist.evaluation.metrics.overlap import count_confusion, count_structures
 from liverseg_dist.files import write_bytes, write_text
 from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assemble_case
 from liverseg_dist.inference.postprocess import foreground_box, postprocess_mask
@@ -139,7 +139,7 @@ class PostprocessSearch:
         return codes_of
 
     def _file(self, case_id: str) -> Path:
-        return self.folder / f"{file_name(case_id)}.npz"
+        return self.folder / f"{encode_file_name(case_id)}.npz"
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def mask_of_codes(codes: np.ndarray, tumour_threshold: float) -> np.ndarray:
 def mean_dice(mask: np.ndarray, truth: np.ndarray) -> float:
     """Mean of the Dice of liver (with tumours) and tumour."""
     known = truth != IGNORE
-    counts = structure_counts(confusion_counts(np.where(known, mask, 0), np.where(known, truth, 0)))
+    counts = count_structures(count_confusion(np.where(known, mask, 0), np.where(known, truth, 0)))
     return (counts["liver"].dice() + counts["tumour"].dice()) / 2
 
 

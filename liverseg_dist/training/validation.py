@@ -10,8 +10,8 @@ from liverseg_dist.config import Settings
 from liverseg_dist.data.augment import augmentation_preset
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.collectives import current_rank, gather_from_ranks, world_size
-from liverseg_dist.evaluation.metrics.overlap import OverlapCounts, pooled_dice
-from liverseg_dist.evaluation.report.overlays import overlay
+from liverseg_dist.evaluation.metrics.overlap import OverlapCounts, pool_dice
+from liverseg_dist.evaluation.report.overlays import draw_overlay
 from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.labels import IGNORE, STRUCTURES, structure_mask
 from liverseg_dist.model import build_model
@@ -76,7 +76,7 @@ def _picture(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.
     known = np.where(truth == IGNORE, 0, truth)
     weight = (known == 2).sum(axis=(1, 2)) * 1000 + (known > 0).sum(axis=(1, 2))
     z = int(weight.argmax())
-    return overlay(image[z], known[z], predicted[z])
+    return draw_overlay(image[z], known[z], predicted[z])
 
 
 def _pool(
@@ -91,7 +91,7 @@ def _pool(
         # would count as 1 and hide how the tumours of the few validation cases are segmented.
         scores = [counts.dice() for counts in rows if not counts.is_empty]
         per_case[name] = float(np.mean(scores)) if scores else float("nan")
-        dice = pooled_dice(rows)
+        dice = pool_dice(rows)
         pooled[name] = float("nan") if dice is None else dice
     defined = [value for value in per_case.values() if value == value]
     score = float(np.mean(defined)) if defined else float("nan")

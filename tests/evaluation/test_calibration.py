@@ -11,7 +11,7 @@ from liverseg_dist.evaluation.metrics.calibration import (
     BINS,
     LOWEST,
     CalibrationCounter,
-    pooled_calibration,
+    pool_calibration,
 )
 from liverseg_dist.evaluation.report.html_report import render_report
 from tests.evaluation.masks import labels
@@ -35,7 +35,7 @@ def counted(*pairs: tuple[np.ndarray, np.ndarray]) -> CalibrationCounter:
 
 def test_bins_are_scikit_learns() -> None:
     probability, truth = drawn(0)
-    pooled = pooled_calibration([counted((probability, truth)).counts()])
+    pooled = pool_calibration([counted((probability, truth)).counts()])
     kept = probability >= LOWEST
     share, mean = calibration_curve(truth[kept], probability[kept].astype(np.float64), n_bins=BINS)
     np.testing.assert_allclose(pooled["true_share"], share, rtol=1e-12)
@@ -45,8 +45,8 @@ def test_bins_are_scikit_learns() -> None:
 
 
 def test_a_bold_model_is_found_out() -> None:
-    honest = pooled_calibration([counted(drawn(1)).counts()])
-    bold = pooled_calibration([counted(drawn(1, sharpen=3.0)).counts()])
+    honest = pool_calibration([counted(drawn(1)).counts()])
+    bold = pool_calibration([counted(drawn(1, sharpen=3.0)).counts()])
     assert honest["ece"] < 0.02 < 0.1 < bold["ece"]
 
 
@@ -58,7 +58,7 @@ def test_slabs_and_order_change_no_bit() -> None:
 
 
 def test_nothing_counted_has_no_error() -> None:
-    pooled = pooled_calibration([CalibrationCounter().counts()])
+    pooled = pool_calibration([CalibrationCounter().counts()])
     assert pooled["ece"] is None
     assert pooled["true_share"] == [None] * BINS
 

@@ -10,7 +10,7 @@ from scipy.stats import wilcoxon
 from liverseg_dist.commands.main import main
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation import Ledger, score_case, write_results
-from liverseg_dist.evaluation.compare import COMPARED, compare_evaluations, holm_correction
+from liverseg_dist.evaluation.compare import COMPARED, apply_holm_correction, compare_evaluations
 from tests.evaluation.masks import labels
 
 STRUCTURES = ("liver", "tumour")
@@ -84,10 +84,10 @@ def test_nothing_in_common_is_refused() -> None:
 
 def test_holm() -> None:
     """Worked by hand: p = 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, never falling."""
-    assert holm_correction([0.03, None, 0.01, 0.04, 0.02]) == pytest.approx(
+    assert apply_holm_correction([0.03, None, 0.01, 0.04, 0.02]) == pytest.approx(
         [0.06, None, 0.04, 0.06, 0.06]
     )
-    assert holm_correction([0.9, 0.8]) == [1.0, 1.0]
+    assert apply_holm_correction([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_folds_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,15 +19,15 @@ from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation import Ledger, load_results, score_case, write_results
 from liverseg_dist.evaluation.report.html_report import render_report
 from liverseg_dist.evaluation.report.overlays import (
+    draw_overlay,
+    draw_plane,
     load_pictures,
     make_scene,
-    overlay,
-    overlay_picture,
     save_pictures,
 )
 from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
 from liverseg_dist.evaluation.results import rewrite_results
-from liverseg_dist.evaluation.shown_cases import cases_to_show
+from liverseg_dist.evaluation.shown_cases import select_shown_cases
 from liverseg_dist.evaluation.summary import aggregate_scores
 from liverseg_dist.volume import Grid, Volume
 from tests.evaluation.masks import SHAPE, labels
@@ -131,7 +131,7 @@ def test_every_case_has_a_row_and_the_worst_have_pictures(folder: Path) -> None:
     results = load_results(folder)
     page = (folder / "report.html").read_text()
     assert page.count('<td class="name"') == 12
-    shown = cases_to_show(results.cases)
+    shown = select_shown_cases(results.cases)
     assert [rank for rank, _ in shown] == ["worst"] * 8 + ["best"] * 2
     mean_dice = [(case["liver"]["dice"] + case["tumour"]["dice"]) / 2 for _, case in shown]
     assert mean_dice[:8] == sorted(mean_dice[:8])
@@ -167,7 +167,7 @@ def test_settings_hardware_and_audit_are_told(folder: Path) -> None:
 def test_of_few_cases_some_are_the_best() -> None:
     cases = [score_case(f"c{i}", labels(i), labels(i + i % 4), (1.0, 1.0, 1.0)) for i in range(4)]
     for count, ranks in ((1, "w"), (2, "wb"), (3, "wwb"), (4, "wwbb")):
-        shown = cases_to_show(cases[:count])
+        shown = select_shown_cases(cases[:count])
         assert "".join(rank[0] for rank, _ in shown) == ranks
         assert len({case["case_id"] for _, case in shown}) == count
 
@@ -179,7 +179,7 @@ def test_tensorboard_gets_the_same_pictures(folder: Path, tmp_path: Path) -> Non
             tmp_path, results.summary, results.cases, folder / "pictures", step=7
         )
     events = EventAccumulator(str(board), size_guidance={"images": 0}).Reload()
-    shown = [case["case_id"] for _, case in cases_to_show(results.cases)]
+    shown = [case["case_id"] for _, case in select_shown_cases(results.cases)]
     assert sorted(tag.split("/", 2)[2] for tag in events.Tags()["images"]) == sorted(shown)
     tag = next(tag for tag in events.Tags()["images"] if tag.endswith("case_01"))
     (image,) = events.Images(tag)
@@ -275,7 +275,7 @@ def test_pictures_do_not_depend_on_how_a_file_is_stored(orientation: str) -> Non
     assert turned is not None
     for plane in ("axial", "coronal", "sagittal"):
         np.testing.assert_array_equal(
-            overlay_picture(reference, plane, 3), overlay_picture(turned, plane, 3)
+            draw_plane(reference, plane, 3), draw_plane(turned, plane, 3)
         )
 
 
@@ -292,7 +292,7 @@ def test_pictures_are_upright() -> None:
     assert scene is not None
     z, y, x = (int(v) for v in np.argwhere(scene.prediction == 2).mean(axis=0))
     for plane, index in (("axial", z), ("coronal", y), ("sagittal", x)):
-        picture = overlay_picture(scene, plane, index).astype(int)
+        picture = draw_plane(scene, plane, index).astype(int)
         false = np.argwhere((picture[..., 0] > picture[..., 2] + 60) & (picture[..., 1] < 100))
         middle = np.array(picture.shape[:2]) / 2
         assert (false.mean(axis=0) < middle).all()
@@ -300,7 +300,7 @@ def test_pictures_are_upright() -> None:
 
 def test_overlay_of_a_slice() -> None:
     truth, prediction = labels(1)[8], labels(2)[8]
-    picture = overlay(np.full(truth.shape, 40, dtype=np.int16), truth, prediction)
+    picture = draw_overlay(np.full(truth.shape, 40, dtype=np.int16), truth, prediction)
     assert picture.shape == (*truth.shape, 3)
     assert picture.dtype == np.uint8
     untouched = (truth == 0) & (prediction == 0)

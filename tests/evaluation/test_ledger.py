@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liverseg_dist.evaluation import Ledger
-from liverseg_dist.evaluation.ledger import file_name
+from liverseg_dist.evaluation.ledger import encode_file_name
 from liverseg_dist.files import write_json
 
 SCORES = {"case_id": "liver_1", "liver": {"dice": 0.1 + 0.2, "hd95_mm": None}}
@@ -91,7 +91,7 @@ def test_no_folder_yet(tmp_path: Path) -> None:
 
 @given(st.lists(st.text(max_size=300), min_size=2, max_size=2, unique=True))
 def test_any_case_id_has_its_own_plain_file_name(ids: list[str]) -> None:
-    names = [file_name(case_id) for case_id in ids]
+    names = [encode_file_name(case_id) for case_id in ids]
     assert names[0] != names[1]
     for name in names:
         assert "/" not in name

@@ -7,13 +7,13 @@ import pytest
 from scipy import ndimage
 
 from liverseg_dist.evaluation.metrics.lesions import (
-    detection_counts,
-    diameter_mm,
+    classify_size,
+    count_detections,
+    equivalent_diameter_mm,
     find_components,
     match_components,
     match_lesions,
     score_lesions,
-    size_class,
 )
 from tests.evaluation.masks import blobs
 
@@ -143,18 +143,18 @@ def test_correspondence_of_a_chain() -> None:
     (pair,) = match_components(shared, np.array([14, 5]), np.array([8, 9, 4]))
     assert (pair.truth, pair.prediction) == ((1, 2), (1, 2))
     assert (pair.counts.prediction, pair.counts.truth, pair.counts.intersection) == (19, 17, 16)
-    assert detection_counts([pair], 2, 3, 0.5) == {"tp": 2, "fp": 0, "fn": 1}
+    assert count_detections([pair], 2, 3, 0.5) == {"tp": 2, "fp": 0, "fn": 1}
 
 
 def test_order_of_lesions_does_not_matter() -> None:
     rng = np.random.default_rng(3)
     shared = rng.integers(0, 40, size=(5, 6)) * (rng.random((5, 6)) < 0.4)
     sizes = shared.sum(axis=1) + 10, shared.sum(axis=0) + 15
-    reference = detection_counts(match_components(shared, *sizes), 5, 6, 0.2)
+    reference = count_detections(match_components(shared, *sizes), 5, 6, 0.2)
     for _ in range(5):
         rows, columns = rng.permutation(5), rng.permutation(6)
         pairs = match_components(shared[np.ix_(rows, columns)], sizes[0][rows], sizes[1][columns])
-        assert detection_counts(pairs, 5, 6, 0.2) == reference
+        assert count_detections(pairs, 5, 6, 0.2) == reference
 
 
 def test_counts_add_up() -> None:
@@ -193,8 +193,8 @@ def test_lesion_table() -> None:
 
 
 def test_diameter_is_that_of_the_ball() -> None:
-    assert diameter_mm(4 / 3 * math.pi * 0.5**3) == pytest.approx(10.0)
-    assert [size_class(d) for d in (0.0, 9.99, 10.0, 19.99, 20.0, 300.0)] == [
+    assert equivalent_diameter_mm(4 / 3 * math.pi * 0.5**3) == pytest.approx(10.0)
+    assert [classify_size(d) for d in (0.0, 9.99, 10.0, 19.99, 20.0, 300.0)] == [
         "under_10mm", "under_10mm", "10_to_20mm", "10_to_20mm", "over_20mm", "over_20mm",
     ]  # fmt: skip
 

@@ -8,11 +8,11 @@ import torch
 from scipy.spatial.distance import dice as scipy_dice
 from scipy.spatial.distance import jaccard as scipy_jaccard
 
-from liverseg_dist.evaluation.metrics.burden import burden_scores, tumour_burden
+from liverseg_dist.evaluation.metrics.burden import compute_burden, score_burden
 from liverseg_dist.evaluation.metrics.overlap import (
     OverlapCounts,
-    confusion_counts,
-    structure_counts,
+    count_confusion,
+    count_structures,
 )
 from tests.evaluation.masks import labels
 
@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 @pytest.mark.parametrize("seed", range(4))
 def test_dice_and_jaccard_are_scipys_and_monais(seed: int) -> None:
     prediction, truth = labels(seed), labels(seed + 50)
-    counts = structure_counts(confusion_counts(prediction, truth))
+    counts = count_structures(count_confusion(prediction, truth))
     for structure, masks in (
         ("liver", (prediction > 0, truth > 0)),
         ("tumour", (prediction == 2, truth == 2)),
@@ -44,7 +44,7 @@ def test_liver_includes_its_tumours() -> None:
     prediction, truth = np.zeros((2, 1, 1, 4), dtype=np.uint8)
     prediction[0, 0] = [1, 1, 2, 0]
     truth[0, 0] = [1, 2, 2, 2]
-    counts = structure_counts(confusion_counts(prediction, truth))
+    counts = count_structures(count_confusion(prediction, truth))
     assert counts["liver"] == OverlapCounts(prediction=3, truth=4, intersection=3)
     assert counts["tumour"] == OverlapCounts(prediction=1, truth=3, intersection=1)
 
@@ -65,10 +65,10 @@ def test_empty_mask_rules(
 
 
 def test_burden() -> None:
-    assert tumour_burden(200, 50) == 0.25
-    assert tumour_burden(0, 0) is None
+    assert compute_burden(200, 50) == 0.25
+    assert compute_burden(0, 0) is None
     liver, tumour = OverlapCounts(200, 100, 100), OverlapCounts(20, 30, 10)
-    assert burden_scores(liver, tumour) == {"truth": 0.3, "prediction": 0.1, "error": 0.1 - 0.3}
-    without_prediction = burden_scores(OverlapCounts(0, 100, 0), OverlapCounts(0, 30, 0))
+    assert score_burden(liver, tumour) == {"truth": 0.3, "prediction": 0.1, "error": 0.1 - 0.3}
+    without_prediction = score_burden(OverlapCounts(0, 100, 0), OverlapCounts(0, 30, 0))
     assert without_prediction == {"truth": 0.3, "prediction": 0.0, "error": -0.3}
-    assert burden_scores(OverlapCounts(9, 0, 0), OverlapCounts(3, 0, 0))["error"] is None
+    assert score_burden(OverlapCounts(9, 0, 0), OverlapCounts(3, 0, 0))["error"] is None

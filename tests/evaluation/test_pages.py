@@ -9,10 +9,10 @@ import pytest
 
 from liverseg_dist.evaluation import Ledger, score_case, shown_cases, write_results
 from liverseg_dist.evaluation.curves import LOSS, MAX_POINTS, load_training, read_curves
-from liverseg_dist.evaluation.notes import edge_notes, resolution_notes
+from liverseg_dist.evaluation.notes import list_edge_notes, list_resolution_notes
 from liverseg_dist.evaluation.report.html_report import render_report
 from liverseg_dist.evaluation.report.overlays import render_case, save_pictures
-from liverseg_dist.evaluation.report.tensorboard import headline_figures
+from liverseg_dist.evaluation.report.tensorboard import collect_headline_figures
 from liverseg_dist.evaluation.slice_data import HU_OF_CODE, check_slices, pack_slices, unpack_volume
 from liverseg_dist.evaluation.summary import aggregate_scores
 from liverseg_dist.files import natural_key
@@ -41,7 +41,7 @@ def test_each_meaning_has_its_word() -> None:
     assert not re.search(r"\bfound\b", text)
     for word in ("detected (IoU", "touched (any overlap)", "missed", "false positive"):
         assert word in text.replace("&gt;", ">")
-    tags = headline_figures(aggregate_scores(cases))
+    tags = collect_headline_figures(aggregate_scores(cases))
     assert "evaluation/lesions/recall_touched" in tags
     assert not [tag for tag in tags if "iou" in tag]
 
@@ -54,7 +54,7 @@ def test_burden_is_in_per_cent_everywhere() -> None:
     assert page.count(percent) >= 2  # tile and table
     assert f'<div class="figure">{percent}</div>' in page
     assert (
-        headline_figures(summary)["evaluation/burden_rmse_pct"] == 100 * summary["burden"]["rmse"]
+        collect_headline_figures(summary)["evaluation/burden_rmse_pct"] == 100 * summary["burden"]["rmse"]
     )
 
 
@@ -71,7 +71,7 @@ def test_tolerances_below_the_voxel_size_are_explained(
     spacing_mm: tuple[float, float, float], words: str | None
 ) -> None:
     case = case_of(1, spacing_mm)
-    notes = resolution_notes([case])
+    notes = list_resolution_notes([case])
     assert [words in note for note in notes] == [True] * (words is not None)
     if words == "longer than 2 mm":
         assert case["liver"]["nsd_1mm"] == case["liver"]["nsd_2mm"]
@@ -84,12 +84,12 @@ def test_the_edge_convention_is_stated_where_it_matters() -> None:
     prediction = truth.copy()
     prediction[-1] = 0
     cut = score_case("cut", prediction, truth, (3.0, 3.0, 3.0))
-    (note,) = edge_notes([cut])
+    (note,) = list_edge_notes([cut])
     assert "closed: 3.0 mm" in note or "3.0 mm closed" in note
     figures = render_report(aggregate_scores([cut]), [cut]).split('<section id="definitions">')[0]
     assert "<td>MSSD closed at the edge, mm</td>" in figures
     whole = score_case("whole", np.pad(prediction, 1), np.pad(truth, 1), (3.0, 3.0, 3.0))
-    assert edge_notes([whole]) == []
+    assert list_edge_notes([whole]) == []
     old = {**cut, "liver": {k: v for k, v in cut["liver"].items() if "closed" not in k}}
     assert aggregate_scores([old])["liver"]["mssd_closed_mm"] is None  # a ledger from before
 

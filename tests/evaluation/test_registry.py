@@ -17,7 +17,7 @@ from liverseg_dist.evaluation.metrics.registry import (
 )
 from liverseg_dist.evaluation.report.csv_tables import CASE_COLUMNS
 from liverseg_dist.evaluation.report.html_report import render_report
-from liverseg_dist.evaluation.report.tensorboard import headline_figures
+from liverseg_dist.evaluation.report.tensorboard import collect_headline_figures
 from liverseg_dist.evaluation.report.terminal_summary import format_summary
 from tests.evaluation.masks import SHAPE, labels
 
@@ -85,7 +85,7 @@ def test_every_output_contains_the_registered_metrics() -> None:
     summary = aggregate_scores(cases)
     page = render_report(summary, cases)
     compared = {row["metric"] for row in compare_evaluations(cases, cases)["metrics"]}
-    tags = headline_figures(summary)
+    tags = collect_headline_figures(summary)
     lines = format_summary(summary)
     readme = Path(evaluation.__file__).with_name("README.md").read_text(encoding="utf-8")
     for metric in METRICS:

@@ -15,7 +15,7 @@ from liverseg_dist.commands.main import main
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.evaluation import aggregate_scores, score_case
 from liverseg_dist.evaluation.pairing import pair_masks
-from liverseg_dist.evaluation.score_folders import ScoreJob, ledger_for, score_pairs
+from liverseg_dist.evaluation.score_folders import ScoreJob, open_ledger, score_pairs
 from tests.evaluation.masks import dying_reader, labels
 
 AFFINE_RAS = np.array([[0.9, 0, 0, -20.0], [0, 0.7, 0, 5.0], [0, 0, 2.5, 100.0], [0, 0, 0, 1]])
@@ -141,7 +141,7 @@ def test_killed_and_run_again_the_result_is_the_same(folders: tuple[Path, Path, 
 
 def test_a_killed_worker_is_said(folders: tuple[Path, Path, Path]) -> None:
     prediction, truth, out = folders
-    job = ScoreJob(ledger_for(out / "ledger", 6, False), dying_reader)
+    job = ScoreJob(open_ledger(out / "ledger", 6, False), dying_reader)
     with pytest.raises(RunFailed, match="a worker died"):
         list(score_pairs(pair_masks(prediction, truth).pairs, job, workers=2))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
-from liverseg_dist.evaluation.report.tensorboard import headline_figures
+from liverseg_dist.evaluation.report.tensorboard import collect_headline_figures
 from liverseg_dist.evaluation.summary import aggregate_scores
 from liverseg_dist.tracking.tags import board_tag, part_name
 from tests.distributed.launch import clean_environment, liverseg
@@ -75,7 +75,7 @@ def test_no_tag_is_lost_or_given_twice() -> None:
 
 
 def test_lesion_tags_say_what_counts_as_found() -> None:
-    tags = headline_figures(
+    tags = collect_headline_figures(
         aggregate_scores([])
         | {
             "tumour": {

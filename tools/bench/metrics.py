@@ -21,8 +21,8 @@ from scipy import ndimage
 
 from liverseg_dist.evaluation import score_case
 from liverseg_dist.evaluation.metrics.lesions import score_lesions
-from liverseg_dist.evaluation.metrics.overlap import confusion_counts, structure_counts
-from liverseg_dist.evaluation.metrics.surface import surface_scores
+from liverseg_dist.evaluation.metrics.overlap import count_confusion, count_structures
+from liverseg_dist.evaluation.metrics.surface import score_surface
 from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.volume import Float3
 
@@ -104,7 +104,7 @@ def contests(
     """(what, against whom, ours, theirs); both functions return the values that should be equal."""
     masks = {"liver": (prediction > 0, truth > 0), "tumour": (prediction == 2, truth == 2)}
     batches = {name: (one_hot(pair[0]), one_hot(pair[1])) for name, pair in masks.items()}
-    both_surfaces = lambda: [surface_scores(*pair, SPACING_MM) for pair in masks.values()]  # noqa: E731
+    both_surfaces = lambda: [score_surface(*pair, SPACING_MM) for pair in masks.values()]  # noqa: E731
     return [
         (
             "HD95 + NSD, liver and tumour",
@@ -123,7 +123,7 @@ def contests(
             "MONAI",
             lambda: [
                 v
-                for c in structure_counts(confusion_counts(prediction, truth)).values()
+                for c in count_structures(count_confusion(prediction, truth)).values()
                 for v in (c.dice(), c.jaccard())
             ],
             lambda: [float(f(*pair)) for pair in batches.values() for f in (monai_dice, monai_iou)],

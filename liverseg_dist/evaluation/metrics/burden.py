@@ -9,15 +9,15 @@ burden 0 (the scorer puts 9001).
 from liverseg_dist.evaluation.metrics.overlap import OverlapCounts
 
 
-def tumour_burden(liver_voxels: int, tumour_voxels: int) -> float | None:
+def compute_burden(liver_voxels: int, tumour_voxels: int) -> float | None:
     """Tumour / liver in voxels (the liver includes its tumours); None without a liver."""
     return tumour_voxels / liver_voxels if liver_voxels else None
 
 
-def burden_scores(liver: OverlapCounts, tumour: OverlapCounts) -> dict[str, float | None]:
+def score_burden(liver: OverlapCounts, tumour: OverlapCounts) -> dict[str, float | None]:
     """`truth`, `prediction` and `error` = prediction - truth of one case."""
-    truth = tumour_burden(liver.truth, tumour.truth)
-    prediction = tumour_burden(liver.prediction, tumour.prediction) or 0.0
+    truth = compute_burden(liver.truth, tumour.truth)
+    prediction = compute_burden(liver.prediction, tumour.prediction) or 0.0
     return {
         "truth": truth,
         "prediction": prediction,

@@ -43,7 +43,7 @@ class CalibrationCounter:
         }
 
 
-def pooled_calibration(counts: Sequence[Counts]) -> dict[str, Any]:
+def pool_calibration(counts: Sequence[Counts]) -> dict[str, Any]:
     """`ece`, `n_cases` and per-bin `voxels`, `probability` (mean), `true_share`; None in empty bins."""
     voxels, positives, probability = (
         [sum(column) for column in zip(*(c[key] for c in counts), strict=True)]

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from liverseg_dist.errors import UserError
-from liverseg_dist.evaluation.metrics.boxes import joint_box
-from liverseg_dist.evaluation.metrics.burden import burden_scores
+from liverseg_dist.evaluation.metrics.boxes import find_joint_box
+from liverseg_dist.evaluation.metrics.burden import score_burden
 from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY, score_lesions
-from liverseg_dist.evaluation.metrics.overlap import confusion_counts, structure_counts
-from liverseg_dist.evaluation.metrics.surface import surface_scores
+from liverseg_dist.evaluation.metrics.overlap import count_confusion, count_structures
+from liverseg_dist.evaluation.metrics.surface import score_surface
 from liverseg_dist.labels import IGNORE, TUMOUR
 from liverseg_dist.volume import Float3
 
@@ -32,9 +32,9 @@ def score_case(
     """
     spacing: Float3 = (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
     prediction, truth = _checked(case_id, prediction_zyx, truth_zyx)
-    box = joint_box(prediction, truth) or (slice(0, 1),) * 3
+    box = find_joint_box(prediction, truth) or (slice(0, 1),) * 3
     prediction, truth = (np.ascontiguousarray(mask[box]) for mask in (prediction, truth))
-    counts = structure_counts(confusion_counts(prediction, truth))
+    counts = count_structures(count_confusion(prediction, truth))
     voxel_ml = math.prod(spacing) / 1000.0
     result: dict[str, Any] = {
         "case_id": case_id,
@@ -53,14 +53,14 @@ def score_case(
             "truth_ml": own.truth * voxel_ml,
             "volume_error_ml": (own.prediction - own.truth) * voxel_ml,
             **own.scores(),
-            **surface_scores(masks[0], masks[1], spacing),
+            **score_surface(masks[0], masks[1], spacing),
         }
     result |= score_lesions(masks[0], masks[1], spacing, connectivity)
     for lesion in result["lesions"]:
         lesion["centre_zyx"] = [
             round(c + axis.start, 1) for c, axis in zip(lesion["centre_zyx"], box, strict=True)
         ]
-    result["burden"] = burden_scores(counts["liver"], counts["tumour"])
+    result["burden"] = score_burden(counts["liver"], counts["tumour"])
     return result
 
 

@@ -29,9 +29,9 @@ from typing import Any
 import cc3d
 import numpy as np
 
-from liverseg_dist.evaluation.metrics.boxes import joint_box
+from liverseg_dist.evaluation.metrics.boxes import find_joint_box
 from liverseg_dist.evaluation.metrics.overlap import OverlapCounts
-from liverseg_dist.evaluation.metrics.surface import surface_scores
+from liverseg_dist.evaluation.metrics.surface import score_surface
 from liverseg_dist.volume import Float3
 
 LITS_CONNECTIVITY = 6
@@ -150,7 +150,7 @@ def match_components(
     return pairs
 
 
-def detection_counts(
+def count_detections(
     pairs: list[Pair], num_prediction: int, num_truth: int, iou_above: float
 ) -> dict[str, int]:
     """`tp fp fn` at one threshold; definitions in the module."""
@@ -160,12 +160,12 @@ def detection_counts(
     return {"tp": tp, "fp": num_prediction - used, "fn": num_truth - tp}
 
 
-def diameter_mm(volume_ml: float) -> float:
+def equivalent_diameter_mm(volume_ml: float) -> float:
     """Diameter of the ball of that volume: independent of orientation and slice thickness."""
     return (6000.0 * volume_ml / math.pi) ** (1 / 3)
 
 
-def size_class(diameter: float) -> str:
+def classify_size(diameter: float) -> str:
     return next(name for name, (low, high) in SIZE_CLASSES.items() if low <= diameter < high)
 
 
@@ -181,13 +181,13 @@ def score_lesions(
     with IoU above 0.5; `lesions` a row for each true and each predicted component, centres in voxels of the masks. Of
     the predicted ones without a match only the `MAX_UNMATCHED_ROWS` largest are listed (all are counted).
     """
-    box = joint_box(prediction_zyx, truth_zyx) or (slice(0, 1),) * 3
+    box = find_joint_box(prediction_zyx, truth_zyx) or (slice(0, 1),) * 3
     prediction, truth = (
         find_components(mask[box], connectivity) for mask in (prediction_zyx, truth_zyx)
     )
     pairs = match_lesions(prediction, truth)
     detection = {
-        name: detection_counts(pairs, prediction.count, truth.count, iou)
+        name: count_detections(pairs, prediction.count, truth.count, iou)
         for name, iou in IOU_THRESHOLDS.items()
     }
     quality = [
@@ -228,7 +228,7 @@ def _pair_quality(
     )
     box = tuple(map(slice, np.maximum(first, 0), np.minimum(last + 1, shape)))
     masks = [np.isin(side.labels_zyx[box], members) for side, members in sides]
-    surface = surface_scores(masks[0], masks[1], spacing_mm)
+    surface = score_surface(masks[0], masks[1], spacing_mm)
     values = pair.counts.scores() | surface
     return {"truth": list(pair.truth), "prediction": list(pair.prediction)} | {
         m: values[m] for m in DETECTED_METRICS
@@ -252,7 +252,7 @@ def _rows(
         known = partner.get(index + 1)
         volume_ml = int(components.voxels[index]) * voxel_ml
         iou = known[0].iou if known else 0.0
-        diameter = diameter_mm(volume_ml)
+        diameter = equivalent_diameter_mm(volume_ml)
         rows.append(
             {
                 "side": side,
@@ -260,7 +260,7 @@ def _rows(
                 "voxels": int(components.voxels[index]),
                 "volume_ml": volume_ml,
                 "diameter_mm": diameter,
-                "size_class": size_class(diameter),
+                "size_class": classify_size(diameter),
                 "centre_zyx": components.centres_zyx[index],
                 "match": list(known[1]) if known else [],
                 "iou": iou,

@@ -60,7 +60,7 @@ class OverlapCounts:
         }
 
 
-def pooled_dice(counts: Iterable[OverlapCounts]) -> float | None:
+def pool_dice(counts: Iterable[OverlapCounts]) -> float | None:
     """Dice of the voxels of all cases together. None where every mask is empty."""
     intersection = total = 0
     for case in counts:
@@ -69,7 +69,7 @@ def pooled_dice(counts: Iterable[OverlapCounts]) -> float | None:
     return 2 * intersection / total if total else None
 
 
-def confusion_counts(prediction_zyx: np.ndarray, truth_zyx: np.ndarray) -> np.ndarray:
+def count_confusion(prediction_zyx: np.ndarray, truth_zyx: np.ndarray) -> np.ndarray:
     """Voxel counts (3, 3), row = predicted class, column = true class. Labels are uint8 0..2."""
     counts = np.zeros(NUM_CLASSES * NUM_CLASSES, dtype=np.int64)
     for prediction_yx, truth_yx in zip(
@@ -80,7 +80,7 @@ def confusion_counts(prediction_zyx: np.ndarray, truth_zyx: np.ndarray) -> np.nd
     return counts.reshape(NUM_CLASSES, NUM_CLASSES)
 
 
-def structure_counts(confusion_counts: np.ndarray) -> dict[str, OverlapCounts]:
+def count_structures(confusion_counts: np.ndarray) -> dict[str, OverlapCounts]:
     """Counts of the liver (label 1 or 2) and the tumour (label 2) from a confusion matrix."""
     first_class = {"liver": 1, "tumour": 2}
     return {

@@ -31,8 +31,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from liverseg_dist.evaluation.metrics.boxes import joint_box
-from liverseg_dist.evaluation.metrics.surfels import surfel_areas_mm2
+from liverseg_dist.evaluation.metrics.boxes import find_joint_box
+from liverseg_dist.evaluation.metrics.surfels import compute_surfel_areas_mm2
 from liverseg_dist.volume import Float3
 
 TOLERANCES_MM = (1.0, 2.0)
@@ -55,7 +55,7 @@ MAX_MAP_VOXELS = 40_000_000
 class BorderDistances:
     """Distance in mm from each border voxel of one mask to the nearest border voxel of the other.
 
-    Whether masks are open or closed at the scan's edge is chosen by `border_distances`.
+    Whether masks are open or closed at the scan's edge is chosen by `measure_border_distances`.
     """
 
     from_prediction_mm: np.ndarray
@@ -104,7 +104,7 @@ class SurfelDistances:
         return float(near / (self.truth_areas_mm2.sum() + self.prediction_areas_mm2.sum()))
 
 
-def surface_scores(
+def score_surface(
     prediction_zyx: np.ndarray, truth_zyx: np.ndarray, spacing_mm: Float3
 ) -> dict[str, float | None]:
     """All surface metrics of one structure.
@@ -118,18 +118,18 @@ def surface_scores(
         `assd_mm rmsd_mm mssd_mm` (masks open at the scan's edge, as CHAOS), `hd95_mm nsd_1mm nsd_2mm`
         (closed, as DeepMind) and `assd_closed_mm rmsd_closed_mm mssd_closed_mm`. Empty masks: see the module.
     """
-    box = joint_box(prediction_zyx, truth_zyx)
+    box = find_joint_box(prediction_zyx, truth_zyx)
     if box is None:
         return _undefined(nsd=1.0)
     prediction = np.ascontiguousarray(prediction_zyx[box], dtype=np.uint8)
     truth = np.ascontiguousarray(truth_zyx[box], dtype=np.uint8)
     if not prediction.any() or not truth.any():
         return _undefined(nsd=0.0)
-    opened = border_distances(prediction, truth, spacing_mm)
+    opened = measure_border_distances(prediction, truth, spacing_mm)
     closed = opened
     if _reaches_edge(prediction) or _reaches_edge(truth):  # elsewhere both conventions agree
-        closed = border_distances(prediction, truth, spacing_mm, closed=True)
-    surfels = surfel_distances(prediction, truth, spacing_mm)
+        closed = measure_border_distances(prediction, truth, spacing_mm, closed=True)
+    surfels = measure_surfel_distances(prediction, truth, spacing_mm)
     return {
         **_border_scores(opened, "_mm"),
         "hd95_mm": surfels.hausdorff_mm(95.0),
@@ -151,7 +151,7 @@ def _reaches_edge(mask: np.ndarray) -> bool:
     return any(bool(np.take(mask, end, axis=axis).any()) for axis in range(3) for end in ends)
 
 
-def border_distances(
+def measure_border_distances(
     prediction: np.ndarray, truth: np.ndarray, spacing_mm: Float3, closed: bool = False
 ) -> BorderDistances | None:
     """Both directions between the border voxels of two masks.
@@ -173,12 +173,12 @@ def border_distances(
     return BorderDistances(from_prediction, from_truth)
 
 
-def surfel_distances(
+def measure_surfel_distances(
     prediction: np.ndarray, truth: np.ndarray, spacing_mm: Float3
 ) -> SurfelDistances:
     """Both directions between surface elements. Neither mask may be empty; uint8 (0, 1)."""
-    areas = surfel_areas_mm2(spacing_mm)
-    codes = [block_codes(mask) for mask in (prediction, truth)]
+    areas = compute_surfel_areas_mm2(spacing_mm)
+    codes = [encode_blocks(mask) for mask in (prediction, truth)]
     lattices = [
         ((code + np.uint8(1)) > 1).view(np.uint8) for code in codes
     ]  # neither 0 nor 255: a surface is inside
@@ -190,7 +190,7 @@ def surfel_distances(
     return SurfelDistances(from_prediction, from_truth, weights[0], weights[1])
 
 
-def block_codes(mask: np.ndarray) -> np.ndarray:
+def encode_blocks(mask: np.ndarray) -> np.ndarray:
     """For each point between voxels (shape + 1, beyond the array is empty) the filling of its 2x2x2 block as 8 bits.
 
     The bits are those of `surfels.CORNERS`: the voxel before the point in all axes is the highest.

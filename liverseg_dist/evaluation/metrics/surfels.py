@@ -26,7 +26,7 @@ CORNERS: tuple[Corner, ...] = tuple((z, y, x) for z, y, x in product((0, 1), rep
 
 
 @cache
-def surfel_areas_mm2(spacing_mm: Float3) -> np.ndarray:
+def compute_surfel_areas_mm2(spacing_mm: Float3) -> np.ndarray:
     """Surface area in mm² for each block code 0..255; `spacing_mm` is z, y, x."""
     codes, triangles = _triangles()
     corners = triangles * np.asarray(spacing_mm, dtype=np.float64)

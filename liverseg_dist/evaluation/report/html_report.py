@@ -12,9 +12,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from liverseg_dist.evaluation.curves import Curves, curve_charts
+from liverseg_dist.evaluation.curves import Curves, draw_curves
 from liverseg_dist.evaluation.metrics.registry import CASE_METRICS, METRICS, Metric
-from liverseg_dist.evaluation.notes import distance_notes, has_edge_difference
+from liverseg_dist.evaluation.notes import has_edge_difference, list_distance_notes
 from liverseg_dist.evaluation.report.charts import SIZE_NAMES, draw_charts
 from liverseg_dist.evaluation.report.overlays import PLANES
 from liverseg_dist.evaluation.shown_cases import collect_pictures, worst_first_key
@@ -101,7 +101,7 @@ def render_report(
             audit=audit,
             environment=environment,
             title=title,
-            notes=distance_notes(cases),
+            notes=list_distance_notes(cases),
             charts=draw_charts(summary, cases),
             training=_charts_of_runs(training or {}),
             shown_cases=collect_pictures(cases, pictures, beside),
@@ -142,7 +142,7 @@ def _jinja() -> Environment:
 
 def _charts_of_runs(training: Mapping[str, Curves]) -> list[tuple[str, dict[str, Markup]]]:
     """(run, charts by title) of the runs that have curves."""
-    charts = [(run, curve_charts(curves)) for run, curves in training.items()]
+    charts = [(run, draw_curves(curves)) for run, curves in training.items()]
     return [(run, made) for run, made in charts if made]
 
 

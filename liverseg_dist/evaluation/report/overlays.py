@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from liverseg_dist.evaluation.ledger import file_name
-from liverseg_dist.evaluation.metrics.boxes import Box, joint_box
-from liverseg_dist.evaluation.report.surface_points import surface_points
+from liverseg_dist.evaluation.ledger import encode_file_name
+from liverseg_dist.evaluation.metrics.boxes import Box, find_joint_box
+from liverseg_dist.evaluation.report.surface_points import sample_surface_points
 from liverseg_dist.evaluation.slice_data import check_slices, pack_slices
 from liverseg_dist.files import write_bytes, write_json
 from liverseg_dist.labels import IGNORE, TUMOUR
@@ -79,7 +79,7 @@ def render_case(
         "first_slice": list(scene.first_slice),
         "start": [_worst_index(scene, plane) for plane in PLANES],
         "focus": [list(span) for span in scene.focus],
-        "surface": surface_points(scene.prediction[near], scene.truth[near], scene.spacing_mm),
+        "surface": sample_surface_points(scene.prediction[near], scene.truth[near], scene.spacing_mm),
     }
 
 
@@ -101,7 +101,7 @@ def make_scene(
     masks = [
         np.where(volume.voxels == IGNORE, 0, volume.voxels).astype(np.uint8) for volume in turned
     ]
-    inner = joint_box(masks[0], masks[1], margin=0)
+    inner = find_joint_box(masks[0], masks[1], margin=0)
     if inner is None:
         return None
     spacing_mm = turned[1].spacing_mm
@@ -128,13 +128,13 @@ def _widen(near: Box, shape: tuple[int, ...]) -> Box:
     return near
 
 
-def overlay(image_yx: np.ndarray, truth_yx: np.ndarray, prediction_yx: np.ndarray) -> np.ndarray:
+def draw_overlay(image_yx: np.ndarray, truth_yx: np.ndarray, prediction_yx: np.ndarray) -> np.ndarray:
     """One axial slice of RAS volumes (HU and labels) as RGB (height, width, 3) uint8, turned for display."""
     upright = [plane[::-1, ::-1] for plane in (image_yx, truth_yx, prediction_yx)]
     return _blended(_grey(upright[0]), _overlay_codes(upright[2], upright[1], with_liver=False))
 
 
-def overlay_picture(scene: Scene, plane: str, index: int, scale: float = 1.0) -> np.ndarray:
+def draw_plane(scene: Scene, plane: str, index: int, scale: float = 1.0) -> np.ndarray:
     """One slice with its overlay as RGB (height, width, 3) uint8; `index` counts within the scene."""
     size = _frame_size(scene, plane, scale)
     ground = _ct_frame(scene, plane, index, size)
@@ -144,10 +144,10 @@ def overlay_picture(scene: Scene, plane: str, index: int, scale: float = 1.0) ->
     )
 
 
-def contact_sheet(scene: Scene) -> bytes:
+def render_contact_sheet(scene: Scene) -> bytes:
     """The three planes side by side through the place that matters, as PNG."""
     frames = [
-        overlay_picture(scene, plane, _worst_index(scene, plane), scale=1.6) for plane in PLANES
+        draw_plane(scene, plane, _worst_index(scene, plane), scale=1.6) for plane in PLANES
     ]
     height = max(frame.shape[0] for frame in frames)
     padded = [
@@ -162,13 +162,13 @@ def save_pictures(
 ) -> None:
     """Write `folder/<case>.json` for the report and `folder/<case>.png`; removes both where there is nothing to see."""
     scene = make_scene(prediction, truth, image)
-    stem = folder / file_name(case_id)
+    stem = folder / encode_file_name(case_id)
     if scene is None:
         for suffix in (".json", ".png"):
             Path(f"{stem}{suffix}").unlink(missing_ok=True)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(Path(f"{stem}.png"), contact_sheet(scene))
+    write_bytes(Path(f"{stem}.png"), render_contact_sheet(scene))
     write_json(Path(f"{stem}.json"), render_case(prediction, truth, image))
 
 
@@ -177,7 +177,7 @@ def load_pictures(folder: Path | None, case_id: str) -> dict[str, Any] | None:
     if folder is None:
         return None
     try:
-        pictures = json.loads((folder / f"{file_name(case_id)}.json").read_text(encoding="utf-8"))
+        pictures = json.loads((folder / f"{encode_file_name(case_id)}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return pictures if _is_sound(pictures) else None

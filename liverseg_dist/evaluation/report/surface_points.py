@@ -18,7 +18,7 @@ KINDS = tuple(LESION_RGB)
 predicted lesions that touch none."""
 
 
-def surface_points(
+def sample_surface_points(
     prediction_zyx: np.ndarray, truth_zyx: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> dict[str, Any]:
     """Surfaces of the true liver and of all lesions.

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from liverseg_dist.evaluation.ledger import file_name
+from liverseg_dist.evaluation.ledger import encode_file_name
 from liverseg_dist.evaluation.metrics.lesions import DETECTION_TERMS
 from liverseg_dist.evaluation.metrics.registry import METRICS
-from liverseg_dist.evaluation.shown_cases import cases_to_show
+from liverseg_dist.evaluation.shown_cases import select_shown_cases
 from liverseg_dist.labels import STRUCTURES
 from liverseg_dist.tracking.writer import RunWriter
 
@@ -42,9 +42,9 @@ def write_tensorboard(
     board.mkdir(parents=True)
     writer = RunWriter(board)
     try:
-        writer.scalars(step, headline_figures(summary))
-        for rank, case in cases_to_show(cases):
-            file = pictures / f"{file_name(case['case_id'])}.png"
+        writer.scalars(step, collect_headline_figures(summary))
+        for rank, case in select_shown_cases(cases):
+            file = pictures / f"{encode_file_name(case['case_id'])}.png"
             if file.is_file():
                 with Image.open(file) as picture:
                     writer.picture(
@@ -57,7 +57,7 @@ def write_tensorboard(
     return board
 
 
-def headline_figures(summary: dict[str, Any]) -> dict[str, float]:
+def collect_headline_figures(summary: dict[str, Any]) -> dict[str, float]:
     """The main figures that are defined, by TensorBoard tag.
 
     `detected` lesions have an IoU above 0.5 with their match, `touched` ones any overlap.

@@ -13,7 +13,7 @@ from liverseg_dist.commands.score import read_mask
 from liverseg_dist.data.io.nifti import read_scan_file
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.evaluation.pairing import pair_masks
-from liverseg_dist.evaluation.score_folders import ScoreJob, ledger_for, score_pair
+from liverseg_dist.evaluation.score_folders import ScoreJob, open_ledger, score_pair
 from tests.fuzz.judge import Wrong
 from tests.fuzz.mutate import damaged
 
@@ -243,7 +243,7 @@ class ScoreTarget:
 
     def check(self, case: Path) -> None:
         (pair,) = pair_masks(case / "prediction", case / "truth").pairs
-        ledger = ledger_for(case / "ledger", 1, False)
+        ledger = open_ledger(case / "ledger", 1, False)
         outcome = score_pair(pair, ScoreJob(ledger, read_mask))
         if outcome.error is not None:
             if not outcome.users_mistake:
