@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> dict:
             s: {key: summary[s][key] for key in ("dice_per_case", "dice_global")}
             for s in ("liver", "tumour")
         },
-        "reused": sum(outcome.reused for outcome in outcomes),
+        "reused": sum(outcome.is_reused for outcome in outcomes),
         "failed": failures,
         "missing": list(pairing.missing),
         "extra": list(pairing.extra),
@@ -156,7 +156,7 @@ def read_mask(file: Path) -> Volume:
 def _exit_code(outcomes: list[ScoreOutcome], pairing: Pairing, allow_missing: bool) -> int:
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:
-        return EXIT_USER if all(outcome.users_mistake for outcome in failed) else EXIT_FAILED
+        return EXIT_USER if all(outcome.is_user_error for outcome in failed) else EXIT_FAILED
     return EXIT_FAILED if pairing.missing and not allow_missing else EXIT_DONE
 
 

@@ -163,7 +163,8 @@ def _detected_lesions(cases: list[Case]) -> dict[str, Any]:
     """Means over all pairs with IoU above 0.5, pooled over cases (the LiTS scorer's lesion segmentation scores)."""
     pairs = [pair for case in cases for pair in case["detected_pairs"]]
     means = {
-        m: compute_exact_mean([pair[m] for pair in pairs if pair[m] is not None]) for m in DETECTED_METRICS
+        m: compute_exact_mean([pair[m] for pair in pairs if pair[m] is not None])
+        for m in DETECTED_METRICS
     }
     return {"n": len(pairs), **means}
 

@@ -89,7 +89,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training = {
         EVIL: {"train/loss": steps, "train/learning_rate": steps, "validation/dice_liver": steps}
     }
-    write_results(folder, ledger.read_all(), failures, details, ledger, environment, training)
+    write_results(
+        folder, ledger.read_all(), failures, details, ledger, environment, training=training
+    )
     return folder
 
 
@@ -274,9 +276,7 @@ def test_pictures_do_not_depend_on_how_a_file_is_stored(orientation: str) -> Non
     assert reference is not None
     assert turned is not None
     for plane in ("axial", "coronal", "sagittal"):
-        np.testing.assert_array_equal(
-            draw_plane(reference, plane, 3), draw_plane(turned, plane, 3)
-        )
+        np.testing.assert_array_equal(draw_plane(reference, plane, 3), draw_plane(turned, plane, 3))
 
 
 def test_pictures_are_upright() -> None:

@@ -54,7 +54,8 @@ def test_burden_is_in_per_cent_everywhere() -> None:
     assert page.count(percent) >= 2  # tile and table
     assert f'<div class="figure">{percent}</div>' in page
     assert (
-        collect_headline_figures(summary)["evaluation/burden_rmse_pct"] == 100 * summary["burden"]["rmse"]
+        collect_headline_figures(summary)["evaluation/burden_rmse_pct"]
+        == 100 * summary["burden"]["rmse"]
     )
 
 
@@ -126,7 +127,7 @@ def test_curves_come_from_the_runs_metrics(tmp_path: Path) -> None:
     assert curves[LOSS][-1] == [2000, 1 / 2000]
     case = case_of(1)
     ledger = Ledger(tmp_path / "out" / "ledger", {"weights": "a"})
-    write_results(tmp_path / "out", [case], {}, {}, ledger, None, {"run": curves})
+    write_results(tmp_path / "out", [case], {}, {}, ledger, training={"run": curves})
     page = (tmp_path / "out" / "report.html").read_text()
     for title in ("Training loss", "Validation Dice", "Learning rate"):
         assert f'aria-label="{title} over training steps"' in page

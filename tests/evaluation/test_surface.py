@@ -107,7 +107,9 @@ def test_distances_are_monais_away_from_the_scan_faces() -> None:
     largest = compute_hausdorff_distance(*batches, spacing=spacing_mm)
     there = compute_average_surface_distance(*batches, spacing=spacing_mm)
     back = compute_average_surface_distance(*batches[::-1], spacing=spacing_mm)
-    distances = measure_border_distances(prediction.astype(np.uint8), truth.astype(np.uint8), spacing_mm)
+    distances = measure_border_distances(
+        prediction.astype(np.uint8), truth.astype(np.uint8), spacing_mm
+    )
     assert distances is not None
     assert scores["mssd_mm"] == pytest.approx(float(largest), rel=1e-6)
     assert distances.from_prediction_mm.mean() == pytest.approx(float(there), rel=1e-6)

@@ -5,7 +5,9 @@ import numpy as np
 Box = tuple[slice, slice, slice]
 
 
-def find_joint_box(prediction_zyx: np.ndarray, truth_zyx: np.ndarray, margin: int = 1) -> Box | None:
+def find_joint_box(
+    prediction_zyx: np.ndarray, truth_zyx: np.ndarray, margin: int = 1
+) -> Box | None:
     """The box of voxels that are non-zero in either mask, grown by `margin` but not beyond the array; None when empty.
 
     With a margin of 1 a face of the box lies on the array's own face only where the array really ends there, so boxes

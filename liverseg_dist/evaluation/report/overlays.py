@@ -79,7 +79,9 @@ def render_case(
         "first_slice": list(scene.first_slice),
         "start": [_worst_index(scene, plane) for plane in PLANES],
         "focus": [list(span) for span in scene.focus],
-        "surface": sample_surface_points(scene.prediction[near], scene.truth[near], scene.spacing_mm),
+        "surface": sample_surface_points(
+            scene.prediction[near], scene.truth[near], scene.spacing_mm
+        ),
     }
 
 
@@ -128,7 +130,9 @@ def _widen(near: Box, shape: tuple[int, ...]) -> Box:
     return near
 
 
-def draw_overlay(image_yx: np.ndarray, truth_yx: np.ndarray, prediction_yx: np.ndarray) -> np.ndarray:
+def draw_overlay(
+    image_yx: np.ndarray, truth_yx: np.ndarray, prediction_yx: np.ndarray
+) -> np.ndarray:
     """One axial slice of RAS volumes (HU and labels) as RGB (height, width, 3) uint8, turned for display."""
     upright = [plane[::-1, ::-1] for plane in (image_yx, truth_yx, prediction_yx)]
     return _blended(_grey(upright[0]), _overlay_codes(upright[2], upright[1], with_liver=False))
@@ -146,9 +150,7 @@ def draw_plane(scene: Scene, plane: str, index: int, scale: float = 1.0) -> np.n
 
 def render_contact_sheet(scene: Scene) -> bytes:
     """The three planes side by side through the place that matters, as PNG."""
-    frames = [
-        draw_plane(scene, plane, _worst_index(scene, plane), scale=1.6) for plane in PLANES
-    ]
+    frames = [draw_plane(scene, plane, _worst_index(scene, plane), scale=1.6) for plane in PLANES]
     height = max(frame.shape[0] for frame in frames)
     padded = [
         np.pad(frame, ((0, height - frame.shape[0]), (0, 6), (0, 0)), constant_values=255)
@@ -177,7 +179,9 @@ def load_pictures(folder: Path | None, case_id: str) -> dict[str, Any] | None:
     if folder is None:
         return None
     try:
-        pictures = json.loads((folder / f"{encode_file_name(case_id)}.json").read_text(encoding="utf-8"))
+        pictures = json.loads(
+            (folder / f"{encode_file_name(case_id)}.json").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError, RecursionError):
         return None
     return pictures if _is_sound(pictures) else None
