@@ -42,6 +42,7 @@ def test_results_before_and_after_postprocessing(
     run: SmallRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = evaluate(run)
+    written = {path.name for path in (run.run / "evaluation").iterdir()}
     assert before["postprocessing"] is None
     assert "no post-processing\n" in capsys.readouterr().out
     (run.run / "postprocess.yaml").write_text(POSTPROCESS)
@@ -60,9 +61,8 @@ def test_results_before_and_after_postprocessing(
     )
     assert "no post-processing)" in printed
     assert json.loads((earlier / "summary.json").read_text()) == before
-    assert {"cases.csv", "lesions.csv", "report.html", "ledger"} <= {
-        path.name for path in earlier.iterdir()
-    }
+    assert {"cases.csv", "lesions.csv", "report.html", "ledger", "training.json"} <= written
+    assert {path.name for path in earlier.iterdir()} == written
     assert main(["compare", str(earlier), str(run.run / "evaluation")]) == 0
     assert rewrite_results(load_results(earlier))["postprocessing"] is None
     assert rewrite_results(load_results(run.run))["postprocessing"] == after["postprocessing"]
@@ -91,6 +91,8 @@ def test_an_interrupted_move_is_completed(tmp_path: Path) -> None:
     summary = {"ledger": {"fingerprint": "../ab/cd" + "0" * 60}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "cases.csv").write_text("new")
+    # A report loads its large cases from this folder.
+    (tmp_path / "slices").mkdir()
     target = tmp_path / "earlier" / "abcd0000"
     target.mkdir(parents=True)
     (target / "report.html").write_text("moved before")
@@ -98,6 +100,7 @@ def test_an_interrupted_move_is_completed(tmp_path: Path) -> None:
     assert sorted(path.name for path in target.iterdir()) == [
         "cases.csv",
         "report.html",
+        "slices",
         "summary.json",
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier"]
