@@ -89,17 +89,20 @@ def check_slices(packed: dict[str, Any]) -> bool:
     It becomes part of a web page, so nothing else may pass.
     """
     try:
-        numbers = [*packed["shape"], *packed["stored_of"]]
-        volumes = [packed["labels"], *([] if packed["ct"] is None else [packed["ct"]])]
-        return (
-            len(packed["shape"]) == len(packed["stored_of"]) == len(packed["spacing_mm"]) == 3
-            and all(type(number) is int and 0 < number < 1 << 16 for number in numbers)
-            and all(isinstance(mm, float) and 0 < mm < 1e4 for mm in packed["spacing_mm"])
-            and all(
-                len(text) < MAX_PACKED and _BASE64.fullmatch(text) is not None for text in volumes
-            )
-            and packed["hu"] == (None if packed["ct"] is None else HU_OF_CODE.tolist())
-        )
+        shape, stored_of, spacing_mm = packed["shape"], packed["stored_of"], packed["spacing_mm"]
+        if not len(shape) == len(stored_of) == len(spacing_mm) == 3:
+            return False
+        for number in (*shape, *stored_of):
+            if type(number) is not int or not 0 < number < 1 << 16:
+                return False
+        for mm in spacing_mm:
+            if not isinstance(mm, float) or not 0 < mm < 1e4:
+                return False
+        has_ct = packed["ct"] is not None
+        for text in (packed["labels"], packed["ct"]) if has_ct else (packed["labels"],):
+            if len(text) >= MAX_PACKED or _BASE64.fullmatch(text) is None:
+                return False
+        return packed["hu"] == (HU_OF_CODE.tolist() if has_ct else None)
     except (TypeError, KeyError):
         return False
 
