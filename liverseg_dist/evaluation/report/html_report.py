@@ -1,7 +1,8 @@
-"""`report.html`: a page that opens offline, prints, and shows the worst cases first.
+"""`report.html`: a page that opens offline, can be printed, and lists the worst cases first.
 
-Rendered by jinja2 with autoescape, so no case name can become markup; pictures are checked on reading. The page holds
-everything but the slices of large cases, which lie in `slices/` beside it (see `shown_cases`).
+jinja2 renders it with autoescape, so no case name can become markup; pictures are checked when they
+are read. The page contains everything except the slices of large cases, which are in `slices/` next
+to it (see `shown_cases`).
 """
 
 import json
@@ -37,7 +38,7 @@ HEADER = (
     ("input", "Input"),
     ("postprocessing", "Post-processing"),
 )
-"""Details that stand at the top of the page, and their names there."""
+"""Details in the header of the page, and their titles."""
 Case = dict[str, Any]
 
 
@@ -49,14 +50,15 @@ def write_report(
     environment: Mapping[str, str] | None = None,
     training: Mapping[str, Curves] | None = None,
 ) -> Path:
-    """Write `folder/report.html`, and `folder/slices` where the page would grow too large.
+    """Write `folder/report.html`, and `folder/slices` where the page would be too large.
 
     Args:
-        folder: Where the report goes.
-        summary: That of `aggregate`, with `failed` (case id: reason) and `details` (what the report states about the
-            run; mappings inside become sections, `audit` is `data.audit_summary`'s) if there are any.
+        folder: Folder of the report.
+        summary: From `summary.aggregate_scores`, with `failed` (case id: reason) and `details`
+            (facts about the run; mappings inside become sections, `audit` is from
+            `audit_summary.audit_summary`) if there are any.
         cases: Scored cases.
-        pictures: Folder of `pictures.save_pictures`, if there is one.
+        pictures: Folder of `overlays.save_pictures`, if there is one.
         environment: Date, code and hardware.
         training: Training curves by run (`curves.read_curves`).
 
@@ -76,7 +78,12 @@ def render_report(
     training: Mapping[str, Curves] | None = None,
     beside: Path | None = None,
 ) -> str:
-    """The page as text; arguments as for `write_report`. Without `beside` all slices are within the page."""
+    """Render the page as text.
+
+    Args:
+        beside: Folder of the report, for the slices of large cases. None: all slices are within the
+            page. All other arguments are those of `write_report`.
+    """
     environment = dict(environment or {})
     details = dict(summary.get("details") or {})
     audit = details.pop("audit", None)
@@ -89,38 +96,35 @@ def render_report(
     if not any(has_edge_difference(case) for case in cases):
         metrics = [metric for metric in METRICS if not metric.is_edge_variant]
     palette = {"overlay": OVERLAY, "lesions": LESION_RGB}
-    return (
-        _jinja()
-        .get_template("report.html.j2")
-        .render(
-            summary=summary,
-            cases=sorted(cases, key=worst_first_key),
-            failed=dict(summary.get("failed") or {}),
-            details=details,
-            header=header,
-            audit=audit,
-            environment=environment,
-            title=title,
-            notes=list_distance_notes(cases),
-            charts=draw_charts(summary, cases),
-            training=_charts_of_runs(training or {}),
-            shown_cases=collect_pictures(cases, pictures, beside),
-            metrics=metrics,
-            case_metrics=[metric for metric in CASE_METRICS if metric.in_case_table],
-            chart_metrics=[metric for metric in CASE_METRICS if metric.chart],
-            structures=STRUCTURES,
-            size_names=SIZE_NAMES,
-            planes=PLANES,
-            windows=WINDOWS,
-            palette=json.dumps(palette),
-            # Our own files, no text from data.
-            theme=Markup(load_theme()),  # nosec B704
-            script=Markup(load_script("liverseg_dist.evaluation.report", *SCRIPTS)),  # nosec B704
-        )
+    template = _make_environment().get_template("report.html.j2")
+    return template.render(
+        summary=summary,
+        cases=sorted(cases, key=worst_first_key),
+        failed=dict(summary.get("failed") or {}),
+        details=details,
+        header=header,
+        audit=audit,
+        environment=environment,
+        title=title,
+        notes=list_distance_notes(cases),
+        charts=draw_charts(summary, cases),
+        training=_draw_runs(training or {}),
+        shown_cases=collect_pictures(cases, pictures, beside),
+        metrics=metrics,
+        case_metrics=[metric for metric in CASE_METRICS if metric.in_case_table],
+        chart_metrics=[metric for metric in CASE_METRICS if metric.chart],
+        structures=STRUCTURES,
+        size_names=SIZE_NAMES,
+        planes=PLANES,
+        windows=WINDOWS,
+        palette=json.dumps(palette),
+        # Files of this package; they contain no text from data.
+        theme=Markup(load_theme()),  # nosec B704
+        script=Markup(load_script("liverseg_dist.evaluation.report", *SCRIPTS)),  # nosec B704
     )
 
 
-def _jinja() -> Environment:
+def _make_environment() -> Environment:
     jinja = Environment(
         loader=PackageLoader("liverseg_dist.evaluation.report"),
         autoescape=True,
@@ -129,64 +133,75 @@ def _jinja() -> Environment:
         lstrip_blocks=True,
     )
     jinja.filters |= {
-        "num": _number,
-        "interval": _interval,
-        "percent": _percent,
-        "percent_interval": _percent_interval,
+        "num": _format_number,
+        "interval": _format_interval,
+        "percent": _format_percent,
+        "percent_interval": _format_percent_interval,
         "is_group": _is_group,
-        "flat": _flat,
-        "plain": _plain,
+        "flat": _flatten_group,
+        "plain": _format_setting,
     }
     return jinja
 
 
-def _charts_of_runs(training: Mapping[str, Curves]) -> list[tuple[str, dict[str, Markup]]]:
+def _draw_runs(training: Mapping[str, Curves]) -> list[tuple[str, dict[str, Markup]]]:
     """(run, charts by title) of the runs that have curves."""
-    charts = [(run, draw_curves(curves)) for run, curves in training.items()]
-    return [(run, made) for run, made in charts if made]
+    runs = []
+    for run, curves in training.items():
+        charts = draw_curves(curves)
+        if charts:
+            runs.append((run, charts))
+    return runs
 
 
-def _number(value: float | None, digits: int = 4) -> str:
+def _format_number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
-def _interval(bounds: Sequence[float] | None, digits: int = 4) -> str:
-    return "" if bounds is None else f"{_number(bounds[0], digits)} to {_number(bounds[1], digits)}"
+def _format_interval(bounds: Sequence[float] | None, digits: int = 4) -> str:
+    if bounds is None:
+        return ""
+    low, high = (_format_number(bound, digits) for bound in bounds)
+    return f"{low} to {high}"
 
 
-def _percent(value: float | None, digits: int = 1) -> str:
+def _format_percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f} %".replace("-", "−")
 
 
-def _percent_interval(bounds: Sequence[float] | None, digits: int = 1) -> str:
-    return (
-        "" if bounds is None else f"{_percent(bounds[0], digits)} to {_percent(bounds[1], digits)}"
-    )
+def _format_percent_interval(bounds: Sequence[float] | None, digits: int = 1) -> str:
+    if bounds is None:
+        return ""
+    low, high = (_format_percent(bound, digits) for bound in bounds)
+    return f"{low} to {high}"
 
 
 def _is_group(value: object) -> bool:
     return isinstance(value, Mapping)
 
 
-def _flat(group: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flatten_group(group: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Leaves of nested mappings with dotted names."""
     leaves: list[tuple[str, Any]] = []
     for key, value in group.items():
-        leaves += (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else [(f"{prefix}{key}", value)]
-        )
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            leaves += _flatten_group(value, f"{name}.")
+        else:
+            leaves.append((name, value))
     return leaves
 
 
-def _plain(value: object) -> str:
-    """As in a settings file: no quotes, no None."""
-    if isinstance(value, (list, tuple)):
-        return ", ".join(
-            f"({_plain(item)})" if isinstance(item, (list, tuple)) else _plain(item)
-            for item in value
-        )
-    if value is None or isinstance(value, bool):
-        return "none" if value is None else "yes" if value else "no"
-    return str(value)
+def _format_setting(value: object) -> str:
+    """A value as in a settings file, without quotes; None and booleans as words."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    items = []
+    for item in value:
+        text = _format_setting(item)
+        items.append(f"({text})" if isinstance(item, (list, tuple)) else text)
+    return ", ".join(items)
