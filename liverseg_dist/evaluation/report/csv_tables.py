@@ -1,6 +1,6 @@
-"""`cases.csv` (a row per case and structure) and `lesions.csv` (a row per true and per predicted lesion).
+"""Write `cases.csv` (a row per case and structure) and `lesions.csv` (a row per lesion).
 
-Undefined values are empty cells. A cell that a spreadsheet would take for a formula gets a leading apostrophe.
+`lesions.csv` has the true and the predicted lesions. Undefined values are empty cells.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,30 +34,31 @@ LESION_COLUMNS = (
 
 
 def write_cases_csv(file: Path, cases: Iterable[Case], failures: Mapping[str, str]) -> None:
-    """Failed cases have a row with status `failed` and the error."""
-    rows = [_case_row(case, structure) for case in _in_order(cases) for structure in STRUCTURES]
-    rows += [
-        {"case_id": case_id, "status": "failed", "error": error}
-        for case_id, error in failures.items()
-    ]
+    """Write the scores of all cases; a failed case has a row with status `failed` and the error."""
+    rows: list[dict[str, object]] = []
+    for case in _sort_naturally(cases):
+        for structure in STRUCTURES:
+            rows.append(_make_case_row(case, structure))
+    for case_id, error in failures.items():
+        rows.append({"case_id": case_id, "status": "failed", "error": error})
     write_text(file, format_csv(CASE_COLUMNS, rows))
 
 
 def write_lesions_csv(file: Path, cases: Iterable[Case]) -> None:
-    rows = [
-        _lesion_row(case["case_id"], lesion)
-        for case in _in_order(cases)
-        for lesion in case["lesions"]
-    ]
+    """Write a row for each listed lesion of all cases."""
+    rows = []
+    for case in _sort_naturally(cases):
+        for lesion in case["lesions"]:
+            rows.append(_make_lesion_row(case["case_id"], lesion))
     write_text(file, format_csv(LESION_COLUMNS, rows))
 
 
-def _in_order(cases: Iterable[Case]) -> list[Case]:
-    """liver_2 before liver_10."""
+def _sort_naturally(cases: Iterable[Case]) -> list[Case]:
+    """By case id, with liver_2 before liver_10."""
     return sorted(cases, key=lambda case: natural_key(case["case_id"]))
 
 
-def _case_row(case: Case, structure: str) -> dict[str, object]:
+def _make_case_row(case: Case, structure: str) -> dict[str, object]:
     row = {"case_id": case["case_id"], "structure": structure, "status": "done", **case[structure]}
     if structure == "tumour":
         for threshold, counts in case["detection"].items():
@@ -66,7 +67,7 @@ def _case_row(case: Case, structure: str) -> dict[str, object]:
     return row
 
 
-def _lesion_row(case_id: str, lesion: Mapping[str, Any]) -> dict[str, object]:
+def _make_lesion_row(case_id: str, lesion: Mapping[str, Any]) -> dict[str, object]:
     z, y, x = lesion["centre_zyx"]
     match = " ".join(str(number) for number in lesion["match"])
     return {**lesion, "case_id": case_id, "z": z, "y": y, "x": x, "match": match}
