@@ -3,8 +3,8 @@
 A folder such as RUN/evaluation holds one evaluation, tied to weights and settings by the
 fingerprint of its ledger. An evaluation with another fingerprint (post-processing was chosen since,
 the run was extended, other `inference.*` settings) first moves the earlier one to
-`earlier/XXXXXXXX` in the same folder, named by the first digits of its fingerprint. That folder is a
-complete evaluation: `liverseg report` and `liverseg compare` read it.
+`earlier/XXXXXXXX` in the same folder, named by the first digits of its fingerprint. That folder is
+a complete evaluation: `liverseg report` and `liverseg compare` read it.
 """
 
 import json

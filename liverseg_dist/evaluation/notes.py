@@ -13,7 +13,7 @@ Case = dict[str, Any]
 
 
 def list_distance_notes(cases: Sequence[Case]) -> list[str]:
-    """Limits of the distances in these cases, one sentence or more each; empty where there are none."""
+    """List the limits of the distances in these cases; empty where there are none."""
     return [*list_resolution_notes(cases), *list_edge_notes(cases)]
 
 
@@ -39,25 +39,27 @@ def list_resolution_notes(cases: Sequence[Case]) -> list[str]:
             anisotropic.append(case)
     if above_coarse:
         notes.append(
-            f"NSD: in {_count_cases(above_coarse, cases)} every voxel side is longer than {coarse:g} mm "
-            f"({_describe_largest_voxel(above_coarse)}). NSD at {fine:g} mm and at {coarse:g} mm are equal there: only "
-            "surfaces that coincide are within either tolerance."
+            f"NSD: in {_count_cases(above_coarse, cases)} every voxel side is longer than "
+            f"{coarse:g} mm ({_describe_largest_voxel(above_coarse)}). NSD at {fine:g} mm and at "
+            f"{coarse:g} mm are equal there: only surfaces that coincide are within either tolerance."
         )
     if above_fine:
         notes.append(
-            f"NSD: in {_count_cases(above_fine, cases)} every voxel side is longer than {fine:g} mm "
-            f"({_describe_largest_voxel(above_fine)}). NSD at {fine:g} mm counts only surfaces that coincide there."
+            f"NSD: in {_count_cases(above_fine, cases)} every voxel side is longer than "
+            f"{fine:g} mm ({_describe_largest_voxel(above_fine)}). NSD at {fine:g} mm counts only "
+            "surfaces that coincide there."
         )
     if anisotropic:
         notes.append(
-            f"NSD: in {_count_cases(anisotropic, cases)} voxels are longer than {fine:g} mm along an axis "
-            f"({_describe_largest_voxel(anisotropic)}). A shift by one voxel along it exceeds that tolerance."
+            f"NSD: in {_count_cases(anisotropic, cases)} voxels are longer than {fine:g} mm along "
+            f"an axis ({_describe_largest_voxel(anisotropic)}). A shift by one voxel along it exceeds "
+            "that tolerance."
         )
     return notes
 
 
 def list_edge_notes(cases: Sequence[Case]) -> list[str]:
-    """A note on masks that reach the edge of the scan, where the conventions of distances differ."""
+    """Notes on masks that reach the edge of the scan, where the distance conventions differ."""
     differing = [case for case in cases if has_edge_difference(case)]
     if not differing:
         return []

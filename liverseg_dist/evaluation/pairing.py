@@ -14,7 +14,7 @@ from liverseg_dist.texts.names import clean_text, is_scan_name, name_scans, pair
 from liverseg_dist.volume import Volume
 
 SAME_PLACE_MM = 0.1
-"""Corner voxels of two grids may be this far apart: headers are stored as float32 and rounded by tools."""
+"""Largest distance of the corner voxels of equal grids: headers are float32, and tools round them."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Pairing:
 def pair_masks(prediction: Path, truth: Path) -> Pairing:
     """Match the masks of two folders by name, or two single files.
 
-    `_0000` before the suffix is ignored. `volume-7`, `segmentation-7` and `test-segmentation-7` (the
-    names of LiTS) are one case.
+    `_0000` before the suffix is ignored. `volume-7`, `segmentation-7` and `test-segmentation-7`
+    (the names of LiTS) are one case.
 
     Raises:
         UserError: A folder is missing, has no mask or two masks of one case, or no names match.

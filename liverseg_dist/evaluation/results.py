@@ -22,7 +22,7 @@ LEDGER = "ledger"
 PICTURES = "pictures"
 SUMMARY = "summary.json"
 ENVIRONMENT = "environment.json"
-"""Date, code and hardware of the results. A file of its own: all other files are equal on every machine."""
+"""Date, code and hardware of the results; all other files are equal on every machine."""
 EVALUATION = "evaluation"
 """Folder of the evaluation in a run."""
 

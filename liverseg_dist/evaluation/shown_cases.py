@@ -1,7 +1,7 @@
 """Select the cases that the report shows in pictures, and place their slices.
 
-Slices are part of the page, or files next to it where they would make the page too large. A page that
-was opened from a disk may not fetch a file, but it may run a script. Such slices are therefore
+Slices are part of the page, or files next to it where they would make the page too large. A page
+that was opened from a disk may not fetch a file, but it may run a script. Such slices are therefore
 written as `slices/CASE.js`, which the page loads when the case becomes visible.
 """
 
@@ -93,7 +93,7 @@ def collect_pictures(
 
 
 def write_slices_file(folder: Path, name: str, content: str) -> None:
-    """Write `folder/name.js`, a call with data only: `content` is JSON that `load_pictures` checked."""
+    """Write `folder/name.js`, a call with data only. `load_pictures` has checked `content` (JSON)."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{name}.js", f"liversegSlices({json.dumps(name)}, {content});\n")
 

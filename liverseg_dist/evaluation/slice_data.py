@@ -2,7 +2,8 @@
 
 The page draws every slice of all three planes from one volume, with a window that the reader sets.
 The CT is therefore stored as intensities, not as pictures. One byte a voxel is enough: `HU_OF_CODE`
-has steps of 2 HU in soft tissue, where a narrow window shows them, and coarse steps in air and bone.
+has steps of 2 HU in soft tissue, where a narrow window shows them, and coarse steps in air and
+bone.
 """
 
 import base64
@@ -53,9 +54,9 @@ def pack_slices(
 
     Returns:
         A JSON-able dict: `shape` and `spacing_mm` of the stored volume, `stored_of` (voxels of the
-        box along each axis), `labels` (truth + 3 * prediction), `ct` (codes, or None) and `hu` (HU of
-        the codes, or None). Volumes are base64 of gzip of bytes; each byte is the difference to the
-        one before it along x, which compresses better.
+        box along each axis), `labels` (truth + 3 * prediction), `ct` (codes, or None) and `hu` (HU
+        of the codes, or None). Volumes are base64 of gzip of bytes; each byte is the difference to
+        the one before it along x, which compresses better.
     """
     shape = _stored_shape(truth_zyx.shape)
     sizes = zip(shape, truth_zyx.shape, strict=True)

@@ -1,7 +1,7 @@
 """Colours and base style sheet of all HTML pages and pictures.
 
-The report, the audit page, the sweep page and all pictures use them, so that a colour has one meaning
-everywhere.
+The report, the audit page, the sweep page and all pictures use them, so that a colour has one
+meaning everywhere.
 """
 
 from liverseg_dist.pages.palette import LEGEND, OVERLAY, PADDING_RGB, STRUCTURE_RGB, hex_colour

@@ -1,8 +1,8 @@
 """Colours of structures and of prediction errors, for pages and pictures alike.
 
 Readers with protanopia, deuteranopia and tritanopia can distinguish them
-(`tests/evaluation/test_pages.py` simulates all three), and their contrast is 3:1 or more on white and
-on the dark background of pictures.
+(`tests/evaluation/test_pages.py` simulates all three), and their contrast is 3:1 or more on white
+and on the dark background of pictures.
 """
 
 from collections.abc import Mapping

@@ -34,8 +34,8 @@ _DARK = {
 def load_theme() -> str:
     """CSS text: the variables of both colour schemes and the rules in `templates/theme.css`.
 
-    The dark scheme applies where the reader's system has it (`prefers-color-scheme`); a printed page
-    is light.
+    The dark scheme applies where the reader's system has it (`prefers-color-scheme`); a printed
+    page is light.
     """
     fixed = {
         "liver": hex_colour(STRUCTURE_RGB[LIVER]),

@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class StepProfile:
-    """Records a trace of some steps; `before(step)` and `after(step)` are called around each step."""
+    """Records a trace of some steps; call `before(step)` and `after(step)` around each step."""
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None, *, cuda: bool) -> None:
         """Prepare a trace.

@@ -1,9 +1,9 @@
 """Tables on a terminal: folded to its width, never cut.
 
-The width is that of `COLUMNS`, else of the terminal. Where stdout is not a terminal and `COLUMNS` is
-not set, nothing is folded: each row is one line, for programs that read it. A table that fits is
-printed as it is. Otherwise the widest columns are folded. Where that is not enough, each row becomes
-a block of `heading: value` lines.
+The width is that of `COLUMNS`, else of the terminal. Where stdout is not a terminal and `COLUMNS`
+is not set, nothing is folded: each row is one line, for programs that read it. A table that fits is
+printed as it is. Otherwise the widest columns are folded. Where that is not enough, each row
+becomes a block of `heading: value` lines.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Write the figures of a run: TensorBoard events and `metrics.jsonl`.
 
-`RunWriter` is used on rank 0, `NullWriter` on all other ranks. The trainer chooses once and then calls
-the same methods on every rank.
+`RunWriter` is used on rank 0, `NullWriter` on all other ranks. The trainer chooses once and then
+calls the same methods on every rank.
 """
 
 import json
@@ -143,7 +143,7 @@ class RunWriter:
 
 
 def tensorboard_command(run: Path) -> str:
-    """The command that shows the curves of a run and of the runs in the same folder, by run name."""
+    """The command that shows the curves of a run and of the runs next to it, by run name."""
     # TensorBoard names a run by its folder below --logdir; in its own folder a run would be ".".
     return f"tensorboard --logdir {shlex.quote(str(run.resolve().parent))}"
 

@@ -3,8 +3,8 @@
 Method: percentile bootstrap (Efron & Tibshirani 1993, chapter 13). Cases are drawn with replacement
 and every figure is computed again from the drawn cases. Figures pooled over cases (global Dice,
 lesion recall, burden RMSE) thus get intervals that treat the lesions of one patient as dependent.
-The draws depend only on the seed and the number of cases, and cases are sorted by id, so an interval
-is the same for any number of processes.
+The draws depend only on the seed and the number of cases, and cases are sorted by id, so an
+interval is the same for any number of processes.
 """
 
 from collections.abc import Callable

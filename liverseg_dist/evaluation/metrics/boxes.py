@@ -10,9 +10,9 @@ def find_joint_box(
 ) -> Box | None:
     """Find the box of the voxels that are non-zero in either mask.
 
-    With a margin of 1 a face of the box coincides with a face of the array only where the array ends
-    next to the mask. Cutting to a box therefore never makes an edge of the scan, and boxes may be
-    cut from boxes.
+    With a margin of 1 a face of the box coincides with a face of the array only where the array
+    ends next to the mask. Cutting to a box therefore never makes an edge of the scan, and boxes may
+    be cut from boxes.
 
     Args:
         prediction_zyx: Integer or boolean mask.

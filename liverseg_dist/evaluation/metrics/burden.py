@@ -2,8 +2,8 @@
 
 LiTS scores the difference between predicted and true burden over cases as a root mean square and as
 a maximum. Its scorer takes the maximum of the signed difference (truth - prediction), which ignores
-overestimates; here it is the maximum of the absolute difference. A case whose truth has no liver has
-no burden and is left out. A prediction without liver counts as burden 0 (the scorer uses 9001).
+overestimates; here it is the maximum of the absolute difference. A case whose truth has no liver
+has no burden and is left out. A prediction without liver counts as burden 0 (the scorer uses 9001).
 """
 
 from liverseg_dist.evaluation.metrics.overlap import OverlapCounts

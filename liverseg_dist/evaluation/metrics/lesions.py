@@ -1,21 +1,22 @@
 """Lesion detection as in the LiTS challenge, and a table of every lesion.
 
 A lesion is a connected component of the tumour label. The LiTS scorer
-(https://github.com/PatrickChrist/lits-challenge-scoring) labels with scipy's default, so lesions that
-touch only at an edge or a corner are two (connectivity 6). That is the default here; `connectivity`
-may be 18 or 26.
+(https://github.com/PatrickChrist/lits-challenge-scoring) labels with scipy's default, so lesions
+that touch only at an edge or a corner are two (connectivity 6). That is the default here;
+`connectivity` may be 18 or 26.
 
 Correspondence (Bilic et al. 2023, https://doi.org/10.1016/j.media.2022.102680): each true lesion is
 assigned to the predicted one that overlaps it most, and true lesions with the same one are merged.
-Each predicted lesion is then assigned to the merged true lesion that it overlaps most, and those with
-the same one are merged. The result are pairs, compared by IoU. A pair strictly above the threshold is
-detected, once with 0.5 and once with 0.
+Each predicted lesion is then assigned to the merged true lesion that it overlaps most, and those
+with the same one are merged. The result are pairs, compared by IoU. A pair strictly above the
+threshold is detected, once with 0.5 and once with 0.
 
-Counts: a detected pair gives as many true positives as true lesions were merged in it; the other true
-lesions are false negatives. False positives are the predicted lesions in no detected pair, and in a
-detected pair those beyond its number of true lesions (a lesion found in three pieces: 1 TP, 2 FP).
-This is the scorer's `predicted - detected`, with one exception: one prediction over three true lesions
-does not reduce the false positives elsewhere. In the scorer it does, so its count may be negative.
+Counts: a detected pair gives as many true positives as true lesions were merged in it; the other
+true lesions are false negatives. False positives are the predicted lesions in no detected pair, and
+in a detected pair those beyond its number of true lesions (a lesion found in three pieces: 1 TP, 2
+FP). This is the scorer's `predicted - detected`, with one exception: one prediction over three true
+lesions does not reduce the false positives elsewhere. In the scorer it does, so its count may be
+negative.
 
 Where the scorer's code contradicts its description, the description is implemented:
 
@@ -23,8 +24,8 @@ Where the scorer's code contradicts its description, the description is implemen
 - It computes a pair's union from two different numberings; here it is the union of the pair.
 - It counts merged lesions once when detected and each of them when not; here always each.
 
-With these three corrected, the scorer gives the same TP and FN. Precision without any prediction, or
-recall without any true lesion, is None; the scorer uses 0.
+With these three corrected, the scorer gives the same TP and FN. Precision without any prediction,
+or recall without any true lesion, is None; the scorer uses 0.
 """
 
 import math
@@ -114,7 +115,8 @@ def find_components(mask_zyx: np.ndarray, connectivity: int = LITS_CONNECTIVITY)
 
 def match_lesions(prediction: Components, truth: Components) -> list[Pair]:
     """Find the corresponding pairs (see the module), by ascending first true lesion."""
-    # Only components that overlap are compared: a noisy prediction with many of them costs no memory.
+    # Only components that overlap are compared: the many components of a noisy prediction then need
+    # no memory.
     both = np.flatnonzero((prediction.labels_zyx != 0) & (truth.labels_zyx != 0))
     if both.size == 0:
         return []

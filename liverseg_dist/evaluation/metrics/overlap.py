@@ -1,10 +1,11 @@
 """Volume overlap from integer voxel counts, so that pooling over cases is exact.
 
-P and T are the predicted and the true mask, |.| is the number of voxels. Empty masks follow the LiTS
-scorer where it has a rule (https://github.com/PatrickChrist/lits-challenge-scoring): a tumour absent
-from both masks is a perfect case. It gives 0 for a liver where label 1 is not predicted at all, even
-if tumours are predicted; here the region (label 1 or 2) is scored. Where the scorer has no rule, the
-docstring of the metric states it. None means undefined; a summary counts the defined cases.
+P and T are the predicted and the true mask, |.| is the number of voxels. Empty masks follow the
+LiTS scorer where it has a rule (https://github.com/PatrickChrist/lits-challenge-scoring): a tumour
+absent from both masks is a perfect case. It gives 0 for a liver where label 1 is not predicted at
+all, even if tumours are predicted; here the region (label 1 or 2) is scored. Where the scorer has
+no rule, the docstring of the metric states it. None means undefined; a summary counts the defined
+cases.
 """
 
 from collections.abc import Iterable
@@ -29,7 +30,10 @@ class OverlapCounts:
         return self.prediction + self.truth == 0
 
     def dice(self) -> float:
-        """2|P∩T| / (|P|+|T|). Both empty: 1 (LiTS, for tumours; here for the liver too). One empty: 0."""
+        """2|P∩T| / (|P|+|T|).
+
+        Both empty: 1 (LiTS has this rule for tumours; here it holds for the liver too). One empty: 0.
+        """
         total = self.prediction + self.truth
         return 2 * self.intersection / total if total else 1.0
 
@@ -45,8 +49,8 @@ class OverlapCounts:
     def rvd(self) -> float | None:
         """Relative volume difference (|P|-|T|) / |T|: negative when too little is predicted.
 
-        Both empty: 0. Only the truth empty: None (the LiTS scorer uses 9001). The LiTS scorer passes
-        its two masks to medpy in the other order, so its RVD is (|T|-|P|) / |P|; this is the
+        Both empty: 0. Only the truth empty: None (the LiTS scorer uses 9001). The LiTS scorer
+        passes its two masks to medpy in the other order, so its RVD is (|T|-|P|) / |P|; this is the
         definition of its paper.
         """
         if self.truth:

@@ -21,7 +21,7 @@ class Direction(Enum):
 
 @dataclass(frozen=True)
 class EmptyMaskRule:
-    """Value of a metric where a mask is empty. None: undefined; "computed": the definition holds."""
+    """Value where a mask is empty. None: undefined; "computed": the definition applies."""
 
     both: float | Literal["computed"] | None
     no_truth: float | Literal["computed"] | None

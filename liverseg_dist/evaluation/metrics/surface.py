@@ -1,29 +1,28 @@
 """Distances between two surfaces in mm: ASSD, RMSD, MSSD (CHAOS, LiTS) and HD95, NSD (DeepMind).
 
-Two published definitions of a surface are in use. Both are given, because tables in papers mix them:
+Two published definitions of a surface are in use. Both are given, because tables in papers mix
+them:
 
-- *Border voxels*: voxels of the mask with a face neighbour outside it; voxels beyond the scan count as
-  inside (CHAOS: scipy's `binary_erosion` with `border_value=1`,
+- *Border voxels*: voxels of the mask with a face neighbour outside it; voxels beyond the scan count
+  as inside (CHAOS: scipy's `binary_erosion` with `border_value=1`,
   https://github.com/emrekavur/CHAOS-evaluation). ASSD, RMSD and MSSD are computed over the border
-  voxels of both masks together.
-  A mask is thus *open* where it reaches the scan's edge: it has no surface there. A prediction that
-  lacks the last slice of such a mask has a surface there, and its distance to the nearest true border
-  voxel can be half an organ.
-  `assd_closed_mm`, `rmsd_closed_mm` and `mssd_closed_mm` are the same figures with voxels beyond the
-  scan counted as outside (`border_value=0`): the mask is *closed*. They differ only where a mask
-  reaches the scan's edge.
+  voxels of both masks together. A mask is thus *open* where it reaches the scan's edge: it has no
+  surface there. A prediction that lacks the last slice of such a mask has a surface there, and its
+  distance to the nearest true border voxel can be half an organ. `assd_closed_mm`, `rmsd_closed_mm`
+  and `mssd_closed_mm` are the same figures with voxels beyond the scan counted as outside
+  (`border_value=0`): the mask is *closed*. They differ only where a mask reaches the scan's edge.
 - *Surface elements*: points between voxels, weighted by the area of the surface there (`surfels`).
   HD95 and NSD are computed over them (https://github.com/google-deepmind/surface-distance); NSD is
   its "surface Dice". Voxels beyond the scan are outside: masks are always closed.
 
-Distances to the other surface are exact, and computed for surface points only. A point that is on the
-other surface has distance 0. For other points the lattice offsets are tried in order of length. The
-few points further away use a KD-tree or, where they are many, an exact distance map. All sums have a
-fixed order, so the same case always gives the same bits.
+Distances to the other surface are exact, and computed for surface points only. A point that is on
+the other surface has distance 0. For other points the lattice offsets are tried in order of length.
+The few points further away use a KD-tree or, where they are many, an exact distance map. All sums
+have a fixed order, so the same case always gives the same bits.
 
-Empty masks: with either mask empty the distances are None (the LiTS scorer uses 9001, which dominates
-every mean). So are the distances between border voxels where a mask fills the whole scan and has none.
-NSD is 1 when both masks are empty and 0 when one is, as for Dice.
+Empty masks: with either mask empty the distances are None (the LiTS scorer uses 9001, which
+dominates every mean). So are the distances between border voxels where a mask fills the whole scan
+and has none. NSD is 1 when both masks are empty and 0 when one is, as for Dice.
 """
 
 from dataclasses import dataclass
@@ -86,7 +85,10 @@ class BorderDistances:
 
 @dataclass(frozen=True)
 class SurfelDistances:
-    """Distance in mm from each surface element of one mask to the nearest of the other, with areas."""
+    """Distance in mm from each surface element of one mask to the nearest of the other.
+
+    Each element has an area, by which it is weighted.
+    """
 
     from_prediction_mm: np.ndarray
     from_truth_mm: np.ndarray
@@ -218,7 +220,8 @@ def _mark_surface(codes: np.ndarray) -> np.ndarray:
 def encode_blocks(mask: np.ndarray) -> np.ndarray:
     """Encode the 2x2x2 block of voxels around each point between voxels as 8 bits.
 
-    The bits are those of `surfels.CORNERS`: the voxel before the point along all axes is the highest.
+    The bits are those of `surfels.CORNERS`: the voxel before the point along all axes is the
+    highest.
 
     Returns:
         uint8 array of shape + 1; voxels beyond the mask's array are empty.
@@ -230,7 +233,7 @@ def encode_blocks(mask: np.ndarray) -> np.ndarray:
 
 
 def _mark_border(mask: np.ndarray, beyond: int) -> np.ndarray:
-    """1 at voxels of the mask with a face neighbour outside; `beyond` is the value past the edge."""
+    """1 at mask voxels with a face neighbour outside; `beyond` is the value past the array."""
     around = np.pad(mask, 1, constant_values=beyond)
     inside = around[:-2, 1:-1, 1:-1] & around[2:, 1:-1, 1:-1]
     inside &= around[1:-1, :-2, 1:-1]

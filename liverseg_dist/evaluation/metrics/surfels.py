@@ -5,12 +5,12 @@ DeepMind's definition (Nikolov et al. 2018, https://arxiv.org/abs/1809.04430) th
 point of the dual lattice by the area of the marching-cubes surface through its block. The areas are
 derived here, not tabulated:
 
-- A block edge whose ends differ is cut at its middle. On each face the cuts are joined so that filled
-  corners are cut off one by one; a block with more than four filled corners has the surface of its
-  complement.
-- The joined cuts form closed polygons. A polygon with two cuts opposite each other through the block's
-  centre is triangulated from one of them, which matters for bent polygons only. Its area is that of
-  its triangles.
+- A block edge whose ends differ is cut at its middle. On each face the cuts are joined so that
+  filled corners are cut off one by one; a block with more than four filled corners has the surface
+  of its complement.
+- The joined cuts form closed polygons. A polygon with two cuts opposite each other through the
+  block's centre is triangulated from one of them, which matters for bent polygons only. Its area is
+  that of its triangles.
 
 The test compares all 256 areas with the `surface-distance` package at several spacings.
 """
@@ -43,7 +43,7 @@ def compute_surfel_areas_mm2(spacing_mm: Float3) -> np.ndarray:
 
 @cache
 def _list_triangles() -> tuple[np.ndarray, np.ndarray]:
-    """All triangles (n, 3 points, zyx) in a block of unit spacing, and the code each belongs to (n)."""
+    """Block code (n) and corners (n, 3 points, zyx) of all triangles, in a block of unit spacing."""
     codes, triangles = [], []
     for code in range(256):
         filled = {corner for i, corner in enumerate(CORNERS) if code >> (7 - i) & 1}

@@ -42,7 +42,7 @@ def draw_charts(summary: dict[str, Any], cases: Sequence[Case]) -> dict[str, Mar
 def draw_distribution(
     summary: dict[str, Any], cases: Sequence[Case], metric: Metric
 ) -> Markup | None:
-    """One row a structure: a dot for each case, a box between the quartiles, a bar at the median."""
+    """One row a structure: a dot for each case, a box between quartiles, a bar at the median."""
     title = f"{metric.title} per case"
     values_by_structure = {}
     for structure in STRUCTURES:
@@ -184,7 +184,7 @@ def draw_volume_error(cases: Sequence[Case]) -> Markup | None:
 
 
 def draw_calibration(summary: dict[str, Any]) -> Markup | None:
-    """Share of true voxels over predicted probability, one line a structure; the diagonal is ideal."""
+    """Share of true voxels over predicted probability, a line a structure; the diagonal is ideal."""
     pooled = summary.get("calibration") or {}
     if not pooled:
         return None

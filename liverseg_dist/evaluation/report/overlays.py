@@ -68,8 +68,8 @@ def render_case(
         image: CT in HU on the same grid, if there is one.
 
     Returns:
-        A JSON-able dict: `slices` (`pack_slices`), `first_slice` (index of the first stored slice in
-        the scan, in display orientation), `start` (the slice with the most wrong tumour voxels),
+        A JSON-able dict: `slices` (`pack_slices`), `first_slice` (index of the first stored slice
+        in the scan, in display orientation), `start` (the slice with the most wrong tumour voxels),
         `focus` (range of the masks) and `surface`. None where both masks are empty.
     """
     scene = make_scene(prediction, truth, image, wide=True)
@@ -134,17 +134,16 @@ def _prepare_labels(mask: Volume) -> np.ndarray:
 
 def _grow_box(box: Box, spacing_mm: tuple[float, float, float], shape: tuple[int, ...]) -> Box:
     """The box with `MARGIN_MM` on each side, within the array."""
-    z, y, x = (
-        slice(
-            max(0, axis.start - round(MARGIN_MM / mm)), min(size, axis.stop + round(MARGIN_MM / mm))
-        )
-        for axis, mm, size in zip(box, spacing_mm, shape, strict=True)
-    )
+    grown = []
+    for axis, mm, size in zip(box, spacing_mm, shape, strict=True):
+        margin = round(MARGIN_MM / mm)
+        grown.append(slice(max(0, axis.start - margin), min(size, axis.stop + margin)))
+    z, y, x = grown
     return z, y, x
 
 
 def _widen_box(near: Box, shape: tuple[int, ...]) -> Box:
-    """The scan, or its axial slices cut to the box, or the box: the largest one that is small enough."""
+    """The largest box that is small enough: the scan, its axial slices cut to the box, the box."""
     z, y, x = (slice(0, size) for size in shape)
     for box in ((z, y, x), (z, near[1], near[2])):
         if math.prod(axis.stop - axis.start for axis in box) <= WIDE_VOXELS:
@@ -205,7 +204,7 @@ def render_contact_sheet(scene: Scene) -> bytes:
 def save_pictures(
     folder: Path, case_id: str, prediction: Volume, truth: Volume, image: Volume | None = None
 ) -> None:
-    """Write `folder/<case>.json` and `folder/<case>.png`; remove both where both masks are empty."""
+    """Write `folder/<case>.json` and `.png`; remove them where both masks are empty."""
     scene = make_scene(prediction, truth, image)
     stem = folder / encode_file_name(case_id)
     if scene is None:

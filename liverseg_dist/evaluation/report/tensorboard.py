@@ -25,7 +25,8 @@ def write_tensorboard(
     pictures: Path,
     step: int,
 ) -> Path:
-    """Replace `folder/tensorboard`: scalars, and the three planes of each case that the report shows.
+    """Replace `folder/tensorboard`: scalars, and the three planes of each case that the report
+    shows.
 
     Args:
         folder: Folder of the evaluation.
