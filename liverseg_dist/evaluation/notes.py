@@ -41,7 +41,8 @@ def list_resolution_notes(cases: Sequence[Case]) -> list[str]:
         notes.append(
             f"NSD: in {_count_cases(above_coarse, cases)} every voxel side is longer than "
             f"{coarse:g} mm ({_describe_largest_voxel(above_coarse)}). NSD at {fine:g} mm and at "
-            f"{coarse:g} mm are equal there: only surfaces that coincide are within either tolerance."
+            f"{coarse:g} mm are equal there: only surfaces that coincide are within either "
+            "tolerance."
         )
     if above_fine:
         notes.append(
@@ -52,8 +53,8 @@ def list_resolution_notes(cases: Sequence[Case]) -> list[str]:
     if anisotropic:
         notes.append(
             f"NSD: in {_count_cases(anisotropic, cases)} voxels are longer than {fine:g} mm along "
-            f"an axis ({_describe_largest_voxel(anisotropic)}). A shift by one voxel along it exceeds "
-            "that tolerance."
+            f"an axis ({_describe_largest_voxel(anisotropic)}). A shift by one voxel along it "
+            "exceeds that tolerance."
         )
     return notes
 
@@ -69,9 +70,9 @@ def list_edge_notes(cases: Sequence[Case]) -> list[str]:
     opened, closed = _format_mm(scores["mssd_mm"]), _format_mm(scores["mssd_closed_mm"])
     return [
         f"Distances: in {_count_cases(differing, cases)} a mask reaches the scan's edge. "
-        "ASSD, RMSD and MSSD take masks as open there (CHAOS: no surface at the edge); HD95 and NSD "
-        "take them as closed (DeepMind: the edge is surface). The closed ASSD, RMSD and MSSD are "
-        f"given too. Largest difference: {case['case_id']}, {structure}: "
+        "ASSD, RMSD and MSSD take masks as open there (CHAOS: no surface at the edge); HD95 and "
+        "NSD take them as closed (DeepMind: the edge is surface). The closed ASSD, RMSD and MSSD "
+        f"are given too. Largest difference: {case['case_id']}, {structure}: "
         f"MSSD {opened} open, {closed} closed."
     ]
 

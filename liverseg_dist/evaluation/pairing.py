@@ -14,7 +14,7 @@ from liverseg_dist.texts.names import clean_text, is_scan_name, name_scans, pair
 from liverseg_dist.volume import Volume
 
 SAME_PLACE_MM = 0.1
-"""Largest distance of the corner voxels of equal grids: headers are float32, and tools round them."""
+"""Largest distance of the corners of equal grids: headers are float32, and tools round them."""
 
 
 @dataclass(frozen=True)

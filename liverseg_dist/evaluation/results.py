@@ -139,7 +139,7 @@ def load_results(run: Path) -> Results:
     return Results(folder, summary, tuple(found))
 
 
-def _check_summary(summary: dict[str, Any]) -> None:
+def _check_summary(summary: Any) -> None:
     """Check the types that are read later: the file may be damaged or edited.
 
     Raises:
@@ -147,6 +147,8 @@ def _check_summary(summary: dict[str, Any]) -> None:
         KeyError: A key is missing.
         ValueError: A case is listed twice.
     """
+    if not isinstance(summary, dict):
+        raise TypeError("summary")
     for key in ("failed", "details"):
         if not isinstance(summary.get(key, {}), dict):
             raise TypeError(key)

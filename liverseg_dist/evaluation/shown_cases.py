@@ -93,7 +93,7 @@ def collect_pictures(
 
 
 def write_slices_file(folder: Path, name: str, content: str) -> None:
-    """Write `folder/name.js`, a call with data only. `load_pictures` has checked `content` (JSON)."""
+    """Write `folder/name.js`, a call with data only: JSON that `load_pictures` has checked."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{name}.js", f"liversegSlices({json.dumps(name)}, {content});\n")
 

@@ -31,7 +31,7 @@ def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> 
 
 
 def escape_cell(value: object) -> object:
-    """A cell's content: None becomes empty, booleans 0 or 1, texts that look like formulas are quoted."""
+    """A cell: None becomes empty, booleans 0 or 1; a formula gets a leading apostrophe."""
     if value is None:
         return ""
     if isinstance(value, bool):

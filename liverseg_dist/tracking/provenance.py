@@ -28,7 +28,7 @@ def collect_provenance(device: torch.device) -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of the code, with `+` where tracked files differ; `unknown` outside a repository."""
+    """The commit of the code, with `+` where files differ; `unknown` outside a repository."""
     # A submitted job runs from a copy of the code with this file instead of a repository.
     commit_file = ROOT / "COMMIT"
     if commit_file.is_file():

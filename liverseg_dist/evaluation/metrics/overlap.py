@@ -32,7 +32,7 @@ class OverlapCounts:
     def dice(self) -> float:
         """2|P∩T| / (|P|+|T|).
 
-        Both empty: 1 (LiTS has this rule for tumours; here it holds for the liver too). One empty: 0.
+        Both empty: 1 (the rule of LiTS for tumours; here also for the liver). One empty: 0.
         """
         total = self.prediction + self.truth
         return 2 * self.intersection / total if total else 1.0

@@ -43,7 +43,7 @@ def compute_surfel_areas_mm2(spacing_mm: Float3) -> np.ndarray:
 
 @cache
 def _list_triangles() -> tuple[np.ndarray, np.ndarray]:
-    """Block code (n) and corners (n, 3 points, zyx) of all triangles, in a block of unit spacing."""
+    """Block code (n) and corners (n, 3 points, zyx) of all triangles, at unit spacing."""
     codes, triangles = [], []
     for code in range(256):
         filled = {corner for i, corner in enumerate(CORNERS) if code >> (7 - i) & 1}

@@ -184,7 +184,7 @@ def draw_volume_error(cases: Sequence[Case]) -> Markup | None:
 
 
 def draw_calibration(summary: dict[str, Any]) -> Markup | None:
-    """Share of true voxels over predicted probability, a line a structure; the diagonal is ideal."""
+    """Share of true voxels over predicted probability, a line a structure; diagonal: ideal."""
     pooled = summary.get("calibration") or {}
     if not pooled:
         return None

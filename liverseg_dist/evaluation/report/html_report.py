@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from liverseg_dist.evaluation.curves import Curves, draw_curves
+from liverseg_dist.evaluation.metrics.lesions import DETECTION_LABELS
 from liverseg_dist.evaluation.metrics.registry import CASE_METRICS, METRICS, Metric
 from liverseg_dist.evaluation.notes import has_edge_difference, list_distance_notes
 from liverseg_dist.evaluation.report.charts import SIZE_NAMES, draw_charts
@@ -115,6 +116,7 @@ def render_report(
         chart_metrics=[metric for metric in CASE_METRICS if metric.chart],
         structures=STRUCTURES,
         size_names=SIZE_NAMES,
+        detection_labels=DETECTION_LABELS,
         planes=PLANES,
         windows=WINDOWS,
         palette=json.dumps(palette),
