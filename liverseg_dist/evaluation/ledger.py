@@ -3,7 +3,7 @@
 An entry is valid only if its fingerprint equals the ledger's (weights, settings, version of the
 metric definitions) and its inputs equal those of the case (hashes of its files). Another model,
 setting or mask therefore recomputes the scores that depend on it, and no others. A file that is
-damaged (each carries its own checksum) or incomplete counts as absent. A case that failed has an
+damaged (each contains its own checksum) or incomplete counts as absent. A case that failed has an
 entry with its error; the next run tries it again.
 """
 

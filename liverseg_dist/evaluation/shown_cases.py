@@ -56,22 +56,22 @@ def select_shown_cases(
 
 
 def collect_pictures(
-    cases: Sequence[Case], pictures: Path | None, beside: Path | None
+    cases: Sequence[Case], pictures: Path | None, report_folder: Path | None
 ) -> list[dict[str, Any]]:
     """The shown cases with their pictures.
 
     Args:
         cases: All scored cases.
         pictures: Folder of `save_pictures`, if there is one.
-        beside: Folder of the report, in which `slices/` is replaced; None puts all slices into the
+        report_folder: Folder of the report, in which `slices/` is replaced; None puts all slices into the
             page.
 
     Returns:
         For each case `rank`, `case`, `name`, and either `pictures` (JSON text) or `file` (URL) with
         `still` (data URI).
     """
-    if beside is not None:
-        shutil.rmtree(beside / SLICES, ignore_errors=True)
+    if report_folder is not None:
+        shutil.rmtree(report_folder / SLICES, ignore_errors=True)
     shown: list[dict[str, Any]] = []
     bytes_left = MAX_INLINE_BYTES
     for rank, case in select_shown_cases(cases):
@@ -81,11 +81,11 @@ def collect_pictures(
         name = encode_file_name(case["case_id"])
         item = {"rank": rank, "case": case, "name": name, "pictures": "", "file": "", "still": ""}
         content = json.dumps(found, separators=(",", ":"))
-        if beside is None or len(content) <= bytes_left:
+        if report_folder is None or len(content) <= bytes_left:
             bytes_left -= len(content)
             item["pictures"] = content
         else:
-            write_slices_file(beside / SLICES, name, content)
+            write_slices_file(report_folder / SLICES, name, content)
             item["file"] = f"{SLICES}/{quote(name)}.js"
             item["still"] = _encode_still(pictures / f"{name}.png")
         shown.append(item)

@@ -23,7 +23,7 @@ def run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 
 def evaluate(run: SmallRun, *more: str) -> dict[str, object]:
-    words = [
+    arguments = [
         "evaluate",
         str(run.run),
         "--store",
@@ -34,7 +34,7 @@ def evaluate(run: SmallRun, *more: str) -> dict[str, object]:
         "1",
         *more,
     ]
-    assert main(words) == 0
+    assert main(arguments) == 0
     return json.loads((run.run / "evaluation" / "summary.json").read_text())
 
 
@@ -68,7 +68,7 @@ def test_results_before_and_after_postprocessing(
     assert rewrite_results(load_results(run.run))["postprocessing"] == after["postprocessing"]
 
 
-def test_going_back_and_forth_keeps_one_of_each(run: SmallRun) -> None:
+def test_switching_settings_keeps_one_copy_of_each(run: SmallRun) -> None:
     first = evaluate(run)
     second = evaluate(run, "inference.min_tumour_ml=0.3")
     assert evaluate(run) == first

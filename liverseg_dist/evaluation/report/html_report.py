@@ -67,7 +67,9 @@ def write_report(
         Path of the page.
     """
     file = folder / "report.html"
-    write_text(file, render_report(summary, cases, pictures, environment, training, beside=folder))
+    write_text(
+        file, render_report(summary, cases, pictures, environment, training, report_folder=folder)
+    )
     return file
 
 
@@ -77,12 +79,12 @@ def render_report(
     pictures: Path | None = None,
     environment: Mapping[str, str] | None = None,
     training: Mapping[str, Curves] | None = None,
-    beside: Path | None = None,
+    report_folder: Path | None = None,
 ) -> str:
     """Render the page as text.
 
     Args:
-        beside: Folder of the report, for the slices of large cases. None: all slices are within the
+        report_folder: Folder of the report, for the slices of large cases. None: all slices are within the
             page. All other arguments are those of `write_report`.
     """
     environment = dict(environment or {})
@@ -110,7 +112,7 @@ def render_report(
         notes=list_distance_notes(cases),
         charts=draw_charts(summary, cases),
         training=_draw_runs(training or {}),
-        shown_cases=collect_pictures(cases, pictures, beside),
+        shown_cases=collect_pictures(cases, pictures, report_folder),
         metrics=metrics,
         case_metrics=[metric for metric in CASE_METRICS if metric.in_case_table],
         chart_metrics=[metric for metric in CASE_METRICS if metric.chart],
