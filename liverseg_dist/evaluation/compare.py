@@ -87,22 +87,32 @@ def apply_holm_correction(p_values: Sequence[float | None]) -> list[float | None
 def _compare_metric(
     structure: str, metric: Metric, pairs: Sequence[tuple[float | None, float | None]]
 ) -> dict[str, Any]:
-    defined = [(a, b) for a, b in pairs if a is not None and b is not None]
-    differences = [b - a for a, b in defined]
-    gains = [metric.improvement(a, b) for a, b in defined]
+    values_a: list[float] = []
+    values_b: list[float] = []
+    for a, b in pairs:
+        # A paired test needs both values of a case.
+        if a is not None and b is not None:
+            values_a.append(a)
+            values_b.append(b)
+    n = len(values_a)
+    differences: list[float] = []
+    gains = np.zeros(n)
+    for i, (a, b) in enumerate(zip(values_a, values_b, strict=True)):
+        differences.append(b - a)
+        gains[i] = metric.improvement(a, b)
     values = np.array(differences, dtype=np.float64)
     return {
         "structure": structure,
         "metric": metric.name,
-        "n": len(defined),
-        "mean_a": compute_exact_mean([a for a, _ in defined]),
-        "mean_b": compute_exact_mean([b for _, b in defined]),
+        "n": n,
+        "mean_a": compute_exact_mean(values_a),
+        "mean_b": compute_exact_mean(values_b),
         "difference": compute_exact_mean(differences),
-        "ci95": mean_interval(values, resample_indices(len(defined))) if defined else None,
+        "ci95": mean_interval(values, resample_indices(n)) if n else None,
         "p": _compute_p_value(values),
-        "better": sum(gain > 0 for gain in gains),
-        "worse": sum(gain < 0 for gain in gains),
-        "equal": sum(gain == 0 for gain in gains),
+        "better": int((gains > 0).sum()),
+        "worse": int((gains < 0).sum()),
+        "equal": int((gains == 0).sum()),
     }
 
 
@@ -112,4 +122,5 @@ def _compute_p_value(differences: np.ndarray) -> float | None:
     if differing.size < 2:
         return None
     p = float(wilcoxon(differing, alternative="two-sided").pvalue)
+    # JSON has no NaN: undefined is null.
     return p if math.isfinite(p) else None

@@ -89,6 +89,7 @@ def _draw_line_chart(title: str, series: Sequence[tuple[str, list[list[float]]]]
     if len(points) < 2 or min(steps) == max(steps):
         return None
     values = [value for _, value in points]
+    # The axis includes 0; a negative loss extends it.
     low = min(0.0, *values)
     high = 1.0 if title == "Validation Dice" else svg.nice_high(values, 1e-12)
     x = svg.Axis(0, max(steps), 66, WIDTH - 20)
@@ -109,6 +110,7 @@ def _draw_line_chart(title: str, series: Sequence[tuple[str, list[list[float]]]]
 def _thin_points(points: list[list[float]]) -> list[list[float]]:
     if len(points) <= MAX_POINTS:
         return points
+    # The first and the last point stay; those between are taken at equal distances.
     every = math.ceil((len(points) - 1) / (MAX_POINTS - 1))
     return [*points[:-1:every], points[-1]]
 

@@ -128,11 +128,16 @@ def find_images(folder: Path | None, pairs: Sequence[MaskPair]) -> dict[str, Pat
 
 
 def _size_mismatch(prediction: Sequence[int], truth: Sequence[int], pair: MaskPair) -> str:
-    sizes = ["x".join(str(n) for n in reversed(shape)) for shape in (prediction, truth)]
     return (
-        f"{pair.prediction} is {sizes[0]} voxels, {pair.truth} is {sizes[1]}; "
+        f"{pair.prediction} is {_format_size(prediction)} voxels, "
+        f"{pair.truth} is {_format_size(truth)}; "
         "a prediction must have the grid of its truth"
     )
+
+
+def _format_size(shape: Sequence[int]) -> str:
+    """Size in the order x, y, z, as viewers show it."""
+    return "x".join(str(size) for size in reversed(shape))
 
 
 def _find_masks(folder: Path) -> dict[str, tuple[str, Path]]:

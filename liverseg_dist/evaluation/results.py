@@ -80,6 +80,7 @@ def write_results(
     summary["ledger"] = source
     summary["postprocessing"] = dict(postprocessing) if postprocessing else None
     folder.mkdir(parents=True, exist_ok=True)
+    # Every file is replaced as a whole: a reader never sees half of one.
     write_cases_csv(folder / "cases.csv", ordered, failed)
     write_lesions_csv(folder / "lesions.csv", ordered)
     if environment is not None:
@@ -154,6 +155,7 @@ def _check_summary(summary: Any) -> None:
             raise TypeError(key)
     if not isinstance(summary.get("postprocessing") or {}, dict):
         raise TypeError("postprocessing")
+    # A text is iterable too, so the type of the list is checked first.
     case_ids = summary["ledger"]["case_ids"]
     if not isinstance(case_ids, list):
         raise TypeError("case_ids")

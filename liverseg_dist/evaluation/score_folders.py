@@ -78,6 +78,7 @@ def draw_pairs(
     pairs: Sequence[MaskPair], job: ScoreJob, drawing: PictureJob, workers: int
 ) -> Iterator[ScoreOutcome]:
     """Save the pictures of these pairs (`overlays.save_pictures`), remove those of all others."""
+    # A second run may show other cases than the first.
     kept = {encode_file_name(pair.case_id) for pair in pairs}
     for file in drawing.folder.glob("*"):
         if file.suffix in (".json", ".png") and file.name.removesuffix(file.suffix) not in kept:
@@ -91,6 +92,7 @@ def _map_pairs(
     if workers <= 1 or len(pairs) <= 1:
         yield from map(work, pairs)
         return
+    # spawn: a forked child inherits locks of threads, such as those of BLAS, and may hang.
     context = multiprocessing.get_context("spawn")
     with worker_pool(min(workers, len(pairs)), context) as pool:
         with terminal_signals_blocked():

@@ -63,8 +63,8 @@ def collect_pictures(
     Args:
         cases: All scored cases.
         pictures: Folder of `save_pictures`, if there is one.
-        report_folder: Folder of the report, in which `slices/` is replaced; None puts all slices into the
-            page.
+        report_folder: Folder of the report, in which `slices/` is replaced; None puts all slices
+            into the page.
 
     Returns:
         For each case `rank`, `case`, `name`, and either `pictures` (JSON text) or `file` (URL) with
@@ -72,6 +72,7 @@ def collect_pictures(
     """
     if report_folder is not None:
         shutil.rmtree(report_folder / SLICES, ignore_errors=True)
+    # The worst cases come first, so they are the ones whose slices are in the page.
     shown: list[dict[str, Any]] = []
     bytes_left = MAX_INLINE_BYTES
     for rank, case in select_shown_cases(cases):

@@ -132,6 +132,7 @@ def _resample_planes(image_zyx: np.ndarray, shape: tuple[int, int, int]) -> np.n
 
 def _encode_hu(hu: np.ndarray) -> np.ndarray:
     """The code with the nearest HU; values beyond the table take its ends."""
+    # A table over all HU values in range: one look-up a voxel instead of a search.
     bounds = (HU_OF_CODE[1:].astype(np.float32) + HU_OF_CODE[:-1]) / 2
     lowest, highest = int(HU_OF_CODE[0]), int(HU_OF_CODE[-1])
     table = np.searchsorted(bounds, np.arange(lowest, highest + 1)).astype(np.uint8)
@@ -140,6 +141,7 @@ def _encode_hu(hu: np.ndarray) -> np.ndarray:
 
 
 def _compress(volume: np.ndarray) -> str:
+    # uint8 differences wrap around, and so do the sums that decode them.
     differences = np.diff(volume, axis=2, prepend=np.uint8(0))
     # Without a time stamp the same volume always gives the same text.
     compressed = gzip.compress(differences.tobytes(), compresslevel=6, mtime=0)

@@ -51,6 +51,7 @@ def aggregate_scores(cases: Iterable[Case]) -> dict[str, Any]:
     if len(set(ids)) != len(ids):
         raise ValueError("a case is scored twice")
     summary: dict[str, Any] = {"schema": SCHEMA, "n_cases": len(ordered)}
+    # One set of draws for all figures: their intervals are then based on the same cases.
     indices = resample_indices(len(ordered)) if ordered else np.zeros((0, 0), dtype=int)
     for structure in STRUCTURES:
         summary[structure] = _summarize_structure([case[structure] for case in ordered], indices)
@@ -81,6 +82,7 @@ def _summarize_structure(scores: list[dict[str, Any]], indices: np.ndarray) -> d
         n_defined[key] = len(defined)
         spread[key] = _compute_spread(defined)
         intervals[key] = mean_interval(_replace_none(values), indices) if scores else None
+    # Global figures are pooled from integers, so they are exact in any order.
     counts = []
     for score in scores:
         prediction, truth, intersection = (int(score[name]) for name in VOXEL_COUNTS)
@@ -104,6 +106,7 @@ def _compute_spread(values: list[float]) -> dict[str, float | None]:
     """Standard deviation (of a sample), extremes and quartiles; None where undefined."""
     if not values:
         return dict.fromkeys(("std", *QUARTILES))
+    # Sorted first: the result must not depend on the order of the cases.
     quartiles = np.quantile(np.sort(np.array(values)), [0, 0.25, 0.5, 0.75, 1])
     std = None
     if len(values) > 1:

@@ -66,6 +66,7 @@ def show_progress(
     console = Console(stderr=True, quiet=quiet, soft_wrap=True)
     if quiet or not console.is_terminal:
         line = ProgressLine(description, total, None)
+        # A quiet line counts, but never prints.
         if quiet:
             line._last_line = float("inf")
             line.total = None

@@ -102,6 +102,7 @@ def _fit_columns(natural: Sequence[int], narrowest: Sequence[int], total: int) -
     """
     if sum(narrowest) > total:
         return None
+    # One column at a time: the widest one may change while the table is narrowed.
     widths = list(natural)
     while sum(widths) > total:
         shrinkable = [i for i in range(len(widths)) if widths[i] > narrowest[i]]
@@ -119,6 +120,7 @@ def _format_row(row: Sequence[Text], widths: Sequence[int], is_right: Sequence[b
             padding = " " * (widths[i] - cell_len(part.plain))
             line.append(GAP if i else "")
             line.append_text(Text(padding) + part if is_right[i] else part + Text(padding))
+        # The padding of the last column is not printed.
         line.rstrip()
         lines.append(line)
     return lines

@@ -110,6 +110,7 @@ class RunWriter:
         )
 
     def close(self) -> None:
+        """Close the files; a failure is a warning, since the run itself is complete."""
         self._write_events(lambda events: events.close())
         try:
             self._lines.close()

@@ -36,6 +36,7 @@ class CalibrationCounter:
         """
         chosen = probability >= LOWEST
         values = probability[chosen].astype(np.float64)
+        # Probability 1 belongs to the last bin.
         bins = np.minimum((values * BINS).astype(np.int64), BINS - 1)
         self._voxels += np.bincount(bins, minlength=BINS)
         self._positives += np.bincount(bins[truth[chosen]], minlength=BINS)

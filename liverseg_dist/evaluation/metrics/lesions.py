@@ -103,6 +103,7 @@ def find_components(mask_zyx: np.ndarray, connectivity: int = LITS_CONNECTIVITY)
     labels, count = cc3d.connected_components(  # type: ignore[call-overload]
         mask, connectivity=connectivity, return_N=True
     )
+    # Entry 0 of the statistics is the background.
     statistics = cc3d.statistics(labels, no_slice_conversion=True)
     return Components(
         labels,
@@ -143,15 +144,18 @@ def match_components(
         prediction_voxels: Size of each predicted lesion.
         truth_voxels: Size of each true lesion.
     """
+    # First step: true lesions with the same best prediction form a group.
     groups: dict[int, list[int]] = {}
     for lesion in np.flatnonzero(shared.any(axis=0)):
         groups.setdefault(int(shared[:, lesion].argmax()), []).append(int(lesion))
     merged = sorted(groups.values())
     merged_shared = np.stack([shared[:, group].sum(axis=1) for group in merged], axis=1)
+    # Second step: each predicted lesion chooses among the groups.
     pairs = []
     choice = merged_shared.argmax(axis=1)
     for number, group in enumerate(merged):
         members = np.flatnonzero((choice == number) & (merged_shared[:, number] > 0))
+        # The predictions that overlap this group may all have chosen another one.
         if members.size == 0:
             continue
         counts = OverlapCounts(
@@ -169,10 +173,14 @@ def count_detections(
     pairs: list[Pair], num_prediction: int, num_truth: int, iou_above: float
 ) -> dict[str, int]:
     """Count `tp`, `fp` and `fn` at one threshold; definitions in the module."""
-    detected = [pair for pair in pairs if pair.iou > iou_above]
-    tp = sum(len(pair.truth) for pair in detected)
-    used = sum(min(len(pair.truth), len(pair.prediction)) for pair in detected)
-    return {"tp": tp, "fp": num_prediction - used, "fn": num_truth - tp}
+    tp = 0
+    accounted = 0
+    for pair in pairs:
+        if pair.iou > iou_above:
+            tp += len(pair.truth)
+            # Predicted lesions beyond the number of true ones are false positives.
+            accounted += min(len(pair.truth), len(pair.prediction))
+    return {"tp": tp, "fp": num_prediction - accounted, "fn": num_truth - tp}
 
 
 def equivalent_diameter_mm(volume_ml: float) -> float:
@@ -217,6 +225,7 @@ def score_lesions(
             quality.append(_score_pair(pair, prediction, truth, spacing_mm))
     rows = _list_lesions("truth", truth, pairs, spacing_mm)
     rows += _list_lesions("prediction", prediction, pairs, spacing_mm)
+    # Back from the box to voxels of the masks.
     corner = np.array([axis.start for axis in box])
     for row in rows:
         row["centre_zyx"] = [round(float(c), 1) for c in row["centre_zyx"] + corner]

@@ -226,6 +226,7 @@ def encode_blocks(mask: np.ndarray) -> np.ndarray:
     Returns:
         uint8 array of shape + 1; voxels beyond the mask's array are empty.
     """
+    # Each line joins the neighbours along one axis: x, then y, then z.
     code = np.pad(mask, 1)
     code = (code[:, :, :-1] << 1) | code[:, :, 1:]
     code = (code[:, :-1] << 2) | code[:, 1:]
@@ -234,6 +235,7 @@ def encode_blocks(mask: np.ndarray) -> np.ndarray:
 
 def _mark_border(mask: np.ndarray, beyond: int) -> np.ndarray:
     """1 at mask voxels with a face neighbour outside; `beyond` is the value past the array."""
+    # A voxel is inside if all its six face neighbours are in the mask.
     around = np.pad(mask, 1, constant_values=beyond)
     inside = around[:-2, 1:-1, 1:-1] & around[2:, 1:-1, 1:-1]
     inside &= around[1:-1, :-2, 1:-1]
@@ -325,6 +327,7 @@ def _length_mm(offsets: np.ndarray, spacing_mm: Float3) -> np.ndarray:
 
 
 def _weighted_percentile(distances_mm: np.ndarray, areas_mm2: np.ndarray, percent: float) -> float:
+    # A stable sort: equal distances keep their order, so the sum of areas has the same bits.
     order = np.argsort(distances_mm, kind="stable")
     share = np.cumsum(areas_mm2[order]) / np.sum(areas_mm2)
     index = min(int(np.searchsorted(share, percent / 100.0)), order.size - 1)

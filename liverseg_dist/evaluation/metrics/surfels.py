@@ -47,6 +47,7 @@ def _list_triangles() -> tuple[np.ndarray, np.ndarray]:
     codes, triangles = [], []
     for code in range(256):
         filled = {corner for i, corner in enumerate(CORNERS) if code >> (7 - i) & 1}
+        # The surface of the complement is the same one.
         if len(filled) > 4:
             filled = set(CORNERS) - filled
         for polygon in _join_polygons(filled):
@@ -93,6 +94,7 @@ def _join_polygons(filled: set[Corner]) -> list[list[Point]]:
         for first, second in pairs:
             joined.setdefault(middles[first], []).append(middles[second])
             joined.setdefault(middles[second], []).append(middles[first])
+    # Walk along the joined cuts until each polygon is closed.
     polygons = []
     while joined:
         current = min(joined)

@@ -84,8 +84,8 @@ def render_report(
     """Render the page as text.
 
     Args:
-        report_folder: Folder of the report, for the slices of large cases. None: all slices are within the
-            page. All other arguments are those of `write_report`.
+        report_folder: Folder of the report, for the slices of large cases. None: all slices are
+            within the page. All other arguments are those of `write_report`.
     """
     environment = dict(environment or {})
     details = dict(summary.get("details") or {})
@@ -95,6 +95,7 @@ def render_report(
     header.append(("Cases", summary["n_cases"]))
     if date := environment.pop("date", None):
         header.append(("Date", date))
+    # The closed distances equal the open ones away from the scan's edge: rows without information.
     metrics: Sequence[Metric] = METRICS
     if not any(has_edge_difference(case) for case in cases):
         metrics = [metric for metric in METRICS if not metric.is_edge_variant]

@@ -103,6 +103,7 @@ def make_scene(
         The scene, or None where both masks are empty.
     """
     predicted_labels, true_labels = _prepare_labels(prediction), _prepare_labels(truth)
+    # MARGIN_MM follows below, in mm and not in voxels.
     inner = find_joint_box(predicted_labels, true_labels, margin=0)
     if inner is None:
         return None
@@ -255,6 +256,7 @@ def _worst_index(scene: Scene, plane: str) -> int:
     """The slice with the most wrong tumour voxels, else with most tumour, else with most liver."""
     axes = tuple(axis for axis in range(3) if axis != PLANES.index(plane))
     prediction, truth = scene.prediction == TUMOUR, scene.truth == TUMOUR
+    # The first of these masks that is not empty decides.
     for interesting in (prediction != truth, truth, (scene.truth > 0) | (scene.prediction > 0)):
         voxels = interesting.sum(axis=axes)
         if voxels.max() > 0:
@@ -264,6 +266,7 @@ def _worst_index(scene: Scene, plane: str) -> int:
 
 def _frame_size(scene: Scene, plane: str, scale: float = 1.0) -> tuple[int, int]:
     """(height, width) in square pixels; all planes of a case share one scale."""
+    # Pixels are square also where voxels are not.
     extent_mm = [n * mm for n, mm in zip(scene.truth.shape, scene.spacing_mm, strict=True)]
     px_per_mm = scale * LONGEST_SIDE_PX / max(extent_mm)
     height, width = (
@@ -298,6 +301,7 @@ def _encode_overlay(prediction: np.ndarray, truth: np.ndarray, with_liver: bool)
     codes[predicted & true] = _CODE["true_positive"]
     codes[~predicted & true] = _CODE["false_negative"]
     codes[predicted & ~true] = _CODE["false_positive"]
+    # Outlines come last, on top of the fills; the prediction covers the truth where they coincide.
     for mask, name in ((truth, "truth_line"), (prediction, "prediction_line")):
         for structure in (mask > 0, mask == TUMOUR):
             codes[_find_outline(structure)] = _CODE[name]

@@ -35,6 +35,7 @@ def sample_surface_points(
     """
     prediction = _reduce_labels(prediction_zyx, spacing_mm)
     truth = _reduce_labels(truth_zyx, spacing_mm)
+    # Without a true liver the predicted one gives the frame.
     parts = [_find_surface(truth > 0 if (truth > 0).any() else prediction > 0, 0)]
     masks = _split_lesions(prediction == TUMOUR, truth == TUMOUR)
     parts += [_find_surface(mask, kind) for kind, mask in enumerate(masks, start=1)]
@@ -82,6 +83,7 @@ def _reduce_labels(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -
 
     The highest, so that no small tumour disappears.
     """
+    # Whole voxels are combined first; the rest of the scale is done by nearest neighbour.
     steps = [max(1, round(VOXEL_MM / mm)) for mm in spacing_mm]
     padded = np.pad(labels, [(0, -n % step) for n, step in zip(labels.shape, steps, strict=True)])
     z, y, x = (n // step for n, step in zip(padded.shape, steps, strict=True))
@@ -99,6 +101,7 @@ def _find_surface(mask: np.ndarray, kind: int) -> np.ndarray:
     surface = np.argwhere(mask & ~ndimage.binary_erosion(mask))
     if not len(surface):
         return np.zeros((0, 7))
+    # The gradient of a binary mask has 26 directions only; that of a smooth one shades well.
     smooth = ndimage.gaussian_filter(mask.astype(np.float32), 1.2)
     at = tuple(surface.T)
     normal = -np.stack([slope[at] for slope in np.gradient(smooth)], axis=1)

@@ -25,6 +25,7 @@ class Axis:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        # Values outside the axis are drawn at its ends.
         value = min(max(value, self.low), self.high)
         if self.log:
             share = math.log(value / self.low) / math.log(self.high / self.low)
@@ -38,6 +39,7 @@ class Axis:
             ticks = self._log_ticks((1, 2, 5))
             # An axis of few decades needs closer ticks.
             return ticks if len(ticks) > 3 else self._log_ticks(range(1, 10))
+        # About five ticks, at multiples of a round step.
         raw = (self.high - self.low) / 5
         magnitude = 10.0 ** math.floor(math.log10(raw))
         step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)

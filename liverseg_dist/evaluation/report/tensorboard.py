@@ -1,4 +1,4 @@
-"""Main figures and pictures of an evaluation for TensorBoard, next to the curves of its training."""
+"""Main figures and pictures of an evaluation for TensorBoard, next to its training curves."""
 
 import shutil
 from collections.abc import Sequence
