@@ -44,22 +44,20 @@ def test_results_before_and_after_postprocessing(
     before = evaluate(run)
     written = {path.name for path in (run.run / "evaluation").iterdir()}
     assert before["postprocessing"] is None
-    assert "no post-processing\n" in capsys.readouterr().out
+    assert "post-processing: none\n" in capsys.readouterr().out
     (run.run / "postprocess.yaml").write_text(POSTPROCESS)
     after = evaluate(run)
     printed = capsys.readouterr().out
     assert after["postprocessing"] == {"largest_component": True, "min_tumour_ml": 0.3}
-    chosen = run.run / "postprocess.yaml"
     assert (
-        f"post-processing largest_component=true, min_tumour_ml=0.3 (chosen in {chosen})\n"
-        in printed
+        "post-processing: largest_component=true, min_tumour_ml=0.3 "
+        "(postprocess.yaml of the run, chosen by liverseg postprocess)\n" in printed
     )
     (earlier,) = (run.run / "evaluation" / "earlier").iterdir()
     assert (
         f"earlier results of other weights or settings are kept in {earlier} (liver Dice "
         in printed
     )
-    assert "no post-processing)" in printed
     assert json.loads((earlier / "summary.json").read_text()) == before
     assert {"cases.csv", "lesions.csv", "report.html", "ledger", "training.json"} <= written
     assert {path.name for path in earlier.iterdir()} == written

@@ -168,4 +168,4 @@ def test_a_world_flipped_from_left_to_right_is_caught(
     code = main([*words, "--no-pictures", "--workers", "1"])
     told = capsys.readouterr().err
     assert code == 2
-    assert "apart in the world" in told
+    assert "their positions differ by up to" in told
