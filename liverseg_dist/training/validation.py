@@ -1,4 +1,4 @@
-"""ValidationResult: whole slabs by sliding window, each case on one rank, counts pooled exactly."""
+"""Validation during training: slabs by sliding window, a case on one rank, counts pooled exactly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
