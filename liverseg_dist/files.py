@@ -1,5 +1,6 @@
-"""Atomic writes of files, and their sort order. Used by every package."""
+"""Atomic writes, checksums and sort order of files: the one place for each, used by every package."""
 
+import hashlib
 import json
 import os
 import re
@@ -68,6 +69,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file atomically. NaN is an error: an undefined value is null."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content as 64 hexadecimal digits. Raises `OSError` where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:

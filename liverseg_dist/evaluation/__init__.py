@@ -1,6 +1,7 @@
-"""Scores of liver and tumour masks: exact at any scale, pure numpy, no knowledge of stores, models or ranks.
+"""Scores of liver and tumour masks, independent of stores, models and ranks.
 
-`score_case` scores one case, `Ledger` keeps what is scored, `aggregate_scores` pools it, `write_results` writes the files.
+`score_case` scores one case, `Ledger` stores the scores, `aggregate_scores` pools them and
+`write_results` writes the result files.
 """
 
 from liverseg_dist.evaluation.ledger import Ledger, fingerprint_of

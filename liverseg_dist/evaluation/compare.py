@@ -1,9 +1,9 @@
-"""Is one model better than another? Paired over the cases that both were scored on.
+"""Compare two models on the cases that both were scored on.
 
-For each metric: the mean difference B - A with a bootstrap interval (cases resampled in pairs), and Wilcoxon's
-signed-rank test, two-sided (Wilcoxon 1945, https://doi.org/10.2307/3001968; scipy). Several metrics are looked at
-together, so p values are also given after Holm's correction (Holm 1979). Cases where a metric is undefined for either
-are left out.
+For each metric: the mean difference B - A with a bootstrap interval (cases are resampled in pairs),
+and the two-sided signed-rank test of Wilcoxon (Wilcoxon 1945, https://doi.org/10.2307/3001968;
+scipy). Several metrics are tested together, so p values are also given after Holm's correction
+(Holm 1979). Cases where a metric is undefined for one of the models are left out.
 """
 
 import math
@@ -21,84 +21,106 @@ from liverseg_dist.evaluation.metrics.bootstrap import (
     mean_interval,
     resample_indices,
 )
+from liverseg_dist.evaluation.metrics.registry import METRICS, Metric
 from liverseg_dist.evaluation.summary import compute_exact_mean
 from liverseg_dist.labels import STRUCTURES
 
-COMPARED = ("dice", "rvd", "assd_mm", "hd95_mm", "nsd_1mm", "nsd_2mm")
-LOWER_IS_BETTER = {"assd_mm", "hd95_mm"}
+COMPARED = tuple(metric for metric in METRICS if metric.is_compared)
 Case = dict[str, Any]
 
 
 def compare_evaluations(first: Sequence[Case], second: Sequence[Case]) -> dict[str, Any]:
-    """Compare two sets of scored cases; JSON-able. Raises `UserError` where they share no case.
+    """Compare two sets of scored cases.
 
-    Each row of `metrics`: structure, metric, n, mean_a, mean_b, difference (B - A), ci95, p, p_holm, and in how many
-    cases B is better, worse, equal (RVD by its absolute value). p is None with fewer than two differing cases.
+    Args:
+        first: Scored cases of model A.
+        second: Scored cases of model B.
+
+    Returns:
+        A JSON-able dict. Each row of `metrics` has structure, metric, n, mean_a, mean_b, difference
+        (B - A), ci95, p, p_holm, and the number of cases where B is better, worse or equal (RVD by
+        its absolute value). p is None with fewer than two cases that differ.
+
+    Raises:
+        UserError: The evaluations have no case in common.
     """
-    by_id = [{case["case_id"]: case for case in cases} for cases in (first, second)]
-    shared = sorted(by_id[0].keys() & by_id[1].keys())
+    cases_a = {case["case_id"]: case for case in first}
+    cases_b = {case["case_id"]: case for case in second}
+    shared = sorted(cases_a.keys() & cases_b.keys())
     if not shared:
         raise UserError(
-            "the two evaluations have no case in common; compare runs that were scored on the same cases"
+            "the two evaluations have no case in common; "
+            "compare runs that were scored on the same cases"
         )
-    rows = [
-        _row(
-            structure,
-            metric,
-            [(by_id[0][i][structure][metric], by_id[1][i][structure][metric]) for i in shared],
-        )
-        for structure in STRUCTURES
-        for metric in COMPARED
-    ]
+    rows = []
+    for structure in STRUCTURES:
+        for metric in COMPARED:
+            pairs = []
+            for case_id in shared:
+                value_a = cases_a[case_id][structure].get(metric.name)
+                value_b = cases_b[case_id][structure].get(metric.name)
+                pairs.append((value_a, value_b))
+            rows.append(_compare_metric(structure, metric, pairs))
     for row, adjusted in zip(rows, apply_holm_correction([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
     return {
         "n_cases": len(shared),
-        "only_a": sorted(by_id[0].keys() - by_id[1].keys()),
-        "only_b": sorted(by_id[1].keys() - by_id[0].keys()),
+        "only_a": sorted(cases_a.keys() - cases_b.keys()),
+        "only_b": sorted(cases_b.keys() - cases_a.keys()),
         "metrics": rows,
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
     }
 
 
 def apply_holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction; None stays None and does not count."""
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    """Adjust p values by Holm's step-down correction; None stays None and is not counted."""
+    defined = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
-    for rank, (p, i) in enumerate(known):
-        highest = max(highest, min(1.0, (len(known) - rank) * p))
+    for rank, (p, i) in enumerate(defined):
+        # An adjusted value must not be lower than that of a smaller p value.
+        highest = max(highest, min(1.0, (len(defined) - rank) * p))
         adjusted[i] = highest
     return adjusted
 
 
-def _row(
-    structure: str, metric: str, pairs: Sequence[tuple[float | None, float | None]]
+def _compare_metric(
+    structure: str, metric: Metric, pairs: Sequence[tuple[float | None, float | None]]
 ) -> dict[str, Any]:
-    known = [(a, b) for a, b in pairs if a is not None and b is not None]
-    differences = [b - a for a, b in known]
-    gains = [
-        abs(a) - abs(b) if metric == "rvd" or metric in LOWER_IS_BETTER else b - a for a, b in known
-    ]
+    values_a: list[float] = []
+    values_b: list[float] = []
+    for a, b in pairs:
+        # A paired test needs both values of a case.
+        if a is not None and b is not None:
+            values_a.append(a)
+            values_b.append(b)
+    n = len(values_a)
+    differences: list[float] = []
+    gains = np.zeros(n)
+    for i, (a, b) in enumerate(zip(values_a, values_b, strict=True)):
+        differences.append(b - a)
+        gains[i] = metric.improvement(a, b)
     values = np.array(differences, dtype=np.float64)
     return {
         "structure": structure,
-        "metric": metric,
-        "n": len(known),
-        "mean_a": compute_exact_mean([a for a, _ in known]),
-        "mean_b": compute_exact_mean([b for _, b in known]),
+        "metric": metric.name,
+        "n": n,
+        "mean_a": compute_exact_mean(values_a),
+        "mean_b": compute_exact_mean(values_b),
         "difference": compute_exact_mean(differences),
-        "ci95": mean_interval(values, resample_indices(len(known))) if known else None,
-        "p": _p_value(values),
-        "better": sum(gain > 0 for gain in gains),
-        "worse": sum(gain < 0 for gain in gains),
-        "equal": sum(gain == 0 for gain in gains),
+        "ci95": mean_interval(values, resample_indices(n)) if n else None,
+        "p": _compute_p_value(values),
+        "better": int((gains > 0).sum()),
+        "worse": int((gains < 0).sum()),
+        "equal": int((gains == 0).sum()),
     }
 
 
-def _p_value(differences: np.ndarray) -> float | None:
+def _compute_p_value(differences: np.ndarray) -> float | None:
+    # Wilcoxon's test leaves out pairs without a difference.
     differing = differences[differences != 0]
     if differing.size < 2:
         return None
     p = float(wilcoxon(differing, alternative="two-sided").pvalue)
+    # JSON has no NaN: undefined is null.
     return p if math.isfinite(p) else None

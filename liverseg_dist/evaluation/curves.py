@@ -1,6 +1,7 @@
-"""A run's training curves for its report: loss, validation Dice and learning rate, from `metrics.jsonl`.
+"""Training curves of a run for its report: loss, validation Dice and learning rate.
 
-They are kept beside the results (`training.json`), so that the report can be made again without the run.
+They are read from the run's `metrics.jsonl` and stored next to the results (`training.json`), so
+that the report can be written again without the run.
 """
 
 import json
@@ -18,99 +19,114 @@ TRAINING = "training.json"
 METRICS_FILE = "metrics.jsonl"
 LOSS, LEARNING_RATE = "train/loss", "train/learning_rate"
 DICE = {structure: f"validation/dice_{structure}" for structure in STRUCTURES}
-KEPT = (LOSS, LEARNING_RATE, *DICE.values())
+CURVE_NAMES = (LOSS, LEARNING_RATE, *DICE.values())
 MAX_POINTS = 400
+MAX_DOTS = 60
+"""A longer curve is drawn as a line without dots."""
 WIDTH, HEIGHT = 520, 250
 Curves = dict[str, list[list[float]]]
 """For each metric [step, value] in the order of steps."""
 
 
 def read_curves(run: Path) -> Curves:
-    """The curves of a run's `metrics.jsonl`; empty where it has none.
+    """Read the curves of a run from its `metrics.jsonl`.
 
-    Lines that are damaged are left out. A longer curve is thinned to `MAX_POINTS`, the last point stays.
+    Damaged lines are left out. A longer curve is thinned to `MAX_POINTS`; its last point stays.
+
+    Returns:
+        Curves by metric; empty where the run has no such file.
     """
     try:
         lines = (run / METRICS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
-    found: dict[str, dict[int, float]] = {name: {} for name in KEPT}
+    # By step: a resumed run may have written a step twice, the later value counts.
+    values: dict[str, dict[int, float]] = {name: {} for name in CURVE_NAMES}
     for line in lines:
         try:
             row = json.loads(line)
             step = int(row["step"])
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        for name in KEPT:
-            if _is_figure(row.get(name)):
-                found[name][step] = float(row[name])
-    curves = {
-        name: [[step, by_step[step]] for step in sorted(by_step)] for name, by_step in found.items()
-    }
-    return {name: _thin(points) for name, points in curves.items() if points}
+        for name in CURVE_NAMES:
+            if _is_finite_number(row.get(name)):
+                values[name][step] = float(row[name])
+    curves: Curves = {}
+    for name, by_step in values.items():
+        if by_step:
+            curves[name] = _thin_points([[step, by_step[step]] for step in sorted(by_step)])
+    return curves
 
 
 def load_training(folder: Path) -> dict[str, Curves]:
-    """Curves by run from `folder/training.json`; empty where it is missing or damaged."""
+    """Curves by run from `folder/training.json`; empty where the file is missing or damaged."""
     try:
         content = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
-        return {str(run): _checked(curves) for run, curves in content.items()}
+        return {str(run): _select_valid_curves(curves) for run, curves in content.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
 def draw_curves(curves: Curves) -> dict[str, Markup]:
-    """Charts by title; one without two points is left out."""
-    named = {
-        "Training loss": (("loss", curves.get(LOSS, [])),),
-        "Validation Dice": tuple(
-            (structure, curves.get(key, [])) for structure, key in DICE.items()
-        ),
-        "Learning rate": (("rate", curves.get(LEARNING_RATE, [])),),
+    """Draw the charts of a run, by title; a chart with fewer than two points is left out."""
+    dice = [(structure, curves.get(key, [])) for structure, key in DICE.items()]
+    series_by_title = {
+        "Training loss": [("loss", curves.get(LOSS, []))],
+        "Validation Dice": dice,
+        "Learning rate": [("rate", curves.get(LEARNING_RATE, []))],
     }
-    charts = {title: _line_chart(title, series) for title, series in named.items()}
-    return {title: chart for title, chart in charts.items() if chart is not None}
+    charts = {}
+    for title, series in series_by_title.items():
+        chart = _draw_line_chart(title, series)
+        if chart is not None:
+            charts[title] = chart
+    return charts
 
 
-def _line_chart(title: str, series: Sequence[tuple[str, list[list[float]]]]) -> Markup | None:
+def _draw_line_chart(title: str, series: Sequence[tuple[str, list[list[float]]]]) -> Markup | None:
     points = [point for _, line in series for point in line]
     steps = [step for step, _ in points]
     if len(points) < 2 or min(steps) == max(steps):
         return None
     values = [value for _, value in points]
+    # The axis includes 0; a negative loss extends it.
     low = min(0.0, *values)
     high = 1.0 if title == "Validation Dice" else svg.nice_high(values, 1e-12)
     x = svg.Axis(0, max(steps), 66, WIDTH - 20)
     y = svg.Axis(low, high, HEIGHT - 46, 14)
-    marks = svg.x_axis(x, HEIGHT - 46, 14, "step") + svg.y_axis(y, 66, WIDTH - 20, title.lower())
+    marks = svg.x_axis(x, HEIGHT - 46, 14, "step")
+    marks += svg.y_axis(y, 66, WIDTH - 20, title.lower())
     for name, line in series:
-        places = [(x(step), y(value)) for step, value in line]
-        marks.append(svg.polyline(places, f"curve {name}"))
-        if len(places) <= 60:
-            for (step, value), (left, top) in zip(line, places, strict=True):
-                marks.append(
-                    svg.circle(left, top, 3.0, f"dot {name}", f"{name}, step {step:g}: {value:.4g}")
-                )
+        positions = [(x(step), y(value)) for step, value in line]
+        marks.append(svg.polyline(positions, f"curve {name}"))
+        if len(positions) > MAX_DOTS:
+            continue
+        for (step, value), (left, top) in zip(line, positions, strict=True):
+            hint = f"{name}, step {step:g}: {value:.4g}"
+            marks.append(svg.circle(left, top, 3.0, f"dot {name}", hint))
     return svg.picture(WIDTH, HEIGHT, marks, f"{title} over training steps")
 
 
-def _thin(points: list[list[float]]) -> list[list[float]]:
+def _thin_points(points: list[list[float]]) -> list[list[float]]:
     if len(points) <= MAX_POINTS:
         return points
+    # The first and the last point stay; those between are taken at equal distances.
     every = math.ceil((len(points) - 1) / (MAX_POINTS - 1))
     return [*points[:-1:every], points[-1]]
 
 
-def _checked(curves: Mapping[str, Any]) -> Curves:
-    kept: Curves = {}
-    for name in KEPT:
-        rows = [
-            [float(step), float(value)] for step, value in curves.get(name, []) if _is_figure(value)
-        ]
-        if rows:
-            kept[name] = rows
-    return kept
+def _select_valid_curves(curves: Mapping[str, Any]) -> Curves:
+    """The known curves with their finite values: the file may have been edited."""
+    valid: Curves = {}
+    for name in CURVE_NAMES:
+        points = []
+        for step, value in curves.get(name, []):
+            if _is_finite_number(value):
+                points.append([float(step), float(value)])
+        if points:
+            valid[name] = points
+    return valid
 
 
-def _is_figure(value: object) -> bool:
+def _is_finite_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

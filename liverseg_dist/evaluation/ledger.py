@@ -1,10 +1,10 @@
-"""What is already scored: one JSON file a case, whole or absent, tied to what it was computed from.
+"""The ledger of an evaluation: one JSON file per case with its scores and what they depend on.
 
-An entry counts only if its fingerprint equals the ledger's (weights, settings, the version of the metric definitions)
-and its inputs those of the case (hashes of its files), so changing the model, a setting or a mask recomputes what it
-touches and nothing else. A file that is damaged (it carries its own checksum), or half-written by a machine that died,
-counts as absent.
-A case that failed has an entry with its error and is tried again by the next run.
+An entry is valid only if its fingerprint equals the ledger's (weights, settings, version of the
+metric definitions) and its inputs equal those of the case (hashes of its files). Another model,
+setting or mask therefore recomputes the scores that depend on it, and no others. A file that is
+damaged (each contains its own checksum) or incomplete counts as absent. A case that failed has an
+entry with its error; the next run tries it again.
 """
 
 import hashlib
@@ -17,16 +17,24 @@ from urllib.parse import quote
 from liverseg_dist.evaluation.metrics.case import METRICS_VERSION
 from liverseg_dist.files import write_json
 
-LONGEST_NAME = 150
+MAX_NAME_LENGTH = 150
 
 
 class Ledger:
-    """`Ledger(folder, fingerprint={"weights_sha256": ..., "settings": ...})`; any number of processes may write."""
+    """Scores of cases in a folder: `Ledger(folder, {"weights_sha256": ..., "settings": ...})`.
+
+    Any number of processes may write to it at the same time.
+    """
 
     def __init__(
         self, folder: Path | str, fingerprint: Mapping[str, object] | str | None = None
     ) -> None:
-        """`fingerprint` is what the scores depend on, or the `.fingerprint` of another ledger as it was recorded."""
+        """Open a ledger.
+
+        Args:
+            folder: Folder of the entries; it need not exist.
+            fingerprint: What the scores depend on, or the recorded `.fingerprint` of a ledger.
+        """
         self.folder = Path(folder)
         if isinstance(fingerprint, str):
             self.fingerprint = fingerprint
@@ -36,17 +44,23 @@ class Ledger:
             )
 
     def done(self, inputs: Mapping[str, str] | None = None) -> set[str]:
-        """Ids of cases that need not be scored again. `inputs` maps a case id to the fingerprint of its own files."""
-        return {
-            entry["case_id"]
-            for entry in self._entries()
-            if entry["scores"] is not None
-            and (inputs is None or inputs.get(entry["case_id"]) == entry["inputs"])
-        }
+        """Ids of the cases with valid scores.
+
+        Args:
+            inputs: Fingerprint of each case's files; without it the files are not compared.
+        """
+        case_ids = set()
+        for entry in self._read_entries():
+            if entry["scores"] is None:
+                continue
+            case_id = entry["case_id"]
+            if inputs is None or inputs.get(case_id) == entry["inputs"]:
+                case_ids.add(case_id)
+        return case_ids
 
     def write(self, case_id: str, scores: Mapping[str, Any], inputs: str | None = None) -> None:
-        """Record a scored case. Replaces what was there in one step."""
-        self._write(case_id, {"scores": dict(scores), "error": None, "inputs": inputs})
+        """Record the scores of a case; replaces an earlier entry in one step."""
+        self._write_entry(case_id, {"scores": dict(scores), "error": None, "inputs": inputs})
 
     def write_failure(
         self,
@@ -55,58 +69,61 @@ class Ledger:
         inputs: str | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record that a case could not be scored, and why; `details` is JSON-able."""
-        more = {} if details is None else {"details": dict(details)}
-        self._write(case_id, {"scores": None, "error": error, "inputs": inputs, **more})
+        """Record the reason why a case has no scores; `details` is JSON-able."""
+        content: dict[str, Any] = {"scores": None, "error": error, "inputs": inputs}
+        if details is not None:
+            content["details"] = dict(details)
+        self._write_entry(case_id, content)
 
     def read(self, case_id: str, inputs: str | None = None) -> dict[str, Any] | None:
-        """Scores of one case, or None where it has none (or, with `inputs`, has them from other files)."""
-        entry = self._entry(self._file(case_id))
+        """Scores of one case; None where it has none (or, with `inputs`, none of these files)."""
+        entry = self._read_entry(self._file_of(case_id))
         if entry is None or (inputs is not None and entry["inputs"] != inputs):
             return None
         return entry["scores"]
 
     def read_all(self) -> list[dict[str, Any]]:
-        """Scores of every scored case, sorted by case id."""
-        return [entry["scores"] for entry in self._entries() if entry["scores"] is not None]
+        """Scores of all scored cases, sorted by case id."""
+        return [entry["scores"] for entry in self._read_entries() if entry["scores"] is not None]
 
     def failures(self) -> dict[str, str]:
         """Errors of failed cases by case id."""
-        return {
-            entry["case_id"]: str(entry["error"])
-            for entry in self._entries()
-            if entry["scores"] is None
-        }
+        return {entry["case_id"]: str(entry["error"]) for entry in self._read_failures()}
 
     def failure_details(self) -> dict[str, dict[str, Any]]:
-        """Details of failed cases by case id, where some were recorded."""
-        failed = (entry for entry in self._entries() if entry["scores"] is None)
-        return {
-            entry["case_id"]: entry["details"]
-            for entry in failed
-            if isinstance(entry.get("details"), dict)
-        }
+        """Details of failed cases by case id; cases without details are left out."""
+        details = {}
+        for entry in self._read_failures():
+            if isinstance(entry.get("details"), dict):
+                details[entry["case_id"]] = entry["details"]
+        return details
 
     def forget(self, case_id: str) -> None:
-        """Remove a case's entry, if any."""
-        self._file(case_id).unlink(missing_ok=True)
+        """Remove the entry of a case, if there is one."""
+        self._file_of(case_id).unlink(missing_ok=True)
 
-    def _write(self, case_id: str, content: dict[str, Any]) -> None:
+    def _write_entry(self, case_id: str, content: dict[str, Any]) -> None:
         entry = {"case_id": case_id, "fingerprint": self.fingerprint, **content}
         entry["sha256"] = fingerprint_of(entry)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._file(case_id), entry)
+        write_json(self._file_of(case_id), entry)
 
-    def _file(self, case_id: str) -> Path:
+    def _file_of(self, case_id: str) -> Path:
         return self.folder / f"{encode_file_name(case_id)}.json"
 
-    def _entries(self) -> list[dict[str, Any]]:
-        found = [self._entry(file) for file in sorted(self.folder.glob("*.json"))]
-        return sorted(
-            (entry for entry in found if entry is not None), key=lambda entry: entry["case_id"]
-        )
+    def _read_failures(self) -> list[dict[str, Any]]:
+        return [entry for entry in self._read_entries() if entry["scores"] is None]
 
-    def _entry(self, file: Path) -> dict[str, Any] | None:
+    def _read_entries(self) -> list[dict[str, Any]]:
+        """All valid entries, sorted by case id."""
+        entries = []
+        for file in sorted(self.folder.glob("*.json")):
+            entry = self._read_entry(file)
+            if entry is not None:
+                entries.append(entry)
+        return sorted(entries, key=lambda entry: entry["case_id"])
+
+    def _read_entry(self, file: Path) -> dict[str, Any] | None:
         try:
             entry = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -118,21 +135,23 @@ class Ledger:
         case_id = entry.get("case_id")
         if not isinstance(case_id, str) or not {"scores", "error", "inputs"} <= entry.keys():
             return None
-        return entry if self._file(case_id) == file else None
+        # A file that was copied to another name is not the entry of that other case.
+        return entry if self._file_of(case_id) == file else None
 
 
 def fingerprint_of(content: Mapping[str, object]) -> str:
-    """sha256 of a JSON-able mapping, whatever the order of its keys."""
+    """SHA-256 of a JSON-able mapping; the order of its keys does not matter."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def encode_file_name(case_id: str) -> str:
-    """A file name for any case id: percent-encoded, and shortened with a hash where it would be too long."""
-    # A name may hold bytes that are not UTF-8: Python keeps them as surrogates.
+    """A file name for any case id: percent-encoded; a long one is shortened and gets a hash."""
+    # A case id may contain bytes that are not UTF-8: Python stores them as surrogates.
     name = quote(case_id, safe=" ()[]{}+,=@", errors="surrogatepass")
     if name.startswith("."):
         name = "%2E" + name[1:]
-    if len(name) > LONGEST_NAME:
-        name = f"{name[:LONGEST_NAME]}~{hashlib.sha256(case_id.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    if len(name) > MAX_NAME_LENGTH:
+        digest = hashlib.sha256(case_id.encode("utf-8", "surrogatepass")).hexdigest()
+        name = f"{name[:MAX_NAME_LENGTH]}~{digest[:16]}"
     return name or "%"

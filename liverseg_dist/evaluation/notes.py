@@ -1,4 +1,7 @@
-"""Notes on figures that are easily misread: tolerances below the voxel size, masks at the scan's edge."""
+"""Notes on figures that are easily misread: tolerances below the voxel size, masks at the edge.
+
+The report and the terminal output of `evaluate` and `score` show them below the figures.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,62 +13,72 @@ Case = dict[str, Any]
 
 
 def list_distance_notes(cases: Sequence[Case]) -> list[str]:
-    """What a reader of the distances must know about these cases; empty where there is nothing to say."""
+    """List the limits of the distances in these cases; empty where there are none."""
     return [*list_resolution_notes(cases), *list_edge_notes(cases)]
 
 
 def list_resolution_notes(cases: Sequence[Case]) -> list[str]:
-    """Where voxels are larger than the tolerance of a normalised surface distance (NSD).
+    """Notes on voxels that are larger than a tolerance of the normalised surface distance (NSD).
 
-    Two surface elements lie on one lattice, so their distance is 0 or at least the shortest voxel side. A tolerance
-    below that side counts coinciding elements only, and two such tolerances give the same NSD.
+    The surface elements of both masks are points of one lattice, so their distance is 0 or at least
+    the shortest voxel side. A tolerance below that side counts coinciding elements only, and two
+    such tolerances give the same NSD.
     """
     notes = []
     fine, coarse = TOLERANCES_MM
-    both = [case for case in cases if min(case["spacing_mm"]) > coarse]
-    one = [case for case in cases if fine < min(case["spacing_mm"]) <= coarse]
-    thick = [case for case in cases if min(case["spacing_mm"]) <= fine < max(case["spacing_mm"])]
-    if both:
+    above_coarse: list[Case] = []
+    above_fine: list[Case] = []
+    anisotropic: list[Case] = []
+    for case in cases:
+        shortest_mm, longest_mm = min(case["spacing_mm"]), max(case["spacing_mm"])
+        if shortest_mm > coarse:
+            above_coarse.append(case)
+        elif shortest_mm > fine:
+            above_fine.append(case)
+        elif longest_mm > fine:
+            anisotropic.append(case)
+    if above_coarse:
         notes.append(
-            f"NSD: in {_count(both, cases)} every voxel side is longer than {coarse:g} mm "
-            f"({_largest_voxel(both)}). NSD at {fine:g} mm and at {coarse:g} mm are equal there: only "
-            "surfaces that coincide are within either tolerance."
+            f"NSD: in {_count_cases(above_coarse, cases)} every voxel side is longer than "
+            f"{coarse:g} mm ({_describe_largest_voxel(above_coarse)}). NSD at {fine:g} mm and at "
+            f"{coarse:g} mm are equal there: only surfaces that coincide are within either "
+            "tolerance."
         )
-    if one:
+    if above_fine:
         notes.append(
-            f"NSD: in {_count(one, cases)} every voxel side is longer than {fine:g} mm "
-            f"({_largest_voxel(one)}). NSD at {fine:g} mm counts only surfaces that coincide there."
+            f"NSD: in {_count_cases(above_fine, cases)} every voxel side is longer than "
+            f"{fine:g} mm ({_describe_largest_voxel(above_fine)}). NSD at {fine:g} mm counts only "
+            "surfaces that coincide there."
         )
-    if thick:
+    if anisotropic:
         notes.append(
-            f"NSD: in {_count(thick, cases)} voxels are longer than {fine:g} mm along an axis "
-            f"({_largest_voxel(thick)}). A shift by one voxel along it exceeds that tolerance."
+            f"NSD: in {_count_cases(anisotropic, cases)} voxels are longer than {fine:g} mm along "
+            f"an axis ({_describe_largest_voxel(anisotropic)}). A shift by one voxel along it "
+            "exceeds that tolerance."
         )
     return notes
 
 
 def list_edge_notes(cases: Sequence[Case]) -> list[str]:
-    """Where a mask reaches the scan's edge, so that the conventions of the distances differ."""
+    """Notes on masks that reach the edge of the scan, where the distance conventions differ."""
     differing = [case for case in cases if has_edge_difference(case)]
     if not differing:
         return []
-    found = [
-        (_difference(case, structure), case, structure)
-        for case in differing
-        for structure in STRUCTURES
-    ]
-    _, case, structure = max(found, key=lambda item: item[0])
+    candidates = [(case, structure) for case in differing for structure in STRUCTURES]
+    case, structure = max(candidates, key=lambda item: _edge_difference_mm(*item))
     scores = case[structure]
+    opened, closed = _format_mm(scores["mssd_mm"]), _format_mm(scores["mssd_closed_mm"])
     return [
-        f"Distances: in {_count(differing, cases)} a mask reaches the scan's edge. ASSD, RMSD and MSSD take masks "
-        "as open there (CHAOS: no surface at the edge); HD95 and NSD take them as closed (DeepMind: the edge is "
-        "surface). The closed ASSD, RMSD and MSSD are given too. Largest difference: "
-        f"{case['case_id']}, {structure}: MSSD {_mm(scores['mssd_mm'])} open, {_mm(scores['mssd_closed_mm'])} closed."
+        f"Distances: in {_count_cases(differing, cases)} a mask reaches the scan's edge. "
+        "ASSD, RMSD and MSSD take masks as open there (CHAOS: no surface at the edge); HD95 and "
+        "NSD take them as closed (DeepMind: the edge is surface). The closed ASSD, RMSD and MSSD "
+        f"are given too. Largest difference: {case['case_id']}, {structure}: "
+        f"MSSD {opened} open, {closed} closed."
     ]
 
 
 def has_edge_difference(case: Case) -> bool:
-    """Whether a border distance of a case depends on whether masks are closed at the scan's edge."""
+    """Whether the open and the closed border distances of a case differ."""
     for structure in STRUCTURES:
         scores = case[structure]
         for name in BORDER_KEYS:
@@ -75,20 +88,21 @@ def has_edge_difference(case: Case) -> bool:
     return False
 
 
-def _difference(case: Case, structure: str) -> float:
+def _edge_difference_mm(case: Case, structure: str) -> float:
+    """Difference of the open and the closed MSSD; -1 where one of them is undefined."""
     scores = case[structure]
     opened, closed = scores["mssd_mm"], scores.get("mssd_closed_mm")
     return abs(opened - closed) if opened is not None and closed is not None else -1.0
 
 
-def _count(some: Sequence[Case], cases: Sequence[Case]) -> str:
+def _count_cases(some: Sequence[Case], cases: Sequence[Case]) -> str:
     return f"{len(some)} of {len(cases)} case{'' if len(cases) == 1 else 's'}"
 
 
-def _largest_voxel(cases: Sequence[Case]) -> str:
+def _describe_largest_voxel(cases: Sequence[Case]) -> str:
     largest = max(cases, key=lambda case: max(case["spacing_mm"]))
     return "up to " + " x ".join(f"{mm:.3g}" for mm in largest["spacing_mm"]) + " mm"
 
 
-def _mm(value: float | None) -> str:
+def _format_mm(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.1f} mm"

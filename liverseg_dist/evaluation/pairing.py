@@ -1,4 +1,8 @@
-"""Which predicted mask belongs to which true one, and whether they lie on the same voxels of the world."""
+"""Match predicted masks with true ones, and check that both have the same grid.
+
+Used by `liverseg score`, where masks come from any program: names differ in suffixes and channel
+numbers, and the same grid may be stored in another orientation.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +20,13 @@ from liverseg_dist.texts.names import (
 from liverseg_dist.volume import Volume
 
 SAME_PLACE_MM = 0.1
-"""Corner voxels of two grids may be this far apart: headers are stored as float32 and rounded by tools."""
+"""Largest distance of the corners of equal grids: headers are float32, and tools round them."""
 
 
 @dataclass(frozen=True)
 class MaskPair:
+    """The two mask files of one case."""
+
     case_id: str
     prediction: Path
     truth: Path
@@ -28,22 +34,27 @@ class MaskPair:
 
 @dataclass(frozen=True)
 class Pairing:
+    """Result of `pair_masks`."""
+
     pairs: tuple[MaskPair, ...]
     missing: tuple[str, ...]
-    """Cases that have a truth but no prediction."""
+    """Cases with a truth and without a prediction."""
     extra: tuple[str, ...]
-    """Predictions that have no truth."""
+    """Predictions without a truth."""
 
 
 def pair_masks(prediction: Path, truth: Path) -> Pairing:
     """Match the masks of two folders by name, or two single files.
 
-    `_0000` before the suffix is ignored, and LiTS's `volume-7`, `segmentation-7`, `test-segmentation-7` are one case.
-    Raises `UserError` where a folder is absent, has no mask, or has two masks of one case, or where nothing matches.
+    `_0000` before the suffix is ignored. `volume-7`, `segmentation-7` and `test-segmentation-7`
+    (the names of LiTS) are one case.
+
+    Raises:
+        UserError: A folder is missing, has no mask or two masks of one case, or no names match.
     """
     if prediction.is_file() and truth.is_file():
         return Pairing((MaskPair(derive_scan_id(truth.name), prediction, truth),), (), ())
-    predictions, truths = _masks(prediction), _masks(truth)
+    predictions, truths = _find_masks(prediction), _find_masks(truth)
     pairs = tuple(
         MaskPair(case_id, predictions[key][1], file)
         for key, (case_id, file) in truths.items()
@@ -52,16 +63,18 @@ def pair_masks(prediction: Path, truth: Path) -> Pairing:
     missing = tuple(case_id for key, (case_id, _) in truths.items() if key not in predictions)
     extra = tuple(case_id for key, (case_id, _) in predictions.items() if key not in truths)
     if not pairs:
-        names = [clean_text(next(iter(masks.values()))[1].name) for masks in (predictions, truths)]
-        shown = f"{names[0]} against {names[1]}"
+        _, first_prediction = next(iter(predictions.values()))
+        _, first_truth = next(iter(truths.values()))
+        example = f"{clean_text(first_prediction.name)} against {clean_text(first_truth.name)}"
         raise UserError(
-            f"{prediction} and {truth}: no two masks have the same name ({shown}); rename one side"
+            f"{prediction} and {truth}: no two masks have the same name ({example}); "
+            "rename the files of one folder"
         )
     return Pairing(pairs, missing, extra)
 
 
 def describe_left_out(folder: Path) -> list[str]:
-    """Lines on the entries of a folder that are not read as masks or scans."""
+    """Describe the entries of a folder that are not read as masks or scans, one line a kind."""
     if not folder.is_dir():
         return []
     visible = [file for file in folder.iterdir() if not file.name.startswith(".")]
@@ -77,10 +90,16 @@ def describe_left_out(folder: Path) -> list[str]:
 def align_prediction(
     prediction: Volume, truth: Volume, pair: MaskPair, ignore_affine: bool = False
 ) -> Volume:
-    """The prediction on the truth's grid: axes permuted and flipped where the files are stored in another orientation.
+    """Bring a prediction onto the grid of its truth: permute and flip axes, never resample.
 
-    Raises `UserError` where sizes differ, or where the grids are of one size but not in one place in the world.
-    `ignore_affine` compares voxel by voxel as the files are stored.
+    Args:
+        prediction: Predicted mask.
+        truth: True mask.
+        pair: Their files, for error messages.
+        ignore_affine: Compare voxel by voxel as the files are stored.
+
+    Raises:
+        UserError: The sizes differ, or the grids have the same size and different positions.
     """
     if ignore_affine:
         if prediction.shape != truth.shape:
@@ -88,37 +107,47 @@ def align_prediction(
         return Volume(prediction.voxels, truth.grid)
     if prediction.grid.matches(truth.grid, SAME_PLACE_MM):
         return prediction
-    turned = prediction.reoriented(truth.grid.orientation)
-    if turned.shape != truth.shape:
-        raise UserError(_size_mismatch(turned.shape, truth.shape, pair))
-    if not turned.grid.matches(truth.grid, SAME_PLACE_MM):
-        distance = abs(turned.grid.corners_mm() - truth.grid.corners_mm()).max()
+    reoriented = prediction.reoriented(truth.grid.orientation)
+    if reoriented.shape != truth.shape:
+        raise UserError(_size_mismatch(reoriented.shape, truth.shape, pair))
+    if not reoriented.grid.matches(truth.grid, SAME_PLACE_MM):
+        distance = abs(reoriented.grid.corners_mm() - truth.grid.corners_mm()).max()
         raise UserError(
-            f"{pair.prediction} and {pair.truth}: same size, but up to {distance:.1f} mm apart in the world; "
-            "put the prediction on the truth's grid, or compare voxel by voxel with --ignore-affine"
+            f"{pair.prediction} and {pair.truth}: same size, but their positions differ by up to "
+            f"{distance:.1f} mm; put the prediction on the truth's grid, "
+            "or compare voxel by voxel with --ignore-affine"
         )
-    return turned
+    return reoriented
 
 
 def find_images(folder: Path | None, pairs: Sequence[MaskPair]) -> dict[str, Path]:
-    """The scans of `folder` that belong to these pairs, by case id; cases without a scan are left out."""
+    """Scans of `folder` by case id, for these pairs; cases without a scan are left out."""
     if folder is None:
         return {}
-    images = _masks(folder)
-    found = {pair.case_id: images.get(derive_pairing_key(pair.case_id)) for pair in pairs}
-    return {case_id: entry[1] for case_id, entry in found.items() if entry is not None}
+    images = _find_masks(folder)
+    found = {}
+    for pair in pairs:
+        entry = images.get(derive_pairing_key(pair.case_id))
+        if entry is not None:
+            found[pair.case_id] = entry[1]
+    return found
 
 
 def _size_mismatch(prediction: Sequence[int], truth: Sequence[int], pair: MaskPair) -> str:
-    sizes = ["x".join(str(n) for n in reversed(shape)) for shape in (prediction, truth)]
     return (
-        f"{pair.prediction} is {sizes[0]} voxels, {pair.truth} is {sizes[1]}; "
-        "a prediction must lie on the grid of its truth"
+        f"{pair.prediction} is {_format_size(prediction)} voxels, "
+        f"{pair.truth} is {_format_size(truth)}; "
+        "a prediction must have the grid of its truth"
     )
 
 
-def _masks(folder: Path) -> dict[str, tuple[str, Path]]:
-    """(case id, file) of the masks of a folder by the key they are matched with, sorted by name."""
+def _format_size(shape: Sequence[int]) -> str:
+    """Size in the order x, y, z, as viewers show it."""
+    return "x".join(str(size) for size in reversed(shape))
+
+
+def _find_masks(folder: Path) -> dict[str, tuple[str, Path]]:
+    """(case id, file) of the masks of a folder, by the key that matches them; sorted by name."""
     if folder.is_file():
         files = [folder]
     elif folder.is_dir():
@@ -131,7 +160,8 @@ def _masks(folder: Path) -> dict[str, tuple[str, Path]]:
     ids = assign_scan_ids(file.name for file in files).ids
     masks: dict[str, tuple[str, Path]] = {}
     for file in files:
-        if file.name not in ids:  # a further channel: `describe_left_out` names it
+        # A further channel of a scan: `describe_left_out` lists it.
+        if file.name not in ids:
             continue
         case_id = ids[file.name]
         key = derive_pairing_key(case_id)

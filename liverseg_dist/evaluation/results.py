@@ -1,7 +1,7 @@
 """The files of a finished evaluation: `summary.json`, `cases.csv`, `lesions.csv` and `report.html`.
 
-All of them are made from the ledger, so they can be made again at any time; `summary.json` says which
-of its entries count.
+All of them are derived from the ledger, so they can be written again at any time. `summary.json`
+lists the entries of the ledger that they contain.
 """
 
 import json
@@ -22,14 +22,14 @@ LEDGER = "ledger"
 PICTURES = "pictures"
 SUMMARY = "summary.json"
 ENVIRONMENT = "environment.json"
-"""Date, code and hardware of the results: shown in the report, kept apart from what is equal everywhere."""
+"""Date, code and hardware of the results; all other files are equal on every machine."""
 EVALUATION = "evaluation"
-"""Where a run keeps its evaluation."""
+"""Folder of the evaluation in a run."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """A finished evaluation as read back from its folder."""
+    """A finished evaluation, read from its folder."""
 
     folder: Path
     summary: dict[str, Any]
@@ -47,38 +47,40 @@ def write_results(
     details: Mapping[str, object] | None = None,
     ledger: Ledger | None = None,
     environment: Mapping[str, str] | None = None,
+    *,
     postprocessing: Mapping[str, object] | None = None,
     training: Mapping[str, Curves] | None = None,
 ) -> dict[str, Any]:
     """Aggregate scored cases and write all result files into `folder`.
 
     Args:
-        folder: Where the files go; pictures are taken from `folder/pictures`.
+        folder: Folder of the files; the pictures of cases are read from `folder/pictures`.
         cases: Scored cases.
         failures: Cases without scores, and the reason.
-        details: What the report states about the run (title, settings ...); kept in the summary.
-        ledger: Where the cases come from; without it the results cannot be loaded again.
-        environment: Date, commit and hardware, kept in a file of their own; without it that file's content is used.
-        training: Training curves by run, kept likewise.
-        postprocessing: Operations applied to the masks; None: none, or not known. Kept in the summary.
+        details: Facts about the run for the report (title, settings ...), stored in the summary.
+        ledger: The ledger of the cases; without it the results cannot be loaded again.
+        environment: Date, commit and hardware, stored in a file of their own. None: that file stays
+            as it is.
+        postprocessing: Operations applied to the masks, stored in the summary; None where there
+            were none or they are unknown.
+        training: Training curves by run, stored in a file of their own. None: that file stays.
 
     Returns:
         The summary.
     """
     ordered = sorted(cases, key=lambda case: case["case_id"])
     failed = dict(sorted((failures or {}).items()))
-    source = (
-        {"fingerprint": ledger.fingerprint, "case_ids": [case["case_id"] for case in ordered]}
-        if ledger
-        else None
-    )
-    summary = aggregate_scores(ordered) | {
-        "failed": failed,
-        "details": dict(details or {}),
-        "ledger": source,
-    }
+    source = None
+    if ledger is not None:
+        case_ids = [case["case_id"] for case in ordered]
+        source = {"fingerprint": ledger.fingerprint, "case_ids": case_ids}
+    summary = aggregate_scores(ordered)
+    summary["failed"] = failed
+    summary["details"] = dict(details or {})
+    summary["ledger"] = source
     summary["postprocessing"] = dict(postprocessing) if postprocessing else None
     folder.mkdir(parents=True, exist_ok=True)
+    # Every file is replaced as a whole: a reader never sees half of one.
     write_cases_csv(folder / "cases.csv", ordered, failed)
     write_lesions_csv(folder / "lesions.csv", ordered)
     if environment is not None:
@@ -88,25 +90,31 @@ def write_results(
     write_report(
         folder, summary, ordered, folder / PICTURES, load_environment(folder), load_training(folder)
     )
+    # The summary comes last: it marks the evaluation as finished.
     write_json(folder / SUMMARY, summary)
     return summary
 
 
 def load_environment(folder: Path) -> dict[str, str]:
-    """What `write_results` noted of code and hardware; nothing where that is missing or damaged."""
+    """Date, code and hardware of the results; empty where the file is missing or damaged."""
     try:
         content = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return (
-        {str(key): str(value) for key, value in content.items()}
-        if isinstance(content, dict)
-        else {}
-    )
+    if not isinstance(content, dict):
+        return {}
+    return {str(key): str(value) for key, value in content.items()}
 
 
 def load_results(run: Path) -> Results:
-    """A finished evaluation, from its own folder or from its run's. Raises `UserError` where there is none."""
+    """Load a finished evaluation.
+
+    Args:
+        run: The folder of the evaluation, or of the run that contains it.
+
+    Raises:
+        UserError: There is no finished evaluation, or its files are damaged.
+    """
     folder = next((f for f in (run, run / EVALUATION) if (f / SUMMARY).is_file()), None)
     if folder is None:
         raise UserError(
@@ -114,49 +122,71 @@ def load_results(run: Path) -> Results:
         )
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        fingerprint, case_ids = summary["ledger"]["fingerprint"], summary["ledger"]["case_ids"]
-        ledger = Ledger(folder / LEDGER, str(fingerprint))
-        if not all(isinstance(summary.get(key, {}), dict) for key in ("failed", "details")):
-            raise TypeError
-        if not isinstance(summary.get("postprocessing") or {}, dict):
-            raise TypeError
-        if not isinstance(case_ids, list) or not all(
-            isinstance(case_id, str) for case_id in case_ids
-        ):
-            raise TypeError
-        if len(set(case_ids)) < len(case_ids):
-            raise ValueError
+        _check_summary(summary)
+        case_ids = summary["ledger"]["case_ids"]
+        ledger = Ledger(folder / LEDGER, str(summary["ledger"]["fingerprint"]))
         cases = [ledger.read(case_id) for case_id in case_ids]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
             f"{folder / SUMMARY}: damaged; run `liverseg evaluate` or `liverseg score` again"
         ) from None
-    known = [case for case in cases if case is not None]
-    if len(known) < len(cases):
-        lost = [case_id for case_id, case in zip(case_ids, cases, strict=True) if case is None]
+    found = [case for case in cases if case is not None]
+    if len(found) < len(cases):
+        missing = [case_id for case_id, case in zip(case_ids, cases, strict=True) if case is None]
         raise UserError(
-            f"{folder / LEDGER}: no entry for {', '.join(lost[:3])}; evaluate again, the rest is reused"
+            f"{folder / LEDGER}: no entry for {', '.join(missing[:3])}; "
+            "evaluate again, all other cases are reused"
         )
-    return Results(folder, summary, tuple(known))
+    return Results(folder, summary, tuple(found))
+
+
+def _check_summary(summary: Any) -> None:
+    """Check the types that are read later: the file may be damaged or edited.
+
+    Raises:
+        TypeError: A value has another type.
+        KeyError: A key is missing.
+        ValueError: A case is listed twice.
+    """
+    if not isinstance(summary, dict):
+        raise TypeError("summary")
+    for key in ("failed", "details"):
+        if not isinstance(summary.get(key, {}), dict):
+            raise TypeError(key)
+    if not isinstance(summary.get("postprocessing") or {}, dict):
+        raise TypeError("postprocessing")
+    # A text is iterable too, so the type of the list is checked first.
+    case_ids = summary["ledger"]["case_ids"]
+    if not isinstance(case_ids, list):
+        raise TypeError("case_ids")
+    if not all(isinstance(case_id, str) for case_id in case_ids):
+        raise TypeError("case_ids")
+    if len(set(case_ids)) < len(case_ids):
+        raise ValueError("case_ids")
 
 
 def load_pooled(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Scored cases of several finished evaluations, such as a cross-validation's folds. Raises `UserError`."""
+    """Load the scored cases of several finished evaluations, such as folds of a cross-validation.
+
+    Raises:
+        UserError: An evaluation cannot be loaded, or two of them have a case in common.
+    """
     cases: dict[str, dict[str, Any]] = {}
-    whose: dict[str, Path] = {}
+    run_of: dict[str, Path] = {}
     for run in runs:
         for case in load_results(run).cases:
             case_id = case["case_id"]
             if case_id in cases:
                 raise UserError(
-                    f"{run}: has case {case_id}, as {whose[case_id]} has; folds share no case"
+                    f"{run}: has case {case_id}, as {run_of[case_id]} has; folds share no case"
                 )
-            cases[case_id], whose[case_id] = case, run
+            cases[case_id] = case
+            run_of[case_id] = run
     return list(cases.values())
 
 
 def rewrite_results(results: Results) -> dict[str, Any]:
-    """Make all files of a finished evaluation again from its ledger and pictures."""
+    """Write all files of a finished evaluation again from its ledger and pictures."""
     ledger = Ledger(results.folder / LEDGER, str(results.summary["ledger"]["fingerprint"]))
     failed, details = results.summary.get("failed", {}), results.summary.get("details", {})
     postprocessing = results.summary.get("postprocessing")

@@ -1,7 +1,8 @@
-"""Which cases the report shows in pictures, and where their slices go: into the page, or into files beside it.
+"""Select the cases that the report shows in pictures, and place their slices.
 
-Browsers do not let a page that was opened from a disk fetch a file, but they run a script from it. Slices that would
-make the page too large are therefore written as `slices/CASE.js`, which the page loads when the case comes into view.
+Slices are part of the page, or files next to it where they would make the page too large. A page
+that was opened from a disk may not fetch a file, but it may run a script. Such slices are therefore
+written as `slices/CASE.js`, which the page loads when the case becomes visible.
 """
 
 import base64
@@ -22,9 +23,9 @@ from liverseg_dist.files import write_text
 NUM_WORST = 8
 NUM_BEST = 2
 SLICES = "slices"
-"""Folder beside the report."""
+"""Folder next to the report."""
 MAX_INLINE_BYTES = 8 << 20
-"""Slices within the page at most, all cases together."""
+"""Largest size of the slices within the page, all cases together."""
 STILL_WIDTH_PX = 900
 Case = dict[str, Any]
 
@@ -38,35 +39,42 @@ def worst_first_key(case: Case) -> tuple[float, float, str]:
 def select_shown_cases(
     cases: Sequence[Case], worst: int = NUM_WORST, best: int = NUM_BEST
 ) -> list[tuple[str, Case]]:
-    """The worst and the best cases with `worst` or `best`; each once, cases without any mask left out."""
+    """Select the worst and the best cases; cases without a true liver are left out.
+
+    Returns:
+        Pairs of `worst` or `best` and the case; the worst case and the best case come first in
+        their group. No case is listed twice.
+    """
     ranked = sorted(
         (case for case in cases if case["liver"]["truth_voxels"] > 0), key=worst_first_key
     )
-    worst = min(
-        worst, max(len(ranked) - best, (len(ranked) + 1) // 2)
-    )  # of few cases, too, some are the best
+    # With few cases, half of them may be the worst, so that some best ones remain.
+    worst = min(worst, max(len(ranked) - best, (len(ranked) + 1) // 2))
     chosen = [("worst", case) for case in ranked[:worst]]
     rest = ranked[worst:]
     return chosen + [("best", case) for case in rest[::-1][:best]]
 
 
 def collect_pictures(
-    cases: Sequence[Case], pictures: Path | None, beside: Path | None
+    cases: Sequence[Case], pictures: Path | None, report_folder: Path | None
 ) -> list[dict[str, Any]]:
     """The shown cases with their pictures.
 
     Args:
         cases: All scored cases.
         pictures: Folder of `save_pictures`, if there is one.
-        beside: Folder of the report, in which `slices/` is written anew; None puts everything into the page.
+        report_folder: Folder of the report, in which `slices/` is replaced; None puts all slices
+            into the page.
 
     Returns:
-        For each case `rank`, `case`, `name`, and `pictures` (JSON text) or `file` (URL) with `still` (data URI).
+        For each case `rank`, `case`, `name`, and either `pictures` (JSON text) or `file` (URL) with
+        `still` (data URI).
     """
-    if beside is not None:
-        shutil.rmtree(beside / SLICES, ignore_errors=True)
+    if report_folder is not None:
+        shutil.rmtree(report_folder / SLICES, ignore_errors=True)
+    # The worst cases come first, so they are the ones whose slices are in the page.
     shown: list[dict[str, Any]] = []
-    room = MAX_INLINE_BYTES
+    bytes_left = MAX_INLINE_BYTES
     for rank, case in select_shown_cases(cases):
         found = load_pictures(pictures, case["case_id"])
         if found is None or pictures is None:
@@ -74,25 +82,25 @@ def collect_pictures(
         name = encode_file_name(case["case_id"])
         item = {"rank": rank, "case": case, "name": name, "pictures": "", "file": "", "still": ""}
         content = json.dumps(found, separators=(",", ":"))
-        if beside is None or len(content) <= room:
-            room -= len(content)
+        if report_folder is None or len(content) <= bytes_left:
+            bytes_left -= len(content)
             item["pictures"] = content
         else:
-            write_slices_file(beside / SLICES, name, content)
+            write_slices_file(report_folder / SLICES, name, content)
             item["file"] = f"{SLICES}/{quote(name)}.js"
-            item["still"] = _still(pictures / f"{name}.png")
+            item["still"] = _encode_still(pictures / f"{name}.png")
         shown.append(item)
     return shown
 
 
 def write_slices_file(folder: Path, name: str, content: str) -> None:
-    """Write `folder/name.js`, a call with data only: `content` is JSON that `load_pictures` checked."""
+    """Write `folder/name.js`, a call with data only: JSON that `load_pictures` has checked."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{name}.js", f"liversegSlices({json.dumps(name)}, {content});\n")
 
 
-def _still(file: Path) -> str:
-    """The case's still picture as a small JPEG, to be seen until the slices are loaded; empty where there is none."""
+def _encode_still(file: Path) -> str:
+    """The still picture of a case as a small JPEG, shown until the slices are loaded."""
     try:
         with Image.open(file) as picture:
             small = picture.convert("RGB")

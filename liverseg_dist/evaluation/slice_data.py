@@ -1,8 +1,9 @@
-"""The voxels of a case for the report's viewer: CT and both masks, packed as text.
+"""Voxels of a case for the report's viewer: CT and both masks, packed as text.
 
-The page draws every slice of all three planes from one volume, with a window that the reader chooses. So the CT is
-stored as intensities, not as pictures. One byte a voxel is enough: `HU_OF_CODE` has steps of 2 HU in soft tissue,
-where a narrow window shows the difference, and coarse steps in air and bone.
+The page draws every slice of all three planes from one volume, with a window that the reader sets.
+The CT is therefore stored as intensities, not as pictures. One byte a voxel is enough: `HU_OF_CODE`
+has steps of 2 HU in soft tissue, where a narrow window shows them, and coarse steps in air and
+bone.
 """
 
 import base64
@@ -17,9 +18,9 @@ from PIL import Image
 from liverseg_dist.volume import Float3
 
 MAX_SIDE = 288
-"""Most voxels along y or x; a wider box is resampled. Slices along z are never left out."""
+"""Largest size along y or x, voxels; a wider box is resampled. No slice along z is left out."""
 MAX_VOXELS = 12_000_000
-"""Most voxels of a case: about 5 MB packed. A larger box is resampled further in y and x."""
+"""Largest number of voxels: about 5 MB packed. A larger box is resampled further in y and x."""
 NUM_LABELS = 3
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 MAX_PACKED = 64 << 20
@@ -42,33 +43,35 @@ def pack_slices(
     image_zyx: np.ndarray | None,
     spacing_mm: Float3,
 ) -> dict[str, Any]:
-    """Pack one case for the page.
+    """Pack the voxels of one case for the page.
 
     Args:
-        prediction_zyx: Labels 0, 1, 2 in display orientation (head to feet, front to back, right to left).
+        prediction_zyx: Labels 0, 1, 2 in display orientation (head to feet, front to back, right to
+            left).
         truth_zyx: Labels of the same shape.
         image_zyx: CT in HU of the same shape, or None.
         spacing_mm: Voxel size z, y, x.
 
     Returns:
-        JSON-able: `shape` and `spacing_mm` of what is stored, `stored_of` (voxels of the box along each axis),
-        `labels` (truth + 3 * prediction), `ct` (codes, or None) and `hu` (HU of the codes, or None). Volumes are
-        base64 of gzip of bytes, each the difference to the one before it along x.
+        A JSON-able dict: `shape` and `spacing_mm` of the stored volume, `stored_of` (voxels of the
+        box along each axis), `labels` (truth + 3 * prediction), `ct` (codes, or None) and `hu` (HU
+        of the codes, or None). Volumes are base64 of gzip of bytes; each byte is the difference to
+        the one before it along x, which compresses better.
     """
     shape = _stored_shape(truth_zyx.shape)
-    places = [_nearest_places(m, n) for m, n in zip(shape, truth_zyx.shape, strict=True)]
-    at = np.ix_(*places)
-    labels = truth_zyx[at] + NUM_LABELS * prediction_zyx[at]
+    sizes = zip(shape, truth_zyx.shape, strict=True)
+    sampled = np.ix_(*[_nearest_indices(stored, size) for stored, size in sizes])
+    labels = truth_zyx[sampled] + NUM_LABELS * prediction_zyx[sampled]
     ct = None
     if image_zyx is not None:
-        ct = _pack(_codes_of(_resample_planes(image_zyx, shape)))
+        ct = _compress(_encode_hu(_resample_planes(image_zyx, shape)))
     return {
         "shape": list(shape),
         "stored_of": list(truth_zyx.shape),
         "spacing_mm": [
             round(s * n / m, 6) for s, n, m in zip(spacing_mm, truth_zyx.shape, shape, strict=True)
         ],
-        "labels": _pack(labels.astype(np.uint8)),
+        "labels": _compress(labels.astype(np.uint8)),
         "ct": ct,
         "hu": None if ct is None else HU_OF_CODE.tolist(),
     }
@@ -76,26 +79,31 @@ def pack_slices(
 
 def unpack_volume(text: str, shape: tuple[int, ...]) -> np.ndarray:
     """The uint8 volume of `labels` or `ct`, as the page's script decodes it."""
-    differences = np.frombuffer(gzip.decompress(base64.b64decode(text)), dtype=np.uint8).reshape(
-        shape
-    )
+    content = gzip.decompress(base64.b64decode(text))
+    differences = np.frombuffer(content, dtype=np.uint8).reshape(shape)
     return np.cumsum(differences, axis=2, dtype=np.uint8)
 
 
 def check_slices(packed: dict[str, Any]) -> bool:
-    """Whether this is what `pack_slices` makes: it becomes part of a web page, so nothing else may pass."""
+    """Whether a value is a result of `pack_slices`.
+
+    It becomes part of a web page, so nothing else may pass.
+    """
     try:
-        numbers = [*packed["shape"], *packed["stored_of"]]
-        volumes = [packed["labels"], *([] if packed["ct"] is None else [packed["ct"]])]
-        return (
-            len(packed["shape"]) == len(packed["stored_of"]) == len(packed["spacing_mm"]) == 3
-            and all(type(number) is int and 0 < number < 1 << 16 for number in numbers)
-            and all(isinstance(mm, float) and 0 < mm < 1e4 for mm in packed["spacing_mm"])
-            and all(
-                len(text) < MAX_PACKED and _BASE64.fullmatch(text) is not None for text in volumes
-            )
-            and packed["hu"] == (None if packed["ct"] is None else HU_OF_CODE.tolist())
-        )
+        shape, stored_of, spacing_mm = packed["shape"], packed["stored_of"], packed["spacing_mm"]
+        if not len(shape) == len(stored_of) == len(spacing_mm) == 3:
+            return False
+        for number in (*shape, *stored_of):
+            if type(number) is not int or not 0 < number < 1 << 16:
+                return False
+        for mm in spacing_mm:
+            if not isinstance(mm, float) or not 0 < mm < 1e4:
+                return False
+        has_ct = packed["ct"] is not None
+        for text in (packed["labels"], packed["ct"]) if has_ct else (packed["labels"],):
+            if len(text) >= MAX_PACKED or _BASE64.fullmatch(text) is None:
+                return False
+        return packed["hu"] == (HU_OF_CODE.tolist() if has_ct else None)
     except (TypeError, KeyError):
         return False
 
@@ -106,33 +114,35 @@ def _stored_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return z, max(1, math.floor(y / shrink)), max(1, math.floor(x / shrink))
 
 
-def _nearest_places(stored: int, size: int) -> np.ndarray:
+def _nearest_indices(stored: int, size: int) -> np.ndarray:
     return ((np.arange(stored) + 0.5) * size / stored).astype(int)
 
 
 def _resample_planes(image_zyx: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Each axial slice in the stored size, averaged where it shrinks."""
+    """Resample each axial slice to the stored size; voxels are averaged where it shrinks."""
     if image_zyx.shape == shape:
         return image_zyx
     size = (shape[2], shape[1])
     planes = []
     for plane in image_zyx:
-        picture = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
-        planes.append(np.asarray(picture.resize(size, Image.Resampling.BILINEAR)))
+        image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+        planes.append(np.asarray(image.resize(size, Image.Resampling.BILINEAR)))
     return np.stack(planes)
 
 
-def _codes_of(hu: np.ndarray) -> np.ndarray:
-    """The code whose HU is nearest; values beyond the table take its ends."""
+def _encode_hu(hu: np.ndarray) -> np.ndarray:
+    """The code with the nearest HU; values beyond the table take its ends."""
+    # A table over all HU values in range: one look-up a voxel instead of a search.
     bounds = (HU_OF_CODE[1:].astype(np.float32) + HU_OF_CODE[:-1]) / 2
     lowest, highest = int(HU_OF_CODE[0]), int(HU_OF_CODE[-1])
     table = np.searchsorted(bounds, np.arange(lowest, highest + 1)).astype(np.uint8)
-    whole = np.clip(np.nan_to_num(np.round(hu)), lowest, highest).astype(np.int32)
-    return table[whole - lowest]
+    rounded = np.clip(np.nan_to_num(np.round(hu)), lowest, highest).astype(np.int32)
+    return table[rounded - lowest]
 
 
-def _pack(volume: np.ndarray) -> str:
+def _compress(volume: np.ndarray) -> str:
+    # uint8 differences wrap around, and so do the sums that decode them.
     differences = np.diff(volume, axis=2, prepend=np.uint8(0))
-    return base64.b64encode(gzip.compress(differences.tobytes(), compresslevel=6, mtime=0)).decode(
-        "ascii"
-    )
+    # Without a time stamp the same volume always gives the same text.
+    compressed = gzip.compress(differences.tobytes(), compresslevel=6, mtime=0)
+    return base64.b64encode(compressed).decode("ascii")

@@ -1,8 +1,9 @@
-"""From the cases' scores to the figures of `summary.json`: exact, and the same whoever computed which case.
+"""Pool the scores of cases into the figures of `summary.json`.
 
-Cases are sorted by id and summed with `math.fsum`; what is pooled over cases (global Dice, lesion counts) is pooled as
-integers. A metric that is undefined for a case (None) is left out of its mean, and `n_defined` says how many cases
-were in. The order, the number of processes and restarts therefore cannot change a bit of the result.
+The result has the same bits for any number of processes and restarts: cases are sorted by id and
+summed with `math.fsum` (correctly rounded), and what is pooled over cases (global Dice, lesion
+counts) is pooled as integers. A metric that is undefined for a case (None) is left out of its mean;
+`n_defined` is the number of cases in the mean.
 """
 
 import math
@@ -22,181 +23,195 @@ from liverseg_dist.evaluation.metrics.bootstrap import (
 )
 from liverseg_dist.evaluation.metrics.calibration import pool_calibration
 from liverseg_dist.evaluation.metrics.lesions import DETECTED_METRICS, IOU_THRESHOLDS, SIZE_CLASSES
-from liverseg_dist.evaluation.metrics.surface import CLOSED_KEYS
+from liverseg_dist.evaluation.metrics.overlap import OverlapCounts, pool_dice
+from liverseg_dist.evaluation.metrics.registry import CASE_METRICS
 from liverseg_dist.labels import STRUCTURES
 
 SCHEMA = 1
-CASE_METRICS = (
-    "dice", "jaccard", "voe", "rvd", "assd_mm", "rmsd_mm", "mssd_mm", "hd95_mm", "nsd_1mm", "nsd_2mm",
-    "volume_error_ml", *CLOSED_KEYS,
-)  # fmt: skip
+VOXEL_COUNTS = ("prediction_voxels", "truth_voxels", "intersection_voxels")
+QUARTILES = ("min", "q25", "median", "q75", "max")
 Case = dict[str, Any]
 
 
 def aggregate_scores(cases: Iterable[Case]) -> dict[str, Any]:
-    """The summary of scored cases (`case.score_case`), JSON-able. Raises ValueError on a case id given twice.
+    """Pool scored cases into a summary.
 
-    A case may carry `calibration`: {structure: `CalibrationCounter.counts()`}.
+    Args:
+        cases: From `case.score_case`. A case may also have `calibration`: for each structure
+            `CalibrationCounter.counts()`.
+
+    Returns:
+        The summary, JSON-able.
+
+    Raises:
+        ValueError: Two cases have the same id.
     """
     ordered = sorted(cases, key=lambda case: case["case_id"])
     ids = [case["case_id"] for case in ordered]
     if len(set(ids)) != len(ids):
         raise ValueError("a case is scored twice")
     summary: dict[str, Any] = {"schema": SCHEMA, "n_cases": len(ordered)}
+    # One set of draws for all figures: their intervals are then based on the same cases.
     indices = resample_indices(len(ordered)) if ordered else np.zeros((0, 0), dtype=int)
     for structure in STRUCTURES:
-        summary[structure] = _structure_summary([case[structure] for case in ordered], indices)
-    summary["tumour"]["detection"] = _detection_summary(ordered, indices)
-    summary["tumour"]["detected_lesions"] = _detected_lesions(ordered)
-    summary["burden"] = _burden_summary(ordered, indices)
-    summary["calibration"] = {
-        structure: pool_calibration(counts)
-        for structure in STRUCTURES
-        if (
-            counts := [
-                case["calibration"][structure]
-                for case in ordered
-                if structure in case.get("calibration", {})
-            ]
-        )
-    }
+        summary[structure] = _summarize_structure([case[structure] for case in ordered], indices)
+    summary["tumour"]["detection"] = _summarize_detection(ordered, indices)
+    summary["tumour"]["detected_lesions"] = _summarize_detected_lesions(ordered)
+    summary["burden"] = _summarize_burden(ordered, indices)
+    summary["calibration"] = _summarize_calibration(ordered)
     summary["bootstrap"] = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
     return summary
 
 
 def compute_exact_mean(values: Sequence[float]) -> float | None:
-    """Correctly rounded sum over the number of values; None of nothing."""
+    """Correctly rounded sum over the number of values; None without values."""
     return math.fsum(values) / len(values) if values else None
 
 
-def _structure_summary(scores: list[dict[str, Any]], indices: np.ndarray) -> dict[str, Any]:
+def _summarize_structure(scores: list[dict[str, Any]], indices: np.ndarray) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     intervals: dict[str, list[float] | None] = {}
     spread: dict[str, dict[str, float | None]] = {}
     n_defined: dict[str, int] = {}
     for metric in CASE_METRICS:
-        key = "dice_per_case" if metric == "dice" else metric
-        # Ledgers written before the closed distances existed lack their keys.
-        found = [score.get(metric) for score in scores]
-        defined = [value for value in found if value is not None]
+        key = metric.summary_key
+        # Ledgers written before a metric was added lack its key.
+        values = [score.get(metric.name) for score in scores]
+        defined = [value for value in values if value is not None]
         summary[key] = compute_exact_mean(defined)
         n_defined[key] = len(defined)
-        spread[key] = _spread(defined)
-        values = np.array(
-            [math.nan if value is None else value for value in found], dtype=np.float64
-        )
-        intervals[key] = mean_interval(values, indices) if scores else None
-    twice_shared = np.array([2 * score["intersection_voxels"] for score in scores], dtype=np.int64)
-    total = np.array(
-        [score["prediction_voxels"] + score["truth_voxels"] for score in scores], dtype=np.int64
-    )
-    summary["dice_global"] = _ratio(int(twice_shared.sum()), int(total.sum()))
-    intervals["dice_global"] = ratio_interval(twice_shared, total, indices) if scores else None
-    pooled = {
-        f"{name}_voxels": sum(score[f"{name}_voxels"] for score in scores) for name in _VOXELS
-    }
+        spread[key] = _compute_spread(defined)
+        intervals[key] = mean_interval(_replace_none(values), indices) if scores else None
+    # Global figures are pooled from integers, so they are exact in any order.
+    counts = []
+    for score in scores:
+        prediction, truth, intersection = (int(score[name]) for name in VOXEL_COUNTS)
+        counts.append(OverlapCounts(prediction, truth, intersection))
+    summary["dice_global"] = pool_dice(counts)
+    intervals["dice_global"] = None
+    if counts:
+        numerators = np.array([2 * case.intersection for case in counts], dtype=np.int64)
+        denominators = np.array([case.prediction + case.truth for case in counts], dtype=np.int64)
+        intervals["dice_global"] = ratio_interval(numerators, denominators, indices)
+    pooled = {name: sum(score[name] for score in scores) for name in VOXEL_COUNTS}
     return summary | {"ci95": intervals, "spread": spread, "n_defined": n_defined, "pooled": pooled}
 
 
-_VOXELS = ("prediction", "truth", "intersection")
+def _replace_none(values: Sequence[float | None]) -> np.ndarray:
+    """float64 array with NaN for None, as the bootstrap needs it."""
+    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _spread(values: list[float]) -> dict[str, float | None]:
+def _compute_spread(values: list[float]) -> dict[str, float | None]:
+    """Standard deviation (of a sample), extremes and quartiles; None where undefined."""
     if not values:
-        return dict.fromkeys(("std", "min", "q25", "median", "q75", "max"))
-    quartiles = [float(q) for q in np.quantile(np.sort(np.array(values)), [0, 0.25, 0.5, 0.75, 1])]
-    mean = math.fsum(values) / len(values)
-    std = (
-        math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
-        if len(values) > 1
-        else None
-    )
-    return {"std": std, **dict(zip(("min", "q25", "median", "q75", "max"), quartiles, strict=True))}
+        return dict.fromkeys(("std", *QUARTILES))
+    # Sorted first: the result must not depend on the order of the cases.
+    quartiles = np.quantile(np.sort(np.array(values)), [0, 0.25, 0.5, 0.75, 1])
+    std = None
+    if len(values) > 1:
+        mean = math.fsum(values) / len(values)
+        squares = math.fsum((value - mean) ** 2 for value in values)
+        std = math.sqrt(squares / (len(values) - 1))
+    return {"std": std, **dict(zip(QUARTILES, map(float, quartiles), strict=True))}
 
 
-def _detection_summary(cases: list[Case], indices: np.ndarray) -> dict[str, Any]:
+def _summarize_detection(cases: list[Case], indices: np.ndarray) -> dict[str, Any]:
+    """Pooled lesion counts with precision, recall and F1, at each IoU threshold."""
     summary: dict[str, Any] = {}
     for name in IOU_THRESHOLDS:
-        counts = {
-            key: np.array([case["detection"][name][key] for case in cases], dtype=np.int64)
-            for key in _COUNTS
-        }
-        tp, fp, fn = (int(counts[key].sum()) for key in _COUNTS)
+        tp_cases, fp_cases, fn_cases = (
+            np.array([case["detection"][name][key] for case in cases], dtype=np.int64)
+            for key in ("tp", "fp", "fn")
+        )
+        tp, fp, fn = int(tp_cases.sum()), int(fp_cases.sum()), int(fn_cases.sum())
+        intervals: dict[str, list[float] | None] = {"precision": None, "recall": None}
+        if cases:
+            intervals["precision"] = ratio_interval(tp_cases, tp_cases + fp_cases, indices)
+            intervals["recall"] = ratio_interval(tp_cases, tp_cases + fn_cases, indices)
         summary[name] = {
-            "precision": _ratio(tp, tp + fp),
-            "recall": _ratio(tp, tp + fn),
-            "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+            "precision": _divide_counts(tp, tp + fp),
+            "recall": _divide_counts(tp, tp + fn),
+            "f1": _divide_counts(2 * tp, 2 * tp + fp + fn),
             "tp": tp,
             "fp": fp,
             "fn": fn,
-            "recall_by_size": _recall_by_size(cases, name),
-            "ci95": {
-                "precision": ratio_interval(counts["tp"], counts["tp"] + counts["fp"], indices)
-                if cases
-                else None,
-                "recall": ratio_interval(counts["tp"], counts["tp"] + counts["fn"], indices)
-                if cases
-                else None,
-            },
+            "recall_by_size": _compute_recall_by_size(cases, name),
+            "ci95": intervals,
         }
     return summary
 
 
-_COUNTS = ("tp", "fp", "fn")
-
-
-def _recall_by_size(cases: list[Case], threshold_name: str) -> dict[str, Any]:
-    """True lesions by equivalent diameter: how many there are and how many are in a detected pair."""
-    lesions = [lesion for case in cases for lesion in case["lesions"] if lesion["side"] == "truth"]
+def _compute_recall_by_size(cases: list[Case], threshold_name: str) -> dict[str, Any]:
+    """Recall of true lesions by equivalent diameter: all of them, and those in a detected pair."""
+    lesions = dict.fromkeys(SIZE_CLASSES, 0)
+    detected = dict.fromkeys(SIZE_CLASSES, 0)
+    for case in cases:
+        for lesion in case["lesions"]:
+            if lesion["side"] == "truth":
+                lesions[lesion["size_class"]] += 1
+                detected[lesion["size_class"]] += bool(lesion[f"detected_{threshold_name}"])
     by_size = {}
     for name in SIZE_CLASSES:
-        own = [
-            lesion[f"detected_{threshold_name}"]
-            for lesion in lesions
-            if lesion["size_class"] == name
-        ]
         by_size[name] = {
-            "recall": _ratio(sum(own), len(own)),
-            "detected": sum(own),
-            "lesions": len(own),
+            "recall": _divide_counts(detected[name], lesions[name]),
+            "detected": detected[name],
+            "lesions": lesions[name],
         }
     return by_size
 
 
-def _detected_lesions(cases: list[Case]) -> dict[str, Any]:
-    """Means over all pairs with IoU above 0.5, pooled over cases (the LiTS scorer's lesion segmentation scores)."""
+def _summarize_detected_lesions(cases: list[Case]) -> dict[str, Any]:
+    """Means over all pairs with IoU above 0.5, pooled over cases.
+
+    These are the lesion segmentation scores of the LiTS scorer.
+    """
     pairs = [pair for case in cases for pair in case["detected_pairs"]]
-    means = {
-        m: compute_exact_mean([pair[m] for pair in pairs if pair[m] is not None])
-        for m in DETECTED_METRICS
-    }
-    return {"n": len(pairs), **means}
+    summary: dict[str, Any] = {"n": len(pairs)}
+    for metric in DETECTED_METRICS:
+        defined = [pair[metric] for pair in pairs if pair[metric] is not None]
+        summary[metric] = compute_exact_mean(defined)
+    return summary
 
 
-def _burden_summary(cases: list[Case], indices: np.ndarray) -> dict[str, Any]:
-    defined = [case["burden"]["error"] for case in cases if case["burden"]["error"] is not None]
+def _summarize_burden(cases: list[Case], indices: np.ndarray) -> dict[str, Any]:
+    errors = [case["burden"]["error"] for case in cases]
+    defined = [error for error in errors if error is not None]
     mean_square = compute_exact_mean([error**2 for error in defined])
-    values = np.array(
-        [math.nan if case["burden"]["error"] is None else case["burden"]["error"] for case in cases]
-    )
+    intervals: dict[str, list[float] | None] = {"rmse": None, "bias": None}
+    if cases:
+        values = _replace_none(errors)
+        intervals["rmse"] = statistic_interval(values, _root_mean_square, indices)
+        intervals["bias"] = mean_interval(values, indices)
     return {
         "rmse": None if mean_square is None else math.sqrt(mean_square),
         "max_abs_error": max((abs(error) for error in defined), default=None),
         "bias": compute_exact_mean(defined),
         "n_defined": len(defined),
-        "ci95": {
-            "rmse": statistic_interval(values, _root_mean_square, indices) if cases else None,
-            "bias": mean_interval(values, indices) if cases else None,
-        },
+        "ci95": intervals,
     }
 
 
+def _summarize_calibration(cases: list[Case]) -> dict[str, Any]:
+    """Pooled calibration of each structure that any case has counts of."""
+    summary = {}
+    for structure in STRUCTURES:
+        counts = []
+        for case in cases:
+            if structure in case.get("calibration", {}):
+                counts.append(case["calibration"][structure])
+        if counts:
+            summary[structure] = pool_calibration(counts)
+    return summary
+
+
 def _root_mean_square(drawn: np.ndarray) -> np.ndarray:
-    known = np.isfinite(drawn)
-    count = known.sum(axis=1)
-    total = (np.where(known, drawn, 0.0) ** 2).sum(axis=1)
+    """Of (resamples, cases) to (resamples,); NaN marks a case without a value."""
+    defined = np.isfinite(drawn)
+    count = defined.sum(axis=1)
+    total = (np.where(defined, drawn, 0.0) ** 2).sum(axis=1)
     return np.sqrt(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
 
 
-def _ratio(numerator: int, denominator: int) -> float | None:
+def _divide_counts(numerator: int, denominator: int) -> float | None:
     return numerator / denominator if denominator else None

@@ -25,7 +25,7 @@ from liverseg_dist.data.io.nifti import read_scan_file
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.ledger import fingerprint_of
-from liverseg_dist.inference.load_run import file_sha256
+from liverseg_dist.files import file_sha256
 from liverseg_dist.inference.resample_to_scan import resample_to_scan
 from liverseg_dist.inference.scan_checks import ScanRefused, check_scan, is_refused
 from liverseg_dist.inference.segment_scan import prepare_for_network

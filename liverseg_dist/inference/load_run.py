@@ -4,7 +4,6 @@ Used by every command that applies a run, by the Python interface (`api`), and b
 it labels scans with a run.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.config.registry import find_registered
 from liverseg_dist.data.augment import build_preset
 from liverseg_dist.errors import UserError
+from liverseg_dist.files import file_sha256
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve_topology
@@ -237,11 +237,6 @@ def check_inference_overrides(overrides: Iterable[str]) -> list[str]:
                 f"'{override}': a finished run takes inference.* only, e.g. inference.overlap=0.25"
             )
     return checked
-
-
-def file_sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_run_folder(path: Path, file: Path, weights: str) -> None:

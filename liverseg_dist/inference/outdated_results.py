@@ -9,12 +9,12 @@ import json
 from pathlib import Path
 
 from liverseg_dist.evaluation.results import EVALUATION, SUMMARY
+from liverseg_dist.files import file_sha256
 from liverseg_dist.inference.load_run import (
     POSTPROCESS,
     WEIGHTS,
     WEIGHTS_COMMENT,
     LoadedRun,
-    file_sha256,
 )
 
 OUTDATED_CHOICE = "was chosen for earlier weights; run `liverseg postprocess` again or delete it"

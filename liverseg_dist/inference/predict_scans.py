@@ -5,8 +5,6 @@ stop the others. The audit of conversion checks every scan first (`scan_checks`)
 kept in the record of the scan and in `volumes.csv`. Used by `liverseg predict`.
 """
 
-import csv
-import io
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -21,8 +19,7 @@ from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.nifti import read_scan_file, write_image, write_mask
 from liverseg_dist.errors import RankLost, RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.files import natural_key, write_text
-from liverseg_dist.inference.load_run import file_sha256
+from liverseg_dist.files import file_sha256, natural_key, write_text
 from liverseg_dist.inference.postprocess import TUMOUR_CONNECTIVITY, find_foreground_box
 from liverseg_dist.inference.scan_checks import (
     Overview,
@@ -41,6 +38,7 @@ from liverseg_dist.inference.segment_scan import (
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.work_division import format_failure
 from liverseg_dist.labels import LIVER, STRUCTURES, TUMOUR, structure_mask
+from liverseg_dist.texts.csv_output import format_csv
 from liverseg_dist.texts.formats import explain_unsupported_format
 from liverseg_dist.texts.names import clean_text, derive_scan_id, is_scan_name
 from liverseg_dist.volume import Grid, Volume
@@ -246,13 +244,7 @@ class ScanPredictor:
             warnings = join_warnings(details.get(scan, {}).get("findings", []))
             rows.append({"scan": scan, "status": status, "warnings": warnings, "error": text})
         rows.sort(key=lambda row: natural_key(str(row["scan"])))
-        table = io.StringIO()
-        writer = csv.DictWriter(
-            table, COLUMNS, extrasaction="ignore", restval="", lineterminator="\n"
-        )
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-        write_text(self.out / TABLE_FILE, table.getvalue())
+        write_text(self.out / TABLE_FILE, format_csv(COLUMNS, rows))
         return self.out / TABLE_FILE
 
 
@@ -308,9 +300,3 @@ def _count_labels(mask_zyx: np.ndarray) -> np.ndarray:
     for slice_yx in mask_zyx:
         counts += np.bincount(slice_yx.reshape(-1), minlength=TUMOUR + 1)
     return counts
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
-        return f"'{value}"  # a spreadsheet would take it for a formula
-    return "" if value is None else value

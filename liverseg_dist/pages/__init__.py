@@ -1,6 +1,7 @@
-"""What all HTML pages and pictures have in common: colours and the base style sheet.
+"""Colours and base style sheet of all HTML pages and pictures.
 
-The report, the audit, the sweep page and the pictures import from here, so that a colour means one thing everywhere.
+The report, the audit page, the sweep page and all pictures use them, so that a colour has one
+meaning everywhere.
 """
 
 from liverseg_dist.pages.palette import LEGEND, OVERLAY, PADDING_RGB, STRUCTURE_RGB, hex_colour

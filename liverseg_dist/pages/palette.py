@@ -1,7 +1,8 @@
 """Colours of structures and of prediction errors, for pages and pictures alike.
 
-The colours stay apart for readers with protanopia, deuteranopia and tritanopia (`tests/evaluation/test_pages.py`
-simulates them) and have a contrast of 3:1 or more on white and on the dark ground of pictures.
+Readers with protanopia, deuteranopia and tritanopia can distinguish them
+(`tests/evaluation/test_pages.py` simulates all three), and their contrast is 3:1 or more on white
+and on the dark background of pictures.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,10 @@ OVERLAY: Mapping[str, tuple[int, int, int, int]] = {
     "false_positive": (*FALSE_POSITIVE, 150),
     "liver": (150, 160, 172, 90),
 }
-"""RGBA over a CT slice: outlines of both masks, and what the tumour voxels are. `liver` is drawn without a CT only."""
+"""RGBA over a CT slice: outlines of both masks and kinds of tumour voxels.
+
+`liver` is drawn only where there is no CT.
+"""
 
 LESION_RGB: Mapping[str, Rgb] = {
     "liver": (190, 178, 168),

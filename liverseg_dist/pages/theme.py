@@ -1,4 +1,4 @@
-"""The base style sheet of all pages: colours as CSS variables (light and dark), text, panels and tables."""
+"""Base style sheet of all pages: colours as CSS variables, text, panels and tables."""
 
 from importlib.resources import files
 
@@ -34,7 +34,8 @@ _DARK = {
 def load_theme() -> str:
     """CSS text: the variables of both colour schemes and the rules in `templates/theme.css`.
 
-    The dark scheme applies where the browser asks for it (`prefers-color-scheme`); a printed page is light.
+    The dark scheme applies where the reader's system has it (`prefers-color-scheme`); a printed
+    page is light.
     """
     fixed = {
         "liver": hex_colour(STRUCTURE_RGB[LIVER]),
@@ -46,8 +47,8 @@ def load_theme() -> str:
         "truth-line": hex_colour(OVERLAY["truth_line"]),
         "prediction-line": hex_colour(OVERLAY["prediction_line"]),
     }
-    light = _variables(_LIGHT | fixed)
-    dark = _variables(_DARK)
+    light = _format_variables(_LIGHT | fixed)
+    dark = _format_variables(_DARK)
     rules = files("liverseg_dist.pages").joinpath("templates", "theme.css").read_text("utf-8")
     return (
         f":root {{ color-scheme: light dark; {light} }}\n"
@@ -56,10 +57,10 @@ def load_theme() -> str:
 
 
 def load_script(package: str, *names: str) -> str:
-    """Text of a package's own scripts in its `templates`, one after the other."""
+    """Concatenated text of scripts in the `templates` folder of a package."""
     folder = files(package).joinpath("templates")
     return "\n".join(folder.joinpath(name).read_text("utf-8") for name in names)
 
 
-def _variables(values: dict[str, str]) -> str:
+def _format_variables(values: dict[str, str]) -> str:
     return " ".join(f"--{name}: {value};" for name, value in values.items())

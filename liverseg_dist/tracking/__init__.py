@@ -1,1 +1,1 @@
-"""What a run tells the world: TensorBoard and JSONL writers, progress lines."""
+"""Output of a run: TensorBoard and JSONL writers, progress lines, tables on terminals."""

@@ -1,4 +1,4 @@
-"""A profiler trace of some steps, on request."""
+"""A profiler trace of a range of training steps."""
 
 import sys
 from pathlib import Path
@@ -7,9 +7,16 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class StepProfile:
-    """Call `before(step)` and `after(step)` around each step (from 1); `steps`: (first, last) or None for never."""
+    """Records a trace of some steps; call `before(step)` and `after(step)` around each step."""
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None, *, cuda: bool) -> None:
+        """Prepare a trace.
+
+        Args:
+            folder: Folder of the trace files.
+            steps: First and last step (counted from 1) of the trace; None: no trace.
+            cuda: Also record kernels on the GPU.
+        """
         self.folder, self.steps = folder, steps
         self._activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
         self._running: profile | None = None
@@ -17,7 +24,8 @@ class StepProfile:
 
     def before(self, step: int) -> None:
         if self.steps and self._running is None and self.steps[0] <= step <= self.steps[1]:
-            self._first = step  # later than asked for when a run goes on in the middle
+            # A resumed run may start after the first step of the range.
+            self._first = step
             self._running = profile(
                 activities=self._activities, profile_memory=True, with_stack=False
             )
@@ -28,7 +36,7 @@ class StepProfile:
             self.close(step)
 
     def close(self, step: int) -> None:
-        """Write what was seen so far."""
+        """Write the trace up to this step, if one is being recorded."""
         if self._running is None:
             return
         running, self._running = self._running, None

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, a line now and then in a log file."""
+"""Progress on stderr: a bar on a terminal, a line at intervals in a log file."""
 
 import sys
 import time
@@ -16,11 +16,11 @@ from rich.progress import (
 )
 
 LOG_INTERVAL_S = 15.0
-"""At most one line in this many seconds where stderr is not a terminal."""
+"""Shortest time between two lines where stderr is not a terminal."""
 
 
 class ProgressLine:
-    """Counts steps of known or unknown total; `note` is a short free text shown behind the counts."""
+    """Counts steps, of a known total or not, and shows them."""
 
     def __init__(self, description: str, total: int | None, bar: Progress | None) -> None:
         self.description, self.total, self.done = description, total, 0
@@ -30,6 +30,7 @@ class ProgressLine:
         self._last_line = self._started
 
     def advance(self, steps: int = 1, note: str = "") -> None:
+        """Count steps; `note` is a short text shown after the counts."""
         self.done += steps
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=steps, note=note)
@@ -54,10 +55,18 @@ class ProgressLine:
 def show_progress(
     description: str, total: int | None = None, *, quiet: bool = False
 ) -> Iterator[ProgressLine]:
-    """`with progress("convert", n) as line: line.advance(note="liver_28")`. `quiet` (ranks above 0) shows nothing."""
-    console = Console(stderr=True, quiet=quiet, soft_wrap=True)  # paths stay in one piece
+    """Show progress: `with show_progress("convert", n) as line: line.advance(note="liver_28")`.
+
+    Args:
+        description: Name of the work.
+        total: Number of steps, if known.
+        quiet: Show nothing; for ranks above 0.
+    """
+    # soft_wrap: a long path stays in one piece, so that it can be copied.
+    console = Console(stderr=True, quiet=quiet, soft_wrap=True)
     if quiet or not console.is_terminal:
         line = ProgressLine(description, total, None)
+        # A quiet line counts, but never prints.
         if quiet:
             line._last_line = float("inf")
             line.total = None

@@ -1,8 +1,8 @@
-"""Names of a training's figures: in `metrics.jsonl`, and as TensorBoard tags.
+"""Names of the figures of a training, in `metrics.jsonl` and as TensorBoard tags.
 
-TensorBoard shows cards in alphabetical order of the part before the slash. Its groups are therefore dice, evaluation,
-loss, optimizer, resources, speed: what a training is judged by comes first. `metrics.jsonl` keeps the names that
-programs read.
+TensorBoard shows cards in alphabetical order of the part before the slash. Its groups are therefore
+dice, evaluation, loss, optimizer, resources, speed: the quality of the model comes first.
+`metrics.jsonl` keeps other names, because programs read them.
 """
 
 BOARD_TAGS = {
@@ -17,14 +17,17 @@ BOARD_PREFIXES = {
     "memory/": "resources/memory_",
 }
 LOSS_PARTS = {"ce": "cross_entropy"}
-"""Short names of the loss's parts (`model.losses`) whose meaning is not plain from the name."""
+"""Full names of parts of the loss (`model.losses`) that have an abbreviation."""
 
 
 def part_name(name: str) -> str:
-    """Name in `metrics.jsonl` of what a step returns beside its loss: `loss/dice` is the Dice loss, which falls."""
-    return (
-        f"train/{name}" if name.startswith("pseudo_dice_") else f"loss/{LOSS_PARTS.get(name, name)}"
-    )
+    """Name in `metrics.jsonl` of a figure that a step returns in addition to its loss.
+
+    `loss/dice` is the Dice loss (lower is better); `train/pseudo_dice_*` is the Dice of patches.
+    """
+    if name.startswith("pseudo_dice_"):
+        return f"train/{name}"
+    return f"loss/{LOSS_PARTS.get(name, name)}"
 
 
 def board_tag(name: str) -> str:

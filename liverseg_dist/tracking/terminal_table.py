@@ -1,8 +1,9 @@
 """Tables on a terminal: folded to its width, never cut.
 
-The width is that of `COLUMNS`, else of the terminal. Where stdout is no terminal and `COLUMNS` is not set, nothing is
-folded: each row is one line, for programs that read it. A table that fits is printed as it is; else the widest columns
-fold; where even that is too wide, each row becomes a block of `heading: value` lines.
+The width is that of `COLUMNS`, else of the terminal. Where stdout is not a terminal and `COLUMNS`
+is not set, nothing is folded: each row is one line, for programs that read it. A table that fits is
+printed as it is. Otherwise the widest columns are folded. Where that is not enough, each row
+becomes a block of `heading: value` lines.
 """
 
 import os
@@ -15,7 +16,7 @@ from rich.text import Text
 
 GAP = "  "
 MIN_FOLDED = 10
-"""A column is not folded below this width (or its heading's longest word, if that is longer)."""
+"""Narrowest width of a folded column, unless the longest word of its heading is longer."""
 Cell = str | Text
 Row = Sequence[Cell]
 
@@ -27,11 +28,12 @@ def print_table(
 
     Args:
         headings: One for each column; an empty one is allowed.
-        rows: Cells as text; newlines in a cell start a new line of it. `rich.text.Text` carries a colour.
+        rows: Cells as text; a newline starts a new line in the cell. `rich.text.Text` may have a
+            colour.
         right: Headings of the columns that are aligned to the right.
         plain: Without the line of headings.
     """
-    # A console of unlimited width: folding is done here, and rich must not fold or cut once more.
+    # Lines are folded here already: rich must not fold or cut them again.
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     for line in format_table(headings, rows, terminal_width(), right, plain):
         console.print(line)
@@ -39,7 +41,7 @@ def print_table(
 
 
 def terminal_width() -> int | None:
-    """Columns to fill: `COLUMNS`, else those of the terminal; None where stdout is neither."""
+    """Width from `COLUMNS`, else of the terminal; None where neither is known."""
     try:
         columns = int(os.environ.get("COLUMNS", ""))
     except ValueError:
@@ -48,7 +50,8 @@ def terminal_width() -> int | None:
         return columns
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or None
-    except (OSError, ValueError, AttributeError):  # not a terminal, or a stream without a file
+    # Stdout is not a terminal, or a stream without a file.
+    except (OSError, ValueError, AttributeError):
         return None
 
 
@@ -59,48 +62,56 @@ def format_table(
     right: Sequence[str] = (),
     plain: bool = False,
 ) -> list[Text]:
-    """The lines of a table, none wider than `width` (None: no limit); arguments as for `print_table`."""
-    texts = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
-    if width is None:
-        texts = [[_one_line(cell) for cell in row] for row in texts]
+    """Format a table as lines, none wider than `width` (None: no limit).
+
+    All other arguments are those of `print_table`.
+    """
+    texts = [_convert_row(row, one_line=width is None) for row in rows]
     heads = [Text(heading, style="bold") for heading in headings]
     table = texts if plain else [heads, *texts]
-    natural = [
-        max((_longest_line(row[i]) for row in table), default=0) for i in range(len(headings))
-    ]
-    least = [
-        min(n, max(MIN_FOLDED, _longest_word(head)))
-        for n, head in zip(natural, headings, strict=True)
-    ]
-    widths = (
-        natural if width is None else _fit(natural, least, width - len(GAP) * (len(headings) - 1))
-    )
+    natural: list[int] = []
+    narrowest: list[int] = []
+    for column, heading in enumerate(headings):
+        longest = max((_longest_line(row[column]) for row in table), default=0)
+        natural.append(longest)
+        narrowest.append(min(longest, max(MIN_FOLDED, _longest_word(heading))))
+    widths: list[int] | None = natural
+    if width is not None:
+        widths = _fit_columns(natural, narrowest, width - len(GAP) * (len(headings) - 1))
+    lines: list[Text] = []
     if widths is None:
         assert width is not None
-        return [line for row in texts for line in _block(headings, row, width)]
-    lines = []
+        for row in texts:
+            lines += _format_block(headings, row, width)
+        return lines
+    is_right = [heading in right for heading in headings]
     for row in table:
-        lines += _row_lines(row, widths, [heading in right for heading in headings])
+        lines += _format_row(row, widths, is_right)
     return lines
 
 
-def _fit(natural: Sequence[int], least: Sequence[int], room: int) -> list[int] | None:
-    """Widths that fill at most `room`: the widest column gives way first; None where that is impossible."""
-    if sum(least) > room:
+def _convert_row(row: Row, one_line: bool) -> list[Text]:
+    cells = [cell if isinstance(cell, Text) else Text(cell) for cell in row]
+    return [_join_lines(cell) for cell in cells] if one_line else cells
+
+
+def _fit_columns(natural: Sequence[int], narrowest: Sequence[int], total: int) -> list[int] | None:
+    """Column widths with a sum of at most `total`; None where the narrowest ones are too wide.
+
+    The widest column is narrowed first.
+    """
+    if sum(narrowest) > total:
         return None
+    # One column at a time: the widest one may change while the table is narrowed.
     widths = list(natural)
-    while sum(widths) > room:
-        shrinkable = [
-            i for i, (w, least_w) in enumerate(zip(widths, least, strict=True)) if w > least_w
-        ]
+    while sum(widths) > total:
+        shrinkable = [i for i in range(len(widths)) if widths[i] > narrowest[i]]
         widths[max(shrinkable, key=lambda i: widths[i])] -= 1
     return widths
 
 
-def _row_lines(
-    row: Sequence[Text], widths: Sequence[int], to_the_right: Sequence[bool]
-) -> list[Text]:
-    folded = [_fold(cell, width) for cell, width in zip(row, widths, strict=True)]
+def _format_row(row: Sequence[Text], widths: Sequence[int], is_right: Sequence[bool]) -> list[Text]:
+    folded = [_fold_cell(cell, width) for cell, width in zip(row, widths, strict=True)]
     lines = []
     for number in range(max((len(cell) for cell in folded), default=0)):
         line = Text()
@@ -108,31 +119,32 @@ def _row_lines(
             part = cell[number] if number < len(cell) else Text()
             padding = " " * (widths[i] - cell_len(part.plain))
             line.append(GAP if i else "")
-            line.append_text(Text(padding) + part if to_the_right[i] else part + Text(padding))
+            line.append_text(Text(padding) + part if is_right[i] else part + Text(padding))
+        # The padding of the last column is not printed.
         line.rstrip()
         lines.append(line)
     return lines
 
 
-def _block(headings: Sequence[str], row: Sequence[Text], width: int) -> list[Text]:
-    """A row as lines of its own, for terminals that are too narrow for columns."""
+def _format_block(headings: Sequence[str], row: Sequence[Text], width: int) -> list[Text]:
+    """A row as `heading: value` lines, for terminals that are too narrow for columns."""
     lines = []
     for number, (heading, cell) in enumerate(zip(headings, row, strict=True)):
         if not cell.plain:
             continue
         label = Text(f"{heading}: " if heading else "", style="bold")
         indent = 0 if number == 0 else 2
-        parts = _fold(label + cell, max(1, width - indent))
+        parts = _fold_cell(label + cell, max(1, width - indent))
         lines += [Text(" " * indent) + part for part in parts]
     return lines
 
 
-def _fold(cell: Text, width: int) -> list[Text]:
-    """Lines of at most `width`, broken between words, and within a word that is longer."""
+def _fold_cell(cell: Text, width: int) -> list[Text]:
+    """Lines of at most `width`, broken between words, or within a word that is longer."""
     lines: list[Text] = []
     for line in cell.split("\n", allow_blank=True):
         start = 0
-        for stop in _breaks(line.plain, max(1, width)):
+        for stop in _find_breaks(line.plain, max(1, width)):
             part = line[start:stop]
             part.rstrip()
             lines.append(part)
@@ -140,14 +152,14 @@ def _fold(cell: Text, width: int) -> list[Text]:
     return lines or [Text()]
 
 
-def _breaks(text: str, width: int) -> list[int]:
+def _find_breaks(text: str, width: int) -> list[int]:
     """Ends of the lines of `text`, as character indices."""
     ends = []
     start = 0
     while cell_len(text[start:].rstrip()) > width:
         fitting = chop_cells(text[start:], width)[0]
         stop = start + max(1, len(fitting))
-        # A space that follows the last word goes with it.
+        # A space after the last word belongs to its line.
         space = text.rfind(" ", start, stop + 1)
         stop = space + 1 if space > start else stop
         ends.append(stop)
@@ -155,7 +167,7 @@ def _breaks(text: str, width: int) -> list[int]:
     return [*ends, len(text)]
 
 
-def _one_line(cell: Text) -> Text:
+def _join_lines(cell: Text) -> Text:
     return Text("; ").join(cell.split("\n")) if "\n" in cell.plain else cell
 
 

@@ -1,4 +1,8 @@
-"""Where a run's figures go: TensorBoard events and `metrics.jsonl`, or nowhere (ranks above 0). Chosen once."""
+"""Write the figures of a run: TensorBoard events and `metrics.jsonl`.
+
+`RunWriter` is used on rank 0, `NullWriter` on all other ranks. The trainer chooses once and then
+calls the same methods on every rank.
+"""
 
 import json
 import shlex
@@ -14,11 +18,13 @@ from torch.utils.tensorboard import SummaryWriter
 from liverseg_dist.files import write_text
 from liverseg_dist.tracking.tags import board_tag
 
-TRY_AGAIN_S = 60.0
-"""Before TensorBoard's file is tried again after a failure."""
+RETRY_INTERVAL_S = 60.0
+"""Pause before the next try to write TensorBoard events after a failure."""
 
 
 class Writer(Protocol):
+    """What a training or an evaluation writes its figures to."""
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
     def picture(self, step: int, name: str, rgb_YXC: np.ndarray) -> None: ...
     def text(self, name: str, markdown: str) -> None: ...
@@ -29,7 +35,7 @@ class Writer(Protocol):
 
 
 class NullWriter:
-    """Takes everything, keeps nothing."""
+    """Ignores all figures."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         pass
@@ -50,89 +56,101 @@ class NullWriter:
 
 
 class RunWriter:
-    """TensorBoard (tags: see `tags`) plus one JSON line per call of `scalars`.
+    """TensorBoard events (tags: see `tags`) and one JSON line per call of `scalars`.
 
-    Figures past `resume_step` are dropped: they come again.
-
-    A disk that takes no more ends no run: what cannot be written is told once and missed, until there is room again.
+    A full disk does not stop a run: one warning is printed, and figures are lost until the disk has
+    free space again.
     """
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
+        """Open the files of a run.
+
+        Args:
+            folder: Run folder.
+            resume_step: Last step of the checkpoint that the run resumes from. Figures of later
+                steps are removed: the run computes these steps again.
+        """
         self._folder = folder
         self._events: SummaryWriter | None = SummaryWriter(
             str(folder), purge_step=resume_step + 1 if resume_step else None
         )
         self._lines_path = folder / "metrics.jsonl"
-        _keep_until(self._lines_path, resume_step)
+        _truncate_lines(self._lines_path, resume_step)
         self._lines = self._lines_path.open("a", encoding="utf-8")
-        self._told = False
+        self._has_warned = False
         self._next_try_s = 0.0
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        def add(board: SummaryWriter) -> None:
+        def add_all(events: SummaryWriter) -> None:
             for name, value in values.items():
-                board.add_scalar(board_tag(name), value, step)
+                events.add_scalar(board_tag(name), value, step)
 
-        self._on_board(add)
+        self._write_events(add_all)
         try:
             self._lines.write(json.dumps({"step": step, **values}) + "\n")
-            self._lines.flush()  # what does not fit stays in the buffer and goes with the next line
+            # After a failure the buffer keeps the line: it is written with the next one.
+            self._lines.flush()
         except OSError as error:
-            self._tell(error)
+            self._warn_once(error)
 
     def picture(self, step: int, name: str, rgb_YXC: np.ndarray) -> None:
-        self._on_board(lambda board: board.add_image(name, rgb_YXC, step, dataformats="HWC"))
+        self._write_events(lambda events: events.add_image(name, rgb_YXC, step, dataformats="HWC"))
 
     def text(self, name: str, markdown: str) -> None:
-        self._on_board(lambda board: board.add_text(name, markdown))
+        self._write_events(lambda events: events.add_text(name, markdown))
 
     def hparams(
         self, step: int, settings: Mapping[str, str | float], results: Mapping[str, float]
     ) -> None:
-        """This run's row on TensorBoard's HParams page."""
-        self._on_board(
-            lambda board: board.add_hparams(
+        """Write this run's row of TensorBoard's HParams page."""
+        self._write_events(
+            lambda events: events.add_hparams(
                 dict(settings), dict(results), run_name=".", global_step=step
             )
         )
 
     def close(self) -> None:
-        self._on_board(lambda board: board.close())
+        """Close the files; a failure is a warning, since the run itself is complete."""
+        self._write_events(lambda events: events.close())
         try:
             self._lines.close()
         except OSError as error:
-            self._tell(error)
+            self._warn_once(error)
 
-    def _on_board(self, add: Callable[[SummaryWriter], object]) -> None:
-        """A board that failed once takes nothing any more: a new one is tried some time later."""
+    def _write_events(self, add: Callable[[SummaryWriter], object]) -> None:
+        """Add to the events; after a failure a new event file is opened later.
+
+        A `SummaryWriter` that failed once accepts nothing more.
+        """
         try:
             if self._events is None and time.monotonic() >= self._next_try_s:
-                self._next_try_s = time.monotonic() + TRY_AGAIN_S
+                self._next_try_s = time.monotonic() + RETRY_INTERVAL_S
                 self._events = SummaryWriter(str(self._folder))
             if self._events is not None:
                 add(self._events)
         except OSError as error:
-            self._events, self._next_try_s = None, time.monotonic() + TRY_AGAIN_S
-            self._tell(error)
+            self._events, self._next_try_s = None, time.monotonic() + RETRY_INTERVAL_S
+            self._warn_once(error)
 
-    def _tell(self, error: OSError) -> None:
-        if not self._told:
-            reason = error.strerror or str(error)
-            print(
-                f"warning: {self._folder}: figures cannot be written: {reason}; the run goes on",
-                file=sys.stderr,
-            )
-        self._told = True
+    def _warn_once(self, error: OSError) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        reason = error.strerror or str(error)
+        print(
+            f"warning: {self._folder}: figures cannot be written: {reason}; the run goes on",
+            file=sys.stderr,
+        )
 
 
 def tensorboard_command(run: Path) -> str:
-    """The command that shows a run's curves under the run's name, beside those of the runs next to it."""
-    # TensorBoard names a run by its folder below --logdir: with the run's own folder it would be called ".".
+    """The command that shows the curves of a run and of the runs next to it, by run name."""
+    # TensorBoard names a run by its folder below --logdir; in its own folder a run would be ".".
     return f"tensorboard --logdir {shlex.quote(str(run.resolve().parent))}"
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Keep the lines of steps up to `step`; a half-written last line goes."""
+def _truncate_lines(path: Path, step: int) -> None:
+    """Remove the lines of steps after `step` and lines that are damaged."""
     if not path.exists():
         return
     kept = []

@@ -6,7 +6,6 @@ any number of ranks. `checkpoints/step_N/` is created by a rename when all its f
 checkpoints.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, current_rank
 from liverseg_dist.distributed.heartbeat import is_consequence
 from liverseg_dist.errors import RunFailed
+from liverseg_dist.files import file_sha256
 from liverseg_dist.logging_setup import ONCE
 
 # With a single process this is intended.
@@ -166,7 +166,7 @@ class Checkpoints:
     def _publish(self, staging: Path, final: Path, state: dict[str, Any]) -> None:
         """Add state and manifest, sync all files to the disk, and rename the folder."""
         (staging / STATE).write_text(json.dumps(state), encoding="utf-8")
-        sums = {path.name: _sha256(path) for path in sorted(staging.iterdir())}
+        sums = {path.name: file_sha256(path) for path in sorted(staging.iterdir())}
         (staging / MANIFEST).write_text(
             json.dumps({"schema": SCHEMA, "sha256": sums}, indent=1), encoding="utf-8"
         )
@@ -215,7 +215,7 @@ def validate_checkpoint(folder: Path) -> str:
             path = folder / Path(name).name
             if not path.is_file():
                 return f"{name} is missing"
-            if _sha256(path) != expected:
+            if file_sha256(path) != expected:
                 return f"{name} does not match its checksum"
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         if state["step"] != int(folder.name.removeprefix("step_")):
@@ -232,11 +232,6 @@ def _first_cause(error: BaseException) -> BaseException:
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_to_disk(path: Path) -> None:

@@ -14,6 +14,7 @@ from liverseg_dist.config import Settings
 from liverseg_dist.data.augment import build_preset
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.collectives import current_rank, gather_from_ranks, world_size
+from liverseg_dist.evaluation.metrics.overlap import OverlapCounts, pool_dice
 from liverseg_dist.evaluation.report.overlays import draw_overlay
 from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.labels import IGNORE, STRUCTURES, structure_mask
@@ -35,7 +36,7 @@ class ValidationResult:
     """Case -> RGB picture (y, x, 3) of the slice with most tumour."""
 
 
-Counts = dict[str, tuple[int, int, int]]
+Counts = dict[str, OverlapCounts]
 
 
 def validate_cases(
@@ -61,17 +62,22 @@ def validate_cases(
         case_id = chosen[number]
         image, truth = store.image(case_id), store.label(case_id)
         predicted = predictor.predict_labels(image, data.intensity)
-        counts[case_id] = {name: _overlap(predicted, truth, name) for name in STRUCTURES}
+        counts[case_id] = {name: _count_overlap(predicted, truth, name) for name in STRUCTURES}
         if number < settings.validation.pictures:
             pictures[case_id] = _picture(image, truth, predicted)
     return _pool(gather_from_ranks(counts), gather_from_ranks(pictures))
 
 
-def _overlap(predicted: np.ndarray, truth: np.ndarray, structure: str) -> tuple[int, int, int]:
-    """Voxels in both, in the prediction, in the truth; padding left out."""
+def _count_overlap(predicted: np.ndarray, truth: np.ndarray, structure: str) -> OverlapCounts:
+    """Voxel counts of one structure; voxels that the truth marks as padding are left out."""
     valid = truth != IGNORE
-    ours, theirs = structure_mask(predicted, structure) & valid, structure_mask(truth, structure)
-    return int((ours & theirs).sum()), int(ours.sum()), int(theirs.sum())
+    predicted_mask = structure_mask(predicted, structure) & valid
+    true_mask = structure_mask(truth, structure)
+    return OverlapCounts(
+        prediction=int(predicted_mask.sum()),
+        truth=int(true_mask.sum()),
+        intersection=int((predicted_mask & true_mask).sum()),
+    )
 
 
 def _picture(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -89,12 +95,12 @@ def _pool(
     pooled: dict[str, float] = {}
     for name in STRUCTURES:
         rows = [cases[case_id][name] for case_id in sorted(cases)]
-        scores = [2 * both / (ours + theirs) for both, ours, theirs in rows if ours + theirs]
+        # Same Dice as in evaluation, but a case without the structure in both masks is left out: it
+        # would count as 1 and hide how the tumours of the few validation cases are segmented.
+        scores = [counts.dice() for counts in rows if not counts.is_empty]
         per_case[name] = float(np.mean(scores)) if scores else float("nan")
-        both, ours, theirs = (
-            (sum(column) for column in zip(*rows, strict=True)) if rows else (0, 0, 0)
-        )
-        pooled[name] = 2 * both / (ours + theirs) if ours + theirs else float("nan")
+        dice = pool_dice(rows)
+        pooled[name] = float("nan") if dice is None else dice
     defined = [value for value in per_case.values() if value == value]
     score = float(np.mean(defined)) if defined else float("nan")
     return ValidationResult(

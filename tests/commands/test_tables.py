@@ -1,4 +1,7 @@
-"""Tables on terminals of any width: nothing is cut, no line is wider than the terminal; without one, a line a row."""
+"""Tables on terminals of any width: no text is cut and no line is wider than the terminal.
+
+Without a terminal each row is one line.
+"""
 
 import os
 import pty
@@ -43,14 +46,14 @@ def test_nothing_is_cut_at_any_width(width: int) -> None:
     assert sum(line.plain.count("a") for line in lines) >= 70
 
 
-def test_folded_cells_hold_their_whole_text() -> None:
+def test_folded_cells_contain_their_full_text() -> None:
     lines = format_table(HEADINGS, ROWS[:1], 60)
     column = lines[0].plain.index("findings")
     text = " ".join(line.plain[column:].strip() for line in lines[1:])
     assert text == ROWS[0][3].replace("\n", " ")
 
 
-def test_without_a_terminal_a_row_is_a_line() -> None:
+def test_each_row_is_one_line_without_a_terminal() -> None:
     lines = format_table(HEADINGS, ROWS, None)
     assert len(lines) == 1 + len(ROWS)
     assert "become air; no tumour" in lines[1].plain
@@ -68,7 +71,7 @@ def run_in_terminal(columns: int, *arguments: str) -> str:
         command, stdout=writer, stderr=subprocess.DEVNULL, env=environment | {"TERM": "dumb"}
     ) as process:
         os.close(writer)
-        said = b""
+        output = b""
         while True:
             try:
                 part = os.read(reader, 1 << 16)
@@ -76,13 +79,13 @@ def run_in_terminal(columns: int, *arguments: str) -> str:
                 break
             if not part:
                 break
-            said += part
+            output += part
     os.close(reader)
     assert process.returncode in (0, 1)
-    return said.decode().replace("\r\n", "\n")
+    return output.decode().replace("\r\n", "\n")
 
 
-def test_converts_table_on_80_columns(tmp_path: Path) -> None:
+def test_table_of_convert_fits_80_columns(tmp_path: Path) -> None:
     source = write_source(tmp_path / "data")
     arguments = ("convert", str(source), str(tmp_path / "s.zarr"), "--dry-run", "convert.workers=1")
     whole = subprocess.run(
@@ -98,16 +101,16 @@ def test_converts_table_on_80_columns(tmp_path: Path) -> None:
     assert len(table.splitlines()) == len(list((source / "imagesTr").glob("*.nii.gz"))) + 1
 
 
-def test_columns_is_honoured_where_there_is_no_terminal() -> None:
+def test_columns_variable_is_used_without_a_terminal() -> None:
     for columns in ("80", "50"):
-        said = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-m", "liverseg_dist", "doctor"],
             capture_output=True, text=True, env=clean_environment() | {"COLUMNS": columns}, timeout=120,
         ).stdout  # fmt: skip
         table = [
             line
-            for line in said.splitlines()
+            for line in output.splitlines()
             if not line.startswith(("problem:", "warning:", "nothing"))
         ]
         assert max(len(line) for line in table) <= int(columns)
-        assert letters("for a scan of 512 x 512 x 700") in letters(said)
+        assert letters("for a scan of 512 x 512 x 700") in letters(output)

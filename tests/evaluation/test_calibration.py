@@ -33,7 +33,7 @@ def counted(*pairs: tuple[np.ndarray, np.ndarray]) -> CalibrationCounter:
     return counter
 
 
-def test_bins_are_scikit_learns() -> None:
+def test_bins_match_scikit_learn() -> None:
     probability, truth = drawn(0)
     pooled = pool_calibration([counted((probability, truth)).counts()])
     kept = probability >= LOWEST
@@ -44,26 +44,26 @@ def test_bins_are_scikit_learns() -> None:
     assert pooled["ece"] == pytest.approx((weights * np.abs(share - mean)).sum(), abs=1e-6)
 
 
-def test_a_bold_model_is_found_out() -> None:
+def test_overconfident_model_has_a_high_error() -> None:
     honest = pool_calibration([counted(drawn(1)).counts()])
     bold = pool_calibration([counted(drawn(1, sharpen=3.0)).counts()])
     assert honest["ece"] < 0.02 < 0.1 < bold["ece"]
 
 
-def test_slabs_and_order_change_no_bit() -> None:
+def test_result_does_not_depend_on_slabs_or_order() -> None:
     probability, truth = drawn(2)
     whole = counted((probability, truth)).counts()
     slabs = [(probability[i : i + 7], truth[i : i + 7]) for i in range(0, 30, 7)]
     assert counted(*slabs[::-1]).counts() == whole
 
 
-def test_nothing_counted_has_no_error() -> None:
+def test_error_without_voxels_is_undefined() -> None:
     pooled = pool_calibration([CalibrationCounter().counts()])
     assert pooled["ece"] is None
     assert pooled["true_share"] == [None] * BINS
 
 
-def test_summary_and_report_carry_it() -> None:
+def test_summary_and_report_contain_calibration() -> None:
     cases = [score_case(name, labels(1), labels(2), (1.0, 1.0, 1.0)) for name in "ab"]
     assert aggregate_scores(cases)["calibration"] == {}
     cases[0]["calibration"] = {"tumour": counted(drawn(3)).counts()}

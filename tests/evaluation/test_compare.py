@@ -18,7 +18,8 @@ STRUCTURES = ("liver", "tumour")
 
 def case(case_id: str, **dice: float | None) -> dict:
     return {"case_id": case_id} | {
-        s: dict.fromkeys(COMPARED, 0.5) | {"dice": dice.get(s, 0.5)} for s in STRUCTURES
+        s: dict.fromkeys([metric.name for metric in COMPARED], 0.5) | {"dice": dice.get(s, 0.5)}
+        for s in STRUCTURES
     }
 
 
@@ -29,7 +30,7 @@ def row(result: dict, structure: str, metric: str) -> dict:
     return found
 
 
-def test_p_value_is_scipys_on_the_paired_differences() -> None:
+def test_p_value_matches_scipy() -> None:
     rng = np.random.default_rng(0)
     a, gain = rng.uniform(0.5, 0.9, 25), rng.normal(0.01, 0.03, 25)
     first = [case(f"c{i:02}", liver=v) for i, v in enumerate(a.tolist())]
@@ -66,7 +67,7 @@ def test_undefined_and_unshared_cases_are_left_out() -> None:
     assert (found["n"], found["mean_a"], found["mean_b"], found["better"]) == (1, 0.1, 0.3, 1)
 
 
-def test_a_smaller_distance_is_better() -> None:
+def test_smaller_distance_is_better() -> None:
     first, second = [case("a"), case("b")], [case("a"), case("b")]
     for other, distance in zip(second, (0.2, 0.9), strict=True):
         other["liver"]["assd_mm"] = distance
@@ -76,12 +77,12 @@ def test_a_smaller_distance_is_better() -> None:
     assert [row(result, "liver", "rvd")[key] for key in ("better", "worse")] == [1, 1]
 
 
-def test_nothing_in_common_is_refused() -> None:
+def test_evaluations_without_common_cases_are_refused() -> None:
     with pytest.raises(UserError, match="no case in common"):
         compare_evaluations([case("a")], [case("b")])
 
 
-def test_holm() -> None:
+def test_holm_correction() -> None:
     """Worked by hand: p = 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, never falling."""
     assert apply_holm_correction([0.03, None, 0.01, 0.04, 0.02]) == pytest.approx(
         [0.06, None, 0.04, 0.06, 0.06]

@@ -23,7 +23,7 @@ def run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 
 def evaluate(run: SmallRun, *more: str) -> dict[str, object]:
-    words = [
+    arguments = [
         "evaluate",
         str(run.run),
         "--store",
@@ -34,7 +34,7 @@ def evaluate(run: SmallRun, *more: str) -> dict[str, object]:
         "1",
         *more,
     ]
-    assert main(words) == 0
+    assert main(arguments) == 0
     return json.loads((run.run / "evaluation" / "summary.json").read_text())
 
 
@@ -42,33 +42,31 @@ def test_results_before_and_after_postprocessing(
     run: SmallRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = evaluate(run)
+    written = {path.name for path in (run.run / "evaluation").iterdir()}
     assert before["postprocessing"] is None
-    assert "no post-processing\n" in capsys.readouterr().out
+    assert "post-processing: none\n" in capsys.readouterr().out
     (run.run / "postprocess.yaml").write_text(POSTPROCESS)
     after = evaluate(run)
     printed = capsys.readouterr().out
     assert after["postprocessing"] == {"largest_component": True, "min_tumour_ml": 0.3}
-    chosen = run.run / "postprocess.yaml"
     assert (
-        f"post-processing largest_component=true, min_tumour_ml=0.3 (chosen in {chosen})\n"
-        in printed
+        "post-processing: largest_component=true, min_tumour_ml=0.3 "
+        "(postprocess.yaml of the run, chosen by liverseg postprocess)\n" in printed
     )
     (earlier,) = (run.run / "evaluation" / "earlier").iterdir()
     assert (
         f"earlier results of other weights or settings are kept in {earlier} (liver Dice "
         in printed
     )
-    assert "no post-processing)" in printed
     assert json.loads((earlier / "summary.json").read_text()) == before
-    assert {"cases.csv", "lesions.csv", "report.html", "ledger"} <= {
-        path.name for path in earlier.iterdir()
-    }
+    assert {"cases.csv", "lesions.csv", "report.html", "ledger", "training.json"} <= written
+    assert {path.name for path in earlier.iterdir()} == written
     assert main(["compare", str(earlier), str(run.run / "evaluation")]) == 0
     assert rewrite_results(load_results(earlier))["postprocessing"] is None
     assert rewrite_results(load_results(run.run))["postprocessing"] == after["postprocessing"]
 
 
-def test_going_back_and_forth_keeps_one_of_each(run: SmallRun) -> None:
+def test_switching_settings_keeps_one_copy_of_each(run: SmallRun) -> None:
     first = evaluate(run)
     second = evaluate(run, "inference.min_tumour_ml=0.3")
     assert evaluate(run) == first
@@ -91,6 +89,8 @@ def test_an_interrupted_move_is_completed(tmp_path: Path) -> None:
     summary = {"ledger": {"fingerprint": "../ab/cd" + "0" * 60}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "cases.csv").write_text("new")
+    # A report loads its large cases from this folder.
+    (tmp_path / "slices").mkdir()
     target = tmp_path / "earlier" / "abcd0000"
     target.mkdir(parents=True)
     (target / "report.html").write_text("moved before")
@@ -98,6 +98,7 @@ def test_an_interrupted_move_is_completed(tmp_path: Path) -> None:
     assert sorted(path.name for path in target.iterdir()) == [
         "cases.csv",
         "report.html",
+        "slices",
         "summary.json",
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier"]

@@ -1,4 +1,4 @@
-"""The report: whole, self-contained, nothing from a file becomes markup, and it works in a browser."""
+"""The report: complete, self-contained, escaped, and usable in a browser."""
 
 import html.parser
 import json
@@ -89,7 +89,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training = {
         EVIL: {"train/loss": steps, "train/learning_rate": steps, "validation/dice_liver": steps}
     }
-    write_results(folder, ledger.read_all(), failures, details, ledger, environment, training)
+    write_results(
+        folder, ledger.read_all(), failures, details, ledger, environment, training=training
+    )
     return folder
 
 
@@ -108,7 +110,7 @@ def elements(page: str) -> list[tuple[str, dict[str, str | None]]]:
     return parser.found
 
 
-def test_names_and_reasons_are_text_never_markup(folder: Path) -> None:
+def test_names_and_reasons_are_escaped(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     tags = [tag for tag, _ in elements(page)]
     assert tags.count("script") == 1
@@ -146,7 +148,7 @@ def test_headline_figures_are_those_of_the_summary(folder: Path) -> None:
     assert f'<div class="figure">{summary["tumour"]["dice_global"]:.3f}</div>' in page
 
 
-def test_settings_hardware_and_audit_are_told(folder: Path) -> None:
+def test_settings_hardware_and_audit_are_listed(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert "<dt>inference.overlap</dt><dd>0.5</dd>" in page
     assert "<dt>commit</dt><dd>fed321</dd>" in page
@@ -164,7 +166,7 @@ def test_settings_hardware_and_audit_are_told(folder: Path) -> None:
     )  # which is the same on every machine
 
 
-def test_of_few_cases_some_are_the_best() -> None:
+def test_few_cases_include_best_ones() -> None:
     cases = [score_case(f"c{i}", labels(i), labels(i + i % 4), (1.0, 1.0, 1.0)) for i in range(4)]
     for count, ranks in ((1, "w"), (2, "wb"), (3, "wwb"), (4, "wwbb")):
         shown = select_shown_cases(cases[:count])
@@ -172,9 +174,9 @@ def test_of_few_cases_some_are_the_best() -> None:
         assert len({case["case_id"] for _, case in shown}) == count
 
 
-def test_tensorboard_gets_the_same_pictures(folder: Path, tmp_path: Path) -> None:
+def test_tensorboard_shows_the_same_pictures(folder: Path, tmp_path: Path) -> None:
     results = load_results(folder)
-    for _ in range(2):  # written anew, not added to
+    for _ in range(2):  # replaced, not appended to
         board = write_tensorboard(
             tmp_path, results.summary, results.cases, folder / "pictures", step=7
         )
@@ -184,23 +186,23 @@ def test_tensorboard_gets_the_same_pictures(folder: Path, tmp_path: Path) -> Non
     tag = next(tag for tag in events.Tags()["images"] if tag.endswith("case_01"))
     (image,) = events.Images(tag)
     with (
-        Image.open(folder / "pictures" / "case_01.png") as ours,
-        Image.open(BytesIO(image.encoded_image_string)) as its,
+        Image.open(folder / "pictures" / "case_01.png") as saved,
+        Image.open(BytesIO(image.encoded_image_string)) as logged,
     ):
         assert image.step == 7
-        assert np.array_equal(np.asarray(ours.convert("RGB")), np.asarray(its.convert("RGB")))
+        assert np.array_equal(np.asarray(saved.convert("RGB")), np.asarray(logged.convert("RGB")))
     (dice,) = events.Scalars("evaluation/tumour/dice_global")
     assert dice.value == pytest.approx(results.summary["tumour"]["dice_global"], rel=1e-6)
 
 
-def test_rebuilt_from_the_ledger_it_is_the_same(folder: Path) -> None:
+def test_results_written_again_are_identical(folder: Path) -> None:
     names = ("summary.json", "cases.csv", "lesions.csv", "report.html")
     before = {name: (folder / name).read_bytes() for name in names}
     rewrite_results(load_results(folder))
     assert {name: (folder / name).read_bytes() for name in names} == before
 
 
-def test_results_of_another_model_are_not_mixed_in(folder: Path, tmp_path: Path) -> None:
+def test_results_of_another_model_are_refused(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     case_id = load_results(copy).cases[0]["case_id"]
@@ -210,7 +212,7 @@ def test_results_of_another_model_are_not_mixed_in(folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"ledger": null}', "[1]"])
-def test_a_damaged_summary_is_said(tmp_path: Path, content: str) -> None:
+def test_damaged_summary_is_reported(tmp_path: Path, content: str) -> None:
     (tmp_path / "summary.json").write_text(content)
     with pytest.raises(UserError, match="damaged"):
         load_results(tmp_path)
@@ -226,7 +228,7 @@ def test_a_damaged_summary_is_said(tmp_path: Path, content: str) -> None:
         ("details", 3),
     ],
 )
-def test_a_summary_of_another_shape_is_said(
+def test_summary_with_wrong_types_is_reported(
     folder: Path, tmp_path: Path, place: str, value: object
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
@@ -237,7 +239,7 @@ def test_a_summary_of_another_shape_is_said(
         load_results(copy)
 
 
-def test_no_summary_is_said(tmp_path: Path) -> None:
+def test_missing_summary_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no summary\.json"):
         load_results(tmp_path)
 
@@ -247,7 +249,7 @@ def test_results_are_found_through_their_run(folder: Path, tmp_path: Path) -> No
     assert load_results(tmp_path / "run").name == "run"
 
 
-def test_a_case_of_nothing_at_all_has_a_page() -> None:
+def test_report_of_empty_cases_is_rendered() -> None:
     nothing = np.zeros(SHAPE, dtype=np.uint8)
     case = score_case("empty", nothing, nothing, (1.0, 1.0, 1.0))
     page = render_report(aggregate_scores([case]), [case])
@@ -255,7 +257,7 @@ def test_a_case_of_nothing_at_all_has_a_page() -> None:
     assert render_report(aggregate_scores([]), []).count('<td class="name"') == 0
 
 
-def test_cells_are_no_formulas(folder: Path, tmp_path: Path) -> None:
+def test_cells_are_not_formulas(folder: Path, tmp_path: Path) -> None:
     case = score_case("=1+2", labels(0), labels(1), (1.0, 1.0, 1.0))
     write_results(tmp_path, [case])
     assert (tmp_path / "cases.csv").read_text().splitlines()[1].startswith("'=1+2,liver,done,")
@@ -451,7 +453,7 @@ def brightness(colour: str) -> float:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_five_hundred_cases_open_as_well(folder: Path, tmp_path: Path) -> None:
+def test_report_of_five_hundred_cases_works_in_a_browser(folder: Path, tmp_path: Path) -> None:
     """The pictures do not grow with the cases, and the page stays usable."""
     known = load_results(folder).cases
     cases = [

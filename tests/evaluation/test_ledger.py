@@ -14,14 +14,14 @@ from liverseg_dist.files import write_json
 SCORES = {"case_id": "liver_1", "liver": {"dice": 0.1 + 0.2, "hd95_mm": None}}
 
 
-def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
+def test_floats_are_read_bit_for_bit(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.write("liver_1", SCORES)
     assert ledger.read_all() == [SCORES]
     assert ledger.done() == {"liver_1"}
 
 
-def test_another_model_does_not_see_the_entry(tmp_path: Path) -> None:
+def test_entries_of_another_model_are_ignored(tmp_path: Path) -> None:
     Ledger(tmp_path, {"weights_sha256": "aa", "overlap": 0.5}).write("liver_1", SCORES)
     assert Ledger(tmp_path, {"overlap": 0.5, "weights_sha256": "aa"}).done() == {"liver_1"}
     assert Ledger(tmp_path, {"weights_sha256": "bb", "overlap": 0.5}).done() == set()
@@ -29,7 +29,7 @@ def test_another_model_does_not_see_the_entry(tmp_path: Path) -> None:
     assert Ledger(tmp_path).read("liver_1") is None
 
 
-def test_another_metric_definition_does_not_see_the_entry(
+def test_entries_of_another_metrics_version_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Ledger(tmp_path).write("liver_1", SCORES)
@@ -37,7 +37,7 @@ def test_another_metric_definition_does_not_see_the_entry(
     assert Ledger(tmp_path).done() == set()
 
 
-def test_changed_inputs_are_not_done(tmp_path: Path) -> None:
+def test_cases_with_changed_inputs_are_not_done(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.write("liver_1", SCORES, inputs="old files")
     assert ledger.done({"liver_1": "old files"}) == {"liver_1"}
@@ -68,7 +68,7 @@ def test_a_damaged_entry_counts_as_absent(tmp_path: Path, damage: str) -> None:
 
 
 def test_any_cut_of_an_entry_counts_as_absent(tmp_path: Path) -> None:
-    """Whatever a dying machine leaves of a file."""
+    """A file may end anywhere after a crash."""
     ledger = Ledger(tmp_path)
     ledger.write("liver_1", SCORES)
     (file,) = tmp_path.iterdir()

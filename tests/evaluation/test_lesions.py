@@ -40,7 +40,7 @@ def counts(
 
 
 @pytest.mark.parametrize(("connectivity", "rank"), [(6, 1), (18, 2), (26, 3)])
-def test_components_are_scipys(connectivity: int, rank: int) -> None:
+def test_components_match_scipy(connectivity: int, rank: int) -> None:
     mask = np.random.default_rng(0).random((12, 13, 14)) < 0.2
     structure = ndimage.generate_binary_structure(3, rank)
     reference, count = ndimage.label(mask, structure)
@@ -82,7 +82,7 @@ def test_noise_is_counted_but_not_listed_in_full() -> None:
     assert len(scores["lesions"]) == 2 + 2 + 500
 
 
-def test_default_connectivity_is_the_lits_scorers() -> None:
+def test_default_connectivity_matches_lits_scorer() -> None:
     corner = np.zeros((3, 3, 3), dtype=np.uint8)
     corner[0, 0, 0] = corner[1, 1, 1] = 1
     assert find_components(corner).count == 2
@@ -99,7 +99,7 @@ def test_threshold_is_strict() -> None:
     assert counts(line((10, 21)), line((10, 30))) == ((1, 0, 0), (1, 0, 0))
 
 
-def test_miss_and_false_alarm() -> None:
+def test_missed_and_false_positive_lesion() -> None:
     assert counts(line((40, 50)), line((10, 20))) == ((0, 1, 1), (0, 1, 1))
 
 
@@ -112,7 +112,7 @@ def test_tumour_free_prediction() -> None:
     assert counts(line(), line((1, 4), (10, 12))) == ((0, 0, 2), (0, 0, 2))
 
 
-def test_both_free() -> None:
+def test_no_tumour_in_both_masks() -> None:
     assert counts(line(), line()) == ((0, 0, 0), (0, 0, 0))
 
 
@@ -121,7 +121,7 @@ def test_one_prediction_over_two_lesions_detects_both() -> None:
     assert counts(line((10, 30)), line((10, 19), (21, 30))) == ((2, 0, 0), (2, 0, 0))
 
 
-def test_merging_does_not_pay_for_a_false_alarm_elsewhere() -> None:
+def test_merging_does_not_reduce_false_positives_elsewhere() -> None:
     assert counts(line((10, 30), (50, 52)), line((10, 19), (21, 30))) == ((2, 1, 0), (2, 1, 0))
 
 

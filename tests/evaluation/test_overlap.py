@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_dice_and_jaccard_are_scipys_and_monais(seed: int) -> None:
+def test_dice_and_jaccard_match_scipy_and_monai(seed: int) -> None:
     prediction, truth = labels(seed), labels(seed + 50)
     counts = count_structures(count_confusion(prediction, truth))
     for structure, masks in (

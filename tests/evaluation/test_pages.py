@@ -1,4 +1,4 @@
-"""What the report says and stores: words, units, conventions, curves, every slice, colours."""
+"""Content of the report: terms, units, conventions, curves, slices, colours."""
 
 import json
 import re
@@ -35,12 +35,12 @@ def text_of(page: str) -> str:
     return re.sub(r"<[^>]*>", " ", body)
 
 
-def test_each_meaning_has_its_word() -> None:
+def test_terms_are_consistent() -> None:
     cases = [case_of(seed) for seed in range(3)]
     text = text_of(render_report(aggregate_scores(cases), cases))
     assert not re.search(r"\bfound\b", text)
-    for word in ("detected (IoU", "touched (any overlap)", "missed", "false positive"):
-        assert word in text.replace("&gt;", ">")
+    for term in ("detected (IoU", "touched (any overlap)", "missed", "false positive"):
+        assert term in text.replace("&gt;", ">")
     tags = collect_headline_figures(aggregate_scores(cases))
     assert "evaluation/lesions/recall_touched" in tags
     assert not [tag for tag in tags if "iou" in tag]
@@ -60,7 +60,7 @@ def test_burden_is_in_per_cent_everywhere() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spacing_mm", "words"),
+    ("spacing_mm", "expected"),
     [
         ((3.0, 3.0, 3.0), "longer than 2 mm"),
         ((5.0, 1.5, 1.5), "every voxel side is longer than 1 mm"),
@@ -69,14 +69,14 @@ def test_burden_is_in_per_cent_everywhere() -> None:
     ],
 )
 def test_tolerances_below_the_voxel_size_are_explained(
-    spacing_mm: tuple[float, float, float], words: str | None
+    spacing_mm: tuple[float, float, float], expected: str | None
 ) -> None:
     case = case_of(1, spacing_mm)
     notes = list_resolution_notes([case])
-    assert [words in note for note in notes] == [True] * (words is not None)
-    if words == "longer than 2 mm":
+    assert [expected in note for note in notes] == [True] * (expected is not None)
+    if expected == "longer than 2 mm":
         assert case["liver"]["nsd_1mm"] == case["liver"]["nsd_2mm"]
-        assert words in render_report(aggregate_scores([case]), [case])
+        assert expected in render_report(aggregate_scores([case]), [case])
 
 
 def test_the_edge_convention_is_stated_where_it_matters() -> None:
@@ -110,7 +110,7 @@ def test_header_names_what_was_evaluated() -> None:
         assert f"<dd>{value}</dd>" in header
 
 
-def test_curves_come_from_the_runs_metrics(tmp_path: Path) -> None:
+def test_curves_are_read_from_the_metrics_of_the_run(tmp_path: Path) -> None:
     rows = [
         {"step": step, "train/loss": 1 / step, "train/learning_rate": 1e-3}
         for step in range(1, 2001)
@@ -127,7 +127,7 @@ def test_curves_come_from_the_runs_metrics(tmp_path: Path) -> None:
     assert curves[LOSS][-1] == [2000, 1 / 2000]
     case = case_of(1)
     ledger = Ledger(tmp_path / "out" / "ledger", {"weights": "a"})
-    write_results(tmp_path / "out", [case], {}, {}, ledger, None, {"run": curves})
+    write_results(tmp_path / "out", [case], {}, {}, ledger, training={"run": curves})
     page = (tmp_path / "out" / "report.html").read_text()
     for title in ("Training loss", "Validation Dice", "Learning rate"):
         assert f'aria-label="{title} over training steps"' in page
@@ -161,7 +161,7 @@ def test_a_wide_scan_keeps_all_axial_slices() -> None:
     assert extent == pytest.approx([25.0, 200.0, 300.0], rel=1e-5)
 
 
-def test_slices_without_a_mask_are_reachable_too() -> None:
+def test_slices_without_a_mask_are_stored() -> None:
     mask = np.zeros((40, 30, 30), dtype=np.uint8)
     mask[18:22, 12:18, 12:18] = 1
     volume = Volume(mask, Grid(mask.shape, np.diag([1.0, 1.0, 1.0, 1.0])))
@@ -171,7 +171,7 @@ def test_slices_without_a_mask_are_reachable_too() -> None:
     assert pictures["first_slice"] == [0, 0, 0]
 
 
-def test_large_cases_lie_in_files_beside_the_report(
+def test_large_cases_are_in_files_next_to_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shown_cases, "MAX_INLINE_BYTES", 10)
@@ -217,7 +217,7 @@ DEFICIENCIES = {
 
 
 @pytest.mark.parametrize("deficiency", DEFICIENCIES)
-def test_colours_stay_apart_for_colour_blind_readers(deficiency: str) -> None:
+def test_colours_are_distinct_for_colour_blind_readers(deficiency: str) -> None:
     def seen(colour: tuple[int, ...]) -> np.ndarray:
         linear = (np.array(colour[:3]) / 255) ** 2.2
         return 255 * np.clip(DEFICIENCIES[deficiency] @ linear, 0, 1) ** (1 / 2.2)
@@ -230,7 +230,7 @@ def test_colours_stay_apart_for_colour_blind_readers(deficiency: str) -> None:
                 assert np.linalg.norm(one - other) > 60
 
 
-def test_numbers_in_names_count_as_numbers() -> None:
+def test_numbers_in_names_sort_as_numbers() -> None:
     names = ["liver_10", "liver_2", "liver_1", "b", "liver_²", "liver_02"]
     assert sorted(names, key=natural_key) == [
         "b",

@@ -55,7 +55,7 @@ def result(capsys: pytest.CaptureFixture[str]) -> dict:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_files_score_as_their_arrays_do(
+def test_files_have_the_scores_of_their_arrays(
     folders: tuple[Path, Path, Path], workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prediction, truth, out = folders
@@ -89,7 +89,7 @@ def test_results_are_the_same_for_any_number_of_workers(folders: tuple[Path, Pat
         assert (out / "1" / name).read_bytes() == (out / "2" / name).read_bytes()
 
 
-def test_run_again_only_what_changed_is_scored(
+def test_second_run_scores_only_changed_cases(
     folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     prediction, truth, out = folders
@@ -107,7 +107,7 @@ def test_run_again_only_what_changed_is_scored(
     assert result(capsys)["reused"] == 0
 
 
-def test_killed_and_run_again_the_result_is_the_same(folders: tuple[Path, Path, Path]) -> None:
+def test_result_after_kill_and_restart_is_identical(folders: tuple[Path, Path, Path]) -> None:
     prediction, truth, out = folders
     score(prediction, truth, "--out", out / "whole", "--workers", 1)
     command = [
@@ -139,7 +139,7 @@ def test_killed_and_run_again_the_result_is_the_same(folders: tuple[Path, Path, 
         assert (out / "whole" / name).read_bytes() == (out / "cut" / name).read_bytes()
 
 
-def test_a_killed_worker_is_said(folders: tuple[Path, Path, Path]) -> None:
+def test_killed_worker_is_reported(folders: tuple[Path, Path, Path]) -> None:
     prediction, truth, out = folders
     job = ScoreJob(open_ledger(out / "ledger", 6, False), dying_reader)
     with pytest.raises(RunFailed, match="a worker died"):
@@ -163,7 +163,7 @@ def test_another_size_is_refused_and_the_rest_is_scored(
     assert (summary["n_cases"], list(summary["failed"])) == (2, ["a"])
 
 
-def test_another_place_in_the_world_is_refused_unless_told(
+def test_another_position_is_refused_without_ignore_affine(
     folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     prediction, truth, out = folders
@@ -172,13 +172,13 @@ def test_another_place_in_the_world_is_refused_unless_told(
     save(prediction / "a.nii.gz", labels(50), moved)
     arguments = (prediction / "a.nii.gz", truth / "a.nii.gz", "--out", out, "--no-pictures")
     assert score(*arguments) == 2
-    assert "7.0 mm apart in the world" in capsys.readouterr().err
+    assert "their positions differ by up to 7.0 mm" in capsys.readouterr().err
     assert score(*arguments, "--ignore-affine") == 0
     dice = json.loads((out / "summary.json").read_text())["liver"]["dice_per_case"]
     assert dice == score_case("a", labels(50), labels(0), SPACING_MM)["liver"]["dice"]
 
 
-def test_a_broken_file_does_not_take_the_rest_down(
+def test_damaged_file_does_not_stop_the_others(
     folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     prediction, truth, out = folders
@@ -194,11 +194,11 @@ def test_missing_predictions_are_listed_and_fail(
 ) -> None:
     prediction, truth, out = folders
     (prediction / "a.nii.gz").unlink()
-    save(prediction / "stranger.nii.gz", labels(3))
+    save(prediction / "extra.nii.gz", labels(3))
     arguments = (prediction, truth, "--out", out, "--no-pictures", "--json", "--workers", 1)
     assert score(*arguments) == 1
     answer = result(capsys)
-    assert (answer["n_cases"], answer["missing"], answer["extra"]) == (2, ["a"], ["stranger"])
+    assert (answer["n_cases"], answer["missing"], answer["extra"]) == (2, ["a"], ["extra"])
     assert json.loads((out / "summary.json").read_text())["failed"] == {"a": "no prediction"}
     assert score(*arguments, "--allow-missing") == 0
 
@@ -224,7 +224,7 @@ def test_unknown_labels_are_refused(
         (lambda p, t: shutil.copy(p / "a.nii.gz", p / "a_0000.nii.gz"), "are the same case"),
     ],
 )
-def test_what_makes_no_sense_is_said_in_one_line(
+def test_user_errors_are_one_line(
     folders: tuple[Path, Path, Path], make: object, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prediction, truth, out = folders
@@ -235,7 +235,7 @@ def test_what_makes_no_sense_is_said_in_one_line(
     assert error.count("\n") == 1
 
 
-def test_lits_names_match(tmp_path: Path) -> None:
+def test_lits_names_are_matched(tmp_path: Path) -> None:
     save(tmp_path / "pred" / "test-segmentation-7.nii", labels(1))
     save(tmp_path / "truth" / "segmentation-7.nii", labels(1))
     assert (
@@ -252,11 +252,11 @@ def test_ct_behind_the_masks(
     save(images / "a_0000.nii.gz", np.full(labels(0).shape, 60, dtype=np.int16), orientation="LPS")
     save(images / "b_0000.nii.gz", np.full((4, 4, 4), 60, dtype=np.int16))
     assert score(prediction, truth, "--out", out, "--images", images, "--workers", 1) == 0
-    drawn = {
-        name: json.loads((out / "pictures" / f"{name}.json").read_text())["has_ct"]
-        for name in "abc"
-    }
-    assert drawn == {"a": True, "b": False, "c": False}
+    has_ct = {}
+    for name in "abc":
+        pictures = json.loads((out / "pictures" / f"{name}.json").read_text())
+        has_ct[name] = pictures["slices"]["ct"] is not None
+    assert has_ct == {"a": True, "b": False, "c": False}
     assert "not on the grid of its mask" in capsys.readouterr().err
 
 

@@ -82,7 +82,7 @@ def test_figures_by_hand(cases: list[dict]) -> None:
     assert summary["tumour"]["detected_lesions"]["n"] == len(pairs)
 
 
-def test_order_and_a_trip_through_json_change_no_bit(cases: list[dict]) -> None:
+def test_order_and_json_do_not_change_the_summary(cases: list[dict]) -> None:
     reference = json.dumps(aggregate_scores(cases))
     for seed in range(5):
         shuffled = json.loads(json.dumps(random.Random(seed).sample(cases, len(cases))))
@@ -96,19 +96,19 @@ def test_no_cases() -> None:
     json.dumps(summary, allow_nan=False)
 
 
-def test_a_case_given_twice_is_refused(cases: list[dict]) -> None:
+def test_duplicate_case_is_refused(cases: list[dict]) -> None:
     with pytest.raises(ValueError, match="twice"):
         aggregate_scores([cases[0], cases[0]])
 
 
-def test_case_of_nothing_is_perfect(cases: list[dict]) -> None:
+def test_empty_case_is_perfect(cases: list[dict]) -> None:
     nothing = cases[-1]
     assert nothing["liver"]["dice"] == nothing["tumour"]["dice"] == 1.0
     assert nothing["liver"]["hd95_mm"] is None
     assert nothing["burden"] == {"truth": None, "prediction": 0.0, "error": None}
 
 
-def test_a_crop_around_the_masks_changes_nothing() -> None:
+def test_crop_around_the_masks_does_not_change_scores() -> None:
     """Metrics do not depend on how much empty space surrounds the patient."""
     prediction, truth = (np.pad(labels(seed), 2) for seed in (1, 2))
     roomy = score_case("a", np.pad(prediction, 5), np.pad(truth, 5), SPACINGS[1])
@@ -156,7 +156,7 @@ def test_ignored_voxels_are_left_out_of_both() -> None:
         (np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8), "3D"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_in_one_line(
+def test_invalid_masks_are_refused_in_one_line(
     prediction: np.ndarray, truth: np.ndarray, message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
@@ -194,7 +194,7 @@ def test_bootstrap_intervals() -> None:
     assert percentile_interval(np.array([np.nan, 2.0])) == [2.0, 2.0]
 
 
-def test_undefined_cases_do_not_pull_the_interval() -> None:
+def test_undefined_cases_do_not_affect_the_interval() -> None:
     values = np.array([1.0, np.nan, 1.0, np.nan])
     assert mean_interval(values, resample_indices(4)) == [1.0, 1.0]
 

@@ -41,12 +41,12 @@ def as_batch(mask: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("spacing_mm", [*SPACINGS, (5.0, 0.31, 0.97)])
-def test_surface_element_areas_are_deepminds(spacing_mm: Float3) -> None:
+def test_surface_element_areas_match_deepmind(spacing_mm: Float3) -> None:
     reference = lookup_tables.create_table_neighbour_code_to_surface_area(spacing_mm)
     np.testing.assert_allclose(compute_surfel_areas_mm2(spacing_mm), reference, rtol=1e-12, atol=0)
 
 
-def test_block_codes_are_deepminds() -> None:
+def test_block_codes_match_deepmind() -> None:
     mask = blobs(3)
     padded = np.pad(mask.astype(np.uint8), ((0, 1), (0, 1), (0, 1)))
     reference = ndimage.correlate(
@@ -58,7 +58,7 @@ def test_block_codes_are_deepminds() -> None:
 @ignore_old_scipy_names
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
 @pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_hd95_and_nsd_are_deepminds(first: int, second: int, spacing_mm: Float3) -> None:
+def test_hd95_and_nsd_match_deepmind(first: int, second: int, spacing_mm: Float3) -> None:
     prediction, truth = blobs(first), blobs(second, 0.3)
     scores = score_surface(prediction, truth, spacing_mm)
     reference = surface_distance.compute_surface_distances(truth, prediction, spacing_mm)
@@ -70,7 +70,7 @@ def test_hd95_and_nsd_are_deepminds(first: int, second: int, spacing_mm: Float3)
 
 @ignore_monais_own_deprecations
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
-def test_nsd_is_monais_with_subvoxels(spacing_mm: Float3) -> None:
+def test_nsd_matches_monai_with_subvoxels(spacing_mm: Float3) -> None:
     prediction, truth = blobs(1), blobs(2)
     expected = compute_surface_dice(
         as_batch(prediction),
@@ -86,7 +86,7 @@ def test_nsd_is_monais_with_subvoxels(spacing_mm: Float3) -> None:
 
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
 @pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_assd_rmsd_mssd_are_chaos_definition(first: int, second: int, spacing_mm: Float3) -> None:
+def test_assd_rmsd_mssd_match_chaos(first: int, second: int, spacing_mm: Float3) -> None:
     """CHAOS: border voxels by erosion with border_value=1, nearest border voxel of the other mask; here by EDT."""
     masks = [blobs(first), blobs(second, 0.3)]
     borders = [mask & ~ndimage.binary_erosion(mask, border_value=1) for mask in masks]
@@ -99,7 +99,7 @@ def test_assd_rmsd_mssd_are_chaos_definition(first: int, second: int, spacing_mm
 
 
 @ignore_monais_own_deprecations
-def test_distances_are_monais_away_from_the_scan_faces() -> None:
+def test_distances_match_monai_away_from_the_scan_faces() -> None:
     spacing_mm = (2.5, 0.7, 0.9)
     prediction, truth = np.pad(blobs(5), 1), np.pad(blobs(6), 1)
     scores = score_surface(prediction, truth, spacing_mm)
@@ -117,7 +117,7 @@ def test_distances_are_monais_away_from_the_scan_faces() -> None:
 
 
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
-def test_far_points_are_as_exact_as_near_ones(spacing_mm: Float3) -> None:
+def test_distances_of_far_points_are_exact(spacing_mm: Float3) -> None:
     """Two small objects in opposite corners: every distance comes from the tree, not from the places around a point."""
     prediction, truth = np.zeros((2, 40, 44, 48), dtype=np.uint8)
     prediction[2:5, 3:6, 1:4] = 1
@@ -129,7 +129,7 @@ def test_far_points_are_as_exact_as_near_ones(spacing_mm: Float3) -> None:
     np.testing.assert_array_equal(distances.from_prediction_mm, expected)
 
 
-def test_noise_is_exact_too() -> None:
+def test_distances_of_noise_are_exact() -> None:
     """So many far points that a whole distance map is made."""
     spacing_mm = (2.0, 0.7, 0.7)
     prediction, truth = np.zeros((2, 30, 60, 60), dtype=np.uint8)

@@ -87,10 +87,10 @@ def test_lesion_tags_say_what_counts_as_found() -> None:
     )
     lesions = sorted(tag for tag in tags if "/lesions/" in tag)
     assert lesions == [
-        "evaluation/lesions/precision_any_overlap",
-        "evaluation/lesions/precision_iou_above_0.5",
-        "evaluation/lesions/recall_any_overlap",
-        "evaluation/lesions/recall_iou_above_0.5",
+        "evaluation/lesions/precision_detected",
+        "evaluation/lesions/precision_touched",
+        "evaluation/lesions/recall_detected",
+        "evaluation/lesions/recall_touched",
     ]
 
 

@@ -18,7 +18,6 @@ from liverseg_dist.config import ConvertConfig
 from liverseg_dist.data.conversion.case_writer import (
     StagingDir,
     format_json,
-    hash_file,
     write_text,
 )
 from liverseg_dist.data.conversion.settings_match import EARLIER_DEFAULTS
@@ -27,6 +26,7 @@ from liverseg_dist.data.conversion.stored_case import StoredCase
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.dataset_index import DatasetCase
 from liverseg_dist.data.store.layout import CASES, CHECKSUM_FILE, PRIVATE_DIR, SCHEMA
+from liverseg_dist.files import file_sha256
 from liverseg_dist.locks import hold_lock
 from liverseg_dist.volume import Float3, Volume
 
@@ -233,7 +233,7 @@ def is_up_to_date(record: CaseRecord, job: CaseJob, source_sha256: str) -> bool:
 
 def _has_checksum(file: Path, sha256: str) -> bool:
     try:
-        return hash_file(file) == sha256
+        return file_sha256(file) == sha256
     except OSError:
         return False
 
@@ -243,7 +243,7 @@ def hash_source(case: DatasetCase) -> str:
     parts = []
     for path in (case.image, case.label):
         try:
-            parts.append("none" if path is None else hash_file(path))
+            parts.append("none" if path is None else file_sha256(path))
         except OSError:
             parts.append("unreadable")
     return ":".join(parts)

@@ -199,12 +199,6 @@ def write_bytes(staging: StagingDir, path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _sync_and_hash(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())

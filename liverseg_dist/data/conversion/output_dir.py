@@ -16,13 +16,13 @@ from liverseg_dist.data.conversion.case_writer import (
     StagingDir,
     format_json,
     format_root,
-    hash_file,
     write_text,
 )
 from liverseg_dist.data.conversion.settings_match import list_setting_differences
 from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.store.layout import CASES, CHECKSUM_FILE, PRIVATE_DIR
 from liverseg_dist.errors import UserError
+from liverseg_dist.files import file_sha256
 from liverseg_dist.locks import hold_lock
 
 SETTINGS_FILE = f"{PRIVATE_DIR}/settings.json"
@@ -151,7 +151,7 @@ def _format_checksums(store: Path, records: Iterable[CaseRecord], root: str) -> 
             if path.exists():
                 other_files.append(path)
     for path in other_files:
-        checksums[path.relative_to(store).as_posix()] = hash_file(path)
+        checksums[path.relative_to(store).as_posix()] = file_sha256(path)
     return "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(checksums.items()))
 
 

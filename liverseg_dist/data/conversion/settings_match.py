@@ -13,9 +13,9 @@ from typing import Any
 from liverseg_dist.config import ConvertConfig
 from liverseg_dist.config.aliases import current_key
 from liverseg_dist.config.shipped import find_config
-from liverseg_dist.data.conversion.case_writer import hash_file
 from liverseg_dist.data.store.layout import SCHEMA
 from liverseg_dist.errors import UserError
+from liverseg_dist.files import file_sha256
 
 EARLIER_DEFAULTS = {
     "convert.cleaning.standardise": True,
@@ -115,6 +115,6 @@ def _describe_content(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        return f"sha256 {hash_file(find_config(path))}"
+        return f"sha256 {file_sha256(find_config(path))}"
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

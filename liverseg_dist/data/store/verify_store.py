@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import zarr
 
-from liverseg_dist.data.conversion.case_writer import hash_file
 from liverseg_dist.data.conversion.settings_match import settings_sha256
 from liverseg_dist.data.splits import Splits, find_divided_patients
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.data.store.layout import ARRAYS, CASES, CHECKSUM_FILE, PRIVATE_DIR, TRAIN_ONLY
 from liverseg_dist.data.store.metadata_checks import check_array
 from liverseg_dist.errors import UserError, printable
+from liverseg_dist.files import file_sha256
 from liverseg_dist.labels import IGNORE
 
 MAX_CHUNKS_NAMED = 4
@@ -161,7 +161,7 @@ def _check_files(path: Path, case_id: str, checksums: dict[str, str]) -> Iterato
     for name, expected in sorted(checksums.items()):
         where = name.removeprefix(f"{CASES}/{case_id}/") if case_id else name
         try:
-            is_unchanged = hash_file(path / name) == expected
+            is_unchanged = file_sha256(path / name) == expected
         except FileNotFoundError:
             yield StoreDefect(case_id, where, "is missing")
             continue

@@ -1,9 +1,10 @@
-"""Confidence intervals by resampling cases (percentile bootstrap; Efron & Tibshirani 1993, chapter 13).
+"""Confidence intervals by resampling cases.
 
-Cases are drawn with replacement and every figure is recomputed from the drawn cases, so figures pooled over cases
-(global Dice, lesion recall, burden RMSE) get intervals that respect that lesions of one patient belong together. The
-draws depend on the seed and the number of cases only; cases come sorted by id, so the interval is the same whoever
-computed them.
+Method: percentile bootstrap (Efron & Tibshirani 1993, chapter 13). Cases are drawn with replacement
+and every figure is computed again from the drawn cases. Figures pooled over cases (global Dice,
+lesion recall, burden RMSE) thus get intervals that treat the lesions of one patient as dependent.
+The draws depend only on the seed and the number of cases, and cases are sorted by id, so an
+interval is the same for any number of processes.
 """
 
 from collections.abc import Callable
@@ -16,12 +17,20 @@ SEED = 20170914
 
 
 def resample_indices(num_cases: int, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
-    """Case indices (resamples, num_cases)."""
+    """Draw cases with replacement: indices (resamples, num_cases)."""
     return np.random.default_rng(seed).integers(0, num_cases, size=(resamples, num_cases))
 
 
 def percentile_interval(values: np.ndarray, level: float = LEVEL) -> list[float] | None:
-    """Percentile interval of resampled figures; NaN (undefined in a draw) is left out; None if nothing is left."""
+    """Percentile interval of resampled figures.
+
+    Args:
+        values: One value a draw; NaN marks a draw where the figure is undefined.
+        level: Share of the draws inside the interval.
+
+    Returns:
+        [low, high]; None where no draw has a value.
+    """
     defined = values[np.isfinite(values)]
     if defined.size == 0:
         return None
@@ -32,16 +41,15 @@ def percentile_interval(values: np.ndarray, level: float = LEVEL) -> list[float]
 
 def mean_interval(values: np.ndarray, indices: np.ndarray) -> list[float] | None:
     """Interval of the mean over cases; NaN marks a case where the metric is undefined."""
-    return percentile_interval(
-        _ratio(np.nan_to_num(values), np.isfinite(values).astype(np.float64), indices)
-    )
+    is_defined = np.isfinite(values).astype(np.float64)
+    return percentile_interval(_divide_sums(np.nan_to_num(values), is_defined, indices))
 
 
 def ratio_interval(
     numerators: np.ndarray, denominators: np.ndarray, indices: np.ndarray
 ) -> list[float] | None:
     """Interval of sum(numerators) / sum(denominators) over cases."""
-    return percentile_interval(_ratio(numerators, denominators, indices))
+    return percentile_interval(_divide_sums(numerators, denominators, indices))
 
 
 def statistic_interval(
@@ -51,7 +59,11 @@ def statistic_interval(
     return percentile_interval(statistic(values[indices]))
 
 
-def _ratio(numerators: np.ndarray, denominators: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    top = numerators[indices].sum(axis=1).astype(np.float64)
-    bottom = denominators[indices].sum(axis=1).astype(np.float64)
-    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
+def _divide_sums(
+    numerators: np.ndarray, denominators: np.ndarray, indices: np.ndarray
+) -> np.ndarray:
+    """Sum of the drawn numerators over that of the denominators; NaN where the latter is 0."""
+    numerator = numerators[indices].sum(axis=1).astype(np.float64)
+    denominator = denominators[indices].sum(axis=1).astype(np.float64)
+    undefined = np.full(numerator.shape, np.nan)
+    return np.divide(numerator, denominator, out=undefined, where=denominator > 0)

@@ -1,4 +1,4 @@
-"""All scores of one case, as a JSON-able dict that `summary.aggregate_scores` pools exactly."""
+"""All scores of one case, as a JSON-able dict; `summary.aggregate_scores` pools them exactly."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ from liverseg_dist.labels import IGNORE, TUMOUR
 from liverseg_dist.volume import Float3
 
 METRICS_VERSION = 1
-"""Raised whenever a definition changes; part of every ledger fingerprint."""
+"""Raised when a definition changes; part of every ledger fingerprint."""
 
 
 def score_case(
@@ -25,15 +25,24 @@ def score_case(
     spacing_mm: Float3,
     connectivity: int = LITS_CONNECTIVITY,
 ) -> dict[str, Any]:
-    """Overlap, surface, lesion and burden scores of one case.
+    """Compute the overlap, surface, lesion and burden scores of one case.
 
-    Masks are integer arrays (z, y, x) of labels 0, 1, 2 on one grid; where the truth is 255, both are left out.
-    `spacing_mm` is z, y, x. Raises `UserError` on shapes that differ or on other labels.
+    Args:
+        case_id: Name of the case, for the result and for errors.
+        prediction_zyx: Integer labels 0 background, 1 liver, 2 tumour.
+        truth_zyx: Labels on the same grid. Voxels with 255 are left out of both masks.
+        spacing_mm: Voxel size z, y, x.
+        connectivity: Neighbours that join tumour voxels to one lesion: 6, 18 or 26.
+
+    Raises:
+        UserError: The shapes differ, or a mask has other labels.
     """
     spacing: Float3 = (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
-    prediction, truth = _checked(case_id, prediction_zyx, truth_zyx)
+    prediction, truth = _check_masks(case_id, prediction_zyx, truth_zyx)
+    # Without any mask a single voxel stands for the scan: all metrics then follow their empty rule.
     box = find_joint_box(prediction, truth) or (slice(0, 1),) * 3
-    prediction, truth = (np.ascontiguousarray(mask[box]) for mask in (prediction, truth))
+    prediction = np.ascontiguousarray(prediction[box])
+    truth = np.ascontiguousarray(truth[box])
     counts = count_structures(count_confusion(prediction, truth))
     voxel_ml = math.prod(spacing) / 1000.0
     result: dict[str, Any] = {
@@ -43,40 +52,41 @@ def score_case(
         "voxel_volume_ml": voxel_ml,
     }
     for structure, first_label in (("liver", 1), ("tumour", TUMOUR)):
-        own = counts[structure]
+        overlap = counts[structure]
         masks = [(mask >= first_label).view(np.uint8) for mask in (prediction, truth)]
         result[structure] = {
-            "prediction_voxels": own.prediction,
-            "truth_voxels": own.truth,
-            "intersection_voxels": own.intersection,
-            "prediction_ml": own.prediction * voxel_ml,
-            "truth_ml": own.truth * voxel_ml,
-            "volume_error_ml": (own.prediction - own.truth) * voxel_ml,
-            **own.scores(),
+            "prediction_voxels": overlap.prediction,
+            "truth_voxels": overlap.truth,
+            "intersection_voxels": overlap.intersection,
+            "prediction_ml": overlap.prediction * voxel_ml,
+            "truth_ml": overlap.truth * voxel_ml,
+            "volume_error_ml": (overlap.prediction - overlap.truth) * voxel_ml,
+            **overlap.scores(),
             **score_surface(masks[0], masks[1], spacing),
         }
     result |= score_lesions(masks[0], masks[1], spacing, connectivity)
     for lesion in result["lesions"]:
-        lesion["centre_zyx"] = [
-            round(c + axis.start, 1) for c, axis in zip(lesion["centre_zyx"], box, strict=True)
-        ]
+        # Back from the box to voxels of the scan.
+        centre = zip(lesion["centre_zyx"], box, strict=True)
+        lesion["centre_zyx"] = [round(index + axis.start, 1) for index, axis in centre]
     result["burden"] = score_burden(counts["liver"], counts["tumour"])
     return result
 
 
-def _checked(
+def _check_masks(
     case_id: str, prediction: np.ndarray, truth: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     if prediction.shape != truth.shape:
         raise UserError(
-            f"{case_id}: the prediction has shape {prediction.shape} (z, y, x), the truth {truth.shape}"
+            f"{case_id}: the prediction has shape {prediction.shape} (z, y, x), "
+            f"the truth {truth.shape}"
         )
     if truth.ndim != 3 or truth.size == 0:
-        raise UserError(f"{case_id}: masks are non-empty 3D volumes, not of shape {truth.shape}")
-    prediction, truth = (
-        _as_uint8(case_id, "prediction", prediction),
-        _as_uint8(case_id, "truth", truth),
-    )
+        raise UserError(
+            f"{case_id}: the masks have shape {truth.shape}; expected non-empty 3D volumes"
+        )
+    prediction = _convert_to_uint8(case_id, "prediction", prediction)
+    truth = _convert_to_uint8(case_id, "truth", truth)
     if int(truth.max()) == IGNORE:
         ignored = truth == IGNORE
         truth = np.where(ignored, np.uint8(0), truth)
@@ -84,12 +94,13 @@ def _checked(
     for name, mask in (("prediction", prediction), ("truth", truth)):
         if (highest := int(mask.max())) > TUMOUR:
             raise UserError(
-                f"{case_id}: the {name} has label {highest}; known are 0 background, 1 liver, 2 tumour"
+                f"{case_id}: the {name} has label {highest}; "
+                "known are 0 background, 1 liver, 2 tumour"
             )
     return prediction, truth
 
 
-def _as_uint8(case_id: str, name: str, mask: np.ndarray) -> np.ndarray:
+def _convert_to_uint8(case_id: str, name: str, mask: np.ndarray) -> np.ndarray:
     if mask.dtype == np.uint8:
         return mask
     if mask.dtype == np.bool_:

@@ -1,11 +1,14 @@
 """Volume overlap from integer voxel counts, so that pooling over cases is exact.
 
-P and T are the predicted and the true mask, |.| counts voxels. Empty masks follow the LiTS scorer where it has a rule
-(https://github.com/PatrickChrist/lits-challenge-scoring): tumour absent from both is a perfect case. It gives 0 for a
-liver where label 1 is not predicted at all, even if tumours are; we take the region (label 1 or 2) as it is. It leaves
-the rest open; what we do is said at each metric. None means undefined, and a summary counts the cases that are defined.
+P and T are the predicted and the true mask, |.| is the number of voxels. Empty masks follow the
+LiTS scorer where it has a rule (https://github.com/PatrickChrist/lits-challenge-scoring): a tumour
+absent from both masks is a perfect case. It gives 0 for a liver where label 1 is not predicted at
+all, even if tumours are predicted; here the region (label 1 or 2) is scored. Where the scorer has
+no rule, the docstring of the metric states it. None means undefined; a summary counts the defined
+cases.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +24,16 @@ class OverlapCounts:
     truth: int
     intersection: int
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the structure is absent from both masks."""
+        return self.prediction + self.truth == 0
+
     def dice(self) -> float:
-        """2|P∩T| / (|P|+|T|). Both empty: 1 (LiTS, for tumours; here for the liver too). One empty: 0."""
+        """2|P∩T| / (|P|+|T|).
+
+        Both empty: 1 (the rule of LiTS for tumours; here also for the liver). One empty: 0.
+        """
         total = self.prediction + self.truth
         return 2 * self.intersection / total if total else 1.0
 
@@ -38,14 +49,16 @@ class OverlapCounts:
     def rvd(self) -> float | None:
         """Relative volume difference (|P|-|T|) / |T|: negative when too little is predicted.
 
-        Both empty: 0. Only the truth empty: None (the LiTS scorer puts 9001). The LiTS scorer hands its two masks to
-        medpy the other way round, so its RVD is (|T|-|P|) / |P|; we keep the definition of its paper.
+        Both empty: 0. Only the truth empty: None (the LiTS scorer uses 9001). The LiTS scorer
+        passes its two masks to medpy in the other order, so its RVD is (|T|-|P|) / |P|; this is the
+        definition of its paper.
         """
         if self.truth:
             return (self.prediction - self.truth) / self.truth
         return None if self.prediction else 0.0
 
     def scores(self) -> dict[str, float | None]:
+        """All overlap metrics by their name in the registry."""
         return {
             "dice": self.dice(),
             "jaccard": self.jaccard(),
@@ -54,19 +67,32 @@ class OverlapCounts:
         }
 
 
+def pool_dice(counts: Iterable[OverlapCounts]) -> float | None:
+    """Dice of the voxels of all cases together. None where every mask is empty."""
+    intersection = total = 0
+    for case in counts:
+        intersection += case.intersection
+        total += case.prediction + case.truth
+    return 2 * intersection / total if total else None
+
+
 def count_confusion(prediction_zyx: np.ndarray, truth_zyx: np.ndarray) -> np.ndarray:
-    """Voxel counts (3, 3), row = predicted class, column = true class. Labels are uint8 0..2."""
+    """Count voxels by predicted class (row) and true class (column).
+
+    Args:
+        prediction_zyx: uint8 labels 0, 1, 2.
+        truth_zyx: Labels of the same shape.
+    """
     counts = np.zeros(NUM_CLASSES * NUM_CLASSES, dtype=np.int64)
-    for prediction_yx, truth_yx in zip(
-        prediction_zyx, truth_zyx, strict=True
-    ):  # slice by slice: bincount makes int64
+    # Slice by slice: bincount converts its input to int64, eight times the memory of the masks.
+    for prediction_yx, truth_yx in zip(prediction_zyx, truth_zyx, strict=True):
         joint = prediction_yx * np.uint8(NUM_CLASSES) + truth_yx
         counts += np.bincount(joint.ravel(), minlength=counts.size)
     return counts.reshape(NUM_CLASSES, NUM_CLASSES)
 
 
 def count_structures(confusion_counts: np.ndarray) -> dict[str, OverlapCounts]:
-    """Counts of the liver (label 1 or 2) and the tumour (label 2) from a confusion matrix."""
+    """Counts of liver (label 1 or 2) and tumour (label 2) from `count_confusion`."""
     first_class = {"liver": 1, "tumour": 2}
     return {
         structure: OverlapCounts(

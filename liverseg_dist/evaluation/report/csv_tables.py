@@ -1,56 +1,64 @@
-"""`cases.csv` (a row per case and structure) and `lesions.csv` (a row per true and per predicted lesion).
+"""Write `cases.csv` (a row per case and structure) and `lesions.csv` (a row per lesion).
 
-Undefined values are empty cells. A cell that a spreadsheet would take for a formula gets a leading apostrophe.
+`lesions.csv` has the true and the predicted lesions. Undefined values are empty cells.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.evaluation.metrics.surface import CLOSED_KEYS
+from liverseg_dist.evaluation.metrics.registry import CASE_METRICS
 from liverseg_dist.files import natural_key, write_text
 from liverseg_dist.labels import STRUCTURES
+from liverseg_dist.texts.csv_output import format_csv
 
-CASE_COLUMNS = (
-    "case_id", "structure", "status", "dice", "jaccard", "voe", "rvd", "assd_mm", "rmsd_mm", "mssd_mm", "hd95_mm",
-    "nsd_1mm", "nsd_2mm", "prediction_ml", "truth_ml", "volume_error_ml", "prediction_voxels", "truth_voxels",
-    "intersection_voxels", "tp_iou_50", "fp_iou_50", "fn_iou_50", "tp_iou_0", "fp_iou_0", "fn_iou_0",
-    "burden_prediction", "burden_truth", "burden_error", "error", *CLOSED_KEYS,
-)  # fmt: skip
-LESION_COLUMNS = (
-    "case_id", "side", "number", "voxels", "volume_ml", "diameter_mm", "size_class", "z", "y", "x", "match", "iou",
-    "dice", "detected_iou_50", "detected_iou_0",
-)  # fmt: skip
 Case = dict[str, Any]
 
 
+def _metric_columns(block: str) -> list[str]:
+    return [metric.name for metric in CASE_METRICS if metric.csv_block == block]
+
+
+# Columns keep their position over versions: programs may read them by number.
+CASE_COLUMNS = (
+    "case_id", "structure", "status", *_metric_columns("first"),
+    "prediction_ml", "truth_ml", *_metric_columns("volumes"),
+    "prediction_voxels", "truth_voxels", "intersection_voxels",
+    "tp_iou_50", "fp_iou_50", "fn_iou_50", "tp_iou_0", "fp_iou_0", "fn_iou_0",
+    "burden_prediction", "burden_truth", "burden_error", "error", *_metric_columns("appended"),
+)  # fmt: skip
+LESION_COLUMNS = (
+    "case_id", "side", "number", "voxels", "volume_ml", "diameter_mm", "size_class", "z", "y", "x",
+    "match", "iou", "dice", "detected_iou_50", "detected_iou_0",
+)  # fmt: skip
+
+
 def write_cases_csv(file: Path, cases: Iterable[Case], failures: Mapping[str, str]) -> None:
-    """Failed cases have a row with status `failed` and the error."""
-    rows = [_case_row(case, structure) for case in _in_order(cases) for structure in STRUCTURES]
-    rows += [
-        {"case_id": case_id, "status": "failed", "error": error}
-        for case_id, error in failures.items()
-    ]
-    _write(file, CASE_COLUMNS, rows)
+    """Write the scores of all cases; a failed case has a row with status `failed` and the error."""
+    rows: list[dict[str, object]] = []
+    for case in _sort_naturally(cases):
+        for structure in STRUCTURES:
+            rows.append(_make_case_row(case, structure))
+    for case_id, error in failures.items():
+        rows.append({"case_id": case_id, "status": "failed", "error": error})
+    write_text(file, format_csv(CASE_COLUMNS, rows))
 
 
 def write_lesions_csv(file: Path, cases: Iterable[Case]) -> None:
-    rows = [
-        _lesion_row(case["case_id"], lesion)
-        for case in _in_order(cases)
-        for lesion in case["lesions"]
-    ]
-    _write(file, LESION_COLUMNS, rows)
+    """Write a row for each listed lesion of all cases."""
+    rows = []
+    for case in _sort_naturally(cases):
+        for lesion in case["lesions"]:
+            rows.append(_make_lesion_row(case["case_id"], lesion))
+    write_text(file, format_csv(LESION_COLUMNS, rows))
 
 
-def _in_order(cases: Iterable[Case]) -> list[Case]:
-    """liver_2 before liver_10."""
+def _sort_naturally(cases: Iterable[Case]) -> list[Case]:
+    """By case id, with liver_2 before liver_10."""
     return sorted(cases, key=lambda case: natural_key(case["case_id"]))
 
 
-def _case_row(case: Case, structure: str) -> dict[str, object]:
+def _make_case_row(case: Case, structure: str) -> dict[str, object]:
     row = {"case_id": case["case_id"], "structure": structure, "status": "done", **case[structure]}
     if structure == "tumour":
         for threshold, counts in case["detection"].items():
@@ -59,25 +67,7 @@ def _case_row(case: Case, structure: str) -> dict[str, object]:
     return row
 
 
-def _lesion_row(case_id: str, lesion: Mapping[str, Any]) -> dict[str, object]:
+def _make_lesion_row(case_id: str, lesion: Mapping[str, Any]) -> dict[str, object]:
     z, y, x = lesion["centre_zyx"]
     match = " ".join(str(number) for number in lesion["match"])
     return {**lesion, "case_id": case_id, "z": z, "y": y, "x": x, "match": match}
-
-
-def _write(file: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _cell(row.get(name)) for name in columns} for row in rows)
-    write_text(file, text.getvalue())
-
-
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
-        return f"'{value}"
-    return value

@@ -1,7 +1,8 @@
-"""`report.html`: a page that opens offline, prints, and shows the worst cases first.
+"""`report.html`: a page that opens offline, can be printed, and lists the worst cases first.
 
-Rendered by jinja2 with autoescape, so no case name can become markup; pictures are checked on reading. The page holds
-everything but the slices of large cases, which lie in `slices/` beside it (see `shown_cases`).
+jinja2 renders it with autoescape, so no case name can become markup; pictures are checked when they
+are read. The page contains everything except the slices of large cases, which are in `slices/` next
+to it (see `shown_cases`).
 """
 
 import json
@@ -13,8 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from liverseg_dist.evaluation.curves import Curves, draw_curves
+from liverseg_dist.evaluation.metrics.lesions import DETECTION_LABELS
+from liverseg_dist.evaluation.metrics.registry import CASE_METRICS, METRICS, Metric
 from liverseg_dist.evaluation.notes import has_edge_difference, list_distance_notes
-from liverseg_dist.evaluation.report.charts import SIZE_NAMES, all_charts
+from liverseg_dist.evaluation.report.charts import SIZE_NAMES, draw_charts
 from liverseg_dist.evaluation.report.overlays import PLANES
 from liverseg_dist.evaluation.shown_cases import collect_pictures, worst_first_key
 from liverseg_dist.files import write_text
@@ -25,30 +28,6 @@ from liverseg_dist.pages.palette import LESION_RGB
 SCRIPTS = ("tables.js", "slices.js", "surface.js", "viewer.js")
 WINDOWS = (("Abdomen", 40, 400), ("Liver", 60, 200), ("Wide", 0, 2000))
 """Presets of the viewer: name, level and width in HU."""
-METRICS = (
-    ("dice_per_case", "Dice per case", 4),
-    ("dice_global", "Dice global", 4),
-    ("jaccard", "Jaccard", 4),
-    ("voe", "VOE", 4),
-    ("rvd", "RVD", 4),
-    ("assd_mm", "ASSD, mm", 3),
-    ("rmsd_mm", "RMSD, mm", 3),
-    ("mssd_mm", "MSSD, mm", 2),
-    ("hd95_mm", "HD95, mm", 2),
-    ("nsd_1mm", "NSD at 1 mm", 4),
-    ("nsd_2mm", "NSD at 2 mm", 4),
-    ("volume_error_ml", "Volume error, ml", 2),
-)
-CLOSED_METRICS = (
-    ("assd_closed_mm", "ASSD closed at the edge, mm", 3),
-    ("rmsd_closed_mm", "RMSD closed at the edge, mm", 3),
-    ("mssd_closed_mm", "MSSD closed at the edge, mm", 2),
-)
-"""Shown where they differ from the open ones."""
-LOWER_IS_BETTER = {"voe", "hd95_mm"}
-LOWER_IS_BETTER |= {
-    f"{name}{kind}_mm" for name in ("assd", "rmsd", "mssd") for kind in ("", "_closed")
-}
 HEADER = (
     ("run", "Run"),
     ("data_set", "Data set"),
@@ -60,7 +39,7 @@ HEADER = (
     ("input", "Input"),
     ("postprocessing", "Post-processing"),
 )
-"""Details that stand at the top of the page, and their names there."""
+"""Details in the header of the page, and their titles."""
 Case = dict[str, Any]
 
 
@@ -72,14 +51,15 @@ def write_report(
     environment: Mapping[str, str] | None = None,
     training: Mapping[str, Curves] | None = None,
 ) -> Path:
-    """Write `folder/report.html`, and `folder/slices` where the page would grow too large.
+    """Write `folder/report.html`, and `folder/slices` where the page would be too large.
 
     Args:
-        folder: Where the report goes.
-        summary: That of `aggregate`, with `failed` (case id: reason) and `details` (what the report states about the
-            run; mappings inside become sections, `audit` is `data.audit.audit_summary`'s) if there are any.
+        folder: Folder of the report.
+        summary: From `summary.aggregate_scores`, with `failed` (case id: reason) and `details`
+            (facts about the run; mappings inside become sections, `audit` is from
+            `audit_summary.summarize_audit`) if there are any.
         cases: Scored cases.
-        pictures: Folder of `pictures.save_pictures`, if there is one.
+        pictures: Folder of `overlays.save_pictures`, if there is one.
         environment: Date, code and hardware.
         training: Training curves by run (`curves.read_curves`).
 
@@ -87,7 +67,9 @@ def write_report(
         Path of the page.
     """
     file = folder / "report.html"
-    write_text(file, render_report(summary, cases, pictures, environment, training, beside=folder))
+    write_text(
+        file, render_report(summary, cases, pictures, environment, training, report_folder=folder)
+    )
     return file
 
 
@@ -97,9 +79,14 @@ def render_report(
     pictures: Path | None = None,
     environment: Mapping[str, str] | None = None,
     training: Mapping[str, Curves] | None = None,
-    beside: Path | None = None,
+    report_folder: Path | None = None,
 ) -> str:
-    """The page as text; arguments as for `write_report`. Without `beside` all slices are within the page."""
+    """Render the page as text.
+
+    Args:
+        report_folder: Folder of the report, for the slices of large cases. None: all slices are
+            within the page. All other arguments are those of `write_report`.
+    """
     environment = dict(environment or {})
     details = dict(summary.get("details") or {})
     audit = details.pop("audit", None)
@@ -108,39 +95,41 @@ def render_report(
     header.append(("Cases", summary["n_cases"]))
     if date := environment.pop("date", None):
         header.append(("Date", date))
-    has_closed = any(has_edge_difference(case) for case in cases)
+    # The closed distances equal the open ones away from the scan's edge: rows without information.
+    metrics: Sequence[Metric] = METRICS
+    if not any(has_edge_difference(case) for case in cases):
+        metrics = [metric for metric in METRICS if not metric.is_edge_variant]
     palette = {"overlay": OVERLAY, "lesions": LESION_RGB}
-    return (
-        _jinja()
-        .get_template("report.html.j2")
-        .render(
-            summary=summary,
-            cases=sorted(cases, key=worst_first_key),
-            failed=dict(summary.get("failed") or {}),
-            details=details,
-            header=header,
-            audit=audit,
-            environment=environment,
-            title=title,
-            notes=list_distance_notes(cases),
-            charts=all_charts(summary, cases),
-            training=_charts_of_runs(training or {}),
-            shown_cases=collect_pictures(cases, pictures, beside),
-            metrics=METRICS + (CLOSED_METRICS if has_closed else ()),
-            lower_is_better=LOWER_IS_BETTER,
-            structures=STRUCTURES,
-            size_names=SIZE_NAMES,
-            planes=PLANES,
-            windows=WINDOWS,
-            palette=json.dumps(palette),
-            # Our own files, no text from data.
-            theme=Markup(load_theme()),  # nosec B704
-            script=Markup(load_script("liverseg_dist.evaluation.report", *SCRIPTS)),  # nosec B704
-        )
+    template = _make_environment().get_template("report.html.j2")
+    return template.render(
+        summary=summary,
+        cases=sorted(cases, key=worst_first_key),
+        failed=dict(summary.get("failed") or {}),
+        details=details,
+        header=header,
+        audit=audit,
+        environment=environment,
+        title=title,
+        notes=list_distance_notes(cases),
+        charts=draw_charts(summary, cases),
+        training=_draw_runs(training or {}),
+        shown_cases=collect_pictures(cases, pictures, report_folder),
+        metrics=metrics,
+        case_metrics=[metric for metric in CASE_METRICS if metric.in_case_table],
+        chart_metrics=[metric for metric in CASE_METRICS if metric.chart],
+        structures=STRUCTURES,
+        size_names=SIZE_NAMES,
+        detection_labels=DETECTION_LABELS,
+        planes=PLANES,
+        windows=WINDOWS,
+        palette=json.dumps(palette),
+        # Files of this package; they contain no text from data.
+        theme=Markup(load_theme()),  # nosec B704
+        script=Markup(load_script("liverseg_dist.evaluation.report", *SCRIPTS)),  # nosec B704
     )
 
 
-def _jinja() -> Environment:
+def _make_environment() -> Environment:
     jinja = Environment(
         loader=PackageLoader("liverseg_dist.evaluation.report"),
         autoescape=True,
@@ -149,64 +138,75 @@ def _jinja() -> Environment:
         lstrip_blocks=True,
     )
     jinja.filters |= {
-        "num": _number,
-        "interval": _interval,
-        "percent": _percent,
-        "percent_interval": _percent_interval,
+        "num": _format_number,
+        "interval": _format_interval,
+        "percent": _format_percent,
+        "percent_interval": _format_percent_interval,
         "is_group": _is_group,
-        "flat": _flat,
-        "plain": _plain,
+        "flat": _flatten_group,
+        "plain": _format_setting,
     }
     return jinja
 
 
-def _charts_of_runs(training: Mapping[str, Curves]) -> list[tuple[str, dict[str, Markup]]]:
+def _draw_runs(training: Mapping[str, Curves]) -> list[tuple[str, dict[str, Markup]]]:
     """(run, charts by title) of the runs that have curves."""
-    charts = [(run, draw_curves(curves)) for run, curves in training.items()]
-    return [(run, made) for run, made in charts if made]
+    runs = []
+    for run, curves in training.items():
+        charts = draw_curves(curves)
+        if charts:
+            runs.append((run, charts))
+    return runs
 
 
-def _number(value: float | None, digits: int = 4) -> str:
+def _format_number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
-def _interval(bounds: Sequence[float] | None, digits: int = 4) -> str:
-    return "" if bounds is None else f"{_number(bounds[0], digits)} to {_number(bounds[1], digits)}"
+def _format_interval(bounds: Sequence[float] | None, digits: int = 4) -> str:
+    if bounds is None:
+        return ""
+    low, high = (_format_number(bound, digits) for bound in bounds)
+    return f"{low} to {high}"
 
 
-def _percent(value: float | None, digits: int = 1) -> str:
+def _format_percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f} %".replace("-", "−")
 
 
-def _percent_interval(bounds: Sequence[float] | None, digits: int = 1) -> str:
-    return (
-        "" if bounds is None else f"{_percent(bounds[0], digits)} to {_percent(bounds[1], digits)}"
-    )
+def _format_percent_interval(bounds: Sequence[float] | None, digits: int = 1) -> str:
+    if bounds is None:
+        return ""
+    low, high = (_format_percent(bound, digits) for bound in bounds)
+    return f"{low} to {high}"
 
 
 def _is_group(value: object) -> bool:
     return isinstance(value, Mapping)
 
 
-def _flat(group: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flatten_group(group: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Leaves of nested mappings with dotted names."""
     leaves: list[tuple[str, Any]] = []
     for key, value in group.items():
-        leaves += (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else [(f"{prefix}{key}", value)]
-        )
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            leaves += _flatten_group(value, f"{name}.")
+        else:
+            leaves.append((name, value))
     return leaves
 
 
-def _plain(value: object) -> str:
-    """As in a settings file: no quotes, no None."""
-    if isinstance(value, (list, tuple)):
-        return ", ".join(
-            f"({_plain(item)})" if isinstance(item, (list, tuple)) else _plain(item)
-            for item in value
-        )
-    if value is None or isinstance(value, bool):
-        return "none" if value is None else "yes" if value else "no"
-    return str(value)
+def _format_setting(value: object) -> str:
+    """A value as in a settings file, without quotes; None and booleans as words."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    items = []
+    for item in value:
+        text = _format_setting(item)
+        items.append(f"({text})" if isinstance(item, (list, tuple)) else text)
+    return ", ".join(items)

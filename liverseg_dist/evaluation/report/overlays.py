@@ -1,9 +1,11 @@
-"""Pictures of a case: all slices in three planes for the report's viewer, its surfaces, and one still picture.
+"""Pictures of a case: slices in three planes and surfaces for the report, and one still picture.
 
-Lines are masks (truth white, prediction yellow), fills are tumour voxels (true positive, false negative, false
-positive). Radiological display: the patient's right is on the left of the picture, anterior and head are up.
+Lines are masks (truth white, prediction yellow); fills are tumour voxels (true positive, false
+negative, false positive). Radiological display: the patient's right is on the left of the picture,
+anterior and head are up.
 
-A case's pictures are one JSON file (whole or absent), which the report takes its slices from, and one PNG for slides.
+The pictures of a case are one JSON file, from which the report takes its slices, and one PNG for
+slides and TensorBoard. Both are written atomically.
 """
 
 import io
@@ -27,14 +29,16 @@ from liverseg_dist.pages import OVERLAY
 from liverseg_dist.volume import Volume
 
 DISPLAY_ORIENTATION = "LPI"
-"""Array axes from head to feet, front to back, right to left: each plane is then upright as it lies."""
+"""Array axes from head to feet, front to back, right to left: each plane is then upright."""
 PLANES = ("axial", "coronal", "sagittal")
 LONGEST_SIDE_PX = 260
 MARGIN_MM = 12.0
+GAP_PX = 6
+"""White columns between the planes of the still picture."""
 WIDE_VOXELS = 6_000_000
-"""Up to this size a scan is stored with the slices that hold no mask."""
+"""A scan up to this size is stored with the slices that contain no mask."""
 WINDOW_HU = (-110.0, 190.0)
-"""Shown from black to white in still pictures: narrow, because a tumour differs from its liver by little."""
+"""From black to white in still pictures; narrow, since a tumour differs little from its liver."""
 _CODE = {name: code for code, name in enumerate(OVERLAY)}
 SCHEMA = 2
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
@@ -42,7 +46,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
 @dataclass(frozen=True)
 class Scene:
-    """One case in display orientation, cut to the liver: label arrays, CT in HU (or None), voxel size in mm."""
+    """One case in display orientation, cut to the liver: labels, CT in HU (or None), voxel size."""
 
     prediction: np.ndarray
     truth: np.ndarray
@@ -50,13 +54,13 @@ class Scene:
     spacing_mm: tuple[float, float, float]
     first_slice: tuple[int, int, int]
     focus: tuple[tuple[int, int], ...]
-    """First slice and the one after the last along each axis, between which the masks lie with a margin."""
+    """First slice and the one after the last of the masks with a margin, along each axis."""
 
 
 def render_case(
     prediction: Volume, truth: Volume, image: Volume | None = None
 ) -> dict[str, Any] | None:
-    """What the report's viewer needs of a case.
+    """Collect what the report's viewer shows of a case.
 
     Args:
         prediction: Predicted labels.
@@ -64,10 +68,9 @@ def render_case(
         image: CT in HU on the same grid, if there is one.
 
     Returns:
-        A JSON-able dict: `slices` (`pack_slices`), `first_slice` (index of the box's first slice in the scan, in
-        display orientation), `start` (the slice with the largest disagreement on the tumour), `focus` (where the masks
-        lie)
-        and `surface`. None where both masks are empty.
+        A JSON-able dict: `slices` (`pack_slices`), `first_slice` (index of the first stored slice
+        in the scan, in display orientation), `start` (the slice with the most wrong tumour voxels),
+        `focus` (range of the masks) and `surface`. None where both masks are empty.
     """
     scene = make_scene(prediction, truth, image, wide=True)
     if scene is None:
@@ -88,81 +91,121 @@ def render_case(
 def make_scene(
     prediction: Volume, truth: Volume, image: Volume | None = None, wide: bool = False
 ) -> Scene | None:
-    """Turn a case to display orientation and cut it to the joint box of both masks.
+    """Reorient a case for display and cut it to the joint box of both masks.
 
     Args:
         prediction: Predicted labels.
         truth: True labels on the same grid.
         image: CT in HU on the same grid, if there is one.
-        wide: Keep slices without any mask, too, as far as `WIDE_VOXELS` allows; `Scene.focus` is the box then.
+        wide: Keep slices without a mask as far as `WIDE_VOXELS` allows; `Scene.focus` is the box.
 
     Returns:
         The scene, or None where both masks are empty.
     """
-    turned = [volume.reoriented(DISPLAY_ORIENTATION) for volume in (prediction, truth)]
-    masks = [
-        np.where(volume.voxels == IGNORE, 0, volume.voxels).astype(np.uint8) for volume in turned
-    ]
-    inner = find_joint_box(masks[0], masks[1], margin=0)
+    predicted_labels, true_labels = _prepare_labels(prediction), _prepare_labels(truth)
+    # MARGIN_MM follows below, in mm and not in voxels.
+    inner = find_joint_box(predicted_labels, true_labels, margin=0)
     if inner is None:
         return None
-    spacing_mm = turned[1].spacing_mm
-    margin = [round(MARGIN_MM / mm) for mm in spacing_mm]
-    near: Box = tuple(  # type: ignore[assignment]
-        slice(max(0, axis.start - grow), min(size, axis.stop + grow))
-        for axis, grow, size in zip(inner, margin, masks[1].shape, strict=True)
-    )
-    box = _widen(near, masks[1].shape) if wide else near
+    spacing_mm = truth.reoriented(DISPLAY_ORIENTATION).spacing_mm
+    near = _grow_box(inner, spacing_mm, true_labels.shape)
+    box = _widen_box(near, true_labels.shape) if wide else near
     hu = None
     if image is not None:
         hu = image.reoriented(DISPLAY_ORIENTATION).voxels[box]
     first_z, first_y, first_x = (axis.start for axis in box)
-    focus = tuple((n.start - b.start, n.stop - b.start) for n, b in zip(near, box, strict=True))
-    return Scene(masks[0][box], masks[1][box], hu, spacing_mm, (first_z, first_y, first_x), focus)
+    focus = []
+    for inside, outside in zip(near, box, strict=True):
+        focus.append((inside.start - outside.start, inside.stop - outside.start))
+    return Scene(
+        predicted_labels[box],
+        true_labels[box],
+        hu,
+        spacing_mm,
+        (first_z, first_y, first_x),
+        tuple(focus),
+    )
 
 
-def _widen(near: Box, shape: tuple[int, ...]) -> Box:
-    """The largest of: the whole scan, all its axial slices cut to the box, the box; that is small enough."""
-    whole = tuple(slice(0, size) for size in shape)
-    for box in (whole, (whole[0], near[1], near[2])):
+def _prepare_labels(mask: Volume) -> np.ndarray:
+    """Labels in display orientation; voxels without a class become background."""
+    voxels = mask.reoriented(DISPLAY_ORIENTATION).voxels
+    return np.where(voxels == IGNORE, 0, voxels).astype(np.uint8)
+
+
+def _grow_box(box: Box, spacing_mm: tuple[float, float, float], shape: tuple[int, ...]) -> Box:
+    """The box with `MARGIN_MM` on each side, within the array."""
+    grown = []
+    for axis, mm, size in zip(box, spacing_mm, shape, strict=True):
+        margin = round(MARGIN_MM / mm)
+        grown.append(slice(max(0, axis.start - margin), min(size, axis.stop + margin)))
+    z, y, x = grown
+    return z, y, x
+
+
+def _widen_box(near: Box, shape: tuple[int, ...]) -> Box:
+    """The largest box that is small enough: the scan, its axial slices cut to the box, the box."""
+    z, y, x = (slice(0, size) for size in shape)
+    for box in ((z, y, x), (z, near[1], near[2])):
         if math.prod(axis.stop - axis.start for axis in box) <= WIDE_VOXELS:
-            return box  # type: ignore[return-value]
+            return box
     return near
 
 
 def draw_overlay(
     image_yx: np.ndarray, truth_yx: np.ndarray, prediction_yx: np.ndarray
 ) -> np.ndarray:
-    """One axial slice of RAS volumes (HU and labels) as RGB (height, width, 3) uint8, turned for display."""
-    upright = [plane[::-1, ::-1] for plane in (image_yx, truth_yx, prediction_yx)]
-    return _blended(_grey(upright[0]), _overlay_codes(upright[2], upright[1], with_liver=False))
+    """Draw one axial slice with its overlay, as validation shows it in TensorBoard.
+
+    Args:
+        image_yx: Slice of a CT in RAS orientation, HU.
+        truth_yx: True labels of the slice.
+        prediction_yx: Predicted labels of the slice.
+
+    Returns:
+        RGB (height, width, 3) uint8, upright.
+    """
+    image, truth, prediction = (plane[::-1, ::-1] for plane in (image_yx, truth_yx, prediction_yx))
+    return _blend_colours(_window_hu(image), _encode_overlay(prediction, truth, with_liver=False))
 
 
 def draw_plane(scene: Scene, plane: str, index: int, scale: float = 1.0) -> np.ndarray:
-    """One slice with its overlay as RGB (height, width, 3) uint8; `index` counts within the scene."""
+    """Draw one slice of a scene with its overlay.
+
+    Args:
+        scene: From `make_scene`.
+        plane: One of `PLANES`.
+        index: Slice within the scene.
+        scale: Size of the picture relative to `LONGEST_SIDE_PX`.
+
+    Returns:
+        RGB (height, width, 3) uint8.
+    """
     size = _frame_size(scene, plane, scale)
-    ground = _ct_frame(scene, plane, index, size)
-    return _blended(
-        np.full(size, 24, np.uint8) if ground is None else ground,
-        _overlay_frame(scene, plane, index, size),
-    )
+    background = np.full(size, 24, np.uint8)
+    if scene.image is not None:
+        background = _draw_ct(_cut_plane(scene.image, plane, index), size)
+    return _blend_colours(background, _draw_masks(scene, plane, index, size))
 
 
 def render_contact_sheet(scene: Scene) -> bytes:
-    """The three planes side by side through the place that matters, as PNG."""
+    """Draw the three planes side by side, each through its worst slice, as PNG."""
     frames = [draw_plane(scene, plane, _worst_index(scene, plane), scale=1.6) for plane in PLANES]
     height = max(frame.shape[0] for frame in frames)
-    padded = [
-        np.pad(frame, ((0, height - frame.shape[0]), (0, 6), (0, 0)), constant_values=255)
-        for frame in frames
-    ]
-    return _encode(Image.fromarray(np.concatenate(padded, axis=1)[:, :-6]), "PNG", optimize=True)
+    padded = []
+    for frame in frames:
+        margin = ((0, height - frame.shape[0]), (0, GAP_PX), (0, 0))
+        padded.append(np.pad(frame, margin, constant_values=255))
+    sheet = np.concatenate(padded, axis=1)[:, :-GAP_PX]
+    stream = io.BytesIO()
+    Image.fromarray(sheet).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
 
 
 def save_pictures(
     folder: Path, case_id: str, prediction: Volume, truth: Volume, image: Volume | None = None
 ) -> None:
-    """Write `folder/<case>.json` for the report and `folder/<case>.png`; removes both where there is nothing to see."""
+    """Write `folder/<case>.json` and `.png`; remove them where both masks are empty."""
     scene = make_scene(prediction, truth, image)
     stem = folder / encode_file_name(case_id)
     if scene is None:
@@ -175,7 +218,7 @@ def save_pictures(
 
 
 def load_pictures(folder: Path | None, case_id: str) -> dict[str, Any] | None:
-    """What `save_pictures` wrote for a case, or None where it has none or the file is damaged."""
+    """Read the pictures of a case; None where it has none or the file is damaged."""
     if folder is None:
         return None
     try:
@@ -184,11 +227,14 @@ def load_pictures(folder: Path | None, case_id: str) -> dict[str, Any] | None:
         )
     except (OSError, ValueError, RecursionError):
         return None
-    return pictures if _is_sound(pictures) else None
+    return pictures if _is_valid(pictures) else None
 
 
-def _is_sound(pictures: object) -> bool:
-    """Whether a picture file holds what we write: it ends up inside a web page, so nothing else may."""
+def _is_valid(pictures: object) -> bool:
+    """Whether a value is a result of `render_case`.
+
+    It becomes part of a web page, so nothing else may pass.
+    """
     try:
         surface = pictures["surface"]  # type: ignore[index]
         numbers = [*pictures["first_slice"], *pictures["start"], surface["count"]]  # type: ignore[index]
@@ -210,6 +256,7 @@ def _worst_index(scene: Scene, plane: str) -> int:
     """The slice with the most wrong tumour voxels, else with most tumour, else with most liver."""
     axes = tuple(axis for axis in range(3) if axis != PLANES.index(plane))
     prediction, truth = scene.prediction == TUMOUR, scene.truth == TUMOUR
+    # The first of these masks that is not empty decides.
     for interesting in (prediction != truth, truth, (scene.truth > 0) | (scene.prediction > 0)):
         voxels = interesting.sum(axis=axes)
         if voxels.max() > 0:
@@ -219,6 +266,7 @@ def _worst_index(scene: Scene, plane: str) -> int:
 
 def _frame_size(scene: Scene, plane: str, scale: float = 1.0) -> tuple[int, int]:
     """(height, width) in square pixels; all planes of a case share one scale."""
+    # Pixels are square also where voxels are not.
     extent_mm = [n * mm for n, mm in zip(scene.truth.shape, scene.spacing_mm, strict=True)]
     px_per_mm = scale * LONGEST_SIDE_PX / max(extent_mm)
     height, width = (
@@ -227,26 +275,25 @@ def _frame_size(scene: Scene, plane: str, scale: float = 1.0) -> tuple[int, int]
     return height, width
 
 
-def _cut(array: np.ndarray, plane: str, index: int) -> np.ndarray:
+def _cut_plane(array: np.ndarray, plane: str, index: int) -> np.ndarray:
     return np.take(array, index, axis=PLANES.index(plane))
 
 
-def _ct_frame(scene: Scene, plane: str, index: int, size: tuple[int, int]) -> np.ndarray | None:
-    if scene.image is None:
-        return None
-    cut = Image.fromarray(np.ascontiguousarray(_grey(_cut(scene.image, plane, index))))
-    return np.asarray(cut.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+def _draw_ct(hu: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Grey values of a slice (height, width) uint8."""
+    image = Image.fromarray(np.ascontiguousarray(_window_hu(hu)))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
-def _overlay_frame(scene: Scene, plane: str, index: int, size: tuple[int, int]) -> np.ndarray:
+def _draw_masks(scene: Scene, plane: str, index: int, size: tuple[int, int]) -> np.ndarray:
     """Palette codes (height, width) uint8."""
-    prediction, truth = (
-        _nearest(_cut(mask, plane, index), size) for mask in (scene.prediction, scene.truth)
-    )
-    return _overlay_codes(prediction, truth, with_liver=scene.image is None)
+    prediction = _resize_nearest(_cut_plane(scene.prediction, plane, index), size)
+    truth = _resize_nearest(_cut_plane(scene.truth, plane, index), size)
+    # Without a CT the liver is filled: only its outline would be visible otherwise.
+    return _encode_overlay(prediction, truth, with_liver=scene.image is None)
 
 
-def _overlay_codes(prediction: np.ndarray, truth: np.ndarray, with_liver: bool) -> np.ndarray:
+def _encode_overlay(prediction: np.ndarray, truth: np.ndarray, with_liver: bool) -> np.ndarray:
     codes = np.zeros(truth.shape, dtype=np.uint8)
     if with_liver:
         codes[(prediction > 0) | (truth > 0)] = _CODE["liver"]
@@ -254,37 +301,32 @@ def _overlay_codes(prediction: np.ndarray, truth: np.ndarray, with_liver: bool) 
     codes[predicted & true] = _CODE["true_positive"]
     codes[~predicted & true] = _CODE["false_negative"]
     codes[predicted & ~true] = _CODE["false_positive"]
+    # Outlines come last, on top of the fills; the prediction covers the truth where they coincide.
     for mask, name in ((truth, "truth_line"), (prediction, "prediction_line")):
         for structure in (mask > 0, mask == TUMOUR):
-            codes[_outline(structure)] = _CODE[name]
+            codes[_find_outline(structure)] = _CODE[name]
     return codes
 
 
-def _grey(hu: np.ndarray) -> np.ndarray:
+def _window_hu(hu: np.ndarray) -> np.ndarray:
     low, high = WINDOW_HU
     return (np.clip((hu.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
-def _blended(grey: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def _blend_colours(grey: np.ndarray, codes: np.ndarray) -> np.ndarray:
     colours = np.array(list(OVERLAY.values()), dtype=np.float32)[codes]
     alpha = colours[..., 3:] / 255.0
     return (grey[..., None] * (1 - alpha) + colours[..., :3] * alpha).round().astype(np.uint8)
 
 
-def _nearest(cut: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    rows, columns = (
-        ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, cut.shape, strict=True)
-    )
-    return cut[rows[:, None], columns]
+def _resize_nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    rows = ((np.arange(height) + 0.5) * plane.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * plane.shape[1] / width).astype(int)
+    return plane[rows[:, None], columns]
 
 
-def _outline(mask: np.ndarray) -> np.ndarray:
-    """Pixels of the mask with a face neighbour outside it; the picture's edge is no outline."""
+def _find_outline(mask: np.ndarray) -> np.ndarray:
+    """Pixels of the mask with a side neighbour outside; the picture's edge is no outline."""
     around = np.pad(mask, 1, mode="edge")
     return mask & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
-
-
-def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()

@@ -1,4 +1,8 @@
-"""A few SVG marks and axes, enough for the pages' charts; texts are escaped, colours are in the style sheets."""
+"""SVG marks and axes for the charts of all pages.
+
+Functions are named after the SVG elements that they return. Texts are escaped. Colours are in the
+style sheets: a mark has a class (`kind`), no colour.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +11,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDEST_CHARACTER_PX = 8.0
-"""Of a tick's label, in the size that narrow pages show it."""
+"""Widest character of a tick's label, in the font size of narrow pages."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Axis:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        # Values outside the axis are drawn at its ends.
         value = min(max(value, self.low), self.high)
         if self.log:
             share = math.log(value / self.low) / math.log(self.high / self.low)
@@ -29,28 +34,36 @@ class Axis:
         return round(self.start + share * (self.stop - self.start), 2)
 
     def ticks(self) -> list[float]:
+        """Round values within the axis."""
         if self.log:
-            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            for steps in ((1, 2, 5), range(1, 10)):  # a short axis has room for, and need of, more
-                ticks = [m * 10.0**d for d in decades for m in steps]
-                ticks = [t for t in ticks if self.low * 0.999 <= t <= self.high * 1.001]
-                if len(ticks) > 3:
-                    break
-            return ticks
+            ticks = self._log_ticks((1, 2, 5))
+            # An axis of few decades needs closer ticks.
+            return ticks if len(ticks) > 3 else self._log_ticks(range(1, 10))
+        # About five ticks, at multiples of a round step.
         raw = (self.high - self.low) / 5
         magnitude = 10.0 ** math.floor(math.log10(raw))
         step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
         first = math.ceil(self.low / step - 1e-9)
         return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
+    def _log_ticks(self, steps: Sequence[int]) -> list[float]:
+        """Multiples of the powers of ten by `steps`."""
+        ticks = []
+        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        for decade in decades:
+            for multiple in steps:
+                tick = multiple * 10.0**decade
+                if self.low * 0.999 <= tick <= self.high * 1.001:
+                    ticks.append(tick)
+        return ticks
+
 
 def nice_high(values: Sequence[float], least: float) -> float:
-    """A round upper bound for an axis."""
+    """A round upper bound for an axis that contains all values, `least` at the lowest."""
     highest = max([*values, least])
     magnitude = 10.0 ** math.floor(math.log10(highest))
-    return next(
-        m * magnitude for m in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if m * magnitude >= highest * 0.999
-    )
+    steps = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
+    return next(step * magnitude for step in steps if step * magnitude >= highest * 0.999)
 
 
 def circle(x: float, y: float, radius: float, kind: str, title: str) -> Markup:
@@ -64,8 +77,8 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
 
 
 def polyline(points: Sequence[tuple[float, float]], kind: str) -> Markup:
-    places = " ".join(f"{x:g},{y:g}" for x, y in points)
-    return Markup('<polyline points="{}" class="{}"/>').format(places, kind)
+    coordinates = " ".join(f"{x:g},{y:g}" for x, y in points)
+    return Markup('<polyline points="{}" class="{}"/>').format(coordinates, kind)
 
 
 def rect(x: float, y: float, width: float, height: float, kind: str, title: str = "") -> Markup:
@@ -82,40 +95,41 @@ def text(x: float, y: float, content: str, anchor: str = "start", kind: str = "l
 
 
 def x_axis(axis: Axis, y: float, top: float, title: str) -> list[Markup]:
+    """Grid lines from `top` to `y`, labels below `y`, and the title."""
     marks = []
     free_from = -math.inf
     for tick in axis.ticks():
         x, label = axis(tick), shown(tick)
         marks.append(line(x, top, x, y, "grid"))
         half = WIDEST_CHARACTER_PX * len(label) / 2
-        if (
-            x - half >= free_from
-        ):  # where ticks are close, some have no label: two would lie on each other
+        # Where ticks are close, some have no label: labels must not overlap.
+        if x - half >= free_from:
             marks.append(text(x, y + 15, label, "middle", "tick"))
             free_from = x + half + WIDEST_CHARACTER_PX
     return [*marks, text((axis.start + axis.stop) / 2, y + 32, title, "middle", "title")]
 
 
 def y_axis(axis: Axis, x: float, right: float, title: str) -> list[Markup]:
+    """Grid lines from `x` to `right`, labels left of `x`, and the turned title."""
     marks = []
     for tick in axis.ticks():
-        marks += [
-            line(x, axis(tick), right, axis(tick), "grid"),
-            text(x - 6, axis(tick) + 4, shown(tick), "end", "tick"),
-        ]
+        marks.append(line(x, axis(tick), right, axis(tick), "grid"))
+        marks.append(text(x - 6, axis(tick) + 4, shown(tick), "end", "tick"))
     middle = (axis.start + axis.stop) / 2
     turned = Markup(
-        '<text transform="translate({},{}) rotate(-90)" text-anchor="middle" class="title">{}</text>'
+        '<text transform="translate({},{}) rotate(-90)" text-anchor="middle" '
+        'class="title">{}</text>'
     )
     return [*marks, turned.format(x - 48, middle, title)]
 
 
 def picture(width: int, height: int, marks: Sequence[Markup], description: str) -> Markup:
-    """The `<svg>` element; `description` is read out by screen readers."""
+    """The `<svg>` element; screen readers read the description aloud."""
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         width, height, description, Markup("").join(escape(mark) for mark in marks)
     )
 
 
 def shown(value: float) -> str:
+    """A number as a label: four digits, and a minus sign instead of a hyphen."""
     return f"{value:.4g}".replace("-", "−") if abs(value) >= 1e-9 else "0"

@@ -1,4 +1,4 @@
-"""An evaluation's headline figures and pictures for TensorBoard, beside the curves of its training."""
+"""Main figures and pictures of an evaluation for TensorBoard, next to its training curves."""
 
 import shutil
 from collections.abc import Sequence
@@ -9,14 +9,13 @@ import numpy as np
 from PIL import Image
 
 from liverseg_dist.evaluation.ledger import encode_file_name
+from liverseg_dist.evaluation.metrics.lesions import DETECTION_TERMS
+from liverseg_dist.evaluation.metrics.registry import METRICS
 from liverseg_dist.evaluation.shown_cases import select_shown_cases
 from liverseg_dist.labels import STRUCTURES
 from liverseg_dist.tracking.writer import RunWriter
 
 BOARD = "tensorboard"
-WORDS = {"iou_50": "detected", "iou_0": "touched"}
-"""Word for the lesions above an IoU threshold."""
-FIGURES = ("dice_per_case", "dice_global", "assd_mm", "hd95_mm", "nsd_1mm", "nsd_2mm")
 
 
 def write_tensorboard(
@@ -26,9 +25,18 @@ def write_tensorboard(
     pictures: Path,
     step: int,
 ) -> Path:
-    """Write `folder/tensorboard` anew: scalars, and the report's pictures (three planes of each case it shows).
+    """Replace `folder/tensorboard`: scalars, and the three planes of each case that the report
+    shows.
 
-    `step` is the training step of the weights. Returns the folder.
+    Args:
+        folder: Folder of the evaluation.
+        summary: From `summary.aggregate_scores`.
+        cases: Scored cases.
+        pictures: Folder of `overlays.save_pictures`.
+        step: Training step of the weights.
+
+    Returns:
+        The folder of the events.
     """
     board = folder / BOARD
     shutil.rmtree(board, ignore_errors=True)
@@ -51,20 +59,22 @@ def write_tensorboard(
 
 
 def collect_headline_figures(summary: dict[str, Any]) -> dict[str, float]:
-    """The defined ones of the main figures, by TensorBoard tag.
+    """The main figures that are defined, by TensorBoard tag.
 
-    `detected` lesions have an IoU above 0.5 with their match, `touched` ones any overlap (as in the report).
+    `detected` lesions have an IoU above 0.5 with their match, `touched` ones any overlap.
     """
-    values = {f"evaluation/{s}/{name}": summary[s][name] for s in STRUCTURES for name in FIGURES}
+    values: dict[str, float | None] = {}
+    for structure in STRUCTURES:
+        for metric in METRICS:
+            if metric.on_tensorboard:
+                tag = f"evaluation/{structure}/{metric.summary_key}"
+                values[tag] = summary[structure][metric.summary_key]
     for threshold, found in summary["tumour"]["detection"].items():
-        values |= {
-            f"evaluation/lesions/{name}_{WORDS[threshold]}": found[name]
-            for name in ("precision", "recall")
-        }
+        for name in ("precision", "recall"):
+            tag = f"evaluation/lesions/{name}_{DETECTION_TERMS[threshold]}"
+            values[tag] = found[name]
     rmse = summary["burden"]["rmse"]
     values["evaluation/burden_rmse_pct"] = None if rmse is None else 100 * rmse
-    values |= {
-        f"evaluation/{name}/calibration_error": bins["ece"]
-        for name, bins in summary["calibration"].items()
-    }
+    for structure, bins in summary["calibration"].items():
+        values[f"evaluation/{structure}/calibration_error"] = bins["ece"]
     return {name: value for name, value in values.items() if value is not None}

@@ -246,7 +246,7 @@ class ScoreTarget:
         ledger = open_ledger(case / "ledger", 1, False)
         outcome = score_pair(pair, ScoreJob(ledger, read_mask))
         if outcome.error is not None:
-            if not outcome.users_mistake:
+            if not outcome.is_user_error:
                 raise RuntimeError(f"not foreseen: {outcome.error}")
             raise UserError(outcome.error)
         scores = ledger.read(pair.case_id)

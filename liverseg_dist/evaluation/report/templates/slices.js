@@ -1,5 +1,5 @@
-// The voxels of a case: decoding what `slice_data.py` packed, and cutting planes out of them.
-// A volume is a Uint8Array in the order z, y, x; plane 0 is axial (fixed z), 1 coronal (y), 2 sagittal (x).
+// The voxels of a case: decode what `slice_data.py` packed, and cut planes.
+// A volume is a Uint8Array in the order z, y, x. Planes: 0 axial (fixed z), 1 coronal (y), 2 sagittal (x).
 
 async function inflateVolume(base64, rowLength) {
   const packed = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
@@ -59,10 +59,10 @@ function planeImage(cut, rows, columns, colourOf) {
   return canvas;
 }
 
-// Byte order of canvas pixels on every machine that browsers run on: red is the lowest byte.
+// A canvas pixel as a 32-bit number. All machines with browsers are little-endian: red is the lowest byte.
 const pixel = ([r, g, b, a = 255]) => ((a << 24) | (b << 16) | (g << 8) | r) >>> 0;
 
-// Lines along the voxel edges where a mask ends; the picture's edge is no outline.
+// Lines along the voxel edges where a mask ends; the edge of the picture is not an outline.
 function outlinePath(inside, rows, columns) {
   const path = new Path2D();
   for (let r = 0; r < rows; r++) {

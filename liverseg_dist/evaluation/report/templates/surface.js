@@ -1,5 +1,6 @@
-// Surfaces: points with normals. Each point is a small disc; discs that lie at the same depth are averaged, those that
-// are hidden are not drawn. So there is no painting order that could leave single dark discs of the far side in view.
+// Surfaces: points with normals, drawn as small discs. Discs at the same depth are averaged, hidden ones
+// are not drawn. The result does not depend on the order of the points, and no dark discs of the far
+// side shine through.
 
 const CANVAS_SIZE = 420;
 const LIGHT = [-0.35, -0.8, -0.45];
@@ -33,7 +34,7 @@ class SurfaceView {
     return [cy * x + sy * y, cp * y1 - sp * z, sp * y1 + cp * z];
   }
 
-  // Discs that face the reader, of the liver or of the lesions: x, y in pixels, depth in pixels, brightness, kind.
+  // Discs that face the viewer, of the liver or of the lesions: x, y and depth in pixels, brightness, kind.
   discs(ofLiver) {
     const found = [];
     for (let i = 0, b = 0; i < this.count; i++, b += 7) {
@@ -80,7 +81,7 @@ class SurfaceView {
     for (let at = 0; at < sums.length; at += 4) {
       const total = sums[at + 3];
       if (total === 0) continue;
-      const share = opacity * Math.min(1, 3 * total);    // soft at the silhouette
+      const share = opacity * Math.min(1, 3 * total);    // fade out at the silhouette
       for (let k = 0; k < 3; k++) pixels[at + k] = (1 - share) * pixels[at + k] + (share * sums[at + k]) / total;
       pixels[at + 3] = 255;
     }

@@ -1,5 +1,5 @@
-// The slice viewer: one canvas a plane, with slices, zoom and pan; the window and the overlay hold for all cases.
-// Mouse: wheel zooms (or turns slices), drag pans, Shift + drag changes the window. Touch: pinch and drag.
+// The slice viewer: one canvas a plane, with slices, zoom and pan. Window and overlay apply to all cases.
+// Mouse: wheel zooms (or changes the slice), drag pans, Shift + drag changes the window. Touch: pinch, drag.
 
 const MAX_ZOOM = 16;
 const section = document.getElementById("pictures");
@@ -48,7 +48,7 @@ class PlaneViewer {
   zoomBy(factor, at = null) {
     const before = at && this.voxelAt(at);
     this.zoom = Math.max(0.25, Math.min(MAX_ZOOM, this.zoom * factor));
-    if (before) {               // what lies under the pointer stays there
+    if (before) {               // the voxel under the pointer stays in place
       const after = this.voxelAt(at);
       this.centre = this.centre.map((value, i) => value + before[i] - after[i]);
     }
@@ -63,14 +63,14 @@ class PlaneViewer {
     this.requestDraw();
   }
 
-  // Pixels of the page for a millimetre.
+  // Pixels of the page per millimetre.
   scale() {
     const [[top, bottom], [left, right]] = this.box;
     const { clientWidth, clientHeight } = this.canvas;
     return this.zoom * Math.min(clientWidth / ((right - left) * this.columnMm), clientHeight / ((bottom - top) * this.rowMm));
   }
 
-  // Voxel (row, column) at a place on the canvas.
+  // Voxel (row, column) at a position on the canvas.
   voxelAt([x, y]) {
     const scale = this.scale();
     return [
@@ -85,7 +85,7 @@ class PlaneViewer {
     requestAnimationFrame(() => { this.waiting = false; this.draw(); });
   }
 
-  // What a slice is drawn from; kept until another slice is shown.
+  // Prepares the parts of a slice; they are kept until another slice is shown.
   prepare() {
     if (this.cut) return;
     const { shape, labels, ct } = this.volume;
@@ -228,7 +228,7 @@ function setWindow(level, width) {
   viewers.forEach((viewer) => viewer.requestDraw());
 }
 
-// --- loading: small cases are in the page, large ones in files beside it ---
+// --- loading: small cases are in the page, large ones in files next to it ---
 
 const waitingFor = new Map();
 window.liversegSlices = (name, pictures) => { waitingFor.get(name)?.(pictures); };
@@ -238,7 +238,7 @@ function loadFile(article) {
     waitingFor.set(article.dataset.name, resolve);
     const script = document.createElement("script");
     script.src = article.dataset.file;
-    script.onerror = () => reject(new Error("keep the folder slices beside report.html"));
+    script.onerror = () => reject(new Error("keep the folder slices next to report.html"));
     document.head.append(script);
   });
 }
