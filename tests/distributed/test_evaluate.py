@@ -1,5 +1,6 @@
 """`liverseg evaluate` in real processes: the same bytes from any number of ranks, and after a kill at any point."""
 
+import importlib
 import json
 import os
 import shutil
@@ -15,7 +16,6 @@ import pytest
 import torch
 import yaml
 
-import liverseg_dist.inference.segment_scan as segment
 from liverseg_dist.commands.main import main
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.store.case_store import CaseStore
@@ -287,7 +287,9 @@ def test_slabs_of_a_scan_are_post_processed_together(
     ]
     tiled = ["convert.slab.policy=tile", "convert.workers=1"]
     assert main(["convert", str(small_run.source), str(store), *coarse, *tiled]) == 0
-    monkeypatch.setattr(segment, "resample_probabilities", restored)
+    # By import_module: the package exports a function with the name of the module.
+    module = importlib.import_module("liverseg_dist.inference.segment_scan")
+    monkeypatch.setattr(module, "resample_probabilities", restored)
     tiles, out = ",".join(f"liver_2_tile{n}" for n in range(3)), tmp_path / "out"
     words = [
         "--store",
