@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.commands.doctor import LOCKS_REMEDY
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+from liverseg_dist.locks import LOCKS_REMEDY
 from liverseg_dist.streams import print_checked
 from liverseg_dist.tracking.terminal_table import format_table, terminal_width
 

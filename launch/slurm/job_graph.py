@@ -15,16 +15,16 @@ from pathlib import Path
 
 import torch
 
-from liverseg_dist.commands.evaluate import refuse_slabs_over_scans
-from liverseg_dist.commands.main import COMMANDS
-from liverseg_dist.commands.train import list_store_conflicts
+from liverseg_dist.commands.main import COMMANDS, add_command_arguments
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.splits import fold_count
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.strategies.parallelize import check_strategy
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.results import EVALUATION
+from liverseg_dist.inference.evaluation_results import refuse_slabs_over_scans
 from liverseg_dist.texts.paths import expand_path, path_argument
+from liverseg_dist.training.store_conflicts import describe_store_conflicts
 
 from .. import PACKAGE as LAUNCH
 from .. import PROGRAM
@@ -120,7 +120,7 @@ def parse_command(command: str, arguments: Sequence[str]) -> argparse.Namespace:
     help_lines = f"{PROGRAM} --help and liverseg {command} --help"
     parser = OneLineParser(prog=f"{PROGRAM} {command}", help_lines=help_lines, also=own)
     parser.add_argument("--json", action="store_true")
-    importlib.import_module(f"{PACKAGE}.commands.{command}").add_arguments(parser)
+    add_command_arguments(command, parser)
     return parser.parse_intermixed_args(list(arguments))
 
 
@@ -141,8 +141,8 @@ def _training(args: argparse.Namespace, request: JobRequest, *, store_exists: bo
     if store_exists:
         store = CaseStore.open(settings.data.store)
         store.ids("train", settings.data.fold)
-        if told := list_store_conflicts(settings, store, args.overrides):
-            print(f"warning: {told}", file=sys.stderr)
+        if conflicts := describe_store_conflicts(settings, store, args.overrides):
+            print(f"warning: {conflicts}", file=sys.stderr)
     return settings
 
 

@@ -39,7 +39,9 @@ def cases_to_show(
     cases: Sequence[Case], worst: int = NUM_WORST, best: int = NUM_BEST
 ) -> list[tuple[str, Case]]:
     """The worst and the best cases with `worst` or `best`; each once, cases without any mask left out."""
-    ranked = sorted((case for case in cases if case["liver"]["truth_voxels"] > 0), key=worst_first_key)
+    ranked = sorted(
+        (case for case in cases if case["liver"]["truth_voxels"] > 0), key=worst_first_key
+    )
     worst = min(
         worst, max(len(ranked) - best, (len(ranked) + 1) // 2)
     )  # of few cases, too, some are the best

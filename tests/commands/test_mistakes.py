@@ -256,7 +256,7 @@ def test_the_score_to_publish_is_not_replaced(
     code, out, _ = call(capsys, *evaluate, "--source", phantom_source)
     assert (code, "with the help of the truth" in out) == (0, False)
     code, _, err = call(capsys, *evaluate)
-    assert (code, "holds the scores of whole scans; give --source again" in err) == (
+    assert (code, "contains the scores of whole scans; give --source again" in err) == (
         EXIT_USER,
         True,
     )

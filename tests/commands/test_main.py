@@ -7,7 +7,7 @@ import pytest
 
 
 def ended(body: str) -> subprocess.CompletedProcess[str]:
-    text = f"import atexit, sys\nfrom liverseg_dist.commands.leave import run_and_leave\n{body}\nrun_and_leave(main)"
+    text = f"import atexit, sys\nfrom liverseg_dist.commands.main import run_and_exit\n{body}\nrun_and_exit(main)"
     return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
 
 
