@@ -1,10 +1,10 @@
-"""Make a synthetic data set in the layout of Task03_Liver: abdomen CTs with liver, tumours and what surrounds them.
+"""Make a synthetic data set in the layout of Task03_Liver: abdominal CTs with liver, tumours and other organs.
 
   liverseg phantom /tmp/phantom --cases 20 --seed 7
   liverseg phantom /tmp/phantom --cases 6 --size full --montage look.png
 
-Case k depends on (seed, size, difficulty, k) only, not on how many there are or how many workers make them. Run the
-same line again, or with more cases, to continue: cases that are there are kept.
+Case k depends only on (seed, size, difficulty, k), not on the number of cases or workers. Run the same line again, or
+with more cases, to continue: existing cases are kept.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder",
         type=path_argument,
         metavar="DST",
-        help="new folder, or one made before with the same seed",
+        help="new folder, or one that was made with the same seed",
     )
     parser.add_argument(
         "--cases", type=int, default=20, metavar="N", help="scans with labels (default 20)"
@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="scans without labels, in imagesTs (default 0)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="seed of all random numbers (default 0)"
+    )
     parser.add_argument(
         "--size", choices=("small", "full"), default="small",
         help="small: 96 to 128 pixels of about 3 mm, 24 to 90 slices, tumours of 16 to 60 mm, for demo and tests; "
@@ -61,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PNG",
         help=f"also draw the first {MONTAGE_CASES} cases with their labels",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be made, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be made, and exit")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -72,10 +74,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         or args.seed < 0
     ):
         raise UserError(
-            f"--cases is 1 to {FIRST_TEST}, --workers at least 1, --test-cases and --seed at least 0"
+            f"--cases must be 1 to {FIRST_TEST}, --workers at least 1, --test-cases and --seed at least 0"
         )
     if args.montage and args.montage.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"--montage {args.montage}: a picture's name ends in .png or .jpg")
+        raise UserError(f"--montage {args.montage}: the name must end in .png or .jpg")
     wanted = PhantomSet(
         args.folder, args.cases, args.test_cases, args.seed, args.size, args.difficulty == "hard"
     )

@@ -80,7 +80,7 @@ def test_the_loader_reads_what_the_conversion_wrote(store: Path) -> None:
     ("arguments", "said"),
     [
         (["--out", "p.jpg"], "p.jpg: the picture is a PNG"),
-        (["--out", "p.png", "--samples", "0"], "--samples is at least 1"),
+        (["--out", "p.png", "--samples", "0"], "--samples must be at least 1"),
         (["--out", "p.png", "data.fold=9"], "no fold 9"),
         (["--out", "p.png", "data.augmentation=heavy"], "data.augmentation"),
     ],
