@@ -1,4 +1,4 @@
-"""How a process ends: exit functions run, its code is kept, destructors that would abort it are not waited for."""
+"""`run_and_exit`: exit functions run, the exit code is kept, and destructors that would abort the process are skipped."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-def ended(body: str) -> subprocess.CompletedProcess[str]:
+def run_process(body: str) -> subprocess.CompletedProcess[str]:
     text = f"import atexit, sys\nfrom liverseg_dist.commands.main import run_and_exit\n{body}\nrun_and_exit(main)"
     return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
 
@@ -23,17 +23,17 @@ def ended(body: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_exit_code(last: str, code: int) -> None:
-    done = ended(f"def main():\n    atexit.register(print, 'bye', end='')\n    {last}")
+    done = run_process(f"def main():\n    atexit.register(print, 'bye', end='')\n    {last}")
     assert done.returncode == code, done.stderr
-    assert done.stdout == "bye", "exit functions run, and what they print is not lost"
+    assert done.stdout == "bye", "exit functions run, and their output is kept"
     assert ("ZeroDivisionError" in done.stderr) == (last == "1 / 0")
 
 
-def test_what_aborts_in_teardown_does_not_spoil_the_code() -> None:
-    """As a static destructor of a library does: an object in sys.modules that kills the process when it is dropped."""
+def test_an_abort_in_a_destructor_does_not_change_the_exit_code() -> None:
+    """An object that aborts the process when it is deleted, like a static destructor of a library."""
     bomb = "import os\nclass Bomb:\n    def __del__(self, abort=os.abort): abort()\nsys.bomb = Bomb()\n"
-    assert ended(f"{bomb}def main(): return 0").returncode == 0
+    assert run_process(f"{bomb}def main(): return 0").returncode == 0
     plain = subprocess.run(
         [sys.executable, "-c", f"import sys\n{bomb}"], capture_output=True, timeout=60
     )
-    assert plain.returncode == -6, "without it"
+    assert plain.returncode == -6, "without run_and_exit the process aborts"

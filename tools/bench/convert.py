@@ -96,7 +96,7 @@ def report(
         rows.append(row)
         print(json.dumps(row))
     print(
-        f"\n{'':24} {'against':30} {'liverseg s':>10} {'peer s':>7} {'ratio':>6} {'GiB':>6} {'peer':>7}  difference"
+        f"\n{'':24} {'against':30} {'own s':>7} {'peer s':>9} {'ratio':>6} {'GiB':>6} {'peer':>7}  difference"
     )
     for row in rows:
         difference = (

@@ -63,7 +63,7 @@ def main() -> None:
     for row in rows:
         print(json.dumps({"bench": "metrics", "shape": case, **row}))
     print(
-        f"\n{'metrics':34} {'against':28} {'liverseg s':>10} {'peer s':>7} {'ratio':>7}  largest difference"
+        f"\n{'metrics':34} {'against':28} {'own s':>8} {'peer s':>9} {'ratio':>7}  largest difference"
     )
     for row in rows:
         print(
