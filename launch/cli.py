@@ -28,9 +28,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from liverseg_dist.commands.main import COMMANDS, restrict_umask
+from liverseg_dist.commands.main import COMMANDS
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, LiversegError, UserError
-from liverseg_dist.files import check_working_directory
+from liverseg_dist.files import check_working_directory, restrict_umask
 from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.texts.suggestions import suggest_name
 

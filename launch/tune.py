@@ -26,7 +26,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.config.settings import load_settings_as
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.data.store.case_store import CaseStore
@@ -39,7 +38,7 @@ from liverseg_dist.errors import (
     UserError,
     os_error_line,
 )
-from liverseg_dist.files import write_text
+from liverseg_dist.files import restrict_umask, write_text
 from liverseg_dist.interrupts import INTERRUPTED_MESSAGE
 from liverseg_dist.streams import guard_output_streams, print_checked
 from liverseg_dist.texts.paths import path_argument, quote_path

@@ -2,10 +2,9 @@
 
 from liverseg_dist.interrupts import handle_interrupts
 
-handle_interrupts()  # before the other imports: an early Ctrl-C needs no traceback
+handle_interrupts()  # before the other imports, so that an early Ctrl-C gives no traceback
 
-from liverseg_dist.commands.leave import run_and_leave  # noqa: E402
-from liverseg_dist.commands.main import main  # noqa: E402
+from liverseg_dist.commands.main import main, run_and_exit  # noqa: E402
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_exit(main)

@@ -84,3 +84,12 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
+
+
+def restrict_umask() -> None:
+    """Remove write permission for other users from all files that this process creates.
+
+    The group's permission stays as the user has set it, because groups share runs.
+    """
+    previous = os.umask(0o077)  # the umask can only be read by setting it
+    os.umask(previous | 0o002)

@@ -13,6 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+LOCKS_REMEDY = (
+    "mount it with file locks (Lustre: -o flock), or never run two sweeps in the same run.dir"
+)
+"""What to do where a file system has no locks; `liverseg doctor` and `launch doctor` print it."""
 
 
 def open_lock(path: Path) -> int:

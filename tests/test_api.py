@@ -27,7 +27,7 @@ def scan_of(run: SmallRun) -> Path:
 
 
 def readme_snippet() -> str:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("### From Python")[1]
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Use from Python")[1]
     found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert found is not None
     return found.group(1)

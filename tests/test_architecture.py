@@ -119,6 +119,20 @@ def test_imports_go_downwards_only(path: Path) -> None:
             )
 
 
+COMMANDS_ENTRY_POINT = f"{PACKAGE}.commands.main"
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_entry_point_of_the_command_line_is_imported(path: Path) -> None:
+    """Logic that other packages need belongs below commands/; what they may use of it is `main.py`."""
+    if module_name(path).startswith(f"{PACKAGE}.commands"):
+        return
+    for line, imported, _ in own_imports(path):
+        if imported.startswith(f"{PACKAGE}.commands"):
+            where = f"{path.relative_to(ROOT)}:{line} imports {imported}"
+            assert imported == COMMANDS_ENTRY_POINT, f"{where}; import {COMMANDS_ENTRY_POINT}"
+
+
 @pytest.mark.parametrize("path", python_files(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_have_at_most_400_lines(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES

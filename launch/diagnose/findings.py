@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.commands.doctor import LOCKS_REMEDY
+from liverseg_dist.locks import LOCKS_REMEDY
 
 from ..slurm.sbatch import Resources
 

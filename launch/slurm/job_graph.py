@@ -8,9 +8,9 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from liverseg_dist.commands.evaluate import refuse_slabs_over_scans
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.results import EVALUATION
+from liverseg_dist.inference.evaluation_results import refuse_slabs_over_scans
 from liverseg_dist.texts.paths import path_argument
 
 from .. import PROGRAM

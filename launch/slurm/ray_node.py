@@ -24,9 +24,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.distributed.tcp_store import open_listening_socket
 from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE, RunFailed
+from liverseg_dist.files import restrict_umask
 from liverseg_dist.streams import guard_output_streams
 
 from ..sweep.process_guard import guard_processes

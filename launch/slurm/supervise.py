@@ -23,8 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from liverseg_dist.commands.main import restrict_umask
 from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE
+from liverseg_dist.files import restrict_umask
 from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.texts.paths import path_argument
 

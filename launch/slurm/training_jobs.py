@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from liverseg_dist.commands.train import list_store_conflicts
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.data.splits import count_folds
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.strategies.parallelize import check_strategy
 from liverseg_dist.errors import UserError
+from liverseg_dist.training.store_conflicts import describe_store_conflicts
 
 from .. import PACKAGE as LAUNCH
 from .arrays import ArrayExpression
@@ -51,7 +51,7 @@ def load_training_settings(
         store = CaseStore.open(settings.data.store)
         # Raises if the store does not have the fold.
         store.ids("train", settings.data.fold)
-        if conflicts := list_store_conflicts(settings, store, args.overrides):
+        if conflicts := describe_store_conflicts(settings, store, args.overrides):
             print(f"warning: {conflicts}", file=sys.stderr)
     return settings
 

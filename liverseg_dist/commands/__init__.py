@@ -1,1 +1,1 @@
-"""The commands: wiring only. `main.py` holds the table; each module has `add_arguments(parser)` and `run(args)`."""
+"""The commands of `liverseg`: wiring only. Each module has `add_arguments(parser)` and `run(args)`; `main.py` lists them."""

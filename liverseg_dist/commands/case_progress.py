@@ -1,7 +1,7 @@
 """Progress over the cases of all ranks, shown by rank 0.
 
-Each rank counts its own cases; `HeartbeatMonitor` brings the counts to rank 0 with the signs of life that it sends anyway. The
-count of other ranks is therefore some seconds old, and complete at the end.
+Each rank counts its own cases. `HeartbeatMonitor` sends the counts to rank 0 together with its heartbeats, so the count
+of other ranks is some seconds old during the work and complete at the end.
 """
 
 import threading
@@ -12,50 +12,62 @@ from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.tracking.progress import ProgressLine, show_progress
 
+NO_STEP = -1
+"""Step that a rank reports when its work is not divided into training steps."""
+
 
 class CaseProgress:
     """Counts this rank's cases; on rank 0 it shows the sum over ranks."""
 
-    def __init__(self, line: ProgressLine, watch: HeartbeatMonitor, is_main: bool) -> None:
-        self._line, self._watch, self._is_main = line, watch, is_main
-        self._others, self._note = 0, ""
-        # `HeartbeatMonitor` calls from its own thread.
+    def __init__(self, line: ProgressLine, monitor: HeartbeatMonitor, is_main: bool) -> None:
+        self._line, self._monitor, self._is_main = line, monitor, is_main
+        self._done_by_others, self._note = 0, ""
+        # The monitor calls `update_others` from its own thread.
         self._lock = threading.Lock()
 
+    def report_activity(self, activity: str) -> None:
+        """Set what this rank is doing, for the message that names slow or lost ranks."""
+        self._monitor.report_progress(NO_STEP, activity)
+
     def advance(self, note: str = "", shared: bool = False) -> None:
-        """Count a case as done. `shared`: all ranks computed it together, so that only rank 0 counts it."""
+        """Count a case as done.
+
+        Args:
+            note: text behind the count, such as the case id.
+            shared: all ranks computed the case together, so that only rank 0 counts it.
+        """
         if self._is_main or not shared:
-            self._watch.done += 1
+            self._monitor.done += 1
         self._note = note
         self._show()
 
     def update_others(self, done: int) -> None:
-        """Take over how many cases the other ranks have done."""
-        self._others = done
+        """Set the number of cases that the other ranks have done."""
+        self._done_by_others = done
         self._show()
 
     def complete(self, total: int) -> None:
-        """Show the total, once all ranks have ended."""
+        """Show the total, after all ranks have finished."""
         with self._lock:
             if self._line.done < total:
                 self._line.advance(total - self._line.done, note=self._note)
 
     def _show(self) -> None:
         with self._lock:
-            new = self._watch.done + self._others - self._line.done
+            new = self._monitor.done + self._done_by_others - self._line.done
             if new > 0:
                 self._line.advance(new, note=self._note)
 
 
 @contextmanager
 def case_progress(
-    title: str, total: int, world: World, watch: HeartbeatMonitor
+    title: str, total: int, world: World, monitor: HeartbeatMonitor
 ) -> Iterator[CaseProgress]:
     """A progress line for `total` cases of all ranks. The block must end with a collective call and `complete`."""
     with show_progress(title, total, quiet=not world.is_main) as line:
-        cases = CaseProgress(line, watch, world.is_main)
-        watch.begin_phase(cases.update_others)
+        progress = CaseProgress(line, monitor, world.is_main)
+        monitor.begin_phase(progress.update_others)
         try:
-            yield cases
+            yield progress
         finally:
-            watch.on_others = None
+            monitor.on_others = None

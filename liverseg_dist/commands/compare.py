@@ -1,15 +1,16 @@
 """Compare two evaluations case by case: mean differences, intervals, and a paired Wilcoxon test.
 
   liverseg compare runs/fold0 runs/fold0_wide
-  liverseg compare scores/ours scores/theirs --out comparison/
+  liverseg compare scores/method_a scores/method_b --out comparison/
   liverseg compare runs/a_fold0,runs/a_fold1,runs/a_fold2 runs/b_fold0,runs/b_fold1,runs/b_fold2
 
-Each is a run that was evaluated, or a folder that `evaluate` or `score` wrote; folds of a cross-validation, joined by
-commas, are pooled. Only cases that both have are compared.
+Each argument is an evaluated run, or a folder that `evaluate` or `score` wrote. Folds of a cross-validation,
+joined by commas, are pooled. Only cases that are in both evaluations are compared.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.compare import compare_evaluations
@@ -31,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Print the table of differences, and write it as JSON with --out."""
     first, second = load_pooled(parse_folders(args.first)), load_pooled(parse_folders(args.second))
     result = {"a": args.first, "b": args.second, **compare_evaluations(first, second)}
     if args.out:
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> dict:
         write_json(args.out / "comparison.json", result)
     print(f"A {args.first}\nB {args.second}\n{result['n_cases']} cases in both", end="")
     left_out = len(result["only_a"]) + len(result["only_b"])
-    print(f", {left_out} in one only" if left_out else "")
+    print(f", {left_out} in only one" if left_out else "")
     headings = (
         "structure",
         "metric",
@@ -55,9 +57,9 @@ def run(args: argparse.Namespace) -> dict:
     rows = []
     for row in result["metrics"]:
         low, high = row["ci95"] or (None, None)
-        means = [_shown(row[name]) for name in ("mean_a", "mean_b", "difference")]
-        interval = f"{_shown(low)} {_shown(high)}"
-        tests = [_shown(row[name]) for name in ("p", "p_holm")]
+        means = [_format_figure(row[name]) for name in ("mean_a", "mean_b", "difference")]
+        interval = f"{_format_figure(low)} {_format_figure(high)}"
+        tests = [_format_figure(row[name]) for name in ("p", "p_holm")]
         counts = f"{row['better']}/{row['worse']}"
         rows.append(
             (row["structure"], row["metric"], str(row["n"]), *means, interval, *tests, counts)
@@ -67,15 +69,15 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def parse_folders(text: str) -> list[Path]:
-    """One folder, or several joined by commas (a folder with a comma in its name is one)."""
+    """Split folders joined by commas. A text that names an existing folder is not split."""
     try:
-        whole = expand_path(text)
-        return (
-            [whole] if whole.exists() else [expand_path(part) for part in text.split(",") if part]
-        )
+        folder = expand_path(text)
+        if folder.exists():
+            return [folder]
+        return [expand_path(part) for part in text.split(",") if part]
     except ValueError as error:
         raise UserError(f"{text}: {error}") from None
 
 
-def _shown(value: float | None) -> str:
+def _format_figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"

@@ -1,12 +1,12 @@
 """From nothing to exact Dice: phantom CTs, conversion, training on two processes, evaluation, a report.
 
   liverseg demo                        synthetic CTs, under 10 minutes on 2 CPU cores
-  liverseg demo --data DIR             the same on a folder in the Task03_Liver layout
-  liverseg demo --out DIR              where everything goes (default: demo); run again to continue
+  liverseg demo --data DIR             the same on a folder in the layout of Task03_Liver
+  liverseg demo --out DIR              folder for all results (default: demo); run again to continue
   liverseg demo --config FILE          another training configuration (default: configs/demo_cpu.yaml)
   liverseg demo ... KEY=VALUE          settings, e.g. train.max_steps=50
 
-Each step is a process of its own, started by the command line that it prints. tools/demo is the same after tools/setup.
+Each step is a process of its own, and its command line is printed. tools/demo does the same after tools/setup.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from liverseg_dist.errors import EXIT_DONE, UserError
 
 CASES, SEED = 20, 7
 DEFAULT_CONFIG = Path("configs/demo_cpu.yaml")
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR2)
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-"""glibc returns large blocks to the kernel at each free; keeping them saves a third of a training step on a CPU."""
+"""glibc returns large blocks to the kernel at each free. Keeping them saves a third of a training step on a CPU."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,17 +38,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, metavar="DIR", help="a folder with dataset.json (default: phantoms)"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="where everything goes (demo)"
+        "--out",
+        type=Path,
+        default=Path("demo"),
+        metavar="DIR",
+        help="folder for all results (default: demo)",
     )
     parser.add_argument(
         "--config",
         type=Path,
         default=DEFAULT_CONFIG,
         metavar="FILE",
-        help=f"settings ({DEFAULT_CONFIG})",
+        help=f"config file (default: {DEFAULT_CONFIG})",
     )
     parser.add_argument(
-        "--cases", type=int, default=CASES, metavar="N", help=f"phantoms to make ({CASES})"
+        "--cases",
+        type=int,
+        default=CASES,
+        metavar="N",
+        help=f"number of phantoms (default: {CASES})",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="settings, e.g. train.max_steps=50"
@@ -56,19 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the four steps; each continues what an earlier call has begun.
+    """Run the four steps; each continues the work of an earlier call.
 
     Returns:
         The folders and, when all steps succeeded, the evaluation's summary; `exit_code` of the step that failed.
 
     Raises:
-        UserError: a folder, config file or setting that no step could use.
+        UserError: a folder, config file or setting is not usable.
     """
     if args.data is not None and not args.data.is_dir():
         raise UserError(
             f"{args.data}: no such folder; --data is a folder with dataset.json, imagesTr and labelsTr"
         )
-    # A mistake in a setting must not be found only after the phantoms were made.
+    # Find mistakes in settings before the phantoms are made, which takes a while.
     load_settings([args.config], args.overrides)
     ranks = count_processes()
     data = args.data or args.out / "phantom"
@@ -107,29 +115,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def count_processes() -> int:
-    """Two processes, or one where there is a single GPU, which two cannot share."""
+    """Return 2, or 1 on a machine with a single GPU: two ranks cannot share it."""
     return 1 if torch.cuda.device_count() == 1 else 2
 
 
 def torchrun_command(ranks: int) -> list[str]:
-    """`torchrun ... -m liverseg_dist` with this interpreter, whatever the PATH."""
+    """Return `torchrun ... -m liverseg_dist` for this interpreter, which the PATH may not contain."""
     rendezvous = ["--rdzv-backend=liverseg", "--rdzv-endpoint=localhost:0"]
     launcher = [sys.executable, "-m", "torch.distributed.run", *rendezvous]
     return [*launcher, f"--nproc-per-node={ranks}", "-m", "liverseg_dist"]
 
 
 def run_step(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Run a step to its end and return its exit code; a request to stop this process is passed on to it."""
+    """Run a step and return its exit code. Signals that ask this process to stop are forwarded to it."""
     with subprocess.Popen(list(command), env=environment) as process:
 
-        def pass_on(number: int, _frame: FrameType | None) -> None:
+        def forward_signal(number: int, _frame: FrameType | None) -> None:
             process.send_signal(number)
 
-        before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+        before = {number: signal.signal(number, forward_signal) for number in FORWARDED_SIGNALS}
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            process.wait()  # Ctrl-C reached the step too, which saves what it has
+            process.wait()  # the terminal sends Ctrl-C to the step as well, which saves its work
             raise
         finally:
             for number, handler in before.items():

@@ -1,11 +1,11 @@
-"""Train a small denoiser on one's own noisy CTs; no clean images are needed.
+"""Train a small denoiser on noisy CTs; no clean images are needed.
 
   liverseg denoiser Task03_Liver --out denoiser.safetensors
   tools/to_zarr Task03_Liver store.zarr \\
       convert.cleaning.noise=autoencoder convert.cleaning.denoiser=denoiser.safetensors
 
-SRC is a data set in the MSD layout, or NIfTI files. 1500 steps take a few minutes on one CPU core. Printed at the end:
-the noise of soft tissue before and after. The file's content is kept with the settings of stores and runs.
+SRC is a data set in the MSD layout, or NIfTI files. 1500 steps take a few minutes on one CPU core. The noise of
+soft tissue before and after is printed. The content of the file is stored with the settings of stores and runs.
 """
 
 import argparse
@@ -37,14 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=path_argument,
         nargs="+",
         metavar="SRC",
-        help="a data set's folder, or NIfTI files",
+        help="folder of a data set, or NIfTI files",
     )
     parser.add_argument(
         "--out",
         type=path_argument,
         required=True,
         metavar="FILE",
-        help="the denoiser, e.g. denoiser.safetensors",
+        help="file for the denoiser, e.g. denoiser.safetensors",
     )
     parser.add_argument(
         "--steps", type=int, default=1500, help="training steps (default: %(default)s)"
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=int,
         default=0,
-        help="everything random derives from it (default: %(default)s)",
+        help="seed of all random numbers (default: %(default)s)",
     )
     parser.add_argument(
         "--device",
@@ -68,14 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.steps < 1 or args.scans < 1:
-        raise UserError("--steps and --scans are at least 1")
+        raise UserError("--steps and --scans must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--device cuda: no GPU that torch can use; leave it out to train on the CPU"
-        )
+        raise UserError("--device cuda: torch finds no GPU; omit the option to train on the CPU")
     if not args.out.parent.is_dir():
-        raise UserError(f"{args.out.parent}: no such folder; --out names a file in an existing one")
-    scans = read_scans(_files(args.source), args.scans, args.seed)
+        raise UserError(
+            f"{args.out.parent}: no such folder; --out must name a file in an existing folder"
+        )
+    scans = read_scans(_list_files(args.source), args.scans, args.seed)
     training = DenoiserTraining(steps=args.steps, seed=args.seed)
     with show_progress("denoiser", args.steps) as line:
         denoiser = train_denoiser(
@@ -98,12 +98,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def read_scans(files: list[Path], most: int, seed: int) -> list[np.ndarray]:
-    """Up to 24 neighbouring slices of each of `most` scans, drawn by seed; unreadable ones are left out."""
+def read_scans(files: list[Path], max_scans: int, seed: int) -> list[np.ndarray]:
+    """Read up to `SLICES_PER_SCAN` neighbouring slices of randomly drawn scans. Unreadable scans are left out.
+
+    Args:
+        max_scans: number of scans to read.
+
+    Returns:
+        Arrays (slices, y, x) in HU.
+    """
     rng = np.random.default_rng(seed)
     scans: list[np.ndarray] = []
     for number in rng.permutation(len(files)):
-        if len(scans) == most:
+        if len(scans) == max_scans:
             break
         try:
             voxels, _ = fill_invalid_voxels(
@@ -115,11 +122,11 @@ def read_scans(files: list[Path], most: int, seed: int) -> list[np.ndarray]:
         start = int(rng.integers(max(1, len(voxels) - SLICES_PER_SCAN + 1)))
         scans.append(np.ascontiguousarray(voxels[start : start + SLICES_PER_SCAN]))
     if not scans:
-        raise UserError("no scan could be read; give a data set's folder or NIfTI files")
+        raise UserError("no scan could be read; give the folder of a data set, or NIfTI files")
     return scans
 
 
-def _files(sources: list[Path]) -> list[Path]:
+def _list_files(sources: list[Path]) -> list[Path]:
     files: list[Path] = []
     for source in sources:
         if source.is_dir():

@@ -1,92 +1,75 @@
-"""Score a run on its test cases (or another part): exactly, each case once, on any number of ranks.
+"""Score a run on its test cases (or another part): each case once, exactly, on any number of ranks.
 
-  liverseg evaluate runs/first --store STORE --source Task03_Liver      whole scans, the score to publish
-  liverseg evaluate runs/first --store STORE --part validation          the store's slabs, no source files needed
-  torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 --nproc-per-node=4 \\
-      -m liverseg_dist evaluate runs/first --store STORE
-  liverseg evaluate runs/fold0 --ensemble runs/fold1 --ensemble runs/fold2 --store STORE --out runs/ensemble
+  liverseg evaluate runs/first --store STORE --source Task03_Liver    whole scans: the score to publish
+  liverseg evaluate runs/first --store STORE --part validation        slabs of the store, no source files
+  torchrun --standalone --nproc-per-node=4 -m liverseg_dist evaluate runs/first --store STORE
+  liverseg evaluate runs/fold0 --ensemble runs/fold1 --store STORE --out runs/ensemble
 
-Without --source the input is the store's slab of 64 slices; all outside it counts as background, and the slab was
-placed with the help of the truth. With --source every scan passes the audit of `convert`: a refused one counts as
-failed (--force scores it, and marks it). Results lie in RUN/evaluation: summary.json, cases.csv, lesions.csv,
-report.html, pictures for TensorBoard and the ledger, by which the same line, run again, continues. Settings such as
-inference.mirror=true may follow. The largest scans are computed by all ranks together where that ends sooner.
+Without --source the input is the store's slab of 64 slices. Voxels outside of it count as background, and the
+slab was placed with the help of the truth. With --source every scan passes the audit of `convert`: a refused
+scan counts as failed (--force scores and marks it).
+
+Results are written to RUN/evaluation: summary.json, cases.csv, lesions.csv, report.html, pictures for
+TensorBoard, and the ledger. Run the same line again after a stop: the ledger holds the finished cases. Settings
+such as inference.mirror=true may follow. All ranks compute the largest scans together where that saves time.
 """
 
 import argparse
-import json
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from liverseg_dist.commands.case_progress import case_progress
+from liverseg_dist.commands.case_progress import CaseProgress, case_progress
 from liverseg_dist.commands.options import add_inference, window_threads
+from liverseg_dist.commands.print_scores import format_figure, print_detection, print_notes
 from liverseg_dist.commands.run_cases import (
-    Seen,
-    find_training_overlap,
-    format_leakage_warning,
     gate_of,
-    input_kind,
     inputs_for,
     load_runs,
     print_scan_warnings,
     store_for,
     voxels_of,
 )
-from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
-from liverseg_dist.data.audit.audit_summary import summarize_audit
+from liverseg_dist.commands.run_distributed import (
+    compute_on_rank0,
+    report_case_failure,
+    run_distributed,
+    silence_other_ranks,
+)
 from liverseg_dist.data.store.case_store import CaseStore, Part
-from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
+from liverseg_dist.distributed.collectives import barrier, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
 from liverseg_dist.distributed.world import World
-from liverseg_dist.errors import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    LiversegError,
-    RunFailed,
-    UserError,
-    printable,
-)
-from liverseg_dist.evaluation.curves import Curves, read_curves
+from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
 from liverseg_dist.evaluation.earlier import move_earlier_results
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.metrics.calibration import BINS
-from liverseg_dist.evaluation.metrics.lesions import DETECTION_WORDS
-from liverseg_dist.evaluation.notes import list_distance_notes
-from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
-from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES, SUMMARY, write_results
+from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES
 from liverseg_dist.inference.case_inputs import CaseInputs
 from liverseg_dist.inference.evaluate_cases import CaseEvaluator
-from liverseg_dist.inference.load_run import (
-    POSTPROCESS,
-    LoadedRun,
-    build_predictor,
-    fingerprint_runs,
+from liverseg_dist.inference.evaluation_results import (
+    describe_evaluation,
+    describe_moved_results,
+    input_kind,
+    read_complete_ledger,
+    read_training_curves,
+    refuse_slabs_over_scans,
+    write_evaluation,
 )
+from liverseg_dist.inference.load_run import LoadedRun, build_predictor, fingerprint_runs
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.postprocess_report import describe_postprocessing
-from liverseg_dist.inference.postprocess_search import select_active_operations
-from liverseg_dist.inference.scan_checks import ScanRefused, select_warnings
+from liverseg_dist.inference.scan_checks import ScanRefused
+from liverseg_dist.inference.training_overlap import find_training_overlap, format_leakage_warning
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.texts.names import ScanIndex
-from liverseg_dist.texts.paths import path_argument, quote_path, text_argument
-from liverseg_dist.tracking.provenance import collect_provenance
+from liverseg_dist.texts.paths import path_argument, text_argument
 from liverseg_dist.training.crash_report import summarize_exception
 
 PARTS = ("test", "validation", "train")
-PART_WORDS = {
-    "test": "test cases",
-    "validation": "validation cases",
-    "train": "training cases",
-    "cases": "chosen cases",
-}
-SHARED_DISK_PATIENCE_S = 60.0
-"""A file another node wrote may take this long to be seen on a network file system."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,29 +81,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--store",
         type=text_argument,
         metavar="STORE",
-        help="the Zarr store (default: the one the run was trained on)",
+        help="Zarr store (default: the one the run was trained on)",
     )
     parser.add_argument(
         "--part",
         choices=PARTS,
-        help="default: test, or validation where the store has no test cases",
+        help="part of the store (default: test, or validation if the store has no test cases)",
     )
     parser.add_argument(
-        "--cases", metavar="ID,ID", help="these cases only, whatever part they are in"
+        "--cases", metavar="ID,ID", help="only these cases, from any part of the store"
     )
     parser.add_argument(
         "--source",
         type=path_argument,
         metavar="DIR",
-        help="MSD folder: whole scans, not the store's slabs",
+        help="MSD folder: evaluate whole scans, not the slabs of the store",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="with --source: also take scans that the audit refuses, and mark them",
+        help="with --source: also score scans that the audit refuses, and mark them",
     )
     parser.add_argument(
-        "--out", type=path_argument, metavar="DIR", help="default: RUN/evaluation, or in it PART/"
+        "--out",
+        type=path_argument,
+        metavar="DIR",
+        help="folder for the results (default: RUN/evaluation, or RUN/evaluation/PART)",
     )
     parser.add_argument(
         "--save-masks", action="store_true", help="also write OUT/masks/CASE.nii.gz"
@@ -129,21 +115,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Score the chosen cases on all ranks; rank 0 writes the results."""
     world = World.from_environment(args.device)
-    if not world.is_main:
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
-    torch.set_num_threads(
-        1
-    )  # windows are computed side by side instead: the same bits for any number of threads
+    silence_other_ranks(world)
+    # Several windows run at the same time instead, so the result does not depend on the thread count.
+    torch.set_num_threads(1)
     keep_freed_memory()
     runs = load_runs(args, world, args.overrides)
     store = store_for(args, runs)
-    case_ids, part, folder = _choose(args, runs[0], store)
-    seen = find_training_overlap(runs, store, case_ids) if part != "train" else {}
-    if seen and args.part is None and args.cases is None:
+    case_ids, part, folder = _choose_cases(args, runs[0], store)
+    overlap = find_training_overlap(runs, store, case_ids) if part != "train" else {}
+    leakage = format_leakage_warning(overlap)
+    if leakage and args.part is None and args.cases is None:
         raise UserError(
-            f"{format_leakage_warning(seen)}: an ensemble is judged on cases that none of its runs knows; make a store with a "
-            f"test set (convert.splits.test_fraction), or say --part {part} to score these all the same"
+            f"{leakage}: an ensemble is scored on cases that none of its runs was trained on; make a "
+            "store with a test set (convert.splits.test_fraction), or add "
+            f"--part {part} to score these cases anyway"
         )
     inputs, unlabelled = inputs_for(store, case_ids, runs[0].settings, args.source, args.force)
     if not inputs.slabs:
@@ -152,71 +139,53 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     if args.out is None and args.source is None:
         refuse_slabs_over_scans(folder)
-    job = _job(args, runs, inputs, folder, world)
+    evaluation = _build_evaluation(args, runs, inputs, folder, world)
 
-    def work(watch: HeartbeatMonitor) -> dict[str, Any]:
+    def work(monitor: HeartbeatMonitor) -> dict[str, Any]:
         if unlabelled:
             print(f"left out, without a label: {', '.join(unlabelled)}")
-        if seen:
-            print(
-                f"warning: {format_leakage_warning(seen)}: expect less on others", file=sys.stderr
-            )
-        moved = broadcast_from_rank0(
-            move_earlier_results(folder, job.ledger.fingerprint) if world.is_main else None
-        )
+        if leakage:
+            print(f"warning: {leakage}: expect less on other cases", file=sys.stderr)
+        fingerprint = evaluation.ledger.fingerprint
+        moved = compute_on_rank0(world, lambda: move_earlier_results(folder, fingerprint))
         if moved is not None:
-            print(_describe_move(moved, folder), flush=True)
-        reused = _work(job, folder, world, watch)
-        watch.mark(-1, "writing the results")
-        details = _details(args, runs, part, inputs, seen)
-        training = _training_curves(runs)
-        return broadcast_from_rank0(
-            _finish(job, folder, details, training, reused) if world.is_main else None
+            print(describe_moved_results(moved, folder), flush=True)
+        reused = _score_cases(evaluation, folder, world, monitor)
+        details = describe_evaluation(args.run, runs, inputs, part, args.weights, leakage)
+        return compute_on_rank0(
+            world, lambda: _write_results(evaluation, folder, details, runs, reused)
         )
 
     return run_distributed(world, args.timeout, folder, work)
 
 
-def _choose(
+def _choose_cases(
     args: argparse.Namespace, run: LoadedRun, store: CaseStore
 ) -> tuple[list[str], str, Path]:
-    """(case ids, name of the part, folder for the results)."""
-    home = run.path / EVALUATION
+    """Return (case ids, name of the part, folder for the results)."""
+    default_folder = run.path / EVALUATION
     if args.cases is not None:
         index = ScanIndex(store.case_ids)
         names = [name.strip() for name in args.cases.split(",") if name.strip()]
-        wanted = [index.find_scan(name) or name for name in names]
-        strangers = sorted(set(wanted) - set(store.case_ids))
-        if strangers or not wanted:
-            raise UserError(f"--cases: {', '.join(strangers) or 'nothing'} is not in {store.path}")
-        return sorted(set(wanted)), "cases", args.out or home / "cases"
+        wanted = {index.find_scan(name) or name for name in names}
+        unknown = sorted(wanted - set(store.case_ids))
+        if unknown or not wanted:
+            raise UserError(f"--cases: {', '.join(unknown) or 'nothing'} is not in {store.path}")
+        return sorted(wanted), "cases", args.out or default_folder / "cases"
     fold = run.settings.data.fold
     default: Part = "test" if store.ids("test", fold) else "validation"
     part: Part = args.part or default
-    return list(store.ids(part, fold)), part, args.out or (home if part == default else home / part)
+    folder = default_folder if part == default else default_folder / part
+    return list(store.ids(part, fold)), part, args.out or folder
 
 
-def refuse_slabs_over_scans(folder: Path) -> None:
-    """The scores to publish are not replaced by others. Raises `UserError`."""
-    try:
-        content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        scans = content["details"]["input"] == "scan"
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if scans:
-        raise UserError(
-            f"{folder}: holds the scores of whole scans; give --source again, or another --out for those of slabs"
-        )
-
-
-def _job(
+def _build_evaluation(
     args: argparse.Namespace, runs: list[LoadedRun], inputs: CaseInputs, folder: Path, world: World
 ) -> CaseEvaluator:
-    fingerprint = (
-        fingerprint_runs(runs)
-        | {"input": input_kind(inputs), "calibration": BINS}
-        | gate_of(inputs)
-    )
+    # Everything that changes a case's score is in the fingerprint, so that no stale entry is reused.
+    fingerprint = fingerprint_runs(runs)
+    fingerprint |= {"input": input_kind(inputs), "calibration": BINS}
+    fingerprint |= gate_of(inputs)
     masks = None
     if args.save_masks:
         masks = Ledger(folder / "masks" / LEDGER, fingerprint)
@@ -226,81 +195,93 @@ def _job(
     return CaseEvaluator(inputs, predictor, ledger, masks, folder / PICTURES)
 
 
-def _work(job: CaseEvaluator, folder: Path, world: World, watch: HeartbeatMonitor) -> int:
-    """Score this rank's share; returns how many cases of all ranks were already done. Ends together on all ranks."""
-    before = broadcast_from_rank0(sorted(job.ledger.done()))
-    known = sorted(job.inputs.slabs.keys() & set(before))
-    new = {name: size for name, size in voxels_of(job.inputs).items() if name not in before}
-    fresh = divide_work(new, world.global_rank, world.world_size)
-    team = WindowParallel(world.device)
+def _score_cases(
+    evaluation: CaseEvaluator, folder: Path, world: World, monitor: HeartbeatMonitor
+) -> int:
+    """Score the share of this rank. All ranks return at the same time.
+
+    Returns:
+        Number of cases, of all ranks, that the ledger already contained.
+    """
+    recorded = compute_on_rank0(world, lambda: sorted(evaluation.ledger.done()))
+    known = sorted(evaluation.inputs.slabs.keys() & set(recorded))
+    sizes = voxels_of(evaluation.inputs)
+    new = {case_id: size for case_id, size in sizes.items() if case_id not in recorded}
+    division = divide_work(new, world.global_rank, world.world_size)
+    parallel = WindowParallel(world.device)
     shared = replace(
-        job,
-        predictor=job.predictor.with_window_mapper(team.map_windows),
-        window_scope=team.case_scope,
+        evaluation,
+        predictor=evaluation.predictor.with_window_mapper(parallel.map_windows),
+        window_scope=parallel.case_scope,
     )
-    alone = [*known[world.global_rank :: world.world_size], *fresh.whole]
+    own = [*known[world.global_rank :: world.world_size], *division.whole]
     reused = 0
-    total = len(job.inputs.slabs)
-    with case_progress("evaluate", total, world, watch) as line:
-        for case_id in (*fresh.shared, *alone):
-            watch.mark(-1, f"scoring {case_id}")
-            try:
-                if case_id not in fresh.shared:
-                    reused += job.evaluate_case(case_id)
-                elif world.is_main:
-                    shared.evaluate_case(case_id)
-                else:
-                    shared.compute_shared_windows(case_id)
-            except PeerFailed:
-                pass  # told by the rank that failed
-            except RunFailed as error:
-                is_helper = case_id in fresh.shared and not world.is_main
-                # A helper reports nothing of a refusal: rank 0 prints the same reason.
-                if not (is_helper and isinstance(error.__cause__, ScanRefused)):
-                    report_case_failure(error, world, folder, case_id)
-            line.advance(note=case_id, shared=case_id in fresh.shared)
-        watch.mark(-1, "waiting for the others' cases")
-        barrier()
-        line.complete(total)
+    total = len(evaluation.inputs.slabs)
+    with case_progress("evaluate", total, world, monitor) as progress:
+        for case_id in division.shared:
+            progress.report_activity(f"scoring {case_id}")
+            _score_shared_case(shared, case_id, world, folder)
+            progress.advance(note=case_id, shared=True)
+        for case_id in own:
+            progress.report_activity(f"scoring {case_id}")
+            reused += _score_own_case(evaluation, case_id, world, folder)
+            progress.advance(note=case_id)
+        _wait_for_other_ranks(progress, total)
+    progress.report_activity("writing the results")
     return sum(gather_from_ranks(reused))
 
 
-def _finish(
-    job: CaseEvaluator,
+def _wait_for_other_ranks(progress: CaseProgress, total: int) -> None:
+    progress.report_activity("waiting for the cases of other ranks")
+    barrier()
+    progress.complete(total)
+
+
+def _score_own_case(evaluation: CaseEvaluator, case_id: str, world: World, folder: Path) -> bool:
+    """Score a case on this rank alone; returns whether the ledger already contained it."""
+    try:
+        return evaluation.evaluate_case(case_id)
+    except RunFailed as error:
+        report_case_failure(error, world, folder, case_id)
+        return False
+
+
+def _score_shared_case(evaluation: CaseEvaluator, case_id: str, world: World, folder: Path) -> None:
+    """Compute a case together with all other ranks; rank 0 scores it."""
+    try:
+        if world.is_main:
+            evaluation.evaluate_case(case_id)
+        else:
+            evaluation.compute_shared_windows(case_id)
+    except PeerFailed:
+        pass  # the rank that failed prints the reason
+    except RunFailed as error:
+        # Of a refused scan every rank has the same reason: rank 0 alone prints it.
+        if world.is_main or not isinstance(error.__cause__, ScanRefused):
+            report_case_failure(error, world, folder, case_id)
+
+
+def _write_results(
+    evaluation: CaseEvaluator,
     folder: Path,
     details: dict[str, Any],
-    training: dict[str, Curves],
+    runs: list[LoadedRun],
     reused: int,
 ) -> dict[str, Any]:
-    """Aggregate the ledger, write the files, print the result. Any failure is part of the answer to all ranks."""
+    """Aggregate the ledger, write the files and print the result, on rank 0.
+
+    The other ranks wait for the return value, so a failure is part of it and not raised.
+    """
     try:
-        cases, failures = _read_ledger(job.ledger, set(job.inputs.slabs))
-        if not cases:
-            first = next(iter(failures.values()), "no reason was kept")
-            raise RunFailed(
-                f"{folder}: none of {len(job.inputs.slabs)} cases could be scored; the first: {first}"
-            )
+        cases, failures = read_complete_ledger(evaluation.ledger, set(evaluation.inputs.slabs))
         print_scan_warnings(cases)
-        details = _with_scan_note(details, cases)
-        machine = {"date": time.strftime("%Y-%m-%d"), **collect_provenance(job.predictor.device)}
-        summary = write_results(
-            folder,
-            cases,
-            failures,
-            details,
-            job.ledger,
-            machine,
-            training=training,
-            postprocessing=select_active_operations(job.predictor.config),
-        )
-        write_tensorboard(
-            folder, summary, cases, folder / PICTURES, job.inputs.settings.train.max_steps
-        )
+        curves = read_training_curves(runs)
+        summary = write_evaluation(evaluation, folder, details, curves, cases, failures)
     except (LiversegError, OSError) as error:
         line = summarize_exception(error)
         print(f"liverseg: {line}", file=sys.stderr)
         return {"error": line, "exit_code": EXIT_FAILED}
-    _say(summary, cases, folder)
+    _print_summary(summary, cases, folder)
     return {
         "out": str(folder),
         "summary": str(folder / "summary.json"),
@@ -314,127 +295,21 @@ def _finish(
     }
 
 
-def _describe_move(moved: Path, folder: Path) -> str:
-    """Say where the results of other weights or settings were moved, with their main figures."""
-    summary = json.loads((moved / SUMMARY).read_text(encoding="utf-8"))
-    dice = ", ".join(
-        f"{name} Dice {_shown(summary[name]['dice_per_case'])}" for name in ("liver", "tumour")
-    )
-    return (
-        f"earlier results of other weights or settings are kept in {moved} ({dice}); to compare: "
-        f"liverseg compare {quote_path(moved)} {quote_path(folder)}"
-    )
-
-
-def _with_scan_note(details: dict[str, Any], cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """The details with a note about scans that have warnings, or that --force let through."""
-    notes = [details["note"]] if "note" in details else []
-    for key, phrase in (
-        ("forced", "segmented by --force although the audit refuses them"),
-        ("", "with warnings"),
-    ):
-        names = []
-        for case in cases:
-            codes = sorted(
-                {finding["code"] for finding in select_warnings(case.get("scan_findings", ()))}
-            )
-            if codes and bool(case.get("forced")) == bool(key):
-                names.append(f"{case['case_id']} ({', '.join(codes)})")
-        if names:
-            notes.append(f"{phrase}: {', '.join(names)}")
-    return {**details, "note": "; ".join(notes)} if notes else details
-
-
-def _read_ledger(ledger: Ledger, wanted: set[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Scores and failures of these cases; waits for what other nodes wrote to be seen here."""
-    end = time.monotonic() + SHARED_DISK_PATIENCE_S
-    while True:
-        cases = [case for case in ledger.read_all() if case["case_id"] in wanted]
-        failures = {name: text for name, text in ledger.failures().items() if name in wanted}
-        missing = sorted(wanted - {case["case_id"] for case in cases} - set(failures))
-        if not missing:
-            return cases, failures
-        if time.monotonic() > end:
-            raise RunFailed(
-                f"{ledger.folder}: no entry for {', '.join(missing[:5])}; run the same line again"
-            )
-        time.sleep(0.5)
-
-
-def _details(
-    args: argparse.Namespace, runs: list[LoadedRun], part: str, inputs: CaseInputs, seen: Seen
-) -> dict[str, Any]:
-    """What the report states about the evaluation: nothing in it depends on ranks, time or machine."""
-    settings = runs[0].settings.model_dump(mode="json")
-    run_name = printable(args.run.resolve().name)
-    data_set = str(inputs.store.root["name"] or Path(inputs.store.path).name)
-    inference = runs[0].settings.inference
-    details: dict[str, Any] = {
-        "title": f"{run_name}: evaluation on the {PART_WORDS[part]} of {data_set}",
-        "run": run_name,
-        "data_set": data_set,
-        "store": Path(inputs.store.path).resolve().name,
-        "postprocessing": describe_postprocessing(inference, args.run),
-        "part": part,
-        "fold": runs[0].settings.data.fold,
-        "input": input_kind(inputs),
-        "weights": args.weights,
-        "weights_sha256": [run.weights_sha256 for run in runs],
-    }
-    notes = []
-    if inputs.sources is None:
-        notes.append(
-            "64-slice slabs, placed with the help of the truth; outside them all is background"
-        )
-    if part == "validation" and (args.run / POSTPROCESS).is_file():
-        notes.append("post-processing was chosen on these cases: expect a little less on others")
-    if seen:
-        notes.append(f"{format_leakage_warning(seen)}: expect less on others")
-    if notes:
-        details["note"] = "; ".join(notes)
-    details |= {
-        name: settings[name] for name in ("inference", "data", "convert", "model", "loss", "train")
-    }
-    details["data"].pop("store")  # where it lies is no part of the result
-    details["audit"] = summarize_audit(inputs.store.audit)
-    return details
-
-
-def _training_curves(runs: list[LoadedRun]) -> dict[str, Curves]:
-    """Training curves by run name; runs of one name are numbered, a run that was given twice appears once."""
-    folders = dict.fromkeys(run.path.resolve() for run in runs)
-    names = [folder.name for folder in folders]
-    return {
-        name if names.count(name) == 1 else f"{name} ({number})": read_curves(folder)
-        for number, (name, folder) in enumerate(zip(names, folders, strict=True), start=1)
-    }
-
-
-def _say(summary: dict[str, Any], cases: list[dict[str, Any]], folder: Path) -> None:
+def _print_summary(summary: dict[str, Any], cases: list[dict[str, Any]], folder: Path) -> None:
     kind = summary["details"]["input"]
-    aided = (
-        ", placed with the help of the truth (--source: whole scans, the score to publish)"
-        if kind == "slab"
-        else ""
-    )
-    print(f"{summary['n_cases']} cases, {kind}s{aided}, on the scans' own voxels")
+    line = f"{summary['n_cases']} cases, {kind}s"
+    if kind == "slab":
+        line += ", placed with the help of the truth (--source: whole scans, the score to publish)"
+    print(f"{line}, on the scans' own voxels")
     print(f"post-processing: {summary['details']['postprocessing']}")
     for structure in ("liver", "tumour"):
         scores = summary[structure]
+        per_case = format_figure(scores["dice_per_case"])
         print(
-            f"{structure:7}Dice {_shown(scores['dice_per_case'])} per case, {_shown(scores['dice_global'])} global"
+            f"{structure:7}Dice {per_case} per case, {format_figure(scores['dice_global'])} global"
         )
-    for name, words in DETECTION_WORDS.items():
-        counts = summary["tumour"]["detection"][name]
-        print(
-            f"lesions {words}: recall {_shown(counts['recall'])}, precision {_shown(counts['precision'])}"
-        )
-    for note in list_distance_notes(cases):
-        print(f"note: {note}")
+    print_detection(summary)
+    print_notes(cases)
     if summary["failed"]:
         print(f"failed: {', '.join(summary['failed'])}")
     print(f"report: {folder / 'report.html'}", flush=True)
-
-
-def _shown(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"

@@ -32,7 +32,7 @@ from liverseg_dist.clinical.quantify import quantify_case
 from liverseg_dist.clinical.registration_backends import BACKENDS
 from liverseg_dist.commands.follow_cohort import follow_cohort, read_table
 from liverseg_dist.commands.options import add_inference
-from liverseg_dist.commands.predict import load_prediction, segment_share
+from liverseg_dist.commands.predict import load_prediction, segment_files
 from liverseg_dist.commands.quantify import add_labels
 from liverseg_dist.commands.run_distributed import run_distributed
 from liverseg_dist.data.io.nifti import read_nifti
@@ -41,8 +41,8 @@ from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, UserError, printable
 from liverseg_dist.files import write_json, write_text
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.predict_scans import find_scans
 from liverseg_dist.inference.quantify import check_values, find_scheme, gather_inputs, read_on_grid
+from liverseg_dist.inference.scan_files import find_scans
 from liverseg_dist.label_scheme import LITS_SCHEME, LabelScheme, parse_label_options
 from liverseg_dist.texts.names import derive_scan_id
 
@@ -151,12 +151,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
 
     def work(watch: HeartbeatMonitor) -> dict[str, Any]:
-        failed = segment_share(job, files, world, watch)
+        failed = segment_files(job, files, world, watch)
         if failed:
             raise UserError(
                 f"{', '.join(sorted(failed))}: could not be segmented, so the patient cannot be followed"
             )
-        masks = [job.mask_file(job.name_of(file)) for file in files]
+        masks = [job.get_mask_file(job.get_scan_id(file)) for file in files]
         return _follow(args, masks, list(files), scheme, dates)
 
     return run_distributed(world, args.timeout, args.out, work)

@@ -140,14 +140,14 @@ def _follow_all(
     failures: dict[str, tuple[str, bool]] = {}
     with show_progress("follow", len(mine), quiet=not world.is_main) as line:
         for name in mine:
-            watch.mark(-1, f"following {name}")
+            watch.report_progress(-1, f"following {name}")
             try:
                 rows[name] = _follow_one(args, by_name[name], ledger, follow_scans)
             except (UserError, RunFailed) as error:
                 failures[name] = str(error), isinstance(error, UserError)
                 report_case_failure(error, world, args.out, name)
             line.advance(note=name)
-    watch.mark(-1, "waiting for the patients of other ranks")
+    watch.report_progress(-1, "waiting for the patients of other ranks")
     parts = gather_from_ranks((rows, failures))
     rows = {name: row for part in parts for name, row in part[0].items()}
     failures = {name: failure for part in parts for name, failure in part[1].items()}

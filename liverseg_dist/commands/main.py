@@ -1,18 +1,23 @@
-"""`liverseg COMMAND`, the same as `python -m liverseg_dist COMMAND`.
+"""Entry point of the command line: `liverseg COMMAND`, the same as `python -m liverseg_dist COMMAND`.
 
-Each command is a module of this folder with `add_arguments(parser)` and `run(args) -> dict | None`. The dict is the
-command's result: `--json` prints it as the last line of stdout. Modules are loaded by name, only the one that runs, so
-that `--help` answers at once instead of importing torch.
+Each command is a module of this package with `add_arguments(parser)` and `run(args) -> dict | None`. The dict is the
+result of the command: `--json` prints it as the last line of stdout. Only the module of the called command is
+imported, because importing torch would delay `--help` by seconds.
+
+Outside of this package, only this module may be imported (`tests/test_architecture.py`).
 """
 
 import argparse
+import atexit
 import contextlib
 import importlib
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import NoReturn
 
 from liverseg_dist import __version__
 from liverseg_dist.cores import make_threads_wait_passively
@@ -24,44 +29,53 @@ from liverseg_dist.errors import (
     UserError,
     os_error_line,
 )
-from liverseg_dist.files import check_working_directory
+from liverseg_dist.files import check_working_directory, restrict_umask
 from liverseg_dist.interrupts import (
     INTERRUPTED_MESSAGE,
     InterruptHandler,
     handle_interrupts,
     is_first_rank,
 )
+from liverseg_dist.logging_setup import set_up_logging
 from liverseg_dist.streams import guard_output_streams, output_failure, print_checked
 from liverseg_dist.texts.suggestions import SuggestingParser, suggest_name
 
 COMMANDS = {
-    "phantom": "make a synthetic Task03-layout data set",
+    "phantom": "make a synthetic data set in the layout of Task03_Liver",
     "convert": "clean CT scans and write the Zarr store (also: tools/to_zarr)",
     "denoiser": "train a small denoiser on noisy CTs, for convert.cleaning.noise=autoencoder",
-    "verify": "check every checksum and promise of a store",
-    "preview": "draw what a run would feed the network: samples, augmented, with labels",
-    "plan": "which patch, batch and strategy fit a GPU; efficiency on many",
-    "train": "train a 3D U-Net; run again to continue",
+    "verify": "check the checksums and the metadata of a store",
+    "preview": "draw the samples that training gets: as stored and augmented, with labels",
+    "plan": "find patch size, batch and strategy that fit a GPU; efficiency on many GPUs",
+    "train": "train a 3D U-Net; run the same line again to continue",
     "evaluate": "score a run on its test or validation cases, exactly, on any number of ranks",
-    "postprocess": "choose a run's post-processing on its validation cases, cross-validated",
-    "predict": "segment scans; masks lie on each scan's own grid",
-    "quantify": "measure masks: volumes, burden, each lesion's diameters",
+    "postprocess": "choose the post-processing of a run on its validation cases",
+    "predict": "segment scans; each mask is on the grid of its scan",
+    "quantify": "measure masks: volumes, burden, diameters of each lesion",
     "follow": "follow a patient over several scans: growth, new lesions, RECIST 1.1",
-    "score": "score any folder of NIfTI masks against the truth",
-    "report": "make report.html again from a finished evaluation",
+    "score": "score a folder of NIfTI masks against the truth",
+    "report": "write report.html again from a finished evaluation",
     "compare": "compare two evaluations case by case, with a paired test",
-    "demo": "phantoms, conversion, training, evaluation and report in one go (also: tools/demo)",
-    "settings": "tell what can be set: defaults, choices, meaning",
-    "doctor": "tell what this machine has and what would go wrong",
+    "demo": "phantoms, conversion, training, evaluation and report (also: tools/demo)",
+    "settings": "list all settings with default, choices and meaning",
+    "doctor": "check this machine: packages, GPUs, memory, disk",
 }
+"""Name of each command (a module of this package) -> its summary in `liverseg --help`."""
+EXIT_CODES = "exit codes: 0 done, 1 failed, 2 a mistake in the call, 75 stopped on request (run again to continue)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code (see `liverseg_dist.errors`).
+    """Run one command.
 
-    Without `argv` it is the process's own command line, and the process's streams and signals are set up for it.
+    Args:
+        argv: command and arguments; None for the command line of the process, whose streams and signals are
+            set up as well.
+
+    Returns:
+        The exit code (see `liverseg_dist.errors`).
     """
     handler = None
+    set_up_logging()
     if argv is None:
         guard_output_streams()
         handler = handle_interrupts()
@@ -80,11 +94,11 @@ def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None)
     if not argv or argv[0] not in COMMANDS:
         if argv and (close := suggest_name(argv[0], list(COMMANDS))) is not None:
             parser.error(
-                f"argument COMMAND: no command '{argv[0]}'; did you mean '{close}'? All: {', '.join(COMMANDS)}"
+                f"argument COMMAND: no command '{argv[0]}'; did you mean '{close}'? "
+                f"All: {', '.join(COMMANDS)}"
             )
-        parser.parse_args(
-            argv or ["--help"]
-        )  # prints help or version, or refuses the command with the choices
+        # Prints help or version, or refuses the command with a list of all commands.
+        parser.parse_args(argv or ["--help"])
         return EXIT_DONE
     name = argv[0]
     try:
@@ -92,13 +106,13 @@ def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None)
     except UserError as error:
         print(f"liverseg: {error}", file=sys.stderr)
         return error.exit_code
-    make_threads_wait_passively()  # before the command imports torch
-    module = importlib.import_module(f"liverseg_dist.commands.{name}")
+    make_threads_wait_passively()  # must happen before the command imports torch
+    module = _import_command(name)
     command = SuggestingParser(
         prog=f"liverseg {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="exit codes: 0 done, 1 failed, 2 a mistake in the call, 75 stopped on request (run again to continue)",
+        epilog=EXIT_CODES,
     )
     command.add_argument(
         "--json", action="store_true", help="print the result as one JSON object on the last line"
@@ -110,18 +124,50 @@ def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None)
     return _run(module, args)
 
 
-def restrict_umask() -> None:
-    """Nothing this process makes is writable for everybody, whatever the umask it was started with. Groups share runs,
-    so their bit stays as the user has it."""
-    os.umask(os.umask(0o077) | 0o002)  # it can only be read by setting it
+def add_command_arguments(name: str, parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a command to a parser. `launch` checks command lines before it submits them.
+
+    Args:
+        name: a key of `COMMANDS`.
+    """
+    _import_command(name).add_arguments(parser)
 
 
-def _run(module: object, args: argparse.Namespace) -> int:
+def run_and_exit(main: Callable[[], int]) -> NoReturn:
+    """Call `main` and end the process with its exit code, after all exit functions but before C++ destructors.
+
+    Destructors of torch, gloo and DeepSpeed sometimes abort a rank whose work is done ("terminate called without an
+    active exception"). torchrun and SLURM would then report a finished job as failed.
+    """
+    status = 1
+
+    def exit_at_once() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            # A closed stream must not change the exit code; `main` may not have guarded the streams.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(status)
+
+    # Exit functions run in reverse order of registration, so this one runs last.
+    atexit.register(exit_at_once)
     try:
-        result = module.run(args)  # type: ignore[attr-defined]
+        status = main()
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        raise
+    sys.exit(status)
+
+
+def _import_command(name: str) -> ModuleType:
+    return importlib.import_module(f"liverseg_dist.commands.{name}")
+
+
+def _run(module: ModuleType, args: argparse.Namespace) -> int:
+    try:
+        result = module.run(args)
     except LiversegError as error:
         print(f"liverseg: {error}", file=sys.stderr)
-        _tell_torchrun(str(error))
+        _write_torchrun_error(str(error))
         if args.json:
             print_checked(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
@@ -129,16 +175,16 @@ def _run(module: object, args: argparse.Namespace) -> int:
         print(f"liverseg: {os_error_line(error)}", file=sys.stderr)
         return EXIT_FAILED
     if isinstance(result, dict) and result.get("error"):
-        _tell_torchrun(str(result["error"]))
+        _write_torchrun_error(str(result["error"]))
     code = int(result.get("exit_code", EXIT_DONE)) if isinstance(result, dict) else EXIT_DONE
     return _report_result(args.json, result, code)
 
 
 def _report_result(as_json: bool, result: object, code: int) -> int:
-    """Print the result where it was asked for. Returns the command's exit code.
+    """Print the result if `--json` was given. Returns the exit code of the command.
 
-    The work is done by now, so output that nobody reads, or that a full disk has refused, does not change the code.
-    The JSON line is the exception: a program waits for it, and a file without it must not pass for success.
+    The work is done at this point, so a missing reader or a full disk does not change the exit code. The JSON line
+    is the exception: a program waits for it, and a file without the line must not count as success.
     """
     if as_json and (failure := print_checked(json.dumps(result if result is not None else {}))):
         line = f"the result could not be written to stdout: {failure}; the work itself is done"
@@ -151,8 +197,8 @@ def _report_result(as_json: bool, result: object, code: int) -> int:
     return code
 
 
-def _tell_torchrun(line: str) -> None:
-    """torchrun ends the log with its own account of the failure, which has the reason if it finds it in this file."""
+def _write_torchrun_error(line: str) -> None:
+    """Write the reason to the file that torchrun reads for the summary at the end of its log."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
         content = {"message": {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}}
@@ -165,8 +211,9 @@ def _top_parser() -> argparse.ArgumentParser:
     listing = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="liverseg",
-        description="Liver-tumour segmentation on CT, from NIfTI to exact Dice, on one machine or a cluster.",
-        epilog=f"commands:\n{listing}\n\nliverseg COMMAND --help tells each one's options.",
+        description="Segmentation of liver tumours on CT, from NIfTI files to exact Dice, on one "
+        "machine or a cluster.",
+        epilog=f"commands:\n{listing}\n\nOptions of a command: liverseg COMMAND --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"liverseg_dist {__version__}")

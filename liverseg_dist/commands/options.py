@@ -7,21 +7,22 @@ from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.distributed.world import World
 from liverseg_dist.texts.paths import path_argument
 
-MOST_THREADS = 8
+MAX_THREADS = 8
+"""Default limit of windows at the same time: each needs the memory of a network's output."""
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """`--config FILE` (repeatable), `--print-config`, and dotted overrides as the last positionals."""
+    """Add `--config FILE` (repeatable), `--print-config`, and dotted overrides as the last positionals."""
     parser.add_argument(
         "--config",
         action="append",
         type=path_argument,
         default=[],
         metavar="FILE",
-        help="YAML of differences; repeatable",
+        help="YAML file with differences from the defaults; repeatable, the last one wins",
     )
     parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved settings and stop"
+        "--print-config", action="store_true", help="print the resolved settings and exit"
     )
     parser.add_argument(
         "overrides",
@@ -32,12 +33,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inference(parser: argparse.ArgumentParser) -> None:
-    """What evaluate and predict share: which weights, which device, how ranks wait."""
+    """Add the options of evaluate, predict and postprocess: weights, ensemble, device, threads, timeout."""
     parser.add_argument(
         "--weights",
         choices=("last", "best", "both"),
         default="last",
-        help="last (default), best on validation, or the average of what both say",
+        help="weights after the last step (default), the best on validation, or the mean "
+        "of both predictions",
     )
     parser.add_argument(
         "--ensemble",
@@ -45,37 +47,43 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="RUN",
-        help="average with this run; repeatable",
+        help="average the probabilities with those of this run; repeatable",
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=("auto", "cpu", "cuda"),
-        help="default: a GPU if there is one",
-    )
+    add_device(parser)
     parser.add_argument(
         "--threads",
         type=int,
         default=0,
         metavar="N",
-        help="windows side by side on a CPU; more need more memory (default: the rank's share of cores, up to 8)",
+        help="windows at the same time on a CPU; each needs memory (default: the cores of "
+        f"this rank, up to {MAX_THREADS})",
     )
     parser.add_argument(
         "--timeout",
         type=float,
         default=86400.0,
         metavar="S",
-        help="seconds ranks wait for the slowest (86400)",
+        help="seconds that ranks wait for the slowest one (default: 86400)",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add `--device auto|cpu|cuda`."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda"),
+        help="device of the network (default: auto, a GPU if there is one)",
     )
 
 
 def window_threads(args: argparse.Namespace, world: World) -> int:
-    """Threads that compute windows: `--threads`, or this rank's share of the cores up to `MOST_THREADS`."""
-    return args.threads or min(world.cores, MOST_THREADS)
+    """Return how many windows to compute at the same time: `--threads`, or this rank's cores up to `MAX_THREADS`."""
+    return args.threads or min(world.cores, MAX_THREADS)
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """The resolved settings; with `--print-config` prints them and exits 0."""
+    """Return the resolved settings. With `--print-config` print them and exit with code 0."""
     settings = load_settings(args.config, args.overrides)
     if args.print_config:
         print(settings.to_yaml(), end="")

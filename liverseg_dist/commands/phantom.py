@@ -1,13 +1,10 @@
-"""Make a synthetic data set in the layout of Task03_Liver: abdomen CTs with liver, tumours and what
-surrounds them.
+"""Make a synthetic data set in the layout of Task03_Liver: abdominal CTs with liver, tumours and other organs.
 
   liverseg phantom /tmp/phantom --cases 20 --seed 7
   liverseg phantom /tmp/phantom --cases 6 --size full --montage look.png
-  liverseg phantom /tmp/patients --cases 10 --follow-up 2     ten patients, each at a baseline and
-  two later dates
 
-Case k depends on (seed, size, difficulty, k) only, not on how many there are or how many workers
-make them. Run the same line again, or with more cases, to continue: cases that are there are kept.
+Case k depends only on (seed, size, difficulty, k), not on the number of cases or workers. Run the same line again, or
+with more cases, to continue: existing cases are kept.
 """
 
 import argparse
@@ -22,11 +19,6 @@ from liverseg_dist.phantom.dataset import (
     check_folder,
     write_dataset,
 )
-from liverseg_dist.phantom.follow_up_dataset import (
-    FollowUpSet,
-    check_follow_up_folder,
-    write_follow_ups,
-)
 from liverseg_dist.phantom.montage import draw_montage
 from liverseg_dist.texts.paths import path_argument, quote_path
 from liverseg_dist.tracking.progress import show_progress
@@ -40,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder",
         type=path_argument,
         metavar="DST",
-        help="new folder, or one made before with the same seed",
+        help="new folder, or one that was made with the same seed",
     )
     parser.add_argument(
         "--cases", type=int, default=20, metavar="N", help="scans with labels (default 20)"
@@ -52,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="scans without labels, in imagesTs (default 0)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="seed of all random numbers (default 0)"
+    )
     parser.add_argument(
         "--size", choices=("small", "full"), default="small",
         help="small: 96 to 128 pixels of about 3 mm, 24 to 90 slices, tumours of 16 to 60 mm, for demo and tests; "
@@ -62,11 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--difficulty", choices=("easy", "hard"), default="easy",
         help="hard: more noise, a third of the tumours nearly isodense, cysts and focal fat (default easy)",
     )  # fmt: skip
-    parser.add_argument(
-        "--follow-up", type=int, default=0, metavar="N",
-        help="each patient also at N later dates, with lesions that grow, shrink, merge, split, appear and vanish; "
-        "truth/ and follow_up.json hold which is which (default 0)",
-    )  # fmt: skip
     parser.add_argument("--workers", type=int, default=1, metavar="K", help="processes (default 1)")
     parser.add_argument(
         "--montage",
@@ -74,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PNG",
         help=f"also draw the first {MONTAGE_CASES} cases with their labels",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be made, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be made, and exit")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -85,15 +74,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         or args.seed < 0
     ):
         raise UserError(
-            f"--cases is 1 to {FIRST_TEST}, --workers at least 1, --test-cases and --seed at least 0"
+            f"--cases must be 1 to {FIRST_TEST}, --workers at least 1, --test-cases and --seed at least 0"
         )
     if args.montage and args.montage.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"--montage {args.montage}: a picture's name ends in .png or .jpg")
+        raise UserError(f"--montage {args.montage}: the name must end in .png or .jpg")
     wanted = PhantomSet(
         args.folder, args.cases, args.test_cases, args.seed, args.size, args.difficulty == "hard"
     )
-    if args.follow_up:
-        return _make_follow_ups(args)
     if args.dry_run:
         check_folder(wanted)
         print(
@@ -112,27 +99,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"{len(cases)} scans in {args.folder}; next: liverseg convert {quote_path(args.folder)} STORE"
     )
     return {"folder": str(args.folder), "cases": [asdict(case) for case in cases]}
-
-
-def _make_follow_ups(args: argparse.Namespace) -> dict[str, Any]:
-    """Patients at several dates instead of single scans."""
-    if args.follow_up < 0 or args.test_cases or args.workers > 1 or args.montage:
-        raise UserError(
-            "--follow-up is at least 1 and goes without --test-cases, --workers and --montage"
-        )
-    wanted = FollowUpSet(
-        args.folder, args.cases, args.follow_up + 1, args.seed, args.size, args.difficulty == "hard"
-    )
-    if args.dry_run:
-        check_follow_up_folder(wanted)
-        print(f"would make {args.cases} patients at {wanted.dates} dates in {args.folder}")
-        return {"folder": str(args.folder), "dry_run": True}
-    with show_progress("phantom", args.cases) as line:
-        patients = write_follow_ups(wanted, lambda name: line.advance(note=name))
-    print(
-        f"{len(patients)} patients at {wanted.dates} dates in {args.folder}; next: liverseg follow labelsTr/..."
-    )
-    return {"folder": str(args.folder), "patients": patients}
 
 
 def _print_table(cases: list[CaseSummary]) -> None:

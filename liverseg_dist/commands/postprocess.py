@@ -1,21 +1,21 @@
-"""Choose the post-processing of a run on its validation cases; what helps is kept, and saved with the run.
+"""Choose the post-processing of a run on its validation cases, and save it with the run.
 
-  liverseg postprocess runs/first --store STORE                              the store's slabs
-  liverseg postprocess runs/first --store STORE --source Task03_Liver        whole scans, as they will come
-  torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 --nproc-per-node=4 \\
-      -m liverseg_dist postprocess runs/first --store STORE
+  liverseg postprocess runs/first --store STORE                              slabs of the store
+  liverseg postprocess runs/first --store STORE --source Task03_Liver        whole scans, as in prediction
+  torchrun --standalone --nproc-per-node=4 -m liverseg_dist postprocess runs/first --store STORE
 
-Looked at, one after the other: a threshold for the tumour's probability, the largest liver only, filled holes, tumours
-only near the liver, what they have outside it cut off, a least tumour volume. Each is kept if the mean Dice of liver
-and tumour is higher with it when cases judge settings that were chosen on other cases (cross-validation), and no more
-cases got worse than better. The choice goes to RUN/postprocess.yaml, which evaluate and predict use from then on
-(inference.* on their line comes last); delete the file to undo it. Run the same line again after a stop: predicted
-cases are not predicted again.
+Operations, tried in this order: a threshold for the probability of tumour, only the largest liver, filled holes,
+no tumours far from the liver, tumours cut where they leave the liver, a minimum tumour volume. An operation is kept
+if it raises the mean Dice of liver and tumour in cross-validation (its setting is chosen on some cases and scored
+on the others), and if not more cases get worse than better.
+
+The choice is written to RUN/postprocess.yaml. evaluate and predict use it from then on; inference.* settings on the
+command line have precedence; delete the file to undo the choice. Run the same line again after a stop: predicted cases
+are not predicted again.
 """
 
 import argparse
 import json
-import sys
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,17 +24,18 @@ import torch
 from liverseg_dist.commands.case_progress import case_progress
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import (
-    find_training_overlap,
-    format_leakage_warning,
     gate_of,
-    input_kind,
     inputs_for,
     load_runs,
     print_scan_warnings,
     store_for,
     voxels_of,
 )
-from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
+from liverseg_dist.commands.run_distributed import (
+    report_case_failure,
+    run_distributed,
+    silence_other_ranks,
+)
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
@@ -43,6 +44,7 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER
 from liverseg_dist.files import write_json
+from liverseg_dist.inference.evaluation_results import input_kind
 from liverseg_dist.inference.load_run import (
     POSTPROCESS,
     WEIGHTS_COMMENT,
@@ -60,6 +62,7 @@ from liverseg_dist.inference.postprocess_search import (
     decide_operation,
     write_choice,
 )
+from liverseg_dist.inference.training_overlap import find_training_overlap, format_leakage_warning
 from liverseg_dist.inference.work_division import shard_cases
 from liverseg_dist.texts.paths import path_argument, text_argument
 from liverseg_dist.tracking.terminal_table import print_table
@@ -76,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--store",
         type=text_argument,
         metavar="STORE",
-        help="the Zarr store (default: the one the run was trained on)",
+        help="Zarr store (default: the one the run was trained on)",
     )
     parser.add_argument(
         "--part",
@@ -88,70 +91,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source",
         type=path_argument,
         metavar="DIR",
-        help="MSD folder: whole scans, not the store's slabs",
+        help="MSD folder: use whole scans, not the slabs of the store",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="with --source: also take scans that the audit refuses, and mark them",
+        help="with --source: also use scans that the audit refuses, and mark them",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="tell what would be chosen, save nothing with the run",
+        help="print what would be chosen; do not save it with the run",
     )
     add_inference(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Predict the cases on all ranks, choose the operations, and save the choice on rank 0."""
     world = World.from_environment(args.device)
-    if not world.is_main:
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
-    torch.set_num_threads(1)  # as evaluate: the same bits for any number of threads
+    silence_other_ranks(world)
+    # As in evaluate: several windows run at the same time, so the result does not depend on the thread count.
+    torch.set_num_threads(1)
     keep_freed_memory()
-    runs = [_bare(loaded) for loaded in load_runs(args, world, args.overrides, postprocessed=False)]
+    loaded = load_runs(args, world, args.overrides, postprocessed=False)
+    runs = [_without_postprocessing(one) for one in loaded]
     store = store_for(args, runs)
     case_ids = store.ids(args.part, runs[0].settings.data.fold)
-    if args.part != "train" and (seen := find_training_overlap(runs, store, case_ids)):
+    if args.part != "train" and (overlap := find_training_overlap(runs, store, case_ids)):
         raise UserError(
-            f"{format_leakage_warning(seen)}: what helps is chosen on cases that none of the runs knows"
+            f"{format_leakage_warning(overlap)}: post-processing is chosen on cases that none of the "
+            "runs was trained on; leave these runs out of --ensemble, or use a store with other splits"
         )
-    job = _job(args, runs, store, world)
-    cases = len(job.inputs.slabs)
+    search = _build_search(args, runs, store, world)
+    cases = len(search.inputs.slabs)
     if cases < MIN_CASES:
         raise UserError(
-            f"{store.path}: {args.part} has {cases} labelled cases; choosing needs {MIN_CASES} or more"
+            f"{store.path}: {args.part} has {cases} labelled cases; "
+            f"the choice needs {MIN_CASES} or more"
         )
     return run_distributed(
-        world, args.timeout, job.folder, lambda watch: _choose(args, runs, job, world, watch)
+        world,
+        args.timeout,
+        search.folder,
+        lambda monitor: _choose_operations(args, runs, search, world, monitor),
     )
 
 
-def _choose(
+def _choose_operations(
     args: argparse.Namespace,
     runs: list[LoadedRun],
-    job: PostprocessSearch,
+    search: PostprocessSearch,
     world: World,
-    watch: HeartbeatMonitor,
+    monitor: HeartbeatMonitor,
 ) -> dict[str, Any]:
-    failed = _prepare(job, world, watch)
+    failed = _predict_cases(search, world, monitor)
     if world.is_main:
-        print_scan_warnings(
-            record for record in job.ledger.read_all() if record["case_id"] in job.inputs.slabs
-        )
+        records = search.ledger.read_all()
+        print_scan_warnings(one for one in records if one["case_id"] in search.inputs.slabs)
     if failed:
         return {"failed": failed, "exit_code": EXIT_FAILED}
-    cases = len(job.inputs.slabs)
-    decisions = _decide(job, world, watch)
+    cases = len(search.inputs.slabs)
+    decisions = _decide_operations(search, world, monitor)
     chosen = {one.operation: one.option for one in decisions if one.kept}
-    _say(decisions)
-    watch.mark(-1, "writing the choice")
+    _print_decisions(decisions)
     if world.is_main and not args.dry_run:
-        write_choice(args.run / POSTPROCESS, chosen, _told(args, runs, decisions, cases))
-        write_json(
-            job.folder / "choice.json",
-            {"chosen": chosen, "decisions": [asdict(one) for one in decisions]},
-        )
+        comment = _describe_choice(args, runs, decisions, cases)
+        write_choice(args.run / POSTPROCESS, chosen, comment)
+        record = {"chosen": chosen, "decisions": [asdict(one) for one in decisions]}
+        write_json(search.folder / "choice.json", record)
     if not args.dry_run:
         print(f"saved: {args.run / POSTPROCESS}", flush=True)
     barrier()
@@ -165,110 +172,117 @@ def _choose(
     }
 
 
-def _bare(loaded: LoadedRun) -> LoadedRun:
-    """A run without any post-processing: that is what we are about to choose."""
-    inference = loaded.settings.inference.model_copy(
-        update={name: getattr(NO_POSTPROCESSING, name) for name in OPERATIONS}
-    )
+def _without_postprocessing(loaded: LoadedRun) -> LoadedRun:
+    """Switch off all operations, because they are what is chosen here."""
+    off = {name: getattr(NO_POSTPROCESSING, name) for name in OPERATIONS}
+    inference = loaded.settings.inference.model_copy(update=off)
     return replace(loaded, settings=loaded.settings.model_copy(update={"inference": inference}))
 
 
-def _job(
+def _build_search(
     args: argparse.Namespace, runs: list[LoadedRun], store: CaseStore, world: World
 ) -> PostprocessSearch:
     settings = runs[0].settings
-    inputs, _ = inputs_for(
-        store, store.ids(args.part, settings.data.fold), settings, args.source, args.force
-    )
+    case_ids = store.ids(args.part, settings.data.fold)
+    inputs, _ = inputs_for(store, case_ids, settings, args.source, args.force)
     folder = args.run / EVALUATION / FOLDER
-    fingerprint = (
-        fingerprint_runs(runs) | {"input": input_kind(inputs), "codes": 1} | gate_of(inputs)
-    )
+    # "codes": version of the encoding of predictions in the ledger.
+    fingerprint = fingerprint_runs(runs)
+    fingerprint |= {"input": input_kind(inputs), "codes": 1}
+    fingerprint |= gate_of(inputs)
     ledger = Ledger(folder / LEDGER, fingerprint)
-    return PostprocessSearch(
-        inputs, build_predictor(runs, world.device, window_threads(args, world)), ledger, folder
-    )
+    predictor = build_predictor(runs, world.device, window_threads(args, world))
+    return PostprocessSearch(inputs, predictor, ledger, folder)
 
 
-def _prepare(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> dict[str, str]:
-    """Predict this rank's share; returns the failures of all ranks."""
+def _predict_cases(
+    search: PostprocessSearch, world: World, monitor: HeartbeatMonitor
+) -> dict[str, str]:
+    """Predict the share of this rank; returns the failures of all ranks."""
     failed: dict[str, str] = {}
-    mine = shard_cases(voxels_of(job.inputs), world.global_rank, world.world_size)
-    total = len(job.inputs.slabs)
-    with case_progress("predict", total, world, watch) as line:
-        for case_id in mine:
-            watch.mark(-1, f"predicting {case_id}")
+    own = shard_cases(voxels_of(search.inputs), world.global_rank, world.world_size)
+    total = len(search.inputs.slabs)
+    with case_progress("predict", total, world, monitor) as progress:
+        for case_id in own:
+            progress.report_activity(f"predicting {case_id}")
             try:
-                job.prepare_case(case_id)
+                search.prepare_case(case_id)
             except RunFailed as error:
                 failed[case_id] = str(error)
-                report_case_failure(error, world, job.folder, case_id)
-            line.advance(note=case_id)
-        watch.mark(-1, "waiting for the others' cases")
-        everything = gather_from_ranks(failed)
-        line.complete(total)
-    return {name: text for part in everything for name, text in part.items()}
+                report_case_failure(error, world, search.folder, case_id)
+            progress.advance(note=case_id)
+        progress.report_activity("waiting for the cases of other ranks")
+        all_failed: dict[str, str] = {}
+        for part in gather_from_ranks(failed):
+            all_failed |= part
+        progress.complete(total)
+    return all_failed
 
 
-def _decide(job: PostprocessSearch, world: World, watch: HeartbeatMonitor) -> list[Decision]:
-    """One operation after the other; every rank tries the options on its own cases and reaches the same decision."""
-    mine = shard_cases(voxels_of(job.inputs), world.global_rank, world.world_size)
+def _decide_operations(
+    search: PostprocessSearch, world: World, monitor: HeartbeatMonitor
+) -> list[Decision]:
+    """Decide one operation after the other, each with the operations kept before.
+
+    Every rank tries the options on its own cases; all ranks get the same decision.
+    """
+    own = shard_cases(voxels_of(search.inputs), world.global_rank, world.world_size)
     decisions: list[Decision] = []
     chosen: dict[str, Any] = {}
-    total = len(OPERATIONS) * len(job.inputs.slabs)
-    with case_progress("try", total, world, watch) as line:
+    total = len(OPERATIONS) * len(search.inputs.slabs)
+    with case_progress("try", total, world, monitor) as progress:
         for operation in OPERATIONS:
-            own = {}
-            for case_id in mine:
-                watch.mark(-1, f"trying {operation} on {case_id}")
-                own[case_id] = job.try_options(case_id, operation, chosen)
-                line.advance(note=f"{operation} {case_id}")
-            watch.mark(-1, f"waiting for the others' {operation}")
-            scores = {
-                name: values for part in gather_from_ranks(own) for name, values in part.items()
-            }
+            own_scores = {}
+            for case_id in own:
+                progress.report_activity(f"trying {operation} on {case_id}")
+                own_scores[case_id] = search.try_options(case_id, operation, chosen)
+                progress.advance(note=f"{operation} {case_id}")
+            progress.report_activity(f"waiting for {operation} on other ranks")
+            scores: dict[str, Any] = {}
+            for part in gather_from_ranks(own_scores):
+                scores |= part
+            # Rank 0 decides for all: the same rounding everywhere.
             decision = broadcast_from_rank0(decide_operation(operation, scores))
             decisions.append(decision)
             if decision.kept:
                 chosen[operation] = decision.option
-        line.complete(total)
+        progress.complete(total)
+        progress.report_activity("writing the choice")
     return decisions
 
 
 def _final_score(decisions: list[Decision]) -> float:
-    """Cross-validated score with all that was kept."""
-    return next(
-        (one.score_cross_validated for one in reversed(decisions) if one.kept),
-        decisions[0].score_before,
-    )
+    """Cross-validated score with all operations that were kept."""
+    kept = [one for one in decisions if one.kept]
+    return kept[-1].score_cross_validated if kept else decisions[0].score_before
 
 
-def _say(decisions: list[Decision]) -> None:
+def _print_decisions(decisions: list[Decision]) -> None:
     headings = ("operation", "best", "Dice without", "cross-validated", "better/worse", "verdict")
-    rows = [
-        (
+    rows = []
+    for one in decisions:
+        rows.append((
             one.operation,
             json.dumps(one.option),
             f"{one.score_before:.4f}",
             f"{one.score_cross_validated:.4f}",
             f"{one.better}/{one.worse}",
             "kept" if one.kept else "not kept",
-        )
-        for one in decisions
-    ]
+        ))  # fmt: skip
     print_table(headings, rows, right=headings[1:5])
 
 
-def _told(
+def _describe_choice(
     args: argparse.Namespace, runs: list[LoadedRun], decisions: list[Decision], cases: int
 ) -> str:
+    """The comment at the top of postprocess.yaml: cases, weights, and the scores of each operation."""
+    weights = " ".join(run.weights_sha256 for run in runs)
     lines = [
-        f"Chosen by `liverseg postprocess` on {cases} {args.part} cases; delete this file to undo it."
+        f"Chosen by `liverseg postprocess` on {cases} {args.part} cases; delete this file to undo it.",
+        WEIGHTS_COMMENT.removeprefix("# ") + weights,
+        "Mean Dice of liver and tumour without the operation -> cross-validated with it:",
     ]
-    lines.append(WEIGHTS_COMMENT.removeprefix("# ") + " ".join(run.weights_sha256 for run in runs))
-    lines.append("Mean Dice of liver and tumour without the operation -> cross-validated with it:")
-    lines += [
-        f"  {one.operation}: {one.score_before:.4f} -> {one.score_cross_validated:.4f} {'' if one.kept else 'not '}kept"
-        for one in decisions
-    ]
+    for one in decisions:
+        scores = f"{one.score_before:.4f} -> {one.score_cross_validated:.4f}"
+        lines.append(f"  {one.operation}: {scores} {'' if one.kept else 'not '}kept")
     return "\n".join(lines)

@@ -1,25 +1,23 @@
-"""Segment scans: one mask per scan, with the scan's own shape and affine, whatever its orientation and spacing.
+"""Segment scans: one mask per scan, with the shape and affine of the scan.
 
   liverseg predict runs/first SCAN.nii.gz --out masks/
   liverseg predict runs/first imagesTs/ --out masks/ inference.mirror=true
   liverseg predict runs/fold0 --ensemble runs/fold1 --ensemble runs/fold2 imagesTs/ --out masks/
-  torchrun --rdzv-backend=liverseg --rdzv-endpoint=localhost:0 --nproc-per-node=4 \\
-      -m liverseg_dist predict runs/first imagesTs/ --out masks/
+  torchrun --standalone --nproc-per-node=4 -m liverseg_dist predict runs/first imagesTs/ --out masks/
 
-A mask is called as its scan, without the channel number `_0000` (liver_1_0000.nii.gz becomes liver_1.nii.gz).
-Labels: 0 background, 1 liver, 2 tumour. volumes.csv gets liver and tumour volume (ml) and tumour burden of each scan.
-Run the same line again after a stop: finished scans are not segmented again (--again does).
+A mask has the name of its scan without the channel number `_0000`: liver_1_0000.nii.gz becomes liver_1.nii.gz.
+Labels: 0 background, 1 liver, 2 tumour. volumes.csv lists liver volume, tumour volume (ml) and tumour burden.
+Run the same line again after a stop: finished scans are not segmented again, unless --again is given.
 
-Every scan passes the audit of `convert`: what that excludes (MR, grey values, a missing offset of 1024, broken voxels,
-too few slices) is refused, the other scans go on, and the exit code is 1. --force segments refused scans and marks them
-`forced` in volumes.csv. What the audit warns of, in the scan or in the mask, is printed and stands in the column
-`warnings`.
+Every scan passes the audit of `convert`. A scan that the audit excludes (MR, grey values, a missing offset of
+1024, broken voxels, too few slices) is refused with exit code 1 while the other scans continue. --force segments
+refused scans and marks them `forced` in volumes.csv. Warnings about a scan or its mask are printed and listed in
+the column `warnings`.
 """
 
 import argparse
 import contextlib
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +28,14 @@ import torch
 from liverseg_dist.commands.case_progress import case_progress
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import load_runs
-from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
+from liverseg_dist.commands.run_distributed import (
+    compute_on_rank0,
+    print_warning,
+    print_warning_lines,
+    report_case_failure,
+    run_distributed,
+    silence_other_ranks,
+)
 from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
@@ -39,13 +44,14 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, U
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.inference.load_run import build_predictor, fingerprint_runs
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.predict_scans import ScanPredictor, describe_skipped_files, find_scans
+from liverseg_dist.inference.predict_scans import ScanPredictor
 from liverseg_dist.inference.scan_checks import (
     ScanRefused,
     fingerprint_scan_checks,
     format_warnings,
     select_warnings,
 )
+from liverseg_dist.inference.scan_files import describe_skipped_files, find_scans
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.texts.names import clean_text
 from liverseg_dist.texts.paths import expand_path, path_argument
@@ -57,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs",
         nargs="+",
         metavar="IMAGE",
-        help="scans (.nii, .nii.gz) or folders of them; then inference.KEY=VALUE",
+        help="scans (.nii, .nii.gz) or folders of scans; then inference.KEY=VALUE",
     )
     parser.add_argument(
         "--out", type=path_argument, required=True, metavar="DIR", help="folder for the masks"
@@ -65,58 +71,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probabilities",
         action="store_true",
-        help="also write float32 probabilities of liver and tumour",
+        help="also write the probabilities of liver and tumour (float32)",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="segment scans that the audit refuses as well, and mark them",
+        help="also segment scans that the audit refuses, and mark them",
     )
-    parser.add_argument("--again", action="store_true", help="segment again what is done")
+    parser.add_argument("--again", action="store_true", help="also segment finished scans again")
     add_inference(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Segment the scans on all ranks; rank 0 writes the table of volumes."""
     world = World.from_environment(args.device)
-    if not world.is_main:
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 does the talking
-    torch.set_num_threads(
-        1
-    )  # windows are computed side by side instead: the same bits for any number of threads
+    silence_other_ranks(world)
+    # Several windows run at the same time instead, so the result does not depend on the thread count.
+    torch.set_num_threads(1)
     keep_freed_memory()
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
-    inputs = [_input_path(text) for text in args.inputs if text not in overrides]
-    named = find_scans(inputs, args.out)
-    if not named:
+    inputs = [_parse_input(text) for text in args.inputs if text not in overrides]
+    name_of_file = find_scans(inputs, args.out)
+    if not name_of_file:
         raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
-    if world.is_main:
-        for line in describe_skipped_files(inputs):
-            print(f"warning: {line}", file=sys.stderr)
-    files = list(named.values())
-    new = [path for path in _written(args.out) if not path.exists()]
-    job = replace(_job(args, overrides, world), names={file: name for name, file in named.items()})
+    for line in describe_skipped_files(inputs):
+        print_warning(world, line)
+    files = list(name_of_file.values())
+    new = [path for path in _output_paths(args.out) if not path.exists()]
+    prediction = _build_prediction(args, overrides, world)
+    prediction = replace(prediction, scan_ids={file: name for name, file in name_of_file.items()})
     result = run_distributed(
-        world, args.timeout, args.out, lambda watch: _predict(args, job, files, world, watch)
+        world,
+        args.timeout,
+        args.out,
+        lambda monitor: _predict(args, prediction, files, world, monitor),
     )
     if world.is_main and result.get("masks") == [] and result["exit_code"] == EXIT_USER:
         _remove(new)
     return result
 
 
-def _input_path(text: str) -> Path:
+def _parse_input(text: str) -> Path:
     try:
         return expand_path(text)
     except ValueError as error:
         raise UserError(f"{text}: {error}") from None
 
 
-def _written(out: Path) -> list[Path]:
-    """What a call writes, inner folders first: the folder itself may be made with its parents."""
+def _output_paths(out: Path) -> list[Path]:
+    """What a call creates, inner folders first. The parents of `out` may be new as well."""
     return [out / "ledger", out / "volumes.csv", out / "probabilities", out, *out.parents]
 
 
 def _remove(paths: list[Path]) -> None:
-    """Where no scan could be read, nothing is left of a call: neither a table of errors nor an empty folder."""
+    """Remove the output of a call that could not read any scan: a table of errors and empty folders."""
     for path in paths:
         with contextlib.suppress(OSError):  # a folder that is not empty stays
             if path.name == "ledger":
@@ -129,128 +137,49 @@ def _remove(paths: list[Path]) -> None:
 
 def _predict(
     args: argparse.Namespace,
-    job: ScanPredictor,
+    prediction: ScanPredictor,
     files: list[Path],
     world: World,
-    watch: HeartbeatMonitor,
+    monitor: HeartbeatMonitor,
 ) -> dict[str, Any]:
-    failed = _work(job, files, world, watch)
-    watch.mark(-1, "writing the table")
+    failed = segment_files(prediction, files, world, monitor)
     barrier()
-    table = broadcast_from_rank0(str(job.write_table()) if world.is_main else None)
-    marks = broadcast_from_rank0(
-        _marks(job, [job.name_of(file) for file in files]) if world.is_main else None
-    )
-    all_mistakes = len(failed) == len(files) and all(failed.values())
-    if not all_mistakes:
+    names = [prediction.get_scan_id(file) for file in files]
+    table = compute_on_rank0(world, lambda: str(prediction.write_volume_table()))
+    marks = compute_on_rank0(world, lambda: _collect_marks(prediction, names))
+    all_are_mistakes = len(failed) == len(files) and all(failed.values())
+    if not all_are_mistakes:
         print(f"table: {table}", flush=True)
+    exit_code = EXIT_DONE
+    if failed:
+        exit_code = EXIT_USER if all_are_mistakes else EXIT_FAILED
     return {
         "out": str(args.out),
         "table": table,
-        "masks": [
-            str(job.mask_file(job.name_of(file)))
-            for file in files
-            if job.name_of(file) not in failed
-        ],
+        "masks": [str(prediction.get_mask_file(name)) for name in names if name not in failed],
         "failed": sorted(failed),
         **marks,
-        "exit_code": EXIT_DONE if not failed else EXIT_USER if all_mistakes else EXIT_FAILED,
+        "exit_code": exit_code,
     }
 
 
-def _job(args: argparse.Namespace, overrides: list[str], world: World) -> ScanPredictor:
+def _build_prediction(
+    args: argparse.Namespace, overrides: list[str], world: World
+) -> ScanPredictor:
     runs = load_runs(args, world, overrides)
     settings = runs[0].settings
-    (args.out / "probabilities" if args.probabilities else args.out).mkdir(
-        parents=True, exist_ok=True
-    )
-    ledger = Ledger(
-        args.out / "ledger", fingerprint_runs(runs) | {"gate": fingerprint_scan_checks(settings)}
-    )
+    folder = args.out / "probabilities" if args.probabilities else args.out
+    folder.mkdir(parents=True, exist_ok=True)
+    fingerprint = fingerprint_runs(runs) | {"gate": fingerprint_scan_checks(settings)}
     return ScanPredictor(
-        build_predictor(runs, world.device, window_threads(args, world)),
-        settings,
-        args.out,
-        ledger,
-        args.probabilities,
-        args.force,
-        args.again,
+        predictor=build_predictor(runs, world.device, window_threads(args, world)),
+        settings=settings,
+        out=args.out,
+        ledger=Ledger(args.out / "ledger", fingerprint),
+        with_probabilities=args.probabilities,
+        force=args.force,
+        recompute=args.again,
     )
-
-
-def _work(
-    job: ScanPredictor, files: list[Path], world: World, watch: HeartbeatMonitor
-) -> dict[str, bool]:
-    """Segment this rank's share; returns for each scan that failed, on any rank, whether it was the user's mistake."""
-    before = set() if job.again else broadcast_from_rank0(job.ledger.done())
-    known = [file for file in files if job.name_of(file) in before]
-    size = {
-        str(file): file.stat().st_size if file.is_file() else 0
-        for file in files
-        if file not in known
-    }
-    failed: dict[str, bool] = {}
-    fresh = divide_work(size, world.global_rank, world.world_size)
-    team = WindowParallel(world.device)
-    shared = replace(
-        job, predictor=job.predictor.spread_by(team.map_windows), together=team.case_scope
-    )
-    alone = [*known[world.global_rank :: world.world_size], *map(Path, fresh.alone)]
-    with case_progress("predict", len(files), world, watch) as line:
-        for file in (*map(Path, fresh.together), *alone):
-            watch.mark(-1, f"segmenting {clean_text(file.name)}")
-            try:
-                if str(file) in fresh.together and not world.is_main:
-                    shared.help_file(file)
-                else:
-                    record, is_known = (shared if str(file) in fresh.together else job).run_file(
-                        file
-                    )
-                    print(_line(record, is_known), flush=True)
-                    for text in format_warnings(record["case_id"], record["findings"]):
-                        print(text, file=sys.stderr, flush=True)
-            except (UserError, RunFailed) as error:
-                if (
-                    world.is_main or str(file) not in fresh.together
-                ):  # a helper's failure fails the scan on rank 0, too
-                    failed[job.name_of(file)] = isinstance(error, UserError)
-                is_helper = str(file) in fresh.together and not world.is_main
-                # The failed rank prints its own reason; of a refusal rank 0 has the same one.
-                is_reported_elsewhere = isinstance(error, PeerFailed) or (
-                    is_helper and isinstance(error, ScanRefused)
-                )
-                if not is_reported_elsewhere:
-                    report_case_failure(error, world, job.out, clean_text(file.name))
-            line.advance(note=clean_text(file.name), shared=str(file) in fresh.together)
-        watch.mark(-1, "waiting for the others' scans")
-        everything = gather_from_ranks(failed)
-        line.complete(len(files))
-    return {name: mistake for part in everything for name, mistake in part.items()}
-
-
-def _marks(job: ScanPredictor, names: list[str]) -> dict[str, Any]:
-    """Of this call's scans: which were refused, which were forced, and the codes of their warnings."""
-    records = {
-        record["case_id"]: record for record in job.ledger.read_all() if record["case_id"] in names
-    }
-    refused = job.ledger.failure_details()
-    codes = {
-        name: [f["code"] for f in select_warnings(record["findings"])]
-        for name, record in records.items()
-    }
-    return {
-        "refused": [name for name in names if name in refused],
-        "forced": [name for name in names if name in records and records[name]["forced"]],
-        "warnings": {name: found for name, found in codes.items() if found},
-    }
-
-
-def _line(record: dict[str, Any], known: bool) -> str:
-    burden = "" if record["burden"] is None else f", burden {100 * record['burden']:.2f} %"
-    note = "  (done before)" if known else ""
-    note += "  (forced)" if record["forced"] else ""
-    volumes = f"liver {record['liver_ml']:.1f} ml, tumour {record['tumour_ml']:.2f} ml in {record['tumours']}"
-    return f"{record['case_id']}: {volumes}{burden}{note}"
 
 
 def load_prediction(
@@ -263,12 +192,106 @@ def load_prediction(
         scans: file of each scan by id, as `find_scans` returns them.
     """
     options = {"again": False, "force": False} | vars(args)
-    job = _job(argparse.Namespace(**options), overrides, world)
-    return replace(job, names={file: name for name, file in scans.items()})
+    prediction = _build_prediction(argparse.Namespace(**options), overrides, world)
+    return replace(prediction, scan_ids={file: name for name, file in scans.items()})
 
 
-def segment_share(
-    job: ScanPredictor, files: list[Path], world: World, watch: HeartbeatMonitor
+def segment_files(
+    prediction: ScanPredictor, files: list[Path], world: World, monitor: HeartbeatMonitor
 ) -> dict[str, bool]:
-    """Segment this rank's share of scans while the ranks are connected; as `_work`, for other commands."""
-    return _work(job, files, world, watch)
+    """Segment the share of this rank. All ranks return at the same time.
+
+    Returns:
+        The scans that failed on any rank -> whether it was a mistake of the user.
+    """
+    done = set() if prediction.recompute else broadcast_from_rank0(prediction.ledger.done())
+    known = [file for file in files if prediction.get_scan_id(file) in done]
+    sizes = {}
+    for file in files:
+        if file not in known:
+            sizes[str(file)] = file.stat().st_size if file.is_file() else 0
+    division = divide_work(sizes, world.global_rank, world.world_size)
+    parallel = WindowParallel(world.device)
+    shared = replace(
+        prediction,
+        predictor=prediction.predictor.with_window_mapper(parallel.map_windows),
+        window_scope=parallel.case_scope,
+    )
+    own = [*known[world.global_rank :: world.world_size], *map(Path, division.whole)]
+    failed: dict[str, bool] = {}
+    with case_progress("predict", len(files), world, monitor) as progress:
+        for file in map(Path, division.shared):
+            progress.report_activity(f"segmenting {clean_text(file.name)}")
+            failed |= _segment_shared_file(shared, file, world)
+            progress.advance(note=clean_text(file.name), shared=True)
+        for file in own:
+            progress.report_activity(f"segmenting {clean_text(file.name)}")
+            failed |= _segment_own_file(prediction, file, world)
+            progress.advance(note=clean_text(file.name))
+        progress.report_activity("waiting for the scans of other ranks")
+        all_failed: dict[str, bool] = {}
+        for part in gather_from_ranks(failed):
+            all_failed |= part
+        progress.complete(len(files))
+        progress.report_activity("writing the table")
+    return all_failed
+
+
+def _segment_own_file(prediction: ScanPredictor, file: Path, world: World) -> dict[str, bool]:
+    """Segment a scan on this rank; returns its name and whether it was a user's mistake if it failed."""
+    try:
+        _segment_and_print(prediction, file)
+    except (UserError, RunFailed) as error:
+        if not isinstance(error, PeerFailed):
+            report_case_failure(error, world, prediction.out, clean_text(file.name))
+        return {prediction.get_scan_id(file): isinstance(error, UserError)}
+    return {}
+
+
+def _segment_shared_file(prediction: ScanPredictor, file: Path, world: World) -> dict[str, bool]:
+    """Segment a scan together with all other ranks; rank 0 writes the mask and records a failure."""
+    if world.is_main:
+        return _segment_own_file(prediction, file, world)
+    try:
+        prediction.compute_shared_windows(file)
+    except (UserError, RunFailed) as error:
+        # Rank 0 has the same reason for a refused scan, and a rank that failed prints its own reason.
+        if not isinstance(error, (PeerFailed, ScanRefused)):
+            report_case_failure(error, world, prediction.out, clean_text(file.name))
+    return {}
+
+
+def _segment_and_print(prediction: ScanPredictor, file: Path) -> None:
+    record, was_done = prediction.segment_file(file)
+    print(_format_volumes(record, was_done), flush=True)
+    print_warning_lines(format_warnings(record["case_id"], record["findings"]))
+
+
+def _collect_marks(prediction: ScanPredictor, names: list[str]) -> dict[str, Any]:
+    """Of the scans of this call: refused ones, forced ones, and the codes of their warnings."""
+    records = {}
+    for record in prediction.ledger.read_all():
+        if record["case_id"] in names:
+            records[record["case_id"]] = record
+    refused = prediction.ledger.failure_details()
+    warnings = {}
+    for name, record in records.items():
+        codes = [finding["code"] for finding in select_warnings(record["findings"])]
+        if codes:
+            warnings[name] = codes
+    return {
+        "refused": [name for name in names if name in refused],
+        "forced": [name for name in names if name in records and records[name]["forced"]],
+        "warnings": warnings,
+    }
+
+
+def _format_volumes(record: dict[str, Any], was_done: bool) -> str:
+    """One line about a segmented scan."""
+    liver, tumour = f"{record['liver_ml']:.1f} ml", f"{record['tumour_ml']:.2f} ml"
+    line = f"{record['case_id']}: liver {liver}, tumour {tumour} in {record['tumours']}"
+    if record["burden"] is not None:
+        line += f", burden {100 * record['burden']:.2f} %"
+    line += "  (done before)" if was_done else ""
+    line += "  (forced)" if record["forced"] else ""
+    return line

@@ -1,9 +1,9 @@
-"""Draw what a training run would feed the network: samples as stored, as augmented, and their labels.
+"""Draw the samples that a training gets: as stored, as augmented, and their labels.
 
   liverseg preview tasks/liver.zarr --out picture.png
   liverseg preview tasks/liver.zarr --out picture.png --samples 10 data.augmentation=strong data.patch_size=[32,160,160]
 
-The samples are those that a run with the same settings and seed draws, by their run-wide number.
+The samples are those of a run with the same settings and seed, identified by their number in the run.
 """
 
 import argparse
@@ -35,14 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=path_argument, required=True, metavar="PNG", help="picture to write"
     )
     parser.add_argument(
-        "--samples", type=int, default=6, metavar="N", help="how many (default: %(default)s)"
+        "--samples",
+        type=int,
+        default=6,
+        metavar="N",
+        help="number of samples (default: %(default)s)",
     )
     parser.add_argument(
         "--first",
         type=int,
         default=0,
         metavar="N",
-        help="number of the first (default: %(default)s)",
+        help="number of the first sample in the run (default: %(default)s)",
     )
     add_settings(parser)
 
@@ -50,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict:
     settings = settings_from(args)
     if args.samples < 1 or args.first < 0:
-        raise UserError("--samples is at least 1, --first at least 0")
+        raise UserError("--samples must be at least 1, --first at least 0")
     if args.out.suffix.lower() != ".png":
-        raise UserError(f"{args.out}: the picture is a PNG; name it so")
+        raise UserError(f"{args.out}: the picture is a PNG file; its name must end in .png")
     store = CaseStore.open(args.store)
     case_ids = store.ids("train", settings.data.fold)
     source = PatchSource(
@@ -72,7 +76,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def preview_row(source: PatchSource, batch: Batch, settings: Settings) -> PreviewRow:
-    """One sample (a batch of one), stored and augmented."""
+    """Draw one sample, from a batch of size one, as stored and as augmented."""
     size, preset = settings.data.patch_size, build_preset(settings.data)
     stored, augmented = (
         (image_BCDHW[0, 0].numpy(), label_BDHW[0].numpy())
@@ -102,6 +106,6 @@ def preview_row(source: PatchSource, batch: Batch, settings: Settings) -> Previe
 
 
 def grey_range(intensity: IntensityConfig) -> tuple[float, float]:
-    """Normalised values of the clipping bounds."""
+    """Return the normalised values of the clipping bounds, for black and white."""
     black, white = (np.array([0.0, 1.0]) - intensity.mean) / intensity.std
     return float(black), float(white)

@@ -26,7 +26,7 @@ from liverseg_dist.clinical.components import CONNECTIVITIES, LITS_CONNECTIVITY
 from liverseg_dist.clinical.page import render_quantities
 from liverseg_dist.clinical.tables import lesions_csv, structures_csv
 from liverseg_dist.commands.options import add_inference
-from liverseg_dist.commands.predict import load_prediction, segment_share
+from liverseg_dist.commands.predict import load_prediction, segment_files
 from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
 from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
@@ -34,7 +34,7 @@ from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from liverseg_dist.files import write_json, write_text
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.predict_scans import ScanPredictor, find_scans
+from liverseg_dist.inference.predict_scans import ScanPredictor
 from liverseg_dist.inference.quantify import (
     MaskFile,
     Measurement,
@@ -43,6 +43,7 @@ from liverseg_dist.inference.quantify import (
     gather_inputs,
     measurement_for,
 )
+from liverseg_dist.inference.scan_files import find_scans
 from liverseg_dist.inference.work_division import shard_cases
 from liverseg_dist.label_scheme import LITS_SCHEME, LabelScheme, parse_label_options
 from liverseg_dist.tracking.progress import show_progress
@@ -144,10 +145,10 @@ def _segment_and_measure(
     job = load_prediction(settings, overrides, world, scans)
 
     def work(watch: HeartbeatMonitor) -> dict[str, Any]:
-        failed = segment_share(job, files, world, watch)
-        watch.mark(-1, "waiting for the masks of other ranks")
+        failed = segment_files(job, files, world, watch)
+        watch.report_progress(-1, "waiting for the masks of other ranks")
         barrier()
-        segmented = [file for file in files if job.name_of(file) not in failed]
+        segmented = [file for file in files if job.get_scan_id(file) not in failed]
         cases = [_case_of_scan(job, file, args.probabilities, scheme) for file in segmented]
         errors = job.ledger.failures()
         failures = {
@@ -162,14 +163,14 @@ def _segment_and_measure(
 def _case_of_scan(
     job: ScanPredictor, file: Path, with_probabilities: bool, scheme: LabelScheme
 ) -> MaskFile:
-    name = job.name_of(file)
+    name = job.get_scan_id(file)
     probabilities = {}
     if with_probabilities:
         for structure in scheme.structures:
-            found = job.probability_file(name, structure.name)
+            found = job.get_probability_file(name, structure.name)
             if found.is_file():
                 probabilities[structure.name] = found
-    return MaskFile(name, job.mask_file(name), file, probabilities)
+    return MaskFile(name, job.get_mask_file(name), file, probabilities)
 
 
 def measure_cases(
@@ -183,7 +184,7 @@ def measure_cases(
     """Measure this rank's share, then write the tables and the page on rank 0."""
     job = measurement_for(args.out, scheme, args.connectivity)
     records, failed, reused = _measure_share(job, cases, world, watch)
-    watch.mark(-1, "waiting for the cases of other ranks")
+    watch.report_progress(-1, "waiting for the cases of other ranks")
     parts = gather_from_ranks((records, failed, reused))
     records = {name: record for part in parts for name, record in part[0].items()}
     failures = failures | {name: failure for part in parts for name, failure in part[1].items()}
@@ -212,7 +213,7 @@ def _measure_share(
     reused = 0
     with show_progress("quantify", len(mine), quiet=not world.is_main) as line:
         for name in mine:
-            watch.mark(-1, f"measuring {name}")
+            watch.report_progress(-1, f"measuring {name}")
             try:
                 records[name], is_known = job.run_case(by_name[name])
                 reused += is_known

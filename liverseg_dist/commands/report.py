@@ -1,9 +1,10 @@
-"""Make report.html, summary.json and the tables again from a finished evaluation's ledger and pictures.
+"""Write report.html, summary.json and the tables again, from the ledger and pictures of a finished evaluation.
 
 liverseg report runs/fold0
 """
 
 import argparse
+from typing import Any
 
 from liverseg_dist.evaluation.results import load_results, rewrite_results
 from liverseg_dist.texts.paths import path_argument
@@ -14,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run",
         type=path_argument,
         metavar="RUN_OR_DIR",
-        help="evaluated run, or a folder of evaluate or score",
+        help="evaluated run, or a folder that evaluate or score wrote",
     )
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     results = load_results(args.run)
     summary = rewrite_results(results)
     report = results.folder / "report.html"

@@ -1,12 +1,12 @@
-"""What the commands on a finished run share: its models, the cases of a store, as slabs or as whole scans."""
+"""What the commands on a finished run share: its models, and the cases of a store as slabs or whole scans."""
 
 import argparse
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from liverseg_dist.commands.run_distributed import print_warning, print_warning_lines
 from liverseg_dist.config import Settings
 from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.modality import refuse_other_modality
@@ -15,84 +15,65 @@ from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference.case_inputs import CaseInputs, group_slabs_by_scan
 from liverseg_dist.inference.load_run import (
-    OUTDATED_CHOICE,
     POSTPROCESS,
     LoadedRun,
     find_common_mirror_axes,
-    has_outdated_postprocessing,
     load_run,
 )
+from liverseg_dist.inference.outdated_results import OUTDATED_CHOICE, has_outdated_postprocessing
 from liverseg_dist.inference.scan_checks import fingerprint_scan_checks, format_warnings
-
-Seen = dict[str, list[str]]
-"""A run's folder -> cases to be scored that it was trained on."""
 
 
 def load_runs(
     args: argparse.Namespace, world: World, overrides: Sequence[str], postprocessed: bool = True
 ) -> list[LoadedRun]:
-    """The models of RUN and --ensemble, with --weights both two of each; their probabilities are averaged."""
+    """Load the models of RUN and --ensemble. With `--weights both` each run gives two models.
+
+    Args:
+        overrides: `inference.KEY=VALUE` for this call.
+        postprocessed: use the post-processing that was chosen for the run.
+
+    Returns:
+        Models whose probabilities are averaged; the settings of the first one apply.
+    """
     kinds = ("last", "best") if args.weights == "both" else (args.weights,)
-    runs = [
-        load_run(path, world.device, overrides, kind, postprocessed)
-        for path in (args.run, *args.ensemble)
-        for kind in kinds
-    ]
-    if world.is_main and postprocessed and has_outdated_postprocessing(runs[0]):
-        print(f"warning: {runs[0].path / POSTPROCESS} {OUTDATED_CHOICE}", file=sys.stderr)
-    if world.is_main and runs[0].settings.inference.mirror:
-        _tell_what_is_not_mirrored(runs)
+    runs = []
+    for path in (args.run, *args.ensemble):
+        for kind in kinds:
+            runs.append(load_run(path, world.device, overrides, kind, postprocessed))
+    if postprocessed and has_outdated_postprocessing(runs[0]):
+        print_warning(world, f"{runs[0].path / POSTPROCESS} {OUTDATED_CHOICE}")
+    if runs[0].settings.inference.mirror:
+        _warn_of_unmirrored_axes(runs, world)
     return runs
 
 
-def _tell_what_is_not_mirrored(runs: Sequence[LoadedRun]) -> None:
-    known = find_common_mirror_axes(runs)
-    some = sorted({axis for run in runs for axis in find_common_mirror_axes([run])} - set(known))
-    if some:
-        names = ", ".join("zyx"[axis] for axis in some)
-        print(
-            f"warning: not mirrored along {names}: not all of these models were in training",
-            file=sys.stderr,
+def _warn_of_unmirrored_axes(runs: Sequence[LoadedRun], world: World) -> None:
+    """A network that was not trained on mirrored patches is not mirrored in inference either."""
+    common = set(find_common_mirror_axes(runs))
+    of_some_runs: set[int] = set()
+    for run in runs:
+        of_some_runs.update(find_common_mirror_axes([run]))
+    left_out = sorted(of_some_runs - common)
+    if left_out:
+        names = ", ".join("zyx"[axis] for axis in left_out)
+        print_warning(
+            world, f"not mirrored along {names}: some of these models were trained without"
         )
-    elif not known:
-        print(
-            f"warning: {runs[0].path}: inference.mirror=true changes nothing: training mirrored no axis "
+    elif not common:
+        print_warning(
+            world,
+            f"{runs[0].path}: inference.mirror=true changes nothing: training mirrored no axis "
             "(data.augmentation, data.mirror_axes)",
-            file=sys.stderr,
         )
 
 
 def store_for(args: argparse.Namespace, runs: Sequence[LoadedRun]) -> CaseStore:
-    """--store, or the one that the first run was trained on. Raises `UserError`."""
+    """Open --store, or the store that the first run was trained on. Raises `UserError`."""
     path = args.store or runs[0].settings.data.store
     if path is None:
         raise UserError("--store is not given, and the run does not name one")
     return CaseStore.open(path)
-
-
-def find_training_overlap(
-    runs: Sequence[LoadedRun], store: CaseStore, case_ids: Sequence[str]
-) -> Seen:
-    """Of these cases, those that each run was trained on; runs that saw none, or other data, are left out.
-
-    That it was this data is told by the intensities, which are computed from the training cases; the store may lie
-    elsewhere by now.
-    """
-    wanted, seen = set(case_ids), {}
-    for run in runs:
-        data = run.settings.data
-        if data.intensity == store.intensity and data.spacing_mm == store.spacing_mm:
-            ids = sorted(wanted.intersection(store.ids("train", data.fold)))
-            if ids:
-                seen[str(run.path)] = ids
-    return seen
-
-
-def format_leakage_warning(seen: Seen) -> str:
-    return "; ".join(
-        f"{Path(name).name} was trained on {', '.join(ids[:3])}{f' and {len(ids) - 3} more' if len(ids) > 3 else ''}"
-        for name, ids in seen.items()
-    )
 
 
 def inputs_for(
@@ -102,9 +83,14 @@ def inputs_for(
     source: Path | None,
     force: bool = False,
 ) -> tuple[CaseInputs, list[str]]:
-    """(inputs of the labelled cases, the unlabelled ones); with `source` (an MSD folder) whole scans.
+    """Collect the inputs of the labelled cases.
 
-    `force`: scans that the audit refuses are taken as well.
+    Args:
+        source: folder of a data set, to read whole scans; None for the slabs of the store.
+        force: include scans that the audit refuses.
+
+    Returns:
+        (inputs, ids of the cases without a label).
     """
     slabs, unlabelled = group_slabs_by_scan(store, case_ids)
     sources = None
@@ -116,24 +102,23 @@ def inputs_for(
 
 
 def gate_of(inputs: CaseInputs) -> dict[str, object]:
-    """For a ledger's fingerprint: whole scans pass the audit, the store's slabs passed it in conversion."""
+    """The audit's part of a ledger's fingerprint. Slabs of a store were audited in conversion."""
     return {} if inputs.sources is None else {"gate": fingerprint_scan_checks(inputs.settings)}
 
 
 def print_scan_warnings(records: Iterable[Mapping[str, Any]]) -> None:
-    """The warnings of scans that were read from files, from the records of a ledger."""
+    """Print the warnings of scans that were read from files.
+
+    Args:
+        records: entries of a ledger.
+    """
     for record in records:
-        for line in format_warnings(record["case_id"], record.get("scan_findings", ())):
-            print(line, file=sys.stderr, flush=True)
-
-
-def input_kind(inputs: CaseInputs) -> str:
-    return "slab" if inputs.sources is None else "scan"
+        print_warning_lines(format_warnings(record["case_id"], record.get("scan_findings", ())))
 
 
 def voxels_of(inputs: CaseInputs) -> dict[str, int]:
-    """Size of each scan, which tells how long it takes."""
-    return {
-        name: math.prod(inputs.store.meta(ids[0]).source_grid.shape)
-        for name, ids in inputs.slabs.items()
-    }
+    """Number of voxels of each scan, as an estimate of its computing time."""
+    sizes = {}
+    for name, ids in inputs.slabs.items():
+        sizes[name] = math.prod(inputs.store.meta(ids[0]).source_grid.shape)
+    return sizes

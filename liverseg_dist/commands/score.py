@@ -1,27 +1,24 @@
-"""Score any folder of predicted NIfTI masks against a folder of true ones.
+"""Score a folder of predicted NIfTI masks against a folder of true masks.
 
   liverseg score predictions/ labelsTr/ --out scores/
 
-Masks are matched by name (`_0000`, case and .nii/.nii.gz do not matter).
-Labels: 0 background, 1 liver, 2 tumour. A mask
-stored in another orientation is turned; a mask of another size is refused. Writes summary.json, cases.csv, lesions.csv
-and report.html. Run the same line again after a stop: cases already scored are not scored again.
+Masks are matched by name; `_0000`, upper and lower case and .nii/.nii.gz do not matter. Labels: 0 background,
+1 liver, 2 tumour. A mask in another orientation is reoriented; a mask of another size is refused. Writes
+summary.json, cases.csv, lesions.csv and report.html. Run the same line again after a stop: cases in the ledger
+are not scored again.
 """
 
 import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from liverseg_dist.commands.print_scores import format_figure, print_detection, print_notes
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError, printable
-from liverseg_dist.evaluation.metrics.lesions import (
-    CONNECTIVITIES,
-    DETECTION_WORDS,
-    LITS_CONNECTIVITY,
-)
-from liverseg_dist.evaluation.notes import list_distance_notes
+from liverseg_dist.evaluation.metrics.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
 from liverseg_dist.evaluation.pairing import Pairing, describe_left_out, find_images, pair_masks
 from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
 from liverseg_dist.evaluation.score_folders import (
@@ -37,6 +34,8 @@ from liverseg_dist.evaluation.shown_cases import select_shown_cases
 from liverseg_dist.texts.paths import path_argument
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.volume import Volume
+
+MAX_NAMED_CASES = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,17 +63,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=CONNECTIVITIES,
         default=LITS_CONNECTIVITY,
-        help="neighbours that make one lesion: 6 faces (as LiTS, the default), 18 and edges, 26 and corners",
+        help="voxels that belong to one lesion: neighbours by face (6, as LiTS, the default), "
+        "by face or edge (18), or by face, edge or corner (26)",
     )
     parser.add_argument(
         "--allow-missing",
         action="store_true",
-        help="exit 0 although cases have no prediction (they are still listed)",
+        help="exit with 0 if cases have no prediction; they are still listed",
     )
     parser.add_argument(
         "--ignore-affine",
         action="store_true",
-        help="compare voxel by voxel as stored, whatever the headers say",
+        help="compare the voxels as stored, without the orientation in the headers",
     )
     parser.add_argument(
         "--images",
@@ -83,11 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CT scans (HU) to show behind the masks in the report",
     )
     parser.add_argument(
-        "--no-pictures", action="store_true", help="leave the pictures of cases out of the report"
+        "--no-pictures", action="store_true", help="write the report without pictures of cases"
     )
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Score all pairs of masks in parallel processes and write the results."""
     pairing = pair_masks(args.prediction, args.truth)
     for folder in (args.prediction, args.truth):
         for left_out in describe_left_out(folder):
@@ -105,31 +106,32 @@ def run(args: argparse.Namespace) -> dict:
     scored = {outcome.case_id for outcome in outcomes if outcome.error is None}
     cases = [case for case in ledger.read_all() if case["case_id"] in scored]
     if not cases:
-        first = next(iter(failures.values()), "no reason was kept")
+        first = next(iter(failures.values()), "no reason was recorded")
         raise UserError(
             f"{args.prediction}: none of {len(outcomes)} cases could be scored; the first: {first}"
         )
     if not args.no_pictures:
-        _draw(args, pairing, job, cases)
-    told = {
-        pair.case_id: shorten_paths(failures[pair.case_id], pair)
-        for pair in pairing.pairs
-        if pair.case_id in failures
-    }
-    not_scored = told | dict.fromkeys(pairing.missing, "no prediction")
+        _draw_pictures(args, pairing, job, cases)
+    not_scored = {}
+    for pair in pairing.pairs:
+        if pair.case_id in failures:
+            # Results may be passed on, so they do not contain the paths of this machine.
+            not_scored[pair.case_id] = shorten_paths(failures[pair.case_id], pair)
+    not_scored |= dict.fromkeys(pairing.missing, "no prediction")
     environment = {"date": time.strftime("%Y-%m-%d")}
     summary = write_results(args.out, cases, not_scored, _details(args), ledger, environment)
     _print_summary(summary, cases, pairing, args.out)
+    dice = {}
+    for structure in ("liver", "tumour"):
+        scores = summary[structure]
+        dice[structure] = {key: scores[key] for key in ("dice_per_case", "dice_global")}
     return {
         "out": str(args.out),
         "summary": str(args.out / "summary.json"),
         "report": str(args.out / "report.html"),
         "n_cases": summary["n_cases"],
-        **{
-            s: {key: summary[s][key] for key in ("dice_per_case", "dice_global")}
-            for s in ("liver", "tumour")
-        },
-        "reused": sum(outcome.reused for outcome in outcomes),
+        **dice,
+        "reused": sum(outcome.is_reused for outcome in outcomes),
         "failed": failures,
         "missing": list(pairing.missing),
         "extra": list(pairing.extra),
@@ -137,8 +139,10 @@ def run(args: argparse.Namespace) -> dict:
     }
 
 
-def _draw(args: argparse.Namespace, pairing: Pairing, job: ScoreJob, cases: list[dict]) -> None:
-    """Pictures of the cases that the report will show."""
+def _draw_pictures(
+    args: argparse.Namespace, pairing: Pairing, job: ScoreJob, cases: list[dict[str, Any]]
+) -> None:
+    """Draw the cases that the report shows."""
     chosen = {case["case_id"] for _, case in select_shown_cases(cases)}
     pairs = [pair for pair in pairing.pairs if pair.case_id in chosen]
     drawing = PictureJob(args.out / PICTURES, find_images(args.images, pairs), read_nifti)
@@ -150,18 +154,19 @@ def _draw(args: argparse.Namespace, pairing: Pairing, job: ScoreJob, cases: list
 
 
 def read_mask(file: Path) -> Volume:
+    """Read a mask file; a function of this module because worker processes import it by name."""
     return read_nifti(file, kind="label")
 
 
 def _exit_code(outcomes: list[ScoreOutcome], pairing: Pairing, allow_missing: bool) -> int:
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:
-        return EXIT_USER if all(outcome.users_mistake for outcome in failed) else EXIT_FAILED
+        return EXIT_USER if all(outcome.is_user_error for outcome in failed) else EXIT_FAILED
     return EXIT_FAILED if pairing.missing and not allow_missing else EXIT_DONE
 
 
 def _details(args: argparse.Namespace) -> dict[str, object]:
-    # Names only: the folders' paths are not part of the result.
+    # Only the names of the folders: their paths are not part of the result.
     prediction = printable(args.prediction.resolve().name)
     truth = printable(args.truth.resolve().name)
     return {
@@ -173,27 +178,20 @@ def _details(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def _print_summary(summary: dict, cases: list[dict], pairing: Pairing, out: Path) -> None:
+def _print_summary(
+    summary: dict[str, Any], cases: list[dict[str, Any]], pairing: Pairing, out: Path
+) -> None:
     print(f"{summary['n_cases']} cases")
     for structure in ("liver", "tumour"):
         scores = summary[structure]
-        figures = f"Dice per case {_shown(scores['dice_per_case'])}, global {_shown(scores['dice_global'])}"
-        print(
-            f"{structure:7}{figures}, HD95 {_shown(scores['hd95_mm'], 2, ' mm')}, NSD 2 mm {_shown(scores['nsd_2mm'])}"
-        )
-    for name, words in DETECTION_WORDS.items():
-        counts = summary["tumour"]["detection"][name]
-        print(
-            f"lesions {words}: recall {_shown(counts['recall'])}, precision {_shown(counts['precision'])}"
-        )
-    for note in list_distance_notes(cases):
-        print(f"note: {note}")
-    if pairing.missing:
-        print(f"no prediction for {len(pairing.missing)}: {', '.join(pairing.missing[:10])}")
-    if pairing.extra:
-        print(f"no truth for {len(pairing.extra)}: {', '.join(pairing.extra[:10])}")
+        per_case, pooled = scores["dice_per_case"], scores["dice_global"]
+        dice = f"Dice per case {format_figure(per_case)}, global {format_figure(pooled)}"
+        distance = format_figure(scores["hd95_mm"], 2, " mm")
+        surface = format_figure(scores["nsd_2mm"])
+        print(f"{structure:7}{dice}, HD95 {distance}, NSD 2 mm {surface}")
+    print_detection(summary)
+    print_notes(cases)
+    for reason, names in (("prediction", pairing.missing), ("truth", pairing.extra)):
+        if names:
+            print(f"no {reason} for {len(names)}: {', '.join(names[:MAX_NAMED_CASES])}")
     print(f"report: {out / 'report.html'}")
-
-
-def _shown(value: float | None, digits: int = 4, unit: str = "") -> str:
-    return "undefined" if value is None else f"{value:.{digits}f}{unit}"

@@ -1,12 +1,12 @@
-"""Tell what can be set, with defaults, choices and meaning.
+"""List the settings with default, choices and meaning.
 
   liverseg settings                 the sections
-  liverseg settings train           a section, or a single key: train.schedule.name
-  liverseg settings --find spacing  keys whose name or meaning has that word
-  liverseg settings --configs       the config files that come with the program, with their paths
+  liverseg settings train           one section, or one key: train.schedule.name
+  liverseg settings --find spacing  keys whose name or meaning contains the word
+  liverseg settings --configs       config files that come with the program, with their paths
 
-In a YAML file they are nested, on the line they follow a command: train.learning_rate=1e-3. On the line a path is taken
-as written, after ~ and $NAME are expanded; an empty value (model.pretrained=) is null. Those of sweeps:
+In a YAML file settings are nested; on the command line they follow the command: train.learning_rate=1e-3. In
+paths ~ and $NAME are expanded; an empty value (model.pretrained=) is null. Settings of sweeps:
 python -m launch.tune --help.
 """
 
@@ -25,47 +25,69 @@ from liverseg_dist.texts.suggestions import suggest_name
 WIDTH = 110
 
 
+Described = dict[str, dict[str, Any]]
+"""Key of a setting -> its default, kind and meaning."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prefix", nargs="?", default="", metavar="KEY", help="a section or a key")
     parser.add_argument(
-        "--find", metavar="WORD", help="only keys whose name or meaning has this word"
+        "--find", metavar="WORD", help="only keys whose name or meaning contains this word"
     )
     parser.add_argument("--configs", action="store_true", help="list the shipped config files")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Print the sections, or the settings that were asked for."""
     if args.configs:
         return {"configs": _print_shipped_configs()}
-    found = dict(describe_keys(Settings, Settings().model_dump(mode="json")))
+    settings = dict(describe_keys(Settings, Settings().model_dump(mode="json")))
     if args.prefix:
-        found = {
-            key: told
-            for key, told in found.items()
-            if f"{key}.".startswith(f"{args.prefix.rstrip('.')}.")
-        }
-        if not found:
-            raise UserError(f"{args.prefix}: no such setting; {_suggestion(args.prefix)}")
+        settings = _select_prefix(settings, args.prefix)
     if args.find:
-        word = args.find.lower()
-        found = {
-            key: told for key, told in found.items() if word in f"{key} {told['meaning']}".lower()
-        }
-        if not found:
-            raise UserError(f"--find {args.find}: no key and no meaning has this word")
+        settings = _select_word(settings, args.find)
     if args.prefix or args.find:
-        for key, told in found.items():
-            print(f"{key} = {_as_yaml(told['default'])}   ({told['kind']})")
-            for line in textwrap.wrap(told["meaning"], WIDTH - 4):
-                print(f"    {line}")
+        _print_settings(settings)
     else:
-        sections = sorted({key.partition(".")[0] for key in found})
-        for section in sections:
-            names = [key.partition(".")[2] for key in found if key.startswith(f"{section}.")]
-            print(
-                f"{section:12}{textwrap.shorten(', '.join(names), WIDTH - 12, placeholder=' ...')}".rstrip()
-            )
-        print("liverseg settings SECTION tells defaults, choices and meaning")
-    return {"settings": found}
+        _print_sections(settings)
+    return {"settings": settings}
+
+
+def _select_prefix(settings: Described, prefix: str) -> Described:
+    start = f"{prefix.rstrip('.')}."
+    # "train" selects train.* but not training.*
+    selected = {key: entry for key, entry in settings.items() if f"{key}.".startswith(start)}
+    if not selected:
+        raise UserError(f"{prefix}: no such setting; {_suggestion(prefix)}")
+    return selected
+
+
+def _select_word(settings: Described, word: str) -> Described:
+    selected = {}
+    for key, entry in settings.items():
+        if word.lower() in f"{key} {entry['meaning']}".lower():
+            selected[key] = entry
+    if not selected:
+        raise UserError(f"--find {word}: no key and no meaning contains this word")
+    return selected
+
+
+def _print_settings(settings: Described) -> None:
+    for key, entry in settings.items():
+        print(f"{key} = {_as_yaml(entry['default'])}   ({entry['kind']})")
+        for line in textwrap.wrap(entry["meaning"], WIDTH - 4):
+            print(f"    {line}")
+
+
+def _print_sections(settings: Described) -> None:
+    names: dict[str, list[str]] = {}
+    for key in settings:
+        section, _, name = key.partition(".")
+        names.setdefault(section, []).append(name)
+    for section in sorted(names):
+        listing = textwrap.shorten(", ".join(names[section]), WIDTH - 12, placeholder=" ...")
+        print(f"{section:12}{listing}".rstrip())
+    print("liverseg settings SECTION lists defaults, choices and meaning")
 
 
 def _print_shipped_configs() -> dict[str, str]:
@@ -80,7 +102,7 @@ def _print_shipped_configs() -> dict[str, str]:
 
 
 def _suggestion(word: str) -> str:
-    """The nearest key or section, also where the section was left out."""
+    """Name the nearest key or section; the section may be missing in `word`."""
     keys = [key for key, _ in describe_keys(Settings, {})]
     sections = {key[:end] for key in keys for end, char in enumerate(key) if char == "."}
     close = suggest_name(word, [*keys, *sorted(sections)])

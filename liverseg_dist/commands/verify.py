@@ -1,4 +1,4 @@
-"""Check a store: every checksum, chunk, piece of metadata, split and audit entry. Exit code 1 if anything is wrong.
+"""Check a store: checksums, chunks, metadata, splits and audit entries. Exit code 1 if anything is wrong.
 
 liverseg verify store.zarr
 """
@@ -24,12 +24,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     checked = 0
     with show_progress("verify", sum(1 for _ in (args.store / CASES).glob("*/"))) as line:
 
-        def done(case_id: str) -> None:
+        def count_case(case_id: str) -> None:
             nonlocal checked
             checked += 1
             line.advance(note=case_id)
 
-        damage = verify_store(args.store, done)
+        damage = verify_store(args.store, count_case)
     for item in damage:
         print(f"liverseg: {item}", file=sys.stderr)
     named = sorted({item.case_id for item in damage if item.case_id})
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     elif damage:
         print(f"{args.store}: {len(damage)} findings; convert again, which writes what is missing")
     else:
-        print(f"{args.store}: {checked} cases, every checksum right")
+        print(f"{args.store}: {checked} cases, all checksums are correct")
     return {
         "store": str(args.store),
         "cases": checked,

@@ -1,4 +1,4 @@
-"""`liverseg doctor`: what it looks at, and that it says what stands in the way."""
+"""`liverseg doctor`: the facts that it reports, problems and warnings."""
 
 import importlib.metadata
 import json
@@ -14,56 +14,54 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
 Usage = namedtuple("Usage", "total used free")
 
 
-def looked(capsys: pytest.CaptureFixture[str], folder: Path) -> tuple[int, dict, str]:
+def run_doctor(capsys: pytest.CaptureFixture[str], folder: Path) -> tuple[int, dict, str]:
     code = main(["doctor", "--folder", str(folder), "--json"])
-    said = capsys.readouterr().out
-    return code, json.loads(said.splitlines()[-1]), said
+    output = capsys.readouterr().out
+    return code, json.loads(output.splitlines()[-1]), output
 
 
-def test_it_looks_at_everything_training_needs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, facts, said = looked(capsys, tmp_path)
+def test_it_reports_what_training_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, facts, output = run_doctor(capsys, tmp_path)
     assert code == (EXIT_FAILED if facts["problems"] else EXIT_DONE)
     for name in ("torch", "cuda", "gpus", "nccl", "gloo", "deepspeed", "deepspeed_ops", "ray", "ray_dashboard", "slurm",
                  "shm_gib", "write_mib_s", "small_file_ms", "open_files", "memory_gib", "address",
                  "rendezvous", "locks"):  # fmt: skip
         assert name in facts
-        assert name in said
+        assert name in output
     assert facts["write_mib_s"] > 0
-    assert facts["rendezvous"], "this installation has it"
+    assert facts["rendezvous"], "this installation registers it"
     assert set(facts["deepspeed_ops"]) == {"fused_adam", "cpu_adam"}
-    assert list(tmp_path.iterdir()) == [], "its probe leaves nothing"
+    assert list(tmp_path.iterdir()) == [], "the probe removes its files"
 
 
-def test_a_folder_that_takes_no_runs_is_a_problem(
+def test_a_folder_that_cannot_be_written_is_a_problem(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    code, facts, said = looked(capsys, tmp_path / "file")
+    code, facts, output = run_doctor(capsys, tmp_path / "file")
     assert code == EXIT_FAILED
-    assert f"problem: {tmp_path / 'file'}: runs cannot be written here" in said
+    assert f"problem: {tmp_path / 'file'}: runs cannot be written here" in output
     assert "write_mib_s" not in facts
 
 
-def test_little_room_is_a_warning(
+def test_little_free_space_is_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 30, 1 << 30, 64 << 20))
-    _, facts, _ = looked(capsys, tmp_path)
+    _, facts, _ = run_doctor(capsys, tmp_path)
     assert any(
         "/dev/shm has 0.1 GiB free" in text and "--shm-size" in text for text in facts["warnings"]
     )
     assert any("is little for a store or a run" in text for text in facts["warnings"])
 
 
-def test_an_installation_from_before_lacks_the_rendezvous(
+def test_a_missing_rendezvous_is_a_problem(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         importlib.metadata, "entry_points", lambda group: importlib.metadata.EntryPoints()
     )
-    code, facts, _ = looked(capsys, tmp_path)
+    code, facts, _ = run_doctor(capsys, tmp_path)
     assert code == EXIT_FAILED
     assert any(
         "torchrun does not find --rdzv-backend=liverseg: run tools/setup" in text
@@ -71,13 +69,15 @@ def test_an_installation_from_before_lacks_the_rendezvous(
     )
 
 
-def test_a_slurm_that_does_not_answer_is_a_warning(
+def test_a_silent_slurm_controller_is_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, body in (("sbatch", "exit 0"), ("sinfo", "exit 1")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert any("no controller answers" in text for text in looked(capsys, tmp_path)[1]["warnings"])
+    assert any(
+        "no controller answers" in text for text in run_doctor(capsys, tmp_path)[1]["warnings"]
+    )
     (tmp_path / "sinfo").write_text("#!/bin/sh\necho 'gpu* 4 up'\n")
-    assert looked(capsys, tmp_path)[1]["partitions"] == ["gpu* 4 up"]
+    assert run_doctor(capsys, tmp_path)[1]["partitions"] == ["gpu* 4 up"]

@@ -159,7 +159,10 @@ def test_a_full_disk(phantom_source: Path, tmp_path: Path) -> None:
         (["data.store=absent.zarr"], "run.dir is not set"),
         (["data.store=absent.zarr", "run.dir=r"], "no Zarr store found"),
         (["run.dir=r", "train.learning_rat=1"], "did you mean train.learning_rate?"),
-        (["run.dir=r", "--config", "absent.yaml"], "no such file; configs/"),
+        (
+            ["run.dir=r", "--config", "absent.yaml"],
+            "no such config file; shipped with the program: configs/",
+        ),
     ],
 )
 def test_train_says_what_it_lacks(
@@ -239,7 +242,7 @@ def test_a_dry_run_of_train_says_what_the_run_would_say(
     assert call(capsys, *base)[0] == 0
     code, _, err = call(capsys, *base, "--dry-run", "train.learning_rate=0.7")
     assert code == EXIT_USER
-    assert "now 0.7 is asked for" in err
+    assert "train.learning_rate=0.01" in err
     _, _, err = call(
         capsys, *base, "data.patch_size=[128,32,32]", f"run.dir={tmp_path / 'other'}", "--dry-run"
     )
@@ -256,7 +259,7 @@ def test_the_score_to_publish_is_not_replaced(
     code, out, _ = call(capsys, *evaluate, "--source", phantom_source)
     assert (code, "with the help of the truth" in out) == (0, False)
     code, _, err = call(capsys, *evaluate)
-    assert (code, "holds the scores of whole scans; give --source again" in err) == (
+    assert (code, "contains the scores of whole scans; give --source again" in err) == (
         EXIT_USER,
         True,
     )

@@ -1,4 +1,4 @@
-"""How commands that share out cases tell of what they did not foresee: a line on the terminal, the story in a file."""
+"""Unexpected errors of commands that divide cases among ranks: one line on the terminal, the traceback in a file."""
 
 from pathlib import Path
 
@@ -16,20 +16,20 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return shared_small_run(tmp_path_factory)
 
 
-def stories(folder: Path) -> list[str]:
+def read_crash_reports(folder: Path) -> list[str]:
     return [file.read_text() for file in sorted((folder / "errors").glob("*.txt"))]
 
 
-def test_a_case_that_fails_for_an_unknown_reason_leaves_its_story(
+def test_a_case_with_an_unexpected_error_gets_a_crash_report(
     small_run: SmallRun,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def surprise(case_id: str, *_: object) -> None:
+    def raise_key_error(case_id: str, *_: object) -> None:
         raise KeyError(f"what {case_id} lacks")
 
-    monkeypatch.setattr(evaluating, "score_case", surprise)
+    monkeypatch.setattr(evaluating, "score_case", raise_key_error)
     out = tmp_path / "out"
     assert (
         main(["evaluate", str(small_run.run), "--store", str(small_run.store), "--out", str(out)])
@@ -39,13 +39,13 @@ def test_a_case_that_fails_for_an_unknown_reason_leaves_its_story(
         line for line in capsys.readouterr().err.splitlines() if line.startswith("liverseg: ")
     ]
     assert not any("Traceback" in line for line in errors)
-    story = stories(out)[0]
-    assert "KeyError" in story
-    assert "in surprise" in story, "the stack of the failure itself"
+    report = read_crash_reports(out)[0]
+    assert "KeyError" in report
+    assert "in raise_key_error" in report, "the stack of the failure"
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
-def test_a_full_disk_is_told_with_the_file_and_the_remedy(
+def test_a_full_disk_is_reported_with_the_file(
     command: str, small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -64,7 +64,7 @@ def test_a_full_disk_is_told_with_the_file_and_the_remedy(
 
 
 @pytest.mark.distributed
-def test_torchruns_own_last_words_have_the_reason(tmp_path: Path) -> None:
+def test_the_summary_of_torchrun_contains_the_reason(tmp_path: Path) -> None:
     done = torchrun(
         2, "-m", "liverseg_dist", "train", "data.store=nowhere", f"run.dir={tmp_path / 'run'}"
     )

@@ -85,7 +85,7 @@ def test_loader_reads_converted_store(store: Path) -> None:
     ("arguments", "message"),
     [
         (["--out", "p.jpg"], "p.jpg: the picture is a PNG"),
-        (["--out", "p.png", "--samples", "0"], "--samples is at least 1"),
+        (["--out", "p.png", "--samples", "0"], "--samples must be at least 1"),
         (["--out", "p.png", "data.fold=9"], "no fold 9"),
         (["--out", "p.png", "data.augmentation=heavy"], "data.augmentation"),
     ],

@@ -18,8 +18,7 @@ import torch.distributed.checkpoint
 import torch.utils.tensorboard  # noqa: F401
 
 import liverseg_dist.commands.train  # noqa: F401 - like the others: before the fork
-from liverseg_dist.commands.leave import run_and_leave
-from liverseg_dist.commands.main import main
+from liverseg_dist.commands.main import main, run_and_exit
 
 LIMIT_S = 420.0
 
@@ -29,7 +28,7 @@ def rank(number: int, ranks: int, words: list[str]) -> None:
         "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number), "SLURM_STEP_NUM_TASKS": str(ranks),
         "SLURM_STEP_TASKS_PER_NODE": str(ranks), "SLURM_STEP_NODELIST": "here", "SLURM_JOB_ID": str(os.getppid()),
     }  # fmt: skip
-    run_and_leave(lambda: main(words))
+    run_and_exit(lambda: main(words))
 
 
 def held_gib(processes: list[int]) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from liverseg_dist.commands.leave import run_and_leave
+from liverseg_dist.commands.main import run_and_exit
 from liverseg_dist.config import LossConfig, ModelConfig, load_settings
 from liverseg_dist.distributed.strategies.parallelize import parallelize_model
 from liverseg_dist.distributed.world import World
@@ -89,4 +89,4 @@ def main(levels: str, *overrides: str) -> int:
 
 
 if __name__ == "__main__":
-    run_and_leave(lambda: main(*sys.argv[1:]))
+    run_and_exit(lambda: main(*sys.argv[1:]))

@@ -199,4 +199,4 @@ sys.exit(main(sys.argv[1:]))
 def test_too_few_cases_are_refused(small_run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["postprocess", str(small_run.run), "--store", str(small_run.store), "--device", "cpu"]
     assert main(line) == 2
-    assert "choosing needs 3" in capsys.readouterr().err
+    assert "the choice needs 3" in capsys.readouterr().err

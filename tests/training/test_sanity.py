@@ -170,4 +170,4 @@ def test_a_left_right_flip_is_detected(
     code = main([*words, "--no-pictures", "--workers", "1"])
     errors = capsys.readouterr().err
     assert code == 2
-    assert "their positions differ by up to" in told
+    assert "their positions differ by up to" in errors

@@ -1,20 +1,22 @@
-"""What is learnt in equal time, or from equally many samples: ours and nnU-Net v2 on the same cases.
+"""Accuracy after equal time, or after equally many samples: this project and nnU-Net v2 on the same cases.
 
   OMP_NUM_THREADS=1 python tools/bench/accuracy.py OUT --seeds 0 1 2              phantoms, 450 CPU s of training each
-  python tools/bench/accuracy.py OUT --systems ours --samples 1000                the same number of samples, any cost
-  python tools/bench/accuracy.py OUT --systems ours loss.name=dice_focal --name focal           one variant of ours
-  python tools/bench/accuracy.py OUT --systems nnunet --nnunet-trainer nnUNetTrainerNoDA      one that nnU-Net has
+  python tools/bench/accuracy.py OUT --systems ours --samples 1000                equal number of samples, any time
+  python tools/bench/accuracy.py OUT --systems ours loss.name=dice_focal --name focal           other settings
+  python tools/bench/accuracy.py OUT --systems nnunet --nnunet-trainer nnUNetTrainerNoDA        another trainer of nnU-Net
   python tools/bench/accuracy.py OUT --data Task03_Liver --fold 0 --config configs/task03_M.yaml \\
-      --device cuda --seconds 86400 --seeds 0                              one GPU; budget in seconds on the clock
+      --device cuda --seconds 86400 --seeds 0                              one GPU; budget in seconds of wall time
 
-nnU-Net runs with its own planner, preprocessing, trainer, augmentation and predictor (pip install '.[bench]'). On a
-CPU its planner gets fewer features and a memory target under which it chooses a small network and patch; on a GPU its
-own defaults hold. Both see the same training cases, predict the same test cases on their own grids and are scored by
-`liverseg score`. nnU-Net's masks are scored a second time with the clean-up that ours has in its config ("+ clean-up").
-How many steps fit the budget is measured first by two short trainings, because both lower the learning rate over a
-number of steps fixed beforehand; start-up counts. Seconds are CPU seconds of the process and its children, or with a
-GPU seconds on the clock. Settings of ours are to be chosen on other cases than the test's: another phantom set costs
-nothing (`--phantom-seed`). Run the same line again to continue; results.jsonl in OUT keeps what is done.
+`ours` is this project. nnU-Net runs with its own planner, preprocessing, trainer, augmentation and predictor
+(pip install '.[bench]'). On a CPU its planner gets fewer features and a small memory target, so that it chooses a
+small network and patch; on a GPU its defaults hold. Both systems use the same training cases, predict the same test
+cases on their own grids, and are scored by `liverseg score`. nnU-Net's masks are scored a second time with the
+post-processing of this project's config ("+ clean-up").
+
+The number of steps that fit the budget is measured first by two short trainings, because both systems decrease the
+learning rate over a fixed number of steps; start-up time counts. Seconds are CPU seconds of the process and its
+children; with a GPU, wall time. Settings must be chosen on other cases than the test cases: `--phantom-seed` makes
+another set. Run the same line again to continue; results.jsonl in OUT has the finished results.
 """
 
 import argparse
@@ -40,7 +42,7 @@ def arguments() -> argparse.Namespace:
         "overrides", nargs="*", metavar="KEY=VALUE", help="settings of ours, for a variant"
     )
     parser.add_argument(
-        "--data", type=Path, help="Task03 layout; default: hard phantoms, made here"
+        "--data", type=Path, help="data set in the layout of Task03; default: hard phantoms"
     )
     parser.add_argument("--cases", type=int, default=32, help="phantoms (32)")
     parser.add_argument("--phantom-seed", type=int, default=11, help="of the phantoms (11)")
@@ -110,7 +112,7 @@ def main() -> None:
         for system in args.systems
     ]
     if not args.samples:
-        for contest in contests:  # one after the other, so that a busy machine is as busy for both
+        for contest in contests:  # one after the other, so that both have the same load
             contest.prepare()
             contest.steps_for(args.seconds)
     for seed in args.seeds:

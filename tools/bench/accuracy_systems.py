@@ -1,4 +1,4 @@
-"""The two systems that `accuracy.py` compares: each prepares, learns what a step costs, trains, predicts, is scored."""
+"""The two systems that `accuracy.py` compares. Each prepares the data, measures the time of a step, trains and predicts."""
 
 import filecmp
 import json
@@ -20,7 +20,7 @@ from liverseg_dist.inference.postprocess import postprocess_mask
 
 DATASET = "Dataset003_Liver"
 PROBES = {"cpu": (10, 50), "cuda": (100, 500)}
-"""Steps of the two trainings that tell what a step costs."""
+"""Steps of the two trainings from which the time of a step is computed."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class System:
         raise NotImplementedError
 
     def cleaned(self, masks: Path) -> dict[str, Path]:
-        """Further folders of masks to score, by what is added to the system's name."""
+        """More folders of masks to score, by suffix of the system's name."""
         return {}
 
     def run(
@@ -102,13 +102,13 @@ class System:
             if run.exists():
                 shutil.rmtree(run)  # of a run of the bench that was interrupted
             trained.write_text(json.dumps(self.train(steps, seed, run)))
-        train_s, told = json.loads(trained.read_text())
+        train_s, facts = json.loads(trained.read_text())
         masks = run.with_name(f"{run.name}_masks")
         predict_s = self.predict(run, masks)
         done = {"steps": steps, "samples": steps * ready["batch"], "device": self.bench.device}
         done |= {"train_s": round(train_s), "predict_s": round(predict_s)}
         folders = {"": masks} | self.cleaned(masks)
-        return ready | done | told, {what: self.score(folder) for what, folder in folders.items()}
+        return ready | done | facts, {what: self.score(folder) for what, folder in folders.items()}
 
     def steps_for(self, seconds: float) -> int:
         """From the cost of a short and of a longer training; kept, so that all seeds do the same number."""
@@ -214,8 +214,8 @@ class NnUnet(System):
                 "memory_gb": bench.memory_gb,
                 "spacing_mm": bench.spacing_mm,
             }
-            seconds, told = self._job("prepare", **size)
-            done.write_text(json.dumps({"prepare_s": round(seconds)} | told))
+            seconds, facts = self._job("prepare", **size)
+            done.write_text(json.dumps({"prepare_s": round(seconds)} | facts))
         return json.loads(done.read_text())
 
     def _lay_out(self) -> None:
@@ -247,11 +247,11 @@ class NnUnet(System):
             "trainer": self.bench.trainer,
             "device": self.bench.device,
         }
-        seconds, told = self._job("train", **job)
-        model = Path(told.pop("model"))
+        seconds, facts = self._job("train", **job)
+        model = Path(facts.pop("model"))
         run.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(model, run)
-        return seconds, told
+        return seconds, facts
 
     def predict(self, run: Path, out: Path) -> float:
         images = sorted(

@@ -1,14 +1,14 @@
-"""CPU time and memory of converting a scan, against nnU-Net v2's preprocessing and MONAI's transforms.
+"""CPU time and memory of converting a scan, compared with nnU-Net v2's preprocessing and MONAI's transforms.
 
   python tools/bench/convert.py [--shape 120 512 512] [--repeats 2]
 
-The scan is made: a body, a liver with tumours, noise; 2 x 0.8 x 0.8 mm, brought to 2.5 x 1 x 1 mm. Each contestant runs
-in a process of its own on one core, `--repeats` times; the least CPU time counts, and the most memory. Prints one JSON
-line a comparison (`ratio` is theirs / ours) and tables: figures, and where our time goes. `same` is the largest
-difference in HU where both resample to the same voxels. Peers that are not installed are left out, and named.
+The scan is synthetic: a body, a liver with tumours, noise; 2 x 0.8 x 0.8 mm, resampled to 2.5 x 1 x 1 mm. Each system
+runs in its own process on one core, `--repeats` times; the minimum CPU time and the maximum memory count. Prints one
+JSON line per comparison (`ratio` is peer / this project) and tables. `same` is the largest difference in HU where both
+resample to the same voxels. Peers that are not installed are omitted with a message.
 
-  scan to store     ours: read, audit, clean, cut the 64 slices, resample them, write Zarr, draw the thumbnail
-  whole scan        ours on what they do: read, clean, resample image and label of the whole scan, scale to [0, 1], crop
+  scan to store     this project: read, audit, clean, cut the 64 slices, resample them, write Zarr, draw the thumbnail
+  whole scan        the work of the peers: read, clean, resample image and label of the whole scan, scale to [0, 1], crop
 """
 
 import argparse
@@ -82,7 +82,7 @@ def report(
     rows = []
     for case, ours, theirs, vs in CONTESTS:
         if "missing" in results[theirs]:
-            print(f"left out: {vs} ({results[theirs]['missing']})")
+            print(f"omitted: {vs} ({results[theirs]['missing']})")
             continue
         mine, other = results[ours], results[theirs]
         row = {"bench": "convert", "shape": "x".join(map(str, shape)), "case": case, "vs": vs}
@@ -96,7 +96,7 @@ def report(
         rows.append(row)
         print(json.dumps(row))
     print(
-        f"\n{'':24} {'against':30} {'ours s':>7} {'theirs s':>9} {'ratio':>6} {'GiB':>6} {'theirs':>7}  difference"
+        f"\n{'':24} {'against':30} {'own s':>7} {'peer s':>9} {'ratio':>6} {'GiB':>6} {'peer':>7}  difference"
     )
     for row in rows:
         difference = (
@@ -177,7 +177,7 @@ def in_its_own_process(name: str, folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def measured(name: str, folder: Path, repeats: int) -> dict[str, Any]:
-    """CPU seconds (least) and peak GiB (of the whole process, imports included) of a contestant."""
+    """Return minimum CPU seconds and peak GiB (of the process, with imports) of a system."""
     warnings.simplefilter("ignore")
     try:
         work = CONTESTANTS[name](folder)
@@ -203,7 +203,7 @@ def stages(work: Callable[[], Any]) -> dict[str, float]:
     return found
 
 
-# --- contestants: a function that prepares, and returns what is timed -------------------------------------------------
+# --- systems: each function prepares, and returns the function that is timed -------------------------------------------------
 
 
 def ours_store(order: int) -> Callable[[Path], Callable[[], Any]]:
@@ -231,7 +231,7 @@ def ours_scan(order: int) -> Callable[[Path], Callable[[], Any]]:
 
 
 def our_scan(folder: Path, order: int, scale: bool = True) -> tuple[Volume, Volume]:
-    """Image (scaled to [0, 1], or HU) and label at TARGET_MM, cropped to what is no air."""
+    """Image (scaled to [0, 1], or HU) and label at TARGET_MM, cropped to voxels that are not air."""
     convert = ConvertConfig()
     clean = clean_scan(read_nifti(folder / "imagesTr/liver_0.nii.gz"), convert.cleaning).volume
     label = read_nifti(folder / "labelsTr/liver_0.nii.gz", "label").reoriented(
@@ -344,7 +344,7 @@ CONTESTANTS: dict[str, Callable[[Path], Callable[[], Any]]] = {
 
 
 def differences(folder: Path, results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Largest difference in HU between images resampled to the same voxels, theirs brought back to HU."""
+    """Largest difference in HU between images resampled to the same voxels, those of the peer mapped back to HU."""
     found = {}
     low, high = CLIP_HU
     if "missing" not in results["nnunet"]:

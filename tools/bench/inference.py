@@ -1,15 +1,17 @@
-"""Sliding window: time beyond the model and peak memory against MONAI and nnU-Net, on equal inputs and network.
+"""Sliding window: time outside of the network and peak memory, compared with MONAI and nnU-Net on equal inputs.
 
   python tools/bench/inference.py [--shape 64 512 512] [--long 400 512 512] [--patch 64 128 128] [--peers monai nnunet]
                                   [--average logits]
 
-Each contestant slides over the same made scan in a process of its own, one thread, with a network that costs next to
-nothing, so that what remains is the predictor: until the scan's probabilities (nnU-Net: logits) are finished, ours slab
-by slab. Repeats go in turns, so that a busy machine is busy for all. `beyond_model_ms` is CPU ms a window outside the
-network's forward, the least of the repeats; `peak_mib` is the process's peak above what it held before. `ratio` is
-theirs / ours. `--average` is what ours and MONAI's mean is taken of: probabilities, or logits (then softmax once).
-`labels_differing` is the share of voxels labelled otherwise than by us: MONAI's window weights differ, nnU-Net averages
-logits in half precision. nnunet needs `pip install nnunetv2`; what is not installed is left out and said.
+Each system predicts the same synthetic scan in its own process with one thread and a network of negligible cost, so
+that the predictor remains, until the probabilities of the scan (nnU-Net: logits) are finished. Repeats are
+interleaved, so that other load affects all systems.
+
+`beyond_model_ms` is CPU ms per window outside the forward pass, the minimum of the repeats. `peak_mib` is the peak
+of the process above its memory before. `ratio` is peer / this project. `--average` selects what this project and
+MONAI average: probabilities, or logits (then one softmax). `labels_differing` is the share of voxels with another label
+than this project's: MONAI's window weights differ, nnU-Net averages logits in half precision. nnunet needs
+`pip install nnunetv2`; peers that are not installed are omitted with a message.
 """
 
 import argparse
@@ -128,7 +130,7 @@ CONTESTANTS: dict[str, Callable[[np.ndarray, nn.Module, Shape], np.ndarray | Non
 
 
 def contest(name: str, shape: Shape, patch: Shape, labels: Path) -> None:
-    """One contestant in this process: a repeat for each line it is sent, whose figures it prints as JSON."""
+    """Run one system in this process: one repeat per input line, with its figures as JSON."""
     torch.set_num_threads(1)
     if os.environ.get(SAME_ALLOCATOR):
         keep_freed_memory()
@@ -168,7 +170,7 @@ def peak_rss_kib() -> int:
 
 
 class Contestant:
-    """A process that runs `contest`, and the best of what it told."""
+    """A process that runs `contest`, and the best of its figures."""
 
     def __init__(
         self, name: str, folder: Path, arguments: list[str], environment: dict[str, str]
@@ -291,7 +293,7 @@ def main() -> None:
         return
     absent = [peer for peer in args.peers if not all(map(importlib.util.find_spec, PEERS[peer]))]
     if absent:
-        print(f"not installed, left out: {', '.join(absent)}", file=sys.stderr)
+        print(f"not installed, omitted: {', '.join(absent)}", file=sys.stderr)
     names = ["ours", *(peer for peer in args.peers if peer not in absent)]
     environment = {SAME_ALLOCATOR: "1" if args.same_allocator else "", AVERAGE: args.average}
     rows = compete(names, shape, patch, args.repeats, environment)
@@ -300,7 +302,7 @@ def main() -> None:
     for row in rows:
         print(json.dumps(row))
     print(
-        f"\n{'shape':16} {'case':16} {'against':8} {'ours':>9} {'theirs':>9} {'ratio':>7}  labels differing"
+        f"\n{'shape':16} {'case':16} {'against':8} {'liverseg':>9} {'peer':>9} {'ratio':>7}  labels differing"
     )
     for row in rows:
         size = "x".join(map(str, row["shape"]))

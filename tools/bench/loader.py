@@ -1,10 +1,10 @@
-"""CPU time of a training sample, from disk to network input: ours, nnU-Net's, MONAI's, in one run on equal cases.
+"""CPU time of a training sample from disk to network input: this project, nnU-Net and MONAI on equal cases.
 
   OMP_NUM_THREADS=1 python tools/bench/loader.py [--patch 64 128 128] [--samples 40] [--scan CT.nii.gz LABEL.nii.gz]
 
-Cases are made (CT-like noise), or cut from a scan. Each contest prints one JSON line; a table ends the run. Times are
-CPU milliseconds a sample of one core, everything in this process; `ratio` is theirs / ours. nnU-Net's own loader takes
-part where nnunetv2 and blosc2 can be imported (pip install nnunetv2; remove the torchvision it brings), its transforms
+Cases are synthetic (CT-like noise), or cut from a scan. Each comparison prints one JSON line; a table follows at the
+end. Times are CPU milliseconds per sample on one core, all in this process; `ratio` is peer / this project. nnU-Net's
+loader takes part if nnunetv2 and blosc2 can be imported (pip install nnunetv2; remove its torchvision), its transforms
 always. All use nnU-Net's augmentation; MONAI's transforms get the same probabilities and ranges.
 """
 
@@ -80,7 +80,7 @@ def main() -> None:
         type=Path,
         nargs=2,
         metavar=("CT", "LABEL"),
-        help="real voxels instead of made ones",
+        help="real voxels instead of synthetic ones",
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -92,7 +92,9 @@ def main() -> None:
         for contest in run_contests(Path(folder), store, cases, patch, args.samples):
             contests.append(contest)
             print(contest.as_json(patch), flush=True)
-    print(f"\n{'what, CPU ms a sample':44} {'against':34} {'ours':>8} {'theirs':>8} {'ratio':>7}")
+    print(
+        f"\n{'case, CPU ms per sample':44} {'against':34} {'liverseg':>8} {'peer':>8} {'ratio':>7}"
+    )
     for c in contests:
         print(
             f"{c.case:44} {c.vs:34} {c.ours_ms:8.2f} {c.theirs_ms:8.2f} {c.theirs_ms / c.ours_ms:7.1f}"

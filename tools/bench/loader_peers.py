@@ -1,4 +1,4 @@
-"""The peers of `loader.py`: nnU-Net's transforms and loader, MONAI's data sets, with equal augmentation."""
+"""The peers of `loader.py`: transforms and loader of nnU-Net, data sets of MONAI, with equal augmentation."""
 
 import math
 import time
@@ -136,7 +136,7 @@ def time_nnunet_loader(folder: Path, cases: list[Case], patch: Index3, count: in
 
 
 def seed_peers() -> None:
-    np.random.seed(0)  # noqa: NPY002  (theirs is the global one)
+    np.random.seed(0)  # noqa: NPY002  (they use the global generator)
     torch.manual_seed(0)
 
 

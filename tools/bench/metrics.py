@@ -1,10 +1,11 @@
-"""CPU time of the metrics against MONAI, scipy and DeepMind's surface-distance, on equal masks in one process.
+"""CPU time of the metrics, compared with MONAI, scipy and DeepMind's surface-distance, on equal masks in one process.
 
   python tools/bench/metrics.py [--shape 64 512 512] [--repeats 3]
 
-Masks are made: a liver of about 3 l with tumours, and a prediction that differs from it as a good model's does.
-Prints one JSON line a comparison and a table. `ratio` is theirs / ours; times are CPU seconds of one core (set
-OMP_NUM_THREADS=1), the least of the repeats. `same` is the largest difference between values that should be equal.
+Masks are synthetic: a liver of about 3 l with tumours, and a prediction that differs from it like that of a good
+model. Prints one JSON line per comparison and a table. `ratio` is peer / this project; times are CPU seconds of one
+core (set OMP_NUM_THREADS=1), the minimum of the repeats. `same` is the largest difference between values that
+should be equal.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def main() -> None:
     for row in rows:
         print(json.dumps({"bench": "metrics", "shape": case, **row}))
     print(
-        f"\n{'metrics':34} {'against':28} {'ours s':>8} {'theirs s':>9} {'ratio':>7}  largest difference"
+        f"\n{'metrics':34} {'against':28} {'own s':>8} {'peer s':>9} {'ratio':>7}  largest difference"
     )
     for row in rows:
         print(
@@ -101,7 +102,7 @@ def make_masks(shape: tuple[int, int, int]) -> Masks:
 def contests(
     prediction: np.ndarray, truth: np.ndarray
 ) -> list[tuple[str, str, Callable, Callable]]:
-    """(what, against whom, ours, theirs); both functions return the values that should be equal."""
+    """Return (case, peer, own function, function of the peer); both functions return values that should be equal."""
     masks = {"liver": (prediction > 0, truth > 0), "tumour": (prediction == 2, truth == 2)}
     batches = {name: (one_hot(pair[0]), one_hot(pair[1])) for name, pair in masks.items()}
     both_surfaces = lambda: [score_surface(*pair, SPACING_MM) for pair in masks.values()]  # noqa: E731

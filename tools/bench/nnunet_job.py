@@ -1,10 +1,10 @@
-"""nnU-Net v2 as one process a stage, for `accuracy.py`: its own planner, preprocessing, trainer and predictor.
+"""One stage of nnU-Net v2 as a process, for `accuracy.py`: its planner, preprocessing, trainer or predictor.
 
   python tools/bench/nnunet_job.py '{"stage": "train", ...}'
 
-The folders come from nnU-Net's three environment variables. `prepare` takes base_features, memory_gb and spacing_mm
-(with which its planner chooses a small network; null: its own choice); `train` takes iterations, seed, trainer (a class
-of nnU-Net's) and device; `predict` takes model, inputs, out and device.
+The folders are set by nnU-Net's three environment variables. `prepare` takes base_features, memory_gb and spacing_mm
+(for a small network; null: the planner's choice); `train` takes iterations, seed, trainer (a class of nnU-Net) and
+device; `predict` takes model, inputs, out and device.
 """
 
 import importlib

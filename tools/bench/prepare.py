@@ -1,12 +1,12 @@
-"""CPU time and memory from a CT file to what the network sees, against nnU-Net's and MONAI's way, in one run.
+"""CPU time and memory from a CT file to the network's voxels, compared with nnU-Net and MONAI in one run.
 
   python tools/bench/prepare.py [--image CT.nii.gz --label MASK.nii.gz] [--spacing 2.0 0.8 0.8] [--repeats 3]
 
-Each contestant reads the image (and label), turns it to RAS, and resamples both to the same voxel size: cubic images
-with linear labels against scikit-image's `resize` called as nnU-Net v2 calls it, linear images with nearest labels
-against MONAI's LoadImage, Orientation and Spacing. Without files a made CT of 512 x 512 x 120 is used. Prints one JSON
-line a comparison and a table: `ratio` is theirs / ours in CPU seconds of one core, least of the repeats;
-`peak_gib` is what each contestant's own process adds; `off_hu` is the mean difference of the results.
+Each system reads the image (and label), reorients it to RAS, and resamples both to the same voxel size: cubic images
+with linear labels against scikit-image's `resize`, called as in nnU-Net v2; linear images with nearest labels against
+MONAI's LoadImage, Orientation and Spacing. Without files a synthetic CT of 512 x 512 x 120 is used. Prints one JSON
+line per comparison and a table: `ratio` is peer / this project in CPU seconds of one core, minimum of the repeats;
+`peak_gib` is the memory that each system's process adds; `off_hu` is the mean difference of the results.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"  # for the contestants, each of which is a process of its own
+        os.environ[variable] = "1"  # inherited by the process of each system
     with tempfile.TemporaryDirectory() as folder:
         image, label = args.image, args.label
         if image is None or label is None:
@@ -62,7 +62,7 @@ def main() -> None:
     for row in rows:
         print(json.dumps(row))
     print(
-        f"\n{'against':8} {'ours s':>8} {'theirs s':>9} {'ratio':>7} {'ours GiB':>9} {'theirs GiB':>11} {'off HU':>8}"
+        f"\n{'against':8} {'own s':>8} {'peer s':>9} {'ratio':>7} {'own GiB':>9} {'peer GiB':>11} {'off HU':>8}"
     )
     for r in rows:
         print(
@@ -119,7 +119,7 @@ def compare(
 def in_own_process(
     name: str, image: Path, label: Path, spacing_mm: Float3, repeats: int
 ) -> tuple[float, float, np.ndarray]:
-    """(least CPU seconds, GiB added to the process at the peak, image) of a contestant."""
+    """Return (minimum CPU seconds, GiB added at the peak, image) of a system."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(timed, (name, image, label, spacing_mm, repeats))

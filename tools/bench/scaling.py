@@ -1,12 +1,12 @@
-"""DDP efficiency from one to two processes on this machine, what the step-time model says, and a checkpoint's stall.
+"""DDP efficiency from one to two processes on this machine, the prediction of the scaling model, and checkpoint stalls.
 
   OMP_NUM_THREADS=1 python tools/bench/scaling.py [--patch 32 64 64] [--steps 8] [--rounds 3]
 
-One thread each. Two ranks on two cores also share caches, memory bandwidth and whatever else runs on the machine, and
-that is not what gradient exchange costs. So efficiency here is the step time of two independent processes side by side
-over that of two DDP ranks, taken in turns, best of the rounds; against one process alone it is printed beside. The
-model (`liverseg plan --scale`) gets the independent step and gloo's bandwidth and latency, both measured here. Each
-contest prints one JSON line.
+One thread each. Two ranks on two cores also share caches and memory bandwidth with each other and with other
+processes, which is no cost of the gradient exchange. Efficiency is therefore the step time of two independent processes,
+running at the same time, divided by that of two DDP ranks; rounds are interleaved, and the best one counts. The
+efficiency relative to one process alone is printed as well. The model (`liverseg plan --scale`) gets the independent
+step time and the bandwidth and latency of gloo, both measured here. Each comparison prints one JSON line.
 """
 
 import argparse

@@ -1,16 +1,16 @@
-"""CPU time and activation memory of a training step: ours, nnU-Net's PlainConvUNet, MONAI's DynUNet, equal topology.
+"""CPU time and activation memory of a training step: this project, nnU-Net's PlainConvUNet, MONAI's DynUNet, equal topology.
 
   OMP_NUM_THREADS=1 python tools/bench/step.py [--patch 64 128 128] [--features 32] [--rounds 3]
   python tools/bench/step.py --device cuda --precision bf16 --compile          on a GPU: milliseconds and GiB of it
 
-A step is forward, cross-entropy on the full-resolution output, backward, SGD; batch 1, fp32, one thread. Before any
-timing nnU-Net's weights are copied into ours and loss and gradients compared: the mathematics is equal. Each timing is
-a fresh process (a warm-up step, then timed ones), the systems take turns, the best of the rounds counts. `memory`:
-most bytes of tensors alive at once beyond parameters, gradients and optimizer state; `rss`: growth of the process's
-peak resident memory over the model with its optimizer. Ratios are peer / ours. `liverseg train`
-keeps freed memory on CPUs, so `ours` does; `freed memory kept` and `given back` tell what that alone makes.
-Each contest prints one JSON line.
-Needs: pip install '.[bench]' monai (remove the torchvision that nnunetv2 brings).
+A step is forward, cross-entropy on the full-resolution output, backward, SGD; batch 1, fp32, one thread. Before the
+timing, nnU-Net's weights are copied into this project's network (`ours`), and loss and gradients are compared: the
+mathematics is equal. Each timing is a new process (a warm-up step, then timed ones); systems are interleaved, and the best
+round counts. `memory`: peak of tensor bytes beyond parameters, gradients and optimizer state; `rss`: growth of the
+process's peak resident memory beyond the model with its optimizer. Ratios are peer / ours. `liverseg train`
+keeps freed memory on CPUs, and so does `ours`; `freed memory kept` and `given back` show the effect of that alone.
+Each comparison prints one JSON line.
+Needs: pip install '.[bench]' monai (remove the torchvision that nnunetv2 installs).
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What a sweep's pruning saves and finds, how busy it keeps its slots, and whether interruptions change it.
+"""Pruning of sweeps: steps saved, best setting found, use of the slots, and equality after interruptions.
 
   OMP_NUM_THREADS=1 python tools/bench/sweep.py OUT              9 settings x 3 folds on phantoms, about 25 CPU minutes
 
-Four sweeps over the same settings, by `python -m launch.tune`: nothing pruned; ASHA; Hyperband; Hyperband again with
-each fold on two processes, its driver killed (SIGKILL), told to stop (SIGTERM) and started anew. The last two must
-agree in every trial, rung and score: gradients are summed sample by sample, so the number of processes is no matter.
+Four sweeps over the same settings with `python -m launch.tune`: without pruning; ASHA; Hyperband; Hyperband with
+each fold on two processes, its driver killed (SIGKILL), stopped (SIGTERM) and started again. The last two must
+agree in every trial, rung and score: gradients are summed sample by sample, so the number of processes has no effect.
 Run the same line again to continue. The last lines are JSON.
 """
 
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def interrupt(line: list[str], folder: Path, after: int, by: signal.Signals) -> None:
-    """Run the sweep until its journal tells of so many rungs, then end it so."""
+    """Run the sweep until its journal has this number of rungs, then send the signal."""
     process = subprocess.Popen(line, cwd=ROOT)
     journal = folder / "journal.jsonl"
     while process.poll() is None and not (
