@@ -190,8 +190,6 @@ class HeartbeatMonitor:
             return line, True
 
     # Former names, for callers that have not been changed yet.
-    mark = report_progress
-    account = report_failure
 
     @property
     def _master_host(self) -> str:
