@@ -189,8 +189,6 @@ class HeartbeatMonitor:
             )
             return line, True
 
-    # Former names, for callers that have not been changed yet.
-
     @property
     def _master_host(self) -> str:
         return self.world.master.rpartition(":")[0]
