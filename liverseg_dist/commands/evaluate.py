@@ -24,7 +24,6 @@ import torch
 
 from liverseg_dist.commands.case_progress import CaseProgress, case_progress
 from liverseg_dist.commands.options import add_inference, window_threads
-from liverseg_dist.commands.print_scores import format_figure, print_detection, print_notes
 from liverseg_dist.commands.run_cases import (
     gate_of,
     inputs_for,
@@ -48,6 +47,8 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFaile
 from liverseg_dist.evaluation.earlier import move_earlier_results
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.metrics.calibration import BINS
+from liverseg_dist.evaluation.notes import list_distance_notes
+from liverseg_dist.evaluation.report.terminal_summary import format_summary
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER, PICTURES
 from liverseg_dist.inference.case_inputs import CaseInputs
 from liverseg_dist.inference.evaluate_cases import CaseEvaluator
@@ -302,14 +303,10 @@ def _print_summary(summary: dict[str, Any], cases: list[dict[str, Any]], folder:
         line += ", placed with the help of the truth (--source: whole scans, the score to publish)"
     print(f"{line}, on the scans' own voxels")
     print(f"post-processing: {summary['details']['postprocessing']}")
-    for structure in ("liver", "tumour"):
-        scores = summary[structure]
-        per_case = format_figure(scores["dice_per_case"])
-        print(
-            f"{structure:7}Dice {per_case} per case, {format_figure(scores['dice_global'])} global"
-        )
-    print_detection(summary)
-    print_notes(cases)
+    for line in format_summary(summary):
+        print(line)
+    for note in list_distance_notes(cases):
+        print(f"note: {note}")
     if summary["failed"]:
         print(f"failed: {', '.join(summary['failed'])}")
     print(f"report: {folder / 'report.html'}", flush=True)

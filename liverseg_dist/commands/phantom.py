@@ -1,10 +1,13 @@
-"""Make a synthetic data set in the layout of Task03_Liver: abdominal CTs with liver, tumours and other organs.
+"""Make a synthetic data set in the layout of Task03_Liver: abdominal CTs with liver, tumours and
+other organs.
 
   liverseg phantom /tmp/phantom --cases 20 --seed 7
   liverseg phantom /tmp/phantom --cases 6 --size full --montage look.png
+  liverseg phantom /tmp/patients --cases 10 --follow-up 2     ten patients, each at a baseline and
+  two later dates
 
-Case k depends only on (seed, size, difficulty, k), not on the number of cases or workers. Run the same line again, or
-with more cases, to continue: existing cases are kept.
+Case k depends only on (seed, size, difficulty, k), not on the number of cases or workers. Run the
+same line again, or with more cases, to continue: existing cases are kept.
 """
 
 import argparse
@@ -18,6 +21,11 @@ from liverseg_dist.phantom.dataset import (
     PhantomSet,
     check_folder,
     write_dataset,
+)
+from liverseg_dist.phantom.follow_up_dataset import (
+    FollowUpSet,
+    check_follow_up_folder,
+    write_follow_ups,
 )
 from liverseg_dist.phantom.montage import draw_montage
 from liverseg_dist.texts.paths import path_argument, quote_path
@@ -56,6 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--difficulty", choices=("easy", "hard"), default="easy",
         help="hard: more noise, a third of the tumours nearly isodense, cysts and focal fat (default easy)",
     )  # fmt: skip
+    parser.add_argument(
+        "--follow-up", type=int, default=0, metavar="N",
+        help="each patient also at N later dates, with lesions that grow, shrink, merge, split, appear and vanish; "
+        "truth/ and follow_up.json state which is which (default 0)",
+    )  # fmt: skip
     parser.add_argument("--workers", type=int, default=1, metavar="K", help="processes (default 1)")
     parser.add_argument(
         "--montage",
@@ -81,6 +94,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     wanted = PhantomSet(
         args.folder, args.cases, args.test_cases, args.seed, args.size, args.difficulty == "hard"
     )
+    if args.follow_up:
+        return _make_follow_ups(args)
     if args.dry_run:
         check_folder(wanted)
         print(
@@ -99,6 +114,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"{len(cases)} scans in {args.folder}; next: liverseg convert {quote_path(args.folder)} STORE"
     )
     return {"folder": str(args.folder), "cases": [asdict(case) for case in cases]}
+
+
+def _make_follow_ups(args: argparse.Namespace) -> dict[str, Any]:
+    """Patients at several dates instead of single scans."""
+    if args.follow_up < 0 or args.test_cases or args.workers > 1 or args.montage:
+        raise UserError(
+            "--follow-up must be at least 1 and excludes --test-cases, --workers and --montage"
+        )
+    wanted = FollowUpSet(
+        args.folder, args.cases, args.follow_up + 1, args.seed, args.size, args.difficulty == "hard"
+    )
+    if args.dry_run:
+        check_follow_up_folder(wanted)
+        print(f"would make {args.cases} patients at {wanted.dates} dates in {args.folder}")
+        return {"folder": str(args.folder), "dry_run": True}
+    with show_progress("phantom", args.cases) as line:
+        patients = write_follow_ups(wanted, lambda name: line.advance(note=name))
+    print(
+        f"{len(patients)} patients at {wanted.dates} dates in {args.folder}; next: liverseg follow labelsTr/..."
+    )
+    return {"folder": str(args.folder), "patients": patients}
 
 
 def _print_table(cases: list[CaseSummary]) -> None:

@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.commands.print_scores import format_figure, print_detection, print_notes
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError, printable
 from liverseg_dist.evaluation.metrics.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
+from liverseg_dist.evaluation.notes import list_distance_notes
 from liverseg_dist.evaluation.pairing import Pairing, describe_left_out, find_images, pair_masks
+from liverseg_dist.evaluation.report.terminal_summary import format_summary
 from liverseg_dist.evaluation.results import LEDGER, PICTURES, write_results
 from liverseg_dist.evaluation.score_folders import (
     PictureJob,
@@ -182,15 +183,10 @@ def _print_summary(
     summary: dict[str, Any], cases: list[dict[str, Any]], pairing: Pairing, out: Path
 ) -> None:
     print(f"{summary['n_cases']} cases")
-    for structure in ("liver", "tumour"):
-        scores = summary[structure]
-        per_case, pooled = scores["dice_per_case"], scores["dice_global"]
-        dice = f"Dice per case {format_figure(per_case)}, global {format_figure(pooled)}"
-        distance = format_figure(scores["hd95_mm"], 2, " mm")
-        surface = format_figure(scores["nsd_2mm"])
-        print(f"{structure:7}{dice}, HD95 {distance}, NSD 2 mm {surface}")
-    print_detection(summary)
-    print_notes(cases)
+    for line in format_summary(summary):
+        print(line)
+    for note in list_distance_notes(cases):
+        print(f"note: {note}")
     for reason, names in (("prediction", pairing.missing), ("truth", pairing.extra)):
         if names:
             print(f"no {reason} for {len(names)}: {', '.join(names[:MAX_NAMED_CASES])}")
