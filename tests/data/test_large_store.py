@@ -32,7 +32,7 @@ open_s, cpu_s = time.perf_counter() - begun, time.process_time() - cpu
 opened = sorted(touched)
 ids = store.ids("train", 0)
 source = PatchSource(store, ids, DataConfig(patch_size=(16, 32, 32), augmentation="none"), 0, 2)
-cases = {source.sample(n).case_id for n in range(20)}
+cases = {source.read_sample(n).case_id for n in range(20)}
 strangers = [name for name in touched - set(opened) if Path(name).relative_to(path).parts[1] not in cases]
 print(json.dumps({"open_s": open_s, "cpu_s": cpu_s, "opened": opened, "listed": listed, "train": len(ids),
                   "cases": len(cases), "strangers": strangers, "all": len(store.case_ids),
@@ -52,12 +52,12 @@ def own_mib():
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) / 1024
 held = []
-first = source.sample(0)
+first = source.read_sample(0)
 for n in range(1200):
-    source.sample(n)
+    source.read_sample(n)
     if n in (300, 1199):
         held.append(own_mib())
-again = source.sample(0)
+again = source.read_sample(0)
 assert again.plan == first.plan and (again.image_DHW == first.image_DHW).all()
 print(json.dumps(held))
 """

@@ -143,9 +143,9 @@ def test_stopped_run_continues_and_keeps_complete_files(
         (["--seed", "5"], "contains phantoms with the settings"),
         (["--size", "full"], "contains phantoms with the settings"),
         (["--difficulty", "hard"], "contains phantoms with the settings"),
-        (["--cases", "0"], "--cases is 1 to"),
+        (["--cases", "0"], "--cases must be 1 to"),
         (["--cases", "5"], "more scan files than requested"),
-        (["--montage", "look.tiff"], "ends in .png or .jpg"),
+        (["--montage", "look.tiff"], "must end in .png or .jpg"),
     ],
 )
 def test_mistakes_are_refused_and_change_nothing(
