@@ -9,6 +9,8 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from liverseg_dist.texts.csv_output import escape_cell
+
 LESION_COLUMNS = (
     "case", "structure", "lesion", "volume_ml", "long_axis_mm", "short_axis_mm", "longest_3d_mm", "sphericity",
     "centroid_r_mm", "centroid_a_mm", "centroid_s_mm", "surface_distance_mm", "is_lower_bound", "cut_by", "voxels",
@@ -21,7 +23,6 @@ STRUCTURE_COLUMNS = (
     "intensity_mean", "intensity_sd", "intensity_p10", "intensity_median", "intensity_p90",
     "volume_low_ml", "volume_expected_ml", "volume_high_ml", "error",
 )  # fmt: skip
-FORMULA_STARTS = {"=", "+", "-", "@", "\t", "\r"}
 Row = dict[str, Any]
 
 
@@ -78,12 +79,5 @@ def _flat(entry: Mapping[str, Any]) -> Row:
 
 
 def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, str) and value[:1] in FORMULA_STARTS:
-        return f"'{value}"
-    return value
+    # A rounded number is text here. A minus sign at its start makes no formula of it.
+    return f"{value:.6g}" if isinstance(value, float) else escape_cell(value)

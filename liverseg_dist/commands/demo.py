@@ -25,6 +25,7 @@ import torch
 
 from liverseg_dist.config import load_settings
 from liverseg_dist.errors import EXIT_DONE, UserError
+from liverseg_dist.texts.paths import path_argument
 
 CASES, SEED = 20, 7
 DEFAULT_CONFIG = Path("configs/demo_cpu.yaml")
@@ -35,18 +36,21 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESH
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="a folder with dataset.json (default: phantoms)"
+        "--data",
+        type=path_argument,
+        metavar="DIR",
+        help="a folder with dataset.json (default: phantoms)",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_argument,
         default=Path("demo"),
         metavar="DIR",
         help="folder for all results (default: demo)",
     )
     parser.add_argument(
         "--config",
-        type=Path,
+        type=path_argument,
         default=DEFAULT_CONFIG,
         metavar="FILE",
         help=f"config file (default: {DEFAULT_CONFIG})",
