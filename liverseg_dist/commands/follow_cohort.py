@@ -19,8 +19,7 @@ from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger, encode_file_name, fingerprint_of
-from liverseg_dist.files import write_json, write_text
-from liverseg_dist.inference.load_run import file_sha256
+from liverseg_dist.files import file_sha256, write_json, write_text
 from liverseg_dist.inference.work_division import format_failure, shard_cases
 from liverseg_dist.label_scheme import LabelScheme
 from liverseg_dist.texts.tables import read_table
