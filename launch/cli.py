@@ -115,6 +115,9 @@ def _find_status_command(words: Sequence[str]) -> str:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run launch; returns the exit code."""
+    if argv is None:
+        # Here and not below `__main__`, because the script `liverseg-launch` of a wheel calls `run`.
+        guard_output_streams()
     restrict_umask()
     set_up_logging()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -160,5 +163,4 @@ def _run_command(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    guard_output_streams()
     sys.exit(run())
