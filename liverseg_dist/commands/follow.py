@@ -34,7 +34,7 @@ from liverseg_dist.commands.follow_cohort import follow_cohort, read_patients
 from liverseg_dist.commands.options import add_inference
 from liverseg_dist.commands.predict import load_prediction, segment_files
 from liverseg_dist.commands.quantify import add_labels
-from liverseg_dist.commands.run_distributed import run_distributed
+from liverseg_dist.commands.run_distributed import run_distributed, silence_other_ranks
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
@@ -172,8 +172,7 @@ def _follow_table(args: argparse.Namespace, world: World) -> dict[str, Any]:
         raise UserError(
             "--table names scans, dates and images itself; with a run, segment the scans by predict first"
         )
-    if not world.is_main:
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 prints
+    silence_other_ranks(world)
     torch.set_num_threads(1)
     masks = [mask for patient in read_patients(args.table) for mask in patient.masks]
     scheme = parse_label_options(args.labels) if args.labels else find_scheme(masks)

@@ -27,7 +27,11 @@ from liverseg_dist.clinical.page import render_quantities
 from liverseg_dist.clinical.tables import lesions_csv, structures_csv
 from liverseg_dist.commands.options import add_inference
 from liverseg_dist.commands.predict import load_prediction, segment_files
-from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
+from liverseg_dist.commands.run_distributed import (
+    report_case_failure,
+    run_distributed,
+    silence_other_ranks,
+)
 from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
@@ -110,8 +114,7 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     world = World.from_environment(args.device)
-    if not world.is_main:
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 prints
+    silence_other_ranks(world)
     torch.set_num_threads(1)
     keep_freed_memory()
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
