@@ -31,6 +31,7 @@ from typing import Any
 from liverseg_dist.commands.main import COMMANDS
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, LiversegError, UserError
 from liverseg_dist.files import check_working_directory, restrict_umask
+from liverseg_dist.logging_setup import set_up_logging
 from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.texts.suggestions import suggest_name
 
@@ -114,7 +115,11 @@ def _find_status_command(words: Sequence[str]) -> str:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run launch; returns the exit code."""
+    if argv is None:
+        # Here and not below `__main__`, because the script `liverseg-launch` of a wheel calls `run`.
+        guard_output_streams()
     restrict_umask()
+    set_up_logging()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         check_working_directory()
@@ -158,5 +163,4 @@ def _run_command(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    guard_output_streams()
     sys.exit(run())

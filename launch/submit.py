@@ -5,10 +5,7 @@ Kept for scripts that use the earlier name.
 
 import sys
 
-from liverseg_dist.streams import guard_output_streams
-
 from .cli import run
 
 if __name__ == "__main__":
-    guard_output_streams()
     sys.exit(run())

@@ -40,6 +40,7 @@ from liverseg_dist.errors import (
 )
 from liverseg_dist.files import restrict_umask, write_text
 from liverseg_dist.interrupts import INTERRUPTED_MESSAGE
+from liverseg_dist.logging_setup import set_up_logging
 from liverseg_dist.streams import guard_output_streams, print_checked
 from liverseg_dist.texts.paths import path_argument, quote_path
 from liverseg_dist.texts.suggestions import SuggestingParser
@@ -346,6 +347,8 @@ def _print_error(args: argparse.Namespace, error: LiversegError) -> None:
 def run(argv: Sequence[str] | None = None) -> int:
     """Run `launch.tune`; returns the exit code."""
     restrict_umask()
+    set_up_logging()
+    set_up_logging(package=PACKAGE)
     args = build_parser().parse_intermixed_args(argv)
     try:
         # A process that calls this function must not be replaced.

@@ -17,6 +17,7 @@ import numpy as np
 
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.labels import BACKGROUND, IGNORE, LIVER, TUMOUR
+from liverseg_dist.texts.paths import expand_user_path
 from liverseg_dist.texts.structured import read_json
 
 StructureKind = Literal["organ", "lesion"]
@@ -275,7 +276,7 @@ def parse_label_options(options: Iterable[str]) -> LabelScheme:
     if not assignments:
         if len(texts) > 1:
             raise UserError("--labels: one dataset.json, or NAME=VALUES for each structure")
-        path = Path(texts[0]).expanduser()
+        path = expand_user_path(texts[0])
         return read_label_scheme(path / "dataset.json" if path.is_dir() else path)
     if len(assignments) < len(texts):
         raise UserError("--labels: either a dataset.json or NAME=VALUES, not both")

@@ -59,14 +59,15 @@ class LineFormatter(logging.Formatter):
         return f"{record.levelname.lower()}: {rank_prefix}{message}"
 
 
-def set_up_logging(level: int = logging.INFO) -> None:
-    """Configure the loggers of this package. A second call only changes the level.
+def set_up_logging(level: int = logging.INFO, package: str = ROOT_LOGGER) -> None:
+    """Configure the loggers of a package. A second call only changes the level.
 
     Args:
         level: lowest level that is shown: `logging.DEBUG` for --verbose, `logging.WARNING` for
             --quiet.
+        package: name of the package whose modules log; `launch` has another one.
     """
-    logger = logging.getLogger(ROOT_LOGGER)
+    logger = logging.getLogger(package)
     logger.setLevel(level)
     if any(isinstance(handler, StreamHandler) for handler in logger.handlers):
         return

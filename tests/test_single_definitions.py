@@ -18,6 +18,10 @@ PACKAGE = Path(liverseg_dist.__file__).parent
         ("hashlib.file_digest", ["files.py"]),
         ("csv.writer(", []),
         ("csv.DictWriter(", ["texts/csv_output.py"]),
+        ("csv.reader(", ["texts/tables.py"]),
+        ("type=Path,", []),
+        ("def natural_key(", ["files.py"]),
+        ("FORMULA_STARTS =", ["texts/csv_output.py"]),
     ],
 )
 def test_only_one_module_calls(call: str, home: list[str]) -> None:
@@ -50,4 +54,5 @@ def test_other_cells_keep_their_value() -> None:
 
 def test_rows_become_lines_in_the_order_of_the_columns() -> None:
     rows = [{"b": -0.5, "a": "=x", "other": 1}, {"a": 'say "a, b"'}]
+    assert format_csv(["b"], [{"b": -1 / 3}], float_digits=3) == "b\n-0.333\n"
     assert format_csv(["a", "b"], rows) == 'a,b\n\'=x,-0.5\n"say ""a, b""",\n'

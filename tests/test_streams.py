@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from liverseg_dist.errors import EXIT_USER
+
 START = "import os, sys\nfrom liverseg_dist.streams import guard_output_streams, print_checked\nguard_output_streams()\n"
 
 
@@ -68,3 +70,13 @@ def test_a_full_disk_is_reported_and_a_missing_reader_is_not(place: str, failure
             stderr=subprocess.PIPE,
         )
     assert (done.returncode, done.stderr.strip()) == (0, failure)
+
+
+def test_the_script_of_a_wheel_guards_its_streams() -> None:
+    """`liverseg-launch` calls `run`, without the code below `__main__`."""
+    script = "import sys; from launch.cli import run; sys.exit(run())"
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", script, "unknown"], stderr=full, check=False, timeout=60
+        )
+    assert result.returncode == EXIT_USER

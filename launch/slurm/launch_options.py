@@ -6,7 +6,6 @@ the command. `option_rules` refuses the options that a command does not use.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from liverseg_dist.errors import UserError
 from liverseg_dist.texts.paths import path_argument
@@ -214,7 +213,7 @@ def _add_job_options(group: argparse._ArgumentGroup) -> None:
 def _add_environment_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--setup",
-        type=Path,
+        type=path_argument,
         metavar="FILE",
         help="shell file that is sourced first, e.g. with `module load` or `conda activate`; it "
         "is copied at submission; the job fails if its last command fails",

@@ -27,6 +27,7 @@ from liverseg_dist.evaluation.results import (
     load_results,
     write_results,
 )
+from liverseg_dist.logging_setup import set_up_logging
 from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.texts.paths import path_argument
 from liverseg_dist.texts.suggestions import SuggestingParser
@@ -143,6 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Pool the folds and print the scores; returns the exit code."""
     args = build_parser().parse_args(argv)
+    set_up_logging()
     try:
         if args.folds < 1:
             raise UserError(f"{args.folds} folds: at least 1")

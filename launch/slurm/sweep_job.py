@@ -3,10 +3,9 @@
 import dataclasses
 import importlib
 from collections.abc import Sequence
-from pathlib import Path
 
 from liverseg_dist.errors import UserError
-from liverseg_dist.texts.paths import expand_path
+from liverseg_dist.texts.paths import expand_user_path
 
 from .. import PACKAGE as LAUNCH
 from .. import PROGRAM
@@ -26,7 +25,7 @@ def build_sweep_job(request: JobRequest) -> BatchJob:
     check_sweep_arguments(words)
     run_dirs = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
     # The last assignment counts, as for all settings.
-    run = _expand_path(run_dirs[-1]) if run_dirs else None
+    run = expand_user_path(run_dirs[-1]) if run_dirs else None
     folder = request.folder or run
     if folder is None:
         raise UserError(
@@ -66,10 +65,3 @@ def check_sweep_arguments(words: Sequence[str]) -> None:
             "set its size with --cpus-per-task and --nodes"
         )
     tune.load_sweep(args)
-
-
-def _expand_path(text: str) -> Path:
-    try:
-        return expand_path(text)
-    except ValueError as error:
-        raise UserError(f"{text}: {error}") from None

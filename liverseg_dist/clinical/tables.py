@@ -4,10 +4,10 @@ Undefined values are empty cells. A cell that a spreadsheet would take for a for
 apostrophe.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from liverseg_dist.texts.csv_output import format_csv
 
 LESION_COLUMNS = (
     "case", "structure", "lesion", "volume_ml", "long_axis_mm", "short_axis_mm", "longest_3d_mm", "sphericity",
@@ -21,7 +21,7 @@ STRUCTURE_COLUMNS = (
     "intensity_mean", "intensity_sd", "intensity_p10", "intensity_median", "intensity_p90",
     "volume_low_ml", "volume_expected_ml", "volume_high_ml", "error",
 )  # fmt: skip
-FORMULA_STARTS = {"=", "+", "-", "@", "\t", "\r"}
+SIGNIFICANT_DIGITS = 6
 Row = dict[str, Any]
 
 
@@ -49,12 +49,7 @@ def structures_csv(cases: Iterable[Mapping[str, Any]], failures: Mapping[str, st
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as CSV text; keys that are no column are left out."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_cell(row.get(column)) for column in columns])
-    return text.getvalue()
+    return format_csv(columns, rows, float_digits=SIGNIFICANT_DIGITS)
 
 
 def _flat(entry: Mapping[str, Any]) -> Row:
@@ -75,15 +70,3 @@ def _flat(entry: Mapping[str, Any]) -> Row:
     for name, value in (entry["volume_range"] or {}).items():
         row[f"volume_{name}_ml"] = value
     return row
-
-
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, str) and value[:1] in FORMULA_STARTS:
-        return f"'{value}"
-    return value

@@ -24,7 +24,9 @@ from typing import Any
 import torch
 
 from liverseg_dist.config import load_settings
+from liverseg_dist.cores import usable_cores
 from liverseg_dist.errors import EXIT_DONE, UserError
+from liverseg_dist.texts.paths import path_argument, quote_path
 
 CASES, SEED = 20, 7
 DEFAULT_CONFIG = Path("configs/demo_cpu.yaml")
@@ -35,18 +37,21 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESH
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="a folder with dataset.json (default: phantoms)"
+        "--data",
+        type=path_argument,
+        metavar="DIR",
+        help="a folder with dataset.json (default: phantoms)",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_argument,
         default=Path("demo"),
         metavar="DIR",
         help="folder for all results (default: demo)",
     )
     parser.add_argument(
         "--config",
-        type=Path,
+        type=path_argument,
         default=DEFAULT_CONFIG,
         metavar="FILE",
         help=f"config file (default: {DEFAULT_CONFIG})",
@@ -101,9 +106,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ]
     environment = os.environ | KEEP_FREED_MEMORY
     # The processes share the machine's cores.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
     for number, (title, command) in enumerate(steps, start=1):
         print(f"\n== {number}/{len(steps)} {title}", file=sys.stderr, flush=True)
+        print(shlex.join(command), file=sys.stderr, flush=True)
         code = run_step(command, environment)
         if code != EXIT_DONE:
             reason = f"step {number} ({title}) ended with exit code {code}"
@@ -147,10 +153,10 @@ def run_step(command: Sequence[str], environment: dict[str, str]) -> int:
 
 def _print_next_steps(training: Path, out: Path) -> None:
     scripts = Path(sys.executable).parent
-    run_folder, masks = shlex.quote(str(training)), shlex.quote(str(out / "masks"))
+    run_folder, masks = quote_path(training), quote_path(out / "masks")
     report = training / "evaluation" / "report.html"
     print(
         f"\nreport:        {report}\n"
-        f"curves:        {scripts / 'tensorboard'} --logdir {shlex.quote(str(out))}      then open http://localhost:6006\n"
-        f"a mask of your own CT:  {scripts / 'liverseg'} predict {run_folder} SCAN.nii.gz --out {masks}"
+        f"curves:        {quote_path(scripts / 'tensorboard')} --logdir {quote_path(out)}      then open http://localhost:6006\n"
+        f"a mask of your own CT:  {quote_path(scripts / 'liverseg')} predict {run_folder} SCAN.nii.gz --out {masks}"
     )

@@ -30,11 +30,11 @@ from liverseg_dist.clinical.follow_page import draw_series, follow_csv, render_f
 from liverseg_dist.clinical.follow_up import FollowUp, TimePoint, choose_organ, follow_patient
 from liverseg_dist.clinical.quantify import quantify_case
 from liverseg_dist.clinical.registration_backends import BACKENDS
-from liverseg_dist.commands.follow_cohort import follow_cohort, read_table
+from liverseg_dist.commands.follow_cohort import follow_cohort, read_patients
 from liverseg_dist.commands.options import add_inference
 from liverseg_dist.commands.predict import load_prediction, segment_files
 from liverseg_dist.commands.quantify import add_labels
-from liverseg_dist.commands.run_distributed import run_distributed
+from liverseg_dist.commands.run_distributed import run_distributed, silence_other_ranks
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
@@ -45,6 +45,7 @@ from liverseg_dist.inference.quantify import check_values, find_scheme, gather_i
 from liverseg_dist.inference.scan_files import find_scans
 from liverseg_dist.label_scheme import LITS_SCHEME, LabelScheme, parse_label_options
 from liverseg_dist.texts.names import derive_scan_id
+from liverseg_dist.texts.paths import expand_user_path, path_argument
 
 SCHEMA = 1
 RESULTS = ("follow.json", "follow.html", "follow.csv")
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="masks of one patient (.nii, .nii.gz), baseline first; with --run: scans, then inference.KEY=VALUE",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the results"
+        "--out", type=path_argument, required=True, metavar="DIR", help="folder for the results"
     )
     parser.add_argument(
         "--dates",
@@ -68,12 +69,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         nargs="+",
-        type=Path,
+        type=path_argument,
         metavar="SCAN",
         help="scans of the masks, one for each in order, or a folder that has them by name",
     )
     parser.add_argument(
-        "--run", type=Path, metavar="RUN", help="segment the given scans with this run first"
+        "--run",
+        type=path_argument,
+        metavar="RUN",
+        help="segment the given scans with this run first",
     )
     add_labels(parser)
     parser.add_argument(
@@ -101,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--table",
-        type=Path,
+        type=path_argument,
         metavar="CSV",
         help="many patients: columns patient,date,scan (a mask) and image; ranks share them, and a page shows all",
     )
@@ -125,7 +129,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     keep_freed_memory()
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
-    paths = [Path(text).expanduser() for text in args.inputs if text not in overrides]
+    paths = [expand_user_path(text) for text in args.inputs if text not in overrides]
     if len(paths) < 2:
         raise UserError("follow needs at least two scans of the patient, baseline first")
     for path in paths:
@@ -168,10 +172,9 @@ def _follow_table(args: argparse.Namespace, world: World) -> dict[str, Any]:
         raise UserError(
             "--table names scans, dates and images itself; with a run, segment the scans by predict first"
         )
-    if not world.is_main:
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 prints
+    silence_other_ranks(world)
     torch.set_num_threads(1)
-    masks = [mask for patient in read_table(args.table) for mask in patient.masks]
+    masks = [mask for patient in read_patients(args.table) for mask in patient.masks]
     scheme = parse_label_options(args.labels) if args.labels else find_scheme(masks)
 
     def follow_scans(

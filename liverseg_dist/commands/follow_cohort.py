@@ -2,9 +2,7 @@
 and resumable."""
 
 import argparse
-import csv
 import datetime
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +19,10 @@ from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger, encode_file_name, fingerprint_of
-from liverseg_dist.files import write_json, write_text
-from liverseg_dist.inference.load_run import file_sha256
+from liverseg_dist.files import file_sha256, write_json, write_text
 from liverseg_dist.inference.work_division import format_failure, shard_cases
 from liverseg_dist.label_scheme import LabelScheme
+from liverseg_dist.texts.tables import read_table
 from liverseg_dist.tracking.progress import show_progress
 
 COLUMNS = ("patient", "date", "scan")
@@ -44,42 +42,29 @@ class PatientScans:
     images: tuple[Path | None, ...]
 
 
-def read_table(file: Path) -> list[PatientScans]:
-    """The patients of a CSV with the columns patient, date, scan (a mask) and, if wanted, image.
+def read_patients(file: Path) -> list[PatientScans]:
+    """Read the patients of a table with the columns patient, date, scan (a mask) and image.
 
-    Paths are relative to the table. The header's case, spaces, a byte order mark and `;` for `,`
-    make no difference.
+    The column image may be missing. Paths are relative to the table. `texts.tables` describes the
+    forms that a table may have.
 
     Raises:
-        UserError: The table cannot be read, a row lacks something, or a patient has one scan or two
-            of one date.
+        UserError: The table is unreadable, a cell is empty, a date is invalid, or a patient has one
+            scan only or two scans of one date.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{printable(file)}: cannot be read ({error})") from None
-    first_line = text.splitlines()[0] if text.strip() else ""
-    delimiter = ";" if ";" in first_line else ","
-    rows = list(csv.reader(io.StringIO(text), delimiter=delimiter))
-    header = [name.strip().casefold() for name in rows[0]] if rows else []
-    if not set(COLUMNS) <= set(header):
-        raise UserError(
-            f"{printable(file)}: the header is patient,date,scan (and image), not {printable(first_line)[:80]}"
-        )
     scans: dict[str, list[tuple[datetime.date, Path, Path | None]]] = {}
-    for number, cells in enumerate(rows[1:], start=2):
-        if not any(cell.strip() for cell in cells):
-            continue
-        row = dict(zip(header, [cell.strip() for cell in cells], strict=False))
-        if any(not row.get(column) for column in COLUMNS):
-            raise UserError(f"{printable(file)}: line {number} lacks a patient, a date or a scan")
+    for row in read_table(file, COLUMNS, optional_columns=("image",)).rows:
+        for column in COLUMNS:
+            if not row[column]:
+                raise UserError(f"{printable(file)}: line {row.line}: column {column} is empty")
         try:
             date = datetime.date.fromisoformat(row["date"])
         except ValueError:
             raise UserError(
-                f"{printable(file)}: line {number}: {printable(row['date'])!r} is no date such as 2024-03-01"
+                f"{printable(file)}: line {row.line}: {printable(row['date'])!r} is no date such "
+                "as 2024-03-01"
             ) from None
-        image = file.parent / row["image"] if row.get("image") else None
+        image = file.parent / row["image"] if row["image"] else None
         scans.setdefault(row["patient"], []).append((date, file.parent / row["scan"], image))
     return [_patient(file, name, entries) for name, entries in scans.items()]
 
@@ -102,7 +87,7 @@ def follow_cohort(
 ) -> dict[str, Any]:
     """Follow all patients of `--table`; writes a folder for each, cohort.csv, cohort.json and
     cohort.html."""
-    patients = read_table(args.table)
+    patients = read_patients(args.table)
     if not patients:
         raise UserError(f"{printable(args.table)}: names no patient")
 

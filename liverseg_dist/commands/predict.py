@@ -54,7 +54,7 @@ from liverseg_dist.inference.scan_checks import (
 from liverseg_dist.inference.scan_files import describe_skipped_files, find_scans
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.texts.names import clean_text
-from liverseg_dist.texts.paths import expand_path, path_argument
+from liverseg_dist.texts.paths import expand_user_path, path_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     keep_freed_memory()
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
-    inputs = [_parse_input(text) for text in args.inputs if text not in overrides]
+    inputs = [expand_user_path(text) for text in args.inputs if text not in overrides]
     name_of_file = find_scans(inputs, args.out)
     if not name_of_file:
         raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
@@ -109,13 +109,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if world.is_main and result.get("masks") == [] and result["exit_code"] == EXIT_USER:
         _remove(new)
     return result
-
-
-def _parse_input(text: str) -> Path:
-    try:
-        return expand_path(text)
-    except ValueError as error:
-        raise UserError(f"{text}: {error}") from None
 
 
 def _output_paths(out: Path) -> list[Path]:

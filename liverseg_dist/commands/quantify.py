@@ -27,7 +27,11 @@ from liverseg_dist.clinical.page import render_quantities
 from liverseg_dist.clinical.tables import lesions_csv, structures_csv
 from liverseg_dist.commands.options import add_inference
 from liverseg_dist.commands.predict import load_prediction, segment_files
-from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
+from liverseg_dist.commands.run_distributed import (
+    report_case_failure,
+    run_distributed,
+    silence_other_ranks,
+)
 from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
@@ -46,6 +50,7 @@ from liverseg_dist.inference.quantify import (
 from liverseg_dist.inference.scan_files import find_scans
 from liverseg_dist.inference.work_division import shard_cases
 from liverseg_dist.label_scheme import LITS_SCHEME, LabelScheme, parse_label_options
+from liverseg_dist.texts.paths import expand_user_path, path_argument
 from liverseg_dist.tracking.progress import show_progress
 
 SCHEMA = 1
@@ -61,16 +66,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="masks (.nii, .nii.gz), folders of them, a run's evaluation; with --run: scans, then inference.KEY=VALUE",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the results"
+        "--out", type=path_argument, required=True, metavar="DIR", help="folder for the results"
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="scans of the masks, by name, for values and pictures",
     )
     parser.add_argument(
-        "--run", type=Path, metavar="RUN", help="segment the given scans with this run first"
+        "--run",
+        type=path_argument,
+        metavar="RUN",
+        help="segment the given scans with this run first",
     )
     add_labels(parser)
     parser.add_argument(
@@ -106,12 +114,11 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     world = World.from_environment(args.device)
-    if not world.is_main:
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for the process's life; rank 0 prints
+    silence_other_ranks(world)
     torch.set_num_threads(1)
     keep_freed_memory()
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
-    paths = [Path(text).expanduser() for text in args.inputs if text not in overrides]
+    paths = [expand_user_path(text) for text in args.inputs if text not in overrides]
     if args.run is None:
         if overrides:
             raise UserError(f"{overrides[0]}: settings of inference need --run")

@@ -1,7 +1,6 @@
 """Measure mask files into a folder: each once, resumable, a bad file does not stop the others."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,7 @@ from liverseg_dist.data.io.nifti import SUFFIXES, read_nifti
 from liverseg_dist.errors import RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger, encode_file_name, fingerprint_of
 from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, find_images
-from liverseg_dist.files import write_json
-from liverseg_dist.inference.load_run import file_sha256
+from liverseg_dist.files import file_sha256, natural_key, write_json
 from liverseg_dist.inference.work_division import format_failure
 from liverseg_dist.label_scheme import LITS_SCHEME, LabelScheme, read_label_scheme
 from liverseg_dist.texts.names import derive_scan_id
@@ -234,11 +232,6 @@ def read_pictures(file: Path) -> list[dict[str, Any]]:
     return (
         [picture for picture in content if is_picture(picture)] if isinstance(content, list) else []
     )
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts liver_2 before liver_10."""
-    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _masks_in(folder: Path) -> list[Path]:

@@ -12,12 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 FORMULA_STARTS = frozenset("=+-@\t\r")
 
 
-def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+def format_csv(
+    columns: Sequence[str],
+    rows: Iterable[Mapping[str, object]],
+    float_digits: int | None = None,
+) -> str:
     """Write rows as CSV text with a header line.
 
     Args:
         columns: Names of the columns, in order.
         rows: Values by column name. Missing ones become empty cells, other names are ignored.
+        float_digits: Significant digits of floats; None: as many as are needed to read them back.
 
     Returns:
         The text; lines end with a line feed.
@@ -26,7 +31,12 @@ def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> 
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: escape_cell(row.get(name)) for name in columns})
+        cells = {name: escape_cell(row.get(name)) for name in columns}
+        if float_digits is not None:
+            for name, cell in cells.items():
+                if isinstance(cell, float):
+                    cells[name] = f"{cell:.{float_digits}g}"
+        writer.writerow(cells)
     return text.getvalue()
 
 

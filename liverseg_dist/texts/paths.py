@@ -14,6 +14,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from liverseg_dist.errors import UserError, printable
+
 VARIABLE = re.compile(r"\$(?:(\w+)|\{([^{}]*)\})", re.ASCII)
 
 
@@ -38,6 +40,18 @@ def expand_text(text: str) -> str:
 def expand_path(text: str | Path) -> Path:
     """`expand_text` as a `Path`."""
     return Path(expand_text(str(text)))
+
+
+def expand_user_path(text: str | Path) -> Path:
+    """`expand_path` for a path that a user typed.
+
+    Raises:
+        UserError: An undefined variable or an unknown user.
+    """
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise UserError(f"{printable(text)}: {error}") from None
 
 
 def path_argument(text: str) -> Path:

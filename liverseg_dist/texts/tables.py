@@ -44,13 +44,16 @@ class Table:
     separator: str
 
 
-def read_table(path: Path, columns: Sequence[str], purpose: str = "") -> Table:
+def read_table(
+    path: Path, columns: Sequence[str], purpose: str = "", optional_columns: Sequence[str] = ()
+) -> Table:
     """Read a table.
 
     Args:
         path: CSV (`,` or `;`) or TSV, with a header line.
         columns: Names of the required columns, in lower case.
         purpose: What the table is for, appended to error messages.
+        optional_columns: Names of columns that a table may lack; their cells are then empty.
 
     Raises:
         UserError: The file is unreadable, a column is missing or repeated, or a row has more cells
@@ -72,8 +75,10 @@ def read_table(path: Path, columns: Sequence[str], purpose: str = "") -> Table:
         raise UserError(f"{shown}: an empty table; its header is {expected}{purpose}")
     header_line, header = lines[0]
     names = [_normalize_column_name(cell) for cell in header]
-    for column in columns:
+    for column in (*columns, *optional_columns):
         count = names.count(column)
+        if count == 0 and column in optional_columns:
+            continue
         if count == 0:
             found = separator.join(printable(cell) for cell in header)[:MAX_HEADER_CHARACTERS]
             raise UserError(
@@ -96,7 +101,10 @@ def read_table(path: Path, columns: Sequence[str], purpose: str = "") -> Table:
             )
         # Spreadsheets leave out empty cells at the end of a row.
         padded = cells + [""] * (len(names) - len(cells))
-        rows.append(Row(line, {column: padded[names.index(column)] for column in columns}))
+        given = dict(zip(names, padded, strict=False))
+        rows.append(
+            Row(line, {column: given.get(column, "") for column in (*columns, *optional_columns)})
+        )
     return Table(tuple(rows), separator)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from liverseg_dist.commands.follow_cohort import read_table
+from liverseg_dist.commands.follow_cohort import read_patients
 from liverseg_dist.commands.main import main
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError
 from tests.clinical.patients import BASELINE, STILL, paint_patient
@@ -99,9 +99,9 @@ def test_one_bad_patient_does_not_stop_the_others(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "header"),
-        ("case,patient\na,b\n", "header"),
-        ("patient,date,scan\na,2024-01-01,\n", "line 2 lacks"),
+        ("", "empty table"),
+        ("case,patient\na,b\n", "column date is missing"),
+        ("patient,date,scan\na,2024-01-01,\n", "line 2: column scan is empty"),
         ("patient,date,scan\na,01.02.2024,x.nii.gz\n", "no date"),
         ("patient,date,scan\na,2024-01-01,x.nii.gz\n", "one scan"),
         ("patient,date,scan\na,2024-01-01,x.nii.gz\na,2024-01-01,y.nii.gz\n", "one date"),
@@ -110,14 +110,32 @@ def test_one_bad_patient_does_not_stop_the_others(
 def test_a_wrong_table_is_refused(text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UserError, match=reason):
-        read_table(tmp_path / "t.csv")
+        read_patients(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("patient\tdate\tscan\na\t2024-01-01\tx.nii\na\t2024-02-01\ty.nii\n", "utf-8"),
+        ("patient,date,scan\n# note\na,2024-01-01,x.nii\na,2024-02-01,y.nii\n", "utf-16"),
+        ("sep=;\npatient;date;scan\na;2024-01-01;x.nii\na;2024-02-01;y.nii\n", "utf-8-sig"),
+    ],
+)
+def test_a_table_may_have_every_form_of_other_tables(
+    text: str, encoding: str, tmp_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_text(text, encoding=encoding)
+    (patient,) = read_patients(tmp_path / "t.csv")
+    assert patient.patient == "a"
+    assert [mask.name for mask in patient.masks] == ["x.nii", "y.nii"]
+    assert patient.images == (None, None)
 
 
 def test_rows_are_sorted_by_date_and_names_stay_text(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(
         "patient,date,scan\n007,2024-05-01,b.nii\n 007 ,2024-01-01,a.nii\n"
     )
-    (patient,) = read_table(tmp_path / "t.csv")
+    (patient,) = read_patients(tmp_path / "t.csv")
     assert patient.patient == "007"
     assert [mask.name for mask in patient.masks] == ["a.nii", "b.nii"]
 

@@ -26,6 +26,7 @@ from liverseg_dist.config import load_settings
 from liverseg_dist.cores import WAITING_VARIABLES, make_threads_wait_passively, usable_cores
 from liverseg_dist.model import build_model
 from liverseg_dist.model.topology import resolve_topology
+from liverseg_dist.streams import guard_output_streams
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo_cpu.yaml"
 SPACING_MM = (4.0, 4.0, 4.0)
@@ -139,4 +140,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    guard_output_streams()
     main()

@@ -6,7 +6,6 @@ next conversion removes.
 """
 
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -33,6 +32,7 @@ from liverseg_dist.data.store.layout import (
     ome_metadata,
     shard_shape,
 )
+from liverseg_dist.files import file_sha256
 
 ROOT_OWNER = "__root__"
 """Owner of the staged files that belong to no scan; not a valid scan id
@@ -202,7 +202,7 @@ def write_bytes(staging: StagingDir, path: Path, content: bytes) -> None:
 def _sync_and_hash(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _sync_folder(folder: Path) -> None:
