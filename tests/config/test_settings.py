@@ -128,8 +128,8 @@ MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (LISTS, "stands for more than 100,000 values"),
-        (MAPPINGS, "stands for more than 100,000 values"),
+        (LISTS, "expands to more than 100,000 values"),
+        (MAPPINGS, "expands to more than 100,000 values"),
         (MERGES, "a.yaml: "),
         ("train: &a {schedule: *a}", "nested more than 50 levels deep"),
         ("model: {features: &f [1, *f]}", "nested more than 50 levels deep"),
@@ -140,7 +140,7 @@ MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
         ("seed: !!float x", "not valid YAML: could not convert"),
         ("seed: !!timestamp x", "not valid YAML"),
         ('run: {dir: "a\\0b"}', "a zero byte"),
-        ('run: {dir: "\\ud800"}', "half a character"),
+        ('run: {dir: "\\ud800"}', "incomplete character"),
         ("x: " + "y" * (1 << 20), "longer than 1 MiB"),
         ("? \"a\\nb\"\n: 1", "unknown key a b"),
     ],

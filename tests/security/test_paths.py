@@ -98,6 +98,6 @@ def test_conversion_does_not_clear_what_lies_behind_a_link(
         (store / name).rmdir()
     (store / name).symlink_to(home)
     assert convert(source, store)[0] == EXIT_USER
-    assert f"{store / name}: is a link" in capsys.readouterr().err
+    assert f"{store / name}: is a symbolic link" in capsys.readouterr().err
     assert (home / "thesis" / "chapter.json").read_text() == "ten years of work"
     assert [path.name for path in home.iterdir()] == ["thesis"]
