@@ -67,7 +67,7 @@ def test_doctor_reports_it(
     file_system: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["doctor", "--folder", str(tmp_path)])
-    assert ("has no file locks: have it mounted with them" in capsys.readouterr().out) == (
+    assert ("has no file locks: mount it with file locks" in capsys.readouterr().out) == (
         file_system is without_locks
     )
 
@@ -78,10 +78,10 @@ def test_a_sweep_starts_with_a_warning(
     (tmp_path / "trials" / "a").mkdir(parents=True)
     (tmp_path / "trials" / "a" / "fold_0.lock").touch()
     with Journal(tmp_path):
-        assert ("has no locks: see to it" in caplog.text) == (file_system is without_locks)
+        assert ("has no locks: make sure" in caplog.text) == (file_system is without_locks)
         assert is_any_fold_running(tmp_path) == (file_system is without_locks), (
             "it might, and nobody could tell"
         )
         if file_system is as_nfs_4:
-            with pytest.raises(UserError, match="another sweep works here"):
+            with pytest.raises(UserError, match="another sweep uses this folder"):
                 Journal(tmp_path)

@@ -198,7 +198,10 @@ def test_train_refuses_what_cannot_be_trained(
             "convert.cleaning.noise is none, not median: the store decides it",
         ),
         ("train.fine_tune.freeze=encoder", "without model.pretrained"),
-        ("train.activation_checkpointing=[17]", "train.activation_checkpointing: level 17 does not exist"),
+        (
+            "train.activation_checkpointing=[17]",
+            "train.activation_checkpointing: level 17 does not exist",
+        ),
     ]:
         code, _, err = call(capsys, *base, override)
         assert code == EXIT_USER

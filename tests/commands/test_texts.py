@@ -63,9 +63,9 @@ def test_predict_score_and_postprocessing_names_agree(
     table = (tmp_path / "m" / "volumes.csv").read_text(encoding="utf-8")
     assert [line.split(",")[:2] for line in table.splitlines()[1:]] == [
         [nfc, "done"],
+        ["broken", "failed"],
         ["caf%E9", "done"],
         ["volume-7", "done"],
-        ["broken", "failed"],
     ]
     assert "caf%E9: liver" in out
     code, out, err = call(
