@@ -24,9 +24,9 @@ STANDALONE = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--
 
 def start(*command: str, ignored: signal.Signals | None = None) -> subprocess.Popen[str]:
     def begin() -> None:
-        signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        )  # a shell starts background jobs with Ctrl-C ignored
+        # A shell starts background jobs with Ctrl-C ignored, nohup with SIGHUP ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         if ignored:
             signal.signal(ignored, signal.SIG_IGN)
 
