@@ -50,6 +50,8 @@ def test_sbatch_accepts_every_job_of_a_chain(
     assert launch_submit([*words, "--dry-run"]) == 0
     jobs = capsys.readouterr().out.split("# --- job ")[1:]
     assert len(jobs) == 4
+    # Jobs of earlier tests may still hold nodes, and an exclusive job would be refused then.
+    cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, 60, "all nodes idle")
     for number, job in enumerate(jobs):
         text = job.partition("\n")[2]
         # No job runs here, so there is none to wait for.
