@@ -171,7 +171,12 @@ def private(monkeypatch: pytest.MonkeyPatch) -> None:
             "--rdzv-endpoint=0.0.0.0:29500: needs HOST:PORT of node 0",
         ),
         ((2, 2), "node0", {"rank": "0"}, "--rdzv-endpoint=node0: needs HOST:PORT of node 0"),
-        ((2, 2), "node0:29500", {}, "--rdzv-conf=rank=K is needed: the number of this node, from 0 to 1"),
+        (
+            (2, 2),
+            "node0:29500",
+            {},
+            "--rdzv-conf=rank=K is needed: the number of this node, from 0 to 1",
+        ),
         ((2, 2), "node0:29500", {"rank": "2"}, "numbers of 2 nodes run from 0 to 1"),
         ((2, 2), "node0:29500", {"rank": "one"}, "--rdzv-conf=rank=one: needs a number"),
         ((1, 1), "", {"timeout": "long"}, "--rdzv-conf=timeout=long: needs a number"),
