@@ -43,7 +43,8 @@ from liverseg_dist.files import write_json, write_text
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.quantify import check_values, find_scheme, gather_inputs, read_on_grid
 from liverseg_dist.inference.scan_files import find_scans
-from liverseg_dist.label_scheme import LITS_SCHEME, LabelScheme, parse_label_options
+from liverseg_dist.label_scheme import parse_label_options
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme
 from liverseg_dist.texts.names import derive_scan_id
 from liverseg_dist.texts.paths import expand_user_path, path_argument
 

@@ -21,7 +21,7 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError, p
 from liverseg_dist.evaluation.ledger import Ledger, encode_file_name, fingerprint_of
 from liverseg_dist.files import file_sha256, write_json, write_text
 from liverseg_dist.inference.work_division import format_failure, shard_cases
-from liverseg_dist.label_scheme import LabelScheme
+from liverseg_dist.labels import LabelScheme
 from liverseg_dist.texts.tables import read_table
 from liverseg_dist.tracking.progress import show_progress
 

@@ -49,7 +49,8 @@ from liverseg_dist.inference.quantify import (
 )
 from liverseg_dist.inference.scan_files import find_scans
 from liverseg_dist.inference.work_division import shard_cases
-from liverseg_dist.label_scheme import LITS_SCHEME, LabelScheme, parse_label_options
+from liverseg_dist.label_scheme import parse_label_options
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme
 from liverseg_dist.texts.paths import expand_user_path, path_argument
 from liverseg_dist.tracking.progress import show_progress
 

@@ -30,6 +30,11 @@ class ModelConfig(Section):
     """Kernel size (z, y, x) of each level, odd; null: from the store's spacing."""
     blocks_per_level: Blocks | tuple[Blocks, ...] | None = None
     """Convolution blocks per level, one number or one per level; null: from the preset."""
+    in_channels: Channels | None = None
+    """Channels of the image; filled in from the store. null: 1."""
+    out_channels: Channels | None = None
+    """Channels of the output: classes with the background, or regions; filled in from the store.
+    null: those of LiTS."""
     norm: Literal["instance", "group"] = "instance"
     deep_supervision: bool = True
     """Also compute the loss on the outputs of the lower levels (all but the two lowest)."""
