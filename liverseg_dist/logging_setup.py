@@ -59,12 +59,18 @@ class LineFormatter(logging.Formatter):
         return f"{record.levelname.lower()}: {rank_prefix}{message}"
 
 
+def choose_level(*, quiet: bool, verbose: bool) -> int:
+    """Return the lowest level that is shown with `--quiet`, with `--verbose`, or without them."""
+    if quiet:
+        return logging.WARNING
+    return logging.DEBUG if verbose else logging.INFO
+
+
 def set_up_logging(level: int = logging.INFO, package: str = ROOT_LOGGER) -> None:
     """Configure the loggers of a package. A second call only changes the level.
 
     Args:
-        level: lowest level that is shown: `logging.DEBUG` for --verbose, `logging.WARNING` for
-            --quiet.
+        level: lowest level that is shown (`choose_level`).
         package: name of the package whose modules log; `launch` has another one.
     """
     logger = logging.getLogger(package)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from liverseg_dist.commands.main import add_output_options
+
 from .. import PROGRAM
 from .arrays import ArrayExpression
 from .launch_options import build_parser
@@ -66,8 +68,7 @@ def parse_command(command: str, arguments: Sequence[str]) -> argparse.Namespace:
         help_lines=f"{PROGRAM} --help and liverseg {command} --help",
         also=list_option_strings(build_parser()),
     )
-    # `commands.main` adds it to every command.
-    parser.add_argument("--json", action="store_true")
+    add_output_options(parser)
     # Only the module of this command: some import torch, which takes seconds.
     importlib.import_module(f"{PACKAGE}.commands.{command}").add_arguments(parser)
     return parser.parse_intermixed_args(list(arguments))
@@ -92,7 +93,7 @@ def build_job(
         launcher=request.launcher,
         after=f"afterok:{request.after}" if request.after else "",
         restarts=request.restarts,
-        is_main=command in ("train", "tune"),
+        is_folder_job=command in ("train", "tune"),
         environment=request.environment,
         setup=request.setup,
     )

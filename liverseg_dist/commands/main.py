@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from liverseg_dist import __version__
+from liverseg_dist.console import show_progress_lines, write_error
 from liverseg_dist.cores import make_threads_wait_passively
 from liverseg_dist.errors import (
     EXIT_DONE,
@@ -36,7 +37,7 @@ from liverseg_dist.interrupts import (
     handle_interrupts,
     is_first_rank,
 )
-from liverseg_dist.logging_setup import set_up_logging
+from liverseg_dist.logging_setup import choose_level, set_up_logging
 from liverseg_dist.streams import guard_output_streams, output_failure, print_checked
 from liverseg_dist.texts.suggestions import SuggestingParser, suggest_name
 
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _parse_and_run(argv, handler)
     except KeyboardInterrupt:
         if is_first_rank():
-            print(f"liverseg: {INTERRUPTED_MESSAGE}", file=sys.stderr)
+            write_error(INTERRUPTED_MESSAGE)
         return EXIT_RESUMABLE
 
 
@@ -104,7 +105,7 @@ def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None)
     try:
         check_working_directory()
     except UserError as error:
-        print(f"liverseg: {error}", file=sys.stderr)
+        write_error(error)
         return error.exit_code
     make_threads_wait_passively()  # must happen before the command imports torch
     module = _import_command(name)
@@ -114,14 +115,32 @@ def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None)
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXIT_CODES,
     )
-    command.add_argument(
-        "--json", action="store_true", help="print the result as one JSON object on the last line"
-    )
+    add_output_options(command)
     module.add_arguments(command)
     args = command.parse_intermixed_args(argv[1:])
+    _set_verbosity(args)
     if handler:
         handler.work_has_begun = True
     return _run(module, args)
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every command has: `--json`, `--quiet` and `--verbose`."""
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object on the last line"
+    )
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--quiet", action="store_true", help="print results, warnings and errors only"
+    )
+    group.add_argument(
+        "--verbose", action="store_true", help="also print details, as `debug: ...` on stderr"
+    )
+
+
+def _set_verbosity(args: argparse.Namespace) -> None:
+    set_up_logging(choose_level(quiet=args.quiet, verbose=args.verbose))
+    show_progress_lines(not args.quiet)
 
 
 def add_command_arguments(name: str, parser: argparse.ArgumentParser) -> None:
@@ -166,13 +185,13 @@ def _run(module: ModuleType, args: argparse.Namespace) -> int:
     try:
         result = module.run(args)
     except LiversegError as error:
-        print(f"liverseg: {error}", file=sys.stderr)
+        write_error(error)
         _write_torchrun_error(str(error))
         if args.json:
             print_checked(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
     except OSError as error:
-        print(f"liverseg: {os_error_line(error)}", file=sys.stderr)
+        write_error(os_error_line(error))
         return EXIT_FAILED
     if isinstance(result, dict) and result.get("error"):
         _write_torchrun_error(str(result["error"]))
@@ -187,13 +206,12 @@ def _report_result(as_json: bool, result: object, code: int) -> int:
     is the exception: a program waits for it, and a file without the line must not count as success.
     """
     if as_json and (failure := print_checked(json.dumps(result if result is not None else {}))):
-        line = f"the result could not be written to stdout: {failure}; the work itself is done"
-        print(f"liverseg: {line}", file=sys.stderr)
+        write_error(
+            f"the result could not be written to stdout: {failure}; the work itself is done"
+        )
         return code or EXIT_FAILED
     if failure := output_failure():
-        print(
-            f"liverseg: warning: part of the output to stdout is lost: {failure}", file=sys.stderr
-        )
+        write_error(f"warning: part of the output to stdout is lost: {failure}")
     return code
 
 
