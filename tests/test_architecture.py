@@ -1,6 +1,7 @@
 """The layers of the package, as in the README. A test keeps description and code equal."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,31 @@ def test_there_are_no_import_cycles() -> None:
 
     for name in sorted(graph):
         visit(name, ())
+
+
+RANK_QUESTION_RE = re.compile(r"\bis_main\b|global_rank\s*==\s*0|rank\(\)\s*==\s*0")
+POINTER_FILE = f"{PACKAGE}/training/checkpoint.py"
+
+
+def test_only_distributed_and_the_pointer_file_ask_for_rank_0() -> None:
+    """Others use `start_rank`, `share_from_rank0`, `World.call_on_rank0` or log records."""
+    asking = []
+    for path in python_files():
+        if package_of(module_name(path)) != "distributed":
+            name = path.relative_to(ROOT).as_posix()
+            if RANK_QUESTION_RE.search(path.read_text(encoding="utf-8")):
+                asking.append(name)
+    assert asking == [POINTER_FILE]
+
+
+def test_commands_write_through_the_console() -> None:
+    """One place decides on streams, flushing, `--quiet` and ranks."""
+    for path in sorted((ROOT / PACKAGE / "commands").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_print = isinstance(node, ast.Name) and node.id == "print"
+            assert not is_print, (
+                f"{path.relative_to(ROOT)}:{node.lineno}: use liverseg_dist.console"
+            )
 
 
 def test_lower_packages_do_not_use_torch_distributed() -> None:

@@ -210,6 +210,13 @@ def _score_cases(
     sizes = voxels_of(evaluation.inputs)
     new = {case_id: size for case_id, size in sizes.items() if case_id not in recorded}
     division = divide_work(new, world.global_rank, world.world_size)
+    _logger.debug(
+        "%d cases of an earlier call, %d new ones: %d of them alone, %d with the other ranks",
+        len(known),
+        len(new),
+        len(division.whole),
+        len(division.shared),
+    )
     parallel = WindowParallel(world.device)
     shared = replace(
         evaluation,

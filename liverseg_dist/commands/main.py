@@ -12,10 +12,12 @@ import atexit
 import contextlib
 import importlib
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
@@ -41,6 +43,7 @@ from liverseg_dist.logging_setup import choose_level, set_up_logging
 from liverseg_dist.streams import guard_output_streams, output_failure, print_checked
 from liverseg_dist.texts.suggestions import SuggestingParser, suggest_name
 
+_logger = logging.getLogger(__name__)
 COMMANDS = {
     "phantom": "make a synthetic data set in the layout of Task03_Liver",
     "convert": "clean CT scans and write the Zarr store (also: tools/to_zarr)",
@@ -115,8 +118,7 @@ def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None)
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXIT_CODES,
     )
-    add_output_options(command)
-    module.add_arguments(command)
+    add_command_arguments(name, command)
     args = command.parse_intermixed_args(argv[1:])
     _set_verbosity(args)
     if handler:
@@ -144,11 +146,14 @@ def _set_verbosity(args: argparse.Namespace) -> None:
 
 
 def add_command_arguments(name: str, parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of a command to a parser. `launch` checks command lines before it submits them.
+    """Add the arguments of a command to a parser, with those that all commands have.
+
+    `launch` checks command lines with it before it submits them.
 
     Args:
         name: a key of `COMMANDS`.
     """
+    add_output_options(parser)
     _import_command(name).add_arguments(parser)
 
 
@@ -182,8 +187,12 @@ def _import_command(name: str) -> ModuleType:
 
 
 def _run(module: ModuleType, args: argparse.Namespace) -> int:
+    # Where the code comes from is the first question when two installations behave differently.
+    _logger.debug("liverseg_dist %s in %s", __version__, Path(__file__).parents[1])
+    begin_s = time.monotonic()
     try:
         result = module.run(args)
+        _logger.debug("the command took %.2f s", time.monotonic() - begin_s)
     except LiversegError as error:
         write_error(error)
         _write_torchrun_error(str(error))

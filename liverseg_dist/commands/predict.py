@@ -205,6 +205,13 @@ def segment_files(
         if file not in known:
             sizes[str(file)] = file.stat().st_size if file.is_file() else 0
     division = divide_work(sizes, world.global_rank, world.world_size)
+    _logger.debug(
+        "%d cases of an earlier call, %d new ones: %d of them alone, %d with the other ranks",
+        len(known),
+        len(sizes),
+        len(division.whole),
+        len(division.shared),
+    )
     parallel = WindowParallel(world.device)
     shared = replace(
         prediction,

@@ -4,8 +4,12 @@ Output is made rank-aware here, once: afterwards each command writes its results
 without asking for the rank. `logging_setup` does the same for log records.
 """
 
+import logging
+
 from liverseg_dist import console
 from liverseg_dist.distributed.world import World
+
+_logger = logging.getLogger(__name__)
 
 
 def start_rank(device: str) -> World:
@@ -22,4 +26,11 @@ def start_rank(device: str) -> World:
     world = World.from_environment(device)
     if not world.is_main:
         console.silence_process()
+    _logger.debug(
+        "rank %d of %d on %s, started by %s",
+        world.global_rank,
+        world.world_size,
+        world.device,
+        world.launched_by,
+    )
     return world

@@ -141,6 +141,12 @@ class World:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             try:
                 self._join_process_group(timedelta(seconds=timeout_s))
+                _logger.debug(
+                    "connected at %s, backend %s, timeout %g s",
+                    self.master,
+                    backend_for(self.device),
+                    timeout_s,
+                )
             except RuntimeError as error:
                 raise RunFailed(
                     connection_error_message(f"rank {self.global_rank}", self.master, error)
