@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from liverseg_dist.console import write_error, write_lines
 from liverseg_dist.errors import EXIT_DONE, LiversegError, RunFailed, UserError
 from liverseg_dist.evaluation.earlier import move_earlier_results
 from liverseg_dist.evaluation.ledger import Ledger
@@ -153,14 +154,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--only {args.only}: no fold {only[-1]} of {args.folds}")
         summary = pool_fold_results(args.run, args.folds, only)
     except LiversegError as error:
-        print(f"launch.slurm.pool_folds: {error}", file=sys.stderr)
+        write_error(error, "launch.slurm.pool_folds")
         return error.exit_code
     details = summary["details"]
+    lines = []
     for fold, dice in zip(details["folds"], details["dice_by_fold"], strict=True):
-        print(f"fold {fold}: {_format_scores(dice)}")
+        lines.append(f"fold {fold}: {_format_scores(dice)}")
     total = {name: summary[name]["dice_per_case"] for name in STRUCTURES}
     report = args.run / EVALUATION / "report.html"
-    print(f"all {summary['n_cases']} cases: {_format_scores(total)}; report: {report}")
+    lines.append(f"all {summary['n_cases']} cases: {_format_scores(total)}; report: {report}")
+    write_lines(*lines)
     return EXIT_DONE
 
 
