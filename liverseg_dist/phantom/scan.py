@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 
 from liverseg_dist.labels import LIVER, TUMOUR
-from liverseg_dist.phantom.anatomy import Painter, Patient, draw_patient
+from liverseg_dist.phantom.anatomy import Patient, draw_patient
+from liverseg_dist.phantom.painter import Painter
 from liverseg_dist.phantom.scanner import Scanner, compute_slice_fields, tissue_texture
 from liverseg_dist.phantom.tumours import tumour_count
 from liverseg_dist.volume import Grid, Volume
@@ -98,7 +99,7 @@ def scan_patient(
         painted = painter.paint_planes(
             slice(start * parts, stop * parts), np.repeat(grain, parts, axis=0)
         )
-        hu, liver, tumour = (_average_planes(planes, parts) for planes in painted)
+        hu, liver, tumour = (_average_planes(planes, parts) for planes in painted[:3])
         scanner.simulate_exposure(hu, noise.next_slices(stop - start), fields)
         image[start:stop] = np.rint(hu)
         label[start:stop] = np.where(tumour >= 0.5, TUMOUR, np.where(liver >= 0.5, LIVER, 0))
