@@ -107,6 +107,18 @@ class Patient:
         )
 
 
+def nominal_to_world(patient: Patient, nominal: Point) -> np.ndarray:
+    """Where a nominal position lies in the patient's world: the inverse of `Patient.map_voxels`, by
+    iteration."""
+    scale = np.array(patient.scale)
+    world = np.array(nominal) * scale
+    for _ in range(60):
+        at = Points(*(np.array([v], np.float32) for v in world))
+        shift = np.array([float(waves.evaluate_points(at)[0]) for waves in patient.warp])
+        world = 0.5 * world + 0.5 * scale * (np.array(nominal) - shift)
+    return world
+
+
 def _to_bounds(box: np.ndarray) -> Bounds:
     (x0, y0, z0), (x1, y1, z1) = box.tolist()
     return (x0, y0, z0), (x1, y1, z1)

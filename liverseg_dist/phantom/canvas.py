@@ -32,11 +32,13 @@ class Tissue(NamedTuple):
         value = texture * np.float32(self.grain)
         value += np.float32(self.hu)
         if self.spot:
-            side = np.float32(np.sign(self.rare))
-            # A ramp instead of a step, so that spots have soft edges.
-            strength = np.clip((texture - np.float32(self.rare)) * side * np.float32(2), 0, 1)
-            value += strength * np.float32(self.spot)
+            value += self.compute_spot_strength(texture) * np.float32(self.spot)
         return value
+
+    def compute_spot_strength(self, texture: np.ndarray) -> np.ndarray:
+        """Return 1 in the spots, 0 elsewhere, and a ramp at their soft edges."""
+        side = np.float32(np.sign(self.rare))
+        return np.clip((texture - np.float32(self.rare)) * side * np.float32(2), 0, 1)
 
 
 Renderer = Callable[[Tissue, np.ndarray], np.ndarray | np.float32]

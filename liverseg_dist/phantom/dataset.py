@@ -19,7 +19,8 @@ from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
 from liverseg_dist.errors import UserError
 from liverseg_dist.files import write_json
 from liverseg_dist.labels import LIVER, TUMOUR
-from liverseg_dist.phantom.scan import Size, make_scan
+from liverseg_dist.phantom.grids import Size
+from liverseg_dist.phantom.scan import make_scan
 from liverseg_dist.volume import Grid
 from liverseg_dist.workers import terminal_signals_blocked, worker_pool
 
