@@ -46,9 +46,8 @@ def make_scan(seed: int, case: int, size: Size, hard: bool) -> PhantomScan:
     # Size and difficulty are part of the key, so that such sets are different patients.
     key = (seed, case, int(size == "full"), int(hard))
     patient = draw_case_patient(key)
-    rng = np.random.default_rng([*key, _GRID])
-    grid = draw_grid(rng, patient, size)
-    return scan_patient(patient, grid, draw_orientation(rng), key, hard)
+    grid, orientation = draw_case_grid(key, patient, size)
+    return scan_patient(patient, grid, orientation, key, hard)
 
 
 def draw_case_patient(key: tuple[int, int, int, int]) -> Patient:
@@ -59,6 +58,13 @@ def draw_case_patient(key: tuple[int, int, int, int]) -> Patient:
     rng = np.random.default_rng([*key, _PATIENT])
     diameter_mm = TUMOUR_MM["full" if is_full else "small"]
     return draw_patient(rng, tumour_count(fraction), diameter_mm, bool(hard))
+
+
+def draw_case_grid(key: tuple[int, ...], patient: Patient, size: Size) -> tuple[Grid, str]:
+    """Draw the voxel grid of a CT and the orientation of its stored axes."""
+    rng = np.random.default_rng([*key, _GRID])
+    grid = draw_grid(rng, patient, size)
+    return grid, draw_orientation(rng)
 
 
 def scan_patient(
