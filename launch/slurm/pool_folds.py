@@ -18,6 +18,7 @@ from typing import Any
 
 from liverseg_dist.console import write_error, write_lines
 from liverseg_dist.errors import EXIT_DONE, LiversegError, RunFailed, UserError
+from liverseg_dist.evaluation.case_scores import structures_of_summary
 from liverseg_dist.evaluation.earlier import move_earlier_results
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import (
@@ -35,8 +36,6 @@ from liverseg_dist.texts.suggestions import SuggestingParser
 
 from .. import PACKAGE, name_programs
 from .arrays import format_indices, parse_indices
-
-STRUCTURES = ("liver", "tumour")
 
 
 def pool_fold_results(run: Path, folds: int, only: Sequence[int] = ()) -> dict[str, Any]:
@@ -108,7 +107,7 @@ def _build_details(
     which = f"{folds} folds" if not only else f"fold {format_indices(sorted(only))} of {folds}"
     dice_by_fold = []
     for result in results:
-        dice_by_fold.append({name: result.summary[name]["dice_per_case"] for name in STRUCTURES})
+        dice_by_fold.append(_collect_dice(result.summary))
     weights = [result.summary["details"].get("weights_sha256") for result in results]
     return {
         "title": f"{run.resolve().name}, {which}",
@@ -160,11 +159,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = []
     for fold, dice in zip(details["folds"], details["dice_by_fold"], strict=True):
         lines.append(f"fold {fold}: {_format_scores(dice)}")
-    total = {name: summary[name]["dice_per_case"] for name in STRUCTURES}
+    total = _collect_dice(summary)
     report = args.run / EVALUATION / "report.html"
     lines.append(f"all {summary['n_cases']} cases: {_format_scores(total)}; report: {report}")
     write_lines(*lines)
     return EXIT_DONE
+
+
+def _collect_dice(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """Mean Dice by structure."""
+    return {name: summary[name]["dice_per_case"] for name in structures_of_summary(summary)}
 
 
 def _format_scores(dice: Mapping[str, float | None]) -> str:
