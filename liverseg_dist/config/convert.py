@@ -138,7 +138,8 @@ class SlabConfig(Section):
 
 class SplitConfig(Section):
     kind: Literal["stratified", "nnunet", "file"] = "stratified"
-    """stratified: by the burden of lesions, or by the labelled volume without lesions; nnunet: the folds of nnU-Net; file: from `splits.file`."""
+    """stratified: by the burden of lesions, or by the labelled volume without lesions; nnunet: the
+    folds of nnU-Net; file: from `splits.file`."""
     folds: int = Field(default=5, ge=2)
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Fraction of patients in the test set (kind=stratified only)."""

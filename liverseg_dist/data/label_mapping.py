@@ -35,6 +35,8 @@ class LabelMapping:
     drops_other_values: bool = False
     sources_of: tuple[tuple[str, tuple[str, ...]], ...] = field(default=())
     """(structure, names of the source's labels that it is made of)."""
+    class_of_file: tuple[tuple[str, int], ...] = ()
+    """(structure, class value) where each structure of the source has a file of its own."""
 
     @property
     def is_identity(self) -> bool:

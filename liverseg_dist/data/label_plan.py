@@ -176,6 +176,11 @@ def _build_mapping(
     for value, special in _special_values(source, settings or {}):
         class_of[value] = IGNORE if special == IGNORE else class_of.get(value, BACKGROUND)
     others = (settings or {}).get(OTHER_LABELS)
+    class_of_file = []
+    if source.in_files:
+        for value, name in source.scheme.values:
+            if value in class_of:
+                class_of_file.append((name, class_of[value]))
     return LabelMapping(
         scheme=scheme,
         class_of=tuple(sorted(class_of.items())),
@@ -183,6 +188,7 @@ def _build_mapping(
         expected=source.describe() if source.is_named else _describe_values(class_of, scheme),
         drops_other_values=others is not None and others.drop,
         sources_of=tuple((draft.name, draft.origins.get(number, ())) for draft in drafts),
+        class_of_file=tuple(class_of_file),
     )
 
 

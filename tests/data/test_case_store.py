@@ -85,9 +85,7 @@ def test_ome_zarr_readers_accept_every_case(store: Path) -> None:
     meta = CaseStore.open(store).meta("liver_0")
     steps, origin = scale.datasets[0].coordinateTransformations
     assert tuple(steps.scale) == pytest.approx((1.0, *meta.grid.spacing_mm))
-    assert tuple(origin.translation) == pytest.approx(
-        (0.0, *meta.grid.world_mm(np.zeros(3))[::-1])
-    )
+    assert tuple(origin.translation) == pytest.approx((0.0, *meta.grid.world_mm(np.zeros(3))[::-1]))
 
 
 def test_opening_reads_only_the_root(copy: Path) -> None:

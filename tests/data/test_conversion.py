@@ -129,9 +129,7 @@ def test_a_label_stays_on_its_liver_when_scans_are_cropped(
         assert few.shape[1] < all_.shape[1]
         assert np.array_equal(cropped.label(case_id), whole.label(case_id)[box])
         liver = cropped.label(case_id) > 0
-        assert np.array_equal(
-            cropped.image(case_id)[0][liver], whole.image(case_id)[0][box][liver]
-        )
+        assert np.array_equal(cropped.image(case_id)[0][liver], whole.image(case_id)[0][box][liver])
 
 
 def test_intensity_statistics_exclude_the_test_set(source: Path, tmp_path: Path) -> None:

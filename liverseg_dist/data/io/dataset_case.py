@@ -38,6 +38,23 @@ class DatasetCase:
     image: Path
     label: Path | None = None
     findings: tuple[Finding, ...] = ()
+    source: int = 0
+    """Position of the case's source in `DatasetIndex.sources`."""
+    structure_files: tuple[tuple[str, Path], ...] = ()
+    """(structure, file) where each structure has a file of its own; `label` is then None."""
+    annotated: tuple[str, ...] | None = None
+    """Structures that `dataset.json` lists as annotated in the case; None: it lists none."""
+
+    @property
+    def has_label(self) -> bool:
+        return self.label is not None or bool(self.structure_files)
+
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """All files of the label, in the order in which they are read."""
+        if self.label is not None:
+            return (self.label,)
+        return tuple(path for _, path in self.structure_files)
 
 
 Cases = tuple[DatasetCase, ...]
