@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from liverseg_dist.config import CT_CHANNELS, ChannelConfig
 from liverseg_dist.data.findings import Finding, is_valid_case_id
 from liverseg_dist.data.io.dataset_case import (
     Cases,
@@ -44,13 +45,19 @@ class DatasetIndex:
     test: Cases
     notes: tuple[Finding, ...] = ()
     """Findings about the data set as a whole."""
+    channels: tuple[ChannelConfig, ...] = CT_CHANNELS
+    """Channels of the images."""
 
 
-def read_dataset(folder: Path | str) -> DatasetIndex:
+def read_dataset(
+    folder: Path | str, channels: tuple[ChannelConfig, ...] | None = None
+) -> DatasetIndex:
     """List the cases of a data set.
 
     Args:
         folder: A folder with `dataset.json`, or with imagesTr, labelsTr and imagesTs.
+        channels: Channels of the images (`convert.channels`); None: as `dataset.json` names them,
+            else one of CT.
 
     Raises:
         UserError: The folder is not such a data set, or two cases have the same id.
@@ -63,21 +70,23 @@ def read_dataset(folder: Path | str) -> DatasetIndex:
     listing_file = None
     # A broken link is reported as a bad index, not treated as a missing one.
     if index.exists() or index.is_symlink():
-        content = read_index(folder, index)
+        content = read_index(folder, index, channels)
         notes += content.notes
+        channels = content.channels
         if content.lists_scans:
             listing_file = INDEX_FILE
             name = printable(content.name or name)[:MAX_NAME_CHARACTERS]
-            training, test = build_listed_cases(content.training, content.test)
+            training, test = build_listed_cases(content.training, content.test, channels)
+    channels = channels or CT_CHANNELS
     if listing_file is None:
-        training, test, pairing_notes = pair_files_by_name(folder)
+        training, test, pairing_notes = pair_files_by_name(folder, channels)
         notes += pairing_notes
     training, test = _sort_cases(training), _sort_cases(test)
     cases = [*training, *test]
     _check_ids(folder, cases)
     notes += find_unread_files(folder, _collect_files(cases), listing_file)
     notes += _find_outside_links(folder, cases)
-    return DatasetIndex(name, training, test, tuple(notes))
+    return DatasetIndex(name, training, test, tuple(notes), channels)
 
 
 def _check_folder(folder: Path) -> None:
@@ -99,7 +108,7 @@ def _sort_cases(cases: Iterable[DatasetCase]) -> Cases:
 def _collect_files(cases: Iterable[DatasetCase]) -> set[Path]:
     files = set()
     for case in cases:
-        files.add(case.image)
+        files.update(case.files)
         if case.label is not None:
             files.add(case.label)
     return files
