@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from liverseg_dist.config.base import Section
-from liverseg_dist.config.channels import ChannelConfig
+from liverseg_dist.config.channels import ChannelConfig, check_channel_names
 from liverseg_dist.config.labels import LabelSettings, parse_label_settings
 from liverseg_dist.texts.paths import UserPath, expand_text
 
@@ -152,8 +152,8 @@ class SplitConfig(Section):
 
 class ConvertConfig(Section):
     modality: Literal["CT", "any"] = "CT"
-    """CT: refuse a data set whose dataset.json names another modality (MRI, PET, ...); any: accept
-    it and read its voxels as HU."""
+    """Without effect since the channels name their modality (`channels`, or dataset.json); kept so
+    that earlier settings load."""
     cleaning: CleaningConfig = Field(default_factory=CleaningConfig)
     slab: SlabConfig = Field(default_factory=SlabConfig)
     splits: SplitConfig = Field(default_factory=SplitConfig)
@@ -169,6 +169,9 @@ class ConvertConfig(Section):
     the first pattern that fits counts. null: as dataset.json lists them, else all."""
     annotated_table: UserPath | None = None
     """The same as a CSV `case,structures`, structures separated by semicolons."""
+    register_channels: Literal["none", "rigid"] = "none"
+    """rigid: register each channel to the first one of its scan (mutual information), where the
+    patient moved between the series; none: trust the positions in the headers."""
     labels_from: UserPath | None = None
     """Folder of a finished run. With missing_label=impute it labels the scans without a label; with
     missing_label=unlabelled it locates their liver, so that the slab policy applies to them too."""
@@ -181,3 +184,14 @@ class ConvertConfig(Section):
     @classmethod
     def _parse_labels(cls, value: object) -> object:
         return parse_label_settings(value)
+
+    @field_validator("channels")
+    @classmethod
+    def _check_channels(
+        cls, value: tuple[ChannelConfig, ...] | None
+    ) -> tuple[ChannelConfig, ...] | None:
+        if value is not None:
+            if not value:
+                raise ValueError("an image needs at least one channel")
+            check_channel_names(value)
+        return value
