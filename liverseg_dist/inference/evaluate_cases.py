@@ -163,7 +163,14 @@ class CaseEvaluator:
         return SegmentedCase(mask_zyx, image, calibration.collect_counts(), findings)
 
     def _score_result(self, case_id: str, result: SegmentedCase, truth: Volume) -> dict[str, Any]:
-        scores = score_case(case_id, result.mask_zyx, truth.voxels, truth.spacing_mm)
+        scores = score_case(
+            case_id,
+            result.mask_zyx,
+            truth.voxels,
+            truth.spacing_mm,
+            labels=self.predictor.outputs.labels,
+            annotated=self.inputs.read_annotated(case_id),
+        )
         scores = scores | {"calibration": result.calibration}
         if self.inputs.sources is not None:
             scores["scan_findings"] = findings_to_json(result.findings)
