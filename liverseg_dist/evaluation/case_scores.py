@@ -6,7 +6,7 @@ structure, because there may be several lesion structures. Everything that reads
 functions, so that no other code depends on the form.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from liverseg_dist.labels import LITS_SCHEME, LabelScheme
@@ -93,17 +93,17 @@ def has_first_form_of(cases: Sequence[Case]) -> bool:
     return not any(STRUCTURES_KEY in case for case in cases)
 
 
-def structures_of_summary(summary: dict[str, Any]) -> tuple[str, ...]:
+def structures_of_summary(summary: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the structures of a summary; those of LiTS for schema 1."""
     return tuple(summary.get(STRUCTURES_KEY, LITS_SCHEME.structure_names))
 
 
-def lesions_of_summary(summary: dict[str, Any]) -> tuple[str, ...]:
+def lesions_of_summary(summary: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the structures of a summary whose lesions were counted."""
     return tuple(name for name in structures_of_summary(summary) if "detection" in summary[name])
 
 
-def burdens_of_summary(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def burdens_of_summary(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Burden by structure."""
     found = {}
     for name in structures_of_summary(summary):
