@@ -210,7 +210,14 @@ def _largest_fitting(
     number = _first_true(len(patches), lambda n: estimate(n).gib <= budget.memory_gib)
     if number is None:
         return None
-    return PatchChoice(patches[number], micro, estimate(number))
+    if not recompute:
+        return PatchChoice(patches[number], micro, estimate(number))
+    # As few levels as the memory allows, for the chosen patch only: this takes many estimates.
+    settings = resolve_model(replace_settings(base, patches[number], micro, ()), spacing_mm)
+    update = {"activation_checkpointing": "auto"}
+    auto = settings.model_copy(update={"train": settings.train.model_copy(update=update)})
+    least = resolve_checkpointing(auto, budget.memory_gib, budget.devices, "cuda")
+    return PatchChoice(patches[number], micro, least)
 
 
 def _first_true(count: int, test: Callable[[int], bool]) -> int | None:
@@ -238,11 +245,8 @@ def _estimate(
     recompute: bool,
 ) -> MemoryEstimate:
     settings = resolve_model(replace_settings(base, patch, micro, ()), spacing_mm)
-    if not recompute:
-        return estimate_memory(settings, budget.devices)
-    update = {"activation_checkpointing": "auto"}
-    auto = settings.model_copy(update={"train": settings.train.model_copy(update=update)})
-    return resolve_checkpointing(auto, budget.memory_gib, budget.devices, "cuda")
+    levels = range(len(settings.model.features or ())) if recompute else ()
+    return estimate_memory(settings, budget.devices, levels=levels)
 
 
 # --- batch --------------------------------------------------------------------------------------
