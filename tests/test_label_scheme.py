@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 
 from liverseg_dist.errors import UserError
-from liverseg_dist.label_scheme import (
-    LITS_SCHEME,
-    LabelScheme,
-    Structure,
-    parse_label_options,
-    read_label_scheme,
-    scheme_from_labels,
-)
-from liverseg_dist.labels import structure_mask
+from liverseg_dist.label_scheme import parse_label_options, read_label_scheme, scheme_from_labels
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme, Structure, structure_mask
 
 
 def structures(scheme: LabelScheme) -> dict[str, tuple[tuple[int, ...], str, str | None]]:

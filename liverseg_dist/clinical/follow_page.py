@@ -12,7 +12,7 @@ from liverseg_dist.clinical.follow_up import FollowUp, TimePoint
 from liverseg_dist.clinical.page import render_page
 from liverseg_dist.clinical.pictures import draw_position
 from liverseg_dist.clinical.tables import csv_text
-from liverseg_dist.label_scheme import LabelScheme
+from liverseg_dist.labels import LabelScheme
 
 MAX_SERIES = 16
 """Lesions with a row of slices: targets first, then by volume."""

@@ -29,7 +29,7 @@ from liverseg_dist.clinical.registration import (
 from liverseg_dist.clinical.registration_backends import BackendName, choose_backend
 from liverseg_dist.clinical.response import assess_response
 from liverseg_dist.errors import UserError
-from liverseg_dist.label_scheme import LabelScheme
+from liverseg_dist.labels import LabelScheme
 from liverseg_dist.volume import Volume
 
 FOLLOW_VERSION = 1

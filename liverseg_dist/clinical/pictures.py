@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from liverseg_dist.clinical.quantify import LesionQuantities
-from liverseg_dist.label_scheme import LabelScheme
+from liverseg_dist.labels import LabelScheme
 from liverseg_dist.volume import Volume
 
 CT_WINDOW_HU = (-110.0, 190.0)

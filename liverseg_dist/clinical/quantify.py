@@ -22,7 +22,7 @@ from liverseg_dist.clinical.diameters import (
     measure_axial_diameters,
 )
 from liverseg_dist.clinical.shape import OrganSurface, sphericity
-from liverseg_dist.label_scheme import LabelScheme, Structure
+from liverseg_dist.labels import LabelScheme, Structure
 from liverseg_dist.volume import Float3, Volume
 
 QUANTITIES_VERSION = 1

@@ -19,7 +19,7 @@ from liverseg_dist.clinical.recist import (
     target_response,
     volume_response,
 )
-from liverseg_dist.label_scheme import LabelScheme
+from liverseg_dist.labels import LabelScheme
 from liverseg_dist.volume import Volume
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from liverseg_dist.config import load_settings
+from liverseg_dist.console import write_error, write_lines, write_progress
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.errors import EXIT_DONE, UserError
 from liverseg_dist.texts.paths import path_argument, quote_path
@@ -88,6 +89,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     store, training = args.out / "store.zarr", args.out / "run"
     settings = ["--config", str(args.config), *args.overrides]
     one, in_parallel = [sys.executable, "-m", "liverseg_dist"], torchrun_command(ranks)
+    # The processes of the steps do not inherit the verbosity of this one.
+    verbosity = [f"--{name}" for name in ("quiet", "verbose") if getattr(args, name, False)]
     args.out.mkdir(parents=True, exist_ok=True)
     steps: list[tuple[str, list[str]]] = []
     if args.data is None:
@@ -108,12 +111,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # The processes share the machine's cores.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
     for number, (title, command) in enumerate(steps, start=1):
-        print(f"\n== {number}/{len(steps)} {title}", file=sys.stderr, flush=True)
-        print(shlex.join(command), file=sys.stderr, flush=True)
-        code = run_step(command, environment)
+        write_progress("", f"== {number}/{len(steps)} {title}", shlex.join(command))
+        code = run_step([*command, *verbosity], environment)
         if code != EXIT_DONE:
             reason = f"step {number} ({title}) ended with exit code {code}"
-            print(f"liverseg demo: {reason}; run the same line again to continue", file=sys.stderr)
+            write_error(f"{reason}; run the same line again to continue", "liverseg demo")
             return {"exit_code": code, "error": reason}
     _print_next_steps(training, args.out)
     summary = json.loads((training / "evaluation" / "summary.json").read_text(encoding="utf-8"))
@@ -155,8 +157,11 @@ def _print_next_steps(training: Path, out: Path) -> None:
     scripts = Path(sys.executable).parent
     run_folder, masks = quote_path(training), quote_path(out / "masks")
     report = training / "evaluation" / "report.html"
-    print(
-        f"\nreport:        {report}\n"
-        f"curves:        {quote_path(scripts / 'tensorboard')} --logdir {quote_path(out)}      then open http://localhost:6006\n"
-        f"a mask of your own CT:  {quote_path(scripts / 'liverseg')} predict {run_folder} SCAN.nii.gz --out {masks}"
+    write_lines(
+        "",
+        f"report:        {report}",
+        f"curves:        {quote_path(scripts / 'tensorboard')} --logdir {quote_path(out)}      "
+        "then open http://localhost:6006",
+        f"a mask of your own CT:  {quote_path(scripts / 'liverseg')} predict {run_folder} "
+        f"SCAN.nii.gz --out {masks}",
     )

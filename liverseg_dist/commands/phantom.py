@@ -14,6 +14,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from liverseg_dist.console import write_lines
 from liverseg_dist.errors import UserError
 from liverseg_dist.phantom.dataset import (
     FIRST_TEST,
@@ -98,8 +99,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return _make_follow_ups(args)
     if args.dry_run:
         check_folder(wanted)
-        print(
-            f"would make {args.cases} labelled and {args.test_cases} unlabelled {args.size} scans in {args.folder}"
+        write_lines(
+            f"would make {args.cases} labelled and {args.test_cases} unlabelled {args.size} scans "
+            f"in {args.folder}"
         )
         return {"folder": str(args.folder), "dry_run": True}
     with show_progress("phantom", args.cases + args.test_cases) as line:
@@ -109,8 +111,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         shown = [case.case_id for case in cases if case.liver_ml is not None][:MONTAGE_CASES]
         args.montage.parent.mkdir(parents=True, exist_ok=True)
         draw_montage(args.folder, shown).save(args.montage)
-        print(f"picture: {args.montage}")
-    print(
+        write_lines(f"picture: {args.montage}")
+    write_lines(
         f"{len(cases)} scans in {args.folder}; next: liverseg convert {quote_path(args.folder)} STORE"
     )
     return {"folder": str(args.folder), "cases": [asdict(case) for case in cases]}
@@ -127,12 +129,13 @@ def _make_follow_ups(args: argparse.Namespace) -> dict[str, Any]:
     )
     if args.dry_run:
         check_follow_up_folder(wanted)
-        print(f"would make {args.cases} patients at {wanted.dates} dates in {args.folder}")
+        write_lines(f"would make {args.cases} patients at {wanted.dates} dates in {args.folder}")
         return {"folder": str(args.folder), "dry_run": True}
     with show_progress("phantom", args.cases) as line:
         patients = write_follow_ups(wanted, lambda name: line.advance(note=name))
-    print(
-        f"{len(patients)} patients at {wanted.dates} dates in {args.folder}; next: liverseg follow labelsTr/..."
+    write_lines(
+        f"{len(patients)} patients at {wanted.dates} dates in {args.folder}; "
+        "next: liverseg follow labelsTr/..."
     )
     return {"folder": str(args.folder), "patients": patients}
 

@@ -24,6 +24,7 @@ import yaml
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.commands.plan_scaling import predict_scaling
 from liverseg_dist.config import Settings
+from liverseg_dist.console import write_lines
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.planning.memory_estimate import estimate_memory
@@ -294,24 +295,24 @@ def _print_memory(
             f"{row['levels_recomputed'] or 'none'}{mark}",
         ))  # fmt: skip
     print_table(headings, rows, right=headings[:5])
-    print(f"\nfits {found['budget_gib']:g} GiB with {found['need_gib']:.2f}: {why} GiB")
-    print(
-        "chosen: the largest patch up to the width of a liver without recomputation, else the largest that fits;"
-    )
-    print(
-        f"per strategy on {args.gpus} GPUs: "
-        + ", ".join(f"{k} {v:.2f}" for k, v in found["strategies_gib"].items())
-    )
+    strategies = ", ".join(f"{name} {gib:.2f}" for name, gib in found["strategies_gib"].items())
     slab = found["whole_slab"]
-    print(
-        f"a whole slab 64x512x512, one sample: {slab['bf16_gib']} GiB in bf16, {slab['fp32_gib']} in fp32"
-    )
-    print(
-        "(computed from tensor shapes, no GPU was used; margin for workspaces and gaps assumed)\n"
-    )
+    lines = [
+        "",
+        f"fits {found['budget_gib']:g} GiB with {found['need_gib']:.2f}: {why} GiB",
+        "chosen: the largest patch up to the width of a liver without recomputation, "
+        "else the largest that fits;",
+        f"per strategy on {args.gpus} GPUs: {strategies}",
+        f"a whole slab 64x512x512, one sample: {slab['bf16_gib']} GiB in bf16, "
+        f"{slab['fp32_gib']} in fp32",
+        "(computed from tensor shapes, no GPU was used; margin for workspaces and gaps assumed)",
+        "",
+    ]
     if args.out:
-        print(f"written: {args.out}; use it with --config {quote_path(args.out)}")
-    print(" ".join(f"{key}={_format_value(value)}" for key, value in found["settings"].items()))
+        lines.append(f"written: {args.out}; use it with --config {quote_path(args.out)}")
+    overrides = [f"{key}={_format_value(value)}" for key, value in found["settings"].items()]
+    # The last line alone can be copied behind `liverseg train`.
+    write_lines(*lines, " ".join(overrides))
 
 
 def _format_value(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Typed and validated settings: one module per section; `settings.py` combines them."""
 
+from liverseg_dist.config.channels import CT_CHANNELS, ChannelConfig, IntensityConfig
 from liverseg_dist.config.convert import CleaningConfig, ConvertConfig, SlabConfig, SplitConfig
 from liverseg_dist.config.inference import InferenceConfig
 from liverseg_dist.config.memory import MemoryConfig
@@ -9,7 +10,6 @@ from liverseg_dist.config.train import (
     CheckpointConfig,
     DataConfig,
     FineTuneConfig,
-    IntensityConfig,
     RunConfig,
     ScheduleConfig,
     TrainConfig,
@@ -17,6 +17,8 @@ from liverseg_dist.config.train import (
 )
 
 __all__ = [
+    "CT_CHANNELS",
+    "ChannelConfig",
     "CheckpointConfig",
     "CleaningConfig",
     "ConvertConfig",

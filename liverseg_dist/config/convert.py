@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from liverseg_dist.config.base import Section
+from liverseg_dist.config.channels import ChannelConfig
 from liverseg_dist.texts.paths import UserPath, expand_text
 
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -152,6 +153,9 @@ class ConvertConfig(Section):
     cleaning: CleaningConfig = Field(default_factory=CleaningConfig)
     slab: SlabConfig = Field(default_factory=SlabConfig)
     splits: SplitConfig = Field(default_factory=SplitConfig)
+    channels: tuple[ChannelConfig, ...] | None = None
+    """Channels of the images, in the order of the files `_0000`, `_0001`, ... or of the last axis of
+    4D files; null: as dataset.json names them, else one channel of CT."""
     labels_from: UserPath | None = None
     """Folder of a finished run. With missing_label=impute it labels the scans without a label; with
     missing_label=unlabelled it locates their liver, so that the slab policy applies to them too."""

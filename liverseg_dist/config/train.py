@@ -1,10 +1,13 @@
 """Settings of a training run (`run.*`, `data.*`, `train.*`, `checkpoint.*`, `validation.*`)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from liverseg_dist.config.base import Section
+from liverseg_dist.config.channels import CT_CHANNELS, ChannelConfig, IntensityConfig
+from liverseg_dist.errors import UserError
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme
 from liverseg_dist.texts.paths import UserPath, UserPathOrUrl
 
 Positive = Annotated[int, Field(ge=1)]
@@ -18,18 +21,6 @@ class RunConfig(Section):
     """Folder of the run. A new folder starts a run, an existing one continues it."""
 
 
-class IntensityConfig(Section):
-    """Mapping from stored HU to network input: clip to [lower_hu, upper_hu], scale to [0, 1], then
-    (v - mean) / std."""
-
-    lower_hu: float
-    upper_hu: float
-    mean: float
-    """Mean of the [0, 1] values over the foreground of the training cases."""
-    std: float = Field(gt=0)
-    """Standard deviation of the same values."""
-
-
 class DataConfig(Section):
     store: UserPathOrUrl | None = None
     """Path or fsspec URL of the Zarr store."""
@@ -38,7 +29,7 @@ class DataConfig(Section):
     patch_size: tuple[PatchEdge, PatchEdge, PatchEdge] = (64, 128, 128)
     """z, y, x in voxels of the store."""
     oversample_foreground: float = Field(default=0.33, ge=0, le=1)
-    """Fraction of each batch centred on liver or tumour, rounded to whole samples (as in nnU-Net: a
+    """Fraction of each batch centred on foreground, rounded to whole samples (as in nnU-Net: a
     fixed number, not a probability). In a batch of 2, values between 0.25 and 0.75 mean one
     sample."""
     augmentation: Literal["none", "light", "nnunet", "strong"] = "nnunet"
@@ -59,8 +50,43 @@ class DataConfig(Section):
     case and log it."""
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Voxel size (z, y, x) of the network's input; filled in from the store."""
-    intensity: IntensityConfig | None = None
-    """HU to network input; filled in from the store."""
+    intensity: IntensityConfig | tuple[IntensityConfig | None, ...] | None = None
+    """Voxel values to network input, one for each channel; null for a channel that is normalised
+    by its own scan. Filled in from the store."""
+    channels: tuple[ChannelConfig, ...] | None = None
+    """Channels of the images; filled in from the store. null: one channel of CT."""
+    labels: dict[str, Any] | None = None
+    """Label values and structures (`LabelScheme.to_json`); filled in from the store. null: those of
+    LiTS."""
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            try:
+                LabelScheme.from_json(value)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    @property
+    def label_scheme(self) -> LabelScheme:
+        """The scheme of the labels; LiTS for runs that were made before there was a choice."""
+        return LITS_SCHEME if self.labels is None else LabelScheme.from_json(self.labels)
+
+    @property
+    def image_channels(self) -> tuple[ChannelConfig, ...]:
+        """The channels of the images; one CT channel for runs without an entry."""
+        return CT_CHANNELS if self.channels is None else self.channels
+
+    @property
+    def intensities(self) -> tuple[IntensityConfig | None, ...]:
+        """The normalisation of each channel; None where each scan has its own, or not filled in."""
+        if isinstance(self.intensity, tuple):
+            return self.intensity
+        if self.intensity is None:
+            return (None,) * len(self.image_channels)
+        return (self.intensity,)
 
 
 class ScheduleConfig(Section):
@@ -128,6 +154,9 @@ class TrainConfig(Section):
     only, slower)."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When the loss is NaN or infinite: stop: fail and name the samples; skip: skip the step."""
+    modality_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Probability for each channel of a sample to be set to 0, as if the scan lacked it, but never
+    all of a sample's channels: trains a network for scans without some channel. 0: off."""
     fine_tune: FineTuneConfig = Field(default_factory=FineTuneConfig)
     log_every_steps: Positive = 10
     """Steps between two entries of the metrics."""
@@ -158,4 +187,5 @@ class ValidationConfig(Section):
     max_cases: int = Field(default=0, ge=0)
     """Maximum number of cases per validation; 0: all."""
     pictures: int = Field(default=2, ge=0)
-    """Number of cases of which the slice with most tumour is written to TensorBoard."""
+    """Number of cases of which the slice with most lesion (of schemes without lesions: with most
+    foreground) is written to TensorBoard."""

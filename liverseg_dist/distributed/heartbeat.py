@@ -156,6 +156,16 @@ class HeartbeatMonitor:
         """Count finished cases from 0 again. All ranks must call it equally often."""
         self._phase, self.done, self.on_others = self._phase + 1, 0, on_others
 
+    def count_case(self, shared: bool = False) -> None:
+        """Count a case as done.
+
+        Args:
+            shared: all ranks computed the case together. Only rank 0 counts it, because the counts
+                of all ranks are added.
+        """
+        if self.world.is_main or not shared:
+            self.done += 1
+
     def report_failure(
         self, error: BaseException, message: str, name_rank: bool = True
     ) -> tuple[str, bool]:

@@ -14,7 +14,8 @@ from liverseg_dist.evaluation.ledger import Ledger, encode_file_name, fingerprin
 from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, find_images
 from liverseg_dist.files import file_sha256, natural_key, write_json
 from liverseg_dist.inference.work_division import format_failure
-from liverseg_dist.label_scheme import LITS_SCHEME, LabelScheme, read_label_scheme
+from liverseg_dist.label_scheme import read_label_scheme
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme
 from liverseg_dist.texts.names import derive_scan_id
 from liverseg_dist.volume import Volume
 

@@ -151,7 +151,8 @@ class Trainer:
     def _warm_up(self) -> None:
         """Run the strategy once on zeros, which allocates its memory and compiles the model."""
         train, patch_size = self.settings.train, self.settings.data.patch_size
-        shape = (micro_batch(train, world_size()), 1, *patch_size)
+        channels = len(self.settings.data.image_channels)
+        shape = (micro_batch(train, world_size()), channels, *patch_size)
         self.parts.strategy.warm_up(torch.zeros(shape, device=self.world.device))
 
     @contextmanager
@@ -173,7 +174,7 @@ class Trainer:
             device.type == "cuda",
         )
         with loader:
-            preset = build_preset(settings.data)
+            preset = build_preset(settings.data, settings.train.modality_dropout)
             transform = DeviceTransform(preset, settings.data.patch_size)
             yield DevicePrefetcher(loader, transform, device)
 

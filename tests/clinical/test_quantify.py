@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from liverseg_dist.clinical.quantify import CaseQuantities, quantify_case
-from liverseg_dist.label_scheme import LITS_SCHEME, LabelScheme, scheme_from_labels
+from liverseg_dist.label_scheme import scheme_from_labels
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme
 from liverseg_dist.volume import Grid, Volume
 from tests.clinical.shapes import Ellipsoid
 

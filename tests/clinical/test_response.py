@@ -8,7 +8,7 @@ import numpy as np
 from liverseg_dist.clinical.matching import State, Status, Track
 from liverseg_dist.clinical.quantify import CaseQuantities, LesionQuantities
 from liverseg_dist.clinical.response import assess_response
-from liverseg_dist.label_scheme import LITS_SCHEME
+from liverseg_dist.labels import LITS_SCHEME
 from liverseg_dist.volume import Grid, Volume
 
 GRID = Grid((4, 4, 4), np.diag([0.8, 0.8, 1.0, 1.0]))

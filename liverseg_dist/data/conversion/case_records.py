@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from liverseg_dist.config import ConvertConfig
+from liverseg_dist.config import CT_CHANNELS, ChannelConfig, ConvertConfig
 from liverseg_dist.data.conversion.case_writer import (
     StagingDir,
     format_json,
@@ -27,6 +27,7 @@ from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.dataset_index import DatasetCase
 from liverseg_dist.data.store.layout import CASES, CHECKSUM_FILE, PRIVATE_DIR, SCHEMA
 from liverseg_dist.files import file_sha256
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme
 from liverseg_dist.locks import hold_lock
 from liverseg_dist.volume import Float3, Volume
 
@@ -129,6 +130,9 @@ class CaseJob:
     """Voxel size (z, y, x) that replaces the one in the scan's header."""
     audit_only: bool = False
     labeller: Labeller | None = None
+    labels: LabelScheme = LITS_SCHEME
+    """Scheme of the stored labels."""
+    channels: tuple[ChannelConfig, ...] = CT_CHANNELS
 
     @property
     def settings_sha256(self) -> str:

@@ -47,7 +47,7 @@ _staging_numbers = itertools.count()
 class CaseArrays:
     """Arrays and metadata of one slab, as they are stored.
 
-    `image` int16 and `label` uint8, both (64, y, x); `source_label` uint8 on the scan's own grid,
+    `image` int16 (c, 64, y, x) and `label` uint8 (64, y, x); `source_label` uint8 on the scan's own grid,
     None for a case without label; `foreground` int16 (n, 5).
     """
 
@@ -93,10 +93,10 @@ def write_case(staging: StagingDir, case_id: str, arrays: CaseArrays) -> dict[st
     stored = arrays.stored
     attributes = {"ome": ome_metadata(stored.grid, case_id), ATTRIBUTE: stored.to_attributes()}
     group = zarr.create_group(str(folder), zarr_format=3, attributes=attributes)
-    _write_array(group, "image", arrays.image, IMAGE_CHUNK, has_axes=True)
-    _write_array(group, "label", arrays.label, LABEL_CHUNK, has_axes=True)
+    _write_array(group, "image", arrays.image, IMAGE_CHUNK, axes="czyx")
+    _write_array(group, "label", arrays.label, LABEL_CHUNK, axes="zyx")
     if arrays.source_label is not None:
-        _write_array(group, "source_label", arrays.source_label, SOURCE_LABEL_CHUNK, has_axes=True)
+        _write_array(group, "source_label", arrays.source_label, SOURCE_LABEL_CHUNK, axes="zyx")
     _write_array(group, "foreground", arrays.foreground, (max(1, len(arrays.foreground)), 5))
     # Every file is on the disk before the case becomes visible: a crash cannot leave a partial
     # case.
@@ -114,7 +114,7 @@ def _write_array(
     values: np.ndarray,
     chunk: tuple[int, ...],
     *,
-    has_axes: bool = False,
+    axes: str = "",
 ) -> None:
     array = group.create_array(
         name,
@@ -124,7 +124,7 @@ def _write_array(
         shards=shard_shape(values.shape, chunk),
         compressors=make_compressors(values.dtype.itemsize),
         fill_value=FILL[name],
-        dimension_names=("z", "y", "x") if has_axes else None,
+        dimension_names=tuple(axes) or None,
         # Chunks that equal the fill value are written too, so that every chunk has a checksum.
         config={"write_empty_chunks": True},
     )

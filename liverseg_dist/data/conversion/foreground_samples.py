@@ -1,4 +1,4 @@
-"""Positions of liver and tumour voxels, stored with each case.
+"""Positions of foreground voxels of each class, stored with each case.
 
 The loader centres oversampled patches on these positions, so it need not read a label to find one.
 """
@@ -6,39 +6,75 @@ The loader centres oversampled patches on these positions, so it need not read a
 import cc3d
 import numpy as np
 
-from liverseg_dist.labels import LIVER, TUMOUR
+from liverseg_dist.labels import LabelScheme
 
-MIN_PER_TUMOUR = 64
-"""Voxels kept of each tumour (or all it has), so that small tumours can be selected too."""
+MIN_PER_LESION = 64
+"""Voxels kept of each lesion (or all it has), so that small lesions can be selected too."""
 
 
-def sample_foreground(label_zyx: np.ndarray, max_per_class: int) -> tuple[np.ndarray, int]:
-    """Select voxels evenly from the liver and from each tumour.
+def sample_foreground(
+    label_zyx: np.ndarray, labels: LabelScheme, max_per_class: int
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Select voxels evenly from each class of an organ and from each lesion.
 
     Args:
-        label_zyx: Label of a slab.
+        label_zyx: Label of a slab (class values).
+        labels: Scheme of the label.
         max_per_class: Approximate maximum of rows for each class.
 
     Returns:
-        Rows (int16, (n, 5)) of class, tumour number, z, y, x; and the number of tumours. Tumours
-        are 26-connected components, numbered from 1 in cc3d's order; the liver has number 0.
+        Rows (int16, (n, 5)) of class, lesion number, z, y, x, sorted by class and lesion; and the
+        number of lesions of each lesion structure. Lesions are 26-connected components, numbered
+        from 1 in cc3d's order; voxels of organs have number 0.
     """
-    components, tumours = cc3d.connected_components(
-        np.ascontiguousarray(label_zyx == TUMOUR), connectivity=26, return_N=True
-    )
-    liver_voxels = np.flatnonzero(label_zyx == LIVER)
-    rows = [_sample_rows(LIVER, 0, liver_voxels, label_zyx.shape, max_per_class)]
-    tumour_voxels = np.flatnonzero(components)
-    tumour_numbers = components.ravel()[tumour_voxels]
-    # A stable sort by tumour keeps each tumour's voxels in ascending order.
-    sorted_voxels = tumour_voxels[np.argsort(tumour_numbers, kind="stable")]
-    # Entry 0 counts the background, which has no tumour number.
-    ends = np.cumsum(np.bincount(tumour_numbers, minlength=1)[1:])
-    for number, voxels in enumerate(np.split(sorted_voxels, ends[:-1]), start=1):
-        proportional = max_per_class * len(voxels) // max(1, len(tumour_voxels))
-        max_rows = max(MIN_PER_TUMOUR, proportional)
-        rows.append(_sample_rows(TUMOUR, number, voxels, label_zyx.shape, max_rows))
-    return np.concatenate(rows).astype(np.int16), int(tumours)
+    counts: dict[str, int] = {}
+    components_of: dict[int, np.ndarray] = {}
+    # The smallest structure that contains a class numbers its voxels: it comes last.
+    for lesion in sorted(labels.lesions, key=lambda lesion: -len(lesion.values)):
+        components, count = cc3d.connected_components(
+            np.ascontiguousarray(labels.mask_of(label_zyx, lesion)),
+            connectivity=26,
+            return_N=True,
+        )
+        counts[lesion.name] = int(count)
+        components_of |= dict.fromkeys(lesion.values, components)
+    rows = [np.empty((0, 5), dtype=np.int64)]
+    for value in range(1, labels.num_classes):
+        voxels = np.flatnonzero(label_zyx == value)
+        if value in components_of:
+            numbers = components_of[value].ravel()[voxels]
+            rows += _sample_lesions(value, voxels, numbers, label_zyx.shape, max_per_class)
+        else:
+            rows.append(_sample_rows(value, 0, voxels, label_zyx.shape, max_per_class))
+    return np.concatenate(rows).astype(np.int16), counts
+
+
+def _sample_lesions(
+    class_value: int,
+    voxels: np.ndarray,
+    numbers: np.ndarray,
+    shape: tuple[int, ...],
+    max_per_class: int,
+) -> list[np.ndarray]:
+    """Rows of each lesion of a class.
+
+    Args:
+        class_value: The class.
+        voxels: Flat indices of its voxels, ascending.
+        numbers: Number of the lesion of each voxel.
+        shape: Shape (z, y, x) of the label.
+        max_per_class: Approximate maximum of rows.
+    """
+    # A stable sort by lesion keeps each lesion's voxels in ascending order.
+    sorted_voxels = voxels[np.argsort(numbers, kind="stable")]
+    # Entry 0 counts the background, which has no lesion number.
+    ends = np.cumsum(np.bincount(numbers, minlength=1)[1:])
+    rows = []
+    for number, part in enumerate(np.split(sorted_voxels, ends[:-1]), start=1):
+        proportional = max_per_class * len(part) // max(1, len(voxels))
+        max_rows = max(MIN_PER_LESION, proportional)
+        rows.append(_sample_rows(class_value, number, part, shape, max_rows))
+    return rows
 
 
 def _sample_rows(

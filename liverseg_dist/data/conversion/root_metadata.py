@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from liverseg_dist.config import ConvertConfig
+from liverseg_dist.config import CT_CHANNELS, ConvertConfig
 from liverseg_dist.data.audit.duplicates import (
     find_duplicates,
     find_ircadb_overlaps,
@@ -31,7 +31,7 @@ from liverseg_dist.data.preprocessing.slab_coverage import pool_coverage
 from liverseg_dist.data.splits import Splits, make_splits
 from liverseg_dist.data.store.layout import SCHEMA, TRAIN_ONLY
 from liverseg_dist.errors import RunFailed, UserError
-from liverseg_dist.labels import CLASS_NAMES
+from liverseg_dist.labels import LITS_SCHEME
 
 
 def build_root(name: str, convert: ConvertConfig, records: Sequence[CaseRecord]) -> dict[str, Any]:
@@ -67,7 +67,8 @@ def build_root(name: str, convert: ConvertConfig, records: Sequence[CaseRecord])
         "schema": SCHEMA,
         "name": name,
         "unit": "HU",
-        "label_names": list(CLASS_NAMES),
+        "labels": LITS_SCHEME.to_json(),
+        "channels": [channel.model_dump() for channel in CT_CHANNELS],
         "convert": shown,
         "convert_sha256": settings_sha256(shown),
         "content_sha256": _hash_content(records),

@@ -82,9 +82,9 @@ def cut_slab(job: CaseJob, placed: PlacedScan, slab: Slab) -> CaseArrays:
         label_zyx = np.full(slab.grid.shape, IGNORE, np.uint8)
     else:
         label_zyx = mark_padding(resample_to_grid(placed.label, slab.grid, "label").voxels, slab)
-    foreground, tumours = sample_foreground(label_zyx, job.convert.foreground_samples)
-    # The counts of 0, 1 and 2 only: IGNORE (255) marks padding, which is not a class.
-    class_voxels = np.bincount(label_zyx.ravel(), minlength=256)[:3]
+    foreground, lesions = sample_foreground(label_zyx, job.labels, job.convert.foreground_samples)
+    # Class values only: IGNORE (255) marks padding, which is not a class.
+    class_voxels = np.bincount(label_zyx.ravel(), minlength=256)[: job.labels.num_classes]
     imputed_by = None
     if placed.record.status == "imputed" and job.labeller is not None:
         imputed_by = job.labeller.fingerprint
@@ -94,7 +94,7 @@ def cut_slab(job: CaseJob, placed: PlacedScan, slab: Slab) -> CaseArrays:
         source_grid=placed.source_grid,
         valid_slices=slab.valid_slices,
         class_voxels=tuple(class_voxels.tolist()),
-        tumours=tumours,
+        lesions=lesions,
         slab_policy=job.convert.slab.policy,
         spacing_mm=slab.grid.spacing_mm,
         parent=job.case.case_id,
@@ -104,7 +104,7 @@ def cut_slab(job: CaseJob, placed: PlacedScan, slab: Slab) -> CaseArrays:
     )
     source_label = placed.source_label
     return CaseArrays(
-        image=make_contiguous(image).voxels,
+        image=make_contiguous(image).voxels[None],
         label=np.ascontiguousarray(label_zyx),
         source_label=None if source_label is None else np.ascontiguousarray(source_label.voxels),
         foreground=foreground,

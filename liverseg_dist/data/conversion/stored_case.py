@@ -23,9 +23,9 @@ class StoredCase:
     valid_slices: tuple[int, int]
     """First slice, and one past the last, that are not padding."""
     class_voxels: tuple[int, ...]
-    """Voxels of background, liver and tumour in the stored label."""
-    tumours: int
-    """Connected tumours in the stored label."""
+    """Voxels of each class in the stored label, background first."""
+    lesions: Mapping[str, int]
+    """Connected components of each lesion structure in the stored label."""
     slab_policy: str
     spacing_mm: Float3
     """Voxel size (z, y, x) of the slab."""
@@ -34,6 +34,13 @@ class StoredCase:
     cleaning: Mapping[str, Any]
     """What each cleaning step did to the scan."""
     source_sha256: str
+    annotated: tuple[str, ...] | None = None
+    """Names of the annotated structures; None: all of the scheme."""
+    present: tuple[bool, ...] | None = None
+    """Whether the case has each channel; None: it has all."""
+    intensities: tuple[Mapping[str, float] | None, ...] | None = None
+    """Normalisation of each channel (`IntensityConfig`), where it is the scan's own; None: all
+    channels have the normalisation of the data set."""
     imputed_by: str | None = None
     """Fingerprint of the run that labelled the scan; None for a label made by people."""
     files: Mapping[str, str] = field(default_factory=dict)
@@ -52,7 +59,7 @@ class StoredCase:
             "source_grid": self.source_grid.to_json(),
             "valid_slices": list(self.valid_slices),
             "class_voxels": list(self.class_voxels),
-            "tumours": self.tumours,
+            "lesions": dict(self.lesions),
             "slab": {"policy": self.slab_policy, "spacing_mm": list(self.spacing_mm)},
             "parent": self.parent,
             "cleaning": dict(self.cleaning),
@@ -62,6 +69,15 @@ class StoredCase:
         # no such key either, and their bytes must not change when they are converted again.
         if self.imputed_by is not None:
             attributes["imputed_by"] = self.imputed_by
+        # The following keys are absent for the common case, which readers assume without them.
+        if self.annotated is not None:
+            attributes["annotated"] = list(self.annotated)
+        if self.present is not None:
+            attributes["present"] = list(self.present)
+        if self.intensities is not None:
+            attributes["intensity"] = [
+                None if entry is None else dict(entry) for entry in self.intensities
+            ]
         return attributes
 
     def to_json(self) -> dict[str, Any]:
@@ -83,12 +99,19 @@ class StoredCase:
             source_grid=Grid.from_json(data["source_grid"]),
             valid_slices=(first, last),
             class_voxels=tuple(data["class_voxels"]),
-            tumours=data["tumours"],
+            lesions=dict(data["lesions"]),
             slab_policy=data["slab"]["policy"],
             spacing_mm=(z_mm, y_mm, x_mm),
             parent=data["parent"],
             cleaning=dict(data["cleaning"]),
             source_sha256=data["source_sha256"],
+            annotated=_optional_tuple(data.get("annotated")),
+            present=_optional_tuple(data.get("present")),
+            intensities=_optional_tuple(data.get("intensity")),
             imputed_by=data.get("imputed_by"),
             files=dict(data["files"]),
         )
+
+
+def _optional_tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
+    return None if values is None else tuple(values)

@@ -34,7 +34,7 @@ def write_slabs(job: CaseJob, placed: PlacedScan) -> CaseRecord:
         # The middle tile is the most likely to show the liver.
         if number == len(slabs) // 2:
             label_zyx = arrays.label if has_label else None
-            _save_thumbnail(job, arrays.image, label_zyx, slab.grid.spacing_mm)
+            _save_thumbnail(job, arrays.image[0], label_zyx, slab.grid.spacing_mm)
     facts = dict(placed.record.facts)
     if placed.label is not None:
         facts["coverage"] = measure_coverage(placed.label, slabs, stored_labels)

@@ -13,19 +13,18 @@ import numpy as np
 import zarr
 
 from liverseg_dist.data.loading.file_reads import ByteSource, LocalFiles, RemoteFiles
-from liverseg_dist.data.loading.shard_reader import ChunkError, ShardedArray
-from liverseg_dist.data.store.layout import DTYPES
+from liverseg_dist.data.loading.shard_reader import ChunkError, Index, ShardedArray
+from liverseg_dist.data.store.layout import DTYPES, IMAGE_DIMS, LABEL_DIMS
 from liverseg_dist.data.store.metadata_checks import check_array
-from liverseg_dist.volume import Index3
 
 
 class BoxReader(Protocol):
-    """Reads boxes of voxels of one 3D array."""
+    """Reads boxes of voxels of one array: images (c, z, y, x), labels (z, y, x)."""
 
     @property
-    def shape(self) -> Index3: ...
+    def shape(self) -> Index: ...
 
-    def read_box(self, start: Index3, out: np.ndarray) -> None:
+    def read_box(self, start: Index, out: np.ndarray) -> None:
         """Fill `out` with the voxels from `start`; the box must be inside the array."""
 
 
@@ -36,7 +35,7 @@ class ZarrArray:
         try:
             self._array = zarr.open_array(store, path=path, mode="r")
             check_array(self._array, path.rsplit("/", 1)[-1])
-            if self._array.ndim != 3:
+            if self._array.ndim not in (LABEL_DIMS, IMAGE_DIMS):
                 raise ValueError(f"{self._array.ndim} dimensions")
         # zarr and its stores raise many types.
         except Exception as error:
@@ -44,11 +43,10 @@ class ZarrArray:
         self.path = path
 
     @property
-    def shape(self) -> Index3:
-        z, y, x = self._array.shape
-        return z, y, x
+    def shape(self) -> Index:
+        return tuple(int(size) for size in self._array.shape)
 
-    def read_box(self, start: Index3, out: np.ndarray) -> None:
+    def read_box(self, start: Index, out: np.ndarray) -> None:
         try:
             out[...] = self._array[_box_at(start, out.shape)]
         except Exception as error:
@@ -64,15 +62,28 @@ class MemoryArray:
         self._voxels = voxels
 
     @property
-    def shape(self) -> Index3:
-        z, y, x = self._voxels.shape
-        return z, y, x
+    def shape(self) -> Index:
+        return self._voxels.shape
 
-    def read_box(self, start: Index3, out: np.ndarray) -> None:
+    def read_box(self, start: Index, out: np.ndarray) -> None:
         out[...] = self._voxels[_box_at(start, out.shape)]
 
 
-def _box_at(start: Index3, shape: Sequence[int]) -> tuple[slice, ...]:
+class SingleChannelImage:
+    """An image of schema 1, which has no axis of channels, as an image of one channel."""
+
+    def __init__(self, image: BoxReader) -> None:
+        self._image = image
+
+    @property
+    def shape(self) -> Index:
+        return (1, *self._image.shape)
+
+    def read_box(self, start: Index, out: np.ndarray) -> None:
+        self._image.read_box(start[1:], out[0])
+
+
+def _box_at(start: Index, shape: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(begin, begin + size) for begin, size in zip(start, shape, strict=True))
 
 
@@ -102,9 +113,14 @@ class StoreReader:
         path = f"cases/{case_id}/{name}"
         # The fast reader first; it returns None for arrays that it does not support.
         sharded = ShardedArray.open(self._files, path, may_be_empty=may_be_empty)
+        reader: BoxReader
         if sharded is not None and sharded.layout.dtype == DTYPES[name]:
-            return sharded
-        return ZarrArray(self._store, path)
+            reader = sharded
+        else:
+            reader = ZarrArray(self._store, path)
+        if name == "image" and len(reader.shape) == LABEL_DIMS:
+            return SingleChannelImage(reader)
+        return reader
 
     def read_fingerprint(self) -> bytes:
         """Return the store's metadata, which changes with every conversion."""
@@ -118,12 +134,12 @@ class StoreReader:
         self._files.close()
 
 
-def read_padded(array: BoxReader, start: Index3, out: np.ndarray, fill: int) -> None:
+def read_padded(array: BoxReader, start: Index, out: np.ndarray, fill: int) -> None:
     """Fill `out` with the voxels from `start`; voxels outside of the array are `fill`.
 
     Args:
         array: the array.
-        start: first voxel (z, y, x); may be negative.
+        start: first voxel, one number for each axis; may be negative.
         out: receives the voxels.
         fill: value outside of the array.
     """
@@ -137,5 +153,4 @@ def read_padded(array: BoxReader, start: Index3, out: np.ndarray, fill: int) -> 
         out[...] = fill
     if overlaps:
         window = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
-        z, y, x = low
-        array.read_box((z, y, x), out[window])
+        array.read_box(tuple(low), out[window])

@@ -41,7 +41,11 @@ class StoredCase(Protocol):
     @property
     def class_voxels(self) -> Sequence[int]: ...
     @property
-    def intensity(self) -> IntensityConfig: ...
+    def annotated(self) -> Sequence[str]: ...
+    @property
+    def present(self) -> Sequence[bool]: ...
+    @property
+    def intensities(self) -> Sequence[IntensityConfig]: ...
 
 
 class PatchStore(Protocol):
@@ -72,12 +76,13 @@ class PatchPlan:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """One sample as stored: HU (int16) and label (uint8, IGNORE outside of the image)."""
+    """One sample as stored: voxels of all channels (int16) and label (uint8, IGNORE outside of the
+    image)."""
 
     plan: PatchPlan
-    image_DHW: np.ndarray
+    image_CDHW: np.ndarray
     label_DHW: np.ndarray
-    intensity: IntensityConfig
+    traits: "CaseTraits"
 
     @property
     def index(self) -> int:
@@ -88,13 +93,25 @@ class Patch:
         return self.plan.case_id
 
 
+@dataclass(frozen=True)
+class CaseTraits:
+    """What every sample of a case shares beside its voxels."""
+
+    intensities: tuple[IntensityConfig, ...]
+    """Normalisation of each channel."""
+    present: tuple[bool, ...]
+    """Whether the case has each channel."""
+    annotated: tuple[str, ...]
+    """Names of the structures that were annotated."""
+
+
 @dataclass(frozen=True, eq=False)
 class _OpenCase:
     image: BoxReader
     label: BoxReader
     foreground: ForegroundIndex
     valid_slices: tuple[int, int]
-    intensity: IntensityConfig
+    traits: CaseTraits
 
 
 class PatchSource:
@@ -148,7 +165,7 @@ class PatchSource:
         case = self._case(draw.case_id)
         centre = case.foreground.draw_centre(draw.random) if draw.wants_foreground else None
         begin = patch_start(
-            draw.random, centre, case.image.shape, case.valid_slices, self.patch_size
+            draw.random, centre, _shape_zyx(case.label), case.valid_slices, self.patch_size
         )
         shape = self.field_shape(augment_seed)
         margin = [(field - size) // 2 for field, size in zip(shape, self.patch_size, strict=True)]
@@ -164,28 +181,31 @@ class PatchSource:
         # A slab has no slices above and below.
         return depth if depth >= _SLICES else shape[0], shape[1], shape[2]
 
-    def read_planned(self, plan: PatchPlan, image_DHW: np.ndarray, label_DHW: np.ndarray) -> None:
+    def read_planned(self, plan: PatchPlan, image_CDHW: np.ndarray, label_DHW: np.ndarray) -> None:
         """Fill both arrays; arrays that are larger than the plan's box get padding around it.
 
         Raises:
             ChunkError: voxels cannot be read.
         """
         case = self._case(plan.case_id)
-        # Padding with the lower clipping bound looks like air after the normalisation.
-        fill_hu = int(case.intensity.lower_hu)
         centre_box = []
-        for size, needed in zip(image_DHW.shape, plan.shape, strict=True):
+        for size, needed in zip(label_DHW.shape, plan.shape, strict=True):
             begin = (size - needed) // 2
             centre_box.append(slice(begin, begin + needed))
         box = tuple(centre_box)
-        if image_DHW.shape != plan.shape:
-            image_DHW[...] = fill_hu
+        fills = [padding_value(intensity) for intensity in case.traits.intensities]
+        if label_DHW.shape != plan.shape:
+            for channel, fill in zip(image_CDHW, fills, strict=True):
+                channel[...] = fill
             label_DHW[...] = IGNORE
         cached = (
             self._cache.get_readers(plan.case_id, case.image, case.label) if self._cache else None
         )
         image, label = cached or (case.image, case.label)
-        read_padded(image, plan.start, image_DHW[box], fill_hu)
+        for channel, fill in enumerate(fills):
+            # A slice and not an index: the reader fills an array with an axis of channels.
+            part = image_CDHW[channel : channel + 1][:, *box]
+            read_padded(image, (channel, *plan.start), part, fill)
         read_padded(label, plan.start, label_DHW[box], IGNORE)
 
     def plan_readable_sample(self, index: int, attempt: int = 0) -> tuple[PatchPlan, int]:
@@ -218,22 +238,28 @@ class PatchSource:
             log.warning("sample %d is replaced by a sample of another case: %s", index, error)
         return attempt + 1
 
-    def get_intensity(self, case_id: str) -> IntensityConfig:
-        """Return the intensity normalisation of a case."""
-        return self._case(case_id).intensity
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return len(self.settings.image_channels)
+
+    def get_traits(self, case_id: str) -> CaseTraits:
+        """Return what every sample of a case shares beside its voxels."""
+        return self._case(case_id).traits
 
     def read_batch(self, indices: Sequence[int]) -> list[Patch]:
         """Read samples into separate arrays (`PatchLoader` reads into shared ones)."""
         patches = []
         for index in indices:
             plan, attempt = self.plan_readable_sample(index)
-            image, label = np.empty(plan.shape, np.int16), np.empty(plan.shape, np.uint8)
+            image = np.empty((self.channels, *plan.shape), np.int16)
+            label = np.empty(plan.shape, np.uint8)
             plan = self.read_or_replace(plan, attempt, image, label)
-            patches.append(Patch(plan, image, label, self.get_intensity(plan.case_id)))
+            patches.append(Patch(plan, image, label, self.get_traits(plan.case_id)))
         return patches
 
     def read_or_replace(
-        self, plan: PatchPlan, attempt: int, image_DHW: np.ndarray, label_DHW: np.ndarray
+        self, plan: PatchPlan, attempt: int, image_CDHW: np.ndarray, label_DHW: np.ndarray
     ) -> PatchPlan:
         """Read a sample; under the policy `skip` an unreadable sample is replaced.
 
@@ -242,7 +268,7 @@ class PatchSource:
         """
         while True:
             try:
-                self.read_planned(plan, image_DHW, label_DHW)
+                self.read_planned(plan, image_CDHW, label_DHW)
                 return plan
             except ChunkError as error:
                 attempt = self.next_attempt(plan.index, attempt, error)
@@ -277,8 +303,41 @@ class PatchSource:
             self._reader.open_array(case_id, "label", may_be_empty=not any(meta.class_voxels[1:])),
             ForegroundIndex(foreground),
             (first, last),
-            self.settings.intensity or meta.intensity,
+            self._read_traits(meta),
         )
+
+    def _read_traits(self, meta: StoredCase) -> CaseTraits:
+        if self.channels != len(meta.intensities):
+            raise UserError(
+                f"{self._store.path}: its images have {len(meta.intensities)} channels, the run "
+                f"reads {self.channels}"
+            )
+        intensities = select_intensities(self.settings, meta.intensities)
+        return CaseTraits(intensities, tuple(meta.present), tuple(meta.annotated))
+
+
+def select_intensities(
+    settings: DataConfig, of_case: Sequence[IntensityConfig]
+) -> tuple[IntensityConfig, ...]:
+    """Return the normalisation of each channel of a case: the run's, where it has one.
+
+    A store that was converted again may have other statistics, but the network was trained with
+    those of the run.
+    """
+    selected = []
+    for of_run, own in zip(settings.intensities, of_case, strict=True):
+        selected.append(of_run or own)
+    return tuple(selected)
+
+
+def padding_value(intensity: IntensityConfig) -> int:
+    """The stored value of padding: the lower clipping bound, which looks like air."""
+    return int(intensity.lower_hu)
+
+
+def _shape_zyx(label: BoxReader) -> Index3:
+    z, y, x = label.shape
+    return z, y, x
 
 
 def _open_cache(store: PatchStore, reader: StoreReader, settings: DataConfig) -> NodeCache | None:

@@ -24,6 +24,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from liverseg_dist.config import IntensityConfig
 from liverseg_dist.data.loading.case_source import PatchSource
 from liverseg_dist.errors import LiversegError, RunFailed
 from liverseg_dist.volume import Index3
@@ -33,19 +34,23 @@ from liverseg_dist.volume import Index3
 class Batch:
     """Samples as stored: the patch with the surrounding that its augmentation needs.
 
-    `intensity_B4` and `augment_seed_B` stay on the CPU, where the augmentation is drawn.
+    `intensity_BC4`, `present_BC` and `augment_seed_B` stay on the CPU, where the augmentation is drawn.
     """
 
     indices: list[int]
     """Run-wide numbers of the samples."""
     case_ids: list[str]
     image_BCDHW: torch.Tensor
-    """int16 HU."""
+    """int16, all channels as stored."""
     label_BDHW: torch.Tensor
     """uint8."""
-    intensity_B4: torch.Tensor
-    """lower_hu, upper_hu, mean, std."""
+    intensity_BC4: torch.Tensor
+    """lower_hu, upper_hu, mean, std of each channel."""
+    present_BC: torch.Tensor
+    """bool: whether the case has the channel."""
     augment_seed_B: torch.Tensor
+    annotated: list[tuple[str, ...]]
+    """Names of the annotated structures of each sample's case."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "Batch":
         """Return the batch with image and label on a device."""
@@ -178,23 +183,24 @@ class PatchLoader:
         for i, (plan, attempt) in enumerate(planned):
             job.activity = f"reading case {plan.case_id} (sample {plan.index})"
             plans.append(
-                self._source.read_or_replace(plan, attempt, images[i, 0].numpy(), labels[i].numpy())
+                self._source.read_or_replace(plan, attempt, images[i].numpy(), labels[i].numpy())
             )
         cases = [plan.case_id for plan in plans]
-        values = [self._source.get_intensity(case) for case in cases]
+        traits = [self._source.get_traits(case) for case in cases]
         return Batch(
             [plan.index for plan in plans],
             cases,
             images,
             labels,
-            torch.tensor(
-                [[v.lower_hu, v.upper_hu, v.mean, v.std] for v in values], dtype=torch.float32
-            ),
+            torch.stack([_intensity_tensor(entry.intensities) for entry in traits]),
+            torch.tensor([entry.present for entry in traits], dtype=torch.bool),
             torch.tensor([plan.augment_seed for plan in plans], dtype=torch.int64),
+            [entry.annotated for entry in traits],
         )
 
     def _allocate_buffers(self, count: int, shape: Index3) -> tuple[torch.Tensor, torch.Tensor]:
-        images = torch.empty((count, 1, *shape), dtype=torch.int16, pin_memory=self._pin)
+        channels = self._source.channels
+        images = torch.empty((count, channels, *shape), dtype=torch.int16, pin_memory=self._pin)
         return images, torch.empty((count, *shape), dtype=torch.uint8, pin_memory=self._pin)
 
     def close(self) -> None:
@@ -223,3 +229,11 @@ class PatchLoader:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _intensity_tensor(intensities: Sequence[IntensityConfig]) -> torch.Tensor:
+    """float32 (C, 4): lower_hu, upper_hu, mean, std of each channel."""
+    rows = []
+    for intensity in intensities:
+        rows.append([intensity.lower_hu, intensity.upper_hu, intensity.mean, intensity.std])
+    return torch.tensor(rows, dtype=torch.float32)

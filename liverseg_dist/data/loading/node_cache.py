@@ -29,6 +29,8 @@ _ARRAYS: tuple[tuple[str, np.dtype], ...] = (
 )
 _USERS, _LEDGER = ".users", ".ledger"
 ReaderPair = tuple[BoxReader, BoxReader]
+ShapePair = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shapes of image and label of a case."""
 
 
 def default_cache_dir() -> Path:
@@ -70,20 +72,20 @@ class NodeCache:
         with self._lock:
             known = self._ready.get(case_id)
             if known is None and self._users is not None:
-                known = self._open_cached(case_id, image.shape) or self._add_case(
+                known = self._open_cached(case_id, (image.shape, label.shape)) or self._add_case(
                     case_id, (image, label)
                 )
                 if known is not None:
                     self._ready[case_id] = known
             return known
 
-    def _open_cached(self, case_id: str, shape: tuple[int, int, int]) -> ReaderPair | None:
+    def _open_cached(self, case_id: str, shapes: ShapePair) -> ReaderPair | None:
         paths = self._cache_files(case_id)
         if not all(path.exists() for path in paths):
             return None
         image, label = (
             MemoryArray(np.memmap(path, dtype, mode="r", shape=shape))
-            for path, (_, dtype) in zip(paths, _ARRAYS, strict=True)
+            for path, (_, dtype), shape in zip(paths, _ARRAYS, shapes, strict=True)
         )
         return image, label
 
@@ -91,15 +93,17 @@ class NodeCache:
         """Decode a case into the folder, unless another process does so or the limit is reached."""
         if self._refused:
             return None
-        finals, shape = self._cache_files(case_id), source[0].shape
+        finals, shapes = self._cache_files(case_id), (source[0].shape, source[1].shape)
         parts = [path.with_name(path.name + ".part") for path in finals]
-        sizes = [int(np.prod(shape)) * dtype.itemsize for _, dtype in _ARRAYS]
+        sizes = []
+        for shape, (_, dtype) in zip(shapes, _ARRAYS, strict=True):
+            sizes.append(int(np.prod(shape)) * dtype.itemsize)
         # Size check and reservation must be one step, or two processes could exceed the limit
         # together.
         with hold_lock(self.folder / _LEDGER):
             # Another process decodes this case now (None) or has decoded it.
             if any(path.exists() for path in (*parts, *finals)):
-                return self._open_cached(case_id, shape)
+                return self._open_cached(case_id, shapes)
             used = sum(file.stat().st_size for file in self.folder.iterdir())
             if used + sum(sizes) > self._limit_bytes:
                 self._refused = True
@@ -108,14 +112,14 @@ class NodeCache:
                 return None
         try:
             for part, reader, (_, dtype) in zip(parts, source, _ARRAYS, strict=True):
-                voxels = np.memmap(part, dtype, mode="r+", shape=shape)
-                reader.read_box((0, 0, 0), voxels)
+                voxels = np.memmap(part, dtype, mode="r+", shape=reader.shape)
+                reader.read_box((0,) * voxels.ndim, voxels)
             for part, final in zip(parts, finals, strict=True):
                 os.replace(part, final)
         except BaseException:
             _remove_files(parts)
             raise
-        return self._open_cached(case_id, shape)
+        return self._open_cached(case_id, shapes)
 
     def _reserve_files(self, parts: list[Path], sizes: list[int]) -> bool:
         """Allocate the files: a write to a mapping on a full file system would kill the process."""

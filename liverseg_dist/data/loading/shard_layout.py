@@ -14,8 +14,7 @@ import numcodecs.blosc
 import numcodecs.zstd
 import numpy as np
 
-from liverseg_dist.data.store.layout import has_plausible_shape
-from liverseg_dist.volume import Index3
+from liverseg_dist.data.store.layout import IMAGE_DIMS, LABEL_DIMS, has_plausible_shape
 
 _MALFORMED_ERRORS = (
     KeyError,
@@ -36,10 +35,10 @@ Decoder = Callable[[memoryview, np.ndarray], Any]
 class Layout:
     """The part of the array's zarr.json that is needed for reading."""
 
-    shape: Index3
+    shape: tuple[int, ...]
     dtype: np.dtype
-    shard: Index3
-    chunk: Index3
+    shard: tuple[int, ...]
+    chunk: tuple[int, ...]
     fill_value: int
     decode: Decoder
     checksummed: bool
@@ -49,9 +48,8 @@ class Layout:
     key_separator: str
 
     @property
-    def chunks_per_shard(self) -> Index3:
-        z, y, x = (s // c for s, c in zip(self.shard, self.chunk, strict=True))
-        return z, y, x
+    def chunks_per_shard(self) -> tuple[int, ...]:
+        return tuple(s // c for s, c in zip(self.shard, self.chunk, strict=True))
 
     @property
     def index_bytes(self) -> int:
@@ -63,13 +61,13 @@ class Layout:
         """Upper bound of an encoded chunk: no supported codec enlarges its voxels much."""
         return 2 * math.prod(self.chunk) * self.dtype.itemsize + 4096
 
-    def shard_key(self, shard: Index3) -> str:
+    def shard_key(self, shard: tuple[int, ...]) -> str:
         """Return the path of a shard below the array's path."""
         return self.key_prefix + self.key_separator.join(map(str, shard))
 
 
 def parse_layout(metadata: dict[str, Any]) -> Layout | None:
-    """Parse the metadata of an array; None: it is not 3D, not sharded or has other codecs."""
+    """Parse the metadata of an array; None: it is not sharded or has other codecs."""
     try:
         (sharding,) = metadata["codecs"]
         if sharding["name"] != "sharding_indexed" or metadata["data_type"] not in (
@@ -88,7 +86,7 @@ def parse_layout(metadata: dict[str, Any]) -> Layout | None:
         separator = keys.get("configuration", {}).get("separator", "/")
         grid = metadata["chunk_grid"]["configuration"]
         shape, shard, chunk = map(
-            _to_index3, (metadata["shape"], grid["chunk_shape"], configuration["chunk_shape"])
+            _to_index, (metadata["shape"], grid["chunk_shape"], configuration["chunk_shape"])
         )
         # Zarr requires it, but a damaged file may violate it, and then chunk numbers would be
         # wrong.
@@ -169,6 +167,8 @@ def verify_checksum(data: memoryview) -> memoryview:
     return body
 
 
-def _to_index3(values: Sequence[int]) -> Index3:
-    z, y, x = (int(v) for v in values)
-    return z, y, x
+def _to_index(values: Sequence[int]) -> tuple[int, ...]:
+    index = tuple(int(v) for v in values)
+    if len(index) not in (LABEL_DIMS, IMAGE_DIMS):
+        raise ValueError(f"{len(index)} dimensions")
+    return index

@@ -19,7 +19,6 @@ import numpy as np
 
 from liverseg_dist.data.loading.file_reads import ByteSource
 from liverseg_dist.data.loading.shard_layout import Layout, parse_layout, verify_checksum
-from liverseg_dist.volume import Index3
 
 _ABSENT = 2**64 - 1
 _MERGE_GAP_BYTES = 32 * 1024
@@ -40,7 +39,9 @@ class ChunkError(Exception):
     """A chunk cannot be read or decoded; the message contains the array's path and the chunk."""
 
 
-_Box = tuple[slice, slice, slice]
+Index = tuple[int, ...]
+"""A voxel, a shape or a shard of an array with any number of axes."""
+_Box = tuple[slice, ...]
 _Piece = tuple[int, _Box, _Box]
 """Number of a chunk in its shard, the part of the box that it fills, the part of the chunk."""
 _Located = tuple[int, int, _Piece]
@@ -48,7 +49,7 @@ _Located = tuple[int, int, _Piece]
 
 
 class ShardedArray:
-    """One 3D array of the store. Safe to use from several threads."""
+    """One array of the store. Safe to use from several threads."""
 
     def __init__(
         self, files: ByteSource, path: str, layout: Layout, *, may_be_empty: bool = False
@@ -56,7 +57,7 @@ class ShardedArray:
         self.path, self.layout = path, layout
         self._files = files
         self._may_be_empty = may_be_empty
-        self._indices: dict[Index3, list[tuple[int, int]] | None] = {}
+        self._indices: dict[Index, list[tuple[int, int]] | None] = {}
 
     @classmethod
     def open(
@@ -81,14 +82,14 @@ class ShardedArray:
         return cls(files, path, layout, may_be_empty=may_be_empty) if layout else None
 
     @property
-    def shape(self) -> Index3:
+    def shape(self) -> Index:
         return self.layout.shape
 
-    def read_box(self, start: Index3, out: np.ndarray) -> None:
+    def read_box(self, start: Index, out: np.ndarray) -> None:
         """Fill `out` with the voxels from `start`.
 
         Args:
-            start: first voxel (z, y, x).
+            start: first voxel, one number for each axis.
             out: receives the voxels; any strides, the array's dtype.
 
         Raises:
@@ -101,21 +102,25 @@ class ShardedArray:
                 f"{self.path}: box {start} to {tuple(stop)} is not inside the array {self.shape}"
             )
         layout = self.layout
-        planes, rows, columns = (
-            _split_axis(*axis)
-            for axis in zip(start, stop, layout.chunk, layout.chunks_per_shard, strict=True)
-        )
+        per_shard = layout.chunks_per_shard
+        axes = []
+        for axis in zip(start, stop, layout.chunk, per_shard, strict=True):
+            axes.append(_split_axis(*axis))
         # Grouped by shard, so that one request fetches all pieces of a shard file.
-        by_shard: dict[Index3, list[_Piece]] = {}
-        _, rows_per_shard, columns_per_shard = layout.chunks_per_shard
-        for pz, py, px in itertools.product(planes, rows, columns):
-            number = (pz.inner * rows_per_shard + py.inner) * columns_per_shard + px.inner
-            piece = (number, (pz.target, py.target, px.target), (pz.source, py.source, px.source))
-            by_shard.setdefault((pz.shard, py.shard, px.shard), []).append(piece)
+        by_shard: dict[Index, list[_Piece]] = {}
+        for parts in itertools.product(*axes):
+            # The number of the chunk in its shard, in C order.
+            number = 0
+            for part, count in zip(parts, per_shard, strict=True):
+                number = number * count + part.inner
+            target = tuple(part.target for part in parts)
+            source = tuple(part.source for part in parts)
+            shard = tuple(part.shard for part in parts)
+            by_shard.setdefault(shard, []).append((number, target, source))
         for shard, pieces in by_shard.items():
             self._read_from_shard(shard, pieces, out)
 
-    def _read_from_shard(self, shard: Index3, pieces: list[_Piece], out: np.ndarray) -> None:
+    def _read_from_shard(self, shard: Index, pieces: list[_Piece], out: np.ndarray) -> None:
         index = self._read_index(shard)
         located = []
         for piece in pieces:
@@ -142,7 +147,7 @@ class ShardedArray:
                 self._decode_chunk(shard, number, view[begin - first : end - first], voxels)
                 out[target] = voxels[source]
 
-    def _fetch_ranges(self, shard: Index3, ranges: list[tuple[int, int]]) -> list[bytes]:
+    def _fetch_ranges(self, shard: Index, ranges: list[tuple[int, int]]) -> list[bytes]:
         key = f"{self.path}/{self.layout.shard_key(shard)}"
         try:
             fetched = self._files.read_ranges(key, ranges)
@@ -165,7 +170,7 @@ class ShardedArray:
         return buffer
 
     def _decode_chunk(
-        self, shard: Index3, number: int, data: memoryview, voxels: np.ndarray
+        self, shard: Index, number: int, data: memoryview, voxels: np.ndarray
     ) -> None:
         try:
             if self.layout.checksummed:
@@ -179,7 +184,7 @@ class ShardedArray:
             )
             raise ChunkError(f"{self.path}: chunk {chunk}: {short_message(error)}") from error
 
-    def _read_index(self, shard: Index3) -> list[tuple[int, int]] | None:
+    def _read_index(self, shard: Index) -> list[tuple[int, int]] | None:
         """Return (offset, size) of every chunk in C order; None: the shard may be absent and is."""
         if shard in self._indices:
             return self._indices[shard]

@@ -13,13 +13,21 @@ import numpy as np
 import zarr
 from zarr.errors import ArrayNotFoundError
 
-from liverseg_dist.config import ConvertConfig, IntensityConfig
+from liverseg_dist.config import ChannelConfig, ConvertConfig, IntensityConfig
 from liverseg_dist.config.convert import DATA_URI
-from liverseg_dist.data.store.layout import CASES, FILL, TRAIN_ONLY
-from liverseg_dist.data.store.metadata_checks import check_array, parse_case, parse_class_voxels
+from liverseg_dist.data.store.layout import CASES, FILL, FIRST_SCHEMA, IMAGE_DIMS, TRAIN_ONLY
+from liverseg_dist.data.store.metadata_checks import (
+    check_array,
+    parse_case,
+    parse_channels,
+    parse_class_voxels,
+    parse_intensities,
+    parse_labels,
+)
 from liverseg_dist.data.store.root_reader import read_root, short_message, wrap_metadata_errors
 from liverseg_dist.errors import RunFailed, UserError
-from liverseg_dist.volume import Float3, Grid
+from liverseg_dist.labels import LabelScheme
+from liverseg_dist.volume import Float3, Grid, Index3
 
 Part = Literal["train", "validation", "test"]
 MISSING_FILE = "its file is missing; convert again, which writes it"
@@ -42,9 +50,16 @@ class CaseMeta:
     """Of the scan's file."""
     valid_slices: tuple[int, int]
     """First slice, and one past the last, that are not padding."""
-    class_voxels: tuple[int, int, int]
-    tumours: int
-    intensity: IntensityConfig
+    class_voxels: tuple[int, ...]
+    """Voxels of each class value in the stored label, background first."""
+    lesions: Mapping[str, int]
+    """Connected components of each lesion structure in the stored label."""
+    annotated: tuple[str, ...]
+    """Structures that were annotated. The others are unknown, not absent."""
+    present: tuple[bool, ...]
+    """Whether the case has each channel of the store; the voxels of an absent one are 0."""
+    intensities: tuple[IntensityConfig, ...]
+    """Normalisation of each channel."""
 
 
 class CaseStore:
@@ -80,10 +95,28 @@ class CaseStore:
         return float(z), float(y), float(x)
 
     @cached_property
-    def intensity(self) -> IntensityConfig:
-        """Clip range and affine map from HU to network input."""
+    def labels(self) -> LabelScheme:
+        """Class values and structures of the labels."""
         with wrap_metadata_errors(f"{self.path}: zarr.json is damaged"):
-            return IntensityConfig.model_validate(self._root["intensity"])
+            return parse_labels(self._root)
+
+    @cached_property
+    def channels(self) -> tuple[ChannelConfig, ...]:
+        """Channels of the images."""
+        with wrap_metadata_errors(f"{self.path}: zarr.json is damaged"):
+            return parse_channels(self._root)
+
+    @cached_property
+    def intensities(self) -> tuple[IntensityConfig | None, ...]:
+        """Normalisation of each channel; None for a channel that is normalised by its own scan."""
+        with wrap_metadata_errors(f"{self.path}: zarr.json is damaged"):
+            return parse_intensities(self._root, len(self.channels))
+
+    @property
+    def intensity(self) -> IntensityConfig | tuple[IntensityConfig | None, ...]:
+        """`intensities` as a run's settings record them: the entry itself for one channel of CT."""
+        first = self.intensities[0]
+        return first if len(self.intensities) == 1 and first is not None else self.intensities
 
     @cached_property
     def convert(self) -> ConvertConfig:
@@ -110,15 +143,15 @@ class CaseStore:
         return self._root
 
     @property
-    def class_voxels(self) -> tuple[int, int, int]:
-        """Background, liver and tumour voxels of all labelled cases."""
-        counts = np.zeros(3, dtype=np.int64)
+    def class_voxels(self) -> tuple[int, ...]:
+        """Voxels of each class in all labelled cases, background first."""
+        classes = self.labels.num_classes
+        counts = np.zeros(classes, dtype=np.int64)
         for case in self._root["cases"].values():
             if case.get("labelled"):
                 with wrap_metadata_errors(f"{self.path}: zarr.json is damaged"):
-                    counts += parse_class_voxels(case["class_voxels"])
-        background, liver, tumour = counts.tolist()
-        return background, liver, tumour
+                    counts += parse_class_voxels(case["class_voxels"], classes)
+        return tuple(counts.tolist())
 
     def meta(self, case_id: str) -> CaseMeta:
         """Metadata of a case.
@@ -133,7 +166,8 @@ class CaseStore:
                 f"{self.path}: no case {case_id}; it has {', '.join(self.case_ids[:5])}, ..."
             ) from None
         with wrap_metadata_errors(f"{self.path}: case {case_id}: zarr.json is damaged"):
-            return CaseMeta(case_id=case_id, **parse_case(case), intensity=self.intensity)
+            fields = parse_case(case, self.labels, self.intensities)
+            return CaseMeta(case_id=case_id, **fields)
 
     def ids(self, part: Part, fold: int | Literal["all"] = 0) -> tuple[str, ...]:
         """Case ids of a part of the data set.
@@ -182,8 +216,10 @@ class CaseStore:
         return tuple(sorted(result))
 
     def image(self, case_id: str) -> np.ndarray:
-        """HU, int16 (64, Y, X)."""
-        return self._read_array(case_id, "image")
+        """Voxels of all channels, int16 (C, 64, Y, X); HU for CT, 0 for an absent channel."""
+        image = self._read_array(case_id, "image")
+        # Stores of schema 1 have one channel and no axis for it.
+        return image if image.ndim == IMAGE_DIMS else image[None]
 
     def label(self, case_id: str) -> np.ndarray:
         """uint8 (64, Y, X), 255 where the slab is padded."""
@@ -200,8 +236,12 @@ class CaseStore:
         return self._read_array(case_id, "source_label")
 
     def foreground(self, case_id: str) -> np.ndarray:
-        """int16 (n, 5): class, tumour number (from 1; 0 for liver), z, y, x; sorted."""
+        """int16 (n, 5): class, lesion number (from 1; 0 for an organ), z, y, x; sorted."""
         return self._read_array(case_id, "foreground")
+
+    def _image_shape(self, shape_zyx: Index3) -> tuple[int, ...]:
+        is_first_schema = self._root["schema"] == FIRST_SCHEMA
+        return shape_zyx if is_first_schema else (len(self.channels), *shape_zyx)
 
     def _read_array(self, case_id: str, name: str) -> np.ndarray:
         """Raises `RunFailed` for a missing or damaged array."""
@@ -209,7 +249,7 @@ class CaseStore:
         meta = self.meta(case_id)
         where = f"{self.path}: case {case_id}, {name}"
         expected_shapes = {
-            "image": meta.grid.shape,
+            "image": self._image_shape(meta.grid.shape),
             "label": meta.grid.shape,
             "source_label": meta.source_grid.shape,
         }

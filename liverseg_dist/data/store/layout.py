@@ -1,10 +1,10 @@
 """Names, versions and array parameters of the store format, for its writer, reader and verifier.
 
     STORE/zarr.json                root group; its attribute `liverseg` describes the data set
-    STORE/cases/<id>/image         int16 HU (64, Y, X), RAS; one shard, a crc32c after every chunk
+    STORE/cases/<id>/image         int16 (C, 64, Y, X), RAS; one shard, a crc32c after every chunk
     STORE/cases/<id>/label         uint8 (64, Y, X); 255 is padding
     STORE/cases/<id>/source_label  uint8 (z, y, x) on the scan's own grid, in its file's axis order
-    STORE/cases/<id>/foreground    int16 (n, 5): class, tumour number, z, y, x of sampled voxels
+    STORE/cases/<id>/foreground    int16 (n, 5): class, lesion number, z, y, x of sampled voxels
     STORE/SHA256SUMS               of every file, for `sha256sum -c` and `liverseg verify STORE`
     STORE/audit.html               every scan with its picture and findings
     STORE/.liverseg/               state of the conversion; readers never need it
@@ -21,7 +21,10 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from liverseg_dist.volume import Grid, Index3
 
-SCHEMA = 1
+SCHEMA = 2
+FIRST_SCHEMA = 1
+"""Stores of one channel of CT with the labels of LiTS; their images are (64, Y, X)."""
+IMAGE_DIMS, LABEL_DIMS = 4, 3
 ATTRIBUTE = "liverseg"
 CASES = "cases"
 PRIVATE_DIR = ".liverseg"
@@ -35,7 +38,7 @@ FILL = {"image": -32768, "label": 254, "source_label": 254, "foreground": -1}
 of these values can occur in one, so a missing file is recognised; 0 would look like background."""
 ARRAYS = tuple(FILL)
 DTYPES = {"image": "int16", "label": "uint8", "source_label": "uint8", "foreground": "int16"}
-IMAGE_CHUNK: Index3 = (64, 16, 64)
+IMAGE_CHUNK = (1, 64, 16, 64)
 LABEL_CHUNK: Index3 = (64, 32, 64)
 """Fastest for random 64 x 128 x 128 patches of CT (`tools/bench/loader.py`): smaller chunks decode
 fewer unused bytes, larger chunks need fewer calls."""
@@ -85,16 +88,17 @@ def make_compressors(itemsize: int) -> list[Any]:
 
 
 def ome_metadata(grid: Grid, name: str) -> dict[str, Any]:
-    """OME-Zarr 0.5 `multiscales` with one level; axes z, y, x, scale in mm.
+    """OME-Zarr 0.5 `multiscales` with one level; axes c, z, y, x, scale in mm.
 
     The translation places the slabs of a scan relative to each other. OME-Zarr 0.5 has no rotation:
     an oblique scan is shown with straight axes. Source: https://ngff.openmicroscopy.org/0.5/.
     """
-    axes = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"]
+    axes: list[dict[str, Any]] = [{"name": "c", "type": "channel"}]
+    axes += [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"]
     origin_zyx = grid.affine[:3, 3][::-1].tolist()
     transforms: list[dict[str, Any]] = [
-        {"type": "scale", "scale": list(grid.spacing_mm)},
-        {"type": "translation", "translation": origin_zyx},
+        {"type": "scale", "scale": [1.0, *grid.spacing_mm]},
+        {"type": "translation", "translation": [0.0, *origin_zyx]},
     ]
     datasets = [{"path": "image", "coordinateTransformations": transforms}]
     return {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}

@@ -13,7 +13,7 @@ import fsspec
 from pydantic_core import from_json
 
 from liverseg_dist.data.findings import is_valid_case_id
-from liverseg_dist.data.store.layout import ATTRIBUTE, PRIVATE_DIR, SCHEMA
+from liverseg_dist.data.store.layout import ATTRIBUTE, FIRST_SCHEMA, PRIVATE_DIR, SCHEMA
 from liverseg_dist.data.store.metadata_checks import check_root
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.texts.paths import quote_path
@@ -35,7 +35,7 @@ def read_root(path: str) -> dict[str, Any]:
     root = _parse_root(path, _read_root_file(path))
     # Before any other entry: another schema may have other entries.
     schema = root.get("schema")
-    if schema != SCHEMA:
+    if schema not in (FIRST_SCHEMA, SCHEMA):
         is_newer = isinstance(schema, int) and schema > SCHEMA
         remedy = "install a newer liverseg_dist" if is_newer else "convert the data again"
         raise UserError(f"{path}: store schema {schema}, this version reads {SCHEMA}; {remedy}")

@@ -286,10 +286,12 @@ def _check_case(store: CaseStore, case_id: str) -> Iterator[StoreDefect]:
         return
     # Correct checksums do not exclude that the writer itself stored contradicting values.
     counts = np.bincount(label.ravel(), minlength=256)
-    if tuple(counts[:3].tolist()) != meta.class_voxels:
+    classes = store.labels.num_classes
+    if tuple(counts[:classes].tolist()) != meta.class_voxels:
         yield StoreDefect(case_id, "label", "its voxels per class differ from the recorded numbers")
-    if counts[3:IGNORE].any():
-        yield StoreDefect(case_id, "label", "contains values other than 0, 1, 2 and 255")
+    if counts[classes:IGNORE].any():
+        known = f"0 to {classes - 1}, and {IGNORE}"
+        yield StoreDefect(case_id, "label", f"contains values other than {known}")
     first, last = meta.valid_slices
     if (label[:first] != IGNORE).any() or (label[last:] != IGNORE).any():
         yield StoreDefect(case_id, "label", "padding is not marked")
