@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from liverseg_dist.config import Settings
+from liverseg_dist.console import write_lines
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.errors import UserError
 from liverseg_dist.planning.cpu_plan import plan_for_cpu
@@ -42,8 +43,8 @@ def plan_dataset(args: argparse.Namespace, settings: Settings, source: Path) -> 
         UserError: An option is wrong, or nothing fits into the memory.
         RunFailed: Too few scans can be read.
     """
-    if args.cpu_minutes is not None and args.cpu_minutes <= 0:
-        raise UserError(f"--cpu-minutes {args.cpu_minutes:g}: must be above 0")
+    if args.workers < 0:
+        raise UserError(f"--workers {args.workers}: must be 0 (one per core) or more")
     cores = usable_cores()
     fingerprint = read_fingerprint(source, args.workers or cores, _fingerprint_file(args))
     if line := describe_left_out(fingerprint):
@@ -111,7 +112,7 @@ def _title_lines(fingerprint: DatasetFingerprint, target: str) -> list[str]:
 
 
 def _print_plan(plan: ExperimentPlan, title: list[str]) -> None:
-    print(title[1])
+    write_lines(title[1])
     rows = []
     for decision in plan.decisions:
         value = decision.value
@@ -119,17 +120,19 @@ def _print_plan(plan: ExperimentPlan, title: list[str]) -> None:
         rows.append((decision.key, text, decision.reason))
     print_table(("setting", "value", "reason"), rows)
     if "need_gib" in plan.summary:
-        print(
-            f"\nmemory of a device: {plan.summary['need_gib']:.2f} of "
+        write_lines(
+            "",
+            f"memory of a device: {plan.summary['need_gib']:.2f} of "
             f"{plan.summary['gpu_memory_gib']:g} GiB; computed from tensor shapes, the margin for "
-            "workspaces and gaps is assumed"
+            "workspaces and gaps is assumed",
         )
 
 
 def _print_next_steps(source: Path, out: Path) -> None:
     config = quote_path(out)
-    print(
-        f"\nwritten: {out}; next:\n"
-        f"  liverseg convert {quote_path(source)} store.zarr --config {config}\n"
-        f"  liverseg train --config {config} data.store=store.zarr run.dir=runs/first"
+    write_lines(
+        "",
+        f"written: {out}; next:",
+        f"  liverseg convert {quote_path(source)} store.zarr --config {config}",
+        f"  liverseg train --config {config} data.store=store.zarr run.dir=runs/first",
     )

@@ -13,6 +13,7 @@ from liverseg_dist.config import Settings
 from liverseg_dist.planning.experiment_plan import (
     GIVEN,
     ExperimentPlan,
+    add_network_channels,
     build_settings,
     normalisation_decisions,
     replace_given,
@@ -76,13 +77,13 @@ def plan_for_cpu(
         *normalisation_decisions(fingerprint),
         *_network_decisions(fingerprint, voxels),
     ]
-    settings = _resolve(replace_given(decisions, given), voxels.spacing_mm)
+    settings = _resolve(replace_given(decisions, given), voxels.spacing_mm, fingerprint)
     steps, reason = choose_cpu_steps(settings, minutes, cores)
     decisions.append(Decision("train.max_steps", steps, reason))
     decisions += _schedule_decisions(given.get("train.max_steps", steps))
     kept = replace_given(decisions, given)
     summary = {"fingerprint": fingerprint.to_summary(), "cpu_minutes": minutes, "cores": cores}
-    return ExperimentPlan(kept, _resolve(kept, voxels.spacing_mm), summary)
+    return ExperimentPlan(kept, _resolve(kept, voxels.spacing_mm, fingerprint), summary)
 
 
 def coarse_spacing(fingerprint: DatasetFingerprint) -> tuple[Float3, str]:
@@ -156,9 +157,12 @@ def _choose_patch(fingerprint: DatasetFingerprint, spacing_mm: Float3) -> Index3
     return patches[-1]
 
 
-def _resolve(decisions: Sequence[Decision], spacing_mm: Float3) -> Settings:
+def _resolve(
+    decisions: Sequence[Decision], spacing_mm: Float3, fingerprint: DatasetFingerprint
+) -> Settings:
     """Return the settings of a plan with the topology filled in."""
     settings = build_settings({decision.key: decision.value for decision in decisions})
+    settings = add_network_channels(settings, fingerprint)
     return resolve_model(replace_settings(settings, micro=1, levels=()), spacing_mm)
 
 

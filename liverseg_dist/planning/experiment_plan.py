@@ -100,7 +100,7 @@ def plan_experiment(
     spacing = build_settings(given).convert.cleaning.spacing_mm
     voxels = choose_voxels(fingerprint, (spacing, GIVEN) if spacing else None)
     network = choose_network(fingerprint, budget)
-    base = _base_settings(given, network, budget)
+    base = _base_settings(fingerprint, given, network, budget)
     chosen = choose_patch(base, fingerprint, voxels.spacing_mm, budget)
     levels = PRESETS[base.model.preset].max_levels
     wanted, wanted_reason = wanted_patch(fingerprint, voxels.spacing_mm, levels)
@@ -364,42 +364,30 @@ def _voxel_decisions(voxels: VoxelChoice) -> list[Decision]:
 
 
 def normalisation_decisions(fingerprint: DatasetFingerprint) -> list[Decision]:
-    """Choose how each channel is normalised, in the keys that this version's settings have."""
+    """Choose how each channel is normalised."""
     channels = fingerprint.channels
-    is_plain_ct = len(channels) == 1 and channels[0].intensity == "ct"
-    if "channels" in _convert_keys() and not is_plain_ct:
-        value, reasons = [], []
-        for channel in channels:
-            value.append(
-                {
-                    "name": channel.name,
-                    "modality": channel.modality,
-                    "intensity": channel.intensity,
-                }
-            )
-            reasons.append(f"{channel.name}: {_INTENSITY_REASONS[channel.intensity]}")
-        return [Decision("convert.channels", value, "; ".join(reasons))]
-    if is_plain_ct:
+    if len(channels) == 1 and channels[0].intensity == "ct":
         low, middle, high = fingerprint.foreground_percentiles(0, (0.5, 50, 99.5)) or (0, 0, 0)
         reason = (
             "CT as in nnU-Net: clip to the foreground's 0.5 and 99.5 percentiles "
             f"({low:.0f} and {high:.0f} HU, median {middle:.0f}), then its mean and deviation"
         )
         return [Decision("convert.cleaning.outliers", "percentile", reason)]
-    names = ", ".join(channel.name for channel in channels)
-    reason = f"{names} is not CT; this version reads its values as they are"
-    return [Decision("convert.modality", "any", reason)]
+    value, reasons = [], []
+    for channel in channels:
+        value.append(
+            {"name": channel.name, "modality": channel.modality, "intensity": channel.intensity}
+        )
+        reasons.append(f"{channel.name}: {_INTENSITY_REASONS[channel.intensity]}")
+    return [Decision("convert.channels", value, "; ".join(reasons))]
 
 
 _INTENSITY_REASONS = {
     "ct": "clip to the foreground's percentiles, one mean and deviation for all scans (HU agree)",
     "zscore": "mean and deviation of each scan, because its unit is arbitrary (nnU-Net)",
-    "range": "values are already normalised",
+    "percentiles": "the range of each scan, because its unit is arbitrary",
+    "range": "a fixed range",
 }
-
-
-def _convert_keys() -> set[str]:
-    return set(type(Settings().convert).model_fields)
 
 
 def _topology_decisions(settings: Settings, spacing_mm: Float3) -> list[Decision]:
@@ -444,13 +432,27 @@ def _describe_patch(
 
 
 def _base_settings(
-    given: Mapping[str, Any], network: Sequence[Decision], budget: GpuBudget
+    fingerprint: DatasetFingerprint,
+    given: Mapping[str, Any],
+    network: Sequence[Decision],
+    budget: GpuBudget,
 ) -> Settings:
     """Return the settings that the memory search starts from; given ones come last."""
     values: dict[str, Any] = {decision.key: decision.value for decision in network}
     values["train.precision"] = budget.precision
     values["train.global_batch_size"] = max(MIN_BATCH, budget.devices)
-    return build_settings(values | dict(given))
+    settings = build_settings(values | dict(given))
+    return add_network_channels(settings, fingerprint)
+
+
+def add_network_channels(settings: Settings, fingerprint: DatasetFingerprint) -> Settings:
+    """Return the settings with the network's inputs and outputs, which training takes from the
+    store: they decide the memory, but are not written into the plan."""
+    scheme = fingerprint.scheme
+    classes = sum(1 for value, _ in scheme.values if value != scheme.ignore)
+    outputs = len(scheme.structures) if settings.model.regions else classes
+    update = {"in_channels": len(fingerprint.channels), "out_channels": outputs}
+    return settings.model_copy(update={"model": settings.model.model_copy(update=update)})
 
 
 def build_settings(values: Mapping[str, Any]) -> Settings:

@@ -9,31 +9,16 @@ fingerprint"). Arrays are z, y, x in RAS orientation.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from liverseg_dist.label_scheme import LabelScheme
+from liverseg_dist.config import ChannelConfig
+from liverseg_dist.labels import LabelScheme
 from liverseg_dist.volume import Float3, Index3
 
-IntensityKind = Literal["ct", "zscore", "range"]
 QUANTILES = tuple(float(q) for q in np.linspace(0, 1, 201))
 """In steps of 0.5 %, because CT is clipped to the 0.5 and 99.5 percentiles."""
-
-
-@dataclass(frozen=True)
-class InputChannel:
-    """One channel of the scans.
-
-    Attributes:
-        name: As `dataset.json` has it.
-        modality: `ct`, `mr` or `other`.
-        intensity: How its values are normalised.
-    """
-
-    name: str
-    modality: Literal["ct", "mr", "other"]
-    intensity: IntensityKind
 
 
 @dataclass(frozen=True)
@@ -106,7 +91,7 @@ class DatasetFingerprint:
 
     name: str
     scheme: LabelScheme
-    channels: tuple[InputChannel, ...]
+    channels: tuple[ChannelConfig, ...]
     cases: tuple[CaseFingerprint, ...]
     left_out: tuple[tuple[str, str], ...] = ()
     """(case, reason) of scans that cannot be read."""
@@ -167,7 +152,12 @@ class DatasetFingerprint:
         channels = []
         for number, channel in enumerate(self.channels):
             values = self.foreground_percentiles(number, (0.5, 50, 99.5))
-            channels.append(asdict(channel) | {"foreground_0.5_50_99.5": _rounded(values)})
+            shown = {
+                "name": channel.name,
+                "modality": channel.modality,
+                "intensity": channel.intensity,
+            }
+            channels.append(shown | {"foreground_0.5_50_99.5": _rounded(values)})
         quantiles = (10, 50, 90)
         summary: dict[str, Any] = {
             "name": self.name,

@@ -12,7 +12,7 @@ from liverseg_dist.data.findings import ScanFileError
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.io.nifti_header import MAX_VOXELS
 from liverseg_dist.errors import LiversegError, UserError
-from liverseg_dist.label_scheme import LabelScheme
+from liverseg_dist.labels import LabelScheme
 from liverseg_dist.planning.fingerprint import (
     QUANTILES,
     CaseFingerprint,

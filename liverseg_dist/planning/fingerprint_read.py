@@ -13,23 +13,24 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
+from liverseg_dist.config import CT_CHANNELS, ChannelConfig
 from liverseg_dist.data.io.dataset_case import Cases, build_listed_cases, pair_files_by_name
 from liverseg_dist.data.io.dataset_folder import parse_relative_path
 from liverseg_dist.data.io.dataset_json import INDEX_FILE
-from liverseg_dist.data.io.modality import CT_PHRASES, CT_WORDS, MODALITY_KEYS, MR_WORDS
+from liverseg_dist.data.io.modality import (
+    CT_PHRASES,
+    CT_WORDS,
+    MODALITY_KEYS,
+    MR_WORDS,
+    NUCLEAR_WORDS,
+)
 from liverseg_dist.errors import RunFailed, UserError, printable
 from liverseg_dist.files import write_text
-from liverseg_dist.label_scheme import (
-    LITS_SCHEME,
-    MAX_FILE_BYTES,
-    LabelScheme,
-    scheme_from_labels,
-)
+from liverseg_dist.label_scheme import scheme_from_labels
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme
 from liverseg_dist.planning.fingerprint import (
     CaseFingerprint,
     DatasetFingerprint,
-    InputChannel,
-    IntensityKind,
 )
 from liverseg_dist.planning.fingerprint_case import CaseResult, LabelledScan, try_case
 from liverseg_dist.texts.names import SUFFIXES, list_some, strip_suffix
@@ -38,11 +39,12 @@ from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.workers import terminal_signals_blocked, worker_pool
 
 SCHEMA = 1
+MAX_FILE_BYTES = 64 << 20
 MIN_READABLE = 0.5
 """A plan from less than half of a data set would be a plan for another data set."""
 MR_PHRASES = ("magnetic resonance",)
-RANGE_NAMES = ("nonorm", "rescale_to_0_1", "rgb_to_0_1")
-"""nnU-Net's names for channels that are not normalised by the data's statistics."""
+RANGE_NAMES = ("rescale_to_0_1", "rgb_to_0_1")
+"""nnU-Net's names for channels that are scaled to a range."""
 _CHANNEL_ZERO = re.compile(r"(?s)(.+)_0000")
 
 
@@ -122,7 +124,7 @@ def _read_scheme(folder: Path, content: Mapping[str, Any]) -> tuple[LabelScheme,
         raise UserError(f"{printable(folder / INDEX_FILE)}: {error}") from None
 
 
-def read_input_channels(content: Mapping[str, Any]) -> tuple[tuple[InputChannel, ...], list[str]]:
+def read_input_channels(content: Mapping[str, Any]) -> tuple[tuple[ChannelConfig, ...], list[str]]:
     """Return the channels that dataset.json names, and notes about assumptions.
 
     Args:
@@ -131,7 +133,7 @@ def read_input_channels(content: Mapping[str, Any]) -> tuple[tuple[InputChannel,
     named: Any = next((content[key] for key in MODALITY_KEYS if content.get(key)), None)
     if named is None:
         note = f"no channel_names or modality in {INDEX_FILE}: one channel of CT is assumed"
-        return (InputChannel("CT", "ct", "ct"),), [note]
+        return CT_CHANNELS, [note]
     if isinstance(named, dict):
         keys = sorted(named, key=lambda key: (not str(key).isdecimal(), str(key).zfill(9)))
         names = [str(named[key]) for key in keys]
@@ -148,24 +150,27 @@ def read_input_channels(content: Mapping[str, Any]) -> tuple[tuple[InputChannel,
     return tuple(channels), notes
 
 
-def classify_channel(name: str) -> InputChannel:
+def classify_channel(name: str) -> ChannelConfig:
     """Return modality and normalisation of a channel by its name.
 
     nnU-Net normalises `CT` by the data's foreground values and everything else by z-score per scan;
     this rule also knows longer names such as `CT portal venous`.
     """
-    shown = printable(name)[:80]
-    lower = name.strip().lower()
+    shown = printable(name).strip()[:80] or "channel"
+    lower = shown.lower()
     if lower in RANGE_NAMES:
-        return InputChannel(shown, "other", "range")
+        # nnU-Net scales these by each scan's own range, too.
+        return ChannelConfig(name=shown, modality="other", intensity="percentiles")
     text = re.sub(r"[^a-z0-9]+", " ", lower).strip()
     words = set(text.split())
     is_ct = bool(words & CT_WORDS) or any(phrase in text for phrase in CT_PHRASES)
     is_mr = bool(words & MR_WORDS) or any(phrase in text for phrase in MR_PHRASES)
-    kind: IntensityKind = "ct" if is_ct and not is_mr else "zscore"
-    if is_ct == is_mr:
-        return InputChannel(shown, "other", kind)
-    return InputChannel(shown, "ct" if is_ct else "mr", kind)
+    is_nuclear = bool(words & NUCLEAR_WORDS)
+    # "PET/CT" names two modalities, but a channel has one.
+    if is_ct and not is_mr and not is_nuclear:
+        return ChannelConfig(name=shown)
+    is_only_mr = is_mr and not is_ct and not is_nuclear
+    return ChannelConfig(name=shown, modality="MR" if is_only_mr else "other", intensity="zscore")
 
 
 # --- cases --------------------------------------------------------------------------------------
@@ -266,13 +271,13 @@ def _is_current(entry: CaseFingerprint, scan: LabelledScan) -> bool:
         return False
 
 
-def _describe_inputs(scheme: LabelScheme, channels: Sequence[InputChannel]) -> dict[str, Any]:
+def _describe_inputs(scheme: LabelScheme, channels: Sequence[ChannelConfig]) -> dict[str, Any]:
     """Return what the entries depend on besides the files."""
     return {"labels": scheme.to_json(), "channels": [channel.name for channel in channels]}
 
 
 def _read_cache(
-    file: Path, scheme: LabelScheme, channels: Sequence[InputChannel]
+    file: Path, scheme: LabelScheme, channels: Sequence[ChannelConfig]
 ) -> dict[str, CaseFingerprint]:
     """Return the entries by case; empty if the file does not exist or has other labels."""
     if not file.exists():
@@ -297,7 +302,7 @@ def _read_cache(
 def _write_cache(
     file: Path,
     scheme: LabelScheme,
-    channels: Sequence[InputChannel],
+    channels: Sequence[ChannelConfig],
     cases: Sequence[CaseFingerprint],
 ) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,19 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
+from liverseg_dist.config import CT_CHANNELS, ChannelConfig
 from liverseg_dist.data.io.nifti import write_image, write_mask
-from liverseg_dist.label_scheme import LITS_SCHEME, LabelScheme, scheme_from_labels
+from liverseg_dist.label_scheme import scheme_from_labels
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme
 from liverseg_dist.planning.fingerprint import (
     QUANTILES,
     CaseFingerprint,
     DatasetFingerprint,
     ForegroundIntensity,
-    InputChannel,
 )
 from liverseg_dist.volume import Float3, Grid, Index3
 
-CT = (InputChannel("CT", "ct", "ct"),)
-MR = (InputChannel("MRI", "mr", "zscore"),)
+CT = CT_CHANNELS
+MR = (ChannelConfig(name="MRI", modality="MR", intensity="zscore"),)
 ORGANS = scheme_from_labels({"background": 0, "liver": 1, "spleen": 2})
 
 
@@ -47,7 +48,7 @@ def case(
 
 def dataset(
     cases: Sequence[CaseFingerprint],
-    channels: tuple[InputChannel, ...] = CT,
+    channels: tuple[ChannelConfig, ...] = CT,
     scheme: LabelScheme = LITS_SCHEME,
 ) -> DatasetFingerprint:
     """Return a data set of these cases."""

@@ -78,21 +78,21 @@ def test_channels_in_one_4d_file(tmp_path: Path) -> None:
     assert second.mean == pytest.approx(2 * first.mean)
     index["modality"] = {"0": "FLAIR", "1": "T1w", "2": "T2w"}
     (tmp_path / "dataset.json").write_text(json.dumps(index))
-    with pytest.raises(RunFailed, match="but dataset.json names 3 channels"):
+    with pytest.raises(RunFailed, match=r"but dataset\.json names 3 channels"):
         read_fingerprint(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "modality", "intensity"),
     [
-        ("CT", "ct", "ct"),
-        ("CT portal venous", "ct", "ct"),
-        ("MRI", "mr", "zscore"),
-        ("T2-SPIR MR", "mr", "zscore"),
+        ("CT", "CT", "ct"),
+        ("CT portal venous", "CT", "ct"),
+        ("MRI", "MR", "zscore"),
+        ("T2-SPIR MR", "MR", "zscore"),
         ("zscore", "other", "zscore"),
         ("PET", "other", "zscore"),
-        ("PET/CT", "ct", "ct"),
-        ("rescale_to_0_1", "other", "range"),
+        ("PET/CT", "other", "zscore"),
+        ("rescale_to_0_1", "other", "percentiles"),
         ("direct", "other", "zscore"),
     ],
 )
