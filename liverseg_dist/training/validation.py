@@ -4,7 +4,7 @@ Each case is segmented by one rank. The ranks exchange voxel counts, so the resu
 on the number of ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +45,16 @@ def validate_cases(
     case_ids: Sequence[str],
     weights: dict[str, torch.Tensor],
     device: torch.device,
-) -> ValidationResult:
-    """Compute the Dice of `weights` on the slabs of `case_ids`. A collective call."""
+    stop_is_requested: Callable[[], bool] = lambda: False,
+) -> ValidationResult | None:
+    """Compute the Dice of `weights` on the slabs of `case_ids`. A collective call.
+
+    Args:
+        stop_is_requested: read before each case; the ranks need not agree.
+
+    Returns:
+        The scores; None on all ranks if a rank stopped before its last case.
+    """
     limit = settings.validation.max_cases or len(case_ids)
     chosen = sorted(case_ids)[:limit]
     model = build_model(settings.model).to(device)
@@ -58,13 +66,19 @@ def validate_cases(
     )
     counts: dict[str, Counts] = {}
     pictures: dict[str, np.ndarray] = {}
+    is_complete = True
     for number in range(current_rank(), len(chosen), world_size()):
+        if stop_is_requested():
+            is_complete = False
+            break
         case_id = chosen[number]
         image, truth = store.image(case_id), store.label(case_id)
         predicted = predictor.predict_labels(image, data.intensity)
         counts[case_id] = {name: _count_overlap(predicted, truth, name) for name in STRUCTURES}
         if number < settings.validation.pictures:
             pictures[case_id] = _picture(image, truth, predicted)
+    if not all(gather_from_ranks(is_complete)):
+        return None
     return _pool(gather_from_ranks(counts), gather_from_ranks(pictures))
 
 
