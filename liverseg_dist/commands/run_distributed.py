@@ -103,6 +103,9 @@ def run_distributed(
         except Exception as error:
             result = failure.report(error)
             abort_process_groups()
+            # Under torchrun another process serves the store.
+            if monitor.failure is not None and world.is_main and world.launched_by != "torchrun":
+                monitor.failure.wait_until_read()
             return result
 
 

@@ -30,6 +30,7 @@ from liverseg_dist.distributed.collectives import barrier
 from liverseg_dist.distributed.connection_errors import is_consequence
 from liverseg_dist.distributed.flight_recorder import write_flight_record, write_stacks
 from liverseg_dist.distributed.process_groups import abort_process_groups, exit_after
+from liverseg_dist.distributed.shared_failure import KEY_PREFIX, SharedFailure
 from liverseg_dist.distributed.stragglers import (
     Heartbeat,
     SilenceDetector,
@@ -53,7 +54,6 @@ PEER_GRACE_S = 10.0
 """Time that the main thread of a rank has to notice the failure of another rank."""
 FORCED_EXIT_S = 10.0
 """Time after it for stacks, flight record and status, before the process is ended."""
-KEY_PREFIX = "liverseg/"
 _logger = logging.getLogger(__name__)
 
 
@@ -82,6 +82,8 @@ class HeartbeatMonitor:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._store: dist.Store | None = None
+        self.failure: SharedFailure | None = None
+        """The failure of the job; None for a single process."""
         self._host = socket.gethostname()
         self._silent: list[int] = []
         self.done = 0
@@ -117,6 +119,7 @@ class HeartbeatMonitor:
             self._store = store_of_attempt(
                 dist.TCPStore(host, int(port), wait_for_workers=False, timeout=CONNECT_TIMEOUT)
             )
+            self.failure = SharedFailure(self._store, self.world.global_rank, self.world.world_size)
             self._send_heartbeat(0)
             # After the barrier the keys of all ranks exist, so reading one never blocks.
             barrier()
@@ -183,7 +186,7 @@ class HeartbeatMonitor:
             The line of the rank that failed first, and whether this rank has to print it.
         """
         self._is_failing = True
-        if self._store is None:
+        if self.failure is None:
             return message, True
         # On a thread: with a broken network a call to the store returns only after TCP's own
         # timeout, about a quarter of an hour.
@@ -210,7 +213,7 @@ class HeartbeatMonitor:
     def _exchange_failure(
         self, error: BaseException, message: str, name_rank: bool
     ) -> tuple[str, bool]:
-        assert self._store is not None
+        assert self.failure is not None
         rank = self.world.global_rank
         try:
             if is_consequence(error):
@@ -221,39 +224,23 @@ class HeartbeatMonitor:
                 message = f"{reason} ({_one_line(error)})"
             elif name_rank:
                 message = f"rank {rank} on {self._host}: {message}"
-            return self._claim_failure(message, EXIT_FAILED if name_rank else EXIT_USER)
+            return self.failure.claim(message, EXIT_FAILED if name_rank else EXIT_USER)
         # The store ended together with rank 0's process or node.
         except (RuntimeError, ValueError, OSError):
+            if self.failure.known is not None:
+                return self.failure.known[0], False
             return f"rank 0 on {self._master_host} is lost ({_one_line(error)})", True
-
-    def _claim_failure(self, message: str, exit_code: int) -> tuple[str, bool]:
-        """Report a failure for all ranks, unless another rank has done so.
-
-        Returns:
-            The message of the first rank, and whether that is this rank.
-        """
-        assert self._store is not None
-        tag = f"{self.world.global_rank} {exit_code} "
-        # Atomic: the first rank that sets the key reports the failure for all.
-        first = self._store.compare_set(f"{KEY_PREFIX}failed", "", tag + message).decode()
-        return first.split(" ", 2)[2], first.startswith(tag)
-
-    def _read_failure(self) -> tuple[str, int] | None:
-        """Return the message and the exit code of the rank that failed first; None if no rank has
-        failed."""
-        assert self._store is not None
-        if not self._store.check([f"{KEY_PREFIX}failed"]):
-            return None
-        _, code, message = self._store.get(f"{KEY_PREFIX}failed").decode().split(" ", 2)
-        return message, int(code)
 
     def _wait_for_failure_of_other_rank(self) -> str:
         """Return the message of the rank that failed first; empty if none arrives in time."""
-        assert self._store is not None
+        assert self.failure is not None
         end = time.monotonic() + SILENCE_LIMIT_S
+        reason = self.failure.read()
+        if reason is not None:
+            return reason[0]
         before = self._read_heartbeats()
         while time.monotonic() < end:
-            failure = self._read_failure()
+            failure = self.failure.read()
             if failure is not None:
                 return failure[0]
             time.sleep(0.2)
@@ -311,23 +298,24 @@ class HeartbeatMonitor:
         Args:
             beats: heartbeats of all ranks on rank 0, else empty.
         """
+        assert self.failure is not None
         if self._is_failing or self._peer_failed:
             return
-        failure, is_reporter = self._read_failure(), False
-        if failure is None:
+        reason, is_reporter = self.failure.read(), False
+        if reason is None:
             problem = self._describe_lost_neighbour()
             if not problem and beats and self._step_limit_s is not None:
                 problem = find_stragglers(beats, self._step_limit_s)
             if not problem:
                 return
-            line, is_reporter = self._claim_failure(problem, EXIT_FAILED)
-            failure = line, EXIT_FAILED
+            line, is_reporter = self.failure.claim(problem, EXIT_FAILED)
+            reason = line, EXIT_FAILED
         self._peer_failed = True
         if is_reporter:
-            write_line(failure[0])
+            write_line(reason[0])
         # On another thread, because the heartbeats continue until the process ends.
         ending = threading.Thread(
-            target=self._end_if_blocked, args=(*failure, PEER_GRACE_S, False), daemon=True
+            target=self._end_if_blocked, args=(*reason, PEER_GRACE_S, False), daemon=True
         )
         ending.start()
 
