@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from liverseg_dist.config.base import Section
 from liverseg_dist.config.channels import ChannelConfig, check_channel_names
+from liverseg_dist.config.labels import LabelSettings, parse_label_settings
 from liverseg_dist.texts.paths import UserPath, expand_text
 
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -125,17 +126,20 @@ class CleaningConfig(Section):
 
 class SlabConfig(Section):
     policy: Literal["fit", "window", "tile"] = "fit"
-    """fit: the whole liver plus a margin in 64 slices, resampled along z if necessary; window: the
-    64 contiguous original slices with most tumour, then most liver; tile: overlapping slabs that
-    cover the liver."""
+    """fit: all structures plus a margin in 64 slices, resampled along z if necessary; window: the
+    64 contiguous original slices with most lesion voxels, then most organ voxels; tile: overlapping
+    slabs that cover all structures."""
     slices: Literal[64] = 64
     margin_mm: float = Field(default=10.0, ge=0)
-    """For policy=fit: margin above and below the liver."""
+    """For policy=fit: margin above and below these structures."""
+    around: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Structures that the slab is placed around; null: all."""
 
 
 class SplitConfig(Section):
     kind: Literal["stratified", "nnunet", "file"] = "stratified"
-    """stratified: by tumour burden; nnunet: the folds of nnU-Net; file: from `splits.file`."""
+    """stratified: by the burden of lesions, or by the labelled volume without lesions; nnunet: the
+    folds of nnU-Net; file: from `splits.file`."""
     folds: int = Field(default=5, ge=2)
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Fraction of patients in the test set (kind=stratified only)."""
@@ -159,6 +163,15 @@ class ConvertConfig(Section):
     register_channels: Literal["none", "rigid"] = "none"
     """rigid: register each channel to the first one of its scan (mutual information), where the
     patient moved between the series; none: trust the positions in the headers."""
+    labels: LabelSettings | None = None
+    """Structures of the store: which labels of the data set they are made of (`from`), kind,
+    container (`inside`) and SNOMED code; `spleen: drop` drops a label, `"*": drop` all that are not
+    named. null: as dataset.json names them, else those of LiTS."""
+    annotated: dict[str, tuple[str, ...]] | None = None
+    """Partly labelled data: pattern of case ids (`amos_*`) -> structures that were annotated there;
+    the first pattern that fits counts. null: as dataset.json lists them, else all."""
+    annotated_table: UserPath | None = None
+    """The same as a CSV `case,structures`, structures separated by semicolons."""
     labels_from: UserPath | None = None
     """Folder of a finished run. With missing_label=impute it labels the scans without a label; with
     missing_label=unlabelled it locates their liver, so that the slab policy applies to them too."""
@@ -177,3 +190,8 @@ class ConvertConfig(Section):
                 raise ValueError("an image needs at least one channel")
             check_channel_names(value)
         return value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _parse_labels(cls, value: object) -> object:
+        return parse_label_settings(value)

@@ -48,15 +48,32 @@ class DatasetCase:
     findings: tuple[Finding, ...] = ()
     images: ChannelFiles = ()
     """One file for each channel, None for an absent one; or one file that holds all channels."""
+    source: int = 0
+    """Position of the case's source in `DatasetIndex.sources`."""
+    structure_files: tuple[tuple[str, Path], ...] = ()
+    """(structure, file) where each structure has a file of its own; `label` is then None."""
+    annotated: tuple[str, ...] | None = None
+    """Structures that `dataset.json` lists as annotated in the case; None: it lists none."""
 
     def __post_init__(self) -> None:
         if not self.images:
             object.__setattr__(self, "images", (self.image,))
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def image_files(self) -> tuple[Path, ...]:
         """The files of all channels that the scan has."""
         return tuple(path for path in self.images if path is not None)
+
+    @property
+    def has_label(self) -> bool:
+        return self.label is not None or bool(self.structure_files)
+
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """All files of the label, in the order in which they are read."""
+        if self.label is not None:
+            return (self.label,)
+        return tuple(path for _, path in self.structure_files)
 
 
 Cases = tuple[DatasetCase, ...]
@@ -219,7 +236,7 @@ def _group_scans(
             raise UserError(f"{printable(folder)}: {error}") from None
     names = assign_scan_ids((path.name for path in files), label_ids)
     # Further channels have no id and become a finding.
-    scans = []
+    scans: list[tuple[str, ChannelFiles]] = []
     for path in files:
         if path.name in names.ids:
             scans.append((names.ids[path.name], (path,)))

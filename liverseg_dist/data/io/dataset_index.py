@@ -6,6 +6,8 @@
 that lists no scans (nnU-Net's since version 2), images and labels are paired by file name. Case ids
 follow `texts.names`.
 
+A folder with one folder per case and one file per structure is read too (`structure_files`).
+
 `dataset.json` is untrusted: its paths must not be absolute or leave the folder. Links in the folder
 are followed, because data sets on clusters often are folders of links; a warning names the cases
 whose links lead out of the folder. A listed file that is missing becomes a finding of its case and
@@ -14,7 +16,8 @@ does not stop the other cases.
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from liverseg_dist.config import CT_CHANNELS, ChannelConfig
@@ -28,6 +31,12 @@ from liverseg_dist.data.io.dataset_case import (
 )
 from liverseg_dist.data.io.dataset_folder import find_unread_files
 from liverseg_dist.data.io.dataset_json import INDEX_FILE, read_index
+from liverseg_dist.data.io.source_labels import SourceLabels
+from liverseg_dist.data.io.structure_files import (
+    is_structure_folder,
+    list_structure_cases,
+    name_image_channels,
+)
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.texts.names import fold_id, list_some
 
@@ -47,6 +56,8 @@ class DatasetIndex:
     """Findings about the data set as a whole."""
     channels: tuple[ChannelConfig, ...] = CT_CHANNELS
     """Channels of the images."""
+    sources: tuple[SourceLabels, ...] = (SourceLabels(""),)
+    """Labels of each source; more than one for joined data sets (`join_datasets`)."""
 
 
 def read_dataset(
@@ -68,11 +79,19 @@ def read_dataset(
     name = folder.resolve().name
     notes: list[Finding] = []
     listing_file = None
+    labels = SourceLabels(printable(folder))
+    if not index.exists() and is_structure_folder(folder):
+        training, labels = list_structure_cases(folder)
+        _check_ids(folder, training)
+        notes += _find_outside_links(folder, training)
+        channels = channels or name_image_channels(training)
+        return DatasetIndex(name, training, (), tuple(notes), channels, sources=(labels,))
     # A broken link is reported as a bad index, not treated as a missing one.
     if index.exists() or index.is_symlink():
         content = read_index(folder, index, channels)
         notes += content.notes
         channels = content.channels
+        labels = content.labels
         if content.lists_scans:
             listing_file = INDEX_FILE
             name = printable(content.name or name)[:MAX_NAME_CHARACTERS]
@@ -82,11 +101,24 @@ def read_dataset(
         training, test, pairing_notes = pair_files_by_name(folder, channels)
         notes += pairing_notes
     training, test = _sort_cases(training), _sort_cases(test)
+    training, test = list_annotated(labels, training), list_annotated(labels, test)
     cases = [*training, *test]
     _check_ids(folder, cases)
     notes += find_unread_files(folder, _collect_files(cases), listing_file)
     notes += _find_outside_links(folder, cases)
-    return DatasetIndex(name, training, test, tuple(notes), channels)
+    return DatasetIndex(name, training, test, tuple(notes), channels, sources=(labels,))
+
+
+def list_annotated(labels: SourceLabels, cases: Iterable[DatasetCase]) -> Cases:
+    """The cases with the structures that `dataset.json` lists for them."""
+    listed = []
+    for case in cases:
+        for pattern, names in labels.annotated:
+            if fnmatchcase(case.case_id, pattern):
+                case = replace(case, annotated=names)
+                break
+        listed.append(case)
+    return tuple(listed)
 
 
 def _check_folder(folder: Path) -> None:
@@ -106,11 +138,10 @@ def _sort_cases(cases: Iterable[DatasetCase]) -> Cases:
 
 
 def _collect_files(cases: Iterable[DatasetCase]) -> set[Path]:
-    files = set()
+    files: set[Path] = set()
     for case in cases:
-        files.update(case.files)
-        if case.label is not None:
-            files.add(case.label)
+        files.update(case.image_files)
+        files.update(case.label_files)
     return files
 
 

@@ -16,33 +16,16 @@ from liverseg_dist.config import CT_CHANNELS, ChannelConfig
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.dataset_folder import MACOS_METADATA_PREFIX, parse_relative_path
 from liverseg_dist.data.io.modality import MODALITY_KEYS, read_channels
+from liverseg_dist.data.io.source_labels import SourceLabels, read_source_labels
 from liverseg_dist.errors import UserError, printable
-from liverseg_dist.labels import CLASS_NAMES
 from liverseg_dist.texts.names import SUFFIXES, get_file_name, is_scan_name
 from liverseg_dist.texts.structured import read_json
 
 INDEX_FILE = "dataset.json"
 MAX_INDEX_BYTES = 64 << 20
-MAX_LABEL_DIGITS = 9
 MAX_SHOWN_CHARACTERS = 80
 TRAINING_KEY = "training"
 TEST_KEYS = ("test", "testing")
-EXPECTED_LABELS = "0 background, 1 liver, 2 tumour (or cancer)"
-LABEL_SYNONYMS = (
-    ("background",),
-    ("liver",),
-    (
-        "tumour",
-        "tumor",
-        "cancer",
-        "lesion",
-        "liver tumour",
-        "liver tumor",
-        "liver_tumour",
-        "liver_tumor",
-    ),
-)
-"""Accepted names, in lower case, for each value of `labels.CLASS_NAMES`."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +50,7 @@ class IndexContent:
     lists_scans: bool
     """False if the file has none of the keys training, test and testing."""
     notes: tuple[Finding, ...]
+    labels: SourceLabels
 
 
 def read_index(
@@ -80,12 +64,11 @@ def read_index(
         channels: Channels of the images; None: those that the index names, else one of CT.
 
     Raises:
-        UserError: No such JSON object, labels that are not those of a liver CT, channels without
-            names of their own, or an entry that does not name a file within the folder.
+        UserError: No such JSON object, labels that are no scheme, channels without names of their
+            own, or an entry that does not name a file within the folder.
     """
     content = _read_json_object(index)
-    _check_labels(content, index)
-    notes = _check_labels_named(content)
+    labels, notes = read_source_labels(content, index)
     if channels is None:
         channels, channel_notes = _read_channels(content, index)
         notes += channel_notes
@@ -110,6 +93,7 @@ def read_index(
         test=tuple(test),
         lists_scans=lists_scans,
         notes=tuple(notes),
+        labels=labels,
     )
 
 
@@ -124,58 +108,7 @@ def _read_json_object(index: Path) -> dict[str, Any]:
     return content
 
 
-# --- labels and modality -----------------------------------------------------------------------
-
-
-def _check_labels_named(content: Mapping[str, Any]) -> list[Finding]:
-    if content.get("labels") is not None:
-        return []
-    message = f"{INDEX_FILE} names no labels; their voxels are read as {EXPECTED_LABELS}"
-    return [Finding("warning", "labels_unnamed", message)]
-
-
-def _check_labels(content: Mapping[str, Any], index: Path) -> None:
-    """Raise `UserError` if the named labels are not background, liver and tumour."""
-    labels = content.get("labels")
-    if labels is None:
-        return
-    if not isinstance(labels, dict):
-        raise UserError(f"{printable(index)}: labels must be a mapping; expected {EXPECTED_LABELS}")
-    by_value = _map_label_values(labels)
-    named = ", ".join(f"{value} {name}" for value, name in by_value.items()) or "none"
-    wrong_labels = UserError(
-        f"{printable(index)}: labels are {printable(named)}; expected {EXPECTED_LABELS}"
-    )
-    # Two names with the same value make `by_value` shorter than `labels`.
-    if len(by_value) != len(labels) or set(by_value) != set(range(len(CLASS_NAMES))):
-        raise wrong_labels
-    for value, synonyms in enumerate(LABEL_SYNONYMS):
-        if str(by_value[value]).strip().lower() not in synonyms:
-            raise wrong_labels
-
-
-def _map_label_values(labels: Mapping[str, object]) -> dict[object, object]:
-    """Label value -> name, from `value: name` (Decathlon) or `name: value` (nnU-Net)."""
-    plain: dict[str, object] = {}
-    for key, value in labels.items():
-        # nnU-Net's region of liver and tumour: the label files hold 0, 1 and 2 as well.
-        plain[key] = 1 if value in ([1, 2], ["1", "2"]) else value
-    numbers = [_parse_label_value(value) for value in plain.values()]
-    if all(isinstance(number, int) for number in numbers):
-        return dict(zip(numbers, plain, strict=True))
-    return {_parse_label_value(key): value for key, value in plain.items()}
-
-
-def _parse_label_value(value: object) -> object:
-    """1 for 1, "1", "01" and 1.0; other values unchanged (unhashable ones as text)."""
-    if isinstance(value, str):
-        digits = value.strip()
-        if digits.isascii() and digits.isdigit() and len(value) < MAX_LABEL_DIGITS:
-            return int(digits)
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return printable(value) if isinstance(value, bool | list | dict) else value
+# --- modality -------------------------------------------------------------------------------------
 
 
 def _read_channels(
