@@ -160,9 +160,6 @@ class ConvertConfig(Section):
     channels: tuple[ChannelConfig, ...] | None = None
     """Channels of the images, in the order of the files `_0000`, `_0001`, ... or of the last axis of
     4D files; null: as dataset.json names them, else one channel of CT."""
-    register_channels: Literal["none", "rigid"] = "none"
-    """rigid: register each channel to the first one of its scan (mutual information), where the
-    patient moved between the series; none: trust the positions in the headers."""
     labels: LabelSettings | None = None
     """Structures of the store: which labels of the data set they are made of (`from`), kind,
     container (`inside`) and SNOMED code; `spleen: drop` drops a label, `"*": drop` all that are not
@@ -172,6 +169,9 @@ class ConvertConfig(Section):
     the first pattern that fits counts. null: as dataset.json lists them, else all."""
     annotated_table: UserPath | None = None
     """The same as a CSV `case,structures`, structures separated by semicolons."""
+    register_channels: Literal["none", "rigid"] = "none"
+    """rigid: register each channel to the first one of its scan (mutual information), where the
+    patient moved between the series; none: trust the positions in the headers."""
     labels_from: UserPath | None = None
     """Folder of a finished run. With missing_label=impute it labels the scans without a label; with
     missing_label=unlabelled it locates their liver, so that the slab policy applies to them too."""
@@ -179,6 +179,11 @@ class ConvertConfig(Section):
     """Worker processes; 0: one per available core."""
     foreground_samples: int = Field(default=20_000, ge=1)
     """Maximum number of voxel positions per class that are stored for oversampling."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _parse_labels(cls, value: object) -> object:
+        return parse_label_settings(value)
 
     @field_validator("channels")
     @classmethod
@@ -190,8 +195,3 @@ class ConvertConfig(Section):
                 raise ValueError("an image needs at least one channel")
             check_channel_names(value)
         return value
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _parse_labels(cls, value: object) -> object:
-        return parse_label_settings(value)

@@ -60,7 +60,7 @@ class DatasetCase:
             object.__setattr__(self, "images", (self.image,))
 
     @property
-    def image_files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Path, ...]:
         """The files of all channels that the scan has."""
         return tuple(path for path in self.images if path is not None)
 
@@ -236,7 +236,7 @@ def _group_scans(
             raise UserError(f"{printable(folder)}: {error}") from None
     names = assign_scan_ids((path.name for path in files), label_ids)
     # Further channels have no id and become a finding.
-    scans: list[tuple[str, ChannelFiles]] = []
+    scans = []
     for path in files:
         if path.name in names.ids:
             scans.append((names.ids[path.name], (path,)))

@@ -32,11 +32,7 @@ from liverseg_dist.data.io.dataset_case import (
 from liverseg_dist.data.io.dataset_folder import find_unread_files
 from liverseg_dist.data.io.dataset_json import INDEX_FILE, read_index
 from liverseg_dist.data.io.source_labels import SourceLabels
-from liverseg_dist.data.io.structure_files import (
-    is_structure_folder,
-    list_structure_cases,
-    name_image_channels,
-)
+from liverseg_dist.data.io.structure_files import is_structure_folder, list_structure_cases
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.texts.names import fold_id, list_some
 
@@ -81,17 +77,16 @@ def read_dataset(
     listing_file = None
     labels = SourceLabels(printable(folder))
     if not index.exists() and is_structure_folder(folder):
-        training, labels = list_structure_cases(folder)
+        training, labels, channels = list_structure_cases(folder, channels)
         _check_ids(folder, training)
         notes += _find_outside_links(folder, training)
-        channels = channels or name_image_channels(training)
-        return DatasetIndex(name, training, (), tuple(notes), channels, sources=(labels,))
+        return DatasetIndex(name, training, (), tuple(notes), channels, (labels,))
     # A broken link is reported as a bad index, not treated as a missing one.
     if index.exists() or index.is_symlink():
         content = read_index(folder, index, channels)
         notes += content.notes
-        channels = content.channels
         labels = content.labels
+        channels = content.channels
         if content.lists_scans:
             listing_file = INDEX_FILE
             name = printable(content.name or name)[:MAX_NAME_CHARACTERS]
@@ -106,7 +101,7 @@ def read_dataset(
     _check_ids(folder, cases)
     notes += find_unread_files(folder, _collect_files(cases), listing_file)
     notes += _find_outside_links(folder, cases)
-    return DatasetIndex(name, training, test, tuple(notes), channels, sources=(labels,))
+    return DatasetIndex(name, training, test, tuple(notes), channels, (labels,))
 
 
 def list_annotated(labels: SourceLabels, cases: Iterable[DatasetCase]) -> Cases:
@@ -138,9 +133,9 @@ def _sort_cases(cases: Iterable[DatasetCase]) -> Cases:
 
 
 def _collect_files(cases: Iterable[DatasetCase]) -> set[Path]:
-    files: set[Path] = set()
+    files = set()
     for case in cases:
-        files.update(case.image_files)
+        files.update(case.files)
         files.update(case.label_files)
     return files
 

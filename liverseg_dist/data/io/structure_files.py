@@ -8,26 +8,31 @@ A structure without a file is not annotated in that case.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from liverseg_dist.config import CT_CHANNELS, ChannelConfig
 from liverseg_dist.data.findings import Finding, ScanFileError
+from liverseg_dist.data.io.channel_files import report_missing_channels
 from liverseg_dist.data.io.dataset_case import Cases, DatasetCase
 from liverseg_dist.data.io.dataset_folder import is_file, list_entries
 from liverseg_dist.data.io.nifti import read_scan_file
 from liverseg_dist.data.io.source_labels import SourceLabels, labels_of_files
 from liverseg_dist.data.label_mapping import LabelMapping
-from liverseg_dist.errors import printable
+from liverseg_dist.errors import UserError, printable
 from liverseg_dist.labels import BACKGROUND
 from liverseg_dist.texts.names import clean_text, is_scan_name, list_some, strip_suffix
 from liverseg_dist.volume import Volume
 
-IMAGE_NAMES = ("ct", "mri", "mr", "image")
-"""Names of a case's image, without suffix, the first that exists."""
-MR_IMAGE_NAMES = {"mri", "mr"}
-MR_CHANNEL = ChannelConfig(name="MR", modality="MR")
+CHANNEL_OF_FILE = {
+    "ct": CT_CHANNELS[0],
+    "image": CT_CHANNELS[0],
+    "mri": ChannelConfig(name="MR", modality="MR", intensity="zscore"),
+    "mr": ChannelConfig(name="MR", modality="MR", intensity="zscore"),
+}
+"""Channel by the name of a case's image, without suffix."""
 SEGMENTATIONS = "segmentations"
 MAX_PAIRS_SHOWN = 5
 
@@ -37,49 +42,77 @@ def is_structure_folder(folder: Path) -> bool:
     if (folder / "imagesTr").exists():
         return False
     return any(
-        (entry / SEGMENTATIONS).is_dir() and _find_image(entry) is not None
-        for entry in list_entries(folder)
+        (entry / SEGMENTATIONS).is_dir() and _find_images(entry) for entry in list_entries(folder)
     )
 
 
-def list_structure_cases(folder: Path) -> tuple[Cases, SourceLabels]:
-    """The cases of a folder, and the labels that their files name.
+def list_structure_cases(
+    folder: Path, channels: tuple[ChannelConfig, ...] | None = None
+) -> tuple[Cases, SourceLabels, tuple[ChannelConfig, ...]]:
+    """The cases of a folder, the labels that their files name, and the channels of the images.
+
+    Args:
+        folder: The data set.
+        channels: `convert.channels`; None: those that the images' names stand for.
 
     Raises:
-        UserError: The files name no structure, or more than a label can hold.
+        UserError: The files name no structure, or more than a label can hold; or no image has the
+            name of a channel.
     """
+    images_of = {entry: _find_images(entry) for entry in list_entries(folder)}
+    if channels is None:
+        found = dict.fromkeys(name for images in images_of.values() for name in images)
+        channels = tuple(dict.fromkeys(CHANNEL_OF_FILE[name] for name in found))
     cases = []
     names: set[str] = set()
-    for entry in list_entries(folder):
-        image = _find_image(entry)
-        if image is None:
+    for entry, images in images_of.items():
+        files = _order_by_channel(images, channels)
+        if not any(files):
             continue
-        files = []
+        structures = []
         for path in list_entries(entry / SEGMENTATIONS):
             if is_scan_name(path.name) and is_file(path):
-                files.append((clean_text(strip_suffix(path.name)), path))
-        names |= {name for name, _ in files}
-        findings: tuple[Finding, ...] = ()
-        if not files:
+                structures.append((clean_text(strip_suffix(path.name)), path))
+        names |= {name for name, _ in structures}
+        findings = report_missing_channels(files, channels)
+        if not structures:
             message = f"no file of a structure in {printable(entry.name)}/{SEGMENTATIONS}/"
-            findings = (Finding("warning", "label_missing", message),)
-        case_id = clean_text(entry.name)
-        cases.append(DatasetCase(case_id, image, None, findings, structure_files=tuple(files)))
-    return tuple(cases), labels_of_files(printable(folder), sorted(names))
+            findings = [*findings, Finding("warning", "label_missing", message)]
+        first = next(path for path in files if path is not None)
+        case = DatasetCase(clean_text(entry.name), first, None, tuple(findings), files)
+        cases.append(replace(case, structure_files=tuple(structures)))
+    if not cases:
+        wanted = list_some([printable(channel.name) for channel in channels])
+        raise UserError(
+            f"{printable(folder)}: no case has an image of the channels {wanted}; images are called "
+            f"{list_some([f'{name}.nii.gz' for name in CHANNEL_OF_FILE])}"
+        )
+    return tuple(cases), labels_of_files(printable(folder), sorted(names)), channels
 
 
-def name_image_channels(cases: Cases) -> tuple[ChannelConfig, ...]:
-    """The channel that the names of the images state: MR if all are called mri or mr, else CT."""
-    names = {strip_suffix(case.image.name).lower() for case in cases}
-    return (MR_CHANNEL,) if names <= MR_IMAGE_NAMES else CT_CHANNELS
-
-
-def _find_image(folder: Path) -> Path | None:
-    """The image of a case; None if the folder holds none."""
+def _find_images(folder: Path) -> dict[str, Path]:
+    """The images of a case by their names."""
+    images: dict[str, Path] = {}
     for path in list_entries(folder):
-        if is_scan_name(path.name) and strip_suffix(path.name).lower() in IMAGE_NAMES:
-            return path
-    return None
+        name = strip_suffix(path.name).lower()
+        if is_scan_name(path.name) and name in CHANNEL_OF_FILE:
+            images.setdefault(name, path)
+    return images
+
+
+def _order_by_channel(
+    images: Mapping[str, Path], channels: tuple[ChannelConfig, ...]
+) -> tuple[Path | None, ...]:
+    """One image for each channel, by name or modality; None for an absent one."""
+    files: list[Path | None] = []
+    for channel in channels:
+        found = None
+        for name, path in images.items():
+            known = CHANNEL_OF_FILE[name]
+            if channel.name.casefold() == name or channel.modality == known.modality:
+                found = found or path
+        files.append(found)
+    return tuple(files)
 
 
 def read_structure_label(
