@@ -6,6 +6,9 @@ structure of the same name; other structures are not judged. To add an organ, ad
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from liverseg_dist.errors import printable
 from liverseg_dist.labels import LITS_SCHEME, LabelScheme, Structure
 
 
@@ -38,3 +41,24 @@ def known_organs(labels: LabelScheme) -> list[tuple[Structure, Anatomy]]:
         if anatomy is not None:
             found.append((structure, anatomy))
     return found
+
+
+def find_reference_organ(labels: LabelScheme) -> Structure | None:
+    """The organ whose HU show whether an image is a CT: soft tissue of known HU, or None."""
+    known = known_organs(labels)
+    return known[0][0] if known else None
+
+
+def healthy_mask(label_zyx: np.ndarray, labels: LabelScheme, organ: Structure) -> np.ndarray:
+    """The voxels of an organ that are no lesion."""
+    values = set(organ.values)
+    for lesion in labels.lesions:
+        values -= set(lesion.values)
+    is_member = np.zeros(labels.membership.shape[1], dtype=bool)
+    is_member[sorted(values)] = True
+    return np.asarray(is_member[label_zyx])
+
+
+def code_name(structure: Structure) -> str:
+    """The structure's name as a part of codes and keys: `right_kidney`."""
+    return "_".join(printable(structure.name).split())

@@ -12,7 +12,8 @@ a stable code:
                                    tumour_outside_liver structures_overlap not_annotated
                                    label_reoriented label_resampled
                                    label_shifted label_cut label_header_lost broken_voxels
-                                   padding_values blank_slices (and the reader's notes)
+                                   padding_values blank_slices looks_like_ct
+                                   (and the reader's notes)
   info     needs no action         few_slices no_tumour structures_absent ignored_voxels oblique
                                    label_missing (a scan kept without label)
 
@@ -25,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 
-from liverseg_dist.config import CleaningConfig
+from liverseg_dist.config import CT_CHANNEL, ChannelConfig, CleaningConfig
 from liverseg_dist.data.audit.anatomy import known_organs
 from liverseg_dist.data.audit.image_audit import (
     check_grid,
@@ -76,11 +77,12 @@ def audit_case(
     mapping: LabelMapping = LITS_MAPPING,
     annotated: Sequence[str] | None = None,
     label_name: str = "",
+    channel: ChannelConfig = CT_CHANNEL,
 ) -> AuditResult:
     """Audit one case.
 
     Args:
-        image: HU, in any orientation.
+        image: The first channel of the scan: HU for CT, else arbitrary units; in any orientation.
         label: Values of the source, on any grid. None if the case has no label file.
         cleaning: Limits, and what to do without a label.
         notes: Findings of the reader about the files.
@@ -88,11 +90,12 @@ def audit_case(
         mapping: From the label's values to class values.
         annotated: Structures that were annotated in the case; None: those of the mapping.
         label_name: The label's file, for messages.
+        channel: The channel of `image`.
     """
     findings = list(notes)
     facts = collect_image_facts(image)
     findings += check_grid(image, cleaning)
-    findings += check_invalid_voxels(image, cleaning, facts)
+    findings += check_invalid_voxels(image, cleaning, facts, channel)
     # Image and label are judged independently: a bad label must not hide a bad image.
     repaired: Volume | None = None
     if label is not None:
@@ -106,8 +109,8 @@ def audit_case(
     if repaired is not None:
         named = mapping.annotated if annotated is None else annotated
         findings += check_label(repaired, mapping.scheme, named, facts)
-        findings += check_side(image, repaired, facts, mapping.scheme)
-    findings += check_intensity(image, repaired, facts)
+        findings += check_side(image, repaired, facts, channel, mapping.scheme)
+    findings += check_intensity(image, repaired, facts, channel, mapping.scheme)
     if label is None:
         # The policy for missing labels decides the severity, so the finding is replaced.
         index_findings = [f for f in findings if f.code == "label_missing"]

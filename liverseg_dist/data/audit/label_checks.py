@@ -10,7 +10,8 @@ from typing import Any
 import cc3d
 import numpy as np
 
-from liverseg_dist.data.audit.anatomy import Anatomy, known_organs
+from liverseg_dist.config import CT_CHANNEL, ChannelConfig
+from liverseg_dist.data.audit.anatomy import Anatomy, code_name, known_organs
 from liverseg_dist.data.audit.label_geometry import measure_offset_mm
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.errors import printable
@@ -19,11 +20,6 @@ from liverseg_dist.texts.names import list_some
 from liverseg_dist.volume import Volume
 
 MAX_LEFT_OFFSET_MM = 5.0
-
-
-def code_name(structure: Structure) -> str:
-    """The structure's name as a part of codes and keys: `right_kidney`."""
-    return "_".join(printable(structure.name).split())
 
 
 def plural_of(structure: Structure) -> str:
@@ -154,7 +150,11 @@ def check_lesions(
 
 
 def check_side(
-    image: Volume, label: Volume, facts: dict[str, Any], labels: LabelScheme = LITS_SCHEME
+    image: Volume,
+    label: Volume,
+    facts: dict[str, Any],
+    channel: ChannelConfig = CT_CHANNEL,
+    labels: LabelScheme = LITS_SCHEME,
 ) -> list[Finding]:
     """Check that organs are on their side of the body; adds their offsets to `facts`.
 
@@ -162,7 +162,8 @@ def check_side(
     """
     findings = []
     for organ, anatomy in known_organs(labels):
-        offset_mm = measure_offset_mm(image, label.with_voxels(labels.mask_of(label.voxels, organ)))
+        mask = label.with_voxels(labels.mask_of(label.voxels, organ))
+        offset_mm = measure_offset_mm(image, mask, channel)
         if offset_mm is None:
             continue
         facts[f"{code_name(organ)}_right_of_middle_mm"] = round(offset_mm, 1)
