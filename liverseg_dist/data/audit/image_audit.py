@@ -23,7 +23,7 @@ from liverseg_dist.data.preprocessing.invalid_voxels import (
     store_voxels,
 )
 from liverseg_dist.errors import printable
-from liverseg_dist.labels import LITS_SCHEME, LabelScheme
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme, Structure
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Volume
 
 SLAB_SLICES = 64
@@ -281,8 +281,7 @@ def check_intensity(
         values = image.voxels[healthy_mask(label.voxels, labels, organ)]
         median = float(np.median(values)) if values.size else None
         facts[f"{code_name(organ)}_median_hu"] = median
-    name = None if organ is None else organ.name
-    return _judge_intensity(low, high, sample, median, name)
+    return _judge_intensity(low, high, sample, median, organ)
 
 
 def looks_like_ct(sample: np.ndarray) -> bool:
@@ -313,7 +312,7 @@ def sample_voxels(image: Volume) -> np.ndarray:
 
 
 def _judge_intensity(
-    low: float, high: float, sample: np.ndarray, median: float | None, organ: str | None
+    low: float, high: float, sample: np.ndarray, median: float | None, organ: Structure | None
 ) -> list[Finding]:
     """A CT in HU has air far below zero. Without air: another modality, shifted or scaled values.
 
@@ -322,7 +321,7 @@ def _judge_intensity(
         high: Highest value of all voxels.
         sample: See `sample_voxels`.
         median: HU of the organ, None without label.
-        organ: Its name.
+        organ: The organ.
     """
     # A percentile, not the minimum: resampling (cubic, sinc) leaves a few negative voxels beside
     # bright ones in MR as well.
@@ -344,8 +343,11 @@ def _judge_intensity(
                 return [_report_missing_offset(low, high, bright)]
             return [_report_not_ct(low, high, bright)]
     if median is not None and organ is not None and not _is_tissue_hu(median):
-        message = f"the {printable(organ)}'s median is {median:.0f} HU; does the label belong to this image?"
-        return [Finding("warning", f"{printable(organ).replace(' ', '_')}_hu_implausible", message)]
+        message = (
+            f"the {printable(organ.name)}'s median is {median:.0f} HU; "
+            "does the label belong to this image?"
+        )
+        return [Finding("warning", f"{code_name(organ)}_hu_implausible", message)]
     return []
 
 
