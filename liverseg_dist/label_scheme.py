@@ -67,13 +67,17 @@ def scheme_from_labels(
 
 
 def read_label_scheme(file: Path) -> LabelScheme:
-    """Read the scheme from the `labels` of a `dataset.json`. Raises `UserError` that names the file."""
+    """Read the scheme from a `dataset.json`: `label_scheme`, which `liverseg predict` writes beside
+    its masks, else `labels`. Raises `UserError` that names the file."""
     content = read_json(file, max_bytes=MAX_FILE_BYTES)
     try:
         if not isinstance(content, dict) or "labels" not in content:
             raise UserError(
                 "no labels in it; expected a dataset.json as the Decathlon or nnU-Net writes it"
             )
+        # Kinds, containers and codes, which the form of `labels` has no place for.
+        if isinstance(content.get("label_scheme"), dict):
+            return LabelScheme.from_json(content["label_scheme"])
         return scheme_from_labels(content["labels"])
     except UserError as error:
         raise UserError(f"{printable(file)}: {error}") from None

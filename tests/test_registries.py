@@ -36,6 +36,7 @@ from liverseg_dist.model.architectures import ARCHITECTURES
 from liverseg_dist.model.blocks import NORMS
 from liverseg_dist.model.losses import build_loss
 from liverseg_dist.model.losses.registry import LOSSES
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.topology import PRESETS as WIDTH_PRESETS
 from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.planning.memory_estimate import state_bytes
@@ -154,7 +155,7 @@ def test_unknown_average_is_an_error() -> None:
     _, model = small_model()
     config = replace_name(InferenceConfig(), "average")
     with pytest.raises(UserError, match=r"inference\.average=new_one .* probabilities, logits"):
-        SlidingWindowPredictor(model, PATCH, regions=False, config=config, device=CPU)
+        SlidingWindowPredictor(model, PATCH, OutputChannels(), config=config, device=CPU)
 
 
 def test_unknown_window_weights_are_an_error() -> None:

@@ -1,4 +1,4 @@
-"""Clean CT scans and write them as one Zarr store. The same as tools/to_zarr.
+"""Clean CT or MR scans and write them as one Zarr store. The same as tools/to_zarr.
 
   tools/to_zarr Task03_Liver store.zarr --config configs/task03_S.yaml  the config file of the later training
   tools/to_zarr Task03_Liver store.zarr --dry-run                       audit only, nothing is written
@@ -11,15 +11,18 @@
                                                                         predict missing labels, for training only
 
 SRC is a folder in the layout of the Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr, imagesTs.
+Several channels (CT with MR, phases): modality or channel_names in dataset.json names them; they are read from 4D
+files, or from case_0000.nii.gz, case_0001.nii.gz, ... Other names and normalisations: convert.channels in a config
+file, a list of {name, modality: CT|MR|other, intensity: ct|zscore|percentiles|range}.
 Run the same line again after an interruption: complete and unchanged cases are kept. The store can be opened when
 all cases are converted; DST/audit.html shows every case. Exit code 1: a scan could not be read; the rest is done.
 Memory: one scan per worker, 1 GiB for 512 x 512 x 700 voxels; convert.workers=N limits the number of workers.
 """
 
 import argparse
+import logging
 import math
 import re
-import sys
 import time
 from collections import Counter
 from typing import Any
@@ -29,12 +32,13 @@ from rich.text import Text
 
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import ConvertConfig, SplitConfig
+from liverseg_dist.console import write_error, write_lines
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
 from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
 from liverseg_dist.data.conversion.executors import EXECUTORS
 from liverseg_dist.data.conversion.root_metadata import collect_audit
 from liverseg_dist.data.io.dataset_index import DatasetIndex, read_dataset
-from liverseg_dist.data.io.modality import refuse_other_modality
+from liverseg_dist.data.io.modality import describe_channels, is_one_ct_channel
 from liverseg_dist.data.io.spacing_table import describe_unmatched
 from liverseg_dist.data.splits import Splits, check_split_files, find_divided_patients
 from liverseg_dist.data.store.case_store import CaseStore
@@ -45,6 +49,7 @@ from liverseg_dist.texts.paths import expand_path, path_argument
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.tracking.terminal_table import print_table
 
+_logger = logging.getLogger(__name__)
 STATUS_STYLES = {
     "kept": "green",
     "repaired": "yellow",
@@ -104,8 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     args.overrides += _splits_overrides(args.splits)
     settings = settings_from(args)
-    dataset = read_dataset(args.source)
-    refuse_other_modality(args.source, dataset.notes, settings.convert.modality)
+    dataset = read_dataset(args.source, settings.convert.channels)
     conversion = Conversion(
         dataset, args.store, settings.convert, _build_labeller(settings.convert, args.device)
     )
@@ -121,7 +125,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     table = settings.convert.cleaning.spacing_table
     if table is not None:
         for line in describe_unmatched(table, ids):
-            print(f"warning: {line}", file=sys.stderr)
+            _logger.warning("%s", line)
     if args.dry_run:
         records, processed = _run_jobs(jobs, args.executor, settings.convert.workers, "audit")
         _print_findings(dataset, records)
@@ -141,8 +145,7 @@ def _warn_of_unused_splits(splits: SplitConfig) -> None:
     unused = sorted({"folds", "test_fraction"} & splits.model_fields_set)
     if unused:
         names = ", ".join(f"convert.splits.{key}" for key in unused)
-        text = f"{names} change nothing with convert.splits.kind={splits.kind}"
-        print(f"warning: {text}", file=sys.stderr)
+        _logger.warning("%s change nothing with convert.splits.kind=%s", names, splits.kind)
 
 
 def _run_jobs(
@@ -176,21 +179,21 @@ def _report_result(
     quarantined = sorted((r.case_id for r in records if r.status == "quarantined"), key=natural_key)
     summary = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
     if args.dry_run:
-        print(f"audit of {len(records)} scans: {summary}; nothing was written")
+        line = f"audit of {len(records)} scans: {summary}; nothing was written"
     elif finished:
         stored = sum(len(record.slabs) for record in records)
-        print(
-            f"{args.store}: {stored} cases stored ({processed} scans converted now), {summary}; see {args.store}/audit.html"
+        line = (
+            f"{args.store}: {stored} cases stored ({processed} scans converted now), {summary}; "
+            f"see {args.store}/audit.html"
         )
     else:
-        print(
-            f"{args.store}: this shard is done ({processed} scans converted now), {summary}; other shards are not"
+        line = (
+            f"{args.store}: this shard is done ({processed} scans converted now), {summary}; "
+            "other shards are not"
         )
+    write_lines(line)
     if quarantined:
-        print(
-            f"liverseg: could not be converted: {', '.join(quarantined)}; the rest is done",
-            file=sys.stderr,
-        )
+        write_error(f"could not be converted: {', '.join(quarantined)}; the rest is done")
     return {
         "store": str(args.store),
         "finished": finished,
@@ -203,29 +206,58 @@ def _report_result(
 
 def _print_store(store: CaseStore) -> None:
     splits = Splits(store.ids("test"), tuple(tuple(fold) for fold in store.root["splits"]["folds"]))
-    print(
-        f"splits: {len(splits.test)} test, folds of {', '.join(str(len(fold)) for fold in splits.folds)}"
-    )
+    fold_sizes = ", ".join(str(len(fold)) for fold in splits.folds)
+    lines = [f"splits: {len(splits.test)} test, folds of {fold_sizes}"]
     patients = {case_id: store.meta(case_id).patient for case_id in store.case_ids}
     for patient in find_divided_patients(splits, patients):
-        print(f"warning: scans of the patient of {patient} are in several parts of the split")
-    hu = store.intensity
-    print(
-        f"intensity: {hu.lower_hu:g} to {hu.upper_hu:g} HU is mapped to 0 to 1, then (v - {hu.mean:.4f}) / {hu.std:.4f}"
-    )
+        # On stdout: the audit page names them, too, so they are part of the result.
+        lines.append(
+            f"warning: scans of the patient of {patient} are in several parts of the split"
+        )
+    lines += _describe_intensities(store)
     coverage = store.root["coverage"]
     if coverage:
-        print(
-            f"slabs hold {100 * coverage['liver_inside']:.2f} % of the labelled liver, {100 * coverage['tumour_inside']:.2f} % "
-            f"of tumour; of {coverage['tumours']} tumours {coverage['tumours_cut']} cut, {coverage['tumours_missed']} missed, "
+        lines.append(
+            f"slabs hold {100 * coverage['liver_inside']:.2f} % of the labelled liver, "
+            f"{100 * coverage['tumour_inside']:.2f} % of tumour; "
+            f"of {coverage['tumours']} tumours {coverage['tumours_cut']} cut, "
+            f"{coverage['tumours_missed']} missed, "
             f"{coverage['tumours_vanished']} too small for the slab's voxels"
         )
+    write_lines(*lines)
+
+
+def _describe_intensities(store: CaseStore) -> list[str]:
+    """One line on the channels if there are several, and one on the normalisation of each."""
+    has_other_channels = not is_one_ct_channel(store.channels)
+    lines = []
+    if has_other_channels:
+        lines.append(f"channels: {describe_channels(store.channels)}")
+    for number, (channel, intensity) in enumerate(
+        zip(store.channels, store.intensities, strict=True)
+    ):
+        prefix = f"intensity of {channel.name}" if has_other_channels else "intensity"
+        if intensity is None:
+            text = f"{prefix}: {channel.intensity} of each scan"
+        else:
+            text = (
+                f"{prefix}: {intensity.lower_hu:g} to {intensity.upper_hu:g} HU is mapped to "
+                f"0 to 1, then (v - {intensity.mean:.4f}) / {intensity.std:.4f}"
+            )
+        absent = sum(not store.meta(case_id).present[number] for case_id in store.case_ids)
+        if absent:
+            text += f"; absent in {absent} of {len(store.case_ids)} cases"
+        lines.append(text)
+    return lines
 
 
 def _print_findings(dataset: DatasetIndex, records: list[CaseRecord]) -> None:
+    lines = []
     for note in dataset.notes:
         # An error at this point was allowed by a setting, such as convert.modality=any.
-        print(f"{'warning' if note.severity == 'error' else note.severity}: {note.message}")
+        severity = "warning" if note.severity == "error" else note.severity
+        lines.append(f"{severity}: {note.message}")
+    write_lines(*lines)
     _print_table(records)
 
 

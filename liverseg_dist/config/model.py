@@ -39,8 +39,8 @@ class ModelConfig(Section):
     deep_supervision: bool = True
     """Also compute the loss on the outputs of the lower levels (all but the two lowest)."""
     regions: bool = False
-    """Predict liver (label 1 or 2) and tumour as overlapping regions with sigmoids instead of three
-    exclusive classes with a softmax."""
+    """Predict the structures of the label scheme (liver with its tumours, tumour) as overlapping
+    regions with sigmoids instead of exclusive classes with a softmax."""
     pretrained: UserPath | None = None
     """Initial weights: a run, a safetensors file, or a state dict of another program (tensors
     only)."""
@@ -100,13 +100,14 @@ class LossConfig(Section):
     ] = "dice_ce"
     """Terms of the loss: overlap (dice or tversky), cross-entropy (ce or focal), distance to the
     true surface (boundary)."""
-    class_weights: tuple[float, ...] | Literal["auto", "none"] = "none"
-    """Weights of background, liver and tumour in the cross-entropy; auto: from the store's class
-    frequencies."""
+    class_weights: tuple[float, ...] | dict[str, float] | Literal["auto", "none"] = "none"
+    """Weights of the classes in the cross-entropy: a number for each class, background first, or
+    numbers by name of the class (the others have 1); auto: from the store's class frequencies."""
     dice_weight: float = Field(default=1.0, ge=0)
     ce_weight: float = Field(default=1.0, ge=0)
     batch_dice: bool = False
-    """Compute Dice over the micro-batch (nnU-Net's batch dice) instead of per sample."""
+    """Compute Dice over the micro-batch (nnU-Net's batch dice) instead of per sample; samples whose
+    annotated structures differ are kept apart."""
     focal_gamma: float = Field(default=2.0, ge=0)
     tversky_alpha: float = Field(default=0.3, ge=0, le=1)
     """Weight of false positives; false negatives get 1 - alpha."""

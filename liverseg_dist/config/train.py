@@ -152,8 +152,14 @@ class TrainConfig(Section):
     deterministic_reduction: bool = False
     """Sum gradients sample by sample in a fixed order: identical bits for any number of ranks (ddp
     only, slower)."""
+    collective_timeout_s: float = Field(default=100.0, gt=0)
+    """Time for which ranks wait for one that hangs or is lost, after the first step. Start-up,
+    validation and saving may take longer (`train --timeout`)."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When the loss is NaN or infinite: stop: fail and name the samples; skip: skip the step."""
+    modality_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Probability for each channel of a sample to be set to 0, as if the scan lacked it, but never
+    all of a sample's channels: trains a network for scans without some channel. 0: off."""
     fine_tune: FineTuneConfig = Field(default_factory=FineTuneConfig)
     log_every_steps: Positive = 10
     """Steps between two entries of the metrics."""
@@ -184,4 +190,5 @@ class ValidationConfig(Section):
     max_cases: int = Field(default=0, ge=0)
     """Maximum number of cases per validation; 0: all."""
     pictures: int = Field(default=2, ge=0)
-    """Number of cases of which the slice with most tumour is written to TensorBoard."""
+    """Number of cases of which the slice with most lesion (of schemes without lesions: with most
+    foreground) is written to TensorBoard."""

@@ -1,6 +1,6 @@
-"""Normalisation of CT intensities: the one function that training and inference share.
+"""Normalisation of intensities: the one function that training and inference share.
 
-A network must see the same values for the same HU while it is trained, validated and applied.
+A network must see the same values for the same stored voxels while it is trained, validated and applied.
 So `data.augment` (training) and `inference.sliding_window` (validation and prediction) both call
 `normalise_intensity`.
 """

@@ -44,7 +44,7 @@ def sample_flops(config: ModelConfig, patch_size: Sequence[int]) -> int:
     with torch.device("meta"):
         model, counter = UNet(config), FlopCounterMode(display=False)
         with counter:
-            result = model(torch.empty(1, 1, *patch_size))
+            result = model(torch.empty(1, model.in_channels, *patch_size))
             # With deep supervision the lower outputs are part of the work, too.
             outputs = result if isinstance(result, list) else [result]
             sum(output.sum() for output in outputs).backward()

@@ -24,8 +24,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from liverseg_dist.config import LossConfig, ModelConfig
-from liverseg_dist.labels import NUM_CLASSES
-from liverseg_dist.model.losses import build_loss
+from liverseg_dist.labels import LabelScheme, Structure
+from liverseg_dist.model.losses import SegmentationLoss, build_loss
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.unet import UNet
 from liverseg_dist.precision import find_autocast_dtype
 
@@ -174,13 +175,14 @@ def _trace_step(
             model.to(torch.bfloat16)
         model.set_checkpointing(options.levels)
         memory_format = torch.channels_last_3d if options.channels_last else torch.contiguous_format
-        loss = build_loss(options.loss, config, class_voxels=[1] * NUM_CLASSES)
+        loss = _build_loss(options.loss, config.regions, model.out_channels)
         for parameter in model.parameters():
             # DDP's buckets exist before the step, too.
             parameter.grad = torch.zeros_like(parameter)
         counter, work = LiveBytes(collect_garbage), FlopCounterMode(display=False)
         with work, counter, label_levels(model, counter):
-            image_BCDHW = torch.empty(batch, 1, *patch_size).contiguous(memory_format=memory_format)
+            shape = (batch, model.in_channels, *patch_size)
+            image_BCDHW = torch.empty(shape).contiguous(memory_format=memory_format)
             input_type = torch.bfloat16 if has_16_bit_weights else torch.float32
             network_input = image_BCDHW.to(input_type)
             label_BDHW = torch.empty(batch, *patch_size, dtype=torch.uint8)
@@ -199,6 +201,18 @@ def _trace_step(
     copies = 2 * parameters if has_16_bit_weights else 0
     kept[NO_LEVEL] = kept.get(NO_LEVEL, 0) + copies
     return Footprint(parameters, max(groups), kept, counter.peak + copies, work.get_total_flops())
+
+
+def _build_loss(config: LossConfig, regions: bool, channels: int) -> SegmentationLoss:
+    """Build a loss for a number of channels of any meaning."""
+    classes = channels + 1 if regions else channels
+    values = [(value, f"class {value}") for value in range(classes)]
+    structures = [Structure(name, (value,)) for value, name in values[1:]]
+    outputs = OutputChannels(LabelScheme(tuple(values), tuple(structures)), regions)
+    if config.class_weights != "none":
+        # The weights need the same memory with any values and names.
+        config = config.model_copy(update={"class_weights": "auto"})
+    return build_loss(config, outputs, class_voxels=[1] * classes)
 
 
 @cache

@@ -35,6 +35,13 @@ class OutputChannels:
         return len(self.labels.structures) if self.regions else self.labels.num_classes
 
     @property
+    def channel_values(self) -> tuple[tuple[int, ...], ...]:
+        """The class values that each channel of the logits stands for."""
+        if self.regions:
+            return tuple(structure.values for structure in self.labels.structures)
+        return tuple((value,) for value in range(self.labels.num_classes))
+
+    @property
     def foreground_count(self) -> int:
         """Channels without the background, which only classes have."""
         return self.count if self.regions else self.count - 1

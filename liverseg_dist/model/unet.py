@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from liverseg_dist.config import ModelConfig
-from liverseg_dist.labels import NUM_CLASSES
 from liverseg_dist.model.activation_recompute import keep_storage, recompute_in_backward
 from liverseg_dist.model.architectures import find_architecture
 from liverseg_dist.model.blocks import SLOPE, DecoderLevel, build_stack
 from liverseg_dist.model.convolution import Head
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.topology import size_multiple
 
 
@@ -23,11 +23,11 @@ class UNet(nn.Module):
 
     Args:
         config: settings `model.*` whose features, strides, kernels and blocks are filled in
-            (`topology.resolve_topology`).
-        in_channels: channels of the image.
+            (`topology.resolve_topology`). `in_channels` and `out_channels` may be null: one channel
+            and the outputs of LiTS.
     """
 
-    def __init__(self, config: ModelConfig, in_channels: int = 1) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if not (
             config.features
@@ -45,7 +45,9 @@ class UNet(nn.Module):
         self.deep_supervision = config.deep_supervision
         self._checkpointed: frozenset[int] = frozenset()
         architecture = find_architecture(config)
-        channels = in_channels
+        self.in_channels = config.in_channels or 1
+        self.out_channels = config.out_channels or OutputChannels(regions=config.regions).count
+        channels = self.in_channels
         encoder = []
         for level, (width, kernel, stride) in enumerate(
             zip(features, kernels, strides, strict=True)
@@ -73,10 +75,9 @@ class UNet(nn.Module):
                 )
             )
         self.decoder = nn.ModuleList(decoder)
-        outputs = 2 if config.regions else NUM_CLASSES
         # All levels but the two lowest, where a voxel covers too much tissue to be supervised.
         supervised = max(1, self.num_levels - 2) if config.deep_supervision else 1
-        self.heads = nn.ModuleList(Head(features[i], outputs) for i in range(supervised))
+        self.heads = nn.ModuleList(Head(features[i], self.out_channels) for i in range(supervised))
         self.apply(_initialise_weights)
 
     def set_checkpointing(self, levels: Collection[int]) -> None:

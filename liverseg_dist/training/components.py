@@ -9,6 +9,7 @@ from torch import nn
 from liverseg_dist.config import Settings
 from liverseg_dist.config.base import Section
 from liverseg_dist.config.convert import DATA_URI
+from liverseg_dist.data.loading import fill_in_data_settings
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.collectives import broadcast_from_rank0
 from liverseg_dist.distributed.strategies.base import Strategy
@@ -18,9 +19,11 @@ from liverseg_dist.errors import UserError
 from liverseg_dist.model import build_model
 from liverseg_dist.model.external_weights import external_parameter_names
 from liverseg_dist.model.losses import build_loss
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.pretrained import load_pretrained
 from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.planning.memory_fit import choose_checkpointed_levels
+from liverseg_dist.training.data_description import complete_settings, list_data_conflicts
 from liverseg_dist.training.fine_tuning import freeze_parameters, parameter_groups
 from liverseg_dist.training.threads import choose_threads
 
@@ -42,15 +45,15 @@ class TrainingComponents:
 
 
 def resolve_settings(settings: Settings, store: CaseStore) -> Settings:
-    """Fill in the settings that the store determines: spacing, intensity, cleaning, topology.
+    """Fill in the settings that the store determines: spacing, intensity, labels, channels,
+    cleaning, topology, and the number of the network's channels.
 
     With the resolved settings, the model can be rebuilt and new scans prepared without the store.
     """
-    data = settings.data.model_copy(
-        update={"spacing_mm": store.spacing_mm, "intensity": store.intensity}
-    )
+    data = fill_in_data_settings(settings.data, store)
     model = resolve_topology(settings.model, data.patch_size, store.spacing_mm)
-    return settings.model_copy(update={"data": data, "model": model, "convert": store.convert})
+    settings = settings.model_copy(update={"data": data, "model": model, "convert": store.convert})
+    return complete_settings(settings)
 
 
 def settings_conflicting_with_store(settings: Settings, store: CaseStore) -> list[str]:
@@ -60,7 +63,7 @@ def settings_conflicting_with_store(settings: Settings, store: CaseStore) -> lis
         given = getattr(settings.data, key)
         if given not in (None, recorded):
             found.append(f"data.{key} is {recorded}, not {given}")
-    return found
+    return found + list_data_conflicts(settings, store.labels, store.channels)
 
 
 def _list_differences(given: Section, recorded: Section, prefix: str) -> list[str]:
@@ -119,9 +122,9 @@ def build_components(
     if world.device.type == "cpu" and broadcast_from_rank0(not threads and world.cores > 1):
         torch.set_num_threads(choose_threads(model, settings, world.cores))
     freeze_parameters(model, train.fine_tune.freeze)
-    loss = build_loss(settings.loss, settings.model, store.class_voxels, store.spacing_mm).to(
-        world.device
-    )
+    outputs = OutputChannels(settings.data.label_scheme, settings.model.regions)
+    loss = build_loss(settings.loss, outputs, store.class_voxels, store.spacing_mm)
+    loss.to(world.device)
     levels = choose_checkpointed_levels(settings, world.world_size, world.device)
     if train.activation_checkpointing == "auto":
         shown = list(levels) or "none"

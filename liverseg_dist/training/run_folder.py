@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.files import write_text
+from liverseg_dist.training.data_description import check_same_data, complete_settings
 
 FREE_TO_CHANGE = (
     "run.", "memory.", "checkpoint.", "inference.",
@@ -32,6 +33,7 @@ FREE_TO_CHANGE = (
     "train.log_every_steps", "train.stop_at_step", "train.threads", "train.strategy",
     "train.zero_stage", "train.offload_optimizer", "train.micro_batch_size",
     "train.activation_checkpointing", "train.profile_steps", "train.on_nonfinite",
+    "train.collective_timeout_s",
 )  # fmt: skip
 """Prefixes of keys that may change when a run is resumed. They do not change the result (except for
 the order of float sums), or they only decide about a step or case that would end the run."""
@@ -110,7 +112,7 @@ class RunFolder:
             threads: CPU threads of each rank.
         """
         recorded = load_settings([self.config], warn_of_old_keys=False)
-        changed = setting_changes(recorded, settings)
+        changed = setting_changes(complete_settings(recorded), complete_settings(settings))
         record = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "step": step,
@@ -214,6 +216,9 @@ def check_settings_compatible(
     Raises:
         UserError: a setting differs; the message names it and both ways to continue.
     """
+    # Runs of earlier versions do not record what they read and segment.
+    before, now = complete_settings(before), complete_settings(now)
+    check_same_data(before, now, folder)
     conflicts: list[str] = []
     for key, (old, new) in setting_changes(before, now).items():
         if not key.startswith(FREE_TO_CHANGE) and key not in extensible:

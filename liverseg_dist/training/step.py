@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,12 +19,11 @@ from liverseg_dist.distributed.collectives import (
 )
 from liverseg_dist.distributed.strategies.base import Strategy
 from liverseg_dist.errors import RunFailed
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.training_dice import dice_from_counts, overlap_counts
 from liverseg_dist.training.schedule import learning_rate
 
-STRUCTURES = ("liver", "tumour")
 KINDS = ("true", "false_positive", "false_negative")
-COUNTED = [f"{kind}_{name}" for name in STRUCTURES for kind in KINDS]
 COUNTS = "count/"
 """Prefix of the names of voxel counts. They are summed over ranks like the parts of the loss, and
 give the Dice of the batch's patches."""
@@ -83,7 +82,7 @@ class Stepper:
         self.settings = settings
         self.strategy = strategy
         self.loss = loss
-        self.regions = settings.model.regions
+        self.outputs = OutputChannels(settings.data.label_scheme, settings.model.regions)
         self.rate = rate or partial(learning_rate, settings.train)
         self._report_progress = report_progress
         self._set_current_samples = set_current_samples
@@ -111,7 +110,7 @@ class Stepper:
         loss = metrics.pop("loss")
         return StepResult(
             loss,
-            _replace_counts_by_dice(metrics),
+            _replace_counts_by_dice(metrics, self.outputs.labels.structure_names),
             norm,
             rate,
             bool(warning),
@@ -166,7 +165,7 @@ class Stepper:
             image_BCDHW = image_BCDHW.contiguous(memory_format=torch.channels_last_3d)
         self._report_progress(step, "in forward")
         outputs = self.strategy.forward(image_BCDHW, last=last)
-        result = self.loss(outputs, batch.label_BDHW)
+        result = self.loss(outputs, batch.label_BDHW, batch.annotated)
         # The last micro-batch may be smaller; the sum of all is the mean over the batch.
         share = len(batch.indices) / self.settings.train.global_batch_size
         self._report_progress(step, "in backward")
@@ -174,9 +173,10 @@ class Stepper:
         metrics: dict[str, Tensor] = {}
         for name, value in {"loss": result.total, **result.parts}.items():
             metrics[name] = value.detach().double() * share
-        counts = overlap_counts(outputs, batch.label_BDHW, self.regions)
-        for name, count in zip(COUNTED, counts.flatten(), strict=True):
-            metrics[f"{COUNTS}{name}"] = count
+        counts = overlap_counts(outputs, batch.label_BDHW, self.outputs, batch.annotated)
+        names = _count_names(self.outputs.labels.structure_names)
+        for name, count in zip(names, counts.flatten(), strict=True):
+            metrics[name] = count
         return metrics
 
     def _update(
@@ -220,12 +220,26 @@ class Stepper:
         )
 
 
-def _replace_counts_by_dice(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Replace the summed voxel counts by the Dice of the batch's patches (`pseudo_dice_*`)."""
+def _count_names(structures: Sequence[str]) -> list[str]:
+    """Names of the voxel counts of each structure, in the order of `overlap_counts`."""
+    names = []
+    for structure in structures:
+        for kind in KINDS:
+            names.append(f"{COUNTS}{kind}_{structure}")
+    return names
+
+
+def _replace_counts_by_dice(
+    metrics: Mapping[str, float], structures: Sequence[str]
+) -> dict[str, float]:
+    """Replace the summed voxel counts by the Dice of the batch's patches (`pseudo_dice_*`).
+
+    Dice is NaN for a structure that no sample of the batch has, or has annotated.
+    """
     values = dict(metrics)
-    counts = [values.pop(f"{COUNTS}{name}") for name in COUNTED]
-    table = torch.tensor(counts, dtype=torch.float64).view(len(STRUCTURES), len(KINDS))
-    for name, dice in zip(STRUCTURES, dice_from_counts(table), strict=True):
+    counts = [values.pop(name) for name in _count_names(structures)]
+    table = torch.tensor(counts, dtype=torch.float64).view(len(structures), len(KINDS))
+    for name, dice in zip(structures, dice_from_counts(table), strict=True):
         values[f"pseudo_dice_{name}"] = float(dice)
     return values
 

@@ -41,7 +41,8 @@ def choose_threads(model: nn.Module, settings: Settings, limit: int) -> int:
     """
     # A copy, so that no gradients remain in the model.
     trial = copy.deepcopy(model)
-    shape = (settings.train.micro_batch_size, 1, *settings.data.patch_size)
+    channels = settings.model.in_channels or 1
+    shape = (settings.train.micro_batch_size, channels, *settings.data.patch_size)
     image_BCDHW = torch.zeros(shape)
 
     def measure(threads: int) -> float:

@@ -31,7 +31,9 @@ class AugmentableBatch(Protocol):
     @property
     def label_BDHW(self) -> Tensor: ...
     @property
-    def intensity_B4(self) -> Tensor: ...
+    def intensity_BC4(self) -> Tensor: ...
+    @property
+    def present_BC(self) -> Tensor: ...
     @property
     def augment_seed_B(self) -> Tensor: ...
 
@@ -55,39 +57,53 @@ class DeviceTransform:
         """Normalise and augment.
 
         Args:
-            batch: int16 HU with one channel, uint8 labels.
+            batch: int16 images with all channels, uint8 labels.
 
         Returns:
-            Image (B, 1, D, H, W) float32, normalised, and label (B, D, H, W) uint8.
+            Image (B, C, D, H, W) float32, normalised, 0 in absent and dropped channels; and label
+            (B, D, H, W) uint8.
         """
-        hu_BCDHW, label_BDHW = batch.image_BCDHW, batch.label_BDHW
-        count, device = hu_BCDHW.shape[0], hu_BCDHW.device
+        image_BCDHW, label_BDHW = batch.image_BCDHW, batch.label_BDHW
+        (count, channels), device = image_BCDHW.shape[:2], image_BCDHW.device
         # All samples are written into one pair of tensors, which saves a copy by `torch.stack`.
-        image_out = torch.empty((count, 1, *self.patch_size), dtype=torch.float32, device=device)
+        shape = (count, channels, *self.patch_size)
+        image_out = torch.empty(shape, dtype=torch.float32, device=device)
         label_out = torch.empty((count, *self.patch_size), dtype=torch.uint8, device=device)
-        seeds, intensities = batch.augment_seed_B.tolist(), batch.intensity_B4.tolist()
+        seeds, intensities = batch.augment_seed_B.tolist(), batch.intensity_BC4.tolist()
+        present = batch.present_BC.tolist()
         for i in range(count):
             draw = draw_augmentation(self._preset, self.patch_size, seeds[i])
             sample = self._crop_and_normalise(
-                hu_BCDHW[i, 0], label_BDHW[i], draw.field_shape, intensities[i]
+                image_BCDHW[i], label_BDHW[i], draw.field_shape, intensities[i], present[i]
             )
             self._augment(sample, draw, seeds[i])
-            image_out[i, 0], label_out[i] = sample.image_DHW, sample.label_DHW
+            label_out[i] = sample.label_DHW
+            for channel, image_DHW in enumerate(sample.channels_DHW):
+                # Exactly 0 at the end, also where a transform has changed the zeros.
+                image_out[i, channel] = image_DHW if sample.present[channel] else 0.0
         return image_out, label_out
 
     def _crop_and_normalise(
-        self, hu_DHW: Tensor, label_DHW: Tensor, field_shape: Index3 | None, intensity: list[float]
+        self,
+        image_CDHW: Tensor,
+        label_DHW: Tensor,
+        field_shape: Index3 | None,
+        intensity_C4: list[list[float]],
+        present: list[bool],
     ) -> Sample:
         """Return the field that the spatial transform samples."""
-        lower_hu, upper_hu, mean, std = intensity
         shape = self.patch_size if field_shape is None else field_shape
         label = crop_centre(label_DHW, shape)
-        image = normalise_intensity(crop_centre(hu_DHW, shape), lower_hu, upper_hu, mean, std)
-        # Air is clipped to the lower bound, which is 0 before the standardisation.
-        return Sample(image, label, air_value=-mean / std)
+        images, air_values = [], []
+        for image_DHW, (lower, upper, mean, std) in zip(image_CDHW, intensity_C4, strict=True):
+            field = crop_centre(image_DHW, shape)
+            images.append(normalise_intensity(field, lower, upper, mean, std))
+            # Air is clipped to the lower bound, which is 0 before the standardisation.
+            air_values.append(-mean / std)
+        return Sample(images, label, air_values, list(present))
 
     def _augment(self, sample: Sample, draw: AugmentDraw, seed: int) -> None:
-        context = SampleContext(self.patch_size, seed)
+        context = SampleContext(self.patch_size, seed, len(sample.channels_DHW))
         for name in APPLY_ORDER:
             if name in draw.parameters:
                 self._transforms[name].apply(sample, draw.parameters[name], context)

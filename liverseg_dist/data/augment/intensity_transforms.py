@@ -1,4 +1,4 @@
-"""Intensity transforms of one normalised sample (float32, D H W).
+"""Intensity transforms of the channels of a normalised sample (float32, D H W).
 
 The functions follow nnU-Net's batchgeneratorsv2 (https://github.com/MIC-DKFZ/batchgeneratorsv2) and
 are tested against it. Means are computed axis by axis, so that their bits do not depend on the
@@ -11,12 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from liverseg_dist.data.augment.channel_transforms import ChannelTransform
 from liverseg_dist.data.augment.spatial_resampling import multiply_axis
 from liverseg_dist.data.augment.transform import (
     Range,
-    Sample,
     SampleContext,
-    Transform,
     draw_balanced_value,
     draw_value,
 )
@@ -31,131 +30,151 @@ _SERIAL_VALUES = 2**14
 
 
 @dataclass(frozen=True)
-class NoiseTransform(Transform):
+class NoiseTransform(ChannelTransform):
     """Additive Gaussian noise."""
 
-    probability: float = 0.0
     sigma: Range = (0.0, 0.1)
     """In standard deviations of the normalised image."""
 
-    def draw(self, random: CounterRandom, context: SampleContext) -> float | None:
-        return draw_value(random, self.probability, self.sigma)
+    def draw(self, random: CounterRandom, context: SampleContext) -> tuple[float, ...] | None:
+        # As in nnU-Net, all channels have noise of one strength.
+        sigma = self.draw_channel(random, self.probability)
+        return None if sigma is None else (sigma,) * context.channels
 
-    def apply(self, sample: Sample, parameters: float, context: SampleContext) -> None:
-        sample.image_DHW = add_noise(sample.image_DHW, parameters, context.seed)
+    def draw_channel(self, random: CounterRandom, probability: float) -> float | None:
+        return draw_value(random, probability, self.sigma)
 
-    def describe(self, parameters: float) -> list[str]:
-        return [f"noise {parameters:.2f}"]
+    def apply_channel(
+        self, image_DHW: Tensor, parameters: float, context: SampleContext, seed: int
+    ) -> Tensor:
+        return add_noise(image_DHW, parameters, seed)
+
+    def describe_channel(self, parameters: float) -> str:
+        return f"noise {parameters:.2f}"
 
 
 @dataclass(frozen=True)
-class BlurTransform(Transform):
+class BlurTransform(ChannelTransform):
     """Gaussian blur with a sigma for each axis."""
 
-    probability: float = 0.0
     sigma_voxels: Range = (0.5, 1.0)
 
-    def draw(self, random: CounterRandom, context: SampleContext) -> Float3 | None:
-        sigma_z = draw_value(random, self.probability, self.sigma_voxels)
+    @property
+    def p_per_channel(self) -> float:
+        # nnU-Net's.
+        return 0.5
+
+    def draw_channel(self, random: CounterRandom, probability: float) -> Float3 | None:
+        sigma_z = draw_value(random, probability, self.sigma_voxels)
         if sigma_z is None:
             return None
         sigma_y = random.draw_uniform(*self.sigma_voxels)
         return sigma_z, sigma_y, random.draw_uniform(*self.sigma_voxels)
 
-    def apply(self, sample: Sample, parameters: Float3, context: SampleContext) -> None:
-        sample.image_DHW = blur_gaussian(sample.image_DHW, parameters)
+    def apply_channel(
+        self, image_DHW: Tensor, parameters: Float3, context: SampleContext, seed: int
+    ) -> Tensor:
+        return blur_gaussian(image_DHW, parameters)
 
-    def describe(self, parameters: Float3) -> list[str]:
-        return [f"blur {max(parameters):.2f}"]
+    def describe_channel(self, parameters: Float3) -> str:
+        return f"blur {max(parameters):.2f}"
 
 
 @dataclass(frozen=True)
-class BrightnessTransform(Transform):
+class BrightnessTransform(ChannelTransform):
     """Multiplication by a factor; half of the factors are below 1."""
 
-    probability: float = 0.0
     factor: Range = (0.75, 1.25)
 
-    def draw(self, random: CounterRandom, context: SampleContext) -> float | None:
-        return draw_balanced_value(random, self.probability, self.factor)
+    def draw_channel(self, random: CounterRandom, probability: float) -> float | None:
+        return draw_balanced_value(random, probability, self.factor)
 
-    def apply(self, sample: Sample, parameters: float, context: SampleContext) -> None:
-        sample.image_DHW = scale_brightness(sample.image_DHW, parameters)
+    def apply_channel(
+        self, image_DHW: Tensor, parameters: float, context: SampleContext, seed: int
+    ) -> Tensor:
+        return scale_brightness(image_DHW, parameters)
 
-    def describe(self, parameters: float) -> list[str]:
-        return [f"brightness {parameters:.2f}"]
+    def describe_channel(self, parameters: float) -> str:
+        return f"brightness {parameters:.2f}"
 
 
 @dataclass(frozen=True)
-class ContrastTransform(Transform):
+class ContrastTransform(ChannelTransform):
     """Stretching about the mean; half of the factors are below 1."""
 
-    probability: float = 0.0
     factor: Range = (0.75, 1.25)
 
-    def draw(self, random: CounterRandom, context: SampleContext) -> float | None:
-        return draw_balanced_value(random, self.probability, self.factor)
+    def draw_channel(self, random: CounterRandom, probability: float) -> float | None:
+        return draw_balanced_value(random, probability, self.factor)
 
-    def apply(self, sample: Sample, parameters: float, context: SampleContext) -> None:
-        sample.image_DHW = scale_contrast(sample.image_DHW, parameters)
+    def apply_channel(
+        self, image_DHW: Tensor, parameters: float, context: SampleContext, seed: int
+    ) -> Tensor:
+        return scale_contrast(image_DHW, parameters)
 
-    def describe(self, parameters: float) -> list[str]:
-        return [f"contrast {parameters:.2f}"]
+    def describe_channel(self, parameters: float) -> str:
+        return f"contrast {parameters:.2f}"
 
 
 @dataclass(frozen=True)
-class LowResolutionTransform(Transform):
+class LowResolutionTransform(ChannelTransform):
     """Simulation of a lower resolution; in plane only for anisotropic patches."""
 
-    probability: float = 0.0
     scale: Range = (0.5, 1.0)
 
-    def draw(self, random: CounterRandom, context: SampleContext) -> float | None:
-        return draw_value(random, self.probability, self.scale)
+    @property
+    def p_per_channel(self) -> float:
+        # nnU-Net's.
+        return 0.5
 
-    def apply(self, sample: Sample, parameters: float, context: SampleContext) -> None:
-        sample.image_DHW = lower_resolution(
-            sample.image_DHW, parameters, in_plane_only=context.is_anisotropic
-        )
+    def draw_channel(self, random: CounterRandom, probability: float) -> float | None:
+        return draw_value(random, probability, self.scale)
 
-    def describe(self, parameters: float) -> list[str]:
-        return [f"resolution {parameters:.2f}"]
+    def apply_channel(
+        self, image_DHW: Tensor, parameters: float, context: SampleContext, seed: int
+    ) -> Tensor:
+        return lower_resolution(image_DHW, parameters, in_plane_only=context.is_anisotropic)
+
+    def describe_channel(self, parameters: float) -> str:
+        return f"resolution {parameters:.2f}"
 
 
 @dataclass(frozen=True)
-class ThickSlicesTransform(Transform):
+class ThickSlicesTransform(ChannelTransform):
     """Simulation of thicker slices: neighbours along z are averaged."""
 
-    probability: float = 0.0
     thickness: Range = (1.5, 3.0)
     """In slices."""
 
-    def draw(self, random: CounterRandom, context: SampleContext) -> float | None:
-        return draw_value(random, self.probability, self.thickness)
+    def draw_channel(self, random: CounterRandom, probability: float) -> float | None:
+        return draw_value(random, probability, self.thickness)
 
-    def apply(self, sample: Sample, parameters: float, context: SampleContext) -> None:
-        sample.image_DHW = thicken_slices(sample.image_DHW, parameters)
+    def apply_channel(
+        self, image_DHW: Tensor, parameters: float, context: SampleContext, seed: int
+    ) -> Tensor:
+        return thicken_slices(image_DHW, parameters)
 
-    def describe(self, parameters: float) -> list[str]:
-        return [f"slices thicker by {parameters:.2f}"]
+    def describe_channel(self, parameters: float) -> str:
+        return f"slices thicker by {parameters:.2f}"
 
 
 @dataclass(frozen=True)
-class GammaTransform(Transform):
+class GammaTransform(ChannelTransform):
     """Gamma correction of the image, or of its negative; half of the exponents are below 1."""
 
-    probability: float = 0.0
     gamma: Range = (0.7, 1.5)
     is_inverted: bool = False
 
-    def draw(self, random: CounterRandom, context: SampleContext) -> float | None:
-        return draw_balanced_value(random, self.probability, self.gamma)
+    def draw_channel(self, random: CounterRandom, probability: float) -> float | None:
+        return draw_balanced_value(random, probability, self.gamma)
 
-    def apply(self, sample: Sample, parameters: float, context: SampleContext) -> None:
-        sample.image_DHW = change_gamma(sample.image_DHW, parameters, inverted=self.is_inverted)
+    def apply_channel(
+        self, image_DHW: Tensor, parameters: float, context: SampleContext, seed: int
+    ) -> Tensor:
+        return change_gamma(image_DHW, parameters, inverted=self.is_inverted)
 
-    def describe(self, parameters: float) -> list[str]:
-        return [f"{'inverted ' if self.is_inverted else ''}gamma {parameters:.2f}"]
+    def describe_channel(self, parameters: float) -> str:
+        return f"{'inverted ' if self.is_inverted else ''}gamma {parameters:.2f}"
 
 
 def add_noise(image: Tensor, sigma: float, seed: int) -> Tensor:

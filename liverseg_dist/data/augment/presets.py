@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from liverseg_dist.config import DataConfig
 from liverseg_dist.config.registry import find_registered
+from liverseg_dist.data.augment.channel_transforms import ModalityDropoutTransform
 from liverseg_dist.data.augment.intensity_transforms import (
     BlurTransform,
     BrightnessTransform,
@@ -27,7 +28,12 @@ from liverseg_dist.data.augment.intensity_transforms import (
     NoiseTransform,
     ThickSlicesTransform,
 )
-from liverseg_dist.data.augment.liver_transforms import EnhancementTransform, TumourCopyTransform
+from liverseg_dist.data.augment.lesion_transforms import (
+    EnhancementTransform,
+    LesionCopyTransform,
+    copyable_values,
+    enhancing_values,
+)
 from liverseg_dist.data.augment.spatial_transforms import (
     MirrorTransform,
     SpatialTransform,
@@ -64,16 +70,20 @@ class Preset:
     inverted_gamma: GammaTransform = _INVERTED_GAMMA
     gamma: GammaTransform = field(default_factory=GammaTransform)
     mirror: MirrorTransform = field(default_factory=MirrorTransform)
-    tumour_copy: TumourCopyTransform = field(default_factory=TumourCopyTransform)
+    lesion_copy: LesionCopyTransform = field(default_factory=LesionCopyTransform)
+    modality_dropout: ModalityDropoutTransform = field(default_factory=ModalityDropoutTransform)
+    channels: int = 1
+    """Channels of the images."""
 
     def transforms(self) -> dict[str, Transform]:
         """Return the transforms by name, in the order of the draws."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Transform)}
 
 
 APPLY_ORDER = (
     "spatial",
-    "tumour_copy",
+    "lesion_copy",
     "enhancement",
     "thick_slices",
     "noise",
@@ -84,6 +94,7 @@ APPLY_ORDER = (
     "inverted_gamma",
     "gamma",
     "mirror",
+    "modality_dropout",
 )
 """Order in which a sample is augmented; transforms that nnU-Net has are in nnU-Net's order."""
 
@@ -100,7 +111,7 @@ PRESETS: dict[PresetName, Preset] = {
         spatial=SpatialTransform(p_rotation=0.2, p_scaling=0.2),
         mirror=_ALL_AXES,
         noise=NoiseTransform(0.1),
-        # nnU-Net: 0.2 per image, then 0.5 per channel; there is one channel.
+        # nnU-Net: 0.2 per image, then 0.5 per channel.
         blur=BlurTransform(0.1),
         brightness=BrightnessTransform(0.15),
         contrast=ContrastTransform(0.15),
@@ -123,22 +134,35 @@ PRESETS: dict[PresetName, Preset] = {
         inverted_gamma=GammaTransform(0.1, is_inverted=True),
         gamma=GammaTransform(0.3),
         enhancement=EnhancementTransform(0.2),
-        tumour_copy=TumourCopyTransform(0.2),
+        lesion_copy=LesionCopyTransform(0.2),
     ),
 }
 
 
-def build_preset(data: DataConfig) -> Preset:
+def build_preset(data: DataConfig, modality_dropout: float = 0.0) -> Preset:
     """Return the augmentation that the settings `data.augmentation` and `data.mirror_axes` name.
+
+    Args:
+        data: settings `data.*`, with the labels and channels of the store.
+        modality_dropout: setting `train.modality_dropout`.
 
     Raises:
         UserError: no preset has this name.
     """
     preset = find_registered(PRESETS, data.augmentation, "data.augmentation")
-    if data.mirror_axes is None:
-        return preset
-    axes = sorted("zyx".index(axis) for axis in set(data.mirror_axes))
-    return replace(preset, mirror=MirrorTransform(tuple(axes)))
+    labels = data.label_scheme
+    mirror = preset.mirror
+    if data.mirror_axes is not None:
+        axes = sorted("zyx".index(axis) for axis in set(data.mirror_axes))
+        mirror = MirrorTransform(tuple(axes))
+    return replace(
+        preset,
+        mirror=mirror,
+        enhancement=replace(preset.enhancement, tissues=enhancing_values(labels)),
+        lesion_copy=replace(preset.lesion_copy, pairs=copyable_values(labels)),
+        modality_dropout=ModalityDropoutTransform(modality_dropout),
+        channels=len(data.image_channels),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +206,7 @@ _NO_AUGMENTATION = AugmentDraw()
 # Cached because the loader and the device both ask for the draw of each sample.
 @lru_cache(maxsize=1024)
 def _draw_cached(preset: Preset, patch_size: Index3, seed: int) -> AugmentDraw:
-    context = SampleContext(patch_size, seed)
+    context = SampleContext(patch_size, seed, preset.channels)
     random = CounterRandom(seed, 0, _DRAW_STREAM)
     transforms = preset.transforms()
     drawn: dict[str, Any] = {}

@@ -11,6 +11,7 @@ interpolation is the same, and it is three times faster on a CPU.
 Used by `spatial_transforms.SpatialTransform`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,44 +42,54 @@ class SpatialDraw:
 
 
 def resample_patch(
-    image_DHW: Tensor, label_DHW: Tensor, draw: SpatialDraw, patch_size: Index3, outside: float
-) -> tuple[Tensor, Tensor]:
+    channels_DHW: Sequence[Tensor],
+    label_DHW: Tensor,
+    draw: SpatialDraw,
+    patch_size: Index3,
+    outside: Sequence[float],
+) -> tuple[list[Tensor], Tensor]:
     """Resample a field of voxels to the patch with the same centre.
 
     Args:
-        image_DHW: float32 field.
+        channels_DHW: float32 field of each channel.
         label_DHW: uint8 field of the same shape.
-        draw: the transform.
+        draw: the transform, which is the same for all channels.
         patch_size: size (z, y, x) of the result in voxels.
-        outside: image value outside the field.
+        outside: image value outside the field, for each channel.
 
     Returns:
-        Image (float32) and label (uint8) of `patch_size`.
+        Images (float32) and label (uint8) of `patch_size`.
     """
     if draw.is_rotated or draw.control_displacement is not None:
-        return _resample_with_grid(image_DHW, label_DHW, draw, patch_size, outside)
-    return _resample_along_axes(image_DHW, label_DHW, np.diag(draw.matrix), patch_size, outside)
+        return _resample_with_grid(channels_DHW, label_DHW, draw, patch_size, outside)
+    return _resample_along_axes(channels_DHW, label_DHW, np.diag(draw.matrix), patch_size, outside)
 
 
 def _resample_along_axes(
-    image: Tensor, label: Tensor, scaling: np.ndarray, patch_size: Index3, outside: float
-) -> tuple[Tensor, Tensor]:
+    channels: Sequence[Tensor],
+    label: Tensor,
+    scaling: np.ndarray,
+    patch_size: Index3,
+    outside: Sequence[float],
+) -> tuple[list[Tensor], Tensor]:
     # Relative to `outside`, so that the zeros of the weights' border mean `outside`.
-    image = image - outside
+    images = [image - value for image, value in zip(channels, outside, strict=True)]
     for axis, (size, scale) in enumerate(zip(patch_size, scaling, strict=True)):
-        length = image.shape[axis]
+        length = label.shape[axis]
         if scale == 1.0 and length == size:
             continue
         position = _voxel_offsets(size) * scale + (length - 1) / 2
-        weights = torch.from_numpy(_linear_weights(position, length)).to(image.device)
-        image = multiply_axis(image, weights, axis)
+        weights = torch.from_numpy(_linear_weights(position, length)).to(label.device)
+        images = [multiply_axis(image, weights, axis) for image in images]
         nearest = np.rint(position).astype(np.int64)
         index = torch.from_numpy(np.clip(nearest, 0, length - 1)).to(label.device)
         label = label.index_select(axis, index)
         outside_field = np.flatnonzero((nearest < 0) | (nearest >= length))
         if len(outside_field):
             label.index_fill_(axis, torch.from_numpy(outside_field).to(label.device), IGNORE)
-    return image.add_(outside), label
+    for image, value in zip(images, outside, strict=True):
+        image.add_(value)
+    return images, label
 
 
 def multiply_axis(image_DHW: Tensor, weights: Tensor, axis: int) -> Tensor:
@@ -106,18 +117,30 @@ def _voxel_offsets(size: int) -> np.ndarray:
 
 
 def _resample_with_grid(
-    image: Tensor, label: Tensor, draw: SpatialDraw, patch_size: Index3, outside: float
-) -> tuple[Tensor, Tensor]:
-    positions = sampling_positions(draw, patch_size, image.device)
-    grid = torch.empty((*patch_size, 3), dtype=torch.float32, device=image.device)
+    channels: Sequence[Tensor],
+    label: Tensor,
+    draw: SpatialDraw,
+    patch_size: Index3,
+    outside: Sequence[float],
+) -> tuple[list[Tensor], Tensor]:
+    positions = sampling_positions(draw, patch_size, label.device)
+    grid = torch.empty((*patch_size, 3), dtype=torch.float32, device=label.device)
     # `grid_sample` wants (x, y, z) in units of half the field.
-    for axis, size in enumerate(image.shape):
+    for axis, size in enumerate(label.shape):
         torch.mul(positions[axis], 2.0 / size, out=grid[..., 2 - axis])
-    relative = (image - outside)[None, None]
+    relative = [image - value for image, value in zip(channels, outside, strict=True)]
     resampled = F.grid_sample(
-        relative, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False
+        # One call for all channels, which have the same neighbours and weights.
+        relative[0][None, None] if len(relative) == 1 else torch.stack(relative)[None],
+        grid[None],
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
     )
-    return resampled[0, 0].add_(outside), _sample_nearest_label(label, positions)
+    images = []
+    for image, value in zip(resampled[0].unbind(dim=0), outside, strict=True):
+        images.append(image.add_(value))
+    return images, _sample_nearest_label(label, positions)
 
 
 def _sample_nearest_label(label: Tensor, positions: list[Tensor]) -> Tensor:

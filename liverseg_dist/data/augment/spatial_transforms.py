@@ -50,12 +50,12 @@ class SpatialTransform(Transform):
         return SpatialDraw(rotation_matrix(angles) @ np.diag(scaling), is_rotated, control)
 
     def apply(self, sample: Sample, parameters: SpatialDraw, context: SampleContext) -> None:
-        sample.image_DHW, sample.label_DHW = resample_patch(
-            sample.image_DHW,
+        sample.channels_DHW, sample.label_DHW = resample_patch(
+            sample.channels_DHW,
             sample.label_DHW,
             parameters,
             context.patch_size,
-            outside=sample.air_value,
+            outside=sample.air_values,
         )
 
     def describe(self, parameters: SpatialDraw) -> list[str]:
@@ -117,7 +117,7 @@ class MirrorTransform(Transform):
         return tuple(mirrored) or None
 
     def apply(self, sample: Sample, parameters: tuple[int, ...], context: SampleContext) -> None:
-        sample.image_DHW = sample.image_DHW.flip(parameters)
+        sample.channels_DHW = [image.flip(parameters) for image in sample.channels_DHW]
         sample.label_DHW = sample.label_DHW.flip(parameters)
 
     def describe(self, parameters: tuple[int, ...]) -> list[str]:

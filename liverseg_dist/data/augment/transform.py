@@ -33,6 +33,8 @@ class SampleContext:
     """Size of the network's input (z, y, x) in voxels."""
     seed: int
     """Augmentation seed of the sample, 0 <= seed < 2**63."""
+    channels: int = 1
+    """Channels of the image."""
 
     @property
     def is_anisotropic(self) -> bool:
@@ -45,12 +47,14 @@ class SampleContext:
 class Sample:
     """One sample on the device; transforms replace or change the tensors."""
 
-    image_DHW: torch.Tensor
-    """float32, normalised."""
+    channels_DHW: list[torch.Tensor]
+    """The channels of the image, each float32 and normalised."""
     label_DHW: torch.Tensor
-    """uint8."""
-    air_value: float
-    """Normalised intensity of air: what lies outside of the scan."""
+    """uint8, one label for all channels."""
+    air_values: list[float]
+    """Normalised intensity of air in each channel: what lies outside of the scan."""
+    present: list[bool]
+    """Whether the sample has each channel. An absent one is set to 0 after all transforms."""
 
 
 class Transform(ABC):
@@ -73,7 +77,7 @@ class Transform(ABC):
         """Complete `drawn` with numbers taken after the `draw` of all other transforms.
 
         It exists because the position of a draw in the stream is part of a run's results: two
-        transforms (`liver_transforms`) have always drawn here.
+        transforms (`lesion_transforms`) have always drawn here.
         """
         return drawn
 

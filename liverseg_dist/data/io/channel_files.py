@@ -3,8 +3,9 @@
     channels in files of their own   case_0000.nii.gz  case_0001.nii.gz    one entry per channel
     channels in one file             case.nii.gz, 4D                       one entry
 
-`read_channel_files` reads both. A channel whose file is missing has the entry None. A single entry for several channels is a file in
-4D (Decathlon); `nifti.read_scan_channels` checks its number of volumes.
+`read_channel_files` reads both. A channel whose file is missing has the entry None. A single entry
+for several channels is a file in 4D (Decathlon); `nifti.read_scan_channels` checks its number of
+volumes.
 """
 
 import re

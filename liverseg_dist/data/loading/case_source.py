@@ -307,18 +307,27 @@ class PatchSource:
         )
 
     def _read_traits(self, meta: StoredCase) -> CaseTraits:
-        # The settings of the run come first: a store that was converted again may have other
-        # statistics, and the network was trained with those of the run.
-        intensities = []
-        recorded = self.settings.intensities
-        if len(recorded) != len(meta.intensities):
+        if self.channels != len(meta.intensities):
             raise UserError(
                 f"{self._store.path}: its images have {len(meta.intensities)} channels, the run "
-                f"reads {len(recorded)}"
+                f"reads {self.channels}"
             )
-        for of_run, of_case in zip(recorded, meta.intensities, strict=True):
-            intensities.append(of_run or of_case)
-        return CaseTraits(tuple(intensities), tuple(meta.present), tuple(meta.annotated))
+        intensities = select_intensities(self.settings, meta.intensities)
+        return CaseTraits(intensities, tuple(meta.present), tuple(meta.annotated))
+
+
+def select_intensities(
+    settings: DataConfig, of_case: Sequence[IntensityConfig]
+) -> tuple[IntensityConfig, ...]:
+    """Return the normalisation of each channel of a case: the run's, where it has one.
+
+    A store that was converted again may have other statistics, but the network was trained with
+    those of the run.
+    """
+    selected = []
+    for of_run, own in zip(settings.intensities, of_case, strict=True):
+        selected.append(of_run or own)
+    return tuple(selected)
 
 
 def padding_value(intensity: IntensityConfig) -> int:

@@ -21,6 +21,8 @@ class DeviceBatch:
     case_ids: list[str]
     image_BCDHW: torch.Tensor
     label_BDHW: torch.Tensor
+    annotated: list[tuple[str, ...]]
+    """Names of the annotated structures of each sample's case."""
 
 
 class DevicePrefetcher:
@@ -76,4 +78,6 @@ class DevicePrefetcher:
 
     def _copy_and_augment(self, loaded: Batch) -> DeviceBatch:
         image_BCDHW, label_BDHW = self._transform(loaded.to(self._device))
-        return DeviceBatch(loaded.indices, loaded.case_ids, image_BCDHW, label_BDHW)
+        return DeviceBatch(
+            loaded.indices, loaded.case_ids, image_BCDHW, label_BDHW, loaded.annotated
+        )

@@ -5,7 +5,7 @@ size, any number of workers and after any restart. Cases are in the order of one
 per pass over the data. As in nnU-Net (https://github.com/MIC-DKFZ/nnUNet, `nnUNetDataLoader`), the
 last `round(B * share)` samples of every global batch of B are centred on foreground; a batch of one
 sample is centred with probability `share`. Unlike in nnU-Net, a tumour is drawn before the voxel,
-so that small tumours are as frequent as large ones.
+so that small tumours are as frequent as large ones; the same holds for the lesions of any scheme.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from liverseg_dist.data.counter_random import CounterRandom
-from liverseg_dist.labels import LIVER, TUMOUR
 from liverseg_dist.volume import Index3
 
 # Purposes of the random streams.
@@ -47,7 +46,8 @@ class ForegroundIndex:
             for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
                 label, component = (int(v) for v in keys[start])
                 self._spans.setdefault(label, []).append((component, int(start), int(stop)))
-        self._classes = [label for label in (LIVER, TUMOUR) if label in self._spans]
+        # Ascending. A class that the case does not have, or that was not annotated, has no rows.
+        self._classes = sorted(self._spans)
 
     def draw_centre(self, random: CounterRandom) -> Centre | None:
         """Draw a class of the case, one of its components and one of its voxels, each uniformly.
@@ -57,7 +57,7 @@ class ForegroundIndex:
         """
         if not self._classes:
             return None
-        # Class first: otherwise the liver, which has many more voxels, would displace tumours.
+        # Class first: otherwise a large organ, which has many more voxels, would displace lesions.
         label = self._classes[random.draw_below(len(self._classes))]
         spans = self._spans[label]
         component, start, stop = spans[random.draw_below(len(spans))]

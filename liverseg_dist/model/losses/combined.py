@@ -6,11 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from liverseg_dist.config import LossConfig, ModelConfig
+from liverseg_dist.config import LossConfig
 from liverseg_dist.config.registry import find_registered
 from liverseg_dist.model.losses.class_weights import class_weights
-from liverseg_dist.model.losses.registry import LOSSES, LevelInputs
+from liverseg_dist.model.losses.partial_labels import (
+    ComparedChannels,
+    SampleGroup,
+    group_samples,
+    select_samples,
+)
+from liverseg_dist.model.losses.registry import LOSSES, LevelInputs, LossTerm
 from liverseg_dist.model.losses.terms import subsample_label
+from liverseg_dist.model.outputs import OutputChannels
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class SegmentationLoss(nn.Module):
 
     Args:
         config: name and weights of the terms.
-        regions: whether channels are overlapping regions instead of classes.
+        outputs: meaning of the output channels.
         weights: weights of the classes in the cross-entropy; None: all equal.
         spacing_mm: voxel size (z, y, x), for distances.
     """
@@ -40,13 +47,13 @@ class SegmentationLoss(nn.Module):
     def __init__(
         self,
         config: LossConfig,
-        regions: bool,
+        outputs: OutputChannels,
         weights: Sequence[float] | None = None,
         spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
         self.config = config
-        self.regions = regions
+        self.outputs = outputs
         self.spacing_mm = tuple(spacing_mm)
         self.terms = [term(config) for term in find_registered(LOSSES, config.name, "loss.name")]
         weight_tensor = None if weights is None else torch.tensor(weights, dtype=torch.float32)
@@ -54,23 +61,30 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("class_weights", weight_tensor, persistent=False)
         self.class_weights: Tensor | None
 
-    def forward(self, outputs: Tensor | Sequence[Tensor], label_BDHW: Tensor) -> LossResult:
+    def forward(
+        self,
+        outputs: Tensor | Sequence[Tensor],
+        label_BDHW: Tensor,
+        annotated: Sequence[Sequence[str]] | None = None,
+    ) -> LossResult:
         """Compute the loss.
 
         Args:
             outputs: logits (B, C, D, H, W), or a list of them, full resolution first.
             label_BDHW: uint8; voxels labelled 255 are ignored.
+            annotated: names of the annotated structures of each sample's case; the others have no
+                influence (`partial_labels`). None: everything is annotated. With
+                `loss.batch_dice`, Dice is computed over the samples with equal annotation.
         """
         levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         shares = [0.5**level for level in range(len(levels))]
+        groups = group_samples(self.outputs, annotated)
         summands: list[Tensor] = []
         parts: dict[str, Tensor] = {}
         for level, (logits, share) in enumerate(zip(levels, shares, strict=True)):
-            inputs = self._prepare_level(logits, label_BDHW)
-            for term in self.terms:
-                if term.only_full_resolution and level > 0:
-                    continue
-                value = term.compute(inputs)
+            terms = [term for term in self.terms if level == 0 or not term.only_full_resolution]
+            values = self._compute_terms(terms, logits, label_BDHW, groups)
+            for term, value in zip(terms, values, strict=True):
                 weight = term.weight
                 # A term of the full resolution only does not share its weight with other levels.
                 if not term.only_full_resolution:
@@ -78,24 +92,55 @@ class SegmentationLoss(nn.Module):
                 summands.append(weight * value)
                 if level == 0:
                     parts[term.part] = value.detach()
-            # Free the label's one-hot copy before the next level.
-            del inputs
         return LossResult(torch.stack(summands).sum(), parts)
 
-    def _prepare_level(self, logits: Tensor, label_BDHW: Tensor) -> LevelInputs:
+    def _compute_terms(
+        self,
+        terms: Sequence[LossTerm],
+        logits: Tensor,
+        label_BDHW: Tensor,
+        groups: Sequence[SampleGroup],
+    ) -> list[Tensor]:
+        """Return the value of each term for one output of the network, a mean over samples."""
+        label_BDHW = subsample_label(label_BDHW, logits.shape[2:])
+        if not groups:
+            inputs = self._prepare_level(logits, label_BDHW, None)
+            return [term.compute(inputs) for term in terms]
+        # Without any annotation the loss is 0, but still a function of the network's output: all
+        # ranks have to run backward.
+        nothing = logits.sum() * 0
+        values = [nothing] * len(terms)
+        for group in groups:
+            if group.compared is not None and not group.compared.members:
+                continue
+            part = select_samples(logits, group.samples)
+            part_label = select_samples(label_BDHW, group.samples)
+            inputs = self._prepare_level(part, part_label, group.compared)
+            fraction = len(group.samples) / logits.shape[0]
+            for position, term in enumerate(terms):
+                values[position] = values[position] + fraction * term.compute(inputs)
+            # Free the label's one-hot copy before the next group.
+            del inputs
+        return values
+
+    def _prepare_level(
+        self, logits: Tensor, label_BDHW: Tensor, compared: ComparedChannels | None
+    ) -> LevelInputs:
         # 16-bit logits would lose small differences in the sums over voxels.
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        values, weights = self.outputs.channel_values, self.class_weights
+        if compared is not None:
+            logits = compared.select_logits(logits)
+            label_BDHW = compared.renumber_label(label_BDHW)
+            values, weights = compared.channel_values, compared.select_weights(weights)
         return LevelInputs(
-            logits if logits.dtype == torch.float64 else logits.float(),
-            subsample_label(label_BDHW, logits.shape[2:]),
-            self.regions,
-            self.class_weights,
-            self.spacing_mm,
+            logits, label_BDHW, self.outputs.regions, values, weights, self.spacing_mm
         )
 
 
 def build_loss(
     config: LossConfig,
-    model: ModelConfig,
+    outputs: OutputChannels,
     class_voxels: Sequence[int] | None = None,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> SegmentationLoss:
@@ -103,12 +148,12 @@ def build_loss(
 
     Args:
         config: settings `loss.*`.
-        model: settings `model.*`.
-        class_voxels: voxels of background, liver and tumour in the store, for the weights `auto`.
+        outputs: meaning of the network's output channels.
+        class_voxels: voxels of each class in the store, background first, for the weights `auto`.
         spacing_mm: voxel size (z, y, x), so that a boundary term measures alike along all axes.
 
     Raises:
         UserError: unknown loss, or class weights that cannot be used.
     """
-    weights = class_weights(config, class_voxels)
-    return SegmentationLoss(config, model.regions, weights, spacing_mm)
+    weights = class_weights(config, class_voxels, outputs.labels)
+    return SegmentationLoss(config, outputs, weights, spacing_mm)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from liverseg_dist.config import LossConfig
-from liverseg_dist.labels import IGNORE, NUM_CLASSES
+from liverseg_dist.labels import IGNORE
 from liverseg_dist.model.losses.boundary import boundary_term
 from liverseg_dist.model.losses.terms import (
     class_entropy,
@@ -38,8 +38,10 @@ class LevelInputs:
     """uint8; IGNORE is padding."""
     regions: bool
     """Whether channels are overlapping regions (sigmoid) instead of classes (softmax)."""
+    channel_values: Sequence[Sequence[int]]
+    """The class values that each channel stands for (`OutputChannels.channel_values`)."""
     class_weights: Tensor | None
-    """Weights (C) of the classes in the cross-entropy; None: all equal."""
+    """Weight of each class value in the cross-entropy; None: all equal."""
     spacing_mm: Sequence[float]
     """Voxel size (z, y, x)."""
 
@@ -61,7 +63,7 @@ class LevelInputs:
     @cached_property
     def target(self) -> Tensor:
         """One-hot label of all channels."""
-        return one_hot(self.label_BDHW, self.regions, self.logits.dtype)
+        return one_hot(self.label_BDHW, self.channel_values, self.logits.dtype)
 
     @cached_property
     def foreground_probability(self) -> Tensor:
@@ -182,7 +184,7 @@ def _weighted_mean(entropy_BDHW: Tensor, inputs: LevelInputs) -> Tensor:
     weight = inputs.known_BDHW.to(entropy_BDHW.dtype)
     if inputs.class_weights is not None:
         # Padding has no class of its own; its weight is 0 already.
-        label = inputs.label_BDHW.long().clamp(max=NUM_CLASSES - 1)
+        label = inputs.label_BDHW.long().clamp(max=len(inputs.class_weights) - 1)
         weight = weight * inputs.class_weights[label]
     sums = (entropy_BDHW * weight).flatten(1).sum(1)
     return (sums / weight.flatten(1).sum(1).clamp_min(1e-8)).mean()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liverseg_dist.labels import IGNORE, LIVER, NUM_CLASSES, TUMOUR
+from liverseg_dist.labels import IGNORE
 
 SMOOTH = 1e-5
 """Added to numerator and denominator of the ratios.
@@ -69,15 +69,29 @@ def _apply_focal_factor(entropy: Tensor, gamma: float) -> Tensor:
     return wrong**gamma * entropy
 
 
-def one_hot(label_BDHW: Tensor, regions: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+def one_hot(
+    label_BDHW: Tensor,
+    channel_values: Sequence[Sequence[int]],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Return the one-hot label (B, C, D, H, W); padding is 0 in all channels.
 
-    Channels are the three classes, or the regions liver (label 1 or 2) and tumour.
+    Args:
+        label_BDHW: class values.
+        channel_values: the class values that each channel stands for
+            (`OutputChannels.channel_values`); several for a region.
+        dtype: type of the result.
     """
-    if regions:
-        tumour = label_BDHW == TUMOUR
-        return torch.stack([(label_BDHW == LIVER) | tumour, tumour], dim=1).to(dtype)
-    return torch.stack([label_BDHW == value for value in range(NUM_CLASSES)], dim=1).to(dtype)
+    values = {value for group in channel_values for value in group}
+    # Each value is compared once, although it may belong to several regions.
+    is_value = {value: label_BDHW == value for value in values}
+    masks = []
+    for group in channel_values:
+        mask = is_value[group[0]]
+        for value in group[1:]:
+            mask = mask | is_value[value]
+        masks.append(mask)
+    return torch.stack(masks, dim=1).to(dtype)
 
 
 def subsample_label(label_BDHW: Tensor, size: Sequence[int]) -> Tensor:
