@@ -54,6 +54,10 @@ class Labeller(Protocol):
     def fingerprint(self) -> str:
         """Hash of everything that the labels depend on."""
 
+    @property
+    def labels(self) -> LabelScheme:
+        """Scheme of its labels."""
+
     def __call__(self, image: Volume) -> np.ndarray:
         """Label (uint8, z, y, x) on the image's own grid, for HU in any orientation."""
 
