@@ -36,6 +36,7 @@ from liverseg_dist.model.architectures import ARCHITECTURES
 from liverseg_dist.model.blocks import NORMS
 from liverseg_dist.model.losses import build_loss
 from liverseg_dist.model.losses.registry import LOSSES
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.topology import PRESETS as WIDTH_PRESETS
 from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.planning.memory_estimate import state_bytes
@@ -95,7 +96,7 @@ def parameter_groups(model: nn.Module) -> list[dict]:
 
 def test_unknown_loss_is_an_error() -> None:
     with pytest.raises(UserError, match=r"loss\.name=new_one is not available; choose one of dice"):
-        build_loss(replace_name(LossConfig(), "name"), ModelConfig())
+        build_loss(replace_name(LossConfig(), "name"), OutputChannels())
 
 
 def test_unknown_optimizer_is_an_error() -> None:

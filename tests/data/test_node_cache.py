@@ -34,7 +34,7 @@ def source(store: MiniStore, folder: Path, limit_bytes: float) -> PatchSource:
 
 def content(source: PatchSource, count: int = 24) -> list[bytes]:
     return [
-        patch.image_DHW.tobytes() + patch.label_DHW.tobytes()
+        patch.image_CDHW.tobytes() + patch.label_DHW.tobytes()
         for patch in map(source.read_sample, range(count))
     ]
 
