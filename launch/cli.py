@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from liverseg_dist.commands.main import COMMANDS
+from liverseg_dist.console import write_error
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, LiversegError, UserError
 from liverseg_dist.files import check_working_directory, restrict_umask
 from liverseg_dist.logging_setup import set_up_logging
@@ -46,6 +47,8 @@ from .slurm.launch_options import (
 from .slurm.option_parser import list_option_strings, suggest_option
 from .slurm.option_rules import build_resources, refuse_ignored_options
 
+NAME = "launch"
+"""Name before errors. It is the same in a checkout and in a wheel, because scripts match it."""
 STATUS_COMMANDS = ("status", "logs", "cancel")
 OWN_COMMANDS = ("tune", "chain", "doctor", *STATUS_COMMANDS)
 """Commands that only launch has, or that it replaces."""
@@ -120,19 +123,20 @@ def run(argv: Sequence[str] | None = None) -> int:
         guard_output_streams()
     restrict_umask()
     set_up_logging()
+    set_up_logging(package=PACKAGE)
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         check_working_directory()
         return _run_command(words)
     except LiversegError as error:
-        print(f"launch: {error}", file=sys.stderr)
+        write_error(error, NAME)
         return error.exit_code
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"launch: {where}{error.strerror or error}", file=sys.stderr)
+        write_error(f"{where}{error.strerror or error}", NAME)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("launch: stopped watching; submitted jobs continue", file=sys.stderr)
+        write_error("stopped watching; submitted jobs continue", NAME)
         return EXIT_USER
 
 
@@ -155,7 +159,7 @@ def _run_command(words: list[str]) -> int:
     resources = build_resources(args, command)
     args.gpus_are_chosen = bool(given & {"gpus_per_node", "cpu"})
     if "folder" in given:
-        print(f"launch: {FOLDER_IS_DEPRECATED}", file=sys.stderr)
+        write_error(FOLDER_IS_DEPRECATED, NAME)
     # Imported by name, because it imports torch: --help and status answer at once.
     name = "diagnose.doctor" if command == "doctor" else "slurm.submit"
     module: Any = importlib.import_module(f"{PACKAGE}.{name}")

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_dist.config.settings import load_settings_as
+from liverseg_dist.console import write_error, write_lines
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import (
@@ -63,6 +64,8 @@ from .sweep.sweep_config import SweepSettings, to_yaml
 from .sweep.sweep_driver import SweepDriver
 from .sweep.sweep_page import sum_fold_seconds, write_results
 
+NAME = "launch.tune"
+"""Name before errors. It is the same in a checkout and in a wheel, because scripts match it."""
 MAX_CHECK_INTERVAL_S = 10.0
 """Time since the last check that counts at most; more means that this process was suspended."""
 FOLD_EXIT_TIMEOUT_S = 60.0
@@ -163,7 +166,7 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
         RunFailed: No trial has finished, or Ray ended.
     """
     settings, folder = load_sweep(args)
-    print(describe_sweep(settings), flush=True)
+    write_lines(describe_sweep(settings))
     if args.dry_run:
         return {"run": str(folder), "dry_run": True}
     with Journal(folder) as journal:
@@ -175,18 +178,16 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
         if journal.trials:
             open_count = len(journal.open_trials)
             closed_count = len(journal.trials) - open_count
-            print(f"continues: {closed_count} trials have ended, {open_count} continue", flush=True)
+            write_lines(f"continues: {closed_count} trials have ended, {open_count} continue")
         usage = _run_session(args, settings, folder, journal)
         summary = write_results(folder, settings, list(journal.trials.values()), usage)
     best = summary["best"]
     if best is None:
         raise RunFailed(f"no trial has finished; {folder / 'sweep.html'} has the reasons")
-    print(
-        f"best: Dice {best['score']:.4f} ± {best['spread']:.4f} with {best['params']}", flush=True
-    )
-    print(
+    write_lines(
+        f"best: Dice {best['score']:.4f} ± {best['spread']:.4f} with {best['params']}",
         f"train with it: --config {quote_path(folder / 'best.yaml')}; "
-        f"report: {folder / 'sweep.html'}; tensorboard --logdir {quote_path(folder)}"
+        f"report: {folder / 'sweep.html'}; tensorboard --logdir {quote_path(folder)}",
     )
     return {
         "run": str(folder),
@@ -238,10 +239,9 @@ def _run_session(
         )
     fold_s = sum_fold_seconds(journal.trials.values()) - seconds_before
     utilisation = fold_s / (wall_s * slots)
-    print(
+    write_lines(
         f"{wall_s:.0f} s, {slots} fold(s) at the same time: "
-        f"folds ran for {100 * utilisation:.0f} % of that",
-        flush=True,
+        f"folds ran for {100 * utilisation:.0f} % of that"
     )
     return {
         "wall_s": round(wall_s, 1),
@@ -260,7 +260,7 @@ def _print_dashboard(args: argparse.Namespace, dashboard: str) -> None:
         text = "none"
     else:
         text = "none; install it with pip install 'ray[default]'"
-    print(f"Ray dashboard: {text}", flush=True)
+    write_lines(f"Ray dashboard: {text}")
 
 
 def _read_last_usage(folder: Path) -> dict[str, float]:
@@ -339,9 +339,9 @@ def _restart_with_token() -> None:
 
 def _print_error(args: argparse.Namespace, error: LiversegError) -> None:
     """Print an error, with --json also as the result."""
-    print(f"launch.tune: {error}", file=sys.stderr, flush=True)
+    write_error(error, NAME)
     if args.json:
-        print(json.dumps({"error": str(error), "exit_code": error.exit_code}), flush=True)
+        write_lines(json.dumps({"error": str(error), "exit_code": error.exit_code}))
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -360,13 +360,13 @@ def run(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         # Before Ray has started or after it has ended; see `ray_session` for the time between.
-        print(f"launch.tune: {INTERRUPTED_MESSAGE}", file=sys.stderr)
+        write_error(INTERRUPTED_MESSAGE, NAME)
         return EXIT_RESUMABLE
     except OSError as error:
-        print(f"launch.tune: {os_error_line(error)}", file=sys.stderr)
+        write_error(os_error_line(error), NAME)
         return EXIT_FAILED
     if args.json and (failure := print_checked(json.dumps(result))):
-        print(f"launch.tune: the result could not be written to stdout: {failure}", file=sys.stderr)
+        write_error(f"the result could not be written to stdout: {failure}", NAME)
         return EXIT_FAILED
     return EXIT_DONE
 

@@ -5,6 +5,8 @@ which records of which rank are shown:
 
 * INFO: rank 0 only. It is printed to stdout without a prefix.
 * WARNING and above: every rank, on stderr, as "warning: rank 3: ..." for ranks above 0.
+* DEBUG (`--verbose`): every rank, on stderr, as "debug: rank 3: ...": what differs between ranks is
+  the reason to read it.
 * records with `extra=ONCE`: rank 0 only, for messages that are the same on every rank.
 
 Without `set_up_logging` (the Python interface) warnings go to stderr as Python prints them.
@@ -31,7 +33,8 @@ class RankFilter(logging.Filter):
         record.rank_prefix = "" if is_rank0 else f"rank {rank}: "
         if is_rank0:
             return True
-        return record.levelno >= logging.WARNING and not getattr(record, "once", False)
+        # Facts are the same on all ranks; problems and details are not.
+        return record.levelno != logging.INFO and not getattr(record, "once", False)
 
 
 class StreamHandler(logging.Handler):
@@ -59,12 +62,18 @@ class LineFormatter(logging.Formatter):
         return f"{record.levelname.lower()}: {rank_prefix}{message}"
 
 
+def choose_level(*, quiet: bool, verbose: bool) -> int:
+    """Return the lowest level that is shown with `--quiet`, with `--verbose`, or without them."""
+    if quiet:
+        return logging.WARNING
+    return logging.DEBUG if verbose else logging.INFO
+
+
 def set_up_logging(level: int = logging.INFO, package: str = ROOT_LOGGER) -> None:
     """Configure the loggers of a package. A second call only changes the level.
 
     Args:
-        level: lowest level that is shown: `logging.DEBUG` for --verbose, `logging.WARNING` for
-            --quiet.
+        level: lowest level that is shown (`choose_level`).
         package: name of the package whose modules log; `launch` has another one.
     """
     logger = logging.getLogger(package)

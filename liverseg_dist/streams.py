@@ -68,6 +68,16 @@ class OutputDescriptor(io.RawIOBase):
             self.failure = error.strerror or str(error)
 
 
+class DiscardedOutput(io.RawIOBase):
+    """Raw layer of a stream that drops everything."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
 _guarded: dict[int, OutputDescriptor] = {}
 _replaced: list[object] = []
 """The interpreter's own streams. A reference is kept because their destructors would write to the
@@ -104,6 +114,17 @@ def guard_output_streams() -> None:
         )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+
+
+def discard_stdout() -> None:
+    """Drop all text that is written to `sys.stdout` from now on, also by libraries.
+
+    The descriptor stays open, because child processes may use it.
+    """
+    sys.stdout.flush()
+    # Else the destructor of the stream would close the descriptor.
+    _replaced.append(sys.stdout)
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(DiscardedOutput()), encoding="utf-8")
 
 
 def output_failure() -> str:

@@ -1,6 +1,7 @@
 """The layers of the package, as in the README. A test keeps description and code equal."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ PACKAGE = "liverseg_dist"
 
 FLOORS = {
     "errors": 0, "cores": 0, "files": 0, "locks": 0, "labels": 0, "label_scheme": 0, "volume": 0, "workers": 0, "texts": 0,
-    "streams": 0, "config": 0, "tracking": 0, "pages": 0, "interrupts": 0, "precision": 0, "logging_setup": 0, "__init__": 0,
+    "streams": 0, "console": 0, "config": 0, "tracking": 0, "pages": 0, "interrupts": 0, "precision": 0, "logging_setup": 0,
+    "__init__": 0,
     "data": 1, "model": 1, "distributed": 1, "evaluation": 1, "clinical": 1,
     "phantom": 2, "inference": 2, "planning": 2,
     "training": 3, "api": 3,
@@ -20,6 +22,7 @@ FACTS_ORDER = (
     "errors",
     "cores",
     "streams",
+    "console",
     "interrupts",
     "logging_setup",
     "files",
@@ -157,6 +160,31 @@ def test_there_are_no_import_cycles() -> None:
 
     for name in sorted(graph):
         visit(name, ())
+
+
+RANK_QUESTION_RE = re.compile(r"\bis_main\b|global_rank\s*==\s*0|rank\(\)\s*==\s*0")
+POINTER_FILE = f"{PACKAGE}/training/checkpoint.py"
+
+
+def test_only_distributed_and_the_pointer_file_ask_for_rank_0() -> None:
+    """Others use `start_rank`, `share_from_rank0`, `World.call_on_rank0` or log records."""
+    asking = []
+    for path in python_files():
+        if package_of(module_name(path)) != "distributed":
+            name = path.relative_to(ROOT).as_posix()
+            if RANK_QUESTION_RE.search(path.read_text(encoding="utf-8")):
+                asking.append(name)
+    assert asking == [POINTER_FILE]
+
+
+def test_commands_write_through_the_console() -> None:
+    """One place decides on streams, flushing, `--quiet` and ranks."""
+    for path in sorted((ROOT / PACKAGE / "commands").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_print = isinstance(node, ast.Name) and node.id == "print"
+            assert not is_print, (
+                f"{path.relative_to(ROOT)}:{node.lineno}: use liverseg_dist.console"
+            )
 
 
 def test_lower_packages_do_not_use_torch_distributed() -> None:

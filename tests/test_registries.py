@@ -155,7 +155,7 @@ def test_unknown_average_is_an_error() -> None:
     _, model = small_model()
     config = replace_name(InferenceConfig(), "average")
     with pytest.raises(UserError, match=r"inference\.average=new_one .* probabilities, logits"):
-        SlidingWindowPredictor(model, PATCH, regions=False, config=config, device=CPU)
+        SlidingWindowPredictor(model, PATCH, OutputChannels(), config=config, device=CPU)
 
 
 def test_unknown_window_weights_are_an_error() -> None:

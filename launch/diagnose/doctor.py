@@ -10,12 +10,12 @@ import argparse
 import dataclasses
 import json
 import secrets
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from liverseg_dist.console import write_error, write_lines, write_progress
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 from liverseg_dist.streams import print_checked
 from liverseg_dist.tracking.terminal_table import format_table, terminal_width
@@ -76,7 +76,7 @@ def submit_command(
     job = build_doctor_job(folder, resources, marker, launcher=args.launcher, name=args.name)
     job = dataclasses.replace(job, environment=tuple(args.env), setup=find_setup_file(args.setup))
     if args.dry_run:
-        print(render_batch_file(job), end="")
+        write_lines(render_batch_file(job).removesuffix("\n"))
         return EXIT_DONE
     folder.mkdir(parents=True, exist_ok=True)
     marker_file = folder / f"{MARKER_PREFIX}{marker}"
@@ -87,11 +87,11 @@ def submit_command(
         marker_file.unlink(missing_ok=True)
     reports = read_reports(_wait_for_log(status.log))
     findings = find_problems(reports, resources, job_state=status.state, log=status.log)
-    print(format_node_table(reports))
+    lines = [format_node_table(reports)]
     for finding in findings:
-        print(f"{finding.level}: {finding.what}; {finding.remedy}")
+        lines.append(f"{finding.level}: {finding.what}; {finding.remedy}")
     has_problem = any(finding.level == "problem" for finding in findings)
-    print(f"verdict: {_format_verdict(findings, has_problem=has_problem)}")
+    write_lines(*lines, f"verdict: {_format_verdict(findings, has_problem=has_problem)}")
     if print_json:
         result = {
             "job_id": status.job_id,
@@ -100,7 +100,7 @@ def submit_command(
             "findings": [asdict(finding) for finding in findings],
         }
         if failure := print_checked(json.dumps(result)):
-            print(f"launch: the result could not be written to stdout: {failure}", file=sys.stderr)
+            write_error(f"the result could not be written to stdout: {failure}", "launch")
             return EXIT_FAILED
     return EXIT_FAILED if has_problem else EXIT_DONE
 
@@ -164,7 +164,7 @@ def _run_job(job: BatchJob, *, is_local: bool) -> JobStatus:
         status = next(status for status in list_jobs(job.folder) if status.job_id == job_id)
         if status.state != last_state:
             last_state = status.state
-            print(f"-- job {job_id}: {last_state}", file=sys.stderr, flush=True)
+            write_progress(f"-- job {job_id}: {last_state}")
         if status.is_finished:
             if process is not None:
                 process.wait()

@@ -6,10 +6,11 @@ and check the arguments of a command with the parser of that command.
 
 import argparse
 import dataclasses
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from liverseg_dist.commands.main import add_command_arguments
 
 from .. import PROGRAM
 from .arrays import ArrayExpression
@@ -66,10 +67,7 @@ def parse_command(command: str, arguments: Sequence[str]) -> argparse.Namespace:
         help_lines=f"{PROGRAM} --help and liverseg {command} --help",
         also=list_option_strings(build_parser()),
     )
-    # `commands.main` adds it to every command.
-    parser.add_argument("--json", action="store_true")
-    # Only the module of this command: some import torch, which takes seconds.
-    importlib.import_module(f"{PACKAGE}.commands.{command}").add_arguments(parser)
+    add_command_arguments(command, parser)
     return parser.parse_intermixed_args(list(arguments))
 
 
@@ -92,7 +90,7 @@ def build_job(
         launcher=request.launcher,
         after=f"afterok:{request.after}" if request.after else "",
         restarts=request.restarts,
-        is_main=command in ("train", "tune"),
+        is_folder_job=command in ("train", "tune"),
         environment=request.environment,
         setup=request.setup,
     )

@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from liverseg_dist.console import write_error, write_lines
 from liverseg_dist.errors import EXIT_DONE, LiversegError, RunFailed, UserError
+from liverseg_dist.evaluation.case_scores import structures_of_summary
 from liverseg_dist.evaluation.earlier import move_earlier_results
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import (
@@ -34,8 +36,6 @@ from liverseg_dist.texts.suggestions import SuggestingParser
 
 from .. import PACKAGE, name_programs
 from .arrays import format_indices, parse_indices
-
-STRUCTURES = ("liver", "tumour")
 
 
 def pool_fold_results(run: Path, folds: int, only: Sequence[int] = ()) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _build_details(
     which = f"{folds} folds" if not only else f"fold {format_indices(sorted(only))} of {folds}"
     dice_by_fold = []
     for result in results:
-        dice_by_fold.append({name: result.summary[name]["dice_per_case"] for name in STRUCTURES})
+        dice_by_fold.append(_collect_dice(result.summary))
     weights = [result.summary["details"].get("weights_sha256") for result in results]
     return {
         "title": f"{run.resolve().name}, {which}",
@@ -153,15 +153,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--only {args.only}: no fold {only[-1]} of {args.folds}")
         summary = pool_fold_results(args.run, args.folds, only)
     except LiversegError as error:
-        print(f"launch.slurm.pool_folds: {error}", file=sys.stderr)
+        write_error(error, "launch.slurm.pool_folds")
         return error.exit_code
     details = summary["details"]
+    lines = []
     for fold, dice in zip(details["folds"], details["dice_by_fold"], strict=True):
-        print(f"fold {fold}: {_format_scores(dice)}")
-    total = {name: summary[name]["dice_per_case"] for name in STRUCTURES}
+        lines.append(f"fold {fold}: {_format_scores(dice)}")
+    total = _collect_dice(summary)
     report = args.run / EVALUATION / "report.html"
-    print(f"all {summary['n_cases']} cases: {_format_scores(total)}; report: {report}")
+    lines.append(f"all {summary['n_cases']} cases: {_format_scores(total)}; report: {report}")
+    write_lines(*lines)
     return EXIT_DONE
+
+
+def _collect_dice(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """Mean Dice by structure."""
+    return {name: summary[name]["dice_per_case"] for name in structures_of_summary(summary)}
 
 
 def _format_scores(dice: Mapping[str, float | None]) -> str:

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from liverseg_dist.console import write_error, write_lines
 from liverseg_dist.distributed.tcp_store import open_listening_socket
 from liverseg_dist.errors import EXIT_FAILED, EXIT_RESUMABLE, RunFailed
 from liverseg_dist.files import restrict_umask
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_worker_node(job_id, env["MASTER_ADDR"])
     except RunFailed as error:
         node = os.uname().nodename
-        print(f"launch.slurm.ray_node on {node}: {error}", file=sys.stderr, flush=True)
+        write_error(error, f"launch.slurm.ray_node on {node}")
         return EXIT_FAILED
 
 
@@ -135,10 +136,10 @@ def run_head_node(job_id: int, tasks: int, words: Sequence[str], stop: StopReque
         end = time.monotonic() + TIMEOUT_S
         while len(connections) < tasks - 1 and time.monotonic() < end and not stop.number:
             time.sleep(POLL_S)
-        print(f"Ray at {address}: {1 + len(connections)} of {tasks} nodes", flush=True)
+        write_lines(f"Ray at {address}: {1 + len(connections)} of {tasks} nodes")
         if has_dashboard:
             node = os.uname().nodename
-            print(f"dashboard from another machine: ssh -L PORT:127.0.0.1:PORT {node}", flush=True)
+            write_lines(f"dashboard from another machine: ssh -L PORT:127.0.0.1:PORT {node}")
         code = _run_module([*words, "--address", address], stop)
         # From here on no process may join Ray.
         Path(os.environ["RAY_AUTH_TOKEN_PATH"]).unlink(missing_ok=True)

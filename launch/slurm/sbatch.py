@@ -81,7 +81,7 @@ class BatchJob:
     after: str = ""
     """SLURM's dependency, e.g. afterok:123."""
     restarts: int = DEFAULT_RESTARTS
-    is_main: bool = False
+    is_folder_job: bool = False
     """Whether its batch file is job.sbatch of the folder; the files of other jobs have the name of
     the job."""
     workdir: Path = field(default_factory=Path.cwd)
@@ -96,7 +96,7 @@ class BatchJob:
 
     @property
     def file(self) -> Path:
-        return self.folder / ("job.sbatch" if self.is_main else f"{self.name}.sbatch")
+        return self.folder / ("job.sbatch" if self.is_folder_job else f"{self.name}.sbatch")
 
     @property
     def log(self) -> Path:

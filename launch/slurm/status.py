@@ -13,12 +13,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from liverseg_dist.console import write_error, write_lines, write_notes
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
 from liverseg_dist.streams import print_checked
 from liverseg_dist.texts.paths import path_argument
@@ -206,7 +206,7 @@ def _print_status(args: argparse.Namespace) -> int:
     listing = []
     for run_folder in args.runs:
         rows = list_jobs(run_folder)
-        print(run_folder)
+        write_lines(str(run_folder))
         _print_status_table(rows)
         for row in rows:
             listing.append(
@@ -221,19 +221,18 @@ def _print_status(args: argparse.Namespace) -> int:
                 }
             )
     if shutil.which("squeue") is None:
-        print(
-            "no SLURM on this machine: the states are the last that the jobs wrote themselves",
-            file=sys.stderr,
+        write_notes(
+            "no SLURM on this machine: the states are the last that the jobs wrote themselves"
         )
     if args.json and (failure := print_checked(json.dumps(listing))):
-        print(f"launch: the result could not be written to stdout: {failure}", file=sys.stderr)
+        write_error(f"the result could not be written to stdout: {failure}", "launch")
         return EXIT_FAILED
     return EXIT_DONE
 
 
 def _print_status_table(rows: Sequence[JobStatus]) -> None:
     if not rows:
-        print("  no job yet")
+        write_lines("  no job yet")
         return
     lines = []
     for row in rows:
@@ -270,13 +269,13 @@ def _cancel_jobs(args: argparse.Namespace) -> int:
                 local_ids.append(row.job_id)
         if slurm_ids:
             done = subprocess.run(["scancel", *sorted(slurm_ids)], capture_output=True, text=True)
-            print(done.stderr, end="", file=sys.stderr)
+            write_notes(*done.stderr.splitlines())
             if done.returncode:
                 code = EXIT_FAILED
         for job_id in local_ids:
             os.kill(int(job_id), signal.SIGTERM)
         cancelled = ", ".join([*sorted(slurm_ids), *local_ids]) or "nothing to cancel"
-        print(f"{run_folder}: {cancelled}")
+        write_lines(f"{run_folder}: {cancelled}")
     return code
 
 
@@ -291,12 +290,10 @@ def _print_logs(args: argparse.Namespace) -> int:
             code = code or follow_jobs(run_folder, sorted({row.job_id for row in rows}))
             continue
         for row in rows:
-            print(f"== {row.log}")
+            lines = [f"(none yet: {row.state})"]
             if row.log.exists():
                 lines = row.log.read_text(encoding="utf-8", errors="replace").splitlines()
-                print("\n".join(lines[-args.lines :]))
-            else:
-                print(f"(none yet: {row.state})")
+            write_lines(f"== {row.log}", *lines[-args.lines :])
     return code
 
 
@@ -326,13 +323,13 @@ def follow_jobs(
         for row in rows:
             if printed_states.get(row.job_id) != row.state:
                 printed_states[row.job_id] = row.state
-                print(f"-- job {row.job_id} ({row.name}): {row.state}", flush=True)
+                write_lines(f"-- job {row.job_id} ({row.name}): {row.state}")
             prefix = f"{row.job_id}| " if len(rows) > 1 else ""
             offsets[row.log] = _print_new_lines(row.log, offsets.get(row.log, 0), prefix)
         if has_ended or (rows and all(row.is_finished for row in rows)):
             failed = [row for row in rows if not row.is_successful]
             for row in failed:
-                print(f"-- job {row.job_id}: {row.message or row.state}", flush=True)
+                write_lines(f"-- job {row.job_id}: {row.message or row.state}")
             return EXIT_FAILED if failed else EXIT_DONE
         time.sleep(POLL_S)
 
@@ -344,8 +341,7 @@ def _print_new_lines(log: Path, offset: int, prefix: str) -> int:
         added = file.read()
         # A line that is still being written is printed next time.
         added = added[: added.rfind(b"\n") + 1]
-        for line in added.decode(errors="replace").splitlines():
-            print(f"{prefix}{line}")
-        sys.stdout.flush()
+        lines = added.decode(errors="replace").splitlines()
+        write_lines(*(f"{prefix}{line}" for line in lines))
         return offset + len(added)
     return offset

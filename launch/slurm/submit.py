@@ -7,17 +7,18 @@ that the jobs can be found and submitted again later.
 import argparse
 import dataclasses
 import getpass
+import logging
 import os
 import re
 import shlex
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from liverseg_dist.commands.main import main
+from liverseg_dist.console import write_lines
 from liverseg_dist.errors import EXIT_DONE, RunFailed, UserError
 
 from .. import PROGRAM
@@ -33,6 +34,8 @@ from .sbatch import BatchJob, Resources, render_batch_file
 from .stages import check_stages, parse_stage_options
 from .status import follow_jobs
 from .units import time_to_seconds
+
+_logger = logging.getLogger(__name__)
 
 NODE_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/")  # only compared  # nosec B108
 
@@ -62,9 +65,9 @@ def submit_command(
     steps = [_freeze_step(step, write=not args.dry_run) for step in steps]
     if args.dry_run:
         if args.cluster == "local":
-            print(_format_local_commands(steps), end="")
+            write_lines(*_format_local_commands(steps))
         else:
-            print(_format_batch_files(steps), end="")
+            write_lines(_format_batch_files(steps).removesuffix("\n"))
         _warn_without_gpus(args, request)
         return EXIT_DONE
     if args.cluster == "local":
@@ -105,10 +108,10 @@ def _warn_without_gpus(args: argparse.Namespace, request: JobRequest) -> None:
     words = " ".join(request.arguments).replace("=", " ")
     is_intended = args.gpus_are_chosen or "--device cpu" in words
     if request.command in TRAINING_COMMANDS and args.cluster == "slurm" and not is_intended:
-        print(
-            f"warning: {request.command} requests no GPU, so it trains on CPU cores; "
+        _logger.warning(
+            "%s requests no GPU, so it trains on CPU cores; "
             "add --gpus-per-node N, or --cpu to confirm",
-            file=sys.stderr,
+            request.command,
         )
 
 
@@ -196,20 +199,23 @@ def _format_batch_files(steps: Sequence[JobStep]) -> str:
 def _print_job_ids(steps: Sequence[JobStep], job_ids: Sequence[str], *, parsable: bool) -> None:
     """Print the submitted jobs, and how to watch and cancel them."""
     if parsable:
-        print("\n".join(job_ids))
+        write_lines(*job_ids)
         return
     folder = steps[0].job.folder
     if str(folder).startswith(NODE_LOCAL):
-        print(
-            f"warning: {folder} seems to be local to this machine; the compute nodes must see it",
-            file=sys.stderr,
+        _logger.warning(
+            "%s seems to be local to this machine; the compute nodes must see it", folder
         )
+    lines = []
     for number, (step, job_id) in enumerate(zip(steps, job_ids, strict=True)):
         after = f", after {job_ids[number - step.waits_for]}" if step.waits_for else ""
         tasks = f", tasks {step.job.array}" if step.job.array else ""
-        print(f"job {job_id}: {step.job.name}{tasks}{after}")
+        lines.append(f"job {job_id}: {step.job.name}{tasks}{after}")
     shown = shlex.quote(str(_relative_to_cwd(folder)))
-    print(f"watch: {PROGRAM} logs {shown} --follow   or: status {shown}   stop: cancel {shown}")
+    write_lines(
+        *lines,
+        f"watch: {PROGRAM} logs {shown} --follow   or: status {shown}   stop: cancel {shown}",
+    )
 
 
 def _relative_to_cwd(path: Path) -> Path:
@@ -223,10 +229,9 @@ def _run_locally(steps: Sequence[JobStep], *, follow_it: bool) -> int:
         started = start_locally(job, _to_minutes(job.resources.time), index)
         # On this machine each task is a job of its own.
         record_submission(dataclasses.replace(job, array=""), started.job_id, "local")
-        print(
+        write_lines(
             f"{job.name} runs on this machine as process {started.job_id}; "
-            f"its log: {started.paths.stdout}",
-            flush=True,
+            f"its log: {started.paths.stdout}"
         )
         if follow_it or number < len(tasks):
             process = started._process
@@ -237,12 +242,12 @@ def _run_locally(steps: Sequence[JobStep], *, follow_it: bool) -> int:
     return EXIT_DONE
 
 
-def _format_local_commands(steps: Sequence[JobStep]) -> str:
-    """The commands that --cluster local would start, one per line, in this order."""
+def _format_local_commands(steps: Sequence[JobStep]) -> list[str]:
+    """The commands that --cluster local would start, in this order."""
     lines = []
     for job, index in _list_tasks(steps):
-        lines.append(f"{shlex.join(build_local_command(job, index))}\n")
-    return "".join(lines)
+        lines.append(shlex.join(build_local_command(job, index)))
+    return lines
 
 
 def _list_tasks(steps: Sequence[JobStep]) -> list[tuple[BatchJob, int | None]]:

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from .. import PACKAGE as LAUNCH
 from .arrays import ArrayExpression
 from .job_request import JobRequest, JobStep, build_job, build_stage_job
 from .sbatch import INDEX, BatchJob
+
+_logger = logging.getLogger(__name__)
 
 
 def load_training_settings(
@@ -52,7 +54,7 @@ def load_training_settings(
         # Raises if the store does not have the fold.
         store.ids("train", settings.data.fold)
         if conflicts := describe_store_conflicts(settings, store, args.overrides):
-            print(f"warning: {conflicts}", file=sys.stderr)
+            _logger.warning("%s", conflicts)
     return settings
 
 

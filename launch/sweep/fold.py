@@ -111,7 +111,7 @@ def run_fold(
         start_remote_ranks: Starts the ranks on the other nodes of the fold.
 
     Returns:
-        {"score", "liver", ..., "seconds"}, or {"failed": reason}.
+        {"score", Dice by structure, "seconds", ...}, or {"failed": reason}.
     """
     reason = ""
     begun = time.monotonic()
@@ -158,7 +158,7 @@ def read_scores(task: FoldTask, step: int) -> dict[str, float] | None:
     """The validation of the fold at `step` and the figures measured up to it.
 
     Returns:
-        {"score", "liver", ..., "memory_gib", "step_s"}; None if the run has not passed the step.
+        {"score", Dice by structure, "memory_gib", "step_s"}; None if the run has not passed the step.
     """
     try:
         status = json.loads((task.folder / "status.json").read_text(encoding="utf-8"))

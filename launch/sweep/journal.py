@@ -36,7 +36,7 @@ class Rung:
     spread: float
     """Sample standard deviation over folds; 0 for one fold."""
     folds: dict[str, dict[str, float]]
-    """Fold -> score, liver, tumour, and the other figures (memory_gib, step_s)."""
+    """Fold -> score, Dice by structure, and the other figures (memory_gib, step_s)."""
     decision: str
     """continue, prune or end; wait, until the group is complete; replace: another trial takes its
     place."""

@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from liverseg_dist.console import write_lines
 from liverseg_dist.tracking.terminal_table import format_table
 
 from .journal import Journal, Trial, find_best_trial
@@ -37,7 +38,7 @@ def show_live_table(settings: SweepSettings, journal: Journal) -> Iterator[Calla
     """Show the table during the block; yields the function that prints a line."""
     console = Console()
     if not console.is_terminal:
-        yield lambda text: print(text, flush=True)
+        yield write_lines
         return
     begun = time.monotonic()
 

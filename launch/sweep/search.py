@@ -11,7 +11,7 @@ import math
 import random
 import statistics
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from liverseg_dist.errors import UserError
@@ -26,7 +26,10 @@ MIN_TRIALS_FOR_IMPORTANCE = 10
 MAX_ATTEMPTS = 64
 """Draws until one is new; then the space counts as exhausted."""
 OPTUNA_STATES = {"finished": "COMPLETE", "pruned": "PRUNED", "replaced": "PRUNED", "failed": "FAIL"}
-DIRECTIONS = {"dice": "maximize", "memory_gib": "minimize", "step_s": "minimize"}
+MINIMIZED = ("memory_gib", "step_s")
+"""Objectives for which a small value is good; all others are Dice."""
+DICE_PREFIX = "dice_"
+"""Followed by a structure: the objective is its Dice."""
 
 
 def trial_id(params: Params) -> str:
@@ -148,8 +151,11 @@ def compute_objectives(trial: Trial, objectives: Sequence[str]) -> list[float]:
     """The objectives of a finished trial.
 
     Returns:
-        For dice the mean over folds, for memory_gib the largest memory in GiB, for step_s the mean
-        time of a step in seconds; in the given order.
+        For dice the mean over folds, for dice_NAME that of one structure, for memory_gib the
+        largest memory in GiB, for step_s the mean time of a step in seconds; in the given order.
+
+    Raises:
+        UserError: No fold has the Dice of a structure.
     """
     folds = list(trial.rungs[-1].folds.values())
     found = {"dice": trial.rungs[-1].score}
@@ -157,7 +163,17 @@ def compute_objectives(trial: Trial, objectives: Sequence[str]) -> list[float]:
         found["memory_gib"] = max(fold["memory_gib"] for fold in folds)
     if "step_s" in objectives:
         found["step_s"] = statistics.fmean(fold["step_s"] for fold in folds)
+    for name in objectives:
+        if name.startswith(DICE_PREFIX):
+            found[name] = _mean_dice(folds, name.removeprefix(DICE_PREFIX))
     return [found[name] for name in objectives]
+
+
+def _mean_dice(folds: Sequence[Mapping[str, float]], structure: str) -> float:
+    values = [fold[structure] for fold in folds if structure in fold]
+    if not values:
+        raise UserError(f"sweep.objectives: no fold has a validation Dice of {structure}")
+    return statistics.fmean(values)
 
 
 def find_pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
@@ -182,7 +198,7 @@ def _to_maximized(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...]:
     values = compute_objectives(trial, objectives)
     signed = []
     for name, value in zip(objectives, values, strict=True):
-        signed.append(value if DIRECTIONS[name] == "maximize" else -value)
+        signed.append(-value if name in MINIMIZED else value)
     return tuple(signed)
 
 
@@ -206,7 +222,7 @@ def _draw_with_optuna(
         warnings.simplefilter("ignore")  # constant_liar is marked as experimental
         # A seed of NumPy has 32 bits.
         sampler = optuna.samplers.TPESampler(seed=seed % 2**32, constant_liar=True)
-    directions = [DIRECTIONS[name] for name in objectives]
+    directions = ["minimize" if name in MINIMIZED else "maximize" for name in objectives]
     study = optuna.create_study(directions=directions, sampler=sampler)
     for trial in history:
         state = OPTUNA_STATES.get(trial.state, "RUNNING")

@@ -38,6 +38,9 @@ NOT_FOR_PBT = (
 """Settings for which networks or optimizer states of two runs differ in shape."""
 
 
+Objective = Annotated[str, Field(pattern=r"^(dice|memory_gib|step_s|dice_.+)$")]
+
+
 class Dimension(Section):
     """The range of one hyperparameter, from `low` to `high` inclusive, or its values."""
 
@@ -83,22 +86,6 @@ class Dimension(Section):
             raise ValueError("loguniform needs low > 0")
         if self.type == "int" and (self.low % 1 or self.high % 1):
             raise ValueError("int needs whole numbers for low and high")
-        return self
-
-
-class MetricConfig(Section):
-    """The score of a fold: the weighted mean of its validation Dice.
-
-    A structure that no validation case has is left out.
-    """
-
-    liver: float = Field(default=1.0, ge=0)
-    tumour: float = Field(default=1.0, ge=0)
-
-    @model_validator(mode="after")
-    def _check_weights(self) -> "MetricConfig":
-        if self.liver + self.tumour <= 0:
-            raise ValueError("one of the weights must be above 0")
         return self
 
 
@@ -167,10 +154,14 @@ class SweepConfig(Section):
     reduction_factor: float = Field(default=3.0, ge=2)
     """asha, hyperband: about one in so many trials continues from each rung."""
     pbt: PbtConfig = Field(default_factory=PbtConfig)
-    objectives: tuple[Literal["dice", "memory_gib", "step_s"], ...] = ("dice",)
-    """High Dice first, then little memory (of rank 0, GPU or host) or short steps, as measured.
-    With more than one objective the result is a Pareto front, and nothing is pruned."""
-    metric: MetricConfig = Field(default_factory=MetricConfig)
+    objectives: tuple[Objective, ...] = ("dice",)
+    """High Dice first, then little memory (memory_gib: of rank 0, GPU or host), short steps
+    (step_s), as measured, or the Dice of one structure (dice_NAME). With more than one objective
+    the result is a Pareto front, and nothing is pruned."""
+    metric: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Structure -> weight. The score of a fold is the weighted mean of its validation Dice; a
+    structure without an entry has the weight 1. A structure that no validation case has is left
+    out."""
     resources: FoldResources = Field(default_factory=FoldResources)
     max_concurrent: int = Field(default=0, ge=0)
     """Trials at the same time; 0: as many as the resources allow."""

@@ -18,8 +18,8 @@ from liverseg_dist.planning.memory_fit import check_fit
 from .fold import FoldTask
 from .generations import Decision, decide_groups, find_next_stop
 from .journal import Journal, Rung, Trial
-from .search import propose_params, trial_id
-from .sweep_config import SweepSettings, build_trial_config, to_yaml
+from .search import DICE_PREFIX, propose_params, trial_id
+from .sweep_config import SweepConfig, SweepSettings, build_trial_config, to_yaml
 
 PrintLine = Callable[[str], None]
 
@@ -33,6 +33,27 @@ OUTCOMES = {
     "replace": "replaced",
 }
 """Decision -> text for the log."""
+
+
+def weigh_structures(config: SweepConfig, structures: Sequence[str]) -> dict[str, float]:
+    """Weight of each structure in the score of a fold.
+
+    Raises:
+        UserError: `sweep.metric` or `sweep.objectives` names a structure that the store does not
+            have, or all weights are 0.
+    """
+    known = ", ".join(structures)
+    for name in config.metric:
+        if name not in structures:
+            raise UserError(f"sweep.metric: the store has no structure {name}; it has {known}")
+    for objective in config.objectives:
+        name = objective.removeprefix(DICE_PREFIX)
+        if name != objective and name not in structures:
+            raise UserError(f"sweep.objectives: the store has no structure {name}; it has {known}")
+    weights = {name: config.metric.get(name, 1.0) for name in structures}
+    if not any(weights.values()):
+        raise UserError("sweep.metric: one of the weights must be above 0")
+    return weights
 
 
 @dataclass(frozen=True)
@@ -139,9 +160,18 @@ class SweepDriver:
         return "" if fit.fits else f"not tried: {fit.reason}"
 
     @cached_property
+    def _store(self) -> CaseStore:
+        return CaseStore.open(str(self.settings.data.store))
+
+    @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel spacing of the store."""
-        return CaseStore.open(str(self.settings.data.store)).spacing_mm
+        return self._store.spacing_mm
+
+    @cached_property
+    def structure_weights(self) -> dict[str, float]:
+        """Weight of each structure of the store in the score (`weigh_structures`)."""
+        return weigh_structures(self.settings.sweep, self._store.labels.structure_names)
 
     def trial_dir(self, id_: str) -> Path:
         """The folder of a trial."""
@@ -161,7 +191,7 @@ class SweepDriver:
                     cpus=resources.cpus,
                     gpus=resources.gpus,
                     processes=resources.processes,
-                    weights=config.metric.model_dump(),
+                    weights=self.structure_weights,
                     max_failures=config.max_failures,
                 )
             )
@@ -174,8 +204,9 @@ class SweepDriver:
             RunFailed: The disk is full or read-only. The trial is not marked, because every trial
                 would fail.
         """
-        folders = [task.folder for task in self.build_fold_tasks(trial)]
-        _check_disk(reason, [self.trial_dir(trial.id), *folders])
+        folder = self.trial_dir(trial.id)
+        folders = [folder / f"fold_{fold}" for fold in self.settings.sweep.folds]
+        _check_disk(reason, [folder, *folders])
         self.journal.add_failure(trial.id, reason)
         self.print_line(f"{format_trial_label(trial)} failed: {reason}")
         self.decide_waiting_trials()

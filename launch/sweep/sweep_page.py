@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from liverseg_dist.files import write_text
 from liverseg_dist.pages import load_theme
 
+from .fold import FIGURES
 from .journal import Trial, find_best_trial
 from .search import MIN_TRIALS_FOR_IMPORTANCE, Params, compute_importances, find_pareto_front
 from .sweep_charts import (
@@ -33,6 +34,9 @@ from .sweep_config import SweepSettings, build_trial_config, to_yaml
 
 _STATE_ORDER = {"finished": 0, "running": 1, "waiting": 2, "pruned": 3, "replaced": 4, "failed": 5}
 """The order of the trials on the page."""
+
+NOT_DICE = {"score", "seconds", *FIGURES.values()}
+"""Figures of a fold that are not the Dice of a structure."""
 
 
 def write_results(
@@ -138,6 +142,16 @@ def count_steps_run(trials: Sequence[Trial], settings: SweepSettings) -> int:
     return sum(trial.step - trial.from_step for trial in trials) * len(settings.sweep.folds)
 
 
+def list_structures(trials: Sequence[Trial]) -> list[str]:
+    """Structures whose Dice some fold has, in the order of the label scheme."""
+    names: dict[str, None] = {}
+    for trial in trials:
+        for rung in trial.rungs:
+            for figures in rung.folds.values():
+                names |= dict.fromkeys(figures)
+    return [name for name in names if name not in NOT_DICE]
+
+
 def render_sweep_page(
     settings: SweepSettings, trials: Sequence[Trial], summary: dict[str, Any]
 ) -> str:
@@ -161,9 +175,12 @@ def render_sweep_page(
     store = Path(settings.data.store or "").name or "an unnamed store"
     best = find_best_trial(trials)
     plural = "" if len(trials) == 1 else "s"
+    structures = list_structures(trials)
     return environment.get_template("sweep.html.j2").render(
         **_render_charts(settings, trials, best),
         sweep=settings.sweep,
+        structures=structures,
+        weights=[(name, settings.sweep.metric.get(name, 1.0)) for name in structures],
         store=store,
         max_steps=settings.train.max_steps,
         best=best,

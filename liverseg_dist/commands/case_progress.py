@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
-from liverseg_dist.distributed.world import World
 from liverseg_dist.tracking.progress import ProgressLine, show_progress
 
 NO_STEP = -1
@@ -19,8 +18,8 @@ NO_STEP = -1
 class CaseProgress:
     """Counts this rank's cases; on rank 0 it shows the sum over ranks."""
 
-    def __init__(self, line: ProgressLine, monitor: HeartbeatMonitor, is_main: bool) -> None:
-        self._line, self._monitor, self._is_main = line, monitor, is_main
+    def __init__(self, line: ProgressLine, monitor: HeartbeatMonitor) -> None:
+        self._line, self._monitor = line, monitor
         self._done_by_others, self._note = 0, ""
         # The monitor calls `update_others` from its own thread.
         self._lock = threading.Lock()
@@ -34,10 +33,9 @@ class CaseProgress:
 
         Args:
             note: text behind the count, such as the case id.
-            shared: all ranks computed the case together, so that only rank 0 counts it.
+            shared: all ranks computed the case together, so that it counts once.
         """
-        if self._is_main or not shared:
-            self._monitor.done += 1
+        self._monitor.count_case(shared)
         self._note = note
         self._show()
 
@@ -60,12 +58,13 @@ class CaseProgress:
 
 
 @contextmanager
-def case_progress(
-    title: str, total: int, world: World, monitor: HeartbeatMonitor
-) -> Iterator[CaseProgress]:
-    """A progress line for `total` cases of all ranks. The block must end with a collective call and `complete`."""
-    with show_progress(title, total, quiet=not world.is_main) as line:
-        progress = CaseProgress(line, monitor, world.is_main)
+def case_progress(title: str, total: int, monitor: HeartbeatMonitor) -> Iterator[CaseProgress]:
+    """Show a progress line for `total` cases of all ranks.
+
+    The block must end with a collective call and `complete`.
+    """
+    with show_progress(title, total) as line:
+        progress = CaseProgress(line, monitor)
         monitor.begin_phase(progress.update_others)
         try:
             yield progress

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from liverseg_dist.console import write_lines
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.compare import compare_evaluations
 from liverseg_dist.evaluation.results import load_pooled
@@ -39,9 +40,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         write_json(args.out / "comparison.json", result)
-    print(f"A {args.first}\nB {args.second}\n{result['n_cases']} cases in both", end="")
     left_out = len(result["only_a"]) + len(result["only_b"])
-    print(f", {left_out} in only one" if left_out else "")
+    rest = f", {left_out} in only one" if left_out else ""
+    write_lines(f"A {args.first}", f"B {args.second}", f"{result['n_cases']} cases in both{rest}")
     headings = (
         "structure",
         "metric",

@@ -17,9 +17,9 @@ Memory: one scan per worker, 1 GiB for 512 x 512 x 700 voxels; convert.workers=N
 """
 
 import argparse
+import logging
 import math
 import re
-import sys
 import time
 from collections import Counter
 from typing import Any
@@ -29,6 +29,7 @@ from rich.text import Text
 
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import ConvertConfig, SplitConfig
+from liverseg_dist.console import write_error, write_lines
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
 from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
 from liverseg_dist.data.conversion.executors import EXECUTORS
@@ -45,6 +46,7 @@ from liverseg_dist.texts.paths import expand_path, path_argument
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.tracking.terminal_table import print_table
 
+_logger = logging.getLogger(__name__)
 STATUS_STYLES = {
     "kept": "green",
     "repaired": "yellow",
@@ -121,7 +123,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     table = settings.convert.cleaning.spacing_table
     if table is not None:
         for line in describe_unmatched(table, ids):
-            print(f"warning: {line}", file=sys.stderr)
+            _logger.warning("%s", line)
     if args.dry_run:
         records, processed = _run_jobs(jobs, args.executor, settings.convert.workers, "audit")
         _print_findings(dataset, records)
@@ -141,8 +143,7 @@ def _warn_of_unused_splits(splits: SplitConfig) -> None:
     unused = sorted({"folds", "test_fraction"} & splits.model_fields_set)
     if unused:
         names = ", ".join(f"convert.splits.{key}" for key in unused)
-        text = f"{names} change nothing with convert.splits.kind={splits.kind}"
-        print(f"warning: {text}", file=sys.stderr)
+        _logger.warning("%s change nothing with convert.splits.kind=%s", names, splits.kind)
 
 
 def _run_jobs(
@@ -176,21 +177,21 @@ def _report_result(
     quarantined = sorted((r.case_id for r in records if r.status == "quarantined"), key=natural_key)
     summary = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
     if args.dry_run:
-        print(f"audit of {len(records)} scans: {summary}; nothing was written")
+        line = f"audit of {len(records)} scans: {summary}; nothing was written"
     elif finished:
         stored = sum(len(record.slabs) for record in records)
-        print(
-            f"{args.store}: {stored} cases stored ({processed} scans converted now), {summary}; see {args.store}/audit.html"
+        line = (
+            f"{args.store}: {stored} cases stored ({processed} scans converted now), {summary}; "
+            f"see {args.store}/audit.html"
         )
     else:
-        print(
-            f"{args.store}: this shard is done ({processed} scans converted now), {summary}; other shards are not"
+        line = (
+            f"{args.store}: this shard is done ({processed} scans converted now), {summary}; "
+            "other shards are not"
         )
+    write_lines(line)
     if quarantined:
-        print(
-            f"liverseg: could not be converted: {', '.join(quarantined)}; the rest is done",
-            file=sys.stderr,
-        )
+        write_error(f"could not be converted: {', '.join(quarantined)}; the rest is done")
     return {
         "store": str(args.store),
         "finished": finished,
@@ -203,29 +204,38 @@ def _report_result(
 
 def _print_store(store: CaseStore) -> None:
     splits = Splits(store.ids("test"), tuple(tuple(fold) for fold in store.root["splits"]["folds"]))
-    print(
-        f"splits: {len(splits.test)} test, folds of {', '.join(str(len(fold)) for fold in splits.folds)}"
-    )
+    fold_sizes = ", ".join(str(len(fold)) for fold in splits.folds)
+    lines = [f"splits: {len(splits.test)} test, folds of {fold_sizes}"]
     patients = {case_id: store.meta(case_id).patient for case_id in store.case_ids}
     for patient in find_divided_patients(splits, patients):
-        print(f"warning: scans of the patient of {patient} are in several parts of the split")
+        # On stdout: the audit page names them, too, so they are part of the result.
+        lines.append(
+            f"warning: scans of the patient of {patient} are in several parts of the split"
+        )
     hu = store.intensity
-    print(
-        f"intensity: {hu.lower_hu:g} to {hu.upper_hu:g} HU is mapped to 0 to 1, then (v - {hu.mean:.4f}) / {hu.std:.4f}"
+    lines.append(
+        f"intensity: {hu.lower_hu:g} to {hu.upper_hu:g} HU is mapped to 0 to 1, "
+        f"then (v - {hu.mean:.4f}) / {hu.std:.4f}"
     )
     coverage = store.root["coverage"]
     if coverage:
-        print(
-            f"slabs hold {100 * coverage['liver_inside']:.2f} % of the labelled liver, {100 * coverage['tumour_inside']:.2f} % "
-            f"of tumour; of {coverage['tumours']} tumours {coverage['tumours_cut']} cut, {coverage['tumours_missed']} missed, "
+        lines.append(
+            f"slabs hold {100 * coverage['liver_inside']:.2f} % of the labelled liver, "
+            f"{100 * coverage['tumour_inside']:.2f} % of tumour; "
+            f"of {coverage['tumours']} tumours {coverage['tumours_cut']} cut, "
+            f"{coverage['tumours_missed']} missed, "
             f"{coverage['tumours_vanished']} too small for the slab's voxels"
         )
+    write_lines(*lines)
 
 
 def _print_findings(dataset: DatasetIndex, records: list[CaseRecord]) -> None:
+    lines = []
     for note in dataset.notes:
         # An error at this point was allowed by a setting, such as convert.modality=any.
-        print(f"{'warning' if note.severity == 'error' else note.severity}: {note.message}")
+        severity = "warning" if note.severity == "error" else note.severity
+        lines.append(f"{severity}: {note.message}")
+    write_lines(*lines)
     _print_table(records)
 
 

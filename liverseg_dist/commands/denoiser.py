@@ -9,12 +9,14 @@ soft tissue before and after is printed. The content of the file is stored with 
 """
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from liverseg_dist.console import write_lines
 from liverseg_dist.data.findings import ScanFileError
 from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_nifti
@@ -28,6 +30,7 @@ from liverseg_dist.texts.paths import path_argument
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.volume import CANONICAL_ORIENTATION
 
+_logger = logging.getLogger(__name__)
 SLICES_PER_SCAN = 24
 
 
@@ -87,8 +90,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     write_bytes(args.out, denoiser.to_bytes())
     before_hu = float(np.mean([estimate_noise(scan) for scan in scans]))
     after_hu = float(np.mean([estimate_noise(apply_denoiser(scan, denoiser)) for scan in scans]))
-    print(
-        f"{args.out}: from {len(scans)} scans; noise of soft tissue {before_hu:.1f} HU before, {after_hu:.1f} HU after"
+    write_lines(
+        f"{args.out}: from {len(scans)} scans; noise of soft tissue {before_hu:.1f} HU before, "
+        f"{after_hu:.1f} HU after"
     )
     return {
         "denoiser": str(args.out),
@@ -117,7 +121,7 @@ def read_scans(files: list[Path], max_scans: int, seed: int) -> list[np.ndarray]
                 read_nifti(files[number]).reoriented(CANONICAL_ORIENTATION).voxels
             )
         except ScanFileError as error:
-            print(f"left out: {error}")
+            _logger.info("left out: %s", error)
             continue
         start = int(rng.integers(max(1, len(voxels) - SLICES_PER_SCAN + 1)))
         scans.append(np.ascontiguousarray(voxels[start : start + SLICES_PER_SCAN]))

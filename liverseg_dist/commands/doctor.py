@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from liverseg_dist.console import write_lines
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
 from liverseg_dist.locks import LOCKS_REMEDY, hold_lock
@@ -102,12 +103,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     _check_shared_memory(found)
     _check_disk(found, args.folder)
     print_table(("name", "value", "purpose"), found.rows, plain=True)
-    for text in found.problems:
-        print(f"problem: {text}")
-    for text in found.warnings:
-        print(f"warning: {text}")
-    if not found.problems and not found.warnings:
-        print("no problems found")
+    # On stdout: here problems and warnings are the result.
+    lines = [f"problem: {text}" for text in found.problems]
+    lines += [f"warning: {text}" for text in found.warnings]
+    write_lines(*(lines or ["no problems found"]))
     return {
         **found.facts,
         "problems": found.problems,

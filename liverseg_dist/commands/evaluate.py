@@ -15,7 +15,7 @@ such as inference.mirror=true may follow. All ranks compute the largest scans to
 """
 
 import argparse
-import sys
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,13 @@ from liverseg_dist.commands.run_cases import (
     store_for,
     voxels_of,
 )
-from liverseg_dist.commands.run_distributed import (
-    compute_on_rank0,
-    report_case_failure,
-    run_distributed,
-    silence_other_ranks,
-)
+from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
+from liverseg_dist.console import write_error, write_lines
 from liverseg_dist.data.store.case_store import CaseStore, Part
 from liverseg_dist.distributed.collectives import barrier, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
+from liverseg_dist.distributed.rank_zero import share_from_rank0
+from liverseg_dist.distributed.startup import start_rank
 from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
@@ -66,10 +64,12 @@ from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.scan_checks import ScanRefused
 from liverseg_dist.inference.training_overlap import find_training_overlap, format_leakage_warning
 from liverseg_dist.inference.work_division import divide_work
+from liverseg_dist.logging_setup import ONCE
 from liverseg_dist.texts.names import ScanIndex
 from liverseg_dist.texts.paths import path_argument, text_argument
 from liverseg_dist.training.crash_report import summarize_exception
 
+_logger = logging.getLogger(__name__)
 PARTS = ("test", "validation", "train")
 
 
@@ -117,9 +117,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Score the chosen cases on all ranks; rank 0 writes the results."""
-    world = World.from_environment(args.device)
-    silence_other_ranks(world)
-    # Several windows run at the same time instead, so the result does not depend on the thread count.
+    world = start_rank(args.device)
+    # Several windows run at the same time instead, so that the result does not depend on the number
+    # of threads.
     torch.set_num_threads(1)
     keep_freed_memory()
     runs = load_runs(args, world, args.overrides)
@@ -144,18 +144,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     def work(monitor: HeartbeatMonitor) -> dict[str, Any]:
         if unlabelled:
-            print(f"left out, without a label: {', '.join(unlabelled)}")
+            _logger.info("left out, without a label: %s", ", ".join(unlabelled))
         if leakage:
-            print(f"warning: {leakage}: expect less on other cases", file=sys.stderr)
+            _logger.warning("%s: expect less on other cases", leakage, extra=ONCE)
         fingerprint = evaluation.ledger.fingerprint
-        moved = compute_on_rank0(world, lambda: move_earlier_results(folder, fingerprint))
+        moved = share_from_rank0(lambda: move_earlier_results(folder, fingerprint))
         if moved is not None:
-            print(describe_moved_results(moved, folder), flush=True)
+            _logger.info("%s", describe_moved_results(moved, folder))
         reused = _score_cases(evaluation, folder, world, monitor)
         details = describe_evaluation(args.run, runs, inputs, part, args.weights, leakage)
-        return compute_on_rank0(
-            world, lambda: _write_results(evaluation, folder, details, runs, reused)
+        result: dict[str, Any] = share_from_rank0(
+            lambda: _write_results(evaluation, folder, details, runs, reused)
         )
+        return result
 
     return run_distributed(world, args.timeout, folder, work)
 
@@ -204,11 +205,18 @@ def _score_cases(
     Returns:
         Number of cases, of all ranks, that the ledger already contained.
     """
-    recorded = compute_on_rank0(world, lambda: sorted(evaluation.ledger.done()))
+    recorded = share_from_rank0(lambda: sorted(evaluation.ledger.done()))
     known = sorted(evaluation.inputs.slabs.keys() & set(recorded))
     sizes = voxels_of(evaluation.inputs)
     new = {case_id: size for case_id, size in sizes.items() if case_id not in recorded}
     division = divide_work(new, world.global_rank, world.world_size)
+    _logger.debug(
+        "%d cases of an earlier call, %d new ones: %d of them alone, %d with the other ranks",
+        len(known),
+        len(new),
+        len(division.whole),
+        len(division.shared),
+    )
     parallel = WindowParallel(world.device)
     shared = replace(
         evaluation,
@@ -218,7 +226,7 @@ def _score_cases(
     own = [*known[world.global_rank :: world.world_size], *division.whole]
     reused = 0
     total = len(evaluation.inputs.slabs)
-    with case_progress("evaluate", total, world, monitor) as progress:
+    with case_progress("evaluate", total, monitor) as progress:
         for case_id in division.shared:
             progress.report_activity(f"scoring {case_id}")
             _score_shared_case(shared, case_id, world, folder)
@@ -249,17 +257,24 @@ def _score_own_case(evaluation: CaseEvaluator, case_id: str, world: World, folde
 
 def _score_shared_case(evaluation: CaseEvaluator, case_id: str, world: World, folder: Path) -> None:
     """Compute a case together with all other ranks; rank 0 scores it."""
-    try:
-        if world.is_main:
-            evaluation.evaluate_case(case_id)
-        else:
+
+    def score() -> None:
+        evaluation.evaluate_case(case_id)
+
+    def compute_windows() -> None:
+        try:
             evaluation.compute_shared_windows(case_id)
+        except RunFailed as error:
+            # Every rank refuses the scan for the same reason. The rank that scores it reports that.
+            if not isinstance(error.__cause__, ScanRefused):
+                raise
+
+    try:
+        world.select_for_rank(score, compute_windows)
     except PeerFailed:
         pass  # the rank that failed prints the reason
     except RunFailed as error:
-        # Of a refused scan every rank has the same reason: rank 0 alone prints it.
-        if world.is_main or not isinstance(error.__cause__, ScanRefused):
-            report_case_failure(error, world, folder, case_id)
+        report_case_failure(error, world, folder, case_id)
 
 
 def _write_results(
@@ -280,7 +295,7 @@ def _write_results(
         summary = write_evaluation(evaluation, folder, details, curves, cases, failures)
     except (LiversegError, OSError) as error:
         line = summarize_exception(error)
-        print(f"liverseg: {line}", file=sys.stderr)
+        write_error(line)
         return {"error": line, "exit_code": EXIT_FAILED}
     _print_summary(summary, cases, folder)
     return {
@@ -301,12 +316,12 @@ def _print_summary(summary: dict[str, Any], cases: list[dict[str, Any]], folder:
     line = f"{summary['n_cases']} cases, {kind}s"
     if kind == "slab":
         line += ", placed with the help of the truth (--source: whole scans, the score to publish)"
-    print(f"{line}, on the scans' own voxels")
-    print(f"post-processing: {summary['details']['postprocessing']}")
-    for line in format_summary(summary):
-        print(line)
-    for note in list_distance_notes(cases):
-        print(f"note: {note}")
+    lines = [
+        f"{line}, on the scans' own voxels",
+        f"post-processing: {summary['details']['postprocessing']}",
+        *format_summary(summary),
+    ]
+    lines += [f"note: {note}" for note in list_distance_notes(cases)]
     if summary["failed"]:
-        print(f"failed: {', '.join(summary['failed'])}")
-    print(f"report: {folder / 'report.html'}", flush=True)
+        lines.append(f"failed: {', '.join(summary['failed'])}")
+    write_lines(*lines, f"report: {folder / 'report.html'}")

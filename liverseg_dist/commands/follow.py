@@ -18,7 +18,7 @@ import contextlib
 import datetime
 import io
 import itertools
-import sys
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,11 @@ from liverseg_dist.commands.follow_cohort import follow_cohort, read_patients
 from liverseg_dist.commands.options import add_inference
 from liverseg_dist.commands.predict import load_prediction, segment_files
 from liverseg_dist.commands.quantify import add_labels
-from liverseg_dist.commands.run_distributed import run_distributed, silence_other_ranks
+from liverseg_dist.commands.run_distributed import run_distributed
+from liverseg_dist.console import write_lines, write_progress
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
+from liverseg_dist.distributed.startup import start_rank
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, UserError, printable
 from liverseg_dist.files import write_json, write_text
@@ -48,6 +50,7 @@ from liverseg_dist.labels import LITS_SCHEME, LabelScheme
 from liverseg_dist.texts.names import derive_scan_id
 from liverseg_dist.texts.paths import expand_user_path, path_argument
 
+_logger = logging.getLogger(__name__)
 SCHEMA = 1
 RESULTS = ("follow.json", "follow.html", "follow.csv")
 
@@ -120,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    world = World.from_environment(args.device)
+    world = start_rank(args.device)
     if args.table is not None:
         return _follow_table(args, world)
     if world.is_distributed:
@@ -173,7 +176,6 @@ def _follow_table(args: argparse.Namespace, world: World) -> dict[str, Any]:
         raise UserError(
             "--table names scans, dates and images itself; with a run, segment the scans by predict first"
         )
-    silence_other_ranks(world)
     torch.set_num_threads(1)
     masks = [mask for patient in read_patients(args.table) for mask in patient.masks]
     scheme = parse_label_options(args.labels) if args.labels else find_scheme(masks)
@@ -248,7 +250,7 @@ def _follow(
     organ = choose_organ(scheme, args.organ)
     points, notes = [], []
     for number, (mask, image) in enumerate(zip(masks, images, strict=True), start=1):
-        print(f"measuring scan {number} of {len(masks)}", file=sys.stderr, flush=True)
+        write_progress(f"measuring scan {number} of {len(masks)}")
         point, found = _read_point(mask, image, scheme, args.connectivity)
         points.append(point)
         notes += [f"{point.name}: {note}" for note in found]
@@ -267,7 +269,7 @@ def _follow(
         args.connectivity,
         args.registration,
         args.allow_mismatch,
-        lambda text: print(text, file=sys.stderr, flush=True),
+        write_progress,
     )
     return _write(args, follow, points, scheme, dates, notes)
 
@@ -310,7 +312,7 @@ def _write(
     )
     write_json(args.out / "follow.json", content)
     for warning in content["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+        _logger.warning("%s", warning)
     _print_summary(content, args.out)
     response = content["response"]
     return {
@@ -327,10 +329,15 @@ def _write(
 
 
 def _print_summary(content: dict[str, Any], out: Path) -> None:
+    lines = []
     for lesion in content["lesions"]:
         sizes = ["-" if mm is None else f"{mm:.1f}" for mm in lesion["long_axis_mm"]]
-        print(f"lesion {lesion['id']}: {lesion['status']}, long axis {' -> '.join(sizes)} mm")
+        axes = " -> ".join(sizes)
+        lines.append(f"lesion {lesion['id']}: {lesion['status']}, long axis {axes} mm")
     response = content["response"]
-    print(f"RECIST 1.1: {response['recist']} ({response['rule']})")
-    print(f"by volume: {response['volumetric']}")
-    print(f"page: {out / 'follow.html'}", flush=True)
+    write_lines(
+        *lines,
+        f"RECIST 1.1: {response['recist']} ({response['rule']})",
+        f"by volume: {response['volumetric']}",
+        f"page: {out / 'follow.html'}",
+    )

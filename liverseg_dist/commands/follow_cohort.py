@@ -14,8 +14,10 @@ from liverseg_dist.clinical.cohort_page import cohort_csv, render_cohort, summar
 from liverseg_dist.clinical.follow_up import FOLLOW_VERSION
 from liverseg_dist.clinical.quantify import QUANTITIES_VERSION
 from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
-from liverseg_dist.distributed.collectives import broadcast_from_rank0, gather_from_ranks
+from liverseg_dist.console import write_lines
+from liverseg_dist.distributed.collectives import gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
+from liverseg_dist.distributed.rank_zero import share_from_rank0
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger, encode_file_name, fingerprint_of
@@ -123,7 +125,7 @@ def _follow_all(
     )
     rows: dict[str, dict[str, Any]] = {}
     failures: dict[str, tuple[str, bool]] = {}
-    with show_progress("follow", len(mine), quiet=not world.is_main) as line:
+    with show_progress("follow", len(mine)) as line:
         for name in mine:
             watch.report_progress(-1, f"following {name}")
             try:
@@ -142,15 +144,14 @@ def _follow_all(
         raise (UserError if is_mistake else RunFailed)(
             f"no patient could be followed; the first: {text}"
         )
-    if world.is_main:
-        _write_cohort(args, ordered, {name: text for name, (text, _) in failures.items()})
-    broadcast_from_rank0(None)
-    print(f"{len(ordered)} patients; page: {args.out / 'cohort.html'}", flush=True)
+    reasons = {name: text for name, (text, _) in failures.items()}
+    share_from_rank0(lambda: _write_cohort(args, ordered, reasons))
+    write_lines(f"{len(ordered)} patients; page: {args.out / 'cohort.html'}")
     return {
         "out": str(args.out),
         "page": str(args.out / "cohort.html"),
         "patients": len(ordered),
-        "failed": {name: text for name, (text, _) in failures.items()},
+        "failed": reasons,
         "exit_code": EXIT_DONE if not failures else EXIT_FAILED,
     }
 

@@ -12,14 +12,17 @@ import atexit
 import contextlib
 import importlib
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
 from liverseg_dist import __version__
+from liverseg_dist.console import show_progress_lines, write_error
 from liverseg_dist.cores import make_threads_wait_passively
 from liverseg_dist.errors import (
     EXIT_DONE,
@@ -36,10 +39,11 @@ from liverseg_dist.interrupts import (
     handle_interrupts,
     is_first_rank,
 )
-from liverseg_dist.logging_setup import set_up_logging
+from liverseg_dist.logging_setup import choose_level, set_up_logging
 from liverseg_dist.streams import guard_output_streams, output_failure, print_checked
 from liverseg_dist.texts.suggestions import SuggestingParser, suggest_name
 
+_logger = logging.getLogger(__name__)
 COMMANDS = {
     "phantom": "make a synthetic data set in the layout of Task03_Liver",
     "convert": "clean CT scans and write the Zarr store (also: tools/to_zarr)",
@@ -83,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _parse_and_run(argv, handler)
     except KeyboardInterrupt:
         if is_first_rank():
-            print(f"liverseg: {INTERRUPTED_MESSAGE}", file=sys.stderr)
+            write_error(INTERRUPTED_MESSAGE)
         return EXIT_RESUMABLE
 
 
@@ -104,7 +108,7 @@ def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None)
     try:
         check_working_directory()
     except UserError as error:
-        print(f"liverseg: {error}", file=sys.stderr)
+        write_error(error)
         return error.exit_code
     make_threads_wait_passively()  # must happen before the command imports torch
     module = _import_command(name)
@@ -114,22 +118,42 @@ def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None)
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXIT_CODES,
     )
-    command.add_argument(
-        "--json", action="store_true", help="print the result as one JSON object on the last line"
-    )
-    module.add_arguments(command)
+    add_command_arguments(name, command)
     args = command.parse_intermixed_args(argv[1:])
+    _set_verbosity(args)
     if handler:
         handler.work_has_begun = True
     return _run(module, args)
 
 
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every command has: `--json`, `--quiet` and `--verbose`."""
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object on the last line"
+    )
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--quiet", action="store_true", help="print results, warnings and errors only"
+    )
+    group.add_argument(
+        "--verbose", action="store_true", help="also print details, as `debug: ...` on stderr"
+    )
+
+
+def _set_verbosity(args: argparse.Namespace) -> None:
+    set_up_logging(choose_level(quiet=args.quiet, verbose=args.verbose))
+    show_progress_lines(not args.quiet)
+
+
 def add_command_arguments(name: str, parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of a command to a parser. `launch` checks command lines before it submits them.
+    """Add the arguments of a command to a parser, with those that all commands have.
+
+    `launch` checks command lines with it before it submits them.
 
     Args:
         name: a key of `COMMANDS`.
     """
+    add_output_options(parser)
     _import_command(name).add_arguments(parser)
 
 
@@ -163,16 +187,20 @@ def _import_command(name: str) -> ModuleType:
 
 
 def _run(module: ModuleType, args: argparse.Namespace) -> int:
+    # Where the code comes from is the first question when two installations behave differently.
+    _logger.debug("liverseg_dist %s in %s", __version__, Path(__file__).parents[1])
+    begin_s = time.monotonic()
     try:
         result = module.run(args)
+        _logger.debug("the command took %.2f s", time.monotonic() - begin_s)
     except LiversegError as error:
-        print(f"liverseg: {error}", file=sys.stderr)
+        write_error(error)
         _write_torchrun_error(str(error))
         if args.json:
             print_checked(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
     except OSError as error:
-        print(f"liverseg: {os_error_line(error)}", file=sys.stderr)
+        write_error(os_error_line(error))
         return EXIT_FAILED
     if isinstance(result, dict) and result.get("error"):
         _write_torchrun_error(str(result["error"]))
@@ -187,13 +215,12 @@ def _report_result(as_json: bool, result: object, code: int) -> int:
     is the exception: a program waits for it, and a file without the line must not count as success.
     """
     if as_json and (failure := print_checked(json.dumps(result if result is not None else {}))):
-        line = f"the result could not be written to stdout: {failure}; the work itself is done"
-        print(f"liverseg: {line}", file=sys.stderr)
+        write_error(
+            f"the result could not be written to stdout: {failure}; the work itself is done"
+        )
         return code or EXIT_FAILED
     if failure := output_failure():
-        print(
-            f"liverseg: warning: part of the output to stdout is lost: {failure}", file=sys.stderr
-        )
+        write_error(f"warning: part of the output to stdout is lost: {failure}")
     return code
 
 

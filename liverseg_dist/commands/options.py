@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from liverseg_dist.config import Settings, load_settings
+from liverseg_dist.console import write_lines
 from liverseg_dist.distributed.world import World
 from liverseg_dist.texts.paths import path_argument
 
@@ -12,7 +13,8 @@ MAX_THREADS = 8
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add `--config FILE` (repeatable), `--print-config`, and dotted overrides as the last positionals."""
+    """Add `--config FILE` (repeatable), `--print-config`, and dotted overrides as the last
+    positionals."""
     parser.add_argument(
         "--config",
         action="append",
@@ -33,7 +35,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inference(parser: argparse.ArgumentParser) -> None:
-    """Add the options of evaluate, predict and postprocess: weights, ensemble, device, threads, timeout."""
+    """Add the options of evaluate, predict and postprocess: weights, ensemble, device, threads,
+    timeout."""
     parser.add_argument(
         "--weights",
         choices=("last", "best", "both"),
@@ -78,7 +81,8 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def window_threads(args: argparse.Namespace, world: World) -> int:
-    """Return how many windows to compute at the same time: `--threads`, or this rank's cores up to `MAX_THREADS`."""
+    """Return how many windows to compute at the same time: `--threads`, or this rank's cores up to
+    `MAX_THREADS`."""
     return args.threads or min(world.cores, MAX_THREADS)
 
 
@@ -86,6 +90,6 @@ def settings_from(args: argparse.Namespace) -> Settings:
     """Return the resolved settings. With `--print-config` print them and exit with code 0."""
     settings = load_settings(args.config, args.overrides)
     if args.print_config:
-        print(settings.to_yaml(), end="")
+        write_lines(settings.to_yaml().removesuffix("\n"))
         sys.exit(0)
     return settings

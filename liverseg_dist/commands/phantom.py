@@ -5,6 +5,8 @@ other organs.
   liverseg phantom /tmp/phantom --cases 6 --size full --montage look.png
   liverseg phantom /tmp/patients --cases 10 --follow-up 2     ten patients, each at a baseline and
   two later dates
+  liverseg phantom /tmp/both --modality ct+mr --organs liver,spleen,kidneys     CT and MR of each
+  patient, in nnU-Net's layout
 
 Case k depends only on (seed, size, difficulty, k), not on the number of cases or workers. Run the
 same line again, or with more cases, to continue: existing cases are kept.
@@ -14,6 +16,12 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from liverseg_dist.commands.phantom_channels import (
+    add_channel_arguments,
+    is_task03,
+    make_channel_set,
+)
+from liverseg_dist.console import write_lines
 from liverseg_dist.errors import UserError
 from liverseg_dist.phantom.dataset import (
     FIRST_TEST,
@@ -77,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"also draw the first {MONTAGE_CASES} cases with their labels",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be made, and exit")
+    add_channel_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -94,12 +103,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     wanted = PhantomSet(
         args.folder, args.cases, args.test_cases, args.seed, args.size, args.difficulty == "hard"
     )
+    if not is_task03(args):
+        if args.follow_up:
+            raise UserError("--follow-up makes CTs of the liver only; leave out the other options")
+        return make_channel_set(args, MONTAGE_CASES)
     if args.follow_up:
         return _make_follow_ups(args)
     if args.dry_run:
         check_folder(wanted)
-        print(
-            f"would make {args.cases} labelled and {args.test_cases} unlabelled {args.size} scans in {args.folder}"
+        write_lines(
+            f"would make {args.cases} labelled and {args.test_cases} unlabelled {args.size} scans "
+            f"in {args.folder}"
         )
         return {"folder": str(args.folder), "dry_run": True}
     with show_progress("phantom", args.cases + args.test_cases) as line:
@@ -109,8 +123,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         shown = [case.case_id for case in cases if case.liver_ml is not None][:MONTAGE_CASES]
         args.montage.parent.mkdir(parents=True, exist_ok=True)
         draw_montage(args.folder, shown).save(args.montage)
-        print(f"picture: {args.montage}")
-    print(
+        write_lines(f"picture: {args.montage}")
+    write_lines(
         f"{len(cases)} scans in {args.folder}; next: liverseg convert {quote_path(args.folder)} STORE"
     )
     return {"folder": str(args.folder), "cases": [asdict(case) for case in cases]}
@@ -127,12 +141,13 @@ def _make_follow_ups(args: argparse.Namespace) -> dict[str, Any]:
     )
     if args.dry_run:
         check_follow_up_folder(wanted)
-        print(f"would make {args.cases} patients at {wanted.dates} dates in {args.folder}")
+        write_lines(f"would make {args.cases} patients at {wanted.dates} dates in {args.folder}")
         return {"folder": str(args.folder), "dry_run": True}
     with show_progress("phantom", args.cases) as line:
         patients = write_follow_ups(wanted, lambda name: line.advance(note=name))
-    print(
-        f"{len(patients)} patients at {wanted.dates} dates in {args.folder}; next: liverseg follow labelsTr/..."
+    write_lines(
+        f"{len(patients)} patients at {wanted.dates} dates in {args.folder}; "
+        "next: liverseg follow labelsTr/..."
     )
     return {"folder": str(args.folder), "patients": patients}
 

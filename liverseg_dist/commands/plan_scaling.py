@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_dist.config import Settings
+from liverseg_dist.console import write_lines
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.planning.memory_estimate import trace_micro_batch
@@ -75,11 +76,11 @@ def _read_step_time(folder: Path) -> float:
 def _print_scale(
     rows: dict[str, list], published: dict[int, float], step: str, parameters: int
 ) -> None:
-    print(
-        f"one GPU's step {step}; {parameters / 1e6:.1f} M parameters; the batch per GPU stays the same"
-    )
-    print(
-        "efficiency, % of perfect scaling (bandwidths, latency and spread are assumptions unless given):"
+    write_lines(
+        f"one GPU's step {step}; {parameters / 1e6:.1f} M parameters; "
+        "the batch per GPU stays the same",
+        "efficiency, % of perfect scaling "
+        "(bandwidths, latency and spread are assumptions unless given):",
     )
     headings = ("GPUs", *rows, "MLPerf")
     lines = []
@@ -87,9 +88,9 @@ def _print_scale(
         shown = f"{100 * published[gpus]:.1f}" if gpus in published else ""
         lines.append((str(gpus), *(f"{100 * p[i].efficiency:.1f}" for p in rows.values()), shown))
     print_table(headings, lines, right=headings)
-    print(
-        "MLPerf: published U-Net3D figures on H100, 71.1, 65.1 and 62.7 samples/s per GPU at 8, 16 and 72 GPUs, over"
-    )
-    print(
-        "that at 8. Another network of this kind; there the batch per GPU shrinks as GPUs are added, here it does not."
+    write_lines(
+        "MLPerf: published U-Net3D figures on H100, 71.1, 65.1 and 62.7 samples/s per GPU "
+        "at 8, 16 and 72 GPUs, over",
+        "that at 8. Another network of this kind; there the batch per GPU shrinks as GPUs are "
+        "added, here it does not.",
     )

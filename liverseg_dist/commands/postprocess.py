@@ -17,6 +17,7 @@ are not predicted again.
 import argparse
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,14 +32,13 @@ from liverseg_dist.commands.run_cases import (
     store_for,
     voxels_of,
 )
-from liverseg_dist.commands.run_distributed import (
-    report_case_failure,
-    run_distributed,
-    silence_other_ranks,
-)
+from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
+from liverseg_dist.console import write_lines
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
+from liverseg_dist.distributed.collectives import broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
+from liverseg_dist.distributed.rank_zero import share_from_rank0
+from liverseg_dist.distributed.startup import start_rank
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
@@ -108,9 +108,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Predict the cases on all ranks, choose the operations, and save the choice on rank 0."""
-    world = World.from_environment(args.device)
-    silence_other_ranks(world)
-    # As in evaluate: several windows run at the same time, so the result does not depend on the thread count.
+    world = start_rank(args.device)
+    # As in evaluate: several windows run at the same time, so that the result does not depend on
+    # the number of threads.
     torch.set_num_threads(1)
     keep_freed_memory()
     loaded = load_runs(args, world, args.overrides, postprocessed=False)
@@ -145,23 +145,23 @@ def _choose_operations(
     monitor: HeartbeatMonitor,
 ) -> dict[str, Any]:
     failed = _predict_cases(search, world, monitor)
-    if world.is_main:
-        records = search.ledger.read_all()
-        print_scan_warnings(one for one in records if one["case_id"] in search.inputs.slabs)
+    world.call_on_rank0(partial(_write_scan_warnings, search))
     if failed:
         return {"failed": failed, "exit_code": EXIT_FAILED}
     cases = len(search.inputs.slabs)
     decisions = _decide_operations(search, world, monitor)
     chosen = {one.operation: one.option for one in decisions if one.kept}
     _print_decisions(decisions)
-    if world.is_main and not args.dry_run:
+
+    def save_choice() -> None:
         comment = _describe_choice(args, runs, decisions, cases)
         write_choice(args.run / POSTPROCESS, chosen, comment)
         record = {"chosen": chosen, "decisions": [asdict(one) for one in decisions]}
         write_json(search.folder / "choice.json", record)
+
     if not args.dry_run:
-        print(f"saved: {args.run / POSTPROCESS}", flush=True)
-    barrier()
+        share_from_rank0(save_choice)
+        write_lines(f"saved: {args.run / POSTPROCESS}")
     return {
         "chosen": chosen,
         "n_cases": cases,
@@ -170,6 +170,12 @@ def _choose_operations(
         "saved": None if args.dry_run else str(args.run / POSTPROCESS),
         "exit_code": EXIT_DONE,
     }
+
+
+def _write_scan_warnings(search: PostprocessSearch) -> None:
+    # The ledger also has cases of earlier calls, with another --part.
+    records = search.ledger.read_all()
+    print_scan_warnings(one for one in records if one["case_id"] in search.inputs.slabs)
 
 
 def _without_postprocessing(loaded: LoadedRun) -> LoadedRun:
@@ -202,7 +208,7 @@ def _predict_cases(
     failed: dict[str, str] = {}
     own = shard_cases(voxels_of(search.inputs), world.global_rank, world.world_size)
     total = len(search.inputs.slabs)
-    with case_progress("predict", total, world, monitor) as progress:
+    with case_progress("predict", total, monitor) as progress:
         for case_id in own:
             progress.report_activity(f"predicting {case_id}")
             try:
@@ -230,7 +236,7 @@ def _decide_operations(
     decisions: list[Decision] = []
     chosen: dict[str, Any] = {}
     total = len(OPERATIONS) * len(search.inputs.slabs)
-    with case_progress("try", total, world, monitor) as progress:
+    with case_progress("try", total, monitor) as progress:
         for operation in OPERATIONS:
             own_scores = {}
             for case_id in own:

@@ -17,9 +17,11 @@ the column `warnings`.
 
 import argparse
 import contextlib
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,12 @@ import torch
 from liverseg_dist.commands.case_progress import case_progress
 from liverseg_dist.commands.options import add_inference, window_threads
 from liverseg_dist.commands.run_cases import load_runs
-from liverseg_dist.commands.run_distributed import (
-    compute_on_rank0,
-    print_warning,
-    print_warning_lines,
-    report_case_failure,
-    run_distributed,
-    silence_other_ranks,
-)
+from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
+from liverseg_dist.console import write_lines, write_notes
 from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
+from liverseg_dist.distributed.rank_zero import share_from_rank0
+from liverseg_dist.distributed.startup import start_rank
 from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
@@ -53,8 +51,11 @@ from liverseg_dist.inference.scan_checks import (
 )
 from liverseg_dist.inference.scan_files import describe_skipped_files, find_scans
 from liverseg_dist.inference.work_division import divide_work
+from liverseg_dist.logging_setup import ONCE
 from liverseg_dist.texts.names import clean_text
 from liverseg_dist.texts.paths import expand_user_path, path_argument
+
+_logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Segment the scans on all ranks; rank 0 writes the table of volumes."""
-    world = World.from_environment(args.device)
-    silence_other_ranks(world)
-    # Several windows run at the same time instead, so the result does not depend on the thread count.
+    world = start_rank(args.device)
+    # Several windows run at the same time instead, so that the result does not depend on the number
+    # of threads.
     torch.set_num_threads(1)
     keep_freed_memory()
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not name_of_file:
         raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
     for line in describe_skipped_files(inputs):
-        print_warning(world, line)
+        _logger.warning("%s", line, extra=ONCE)
     files = list(name_of_file.values())
     new = [path for path in _output_paths(args.out) if not path.exists()]
     prediction = _build_prediction(args, overrides, world)
@@ -106,8 +107,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.out,
         lambda monitor: _predict(args, prediction, files, world, monitor),
     )
-    if world.is_main and result.get("masks") == [] and result["exit_code"] == EXIT_USER:
-        _remove(new)
+    if result.get("masks") == [] and result["exit_code"] == EXIT_USER:
+        world.call_on_rank0(partial(_remove, new))
     return result
 
 
@@ -138,11 +139,11 @@ def _predict(
     failed = segment_files(prediction, files, world, monitor)
     barrier()
     names = [prediction.get_scan_id(file) for file in files]
-    table = compute_on_rank0(world, lambda: str(prediction.write_volume_table()))
-    marks = compute_on_rank0(world, lambda: _collect_marks(prediction, names))
+    table = share_from_rank0(lambda: str(prediction.write_volume_table()))
+    marks = share_from_rank0(lambda: _collect_marks(prediction, names))
     all_are_mistakes = len(failed) == len(files) and all(failed.values())
     if not all_are_mistakes:
-        print(f"table: {table}", flush=True)
+        write_lines(f"table: {table}")
     exit_code = EXIT_DONE
     if failed:
         exit_code = EXIT_USER if all_are_mistakes else EXIT_FAILED
@@ -204,6 +205,13 @@ def segment_files(
         if file not in known:
             sizes[str(file)] = file.stat().st_size if file.is_file() else 0
     division = divide_work(sizes, world.global_rank, world.world_size)
+    _logger.debug(
+        "%d cases of an earlier call, %d new ones: %d of them alone, %d with the other ranks",
+        len(known),
+        len(sizes),
+        len(division.whole),
+        len(division.shared),
+    )
     parallel = WindowParallel(world.device)
     shared = replace(
         prediction,
@@ -212,7 +220,7 @@ def segment_files(
     )
     own = [*known[world.global_rank :: world.world_size], *map(Path, division.whole)]
     failed: dict[str, bool] = {}
-    with case_progress("predict", len(files), world, monitor) as progress:
+    with case_progress("predict", len(files), monitor) as progress:
         for file in map(Path, division.shared):
             progress.report_activity(f"segmenting {clean_text(file.name)}")
             failed |= _segment_shared_file(shared, file, world)
@@ -243,21 +251,27 @@ def _segment_own_file(prediction: ScanPredictor, file: Path, world: World) -> di
 
 def _segment_shared_file(prediction: ScanPredictor, file: Path, world: World) -> dict[str, bool]:
     """Segment a scan together with all other ranks; rank 0 writes the mask and records a failure."""
-    if world.is_main:
+
+    def segment() -> dict[str, bool]:
         return _segment_own_file(prediction, file, world)
-    try:
-        prediction.compute_shared_windows(file)
-    except (UserError, RunFailed) as error:
-        # Rank 0 has the same reason for a refused scan, and a rank that failed prints its own reason.
-        if not isinstance(error, (PeerFailed, ScanRefused)):
-            report_case_failure(error, world, prediction.out, clean_text(file.name))
-    return {}
+
+    def compute_windows() -> dict[str, bool]:
+        try:
+            prediction.compute_shared_windows(file)
+        except (UserError, RunFailed) as error:
+            # The rank that segments the scan has the same reason for a refused one, and a rank that
+            # failed prints its own reason.
+            if not isinstance(error, (PeerFailed, ScanRefused)):
+                report_case_failure(error, world, prediction.out, clean_text(file.name))
+        return {}
+
+    return world.select_for_rank(segment, compute_windows)
 
 
 def _segment_and_print(prediction: ScanPredictor, file: Path) -> None:
     record, was_done = prediction.segment_file(file)
-    print(_format_volumes(record, was_done), flush=True)
-    print_warning_lines(format_warnings(record["case_id"], record["findings"]))
+    write_lines(_format_volumes(record, was_done))
+    write_notes(*format_warnings(record["case_id"], record["findings"]))
 
 
 def _collect_marks(prediction: ScanPredictor, names: list[str]) -> dict[str, Any]:

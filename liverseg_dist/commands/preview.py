@@ -12,6 +12,7 @@ import numpy as np
 
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import IntensityConfig, Settings
+from liverseg_dist.console import write_lines
 from liverseg_dist.data.augment import (
     PRESETS,
     DeviceTransform,
@@ -69,8 +70,9 @@ def run(args: argparse.Namespace) -> dict:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.out) as file:
         render_preview(rows).save(file, format="PNG")
-    print(
-        f"{args.out}: {len(rows)} samples of {len(case_ids)} cases, augmentation {settings.data.augmentation}"
+    write_lines(
+        f"{args.out}: {len(rows)} samples of {len(case_ids)} cases, "
+        f"augmentation {settings.data.augmentation}"
     )
     return {"picture": str(args.out), "samples": len(rows), "cases": len(case_ids)}
 

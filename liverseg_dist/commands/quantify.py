@@ -16,7 +16,7 @@ Run the same line again after a stop: cases that are measured are kept.
 """
 
 import argparse
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,12 @@ from liverseg_dist.clinical.page import render_quantities
 from liverseg_dist.clinical.tables import lesions_csv, structures_csv
 from liverseg_dist.commands.options import add_inference
 from liverseg_dist.commands.predict import load_prediction, segment_files
-from liverseg_dist.commands.run_distributed import (
-    report_case_failure,
-    run_distributed,
-    silence_other_ranks,
-)
-from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
+from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
+from liverseg_dist.console import write_lines, write_notes
+from liverseg_dist.distributed.collectives import barrier, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
+from liverseg_dist.distributed.rank_zero import share_from_rank0
+from liverseg_dist.distributed.startup import start_rank
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from liverseg_dist.files import write_json, write_text
@@ -55,6 +54,7 @@ from liverseg_dist.texts.paths import expand_user_path, path_argument
 from liverseg_dist.tracking.progress import show_progress
 
 SCHEMA = 1
+MAX_CASES_SHOWN = 50
 Failures = dict[str, tuple[str, bool]]
 """Case -> why it failed, and whether that was the user's mistake."""
 
@@ -114,8 +114,7 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    world = World.from_environment(args.device)
-    silence_other_ranks(world)
+    world = start_rank(args.device)
     torch.set_num_threads(1)
     keep_freed_memory()
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
@@ -202,12 +201,9 @@ def measure_cases(
         all_mistakes = all(mistake for _, mistake in failures.values())
         error = UserError if all_mistakes else RunFailed
         raise error(f"none of {len(failures)} cases could be measured; the first: {reason}")
-    if world.is_main:
-        _write_results(
-            args, job, ordered, {name: text for name, (text, _) in failures.items()}, scheme
-        )
-    broadcast_from_rank0(None)
-    return _result(args, ordered, failures, sum(part[2] for part in parts))
+    reasons = {name: text for name, (text, _) in failures.items()}
+    share_from_rank0(lambda: _write_results(args, job, ordered, reasons, scheme))
+    return _result(args, ordered, failures, sum(part[2] for part in parts), world)
 
 
 def _measure_share(
@@ -219,7 +215,7 @@ def _measure_share(
     records: dict[str, dict[str, Any]] = {}
     failed: Failures = {}
     reused = 0
-    with show_progress("quantify", len(mine), quiet=not world.is_main) as line:
+    with show_progress("quantify", len(mine)) as line:
         for name in mine:
             watch.report_progress(-1, f"measuring {name}")
             try:
@@ -267,20 +263,27 @@ def _write_results(
 
 
 def _result(
-    args: argparse.Namespace, cases: list[dict[str, Any]], failures: Failures, reused: int
+    args: argparse.Namespace,
+    cases: list[dict[str, Any]],
+    failures: Failures,
+    reused: int,
+    world: World,
 ) -> dict[str, Any]:
-    for case in cases[:50]:
+    lines: list[str] = []
+    notes: list[str] = []
+    for case in cases[:MAX_CASES_SHOWN]:
         volumes = ", ".join(
             f"{s['structure']} {'>= ' if s['cut_by'] else ''}{s['volume_ml']:.1f} ml"
             for s in case["structures"][:6]
         )
         count = len(case["lesions"])
-        print(f"{case['case']}: {volumes}; {count} lesion{'' if count == 1 else 's'}")
-        for note in case["notes"]:
-            print(f"{case['case']}: {note}", file=sys.stderr)
-    if len(cases) > 50:
-        print(f"and {len(cases) - 50} more cases")
-    print(f"page: {args.out / 'quantities.html'}", flush=True)
+        lines.append(f"{case['case']}: {volumes}; {count} lesion{'' if count == 1 else 's'}")
+        notes += [f"{case['case']}: {note}" for note in case["notes"]]
+    if len(cases) > MAX_CASES_SHOWN:
+        lines.append(f"and {len(cases) - MAX_CASES_SHOWN} more cases")
+    # All ranks have the same cases; the notes on stderr must appear once.
+    world.call_on_rank0(partial(write_notes, *notes))
+    write_lines(*lines, f"page: {args.out / 'quantities.html'}")
     all_mistakes = not cases and all(mistake for _, mistake in failures.values())
     return {
         "out": str(args.out),

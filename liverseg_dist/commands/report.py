@@ -6,6 +6,7 @@ liverseg report runs/fold0
 import argparse
 from typing import Any
 
+from liverseg_dist.console import write_lines
 from liverseg_dist.evaluation.results import load_results, rewrite_results
 from liverseg_dist.texts.paths import path_argument
 
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     results = load_results(args.run)
     summary = rewrite_results(results)
     report = results.folder / "report.html"
-    print(f"{summary['n_cases']} cases\nreport: {report}")
+    write_lines(f"{summary['n_cases']} cases", f"report: {report}")
     return {
         "report": str(report),
         "summary": str(results.folder / "summary.json"),

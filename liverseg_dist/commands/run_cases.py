@@ -1,13 +1,15 @@
-"""What the commands on a finished run share: its models, and the cases of a store as slabs or whole scans."""
+"""What the commands on a finished run share: its models, and the cases of a store as slabs or
+whole scans."""
 
 import argparse
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.commands.run_distributed import print_warning, print_warning_lines
 from liverseg_dist.config import Settings
+from liverseg_dist.console import write_notes
 from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.modality import refuse_other_modality
 from liverseg_dist.data.store.case_store import CaseStore
@@ -22,6 +24,9 @@ from liverseg_dist.inference.load_run import (
 )
 from liverseg_dist.inference.outdated_results import OUTDATED_CHOICE, has_outdated_postprocessing
 from liverseg_dist.inference.scan_checks import fingerprint_scan_checks, format_warnings
+from liverseg_dist.logging_setup import ONCE
+
+_logger = logging.getLogger(__name__)
 
 
 def load_runs(
@@ -42,13 +47,13 @@ def load_runs(
         for kind in kinds:
             runs.append(load_run(path, world.device, overrides, kind, postprocessed))
     if postprocessed and has_outdated_postprocessing(runs[0]):
-        print_warning(world, f"{runs[0].path / POSTPROCESS} {OUTDATED_CHOICE}")
+        _logger.warning("%s %s", runs[0].path / POSTPROCESS, OUTDATED_CHOICE, extra=ONCE)
     if runs[0].settings.inference.mirror:
-        _warn_of_unmirrored_axes(runs, world)
+        _warn_of_unmirrored_axes(runs)
     return runs
 
 
-def _warn_of_unmirrored_axes(runs: Sequence[LoadedRun], world: World) -> None:
+def _warn_of_unmirrored_axes(runs: Sequence[LoadedRun]) -> None:
     """A network that was not trained on mirrored patches is not mirrored in inference either."""
     common = set(find_common_mirror_axes(runs))
     of_some_runs: set[int] = set()
@@ -57,14 +62,15 @@ def _warn_of_unmirrored_axes(runs: Sequence[LoadedRun], world: World) -> None:
     left_out = sorted(of_some_runs - common)
     if left_out:
         names = ", ".join("zyx"[axis] for axis in left_out)
-        print_warning(
-            world, f"not mirrored along {names}: some of these models were trained without"
+        _logger.warning(
+            "not mirrored along %s: some of these models were trained without", names, extra=ONCE
         )
     elif not common:
-        print_warning(
-            world,
-            f"{runs[0].path}: inference.mirror=true changes nothing: training mirrored no axis "
+        _logger.warning(
+            "%s: inference.mirror=true changes nothing: training mirrored no axis "
             "(data.augmentation, data.mirror_axes)",
+            runs[0].path,
+            extra=ONCE,
         )
 
 
@@ -113,7 +119,7 @@ def print_scan_warnings(records: Iterable[Mapping[str, Any]]) -> None:
         records: entries of a ledger.
     """
     for record in records:
-        print_warning_lines(format_warnings(record["case_id"], record.get("scan_findings", ())))
+        write_notes(*format_warnings(record["case_id"], record.get("scan_findings", ())))
 
 
 def voxels_of(inputs: CaseInputs) -> dict[str, int]:

@@ -9,11 +9,12 @@ are not scored again.
 """
 
 import argparse
-import sys
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
+from liverseg_dist.console import write_error, write_lines
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError, printable
@@ -36,6 +37,7 @@ from liverseg_dist.texts.paths import path_argument
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.volume import Volume
 
+_logger = logging.getLogger(__name__)
 MAX_NAMED_CASES = 10
 
 
@@ -93,7 +95,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     pairing = pair_masks(args.prediction, args.truth)
     for folder in (args.prediction, args.truth):
         for left_out in describe_left_out(folder):
-            print(f"warning: {left_out}", file=sys.stderr)
+            _logger.warning("%s", left_out)
     ledger = open_ledger(args.out / LEDGER, args.connectivity, args.ignore_affine)
     job = ScoreJob(ledger, read_mask, args.connectivity, args.ignore_affine)
     outcomes = []
@@ -103,7 +105,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             line.advance(note=outcome.case_id)
     failures = {outcome.case_id: outcome.error for outcome in outcomes if outcome.error is not None}
     for error in failures.values():
-        print(f"liverseg: {error}", file=sys.stderr)
+        write_error(error)
     scored = {outcome.case_id for outcome in outcomes if outcome.error is None}
     cases = [case for case in ledger.read_all() if case["case_id"] in scored]
     if not cases:
@@ -151,7 +153,7 @@ def _draw_pictures(
         for outcome in draw_pairs(pairs, job, drawing, args.workers):
             line.advance(note=outcome.case_id)
             if outcome.error is not None:
-                print(f"liverseg: {outcome.error}", file=sys.stderr)
+                write_error(outcome.error)
 
 
 def read_mask(file: Path) -> Volume:
@@ -182,12 +184,9 @@ def _details(args: argparse.Namespace) -> dict[str, object]:
 def _print_summary(
     summary: dict[str, Any], cases: list[dict[str, Any]], pairing: Pairing, out: Path
 ) -> None:
-    print(f"{summary['n_cases']} cases")
-    for line in format_summary(summary):
-        print(line)
-    for note in list_distance_notes(cases):
-        print(f"note: {note}")
+    lines = [f"{summary['n_cases']} cases", *format_summary(summary)]
+    lines += [f"note: {note}" for note in list_distance_notes(cases)]
     for reason, names in (("prediction", pairing.missing), ("truth", pairing.extra)):
         if names:
-            print(f"no {reason} for {len(names)}: {', '.join(names[:MAX_NAMED_CASES])}")
-    print(f"report: {out / 'report.html'}")
+            lines.append(f"no {reason} for {len(names)}: {', '.join(names[:MAX_NAMED_CASES])}")
+    write_lines(*lines, f"report: {out / 'report.html'}")

@@ -19,6 +19,7 @@ from liverseg_dist.config import Settings
 from liverseg_dist.config.describe import describe_keys
 from liverseg_dist.config.mistakes import KEYS_OF_OTHER_PROGRAMS
 from liverseg_dist.config.shipped import list_shipped_configs
+from liverseg_dist.console import write_lines
 from liverseg_dist.errors import UserError
 from liverseg_dist.texts.suggestions import suggest_name
 
@@ -73,10 +74,11 @@ def _select_word(settings: Described, word: str) -> Described:
 
 
 def _print_settings(settings: Described) -> None:
+    lines: list[str] = []
     for key, entry in settings.items():
-        print(f"{key} = {_as_yaml(entry['default'])}   ({entry['kind']})")
-        for line in textwrap.wrap(entry["meaning"], WIDTH - 4):
-            print(f"    {line}")
+        lines.append(f"{key} = {_as_yaml(entry['default'])}   ({entry['kind']})")
+        lines += [f"    {line}" for line in textwrap.wrap(entry["meaning"], WIDTH - 4)]
+    write_lines(*lines)
 
 
 def _print_sections(settings: Described) -> None:
@@ -84,10 +86,11 @@ def _print_sections(settings: Described) -> None:
     for key in settings:
         section, _, name = key.partition(".")
         names.setdefault(section, []).append(name)
+    lines: list[str] = []
     for section in sorted(names):
         listing = textwrap.shorten(", ".join(names[section]), WIDTH - 12, placeholder=" ...")
-        print(f"{section:12}{listing}".rstrip())
-    print("liverseg settings SECTION lists defaults, choices and meaning")
+        lines.append(f"{section:12}{listing}".rstrip())
+    write_lines(*lines, "liverseg settings SECTION lists defaults, choices and meaning")
 
 
 def _print_shipped_configs() -> dict[str, str]:
@@ -97,7 +100,7 @@ def _print_shipped_configs() -> dict[str, str]:
         name = f"configs/{path.name}"
         paths[name] = str(path)
         title = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        print(f"{name}\n    {title}\n    {path}")
+        write_lines(name, f"    {title}", f"    {path}")
     return paths
 
 

@@ -9,26 +9,27 @@ The run folder gets config.yaml, TensorBoard events, metrics.jsonl, checkpoints/
 """
 
 import argparse
+import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 
 from liverseg_dist.commands.options import add_device, add_settings, settings_from
-from liverseg_dist.commands.run_distributed import (
-    compute_or_fail_together,
-    print_warning,
-    run_distributed,
-    silence_other_ranks,
-)
+from liverseg_dist.commands.run_distributed import run_distributed
 from liverseg_dist.config import Settings, load_settings
+from liverseg_dist.console import write_lines
 from liverseg_dist.distributed.collectives import gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
+from liverseg_dist.distributed.rank_zero import share_from_rank0
+from liverseg_dist.distributed.startup import start_rank
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_RESUMABLE, RunFailed, UserError
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.outdated_results import find_outdated_results
+from liverseg_dist.logging_setup import ONCE
 from liverseg_dist.tracking.writer import tensorboard_command
 from liverseg_dist.training.components import (
     TrainingComponents,
@@ -41,6 +42,7 @@ from liverseg_dist.training.run_folder import EXTENSIBLE, RunFolder, check_setti
 from liverseg_dist.training.store_conflicts import describe_store_conflicts
 from liverseg_dist.training.trainer import Trainer, TrainingResult
 
+_logger = logging.getLogger(__name__)
 MAX_STATUS_CHARACTERS = 500
 
 
@@ -67,27 +69,26 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     if settings.run.dir is None:
         raise UserError("run.dir is not set; give the run a folder, e.g. run.dir=runs/first")
     folder = RunFolder(settings.run.dir)
-    world = World.from_environment(args.device)
+    world = start_rank(args.device)
     keep_freed_memory()
-    silence_other_ranks(world)
     store = open_store(settings)
     conflicts = describe_store_conflicts(settings, store, args.overrides)
     if conflicts:
-        print_warning(world, conflicts)
+        _logger.warning("%s", conflicts, extra=ONCE)
     settings = resolve_settings(settings, store)
     was_started = folder.config.exists()
-    _check_settings(settings, world, was_started)
+    _check_settings(settings, was_started)
 
     def work(monitor: HeartbeatMonitor) -> dict[str, Any]:
         threads = folder.recorded_threads(world.global_rank, world.world_size)
         components = build_components(settings, store, world, threads)
-        print(_describe_plan(components, world), flush=True)
+        _logger.info("%s", _describe_plan(components, world))
         if args.dry_run:
             if was_started:
                 recorded = load_settings([folder.config], warn_of_old_keys=False)
                 check_settings_compatible(recorded, settings, folder.path, EXTENSIBLE)
             return {"run": str(folder.path), "dry_run": True}
-        compute_or_fail_together(world, lambda: folder.open(settings))
+        share_from_rank0(lambda: folder.open(settings))
         try:
             return _train(folder, components, world, monitor)
         except KeyboardInterrupt:
@@ -111,13 +112,17 @@ def _record_status(
     monitor: HeartbeatMonitor,
     message: str,
 ) -> None:
-    """Write the status of a run that ends early. A full disk, perhaps the cause, must not hide the reason."""
-    if world.is_main:
-        with suppress(OSError):
-            folder.set_status(status, read_step(), monitor.last_step, message)
+    """Write the status of a run that ends early."""
+
+    def write_status() -> None:
+        folder.set_status(status, read_step(), monitor.last_step, message)
+
+    # A full disk may be the cause. It must not hide the reason.
+    with suppress(OSError):
+        world.call_on_rank0(write_status)
 
 
-def _check_settings(settings: Settings, world: World, was_started: bool) -> None:
+def _check_settings(settings: Settings, was_started: bool) -> None:
     """Refuse or warn of settings that are valid one by one but not together. Raises `UserError`."""
     freeze = settings.train.fine_tune.freeze
     if freeze != "none" and settings.model.pretrained is None and not was_started:
@@ -127,10 +132,11 @@ def _check_settings(settings: Settings, world: World, was_started: bool) -> None
         )
     slices = settings.convert.slab.slices
     if settings.data.patch_size[0] > slices:
-        print_warning(
-            world,
-            f"data.patch_size is {settings.data.patch_size[0]} slices high, slabs have {slices}: "
-            "the rest is padding",
+        _logger.warning(
+            "data.patch_size is %d slices high, slabs have %d: the rest is padding",
+            settings.data.patch_size[0],
+            slices,
+            extra=ONCE,
         )
 
 
@@ -148,18 +154,17 @@ def _train(
         return change, read_horizons(folder.path)
 
     # Only rank 0 accesses the folder; the other ranks receive what it has read.
-    change, earlier = compute_or_fail_together(world, record_start)
+    change, earlier = share_from_rank0(record_start)
     trainer.schedule = Schedule(components.settings.train, earlier)
     if change:
-        print(change, flush=True)
+        _logger.info("%s", change)
     if first:
-        print(f"continues at step {first} of {max_steps}", flush=True)
-    if world.is_main:
-        folder.set_status("running", first, max_steps)
+        _logger.info("continues at step %d of %d", first, max_steps)
+    world.call_on_rank0(partial(folder.set_status, "running", first, max_steps))
     result = trainer.run()
     step = result.progress.step
-    if world.is_main:
-        folder.set_status("stopped" if result.stopped_by else "finished", step, max_steps)
+    status = "stopped" if result.stopped_by else "finished"
+    world.call_on_rank0(partial(folder.set_status, status, step, max_steps))
     if result.stopped_by and not result.saved:
         raise RunFailed(
             f"stopped at step {step} by {result.stopped_by}, but the last checkpoint could not be "
@@ -173,15 +178,15 @@ def _report_result(folder: RunFolder, result: TrainingResult, max_steps: int) ->
     """Print how the training ended and return the result of the command."""
     step, reason = result.progress.step, result.stopped_by
     if reason:
-        print(
-            f"stopped at step {step} of {max_steps} by {reason}; all is saved, the same line continues",
-            flush=True,
+        write_lines(
+            f"stopped at step {step} of {max_steps} by {reason}; all is saved, the same line continues"
         )
     else:
-        print(f"done: {step} steps{describe_scores(folder, result)}", flush=True)
-        print(f"weights: {folder.model}; curves: {tensorboard_command(folder.path)}", flush=True)
-        for stale in find_outdated_results(folder.path):
-            print(f"note: {stale}", flush=True)
+        write_lines(
+            f"done: {step} steps{describe_scores(folder, result)}",
+            f"weights: {folder.model}; curves: {tensorboard_command(folder.path)}",
+            *(f"note: {stale}" for stale in find_outdated_results(folder.path)),
+        )
     return {
         "run": str(folder.path),
         "step": step,

@@ -4,9 +4,9 @@ liverseg verify store.zarr
 """
 
 import argparse
-import sys
 from typing import Any
 
+from liverseg_dist.console import write_error, write_lines
 from liverseg_dist.data.store.layout import CASES
 from liverseg_dist.data.store.verify_store import verify_store
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED
@@ -31,16 +31,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
         damage = verify_store(args.store, count_case)
     for item in damage:
-        print(f"liverseg: {item}", file=sys.stderr)
+        write_error(item)
     named = sorted({item.case_id for item in damage if item.case_id})
     if named:
-        print(
-            f"{args.store}: {len(damage)} findings; remove {CASES}/<case> of {', '.join(named)} and convert again"
+        verdict = (
+            f"{len(damage)} findings; remove {CASES}/<case> of {', '.join(named)} and convert again"
         )
     elif damage:
-        print(f"{args.store}: {len(damage)} findings; convert again, which writes what is missing")
+        verdict = f"{len(damage)} findings; convert again, which writes what is missing"
     else:
-        print(f"{args.store}: {checked} cases, all checksums are correct")
+        verdict = f"{checked} cases, all checksums are correct"
+    write_lines(f"{args.store}: {verdict}")
     return {
         "store": str(args.store),
         "cases": checked,

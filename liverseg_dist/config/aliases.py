@@ -19,12 +19,24 @@ RENAMED_KEYS = {
     "convert.cleaning.thick_order": "convert.cleaning.order_z",
     "data.unreadable": "data.on_read_error",
     "train.nonfinite": "train.on_nonfinite",
+    "inference.tumour_threshold": "inference.lesion_threshold",
+    "inference.tumour_reach_mm": "inference.reach_mm",
+    "inference.tumour_cut_mm": "inference.cut_mm",
+    "inference.min_tumour_ml": "inference.min_volume_ml",
 }
 """Old dotted key -> present key. Only the last part of a key may differ."""
 
 _logger = logging.getLogger(__name__)
 _reported: set[str] = set()
 """Old keys that this process has warned about."""
+
+
+def former_name(key: str) -> str:
+    """Return the former last part of a dotted key; the present one where it never changed."""
+    for old, new in RENAMED_KEYS.items():
+        if new == key:
+            return old.rpartition(".")[2]
+    return key.rpartition(".")[2]
 
 
 def current_key(key: str) -> str:

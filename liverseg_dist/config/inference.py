@@ -1,10 +1,18 @@
-"""Settings of sliding-window inference (`inference.*`)."""
+"""Settings of sliding-window inference (`inference.*`).
+
+Thresholding and post-processing are set by structure, either for all structures they apply to
+(`min_volume_ml: 0.1`) or by name (`min_volume_ml: {tumour: 0.1}`). `inference.structure_settings`
+resolves them for the labels of a run.
+"""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from liverseg_dist.config.base import Section
+
+Threshold = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
 
 
 class InferenceConfig(Section):
@@ -23,19 +31,23 @@ class InferenceConfig(Section):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Precision of the network; tf32: fp32 with NVIDIA's TF32 matrix products, on a CPU the same as
     fp32."""
-    tumour_threshold: float = Field(default=0.0, ge=0, lt=1)
-    """Inside the liver a voxel is tumour from this probability on; 0: where tumour is the most
-    likely class."""
-    largest_component: bool = False
-    """Keep only the largest connected liver (with its tumours)."""
-    fill_holes: bool = False
-    """Background enclosed by liver becomes liver; enclosed only by tumour, it becomes tumour."""
-    tumour_reach_mm: float | None = Field(default=None, ge=0)
-    """Remove tumours further than this from predicted liver tissue. With largest_component the
-    distance is from the kept liver, so detached tumours near it are kept. null: no limit."""
-    tumour_cut_mm: float | None = Field(default=None, ge=0)
-    """Remove the part of a tumour that is further than this outside the liver; the rest is kept. A
-    voxel is inside if liver tissue encloses it in an axial, coronal or sagittal slice. null: no
-    limit."""
-    min_tumour_ml: float = Field(default=0.0, ge=0)
-    """Remove predicted tumour components smaller than this."""
+    lesion_threshold: Threshold | dict[str, Threshold] = 0.0
+    """Inside its organ a voxel is lesion from this probability on; 0: where the lesion is the most
+    likely class. One number for every lesion structure, or {NAME: number}."""
+    largest_component: bool | tuple[str, ...] = False
+    """Keep only the largest connected part of an organ (with its lesions). true: each organ that
+    contains lesions (each organ where none does), or a list of names."""
+    fill_holes: bool | tuple[str, ...] = False
+    """Background enclosed by an organ becomes organ; enclosed only by a lesion, it becomes lesion.
+    true or a list of names, as for largest_component."""
+    reach_mm: NonNegative | dict[str, NonNegative | None] | None = None
+    """Remove lesions further than this from predicted tissue of their organ. With largest_component
+    the distance is from the kept organ, so detached lesions near it are kept. null: no limit. One
+    number for every lesion inside an organ, or {NAME: number}."""
+    cut_mm: NonNegative | dict[str, NonNegative | None] | None = None
+    """Remove the part of a lesion that is further than this outside its organ; the rest is kept. A
+    voxel is inside if tissue of the organ encloses it in an axial, coronal or sagittal slice. null:
+    no limit. One number, or {NAME: number}."""
+    min_volume_ml: NonNegative | dict[str, NonNegative] = 0.0
+    """Remove connected parts smaller than this: a number for every lesion structure, or {NAME:
+    number} for any structure. A small lesion becomes tissue of its organ."""

@@ -21,6 +21,10 @@ import torch
 import torch.distributed as dist
 
 from liverseg_dist.cores import usable_cores
+from liverseg_dist.distributed.process_groups import (
+    abort_process_groups,
+    destroy_process_groups,
+)
 from liverseg_dist.distributed.tcp_store import (
     LOOPBACK,
     PRIVATE_RENDEZVOUS_VARIABLE,
@@ -74,7 +78,11 @@ class World:
         return self.world_size > 1
 
     def select_for_rank(self, on_rank0: Callable[[], T], elsewhere: Callable[[], T]) -> T:
-        """Create an object that differs between ranks, for example a writer or a null writer."""
+        """Call the function for this rank and return its result.
+
+        For an object that differs between ranks, such as a writer or a null writer, and for work
+        that rank 0 finishes while the other ranks only compute their share.
+        """
         return on_rank0() if self.is_main else elsewhere()
 
     def call_on_rank0(self, action: Callable[[], T]) -> T | None:
@@ -84,11 +92,6 @@ class World:
         have to stop with an error of rank 0.
         """
         return action() if self.is_main else None
-
-    def print_once(self, text: str) -> None:
-        """Print a line of the command's result to stdout, on rank 0 only."""
-        if self.is_main:
-            print(text, flush=True)
 
     @property
     def _is_one_node(self) -> bool:
@@ -142,6 +145,12 @@ class World:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             try:
                 self._join_process_group(timedelta(seconds=timeout_s))
+                _logger.debug(
+                    "connected at %s, backend %s, timeout %g s",
+                    self.master,
+                    backend_for(self.device),
+                    timeout_s,
+                )
             except RuntimeError as error:
                 raise RunFailed(
                     connection_error_message(f"rank {self.global_rank}", self.master, error)
@@ -149,15 +158,17 @@ class World:
         local_rank = os.environ.get("LOCAL_RANK")
         try:
             yield self
+        except BaseException:
+            # The other ranks may wait for this one in a collective call. A regular end would wait
+            # for them.
+            abort_process_groups()
+            raise
         finally:
             # DeepSpeed may have changed it.
             os.environ.pop("LOCAL_RANK", None)
             if local_rank is not None:
                 os.environ["LOCAL_RANK"] = local_rank
-            # With an open group some ranks abort at interpreter exit, and the job would count as
-            # failed although its work is done.
-            if dist.is_initialized():
-                dist.destroy_process_group()
+        destroy_process_groups()
 
     def _join_process_group(self, timeout: timedelta) -> None:
         host, _, port = self.master.rpartition(":")

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from liverseg_dist.errors import UserError
+from liverseg_dist.evaluation.case_scores import find_common_structures, find_scores
 from liverseg_dist.evaluation.metrics.bootstrap import (
     LEVEL,
     RESAMPLES,
@@ -23,7 +24,6 @@ from liverseg_dist.evaluation.metrics.bootstrap import (
 )
 from liverseg_dist.evaluation.metrics.registry import METRICS, Metric
 from liverseg_dist.evaluation.summary import compute_exact_mean
-from liverseg_dist.labels import STRUCTURES
 
 COMPARED = tuple(metric for metric in METRICS if metric.is_compared)
 Case = dict[str, Any]
@@ -52,14 +52,18 @@ def compare_evaluations(first: Sequence[Case], second: Sequence[Case]) -> dict[s
             "the two evaluations have no case in common; "
             "compare runs that were scored on the same cases"
         )
-    rows = []
-    for structure in STRUCTURES:
+    rows: list[dict[str, Any]] = []
+    structures_b = set(find_common_structures(second))
+    for structure in find_common_structures(first):
+        # Models with other structures are compared on those that both have.
+        if structure not in structures_b:
+            continue
         for metric in COMPARED:
             pairs = []
             for case_id in shared:
-                value_a = cases_a[case_id][structure].get(metric.name)
-                value_b = cases_b[case_id][structure].get(metric.name)
-                pairs.append((value_a, value_b))
+                scores_a = find_scores(cases_a[case_id], structure) or {}
+                scores_b = find_scores(cases_b[case_id], structure) or {}
+                pairs.append((scores_a.get(metric.name), scores_b.get(metric.name)))
             rows.append(_compare_metric(structure, metric, pairs))
     for row, adjusted in zip(rows, apply_holm_correction([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted

@@ -13,13 +13,14 @@ from typing import Any
 from markupsafe import Markup
 
 import liverseg_dist.evaluation.report.svg as svg
-from liverseg_dist.labels import STRUCTURES
 
 TRAINING = "training.json"
 METRICS_FILE = "metrics.jsonl"
 LOSS, LEARNING_RATE = "train/loss", "train/learning_rate"
-DICE = {structure: f"validation/dice_{structure}" for structure in STRUCTURES}
-CURVE_NAMES = (LOSS, LEARNING_RATE, *DICE.values())
+DICE_PREFIX = "validation/dice_"
+"""Followed by the name of a structure."""
+POOLED_DICE = "global_"
+"""Starts the name of a tag of Dice pooled over cases, which is not drawn."""
 MAX_POINTS = 400
 MAX_DOTS = 60
 """A longer curve is drawn as a line without dots."""
@@ -41,16 +42,16 @@ def read_curves(run: Path) -> Curves:
     except OSError:
         return {}
     # By step: a resumed run may have written a step twice, the later value counts.
-    values: dict[str, dict[int, float]] = {name: {} for name in CURVE_NAMES}
+    values: dict[str, dict[int, float]] = {LOSS: {}, LEARNING_RATE: {}}
     for line in lines:
         try:
             row = json.loads(line)
             step = int(row["step"])
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        for name in CURVE_NAMES:
-            if _is_finite_number(row.get(name)):
-                values[name][step] = float(row[name])
+        for name, value in row.items():
+            if _is_curve(name) and _is_finite_number(value):
+                values.setdefault(name, {})[step] = float(value)
     curves: Curves = {}
     for name, by_step in values.items():
         if by_step:
@@ -69,7 +70,10 @@ def load_training(folder: Path) -> dict[str, Curves]:
 
 def draw_curves(curves: Curves) -> dict[str, Markup]:
     """Draw the charts of a run, by title; a chart with fewer than two points is left out."""
-    dice = [(structure, curves.get(key, [])) for structure, key in DICE.items()]
+    dice = []
+    for name, points in curves.items():
+        if name.startswith(DICE_PREFIX):
+            dice.append((name.removeprefix(DICE_PREFIX), points))
     series_by_title = {
         "Training loss": [("loss", curves.get(LOSS, []))],
         "Validation Dice": dice,
@@ -118,14 +122,24 @@ def _thin_points(points: list[list[float]]) -> list[list[float]]:
 def _select_valid_curves(curves: Mapping[str, Any]) -> Curves:
     """The known curves with their finite values: the file may have been edited."""
     valid: Curves = {}
-    for name in CURVE_NAMES:
+    for name, entries in curves.items():
+        if not _is_curve(name):
+            continue
         points = []
-        for step, value in curves.get(name, []):
+        for step, value in entries:
             if _is_finite_number(value):
                 points.append([float(step), float(value)])
         if points:
             valid[name] = points
     return valid
+
+
+def _is_curve(name: object) -> bool:
+    if not isinstance(name, str):
+        return False
+    structure = name.removeprefix(DICE_PREFIX)
+    is_dice = structure != name and not structure.startswith(POOLED_DICE)
+    return is_dice or name in (LOSS, LEARNING_RATE)
 
 
 def _is_finite_number(value: object) -> bool:

@@ -6,8 +6,8 @@ The report and the terminal output of `evaluate` and `score` show them below the
 from collections.abc import Sequence
 from typing import Any
 
+from liverseg_dist.evaluation.case_scores import list_scored
 from liverseg_dist.evaluation.metrics.surface import BORDER_KEYS, TOLERANCES_MM
-from liverseg_dist.labels import STRUCTURES
 
 Case = dict[str, Any]
 
@@ -64,7 +64,9 @@ def list_edge_notes(cases: Sequence[Case]) -> list[str]:
     differing = [case for case in cases if has_edge_difference(case)]
     if not differing:
         return []
-    candidates = [(case, structure) for case in differing for structure in STRUCTURES]
+    candidates = []
+    for case in differing:
+        candidates += [(case, structure) for structure in list_scored(case)]
     case, structure = max(candidates, key=lambda item: _edge_difference_mm(*item))
     scores = case[structure]
     opened, closed = _format_mm(scores["mssd_mm"]), _format_mm(scores["mssd_closed_mm"])
@@ -79,7 +81,7 @@ def list_edge_notes(cases: Sequence[Case]) -> list[str]:
 
 def has_edge_difference(case: Case) -> bool:
     """Whether the open and the closed border distances of a case differ."""
-    for structure in STRUCTURES:
+    for structure in list_scored(case):
         scores = case[structure]
         for name in BORDER_KEYS:
             closed = f"{name}_closed_mm"

@@ -19,6 +19,7 @@ from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY
 from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, align_prediction
 from liverseg_dist.evaluation.report.overlays import save_pictures
 from liverseg_dist.files import file_sha256
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme
 from liverseg_dist.volume import Volume
 from liverseg_dist.workers import terminal_signals_blocked, worker_pool
 
@@ -34,6 +35,7 @@ class ScoreJob:
     read_mask: ReadMask
     connectivity: int = LITS_CONNECTIVITY
     ignore_affine: bool = False
+    labels: LabelScheme = LITS_SCHEME
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,19 @@ class ScoreOutcome:
     is_reused: bool = False
 
 
-def open_ledger(folder: Path, connectivity: int, ignore_affine: bool) -> Ledger:
+def open_ledger(
+    folder: Path, connectivity: int, ignore_affine: bool, labels: LabelScheme = LITS_SCHEME
+) -> Ledger:
     """Open the ledger of a comparison of folders; other settings need other entries."""
-    return Ledger(
-        folder, {"score": "folders", "connectivity": connectivity, "ignore_affine": ignore_affine}
-    )
+    settings: dict[str, object] = {
+        "score": "folders",
+        "connectivity": connectivity,
+        "ignore_affine": ignore_affine,
+    }
+    # Absent for LiTS: ledgers of earlier versions, which had no choice, stay valid.
+    if labels != LITS_SCHEME:
+        settings["labels"] = labels.to_json()
+    return Ledger(folder, settings)
 
 
 def score_pairs(pairs: Sequence[MaskPair], job: ScoreJob, workers: int) -> Iterator[ScoreOutcome]:
@@ -117,7 +127,12 @@ def score_pair(pair: MaskPair, job: ScoreJob) -> ScoreOutcome:
             return ScoreOutcome(pair.case_id, is_reused=True)
         prediction, truth = read_pair(pair, job)
         scores = score_case(
-            pair.case_id, prediction.voxels, truth.voxels, truth.spacing_mm, job.connectivity
+            pair.case_id,
+            prediction.voxels,
+            truth.voxels,
+            truth.spacing_mm,
+            job.connectivity,
+            labels=job.labels,
         )
     # One bad file must not stop the other cases, so every error is recorded.
     except Exception as error:

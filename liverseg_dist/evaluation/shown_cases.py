@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from liverseg_dist.evaluation.case_scores import list_scored
 from liverseg_dist.evaluation.ledger import encode_file_name
 from liverseg_dist.evaluation.report.overlays import load_pictures
 from liverseg_dist.files import write_text
@@ -31,23 +32,26 @@ Case = dict[str, Any]
 
 
 def worst_first_key(case: Case) -> tuple[float, float, str]:
-    """Sort key, worst first: mean Dice of the two structures, then HD95 of the liver."""
-    mean_dice = (case["liver"]["dice"] + case["tumour"]["dice"]) / 2
-    return mean_dice, -(case["liver"]["hd95_mm"] or 0.0), case["case_id"]
+    """Sort key, worst first: mean Dice of the structures, then HD95 of the first structure."""
+    scored = list_scored(case)
+    mean_dice = sum(case[name]["dice"] for name in scored) / len(scored)
+    return mean_dice, -(case[scored[0]]["hd95_mm"] or 0.0), case["case_id"]
 
 
 def select_shown_cases(
     cases: Sequence[Case], worst: int = NUM_WORST, best: int = NUM_BEST
 ) -> list[tuple[str, Case]]:
-    """Select the worst and the best cases; cases without a true liver are left out.
+    """Select the worst and the best cases; cases without any true structure are left out.
 
     Returns:
         Pairs of `worst` or `best` and the case; the worst case and the best case come first in
         their group. No case is listed twice.
     """
-    ranked = sorted(
-        (case for case in cases if case["liver"]["truth_voxels"] > 0), key=worst_first_key
-    )
+    with_truth = []
+    for case in cases:
+        if any(case[name]["truth_voxels"] > 0 for name in list_scored(case)):
+            with_truth.append(case)
+    ranked = sorted(with_truth, key=worst_first_key)
     # With few cases, half of them may be the worst, so that some best ones remain.
     worst = min(worst, max(len(ranked) - best, (len(ranked) + 1) // 2))
     chosen = [("worst", case) for case in ranked[:worst]]

@@ -12,6 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from liverseg_dist.evaluation.case_scores import (
+    find_burden,
+    find_common_structures,
+    find_lesion_scores,
+    find_scores,
+    has_first_form_of,
+    list_lesion_structures,
+)
 from liverseg_dist.evaluation.metrics.bootstrap import (
     LEVEL,
     RESAMPLES,
@@ -25,9 +33,9 @@ from liverseg_dist.evaluation.metrics.calibration import pool_calibration
 from liverseg_dist.evaluation.metrics.lesions import DETECTED_METRICS, IOU_THRESHOLDS, SIZE_CLASSES
 from liverseg_dist.evaluation.metrics.overlap import OverlapCounts, pool_dice
 from liverseg_dist.evaluation.metrics.registry import CASE_METRICS
-from liverseg_dist.labels import STRUCTURES
 
-SCHEMA = 1
+SCHEMA = 2
+"""Schema 1 had no `structures`: its structures are those of LiTS."""
 VOXEL_COUNTS = ("prediction_voxels", "truth_voxels", "intersection_voxels")
 QUARTILES = ("min", "q25", "median", "q75", "max")
 Case = dict[str, Any]
@@ -53,12 +61,25 @@ def aggregate_scores(cases: Iterable[Case]) -> dict[str, Any]:
     summary: dict[str, Any] = {"schema": SCHEMA, "n_cases": len(ordered)}
     # One set of draws for all figures: their intervals are then based on the same cases.
     indices = resample_indices(len(ordered)) if ordered else np.zeros((0, 0), dtype=int)
-    for structure in STRUCTURES:
-        summary[structure] = _summarize_structure([case[structure] for case in ordered], indices)
-    summary["tumour"]["detection"] = _summarize_detection(ordered, indices)
-    summary["tumour"]["detected_lesions"] = _summarize_detected_lesions(ordered)
-    summary["burden"] = _summarize_burden(ordered, indices)
-    summary["calibration"] = _summarize_calibration(ordered)
+    structures = find_common_structures(ordered)
+    summary["structures"] = list(structures)
+    for structure in structures:
+        scores = [find_scores(case, structure) for case in ordered]
+        summary[structure] = _summarize_structure(scores, indices)
+    for structure in list_lesion_structures(ordered):
+        lesions = [find_lesion_scores(case, structure) for case in ordered]
+        summary[structure]["detection"] = _summarize_detection(lesions, indices)
+        summary[structure]["detected_lesions"] = _summarize_detected_lesions(lesions)
+    for structure in structures:
+        burdens = [find_burden(case, structure) for case in ordered]
+        if any(burden is not None for burden in burdens):
+            summary[structure]["burden"] = _summarize_burden(burdens, indices)
+    if has_first_form_of(ordered):
+        # Readers of schema 1 find the burden here.
+        lesion = list_lesion_structures(ordered)[0]
+        burdens = [find_burden(case, lesion) for case in ordered]
+        summary["burden"] = _summarize_burden(burdens, indices)
+    summary["calibration"] = _summarize_calibration(ordered, structures)
     summary["bootstrap"] = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
     return summary
 
@@ -68,7 +89,13 @@ def compute_exact_mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def _summarize_structure(scores: list[dict[str, Any]], indices: np.ndarray) -> dict[str, Any]:
+def _summarize_structure(
+    all_scores: list[dict[str, Any] | None], indices: np.ndarray
+) -> dict[str, Any]:
+    """Figures of one structure; cases in which it was not annotated (None) are left out."""
+    # The bootstrap draws from all cases: a missing value is NaN there.
+    scores: list[dict[str, Any]] = [score or {} for score in all_scores]
+    annotated = [score for score in all_scores if score is not None]
     summary: dict[str, Any] = {}
     intervals: dict[str, list[float] | None] = {}
     spread: dict[str, dict[str, float | None]] = {}
@@ -85,7 +112,7 @@ def _summarize_structure(scores: list[dict[str, Any]], indices: np.ndarray) -> d
     # Global figures are pooled from integers, so they are exact in any order.
     counts = []
     for score in scores:
-        prediction, truth, intersection = (int(score[name]) for name in VOXEL_COUNTS)
+        prediction, truth, intersection = (int(score.get(name, 0)) for name in VOXEL_COUNTS)
         counts.append(OverlapCounts(prediction, truth, intersection))
     summary["dice_global"] = pool_dice(counts)
     intervals["dice_global"] = None
@@ -93,8 +120,13 @@ def _summarize_structure(scores: list[dict[str, Any]], indices: np.ndarray) -> d
         numerators = np.array([2 * case.intersection for case in counts], dtype=np.int64)
         denominators = np.array([case.prediction + case.truth for case in counts], dtype=np.int64)
         intervals["dice_global"] = ratio_interval(numerators, denominators, indices)
-    pooled = {name: sum(score[name] for score in scores) for name in VOXEL_COUNTS}
-    return summary | {"ci95": intervals, "spread": spread, "n_defined": n_defined, "pooled": pooled}
+    pooled = {name: sum(score[name] for score in annotated) for name in VOXEL_COUNTS}
+    result = summary | {"ci95": intervals, "spread": spread}
+    result |= {"n_defined": n_defined, "pooled": pooled}
+    # Absent where all cases have the structure, as in schema 1.
+    if len(annotated) < len(scores):
+        result["n_annotated"] = len(annotated)
+    return result
 
 
 def _replace_none(values: Sequence[float | None]) -> np.ndarray:
@@ -116,12 +148,16 @@ def _compute_spread(values: list[float]) -> dict[str, float | None]:
     return {"std": std, **dict(zip(QUARTILES, map(float, quartiles), strict=True))}
 
 
-def _summarize_detection(cases: list[Case], indices: np.ndarray) -> dict[str, Any]:
+def _summarize_detection(lesions: list[Case | None], indices: np.ndarray) -> dict[str, Any]:
     """Pooled lesion counts with precision, recall and F1, at each IoU threshold."""
     summary: dict[str, Any] = {}
+    cases = [case for case in lesions if case is not None]
     for name in IOU_THRESHOLDS:
         tp_cases, fp_cases, fn_cases = (
-            np.array([case["detection"][name][key] for case in cases], dtype=np.int64)
+            np.array(
+                [0 if case is None else case["detection"][name][key] for case in lesions],
+                dtype=np.int64,
+            )
             for key in ("tp", "fp", "fn")
         )
         tp, fp, fn = int(tp_cases.sum()), int(fp_cases.sum()), int(fn_cases.sum())
@@ -161,12 +197,15 @@ def _compute_recall_by_size(cases: list[Case], threshold_name: str) -> dict[str,
     return by_size
 
 
-def _summarize_detected_lesions(cases: list[Case]) -> dict[str, Any]:
+def _summarize_detected_lesions(lesions: list[Case | None]) -> dict[str, Any]:
     """Means over all pairs with IoU above 0.5, pooled over cases.
 
     These are the lesion segmentation scores of the LiTS scorer.
     """
-    pairs = [pair for case in cases for pair in case["detected_pairs"]]
+    pairs: list[dict[str, Any]] = []
+    for case in lesions:
+        if case is not None:
+            pairs += case["detected_pairs"]
     summary: dict[str, Any] = {"n": len(pairs)}
     for metric in DETECTED_METRICS:
         defined = [pair[metric] for pair in pairs if pair[metric] is not None]
@@ -174,12 +213,14 @@ def _summarize_detected_lesions(cases: list[Case]) -> dict[str, Any]:
     return summary
 
 
-def _summarize_burden(cases: list[Case], indices: np.ndarray) -> dict[str, Any]:
-    errors = [case["burden"]["error"] for case in cases]
+def _summarize_burden(
+    burdens: list[dict[str, float | None] | None], indices: np.ndarray
+) -> dict[str, Any]:
+    errors = [None if burden is None else burden["error"] for burden in burdens]
     defined = [error for error in errors if error is not None]
     mean_square = compute_exact_mean([error**2 for error in defined])
     intervals: dict[str, list[float] | None] = {"rmse": None, "bias": None}
-    if cases:
+    if burdens:
         values = _replace_none(errors)
         intervals["rmse"] = statistic_interval(values, _root_mean_square, indices)
         intervals["bias"] = mean_interval(values, indices)
@@ -192,10 +233,10 @@ def _summarize_burden(cases: list[Case], indices: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _summarize_calibration(cases: list[Case]) -> dict[str, Any]:
+def _summarize_calibration(cases: list[Case], structures: Sequence[str]) -> dict[str, Any]:
     """Pooled calibration of each structure that any case has counts of."""
     summary = {}
-    for structure in STRUCTURES:
+    for structure in structures:
         counts = []
         for case in cases:
             if structure in case.get("calibration", {}):

@@ -12,8 +12,7 @@ each slice is taken from the slab whose centre is nearest. Used by `evaluate_cas
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,14 +20,17 @@ from torch import Tensor
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.findings import Finding
-from liverseg_dist.data.io.nifti import read_scan_file
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation.ledger import fingerprint_of
-from liverseg_dist.files import file_sha256
 from liverseg_dist.inference.resample_to_scan import resample_to_scan
-from liverseg_dist.inference.scan_checks import ScanRefused, check_scan, is_refused
-from liverseg_dist.inference.segment_scan import prepare_for_network
+from liverseg_dist.inference.scan_checks import ScanRefused, check_channels, is_refused
+from liverseg_dist.inference.scan_files import ScanFiles
+from liverseg_dist.inference.segment_scan import (
+    NetworkImage,
+    check_present_channels,
+    prepare_for_network,
+)
 from liverseg_dist.volume import Grid, Volume, plan_reorientation
 
 ScanSlabs = Mapping[str, Sequence[str]]
@@ -41,13 +43,13 @@ class Piece:
     """An image for the network, and the slices of the scan that its result is used for.
 
     Attributes:
-        image: the prepared image, HU.
+        image: the prepared image.
         slices: slices of the target, in the image's orientation; None: all.
-        scan: the scan itself on the target's voxels, where it was read from a file.
+        scan: the scan's first channel on the target's voxels, where it was read from a file.
         findings: findings of the scan's file; they contain errors only with `--force`.
     """
 
-    image: Volume
+    image: NetworkImage
     slices: np.ndarray | None
     scan: Volume | None = None
     findings: tuple[Finding, ...] = ()
@@ -61,20 +63,24 @@ class CaseInputs:
         store: the data set.
         slabs: the store's cases of each scan.
         settings: resolved settings of the run.
-        sources: scan file of each case; None: use the slabs of the store.
+        sources: files of each case; None: use the slabs of the store.
         force: whether to use scan files that the audit refuses.
     """
 
     store: CaseStore
     slabs: ScanSlabs
     settings: Settings
-    sources: Mapping[str, Path] | None = None
+    sources: Mapping[str, ScanFiles] | None = None
     force: bool = False
 
     def read_truth(self, case_id: str) -> Volume:
         """The true labels on the scan's own grid."""
         name = self.slabs[case_id][0]
         return Volume(self.store.source_label(name), self.store.meta(name).source_grid)
+
+    def read_annotated(self, case_id: str) -> tuple[str, ...]:
+        """Names of the structures that were annotated in a case."""
+        return self.store.meta(self.slabs[case_id][0]).annotated
 
     def compute_fingerprint(self, case_id: str, truth: Volume) -> str:
         """Fingerprint of the data that the case's score depends on."""
@@ -83,13 +89,29 @@ class CaseInputs:
             meta = self.store.meta(name)
             parts[f"grids {name}"] = [meta.grid.to_json(), meta.source_grid.to_json()]
             if self.sources is None:
-                parts[f"image {name}"] = _hash_array(self.store.image(name))
+                parts |= self._describe_image(name)
+            annotated = self.store.meta(name).annotated
+            # Absent for fully annotated cases, so that their earlier scores stay valid.
+            if set(annotated) != set(self.store.labels.structure_names):
+                parts[f"annotated {name}"] = list(annotated)
         if self.sources is not None:
-            parts["image"] = file_sha256(self._find_source(case_id))
+            parts["image"] = self._find_source(case_id).compute_sha256()
         elif len(self.slabs[case_id]) > 1:
             # Earlier versions post-processed each slab by itself: their scores are not reused.
             parts["post-processed"] = "joined"
         return fingerprint_of(parts)
+
+    def _describe_image(self, name: str) -> dict[str, object]:
+        """What the network's input depends on, for a stored case."""
+        image, meta = self.store.image(name), self.store.meta(name)
+        # One channel of the run's normalisation: the key and the bytes of earlier versions.
+        if len(image) == 1 and self.settings.data.intensities[0] is not None:
+            return {f"image {name}": _hash_array(image)}
+        intensities = [one.model_dump(mode="json") for one in meta.intensities]
+        return {
+            f"image {name}": _hash_array(image),
+            f"channels {name}": [list(meta.present), intensities],
+        }
 
     def read_pieces(self, case_id: str) -> Iterator[Piece]:
         """Yield the images of a case in order; each is read when it is requested.
@@ -101,7 +123,9 @@ class CaseInputs:
         target = self.store.meta(self.slabs[case_id][0]).source_grid
         if self.sources is not None:
             scan, findings = self._read_scan(case_id, target)
-            yield Piece(prepare_for_network(scan, self.settings), None, scan, findings)
+            image = prepare_for_network(scan, self.settings)
+            first = next(volume for volume in scan if volume is not None)
+            yield Piece(image, None, first, findings)
             return
         names = self.slabs[case_id]
         grids = [self.store.meta(name).grid for name in names]
@@ -109,9 +133,18 @@ class CaseInputs:
         if len(names) > 1:
             slices_of_slabs = assign_slices_to_slabs(grids, target)
         for name, grid, slices in zip(names, grids, slices_of_slabs, strict=True):
-            yield Piece(Volume(self.store.image(name), grid), slices)
+            yield Piece(self._read_stored_image(name, grid), slices)
 
-    def _find_source(self, case_id: str) -> Path:
+    def _read_stored_image(self, name: str, grid: Grid) -> NetworkImage:
+        meta = self.store.meta(name)
+        check_present_channels(meta.present, self.settings)
+        intensities = []
+        # The run's normalisation first: another store may have another one.
+        for of_run, of_case in zip(self.settings.data.intensities, meta.intensities, strict=True):
+            intensities.append(of_run if of_run is not None else of_case)
+        return NetworkImage(self.store.image(name), grid, tuple(intensities), meta.present)
+
+    def _find_source(self, case_id: str) -> ScanFiles:
         assert self.sources is not None
         if case_id not in self.sources:
             raise UserError(
@@ -120,21 +153,27 @@ class CaseInputs:
             )
         return self.sources[case_id]
 
-    def _read_scan(self, case_id: str, target: Grid) -> tuple[Volume, tuple[Finding, ...]]:
-        """A whole scan and its findings; every rank that reads it gets the same result."""
-        file = self._find_source(case_id)
-        read = read_scan_file(file)
-        if read.volume.shape != target.shape:
+    def _read_scan(
+        self, case_id: str, target: Grid
+    ) -> tuple[list[Volume | None], tuple[Finding, ...]]:
+        """The channels of a scan and its findings; every rank gets the same result."""
+        files = self._find_source(case_id)
+        channels = files.read_channels()
+        number = next(at for at, read in enumerate(channels) if read is not None)
+        first = channels[number]
+        assert first is not None
+        if first.volume.shape != target.shape:
             raise UserError(
-                f"{file.name}: has shape {read.volume.shape} (z, y, x), but the scan in the store "
-                f"has {target.shape}; give the folder the store was made from"
+                f"{files.name}: has shape {first.volume.shape} (z, y, x), but the scan in the "
+                f"store has {target.shape}; give the folder the store was made from"
             )
         # The store's affine replaces that of the file: the audit may have repaired it.
-        scan = Volume(read.volume.voxels, target)
-        findings = check_scan(scan, read.notes, self.settings, self.read_truth(case_id))
+        channels[number] = replace(first, volume=Volume(first.volume.voxels, target))
+        findings = check_channels(channels, self.settings, self.read_truth(case_id))
         if is_refused(findings) and not self.force:
-            raise ScanRefused(file.name, findings)
-        return scan, tuple(findings)
+            raise ScanRefused(files.name, findings)
+        volumes = [None if read is None else read.volume for read in channels]
+        return volumes, tuple(findings)
 
 
 class PieceAssembler:
@@ -162,7 +201,7 @@ class PieceAssembler:
 
 
 def resample_image_to_grid(image: Volume, target: Grid) -> np.ndarray:
-    """Resample a store's image (HU) to a scan's voxels for pictures.
+    """Resample a store's image to a scan's voxels for pictures.
 
     Returns:
         int16 array with the target's shape; air outside the image.
@@ -180,7 +219,11 @@ def _iterate_slices(image: Volume) -> Iterator[tuple[int, Tensor]]:
 
 
 def assemble_case(
-    pieces: Iterator[Piece], target: Grid, segment: Callable[[Piece], np.ndarray], with_image: bool
+    pieces: Iterator[Piece],
+    target: Grid,
+    segment: Callable[[Piece], np.ndarray],
+    with_image: bool,
+    dtype: type[np.unsignedinteger] = np.uint8,
 ) -> tuple[np.ndarray, Volume | None]:
     """Segment the pieces of a case and join the results.
 
@@ -189,18 +232,19 @@ def assemble_case(
         target: grid of the scan.
         segment: gives the labels (or codes) of a piece on the target's voxels.
         with_image: whether to return the scan as well.
+        dtype: type of the labels.
 
     Returns:
-        The joined labels, and the scan in HU on the same voxels if `with_image`.
+        The joined labels, and the scan's first channel on the same voxels if `with_image`.
     """
-    mask = PieceAssembler(target, 0, np.uint8)
+    mask = PieceAssembler(target, 0, dtype)
     image = PieceAssembler(target, AIR_HU, np.int16)
     scan: Volume | None = None
     for piece in pieces:
         mask.add_piece(piece, segment(piece))
         scan = piece.scan
         if with_image and scan is None:
-            image.add_piece(piece, resample_image_to_grid(piece.image, target))
+            image.add_piece(piece, resample_image_to_grid(piece.image.first_channel, target))
     if not with_image:
         return mask.voxels, None
     return mask.voxels, scan if scan is not None else Volume(image.voxels, target)

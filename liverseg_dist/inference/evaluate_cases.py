@@ -24,7 +24,7 @@ from liverseg_dist.inference.calibration_counts import CalibrationCollector
 from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assemble_case
 from liverseg_dist.inference.postprocess import postprocess_mask
 from liverseg_dist.inference.scan_checks import findings_to_json, is_refused
-from liverseg_dist.inference.segment_scan import segment_to_grid
+from liverseg_dist.inference.segment_scan import segment_to_grid, stream_image
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.work_division import format_failure
 from liverseg_dist.volume import Volume
@@ -107,12 +107,11 @@ class CaseEvaluator:
             RankLost: another rank no longer answers.
         """
         assert self.window_scope is not None
-        intensity = self.inputs.settings.data.intensity
         try:
             with self.window_scope():
                 for piece in self.inputs.read_pieces(case_id):
                     # The results go to the other process; here only the loop has to run.
-                    for _ in self.predictor.stream_probabilities(piece.image.voxels, intensity):
+                    for _ in stream_image(piece.image, self.predictor):
                         pass
         except RankLost:
             raise
@@ -134,7 +133,9 @@ class CaseEvaluator:
         return known is not None and (self.inputs.force or not known.get("forced"))
 
     def _segment_case(self, case_id: str, truth: Volume) -> SegmentedCase:
-        calibration = CalibrationCollector(truth, self.predictor.regions)
+        calibration = CalibrationCollector(
+            truth, self.predictor, self.inputs.read_annotated(case_id)
+        )
         findings: list[Finding] = []
 
         def segment_piece(piece: Piece) -> np.ndarray:
@@ -143,7 +144,6 @@ class CaseEvaluator:
                 piece.image,
                 truth.grid,
                 self.predictor,
-                self.inputs.settings,
                 on_probabilities=calibration.select_piece(
                     piece.image.grid.orientation, piece.slices
                 ),
@@ -157,11 +157,20 @@ class CaseEvaluator:
             with_image=self.pictures is not None,
         )
         # Once for the joined mask: the largest liver of a slab can be a small part of the scan's.
-        postprocess_mask(mask_zyx, truth.grid.spacing_mm, self.predictor.config)
+        postprocess_mask(
+            mask_zyx, truth.grid.spacing_mm, self.predictor.config, self.predictor.outputs.labels
+        )
         return SegmentedCase(mask_zyx, image, calibration.collect_counts(), findings)
 
     def _score_result(self, case_id: str, result: SegmentedCase, truth: Volume) -> dict[str, Any]:
-        scores = score_case(case_id, result.mask_zyx, truth.voxels, truth.spacing_mm)
+        scores = score_case(
+            case_id,
+            result.mask_zyx,
+            truth.voxels,
+            truth.spacing_mm,
+            labels=self.predictor.outputs.labels,
+            annotated=self.inputs.read_annotated(case_id),
+        )
         scores = scores | {"calibration": result.calibration}
         if self.inputs.sources is not None:
             scores["scan_findings"] = findings_to_json(result.findings)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from liverseg_dist.config import CT_CHANNELS
 from liverseg_dist.data.audit.audit_summary import summarize_audit
 from liverseg_dist.errors import RunFailed, UserError, printable
 from liverseg_dist.evaluation.curves import Curves, read_curves
@@ -19,9 +20,11 @@ from liverseg_dist.evaluation.results import PICTURES, SUMMARY, write_results
 from liverseg_dist.inference.case_inputs import CaseInputs
 from liverseg_dist.inference.evaluate_cases import CaseEvaluator
 from liverseg_dist.inference.load_run import POSTPROCESS, LoadedRun
+from liverseg_dist.inference.postprocess_operations import select_active_operations
 from liverseg_dist.inference.postprocess_report import describe_postprocessing
-from liverseg_dist.inference.postprocess_search import select_active_operations
 from liverseg_dist.inference.scan_checks import select_warnings
+from liverseg_dist.inference.structure_settings import dump_inference
+from liverseg_dist.labels import LITS_SCHEME
 from liverseg_dist.texts.paths import quote_path
 from liverseg_dist.tracking.provenance import collect_provenance
 
@@ -113,7 +116,9 @@ def describe_evaluation(
         "run": run_name,
         "data_set": data_set,
         "store": Path(inputs.store.path).resolve().name,
-        "postprocessing": describe_postprocessing(run.settings.inference, run_dir),
+        "postprocessing": describe_postprocessing(
+            run.settings.inference, run.settings.data.label_scheme, run_dir
+        ),
         "part": part,
         "fold": run.settings.data.fold,
         "input": input_kind(inputs),
@@ -134,6 +139,13 @@ def describe_evaluation(
     settings = run.settings.model_dump(mode="json")
     for name in SETTINGS_SHOWN:
         details[name] = settings[name]
+    labels = run.settings.data.label_scheme
+    details["inference"] = dump_inference(run.settings.inference, labels)
+    # Absent for the labels of Task03 and one channel of CT, as in earlier versions.
+    if labels == LITS_SCHEME:
+        del details["data"]["labels"]
+    if run.settings.data.image_channels == CT_CHANNELS:
+        del details["data"]["channels"]
     # The path of the store is not part of the result, and reports must not contain paths.
     details["data"].pop("store")
     details["audit"] = summarize_audit(inputs.store.audit)
@@ -177,7 +189,7 @@ def describe_moved_results(moved: Path, folder: Path) -> str:
     """Line for the user: where the results of other weights or settings were moved, with their Dice."""
     summary = json.loads((moved / SUMMARY).read_text(encoding="utf-8"))
     scores = []
-    for name in ("liver", "tumour"):
+    for name in summary.get("structures", LITS_SCHEME.structure_names):
         dice = summary[name]["dice_per_case"]
         scores.append(f"{name} Dice {'undefined' if dice is None else f'{dice:.4f}'}")
     return (
@@ -218,7 +230,7 @@ def write_evaluation(
         evaluation.ledger,
         environment,
         training=training,
-        postprocessing=select_active_operations(predictor.config),
+        postprocessing=select_active_operations(predictor.config, predictor.outputs.labels),
     )
     max_steps = evaluation.inputs.settings.train.max_steps
     write_tensorboard(folder, summary, cases, folder / PICTURES, max_steps)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -46,8 +47,12 @@ class RunLabeller:
         content = json.dumps(fingerprint_runs([loaded]), sort_keys=True)
         return cls(run.resolve(), hashlib.sha256(content.encode()).hexdigest(), device)
 
-    def __call__(self, image: Volume) -> np.ndarray:
-        """Labels (uint8, z, y, x) of a scan in HU, on its own voxels."""
+    def __call__(self, image: Volume | Sequence[Volume | None]) -> np.ndarray:
+        """Class values (uint8, z, y, x) of a scan, on the voxels of its first channel.
+
+        Args:
+            image: the scan, or one volume for each channel of the run; None for an absent one.
+        """
         threads = torch.get_num_threads()
         # Another number of threads changes the order of sums, and with it the last bits.
         torch.set_num_threads(1)

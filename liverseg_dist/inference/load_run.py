@@ -7,19 +7,23 @@ it labels scans with a run.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from liverseg_dist.config import Settings, load_settings
+from liverseg_dist.config import CT_CHANNELS, Settings, load_settings
 from liverseg_dist.config.registry import find_registered
 from liverseg_dist.data.augment import build_preset
 from liverseg_dist.errors import UserError
 from liverseg_dist.files import file_sha256
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
+from liverseg_dist.inference.structure_settings import dump_inference
+from liverseg_dist.labels import LITS_SCHEME
 from liverseg_dist.model import build_model
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.texts.paths import quote_path
 
@@ -40,6 +44,8 @@ SHARED_KEYS = (
     ("data", "spacing_mm"),
     ("data", "intensity"),
     ("data", "patch_size"),
+    ("data", "image_channels"),
+    ("data", "label_scheme"),
     ("model", "regions"),
     ("convert", "cleaning"),
 )
@@ -182,7 +188,7 @@ def build_predictor(
     return SlidingWindowPredictor(
         [run.model for run in runs],
         settings.data.patch_size,
-        settings.model.regions,
+        OutputChannels(settings.data.label_scheme, settings.model.regions),
         settings.inference,
         device,
         threads,
@@ -205,16 +211,25 @@ def find_common_mirror_axes(runs: Sequence[LoadedRun]) -> tuple[int, ...]:
 def fingerprint_runs(runs: Sequence[LoadedRun]) -> dict[str, object]:
     """All settings and weights that a mask depends on; the batch size changes the speed only."""
     settings = runs[0].settings
-    content: dict[str, object] = {}
+    content: dict[str, Any] = {}
     axes = find_common_mirror_axes(runs)
     # Absent for all axes: fingerprints of earlier versions, which had no such key, stay valid.
     if settings.inference.mirror and axes != ALL_AXES:
         content["mirrored_axes"] = axes
     content["weights_sha256"] = [run.weights_sha256 for run in runs]
-    content["inference"] = settings.inference.model_dump(mode="json", exclude={"batch_size"})
+    labels = settings.data.label_scheme
+    content["inference"] = dump_inference(settings.inference, labels)
+    del content["inference"]["batch_size"]
     content["data"] = settings.data.model_dump(
         mode="json", include={"spacing_mm", "intensity", "patch_size"}
     )
+    # Absent for the labels of Task03 and one channel of CT, as in earlier versions.
+    if labels != LITS_SCHEME:
+        content["labels"] = labels.to_json()
+    if settings.data.image_channels != CT_CHANNELS:
+        content["channels"] = [
+            channel.model_dump(mode="json") for channel in settings.data.image_channels
+        ]
     cleaning = settings.convert.cleaning.model_dump(
         mode="json", by_alias=True, exclude=CLEANING_KEYS_WITHOUT_EFFECT_ON_MASKS
     )

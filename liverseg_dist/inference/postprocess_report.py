@@ -5,14 +5,16 @@ from pathlib import Path
 
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.inference.load_run import POSTPROCESS
-from liverseg_dist.inference.postprocess_search import select_active_operations
+from liverseg_dist.inference.postprocess_operations import select_active_operations
+from liverseg_dist.labels import LabelScheme
 
 
-def describe_postprocessing(config: InferenceConfig, run: Path) -> str:
+def describe_postprocessing(config: InferenceConfig, labels: LabelScheme, run: Path) -> str:
     """The operations that change the masks, with their settings.
 
     Args:
         config: Settings of the prediction.
+        labels: Labels of the run.
         run: The run's folder; `liverseg postprocess` saves its choice there.
 
     Returns:
@@ -20,7 +22,7 @@ def describe_postprocessing(config: InferenceConfig, run: Path) -> str:
         `none`.
     """
     active = []
-    for name, value in (select_active_operations(config) or {}).items():
+    for name, value in (select_active_operations(config, labels) or {}).items():
         active.append(f"{name}={json.dumps(value)}")
     description = ", ".join(active) or "none"
     if (run / POSTPROCESS).is_file():

@@ -1,17 +1,17 @@
 """Choose the post-processing that helps a run, by cross-validation on cases it was not trained on.
 
-Each case is predicted once. The probabilities are stored as one byte per voxel of the foreground
-box (`encode_probabilities`), so any setting can be evaluated without the network. The operations
-are examined one after another, in the order of their application, each on top of those that were
-kept.
+Each case is predicted once. What labels depend on is stored as a small number per voxel of the
+foreground box (`label_codes`), so any setting can be evaluated without the network. The operations
+of `postprocess_operations` are examined one after another, in the order of their application, each
+on top of those that were kept.
 
 Cross-validation: the cases are divided into `FOLDS`. For each fold, the setting of an operation is
 chosen on the other folds and scored on this one. An operation is kept if the mean score over all
 cases exceeds the score without it by more than `MIN_GAIN`, and if at least as many cases improve as
 get worse (so that one unusual case cannot decide). Its final setting is the best one on all cases.
-The score of a case is the mean Dice of liver and tumour on the scan's own voxels. A structure that
-is absent from both masks counts as 1, so a false tumour in a healthy liver costs as much as a
-missed tumour.
+The score of a case is the mean Dice of its annotated structures on the scan's own voxels. A
+structure that is absent from both masks counts as 1, so a false lesion in a healthy organ costs as
+much as a missed lesion.
 
 nnU-Net chooses the largest component in a similar way, but evaluates it on the same cases
 (https://doi.org/10.1038/s41592-020-01008-z). Used by `liverseg postprocess`.
@@ -19,67 +19,38 @@ nnU-Net chooses the largest component in a similar way, but evaluates it on the 
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from torch import Tensor
 
-from liverseg_dist.config import InferenceConfig
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.evaluation.ledger import Ledger, encode_file_name
-from liverseg_dist.evaluation.metrics.overlap import count_confusion, count_structures
-from liverseg_dist.files import write_bytes, write_text
+from liverseg_dist.evaluation.metrics.overlap import OverlapCounts
+from liverseg_dist.files import write_bytes
 from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assemble_case
+from liverseg_dist.inference.label_codes import LabelCodes
 from liverseg_dist.inference.postprocess import find_foreground_box, postprocess_mask
+from liverseg_dist.inference.postprocess_operations import build_config, list_operations
 from liverseg_dist.inference.scan_checks import findings_to_json, is_refused
 from liverseg_dist.inference.segment_scan import resample_probabilities
-from liverseg_dist.inference.sliding_window import SlidingWindowPredictor, sum_organ_probability
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
+from liverseg_dist.inference.structure_settings import resolve_structure_settings
 from liverseg_dist.inference.work_division import format_failure
-from liverseg_dist.labels import IGNORE, TUMOUR
+from liverseg_dist.labels import IGNORE, LabelScheme
 from liverseg_dist.volume import Volume
 
-THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-OPERATIONS: Mapping[str, tuple[Any, ...]] = {
-    "tumour_threshold": (0.0, *THRESHOLDS),
-    "largest_component": (False, True),
-    "fill_holes": (False, True),
-    "tumour_reach_mm": (None, 0.0, 5.0, 10.0, 20.0),
-    "tumour_cut_mm": (None, 0.0, 5.0, 10.0, 20.0),
-    "min_tumour_ml": (0.0, 0.03, 0.1, 0.3, 1.0),
-}
-"""Candidate settings of `inference.*`, in the order of application; the first of each does nothing.
-
-All but the threshold are steps of `postprocess.STEPS`.
-"""
 FOLDS = 5
 MIN_GAIN = 1e-4
 MIN_CASES = 3
 EQUAL_SCORES = 1e-12
 """Scores that differ by no more than this are equal: only rounding differs."""
-NO_POSTPROCESSING = InferenceConfig(**{name: options[0] for name, options in OPERATIONS.items()})
 
 Scores = dict[str, list[float]]
 """Per case, the score of each option of an operation."""
-
-# One byte per voxel: see `encode_probabilities`.
-LABEL_BITS = 3
-ORGAN_BIT = 2
-LEVEL_BIT = 3
-
-
-def select_active_operations(config: InferenceConfig) -> dict[str, Any] | None:
-    """The operations that change masks, with their settings; None if there are none."""
-    active = {}
-    for name in OPERATIONS:
-        value = getattr(config, name)
-        if value != getattr(NO_POSTPROCESSING, name):
-            active[name] = value
-    return active or None
 
 
 @dataclass(frozen=True)
@@ -97,6 +68,11 @@ class PostprocessSearch:
     predictor: SlidingWindowPredictor
     ledger: Ledger
     folder: Path
+
+    @property
+    def labels(self) -> LabelScheme:
+        """Class values and structures of the masks."""
+        return self.predictor.outputs.labels
 
     def prepare_case(self, case_id: str) -> bool:
         """Predict a case and store its encoded probabilities.
@@ -117,7 +93,10 @@ class PostprocessSearch:
                 return True
             pieces = self.inputs.read_pieces(case_id)
             encode_piece = self._make_encoder(truth, findings)
-            codes, _ = assemble_case(pieces, truth.grid, encode_piece, with_image=False)
+            dtype = LabelCodes(self.predictor.outputs).dtype
+            codes, _ = assemble_case(
+                pieces, truth.grid, encode_piece, with_image=False, dtype=dtype
+            )
             self._write_codes(case_id, codes, truth)
         # A case can fail for many reasons (damaged file, memory); the others must continue.
         except Exception as error:
@@ -135,18 +114,20 @@ class PostprocessSearch:
 
         Args:
             case_id: the case.
-            operation: a key of `OPERATIONS`.
-            chosen: settings of the operations that are kept already.
+            operation: a name of `list_operations`.
+            chosen: options of the operations that are kept already.
         """
         with np.load(self._get_file(case_id), allow_pickle=False) as stored:
             codes, truth = stored["codes"], stored["truth"]
+            annotated = set(stored["annotated"].tolist())
             spacing_mm = tuple(stored["spacing_mm"].tolist())
         scores = []
-        for option in OPERATIONS[operation]:
-            config = NO_POSTPROCESSING.model_copy(update={**chosen, operation: option})
-            mask = decode_mask(codes, config.tumour_threshold)
-            postprocess_mask(mask, spacing_mm, config)
-            scores.append(compute_mean_dice(mask, truth))
+        for option in list_operations(self.labels)[operation].options:
+            config = build_config(self.labels, {**chosen, operation: option})
+            thresholds = resolve_structure_settings(config, self.labels).lesion_threshold
+            mask = LabelCodes(self.predictor.outputs).decode(codes, thresholds)
+            postprocess_mask(mask, spacing_mm, config, self.labels)
+            scores.append(compute_mean_dice(mask, truth, self.labels, annotated))
         return scores
 
     def _make_encoder(
@@ -154,15 +135,14 @@ class PostprocessSearch:
     ) -> Callable[[Piece], np.ndarray]:
         """Make a function that encodes a piece on the truth's grid and collects its findings."""
 
+        encoder = LabelCodes(self.predictor.outputs)
+
         def encode_piece(piece: Piece) -> np.ndarray:
             findings.extend(piece.findings)
-            codes = np.zeros(truth.shape, dtype=np.uint8)
+            codes = np.zeros(truth.shape, dtype=encoder.dtype)
             view = Volume(codes, truth.grid).reoriented(piece.image.grid.orientation).voxels
-            boxes = resample_probabilities(
-                piece.image, truth.grid, self.predictor, self.inputs.settings
-            )
-            for box, values_FDHW in boxes:
-                view[box] = encode_probabilities(self.predictor, values_FDHW)
+            for box, values_FDHW in resample_probabilities(piece.image, truth.grid, self.predictor):
+                view[box] = encoder.encode(values_FDHW)
             return codes
 
         return encode_piece
@@ -174,7 +154,11 @@ class PostprocessSearch:
         cut = box if box is not None else (slice(0, 1),) * 3
         content = io.BytesIO()
         np.savez_compressed(
-            content, codes=codes[cut], truth=truth.voxels[cut], spacing_mm=truth.spacing_mm
+            content,
+            codes=codes[cut],
+            truth=truth.voxels[cut],
+            spacing_mm=truth.spacing_mm,
+            annotated=np.array(self.inputs.read_annotated(case_id), dtype=str),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_bytes(self._get_file(case_id), content.getvalue())
@@ -188,7 +172,7 @@ class Decision:
     """The result for one operation.
 
     Attributes:
-        operation: a key of `OPERATIONS`.
+        operation: a name of `list_operations`.
         option: the best option on all cases.
         kept: whether the operation is kept.
         score_before: mean score without the operation.
@@ -208,11 +192,14 @@ class Decision:
     scores: tuple[float, ...]
 
 
-def decide_operation(operation: str, scores: Scores, folds: int = FOLDS) -> Decision:
+def decide_operation(
+    operation: str, options: tuple[Any, ...], scores: Scores, folds: int = FOLDS
+) -> Decision:
     """Decide by cross-validation over the cases whether an operation helps.
 
     Args:
-        operation: a key of `OPERATIONS`.
+        operation: a name of `list_operations`.
+        options: its options; the first one changes nothing.
         scores: for each case, one score per option.
         folds: number of folds; at most one per case.
     """
@@ -230,7 +217,7 @@ def decide_operation(operation: str, scores: Scores, folds: int = FOLDS) -> Deci
     is_gain = score_cross_validated > score_before + MIN_GAIN
     return Decision(
         operation,
-        OPERATIONS[operation][best],
+        options[best],
         best > 0 and is_gain and better >= worse,
         score_before,
         score_cross_validated,
@@ -240,62 +227,37 @@ def decide_operation(operation: str, scores: Scores, folds: int = FOLDS) -> Deci
     )
 
 
-def write_choice(file: Path, chosen: Mapping[str, Any], comment: str) -> None:
-    """Save the choice in the run's folder; `load_run` reads it after `config.yaml`.
+def compute_mean_dice(
+    mask: np.ndarray,
+    truth: np.ndarray,
+    labels: LabelScheme,
+    annotated: Collection[str] | None = None,
+) -> float:
+    """Mean Dice of the structures, without unknown voxels.
+
+    A structure that is absent from both masks counts as 1.
 
     Args:
-        file: the YAML file.
-        chosen: settings of the operations that are kept; all others are switched off.
-        comment: text for the head of the file.
+        mask: predicted class values.
+        truth: true class values.
+        labels: the structures.
+        annotated: names of the structures to score; None: all.
     """
-    operations = {name: options[0] for name, options in OPERATIONS.items()}
-    settings = {"inference": {**operations, **chosen}}
-    head = "".join(f"# {line}\n" for line in comment.splitlines())
-    write_text(file, head + yaml.safe_dump(settings, sort_keys=False))
-
-
-def encode_probabilities(predictor: SlidingWindowPredictor, foreground_FDHW: Tensor) -> np.ndarray:
-    """Everything about the probabilities that the settings depend on, in one byte per voxel.
-
-    Bits 0 and 1: the label without a threshold. Bit 2: the liver with its tumours has a probability
-    of at least 0.5. Bits 3 to 7: how many `THRESHOLDS` the tumour reaches, inside that liver.
-    """
-    organ_probability = sum_organ_probability(foreground_FDHW, predictor.regions)
-    is_organ = (organ_probability >= 0.5).cpu().numpy()
-    tumour = foreground_FDHW[1].cpu().numpy()
-    levels = np.zeros(is_organ.shape, dtype=np.uint8)
-    for threshold in THRESHOLDS:
-        # float32, as the predictor compares: a probability on the threshold reaches it.
-        levels += tumour >= np.float32(threshold)
-    labels = predictor.assign_labels(foreground_FDHW)
-    organ_bits = is_organ.view(np.uint8) << ORGAN_BIT
-    return labels | organ_bits | np.where(is_organ, levels << LEVEL_BIT, 0)
-
-
-def decode_mask(codes: np.ndarray, tumour_threshold: float) -> np.ndarray:
-    """The labels (uint8) that the predictor assigns with a threshold.
-
-    Args:
-        codes: result of `encode_probabilities`.
-        tumour_threshold: 0 or one of `THRESHOLDS`.
-    """
-    if tumour_threshold == 0:
-        return codes & np.uint8(LABEL_BITS)
-    mask = (codes >> ORGAN_BIT) & np.uint8(1)
-    mask[(codes >> LEVEL_BIT) > THRESHOLDS.index(tumour_threshold)] = TUMOUR
-    return mask
-
-
-def compute_mean_dice(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Mean of the Dice of liver (with its tumours) and of tumour, without unknown voxels.
-
-    A structure that is absent from both counts as 1.
-    """
-    is_known = truth != IGNORE
-    counts = count_structures(
-        count_confusion(np.where(is_known, mask, 0), np.where(is_known, truth, 0))
-    )
-    return (counts["liver"].dice() + counts["tumour"].dice()) / 2
+    is_known = truth != (IGNORE if labels.ignore is None else labels.ignore)
+    total, count = 0.0, 0
+    for structure in labels.structures:
+        if annotated is not None and structure.name not in annotated:
+            continue
+        predicted = labels.mask_of(mask, structure) & is_known
+        expected = labels.mask_of(truth, structure) & is_known
+        overlap = OverlapCounts(
+            prediction=int(predicted.sum()),
+            truth=int(expected.sum()),
+            intersection=int((predicted & expected).sum()),
+        )
+        total += overlap.dice()
+        count += 1
+    return total / count if count else 1.0
 
 
 def _compute_mean(values: np.ndarray) -> float:

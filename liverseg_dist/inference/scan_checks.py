@@ -8,16 +8,19 @@ unsuitable scan without a warning.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from liverseg_dist.config import Settings
+from liverseg_dist.config import ChannelConfig, Settings
 from liverseg_dist.data.audit.case_audit import check_liver_volume, check_side, check_tumours
 from liverseg_dist.data.audit.image_audit import LIVER_HU, audit_image, sample_voxels
 from liverseg_dist.data.findings import Finding
+from liverseg_dist.data.io.nifti import ScanFile
 from liverseg_dist.errors import RunFailed
-from liverseg_dist.labels import BACKGROUND, LIVER
+from liverseg_dist.inference.structure_settings import list_main_organs
+from liverseg_dist.inference.structure_values import list_tissue_values, select_values
+from liverseg_dist.labels import BACKGROUND, LITS_SCHEME, Structure
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Grid, Index3, Volume
 
 CHECKS_VERSION = 1
@@ -58,17 +61,19 @@ class Overview:
     Attributes:
         image: the copy, in RAS orientation.
         steps: every n-th voxel of the scan is in the copy (z, y, x).
+        channel: number of the run's channel that it is a copy of.
     """
 
     image: Volume
     steps: Index3
+    channel: int = 0
 
     @classmethod
-    def from_scan(cls, scan: Volume) -> "Overview":
-        """The coarse copy of a scan."""
+    def from_scan(cls, scan: Volume, channel: int = 0) -> "Overview":
+        """The coarse copy of one channel of a scan."""
         canonical = scan.reoriented(CANONICAL_ORIENTATION)
         z, y, x = (max(1, n // OVERVIEW_MIN_VOXELS) for n in canonical.shape)
-        return cls(_subsample(canonical, (z, y, x)), (z, y, x))
+        return cls(_subsample(canonical, (z, y, x)), (z, y, x), channel)
 
     def subsample_mask(self, mask: Volume) -> Volume:
         """The voxels of a mask that this copy has of the scan."""
@@ -85,21 +90,64 @@ def fingerprint_scan_checks(settings: Settings) -> dict[str, object]:
     }
 
 
-def check_scan(
-    scan: Volume, notes: Sequence[Finding], settings: Settings, label: Volume | None = None
+def check_channels(
+    channels: Sequence[ScanFile | None], settings: Settings, label: Volume | None = None
 ) -> list[Finding]:
-    """Findings of a scan before it is segmented.
+    """Findings of all channels of a scan before it is segmented.
 
     Args:
-        scan: HU on its own voxels.
+        channels: one for each channel of the run; None for an absent one.
+        settings: the resolved settings of the run that will segment it.
+        label: the true class values on the grid of the first channel that the scan has, where they
+            are known (evaluation).
+    """
+    found = []
+    for number, read in enumerate(channels):
+        if read is None:
+            continue
+        findings = check_scan(read.volume, read.notes, settings, label, number)
+        # The label is that of the first channel's grid.
+        label = None
+        if len(channels) > 1:
+            name = settings.data.image_channels[number].name
+            findings = [replace(one, message=f"{name}: {one.message}") for one in findings]
+        found += findings
+    return found
+
+
+def check_scan(
+    scan: Volume,
+    notes: Sequence[Finding],
+    settings: Settings,
+    label: Volume | None = None,
+    number: int = 0,
+) -> list[Finding]:
+    """Findings of one channel of a scan before it is segmented.
+
+    Args:
+        scan: the channel on its own voxels; HU for CT.
         notes: findings of the reader.
         settings: the resolved settings of the run that will segment it.
         label: the true labels on the scan's grid, where they are known (evaluation).
+        number: number of the run's channel.
     """
-    findings, _ = audit_image(scan, settings.convert.cleaning, notes, label)
+    channel = settings.data.image_channels[number]
+    findings = audit_channel(scan, channel, settings, notes, label)
     # A refused scan differs from the training data for the reason that is reported already.
     if not is_refused(findings):
-        findings += compare_with_training(scan, settings)
+        findings += compare_with_training(scan, settings, number)
+    return findings
+
+
+def audit_channel(
+    scan: Volume,
+    channel: ChannelConfig,
+    settings: Settings,
+    notes: Sequence[Finding],
+    label: Volume | None,
+) -> list[Finding]:
+    """The findings of the audit of conversion, by the channel's modality."""
+    findings, _ = audit_image(scan, settings.convert.cleaning, notes, label)
     return findings
 
 
@@ -108,25 +156,36 @@ def is_refused(findings: Sequence[Finding]) -> bool:
     return any(finding.severity == "error" for finding in findings)
 
 
-def compare_with_training(scan: Volume, settings: Settings) -> list[Finding]:
-    """Warnings about a CT that differs from the training data of the network."""
+def compare_with_training(scan: Volume, settings: Settings, number: int = 0) -> list[Finding]:
+    """Warnings about a scan that differs from the training data of the network.
+
+    Args:
+        scan: one channel.
+        settings: the resolved settings of the run.
+        number: number of the run's channel.
+    """
     found = []
     trained_mm = settings.data.spacing_mm
     if trained_mm is not None:
         spacing_mm = scan.reoriented(CANONICAL_ORIENTATION).spacing_mm
         found += _compare_spacing(spacing_mm, trained_mm)
-    intensity = settings.data.intensity
+    intensity = settings.data.intensities[number]
     sample = sample_voxels(scan)
     if intensity is not None and sample.size:
         is_in_range = (sample >= intensity.lower_hu) & (sample <= intensity.upper_hu)
         share = float(np.mean(is_in_range))
         if share < MIN_SHARE_IN_RANGE:
+            unit = _name_unit(settings, number)
             message = (
                 f"{100 * share:.2f} % of the voxels lie in the range the network was trained on "
-                f"({intensity.lower_hu:g} to {intensity.upper_hu:g} HU)"
+                f"({intensity.lower_hu:g} to {intensity.upper_hu:g}{unit})"
             )
             found.append(Finding("warning", "intensity_unlike_training", message))
     return found
+
+
+def _name_unit(settings: Settings, number: int) -> str:
+    return " HU" if settings.data.image_channels[number].modality == "CT" else ""
 
 
 def _compare_spacing(spacing_mm: Float3, trained_mm: Float3) -> list[Finding]:
@@ -180,37 +239,53 @@ def format_warnings(name: str, findings: Sequence[Mapping[str, str]]) -> list[st
 def check_mask(mask: Volume, overview: Overview, settings: Settings) -> list[Finding]:
     """Warnings about a predicted mask: the checks that the audit makes of a label.
 
-    A network gives a mask for any input. For a scan of a head, an animal or an MR the mask is
-    implausible, although the scan may pass the other checks.
+    A network gives a mask for any input. For a scan of a head or an animal the mask is implausible,
+    although the scan may pass the other checks. The limits for volume, side and HU are known for
+    the liver; masks of other schemes are checked for organs that are absent or cut off.
 
     Args:
-        mask: labels on the scan's own grid.
+        mask: class values on the scan's own grid.
         overview: coarse copy of the scan.
         settings: the resolved settings of the run.
     """
-    areas = _count_foreground_per_slice(mask)
-    liver_ml = float(areas.sum()) * mask.grid.voxel_volume_ml
-    if liver_ml == 0:
-        message = "no liver was found: is this a scan of another part of the body?"
-        return [Finding("warning", "liver_volume", message)]
-    found = check_liver_volume(liver_ml)
-    found += _check_end_slices(areas)
+    labels = settings.data.label_scheme
+    organs = list_main_organs(labels) or labels.structures
+    found: list[Finding] = []
+    areas = {organ.name: _count_voxels_per_slice(mask, organ) for organ in organs}
+    if not any(area.any() for area in areas.values()):
+        names = " and no ".join(areas)
+        message = f"no {names} was found: is this a scan of another part of the body?"
+        return [Finding("warning", f"{organs[0].name}_volume", message)]
+    is_task03 = labels == LITS_SCHEME
+    if is_task03:
+        volume_ml = float(areas[organs[0].name].sum()) * mask.grid.voxel_volume_ml
+        found += check_liver_volume(volume_ml)
+    for name, area in areas.items():
+        if area.any():
+            found += _check_end_slices(area, name)
+    if not is_task03:
+        return found
     found += check_tumours(mask.voxels)[1]
     coarse_mask = overview.subsample_mask(mask)
     # A small structure can fall between the voxels of the coarse copy.
     if (coarse_mask.voxels != BACKGROUND).any():
         found += check_side(overview.image, coarse_mask, {})
-        found += _check_liver_hu(overview.image, coarse_mask, settings)
+        if settings.data.image_channels[overview.channel].modality == "CT":
+            tissue = select_values(coarse_mask.voxels, list_tissue_values(labels, organs[0]))
+            found += _check_organ_hu(overview, tissue, organs[0].name, settings)
     return found
 
 
-def _count_foreground_per_slice(mask: Volume) -> np.ndarray:
-    """Voxels of liver and tumour in each axial slice, from the lowest one."""
+def _count_voxels_per_slice(mask: Volume, organ: Structure) -> np.ndarray:
+    """Voxels of an organ with its lesions in each axial slice, from the lowest one."""
     canonical = mask.reoriented(CANONICAL_ORIENTATION)
-    return np.array([np.count_nonzero(slice_yx) for slice_yx in canonical.voxels])
+    counts = []
+    for slice_yx in canonical.voxels:
+        counts.append(np.count_nonzero(select_values(slice_yx, organ.values)))
+    return np.array(counts)
 
 
-def _check_end_slices(areas: np.ndarray) -> list[Finding]:
+def _check_end_slices(areas: np.ndarray, organ: str) -> list[Finding]:
     names = []
     for name, area in (("lowest", areas[0]), ("highest", areas[-1])):
         if area > MAX_END_AREA_SHARE * areas.max():
@@ -218,30 +293,33 @@ def _check_end_slices(areas: np.ndarray) -> list[Finding]:
     if not names:
         return []
     message = (
-        f"the liver reaches the scan's {' and '.join(names)} slice: a part of it is not in the scan"
+        f"the {organ} reaches the scan's {' and '.join(names)} slice: a part of it is not in the "
+        "scan"
     )
-    return [Finding("warning", "liver_cut", message)]
+    return [Finding("warning", f"{organ}_cut", message)]
 
 
-def _check_liver_hu(image: Volume, mask: Volume, settings: Settings) -> list[Finding]:
-    values = image.voxels[mask.voxels == LIVER].astype(np.float32)
+def _check_organ_hu(
+    overview: Overview, tissue: np.ndarray, organ: str, settings: Settings
+) -> list[Finding]:
+    values = overview.image.voxels[tissue].astype(np.float32)
     values = values[np.isfinite(values)]
     if not values.size:
         return []
     median = float(np.median(values))
     if not LIVER_HU[0] <= median <= LIVER_HU[1]:
         message = (
-            f"the predicted liver's median is {median:.0f} HU, which is implausible for a liver"
+            f"the predicted {organ}'s median is {median:.0f} HU, which is implausible for a {organ}"
         )
-        return [Finding("warning", "liver_hu_implausible", message)]
-    intensity = settings.data.intensity
+        return [Finding("warning", f"{organ}_hu_implausible", message)]
+    intensity = settings.data.intensities[overview.channel]
     if intensity is None or intensity.lower_hu <= median <= intensity.upper_hu:
         return []
     message = (
-        f"the predicted liver's median is {median:.0f} HU, outside the range of the livers in the "
-        f"training data ({intensity.lower_hu:g} to {intensity.upper_hu:g} HU)"
+        f"the predicted {organ}'s median is {median:.0f} HU, outside the range of the {organ}s in "
+        f"the training data ({intensity.lower_hu:g} to {intensity.upper_hu:g} HU)"
     )
-    return [Finding("warning", "liver_hu_unlike_training", message)]
+    return [Finding("warning", f"{organ}_hu_unlike_training", message)]
 
 
 def _subsample(volume: Volume, steps: Index3) -> Volume:

@@ -4,23 +4,53 @@ The mask has the shape and affine of the scan, for any orientation and voxel siz
 commands `predict` and `evaluate`, by the Python interface and by conversion.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from liverseg_dist.config import Settings
-from liverseg_dist.config.registry import find_registered
-from liverseg_dist.data.preprocessing.pipeline import prepare_scan
+from liverseg_dist.config import IntensityConfig, Settings
+from liverseg_dist.data.preprocessing.channels import PreparedScan, prepare_channels
+from liverseg_dist.errors import UserError
+from liverseg_dist.inference.label_assignment import sum_structure_probability
 from liverseg_dist.inference.postprocess import postprocess_mask
 from liverseg_dist.inference.resample_to_scan import Box, resample_to_scan
-from liverseg_dist.inference.sliding_window import SlidingWindowPredictor, sum_organ_probability
-from liverseg_dist.labels import STRUCTURES
+from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.volume import Grid, Volume, plan_reorientation
 
 ProbabilityCallback = Callable[[Box, Tensor], None]
 """Called with each item that `resample_probabilities` yields."""
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkImage:
+    """A scan in the voxel size of the network, with what is needed to normalise it.
+
+    Attributes:
+        voxels_CZYX: stored voxels of each channel, int16; HU for CT.
+        grid: grid of all channels.
+        intensities: normalisation of each channel.
+        present: whether the scan has the channel; the voxels of an absent one are not used.
+    """
+
+    voxels_CZYX: np.ndarray
+    grid: Grid
+    intensities: tuple[IntensityConfig | None, ...]
+    present: tuple[bool, ...]
+
+    @classmethod
+    def from_prepared(cls, scan: PreparedScan, settings: Settings) -> "NetworkImage":
+        """The image of a prepared scan: the run's normalisation, or that of the scan."""
+        intensities = []
+        for of_run, of_scan in zip(settings.data.intensities, scan.intensities, strict=True):
+            intensities.append(of_run if of_run is not None else of_scan)
+        return cls(scan.voxels, scan.grid, tuple(intensities), tuple(scan.present))
+
+    @property
+    def first_channel(self) -> Volume:
+        """The first channel that the scan has, for pictures."""
+        return Volume(self.voxels_CZYX[self.present.index(True)], self.grid)
 
 
 @dataclass(frozen=True)
@@ -28,7 +58,7 @@ class Segmentation:
     """Result on the scan's own grid.
 
     Attributes:
-        mask_zyx: labels, uint8.
+        mask_zyx: class values, uint8.
         probability_zyx: probability by structure, float32; empty unless requested.
     """
 
@@ -37,30 +67,94 @@ class Segmentation:
 
 
 def segment_scan(
-    volume: Volume, predictor: SlidingWindowPredictor, settings: Settings
+    scan: Volume | Sequence[Volume | None], predictor: SlidingWindowPredictor, settings: Settings
 ) -> np.ndarray:
-    """Labels (z, y, x) uint8 of a scan, on its own voxels.
+    """Class values (z, y, x) uint8 of a scan, on its own voxels.
 
     Args:
-        volume: the scan in HU.
+        scan: the scan (HU for CT), or one volume for each channel of the run; None for a channel
+            that the scan lacks. The mask has the grid of the first one.
         predictor: the run's predictor.
         settings: the run's resolved settings.
+
+    Raises:
+        UserError: another number of channels than the run has, or a channel that it needs is
+            absent.
     """
-    image = prepare_for_network(volume, settings)
-    return segment_to_grid(image, volume.grid, predictor, settings).mask_zyx
+    volumes = [scan] if isinstance(scan, Volume) else list(scan)
+    image = prepare_for_network(volumes, settings)
+    return segment_to_grid(image, find_scan_grid(volumes), predictor).mask_zyx
 
 
-def prepare_for_network(volume: Volume, settings: Settings) -> Volume:
-    """The scan (HU) as in training: cleaned, in canonical orientation, in the run's voxel size."""
+def find_scan_grid(volumes: Sequence[Volume | None]) -> Grid:
+    """The grid of the first channel that a scan has: the mask is written on it."""
+    return next(volume.grid for volume in volumes if volume is not None)
+
+
+def prepare_for_network(volumes: Sequence[Volume | None], settings: Settings) -> NetworkImage:
+    """The scan as in training: cleaned, in canonical orientation, in the run's voxel size.
+
+    Args:
+        volumes: one for each channel of the run; None for a channel that the scan lacks.
+        settings: the run's resolved settings.
+
+    Raises:
+        UserError: another number of channels than the run has, or a channel that it needs is
+            absent.
+    """
     assert settings.data.spacing_mm is not None
-    return prepare_scan(volume, settings.convert, settings.data.spacing_mm)
+    check_present_channels([volume is not None for volume in volumes], settings)
+    channels = settings.data.image_channels
+    prepared = prepare_channels(volumes, settings.convert, channels, settings.data.spacing_mm)
+    return NetworkImage.from_prepared(prepared, settings)
+
+
+def check_present_channels(present: Sequence[bool], settings: Settings) -> None:
+    """Refuse a scan without a channel that the run needs.
+
+    Raises:
+        UserError: names the channels of both sides.
+    """
+    channels = settings.data.image_channels
+    names = [channel.name for channel in channels]
+    if len(present) != len(channels):
+        raise UserError(
+            f"the scan has {len(present)} channel(s), the run needs {len(channels)}: "
+            f"{', '.join(names)}"
+        )
+    has = [name for name, is_present in zip(names, present, strict=True) if is_present]
+    optional = list_optional_channels(settings)
+    missing = [name for name in names if name not in has and name not in optional]
+    if not has or missing:
+        lacked = ", ".join(missing or names)
+        allowed = f"; it may lack {', '.join(optional)}" if optional else ""
+        raise UserError(
+            f"the scan has {', '.join(has) or 'no channel'}, the run needs {', '.join(names)}"
+            f"{allowed}; add {lacked}, or use a run that was trained without it "
+            "(train.modality_dropout)"
+        )
+
+
+def list_optional_channels(settings: Settings) -> tuple[str, ...]:
+    """Names of the channels that a scan may lack.
+
+    Those that some training case lacked (the run records them), and all of several channels if
+    training dropped channels at random. One channel at least is needed.
+    """
+    names = tuple(channel.name for channel in settings.data.image_channels)
+    if len(names) == 1:
+        return ()
+    # Runs of earlier versions have neither entry.
+    if getattr(settings.train, "modality_dropout", 0) > 0:
+        return names
+    recorded = getattr(settings.data, "optional_channels", None) or ()
+    return tuple(name for name in names if name in recorded)
 
 
 def segment_to_grid(
-    image: Volume,
+    image: NetworkImage,
     target: Grid,
     predictor: SlidingWindowPredictor,
-    settings: Settings,
     keep_probabilities: bool = False,
     on_probabilities: ProbabilityCallback | None = None,
     postprocess: bool = True,
@@ -70,11 +164,11 @@ def segment_to_grid(
     Apart from the image and the result, memory holds one row of windows (see `sliding_window`).
 
     Args:
-        image: the prepared scan (HU).
+        image: the prepared scan.
         target: grid of the result, in any orientation.
         predictor: the run's predictor.
-        settings: the run's resolved settings.
-        keep_probabilities: whether the result contains probabilities (8 bytes per voxel more).
+        keep_probabilities: whether the result contains probabilities (4 bytes per voxel and structure
+            more).
         on_probabilities: called for each item of `resample_probabilities`.
         postprocess: whether to post-process the mask; False where the mask is one of several
             parts that are post-processed after they are joined.
@@ -82,7 +176,7 @@ def segment_to_grid(
     mask = np.zeros(target.shape, dtype=np.uint8)
     probabilities = {}
     if keep_probabilities:
-        for name in STRUCTURES:
+        for name in predictor.outputs.labels.structure_names:
             probabilities[name] = np.zeros(target.shape, np.float32)
     # Views: values are written in the image's orientation, and stored in the target's.
     orientation = image.grid.orientation
@@ -90,20 +184,20 @@ def segment_to_grid(
     probability_views = {}
     for name, values in probabilities.items():
         probability_views[name] = Volume(values, target).reoriented(orientation).voxels
-    for box, values_FDHW in resample_probabilities(image, target, predictor, settings):
+    for box, values_FDHW in resample_probabilities(image, target, predictor):
         mask_view[box] = predictor.assign_labels(values_FDHW)
         for name, view in probability_views.items():
-            probability = select_structure_probability(values_FDHW, name, predictor.regions)
+            probability = select_structure_probability(values_FDHW, name, predictor)
             view[box] = probability.cpu().numpy()
         if on_probabilities is not None:
             on_probabilities(box, values_FDHW)
     if postprocess:
-        postprocess_mask(mask, target.spacing_mm, predictor.config)
+        postprocess_mask(mask, target.spacing_mm, predictor.config, predictor.outputs.labels)
     return Segmentation(mask, probabilities)
 
 
 def resample_probabilities(
-    image: Volume, target: Grid, predictor: SlidingWindowPredictor, settings: Settings
+    image: NetworkImage, target: Grid, predictor: SlidingWindowPredictor
 ) -> Iterator[tuple[Box, Tensor]]:
     """Predict a prepared image and yield the probabilities on the target's voxels.
 
@@ -112,26 +206,23 @@ def resample_probabilities(
         (F, D, H, W), from the first slice to the last.
     """
     reoriented, _, _ = plan_reorientation(target, image.grid.orientation)
-    slabs = predictor.stream_probabilities(image.voxels, settings.data.intensity)
-    return resample_to_scan(slabs, image.grid, reoriented)
+    return resample_to_scan(stream_image(image, predictor), image.grid, reoriented)
 
 
-def _select_tumour_probability(foreground_FDHW: Tensor, regions: bool) -> Tensor:
-    return foreground_FDHW[1]
+def stream_image(
+    image: NetworkImage, predictor: SlidingWindowPredictor
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the probabilities of a prepared image (`stream_probabilities`)."""
+    return predictor.stream_probabilities(image.voxels_CZYX, image.intensities, image.present)
 
 
-STRUCTURE_PROBABILITIES: dict[str, Callable[[Tensor, bool], Tensor]] = {
-    "liver": sum_organ_probability,
-    "tumour": _select_tumour_probability,
-}
-"""(foreground F D H W, regions) -> probability D H W, for each name of `labels.STRUCTURES`."""
-
-
-def select_structure_probability(foreground_FDHW: Tensor, structure: str, regions: bool) -> Tensor:
-    """Probability (D, H, W) of a structure: `liver` is the organ with its tumours, or `tumour`.
+def select_structure_probability(
+    foreground_FDHW: Tensor, structure: str, predictor: SlidingWindowPredictor
+) -> Tensor:
+    """Probability (D, H, W) of a structure with everything inside it.
 
     Raises:
         UserError: unknown structure.
     """
-    select = find_registered(STRUCTURE_PROBABILITIES, structure, "structure")
-    return select(foreground_FDHW, regions)
+    outputs = predictor.outputs
+    return sum_structure_probability(foreground_FDHW, outputs.labels.structure(structure), outputs)

@@ -1,16 +1,16 @@
-"""Probabilities of liver and tumour for a whole scan, with a sliding window and bounded memory.
+"""Probabilities of the classes for a whole scan, with a sliding window and bounded memory.
 
     predictor = SlidingWindowPredictor(
-        model, (64, 128, 128), regions=False, config=InferenceConfig(), device=torch.device("cuda")
+        model, (64, 128, 128), OutputChannels(), InferenceConfig(), torch.device("cuda")
     )
-    for first, slab_FDHW in predictor.stream_probabilities(image_zyx, intensity):
+    for first, slab_FDHW in predictor.stream_probabilities(image_CZYX, intensities):
         ...  # finished slices, from the first to the last
 
 Windows are computed in rows of equal z. After a row, no later window covers the slices above the
 next row's start: they are yielded, and their memory is reused. Each window is added with its share
 in the sum of weights, which is known in advance, so the sum needs no division. Apart from the
-model, memory holds one row: its input (window depth x Y x X) and one float32 sum per foreground
-channel. The background's probability is the remainder to 1; it is neither summed nor interpolated.
+model, memory holds one row: its input (channels x window depth x Y x X) and one float32 sum per
+foreground channel. The background's probability is the remainder to 1; it is neither summed nor interpolated.
 
 Sums are float32 for any precision of the model, and windows are added in one fixed order. So on one
 kind of device the result for a scan is bit-identical in every run. The batch size can change the
@@ -19,8 +19,8 @@ the number of threads of one convolution (1e-7; 1e-4 with channels-last weights)
 therefore computes whole windows in parallel, each with one thread, and the result does not depend
 on it.
 
-Dimensions: B windows, C channels of the model, F foreground channels (liver, tumour),
-D H W = z, y, x.
+Dimensions: B windows, C channels of the image or of the model, F foreground channels (classes
+without background, or regions), D H W = z, y, x.
 """
 
 import copy
@@ -33,13 +33,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from liverseg_dist.config import InferenceConfig, IntensityConfig
+from liverseg_dist.config import InferenceConfig
+from liverseg_dist.inference.label_assignment import add_background, assign_labels
 from liverseg_dist.inference.ordered_threads import Item, compute_in_order
+from liverseg_dist.inference.structure_settings import resolve_structure_settings
 from liverseg_dist.inference.window_averaging import WindowAveraging
-from liverseg_dist.inference.window_rows import read_row, shift_slices
+from liverseg_dist.inference.window_rows import ImageChannels, Intensities, read_row, shift_slices
 from liverseg_dist.inference.windows import WindowGrid
-from liverseg_dist.labels import LIVER, STRUCTURES, TUMOUR
-from liverseg_dist.model import labels_from_logits
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.volume import Index3
 
 WindowCopy = tuple[tuple[int, int], tuple[int, ...]]
@@ -64,19 +65,22 @@ class SlidingWindowPredictor:
     Args:
         model: one model, or several whose results are averaged.
         patch_size: shape of a window (z, y, x).
-        regions: whether the outputs are overlapping regions (sigmoid) or classes (softmax).
+        outputs: what the output channels mean: classes (softmax) or regions (sigmoid) of a scheme.
         config: settings of `inference.*`.
         device: device on which the models compute.
         threads: batches computed in parallel, on a CPU only; memory for activations grows with it.
             Torch's own number of threads should then be 1.
         mirror_axes: axes of z, y, x that `inference.mirror` mirrors.
+
+    Raises:
+        UserError: a setting names a structure that the scheme does not have.
     """
 
     def __init__(
         self,
         model: nn.Module | Sequence[nn.Module],
         patch_size: Index3,
-        regions: bool,
+        outputs: OutputChannels,
         config: InferenceConfig,
         device: torch.device,
         threads: int = 1,
@@ -86,12 +90,13 @@ class SlidingWindowPredictor:
         for each_model in self.models:
             each_model.to(device).eval()
         self.patch_size = patch_size
-        self.regions = regions
+        self.outputs = outputs
         self.config = config
+        self.structure_settings = resolve_structure_settings(config, outputs.labels)
         self.device = device
         self.threads = threads if device.type == "cpu" else 1
         self.flips = _list_flips(mirror_axes if config.mirror else ())
-        self._averaging = WindowAveraging(self.models, regions, config, device)
+        self._averaging = WindowAveraging(self.models, outputs, config, device)
         self._window_mapper: WindowMapper | None = None
 
     def with_window_mapper(self, mapper: "WindowMapper") -> "SlidingWindowPredictor":
@@ -105,96 +110,95 @@ class SlidingWindowPredictor:
         return other
 
     def predict_probabilities(
-        self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None
+        self,
+        image: np.ndarray,
+        intensities: Intensities = None,
+        present: Sequence[bool] | None = None,
     ) -> np.ndarray:
         """Probabilities (C, z, y, x) float32 of the whole scan, with the model's channels.
 
         The array is large; `stream_probabilities` yields it in parts and documents the arguments.
         """
         slabs = []
-        for _, slab_FDHW in self.stream_probabilities(image_zyx, intensity):
+        for _, slab_FDHW in self.stream_probabilities(image, intensities, present):
             # The memory of a yielded slab is reused, hence the copy.
             slabs.append(self.add_background(slab_FDHW).cpu().numpy().copy())
         return np.concatenate(slabs, axis=1)
 
     def predict_labels(
-        self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None
+        self,
+        image: np.ndarray,
+        intensities: Intensities = None,
+        present: Sequence[bool] | None = None,
     ) -> np.ndarray:
-        """Labels (z, y, x) uint8 on the image's voxels. Arguments: see `stream_probabilities`."""
-        labels = np.empty(image_zyx.shape, dtype=np.uint8)
-        for first, slab_FDHW in self.stream_probabilities(image_zyx, intensity):
+        """Class values (z, y, x) uint8 on the image's voxels. Arguments: `stream_probabilities`."""
+        labels = np.empty(image.shape[-3:], dtype=np.uint8)
+        for first, slab_FDHW in self.stream_probabilities(image, intensities, present):
             labels[first : first + slab_FDHW.shape[1]] = self.assign_labels(slab_FDHW)
         return labels
 
     def assign_labels(self, foreground_FDHW: Tensor) -> np.ndarray:
-        """Labels (D, H, W) uint8 of probabilities that `stream_probabilities` yields.
+        """Class values (D, H, W) uint8 of probabilities that `stream_probabilities` yields.
 
-        With `inference.tumour_threshold` above 0, a voxel is tumour where the tumour reaches the
-        threshold and the liver (with its tumours) has a probability of at least 0.5.
+        With `inference.lesion_threshold` above 0, a voxel is lesion where the lesion reaches the
+        threshold and its organ (with its lesions) has a probability of at least 0.5.
         """
-        threshold = self.config.tumour_threshold
-        if threshold > 0:
-            is_organ = sum_organ_probability(foreground_FDHW, self.regions) >= 0.5
-            label = is_organ.to(torch.uint8) * LIVER
-            label.masked_fill_(is_organ & (foreground_FDHW[1] >= threshold), TUMOUR)
-        else:
-            probabilities_BCDHW = self.add_background(foreground_FDHW)[None]
-            label = labels_from_logits(probabilities_BCDHW, self.regions)[0]
-        return label.cpu().numpy()
+        thresholds = self.structure_settings.lesion_threshold
+        return assign_labels(foreground_FDHW, self.outputs, thresholds).cpu().numpy()
 
     def add_background(self, foreground_FDHW: Tensor) -> Tensor:
         """All channels of the model: classes with their background; regions unchanged."""
-        if self.regions:
-            return foreground_FDHW
-        liver, tumour = foreground_FDHW
-        return torch.stack([1 - (liver + tumour), liver, tumour])
+        return add_background(foreground_FDHW, self.outputs)
 
     def stream_probabilities(
-        self, image_zyx: np.ndarray, intensity: IntensityConfig | None = None
+        self,
+        image: np.ndarray,
+        intensities: Intensities = None,
+        present: Sequence[bool] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the probabilities of a scan, a few slices at a time, each slice once.
 
         Args:
-            image_zyx: the network's input, or HU of any type if `intensity` is given. It is read
-                one row at a time, so it can be a memory map. It is padded with its lowest value,
-                or with `intensity.lower_hu`, as in training.
-            intensity: how HU are normalised for the network.
+            image: (C, z, y, x), or (z, y, x) for one channel: the network's input, or stored voxels
+                of any type (HU for CT) if `intensities` are given. It is read one row at a time, so
+                it can be a memory map. Each channel is padded with its lowest value, or with the
+                lower bound of its normalisation, as in training.
+            intensities: normalisation of each channel; one entry is that of the only channel.
+            present: which channels the scan has; None: all. The network's input of an absent one is
+                0, whatever voxels the image has.
 
         Yields:
             The first slice, and the probabilities (F, D, H, W) on the device. F are the classes
-            liver and tumour, or the regions liver (with its tumours) and tumour. The tensor is
-            valid until the next one is requested: its memory is reused.
+            without the background, or the regions, of the scheme. The tensor is valid until the
+            next one is requested: its memory is reused.
         """
-        z, y, x = image_zyx.shape
+        channels = ImageChannels.from_array(image, intensities, present)
         grid = WindowGrid.from_shape(
-            (z, y, x), self.patch_size, self.config.overlap, self.config.window_weights
+            channels.shape, self.patch_size, self.config.overlap, self.config.window_weights
         )
-        pad_value = float(image_zyx.min()) if intensity is None else intensity.lower_hu
-        yield from self._stream_rows(image_zyx, grid, intensity, pad_value)
+        yield from self._stream_rows(channels, grid)
 
     @torch.inference_mode()
     def _stream_rows(
-        self,
-        image_zyx: np.ndarray,
-        grid: WindowGrid,
-        intensity: IntensityConfig | None,
-        pad_value: float,
+        self, channels: ImageChannels, grid: WindowGrid
     ) -> Iterator[tuple[int, Tensor]]:
         shares = []
         for axis_shares in grid.compute_shares():
             on_device = {at: torch.from_numpy(s).to(self.device) for at, s in axis_shares.items()}
             shares.append(on_device)
         in_plane = grid.padded_shape[1:]
-        total_FDHW = torch.zeros(len(STRUCTURES), self.patch_size[0], *in_plane, device=self.device)
+        total_FDHW = torch.zeros(
+            self.outputs.foreground_count, self.patch_size[0], *in_plane, device=self.device
+        )
         margin_z, margin_y, margin_x = grid.margin
         crop_y = slice(margin_y, margin_y + grid.shape[1])
         crop_x = slice(margin_x, margin_x + grid.shape[2])
         ends = [*grid.starts[0][1:], grid.padded_shape[0]]
         for start, end in zip(grid.starts[0], ends, strict=True):
-            row_DHW = read_row(image_zyx, grid, start, intensity, pad_value, self.device)
-            self._add_windows(total_FDHW, row_DHW, grid, start, shares)
+            row_CDHW = read_row(channels, grid, start, self.device)
+            self._add_windows(total_FDHW, row_CDHW, grid, start, shares)
             # The input is not needed while the caller works on the finished slices.
-            del row_DHW
+            del row_CDHW
             first, last = max(start, margin_z), min(end, margin_z + grid.shape[0])
             step = max(1, YIELDED_VOXELS // (grid.shape[1] * grid.shape[2]))
             for z in range(first, last, step):
@@ -207,7 +211,7 @@ class SlidingWindowPredictor:
     def _add_windows(
         self,
         total_FDHW: Tensor,
-        row_DHW: Tensor,
+        row_CDHW: Tensor,
         grid: WindowGrid,
         start: int,
         shares: Sequence[dict[int, Tensor]],
@@ -215,7 +219,7 @@ class SlidingWindowPredictor:
         """Add the windows of the row at padded slice `start` to the sum."""
         height, width = self.patch_size[1:]
         shares_z, shares_y, shares_x = shares
-        for y, x, read_window in self._compute_windows(row_DHW, grid):
+        for y, x, read_window in self._compute_windows(row_CDHW, grid):
             box_FDHW = total_FDHW[:, :, y : y + height, x : x + width]
             share_HW = shares_y[y][:, None] * shares_x[x]
             for part in self._averaging.split_into_blocks(self.patch_size):
@@ -223,7 +227,7 @@ class SlidingWindowPredictor:
                 box_FDHW[:, part].addcmul_(read_window(part), share_DHW)
 
     def _compute_windows(
-        self, row_DHW: Tensor, grid: WindowGrid
+        self, row_CDHW: Tensor, grid: WindowGrid
     ) -> Iterator[tuple[int, int, WindowReader]]:
         """(y, x, values) of each window of a row, in order, averaged over mirrored copies.
 
@@ -238,18 +242,18 @@ class SlidingWindowPredictor:
             # No sum over copies or models: each block is converted where it is added.
             for batch in batches:
                 logits_BCDHW = self._averaging.compute_logits(
-                    self.models[0], self._cut_windows(row_DHW, batch)
+                    self.models[0], self._cut_windows(row_CDHW, batch)
                 )
                 for ((y, x), _), logits_CDHW in zip(batch, logits_BCDHW, strict=True):
                     yield y, x, partial(self._averaging.convert_logits, logits_CDHW)
             return
-        yield from self._average_copies(row_DHW, batches)
+        yield from self._average_copies(row_CDHW, batches)
 
     def _average_copies(
-        self, row_DHW: Tensor, batches: Sequence[Batch]
+        self, row_CDHW: Tensor, batches: Sequence[Batch]
     ) -> Iterator[tuple[int, int, WindowReader]]:
         def compute(batch: Batch) -> Tensor:
-            return self._averaging.compute_model_mean(self._cut_windows(row_DHW, batch))
+            return self._averaging.compute_model_mean(self._cut_windows(row_CDHW, batch))
 
         total: Tensor | None = None
         summed = 0
@@ -264,12 +268,12 @@ class SlidingWindowPredictor:
                     yield y, x, partial(_select_slices, mean[0])
                     total = None
 
-    def _cut_windows(self, row_DHW: Tensor, batch: Batch) -> Tensor:
+    def _cut_windows(self, row_CDHW: Tensor, batch: Batch) -> Tensor:
         """The network's input B C D H W of a batch."""
         height, width = self.patch_size[1:]
         inputs = []
         for (y, x), axes in batch:
-            window = row_DHW[None, None, :, y : y + height, x : x + width]
+            window = row_CDHW[None, :, :, y : y + height, x : x + width]
             inputs.append(window.flip(axes) if axes else window)
         return torch.cat(inputs) if len(inputs) > 1 else inputs[0]
 
@@ -282,19 +286,11 @@ class SlidingWindowPredictor:
             return compute_in_order(compute, own, self.threads)
 
         def compute_shape(batch: Any) -> tuple[int, ...]:
-            return len(batch), len(STRUCTURES), *self.patch_size
+            return len(batch), self.outputs.foreground_count, *self.patch_size
 
         if self._window_mapper is None:
             return compute_own(batches)
         return self._window_mapper(compute_own, batches, compute_shape)
-
-
-def sum_organ_probability(foreground_FDHW: Tensor, regions: bool) -> Tensor:
-    """Probability D H W of the liver with its tumours.
-
-    Classes exclude each other, so they are added; the region liver contains the tumours already.
-    """
-    return foreground_FDHW[0] if regions else foreground_FDHW[0] + foreground_FDHW[1]
 
 
 def _select_slices(window_FDHW: Tensor, part: slice) -> Tensor:

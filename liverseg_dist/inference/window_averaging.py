@@ -3,8 +3,8 @@
 `inference.average` selects the entry of `AVERAGES`. On a CPU the conversion runs over a few slices
 at a time, so that the intermediate values stay in the core's cache. Used by `sliding_window`.
 
-Dimensions: B windows, C channels of the model, F foreground channels (liver, tumour),
-D H W = z, y, x.
+Dimensions: B windows, C channels of the model, F foreground channels (classes without background,
+or regions), D H W = z, y, x.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.config.registry import find_registered
-from liverseg_dist.labels import STRUCTURES
-from liverseg_dist.model import foreground_probabilities_, log_odds
+from liverseg_dist.model.outputs import OutputChannels, foreground_probabilities_, log_odds
 from liverseg_dist.precision import autocast
 
 BLOCK_VOXELS = 1 << 17
@@ -55,7 +54,7 @@ class WindowAveraging:
 
     Args:
         models: models with equal outputs, on the device and in evaluation mode.
-        regions: whether the outputs are overlapping regions (sigmoid) or classes (softmax).
+        outputs: what the output channels mean.
         config: settings; `average` and `precision` are read.
         device: device of the models.
 
@@ -66,12 +65,13 @@ class WindowAveraging:
     def __init__(
         self,
         models: Sequence[nn.Module],
-        regions: bool,
+        outputs: OutputChannels,
         config: InferenceConfig,
         device: torch.device,
     ) -> None:
         self._models = models
-        self._regions = regions
+        self._regions = outputs.regions
+        self._foreground_count = outputs.foreground_count
         self._precision = config.precision
         self._device_type = device.type
         self._average = find_registered(AVERAGES, config.average, "inference.average")
@@ -88,7 +88,7 @@ class WindowAveraging:
         for model in self._models:
             logits_BCDHW = self.compute_logits(model, image_BCDHW)
             batch, _, *shape = logits_BCDHW.shape
-            values = torch.empty(batch, len(STRUCTURES), *shape, device=logits_BCDHW.device)
+            values = torch.empty(batch, self._foreground_count, *shape, device=logits_BCDHW.device)
             for logits_CDHW, values_FDHW in zip(logits_BCDHW, values, strict=True):
                 for part in self.split_into_blocks(shape):
                     values_FDHW[:, part] = self.convert_logits(logits_CDHW, part)

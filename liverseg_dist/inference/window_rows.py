@@ -3,6 +3,9 @@
 Used by `sliding_window`.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,39 +13,106 @@ from torch import Tensor
 from liverseg_dist.config import IntensityConfig
 from liverseg_dist.data.intensity import normalise_intensity_
 from liverseg_dist.inference.windows import WindowGrid
+from liverseg_dist.volume import Index3
+
+Intensities = IntensityConfig | Sequence[IntensityConfig | None] | None
+"""Normalisation of each channel, or of the only one; None: the voxels are the network's input."""
 
 
-def read_row(
-    image_zyx: np.ndarray,
-    grid: WindowGrid,
-    start: int,
-    intensity: IntensityConfig | None,
-    pad_value: float,
-    device: torch.device,
-) -> Tensor:
+@dataclass(frozen=True)
+class ImageChannels:
+    """A scan's channels and their normalisation.
+
+    Attributes:
+        voxels_CZYX: the voxels; those of an absent channel are not read.
+        intensities: normalisation of each channel; None: the voxels are the network's input.
+        present: whether the scan has the channel.
+        pad_values: value outside the scan of each channel, before it is normalised.
+    """
+
+    voxels_CZYX: np.ndarray
+    intensities: tuple[IntensityConfig | None, ...]
+    present: tuple[bool, ...]
+    pad_values: tuple[float, ...]
+
+    @classmethod
+    def from_array(
+        cls, image: np.ndarray, intensities: Intensities, present: Sequence[bool] | None
+    ) -> "ImageChannels":
+        """The channels of an array (C, z, y, x), or (z, y, x) for one channel.
+
+        Raises:
+            ValueError: another number of channels than of normalisations or of `present`.
+        """
+        voxels_CZYX = image[None] if image.ndim == 3 else image
+        count = len(voxels_CZYX)
+        if intensities is None:
+            intensities = (None,) * count
+        elif isinstance(intensities, IntensityConfig):
+            intensities = (intensities,)
+        has_channel = (True,) * count if present is None else tuple(present)
+        if len(intensities) != count or len(has_channel) != count:
+            raise ValueError(
+                f"{count} channels, {len(intensities)} normalisations, {len(has_channel)} entries "
+                "of present"
+            )
+        pad_values = []
+        for voxels_ZYX, intensity, is_present in zip(
+            voxels_CZYX, intensities, has_channel, strict=True
+        ):
+            if not is_present:
+                pad_values.append(0.0)
+            elif intensity is None:
+                pad_values.append(float(voxels_ZYX.min()))
+            else:
+                pad_values.append(intensity.lower_hu)
+        return cls(voxels_CZYX, tuple(intensities), has_channel, tuple(pad_values))
+
+    @property
+    def shape(self) -> Index3:
+        """Shape (z, y, x)."""
+        _, z, y, x = self.voxels_CZYX.shape
+        return z, y, x
+
+
+def read_row(channels: ImageChannels, grid: WindowGrid, start: int, device: torch.device) -> Tensor:
     """Read the input of one row of windows; it is normalised on the device.
 
     Args:
-        image_zyx: the network's input, or HU if `intensity` is given.
+        channels: the scan.
         grid: the windows of the scan.
         start: first slice of the row in the padded scan.
-        intensity: how HU are normalised for the network.
-        pad_value: value outside the scan, before it is normalised.
         device: where the row is needed.
 
     Returns:
-        float32 tensor (D, H, W), padded to whole windows.
+        float32 tensor (C, D, H, W), padded to whole windows; 0 for an absent channel.
     """
+    count = len(channels.present)
+    if count == 1:
+        # One channel needs no copy.
+        return _read_channel(channels, 0, grid, start, device)[None]
+    row_CDHW = torch.empty((count, grid.window[0], *grid.padded_shape[1:]), device=device)
+    for number in range(count):
+        row_CDHW[number] = _read_channel(channels, number, grid, start, device)
+    return row_CDHW
+
+
+def _read_channel(
+    channels: ImageChannels, number: int, grid: WindowGrid, start: int, device: torch.device
+) -> Tensor:
     row_shape = (grid.window[0], *grid.padded_shape[1:])
+    if not channels.present[number]:
+        return torch.zeros(row_shape, device=device)
+    intensity = channels.intensities[number]
     first = start - grid.margin[0]
     low, high = max(0, first), min(grid.shape[0], first + row_shape[0])
-    slices = np.ascontiguousarray(image_zyx[low:high])
+    slices = np.ascontiguousarray(channels.voxels_CZYX[number, low:high])
     # Torch cannot share memory that is read-only.
     part = torch.from_numpy(slices if slices.flags.writeable else slices.copy()).to(device)
     # A copy, because the caller's own voxels must not be normalised in place.
     part = part.to(torch.float32, copy=intensity is not None)
     if part.shape != row_shape:
-        row = torch.full(row_shape, pad_value, device=device)
+        row = torch.full(row_shape, channels.pad_values[number], device=device)
         y, x = grid.margin[1:]
         row[low - first : high - first, y : y + grid.shape[1], x : x + grid.shape[2]] = part
         part = row

@@ -1,4 +1,4 @@
-"""A patient: random anatomy that is painted on any grid.
+"""A patient: random anatomy that is painted on any grid (see `painter`).
 
 A nominal adult is described in millimetres (x right, y front, z head; origin near the liver's
 hilum). A patient is the nominal adult scaled along the axes and warped by a smooth field. No two
@@ -12,10 +12,10 @@ from functools import cached_property
 
 import numpy as np
 
-from liverseg_dist.phantom.canvas import Canvas, Stroke, Tissue, crop_to_slab, find_voxel_box
+from liverseg_dist.phantom.canvas import Stroke, Tissue, find_voxel_box
 from liverseg_dist.phantom.liver import LIVER_BOUNDS, Liver, draw_liver
 from liverseg_dist.phantom.organs import Contrast, build_gallbladder, build_kidneys, draw_organs
-from liverseg_dist.phantom.shapes import Bounds, Box, Cone, Ellipsoid, Point, Points, Shape, Waves
+from liverseg_dist.phantom.shapes import Bounds, Cone, Ellipsoid, Point, Points, Waves
 from liverseg_dist.phantom.torso import Torso
 from liverseg_dist.phantom.tumours import LiverSamples, Tumour, place_tumours
 from liverseg_dist.volume import Grid
@@ -24,7 +24,6 @@ LIVER_ML = (950.0, 2250.0)
 """Range of liver volumes; other patients are drawn again."""
 COARSE_MM = 6.0
 """Voxel size for the measurement of the liver."""
-AIR_HU = -1000.0
 SHIFT_MM, SHIFT_SLACK_MM = 8.0, 1.0
 SHIFT_SHAPE = (60, 40, 50)
 
@@ -41,6 +40,8 @@ class Patient:
     liver: Liver
     inside_liver: tuple[Stroke, ...]
     tumours: tuple[Tumour, ...] = ()
+    benign: tuple[Tumour, ...] = ()
+    """Benign lesions: painted like tumours, but part of the liver in the label."""
     liver_ml: float = 0.0
     liver_z_mm: tuple[float, float] = (0.0, 0.0)
     """Lowest and highest point of the liver in the world, to a few mm."""
@@ -106,6 +107,18 @@ class Patient:
         )
 
 
+def nominal_to_world(patient: Patient, nominal: Point) -> np.ndarray:
+    """Where a nominal position lies in the patient's world: the inverse of `Patient.map_voxels`, by
+    iteration."""
+    scale = np.array(patient.scale)
+    world = np.array(nominal) * scale
+    for _ in range(60):
+        at = Points(*(np.array([v], np.float32) for v in world))
+        shift = np.array([float(waves.evaluate_points(at)[0]) for waves in patient.warp])
+        world = 0.5 * world + 0.5 * scale * (np.array(nominal) - shift)
+    return world
+
+
 def _to_bounds(box: np.ndarray) -> Bounds:
     (x0, y0, z0), (x1, y1, z1) = box.tolist()
     return (x0, y0, z0), (x1, y1, z1)
@@ -124,7 +137,7 @@ def draw_patient(
     """
     while True:
         patient = _draw_body(rng)
-        patient, samples = _measure_liver(patient)
+        patient, samples = measure_liver(patient)
         # Random organs may leave the liver too much or too little space.
         if LIVER_ML[0] < patient.liver_ml < LIVER_ML[1]:
             break
@@ -143,9 +156,11 @@ def _draw_body(rng: np.random.Generator) -> Patient:
     torso = Torso(
         fat_mm=float(np.exp(u(np.log(6), np.log(34)))),
         wall_mm=float(u(10, 14)),
-        muscle=Tissue(float(u(52, 72)), grain=5.0, spot=-75.0, rare=-float(u(1.2, 2.4))),
-        marrow=Tissue(float(u(130, 230)), grain=26.0),
-        blood=Tissue(0.95 * contrast.aorta, 3.0),
+        muscle=Tissue(
+            float(u(52, 72)), grain=5.0, spot=-75.0, rare=-float(u(1.2, 2.4)), kind="muscle"
+        ),
+        marrow=Tissue(float(u(130, 230)), grain=26.0, kind="marrow"),
+        blood=Tissue(0.95 * contrast.aorta, 3.0, kind="blood"),
         right_top_mm=top,
         left_top_mm=top - float(u(8, 18)),
         phase_mm=float(u(0, 60)),
@@ -154,9 +169,9 @@ def _draw_body(rng: np.random.Generator) -> Patient:
     both_kidneys = build_kidneys(rng)
     organs = draw_organs(rng, contrast, both_kidneys)
     liver = draw_liver(rng, both_kidneys[0], bladder, (torso.right_top_mm, torso.left_top_mm))
-    bile = Tissue(float(u(4, 20)), 2.0)
-    organs += [Stroke(piece, Tissue(70.0)) for piece in bladder]
-    organs += [Stroke(piece, bile, inset_mm=1.8) for piece in bladder]
+    bile, wall = Tissue(float(u(4, 20)), 2.0, kind="bile"), Tissue(70.0, kind="gut_wall")
+    organs += [Stroke(piece, wall, organ="gallbladder") for piece in bladder]
+    organs += [Stroke(piece, bile, inset_mm=1.8, organ="gallbladder") for piece in bladder]
     scale = (
         size * float(u(0.97, 1.05)),
         size * float(u(0.94, 1.1)),
@@ -178,10 +193,11 @@ def _draw_body(rng: np.random.Generator) -> Patient:
 
 
 def _vessel_strokes(pieces: Sequence[Cone], hu: float) -> list[Stroke]:
-    return [Stroke(piece, Tissue(hu), within="liver", margin_mm=2.0) for piece in pieces]
+    blood = Tissue(hu, kind="blood")
+    return [Stroke(piece, blood, within="liver", margin_mm=2.0) for piece in pieces]
 
 
-def _measure_liver(patient: Patient) -> tuple[Patient, LiverSamples]:
+def measure_liver(patient: Patient) -> tuple[Patient, LiverSamples]:
     """Measure the liver's volume and extent on a coarse grid, and sample positions in it."""
     low, high = np.array(patient.world_bounds(LIVER_BOUNDS))
     shape = np.ceil((high - low)[::-1] / COARSE_MM).astype(int).tolist()
@@ -218,13 +234,16 @@ def _draw_confounders(
             continue
         strokes.append(
             Stroke(
-                Ellipsoid(centre, (size, size, size)), Tissue(6.0), within="liver", margin_mm=1.0
+                Ellipsoid(centre, (size, size, size)),
+                Tissue(6.0, kind="cyst"),
+                within="liver",
+                margin_mm=1.0,
             )
         )
     if rng.random() < 0.4:
         x = patient.liver.fissure_x_mm
         patch = Ellipsoid((x - 9, 62.0, float(rng.uniform(-5, 20))), (10.0, 16.0, 12.0))
-        dark = Tissue(patient.contrast.liver - float(rng.uniform(20, 40)), 4.0)
+        dark = Tissue(patient.contrast.liver - float(rng.uniform(20, 40)), 4.0, kind="fatty_liver")
         strokes.append(
             Stroke(patch, dark, within="liver", margin_mm=1.0, ripple_mm=3.0, edge_mm=6.0)
         )
@@ -234,83 +253,3 @@ def _draw_confounders(
 def _single_point(point: Point) -> Points:
     x, y, z = (np.array([v], np.float32) for v in point)
     return Points(x, y, z)
-
-
-class Painter:
-    """Paints a patient on a grid, some planes at a time, so that memory stays bounded."""
-
-    def __init__(self, patient: Patient, grid: Grid) -> None:
-        self.patient, self.grid = patient, grid
-        spacing_z, spacing_y, _ = grid.spacing_mm
-        self.edge_mm = 1.15 * max(spacing_y, 0.6 * spacing_z)
-        self._organs = [self._locate_stroke(stroke.shape, stroke) for stroke in patient.organs]
-        self._inside = [
-            self._locate_stroke(stroke.shape, stroke) for stroke in patient.inside_liver
-        ]
-        self._tumours = [
-            (patient.find_voxel_box(grid, tumour.bounding_box()), tumour)
-            for tumour in patient.tumours
-        ]
-        self._liver = patient.find_voxel_box(grid, LIVER_BOUNDS)
-        # The same bodies are looked up for every slab.
-        self._boxes: dict[Bounds, np.ndarray] = {}
-
-    def _find_body_box(self, bounds: Bounds) -> np.ndarray:
-        if bounds not in self._boxes:
-            self._boxes[bounds] = self.patient.find_voxel_box(self.grid, bounds)
-        return self._boxes[bounds]
-
-    def _locate_stroke(self, shape: Shape, stroke: Stroke) -> tuple[np.ndarray, Stroke]:
-        return self.patient.find_voxel_box(
-            self.grid, shape.bounding_box(), 2.5 * stroke.ripple_mm + stroke.edge_mm
-        ), stroke
-
-    def paint_planes(
-        self, planes: slice, texture: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Paint some planes.
-
-        Args:
-            planes: range of planes of the grid.
-            texture: unevenness of the tissue, unit variance.
-
-        Returns:
-            HU, and each voxel's share of liver (with tumours) and of tumour, all float32.
-        """
-        patient = self.patient
-        points = patient.map_voxels(self.grid, planes)
-
-        def find(bounds: Bounds) -> Box | None:
-            return crop_to_slab(self._find_body_box(bounds), planes)
-
-        canvas = Canvas(
-            points, texture, np.full(points.x.shape, AIR_HU, np.float32), self.edge_mm, find
-        )
-        patient.torso.paint_torso(canvas)
-        self._paint_strokes(canvas, self._organs, planes)
-        liver, tumours = np.zeros_like(canvas.hu), np.zeros_like(canvas.hu)
-        distance = np.full(canvas.hu.shape, 1e3, np.float32)
-        box = crop_to_slab(self._liver, planes)
-        if box is None:
-            return canvas.hu, liver, tumours
-        part = canvas[box]
-        distance[box] = patient.liver.signed_distance(part.points, part.regions["abdomen"])
-        liver[box] = part.fill_tissue(distance[box], Tissue(patient.contrast.liver, 3.0))
-        canvas.regions["liver"] = distance
-        self._paint_strokes(canvas, self._inside, planes)
-        for tumour_box, tumour in self._tumours:
-            inner = crop_to_slab(tumour_box, planes)
-            if inner is not None:
-                part = canvas[inner]
-                ball = np.maximum(tumour.signed_distance(part.points), part.regions["liver"])
-                tumour.paint_tumour(part, ball, patient.contrast.liver)
-                np.maximum(tumours[inner], part.compute_share(ball), out=tumours[inner])
-        return canvas.hu, liver, tumours
-
-    def _paint_strokes(
-        self, canvas: Canvas, strokes: list[tuple[np.ndarray, Stroke]], planes: slice
-    ) -> None:
-        for stroke_box, stroke in strokes:
-            box = crop_to_slab(stroke_box, planes)
-            if box is not None:
-                canvas[box].paint_stroke(stroke)

@@ -1,7 +1,10 @@
-"""A slab of a scan while it is painted: one tissue over another, each only inside its body."""
+"""A slab of a scan while it is painted: one tissue over another, each only inside its body.
+
+The same strokes paint a CT and an MR: a `Renderer` turns a tissue into HU or into MR signal.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +14,7 @@ from liverseg_dist.volume import Grid
 
 
 class Tissue(NamedTuple):
-    """HU of a tissue and its unevenness."""
+    """HU of a tissue and its unevenness, and its name for other modalities."""
 
     hu: float
     grain: float = 0.0
@@ -19,6 +22,8 @@ class Tissue(NamedTuple):
     spot: float = 0.0
     """HU of spots where the texture field is above `rare` (below, if `rare` is negative)."""
     rare: float = 1.4
+    kind: str = ""
+    """Name in the table of MR properties (see `mr_tissues`)."""
 
     def compute_hu(self, texture: np.ndarray) -> np.ndarray | np.float32:
         """Return HU for values of the texture field."""
@@ -27,11 +32,17 @@ class Tissue(NamedTuple):
         value = texture * np.float32(self.grain)
         value += np.float32(self.hu)
         if self.spot:
-            side = np.float32(np.sign(self.rare))
-            # A ramp instead of a step, so that spots have soft edges.
-            strength = np.clip((texture - np.float32(self.rare)) * side * np.float32(2), 0, 1)
-            value += strength * np.float32(self.spot)
+            value += self.compute_spot_strength(texture) * np.float32(self.spot)
         return value
+
+    def compute_spot_strength(self, texture: np.ndarray) -> np.ndarray:
+        """Return 1 in the spots, 0 elsewhere, and a ramp at their soft edges."""
+        side = np.float32(np.sign(self.rare))
+        return np.clip((texture - np.float32(self.rare)) * side * np.float32(2), 0, 1)
+
+
+Renderer = Callable[[Tissue, np.ndarray], np.ndarray | np.float32]
+"""Returns the values of a tissue (HU or MR signal) for values of the texture field."""
 
 
 class Stroke(NamedTuple):
@@ -50,24 +61,39 @@ class Stroke(NamedTuple):
     """Only in front of this plane: gas over fluid in a patient in supine position."""
     edge_mm: float = 0.0
     """Width of the surface in addition to the voxel's."""
+    organ: str = ""
+    """Organ that the body belongs to, as named in `organ_labels`; empty: not a labelled one."""
 
 
 @dataclass
 class Canvas:
-    """Arrays (planes, rows, columns) of one block: positions, texture, HU, distances to regions."""
+    """Arrays (planes, rows, columns) of one block.
+
+    They are positions, texture, values (HU or MR signal), distances to regions, and organs.
+    """
 
     points: Points
     texture: np.ndarray
-    hu: np.ndarray
+    values: np.ndarray
     edge_mm: float
     find_box: Callable[[Bounds], Box | None]
     """Returns the part of the block that a body with these bounds can overlap; None: no part."""
     regions: dict[str, np.ndarray] = field(default_factory=dict)
+    render: Renderer = Tissue.compute_hu
+    organs: np.ndarray | None = None
+    """Label value of the organ that fills most of each voxel; None: organs are not labelled."""
+    organ_values: dict[str, int] = field(default_factory=dict)
+    """Label value of each organ that is labelled."""
 
     def __getitem__(self, box: Box) -> "Canvas":
         regions = {name: distance[box] for name, distance in self.regions.items()}
-        return Canvas(
-            self.points[box], self.texture[box], self.hu[box], self.edge_mm, self.find_box, regions
+        return replace(
+            self,
+            points=self.points[box],
+            texture=self.texture[box],
+            values=self.values[box],
+            regions=regions,
+            organs=None if self.organs is None else self.organs[box],
         )
 
     def crop_around(self, bounds: Bounds) -> "Canvas | None":
@@ -84,11 +110,14 @@ class Canvas:
         return np.clip(share, 0, 1, out=share)
 
     def fill_tissue(
-        self, distance_mm: np.ndarray, tissue: Tissue, edge_mm: float = 0.0
+        self, distance_mm: np.ndarray, tissue: Tissue, edge_mm: float = 0.0, organ: str = ""
     ) -> np.ndarray:
         """Paint a tissue and return each voxel's share of it."""
         share = self.compute_share(distance_mm, edge_mm)
-        self.hu += share * (tissue.compute_hu(self.texture) - self.hu)
+        self.values += share * (self.render(tissue, self.texture) - self.values)
+        if self.organs is not None:
+            # A tissue that is no part of an organ ends the organ under it.
+            self.organs[share >= 0.5] = self.organ_values.get(organ, 0)
         return share
 
     def paint_stroke(self, stroke: Stroke) -> None:
@@ -104,7 +133,7 @@ class Canvas:
             )
         if stroke.above_y_mm is not None:
             np.maximum(distance, np.float32(stroke.above_y_mm) - self.points.y, out=distance)
-        self.fill_tissue(distance, stroke.tissue, stroke.edge_mm)
+        self.fill_tissue(distance, stroke.tissue, stroke.edge_mm, stroke.organ)
 
 
 def find_voxel_box(grid: Grid, bounds_mm: Bounds, margin_mm: float) -> np.ndarray:

@@ -1,29 +1,30 @@
 """A folder of phantom scans in the layout of Medical Segmentation Decathlon, Task03_Liver.
 
 A case's files are written atomically, so a run that was stopped continues with the next case;
-`dataset.json` is written last. `phantom.json` stores the settings that determine the bytes, so that
-two kinds of phantom never share a folder.
+`dataset.json` is written last.
 """
 
-import json
 from collections.abc import Callable
-from concurrent.futures import as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import cc3d
 import numpy as np
 
 from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
-from liverseg_dist.errors import UserError
 from liverseg_dist.files import write_json
 from liverseg_dist.labels import LIVER, TUMOUR
-from liverseg_dist.phantom.scan import Size, make_scan
+from liverseg_dist.phantom.folder import (
+    SCAN_FOLDERS,
+    SETTINGS,
+    check_phantom_folder,
+    make_cases,
+)
+from liverseg_dist.phantom.grids import Size
+from liverseg_dist.phantom.scan import make_scan
 from liverseg_dist.volume import Grid
-from liverseg_dist.workers import terminal_signals_blocked, worker_pool
 
-SETTINGS = "phantom.json"
 GENERATION = 5
 """Increased when a change of the code gives other scans for the same seed."""
 FIRST_TEST = 10_000
@@ -91,27 +92,14 @@ def write_dataset(
         UserError: the folder cannot be used.
     """
     check_folder(wanted)
-    for name in ("imagesTr", "labelsTr", "imagesTs"):
+    for name in SCAN_FOLDERS:
         (wanted.folder / name).mkdir(parents=True, exist_ok=True)
     write_json(wanted.folder / SETTINGS, wanted.settings)
-    summaries: dict[int, CaseSummary] = {}
-    if workers <= 1:
-        for number in wanted.case_numbers():
-            summaries[number] = _write_case(wanted, number)
-            done(summaries[number])
-    else:
-        with worker_pool(workers, get_context("spawn")) as pool:
-            with terminal_signals_blocked():
-                futures = {
-                    pool.submit(_write_case, wanted, number): number
-                    for number in wanted.case_numbers()
-                }
-            for future in as_completed(futures):
-                summaries[futures[future]] = future.result()
-                done(future.result())
+    make_case = partial(_write_case, wanted)
+    summaries = make_cases(make_case, wanted.case_numbers(), workers, done)
     # Last: a folder without this file is incomplete.
     write_json(wanted.folder / "dataset.json", _dataset_index(wanted))
-    return [summaries[number] for number in sorted(summaries)]
+    return summaries
 
 
 def check_folder(wanted: PhantomSet) -> None:
@@ -120,37 +108,10 @@ def check_folder(wanted: PhantomSet) -> None:
     Raises:
         UserError: the folder cannot be used.
     """
-    folder, mark = wanted.folder, wanted.folder / SETTINGS
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file, not a folder; give a new folder")
-    if not mark.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(
-                f"{folder}: not empty and not a phantom set; give a new folder, "
-                "existing files are not overwritten"
-            )
-        return
-    try:
-        before = json.loads(mark.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{mark}: not readable as JSON; give another folder") from None
-    if before != wanted.settings:
-        raise UserError(
-            f"{folder}: contains phantoms with the settings {before}, not {wanted.settings}; "
-            "give another folder"
-        )
-    expected: set[Path | None] = set()
+    expected: set[Path] = set()
     for number in wanted.case_numbers():
-        expected.update(wanted.case_files(number))
-    found: list[Path] = []
-    for name in ("imagesTr", "labelsTr", "imagesTs"):
-        found += (folder / name).glob("*.nii*")
-    surplus = sorted(str(file.relative_to(folder)) for file in found if file not in expected)
-    if surplus:
-        raise UserError(
-            f"{folder}: contains {len(surplus)} more scan files than requested ({surplus[0]}); "
-            "increase --cases and --test-cases, or give another folder"
-        )
+        expected.update(file for file in wanted.case_files(number) if file is not None)
+    check_phantom_folder(wanted.folder, wanted.settings, expected)
 
 
 def _write_case(wanted: PhantomSet, number: int) -> CaseSummary:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from liverseg_dist.phantom.anatomy import Patient, draw_patient
-from liverseg_dist.phantom.scan import TUMOUR_MM, PhantomScan, Size, draw_grid, scan_patient
+from liverseg_dist.phantom.anatomy import Patient, draw_patient, nominal_to_world
+from liverseg_dist.phantom.grids import Size, draw_grid
+from liverseg_dist.phantom.scan import TUMOUR_MM, PhantomScan, scan_patient
 from liverseg_dist.phantom.shapes import Ellipsoid, Point, Points, Waves
 from liverseg_dist.phantom.tumours import Tumour
 from liverseg_dist.volume import Grid, Volume
@@ -125,18 +126,6 @@ def make_follow_up(seed: int, case: int, dates: int, size: Size, hard: bool) -> 
             world = motion[:3, :3] @ nominal_to_world(present, centre) + motion[:3, 3]
             lesion.centre_mm.append([round(float(v), 3) for v in world])
     return FollowedPhantom(tuple(scans), tuple(days), tuple(lesions))
-
-
-def nominal_to_world(patient: Patient, nominal: Point) -> np.ndarray:
-    """Where a nominal position lies in the patient's world: the inverse of `Patient.map_voxels`, by
-    iteration."""
-    scale = np.array(patient.scale)
-    world = np.array(nominal) * scale
-    for _ in range(60):
-        at = Points(*(np.array([v], np.float32) for v in world))
-        shift = np.array([float(waves.evaluate_points(at)[0]) for waves in patient.warp])
-        world = 0.5 * world + 0.5 * scale * (np.array(nominal) - shift)
-    return world
 
 
 def _plan_lesions(

@@ -17,9 +17,9 @@ import numpy as np
 from liverseg_dist.data.io.nifti import write_image, write_mask
 from liverseg_dist.errors import UserError
 from liverseg_dist.files import write_json, write_text
-from liverseg_dist.phantom.dataset import SETTINGS
+from liverseg_dist.phantom.folder import SETTINGS
 from liverseg_dist.phantom.follow_up import make_follow_up
-from liverseg_dist.phantom.scan import Size
+from liverseg_dist.phantom.grids import Size
 
 GENERATION = 1
 """Raised when the same seed gives other patients than before."""

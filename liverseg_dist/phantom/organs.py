@@ -10,11 +10,11 @@ import numpy as np
 from liverseg_dist.phantom.canvas import Stroke, Tissue
 from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Point, build_tube
 
-WALL = Tissue(82.0, grain=8.0)
-GAS = Tissue(-960.0)
-FLUID = Tissue(22.0, grain=5.0)
-STOOL = Tissue(8.0, grain=30.0, spot=-520.0, rare=-0.9)
-SINUS_FAT = Tissue(-70.0, grain=12.0)
+WALL = Tissue(82.0, grain=8.0, kind="gut_wall")
+GAS = Tissue(-960.0, kind="gas")
+FLUID = Tissue(22.0, grain=5.0, kind="gut_fluid")
+STOOL = Tissue(8.0, grain=30.0, spot=-520.0, rare=-0.9, kind="stool")
+SINUS_FAT = Tissue(-70.0, grain=12.0, kind="fat")
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,18 @@ def draw_organs(
         -24.0,
     )
     strokes.append(
-        Stroke(spleen, Tissue(contrast.spleen, 3.0), within="abdomen", margin_mm=3.5, ripple_mm=0.8)
+        Stroke(
+            spleen,
+            Tissue(contrast.spleen, 3.0, kind="spleen"),
+            within="abdomen",
+            margin_mm=3.5,
+            ripple_mm=0.8,
+            organ="spleen",
+        )
     )
     strokes += _draw_pancreas(rng, contrast)
-    for kidney in both_kidneys:
-        strokes += _kidney_strokes(rng, kidney, contrast)
+    for kidney, name in zip(both_kidneys, ("kidney_right", "kidney_left"), strict=True):
+        strokes += _kidney_strokes(rng, kidney, contrast, name)
     return strokes + _draw_trunks(rng, contrast)
 
 
@@ -103,6 +110,7 @@ def jitter(rng: np.random.Generator, reach: float) -> float:
 
 
 def _hollow_organ(
+    organ: str,
     pieces: tuple[Cone, ...],
     content: Tissue,
     wall_mm: float,
@@ -113,8 +121,9 @@ def _hollow_organ(
 
     Each is painted for all pieces, so that no wall crosses the lumen.
     """
-    strokes = [Stroke(c, WALL, within="abdomen", margin_mm=3, ripple_mm=ripple_mm) for c in pieces]
-    inside = {"within": "abdomen", "margin_mm": 3 + wall_mm, "ripple_mm": ripple_mm}
+    inside = {"within": "abdomen", "margin_mm": 3, "ripple_mm": ripple_mm, "organ": organ}
+    strokes = [Stroke(c, WALL, **inside) for c in pieces]  # type: ignore[arg-type]
+    inside["margin_mm"] = 3 + wall_mm
     strokes += [Stroke(c, content, wall_mm, **inside) for c in pieces]  # type: ignore[arg-type]
     if gas_y_mm is not None:
         for piece in pieces:
@@ -134,11 +143,14 @@ def _draw_stomach(rng: np.random.Generator) -> list[Stroke]:
         (26, 42, -48, 10),
     )
     content = Tissue(
-        float(rng.uniform(10, 50)), grain=float(rng.uniform(3, 16)), spot=-120.0, rare=-1.6
+        float(rng.uniform(10, 50)),
+        grain=float(rng.uniform(3, 16)),
+        spot=-120.0,
+        rare=-1.6,
+        kind="stomach_content",
     )
-    return _hollow_organ(
-        pieces, content, float(rng.uniform(3, 6)), float(rng.uniform(42, 66)), ripple_mm=1.5
-    )
+    wall_mm, gas_y_mm = float(rng.uniform(3, 6)), float(rng.uniform(42, 66))
+    return _hollow_organ("stomach", pieces, content, wall_mm, gas_y_mm, ripple_mm=1.5)
 
 
 def _draw_bowel(rng: np.random.Generator) -> list[Stroke]:
@@ -153,7 +165,7 @@ def _draw_bowel(rng: np.random.Generator) -> list[Stroke]:
             knots.append((x, y, z, radius))
             at = np.clip(at + rng.normal(0, 20, 3), [-95, -5, -230], [90, 66, -66])
         gas = float(rng.uniform(30, 70)) if rng.random() < 0.3 else None
-        strokes += _hollow_organ(build_tube(*knots), FLUID, 2.6, gas)
+        strokes += _hollow_organ("small_bowel", build_tube(*knots), FLUID, 2.6, gas)
     # Vessels of the mesentery.
     for _ in range(14):
         end = (
@@ -162,7 +174,7 @@ def _draw_bowel(rng: np.random.Generator) -> list[Stroke]:
             float(rng.uniform(-200, -80)),
         )
         root = (4.0 + jitter(rng, 6), 30 + jitter(rng, 5), -90 + jitter(rng, 30))
-        strokes.append(Stroke(Cone(root, end, 2.4, 1.2), Tissue(140.0)))
+        strokes.append(Stroke(Cone(root, end, 2.4, 1.2), Tissue(140.0, kind="blood")))
     r = float(rng.uniform(17, 23))
     colon = (
         build_tube((98, -20, -240, r), (102, -14, -128, r), (96, 22, -112, r)),
@@ -181,9 +193,8 @@ def _draw_bowel(rng: np.random.Generator) -> list[Stroke]:
     )
     for pieces in colon:
         gas = float(rng.uniform(-5, 70)) if rng.random() < 0.6 else None
-        strokes += _hollow_organ(
-            pieces, STOOL if rng.random() < 0.75 else FLUID, 2.4, gas, ripple_mm=2.2
-        )
+        content = STOOL if rng.random() < 0.75 else FLUID
+        strokes += _hollow_organ("colon", pieces, content, 2.4, gas, ripple_mm=2.2)
     duodenum = build_tube(
         (26, 42, -48, 11),
         (46, 24, -62, 12),
@@ -191,11 +202,11 @@ def _draw_bowel(rng: np.random.Generator) -> list[Stroke]:
         (8, 8, -108, 11),
         (-26, 14, -96, 11),
     )
-    return strokes + _hollow_organ(duodenum, FLUID, 2.8)
+    return strokes + _hollow_organ("duodenum", duodenum, FLUID, 2.8)
 
 
 def _draw_pancreas(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
-    tissue = Tissue(contrast.pancreas, grain=8.0, spot=-90.0, rare=-1.3)
+    tissue = Tissue(contrast.pancreas, grain=8.0, spot=-90.0, rare=-1.3, kind="pancreas")
     thick = float(rng.uniform(0.8, 1.2))
     knots = (
         (26, 22, -62, 12.0),
@@ -205,22 +216,26 @@ def _draw_pancreas(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]
         (-78, -6, 2, 7.5),
     )
     return [
-        Stroke(c, tissue, ripple_mm=2.0)
+        Stroke(c, tissue, ripple_mm=2.0, organ="pancreas")
         for c in build_tube(*((x, y, z, r * thick) for x, y, z, r in knots))
     ]
 
 
-def _kidney_strokes(rng: np.random.Generator, shape: Ellipsoid, contrast: Contrast) -> list[Stroke]:
+def _kidney_strokes(
+    rng: np.random.Generator, shape: Ellipsoid, contrast: Contrast, organ: str
+) -> list[Stroke]:
+    """Draw a kidney; its label has the cyst but not the fat and the pelvis of the sinus."""
     medial = -12 if shape.centre[0] > 0 else 12
     x, y, z = shape.centre
     sinus = Ellipsoid((x + medial, y + 7, z), (13.0, 11.0, 25.0), shape.turn_deg, shape.tilt_deg)
+    cortex = Tissue(contrast.kidney, 5.0, kind="kidney_cortex")
+    medulla = Tissue(0.86 * contrast.kidney, 14.0, kind="kidney_medulla")
+    pelvis = Ellipsoid((x + 0.9 * medial, y + 6, z), (6.0, 5.0, 15.0))
     strokes = [
-        Stroke(shape, Tissue(contrast.kidney, 5.0), ripple_mm=0.8),
-        Stroke(shape, Tissue(0.86 * contrast.kidney, 14.0), inset_mm=8.0, ripple_mm=2.0),
+        Stroke(shape, cortex, ripple_mm=0.8, organ=organ),
+        Stroke(shape, medulla, inset_mm=8.0, ripple_mm=2.0, organ=organ),
         Stroke(sinus, SINUS_FAT, ripple_mm=2.5),
-        Stroke(
-            Ellipsoid((x + 0.9 * medial, y + 6, z), (6.0, 5.0, 15.0)), Tissue(12.0), ripple_mm=1.0
-        ),
+        Stroke(pelvis, Tissue(12.0, kind="urine"), ripple_mm=1.0),
     ]
     if rng.random() < 0.25:
         place: Point = (
@@ -229,7 +244,8 @@ def _kidney_strokes(rng: np.random.Generator, shape: Ellipsoid, contrast: Contra
             z + jitter(rng, 30),
         )
         size = float(rng.uniform(5, 16))
-        strokes.append(Stroke(Ellipsoid(place, (size, size, size)), Tissue(6.0)))
+        cyst = Ellipsoid(place, (size, size, size))
+        strokes.append(Stroke(cyst, Tissue(6.0, kind="cyst"), organ=organ))
     return strokes
 
 
@@ -257,15 +273,22 @@ def _draw_trunks(rng: np.random.Generator, contrast: Contrast) -> list[Stroke]:
         *build_tube((10, 30, -200, 3.5), (10, 29, -110, 5.0), (8, 30, -38, 6.5)),
         *build_tube((-88, -16, 6, 3.5), (-30, 20, -13, 4.4), (8, 30, -38, 5.5)),
     )
-    strokes = [Stroke(c, Tissue(contrast.cava - 8)) for c in veins]
-    strokes += [Stroke(c, Tissue(contrast.cava, 4.0)) for c in build_vena_cava()]
-    strokes += [Stroke(c, Tissue(contrast.portal, 2.0)) for c in portal]
-    strokes += [Stroke(c, Tissue(contrast.aorta, 2.0)) for c in (*aorta, *branches)]
+    bodies = (
+        (veins, Tissue(contrast.cava - 8, kind="blood"), ""),
+        (build_vena_cava(), Tissue(contrast.cava, 4.0, kind="blood"), "inferior_vena_cava"),
+        (portal, Tissue(contrast.portal, 2.0, kind="blood"), "portal_vein"),
+        (aorta, Tissue(contrast.aorta, 2.0, kind="blood"), "aorta"),
+        (branches, Tissue(contrast.aorta, 2.0, kind="blood"), ""),
+    )
+    strokes: list[Stroke] = []
+    for pieces, blood, organ in bodies:
+        strokes += [Stroke(piece, blood, organ=organ) for piece in pieces]
     # Calcified plaques of the aorta.
     for _ in range(int(rng.integers(0, 6))):
         z, turn = rng.uniform(-200, 20), rng.uniform(0, 2 * np.pi)
         place = (float(-10 + 9 * wide * np.cos(turn)), float(9 + 9 * wide * np.sin(turn)), float(z))
-        strokes.append(Stroke(Ellipsoid(place, (2.0, 2.0, 4.0)), Tissue(620.0)))
+        plaque = Tissue(620.0, kind="cortical_bone")
+        strokes.append(Stroke(Ellipsoid(place, (2.0, 2.0, 4.0)), plaque, organ="aorta"))
     return strokes
 
 

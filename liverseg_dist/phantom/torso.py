@@ -17,14 +17,14 @@ SPINE_Y_MM = -20.0
 VERTEBRA_MM, RIB_PITCH_MM = 34.0, 29.0
 LAST_RIB_Z_MM = -72.0
 
-SKIN = Tissue(20.0)
-FAT = Tissue(-102.0, grain=6.0, spot=45.0, rare=1.9)
-INNER_FAT = Tissue(-100.0, grain=7.0, spot=90.0, rare=1.5)
-LUNG = Tissue(-865.0, grain=18.0, spot=520.0, rare=1.7)
-CORTICAL = Tissue(520.0, grain=40.0)
-DISC = Tissue(88.0, grain=5.0)
-CARTILAGE = Tissue(115.0, grain=10.0)
-CORD = Tissue(32.0, grain=4.0)
+SKIN = Tissue(20.0, kind="skin")
+FAT = Tissue(-102.0, grain=6.0, spot=45.0, rare=1.9, kind="fat")
+INNER_FAT = Tissue(-100.0, grain=7.0, spot=90.0, rare=1.5, kind="fat")
+LUNG = Tissue(-865.0, grain=18.0, spot=520.0, rare=1.7, kind="lung")
+CORTICAL = Tissue(520.0, grain=40.0, kind="cortical_bone")
+DISC = Tissue(88.0, grain=5.0, kind="cartilage")
+CARTILAGE = Tissue(115.0, grain=10.0, kind="cartilage")
+CORD = Tissue(32.0, grain=4.0, kind="spinal_cord")
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,14 @@ class Torso:
             (-26.0, 34.0, self.left_top_mm + 36), (60.0, 46.0, 52.0), 28.0, -15.0
         ).signed_distance(p)
         canvas.fill_tissue(np.maximum(heart, cavity + 3), INNER_FAT)
-        canvas.fill_tissue(np.maximum(heart + 6, cavity + 4), Tissue(0.75 * self.blood.hu, 4.0))
+        myocardium = Tissue(0.75 * self.blood.hu, 4.0, kind="muscle")
+        canvas.fill_tissue(np.maximum(heart + 6, cavity + 4), myocardium)
         for x, y, size in ((-44, 40, 23.0), (-6, 44, 22.0), (-14, 8, 18.0)):
             chamber = Ellipsoid((x, y, self.left_top_mm + 40), (size, size, 1.5 * size))
             canvas.fill_tissue(chamber.signed_distance(p), self.blood)
-        for piece in build_tube((-24, 6, 40, 7), (-9, 4, 75, 8), (-4, -2, 220, 8)):  # oesophagus
-            canvas.fill_tissue(piece.signed_distance(p), Tissue(55.0, 6.0))
+        for piece in build_tube((-24, 6, 40, 7), (-9, 4, 75, 8), (-4, -2, 220, 8)):
+            wall = Tissue(55.0, 6.0, kind="gut_wall")
+            canvas.fill_tissue(piece.signed_distance(p), wall, organ="esophagus")
 
     def _paint_back(self, canvas: Canvas) -> None:
         p = canvas.points

@@ -36,6 +36,8 @@ class Tumour:
     core_hu: float | None
     """HU of a necrotic centre; None: no such centre."""
     core_share: float
+    kind: str = "metastasis"
+    """Name in the table of MR properties (see `mr_tissues`)."""
 
     @property
     def radius_mm(self) -> float:
@@ -62,16 +64,16 @@ class Tumour:
             liver_hu: HU of the liver.
         """
         hu = liver_hu + self.contrast_hu
-        canvas.fill_tissue(distance, Tissue(hu, self.grain_hu), self.edge_mm)
+        canvas.fill_tissue(distance, Tissue(hu, self.grain_hu, kind=self.kind), self.edge_mm)
         if self.rim_hu:
             inner = distance + min(3.5, 0.3 * self.radius_mm)
             rim = np.maximum(distance, -inner)
-            canvas.fill_tissue(rim, Tissue(hu + self.rim_hu, self.grain_hu), 1.5)
+            capsule = Tissue(hu + self.rim_hu, self.grain_hu, kind="capsule")
+            canvas.fill_tissue(rim, capsule, 1.5)
         if self.core_hu is not None:
             core = distance + (1 - self.core_share) * self.radius_mm
-            canvas.fill_tissue(
-                core + self.grain_hu * 0.3 * canvas.texture, Tissue(self.core_hu, 5.0), 4.0
-            )
+            necrosis = Tissue(self.core_hu, 5.0, kind="necrosis")
+            canvas.fill_tissue(core + self.grain_hu * 0.3 * canvas.texture, necrosis, 4.0)
 
 
 def draw_tumour(rng: np.random.Generator, centre: Point, radius_mm: float, hard: bool) -> Tumour:
@@ -104,6 +106,8 @@ def draw_tumour(rng: np.random.Generator, centre: Point, radius_mm: float, hard:
         rim_hu=rim or 0.0,
         core_hu=core,
         core_share=float(u(0.4, 0.65)),
+        # Hypovascular metastases are dark in the portal-venous phase.
+        kind="metastasis" if contrast < 0 else "hcc",
     )
 
 

@@ -1,6 +1,5 @@
 """Progress on stderr: a bar on a terminal, a line at intervals in a log file."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from liverseg_dist.console import is_progress_shown, write_progress
 
 LOG_INTERVAL_S = 15.0
 """Shortest time between two lines where stderr is not a terminal."""
@@ -38,11 +39,8 @@ class ProgressLine:
         now = time.monotonic()
         if self.done == self.total or now - self._last_line >= LOG_INTERVAL_S:
             self._last_line = now
-            print(
-                f"{self.description}: {self._counts(now - self._started)}  {note}".rstrip(),
-                file=sys.stderr,
-                flush=True,
-            )
+            counts = self._counts(now - self._started)
+            write_progress(f"{self.description}: {counts}  {note}".rstrip())
 
     def _counts(self, elapsed_s: float) -> str:
         if not self.total:
@@ -60,8 +58,9 @@ def show_progress(
     Args:
         description: Name of the work.
         total: Number of steps, if known.
-        quiet: Show nothing; for ranks above 0.
+        quiet: Show nothing. Ranks above 0 and commands with `--quiet` show nothing anyway.
     """
+    quiet = quiet or not is_progress_shown()
     # soft_wrap: a long path stays in one piece, so that it can be copied.
     console = Console(stderr=True, quiet=quiet, soft_wrap=True)
     if quiet or not console.is_terminal:

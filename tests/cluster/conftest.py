@@ -54,7 +54,9 @@ def _login_node(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
 def stand_in_job(run: Path, **settings: object) -> BatchJob:
     """A job of 2 x 2 ranks with the batch file of a training and the stand-in trainer."""
     options = {
-        k: settings.pop(k) for k in ("launcher", "restarts", "is_main", "array") if k in settings
+        k: settings.pop(k)
+        for k in ("launcher", "restarts", "is_folder_job", "array")
+        if k in settings
     }
     requested = {
         "nodes": 2,

@@ -16,10 +16,12 @@ from scipy import ndimage, signal
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.labels import LIVER, TUMOUR
-from liverseg_dist.phantom.anatomy import Painter, Patient, draw_patient
+from liverseg_dist.phantom.anatomy import Patient, draw_patient
 from liverseg_dist.phantom.dataset import FIRST_TEST, PhantomSet, write_dataset
+from liverseg_dist.phantom.grids import ORIENTATIONS, draw_grid
 from liverseg_dist.phantom.organs import build_vena_cava
-from liverseg_dist.phantom.scan import ORIENTATIONS, PhantomScan, draw_grid, make_scan, scan_patient
+from liverseg_dist.phantom.painter import Painter
+from liverseg_dist.phantom.scan import PhantomScan, make_scan, scan_patient
 from liverseg_dist.phantom.scanner import SpectralField, spectrum_frequencies
 from liverseg_dist.phantom.shapes import Cone, Ellipsoid, Points, Waves
 from liverseg_dist.phantom.tumours import tumour_count

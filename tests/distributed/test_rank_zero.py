@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from liverseg_dist.distributed.rank_zero import share_from_rank0
-from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import RunFailed, UserError
 from tests.distributed.launch import torchrun
 
@@ -47,7 +46,7 @@ def test_all_ranks_share_the_result_and_the_error_of_rank_0(tmp_path: Path) -> N
         assert own == [*expected, f"local {local}", f"writer {writer}"]
 
 
-def test_a_single_process_does_the_work_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_process_does_the_work_itself() -> None:
     def fail() -> None:
         raise UserError("no such file")
 
@@ -56,6 +55,3 @@ def test_a_single_process_does_the_work_itself(capsys: pytest.CaptureFixture[str
         share_from_rank0(fail)
     with pytest.raises(RunFailed, match="full disk"):
         share_from_rank0(lambda: (_ for _ in ()).throw(OSError("full disk")))
-    World().print_once("once")
-    World(1, 1, 2, 2).print_once("never")
-    assert capsys.readouterr().out == "once\n"

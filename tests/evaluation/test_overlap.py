@@ -14,6 +14,7 @@ from liverseg_dist.evaluation.metrics.overlap import (
     count_confusion,
     count_structures,
 )
+from liverseg_dist.labels import LITS_SCHEME
 from tests.evaluation.masks import labels
 
 with warnings.catch_warnings():
@@ -24,7 +25,7 @@ with warnings.catch_warnings():
 @pytest.mark.parametrize("seed", range(4))
 def test_dice_and_jaccard_match_scipy_and_monai(seed: int) -> None:
     prediction, truth = labels(seed), labels(seed + 50)
-    counts = count_structures(count_confusion(prediction, truth))
+    counts = count_structures(count_confusion(prediction, truth, 3), LITS_SCHEME)
     for structure, masks in (
         ("liver", (prediction > 0, truth > 0)),
         ("tumour", (prediction == 2, truth == 2)),
@@ -44,7 +45,7 @@ def test_liver_includes_its_tumours() -> None:
     prediction, truth = np.zeros((2, 1, 1, 4), dtype=np.uint8)
     prediction[0, 0] = [1, 1, 2, 0]
     truth[0, 0] = [1, 2, 2, 2]
-    counts = count_structures(count_confusion(prediction, truth))
+    counts = count_structures(count_confusion(prediction, truth, 3), LITS_SCHEME)
     assert counts["liver"] == OverlapCounts(prediction=3, truth=4, intersection=3)
     assert counts["tumour"] == OverlapCounts(prediction=1, truth=3, intersection=1)
 

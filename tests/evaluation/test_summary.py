@@ -36,7 +36,7 @@ def cases() -> list[dict]:
 
 def test_schema(cases: list[dict]) -> None:
     summary = aggregate_scores(cases)
-    assert (summary["schema"], summary["n_cases"]) == (1, 8)
+    assert (summary["schema"], summary["n_cases"]) == (2, 8)
     for structure in ("liver", "tumour"):
         assert summary[structure].keys() >= STRUCTURE_KEYS
     for name in ("iou_50", "iou_0"):

@@ -20,10 +20,10 @@ class Threshold(nn.Module):
 class Random(nn.Module):
     """Two convolutions with fixed random weights; the output depends on the position."""
 
-    def __init__(self, channels: int = 3, seed: int = 0) -> None:
+    def __init__(self, channels: int = 3, seed: int = 0, inputs: int = 1) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.first = nn.Conv3d(1, 4, 3, padding=1)
+        self.first = nn.Conv3d(inputs, 4, 3, padding=1)
         self.second = nn.Conv3d(4, channels, 3, padding=1)
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5

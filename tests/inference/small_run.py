@@ -66,12 +66,12 @@ def train_small_run(run: Path, store_path: Path, steps: int = 40, seed: int = 0)
     model = build_model(settings.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
     rng = np.random.default_rng(seed)
-    intensity = settings.data.intensity
+    intensity = settings.data.intensities[0]
     assert intensity is not None
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-2 * (1 - step / steps)
         case_id = store.case_ids[rng.integers(len(store.case_ids))]
-        hu = torch.from_numpy(store.image(case_id))
+        hu = torch.from_numpy(store.image(case_id)[0])
         image = normalise_intensity(
             hu, intensity.lower_hu, intensity.upper_hu, intensity.mean, intensity.std
         )

@@ -11,16 +11,14 @@ import yaml
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.config import InferenceConfig
+from liverseg_dist.inference.label_codes import THRESHOLDS, LabelCodes
 from liverseg_dist.inference.load_run import load_run
-from liverseg_dist.inference.postprocess_search import (
-    OPERATIONS,
-    THRESHOLDS,
-    compute_mean_dice,
-    decide_operation,
-    decode_mask,
-    encode_probabilities,
-)
+from liverseg_dist.inference.postprocess_operations import OPTIONS, list_operations
+from liverseg_dist.inference.postprocess_search import compute_mean_dice, decide_operation
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
+from liverseg_dist.inference.structure_settings import dump_inference
+from liverseg_dist.labels import LITS_SCHEME
+from liverseg_dist.model.outputs import OutputChannels
 from tests.distributed.launch import torchrun
 from tests.inference.models import Random
 from tests.inference.small_run import SmallRun
@@ -30,7 +28,11 @@ CPU = torch.device("cpu")
 
 def make_predictor(regions: bool, threshold: float) -> SlidingWindowPredictor:
     return SlidingWindowPredictor(
-        Random(), (8, 8, 8), regions, InferenceConfig(tumour_threshold=threshold), CPU
+        Random(),
+        (8, 8, 8),
+        OutputChannels(regions=regions),
+        InferenceConfig(lesion_threshold=threshold),
+        CPU,
     )
 
 
@@ -40,10 +42,13 @@ def test_codes_give_the_labels_for_every_threshold(regions: bool) -> None:
     values[:, 0, 0, : len(THRESHOLDS)] = torch.tensor(THRESHOLDS)  # exactly on the threshold
     if not regions:
         values = values / values.sum(0).clamp(min=1)
-    codes = encode_probabilities(make_predictor(regions, 0.0), values)
-    for threshold in OPERATIONS["tumour_threshold"]:
+    encoder = LabelCodes(OutputChannels(regions=regions))
+    codes = encoder.encode(values)
+    assert codes.dtype == np.uint8
+    for threshold in OPTIONS["lesion_threshold"]:
         expected = make_predictor(regions, threshold).assign_labels(values)
-        assert np.array_equal(decode_mask(codes, threshold), expected), threshold
+        thresholds = {"tumour": threshold} if threshold else {}
+        assert np.array_equal(encoder.decode(codes, thresholds), expected), threshold
         assert set(np.unique(expected)) == {0, 1, 2}
 
 
@@ -51,9 +56,9 @@ def test_mean_dice_ignores_unknown_voxels() -> None:
     truth, mask = np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)
     truth[0], mask[0] = 1, 1
     truth[0, 0], mask[0, 0, :2] = 2, 2
-    assert compute_mean_dice(mask, truth) == (1 + 2 * 2 / 6) / 2
+    assert compute_mean_dice(mask, truth, LITS_SCHEME) == (1 + 2 * 2 / 6) / 2
     truth[3], mask[3] = 255, 2
-    assert compute_mean_dice(mask, truth) == (1 + 2 * 2 / 6) / 2
+    assert compute_mean_dice(mask, truth, LITS_SCHEME) == (1 + 2 * 2 / 6) / 2
 
 
 def make_scores(*gains: float) -> dict[str, list[float]]:
@@ -75,12 +80,14 @@ def make_scores(*gains: float) -> dict[str, list[float]]:
 def test_an_operation_is_kept_only_if_it_helps_on_held_out_cases(
     gains: tuple[float, ...], kept: bool
 ) -> None:
-    assert decide_operation("fill_holes", make_scores(*gains)).kept is kept
+    assert decide_operation("fill_holes", (False, True), make_scores(*gains)).kept is kept
 
 
 def test_the_cross_validated_score_uses_choices_made_without_the_case() -> None:
     """Two cases with opposite best options: each is scored with the best option of the other."""
-    found = decide_operation("fill_holes", {"a": [0.2, 0.8], "b": [0.9, 0.5]}, folds=2)
+    found = decide_operation(
+        "fill_holes", (False, True), {"a": [0.2, 0.8], "b": [0.9, 0.5]}, folds=2
+    )
     assert (found.score_cross_validated, found.score_before) == (
         pytest.approx(0.35),
         pytest.approx(0.55),
@@ -124,11 +131,11 @@ def test_the_choice_is_saved_with_the_run_and_used(
     assert result["chosen"] == first["chosen"]
     assert result["chosen"], "this network finds small false livers, so an operation helps"
     assert result["score"] > result["score_before"]
-    settings = load_run(run, CPU).settings.inference
-    for operation, options in OPERATIONS.items():
-        assert getattr(settings, operation) == result["chosen"].get(operation, options[0])
-    assert load_run(run, CPU, ["inference.min_tumour_ml=7"]).settings.inference.min_tumour_ml == 7
-    assert load_run(run, CPU, postprocessed=False).settings.inference.min_tumour_ml == 0.2
+    settings = dump_inference(load_run(run, CPU).settings.inference, LITS_SCHEME)
+    for name, operation in list_operations(LITS_SCHEME).items():
+        assert settings[name] == result["chosen"].get(name, operation.options[0])
+    assert load_run(run, CPU, ["inference.min_tumour_ml=7"]).settings.inference.min_volume_ml == 7
+    assert load_run(run, CPU, postprocessed=False).settings.inference.min_volume_ml == 0.2
     # evaluate gives the score that the search predicted for these cases
     choice = json.loads((run / "evaluation" / "postprocess" / "choice.json").read_text())
     kept = [decision for decision in choice["decisions"] if decision["kept"]]

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from liverseg_dist.config import InferenceConfig, IntensityConfig, Settings, load_settings
+from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation import CalibrationCounter
 from liverseg_dist.inference import SlidingWindowPredictor, segment_scan, segment_to_grid
 from liverseg_dist.inference.calibration_counts import CalibrationCollector
 from liverseg_dist.inference.case_inputs import AIR_HU, resample_image_to_grid
 from liverseg_dist.inference.segment_scan import prepare_for_network, select_structure_probability
-from liverseg_dist.labels import structure_mask
+from liverseg_dist.labels import LITS_SCHEME
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.volume import Float3, Grid, Volume
 from tests.inference.models import Random, Threshold
 
@@ -38,7 +40,7 @@ def make_threshold_predictor(settings: Settings) -> SlidingWindowPredictor:
     """Liver above 60 HU, tumour above 160 HU (voxels are whole HU)."""
     model = Threshold(liver=160.5 / 400, tumour=260.5 / 400)
     return SlidingWindowPredictor(
-        model, PATCH, regions=False, config=settings.inference, device=torch.device("cpu")
+        model, PATCH, OutputChannels(), config=settings.inference, device=torch.device("cpu")
     )
 
 
@@ -113,11 +115,9 @@ def test_body_crop_leaves_background_outside() -> None:
     air = np.full(scan.shape, -1000, np.int16)
     air[:, 4:36, 2:30] = scan.voxels[:, 4:36, 2:30]
     scan = Volume(air, scan.grid)
-    cropped = prepare_for_network(scan, settings)
+    cropped = prepare_for_network([scan], settings)
     assert cropped.shape < scan.shape
-    mask = segment_to_grid(
-        cropped, scan.grid, make_threshold_predictor(settings), settings
-    ).mask_zyx
+    mask = segment_to_grid(cropped, scan.grid, make_threshold_predictor(settings)).mask_zyx
     assert np.array_equal(mask, np.where(air > 160, 2, np.where(air > 60, 1, 0)))
 
 
@@ -127,10 +127,10 @@ def test_probabilities_on_the_scans_grid_agree_with_the_mask(regions: bool) -> N
     scan = make_phantom().reoriented("PIR")
     model = Random(2 if regions else 3)
     predictor = SlidingWindowPredictor(
-        model, PATCH, regions, InferenceConfig(), torch.device("cpu")
+        model, PATCH, OutputChannels(regions=regions), InferenceConfig(), torch.device("cpu")
     )
     result = segment_to_grid(
-        prepare_for_network(scan, settings), scan.grid, predictor, settings, keep_probabilities=True
+        prepare_for_network([scan], settings), scan.grid, predictor, keep_probabilities=True
     )
     liver, tumour = result.probability_zyx["liver"], result.probability_zyx["tumour"]
     assert liver.shape == tumour.shape == scan.shape
@@ -146,16 +146,16 @@ def test_probabilities_on_the_scans_grid_agree_with_the_mask(regions: bool) -> N
 def test_structure_probability() -> None:
     foreground = torch.rand(2, 2, 2, 2)
     for regions in (False, True):
-        assert torch.equal(
-            select_structure_probability(foreground, "tumour", regions), foreground[1]
+        outputs = OutputChannels(regions=regions)
+        predictor = SlidingWindowPredictor(
+            Random(2), PATCH, outputs, InferenceConfig(), torch.device("cpu")
         )
-    assert torch.equal(
-        select_structure_probability(foreground, "liver", regions=False),
-        foreground[0] + foreground[1],
-    )
-    assert torch.equal(
-        select_structure_probability(foreground, "liver", regions=True), foreground[0]
-    )
+        tumour = select_structure_probability(foreground, "tumour", predictor)
+        assert torch.equal(tumour, foreground[1])
+        expected = foreground[0] if regions else foreground[0] + foreground[1]
+        assert torch.equal(select_structure_probability(foreground, "liver", predictor), expected)
+        with pytest.raises(UserError, match="spleen"):
+            select_structure_probability(foreground, "spleen", predictor)
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -164,15 +164,15 @@ def test_calibration_counts_the_probabilities_on_the_scans_own_voxels(regions: b
     settings = settings_for((2.5, 1.3, 1.3))
     model = Random(2) if regions else Threshold(160.5 / 400, 260.5 / 400, steepness=8)
     predictor = SlidingWindowPredictor(
-        model, PATCH, regions, settings.inference, torch.device("cpu")
+        model, PATCH, OutputChannels(regions=regions), settings.inference, torch.device("cpu")
     )
     scan = make_phantom().reoriented("LPI")
     truth = Volume(
         np.where(scan.voxels > 160, 2, np.where(scan.voxels > 60, 1, 0)).astype(np.uint8), scan.grid
     )
     truth.voxels[0] = 255
-    image = prepare_for_network(scan, settings)
-    calibrator = CalibrationCollector(truth, regions)
+    image = prepare_for_network([scan], settings)
+    calibrator = CalibrationCollector(truth, predictor)
     n_slices = truth.reoriented(image.grid.orientation).shape[0]
     first_half = np.arange(n_slices // 2)
     for slices in (first_half, np.arange(len(first_half), n_slices)):
@@ -181,7 +181,6 @@ def test_calibration_counts_the_probabilities_on_the_scans_own_voxels(regions: b
             image,
             scan.grid,
             predictor,
-            settings,
             keep_probabilities=True,
             on_probabilities=callback,
         )
@@ -190,7 +189,7 @@ def test_calibration_counts_the_probabilities_on_the_scans_own_voxels(regions: b
         expected = CalibrationCounter()
         expected.add(
             found.probability_zyx[structure][is_known],
-            structure_mask(truth.voxels, structure)[is_known],
+            LITS_SCHEME.mask_of(truth.voxels, structure)[is_known],
         )
         assert counts == expected.counts()
     assert sum(calibrator.collect_counts()["liver"]["positives"]) > 100

@@ -17,6 +17,7 @@ from liverseg_dist.config import InferenceConfig, IntensityConfig, load_settings
 from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.inference.windows import WindowGrid, WindowWeights, compute_window_weights
 from liverseg_dist.model import build_model, foreground_probabilities_, log_odds
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.topology import resolve_topology
 from tests.inference.models import Random, Threshold
 
@@ -31,7 +32,7 @@ def make_scan(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 
 def make_predictor(**settings: object) -> SlidingWindowPredictor:
     return SlidingWindowPredictor(
-        Random(), PATCH, regions=False, config=InferenceConfig(**settings), device=CPU
+        Random(), PATCH, OutputChannels(), config=InferenceConfig(**settings), device=CPU
     )  # type: ignore[arg-type]
 
 
@@ -98,7 +99,7 @@ def test_regions_are_independent_probabilities(average: Any) -> None:
     image = make_scan((13, 20, 15))
     config = InferenceConfig(average=average)
     result = SlidingWindowPredictor(
-        Random(2), PATCH, regions=True, config=config, device=CPU
+        Random(2), PATCH, OutputChannels(regions=True), config=config, device=CPU
     ).predict_probabilities(image)
     np.testing.assert_allclose(
         result, accumulate_whole_scan(image, Random(2), config, regions=True), atol=2e-6
@@ -149,9 +150,9 @@ def test_result_is_bit_identical_for_blocks_and_whole_windows(
     for regions in (False, True):
         model = Random(2 if regions else 3)
         by_block, by_window = (
-            SlidingWindowPredictor(model, PATCH, regions, config, CPU, n).predict_probabilities(
-                image
-            )
+            SlidingWindowPredictor(
+                model, PATCH, OutputChannels(regions=regions), config, CPU, n
+            ).predict_probabilities(image)
             for n in (1, 2)
         )
         assert np.array_equal(by_block, by_window)
@@ -179,7 +180,7 @@ def test_order_of_the_sum_does_not_depend_on_the_batch_size(mirror: bool) -> Non
         SlidingWindowPredictor(
             Threshold(0.0, 1.0, 1.0),
             PATCH,
-            False,
+            OutputChannels(),
             InferenceConfig(mirror=mirror, batch_size=batch_size),
             CPU,
         ).predict_probabilities(image)
@@ -199,7 +200,7 @@ def test_result_is_bit_identical_for_any_number_of_threads(architecture: str) ->
     torch.set_num_threads(1)
     results = [
         SlidingWindowPredictor(
-            model, (16, 32, 32), False, InferenceConfig(batch_size=batch), CPU, threads
+            model, (16, 32, 32), OutputChannels(), InferenceConfig(batch_size=batch), CPU, threads
         ).predict_probabilities(image)
         for threads, batch in ((1, 1), (2, 1), (3, 1), (8, 1), (1, 2), (3, 2))
     ]
@@ -220,7 +221,7 @@ def test_an_error_in_a_window_stops_the_scan() -> None:
     for threads in (1, 3):
         with pytest.raises(RuntimeError, match="window failed"):
             SlidingWindowPredictor(
-                Fails(), PATCH, False, InferenceConfig(), CPU, threads
+                Fails(), PATCH, OutputChannels(), InferenceConfig(), CPU, threads
             ).predict_labels(image)
 
 
@@ -256,13 +257,13 @@ def test_several_models_are_averaged() -> None:
     image = make_scan((9, 17, 13))
     models = [Random(seed=seed) for seed in range(3)]
     single = [
-        SlidingWindowPredictor(model, PATCH, False, InferenceConfig(), CPU).predict_probabilities(
-            image
-        )
+        SlidingWindowPredictor(
+            model, PATCH, OutputChannels(), InferenceConfig(), CPU
+        ).predict_probabilities(image)
         for model in models
     ]
     averaged = SlidingWindowPredictor(
-        models, PATCH, False, InferenceConfig(), CPU
+        models, PATCH, OutputChannels(), InferenceConfig(), CPU
     ).predict_probabilities(image)
     np.testing.assert_allclose(averaged, np.mean(single, axis=0), atol=2e-6)
 
@@ -291,11 +292,12 @@ import numpy as np, torch
 from liverseg_dist.config import InferenceConfig, IntensityConfig, load_settings
 from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.model import build_model
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.topology import resolve_topology
 from tests.inference.models import Threshold
 torch.set_num_threads(1)
 predictor = SlidingWindowPredictor(
-    Threshold(0., 1.), (16, 64, 64), False, InferenceConfig(), torch.device("cpu")
+    Threshold(0., 1.), (16, 64, 64), OutputChannels(), InferenceConfig(), torch.device("cpu")
 )
 row = np.random.default_rng(0).integers(-200, 200, (1, 160, 160)).astype(np.int16)
 # A view of one slice: the image itself needs no memory.

@@ -30,7 +30,7 @@ TRAIN = BatchJob(
     name="liverseg-train",
     module=("liverseg_dist", "train", "--config", "a b.yaml", "run.dir=runs/first", "data.store=$STORE"),
     folder=RUN,
-    is_main=True,
+    is_folder_job=True,
     workdir=Path("/shared/project"),
     code=RUN / "code" / "0123456789ab",
     python="/shared/project/.venv/bin/python",

@@ -33,6 +33,7 @@ from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.model import build_model
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.streams import guard_output_streams
 from tests.distributed.launch import clean_environment, torchrun_command
@@ -203,11 +204,16 @@ def scans(store: CaseStore) -> Iterator[object]:
     """An evaluator that lives on: scan after scan through one network."""
     config = resolve_topology(ModelConfig(features=(4, 8)), PATCH, store.spacing_mm)
     predictor = SlidingWindowPredictor(
-        build_model(config).eval(), PATCH, config.regions, InferenceConfig(), torch.device("cpu")
+        build_model(config).eval(),
+        PATCH,
+        OutputChannels(store.labels, config.regions),
+        InferenceConfig(),
+        torch.device("cpu"),
     )
     while True:
         for case_id in store.case_ids:
-            yield predictor.predict_labels(store.image(case_id), store.intensity)
+            meta = store.meta(case_id)
+            yield predictor.predict_labels(store.image(case_id), meta.intensities, meta.present)
 
 
 def table(verdicts: list[Verdict]) -> str:

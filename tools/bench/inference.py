@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.streams import guard_output_streams
 
 PEERS = {"monai": ("monai",), "nnunet": ("nnunetv2", "acvl_utils")}
@@ -84,7 +85,7 @@ def run_ours(image: np.ndarray, model: nn.Module, patch: Shape) -> None:
 def our_predictor(model: nn.Module, patch: Shape) -> SlidingWindowPredictor:
     config = InferenceConfig(overlap=OVERLAP, average=average())
     return SlidingWindowPredictor(
-        model, patch, regions=False, config=config, device=torch.device("cpu")
+        model, patch, OutputChannels(), config=config, device=torch.device("cpu")
     )
 
 

@@ -24,6 +24,7 @@ from liverseg_dist.evaluation import score_case
 from liverseg_dist.evaluation.metrics.lesions import score_lesions
 from liverseg_dist.evaluation.metrics.overlap import count_confusion, count_structures
 from liverseg_dist.evaluation.metrics.surface import score_surface
+from liverseg_dist.labels import LITS_SCHEME
 from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.volume import Float3
 
@@ -124,7 +125,9 @@ def contests(
             "MONAI",
             lambda: [
                 v
-                for c in count_structures(count_confusion(prediction, truth)).values()
+                for c in count_structures(
+                    count_confusion(prediction, truth, 3), LITS_SCHEME
+                ).values()
                 for v in (c.dice(), c.jaccard())
             ],
             lambda: [float(f(*pair)) for pair in batches.values() for f in (monai_dice, monai_iou)],

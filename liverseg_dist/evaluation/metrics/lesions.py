@@ -1,6 +1,6 @@
 """Lesion detection as in the LiTS challenge, and a table of every lesion.
 
-A lesion is a connected component of the tumour label. The LiTS scorer
+A lesion is a connected component of a lesion structure. The LiTS scorer
 (https://github.com/PatrickChrist/lits-challenge-scoring) labels with scipy's default, so lesions
 that touch only at an edge or a corner are two (connectivity 6). That is the default here;
 `connectivity` may be 18 or 26.
@@ -197,12 +197,12 @@ def score_lesions(
     truth_zyx: np.ndarray,
     spacing_mm: Float3,
     connectivity: int = LITS_CONNECTIVITY,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Compute the lesion scores of one case.
 
     Args:
-        prediction_zyx: Tumour mask, boolean or uint8.
-        truth_zyx: Tumour mask of the same shape.
+        prediction_zyx: Mask of the lesions, boolean or uint8.
+        truth_zyx: Mask of the same shape.
         spacing_mm: Voxel size z, y, x.
         connectivity: 6, 18 or 26.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from liverseg_dist.labels import NUM_CLASSES
+from liverseg_dist.labels import LabelScheme
 
 
 @dataclass(frozen=True)
@@ -76,29 +76,32 @@ def pool_dice(counts: Iterable[OverlapCounts]) -> float | None:
     return 2 * intersection / total if total else None
 
 
-def count_confusion(prediction_zyx: np.ndarray, truth_zyx: np.ndarray) -> np.ndarray:
+def count_confusion(prediction_zyx: np.ndarray, truth_zyx: np.ndarray, size: int) -> np.ndarray:
     """Count voxels by predicted class (row) and true class (column).
 
     Args:
-        prediction_zyx: uint8 labels 0, 1, 2.
+        prediction_zyx: uint8 labels below `size`.
         truth_zyx: Labels of the same shape.
+        size: Number of rows and columns.
     """
-    counts = np.zeros(NUM_CLASSES * NUM_CLASSES, dtype=np.int64)
+    counts = np.zeros(size * size, dtype=np.int64)
+    # The joint label of two classes must fit the type.
+    joint_type = np.uint8 if size * size <= 256 else np.uint16
     # Slice by slice: bincount converts its input to int64, eight times the memory of the masks.
     for prediction_yx, truth_yx in zip(prediction_zyx, truth_zyx, strict=True):
-        joint = prediction_yx * np.uint8(NUM_CLASSES) + truth_yx
+        joint = prediction_yx * joint_type(size) + truth_yx
         counts += np.bincount(joint.ravel(), minlength=counts.size)
-    return counts.reshape(NUM_CLASSES, NUM_CLASSES)
+    return counts.reshape(size, size)
 
 
-def count_structures(confusion_counts: np.ndarray) -> dict[str, OverlapCounts]:
-    """Counts of liver (label 1 or 2) and tumour (label 2) from `count_confusion`."""
-    first_class = {"liver": 1, "tumour": 2}
-    return {
-        structure: OverlapCounts(
-            prediction=int(confusion_counts[label:].sum()),
-            truth=int(confusion_counts[:, label:].sum()),
-            intersection=int(confusion_counts[label:, label:].sum()),
+def count_structures(confusion_counts: np.ndarray, labels: LabelScheme) -> dict[str, OverlapCounts]:
+    """Counts of each structure of a scheme from `count_confusion`."""
+    counts = {}
+    for structure in labels.structures:
+        members = list(structure.values)
+        counts[structure.name] = OverlapCounts(
+            prediction=int(confusion_counts[members].sum()),
+            truth=int(confusion_counts[:, members].sum()),
+            intersection=int(confusion_counts[np.ix_(members, members)].sum()),
         )
-        for structure, label in first_class.items()
-    }
+    return counts

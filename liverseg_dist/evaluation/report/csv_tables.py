@@ -7,9 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from liverseg_dist.evaluation.case_scores import (
+    find_burden,
+    find_lesion_scores,
+    has_first_form_of,
+    list_all_lesions,
+    list_scored,
+)
 from liverseg_dist.evaluation.metrics.registry import CASE_METRICS
 from liverseg_dist.files import natural_key, write_text
-from liverseg_dist.labels import STRUCTURES
 from liverseg_dist.texts.csv_output import format_csv
 
 Case = dict[str, Any]
@@ -37,7 +43,7 @@ def write_cases_csv(file: Path, cases: Iterable[Case], failures: Mapping[str, st
     """Write the scores of all cases; a failed case has a row with status `failed` and the error."""
     rows: list[dict[str, object]] = []
     for case in _sort_naturally(cases):
-        for structure in STRUCTURES:
+        for structure in list_scored(case):
             rows.append(_make_case_row(case, structure))
     for case_id, error in failures.items():
         rows.append({"case_id": case_id, "status": "failed", "error": error})
@@ -45,12 +51,19 @@ def write_cases_csv(file: Path, cases: Iterable[Case], failures: Mapping[str, st
 
 
 def write_lesions_csv(file: Path, cases: Iterable[Case]) -> None:
-    """Write a row for each listed lesion of all cases."""
+    """Write a row for each listed lesion of all cases.
+
+    The structure has a column, except for LiTS, which has one lesion structure.
+    """
+    ordered = _sort_naturally(cases)
+    columns: tuple[str, ...] = LESION_COLUMNS
+    if not has_first_form_of(ordered):
+        columns = (*LESION_COLUMNS, "structure")
     rows = []
-    for case in _sort_naturally(cases):
-        for lesion in case["lesions"]:
-            rows.append(_make_lesion_row(case["case_id"], lesion))
-    write_text(file, format_csv(LESION_COLUMNS, rows))
+    for case in ordered:
+        for structure, lesion in list_all_lesions(case):
+            rows.append(_make_lesion_row(case["case_id"], lesion) | {"structure": structure})
+    write_text(file, format_csv(columns, rows))
 
 
 def _sort_naturally(cases: Iterable[Case]) -> list[Case]:
@@ -60,10 +73,13 @@ def _sort_naturally(cases: Iterable[Case]) -> list[Case]:
 
 def _make_case_row(case: Case, structure: str) -> dict[str, object]:
     row = {"case_id": case["case_id"], "structure": structure, "status": "done", **case[structure]}
-    if structure == "tumour":
-        for threshold, counts in case["detection"].items():
+    lesions = find_lesion_scores(case, structure)
+    if lesions is not None:
+        for threshold, counts in lesions["detection"].items():
             row |= {f"{name}_{threshold}": count for name, count in counts.items()}
-        row |= {f"burden_{name}": value for name, value in case["burden"].items()}
+    burden = find_burden(case, structure)
+    if burden is not None:
+        row |= {f"burden_{name}": value for name, value in burden.items()}
     return row
 
 

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from liverseg_dist.evaluation.case_scores import (
+    burdens_of_summary,
+    lesions_of_summary,
+    structures_of_summary,
+)
 from liverseg_dist.evaluation.ledger import encode_file_name
 from liverseg_dist.evaluation.metrics.lesions import DETECTION_TERMS
 from liverseg_dist.evaluation.metrics.registry import METRICS
 from liverseg_dist.evaluation.shown_cases import select_shown_cases
-from liverseg_dist.labels import STRUCTURES
 from liverseg_dist.tracking.writer import RunWriter
 
 BOARD = "tensorboard"
@@ -64,17 +68,23 @@ def collect_headline_figures(summary: dict[str, Any]) -> dict[str, float]:
     `detected` lesions have an IoU above 0.5 with their match, `touched` ones any overlap.
     """
     values: dict[str, float | None] = {}
-    for structure in STRUCTURES:
+    for structure in structures_of_summary(summary):
         for metric in METRICS:
             if metric.on_tensorboard:
                 tag = f"evaluation/{structure}/{metric.summary_key}"
                 values[tag] = summary[structure][metric.summary_key]
-    for threshold, found in summary["tumour"]["detection"].items():
-        for name in ("precision", "recall"):
-            tag = f"evaluation/lesions/{name}_{DETECTION_TERMS[threshold]}"
-            values[tag] = found[name]
-    rmse = summary["burden"]["rmse"]
-    values["evaluation/burden_rmse_pct"] = None if rmse is None else 100 * rmse
+    lesion_structures = lesions_of_summary(summary)
+    for structure in lesion_structures:
+        # With one lesion structure the tags are those of earlier versions.
+        group = "lesions" if len(lesion_structures) == 1 else f"lesions/{structure}"
+        for threshold, found in summary[structure]["detection"].items():
+            for name in ("precision", "recall"):
+                values[f"evaluation/{group}/{name}_{DETECTION_TERMS[threshold]}"] = found[name]
+    burdens = burdens_of_summary(summary)
+    for structure, burden in burdens.items():
+        rmse = burden["rmse"]
+        tag = "burden_rmse_pct" if len(burdens) == 1 else f"{structure}/burden_rmse_pct"
+        values[f"evaluation/{tag}"] = None if rmse is None else 100 * rmse
     for structure, bins in summary["calibration"].items():
         values[f"evaluation/{structure}/calibration_error"] = bins["ece"]
     return {name: value for name, value in values.items() if value is not None}

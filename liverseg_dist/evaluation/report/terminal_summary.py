@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from liverseg_dist.evaluation.case_scores import lesions_of_summary, structures_of_summary
 from liverseg_dist.evaluation.metrics.lesions import DETECTION_LABELS
 from liverseg_dist.evaluation.metrics.registry import METRICS
-from liverseg_dist.labels import STRUCTURES
 
 RATIO_DIGITS = 4
 
@@ -15,19 +15,24 @@ def format_summary(summary: dict[str, Any]) -> list[str]:
     Args:
         summary: From `summary.aggregate_scores`.
     """
-    width = max(len(structure) for structure in STRUCTURES)
+    structures = structures_of_summary(summary)
+    width = max(len(structure) for structure in structures)
     lines = []
-    for structure in STRUCTURES:
+    for structure in structures:
         figures = []
         for metric in METRICS:
             if metric.on_terminal:
                 value = metric.format_value(summary[structure][metric.summary_key])
                 figures.append(f"{metric.summary_title or metric.title} {value}")
         lines.append(f"{structure:{width}} {', '.join(figures)}")
-    for threshold, label in DETECTION_LABELS.items():
-        detection = summary["tumour"]["detection"][threshold]
-        recall, precision = format_ratio(detection["recall"]), format_ratio(detection["precision"])
-        lines.append(f"lesions {label}: recall {recall}, precision {precision}")
+    lesion_structures = lesions_of_summary(summary)
+    for structure in lesion_structures:
+        # With one lesion structure its name would add nothing.
+        prefix = "" if len(lesion_structures) == 1 else f"{structure}: "
+        for threshold, label in DETECTION_LABELS.items():
+            found = summary[structure]["detection"][threshold]
+            recall, precision = format_ratio(found["recall"]), format_ratio(found["precision"])
+            lines.append(f"{prefix}lesions {label}: recall {recall}, precision {precision}")
     return lines
 
 
