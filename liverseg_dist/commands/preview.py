@@ -96,12 +96,18 @@ def preview_rows(source: PatchSource, batch: Batch, settings: Settings) -> list[
     where = describe_centre(source.plan_sample(index).centre, data.label_scheme)
     notes = (f"centred {where}", *describe_augmentation(preset, draw))
     traits = source.get_traits(case_id)
+    dropped: list[int] = []
+    if "modality_dropout" in draw.parameters:
+        chances = draw.parameters["modality_dropout"]
+        dropped = preset.modality_dropout.find_dropped(chances, list(traits.present))
     rows = []
     for number, channel in enumerate(data.image_channels):
         title = f"sample {index}: {case_id}"
         if preset.channels > 1:
-            absent = "" if traits.present[number] else " (absent)"
-            title += f"\nchannel {number}: {printable(channel.name)}{absent}"
+            state = " (dropped)" if number in dropped else ""
+            if not traits.present[number]:
+                state = " (absent)"
+            title += f"\nchannel {number}: {printable(channel.name)}{state}"
         black, white = grey_range(traits.intensities[number])
         rows.append(
             PreviewRow(
