@@ -144,10 +144,9 @@ def list_optional_channels(settings: Settings) -> tuple[str, ...]:
     names = tuple(channel.name for channel in settings.data.image_channels)
     if len(names) == 1:
         return ()
-    # Runs of earlier versions have neither entry.
-    if getattr(settings.train, "modality_dropout", 0) > 0:
+    if settings.train.modality_dropout > 0:
         return names
-    recorded = getattr(settings.data, "optional_channels", None) or ()
+    recorded = settings.data.optional_channels or ()
     return tuple(name for name in names if name in recorded)
 
 
