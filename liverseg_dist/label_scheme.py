@@ -53,7 +53,7 @@ def scheme_from_labels(
     if ignore is not None and len(ignore) != 1:
         raise UserError(f"labels: ignore is {_shown(ignore)}; it is one value")
     ignore_value = ignore[0] if ignore is not None else _default_ignore(named)
-    kind_of = {name: (kinds or {}).get(name) or _kind_by_name(name) for name in named}
+    kind_of = {name: (kinds or {}).get(name) or guess_kind(name) for name in named}
     has_regions = any(len(values) > 1 for values in named.values())
     regions = dict(named) if has_regions else _with_lesions_inside(named, kind_of)
     structures = []
@@ -151,6 +151,8 @@ def _integer(value: object, name: str) -> int:
     text = value.strip() if isinstance(value, str) else value
     if isinstance(text, str) and text.isascii() and text.isdecimal():
         text = int(text)
+    if isinstance(text, float) and text.is_integer():
+        text = int(text)
     if isinstance(text, bool) or not isinstance(text, int):
         raise UserError(
             f"labels: {printable(name)} is {_shown(value)}; expected a label value such as 1, or a list"
@@ -165,7 +167,8 @@ def _default_ignore(named: Mapping[str, tuple[int, ...]]) -> int | None:
     return None if IGNORE in used else IGNORE
 
 
-def _kind_by_name(name: str) -> StructureKind:
+def guess_kind(name: str) -> StructureKind:
+    """The kind of a structure that its name suggests."""
     return "lesion" if LESION_WORDS.search(name.replace("_", " ")) else "organ"
 
 

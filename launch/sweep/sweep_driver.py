@@ -204,8 +204,9 @@ class SweepDriver:
             RunFailed: The disk is full or read-only. The trial is not marked, because every trial
                 would fail.
         """
-        folders = [task.folder for task in self.build_fold_tasks(trial)]
-        _check_disk(reason, [self.trial_dir(trial.id), *folders])
+        folder = self.trial_dir(trial.id)
+        folders = [folder / f"fold_{fold}" for fold in self.settings.sweep.folds]
+        _check_disk(reason, [folder, *folders])
         self.journal.add_failure(trial.id, reason)
         self.print_line(f"{format_trial_label(trial)} failed: {reason}")
         self.decide_waiting_trials()

@@ -1,9 +1,10 @@
 """From nothing to exact Dice: phantom CTs, conversion, training on two processes, evaluation, a report.
 
   liverseg demo                        synthetic CTs, under 10 minutes on 2 CPU cores
-  liverseg demo --data DIR             the same on a folder in the layout of Task03_Liver
+  liverseg demo --data DIR             the same on any folder with dataset.json, planned for about 8 minutes of training
+  liverseg demo --data DIR --minutes 60    more time: more steps (liverseg plan --cpu-minutes)
   liverseg demo --out DIR              folder for all results (default: demo); run again to continue
-  liverseg demo --config FILE          another training configuration (default: configs/demo_cpu.yaml)
+  liverseg demo --config FILE          a configuration instead of the plan (phantoms: configs/demo_cpu.yaml)
   liverseg demo ... KEY=VALUE          settings, e.g. train.max_steps=50
 
 Each step is a process of its own, and its command line is printed. tools/demo does the same after tools/setup.
@@ -16,7 +17,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +31,8 @@ from liverseg_dist.errors import EXIT_DONE, UserError
 from liverseg_dist.texts.paths import path_argument, quote_path
 
 CASES, SEED = 20, 7
+MINUTES = 8.0
+PLAN_FILE = "plan.yaml"
 DEFAULT_CONFIG = Path("configs/demo_cpu.yaml")
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
@@ -44,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder with dataset.json (default: phantoms)",
     )
     parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="with --data: time for which the training is planned, on the CPU cores of this "
+        f"machine (default: {MINUTES:g})",
+    )
+    parser.add_argument(
         "--out",
         type=path_argument,
         default=Path("demo"),
@@ -53,9 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         type=path_argument,
-        default=DEFAULT_CONFIG,
         metavar="FILE",
-        help=f"config file (default: {DEFAULT_CONFIG})",
+        help=f"config file (default: {DEFAULT_CONFIG}; with --data the plan of liverseg plan)",
     )
     parser.add_argument(
         "--cases",
@@ -82,36 +91,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"{args.data}: no such folder; --data is a folder with dataset.json, imagesTr and labelsTr"
         )
+    _check_minutes(args)
+    args.config = args.config or (DEFAULT_CONFIG if args.data is None else None)
     # Find mistakes in settings before the phantoms are made, which takes a while.
-    load_settings([args.config], args.overrides)
-    ranks = count_processes()
-    data = args.data or args.out / "phantom"
-    store, training = args.out / "store.zarr", args.out / "run"
-    settings = ["--config", str(args.config), *args.overrides]
-    one, in_parallel = [sys.executable, "-m", "liverseg_dist"], torchrun_command(ranks)
-    # The processes of the steps do not inherit the verbosity of this one.
-    verbosity = [f"--{name}" for name in ("quiet", "verbose") if getattr(args, name, False)]
+    load_settings([args.config] if args.config else [], args.overrides)
     args.out.mkdir(parents=True, exist_ok=True)
-    steps: list[tuple[str, list[str]]] = []
-    if args.data is None:
-        phantoms = ["--cases", str(args.cases), "--seed", str(SEED), "--size", "small"]
-        steps.append((f"phantom CTs -> {data}", [*one, "phantom", str(data), *phantoms]))
-    steps += [
-        (f"convert -> {store}", [*one, "convert", str(data), str(store), *settings]),
-        (
-            f"train with {ranks} process(es) -> {training}",
-            [*in_parallel, "train", *settings, f"data.store={store}", f"run.dir={training}"],
-        ),
-        (
-            f"evaluate with {ranks} process(es) on the scans' own grids",
-            [*in_parallel, "evaluate", str(training), "--store", str(store), "--source", str(data)],
-        ),
-    ]
+    ranks = count_processes()
+    store, training = args.out / "store.zarr", args.out / "run"
     environment = os.environ | KEEP_FREED_MEMORY
     # The processes share the machine's cores.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
-    for number, (title, command) in enumerate(steps, start=1):
-        write_progress("", f"== {number}/{len(steps)} {title}", shlex.join(command))
+    # The processes of the steps do not inherit the verbosity of this one.
+    verbosity = [f"--{name}" for name in ("quiet", "verbose") if getattr(args, name, False)]
+    total = 3 + (args.data is None) + (args.config is None)
+    for number, (title, command) in enumerate(_list_steps(args, ranks), start=1):
+        write_progress("", f"== {number}/{total} {title}", shlex.join(command))
         code = run_step([*command, *verbosity], environment)
         if code != EXIT_DONE:
             reason = f"step {number} ({title}) ended with exit code {code}"
@@ -120,6 +114,45 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     _print_next_steps(training, args.out)
     summary = json.loads((training / "evaluation" / "summary.json").read_text(encoding="utf-8"))
     return {"store": str(store), "run": str(training), "summary": summary}
+
+
+def _check_minutes(args: argparse.Namespace) -> None:
+    if args.minutes is None:
+        return
+    if args.data is None or args.config is not None:
+        raise UserError("--minutes: only with --data and without --config, which fix the steps")
+    if args.minutes <= 0:
+        raise UserError(f"--minutes {args.minutes:g}: must be above 0")
+
+
+def _list_steps(args: argparse.Namespace, ranks: int) -> Iterator[tuple[str, list[str]]]:
+    """Yield title and command line of each step; the last one depends on the plan's file."""
+    data = args.data or args.out / "phantom"
+    store, training = args.out / "store.zarr", args.out / "run"
+    config = args.config or args.out / PLAN_FILE
+    settings = ["--config", str(config), *args.overrides]
+    one, in_parallel = [sys.executable, "-m", "liverseg_dist"], torchrun_command(ranks)
+    if args.data is None:
+        phantoms = ["--cases", str(args.cases), "--seed", str(SEED), "--size", "small"]
+        yield f"phantom CTs -> {data}", [*one, "phantom", str(data), *phantoms]
+    if args.config is None:
+        minutes = f"{args.minutes or MINUTES:g}"
+        line = [*one, "plan", str(data), "--out", str(config), "--cpu-minutes", minutes]
+        yield f"plan -> {config}", [*line, *args.overrides]
+    yield f"convert -> {store}", [*one, "convert", str(data), str(store), *settings]
+    folders = [f"data.store={store}", f"run.dir={training}"]
+    yield (
+        f"train with {ranks} process(es) -> {training}",
+        [*in_parallel, "train", *settings, *folders],
+    )
+    evaluate = [*in_parallel, "evaluate", str(training), "--store", str(store)]
+    # A plan for one case trains on it: there is no other part to evaluate.
+    if load_settings([config], args.overrides).data.fold == "all" and args.config is None:
+        evaluate += ["--part", "train", "--out", str(training / "evaluation")]
+    yield (
+        f"evaluate with {ranks} process(es) on the scans' own grids",
+        [*evaluate, "--source", str(data)],
+    )
 
 
 def count_processes() -> int:

@@ -1,4 +1,15 @@
-"""Find settings that fit a GPU, and explain them; no GPU is needed for it.
+"""Plan a training: from a raw data set to a config file, or from a store to what fits a GPU.
+
+A folder of scans (dataset.json or imagesTr/): voxel size, slabs, patch, network, batch, normalisation, sampling and
+steps, each with the reason, by the rules of nnU-Net where they suit slabs of 64 slices. No GPU is needed.
+
+  liverseg plan Task03_Liver --out plan.yaml                        for the GPUs found, else for 24 GiB
+  liverseg plan SRC --out plan.yaml --gpu-memory-gib 80 --devices 8
+  liverseg plan SRC --out plan.yaml --cpu-minutes 30                a short training without a GPU
+  liverseg plan SRC --out plan.yaml model.preset=S                  a setting that is given is kept
+  liverseg convert SRC store.zarr --config plan.yaml                then: liverseg train --config plan.yaml ...
+
+A store (the output of liverseg convert): find settings that fit a GPU.
 
   liverseg plan store.zarr --gpu-memory 24                          patch, micro-batch, checkpointing, strategy
   liverseg plan store.zarr --gpu-memory 80 --gpus 8 model.preset=L train.precision=bf16 train.global_batch_size=16
@@ -16,17 +27,20 @@ bandwidth of --scale. With torch.compile the compiler decides what is kept: chec
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
 from liverseg_dist.commands.options import add_settings, settings_from
+from liverseg_dist.commands.plan_dataset import plan_dataset
 from liverseg_dist.commands.plan_scaling import predict_scaling
 from liverseg_dist.config import Settings
 from liverseg_dist.console import write_lines
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.errors import UserError
+from liverseg_dist.errors import UserError, printable
+from liverseg_dist.planning.fingerprint_read import is_dataset_folder
 from liverseg_dist.planning.memory_estimate import estimate_memory
 from liverseg_dist.planning.memory_fit import (
     PatchOption,
@@ -51,27 +65,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "store",
         type=text_argument,
-        metavar="STORE",
-        help="Zarr store to train on; its voxel size determines the network",
+        metavar="SRC|STORE",
+        help="folder of scans with dataset.json or imagesTr/, or a Zarr store",
     )
     parser.add_argument(
+        "--gpu-memory-gib",
         "--gpu-memory",
+        dest="gpu_memory",
         type=float,
         metavar="GIB",
-        help="memory of one GPU in GiB (default: memory.budget_gib, else 24)",
+        help="memory of one GPU in GiB (default: memory.budget_gib; for a data set then that of the "
+        "GPU found; else 24)",
     )
     parser.add_argument(
+        "--devices",
         "--gpus",
+        dest="gpus",
         type=int,
-        default=1,
         metavar="N",
-        help="number of ranks with one GPU each (default: 1)",
+        help="number of ranks with one GPU each (default: 1; for a data set the GPUs found)",
     )
     parser.add_argument(
         "--out",
         type=path_argument,
         metavar="FILE",
-        help="write the settings that fit as a YAML file for --config",
+        help="write the settings as a YAML file for --config",
+    )
+    data = parser.add_argument_group("for a data set")
+    data.add_argument(
+        "--cpu-minutes",
+        type=float,
+        metavar="M",
+        help="plan for the CPU cores of this machine and this time, instead of GPUs",
+    )
+    data.add_argument(
+        "--fingerprint",
+        type=path_argument,
+        metavar="FILE",
+        help="file that keeps what was measured, so that unchanged scans are not read again "
+        "(default: NAME.fingerprint.json beside --out; without --out nothing is kept)",
+    )
+    data.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that read scans (default: one per core)",
     )
     scale = parser.add_argument_group("time on many GPUs")
     scale.add_argument(
@@ -129,17 +168,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     settings = settings_from(args)
-    for name in (
-        "gpu_memory",
-        "step_seconds",
-        "tflops",
-        "gpus",
-        "gpus_per_node",
-        "intra_gb_s",
-        "inter_gb_s",
-    ):
-        if (value := getattr(args, name)) is not None and value <= 0:
-            raise UserError(f"--{name.replace('_', '-')} {value:g}: must be above 0")
+    _check_numbers(args)
+    source = Path(args.store) if "://" not in args.store else None
+    if source is not None and is_dataset_folder(source):
+        if args.scale:
+            raise UserError(f"--scale: needs a store; {printable(args.store)} is a raw data set")
+        return plan_dataset(args, settings, source)
+    _refuse_dataset_options(args)
+    args.gpus = args.gpus or 1
     if args.gpus > settings.train.global_batch_size:
         raise UserError(
             f"--gpus {args.gpus}: train.global_batch_size = {settings.train.global_batch_size} leaves some ranks "
@@ -149,6 +185,31 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.scale:
         return predict_scaling(args, settings, store)
     return _plan_memory(args, settings, store)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name in (
+        "gpu_memory",
+        "step_seconds",
+        "tflops",
+        "gpus",
+        "gpus_per_node",
+        "intra_gb_s",
+        "inter_gb_s",
+        "cpu_minutes",
+    ):
+        if (value := getattr(args, name)) is not None and value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: must be above 0")
+
+
+def _refuse_dataset_options(args: argparse.Namespace) -> None:
+    """Raise `UserError` for an option that has no effect on a store."""
+    for name in ("cpu_minutes", "fingerprint"):
+        if getattr(args, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')}: only for a folder of scans (dataset.json or "
+                f"imagesTr/), which {printable(args.store)} is not"
+            )
 
 
 def _plan_memory(args: argparse.Namespace, settings: Settings, store: CaseStore) -> dict[str, Any]:

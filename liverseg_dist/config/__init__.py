@@ -1,6 +1,6 @@
 """Typed and validated settings: one module per section; `settings.py` combines them."""
 
-from liverseg_dist.config.channels import CT_CHANNELS, ChannelConfig, IntensityConfig
+from liverseg_dist.config.channels import CT_CHANNEL, CT_CHANNELS, ChannelConfig, IntensityConfig
 from liverseg_dist.config.convert import CleaningConfig, ConvertConfig, SlabConfig, SplitConfig
 from liverseg_dist.config.inference import InferenceConfig
 from liverseg_dist.config.memory import MemoryConfig
@@ -17,6 +17,7 @@ from liverseg_dist.config.train import (
 )
 
 __all__ = [
+    "CT_CHANNEL",
     "CT_CHANNELS",
     "ChannelConfig",
     "CheckpointConfig",

@@ -1,7 +1,7 @@
 """Settings of image channels: what a channel is called, what made it, how it is normalised."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,13 +32,35 @@ class ChannelConfig(Section):
     modality: Modality = "CT"
     """CT: Hounsfield units; MR and other: arbitrary units."""
     intensity: IntensityKind = "ct"
-    """ct: clip and scale by the HU of the data set's foreground; zscore: mean and standard
-    deviation of each scan within the body; percentiles: the 0.5 to 99.5 percentile range of each
-    scan within the body; range: the fixed range of `lower` and `upper`."""
+    """Default: ct for CT, range where `lower` and `upper` are given, else zscore. ct: clip and
+    scale by the HU of the data set's foreground; zscore: mean and standard deviation of each scan
+    within the body; percentiles: the 0.5 to 99.5 percentile range of each scan within the body;
+    range: the fixed range of `lower` and `upper`."""
     lower: float | None = None
     """For intensity=range: the value that becomes 0."""
     upper: float | None = None
     """For intensity=range: the value that becomes 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_intensity(cls, data: Any) -> Any:
+        """Fill in the intensity that fits the modality, so that naming the modality is enough."""
+        if not isinstance(data, dict) or "intensity" in data:
+            return data
+        if data.get("lower") is not None and data.get("upper") is not None:
+            return {**data, "intensity": "range"}
+        is_ct = data.get("modality", "CT") == "CT"
+        return data if is_ct else {**data, "intensity": "zscore"}
+
+    @property
+    def is_ct(self) -> bool:
+        """Whether the voxels are Hounsfield units."""
+        return self.modality == "CT"
+
+    @property
+    def has_own_intensity(self) -> bool:
+        """Whether each scan has a normalisation of its own, not that of the data set."""
+        return self.intensity in ("zscore", "percentiles")
 
     @model_validator(mode="after")
     def _check_range(self) -> "ChannelConfig":
@@ -57,6 +79,7 @@ class ChannelConfig(Section):
 
 CT_CHANNELS = (ChannelConfig(name="CT"),)
 """The channels of a CT data set."""
+CT_CHANNEL = CT_CHANNELS[0]
 
 
 def check_channel_names(channels: Sequence[ChannelConfig]) -> None:

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from liverseg_dist.config.base import Section
-from liverseg_dist.config.channels import ChannelConfig
+from liverseg_dist.config.channels import ChannelConfig, check_channel_names
+from liverseg_dist.config.labels import LabelSettings, parse_label_settings
 from liverseg_dist.texts.paths import UserPath, expand_text
 
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -125,17 +126,20 @@ class CleaningConfig(Section):
 
 class SlabConfig(Section):
     policy: Literal["fit", "window", "tile"] = "fit"
-    """fit: the whole liver plus a margin in 64 slices, resampled along z if necessary; window: the
-    64 contiguous original slices with most tumour, then most liver; tile: overlapping slabs that
-    cover the liver."""
+    """fit: all structures plus a margin in 64 slices, resampled along z if necessary; window: the
+    64 contiguous original slices with most lesion voxels, then most organ voxels; tile: overlapping
+    slabs that cover all structures."""
     slices: Literal[64] = 64
     margin_mm: float = Field(default=10.0, ge=0)
-    """For policy=fit: margin above and below the liver."""
+    """For policy=fit: margin above and below these structures."""
+    around: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Structures that the slab is placed around; null: all."""
 
 
 class SplitConfig(Section):
     kind: Literal["stratified", "nnunet", "file"] = "stratified"
-    """stratified: by tumour burden; nnunet: the folds of nnU-Net; file: from `splits.file`."""
+    """stratified: by the burden of lesions, or by the labelled volume without lesions; nnunet: the
+    folds of nnU-Net; file: from `splits.file`."""
     folds: int = Field(default=5, ge=2)
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Fraction of patients in the test set (kind=stratified only)."""
@@ -148,14 +152,26 @@ class SplitConfig(Section):
 
 class ConvertConfig(Section):
     modality: Literal["CT", "any"] = "CT"
-    """CT: refuse a data set whose dataset.json names another modality (MRI, PET, ...); any: accept
-    it and read its voxels as HU."""
+    """Without effect since the channels name their modality (`channels`, or dataset.json); kept so
+    that earlier settings load."""
     cleaning: CleaningConfig = Field(default_factory=CleaningConfig)
     slab: SlabConfig = Field(default_factory=SlabConfig)
     splits: SplitConfig = Field(default_factory=SplitConfig)
     channels: tuple[ChannelConfig, ...] | None = None
     """Channels of the images, in the order of the files `_0000`, `_0001`, ... or of the last axis of
     4D files; null: as dataset.json names them, else one channel of CT."""
+    labels: LabelSettings | None = None
+    """Structures of the store: which labels of the data set they are made of (`from`), kind,
+    container (`inside`) and SNOMED code; `spleen: drop` drops a label, `"*": drop` all that are not
+    named. null: as dataset.json names them, else those of LiTS."""
+    annotated: dict[str, tuple[str, ...]] | None = None
+    """Partly labelled data: pattern of case ids (`amos_*`) -> structures that were annotated there;
+    the first pattern that fits counts. null: as dataset.json lists them, else all."""
+    annotated_table: UserPath | None = None
+    """The same as a CSV `case,structures`, structures separated by semicolons."""
+    register_channels: Literal["none", "rigid"] = "none"
+    """rigid: register each channel to the first one of its scan (mutual information), where the
+    patient moved between the series; none: trust the positions in the headers."""
     labels_from: UserPath | None = None
     """Folder of a finished run. With missing_label=impute it labels the scans without a label; with
     missing_label=unlabelled it locates their liver, so that the slab policy applies to them too."""
@@ -163,3 +179,19 @@ class ConvertConfig(Section):
     """Worker processes; 0: one per available core."""
     foreground_samples: int = Field(default=20_000, ge=1)
     """Maximum number of voxel positions per class that are stored for oversampling."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _parse_labels(cls, value: object) -> object:
+        return parse_label_settings(value)
+
+    @field_validator("channels")
+    @classmethod
+    def _check_channels(
+        cls, value: tuple[ChannelConfig, ...] | None
+    ) -> tuple[ChannelConfig, ...] | None:
+        if value is not None:
+            if not value:
+                raise ValueError("an image needs at least one channel")
+            check_channel_names(value)
+        return value

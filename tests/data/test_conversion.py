@@ -21,6 +21,7 @@ from liverseg_dist.data.conversion.foreground_samples import sample_foreground
 from liverseg_dist.data.conversion.root_metadata import group_patients
 from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram
 from liverseg_dist.data.store.case_store import CaseStore
+from liverseg_dist.labels import LITS_SCHEME
 from tests.data.mini_store import ct_like
 from tests.data.sources import (
     RAS,
@@ -66,15 +67,15 @@ def test_the_slab_is_the_scan_voxel_for_voxel(source: Path, store: Path) -> None
     assert opened.case_ids == ("liver_0", "liver_1", "liver_2", "liver_3")
     for case_id in opened.case_ids:
         meta, image, label = opened.meta(case_id), opened.image(case_id), opened.label(case_id)
-        assert (image.dtype, label.dtype, image.shape) == (np.int16, np.uint8, (64, *SHAPE[1:]))
+        assert (image.dtype, label.dtype, image.shape) == (np.int16, np.uint8, (1, 64, *SHAPE[1:]))
         first = round((meta.grid.affine[2, 3] - meta.source_grid.affine[2, 3]) / 2.0)
         scan, truth = (
             canonical(source / f"{part}Tr" / f"{case_id}.nii.gz") for part in ("images", "labels")
         )
-        assert np.array_equal(image, scan[first : first + 64])
+        assert np.array_equal(image[0], scan[first : first + 64])
         assert np.array_equal(label, truth[first : first + 64])
         assert meta.class_voxels == tuple(np.bincount(label.ravel(), minlength=3))
-        assert meta.tumours == ndimage.label(label == 2, np.ones((3, 3, 3)))[1] == 2
+        assert meta.lesions["tumour"] == ndimage.label(label == 2, np.ones((3, 3, 3)))[1] == 2
         assert (meta.labelled, meta.parent, meta.patient, meta.valid_slices) == (
             True,
             case_id,
@@ -105,7 +106,7 @@ def test_a_fitted_slab_has_the_right_world_position(tmp_path: Path) -> None:
     grid = opened.meta("liver_0").grid
     z_mm = grid.world_mm(np.stack([np.arange(64), np.zeros(64), np.zeros(64)], axis=1))[:, 2]
     assert grid.spacing_mm[0] == pytest.approx(110 * 2 / 64)  # liver and 10 mm on each side
-    np.testing.assert_allclose(opened.image("liver_0")[:, 12, 12], z_mm / 2 * 4 - 300, atol=0.51)
+    np.testing.assert_allclose(opened.image("liver_0")[0, :, 12, 12], z_mm / 2 * 4 - 300, atol=0.51)
 
 
 @pytest.mark.parametrize("policy", ["fit", "tile"])
@@ -128,7 +129,7 @@ def test_a_label_stays_on_its_liver_when_scans_are_cropped(
         assert few.shape[1] < all_.shape[1]
         assert np.array_equal(cropped.label(case_id), whole.label(case_id)[box])
         liver = cropped.label(case_id) > 0
-        assert np.array_equal(cropped.image(case_id)[liver], whole.image(case_id)[box][liver])
+        assert np.array_equal(cropped.image(case_id)[0][liver], whole.image(case_id)[0][box][liver])
 
 
 def test_intensity_statistics_exclude_the_test_set(source: Path, tmp_path: Path) -> None:
@@ -177,17 +178,17 @@ def test_foreground_samples_are_bounded_and_leave_no_tumour_out() -> None:
     label[2:40, 2:40, 2:40] = 2  # touches all others only by a corner, or not at all
     label[50, 50, 50] = 2
     label[50, 10, 10:20] = 2
-    rows, tumours = sample_foreground(label, 1000)
+    rows, lesions = sample_foreground(label, LITS_SCHEME, 1000)
     per_tumour = [int((rows[:, 1] == n).sum()) for n in (1, 2, 3)]
-    assert tumours == 3
+    assert lesions == {"tumour": 3}
     assert (rows[:, 0] == 1).sum() == 1000
     assert sorted(per_tumour)[:2] == [1, 10]
     assert 990 <= sorted(per_tumour)[2] <= 1000
     spread = rows[rows[:, 0] == 1][:, 2]
     assert spread.min() == 0
     assert spread.max() == 63
-    empty, none = sample_foreground(np.zeros((64, 4, 4), np.uint8), 10)
-    assert (empty.shape, none) == ((0, 5), 0)
+    empty, none = sample_foreground(np.zeros((64, 4, 4), np.uint8), LITS_SCHEME, 10)
+    assert (empty.shape, none) == ((0, 5), {"tumour": 0})
 
 
 def test_no_patient_data_and_no_path_is_stored(tmp_path: Path) -> None:
@@ -279,7 +280,7 @@ def test_a_stored_file_that_has_changed_is_converted_again(
     """A failing disk or a crash can change a stored file."""
     damaged = tmp_path / "s"
     shutil.copytree(store, damaged)
-    shard = damaged / "cases/liver_2/image/c/0/0/0"
+    shard = damaged / "cases/liver_2/image/c/0/0/0/0"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)

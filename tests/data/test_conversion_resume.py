@@ -84,7 +84,9 @@ def records(store: Path) -> int:
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "before anything": lambda store: (store / ".liverseg").is_dir(),
-    "a case half written": lambda store: any((store / ".liverseg/aside").glob("*/*/image/c/0/0/0")),
+    "a case half written": lambda store: any(
+        (store / ".liverseg/aside").glob("*/*/image/c/0/0/0/0")
+    ),
     "a case in place, not yet recorded": lambda store: any((store / "cases").glob("liver_*")),
     "a case recorded": lambda store: records(store) >= 1,
     "all recorded": lambda store: records(store) >= 4,

@@ -139,19 +139,19 @@ def test_monai_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "labels",
+    ("labels", "reason"),
     [
-        {"0": "background", "1": "liver"},
-        {"0": "background", "1": "spleen", "2": "cancer"},
-        {"0": "background", "1": "liver", "2": "cancer", "3": "vessel"},
-        {"0": "background", "1": "cancer", "2": "liver"},
-        {"1": "background", "2": "liver", "3": "cancer"},
-        ["background", "liver", "cancer"],
-        {},
+        ({"1": "background", "2": "liver", "3": "cancer"}, "background is .*; it is always 0"),
+        (["background", "liver", "cancer"], "a mapping such as"),
+        ({}, "a mapping such as"),
+        ({"0": "background"}, "no structure is named"),
+        ({"background": 0, "liver": "one"}, "liver is .one.; expected a label value"),
+        ({"background": 0, "liver": 1000}, "value 1000 is not from 0 to 255"),
+        ({"0": "background", "1": "liver", "01": "spleen"}, "a value is named twice|named twice"),
     ],
 )
-def test_other_labels_are_refused(tmp_path: Path, labels: object) -> None:
-    with pytest.raises(UserError, match="expected 0 background, 1 liver, 2 tumour"):
+def test_labels_that_are_no_scheme_are_refused(tmp_path: Path, labels: object, reason: str) -> None:
+    with pytest.raises(UserError, match=f"dataset.json: labels: .*{reason}"):
         read_dataset(write_files(tmp_path, index_with(labels=labels)))
 
 

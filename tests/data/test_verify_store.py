@@ -82,17 +82,17 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(undamaged: Path, tmp_path:
 
 
 def test_the_damaged_chunk_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bit is flipped within the inner chunk (0, 1, 0), whose position is in the shard's index."""
-    shard = store / "cases/liver_1/image/c/0/0/0"
-    counts = (1, 3, 1)  # 64 x 40 x 44 in chunks of 64 x 16 x 64
+    """The bit is flipped within the inner chunk (0, 0, 1, 0), whose position is in the shard's index."""
+    shard = store / "cases/liver_1/image/c/0/0/0/0"
+    counts = (1, 1, 3, 1)  # 1 x 64 x 40 x 44 in chunks of 1 x 64 x 16 x 64
     index = np.frombuffer(
         shard.read_bytes()[-16 * int(np.prod(counts)) - 4 : -4], dtype="<u8"
     ).reshape(*counts, 2)
-    offset, length = index[0, 1, 0]
+    offset, length = index[0, 0, 1, 0]
     flip(shard, int(offset + length // 2))
     assert main(["verify", str(store)]) == 1
     message = capsys.readouterr().err
-    assert "case liver_1, image/c/0/0/0: has changed, chunk 0,1,0 (" in message
+    assert "case liver_1, image/c/0/0/0/0: has changed, chunk 0,0,1,0 (" in message
     assert message.count("liver_1") == 1
 
 

@@ -45,6 +45,30 @@ class FileFinder:
             return path, f"which does not exist, but several like it do ({names}); name one of them"
         return path, "which does not exist"
 
+    def find_channels(self, path: Path, count: int) -> list[Path | None] | None:
+        """Find the files `name_0000`, `name_0001`, ... of a listed scan `name` or `name_0000`.
+
+        Returns:
+            One entry per channel, None where a file is missing or ambiguous; None in all without
+            any such file.
+        """
+        base = derive_scan_id(path.name)
+        numbered = self._list_by_stem(path.parent)
+        files: list[Path | None] = []
+        for number in range(count):
+            found = numbered.get(fold_id(f"{base}_{number:04d}"), [])
+            files.append(found[0] if len(found) == 1 else None)
+        return files if any(files) else None
+
+    def _list_by_stem(self, folder: Path) -> dict[str, list[Path]]:
+        """The scans of a folder by their names with channel numbers."""
+        stems: dict[str, list[Path]] = {}
+        for files in self._list_by_id(folder).values():
+            for file in files:
+                key = fold_id(derive_scan_id(file.name, keep_channel=True))
+                stems.setdefault(key, []).append(file)
+        return stems
+
     def _list_by_id(self, folder: Path) -> dict[str, list[Path]]:
         if folder not in self._folders:
             # Listing a folder once avoids a look-up per file on slow network file systems.

@@ -6,6 +6,8 @@
 that lists no scans (nnU-Net's since version 2), images and labels are paired by file name. Case ids
 follow `texts.names`.
 
+A folder with one folder per case and one file per structure is read too (`structure_files`).
+
 `dataset.json` is untrusted: its paths must not be absolute or leave the folder. Links in the folder
 are followed, because data sets on clusters often are folders of links; a warning names the cases
 whose links lead out of the folder. A listed file that is missing becomes a finding of its case and
@@ -14,9 +16,11 @@ does not stop the other cases.
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from liverseg_dist.config import CT_CHANNELS, ChannelConfig
 from liverseg_dist.data.findings import Finding, is_valid_case_id
 from liverseg_dist.data.io.dataset_case import (
     Cases,
@@ -27,6 +31,8 @@ from liverseg_dist.data.io.dataset_case import (
 )
 from liverseg_dist.data.io.dataset_folder import find_unread_files
 from liverseg_dist.data.io.dataset_json import INDEX_FILE, read_index
+from liverseg_dist.data.io.source_labels import SourceLabels
+from liverseg_dist.data.io.structure_files import is_structure_folder, list_structure_cases
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.texts.names import fold_id, list_some
 
@@ -44,13 +50,21 @@ class DatasetIndex:
     test: Cases
     notes: tuple[Finding, ...] = ()
     """Findings about the data set as a whole."""
+    channels: tuple[ChannelConfig, ...] = CT_CHANNELS
+    """Channels of the images."""
+    sources: tuple[SourceLabels, ...] = (SourceLabels(""),)
+    """Labels of each source; more than one for joined data sets (`join_datasets`)."""
 
 
-def read_dataset(folder: Path | str) -> DatasetIndex:
+def read_dataset(
+    folder: Path | str, channels: tuple[ChannelConfig, ...] | None = None
+) -> DatasetIndex:
     """List the cases of a data set.
 
     Args:
         folder: A folder with `dataset.json`, or with imagesTr, labelsTr and imagesTs.
+        channels: Channels of the images (`convert.channels`); None: as `dataset.json` names them,
+            else one of CT.
 
     Raises:
         UserError: The folder is not such a data set, or two cases have the same id.
@@ -61,23 +75,45 @@ def read_dataset(folder: Path | str) -> DatasetIndex:
     name = folder.resolve().name
     notes: list[Finding] = []
     listing_file = None
+    labels = SourceLabels(printable(folder))
+    if not index.exists() and is_structure_folder(folder):
+        training, labels, channels = list_structure_cases(folder, channels)
+        _check_ids(folder, training)
+        notes += _find_outside_links(folder, training)
+        return DatasetIndex(name, training, (), tuple(notes), channels, (labels,))
     # A broken link is reported as a bad index, not treated as a missing one.
     if index.exists() or index.is_symlink():
-        content = read_index(folder, index)
+        content = read_index(folder, index, channels)
         notes += content.notes
+        labels = content.labels
+        channels = content.channels
         if content.lists_scans:
             listing_file = INDEX_FILE
             name = printable(content.name or name)[:MAX_NAME_CHARACTERS]
-            training, test = build_listed_cases(content.training, content.test)
+            training, test = build_listed_cases(content.training, content.test, channels)
+    channels = channels or CT_CHANNELS
     if listing_file is None:
-        training, test, pairing_notes = pair_files_by_name(folder)
+        training, test, pairing_notes = pair_files_by_name(folder, channels)
         notes += pairing_notes
     training, test = _sort_cases(training), _sort_cases(test)
+    training, test = list_annotated(labels, training), list_annotated(labels, test)
     cases = [*training, *test]
     _check_ids(folder, cases)
     notes += find_unread_files(folder, _collect_files(cases), listing_file)
     notes += _find_outside_links(folder, cases)
-    return DatasetIndex(name, training, test, tuple(notes))
+    return DatasetIndex(name, training, test, tuple(notes), channels, (labels,))
+
+
+def list_annotated(labels: SourceLabels, cases: Iterable[DatasetCase]) -> Cases:
+    """The cases with the structures that `dataset.json` lists for them."""
+    listed = []
+    for case in cases:
+        for pattern, names in labels.annotated:
+            if fnmatchcase(case.case_id, pattern):
+                case = replace(case, annotated=names)
+                break
+        listed.append(case)
+    return tuple(listed)
 
 
 def _check_folder(folder: Path) -> None:
@@ -99,9 +135,8 @@ def _sort_cases(cases: Iterable[DatasetCase]) -> Cases:
 def _collect_files(cases: Iterable[DatasetCase]) -> set[Path]:
     files = set()
     for case in cases:
-        files.add(case.image)
-        if case.label is not None:
-            files.add(case.label)
+        files.update(case.files)
+        files.update(case.label_files)
     return files
 
 

@@ -12,39 +12,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from liverseg_dist.config import CT_CHANNELS, ChannelConfig
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.dataset_folder import MACOS_METADATA_PREFIX, parse_relative_path
-from liverseg_dist.data.io.modality import MODALITY_KEYS, check_modality
+from liverseg_dist.data.io.modality import MODALITY_KEYS, read_channels
+from liverseg_dist.data.io.source_labels import SourceLabels, read_source_labels
 from liverseg_dist.errors import UserError, printable
-from liverseg_dist.labels import CLASS_NAMES
 from liverseg_dist.texts.names import SUFFIXES, get_file_name, is_scan_name
 from liverseg_dist.texts.structured import read_json
 
 INDEX_FILE = "dataset.json"
 MAX_INDEX_BYTES = 64 << 20
-MAX_LABEL_DIGITS = 9
 MAX_SHOWN_CHARACTERS = 80
 TRAINING_KEY = "training"
 TEST_KEYS = ("test", "testing")
-EXPECTED_LABELS = "0 background, 1 liver, 2 tumour (or cancer)"
-LABEL_SYNONYMS = (
-    ("background",),
-    ("liver",),
-    (
-        "tumour",
-        "tumor",
-        "cancer",
-        "lesion",
-        "liver tumour",
-        "liver tumor",
-        "liver_tumour",
-        "liver_tumor",
-    ),
-)
-"""Accepted names, in lower case, for each value of `labels.CLASS_NAMES`."""
 
-FilePair = tuple[Path, Path | None]
-"""Image and label of a case, as the index lists them."""
+
+@dataclass(frozen=True)
+class ListedScan:
+    """The files of a case, as the index lists them."""
+
+    images: tuple[Path, ...]
+    """One file; or one for each channel, if the entry is a list or a mapping."""
+    label: Path | None
+    channel_names: tuple[str, ...] | None = None
+    """Channels of `images`, if the entry is a mapping from channel to file."""
 
 
 @dataclass(frozen=True)
@@ -52,31 +44,35 @@ class IndexContent:
     """What `dataset.json` lists. The files may be missing."""
 
     name: str | None
-    training: tuple[FilePair, ...]
-    test: tuple[FilePair, ...]
+    channels: tuple[ChannelConfig, ...]
+    training: tuple[ListedScan, ...]
+    test: tuple[ListedScan, ...]
     lists_scans: bool
     """False if the file has none of the keys training, test and testing."""
     notes: tuple[Finding, ...]
+    labels: SourceLabels
 
 
-def read_index(folder: Path, index: Path) -> IndexContent:
+def read_index(
+    folder: Path, index: Path, channels: tuple[ChannelConfig, ...] | None = None
+) -> IndexContent:
     """Read and check a data set's `dataset.json`.
 
     Args:
         folder: The data set; listed paths are relative to it.
         index: The `dataset.json`.
+        channels: Channels of the images; None: those that the index names, else one of CT.
 
     Raises:
-        UserError: No such JSON object, labels or channels that are not those of a liver CT, or an
-            entry that does not name a file within the folder.
+        UserError: No such JSON object, labels that are no scheme, channels without names of their
+            own, or an entry that does not name a file within the folder.
     """
     content = _read_json_object(index)
-    _check_labels(content, index)
-    notes = [
-        *_check_labels_named(content),
-        *_check_modality(content, index),
-        *_find_ignored_content(content),
-    ]
+    labels, notes = read_source_labels(content, index)
+    if channels is None:
+        channels, channel_notes = _read_channels(content, index)
+        notes += channel_notes
+    notes += _find_ignored_content(content)
     lists_scans = bool(content.keys() & {TRAINING_KEY, *TEST_KEYS})
     training = []
     for entry in _list_entries(content, TRAINING_KEY, index):
@@ -92,10 +88,12 @@ def read_index(folder: Path, index: Path) -> IndexContent:
     name = content.get("name")
     return IndexContent(
         name=name if isinstance(name, str) and name else None,
+        channels=channels,
         training=tuple(training),
         test=tuple(test),
         lists_scans=lists_scans,
         notes=tuple(notes),
+        labels=labels,
     )
 
 
@@ -110,78 +108,20 @@ def _read_json_object(index: Path) -> dict[str, Any]:
     return content
 
 
-# --- labels and modality -----------------------------------------------------------------------
+# --- modality -------------------------------------------------------------------------------------
 
 
-def _check_labels_named(content: Mapping[str, Any]) -> list[Finding]:
-    if content.get("labels") is not None:
-        return []
-    message = f"{INDEX_FILE} names no labels; their voxels are read as {EXPECTED_LABELS}"
-    return [Finding("warning", "labels_unnamed", message)]
-
-
-def _check_labels(content: Mapping[str, Any], index: Path) -> None:
-    """Raise `UserError` if the named labels are not background, liver and tumour."""
-    labels = content.get("labels")
-    if labels is None:
-        return
-    if not isinstance(labels, dict):
-        raise UserError(f"{printable(index)}: labels must be a mapping; expected {EXPECTED_LABELS}")
-    by_value = _map_label_values(labels)
-    named = ", ".join(f"{value} {name}" for value, name in by_value.items()) or "none"
-    wrong_labels = UserError(
-        f"{printable(index)}: labels are {printable(named)}; expected {EXPECTED_LABELS}"
-    )
-    # Two names with the same value make `by_value` shorter than `labels`.
-    if len(by_value) != len(labels) or set(by_value) != set(range(len(CLASS_NAMES))):
-        raise wrong_labels
-    for value, synonyms in enumerate(LABEL_SYNONYMS):
-        if str(by_value[value]).strip().lower() not in synonyms:
-            raise wrong_labels
-
-
-def _map_label_values(labels: Mapping[str, object]) -> dict[object, object]:
-    """Label value -> name, from `value: name` (Decathlon) or `name: value` (nnU-Net)."""
-    plain: dict[str, object] = {}
-    for key, value in labels.items():
-        # nnU-Net's region of liver and tumour: the label files hold 0, 1 and 2 as well.
-        plain[key] = 1 if value in ([1, 2], ["1", "2"]) else value
-    numbers = [_parse_label_value(value) for value in plain.values()]
-    if all(isinstance(number, int) for number in numbers):
-        return dict(zip(numbers, plain, strict=True))
-    return {_parse_label_value(key): value for key, value in plain.items()}
-
-
-def _parse_label_value(value: object) -> object:
-    """1 for 1, "1", "01" and 1.0; other values unchanged (unhashable ones as text)."""
-    if isinstance(value, str):
-        digits = value.strip()
-        if digits.isascii() and digits.isdigit() and len(value) < MAX_LABEL_DIGITS:
-            return int(digits)
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return printable(value) if isinstance(value, bool | list | dict) else value
-
-
-def _check_modality(content: Mapping[str, Any], index: Path) -> list[Finding]:
-    modality = None
+def _read_channels(
+    content: Mapping[str, Any], index: Path
+) -> tuple[tuple[ChannelConfig, ...], list[Finding]]:
     for key in MODALITY_KEYS:
         if content.get(key) is not None:
-            modality = content[key]
-            break
-    if modality is None:
-        return []
-    if isinstance(modality, dict):
-        names = list(modality.values())
-    else:
-        # Decathlon: {"0": "CT"}; other writers use a list or a single name.
-        names = modality if isinstance(modality, list) else [modality]
-    if len(names) != 1:
-        raise UserError(
-            f"{printable(index)}: {len(names)} modalities; liver CTs have one channel of HU"
-        )
-    return check_modality(INDEX_FILE, names)
+            try:
+                return read_channels(INDEX_FILE, content[key])
+            except UserError as error:
+                # The index knows the folder; the message starts with the name of the file.
+                raise UserError(f"{printable(index.parent)}/{error}") from None
+    return CT_CHANNELS, []
 
 
 # --- content that is not read ------------------------------------------------------------------
@@ -253,20 +193,28 @@ def _list_entries(content: Mapping[str, Any], key: str, index: Path) -> list[Any
 
 
 def _get_image_name(entry: object) -> object:
+    """The image of an entry: a name, or a list or mapping of one name for each channel."""
     return entry.get("image") if isinstance(entry, dict) else entry
 
 
+def _get_first_name(entry: object) -> object:
+    image = _get_image_name(entry)
+    if isinstance(image, dict):
+        image = list(image.values())
+    return image[0] if isinstance(image, list) and image else image
+
+
 def _is_scan_entry(entry: object) -> bool:
-    name = _get_image_name(entry)
+    name = _get_first_name(entry)
     return isinstance(name, str) and is_scan_name(get_file_name(name))
 
 
 def _is_macos_metadata(entry: object) -> bool:
-    name = _get_image_name(entry)
+    name = _get_first_name(entry)
     return isinstance(name, str) and get_file_name(name).startswith(MACOS_METADATA_PREFIX)
 
 
-def _parse_training_entry(folder: Path, index: Path, entry: object) -> FilePair:
+def _parse_training_entry(folder: Path, index: Path, entry: object) -> ListedScan:
     if not isinstance(entry, dict) or "image" not in entry:
         raise UserError(
             f'{printable(index)}: a training entry is {{"image": ..., "label": ...}}, '
@@ -275,11 +223,22 @@ def _parse_training_entry(folder: Path, index: Path, entry: object) -> FilePair:
     return _parse_test_entry(folder, index, entry)
 
 
-def _parse_test_entry(folder: Path, index: Path, entry: object) -> FilePair:
+def _parse_test_entry(folder: Path, index: Path, entry: object) -> ListedScan:
     """A test entry is a file name, or a mapping as under `training`."""
-    image = _resolve_path(folder, index, _get_image_name(entry))
+    image = _get_image_name(entry)
+    channel_names = None
+    if isinstance(image, dict) and image:
+        channel_names = tuple(map(str, image))
+        image = list(image.values())
+    # An empty list is no file name, which `_resolve_path` reports.
+    names = image if isinstance(image, list) and image else [image]
+    images = [_resolve_path(folder, index, name) for name in names]
     label = entry.get("label") if isinstance(entry, dict) else None
-    return image, None if label is None else _resolve_path(folder, index, label)
+    return ListedScan(
+        images=tuple(images),
+        label=None if label is None else _resolve_path(folder, index, label),
+        channel_names=channel_names,
+    )
 
 
 def _resolve_path(folder: Path, index: Path, name: object) -> Path:

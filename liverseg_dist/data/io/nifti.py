@@ -1,5 +1,7 @@
 """Read and write NIfTI volumes: `read_nifti(path, kind)`, `write_mask(path, mask_zyx, grid)`.
 
+`read_scan_channels(path, count)` reads the channels of a 4D file, one volume after the other.
+
 A file is untrusted. Sizes are checked against the header and the file before memory is allocated.
 gzip is recognised by its first bytes, not by the file name, and inflated by isal directly into the
 array, with its checksum verified. Scaling (`scl_slope`) is applied. Patient text and extensions of
@@ -74,16 +76,37 @@ def read_scan_file(path: Path | str, kind: Kind = "image") -> ScanFile:
         ScanFileError: The file is unreadable, damaged or not a NIfTI volume, its header is not
             usable, or a label has values that are not class numbers.
     """
-    path = Path(path)
+    return _read_volumes(Path(path), kind, 1)[0]
+
+
+def read_scan_channels(path: Path | str, count: int) -> list[ScanFile]:
+    """Read a file of several channels: NIfTI in 4D, with the channels along the last axis.
+
+    The file is inflated once. Each channel is int16 if that is lossless for this channel; beside
+    the results, memory holds one buffer of a few MiB.
+
+    Args:
+        path: The file; one volume in 3D for `count` 1.
+        count: Number of channels of the data set.
+
+    Raises:
+        ScanFileError: See `read_scan_file`; also where the file has another number of volumes.
+    """
+    return _read_volumes(Path(path), "image", count)
+
+
+def _read_volumes(path: Path, kind: Kind, count: int) -> list[ScanFile]:
     try:
         with _open_stream(path) as (stream, max_bytes):
             block = stream.read(NIFTI1_BYTES)
             block += stream.read(detect_header_size(block) - NIFTI1_BYTES)
-            header = parse_header(block, path)
+            header = parse_header(block, path, count)
             # Before the voxels are read: a header may claim more than the file can contain.
             _check_file_size(header, max_bytes, path)
             _skip_bytes(stream, header.offset - len(block))
-            voxels = _read_voxels(stream, header, kind, path)
+            volumes = []
+            for _ in range(count):
+                volumes.append(_read_voxels(stream, header, kind, path))
             _check_stream_end(stream, path)
     except EOFError:
         reason = "ends too early (truncated); copy it again"
@@ -99,7 +122,12 @@ def read_scan_file(path: Path | str, kind: Kind = "image") -> ScanFile:
     stored_type = header.dtype.newbyteorder("=").name
     if header.is_scaled:
         stored_type += ", scaled"
-    return ScanFile(Volume(voxels, header.grid), header.notes, stored_type)
+    files = []
+    for number, voxels in enumerate(volumes):
+        # The header is one for all channels: its findings belong to the first.
+        notes = header.notes if number == 0 else ()
+        files.append(ScanFile(Volume(voxels, header.grid), notes, stored_type))
+    return files
 
 
 @contextmanager

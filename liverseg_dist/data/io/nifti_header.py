@@ -1,8 +1,9 @@
 """The header of a NIfTI file, checked before memory is allocated for its voxels.
 
 nibabel decodes the fields (both versions, both byte orders, quaternions). This module checks that
-the file is usable: three-dimensional scalar voxels, of a plausible number and size, at a known
-offset. Every refusal is a `ScanFileError`. `nifti_geometry` determines the position of the voxels.
+the file is usable: three-dimensional scalar voxels (one volume, or one for each channel), of a
+plausible number and size, at a known offset. Every refusal is a `ScanFileError`. `nifti_geometry`
+determines the position of the voxels.
 """
 
 import math
@@ -61,6 +62,8 @@ class Header:
     slope: float
     inter: float
     notes: tuple[Finding, ...]
+    volumes: int = 1
+    """Volumes in the file, one after the other: the channels of a 4D file."""
 
     @property
     def is_scaled(self) -> bool:
@@ -68,7 +71,8 @@ class Header:
 
     @property
     def data_bytes(self) -> int:
-        return math.prod(self.grid.shape) * self.dtype.itemsize
+        """Of all volumes."""
+        return self.volumes * math.prod(self.grid.shape) * self.dtype.itemsize
 
 
 def detect_header_size(start: bytes) -> int:
@@ -77,18 +81,19 @@ def detect_header_size(start: bytes) -> int:
     return NIFTI2_BYTES if start[:4] in version_2 else NIFTI1_BYTES
 
 
-def parse_header(block: bytes, path: Path) -> Header:
+def parse_header(block: bytes, path: Path, volumes: int = 1) -> Header:
     """Decode and check a header.
 
     Args:
         block: The first `detect_header_size` bytes of the uncompressed file.
         path: The file, for messages.
+        volumes: Number of volumes that the file must hold: more than 1 for the channels of a scan.
 
     Raises:
         ScanFileError: Not a NIfTI header, or not one of a usable scan.
     """
     fields = _decode_fields(block, path)
-    shape_xyz = _read_shape(fields, path)
+    shape_xyz = _read_shape(fields, path, volumes)
     dtype = _read_dtype(fields, path)
     slope, inter = _read_scaling(fields, path)
     grid, notes = read_geometry(fields, shape_xyz, path)
@@ -99,6 +104,7 @@ def parse_header(block: bytes, path: Path) -> Header:
         slope=slope,
         inter=inter,
         notes=(*_check_scaling(fields), *notes),
+        volumes=volumes,
     )
 
 
@@ -124,8 +130,8 @@ def _decode_fields(block: bytes, path: Path) -> nib.Nifti1Header:
     raise ScanFileError(path, "not_nifti", "not a NIfTI file (no NIfTI header)")
 
 
-def _read_shape(fields: nib.Nifti1Header, path: Path) -> Index3:
-    """Number of voxels along x, y and z."""
+def _read_shape(fields: nib.Nifti1Header, path: Path, volumes: int) -> Index3:
+    """Number of voxels along x, y and z; the file must hold this many volumes."""
     dim = [int(n) for n in fields["dim"]]
     rank = dim[0]
     if not 1 <= rank <= MAX_DIMENSIONS:
@@ -139,16 +145,30 @@ def _read_shape(fields: nib.Nifti1Header, path: Path) -> Index3:
     if rank < 3:
         reason = f"a picture of {shown} pixels; a scan has three dimensions"
         raise ScanFileError(path, "not_3d", reason)
-    # Some writers store a volume as 4D with one time step.
-    if any(n != 1 for n in sizes[3:]):
-        reason = f"{shown} voxels in {rank} dimensions; extract one 3D volume first"
-        raise ScanFileError(path, "not_3d", reason)
+    _check_volumes(sizes[3:], volumes, shown, path)
     # Limits the memory for a damaged or malicious header.
-    if math.prod(sizes) > MAX_VOXELS:
+    if math.prod(sizes[:3]) > MAX_VOXELS:
         reason = f"the header claims {shown} voxels; at most {MAX_VOXELS:,} are read"
         raise ScanFileError(path, "header_shape", reason)
     x, y, z = sizes[:3]
     return x, y, z
+
+
+def _check_volumes(sizes: list[int], volumes: int, shown: str, path: Path) -> None:
+    """Compare the sizes behind z, of which one may be the channels, with the expected number."""
+    # Some writers store a volume as 4D with one time step, or channels in the fifth dimension.
+    found = math.prod(sizes)
+    is_one_axis = sum(n != 1 for n in sizes) <= 1
+    if found == volumes and is_one_axis:
+        return
+    if volumes == 1:
+        reason = f"{shown} voxels in {3 + len(sizes)} dimensions; extract one 3D volume first"
+        if is_one_axis:
+            reason += f", or name its {found} channels (dataset.json or convert.channels)"
+        raise ScanFileError(path, "not_3d", reason)
+    count = f"{found} volume{'s' if found != 1 else ''}"
+    reason = f"{shown} voxels: {count}, but the data set has {volumes} channels"
+    raise ScanFileError(path, "channel_count", reason)
 
 
 def _read_dtype(fields: nib.Nifti1Header, path: Path) -> np.dtype:
