@@ -11,7 +11,8 @@ a stable code:
                                    liver_hu_implausible liver_volume liver_on_the_left
                                    tumour_outside_liver label_reoriented label_resampled
                                    label_shifted label_cut label_header_lost broken_voxels
-                                   padding_values blank_slices (and the reader's notes)
+                                   padding_values blank_slices looks_like_ct
+                                   (and the reader's notes)
   info     needs no action         few_slices no_tumour oblique
                                    label_missing (a scan kept without label)
 """
@@ -23,7 +24,7 @@ from typing import Literal
 import cc3d
 import numpy as np
 
-from liverseg_dist.config import CleaningConfig
+from liverseg_dist.config import CT_CHANNEL, ChannelConfig, CleaningConfig
 from liverseg_dist.data.audit.image_audit import (
     check_grid,
     check_intensity,
@@ -65,20 +66,22 @@ def audit_case(
     notes: Sequence[Finding] = (),
     *,
     training: bool = True,
+    channel: ChannelConfig = CT_CHANNEL,
 ) -> AuditResult:
     """Audit one case.
 
     Args:
-        image: HU, in any orientation.
+        image: The first channel of the scan: HU for CT, else arbitrary units; in any orientation.
         label: Class numbers, on any grid. None if the case has no label file.
         cleaning: Limits, and what to do without a label.
         notes: Findings of the reader about the files.
         training: Whether the case should have a label.
+        channel: The channel of `image`.
     """
     findings = list(notes)
     facts = collect_image_facts(image)
     findings += check_grid(image, cleaning)
-    findings += check_invalid_voxels(image, cleaning, facts)
+    findings += check_invalid_voxels(image, cleaning, facts, channel)
     # Image and label are judged independently: a bad label must not hide a bad image.
     repaired: Volume | None = None
     if label is not None:
@@ -91,8 +94,8 @@ def audit_case(
             repaired = match.label
     if repaired is not None:
         findings += _check_label(repaired, facts)
-        findings += check_side(image, repaired, facts)
-    findings += check_intensity(image, repaired, facts)
+        findings += check_side(image, repaired, facts, channel)
+    findings += check_intensity(image, repaired, facts, channel)
     if label is None:
         # The policy for missing labels decides the severity, so the finding is replaced.
         index_findings = [f for f in findings if f.code == "label_missing"]
@@ -217,12 +220,17 @@ def check_tumours(label_zyx: np.ndarray) -> tuple[int, list[Finding]]:
     return tumours, [Finding("warning", "tumour_outside_liver", message)]
 
 
-def check_side(image: Volume, label: Volume, facts: dict[str, object]) -> list[Finding]:
+def check_side(
+    image: Volume,
+    label: Volume,
+    facts: dict[str, object],
+    channel: ChannelConfig = CT_CHANNEL,
+) -> list[Finding]:
     """Check that the liver is on the right; adds its offset to `facts`.
 
     A flipped header (LPS read as RAS, a lost sign) puts it on the left.
     """
-    offset_mm = measure_liver_offset_mm(image, label)
+    offset_mm = measure_liver_offset_mm(image, label, channel)
     if offset_mm is None:
         return []
     facts["liver_right_of_middle_mm"] = round(offset_mm, 1)

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from liverseg_dist.config import CT_CHANNEL, ChannelConfig
 from liverseg_dist.data.findings import Finding
+from liverseg_dist.data.preprocessing.body_mask import find_tissue_threshold
 from liverseg_dist.data.preprocessing.resample import resample_nearest
 from liverseg_dist.labels import BACKGROUND
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume
@@ -13,7 +15,6 @@ MAX_CUT_FRACTION = 0.1
 """A resampled label that loses more than this fraction of its volume gets a finding of its own."""
 IDENTITY_TOLERANCE = 1e-6
 
-BODY_HU = -300
 SAMPLE_STEP = 4
 """In plane: the body's centre needs no more voxels."""
 
@@ -68,17 +69,20 @@ def match_label(image: Grid, label: Volume) -> LabelMatch:
     return LabelMatch(Volume(voxels, image), tuple(findings))
 
 
-def measure_liver_offset_mm(image: Volume, label: Volume) -> float | None:
+def measure_liver_offset_mm(
+    image: Volume, label: Volume, channel: ChannelConfig = CT_CHANNEL
+) -> float | None:
     """Distance of the liver's centre from the body's centre, to the patient's right.
 
     Both are measured in the slices that hold liver, by the affine.
 
     Args:
-        image: HU, in any orientation.
+        image: HU for CT, else arbitrary units; in any orientation.
         label: The label on the image's grid.
+        channel: The channel of the image.
 
     Returns:
-        mm, negative if the liver is on the left. None without liver, or without body above -300 HU.
+        mm, negative if the liver is on the left. None without liver, or without tissue.
     """
     image = image.reoriented(CANONICAL_ORIENTATION)
     label = label.reoriented(CANONICAL_ORIENTATION)
@@ -87,7 +91,8 @@ def measure_liver_offset_mm(image: Volume, label: Volume) -> float | None:
     if not len(planes):
         return None
     liver_slices = slice(int(planes[0]), int(planes[-1]) + 1)
-    body = image.voxels[liver_slices, ::SAMPLE_STEP, ::SAMPLE_STEP] > BODY_HU
+    threshold = find_tissue_threshold(image, channel)
+    body = image.voxels[liver_slices, ::SAMPLE_STEP, ::SAMPLE_STEP] > threshold
     if not body.any():
         return None
     body_centre = _measure_centre(body) * (1, SAMPLE_STEP, SAMPLE_STEP)

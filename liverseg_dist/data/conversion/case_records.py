@@ -77,7 +77,7 @@ class CaseRecord:
     """Facts of the audit (shape, spacing, ...), and the slabs' `coverage`."""
     voxel_sha256: str = ""
     histogram: Mapping[str, Any] = field(default_factory=dict)
-    """Liver voxels in HU at the scan's own resolution (`HuHistogram.to_json`); empty without label.
+    """Liver voxels in HU at the scan's own resolution (`channel_histograms`); empty without label.
 
     The JSON form holds the used range only: 10,000 full histograms would take 5 GB.
     """
@@ -157,6 +157,10 @@ class CaseJob:
             "training": self.training,
             "notes": [finding.to_json() for finding in self.case.findings],
         }
+        # Left out for one channel of CT: such cases have the hash that they had before.
+        if self.channels != CT_CHANNELS:
+            inputs["channels"] = [channel.model_dump() for channel in self.channels]
+            inputs["register_channels"] = self.convert.register_channels
         if labels_from is not None:
             inputs["labels_from"] = labels_from
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -243,9 +247,9 @@ def _has_checksum(file: Path, sha256: str) -> bool:
 
 
 def hash_source(case: DatasetCase) -> str:
-    """SHA-256 of image and label, joined by a colon; `none` or `unreadable` for a missing hash."""
+    """SHA-256 of each image and of the label, joined by colons; `none` or `unreadable` for a missing hash."""
     parts = []
-    for path in (case.image, case.label):
+    for path in (*case.images, case.label):
         try:
             parts.append("none" if path is None else file_sha256(path))
         except OSError:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from liverseg_dist.config import ConvertConfig
+from liverseg_dist.config import ChannelConfig, ConvertConfig
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord, Labeller, read_record
 from liverseg_dist.data.conversion.executors import Executor
 from liverseg_dist.data.conversion.output_dir import (
@@ -31,6 +31,7 @@ from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.io.dataset_index import DatasetIndex
 from liverseg_dist.data.io.spacing_table import read_spacing_table
 from liverseg_dist.data.store.layout import PRIVATE_DIR
+from liverseg_dist.errors import UserError
 from liverseg_dist.locks import hold_lock
 
 OnCaseDone = Callable[[CaseRecord, bool], None]
@@ -46,6 +47,20 @@ class Conversion:
     convert: ConvertConfig
     labeller: Labeller | None = None
     """The run `convert.labels_from`, as a function."""
+
+    @property
+    def channels(self) -> tuple[ChannelConfig, ...]:
+        """Channels of the store.
+
+        Raises:
+            UserError: The settings name another number of channels than the data set was read with.
+        """
+        found, wanted = self.dataset.channels, self.convert.channels
+        if wanted is not None and len(wanted) != len(found):
+            raise UserError(
+                f"convert.channels names {len(wanted)} channels, the data set has {len(found)}"
+            )
+        return wanted or found
 
     def jobs(self, *, audit_only: bool = False) -> list[CaseJob]:
         """One job for each scan.
@@ -65,6 +80,7 @@ class Conversion:
                     true_spacing_mm=spacing.get(case.case_id),
                     audit_only=audit_only,
                     labeller=self.labeller,
+                    channels=self.channels,
                 )
                 jobs.append(job)
         return sorted(jobs, key=lambda job: (-_file_size(job.case.image), job.case.case_id))
@@ -86,7 +102,9 @@ class Conversion:
             # Held until this conversion is registered: otherwise another one could change the
             # settings between the check and the registration.
             with hold_lock(self._locks.opening):
-                wanted = settings_that_must_match(self.dataset.name, self.convert, labels_from)
+                wanted = settings_that_must_match(
+                    self.dataset.name, self.convert, labels_from, channels=self.channels
+                )
                 check_settings_match(self.store, wanted, self._scan_ids, force=force)
                 session.enter_context(hold_lock(self._locks.sessions, shared=True))
             yield
@@ -101,7 +119,7 @@ class Conversion:
             records = self._read_current_records()
             if records is None:
                 return None
-            content = build_root(self.dataset.name, self.convert, records)
+            content = build_root(self.dataset.name, self.convert, records, channels=self.channels)
             remove_orphans(self.store, records)
             write_root_files(self.store, content, records, is_locked=is_locked)
         return records

@@ -6,11 +6,11 @@ setting.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from liverseg_dist.config import ConvertConfig
+from liverseg_dist.config import CT_CHANNELS, ChannelConfig, ConvertConfig
 from liverseg_dist.config.aliases import current_key
 from liverseg_dist.config.shipped import find_config
 from liverseg_dist.data.store.layout import SCHEMA
@@ -21,6 +21,9 @@ EARLIER_DEFAULTS = {
     "convert.cleaning.standardise": True,
     "convert.cleaning.min_slices": 4,
     "convert.modality": "CT",
+    "convert.channels": None,
+    "convert.register_channels": "none",
+    "channels": None,
 }
 """Settings that were added after the first stores, with the behaviour of those stores.
 
@@ -42,8 +45,9 @@ def public_settings(convert: ConvertConfig) -> dict[str, Any]:
     for key in ("standardise", "min_slices"):
         if shown["cleaning"][key] == EARLIER_DEFAULTS[f"convert.cleaning.{key}"]:
             shown["cleaning"].pop(key)
-    if shown["modality"] == EARLIER_DEFAULTS["convert.modality"]:
-        shown.pop("modality")
+    for key in ("modality", "channels", "register_channels"):
+        if shown[key] == EARLIER_DEFAULTS[f"convert.{key}"]:
+            shown.pop(key)
     return shown
 
 
@@ -53,7 +57,11 @@ def settings_sha256(shown: dict[str, Any]) -> str:
 
 
 def settings_that_must_match(
-    dataset: str, convert: ConvertConfig, labels_from: str | None = None
+    dataset: str,
+    convert: ConvertConfig,
+    labels_from: str | None = None,
+    *,
+    channels: Sequence[ChannelConfig] = CT_CHANNELS,
 ) -> dict[str, Any]:
     """The settings that must be equal for a conversion to continue a store.
 
@@ -63,6 +71,7 @@ def settings_that_must_match(
         dataset: Name of the data set.
         convert: Settings of the conversion.
         labels_from: Fingerprint of the run that labels scans.
+        channels: Channels of the store.
 
     Raises:
         UserError: A file that a setting names cannot be read.
@@ -76,7 +85,11 @@ def settings_that_must_match(
     shown["cleaning"]["spacing_table"] = _describe_content(convert.cleaning.spacing_table)
     if labels_from is not None:
         shown["labels_from"] = labels_from
-    return {"schema": SCHEMA, "dataset": dataset, "convert": shown}
+    wanted: dict[str, Any] = {"schema": SCHEMA, "dataset": dataset, "convert": shown}
+    # `dataset.json` may name other channels than before, without any setting that differs.
+    if tuple(channels) != CT_CHANNELS:
+        wanted["channels"] = [channel.model_dump() for channel in channels]
+    return wanted
 
 
 def list_setting_differences(before: object, now: dict[str, Any]) -> list[str]:

@@ -11,30 +11,44 @@ from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
 from liverseg_dist.pages import PADDING_RGB, STRUCTURE_RGB
 from liverseg_dist.volume import Float3
 
-WINDOW_HU = (-160.0, 240.0)
+ValueWindow = tuple[float, float]
+"""Values shown as black and as white."""
+WINDOW_HU: ValueWindow = (-160.0, 240.0)
 WIDTHS, HEIGHT, GAP = (300, 300), 240, 6
 """Pixels: of the two slices, of the picture, between the slices."""
 
 
 def render_thumbnail(
-    image_zyx: np.ndarray, label_zyx: np.ndarray | None, spacing_mm: Float3
+    image_zyx: np.ndarray,
+    label_zyx: np.ndarray | None,
+    spacing_mm: Float3,
+    window: ValueWindow = WINDOW_HU,
 ) -> Image.Image:
     """Draw a scan in true proportions; the patient's right is on the left, as radiologists view it.
 
     Args:
-        image_zyx: HU in RAS orientation.
+        image_zyx: Voxels in RAS orientation.
         label_zyx: Label on the same grid; None without label.
         spacing_mm: Voxel size (z, y, x).
+        window: Values shown as black and as white.
     """
     z, y = _select_slices(image_zyx, label_zyx)
     label = np.zeros((1, 1, 1), np.uint8) if label_zyx is None else label_zyx
     label = np.broadcast_to(label, image_zyx.shape)
     # Axes are flipped: pictures start at the top left, RAS at the patient's left, back and feet.
     axial = _draw_slice(
-        image_zyx[z, ::-1, ::-1], label[z, ::-1, ::-1], (spacing_mm[1], spacing_mm[2]), WIDTHS[0]
+        image_zyx[z, ::-1, ::-1],
+        label[z, ::-1, ::-1],
+        (spacing_mm[1], spacing_mm[2]),
+        WIDTHS[0],
+        window,
     )
     coronal = _draw_slice(
-        image_zyx[::-1, y, ::-1], label[::-1, y, ::-1], (spacing_mm[0], spacing_mm[2]), WIDTHS[1]
+        image_zyx[::-1, y, ::-1],
+        label[::-1, y, ::-1],
+        (spacing_mm[0], spacing_mm[2]),
+        WIDTHS[1],
+        window,
     )
     picture = np.zeros((HEIGHT, sum(WIDTHS) + GAP, 3), np.uint8)
     left = 0
@@ -57,13 +71,17 @@ def _select_slices(image: np.ndarray, label: np.ndarray | None) -> tuple[int, in
 
 
 def _draw_slice(
-    hu: np.ndarray, label: np.ndarray, spacing_mm: tuple[float, float], max_width: int
+    image: np.ndarray,
+    label: np.ndarray,
+    spacing_mm: tuple[float, float],
+    max_width: int,
+    window: ValueWindow,
 ) -> np.ndarray:
     """RGB (uint8) of one slice with outlines, at most HEIGHT x `max_width` pixels."""
-    low, high = WINDOW_HU
-    share = np.clip((hu.astype(np.float32) - low) / (high - low), 0, 1)
+    low, high = window
+    share = np.clip((image.astype(np.float32) - low) / (high - low), 0, 1)
     grey = (share * 255).astype(np.uint8)
-    height_mm, width_mm = hu.shape[0] * spacing_mm[0], hu.shape[1] * spacing_mm[1]
+    height_mm, width_mm = image.shape[0] * spacing_mm[0], image.shape[1] * spacing_mm[1]
     scale = min(HEIGHT / height_mm, max_width / width_mm)
     # PIL's order: width, height.
     size = (
