@@ -11,7 +11,7 @@ from typing import Any
 from liverseg_dist.config import Settings
 from liverseg_dist.console import write_notes
 from liverseg_dist.data.io.dataset_index import read_dataset
-from liverseg_dist.data.io.modality import refuse_other_modality
+from liverseg_dist.data.io.modality import check_same_channels
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
@@ -105,11 +105,12 @@ def inputs_for(
     slabs, unlabelled = group_slabs_by_scan(store, case_ids)
     sources = None
     if source is not None:
-        dataset = read_dataset(source)
-        refuse_other_modality(source, dataset.notes, settings.convert.modality)
+        channels = settings.data.image_channels
+        dataset = read_dataset(source, settings.convert.channels)
+        check_same_channels(source, dataset.channels, channels)
         sources = {}
         for case in (*dataset.training, *dataset.test):
-            sources[case.case_id] = ScanFiles(case.case_id, (case.image,))
+            sources[case.case_id] = ScanFiles(case.case_id, case.images, len(channels))
     return CaseInputs(store, slabs, settings, sources, force), unlabelled
 
 

@@ -23,6 +23,8 @@ from liverseg_dist.inference.structure_values import is_task03, list_tissue_valu
 from liverseg_dist.labels import BACKGROUND, Structure
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Grid, Index3, Volume
 
+LOOKS_LIKE_CT = "looks_like_ct"
+"""Code of the audit's finding about a CT that is declared as something else."""
 CHECKS_VERSION = 1
 """Part of the ledgers' fingerprints: increase it when a scan is accepted or refused differently."""
 MAX_SPACING_RATIO = 3.0
@@ -147,8 +149,19 @@ def audit_channel(
     label: Volume | None,
 ) -> list[Finding]:
     """The findings of the audit of conversion, by the channel's modality."""
-    findings, _ = audit_image(scan, settings.convert.cleaning, notes, label)
-    return findings
+    findings, _ = audit_image(scan, settings.convert.cleaning, notes, label, channel)
+    checked = []
+    for finding in findings:
+        # Conversion warns of a wrong declaration; a network for other values gives nonsense.
+        if finding.code == LOOKS_LIKE_CT:
+            message = (
+                f"the run was trained on {channel.name} ({channel.modality}), but the values are "
+                "those of a CT in HU (air near -1000)"
+            )
+            checked.append(Finding("error", finding.code, message))
+        else:
+            checked.append(finding)
+    return checked
 
 
 def is_refused(findings: Sequence[Finding]) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from liverseg_dist.config import IntensityConfig, Settings
-from liverseg_dist.data.preprocessing.channels import PreparedScan, prepare_channels
+from liverseg_dist.data.preprocessing.scan_channels import PreparedScan, prepare_channels
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference.label_assignment import sum_structure_probability
 from liverseg_dist.inference.postprocess import postprocess_mask
