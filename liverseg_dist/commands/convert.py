@@ -1,4 +1,4 @@
-"""Clean CT scans and write them as one Zarr store. The same as tools/to_zarr.
+"""Clean CT or MR scans and write them as one Zarr store. The same as tools/to_zarr.
 
   tools/to_zarr Task03_Liver store.zarr --config configs/task03_S.yaml  the config file of the later training
   tools/to_zarr Task03_Liver store.zarr --dry-run                       audit only, nothing is written
@@ -11,6 +11,9 @@
                                                                         predict missing labels, for training only
 
 SRC is a folder in the layout of the Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr, imagesTs.
+Several channels (CT with MR, phases): modality or channel_names in dataset.json names them; they are read from 4D
+files, or from case_0000.nii.gz, case_0001.nii.gz, ... Other names and normalisations: convert.channels in a config
+file, a list of {name, modality: CT|MR|other, intensity: ct|zscore|percentiles|range}.
 Run the same line again after an interruption: complete and unchanged cases are kept. The store can be opened when
 all cases are converted; DST/audit.html shows every case. Exit code 1: a scan could not be read; the rest is done.
 Memory: one scan per worker, 1 GiB for 512 x 512 x 700 voxels; convert.workers=N limits the number of workers.
@@ -35,7 +38,7 @@ from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
 from liverseg_dist.data.conversion.executors import EXECUTORS
 from liverseg_dist.data.conversion.root_metadata import collect_audit
 from liverseg_dist.data.io.dataset_index import DatasetIndex, read_dataset
-from liverseg_dist.data.io.modality import refuse_other_modality
+from liverseg_dist.data.io.modality import describe_channels, is_one_ct_channel
 from liverseg_dist.data.io.spacing_table import describe_unmatched
 from liverseg_dist.data.splits import Splits, check_split_files, find_divided_patients
 from liverseg_dist.data.store.case_store import CaseStore
@@ -106,8 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     args.overrides += _splits_overrides(args.splits)
     settings = settings_from(args)
-    dataset = read_dataset(args.source)
-    refuse_other_modality(args.source, dataset.notes, settings.convert.modality)
+    dataset = read_dataset(args.source, settings.convert.channels)
     conversion = Conversion(
         dataset, args.store, settings.convert, _build_labeller(settings.convert, args.device)
     )
@@ -212,11 +214,7 @@ def _print_store(store: CaseStore) -> None:
         lines.append(
             f"warning: scans of the patient of {patient} are in several parts of the split"
         )
-    hu = store.intensity
-    lines.append(
-        f"intensity: {hu.lower_hu:g} to {hu.upper_hu:g} HU is mapped to 0 to 1, "
-        f"then (v - {hu.mean:.4f}) / {hu.std:.4f}"
-    )
+    lines += _describe_intensities(store)
     coverage = store.root["coverage"]
     if coverage:
         lines.append(
@@ -227,6 +225,30 @@ def _print_store(store: CaseStore) -> None:
             f"{coverage['tumours_vanished']} too small for the slab's voxels"
         )
     write_lines(*lines)
+
+
+def _describe_intensities(store: CaseStore) -> list[str]:
+    """One line on the channels if there are several, and one on the normalisation of each."""
+    has_other_channels = not is_one_ct_channel(store.channels)
+    lines = []
+    if has_other_channels:
+        lines.append(f"channels: {describe_channels(store.channels)}")
+    for number, (channel, intensity) in enumerate(
+        zip(store.channels, store.intensities, strict=True)
+    ):
+        prefix = f"intensity of {channel.name}" if has_other_channels else "intensity"
+        if intensity is None:
+            text = f"{prefix}: {channel.intensity} of each scan"
+        else:
+            text = (
+                f"{prefix}: {intensity.lower_hu:g} to {intensity.upper_hu:g} HU is mapped to "
+                f"0 to 1, then (v - {intensity.mean:.4f}) / {intensity.std:.4f}"
+            )
+        absent = sum(not store.meta(case_id).present[number] for case_id in store.case_ids)
+        if absent:
+            text += f"; absent in {absent} of {len(store.case_ids)} cases"
+        lines.append(text)
+    return lines
 
 
 def _print_findings(dataset: DatasetIndex, records: list[CaseRecord]) -> None:
