@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from liverseg_dist.data.store.layout import TRAIN_ONLY
 from liverseg_dist.files import natural_key
-from liverseg_dist.pages import PADDING_RGB, hex_colour, load_theme
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme
+from liverseg_dist.pages import PADDING_RGB, hex_colour, load_theme, structure_colours
 
 STATUS_ORDER = ("quarantined", "excluded", "repaired", "imputed", "unlabelled", "kept")
 """Worst first."""
@@ -56,11 +57,18 @@ def render_audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -
         # The theme is a file of this package and holds no text from data.
         theme=Markup(load_theme()),  # nosec B704
         padding=hex_colour(PADDING_RGB),
+        structures=_list_structures(root),
         scans=scans,
         pictures=MAX_PICTURES if len(entries) > MAX_PICTURES else 0,
         counts=_count_statuses(root["audit"]),
         settings=_flatten_settings(root["convert"]),
     )
+
+
+def _list_structures(root: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, colour) of each structure, for the legend."""
+    labels = LabelScheme.from_json(root["labels"]) if "labels" in root else LITS_SCHEME
+    return [(name, hex_colour(colour)) for name, colour in structure_colours(labels).items()]
 
 
 def _map_case_parts(splits: Mapping[str, Any]) -> dict[str, str]:
