@@ -61,11 +61,13 @@ class LabelPlan:
     def decathlon_labels(self) -> dict[str, str]:
         """Return `labels` of the Decathlon's dataset.json: values and names.
 
-        That form has no regions: the name of the tumours states their organ.
+        That form has no regions. Without other organs the names are those of Task03_Liver; with
+        them, the name of the tumours states their organ.
         """
+        tumour = "cancer" if self.structures == (LIVER, TUMOUR) else "liver tumour"
         labels = {"0": "background"}
         for name, value in self.values.items():
-            labels[str(value)] = "liver tumour" if name == TUMOUR else name
+            labels[str(value)] = tumour if name == TUMOUR else name
         return labels
 
 
