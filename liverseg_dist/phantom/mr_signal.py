@@ -1,7 +1,7 @@
 """Signal of MR sequences, and the painting of tissues with it.
 
-The spoiled gradient echo gives T1-weighted images, the turbo spin echo T2-weighted or proton-density
-images. Signals are relative to that of water with full relaxation and no decay. The equations are
+The spoiled gradient echo gives T1-weighted images, the turbo spin echo T2-weighted or
+proton-density images. Signals are relative to that of water with full relaxation and no decay. The equations are
 those of Bernstein, King and Zhou, Handbook of MRI Pulse Sequences (2004), chapters 14.1 (spoiled
 gradient echo, by Ernst and Anderson 1966) and 14.3 (spin echo).
 """

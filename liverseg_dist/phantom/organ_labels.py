@@ -1,6 +1,7 @@
 """Which structures of a phantom are labelled, with which values, and how `dataset.json` names them.
 
-Names are those of TotalSegmentator. The liver is a region: with label 1, and its tumours as label 2.
+Names are those of TotalSegmentator. The liver is a region of two values: its own, and that of its
+tumours.
 """
 
 from collections.abc import Iterable
