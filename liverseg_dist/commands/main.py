@@ -45,7 +45,7 @@ from liverseg_dist.texts.suggestions import SuggestingParser, suggest_name
 
 _logger = logging.getLogger(__name__)
 COMMANDS = {
-    "phantom": "make a synthetic data set in the layout of Task03_Liver",
+    "phantom": "make a synthetic data set: CT, MR or both, with labels",
     "convert": "clean CT scans and write the Zarr store (also: tools/to_zarr)",
     "denoiser": "train a small denoiser on noisy CTs, for convert.cleaning.noise=autoencoder",
     "verify": "check the checksums and the metadata of a store",

@@ -21,6 +21,7 @@ WINDOW_HU = (-150.0, 250.0)
 MR_PERCENTILE = 99.3
 TILE_PX = 330
 TILE_MM = 390.0
+TILES_PER_CHANNEL = 3
 
 
 def draw_montage(folder: Path, case_ids: list[str], columns: int = 2) -> Image.Image:
