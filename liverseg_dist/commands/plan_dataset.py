@@ -46,7 +46,9 @@ def plan_dataset(args: argparse.Namespace, settings: Settings, source: Path) -> 
     if args.workers < 0:
         raise UserError(f"--workers {args.workers}: must be 0 (one per core) or more")
     cores = usable_cores()
-    fingerprint = read_fingerprint(source, args.workers or cores, _fingerprint_file(args))
+    fingerprint = read_fingerprint(
+        source, args.workers or cores, _fingerprint_file(args), settings.convert
+    )
     if line := describe_left_out(fingerprint):
         log.warning(line)
     for note in fingerprint.notes:

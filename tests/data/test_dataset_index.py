@@ -150,9 +150,7 @@ def test_monai_list(tmp_path: Path) -> None:
         ({"0": "background", "1": "liver", "01": "spleen"}, "a value is named twice|named twice"),
     ],
 )
-def test_labels_that_are_no_scheme_are_refused(
-    tmp_path: Path, labels: object, reason: str
-) -> None:
+def test_labels_that_are_no_scheme_are_refused(tmp_path: Path, labels: object, reason: str) -> None:
     with pytest.raises(UserError, match=f"dataset.json: labels: .*{reason}"):
         read_dataset(write_files(tmp_path, index_with(labels=labels)))
 
