@@ -13,16 +13,13 @@ from liverseg_dist.console import write_lines
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.errors import UserError
 from liverseg_dist.planning.cpu_plan import plan_for_cpu
-from liverseg_dist.planning.experiment_plan import (
-    ExperimentPlan,
-    GpuBudget,
-    list_given,
-    plan_experiment,
-)
+from liverseg_dist.planning.experiment_memory import GpuBudget
+from liverseg_dist.planning.experiment_plan import plan_experiment
 from liverseg_dist.planning.fingerprint import DatasetFingerprint
 from liverseg_dist.planning.fingerprint_read import describe_left_out, read_fingerprint
 from liverseg_dist.planning.memory_estimate import GIB
 from liverseg_dist.planning.plan_file import write_plan
+from liverseg_dist.planning.plan_settings import ExperimentPlan, list_given
 from liverseg_dist.texts.paths import quote_path
 from liverseg_dist.tracking.terminal_table import print_table
 

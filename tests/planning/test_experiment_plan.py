@@ -9,11 +9,13 @@ from liverseg_dist.config import ChannelConfig, load_settings
 from liverseg_dist.errors import UserError
 from liverseg_dist.label_scheme import scheme_from_labels
 from liverseg_dist.planning.cpu_plan import plan_for_cpu
-from liverseg_dist.planning.experiment_plan import GpuBudget, list_given, plan_experiment
+from liverseg_dist.planning.experiment_memory import GpuBudget
+from liverseg_dist.planning.experiment_plan import plan_experiment
 from liverseg_dist.planning.experiment_rules import Decision
 from liverseg_dist.planning.fingerprint import DatasetFingerprint
 from liverseg_dist.planning.memory_estimate import estimate_memory
 from liverseg_dist.planning.plan_file import format_plan, write_plan
+from liverseg_dist.planning.plan_settings import list_given
 from tests.planning.fingerprints import MR, ORGANS, case, dataset
 
 

@@ -1,4 +1,4 @@
-"""The fingerprint of data sets on disk: measurements, channels, labels, damaged files, the cache."""
+"""The fingerprint of data sets on disk: measurements, channels, labels, damage, the cache."""
 
 import json
 import shutil

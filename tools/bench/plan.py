@@ -3,10 +3,10 @@
   python tools/bench/plan.py --nnunet-python /tmp/nnenv/bin/python
   python tools/bench/plan.py --data DIR [--data DIR ...] --gpu-memory-gib 24
 
-Without --data: phantoms of five geometries, made by resampling `liverseg phantom`. nnU-Net is run in
-an interpreter that has nnunetv2 (--nnunet-python); where it has not, only this project's plan is
-printed. One JSON line per data set: `ratio` is the volume in mm of this project's patch / nnU-Net's.
-The table shows both plans. Not compared here: Dice.
+Without --data: phantoms of five geometries, made by resampling `liverseg phantom`. nnU-Net is run
+in an interpreter that has nnunetv2 (--nnunet-python); where it has not, only this project's plan
+is printed. One JSON line per data set: `ratio` is the volume in mm^3 of this project's patch
+divided by that of nnU-Net's. The table shows both plans. Not compared here: Dice.
 """
 
 import argparse
@@ -25,9 +25,11 @@ from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
 from liverseg_dist.data.preprocessing.resample import resample_to_grid
 from liverseg_dist.files import write_json
-from liverseg_dist.planning.experiment_plan import ExperimentPlan, GpuBudget, plan_experiment
+from liverseg_dist.planning.experiment_memory import GpuBudget
+from liverseg_dist.planning.experiment_plan import plan_experiment
 from liverseg_dist.planning.fingerprint import DatasetFingerprint
 from liverseg_dist.planning.fingerprint_read import read_fingerprint
+from liverseg_dist.planning.plan_settings import ExperimentPlan
 from liverseg_dist.tracking.terminal_table import print_table
 from liverseg_dist.volume import Float3
 
