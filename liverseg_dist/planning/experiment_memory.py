@@ -157,6 +157,5 @@ def largest_micro_batch(settings: Settings, budget: GpuBudget, most: int) -> int
 
 
 def estimate_plan(settings: Settings, budget: GpuBudget) -> MemoryEstimate:
-    levels = settings.train.activation_checkpointing
-    assert not isinstance(levels, str)
-    return estimate_memory(settings, budget.devices, levels=levels)
+    """Return the memory of a rank with the settings of a plan."""
+    return resolve_checkpointing(settings, budget.memory_gib, budget.devices, "cuda")

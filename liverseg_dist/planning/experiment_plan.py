@@ -78,7 +78,7 @@ def plan_experiment(
         replace_settings(base, chosen.patch, chosen.micro_batch, chosen.estimate.levels),
         voxels.spacing_mm,
     )
-    batch = choose_batch(settings, fingerprint, voxels, budget)
+    batch = choose_batch(settings, fingerprint, voxels, budget, given)
     decisions = [
         *_voxel_decisions(voxels),
         *choose_splits(len(fingerprint.cases)),
@@ -136,7 +136,11 @@ class BatchChoice:
 
 
 def choose_batch(
-    settings: Settings, fingerprint: DatasetFingerprint, voxels: VoxelChoice, budget: GpuBudget
+    settings: Settings,
+    fingerprint: DatasetFingerprint,
+    voxels: VoxelChoice,
+    budget: GpuBudget,
+    given: Mapping[str, Any],
 ) -> BatchChoice:
     """Choose batch, micro-batch, steps and the remaining settings of `train`."""
     train, devices = settings.train, budget.devices
@@ -146,17 +150,19 @@ def choose_batch(
         micro = largest_micro_batch(settings, budget, max(micro, -(-limit // devices)))
     batch = max(MIN_BATCH, devices, min(micro * devices, limit))
     # Every rank computes as many samples.
-    batch = -(-batch // devices) * devices
-    micro = min(micro, batch // devices)
+    batch = given.get("train.global_batch_size", -(-batch // devices) * devices)
+    micro = min(micro, -(-batch // devices))
     steps, steps_reason = choose_steps(len(fingerprint.cases), batch)
-    every = max(1, min(1000, steps // 10))
     levels = list(settings.train.activation_checkpointing)
-    update = {
-        "global_batch_size": batch,
-        "micro_batch_size": micro,
-        "max_steps": steps,
-    }
+    update = {"global_batch_size": batch, "micro_batch_size": micro, "max_steps": steps}
+    # What the user gives decides the memory that is reported.
+    own = build_settings(given).train
+    for name in (*update, "activation_checkpointing"):
+        if f"train.{name}" in given:
+            update[name] = getattr(own, name)
     chosen = settings.model_copy(update={"train": train.model_copy(update=update)})
+    steps = chosen.train.max_steps
+    every = max(1, min(1000, steps // 10))
     decisions = [
         Decision("train.max_steps", steps, steps_reason),
         Decision(

@@ -111,6 +111,18 @@ def test_given_settings_are_kept_and_written() -> None:
     assert len(keys) == len(set(keys))
 
 
+def test_given_batch_and_levels_decide_the_memory() -> None:
+    given = {"model.preset": "S", "train.global_batch_size": 6}
+    plain = plan_experiment(isotropic_ct(10), GpuBudget(8.0), given)
+    assert plain.settings.train.global_batch_size == 6
+    assert plain.value("train.max_steps") == round(50_000 / 6)
+    levels = {"train.activation_checkpointing": "all", "train.micro_batch_size": 2}
+    frugal = plan_experiment(isotropic_ct(10), GpuBudget(8.0), given | levels)
+    assert frugal.value("train.activation_checkpointing") == "all"
+    assert frugal.settings.train.micro_batch_size == 2
+    assert frugal.summary["need_gib"] < plain.summary["need_gib"]
+
+
 def test_given_patch_that_does_not_fit_is_refused() -> None:
     given = {"data.patch_size": [64, 512, 512], "model.preset": "M"}
     with pytest.raises(UserError, match=r"--gpu-memory-gib 2: one sample of 64x512x512 needs"):
