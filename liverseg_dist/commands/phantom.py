@@ -5,6 +5,8 @@ other organs.
   liverseg phantom /tmp/phantom --cases 6 --size full --montage look.png
   liverseg phantom /tmp/patients --cases 10 --follow-up 2     ten patients, each at a baseline and
   two later dates
+  liverseg phantom /tmp/both --modality ct+mr --organs liver,spleen,kidneys     CT and MR of each
+  patient, in nnU-Net's layout
 
 Case k depends only on (seed, size, difficulty, k), not on the number of cases or workers. Run the
 same line again, or with more cases, to continue: existing cases are kept.
@@ -14,6 +16,11 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from liverseg_dist.commands.phantom_channels import (
+    add_channel_arguments,
+    is_task03,
+    make_channel_set,
+)
 from liverseg_dist.console import write_lines
 from liverseg_dist.errors import UserError
 from liverseg_dist.phantom.dataset import (
@@ -78,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"also draw the first {MONTAGE_CASES} cases with their labels",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be made, and exit")
+    add_channel_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -95,6 +103,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     wanted = PhantomSet(
         args.folder, args.cases, args.test_cases, args.seed, args.size, args.difficulty == "hard"
     )
+    if not is_task03(args):
+        if args.follow_up:
+            raise UserError("--follow-up makes CTs of the liver only; leave out the other options")
+        return make_channel_set(args, MONTAGE_CASES)
     if args.follow_up:
         return _make_follow_ups(args)
     if args.dry_run:

@@ -152,6 +152,9 @@ class TrainConfig(Section):
     deterministic_reduction: bool = False
     """Sum gradients sample by sample in a fixed order: identical bits for any number of ranks (ddp
     only, slower)."""
+    collective_timeout_s: float = Field(default=100.0, gt=0)
+    """Time for which ranks wait for one that hangs or is lost, after the first step. Start-up,
+    validation and saving may take longer (`train --timeout`)."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When the loss is NaN or infinite: stop: fail and name the samples; skip: skip the step."""
     modality_dropout: float = Field(default=0.0, ge=0, le=1)

@@ -5,25 +5,42 @@ sockets. Therefore every rank writes a heartbeat (step, activity, host) to the j
 twice a second, on a thread and a connection of its own. The rank that fails first also writes its
 error there. The other ranks wait some seconds for this error and report it instead of their own; if
 there is none (a killed process, a lost node, a hang), they report which ranks sent no heartbeat.
+
+The main thread may be blocked in native code and notice nothing, for example in an NCCL call. So
+the monitor's thread looks for failures as well. Each rank watches the rank before it, and rank 0
+looks for ranks that delay the others. After a failure every rank has some seconds to end by
+itself; then the thread writes the stacks of all threads to `errors/`, aborts the process groups
+and ends the process.
 """
 
 import json
 import logging
 import queue
-import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 
 from liverseg_dist.distributed.collectives import barrier
+from liverseg_dist.distributed.connection_errors import is_consequence
+from liverseg_dist.distributed.flight_recorder import write_flight_record, write_stacks
+from liverseg_dist.distributed.process_groups import abort_process_groups, exit_after
+from liverseg_dist.distributed.shared_failure import KEY_PREFIX, SharedFailure
+from liverseg_dist.distributed.stragglers import (
+    Heartbeat,
+    SilenceDetector,
+    describe_ranks,
+    find_stragglers,
+)
 from liverseg_dist.distributed.tcp_store import store_of_attempt
 from liverseg_dist.distributed.world import World
+from liverseg_dist.errors import EXIT_FAILED, EXIT_USER
+from liverseg_dist.interrupts import write_line
 
 HEARTBEAT_INTERVAL_S = 0.5
 SILENCE_LIMIT_S = 5.0
@@ -32,52 +49,12 @@ REPORT_TIMEOUT_S = 20.0
 """Time that a failing rank spends on exchanging errors with the other ranks."""
 CONNECT_TIMEOUT = timedelta(seconds=30)
 BEATS_PER_CHECK = 4
-"""Rank 0 reads the heartbeats of all ranks once per this many of its own."""
-MAX_RANKS_SHOWN = 4
-KEY_PREFIX = "liverseg/"
-ACTIVITY_ORDER = (
-    "resuming",
-    "waiting for data",
-    "in forward",
-    "in backward",
-    "summing figures",
-    "validating",
-    "saving",
-)
-"""Activities of a training step in their order: the other ranks wait for the rank that is
-behind."""
-CONNECTION_ERROR_RE = re.compile(
-    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|closed by peer|socket"
-    r"|Timed out waiting|recvValue|process group|collective",
-    re.IGNORECASE,
-)
+"""A rank looks for failures of others once per this many of its heartbeats."""
+PEER_GRACE_S = 10.0
+"""Time that the main thread of a rank has to notice the failure of another rank."""
+FORCED_EXIT_S = 10.0
+"""Time after it for stacks, flight record and status, before the process is ended."""
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """The last heartbeat of a rank."""
-
-    count: int
-    """Number of heartbeats that the rank has sent."""
-    step: int
-    """Optimizer step (from 0); -1 if the work has no steps."""
-    doing: str
-    """Activity, one of `ACTIVITY_ORDER` or free text."""
-    age_s: float
-    """Seconds since this activity began."""
-    host: str
-    phase: int = 0
-    """Number of the phase that `done` counts in; `begin_phase` increments it."""
-    done: int = 0
-    """Cases that the rank has finished in this phase."""
-
-
-def is_consequence(error: BaseException) -> bool:
-    """Return whether an intact rank raises `error` because another rank or the network failed."""
-    if isinstance(error, (dist.DistError, ConnectionError)):
-        return True
-    return isinstance(error, RuntimeError) and bool(CONNECTION_ERROR_RE.search(str(error)))
 
 
 class HeartbeatMonitor:
@@ -105,6 +82,8 @@ class HeartbeatMonitor:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._store: dist.Store | None = None
+        self.failure: SharedFailure | None = None
+        """The failure of the job; None for a single process."""
         self._host = socket.gethostname()
         self._silent: list[int] = []
         self.done = 0
@@ -113,6 +92,22 @@ class HeartbeatMonitor:
         """Called on rank 0, on the monitor's thread, with the number of cases that the other ranks
         have finished in this phase."""
         self._phase = 0
+        self.errors: Path | None = None
+        """Folder for the stacks and the flight record of a rank that is ended by force."""
+        self.on_error: Callable[[BaseException], object] | None = None
+        """Called with an exception before the work is torn down (see `report_errors`)."""
+        self.on_forced_end: Callable[[str], object] | None = None
+        """Called on the monitor's thread with the reason before this process is ended."""
+        self._step_limit_s: float | None = None
+        self._lost_after_s = timeout_s
+        self._watched = (-1, 0)
+        """Number of the last heartbeat of the rank before this one, and checks since then."""
+        self.wants_stop: Callable[[], bool] = lambda: False
+        """Whether a stop was requested on this rank. The monitor shares it with the other ranks."""
+        self.other_rank_stops = False
+        """Whether a stop was requested on some rank; known some seconds later."""
+        self._is_failing = False
+        self._peer_failed = False
         self.last_step = 0
         """Last step of the run."""
         self.samples: Sequence[str] = ()
@@ -124,6 +119,7 @@ class HeartbeatMonitor:
             self._store = store_of_attempt(
                 dist.TCPStore(host, int(port), wait_for_workers=False, timeout=CONNECT_TIMEOUT)
             )
+            self.failure = SharedFailure(self._store, self.world.global_rank, self.world.world_size)
             self._send_heartbeat(0)
             # After the barrier the keys of all ranks exist, so reading one never blocks.
             barrier()
@@ -152,6 +148,26 @@ class HeartbeatMonitor:
         """
         self._step, self._doing, self._since = step, doing, time.monotonic()
 
+    def limit_steps(self, limit_s: float | None) -> None:
+        """Set for how long a rank may delay the others, or be silent, before the job fails.
+
+        Args:
+            limit_s: seconds; None: waits may be long now, and only silent ranks fail the job.
+        """
+        self._step_limit_s = limit_s
+        if limit_s is not None:
+            self._lost_after_s = limit_s
+
+    @contextmanager
+    def report_errors(self) -> Iterator[None]:
+        """Report an error of the block at once, before the enclosing code is torn down."""
+        try:
+            yield
+        except Exception as error:
+            if self.on_error is not None:
+                self.on_error(error)
+            raise
+
     def begin_phase(self, on_others: Callable[[int], None]) -> None:
         """Count finished cases from 0 again. All ranks must call it equally often."""
         self._phase, self.done, self.on_others = self._phase + 1, 0, on_others
@@ -179,7 +195,8 @@ class HeartbeatMonitor:
         Returns:
             The line of the rank that failed first, and whether this rank has to print it.
         """
-        if self._store is None:
+        self._is_failing = True
+        if self.failure is None:
             return message, True
         # On a thread: with a broken network a call to the store returns only after TCP's own
         # timeout, about a quarter of an hour.
@@ -206,7 +223,7 @@ class HeartbeatMonitor:
     def _exchange_failure(
         self, error: BaseException, message: str, name_rank: bool
     ) -> tuple[str, bool]:
-        assert self._store is not None
+        assert self.failure is not None
         rank = self.world.global_rank
         try:
             if is_consequence(error):
@@ -217,22 +234,25 @@ class HeartbeatMonitor:
                 message = f"{reason} ({_one_line(error)})"
             elif name_rank:
                 message = f"rank {rank} on {self._host}: {message}"
-            # Atomic: the first rank that sets the key reports the failure for all.
-            tag = f"{rank} "
-            first = self._store.compare_set(f"{KEY_PREFIX}failed", "", tag + message).decode()
+            return self.failure.claim(message, EXIT_FAILED if name_rank else EXIT_USER)
         # The store ended together with rank 0's process or node.
         except (RuntimeError, ValueError, OSError):
+            if self.failure.known is not None:
+                return self.failure.known[0], False
             return f"rank 0 on {self._master_host} is lost ({_one_line(error)})", True
-        return first.partition(" ")[2], first.startswith(tag)
 
     def _wait_for_failure_of_other_rank(self) -> str:
         """Return the message of the rank that failed first; empty if none arrives in time."""
-        assert self._store is not None
+        assert self.failure is not None
         end = time.monotonic() + SILENCE_LIMIT_S
+        reason = self.failure.read()
+        if reason is not None:
+            return reason[0]
         before = self._read_heartbeats()
         while time.monotonic() < end:
-            if self._store.check([f"{KEY_PREFIX}failed"]):
-                return str(self._store.get(f"{KEY_PREFIX}failed").decode().partition(" ")[2])
+            failure = self.failure.read()
+            if failure is not None:
+                return failure[0]
             time.sleep(0.2)
         after = self._read_heartbeats()
         self._silent = []
@@ -246,25 +266,103 @@ class HeartbeatMonitor:
         lost = [rank for rank in self._silent if rank != self.world.global_rank]
         if not lost:
             return find_stragglers(beats, 0.0)
-        line = _describe_ranks(beats, dict.fromkeys(lost, "is lost: no heartbeat"))
-        more = len(lost) - MAX_RANKS_SHOWN
-        return f"{line}; and {more} more" if more > 0 else line
+        return describe_ranks(beats, dict.fromkeys(lost, "is lost: no heartbeat"))
 
     def _send_heartbeats(self) -> None:
         """Main function of the monitor's thread."""
         count = 0
-        checks = _SilenceDetector(self.patience_s)
-        # The store is closed when rank 0 ends; the next call of the main thread reports that.
-        with suppress(RuntimeError, OSError, ValueError):
+        checks = SilenceDetector(self.patience_s)
+        try:
             while not self._ended.wait(HEARTBEAT_INTERVAL_S):
                 count += 1
                 self._send_heartbeat(count)
-                if self.world.is_main and count % BEATS_PER_CHECK == 0:
+                if count % BEATS_PER_CHECK:
+                    continue
+                beats: dict[int, Heartbeat] = {}
+                if self.world.is_main:
                     beats = self._read_heartbeats()
                     self._count_cases_of_others(beats)
                     warning = checks.find_new_warning(beats, time.monotonic())
                     if warning:
                         _logger.warning(warning)
+                self._share_stop()
+                self._check_other_ranks(beats)
+        except (RuntimeError, OSError, ValueError) as error:
+            # The store is closed when rank 0 ends. Its work may be done before that of this rank,
+            # so this rank gets more time than after a failure that was reported.
+            line = f"rank 0 on {self._master_host} is lost ({_one_line(error)})"
+            is_reporter = self.world.global_rank == 1
+            self._end_if_blocked(line, EXIT_FAILED, self._lost_after_s, is_reporter)
+
+    def _share_stop(self) -> None:
+        assert self._store is not None
+        key = f"{KEY_PREFIX}stop"
+        if not self.other_rank_stops:
+            if self.wants_stop():
+                self._store.set(key, "")
+            self.other_rank_stops = self._store.check([key])
+
+    def _check_other_ranks(self, beats: Mapping[int, Heartbeat]) -> None:
+        """Look for a failure that the main thread of this rank may not notice.
+
+        Args:
+            beats: heartbeats of all ranks on rank 0, else empty.
+        """
+        assert self.failure is not None
+        if self._is_failing or self._peer_failed:
+            return
+        reason, is_reporter = self.failure.read(), False
+        if reason is None:
+            problem = self._describe_lost_neighbour()
+            if not problem and beats and self._step_limit_s is not None:
+                problem = find_stragglers(beats, self._step_limit_s)
+            if not problem:
+                return
+            line, is_reporter = self.failure.claim(problem, EXIT_FAILED)
+            reason = line, EXIT_FAILED
+        self._peer_failed = True
+        if is_reporter:
+            write_line(reason[0])
+        # On another thread, because the heartbeats continue until the process ends.
+        ending = threading.Thread(
+            target=self._end_if_blocked, args=(*reason, PEER_GRACE_S, False), daemon=True
+        )
+        ending.start()
+
+    def _describe_lost_neighbour(self) -> str:
+        """Describe the rank before this one if it is silent; empty if it is alive.
+
+        Each rank reads one heartbeat, so the cost is the same for any number of ranks.
+        """
+        assert self._store is not None
+        rank = (self.world.global_rank - 1) % self.world.world_size
+        beat = self._read_heartbeat(self._store.get(f"{KEY_PREFIX}alive/{rank}"))
+        count, checks = self._watched
+        # Own heartbeats measure the time: a job that was suspended as a whole is not silent.
+        self._watched = (beat.count, checks + 1 if beat.count == count else 0)
+        silent_s = self._watched[1] * BEATS_PER_CHECK * HEARTBEAT_INTERVAL_S
+        if silent_s < self._lost_after_s:
+            return ""
+        return describe_ranks({rank: beat}, {rank: f"is lost: no heartbeat for {silent_s:.0f} s"})
+
+    def _end_if_blocked(
+        self, line: str, exit_code: int, grace_s: float, has_to_print: bool
+    ) -> None:
+        """End this process if its main thread does not notice within `grace_s` that the job has
+        failed."""
+        if self._ended.wait(grace_s) or self._is_failing:
+            return
+        exit_after(FORCED_EXIT_S, exit_code)
+        if has_to_print:
+            write_line(line)
+        if self.errors is not None:
+            write_stacks(self.errors, self.world.global_rank)
+            write_flight_record(self.errors, self.world.global_rank)
+        if self.on_forced_end is not None:
+            with suppress(OSError):
+                self.on_forced_end(line)
+        # The main thread may get an error now and end the process itself.
+        abort_process_groups()
 
     def _count_cases_of_others(self, beats: Mapping[int, Heartbeat]) -> None:
         on_others = self.on_others
@@ -287,76 +385,12 @@ class HeartbeatMonitor:
         keys = [f"{KEY_PREFIX}alive/{rank}" for rank in range(self.world.world_size)]
         beats = {}
         for rank, value in enumerate(self._store.multi_get(keys)):
-            beats[rank] = Heartbeat(*json.loads(value))
+            beats[rank] = self._read_heartbeat(value)
         return beats
 
-
-class _SilenceDetector:
-    """Finds ranks without heartbeats or behind the others; returns each warning once."""
-
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self._last_change: dict[int, tuple[int, float]] = {}
-        """Per rank: last heartbeat's number, and when it arrived."""
-        self._last_warning = ""
-
-    def find_new_warning(self, beats: Mapping[int, Heartbeat], now_s: float) -> str:
-        """Return a warning about `beats`; empty if there is none, or if it was returned before."""
-        silent: dict[int, str] = {}
-        for rank, beat in beats.items():
-            count, since_s = self._last_change.get(rank, (-1, now_s))
-            if count != beat.count:
-                since_s = now_s
-            self._last_change[rank] = (beat.count, since_s)
-            if now_s - since_s > self._patience_s:
-                silent[rank] = f"has sent no heartbeat for {now_s - since_s:.0f} s"
-        warning = _describe_ranks(beats, silent) or find_stragglers(beats, self._patience_s)
-        # The text before the duration identifies the warning.
-        identity = warning.partition(" for ")[0]
-        is_new = bool(warning) and identity != self._last_warning
-        self._last_warning = identity
-        return warning if is_new else ""
-
-
-def _describe_ranks(beats: Mapping[int, Heartbeat], problems: Mapping[int, str]) -> str:
-    """Describe the problem of each rank with its host and last activity; the first ones only."""
-    parts = []
-    for rank in list(problems)[:MAX_RANKS_SHOWN]:
-        beat = beats[rank]
-        step = f"in step {beat.step + 1}, " if beat.step >= 0 else ""
-        parts.append(
-            f"rank {rank} on {beat.host} {problems[rank]}, last activity {step}{beat.doing}"
-        )
-    return "; ".join(parts)
-
-
-def find_stragglers(beats: Mapping[int, Heartbeat], patience_s: float) -> str:
-    """Describe the ranks that the others wait for.
-
-    A rank is a straggler if it is behind the furthest rank (in step, then in `ACTIVITY_ORDER`) and
-    has not changed its activity for longer than `patience_s`, as the waiting ranks have not.
-
-    Returns:
-        A line for the user; empty if no rank delays the others.
-    """
-    position: dict[int, tuple[int, int]] = {}
-    for rank, beat in beats.items():
-        known = beat.doing in ACTIVITY_ORDER
-        position[rank] = (beat.step, ACTIVITY_ORDER.index(beat.doing) if known else -1)
-    furthest = max(position.values())
-    behind: list[int] = []
-    waiting: list[int] = []
-    for rank in sorted(position):
-        if beats[rank].age_s > patience_s:
-            (behind if position[rank] < furthest else waiting).append(rank)
-    if not behind or not waiting:
-        return ""
-    parts = []
-    for rank in behind[:MAX_RANKS_SHOWN]:
-        beat = beats[rank]
-        parts.append(f"rank {rank} on {beat.host} has been {beat.doing} in step {beat.step + 1}")
-    longest_s = max(beats[rank].age_s for rank in behind)
-    return f"{', '.join(parts)} for {longest_s:.0f} s; the others wait for it"
+    @staticmethod
+    def _read_heartbeat(value: bytes) -> Heartbeat:
+        return Heartbeat(*json.loads(value))
 
 
 def _one_line(error: BaseException) -> str:

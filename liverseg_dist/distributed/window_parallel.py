@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from liverseg_dist.distributed.collectives import all_max, current_rank, world_size
-from liverseg_dist.distributed.heartbeat import is_consequence
+from liverseg_dist.distributed.connection_errors import is_consequence
 from liverseg_dist.errors import RankLost, RunFailed
 
 Compute = Callable[[Sequence[Any]], Iterator[Tensor]]

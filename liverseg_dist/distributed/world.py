@@ -21,6 +21,10 @@ import torch
 import torch.distributed as dist
 
 from liverseg_dist.cores import usable_cores
+from liverseg_dist.distributed.process_groups import (
+    abort_process_groups,
+    destroy_process_groups,
+)
 from liverseg_dist.distributed.tcp_store import (
     LOOPBACK,
     PRIVATE_RENDEZVOUS_VARIABLE,
@@ -154,15 +158,17 @@ class World:
         local_rank = os.environ.get("LOCAL_RANK")
         try:
             yield self
+        except BaseException:
+            # The other ranks may wait for this one in a collective call. A regular end would wait
+            # for them.
+            abort_process_groups()
+            raise
         finally:
             # DeepSpeed may have changed it.
             os.environ.pop("LOCAL_RANK", None)
             if local_rank is not None:
                 os.environ["LOCAL_RANK"] = local_rank
-            # With an open group some ranks abort at interpreter exit, and the job would count as
-            # failed although its work is done.
-            if dist.is_initialized():
-                dist.destroy_process_group()
+        destroy_process_groups()
 
     def _join_process_group(self, timeout: timedelta) -> None:
         host, _, port = self.master.rpartition(":")

@@ -10,8 +10,11 @@ import json
 import logging
 import os
 import shutil
+import threading
 import warnings
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_futures
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -25,7 +28,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 
 from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, current_rank
-from liverseg_dist.distributed.heartbeat import is_consequence
+from liverseg_dist.distributed.connection_errors import is_consequence
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.files import file_sha256
 from liverseg_dist.logging_setup import ONCE
@@ -54,13 +57,6 @@ class Checkpoints:
     def __init__(self, folder: Path, keep_last: int, timeout_s: float = 1800.0) -> None:
         self.folder = folder
         self.keep_last = keep_last
-        # A new thread uses GPU 0 by default, so each rank of a node would allocate memory there.
-        select_gpu = None
-        if torch.cuda.is_initialized():
-            select_gpu = partial(torch.cuda.set_device, torch.cuda.current_device())
-        self._thread = ThreadPoolExecutor(
-            1, thread_name_prefix="checkpoint", initializer=select_gpu
-        )
         self._pending: Future[None] | None = None
         # A separate process group: collective calls of the training and of the writer overlap.
         timeout = timedelta(seconds=timeout_s)
@@ -75,7 +71,12 @@ class Checkpoints:
         barrier()
 
     def save(
-        self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], *, wait: bool = False
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        state: dict[str, Any],
+        *,
+        wait: bool = False,
     ) -> bool:
         """Copy the tensors to the CPU and write them in the background.
 
@@ -95,7 +96,7 @@ class Checkpoints:
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         staging = self.folder / f".step_{step}.tmp"
         full_state = {"schema": SCHEMA, "step": step, **state}
-        self._pending = self._thread.submit(self._write, staging, step, copies, full_state)
+        self._pending = _start_thread(partial(self._write, staging, step, copies, full_state))
         return self.finish() if wait else earlier_is_written
 
     def finish(self) -> bool:
@@ -119,11 +120,18 @@ class Checkpoints:
             return False
         return True
 
-    def close(self) -> None:
-        """Wait for the write in progress and end the thread."""
+    def close(self, limit_s: float | None = None) -> None:
+        """Wait for the write in progress.
+
+        Args:
+            limit_s: time after which the write is given up, for use after an error: the write
+                waits for all ranks, and one of them may be lost. None: no limit.
+        """
+        if self._pending is not None and limit_s is not None:
+            wait_for_futures([self._pending], limit_s)
+            if not self._pending.done():
+                return
         self.finish()
-        # No write is in progress, so this returns at once.
-        self._thread.shutdown()
 
     def newest(self) -> dict[str, Any] | None:
         """Return the state (`step`, ...) of the newest intact checkpoint, or None.
@@ -225,6 +233,31 @@ def validate_checkpoint(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"it cannot be read: {error}"
     return ""
+
+
+def _start_thread(action: Callable[[], None]) -> "Future[None]":
+    """Run `action` on a thread.
+
+    A daemon, unlike the threads of an executor: after an error the process must be able to exit
+    although a write waits for a lost rank.
+    """
+    result: Future[None] = Future()
+    # A new thread uses GPU 0 by default, so each rank of a node would allocate memory there.
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def run() -> None:
+        try:
+            if device is not None:
+                torch.cuda.set_device(device)
+            action()
+        # The caller of `result()` raises it, of any type.
+        except BaseException as error:
+            result.set_exception(error)
+        else:
+            result.set_result(None)
+
+    threading.Thread(target=run, name="liverseg-checkpoint", daemon=True).start()
+    return result
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -22,6 +22,10 @@ from liverseg_dist.training.run_folder import RunFolder
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
+class StopWhileWaiting(Exception):
+    """A stop was requested while a single process waited for data."""
+
+
 class StopFlag:
     """`with StopFlag() as stop: ... if stop.requested`.
 
@@ -41,6 +45,7 @@ class StopFlag:
         self._pipe: tuple[int, int] | None = None
         self._wakeup_before = -1
         self._thread: threading.Thread | None = None
+        self._may_interrupt = False
 
     @property
     def requested(self) -> bool:
@@ -78,10 +83,29 @@ class StopFlag:
             os.close(self._pipe[0])
             self._pipe = None
 
+    def allow_interruption(self, is_allowed: bool) -> None:
+        """Choose whether a request may interrupt the main thread, as while it waits for data.
+
+        Only for a single process: the other ranks of a job would wait for the interrupted one.
+
+        Raises:
+            StopWhileWaiting: it is allowed, and a stop is requested already.
+        """
+        self._may_interrupt = is_allowed
+        if is_allowed and self.requested:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        # Once: the code that handles the exception must not be interrupted as well.
+        self._may_interrupt = False
+        raise StopWhileWaiting
+
     def _set(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._end_now is None and self._is_second_interrupt():
             raise KeyboardInterrupt
         self.signal_name = self.signal_name or signal.Signals(number).name
+        if self._may_interrupt:
+            self._interrupt()
 
     def _is_second_interrupt(self) -> bool:
         """Return whether there was an earlier Ctrl-C.

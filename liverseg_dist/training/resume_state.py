@@ -20,6 +20,8 @@ class ResumeState:
     last_dice: dict[str, float] = field(default_factory=dict)
     """Dice by structure of the last validation, which was after `last_dice_step`."""
     last_dice_step: int = 0
+    pending_validation: bool = False
+    """Whether the validation after `step` was interrupted by a stop. It is run after resuming."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """State of the gradient scaler (fp16); empty for other precisions."""
 

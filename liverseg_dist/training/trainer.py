@@ -2,7 +2,11 @@
 
 `Trainer._train` is the loop. All ranks run it alike: what only rank 0 does (files, terminal) is
 behind `RunLog`, `Checkpoints` and `World`. A stop is requested by a signal on some rank; the ranks
-agree on it at the end of a step, together with the sum of the metrics.
+agree on it at the end of a step, together with the sum of the metrics, or between two cases of a
+validation. The interrupted validation is run again when the run is resumed.
+
+After the first step a rank that hangs or is lost ends the run within
+`train.collective_timeout_s`. Work that may take longer (validation, saving) is excepted.
 """
 
 import logging
@@ -17,8 +21,14 @@ import torch
 from liverseg_dist.config import Settings
 from liverseg_dist.data.augment import DeviceTransform, build_preset
 from liverseg_dist.data.loading import DevicePrefetcher, PatchLoader, PatchSource
-from liverseg_dist.distributed.collectives import broadcast_from_rank0, world_size
+from liverseg_dist.distributed.collectives import (
+    all_max,
+    barrier,
+    broadcast_from_rank0,
+    world_size,
+)
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
+from liverseg_dist.distributed.process_groups import set_collective_timeout
 from liverseg_dist.distributed.rank_zero import share_from_rank0
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import RunFailed
@@ -27,15 +37,18 @@ from liverseg_dist.training.checkpoint import Checkpoints
 from liverseg_dist.training.components import TrainingComponents
 from liverseg_dist.training.ema import Ema
 from liverseg_dist.training.extension import Schedule
-from liverseg_dist.training.preemption import StopFlag, end_at_once
+from liverseg_dist.training.preemption import StopFlag, StopWhileWaiting, end_at_once
 from liverseg_dist.training.resume_state import ResumeState, parse_progress
 from liverseg_dist.training.run_folder import RunFolder
 from liverseg_dist.training.run_log import RunLog
 from liverseg_dist.training.step import Stepper, StepResult, rank_batches
-from liverseg_dist.training.validation import ValidationResult, validate_cases
+from liverseg_dist.training.validation import validate_cases
 
 STEPS_PER_CLOCK_CHECK = 10
 """Steps between two checks of `checkpoint.every_minutes`, which need a broadcast."""
+CLOSE_LIMIT_S = 10.0
+"""After an error, a checkpoint that is being written gets this much time."""
+WAITING_FOR_DATA = "waiting for data"
 _logger = logging.getLogger(__name__)
 
 
@@ -72,6 +85,9 @@ class Trainer:
         self.progress = ResumeState()
         self.schedule = Schedule(self.settings.train)
         self._last_save_s = time.monotonic()
+        self._stop = StopFlag()
+        """Replaced by `run`."""
+        self._is_limited = False
         # No step has this number: nothing has been saved yet.
         self._saved_step = -1
 
@@ -101,38 +117,88 @@ class Trainer:
         # Created here and not in the constructor, because `resume` replaces the progress.
         log = RunLog(self.folder, self.settings, self.world, self.progress)
         with StopFlag(self._end_at_once) as stop:
+            self._stop = stop
+            self.watch.wants_stop = lambda: stop.requested
             try:
-                with log:
-                    stopped_by = self._train(log, stop)
+                # The reason of a failure is printed before anything is closed.
+                with log, self.watch.report_errors():
+                    stopped_by = self._train(log)
                     saved = self._finish()
                     if not stopped_by:
                         log.log_result()
-            finally:
-                # Also after an error: the process cannot exit while the writer's thread runs.
-                self.checkpoints.close()
+            except BaseException:
+                self.checkpoints.close(CLOSE_LIMIT_S)
+                raise
+            self.checkpoints.close()
         return TrainingResult(self.progress, stopped_by, saved)
 
-    def _train(self, log: RunLog, stop: StopFlag) -> str:
+    def _train(self, log: RunLog) -> str:
         """Run the training loop. Returns what stopped it; empty when the run is finished."""
         first, last = self.progress.step, self._last_step()
+        if self.progress.pending_validation and self._validate_or_defer(log, is_stopping=False):
+            return self._name_of_stop()
         stepper = self._build_stepper()
         if first < last:
             self._warm_up()
-        with self._open_batches(first, last) as batches, log.show_progress():
+        with (
+            self._open_batches(first, last) as batches,
+            log.show_progress(),
+            self.watch.report_errors(),
+        ):
             for step in range(first, last):
                 log.begin_step(step + 1)
-                result = self._train_one_step(step, stepper, batches, stop.requested)
+                try:
+                    result = self._train_one_step(step, stepper, batches)
+                except StopWhileWaiting:
+                    return self._name_of_stop()
                 log.log_step(step + 1, result)
+                # Compilation and allocation are over.
+                if step == first:
+                    self._limit_waits()
+                is_stopping = result.stop_votes > 0 or self._stops_alone()
                 if self._validation_is_due(step + 1):
-                    self._validate(step + 1, log)
-                is_stopping = result.stop_votes > 0
+                    is_stopping = self._validate_or_defer(log, is_stopping)
                 # A stop ends the loop, and `_finish` saves.
                 if not is_stopping and self._save_is_due(step + 1):
                     self._save()
                 log.end_step(step + 1)
                 if is_stopping:
-                    return broadcast_from_rank0(stop.signal_name) or "a signal on another rank"
+                    return self._name_of_stop()
         return "" if self.progress.step >= self.settings.train.max_steps else "stop_at_step"
+
+    def _name_of_stop(self) -> str:
+        return broadcast_from_rank0(self._stop.signal_name) or "a signal on another rank"
+
+    def _stops_alone(self) -> bool:
+        """Whether a stop is requested and there are no other ranks to agree with."""
+        return self._stop.requested and not self.world.is_distributed
+
+    def _stop_is_requested(self) -> bool:
+        """Whether a stop is requested on a rank, as far as this rank knows."""
+        return self._stop.requested or self.watch.other_rank_stops
+
+    def _limit_waits(self) -> None:
+        """From now on, a rank that hangs or is lost ends the run soon."""
+        self._is_limited = True
+        limit_s = min(self.settings.train.collective_timeout_s, self.watch.timeout_s)
+        set_collective_timeout(limit_s)
+        self.watch.limit_steps(limit_s)
+
+    def _lift_limit(self) -> None:
+        """Let ranks wait for each other as long as at the start of the run."""
+        self._is_limited = False
+        set_collective_timeout(self.watch.timeout_s)
+        self.watch.limit_steps(None)
+
+    @contextmanager
+    def _long_waits(self) -> Iterator[None]:
+        """Surround work whose duration differs between ranks. All ranks leave it together."""
+        was_limited = self._is_limited
+        self._lift_limit()
+        yield
+        barrier()
+        if was_limited:
+            self._limit_waits()
 
     def _last_step(self) -> int:
         train = self.settings.train
@@ -143,7 +209,7 @@ class Trainer:
             self.settings,
             self.parts.strategy,
             self.parts.loss,
-            self.watch.report_progress,
+            self._report_progress,
             self._set_current_samples,
             self.schedule.rate,
         )
@@ -178,14 +244,18 @@ class Trainer:
             transform = DeviceTransform(preset, settings.data.patch_size)
             yield DevicePrefetcher(loader, transform, device)
 
-    def _train_one_step(
-        self, step: int, stepper: Stepper, batches: DevicePrefetcher, stop_vote: bool
-    ) -> StepResult:
+    def _train_one_step(self, step: int, stepper: Stepper, batches: DevicePrefetcher) -> StepResult:
         """Run step `step` (from 0) and update the average of the weights."""
-        result = stepper.run(step, batches, stop_vote)
+        result = stepper.run(step, batches, self._stop.requested)
         self.ema.update(self.parts.strategy.plain, step)
         self.progress.step = step + 1
         return result
+
+    def _report_progress(self, step: int, doing: str) -> None:
+        """Report the activity, and let a stop interrupt a single process that waits for data."""
+        self.watch.report_progress(step, doing)
+        is_waiting = doing == WAITING_FOR_DATA
+        self._stop.allow_interruption(is_waiting and not self.world.is_distributed)
 
     def _set_current_samples(self, samples: Sequence[str]) -> None:
         self.watch.samples = samples
@@ -196,17 +266,45 @@ class Trainer:
             return False
         return step % every == 0 or step == self.settings.train.max_steps
 
-    def _validate(self, step: int, log: RunLog) -> None:
-        """Validate the weights after `step` steps, and export them if they are the best."""
+    def _validate_or_defer(self, log: RunLog, is_stopping: bool) -> bool:
+        """Validate the present weights. After a stop the next start of the run does it.
+
+        Args:
+            is_stopping: whether the ranks have agreed to stop.
+
+        Returns:
+            Whether the ranks have agreed to stop.
+        """
+        was_pending = self.progress.pending_validation
+        self.progress.pending_validation = True
+        if is_stopping:
+            return True
+        with self._long_waits():
+            is_complete = self._validate(self.progress.step, log)
+        self.progress.pending_validation = not is_complete
+        if was_pending and is_complete:
+            # The checkpoint of this step says that the validation has to be run.
+            self._save()
+        return bool(all_max(int(self._stop_is_requested())))
+
+    def _validate(self, step: int, log: RunLog) -> bool:
+        """Validate the weights after `step` steps, and export them if they are the best.
+
+        Returns:
+            Whether the validation is complete; a stop interrupts it between two cases.
+        """
         self.watch.report_progress(step - 1, "validating")
         weights = self.weights()
-        result: ValidationResult = validate_cases(
+        result = validate_cases(
             self.settings,
             self.parts.store,
             self.parts.validation_ids,
             weights,
             self.world.device,
+            self._stop_is_requested,
         )
+        if result is None:
+            return False
         log.log_validation(step, result)
         # A structure that no case has gives NaN, which is unequal to itself.
         self.progress.last_dice = {k: v for k, v in result.dice.items() if v == v}
@@ -215,6 +313,7 @@ class Trainer:
             self.progress.best_score, self.progress.best_step = result.score, step
             if self.settings.checkpoint.keep_best:
                 self.world.call_on_rank0(partial(self._export_best, weights))
+        return True
 
     def _export_best(self, weights: dict[str, torch.Tensor]) -> None:
         try:
@@ -248,7 +347,11 @@ class Trainer:
         self.progress.scaler = dict(self.parts.strategy.scaler.state_dict())
         state = {"progress": asdict(self.progress), "world_size": world_size()}
         self._saved_step = self.progress.step
-        return self.checkpoints.save(self.progress.step, self._state_tensors(), state, wait=wait)
+        # It waits for the checkpoint before, which rank 0 finishes last.
+        with self._long_waits():
+            return self.checkpoints.save(
+                self.progress.step, self._state_tensors(), state, wait=wait
+            )
 
     def _state_tensors(self) -> dict[str, torch.Tensor]:
         return {**self.parts.strategy.state(), **self.ema.state()}
@@ -259,6 +362,7 @@ class Trainer:
         Returns:
             Whether the last checkpoint is on disk; rank 0 decides.
         """
+        self._lift_limit()
         saved = self.checkpoints.finish()
         # A failed write is tried again, because the disk may have space now.
         is_outdated = not saved or self._saved_step != self.progress.step

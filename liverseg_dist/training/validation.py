@@ -4,7 +4,7 @@ Each case is segmented by one rank. The ranks exchange voxel counts, so the resu
 on the number of ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,8 +51,16 @@ def validate_cases(
     case_ids: Sequence[str],
     weights: dict[str, torch.Tensor],
     device: torch.device,
-) -> ValidationResult:
-    """Compute the Dice of `weights` on the slabs of `case_ids`. A collective call."""
+    stop_is_requested: Callable[[], bool] = lambda: False,
+) -> ValidationResult | None:
+    """Compute the Dice of `weights` on the slabs of `case_ids`. A collective call.
+
+    Args:
+        stop_is_requested: read before each case; the ranks need not agree.
+
+    Returns:
+        The scores; None on all ranks if a rank stopped before its last case.
+    """
     limit = settings.validation.max_cases or len(case_ids)
     chosen = sorted(case_ids)[:limit]
     model = build_model(settings.model).to(device)
@@ -66,7 +74,11 @@ def validate_cases(
     )
     counts: dict[str, Counts] = {}
     pictures: dict[str, np.ndarray] = {}
+    is_complete = True
     for number in range(current_rank(), len(chosen), world_size()):
+        if stop_is_requested():
+            is_complete = False
+            break
         case_id = chosen[number]
         meta = store.meta(case_id)
         image_CDHW, truth = store.image(case_id), store.label(case_id)
@@ -79,6 +91,8 @@ def validate_cases(
         if number < settings.validation.pictures:
             shown = image_CDHW[meta.present.index(True)]
             pictures[case_id] = _draw_picture(shown, truth, predicted, labels)
+    if not all(gather_from_ranks(is_complete)):
+        return None
     return _pool_counts(
         gather_from_ranks(counts), gather_from_ranks(pictures), labels.structure_names
     )

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from liverseg_dist.distributed import heartbeat as watch_module
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
+from liverseg_dist.distributed.shared_failure import SharedFailure
 from liverseg_dist.distributed.world import World
 
 SERVER = """
@@ -39,6 +40,7 @@ def test_a_store_without_answers_does_not_block_a_failing_rank(
     monkeypatch.setattr(watch_module, "REPORT_TIMEOUT_S", 2.0)
     watch = HeartbeatMonitor(World(1, 1, 2, 2, f"127.0.0.1:{port}"))
     watch._store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+    watch.failure = SharedFailure(watch._store, 1, 2)
     server.send_signal(signal.SIGSTOP)
     began = time.monotonic()
     line, has_to_print = watch.report_failure(RuntimeError("Connection closed by peer"), "unused")

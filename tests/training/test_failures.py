@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from liverseg_dist.distributed.heartbeat import Heartbeat, find_stragglers, is_consequence
+from liverseg_dist.distributed.connection_errors import is_consequence
+from liverseg_dist.distributed.stragglers import Heartbeat, find_stragglers
 from liverseg_dist.distributed.strategies.ddp import DataParallel
 from liverseg_dist.errors import EXIT_FAILED
 from tests.distributed.launch import clean_environment, liverseg, torchrun, torchrun_command

@@ -1,0 +1,49 @@
+"""A picture of a phantom set with any channels and structures (see `montage`)."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from liverseg_dist.data.io.nifti import read_nifti
+from liverseg_dist.phantom.channel_dataset import ChannelSet
+from liverseg_dist.phantom.montage import arrange_rows, draw_case_row
+from liverseg_dist.volume import Grid, Volume
+
+
+def draw_channel_montage(made: ChannelSet, most_cases: int) -> Image.Image:
+    """Draw the first labelled cases of a set, two side by side if each has one channel."""
+    plan = made.recipe.labels
+    rows = []
+    for number in range(min(made.cases, most_cases)):
+        label_file = made.label_file(number)
+        assert label_file is not None
+        label = read_nifti(label_file, "label")
+        # The tumours, if there are any, else the first structure.
+        values = [
+            plan.values[name] for name in ("tumour", plan.structures[0]) if name in plan.values
+        ]
+        shown = next((value for value in values if value in label.voxels), values[-1])
+        rows.append(draw_case_row(_read_channels(made, number), label, shown, plan.has_region))
+    widest = max(row.shape[1] for row in rows)
+    # A case without a channel has a shorter row.
+    rows = [np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0))) for row in rows]
+    return arrange_rows(rows, 2 if len(made.recipe.channels) == 1 else 1)
+
+
+def _read_channels(made: ChannelSet, number: int) -> dict[str, Volume]:
+    files = made.image_files(number)
+    if made.layout != "msd4d":
+        return {channel: read_nifti(file) for channel, file in files.items()}
+    return {
+        channel: _read_channel(file, index) for index, (channel, file) in enumerate(files.items())
+    }
+
+
+def _read_channel(file: Path, index: int) -> Volume:
+    """Read one channel of a 4D file (x, y, z, channel)."""
+    image = nib.Nifti1Image.from_filename(file)
+    voxels = np.asarray(image.dataobj[..., index]).transpose(2, 1, 0)
+    shape = (voxels.shape[0], voxels.shape[1], voxels.shape[2])
+    return Volume(np.ascontiguousarray(voxels), Grid(shape, np.array(image.affine)))
