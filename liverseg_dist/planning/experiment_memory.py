@@ -1,9 +1,8 @@
 """The largest patch and micro-batch of a plan that fit into the memory of a device."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from liverseg_dist.config import Settings
 from liverseg_dist.errors import UserError
@@ -62,14 +61,15 @@ def choose_patch(
         median = stored_shape(fingerprint, spacing_mm)
         patches = smaller_patches(wanted, median, spacing_mm, levels)
     together = -(-MIN_BATCH // budget.devices)
-    best: PatchChoice | None = None
+    # The number of the best patch so far, and how it is computed.
+    best: tuple[int, int, bool] | None = None
     for micro, recompute in ((together, False), (1, False), (1, True)):
-        found = _largest_fitting(base, patches, spacing_mm, budget, micro, recompute)
-        if found is None:
+        number = _find_fitting(base, patches, spacing_mm, budget, micro, recompute)
+        if number is None:
             continue
-        if best is None or np.prod(found.patch) >= WORTH_IT * np.prod(best.patch):
-            best = found
-        if best.patch == patches[0]:
+        if best is None or _voxels(patches[number]) >= WORTH_IT * _voxels(patches[best[0]]):
+            best = number, micro, recompute
+        if best[0] == 0:
             break
     if best is None:
         least = _estimate(base, patches[-1], spacing_mm, budget, 1, recompute=True)
@@ -79,33 +79,49 @@ def choose_patch(
             f"{least.gib:.2f} GiB ({least.describe_parts()}); use a smaller model.preset, or "
             "--cpu-minutes for a plan without a GPU"
         )
-    return best
+    number, micro, recompute = best
+    return _describe_choice(base, patches[number], spacing_mm, budget, micro, recompute)
 
 
-def _largest_fitting(
+def _voxels(patch: Index3) -> int:
+    return math.prod(patch)
+
+
+def _find_fitting(
     base: Settings,
     patches: Sequence[Index3],
     spacing_mm: Float3,
     budget: GpuBudget,
     micro: int,
     recompute: bool,
-) -> PatchChoice | None:
-    """Return the first of the patches, in descending size, that fits; None if none does."""
+) -> int | None:
+    """Return the number of the first patch, in descending size, that fits; None if none does."""
 
-    def estimate(number: int) -> MemoryEstimate:
-        return _estimate(base, patches[number], spacing_mm, budget, micro, recompute)
+    def fits(number: int) -> bool:
+        found = _estimate(base, patches[number], spacing_mm, budget, micro, recompute)
+        return found.gib <= budget.memory_gib
 
-    number = _first_true(len(patches), lambda n: estimate(n).gib <= budget.memory_gib)
-    if number is None:
-        return None
+    return _first_true(len(patches), fits)
+
+
+def _describe_choice(
+    base: Settings,
+    patch: Index3,
+    spacing_mm: Float3,
+    budget: GpuBudget,
+    micro: int,
+    recompute: bool,
+) -> PatchChoice:
+    """Return the patch with the levels that it recomputes: as few as the memory allows."""
     if not recompute:
-        return PatchChoice(patches[number], micro, estimate(number))
-    # As few levels as the memory allows, for the chosen patch only: this takes many estimates.
-    settings = resolve_model(replace_settings(base, patches[number], micro, ()), spacing_mm)
+        estimate = _estimate(base, patch, spacing_mm, budget, micro, recompute)
+        return PatchChoice(patch, micro, estimate)
+    settings = resolve_model(replace_settings(base, patch, micro, ()), spacing_mm)
     update = {"activation_checkpointing": "auto"}
     auto = settings.model_copy(update={"train": settings.train.model_copy(update=update)})
+    # This takes many estimates, so it is done for the chosen patch only.
     least = resolve_checkpointing(auto, budget.memory_gib, budget.devices, "cuda")
-    return PatchChoice(patches[number], micro, least)
+    return PatchChoice(patch, micro, least)
 
 
 def _first_true(count: int, test: Callable[[int], bool]) -> int | None:

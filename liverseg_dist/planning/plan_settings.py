@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from liverseg_dist.config import Settings, load_settings
 from liverseg_dist.planning.experiment_rules import Decision
 from liverseg_dist.planning.fingerprint import DatasetFingerprint
@@ -39,14 +41,18 @@ def build_settings(values: Mapping[str, Any]) -> Settings:
 def list_given(settings: Settings) -> dict[str, Any]:
     """Return the settings that a user has set, by dotted key."""
     found: dict[str, Any] = {}
-    _flatten(settings.model_dump(mode="json", exclude_unset=True), "", found)
+    _collect_given(settings, settings.model_dump(mode="json", exclude_unset=True), "", found)
     return found
 
 
-def _flatten(section: Mapping[str, Any], prefix: str, found: dict[str, Any]) -> None:
-    for name, value in section.items():
-        if isinstance(value, dict):
-            _flatten(value, f"{prefix}{name}.", found)
+def _collect_given(
+    section: BaseModel, values: Mapping[str, Any], prefix: str, found: dict[str, Any]
+) -> None:
+    for name, value in values.items():
+        inner = getattr(section, name)
+        # A mapping such as convert.labels is one value: its keys may be any text.
+        if isinstance(inner, BaseModel):
+            _collect_given(inner, value, f"{prefix}{name}.", found)
         else:
             found[f"{prefix}{name}"] = value
 

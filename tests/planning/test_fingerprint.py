@@ -65,7 +65,8 @@ def test_channels_in_one_4d_file(tmp_path: Path) -> None:
     write_dataset(tmp_path, 1, index=index | {"labels": {"0": "b", "1": "liver", "2": "tumour"}})
     index["labels"] = {"0": "background", "1": "liver", "2": "tumour"}
     (tmp_path / "dataset.json").write_text(json.dumps(index))
-    file = tmp_path / "imagesTr" / "case_0_0000.nii.gz"
+    first_file = tmp_path / "imagesTr" / "case_0_0000.nii.gz"
+    file = first_file.rename(tmp_path / "imagesTr" / "case_0.nii.gz")
     one = nib.load(file)
     voxels = np.asarray(one.dataobj)
     nib.save(nib.Nifti1Image(np.stack([voxels, 2 * voxels], axis=3), one.affine), file)
@@ -93,7 +94,8 @@ def test_one_file_per_structure(tmp_path: Path) -> None:
     found = read_fingerprint(folder)
     names = [structure.name for structure in found.scheme.structures]
     assert len(names) == 2
-    assert sorted(found.cases[0].structure_voxels.values()) == [64, 10 * 20 * 20 - 64]
+    # The lesion lies in the only organ, which then includes it.
+    assert sorted(found.cases[0].structure_voxels.values()) == [64, 10 * 20 * 20]
 
 
 def test_given_channels_and_labels_are_used(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_given_channels_and_labels_are_used(tmp_path: Path) -> None:
         [],
         [
             'convert.channels=[{"name": "T1", "modality": "MR", "intensity": "zscore"}]',
-            'convert.labels={"lesion": {"from": ["tumour"], "kind": "lesion"}}',
+            'convert.labels={"lesion": {"from": ["tumour"], "kind": "lesion"}, "*": "drop"}',
         ],
     ).convert
     found = read_fingerprint(folder, convert=convert)
