@@ -50,7 +50,7 @@ COMMANDS = {
     "denoiser": "train a small denoiser on noisy CTs, for convert.cleaning.noise=autoencoder",
     "verify": "check the checksums and the metadata of a store",
     "preview": "draw the samples that training gets: as stored and augmented, with labels",
-    "plan": "find patch size, batch and strategy that fit a GPU; efficiency on many GPUs",
+    "plan": "plan a training for a data set or a GPU; efficiency on many GPUs",
     "train": "train a 3D U-Net; run the same line again to continue",
     "evaluate": "score a run on its test or validation cases, exactly, on any number of ranks",
     "postprocess": "choose the post-processing of a run on its validation cases",
