@@ -160,6 +160,7 @@ def test_demo_report_and_score_work_from_the_wheel(bin_folder: Path, demo: Path)
     assert (demo / "scores" / "report.html").is_file()
 
 
+@pytest.mark.long
 def test_shipped_configs_are_found_from_any_folder(bin_folder: Path, tmp_path: Path) -> None:
     shown = use(bin_folder, tmp_path, "liverseg", "settings", "--configs")
     assert "configs/demo_cpu.yaml" in shown
@@ -172,6 +173,7 @@ def test_shipped_configs_are_found_from_any_folder(bin_folder: Path, tmp_path: P
     assert "configs/demo_cpu.yaml" in refusal
 
 
+@pytest.mark.long
 def test_jobs_of_the_wheel_name_the_installed_package(bin_folder: Path, demo: Path) -> None:
     config = ("--config", "configs/demo_cpu.yaml")
     words = (

@@ -18,6 +18,8 @@ from tests.inference.small_run import SmallRun, shared_small_run
 THREAD = ("--device", "cpu", "--threads", "1")
 LATIN = os.fsdecode(b"caf\xe9")
 
+ROOT = Path(__file__).parents[2]
+
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     code = main([str(a) for a in arguments])
@@ -255,6 +257,10 @@ def test_shared_memory_that_cannot_be_written_is_named(
 def test_a_deleted_working_directory(module: str, tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     script = f'cd gone && rmdir ../gone && exec "{sys.executable}" -m {module} train run.dir=x'
-    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    # `launch` is not installed under this name: it is found in the checkout.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == EXIT_USER
     assert "the working directory no longer exists" in done.stderr.splitlines()[-1]

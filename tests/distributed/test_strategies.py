@@ -79,7 +79,15 @@ RESUME_RANKS = {
 """Another number of ranks on which the run is resumed."""
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+LONG_STRATEGIES = ("ddp 4 ranks", "fsdp in two groups", "zero 0", "zero 2 alone")
+"""Variants of others that run always."""
+
+
+def mark_long(name: str) -> object:
+    return pytest.param(name, marks=pytest.mark.long) if name in LONG_STRATEGIES else name
+
+
+@pytest.mark.parametrize("name", map(mark_long, STRATEGIES))
 def test_strategy_equals_the_plain_loop_and_resumes_exactly(name: str, tmp_path: Path) -> None:
     ranks, optimizer, overrides = STRATEGIES[name]
     overrides = [*overrides, f"train.optimizer={optimizer}"]

@@ -159,6 +159,7 @@ def test_a_killed_and_continued_sweep_has_the_results_of_an_undisturbed_one(
     assert list((folder / "tensorboard").glob("trial_*/events.*"))
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_a_ray_without_progress_ends_the_sweep(
@@ -284,6 +285,7 @@ def test_another_sweep_in_the_same_folder_is_refused(
         assert run(line) == EXIT_USER
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_joining_ray_needs_the_token(config: Path, phantom_store: Path, short_tmp: Path) -> None:
     process = start_process(build_command_line(config, phantom_store, short_tmp / "run"), short_tmp)

@@ -118,6 +118,7 @@ print((peak() - before) * 1024 / trace_memory(big, (32, 128, 128), 2, TraceOptio
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_peak_against_the_resident_memory_of_a_process() -> None:
     """The process's count also includes kernels' workspaces and the allocator's gaps.
