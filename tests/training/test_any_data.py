@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from liverseg_dist.config import ChannelConfig, load_settings
-from liverseg_dist.errors import EXIT_USER
+from liverseg_dist.errors import EXIT_USER, UserError
+from liverseg_dist.training.data_description import complete_settings
+from liverseg_dist.training.resume_state import ResumeState
+from liverseg_dist.training.run_folder import check_settings_compatible
 from tests.data.scheme_store import CT, MR, make_scheme, write_scheme_store
 from tests.distributed.launch import liverseg, torchrun
 
@@ -109,6 +112,27 @@ def test_settings_that_contradict_the_store_are_refused(store: Path, tmp_path: P
     done = liverseg(*arguments(store, tmp_path / "run", "loss.class_weights={tumour: 3}"))
     assert done.returncode == EXIT_USER
     assert "names tumour; the classes are background, organ 1, organ 2, organ 3" in done.stderr
+
+
+def test_runs_of_earlier_versions_can_be_continued() -> None:
+    """They record neither labels nor channels: they have those of LiTS and one CT."""
+    old = load_settings()
+    now = complete_settings(old)
+    assert old.data.labels is None
+    assert now.model.out_channels == 3
+    check_settings_compatible(old, now, Path("run"))
+    data = now.data.model_copy(update={"labels": FIVE.to_json()})
+    other = complete_settings(now.model_copy(update={"data": data}))
+    with pytest.raises(UserError, match=r"segments liver \(organ 1\+2\), tumour \(lesion 2 in l"):
+        check_settings_compatible(old, other, Path("run"))
+
+
+def test_the_dice_of_many_structures_fits_in_a_line() -> None:
+    dice = {f"organ {number}": number / 20 for number in range(1, 17)}
+    text = ResumeState(last_dice=dice, last_dice_step=3).describe_dice()
+    assert text == "Dice mean 0.425 of 16 structures, lowest organ 1 0.050 (step 3)"
+    few = ResumeState(last_dice={"liver": 0.9, "tumour": 0.5}).describe_dice()
+    assert few == "Dice liver 0.900, tumour 0.500"
 
 
 @pytest.mark.distributed
