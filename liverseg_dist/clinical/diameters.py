@@ -76,6 +76,7 @@ def measure_axial_diameters(mask_zyx: np.ndarray, grid: Grid) -> AxialDiameters:
         hull = _hull_2d(pixels @ to_plane)
         distances = squareform(pdist(hull))
         longest = float(distances.max())
+        # The tolerance makes the first of equal slices win in spite of rounding.
         if best is None or longest > best[0] + 1e-9:
             ends = np.array(np.unravel_index(int(distances.argmax()), distances.shape))
             best = longest, index, hull, hull[ends]
@@ -98,6 +99,7 @@ def longest_diameter_mm(mask_zyx: np.ndarray, grid: Grid) -> float:
     # Where a mask is flat to rounding there is no hull, and the points themselves serve.
     with contextlib.suppress(QhullError):
         points = points[ConvexHull(points).vertices]
+    # The matrix of pairs grows with the square of their number.
     if len(points) > MAX_POINTS:
         points = _extreme_points(points)
     return float(pdist(points).max())

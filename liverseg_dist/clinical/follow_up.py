@@ -72,6 +72,8 @@ def choose_organ(scheme: LabelScheme, name: str | None) -> str:
     """
     if name is not None:
         return scheme.structure(name).name
+    # The first lesion structure decides: with several organs the order of the scheme is the
+    # choice of its author.
     holders = [lesion.inside for lesion in scheme.lesions if lesion.inside is not None]
     if holders:
         return holders[0]
@@ -119,6 +121,7 @@ def follow_patient(
         if problem is not None and not allow_mismatch:
             raise UserError(problem)
         warnings += [problem] if problem is not None else []
+        # The rigid step only: a deformation can also make the textures of two patients alike.
         similarity = registration.quality.rigid_similarity
         if problem is None and similarity is not None and similarity < LEAST_SIMILARITY:
             warnings.append(
@@ -154,6 +157,7 @@ def follow_patient(
 
 def _organ_scan(point: TimePoint, scheme: LabelScheme, organ: str) -> OrganScan:
     mask = scheme.mask_of(point.mask.voxels, organ)
+    # Masks of a failed segmentation may be empty; registration would fail later without a name.
     if not mask.any():
         raise UserError(f"{point.name}: the mask holds no {organ}, so it cannot be registered")
     lesions = np.zeros(mask.shape, dtype=bool)
@@ -167,6 +171,7 @@ def _spots(
 ) -> list[Spot]:
     """The lesions of a scan as points in the baseline's space, in the order of its quantities."""
     spots: list[Spot] = []
+    # Voxels of two scans never coincide: this tolerance decides whether a point lies in a lesion.
     half_diagonal = float(np.linalg.norm(point.mask.spacing_mm)) / 2
     lesions = point.quantities.lesions
     for structure in scheme.lesions:
@@ -174,6 +179,7 @@ def _spots(
         for component in find_components(whole, connectivity):
             corner = [axis.start for axis in component.box]
             world = point.mask.grid.world_mm(np.argwhere(component.mask_zyx) + corner)
+            # The quantities list the same components in the same order: the index identifies them.
             lesion = lesions[len(spots)]
             spots.append(
                 Spot(
@@ -196,6 +202,7 @@ def _covers(
     )
     if (index < 0).any() or (index >= point.mask.shape).any():
         return False
+    # A lesion cannot be new or gone where the annotator did not look.
     return ignore is None or point.mask.voxels[tuple(index)] != ignore
 
 
@@ -226,6 +233,7 @@ def _describe_track(
     for date in range(len(points)):
         lesion = lesion_at(track, date, points)
         gone = track.states[date] == "gone"
+        # A lesion that is gone has the size 0; one that was not measured has no size.
         volumes.append(0.0 if gone else None if lesion is None else lesion.volume_ml)
         lengths.append(0.0 if gone else None if lesion is None else lesion.long_axis_mm)
         shorts.append(0.0 if gone else None if lesion is None else lesion.short_axis_mm)
@@ -233,6 +241,7 @@ def _describe_track(
     first = next(date for date, number in enumerate(track.numbers) if number is not None)
     lesion = lesion_at(track, first, points)
     assert lesion is not None
+    # In the space of the baseline, so that a reader finds the place of a later lesion there.
     centre = registrations[first].to_fixed(np.array([lesion.centroid_mm]))[0]
     sds = [_volume_sd(volume, point) for volume, point in zip(volumes, points, strict=True)]
     return {
@@ -254,6 +263,7 @@ def _describe_track(
         "volume_ml": volumes,
         "long_axis_mm": lengths,
         "short_axis_mm": shorts,
+        # A size from a scan that cuts the lesion must not be compared as if it were complete.
         "is_lower_bound": cut,
         "volume_sd_ml": sds,
         "change": _change(volumes, lengths, points),
@@ -309,6 +319,7 @@ def _growth(
     """Without dates, or where the scan cuts the lesion, there is no rate."""
     if days is None:
         return None
+    # A cut lesion is a lower bound, which would look like growth or shrinkage.
     usable = [i for i, volume in enumerate(volumes) if volume is not None and not cut[i]]
     fitted = fit_growth(
         [days[i] for i in usable],
@@ -333,6 +344,7 @@ def _describe_total(
             volume_sd_ml(lesion.volume_ml, point.mask.spacing_mm[0])
             for lesion in point.quantities.lesions
         ]
+        # The errors of lesions are independent, so their variances add.
         sds.append(float(np.linalg.norm(parts)) if parts else 0.0)
     first, last = volumes[0] or 0.0, volumes[-1] or 0.0
     burdens = []
@@ -377,6 +389,7 @@ def _cut_warnings(points: Sequence[TimePoint], organ: str) -> list[str]:
             )
     volumes = [_structure_ml(point.quantities, organ) for point in points]
     for point, volume in zip(points[1:], volumes[1:], strict=True):
+        # A resection or an incomplete mask; the sizes of lesions are still valid.
         if not VOLUME_RANGE[0] <= volume / volumes[0] <= VOLUME_RANGE[1]:
             warnings.append(
                 f"{point.name}: the {organ} has {volume / volumes[0]:.1f} times its volume at baseline"

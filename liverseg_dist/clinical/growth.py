@@ -86,6 +86,7 @@ def fit_growth(
     known = [i for i, volume in enumerate(volumes_ml) if volume > 0]
     if len(known) < 2:
         return None
+    # The logarithm needs volumes above 0; a lesion that is gone has no rate.
     time = np.array([float(days[i]) for i in known])
     volume = np.array([float(volumes_ml[i]) for i in known])
     sd = np.array([max(float(sds_ml[i]), 1e-9) for i in known])
@@ -119,8 +120,10 @@ def _weighted_line(
     slope = float((weight * (time - mean_time) * value).sum() / spread)
     intercept = float((weight * (value - slope * time)).sum() / weight.sum())
     slope_sd = 1.0 / math.sqrt(spread)
+    # Two dates have no scatter around their line: only the measurement error is known.
     if len(time) > 2:
         scatter = (weight * (value - intercept - slope * time) ** 2).sum() / (len(time) - 2)
+        # Never below the measurement error: three points may lie on a line by chance.
         slope_sd *= max(1.0, math.sqrt(scatter))
     return slope, intercept, slope_sd
 

@@ -53,6 +53,7 @@ class Spot:
     def __post_init__(self) -> None:
         # The tree keeps all points: with fewer, its own gaps would look like gaps between lesions.
         object.__setattr__(self, "tree", cKDTree(self.points_mm))
+        # Every n-th point, not a random choice: the result must be the same each time.
         step = -(-len(self.points_mm) // MAX_POINTS)
         object.__setattr__(self, "points_mm", self.points_mm[::step])
 
@@ -119,6 +120,7 @@ class Link:
     def score(self) -> float:
         """0 to 1: at least 0.5 with overlap, less the further they are apart."""
         shares = self.first_in_second, self.second_in_first
+        # Overlap always beats nearness: a small lesion inside a large one is the same place.
         if max(shares) > 0:
             return 0.5 + 0.3 * max(shares) + 0.2 * min(shares)
         return 0.5 * float(np.exp(-((self.gap_mm / GAP_MM) ** 2)))
@@ -172,10 +174,12 @@ def _link_date(
     quality: float,
 ) -> None:
     """Extend the tracks by one date."""
+    # A track that has merged is continued by the track that covers it.
     open_tracks = [track for track in tracks if track.merged_into is None]
     links = _all_links(open_tracks, spots)
     pairs = _assign(len(open_tracks), len(spots), links)
     taken = {second: first for first, second in pairs.items()}
+    # _extend replaces `last`; parents are judged by what they were at the date before.
     before = {id(track): track.last for track in open_tracks}
     for first, second in pairs.items():
         _extend(open_tracks[first], spots[second], date)
@@ -199,10 +203,12 @@ def _link_date(
         if parent is not None:
             new.split_from = parent.identity
             new.events.append((date, "split"))
+            # A speck that breaks off does not make a lesion a split one.
             if spot.long_axis_mm >= SPECK_MM and (date, "split") not in parent.events:
                 parent.events.append((date, "split"))
         else:
             new.events.append((date, "new"))
+            # Without an earlier look at the place, "new" would be progression without evidence.
             new.is_covered = any(covers(earlier, spot.centre_mm) for earlier in range(date))
             if not new.is_covered:
                 for earlier in range(date):
@@ -217,8 +223,10 @@ def _all_links(tracks: Sequence[Track], spots: Sequence[Spot]) -> dict[tuple[int
     for first, track in enumerate(tracks):
         assert track.last is not None
         for second, spot in enumerate(spots):
+            # A metastasis does not become a cyst: structures are matched separately.
             if spot.structure != track.structure:
                 continue
+            # Comparing clouds of points is slow; spheres around them exclude most pairs.
             apart = float(np.linalg.norm(spot.centre_mm - track.last.centre_mm))
             if apart - spot.reach_mm - track.last.reach_mm <= REACH_MM:
                 links[first, second] = compare_spots(track.last, spot)
@@ -229,6 +237,7 @@ def _assign(rows: int, columns: int, links: dict[tuple[int, int], Link]) -> dict
     """The one-to-one assignment with the largest sum of scores; weak links are left out."""
     if not links:
         return {}
+    # 0 also for weak links: such a pair is dropped below, so that it does not displace a good one.
     scores = np.zeros((rows, columns))
     for (first, second), link in links.items():
         if link.score >= LEAST_SCORE:
@@ -268,9 +277,11 @@ def _end(
         _doubt(track, share * quality)
         return
     assert track.last is not None
+    # Nothing is concluded where the scan does not show the place.
     if not covers(date, track.last.centre_mm):
         track.states[date] = "uncovered"
         return
+    # Once per disappearance, not at each later date.
     if track.states[date - 1] in ("seen", "uncovered"):
         track.events.append((date, "vanished"))
         nearest = max((link.score for link, _ in around), default=0.0)
@@ -302,6 +313,7 @@ def _parent_of(
 def _link_confidence(first: int, second: int, links: dict[tuple[int, int], Link]) -> float:
     """The score, less where another lesion fits nearly as well."""
     own = links[first, second].score
+    # All other links of either lesion, but not those between third ones.
     rivals = [link.score for (f, s), link in links.items() if (f == first) != (s == second)]
     rival = max(rivals, default=0.0)
     return own * min(1.0, 0.5 + (own - rival)) if rival > own - 0.5 else own

@@ -90,6 +90,7 @@ def is_picture(picture: object) -> bool:
         paths = [picture["organ"], picture["lesion"], picture["others"]]
         image = picture["image"]
         return (
+            # 4 + 4 ends of the axes, 2 sides, 1 slice.
             len(numbers) == 11
             and all(isinstance(number, (int, float)) for number in numbers)
             and all(_PATH.fullmatch(path) for path in paths)
@@ -118,6 +119,7 @@ class _Picture:
     def outline(self, mask_yx: np.ndarray) -> str:
         """SVG path of the borders between pixels of the mask and others; the picture's edge is no
         border."""
+        # Radiological view: the right side of the patient is on the left.
         shown = mask_yx[::-1, ::-1]
         dy, dx = self.spacing_yx
         parts = []
@@ -133,6 +135,7 @@ def _border_runs(mask: np.ndarray) -> list[tuple[int, int, int]]:
     runs = []
     borders = mask[1:] != mask[:-1]
     for row in np.flatnonzero(borders.any(axis=1)):
+        # Padded, so that a run at the edge of the picture has both ends.
         steps = np.diff(np.pad(borders[row].astype(np.int8), 1))
         starts, stops = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
         runs += [(int(row) + 1, int(a), int(b)) for a, b in zip(starts, stops, strict=True)]
@@ -173,7 +176,9 @@ def _own_component(
 def _jpeg(pixels: np.ndarray, picture: _Picture) -> str:
     low, high = grey_window(pixels)
     scaled = np.clip((pixels.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
+    # NaN has no grey value; without the replacement the cast is undefined.
     grey = Image.fromarray((np.nan_to_num(scaled) * 255).astype(np.uint8)[::-1, ::-1])
+    # At most 4 pixels per mm: more shows no detail and makes the page large.
     scale = min(MAX_SIDE_PX / max(picture.width_mm, picture.height_mm), 4.0)
     size = max(1, round(picture.width_mm * scale)), max(1, round(picture.height_mm * scale))
     stream = io.BytesIO()
@@ -218,6 +223,7 @@ def draw_position(
     z, y, x = mask.grid.index_of(centre_mm)
     if lesion is not None:
         z = lesion.axes_zyx[0][0]
+        # The box ends behind the last voxel, so the middle is half a voxel lower.
         y, x = np.mean(lesion.box[1:], axis=1) - 0.5
     index = round(float(z))
     slices = []

@@ -171,9 +171,11 @@ def quantify_case(
         ValueError: Image or probabilities lie on another grid.
     """
     for other in (*(() if image is None else (image,)), *(probabilities or {}).values()):
+        # Resampling here would hide that the files belong to different scans.
         if not other.grid.matches(mask.grid):
             raise ValueError("image and probabilities lie on the mask's grid")
     scan = _Scan(
+        # Axial slices, sides and pictures are defined in this orientation only.
         mask.reoriented(),
         scheme,
         None if image is None else image.reoriented().voxels,
@@ -234,6 +236,7 @@ class _Scan:
         surface, around = None, None
         if structure.inside is not None and components:
             organ = self.scheme.mask_of(self.mask.voxels, structure.inside)
+            # The margin keeps the surface of the organ inside the crop.
             around = bounding_box(organ, margin=1)
             if around is not None:
                 grid = self.mask.grid.cropped([s.start for s in around], organ[around].shape)
@@ -280,6 +283,7 @@ class _Scan:
         inside = [lesion for lesion in self.scheme.lesions if lesion.inside == structure.name]
         if not inside or not voxels:
             return None
+        # Structures may overlap in nested schemes: a voxel counts once.
         taken = np.zeros(self.mask.shape, dtype=bool)
         for lesion in inside:
             taken |= self.scheme.mask_of(self.mask.voxels, lesion)
@@ -299,6 +303,7 @@ class _Scan:
             for axis, grown in zip(component.box, (z, y, x), strict=True)
         ]
         own[tuple(inner)] = component.mask_zyx
+        # Probability around a lesion belongs to it, unless another lesion is there.
         region = binary_dilation(own, iterations=SHELL_VOXELS) & ~(whole[z, y, x] & ~own)
         return _volume_range(
             np.where(region, probability[z, y, x], 0.0), self.mask.grid.voxel_volume_ml
@@ -318,6 +323,7 @@ def _centroid_mm(mask_zyx: np.ndarray, box: Box, volume: Volume) -> Float3:
 
 
 def _statistics(values: np.ndarray) -> IntensityStatistics | None:
+    # One NaN would make every figure NaN; float64, because sums of float32 lose digits.
     finite = values[np.isfinite(values)].astype(np.float64)
     if finite.size == 0:
         return None

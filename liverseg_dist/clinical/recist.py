@@ -79,8 +79,10 @@ def choose_targets(lesions: Sequence[BaselineLesion], slice_mm: float) -> list[s
     Lesions that the scan cuts are no targets. Of lesions of one size the first in order counts.
     """
     least = measurable_mm(slice_mm)
+    # The tolerance: 10 mm from floating-point arithmetic must not fail at 9.9999999.
     candidates = [one for one in lesions if one.is_whole and one.long_axis_mm >= least - EPSILON]
     chosen: list[BaselineLesion] = []
+    # Stable sort: of equal sizes the first one in order is chosen.
     for lesion in sorted(candidates, key=lambda one: -one.long_axis_mm):
         in_organ = sum(other.organ == lesion.organ for other in chosen)
         if len(chosen) < MAX_TARGETS and in_organ < MAX_TARGETS_PER_ORGAN:
@@ -104,12 +106,14 @@ def target_response(
         (category, rule). Progression is stated before all else: what was measured suffices for it.
     """
     growth_mm = current_mm - nadir_mm
+    # The nadir, not the baseline: regrowth after a response is progression.
     grows = nadir_mm > 0 and growth_mm >= PROGRESSION * nadir_mm - EPSILON
     if (grows or (nadir_mm == 0 and current_mm > 0)) and growth_mm >= PROGRESSION_MM - EPSILON:
         return (
             "PD",
             f"sum {_change(current_mm, nadir_mm)} over its smallest value and {growth_mm:.1f} mm (>= 20 % and >= 5 mm)",
         )
+    # Progression above is certain without the missing lesions; everything below is not.
     if not all_measured:
         return "NE", "not every target lesion could be measured"
     if all_gone:
@@ -156,6 +160,7 @@ def non_target_response(
             "PD",
             f"volume of the other lesions {_change(current_ml, nadir_ml)} (>= +73 %, for unequivocal progression)",
         )
+    # Reappearance has no percentage: the volume before was 0.
     if nadir_ml == 0 and current_ml > 0:
         return "PD", "other lesions that had disappeared are back"
     if not all_seen:
@@ -169,6 +174,7 @@ def overall_response(
     target: Response | None, non_target: NonTarget, new_lesions: bool
 ) -> tuple[Overall, str]:
     """Tables 1 and 2 of RECIST 1.1: (category, the rule)."""
+    # Table 1: a new lesion is progression, independent of all measurements.
     if new_lesions:
         return "PD", "a new lesion is progression"
     if target == "PD":
@@ -182,6 +188,7 @@ def overall_response(
     if target == "CR":
         if non_target in ("CR", "none"):
             return "CR", "all lesions have disappeared"
+        # RECIST calls it PR although no target is left: the disease is not gone.
         return "PR", "targets have disappeared, other lesions have not, or were not all seen"
     return target, "response of the targets, without progression elsewhere"
 

@@ -128,6 +128,7 @@ class Registration:
 def identity_registration(grid: Grid) -> Registration:
     """The mapping of a scan to itself."""
     quality = RegistrationQuality(1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, None, None, "identity")
+    # The smallest grid that interpolation accepts: the displacement is 0 everywhere.
     small = grid.with_spacing((50.0, 50.0, 50.0), shape=(2, 2, 2))
     return Registration(np.eye(4), np.zeros((2, 2, 2, 3)), small, quality)
 
@@ -181,6 +182,7 @@ def working_grid(organ: Volume) -> Grid:
     ).corners_mm()
     low, high = corners.min(axis=0) - MARGIN_MM, corners.max(axis=0) + MARGIN_MM
     counts = np.ceil((high - low) / SPACING_MM).astype(int) + 1
+    # Along the axes of the patient, so that both scans have the same directions.
     affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
     affine[:3, 3] = low
     return Grid((int(counts[2]), int(counts[1]), int(counts[0])), affine)
@@ -188,6 +190,7 @@ def working_grid(organ: Volume) -> Grid:
 
 def make_channels(scan: OrganScan, grid: Grid, uses_image: bool) -> Channels:
     """The organ's shape (-1 outside to 1 inside), and its texture (0 outside and in lesions)."""
+    # The distance is computed on the isotropic grid: on thick slices it would have steps.
     index = scan.organ.grid.index_of(grid.world_mm(_all_indices(grid))).T
     organ = _sample(scan.organ.voxels.astype(np.float32), index, grid.shape) >= 0.5
     inside = distance_transform_edt(organ, sampling=SPACING_MM)
@@ -197,10 +200,13 @@ def make_channels(scan: OrganScan, grid: Grid, uses_image: bool) -> Channels:
         return (shape.astype(np.float32),)
     assert scan.image is not None
     healthy = scan.organ.voxels & ~scan.lesions
+    # A liver full of tumour has no healthy voxel; then the whole organ gives the scale.
     values = scan.image.voxels[healthy] if healthy.any() else scan.image.voxels[scan.organ.voxels]
+    # Percentiles instead of the extremes: metal and air must not set the scale.
     p10, median, p90 = np.percentile(values.astype(np.float32), (10, 50, 90))
     scale = max(float(p90 - p10), 1e-3)
     texture = (scan.image.voxels.astype(np.float32) - median) / scale
+    # 0 is the median: a lesion that grows must not drive the registration.
     texture[~healthy] = 0.0
     sampled = gaussian_filter(_sample(texture, index, grid.shape), TEXTURE_SMOOTHING_VOXELS)
     return shape.astype(np.float32), np.clip(sampled, -TEXTURE_LIMIT, TEXTURE_LIMIT)
@@ -229,6 +235,7 @@ def find_rigid(
     moving_image = to_itk(_combined(moving), moving_grid)
     start = SimpleITK.Euler3DTransform()
     centre = _organ_centre(fixed[0], fixed_grid)
+    # A rotation about the organ: about the origin it would also shift the organ far.
     start.SetCenter([float(v) for v in centre])
     shift = _organ_centre(moving[0], moving_grid) - centre
     start.SetTranslation([float(v) for v in shift])
@@ -237,6 +244,7 @@ def find_rigid(
     # No sampling: the same figures on every machine.
     method.SetMetricSamplingStrategy(method.NONE)
     method.SetInterpolator(SimpleITK.sitkLinear)
+    # Far from the organ the clipped distance is constant and only adds computing time.
     near = (fixed[0] > -0.6) & fixed_seen
     method.SetMetricFixedMask(to_itk(near.astype(np.uint8), fixed_grid))
     method.SetMetricMovingMask(to_itk(moving_seen.astype(np.uint8), moving_grid))
@@ -246,11 +254,13 @@ def find_rigid(
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel([3, 1])
     method.SetSmoothingSigmasPerLevel([1.0, 0.0])
+    # Sums of several threads depend on their order.
     method.SetNumberOfThreads(1)
     method.SetInitialTransform(start, inPlace=True)
     method.Execute(fixed_image, moving_image)
     matrix = np.eye(4)
     matrix[:3, :3] = np.array(start.GetMatrix()).reshape(3, 3)
+    # ITK rotates about the centre: p -> R(p - c) + c + t.
     middle, offset = np.array(start.GetCenter()), np.array(start.GetTranslation())
     matrix[:3, 3] = middle + offset - matrix[:3, :3] @ middle
     return matrix
@@ -271,6 +281,7 @@ def jacobian_determinants(displacement: np.ndarray, spacing_mm: Sequence[float])
     folds."""
     derivative = np.empty((*displacement.shape[:3], 3, 3))
     for component in range(3):
+        # numpy orders derivatives z, y, x; the displacement has x, y, z.
         by_zyx = np.gradient(displacement[..., component], *spacing_mm)
         derivative[..., component, :] = np.stack(by_zyx[::-1], axis=-1)
     return np.linalg.det(derivative + np.eye(3))
@@ -293,6 +304,7 @@ def _measure_quality(
     distances = _surface_distances(registered, organ, grid)
     similarity, rigid_similarity = None, None
     if len(warped) > 1:
+        # Only where both organs are: elsewhere the texture is padding.
         shared = organ & registered
         similarity = _correlation(fixed_channels[1][shared], warped[1][shared])
         shared = organ & (aligned[0] > 0)
@@ -338,6 +350,7 @@ def _dice(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
+    # A constant texture has no correlation; numpy would warn and return NaN.
     if one.size < 2 or one.std() < 1e-6 or other.std() < 1e-6:
         return None
     return float(np.corrcoef(one, other)[0, 1])

@@ -60,6 +60,7 @@ def assess_response(
         category of each date (`dates`), and `warning` where the change is within the measurement
         error.
     """
+    # RECIST fixes what is measurable at baseline; later scans may have other slices.
     slice_mm = scans[0].mask.spacing_mm[0]
     targets = choose_targets(_baseline_lesions(tracks, scans[0], organ, scheme), slice_mm)
     chosen = [track for track in tracks if str(track.identity) in targets]
@@ -71,6 +72,7 @@ def assess_response(
     new_by_date = [_new_lesions(tracks, scans, date) for date in range(len(scans))]
     dates = []
     for date in range(1, len(scans)):
+        # A new lesion stays progression at all later dates.
         new = sorted({name for earlier in new_by_date[1 : date + 1] for name in earlier})
         dates.append(
             _assess_date(target_burdens, other_burdens, len(chosen), len(alone), new, date)
@@ -117,6 +119,7 @@ def _assess_date(
     now, other = targets[date], others[date]
     category, rule, volumetric, volumetric_rule = None, "no measurable lesion at baseline", None, ""
     if num_targets:
+        # An incomplete sum is too small and would become a false nadir.
         before = [burden for burden in targets[:date] if burden.all_measured]
         nadir_mm = min(burden.length_mm for burden in before) if before else targets[0].length_mm
         nadir_ml = min(burden.volume_ml for burden in before) if before else targets[0].volume_ml

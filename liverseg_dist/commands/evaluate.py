@@ -42,6 +42,7 @@ from liverseg_dist.distributed.startup import start_rank
 from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, LiversegError, RunFailed, UserError
+from liverseg_dist.evaluation.case_scores import structures_of_summary
 from liverseg_dist.evaluation.earlier import move_earlier_results
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.metrics.calibration import BINS
@@ -298,6 +299,9 @@ def _write_results(
         write_error(line)
         return {"error": line, "exit_code": EXIT_FAILED}
     _print_summary(summary, cases, folder)
+    dice = {}
+    for name in structures_of_summary(summary):
+        dice[f"{name}_dice"] = summary[name]["dice_per_case"]
     return {
         "out": str(folder),
         "summary": str(folder / "summary.json"),
@@ -305,8 +309,7 @@ def _write_results(
         "n_cases": summary["n_cases"],
         "reused": reused,
         "failed": failures,
-        "liver_dice": summary["liver"]["dice_per_case"],
-        "tumour_dice": summary["tumour"]["dice_per_case"],
+        **dice,
         "exit_code": EXIT_FAILED if failures else EXIT_DONE,
     }
 

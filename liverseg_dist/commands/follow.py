@@ -32,7 +32,7 @@ from liverseg_dist.clinical.quantify import quantify_case
 from liverseg_dist.clinical.registration_backends import BACKENDS
 from liverseg_dist.commands.follow_cohort import follow_cohort, read_patients
 from liverseg_dist.commands.options import add_inference
-from liverseg_dist.commands.predict import load_prediction, segment_files
+from liverseg_dist.commands.predict import load_prediction, segment_scans
 from liverseg_dist.commands.quantify import add_labels
 from liverseg_dist.commands.run_distributed import run_distributed
 from liverseg_dist.console import write_lines, write_progress
@@ -44,9 +44,8 @@ from liverseg_dist.errors import EXIT_DONE, UserError, printable
 from liverseg_dist.files import write_json, write_text
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.quantify import check_values, find_scheme, gather_inputs, read_on_grid
-from liverseg_dist.inference.scan_files import find_scans
 from liverseg_dist.label_scheme import parse_label_options
-from liverseg_dist.labels import LITS_SCHEME, LabelScheme
+from liverseg_dist.labels import LabelScheme
 from liverseg_dist.texts.names import derive_scan_id
 from liverseg_dist.texts.paths import expand_user_path, path_argument
 
@@ -143,29 +142,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             )
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("a file is given twice; each date has a scan of its own")
-    dates = parse_dates(args.dates, len(paths))
     if args.run is None:
+        dates = parse_dates(args.dates, len(paths))
         if overrides:
             raise UserError(f"{overrides[0]}: settings of inference need --run")
         scheme = parse_label_options(args.labels) if args.labels else find_scheme(paths)
         return _follow(args, paths, _images_of(args.images, paths, scheme), scheme, dates)
     if args.images is not None:
         raise UserError("--images: with --run the given scans are the images")
-    scheme = parse_label_options(args.labels) if args.labels else LITS_SCHEME
-    scans = find_scans(paths, args.out / "masks")
-    files = list(scans.values())
-    job = load_prediction(
-        argparse.Namespace(**{**vars(args), "out": args.out / "masks"}), overrides, world, scans
-    )
+    settings = argparse.Namespace(**{**vars(args), "out": args.out / "masks"})
+    job, scans = load_prediction(settings, overrides, paths, world)
+    scheme = parse_label_options(args.labels) if args.labels else job.labels
+    dates = parse_dates(args.dates, len(scans))
 
     def work(watch: HeartbeatMonitor) -> dict[str, Any]:
-        failed = segment_files(job, files, world, watch)
+        failed = segment_scans(job, scans, world, watch)
         if failed:
             raise UserError(
                 f"{', '.join(sorted(failed))}: could not be segmented, so the patient cannot be followed"
             )
-        masks = [job.get_mask_file(job.get_scan_id(file)) for file in files]
-        return _follow(args, masks, list(files), scheme, dates)
+        masks = [job.get_mask_file(scan.scan_id) for scan in scans]
+        return _follow(args, masks, [scan.first for scan in scans], scheme, dates)
 
     return run_distributed(world, args.timeout, args.out, work)
 

@@ -70,6 +70,18 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_channels(parser: argparse.ArgumentParser) -> None:
+    """Add `--channel NAME=PATH`, for commands that segment scans."""
+    parser.add_argument(
+        "--channel",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="for runs of several channels: file (or folder) of a channel, e.g. T2=t2.nii.gz; "
+        "repeat it for each channel, instead of names that end in _0000, _0001, ...",
+    )
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add `--device auto|cpu|cuda`."""
     parser.add_argument(

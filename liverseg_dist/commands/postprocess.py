@@ -45,6 +45,7 @@ from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.results import EVALUATION, LEDGER
 from liverseg_dist.files import write_json
 from liverseg_dist.inference.evaluation_results import input_kind
+from liverseg_dist.inference.label_codes import CODES_VERSION
 from liverseg_dist.inference.load_run import (
     POSTPROCESS,
     WEIGHTS_COMMENT,
@@ -53,14 +54,16 @@ from liverseg_dist.inference.load_run import (
     fingerprint_runs,
 )
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
+from liverseg_dist.inference.postprocess_operations import (
+    list_operations,
+    without_postprocessing,
+    write_choice,
+)
 from liverseg_dist.inference.postprocess_search import (
     MIN_CASES,
-    NO_POSTPROCESSING,
-    OPERATIONS,
     Decision,
     PostprocessSearch,
     decide_operation,
-    write_choice,
 )
 from liverseg_dist.inference.training_overlap import find_training_overlap, format_leakage_warning
 from liverseg_dist.inference.work_division import shard_cases
@@ -155,7 +158,7 @@ def _choose_operations(
 
     def save_choice() -> None:
         comment = _describe_choice(args, runs, decisions, cases)
-        write_choice(args.run / POSTPROCESS, chosen, comment)
+        write_choice(args.run / POSTPROCESS, search.labels, chosen, comment)
         record = {"chosen": chosen, "decisions": [asdict(one) for one in decisions]}
         write_json(search.folder / "choice.json", record)
 
@@ -180,8 +183,7 @@ def _write_scan_warnings(search: PostprocessSearch) -> None:
 
 def _without_postprocessing(loaded: LoadedRun) -> LoadedRun:
     """Switch off all operations, because they are what is chosen here."""
-    off = {name: getattr(NO_POSTPROCESSING, name) for name in OPERATIONS}
-    inference = loaded.settings.inference.model_copy(update=off)
+    inference = without_postprocessing(loaded.settings.inference)
     return replace(loaded, settings=loaded.settings.model_copy(update={"inference": inference}))
 
 
@@ -194,7 +196,7 @@ def _build_search(
     folder = args.run / EVALUATION / FOLDER
     # "codes": version of the encoding of predictions in the ledger.
     fingerprint = fingerprint_runs(runs)
-    fingerprint |= {"input": input_kind(inputs), "codes": 1}
+    fingerprint |= {"input": input_kind(inputs), "codes": CODES_VERSION}
     fingerprint |= gate_of(inputs)
     ledger = Ledger(folder / LEDGER, fingerprint)
     predictor = build_predictor(runs, world.device, window_threads(args, world))
@@ -235,9 +237,10 @@ def _decide_operations(
     own = shard_cases(voxels_of(search.inputs), world.global_rank, world.world_size)
     decisions: list[Decision] = []
     chosen: dict[str, Any] = {}
-    total = len(OPERATIONS) * len(search.inputs.slabs)
+    operations = list_operations(search.labels)
+    total = len(operations) * len(search.inputs.slabs)
     with case_progress("try", total, monitor) as progress:
-        for operation in OPERATIONS:
+        for operation, candidates in operations.items():
             own_scores = {}
             for case_id in own:
                 progress.report_activity(f"trying {operation} on {case_id}")
@@ -248,7 +251,7 @@ def _decide_operations(
             for part in gather_from_ranks(own_scores):
                 scores |= part
             # Rank 0 decides for all: the same rounding everywhere.
-            decision = broadcast_from_rank0(decide_operation(operation, scores))
+            decision = broadcast_from_rank0(decide_operation(operation, candidates.options, scores))
             decisions.append(decision)
             if decision.kept:
                 chosen[operation] = decision.option
@@ -283,10 +286,11 @@ def _describe_choice(
 ) -> str:
     """The comment at the top of postprocess.yaml: cases, weights, and the scores of each operation."""
     weights = " ".join(run.weights_sha256 for run in runs)
+    names = runs[0].settings.data.label_scheme.structure_names
     lines = [
         f"Chosen by `liverseg postprocess` on {cases} {args.part} cases; delete this file to undo it.",
         WEIGHTS_COMMENT.removeprefix("# ") + weights,
-        "Mean Dice of liver and tumour without the operation -> cross-validated with it:",
+        f"Mean Dice of {' and '.join(names)} without the operation -> cross-validated with it:",
     ]
     for one in decisions:
         scores = f"{one.score_before:.4f} -> {one.score_cross_validated:.4f}"

@@ -6,7 +6,15 @@
   torchrun --standalone --nproc-per-node=4 -m liverseg_dist predict runs/first imagesTs/ --out masks/
 
 A mask has the name of its scan without the channel number `_0000`: liver_1_0000.nii.gz becomes liver_1.nii.gz.
-Labels: 0 background, 1 liver, 2 tumour. volumes.csv lists liver volume, tumour volume (ml) and tumour burden.
+Its values are those of the run; dataset.json beside the masks names them. volumes.csv lists the
+volume of each structure (ml), and the number and burden of lesions.
+
+For a run of several channels, the files of a scan end in _0000, _0001, ... in the order of the
+channels, or one 4D file has all of them, or --channel names each one:
+  liverseg predict runs/ct_mr --channel CT=ct.nii.gz --channel T2=t2.nii.gz --out masks/
+A channel may be missing if the run was trained for that (train.modality_dropout, or training cases
+without it); volumes.csv lists the channels that were used.
+
 Run the same line again after a stop: finished scans are not segmented again, unless --again is given.
 
 Every scan passes the audit of `convert`. A scan that the audit excludes (MR, grey values, a missing offset of
@@ -19,7 +27,6 @@ import argparse
 import contextlib
 import logging
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,9 +35,10 @@ from typing import Any
 import torch
 
 from liverseg_dist.commands.case_progress import case_progress
-from liverseg_dist.commands.options import add_inference, window_threads
+from liverseg_dist.commands.options import add_channels, add_inference, window_threads
 from liverseg_dist.commands.run_cases import load_runs
 from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
+from liverseg_dist.config import Settings
 from liverseg_dist.console import write_lines, write_notes
 from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
@@ -40,19 +48,29 @@ from liverseg_dist.distributed.window_parallel import PeerFailed, WindowParallel
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, RunFailed, UserError
 from liverseg_dist.evaluation.ledger import Ledger
-from liverseg_dist.inference.load_run import build_predictor, fingerprint_runs
+from liverseg_dist.inference.load_run import LoadedRun, build_predictor, fingerprint_runs
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.predict_scans import ScanPredictor
+from liverseg_dist.inference.mask_table import (
+    DATASET_FILE,
+    check_dataset_file,
+    format_mask_line,
+    write_dataset_file,
+)
+from liverseg_dist.inference.predict_scans import PROBABILITIES, ScanPredictor
 from liverseg_dist.inference.scan_checks import (
     ScanRefused,
     fingerprint_scan_checks,
     format_warnings,
     select_warnings,
 )
-from liverseg_dist.inference.scan_files import describe_skipped_files, find_scans
+from liverseg_dist.inference.scan_files import (
+    ScanFiles,
+    describe_skipped_files,
+    find_named_channels,
+    find_scans,
+)
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.logging_setup import ONCE
-from liverseg_dist.texts.names import clean_text
 from liverseg_dist.texts.paths import expand_user_path, path_argument
 
 _logger = logging.getLogger(__name__)
@@ -62,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=path_argument, metavar="RUN", help="run folder of training")
     parser.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="IMAGE",
         help="scans (.nii, .nii.gz) or folders of scans; then inference.KEY=VALUE",
     )
@@ -72,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probabilities",
         action="store_true",
-        help="also write the probabilities of liver and tumour (float32)",
+        help="also write the probabilities of each structure (float32)",
     )
     parser.add_argument(
         "--force",
@@ -80,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also segment scans that the audit refuses, and mark them",
     )
     parser.add_argument("--again", action="store_true", help="also segment finished scans again")
+    add_channels(parser)
     add_inference(parser)
 
 
@@ -92,20 +111,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     keep_freed_memory()
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
     inputs = [expand_user_path(text) for text in args.inputs if text not in overrides]
-    name_of_file = find_scans(inputs, args.out)
-    if not name_of_file:
-        raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
-    for line in describe_skipped_files(inputs):
-        _logger.warning("%s", line, extra=ONCE)
-    files = list(name_of_file.values())
+    runs = load_runs(args, world, overrides)
+    scans = find_scans_of_run(args, inputs, args.out, runs[0].settings)
     new = [path for path in _output_paths(args.out) if not path.exists()]
-    prediction = _build_prediction(args, overrides, world)
-    prediction = replace(prediction, scan_ids={file: name for name, file in name_of_file.items()})
+    prediction = _build_prediction(args, runs, world)
     result = run_distributed(
         world,
         args.timeout,
         args.out,
-        lambda monitor: _predict(args, prediction, files, world, monitor),
+        lambda monitor: _predict(args, prediction, scans, world, monitor),
     )
     if result.get("masks") == [] and result["exit_code"] == EXIT_USER:
         world.call_on_rank0(partial(_remove, new))
@@ -114,7 +128,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _output_paths(out: Path) -> list[Path]:
     """What a call creates, inner folders first. The parents of `out` may be new as well."""
-    return [out / "ledger", out / "volumes.csv", out / "probabilities", out, *out.parents]
+    inside = [out / name for name in ("ledger", "volumes.csv", DATASET_FILE, PROBABILITIES)]
+    return [*inside, out, *out.parents]
 
 
 def _remove(paths: list[Path]) -> None:
@@ -132,16 +147,16 @@ def _remove(paths: list[Path]) -> None:
 def _predict(
     args: argparse.Namespace,
     prediction: ScanPredictor,
-    files: list[Path],
+    scans: list[ScanFiles],
     world: World,
     monitor: HeartbeatMonitor,
 ) -> dict[str, Any]:
-    failed = segment_files(prediction, files, world, monitor)
+    failed = segment_scans(prediction, scans, world, monitor)
     barrier()
-    names = [prediction.get_scan_id(file) for file in files]
+    names = [scan.scan_id for scan in scans]
     table = share_from_rank0(lambda: str(prediction.write_volume_table()))
     marks = share_from_rank0(lambda: _collect_marks(prediction, names))
-    all_are_mistakes = len(failed) == len(files) and all(failed.values())
+    all_are_mistakes = len(failed) == len(scans) and all(failed.values())
     if not all_are_mistakes:
         write_lines(f"table: {table}")
     exit_code = EXIT_DONE
@@ -157,12 +172,40 @@ def _predict(
     }
 
 
+def find_scans_of_run(
+    args: argparse.Namespace, inputs: list[Path], out: Path, settings: Settings
+) -> list[ScanFiles]:
+    """The scans that a command is given for a run, with the run's channels.
+
+    Args:
+        args: options with `channel`.
+        inputs: files and folders.
+        out: folder of the masks.
+        settings: settings of the run.
+
+    Raises:
+        UserError: there is no scan, or the files are not those of the run's channels.
+    """
+    channels = settings.data.image_channels
+    if args.channel:
+        if inputs:
+            raise UserError("--channel names the files itself; give no other scans with it")
+        return list(find_named_channels(args.channel, out, channels).values())
+    scans = list(find_scans(inputs, out, channels).values())
+    if not scans:
+        raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
+    for line in describe_skipped_files(inputs, len(channels)):
+        _logger.warning("%s", line, extra=ONCE)
+    return scans
+
+
 def _build_prediction(
-    args: argparse.Namespace, overrides: list[str], world: World
+    args: argparse.Namespace, runs: list[LoadedRun], world: World
 ) -> ScanPredictor:
-    runs = load_runs(args, world, overrides)
     settings = runs[0].settings
-    folder = args.out / "probabilities" if args.probabilities else args.out
+    # Before anything is computed: the folder may have masks of other labels.
+    check_dataset_file(args.out, settings.data.label_scheme)
+    folder = args.out / PROBABILITIES if args.probabilities else args.out
     folder.mkdir(parents=True, exist_ok=True)
     fingerprint = fingerprint_runs(runs) | {"gate": fingerprint_scan_checks(settings)}
     return ScanPredictor(
@@ -177,21 +220,26 @@ def _build_prediction(
 
 
 def load_prediction(
-    args: argparse.Namespace, overrides: list[str], world: World, scans: Mapping[str, Path]
-) -> ScanPredictor:
+    args: argparse.Namespace, overrides: list[str], inputs: list[Path], world: World
+) -> tuple[ScanPredictor, list[ScanFiles]]:
     """Prepare segmentation as a part of another command. Call it before the ranks connect.
 
     Args:
         args: options of that command, with those of `predict`.
-        scans: file of each scan by id, as `find_scans` returns them.
+        overrides: settings `inference.*`.
+        inputs: files and folders of scans.
+
+    Returns:
+        What segments the scans, and the scans.
     """
-    options = {"again": False, "force": False} | vars(args)
-    prediction = _build_prediction(argparse.Namespace(**options), overrides, world)
-    return replace(prediction, scan_ids={file: name for name, file in scans.items()})
+    options = argparse.Namespace(**{"again": False, "force": False, "channel": [], **vars(args)})
+    runs = load_runs(options, world, overrides)
+    scans = find_scans_of_run(options, inputs, options.out, runs[0].settings)
+    return _build_prediction(options, runs, world), scans
 
 
-def segment_files(
-    prediction: ScanPredictor, files: list[Path], world: World, monitor: HeartbeatMonitor
+def segment_scans(
+    prediction: ScanPredictor, scans: list[ScanFiles], world: World, monitor: HeartbeatMonitor
 ) -> dict[str, bool]:
     """Segment the share of this rank. All ranks return at the same time.
 
@@ -199,11 +247,9 @@ def segment_files(
         The scans that failed on any rank -> whether it was a mistake of the user.
     """
     done = set() if prediction.recompute else broadcast_from_rank0(prediction.ledger.done())
-    known = [file for file in files if prediction.get_scan_id(file) in done]
-    sizes = {}
-    for file in files:
-        if file not in known:
-            sizes[str(file)] = file.stat().st_size if file.is_file() else 0
+    by_id = {scan.scan_id: scan for scan in scans}
+    known = [scan for scan in scans if scan.scan_id in done]
+    sizes = {scan.scan_id: scan.size_bytes for scan in scans if scan.scan_id not in done}
     division = divide_work(sizes, world.global_rank, world.world_size)
     _logger.debug(
         "%d cases of an earlier call, %d new ones: %d of them alone, %d with the other ranks",
@@ -218,59 +264,62 @@ def segment_files(
         predictor=prediction.predictor.with_window_mapper(parallel.map_windows),
         window_scope=parallel.case_scope,
     )
-    own = [*known[world.global_rank :: world.world_size], *map(Path, division.whole)]
+    own = [*known[world.global_rank :: world.world_size], *(by_id[one] for one in division.whole)]
     failed: dict[str, bool] = {}
-    with case_progress("predict", len(files), monitor) as progress:
-        for file in map(Path, division.shared):
-            progress.report_activity(f"segmenting {clean_text(file.name)}")
-            failed |= _segment_shared_file(shared, file, world)
-            progress.advance(note=clean_text(file.name), shared=True)
-        for file in own:
-            progress.report_activity(f"segmenting {clean_text(file.name)}")
-            failed |= _segment_own_file(prediction, file, world)
-            progress.advance(note=clean_text(file.name))
+    with case_progress("predict", len(scans), monitor) as progress:
+        for scan in (by_id[one] for one in division.shared):
+            progress.report_activity(f"segmenting {scan.name}")
+            failed |= _segment_shared_scan(shared, scan, world)
+            progress.advance(note=scan.name, shared=True)
+        for scan in own:
+            progress.report_activity(f"segmenting {scan.name}")
+            failed |= _segment_own_scan(prediction, scan, world)
+            progress.advance(note=scan.name)
         progress.report_activity("waiting for the scans of other ranks")
         all_failed: dict[str, bool] = {}
         for part in gather_from_ranks(failed):
             all_failed |= part
-        progress.complete(len(files))
+        progress.complete(len(scans))
         progress.report_activity("writing the table")
+    share_from_rank0(lambda: write_dataset_file(prediction.out, prediction.labels))
     return all_failed
 
 
-def _segment_own_file(prediction: ScanPredictor, file: Path, world: World) -> dict[str, bool]:
+def _segment_own_scan(prediction: ScanPredictor, scan: ScanFiles, world: World) -> dict[str, bool]:
     """Segment a scan on this rank; returns its name and whether it was a user's mistake if it failed."""
     try:
-        _segment_and_print(prediction, file)
+        _segment_and_print(prediction, scan)
     except (UserError, RunFailed) as error:
         if not isinstance(error, PeerFailed):
-            report_case_failure(error, world, prediction.out, clean_text(file.name))
-        return {prediction.get_scan_id(file): isinstance(error, UserError)}
+            report_case_failure(error, world, prediction.out, scan.name)
+        return {scan.scan_id: isinstance(error, UserError)}
     return {}
 
 
-def _segment_shared_file(prediction: ScanPredictor, file: Path, world: World) -> dict[str, bool]:
+def _segment_shared_scan(
+    prediction: ScanPredictor, scan: ScanFiles, world: World
+) -> dict[str, bool]:
     """Segment a scan together with all other ranks; rank 0 writes the mask and records a failure."""
 
     def segment() -> dict[str, bool]:
-        return _segment_own_file(prediction, file, world)
+        return _segment_own_scan(prediction, scan, world)
 
     def compute_windows() -> dict[str, bool]:
         try:
-            prediction.compute_shared_windows(file)
+            prediction.compute_shared_windows(scan)
         except (UserError, RunFailed) as error:
             # The rank that segments the scan has the same reason for a refused one, and a rank that
             # failed prints its own reason.
             if not isinstance(error, (PeerFailed, ScanRefused)):
-                report_case_failure(error, world, prediction.out, clean_text(file.name))
+                report_case_failure(error, world, prediction.out, scan.name)
         return {}
 
     return world.select_for_rank(segment, compute_windows)
 
 
-def _segment_and_print(prediction: ScanPredictor, file: Path) -> None:
-    record, was_done = prediction.segment_file(file)
-    write_lines(_format_volumes(record, was_done))
+def _segment_and_print(prediction: ScanPredictor, scan: ScanFiles) -> None:
+    record, was_done = prediction.segment_scan(scan)
+    write_lines(_format_record(record, was_done, prediction))
     write_notes(*format_warnings(record["case_id"], record["findings"]))
 
 
@@ -293,12 +342,14 @@ def _collect_marks(prediction: ScanPredictor, names: list[str]) -> dict[str, Any
     }
 
 
-def _format_volumes(record: dict[str, Any], was_done: bool) -> str:
+def _format_record(record: dict[str, Any], was_done: bool, prediction: ScanPredictor) -> str:
     """One line about a segmented scan."""
-    liver, tumour = f"{record['liver_ml']:.1f} ml", f"{record['tumour_ml']:.2f} ml"
-    line = f"{record['case_id']}: liver {liver}, tumour {tumour} in {record['tumours']}"
-    if record["burden"] is not None:
-        line += f", burden {100 * record['burden']:.2f} %"
+    line = f"{record['case_id']}: {format_mask_line(record, prediction.labels)}"
+    if "channels" in record:
+        names = [channel.name for channel in prediction.settings.data.image_channels]
+        absent = [name for name in names if name not in record["channels"]]
+        line += f", from {', '.join(record['channels'])}"
+        line += f" without {', '.join(absent)}" if absent else ""
     line += "  (done before)" if was_done else ""
     line += "  (forced)" if record["forced"] else ""
     return line

@@ -25,8 +25,8 @@ import torch
 from liverseg_dist.clinical.components import CONNECTIVITIES, LITS_CONNECTIVITY
 from liverseg_dist.clinical.page import render_quantities
 from liverseg_dist.clinical.tables import lesions_csv, structures_csv
-from liverseg_dist.commands.options import add_inference
-from liverseg_dist.commands.predict import load_prediction, segment_files
+from liverseg_dist.commands.options import add_channels, add_inference
+from liverseg_dist.commands.predict import load_prediction, segment_scans
 from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
 from liverseg_dist.console import write_lines, write_notes
 from liverseg_dist.distributed.collectives import barrier, gather_from_ranks
@@ -46,10 +46,10 @@ from liverseg_dist.inference.quantify import (
     gather_inputs,
     measurement_for,
 )
-from liverseg_dist.inference.scan_files import find_scans
+from liverseg_dist.inference.scan_files import ScanFiles
 from liverseg_dist.inference.work_division import shard_cases
 from liverseg_dist.label_scheme import parse_label_options
-from liverseg_dist.labels import LITS_SCHEME, LabelScheme
+from liverseg_dist.labels import LabelScheme
 from liverseg_dist.texts.paths import expand_user_path, path_argument
 from liverseg_dist.tracking.progress import show_progress
 
@@ -62,7 +62,7 @@ Failures = dict[str, tuple[str, bool]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="MASK",
         help="masks (.nii, .nii.gz), folders of them, a run's evaluation; with --run: scans, then inference.KEY=VALUE",
     )
@@ -99,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --run: also segment scans that the audit refuses, and mark them",
     )
+    add_channels(parser)
     add_inference(parser)
 
 
@@ -144,19 +145,16 @@ def _segment_and_measure(
     """Segment scans into OUT/masks, then measure those masks with the scans as images."""
     if args.images is not None:
         raise UserError("--images: with --run the given scans are the images")
-    scheme = parse_label_options(args.labels) if args.labels else LITS_SCHEME
-    masks = args.out / "masks"
-    scans = find_scans(paths, masks)
-    files = list(scans.values())
-    settings = argparse.Namespace(**{**vars(args), "out": masks})
-    job = load_prediction(settings, overrides, world, scans)
+    settings = argparse.Namespace(**{**vars(args), "out": args.out / "masks"})
+    job, scans = load_prediction(settings, overrides, paths, world)
+    scheme = parse_label_options(args.labels) if args.labels else job.labels
 
     def work(watch: HeartbeatMonitor) -> dict[str, Any]:
-        failed = segment_files(job, files, world, watch)
+        failed = segment_scans(job, scans, world, watch)
         watch.report_progress(-1, "waiting for the masks of other ranks")
         barrier()
-        segmented = [file for file in files if job.get_scan_id(file) not in failed]
-        cases = [_case_of_scan(job, file, args.probabilities, scheme) for file in segmented]
+        segmented = [scan for scan in scans if scan.scan_id not in failed]
+        cases = [_case_of_scan(job, scan, args.probabilities, scheme) for scan in segmented]
         errors = job.ledger.failures()
         failures = {
             name: (errors.get(name, "could not be segmented"), mistake)
@@ -168,16 +166,16 @@ def _segment_and_measure(
 
 
 def _case_of_scan(
-    job: ScanPredictor, file: Path, with_probabilities: bool, scheme: LabelScheme
+    job: ScanPredictor, scan: ScanFiles, with_probabilities: bool, scheme: LabelScheme
 ) -> MaskFile:
-    name = job.get_scan_id(file)
+    name = scan.scan_id
     probabilities = {}
     if with_probabilities:
         for structure in scheme.structures:
             found = job.get_probability_file(name, structure.name)
             if found.is_file():
                 probabilities[structure.name] = found
-    return MaskFile(name, job.get_mask_file(name), file, probabilities)
+    return MaskFile(name, job.get_mask_file(name), scan.first, probabilities)
 
 
 def measure_cases(

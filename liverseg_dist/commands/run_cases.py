@@ -11,7 +11,7 @@ from typing import Any
 from liverseg_dist.config import Settings
 from liverseg_dist.console import write_notes
 from liverseg_dist.data.io.dataset_index import read_dataset
-from liverseg_dist.data.io.modality import refuse_other_modality
+from liverseg_dist.data.io.modality import check_same_channels
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
@@ -23,7 +23,9 @@ from liverseg_dist.inference.load_run import (
     load_run,
 )
 from liverseg_dist.inference.outdated_results import OUTDATED_CHOICE, has_outdated_postprocessing
+from liverseg_dist.inference.run_data import check_same_data
 from liverseg_dist.inference.scan_checks import fingerprint_scan_checks, format_warnings
+from liverseg_dist.inference.scan_files import ScanFiles
 from liverseg_dist.logging_setup import ONCE
 
 _logger = logging.getLogger(__name__)
@@ -79,7 +81,9 @@ def store_for(args: argparse.Namespace, runs: Sequence[LoadedRun]) -> CaseStore:
     path = args.store or runs[0].settings.data.store
     if path is None:
         raise UserError("--store is not given, and the run does not name one")
-    return CaseStore.open(path)
+    store = CaseStore.open(path)
+    check_same_data(store, runs[0].settings.data)
+    return store
 
 
 def inputs_for(
@@ -101,9 +105,12 @@ def inputs_for(
     slabs, unlabelled = group_slabs_by_scan(store, case_ids)
     sources = None
     if source is not None:
-        dataset = read_dataset(source)
-        refuse_other_modality(source, dataset.notes, settings.convert.modality)
-        sources = {case.case_id: case.image for case in (*dataset.training, *dataset.test)}
+        channels = settings.data.image_channels
+        dataset = read_dataset(source, settings.convert.channels)
+        check_same_channels(source, dataset.channels, channels)
+        sources = {}
+        for case in (*dataset.training, *dataset.test):
+            sources[case.case_id] = ScanFiles(case.case_id, case.images, len(channels))
     return CaseInputs(store, slabs, settings, sources, force), unlabelled
 
 

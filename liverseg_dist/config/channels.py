@@ -60,7 +60,7 @@ class ChannelConfig(Section):
     @property
     def has_own_intensity(self) -> bool:
         """Whether each scan has a normalisation of its own, not that of the data set."""
-        return self.intensity in ("zscore", "percentiles")
+        return self.intensity != "ct"
 
     @model_validator(mode="after")
     def _check_range(self) -> "ChannelConfig":

@@ -55,6 +55,9 @@ class DataConfig(Section):
     by its own scan. Filled in from the store."""
     channels: tuple[ChannelConfig, ...] | None = None
     """Channels of the images; filled in from the store. null: one channel of CT."""
+    optional_channels: tuple[str, ...] | None = None
+    """Channels that some training case lacks, so that a scan may lack them as well; filled in from
+    the store. null: none."""
     labels: dict[str, Any] | None = None
     """Label values and structures (`LabelScheme.to_json`); filled in from the store. null: those of
     LiTS."""

@@ -4,7 +4,6 @@ Axial slices in radiological display: the patient's right is on the left, anteri
 are those of the audit's pictures; a legend is at the top left. `liverseg preview` writes it.
 """
 
-import colorsys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,15 +11,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from liverseg_dist.labels import BACKGROUND, IGNORE, LITS_SCHEME, LabelScheme
-from liverseg_dist.pages import PADDING_RGB, STRUCTURE_RGB
+from liverseg_dist.pages import PADDING_RGB, class_colours
 
 TILE_PX = 224
 _GAP_PX, _TEXT_PX, _HEADER_PX = 6, 200, 24
 _MARGIN_PX, _SWATCH_PX = 8, 12
 _LINE_SPACING_PX = 5
 _FONT_SIZE = 13
-_GOLDEN_RATIO = 0.618034
-"""Multiples of it, modulo 1, are far from each other: hues of neighbouring classes differ."""
 _OPACITY = 0.4
 _BACKGROUND = (20, 20, 20)
 _TEXT_COLOUR = (230, 230, 230)
@@ -83,14 +80,7 @@ def render_preview(rows: Sequence[PreviewRow], labels: LabelScheme = LITS_SCHEME
 
 def choose_class_colours(labels: LabelScheme) -> dict[int, Rgb]:
     """Return a colour for each class value without the background, and for padding."""
-    if labels == LITS_SCHEME:
-        return {**STRUCTURE_RGB, IGNORE: PADDING_RGB}
-    colours: dict[int, Rgb] = {}
-    for value in range(1, labels.num_classes):
-        hue = value * _GOLDEN_RATIO % 1
-        red, green, blue = colorsys.hsv_to_rgb(hue, 0.8, 0.9)
-        colours[value] = (round(red * 255), round(green * 255), round(blue * 255))
-    return {**colours, IGNORE: PADDING_RGB}
+    return {**class_colours(labels), IGNORE: PADDING_RGB}
 
 
 LegendEntry = tuple[int, int, str, Rgb]

@@ -68,8 +68,13 @@ def load_training(folder: Path) -> dict[str, Curves]:
         return {}
 
 
-def draw_curves(curves: Curves) -> dict[str, Markup]:
-    """Draw the charts of a run, by title; a chart with fewer than two points is left out."""
+def draw_curves(curves: Curves, kinds: Mapping[str, str]) -> dict[str, Markup]:
+    """Draw the charts of a run, by title; a chart with fewer than two points is left out.
+
+    Args:
+        curves: Curves by metric.
+        kinds: Classes of the marks of each structure.
+    """
     dice = []
     for name, points in curves.items():
         if name.startswith(DICE_PREFIX):
@@ -81,13 +86,15 @@ def draw_curves(curves: Curves) -> dict[str, Markup]:
     }
     charts = {}
     for title, series in series_by_title.items():
-        chart = _draw_line_chart(title, series)
+        chart = _draw_line_chart(title, series, kinds)
         if chart is not None:
             charts[title] = chart
     return charts
 
 
-def _draw_line_chart(title: str, series: Sequence[tuple[str, list[list[float]]]]) -> Markup | None:
+def _draw_line_chart(
+    title: str, series: Sequence[tuple[str, list[list[float]]]], kinds: Mapping[str, str]
+) -> Markup | None:
     points = [point for _, line in series for point in line]
     steps = [step for step, _ in points]
     if len(points) < 2 or min(steps) == max(steps):
@@ -102,12 +109,13 @@ def _draw_line_chart(title: str, series: Sequence[tuple[str, list[list[float]]]]
     marks += svg.y_axis(y, 66, WIDTH - 20, title.lower())
     for name, line in series:
         positions = [(x(step), y(value)) for step, value in line]
-        marks.append(svg.polyline(positions, f"curve {name}"))
+        kind = kinds.get(name, name)
+        marks.append(svg.polyline(positions, f"curve {kind}"))
         if len(positions) > MAX_DOTS:
             continue
         for (step, value), (left, top) in zip(line, positions, strict=True):
             hint = f"{name}, step {step:g}: {value:.4g}"
-            marks.append(svg.circle(left, top, 3.0, f"dot {name}", hint))
+            marks.append(svg.circle(left, top, 3.0, f"dot {kind}", hint))
     return svg.picture(WIDTH, HEIGHT, marks, f"{title} over training steps")
 
 

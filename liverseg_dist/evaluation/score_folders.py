@@ -17,7 +17,7 @@ from liverseg_dist.evaluation.ledger import Ledger, encode_file_name, fingerprin
 from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY
 from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, align_prediction
-from liverseg_dist.evaluation.report.overlays import save_pictures
+from liverseg_dist.evaluation.report.picture_files import save_pictures
 from liverseg_dist.files import file_sha256
 from liverseg_dist.labels import LITS_SCHEME, LabelScheme
 from liverseg_dist.volume import Volume
@@ -170,7 +170,7 @@ def draw_pair(pair: MaskPair, job: ScoreJob, drawing: PictureJob) -> ScoreOutcom
             image, error = _read_matching_image(
                 drawing.images[pair.case_id], truth, drawing.read_image
             )
-        save_pictures(drawing.folder, pair.case_id, prediction, truth, image)
+        save_pictures(drawing.folder, pair.case_id, prediction, truth, image, job.labels)
     # The scores are complete without pictures, so no error here fails the command.
     except Exception as failure:
         return ScoreOutcome(pair.case_id, error=f"{pair.case_id}: no pictures: {failure}")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from liverseg_dist.evaluation.case_scores import list_scored
 from liverseg_dist.evaluation.ledger import encode_file_name
-from liverseg_dist.evaluation.report.overlays import load_pictures
+from liverseg_dist.evaluation.report.picture_files import load_pictures
 from liverseg_dist.files import write_text
 
 NUM_WORST = 8
@@ -85,6 +85,7 @@ def collect_pictures(
             continue
         name = encode_file_name(case["case_id"])
         item = {"rank": rank, "case": case, "name": name, "pictures": "", "file": "", "still": ""}
+        item["is_ct"] = found["slices"]["is_ct"]
         content = json.dumps(found, separators=(",", ":"))
         if report_folder is None or len(content) <= bytes_left:
             bytes_left -= len(content)

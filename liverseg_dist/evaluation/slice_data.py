@@ -21,7 +21,7 @@ MAX_SIDE = 288
 """Largest size along y or x, voxels; a wider box is resampled. No slice along z is left out."""
 MAX_VOXELS = 12_000_000
 """Largest number of voxels: about 5 MB packed. A larger box is resampled further in y and x."""
-NUM_LABELS = 3
+LITS_CODES = 3
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 MAX_PACKED = 64 << 20
 
@@ -35,6 +35,8 @@ def _hu_table() -> np.ndarray:
 
 
 HU_OF_CODE = _hu_table()
+SCALED_RANGE = (-100.0, 260.0)
+"""Values of `HU_OF_CODE` that the window of an image without a unit is mapped to."""
 
 
 def pack_slices(
@@ -42,27 +44,34 @@ def pack_slices(
     truth_zyx: np.ndarray,
     image_zyx: np.ndarray | None,
     spacing_mm: Float3,
+    num_codes: int = LITS_CODES,
+    window: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """Pack the voxels of one case for the page.
 
     Args:
-        prediction_zyx: Labels 0, 1, 2 in display orientation (head to feet, front to back, right to
-            left).
-        truth_zyx: Labels of the same shape.
-        image_zyx: CT in HU of the same shape, or None.
+        prediction_zyx: Codes below `num_codes` in display orientation (head to feet, front to
+            back, right to left).
+        truth_zyx: Codes of the same shape.
+        image_zyx: Scan of the same shape, or None.
         spacing_mm: Voxel size z, y, x.
+        num_codes: Number of codes; the square is at most 256.
+        window: Intensities of a scan that is not CT, which take the places of the soft tissue of
+            `HU_OF_CODE`; None: the scan is CT in HU.
 
     Returns:
         A JSON-able dict: `shape` and `spacing_mm` of the stored volume, `stored_of` (voxels of the
-        box along each axis), `labels` (truth + 3 * prediction), `ct` (codes, or None) and `hu` (HU
+        box along each axis), `labels` (truth + num_codes * prediction), `ct` (codes, or None) and `hu` (HU
         of the codes, or None). Volumes are base64 of gzip of bytes; each byte is the difference to
         the one before it along x, which compresses better.
     """
     shape = _stored_shape(truth_zyx.shape)
     sizes = zip(shape, truth_zyx.shape, strict=True)
     sampled = np.ix_(*[_nearest_indices(stored, size) for stored, size in sizes])
-    labels = truth_zyx[sampled] + NUM_LABELS * prediction_zyx[sampled]
+    labels = truth_zyx[sampled] + num_codes * prediction_zyx[sampled]
     ct = None
+    if image_zyx is not None and window is not None:
+        image_zyx = _scale_to_hu(image_zyx, window)
     if image_zyx is not None:
         ct = _compress(_encode_hu(_resample_planes(image_zyx, shape)))
     return {
@@ -74,7 +83,16 @@ def pack_slices(
         "labels": _compress(labels.astype(np.uint8)),
         "ct": ct,
         "hu": None if ct is None else HU_OF_CODE.tolist(),
+        "is_ct": window is None,
     }
+
+
+def _scale_to_hu(intensities: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Intensities without a unit on the scale of `SCALED_RANGE`, which has fine steps."""
+    low, high = window
+    first, last = SCALED_RANGE
+    share = (intensities.astype(np.float32) - low) / (high - low)
+    return np.clip(first + share * (last - first), -1024, 1400)
 
 
 def unpack_volume(text: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -103,6 +121,8 @@ def check_slices(packed: dict[str, Any]) -> bool:
         for text in (packed["labels"], packed["ct"]) if has_ct else (packed["labels"],):
             if len(text) >= MAX_PACKED or _BASE64.fullmatch(text) is None:
                 return False
+        if not isinstance(packed["is_ct"], bool):
+            return False
         return packed["hu"] == (HU_OF_CODE.tolist() if has_ct else None)
     except (TypeError, KeyError):
         return False

@@ -19,7 +19,7 @@ from liverseg_dist.errors import RankLost, RunFailed
 from liverseg_dist.evaluation.ledger import Ledger, encode_file_name
 from liverseg_dist.evaluation.metrics.calibration import Counts
 from liverseg_dist.evaluation.metrics.case import score_case
-from liverseg_dist.evaluation.report.overlays import save_pictures
+from liverseg_dist.evaluation.report.picture_files import save_pictures
 from liverseg_dist.inference.calibration_counts import CalibrationCollector
 from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assemble_case
 from liverseg_dist.inference.postprocess import postprocess_mask

@@ -13,6 +13,7 @@ from typing import Any
 from liverseg_dist.config import CT_CHANNELS
 from liverseg_dist.data.audit.audit_summary import summarize_audit
 from liverseg_dist.errors import RunFailed, UserError, printable
+from liverseg_dist.evaluation.case_scores import structures_of_summary
 from liverseg_dist.evaluation.curves import Curves, read_curves
 from liverseg_dist.evaluation.ledger import Ledger
 from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
@@ -24,7 +25,7 @@ from liverseg_dist.inference.postprocess_operations import select_active_operati
 from liverseg_dist.inference.postprocess_report import describe_postprocessing
 from liverseg_dist.inference.scan_checks import select_warnings
 from liverseg_dist.inference.structure_settings import dump_inference
-from liverseg_dist.labels import LITS_SCHEME
+from liverseg_dist.inference.structure_values import is_task03
 from liverseg_dist.texts.paths import quote_path
 from liverseg_dist.tracking.provenance import collect_provenance
 
@@ -142,10 +143,10 @@ def describe_evaluation(
     labels = run.settings.data.label_scheme
     details["inference"] = dump_inference(run.settings.inference, labels)
     # Absent for the labels of Task03 and one channel of CT, as in earlier versions.
-    if labels == LITS_SCHEME:
+    if is_task03(labels):
         del details["data"]["labels"]
     if run.settings.data.image_channels == CT_CHANNELS:
-        del details["data"]["channels"]
+        del details["data"]["channels"], details["data"]["optional_channels"]
     # The path of the store is not part of the result, and reports must not contain paths.
     details["data"].pop("store")
     details["audit"] = summarize_audit(inputs.store.audit)
@@ -189,7 +190,7 @@ def describe_moved_results(moved: Path, folder: Path) -> str:
     """Line for the user: where the results of other weights or settings were moved, with their Dice."""
     summary = json.loads((moved / SUMMARY).read_text(encoding="utf-8"))
     scores = []
-    for name in summary.get("structures", LITS_SCHEME.structure_names):
+    for name in structures_of_summary(summary):
         dice = summary[name]["dice_per_case"]
         scores.append(f"{name} Dice {'undefined' if dice is None else f'{dice:.4f}'}")
     return (

@@ -21,7 +21,7 @@ from liverseg_dist.errors import UserError
 from liverseg_dist.files import file_sha256
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.structure_settings import dump_inference
-from liverseg_dist.labels import LITS_SCHEME
+from liverseg_dist.inference.structure_values import is_task03
 from liverseg_dist.model import build_model
 from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.topology import resolve_topology
@@ -224,7 +224,7 @@ def fingerprint_runs(runs: Sequence[LoadedRun]) -> dict[str, object]:
         mode="json", include={"spacing_mm", "intensity", "patch_size"}
     )
     # Absent for the labels of Task03 and one channel of CT, as in earlier versions.
-    if labels != LITS_SCHEME:
+    if not is_task03(labels):
         content["labels"] = labels.to_json()
     if settings.data.image_channels != CT_CHANNELS:
         content["channels"] = [

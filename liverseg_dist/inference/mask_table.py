@@ -12,9 +12,9 @@ import numpy as np
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.files import write_json
 from liverseg_dist.inference.postprocess import LESION_CONNECTIVITY, find_foreground_box
-from liverseg_dist.inference.structure_values import find_container, select_values
+from liverseg_dist.inference.structure_values import find_container, is_task03, select_values
 from liverseg_dist.label_scheme import read_label_scheme
-from liverseg_dist.labels import LARGEST_VALUE, LITS_SCHEME, LabelScheme, Structure
+from liverseg_dist.labels import LARGEST_VALUE, LabelScheme, Structure
 from liverseg_dist.volume import Grid
 
 DATASET_FILE = "dataset.json"
@@ -59,12 +59,12 @@ def list_volume_columns(labels: LabelScheme, *, with_channels: bool) -> tuple[st
 
 def name_burden(labels: LabelScheme, lesion: Structure) -> str:
     """Name of the column of a lesion's share in its organ; Task03 has one lesion structure."""
-    return "burden" if labels == LITS_SCHEME else f"{lesion.name}_burden"
+    return "burden" if is_task03(labels) else f"{lesion.name}_burden"
 
 
 def name_count(labels: LabelScheme, lesion: Structure) -> str:
     """Name of the column of the number of lesions."""
-    return f"{lesion.name}s" if labels == LITS_SCHEME else f"{lesion.name}_count"
+    return f"{lesion.name}s" if is_task03(labels) else f"{lesion.name}_count"
 
 
 def format_mask_line(record: dict[str, Any], labels: LabelScheme) -> str:
@@ -85,24 +85,30 @@ def format_mask_line(record: dict[str, Any], labels: LabelScheme) -> str:
     return ", ".join(parts)
 
 
+def check_dataset_file(folder: Path, labels: LabelScheme) -> None:
+    """Check that a folder for masks has no masks of other labels.
+
+    Raises:
+        UserError: its `dataset.json` names other labels, or is no such file.
+    """
+    file = folder / DATASET_FILE
+    if not file.is_file():
+        return
+    found = read_label_scheme(file)
+    if _list_structure_values(found) != _list_structure_values(labels):
+        raise UserError(
+            f"{printable(file)}: names the labels {describe_labels(found)}, the run has "
+            f"{describe_labels(labels)}; choose another --out"
+        )
+
+
 def write_dataset_file(folder: Path, labels: LabelScheme) -> None:
     """Write the labels of masks into `dataset.json` in their folder, in nnU-Net's form.
 
-    Viewers, `score` and `quantify` read the names there.
-
-    Raises:
-        UserError: the folder has masks of other labels.
+    Viewers, `score` and `quantify` read the names there. A file that is there already stays.
     """
-    file = folder / DATASET_FILE
-    if file.is_file():
-        found = read_label_scheme(file)
-        if _list_structure_values(found) != _list_structure_values(labels):
-            raise UserError(
-                f"{printable(file)}: names the labels {describe_labels(found)}, the run has "
-                f"{describe_labels(labels)}; choose another --out"
-            )
-        return
-    write_json(file, describe_dataset(labels))
+    if not (folder / DATASET_FILE).is_file():
+        write_json(folder / DATASET_FILE, describe_dataset(labels))
 
 
 def describe_labels(labels: LabelScheme) -> str:

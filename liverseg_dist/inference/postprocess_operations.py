@@ -22,7 +22,8 @@ from liverseg_dist.inference.structure_settings import (
     list_applicable_structures,
     resolve_structure_settings,
 )
-from liverseg_dist.labels import LITS_SCHEME, LabelScheme
+from liverseg_dist.inference.structure_values import is_task03
+from liverseg_dist.labels import LabelScheme
 
 OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "lesion_threshold": (0.0, *THRESHOLDS),
@@ -65,7 +66,7 @@ def list_operations(labels: LabelScheme) -> dict[str, Operation]:
 
 def name_operation(labels: LabelScheme, setting: str, structure: str) -> str:
     """`min_volume_ml.NAME`; for Task03 the former name of the setting."""
-    if labels == LITS_SCHEME:
+    if is_task03(labels):
         return former_name(f"inference.{setting}")
     return f"{setting}.{structure}"
 

@@ -107,7 +107,7 @@ class ScanPredictor:
         """File of a structure's probabilities."""
         return self.out / PROBABILITIES / name_probability_file(scan, structure)
 
-    def segment_file(self, files: ScanFiles) -> tuple[dict[str, Any], bool]:
+    def segment_scan(self, files: ScanFiles) -> tuple[dict[str, Any], bool]:
         """Segment a scan and record the result.
 
         Returns:

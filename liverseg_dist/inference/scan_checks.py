@@ -19,10 +19,12 @@ from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.nifti import ScanFile
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.inference.structure_settings import list_main_organs
-from liverseg_dist.inference.structure_values import list_tissue_values, select_values
-from liverseg_dist.labels import BACKGROUND, LITS_SCHEME, Structure
+from liverseg_dist.inference.structure_values import is_task03, list_tissue_values, select_values
+from liverseg_dist.labels import BACKGROUND, Structure
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Grid, Index3, Volume
 
+LOOKS_LIKE_CT = "looks_like_ct"
+"""Code of the audit's finding about a CT that is declared as something else."""
 CHECKS_VERSION = 1
 """Part of the ledgers' fingerprints: increase it when a scan is accepted or refused differently."""
 MAX_SPACING_RATIO = 3.0
@@ -147,8 +149,19 @@ def audit_channel(
     label: Volume | None,
 ) -> list[Finding]:
     """The findings of the audit of conversion, by the channel's modality."""
-    findings, _ = audit_image(scan, settings.convert.cleaning, notes, label)
-    return findings
+    findings, _ = audit_image(scan, settings.convert.cleaning, notes, label, channel)
+    checked = []
+    for finding in findings:
+        # Conversion warns of a wrong declaration; a network for other values gives nonsense.
+        if finding.code == LOOKS_LIKE_CT:
+            message = (
+                f"the run was trained on {channel.name} ({channel.modality}), but the values are "
+                "those of a CT in HU (air near -1000)"
+            )
+            checked.append(Finding("error", finding.code, message))
+        else:
+            checked.append(finding)
+    return checked
 
 
 def is_refused(findings: Sequence[Finding]) -> bool:
@@ -256,14 +269,14 @@ def check_mask(mask: Volume, overview: Overview, settings: Settings) -> list[Fin
         names = " and no ".join(areas)
         message = f"no {names} was found: is this a scan of another part of the body?"
         return [Finding("warning", f"{organs[0].name}_volume", message)]
-    is_task03 = labels == LITS_SCHEME
-    if is_task03:
+    is_first_scheme = is_task03(labels)
+    if is_first_scheme:
         volume_ml = float(areas[organs[0].name].sum()) * mask.grid.voxel_volume_ml
         found += check_liver_volume(volume_ml)
     for name, area in areas.items():
         if area.any():
             found += _check_end_slices(area, name)
-    if not is_task03:
+    if not is_first_scheme:
         return found
     found += check_tumours(mask.voxels)[1]
     coarse_mask = overview.subsample_mask(mask)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from liverseg_dist.config import CT_CHANNELS, ChannelConfig
-from liverseg_dist.data.io.nifti import ScanFile, read_scan_file
+from liverseg_dist.data.io.nifti import ScanFile, read_scan_channels, read_scan_file
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.evaluation.ledger import fingerprint_of
 from liverseg_dist.files import file_sha256
@@ -25,11 +25,6 @@ from liverseg_dist.texts.names import (
     list_some,
 )
 from liverseg_dist.texts.paths import expand_user_path
-
-
-def read_scan_channels(path: Path, count: int) -> list[ScanFile]:
-    raise UserError(f"{printable(path)}: one file for {count} channels is not supported")
-
 
 _NUMBERED = re.compile(r"(?s)(.+)_(\d{4})")
 """nnU-Net's channel number at the end of a name."""

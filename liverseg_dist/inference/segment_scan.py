@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from liverseg_dist.config import IntensityConfig, Settings
-from liverseg_dist.data.preprocessing.channels import PreparedScan, prepare_channels
+from liverseg_dist.data.preprocessing.scan_channels import PreparedScan, prepare_channels
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference.label_assignment import sum_structure_probability
 from liverseg_dist.inference.postprocess import postprocess_mask
@@ -144,10 +144,9 @@ def list_optional_channels(settings: Settings) -> tuple[str, ...]:
     names = tuple(channel.name for channel in settings.data.image_channels)
     if len(names) == 1:
         return ()
-    # Runs of earlier versions have neither entry.
-    if getattr(settings.train, "modality_dropout", 0) > 0:
+    if settings.train.modality_dropout > 0:
         return names
-    recorded = getattr(settings.data, "optional_channels", None) or ()
+    recorded = settings.data.optional_channels or ()
     return tuple(name for name in names if name in recorded)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from liverseg_dist.config import InferenceConfig
 from liverseg_dist.config.aliases import former_name
 from liverseg_dist.errors import UserError
-from liverseg_dist.labels import LITS_SCHEME, LabelScheme, Structure
+from liverseg_dist.inference.structure_values import is_task03
+from liverseg_dist.labels import LabelScheme, Structure
 
 ORGAN_SETTINGS = ("largest_component", "fill_holes")
 """Settings that name structures."""
@@ -100,7 +101,7 @@ def is_expressible_without_names(
 ) -> bool:
     """Whether one value describes the setting, and the scheme is that of Task03."""
     applicable = {structure.name for structure in list_applicable_structures(labels, setting)}
-    return labels == LITS_SCHEME and set(getattr(resolved, setting)) <= applicable
+    return is_task03(labels) and set(getattr(resolved, setting)) <= applicable
 
 
 def _without_names(resolved: StructureSettings, setting: str) -> Any:

@@ -8,10 +8,20 @@ from collections.abc import Collection
 
 import numpy as np
 
-from liverseg_dist.labels import BACKGROUND, LARGEST_VALUE, LabelScheme, Structure
+from liverseg_dist.labels import BACKGROUND, LARGEST_VALUE, LITS_SCHEME, LabelScheme, Structure
 
 MAX_COMPARED_VALUES = 3
 """Up to this many values, comparisons are faster than a table."""
+
+
+def describe_structures(labels: LabelScheme) -> list[tuple[object, ...]]:
+    """What decides about masks and results: schemes that differ in codes only are the same."""
+    return [(one.name, one.values, one.kind, one.inside) for one in labels.structures]
+
+
+def is_task03(labels: LabelScheme) -> bool:
+    """Whether masks and results are those of Task03, whose keys and names are kept."""
+    return describe_structures(labels) == describe_structures(LITS_SCHEME)
 
 
 def find_container(labels: LabelScheme, structure: Structure) -> Structure | None:

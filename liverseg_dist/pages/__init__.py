@@ -4,15 +4,21 @@ The report, the audit page, the sweep page and all pictures use them, so that a 
 meaning everywhere.
 """
 
-from liverseg_dist.pages.palette import LEGEND, OVERLAY, PADDING_RGB, STRUCTURE_RGB, hex_colour
+from liverseg_dist.pages.palette import (
+    OVERLAY,
+    PADDING_RGB,
+    class_colours,
+    hex_colour,
+    structure_colours,
+)
 from liverseg_dist.pages.theme import load_script, load_theme
 
 __all__ = [
-    "LEGEND",
     "OVERLAY",
     "PADDING_RGB",
-    "STRUCTURE_RGB",
+    "class_colours",
     "hex_colour",
     "load_script",
     "load_theme",
+    "structure_colours",
 ]

@@ -5,14 +5,18 @@ Readers with protanopia, deuteranopia and tritanopia can distinguish them
 and on the dark background of pictures.
 """
 
-from collections.abc import Mapping
+import colorsys
+from collections.abc import Collection, Mapping, Sequence
 
-from liverseg_dist.labels import LIVER, TUMOUR
+from liverseg_dist.labels import LabelScheme
 
 Rgb = tuple[int, int, int]
 
-STRUCTURE_RGB: Mapping[int, Rgb] = {LIVER: (43, 140, 190), TUMOUR: (199, 119, 0)}
-"""Outlines and fills of a label, dots and bars of a chart."""
+ORGAN_RGB: Rgb = (43, 140, 190)
+LESION_RGB: Rgb = (199, 119, 0)
+"""Outlines and fills of the first organ and of the first lesion, dots and bars of a chart."""
+GOLDEN_RATIO = 0.618034
+"""Hues at multiples of it stay apart, however many there are."""
 PADDING_RGB: Rgb = (110, 110, 110)
 """Voxels without a class (label 255)."""
 
@@ -27,15 +31,15 @@ OVERLAY: Mapping[str, tuple[int, int, int, int]] = {
     "true_positive": (*TRUE_POSITIVE, 120),
     "false_negative": (*FALSE_NEGATIVE, 150),
     "false_positive": (*FALSE_POSITIVE, 150),
-    "liver": (150, 160, 172, 90),
+    "organ": (150, 160, 172, 90),
 }
-"""RGBA over a CT slice: outlines of both masks and kinds of tumour voxels.
+"""RGBA over a slice: outlines of both masks and kinds of compared voxels.
 
-`liver` is drawn only where there is no CT.
+`organ` is drawn only where there is no image.
 """
 
-LESION_RGB: Mapping[str, Rgb] = {
-    "liver": (190, 178, 168),
+SURFACE_RGB: Mapping[str, Rgb] = {
+    "organ": (190, 178, 168),
     "touched": TRUE_POSITIVE,
     "missed": FALSE_NEGATIVE,
     "false": FALSE_POSITIVE,
@@ -48,9 +52,40 @@ def hex_colour(colour: tuple[int, ...]) -> str:
     return "#" + "".join(f"{channel:02x}" for channel in colour[:3])
 
 
-LEGEND = (
-    ("liver", STRUCTURE_RGB[LIVER]),
-    ("tumour", STRUCTURE_RGB[TUMOUR]),
-    ("padding", PADDING_RGB),
-)
-"""Name and colour of what pictures of labels show."""
+def structure_colours(labels: LabelScheme) -> dict[str, Rgb]:
+    """Colour of each structure of a scheme."""
+    lesions = {structure.name for structure in labels.lesions}
+    return assign_colours(labels.structure_names, lesions)
+
+
+def assign_colours(names: Sequence[str], lesions: Collection[str]) -> dict[str, Rgb]:
+    """Colour of each structure: the first organ and the first lesion have fixed ones."""
+    first_organ = next((name for name in names if name not in lesions), None)
+    first_lesion = next((name for name in names if name in lesions), None)
+    colours: dict[str, Rgb] = {}
+    for number, name in enumerate(names):
+        if name == first_organ:
+            colours[name] = ORGAN_RGB
+        elif name == first_lesion:
+            colours[name] = LESION_RGB
+        else:
+            colours[name] = spread_colour(number)
+    return colours
+
+
+def spread_colour(number: int) -> Rgb:
+    """A colour for a number; neighbouring numbers have distant hues.
+
+    Saturation and brightness give a contrast of 3:1 on white for most hues.
+    """
+    red, green, blue = colorsys.hsv_to_rgb((0.35 + number * GOLDEN_RATIO) % 1, 0.75, 0.68)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def class_colours(labels: LabelScheme) -> dict[int, Rgb]:
+    """Colour of each class value without the background: that of its smallest structure."""
+    by_name = structure_colours(labels)
+    colours: dict[int, Rgb] = {}
+    for structure in sorted(labels.structures, key=lambda structure: -len(structure.values)):
+        colours |= dict.fromkeys(structure.values, by_name[structure.name])
+    return dict(sorted(colours.items()))

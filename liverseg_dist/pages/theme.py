@@ -2,8 +2,7 @@
 
 from importlib.resources import files
 
-from liverseg_dist.labels import LIVER, TUMOUR
-from liverseg_dist.pages.palette import LESION_RGB, OVERLAY, STRUCTURE_RGB, hex_colour
+from liverseg_dist.pages.palette import LESION_RGB, ORGAN_RGB, OVERLAY, SURFACE_RGB, hex_colour
 
 _LIGHT = {
     "ink": "#16202a",
@@ -38,11 +37,11 @@ def load_theme() -> str:
     page is light.
     """
     fixed = {
-        "liver": hex_colour(STRUCTURE_RGB[LIVER]),
-        "tumour": hex_colour(STRUCTURE_RGB[TUMOUR]),
-        "detected": hex_colour(LESION_RGB["touched"]),
-        "missed": hex_colour(LESION_RGB["missed"]),
-        "false": hex_colour(LESION_RGB["false"]),
+        "organ": hex_colour(ORGAN_RGB),
+        "lesion": hex_colour(LESION_RGB),
+        "detected": hex_colour(SURFACE_RGB["touched"]),
+        "missed": hex_colour(SURFACE_RGB["missed"]),
+        "false": hex_colour(SURFACE_RGB["false"]),
         "partly": "#b98300",
         "truth-line": hex_colour(OVERLAY["truth_line"]),
         "prediction-line": hex_colour(OVERLAY["prediction_line"]),

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from liverseg_dist.config import CleaningConfig, SlabConfig
+from liverseg_dist.config import ChannelConfig, CleaningConfig, SlabConfig
 from liverseg_dist.config.base import Section
 from liverseg_dist.data.preprocessing.body_mask import OUTSIDE_BODY_VALUES
 from liverseg_dist.data.preprocessing.denoise import NOISE_METHODS
@@ -67,7 +67,9 @@ def test_an_unknown_kind_of_resampling_is_an_error() -> None:
 def test_a_step_added_to_the_registry_runs_and_is_recorded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def add_ten(volume: Volume, cleaning: CleaningConfig) -> tuple[Volume, dict[str, object]]:
+    def add_ten(
+        volume: Volume, cleaning: CleaningConfig, channel: ChannelConfig
+    ) -> tuple[Volume, dict[str, object]]:
         return volume.with_voxels(volume.voxels + np.int16(10)), {"added_hu": 10}
 
     monkeypatch.setitem(CLEANING_STEPS, "add_ten", add_ten)

@@ -103,7 +103,7 @@ def run(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(small_run.run, run)
     settings = yaml.safe_load((run / "config.yaml").read_text())
     settings["data"]["fold"] = "all"
-    settings["inference"]["min_tumour_ml"] = 0.2  # set by hand; the choice replaces it
+    settings["inference"]["min_volume_ml"] = 0.2  # set by hand; the choice replaces it
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     return run
 

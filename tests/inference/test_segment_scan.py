@@ -116,7 +116,7 @@ def test_body_crop_leaves_background_outside() -> None:
     air[:, 4:36, 2:30] = scan.voxels[:, 4:36, 2:30]
     scan = Volume(air, scan.grid)
     cropped = prepare_for_network([scan], settings)
-    assert cropped.shape < scan.shape
+    assert cropped.grid.shape < scan.shape
     mask = segment_to_grid(cropped, scan.grid, make_threshold_predictor(settings)).mask_zyx
     assert np.array_equal(mask, np.where(air > 160, 2, np.where(air > 60, 1, 0)))
 

@@ -1,4 +1,8 @@
-"""The part of the audit that needs no label: is the scan a complete CT in HU of plausible size?
+"""The part of the audit that needs no label: is the scan complete and of plausible size, and are its
+values those of its channel?
+
+A CT must be in HU. Other channels have arbitrary units: they are refused only where the file holds
+no scan at all, and a CT that was declared as one of them gets a warning.
 
 `audit_case` (conversion) and `inference.scan_checks` (predict, evaluate) call the same functions,
 so inference refuses the scans that conversion excludes, for the same reasons.
@@ -8,16 +12,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from liverseg_dist.config import CleaningConfig
+from liverseg_dist.config import CT_CHANNEL, ChannelConfig, CleaningConfig
+from liverseg_dist.data.audit.anatomy import code_name, find_reference_organ, healthy_mask
 from liverseg_dist.data.audit.label_geometry import has_identity_affine
 from liverseg_dist.data.findings import Finding, Severity
 from liverseg_dist.data.preprocessing.invalid_voxels import (
     AIR_HU,
     InvalidVoxels,
-    fill_invalid_voxels,
     invalid_fraction,
+    store_voxels,
 )
-from liverseg_dist.labels import LIVER
+from liverseg_dist.errors import printable
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme, Structure
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Volume
 
 SLAB_SLICES = 64
@@ -50,6 +56,12 @@ EXTENT_LIMITS_MM = (60.0, 1000.0)
 MAX_LENGTH_MM = 2500.0
 MIN_TILT_DEGREES = 1.0
 PERCENTILES = (1, 25, 50, 75, 99)
+CT_AIR_HU = (-1100.0, -900.0)
+"""Air of a CT in HU, with a margin."""
+MIN_AIR_FRACTION = 0.05
+CT_TISSUE_HU = (-100.0, 150.0)
+"""Soft tissue and fat of a CT: most voxels of a body."""
+MIN_TISSUE_FRACTION = 0.5
 MAX_SHOWN_SLICES = 8
 
 
@@ -58,22 +70,45 @@ def audit_image(
     cleaning: CleaningConfig,
     notes: Sequence[Finding] = (),
     label: Volume | None = None,
+    channel: ChannelConfig = CT_CHANNEL,
+    labels: LabelScheme = LITS_SCHEME,
 ) -> tuple[list[Finding], dict[str, object]]:
     """Audit a scan without its label.
 
     Args:
-        image: HU, in any orientation.
+        image: HU for CT, else arbitrary units, in any orientation.
         cleaning: Limits.
         notes: Findings of the reader.
         label: A label on the image's grid, if one is known: the HU of the liver are then measured
             instead of estimated.
+        channel: The channel that the scan is declared as.
+        labels: Scheme of the label.
 
     Returns:
         Findings, the reader's first, and JSON-able facts.
     """
     facts = collect_image_facts(image)
-    findings = [*notes, *check_grid(image, cleaning), *check_invalid_voxels(image, cleaning, facts)]
-    return [*findings, *check_intensity(image, label, facts)], facts
+    findings = [*notes, *check_grid(image, cleaning)]
+    findings += check_invalid_voxels(image, cleaning, facts, channel)
+    return [*findings, *check_intensity(image, label, facts, channel, labels)], facts
+
+
+def audit_further_channel(
+    image: Volume, cleaning: CleaningConfig, channel: ChannelConfig
+) -> tuple[list[Finding], dict[str, object]]:
+    """Audit another channel than the first one of a scan; messages name the channel.
+
+    Slices and tilt are those of the stored grid, which is the first channel's, so they are not
+    checked here.
+    """
+    facts = collect_image_facts(image)
+    findings = check_invalid_voxels(image, cleaning, facts, channel)
+    findings += check_intensity(image, None, facts, channel)
+    named = []
+    for finding in findings:
+        message = f"channel {channel.name}: {finding.message}"
+        named.append(Finding(finding.severity, finding.code, message))
+    return named, facts
 
 
 def collect_image_facts(image: Volume) -> dict[str, object]:
@@ -123,7 +158,7 @@ def _check_sizes(image: Volume) -> list[Finding]:
     extent = " x ".join(f"{mm:.0f}" for mm in extent_mm)
     message = (
         f"voxels of {voxels} mm, a field of view of {extent} mm (z, y, x): not plausible for a "
-        "CT; is the header in mm?"
+        "scan of a body; is the header in mm?"
     )
     return [Finding("warning", "implausible_voxel_size", message)]
 
@@ -158,14 +193,20 @@ def _measure_tilt_degrees(image: Volume) -> float:
 
 
 def check_invalid_voxels(
-    image: Volume, cleaning: CleaningConfig, facts: dict[str, object]
+    image: Volume,
+    cleaning: CleaningConfig,
+    facts: dict[str, object],
+    channel: ChannelConfig = CT_CHANNEL,
 ) -> list[Finding]:
     """Report NaN, padding and blank slices; too many of them are an error. Adds to `facts`."""
     canonical = image.reoriented(CANONICAL_ORIENTATION)
     # In canonical orientation, so that blank slices are counted along z.
-    _, invalid = fill_invalid_voxels(canonical.voxels)
+    _, invalid, scale = store_voxels(canonical.voxels, channel)
     facts["broken"] = invalid.to_json()
-    findings = _report_invalid_voxels(invalid, int(np.prod(canonical.shape)))
+    findings = _report_invalid_voxels(invalid, int(np.prod(canonical.shape)), channel)
+    if not scale.is_identity:
+        message = f"stored as int16: value = {scale.slope:.6g} * stored + {scale.intercept:.6g}"
+        findings.append(Finding("info", "scaled_values", message))
     fraction = invalid_fraction(invalid, canonical.shape)
     limit = cleaning.max_broken_fraction
     if fraction > limit:
@@ -177,10 +218,13 @@ def check_invalid_voxels(
     return findings
 
 
-def _report_invalid_voxels(invalid: InvalidVoxels, voxels: int) -> list[Finding]:
+def _report_invalid_voxels(
+    invalid: InvalidVoxels, voxels: int, channel: ChannelConfig
+) -> list[Finding]:
     findings = []
     if invalid.nonfinite_voxels:
-        message = f"{invalid.nonfinite_voxels:,} NaN or infinite voxels become air ({AIR_HU} HU)"
+        outside = f"air ({AIR_HU} HU)" if channel.is_ct else "0"
+        message = f"{invalid.nonfinite_voxels:,} NaN or infinite voxels become {outside}"
         findings.append(Finding("warning", "broken_voxels", message))
     if invalid.padding_voxels:
         message = (
@@ -202,29 +246,62 @@ def _report_invalid_voxels(invalid: InvalidVoxels, voxels: int) -> list[Finding]
 # --- intensity ---------------------------------------------------------------------------------
 
 
-def check_intensity(image: Volume, label: Volume | None, facts: dict[str, object]) -> list[Finding]:
-    """Check that the values are HU of a CT; adds their range to `facts`.
+def check_intensity(
+    image: Volume,
+    label: Volume | None,
+    facts: dict[str, object],
+    channel: ChannelConfig = CT_CHANNEL,
+    labels: LabelScheme = LITS_SCHEME,
+) -> list[Finding]:
+    """Check that the values are those of the channel; adds their range to `facts`.
 
-    With a label the median of the liver is measured, without one the soft tissue is estimated.
+    A CT must be in HU: with a label of an organ whose HU are known (`anatomy`) its median is
+    measured, without one the soft tissue is estimated. Other channels may have any values, but those of a CT get a warning.
     """
     sample = sample_voxels(image)
     if not sample.size:
         return []
     low, high = float(np.nanmin(image.voxels)), float(np.nanmax(image.voxels))
-    facts["hu_range"] = [low, high]
+    unit = "hu" if channel.is_ct else "value"
+    facts[f"{unit}_range"] = [low, high]
     percentiles = {}
     for percentile in PERCENTILES:
-        percentiles[str(percentile)] = round(float(np.percentile(sample, percentile)), 1)
-    facts["hu_percentiles"] = percentiles
+        value = float(np.percentile(sample, percentile))
+        # HU need one decimal; values of other units may all be below 1.
+        percentiles[str(percentile)] = round(value, 1) if channel.is_ct else float(f"{value:.6g}")
+    facts[f"{unit}_percentiles"] = percentiles
     if low == high:
         message = f"every voxel is {low:g}; the file holds no scan"
         return [Finding("error", "constant_image", message)]
-    liver_median = None
-    if label is not None:
-        values = image.voxels[label.voxels == LIVER]
-        liver_median = float(np.median(values)) if values.size else None
-        facts["liver_median_hu"] = liver_median
-    return _judge_intensity(low, high, sample, liver_median)
+    if not channel.is_ct:
+        return _notice_ct(sample, channel)
+    organ = find_reference_organ(labels)
+    median = None
+    if label is not None and organ is not None:
+        values = image.voxels[healthy_mask(label.voxels, labels, organ)]
+        median = float(np.median(values)) if values.size else None
+        facts[f"{code_name(organ)}_median_hu"] = median
+    return _judge_intensity(low, high, sample, median, organ)
+
+
+def looks_like_ct(sample: np.ndarray) -> bool:
+    """Whether values are probably HU: much air near -1000, and a body of soft tissue and fat."""
+    is_air = (sample >= CT_AIR_HU[0]) & (sample <= CT_AIR_HU[1])
+    body = sample[sample > BODY_HU]
+    if np.mean(is_air) < MIN_AIR_FRACTION or not body.size:
+        return False
+    is_tissue = (body >= CT_TISSUE_HU[0]) & (body <= CT_TISSUE_HU[1])
+    return float(np.mean(is_tissue)) >= MIN_TISSUE_FRACTION
+
+
+def _notice_ct(sample: np.ndarray, channel: ChannelConfig) -> list[Finding]:
+    if not looks_like_ct(sample):
+        return []
+    message = (
+        f"declared as {channel.modality}, but the values are those of a CT in HU (air near -1000); "
+        "if it is one, correct dataset.json or convert.channels"
+    )
+    return [Finding("warning", "looks_like_ct", message)]
 
 
 def sample_voxels(image: Volume) -> np.ndarray:
@@ -235,7 +312,7 @@ def sample_voxels(image: Volume) -> np.ndarray:
 
 
 def _judge_intensity(
-    low: float, high: float, sample: np.ndarray, liver_median: float | None
+    low: float, high: float, sample: np.ndarray, median: float | None, organ: Structure | None
 ) -> list[Finding]:
     """A CT in HU has air far below zero. Without air: another modality, shifted or scaled values.
 
@@ -243,12 +320,13 @@ def _judge_intensity(
         low: Lowest value of all voxels.
         high: Highest value of all voxels.
         sample: See `sample_voxels`.
-        liver_median: HU, None without label.
+        median: HU of the organ, None without label.
+        organ: The organ.
     """
     # A percentile, not the minimum: resampling (cubic, sinc) leaves a few negative voxels beside
     # bright ones in MR as well.
     if np.percentile(sample, 0.1) > NO_AIR_HU:
-        tissue = liver_median
+        tissue = median
         if tissue is None:
             # Without label: tissue is the brighter part of the image.
             tissue = float(np.median(sample[sample > sample.mean()]))
@@ -257,18 +335,19 @@ def _judge_intensity(
         is_narrow = high - low < MIN_HU_RANGE
         if not _is_tissue_hu(tissue) or is_narrow or _has_background(low, high, sample):
             return [_report_not_ct(low, high, tissue)]
-    elif liver_median is None or not _is_tissue_hu(liver_median):
+    elif median is None or not _is_tissue_hu(median):
         # Low values alone are no proof: padding of -2000 beside values without offset, or a factor.
         bright = _estimate_tissue_hu(sample)
         if bright is not None and bright > LIVER_HU[1]:
             if _is_offset_tissue_hu(bright):
                 return [_report_missing_offset(low, high, bright)]
             return [_report_not_ct(low, high, bright)]
-    if liver_median is not None and not _is_tissue_hu(liver_median):
+    if median is not None and organ is not None and not _is_tissue_hu(median):
         message = (
-            f"the liver's median is {liver_median:.0f} HU; does the label belong to this image?"
+            f"the {printable(organ.name)}'s median is {median:.0f} HU; "
+            "does the label belong to this image?"
         )
-        return [Finding("warning", "liver_hu_implausible", message)]
+        return [Finding("warning", f"{code_name(organ)}_hu_implausible", message)]
     return []
 
 

@@ -7,19 +7,29 @@ import numpy as np
 
 from liverseg_dist.data.audit.case_audit import audit_case
 from liverseg_dist.data.audit.duplicates import hash_voxels
+from liverseg_dist.data.audit.image_audit import audit_further_channel
 from liverseg_dist.data.audit.label_geometry import has_identity_affine
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
 from liverseg_dist.data.findings import Finding
+from liverseg_dist.data.io.channel_files import read_channel_files
+from liverseg_dist.data.io.dataset_case import format_path_end
+from liverseg_dist.data.io.modality import is_one_ct_channel
 from liverseg_dist.data.io.nifti import ScanFile, read_scan_file
 from liverseg_dist.data.io.spacing_table import replace_spacing
+from liverseg_dist.data.io.structure_files import read_structure_label
+from liverseg_dist.data.label_mapping import identity_mapping
+from liverseg_dist.data.preprocessing.channel_overlap import check_overlap
 from liverseg_dist.volume import Float3, Volume
+
+Volumes = tuple[Volume | None, ...]
+"""One for each channel of the data set; None for a channel that the scan does not have."""
 
 
 @dataclass(frozen=True)
 class ScanFiles:
     """The content of a scan's files, and what reading them found."""
 
-    image: Volume
+    images: Volumes
     label: Volume | None
     findings: tuple[Finding, ...]
 
@@ -30,13 +40,23 @@ class AuditedScan:
 
     record: CaseRecord
     """The record with status, findings, facts and voxel hash."""
-    image: Volume
+    images: Volumes
     label: Volume | None
-    """Repaired label on the image's own grid (uint8); None without label."""
+    """Repaired label on the first channel's own grid (uint8); None without label."""
     liver_guide: Volume | None
     """Label by a run that only places the slab; it is not stored."""
     is_wanted: bool
     """Whether the scan is stored."""
+
+    @property
+    def reference_channel(self) -> int:
+        """Number of the first channel that the scan has."""
+        return _find_first(self.images)[0]
+
+    @property
+    def image(self) -> Volume:
+        """The first channel that the scan has."""
+        return _find_first(self.images)[1]
 
 
 def read_scan(job: CaseJob) -> ScanFiles:
@@ -45,13 +65,26 @@ def read_scan(job: CaseJob) -> ScanFiles:
     Raises:
         ScanFileError: A file cannot be read as a scan.
     """
-    image_file = read_scan_file(job.case.image, "image")
-    label_file = None if job.case.label is None else read_scan_file(job.case.label, "label")
-    findings = [*job.case.findings, *image_file.notes, *_describe_stored_type(image_file)]
-    if label_file is not None:
-        findings += label_file.notes
-    label = None if label_file is None else label_file.volume
-    return ScanFiles(image_file.volume, label, tuple(findings))
+    channel_files = read_channel_files(job.case.images, len(job.channels))
+    label, label_findings = _read_label(job)
+    findings = [*job.case.findings]
+    for file, channel in zip(channel_files, job.channels, strict=True):
+        if file is not None:
+            findings += file.notes
+            findings += _describe_stored_type(file) if channel.is_ct else []
+    findings += label_findings
+    images = tuple(None if file is None else file.volume for file in channel_files)
+    return ScanFiles(images, label, tuple(findings))
+
+
+def _read_label(job: CaseJob) -> tuple[Volume | None, list[Finding]]:
+    """The label of a scan from its file, or joined from one file for each structure."""
+    if job.case.label is not None:
+        file = read_scan_file(job.case.label, "label")
+        return file.volume, list(file.notes)
+    if job.case.structure_files:
+        return read_structure_label(job.case.structure_files, job.mapping)
+    return None, []
 
 
 def audit_scan(job: CaseJob, scan: ScanFiles, record: CaseRecord) -> AuditedScan:
@@ -66,23 +99,68 @@ def audit_scan(job: CaseJob, scan: ScanFiles, record: CaseRecord) -> AuditedScan
         The scan with its repaired label and the completed record.
     """
     cleaning = job.convert.cleaning
-    image, label = _apply_true_spacing(scan.image, scan.label, job.true_spacing_mm)
-    audit = audit_case(image, label, cleaning, scan.findings, training=job.training)
+    images, label = _apply_true_spacing(scan.images, scan.label, job.true_spacing_mm)
+    number, image = _find_first(images)
+    audit = audit_case(
+        image,
+        label,
+        cleaning,
+        scan.findings,
+        training=job.training,
+        channel=job.channels[number],
+        mapping=job.label_mapping,
+        annotated=job.annotated,
+        label_name="" if job.case.label is None else format_path_end(job.case.label),
+    )
+    facts, status = dict(audit.facts), audit.status
+    findings = list(audit.findings)
+    if not is_one_ct_channel(job.channels):
+        facts["channels"], further = _audit_channels(job, images)
+        findings += further
+        if any(finding.severity == "error" for finding in further):
+            status = "excluded"
     record = replace(
         record,
-        status=audit.status,
-        facts=audit.facts,
-        findings=tuple(audit.findings),
+        status=status,
+        facts=facts,
+        findings=tuple(findings),
         voxel_sha256=hash_voxels(image),
     )
     # Excluded scans keep a record and a picture, so that the audit page can show the reason.
-    is_wanted = audit.status in ("kept", "repaired")
-    if audit.status == "unlabelled":
+    is_wanted = status in ("kept", "repaired")
+    if status == "unlabelled":
         is_wanted = cleaning.missing_label != "exclude"
     # Imputed labels are for training only, so a scan of the test set must not receive one.
     if cleaning.missing_label == "impute" and not job.training:
         is_wanted = False
-    return AuditedScan(record, image, audit.label, liver_guide=None, is_wanted=is_wanted)
+    return AuditedScan(record, images, audit.label, liver_guide=None, is_wanted=is_wanted)
+
+
+def _find_first(images: Volumes) -> tuple[int, Volume]:
+    """Number and voxels of the first channel that a scan has."""
+    for number, image in enumerate(images):
+        if image is not None:
+            return number, image
+    raise ValueError("a scan without any channel")
+
+
+def _audit_channels(job: CaseJob, images: Volumes) -> tuple[list[dict[str, object]], list[Finding]]:
+    """Facts of all channels, and findings about those after the first."""
+    first_number, first = _find_first(images)
+    facts: list[dict[str, object]] = []
+    findings: list[Finding] = []
+    for number, (channel, image) in enumerate(zip(job.channels, images, strict=True)):
+        entry: dict[str, object] = {"name": channel.name, "modality": channel.modality}
+        entry["present"] = image is not None
+        facts.append(entry)
+        if image is None or number == first_number:
+            continue
+        found, image_facts = audit_further_channel(image, job.convert.cleaning, channel)
+        first_name = job.channels[first_number].name
+        overlap, overlap_findings = check_overlap(first.grid, image.grid, first_name, channel.name)
+        entry |= {**image_facts, "overlap": round(overlap, 4)}
+        findings += [*found, *overlap_findings]
+    return facts, findings
 
 
 def label_with_run(job: CaseJob, audited: AuditedScan) -> AuditedScan:
@@ -111,7 +189,15 @@ def label_with_run(job: CaseJob, audited: AuditedScan) -> AuditedScan:
 
 def _impute_label(job: CaseJob, audited: AuditedScan, label: Volume) -> AuditedScan:
     """The scan with the label of a run; excluded when the audit rejects the label."""
-    audit = audit_case(audited.image, label, job.convert.cleaning)
+    number, image = _find_first(audited.images)
+    # The run labels in class values, whatever values the source's labels have.
+    audit = audit_case(
+        image,
+        label,
+        job.convert.cleaning,
+        channel=job.channels[number],
+        mapping=identity_mapping(job.labels),
+    )
     # Findings of the second audit replace those of the first that have the same code.
     renewed_codes = {finding.code for finding in audit.findings}
     earlier = [f for f in audited.record.findings if f.code not in renewed_codes]
@@ -132,7 +218,7 @@ def _impute_label(job: CaseJob, audited: AuditedScan, label: Volume) -> AuditedS
     record = replace(
         audited.record,
         status=status,
-        facts=audit.facts,
+        facts={**audited.record.facts, **audit.facts},
         findings=(*earlier, *audit.findings, note),
     )
     return replace(audited, record=record, label=final_label, is_wanted=status == "imputed")
@@ -155,12 +241,19 @@ def _describe_stored_type(file: ScanFile) -> list[Finding]:
 
 
 def _apply_true_spacing(
-    image: Volume, label: Volume | None, spacing_mm: Float3 | None
-) -> tuple[Volume, Volume | None]:
+    images: Volumes, label: Volume | None, spacing_mm: Float3 | None
+) -> tuple[Volumes, Volume | None]:
     """Replace the voxel size of headers that lost it (`convert.cleaning.spacing_table`)."""
     if spacing_mm is None:
-        return image, label
+        return images, label
+    _, first = _find_first(images)
     # A label with a geometry of its own is not affected by the image's lost header.
-    if label is not None and (has_identity_affine(label.grid) or label.grid.matches(image.grid)):
+    if label is not None and (has_identity_affine(label.grid) or label.grid.matches(first.grid)):
         label = Volume(label.voxels, replace_spacing(label.grid, spacing_mm))
-    return Volume(image.voxels, replace_spacing(image.grid, spacing_mm)), label
+    corrected: list[Volume | None] = []
+    for image in images:
+        # A channel with a geometry of its own is not affected either.
+        if image is not None and image.grid.matches(first.grid):
+            image = Volume(image.voxels, replace_spacing(image.grid, spacing_mm))
+        corrected.append(image)
+    return tuple(corrected), label

@@ -100,7 +100,7 @@ def run_stages(job: CaseJob, source_sha256: str) -> CaseRecord:
         if job.audit_only:
             return record
         if not audited.is_wanted:
-            save_overview(job, audited.image)
+            save_overview(job, audited.image, job.channels[audited.reference_channel])
             return record
         placed = place_scan(job, audited)
         record = placed.record

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from liverseg_dist.config import CT_CHANNELS, ConvertConfig
+from liverseg_dist.config import CT_CHANNELS, ChannelConfig, ConvertConfig
 from liverseg_dist.data.audit.duplicates import (
     find_duplicates,
     find_ircadb_overlaps,
@@ -18,6 +18,7 @@ from liverseg_dist.data.audit.duplicates import (
     report_ircadb_overlaps,
 )
 from liverseg_dist.data.conversion.case_records import CaseRecord
+from liverseg_dist.data.conversion.channel_histograms import pool_channel_histograms
 from liverseg_dist.data.conversion.settings_match import public_settings, settings_sha256
 from liverseg_dist.data.conversion.stored_case import StoredCase
 from liverseg_dist.data.patients import read_patients
@@ -25,22 +26,33 @@ from liverseg_dist.data.preprocessing.intensity_statistics import (
     HuHistogram,
     choose_intensity,
     intensity_fingerprint,
-    pool_histograms,
 )
 from liverseg_dist.data.preprocessing.slab_coverage import pool_coverage
 from liverseg_dist.data.splits import Splits, make_splits
 from liverseg_dist.data.store.layout import SCHEMA, TRAIN_ONLY
 from liverseg_dist.errors import RunFailed, UserError
-from liverseg_dist.labels import LITS_SCHEME
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme
+
+HALF_VOLUME_ML = 1000.0
+"""Labelled volume with the number 0.5 in the stratification of cases without lesions."""
 
 
-def build_root(name: str, convert: ConvertConfig, records: Sequence[CaseRecord]) -> dict[str, Any]:
+def build_root(
+    name: str,
+    convert: ConvertConfig,
+    records: Sequence[CaseRecord],
+    *,
+    channels: Sequence[ChannelConfig] = CT_CHANNELS,
+    labels: LabelScheme = LITS_SCHEME,
+) -> dict[str, Any]:
     """The root attribute `liverseg` as JSON; its keys are documented in `data/README.md`.
 
     Args:
         name: Name of the data set.
         convert: Settings of the conversion.
         records: Records of all scans, in the order of scan ids.
+        channels: Channels of the images.
+        labels: Scheme of the labels.
 
     Raises:
         RunFailed: No scan was stored, and at least one could not be converted.
@@ -55,10 +67,10 @@ def build_root(name: str, convert: ConvertConfig, records: Sequence[CaseRecord])
         raise error_type("no scan could be stored; see the reasons in the table above")
     patient_of_scan = group_patients(records, convert)
     patients = {case_id: patient_of_scan[stored.parent] for case_id, stored in cases.items()}
-    splits = _make_splits(records, cases, patients, convert)
+    splits = _make_splits(records, cases, patients, convert, labels)
     shown = public_settings(convert)
     spacing_mm = np.median([stored.spacing_mm for stored in cases.values()], axis=0)
-    foreground = _pool_foreground(records, splits)
+    foreground = _pool_foreground(records, splits, channels)
     case_metadata = {}
     for case_id in sorted(cases):
         attributes = cases[case_id].to_attributes()
@@ -66,15 +78,15 @@ def build_root(name: str, convert: ConvertConfig, records: Sequence[CaseRecord])
     return {
         "schema": SCHEMA,
         "name": name,
-        "unit": "HU",
-        "labels": LITS_SCHEME.to_json(),
-        "channels": [channel.model_dump() for channel in CT_CHANNELS],
+        "unit": "HU" if all(channel.is_ct for channel in channels) else "stored",
+        "labels": labels.to_json(),
+        "channels": [channel.model_dump() for channel in channels],
         "convert": shown,
         "convert_sha256": settings_sha256(shown),
         "content_sha256": _hash_content(records),
         "spacing_mm": [round(float(mm), 6) for mm in spacing_mm],
-        "intensity": choose_intensity(foreground, convert.cleaning).model_dump(),
-        "fingerprint": intensity_fingerprint(foreground),
+        "intensity": _intensity_json(foreground, convert, channels),
+        "fingerprint": _fingerprint_json(foreground, channels),
         "coverage": _pool_manual_coverage(records),
         "splits": _splits_json(splits, cases),
         "cases": case_metadata,
@@ -149,23 +161,62 @@ def _make_splits(
     cases: Mapping[str, StoredCase],
     patients: Mapping[str, str],
     convert: ConvertConfig,
+    labels: LabelScheme,
 ) -> Splits:
     # Test sets and validation folds contain manual labels only.
-    tumour_burden = {}
+    burden = {}
     scans = {}
     for case_id, stored in cases.items():
         if stored.has_manual_label:
-            _, liver, tumour = stored.class_voxels
-            tumour_burden[case_id] = tumour / max(1, liver + tumour)
+            burden[case_id] = measure_burden(stored, labels)
             scans[case_id] = stored.parent
+    burden = _separate_strata(burden, cases)
     # Scans of the data set's own test list; `make_splits` decides how they are used.
     held_out: set[str] = set()
     for record in records:
         if not record.training:
             held_out |= record.slabs.keys()
-    return make_splits(
-        tumour_burden, patients, convert.splits, held_out & tumour_burden.keys(), scans
-    )
+    return make_splits(burden, patients, convert.splits, held_out & burden.keys(), scans)
+
+
+def measure_burden(stored: StoredCase, labels: LabelScheme) -> float:
+    """The number from 0 to 1 by which cases are stratified.
+
+    The voxels of lesions over those of the organs that contain them (over all voxels of structures
+    for lesions without container). Without lesions in the scheme, or where none was annotated, it
+    grows with the labelled volume.
+    """
+    annotated = labels.structure_names if stored.annotated is None else stored.annotated
+    lesion_values: set[int] = set()
+    organ_values: set[int] = set()
+    for lesion in labels.lesions:
+        if lesion.name in annotated:
+            lesion_values |= set(lesion.values)
+            if lesion.inside is not None:
+                organ_values |= set(labels.structure(lesion.inside).values)
+    counts = stored.class_voxels
+    if not lesion_values:
+        z_mm, y_mm, x_mm = stored.spacing_mm
+        volume_ml = sum(counts[1:]) * z_mm * y_mm * x_mm / 1000
+        return volume_ml / (volume_ml + HALF_VOLUME_ML)
+    if not organ_values:
+        organ_values = set(range(1, labels.num_classes))
+    lesion_voxels = sum(counts[value] for value in lesion_values)
+    return lesion_voxels / max(1, sum(counts[value] for value in organ_values | lesion_values))
+
+
+def _separate_strata(
+    burden: Mapping[str, float], cases: Mapping[str, StoredCase]
+) -> dict[str, float]:
+    """Burdens in which cases with other annotated structures follow each other.
+
+    `make_splits` orders by burden; so every fold receives cases of each kind of annotation.
+    """
+    kinds = sorted({cases[case_id].annotated or () for case_id in burden})
+    return {
+        case_id: value + kinds.index(cases[case_id].annotated or ())
+        for case_id, value in burden.items()
+    }
 
 
 def _splits_json(splits: Splits, cases: Mapping[str, StoredCase]) -> dict[str, Any]:
@@ -185,8 +236,45 @@ def _pool_manual_coverage(records: Iterable[CaseRecord]) -> dict[str, Any]:
     return pool_coverage(coverages)
 
 
-def _pool_foreground(records: Sequence[CaseRecord], splits: Splits) -> HuHistogram:
-    """Liver histogram of all scans outside the test set.
+def _intensity_json(
+    foreground: Sequence[HuHistogram], convert: ConvertConfig, channels: Sequence[ChannelConfig]
+) -> dict[str, Any] | list[dict[str, Any] | None]:
+    """Normalisation of each channel; null for a channel that is normalised by scan.
+
+    A single channel of CT has the entry itself, as in the first schema.
+    """
+    entries: list[dict[str, Any] | None] = []
+    for channel, histogram in zip(channels, foreground, strict=True):
+        if channel.has_own_intensity:
+            entries.append(None)
+            continue
+        try:
+            entries.append(choose_intensity(histogram, convert.cleaning).model_dump())
+        except UserError as error:
+            if len(channels) == 1:
+                raise
+            raise UserError(f"channel {channel.name}: {error}") from None
+    first = entries[0]
+    return first if len(entries) == 1 and first is not None else entries
+
+
+def _fingerprint_json(
+    foreground: Sequence[HuHistogram], channels: Sequence[ChannelConfig]
+) -> dict[str, Any]:
+    """Statistics in HU of the foreground: of the channel itself if it is the only one."""
+    if len(channels) == 1:
+        return dict(intensity_fingerprint(foreground[0]))
+    fingerprint = {}
+    for channel, histogram in zip(channels, foreground, strict=True):
+        if not channel.has_own_intensity:
+            fingerprint[channel.name] = intensity_fingerprint(histogram)
+    return {"channels": fingerprint}
+
+
+def _pool_foreground(
+    records: Sequence[CaseRecord], splits: Splits, channels: Sequence[ChannelConfig]
+) -> list[HuHistogram]:
+    """Histogram of the foreground in each channel over all scans outside the test set.
 
     Statistics of the test set would leak into the normalisation. Only when every labelled scan is
     in the test set are its scans used, because the store needs a normalisation.
@@ -195,7 +283,7 @@ def _pool_foreground(records: Sequence[CaseRecord], splits: Splits) -> HuHistogr
     labelled = [record for record in records if record.slabs and record.histogram]
     outside_test = [record for record in labelled if not test & record.slabs.keys()]
     used = outside_test or labelled
-    return pool_histograms(HuHistogram.from_json(record.histogram) for record in used)
+    return pool_channel_histograms((record.histogram for record in used), channels)
 
 
 def _hash_content(records: Iterable[CaseRecord]) -> str:

@@ -7,19 +7,18 @@ import numpy as np
 from liverseg_dist.data.conversion.audit_stage import AuditedScan
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
 from liverseg_dist.data.conversion.case_writer import CaseArrays
+from liverseg_dist.data.conversion.channel_histograms import count_foreground
 from liverseg_dist.data.conversion.foreground_samples import sample_foreground
 from liverseg_dist.data.conversion.stored_case import StoredCase
 from liverseg_dist.data.findings import Finding
-from liverseg_dist.data.preprocessing.intensity_statistics import HuHistogram
-from liverseg_dist.data.preprocessing.pipeline import (
-    CleanScan,
-    clean_scan,
-    interpolation_for,
-    make_contiguous,
-)
 from liverseg_dist.data.preprocessing.resample import resample_to_grid
+from liverseg_dist.data.preprocessing.scan_channels import (
+    CleanChannels,
+    clean_channels,
+    resample_channels,
+)
 from liverseg_dist.data.preprocessing.slab import Slab, mark_padding, place_slabs
-from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
+from liverseg_dist.labels import IGNORE
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume
 
 
@@ -28,28 +27,37 @@ class PlacedScan:
     """A cleaned scan and the positions of its slabs."""
 
     record: CaseRecord
-    """The record with the liver histogram and the findings so far."""
-    clean: CleanScan
+    """The record with the histogram of the foreground and the findings so far."""
+    clean: CleanChannels
     label: Volume | None
-    """Label on the grid of the cleaned image; None without label."""
+    """Label on the grid of the cleaned first channel; None without label."""
     source_label: Volume | None
     """Label on the scan's own grid, stored for evaluation."""
     source_grid: Grid
     slabs: tuple[Slab, ...]
+
+    @property
+    def grid(self) -> Grid:
+        """Grid of the cleaned first channel, from which the slabs are cut."""
+        return self.clean.reference.volume.grid
 
 
 def place_scan(job: CaseJob, audited: AuditedScan) -> PlacedScan:
     """Clean a scan and choose the position of its slabs."""
     convert = job.convert
     record = audited.record
-    clean = clean_scan(audited.image, convert.cleaning)
+    clean = clean_channels(audited.images, convert, job.channels)
+    grid = clean.reference.volume.grid
+    # The audit has reported the overlap of the channels already.
+    new_findings = [f for f in clean.findings if f not in record.findings]
+    record = replace(record, findings=(*record.findings, *new_findings))
     label = None
     if audited.label is not None:
-        label = crop_label_to(audited.label, clean.volume.grid)
+        label = crop_label_to(audited.label, grid)
     # A scan without label can still have its slab placed by the liver that a run found.
     guide = label
     if audited.liver_guide is not None and audited.liver_guide.voxels.any():
-        guide = crop_label_to(audited.liver_guide, clean.volume.grid)
+        guide = crop_label_to(audited.liver_guide, grid)
         # Findings are part of the stored bytes: a new wording would change every such store.
         message = (
             "the run convert.labels_from found the liver; the slab lies on it, "
@@ -58,12 +66,11 @@ def place_scan(job: CaseJob, audited: AuditedScan) -> PlacedScan:
         record = replace(
             record, findings=(*record.findings, Finding("info", "liver_found", message))
         )
-    slabs = place_slabs(clean.volume.grid, guide, convert.cleaning.spacing_mm, convert.slab)
+    slabs = place_slabs(grid, guide, convert.cleaning.spacing_mm, convert.slab, job.labels)
     # Intensity statistics use labels made by people only: a run's errors must not shift them.
     if label is not None and record.status != "imputed":
-        liver = (label.voxels == LIVER) | (label.voxels == TUMOUR)
-        histogram = HuHistogram.from_voxels(clean.volume.voxels[liver]).to_json()
-        record = replace(record, histogram=histogram)
+        foreground = (label.voxels > 0) & (label.voxels < job.labels.num_classes)
+        record = replace(record, histogram=count_foreground(clean, label.with_voxels(foreground)))
     return PlacedScan(record, clean, label, audited.label, audited.image.grid, slabs)
 
 
@@ -72,12 +79,9 @@ def cut_slab(job: CaseJob, placed: PlacedScan, slab: Slab) -> CaseArrays:
 
     Called once for each slab by the write stage, so that only one slab is in memory at a time.
     """
-    image = resample_to_grid(
-        placed.clean.volume,
-        slab.grid,
-        "image",
-        interpolation=interpolation_for(job.convert.cleaning),
-    )
+    clean = placed.clean
+    image_czyx = resample_channels(clean, slab.grid, job.convert)
+    own_intensities = [None if entry is None else entry.model_dump() for entry in clean.intensities]
     if placed.label is None:
         label_zyx = np.full(slab.grid.shape, IGNORE, np.uint8)
     else:
@@ -98,13 +102,16 @@ def cut_slab(job: CaseJob, placed: PlacedScan, slab: Slab) -> CaseArrays:
         slab_policy=job.convert.slab.policy,
         spacing_mm=slab.grid.spacing_mm,
         parent=job.case.case_id,
-        cleaning=placed.clean.provenance,
+        cleaning=clean.provenance,
         source_sha256=placed.record.source_sha256,
+        annotated=job.annotated if placed.label is not None and imputed_by is None else None,
+        present=None if all(clean.present) else clean.present,
+        intensities=tuple(own_intensities) if any(own_intensities) else None,
         imputed_by=imputed_by,
     )
     source_label = placed.source_label
     return CaseArrays(
-        image=make_contiguous(image).voxels[None],
+        image=image_czyx,
         label=np.ascontiguousarray(label_zyx),
         source_label=None if source_label is None else np.ascontiguousarray(source_label.voxels),
         foreground=foreground,

@@ -3,8 +3,9 @@
     channels in files of their own   case_0000.nii.gz  case_0001.nii.gz    one entry per channel
     channels in one file             case.nii.gz, 4D                       one entry
 
-A channel whose file is missing has the entry None. A single entry for several channels is a file in
-4D (Decathlon); `nifti.read_scan_channels` checks its number of volumes.
+`read_channel_files` reads both. A channel whose file is missing has the entry None. A single entry
+for several channels is a file in 4D (Decathlon); `nifti.read_scan_channels` checks its number of
+volumes.
 """
 
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from liverseg_dist.config import ChannelConfig
 from liverseg_dist.data.findings import Finding
+from liverseg_dist.data.io.nifti import ScanFile, read_scan_channels, read_scan_file
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.texts.names import derive_scan_id, list_some
 
@@ -20,6 +22,24 @@ _NUMBERED = re.compile(r"(?s)(.+)_(\d{4})")
 
 ChannelFiles = tuple[Path | None, ...]
 """One file for each channel, or a single file that holds all channels."""
+
+
+def read_channel_files(files: ChannelFiles, count: int) -> list[ScanFile | None]:
+    """Read the channels of a scan.
+
+    Args:
+        files: One file for each channel, None for an absent one; or one file that holds all.
+        count: Number of channels of the data set.
+
+    Returns:
+        One entry for each channel; None for an absent one.
+
+    Raises:
+        ScanFileError: A file cannot be read as a scan, or holds another number of volumes.
+    """
+    if len(files) == 1 and files[0] is not None:
+        return list(read_scan_channels(files[0], count))
+    return [None if path is None else read_scan_file(path, "image") for path in files]
 
 
 def split_channel_number(stem: str) -> tuple[str, int] | None:

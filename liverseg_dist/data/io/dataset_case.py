@@ -236,7 +236,7 @@ def _group_scans(
             raise UserError(f"{printable(folder)}: {error}") from None
     names = assign_scan_ids((path.name for path in files), label_ids)
     # Further channels have no id and become a finding.
-    scans = []
+    scans: list[tuple[str, ChannelFiles]] = []
     for path in files:
         if path.name in names.ids:
             scans.append((names.ids[path.name], (path,)))

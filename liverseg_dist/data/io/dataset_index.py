@@ -133,7 +133,7 @@ def _sort_cases(cases: Iterable[DatasetCase]) -> Cases:
 
 
 def _collect_files(cases: Iterable[DatasetCase]) -> set[Path]:
-    files = set()
+    files: set[Path] = set()
     for case in cases:
         files.update(case.files)
         files.update(case.label_files)

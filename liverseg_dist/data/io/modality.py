@@ -158,6 +158,11 @@ def describe_channels(channels: Sequence[ChannelConfig]) -> str:
     return ", ".join(texts)
 
 
+def is_one_ct_channel(channels: Sequence[ChannelConfig]) -> bool:
+    """Whether the images are one channel of CT, normalised by the HU of the data set."""
+    return len(channels) == 1 and channels[0].is_ct and channels[0].intensity == "ct"
+
+
 def _classify_modality(name: str) -> Literal["CT", "MR", "other", "unknown"]:
     # Words, not substrings: "CT" is contained in "direct".
     text = re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()

@@ -15,5 +15,19 @@ def fill_in_data_settings(data: DataConfig, store: CaseStore) -> DataConfig:
             "intensity": store.intensity,
             "labels": store.labels.to_json(),
             "channels": store.channels,
+            "optional_channels": _list_optional_channels(data, store),
         }
     )
+
+
+def _list_optional_channels(data: DataConfig, store: CaseStore) -> tuple[str, ...] | None:
+    """Names of the channels that some training case lacks; None for a single channel."""
+    if len(store.channels) == 1:
+        return None
+    lacking = set()
+    for case_id in store.ids("train", data.fold):
+        present = store.meta(case_id).present
+        for channel, is_present in zip(store.channels, present, strict=True):
+            if not is_present:
+                lacking.add(channel.name)
+    return tuple(channel.name for channel in store.channels if channel.name in lacking)

@@ -2,6 +2,9 @@
 
 Slices are thick, so neighbouring slices differ by anatomy, and noise is reduced in plane only.
 
+The estimate of the noise looks at soft tissue: -200 to 300 HU in CT, all voxels of the body where
+units are arbitrary. The trained network knows HU only, so it leaves other channels as they are.
+
 To add a method, write a function here, add it to NOISE_METHODS, and add its name to the Literal of
 `CleaningConfig.noise`.
 """
@@ -19,21 +22,31 @@ from liverseg_dist.errors import UserError
 
 TV_TOLERANCE = 2e-4
 TV_ITERATIONS = 200
-SOFT_TISSUE_HU = (-200, 300)
+SOFT_TISSUE_HU = (-200.0, 300.0)
 BILATERAL_RANGE = 3.0
 """Differences of up to about this many standard deviations of the noise are smoothed; larger ones
 are edges."""
 MAD_OF_NORMAL = 0.6744897501960817
 """Median absolute deviation of the standard normal distribution."""
 
-NoiseMethod = Callable[[np.ndarray, CleaningConfig], tuple[np.ndarray, dict[str, object]]]
-"""(int16 HU z, y, x; settings) -> (int16 HU, additional provenance)."""
+ValueRange = tuple[float, float]
+NoiseMethod = Callable[
+    [np.ndarray, CleaningConfig, ValueRange], tuple[np.ndarray, dict[str, object]]
+]
+"""(int16 voxels z, y, x; settings; values of soft tissue) -> (int16, additional provenance)."""
 
 
 def reduce_noise(
-    voxels_zyx: np.ndarray, cleaning: CleaningConfig
+    voxels_zyx: np.ndarray,
+    cleaning: CleaningConfig,
+    tissue: ValueRange | None = None,
 ) -> tuple[np.ndarray, dict[str, object]]:
     """Reduce noise with the method `cleaning.noise`.
+
+    Args:
+        voxels_zyx: Int16 voxels.
+        cleaning: Settings.
+        tissue: Values of soft tissue, for arbitrary units; None for HU.
 
     Returns:
         Int16 HU, and what was done as JSON. `noise="none"` returns the input itself.
@@ -48,28 +61,31 @@ def reduce_noise(
             f"convert.cleaning.noise: unknown method {cleaning.noise!r}; "
             f"use one of none, {', '.join(NOISE_METHODS)}"
         )
-    voxels, details = NOISE_METHODS[cleaning.noise](voxels_zyx, cleaning)
+    if cleaning.noise == "autoencoder" and tissue is not None:
+        return voxels_zyx, {"method": "none", "reason": "the denoiser was trained on HU"}
+    values = SOFT_TISSUE_HU if tissue is None else tissue
+    voxels, details = NOISE_METHODS[cleaning.noise](voxels_zyx, cleaning, values)
     return voxels, {"method": cleaning.noise, "strength": cleaning.noise_strength, **details}
 
 
 def _apply_median(
-    voxels_zyx: np.ndarray, cleaning: CleaningConfig
+    voxels_zyx: np.ndarray, cleaning: CleaningConfig, tissue: ValueRange
 ) -> tuple[np.ndarray, dict[str, object]]:
     radius = max(1, round(cleaning.noise_strength))
     return _filter_slices(voxels_zyx, lambda image: median_filter(image, radius)), {}
 
 
 def _apply_gaussian(
-    voxels_zyx: np.ndarray, cleaning: CleaningConfig
+    voxels_zyx: np.ndarray, cleaning: CleaningConfig, tissue: ValueRange
 ) -> tuple[np.ndarray, dict[str, object]]:
     sigma = cleaning.noise_strength
     return _filter_slices(voxels_zyx, lambda image: gaussian_filter(image, sigma)), {}
 
 
 def _apply_bilateral(
-    voxels_zyx: np.ndarray, cleaning: CleaningConfig
+    voxels_zyx: np.ndarray, cleaning: CleaningConfig, tissue: ValueRange
 ) -> tuple[np.ndarray, dict[str, object]]:
-    noise_hu = estimate_noise(voxels_zyx)
+    noise_hu = estimate_noise(voxels_zyx, tissue=tissue)
     sigma_hu = BILATERAL_RANGE * noise_hu
     voxels = _filter_slices(
         voxels_zyx, lambda image: bilateral_filter(image, cleaning.noise_strength, sigma_hu)
@@ -78,16 +94,16 @@ def _apply_bilateral(
 
 
 def _apply_total_variation(
-    voxels_zyx: np.ndarray, cleaning: CleaningConfig
+    voxels_zyx: np.ndarray, cleaning: CleaningConfig, tissue: ValueRange
 ) -> tuple[np.ndarray, dict[str, object]]:
-    noise_hu = estimate_noise(voxels_zyx)
+    noise_hu = estimate_noise(voxels_zyx, tissue=tissue)
     weight = cleaning.noise_strength * noise_hu
     voxels = _filter_slices(voxels_zyx, lambda image: minimise_total_variation(image, weight))
     return voxels, {"sigma_hu": round(noise_hu, 3)}
 
 
 def _apply_autoencoder(
-    voxels_zyx: np.ndarray, cleaning: CleaningConfig
+    voxels_zyx: np.ndarray, cleaning: CleaningConfig, tissue: ValueRange
 ) -> tuple[np.ndarray, dict[str, object]]:
     denoiser = load_denoiser(cleaning.denoiser)
     return apply_denoiser(voxels_zyx, denoiser, cleaning.noise_strength), {}
@@ -212,15 +228,18 @@ def _divergence(dual: np.ndarray) -> np.ndarray:
     return out
 
 
-def estimate_noise(voxels_zyx: np.ndarray, slices: int = 9) -> float:
-    """Standard deviation of the noise in HU.
+def estimate_noise(
+    voxels_zyx: np.ndarray, slices: int = 9, tissue: ValueRange = SOFT_TISSUE_HU
+) -> float:
+    """Standard deviation of the noise, in the units of the voxels.
 
     Median absolute deviation of the finest diagonal Haar detail over soft tissue of some slices.
     Source: Donoho and Johnstone 1994, https://doi.org/10.1093/biomet/81.3.425.
 
     Args:
-        voxels_zyx: HU.
+        voxels_zyx: HU, or other units with their `tissue`.
         slices: Number of slices that are evaluated, evenly spread.
+        tissue: Values of soft tissue.
 
     Returns:
         The estimate; 0 for a scan without soft tissue.
@@ -233,7 +252,7 @@ def estimate_noise(voxels_zyx: np.ndarray, slices: int = 9) -> float:
         quads = np.stack(
             [image[0::2, 0::2], image[0::2, 1::2], image[1::2, 0::2], image[1::2, 1::2]]
         )
-        is_soft = (quads.min(axis=0) > SOFT_TISSUE_HU[0]) & (quads.max(axis=0) < SOFT_TISSUE_HU[1])
+        is_soft = (quads.min(axis=0) > tissue[0]) & (quads.max(axis=0) < tissue[1])
         detail = (quads[0] - quads[1] - quads[2] + quads[3]) / 2
         details.append(detail[is_soft])
     values = np.concatenate(details)

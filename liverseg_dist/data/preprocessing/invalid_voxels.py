@@ -1,14 +1,34 @@
-"""Replaces voxels without a measurement: NaN and infinity, padding below air, blank slices."""
+"""Replaces voxels without a measurement, and brings the others into int16.
 
+CT is whole HU: NaN, infinity and padding below air become air. Other channels have arbitrary units:
+NaN and infinity become 0, and values that int16 cannot hold are scaled (`Scale`). Blank slices are
+interpolated in both.
+"""
+
+import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
+from liverseg_dist.config import CT_CHANNEL, ChannelConfig
 from liverseg_dist.volume import Index3
 
 AIR_HU = -1024
 """The lowest HU of a CT; lower values (-2000, -3024) mark voxels outside the scanner's circle."""
 INT16 = np.iinfo(np.int16)
+OUTSIDE_VALUE = 0
+"""Stored value outside of a scan in arbitrary units."""
+LARGEST_STORED = 32000
+"""Largest magnitude of scaled values. Below the limit of int16: cubic splines overshoot."""
+SPIKE_PERCENTILE, SPIKE_FACTOR = 99.9, 16.0
+"""Scaled values beyond this factor times this percentile saturate: single spikes must not cost the
+precision of the rest."""
+MIN_RELATIVE_RANGE = 1 / 16
+"""Values within a smaller part of their magnitude (1000 to 1010) are scaled from their minimum."""
+SAMPLE_STRIDE = 3
+MIN_RANGE = 1e-30
+"""A constant scan must not lead to a slope of 0."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +46,97 @@ class InvalidVoxels:
 
     def to_json(self) -> dict[str, object]:
         return {**asdict(self), "blank_slices": list(self.blank_slices)}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """value = slope * stored + intercept."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    @property
+    def is_identity(self) -> bool:
+        return self == Scale()
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+    def to_stored(self, value: Any) -> Any:
+        """Stored values, not rounded, of a number or an array in the scan's own units."""
+        return (value - self.intercept) / self.slope
+
+
+def outside_value(channel: ChannelConfig) -> int:
+    """Stored value of voxels outside of a scan: air for CT, else 0."""
+    return AIR_HU if channel.is_ct else OUTSIDE_VALUE
+
+
+def store_voxels(
+    voxels_zyx: np.ndarray, channel: ChannelConfig = CT_CHANNEL
+) -> tuple[np.ndarray, InvalidVoxels, Scale]:
+    """Convert a scan of any channel to int16 and replace its invalid voxels.
+
+    Args:
+        voxels_zyx: HU for CT, else arbitrary units.
+        channel: The channel of the scan.
+
+    Returns:
+        Int16 voxels (the input itself if nothing changes), the number of replaced voxels, and the
+        scale of the stored values (CT: always that of whole HU).
+    """
+    if channel.is_ct:
+        voxels, invalid = fill_invalid_voxels(voxels_zyx)
+        return voxels, invalid, Scale()
+    scale = choose_scale(voxels_zyx)
+    voxels, nonfinite, saturated = _convert_to_stored(voxels_zyx, scale)
+    blank = find_blank_slices(voxels)
+    if blank:
+        voxels = _interpolate_slices(voxels, blank)
+    return voxels, InvalidVoxels(nonfinite, 0, saturated, blank), scale
+
+
+def choose_scale(voxels_zyx: np.ndarray) -> Scale:
+    """The scale that brings arbitrary units into int16; identity where the values already fit."""
+    if voxels_zyx.dtype == np.int16:
+        return Scale()
+    low, high, is_whole = math.inf, -math.inf, True
+    # Slice by slice: no second copy of a large scan.
+    for values in voxels_zyx:
+        finite = values[np.isfinite(values)].astype(np.float64)
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+            is_whole = is_whole and bool((finite == np.rint(finite)).all())
+    if low > high or (is_whole and -INT16.max <= low and high <= INT16.max):
+        return Scale()
+    sample = voxels_zyx[:, ::SAMPLE_STRIDE, ::SAMPLE_STRIDE]
+    magnitudes = np.abs(sample[np.isfinite(sample)].astype(np.float64))
+    largest = max(abs(low), abs(high))
+    if magnitudes.size:
+        usual = float(np.percentile(magnitudes, SPIKE_PERCENTILE))
+        largest = min(largest, SPIKE_FACTOR * usual) if usual > 0 else largest
+    if high - low < MIN_RELATIVE_RANGE * largest:
+        return Scale(max(high - low, MIN_RANGE) / LARGEST_STORED, low)
+    return Scale(max(largest, MIN_RANGE) / LARGEST_STORED)
+
+
+def _convert_to_stored(voxels: np.ndarray, scale: Scale) -> tuple[np.ndarray, int, int]:
+    """(int16 voxels, how many were not finite, how many beyond the range)."""
+    # The lowest int16 is the store's mark of a missing file.
+    if voxels.dtype == np.int16:
+        saturated = int(np.count_nonzero(voxels == INT16.min))
+        return (np.maximum(voxels, -INT16.max) if saturated else voxels), 0, saturated
+    limit = INT16.max if scale.is_identity else LARGEST_STORED
+    out = np.empty(voxels.shape, dtype=np.int16)
+    nonfinite = saturated = 0
+    for target, values in zip(out, voxels, strict=True):
+        is_finite = np.isfinite(values)
+        nonfinite += values.size - int(np.count_nonzero(is_finite))
+        stored = np.rint(scale.to_stored(np.where(is_finite, values, 0).astype(np.float64)))
+        stored[~is_finite] = OUTSIDE_VALUE
+        saturated += int(np.count_nonzero(np.abs(stored) > limit))
+        target[:] = np.clip(stored, -limit, limit)
+    return out, nonfinite, saturated
 
 
 def fill_invalid_voxels(voxels_zyx: np.ndarray) -> tuple[np.ndarray, InvalidVoxels]:

@@ -3,8 +3,13 @@
     clean_scan      all steps of CLEANING_STEPS, at the scan's own voxel size
     prepare_scan    the same, then resampled to `spacing_mm`
 
-To add a cleaning step, write a function `(Volume, CleaningConfig) -> (Volume, provenance)` in a
-module of its own and add one line to CLEANING_STEPS; its settings belong to `CleaningConfig`. Noise
+Each step gets the channel: HU have rules of their own (air, padding, soft tissue), other modalities
+have arbitrary units. Scans of several channels are prepared by `scan_channels`, which calls
+`clean_scan` for each.
+
+To add a cleaning step, write a function `(Volume, CleaningConfig, ChannelConfig) -> (Volume,
+provenance)` in a module of its own and add one line to CLEANING_STEPS; its settings belong to
+`CleaningConfig`. Noise
 filters have a registry of their own (`denoise.NOISE_METHODS`).
 
 Clipping and normalisation are not cleaning steps: they are one affine map recorded in the store and
@@ -16,40 +21,65 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from liverseg_dist.config import CleaningConfig, ConvertConfig
-from liverseg_dist.data.preprocessing.body_mask import remove_surroundings
+from liverseg_dist.config import CT_CHANNEL, ChannelConfig, CleaningConfig, ConvertConfig
+from liverseg_dist.data.preprocessing.body_mask import find_tissue_threshold, remove_surroundings
 from liverseg_dist.data.preprocessing.denoise import reduce_noise
-from liverseg_dist.data.preprocessing.invalid_voxels import fill_invalid_voxels
+from liverseg_dist.data.preprocessing.invalid_voxels import (
+    INT16,
+    Scale,
+    outside_value,
+    store_voxels,
+)
 from liverseg_dist.data.preprocessing.resample import Interpolation, resample_to_grid
-from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Volume
+from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Grid, Volume
 
 Provenance = dict[str, object]
 """What a step did, as JSON. The keys of all steps are stored together as `cleaning` of a case."""
-CleaningStep = Callable[[Volume, CleaningConfig], tuple[Volume, Provenance]]
+CleaningStep = Callable[[Volume, CleaningConfig, ChannelConfig], tuple[Volume, Provenance]]
 
 
 @dataclass(frozen=True)
 class CleanScan:
-    """Int16 HU in RAS at the scan's own spacing, and what each step did."""
+    """Int16 voxels in RAS at the scan's own spacing, and what each step did.
+
+    CT is in HU; `scale` gives the scan's own units of other channels.
+    """
 
     volume: Volume
     provenance: Provenance
 
+    @property
+    def scale(self) -> Scale:
+        recorded = self.provenance.get("scale")
+        return Scale(**recorded) if isinstance(recorded, dict) else Scale()
 
-def reorient_step(volume: Volume, cleaning: CleaningConfig) -> tuple[Volume, Provenance]:
+
+def reorient_step(
+    volume: Volume, cleaning: CleaningConfig, channel: ChannelConfig
+) -> tuple[Volume, Provenance]:
     """Turn the scan to RAS; the result is a view."""
     return volume.reoriented(CANONICAL_ORIENTATION), {"orientation": volume.grid.orientation}
 
 
-def invalid_voxels_step(volume: Volume, cleaning: CleaningConfig) -> tuple[Volume, Provenance]:
+def invalid_voxels_step(
+    volume: Volume, cleaning: CleaningConfig, channel: ChannelConfig
+) -> tuple[Volume, Provenance]:
     """Replace voxels without a measurement and convert to int16."""
-    voxels, invalid = fill_invalid_voxels(volume.voxels)
-    return volume.with_voxels(voxels), {"broken": invalid.to_json()}
+    voxels, invalid, scale = store_voxels(volume.voxels, channel)
+    provenance: Provenance = {"broken": invalid.to_json()}
+    if not scale.is_identity:
+        provenance["scale"] = scale.to_json()
+    return volume.with_voxels(voxels), provenance
 
 
-def noise_step(volume: Volume, cleaning: CleaningConfig) -> tuple[Volume, Provenance]:
+def noise_step(
+    volume: Volume, cleaning: CleaningConfig, channel: ChannelConfig
+) -> tuple[Volume, Provenance]:
     """Reduce noise slice by slice."""
-    voxels, provenance = reduce_noise(volume.voxels, cleaning)
+    tissue = None
+    if not channel.is_ct and cleaning.noise != "none":
+        tissue = (find_tissue_threshold(volume, channel), float(INT16.max))
+    voxels, provenance = reduce_noise(volume.voxels, cleaning, tissue)
     return volume.with_voxels(voxels), {"noise": provenance}
 
 
@@ -59,15 +89,18 @@ CLEANING_STEPS: dict[str, CleaningStep] = {
     "noise": noise_step,
     "surroundings": remove_surroundings,
 }
-"""All steps in the order in which they run; later steps rely on RAS orientation and int16 HU."""
+"""All steps in the order in which they run; later steps rely on RAS orientation and int16."""
 
 
-def clean_scan(volume: Volume, cleaning: CleaningConfig) -> CleanScan:
+def clean_scan(
+    volume: Volume, cleaning: CleaningConfig, channel: ChannelConfig = CT_CHANNEL
+) -> CleanScan:
     """Apply all cleaning steps; a step that is switched off in the settings changes nothing.
 
     Args:
-        volume: HU in any orientation and data type.
+        volume: HU for CT, else arbitrary units, in any orientation and data type.
         cleaning: Settings of the steps.
+        channel: The channel of the scan.
 
     Returns:
         The clean scan. It may be a view of the input, which is never modified.
@@ -77,31 +110,45 @@ def clean_scan(volume: Volume, cleaning: CleaningConfig) -> CleanScan:
     """
     provenance: Provenance = {}
     for step in CLEANING_STEPS.values():
-        volume, step_provenance = step(volume, cleaning)
+        volume, step_provenance = step(volume, cleaning, channel)
         provenance.update(step_provenance)
     return CleanScan(volume, provenance)
 
 
-def prepare_scan(volume: Volume, convert: ConvertConfig, spacing_mm: Float3) -> Volume:
+def prepare_scan(
+    volume: Volume,
+    convert: ConvertConfig,
+    spacing_mm: Float3,
+    channel: ChannelConfig = CT_CHANNEL,
+) -> Volume:
     """Clean a scan and resample it.
 
     The outer faces of the result coincide with those of the (cropped) scan. Therefore the voxel
     size deviates from `spacing_mm` by at most half a voxel over the whole length.
 
     Args:
-        volume: HU in any orientation and spacing.
+        volume: HU for CT, else arbitrary units, in any orientation and spacing.
         convert: Settings of the conversion.
         spacing_mm: Voxel size (z, y, x) of the result.
+        channel: The channel of the scan.
 
     Returns:
-        Int16 HU in RAS orientation.
+        Int16 voxels in RAS orientation; HU for CT.
     """
-    clean = clean_scan(volume, convert.cleaning).volume
+    clean = clean_scan(volume, convert.cleaning, channel).volume
+    return resample_channel(clean, clean.grid.with_spacing(spacing_mm), convert.cleaning, channel)
+
+
+def resample_channel(
+    clean: Volume, grid: Grid, cleaning: CleaningConfig, channel: ChannelConfig = CT_CHANNEL
+) -> Volume:
+    """Resample a clean scan as the settings ask for; outside it is air (CT) or 0."""
     return resample_to_grid(
         clean,
-        clean.grid.with_spacing(spacing_mm),
+        grid,
         "image",
-        interpolation=interpolation_for(convert.cleaning),
+        interpolation=interpolation_for(cleaning),
+        fill=outside_value(channel),
     )
 
 

@@ -3,19 +3,29 @@
 They need no script and no network.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
 
 import liverseg_dist.evaluation.report.svg as svg
+from liverseg_dist.evaluation.case_scores import (
+    find_burden,
+    find_scores,
+    lesions_of_summary,
+    list_all_lesions,
+    structures_of_summary,
+)
 from liverseg_dist.evaluation.metrics.lesions import DETECTION_TERMS, SIZE_CLASSES
 from liverseg_dist.evaluation.metrics.registry import CASE_METRICS, Metric, add_unit
-from liverseg_dist.labels import STRUCTURES
 
 Case = dict[str, Any]
 WIDTH = 520
+ROW_PX, LOW_ROW_PX = (86, 32), (36, 13)
+"""Height of a structure's row in a distribution, and half the height of its box, in pixels."""
+MAX_TALL_ROWS = 4
+"""With more structures the rows are low."""
 LEFT, RIGHT = 62, WIDTH - 20
 """Ends of the x axis, pixels."""
 SIZE_NAMES = {"under_10mm": "under 10 mm", "10_to_20mm": "10 to 20 mm", "over_20mm": "over 20 mm"}
@@ -31,12 +41,21 @@ def draw_charts(summary: dict[str, Any], cases: Sequence[Case]) -> dict[str, Mar
     for metric in CASE_METRICS:
         if metric.chart:
             charts[metric.name] = draw_distribution(summary, cases, metric)
-    charts["recall_by_size"] = draw_recall_by_size(summary)
-    charts["dice_by_size"] = draw_dice_by_size(cases)
-    charts["burden"] = draw_burden(cases)
-    charts["volume"] = draw_volume_error(cases)
-    charts["calibration"] = draw_calibration(summary)
+    kinds = structure_kinds(summary)
+    lesions = lesions_of_summary(summary)
+    if lesions:
+        charts["recall_by_size"] = draw_recall_by_size(summary, lesions)
+        charts["dice_by_size"] = draw_dice_by_size(cases)
+        charts["volume"] = draw_volume_error(cases, lesions, kinds)
+    charts["burden"] = draw_burden(cases, kinds)
+    charts["calibration"] = draw_calibration(summary, kinds)
     return {name: chart for name, chart in charts.items() if chart is not None}
+
+
+def structure_kinds(summary: dict[str, Any]) -> dict[str, str]:
+    """Classes of the marks of each structure; the page gives each class its colour."""
+    names = structures_of_summary(summary)
+    return {name: f"structure s{number}" for number, name in enumerate(names)}
 
 
 def draw_distribution(
@@ -45,29 +64,34 @@ def draw_distribution(
     """One row a structure: a dot for each case, a box between quartiles, a bar at the median."""
     title = f"{metric.title} per case"
     values_by_structure = {}
-    for structure in STRUCTURES:
+    kinds = structure_kinds(summary)
+    for structure in kinds:
         values_by_structure[structure] = _collect_values(cases, structure, metric)
     all_values = [value for values in values_by_structure.values() for value, _ in values]
     if not all_values:
         return None
-    axis = svg.Axis(0, 1, 70, RIGHT)
+    # Long names need more space to the left of the axis.
+    left_px = max(70, 14 + 7 * max(map(len, kinds)))
+    axis = svg.Axis(0, 1, left_px, RIGHT)
     if metric.chart == "distance":
         title = f"{add_unit(title, metric.unit)} (logarithmic)"
         # Smaller distances are drawn at the start of the axis.
-        axis = svg.Axis(0.2, svg.nice_high(all_values, 10.0), 70, RIGHT, log=True)
-    height, bottom = 230, 186
+        axis = svg.Axis(0.2, svg.nice_high(all_values, 10.0), left_px, RIGHT, log=True)
+    row_px, half_px = ROW_PX if len(kinds) <= MAX_TALL_ROWS else LOW_ROW_PX
+    bottom = 14 + row_px * len(kinds)
     marks = svg.x_axis(axis, bottom, 12, title)
     for row, (structure, values) in enumerate(values_by_structure.items()):
-        centre = 58 + 86 * row
-        marks.append(svg.text(60, centre + 4, structure, "end"))
+        centre = 15 + row_px // 2 + row_px * row
+        kind = kinds[structure]
+        marks.append(svg.text(left_px - 10, centre + 4, structure, "end"))
         spread = summary[structure]["spread"][metric.summary_key]
         if spread["median"] is None:
             continue
         left, right, median = axis(spread["q25"]), axis(spread["q75"]), axis(spread["median"])
-        marks.append(svg.rect(left, centre - 32, right - left, 64, f"box {structure}"))
-        marks += _draw_swarm(values, axis, centre, structure)
-        marks.append(svg.line(median, centre - 32, median, centre + 32, f"median {structure}"))
-    return svg.picture(WIDTH, height, marks, f"{title}: one dot a case")
+        marks.append(svg.rect(left, centre - half_px, right - left, 2 * half_px, f"box {kind}"))
+        marks += _draw_swarm(values, axis, centre, half_px, kind)
+        marks.append(svg.line(median, centre - half_px, median, centre + half_px, f"median {kind}"))
+    return svg.picture(WIDTH, bottom + 44, marks, f"{title}: one dot a case")
 
 
 def _collect_values(
@@ -76,33 +100,40 @@ def _collect_values(
     """(value, case id) of the cases where the metric is defined."""
     values = []
     for case in cases:
-        value = case[structure].get(metric.name)
+        value = (find_scores(case, structure) or {}).get(metric.name)
         if value is not None:
             values.append((value, case["case_id"]))
     return values
 
 
-def draw_recall_by_size(summary: dict[str, Any]) -> Markup | None:
-    """Bars: share of the true lesions of a size that were touched, and that were detected."""
-    detection = summary["tumour"]["detection"]
+def draw_recall_by_size(summary: dict[str, Any], lesions: Sequence[str]) -> Markup | None:
+    """Bars: share of the true lesions of a size that were touched, and that were detected.
+
+    Lesions of all lesion structures are counted together.
+    """
     bottom = 200
     y = svg.Axis(0, 1, bottom, 20)
     marks = svg.y_axis(y, LEFT, RIGHT, "recall")
     step = (RIGHT - LEFT) / len(SIZE_CLASSES)
     total = 0
     for number, name in enumerate(SIZE_CLASSES):
+        count = 0
         middle = LEFT + step * (number + 0.5)
         for x, threshold in ((middle - 52, "iou_0"), (middle + 4, "iou_50")):
-            part = detection[threshold]["recall_by_size"][name]
-            total += part["lesions"]
-            if part["recall"] is None:
+            parts = [
+                summary[lesion]["detection"][threshold]["recall_by_size"][name]
+                for lesion in lesions
+            ]
+            count = sum(part["lesions"] for part in parts)
+            detected = sum(part["detected"] for part in parts)
+            total += count
+            if count == 0:
                 continue
-            top = y(part["recall"])
-            hint = f"{DETECTION_TERMS[threshold]}: {part['detected']} of {part['lesions']}"
+            top = y(detected / count)
+            hint = f"{DETECTION_TERMS[threshold]}: {detected} of {count}"
             marks.append(svg.rect(x, top, 48, bottom - top, f"bar {threshold}", hint))
-            marks.append(svg.text(x + 24, top - 5, f"{part['recall']:.2f}", "middle", "value"))
-        lesions = detection["iou_0"]["recall_by_size"][name]["lesions"]
-        label = f"{lesions} lesion{'' if lesions == 1 else 's'}"
+            marks.append(svg.text(x + 24, top - 5, f"{detected / count:.2f}", "middle", "value"))
+        label = f"{count} lesion{'' if count == 1 else 's'}"
         marks.append(svg.text(middle, bottom + 18, SIZE_NAMES[name], "middle"))
         marks.append(svg.text(middle, bottom + 34, label, "middle", "tick"))
     marks.append(svg.line(LEFT, bottom, RIGHT, bottom, "axis"))
@@ -113,7 +144,7 @@ def draw_dice_by_size(cases: Sequence[Case]) -> Markup | None:
     """One dot a true lesion: Dice with its match over diameter."""
     lesions = []
     for case in cases:
-        for row in case["lesions"]:
+        for _, row in list_all_lesions(case):
             if row["side"] == "truth":
                 lesions.append((case["case_id"], row))
     if not lesions:
@@ -138,52 +169,63 @@ def draw_dice_by_size(cases: Sequence[Case]) -> Markup | None:
     return svg.picture(WIDTH, 250, marks, "Dice of lesions over their size")
 
 
-def draw_burden(cases: Sequence[Case]) -> Markup | None:
-    """One dot a case: predicted over true tumour burden in per cent; the diagonal is agreement."""
-    defined = [case for case in cases if case["burden"]["error"] is not None]
-    if not defined:
+def draw_burden(cases: Sequence[Case], kinds: Mapping[str, str]) -> Markup | None:
+    """One dot a case: predicted over true burden in per cent; the diagonal is agreement."""
+    dots: list[tuple[float, float, str, str]] = []
+    for case in cases:
+        for structure, kind in kinds.items():
+            burden = find_burden(case, structure)
+            if burden is None or burden["truth"] is None or burden["prediction"] is None:
+                continue
+            truth, prediction = 100 * burden["truth"], 100 * burden["prediction"]
+            dots.append((truth, prediction, kind, f"{case['case_id']}, {structure}"))
+    if not dots:
         return None
     values = []
-    for case in defined:
-        values += [100 * case["burden"]["truth"], 100 * case["burden"]["prediction"]]
+    for truth, prediction, _, _ in dots:
+        values += [truth, prediction]
     high = svg.nice_high(values, 1.0)
     x, y = svg.Axis(0, high, LEFT, RIGHT), svg.Axis(0, high, 230, 16)
     marks = svg.x_axis(x, 230, 16, "true burden, %")
     marks += svg.y_axis(y, LEFT, RIGHT, "predicted burden, %")
     marks.append(svg.line(x(0), y(0), x(high), y(high), "agreement"))
-    for case in defined:
-        truth, prediction = 100 * case["burden"]["truth"], 100 * case["burden"]["prediction"]
-        hint = f"{case['case_id']}: true {truth:.2f} %, predicted {prediction:.2f} %"
-        marks.append(svg.circle(x(truth), y(prediction), 4, "dot tumour", hint))
-    return svg.picture(WIDTH, 270, marks, "Predicted over true tumour burden")
+    for truth, prediction, kind, name in dots:
+        hint = f"{name}: true {truth:.2f} %, predicted {prediction:.2f} %"
+        marks.append(svg.circle(x(truth), y(prediction), 4, f"dot {kind}", hint))
+    return svg.picture(WIDTH, 270, marks, "Predicted over true burden")
 
 
-def draw_volume_error(cases: Sequence[Case]) -> Markup | None:
-    """One dot a case: error of the tumour volume over its true volume, both in ml."""
-    shown: list[tuple[float, float, str]] = []
+def draw_volume_error(
+    cases: Sequence[Case], lesions: Sequence[str], kinds: Mapping[str, str]
+) -> Markup | None:
+    """One dot a case: error of the volume of its lesions over their true volume, both in ml."""
+    shown: list[tuple[float, float, str, str]] = []
     for case in cases:
-        score = case["tumour"]
-        if score["truth_ml"] > 0 or score["prediction_ml"] > 0:
-            # A logarithmic axis has no zero: no tumour is drawn at 0.1 ml.
+        for structure in lesions:
+            score = find_scores(case, structure)
+            if score is None or (score["truth_ml"] <= 0 and score["prediction_ml"] <= 0):
+                continue
+            # A logarithmic axis has no zero: no lesion is drawn at 0.1 ml.
             volume_ml = max(score["truth_ml"], 0.1)
-            shown.append((volume_ml, score["volume_error_ml"], case["case_id"]))
+            name = f"{case['case_id']}, {structure}"
+            shown.append((volume_ml, score["volume_error_ml"], kinds[structure], name))
     if not shown:
         return None
-    bound = svg.nice_high([abs(error) for _, error, _ in shown], 1.0)
-    volumes = [volume for volume, _, _ in shown]
+    bound = svg.nice_high([abs(error) for _, error, _, _ in shown], 1.0)
+    volumes = [volume for volume, _, _, _ in shown]
     lowest = max(0.1, 0.7 * min(volumes))
     x = svg.Axis(lowest, svg.nice_high(volumes, 10.0), LEFT, RIGHT, log=True)
     y = svg.Axis(-bound, bound, 230, 16)
-    marks = svg.x_axis(x, 230, 16, "true tumour volume, ml (logarithmic; none at 0.1)")
+    marks = svg.x_axis(x, 230, 16, "true volume of lesions, ml (logarithmic; none at 0.1)")
     marks += svg.y_axis(y, LEFT, RIGHT, "predicted minus true, ml")
     marks.append(svg.line(LEFT, y(0), RIGHT, y(0), "agreement"))
-    for volume, error, case_id in shown:
-        hint = f"{case_id}: {error:+.1f} ml of {volume:.1f} ml"
-        marks.append(svg.circle(x(volume), y(error), 4, "dot tumour", hint))
-    return svg.picture(WIDTH, 270, marks, "Volume error of tumours")
+    for volume, error, kind, name in shown:
+        hint = f"{name}: {error:+.1f} ml of {volume:.1f} ml"
+        marks.append(svg.circle(x(volume), y(error), 4, f"dot {kind}", hint))
+    return svg.picture(WIDTH, 270, marks, "Volume error of lesions")
 
 
-def draw_calibration(summary: dict[str, Any]) -> Markup | None:
+def draw_calibration(summary: dict[str, Any], kinds: Mapping[str, str]) -> Markup | None:
     """Share of true voxels over predicted probability, a line a structure; diagonal: ideal."""
     pooled = summary.get("calibration") or {}
     if not pooled:
@@ -197,10 +239,10 @@ def draw_calibration(summary: dict[str, Any]) -> Markup | None:
         # An empty bin has no probability.
         points = [(p, share, voxels) for p, share, voxels in columns if voxels]
         for (p1, s1, _), (p2, s2, _) in pairwise(points):
-            marks.append(svg.line(x(p1), y(s1), x(p2), y(s2), f"median {structure}"))
+            marks.append(svg.line(x(p1), y(s1), x(p2), y(s2), f"median {kinds[structure]}"))
         for p, share, voxels in points:
             hint = f"{structure}: predicted {p:.3f}, true {share:.3f}, {voxels:,} voxels"
-            marks.append(svg.circle(x(p), y(share), 4, f"dot {structure}", hint))
+            marks.append(svg.circle(x(p), y(share), 4, f"dot {kinds[structure]}", hint))
     return svg.picture(WIDTH, 270, marks, "Calibration of the probabilities")
 
 
@@ -208,11 +250,12 @@ def _draw_swarm(
     values: Sequence[tuple[float, str]],
     axis: Callable[[float], float],
     centre: float,
-    structure: str,
+    half_px: int,
+    kind: str,
 ) -> list[Markup]:
     """Dots of (value, case id); dots that would overlap are shifted up and down in turn."""
     radius = 3.4 if len(values) <= 150 else 2.0
-    levels = 2 * int(30 / (2 * radius)) + 1
+    levels = 2 * int((half_px - 2) / (2 * radius)) + 1
     dots_in_bin: dict[int, int] = {}
     marks = []
     for value, case_id in sorted(values):
@@ -223,5 +266,5 @@ def _draw_swarm(
         level %= levels
         shift = (level + 1) // 2 * (1 if level % 2 else -1) * 2 * radius
         y = round(centre + shift, 1)
-        marks.append(svg.circle(x, y, radius, f"dot {structure}", f"{case_id}: {value:.4g}"))
+        marks.append(svg.circle(x, y, radius, f"dot {kind}", f"{case_id}: {value:.4g}"))
     return marks

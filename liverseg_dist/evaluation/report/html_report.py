@@ -13,17 +13,26 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from liverseg_dist.evaluation.case_scores import (
+    burdens_of_summary,
+    find_burden,
+    find_lesion_scores,
+    find_scores,
+    lesions_of_summary,
+    list_all_lesions,
+    list_scored,
+    structures_of_summary,
+)
 from liverseg_dist.evaluation.curves import Curves, draw_curves
 from liverseg_dist.evaluation.metrics.lesions import DETECTION_LABELS
 from liverseg_dist.evaluation.metrics.registry import CASE_METRICS, METRICS, Metric
 from liverseg_dist.evaluation.notes import has_edge_difference, list_distance_notes
-from liverseg_dist.evaluation.report.charts import SIZE_NAMES, draw_charts
+from liverseg_dist.evaluation.report.charts import SIZE_NAMES, draw_charts, structure_kinds
 from liverseg_dist.evaluation.report.overlays import PLANES
 from liverseg_dist.evaluation.shown_cases import collect_pictures, worst_first_key
 from liverseg_dist.files import write_text
-from liverseg_dist.labels import STRUCTURES
 from liverseg_dist.pages import OVERLAY, load_script, load_theme
-from liverseg_dist.pages.palette import LESION_RGB
+from liverseg_dist.pages.palette import SURFACE_RGB, assign_colours, hex_colour
 
 SCRIPTS = ("tables.js", "slices.js", "surface.js", "viewer.js")
 WINDOWS = (("Abdomen", 40, 400), ("Liver", 60, 200), ("Wide", 0, 2000))
@@ -99,7 +108,11 @@ def render_report(
     metrics: Sequence[Metric] = METRICS
     if not any(has_edge_difference(case) for case in cases):
         metrics = [metric for metric in METRICS if not metric.is_edge_variant]
-    palette = {"overlay": OVERLAY, "lesions": LESION_RGB}
+    palette = {"overlay": OVERLAY, "lesions": SURFACE_RGB}
+    shown_cases = collect_pictures(cases, pictures, report_folder)
+    is_ct = all(item["is_ct"] for item in shown_cases)
+    structures = structures_of_summary(summary)
+    colours = assign_colours(structures, lesions_of_summary(summary))
     template = _make_environment().get_template("report.html.j2")
     return template.render(
         summary=summary,
@@ -112,12 +125,22 @@ def render_report(
         title=title,
         notes=list_distance_notes(cases),
         charts=draw_charts(summary, cases),
-        training=_draw_runs(training or {}),
-        shown_cases=collect_pictures(cases, pictures, report_folder),
+        training=_draw_runs(training or {}, structure_kinds(summary)),
+        shown_cases=shown_cases,
+        is_ct=is_ct,
         metrics=metrics,
         case_metrics=[metric for metric in CASE_METRICS if metric.in_case_table],
         chart_metrics=[metric for metric in CASE_METRICS if metric.chart],
-        structures=STRUCTURES,
+        structures=structures,
+        lesion_structures=lesions_of_summary(summary),
+        burdens=burdens_of_summary(summary),
+        kinds={name: f"s{number}" for number, name in enumerate(structures)},
+        colours={name: hex_colour(colour) for name, colour in colours.items()},
+        find_scores=find_scores,
+        find_burden=find_burden,
+        find_lesion_scores=find_lesion_scores,
+        list_all_lesions=list_all_lesions,
+        list_scored=list_scored,
         size_names=SIZE_NAMES,
         detection_labels=DETECTION_LABELS,
         planes=PLANES,
@@ -149,11 +172,13 @@ def _make_environment() -> Environment:
     return jinja
 
 
-def _draw_runs(training: Mapping[str, Curves]) -> list[tuple[str, dict[str, Markup]]]:
+def _draw_runs(
+    training: Mapping[str, Curves], kinds: Mapping[str, str]
+) -> list[tuple[str, dict[str, Markup]]]:
     """(run, charts by title) of the runs that have curves."""
     runs = []
     for run, curves in training.items():
-        charts = draw_curves(curves)
+        charts = draw_curves(curves, kinds)
         if charts:
             runs.append((run, charts))
     return runs

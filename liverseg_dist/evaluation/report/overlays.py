@@ -1,30 +1,25 @@
 """Pictures of a case: slices in three planes and surfaces for the report, and one still picture.
 
-Lines are masks (truth white, prediction yellow); fills are tumour voxels (true positive, false
-negative, false positive). Radiological display: the patient's right is on the left of the picture,
+Lines are masks (truth white, prediction yellow); fills are compared voxels (true positive, false
+negative, false positive; see `display_labels`). Radiological display: the patient's right is on the left of the picture,
 anterior and head are up.
 
-The pictures of a case are one JSON file, from which the report takes its slices, and one PNG for
-slides and TensorBoard. Both are written atomically.
+`picture_files` stores the pictures.
 """
 
 import io
-import json
 import math
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from liverseg_dist.evaluation.ledger import encode_file_name
 from liverseg_dist.evaluation.metrics.boxes import Box, find_joint_box
+from liverseg_dist.evaluation.report.display_labels import DisplayLabels
 from liverseg_dist.evaluation.report.surface_points import sample_surface_points
-from liverseg_dist.evaluation.slice_data import check_slices, pack_slices
-from liverseg_dist.files import write_bytes, write_json
-from liverseg_dist.labels import IGNORE, TUMOUR
+from liverseg_dist.evaluation.slice_data import pack_slices
+from liverseg_dist.labels import IGNORE, LITS_SCHEME, LabelScheme
 from liverseg_dist.pages import OVERLAY
 from liverseg_dist.volume import Volume
 
@@ -38,71 +33,109 @@ GAP_PX = 6
 WIDE_VOXELS = 6_000_000
 """A scan up to this size is stored with the slices that contain no mask."""
 WINDOW_HU = (-110.0, 190.0)
-"""From black to white in still pictures; narrow, since a tumour differs little from its liver."""
+"""From black to white in still pictures of CT; narrow, since a lesion differs little from its
+organ."""
+PERCENTILES = (0.5, 99.5)
+"""From black to white in still pictures of other modalities."""
 _CODE = {name: code for code, name in enumerate(OVERLAY)}
-SCHEMA = 2
-_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One case in display orientation, cut to the liver: labels, CT in HU (or None), voxel size."""
+    """One case in display orientation, cut to its masks: codes, image (or None), voxel size."""
 
     prediction: np.ndarray
+    """Codes of `display`."""
     truth: np.ndarray
     image: np.ndarray | None
+    """HU for CT, else intensities."""
     spacing_mm: tuple[float, float, float]
     first_slice: tuple[int, int, int]
     focus: tuple[tuple[int, int], ...]
     """First slice and the one after the last of the masks with a margin, along each axis."""
+    display: DisplayLabels
+    window: tuple[float, float]
+    """Intensities that are black and white in still pictures."""
 
 
 def render_case(
-    prediction: Volume, truth: Volume, image: Volume | None = None
+    prediction: Volume,
+    truth: Volume,
+    image: Volume | None = None,
+    labels: LabelScheme = LITS_SCHEME,
+    *,
+    is_ct: bool = True,
 ) -> dict[str, Any] | None:
     """Collect what the report's viewer shows of a case.
 
     Args:
         prediction: Predicted labels.
         truth: True labels on the same grid.
-        image: CT in HU on the same grid, if there is one.
+        image: Scan on the same grid, if there is one: HU for CT, else any intensities.
+        labels: Scheme of both masks.
+        is_ct: Whether the scan is CT.
 
     Returns:
         A JSON-able dict: `slices` (`pack_slices`), `first_slice` (index of the first stored slice
-        in the scan, in display orientation), `start` (the slice with the most wrong tumour voxels),
-        `focus` (range of the masks) and `surface`. None where both masks are empty.
+        in the scan, in display orientation), `start` (the slice with the most wrong compared
+        voxels), `focus` (range of the masks), `surface`, and `codes`, `compared`, `outlines` and
+        `has_lesions` of `DisplayLabels`. None where both masks are empty.
     """
-    scene = make_scene(prediction, truth, image, wide=True)
+    scene = make_scene(prediction, truth, image, wide=True, labels=labels, is_ct=is_ct)
     if scene is None:
         return None
     near = tuple(slice(*span) for span in scene.focus)
     return {
         "schema": SCHEMA,
-        "slices": pack_slices(scene.prediction, scene.truth, scene.image, scene.spacing_mm),
+        "codes": scene.display.num_codes,
+        "compared": list(scene.display.compared),
+        "outlines": [list(codes) for codes in scene.display.outlines],
+        "has_lesions": scene.display.has_lesions,
+        "slices": pack_slices(
+            scene.prediction,
+            scene.truth,
+            scene.image,
+            scene.spacing_mm,
+            num_codes=scene.display.num_codes,
+            window=None if is_ct else scene.window,
+        ),
         "first_slice": list(scene.first_slice),
         "start": [_worst_index(scene, plane) for plane in PLANES],
         "focus": [list(span) for span in scene.focus],
         "surface": sample_surface_points(
-            scene.prediction[near], scene.truth[near], scene.spacing_mm
+            scene.display.reduce_to_lesions(scene.prediction[near]),
+            scene.display.reduce_to_lesions(scene.truth[near]),
+            scene.spacing_mm,
         ),
     }
 
 
 def make_scene(
-    prediction: Volume, truth: Volume, image: Volume | None = None, wide: bool = False
+    prediction: Volume,
+    truth: Volume,
+    image: Volume | None = None,
+    wide: bool = False,
+    labels: LabelScheme = LITS_SCHEME,
+    *,
+    is_ct: bool = True,
 ) -> Scene | None:
     """Reorient a case for display and cut it to the joint box of both masks.
 
     Args:
         prediction: Predicted labels.
         truth: True labels on the same grid.
-        image: CT in HU on the same grid, if there is one.
+        image: Scan on the same grid, if there is one.
         wide: Keep slices without a mask as far as `WIDE_VOXELS` allows; `Scene.focus` is the box.
+        labels: Scheme of both masks.
+        is_ct: Whether the scan is CT in HU.
 
     Returns:
         The scene, or None where both masks are empty.
     """
-    predicted_labels, true_labels = _prepare_labels(prediction), _prepare_labels(truth)
+    display = DisplayLabels(labels)
+    predicted_labels = display.encode(_prepare_labels(prediction))
+    true_labels = display.encode(_prepare_labels(truth))
     # MARGIN_MM follows below, in mm and not in voxels.
     inner = find_joint_box(predicted_labels, true_labels, margin=0)
     if inner is None:
@@ -110,9 +143,11 @@ def make_scene(
     spacing_mm = truth.reoriented(DISPLAY_ORIENTATION).spacing_mm
     near = _grow_box(inner, spacing_mm, true_labels.shape)
     box = _widen_box(near, true_labels.shape) if wide else near
-    hu = None
+    intensities, window = None, WINDOW_HU
     if image is not None:
-        hu = image.reoriented(DISPLAY_ORIENTATION).voxels[box]
+        intensities = image.reoriented(DISPLAY_ORIENTATION).voxels[box]
+        if not is_ct:
+            window = choose_window(intensities)
     first_z, first_y, first_x = (axis.start for axis in box)
     focus = []
     for inside, outside in zip(near, box, strict=True):
@@ -120,11 +155,19 @@ def make_scene(
     return Scene(
         predicted_labels[box],
         true_labels[box],
-        hu,
+        intensities,
         spacing_mm,
         (first_z, first_y, first_x),
         tuple(focus),
+        display,
+        window,
     )
+
+
+def choose_window(intensities: np.ndarray) -> tuple[float, float]:
+    """Intensities that are black and white, for images without a unit."""
+    low, high = (float(value) for value in np.percentile(intensities, PERCENTILES))
+    return (low, high) if high > low else (low, low + 1.0)
 
 
 def _prepare_labels(mask: Volume) -> np.ndarray:
@@ -153,20 +196,32 @@ def _widen_box(near: Box, shape: tuple[int, ...]) -> Box:
 
 
 def draw_overlay(
-    image_yx: np.ndarray, truth_yx: np.ndarray, prediction_yx: np.ndarray
+    image_yx: np.ndarray,
+    truth_yx: np.ndarray,
+    prediction_yx: np.ndarray,
+    labels: LabelScheme = LITS_SCHEME,
+    *,
+    is_ct: bool = True,
 ) -> np.ndarray:
     """Draw one axial slice with its overlay, as validation shows it in TensorBoard.
 
     Args:
-        image_yx: Slice of a CT in RAS orientation, HU.
+        image_yx: Slice of a scan in RAS orientation; HU for CT.
         truth_yx: True labels of the slice.
         prediction_yx: Predicted labels of the slice.
+        labels: Scheme of both labels.
+        is_ct: Whether the scan is CT in HU.
 
     Returns:
         RGB (height, width, 3) uint8, upright.
     """
     image, truth, prediction = (plane[::-1, ::-1] for plane in (image_yx, truth_yx, prediction_yx))
-    return _blend_colours(_window_hu(image), _encode_overlay(prediction, truth, with_liver=False))
+    display = DisplayLabels(labels)
+    codes = _encode_overlay(
+        display.encode(prediction), display.encode(truth), display, with_organ=False
+    )
+    window = WINDOW_HU if is_ct else choose_window(image)
+    return _blend_colours(_apply_window(image, window), codes)
 
 
 def draw_plane(scene: Scene, plane: str, index: int, scale: float = 1.0) -> np.ndarray:
@@ -184,7 +239,7 @@ def draw_plane(scene: Scene, plane: str, index: int, scale: float = 1.0) -> np.n
     size = _frame_size(scene, plane, scale)
     background = np.full(size, 24, np.uint8)
     if scene.image is not None:
-        background = _draw_ct(_cut_plane(scene.image, plane, index), size)
+        background = _draw_image(_cut_plane(scene.image, plane, index), size, scene.window)
     return _blend_colours(background, _draw_masks(scene, plane, index, size))
 
 
@@ -202,62 +257,15 @@ def render_contact_sheet(scene: Scene) -> bytes:
     return stream.getvalue()
 
 
-def save_pictures(
-    folder: Path, case_id: str, prediction: Volume, truth: Volume, image: Volume | None = None
-) -> None:
-    """Write `folder/<case>.json` and `.png`; remove them where both masks are empty."""
-    scene = make_scene(prediction, truth, image)
-    stem = folder / encode_file_name(case_id)
-    if scene is None:
-        for suffix in (".json", ".png"):
-            Path(f"{stem}{suffix}").unlink(missing_ok=True)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(Path(f"{stem}.png"), render_contact_sheet(scene))
-    write_json(Path(f"{stem}.json"), render_case(prediction, truth, image))
-
-
-def load_pictures(folder: Path | None, case_id: str) -> dict[str, Any] | None:
-    """Read the pictures of a case; None where it has none or the file is damaged."""
-    if folder is None:
-        return None
-    try:
-        pictures = json.loads(
-            (folder / f"{encode_file_name(case_id)}.json").read_text(encoding="utf-8")
-        )
-    except (OSError, ValueError, RecursionError):
-        return None
-    return pictures if _is_valid(pictures) else None
-
-
-def _is_valid(pictures: object) -> bool:
-    """Whether a value is a result of `render_case`.
-
-    It becomes part of a web page, so nothing else may pass.
-    """
-    try:
-        surface = pictures["surface"]  # type: ignore[index]
-        numbers = [*pictures["first_slice"], *pictures["start"], surface["count"]]  # type: ignore[index]
-        for first, stop in pictures["focus"]:  # type: ignore[index]
-            numbers += [first, stop]
-        return (
-            pictures["schema"] == SCHEMA  # type: ignore[index]
-            and len(numbers) == 13
-            and all(type(number) is int and number >= 0 for number in numbers)
-            and isinstance(surface["spacing"], float)
-            and _BASE64.fullmatch(surface["data"]) is not None
-            and check_slices(pictures["slices"])  # type: ignore[index]
-        )
-    except (TypeError, KeyError, ValueError):
-        return False
-
-
 def _worst_index(scene: Scene, plane: str) -> int:
-    """The slice with the most wrong tumour voxels, else with most tumour, else with most liver."""
+    """The slice with the most wrong compared voxels, else with most of them, else with most of
+    all."""
     axes = tuple(axis for axis in range(3) if axis != PLANES.index(plane))
-    prediction, truth = scene.prediction == TUMOUR, scene.truth == TUMOUR
+    truth = scene.display.is_compared(scene.truth)
+    either = truth | scene.display.is_compared(scene.prediction)
+    wrong = either & (scene.prediction != scene.truth)
     # The first of these masks that is not empty decides.
-    for interesting in (prediction != truth, truth, (scene.truth > 0) | (scene.prediction > 0)):
+    for interesting in (wrong, truth, (scene.truth > 0) | (scene.prediction > 0)):
         voxels = interesting.sum(axis=axes)
         if voxels.max() > 0:
             return int(voxels.argmax())
@@ -279,9 +287,11 @@ def _cut_plane(array: np.ndarray, plane: str, index: int) -> np.ndarray:
     return np.take(array, index, axis=PLANES.index(plane))
 
 
-def _draw_ct(hu: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _draw_image(
+    intensities: np.ndarray, size: tuple[int, int], window: tuple[float, float]
+) -> np.ndarray:
     """Grey values of a slice (height, width) uint8."""
-    image = Image.fromarray(np.ascontiguousarray(_window_hu(hu)))
+    image = Image.fromarray(np.ascontiguousarray(_apply_window(intensities, window)))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
@@ -289,28 +299,34 @@ def _draw_masks(scene: Scene, plane: str, index: int, size: tuple[int, int]) -> 
     """Palette codes (height, width) uint8."""
     prediction = _resize_nearest(_cut_plane(scene.prediction, plane, index), size)
     truth = _resize_nearest(_cut_plane(scene.truth, plane, index), size)
-    # Without a CT the liver is filled: only its outline would be visible otherwise.
-    return _encode_overlay(prediction, truth, with_liver=scene.image is None)
+    # Without an image organs are filled: only their outlines would be visible otherwise.
+    return _encode_overlay(prediction, truth, scene.display, with_organ=scene.image is None)
 
 
-def _encode_overlay(prediction: np.ndarray, truth: np.ndarray, with_liver: bool) -> np.ndarray:
+def _encode_overlay(
+    prediction: np.ndarray, truth: np.ndarray, display: DisplayLabels, with_organ: bool
+) -> np.ndarray:
     codes = np.zeros(truth.shape, dtype=np.uint8)
-    if with_liver:
-        codes[(prediction > 0) | (truth > 0)] = _CODE["liver"]
-    predicted, true = prediction == TUMOUR, truth == TUMOUR
-    codes[predicted & true] = _CODE["true_positive"]
-    codes[~predicted & true] = _CODE["false_negative"]
+    if with_organ:
+        codes[(prediction > 0) | (truth > 0)] = _CODE["organ"]
+    predicted, true = display.is_compared(prediction), display.is_compared(truth)
+    # Fills of right voxels would hide the image where all structures are compared.
+    if display.has_lesions:
+        codes[predicted & true] = _CODE["true_positive"]
+    # A voxel of another structure than predicted is missed by its own structure.
+    codes[true & (prediction != truth)] = _CODE["false_negative"]
     codes[predicted & ~true] = _CODE["false_positive"]
     # Outlines come last, on top of the fills; the prediction covers the truth where they coincide.
     for mask, name in ((truth, "truth_line"), (prediction, "prediction_line")):
-        for structure in (mask > 0, mask == TUMOUR):
-            codes[_find_outline(structure)] = _CODE[name]
+        for members in display.outlines:
+            codes[_find_outline(np.isin(mask, members))] = _CODE[name]
     return codes
 
 
-def _window_hu(hu: np.ndarray) -> np.ndarray:
-    low, high = WINDOW_HU
-    return (np.clip((hu.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+def _apply_window(intensities: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    low, high = window
+    share = (intensities.astype(np.float32) - low) / (high - low)
+    return (np.clip(share, 0, 1) * 255).astype(np.uint8)
 
 
 def _blend_colours(grey: np.ndarray, codes: np.ndarray) -> np.ndarray:

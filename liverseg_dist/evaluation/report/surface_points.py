@@ -7,26 +7,27 @@ import numpy as np
 from scipy import ndimage
 
 from liverseg_dist.evaluation.metrics.lesions import find_components, match_lesions
-from liverseg_dist.labels import TUMOUR
-from liverseg_dist.pages.palette import LESION_RGB
+from liverseg_dist.pages.palette import SURFACE_RGB
 
 VOXEL_MM = 3.5
 """Size of the cubes that the masks are reduced to."""
 MAX_POINTS = 7000
-KINDS = tuple(LESION_RGB)
-"""Point kinds: true liver, true lesions that the prediction overlaps, true lesions that it misses,
+KINDS = tuple(SURFACE_RGB)
+"""Point kinds: true organs, true lesions that the prediction overlaps, true lesions that it misses,
 predicted lesions without overlap."""
+LESION = 2
+"""Code of lesions in the masks (`DisplayLabels.reduce_to_lesions`); 1 is an organ."""
 
 
 def sample_surface_points(
     prediction_zyx: np.ndarray, truth_zyx: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> dict[str, Any]:
-    """Sample the surfaces of the true liver and of all lesions.
+    """Sample the surfaces of the true organs and of all lesions.
 
     Args:
-        prediction_zyx: Labels 0, 1, 2 in display orientation (head to feet, front to back, right to
+        prediction_zyx: Codes 0, 1, 2 in display orientation (head to feet, front to back, right to
             left).
-        truth_zyx: Labels of the same shape.
+        truth_zyx: Codes of the same shape.
         spacing_mm: Voxel size z, y, x.
 
     Returns:
@@ -35,17 +36,17 @@ def sample_surface_points(
     """
     prediction = _reduce_labels(prediction_zyx, spacing_mm)
     truth = _reduce_labels(truth_zyx, spacing_mm)
-    # Without a true liver the predicted one gives the frame.
+    # Without a true organ the predicted one gives the frame.
     parts = [_find_surface(truth > 0 if (truth > 0).any() else prediction > 0, 0)]
-    masks = _split_lesions(prediction == TUMOUR, truth == TUMOUR)
+    masks = _split_lesions(prediction == LESION, truth == LESION)
     parts += [_find_surface(mask, kind) for kind, mask in enumerate(masks, start=1)]
     points = np.concatenate(parts)
     surface_size = len(points)
     if len(points) > MAX_POINTS:
-        # Tumours take up to half of the points, the liver the rest.
+        # Lesions take up to half of the points, organs the rest.
         lesions = _draw_some(np.flatnonzero(points[:, 6] != 0), MAX_POINTS // 2)
-        liver = _draw_some(np.flatnonzero(points[:, 6] == 0), MAX_POINTS - lesions.size)
-        points = points[np.sort(np.concatenate([liver, lesions]))]
+        organs = _draw_some(np.flatnonzero(points[:, 6] == 0), MAX_POINTS - lesions.size)
+        points = points[np.sort(np.concatenate([organs, lesions]))]
     scale = 255.0 / max(1, *(n - 1 for n in truth.shape))
     centre = (np.array(truth.shape)[::-1] - 1) / 2
     packed = np.empty((len(points), 7), dtype=np.uint8)
@@ -81,7 +82,7 @@ def _split_lesions(
 def _reduce_labels(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
     """The highest label in each cube of about `VOXEL_MM`, with one voxel of background around.
 
-    The highest, so that no small tumour disappears.
+    The highest, so that no small lesion disappears.
     """
     # Whole voxels are combined first; the rest of the scale is done by nearest neighbour.
     steps = [max(1, round(VOXEL_MM / mm)) for mm in spacing_mm]

@@ -22,6 +22,11 @@ async function decodeCase(pictures) {
     start: pictures.start,
     focus: pictures.focus,
     hu: packed.hu,
+    isCt: packed.is_ct,
+    codes: pictures.codes,
+    compared: new Set(pictures.compared),
+    outlines: pictures.outlines,
+    hasLesions: pictures.has_lesions,
     labels: await inflateVolume(packed.labels, columns),
     ct: packed.ct === null ? null : await inflateVolume(packed.ct, columns),
   };

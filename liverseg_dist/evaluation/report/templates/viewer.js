@@ -91,22 +91,25 @@ class PlaneViewer {
     const { shape, labels, ct } = this.volume;
     const { rows, columns } = this;
     const codes = cutPlane(labels, shape, this.plane, this.index);
-    const truth = codes.map((code) => code % 3), prediction = codes.map((code) => Math.floor(code / 3));
+    const { codes: count, compared, outlines, hasLesions } = this.volume;
+    const truth = codes.map((code) => code % count), prediction = codes.map((code) => Math.floor(code / count));
     const colours = palette.overlay;
-    const background = ct ? colours.nothing : colours.liver;
-    const colourOf = Uint32Array.from({ length: 9 }, (_, code) => {
-      const trueTumour = code % 3 === 2, predictedTumour = code >= 6;
-      if (trueTumour && predictedTumour) return pixel(colours.true_positive);
-      if (trueTumour) return pixel(colours.false_negative);
-      if (predictedTumour) return pixel(colours.false_positive);
+    const background = ct ? colours.nothing : colours.organ;
+    const colourOf = Uint32Array.from({ length: count * count }, (_, code) => {
+      const [trueCode, predictedCode] = [code % count, Math.floor(code / count)];
+      const isTrue = compared.has(trueCode), isPredicted = compared.has(predictedCode);
+      // Fills of right voxels would hide the image where all structures are compared.
+      if (isTrue && trueCode === predictedCode) return pixel(hasLesions ? colours.true_positive : background);
+      if (isTrue) return pixel(colours.false_negative);
+      if (isPredicted) return pixel(colours.false_positive);
       return code ? pixel(background) : 0;
     });
-    const outline = (mask, least) => outlinePath(mask.map((label) => (label >= least ? 1 : 0)), rows, columns);
+    const outline = (mask, members) => outlinePath(mask.map((code) => (members.includes(code) ? 1 : 0)), rows, columns);
     this.cut = {
       fills: planeImage(codes, rows, columns, colourOf),
       ct: ct && cutPlane(ct, shape, this.plane, this.index),
       lines: [["truth_line", truth], ["prediction_line", prediction]].flatMap(([name, mask]) =>
-        [1, 2].map((least) => [`rgb(${colours[name].slice(0, 3)})`, outline(mask, least)])),
+        outlines.map((members) => [`rgb(${colours[name].slice(0, 3)})`, outline(mask, members)])),
     };
   }
 
@@ -212,14 +215,14 @@ class PlaneViewer {
   }
 }
 
-// --- window: level and width in HU, for all slices of the page ---
+// --- window: level and width, for all slices of the page; in HU where the scans are CT ---
 
 function setWindow(level, width) {
   display.level = Math.round(Math.max(-1000, Math.min(1000, level)));
   display.width = Math.round(Math.max(10, Math.min(3000, width)));
   for (const name of ["level", "width"]) {
     document.getElementById(name).value = display[name];
-    document.getElementById(`${name}-value`).textContent = `${display[name]} HU`;
+    document.getElementById(`${name}-value`).textContent = `${display[name]} ${section.dataset.unit}`;
   }
   section.querySelectorAll("[data-preset]").forEach((button) => {
     const chosen = Number(button.dataset.level) === display.level && Number(button.dataset.width) === display.width;
@@ -275,7 +278,7 @@ if (section) {
     display.overlay = event.target.checked;
     viewers.forEach((viewer) => viewer.requestDraw());
   });
-  setWindow(display.level, display.width);
+  setWindow(Number(section.dataset.level), Number(section.dataset.width));
   const near = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) {
       if (!isIntersecting) continue;
