@@ -152,3 +152,18 @@ def test_two_ranks_and_a_restart_give_the_bytes_of_one_rank(store: Path, tmp_pat
         m["train/pseudo_dice_organ 1"] for m in read_metrics(tmp_path / "two") if "train/loss" in m
     ]
     assert len(dice) == 4
+
+
+@pytest.mark.long
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+def test_every_strategy_trains_partly_labelled_regions(
+    store: Path, tmp_path: Path, strategy: str
+) -> None:
+    settings = (f"train.strategy={strategy}", "model.regions=true", "loss.name=dice_ce_boundary")
+    command = ["-m", "liverseg_dist", *arguments(store, tmp_path / "run", *settings)]
+    done = torchrun(2, *command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [m["train/loss"] for m in read_metrics(tmp_path / "run") if "train/loss" in m]
+    assert len(losses) == 2
+    assert (tmp_path / "run" / "model.safetensors").is_file()
