@@ -69,6 +69,8 @@ def describe_kind(field: Schema, definitions: Schema) -> str:
         return _describe_list(field, definitions)
     if "properties" in field:
         return "{" + ", ".join(field["properties"]) + "}"
+    if isinstance(field.get("additionalProperties"), Mapping):
+        return f"{{name: {describe_kind(field['additionalProperties'], definitions)}}}"
     declared = str(field.get("type", "value"))
     kind = "path" if field.get("format") == "path" else TYPE_NAMES.get(declared, declared)
     for name, sign in LIMITS.items():

@@ -1,8 +1,9 @@
 """Settings of the network and its losses (`model.*`, `loss.*`)."""
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from liverseg_dist.config.base import Section
 from liverseg_dist.texts.paths import UserPath
@@ -114,3 +115,14 @@ class LossConfig(Section):
     boundary_weight: float = Field(default=1.0, ge=0)
     boundary_reach_voxels: int = Field(default=8, ge=1)
     """Distances to the true surface are limited to this many voxels (of the finest axis)."""
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _check_named_weights(cls, value: Any) -> Any:
+        # pydantic's own message would be about the first type that the setting accepts, a list.
+        if isinstance(value, dict):
+            for name, weight in value.items():
+                is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+                if not is_number or not math.isfinite(weight):
+                    raise ValueError(f"the weight of {name} is {weight!r}, which is not a number")
+        return value

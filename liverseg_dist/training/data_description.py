@@ -5,6 +5,7 @@ outputs of its network stand for the structures of one scheme, its inputs for ce
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from liverseg_dist.config import ChannelConfig, Settings
@@ -37,7 +38,7 @@ def check_same_data(before: Settings, now: Settings, folder: Path) -> None:
         UserError: it is not; the message names both sides.
     """
     remedy = "continue it with a store like its own, or choose another run.dir to start a new run"
-    if before.data.label_scheme != now.data.label_scheme:
+    if not _are_equal(before.data.label_scheme, now.data.label_scheme):
         raise UserError(
             f"{folder}: this run segments {describe_labels(before.data.label_scheme)}, the store "
             f"has {describe_labels(now.data.label_scheme)}; {remedy}"
@@ -55,7 +56,7 @@ def list_data_conflicts(
     """List the given settings that contradict a store's labels and channels, one line each."""
     found = []
     data, model = settings.data, settings.model
-    if data.labels is not None and data.label_scheme != labels:
+    if data.labels is not None and not _are_equal(data.label_scheme, labels):
         given = describe_labels(data.label_scheme)
         found.append(f"data.labels is {describe_labels(labels)}, not {given}")
     if data.channels is not None and data.channels != tuple(channels):
@@ -67,6 +68,15 @@ def list_data_conflicts(
     if model.out_channels not in (None, count):
         found.append(f"model.out_channels is {count}, not {model.out_channels}")
     return found
+
+
+def _are_equal(first: LabelScheme, second: LabelScheme) -> bool:
+    """Whether two schemes have the same classes and structures, regardless of SNOMED codes."""
+    plain = []
+    for labels in (first, second):
+        structures = [replace(structure, snomed=None) for structure in labels.structures]
+        plain.append((labels.class_names, structures))
+    return plain[0] == plain[1]
 
 
 def describe_labels(labels: LabelScheme) -> str:

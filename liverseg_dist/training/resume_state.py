@@ -8,6 +8,9 @@ from typing import Any
 
 from liverseg_dist.errors import RunFailed
 
+MAX_SHOWN_STRUCTURES = 6
+"""Structures whose Dice is shown one by one in the progress line."""
+
 
 @dataclass
 class ResumeState:
@@ -27,9 +30,15 @@ class ResumeState:
 
     def describe_dice(self) -> str:
         """Return the Dice of the last validation with its step; empty before the first one."""
-        dice = ", ".join(f"{name} {value:.3f}" for name, value in self.last_dice.items())
-        if not dice:
+        if not self.last_dice:
             return ""
+        dice = ", ".join(f"{name} {value:.3f}" for name, value in self.last_dice.items())
+        if len(self.last_dice) > MAX_SHOWN_STRUCTURES:
+            # One line has no room for all; `metrics.jsonl` and TensorBoard have them.
+            mean = sum(self.last_dice.values()) / len(self.last_dice)
+            lowest = min(self.last_dice, key=lambda name: self.last_dice[name])
+            dice = f"mean {mean:.3f} of {len(self.last_dice)} structures"
+            dice += f", lowest {lowest} {self.last_dice[lowest]:.3f}"
         step = f" (step {self.last_dice_step})" if self.last_dice_step else ""
         return f"Dice {dice}{step}"
 

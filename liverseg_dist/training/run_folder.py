@@ -219,6 +219,9 @@ def check_settings_compatible(
     # Runs of earlier versions do not record what they read and segment.
     before, now = complete_settings(before), complete_settings(now)
     check_same_data(before, now, folder)
+    # They agree where it matters; codes of structures may have been added since.
+    data = before.data.model_copy(update={"labels": now.data.labels})
+    before = before.model_copy(update={"data": data})
     conflicts: list[str] = []
     for key, (old, new) in setting_changes(before, now).items():
         if not key.startswith(FREE_TO_CHANGE) and key not in extensible:

@@ -89,8 +89,9 @@ def validate_cases(
             structure = labels.structure(name)
             counts[case_id][name] = _count_overlap(predicted, truth, labels, structure)
         if number < settings.validation.pictures:
-            shown = image_CDHW[meta.present.index(True)]
-            pictures[case_id] = _draw_picture(shown, truth, predicted, labels)
+            first = meta.present.index(True)
+            is_ct = data.image_channels[first].modality == "CT"
+            pictures[case_id] = _draw_picture(image_CDHW[first], truth, predicted, labels, is_ct)
     if not all(gather_from_ranks(is_complete)):
         return None
     return _pool_counts(
@@ -113,7 +114,11 @@ def _count_overlap(
 
 
 def _draw_picture(
-    image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, labels: LabelScheme
+    image: np.ndarray,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    labels: LabelScheme,
+    is_ct: bool,
 ) -> np.ndarray:
     """Draw the slice with most lesion, or else with most foreground."""
     known = np.where(truth == IGNORE, BACKGROUND, truth)
@@ -122,7 +127,7 @@ def _draw_picture(
     for lesion in labels.lesions:
         is_lesion |= labels.mask_of(known, lesion)
     z = int((is_lesion.sum(axis=(1, 2)) * LESION_PRIORITY + weight).argmax())
-    return draw_overlay(image[z], known[z], predicted[z])
+    return draw_overlay(image[z], known[z], predicted[z], labels, is_ct=is_ct)
 
 
 def _pool_counts(

@@ -14,11 +14,13 @@ from liverseg_dist.data.loading import PatchLoader, PatchSource, fill_in_data_se
 from liverseg_dist.data.preview import (
     TILE_PX,
     PreviewRow,
+    choose_class_colours,
     find_most_informative_slice,
     render_preview,
 )
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.pages import LEGEND
+from liverseg_dist.labels import LITS_SCHEME
+from tests.data.scheme_store import CT, MR, make_scheme, write_scheme_store
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +131,31 @@ def test_legend_colours_equal_audit_colours() -> None:
     row = PreviewRow("", (), (image, label), (image, label), black=0.0, white=1.0)
     picture = np.asarray(render_preview([row]))
     header = {tuple(pixel) for pixel in picture[:24, :200].reshape(-1, 3)}
-    assert {colour for _, colour in LEGEND} <= header
+    legend = set(choose_class_colours(LITS_SCHEME).values())
+    assert len(legend) == 3
+    assert legend <= header
     painted = {tuple(pixel) for pixel in picture[24:, 200 + TILE_PX :].reshape(-1, 3)}
-    for _, colour in LEGEND:
+    for colour in legend:
         assert tuple(int(0.4 * channel) for channel in colour) in painted  # 40 % over black
     enlarged = np.kron(label, np.ones((1, 7, 7), np.uint8))[:, :60, :60].repeat(3, axis=0)
     hu = np.full((3, 60, 60), -160, np.int16)
     outlined = np.asarray(render_thumbnail(hu, enlarged, (1.0, 1.0, 1.0)))
     shown = {tuple(pixel) for pixel in outlined.reshape(-1, 3)}
-    assert {colour for _, colour in LEGEND} <= shown
+    assert legend <= shown
+
+
+def test_previews_show_each_channel_and_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = make_scheme(16, lesions=3)
+    store = write_scheme_store(tmp_path / "s.zarr", labels, (CT, MR), absent={1: (1,)})
+    out = tmp_path / "picture.png"
+    settings = ["data.patch_size=[64,40,40]", "data.fold=all", "train.modality_dropout=0.9"]
+    assert main(["preview", str(store), "--out", str(out), "--samples", "2", *settings]) == 0
+    assert "2 samples of 4 cases" in capsys.readouterr().out
+    picture = np.asarray(Image.open(out))
+    rows = 2 * 2
+    legend_px = picture.shape[0] - rows * (TILE_PX + 6) - 24
+    assert legend_px > 0, "17 names do not fit beside the headings"
+    painted = {tuple(pixel) for pixel in picture[:legend_px].reshape(-1, 3)}
+    assert set(choose_class_colours(labels).values()) <= painted

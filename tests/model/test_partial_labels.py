@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liverseg_dist.config import LossConfig
+from liverseg_dist.config import LossConfig, load_settings
 from liverseg_dist.errors import UserError
 from liverseg_dist.labels import IGNORE, LITS_SCHEME, LabelScheme
 from liverseg_dist.model.losses import build_loss
@@ -185,6 +185,12 @@ def test_training_dice_counts_annotated_structures_only(regions: bool) -> None:
         assert torch.equal(counts[row], single[0][row])
     nothing = overlap_counts(logits[:1], label[:1], outputs, [()])
     assert dice_from_counts(nothing).isnan().all()
+
+
+@pytest.mark.parametrize("weight", ["big", ".nan", "true", "[1]"])
+def test_named_weights_are_numbers(weight: str) -> None:
+    with pytest.raises(UserError, match=r"loss.class_weights.*the weight of tumour is .*not a num"):
+        load_settings([], [f"loss.class_weights={{tumour: {weight}}}"])
 
 
 def test_weights_by_name() -> None:

@@ -49,6 +49,23 @@ def test_heads_for_other_classes_are_not_loaded_and_reported(tmp_path: Path) -> 
     assert torch.equal(target.heads[0].weight, fresh)
 
 
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 4), (4, 1)])
+def test_weights_for_other_channels_and_classes_are_adapted(
+    tmp_path: Path, before: int, now: int
+) -> None:
+    """Equal channels give the first convolution's results; the heads start at random."""
+    source = make(1, in_channels=before, out_channels=3)
+    target = make(2, in_channels=now, out_channels=6)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    report = load_pretrained(target, tmp_path / "w.safetensors")
+    assert report.adapted == [next(iter(source.state_dict()))]
+    assert sorted(report.missing) == ["heads.0.bias", "heads.0.weight"]
+    image = torch.randn(1, 1, 16, 32, 32)
+    first = source.encoder[0](image.expand(-1, before, -1, -1, -1))
+    assert torch.allclose(target.encoder[0](image.expand(-1, now, -1, -1, -1)), first, atol=1e-4)
+    assert target.eval()(image.expand(-1, now, -1, -1, -1)).shape[1] == 6
+
+
 def test_two_dimensional_kernels_are_inflated(tmp_path: Path) -> None:
     flat, deep = nn.Conv2d(3, 4, 3), nn.Conv3d(1, 4, 3)
     save_file(

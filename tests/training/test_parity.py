@@ -62,7 +62,7 @@ def test_losses_equal_a_plain_loop_with_monais_network_and_loss(
     )
     for step in range(STEPS):
         samples = [source.read_sample(step * BATCH + n) for n in range(BATCH)]
-        affine = samples[0].intensity
+        affine = samples[0].traits.intensities[0]
         hu = torch.stack(
             [torch.from_numpy(sample.image_CDHW[0]).float() for sample in samples]
         ).unsqueeze(1)

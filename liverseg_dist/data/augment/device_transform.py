@@ -65,6 +65,11 @@ class DeviceTransform:
         """
         image_BCDHW, label_BDHW = batch.image_BCDHW, batch.label_BDHW
         (count, channels), device = image_BCDHW.shape[:2], image_BCDHW.device
+        if channels != self._preset.channels:
+            raise ValueError(
+                f"images of {channels} channels, augmentation for {self._preset.channels}; "
+                "use build_preset with the store's channels"
+            )
         # All samples are written into one pair of tensors, which saves a copy by `torch.stack`.
         shape = (count, channels, *self.patch_size)
         image_out = torch.empty(shape, dtype=torch.float32, device=device)
