@@ -33,12 +33,12 @@ from rich.text import Text
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import ConvertConfig, SplitConfig
 from liverseg_dist.console import write_error, write_lines
+from liverseg_dist.data.audit.audit_page import describe_intensities
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
 from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
 from liverseg_dist.data.conversion.executors import EXECUTORS
 from liverseg_dist.data.conversion.root_metadata import collect_audit
 from liverseg_dist.data.io.dataset_index import DatasetIndex, read_dataset
-from liverseg_dist.data.io.modality import describe_channels, is_one_ct_channel
 from liverseg_dist.data.io.spacing_table import describe_unmatched
 from liverseg_dist.data.splits import Splits, check_split_files, find_divided_patients
 from liverseg_dist.data.store.case_store import CaseStore
@@ -214,7 +214,7 @@ def _print_store(store: CaseStore) -> None:
         lines.append(
             f"warning: scans of the patient of {patient} are in several parts of the split"
         )
-    lines += _describe_intensities(store)
+    lines += describe_intensities(store.root)
     coverage = store.root["coverage"]
     if coverage:
         lines.append(
@@ -225,30 +225,6 @@ def _print_store(store: CaseStore) -> None:
             f"{coverage['tumours_vanished']} too small for the slab's voxels"
         )
     write_lines(*lines)
-
-
-def _describe_intensities(store: CaseStore) -> list[str]:
-    """One line on the channels if there are several, and one on the normalisation of each."""
-    has_other_channels = not is_one_ct_channel(store.channels)
-    lines = []
-    if has_other_channels:
-        lines.append(f"channels: {describe_channels(store.channels)}")
-    for number, (channel, intensity) in enumerate(
-        zip(store.channels, store.intensities, strict=True)
-    ):
-        prefix = f"intensity of {channel.name}" if has_other_channels else "intensity"
-        if intensity is None:
-            text = f"{prefix}: {channel.intensity} of each scan"
-        else:
-            text = (
-                f"{prefix}: {intensity.lower_hu:g} to {intensity.upper_hu:g} HU is mapped to "
-                f"0 to 1, then (v - {intensity.mean:.4f}) / {intensity.std:.4f}"
-            )
-        absent = sum(not store.meta(case_id).present[number] for case_id in store.case_ids)
-        if absent:
-            text += f"; absent in {absent} of {len(store.case_ids)} cases"
-        lines.append(text)
-    return lines
 
 
 def _print_findings(dataset: DatasetIndex, records: list[CaseRecord]) -> None:
