@@ -153,11 +153,11 @@ def _describe_facts(facts: Mapping[str, Any], labels: LabelScheme) -> list[str]:
         spacing = " × ".join(f"{mm:.3g}" for mm in facts["spacing_mm"])
         lines.append(f"{shape} voxels (z, y, x) of {spacing} mm, {facts['orientation']}")
     if "channels" in facts:
-        names = []
+        channels = []
         for channel in facts["channels"]:
             absent = "" if channel["present"] else " (absent)"
-            names.append(f"{channel['name']}{absent}")
-        lines.append(f"channels: {', '.join(names)}")
+            channels.append(f"{channel['name']}{absent}")
+        lines.append(f"channels: {', '.join(channels)}")
     if "volumes_ml" in facts:
         lines.append(_describe_volumes(facts, labels))
     if "annotated" in facts:
