@@ -2,10 +2,10 @@
 
   liverseg score predictions/ labelsTr/ --out scores/
 
-Masks are matched by name; `_0000`, upper and lower case and .nii/.nii.gz do not matter. Labels: 0 background,
-1 liver, 2 tumour. A mask in another orientation is reoriented; a mask of another size is refused. Writes
-summary.json, cases.csv, lesions.csv and report.html. Run the same line again after a stop: cases in the ledger
-are not scored again.
+Masks are matched by name; `_0000`, upper and lower case and .nii/.nii.gz do not matter. The labels are those
+of --labels, else of the dataset.json in TRUTH_DIR or the folder above, else 0 background, 1 liver, 2 tumour.
+A mask in another orientation is reoriented; a mask of another size is refused. Writes summary.json, cases.csv,
+lesions.csv and report.html. Run the same line again after a stop: cases in the ledger are not scored again.
 """
 
 import argparse
@@ -17,7 +17,9 @@ from typing import Any
 from liverseg_dist.console import write_error, write_lines
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.data.io.nifti import read_nifti
+from liverseg_dist.data.io.source_labels import find_mask_labels
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError, printable
+from liverseg_dist.evaluation.case_scores import structures_of_summary
 from liverseg_dist.evaluation.metrics.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
 from liverseg_dist.evaluation.notes import list_distance_notes
 from liverseg_dist.evaluation.pairing import Pairing, describe_left_out, find_images, pair_masks
@@ -33,6 +35,8 @@ from liverseg_dist.evaluation.score_folders import (
     shorten_paths,
 )
 from liverseg_dist.evaluation.shown_cases import select_shown_cases
+from liverseg_dist.label_scheme import parse_label_options
+from liverseg_dist.labels import LabelScheme
 from liverseg_dist.texts.paths import path_argument
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.volume import Volume
@@ -53,6 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out", type=path_argument, required=True, metavar="DIR", help="folder for the results"
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="LABELS",
+        help="a dataset.json, or NAME=VALUES for each structure: liver=1,2 tumour:lesion=2 "
+        "(the kind is organ or lesion)",
     )
     parser.add_argument(
         "--workers",
@@ -96,8 +107,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for folder in (args.prediction, args.truth):
         for left_out in describe_left_out(folder):
             _logger.warning("%s", left_out)
-    ledger = open_ledger(args.out / LEDGER, args.connectivity, args.ignore_affine)
-    job = ScoreJob(ledger, read_mask, args.connectivity, args.ignore_affine)
+    labels = _find_labels(args)
+    ledger = open_ledger(args.out / LEDGER, args.connectivity, args.ignore_affine, labels)
+    job = ScoreJob(ledger, read_mask, args.connectivity, args.ignore_affine, labels)
     outcomes = []
     with show_progress("score", len(pairing.pairs)) as line:
         for outcome in score_pairs(pairing.pairs, job, args.workers):
@@ -125,7 +137,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     summary = write_results(args.out, cases, not_scored, _details(args), ledger, environment)
     _print_summary(summary, cases, pairing, args.out)
     dice = {}
-    for structure in ("liver", "tumour"):
+    for structure in structures_of_summary(summary):
         scores = summary[structure]
         dice[structure] = {key: scores[key] for key in ("dice_per_case", "dice_global")}
     return {
@@ -140,6 +152,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "extra": list(pairing.extra),
         "exit_code": _exit_code(outcomes, pairing, args.allow_missing),
     }
+
+
+def _find_labels(args: argparse.Namespace) -> LabelScheme:
+    """The scheme of the masks: of the options, else of the data set that the truth belongs to.
+
+    Raises:
+        UserError: The options or the dataset.json are no scheme.
+    """
+    if args.labels:
+        return parse_label_options(args.labels)
+    folder = args.truth if args.truth.is_dir() else args.truth.parent
+    return find_mask_labels(folder)
 
 
 def _draw_pictures(

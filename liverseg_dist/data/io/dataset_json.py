@@ -16,13 +16,16 @@ from liverseg_dist.config import CT_CHANNELS, ChannelConfig
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.dataset_folder import MACOS_METADATA_PREFIX, parse_relative_path
 from liverseg_dist.data.io.modality import MODALITY_KEYS, read_channels
-from liverseg_dist.data.io.source_labels import SourceLabels, read_source_labels
+from liverseg_dist.data.io.source_labels import (
+    INDEX_FILE,
+    MAX_INDEX_BYTES,
+    SourceLabels,
+    read_source_labels,
+)
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.texts.names import SUFFIXES, get_file_name, is_scan_name
 from liverseg_dist.texts.structured import read_json
 
-INDEX_FILE = "dataset.json"
-MAX_INDEX_BYTES = 64 << 20
 MAX_SHOWN_CHARACTERS = 80
 TRAINING_KEY = "training"
 TEST_KEYS = ("test", "testing")

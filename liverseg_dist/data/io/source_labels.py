@@ -15,7 +15,10 @@ from liverseg_dist.errors import UserError, printable
 from liverseg_dist.label_scheme import scheme_from_labels
 from liverseg_dist.labels import BACKGROUND, LITS_SCHEME, LabelScheme
 from liverseg_dist.texts.names import list_some
+from liverseg_dist.texts.structured import read_json
 
+INDEX_FILE = "dataset.json"
+MAX_INDEX_BYTES = 64 << 20
 LABELS_KEY = "labels"
 ANNOTATED_KEY = "annotated"
 """Key of `dataset.json`: {"pattern of case ids": ["annotated structure", ...]}."""
@@ -108,6 +111,21 @@ def read_source_labels(
         where, source.scheme, True, ignore, source.other_names, annotated=annotated
     )
     return source, []
+
+
+def find_mask_labels(folder: Path) -> LabelScheme:
+    """The scheme of the masks in a folder: of the `dataset.json` in it or above it, else LiTS.
+
+    Raises:
+        UserError: The `dataset.json` cannot be read, or its labels are no scheme.
+    """
+    for place in (folder, folder.absolute().parent):
+        index = place / INDEX_FILE
+        if index.is_file():
+            content = read_json(index, max_bytes=MAX_INDEX_BYTES)
+            if isinstance(content, dict):
+                return read_source_labels(content, index)[0].scheme
+    return LITS_SCHEME
 
 
 def _with_lits_names(source: SourceLabels) -> SourceLabels:
