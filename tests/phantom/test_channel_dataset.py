@@ -223,6 +223,17 @@ def test_other_settings_do_not_share_a_folder(both: Path, capsys: pytest.Capture
     assert hashes(both) == before
 
 
+def test_damaged_truth_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = ["phantom", str(tmp_path / "set"), "--organs", "spleen", "--cases", "1"]
+    assert main(line) == 0
+    (tmp_path / "set" / "truth" / "abdomen_0.json").write_text("{")
+    capsys.readouterr()
+    assert main(line) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert "abdomen_0.json" in error[-1]
+    assert "Traceback" not in "".join(error)
+
+
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["phantom", str(tmp_path / "set"), *BOTH, "--cases", "2", "--dry-run"]) == 0
     assert (
