@@ -53,12 +53,17 @@ def test_more_memory_never_gives_a_smaller_patch_of_the_same_network() -> None:
     assert sizes[0] < sizes[-1]
 
 
-def test_small_gpu_recomputes_or_accumulates() -> None:
-    given = {"model.preset": "M", "model.architecture": "unet"}
-    small = plan_experiment(isotropic_ct(10), GpuBudget(1.6), given)
+def test_small_gpu_recomputes_levels_for_a_larger_patch() -> None:
+    given = {"model.preset": "S", "model.architecture": "unet", "train.precision": "fp32"}
+    small = plan_experiment(isotropic_ct(10), GpuBudget(1.15, precision="fp32"), given)
     train = small.settings.train
-    assert train.micro_batch_size < train.global_batch_size or train.activation_checkpointing
     assert train.global_batch_size == 2
+    assert train.micro_batch_size == 1
+    levels = small.value("train.activation_checkpointing")
+    assert levels == list(range(len(levels)))
+    assert small.summary["need_gib"] <= 1.15
+    # Without recomputation this patch does not fit.
+    assert estimate_memory(small.settings).gib > 1.15
 
 
 def test_large_set_on_a_large_gpu() -> None:
