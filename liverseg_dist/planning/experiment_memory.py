@@ -117,11 +117,12 @@ def _describe_choice(
         estimate = _estimate(base, patch, spacing_mm, budget, micro, recompute)
         return PatchChoice(patch, micro, estimate)
     settings = resolve_model(replace_settings(base, patch, micro, ()), spacing_mm)
-    update = {"activation_checkpointing": "auto"}
-    auto = settings.model_copy(update={"train": settings.train.model_copy(update=update)})
-    # This takes many estimates, so it is done for the chosen patch only.
-    least = resolve_checkpointing(auto, budget.memory_gib, budget.devices, "cuda")
-    return PatchChoice(patch, micro, least)
+    # From the finest level on, which stores most: a few estimates instead of one for each range.
+    for count in range(1, len(settings.model.features or ()) + 1):
+        estimate = estimate_memory(settings, budget.devices, levels=range(count))
+        if estimate.gib <= budget.memory_gib:
+            break
+    return PatchChoice(patch, micro, estimate)
 
 
 def _first_true(count: int, test: Callable[[int], bool]) -> int | None:

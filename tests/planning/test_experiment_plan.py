@@ -53,12 +53,25 @@ def test_more_memory_never_gives_a_smaller_patch_of_the_same_network() -> None:
     assert sizes[0] < sizes[-1]
 
 
-def test_small_gpu_recomputes_or_accumulates() -> None:
-    given = {"model.preset": "M", "model.architecture": "unet"}
-    small = plan_experiment(isotropic_ct(10), GpuBudget(1.6), given)
-    train = small.settings.train
-    assert train.micro_batch_size < train.global_batch_size or train.activation_checkpointing
-    assert train.global_batch_size == 2
+def test_small_gpu_recomputes_levels() -> None:
+    given = {
+        "model.preset": "S",
+        "model.architecture": "unet",
+        "data.patch_size": [64, 128, 128],
+        "train.micro_batch_size": 1,
+    }
+    settings = plan_experiment(isotropic_ct(10), GpuBudget(24.0), given).settings
+    plain = estimate_memory(settings).gib
+    least = estimate_memory(settings, levels=range(5)).gib
+    assert least < plain
+    # One sample fits only with recomputed levels.
+    budget = (plain + least) / 2
+    small = plan_experiment(isotropic_ct(10), GpuBudget(budget), given)
+    levels = small.value("train.activation_checkpointing")
+    assert levels == list(range(len(levels)))
+    assert levels
+    assert small.summary["need_gib"] <= budget
+    assert small.settings.train.global_batch_size == 2
 
 
 def test_large_set_on_a_large_gpu() -> None:

@@ -146,3 +146,15 @@ def test_demo_refuses_minutes_without_a_plan(
     filled = [text.format(data=tmp_path) for text in arguments]
     assert main(["demo", "--out", str(tmp_path / "out"), *filled]) == EXIT_USER
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_demo_plans_the_data_it_is_given(phantom_source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = [sys.executable, "-m", "liverseg_dist", "demo", "--data", str(phantom_source)]
+    line += ["--out", str(out), "--minutes", "0.3", "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert (out / "plan.yaml").is_file()
+    summary = json.loads(done.stdout.splitlines()[-1])["summary"]
+    assert summary["n_cases"] > 0
