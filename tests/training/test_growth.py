@@ -45,7 +45,7 @@ def test_the_limit_of_open_files_is_raised_or_refused() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
         raise_descriptor_limit(2)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 310
-        with pytest.raises(UserError, match="ranks need about .* open files per process"):
+        with pytest.raises(UserError, match=r"ranks need about .* open files per process"):
             raise_descriptor_limit(10**9)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
