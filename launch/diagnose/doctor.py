@@ -29,7 +29,7 @@ from ..slurm.sbatch import BatchJob, Resources, render_batch_file
 from ..slurm.status import POLL_S, JobStatus, list_jobs
 from ..slurm.submit import record_submission
 from ..slurm.units import time_to_seconds
-from .findings import Finding, Report, find_problems
+from .findings import Finding, Report, describe_expected_exchange, find_problems
 from .probe import LINE_PREFIX, MARKER_PREFIX
 
 LOG_TIMEOUT_S = 30.0
@@ -88,6 +88,9 @@ def submit_command(
     reports = read_reports(_wait_for_log(status.log))
     findings = find_problems(reports, resources, job_state=status.state, log=status.log)
     lines = [format_node_table(reports)]
+    expected = describe_expected_exchange(reports, resources)
+    if expected:
+        lines.append(expected)
     for finding in findings:
         lines.append(f"{finding.level}: {finding.what}; {finding.remedy}")
     has_problem = any(finding.level == "problem" for finding in findings)

@@ -16,6 +16,8 @@ SLOW_WRITE_MIB_S = 50.0
 SLOW_NETWORK_GIB_S = {"cpu": 0.1, "gpu": 1.0}
 """10 GbE carries about 1 GiB/s; below that 3D U-Nets on GPUs wait for the network. Gloo over 1 GbE
 reaches 0.1."""
+TYPICAL_NETWORKS = "1 GbE 0.1, 10 GbE 1, 100 Gbit/s InfiniBand 10, 400 Gbit/s 40 GiB/s"
+EXAMPLE_PARAMETERS, BYTES_PER_GRADIENT = 10_000_000, 4
 MAX_CLOCK_OFFSET_S = 2.0
 """Larger offsets put logs and TensorBoard in the wrong order, and mislead checks of file times."""
 MIN_FREE_SHARE = 0.9
@@ -124,6 +126,28 @@ def _check_bandwidth(reports: Sequence[Report], requested: Resources) -> list[Fi
         "NCCL_DEBUG=INFO shows which is used"
     )
     return [Finding("warning", what, remedy)]
+
+
+def describe_expected_exchange(reports: Sequence[Report], requested: Resources) -> str:
+    """What the measured all-reduce means for a training; empty if it was not measured.
+
+    Args:
+        reports: The reports of the ranks.
+        requested: The resources of the job.
+    """
+    speeds = [report["all_reduce_gib_s"] for report in reports if report.get("all_reduce_gib_s")]
+    if not speeds:
+        return ""
+    ranks = len(reports)
+    # All-reduce sends 2 (n - 1) / n of the data over the slowest connection.
+    gib = 2 * (ranks - 1) / ranks * EXAMPLE_PARAMETERS * BYTES_PER_GRADIENT / 2**30
+    between = "between nodes" if requested.nodes > 1 else "within the node"
+    limit = SLOW_NETWORK_GIB_S["gpu" if requested.gpus_per_node else "cpu"]
+    return (
+        f"all-reduce {between}: {min(speeds):.2f} GiB/s; the gradients of 10 million parameters "
+        f"(float32) take {gib / min(speeds) * 1000:.0f} ms a step, at least partly hidden behind "
+        f"backward. Usual: {TYPICAL_NETWORKS}; a warning appears below {limit} GiB/s"
+    )
 
 
 def _check_folder(reports: Sequence[Report]) -> list[Finding]:

@@ -147,6 +147,7 @@ def _render_environment(job: BatchJob) -> list[str]:
         lines += [
             "# To select or examine the network between nodes (launch: --env NAME=VALUE):",
             "# export NCCL_DEBUG=INFO NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0",
+            "# export NCCL_IB_HCA=mlx5_0,mlx5_1    # InfiniBand adapters to use; NCCL_IB_DISABLE=1: none",
         ]
     return lines
 
@@ -193,8 +194,8 @@ def _render_command(job: BatchJob) -> str:
     # --label: each line begins with its rank, which `failure_report` reads.
     # --kill-on-bad-exit: after the end of one rank the others would wait for it.
     srun = ["srun", "--export=ALL", "--label", "--kill-on-bad-exit=1"]
-    for name in ("distribution", "cpu_bind", "gpu_bind"):
-        if value := getattr(resources, name):
+    for name, default in _list_placement_defaults(job).items():
+        if value := getattr(resources, name) or default:
             srun.append(f"--{name.replace('_', '-')}={value}")
     if job.launcher == "srun":
         srun += [f"--cpus-per-task={resources.cpus_per_task}"]
@@ -212,6 +213,21 @@ def _render_command(job: BatchJob) -> str:
     for part in (build_supervisor_command(job), srun, ranks):
         lines.append(" ".join(shell_quote(text) for text in part))
     return " \\\n  ".join(lines)
+
+
+def _list_placement_defaults(job: BatchJob) -> dict[str, str]:
+    """How srun places ranks if the user has not chosen: option -> value; empty: SLURM's default."""
+    resources = job.resources
+    has_several = job.launcher == "srun" and resources.ranks_per_node > 1
+    return {
+        # SLURM's default is cyclic over the sockets of a node. Neighbouring ranks exchange most
+        # data, and GPUs are numbered by socket.
+        "distribution": "block:block" if has_several else "",
+        "cpu_bind": "",
+        # Each rank chooses its GPU by its local rank. A rank that sees only its own GPU cannot
+        # exchange data with the others by peer-to-peer copies.
+        "gpu_bind": "none" if has_several and resources.gpus_per_node > 1 else "",
+    }
 
 
 def _list_sbatch_options(job: BatchJob) -> list[str]:

@@ -58,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1800.0,
         metavar="S",
-        help="seconds that a collective waits for a lost rank (default: 1800)",
+        help="seconds that ranks wait for each other at start-up, in validation and while saving; "
+        "within the steps: train.collective_timeout_s (default: 1800)",
     )
     add_settings(parser)
 

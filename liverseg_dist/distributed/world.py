@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from liverseg_dist.cores import usable_cores
+from liverseg_dist.distributed.descriptors import connect_gloo_lazily, raise_descriptor_limit
 from liverseg_dist.distributed.process_groups import (
     abort_process_groups,
     destroy_process_groups,
@@ -143,6 +144,8 @@ class World:
         # the reason of a failure from it.
         store: dist.Store | None = None
         if self.is_distributed:
+            raise_descriptor_limit(self.world_size)
+            connect_gloo_lazily()
             if self._is_one_node:
                 # Otherwise gloo resolves the host name, whose address may not be reachable.
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

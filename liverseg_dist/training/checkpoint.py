@@ -26,9 +26,13 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.tensor import DTensor
 
 from liverseg_dist.distributed.collectives import barrier, broadcast_from_rank0, current_rank
 from liverseg_dist.distributed.connection_errors import is_consequence
+from liverseg_dist.distributed.rank_zero import share_from_rank0
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.files import file_sha256
 from liverseg_dist.logging_setup import ONCE
@@ -141,15 +145,25 @@ class Checkpoints:
         return broadcast_from_rank0(self._newest_valid() if current_rank() == 0 else None)
 
     def load(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Read the checkpoint of `step` into `tensors`, in place."""
-        reader = HuggingFaceStorageReader(str(self.folder / f"step_{step}"))
-        try:
-            dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
-        except CheckpointException as error:
-            raise RunFailed(
-                f"{self.folder / f'step_{step}'} cannot be loaded: {_first_cause(error)}; remove "
-                "it to continue from an earlier checkpoint"
-            ) from error
+        """Read the checkpoint of `step` into `tensors`, in place.
+
+        Rank 0 reads the tensors that are equal on all ranks and sends them to the others, and each
+        rank reads its own part of sharded ones. If every rank read them itself, N ranks would open
+        each of the N files several times.
+
+        Raises:
+            RunFailed: the checkpoint cannot be read.
+        """
+        folder = self.folder / f"step_{step}"
+        replicated = {k: v for k, v in tensors.items() if not isinstance(v, DTensor)}
+        sharded: dict[str, Tensor] = {k: v for k, v in tensors.items() if isinstance(v, DTensor)}
+        if replicated:
+            share_from_rank0(partial(_load_tensors, folder, replicated, is_collective=False))
+            if dist.is_initialized():
+                for name in sorted(replicated):
+                    _broadcast_in_place(replicated[name])
+        if sharded:
+            _load_tensors(folder, sharded, is_collective=dist.is_initialized())
 
     def _write(
         self, staging: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]
@@ -159,6 +173,9 @@ class Checkpoints:
             dcp.save(
                 tensors,
                 storage_writer=HuggingFaceStorageWriter(str(staging), save_distributed=True),
+                # The plan is the same for every checkpoint of a run. Without a cache rank 0 would
+                # receive and compare the plans of all ranks each time, beside the training.
+                planner=DefaultSavePlanner(enable_plan_caching=True),
                 process_group=self._group,
                 no_dist=self._group is None,
             )
@@ -208,6 +225,43 @@ class Checkpoints:
                 return dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
             _logger.warning("%s is skipped: %s", folder, problem)
         return None
+
+
+class _SharedMetadataReader(HuggingFaceStorageReader):
+    """Reads the headers of all files on rank 0 only; the other ranks receive the result."""
+
+    def read_metadata(self) -> Metadata:
+        metadata: Metadata = share_from_rank0(self._read_on_rank0)
+        return metadata
+
+    def _read_on_rank0(self) -> Metadata:
+        try:
+            return super().read_metadata()
+        # Raised on all ranks, so that none waits for rank 0.
+        except Exception as error:
+            raise RunFailed(f"{self.path}: {error}") from error
+
+
+def _load_tensors(folder: Path, tensors: dict[str, Tensor], *, is_collective: bool) -> None:
+    """Read a checkpoint into `tensors`, in place; on all ranks together if `is_collective`."""
+    reader_type = _SharedMetadataReader if is_collective else HuggingFaceStorageReader
+    try:
+        dcp.load(tensors, storage_reader=reader_type(str(folder)), no_dist=not is_collective)
+    except CheckpointException as error:
+        raise RunFailed(
+            f"{folder} cannot be loaded: {_first_cause(error)}; remove it to continue from an "
+            "earlier checkpoint"
+        ) from error
+
+
+def _broadcast_in_place(tensor: Tensor) -> None:
+    """Replace a tensor by that of rank 0. A collective call."""
+    # A collective call needs contiguous memory; channels-last weights are not.
+    data = tensor.detach()
+    received = data.contiguous()
+    dist.broadcast(received, src=0)
+    if received.data_ptr() != data.data_ptr():
+        data.copy_(received)
 
 
 def validate_checkpoint(folder: Path) -> str:

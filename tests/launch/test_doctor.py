@@ -11,7 +11,7 @@ import pytest
 
 from launch.cli import run
 from launch.diagnose.doctor import format_node_table, read_reports
-from launch.diagnose.findings import find_problems
+from launch.diagnose.findings import describe_expected_exchange, find_problems
 from launch.diagnose.probe import LINE_PREFIX
 from launch.slurm.sbatch import Resources
 
@@ -32,6 +32,15 @@ def test_two_nodes_without_problems_are_ready() -> None:
         find_problems([make_report(0), make_report(1)], REQUESTED, job_state="COMPLETED", log=LOG)
         == []
     )
+
+
+def test_the_bandwidth_is_explained_in_milliseconds_per_step() -> None:
+    reports = [make_report(0), make_report(1, all_reduce_gib_s=0.5)]
+    line = describe_expected_exchange(reports, REQUESTED)
+    # 40 MB over the slowest rank's 0.5 GiB/s.
+    assert line.startswith("all-reduce between nodes: 0.50 GiB/s; ")
+    assert "take 75 ms a step" in line
+    assert describe_expected_exchange([make_report(0, all_reduce_gib_s=None)], REQUESTED) == ""
 
 
 @pytest.mark.parametrize(
