@@ -23,7 +23,13 @@ import torch
 
 from liverseg_dist.config import DataConfig
 from liverseg_dist.data.augment import DeviceTransform, build_preset
-from liverseg_dist.data.loading import DeviceBatch, DevicePrefetcher, PatchLoader, PatchSource
+from liverseg_dist.data.loading import (
+    DeviceBatch,
+    DevicePrefetcher,
+    PatchLoader,
+    PatchSource,
+    fill_in_data_settings,
+)
 from liverseg_dist.data.store.case_store import CaseStore, Part
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference.load_run import LoadedRun, build_predictor, load_run
@@ -40,18 +46,26 @@ class Case:
     """One stored case (a slab of a scan) as arrays."""
 
     case_id: str
-    image_CZYX: np.ndarray
-    """int16, one entry per channel of `store.channels`: HU for CT, 0 for an absent channel."""
+    image_czyx: np.ndarray
+    """int16, all channels (`store.channels`) as stored: HU for CT; 0 in an absent channel."""
     label_zyx: np.ndarray | None
-    """uint8: class values of `store.labels`, 255 padding outside the scan; None where the case has
-    no label."""
+    """uint8: class values of `store.labels` (Task03: 0 background, 1 liver, 2 tumour), 255 padding
+    outside the scan; None where the case has no label."""
     spacing_mm: Float3
     """Voxel size (z, y, x)."""
+    present: tuple[bool, ...]
+    """Whether the case has each channel."""
+    annotated: tuple[str, ...]
+    """Names of the annotated structures; the others are unknown, not absent."""
 
     @property
     def image_zyx(self) -> np.ndarray:
-        """The first channel."""
-        return self.image_CZYX[0]
+        """The only channel. Raises `UserError` where the image has several."""
+        if len(self.image_czyx) != 1:
+            raise UserError(
+                f"{self.case_id}: the image has {len(self.image_czyx)} channels; use image_czyx"
+            )
+        return np.asarray(self.image_czyx[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +105,14 @@ def iterate_cases(
     for case_id in store.ids(part, fold):
         meta = store.meta(case_id)
         label_zyx = store.label(case_id) if meta.labelled else None
-        yield Case(case_id, store.image(case_id), label_zyx, meta.grid.spacing_mm)
+        yield Case(
+            case_id,
+            store.image(case_id),
+            label_zyx,
+            meta.grid.spacing_mm,
+            meta.present,
+            meta.annotated,
+        )
 
 
 def iterate_batches(
@@ -114,10 +135,12 @@ def iterate_batches(
         workers: reading threads; 0: read when the next batch is requested.
 
     Yields:
-        `image_BCDHW`, float32 (batch, 1, z, y, x), normalised; `label_BDHW`, uint8, 255 where there
-        is no label; `case_ids` and `indices` of the samples.
+        `image_BCDHW`, float32 (batch, channels, z, y, x), normalised, 0 in absent channels;
+        `label_BDHW`, uint8, 255 where there is no label; `case_ids`, `indices` and `annotated`
+        structures of the samples.
     """
     data = DataConfig(patch_size=patch_size, fold=fold, augmentation=augmentation, workers=workers)
+    data = fill_in_data_settings(data, store)
     source = PatchSource(store, store.ids("train", fold), data, seed, batch_size)
     # Accepts names such as "cuda:1".
     device = torch.device(device)

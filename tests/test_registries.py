@@ -96,7 +96,7 @@ def parameter_groups(model: nn.Module) -> list[dict]:
 
 def test_unknown_loss_is_an_error() -> None:
     with pytest.raises(UserError, match=r"loss\.name=new_one is not available; choose one of dice"):
-        build_loss(replace_name(LossConfig(), "name"), ModelConfig())
+        build_loss(replace_name(LossConfig(), "name"), OutputChannels())
 
 
 def test_unknown_optimizer_is_an_error() -> None:

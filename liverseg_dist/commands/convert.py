@@ -6,11 +6,15 @@
   tools/to_zarr Task03_Liver store.zarr --splits nnunet                 nnU-Net's five folds, no test set
   tools/to_zarr nnUNet_raw/Dataset003_Liver store.zarr --splits splits_final.json
   tools/to_zarr Task03_Liver store.zarr --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT     sbatch --array=0-7
+  tools/to_zarr Task03_Liver AMOS store.zarr                            join data sets; labels join by their names
+  tools/to_zarr AMOS store.zarr 'convert.labels={liver: , kidneys: [right kidney, left kidney], "*": drop}'
   tools/to_zarr Task03_Liver store.zarr --executor ray                  Ray cluster of this node (or RAY_ADDRESS)
   tools/to_zarr Task03_Liver store.zarr convert.cleaning.missing_label=impute convert.labels_from=runs/first
                                                                         predict missing labels, for training only
 
-SRC is a folder in the layout of the Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr, imagesTs.
+SRC is a folder in the layout of the Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr, imagesTs;
+or has one folder per case with ct.nii.gz and segmentations/STRUCTURE.nii.gz. dataset.json names the labels;
+convert.labels renames, merges and drops them (data/README.md).
 Several channels (CT with MR, phases): modality or channel_names in dataset.json names them; they are read from 4D
 files, or from case_0000.nii.gz, case_0001.nii.gz, ... Other names and normalisations: convert.channels in a config
 file, a list of {name, modality: CT|MR|other, intensity: ct|zscore|percentiles|range}.
@@ -25,6 +29,7 @@ import math
 import re
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,18 +38,22 @@ from rich.text import Text
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import ConvertConfig, SplitConfig
 from liverseg_dist.console import write_error, write_lines
-from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
+from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord, Labeller
 from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
 from liverseg_dist.data.conversion.executors import EXECUTORS
 from liverseg_dist.data.conversion.root_metadata import collect_audit
-from liverseg_dist.data.io.dataset_index import DatasetIndex, read_dataset
+from liverseg_dist.data.io.join_datasets import read_datasets
 from liverseg_dist.data.io.modality import describe_channels, is_one_ct_channel
 from liverseg_dist.data.io.spacing_table import describe_unmatched
+from liverseg_dist.data.label_mapping import describe_classes
+from liverseg_dist.data.preprocessing.slab_coverage import describe_coverage
 from liverseg_dist.data.splits import Splits, check_split_files, find_divided_patients
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError
+from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, UserError, printable
 from liverseg_dist.files import natural_key
 from liverseg_dist.inference.label_imputation import RunLabeller
+from liverseg_dist.labels import LITS_SCHEME
+from liverseg_dist.texts.names import list_some
 from liverseg_dist.texts.paths import expand_path, path_argument
 from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.tracking.terminal_table import print_table
@@ -66,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         type=path_argument,
         metavar="SRC",
-        help="folder with dataset.json, imagesTr, labelsTr",
+        help="folder with dataset.json, imagesTr, labelsTr, or with one folder per case; several "
+        "folders before DST are joined by the names of their structures",
     )
     parser.add_argument(
         "store",
@@ -107,15 +117,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    sources = _split_positionals(args)
     args.overrides += _splits_overrides(args.splits)
     settings = settings_from(args)
-    dataset = read_dataset(args.source, settings.convert.channels)
+    dataset = read_datasets(sources, settings.convert.channels)
     conversion = Conversion(
         dataset, args.store, settings.convert, _build_labeller(settings.convert, args.device)
     )
+    if conversion.labeller is not None:
+        _check_run_labels(conversion, conversion.labeller)
     jobs = conversion.jobs(audit_only=args.dry_run)
     if not jobs:
-        raise UserError(f"{args.source}: the data set names no case")
+        raise UserError(f"{', '.join(map(str, sources))}: the data set names no case")
     if args.shard:
         number, total = _parse_shard(args.shard)
         jobs = sorted(jobs, key=lambda job: job.case.case_id)[number::total]
@@ -128,15 +141,32 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             _logger.warning("%s", line)
     if args.dry_run:
         records, processed = _run_jobs(jobs, args.executor, settings.convert.workers, "audit")
-        _print_findings(dataset, records)
+        _print_findings(conversion, records)
         return _report_result(args, records, processed, finished=False)
     with conversion.opened(force=args.force):
         records, processed = _run_jobs(jobs, args.executor, settings.convert.workers, "convert")
-        _print_findings(dataset, records)
+        _print_findings(conversion, records)
         all_records = conversion.finish()
     if all_records is not None:
         _print_store(CaseStore.open(args.store))
     return _report_result(args, all_records or records, processed, finished=all_records is not None)
+
+
+def _split_positionals(args: argparse.Namespace) -> list[Path]:
+    """The sources of `SRC [SRC ...] DST [KEY=VALUE ...]`; sets `args.store` and `args.overrides`.
+
+    argparse takes the second path for the store, and all further ones for settings.
+    """
+    paths = [args.source, args.store]
+    overrides = []
+    for text in args.overrides:
+        if "=" in text:
+            overrides.append(text)
+        else:
+            paths.append(path_argument(text))
+    *sources, args.store = paths
+    args.overrides = overrides
+    return sources
 
 
 def _warn_of_unused_splits(splits: SplitConfig) -> None:
@@ -214,17 +244,27 @@ def _print_store(store: CaseStore) -> None:
         lines.append(
             f"warning: scans of the patient of {patient} are in several parts of the split"
         )
+    lines += _describe_labels(store)
     lines += _describe_intensities(store)
     coverage = store.root["coverage"]
     if coverage:
-        lines.append(
-            f"slabs hold {100 * coverage['liver_inside']:.2f} % of the labelled liver, "
-            f"{100 * coverage['tumour_inside']:.2f} % of tumour; "
-            f"of {coverage['tumours']} tumours {coverage['tumours_cut']} cut, "
-            f"{coverage['tumours_missed']} missed, "
-            f"{coverage['tumours_vanished']} too small for the slab's voxels"
-        )
+        lines.append(f"slabs hold {describe_coverage(coverage, store.labels)}")
     write_lines(*lines)
+
+
+def _describe_labels(store: CaseStore) -> list[str]:
+    """Class values of a store with other labels than LiTS, and which are annotated in part."""
+    labels = store.labels
+    lines = []
+    if labels != LITS_SCHEME:
+        lines.append(f"labels: {describe_classes(labels)}")
+    counts = Counter(name for case_id in store.case_ids for name in store.meta(case_id).annotated)
+    labelled = sum(store.meta(case_id).labelled for case_id in store.case_ids)
+    partly = [name for name in labels.structure_names if counts[name] < labelled]
+    if partly:
+        shown = [f"{printable(name)} in {counts[name]}" for name in partly]
+        lines.append(f"annotated in part, of {labelled} labelled cases: {list_some(shown, 20)}")
+    return lines
 
 
 def _describe_intensities(store: CaseStore) -> list[str]:
@@ -251,9 +291,12 @@ def _describe_intensities(store: CaseStore) -> list[str]:
     return lines
 
 
-def _print_findings(dataset: DatasetIndex, records: list[CaseRecord]) -> None:
+def _print_findings(conversion: Conversion, records: list[CaseRecord]) -> None:
     lines = []
-    for note in dataset.notes:
+    for note in conversion.dataset.notes:
+        # The settings say what unnamed labels are.
+        if note.code == "labels_unnamed" and conversion.convert.labels is not None:
+            continue
         # An error at this point was allowed by a setting, such as convert.modality=any.
         severity = "warning" if note.severity == "error" else note.severity
         lines.append(f"{severity}: {note.message}")
@@ -293,6 +336,16 @@ def _build_labeller(convert: ConvertConfig, device: str) -> RunLabeller | None:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU; omit the option to label on the CPU")
     return RunLabeller.from_run(convert.labels_from, device)
+
+
+def _check_run_labels(conversion: Conversion, labeller: Labeller) -> None:
+    """Raises `UserError` if the run labels other structures than those of the store."""
+    wanted = conversion.label_plan.scheme
+    if labeller.labels != wanted:
+        raise UserError(
+            f"{conversion.convert.labels_from}: labels {describe_classes(labeller.labels)}; the "
+            f"store has {describe_classes(wanted)}; convert.labels must describe those of the run"
+        )
 
 
 def _splits_overrides(how: str | None) -> list[str]:

@@ -1,7 +1,7 @@
 """From nothing to exact Dice: phantom CTs, conversion, training on two processes, evaluation, a report.
 
   liverseg demo                        synthetic CTs, under 10 minutes on 2 CPU cores
-  liverseg demo --data DIR             the same on any folder with dataset.json, planned for about 8 minutes of training
+  liverseg demo --data DIR             the same on any folder with dataset.json, planned for 8 minutes
   liverseg demo --data DIR --minutes 60    more time: more steps (liverseg plan --cpu-minutes)
   liverseg demo --out DIR              folder for all results (default: demo); run again to continue
   liverseg demo --config FILE          a configuration instead of the plan (phantoms: configs/demo_cpu.yaml)

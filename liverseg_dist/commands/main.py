@@ -45,12 +45,12 @@ from liverseg_dist.texts.suggestions import SuggestingParser, suggest_name
 
 _logger = logging.getLogger(__name__)
 COMMANDS = {
-    "phantom": "make a synthetic data set in the layout of Task03_Liver",
+    "phantom": "make a synthetic data set: CT, MR or both, with labels",
     "convert": "clean CT scans and write the Zarr store (also: tools/to_zarr)",
     "denoiser": "train a small denoiser on noisy CTs, for convert.cleaning.noise=autoencoder",
     "verify": "check the checksums and the metadata of a store",
     "preview": "draw the samples that training gets: as stored and augmented, with labels",
-    "plan": "find patch size, batch and strategy that fit a GPU; efficiency on many GPUs",
+    "plan": "plan a training for a data set or a GPU; efficiency on many GPUs",
     "train": "train a 3D U-Net; run the same line again to continue",
     "evaluate": "score a run on its test or validation cases, exactly, on any number of ranks",
     "postprocess": "choose the post-processing of a run on its validation cases",

@@ -1,5 +1,5 @@
-"""Make a synthetic data set in the layout of Task03_Liver: abdominal CTs with liver, tumours and
-other organs.
+"""Make a synthetic data set: abdominal CTs with liver, tumours and other organs in the layout of
+Task03_Liver; on request MR, CT with MR, and labels of other organs.
 
   liverseg phantom /tmp/phantom --cases 20 --seed 7
   liverseg phantom /tmp/phantom --cases 6 --size full --montage look.png
@@ -8,8 +8,9 @@ other organs.
   liverseg phantom /tmp/both --modality ct+mr --organs liver,spleen,kidneys     CT and MR of each
   patient, in nnU-Net's layout
 
-Case k depends only on (seed, size, difficulty, k), not on the number of cases or workers. Run the
-same line again, or with more cases, to continue: existing cases are kept.
+Case k depends only on k and the options for seed, size, difficulty, modality and structures, not on
+the number of cases or workers. Run the same line again, or with more cases, to continue: existing
+cases are kept.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The part of `liverseg phantom` for other modalities than CT and other structures than the liver."""
+"""Options of `liverseg phantom` for MR, several channels and structures beside the liver."""
 
 import argparse
 import math
@@ -189,7 +189,8 @@ def _parse_layout(text: str | None, channels: int, has_task03_labels: bool) -> L
     layout: Layout = _parse_choice("--layout", text, LAYOUTS)
     if layout == "msd" and channels > 1:
         raise UserError(
-            f"--layout msd holds one channel, not {channels}; use nnunet, or msd4d for registered ones"
+            f"--layout msd holds one channel, not {channels}; use nnunet, or msd4d for registered "
+            "channels"
         )
     if layout == "msd4d" and not 2 <= channels <= MAX_CHANNELS_4D:
         raise UserError(f"--layout msd4d holds 2 to {MAX_CHANNELS_4D} channels, not {channels}")

@@ -1,13 +1,14 @@
 """Plan a training: from a raw data set to a config file, or from a store to what fits a GPU.
 
-A folder of scans (dataset.json or imagesTr/): voxel size, slabs, patch, network, batch, normalisation, sampling and
-steps, each with the reason, by the rules of nnU-Net where they suit slabs of 64 slices. No GPU is needed.
+A folder of scans (dataset.json or imagesTr/): voxel size, slabs, patch, network, batch,
+normalisation, sampling and steps, each with the reason, by the rules of nnU-Net where they suit
+slabs of 64 slices. No GPU is needed.
 
-  liverseg plan Task03_Liver --out plan.yaml                        for the GPUs found, else for 24 GiB
+  liverseg plan Task03_Liver --out plan.yaml             for the GPUs found, else for 24 GiB
   liverseg plan SRC --out plan.yaml --gpu-memory-gib 80 --devices 8
-  liverseg plan SRC --out plan.yaml --cpu-minutes 30                a short training without a GPU
-  liverseg plan SRC --out plan.yaml model.preset=S                  a setting that is given is kept
-  liverseg convert SRC store.zarr --config plan.yaml                then: liverseg train --config plan.yaml ...
+  liverseg plan SRC --out plan.yaml --cpu-minutes 30     a short training without a GPU
+  liverseg plan SRC --out plan.yaml model.preset=S       a setting that is given is kept
+  liverseg convert SRC store.zarr --config plan.yaml     then: liverseg train --config plan.yaml ...
 
 A store (the output of liverseg convert): find settings that fit a GPU.
 
@@ -61,7 +62,6 @@ SLAB: Index3 = (64, 512, 512)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    machine = Machine()
     parser.add_argument(
         "store",
         type=text_argument,
@@ -74,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="gpu_memory",
         type=float,
         metavar="GIB",
-        help="memory of one GPU in GiB (default: memory.budget_gib; for a data set then that of the "
-        "GPU found; else 24)",
+        help="memory of one GPU in GiB (default: memory.budget_gib; then, for a data set, that "
+        "of the GPU found; else 24)",
     )
     parser.add_argument(
         "--devices",
@@ -91,6 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the settings as a YAML file for --config",
     )
+    _add_dataset_options(parser)
+    _add_scale_options(parser)
+    add_settings(parser)
+
+
+def _add_dataset_options(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("for a data set")
     data.add_argument(
         "--cpu-minutes",
@@ -112,6 +118,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that read scans (default: one per core)",
     )
+
+
+def _add_scale_options(parser: argparse.ArgumentParser) -> None:
+    machine = Machine()
     scale = parser.add_argument_group("time on many GPUs")
     scale.add_argument(
         "--scale", action="store_true", help="predict the efficiency on 1 to 1024 GPUs"
@@ -163,7 +173,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="spread of step times, %% (default: 1)",
     )
-    add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -178,8 +187,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     args.gpus = args.gpus or 1
     if args.gpus > settings.train.global_batch_size:
         raise UserError(
-            f"--gpus {args.gpus}: train.global_batch_size = {settings.train.global_batch_size} leaves some ranks "
-            f"without a sample; add train.global_batch_size={args.gpus}"
+            f"--gpus {args.gpus}: train.global_batch_size = {settings.train.global_batch_size} "
+            f"leaves some ranks without a sample; add train.global_batch_size={args.gpus}"
         )
     store = CaseStore.open(args.store)
     if args.scale:

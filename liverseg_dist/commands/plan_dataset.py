@@ -13,16 +13,13 @@ from liverseg_dist.console import write_lines
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.errors import UserError
 from liverseg_dist.planning.cpu_plan import plan_for_cpu
-from liverseg_dist.planning.experiment_plan import (
-    ExperimentPlan,
-    GpuBudget,
-    list_given,
-    plan_experiment,
-)
+from liverseg_dist.planning.experiment_memory import GpuBudget
+from liverseg_dist.planning.experiment_plan import plan_experiment
 from liverseg_dist.planning.fingerprint import DatasetFingerprint
 from liverseg_dist.planning.fingerprint_read import describe_left_out, read_fingerprint
 from liverseg_dist.planning.memory_estimate import GIB
 from liverseg_dist.planning.plan_file import write_plan
+from liverseg_dist.planning.plan_settings import ExperimentPlan, list_given
 from liverseg_dist.texts.paths import quote_path
 from liverseg_dist.tracking.terminal_table import print_table
 
@@ -46,7 +43,9 @@ def plan_dataset(args: argparse.Namespace, settings: Settings, source: Path) -> 
     if args.workers < 0:
         raise UserError(f"--workers {args.workers}: must be 0 (one per core) or more")
     cores = usable_cores()
-    fingerprint = read_fingerprint(source, args.workers or cores, _fingerprint_file(args))
+    fingerprint = read_fingerprint(
+        source, args.workers or cores, _fingerprint_file(args), settings.convert
+    )
     if line := describe_left_out(fingerprint):
         log.warning(line)
     for note in fingerprint.notes:

@@ -6,6 +6,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,15 @@ class LabelMapping:
         for value, number in self.class_of:
             table[value] = number
         return table
+
+    def to_json(self) -> dict[str, Any]:
+        """All that the stored labels depend on."""
+        return {
+            "scheme": self.scheme.to_json(),
+            "class_of": [list(pair) for pair in self.class_of],
+            "class_of_file": [list(pair) for pair in self.class_of_file],
+            "drops_other_values": self.drops_other_values,
+        }
 
     def knows(self, value: int) -> bool:
         """Whether a value may occur in the label files of the source."""

@@ -1,4 +1,4 @@
-"""Test set and folds of a data set, by patient and stratified by tumour burden.
+"""Test set and folds of a data set, by patient and stratified by the burden of lesions.
 
 Equal cases give equal splits on any machine. `convert` stores the splits in the store's root
 attributes; training and evaluation read them from there.
@@ -44,7 +44,8 @@ def make_splits(
     """Divide the labelled cases into a test set and folds.
 
     Args:
-        burden: Tumour volume over liver volume of each labelled case.
+        burden: Number of each labelled case by which cases are stratified, such as the volume of
+            lesions over that of their organ.
         patients: The patient of each case.
         config: How to divide.
         held_out: Labelled cases that the data set itself defines as a test set. With `stratified`

@@ -139,12 +139,15 @@ class World:
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        # Keeps the store of rank 0 open after the process group is aborted: the other ranks read
+        # the reason of a failure from it.
+        store: dist.Store | None = None
         if self.is_distributed:
             if self._is_one_node:
                 # Otherwise gloo resolves the host name, whose address may not be reachable.
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             try:
-                self._join_process_group(timedelta(seconds=timeout_s))
+                store = self._join_process_group(timedelta(seconds=timeout_s))
                 _logger.debug(
                     "connected at %s, backend %s, timeout %g s",
                     self.master,
@@ -169,8 +172,9 @@ class World:
             if local_rank is not None:
                 os.environ["LOCAL_RANK"] = local_rank
         destroy_process_groups()
+        del store
 
-    def _join_process_group(self, timeout: timedelta) -> None:
+    def _join_process_group(self, timeout: timedelta) -> dist.Store:
         host, _, port = self.master.rpartition(":")
         # torchrun's own process serves the store already.
         if self.launched_by == "torchrun":
@@ -187,6 +191,7 @@ class World:
             world_size=self.world_size,
             timeout=timeout,
         )
+        return store
 
     def threads(self, wanted: int = 0) -> int:
         """Return the CPU threads for this rank: as requested, else its share of the node's

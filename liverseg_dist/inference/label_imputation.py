@@ -16,6 +16,7 @@ from liverseg_dist.inference.load_run import build_predictor, fingerprint_runs, 
 from liverseg_dist.inference.scan_checks import compare_with_training
 from liverseg_dist.inference.segment_scan import segment_scan
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme
 from liverseg_dist.volume import Volume
 
 
@@ -30,11 +31,13 @@ class RunLabeller:
         run: the run's folder.
         fingerprint: SHA-256 of everything that the labels depend on.
         device: torch device on which the run is applied.
+        labels: scheme of the labels.
     """
 
     run: Path
     fingerprint: str
     device: str = "cpu"
+    labels: LabelScheme = LITS_SCHEME
 
     @classmethod
     def from_run(cls, run: Path, device: str = "cpu") -> "RunLabeller":
@@ -45,7 +48,8 @@ class RunLabeller:
         """
         loaded = load_run(run, torch.device("cpu"))
         content = json.dumps(fingerprint_runs([loaded]), sort_keys=True)
-        return cls(run.resolve(), hashlib.sha256(content.encode()).hexdigest(), device)
+        fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        return cls(run.resolve(), fingerprint, device, loaded.settings.data.label_scheme)
 
     def __call__(self, image: Volume | Sequence[Volume | None]) -> np.ndarray:
         """Class values (uint8, z, y, x) of a scan, on the voxels of its first channel.

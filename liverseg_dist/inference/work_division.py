@@ -3,7 +3,8 @@
 Used by the commands `predict`, `evaluate` and `postprocess`.
 """
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,10 @@ MAX_REASON_CHARACTERS = 300
 SERIAL_SHARE = 0.2
 """Part of a case's CPU time that is not shared among processes: reading, resampling, scoring and
 drawing. Measured: 0.26 with the small network of the demo, less with larger networks."""
+
+MAX_TRIED = 256
+"""Largest number of shared cases that is tried. It limits the time for sizes that differ by orders
+of magnitude."""
 
 
 def shard_cases(voxels: Mapping[str, int], shard: int, num_shards: int) -> list[str]:
@@ -29,14 +34,27 @@ def shard_cases(voxels: Mapping[str, int], shard: int, num_shards: int) -> list[
         shard: number of the shard, from 0.
         num_shards: number of shards.
     """
-    loads = [0] * num_shards
-    selected = []
-    for case_id in _sort_by_size(voxels):
-        lightest = loads.index(min(loads))
-        loads[lightest] += voxels[case_id]
-        if lightest == shard:
-            selected.append(case_id)
-    return selected
+    order = _sort_by_size(voxels)
+    shards, _ = _assign_to_shards([voxels[name] for name in order], num_shards)
+    return [name for name, number in zip(order, shards, strict=True) if number == shard]
+
+
+def _assign_to_shards(sizes: Sequence[int], num_shards: int) -> tuple[list[int], int]:
+    """Assign each case to the shard with the smallest load; the lowest number decides ties.
+
+    Args:
+        sizes: voxels of the cases, largest first.
+
+    Returns:
+        The shard of each case, and the largest load. O(n log W) for n cases and W shards.
+    """
+    loads = [(0, number) for number in range(num_shards)]
+    shards: list[int] = []
+    for size in sizes:
+        load, number = loads[0]
+        heapq.heapreplace(loads, (load + size, number))
+        shards.append(number)
+    return shards, max(load for load, _ in loads)
 
 
 @dataclass(frozen=True)
@@ -65,31 +83,42 @@ def divide_work(voxels: Mapping[str, int], shard: int, num_shards: int) -> WorkD
         num_shards: number of processes.
     """
     order = _sort_by_size(voxels)
-    # A single process has no others to share with.
-    most_shared = len(order) if num_shards > 1 else 0
-    durations = []
-    for number in range(most_shared + 1):
-        whole_voxels = {name: voxels[name] for name in order[number:]}
-        shared_voxels = sum(voxels[name] for name in order[:number])
-        shared_duration = shared_voxels * (SERIAL_SHARE + (1 - SERIAL_SHARE) / num_shards)
-        durations.append(shared_duration + _find_largest_load(whole_voxels, num_shards))
-    number = durations.index(min(durations))
-    whole_voxels = {name: voxels[name] for name in order[number:]}
-    return WorkDivision(tuple(order[:number]), tuple(shard_cases(whole_voxels, shard, num_shards)))
+    sizes = [voxels[name] for name in order]
+    number = _count_shared_cases(sizes, num_shards) if num_shards > 1 else 0
+    shards, _ = _assign_to_shards(sizes[number:], num_shards)
+    whole = [name for name, own in zip(order[number:], shards, strict=True) if own == shard]
+    return WorkDivision(tuple(order[:number]), tuple(whole))
+
+
+def _count_shared_cases(sizes: Sequence[int], num_shards: int) -> int:
+    """Return how many of the largest cases to share so that the total time is shortest.
+
+    A shared case costs each process more than its part of a whole one. So the sum of this extra
+    time, which grows with the number of shared cases, plus a perfect division of all work is a
+    lower bound. Larger numbers are not tried once it reaches the best time found. With many more
+    cases than processes that is after a few numbers.
+
+    Args:
+        sizes: voxels of the cases, largest first.
+    """
+    cost = SERIAL_SHARE + (1 - SERIAL_SHARE) / num_shards
+    mean_load = sum(sizes) / num_shards
+    best_number, best_duration, shared = 0, float("inf"), 0
+    for number in range(min(len(sizes), MAX_TRIED) + 1):
+        if mean_load + shared * (cost - 1 / num_shards) >= best_duration:
+            break
+        _, largest_load = _assign_to_shards(sizes[number:], num_shards)
+        duration = shared * cost + largest_load
+        if duration < best_duration:
+            best_number, best_duration = number, duration
+        if number < len(sizes):
+            shared += sizes[number]
+    return best_number
 
 
 def _sort_by_size(voxels: Mapping[str, int]) -> list[str]:
     """Largest first; the name decides between equals, so that all processes agree."""
     return sorted(voxels, key=lambda name: (-voxels[name], name))
-
-
-def _find_largest_load(voxels: Mapping[str, int], num_shards: int) -> int:
-    """Voxels of the shard that has most."""
-    largest = 0
-    for shard in range(num_shards):
-        load = sum(voxels[name] for name in shard_cases(voxels, shard, num_shards))
-        largest = max(largest, load)
-    return largest
 
 
 def format_failure(name: str, error: Exception) -> str:

@@ -7,7 +7,6 @@ meaning everywhere.
 from liverseg_dist.pages.palette import (
     OVERLAY,
     PADDING_RGB,
-    STRUCTURE_RGB,
     class_colours,
     hex_colour,
     structure_colours,
@@ -17,7 +16,6 @@ from liverseg_dist.pages.theme import load_script, load_theme
 __all__ = [
     "OVERLAY",
     "PADDING_RGB",
-    "STRUCTURE_RGB",
     "class_colours",
     "hex_colour",
     "load_script",

@@ -15,7 +15,6 @@ Rgb = tuple[int, int, int]
 ORGAN_RGB: Rgb = (43, 140, 190)
 LESION_RGB: Rgb = (199, 119, 0)
 """Outlines and fills of the first organ and of the first lesion, dots and bars of a chart."""
-STRUCTURE_RGB: Mapping[int, Rgb] = {1: ORGAN_RGB, 2: LESION_RGB}
 GOLDEN_RATIO = 0.618034
 """Hues at multiples of it stay apart, however many there are."""
 PADDING_RGB: Rgb = (110, 110, 110)

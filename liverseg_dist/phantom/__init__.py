@@ -1,1 +1,1 @@
-"""Synthetic abdomen CTs in the layout of Task03_Liver, for tests, the demo and benchmarks."""
+"""Synthetic abdomen scans, CT and MR, for tests, the demo and benchmarks."""

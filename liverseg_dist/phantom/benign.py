@@ -2,8 +2,8 @@
 
 - Haemangiomas and cysts with protein-rich fluid have the HU of tumours in portal-venous CT, but a
   much longer T1 and T2: they are darker than tumours in T1-weighted and brighter in T2-weighted MR.
-- Focal nodular hyperplasia has the HU of the liver in portal-venous CT, where it cannot be seen, and
-  the T1 and T2 of hepatocellular carcinoma (see `mr_tissues`).
+- Focal nodular hyperplasia has the HU of the liver in portal-venous CT, where it cannot be seen,
+  and the T1 and T2 of hepatocellular carcinoma (see `mr_tissues`).
 
 A network that sees both modalities can separate them from tumours; one with a single modality
 cannot.

@@ -1,8 +1,8 @@
 """One case with one or several channels: CT, MR sequences, or both of one patient.
 
 CT and MR have grids of their own. Between the two scans the patient moved: a known rigid motion,
-which the truth file of the case states, separates them in the world. The label is on the grid of the
-first channel that the case has. A recipe may lack a channel in a share of its cases.
+which the truth file of the case states, separates them in the world. The label is on the grid of
+the first channel that the case has. A recipe may lack a channel in a share of its cases.
 """
 
 from dataclasses import dataclass

@@ -9,7 +9,6 @@
 after the case's scans, so that a run that was stopped continues there; `truth.json` has all cases.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +33,7 @@ from liverseg_dist.phantom.folder import (
     make_cases,
 )
 from liverseg_dist.phantom.nifti_4d import write_channels
+from liverseg_dist.texts.structured import read_json
 
 Layout = Literal["msd", "nnunet", "msd4d"]
 LAYOUTS: tuple[Layout, ...] = ("msd", "nnunet", "msd4d")
@@ -151,7 +151,7 @@ def _write_case(wanted: ChannelSet, number: int) -> dict[str, Any]:
     truth_file = wanted.truth_file(number)
     needed = [*files.values(), *([label_file] if label_file else []), truth_file]
     if all(file.is_file() for file in needed):
-        return json.loads(truth_file.read_text(encoding="utf-8"))
+        return read_json(truth_file)
     case = make_channel_case(wanted.recipe, number)
     if wanted.layout == "msd4d":
         write_channels(next(iter(files.values())), list(case.images.values()))

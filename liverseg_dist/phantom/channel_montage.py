@@ -8,7 +8,12 @@ from PIL import Image
 
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.phantom.channel_dataset import ChannelSet
-from liverseg_dist.phantom.montage import arrange_rows, draw_case_row
+from liverseg_dist.phantom.montage import (
+    TILE_PX,
+    TILES_PER_CHANNEL,
+    arrange_rows,
+    draw_case_row,
+)
 from liverseg_dist.volume import Grid, Volume
 
 
@@ -21,14 +26,19 @@ def draw_channel_montage(made: ChannelSet, most_cases: int) -> Image.Image:
         assert label_file is not None
         label = read_nifti(label_file, "label")
         # The tumours, if there are any, else the first structure.
-        values = [
+        shown = [
             plan.values[name] for name in ("tumour", plan.structures[0]) if name in plan.values
         ]
-        shown = next((value for value in values if value in label.voxels), values[-1])
-        rows.append(draw_case_row(_read_channels(made, number), label, shown, plan.has_region))
-    widest = max(row.shape[1] for row in rows)
-    # A case without a channel has a shorter row.
-    rows = [np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0))) for row in rows]
+        value = next((value for value in shown if value in label.voxels), shown[-1])
+        images = _read_channels(made, number)
+        tiles = []
+        for channel in made.recipe.channels:
+            if channel in images:
+                row = draw_case_row({channel: images[channel]}, label, value, plan.has_region)
+            else:
+                row = np.zeros((TILE_PX, TILES_PER_CHANNEL * TILE_PX, 3), np.uint8)
+            tiles.append(row)
+        rows.append(np.concatenate(tiles, axis=1))
     return arrange_rows(rows, 2 if len(made.recipe.channels) == 1 else 1)
 
 

@@ -1,7 +1,7 @@
 """A folder of phantoms: the check before anything is written, and the loop over its cases.
 
-`phantom.json` stores the settings that determine the bytes, so that two kinds of phantom never share
-a folder.
+`phantom.json` stores the settings that determine the bytes, so that two kinds of phantom never
+share a folder.
 """
 
 import json

@@ -5,7 +5,6 @@ outlines. Channels are shown on the grid of the label, so that a shift between C
 at the outlines.
 """
 
-import colorsys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,13 +14,14 @@ from scipy import ndimage
 
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.labels import LIVER, TUMOUR
-from liverseg_dist.pages import STRUCTURE_RGB
+from liverseg_dist.pages.palette import LESION_RGB, ORGAN_RGB, spread_colour
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume
 
 WINDOW_HU = (-150.0, 250.0)
 MR_PERCENTILE = 99.3
 TILE_PX = 330
 TILE_MM = 390.0
+TILES_PER_CHANNEL = 3
 
 
 def draw_montage(folder: Path, case_ids: list[str], columns: int = 2) -> Image.Image:
@@ -95,13 +95,9 @@ def _scale_to_grey(values: np.ndarray, is_ct: bool) -> np.ndarray:
 
 
 def _outline_colour(value: int) -> tuple[int, int, int]:
-    """Return the colour of a label value; further values have hues of their own."""
-    if value in STRUCTURE_RGB:
-        red, green, blue = STRUCTURE_RGB[value]
-        return red, green, blue
-    # The golden ratio keeps neighbouring values apart.
-    rgb = colorsys.hsv_to_rgb((0.1 + 0.618 * value) % 1, 0.75, 1.0)
-    return round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])
+    """Return the colour of a label value: those of organ and lesion first."""
+    fixed = {1: ORGAN_RGB, 2: LESION_RGB}
+    return fixed.get(value) or spread_colour(value)
 
 
 def _draw_tile(

@@ -1,8 +1,8 @@
 """The effects of an MR scanner: receive gain, coil sensitivity (bias field), Rician noise.
 
 The noise of a magnitude image is Rician (Gudbjartsson and Patz, Magn Reson Med 34:910, 1995,
-https://doi.org/10.1002/mrm.1910340618): both parts of the complex signal have Gaussian noise. Values
-have no unit: the gain differs from scan to scan.
+https://doi.org/10.1002/mrm.1910340618): both parts of the complex signal have Gaussian noise.
+Values have no unit: the gain differs from scan to scan.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Signal of MR sequences, and the painting of tissues with it.
 
-The spoiled gradient echo gives T1-weighted images, the turbo spin echo T2-weighted or proton-density
-images. Signals are relative to that of water with full relaxation and no decay. The equations are
+The spoiled gradient echo gives T1-weighted images, the turbo spin echo T2-weighted or
+proton-density images. Signals are relative to that of water with full relaxation and no decay. The equations are
 those of Bernstein, King and Zhou, Handbook of MRI Pulse Sequences (2004), chapters 14.1 (spoiled
 gradient echo, by Ernst and Anderson 1966) and 14.3 (spin echo).
 """
@@ -21,6 +21,7 @@ FLOW_VOID = 0.15
 GRAIN_PER_HU = 0.01
 """Relative unevenness of the MR signal for one HU of unevenness in CT."""
 MAX_GRAIN = 0.15
+MAX_TEXTURE = 1.0
 SPOT_HU = 90.0
 """HU difference of CT spots that are spots of pure other tissue in MR."""
 
@@ -110,7 +111,9 @@ class MrRenderer:
         if not tissue.grain and not spot:
             return np.float32(signal)
         grain = min(MAX_GRAIN, tissue.grain * GRAIN_PER_HU)
-        value = signal * (1 + np.float32(grain) * texture)
+        # Bounded, so that no bright ring surrounds a dark spot.
+        uneven = np.clip(texture, -MAX_TEXTURE, MAX_TEXTURE) if spot else texture
+        value = signal * (1 + np.float32(grain) * uneven)
         if spot:
             # Spots are where they are in CT.
             share = min(1.0, abs(tissue.spot) / SPOT_HU)

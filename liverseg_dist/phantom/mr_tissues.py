@@ -11,8 +11,8 @@ Sources of T1 and T2, by the letter in the table:
   Radiology 155:421 (1985). T2 was measured at 0.35 T; it depends little on the field.
 - A: assumed. Fluids have the T1 of cysts and a T2 that is long compared with every echo time. Walls
   of hollow organs, skin and fibrous capsules relax like muscle. Lung, cortical bone and stool only
-  have to be dark. Focal nodular hyperplasia relaxes like hepatocellular carcinoma: their T1 does not
-  differ significantly (Oncotarget 8:65435, 2017, https://doi.org/10.18632/oncotarget.18918).
+  have to be dark. Focal nodular hyperplasia relaxes like hepatocellular carcinoma: their T1 does
+  not differ significantly (Oncotarget 8:65435, 2017, https://doi.org/10.18632/oncotarget.18918).
 
 Proton density is the number of hydrogen nuclei in a volume, relative to water: share of hydrogen by
 mass times density, from ICRP Publication 110 (2009), Table B.1, and ICRU Report 44 (1989).

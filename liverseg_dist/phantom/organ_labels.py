@@ -1,6 +1,7 @@
 """Which structures of a phantom are labelled, with which values, and how `dataset.json` names them.
 
-Names are those of TotalSegmentator. The liver is a region: with label 1, and its tumours as label 2.
+Names are those of TotalSegmentator. The liver is a region of two values: its own, and that of its
+tumours.
 """
 
 from collections.abc import Iterable
@@ -61,11 +62,13 @@ class LabelPlan:
     def decathlon_labels(self) -> dict[str, str]:
         """Return `labels` of the Decathlon's dataset.json: values and names.
 
-        That form has no regions: the name of the tumours states their organ.
+        That form has no regions. Without other organs the names are those of Task03_Liver; with
+        them, the name of the tumours states their organ.
         """
+        tumour = "cancer" if self.structures == (LIVER, TUMOUR) else "liver tumour"
         labels = {"0": "background"}
         for name, value in self.values.items():
-            labels[str(value)] = "liver tumour" if name == TUMOUR else name
+            labels[str(value)] = tumour if name == TUMOUR else name
         return labels
 
 

@@ -10,14 +10,6 @@ from typing import Any
 import numpy as np
 
 from liverseg_dist.config import Settings
-from liverseg_dist.planning.experiment_plan import (
-    GIVEN,
-    ExperimentPlan,
-    add_network_channels,
-    build_settings,
-    normalisation_decisions,
-    replace_given,
-)
 from liverseg_dist.planning.experiment_rules import (
     COVERED_PERCENTILE,
     Decision,
@@ -33,6 +25,14 @@ from liverseg_dist.planning.experiment_rules import (
 from liverseg_dist.planning.fingerprint import DatasetFingerprint
 from liverseg_dist.planning.memory_estimate import trace_micro_batch
 from liverseg_dist.planning.memory_fit import replace_settings, resolve_model
+from liverseg_dist.planning.plan_settings import (
+    GIVEN,
+    ExperimentPlan,
+    add_network_channels,
+    build_settings,
+    normalisation_decisions,
+    replace_given,
+)
 from liverseg_dist.volume import Float3, Index3
 
 PRESET = "tiny"

@@ -5,16 +5,20 @@ the patch is the largest one that the real training step fits into the given mem
 table. `plan_file` writes the result; `liverseg plan SRC` and `liverseg demo --data` use it.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from liverseg_dist.config import Settings, load_settings
-from liverseg_dist.errors import UserError
+from liverseg_dist.config import Settings
 from liverseg_dist.model.topology import PRESETS
+from liverseg_dist.planning.experiment_memory import (
+    MIN_BATCH,
+    GpuBudget,
+    PatchChoice,
+    choose_patch,
+    estimate_plan,
+    largest_micro_batch,
+)
 from liverseg_dist.planning.experiment_rules import (
     Decision,
     VoxelChoice,
@@ -24,63 +28,29 @@ from liverseg_dist.planning.experiment_rules import (
     choose_voxels,
     count_text,
     largest_batch,
-    smaller_patches,
-    stored_shape,
     wanted_patch,
 )
 from liverseg_dist.planning.fingerprint import DatasetFingerprint
-from liverseg_dist.planning.memory_estimate import MemoryEstimate, estimate_memory
 from liverseg_dist.planning.memory_fit import (
     replace_settings,
-    resolve_checkpointing,
     resolve_model,
+)
+from liverseg_dist.planning.plan_settings import (
+    GIVEN,
+    ExperimentPlan,
+    add_network_channels,
+    build_settings,
+    normalisation_decisions,
+    replace_given,
 )
 from liverseg_dist.volume import Float3, Index3
 
-GIVEN = "given by the user"
-MIN_BATCH = 2
-"""nnU-Net: at least two samples per step."""
-WORTH_IT = 1.25
-"""A patch must gain this many voxels to justify accumulation or recomputation."""
 RESENC_GIB, RESENC_CASES = 24.0, 50
 """https://arxiv.org/abs/2404.09556: residual encoders help most on large data sets, with 24 GB."""
 PRESET_GIB = (("L", 40.0), ("M", 8.0), ("S", 3.0), ("tiny", 0.0))
 """Least memory for each preset; M has the width of nnU-Net, which plans for 8 GB."""
 LARGE_CASES = 200
 """Cases from which the wide preset L is worth its time."""
-
-
-@dataclass(frozen=True)
-class GpuBudget:
-    """Devices to plan for."""
-
-    memory_gib: float
-    devices: int = 1
-    precision: str = "bf16"
-
-
-@dataclass(frozen=True)
-class ExperimentPlan:
-    """The decisions, in the order of the file, and what they cost."""
-
-    decisions: tuple[Decision, ...]
-    settings: Settings
-    """With the decisions and the topology filled in."""
-    summary: dict[str, Any]
-    """Figures for `--json` and the printed text."""
-
-    def value(self, key: str) -> Any:
-        """Return the value of a decision; None if the plan leaves the default."""
-        return next((d.value for d in self.decisions if d.key == key), None)
-
-
-@dataclass(frozen=True)
-class PatchChoice:
-    """A patch with the micro-batch and recomputed levels that it needs."""
-
-    patch: Index3
-    micro_batch: int
-    estimate: MemoryEstimate
 
 
 def plan_experiment(
@@ -108,7 +78,7 @@ def plan_experiment(
         replace_settings(base, chosen.patch, chosen.micro_batch, chosen.estimate.levels),
         voxels.spacing_mm,
     )
-    batch = choose_batch(settings, fingerprint, voxels, budget)
+    batch = choose_batch(settings, fingerprint, voxels, budget, given)
     decisions = [
         *_voxel_decisions(voxels),
         *choose_splits(len(fingerprint.cases)),
@@ -154,101 +124,6 @@ def choose_network(fingerprint: DatasetFingerprint, budget: GpuBudget) -> list[D
     return [architecture, Decision("model.preset", preset, reason)]
 
 
-def choose_patch(
-    base: Settings, fingerprint: DatasetFingerprint, spacing_mm: Float3, budget: GpuBudget
-) -> PatchChoice:
-    """Choose the largest useful patch that fits.
-
-    Two samples at once without recomputation come first, as in nnU-Net. One sample at a time, then
-    recomputed levels, are used only where the patch becomes considerably larger: instance
-    normalisation gives the same gradients for two samples one after the other.
-
-    Raises:
-        UserError: No patch fits.
-    """
-    levels = PRESETS[base.model.preset].max_levels
-    if "patch_size" in base.data.model_fields_set:
-        patches = [base.data.patch_size]
-    else:
-        wanted, _ = wanted_patch(fingerprint, spacing_mm, levels)
-        median = stored_shape(fingerprint, spacing_mm)
-        patches = smaller_patches(wanted, median, spacing_mm, levels)
-    together = -(-MIN_BATCH // budget.devices)
-    best: PatchChoice | None = None
-    for micro, recompute in ((together, False), (1, False), (1, True)):
-        found = _largest_fitting(base, patches, spacing_mm, budget, micro, recompute)
-        if found is None:
-            continue
-        if best is None or np.prod(found.patch) >= WORTH_IT * np.prod(best.patch):
-            best = found
-        if best.patch == patches[0]:
-            break
-    if best is None:
-        least = _estimate(base, patches[-1], spacing_mm, budget, 1, recompute=True)
-        voxels = "x".join(map(str, patches[-1]))
-        raise UserError(
-            f"--gpu-memory-gib {budget.memory_gib:g}: one sample of {voxels} needs "
-            f"{least.gib:.2f} GiB ({least.describe_parts()}); use a smaller model.preset, or "
-            "--cpu-minutes for a plan without a GPU"
-        )
-    return best
-
-
-def _largest_fitting(
-    base: Settings,
-    patches: Sequence[Index3],
-    spacing_mm: Float3,
-    budget: GpuBudget,
-    micro: int,
-    recompute: bool,
-) -> PatchChoice | None:
-    """Return the first of the patches, in descending size, that fits; None if none does."""
-
-    def estimate(number: int) -> MemoryEstimate:
-        return _estimate(base, patches[number], spacing_mm, budget, micro, recompute)
-
-    number = _first_true(len(patches), lambda n: estimate(n).gib <= budget.memory_gib)
-    if number is None:
-        return None
-    if not recompute:
-        return PatchChoice(patches[number], micro, estimate(number))
-    # As few levels as the memory allows, for the chosen patch only: this takes many estimates.
-    settings = resolve_model(replace_settings(base, patches[number], micro, ()), spacing_mm)
-    update = {"activation_checkpointing": "auto"}
-    auto = settings.model_copy(update={"train": settings.train.model_copy(update=update)})
-    least = resolve_checkpointing(auto, budget.memory_gib, budget.devices, "cuda")
-    return PatchChoice(patches[number], micro, least)
-
-
-def _first_true(count: int, test: Callable[[int], bool]) -> int | None:
-    """Return the first number below `count` that passes a test which is False, then True.
-
-    By bisection, because each estimate runs the training step on tensors without memory.
-    """
-    if test(0):
-        return 0
-    low, high = 0, count - 1
-    if high == 0 or not test(high):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if test(middle) else (middle, high)
-    return high
-
-
-def _estimate(
-    base: Settings,
-    patch: Index3,
-    spacing_mm: Float3,
-    budget: GpuBudget,
-    micro: int,
-    recompute: bool,
-) -> MemoryEstimate:
-    settings = resolve_model(replace_settings(base, patch, micro, ()), spacing_mm)
-    levels = range(len(settings.model.features or ())) if recompute else ()
-    return estimate_memory(settings, budget.devices, levels=levels)
-
-
 # --- batch --------------------------------------------------------------------------------------
 
 
@@ -261,27 +136,33 @@ class BatchChoice:
 
 
 def choose_batch(
-    settings: Settings, fingerprint: DatasetFingerprint, voxels: VoxelChoice, budget: GpuBudget
+    settings: Settings,
+    fingerprint: DatasetFingerprint,
+    voxels: VoxelChoice,
+    budget: GpuBudget,
+    given: Mapping[str, Any],
 ) -> BatchChoice:
     """Choose batch, micro-batch, steps and the remaining settings of `train`."""
     train, devices = settings.train, budget.devices
     limit = largest_batch(fingerprint, voxels, settings.data.patch_size)
     micro = train.micro_batch_size
     if not train.activation_checkpointing:
-        micro = _largest_micro_batch(settings, budget, max(micro, -(-limit // devices)))
+        micro = largest_micro_batch(settings, budget, max(micro, -(-limit // devices)))
     batch = max(MIN_BATCH, devices, min(micro * devices, limit))
     # Every rank computes as many samples.
-    batch = -(-batch // devices) * devices
-    micro = min(micro, batch // devices)
+    batch = given.get("train.global_batch_size", -(-batch // devices) * devices)
+    micro = min(micro, -(-batch // devices))
     steps, steps_reason = choose_steps(len(fingerprint.cases), batch)
-    every = max(1, min(1000, steps // 10))
     levels = list(settings.train.activation_checkpointing)
-    update = {
-        "global_batch_size": batch,
-        "micro_batch_size": micro,
-        "max_steps": steps,
-    }
+    update = {"global_batch_size": batch, "micro_batch_size": micro, "max_steps": steps}
+    # What the user gives decides the memory that is reported.
+    own = build_settings(given).train
+    for name in (*update, "activation_checkpointing"):
+        if f"train.{name}" in given:
+            update[name] = getattr(own, name)
     chosen = settings.model_copy(update={"train": train.model_copy(update=update)})
+    steps = chosen.train.max_steps
+    every = max(1, min(1000, steps // 10))
     decisions = [
         Decision("train.max_steps", steps, steps_reason),
         Decision(
@@ -302,7 +183,7 @@ def choose_batch(
         Decision(
             "memory.budget_gib",
             budget.memory_gib,
-            f"memory of a device; the plan needs {_need(chosen, budget).gib:.2f} GiB of it",
+            f"memory of a device; the plan needs {estimate_plan(chosen, budget).gib:.2f} GiB of it",
         ),
         Decision("checkpoint.every_steps", every, "ten or more checkpoints in a run"),
         Decision(
@@ -313,31 +194,6 @@ def choose_batch(
         Decision("inference.precision", budget.precision, "as in training"),
     ]
     return BatchChoice(tuple(decisions), chosen)
-
-
-def _largest_micro_batch(settings: Settings, budget: GpuBudget, most: int) -> int:
-    """Return the largest micro-batch up to `most` that fits without recomputation."""
-
-    def fits(micro: int) -> bool:
-        train = settings.train.model_copy(
-            update={"micro_batch_size": micro, "global_batch_size": micro * budget.devices}
-        )
-        wanted = settings.model_copy(update={"train": train})
-        return estimate_memory(wanted, budget.devices).gib <= budget.memory_gib
-
-    low, high = 1, most
-    if fits(high):
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def _need(settings: Settings, budget: GpuBudget) -> MemoryEstimate:
-    levels = settings.train.activation_checkpointing
-    assert not isinstance(levels, str)
-    return estimate_memory(settings, budget.devices, levels=levels)
 
 
 def _describe_micro(micro: int, batch: int, devices: int) -> str:
@@ -361,33 +217,6 @@ def _voxel_decisions(voxels: VoxelChoice) -> list[Decision]:
         Decision("convert.cleaning.spacing_mm", list(voxels.spacing_mm), voxels.spacing_reason),
         Decision("convert.slab.policy", voxels.policy, voxels.policy_reason),
     ]
-
-
-def normalisation_decisions(fingerprint: DatasetFingerprint) -> list[Decision]:
-    """Choose how each channel is normalised."""
-    channels = fingerprint.channels
-    if len(channels) == 1 and channels[0].intensity == "ct":
-        low, middle, high = fingerprint.foreground_percentiles(0, (0.5, 50, 99.5)) or (0, 0, 0)
-        reason = (
-            "CT as in nnU-Net: clip to the foreground's 0.5 and 99.5 percentiles "
-            f"({low:.0f} and {high:.0f} HU, median {middle:.0f}), then its mean and deviation"
-        )
-        return [Decision("convert.cleaning.outliers", "percentile", reason)]
-    value, reasons = [], []
-    for channel in channels:
-        value.append(
-            {"name": channel.name, "modality": channel.modality, "intensity": channel.intensity}
-        )
-        reasons.append(f"{channel.name}: {_INTENSITY_REASONS[channel.intensity]}")
-    return [Decision("convert.channels", value, "; ".join(reasons))]
-
-
-_INTENSITY_REASONS = {
-    "ct": "clip to the foreground's percentiles, one mean and deviation for all scans (HU agree)",
-    "zscore": "mean and deviation of each scan, because its unit is arbitrary (nnU-Net)",
-    "percentiles": "the range of each scan, because its unit is arbitrary",
-    "range": "a fixed range",
-}
 
 
 def _topology_decisions(settings: Settings, spacing_mm: Float3) -> list[Decision]:
@@ -445,50 +274,10 @@ def _base_settings(
     return add_network_channels(settings, fingerprint)
 
 
-def add_network_channels(settings: Settings, fingerprint: DatasetFingerprint) -> Settings:
-    """Return the settings with the network's inputs and outputs, which training takes from the
-    store: they decide the memory, but are not written into the plan."""
-    scheme = fingerprint.scheme
-    classes = sum(1 for value, _ in scheme.values if value != scheme.ignore)
-    outputs = len(scheme.structures) if settings.model.regions else classes
-    update = {"in_channels": len(fingerprint.channels), "out_channels": outputs}
-    return settings.model_copy(update={"model": settings.model.model_copy(update=update)})
-
-
-def build_settings(values: Mapping[str, Any]) -> Settings:
-    """Return settings from values by dotted key. Raises `UserError` where they do not fit."""
-    texts = []
-    for key, value in values.items():
-        # Text is taken as written; JSON is YAML for everything else.
-        texts.append(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
-    return load_settings([], texts)
-
-
-def list_given(settings: Settings) -> dict[str, Any]:
-    """Return the settings that a user has set, by dotted key."""
-    found: dict[str, Any] = {}
-    _flatten(settings.model_dump(mode="json", exclude_unset=True), "", found)
-    return found
-
-
-def _flatten(section: Mapping[str, Any], prefix: str, found: dict[str, Any]) -> None:
-    for name, value in section.items():
-        if isinstance(value, dict):
-            _flatten(value, f"{prefix}{name}.", found)
-        else:
-            found[f"{prefix}{name}"] = value
-
-
-def replace_given(decisions: Sequence[Decision], given: Mapping[str, Any]) -> tuple[Decision, ...]:
-    """Return the decisions with the user's own values, so that the file holds all of them."""
-    kept = [decision for decision in decisions if decision.key not in given]
-    return (*kept, *(Decision(key, value, GIVEN) for key, value in given.items()))
-
-
 def _summarise(
     fingerprint: DatasetFingerprint, settings: Settings, budget: GpuBudget
 ) -> dict[str, Any]:
-    need = _need(settings, budget)
+    need = estimate_plan(settings, budget)
     return {
         "fingerprint": fingerprint.to_summary(),
         "gpu_memory_gib": budget.memory_gib,

@@ -47,8 +47,8 @@ class CaseFingerprint:
     structure_voxels: Mapping[str, int]
     lesion_diameters_mm: Mapping[str, tuple[float, ...]]
     """Per structure of kind lesion: the diameters of spheres with the volumes of its components."""
-    intensities: tuple[ForegroundIntensity, ...]
-    """One per channel; empty for an empty label."""
+    intensities: tuple[ForegroundIntensity | None, ...]
+    """One per channel, None for an absent one; empty for an empty label."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict for JSON."""
@@ -61,8 +61,11 @@ class CaseFingerprint:
         Raises:
             KeyError, TypeError, ValueError: it is damaged.
         """
-        intensities = []
+        intensities: list[ForegroundIntensity | None] = []
         for entry in data["intensities"]:
+            if entry is None:
+                intensities.append(None)
+                continue
             quantiles = tuple(float(value) for value in entry["quantiles"])
             if len(quantiles) != len(QUANTILES):
                 raise ValueError("another number of quantiles")
@@ -142,8 +145,9 @@ class DatasetFingerprint:
         """Return percentiles of a channel's foreground values; each case has the same weight."""
         pooled: list[float] = []
         for case in self.cases:
-            if case.intensities:
-                pooled += case.intensities[channel].quantiles
+            found = case.intensities[channel] if case.intensities else None
+            if found is not None:
+                pooled += found.quantiles
         return [float(v) for v in np.percentile(pooled, percentiles)] if pooled else []
 
     def to_summary(self) -> dict[str, Any]:

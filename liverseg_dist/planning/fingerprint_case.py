@@ -2,23 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cc3d
-import nibabel as nib
 import numpy as np
 
-from liverseg_dist.data.findings import ScanFileError
-from liverseg_dist.data.io.nifti import read_nifti
-from liverseg_dist.data.io.nifti_header import MAX_VOXELS
+from liverseg_dist.data.io.channel_files import ChannelFiles
+from liverseg_dist.data.io.dataset_case import DatasetCase
+from liverseg_dist.data.io.nifti import read_nifti, read_scan_channels
+from liverseg_dist.data.io.structure_files import read_structure_label
+from liverseg_dist.data.label_mapping import LabelMapping
 from liverseg_dist.errors import LiversegError, UserError
-from liverseg_dist.labels import LabelScheme
+from liverseg_dist.labels import IGNORE, LabelScheme
 from liverseg_dist.planning.fingerprint import (
     QUANTILES,
     CaseFingerprint,
     ForegroundIntensity,
 )
-from liverseg_dist.volume import Float3, Grid, Volume
+from liverseg_dist.volume import Float3, Volume
 
 CONNECTIVITY = 26
 """As in `conversion.foreground_samples`: voxels that touch at a corner are one lesion."""
@@ -28,17 +28,21 @@ MIN_LESION_VOXELS = 2
 
 @dataclass(frozen=True)
 class LabelledScan:
-    """The files of one case."""
+    """One case, and how its label values become structures."""
 
-    case_id: str
-    images: tuple[Path, ...]
-    """One file per channel, or one 4D file with all of them."""
-    label: Path
+    case: DatasetCase
+    mapping: LabelMapping
+
+    @property
+    def case_id(self) -> str:
+        """Id of the case."""
+        return self.case.case_id
 
     def file_states(self) -> tuple[tuple[str, int, int], ...]:
         """Return name, bytes and modification time of each file. Raises `OSError`."""
         states = []
-        for path in (*self.images, self.label):
+        images = [path for path in self.case.images if path is not None]
+        for path in (*images, *self.case.label_files):
             status = path.stat()
             states.append((path.name, status.st_size, status.st_mtime_ns))
         return tuple(states)
@@ -53,10 +57,10 @@ class CaseResult:
     reason: str = ""
 
 
-def try_case(scan: LabelledScan, scheme: LabelScheme, channels: int) -> CaseResult:
+def try_case(scan: LabelledScan, channels: int) -> CaseResult:
     """Return the fingerprint of a case, or the reason why the case cannot be read."""
     try:
-        return CaseResult(scan.case_id, measure_case(scan, scheme, channels))
+        return CaseResult(scan.case_id, measure_case(scan, channels))
     except LiversegError as error:
         return CaseResult(scan.case_id, None, str(error))
     except OSError as error:
@@ -65,12 +69,11 @@ def try_case(scan: LabelledScan, scheme: LabelScheme, channels: int) -> CaseResu
         return CaseResult(scan.case_id, None, "does not fit into memory")
 
 
-def measure_case(scan: LabelledScan, scheme: LabelScheme, channels: int) -> CaseFingerprint:
+def measure_case(scan: LabelledScan, channels: int) -> CaseFingerprint:
     """Read a case and measure it.
 
     Args:
-        scan: Its files.
-        scheme: The label values and structures.
+        scan: The case.
         channels: Number of channels that the data set has.
 
     Raises:
@@ -78,74 +81,63 @@ def measure_case(scan: LabelledScan, scheme: LabelScheme, channels: int) -> Case
         OSError: A file is missing.
     """
     states = scan.file_states()
-    volumes = [volume.reoriented() for volume in read_channels(scan.images, channels)]
-    label = read_nifti(scan.label, "label").reoriented()
-    _check_shapes(scan, volumes, label)
-    if unknown := scheme.unknown_values(label.voxels):
-        raise UserError(f"{scan.label.name}: label value {unknown[0]} is not in dataset.json")
-    foreground = label.voxels > 0
-    if scheme.ignore is not None:
-        foreground &= label.voxels != scheme.ignore
+    volumes = _read_images(scan.case.images, channels)
+    present = [volume for volume in volumes if volume is not None]
+    label = _read_label(scan)
+    if present[0].shape != label.shape:
+        image_text = "x".join(map(str, present[0].shape))
+        label_text = "x".join(map(str, label.shape))
+        raise UserError(f"image is {image_text} voxels, label {label_text}")
+    scheme = scan.mapping.scheme
+    foreground = (label.voxels > 0) & (label.voxels != IGNORE)
     voxels = {}
     for structure in scheme.structures:
         voxels[structure.name] = int(np.count_nonzero(scheme.mask_of(label.voxels, structure)))
-    intensities = _summarise_channels(volumes, foreground) if foreground.any() else []
     return CaseFingerprint(
         case_id=scan.case_id,
         files=states,
         shape=label.shape,
-        content_shape=_box_shape(_content_mask(volumes)),
-        spacing_mm=volumes[0].spacing_mm,
+        content_shape=_box_shape(_content_mask(present)),
+        spacing_mm=present[0].spacing_mm,
         foreground_mm=_box_edges_mm(foreground, label.spacing_mm),
         structure_voxels=voxels,
         lesion_diameters_mm=measure_lesions(label, scheme),
-        intensities=tuple(intensities),
+        intensities=_summarise_channels(volumes, foreground) if foreground.any() else (),
     )
 
 
-def read_channels(images: Sequence[Path], channels: int) -> list[Volume]:
-    """Read the channels of a scan from one file each, or from one 4D file.
+def _read_images(files: ChannelFiles, channels: int) -> list[Volume | None]:
+    """Read the channels in RAS orientation; None for an absent one."""
+    if len(files) == 1 and channels > 1 and files[0] is not None:
+        found = read_scan_channels(files[0], channels)
+        return [file.volume.reoriented() for file in found]
+    volumes = []
+    for path in files:
+        volumes.append(None if path is None else read_nifti(path, "image").reoriented())
+    return volumes
+
+
+def _read_label(scan: LabelledScan) -> Volume:
+    """Read the label in class values and RAS orientation.
 
     Raises:
-        LiversegError: A file cannot be read, or another number of channels is present.
+        UserError: It has a value that the labels of the data set do not name.
     """
-    if len(images) == 1 and channels > 1:
-        return _read_4d(images[0], channels)
-    if len(images) != channels:
-        raise UserError(f"{len(images)} image file(s), but dataset.json names {channels} channels")
-    return [read_nifti(path, "image") for path in images]
-
-
-def _read_4d(path: Path, channels: int) -> list[Volume]:
-    """Read the Decathlon's files of several channels (x, y, z, channel)."""
-    try:
-        # nibabel's own reader: read_nifti reads one volume per file.
-        file = nib.Nifti1Image.from_filename(path)
-        shape = file.shape
-        if len(shape) != 4 or shape[3] != channels:
-            sizes = " x ".join(map(str, shape))
-            reason = f"{sizes} voxels, but dataset.json names {channels} channels"
-            raise ScanFileError(path, "channels", reason)
-        # Before memory is allocated: a damaged header may claim any size.
-        if int(np.prod(shape, dtype=np.int64)) > MAX_VOXELS:
-            raise ScanFileError(path, "too_large", f"more than {MAX_VOXELS:,} voxels")
-        values = np.asarray(file.dataobj, dtype=np.float32)
-        grid = Grid((shape[2], shape[1], shape[0]), np.asarray(file.affine))
-    except ScanFileError:
-        raise
-    # nibabel raises errors of many kinds for damaged files.
-    except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise ScanFileError(path, "unreadable", reason) from None
-    return [Volume(values[..., channel].T, grid) for channel in range(channels)]
-
-
-def _check_shapes(scan: LabelledScan, volumes: Sequence[Volume], label: Volume) -> None:
-    """Raise `UserError` where the label is not on the grid of the first channel."""
-    if volumes[0].shape != label.shape:
-        image_text = "x".join(map(str, volumes[0].shape))
-        label_text = "x".join(map(str, label.shape))
-        raise UserError(f"{scan.label.name}: image is {image_text} voxels, label {label_text}")
+    case, mapping = scan.case, scan.mapping
+    if case.structure_files:
+        joined, _ = read_structure_label(case.structure_files, mapping)
+        if joined is None:
+            raise UserError("no file of any structure")
+        return joined.reoriented()
+    assert case.label is not None
+    label = read_nifti(case.label, "label").reoriented()
+    values = np.flatnonzero(np.bincount(label.voxels.reshape(-1), minlength=256))
+    unknown = [int(value) for value in values if not mapping.knows(int(value))]
+    if unknown:
+        raise UserError(
+            f"{case.label.name}: label value {unknown[0]} is not one of {mapping.expected}"
+        )
+    return label.with_voxels(mapping.to_classes(label.voxels))
 
 
 def _content_mask(volumes: Sequence[Volume]) -> np.ndarray:
@@ -158,14 +150,18 @@ def _content_mask(volumes: Sequence[Volume]) -> np.ndarray:
 
 
 def _summarise_channels(
-    volumes: Sequence[Volume], foreground: np.ndarray
-) -> list[ForegroundIntensity]:
-    found = []
+    volumes: Sequence[Volume | None], foreground: np.ndarray
+) -> tuple[ForegroundIntensity | None, ...]:
+    """Return the intensities of each channel; None for an absent one."""
+    found: list[ForegroundIntensity | None] = []
     for volume in volumes:
+        if volume is None:
+            found.append(None)
+            continue
         # On another grid the foreground is not known without resampling: the body stands for it.
         inside = foreground if volume.shape == foreground.shape else volume.voxels != 0
         found.append(summarise_intensities(volume.voxels[inside]))
-    return found
+    return tuple(found)
 
 
 def _find_box(mask: np.ndarray) -> list[tuple[int, int]]:

@@ -19,7 +19,9 @@ class MiniMeta:
     labelled: bool
     valid_slices: tuple[int, int]
     class_voxels: tuple[int, int, int]
-    intensity: IntensityConfig
+    intensities: tuple[IntensityConfig, ...] = (INTENSITY,)
+    present: tuple[bool, ...] = (True,)
+    annotated: tuple[str, ...] = ("liver", "tumour")
 
 
 class MiniStore:
@@ -32,7 +34,7 @@ class MiniStore:
     def meta(self, case_id: str) -> MiniMeta:
         attributes: Any = self._group[f"cases/{case_id}"].attrs["liverseg"]
         valid = tuple(attributes["valid_slices"])
-        return MiniMeta(attributes["labelled"], valid, tuple(attributes["class_voxels"]), INTENSITY)
+        return MiniMeta(attributes["labelled"], valid, tuple(attributes["class_voxels"]))
 
     def foreground(self, case_id: str) -> np.ndarray:
         return np.asarray(self._group[f"cases/{case_id}/foreground"][:])

@@ -17,7 +17,14 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
-from liverseg_dist.data.loading.array_reader import MemoryArray, StoreReader, ZarrArray, read_padded
+from liverseg_dist.data.loading.array_reader import (
+    BoxReader,
+    MemoryArray,
+    SingleChannelImage,
+    StoreReader,
+    ZarrArray,
+    read_padded,
+)
 from liverseg_dist.data.loading.file_reads import LocalFiles
 from liverseg_dist.data.loading.shard_reader import ChunkError, ShardedArray
 
@@ -68,6 +75,22 @@ def boxes(count: int) -> list[tuple[tuple[int, int, int], tuple[int, int, int]]]
     return found
 
 
+class Volume:
+    """Reads boxes of the only channel of an image of schema 1, which is stored without an axis."""
+
+    def __init__(self, image: BoxReader) -> None:
+        assert isinstance(image, SingleChannelImage)
+        assert image.shape[0] == 1
+        self.image, self.reader = image, image._image
+
+    def read_box(self, start: tuple[int, int, int], out: np.ndarray) -> None:
+        self.image.read_box((0, *start), out[None])
+
+
+def open_volume(reader: StoreReader, *, may_be_empty: bool = False) -> Volume:
+    return Volume(reader.open_array("a", "image", may_be_empty=may_be_empty))
+
+
 @pytest.mark.parametrize("codecs", CODECS.values(), ids=CODECS)
 @pytest.mark.parametrize(
     "shards", [(16, 32, 32), (24, 48, 48)], ids=["several shards", "one shard"]
@@ -78,15 +101,43 @@ def test_boxes_equal_zarr_python(
     write(tmp_path, codecs, shards=shards)
     truth = zarr.open_array(str(tmp_path), path="cases/a/image", mode="r")
     reader = StoreReader(tmp_path)
-    array = reader.open_array("a", "image")
-    assert isinstance(array, ShardedArray)
-    assert array.shape == SHAPE
+    array = open_volume(reader)
+    assert isinstance(array.reader, ShardedArray)
+    assert array.image.shape == (1, *SHAPE)
     for start, shape in boxes(12):
         out = np.full(shape, 77, np.int16)
         array.read_box(start, out)
         np.testing.assert_array_equal(
             out, truth[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
         )
+    reader.close()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_of_several_channels_equal_zarr_python(tmp_path: Path, channels: int) -> None:
+    """As stored: a chunk has one channel, the shard has all."""
+    shape = (channels, *SHAPE)
+    voxels = np.random.default_rng(0).integers(-100, 200, shape).astype(np.int16)
+    array = zarr.open_group(str(tmp_path), mode="w").create_array(
+        "cases/a/image",
+        shape=shape,
+        dtype="int16",
+        chunks=(1, 8, 16, 16),
+        shards=(channels, 24, 48, 48),
+        compressors=CODECS["blosc lz4hc crc32c"],
+        fill_value=0,
+    )
+    array[:] = voxels
+    reader = StoreReader(tmp_path)
+    image = reader.open_array("a", "image")
+    assert isinstance(image, ShardedArray)
+    assert image.shape == shape
+    for start, size in boxes(8):
+        inside = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
+        for first in range(channels):
+            out = np.full((channels - first, *size), 77, np.int16)
+            image.read_box((first, *start), out)
+            np.testing.assert_array_equal(out, voxels[first:][:, *inside])
     reader.close()
 
 
@@ -129,8 +180,8 @@ def test_labels_and_writing_into_a_part_of_an_array(tmp_path: Path) -> None:
 
 def test_any_other_codec_is_read_through_zarr_python(tmp_path: Path) -> None:
     voxels = write(tmp_path, [GzipCodec(level=1)])
-    array = StoreReader(tmp_path).open_array("a", "image")
-    assert isinstance(array, ZarrArray)
+    array = open_volume(StoreReader(tmp_path))
+    assert isinstance(array.reader, ZarrArray)
     out = np.empty((5, 6, 7), np.int16)
     array.read_box((1, 2, 3), out)
     np.testing.assert_array_equal(out, voxels[1:6, 2:8, 3:10])
@@ -146,7 +197,7 @@ def test_store_behind_an_fsspec_url(tmp_path: Path, codecs: list) -> None:
     try:
         out = np.empty((9, 17, 30), np.int16)
         reader = StoreReader("memory://bucket/store.zarr")
-        reader.open_array("a", "image").read_box((4, 9, 1), out)
+        open_volume(reader).read_box((4, 9, 1), out)
         reader.close()
     finally:
         memory.rm("/bucket", recursive=True)
@@ -200,10 +251,10 @@ def test_store_behind_a_web_server(tmp_path: Path, handler: type[SimpleHTTPReque
     out = np.empty((9, 17, 30), np.int16)
     with served(tmp_path, handler) as url:
         reader = StoreReader(url)
-        array = reader.open_array("a", "image")
+        array = open_volume(reader)
         array.read_box((4, 9, 1), out)
         reader.close()
-    assert isinstance(array, ShardedArray)
+    assert isinstance(array.reader, ShardedArray)
     np.testing.assert_array_equal(out, voxels[4:13, 9:26, 1:31])
 
 
@@ -239,7 +290,7 @@ def shard_file(root: Path) -> Path:
 def read_all(root: Path) -> None:
     reader = StoreReader(root)
     try:
-        reader.open_array("a", "image").read_box((0, 0, 0), np.empty(SHAPE, np.int16))
+        open_volume(reader).read_box((0, 0, 0), np.empty(SHAPE, np.int16))
     finally:
         reader.close()
 
@@ -282,7 +333,7 @@ def test_missing_shard_is_an_error_unless_the_array_may_be_empty(tmp_path: Path)
     with pytest.raises(ChunkError, match="the shard file is missing"):
         read_all(tmp_path)
     out = np.ones((2, 2, 2), np.int16)
-    StoreReader(tmp_path).open_array("a", "image", may_be_empty=True).read_box((0, 0, 0), out)
+    open_volume(StoreReader(tmp_path), may_be_empty=True).read_box((0, 0, 0), out)
     assert (out == 0).all()
 
 
@@ -293,7 +344,7 @@ def test_missing_metadata(tmp_path: Path) -> None:
 
 def test_box_outside_is_a_programming_error(tmp_path: Path) -> None:
     write(tmp_path, CODECS["blosc lz4"])
-    array = StoreReader(tmp_path).open_array("a", "image")
+    array = open_volume(StoreReader(tmp_path))
     with pytest.raises(ValueError, match="is not inside the array"):
         array.read_box((0, 0, 40), np.empty((1, 1, 8), np.int16))
 
@@ -337,7 +388,7 @@ def test_impossible_metadata_is_a_chunk_error(
     file.write_text(json.dumps(metadata))
     out = np.empty((4, 4, 4), np.int16)
     with pytest.raises(ChunkError):
-        StoreReader(tmp_path).open_array("a", "image").read_box((0, 0, 0), out)
+        open_volume(StoreReader(tmp_path)).read_box((0, 0, 0), out)
 
 
 def test_index_with_a_huge_chunk_is_an_error(tmp_path: Path) -> None:
@@ -351,4 +402,4 @@ def test_index_with_a_huge_chunk_is_an_error(tmp_path: Path) -> None:
     shard.write_bytes(raw)
     out = np.empty((4, 1, 15), np.int16)
     with pytest.raises(ChunkError, match="the index is damaged"):
-        StoreReader(tmp_path).open_array("a", "image").read_box((16, 32, 32), out)
+        open_volume(StoreReader(tmp_path)).read_box((16, 32, 32), out)

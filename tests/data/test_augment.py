@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,15 +28,20 @@ from liverseg_dist.data.augment import (
     describe_augmentation,
     draw_augmentation,
     intensity_transforms,
-    liver_transforms,
+    lesion_transforms,
     normalise_intensity,
     spatial_resampling,
 )
-from liverseg_dist.data.augment.liver_transforms import TumourCopyTransform
+from liverseg_dist.data.augment.lesion_transforms import (
+    LesionCopyTransform,
+    copyable_values,
+    enhancing_values,
+)
 from liverseg_dist.data.augment.presets import APPLY_ORDER, AugmentDraw, PresetName
 from liverseg_dist.data.augment.spatial_resampling import SpatialDraw
 from liverseg_dist.data.augment.spatial_transforms import MirrorTransform, rotation_matrix
 from liverseg_dist.data.augment.transform import SampleContext
+from liverseg_dist.labels import LITS_SCHEME
 
 PATCH = (12, 20, 24)
 OUTSIDE = -1.5
@@ -58,6 +64,26 @@ def assert_close(result: torch.Tensor, reference: object, tolerance: float = 2e-
     np.testing.assert_allclose(result.numpy(), np.asarray(reference), rtol=0, atol=tolerance)
 
 
+def resample_one(
+    image: torch.Tensor, label: torch.Tensor, draw: SpatialDraw, patch: tuple, outside: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Resample an image of one channel."""
+    (result,), result_label = spatial_resampling.resample_patch(
+        [image], label, draw, patch, [outside]
+    )
+    return result, result_label
+
+
+def copy_one(
+    image: torch.Tensor, label: torch.Tensor, flipped: tuple, shift: tuple
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copy the tumours of a patch of one channel."""
+    pairs = copyable_values(LITS_SCHEME)
+    assert pairs == (((2,), (1,)),)
+    (result,), result_label = lesion_transforms.copy_lesions([image], label, pairs, flipped, shift)
+    return result, result_label
+
+
 # --- spatial ------------------------------------------------------------------------------------------------------
 
 
@@ -76,9 +102,7 @@ def test_rotation_and_scaling_against_batchgenerators(angles: tuple, scaling: tu
     field_shape = (14, 30, 34)
     image, label = make_volume(field_shape), make_labels(field_shape)
     draw = SpatialDraw(rotation_matrix(angles) @ np.diag(scaling), any(angles), None)
-    result, result_label = spatial_resampling.resample_patch(
-        image.clone(), label, draw, PATCH, OUTSIDE
-    )
+    result, result_label = resample_one(image.clone(), label, draw, PATCH, OUTSIDE)
     reference = SpatialTransform(
         PATCH, 0, random_crop=False, p_rotation=1, rotation=lambda image, dim: angles[dim],
         p_scaling=1, scaling=lambda image, dim: scaling[dim], p_synchronize_scaling_across_axes=-1,
@@ -95,7 +119,7 @@ def test_rotation_and_scaling_against_scipy_and_monai() -> None:
     image = make_volume((16, 32, 32))
     matrix = rotation_matrix((0.3, 0.1, -0.2)) @ np.diag((0.9, 1.0, 0.8))
     draw = SpatialDraw(matrix, True, None)
-    result, _ = spatial_resampling.resample_patch(
+    result, _ = resample_one(
         image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0
     )
     offset = (np.array(image.shape) - 1) / 2 - matrix @ ((np.array(PATCH) - 1) / 2)
@@ -121,10 +145,8 @@ def test_separable_scaling_equals_the_grid(scaling: tuple) -> None:
     field_shape = (14, 24, 28)
     image, label = make_volume(field_shape), make_labels(field_shape)
     draw = SpatialDraw(np.diag(scaling), False, None)
-    result, result_label = spatial_resampling.resample_patch(
-        image.clone(), label, draw, PATCH, OUTSIDE
-    )
-    grids, grid_label = spatial_resampling.resample_patch(
+    result, result_label = resample_one(image.clone(), label, draw, PATCH, OUTSIDE)
+    grids, grid_label = resample_one(
         image.clone(), label, replace(draw, is_rotated=True), PATCH, OUTSIDE
     )
     assert_close(result, grids)
@@ -144,7 +166,7 @@ def test_elastic_against_scipy() -> None:
     image = make_volume((20, 30, 34))
     matrix = rotation_matrix((0.0, 0.2, 0.1))
     draw = SpatialDraw(matrix, True, control)
-    result, _ = spatial_resampling.resample_patch(
+    result, _ = resample_one(
         image.clone(), torch.zeros(image.shape, dtype=torch.uint8), draw, PATCH, 0.0
     )
     points = np.stack(
@@ -168,7 +190,7 @@ def test_ignored_voxels_survive_and_the_outside_is_ignored() -> None:
         SpatialDraw(np.eye(3) * 1.2, False, None),
         SpatialDraw(rotation_matrix((0.5, 0, 0)) * 1.2, True, None),
     ):
-        moved, out = spatial_resampling.resample_patch(image.clone(), label, draw, PATCH, OUTSIDE)
+        moved, out = resample_one(image.clone(), label, draw, PATCH, OUTSIDE)
         assert set(out.unique().tolist()) == {1, 255}
         assert out[0, 0, 0] == 255
         assert moved[0, 0, -1].item() == pytest.approx(OUTSIDE)
@@ -195,9 +217,7 @@ def test_field_contains_every_sampled_voxel(preset: PresetName) -> None:
         ) -> tuple[torch.Tensor, torch.Tensor]:
             image_field = spatial_resampling.crop_centre(image, field).clone()
             label_field = spatial_resampling.crop_centre(label, field)
-            return spatial_resampling.resample_patch(
-                image_field, label_field, spatial, PATCH, OUTSIDE
-            )
+            return resample_one(image_field, label_field, spatial, PATCH, OUTSIDE)
 
         full = resample(large)
         exact = resample(shape)
@@ -292,7 +312,10 @@ def test_thick_slices_against_numpy() -> None:
 def test_enhancement_changes_liver_and_tumour_separately() -> None:
     image, label = make_volume(), make_labels()
     expected = image.numpy() + np.select([label.numpy() == 1, label.numpy() == 2], [0.2, -0.1], 0.0)
-    assert_close(liver_transforms.shift_enhancement(image.clone(), label, 0.2, -0.1), expected)
+    tissues = enhancing_values(LITS_SCHEME)
+    assert tissues == ((1,), (2,))
+    shifted = lesion_transforms.shift_enhancement(image.clone(), label, tissues, (0.2, -0.1))
+    assert_close(shifted, expected)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +327,7 @@ def test_copied_tumours_against_scipy(
 ) -> None:
     image, label = make_volume(), make_labels()
     before = image.clone(), label.clone()
-    pasted, marked = liver_transforms.copy_tumours(image, label, flipped, shift)
+    pasted, marked = copy_one(image, label, flipped, shift)
     assert torch.equal(image, before[0])
     assert torch.equal(label, before[1])
     moved_image, moved_label = (
@@ -321,16 +344,16 @@ def test_copied_tumours_against_scipy(
 
 def test_tumour_copies_have_the_presets_probability_and_leave_other_draws_unchanged() -> None:
     strong = PRESETS["strong"]
-    without = replace(strong, tumour_copy=TumourCopyTransform())
+    without = replace(strong, lesion_copy=LesionCopyTransform())
     draws = [draw_augmentation(strong, (64, 128, 128), seed) for seed in range(1000)]
-    copies = find_drawn(draws, "tumour_copy")
+    copies = find_drawn(draws, "lesion_copy")
     assert is_frequency_plausible(len(copies), len(draws), 0.2)
     shifts = np.abs([copy.shift for copy in copies])
     assert (shifts <= (16, 32, 32)).all()
     assert (shifts.max(axis=0) > (13, 28, 28)).all()
     for seed in range(50):
         others = dict(draws[seed].parameters)
-        others.pop("tumour_copy", None)
+        others.pop("lesion_copy", None)
         reference = draw_augmentation(without, (64, 128, 128), seed).parameters
         assert repr(others) == repr(dict(reference))
 
@@ -340,7 +363,13 @@ def test_tumour_copies_have_the_presets_probability_and_leave_other_draws_unchan
 
 def find_drawn(draws: list[AugmentDraw], name: str) -> list:
     """The parameters of one transform, of the samples for which it was drawn."""
-    return [draw.parameters[name] for draw in draws if name in draw.parameters]
+    return [first_channel(draw.parameters[name]) for draw in draws if name in draw.parameters]
+
+
+def first_channel(parameters: Any) -> Any:
+    """The parameters of the only channel, of a transform that draws for each channel."""
+    is_per_channel = isinstance(parameters, tuple) and len(parameters) == 1
+    return parameters[0] if is_per_channel else parameters
 
 
 def is_frequency_plausible(hits: int, count: int, probability: float) -> bool:
@@ -375,7 +404,7 @@ def test_nnunet_preset_draws_with_nnunets_probabilities_and_ranges() -> None:
     for name in ("brightness", "contrast", "gamma"):
         values = np.array(find_drawn(draws, name))
         assert is_frequency_plausible(int((values < 1).sum()), len(values), 0.5), name
-    mirrored = [axis for axes in find_drawn(draws, "mirror") for axis in axes]
+    mirrored = [axis for draw in draws for axis in draw.parameters.get("mirror", ())]
     for axis in range(3):
         assert is_frequency_plausible(mirrored.count(axis), count, 0.5)
     assert find_drawn(draws, "thick_slices") == []
@@ -416,15 +445,19 @@ def draw_values(draw: AugmentDraw) -> list:
     """All numbers of a draw, in a fixed order."""
     values: list = [draw.field_shape]
     for name in APPLY_ORDER:
+        # It has been added after the draws were recorded.
+        if name == "modality_dropout":
+            continue
         parameters = draw.parameters.get(name)
         if isinstance(parameters, SpatialDraw):
             control = parameters.control_displacement
             values += [parameters.matrix.tolist(), bool(parameters.is_rotated)]
             values.append(None if control is None else control.tolist())
-        elif name == "tumour_copy" and parameters is not None:
+        elif name == "lesion_copy" and parameters is not None:
             values += [parameters.flipped_axes, parameters.shift]
         else:
-            values.append(parameters)
+            is_per_channel = parameters is not None and name != "mirror"
+            values.append(parameters[0] if is_per_channel else parameters)
     return values
 
 
@@ -454,7 +487,8 @@ def test_draws_are_the_recorded_ones(preset: PresetName) -> None:
 class RawBatch:
     image_BCDHW: torch.Tensor
     label_BDHW: torch.Tensor
-    intensity_B4: torch.Tensor
+    intensity_BC4: torch.Tensor
+    present_BC: torch.Tensor
     augment_seed_B: torch.Tensor
 
     def select(self, samples: list[int]) -> "RawBatch":
@@ -465,9 +499,14 @@ def raw_batch(count: int = 6, shape: tuple[int, int, int] = (36, 52, 60)) -> Raw
     image = torch.stack([make_volume(shape, seed) * 90 + 60 for seed in range(count)])[:, None].to(
         torch.int16
     )
-    statistics = torch.tensor([[-100.0, 240.0, 0.55, 0.2]] * count)
+    statistics = torch.tensor([[[-100.0, 240.0, 0.55, 0.2]]] * count)
+    present = torch.ones((count, 1), dtype=torch.bool)
     return RawBatch(
-        image, torch.stack([make_labels(shape)] * count), statistics, torch.arange(40, 40 + count)
+        image,
+        torch.stack([make_labels(shape)] * count),
+        statistics,
+        present,
+        torch.arange(40, 40 + count),
     )
 
 
@@ -532,7 +571,8 @@ def test_larger_field_than_needed_changes_no_bit() -> None:
     small = RawBatch(
         spatial_resampling.crop_centre(batch.image_BCDHW, small_shape),
         spatial_resampling.crop_centre(batch.label_BDHW, small_shape),
-        batch.intensity_B4,
+        batch.intensity_BC4,
+        batch.present_BC,
         batch.augment_seed_B,
     )
     fitting = []

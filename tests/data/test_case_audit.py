@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from liverseg_dist.config import CleaningConfig
-from liverseg_dist.data.audit.case_audit import AuditResult, audit_case, count_detached_tumours
+from liverseg_dist.data.audit.case_audit import AuditResult, audit_case
 from liverseg_dist.data.audit.duplicates import (
     find_duplicates,
     find_ircadb_overlaps,
@@ -19,11 +19,13 @@ from liverseg_dist.data.audit.duplicates import (
     report_duplicates,
     report_ircadb_overlaps,
 )
+from liverseg_dist.data.audit.label_checks import count_detached_lesions
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_scan_file
 from liverseg_dist.data.io.spacing_table import read_spacing_table, replace_spacing
 from liverseg_dist.errors import UserError
+from liverseg_dist.labels import LITS_SCHEME
 from liverseg_dist.volume import Grid, Volume
 from tests.data.geometry import ALL_ORIENTATIONS
 
@@ -226,7 +228,8 @@ def test_detached_tumours_equal_scipy_dilation() -> None:
         near = ndimage.binary_dilation(label == 1, structure=cube)
         detached = [n for n in range(1, count + 1) if not near[pieces == n].any()]
         voxels = sum(int((pieces == n).sum()) for n in detached)
-        assert count_detached_tumours(label) == (count, len(detached), voxels)
+        found = count_detached_lesions(label, LITS_SCHEME, LITS_SCHEME.lesions[0])
+        assert found == (count, len(detached), voxels)
 
 
 def test_implausible_liver_volume_is_warning() -> None:

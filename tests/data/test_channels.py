@@ -288,7 +288,7 @@ def test_arbitrary_units_fit_into_int16(values: np.ndarray) -> None:
 def test_a_single_spike_does_not_cost_the_precision_of_the_rest() -> None:
     volume = mr_volume(0.01, np.float32)
     volume.voxels[3, 4, 5] = 1e9
-    stored, invalid, scale = store_voxels(volume.voxels, T2)
+    _, invalid, scale = store_voxels(volume.voxels, T2)
     assert invalid.saturated_voxels == 1
     assert scale.slope < 0.01
 

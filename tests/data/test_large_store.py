@@ -58,7 +58,7 @@ for n in range(1200):
     if n in (300, 1199):
         held.append(own_mib())
 again = source.read_sample(0)
-assert again.plan == first.plan and (again.image_DHW == first.image_DHW).all()
+assert again.plan == first.plan and (again.image_CDHW == first.image_CDHW).all()
 print(json.dumps(held))
 """
 

@@ -109,7 +109,7 @@ def test_batches_contain_the_stored_voxels(store: MiniStore) -> None:
         )
         np.testing.assert_array_equal(batch.label_BDHW[i].numpy(), store.label(plan.case_id)[box])
     expected = [INTENSITY.lower_hu, INTENSITY.upper_hu, INTENSITY.mean, INTENSITY.std]
-    torch.testing.assert_close(batch.intensity_B4, torch.tensor([expected] * 4))
+    torch.testing.assert_close(batch.intensity_BC4, torch.tensor([[expected]] * 4))
 
 
 def test_foreground_samples_have_their_class_at_the_centre(store: MiniStore) -> None:
@@ -130,10 +130,10 @@ def test_patch_larger_than_the_image_is_padded(store: MiniStore) -> None:
     inside = np.zeros(patch.label_DHW.shape, bool)
     inside[:, 6:54, 4:60] = True
     np.testing.assert_array_equal(
-        patch.image_DHW[inside].reshape(64, 48, 56), store.image(patch.case_id)
+        patch.image_CDHW[0][inside].reshape(64, 48, 56), store.image(patch.case_id)
     )
     assert (patch.label_DHW[~inside] == 255).all()
-    assert (patch.image_DHW[~inside] == INTENSITY.lower_hu).all()
+    assert (patch.image_CDHW[0][~inside] == INTENSITY.lower_hu).all()
     source.close()
 
 
@@ -143,9 +143,9 @@ def test_rotated_samples_are_read_with_their_surrounding(store: MiniStore) -> No
     draw = draw_augmentation(PRESETS["strong"], PATCH, plan.augment_seed)
     assert plan.shape == draw.field_shape
     patch = source.read_sample(plan.index)
-    assert patch.image_DHW.shape == plan.shape
+    assert patch.image_CDHW.shape == (1, *plan.shape)
     offset = [a - b for a, b in zip(plan.patch_start, plan.start, strict=True)]
-    inner = patch.image_DHW[tuple(slice(o, o + n) for o, n in zip(offset, PATCH, strict=True))]
+    inner = patch.image_CDHW[0][tuple(slice(o, o + n) for o, n in zip(offset, PATCH, strict=True))]
     box = tuple(slice(a, a + n) for a, n in zip(plan.patch_start, PATCH, strict=True))
     np.testing.assert_array_equal(inner, store.image(plan.case_id)[box])
     source.close()

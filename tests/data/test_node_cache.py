@@ -34,7 +34,7 @@ def source(store: MiniStore, folder: Path, limit_bytes: float) -> PatchSource:
 
 def content(source: PatchSource, count: int = 24) -> list[bytes]:
     return [
-        patch.image_DHW.tobytes() + patch.label_DHW.tobytes()
+        patch.image_CDHW.tobytes() + patch.label_DHW.tobytes()
         for patch in map(source.read_sample, range(count))
     ]
 
@@ -83,11 +83,16 @@ def test_case_that_another_process_is_writing_is_read_from_the_store(tmp_path: P
     cache.close()
 
 
+class UnreadableArray(MemoryArray):
+    def read_box(self, start: tuple[int, ...], out: np.ndarray) -> None:
+        raise ValueError("damaged")
+
+
 def test_failed_decode_leaves_no_files(tmp_path: Path) -> None:
     cache = NodeCache(tmp_path, "store", b"", 9 * CASE_BYTES)
-    too_small = MemoryArray(np.ones((2, 2, 2), np.uint8))
-    with pytest.raises(ValueError):
-        cache.get_readers("a", MemoryArray(np.ones(SHAPE, np.int16)), too_small)
+    unreadable = UnreadableArray(np.ones(SHAPE, np.uint8))
+    with pytest.raises(ValueError, match="damaged"):
+        cache.get_readers("a", MemoryArray(np.ones((1, *SHAPE), np.int16)), unreadable)
     assert cached(tmp_path) == []
     cache.close()
 

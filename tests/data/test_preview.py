@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from liverseg_dist.commands.main import main
-from liverseg_dist.config import DataConfig
+from liverseg_dist.config import DataConfig, IntensityConfig
 from liverseg_dist.data.augment import PRESETS, DeviceTransform
 from liverseg_dist.data.conversion.thumbnail import render_thumbnail
-from liverseg_dist.data.loading import PatchLoader, PatchSource
+from liverseg_dist.data.loading import PatchLoader, PatchSource, fill_in_data_settings
 from liverseg_dist.data.preview import (
     TILE_PX,
     PreviewRow,
@@ -59,7 +59,8 @@ def test_preview_draws_the_samples(
 
 def test_loader_reads_converted_store(store: Path) -> None:
     cases = CaseStore.open(store)
-    settings = DataConfig(patch_size=(16, 32, 32), augmentation="none")
+    plain = DataConfig(patch_size=(16, 32, 32), augmentation="none")
+    settings = fill_in_data_settings(plain, cases)
     source = PatchSource(cases, cases.case_ids, settings, 0, 2)
     transform = DeviceTransform(PRESETS["none"], settings.patch_size)
     with PatchLoader(source, [[0, 1], [2, 3]], workers=1) as loader:
@@ -72,7 +73,9 @@ def test_loader_reads_converted_store(store: Path) -> None:
                     for a, n in zip(plan.patch_start, settings.patch_size, strict=True)
                 )
                 np.testing.assert_array_equal(label_BDHW[i].numpy(), cases.label(plan.case_id)[box])
-                hu, known = cases.image(plan.case_id)[box].astype(np.float64), cases.intensity
+                hu = cases.image(plan.case_id)[0][box].astype(np.float64)
+                known = cases.intensity
+                assert isinstance(known, IntensityConfig)
                 v = (np.clip(hu, known.lower_hu, known.upper_hu) - known.lower_hu) / (
                     known.upper_hu - known.lower_hu
                 )

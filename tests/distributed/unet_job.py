@@ -13,6 +13,7 @@ from liverseg_dist.distributed.strategies.parallelize import parallelize_model
 from liverseg_dist.distributed.world import World
 from liverseg_dist.model import build_model
 from liverseg_dist.model.losses import build_loss
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.topology import resolve_topology
 
 BATCH = 2
@@ -38,7 +39,7 @@ def run(
         lambda m: [{"params": list(m.parameters())}],
     )
     strategy.warm_up(torch.zeros(1, 1, *PATCH))
-    loss = build_loss(LossConfig(), model_config)
+    loss = build_loss(LossConfig(), OutputChannels())
     losses = []
     for step in range(steps):
         total = torch.zeros((), dtype=torch.float64)

@@ -18,13 +18,8 @@ from liverseg_dist.data.audit.audit_summary import summarize_audit
 from liverseg_dist.errors import UserError
 from liverseg_dist.evaluation import Ledger, load_results, score_case, write_results
 from liverseg_dist.evaluation.report.html_report import render_report
-from liverseg_dist.evaluation.report.overlays import (
-    draw_overlay,
-    draw_plane,
-    load_pictures,
-    make_scene,
-    save_pictures,
-)
+from liverseg_dist.evaluation.report.overlays import draw_overlay, draw_plane, make_scene
+from liverseg_dist.evaluation.report.picture_files import load_pictures, save_pictures
 from liverseg_dist.evaluation.report.tensorboard import write_tensorboard
 from liverseg_dist.evaluation.results import rewrite_results
 from liverseg_dist.evaluation.shown_cases import select_shown_cases

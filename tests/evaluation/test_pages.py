@@ -11,14 +11,15 @@ from liverseg_dist.evaluation import Ledger, score_case, shown_cases, write_resu
 from liverseg_dist.evaluation.curves import LOSS, MAX_POINTS, load_training, read_curves
 from liverseg_dist.evaluation.notes import list_edge_notes, list_resolution_notes
 from liverseg_dist.evaluation.report.html_report import render_report
-from liverseg_dist.evaluation.report.overlays import render_case, save_pictures
+from liverseg_dist.evaluation.report.overlays import render_case
+from liverseg_dist.evaluation.report.picture_files import save_pictures
 from liverseg_dist.evaluation.report.tensorboard import collect_headline_figures
 from liverseg_dist.evaluation.slice_data import HU_OF_CODE, check_slices, pack_slices, unpack_volume
 from liverseg_dist.evaluation.summary import aggregate_scores
 from liverseg_dist.files import natural_key
-from liverseg_dist.labels import LIVER, TUMOUR
-from liverseg_dist.pages import OVERLAY, STRUCTURE_RGB, hex_colour, load_theme
-from liverseg_dist.pages.palette import LESION_RGB
+from liverseg_dist.labels import LITS_SCHEME
+from liverseg_dist.pages import OVERLAY, hex_colour, load_theme, structure_colours
+from liverseg_dist.pages.palette import LESION_RGB, ORGAN_RGB, SURFACE_RGB
 from liverseg_dist.volume import Grid, Volume
 from tests.evaluation.masks import SHAPE, labels
 
@@ -197,10 +198,11 @@ def test_large_cases_are_in_files_next_to_the_report(
 
 def test_colours_are_one_palette() -> None:
     theme = load_theme()
-    assert f"--liver: {hex_colour(STRUCTURE_RGB[LIVER])};" in theme
-    assert f"--tumour: {hex_colour(STRUCTURE_RGB[TUMOUR])};" in theme
-    assert OVERLAY["true_positive"][:3] == LESION_RGB["touched"]
-    assert OVERLAY["false_negative"][:3] == LESION_RGB["missed"]
+    assert f"--organ: {hex_colour(ORGAN_RGB)};" in theme
+    assert f"--lesion: {hex_colour(LESION_RGB)};" in theme
+    assert list(structure_colours(LITS_SCHEME).values()) == [ORGAN_RGB, LESION_RGB]
+    assert OVERLAY["true_positive"][:3] == SURFACE_RGB["touched"]
+    assert OVERLAY["false_negative"][:3] == SURFACE_RGB["missed"]
     assert "prefers-color-scheme: dark" in theme
 
 
@@ -222,8 +224,8 @@ def test_colours_are_distinct_for_colour_blind_readers(deficiency: str) -> None:
         linear = (np.array(colour[:3]) / 255) ** 2.2
         return 255 * np.clip(DEFICIENCIES[deficiency] @ linear, 0, 1) ** (1 / 2.2)
 
-    errors = [LESION_RGB[kind] for kind in ("touched", "missed", "false")]
-    for group in (errors, list(STRUCTURE_RGB.values())):
+    errors = [SURFACE_RGB[kind] for kind in ("touched", "missed", "false")]
+    for group in (errors, [ORGAN_RGB, LESION_RGB]):
         shown = [seen(colour) for colour in group]
         for i, one in enumerate(shown):
             for other in shown[:i]:

@@ -1,6 +1,9 @@
 """Division of cases among processes, and one-line failures."""
 
+import time
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,6 +63,53 @@ def test_a_division_covers_each_case_once_and_is_never_slower_than_whole_cases(
     assert shared + max(sum(voxels[name] for name in one.whole) for one in plans) <= max(whole) * (
         1 + 1e-12
     )
+
+
+def divide_by_trying_all(voxels: dict[str, int], shards: int) -> float:
+    """The shortest time over all numbers of shared cases, with a quadratic search."""
+    order = sorted(voxels, key=lambda name: (-voxels[name], name))
+    durations = []
+    for number in range(len(order) + 1 if shards > 1 else 1):
+        loads = [0] * shards
+        for name in order[number:]:
+            loads[loads.index(min(loads))] += voxels[name]
+        shared = sum(voxels[name] for name in order[:number])
+        durations.append(shared * (SERIAL_SHARE + (1 - SERIAL_SHARE) / shards) + max(loads))
+    return min(durations)
+
+
+def duration_of_division(voxels: dict[str, int], shards: int) -> float:
+    plans = [divide_work(voxels, shard, shards) for shard in range(shards)]
+    shared = sum(voxels[name] for name in plans[0].shared)
+    whole = max(sum(voxels[name] for name in one.whole) for one in plans)
+    return shared * (SERIAL_SHARE + (1 - SERIAL_SHARE) / shards) + whole
+
+
+@given(SIZES, st.integers(1, 9))
+def test_the_division_is_as_good_as_that_of_an_exhaustive_search(
+    voxels: dict[str, int], shards: int
+) -> None:
+    best = divide_by_trying_all(voxels, shards)
+    assert duration_of_division(voxels, shards) <= best * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("shards", [8, 32])
+def test_the_division_of_hundreds_of_cases_is_as_good(spread: float, shards: int) -> None:
+    sizes = np.random.default_rng(4).lognormal(17, spread, 300).astype(int).tolist()
+    voxels = {f"case_{number}": size for number, size in enumerate(sizes)}
+    best = divide_by_trying_all(voxels, shards)
+    assert duration_of_division(voxels, shards) <= best * 1.02
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0])
+def test_the_division_of_many_cases_takes_seconds(spread: float) -> None:
+    """The time of a search that is quadratic in the cases would be hours."""
+    sizes = np.random.default_rng(4).lognormal(17, spread, 50_000).astype(int).tolist()
+    voxels = {f"case_{number}": size for number, size in enumerate(sizes)}
+    begun = time.process_time()
+    divide_work(voxels, 3, 64)
+    assert time.process_time() - begun < 10
 
 
 def test_only_cases_that_would_leave_processes_idle_are_shared() -> None:

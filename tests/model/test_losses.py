@@ -11,12 +11,13 @@ from scipy import ndimage
 from sklearn.metrics import f1_score
 from torch import Tensor
 
-from liverseg_dist.config import LossConfig, ModelConfig
+from liverseg_dist.config import LossConfig
 from liverseg_dist.errors import UserError
 from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
 from liverseg_dist.model.losses import SegmentationLoss, build_loss, frequency_weights
 from liverseg_dist.model.losses.boundary import surface_distance
 from liverseg_dist.model.losses.terms import one_hot
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.training_dice import dice_from_counts, overlap_counts
 
 SHAPE = (3, 6, 8, 10)
@@ -34,7 +35,7 @@ def label() -> Tensor:
 
 
 def make(regions: bool = False, **changes: object) -> SegmentationLoss:
-    return build_loss(LossConfig(**changes), ModelConfig(regions=regions), (1000, 100, 10))
+    return build_loss(LossConfig(**changes), OutputChannels(regions=regions), (1000, 100, 10))
 
 
 @pytest.mark.parametrize("batch", [False, True])
@@ -92,7 +93,9 @@ def test_focal_has_a_gradient_for_certain_predictions(
     gamma: float, regions: bool, label: Tensor
 ) -> None:
     channels = 2 if regions else 3
-    sure = (30 * one_hot(label, regions) - 15 * regions).requires_grad_()
+    sure = (
+        30 * one_hot(label, OutputChannels(regions=regions).channel_values) - 15 * regions
+    ).requires_grad_()
     make(name="focal", focal_gamma=gamma, regions=regions)(sure, label).total.backward()
     assert sure.shape[1] == channels
     assert sure.grad is not None
@@ -190,7 +193,7 @@ def test_boundary_gradient_equals_that_of_the_paper(label: Tensor) -> None:
 def test_dice_from_counts_equals_scikit_learns_f1(logits: Tensor, label: Tensor) -> None:
     label = label.clone()
     label[0, 0] = IGNORE
-    counts = overlap_counts([logits, logits[..., ::2]], label, False)
+    counts = overlap_counts([logits, logits[..., ::2]], label, OutputChannels())
     known, predicted = label != IGNORE, logits.argmax(1)
     for row, values in zip(counts, ((LIVER, TUMOUR), (TUMOUR,)), strict=True):
         truth, result = (np.isin(t[known].numpy(), values) for t in (label, predicted))
@@ -219,4 +222,4 @@ def test_automatic_and_invalid_class_weights() -> None:
     with pytest.raises(UserError, match="has 2 numbers"):
         make(class_weights=(1.0, 2.0))
     with pytest.raises(UserError, match="needs the store's class counts"):
-        build_loss(LossConfig(class_weights="auto"), ModelConfig())
+        build_loss(LossConfig(class_weights="auto"), OutputChannels())

@@ -11,6 +11,7 @@ from torch import Tensor
 from liverseg_dist.config import LossConfig, ModelConfig
 from liverseg_dist.model.losses import build_loss
 from liverseg_dist.model.memory_trace import LiveBytes, TraceOptions, trace_memory
+from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.model.unet import UNet
 
@@ -29,7 +30,7 @@ def real_step(
 ) -> LiveBytes:
     model = UNet(model_config)
     model.set_checkpointing(levels)
-    loss = build_loss(LossConfig(), model_config)
+    loss = build_loss(LossConfig(), OutputChannels())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with LiveBytes() as counter:

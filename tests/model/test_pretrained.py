@@ -14,12 +14,12 @@ from liverseg_dist.model.pretrained import load_pretrained
 from liverseg_dist.model.topology import resolve_topology
 
 
-def make(seed: int, in_channels: int = 1, **changes: object) -> nn.Module:
+def make(seed: int, **changes: object) -> nn.Module:
     torch.manual_seed(seed)
     config = resolve_topology(
         ModelConfig(**{"features": (4, 8, 8), **changes}), (16, 32, 32), (3.0, 3.0, 3.0)
     )
-    return build_model(config, in_channels)
+    return build_model(config)
 
 
 def test_own_weights_are_loaded_completely(tmp_path: Path) -> None:

@@ -5,7 +5,12 @@ import torch
 from torch import Tensor
 
 from liverseg_dist.config import ModelConfig
-from liverseg_dist.model import build_model, class_probabilities, labels_from_logits
+from liverseg_dist.model import (
+    OutputChannels,
+    build_model,
+    class_probabilities,
+    labels_from_logits,
+)
 from liverseg_dist.model.topology import resolve_topology
 
 PATCH = (16, 32, 32)
@@ -92,10 +97,12 @@ def test_probabilities_and_labels() -> None:
     logits = torch.randn(2, 3, 4, 4, 4)
     assert torch.allclose(class_probabilities(logits, False).sum(1), torch.ones(2, 4, 4, 4))
     assert torch.equal(
-        labels_from_logits(class_probabilities(logits, False), False).long(), logits.argmax(1)
+        labels_from_logits(class_probabilities(logits, False), OutputChannels()).long(),
+        logits.argmax(1),
     )
     regions = torch.tensor([[0.9, 0.9], [0.9, 0.1], [0.1, 0.9], [0.1, 0.1]]).view(4, 2, 1, 1, 1)
-    assert labels_from_logits(regions, True).flatten().tolist() == [2, 1, 0, 0]
+    painted = labels_from_logits(regions, OutputChannels(regions=True))
+    assert painted.flatten().tolist() == [2, 1, 0, 0]
 
 
 @pytest.mark.parametrize("architecture", ["unet", "resenc"])

@@ -1,4 +1,4 @@
-"""Cases with CT and MR: one patient, world positions, known motion, absent channels, benign lesions."""
+"""Cases with CT and MR: positions in the world, motion, absent channels, benign lesions."""
 
 from dataclasses import replace
 

@@ -120,7 +120,7 @@ def test_mr_of_the_liver_has_the_layout_of_the_decathlon(
     assert result["cases"][0]["channels"] == {"MR": True}
     index = json.loads((tmp_path / "mr" / "dataset.json").read_text())
     assert index["modality"] == {"0": "MR"}
-    assert index["labels"] == {"0": "background", "1": "liver", "2": "liver tumour"}
+    assert index["labels"] == {"0": "background", "1": "liver", "2": "cancer"}
     assert index["tensorImageSize"] == "3D"
     image = nib.load(tmp_path / "mr" / index["training"][0]["image"])
     voxels = np.asanyarray(image.dataobj)

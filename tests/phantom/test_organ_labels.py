@@ -1,4 +1,4 @@
-"""Which structures are labelled: names, values, and the labels of dataset.json as others read them."""
+"""Labelled structures: names, values, and the labels of dataset.json as other code reads them."""
 
 import pytest
 

@@ -1,6 +1,7 @@
 """Whole plans on fingerprints made by hand: small and large GPUs, CPUs, files."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ from liverseg_dist.config import ChannelConfig, load_settings
 from liverseg_dist.errors import UserError
 from liverseg_dist.label_scheme import scheme_from_labels
 from liverseg_dist.planning.cpu_plan import plan_for_cpu
-from liverseg_dist.planning.experiment_plan import GpuBudget, list_given, plan_experiment
+from liverseg_dist.planning.experiment_memory import GpuBudget
+from liverseg_dist.planning.experiment_plan import plan_experiment
 from liverseg_dist.planning.experiment_rules import Decision
 from liverseg_dist.planning.fingerprint import DatasetFingerprint
 from liverseg_dist.planning.memory_estimate import estimate_memory
 from liverseg_dist.planning.plan_file import format_plan, write_plan
+from liverseg_dist.planning.plan_settings import list_given
 from tests.planning.fingerprints import MR, ORGANS, case, dataset
 
 
@@ -43,7 +46,7 @@ def test_plan_stays_within_the_memory() -> None:
 def test_more_memory_never_gives_a_smaller_patch_of_the_same_network() -> None:
     given = {"model.preset": "M", "model.architecture": "unet"}
     sizes = []
-    for gib in (1.6, 2.0, 3.0):
+    for gib in (1.8, 3.0):
         plan = plan_experiment(isotropic_ct(10), GpuBudget(gib), given)
         sizes.append(math.prod(plan.settings.data.patch_size))
     assert sizes == sorted(sizes)
@@ -88,7 +91,8 @@ def test_memory_is_that_of_all_structures_and_channels() -> None:
     one = [case(n, (60, 256, 256), (4.0, 1.5, 1.5)) for n in range(4)]
     channels = tuple(ChannelConfig(name=f"T{n}", modality="MR", intensity="zscore") for n in (1, 2))
     few = plan_experiment(dataset(one), GpuBudget(24.0))
-    many = plan_experiment(dataset(one, channels, scheme_from_labels(labels)), GpuBudget(24.0))
+    two = [replace(case, intensities=2 * case.intensities) for case in one]
+    many = plan_experiment(dataset(two, channels, scheme_from_labels(labels)), GpuBudget(24.0))
     assert many.settings.data.patch_size == few.settings.data.patch_size
     assert many.settings.model.out_channels == 31
     assert many.summary["need_gib"] > few.summary["need_gib"]
@@ -107,6 +111,28 @@ def test_given_settings_are_kept_and_written() -> None:
     assert plan.settings.model.features[0] == 8
     keys = [decision.key for decision in plan.decisions]
     assert len(keys) == len(set(keys))
+
+
+def test_given_batch_and_levels_decide_the_memory() -> None:
+    given = {"model.preset": "S", "train.global_batch_size": 6}
+    plain = plan_experiment(isotropic_ct(10), GpuBudget(8.0), given)
+    assert plain.settings.train.global_batch_size == 6
+    assert plain.value("train.max_steps") == round(50_000 / 6)
+    levels = {"train.activation_checkpointing": "all", "train.micro_batch_size": 2}
+    frugal = plan_experiment(isotropic_ct(10), GpuBudget(8.0), given | levels)
+    assert frugal.value("train.activation_checkpointing") == "all"
+    assert frugal.settings.train.micro_batch_size == 2
+    assert frugal.summary["need_gib"] < plain.summary["need_gib"]
+
+
+def test_given_labels_are_one_value(tmp_path: Path) -> None:
+    labels = '{"my.lesion": {"from": ["tumour"], "kind": "lesion"}, "*": "drop"}'
+    settings = load_settings([], [f"convert.labels={labels}"])
+    given = list_given(settings)
+    assert list(given) == ["convert.labels"]
+    plan = plan_experiment(isotropic_ct(10), GpuBudget(8.0), given)
+    write_plan(tmp_path / "plan.yaml", plan.decisions)
+    assert load_settings([tmp_path / "plan.yaml"]).convert.labels == settings.convert.labels
 
 
 def test_given_patch_that_does_not_fit_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The fingerprint of data sets on disk: measurements, channels, labels, damaged files, the cache."""
+"""The fingerprint of data sets on disk: measurements, channels, labels, damage, the cache."""
 
 import json
 import shutil
@@ -8,15 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from liverseg_dist.data.io.nifti import read_nifti, write_image
+from liverseg_dist.config import load_settings
+from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
 from liverseg_dist.errors import RunFailed, UserError
 from liverseg_dist.planning.fingerprint import CaseFingerprint
-from liverseg_dist.planning.fingerprint_read import (
-    classify_channel,
-    is_dataset_folder,
-    read_fingerprint,
-    read_input_channels,
-)
+from liverseg_dist.planning.fingerprint_read import is_dataset_folder, read_fingerprint
 from liverseg_dist.volume import Grid
 from tests.planning.fingerprints import write_dataset
 
@@ -69,7 +65,8 @@ def test_channels_in_one_4d_file(tmp_path: Path) -> None:
     write_dataset(tmp_path, 1, index=index | {"labels": {"0": "b", "1": "liver", "2": "tumour"}})
     index["labels"] = {"0": "background", "1": "liver", "2": "tumour"}
     (tmp_path / "dataset.json").write_text(json.dumps(index))
-    file = tmp_path / "imagesTr" / "case_0_0000.nii.gz"
+    first_file = tmp_path / "imagesTr" / "case_0_0000.nii.gz"
+    file = first_file.rename(tmp_path / "imagesTr" / "case_0.nii.gz")
     one = nib.load(file)
     voxels = np.asarray(one.dataobj)
     nib.save(nib.Nifti1Image(np.stack([voxels, 2 * voxels], axis=3), one.affine), file)
@@ -78,36 +75,56 @@ def test_channels_in_one_4d_file(tmp_path: Path) -> None:
     assert second.mean == pytest.approx(2 * first.mean)
     index["modality"] = {"0": "FLAIR", "1": "T1w", "2": "T2w"}
     (tmp_path / "dataset.json").write_text(json.dumps(index))
-    with pytest.raises(RunFailed, match=r"but dataset\.json names 3 channels"):
+    with pytest.raises(RunFailed, match="1 of 1 labelled scans cannot be read"):
         read_fingerprint(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "modality", "intensity"),
-    [
-        ("CT", "CT", "ct"),
-        ("CT portal venous", "CT", "ct"),
-        ("MRI", "MR", "zscore"),
-        ("T2-SPIR MR", "MR", "zscore"),
-        ("zscore", "other", "zscore"),
-        ("PET", "other", "zscore"),
-        ("PET/CT", "other", "zscore"),
-        ("rescale_to_0_1", "other", "percentiles"),
-        ("direct", "other", "zscore"),
-    ],
-)
-def test_channel_names(name: str, modality: str, intensity: str) -> None:
-    found = classify_channel(name)
-    assert (found.modality, found.intensity) == (modality, intensity)
+def test_one_file_per_structure(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", cases=2)
+    folder = tmp_path / "files"
+    for number in range(2):
+        case = folder / f"s{number}"
+        (case / "segmentations").mkdir(parents=True)
+        shutil.copy(data / "imagesTr" / f"case_{number}_0000.nii.gz", case / "ct.nii.gz")
+        label = read_nifti(data / "labelsTr" / f"case_{number}.nii.gz", "label")
+        for name, value in (("spleen", 1), ("liver_tumor", 2)):
+            mask = (label.voxels == value).astype(np.uint8)
+            write_mask(case / "segmentations" / f"{name}.nii.gz", mask, label.grid)
+    assert is_dataset_folder(folder)
+    found = read_fingerprint(folder)
+    names = [structure.name for structure in found.scheme.structures]
+    assert len(names) == 2
+    # The lesion lies in the only organ, which then includes it.
+    assert sorted(found.cases[0].structure_voxels.values()) == [64, 10 * 20 * 20]
 
 
-def test_channels_are_in_the_order_of_their_numbers() -> None:
-    named = {str(n): f"T{n}" for n in reversed(range(12))}
-    channels, _ = read_input_channels({"channel_names": named})
-    assert [channel.name for channel in channels] == [f"T{n}" for n in range(12)]
-    assumed, notes = read_input_channels({})
-    assert assumed[0].name == "CT"
-    assert "is assumed" in notes[0]
+def test_given_channels_and_labels_are_used(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path, cases=1)
+    convert = load_settings(
+        [],
+        [
+            'convert.channels=[{"name": "T1", "modality": "MR", "intensity": "zscore"}]',
+            'convert.labels={"lesion": {"from": ["tumour"], "kind": "lesion"}, "*": "drop"}',
+        ],
+    ).convert
+    found = read_fingerprint(folder, convert=convert)
+    assert [structure.name for structure in found.scheme.structures] == ["lesion"]
+    assert found.channels[0].modality == "MR"
+    assert found.cases[0].structure_voxels == {"lesion": 64}
+
+
+def test_missing_channel_of_a_case(tmp_path: Path) -> None:
+    index = {
+        "channel_names": {"0": "T1", "1": "T2"},
+        "labels": {"background": 0, "liver": 1, "tumour": 2},
+    }
+    folder = write_dataset(tmp_path, 2, index=index, channels=2)
+    (folder / "imagesTr" / "case_1_0001.nii.gz").unlink()
+    cache = tmp_path / "found.json"
+    found = read_fingerprint(folder, cache=cache)
+    assert found.cases[1].intensities[1] is None
+    assert found.foreground_percentiles(1, (50,))
+    assert read_fingerprint(folder, cache=cache) == found
 
 
 def test_unreadable_scans_are_named_and_left_out(tmp_path: Path) -> None:
@@ -142,15 +159,9 @@ def test_folders_that_are_no_labelled_data_set(tmp_path: Path) -> None:
     shutil.rmtree(folder / "labelsTr")
     with pytest.raises(UserError, match="no training case has a label"):
         read_fingerprint(folder)
-    for content, message in (
-        ("[]", "expected a JSON object"),
-        ('{"labels": {"liver": "x"}}', "expected a label value"),
-        ('{"labels": {"0": "b", "1": "l"}, "training": [3]}', "a training entry is"),
-        ('{"labels": {"0": "b", "1": "l"}, "training": [{"image": "../x.nii"}]}', "leaves"),
-    ):
-        (folder / "dataset.json").write_text(content)
-        with pytest.raises(UserError, match=message):
-            read_fingerprint(folder)
+    (folder / "dataset.json").write_text("[]")
+    with pytest.raises(UserError, match="expected a JSON object"):
+        read_fingerprint(folder)
 
 
 def test_cache_is_used_for_unchanged_files_only(tmp_path: Path) -> None:
@@ -168,7 +179,7 @@ def test_cache_is_used_for_unchanged_files_only(tmp_path: Path) -> None:
     assert second.cases[1].foreground_mm == first.cases[1].foreground_mm
     # Other labels make every entry outdated.
     index = json.loads((folder / "dataset.json").read_text())
-    index["labels"]["cyst"] = 3
+    index["labels"]["spleen"] = 3
     (folder / "dataset.json").write_text(json.dumps(index))
     third = read_fingerprint(folder, cache=cache)
     assert third.cases[0].foreground_mm == first.cases[0].foreground_mm

@@ -64,7 +64,7 @@ def test_losses_equal_a_plain_loop_with_monais_network_and_loss(
         samples = [source.read_sample(step * BATCH + n) for n in range(BATCH)]
         affine = samples[0].intensity
         hu = torch.stack(
-            [torch.from_numpy(sample.image_DHW).float() for sample in samples]
+            [torch.from_numpy(sample.image_CDHW[0]).float() for sample in samples]
         ).unsqueeze(1)
         unit = (hu.clamp(affine.lower_hu, affine.upper_hu) - affine.lower_hu) / (
             affine.upper_hu - affine.lower_hu

@@ -38,6 +38,7 @@ from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.loading import PatchLoader, PatchSource
 from liverseg_dist.data.loading.array_reader import StoreReader
 from liverseg_dist.data.store.layout import IMAGE_CHUNK, LABEL_CHUNK, make_compressors
+from liverseg_dist.labels import LITS_SCHEME
 from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.volume import Index3
 
@@ -177,7 +178,9 @@ class BenchMeta:
     labelled: bool = True
     valid_slices: tuple[int, int] = (0, SLAB[0])
     class_voxels: tuple[int, int, int] = (1, 1, 1)
-    intensity: IntensityConfig = INTENSITY
+    intensities: tuple[IntensityConfig, ...] = (INTENSITY,)
+    present: tuple[bool, ...] = (True,)
+    annotated: tuple[str, ...] = LITS_SCHEME.structure_names
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,9 @@ def write_store(path: Path, cases: list[Case]) -> BenchStore:
         for kind, voxels, chunk in zip(
             ("image", "label"), case, (IMAGE_CHUNK, LABEL_CHUNK), strict=True
         ):
+            # Images have an axis of channels.
+            if kind == "image":
+                voxels = voxels[None]
             array = group.create_array(
                 f"cases/{name}/{kind}", shape=voxels.shape, dtype=voxels.dtype, chunks=chunk,
                 shards=voxels.shape, compressors=make_compressors(voxels.itemsize),
@@ -235,8 +241,8 @@ def time_readers(
         for _ in range(40)
     ]
     name = f"cases/{store.case_ids[0]}/image"
-    plain = np.memmap(folder / "plain", np.int16, "w+", shape=SLAB)
-    plain[:] = cases[0][0]
+    plain = np.memmap(folder / "plain", np.int16, "w+", shape=(1, *SLAB))
+    plain[0] = cases[0][0]
     ours = StoreReader(store.path).open_array(store.case_ids[0], "image")
     by_zarr = zarr.open_array(str(store.path), path=name, mode="r")
     specification = {
@@ -247,13 +253,15 @@ def time_readers(
     by_tensorstore = tensorstore.open(
         specification, context=tensorstore.Context(context), read=True
     ).result()
-    out = np.empty(patch, np.int16)
+    out = np.empty((1, *patch), np.int16)
 
     def box(i: int) -> tuple[slice, ...]:
-        return tuple(slice(a, a + n) for a, n in zip(starts[i % len(starts)], patch, strict=True))
+        start = starts[i % len(starts)]
+        inside = [slice(a, a + n) for a, n in zip(start, patch, strict=True)]
+        return slice(0, 1), *inside
 
     ways: dict[str, Callable[[int], object]] = {
-        "ours": lambda i: ours.read_box(starts[i % len(starts)], out),  # type: ignore[arg-type]
+        "ours": lambda i: ours.read_box((0, *starts[i % len(starts)]), out),
         "zarr-python": lambda i: out.__setitem__(..., by_zarr[box(i)]),
         "tensorstore": lambda i: out.__setitem__(..., by_tensorstore[box(i)].read().result()),
         "uncompressed memmap (the limit)": lambda i: out.__setitem__(..., plain[box(i)]),
@@ -292,7 +300,7 @@ class AsDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         patch = self.source.read_sample(index)
-        return torch.from_numpy(patch.image_DHW), torch.from_numpy(patch.label_DHW)
+        return torch.from_numpy(patch.image_CDHW[0]), torch.from_numpy(patch.label_DHW)
 
 
 def time_threads_against_processes(store: BenchStore, patch: Index3, count: int) -> Contest:

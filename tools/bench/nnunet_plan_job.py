@@ -2,8 +2,8 @@
 
   python tools/bench/nnunet_plan_job.py DATASET_ID GPU_MEMORY_GB
 
-It needs nnunetv2 only, so that an environment of its own can run it. The folders are set by nnU-Net's
-three environment variables. The last line of stdout is the plan as JSON.
+It needs nnunetv2 only, so that an environment of its own can run it. The folders are set by
+nnU-Net's three environment variables. The last line of stdout is the plan as JSON.
 """
 
 import json

@@ -3,10 +3,10 @@
   python tools/bench/plan.py --nnunet-python /tmp/nnenv/bin/python
   python tools/bench/plan.py --data DIR [--data DIR ...] --gpu-memory-gib 24
 
-Without --data: phantoms of five geometries, made by resampling `liverseg phantom`. nnU-Net is run in
-an interpreter that has nnunetv2 (--nnunet-python); where it has not, only this project's plan is
-printed. One JSON line per data set: `ratio` is the volume in mm of this project's patch / nnU-Net's.
-The table shows both plans. Not compared here: Dice.
+Without --data: phantoms of five geometries, made by resampling `liverseg phantom`. nnU-Net is run
+in an interpreter that has nnunetv2 (--nnunet-python); where it has not, only this project's plan
+is printed. One JSON line per data set: `ratio` is the volume in mm^3 of this project's patch
+divided by that of nnU-Net's. The table shows both plans. Not compared here: Dice.
 """
 
 import argparse
@@ -21,12 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
 from liverseg_dist.data.preprocessing.resample import resample_to_grid
 from liverseg_dist.files import write_json
-from liverseg_dist.planning.experiment_plan import ExperimentPlan, GpuBudget, plan_experiment
+from liverseg_dist.planning.experiment_memory import GpuBudget
+from liverseg_dist.planning.experiment_plan import plan_experiment
 from liverseg_dist.planning.fingerprint import DatasetFingerprint
-from liverseg_dist.planning.fingerprint_read import list_labelled_scans, read_fingerprint
+from liverseg_dist.planning.fingerprint_read import read_fingerprint
+from liverseg_dist.planning.plan_settings import ExperimentPlan
 from liverseg_dist.tracking.terminal_table import print_table
 from liverseg_dist.volume import Float3
 
@@ -189,24 +192,29 @@ def plan_with_nnunet(
     raw = root / "raw" / f"Dataset{dataset_id:03d}_{source.name}"
     for name in ("imagesTr", "labelsTr"):
         (raw / name).mkdir(parents=True)
-    content = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+    index = read_dataset(source)
     readable = {case.case_id for case in fingerprint.cases}
-    for scan in list_labelled_scans(source, content, len(fingerprint.channels))[0]:
-        if scan.case_id not in readable:
+    for case in index.training:
+        if case.case_id not in readable or case.label is None:
             continue
-        for channel, image in enumerate(scan.images):
-            link = raw / "imagesTr" / f"{scan.case_id}_{channel:04d}.nii.gz"
-            link.symlink_to(image.resolve())
-        (raw / "labelsTr" / f"{scan.case_id}.nii.gz").symlink_to(scan.label.resolve())
-    labels = {name: value for value, name in fingerprint.scheme.values if name != "ignore"}
+        for channel, image in enumerate(case.images):
+            if image is not None:
+                link = raw / "imagesTr" / f"{case.case_id}_{channel:04d}.nii.gz"
+                link.symlink_to(image.resolve())
+        (raw / "labelsTr" / f"{case.case_id}.nii.gz").symlink_to(case.label.resolve())
+    labels = {}
+    # The values in the files, not the class values of a store.
+    for value, name in index.sources[0].scheme.values:
+        if name != "ignore":
+            labels[name] = value
     channels = {str(n): channel.name for n, channel in enumerate(fingerprint.channels)}
-    index = {
+    content = {
         "channel_names": channels,
         "labels": labels,
         "numTraining": len(readable),
         "file_ending": ".nii.gz",
     }
-    write_json(raw / "dataset.json", index)
+    write_json(raw / "dataset.json", content)
     environment = os.environ | {
         "nnUNet_raw": str(root / "raw"),
         "nnUNet_preprocessed": str(root / "preprocessed"),

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from liverseg_dist.data.audit.anatomy import code_name
 from liverseg_dist.data.store.layout import TRAIN_ONLY
+from liverseg_dist.errors import printable
 from liverseg_dist.files import natural_key
-from liverseg_dist.labels import LITS_SCHEME, LabelScheme
+from liverseg_dist.labels import LabelScheme
 from liverseg_dist.pages import PADDING_RGB, hex_colour, load_theme, structure_colours
+from liverseg_dist.texts.names import list_some
 
 STATUS_ORDER = ("quarantined", "excluded", "repaired", "imputed", "unlabelled", "kept")
 """Worst first."""
@@ -24,6 +27,7 @@ MAX_PICTURES = 500
 """Embedded, of the worst scans first: no browser opens a page with 10,000 pictures."""
 MAX_SETTING_CHARACTERS = 120
 SHORTENED_CHARACTERS = 40
+MAX_STRUCTURES = 20
 
 
 def render_audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -> str:
@@ -48,27 +52,24 @@ def render_audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -
         root["audit"].items(), key=lambda item: (_severity_key(item[1]), natural_key(item[0]))
     )
     parts = _map_case_parts(root["splits"])
+    labels = LabelScheme.from_json(root["labels"])
     scans = []
     for number, (name, entry) in enumerate(entries):
         picture = thumbnails.get(name) if number < MAX_PICTURES else None
-        scans.append(_build_scan_entry(name, entry, picture, parts))
+        scans.append(_build_scan_entry(name, entry, picture, parts, labels))
     return environment.get_template("audit.html.j2").render(
         root=root,
         # The theme is a file of this package and holds no text from data.
         theme=Markup(load_theme()),  # nosec B704
         padding=hex_colour(PADDING_RGB),
-        structures=_list_structures(root),
+        legend=_list_legend(labels),
+        coverage=_describe_coverage(root["coverage"], labels),
+        shown=_describe_shown(labels),
         scans=scans,
         pictures=MAX_PICTURES if len(entries) > MAX_PICTURES else 0,
         counts=_count_statuses(root["audit"]),
         settings=_flatten_settings(root["convert"]),
     )
-
-
-def _list_structures(root: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, colour) of each structure, for the legend."""
-    labels = LabelScheme.from_json(root["labels"]) if "labels" in root else LITS_SCHEME
-    return [(name, hex_colour(colour)) for name, colour in structure_colours(labels).items()]
 
 
 def _map_case_parts(splits: Mapping[str, Any]) -> dict[str, str]:
@@ -93,7 +94,11 @@ def _severity_key(entry: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _build_scan_entry(
-    name: str, entry: Mapping[str, Any], picture: Path | None, parts: Mapping[str, str]
+    name: str,
+    entry: Mapping[str, Any],
+    picture: Path | None,
+    parts: Mapping[str, str],
+    labels: LabelScheme,
 ) -> dict[str, Any]:
     """The fields of one scan in the template."""
     case_parts = {parts[case_id] for case_id in entry["stored_as"] if case_id in parts}
@@ -101,13 +106,13 @@ def _build_scan_entry(
         "name": name,
         "status": entry["status"],
         "findings": entry["findings"],
-        "lines": _describe_facts(entry["facts"]),
+        "lines": _describe_facts(entry["facts"], labels),
         "part": ", ".join(sorted(case_parts)),
         "picture": _encode_picture(picture),
     }
 
 
-def _describe_facts(facts: Mapping[str, Any]) -> list[str]:
+def _describe_facts(facts: Mapping[str, Any], labels: LabelScheme) -> list[str]:
     """Lines on size and labelled volumes; an unreadable scan has neither."""
     lines = []
     if "shape_zyx" in facts:
@@ -115,14 +120,65 @@ def _describe_facts(facts: Mapping[str, Any]) -> list[str]:
         spacing = " × ".join(f"{mm:.3g}" for mm in facts["spacing_mm"])
         lines.append(f"{shape} voxels (z, y, x) of {spacing} mm, {facts['orientation']}")
     if "volumes_ml" in facts:
-        volumes = facts["volumes_ml"]
-        line = f"liver {sum(volumes.values()):.0f} ml"
-        tumours = facts.get("tumours", 0)
-        if tumours:
-            count = "1 tumour" if tumours == 1 else f"{tumours} tumours"
-            line += f", {count} {volumes['tumour']:.1f} ml"
-        lines.append(line)
+        lines.append(_describe_volumes(facts, labels))
+    if "annotated" in facts:
+        names = list_some([printable(name) for name in facts["annotated"]], MAX_STRUCTURES)
+        lines.append(f"annotated: {names or 'nothing'}")
     return lines
+
+
+def _describe_volumes(facts: Mapping[str, Any], labels: LabelScheme) -> str:
+    """`liver 1500 ml, 2 tumours 12.3 ml`."""
+    class_volumes = [0.0, *facts["volumes_ml"].values()]
+    parts = []
+    for structure in labels.structures:
+        volume_ml = sum(class_volumes[value] for value in structure.values)
+        name = printable(structure.name)
+        if structure.kind == "lesion":
+            count = facts.get(f"{code_name(structure)}s", 0)
+            if count:
+                counted = f"1 {name}" if count == 1 else f"{count} {name}s"
+                parts.append(f"{counted} {volume_ml:.1f} ml")
+        elif volume_ml or len(labels.organs) == 1:
+            parts.append(f"{name} {volume_ml:.0f} ml")
+    return list_some(parts, MAX_STRUCTURES)
+
+
+def _list_legend(labels: LabelScheme) -> list[tuple[str, str]]:
+    """(colour, name) of each structure's outline."""
+    return [(hex_colour(colour), name) for name, colour in structure_colours(labels).items()]
+
+
+def _describe_coverage(coverage: Mapping[str, Any], labels: LabelScheme) -> Markup:
+    """What the slabs hold of all labels, as HTML; empty without labels."""
+    if not coverage:
+        return Markup("")
+    organs, lesions, losses = [], [], []
+    for structure in labels.structures:
+        percent = f"{100 * coverage[f'{structure.name}_inside']:.2f} % of all"
+        if structure.kind == "organ":
+            organs.append(f"{percent} labelled {printable(structure.name)}")
+            continue
+        key = f"{structure.name}s"
+        lesions.append(f"{percent} {printable(structure.name)} voxels")
+        losses.append(
+            f"of {coverage[key]} {printable(key)} {coverage[f'{key}_cut']} are cut,\n"
+            f"{coverage[f'{key}_missed']} missed, {coverage[f'{key}_vanished']} too small for the "
+            "slab's voxels"
+        )
+    shares = list_some(organs, MAX_STRUCTURES)
+    if lesions:
+        shares = " and\n".join(filter(None, [shares, list_some(lesions, MAX_STRUCTURES)]))
+    text = escape(f"The slabs hold {'; '.join([shares, *losses])}.")
+    # Names are escaped above; an apostrophe needs no escape between tags.
+    return Markup(text.replace("&#39;", "'"))  # nosec B704
+
+
+def _describe_shown(labels: LabelScheme) -> str:
+    """Which slices the pictures show, as `thumbnail` chooses them."""
+    lesions = list_some([printable(item.name) for item in labels.lesions], 3)
+    organs = list_some([printable(item.name) for item in labels.organs], 3)
+    return ", or else the most ".join(filter(None, [lesions, organs]))
 
 
 def _encode_picture(file: Path | None) -> str:

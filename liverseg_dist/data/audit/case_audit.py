@@ -9,38 +9,46 @@ a stable code:
                                    very_few_slices (below convert.cleaning.min_slices)
   warning  should be looked at     identity_affine implausible_voxel_size very_few_slices
                                    liver_hu_implausible liver_volume liver_on_the_left
-                                   tumour_outside_liver label_reoriented label_resampled
+                                   tumour_outside_liver structures_overlap not_annotated
+                                   label_reoriented label_resampled
                                    label_shifted label_cut label_header_lost broken_voxels
                                    padding_values blank_slices looks_like_ct
                                    (and the reader's notes)
-  info     needs no action         few_slices no_tumour oblique
+  info     needs no action         few_slices no_tumour structures_absent ignored_voxels oblique
                                    label_missing (a scan kept without label)
+
+Codes with the name of a structure (liver, tumour) exist for each structure (`label_checks`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import cc3d
 import numpy as np
 
 from liverseg_dist.config import CT_CHANNEL, ChannelConfig, CleaningConfig
+from liverseg_dist.data.audit.anatomy import known_organs
 from liverseg_dist.data.audit.image_audit import (
     check_grid,
     check_intensity,
     check_invalid_voxels,
     collect_image_facts,
 )
-from liverseg_dist.data.audit.label_geometry import match_label, measure_liver_offset_mm
+from liverseg_dist.data.audit.label_checks import (
+    check_label,
+    check_lesions,
+    check_side,
+    check_volume,
+)
+from liverseg_dist.data.audit.label_geometry import match_label
 from liverseg_dist.data.findings import Finding
-from liverseg_dist.labels import CLASS_NAMES, LIVER, NUM_CLASSES, TUMOUR
+from liverseg_dist.data.label_mapping import LITS_MAPPING, LabelMapping
+from liverseg_dist.labels import LITS_SCHEME
 from liverseg_dist.volume import Volume
 
 Status = Literal["kept", "repaired", "imputed", "unlabelled", "excluded"]
 
 LABEL_TOLERANCE = 1e-3
-LIVER_LIMITS_ML = (300.0, 5000.0)
-MAX_LEFT_OFFSET_MM = 5.0
 MAX_SHOWN_VALUES = 5
 REPAIR_CODES = frozenset(
     {"label_reoriented", "label_resampled", "label_shifted", "label_header_lost"}
@@ -53,7 +61,7 @@ class AuditResult:
 
     status: Status
     label: Volume | None
-    """On the image's grid, uint8. None without a usable label."""
+    """Class values on the image's grid, uint8. None without a usable label."""
     findings: tuple[Finding, ...]
     facts: dict[str, object]
     """JSON-able."""
@@ -66,16 +74,22 @@ def audit_case(
     notes: Sequence[Finding] = (),
     *,
     training: bool = True,
+    mapping: LabelMapping = LITS_MAPPING,
+    annotated: Sequence[str] | None = None,
+    label_name: str = "",
     channel: ChannelConfig = CT_CHANNEL,
 ) -> AuditResult:
     """Audit one case.
 
     Args:
         image: The first channel of the scan: HU for CT, else arbitrary units; in any orientation.
-        label: Class numbers, on any grid. None if the case has no label file.
+        label: Values of the source, on any grid. None if the case has no label file.
         cleaning: Limits, and what to do without a label.
         notes: Findings of the reader about the files.
         training: Whether the case should have a label.
+        mapping: From the label's values to class values.
+        annotated: Structures that were annotated in the case; None: those of the mapping.
+        label_name: The label's file, for messages.
         channel: The channel of `image`.
     """
     findings = list(notes)
@@ -85,7 +99,7 @@ def audit_case(
     # Image and label are judged independently: a bad label must not hide a bad image.
     repaired: Volume | None = None
     if label is not None:
-        integer_label, problem = _convert_label_values(label)
+        integer_label, problem = _convert_label_values(label, mapping, label_name)
         if problem is not None:
             findings.append(problem)
         else:
@@ -93,9 +107,10 @@ def audit_case(
             findings += match.findings
             repaired = match.label
     if repaired is not None:
-        findings += _check_label(repaired, facts)
-        findings += check_side(image, repaired, facts, channel)
-    findings += check_intensity(image, repaired, facts, channel)
+        named = mapping.annotated if annotated is None else annotated
+        findings += check_label(repaired, mapping.scheme, named, facts)
+        findings += check_side(image, repaired, facts, channel, mapping.scheme)
+    findings += check_intensity(image, repaired, facts, channel, mapping.scheme)
     if label is None:
         # The policy for missing labels decides the severity, so the finding is replaced.
         index_findings = [f for f in findings if f.code == "label_missing"]
@@ -135,8 +150,10 @@ def _report_missing_label(
 # --- values of the label -----------------------------------------------------------------------
 
 
-def _convert_label_values(label: Volume) -> tuple[Volume, Finding | None]:
-    """The label as uint8, or the unchanged label and a finding about its values."""
+def _convert_label_values(
+    label: Volume, mapping: LabelMapping, label_name: str
+) -> tuple[Volume, Finding | None]:
+    """The label in class values, or the unchanged label and a finding about its values."""
     voxels = label.voxels
     if voxels.dtype.kind == "f":
         # 0.5 is farthest from any integer: NaN and infinity count as fractional.
@@ -147,14 +164,17 @@ def _convert_label_values(label: Volume) -> tuple[Volume, Finding | None]:
             return label, Finding("error", "label_fractional", message)
         voxels = rounded
     counts = _count_values(voxels)
-    unexpected = [value for value in counts if value not in range(NUM_CLASSES)]
+    unexpected = [value for value in counts if not mapping.knows(value)]
     if unexpected:
         shown = ", ".join(
             f"{value} ({counts[value]:,} voxels)" for value in unexpected[:MAX_SHOWN_VALUES]
         )
-        message = f"label values {shown}; expected 0 background, 1 liver, 2 tumour"
+        message = f"label values {shown}; expected {mapping.expected}"
+        # The message of data sets like LiTS is part of the bytes of their stores.
+        if label_name and not mapping.is_lits:
+            message = f"{label_name}: {message}"
         return label, Finding("error", "label_values", message)
-    return label.with_voxels(voxels.astype(np.uint8, copy=False)), None
+    return label.with_voxels(mapping.to_classes(voxels)), None
 
 
 def _count_values(voxels: np.ndarray) -> dict[int, int]:
@@ -173,127 +193,15 @@ def _count_values(voxels: np.ndarray) -> dict[int, int]:
     return dict(sorted(totals.items()))
 
 
-def _check_label(label: Volume, facts: dict[str, object]) -> list[Finding]:
-    """Check volumes and tumours of a label on the image's grid; adds them to `facts`."""
-    counts = _count_values(label.voxels)
-    class_voxels = [counts.get(value, 0) for value in range(NUM_CLASSES)]
-    facts["class_voxels"] = class_voxels
-    voxel_ml = label.grid.voxel_volume_ml
-    volumes_ml = {}
-    for name, count in zip(CLASS_NAMES[1:], class_voxels[1:], strict=True):
-        volumes_ml[name] = round(count * voxel_ml, 3)
-    facts["volumes_ml"] = volumes_ml
-    # A tumour is a part of the liver.
-    liver_voxels = class_voxels[LIVER] + class_voxels[TUMOUR]
-    if liver_voxels == 0:
-        return [Finding("error", "label_empty", "the label is empty: neither liver nor tumour")]
-    findings = check_liver_volume(liver_voxels * voxel_ml)
-    if class_voxels[TUMOUR] == 0:
-        facts["tumours"] = 0
-        return [*findings, Finding("info", "no_tumour", "no tumour is labelled")]
-    tumours, tumour_findings = check_tumours(label.voxels)
-    facts["tumours"] = tumours
-    return [*findings, *tumour_findings]
-
-
-# --- anatomy -----------------------------------------------------------------------------------
+# --- checks of predicted masks of LiTS ---------------------------------------------------------
 
 
 def check_liver_volume(liver_ml: float) -> list[Finding]:
-    """Check that the volume of a liver with its tumours is plausible."""
-    low, high = LIVER_LIMITS_ML
-    if low <= liver_ml <= high:
-        return []
-    message = (
-        f"a liver of {liver_ml:.0f} ml, not {low:.0f} to {high:.0f} "
-        "(a cropped scan, or a wrong voxel size?)"
-    )
-    return [Finding("warning", "liver_volume", message)]
+    """`check_volume` for the organ of LiTS."""
+    organ, anatomy = known_organs(LITS_SCHEME)[0]
+    return check_volume(organ, anatomy, liver_ml)
 
 
 def check_tumours(label_zyx: np.ndarray) -> tuple[int, list[Finding]]:
-    """Number of tumours, and a finding if some do not touch the liver."""
-    tumours, detached, detached_voxels = count_detached_tumours(label_zyx)
-    if not detached:
-        return tumours, []
-    message = f"{detached} of {tumours} tumours ({detached_voxels:,} voxels) do not touch the liver"
-    return tumours, [Finding("warning", "tumour_outside_liver", message)]
-
-
-def check_side(
-    image: Volume,
-    label: Volume,
-    facts: dict[str, object],
-    channel: ChannelConfig = CT_CHANNEL,
-) -> list[Finding]:
-    """Check that the liver is on the right; adds its offset to `facts`.
-
-    A flipped header (LPS read as RAS, a lost sign) puts it on the left.
-    """
-    offset_mm = measure_liver_offset_mm(image, label, channel)
-    if offset_mm is None:
-        return []
-    facts["liver_right_of_middle_mm"] = round(offset_mm, 1)
-    if offset_mm >= -MAX_LEFT_OFFSET_MM:
-        return []
-    message = (
-        f"the liver's centre is {-offset_mm:.0f} mm to the left of the body's: "
-        "a flipped header, or situs inversus"
-    )
-    return [Finding("warning", "liver_on_the_left", message)]
-
-
-def count_detached_tumours(label_zyx: np.ndarray) -> tuple[int, int, int]:
-    """Count tumours and those that touch no liver voxel; all 26 neighbours count as touching.
-
-    Memory: 4 bytes for each voxel of the box around the tumours.
-
-    Returns:
-        Tumours, detached tumours, voxels of the detached tumours.
-    """
-    box = _find_tumour_box(label_zyx)
-    if box is None:
-        return 0, 0, 0
-    cropped = label_zyx[box]
-    is_tumour = cropped == TUMOUR
-    # Only the box is labelled: components of the whole scan would need 4 bytes for each voxel.
-    components = cc3d.connected_components(is_tumour.view(np.uint8), connectivity=26)
-    count = int(components.max())
-    is_detached = np.ones(count + 1, dtype=bool)
-    is_detached[np.unique(components[_dilate_mask(cropped == LIVER) & is_tumour])] = False
-    # Component 0 is everything that is not tumour.
-    is_detached[0] = False
-    detached_voxels = int(np.count_nonzero(is_detached[components]))
-    return count, int(np.count_nonzero(is_detached)), detached_voxels
-
-
-def _find_tumour_box(label_zyx: np.ndarray) -> tuple[slice, ...] | None:
-    """The box around all tumours with a margin of one voxel; None without tumour."""
-    in_plane = np.zeros(label_zyx.shape[1:], dtype=bool)
-    planes = []
-    # By slice: no boolean copy of a large scan.
-    for z, slice_yx in enumerate(label_zyx):
-        is_tumour = slice_yx == TUMOUR
-        if is_tumour.any():
-            planes.append(z)
-            in_plane |= is_tumour
-    if not planes:
-        return None
-    rows = np.flatnonzero(in_plane.any(axis=1))
-    columns = np.flatnonzero(in_plane.any(axis=0))
-    box = []
-    for indices in (planes, rows, columns):
-        box.append(slice(max(0, int(indices[0]) - 1), int(indices[-1]) + 2))
-    return tuple(box)
-
-
-def _dilate_mask(mask_zyx: np.ndarray) -> np.ndarray:
-    """The mask and its 26 neighbours."""
-    # One voxel along each axis in turn gives the 3 x 3 x 3 cube.
-    for axis in range(3):
-        before = np.moveaxis(mask_zyx, axis, 0)
-        after = before.copy()
-        after[1:] |= before[:-1]
-        after[:-1] |= before[1:]
-        mask_zyx = np.moveaxis(after, 0, axis)
-    return mask_zyx
+    """`check_lesions` for the lesion of LiTS."""
+    return check_lesions(label_zyx, LITS_SCHEME, LITS_SCHEME.lesions[0])

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from liverseg_dist.config import CT_CHANNEL, ChannelConfig, CleaningConfig
+from liverseg_dist.data.audit.anatomy import code_name, find_reference_organ, healthy_mask
 from liverseg_dist.data.audit.label_geometry import has_identity_affine
 from liverseg_dist.data.findings import Finding, Severity
 from liverseg_dist.data.preprocessing.invalid_voxels import (
@@ -21,7 +22,8 @@ from liverseg_dist.data.preprocessing.invalid_voxels import (
     invalid_fraction,
     store_voxels,
 )
-from liverseg_dist.labels import LIVER
+from liverseg_dist.errors import printable
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme, Structure
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Volume
 
 SLAB_SLICES = 64
@@ -69,6 +71,7 @@ def audit_image(
     notes: Sequence[Finding] = (),
     label: Volume | None = None,
     channel: ChannelConfig = CT_CHANNEL,
+    labels: LabelScheme = LITS_SCHEME,
 ) -> tuple[list[Finding], dict[str, object]]:
     """Audit a scan without its label.
 
@@ -79,6 +82,7 @@ def audit_image(
         label: A label on the image's grid, if one is known: the HU of the liver are then measured
             instead of estimated.
         channel: The channel that the scan is declared as.
+        labels: Scheme of the label.
 
     Returns:
         Findings, the reader's first, and JSON-able facts.
@@ -86,7 +90,7 @@ def audit_image(
     facts = collect_image_facts(image)
     findings = [*notes, *check_grid(image, cleaning)]
     findings += check_invalid_voxels(image, cleaning, facts, channel)
-    return [*findings, *check_intensity(image, label, facts, channel)], facts
+    return [*findings, *check_intensity(image, label, facts, channel, labels)], facts
 
 
 def audit_further_channel(
@@ -247,11 +251,12 @@ def check_intensity(
     label: Volume | None,
     facts: dict[str, object],
     channel: ChannelConfig = CT_CHANNEL,
+    labels: LabelScheme = LITS_SCHEME,
 ) -> list[Finding]:
     """Check that the values are those of the channel; adds their range to `facts`.
 
-    A CT must be in HU: with a label the median of the liver is measured, without one the soft
-    tissue is estimated. Other channels may have any values, but those of a CT get a warning.
+    A CT must be in HU: with a label of an organ whose HU are known (`anatomy`) its median is
+    measured, without one the soft tissue is estimated. Other channels may have any values, but those of a CT get a warning.
     """
     sample = sample_voxels(image)
     if not sample.size:
@@ -270,12 +275,13 @@ def check_intensity(
         return [Finding("error", "constant_image", message)]
     if not channel.is_ct:
         return _notice_ct(sample, channel)
-    liver_median = None
-    if label is not None:
-        values = image.voxels[label.voxels == LIVER]
-        liver_median = float(np.median(values)) if values.size else None
-        facts["liver_median_hu"] = liver_median
-    return _judge_intensity(low, high, sample, liver_median)
+    organ = find_reference_organ(labels)
+    median = None
+    if label is not None and organ is not None:
+        values = image.voxels[healthy_mask(label.voxels, labels, organ)]
+        median = float(np.median(values)) if values.size else None
+        facts[f"{code_name(organ)}_median_hu"] = median
+    return _judge_intensity(low, high, sample, median, organ)
 
 
 def looks_like_ct(sample: np.ndarray) -> bool:
@@ -306,7 +312,7 @@ def sample_voxels(image: Volume) -> np.ndarray:
 
 
 def _judge_intensity(
-    low: float, high: float, sample: np.ndarray, liver_median: float | None
+    low: float, high: float, sample: np.ndarray, median: float | None, organ: Structure | None
 ) -> list[Finding]:
     """A CT in HU has air far below zero. Without air: another modality, shifted or scaled values.
 
@@ -314,12 +320,13 @@ def _judge_intensity(
         low: Lowest value of all voxels.
         high: Highest value of all voxels.
         sample: See `sample_voxels`.
-        liver_median: HU, None without label.
+        median: HU of the organ, None without label.
+        organ: The organ.
     """
     # A percentile, not the minimum: resampling (cubic, sinc) leaves a few negative voxels beside
     # bright ones in MR as well.
     if np.percentile(sample, 0.1) > NO_AIR_HU:
-        tissue = liver_median
+        tissue = median
         if tissue is None:
             # Without label: tissue is the brighter part of the image.
             tissue = float(np.median(sample[sample > sample.mean()]))
@@ -328,18 +335,19 @@ def _judge_intensity(
         is_narrow = high - low < MIN_HU_RANGE
         if not _is_tissue_hu(tissue) or is_narrow or _has_background(low, high, sample):
             return [_report_not_ct(low, high, tissue)]
-    elif liver_median is None or not _is_tissue_hu(liver_median):
+    elif median is None or not _is_tissue_hu(median):
         # Low values alone are no proof: padding of -2000 beside values without offset, or a factor.
         bright = _estimate_tissue_hu(sample)
         if bright is not None and bright > LIVER_HU[1]:
             if _is_offset_tissue_hu(bright):
                 return [_report_missing_offset(low, high, bright)]
             return [_report_not_ct(low, high, bright)]
-    if liver_median is not None and not _is_tissue_hu(liver_median):
+    if median is not None and organ is not None and not _is_tissue_hu(median):
         message = (
-            f"the liver's median is {liver_median:.0f} HU; does the label belong to this image?"
+            f"the {printable(organ.name)}'s median is {median:.0f} HU; "
+            "does the label belong to this image?"
         )
-        return [Finding("warning", "liver_hu_implausible", message)]
+        return [Finding("warning", f"{code_name(organ)}_hu_implausible", message)]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Bring a label onto its image's grid, and measure on which side of the body its liver is."""
+"""Bring a label onto its image's grid, and measure on which side of the body an organ is."""
 
 from dataclasses import dataclass
 
@@ -69,34 +69,33 @@ def match_label(image: Grid, label: Volume) -> LabelMatch:
     return LabelMatch(Volume(voxels, image), tuple(findings))
 
 
-def measure_liver_offset_mm(
-    image: Volume, label: Volume, channel: ChannelConfig = CT_CHANNEL
+def measure_offset_mm(
+    image: Volume, organ: Volume, channel: ChannelConfig = CT_CHANNEL
 ) -> float | None:
-    """Distance of the liver's centre from the body's centre, to the patient's right.
+    """Distance of an organ's centre from the body's centre, to the patient's right.
 
-    Both are measured in the slices that hold liver, by the affine.
+    Both are measured in the slices that hold the organ, by the affine.
 
     Args:
         image: HU for CT, else arbitrary units; in any orientation.
-        label: The label on the image's grid.
+        organ: Mask of the organ on the image's grid.
         channel: The channel of the image.
 
     Returns:
-        mm, negative if the liver is on the left. None without liver, or without tissue.
+        mm, negative if the organ is on the left. None without organ, or without tissue.
     """
     image = image.reoriented(CANONICAL_ORIENTATION)
-    label = label.reoriented(CANONICAL_ORIENTATION)
-    liver = label.voxels != BACKGROUND
-    planes = np.flatnonzero(liver.any(axis=(1, 2)))
+    mask = organ.reoriented(CANONICAL_ORIENTATION).voxels
+    planes = np.flatnonzero(mask.any(axis=(1, 2)))
     if not len(planes):
         return None
-    liver_slices = slice(int(planes[0]), int(planes[-1]) + 1)
+    organ_slices = slice(int(planes[0]), int(planes[-1]) + 1)
     threshold = find_tissue_threshold(image, channel)
-    body = image.voxels[liver_slices, ::SAMPLE_STEP, ::SAMPLE_STEP] > threshold
+    body = image.voxels[organ_slices, ::SAMPLE_STEP, ::SAMPLE_STEP] > threshold
     if not body.any():
         return None
     body_centre = _measure_centre(body) * (1, SAMPLE_STEP, SAMPLE_STEP)
-    offset_zyx = _measure_centre(liver[liver_slices]) - body_centre
+    offset_zyx = _measure_centre(mask[organ_slices]) - body_centre
     # The first row of the affine gives the world's x, which points to the right in RAS+.
     return float(image.grid.affine[0, :3] @ offset_zyx[::-1])
 

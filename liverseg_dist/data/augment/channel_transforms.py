@@ -61,8 +61,8 @@ class ChannelTransform(Transform):
         notes = []
         for channel, value in enumerate(parameters):
             if value is not None:
-                which = f" of channel {channel}" if len(parameters) > 1 else ""
-                notes.append(self.describe_channel(value) + which)
+                which = f"channel {channel}: " if len(parameters) > 1 else ""
+                notes.append(which + self.describe_channel(value))
         return notes
 
     @abstractmethod
@@ -133,5 +133,5 @@ class ModalityDropoutTransform(Transform):
         return dropped
 
     def describe(self, parameters: tuple[float, ...]) -> list[str]:
-        dropped = self.find_dropped(parameters, [True] * len(parameters))
-        return ["without channel " + ", ".join(map(str, dropped))] if dropped else []
+        # Which channels are dropped depends on those that the case has: see `find_dropped`.
+        return ["modality dropout"]

@@ -108,8 +108,8 @@ class EnhancementTransform(Transform):
         notes = []
         for channel, amounts in enumerate(parameters):
             shown = " ".join(f"{amount:+.2f}" for amount in amounts)
-            which = f" of channel {channel}" if len(parameters) > 1 else ""
-            notes.append(f"enhancement{which} {shown}")
+            which = f"channel {channel}: " if len(parameters) > 1 else ""
+            notes.append(f"{which}enhancement {shown}")
         return notes
 
 

@@ -12,9 +12,12 @@ from liverseg_dist.data.audit.label_geometry import has_identity_affine
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.channel_files import read_channel_files
+from liverseg_dist.data.io.dataset_case import format_path_end
 from liverseg_dist.data.io.modality import is_one_ct_channel
 from liverseg_dist.data.io.nifti import ScanFile, read_scan_file
 from liverseg_dist.data.io.spacing_table import replace_spacing
+from liverseg_dist.data.io.structure_files import read_structure_label
+from liverseg_dist.data.label_mapping import identity_mapping
 from liverseg_dist.data.preprocessing.channel_overlap import check_overlap
 from liverseg_dist.volume import Float3, Volume
 
@@ -63,17 +66,25 @@ def read_scan(job: CaseJob) -> ScanFiles:
         ScanFileError: A file cannot be read as a scan.
     """
     channel_files = read_channel_files(job.case.images, len(job.channels))
-    label_file = None if job.case.label is None else read_scan_file(job.case.label, "label")
+    label, label_findings = _read_label(job)
     findings = [*job.case.findings]
     for file, channel in zip(channel_files, job.channels, strict=True):
         if file is not None:
             findings += file.notes
             findings += _describe_stored_type(file) if channel.is_ct else []
-    if label_file is not None:
-        findings += label_file.notes
-    label = None if label_file is None else label_file.volume
+    findings += label_findings
     images = tuple(None if file is None else file.volume for file in channel_files)
     return ScanFiles(images, label, tuple(findings))
+
+
+def _read_label(job: CaseJob) -> tuple[Volume | None, list[Finding]]:
+    """The label of a scan from its file, or joined from one file for each structure."""
+    if job.case.label is not None:
+        file = read_scan_file(job.case.label, "label")
+        return file.volume, list(file.notes)
+    if job.case.structure_files:
+        return read_structure_label(job.case.structure_files, job.mapping)
+    return None, []
 
 
 def audit_scan(job: CaseJob, scan: ScanFiles, record: CaseRecord) -> AuditedScan:
@@ -97,6 +108,9 @@ def audit_scan(job: CaseJob, scan: ScanFiles, record: CaseRecord) -> AuditedScan
         scan.findings,
         training=job.training,
         channel=job.channels[number],
+        mapping=job.label_mapping,
+        annotated=job.annotated,
+        label_name="" if job.case.label is None else format_path_end(job.case.label),
     )
     facts, status = dict(audit.facts), audit.status
     findings = list(audit.findings)
@@ -176,7 +190,14 @@ def label_with_run(job: CaseJob, audited: AuditedScan) -> AuditedScan:
 def _impute_label(job: CaseJob, audited: AuditedScan, label: Volume) -> AuditedScan:
     """The scan with the label of a run; excluded when the audit rejects the label."""
     number, image = _find_first(audited.images)
-    audit = audit_case(image, label, job.convert.cleaning, channel=job.channels[number])
+    # The run labels in class values, whatever values the source's labels have.
+    audit = audit_case(
+        image,
+        label,
+        job.convert.cleaning,
+        channel=job.channels[number],
+        mapping=identity_mapping(job.labels),
+    )
     # Findings of the second audit replace those of the first that have the same code.
     renewed_codes = {finding.code for finding in audit.findings}
     earlier = [f for f in audited.record.findings if f.code not in renewed_codes]

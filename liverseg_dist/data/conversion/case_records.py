@@ -20,14 +20,15 @@ from liverseg_dist.data.conversion.case_writer import (
     format_json,
     write_text,
 )
-from liverseg_dist.data.conversion.settings_match import EARLIER_DEFAULTS
+from liverseg_dist.data.conversion.settings_match import EARLIER_DEFAULTS, slab_settings
 from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.conversion.stored_case import StoredCase
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.dataset_index import DatasetCase
+from liverseg_dist.data.label_mapping import LITS_MAPPING, LabelMapping, identity_mapping
 from liverseg_dist.data.store.layout import CASES, CHECKSUM_FILE, PRIVATE_DIR, SCHEMA
 from liverseg_dist.files import file_sha256
-from liverseg_dist.labels import LITS_SCHEME, LabelScheme
+from liverseg_dist.labels import LabelScheme
 from liverseg_dist.locks import hold_lock
 from liverseg_dist.volume import Float3, Volume
 
@@ -52,6 +53,10 @@ class Labeller(Protocol):
     @property
     def fingerprint(self) -> str:
         """Hash of everything that the labels depend on."""
+
+    @property
+    def labels(self) -> LabelScheme:
+        """Scheme of its labels."""
 
     def __call__(self, image: Volume) -> np.ndarray:
         """Label (uint8, z, y, x) on the image's own grid, for HU in any orientation."""
@@ -130,9 +135,22 @@ class CaseJob:
     """Voxel size (z, y, x) that replaces the one in the scan's header."""
     audit_only: bool = False
     labeller: Labeller | None = None
-    labels: LabelScheme = LITS_SCHEME
-    """Scheme of the stored labels."""
+    mapping: LabelMapping = LITS_MAPPING
+    """From the label values of the case's source to class values."""
+    annotated: tuple[str, ...] | None = None
+    """Structures that were annotated in the case; None: all of the scheme."""
     channels: tuple[ChannelConfig, ...] = CT_CHANNELS
+
+    @property
+    def labels(self) -> LabelScheme:
+        """Scheme of the stored labels."""
+        return self.mapping.scheme
+
+    @property
+    def label_mapping(self) -> LabelMapping:
+        """From the values of the label as it was read to class values."""
+        # Files of single structures are joined in class values.
+        return identity_mapping(self.labels) if self.mapping.class_of_file else self.mapping
 
     @property
     def settings_sha256(self) -> str:
@@ -145,13 +163,13 @@ class CaseJob:
             cleaning.pop("min_slices")
         labels_from = None if self.labeller is None else self.labeller.fingerprint
         # A labelled scan does not depend on how scans without label are handled.
-        if self.case.label is not None:
+        if self.case.has_label:
             cleaning.pop("missing_label")
             labels_from = None
         inputs = {
             "versions": [SCHEMA, RECORD_SCHEMA, PROCESSING_VERSION],
             "cleaning": cleaning,
-            "slab": self.convert.slab.model_dump(mode="json"),
+            "slab": slab_settings(self.convert),
             "foreground_samples": self.convert.foreground_samples,
             "true_spacing_mm": self.true_spacing_mm,
             "training": self.training,
@@ -161,6 +179,10 @@ class CaseJob:
         if self.channels != CT_CHANNELS:
             inputs["channels"] = [channel.model_dump() for channel in self.channels]
             inputs["register_channels"] = self.convert.register_channels
+        # Left out for the labels of LiTS, for the same reason.
+        if not self.mapping.is_lits or self.mapping.class_of_file or self.annotated is not None:
+            inputs["labels"] = self.mapping.to_json()
+            inputs["annotated"] = self.annotated
         if labels_from is not None:
             inputs["labels_from"] = labels_from
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -247,9 +269,12 @@ def _has_checksum(file: Path, sha256: str) -> bool:
 
 
 def hash_source(case: DatasetCase) -> str:
-    """SHA-256 of each image and of the label, joined by colons; `none` or `unreadable` for a missing hash."""
+    """SHA-256 of each image and label file, joined by colons.
+
+    A missing hash is `none` or `unreadable`.
+    """
     parts = []
-    for path in (*case.images, case.label):
+    for path in (*case.images, *(case.label_files or (None,))):
         try:
             parts.append("none" if path is None else file_sha256(path))
         except OSError:

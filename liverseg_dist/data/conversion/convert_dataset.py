@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from liverseg_dist.config import ChannelConfig, ConvertConfig
+from liverseg_dist.data.annotated import find_annotated
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord, Labeller, read_record
 from liverseg_dist.data.conversion.executors import Executor
 from liverseg_dist.data.conversion.output_dir import (
@@ -30,9 +31,11 @@ from liverseg_dist.data.conversion.settings_match import settings_that_must_matc
 from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.io.dataset_index import DatasetIndex
 from liverseg_dist.data.io.spacing_table import read_spacing_table
+from liverseg_dist.data.label_plan import LabelPlan, plan_labels
 from liverseg_dist.data.store.layout import PRIVATE_DIR
-from liverseg_dist.errors import UserError
+from liverseg_dist.errors import UserError, printable
 from liverseg_dist.locks import hold_lock
+from liverseg_dist.texts.names import list_some
 
 OnCaseDone = Callable[[CaseRecord, bool], None]
 """Called with the record of a scan, and whether this run converted it."""
@@ -62,6 +65,23 @@ class Conversion:
             )
         return wanted or found
 
+    @cached_property
+    def label_plan(self) -> LabelPlan:
+        """The scheme of the store, and how the labels of each source become its class values.
+
+        Raises:
+            UserError: The settings name an unknown label, or no structure is left.
+        """
+        plan = plan_labels(self.dataset.sources, self.convert.labels)
+        for name in self.convert.slab.around or ():
+            if plan.scheme.find(name) is None:
+                known = list_some([printable(other) for other in plan.scheme.structure_names], 20)
+                raise UserError(
+                    f"convert.slab.around: no structure is called {printable(name)}; the "
+                    f"structures are {known}"
+                )
+        return plan
+
     def jobs(self, *, audit_only: bool = False) -> list[CaseJob]:
         """One job for each scan.
 
@@ -69,6 +89,9 @@ class Conversion:
         """
         table = self.convert.cleaning.spacing_table
         spacing = read_spacing_table(table, self._scan_ids) if table is not None else {}
+        mappings = self.label_plan.mappings
+        all_cases = (*self.dataset.training, *self.dataset.test)
+        annotated = find_annotated(all_cases, mappings, self.convert)
         jobs = []
         for cases, training in ((self.dataset.training, True), (self.dataset.test, False)):
             for case in cases:
@@ -80,6 +103,8 @@ class Conversion:
                     true_spacing_mm=spacing.get(case.case_id),
                     audit_only=audit_only,
                     labeller=self.labeller,
+                    mapping=mappings[case.source],
+                    annotated=annotated[case.case_id],
                     channels=self.channels,
                 )
                 jobs.append(job)
@@ -103,7 +128,11 @@ class Conversion:
             # settings between the check and the registration.
             with hold_lock(self._locks.opening):
                 wanted = settings_that_must_match(
-                    self.dataset.name, self.convert, labels_from, channels=self.channels
+                    self.dataset.name,
+                    self.convert,
+                    labels_from,
+                    channels=self.channels,
+                    labels=self.label_plan.scheme,
                 )
                 check_settings_match(self.store, wanted, self._scan_ids, force=force)
                 session.enter_context(hold_lock(self._locks.sessions, shared=True))
@@ -119,7 +148,13 @@ class Conversion:
             records = self._read_current_records()
             if records is None:
                 return None
-            content = build_root(self.dataset.name, self.convert, records, channels=self.channels)
+            content = build_root(
+                self.dataset.name,
+                self.convert,
+                records,
+                channels=self.channels,
+                labels=self.label_plan.scheme,
+            )
             remove_orphans(self.store, records)
             write_root_files(self.store, content, records, is_locked=is_locked)
         return records

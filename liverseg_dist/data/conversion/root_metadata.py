@@ -31,7 +31,10 @@ from liverseg_dist.data.preprocessing.slab_coverage import pool_coverage
 from liverseg_dist.data.splits import Splits, make_splits
 from liverseg_dist.data.store.layout import SCHEMA, TRAIN_ONLY
 from liverseg_dist.errors import RunFailed, UserError
-from liverseg_dist.labels import LITS_SCHEME
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme
+
+HALF_VOLUME_ML = 1000.0
+"""Labelled volume with the number 0.5 in the stratification of cases without lesions."""
 
 
 def build_root(
@@ -40,6 +43,7 @@ def build_root(
     records: Sequence[CaseRecord],
     *,
     channels: Sequence[ChannelConfig] = CT_CHANNELS,
+    labels: LabelScheme = LITS_SCHEME,
 ) -> dict[str, Any]:
     """The root attribute `liverseg` as JSON; its keys are documented in `data/README.md`.
 
@@ -48,6 +52,7 @@ def build_root(
         convert: Settings of the conversion.
         records: Records of all scans, in the order of scan ids.
         channels: Channels of the images.
+        labels: Scheme of the labels.
 
     Raises:
         RunFailed: No scan was stored, and at least one could not be converted.
@@ -62,7 +67,7 @@ def build_root(
         raise error_type("no scan could be stored; see the reasons in the table above")
     patient_of_scan = group_patients(records, convert)
     patients = {case_id: patient_of_scan[stored.parent] for case_id, stored in cases.items()}
-    splits = _make_splits(records, cases, patients, convert)
+    splits = _make_splits(records, cases, patients, convert, labels)
     shown = public_settings(convert)
     spacing_mm = np.median([stored.spacing_mm for stored in cases.values()], axis=0)
     foreground = _pool_foreground(records, splits, channels)
@@ -74,7 +79,7 @@ def build_root(
         "schema": SCHEMA,
         "name": name,
         "unit": "HU" if all(channel.is_ct for channel in channels) else "stored",
-        "labels": LITS_SCHEME.to_json(),
+        "labels": labels.to_json(),
         "channels": [channel.model_dump() for channel in channels],
         "convert": shown,
         "convert_sha256": settings_sha256(shown),
@@ -156,23 +161,62 @@ def _make_splits(
     cases: Mapping[str, StoredCase],
     patients: Mapping[str, str],
     convert: ConvertConfig,
+    labels: LabelScheme,
 ) -> Splits:
     # Test sets and validation folds contain manual labels only.
-    tumour_burden = {}
+    burden = {}
     scans = {}
     for case_id, stored in cases.items():
         if stored.has_manual_label:
-            _, liver, tumour = stored.class_voxels
-            tumour_burden[case_id] = tumour / max(1, liver + tumour)
+            burden[case_id] = measure_burden(stored, labels)
             scans[case_id] = stored.parent
+    burden = _separate_strata(burden, cases)
     # Scans of the data set's own test list; `make_splits` decides how they are used.
     held_out: set[str] = set()
     for record in records:
         if not record.training:
             held_out |= record.slabs.keys()
-    return make_splits(
-        tumour_burden, patients, convert.splits, held_out & tumour_burden.keys(), scans
-    )
+    return make_splits(burden, patients, convert.splits, held_out & burden.keys(), scans)
+
+
+def measure_burden(stored: StoredCase, labels: LabelScheme) -> float:
+    """The number from 0 to 1 by which cases are stratified.
+
+    The voxels of lesions over those of the organs that contain them (over all voxels of structures
+    for lesions without container). Without lesions in the scheme, or where none was annotated, it
+    grows with the labelled volume.
+    """
+    annotated = labels.structure_names if stored.annotated is None else stored.annotated
+    lesion_values: set[int] = set()
+    organ_values: set[int] = set()
+    for lesion in labels.lesions:
+        if lesion.name in annotated:
+            lesion_values |= set(lesion.values)
+            if lesion.inside is not None:
+                organ_values |= set(labels.structure(lesion.inside).values)
+    counts = stored.class_voxels
+    if not lesion_values:
+        z_mm, y_mm, x_mm = stored.spacing_mm
+        volume_ml = sum(counts[1:]) * z_mm * y_mm * x_mm / 1000
+        return volume_ml / (volume_ml + HALF_VOLUME_ML)
+    if not organ_values:
+        organ_values = set(range(1, labels.num_classes))
+    lesion_voxels = sum(counts[value] for value in lesion_values)
+    return lesion_voxels / max(1, sum(counts[value] for value in organ_values | lesion_values))
+
+
+def _separate_strata(
+    burden: Mapping[str, float], cases: Mapping[str, StoredCase]
+) -> dict[str, float]:
+    """Burdens in which cases with other annotated structures follow each other.
+
+    `make_splits` orders by burden; so every fold receives cases of each kind of annotation.
+    """
+    kinds = sorted({cases[case_id].annotated or () for case_id in burden})
+    return {
+        case_id: value + kinds.index(cases[case_id].annotated or ())
+        for case_id, value in burden.items()
+    }
 
 
 def _splits_json(splits: Splits, cases: Mapping[str, StoredCase]) -> dict[str, Any]:
@@ -230,7 +274,7 @@ def _fingerprint_json(
 def _pool_foreground(
     records: Sequence[CaseRecord], splits: Splits, channels: Sequence[ChannelConfig]
 ) -> list[HuHistogram]:
-    """Liver histogram of each channel over all scans outside the test set.
+    """Histogram of the foreground in each channel over all scans outside the test set.
 
     Statistics of the test set would leak into the normalisation. Only when every labelled scan is
     in the test set are its scans used, because the store needs a normalisation.

@@ -18,7 +18,7 @@ from liverseg_dist.data.preprocessing.scan_channels import (
     resample_channels,
 )
 from liverseg_dist.data.preprocessing.slab import Slab, mark_padding, place_slabs
-from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
+from liverseg_dist.labels import IGNORE
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Grid, Volume
 
 
@@ -27,7 +27,7 @@ class PlacedScan:
     """A cleaned scan and the positions of its slabs."""
 
     record: CaseRecord
-    """The record with the liver histogram and the findings so far."""
+    """The record with the histogram of the foreground and the findings so far."""
     clean: CleanChannels
     label: Volume | None
     """Label on the grid of the cleaned first channel; None without label."""
@@ -66,11 +66,11 @@ def place_scan(job: CaseJob, audited: AuditedScan) -> PlacedScan:
         record = replace(
             record, findings=(*record.findings, Finding("info", "liver_found", message))
         )
-    slabs = place_slabs(grid, guide, convert.cleaning.spacing_mm, convert.slab)
+    slabs = place_slabs(grid, guide, convert.cleaning.spacing_mm, convert.slab, job.labels)
     # Intensity statistics use labels made by people only: a run's errors must not shift them.
     if label is not None and record.status != "imputed":
-        liver = (label.voxels == LIVER) | (label.voxels == TUMOUR)
-        record = replace(record, histogram=count_foreground(clean, label.with_voxels(liver)))
+        foreground = (label.voxels > 0) & (label.voxels < job.labels.num_classes)
+        record = replace(record, histogram=count_foreground(clean, label.with_voxels(foreground)))
     return PlacedScan(record, clean, label, audited.label, audited.image.grid, slabs)
 
 
@@ -104,6 +104,7 @@ def cut_slab(job: CaseJob, placed: PlacedScan, slab: Slab) -> CaseArrays:
         parent=job.case.case_id,
         cleaning=clean.provenance,
         source_sha256=placed.record.source_sha256,
+        annotated=job.annotated if placed.label is not None and imputed_by is None else None,
         present=None if all(clean.present) else clean.present,
         intensities=tuple(own_intensities) if any(own_intensities) else None,
         imputed_by=imputed_by,

@@ -1,14 +1,15 @@
 """A small picture of a scan for the audit page: one axial and one coronal slice with outlines.
 
-The slices with most tumour are shown; without tumour those with most liver; else the middle.
+The slices with most of the lesions are shown; without lesions those with most of the organs; else
+the middle.
 """
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
-from liverseg_dist.pages import PADDING_RGB, STRUCTURE_RGB
+from liverseg_dist.labels import IGNORE, LITS_SCHEME, LabelScheme
+from liverseg_dist.pages import PADDING_RGB, structure_colours
 from liverseg_dist.volume import Float3
 
 ValueWindow = tuple[float, float]
@@ -23,6 +24,7 @@ def render_thumbnail(
     label_zyx: np.ndarray | None,
     spacing_mm: Float3,
     window: ValueWindow = WINDOW_HU,
+    labels: LabelScheme = LITS_SCHEME,
 ) -> Image.Image:
     """Draw a scan in true proportions; the patient's right is on the left, as radiologists view it.
 
@@ -31,8 +33,9 @@ def render_thumbnail(
         label_zyx: Label on the same grid; None without label.
         spacing_mm: Voxel size (z, y, x).
         window: Values shown as black and as white.
+        labels: Scheme of the label.
     """
-    z, y = _select_slices(image_zyx, label_zyx)
+    z, y = _select_slices(image_zyx, label_zyx, labels)
     label = np.zeros((1, 1, 1), np.uint8) if label_zyx is None else label_zyx
     label = np.broadcast_to(label, image_zyx.shape)
     # Axes are flipped: pictures start at the top left, RAS at the patient's left, back and feet.
@@ -42,6 +45,7 @@ def render_thumbnail(
         (spacing_mm[1], spacing_mm[2]),
         WIDTHS[0],
         window,
+        labels,
     )
     coronal = _draw_slice(
         image_zyx[::-1, y, ::-1],
@@ -49,6 +53,7 @@ def render_thumbnail(
         (spacing_mm[0], spacing_mm[2]),
         WIDTHS[1],
         window,
+        labels,
     )
     picture = np.zeros((HEIGHT, sum(WIDTHS) + GAP, 3), np.uint8)
     left = 0
@@ -59,11 +64,19 @@ def render_thumbnail(
     return Image.fromarray(picture)
 
 
-def _select_slices(image: np.ndarray, label: np.ndarray | None) -> tuple[int, int]:
+def _select_slices(
+    image: np.ndarray, label: np.ndarray | None, labels: LabelScheme
+) -> tuple[int, int]:
     """Index of the axial (z) and of the coronal (y) slice."""
     if label is not None:
-        for class_value in (TUMOUR, LIVER):
-            mask = label == class_value
+        is_lesion = np.zeros(labels.membership.shape[1], dtype=bool)
+        for lesion in labels.lesions:
+            is_lesion[list(lesion.values)] = True
+        is_organ = ~is_lesion
+        is_organ[0] = False
+        is_organ[labels.num_classes :] = False
+        for is_member in (is_lesion, is_organ):
+            mask = is_member[label]
             if mask.any():
                 z = int(mask.sum(axis=(1, 2)).argmax())
                 return z, int(mask[z].sum(axis=1).argmax())
@@ -76,6 +89,7 @@ def _draw_slice(
     spacing_mm: tuple[float, float],
     max_width: int,
     window: ValueWindow,
+    labels: LabelScheme,
 ) -> np.ndarray:
     """RGB (uint8) of one slice with outlines, at most HEIGHT x `max_width` pixels."""
     low, high = window
@@ -93,7 +107,10 @@ def _draw_slice(
     label_picture = Image.fromarray(np.ascontiguousarray(label))
     classes = np.array(label_picture.resize(size, Image.Resampling.NEAREST))
     rgb[classes == IGNORE] = PADDING_RGB
-    for class_value, colour in STRUCTURE_RGB.items():
-        mask = (classes >= class_value) & (classes != IGNORE)
-        rgb[mask & ~ndimage.binary_erosion(mask, border_value=1)] = colour
+    colours = structure_colours(labels)
+    # Small structures last, so that a container does not cover what it contains.
+    for structure in sorted(labels.structures, key=lambda item: -len(item.values)):
+        mask = labels.mask_of(classes, structure)
+        outline = mask & ~ndimage.binary_erosion(mask, border_value=1)
+        rgb[outline] = colours[structure.name]
     return rgb

@@ -35,7 +35,7 @@ def write_slabs(job: CaseJob, placed: PlacedScan) -> CaseRecord:
         files = write_case(StagingDir(job.store, case_id), name, arrays)
         stored_cases[name] = replace(arrays.stored, files=files)
         stored_labels.append(arrays.label)
-        # The middle tile is the most likely to show the liver.
+        # The middle tile is the most likely to show the structures.
         if number == len(slabs) // 2:
             label_zyx = arrays.label if has_label else None
             number = placed.clean.reference_channel
@@ -44,8 +44,8 @@ def write_slabs(job: CaseJob, placed: PlacedScan) -> CaseRecord:
             _save_thumbnail(job, image_zyx, label_zyx, slab.grid.spacing_mm, window)
     facts = dict(placed.record.facts)
     if placed.label is not None:
-        facts["coverage"] = measure_coverage(placed.label, slabs, stored_labels)
-    findings = describe_slabs(placed.grid, slabs, facts.get("coverage"))
+        facts["coverage"] = measure_coverage(placed.label, slabs, stored_labels, job.labels)
+    findings = describe_slabs(placed.grid, slabs, facts.get("coverage"), job.labels)
     return replace(
         placed.record,
         slabs=stored_cases,
@@ -89,7 +89,7 @@ def _save_thumbnail(
     window: ValueWindow,
 ) -> None:
     buffer = io.BytesIO()
-    render_thumbnail(image_zyx, label_zyx, spacing_mm, window).save(buffer, "png")
+    render_thumbnail(image_zyx, label_zyx, spacing_mm, window, job.labels).save(buffer, "png")
     case_id = job.case.case_id
     write_bytes(
         StagingDir(job.store, case_id), thumbnail_file(job.store, case_id), buffer.getvalue()

@@ -97,6 +97,7 @@ def read_source_labels(
         return source, [Finding("warning", "labels_unnamed", message)]
     try:
         scheme = scheme_from_labels(labels)
+        _check_distinct(scheme)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     _check_class_order(content.get(ORDER_KEY), scheme, where)
@@ -139,6 +140,16 @@ def _with_lits_names(source: SourceLabels) -> SourceLabels:
 def _declares_ignore(labels: Mapping[str, Any]) -> bool:
     names = [*labels, *(name for name in labels.values() if isinstance(name, str))]
     return any(str(name).strip().casefold() == "ignore" for name in names)
+
+
+def _check_distinct(scheme: LabelScheme) -> None:
+    """Raises `UserError` for two structures that no voxel could distinguish."""
+    seen: dict[tuple[int, ...], str] = {}
+    for structure in scheme.structures:
+        other = seen.setdefault(structure.values, structure.name)
+        if other != structure.name:
+            names = f"{printable(other)} and {printable(structure.name)}"
+            raise UserError(f"labels: {names} have the same values")
 
 
 def _check_class_order(order: object, scheme: LabelScheme, where: str) -> None:

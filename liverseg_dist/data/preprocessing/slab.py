@@ -11,7 +11,7 @@ import numpy as np
 
 from liverseg_dist.config import SlabConfig
 from liverseg_dist.errors import UserError
-from liverseg_dist.labels import IGNORE, LIVER, TUMOUR
+from liverseg_dist.labels import IGNORE, LARGEST_VALUE, LITS_SCHEME, LabelScheme
 from liverseg_dist.volume import Float3, Grid, Volume
 
 TILE_STEP = 48
@@ -27,37 +27,42 @@ class Slab:
 
 
 @dataclass(frozen=True)
-class LiverExtent:
-    """The position of the liver along z, in slices of the grid `base`."""
+class LabelExtent:
+    """The position of the structures along z, in slices of the grid `base`."""
 
     base: Grid
     counts: np.ndarray
-    """(slices, 2): liver and tumour voxels in each slice."""
+    """(slices, 2): voxels of organs without their lesions, and of lesions, in each slice."""
     low: float
     high: float
-    """The liver is in the slices [low, high); the whole scan for an empty label."""
+    """The structures are in the slices [low, high); the whole scan for an empty label."""
 
 
-SlabPolicy = Callable[[LiverExtent, SlabConfig], tuple[Slab, ...]]
+SlabPolicy = Callable[[LabelExtent, SlabConfig], tuple[Slab, ...]]
 
 
 def place_slabs(
-    scan: Grid, label: Volume | None, spacing_mm: Float3 | None, config: SlabConfig
+    scan: Grid,
+    label: Volume | None,
+    spacing_mm: Float3 | None,
+    config: SlabConfig,
+    labels: LabelScheme = LITS_SCHEME,
 ) -> tuple[Slab, ...]:
     """Choose the position of a scan's slabs.
 
     Args:
         scan: Grid of the scan, RAS.
-        label: RAS, any spacing, same field of view. None: the position of the liver is unknown, and
-            the whole scan is covered by tiles for any policy.
+        label: RAS, any spacing, same field of view. None: the position of the structures is unknown,
+            and the whole scan is covered by tiles for any policy.
         spacing_mm: Voxel size (z, y, x) of the slabs; None keeps that of the scan.
         config: Settings of the slabs.
+        labels: Scheme of the label.
 
     Returns:
         The slabs from inferior to superior: one for `fit` and `window`, one or more for `tile`.
 
     Raises:
-        UserError: The policy is unknown.
+        UserError: The policy, or a structure of `config.around`, is unknown.
     """
     if config.policy not in SLAB_POLICIES:
         raise UserError(
@@ -65,38 +70,41 @@ def place_slabs(
             f"use one of {', '.join(SLAB_POLICIES)}"
         )
     base = scan if spacing_mm is None else scan.with_spacing(spacing_mm)
-    counts = _count_in_slices(base, label)
+    counts = _count_in_slices(base, label, labels, config.around)
+    if config.around is not None and not counts.any():
+        # A case without these structures: the slab is placed around all that it has.
+        counts = _count_in_slices(base, label, labels, None)
     occupied = np.flatnonzero(counts.sum(axis=1))
     low, high = 0.0, float(base.shape[0])
     if occupied.size:
         low, high = float(occupied[0]), float(occupied[-1] + 1)
-    # Without a label no policy can find the liver, so tiles cover the whole scan.
+    # Without a label no policy can find the structures, so tiles cover the whole scan.
     place = SLAB_POLICIES[config.policy] if label is not None else _place_tiles
-    return place(LiverExtent(base, counts, low, high), config)
+    return place(LabelExtent(base, counts, low, high), config)
 
 
-def _place_fitted(liver: LiverExtent, config: SlabConfig) -> tuple[Slab, ...]:
-    """The whole liver plus margin in one slab, with thicker slices if 64 are too few."""
-    base = liver.base
+def _place_fitted(extent: LabelExtent, config: SlabConfig) -> tuple[Slab, ...]:
+    """All structures plus margin in one slab, with thicker slices if 64 are too few."""
+    base = extent.base
     length = base.shape[0]
     margin = config.margin_mm / base.spacing_mm[0]
-    low, high = max(0.0, liver.low - margin), min(float(length), liver.high + margin)
+    low, high = max(0.0, extent.low - margin), min(float(length), extent.high + margin)
     if high - low > config.slices:
         return (_stretch_slab(base, low, high, config.slices),)
     start = _centred_start(low, high, length, config.slices)
     return (_cut_slab(base, start, config.slices),)
 
 
-def _place_window(liver: LiverExtent, config: SlabConfig) -> tuple[Slab, ...]:
-    """The 64 contiguous slices with most tumour, then most liver."""
-    start = _fullest_start(liver.counts, config.slices)
-    return (_cut_slab(liver.base, start, config.slices),)
+def _place_window(extent: LabelExtent, config: SlabConfig) -> tuple[Slab, ...]:
+    """The 64 contiguous slices with most lesion voxels, then most organ voxels."""
+    start = _fullest_start(extent.counts, config.slices)
+    return (_cut_slab(extent.base, start, config.slices),)
 
 
-def _place_tiles(liver: LiverExtent, config: SlabConfig) -> tuple[Slab, ...]:
-    """Overlapping slabs that cover the liver."""
-    starts = _tile_starts(liver.low, liver.high, liver.base.shape[0], config.slices)
-    return tuple(_cut_slab(liver.base, start, config.slices) for start in starts)
+def _place_tiles(extent: LabelExtent, config: SlabConfig) -> tuple[Slab, ...]:
+    """Overlapping slabs that cover all structures."""
+    starts = _tile_starts(extent.low, extent.high, extent.base.shape[0], config.slices)
+    return tuple(_cut_slab(extent.base, start, config.slices) for start in starts)
 
 
 SLAB_POLICIES: dict[str, SlabPolicy] = {
@@ -115,15 +123,19 @@ def mark_padding(label_zyx: np.ndarray, slab: Slab) -> np.ndarray:
     return marked
 
 
-def count_per_slice(label_zyx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels of liver, and of tumour, in each slice."""
-    liver = [np.count_nonzero(slice_yx == LIVER) for slice_yx in label_zyx]
-    tumour = [np.count_nonzero(slice_yx == TUMOUR) for slice_yx in label_zyx]
-    return np.array(liver), np.array(tumour)
+def count_per_slice(label_zyx: np.ndarray) -> np.ndarray:
+    """Voxels of each class value in each slice: (slices, LARGEST_VALUE + 1)."""
+    counts = [np.bincount(slice_yx.ravel(), minlength=LARGEST_VALUE + 1) for slice_yx in label_zyx]
+    return np.array(counts).reshape(-1, LARGEST_VALUE + 1)
 
 
-def _count_in_slices(base: Grid, label: Volume | None) -> np.ndarray:
-    """(slices of base, 2): liver and tumour voxels of the label in each slice."""
+def _count_in_slices(
+    base: Grid, label: Volume | None, labels: LabelScheme, around: tuple[str, ...] | None
+) -> np.ndarray:
+    """(slices of base, 2): voxels of organs and of lesions of the label in each slice.
+
+    A voxel of both counts as one of the lesion.
+    """
     counts = np.zeros((base.shape[0], 2))
     if label is None:
         counts[:, 0] = 1
@@ -132,7 +144,18 @@ def _count_in_slices(base: Grid, label: Volume | None) -> np.ndarray:
     centres = label.grid.world_mm(np.stack([z, np.zeros_like(z), np.zeros_like(z)], axis=1))
     slices = np.round(base.index_of(centres)[:, 0])
     slices = np.clip(slices, 0, base.shape[0] - 1).astype(int)
-    for column, per_slice in enumerate(count_per_slice(label.voxels)):
+    names = labels.structure_names if around is None else around
+    is_lesion = np.zeros(LARGEST_VALUE + 1, dtype=bool)
+    is_wanted = np.zeros(LARGEST_VALUE + 1, dtype=bool)
+    for name in names:
+        structure = labels.structure(name)
+        is_wanted[list(structure.values)] = True
+    for lesion in labels.lesions:
+        is_lesion[list(lesion.values)] = True
+    by_value = count_per_slice(label.voxels)
+    organ_counts = by_value[:, is_wanted & ~is_lesion].sum(axis=1)
+    lesion_counts = by_value[:, is_wanted & is_lesion].sum(axis=1)
+    for column, per_slice in enumerate((organ_counts, lesion_counts)):
         # Several slices of the label can be in one slice of the base: `+=` would lose counts.
         np.add.at(counts[:, column], slices, per_slice)
     return counts
@@ -165,12 +188,12 @@ def _centred_start(low: float, high: float, length: int, slices: int) -> int:
 
 
 def _fullest_start(counts: np.ndarray, slices: int) -> int:
-    """Start of the first window with most tumour voxels, then most liver voxels."""
+    """Start of the first window with most lesion voxels, then most organ voxels."""
     if len(counts) <= slices:
         return _centred_start(0, len(counts), len(counts), slices)
     sums = np.cumsum(np.vstack([np.zeros(2), counts]), axis=0)
     windows = sums[slices:] - sums[:-slices]
-    # lexsort orders by its last key first: tumour, then liver, then position.
+    # lexsort orders by its last key first: lesions, then organs, then position.
     order = np.lexsort((np.arange(len(windows)), -windows[:, 0], -windows[:, 1]))
     return int(order[0])
 
@@ -179,7 +202,7 @@ def _tile_starts(low: float, high: float, length: int, slices: int) -> list[int]
     """Starts of overlapping tiles that cover [low, high)."""
     if length <= slices or high - low <= slices:
         return [_centred_start(low, high, length, slices)]
-    # The last tile ends with the liver, so it may overlap its neighbour by more than a quarter.
+    # The last tile ends with the structures, so it may overlap its neighbour by more than a quarter.
     last = int(min(np.ceil(high), length)) - slices
     starts = list(range(max(0, int(low)), last, TILE_STEP))
     return [*starts, last]

@@ -22,8 +22,10 @@ from liverseg_dist.evaluation.metrics.registry import CASE_METRICS, Metric, add_
 
 Case = dict[str, Any]
 WIDTH = 520
-ROW_PX = 86
-"""Height of a structure's row in a distribution."""
+ROW_PX, LOW_ROW_PX = (86, 32), (36, 13)
+"""Height of a structure's row in a distribution, and half the height of its box, in pixels."""
+MAX_TALL_ROWS = 4
+"""With more structures the rows are low."""
 LEFT, RIGHT = 62, WIDTH - 20
 """Ends of the x axis, pixels."""
 SIZE_NAMES = {"under_10mm": "under 10 mm", "10_to_20mm": "10 to 20 mm", "over_20mm": "over 20 mm"}
@@ -75,19 +77,20 @@ def draw_distribution(
         title = f"{add_unit(title, metric.unit)} (logarithmic)"
         # Smaller distances are drawn at the start of the axis.
         axis = svg.Axis(0.2, svg.nice_high(all_values, 10.0), left_px, RIGHT, log=True)
-    bottom = 14 + ROW_PX * len(kinds)
+    row_px, half_px = ROW_PX if len(kinds) <= MAX_TALL_ROWS else LOW_ROW_PX
+    bottom = 14 + row_px * len(kinds)
     marks = svg.x_axis(axis, bottom, 12, title)
     for row, (structure, values) in enumerate(values_by_structure.items()):
-        centre = 58 + ROW_PX * row
+        centre = 15 + row_px // 2 + row_px * row
         kind = kinds[structure]
         marks.append(svg.text(left_px - 10, centre + 4, structure, "end"))
         spread = summary[structure]["spread"][metric.summary_key]
         if spread["median"] is None:
             continue
         left, right, median = axis(spread["q25"]), axis(spread["q75"]), axis(spread["median"])
-        marks.append(svg.rect(left, centre - 32, right - left, 64, f"box {kind}"))
-        marks += _draw_swarm(values, axis, centre, kind)
-        marks.append(svg.line(median, centre - 32, median, centre + 32, f"median {kind}"))
+        marks.append(svg.rect(left, centre - half_px, right - left, 2 * half_px, f"box {kind}"))
+        marks += _draw_swarm(values, axis, centre, half_px, kind)
+        marks.append(svg.line(median, centre - half_px, median, centre + half_px, f"median {kind}"))
     return svg.picture(WIDTH, bottom + 44, marks, f"{title}: one dot a case")
 
 
@@ -247,11 +250,12 @@ def _draw_swarm(
     values: Sequence[tuple[float, str]],
     axis: Callable[[float], float],
     centre: float,
+    half_px: int,
     kind: str,
 ) -> list[Markup]:
     """Dots of (value, case id); dots that would overlap are shifted up and down in turn."""
     radius = 3.4 if len(values) <= 150 else 2.0
-    levels = 2 * int(30 / (2 * radius)) + 1
+    levels = 2 * int((half_px - 2) / (2 * radius)) + 1
     dots_in_bin: dict[int, int] = {}
     marks = []
     for value, case_id in sorted(values):
