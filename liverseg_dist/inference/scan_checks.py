@@ -273,8 +273,10 @@ def check_mask(mask: Volume, overview: Overview, settings: Settings) -> list[Fin
         message = f"no {names} was found: is this a scan of another part of the body?"
         return [Finding("warning", f"{organs[0].name}_volume", message)]
     for organ, anatomy in known_organs(labels):
-        volume_ml = float(_count_voxels_per_slice(mask, organ).sum()) * mask.grid.voxel_volume_ml
-        found += check_volume(organ, anatomy, volume_ml)
+        area = areas.get(organ.name)
+        if area is None:
+            area = _count_voxels_per_slice(mask, organ)
+        found += check_volume(organ, anatomy, float(area.sum()) * mask.grid.voxel_volume_ml)
     for name, area in areas.items():
         if area.any():
             found += _check_end_slices(area, name)
