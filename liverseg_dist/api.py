@@ -13,7 +13,7 @@ The names are available from `liverseg_dist` itself, which imports torch only wh
 used.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,6 +35,7 @@ from liverseg_dist.errors import UserError
 from liverseg_dist.inference.load_run import LoadedRun, build_predictor, load_run
 from liverseg_dist.inference.segment_scan import segment_scan
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
+from liverseg_dist.labels import LabelScheme
 from liverseg_dist.volume import Float3, Grid, Index3, Volume
 
 Augmentation = Literal["none", "light", "nnunet", "strong"]
@@ -73,6 +74,11 @@ class Model:
 
     run: LoadedRun
     predictor: SlidingWindowPredictor
+
+    @property
+    def labels(self) -> LabelScheme:
+        """Class values and structures of the masks."""
+        return self.predictor.outputs.labels
 
 
 def open_store(path: str | Path) -> CaseStore:
@@ -173,35 +179,44 @@ def load_model(
 
 def predict(
     model: Model,
-    image_zyx: np.ndarray,
+    image: np.ndarray,
     spacing_mm: Float3 | None = None,
     affine: np.ndarray | None = None,
+    present: Sequence[bool] | None = None,
 ) -> np.ndarray:
-    """Segment a CT scan given as an array. The mask is that of `liverseg predict` for the file.
+    """Segment a scan given as an array. The mask is that of `liverseg predict` for the file.
 
     Args:
-        image_zyx: HU, any number type, axes z, y, x.
+        image: any number type, axes z, y, x; for runs of several channels (C, z, y, x) in the order
+            of the run's channels, on one grid. HU for CT.
         spacing_mm: voxel size (z, y, x), for an array whose x axis points to the patient's right, y
-            to
-            the front and z upwards.
+            to the front and z upwards.
         affine: instead of `spacing_mm`, for any orientation: the 4x4 matrix of NIfTI from (x, y, z)
-            to
-            mm in RAS+.
+            to mm in RAS+.
+        present: which channels the scan has; None: all.
 
     Returns:
-        Labels uint8 of the shape of `image_zyx`: 0 background, 1 liver, 2 tumour.
+        Class values uint8 (z, y, x); `model.labels` names them.
 
     Raises:
-        UserError: the array is not 3D, or not exactly one of `spacing_mm` and `affine` is given.
+        UserError: the array has other axes, the run needs other channels, or not exactly one of
+            `spacing_mm` and `affine` is given.
     """
-    if image_zyx.ndim != 3:
-        raise UserError(f"an image has three axes (z, y, x), not shape {image_zyx.shape}")
+    if image.ndim not in (3, 4):
+        raise UserError(f"an image has three axes (z, y, x), not shape {image.shape}")
     if (spacing_mm is None) == (affine is None):
         raise UserError("give either spacing_mm (z, y, x) or affine")
     if affine is None:
         assert spacing_mm is not None
         # An affine has its axes in the order x, y, z.
         affine = np.diag([*reversed(spacing_mm), 1.0])
-    z, y, x = image_zyx.shape
-    volume = Volume(image_zyx, Grid((z, y, x), affine))
-    return segment_scan(volume, model.predictor, model.run.settings)
+    channels = image[None] if image.ndim == 3 else image
+    has_channel = [True] * len(channels) if present is None else list(present)
+    if len(has_channel) != len(channels):
+        raise UserError(f"present has {len(has_channel)} entries for {len(channels)} channels")
+    z, y, x = image.shape[-3:]
+    grid = Grid((z, y, x), affine)
+    volumes = []
+    for voxels_zyx, is_present in zip(channels, has_channel, strict=True):
+        volumes.append(Volume(voxels_zyx, grid) if is_present else None)
+    return segment_scan(volumes, model.predictor, model.run.settings)

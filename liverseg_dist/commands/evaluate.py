@@ -62,6 +62,7 @@ from liverseg_dist.inference.evaluation_results import (
 )
 from liverseg_dist.inference.load_run import LoadedRun, build_predictor, fingerprint_runs
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
+from liverseg_dist.inference.mask_table import write_dataset_file
 from liverseg_dist.inference.scan_checks import ScanRefused
 from liverseg_dist.inference.training_overlap import find_training_overlap, format_leakage_warning
 from liverseg_dist.inference.work_division import divide_work
@@ -294,6 +295,9 @@ def _write_results(
         print_scan_warnings(cases)
         curves = read_training_curves(runs)
         summary = write_evaluation(evaluation, folder, details, curves, cases, failures)
+        if evaluation.masks is not None:
+            labels = evaluation.predictor.outputs.labels
+            write_dataset_file(evaluation.masks.folder.parent, labels)
     except (LiversegError, OSError) as error:
         line = summarize_exception(error)
         write_error(line)

@@ -30,7 +30,12 @@ from liverseg_dist.clinical.follow_page import draw_series, follow_csv, render_f
 from liverseg_dist.clinical.follow_up import FollowUp, TimePoint, choose_organ, follow_patient
 from liverseg_dist.clinical.quantify import quantify_case
 from liverseg_dist.clinical.registration_backends import BACKENDS
-from liverseg_dist.commands.follow_cohort import follow_cohort, read_patients
+from liverseg_dist.commands.follow_cohort import (
+    PatientScans,
+    Prepare,
+    follow_cohort,
+    read_patients,
+)
 from liverseg_dist.commands.options import add_inference
 from liverseg_dist.commands.predict import load_prediction, segment_scans
 from liverseg_dist.commands.quantify import add_labels
@@ -110,7 +115,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--table",
         type=path_argument,
         metavar="CSV",
-        help="many patients: columns patient,date,scan (a mask) and image; ranks share them, and a page shows all",
+        help="many patients: columns patient,date,scan (a mask; with --run a scan) and image; "
+        "ranks share them, and a page shows all",
     )
     parser.add_argument(
         "--force",
@@ -169,13 +175,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _follow_table(args: argparse.Namespace, world: World) -> dict[str, Any]:
     """Every patient of a table."""
-    if args.inputs or args.dates or args.images or args.run:
-        raise UserError(
-            "--table names scans, dates and images itself; with a run, segment the scans by predict first"
-        )
+    overrides = [text for text in args.inputs if "=" in text]
+    if len(overrides) < len(args.inputs) or args.dates or args.images:
+        raise UserError("--table names scans, dates and images itself")
     torch.set_num_threads(1)
-    masks = [mask for patient in read_patients(args.table) for mask in patient.masks]
-    scheme = parse_label_options(args.labels) if args.labels else find_scheme(masks)
+    patients = read_patients(args.table)
+    prepare: Prepare | None = None
+    if args.run is not None:
+        patients, labels, prepare = _segment_patients(args, patients, overrides, world)
+    elif overrides:
+        raise UserError(f"{overrides[0]}: settings of inference need --run")
+    else:
+        labels = find_scheme([mask for patient in patients for mask in patient.masks])
+    scheme = parse_label_options(args.labels) if args.labels else labels
 
     def follow_scans(
         own: argparse.Namespace,
@@ -186,7 +198,36 @@ def _follow_table(args: argparse.Namespace, world: World) -> dict[str, Any]:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return _follow(own, files, images, scheme, dates)
 
-    return follow_cohort(args, scheme, world, follow_scans)
+    return follow_cohort(args, patients, scheme, world, follow_scans, prepare)
+
+
+def _segment_patients(
+    args: argparse.Namespace, patients: list[PatientScans], overrides: list[str], world: World
+) -> tuple[list[PatientScans], LabelScheme, Prepare]:
+    """Plan the segmentation of a table whose column `scan` names scans.
+
+    Returns:
+        The patients with the masks that the run will write and the scans as images, the labels of
+        the run, and what segments the scans.
+    """
+    keep_freed_memory()
+    files = [file for patient in patients for file in patient.masks]
+    settings = argparse.Namespace(**{**vars(args), "out": args.out / "masks"})
+    job, scans = load_prediction(settings, overrides, files, world)
+    mask_of_file = {}
+    for scan in scans:
+        for path in scan.paths:
+            mask_of_file[path] = job.get_mask_file(scan.scan_id)
+    planned = []
+    for patient in patients:
+        masks = tuple(mask_of_file[file] for file in patient.masks)
+        planned.append(replace(patient, masks=masks, images=patient.masks))
+
+    def segment(watch: HeartbeatMonitor) -> None:
+        # A patient whose scan failed is reported with the other failures.
+        segment_scans(job, scans, world, watch)
+
+    return planned, job.labels, segment
 
 
 def parse_dates(text: str | None, count: int) -> list[datetime.date] | None:

@@ -32,6 +32,8 @@ FollowScans = Callable[
     [argparse.Namespace, list[Path], list[Path | None], list[datetime.date]], Any
 ]
 """Follows one patient into `args.out`."""
+Prepare = Callable[[HeartbeatMonitor], None]
+"""Writes the masks of all patients."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,30 @@ def _patient(
 
 
 def follow_cohort(
-    args: argparse.Namespace, scheme: LabelScheme, world: World, follow_scans: FollowScans
+    args: argparse.Namespace,
+    patients: list[PatientScans],
+    scheme: LabelScheme,
+    world: World,
+    follow_scans: FollowScans,
+    prepare: Prepare | None = None,
 ) -> dict[str, Any]:
     """Follow all patients of `--table`; writes a folder for each, cohort.csv, cohort.json and
-    cohort.html."""
-    patients = read_patients(args.table)
+    cohort.html.
+
+    Args:
+        args: options of the command.
+        patients: the patients of the table.
+        scheme: labels of the masks.
+        world: the ranks.
+        follow_scans: follows one patient.
+        prepare: writes the masks first; a collective call.
+    """
     if not patients:
         raise UserError(f"{printable(args.table)}: names no patient")
 
     def work(watch: HeartbeatMonitor) -> dict[str, Any]:
+        if prepare is not None:
+            prepare(watch)
         return _follow_all(args, patients, scheme, world, watch, follow_scans)
 
     return run_distributed(world, args.timeout, args.out, work)

@@ -4,10 +4,11 @@
   liverseg postprocess runs/first --store STORE --source Task03_Liver        whole scans, as in prediction
   torchrun --standalone --nproc-per-node=4 -m liverseg_dist postprocess runs/first --store STORE
 
-Operations, tried in this order: a threshold for the probability of tumour, only the largest liver, filled holes,
-no tumours far from the liver, tumours cut where they leave the liver, a minimum tumour volume. An operation is kept
-if it raises the mean Dice of liver and tumour in cross-validation (its setting is chosen on some cases and scored
-on the others), and if not more cases get worse than better.
+Operations, tried in this order for each organ with lesions and each of its lesion structures: a
+threshold for the probability of the lesion, only the largest part of the organ, filled holes, no
+lesions far from the organ, lesions cut where they leave it, a minimum volume. An operation is kept
+if it raises the mean Dice of the structures in cross-validation (its setting is chosen on some cases
+and scored on the others), and if not more cases get worse than better.
 
 The choice is written to RUN/postprocess.yaml. evaluate and predict use it from then on; inference.* settings on the
 command line have precedence; delete the file to undo the choice. Run the same line again after a stop: predicted cases

@@ -205,11 +205,13 @@ def _build_prediction(
     settings = runs[0].settings
     # Before anything is computed: the folder may have masks of other labels.
     check_dataset_file(args.out, settings.data.label_scheme)
+    # Before the folder is made: the runs may not fit each other or the settings.
+    predictor = build_predictor(runs, world.device, window_threads(args, world))
     folder = args.out / PROBABILITIES if args.probabilities else args.out
     folder.mkdir(parents=True, exist_ok=True)
     fingerprint = fingerprint_runs(runs) | {"gate": fingerprint_scan_checks(settings)}
     return ScanPredictor(
-        predictor=build_predictor(runs, world.device, window_threads(args, world)),
+        predictor=predictor,
         settings=settings,
         out=args.out,
         ledger=Ledger(args.out / "ledger", fingerprint),

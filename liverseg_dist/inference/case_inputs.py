@@ -200,13 +200,18 @@ class PieceAssembler:
         view[piece.slices] = values_view[piece.slices]
 
 
-def resample_image_to_grid(image: Volume, target: Grid) -> np.ndarray:
+def resample_image_to_grid(image: Volume, target: Grid, fill: int = AIR_HU) -> np.ndarray:
     """Resample a store's image to a scan's voxels for pictures.
 
+    Args:
+        image: one channel.
+        target: grid of the scan.
+        fill: value outside of the image.
+
     Returns:
-        int16 array with the target's shape; air outside the image.
+        int16 array with the target's shape.
     """
-    voxels = np.full(target.shape, AIR_HU, dtype=np.int16)
+    voxels = np.full(target.shape, fill, dtype=np.int16)
     view = Volume(voxels, target).reoriented(image.grid.orientation)
     for box, values_FDHW in resample_to_scan(_iterate_slices(image), image.grid, view.grid):
         view.voxels[box] = values_FDHW[0].round().numpy()
@@ -224,6 +229,7 @@ def assemble_case(
     segment: Callable[[Piece], np.ndarray],
     with_image: bool,
     dtype: type[np.unsignedinteger] = np.uint8,
+    fill: int = AIR_HU,
 ) -> tuple[np.ndarray, Volume | None]:
     """Segment the pieces of a case and join the results.
 
@@ -233,18 +239,19 @@ def assemble_case(
         segment: gives the labels (or codes) of a piece on the target's voxels.
         with_image: whether to return the scan as well.
         dtype: type of the labels.
+        fill: value of the returned scan outside of the pieces.
 
     Returns:
         The joined labels, and the scan's first channel on the same voxels if `with_image`.
     """
     mask = PieceAssembler(target, 0, dtype)
-    image = PieceAssembler(target, AIR_HU, np.int16)
+    image = PieceAssembler(target, fill, np.int16)
     scan: Volume | None = None
     for piece in pieces:
         mask.add_piece(piece, segment(piece))
         scan = piece.scan
         if with_image and scan is None:
-            image.add_piece(piece, resample_image_to_grid(piece.image.first_channel, target))
+            image.add_piece(piece, resample_image_to_grid(piece.image.first_channel, target, fill))
     if not with_image:
         return mask.voxels, None
     return mask.voxels, scan if scan is not None else Volume(image.voxels, target)

@@ -21,7 +21,7 @@ from liverseg_dist.evaluation.metrics.calibration import Counts
 from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.report.picture_files import save_pictures
 from liverseg_dist.inference.calibration_counts import CalibrationCollector
-from liverseg_dist.inference.case_inputs import CaseInputs, Piece, assemble_case
+from liverseg_dist.inference.case_inputs import AIR_HU, CaseInputs, Piece, assemble_case
 from liverseg_dist.inference.postprocess import postprocess_mask
 from liverseg_dist.inference.scan_checks import findings_to_json, is_refused
 from liverseg_dist.inference.segment_scan import segment_to_grid, stream_image
@@ -36,13 +36,15 @@ class SegmentedCase:
 
     Attributes:
         mask_zyx: labels on the scan's grid.
-        image: the scan in HU on the same grid, where pictures are requested.
+        image: the scan's first channel on the same grid, where pictures are requested.
+        is_ct: whether that channel is in HU.
         calibration: counts by structure.
         findings: findings of the scan's file.
     """
 
     mask_zyx: np.ndarray
     image: Volume | None
+    is_ct: bool
     calibration: dict[str, Counts]
     findings: list[Finding]
 
@@ -137,8 +139,12 @@ class CaseEvaluator:
             truth, self.predictor, self.inputs.read_annotated(case_id)
         )
         findings: list[Finding] = []
+        channels = self.inputs.settings.data.image_channels
+        is_ct = channels[0].is_ct
 
         def segment_piece(piece: Piece) -> np.ndarray:
+            nonlocal is_ct
+            is_ct = channels[piece.image.present.index(True)].is_ct
             findings.extend(piece.findings)
             return segment_to_grid(
                 piece.image,
@@ -155,12 +161,13 @@ class CaseEvaluator:
             truth.grid,
             segment_piece,
             with_image=self.pictures is not None,
+            fill=AIR_HU if is_ct else 0,
         )
         # Once for the joined mask: the largest liver of a slab can be a small part of the scan's.
         postprocess_mask(
             mask_zyx, truth.grid.spacing_mm, self.predictor.config, self.predictor.outputs.labels
         )
-        return SegmentedCase(mask_zyx, image, calibration.collect_counts(), findings)
+        return SegmentedCase(mask_zyx, image, is_ct, calibration.collect_counts(), findings)
 
     def _score_result(self, case_id: str, result: SegmentedCase, truth: Volume) -> dict[str, Any]:
         scores = score_case(
@@ -185,4 +192,12 @@ class CaseEvaluator:
             self.masks.write(case_id, {"case_id": case_id}, fingerprint)
         if self.pictures is not None:
             mask = Volume(result.mask_zyx, truth.grid)
-            save_pictures(self.pictures, case_id, mask, truth, result.image)
+            save_pictures(
+                self.pictures,
+                case_id,
+                mask,
+                truth,
+                result.image,
+                self.predictor.outputs.labels,
+                is_ct=result.is_ct,
+            )

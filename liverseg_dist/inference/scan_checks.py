@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from liverseg_dist.config import ChannelConfig, Settings
-from liverseg_dist.data.audit.case_audit import check_liver_volume, check_side, check_tumours
+from liverseg_dist.data.audit.anatomy import find_reference_organ, healthy_mask, known_organs
 from liverseg_dist.data.audit.image_audit import LIVER_HU, audit_image, sample_voxels
+from liverseg_dist.data.audit.label_checks import check_lesions, check_side, check_volume
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.nifti import ScanFile
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.inference.structure_settings import list_main_organs
-from liverseg_dist.inference.structure_values import is_task03, list_tissue_values, select_values
+from liverseg_dist.inference.structure_values import select_values
 from liverseg_dist.labels import BACKGROUND, Structure
 from liverseg_dist.volume import CANONICAL_ORIENTATION, Float3, Grid, Index3, Volume
 
@@ -149,7 +150,9 @@ def audit_channel(
     label: Volume | None,
 ) -> list[Finding]:
     """The findings of the audit of conversion, by the channel's modality."""
-    findings, _ = audit_image(scan, settings.convert.cleaning, notes, label, channel)
+    findings, _ = audit_image(
+        scan, settings.convert.cleaning, notes, label, channel, settings.data.label_scheme
+    )
     checked = []
     for finding in findings:
         # Conversion warns of a wrong declaration; a network for other values gives nonsense.
@@ -253,8 +256,8 @@ def check_mask(mask: Volume, overview: Overview, settings: Settings) -> list[Fin
     """Warnings about a predicted mask: the checks that the audit makes of a label.
 
     A network gives a mask for any input. For a scan of a head or an animal the mask is implausible,
-    although the scan may pass the other checks. The limits for volume, side and HU are known for
-    the liver; masks of other schemes are checked for organs that are absent or cut off.
+    although the scan may pass the other checks. Volume, side and HU are checked for organs of which
+    they are known (`data.audit.anatomy`).
 
     Args:
         mask: class values on the scan's own grid.
@@ -269,23 +272,27 @@ def check_mask(mask: Volume, overview: Overview, settings: Settings) -> list[Fin
         names = " and no ".join(areas)
         message = f"no {names} was found: is this a scan of another part of the body?"
         return [Finding("warning", f"{organs[0].name}_volume", message)]
-    is_first_scheme = is_task03(labels)
-    if is_first_scheme:
-        volume_ml = float(areas[organs[0].name].sum()) * mask.grid.voxel_volume_ml
-        found += check_liver_volume(volume_ml)
+    for organ, anatomy in known_organs(labels):
+        area = areas.get(organ.name)
+        if area is None:
+            area = _count_voxels_per_slice(mask, organ)
+        found += check_volume(organ, anatomy, float(area.sum()) * mask.grid.voxel_volume_ml)
     for name, area in areas.items():
         if area.any():
             found += _check_end_slices(area, name)
-    if not is_first_scheme:
-        return found
-    found += check_tumours(mask.voxels)[1]
+    for lesion in labels.lesions:
+        if lesion.inside is not None:
+            found += check_lesions(mask.voxels, labels, lesion)[1]
     coarse_mask = overview.subsample_mask(mask)
     # A small structure can fall between the voxels of the coarse copy.
-    if (coarse_mask.voxels != BACKGROUND).any():
-        found += check_side(overview.image, coarse_mask, {})
-        if settings.data.image_channels[overview.channel].modality == "CT":
-            tissue = select_values(coarse_mask.voxels, list_tissue_values(labels, organs[0]))
-            found += _check_organ_hu(overview, tissue, organs[0].name, settings)
+    if not (coarse_mask.voxels != BACKGROUND).any():
+        return found
+    channel = settings.data.image_channels[overview.channel]
+    found += check_side(overview.image, coarse_mask, {}, channel, labels)
+    reference = find_reference_organ(labels)
+    if channel.is_ct and reference is not None:
+        tissue = healthy_mask(coarse_mask.voxels, labels, reference)
+        found += _check_organ_hu(overview, tissue, reference.name, settings)
     return found
 
 

@@ -21,6 +21,10 @@ VALUES = {
     "convert.cleaning.thick_order": 0,
     "data.unreadable": "skip",
     "train.nonfinite": "skip",
+    "inference.tumour_threshold": 0.4,
+    "inference.tumour_reach_mm": 5.0,
+    "inference.tumour_cut_mm": 0.0,
+    "inference.min_tumour_ml": 0.2,
 }
 
 

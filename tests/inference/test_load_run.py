@@ -10,11 +10,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from liverseg_dist.commands.main import main
 from liverseg_dist.commands.run_cases import load_runs
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.inference import build_predictor, load_run
 from liverseg_dist.inference.load_run import find_common_mirror_axes, fingerprint_runs
+from liverseg_dist.labels import LabelScheme, Structure
 from tests.inference.small_run import SmallRun, train_small_run
 
 CPU = torch.device("cpu")
@@ -137,3 +139,27 @@ def test_an_ensemble_mirrors_the_common_axes_of_its_runs(
         "warning: not mirrored along z, x: some of these models were trained without"
         in capsys.readouterr().err
     )
+
+
+def test_a_run_of_other_labels_or_channels_is_refused_with_both_sides(
+    run: Path, small_run: SmallRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    kidneys = LabelScheme(
+        ((0, "background"), (1, "kidney"), (2, "mass")),
+        (Structure("kidney", (1, 2)), Structure("mass", (2,), "lesion", "kidney")),
+    )
+    mr = {"name": "T2", "modality": "MR", "intensity": "zscore"}
+    changes: list[tuple[dict[str, object], tuple[str, str]]] = [
+        ({"labels": kidneys.to_json()}, ("liver (1, 2), tumour (2)", "kidney (1, 2), mass (2)")),
+        ({"channels": [mr]}, ("the channels CT", "trained on T2 (MR)")),
+    ]
+    for change, sides in changes:
+        other = {**settings, "data": settings["data"] | change}
+        (run / "config.yaml").write_text(yaml.safe_dump(other))
+        for command in ("evaluate", "postprocess"):
+            line = [command, str(run), "--store", str(small_run.store), "--device", "cpu"]
+            assert main(line) == 2
+            error = capsys.readouterr().err
+            assert all(side in error for side in sides), error
+            assert error.count("\n") == 1
