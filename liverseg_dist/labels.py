@@ -23,10 +23,6 @@ IGNORE = 255
 LIVER = 1
 TUMOUR = 2
 
-CLASS_NAMES = ("background", "liver", "tumour")
-NUM_CLASSES = len(CLASS_NAMES)
-STRUCTURES = ("liver", "tumour")
-
 StructureKind = Literal["organ", "lesion"]
 
 LARGEST_VALUE = 255
@@ -202,7 +198,7 @@ class LabelScheme:
         return tuple(order)
 
     def indistinguishable_classes(self, annotated: Collection[str]) -> tuple[int, ...]:
-        """For each class value, the smallest value that the annotation cannot tell from it.
+        """For each class value, the smallest value that the annotation does not distinguish from it.
 
         Args:
             annotated: names of the structures that were annotated. Two classes differ only where
@@ -277,8 +273,3 @@ LITS_SCHEME = LabelScheme(
     ),
 )
 """Task03_Liver and LiTS: the liver includes its tumours."""
-
-
-def structure_mask(label_zyx: np.ndarray, structure: str) -> np.ndarray:
-    """Boolean mask of a structure of `LITS_SCHEME`."""
-    return LITS_SCHEME.mask_of(label_zyx, structure)

@@ -12,14 +12,14 @@ from liverseg_dist.volume import Grid
 SMOOTHING_VOXELS = 0.7
 MARGIN_VOXELS = 4
 LEAST_VOXELS = 64
-"""Below, the staircase of voxels says nothing about a lesion's shape."""
+"""Below, the staircase of voxels hides a lesion's shape."""
 
 
 def surface_area_mm2(mask_zyx: np.ndarray, grid: Grid) -> float:
     """Surface of a mask: the integral of the gradient's norm over its smoothed indicator (coarea
     formula).
 
-    A voxel's faces overestimate the surface of a ball by half, whatever its size. Smoothing by 0.7
+    A voxel's faces overestimate the surface of a ball by half at any size. Smoothing by 0.7
     voxels along each axis leaves balls of 5 to 20 mm within 2 % at 1 mm; with 5 mm slices up to 7 %
     too large.
     """

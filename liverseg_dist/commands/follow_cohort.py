@@ -190,7 +190,7 @@ def _follow_one(
         own = argparse.Namespace(**{**vars(args), "out": folder})
         follow_scans(own, list(patient.masks), list(patient.images), list(patient.dates))
         content = json.loads((folder / "follow.json").read_text(encoding="utf-8"))
-    except Exception as error:  # the other patients go on, whatever these files hold
+    except Exception as error:  # the other patients continue
         message = format_failure(patient.patient, error)
         ledger.write_failure(patient.patient, message, inputs)
         if isinstance(error, UserError):

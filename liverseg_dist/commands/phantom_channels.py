@@ -4,6 +4,7 @@ import argparse
 import math
 from typing import Any
 
+from liverseg_dist.console import write_lines
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.phantom.channel_case import MODALITIES, Modality, Recipe
 from liverseg_dist.phantom.channel_dataset import (
@@ -140,7 +141,7 @@ def make_channel_set(args: argparse.Namespace, most_pictures: int) -> dict[str, 
     names = " + ".join(wanted.recipe.channels)
     if args.dry_run:
         check_channel_folder(wanted)
-        print(
+        write_lines(
             f"would make {args.cases} labelled and {args.test_cases} unlabelled {args.size} cases "
             f"of {names} in {args.folder}"
         )
@@ -153,8 +154,8 @@ def make_channel_set(args: argparse.Namespace, most_pictures: int) -> dict[str, 
     if args.montage:
         args.montage.parent.mkdir(parents=True, exist_ok=True)
         draw_channel_montage(wanted, most_pictures).save(args.montage)
-        print(f"picture: {args.montage}")
-    print(
+        write_lines(f"picture: {args.montage}")
+    write_lines(
         f"{len(cases)} cases of {names} in {args.folder}; "
         f"next: liverseg convert {quote_path(args.folder)} STORE"
     )

@@ -66,7 +66,7 @@ class Measurement:
             if known is not None and self._picture_file(case.case).is_file():
                 return known, True
             record = self._measure(case)
-        except Exception as error:  # the other cases go on, whatever this file holds
+        except Exception as error:  # the other cases continue
             message = format_failure(str(case.mask), error)
             self.ledger.write_failure(
                 case.case, message.replace(str(case.mask), case.mask.name), inputs

@@ -165,7 +165,7 @@ class SlidingWindowPredictor:
                 lower bound of its normalisation, as in training.
             intensities: normalisation of each channel; one entry is that of the only channel.
             present: which channels the scan has; None: all. The network's input of an absent one is
-                0, whatever voxels the image has.
+                0; its voxels in the image have no effect.
 
         Yields:
             The first slice, and the probabilities (F, D, H, W) on the device. F are the classes

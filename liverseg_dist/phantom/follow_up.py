@@ -265,8 +265,8 @@ def _resized(tumour: Tumour, factor: float) -> Tumour:
 
 
 def _at(tumour: Tumour, centre: np.ndarray) -> Tumour:
-    """The tumour elsewhere, as a ball: pairs and pieces keep their distance whatever its stretch
-    was."""
+    """The tumour at another place, as a ball: pairs and pieces keep their distance for any
+    stretch."""
     x, y, z = (float(v) for v in centre)
     radius = tumour.radius_mm
     return replace(tumour, ball=Ellipsoid((x, y, z), (radius, radius, radius)))

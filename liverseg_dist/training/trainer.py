@@ -283,7 +283,7 @@ class Trainer:
             is_complete = self._validate(self.progress.step, log)
         self.progress.pending_validation = not is_complete
         if was_pending and is_complete:
-            # The checkpoint of this step says that the validation has to be run.
+            # The checkpoint of this step still requests the validation.
             self._save()
         return bool(all_max(int(self._stop_is_requested())))
 

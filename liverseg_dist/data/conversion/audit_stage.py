@@ -190,7 +190,7 @@ def label_with_run(job: CaseJob, audited: AuditedScan) -> AuditedScan:
 def _impute_label(job: CaseJob, audited: AuditedScan, label: Volume) -> AuditedScan:
     """The scan with the label of a run; excluded when the audit rejects the label."""
     number, image = _find_first(audited.images)
-    # The run labels in class values, whatever values the source's labels have.
+    # The run labels in class values; the source may have other values.
     audit = audit_case(
         image,
         label,

@@ -129,7 +129,7 @@ def find_mask_labels(folder: Path) -> LabelScheme:
 
 
 def _with_lits_names(source: SourceLabels) -> SourceLabels:
-    """A source of liver and tumour with the names of LiTS, whatever it calls the tumour."""
+    """A source of liver and tumour with the names of LiTS; it may call the tumour otherwise."""
     scheme = source.scheme
     organ, lesion = LITS_SCHEME.structures
     if len(scheme.structures) != len(LITS_SCHEME.structures):
@@ -149,7 +149,7 @@ def _with_lits_names(source: SourceLabels) -> SourceLabels:
     try:
         renamed = LabelScheme(values, tuple(structures), scheme.ignore)
     except UserError:
-        # The tumour's values are not part of the liver's: no LiTS, whatever the names are.
+        # The tumour's values are not part of the liver's: no LiTS in spite of its names.
         return source
     other = tuple((own, name) for own, name in names.items() if own != name)
     return SourceLabels(source.where, renamed, True, source.ignore, other)

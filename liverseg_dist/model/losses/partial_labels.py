@@ -1,6 +1,6 @@
 """What a loss compares in cases of which only some structures were annotated.
 
-Classes (softmax): the annotation cannot tell some classes from each other. For example, the
+Classes (softmax): the annotation does not distinguish some classes. For example, the
 background of a case without annotated spleen may be spleen. The probabilities of such classes are
 summed, and the loss compares the sums (marginal loss: Fang & Yan 2020,
 https://arxiv.org/abs/2001.00208; Shi et al. 2021, https://arxiv.org/abs/2007.03868). The sum of
@@ -34,7 +34,7 @@ class ComparedChannels:
     """The value of each class value in the renumbered label; None: the label stays as it is."""
     weight_of: tuple[int, ...]
     """For each value of the renumbered label, the class value whose weight it has. Classes that
-    cannot be told apart have the weight of the lowest one."""
+    are not distinguished have the weight of the lowest one."""
 
     def select_logits(self, logits: Tensor) -> Tensor:
         """Return the logits (B, channels, D, H, W) of the compared channels."""
