@@ -12,7 +12,6 @@ from scipy.spatial.transform import Rotation
 
 from liverseg_dist.config import CleaningConfig
 from liverseg_dist.data.audit.case_audit import AuditResult, audit_case
-from liverseg_dist.data.audit.label_checks import count_detached_lesions
 from liverseg_dist.data.audit.duplicates import (
     find_duplicates,
     find_ircadb_overlaps,
@@ -20,6 +19,7 @@ from liverseg_dist.data.audit.duplicates import (
     report_duplicates,
     report_ircadb_overlaps,
 )
+from liverseg_dist.data.audit.label_checks import count_detached_lesions
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.dataset_index import read_dataset
 from liverseg_dist.data.io.nifti import read_scan_file

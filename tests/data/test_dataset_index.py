@@ -147,7 +147,10 @@ def test_monai_list(tmp_path: Path) -> None:
         ({"0": "background"}, "no structure is named"),
         ({"background": 0, "liver": "one"}, "liver is .one.; expected a label value"),
         ({"background": 0, "liver": 1000}, "value 1000 is not from 0 to 255"),
-        ({"0": "background", "1": "liver", "01": "spleen"}, "liver and spleen have the same values"),
+        (
+            {"0": "background", "1": "liver", "01": "spleen"},
+            "liver and spleen have the same values",
+        ),
     ],
 )
 def test_labels_that_are_no_scheme_are_refused(tmp_path: Path, labels: object, reason: str) -> None:
