@@ -38,12 +38,12 @@ from rich.text import Text
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import ConvertConfig, SplitConfig
 from liverseg_dist.console import write_error, write_lines
+from liverseg_dist.data.audit.audit_page import describe_intensities
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord, Labeller
 from liverseg_dist.data.conversion.convert_dataset import Conversion, run_jobs
 from liverseg_dist.data.conversion.executors import EXECUTORS
 from liverseg_dist.data.conversion.root_metadata import collect_audit
 from liverseg_dist.data.io.join_datasets import read_datasets
-from liverseg_dist.data.io.modality import describe_channels, is_one_ct_channel
 from liverseg_dist.data.io.spacing_table import describe_unmatched
 from liverseg_dist.data.label_mapping import describe_classes
 from liverseg_dist.data.preprocessing.slab_coverage import describe_coverage
@@ -245,7 +245,7 @@ def _print_store(store: CaseStore) -> None:
             f"warning: scans of the patient of {patient} are in several parts of the split"
         )
     lines += _describe_labels(store)
-    lines += _describe_intensities(store)
+    lines += describe_intensities(store.root)
     coverage = store.root["coverage"]
     if coverage:
         lines.append(f"slabs hold {describe_coverage(coverage, store.labels)}")
@@ -264,30 +264,6 @@ def _describe_labels(store: CaseStore) -> list[str]:
     if partly:
         shown = [f"{printable(name)} in {counts[name]}" for name in partly]
         lines.append(f"annotated in part, of {labelled} labelled cases: {list_some(shown, 20)}")
-    return lines
-
-
-def _describe_intensities(store: CaseStore) -> list[str]:
-    """One line on the channels if there are several, and one on the normalisation of each."""
-    has_other_channels = not is_one_ct_channel(store.channels)
-    lines = []
-    if has_other_channels:
-        lines.append(f"channels: {describe_channels(store.channels)}")
-    for number, (channel, intensity) in enumerate(
-        zip(store.channels, store.intensities, strict=True)
-    ):
-        prefix = f"intensity of {channel.name}" if has_other_channels else "intensity"
-        if intensity is None:
-            text = f"{prefix}: {channel.intensity} of each scan"
-        else:
-            text = (
-                f"{prefix}: {intensity.lower_hu:g} to {intensity.upper_hu:g} HU is mapped to "
-                f"0 to 1, then (v - {intensity.mean:.4f}) / {intensity.std:.4f}"
-            )
-        absent = sum(not store.meta(case_id).present[number] for case_id in store.case_ids)
-        if absent:
-            text += f"; absent in {absent} of {len(store.case_ids)} cases"
-        lines.append(text)
     return lines
 
 

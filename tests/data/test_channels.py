@@ -35,6 +35,7 @@ from tests.data.sources import convert, write_nifti, write_source
 
 BRATS = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
 T2 = ChannelConfig(name="T2", modality="MR")
+ROOT = Path(__file__).resolve().parents[2]
 CT_AND_MR = (ChannelConfig(name="CT"), T2)
 
 
@@ -274,7 +275,7 @@ def test_a_fixed_range_is_in_the_scans_own_units() -> None:
     ],
 )
 def test_arbitrary_units_fit_into_int16(values: np.ndarray) -> None:
-    voxels = np.resize(values, (4, 5, 6)).astype(np.float32)
+    voxels = np.resize(values, (4, 5, 7)).astype(np.float32)
     stored, invalid, scale = store_voxels(voxels, T2)
     assert stored.dtype == np.int16
     assert stored.min() > -32768, "the store's mark of a missing file"
@@ -288,7 +289,7 @@ def test_arbitrary_units_fit_into_int16(values: np.ndarray) -> None:
 def test_a_single_spike_does_not_cost_the_precision_of_the_rest() -> None:
     volume = mr_volume(0.01, np.float32)
     volume.voxels[3, 4, 5] = 1e9
-    stored, invalid, scale = store_voxels(volume.voxels, T2)
+    _, invalid, scale = store_voxels(volume.voxels, T2)
     assert invalid.saturated_voxels == 1
     assert scale.slope < 0.01
 
@@ -498,3 +499,23 @@ def test_settings_of_channels_are_checked() -> None:
     with pytest.raises(ValueError, match="at least one channel"):
         ConvertConfig(channels=())
     assert ChannelConfig(name="a", modality="MR").intensity == "zscore"
+
+
+# --- real data ------------------------------------------------------------------------------------
+
+
+def test_real_mr_converts_without_an_exclusion(tmp_path: Path) -> None:
+    source = ROOT.parent / "shared" / "data" / "real_mr"
+    if not source.is_dir():
+        pytest.skip("the real MR scans (../shared/data/real_mr) are not here")
+    code, result = convert(source, tmp_path / "store.zarr")
+    assert (code, result["counts"]) == (0, {"kept": 6})
+    store = CaseStore.open(tmp_path / "store.zarr")
+    assert [(c.modality, c.intensity) for c in store.channels] == [("MR", "zscore")]
+    for case_id in store.case_ids:
+        found = {finding["code"] for finding in result["audit"][case_id]["findings"]}
+        assert not found & {"not_ct_like", "looks_like_ct", "hu_offset_missing"}
+        image, label = store.image(case_id)[0], store.label(case_id)
+        values = normalise(image, store.meta(case_id).intensities[0])
+        # The organs are tissue: within the range of the network, not at its lower end.
+        assert -0.5 < np.median(values[label == 1]) < 2

@@ -205,7 +205,6 @@ def test_paths_outside_folder_are_refused(tmp_path: Path, name: object, place: s
         (index_with(training=["liver_1.nii.gz"]), "a training entry is"),
         (index_with(training=[{"label": "x.nii"}]), "a training entry is"),
         (index_with(training=[], test=[]), "names no scan"),
-        (index_with(modality={"0": "CT", "1": "PET"}), "2 modalities"),
         (index_with(test=["imagesTs/liver_2.nii.gz"]), "two scans are called liver_2"),
         (index_with(test=["imagesTs/.hidden.nii.gz"]), "cannot name a case"),
         (index_with(test=["imagesTs/__x.nii.gz"]), "cannot name a case"),

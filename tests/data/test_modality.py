@@ -1,12 +1,14 @@
-"""Data sets of another modality than CT are recognised by name and refused, unless allowed."""
+"""The modality of a channel follows from its name; runs are used for their own channels."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from liverseg_dist.commands.main import main
-from liverseg_dist.data.io.modality import check_modality
+from liverseg_dist.config import ChannelConfig
+from liverseg_dist.data.io.modality import check_same_channels, read_channels
+from liverseg_dist.data.store.case_store import CaseStore
+from liverseg_dist.errors import UserError
 from tests.data.sources import convert, write_source
 
 CT = [
@@ -20,7 +22,7 @@ CT = [
     "CECT",
     "HU",
 ]
-OTHER = [
+MR = [
     "MR",
     "MRI",
     "mri",
@@ -31,26 +33,44 @@ OTHER = [
     "FLAIR",
     "T2_FLAIR",
     "T2-SPIR MR",
-    "PET",
-    "FDG-PET",
-    "US",
+    "magnetic resonance imaging",
+    "DWI",
 ]
-OTHER += ["magnetic resonance imaging", "X-ray", "SPECT", "ultrasound", "DWI"]
+OTHER = ["PET", "FDG-PET", "US", "X-ray", "SPECT", "ultrasound"]
 UNKNOWN = ["", "zscore", "noNorm", "PET/CT", "x", "scan", "0", "Bild"]
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "modality", "found"),
     [
-        *((n, []) for n in CT),
-        *((n, ["not_ct"]) for n in OTHER),
-        *((n, ["modality_unknown"]) for n in UNKNOWN),
+        *((name, "CT", []) for name in CT),
+        *((name, "MR", ["not_ct"]) for name in MR),
+        *((name, "other", ["not_ct"]) for name in OTHER),
+        *((name, "other", ["modality_unknown"]) for name in UNKNOWN),
     ],
 )
-def test_modality_names(name: str, found: list[str]) -> None:
-    findings = check_modality("dataset.json", [name])
+def test_modality_names(name: str, modality: str, found: list[str]) -> None:
+    """nnU-Net's rule: a CT is clipped by its HU, everything else is normalised by scan."""
+    (channel,), findings = read_channels("dataset.json", {"0": name})
+    assert (channel.modality, channel.intensity) == (
+        modality,
+        "ct" if modality == "CT" else "zscore",
+    )
     assert [finding.code for finding in findings] == found
-    assert all(("error" if f.code == "not_ct" else "warning") == f.severity for f in findings)
+    assert all(("info" if f.code == "not_ct" else "warning") == f.severity for f in findings)
+
+
+def test_a_run_is_used_for_its_own_channels() -> None:
+    ct, mr = ChannelConfig(name="CT"), ChannelConfig(name="T2", modality="MR")
+    check_same_channels("data", [ct, mr], [ct, mr])
+    # One channel may be called differently, as long as the modality is the same.
+    check_same_channels("data", [ChannelConfig(name="portal venous")], [ct])
+    other_modality = mr.model_copy(update={"modality": "other"})
+    for found in ([ct], [mr], [mr, ct], [ct, other_modality], [ct, mr, mr]):
+        with pytest.raises(UserError, match=r"data: has the channels .* trained on CT, T2 \(MR\)"):
+            check_same_channels("data", found, [ct, mr])
+    with pytest.raises(UserError, match=r"T2 \(MR\); the run was trained on CT"):
+        check_same_channels("data", [mr], [ct])
 
 
 @pytest.fixture(scope="module")
@@ -65,56 +85,31 @@ def name_modality(source: Path, key: str, value: object) -> None:
     (source / "dataset.json").write_text(json.dumps({**index, key: value}))
 
 
-@pytest.mark.parametrize("how", [[], ["--dry-run"]], ids=["convert", "dry run"])
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "name"),
     [
-        ("modality", {"0": "MRI"}),
-        ("channel_names", {"0": "T2"}),
-        ("modality", "PET"),
-        ("modality", ["MR"]),
+        ("modality", {"0": "MRI"}, "MRI"),
+        ("channel_names", {"0": "T2"}, "T2"),
+        ("modality", "PET", "PET"),
+        ("modality", ["MR"], "MR"),
     ],
 )
-def test_other_modality_is_refused(
-    source: Path,
-    tmp_path: Path,
-    key: str,
-    value: object,
-    how: list[str],
-    capsys: pytest.CaptureFixture[str],
+def test_another_modality_is_read_in_arbitrary_units(
+    source: Path, tmp_path: Path, key: str, value: object, name: str
 ) -> None:
     name_modality(source, key, value)
-    assert main(["convert", str(source), str(tmp_path / "s.zarr"), *how]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    for part in (str(source), "dataset.json", "not CT", "convert.modality=any"):
-        assert part in error
-    assert not (tmp_path / "s.zarr").exists()
+    code, result = convert(source, tmp_path / "s.zarr")
+    assert code == 0
+    assert CaseStore.open(tmp_path / "s.zarr").channels[0].name == name
+    # The voxels are those of a CT, which the audit notices in each scan.
+    found = [f["code"] for f in result["audit"]["liver_0"]["findings"]]
+    assert "looks_like_ct" in found
 
 
-def test_setting_allows_other_modality_with_warning(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_earlier_setting_of_the_modality_still_loads(source: Path, tmp_path: Path) -> None:
     name_modality(source, "modality", {"0": "MRI"})
-    assert (
-        main(
-            [
-                "convert",
-                str(source),
-                str(tmp_path / "s.zarr"),
-                "convert.modality=any",
-                "convert.workers=1",
-            ]
-        )
-        == 0
-    )
-    assert "warning: dataset.json names modality MRI, not CT" in capsys.readouterr().out
-    root = json.loads((tmp_path / "s.zarr" / "zarr.json").read_text())
-    assert root["attributes"]["liverseg"]["convert"]["modality"] == "any"
-    name_modality(source, "modality", {"0": "CT"})
-    code, _ = convert(source, tmp_path / "s.zarr")
-    assert code == 2  # the store has another setting
-    assert "convert.modality was" in capsys.readouterr().err
+    assert convert(source, tmp_path / "s.zarr", "convert.modality=any")[0] == 0
+    assert CaseStore.open(tmp_path / "s.zarr").channels[0].modality == "MR"
 
 
 def test_default_settings_are_not_stored(source: Path, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from markupsafe import Markup, escape
 
 from liverseg_dist.data.audit.anatomy import code_name
 from liverseg_dist.data.conversion.thumbnail import colour_of
+from liverseg_dist.data.io.modality import describe_channels, is_one_ct_channel
 from liverseg_dist.data.store.layout import TRAIN_ONLY
+from liverseg_dist.data.store.metadata_checks import parse_channels, parse_intensities
 from liverseg_dist.errors import printable
 from liverseg_dist.files import natural_key
 from liverseg_dist.labels import LITS_SCHEME, LabelScheme
@@ -58,7 +60,9 @@ def render_audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -
     for number, (name, entry) in enumerate(entries):
         picture = thumbnails.get(name) if number < MAX_PICTURES else None
         scans.append(_build_scan_entry(name, entry, picture, parts, labels))
-    return environment.get_template("audit.html.j2").render(
+    return environment.get_template(
+        "audit.html.j2"
+    ).render(
         root=root,
         # The theme is a file of this package and holds no text from data.
         theme=Markup(load_theme()),  # nosec B704
@@ -70,7 +74,35 @@ def render_audit_page(root: Mapping[str, Any], thumbnails: Mapping[str, Path]) -
         pictures=MAX_PICTURES if len(entries) > MAX_PICTURES else 0,
         counts=_count_statuses(root["audit"]),
         settings=_flatten_settings(root["convert"]),
+        intensities=[f"{line[0].upper()}{line[1:]}" for line in describe_intensities(root)],
     )
+
+
+def describe_intensities(root: Mapping[str, Any]) -> list[str]:
+    """The channels of a store if they are not one CT, and the normalisation of each, as lines.
+
+    Args:
+        root: The store's root attributes.
+    """
+    channels = parse_channels(root)
+    intensities = parse_intensities(root, len(channels))
+    has_other_channels = not is_one_ct_channel(channels)
+    lines = [f"channels: {describe_channels(channels)}"] if has_other_channels else []
+    cases = root["cases"].values()
+    for number, (channel, intensity) in enumerate(zip(channels, intensities, strict=True)):
+        text = f"intensity of {channel.name}" if has_other_channels else "intensity"
+        if intensity is None:
+            text += f": {channel.intensity} of each scan"
+        else:
+            text += (
+                f": {intensity.lower_hu:g} to {intensity.upper_hu:g} HU is mapped to 0 to 1, "
+                f"then (v - {intensity.mean:.4f}) / {intensity.std:.4f}"
+            )
+        absent = sum("present" in case and not case["present"][number] for case in cases)
+        if absent:
+            text += f"; absent in {absent} of {len(cases)} cases"
+        lines.append(text)
+    return lines
 
 
 def _map_case_parts(splits: Mapping[str, Any]) -> dict[str, str]:
@@ -120,6 +152,12 @@ def _describe_facts(facts: Mapping[str, Any], labels: LabelScheme) -> list[str]:
         shape = " × ".join(map(str, facts["shape_zyx"]))
         spacing = " × ".join(f"{mm:.3g}" for mm in facts["spacing_mm"])
         lines.append(f"{shape} voxels (z, y, x) of {spacing} mm, {facts['orientation']}")
+    if "channels" in facts:
+        channels = []
+        for channel in facts["channels"]:
+            absent = "" if channel["present"] else " (absent)"
+            channels.append(f"{channel['name']}{absent}")
+        lines.append(f"channels: {', '.join(channels)}")
     if "volumes_ml" in facts:
         lines.append(_describe_volumes(facts, labels))
     if "annotated" in facts:
