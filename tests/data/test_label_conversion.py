@@ -70,7 +70,7 @@ def test_two_lesion_structures_and_their_samples(tmp_path: Path) -> None:
     rows, stored = store.foreground("case_0"), store.label("case_0")
     assert (stored[tuple(rows[:, 2:].T)] == rows[:, 0]).all()
     assert set(rows[:, 0]) == {1, 2, 3, 4}
-    assert store.root["coverage"]["kidney tumors"] == 2
+    assert store.root["coverage"]["kidney tumors"] == 4  # of both cases
 
 
 def test_regions_with_ignore(tmp_path: Path) -> None:
@@ -185,7 +185,13 @@ def test_partly_labelled_data_sets_are_joined(tmp_path: Path) -> None:
     organs = write_dataset(tmp_path / "organs", labels, [block_label([1, 6])] * 2)
     store_path = tmp_path / "s"
     code, _ = run(
-        "convert", lits, organs, store_path, "convert.splits.folds=2", "convert.workers=1"
+        "convert",
+        lits,
+        organs,
+        store_path,
+        "convert.splits.folds=2",
+        "convert.splits.test_fraction=0",
+        "convert.workers=1",
     )
     assert code == 0
     assert run("verify", store_path)[0] == 0
