@@ -55,8 +55,7 @@ def run_distributed(
         except Exception as error:
             result = failure.report(error)
             abort_process_groups()
-            # Under torchrun another process serves the store.
-            if monitor.failure is not None and world.is_main and world.launched_by != "torchrun":
+            if monitor.failure is not None and world.serves_store:
                 monitor.failure.wait_until_read()
             return result
 

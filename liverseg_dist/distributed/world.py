@@ -70,6 +70,11 @@ class World:
     """torchrun, srun, hand (the variables were set by another program) or none (one process)."""
 
     @property
+    def serves_store(self) -> bool:
+        """Whether this process serves the store of the ranks; under torchrun its agent does."""
+        return self.global_rank == 0 and self.launched_by != "torchrun"
+
+    @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which writes the files and messages of the job."""
         return self.global_rank == 0

@@ -16,7 +16,6 @@ from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform, create_affine_matrix_3d
-from liverseg_dist.data.augment.liver_transforms import TumourCopyTransform
 from monai.transforms import Affine as MonaiAffine
 from scipy import ndimage, stats
 

@@ -43,7 +43,7 @@ class AuditedScan:
     images: Volumes
     label: Volume | None
     """Repaired label on the first channel's own grid (uint8); None without label."""
-    liver_guide: Volume | None
+    label_guide: Volume | None
     """Label by a run that only places the slab; it is not stored."""
     is_wanted: bool
     """Whether the scan is stored."""
@@ -133,7 +133,7 @@ def audit_scan(job: CaseJob, scan: ScanFiles, record: CaseRecord) -> AuditedScan
     # Imputed labels are for training only, so a scan of the test set must not receive one.
     if cleaning.missing_label == "impute" and not job.training:
         is_wanted = False
-    return AuditedScan(record, images, audit.label, liver_guide=None, is_wanted=is_wanted)
+    return AuditedScan(record, images, audit.label, label_guide=None, is_wanted=is_wanted)
 
 
 def _find_first(images: Volumes) -> tuple[int, Volume]:
@@ -178,7 +178,7 @@ def label_with_run(job: CaseJob, audited: AuditedScan) -> AuditedScan:
         if job.convert.cleaning.missing_label == "impute":
             audited = _impute_label(job, audited, run_label)
         else:
-            audited = replace(audited, liver_guide=run_label)
+            audited = replace(audited, label_guide=run_label)
     if audited.record.status == "unlabelled" and not audited.is_wanted:
         message = (
             "no label by design; not stored (convert.cleaning.missing_label=unlabelled stores it)"

@@ -56,8 +56,8 @@ def place_scan(job: CaseJob, audited: AuditedScan) -> PlacedScan:
         label = crop_label_to(audited.label, grid)
     # A scan without label can still have its slab placed by the liver that a run found.
     guide = label
-    if audited.liver_guide is not None and audited.liver_guide.voxels.any():
-        guide = crop_label_to(audited.liver_guide, grid)
+    if audited.label_guide is not None and audited.label_guide.voxels.any():
+        guide = crop_label_to(audited.label_guide, grid)
         # Findings are part of the stored bytes: a new wording would change every such store.
         message = (
             "the run convert.labels_from found the liver; the slab lies on it, "

@@ -35,7 +35,7 @@ from liverseg_dist.pages import OVERLAY, load_script, load_theme
 from liverseg_dist.pages.palette import SURFACE_RGB, assign_colours, hex_colour
 
 SCRIPTS = ("tables.js", "slices.js", "surface.js", "viewer.js")
-WINDOWS = (("Abdomen", 40, 400), ("Liver", 60, 200), ("Wide", 0, 2000))
+WINDOWS = (("Abdomen", 40, 400), ("Narrow", 60, 200), ("Wide", 0, 2000))
 """Presets of the viewer: name, level and width in HU."""
 HEADER = (
     ("run", "Run"),
