@@ -232,6 +232,7 @@ MAY_NAME_STRUCTURES = {
     "labels.py": "the scheme of LiTS",
     "data/io/source_labels.py": "names of LiTS in Task03's dataset.json",
     "data/store/metadata_checks.py": "stores of schema 1",
+    "data/conversion/slab_stage.py": "the code of a finding in stores",
     "config/aliases.py": "settings keys of earlier versions",
     "data/audit/anatomy.py": "plausible sizes of organs",
     "data/audit/case_audit.py": "codes of findings of earlier versions",

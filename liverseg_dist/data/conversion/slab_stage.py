@@ -54,13 +54,14 @@ def place_scan(job: CaseJob, audited: AuditedScan) -> PlacedScan:
     label = None
     if audited.label is not None:
         label = crop_label_to(audited.label, grid)
-    # A scan without label can still have its slab placed by the liver that a run found.
+    # A scan without label can still have its slab placed by the organs that a run found.
     guide = label
     if audited.label_guide is not None and audited.label_guide.voxels.any():
         guide = crop_label_to(audited.label_guide, grid)
         # Findings are part of the stored bytes: a new wording would change every such store.
+        organs = ", ".join(organ.name for organ in job.labels.organs)
         message = (
-            "the run convert.labels_from found the liver; the slab lies on it, "
+            f"the run convert.labels_from found the {organs}; the slab lies on it, "
             "its voxels are not stored"
         )
         record = replace(
