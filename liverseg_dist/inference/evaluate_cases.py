@@ -188,6 +188,8 @@ class CaseEvaluator:
         self, case_id: str, result: SegmentedCase, truth: Volume, fingerprint: str
     ) -> None:
         if self.masks is not None:
+            # The folder of an earlier evaluation may have been moved after it was made.
+            self.get_mask_file(case_id).parent.mkdir(parents=True, exist_ok=True)
             write_mask(self.get_mask_file(case_id), result.mask_zyx, truth.grid)
             self.masks.write(case_id, {"case_id": case_id}, fingerprint)
         if self.pictures is not None:
