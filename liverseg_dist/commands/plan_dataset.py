@@ -15,6 +15,7 @@ from liverseg_dist.errors import UserError
 from liverseg_dist.planning.cpu_plan import plan_for_cpu
 from liverseg_dist.planning.experiment_memory import GpuBudget
 from liverseg_dist.planning.experiment_plan import plan_experiment
+from liverseg_dist.planning.experiment_rules import count_text
 from liverseg_dist.planning.fingerprint import DatasetFingerprint
 from liverseg_dist.planning.fingerprint_read import describe_left_out, read_fingerprint
 from liverseg_dist.planning.memory_estimate import GIB
@@ -53,11 +54,11 @@ def plan_dataset(args: argparse.Namespace, settings: Settings, source: Path) -> 
     given = list_given(settings)
     if args.cpu_minutes is not None:
         plan = plan_for_cpu(fingerprint, args.cpu_minutes, cores, given)
-        target = f"{args.cpu_minutes:g} minutes on {cores} CPU core(s)"
+        target = f"{args.cpu_minutes:g} minutes on {count_text(cores, 'CPU core')}"
     else:
         budget = _find_budget(args, settings)
         plan = plan_experiment(fingerprint, budget, given)
-        target = f"{budget.devices} device(s) of {budget.memory_gib:g} GiB"
+        target = f"{count_text(budget.devices, 'device')} of {budget.memory_gib:g} GiB"
     title = _title_lines(fingerprint, target)
     if args.out:
         write_plan(args.out, plan.decisions, title)
@@ -104,9 +105,9 @@ def _title_lines(fingerprint: DatasetFingerprint, target: str) -> list[str]:
     lesions = len(fingerprint.lesion_diameters_mm)
     return [
         f"Written by `liverseg plan` for {target}; each comment states why.",
-        f"Data: {fingerprint.name}, {len(fingerprint.cases)} labelled scan(s), "
+        f"Data: {fingerprint.name}, {count_text(len(fingerprint.cases), 'labelled scan')}, "
         f"{', '.join(channel.name for channel in fingerprint.channels)}; "
-        f"{len(structures)} structure(s): {shown}; {lesions} lesion(s)",
+        f"{count_text(len(structures), 'structure')}: {shown}; {count_text(lesions, 'lesion')}",
     ]
 
 

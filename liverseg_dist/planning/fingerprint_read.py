@@ -196,4 +196,4 @@ def describe_left_out(fingerprint: DatasetFingerprint) -> str:
     if not fingerprint.left_out:
         return ""
     texts = [f"{printable(case)} ({reason})" for case, reason in fingerprint.left_out]
-    return f"{len(texts)} scan(s) left out: {list_some(texts, 5)}"
+    return f"left out, {len(texts)} of the labelled scans: {list_some(texts, 5)}"
