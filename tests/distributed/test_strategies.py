@@ -87,7 +87,7 @@ def mark_long(name: str) -> object:
     return pytest.param(name, marks=pytest.mark.long) if name in LONG_STRATEGIES else name
 
 
-@pytest.mark.parametrize("name", map(mark_long, STRATEGIES))
+@pytest.mark.parametrize("name", [mark_long(name) for name in STRATEGIES])
 def test_strategy_equals_the_plain_loop_and_resumes_exactly(name: str, tmp_path: Path) -> None:
     ranks, optimizer, overrides = STRATEGIES[name]
     overrides = [*overrides, f"train.optimizer={optimizer}"]
