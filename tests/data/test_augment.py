@@ -15,6 +15,7 @@ from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform, create_affine_matrix_3d
+from liverseg_dist.data.augment.liver_transforms import TumourCopyTransform
 from monai.transforms import Affine as MonaiAffine
 from scipy import ndimage, stats
 
@@ -31,7 +32,6 @@ from liverseg_dist.data.augment import (
     normalise_intensity,
     spatial_resampling,
 )
-from liverseg_dist.data.augment.liver_transforms import TumourCopyTransform
 from liverseg_dist.data.augment.presets import APPLY_ORDER, AugmentDraw, PresetName
 from liverseg_dist.data.augment.spatial_resampling import SpatialDraw
 from liverseg_dist.data.augment.spatial_transforms import MirrorTransform, rotation_matrix

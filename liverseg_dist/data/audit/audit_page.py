@@ -217,7 +217,7 @@ def _describe_coverage(coverage: Mapping[str, Any], labels: LabelScheme) -> Mark
         shares = " and\n".join(filter(None, [shares, list_some(lesions, MAX_STRUCTURES)]))
     text = escape(f"The slabs hold {'; '.join([shares, *losses])}.")
     # Names are escaped above; an apostrophe needs no escape between tags.
-    return Markup(text.replace("&#39;", "'"))  # nosec B704
+    return Markup(str(text).replace("&#39;", "'"))  # nosec B704
 
 
 def _describe_shown(labels: LabelScheme) -> str:

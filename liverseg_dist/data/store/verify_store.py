@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cc3d
 import numpy as np
 import zarr
 
@@ -292,6 +293,14 @@ def _check_case(store: CaseStore, case_id: str) -> Iterator[StoreDefect]:
     if counts[classes:IGNORE].any():
         known = f"0 to {classes - 1}, and {IGNORE}"
         yield StoreDefect(case_id, "label", f"contains values other than {known}")
+    for lesion in store.labels.lesions:
+        mask = np.ascontiguousarray(store.labels.mask_of(label, lesion))
+        count = int(cc3d.connected_components(mask, connectivity=26, return_N=True)[1])
+        if count != meta.lesions[lesion.name]:
+            what = (
+                f"has {count} components of {lesion.name}, recorded are {meta.lesions[lesion.name]}"
+            )
+            yield StoreDefect(case_id, "label", what)
     first, last = meta.valid_slices
     if (label[:first] != IGNORE).any() or (label[last:] != IGNORE).any():
         yield StoreDefect(case_id, "label", "padding is not marked")
