@@ -69,15 +69,20 @@ def source(phantom_source: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(phantom_source, tmp_path / "source"))
 
 
-def test_labels_of_another_task(
+def test_labels_that_the_index_does_not_name(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = json.loads((source / "dataset.json").read_text())
     index["labels"] = {"0": "background", "1": "spleen"}
     (source / "dataset.json").write_text(json.dumps(index))
-    code, _, err = call(capsys, "convert", source, tmp_path / "store")
-    assert code == EXIT_USER
-    assert "tumour" in err or "cancer" in err
+    _, out, _ = call(capsys, "convert", source, tmp_path / "store", "--json", *STORE)
+    audit = json.loads(out.splitlines()[-1])["audit"]
+    excluded = [case for case, entry in audit.items() if entry["status"] == "excluded"]
+    assert excluded
+    for case in excluded:
+        messages = " ".join(finding["message"] for finding in audit[case]["findings"])
+        assert f"labelsTr/{case}.nii.gz: label values 2" in messages
+        assert "expected 0 background, 1 spleen" in messages
 
 
 def test_broken_and_missing_files_are_told_and_the_rest_goes_on(
@@ -317,7 +322,7 @@ def test_a_store_of_the_future_is_refused(
         capsys, "train", "--dry-run", f"data.store={store}", f"run.dir={tmp_path / 'run'}"
     )
     assert code == EXIT_USER
-    assert "schema 99, this version reads 1" in err
+    assert "schema 99, this version reads 1 and 2" in err
 
 
 def test_the_dry_run_writes_nothing(

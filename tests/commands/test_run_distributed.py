@@ -26,7 +26,7 @@ def test_a_case_with_an_unexpected_error_gets_a_crash_report(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def raise_key_error(case_id: str, *_: object) -> None:
+    def raise_key_error(case_id: str, *_: object, **__: object) -> None:
         raise KeyError(f"what {case_id} lacks")
 
     monkeypatch.setattr(evaluating, "score_case", raise_key_error)

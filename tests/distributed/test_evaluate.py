@@ -275,7 +275,7 @@ def test_slabs_of_a_scan_are_post_processed_together(
         slices = np.zeros((turned.shape[0], 3))
         slices[:, 0] = np.arange(turned.shape[0])
         at = image.grid.index_of(turned.world_mm(slices))[:, 0]
-        liver = lobes(turned) & ((at > -0.5) & (at < image.shape[0] - 0.5))[:, None, None]
+        liver = lobes(turned) & ((at > -0.5) & (at < image.grid.shape[0] - 0.5))[:, None, None]
         whole = tuple(slice(0, edge) for edge in turned.shape)
         yield whole, torch.from_numpy(np.stack([0.9 * liver, 0.0 * liver]).astype(np.float32))
 

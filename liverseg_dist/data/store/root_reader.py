@@ -38,7 +38,9 @@ def read_root(path: str) -> dict[str, Any]:
     if schema not in (FIRST_SCHEMA, SCHEMA):
         is_newer = isinstance(schema, int) and schema > SCHEMA
         remedy = "install a newer liverseg_dist" if is_newer else "convert the data again"
-        raise UserError(f"{path}: store schema {schema}, this version reads {SCHEMA}; {remedy}")
+        raise UserError(
+            f"{path}: store schema {schema}, this version reads {FIRST_SCHEMA} and {SCHEMA}; {remedy}"
+        )
     _check_case_names(path, root)
     with wrap_metadata_errors(f"{path}: zarr.json is damaged"):
         check_root(root)
