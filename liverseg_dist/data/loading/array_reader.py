@@ -120,6 +120,10 @@ class StoreReader:
             reader = ZarrArray(self._store, path)
         if name == "image" and len(reader.shape) == LABEL_DIMS:
             return SingleChannelImage(reader)
+        expected = IMAGE_DIMS if name == "image" else LABEL_DIMS
+        # Damaged metadata would otherwise end in an error without the array's name.
+        if len(reader.shape) != expected:
+            raise ChunkError(f"{path}: {len(reader.shape)} dimensions instead of {expected}")
         return reader
 
     def read_fingerprint(self) -> bytes:

@@ -298,13 +298,16 @@ class PatchSource:
                 "convert the store again"
             )
         first, last = (int(z) for z in meta.valid_slices)
-        return _OpenCase(
-            self._reader.open_array(case_id, "image"),
-            self._reader.open_array(case_id, "label", may_be_empty=not any(meta.class_voxels[1:])),
-            ForegroundIndex(foreground),
-            (first, last),
-            self._read_traits(meta),
+        image = self._reader.open_array(case_id, "image")
+        label = self._reader.open_array(
+            case_id, "label", may_be_empty=not any(meta.class_voxels[1:])
         )
+        traits = self._read_traits(meta)
+        # Voxels outside of an array are padding: a wrong shape would silently become padding.
+        expected = (len(traits.intensities), *label.shape)
+        if image.shape != expected:
+            raise ChunkError(f"cases/{case_id}/image: shape {image.shape}, not {expected}")
+        return _OpenCase(image, label, ForegroundIndex(foreground), (first, last), traits)
 
     def _read_traits(self, meta: StoredCase) -> CaseTraits:
         if self.channels != len(meta.intensities):

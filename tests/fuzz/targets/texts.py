@@ -51,7 +51,13 @@ class IndexTarget:
         if not content.keys() & {"training", "test", "testing"}:  # file names decide
             content |= {"training": ["imagesTr/a_1.nii.gz"], "test": ["imagesTs/a_3.nii.gz"]}
         for part, cases in (("training", dataset.training), ("test", dataset.test)):
-            entries = [e["image"] if isinstance(e, dict) else e for e in content.get(part, [])]
+            entries: list[str] = []
+            for entry in content.get(part, []):
+                image = entry["image"] if isinstance(entry, dict) else entry
+                # A list or a mapping has a file for each channel.
+                if isinstance(image, dict):
+                    image = list(image.values())
+                entries += image if isinstance(image, list) else [image]
             posix = [PurePosixPath(entry.replace("\\", "/")) for entry in entries]
             images = {case / path for path in posix if not path.name.startswith("._")}
             # A file under a slightly other name is found in the same folder.
