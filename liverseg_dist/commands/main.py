@@ -238,7 +238,7 @@ def _top_parser() -> argparse.ArgumentParser:
     listing = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="liverseg",
-        description="Segmentation of liver tumours on CT, from NIfTI files to exact Dice, on one "
+        description="Segmentation of organs and lesions on CT and MR, from NIfTI files to exact Dice, on one "
         "machine or a cluster.",
         epilog=f"commands:\n{listing}\n\nOptions of a command: liverseg COMMAND --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
