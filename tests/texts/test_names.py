@@ -165,7 +165,7 @@ def test_values_have_type_of_field() -> None:
             "train.learning_rate=1e-3",
             "model.regions=yes",
             "seed=1_000",
-            "inference.tumour_reach_mm=null",
+            "inference.reach_mm=null",
             "convert.cleaning.noise=tv",
             "data.fold=all",
             "model.features=[4, 8]",
@@ -178,7 +178,7 @@ def test_values_have_type_of_field() -> None:
         1000,
     )
     assert settings.model.regions is True
-    assert settings.inference.tumour_reach_mm is None
+    assert settings.inference.reach_mm is None
     assert (settings.model.features, settings.model.pretrained, settings.data.fold) == (
         (4, 8),
         None,
