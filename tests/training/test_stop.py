@@ -80,7 +80,8 @@ def test_ctrl_c_under_torchrun_saves_and_ends_with_one_line(
 def test_a_second_ctrl_c_ends_at_once_and_reports_lost_steps(
     launcher: list[str], phantom_store: Path, tmp_path: Path
 ) -> None:
-    slow = ("train.global_batch_size=64", "train.micro_batch_size=1", "data.patch_size=[32,64,64]")
+    # One micro-batch of several seconds: a stop is honoured between two of them.
+    slow = ("train.global_batch_size=48", "train.micro_batch_size=48", "data.patch_size=[32,64,64]")
     process = start(*launcher, *arguments(phantom_store, tmp_path / "run", *ENDLESS, *slow))
     while not list((tmp_path / "run").glob("events.*")):  # the last file before the first step
         assert process.poll() is None
