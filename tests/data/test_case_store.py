@@ -153,7 +153,9 @@ def test_a_url_without_driver_gives_one_line(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_an_unknown_schema_is_refused(copy: Path, schema: int | None, remedy: str) -> None:
     change(copy, schema=schema)
-    with pytest.raises(UserError, match=f"store schema {schema}, this version reads 1 and 2; {remedy}"):
+    with pytest.raises(
+        UserError, match=f"store schema {schema}, this version reads 1 and 2; {remedy}"
+    ):
         CaseStore.open(copy)
 
 
