@@ -113,6 +113,7 @@ class LabelCodes:
                 if lesion.name in thresholds:
                     lesions.append(lesion)
                     reached.append(level > THRESHOLDS.index(thresholds[lesion.name]))
+            # Without a threshold the stored most likely label already is the result.
             if lesions:
                 subset = ThresholdedOrgan(group.organ, tuple(lesions))
                 label = apply_thresholds(label, without_lesions, reached, self.outputs, subset)
