@@ -88,6 +88,7 @@ class WindowAveraging:
         for model in self._models:
             logits_BCDHW = self.compute_logits(model, image_BCDHW)
             batch, _, *shape = logits_BCDHW.shape
+            # float32 also where autocast gives logits of lower precision: means are summed in it.
             values = torch.empty(batch, self._foreground_count, *shape, device=logits_BCDHW.device)
             for logits_CDHW, values_FDHW in zip(logits_BCDHW, values, strict=True):
                 for part in self.split_into_blocks(shape):

@@ -139,7 +139,6 @@ def _plan_lesions(
     laws = rng.permutation(np.array(LAWS)).tolist()
     for tumour in tumours:
         law: Law = laws.pop() if laws else "stable"
-        # The pieces of a small lesion would be too small to find on thick slices.
         if law == "split" and tumour.radius_mm < SPLIT_RADIUS_MM:
             law = "grow"
         if law == "merge" and not _has_room(tumour, tumours):
@@ -208,7 +207,7 @@ def _add_splitting(
     """One lesion that is two pieces from the second date on."""
     direction = rng.normal(size=3)
     direction *= PIECE_OFFSET * tumour.radius_mm / np.linalg.norm(direction)
-    # A ball at baseline, so that the pieces lie inside it in any direction.
+    # A ball, as the pieces are: distances then hold in any direction.
     ball = replace(tumour, ball=replace(tumour.ball, radii=(tumour.radius_mm,) * 3))
     pieces = [
         _at(_resized(ball, PIECE_RADIUS), np.add(tumour.ball.centre, sign * direction))
@@ -243,7 +242,7 @@ def _nominal_centres(
     centres: list[Point] = []
     for lesion in lesions:
         known = [d for d, radius in enumerate(lesion.radius_mm) if radius > 0]
-        # A vanished lesion still has a place, so that matching can be checked there.
+        # The truth states a place also at dates without the lesion.
         nearest = min(known, key=lambda d: abs(d - date))
         centres.append(_tumour_of(by_date[nearest], lesions, lesion, nearest).ball.centre)
     return centres

@@ -116,6 +116,7 @@ class Painter:
         canvas.regions["liver"] = distance
         self._paint_strokes(canvas, self._inside, planes)
         self._paint_lesions(canvas, self._benign, planes, None)
+        # Tumours last: they cover vessels and benign lesions where these overlap.
         self._paint_lesions(canvas, self._tumours, planes, tumours)
         return Painted(canvas.values, liver, tumours, canvas.organs)
 
