@@ -133,6 +133,7 @@ class Painter:
             if inner is None:
                 continue
             part = canvas[inner]
+            # The maximum of two signed distances is the intersection: lesions end at the liver.
             ball = np.maximum(lesion.signed_distance(part.points), part.regions["liver"])
             lesion.paint_tumour(part, ball, self.patient.contrast.liver)
             if shares is not None:
