@@ -20,12 +20,14 @@ def draw_volumes(content: Mapping[str, Any], labels: Sequence[str]) -> Markup:
     """Volume of each lesion and of all together, in ml over the dates."""
     positions = date_positions(content)
     total = content["total"]["volume_ml"]
+    # At least 0.1 ml: `_frame` takes a logarithm, which 0 does not have.
     highest = max([*(v for v in total if v is not None), 0.1])
     marks = _frame(positions, labels, highest, "ml")
     largest = sorted(content["lesions"], key=lambda one: -max(v or 0.0 for v in one["volume_ml"]))[
         :MAX_CURVES
     ]
     for lesion in largest:
+        # By the id, not the position: a lesion's colour does not depend on the other lesions.
         colour = COLOURS[(lesion["id"] - 1) % len(COLOURS)]
         marks.append(
             _curve(positions, lesion["volume_ml"], highest, colour, f"lesion {lesion['id']}")
@@ -38,6 +40,7 @@ def draw_sums(content: Mapping[str, Any], labels: Sequence[str]) -> Markup:
     """Sum of the targets' long axes, with the thresholds of partial response and progression."""
     positions = date_positions(content)
     sums = content["response"]["sums_mm"]
+    # The nadir is the smallest earlier sum; the last date is compared with it.
     baseline, nadir = sums[0], min(sums[:-1])
     lines = (
         ((1 - PARTIAL_RESPONSE) * baseline, "PR: -30 % of baseline"),
@@ -60,6 +63,7 @@ def draw_sums(content: Mapping[str, Any], labels: Sequence[str]) -> Markup:
 def date_positions(content: Mapping[str, Any]) -> list[float]:
     """Horizontal pixels of the dates: by days where they are known, else evenly."""
     days = content["days"] or list(range(len(content["scans"])))
+    # A single date, or dates on one day, would divide by 0.
     span = max(days[-1] - days[0], 1e-9)
     return [
         round(LEFT + 12 + (day - days[0]) / span * (WIDTH - RIGHT - LEFT - 24), 1) for day in days
@@ -72,6 +76,7 @@ def _frame(
     marks = []
     raw = highest / 4
     magnitude = 10.0 ** math.floor(math.log10(raw))
+    # The tolerance accepts a tick that rounding puts just below the exact quarter.
     step = next(tick * magnitude for tick in TICKS if tick * magnitude >= raw * 0.999)
     for number in range(int(highest / step + 1e-9) + 1):
         y = _y(number * step, highest)

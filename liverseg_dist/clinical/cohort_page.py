@@ -32,6 +32,7 @@ def summarise_patient(patient: str, content: Mapping[str, Any], page: str) -> di
         "days": None if content["days"] is None else content["days"][-1],
         "recist": response["recist"],
         "volumetric": response["volumetric"],
+        # The first change is that of the baseline to itself, always 0.
         "best_sum_change": min(changes[1:]) if changes else None,
         "last_sum_change": changes[-1] if changes else None,
         "volume_change": content["total"]["change"],
@@ -75,6 +76,7 @@ def draw_waterfall(rows: Sequence[Mapping[str, Any]]) -> Markup:
         (row for row in rows if row["best_sum_change"] is not None),
         key=lambda row: -row["best_sum_change"],
     )
+    # No patient may have a sum of targets; the width must not be divided by 0.
     step = (WIDTH - LEFT - RIGHT) / max(1, len(known))
     marks = _frame()
     for number, row in enumerate(known):
@@ -89,6 +91,7 @@ def draw_waterfall(rows: Sequence[Mapping[str, Any]]) -> Markup:
                 x=round(LEFT + number * step + 0.1 * step, 2),
                 y=top,
                 w=round(0.8 * step, 2),
+                # At least one pixel: a change of 0 stays visible.
                 h=round(max(bottom - top, 1.0), 2),
                 title=f"{row['patient']}: {100 * value:+.0f} %, {row['recist']}",
             )
@@ -140,6 +143,7 @@ def _frame() -> list[Markup]:
 
 
 def _y(change: float) -> float:
+    # Changes beyond the axis are drawn at its end.
     share = (min(max(change, LOW), HIGH) - LOW) / (HIGH - LOW)
     return round(HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP), 1)
 

@@ -74,16 +74,21 @@ def find_components(
     around = bounding_box(mask_zyx)
     if around is None:
         return
+    # A lesion fills a small part of a scan: labelling its box alone saves time and memory.
     inner = np.ascontiguousarray(mask_zyx[around], dtype=bool)
     labels, count = cc3d.connected_components(  # type: ignore[call-overload]
         inner, connectivity=connectivity, return_N=True
     )
     statistics = cc3d.statistics(labels, no_slice_conversion=True)
+    # Entry 0 is the background. Signed integers, because unsigned sizes cannot be negated below.
     sizes = statistics["voxel_counts"][1 : count + 1].astype(np.int64)
     corners = statistics["bounding_boxes"][1 : count + 1].astype(np.int64)
+    # A stable sort keeps the array order of equal sizes, so numbers are reproducible.
     for number, index in enumerate(np.argsort(-sizes, kind="stable").tolist(), start=1):
+        # The last index of cc3d is inclusive, the stop of a slice is not.
         low, high = corners[index, 0::2], corners[index, 1::2] + 1
         z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        # Other components can reach into the box, so the label decides.
         mask = labels[z, y, x] == index + 1
         yield Component(number, shift_box((z, y, x), around), mask, int(sizes[index]))
 
@@ -113,6 +118,7 @@ def cut_faces(
 def _touches_value(mask_zyx: np.ndarray, box: Box, label_zyx: np.ndarray, value: int) -> bool:
     """Whether a face neighbour of the mask has this label."""
     grown_z, grown_y, grown_x = (
+        # One voxel more on each side: face neighbours of the mask can lie outside its box.
         slice(max(0, axis.start - 1), min(size, axis.stop + 1))
         for axis, size in zip(box, label_zyx.shape, strict=True)
     )

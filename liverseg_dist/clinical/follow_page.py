@@ -69,6 +69,7 @@ def draw_series(
 
     def importance(track_number: int) -> tuple[bool, float]:
         lesion = follow.content["lesions"][track_number]
+        # False sorts before True: targets come first, then the largest volume at any date.
         return lesion["id"] not in targets, -max(volume or 0.0 for volume in lesion["volume_ml"])
 
     order = sorted(range(len(follow.tracks)), key=importance)[:MAX_SERIES]
@@ -80,6 +81,7 @@ def draw_series(
         for date, point in enumerate(points):
             index = track.numbers[date]
             lesion = None if index is None else point.quantities.lesions[index]
+            # The centroid is in the baseline's world; each scan has its own.
             at = follow.registrations[date].to_moving(centre[None])[0]
             pictures.append(
                 draw_position(
@@ -127,5 +129,6 @@ def format_doubling(growth: Mapping[str, Any] | None) -> str:
     kind = "doubles" if days > 0 else "halves"
     if not growth["is_significant"]:
         return f"{kind} in {abs(days):.0f} d (not beyond error)"
+    # Halving times are negative; their ends change order with the sign.
     ends = [abs(end) for end in growth["doubling_interval"] if end is not None]
     return f"{kind} in {abs(days):.0f} d ({min(ends):.0f} to {max(ends):.0f})"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 Z95 = 1.96
+# A change has the variance of two measurements, hence the division by the square root of 2.
 DIAMETER_SD = (0.073 + 0.062) / 2 / Z95 / math.sqrt(2)
 VOLUME_SD = (0.121 + 0.134) / 2 / Z95 / math.sqrt(2)
 """Relative standard deviations of one measurement."""
@@ -64,6 +65,7 @@ def volume_sd_ml(volume_ml: float, slice_mm: float) -> float:
     """Standard deviation of one measured volume; the surface is that of the ball of this volume."""
     if volume_ml <= 0:
         return 0.0
+    # Area of a ball: pi^(1/3) (6 V)^(2/3); 1 ml is 1000 mm3.
     area_mm2 = math.pi ** (1 / 3) * (6000.0 * volume_ml) ** (2 / 3)
     return math.hypot(VOLUME_SD * volume_ml, area_mm2 * SURFACE_SHARE * slice_mm / 1000.0)
 
@@ -90,12 +92,14 @@ def fit_growth(
     time = np.array([float(days[i]) for i in known])
     volume = np.array([float(volumes_ml[i]) for i in known])
     sd = np.array([max(float(sds_ml[i]), 1e-9) for i in known])
+    # To first order, the standard deviation of ln(V) is the relative one of V.
     rate, intercept, rate_sd = _weighted_line(time, np.log(volume), sd / volume)
     low, high = rate - Z95 * rate_sd, rate + Z95 * rate_sd
     fits = {"exponential": _judge_fit(volume, np.exp(intercept + rate * time), sd, 2)}
     slope, start, _ = _weighted_line(time, volume, sd)
     fits["linear volume"] = _judge_fit(volume, start + slope * time, sd, 2)
     diameter = np.cbrt(volume)
+    # To first order again: the derivative of d^3 is 3 d^2.
     slope, start, _ = _weighted_line(time, diameter, sd / (3 * diameter**2))
     fits["linear diameter"] = _judge_fit(volume, np.maximum(start + slope * time, 0.0) ** 3, sd, 2)
     comparable = {name: fit["aicc"] for name, fit in fits.items() if fit["aicc"] is not None}

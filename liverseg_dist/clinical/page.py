@@ -38,6 +38,7 @@ def render_quantities(
     for case in cases[:MAX_CASES]:
         drawn = []
         for picture in pictures.get(case["case"], ()):
+            # The stored length is close to the length in the page, because pictures are data URIs.
             room -= len(json.dumps(picture))
             if room > 0:
                 drawn.append({"picture": picture, "lesion": _lesion_of(case, picture)})
@@ -63,6 +64,7 @@ def render_page(template: str, **values: Any) -> str:
     jinja = Environment(
         loader=loader,
         autoescape=True,
+        # A misspelled name in a template is an error, not an empty text.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -60,8 +60,10 @@ def deform_with_greedy(fixed: Channels, moving: Channels, grid: Grid) -> np.ndar
         weight = SHAPE_WEIGHT if number == 0 and len(fixed) > 1 else TEXTURE_WEIGHT
         images |= {f"fixed{number}": to_itk(one, grid), f"moving{number}": to_itk(other, grid)}
         pairs.append(f"-w {weight} -i fixed{number} moving{number}")
+    # The module is optional, so it is imported at the first use.
     greedy = _greedy_class()()
     greedy.execute(f"{' '.join(pairs)} {GREEDY_OPTIONS} -o warp", **images, warp=None)
+    # `warp=None` above makes greedy return the result in memory, without a file.
     field = SimpleITK.GetArrayFromImage(greedy["warp"]).astype(np.float64)
     return field.reshape((*grid.shape, 3))
 
@@ -73,6 +75,7 @@ def deform_with_demons(fixed: Channels, moving: Channels, grid: Grid) -> np.ndar
     demons = SimpleITK.DiffeomorphicDemonsRegistrationFilter()
     demons.SetNumberOfIterations(DEMONS_ITERATIONS)
     demons.SetSmoothDisplacementField(True)
+    # In voxels of the current level, so the coarse level is smoothed over a longer distance.
     demons.SetStandardDeviations(DEMONS_SIGMA_VOXELS)
     demons.SetNumberOfThreads(1)
     field: Any = None
@@ -81,6 +84,7 @@ def deform_with_demons(fixed: Channels, moving: Channels, grid: Grid) -> np.ndar
         if field is None:
             field = demons.Execute(small_one, small_other)
         else:
+            # The filter needs an initial field on the grid of its fixed image.
             start = SimpleITK.Resample(
                 field,
                 small_one,

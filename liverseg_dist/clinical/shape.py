@@ -24,6 +24,7 @@ def surface_area_mm2(mask_zyx: np.ndarray, grid: Grid) -> float:
     too large.
     """
     smooth = gaussian_filter(np.pad(mask_zyx.astype(np.float32), MARGIN_VOXELS), SMOOTHING_VOXELS)
+    # The padding above keeps the smoothed edge of a mask that touches its box inside the array.
     by_index = np.stack(np.gradient(smooth), axis=-1)
     # The gradient in mm is the inverse affine, transposed, times the gradient in voxels (x, y, z).
     to_mm = np.linalg.inv(grid.affine[:3, :3])
@@ -47,6 +48,7 @@ def sphericity(mask_zyx: np.ndarray, grid: Grid) -> float | None:
         return None
     volume_mm3 = voxels * grid.voxel_volume_ml * 1000.0
     of_ball = math.pi ** (1 / 3) * (6.0 * volume_mm3) ** (2 / 3)
+    # The estimated surface of a ball can be slightly too small; a quotient above 1 has no meaning.
     return min(1.0, of_ball / surface_area_mm2(mask_zyx, grid))
 
 

@@ -104,6 +104,7 @@ class Ledger:
 
     def _write_entry(self, case_id: str, content: dict[str, Any]) -> None:
         entry = {"case_id": case_id, "fingerprint": self.fingerprint, **content}
+        # Over all other keys, so an entry that was damaged or edited is detected on reading.
         entry["sha256"] = fingerprint_of(entry)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self._file_of(case_id), entry)
@@ -130,6 +131,7 @@ class Ledger:
             return None
         if not isinstance(entry, dict) or entry.get("fingerprint") != self.fingerprint:
             return None
+        # The hash covers the entry without itself: the left side removes the key first.
         if entry.pop("sha256", None) != fingerprint_of(entry):
             return None
         case_id = entry.get("case_id")
@@ -150,8 +152,10 @@ def encode_file_name(case_id: str) -> str:
     # A case id may contain bytes that are not UTF-8: Python stores them as surrogates.
     name = quote(case_id, safe=" ()[]{}+,=@", errors="surrogatepass")
     if name.startswith("."):
+        # A leading dot would hide the file.
         name = "%2E" + name[1:]
     if len(name) > MAX_NAME_LENGTH:
+        # Of the whole id: two long ids can have the same beginning.
         digest = hashlib.sha256(case_id.encode("utf-8", "surrogatepass")).hexdigest()
         name = f"{name[:MAX_NAME_LENGTH]}~{digest[:16]}"
     return name or "%"

@@ -31,6 +31,7 @@ def list_resolution_notes(cases: Sequence[Case]) -> list[str]:
     anisotropic: list[Case] = []
     for case in cases:
         shortest_mm, longest_mm = min(case["spacing_mm"]), max(case["spacing_mm"])
+        # One note per case: the strongest limit that applies to its voxels.
         if shortest_mm > coarse:
             above_coarse.append(case)
         elif shortest_mm > fine:

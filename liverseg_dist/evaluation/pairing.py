@@ -52,6 +52,7 @@ def pair_masks(prediction: Path, truth: Path) -> Pairing:
     Raises:
         UserError: A folder is missing, has no mask or two masks of one case, or no names match.
     """
+    # Two single files need no common name: the caller has paired them.
     if prediction.is_file() and truth.is_file():
         return Pairing((MaskPair(derive_scan_id(truth.name), prediction, truth),), (), ())
     predictions, truths = _find_masks(prediction), _find_masks(truth)
@@ -107,6 +108,7 @@ def align_prediction(
         return Volume(prediction.voxels, truth.grid)
     if prediction.grid.matches(truth.grid, SAME_PLACE_MM):
         return prediction
+    # Before the sizes are compared: a permutation of axes changes the order of the sizes.
     reoriented = prediction.reoriented(truth.grid.orientation)
     if reoriented.shape != truth.shape:
         raise UserError(_size_mismatch(reoriented.shape, truth.shape, pair))

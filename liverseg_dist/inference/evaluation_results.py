@@ -53,6 +53,7 @@ def refuse_slabs_over_scans(folder: Path) -> None:
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         has_scan_scores = summary["details"]["input"] == "scan"
+    # Without a readable summary there are no earlier scores to protect.
     except (OSError, ValueError, KeyError, TypeError):
         return
     if has_scan_scores:
@@ -87,6 +88,7 @@ def read_complete_ledger(
         missing = sorted(wanted - {case["case_id"] for case in cases} - set(failures))
         if not missing:
             return cases, failures
+        # After the read, so that the entries are read at least once.
         if time.monotonic() > end:
             names = ", ".join(missing[:MAX_NAMED_CASES])
             raise RunFailed(f"{ledger.folder}: no entry for {names}; run the same line again")
@@ -176,6 +178,7 @@ def read_training_curves(runs: Sequence[LoadedRun]) -> dict[str, Curves]:
 
     Runs of one name are numbered. A run that was given twice appears once.
     """
+    # A dict removes duplicates and keeps the order, which a set does not.
     folders = list(dict.fromkeys(run.path.resolve() for run in runs))
     names = [folder.name for folder in folders]
     curves = {}

@@ -112,7 +112,9 @@ class LabelCodes:
                 level = digits.pop(0)
                 if lesion.name in thresholds:
                     lesions.append(lesion)
+                    # The level counts reached thresholds: it exceeds the index of each one.
                     reached.append(level > THRESHOLDS.index(thresholds[lesion.name]))
+            # Without a threshold the stored most likely label already is the result.
             if lesions:
                 subset = ThresholdedOrgan(group.organ, tuple(lesions))
                 label = apply_thresholds(label, without_lesions, reached, self.outputs, subset)

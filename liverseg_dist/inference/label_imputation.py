@@ -46,6 +46,7 @@ class RunLabeller:
         Raises:
             UserError: the folder holds no finished run.
         """
+        # The check needs no accelerator, so the model is loaded on the CPU.
         loaded = load_run(run, torch.device("cpu"))
         content = json.dumps(fingerprint_runs([loaded]), sort_keys=True)
         fingerprint = hashlib.sha256(content.encode()).hexdigest()
@@ -64,6 +65,7 @@ class RunLabeller:
             predictor, settings = _load_predictor(self.run, self.device)
             return segment_scan(image, predictor, settings)
         finally:
+            # The number of threads is a setting of the whole process.
             torch.set_num_threads(threads)
 
     def compare_scan(self, image: Volume) -> list[Finding]:
@@ -72,6 +74,7 @@ class RunLabeller:
         return compare_with_training(image, settings)
 
 
+# One entry: a labeller applies one run to many scans, and a model is large.
 @lru_cache(maxsize=1)
 def _load_predictor(run: Path, device: str) -> tuple[SlidingWindowPredictor, Settings]:
     loaded = load_run(run, torch.device(device))

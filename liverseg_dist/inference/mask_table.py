@@ -40,6 +40,7 @@ def measure_mask(mask_zyx: np.ndarray, grid: Grid, labels: LabelScheme) -> dict[
         container = find_container(labels, lesion)
         if container is not None:
             whole = voxels[container.name]
+            # Without an organ the share is undefined, not 0.
             burden = voxels[lesion.name] / whole if whole else None
             found[name_burden(labels, lesion)] = burden
         found[name_count(labels, lesion)] = _count_components(mask_zyx, lesion)
@@ -138,6 +139,7 @@ def _list_structure_values(labels: LabelScheme) -> dict[str, tuple[int, ...]]:
 
 
 def _count_components(mask_zyx: np.ndarray, lesion: Structure) -> int:
+    # A view: booleans have one byte, so a copy of the mask is not needed.
     members = select_values(mask_zyx, lesion.values).view(np.uint8)
     # Components need 4 bytes per voxel: only inside the box, because scans can be large.
     box = find_foreground_box(members)

@@ -66,6 +66,7 @@ def _read_summary_weights(file: Path) -> set[str]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         return set(map(str, content["details"]["weights_sha256"]))
+    # A damaged summary is no evidence of other weights.
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
 

@@ -140,6 +140,7 @@ class PostprocessSearch:
         def encode_piece(piece: Piece) -> np.ndarray:
             findings.extend(piece.findings)
             codes = np.zeros(truth.shape, dtype=encoder.dtype)
+            # A view on `codes`: what is written in the scan's orientation lies on the truth's grid.
             view = Volume(codes, truth.grid).reoriented(piece.image.grid.orientation).voxels
             for box, values_FDHW in resample_probabilities(piece.image, truth.grid, self.predictor):
                 view[box] = encoder.encode(values_FDHW)
@@ -208,8 +209,10 @@ def decide_operation(
     held_out = np.zeros(len(table))
     folds = min(folds, len(table))
     for fold in range(folds):
+        # Rows are sorted by case id, so the folds do not depend on the order of the input.
         in_fold = np.arange(len(table)) % folds == fold
         held_out[in_fold] = table[in_fold, _find_best_option(table[~in_fold])]
+    # Options are chosen on the other folds, so the score has no selection bias.
     score_before, score_cross_validated = _compute_mean(before), _compute_mean(held_out)
     best = _find_best_option(table)
     better = int((held_out - before > EQUAL_SCORES).sum())

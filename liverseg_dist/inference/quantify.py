@@ -63,6 +63,7 @@ class Measurement:
         try:
             inputs = _fingerprint(case)
             known = self.ledger.read(case.case, inputs)
+            # Pictures are a separate file; without them the case is measured again.
             if known is not None and self._picture_file(case.case).is_file():
                 return known, True
             record = self._measure(case)
@@ -95,6 +96,7 @@ class Measurement:
         quantities = quantify_case(mask, self.scheme, image, probabilities, self.connectivity)
         if not any(structure.voxels for structure in quantities.structures):
             notes.append("the mask is empty: it holds none of the structures")
+        # Before the ledger entry: an interrupted run then has no entry without pictures.
         write_json(self._picture_file(case.case), self._draw(mask, image, quantities))
         return {"case": case.case, "notes": notes, **quantities.to_json()}
 
@@ -142,6 +144,7 @@ def find_masks(inputs: Sequence[Path]) -> list[Path]:
         if not file.is_file():
             raise UserError(f"{printable(file)}: no such file or folder")
         name = derive_scan_id(file.name)
+        # The same file given twice, alone and by its folder, is no conflict.
         if names.setdefault(name, file) != file:
             raise UserError(
                 f"{printable(names[name])} and {printable(file)} are both called {printable(name)}"

@@ -44,6 +44,7 @@ class NetworkImage:
         """The image of a prepared scan: the run's normalisation, or that of the scan."""
         intensities = []
         for of_run, of_scan in zip(settings.data.intensities, scan.intensities, strict=True):
+            # The run's figures come first; channels without them are normalised by the scan's own.
             intensities.append(of_run if of_run is not None else of_scan)
         return cls(scan.voxels, scan.grid, tuple(intensities), tuple(scan.present))
 
@@ -117,6 +118,7 @@ def check_present_channels(present: Sequence[bool], settings: Settings) -> None:
     """
     channels = settings.data.image_channels
     names = [channel.name for channel in channels]
+    # Before the names are paired: `zip` with `strict` would raise an unclear error.
     if len(present) != len(channels):
         raise UserError(
             f"the scan has {len(present)} channel(s), the run needs {len(channels)}: "
@@ -125,6 +127,7 @@ def check_present_channels(present: Sequence[bool], settings: Settings) -> None:
     has = [name for name, is_present in zip(names, present, strict=True) if is_present]
     optional = list_optional_channels(settings)
     missing = [name for name in names if name not in has and name not in optional]
+    # Also where every channel is optional: the network needs one at least.
     if not has or missing:
         lacked = ", ".join(missing or names)
         allowed = f"; it may lack {', '.join(optional)}" if optional else ""

@@ -88,16 +88,19 @@ class WindowAveraging:
         for model in self._models:
             logits_BCDHW = self.compute_logits(model, image_BCDHW)
             batch, _, *shape = logits_BCDHW.shape
+            # float32 also where autocast gives logits of lower precision: means are summed in it.
             values = torch.empty(batch, self._foreground_count, *shape, device=logits_BCDHW.device)
             for logits_CDHW, values_FDHW in zip(logits_BCDHW, values, strict=True):
                 for part in self.split_into_blocks(shape):
                     values_FDHW[:, part] = self.convert_logits(logits_CDHW, part)
+            # In place: a second array of this size per model is not needed.
             total = values if total is None else total.add_(values)
         assert total is not None
         return total.div_(len(self._models)) if len(self._models) > 1 else total
 
     def convert_logits(self, logits_CDHW: Tensor, part: slice) -> Tensor:
         """The values to average (F d H W) for some slices of a window."""
+        # The conversions expect a batch axis; a window has none.
         odds_BFDHW = log_odds(logits_CDHW[None, :, part], self._regions)
         return self._average.convert_log_odds(odds_BFDHW, self._regions)[0]
 
@@ -113,5 +116,6 @@ class WindowAveraging:
         """The slices of a window (D, H, W) that are converted at once; all of them on a GPU."""
         step = shape[0]
         if self._device_type == "cpu":
+            # One slice can exceed the block; the step must not become 0.
             step = max(1, BLOCK_VOXELS // (shape[1] * shape[2]))
         return [slice(z, min(z + step, shape[0])) for z in range(0, shape[0], step)]

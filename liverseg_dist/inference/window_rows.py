@@ -61,10 +61,12 @@ class ImageChannels:
             voxels_CZYX, intensities, has_channel, strict=True
         ):
             if not is_present:
+                # The voxels of an absent channel may be undefined: their minimum is not read.
                 pad_values.append(0.0)
             elif intensity is None:
                 pad_values.append(float(voxels_ZYX.min()))
             else:
+                # The lower limit, which the clipping of the normalisation does not change.
                 pad_values.append(intensity.lower_hu)
         return cls(voxels_CZYX, tuple(intensities), has_channel, tuple(pad_values))
 
@@ -112,6 +114,7 @@ def _read_channel(
     # A copy, because the caller's own voxels must not be normalised in place.
     part = part.to(torch.float32, copy=intensity is not None)
     if part.shape != row_shape:
+        # Padded before the normalisation, so the padding gets the same scale as the voxels.
         row = torch.full(row_shape, channels.pad_values[number], device=device)
         y, x = grid.margin[1:]
         row[low - first : high - first, y : y + grid.shape[1], x : x + grid.shape[2]] = part

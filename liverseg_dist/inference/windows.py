@@ -35,6 +35,7 @@ def compute_window_starts(length: int, window: int, overlap: float) -> tuple[int
     last_start = length - window
     if last_start <= 0:
         return (0,)
+    # Without the small term, a rounding error could add a window.
     gaps = math.ceil(last_start / max(1.0, window * (1 - overlap)) - 1e-9)
     return tuple(round(last_start * i / gaps) for i in range(gaps + 1))
 
@@ -133,6 +134,7 @@ class WindowGrid:
 
 
 def _normalise_weights(starts: Sequence[int], weights: np.ndarray, length: int) -> WindowShares:
+    # float64 for the sum; only the final shares are rounded to float32.
     total = np.zeros(length, dtype=np.float64)
     for start in starts:
         total[start : start + len(weights)] += weights

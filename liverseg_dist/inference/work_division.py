@@ -84,6 +84,7 @@ def divide_work(voxels: Mapping[str, int], shard: int, num_shards: int) -> WorkD
     """
     order = _sort_by_size(voxels)
     sizes = [voxels[name] for name in order]
+    # A single process has no other process to share a case with.
     number = _count_shared_cases(sizes, num_shards) if num_shards > 1 else 0
     shards, _ = _assign_to_shards(sizes[number:], num_shards)
     whole = [name for name, own in zip(order[number:], shards, strict=True) if own == shard]
@@ -104,6 +105,7 @@ def _count_shared_cases(sizes: Sequence[int], num_shards: int) -> int:
     cost = SERIAL_SHARE + (1 - SERIAL_SHARE) / num_shards
     mean_load = sum(sizes) / num_shards
     best_number, best_duration, shared = 0, float("inf"), 0
+    # Plus 1: 0 shared cases and all cases shared are both candidates.
     for number in range(min(len(sizes), MAX_TRIED) + 1):
         if mean_load + shared * (cost - 1 / num_shards) >= best_duration:
             break
@@ -127,6 +129,7 @@ def format_failure(name: str, error: Exception) -> str:
     The line is stored with the results, which are passed on to others. So it contains only the last
     part of the scan's own path: folders can contain the name of a patient.
     """
+    # Before UserError and OSError: only this error keeps the reason apart from the full path.
     if isinstance(error, ScanFileError):
         text = error.reason
         if error.path.name != Path(name).name:
@@ -138,6 +141,7 @@ def format_failure(name: str, error: Exception) -> str:
     elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         text = "out of memory; set inference.batch_size=1, or use --device cpu"
     else:
+        # The message of an unexpected error can have many lines; the result is one line.
         reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
         text = f"{type(error).__name__}: {reason}"
     return text if name in text else f"{name}: {text}"

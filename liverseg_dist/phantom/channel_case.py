@@ -34,6 +34,7 @@ Modality = Literal["ct", "mr", "ct+mr"]
 MODALITIES: tuple[Modality, ...] = ("ct", "mr", "ct+mr")
 DEG_PER_MM = 0.25
 """Rotation that goes with a shift: 2 degrees at 8 mm."""
+# Each draw has its own random stream, so one setting does not change the values of the others.
 _MR_GRID, _TISSUES, _MOTION, _MISSING, _BENIGN = range(50, 55)
 
 
@@ -95,6 +96,7 @@ def make_channel_case(recipe: Recipe, number: int) -> ChannelCase:
     scans = _scan_channels(recipe, patient, number, present, motion)
     truth: dict[str, Any] = {"channels": {name: name in present for name in recipe.channels}}
     if recipe.modality == "ct+mr":
+        # Also where the motion is the identity: a reader needs no special case.
         truth["mr_from_ct"] = [[round(float(v), 6) for v in row] for row in motion]
     truth["tumours"] = len(patient.tumours)
     truth["benign_lesions"] = _describe_benign(patient)
@@ -130,6 +132,7 @@ def draw_motion(recipe: Recipe, patient: Patient, number: int) -> np.ndarray:
     rotation = Rotation.from_rotvec(axis * angle_rad).as_matrix()
     centre = nominal_to_world(patient, HILUM)
     motion[:3, :3] = rotation
+    # The first two terms keep the centre fixed under the rotation; only the shift moves it.
     motion[:3, 3] = centre - rotation @ centre + direction * recipe.misalignment_mm
     return motion
 
@@ -145,6 +148,7 @@ def _scan_channels(
         scans["CT"] = scan_patient(patient, grid, orientation, key, recipe.hard, values)
     if "mr" not in recipe.modality:
         return scans
+    # Drawn once: all sequences of a patient show the same tissues.
     tissues = draw_patient_tissues(np.random.default_rng([*key, _TISSUES]))
     if not (recipe.one_grid and "CT" in recipe.channels):
         rng = np.random.default_rng([*key, _MR_GRID])

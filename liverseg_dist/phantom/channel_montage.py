@@ -29,6 +29,7 @@ def draw_channel_montage(made: ChannelSet, most_cases: int) -> Image.Image:
         shown = [
             plan.values[name] for name in ("tumour", plan.structures[0]) if name in plan.values
         ]
+        # A case can have no tumour although the plan labels tumours.
         value = next((value for value in shown if value in label.voxels), shown[-1])
         images = _read_channels(made, number)
         tiles = []
@@ -36,6 +37,7 @@ def draw_channel_montage(made: ChannelSet, most_cases: int) -> Image.Image:
             if channel in images:
                 row = draw_case_row({channel: images[channel]}, label, value, plan.has_region)
             else:
+                # A black tile in place of an absent channel keeps the columns aligned.
                 row = np.zeros((TILE_PX, TILES_PER_CHANNEL * TILE_PX, 3), np.uint8)
             tiles.append(row)
         rows.append(np.concatenate(tiles, axis=1))

@@ -36,6 +36,7 @@ def check_phantom_folder(
     mark = folder / SETTINGS
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file, not a folder; give a new folder")
+    # Without the mark the files can be real data, which must not be overwritten.
     if not mark.exists():
         if folder.exists() and any(folder.iterdir()):
             raise UserError(
@@ -55,6 +56,7 @@ def check_phantom_folder(
     found: list[Path] = []
     for name in ("imagesTr", "labelsTr", "imagesTs"):
         found += (folder / name).glob("*.nii*")
+    # Scans of an earlier, larger set would stay in the folder, and the index would lack them.
     surplus = sorted(str(file.relative_to(folder)) for file in found if file not in expected)
     if surplus:
         raise UserError(
@@ -81,6 +83,7 @@ def make_cases(
         The results in the order of the numbers.
     """
     results: dict[int, T] = {}
+    # One worker needs no pool: the start of a process costs time.
     if workers <= 1:
         for number in numbers:
             results[number] = make_case(number)

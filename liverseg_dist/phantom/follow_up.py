@@ -35,6 +35,7 @@ PAIR_RADIUS = 0.62
 PIECE_RADIUS, PIECE_OFFSET = 0.42, 0.66
 """Of the radius before the split."""
 GAP_MM = 9.0
+# Separate random streams for the parts of a patient.
 _PATIENT, _LAWS, _GRID, _SCAN = range(20, 24)
 
 
@@ -113,6 +114,7 @@ def make_follow_up(seed: int, case: int, dates: int, size: Size, hard: bool) -> 
     days = [0, *np.cumsum(rng.integers(*INTERVAL_DAYS, size=dates - 1)).tolist()]
     scans = []
     for date in range(dates):
+        # The baseline has no additional motion: it is the reference of the later dates.
         breathing = _breathe(rng, patient) if date else patient
         present = replace(breathing, tumours=tuple(by_date[date]))
         motion = _draw_motion(rng) if date else np.eye(4)
@@ -188,6 +190,7 @@ def _add_merging(
     pair = [_at(small, np.add(tumour.ball.centre, sign * direction)) for sign in (1, -1)]
     radii = []
     for date in range(len(by_date)):
+        # Later radii exceed the offset of each centre from the middle, so the two balls overlap.
         factor = 1.0 if date == 0 else (offset + 3.0) / radius
         by_date[date] += [_resized(one, factor) for one in pair]
         radii.append(round(radius * factor, 3))
@@ -204,6 +207,7 @@ def _add_splitting(
     """One lesion that is two pieces from the second date on."""
     direction = rng.normal(size=3)
     direction *= PIECE_OFFSET * tumour.radius_mm / np.linalg.norm(direction)
+    # A ball, as the pieces are: distances then hold in any direction.
     ball = replace(tumour, ball=replace(tumour.ball, radii=(tumour.radius_mm,) * 3))
     pieces = [
         _at(_resized(ball, PIECE_RADIUS), np.add(tumour.ball.centre, sign * direction))
@@ -238,6 +242,7 @@ def _nominal_centres(
     centres: list[Point] = []
     for lesion in lesions:
         known = [d for d, radius in enumerate(lesion.radius_mm) if radius > 0]
+        # The truth states a place also at dates without the lesion.
         nearest = min(known, key=lambda d: abs(d - date))
         centres.append(_tumour_of(by_date[nearest], lesions, lesion, nearest).ball.centre)
     return centres

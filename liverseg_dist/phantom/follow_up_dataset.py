@@ -63,6 +63,7 @@ def write_follow_ups(wanted: FollowUpSet, done: Callable[[str], None]) -> list[d
     check_follow_up_folder(wanted)
     for name in ("imagesTr", "labelsTr", "truth"):
         (wanted.folder / name).mkdir(parents=True, exist_ok=True)
+    # Before the scans: an interrupted run leaves a folder that is recognised as its own.
     write_json(wanted.folder / SETTINGS, wanted.settings)
     truths = []
     for patient in range(wanted.patients):
@@ -99,6 +100,7 @@ def check_follow_up_folder(wanted: FollowUpSet) -> None:
 
 def _write_patient(wanted: FollowUpSet, patient: int) -> dict[str, Any]:
     names, file = wanted.names(patient), wanted.truth_file(patient)
+    # The truth is written after all scans of the patient, so these are complete.
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     followed = make_follow_up(wanted.seed, patient, wanted.dates, wanted.size, wanted.hard)

@@ -37,6 +37,7 @@ def scan_with_mr(
         label_values: label value of each structure that is labelled.
     """
     renderer = MrRenderer.for_patient(SEQUENCES[sequence_name], tissues)
+    # By the position among all sequences: noise does not depend on which others are scanned.
     index = list(SEQUENCES).index(sequence_name)
     scanner = MrScanner.draw_random(
         np.random.default_rng([*key, _SCANNER, index]), renderer.signals, hard

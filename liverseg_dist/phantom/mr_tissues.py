@@ -89,6 +89,7 @@ def draw_patient_tissues(rng: np.random.Generator) -> dict[str, MrTissue]:
     """Draw the tissues of one patient: T1 varies by its standard deviation, at most by two."""
     drawn = {}
     for name, tissue in MR_TISSUES.items():
+        # Drawn also where the deviation is 0, so that the stream is the same for each table.
         deviation = float(np.clip(rng.normal(), -2, 2))
         t1_ms = tissue.t1_ms + deviation * tissue.t1_sd_ms
         drawn[name] = replace(tissue, t1_ms=t1_ms)

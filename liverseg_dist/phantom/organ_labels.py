@@ -82,6 +82,7 @@ def parse_organs(text: str) -> LabelPlan:
     """
     found = _parse_names(text, "--organs", (*ORGANS, *GROUPS))
     if LIVER in found:
+        # Liver 1 and tumour 2, the values of Task03_Liver, in any order of the option.
         others = [name for name in found if name != LIVER]
         return LabelPlan((LIVER, TUMOUR, *others))
     return LabelPlan(tuple(found))
@@ -93,6 +94,7 @@ def select_annotated(plan: LabelPlan, text: str) -> LabelPlan:
     Raises:
         UserError: A name is not one of the plan's structures.
     """
+    # A group with a member that the plan lacks cannot be annotated as a whole.
     groups = [name for name, members in GROUPS.items() if set(members) <= set(plan.structures)]
     wanted = set(_parse_names(text, "--annotate", (*plan.structures, *groups)))
     return LabelPlan(tuple(name for name in plan.structures if name in wanted))

@@ -116,6 +116,7 @@ class Painter:
         canvas.regions["liver"] = distance
         self._paint_strokes(canvas, self._inside, planes)
         self._paint_lesions(canvas, self._benign, planes, None)
+        # Tumours last: they cover vessels and benign lesions where these overlap.
         self._paint_lesions(canvas, self._tumours, planes, tumours)
         return Painted(canvas.values, liver, tumours, canvas.organs)
 
@@ -132,6 +133,7 @@ class Painter:
             if inner is None:
                 continue
             part = canvas[inner]
+            # The maximum of two signed distances is the intersection: lesions end at the liver.
             ball = np.maximum(lesion.signed_distance(part.points), part.regions["liver"])
             lesion.paint_tumour(part, ball, self.patient.contrast.liver)
             if shares is not None:
