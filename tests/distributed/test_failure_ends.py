@@ -49,10 +49,18 @@ def start_ranks(folder: Path, how: str, where: str, failing: int) -> list[subpro
     return processes
 
 
+ATTEMPTS = 3
+
+
+class EndedTooEarly(Exception):
+    """A rank ended before the one that shall fail: on a busy machine the start can take seconds."""
+
+
 def run_until_survivors_end(
     folder: Path, how: str, where: str, failing: int
 ) -> tuple[dict[int, tuple[int, float]], str]:
     """Returns exit code and seconds since the failure of each rank that ended, and all output."""
+    folder.mkdir()
     processes = start_ranks(folder, how, where, failing)
     ended: dict[int, tuple[int, float]] = {}
     limit = time.monotonic() + 150
@@ -60,6 +68,8 @@ def run_until_survivors_end(
         while len(ended) < RANKS and time.monotonic() < limit:
             for rank, process in enumerate(processes):
                 if rank not in ended and process.poll() is not None:
+                    if not (folder / "failed_at").exists():
+                        raise EndedTooEarly((folder / f"log{rank}").read_text())
                     failed_at = json.loads((folder / "failed_at").read_text())
                     ended[rank] = process.returncode, time.time() - failed_at
             if how == "stop" and len(ended) == RANKS - 1:
@@ -90,7 +100,14 @@ def run_until_survivors_end(
 def test_a_failed_rank_ends_the_job_in_seconds_with_the_reason(
     how: str, where: str, failing: int, tmp_path: Path
 ) -> None:
-    ended, output = run_until_survivors_end(tmp_path, how, where, failing)
+    for attempt in range(ATTEMPTS):
+        folder = tmp_path / str(attempt)
+        try:
+            ended, output = run_until_survivors_end(folder, how, where, failing)
+            break
+        except EndedTooEarly:
+            if attempt + 1 == ATTEMPTS:
+                raise
     survivors = [rank for rank in range(RANKS) if rank != failing]
     print(how, where, failing, ended, output, sep="\n")
     if how == "raise":
@@ -105,6 +122,6 @@ def test_a_failed_rank_ends_the_job_in_seconds_with_the_reason(
     lines = [line for line in output.splitlines() if line.startswith("liverseg: ")]
     assert [reason in line for line in lines] == [True], "one line, on one rank"
     if where == "native":
-        stacks = list((tmp_path / "errors").glob("*_stacks.txt"))
+        stacks = list((folder / "errors").glob("*_stacks.txt"))
         assert stacks
         assert "in work" in stacks[0].read_text()
