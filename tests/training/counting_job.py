@@ -50,7 +50,10 @@ def main() -> int:
         checkpoints.load(2, loaded)
         assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
         counts["descriptors"] = len(os.listdir("/proc/self/fd")) - before
-        print("counts", json.dumps({"rank": world.global_rank, **counts}), flush=True)
+        line = "counts " + json.dumps({"rank": world.global_rank, **counts})
+        # One write per line: with PYTHONUNBUFFERED, print writes each argument and the line end on its own, and
+        # the ranks' pieces mix.
+        os.write(sys.stdout.fileno(), (line + "\n").encode())
         barrier()
         checkpoints.close()
     return 0
