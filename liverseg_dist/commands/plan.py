@@ -180,11 +180,9 @@ def _add_scale_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     settings = settings_from(args)
     _check_numbers(args)
-    # A URL is a store: raw data sets are read from folders only.
     source = Path(args.store) if "://" not in args.store else None
     if source is not None and is_dataset_folder(source):
         if args.scale:
-            # The prediction needs the shapes of the cases, which only a store has.
             raise UserError(f"--scale: needs a store; {printable(args.store)} is a raw data set")
         return plan_dataset(args, settings, source)
     _refuse_dataset_options(args)
@@ -244,7 +242,6 @@ def _plan_memory(args: argparse.Namespace, settings: Settings, store: CaseStore)
         )
     chosen = _complete_settings(settings, best, store.spacing_mm, budget, args.gpus)
     exact = estimate_memory(chosen, args.gpus, levels=chosen.train.activation_checkpointing)  # type: ignore[arg-type]
-    # What a whole slab needs is always stated, because users ask whether it would fit.
     slab = settings.model_copy(
         update={"train": chosen.train.model_copy(update={"micro_batch_size": 1})}
     )
