@@ -30,10 +30,9 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     out = args.out
     out.mkdir(parents=True, exist_ok=True)
-    hard = ("--difficulty", "hard")
-    lesions = make_phantom(out, "A", args.cases, 101, *hard, "--annotate", "liver,tumour")
-    organs = make_phantom(out, "B", args.cases, 202, *hard, "--annotate", "liver,spleen,kidneys")
-    test = make_phantom(out, "test", args.test_cases, 303, *hard)
+    lesions = make_phantom(out, "A", args.cases, 101, "--annotate", "liver,tumour")
+    organs = make_phantom(out, "B", args.cases, 202, "--annotate", "liver,spleen,kidneys")
+    test = make_phantom(out, "test", args.test_cases, 303)
     stores = {
         "A": convert(out, "A", lesions),
         "B": convert(out, "B", organs),

@@ -1,6 +1,7 @@
 """Phantoms, stores and small trainings for `partial_labels.py` and `missing_channel.py`."""
 
 import argparse
+import csv
 import json
 import shutil
 import statistics
@@ -15,6 +16,7 @@ SETTINGS = (
     "data.augmentation=none",
     "data.oversample_foreground=0.67",
     "data.workers=0",
+    "loss.class_weights=auto",
     "model.preset=tiny",
     "train.threads=1",
     "train.global_batch_size=2",
@@ -99,10 +101,9 @@ def score(out: Path, name: str, run: Path, scans: Iterable[str], truth: Path) ->
     command = liverseg("score", masks, truth, "--out", scores, "--no-pictures", "--workers", 1)
     run_logged(out, f"{masks.name}_score", command)
     dice: dict[str, list[float]] = {}
-    for file in sorted((scores / "ledger").glob("*.json")):
-        case = json.loads(file.read_text())["scores"]
-        for structure in case.get("structures", ("liver", "tumour")):
-            # An empty truth has Dice 0 or 1, which measures nothing of what is compared here.
-            if structure in case and case[structure]["truth_voxels"]:
-                dice.setdefault(structure, []).append(case[structure]["dice"])
+    with (scores / "cases.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            # A truth without the structure has Dice 0 or 1, which measures something else.
+            if int(row["truth_voxels"]):
+                dice.setdefault(row["structure"], []).append(float(row["dice"]))
     return {structure: statistics.mean(values) for structure, values in dice.items()}
