@@ -20,7 +20,8 @@ from loader import BenchStore, make_cases, write_store
 
 from liverseg_dist.config import DataConfig
 from liverseg_dist.config.channels import ChannelConfig
-from liverseg_dist.data.augment import PRESETS, DeviceTransform
+from liverseg_dist.data.augment import DeviceTransform
+from liverseg_dist.data.augment.presets import build_preset
 from liverseg_dist.data.loading import PatchLoader, PatchSource
 from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.tracking.terminal_table import print_table
@@ -81,7 +82,7 @@ def measure(store: BenchStore, patch: Index3, samples: int) -> Cost:
         channels.append(ChannelConfig(name=f"channel {number}", modality="CT"))
     settings = DataConfig(patch_size=patch, channels=tuple(channels))
     source = PatchSource(store, store.case_ids, settings, seed=0, global_batch_size=2)
-    transform = DeviceTransform(PRESETS["nnunet"], patch)
+    transform = DeviceTransform(build_preset(settings), patch)
     loading_s, augmenting_s, read_bytes = [], [], []
     indices = range(0, samples + WARM_UP, 2)
     with PatchLoader(source, ([n, n + 1] for n in indices), workers=0) as loader:
