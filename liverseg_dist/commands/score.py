@@ -4,6 +4,8 @@
 
 Masks are matched by name; `_0000`, upper and lower case and .nii/.nii.gz do not matter. The labels are those
 of --labels, else of the dataset.json in TRUTH_DIR or the folder above, else 0 background, 1 liver, 2 tumour.
+Where the dataset.json in PRED_DIR has other values, structures are compared by name; those that only the truth
+has are not scored.
 A mask in another orientation is reoriented; a mask of another size is refused. Writes summary.json, cases.csv,
 lesions.csv and report.html. Run the same line again after a stop: cases in the ledger are not scored again.
 """
@@ -17,9 +19,15 @@ from typing import Any
 from liverseg_dist.console import write_error, write_lines
 from liverseg_dist.cores import usable_cores
 from liverseg_dist.data.io.nifti import read_nifti
-from liverseg_dist.data.io.source_labels import find_mask_labels
+from liverseg_dist.data.io.source_labels import (
+    INDEX_FILE,
+    find_mask_labels,
+    fold_name,
+    read_folder_labels,
+)
 from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError, printable
 from liverseg_dist.evaluation.case_scores import structures_of_summary
+from liverseg_dist.evaluation.label_translation import LabelTranslation, translate_labels
 from liverseg_dist.evaluation.metrics.lesions import CONNECTIVITIES, LITS_CONNECTIVITY
 from liverseg_dist.evaluation.notes import list_distance_notes
 from liverseg_dist.evaluation.pairing import Pairing, describe_left_out, find_images, pair_masks
@@ -109,8 +117,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for left_out in describe_left_out(folder):
             _logger.warning("%s", left_out)
     labels = _find_labels(args)
-    ledger = open_ledger(args.out / LEDGER, args.connectivity, args.ignore_affine, labels)
-    job = ScoreJob(ledger, read_mask, args.connectivity, args.ignore_affine, labels)
+    translation = _find_translation(args, labels)
+    ledger = open_ledger(
+        args.out / LEDGER, args.connectivity, args.ignore_affine, labels, translation
+    )
+    job = ScoreJob(ledger, read_mask, args.connectivity, args.ignore_affine, labels, translation)
     outcomes = []
     with show_progress("score", len(pairing.pairs)) as line:
         for outcome in score_pairs(pairing.pairs, job, args.workers):
@@ -168,6 +179,26 @@ def _find_labels(args: argparse.Namespace) -> LabelScheme:
     # The truth states what its values mean; predictions often come without a dataset.json.
     folder = args.truth if args.truth.is_dir() else args.truth.parent
     return find_mask_labels(folder)
+
+
+def _find_translation(args: argparse.Namespace, labels: LabelScheme) -> LabelTranslation | None:
+    """How predicted values become those of the truth; None where they are the same.
+
+    Raises:
+        UserError: The structures of both do not fit each other.
+    """
+    folder = args.prediction if args.prediction.is_dir() else args.prediction.parent
+    predicted = None if args.labels else read_folder_labels(folder)
+    if predicted is None:
+        return None
+    try:
+        translation = translate_labels(predicted, labels, fold_name)
+    except UserError as error:
+        raise UserError(f"{printable(folder / INDEX_FILE)}: {error}") from None
+    if translation is not None and translation.left_out:
+        names = ", ".join(printable(name) for name in translation.left_out)
+        _logger.warning("not scored, because the predictions have no such structure: %s", names)
+    return translation
 
 
 def _draw_pictures(

@@ -22,6 +22,8 @@ from liverseg_dist.volume import Volume
 SAME_PLACE_MM = 0.1
 """Largest distance of the corners of equal grids: headers are float32, and tools round them."""
 
+DESCRIPTION_SUFFIXES = (".json", ".csv")
+
 
 @dataclass(frozen=True)
 class MaskPair:
@@ -75,10 +77,18 @@ def pair_masks(prediction: Path, truth: Path) -> Pairing:
 
 
 def describe_left_out(folder: Path) -> list[str]:
-    """Describe the entries of a folder that are not read as masks or scans, one line a kind."""
+    """Describe the entries of a folder that are not read as masks or scans, one line a kind.
+
+    Tables and descriptions, such as `liverseg predict` and nnU-Net write beside masks, are no scans
+    in a format that is not read.
+    """
     if not folder.is_dir():
         return []
-    visible = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    visible = [
+        file
+        for file in folder.iterdir()
+        if not file.name.startswith(".") and file.suffix not in DESCRIPTION_SUFFIXES
+    ]
     lines = describe_unread(file for file in visible if not _is_scan_file(file))
     channels = assign_scan_ids(file.name for file in visible if _is_scan_file(file)).channels
     if channels:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from liverseg_dist.errors import RunFailed, UserError, printable
+from liverseg_dist.evaluation.label_translation import LabelTranslation
 from liverseg_dist.evaluation.ledger import Ledger, encode_file_name, fingerprint_of
 from liverseg_dist.evaluation.metrics.case import score_case
 from liverseg_dist.evaluation.metrics.lesions import LITS_CONNECTIVITY
@@ -36,6 +37,8 @@ class ScoreJob:
     connectivity: int = LITS_CONNECTIVITY
     ignore_affine: bool = False
     labels: LabelScheme = LITS_SCHEME
+    translation: LabelTranslation | None = None
+    """Of predicted values into those of `labels`; None: they are the same."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,11 @@ class ScoreOutcome:
 
 
 def open_ledger(
-    folder: Path, connectivity: int, ignore_affine: bool, labels: LabelScheme = LITS_SCHEME
+    folder: Path,
+    connectivity: int,
+    ignore_affine: bool,
+    labels: LabelScheme = LITS_SCHEME,
+    translation: LabelTranslation | None = None,
 ) -> Ledger:
     """Open the ledger of a comparison of folders; other settings need other entries."""
     settings: dict[str, object] = {
@@ -69,6 +76,8 @@ def open_ledger(
     # Absent for LiTS: ledgers of earlier versions, which had no choice, stay valid.
     if labels != LITS_SCHEME:
         settings["labels"] = labels.to_json()
+    if translation is not None:
+        settings["translation"] = [list(translation.table), list(translation.scored)]
     return Ledger(folder, settings)
 
 
@@ -133,6 +142,7 @@ def score_pair(pair: MaskPair, job: ScoreJob) -> ScoreOutcome:
             truth.spacing_mm,
             job.connectivity,
             labels=job.labels,
+            annotated=None if job.translation is None else job.translation.scored,
         )
     # One bad file must not stop the other cases, so every error is recorded.
     except Exception as error:
@@ -193,6 +203,9 @@ def read_pair(pair: MaskPair, job: ScoreJob) -> tuple[Volume, Volume]:
     """Read prediction and truth, the prediction on the grid of the truth."""
     truth = job.read_mask(pair.truth)
     prediction = job.read_mask(pair.prediction)
+    if job.translation is not None:
+        voxels = job.translation.apply(prediction.voxels, pair.case_id)
+        prediction = Volume(voxels, prediction.grid)
     return align_prediction(prediction, truth, pair, job.ignore_affine), truth
 
 

@@ -252,7 +252,7 @@ class ScanPredictor:
                     **record,
                     "scan": record["case_id"],
                     "status": status,
-                    "channels": " ".join(record.get("channels", [])),
+                    "channels": " | ".join(record.get("channels", [])),
                     "warnings": join_warnings(record["findings"]),
                 }
             )

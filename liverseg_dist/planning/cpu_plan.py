@@ -30,6 +30,7 @@ from liverseg_dist.planning.plan_settings import (
     ExperimentPlan,
     add_network_channels,
     build_settings,
+    mirror_decisions,
     normalisation_decisions,
     replace_given,
 )
@@ -78,6 +79,8 @@ def plan_for_cpu(
         *normalisation_decisions(fingerprint),
         *_network_decisions(fingerprint, voxels),
     ]
+    if given.get("data.augmentation", "none") != "none":
+        decisions += mirror_decisions(fingerprint)
     settings = _resolve(replace_given(decisions, given), voxels.spacing_mm, fingerprint)
     steps, reason = choose_cpu_steps(settings, minutes, cores)
     decisions.append(Decision("train.max_steps", steps, reason))

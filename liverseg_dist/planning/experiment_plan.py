@@ -40,6 +40,7 @@ from liverseg_dist.planning.plan_settings import (
     ExperimentPlan,
     add_network_channels,
     build_settings,
+    mirror_decisions,
     normalisation_decisions,
     replace_given,
 )
@@ -91,6 +92,7 @@ def plan_experiment(
             _describe_patch(chosen, wanted, wanted_reason, budget),
         ),
         Decision("data.oversample_foreground", *choose_oversampling(fingerprint)),
+        *mirror_decisions(fingerprint),
         *network,
         *_topology_decisions(settings, voxels.spacing_mm),
         *batch.decisions,

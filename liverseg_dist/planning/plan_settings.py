@@ -1,6 +1,7 @@
 """Settings of a plan: given ones and decided ones, and the decisions that every plan shares."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,3 +102,28 @@ def normalisation_decisions(fingerprint: DatasetFingerprint) -> list[Decision]:
         )
         reasons.append(f"{channel.name}: {_INTENSITY_REASONS[channel.intensity]}")
     return [Decision("convert.channels", value, "; ".join(reasons))]
+
+
+_SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+
+
+def mirror_decisions(fingerprint: DatasetFingerprint) -> list[Decision]:
+    """Choose the axes along which augmentation mirrors; nothing where all three may be mirrored.
+
+    Mirroring along x makes a left kidney look like a right one, while its label stays the left one.
+    """
+    names = {structure.name.casefold() for structure in fingerprint.scheme.structures}
+    sided = []
+    for name in sorted(names):
+        found = _SIDE.search(name)
+        if found is None:
+            continue
+        other = "left" if found[1] == "right" else "right"
+        if name[: found.start()] + other + name[found.end() :] in names:
+            sided.append(name)
+    if not sided:
+        return []
+    reason = f"not x: {sided[0]} and {len(sided) - 1} more differ from others by their side only"
+    if len(sided) == 2:
+        reason = f"not x: {sided[0]} and {sided[1]} differ by their side only"
+    return [Decision("data.mirror_axes", ["z", "y"], reason)]

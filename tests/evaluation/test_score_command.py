@@ -273,3 +273,47 @@ def test_report_and_compare_read_what_score_wrote(
     liver_dice = result(capsys)["metrics"][0]
     assert (liver_dice["mean_b"], liver_dice["better"]) == (1.0, 3)
     assert json.loads((out / "c" / "comparison.json").read_text())["n_cases"] == 3
+
+
+def write_labels(folder: Path, values: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps({"labels": values}))
+
+
+def test_structures_are_compared_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Value 2 is the spleen in the predictions and a tumour in the truth; kidneys are known to
+    the predictions only, tumours to the truth only."""
+    prediction, truth, out = tmp_path / "pred", tmp_path / "truth", tmp_path / "out"
+    truth_mask = labels(0)
+    truth_mask[0, :5, :5] = 3
+    write_labels(truth, {"background": 0, "liver": [1, 2], "tumour": 2, "Spleen": 3})
+    save(truth / "a.nii.gz", truth_mask)
+    predicted = np.array([0, 1, 1, 2], np.uint8)[truth_mask]
+    predicted[3, :2, :2] = 3
+    write_labels(prediction, {"background": 0, "liver": 1, "spleen": 2, "kidney": 3})
+    save(prediction / "a.nii.gz", predicted)
+    arguments = (prediction, truth, "--out", out, "--workers", 1, "--json")
+    assert score(*arguments) == 0
+    captured = capsys.readouterr()
+    assert "no such structure: tumour" in captured.err
+    summary = json.loads((out / "summary.json").read_text())
+    # Computed here from its definition. The predicted kidney replaces a part of the liver.
+    liver, found = np.isin(truth_mask, (1, 2)), predicted == 1
+    dice = 2 * (liver & found).sum() / (liver.sum() + found.sum())
+    assert summary["liver"]["dice_per_case"] == pytest.approx(dice)
+    assert summary["Spleen"]["dice_per_case"] == 1.0
+    rows = (out / "cases.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[1] for row in rows] == ["liver", "Spleen"]
+
+
+def test_predictions_without_a_common_structure_are_refused(
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction, truth, out = folders
+    write_labels(prediction, {"background": 0, "spleen": 1, "aorta": 2})
+    assert score(prediction, truth, "--out", out) == 2
+    error = capsys.readouterr().err
+    assert "spleen, aorta against liver, tumour" in error
+    assert error.count("\n") == 1

@@ -106,7 +106,7 @@ def test_a_folder_of_two_channels(
         "scan", "status", "liver_ml", "tumour_ml", "spleen_ml", "tumour_burden", "tumour_count",
         "channels", "warnings", "mask", "error",
     ]  # fmt: skip
-    assert table[name]["channels"] == "CT T1"
+    assert table[name]["channels"] == "CT | T1"
     assert "from CT, T1" in printed
     mask, image = nib.load(tmp_path / f"{name}.nii.gz"), nib.load(first)
     assert mask.shape == image.shape
@@ -150,7 +150,7 @@ def test_a_file_of_four_dimensions_has_all_channels(run: Path, scans: Path, tmp_
     stacked = np.stack([ct, arbitrary_units], axis=-1).astype(np.float32)
     nib.save(nib.Nifti1Image(stacked, image.affine), tmp_path / "scan.nii.gz")
     assert predict(run, tmp_path / "scan.nii.gz", out=tmp_path / "out") == 0
-    assert read_table(tmp_path / "out")["scan"]["channels"] == "CT T1"
+    assert read_table(tmp_path / "out")["scan"]["channels"] == "CT | T1"
 
 
 def test_what_a_run_was_not_trained_for_is_refused_by_name(

@@ -99,6 +99,23 @@ def test_thick_mr_is_not_pooled_along_z_at_first() -> None:
     assert plan.value("convert.cleaning.outliers") is None
 
 
+def test_left_and_right_structures_are_not_mirrored_along_x() -> None:
+    one = [case(n, (33, 256, 256), (7.7, 1.25, 1.25)) for n in range(4)]
+    sided = scheme_from_labels({"background": 0, "Right_kidney": 1, "left_Kidney": 2, "liver": 3})
+    plan = plan_experiment(dataset(one, MR, sided), GpuBudget(8.0))
+    assert plan.value("data.mirror_axes") == ["z", "y"]
+    # A structure of one side only cannot be confused, and `bright` names no side.
+    single = scheme_from_labels({"background": 0, "right kidney": 1, "bright spot": 2})
+    mirrored = {"data.augmentation": "nnunet"}
+    short = plan_for_cpu(dataset(one, MR, sided), 5.0, 2, mirrored)
+    assert short.value("data.mirror_axes") == ["z", "y"]
+    other = plan_for_cpu(dataset(one, MR, single), 5.0, 2, mirrored)
+    assert other.value("data.mirror_axes") is None
+    # The short training without augmentation mirrors nothing.
+    plain = plan_for_cpu(dataset(one, MR, sided), 5.0, 2)
+    assert plain.value("data.mirror_axes") is None
+
+
 def test_memory_is_that_of_all_structures_and_channels() -> None:
     labels = {"background": 0} | {f"organ {n}": n for n in range(1, 31)}
     one = [case(n, (60, 256, 256), (4.0, 1.5, 1.5)) for n in range(4)]

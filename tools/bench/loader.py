@@ -190,30 +190,32 @@ class BenchStore:
     path: Path
     case_ids: list[str]
     foregrounds: list[np.ndarray]
+    channels: int = 1
 
     def meta(self, case_id: str) -> BenchMeta:
-        return BenchMeta()
+        return BenchMeta(intensities=(INTENSITY,) * self.channels, present=(True,) * self.channels)
 
     def foreground(self, case_id: str) -> np.ndarray:
         return self.foregrounds[self.case_ids.index(case_id)]
 
 
-def write_store(path: Path, cases: list[Case]) -> BenchStore:
+def write_store(path: Path, cases: list[Case], channels: int = 1) -> BenchStore:
+    """Write cases in the store's layout; further channels have the same texture at other places."""
     group = zarr.open_group(str(path), mode="w")
     names = [f"case_{i}" for i in range(len(cases))]
     for name, case in zip(names, cases, strict=True):
         for kind, voxels, chunk in zip(
             ("image", "label"), case, (IMAGE_CHUNK, LABEL_CHUNK), strict=True
         ):
-            # Images have an axis of channels.
             if kind == "image":
-                voxels = voxels[None]
+                shifted = [np.roll(voxels, 40 * channel, axis=1) for channel in range(channels)]
+                voxels = np.stack(shifted)
             array = group.create_array(
                 f"cases/{name}/{kind}", shape=voxels.shape, dtype=voxels.dtype, chunks=chunk,
                 shards=voxels.shape, compressors=make_compressors(voxels.itemsize),
             )  # fmt: skip
             array[:] = voxels
-    return BenchStore(path, names, [foreground_rows(label) for _, label in cases])
+    return BenchStore(path, names, [foreground_rows(label) for _, label in cases], channels)
 
 
 def foreground_rows(label: np.ndarray) -> np.ndarray:

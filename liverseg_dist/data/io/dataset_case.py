@@ -178,9 +178,8 @@ def pair_files_by_name(
             have.
     """
     images, test_images, label_files = (_list_scans(folder / name) for name in SUBFOLDERS)
-    reason = (
-        f"{INDEX_FILE} lists no scans" if (folder / INDEX_FILE).exists() else f"no {INDEX_FILE}"
-    )
+    has_index = (folder / INDEX_FILE).exists()
+    reason = f"{INDEX_FILE} lists no scans" if has_index else f"no {INDEX_FILE}"
     if not images and not test_images:
         contents = describe_contents(folder)
         raise UserError(
@@ -200,7 +199,8 @@ def pair_files_by_name(
         test.append(_make_case(case_id, files, None, report_missing_channels(files, channels)))
     message = f"{reason}: images and labels are paired by file name"
     notes = [
-        Finding("warning", "no_index", message),
+        # nnU-Net's dataset.json never lists scans: nothing is wrong with such a data set.
+        Finding("info" if has_index else "warning", "no_index", message),
         *_report_channels([*further, *further_test]),
         *_report_unpaired_labels(training, label_files),
     ]

@@ -120,12 +120,23 @@ def find_mask_labels(folder: Path) -> LabelScheme:
         UserError: The `dataset.json` cannot be read, or its labels are no scheme.
     """
     for place in (folder, folder.absolute().parent):
-        index = place / INDEX_FILE
-        if index.is_file():
-            content = read_json(index, max_bytes=MAX_INDEX_BYTES)
-            if isinstance(content, dict):
-                return read_source_labels(content, index)[0].scheme
+        scheme = read_folder_labels(place)
+        if scheme is not None:
+            return scheme
     return LITS_SCHEME
+
+
+def read_folder_labels(folder: Path) -> LabelScheme | None:
+    """The scheme that the `dataset.json` of a folder names; None without one.
+
+    Raises:
+        UserError: The `dataset.json` cannot be read, or its labels are no scheme.
+    """
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return None
+    content = read_json(index, max_bytes=MAX_INDEX_BYTES)
+    return read_source_labels(content, index)[0].scheme if isinstance(content, dict) else None
 
 
 def _with_lits_names(source: SourceLabels) -> SourceLabels:
