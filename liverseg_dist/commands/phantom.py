@@ -19,7 +19,7 @@ from typing import Any
 
 from liverseg_dist.commands.phantom_channels import (
     add_channel_arguments,
-    is_task03,
+    asks_for_task03,
     make_channel_set,
 )
 from liverseg_dist.console import write_lines
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     # The generator of Task03 is separate, because the bytes of its cases must not change with new
     # options.
-    if not is_task03(args):
+    if not asks_for_task03(args):
         if args.follow_up:
             raise UserError("--follow-up makes CTs of the liver only; leave out the other options")
         return make_channel_set(args, MONTAGE_CASES)

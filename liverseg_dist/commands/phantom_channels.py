@@ -90,7 +90,7 @@ def add_channel_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def is_task03(args: argparse.Namespace) -> bool:
+def asks_for_task03(args: argparse.Namespace) -> bool:
     """Whether the options ask for CTs in the layout of Task03_Liver, without any other option."""
     is_ct = _parse_choice("--modality", args.modality, MODALITIES) == "ct"
     is_liver = parse_organs(args.organs) == parse_organs(DEFAULT_ORGANS)

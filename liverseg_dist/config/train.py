@@ -14,6 +14,7 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 PatchEdge = Annotated[int, Field(ge=1, le=4096)]
+AugmentationPreset = Literal["none", "light", "nnunet", "strong"]
 
 
 class RunConfig(Section):
@@ -32,7 +33,7 @@ class DataConfig(Section):
     """Fraction of each batch centred on foreground, rounded to whole samples (as in nnU-Net: a
     fixed number, not a probability). In a batch of 2, values between 0.25 and 0.75 mean one
     sample."""
-    augmentation: Literal["none", "light", "nnunet", "strong"] = "nnunet"
+    augmentation: AugmentationPreset = "nnunet"
     mirror_axes: tuple[Literal["z", "y", "x"], ...] | None = None
     """Axes along which augmentation mirrors; null: all three; none with augmentation=none."""
     workers: int = Field(default=1, ge=0)

@@ -82,10 +82,16 @@ def list_lesion_structures(cases: Sequence[Case]) -> tuple[str, ...]:
 
 
 def has_first_form(labels: LabelScheme) -> bool:
-    """Whether cases of a scheme have the form of the first version."""
-    return labels.structure_names == LITS_SCHEME.structure_names and (
-        labels.structures[-1].kind == "lesion"
-    )
+    """Whether cases of a scheme have the form of the first version.
+
+    Names, kinds and containers decide; the class values do not, because cases hold none.
+    """
+    return _describe_form(labels) == _describe_form(LITS_SCHEME)
+
+
+def _describe_form(labels: LabelScheme) -> list[tuple[str, str, str | None]]:
+    # Without the container a tumour that lies in no organ would have no burden to read.
+    return [(one.name, one.kind, one.inside) for one in labels.structures]
 
 
 def has_first_form_of(cases: Sequence[Case]) -> bool:

@@ -20,6 +20,7 @@ from monai.transforms import Affine as MonaiAffine
 from scipy import ndimage, stats
 
 from liverseg_dist.config import DataConfig
+from liverseg_dist.config.train import AugmentationPreset
 from liverseg_dist.data.augment import (
     PRESETS,
     DeviceTransform,
@@ -37,7 +38,7 @@ from liverseg_dist.data.augment.lesion_transforms import (
     copyable_values,
     enhancing_values,
 )
-from liverseg_dist.data.augment.presets import APPLY_ORDER, AugmentDraw, PresetName
+from liverseg_dist.data.augment.presets import APPLY_ORDER, AugmentDraw
 from liverseg_dist.data.augment.spatial_resampling import SpatialDraw
 from liverseg_dist.data.augment.spatial_transforms import MirrorTransform, rotation_matrix
 from liverseg_dist.data.augment.transform import SampleContext
@@ -198,7 +199,7 @@ def test_ignored_voxels_survive_and_the_outside_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("preset", ["nnunet", "strong"])
-def test_field_contains_every_sampled_voxel(preset: PresetName) -> None:
+def test_field_contains_every_sampled_voxel(preset: AugmentationPreset) -> None:
     """A larger field changes nothing, a smaller one does."""
     drawn = [draw_augmentation(PRESETS[preset], PATCH, seed) for seed in range(120)]
     transformed = [d for d in drawn if "spatial" in d.parameters and d.field_shape != PATCH]
@@ -429,7 +430,7 @@ def test_anisotropic_patches_are_rotated_in_plane_only() -> None:
     patch = (20, 96, 96)
     assert SampleContext(patch, 0).is_anisotropic
     assert not SampleContext((32, 96, 96), 0).is_anisotropic
-    presets: tuple[PresetName, ...] = ("nnunet", "strong")
+    presets: tuple[AugmentationPreset, ...] = ("nnunet", "strong")
     for preset in presets:
         draws = [draw_augmentation(PRESETS[preset], patch, seed) for seed in range(600)]
         spatials = find_drawn(draws, "spatial")
@@ -470,7 +471,7 @@ RECORDED_DRAWS = {
 
 
 @pytest.mark.parametrize("preset", RECORDED_DRAWS)
-def test_draws_are_the_recorded_ones(preset: PresetName) -> None:
+def test_draws_are_the_recorded_ones(preset: AugmentationPreset) -> None:
     """A run that is resumed with a newer version must go on with the same augmentation."""
     values = []
     for patch in (PATCH, (20, 96, 96)):
@@ -544,7 +545,7 @@ Recorded with torch 2.13 on a CPU with AVX-512: other versions and processors ro
     reason="the results were recorded with torch 2.13 on a CPU with AVX-512",
 )
 @pytest.mark.parametrize("preset", RECORDED_RESULTS)
-def test_augmented_voxels_are_the_recorded_ones(preset: PresetName) -> None:
+def test_augmented_voxels_are_the_recorded_ones(preset: AugmentationPreset) -> None:
     digest = hashlib.sha256()
     for patch, batch in ((PATCH, raw_batch(24)), ((8, 40, 44), raw_batch(24, (10, 60, 64)))):
         image_BCDHW, label_BDHW = DeviceTransform(PRESETS[preset], patch)(batch)
@@ -554,7 +555,7 @@ def test_augmented_voxels_are_the_recorded_ones(preset: PresetName) -> None:
 
 
 @pytest.mark.parametrize("preset", ["light", "nnunet", "strong"])
-def test_sample_does_not_depend_on_its_batch(preset: PresetName) -> None:
+def test_sample_does_not_depend_on_its_batch(preset: AugmentationPreset) -> None:
     transform, batch = DeviceTransform(PRESETS[preset], PATCH), raw_batch(16)
     whole = transform(batch)
     assert torch.isfinite(whole[0]).all()
@@ -611,7 +612,7 @@ def test_seed_determines_the_result() -> None:
 
 @pytest.mark.parametrize("augmentation", ["nnunet", "strong"])
 @pytest.mark.parametrize("axes", ["", "x", "zy"])
-def test_mirror_axes_change_mirroring_only(augmentation: PresetName, axes: str) -> None:
+def test_mirror_axes_change_mirroring_only(augmentation: AugmentationPreset, axes: str) -> None:
     preset = build_preset(DataConfig(augmentation=augmentation, mirror_axes=tuple(axes)))  # type: ignore[arg-type]
     allowed, mirrored = {"zyx".index(axis) for axis in axes}, set()
     for seed in range(100):

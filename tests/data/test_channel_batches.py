@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from liverseg_dist.config import DataConfig
+from liverseg_dist.config.train import AugmentationPreset
 from liverseg_dist.data.augment import (
     PRESETS,
     DeviceTransform,
@@ -21,7 +22,6 @@ from liverseg_dist.data.augment.lesion_transforms import (
     copyable_values,
     enhancing_values,
 )
-from liverseg_dist.data.augment.presets import PresetName
 from liverseg_dist.data.counter_random import CounterRandom
 from liverseg_dist.data.loading import PatchLoader, PatchSource, fill_in_data_settings
 from liverseg_dist.data.loading.sampling import ForegroundIndex
@@ -31,7 +31,7 @@ from tests.data.scheme_store import CT, MR, make_scheme, write_scheme_store
 from tests.data.test_augment import RawBatch, raw_batch
 
 PATCH = (12, 20, 24)
-PRESET_NAMES: tuple[PresetName, ...] = ("none", "light", "nnunet", "strong")
+PRESET_NAMES = tuple(PRESETS)
 
 
 def several_channels(batch: RawBatch, channels: int) -> RawBatch:
@@ -48,7 +48,7 @@ def several_channels(batch: RawBatch, channels: int) -> RawBatch:
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
 @pytest.mark.parametrize("channels", [2, 4])
-def test_channels_move_together_with_the_label(name: PresetName, channels: int) -> None:
+def test_channels_move_together_with_the_label(name: AugmentationPreset, channels: int) -> None:
     """With the intensity transforms off, equal channels stay equal, and equal to one channel."""
     off = PRESETS["none"]
     preset = replace(off, spatial=PRESETS[name].spatial, mirror=PRESETS[name].mirror)
@@ -94,7 +94,7 @@ def test_noise_differs_between_channels_and_the_first_is_that_of_one_channel() -
 
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
-def test_absent_channels_are_exactly_zero(name: PresetName) -> None:
+def test_absent_channels_are_exactly_zero(name: AugmentationPreset) -> None:
     preset = replace(PRESETS[name], channels=3)
     batch = several_channels(raw_batch(16), 3)
     image = batch.image_BCDHW.clone()

@@ -56,7 +56,28 @@ def arguments(run: SmallRun, out: Path) -> list[str]:
 
 
 def results(out: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(out.iterdir()) if file.is_file()}
+    """Result files by name, without date and commit: both may change while the tests run."""
+    environment = json.loads((out / "environment.json").read_text())
+    found = {}
+    for file in sorted(out.iterdir()):
+        if file.is_file():
+            content = file.read_bytes()
+            for key in ("date", "commit"):
+                content = content.replace(environment[key].encode(), key.encode())
+            found[file.name] = content
+    return found
+
+
+def test_results_of_another_day_and_commit_are_the_same(tmp_path: Path) -> None:
+    days = ("2026-01-31", "1" * 40), ("2026-02-01", "2" * 40 + "+")
+    for number, (date, commit) in enumerate(days):
+        out = tmp_path / str(number)
+        out.mkdir()
+        (out / "environment.json").write_text(json.dumps({"date": date, "commit": commit}))
+        (out / "report.html").write_text(f"<td>{date}</td><td>{commit}</td>")
+    assert results(tmp_path / "0") == results(tmp_path / "1")
+    (tmp_path / "1" / "report.html").write_text("<td>another score</td>")
+    assert results(tmp_path / "0") != results(tmp_path / "1")
 
 
 def ledger(out: Path) -> list[str]:

@@ -19,7 +19,7 @@ from liverseg_dist.evaluation.report.tensorboard import collect_headline_figures
 from liverseg_dist.evaluation.report.terminal_summary import format_summary
 from liverseg_dist.evaluation.summary import aggregate_scores
 from liverseg_dist.label_scheme import scheme_from_labels
-from liverseg_dist.labels import LITS_SCHEME, LabelScheme
+from liverseg_dist.labels import LITS_SCHEME, LabelScheme, Structure
 
 SPACING_MM = (2.0, 1.0, 1.5)
 FIVE = scheme_from_labels(
@@ -69,6 +69,21 @@ def test_lesions_and_burden_belong_to_their_structure() -> None:
         assert burden is not None
         share = mask.sum() / np.isin(truth, FIVE.structure(organ).values).sum()
         assert burden["truth"] == pytest.approx(float(share))
+
+
+def test_a_tumour_without_an_organ_around_it_has_no_burden() -> None:
+    """The names are those of LiTS, but the form of its results has a burden in every case."""
+    apart = LabelScheme(
+        ((0, "background"), (1, "liver"), (2, "tumour")),
+        (Structure("liver", (1,)), Structure("tumour", (2,), "lesion")),
+    )
+    masks = random_labels(apart, 2), random_labels(apart, 3)
+    case = score_case("a", *masks, SPACING_MM, labels=apart)
+    assert find_burden(case, "tumour") is None
+    assert "burden" not in aggregate_scores([case])["tumour"]
+    scores = find_lesion_scores(case, "tumour")
+    assert scores is not None
+    assert scores["lesions"]
 
 
 def test_structures_that_were_not_annotated_are_left_out() -> None:

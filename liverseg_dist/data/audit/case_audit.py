@@ -27,7 +27,6 @@ from typing import Literal
 import numpy as np
 
 from liverseg_dist.config import CT_CHANNEL, ChannelConfig, CleaningConfig
-from liverseg_dist.data.audit.anatomy import known_organs
 from liverseg_dist.data.audit.image_audit import (
     check_grid,
     check_intensity,
@@ -36,14 +35,11 @@ from liverseg_dist.data.audit.image_audit import (
 )
 from liverseg_dist.data.audit.label_checks import (
     check_label,
-    check_lesions,
     check_side,
-    check_volume,
 )
 from liverseg_dist.data.audit.label_geometry import match_label
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.label_mapping import LITS_MAPPING, LabelMapping
-from liverseg_dist.labels import LITS_SCHEME
 from liverseg_dist.volume import Volume
 
 Status = Literal["kept", "repaired", "imputed", "unlabelled", "excluded"]
@@ -191,17 +187,3 @@ def _count_values(voxels: np.ndarray) -> dict[int, int]:
         for value, count in zip(values, counts, strict=True):
             totals[int(value)] = totals.get(int(value), 0) + int(count)
     return dict(sorted(totals.items()))
-
-
-# --- checks of predicted masks of LiTS ---------------------------------------------------------
-
-
-def check_liver_volume(liver_ml: float) -> list[Finding]:
-    """`check_volume` for the organ of LiTS."""
-    organ, anatomy = known_organs(LITS_SCHEME)[0]
-    return check_volume(organ, anatomy, liver_ml)
-
-
-def check_tumours(label_zyx: np.ndarray) -> tuple[int, list[Finding]]:
-    """`check_lesions` for the lesion of LiTS."""
-    return check_lesions(label_zyx, LITS_SCHEME, LITS_SCHEME.lesions[0])

@@ -14,10 +14,11 @@ nnU-Net v2's default trainer (https://github.com/MIC-DKFZ/nnUNet,
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from liverseg_dist.config import DataConfig
 from liverseg_dist.config.registry import find_registered
+from liverseg_dist.config.train import AugmentationPreset
 from liverseg_dist.data.augment.channel_transforms import ModalityDropoutTransform
 from liverseg_dist.data.augment.intensity_transforms import (
     BlurTransform,
@@ -42,8 +43,6 @@ from liverseg_dist.data.augment.spatial_transforms import (
 from liverseg_dist.data.augment.transform import SampleContext, Transform
 from liverseg_dist.data.counter_random import CounterRandom
 from liverseg_dist.volume import Index3
-
-PresetName = Literal["none", "light", "nnunet", "strong"]
 
 _DRAW_STREAM = 16
 """Purpose of the random stream of augmentation parameters."""
@@ -99,7 +98,7 @@ APPLY_ORDER = (
 """Order in which a sample is augmented; transforms that nnU-Net has are in nnU-Net's order."""
 
 
-PRESETS: dict[PresetName, Preset] = {
+PRESETS: dict[AugmentationPreset, Preset] = {
     "none": Preset(),
     "light": Preset(
         mirror=_ALL_AXES,
