@@ -15,6 +15,8 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 40
 NAME_ROOM, NAME_STEP = 26, 17
 """Beside the last date, for the numbers of the lesions; least distance between two of them."""
 MAX_CURVES = 12
+DATE_WIDTH = 108
+"""Of a date on a phone, where the chart is small and its texts are large."""
 TICKS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -109,13 +111,15 @@ def _frame(
             ).format(LEFT, y, WIDTH - RIGHT, y, LEFT - 6, y + 4, f"{number * step:g}")
         )
     marks.append(Markup('<text x="4" y="{}">{}</text>').format(TOP + 2, unit))
-    free = -math.inf
+    last = len(labels) - 1
+    free, end = -math.inf, positions[-1] - DATE_WIDTH
     for index, (x, label) in enumerate(zip(positions, labels, strict=True)):
-        anchor = "start" if index == 0 else "end" if index == len(labels) - 1 else "middle"
-        # Labels that would overlap the one before are left out; the last one always stays.
-        if x < free and index < len(labels) - 1:
+        anchor = "start" if index == 0 else "end" if index == last else "middle"
+        # Labels that would overlap the one before or the last one are left out.
+        half = DATE_WIDTH / 2
+        if 0 < index < last and (x - half < free or x + half > end):
             continue
-        free = x + 110
+        free = x + (DATE_WIDTH if index == 0 else half)
         marks.append(
             Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(
                 x, HEIGHT - 20, anchor, label

@@ -122,6 +122,7 @@ def render_follow(
         tag=CATEGORY_TAGS.get(response["recist"], ""),
         tags=CATEGORY_TAGS,
         format_doubling=format_doubling,
+        describe_fit=describe_fit,
     )
 
 
@@ -149,20 +150,26 @@ def describe_partners(lesion: Mapping[str, Any], lesions: Sequence[Mapping[str, 
         if lesion["id"] in (other["merged_into"], other["split_from"]):
             partners.append(str(other["id"]))
     # A lesion that took another one in, or that lost a piece, carries the number on.
-    word = {"merged": " with ", "split": " into itself and "}.get(lesion["status"])
+    word = {"merged": " with ", "split": ": also "}.get(lesion["status"])
     return word + ", ".join(partners) if word and partners else ""
 
 
+def describe_fit(growth: Mapping[str, Any] | None) -> str:
+    """Which growth law describes a lesion best; known with four dates and more."""
+    if growth is None or growth["best_model"] is None:
+        return ""
+    return f"best fit of four dates and more: {growth['best_model']}"
+
+
 def format_doubling(growth: Mapping[str, Any] | None) -> str:
-    """Doubling or halving time with its interval, in days."""
+    """Doubling or halving time with its interval, in days; an asterisk where the growth is within the
+    measurement error."""
     if growth is None or growth["doubling_days"] is None:
         return "–"
     days = growth["doubling_days"]
     kind = "doubles" if days > 0 else "halves"
-    # Four dates and more: which growth law describes them best.
-    law = f"; best fit: {growth['best_model']}" if growth["best_model"] else ""
     if not growth["is_significant"]:
-        return f"{kind} in {abs(days):.0f} d (not beyond error){law}"
+        return f"{kind} in {abs(days):.0f} d *"
     # Halving times are negative; their ends change order with the sign.
     ends = [abs(end) for end in growth["doubling_interval"] if end is not None]
-    return f"{kind} in {abs(days):.0f} d ({min(ends):.0f} to {max(ends):.0f}){law}"
+    return f"{kind} in {abs(days):.0f} d ({min(ends):.0f}–{max(ends):.0f})"
