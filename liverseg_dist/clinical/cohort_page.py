@@ -24,7 +24,7 @@ CATEGORIES = ("CR", "PR", "SD", "PD", "NE", "non-CR/non-PD", "ND")
 TIME_STEPS_DAYS = (7, 14, 30, 60, 90, 180, 365, 730, 1825, 3650)
 MOST_TIME_STEPS = 6
 COHORT_COLUMNS = (
-    "patient", "status", "scans", "days", "recist", "volumetric", "best_sum_change", "last_sum_change",
+    "patient", "status", "scans", "days", "recist", "best_recist", "volumetric", "best_sum_change", "last_sum_change",
     "volume_change", "lesions", "new_lesions", "page", "error",
 )  # fmt: skip
 
@@ -41,6 +41,7 @@ def summarise_patient(patient: str, content: Mapping[str, Any], page: str) -> di
         "scans": len(content["scans"]),
         "days": None if content["days"] is None else content["days"][-1],
         "recist": response["recist"],
+        "best_recist": response["best"]["recist"],
         "volumetric": response["volumetric"],
         # The first change is that of the baseline to itself, always 0.
         "best_sum_change": min(changes[1:]) if changes else None,
