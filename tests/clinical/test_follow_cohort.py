@@ -62,6 +62,12 @@ def test_two_patients_on_one_page(
     before = [page.stat().st_mtime_ns for page in pages]
     assert call(capsys, "--table", table, "--out", out)[0] == EXIT_DONE
     assert [page.stat().st_mtime_ns for page in pages] == before
+    # follow.json is written last: where it is missing, the patient was interrupted.
+    (pages[0].parent / "follow.json").unlink()
+    assert call(capsys, "--table", table, "--out", out)[0] == EXIT_DONE
+    assert (pages[0].parent / "follow.json").is_file()
+    assert pages[0].stat().st_mtime_ns > before[0]
+    assert pages[1].stat().st_mtime_ns == before[1]
     arguments = ("follow", "--table", str(table), "--out", str(tmp_path / "ranks" / "out"))
     ended = torchrun(
         2, "-m", "liverseg_dist", *arguments, "--registration", "rigid", "--device", "cpu"
