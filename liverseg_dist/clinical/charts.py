@@ -8,11 +8,15 @@ from typing import Any
 from markupsafe import Markup
 
 from liverseg_dist.clinical.recist import PARTIAL_RESPONSE, PROGRESSION
+from liverseg_dist.pages import hex_colour, spread_colour
 
 WIDTH, HEIGHT = 520, 280
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 40
-COLOURS = ("#d9480f", "#1971c2", "#2f9e44", "#9c36b5", "#e67700", "#0c8599", "#c2255c", "#5f3dc4")
+NAME_ROOM, NAME_STEP = 26, 17
+"""Beside the last date, for the numbers of the lesions; least distance between two of them."""
 MAX_CURVES = 12
+DATE_WIDTH = 108
+"""Of a date on a phone, where the chart is small and its texts are large."""
 TICKS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -26,14 +30,34 @@ def draw_volumes(content: Mapping[str, Any], labels: Sequence[str]) -> Markup:
     largest = sorted(content["lesions"], key=lambda one: -max(v or 0.0 for v in one["volume_ml"]))[
         :MAX_CURVES
     ]
+    ends = []
     for lesion in largest:
         # By the id, not the position: a lesion's colour does not depend on the other lesions.
-        colour = COLOURS[(lesion["id"] - 1) % len(COLOURS)]
+        colour = hex_colour(spread_colour(lesion["id"]))
         marks.append(
             _curve(positions, lesion["volume_ml"], highest, colour, f"lesion {lesion['id']}")
         )
+        last = lesion["volume_ml"][-1]
+        if last is not None:
+            ends.append((_y(last, highest), str(lesion["id"]), colour))
     marks.append(_curve(positions, total, highest, "", "all lesions"))
+    marks.append(_curve_names(ends))
     return _svg(marks, "volumes over the dates")
+
+
+def _curve_names(ends: Sequence[tuple[float, str, str]]) -> Markup:
+    """The lesions' numbers beside the ends of their curves; those that would overlap move up."""
+    names = []
+    free = float(HEIGHT - BOTTOM)
+    for y, name, colour in sorted(ends, reverse=True):
+        at = min(y, free)
+        free = at - NAME_STEP
+        names.append(
+            Markup('<text class="curve-name" x="{}" y="{}" style="fill:{}">{}</text>').format(
+                WIDTH - RIGHT - NAME_ROOM + 8, round(at + 4, 1), colour, name
+            )
+        )
+    return Markup("").join(names)
 
 
 def draw_sums(content: Mapping[str, Any], labels: Sequence[str]) -> Markup:
@@ -66,7 +90,8 @@ def date_positions(content: Mapping[str, Any]) -> list[float]:
     # A single date, or dates on one day, would divide by 0.
     span = max(days[-1] - days[0], 1e-9)
     return [
-        round(LEFT + 12 + (day - days[0]) / span * (WIDTH - RIGHT - LEFT - 24), 1) for day in days
+        round(LEFT + 12 + (day - days[0]) / span * (WIDTH - RIGHT - LEFT - 12 - NAME_ROOM), 1)
+        for day in days
     ]
 
 
@@ -86,13 +111,15 @@ def _frame(
             ).format(LEFT, y, WIDTH - RIGHT, y, LEFT - 6, y + 4, f"{number * step:g}")
         )
     marks.append(Markup('<text x="4" y="{}">{}</text>').format(TOP + 2, unit))
-    free = -math.inf
+    last = len(labels) - 1
+    free, end = -math.inf, positions[-1] - DATE_WIDTH
     for index, (x, label) in enumerate(zip(positions, labels, strict=True)):
-        anchor = "start" if index == 0 else "end" if index == len(labels) - 1 else "middle"
-        # Labels that would overlap the one before are left out; the last one always stays.
-        if x < free and index < len(labels) - 1:
+        anchor = "start" if index == 0 else "end" if index == last else "middle"
+        # Labels that would overlap the one before or the last one are left out.
+        half = DATE_WIDTH / 2
+        if 0 < index < last and (x - half < free or x + half > end):
             continue
-        free = x + 80
+        free = x + (DATE_WIDTH if index == 0 else half)
         marks.append(
             Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(
                 x, HEIGHT - 20, anchor, label

@@ -82,7 +82,8 @@ def draw_series(
             index = track.numbers[date]
             lesion = None if index is None else point.quantities.lesions[index]
             # The centroid is in the baseline's world; each scan has its own.
-            at = follow.registrations[date].to_moving(centre[None])[0]
+            to_scan = follow.registrations[date].of_structure(track.structure)
+            at = to_scan.to_moving(centre[None])[0]
             pictures.append(
                 draw_position(
                     point.mask, scheme, track.structure, at, WINDOW_MM, point.image, lesion
@@ -112,23 +113,63 @@ def render_follow(
         response=response,
         targets=set(response["targets"]),
         labels=labels,
+        scan_names=_scan_names(content, labels),
+        burden=_describe_burden(content["total"]["burden"]),
+        describe_partners=describe_partners,
         shown=shown,
         volumes_chart=draw_volumes(content, labels),
         sums_chart=draw_sums(content, labels) if response["sums_mm"] else Markup(""),
         tag=CATEGORY_TAGS.get(response["recist"], ""),
         tags=CATEGORY_TAGS,
         format_doubling=format_doubling,
+        describe_fit=describe_fit,
     )
 
 
+def _scan_names(content: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
+    """Date or number of each scan, with the name of its file."""
+    return [f"{label} ({name})" for label, name in zip(labels, content["scans"], strict=True)]
+
+
+def _describe_burden(burdens: Sequence[float | None]) -> str:
+    """Share of the organ at the first and the last date, where the lesions lie in one."""
+    first, last = burdens[0], burdens[-1]
+    if first is None or last is None:
+        return ""
+    return f"; {100 * first:.1f} → {100 * last:.1f} % of the organ"
+
+
+def describe_partners(lesion: Mapping[str, Any], lesions: Sequence[Mapping[str, Any]]) -> str:
+    """With which lesions one merged, or from which one it split, as text after the status."""
+    if lesion["merged_into"]:
+        return f" into {lesion['merged_into']}"
+    if lesion["split_from"]:
+        return f" from {lesion['split_from']}"
+    partners = []
+    for other in lesions:
+        if lesion["id"] in (other["merged_into"], other["split_from"]):
+            partners.append(str(other["id"]))
+    # A lesion that took another one in, or that lost a piece, carries the number on.
+    word = {"merged": " with ", "split": ": also "}.get(lesion["status"])
+    return word + ", ".join(partners) if word and partners else ""
+
+
+def describe_fit(growth: Mapping[str, Any] | None) -> str:
+    """Which growth law describes a lesion best; known with four dates and more."""
+    if growth is None or growth["best_model"] is None:
+        return ""
+    return f"best fit of four dates and more: {growth['best_model']}"
+
+
 def format_doubling(growth: Mapping[str, Any] | None) -> str:
-    """Doubling or halving time with its interval, in days."""
+    """Doubling or halving time with its interval, in days; an asterisk where the growth is within the
+    measurement error."""
     if growth is None or growth["doubling_days"] is None:
         return "–"
     days = growth["doubling_days"]
     kind = "doubles" if days > 0 else "halves"
     if not growth["is_significant"]:
-        return f"{kind} in {abs(days):.0f} d (not beyond error)"
+        return f"{kind} in {abs(days):.0f} d *"
     # Halving times are negative; their ends change order with the sign.
     ends = [abs(end) for end in growth["doubling_interval"] if end is not None]
-    return f"{kind} in {abs(days):.0f} d ({min(ends):.0f} to {max(ends):.0f})"
+    return f"{kind} in {abs(days):.0f} d ({min(ends):.0f}–{max(ends):.0f})"

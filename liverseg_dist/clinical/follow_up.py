@@ -17,24 +17,18 @@ from liverseg_dist.clinical.growth import (
     fit_growth,
     volume_sd_ml,
 )
-from liverseg_dist.clinical.identity_check import LEAST_SIMILARITY, find_mismatch
 from liverseg_dist.clinical.matching import Spot, Track, match_dates
-from liverseg_dist.clinical.quantify import CaseQuantities, LesionQuantities
-from liverseg_dist.clinical.registration import (
-    OrganScan,
-    Registration,
-    identity_registration,
-    register_organs,
-)
-from liverseg_dist.clinical.registration_backends import BackendName, choose_backend
+from liverseg_dist.clinical.organ_registrations import DateRegistrations, register_dates
+from liverseg_dist.clinical.quantify import CaseQuantities, LesionQuantities, StructureQuantities
+from liverseg_dist.clinical.registration import Registration
+from liverseg_dist.clinical.registration_backends import BackendName
 from liverseg_dist.clinical.response import assess_response
+from liverseg_dist.clinical.scan_checks import GOOD_DICE, describe_organ_changes
 from liverseg_dist.errors import UserError
 from liverseg_dist.labels import LabelScheme
 from liverseg_dist.volume import Volume
 
-FOLLOW_VERSION = 1
-GOOD_DICE = 0.90
-VOLUME_RANGE = (0.6, 1.7)
+FOLLOW_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ class FollowUp:
 
     content: dict[str, Any]
     tracks: list[Track]
-    registrations: list[Registration]
+    registrations: list[DateRegistrations]
 
 
 def choose_organ(scheme: LabelScheme, name: str | None) -> str:
@@ -110,44 +104,35 @@ def follow_patient(
     Raises:
         UserError: A mask has no organ, or the scans are not of one patient.
     """
-    name, deform = choose_backend(backend)
-    scans = [_organ_scan(point, scheme, organ) for point in points]
-    registrations = [identity_registration(points[0].mask.grid)]
-    warnings = []
-    for point, scan in zip(points[1:], scans[1:], strict=True):
-        note(f"registering {point.name}")
-        registration = register_organs(scans[0], scan, deform, name)
-        problem = find_mismatch(registration, points[0].name, point.name, organ)
-        if problem is not None and not allow_mismatch:
-            raise UserError(problem)
-        warnings += [problem] if problem is not None else []
-        # The rigid step only: a deformation can also make the textures of two patients alike.
-        similarity = registration.quality.rigid_similarity
-        if problem is None and similarity is not None and similarity < LEAST_SIMILARITY:
-            warnings.append(
-                f"{point.name}: the texture of the {organ} correlates by {similarity:.2f} only with the baseline's; "
-                "another contrast phase, or another patient"
-            )
-        registrations.append(registration)
+    registrations, warnings = register_dates(points, scheme, organ, backend, allow_mismatch, note)
     dates = []
     for point, registration in zip(points, registrations, strict=True):
         dates.append(_spots(point, scheme, connectivity, registration))
 
-    def covers(date: int, position_mm: np.ndarray) -> bool:
-        return _covers(points[date], registrations[date], position_mm, scheme.ignore)
+    def covers(date: int, spot: Spot) -> bool:
+        return _covers(
+            points[date],
+            registrations[date].of_structure(spot.structure),
+            spot.centre_mm,
+            scheme.ignore,
+        )
 
     quality = [_match_quality(registration) for registration in registrations]
     tracks = match_dates(dates, covers, quality)
     lesions = [_describe_track(track, points, days, registrations) for track in tracks]
-    warnings += _cut_warnings(points, organ)
+    warnings += describe_organ_changes(
+        [point.name for point in points],
+        [_structure(point.quantities, organ) for point in points],
+    )
     content = {
         "version": FOLLOW_VERSION,
         "scans": [point.name for point in points],
         "days": None if days is None else list(days),
         "organ": organ,
-        "registration": [asdict(registration.quality) for registration in registrations[1:]],
-        "organ_ml": [_structure_ml(point.quantities, organ) for point in points],
-        "total": _describe_total(points, days, scheme),
+        "registration": [asdict(one.main.quality) for one in registrations[1:]],
+        "other_registrations": _describe_other_registrations(registrations),
+        "organ_ml": [_structure(point.quantities, organ).volume_ml for point in points],
+        "total": _describe_total(points, days, organ),
         "lesions": lesions,
         "response": assess_response(tracks, points, organ, scheme),
         "warnings": warnings,
@@ -155,19 +140,8 @@ def follow_patient(
     return FollowUp(content, tracks, registrations)
 
 
-def _organ_scan(point: TimePoint, scheme: LabelScheme, organ: str) -> OrganScan:
-    mask = scheme.mask_of(point.mask.voxels, organ)
-    # Masks of a failed segmentation may be empty; registration would fail later without a name.
-    if not mask.any():
-        raise UserError(f"{point.name}: the mask holds no {organ}, so it cannot be registered")
-    lesions = np.zeros(mask.shape, dtype=bool)
-    for structure in scheme.lesions:
-        lesions |= scheme.mask_of(point.mask.voxels, structure)
-    return OrganScan(Volume(mask, point.mask.grid), lesions, point.image)
-
-
 def _spots(
-    point: TimePoint, scheme: LabelScheme, connectivity: int, registration: Registration
+    point: TimePoint, scheme: LabelScheme, connectivity: int, registrations: DateRegistrations
 ) -> list[Spot]:
     """The lesions of a scan as points in the baseline's space, in the order of its quantities."""
     spots: list[Spot] = []
@@ -176,6 +150,7 @@ def _spots(
     lesions = point.quantities.lesions
     for structure in scheme.lesions:
         whole = scheme.mask_of(point.mask.voxels, structure)
+        registration = registrations.of_structure(structure.name)
         for component in find_components(whole, connectivity):
             corner = [axis.start for axis in component.box]
             world = point.mask.grid.world_mm(np.argwhere(component.mask_zyx) + corner)
@@ -206,12 +181,21 @@ def _covers(
     return ignore is None or point.mask.voxels[tuple(index)] != ignore
 
 
-def _match_quality(registration: Registration) -> float:
+def _match_quality(registrations: DateRegistrations) -> float:
     """0 to 1, for the confidence in matches: full from `GOOD_DICE` on, half where organs hardly
-    overlap."""
-    return float(
-        np.clip(0.5 + 0.5 * (registration.quality.dice - 0.6) / (GOOD_DICE - 0.6), 0.5, 1.0)
-    )
+    overlap; that of the organ that fits worst."""
+    every = (registrations.main, *registrations.others.values())
+    dice = min(one.quality.dice for one in every)
+    return float(np.clip(0.5 + 0.5 * (dice - 0.6) / (GOOD_DICE - 0.6), 0.5, 1.0))
+
+
+def _describe_other_registrations(registrations: Sequence[DateRegistrations]) -> list[dict]:
+    """Quality of the registrations of further organs, with their organ and scan."""
+    found = []
+    for date, registration in enumerate(registrations):
+        for organ, other in registration.others.items():
+            found.append({"organ": organ, "scan": date, **asdict(other.quality)})
+    return found
 
 
 def lesion_at(track: Track, date: int, points: Sequence[TimePoint]) -> LesionQuantities | None:
@@ -224,7 +208,7 @@ def _describe_track(
     track: Track,
     points: Sequence[TimePoint],
     days: Sequence[float] | None,
-    registrations: Sequence[Registration],
+    registrations: Sequence[DateRegistrations],
 ) -> dict[str, Any]:
     volumes: list[float | None] = []
     lengths: list[float | None] = []
@@ -242,7 +226,8 @@ def _describe_track(
     lesion = lesion_at(track, first, points)
     assert lesion is not None
     # In the space of the baseline, so that a reader finds the place of a later lesion there.
-    centre = registrations[first].to_fixed(np.array([lesion.centroid_mm]))[0]
+    to_baseline = registrations[first].of_structure(track.structure)
+    centre = to_baseline.to_fixed(np.array([lesion.centroid_mm]))[0]
     sds = [_volume_sd(volume, point) for volume, point in zip(volumes, points, strict=True)]
     return {
         "id": track.identity,
@@ -272,7 +257,7 @@ def _describe_track(
 
 
 def _positions_at_baseline(
-    track: Track, points: Sequence[TimePoint], registrations: Sequence[Registration]
+    track: Track, points: Sequence[TimePoint], registrations: Sequence[DateRegistrations]
 ) -> list[list[float] | None]:
     """The centroid of each date in the baseline's space, None where the lesion was not measured."""
     positions: list[list[float] | None] = []
@@ -281,7 +266,8 @@ def _positions_at_baseline(
         if lesion is None:
             positions.append(None)
         else:
-            mapped = registration.to_fixed(np.array([lesion.centroid_mm]))[0]
+            to_baseline = registration.of_structure(track.structure)
+            mapped = to_baseline.to_fixed(np.array([lesion.centroid_mm]))[0]
             positions.append([round(float(v), 2) for v in mapped])
     return positions
 
@@ -330,9 +316,9 @@ def _growth(
 
 
 def _describe_total(
-    points: Sequence[TimePoint], days: Sequence[float] | None, scheme: LabelScheme
+    points: Sequence[TimePoint], days: Sequence[float] | None, organ: str
 ) -> dict[str, Any]:
-    """All lesions together."""
+    """All lesions together; the burden is the share of the organ that its own lesions take."""
     volumes: list[float | None] = []
     cut = []
     for point in points:
@@ -349,12 +335,7 @@ def _describe_total(
     first, last = volumes[0] or 0.0, volumes[-1] or 0.0
     burdens = []
     for point in points:
-        found = [
-            s.burden
-            for s in point.quantities.structures
-            if s.kind == "lesion" and s.burden is not None
-        ]
-        burdens.append(sum(found) if found else None)
+        burdens.append(_structure(point.quantities, organ).burden)
     return {
         "lesions": [len(point.quantities.lesions) for point in points],
         "volume_ml": volumes,
@@ -366,8 +347,8 @@ def _describe_total(
     }
 
 
-def _structure_ml(quantities: CaseQuantities, name: str) -> float:
-    return next(s.volume_ml for s in quantities.structures if s.structure == name)
+def _structure(quantities: CaseQuantities, name: str) -> StructureQuantities:
+    return next(s for s in quantities.structures if s.structure == name)
 
 
 def _volume_sd(volume: float | None, point: TimePoint) -> float | None:
@@ -376,22 +357,3 @@ def _volume_sd(volume: float | None, point: TimePoint) -> float | None:
 
 def _length_sd(length: float, point: TimePoint) -> float:
     return diameter_sd_mm(length, point.mask.spacing_mm[1], point.mask.spacing_mm[0])
-
-
-def _cut_warnings(points: Sequence[TimePoint], organ: str) -> list[str]:
-    warnings = []
-    for point in points:
-        found = next(s for s in point.quantities.structures if s.structure == organ)
-        if found.cut_by:
-            faces = ", ".join(found.cut_by)
-            warnings.append(
-                f"{point.name}: the scan cuts the {organ} ({faces}); lesions beyond are not seen"
-            )
-    volumes = [_structure_ml(point.quantities, organ) for point in points]
-    for point, volume in zip(points[1:], volumes[1:], strict=True):
-        # A resection or an incomplete mask; the sizes of lesions are still valid.
-        if not VOLUME_RANGE[0] <= volume / volumes[0] <= VOLUME_RANGE[1]:
-            warnings.append(
-                f"{point.name}: the {organ} has {volume / volumes[0]:.1f} times its volume at baseline"
-            )
-    return warnings

@@ -1,9 +1,12 @@
 """Growth of lesions: measurement error, change, growth rate, doubling time with its interval.
 
-Measurement error has two parts. Reproducibility: of same-day repeat CTs with computed contours
-(Zhao et al. 2009, https://doi.org/10.1148/radiol.2522081593) 95 % of the changes lay from -7.3 to
-+6.2 % in diameter and from -12.1 to +13.4 % in volume; halves of these intervals over 1.96 are the
-standard deviation of a change, over the square root of 2 that of one measurement. Sampling: the
+Measurement error has two parts. Reproducibility: of same-day repeat CTs with computer-aided
+measurement (Zhao et al. 2009, https://doi.org/10.1148/radiol.2522081593; the figures stand on
+https://www.cancerimagingarchive.net/collection/rider-lung-ct/) 95 % of the changes lay from -7.3 to
++6.2 % in diameter and from -12.1 to +13.4 % in volume. These are lung tumours of 32 patients: no such
+figures were found for the liver, whose lesions have less contrast, so the error there is rather
+larger. Halves of these intervals over 1.96 are the standard deviation of a change, over the square
+root of 2 that of one measurement. Sampling: the
 surface is known to a part of a voxel (`diameters` has the figures), so small lesions and thick
 slices count for more.
 """

@@ -140,14 +140,14 @@ def compare_spots(first: Spot, second: Spot) -> Link:
 
 def match_dates(
     dates: Sequence[Sequence[Spot]],
-    covers: Callable[[int, np.ndarray], bool],
+    covers: Callable[[int, Spot], bool],
     quality: Sequence[float],
 ) -> list[Track]:
     """The tracks of all lesions over the dates.
 
     Args:
         dates: The lesions of each date, in the baseline's space.
-        covers: Whether the scan of a date covers a position (3,) of the baseline's space.
+        covers: Whether the scan of a date covers the place of a lesion of another date.
         quality: Of each date's registration, 0 to 1; it scales the confidence.
     """
     tracks = [_begin(number, spot, 0, len(dates)) for number, spot in enumerate(dates[0], start=1)]
@@ -170,7 +170,7 @@ def _link_date(
     spots: Sequence[Spot],
     date: int,
     count: int,
-    covers: Callable[[int, np.ndarray], bool],
+    covers: Callable[[int, Spot], bool],
     quality: float,
 ) -> None:
     """Extend the tracks by one date."""
@@ -209,7 +209,7 @@ def _link_date(
         else:
             new.events.append((date, "new"))
             # Without an earlier look at the place, "new" would be progression without evidence.
-            new.is_covered = any(covers(earlier, spot.centre_mm) for earlier in range(date))
+            new.is_covered = any(covers(earlier, spot) for earlier in range(date))
             if not new.is_covered:
                 for earlier in range(date):
                     new.states[earlier] = "uncovered"
@@ -257,7 +257,7 @@ def _end(
     date: int,
     links: dict[tuple[int, int], Link],
     taken: dict[int, Track],
-    covers: Callable[[int, np.ndarray], bool],
+    covers: Callable[[int, Spot], bool],
     quality: float,
 ) -> None:
     """A lesion without successor: merged, outside the scan, or gone."""
@@ -278,7 +278,7 @@ def _end(
         return
     assert track.last is not None
     # Nothing is concluded where the scan does not show the place.
-    if not covers(date, track.last.centre_mm):
+    if not covers(date, track.last):
         track.states[date] = "uncovered"
         return
     # Once per disappearance, not at each later date.

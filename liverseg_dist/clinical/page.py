@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from liverseg_dist.pages import load_theme
+
 MAX_PICTURE_BYTES = 24 << 20
 MAX_CASES = 200
 """Cases with a section of their own; the tables hold all."""
@@ -50,6 +52,7 @@ def render_quantities(
         shown=shown,
         failures=failures,
         details=details,
+        has_range=any(_has_range(case) for case in cases),
         num_lesions=sum(len(case["lesions"]) for case in cases),
         num_cut=sum(any(lesion["cut_by"] for lesion in case["lesions"]) for case in cases),
         structures=[structure["structure"] for structure in cases[0]["structures"]]
@@ -74,7 +77,8 @@ def render_page(template: str, **values: Any) -> str:
         "percent": format_percent,
         "signed": format_signed_percent,
     }
-    css = Markup(loader.get_source(jinja, "clinical.css")[0])  # a file of this package  # nosec B704
+    # Both are files of this package.
+    css = Markup(load_theme() + loader.get_source(jinja, "clinical.css")[0])  # nosec B704
     return jinja.get_template(template).render(css=css, **values)
 
 
@@ -88,6 +92,11 @@ def format_percent(value: float | None, digits: int = 1) -> str:
 
 def format_signed_percent(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{100 * value:+.{digits}f} %".replace("-", "−")
+
+
+def _has_range(case: Case) -> bool:
+    """Whether probabilities gave a range of volumes."""
+    return any(structure["volume_range"] for structure in case["structures"])
 
 
 def _lesion_of(case: Case, picture: Mapping[str, Any]) -> Mapping[str, Any] | None:

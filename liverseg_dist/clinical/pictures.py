@@ -64,7 +64,7 @@ def draw_lesion(
     return {
         "width_mm": round(to_picture.width_mm, 2),
         "height_mm": round(to_picture.height_mm, 2),
-        "image": None if image is None else _jpeg(image.voxels[index][window], to_picture),
+        "image": None if image is None else _jpeg(image.voxels[index], window, to_picture),
         "organ": to_picture.outline(organ),
         "lesion": to_picture.outline(own),
         "others": to_picture.outline(whole & ~own),
@@ -173,8 +173,11 @@ def _own_component(
     return own
 
 
-def _jpeg(pixels: np.ndarray, picture: _Picture) -> str:
-    low, high = grey_window(pixels)
+def _jpeg(whole_slice: np.ndarray, window: tuple[slice, slice], picture: _Picture) -> str:
+    # Of the whole slice: a crop without air would not be recognised as CT, and the pictures of two
+    # dates would have different windows.
+    low, high = grey_window(whole_slice)
+    pixels = whole_slice[window]
     scaled = np.clip((pixels.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
     # NaN has no grey value; without the replacement the cast is undefined.
     grey = Image.fromarray((np.nan_to_num(scaled) * 255).astype(np.uint8)[::-1, ::-1])
@@ -249,7 +252,7 @@ def draw_position(
     return {
         "width_mm": round(picture.width_mm, 2),
         "height_mm": round(picture.height_mm, 2),
-        "image": None if image is None else _jpeg(image.voxels[index][window], picture),
+        "image": None if image is None else _jpeg(image.voxels[index], window, picture),
         "organ": picture.outline(organ),
         "lesion": picture.outline(own),
         "others": picture.outline(whole & ~own),

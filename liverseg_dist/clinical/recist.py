@@ -28,6 +28,7 @@ VOLUME_PROGRESSION = 0.73
 1)."""
 NEW_LESION_MM = 5.0
 """A new lesion of at least this long axis is unequivocal; smaller ones ask for the next date."""
+BEST_FIRST: tuple[Overall, ...] = ("CR", "PR", "SD", "non-CR/non-PD", "PD", "NE", "ND")
 EPSILON = 1e-9
 
 
@@ -201,6 +202,22 @@ def _without_targets(non_target: NonTarget) -> tuple[Overall, str]:
     if non_target == "NE":
         return "NE", "not every lesion could be seen"
     return "non-CR/non-PD", "no measurable lesion at baseline; lesions persist"
+
+
+def best_response(responses: Sequence[Overall]) -> tuple[Overall, int]:
+    """Best overall response and its position: the best one until progression, that one included.
+
+    Without confirmation by a later scan and without a least duration of SD: both depend on the
+    protocol of a trial.
+
+    Args:
+        responses: Of the dates after the baseline, in order; at least one.
+    """
+    until = list(responses)
+    if "PD" in until:
+        until = until[: until.index("PD") + 1]
+    number = min(range(len(until)), key=lambda index: BEST_FIRST.index(until[index]))
+    return until[number], number
 
 
 def is_new_lesion(long_axis_mm: float) -> bool:

@@ -21,7 +21,7 @@ BackendName = Literal["auto", "greedy", "demons", "rigid"]
 BACKENDS: tuple[BackendName, ...] = ("auto", "greedy", "demons", "rigid")
 GREEDY_MODULE = "picsl_greedy"
 GREEDY_OPTIONS = "-m NCC 3x3x3 -n 80x50x20 -s 4vox 1.5vox -e 0.5 -threads 1 -V 0"
-SHAPE_WEIGHT, TEXTURE_WEIGHT = 0.5, 1.0
+SHAPE_WEIGHT, TEXTURE_WEIGHT = 0.2, 1.0
 DEMONS_ITERATIONS = 60
 DEMONS_SIGMA_VOXELS = 1.5
 

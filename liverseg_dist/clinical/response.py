@@ -11,6 +11,7 @@ from liverseg_dist.clinical.quantify import CaseQuantities
 from liverseg_dist.clinical.recist import (
     Assessment,
     BaselineLesion,
+    best_response,
     choose_targets,
     is_new_lesion,
     measurable_mm,
@@ -57,8 +58,8 @@ def assess_response(
 
     Returns:
         JSON-able: `recist` and `rule` of the last date, `volumetric`, `targets`, `sums_mm`, the
-        category of each date (`dates`), and `warning` where the change is within the measurement
-        error.
+        category of each date (`dates`), the best one until progression (`best`), and `warning`
+        where the change is within the measurement error.
     """
     # RECIST fixes what is measurable at baseline; later scans may have other slices.
     slice_mm = scans[0].mask.spacing_mm[0]
@@ -78,6 +79,7 @@ def assess_response(
             _assess_date(target_burdens, other_burdens, len(chosen), len(alone), new, date)
         )
     last = dates[-1]
+    best, number = best_response([one["recist"] for one in dates])
     return {
         "recist": last["recist"],
         "rule": last["rule"],
@@ -88,6 +90,7 @@ def assess_response(
         "sums_mm": [burden.length_mm for burden in target_burdens] if chosen else [],
         "sums_ml": [burden.volume_ml for burden in target_burdens] if chosen else [],
         "dates": dates,
+        "best": {"recist": best, "date": dates[number]["date"]},
         "warning": last["warning"],
     }
 

@@ -30,12 +30,8 @@ from liverseg_dist.clinical.follow_page import draw_series, follow_csv, render_f
 from liverseg_dist.clinical.follow_up import FollowUp, TimePoint, choose_organ, follow_patient
 from liverseg_dist.clinical.quantify import quantify_case
 from liverseg_dist.clinical.registration_backends import BACKENDS
-from liverseg_dist.commands.follow_cohort import (
-    PatientScans,
-    Prepare,
-    follow_cohort,
-    read_patients,
-)
+from liverseg_dist.commands.follow_cohort import Prepare, follow_cohort, read_patients
+from liverseg_dist.commands.follow_segmentation import name_scans, segment_patients
 from liverseg_dist.commands.options import add_inference
 from liverseg_dist.commands.predict import load_prediction, segment_scans
 from liverseg_dist.commands.quantify import add_labels
@@ -162,7 +158,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # Masks of the run go to a folder of their own, which a second call finds and does not compute
     # again.
     settings = argparse.Namespace(**{**vars(args), "out": args.out / "masks"})
-    job, scans = load_prediction(settings, overrides, paths, world)
+    names = name_scans(paths, [f"scan_{number}" for number in range(1, len(paths) + 1)])
+    job, scans = load_prediction(settings, overrides, paths, world, names)
     scheme = parse_label_options(args.labels) if args.labels else job.labels
     dates = parse_dates(args.dates, len(scans))
 
@@ -187,7 +184,7 @@ def _follow_table(args: argparse.Namespace, world: World) -> dict[str, Any]:
     patients = read_patients(args.table)
     prepare: Prepare | None = None
     if args.run is not None:
-        patients, labels, prepare = _segment_patients(args, patients, overrides, world)
+        patients, labels, prepare = segment_patients(args, patients, overrides, world)
     elif overrides:
         raise UserError(f"{overrides[0]}: settings of inference need --run")
     else:
@@ -206,35 +203,6 @@ def _follow_table(args: argparse.Namespace, world: World) -> dict[str, Any]:
             return _follow(own, files, images, scheme, dates)
 
     return follow_cohort(args, patients, scheme, world, follow_scans, prepare)
-
-
-def _segment_patients(
-    args: argparse.Namespace, patients: list[PatientScans], overrides: list[str], world: World
-) -> tuple[list[PatientScans], LabelScheme, Prepare]:
-    """Plan the segmentation of a table whose column `scan` names scans.
-
-    Returns:
-        The patients with the masks that the run will write and the scans as images, the labels of
-        the run, and what segments the scans.
-    """
-    keep_freed_memory()
-    files = [file for patient in patients for file in patient.masks]
-    settings = argparse.Namespace(**{**vars(args), "out": args.out / "masks"})
-    job, scans = load_prediction(settings, overrides, files, world)
-    mask_of_file = {}
-    for scan in scans:
-        for path in scan.paths:
-            mask_of_file[path] = job.get_mask_file(scan.scan_id)
-    planned = []
-    for patient in patients:
-        masks = tuple(mask_of_file[file] for file in patient.masks)
-        planned.append(replace(patient, masks=masks, images=patient.masks))
-
-    def segment(watch: HeartbeatMonitor) -> None:
-        # A patient whose scan failed is reported with the other failures.
-        segment_scans(job, scans, world, watch)
-
-    return planned, job.labels, segment
 
 
 def parse_dates(text: str | None, count: int) -> list[datetime.date] | None:

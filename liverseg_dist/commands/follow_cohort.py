@@ -32,8 +32,8 @@ FollowScans = Callable[
     [argparse.Namespace, list[Path], list[Path | None], list[datetime.date]], Any
 ]
 """Follows one patient into `args.out`."""
-Prepare = Callable[[HeartbeatMonitor], None]
-"""Writes the masks of all patients."""
+Prepare = Callable[[HeartbeatMonitor], dict[Path, str]]
+"""Writes the masks of all patients; returns why masks could not be written."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,8 @@ def follow_cohort(
         raise UserError(f"{printable(args.table)}: names no patient")
 
     def work(watch: HeartbeatMonitor) -> dict[str, Any]:
-        if prepare is not None:
-            prepare(watch)
-        return _follow_all(args, patients, scheme, world, watch, follow_scans)
+        missing = {} if prepare is None else prepare(watch)
+        return _follow_all(args, patients, scheme, world, watch, follow_scans, missing)
 
     return run_distributed(world, args.timeout, args.out, work)
 
@@ -124,6 +123,7 @@ def _follow_all(
     world: World,
     watch: HeartbeatMonitor,
     follow_scans: FollowScans,
+    missing: dict[Path, str],
 ) -> dict[str, Any]:
     # Whatever changes a patient's result is part of the settings: an entry made with others is not
     # used.
@@ -153,7 +153,7 @@ def _follow_all(
             # A patient who cannot be followed must not cost the others, some of whom took minutes
             # already.
             try:
-                rows[name] = _follow_one(args, by_name[name], ledger, follow_scans)
+                rows[name] = _follow_one(args, by_name[name], ledger, follow_scans, missing)
             except (UserError, RunFailed) as error:
                 failures[name] = str(error), isinstance(error, UserError)
                 report_case_failure(error, world, args.out, name)
@@ -182,13 +182,21 @@ def _follow_all(
 
 
 def _follow_one(
-    args: argparse.Namespace, patient: PatientScans, ledger: Ledger, follow_scans: FollowScans
+    args: argparse.Namespace,
+    patient: PatientScans,
+    ledger: Ledger,
+    follow_scans: FollowScans,
+    missing: dict[Path, str],
 ) -> dict[str, Any]:
     """A patient's row, from the ledger where its files and dates are the same."""
     # The encoded name is safe as a folder's name and cannot leave the output folder.
     folder = args.out / "patients" / encode_file_name(patient.patient)
     inputs: str | None = None
     try:
+        for mask in patient.masks:
+            # Also where an earlier call left a mask of another scan under this name.
+            if mask in missing:
+                raise UserError(missing[mask])
         for path in (*patient.masks, *(image for image in patient.images if image is not None)):
             if not path.is_file():
                 raise UserError(f"{patient.patient}: {path.name}: no such file")

@@ -32,6 +32,7 @@ from liverseg_dist.phantom.dataset import (
     write_dataset,
 )
 from liverseg_dist.phantom.follow_up_dataset import (
+    VISITS,
     FollowUpSet,
     check_follow_up_folder,
     write_follow_ups,
@@ -151,7 +152,7 @@ def _make_follow_ups(args: argparse.Namespace) -> dict[str, Any]:
         patients = write_follow_ups(wanted, lambda name: line.advance(note=name))
     write_lines(
         f"{len(patients)} patients at {wanted.dates} dates in {args.folder}; "
-        "next: liverseg follow labelsTr/..."
+        f"next: liverseg follow --table {args.folder / VISITS} --out cohort"
     )
     return {"folder": str(args.folder), "patients": patients}
 

@@ -27,6 +27,7 @@ import argparse
 import contextlib
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -231,7 +232,11 @@ def _build_prediction(
 
 
 def load_prediction(
-    args: argparse.Namespace, overrides: list[str], inputs: list[Path], world: World
+    args: argparse.Namespace,
+    overrides: list[str],
+    inputs: list[Path],
+    world: World,
+    names: Mapping[Path, str] | None = None,
 ) -> tuple[ScanPredictor, list[ScanFiles]]:
     """Prepare segmentation as a part of another command. Call it before the ranks connect.
 
@@ -239,13 +244,18 @@ def load_prediction(
         args: options of that command, with those of `predict`.
         overrides: settings `inference.*`.
         inputs: files and folders of scans.
+        names: ids of the scans where their file names are not unique; each file is then a scan.
 
     Returns:
         What segments the scans, and the scans.
     """
     options = argparse.Namespace(**{"again": False, "force": False, "channel": [], **vars(args)})
     runs = load_runs(options, world, overrides)
-    scans = find_scans_of_run(options, inputs, options.out, runs[0].settings)
+    if names is None:
+        scans = find_scans_of_run(options, inputs, options.out, runs[0].settings)
+    else:
+        channels = len(runs[0].settings.data.image_channels)
+        scans = [ScanFiles(name, (file,), channels) for file, name in names.items()]
     return _build_prediction(options, runs, world), scans
 
 

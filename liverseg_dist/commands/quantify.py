@@ -10,8 +10,10 @@
 
 Writes lesions.csv, structures.csv, quantities.json and quantities.html with each lesion drawn.
 Lesions are connected components; the long axis is the longest axial diameter, the short axis its
-perpendicular. What the scan cuts is marked and its volume is a lower bound. Without --labels, the
-dataset.json beside or above the masks states what the values mean, else they are Task03_Liver's.
+perpendicular: with slices of 1 mm within 0.1 mm on average (0.5 mm at most), with slices of 5 mm
+0.2 mm too short on average (1.7 mm at most). What the scan cuts is marked and its volume is a lower
+bound. Without --labels, the dataset.json beside or above the masks states what the values mean, else
+they are Task03_Liver's.
 Run the same line again after a stop: cases that are measured are kept.
 """
 

@@ -9,6 +9,7 @@ from liverseg_dist.pages.palette import (
     PADDING_RGB,
     class_colours,
     hex_colour,
+    spread_colour,
     structure_colours,
 )
 from liverseg_dist.pages.theme import load_script, load_theme
@@ -20,5 +21,6 @@ __all__ = [
     "hex_colour",
     "load_script",
     "load_theme",
+    "spread_colour",
     "structure_colours",
 ]

@@ -15,6 +15,10 @@ Rgb = tuple[int, int, int]
 ORGAN_RGB: Rgb = (43, 140, 190)
 LESION_RGB: Rgb = (199, 119, 0)
 """Outlines and fills of the first organ and of the first lesion, dots and bars of a chart."""
+ORGAN_LINE_RGB: Rgb = (98, 186, 232)
+LESION_LINE_RGB: Rgb = (255, 163, 51)
+"""The same hues, lighter: outlines over the grey of a slice, where the colours above have too
+little contrast."""
 GOLDEN_RATIO = 0.618034
 """Hues at multiples of it stay apart, however many there are."""
 PADDING_RGB: Rgb = (110, 110, 110)

@@ -2,7 +2,15 @@
 
 from importlib.resources import files
 
-from liverseg_dist.pages.palette import LESION_RGB, ORGAN_RGB, OVERLAY, SURFACE_RGB, hex_colour
+from liverseg_dist.pages.palette import (
+    LESION_LINE_RGB,
+    LESION_RGB,
+    ORGAN_LINE_RGB,
+    ORGAN_RGB,
+    OVERLAY,
+    SURFACE_RGB,
+    hex_colour,
+)
 
 _LIGHT = {
     "ink": "#16202a",
@@ -15,6 +23,7 @@ _LIGHT = {
     "link": "#0b63a5",
     "warn": "#8a5a00",
     "bad": "#b3261e",
+    "good": "#0a6b52",
 }
 _DARK = {
     "ink": "#e6ebf0",
@@ -27,6 +36,7 @@ _DARK = {
     "link": "#7cc0f5",
     "warn": "#e0b050",
     "bad": "#ff8a80",
+    "good": "#5fd0a9",
 }
 
 
@@ -39,6 +49,9 @@ def load_theme() -> str:
     fixed = {
         "organ": hex_colour(ORGAN_RGB),
         "lesion": hex_colour(LESION_RGB),
+        "organ-line": hex_colour(ORGAN_LINE_RGB),
+        "lesion-line": hex_colour(LESION_LINE_RGB),
+        "slice-ground": "#14181d",
         "detected": hex_colour(SURFACE_RGB["touched"]),
         "missed": hex_colour(SURFACE_RGB["missed"]),
         "false": hex_colour(SURFACE_RGB["false"]),

@@ -3,12 +3,13 @@
 
 `truth/liver_3.json` holds what is known of patient 3 and is written after its scans, so that a run
 that was stopped continues there; `follow_up.json` collects all of them, `patients.csv` says which
-scans are of one patient.
+scans are of one patient (for splits), `visits.csv` is the table of `liverseg follow --table`.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from liverseg_dist.phantom.grids import Size
 GENERATION = 1
 """Raised when the same seed gives other patients than before."""
 TRUTH = "follow_up.json"
+VISITS = "visits.csv"
+FIRST_DAY = date(2024, 1, 1)
+"""Of every baseline in `visits.csv`; phantoms have days, and tables of patients have dates."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ def write_follow_ups(wanted: FollowUpSet, done: Callable[[str], None]) -> list[d
     for patient in range(wanted.patients):
         rows += [f"{name},patient_{patient}" for name in wanted.names(patient)]
     write_text(wanted.folder / "patients.csv", "\n".join(rows) + "\n")
+    write_text(wanted.folder / VISITS, "\n".join(_visits(truths)) + "\n")
     write_json(wanted.folder / TRUTH, {"schema": 1, "coordinates": "RAS+, mm", "patients": truths})
     write_json(wanted.folder / "dataset.json", _index(wanted))
     return truths
@@ -119,6 +124,15 @@ def _write_patient(wanted: FollowUpSet, patient: int) -> dict[str, Any]:
     truth = {"patient": f"patient_{patient}", **followed.truth(names)}
     write_json(file, truth)
     return truth
+
+
+def _visits(truths: list[dict[str, Any]]) -> list[str]:
+    rows = ["patient,date,scan,image"]
+    for truth in truths:
+        for name, day in zip(truth["scans"], truth["days"], strict=True):
+            when = FIRST_DAY + timedelta(days=day)
+            rows.append(f"{truth['patient']},{when},labelsTr/{name}.nii.gz,imagesTr/{name}.nii.gz")
+    return rows
 
 
 def _index(wanted: FollowUpSet) -> dict[str, object]:

@@ -12,6 +12,7 @@ from liverseg_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError
 from tests.clinical.patients import BASELINE, STILL, paint_patient
 from tests.clinical.test_follow_command import GROWS, write_scan
 from tests.distributed.launch import torchrun
+from tests.inference.small_run import SmallRun
 
 RADII = {"ann": (9.0, 5.2), "bob": (7.0, 10.0)}
 
@@ -61,6 +62,12 @@ def test_two_patients_on_one_page(
     before = [page.stat().st_mtime_ns for page in pages]
     assert call(capsys, "--table", table, "--out", out)[0] == EXIT_DONE
     assert [page.stat().st_mtime_ns for page in pages] == before
+    # follow.json is written last: where it is missing, the patient was interrupted.
+    (pages[0].parent / "follow.json").unlink()
+    assert call(capsys, "--table", table, "--out", out)[0] == EXIT_DONE
+    assert (pages[0].parent / "follow.json").is_file()
+    assert pages[0].stat().st_mtime_ns > before[0]
+    assert pages[1].stat().st_mtime_ns == before[1]
     arguments = ("follow", "--table", str(table), "--out", str(tmp_path / "ranks" / "out"))
     ended = torchrun(
         2, "-m", "liverseg_dist", *arguments, "--registration", "rigid", "--device", "cpu"
@@ -146,3 +153,40 @@ def test_a_table_goes_alone(
     code, result = call(capsys, "scan.nii.gz", "--table", table, "--out", tmp_path / "out")
     assert code == EXIT_USER
     assert "--table" in result["error"]
+
+
+def test_scans_of_a_table_with_a_run(
+    small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder for each date, as hospitals export them: all files have one name. A patient whose
+    scan is damaged is reported with the reason, and the same line again segments nothing."""
+    rows = ["patient,date,scan"]
+    for number, patient in enumerate(("ann", "bob", "eve")):
+        source = small_run.source / "imagesTr" / f"liver_{number % 2}.nii.gz"
+        for date in ("2024-01-01", "2024-06-01"):
+            folder = tmp_path / "in" / patient / date
+            folder.mkdir(parents=True)
+            is_damaged = patient == "eve" and date == "2024-06-01"
+            content = source.read_bytes()
+            (folder / "ct.nii.gz").write_bytes(content[:900] if is_damaged else content)
+            rows.append(f"{patient},{date},{patient}/{date}/ct.nii.gz")
+    table = tmp_path / "in" / "patients.csv"
+    table.write_text("\n".join(rows))
+    out = tmp_path / "out"
+    code, result = call(capsys, "--table", table, "--run", small_run.run, "--out", out)
+    assert (code, result["patients"], list(result["failed"])) == (EXIT_FAILED, 2, ["eve"])
+    assert "no such file" not in result["failed"]["eve"]
+    assert "ct" in result["failed"]["eve"]
+    content = json.loads((out / "patients" / "ann" / "follow.json").read_text())
+    assert content["dates"] == ["2024-01-01", "2024-06-01"]
+    # One scan twice: what the run found at the first date is there at the second.
+    assert {lesion["status"] for lesion in content["lesions"]} <= {"persistent"}
+    assert len(list((out / "masks").glob("*.nii.gz"))) == 5
+    page = (out / "patients" / "ann" / "follow.html").read_text()
+    assert "<image " in page or not content["lesions"]
+    assert str(tmp_path) not in page + (out / "cohort.html").read_text()
+    masks = {file: file.stat().st_mtime_ns for file in (out / "masks").glob("*.nii.gz")}
+    pages = {file: file.stat().st_mtime_ns for file in out.glob("patients/*/follow.html")}
+    call(capsys, "--table", table, "--run", small_run.run, "--out", out)
+    assert {file: file.stat().st_mtime_ns for file in masks} == masks
+    assert {file: file.stat().st_mtime_ns for file in pages} == pages

@@ -215,6 +215,48 @@ def test_organs_without_lesions_in_another_scheme(
     assert json.loads((tmp_path / "out" / "follow.json").read_text())["organ"] == "kidney"
 
 
+def paint_two_organs(kidney_shift_mm: float) -> tuple[Volume, Volume]:
+    """A liver with a tumour, and a kidney with a cyst that slides along it."""
+    mask, image = paint_patient(BASELINE, STILL, [(*GROWS, 8.0)], (40.0, 44.0, 30.0))
+    x, y, z = BASELINE.world_mm(np.indices(BASELINE.shape).reshape(3, -1).T).T
+    z = z - kidney_shift_mm
+    label = mask.voxels.copy().ravel()
+    for radii, (cx, cy, cz), value in (
+        ((14.0, 12.0, 26.0), (58.0, -40.0, 5.0), 3),
+        ((4.0, 4.0, 4.0), (58.0, -42.0, 16.0), 4),
+    ):
+        distance = (
+            ((x - cx) / radii[0]) ** 2 + ((y - cy) / radii[1]) ** 2 + ((z - cz) / radii[2]) ** 2
+        )
+        label[(distance <= 1) & ((label == 0) | (label == 3))] = value
+    return mask.with_voxels(label.reshape(BASELINE.shape)), image
+
+
+def test_lesions_are_matched_within_their_own_organ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kidney slides by 20 mm along a liver that stays: its cyst is found again."""
+    scans = [
+        write_scan(tmp_path, f"s{number}", paint_two_organs(shift))
+        for number, shift in enumerate((0.0, -20.0))
+    ]
+    labels = []
+    for text in ("liver=1,2", "tumour=2", "kidney=3,4", "cyst:lesion=4"):
+        labels += ["--labels", text]
+    out = tmp_path / "out"
+    code, _, _ = call(capsys, *scans, *labels, "--registration", "rigid", "--out", out)
+    assert code == EXIT_DONE
+    content = json.loads((out / "follow.json").read_text())
+    assert {one["structure"]: one["status"] for one in content["lesions"]} == {
+        "tumour": "persistent",
+        "cyst": "persistent",
+    }
+    (other,) = content["other_registrations"]
+    assert (other["organ"], other["scan"]) == ("kidney", 1)
+    assert other["dice"] >= 0.9
+    assert "kidney" in (out / "follow.html").read_text()
+
+
 def test_scans_with_a_run(
     small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,13 +21,11 @@ def spots(balls: Sequence[Ball], structure: str = "tumour") -> list[Spot]:
     return found
 
 
-def everywhere(date: int, position_mm: np.ndarray) -> bool:
+def everywhere(date: int, spot: Spot) -> bool:
     return True
 
 
-def match(
-    *dates: Sequence[Ball], covers: Callable[[int, np.ndarray], bool] = everywhere
-) -> list[Track]:
+def match(*dates: Sequence[Ball], covers: Callable[[int, Spot], bool] = everywhere) -> list[Track]:
     return match_dates([spots(balls) for balls in dates], covers, [1.0] * len(dates))
 
 
@@ -85,15 +83,15 @@ def test_several_dates_keep_identities() -> None:
 
 
 def test_nothing_is_concluded_outside_a_scan() -> None:
-    def covers(date: int, position_mm: np.ndarray) -> bool:
-        return date == 0 or float(position_mm[2]) < 20.0
+    def covers(date: int, spot: Spot) -> bool:
+        return date == 0 or float(spot.centre_mm[2]) < 20.0
 
     tracks = match([(0, 0, 40, 8), (0, 0, 0, 8)], [(0, 0, 0, 8)], covers=covers)
     assert tracks[0].states == ["seen", "uncovered"]
     assert tracks[0].status == "persistent"
 
-    def covers_later(date: int, position_mm: np.ndarray) -> bool:
-        return date == 1 or float(position_mm[2]) < 20.0
+    def covers_later(date: int, spot: Spot) -> bool:
+        return date == 1 or float(spot.centre_mm[2]) < 20.0
 
     tracks = match([(0, 0, 0, 8)], [(0, 0, 0, 8), (0, 0, 40, 8)], covers=covers_later)
     assert tracks[1].status == "new"

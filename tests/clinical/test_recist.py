@@ -5,6 +5,7 @@ import pytest
 
 from liverseg_dist.clinical.recist import (
     BaselineLesion,
+    best_response,
     choose_targets,
     is_new_lesion,
     measurable_mm,
@@ -123,6 +124,23 @@ def test_overall(target: str | None, non_target: str, new: bool, expected: str) 
     category, rule = overall_response(target, non_target, new)  # type: ignore[arg-type]
     assert category == expected
     assert rule
+
+
+@pytest.mark.parametrize(
+    ("responses", "expected"),
+    [
+        (["SD", "PR", "SD"], ("PR", 1)),
+        (["PR", "CR", "PD"], ("CR", 1)),
+        (["SD", "PD", "PR"], ("SD", 0)),  # what follows progression does not count
+        (["PD", "SD"], ("PD", 0)),
+        (["NE", "SD"], ("SD", 1)),
+        (["NE", "PD"], ("PD", 1)),
+        (["non-CR/non-PD", "CR"], ("CR", 1)),
+        (["SD", "SD"], ("SD", 0)),
+    ],
+)
+def test_best_overall(responses: list[str], expected: tuple[str, int]) -> None:
+    assert best_response(responses) == expected  # type: ignore[arg-type]
 
 
 def test_a_speck_is_no_new_lesion() -> None:

@@ -148,7 +148,10 @@ def render_report(
         palette=json.dumps(palette),
         # Files of this package; they contain no text from data.
         theme=Markup(load_theme()),  # nosec B704
-        script=Markup(load_script("liverseg_dist.evaluation.report", *SCRIPTS)),  # nosec B704
+        script=Markup(  # nosec B704
+            load_script("liverseg_dist.pages", "sort_tables.js")
+            + load_script("liverseg_dist.evaluation.report", *SCRIPTS)
+        ),
     )
 
 
