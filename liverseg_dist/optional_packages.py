@@ -6,6 +6,7 @@ highdicom writes segmentations and reports. The core of the package works withou
 
 import importlib
 import importlib.util
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ def load_module(name: str) -> Any:
     """
     top = name.partition(".")[0]
     require_packages({top: WRITERS[top]})
+    # Log records of these packages quote values of the file, too (see `quiet_pydicom`).
+    logging.getLogger(top).setLevel(logging.CRITICAL + 1)
     return importlib.import_module(name)
 
 

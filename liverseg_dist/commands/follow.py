@@ -19,6 +19,7 @@ import datetime
 import io
 import itertools
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from liverseg_dist.clinical.follow_page import draw_series, follow_csv, render_f
 from liverseg_dist.clinical.follow_up import FollowUp, TimePoint, choose_organ, follow_patient
 from liverseg_dist.clinical.quantify import quantify_case
 from liverseg_dist.clinical.registration_backends import BACKENDS
+from liverseg_dist.commands.dicom_options import add_dicom, dicom_options
 from liverseg_dist.commands.follow_cohort import (
     PatientScans,
     Prepare,
@@ -41,7 +43,10 @@ from liverseg_dist.commands.predict import load_prediction, segment_scans
 from liverseg_dist.commands.quantify import add_labels
 from liverseg_dist.commands.run_distributed import run_distributed
 from liverseg_dist.console import write_lines, write_progress
+from liverseg_dist.data.io.dicom_series import DicomScan
+from liverseg_dist.data.io.dicom_sources import find_dicom_scans, is_dicom_source
 from liverseg_dist.data.io.nifti import read_nifti
+from liverseg_dist.data.io.scan_reader import ScanSource
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.startup import start_rank
 from liverseg_dist.distributed.world import World
@@ -124,6 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --run: also segment scans that the audit refuses, and mark them",
     )
     parser.set_defaults(probabilities=False)
+    add_dicom(parser)
     add_inference(parser)
 
 
@@ -142,7 +148,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if len(paths) < 2:
         raise UserError("follow needs at least two scans of the patient, baseline first")
     for path in paths:
-        if not path.is_file():
+        if not (path.is_file() or (args.run is not None and is_dicom_source(path))):
             raise UserError(
                 f"{printable(path)}: no such file; name each mask (or scan, with --run)"
             )
@@ -153,7 +159,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if overrides:
             raise UserError(f"{overrides[0]}: settings of inference need --run")
         scheme = parse_label_options(args.labels) if args.labels else find_scheme(paths)
-        return _follow(args, paths, _images_of(args.images, paths, scheme), scheme, dates)
+        return _follow(args, paths, _images_of(args, paths, scheme), scheme, dates)
     if args.images is not None:
         raise UserError("--images: with --run the given scans are the images")
     settings = argparse.Namespace(**{**vars(args), "out": args.out / "masks"})
@@ -216,8 +222,9 @@ def _segment_patients(
     job, scans = load_prediction(settings, overrides, files, world)
     mask_of_file = {}
     for scan in scans:
-        for path in scan.paths:
-            mask_of_file[path] = job.get_mask_file(scan.scan_id)
+        for source in scan.paths:
+            for path in source.paths if isinstance(source, DicomScan) else (source,):
+                mask_of_file[path] = job.get_mask_file(scan.scan_id)
     planned = []
     for patient in patients:
         masks = tuple(mask_of_file[file] for file in patient.masks)
@@ -262,26 +269,33 @@ def parse_dates(text: str | None, count: int) -> list[datetime.date] | None:
 
 
 def _images_of(
-    images: list[Path] | None, masks: list[Path], scheme: LabelScheme
-) -> list[Path | None]:
+    args: argparse.Namespace, masks: list[Path], scheme: LabelScheme
+) -> list[ScanSource | None]:
+    images = args.images
     if images is None:
         return [None] * len(masks)
     if len(images) == 1 and images[0].is_dir():
-        return [case.image for case in gather_inputs(masks, images[0], scheme)]
+        return [case.image for case in gather_inputs(masks, images[0], scheme, dicom_options(args))]
     if len(images) != len(masks):
         raise UserError(
             f"--images: {len(images)} scans for {len(masks)} masks; give one for each, in order, or a folder"
         )
+    sources: list[ScanSource | None] = []
     for image in images:
-        if not image.is_file():
+        if is_dicom_source(image):
+            found = find_dicom_scans([image], dicom_options(args))
+            sources.append(found[0][1] if len(found) == 1 else image)
+        elif image.is_file():
+            sources.append(image)
+        else:
             raise UserError(f"{printable(image)}: no such file")
-    return list(images)
+    return sources
 
 
 def _follow(
     args: argparse.Namespace,
     masks: list[Path],
-    images: list[Path | None],
+    images: Sequence[ScanSource | None],
     scheme: LabelScheme,
     dates: list[datetime.date] | None,
 ) -> dict[str, Any]:
@@ -313,7 +327,7 @@ def _follow(
 
 
 def _read_point(
-    file: Path, image_file: Path | None, scheme: LabelScheme, connectivity: int
+    file: Path, image_file: ScanSource | None, scheme: LabelScheme, connectivity: int
 ) -> tuple[TimePoint, list[str]]:
     mask = read_nifti(file, kind="label")
     notes = check_values(mask, scheme, file)

@@ -35,10 +35,9 @@ from liverseg_dist.data.io.dicom_stacks import (
 from liverseg_dist.data.io.nifti import ScanFile
 from liverseg_dist.data.io.voxel_buffer import ImageBuffer
 from liverseg_dist.errors import UserError
+from liverseg_dist.files import file_sha256
 from liverseg_dist.optional_packages import require_dicom
 from liverseg_dist.volume import Volume
-
-HASH_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -225,10 +224,9 @@ def read_dicom_scan(scan: DicomScan) -> ScanFile:
             reason = "does not fit into memory"
             raise ScanFileError(scan.name, "too_large", reason) from None
         volume = Volume(buffer.voxels.reshape(grid.shape), grid)
-        first = series.stack.first
-        stored = f"{'int' if first.is_signed else 'uint'}{first.bits_allocated}"
-        # Rescaling to HU is part of the format, unlike scl_slope in NIfTI.
-        return ScanFile(volume, series.findings, stored, first.modality)
+        # The type of the result: rescaling to HU is part of the format, unlike scl_slope in NIfTI.
+        stored = volume.voxels.dtype.name
+        return ScanFile(volume, series.findings, stored, series.stack.first.modality)
 
 
 def _fill_slices(series: OpenSeries, scan: DicomScan) -> Iterator[np.ndarray]:
@@ -271,6 +269,5 @@ def hash_dicom_files(scan: DicomScan) -> str:
     with open_dicom_files(scan.paths, scan.name) as files:
         paths = dict.fromkeys(file.path for file in files)
     for path in paths:
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(file_sha256(path).encode())
     return digest.hexdigest()

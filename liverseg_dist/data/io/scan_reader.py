@@ -68,16 +68,23 @@ def hash_source(source: ScanSource) -> str:
     return file_sha256(source)
 
 
+def list_source_files(source: ScanSource) -> list[Path]:
+    """The files on disk that a source consists of."""
+    if isinstance(source, Path) and not source.is_dir():
+        return [source]
+    paths = source.paths if isinstance(source, DicomScan) else (source,)
+    files: list[Path] = []
+    for path in paths:
+        files += walk_files(path, name_source(source))
+    return files
+
+
 def size_of_source(source: ScanSource) -> int:
     """Bytes of the files that exist, as an estimate of the work."""
-    paths = source.paths if isinstance(source, DicomScan) else (source,)
-    total = 0
-    for path in paths:
-        try:
-            total += sum(file.stat().st_size for file in walk_files(path, "DICOM"))
-        except (OSError, UserError):
-            continue
-    return total
+    try:
+        return sum(file.stat().st_size for file in list_source_files(source))
+    except (OSError, UserError):
+        return 0
 
 
 def name_source(source: ScanSource) -> str:
