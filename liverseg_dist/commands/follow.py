@@ -44,7 +44,7 @@ from liverseg_dist.commands.quantify import add_labels
 from liverseg_dist.commands.run_distributed import run_distributed
 from liverseg_dist.console import write_lines, write_progress
 from liverseg_dist.data.io.dicom_series import DicomScan
-from liverseg_dist.data.io.dicom_sources import find_dicom_scans, is_dicom_source
+from liverseg_dist.data.io.dicom_sources import is_dicom_source
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.io.scan_reader import ScanSource
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
@@ -53,7 +53,7 @@ from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, UserError, printable
 from liverseg_dist.files import write_json, write_text
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.quantify import check_values, find_scheme, gather_inputs, read_on_grid
+from liverseg_dist.inference.quantify import check_values, find_scheme, pair_images, read_on_grid
 from liverseg_dist.label_scheme import parse_label_options
 from liverseg_dist.labels import LabelScheme
 from liverseg_dist.texts.names import derive_scan_id
@@ -128,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --run: also segment scans that the audit refuses, and mark them",
     )
+    # The functions that segment scans read this option, which following has no use for.
     parser.set_defaults(probabilities=False)
     add_dicom(parser)
     add_inference(parser)
@@ -143,6 +144,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     torch.set_num_threads(1)
     keep_freed_memory()
+    # A file may have `=` in its name, so what exists is a file.
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
     paths = [expand_user_path(text) for text in args.inputs if text not in overrides]
     if len(paths) < 2:
@@ -152,6 +154,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(
                 f"{printable(path)}: no such file; name each mask (or scan, with --run)"
             )
+    # A mask that is given twice would be followed as a stable disease.
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("a file is given twice; each date has a scan of its own")
     if args.run is None:
@@ -159,9 +162,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if overrides:
             raise UserError(f"{overrides[0]}: settings of inference need --run")
         scheme = parse_label_options(args.labels) if args.labels else find_scheme(paths)
-        return _follow(args, paths, _images_of(args, paths, scheme), scheme, dates)
+        return _follow(
+            args, paths, pair_images(args.images, paths, scheme, dicom_options(args)), scheme, dates
+        )
     if args.images is not None:
         raise UserError("--images: with --run the given scans are the images")
+    # Masks of the run go to a folder of their own, which a second call finds and does not compute
+    # again.
     settings = argparse.Namespace(**{**vars(args), "out": args.out / "masks"})
     job, scans = load_prediction(settings, overrides, paths, world)
     scheme = parse_label_options(args.labels) if args.labels else job.labels
@@ -201,6 +208,8 @@ def _follow_table(args: argparse.Namespace, world: World) -> dict[str, Any]:
         images: list[Path | None],
         dates: list[datetime.date],
     ) -> dict[str, Any]:
+        # Many patients are followed by several ranks; the lines of one patient would mix with
+        # those of others. Its results are in its own folder.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return _follow(own, files, images, scheme, dates)
 
@@ -268,30 +277,6 @@ def parse_dates(text: str | None, count: int) -> list[datetime.date] | None:
     return dates
 
 
-def _images_of(
-    args: argparse.Namespace, masks: list[Path], scheme: LabelScheme
-) -> list[ScanSource | None]:
-    images = args.images
-    if images is None:
-        return [None] * len(masks)
-    if len(images) == 1 and images[0].is_dir():
-        return [case.image for case in gather_inputs(masks, images[0], scheme, dicom_options(args))]
-    if len(images) != len(masks):
-        raise UserError(
-            f"--images: {len(images)} scans for {len(masks)} masks; give one for each, in order, or a folder"
-        )
-    sources: list[ScanSource | None] = []
-    for image in images:
-        if is_dicom_source(image):
-            found = find_dicom_scans([image], dicom_options(args))
-            sources.append(found[0][1] if len(found) == 1 else image)
-        elif image.is_file():
-            sources.append(image)
-        else:
-            raise UserError(f"{printable(image)}: no such file")
-    return sources
-
-
 def _follow(
     args: argparse.Namespace,
     masks: list[Path],
@@ -299,6 +284,7 @@ def _follow(
     scheme: LabelScheme,
     dates: list[datetime.date] | None,
 ) -> dict[str, Any]:
+    # The lesions of an organ move with it, so the scans are registered by the organ.
     organ = choose_organ(scheme, args.organ)
     points, notes = [], []
     for number, (mask, image) in enumerate(zip(masks, images, strict=True), start=1):
@@ -312,6 +298,8 @@ def _follow(
             replace(point, name=f"{point.name} ({number})")
             for number, point in enumerate(points, start=1)
         ]
+    # Growth needs intervals only; the dates themselves are written to the results but not used in
+    # the computation.
     days = None if dates is None else [float((date - dates[0]).days) for date in dates]
     follow = follow_patient(
         points,
@@ -334,6 +322,8 @@ def _read_point(
     image, note = read_on_grid(image_file, mask)
     notes += note
     quantities = quantify_case(mask, scheme, image, connectivity=connectivity)
+    # Sizes come from the scan's own grid; only the pictures and the registration use the standard
+    # axes.
     turned = None if image is None else image.reoriented()
     return TimePoint(derive_scan_id(file.name), mask.reoriented(), turned, quantities), notes
 

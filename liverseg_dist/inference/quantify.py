@@ -225,6 +225,40 @@ def _match_dicom(
     return {scan.name: scan for scan in found if scan.name in names}
 
 
+def pair_images(
+    images: Sequence[Path] | None,
+    masks: Sequence[Path],
+    scheme: LabelScheme,
+    dicom: DicomOptions,
+) -> list[ScanSource | None]:
+    """The scan of each mask: given one by one in order, or as a folder that has them by name.
+
+    Raises:
+        UserError: Another number of scans than masks, or one that does not exist.
+    """
+    if images is None:
+        return [None] * len(masks)
+    if len(images) == 1 and images[0].is_dir():
+        return [case.image for case in gather_inputs(masks, images[0], scheme, dicom)]
+    if len(images) != len(masks):
+        raise UserError(
+            f"--images: {len(images)} scans for {len(masks)} masks; give one for each, in order, or "
+            "a folder"
+        )
+    sources: list[ScanSource | None] = []
+    for number, image in enumerate(images, start=1):
+        if is_dicom_source(image):
+            found = [scan for _, scan in find_dicom_scans([image], dicom)]
+            if len(found) > 1:
+                raise UserError(f"--images: number {number} has {len(found)} scans; name one")
+            sources.append(found[0])
+        elif image.is_file():
+            sources.append(image)
+        else:
+            raise UserError(f"{printable(image)}: no such file")
+    return sources
+
+
 def check_values(mask: Volume, scheme: LabelScheme, file: Path) -> list[str]:
     """Notes on label values that count as background. Raises `UserError` for values that the scheme
     does not name."""

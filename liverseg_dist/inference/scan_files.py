@@ -116,6 +116,7 @@ def find_scans(
         UserError: a folder holds no scan, two scans have the same id, a scan is in `out`, or a file
             is a channel that the run does not have.
     """
+    # Keyed by id, so that two scans with one name are noticed before any file is read.
     files: dict[str, ScanFiles] = {}
     by_folded_id: dict[str, ScanSource] = {}
     for scan in _group_inputs(inputs, channels, dicom):
@@ -220,6 +221,7 @@ def _join_dicom_channels(
 def _parse_channel_options(
     options: Sequence[str], channels: Sequence[ChannelConfig]
 ) -> dict[str, Path]:
+    # Users write the names of channels in any case.
     known = {channel.name.casefold(): channel.name for channel in channels}
     paths: dict[str, Path] = {}
     for option in options:
@@ -242,6 +244,7 @@ def _check_not_in_output(scan: ScanFiles, out: Path) -> None:
     for file in scan.paths:
         if isinstance(file, DicomScan):
             _check_not_in_dicom(file, out)
+        # Compared with resolved paths, because --out may be a link to the input.
         elif file.parent.resolve() == out.resolve():
             raise UserError(
                 f"{printable(file)}: lies in --out, where its mask would replace it; "
@@ -264,6 +267,7 @@ def _group_files(inputs: Sequence[Path], channels: Sequence[ChannelConfig]) -> l
         return [ScanFiles(scan, (file,)) for scan, file in _name_files(inputs)]
     found: dict[str, dict[int | None, Path]] = {}
     for file in _list_files(inputs):
+        # With several channels the number at the end of a name tells which channel a file is.
         scan, number = _split_channel_number(file, channels)
         earlier = found.setdefault(scan, {}).setdefault(number, file)
         if earlier.resolve() != file.resolve():
