@@ -12,7 +12,7 @@ PACKAGE = "liverseg_dist"
 FLOORS = {
     "errors": 0, "cores": 0, "files": 0, "locks": 0, "labels": 0, "label_scheme": 0, "volume": 0, "workers": 0, "texts": 0,
     "streams": 0, "console": 0, "config": 0, "tracking": 0, "pages": 0, "interrupts": 0, "precision": 0, "logging_setup": 0,
-    "__init__": 0,
+    "optional_packages": 0, "__init__": 0,
     "data": 1, "model": 1, "distributed": 1, "evaluation": 1, "clinical": 1,
     "phantom": 2, "inference": 2, "planning": 2,
     "training": 3, "api": 3,
@@ -20,6 +20,7 @@ FLOORS = {
 }  # fmt: skip
 FACTS_ORDER = (
     "errors",
+    "optional_packages",
     "cores",
     "streams",
     "console",

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from rich.text import Text
 
+from liverseg_dist.commands.dicom_options import add_dicom, dicom_options
 from liverseg_dist.commands.options import add_settings, settings_from
 from liverseg_dist.config import ConvertConfig, SplitConfig
 from liverseg_dist.console import write_error, write_lines
@@ -113,6 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help="device for convert.labels_from (default: cpu)",
     )
+    add_dicom(parser)
     add_settings(parser)
 
 
@@ -120,7 +122,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sources = _split_positionals(args)
     args.overrides += _splits_overrides(args.splits)
     settings = settings_from(args)
-    dataset = read_datasets(sources, settings.convert.channels)
+    dataset = read_datasets(sources, settings.convert.channels, dicom_options(args))
     conversion = Conversion(
         dataset, args.store, settings.convert, _build_labeller(settings.convert, args.device)
     )

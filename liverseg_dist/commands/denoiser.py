@@ -141,9 +141,9 @@ def _list_files(sources: list[Path]) -> list[Path]:
     for source in sources:
         if source.is_dir():
             dataset = read_dataset(source)
-            files += [
-                case.image for case in (*dataset.training, *dataset.test) if case.image.is_file()
-            ]
+            for case in (*dataset.training, *dataset.test):
+                if isinstance(case.image, Path) and case.image.is_file():
+                    files.append(case.image)
         else:
             files.append(source)
     # Sorted: the order of a folder's entries depends on the file system, and the seed must choose

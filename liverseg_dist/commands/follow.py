@@ -19,6 +19,7 @@ import datetime
 import io
 import itertools
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from liverseg_dist.clinical.follow_page import draw_series, follow_csv, render_f
 from liverseg_dist.clinical.follow_up import FollowUp, TimePoint, choose_organ, follow_patient
 from liverseg_dist.clinical.quantify import quantify_case
 from liverseg_dist.clinical.registration_backends import BACKENDS
+from liverseg_dist.commands.dicom_options import add_dicom, dicom_options
 from liverseg_dist.commands.follow_cohort import Prepare, follow_cohort, read_patients
 from liverseg_dist.commands.follow_segmentation import name_scans, segment_patients
 from liverseg_dist.commands.options import add_inference
@@ -37,14 +39,16 @@ from liverseg_dist.commands.predict import load_prediction, segment_scans
 from liverseg_dist.commands.quantify import add_labels
 from liverseg_dist.commands.run_distributed import run_distributed
 from liverseg_dist.console import write_lines, write_progress
+from liverseg_dist.data.io.dicom_sources import is_dicom_source
 from liverseg_dist.data.io.nifti import read_nifti
+from liverseg_dist.data.io.scan_reader import ScanSource
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.startup import start_rank
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, UserError, printable
 from liverseg_dist.files import write_json, write_text
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.inference.quantify import check_values, find_scheme, gather_inputs, read_on_grid
+from liverseg_dist.inference.quantify import check_values, find_scheme, pair_images, read_on_grid
 from liverseg_dist.label_scheme import parse_label_options
 from liverseg_dist.labels import LabelScheme
 from liverseg_dist.texts.names import derive_scan_id
@@ -121,6 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # The functions that segment scans read this option, which following has no use for.
     parser.set_defaults(probabilities=False)
+    add_dicom(parser)
     add_inference(parser)
 
 
@@ -140,7 +145,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if len(paths) < 2:
         raise UserError("follow needs at least two scans of the patient, baseline first")
     for path in paths:
-        if not path.is_file():
+        if not (path.is_file() or (args.run is not None and is_dicom_source(path))):
             raise UserError(
                 f"{printable(path)}: no such file; name each mask (or scan, with --run)"
             )
@@ -152,7 +157,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if overrides:
             raise UserError(f"{overrides[0]}: settings of inference need --run")
         scheme = parse_label_options(args.labels) if args.labels else find_scheme(paths)
-        return _follow(args, paths, _images_of(args.images, paths, scheme), scheme, dates)
+        return _follow(
+            args, paths, pair_images(args.images, paths, scheme, dicom_options(args)), scheme, dates
+        )
     if args.images is not None:
         raise UserError("--images: with --run the given scans are the images")
     # Masks of the run go to a folder of their own, which a second call finds and does not compute
@@ -236,27 +243,10 @@ def parse_dates(text: str | None, count: int) -> list[datetime.date] | None:
     return dates
 
 
-def _images_of(
-    images: list[Path] | None, masks: list[Path], scheme: LabelScheme
-) -> list[Path | None]:
-    if images is None:
-        return [None] * len(masks)
-    if len(images) == 1 and images[0].is_dir():
-        return [case.image for case in gather_inputs(masks, images[0], scheme)]
-    if len(images) != len(masks):
-        raise UserError(
-            f"--images: {len(images)} scans for {len(masks)} masks; give one for each, in order, or a folder"
-        )
-    for image in images:
-        if not image.is_file():
-            raise UserError(f"{printable(image)}: no such file")
-    return list(images)
-
-
 def _follow(
     args: argparse.Namespace,
     masks: list[Path],
-    images: list[Path | None],
+    images: Sequence[ScanSource | None],
     scheme: LabelScheme,
     dates: list[datetime.date] | None,
 ) -> dict[str, Any]:
@@ -291,7 +281,7 @@ def _follow(
 
 
 def _read_point(
-    file: Path, image_file: Path | None, scheme: LabelScheme, connectivity: int
+    file: Path, image_file: ScanSource | None, scheme: LabelScheme, connectivity: int
 ) -> tuple[TimePoint, list[str]]:
     mask = read_nifti(file, kind="label")
     notes = check_values(mask, scheme, file)

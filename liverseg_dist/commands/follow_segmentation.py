@@ -7,6 +7,7 @@ from pathlib import Path
 
 from liverseg_dist.commands.follow_cohort import PatientScans, Prepare
 from liverseg_dist.commands.predict import load_prediction, segment_scans
+from liverseg_dist.data.io.dicom_series import DicomScan
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
@@ -58,8 +59,10 @@ def segment_patients(
     for scan in scans:
         mask = job.get_mask_file(scan.scan_id)
         scan_of_mask[mask] = scan.scan_id
-        for path in scan.paths:
-            mask_of_file[path] = mask
+        for source in scan.paths:
+            # A DICOM series is one source of many files.
+            for path in source.paths if isinstance(source, DicomScan) else (source,):
+                mask_of_file[path] = mask
     planned = []
     for patient in patients:
         masks = tuple(mask_of_file[file] for file in patient.masks)

@@ -57,6 +57,7 @@ COMMANDS = {
     "predict": "segment scans; each mask is on the grid of its scan",
     "quantify": "measure masks: volumes, burden, diameters of each lesion",
     "follow": "follow a patient over several scans: growth, new lesions, RECIST 1.1",
+    "to-nifti": "write a DICOM series as NIfTI, or list the series of a folder",
     "score": "score a folder of NIfTI masks against the truth",
     "report": "write report.html again from a finished evaluation",
     "compare": "compare two evaluations case by case, with a paired test",
@@ -64,7 +65,7 @@ COMMANDS = {
     "settings": "list all settings with default, choices and meaning",
     "doctor": "check this machine: packages, GPUs, memory, disk",
 }
-"""Name of each command (a module of this package) -> its summary in `liverseg --help`."""
+"""Name of each command (a module of this package, with `_` for `-`) -> its summary in `liverseg --help`."""
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 a mistake in the call, 75 stopped on request (run again to continue)"
 
 
@@ -189,7 +190,7 @@ def run_and_exit(main: Callable[[], int]) -> NoReturn:
 
 
 def _import_command(name: str) -> ModuleType:
-    return importlib.import_module(f"liverseg_dist.commands.{name}")
+    return importlib.import_module(f"liverseg_dist.commands.{name.replace('-', '_')}")
 
 
 def _run(module: ModuleType, args: argparse.Namespace) -> int:

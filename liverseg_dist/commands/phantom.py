@@ -5,6 +5,7 @@ Task03_Liver; on request MR, CT with MR, and labels of other organs.
   liverseg phantom /tmp/phantom --cases 6 --size full --montage look.png
   liverseg phantom /tmp/patients --cases 10 --follow-up 2     ten patients, each at a baseline and
   two later dates
+  liverseg phantom /tmp/dicom --cases 6 --format dicom     a folder with a DICOM series for each case
   liverseg phantom /tmp/both --modality ct+mr --organs liver,spleen,kidneys     CT and MR of each
   patient, in nnU-Net's layout
 
@@ -31,6 +32,7 @@ from liverseg_dist.phantom.dataset import (
     check_folder,
     write_dataset,
 )
+from liverseg_dist.phantom.dicom_dataset import check_dicom_folder, write_dicom_dataset
 from liverseg_dist.phantom.follow_up_dataset import (
     VISITS,
     FollowUpSet,
@@ -87,6 +89,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"also draw the first {MONTAGE_CASES} cases with their labels",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be made, and exit")
+    parser.add_argument(
+        "--format", choices=("nifti", "dicom"), default="nifti",
+        help="dicom: CTs as DICOM series in one folder per case, labels as NIfTI (default nifti)",
+    )  # fmt: skip
     add_channel_arguments(parser)
 
 
@@ -106,6 +112,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     wanted = PhantomSet(
         args.folder, args.cases, args.test_cases, args.seed, args.size, args.difficulty == "hard"
     )
+    if args.format == "dicom":
+        return _make_dicom(args, wanted)
     # The generator of Task03 is separate, because the bytes of its cases must not change with new
     # options.
     if not asks_for_task03(args):
@@ -133,6 +141,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"{len(cases)} scans in {args.folder}; next: liverseg convert {quote_path(args.folder)} STORE"
     )
     return {"folder": str(args.folder), "cases": [asdict(case) for case in cases]}
+
+
+def _make_dicom(args: argparse.Namespace, wanted: PhantomSet) -> dict[str, Any]:
+    """DICOM series instead of NIfTI files."""
+    if not asks_for_task03(args) or args.follow_up or args.montage:
+        raise UserError("--format dicom makes CTs with liver and tumours; leave out other options")
+    if args.dry_run:
+        check_dicom_folder(wanted)
+        count = args.cases + args.test_cases
+        write_lines(f"would make {count} DICOM series in {args.folder}")
+        return {"folder": str(args.folder), "dry_run": True}
+    with show_progress("phantom", args.cases + args.test_cases) as line:
+        folders = write_dicom_dataset(wanted, args.workers, lambda name: line.advance(note=name))
+    write_lines(
+        f"{len(folders)} DICOM series in {args.folder}; next: liverseg convert "
+        f"{quote_path(args.folder)} STORE"
+    )
+    return {"folder": str(args.folder), "cases": [folder.name for folder in folders]}
 
 
 def _make_follow_ups(args: argparse.Namespace) -> dict[str, Any]:

@@ -15,6 +15,12 @@ channels, or one 4D file has all of them, or --channel names each one:
 A channel may be missing if the run was trained for that (train.modality_dropout, or training cases
 without it); volumes.csv lists the channels that were used.
 
+A DICOM series is a folder, a ZIP or a list of files; a folder of several studies has one scan in each subfolder.
+Its mask is named scan_ and a keyed hash, because folders often contain the name of a patient (--names folder keeps
+it). NAME.seg.dcm and NAME.sr.dcm beside the mask are the DICOM segmentation and the report for a PACS; these carry
+the patient of the source. With several series in a folder, --series selects one:
+  liverseg predict runs/first study/ --series 4 --out masks/
+
 Run the same line again after a stop: finished scans are not segmented again, unless --again is given.
 
 Every scan passes the audit of `convert`. A scan that the audit excludes (MR, grey values, a missing offset of
@@ -36,6 +42,12 @@ from typing import Any
 import torch
 
 from liverseg_dist.commands.case_progress import case_progress
+from liverseg_dist.commands.dicom_options import (
+    add_dicom,
+    add_dicom_results,
+    dicom_options,
+    dicom_results,
+)
 from liverseg_dist.commands.options import add_channels, add_inference, window_threads
 from liverseg_dist.commands.run_cases import load_runs
 from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
@@ -83,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs",
         nargs="*",
         metavar="IMAGE",
-        help="scans (.nii, .nii.gz) or folders of scans; then inference.KEY=VALUE",
+        help="scans (.nii, .nii.gz, DICOM folders or ZIPs) or folders of scans; then inference.KEY=VALUE",
     )
     parser.add_argument(
         "--out", type=path_argument, required=True, metavar="DIR", help="folder for the masks"
@@ -100,6 +112,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--again", action="store_true", help="also segment finished scans again")
     add_channels(parser)
+    add_dicom(parser)
+    add_dicom_results(parser)
     add_inference(parser)
 
 
@@ -195,12 +209,15 @@ def find_scans_of_run(
     if args.channel:
         if inputs:
             raise UserError("--channel names the files itself; give no other scans with it")
-        return list(find_named_channels(args.channel, out, channels).values())
-    scans = list(find_scans(inputs, out, channels).values())
+        named = find_named_channels(args.channel, out, channels, dicom_options(args))
+        return list(named.values())
+    scans = list(find_scans(inputs, out, channels, dicom_options(args)).values())
     if not scans:
         # The two cases differ: a folder without scans is a mistake, skipped files in it are
         # normal.
-        raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
+        raise UserError(
+            "no scan is given; name .nii.gz files, DICOM series or folders of them after RUN"
+        )
     for line in describe_skipped_files(inputs, len(channels)):
         _logger.warning("%s", line, extra=ONCE)
     return scans
@@ -220,11 +237,13 @@ def _build_prediction(
     # The rules of the audit are part of the fingerprint: with other limits a refused scan may be
     # accepted.
     fingerprint = fingerprint_runs(runs) | {"gate": fingerprint_scan_checks(settings)}
+    ledger = Ledger(args.out / "ledger", fingerprint)
     return ScanPredictor(
         predictor=predictor,
         settings=settings,
         out=args.out,
-        ledger=Ledger(args.out / "ledger", fingerprint),
+        ledger=ledger,
+        dicom=dicom_results(args, ledger.fingerprint),
         with_probabilities=args.probabilities,
         force=args.force,
         recompute=args.again,
@@ -249,7 +268,8 @@ def load_prediction(
     Returns:
         What segments the scans, and the scans.
     """
-    options = argparse.Namespace(**{"again": False, "force": False, "channel": [], **vars(args)})
+    defaults = {"again": False, "force": False, "channel": [], "dicom_results": "none"}
+    options = argparse.Namespace(**{**defaults, **vars(args)})
     runs = load_runs(options, world, overrides)
     if names is None:
         scans = find_scans_of_run(options, inputs, options.out, runs[0].settings)

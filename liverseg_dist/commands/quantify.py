@@ -27,6 +27,7 @@ import torch
 from liverseg_dist.clinical.components import CONNECTIVITIES, LITS_CONNECTIVITY
 from liverseg_dist.clinical.page import render_quantities
 from liverseg_dist.clinical.tables import lesions_csv, structures_csv
+from liverseg_dist.commands.dicom_options import add_dicom, dicom_options
 from liverseg_dist.commands.options import add_channels, add_inference
 from liverseg_dist.commands.predict import load_prediction, segment_scans
 from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
@@ -76,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=path_argument,
         metavar="DIR",
-        help="scans of the masks, by name, for values and pictures",
+        help="scans of the masks, by name, for values and pictures; NIfTI or DICOM",
     )
     parser.add_argument(
         "--run",
@@ -103,6 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --run: also segment scans that the audit refuses, and mark them",
     )
     add_channels(parser)
+    add_dicom(parser)
     add_inference(parser)
 
 
@@ -129,7 +131,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"{overrides[0]}: settings of inference need --run")
         masks = find_masks(paths)
         scheme = parse_label_options(args.labels) if args.labels else find_scheme(masks)
-        cases = gather_inputs(masks, args.images, scheme)
+        cases = gather_inputs(masks, args.images, scheme, dicom_options(args))
         return _measure_together(args, cases, scheme, world)
     return _segment_and_measure(args, paths, overrides, world)
 

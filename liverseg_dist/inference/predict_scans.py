@@ -5,7 +5,7 @@ stop the others. The audit of conversion checks every scan first (`scan_checks`)
 kept in the record of the scan and in `volumes.csv`. Used by `liverseg predict`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,13 @@ from typing import Any
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.findings import Finding
+from liverseg_dist.data.io.dicom_sources import is_dicom_source
 from liverseg_dist.data.io.nifti import write_image, write_mask
+from liverseg_dist.data.io.scan_reader import as_dicom, hide_paths
 from liverseg_dist.errors import RankLost, RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger, encode_file_name
 from liverseg_dist.files import natural_key, write_text
+from liverseg_dist.inference.dicom_results import DicomResults, write_dicom_results
 from liverseg_dist.inference.mask_table import list_volume_columns, measure_mask
 from liverseg_dist.inference.scan_checks import (
     Overview,
@@ -41,7 +44,7 @@ from liverseg_dist.inference.work_division import format_failure
 from liverseg_dist.labels import LabelScheme
 from liverseg_dist.texts.csv_output import format_csv
 from liverseg_dist.texts.formats import explain_unsupported_format
-from liverseg_dist.texts.names import clean_text, is_scan_name
+from liverseg_dist.texts.names import is_scan_name
 from liverseg_dist.volume import Grid, Volume
 
 TABLE_FILE = "volumes.csv"
@@ -83,6 +86,7 @@ class ScanPredictor:
         recompute: whether to segment scans that are done already.
         window_scope: entered while several processes compute the windows of one scan. Such a scan
             is always computed, even if the ledger has it.
+        dicom: what is written for DICOM scans beside the mask; None for nothing.
     """
 
     predictor: SlidingWindowPredictor
@@ -93,6 +97,7 @@ class ScanPredictor:
     force: bool = False
     recompute: bool = False
     window_scope: Callable[[], AbstractContextManager[None]] | None = None
+    dicom: DicomResults | None = None
 
     @property
     def labels(self) -> LabelScheme:
@@ -125,21 +130,21 @@ class ScanPredictor:
             with self.window_scope() if self.window_scope is not None else nullcontext():
                 # All names are checked before the checksums, which read the whole files.
                 for file in files.paths:
-                    _check_file_name(file)
+                    if isinstance(file, Path):
+                        _check_file_name(file)
                 sha256 = files.compute_sha256()
-                known = self._find_record(scan, sha256)
+                known = self._find_record(files, sha256)
                 if known is not None:
                     return known, True
                 image, checked = self._read_scan(files)
-                result = segment_to_grid(
-                    image, checked.grid, self.predictor, self.with_probabilities
-                )
+                with_probabilities = self.with_probabilities or self._needs_probabilities(files)
+                result = segment_to_grid(image, checked.grid, self.predictor, with_probabilities)
             # The checks of the mask need memory of their own.
             # The image has the voxel size of the network and can be larger than the scan.
             del image
             mask = Volume(result.mask_zyx, checked.grid)
             findings = [*checked.findings, *check_mask(mask, checked.overview, self.settings)]
-            self._write_result(scan, result, checked.grid)
+            self._write_result(files, result, checked.grid)
         except RankLost:
             raise
         except ScanRefused as error:
@@ -148,7 +153,7 @@ class ScanPredictor:
             raise
         # A file can fail for many reasons (damage, memory); the others must continue.
         except Exception as error:
-            message = format_failure(str(files.first), error)
+            message = format_failure(files.location, error)
             self.ledger.write_failure(scan, _strip_folders(message, files), sha256)
             if isinstance(error, UserError):
                 raise UserError(message) from error
@@ -187,19 +192,20 @@ class ScanPredictor:
         except (RankLost, ScanRefused):
             raise
         except Exception as error:
-            raise RunFailed(format_failure(str(files.first), error)) from error
+            raise RunFailed(format_failure(files.location, error)) from error
 
-    def _find_record(self, scan: str, sha256: str) -> dict[str, Any] | None:
+    def _find_record(self, files: ScanFiles, sha256: str) -> dict[str, Any] | None:
         """The record of a scan that need not be segmented again."""
         # All ranks must compute a shared scan, or none: only one of them reads the ledger.
         if self.recompute or self.window_scope is not None:
             return None
-        known = self.ledger.read(scan, sha256)
+        known = self.ledger.read(files.scan_id, sha256)
         # A forced mask is not reused silently when the option is no longer given.
         if known is None or (known["forced"] and not self.force):
             return None
+        outputs = self._list_outputs(files, known)
         # The ledger alone is not enough; somebody may have deleted a mask.
-        return known if all(path.is_file() for path in self._list_outputs(scan)) else None
+        return known if all(path.is_file() for path in outputs) else None
 
     def _read_scan(self, files: ScanFiles) -> tuple[NetworkImage, CheckedScan]:
         """The scan prepared for the network, and what is kept of the scan itself.
@@ -212,7 +218,7 @@ class ScanPredictor:
         read = files.read_channels()
         findings = check_channels(read, self.settings)
         if is_refused(findings) and not self.force:
-            raise ScanRefused(str(files.first), findings)
+            raise ScanRefused(files.location, findings)
         volumes = [None if one is None else one.volume for one in read]
         number = next(at for at, volume in enumerate(volumes) if volume is not None)
         first = volumes[number]
@@ -226,17 +232,34 @@ class ScanPredictor:
         checked = CheckedScan(first.grid, overview, tuple(findings), tuple(names))
         return prepare_for_network(volumes, self.settings), checked
 
-    def _write_result(self, scan: str, result: Segmentation, grid: Grid) -> None:
+    def _write_result(self, files: ScanFiles, result: Segmentation, grid: Grid) -> None:
+        scan = files.scan_id
         write_mask(self.get_mask_file(scan), result.mask_zyx, grid)
-        for structure, values in result.probability_zyx.items():
-            write_image(self.get_probability_file(scan, structure), values, grid)
+        if self.with_probabilities:
+            for structure, values in result.probability_zyx.items():
+                write_image(self.get_probability_file(scan, structure), values, grid)
+        source = as_dicom(files.first)
+        if source is not None and self.dicom is not None:
+            mask = Volume(result.mask_zyx, grid)
+            write_dicom_results(
+                source, mask, self.labels, self.out, self.dicom, result.probability_zyx
+            )
 
-    def _list_outputs(self, scan: str) -> list[Path]:
-        files = [self.get_mask_file(scan)]
+    def _needs_probabilities(self, files: ScanFiles) -> bool:
+        """Whether the SEG of a DICOM scan holds probabilities."""
+        is_fractional = self.dicom is not None and self.dicom.kind == "fractional"
+        return is_fractional and as_dicom(files.first) is not None
+
+    def _list_outputs(self, files: ScanFiles, record: Mapping[str, Any]) -> list[Path]:
+        outputs = [self.get_mask_file(files.scan_id)]
         if self.with_probabilities:
             for structure in self.labels.structure_names:
-                files.append(self.get_probability_file(scan, structure))
-        return files
+                outputs.append(self.get_probability_file(files.scan_id, structure))
+        # A mask without foreground has no DICOM results.
+        has_foreground = any(record[f"{name}_ml"] for name in self.labels.structure_names)
+        if self.dicom is not None and has_foreground and as_dicom(files.first) is not None:
+            outputs += self.dicom.list_files(self.out, files.scan_id)
+        return outputs
 
     def write_volume_table(self) -> Path:
         """Write `volumes.csv`, and return its path.
@@ -275,6 +298,9 @@ def name_probability_file(scan: str, structure: str) -> str:
 
 
 def _check_file_name(file: Path) -> None:
+    # A DICOM file or ZIP is checked when it is read.
+    if is_dicom_source(file):
+        return
     if not file.is_file():
         raise UserError(f"{file}: {explain_unsupported_format(file) or 'no such file'}")
     if not is_scan_name(file.name) and (reason := explain_unsupported_format(file)) is not None:
@@ -287,6 +313,5 @@ def _strip_folders(message: str, files: ScanFiles) -> str:
     Results are passed on to others, and folders can contain the name of a patient.
     """
     for file in files.paths:
-        for path in (str(file), printable(file)):
-            message = message.replace(path, clean_text(file.name))
+        message = hide_paths(message, file)
     return printable(message)

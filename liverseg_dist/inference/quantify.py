@@ -8,11 +8,18 @@ from typing import Any
 
 from liverseg_dist.clinical.pictures import draw_lesion, is_picture
 from liverseg_dist.clinical.quantify import QUANTITIES_VERSION, CaseQuantities, quantify_case
+from liverseg_dist.data.io.dicom_sources import DicomOptions, find_dicom_scans, is_dicom_source
 from liverseg_dist.data.io.nifti import SUFFIXES, read_nifti
+from liverseg_dist.data.io.scan_reader import (
+    ScanSource,
+    hash_source,
+    name_source,
+    read_scan_volume,
+)
 from liverseg_dist.errors import RunFailed, UserError, printable
 from liverseg_dist.evaluation.ledger import Ledger, encode_file_name, fingerprint_of
 from liverseg_dist.evaluation.pairing import SAME_PLACE_MM, MaskPair, find_images
-from liverseg_dist.files import file_sha256, natural_key, write_json
+from liverseg_dist.files import natural_key, write_json
 from liverseg_dist.inference.work_division import format_failure
 from liverseg_dist.label_scheme import read_label_scheme
 from liverseg_dist.labels import LITS_SCHEME, LabelScheme
@@ -40,7 +47,7 @@ class MaskFile:
 
     case: str
     mask: Path
-    image: Path | None = None
+    image: ScanSource | None = None
     probabilities: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -173,7 +180,10 @@ def find_scheme(masks: Sequence[Path]) -> LabelScheme:
 
 
 def gather_inputs(
-    masks: Sequence[Path], images: Path | None, scheme: LabelScheme
+    masks: Sequence[Path],
+    images: Path | None,
+    scheme: LabelScheme,
+    dicom: DicomOptions | None = None,
 ) -> list[MaskFile]:
     """Each mask with its scan in `images` (matched as `liverseg score` does) and its probabilities,
     if any.
@@ -182,10 +192,13 @@ def gather_inputs(
         UserError: `images` is absent or none of its scans belongs to a mask.
     """
     pairs = [MaskPair(derive_scan_id(mask.name), mask, mask) for mask in masks]
-    if images is not None and images.is_file() and len(masks) == 1:
-        scans = {pairs[0].case_id: images}
+    scans: dict[str, ScanSource] = {}
+    if images is not None and is_dicom_source(images):
+        scans |= _match_dicom(images, pairs, dicom)
+    elif images is not None and images.is_file() and len(masks) == 1:
+        scans[pairs[0].case_id] = images
     else:
-        scans = find_images(images, pairs)
+        scans |= find_images(images, pairs)
     if images is not None and not scans:
         raise UserError(
             f"{printable(images)}: no scan there has the name of a mask ({masks[0].name})"
@@ -199,6 +212,51 @@ def gather_inputs(
                 found[structure.name] = file
         cases.append(MaskFile(pair.case_id, pair.truth, scans.get(pair.case_id), found))
     return cases
+
+
+def _match_dicom(
+    images: Path, pairs: Sequence[MaskPair], options: DicomOptions | None
+) -> dict[str, ScanSource]:
+    """DICOM scans by the masks that `predict` named after them; one scan fits a single mask."""
+    found = [scan for _, scan in find_dicom_scans([images], options)]
+    if len(found) == 1 and len(pairs) == 1:
+        return {pairs[0].case_id: found[0]}
+    names = {pair.case_id for pair in pairs}
+    return {scan.name: scan for scan in found if scan.name in names}
+
+
+def pair_images(
+    images: Sequence[Path] | None,
+    masks: Sequence[Path],
+    scheme: LabelScheme,
+    dicom: DicomOptions,
+) -> list[ScanSource | None]:
+    """The scan of each mask: given one by one in order, or as a folder that has them by name.
+
+    Raises:
+        UserError: Another number of scans than masks, or one that does not exist.
+    """
+    if images is None:
+        return [None] * len(masks)
+    if len(images) == 1 and images[0].is_dir():
+        return [case.image for case in gather_inputs(masks, images[0], scheme, dicom)]
+    if len(images) != len(masks):
+        raise UserError(
+            f"--images: {len(images)} scans for {len(masks)} masks; give one for each, in order, or "
+            "a folder"
+        )
+    sources: list[ScanSource | None] = []
+    for number, image in enumerate(images, start=1):
+        if is_dicom_source(image):
+            found = [scan for _, scan in find_dicom_scans([image], dicom)]
+            if len(found) > 1:
+                raise UserError(f"--images: number {number} has {len(found)} scans; name one")
+            sources.append(found[0])
+        elif image.is_file():
+            sources.append(image)
+        else:
+            raise UserError(f"{printable(image)}: no such file")
+    return sources
 
 
 def check_values(mask: Volume, scheme: LabelScheme, file: Path) -> list[str]:
@@ -216,13 +274,15 @@ def check_values(mask: Volume, scheme: LabelScheme, file: Path) -> list[str]:
     )
 
 
-def read_on_grid(file: Path | None, mask: Volume) -> tuple[Volume | None, list[str]]:
+def read_on_grid(file: ScanSource | None, mask: Volume) -> tuple[Volume | None, list[str]]:
     """An image turned to the mask's grid, or None and a note where it lies on another one."""
     if file is None:
         return None, []
-    image = read_nifti(file).reoriented(mask.grid.orientation)
+    image = read_scan_volume(file).reoriented(mask.grid.orientation)
     if not image.grid.matches(mask.grid, SAME_PLACE_MM):
-        return None, [f"{printable(file.name)} does not lie on the mask's grid and is left out"]
+        return None, [
+            f"{printable(name_source(file))} does not lie on the mask's grid and is left out"
+        ]
     # Headers are rounded: from here on both lie on exactly one grid.
     return Volume(image.voxels, mask.grid), []
 
@@ -253,6 +313,8 @@ def _masks_in(folder: Path) -> list[Path]:
 
 
 def _fingerprint(case: MaskFile) -> str:
-    files = {"mask": case.mask, **({"image": case.image} if case.image else {})}
+    files: dict[str, ScanSource] = {"mask": case.mask}
+    if case.image is not None:
+        files["image"] = case.image
     files |= {f"probability {name}": file for name, file in case.probabilities.items()}
-    return fingerprint_of({name: file_sha256(file) for name, file in files.items()})
+    return fingerprint_of({name: hash_source(file) for name, file in files.items()})

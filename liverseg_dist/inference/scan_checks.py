@@ -109,7 +109,8 @@ def check_channels(
     for number, read in enumerate(channels):
         if read is None:
             continue
-        findings = check_scan(read.volume, read.notes, settings, label, number)
+        notes = [*read.notes, *_compare_modality(read.modality, settings, number)]
+        findings = check_scan(read.volume, notes, settings, label, number)
         # The label is that of the first channel's grid.
         # The first channel consumes it: the others lie on grids of their own until they are
         # resampled.
@@ -119,6 +120,17 @@ def check_channels(
             findings = [replace(one, message=f"{name}: {one.message}") for one in findings]
         found += findings
     return found
+
+
+def _compare_modality(modality: str, settings: Settings, number: int) -> list[Finding]:
+    """An error where the file states another modality than the run was trained on."""
+    channel = settings.data.image_channels[number]
+    if not modality or channel.modality not in ("CT", "MR") or modality == channel.modality:
+        return []
+    message = (
+        f"the file is {modality}, but the run was trained on {channel.name} ({channel.modality})"
+    )
+    return [Finding("error", "other_modality", message)]
 
 
 def check_scan(

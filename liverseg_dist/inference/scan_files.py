@@ -2,19 +2,30 @@
 
 A scan has one file for each channel of the run (nnU-Net's `_0000`, `_0001`, ..., or the files that
 `--channel NAME=PATH` names), or one 4D file for all channels. The scan id is the file name without
-suffix and without the channel number (`texts.names`).
+suffix and without the channel number (`texts.names`). DICOM inputs (`data.io.dicom_sources`) have a
+pseudonym as id.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from liverseg_dist.config import CT_CHANNELS, ChannelConfig
-from liverseg_dist.data.io.nifti import ScanFile, read_scan_channels, read_scan_file
+from liverseg_dist.data.io.dicom_series import DicomScan
+from liverseg_dist.data.io.dicom_sources import DicomOptions, find_dicom_scans, is_dicom_source
+from liverseg_dist.data.io.nifti import ScanFile
+from liverseg_dist.data.io.scan_reader import (
+    ScanSource,
+    hash_source,
+    locate_source,
+    name_source,
+    read_scan,
+    read_scan_volumes,
+    size_of_source,
+)
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.evaluation.ledger import fingerprint_of
-from liverseg_dist.files import file_sha256
 from liverseg_dist.texts.formats import describe_unread
 from liverseg_dist.texts.names import (
     assign_scan_ids,
@@ -41,34 +52,39 @@ class ScanFiles:
     """
 
     scan_id: str
-    files: tuple[Path | None, ...]
+    files: tuple[ScanSource | None, ...]
     channel_count: int = 1
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> tuple[ScanSource, ...]:
         """The files that the scan has."""
         return tuple(path for path in self.files if path is not None)
 
     @property
-    def first(self) -> Path:
+    def first(self) -> ScanSource:
         """The file of the first channel that the scan has; masks have its grid."""
         return self.paths[0]
 
     @property
     def name(self) -> str:
         """Name of the first file, for messages."""
-        return clean_text(self.first.name)
+        return name_source(self.first)
+
+    @property
+    def location(self) -> str:
+        """Path of the first file, for messages on the terminal; the name of a DICOM scan."""
+        return locate_source(self.first)
 
     @property
     def size_bytes(self) -> int:
         """Size of the files that exist, as an estimate of the computing time."""
-        return sum(path.stat().st_size for path in self.paths if path.is_file())
+        return sum(size_of_source(path) for path in self.paths)
 
     def compute_sha256(self) -> str:
         """Checksum of the only file, or of all channels."""
         if len(self.files) == 1:
-            return file_sha256(self.first)
-        sums = [None if path is None else file_sha256(path) for path in self.files]
+            return hash_source(self.first)
+        sums = [None if path is None else hash_source(path) for path in self.files]
         return fingerprint_of({"channels": sums})
 
     def read_channels(self) -> list[ScanFile | None]:
@@ -78,12 +94,15 @@ class ScanFiles:
             UserError: a file cannot be read, or has another number of channels.
         """
         if len(self.files) < self.channel_count:
-            return list(read_scan_channels(self.first, self.channel_count))
-        return [None if path is None else read_scan_file(path) for path in self.files]
+            return list(read_scan_volumes(self.first, self.channel_count))
+        return [None if path is None else read_scan(path) for path in self.files]
 
 
 def find_scans(
-    inputs: Sequence[Path], out: Path, channels: Sequence[ChannelConfig] = CT_CHANNELS
+    inputs: Sequence[Path],
+    out: Path,
+    channels: Sequence[ChannelConfig] = CT_CHANNELS,
+    dicom: DicomOptions | None = None,
 ) -> dict[str, ScanFiles]:
     """The scans by their id, in order.
 
@@ -91,6 +110,7 @@ def find_scans(
         inputs: files, and folders that contain scans.
         out: folder of the results.
         channels: channels of the run. With one channel each file is a scan.
+        dicom: how DICOM inputs are read and named; None for the defaults.
 
     Raises:
         UserError: a folder holds no scan, two scans have the same id, a scan is in `out`, or a file
@@ -98,8 +118,8 @@ def find_scans(
     """
     # Keyed by id, so that two scans with one name are noticed before any file is read.
     files: dict[str, ScanFiles] = {}
-    by_folded_id: dict[str, Path] = {}
-    for scan in _group_files(inputs, channels):
+    by_folded_id: dict[str, ScanSource] = {}
+    for scan in _group_inputs(inputs, channels, dicom):
         name, file = scan.scan_id, scan.first
         # The same file may be given twice, for example by name and with its folder.
         if name in files and files[name] == scan:
@@ -107,15 +127,41 @@ def find_scans(
         # Ids that differ only in case are one file on some file systems.
         other = by_folded_id.setdefault(fold_id(name), file)
         if other != file:
-            both = f"{printable(other)} and {printable(file)}"
+            both = f"{printable(locate_source(other))} and {printable(locate_source(file))}"
             raise UserError(f"{both} would both become {name}.nii.gz; give them different names")
         _check_not_in_output(scan, out)
         files[name] = scan
     return files
 
 
+def _group_inputs(
+    inputs: Sequence[Path], channels: Sequence[ChannelConfig], options: DicomOptions | None
+) -> list[ScanFiles]:
+    """The scans of NIfTI and DICOM inputs in the order of the inputs."""
+    dicom = [path for path in inputs if is_dicom_source(path)]
+    if not dicom:
+        return _group_files(inputs, channels)
+    found: dict[Path, list[ScanFiles]] = {}
+    for path, scan in find_dicom_scans(dicom, options):
+        found.setdefault(path, []).append(ScanFiles(scan.name, (scan,), len(channels)))
+    nifti = [path for path in inputs if path not in dicom]
+    if len(channels) > 1:
+        # The numbers of the channels are found over all files.
+        joined = _group_files(nifti, channels) if nifti else []
+        for group in found.values():
+            joined += group
+        return joined
+    scans: list[ScanFiles] = []
+    for path in dict.fromkeys(inputs):
+        scans += found.get(path, []) if path in dicom else _group_files([path], channels)
+    return scans
+
+
 def find_named_channels(
-    options: Sequence[str], out: Path, channels: Sequence[ChannelConfig]
+    options: Sequence[str],
+    out: Path,
+    channels: Sequence[ChannelConfig],
+    dicom: DicomOptions | None = None,
 ) -> dict[str, ScanFiles]:
     """The scans of `--channel NAME=PATH`: one scan of files, or the scans of folders by their id.
 
@@ -123,11 +169,16 @@ def find_named_channels(
         options: one for each channel that the scans have.
         out: folder of the results.
         channels: channels of the run.
+        dicom: how DICOM inputs are read and named; None for the defaults.
 
     Raises:
         UserError: an option is malformed, names no channel of the run, or the paths do not fit.
     """
     paths = _parse_channel_options(options, channels)
+    if any(is_dicom_source(path) for path in paths.values()):
+        joined = _join_dicom_channels(paths, channels, dicom)
+        _check_not_in_output(joined, out)
+        return {joined.scan_id: joined}
     are_folders = {path.is_dir() for path in paths.values()}
     if len(are_folders) > 1:
         raise UserError("--channel: give either files of one scan or folders, not both")
@@ -145,6 +196,26 @@ def find_named_channels(
         scans[scan_id] = ScanFiles(scan_id, files, len(channels))
         _check_not_in_output(scans[scan_id], out)
     return scans
+
+
+def _join_dicom_channels(
+    paths: Mapping[str, Path], channels: Sequence[ChannelConfig], options: DicomOptions | None
+) -> ScanFiles:
+    """One scan with a DICOM series (or a NIfTI file) for each channel."""
+    files: list[ScanSource | None] = []
+    for channel in channels:
+        path = paths.get(channel.name)
+        source: ScanSource | None = path
+        if path is not None and is_dicom_source(path):
+            found = [scan for _, scan in find_dicom_scans([path], options)]
+            if len(found) > 1:
+                raise UserError(
+                    f"--channel {channel.name}: the folder has {len(found)} scans; name one"
+                )
+            source = found[0]
+        files.append(source)
+    first = next(file for file in files if isinstance(file, DicomScan))
+    return ScanFiles(first.name, tuple(files), len(channels))
 
 
 def _parse_channel_options(
@@ -171,12 +242,23 @@ def _parse_channel_options(
 
 def _check_not_in_output(scan: ScanFiles, out: Path) -> None:
     for file in scan.paths:
+        if isinstance(file, DicomScan):
+            _check_not_in_dicom(file, out)
         # Compared with resolved paths, because --out may be a link to the input.
-        if file.parent.resolve() == out.resolve():
+        elif file.parent.resolve() == out.resolve():
             raise UserError(
                 f"{printable(file)}: lies in --out, where its mask would replace it; "
                 "choose another --out"
             )
+
+
+def _check_not_in_dicom(scan: DicomScan, out: Path) -> None:
+    """Results in the folder of a series would count as a part of it at the next call."""
+    target = out.resolve()
+    for path in scan.paths:
+        folder = path.resolve() if path.is_dir() else path.resolve().parent
+        if folder == target or (path.is_dir() and folder in target.parents):
+            raise UserError(f"{scan.name}: --out is in its DICOM folder; choose another --out")
 
 
 def _group_files(inputs: Sequence[Path], channels: Sequence[ChannelConfig]) -> list[ScanFiles]:
@@ -261,7 +343,7 @@ def describe_skipped_files(inputs: Sequence[Path], channel_count: int = 1) -> li
     """
     lines = []
     for folder in inputs:
-        if not folder.is_dir():
+        if not folder.is_dir() or is_dicom_source(folder):
             continue
         scans = _list_scan_files(folder)
         others = [path for path in list_visible_entries(folder) if path not in scans]

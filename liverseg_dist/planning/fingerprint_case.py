@@ -8,7 +8,13 @@ import numpy as np
 
 from liverseg_dist.data.io.channel_files import ChannelFiles
 from liverseg_dist.data.io.dataset_case import DatasetCase
-from liverseg_dist.data.io.nifti import read_nifti, read_scan_channels
+from liverseg_dist.data.io.nifti import read_nifti
+from liverseg_dist.data.io.scan_reader import (
+    list_source_files,
+    name_source,
+    read_scan_volume,
+    read_scan_volumes,
+)
 from liverseg_dist.data.io.structure_files import read_structure_label
 from liverseg_dist.data.label_mapping import LabelMapping
 from liverseg_dist.errors import LiversegError, UserError
@@ -43,8 +49,11 @@ class LabelledScan:
         states = []
         images = [path for path in self.case.images if path is not None]
         for path in (*images, *self.case.label_files):
-            status = path.stat()
-            states.append((path.name, status.st_size, status.st_mtime_ns))
+            for file in list_source_files(path):
+                status = file.stat()
+                # Of DICOM, file names may identify the patient; sizes and times suffice.
+                name = name_source(path)
+                states.append((name, status.st_size, status.st_mtime_ns))
         return tuple(states)
 
 
@@ -84,7 +93,7 @@ def measure_case(scan: LabelledScan, channels: int) -> CaseFingerprint:
     states = scan.file_states()
     volumes = _read_images(scan.case.images, channels)
     present = [volume for volume in volumes if volume is not None]
-    label = _read_label(scan)
+    label = _read_label(scan, present[0])
     if present[0].shape != label.shape:
         image_text = "x".join(map(str, present[0].shape))
         label_text = "x".join(map(str, label.shape))
@@ -112,15 +121,15 @@ def _read_images(files: ChannelFiles, channels: int) -> list[Volume | None]:
     """Read the channels in RAS orientation; None for an absent one."""
     # One 4D file holds all channels.
     if len(files) == 1 and channels > 1 and files[0] is not None:
-        found = read_scan_channels(files[0], channels)
+        found = read_scan_volumes(files[0], channels)
         return [file.volume.reoriented() for file in found]
     volumes = []
     for path in files:
-        volumes.append(None if path is None else read_nifti(path, "image").reoriented())
+        volumes.append(None if path is None else read_scan_volume(path).reoriented())
     return volumes
 
 
-def _read_label(scan: LabelledScan) -> Volume:
+def _read_label(scan: LabelledScan, image: Volume) -> Volume:
     """Read the label in class values and RAS orientation.
 
     Raises:
@@ -128,7 +137,7 @@ def _read_label(scan: LabelledScan) -> Volume:
     """
     case, mapping = scan.case, scan.mapping
     if case.structure_files:
-        joined, _ = read_structure_label(case.structure_files, mapping)
+        joined, _ = read_structure_label(case.structure_files, mapping, image.grid)
         if joined is None:
             raise UserError("no file of any structure")
         return joined.reoriented()

@@ -9,7 +9,7 @@ from pathlib import Path
 from liverseg_dist.texts.names import clean_text, list_some
 
 _ITK = 'e.g. with SimpleITK: sitk.WriteImage(sitk.ReadImage("IN"), "OUT.nii.gz")'
-_DICOM = "e.g. with dcm2niix: dcm2niix -z y -o OUT_FOLDER IN_FOLDER"
+_DICOM = "e.g. with liverseg to-nifti IN_FOLDER --out OUT.nii.gz"
 _NIBABEL = 'e.g. with nibabel: nibabel.save(nibabel.load("IN.hdr"), "OUT.nii.gz")'
 UNSUPPORTED_FORMATS = {
     ".nrrd": ("NRRD", _ITK),

@@ -100,7 +100,7 @@ def test_nothing_is_left_where_nothing_could_be_read(
         "missing.nii.gz": "no such file",
         "broken.nii.gz": "NIfTI",
         "scan.nrrd": "SimpleITK",
-        "series": "dcm2niix",
+        "series": "liverseg to-nifti",
     }[what] in err
     assert "table:" not in printed
     assert list(out.iterdir()) == [] if exists else not out.parent.exists()

@@ -105,13 +105,13 @@ def test_unsupported_formats_are_described_with_remedy(tmp_path: Path) -> None:
         "MetaImage is not read: b.MHA",
         "two-file NIfTI is not read: c.hdr, c.img",
         "DICOM is not read: d.dcm",
-        "dcm2niix",
+        "liverseg to-nifti",
         "DICOM folder is not read: series/",
         "SimpleITK",
         "not NIfTI: notes.txt",
     ):
         assert text in messages
-    assert "dcm2niix" in str(explain_unsupported_format(tmp_path / "series" / "IM1"))
+    assert "liverseg to-nifti" in str(explain_unsupported_format(tmp_path / "series" / "IM1"))
     assert explain_unsupported_format(tmp_path / "notes.txt") is None
 
 

@@ -10,16 +10,16 @@ from liverseg_dist.data.audit.duplicates import hash_voxels
 from liverseg_dist.data.audit.image_audit import audit_further_channel
 from liverseg_dist.data.audit.label_geometry import has_identity_affine
 from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
-from liverseg_dist.data.findings import Finding
+from liverseg_dist.data.findings import Finding, ScanFileError
 from liverseg_dist.data.io.channel_files import read_channel_files
-from liverseg_dist.data.io.dataset_case import format_path_end
+from liverseg_dist.data.io.dicom_series import DicomScan
 from liverseg_dist.data.io.modality import is_one_ct_channel
 from liverseg_dist.data.io.nifti import ScanFile, read_scan_file
 from liverseg_dist.data.io.spacing_table import replace_spacing
 from liverseg_dist.data.io.structure_files import read_structure_label
 from liverseg_dist.data.label_mapping import identity_mapping
 from liverseg_dist.data.preprocessing.channel_overlap import check_overlap
-from liverseg_dist.volume import Float3, Volume
+from liverseg_dist.volume import Float3, Grid, Volume
 
 Volumes = tuple[Volume | None, ...]
 """One for each channel of the data set; None for a channel that the scan does not have."""
@@ -66,7 +66,8 @@ def read_scan(job: CaseJob) -> ScanFiles:
         ScanFileError: A file cannot be read as a scan.
     """
     channel_files = read_channel_files(job.case.images, len(job.channels))
-    label, label_findings = _read_label(job)
+    grid = next(file.volume.grid for file in channel_files if file is not None)
+    label, label_findings = _read_label(job, grid)
     findings = [*job.case.findings]
     for file, channel in zip(channel_files, job.channels, strict=True):
         if file is not None:
@@ -77,13 +78,23 @@ def read_scan(job: CaseJob) -> ScanFiles:
     return ScanFiles(images, label, tuple(findings))
 
 
-def _read_label(job: CaseJob) -> tuple[Volume | None, list[Finding]]:
+def _read_label(job: CaseJob, grid: Grid) -> tuple[Volume | None, list[Finding]]:
     """The label of a scan from its file, or joined from one file for each structure."""
+    try:
+        return _read_label_files(job, grid)
+    except ScanFileError as error:
+        if not isinstance(job.case.image, DicomScan):
+            raise
+        # Paths of DICOM cases may contain the name of the patient.
+        raise ScanFileError(job.case.label_name, error.code, error.reason) from None
+
+
+def _read_label_files(job: CaseJob, grid: Grid) -> tuple[Volume | None, list[Finding]]:
     if job.case.label is not None:
         file = read_scan_file(job.case.label, "label")
         return file.volume, list(file.notes)
     if job.case.structure_files:
-        return read_structure_label(job.case.structure_files, job.mapping)
+        return read_structure_label(job.case.structure_files, job.mapping, grid)
     return None, []
 
 
@@ -110,7 +121,7 @@ def audit_scan(job: CaseJob, scan: ScanFiles, record: CaseRecord) -> AuditedScan
         channel=job.channels[number],
         mapping=job.label_mapping,
         annotated=job.annotated,
-        label_name="" if job.case.label is None else format_path_end(job.case.label),
+        label_name=job.case.label_name,
     )
     facts, status = dict(audit.facts), audit.status
     findings = list(audit.findings)

@@ -23,7 +23,8 @@ from liverseg_dist.data.conversion.case_writer import (
 from liverseg_dist.data.conversion.settings_match import EARLIER_DEFAULTS, slab_settings
 from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.conversion.stored_case import StoredCase
-from liverseg_dist.data.findings import Finding
+from liverseg_dist.data.findings import Finding, ScanFileError
+from liverseg_dist.data.io import scan_reader
 from liverseg_dist.data.io.dataset_index import DatasetCase
 from liverseg_dist.data.label_mapping import LITS_MAPPING, LabelMapping, identity_mapping
 from liverseg_dist.data.store.layout import CASES, CHECKSUM_FILE, PRIVATE_DIR, SCHEMA
@@ -276,8 +277,8 @@ def hash_source(case: DatasetCase) -> str:
     parts = []
     for path in (*case.images, *(case.label_files or (None,))):
         try:
-            parts.append("none" if path is None else file_sha256(path))
-        except OSError:
+            parts.append("none" if path is None else scan_reader.hash_source(path))
+        except (OSError, ScanFileError):
             parts.append("unreadable")
     return ":".join(parts)
 

@@ -30,6 +30,7 @@ from liverseg_dist.data.conversion.root_metadata import build_root
 from liverseg_dist.data.conversion.settings_match import settings_that_must_match
 from liverseg_dist.data.conversion.store_locks import StoreLocks
 from liverseg_dist.data.io.dataset_index import DatasetIndex
+from liverseg_dist.data.io.scan_reader import size_of_source
 from liverseg_dist.data.io.spacing_table import read_spacing_table
 from liverseg_dist.data.label_plan import LabelPlan, plan_labels
 from liverseg_dist.data.store.layout import PRIVATE_DIR
@@ -108,7 +109,7 @@ class Conversion:
                     channels=self.channels,
                 )
                 jobs.append(job)
-        return sorted(jobs, key=lambda job: (-_file_size(job.case.image), job.case.case_id))
+        return sorted(jobs, key=lambda job: (-size_of_source(job.case.image), job.case.case_id))
 
     @contextmanager
     def opened(self, *, force: bool) -> Iterator[None]:
@@ -202,10 +203,3 @@ def run_jobs(
         on_done(record, is_new)
         records.append(record)
     return sorted(records, key=lambda record: record.case_id)
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

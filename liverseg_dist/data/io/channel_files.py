@@ -4,7 +4,7 @@
     channels in one file             case.nii.gz, 4D                       one entry
 
 `read_channel_files` reads both. A channel whose file is missing has the entry None. A single entry
-for several channels is a file in 4D (Decathlon); `nifti.read_scan_channels` checks its number of
+for several channels is a file in 4D (Decathlon); `scan_reader.read_scan_volumes` checks its number of
 volumes.
 """
 
@@ -14,14 +14,15 @@ from pathlib import Path
 
 from liverseg_dist.config import ChannelConfig
 from liverseg_dist.data.findings import Finding
-from liverseg_dist.data.io.nifti import ScanFile, read_scan_channels, read_scan_file
+from liverseg_dist.data.io.nifti import ScanFile
+from liverseg_dist.data.io.scan_reader import ScanSource, read_scan, read_scan_volumes
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.texts.names import derive_scan_id, list_some
 
 _NUMBERED = re.compile(r"(?s)(.+)_(\d{4})")
 
-ChannelFiles = tuple[Path | None, ...]
-"""One file for each channel, or a single file that holds all channels."""
+ChannelFiles = tuple[ScanSource | None, ...]
+"""One source for each channel, or a single file that holds all channels."""
 
 
 def read_channel_files(files: ChannelFiles, count: int) -> list[ScanFile | None]:
@@ -38,8 +39,8 @@ def read_channel_files(files: ChannelFiles, count: int) -> list[ScanFile | None]
         ScanFileError: A file cannot be read as a scan, or holds another number of volumes.
     """
     if len(files) == 1 and files[0] is not None:
-        return list(read_scan_channels(files[0], count))
-    return [None if path is None else read_scan_file(path, "image") for path in files]
+        return list(read_scan_volumes(files[0], count))
+    return [None if path is None else read_scan(path) for path in files]
 
 
 def split_channel_number(stem: str) -> tuple[str, int] | None:
@@ -130,7 +131,7 @@ def report_missing_channels(
 
 def order_named_files(
     named: Sequence[tuple[str, Path]], channels: Sequence[ChannelConfig], where: str
-) -> ChannelFiles:
+) -> tuple[Path | None, ...]:
     """The files of an entry `{"T1": "a.nii.gz", "T2": "b.nii.gz"}` in the order of the channels.
 
     Raises:

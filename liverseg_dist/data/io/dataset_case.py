@@ -24,6 +24,8 @@ from liverseg_dist.data.io.dataset_folder import (
     list_entries,
 )
 from liverseg_dist.data.io.dataset_json import INDEX_FILE, ListedScan
+from liverseg_dist.data.io.dicom_series import DicomScan
+from liverseg_dist.data.io.scan_reader import ScanSource
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.texts.names import (
     assign_scan_ids,
@@ -42,8 +44,8 @@ class DatasetCase:
     """
 
     case_id: str
-    image: Path
-    """File of the first channel that the scan has."""
+    image: ScanSource
+    """Source of the first channel that the scan has."""
     label: Path | None = None
     findings: tuple[Finding, ...] = ()
     images: ChannelFiles = ()
@@ -60,13 +62,21 @@ class DatasetCase:
             object.__setattr__(self, "images", (self.image,))
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """The files of all channels that the scan has."""
+    def files(self) -> tuple[ScanSource, ...]:
+        """The sources of all channels that the scan has."""
         return tuple(path for path in self.images if path is not None)
 
     @property
     def has_label(self) -> bool:
         return self.label is not None or bool(self.structure_files)
+
+    @property
+    def label_name(self) -> str:
+        """The label file for messages; of DICOM cases without its path, which may name a patient."""
+        if self.label is None:
+            return ""
+        is_dicom = isinstance(self.image, DicomScan)
+        return f"label of {self.case_id}" if is_dicom else format_path_end(self.label)
 
     @property
     def label_files(self) -> tuple[Path, ...]:
@@ -133,7 +143,7 @@ def _find_images(
     scan: ListedScan, channels: Sequence[ChannelConfig], finder: FileFinder
 ) -> tuple[ChannelFiles, list[Finding]]:
     """The files of all channels; the first listed file with an error if there is none."""
-    listed: ChannelFiles = scan.images
+    listed: tuple[Path | None, ...] = scan.images
     if scan.channel_names is not None:
         named = list(zip(scan.channel_names, scan.images, strict=True))
         listed = order_named_files(named, channels, INDEX_FILE)
@@ -282,6 +292,8 @@ def _report_unpaired_labels(
     return [Finding("warning", "label_without_image", message)]
 
 
-def format_path_end(path: Path) -> str:
-    """Folder and name of a file, printable: `imagesTr/liver_0.nii.gz`."""
+def format_path_end(path: ScanSource) -> str:
+    """Folder and name of a file, printable: `imagesTr/liver_0.nii.gz`; the name of a DICOM scan."""
+    if isinstance(path, DicomScan):
+        return path.name
     return printable(f"{path.parent.name}/{path.name}")

@@ -6,7 +6,8 @@
 that lists no scans (nnU-Net's since version 2), images and labels are paired by file name. Case ids
 follow `texts.names`.
 
-A folder with one folder per case and one file per structure is read too (`structure_files`).
+A folder with one folder per case and one file per structure is read too (`structure_files`), and one
+with a DICOM series per case (`dicom_dataset`).
 
 `dataset.json` is untrusted: its paths must not be absolute or leave the folder. Links in the folder
 are followed, because data sets on clusters often are folders of links; a warning names the cases
@@ -31,6 +32,8 @@ from liverseg_dist.data.io.dataset_case import (
 )
 from liverseg_dist.data.io.dataset_folder import find_unread_files
 from liverseg_dist.data.io.dataset_json import INDEX_FILE, read_index
+from liverseg_dist.data.io.dicom_dataset import is_dicom_dataset, list_dicom_cases
+from liverseg_dist.data.io.dicom_sources import DicomOptions
 from liverseg_dist.data.io.source_labels import SourceLabels
 from liverseg_dist.data.io.structure_files import is_structure_folder, list_structure_cases
 from liverseg_dist.errors import UserError, printable
@@ -57,7 +60,9 @@ class DatasetIndex:
 
 
 def read_dataset(
-    folder: Path | str, channels: tuple[ChannelConfig, ...] | None = None
+    folder: Path | str,
+    channels: tuple[ChannelConfig, ...] | None = None,
+    dicom: DicomOptions | None = None,
 ) -> DatasetIndex:
     """List the cases of a data set.
 
@@ -65,6 +70,7 @@ def read_dataset(
         folder: A folder with `dataset.json`, or with imagesTr, labelsTr and imagesTs.
         channels: Channels of the images (`convert.channels`); None: as `dataset.json` names them,
             else one of CT.
+        dicom: How DICOM series are selected and named; None for the defaults.
 
     Raises:
         UserError: The folder is not such a data set, or two cases have the same id.
@@ -92,6 +98,15 @@ def read_dataset(
             name = printable(content.name or name)[:MAX_NAME_CHARACTERS]
             training, test = build_listed_cases(content.training, content.test, channels)
     channels = channels or CT_CHANNELS
+    if listing_file is None and is_dicom_dataset(folder):
+        cases_of_folder = list_dicom_cases(folder, channels, dicom)
+        training, test = cases_of_folder.training, cases_of_folder.test
+        labels = cases_of_folder.labels or labels
+        # Images and labels are in the folders of their cases: nothing else is looked for.
+        training = list_annotated(labels, _sort_cases(training))
+        _check_ids(folder, [*training, *test])
+        test = _sort_cases(test)
+        return DatasetIndex(name, training, test, tuple(notes), channels, (labels,))
     if listing_file is None:
         training, test, pairing_notes = pair_files_by_name(folder, channels)
         notes += pairing_notes
@@ -135,7 +150,7 @@ def _sort_cases(cases: Iterable[DatasetCase]) -> Cases:
 def _collect_files(cases: Iterable[DatasetCase]) -> set[Path]:
     files: set[Path] = set()
     for case in cases:
-        files.update(case.files)
+        files.update(path for path in case.files if isinstance(path, Path))
         files.update(case.label_files)
     return files
 

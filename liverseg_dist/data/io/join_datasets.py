@@ -12,12 +12,15 @@ from liverseg_dist.config import ChannelConfig
 from liverseg_dist.data.findings import Finding
 from liverseg_dist.data.io.dataset_case import DatasetCase
 from liverseg_dist.data.io.dataset_index import DatasetIndex, read_dataset
+from liverseg_dist.data.io.dicom_sources import DicomOptions
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.texts.names import clean_text, fold_id
 
 
 def read_datasets(
-    folders: Sequence[Path], channels: tuple[ChannelConfig, ...] | None = None
+    folders: Sequence[Path],
+    channels: tuple[ChannelConfig, ...] | None = None,
+    dicom: DicomOptions | None = None,
 ) -> DatasetIndex:
     """Read one data set, or join several.
 
@@ -26,13 +29,14 @@ def read_datasets(
     Args:
         folders: The data sets.
         channels: `convert.channels`.
+        dicom: How DICOM series are selected and named; None for the defaults.
 
     Raises:
         UserError: A folder is no data set, two folders have the same name, or the data sets have
             different channels.
     """
     if len(folders) == 1:
-        return read_dataset(folders[0], channels)
+        return read_dataset(folders[0], channels, dicom)
     names: dict[str, Path] = {}
     for folder in folders:
         name = clean_text(folder.resolve().name)
@@ -42,7 +46,7 @@ def read_datasets(
                 f"{printable(other)} and {printable(folder)}: two data sets of the same folder name; "
                 "case ids start with it, so rename one"
             )
-    indexes = [read_dataset(folder, channels) for folder in folders]
+    indexes = [read_dataset(folder, channels, dicom) for folder in folders]
     first = indexes[0]
     for folder, index in zip(folders, indexes, strict=True):
         if index.channels != first.channels:

@@ -30,6 +30,7 @@ from liverseg_dist.data.io.nifti_header import (
     detect_header_size,
     parse_header,
 )
+from liverseg_dist.data.io.voxel_buffer import ImageBuffer
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.files import atomic_write
 from liverseg_dist.volume import Grid, Volume
@@ -58,6 +59,8 @@ class ScanFile:
     stored_type: str = ""
     """Type of the voxels in the file, such as `int16`; `int16, scaled` if scl_slope and scl_inter
     change the values."""
+    modality: str = ""
+    """`CT` or `MR` where the file says so (DICOM); NIfTI does not."""
 
 
 def read_nifti(path: Path | str, kind: Kind = "image") -> Volume:
@@ -195,7 +198,7 @@ def _read_voxels(stream: BinaryIO, header: Header, kind: Kind, path: Path) -> np
             voxels = voxels.byteswap(inplace=True).view(wanted)
         return voxels
     count = int(np.prod(header.grid.shape, dtype=np.int64))
-    target = _ImageBuffer(count) if kind == "image" else _LabelBuffer(count, path)
+    target = ImageBuffer(count) if kind == "image" else _LabelBuffer(count, path)
     buffer = np.empty(CHUNK_BYTES // stored.itemsize, dtype=stored)
     while target.position < count:
         chunk = buffer[: count - target.position]
@@ -208,30 +211,6 @@ def _apply_scaling(values: np.ndarray, header: Header) -> np.ndarray:
     # An overflow becomes infinite, which the audit reports.
     with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(np.float64) * header.slope + header.inter
-
-
-class _ImageBuffer:
-    """Collects values as int16 as long as that is lossless, then as float32."""
-
-    def __init__(self, count: int) -> None:
-        self.voxels: np.ndarray = np.empty(count, dtype=np.int16)
-        self.position = 0
-
-    def append(self, values: np.ndarray) -> None:
-        part = slice(self.position, self.position + values.size)
-        self.position = part.stop
-        if self.voxels.dtype == np.int16:
-            integers = _convert_to_integers(values, np.int16)
-            if integers is not None:
-                self.voxels[part] = integers
-                return
-            # All int16 values are exact in float32.
-            wider = np.empty(self.voxels.size, dtype=np.float32)
-            wider[: part.start] = self.voxels[: part.start]
-            self.voxels = wider
-        # Values beyond float32 become infinite, which the audit reports.
-        with np.errstate(over="ignore"):
-            self.voxels[part] = values
 
 
 class _LabelBuffer:
@@ -265,18 +244,6 @@ class _LabelBuffer:
             raise ScanFileError(self.path, "label_values", reason)
         self.voxels[self.position : self.position + values.size] = values
         self.position += values.size
-
-
-def _convert_to_integers(values: np.ndarray, dtype: type[np.int16]) -> np.ndarray | None:
-    """The values as integers, or None if that would change a value."""
-    limits = np.iinfo(dtype)
-    # `not` of the whole: comparisons with NaN are false, so NaN is rejected here.
-    if not (values.min() >= limits.min and values.max() <= limits.max):
-        return None
-    integers = values.astype(dtype)
-    if values.dtype.kind == "f" and not (integers == values).all():
-        return None
-    return integers
 
 
 def write_mask(path: Path | str, mask_zyx: np.ndarray, grid: Grid) -> None:

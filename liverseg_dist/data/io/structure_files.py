@@ -18,13 +18,14 @@ from liverseg_dist.data.findings import Finding, ScanFileError
 from liverseg_dist.data.io.channel_files import report_missing_channels
 from liverseg_dist.data.io.dataset_case import Cases, DatasetCase
 from liverseg_dist.data.io.dataset_folder import is_file, list_entries
-from liverseg_dist.data.io.nifti import read_scan_file
+from liverseg_dist.data.io.dicom_segments import read_segments
+from liverseg_dist.data.io.nifti import ScanFile, read_scan_file
 from liverseg_dist.data.io.source_labels import SourceLabels, labels_of_files
 from liverseg_dist.data.label_mapping import LabelMapping
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.labels import BACKGROUND
 from liverseg_dist.texts.names import clean_text, is_scan_name, list_some, strip_suffix
-from liverseg_dist.volume import Volume
+from liverseg_dist.volume import Grid, Volume
 
 CHANNEL_OF_FILE = {
     "ct": CT_CHANNELS[0],
@@ -116,7 +117,7 @@ def _order_by_channel(
 
 
 def read_structure_label(
-    files: Sequence[tuple[str, Path]], mapping: LabelMapping
+    files: Sequence[tuple[str, Path]], mapping: LabelMapping, image: Grid | None = None
 ) -> tuple[Volume | None, list[Finding]]:
     """Join the files of a case to one label in class values.
 
@@ -126,6 +127,7 @@ def read_structure_label(
     Args:
         files: (structure, file).
         mapping: Of the source.
+        image: Grid of the image; needed where the files are DICOM SEGs.
 
     Returns:
         The label, None if the case has no file of any structure of the store; and findings: those
@@ -146,7 +148,7 @@ def read_structure_label(
     findings: list[Finding] = []
     overlaps: dict[tuple[int, int], int] = {}
     for name, path in sorted(wanted, key=paint_position):
-        file = read_scan_file(path, "label")
+        file = _read_structure(name, path, image)
         # The header of each file repeats what the first one has; one report is enough.
         if label is None:
             findings += file.notes
@@ -162,6 +164,14 @@ def read_structure_label(
                 overlaps[pair] = overlaps.get(pair, 0) + int(covered[other])
         label.voxels[mask] = number
     return label, [*findings, *_report_overlaps(overlaps, mapping)]
+
+
+def _read_structure(name: str, path: Path, image: Grid | None) -> ScanFile:
+    if is_scan_name(path.name):
+        return read_scan_file(path, "label")
+    if image is None:
+        raise ScanFileError(path, "dicom_seg_grid", "a DICOM SEG is read with its image only")
+    return ScanFile(read_segments(path, name, image), ())
 
 
 def _structures_by_class(mapping: LabelMapping) -> list[frozenset[str]]:
