@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,39 @@ def short_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("r")  # short, because Ray puts Unix sockets into it
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_killed_sweep_continues_to_the_score_of_an_uninterrupted_training(
+    config: Path, phantom_store: Path, short_tmp: Path
+) -> None:
+    folder = config.parent / "sweep"
+    line = build_command_line(
+        config, phantom_store, folder, "sweep.trials=1", "sweep.folds=[0]", "sweep.metric={}"
+    )
+    process = start_process(line, short_tmp)
+    wait_for_rungs(folder, 1, process)
+    below = list_descendants(process.pid)
+    assert len(below) > 3
+    process.kill()
+    process.communicate(timeout=120)
+    assert_no_process_stays(below)
+    last = start_process(line, short_tmp)
+    out, err = last.communicate(timeout=240)
+    assert last.returncode == 0, err[-3000:]
+    assert "continues:" in out
+    ((trial_name, state, score, rungs),) = read_outcome(folder)
+    assert state == "finished"
+    assert [step for step, _ in rungs] == [2, 4]
+    # The reference needs neither Ray nor the sweep: the trial's own settings, trained at once.
+    alone = config.parent / "alone"
+    alone.mkdir()
+    shutil.copy2(folder / "trials" / trial_name / "config.yaml", alone)
+    weights = {"liver": 1.0, "tumour": 1.0}
+    task = make_fold_task(alone, fold=0, cpus=1, processes=1, weights=weights)
+    assert run_fold(task, 4)["score"] == score
+
+
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_killed_and_continued_sweep_has_the_results_of_an_undisturbed_one(
@@ -495,9 +529,9 @@ def test_a_trial_config_is_an_ordinary_config() -> None:
 
 
 def make_fold_task(folder: Path, **changes: object) -> FoldTask:
-    values = {"nodes": 1, "cpus": 4, "gpus": 0.0, "processes": 2, "max_failures": 0}
+    values = {"fold": 1, "nodes": 1, "cpus": 4, "gpus": 0.0, "processes": 2, "max_failures": 0}
     values |= {"weights": {"liver": 1.0, "tumour": 3.0}}
-    return FoldTask(trial_dir=str(folder), fold=1, **{**values, **changes})  # type: ignore[arg-type]
+    return FoldTask(trial_dir=str(folder), **{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_the_cpus_of_a_fold_are_divided_among_its_ranks(

@@ -136,21 +136,22 @@ def test_the_dice_of_many_structures_fits_in_a_line() -> None:
 
 
 @pytest.mark.distributed
-def test_two_ranks_and_a_restart_give_the_bytes_of_one_rank(store: Path, tmp_path: Path) -> None:
+def test_several_ranks_and_a_restart_give_the_bytes_of_one_rank(
+    store: Path, tmp_path: Path
+) -> None:
     """With dropped and absent channels and partly labelled cases in the batch of each rank."""
     same = ("train.deterministic_reduction=true", "train.micro_batch_size=1")
     alone = liverseg(*arguments(store, tmp_path / "alone", *same, steps=4))
     assert alone.returncode == 0, alone.stderr[-3000:]
-    for stop in (2, 0):
+    run = tmp_path / "several"
+    for ranks, stop in ((2, 2), (3, 0)):
         again = ["-m", "liverseg_dist"]
-        again += arguments(store, tmp_path / "two", *same, f"train.stop_at_step={stop}", steps=4)
-        done = torchrun(2, *again)
+        again += arguments(store, run, *same, f"train.stop_at_step={stop}", steps=4)
+        done = torchrun(ranks, *again)
         assert done.returncode == 0, done.stderr[-3000:]
     assert "continues at step 2 of 4" in done.stdout
-    assert sha256(tmp_path / "two") == sha256(tmp_path / "alone")
-    dice = [
-        m["train/pseudo_dice_organ 1"] for m in read_metrics(tmp_path / "two") if "train/loss" in m
-    ]
+    assert sha256(run) == sha256(tmp_path / "alone")
+    dice = [m["train/pseudo_dice_organ 1"] for m in read_metrics(run) if "train/loss" in m]
     assert len(dice) == 4
 
 

@@ -143,6 +143,7 @@ def test_a_stop_on_request_has_its_own_exit_code(phantom_store: Path, tmp_path: 
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
 
 
+@pytest.mark.long  # `test_any_data` compares one rank with two and then three
 def test_deterministic_reduction_gives_the_same_bytes_on_any_number_of_ranks(
     phantom_store: Path, tmp_path: Path
 ) -> None:
@@ -190,7 +191,11 @@ def test_the_remedy_in_the_message_continues_the_run() -> None:
         check_settings_compatible(load_settings([]), load_settings([], [override]), Path("run"))
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "stage",
+    # Without shards, and with all of them; `test_strategies` resumes stages 1 and 2.
+    [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 3],
+)
 def test_a_finished_run_started_again_keeps_its_bytes_and_its_checkpoint(
     stage: int, phantom_store: Path, tmp_path: Path
 ) -> None:
