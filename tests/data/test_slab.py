@@ -6,11 +6,13 @@ import pytest
 from liverseg_dist.config import SlabConfig
 from liverseg_dist.data.preprocessing.slab import Slab, mark_padding, place_slabs
 from liverseg_dist.data.preprocessing.slab_coverage import (
+    describe_coverage,
     describe_slabs,
     measure_coverage,
     pool_coverage,
 )
-from liverseg_dist.labels import IGNORE
+from liverseg_dist.label_scheme import scheme_from_labels
+from liverseg_dist.labels import IGNORE, LITS_SCHEME
 from liverseg_dist.volume import Grid, Volume
 
 
@@ -162,3 +164,17 @@ def test_coverage_of_several_scans_is_pooled_by_voxels() -> None:
     )
     assert pool_coverage([inside, outside])["liver_inside"] == pytest.approx(0.25)
     assert pool_coverage([]) == {}
+
+
+def test_coverage_of_many_structures_lists_the_incomplete_ones() -> None:
+    labels = scheme_from_labels({"background": 0} | {f"organ {n}": n for n in range(1, 7)})
+    coverage = dict.fromkeys([f"organ {n}_inside" for n in range(1, 7)], 1.0)
+    assert describe_coverage(coverage, labels) == "100.00 % of each of the 6 structures"
+    coverage["organ 5_inside"] = 0.875
+    text = "87.50 % of the labelled organ 5, 100.00 % of the other 5 structures"
+    assert describe_coverage(coverage, labels) == text
+    few = {"liver_inside": 1.0, "tumour_inside": 0.98} | dict.fromkeys(
+        ("tumours", "tumours_cut", "tumours_missed", "tumours_vanished"), 0
+    )
+    start = "100.00 % of the labelled liver, 98.00 % of tumour; of 0 tumours"
+    assert describe_coverage(few, LITS_SCHEME).startswith(start)

@@ -15,6 +15,8 @@ from liverseg_dist.volume import Grid, Volume
 
 INSIDE = "_voxels_inside"
 MAX_LOSSES_SHOWN = 6
+COMPLETE = "100.00 %"
+MAX_COMPLETE_SHOWN = 3
 MAX_SHARES_SHOWN = 16
 FACE_TOLERANCE = 1e-6
 """Slices; rounding of affines must not exclude a slice that touches a slab's face."""
@@ -166,13 +168,20 @@ def describe_slabs(
 def describe_coverage(coverage: Mapping[str, Any], labels: LabelScheme) -> str:
     """One line on what the slabs of a data set hold of its labels.
 
-    `99.10 % of the labelled liver, 98.00 % of tumour; of 7 tumours 1 cut, 0 missed, ...`.
+    `99.10 % of the labelled liver, 98.00 % of tumour; of 7 tumours 1 cut, 0 missed, ...`. Of many
+    structures only the incomplete ones are listed.
     """
-    shares = []
+    shares, incomplete = [], []
     for structure in labels.structures:
         article = "" if structure.kind == "lesion" else "the labelled "
-        percent = 100 * coverage[f"{structure.name}_inside"]
-        shares.append(f"{percent:.2f} % of {article}{printable(structure.name)}")
+        percent = f"{100 * coverage[f'{structure.name}_inside']:.2f} %"
+        shares.append(f"{percent} of {article}{printable(structure.name)}")
+        if percent != COMPLETE:
+            incomplete.append(shares[-1])
+    complete = len(shares) - len(incomplete)
+    if complete > MAX_COMPLETE_SHOWN:
+        others = "the other" if incomplete else "each of the"
+        shares = [*incomplete, f"{COMPLETE} of {others} {complete} structures"]
     text = list_some(shares, MAX_SHARES_SHOWN)
     for lesion in labels.lesions:
         key = f"{lesion.name}s"
