@@ -1,7 +1,7 @@
 """Quantities of one case: volumes and burden of its structures, and a row of figures for each of
 its lesions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from liverseg_dist.clinical.shape import OrganSurface, sphericity
 from liverseg_dist.labels import LabelScheme, Structure
 from liverseg_dist.volume import Float3, Volume
 
-QUANTITIES_VERSION = 1
+QUANTITIES_VERSION = 2
 """Changes with every change of a definition: stored results of another version are computed
 again."""
 PROBABILITY_BOUNDS = (0.75, 0.25)
@@ -80,6 +80,7 @@ class LesionQuantities:
             annotation.
         intensity: None without an image.
         volume_range: None without probabilities.
+        channels: As `intensity`, of the scan's further channels in order.
         box: Bounding box in the canonical (RAS) volume, [[start, stop], ...] along z, y, x.
         axes_zyx: Ends of long and short axis as voxel indices in the canonical volume, (4, 3).
     """
@@ -96,6 +97,7 @@ class LesionQuantities:
     surface_distance_mm: float | None
     cut_by: tuple[str, ...]
     intensity: IntensityStatistics | None
+    channels: tuple[IntensityStatistics | None, ...]
     volume_range: VolumeRange | None
     box: tuple[tuple[int, int], ...]
     axes_zyx: tuple[Float3, ...]
@@ -115,6 +117,8 @@ class StructureQuantities:
             structure.
         lesions: Number of components of a lesion structure, None for an organ.
         centroid_mm: In patient coordinates, RAS+; None where the structure is empty.
+        intensity: Of the scan's first channel; None without one.
+        channels: As `intensity`, of the scan's further channels in order.
     """
 
     structure: str
@@ -127,6 +131,7 @@ class StructureQuantities:
     centroid_mm: Float3 | None
     cut_by: tuple[str, ...]
     intensity: IntensityStatistics | None
+    channels: tuple[IntensityStatistics | None, ...]
     volume_range: VolumeRange | None
 
     def to_json(self) -> dict[str, Any]:
@@ -157,6 +162,7 @@ def quantify_case(
     image: Volume | None = None,
     probabilities: Mapping[str, Volume] | None = None,
     connectivity: int = LITS_CONNECTIVITY,
+    channels: Sequence[Volume | None] = (),
 ) -> CaseQuantities:
     """Measure every structure and every lesion of a mask.
 
@@ -166,19 +172,21 @@ def quantify_case(
         image: The scan on the mask's grid, for intensity statistics.
         probabilities: By structure name, probabilities (0 to 1) on the mask's grid.
         connectivity: Neighbours that make one lesion: 6, 18 or 26.
+        channels: Further channels of the scan on the mask's grid, None for an absent one.
 
     Raises:
         ValueError: Image or probabilities lie on another grid.
     """
-    for other in (*(() if image is None else (image,)), *(probabilities or {}).values()):
+    for other in (image, *channels, *(probabilities or {}).values()):
         # Resampling here would hide that the files belong to different scans.
-        if not other.grid.matches(mask.grid):
+        if other is not None and not other.grid.matches(mask.grid):
             raise ValueError("image and probabilities lie on the mask's grid")
     scan = _Scan(
         # Axial slices, sides and pictures are defined in this orientation only.
         mask.reoriented(),
         scheme,
         None if image is None else image.reoriented().voxels,
+        tuple(None if one is None else one.reoriented().voxels for one in channels),
         {name: volume.reoriented().voxels for name, volume in (probabilities or {}).items()},
         connectivity,
     )
@@ -197,6 +205,7 @@ class _Scan:
     mask: Volume
     scheme: LabelScheme
     image_zyx: np.ndarray | None
+    channels_zyx: tuple[np.ndarray | None, ...]
     probability_zyx: Mapping[str, np.ndarray]
     connectivity: int
 
@@ -222,9 +231,8 @@ class _Scan:
             None if lesions is None else len(lesions),
             centroid,
             faces,
-            None
-            if self.image_zyx is None or box is None
-            else _statistics(self.image_zyx[box][whole[box]]),
+            _values_in(self.image_zyx, box, whole),
+            tuple(_values_in(channel, box, whole) for channel in self.channels_zyx),
             None
             if probability is None
             else _volume_range(probability, self.mask.grid.voxel_volume_ml),
@@ -268,7 +276,8 @@ class _Scan:
             _centroid_mm(mask, box, self.mask),
             None if surface is None else surface.distance_mm(mask, grid),
             cut_faces(mask, box, self.mask.voxels, self.scheme.ignore),
-            None if self.image_zyx is None else _statistics(self.image_zyx[box][mask]),
+            _values_of(self.image_zyx, box, mask),
+            tuple(_values_of(channel, box, mask) for channel in self.channels_zyx),
             None if probability is None else self._lesion_range(component, whole, probability),
             tuple((axis.start, axis.stop) for axis in box),
             _axes_in_scan(axial, box),
@@ -320,6 +329,18 @@ def _centroid_mm(mask_zyx: np.ndarray, box: Box, volume: Volume) -> Float3:
     index = np.argwhere(mask_zyx).mean(axis=0) + [axis.start for axis in box]
     right, anterior, superior = volume.grid.world_mm(index)
     return float(right), float(anterior), float(superior)
+
+
+def _values_in(
+    image: np.ndarray | None, box: Box | None, whole: np.ndarray
+) -> IntensityStatistics | None:
+    """Statistics of an image in a mask of the scan's size; None where either is missing."""
+    return None if box is None else _values_of(image, box, whole[box])
+
+
+def _values_of(image: np.ndarray | None, box: Box, mask: np.ndarray) -> IntensityStatistics | None:
+    """Statistics of an image in a mask that fills a box."""
+    return None if image is None else _statistics(image[box][mask])
 
 
 def _statistics(values: np.ndarray) -> IntensityStatistics | None:

@@ -32,7 +32,7 @@ def lesions_csv(cases: Iterable[Mapping[str, Any]]) -> str:
     for case in cases:
         for lesion in case["lesions"]:
             rows.append({"case": case["case"], "lesion": lesion["number"], **_flat(lesion)})
-    return csv_text(LESION_COLUMNS, rows)
+    return csv_text([*LESION_COLUMNS, *_channel_columns(rows)], rows)
 
 
 def structures_csv(cases: Iterable[Mapping[str, Any]], failures: Mapping[str, str]) -> str:
@@ -44,7 +44,13 @@ def structures_csv(cases: Iterable[Mapping[str, Any]], failures: Mapping[str, st
             rows.append({"case": case["case"], "status": "done", **_flat(structure)})
     for name, error in failures.items():
         rows.append({"case": name, "status": "failed", "error": error})
-    return csv_text(STRUCTURE_COLUMNS, rows)
+    return csv_text([*STRUCTURE_COLUMNS, *_channel_columns(rows)], rows)
+
+
+def _channel_columns(rows: Iterable[Row]) -> list[str]:
+    """Columns of further channels, only where a scan has them."""
+    found = {key: None for row in rows for key in row if key.startswith("channel_")}
+    return sorted(found, key=lambda key: int(key.split("_")[1]))
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -67,6 +73,9 @@ def _flat(entry: Mapping[str, Any]) -> Row:
         )
     for name, value in (entry["intensity"] or {}).items():
         row[f"intensity_{name}"] = value
+    for number, channel in enumerate(entry["channels"], start=2):
+        for name, value in (channel or {}).items():
+            row[f"channel_{number}_{name}"] = value
     for name, value in (entry["volume_range"] or {}).items():
         row[f"volume_{name}_ml"] = value
     return row

@@ -183,7 +183,8 @@ def _case_of_scan(
             found = job.get_probability_file(name, structure.name)
             if found.is_file():
                 probabilities[structure.name] = found
-    return MaskFile(name, job.get_mask_file(name), scan.first, probabilities)
+    first, *further = scan.files if scan.files[0] is not None else scan.paths
+    return MaskFile(name, job.get_mask_file(name), first, probabilities, tuple(further))
 
 
 def measure_cases(

@@ -1,15 +1,18 @@
 """Measure mask files into a folder: each once, resumable, a bad file does not stop the others."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import SimpleITK
+
 from liverseg_dist.clinical.pictures import draw_lesion, is_picture
 from liverseg_dist.clinical.quantify import QUANTITIES_VERSION, CaseQuantities, quantify_case
 from liverseg_dist.data.io.dicom_sources import DicomOptions, find_dicom_scans, is_dicom_source
-from liverseg_dist.data.io.nifti import SUFFIXES, read_nifti
+from liverseg_dist.data.io.nifti import SUFFIXES, read_nifti, read_scan_channels
 from liverseg_dist.data.io.scan_reader import (
     ScanSource,
     hash_source,
@@ -30,6 +33,7 @@ DATASET = "dataset.json"
 MASK_FOLDERS = ("masks", "evaluation/masks", "labelsTr")
 """Where the masks of an evaluation, of a run and of a data set lie."""
 PROBABILITIES = "probabilities"
+_FIRST_CHANNEL = re.compile(r"(?s)(.+)_0000(\.nii(?:\.gz)?)")
 MAX_DRAWN = 12
 """Lesions of a case with a picture, the largest of each structure first."""
 
@@ -41,7 +45,8 @@ class MaskFile:
     Attributes:
         case: Name of the case: the file's without its ending.
         mask: The file.
-        image: The scan, if any.
+        image: The scan, if any; a file in 4D holds all channels.
+        further_channels: Files of the scan's other channels, None for an absent one.
         probabilities: Files by structure name.
     """
 
@@ -49,6 +54,7 @@ class MaskFile:
     mask: Path
     image: ScanSource | None = None
     probabilities: Mapping[str, Path] = field(default_factory=dict)
+    further_channels: tuple[Path | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,15 +98,18 @@ class Measurement:
     def _measure(self, case: MaskFile) -> dict[str, Any]:
         mask = read_nifti(case.mask, kind="label")
         notes = check_values(mask, self.scheme, case.mask)
-        image, note = read_on_grid(case.image, mask)
+        channels, note = read_channels_on_grid((case.image, *case.further_channels), mask)
         notes += note
+        image = channels[0]
         probabilities = {}
         for name, file in case.probabilities.items():
             volume, note = read_on_grid(file, mask)
             notes += note
             if volume is not None:
                 probabilities[name] = volume
-        quantities = quantify_case(mask, self.scheme, image, probabilities, self.connectivity)
+        quantities = quantify_case(
+            mask, self.scheme, image, probabilities, self.connectivity, channels[1:]
+        )
         if not any(structure.voxels for structure in quantities.structures):
             notes.append("the mask is empty: it holds none of the structures")
         # Before the ledger entry: an interrupted run then has no entry without pictures.
@@ -210,7 +219,8 @@ def gather_inputs(
             file = pair.truth.parent / PROBABILITIES / f"{pair.case_id}_{structure.name}.nii.gz"
             if file.is_file():
                 found[structure.name] = file
-        cases.append(MaskFile(pair.case_id, pair.truth, scans.get(pair.case_id), found))
+        scan = scans.get(pair.case_id)
+        cases.append(MaskFile(pair.case_id, pair.truth, scan, found, find_further_channels(scan)))
     return cases
 
 
@@ -274,17 +284,75 @@ def check_values(mask: Volume, scheme: LabelScheme, file: Path) -> list[str]:
     )
 
 
+def find_further_channels(image: ScanSource | None) -> tuple[Path, ...]:
+    """The files `_0001`, `_0002`, ... beside the first channel of a scan in nnU-Net's layout."""
+    # A DICOM series has one channel.
+    if not isinstance(image, Path):
+        return ()
+    match = _FIRST_CHANNEL.fullmatch(image.name)
+    if match is None:
+        return ()
+    found: list[Path] = []
+    while True:
+        file = image.with_name(f"{match[1]}_{len(found) + 1:04d}{match[2]}")
+        if not file.is_file():
+            return tuple(found)
+        found.append(file)
+
+
+def read_channels_on_grid(
+    files: Sequence[ScanSource | None], mask: Volume
+) -> tuple[list[Volume | None], list[str]]:
+    """The channels of a scan turned to the mask's grid; notes on those that lie on another one.
+
+    Args:
+        files: One for each channel, None for an absent one; a file in 4D holds several.
+        mask: Whose grid is asked for.
+
+    Returns:
+        At least one channel, None where it is absent or lies elsewhere.
+    """
+    found: list[Volume | None] = []
+    notes: list[str] = []
+    for file in files:
+        if file is None:
+            found.append(None)
+            continue
+        for volume in _read_volumes(file):
+            image = volume.reoriented(mask.grid.orientation)
+            if image.grid.matches(mask.grid, SAME_PLACE_MM):
+                # Headers are rounded: from here on both lie on exactly one grid.
+                found.append(Volume(image.voxels, mask.grid))
+                continue
+            found.append(None)
+            name = printable(name_source(file))
+            notes.append(f"{name} does not lie on the mask's grid and is left out")
+    return found, list(dict.fromkeys(notes))
+
+
 def read_on_grid(file: ScanSource | None, mask: Volume) -> tuple[Volume | None, list[str]]:
-    """An image turned to the mask's grid, or None and a note where it lies on another one."""
-    if file is None:
-        return None, []
-    image = read_scan_volume(file).reoriented(mask.grid.orientation)
-    if not image.grid.matches(mask.grid, SAME_PLACE_MM):
-        return None, [
-            f"{printable(name_source(file))} does not lie on the mask's grid and is left out"
-        ]
-    # Headers are rounded: from here on both lie on exactly one grid.
-    return Volume(image.voxels, mask.grid), []
+    """The first channel of a scan turned to the mask's grid, or None and a note where it lies on
+    another one."""
+    channels, notes = read_channels_on_grid((file,), mask)
+    return channels[0], notes
+
+
+def _read_volumes(file: ScanSource) -> list[Volume]:
+    """All channels of a file; a DICOM series has one."""
+    if not isinstance(file, Path) or is_dicom_source(file):
+        return [read_scan_volume(file)]
+    return [channel.volume for channel in read_scan_channels(file, _count_volumes(file))]
+
+
+def _count_volumes(file: Path) -> int:
+    """Volumes of a file in 4D, else 1; a file that cannot be read is reported by its reader."""
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return 1
+    return int(reader.GetSize()[3]) if reader.GetDimension() == 4 else 1
 
 
 def read_pictures(file: Path) -> list[dict[str, Any]]:
@@ -316,5 +384,8 @@ def _fingerprint(case: MaskFile) -> str:
     files: dict[str, ScanSource] = {"mask": case.mask}
     if case.image is not None:
         files["image"] = case.image
+    for number, channel in enumerate(case.further_channels, start=1):
+        if channel is not None:
+            files[f"channel {number}"] = channel
     files |= {f"probability {name}": file for name, file in case.probabilities.items()}
     return fingerprint_of({name: hash_source(file) for name, file in files.items()})

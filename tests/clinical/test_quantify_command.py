@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.data.io.nifti import read_nifti, write_image, write_mask
@@ -67,6 +68,38 @@ def test_masks_with_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     code, result, _ = call(capsys, tmp_path / "masks", "--images", tmp_path / "scans", "--out", out)
     assert (code, result["reused"]) == (EXIT_DONE, 2)
     assert {name: (out / name).read_bytes() for name in RESULTS} == before
+
+
+def test_every_channel_has_its_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file for each channel (nnU-Net), and all channels in one file in 4D."""
+    label = make_case().voxels
+    write_case(tmp_path / "masks", "files")
+    write_case(tmp_path / "masks", "four")
+    (tmp_path / "scans").mkdir()
+    channels = [np.where(label == 2, value, 110).astype(np.int16) for value in (60, 300)]
+    for number, values in enumerate(channels):
+        write_image(tmp_path / "scans" / f"files_000{number}.nii.gz", values, GRID)
+    image = SimpleITK.JoinSeries(
+        [SimpleITK.ReadImage(str(tmp_path / "scans" / f"files_000{n}.nii.gz")) for n in (0, 1)]
+    )
+    SimpleITK.WriteImage(image, str(tmp_path / "scans" / "four.nii.gz"))
+    out = tmp_path / "out"
+    code, _, _ = call(capsys, tmp_path / "masks", "--images", tmp_path / "scans", "--out", out)
+    assert code == EXIT_DONE
+    lesions = rows_of(out / "lesions.csv")
+    assert {row["case"] for row in lesions} == {"files", "four"}
+    for row in lesions:
+        assert (float(row["intensity_mean"]), float(row["channel_2_mean"])) == (60.0, 300.0)
+    assert "60.0 / 300.0" in (out / "quantities.html").read_text()
+    # A second channel on another grid is named and left out.
+    write_image(
+        tmp_path / "scans" / "files_0001.nii.gz",
+        channels[1][1:],
+        GRID.cropped((1, 0, 0), channels[1][1:].shape),
+    )
+    code, _, err = call(capsys, tmp_path / "masks", "--images", tmp_path / "scans", "--out", out)
+    assert code == EXIT_DONE
+    assert "files_0001.nii.gz does not lie on the mask's grid" in err
 
 
 def test_a_changed_mask_is_measured_again(

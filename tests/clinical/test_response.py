@@ -28,7 +28,7 @@ def scan_with(*diameters_mm: float, cut: tuple[int, ...] = ()) -> Scan:
         lesions.append(
             LesionQuantities(
                 "tumour", number + 1, 10, volume, diameter, diameter, diameter, 1.0, (0.0, 0.0, 0.0), 1.0, faces, None,
-                None, ((0, 1),) * 3, ((0.0, 0.0, 0.0),) * 4,
+                (), None, ((0, 1),) * 3, ((0.0, 0.0, 0.0),) * 4,
             )
         )  # fmt: skip
     mask = Volume(np.zeros(GRID.shape, np.uint8), GRID)
