@@ -236,6 +236,11 @@ def _segment_patients(
                 mask_of_file[path] = job.get_mask_file(scan.scan_id)
     planned = []
     for patient in patients:
+        if any(file not in mask_of_file for file in patient.masks):
+            raise UserError(
+                f"--table: a DICOM folder of patient {printable(patient.patient)} has several "
+                "scans; name one in each row"
+            )
         masks = tuple(mask_of_file[file] for file in patient.masks)
         planned.append(replace(patient, masks=masks, images=patient.masks))
 

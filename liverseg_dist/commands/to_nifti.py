@@ -43,11 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     paths = [expand_user_path(text) for text in args.inputs]
-    for path in paths:
+    for number, path in enumerate(paths, start=1):
+        # Not by their paths, which often contain the name of a patient.
         if not path.exists():
-            raise UserError(f"{printable(path)}: no such file or folder")
+            raise UserError(f"input {number} of {len(paths)}: no such file or folder")
         if not has_dicom_files(path):
-            raise UserError(f"{printable(path)}: holds no DICOM file")
+            raise UserError(f"input {number} of {len(paths)}: holds no DICOM file")
     scans = [scan for _, scan in find_dicom_scans(paths, dicom_options(args))]
     if args.list:
         return _list_series(scans, args.text)
