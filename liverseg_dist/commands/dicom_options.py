@@ -44,7 +44,8 @@ def add_dicom_results(parser: argparse.ArgumentParser) -> None:
         choices=SEG_KINDS,
         default="binary",
         help="binary (default, read by all viewers): organs and lesions overlap; labelmap: organs "
-        "without their lesions; fractional: probabilities of each structure",
+        "without their lesions; fractional: probabilities of each structure; finished scans keep "
+        "theirs unless --again is given",
     )
     parser.add_argument(
         "--rtstruct",
