@@ -207,7 +207,7 @@ def _whole_structure(structure: Structure, number: int, key: str) -> Segment:
     return Segment(number, structure, structure.name, None, uid)
 
 
-def _select(
+def select_segment(
     segment: Segment, at: int, lesions: dict[str, np.ndarray], mask: Volume, scheme: LabelScheme
 ) -> np.ndarray:
     """Voxels of a segment in a slice of the mask."""
@@ -237,7 +237,7 @@ def _stack_segments(
             # Most lesions are in few slices.
             if at is None or (box is not None and not box[0].start <= at < box[0].stop):
                 continue
-            found = _select(segment, at, lesions, mask, scheme)
+            found = select_segment(segment, at, lesions, mask, scheme)
             # Writing zeros would use the memory that the docstring of the module saves.
             if found.any():
                 target[found] = 1
@@ -257,7 +257,7 @@ def _paint_labels(
     for target, at in zip(labels, frames.slices, strict=True):
         if at is not None:
             for segment in ordered:
-                target[_select(segment, at, lesions, mask, scheme)] = segment.number
+                target[select_segment(segment, at, lesions, mask, scheme)] = segment.number
     return labels
 
 

@@ -44,7 +44,13 @@ def add_dicom_results(parser: argparse.ArgumentParser) -> None:
         choices=SEG_KINDS,
         default="binary",
         help="binary (default, read by all viewers): organs and lesions overlap; labelmap: organs "
-        "without their lesions; fractional: probabilities of each structure",
+        "without their lesions; fractional: probabilities of each structure; finished scans keep "
+        "theirs unless --again is given",
+    )
+    parser.add_argument(
+        "--rtstruct",
+        action="store_true",
+        help="also NAME.rt.dcm: the outlines of all segments as a structure set (RTSTRUCT)",
     )
 
 
@@ -52,7 +58,8 @@ def dicom_results(args: argparse.Namespace, model: str) -> DicomResults | None:
     """The options of `add_dicom_results`; `model` identifies the weights."""
     if args.dicom_results == "none":
         return None
-    return DicomResults(args.seg_type, args.dicom_results == "seg+sr", model)
+    with_report = args.dicom_results == "seg+sr"
+    return DicomResults(args.seg_type, with_report, model, args.rtstruct)
 
 
 def dicom_options(args: argparse.Namespace) -> DicomOptions:

@@ -10,6 +10,7 @@ from liverseg_dist.commands.predict import load_prediction, segment_scans
 from liverseg_dist.data.io.dicom_series import DicomScan
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World
+from liverseg_dist.errors import UserError, printable
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.labels import LabelScheme
 from liverseg_dist.texts.names import derive_scan_id, fold_id
@@ -65,6 +66,11 @@ def segment_patients(
                 mask_of_file[path] = mask
     planned = []
     for patient in patients:
+        if any(file not in mask_of_file for file in patient.masks):
+            raise UserError(
+                f"--table: a DICOM folder of patient {printable(patient.patient)} has several "
+                "scans; name one in each row"
+            )
         masks = tuple(mask_of_file[file] for file in patient.masks)
         planned.append(replace(patient, masks=masks, images=patient.masks))
 

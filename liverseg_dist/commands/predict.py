@@ -185,6 +185,7 @@ def _predict(
         "out": str(args.out),
         "table": table,
         "masks": [str(prediction.get_mask_file(name)) for name in names if name not in failed],
+        "dicom": [str(file) for file in prediction.list_dicom_files(names)],
         "failed": sorted(failed),
         **marks,
         "exit_code": exit_code,

@@ -8,9 +8,9 @@ SRC is a DICOM folder, a ZIP or a list of files. The positions of the images dec
 grid; values are HU for CT. A gantry tilt becomes a sheared affine (sform only). Missing slices are
 refused, unless --fill-gaps interpolates them.
 
---list shows for each series its number, modality, size and plane; --text adds SeriesDescription, which
-may contain the name of a patient. Of several series the one that is original and has enough slices is
-read; otherwise --series selects it.
+--list shows the name that each scan has in results, and for each series its number, modality, size and
+plane; --text adds paths and SeriesDescription, which may contain the name of a patient. Of several
+series the one that is original and has enough slices is read; otherwise --series selects it.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from liverseg_dist.data.io.dicom_series import DicomScan, list_source_stacks, re
 from liverseg_dist.data.io.dicom_sources import find_dicom_scans, has_dicom_files
 from liverseg_dist.data.io.nifti import SUFFIXES, write_image
 from liverseg_dist.errors import EXIT_DONE, UserError, printable
+from liverseg_dist.texts.names import list_some
 from liverseg_dist.texts.paths import expand_user_path, path_argument
 
 
@@ -36,18 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text",
         action="store_true",
-        help="with --list: also SeriesDescription, which may identify the patient",
+        help="with --list: also paths and SeriesDescription, which may identify the patient",
     )
     add_dicom(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     paths = [expand_user_path(text) for text in args.inputs]
-    for path in paths:
+    for number, path in enumerate(paths, start=1):
+        # Not by their paths, which often contain the name of a patient.
         if not path.exists():
-            raise UserError(f"{printable(path)}: no such file or folder")
+            raise UserError(f"input {number} of {len(paths)}: no such file or folder")
         if not has_dicom_files(path):
-            raise UserError(f"{printable(path)}: holds no DICOM file")
+            raise UserError(f"input {number} of {len(paths)}: holds no DICOM file")
     scans = [scan for _, scan in find_dicom_scans(paths, dicom_options(args))]
     if args.list:
         return _list_series(scans, args.text)
@@ -64,7 +66,8 @@ def _list_series(scans: list[DicomScan], with_text: bool) -> dict[str, Any]:
     content = []
     for scan in scans:
         stacks, read = list_source_stacks(scan)
-        write_lines(f"{scan.name}:")
+        places = [printable(path) for path in scan.paths]
+        write_lines(f"{scan.name}: {list_some(places, 1)}" if with_text else f"{scan.name}:")
         for stack in stacks:
             few = len(stack.slices) < MIN_SLICES
             note = " (too few slices)" if few else ""

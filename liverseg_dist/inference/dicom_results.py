@@ -1,6 +1,6 @@
-"""Write the mask of a DICOM scan as DICOM: a segmentation (SEG) and a structured report (SR).
+"""Write the mask of a DICOM scan as DICOM: segmentation (SEG), report (SR), outlines (RTSTRUCT).
 
-`predict` calls `write_dicom_results` after it has written the mask. Both objects belong to the study
+`predict` calls `write_dicom_results` after it has written the mask. The objects belong to the study
 of the source: they carry its patient and study attributes, because a PACS files them by these. Their
 file names have the scan's pseudonym only.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from liverseg_dist import __version__
+from liverseg_dist.clinical.dicom_contours import build_structure_set
 from liverseg_dist.clinical.dicom_report import build_report
 from liverseg_dist.clinical.dicom_segmentation import (
     Producer,
@@ -37,6 +38,7 @@ from liverseg_dist.volume import Volume
 
 SEG_SUFFIX = ".seg.dcm"
 REPORT_SUFFIX = ".sr.dcm"
+CONTOUR_SUFFIX = ".rt.dcm"
 EMPTY_ATTRIBUTES = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
     "StudyID", "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator",
@@ -53,17 +55,21 @@ class DicomResults:
         kind: encoding of the SEG.
         with_report: whether to write the SR, too.
         model: identifies the weights and settings.
+        with_contours: whether to write an RTSTRUCT, too.
     """
 
     kind: SegKind = "binary"
     with_report: bool = True
     model: str = ""
+    with_contours: bool = False
 
     def list_files(self, out: Path, name: str) -> list[Path]:
         """The files of a scan. A mask without foreground has none of them."""
         files = [out / f"{name}{SEG_SUFFIX}"]
         if self.with_report:
             files.append(out / f"{name}{REPORT_SUFFIX}")
+        if self.with_contours:
+            files.append(out / f"{name}{CONTOUR_SUFFIX}")
         return files
 
 
@@ -75,7 +81,7 @@ def write_dicom_results(
     options: DicomResults,
     probabilities: Mapping[str, np.ndarray] | None = None,
 ) -> list[Path]:
-    """Write the SEG and the SR of a mask.
+    """Write the SEG of a mask, and on request its SR and RTSTRUCT.
 
     Args:
         scan: the source.
@@ -93,8 +99,8 @@ def write_dicom_results(
         RunFailed: the source lacks what the objects need.
     """
     require_packages(WRITERS)
-    seg_file, *report_files = options.list_files(out, scan.name)
-    for file in (seg_file, *report_files):
+    files = options.list_files(out, scan.name)
+    for file in files:
         # Files of an earlier mask must not stay beside the new one.
         file.unlink(missing_ok=True)
     try:
@@ -108,17 +114,20 @@ def write_dicom_results(
         if built is None:
             return []
         segmentation, segments = built
-        report = None
+        # The report refers to the segmentation, so that comes first.
+        written = [segmentation]
         if options.with_report:
             image = read_dicom_scan(scan).volume
             quantities = quantify_case(mask, labels, image)
-            report = build_report(
-                segmentation, segments, quantities, labels, source.datasets, producer, key
+            written.append(
+                build_report(
+                    segmentation, segments, quantities, labels, source.datasets, producer, key
+                )
             )
-        # The report refers to the segmentation, so that comes first.
-        _save(segmentation, seg_file)
-        if report is not None:
-            _save(report, report_files[0])
+        if options.with_contours:
+            written.append(build_structure_set(mask, labels, source, producer, key))
+        for dataset, file in zip(written, files, strict=True):
+            _save(dataset, file)
     except (UserError, OSError, MemoryError):
         raise
     # highdicom refuses sources that lack attributes with many types of error. Their texts may
@@ -128,7 +137,7 @@ def write_dicom_results(
             f"{scan.name}: the mask cannot be written as DICOM ({type(error).__name__}: the source "
             "lacks attributes or has invalid ones); --dicom-results none writes NIfTI alone"
         ) from error
-    return [seg_file, *report_files]
+    return files
 
 
 def _read_source(series: OpenSeries) -> SourceFrames:

@@ -5,7 +5,7 @@ stop the others. The audit of conversion checks every scan first (`scan_checks`)
 kept in the record of the scan and in `volumes.csv`. Used by `liverseg predict`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +107,14 @@ class ScanPredictor:
     def get_mask_file(self, scan: str) -> Path:
         """File of a scan's mask."""
         return self.out / f"{scan}.nii.gz"
+
+    def list_dicom_files(self, scans: Sequence[str]) -> list[Path]:
+        """The DICOM results of scans that exist."""
+        files: list[Path] = []
+        for scan in scans:
+            candidates = [] if self.dicom is None else self.dicom.list_files(self.out, scan)
+            files += [file for file in candidates if file.is_file()]
+        return files
 
     def get_probability_file(self, scan: str, structure: str) -> Path:
         """File of a structure's probabilities."""

@@ -6,7 +6,7 @@ files. Used by `liverseg phantom --format dicom` and by the tests of the reader.
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,10 @@ class SeriesOptions:
 
 def build_series(volume: Volume, options: SeriesOptions) -> list[Any]:
     """One pydicom data set for each slice (z) of a volume in any orientation."""
+    if not options.is_signed:
+        # Unsigned values cannot hold padding below the offset, such as -2000.
+        lowest = float(np.floor(volume.voxels.min()))
+        options = replace(options, intercept=min(options.intercept, lowest))
     affine_lps = np.eye(4)
     affine_lps[:3] = LPS_TO_RAS @ volume.affine[:3]
     datasets = []

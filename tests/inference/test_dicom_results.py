@@ -14,9 +14,12 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+import skimage.draw
 
+from liverseg_dist.clinical.dicom_contours import trace_outlines
 from liverseg_dist.clinical.quantify import quantify_case
 from liverseg_dist.data.io.dicom_series import DicomScan, read_dicom_scan
+from liverseg_dist.data.io.dicom_structure_set import fill_polygon
 from liverseg_dist.inference.dicom_results import DicomResults, write_dicom_results
 from liverseg_dist.labels import LITS_SCHEME, LabelScheme, Structure
 from liverseg_dist.phantom.dicom_series import SeriesOptions, build_series
@@ -70,11 +73,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[DicomSc
         mask = make_mask(read_dicom_scan(source).volume)
         out = folder / "out"
         out.mkdir()
-        options = DicomResults(model=PRODUCER)
+        options = DicomResults(model=PRODUCER, with_contours=True)
         files = write_dicom_results(source, mask, LITS_SCHEME, out, options)
         assert [file.name for file in files] == [
             f"scan_{variant}.seg.dcm",
             f"scan_{variant}.sr.dcm",
+            f"scan_{variant}.rt.dcm",
         ]
         found[variant] = (source, mask, out)
     return found
@@ -173,7 +177,7 @@ def test_the_standard_is_met(written: dict[str, tuple[DicomScan, Volume, Path]])
     """dciodvfy (Debian: dicom3tools) checks each object where it is installed; pydicom's readers
     always."""
     for source, _, out in written.values():
-        for suffix in (".seg.dcm", ".sr.dcm"):
+        for suffix in (".seg.dcm", ".sr.dcm", ".rt.dcm"):
             file = out / f"{source.name}{suffix}"
             pydicom.dcmread(file)
             if shutil.which("dciodvfy") is None:
@@ -183,6 +187,48 @@ def test_the_standard_is_met(written: dict[str, tuple[DicomScan, Volume, Path]])
             )
             lines = (checked.stdout + checked.stderr).splitlines()
             assert [line for line in lines if line.startswith("Error")] == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_filled_contours_give_the_mask(
+    written: dict[str, tuple[DicomScan, Volume, Path]], variant: str
+) -> None:
+    """Filled by skimage, on the slices that the contours name."""
+    source, mask, out = written[variant]
+    dataset = pydicom.dcmread(out / f"{source.name}.rt.dcm")
+    names = {int(one.ROINumber): str(one.ROIName) for one in dataset.StructureSetROISequence}
+    images = {
+        str(image.ReferencedSOPInstanceUID)
+        for image in dataset.ReferencedFrameOfReferenceSequence[0]
+        .RTReferencedStudySequence[0]
+        .RTReferencedSeriesSequence[0]
+        .ContourImageSequence
+    }
+    expected = expected_segments(mask)
+    assert list(names.values()) == list(expected)
+    for roi in dataset.ROIContourSequence:
+        found = np.zeros(mask.shape, bool)
+        for contour in roi.ContourSequence:
+            assert contour.ContourImageSequence[0].ReferencedSOPInstanceUID in images
+            points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
+            index = mask.grid.index_of(points * [-1, -1, 1])
+            at = round(float(index[0, 0]))
+            assert np.abs(index[:, 0] - at).max() < 0.01
+            found[at] ^= skimage.draw.polygon2mask(mask.shape[1:], index[:, 1:])
+        truth = expected[names[int(roi.ReferencedROINumber)]].copy()
+        if variant == "gap":
+            truth[[10, 11]] = False
+        np.testing.assert_array_equal(found, truth)
+
+
+def test_outlines_of_any_mask_enclose_its_pixels() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        mask = rng.random(rng.integers(1, 14, 2)) < rng.random()
+        filled = np.zeros(mask.shape, bool)
+        for outline in trace_outlines(mask):
+            filled ^= fill_polygon(outline[:, 0], outline[:, 1], mask.shape)
+        np.testing.assert_array_equal(filled, mask)
 
 
 def test_the_report_has_the_quantities(

@@ -17,8 +17,8 @@ from liverseg_dist.phantom.dicom_series import SeriesOptions, build_series, writ
 from tests.inference.small_run import SmallRun
 
 ONE_THREAD = ("--device", "cpu", "--threads", "1")
-SECRETS = ("DOE", "Jane", "19561231", "ACC4711", "MRN0815")
-"""Texts that identify the made-up patient."""
+SECRETS = ("DOE^Jane", "DOE_Jane", "DOE Jane", "19561231", "ACC4711", "MRN0815")
+"""Texts that identify the made-up patient; long enough not to occur in pictures by chance."""
 
 
 @pytest.fixture(autouse=True)

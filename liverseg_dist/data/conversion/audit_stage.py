@@ -9,7 +9,7 @@ from liverseg_dist.data.audit.case_audit import audit_case
 from liverseg_dist.data.audit.duplicates import hash_voxels
 from liverseg_dist.data.audit.image_audit import audit_further_channel
 from liverseg_dist.data.audit.label_geometry import has_identity_affine
-from liverseg_dist.data.conversion.case_records import CaseJob, CaseRecord
+from liverseg_dist.data.conversion.case_records import PATIENT_FACT, CaseJob, CaseRecord
 from liverseg_dist.data.findings import Finding, ScanFileError
 from liverseg_dist.data.io.channel_files import read_channel_files
 from liverseg_dist.data.io.dicom_series import DicomScan
@@ -124,6 +124,8 @@ def audit_scan(job: CaseJob, scan: ScanFiles, record: CaseRecord) -> AuditedScan
         label_name=job.case.label_name,
     )
     facts, status = dict(audit.facts), audit.status
+    if job.case.patient:
+        facts[PATIENT_FACT] = job.case.patient
     findings = list(audit.findings)
     if not is_one_ct_channel(job.channels):
         facts["channels"], further = _audit_channels(job, images)

@@ -66,6 +66,10 @@ class Labeller(Protocol):
         """Warnings about a scan that differs from the scans the labeller was trained on."""
 
 
+PATIENT_FACT = "patient"
+"""Key in `CaseRecord.facts`: pseudonym of the patient, where the source states one."""
+
+
 @dataclass(frozen=True)
 class CaseRecord:
     """The result of one scan, stored or not.

@@ -17,7 +17,7 @@ from liverseg_dist.data.audit.duplicates import (
     report_duplicates,
     report_ircadb_overlaps,
 )
-from liverseg_dist.data.conversion.case_records import CaseRecord
+from liverseg_dist.data.conversion.case_records import PATIENT_FACT, CaseRecord
 from liverseg_dist.data.conversion.channel_histograms import pool_channel_histograms
 from liverseg_dist.data.conversion.settings_match import public_settings, settings_sha256
 from liverseg_dist.data.conversion.stored_case import StoredCase
@@ -122,14 +122,20 @@ def group_patients(records: Sequence[CaseRecord], convert: ConvertConfig) -> dic
     """Patient of each scan, named by the first of the patient's scans.
 
     Scans belong to one patient when the patients table (`convert.splits.patients`) says so, when
-    their voxels are equal, or when they are the known duplicates of 3D-IRCADb in LiTS.
+    their voxels are equal, when they are the known duplicates of 3D-IRCADb in LiTS, or when their
+    source states the same patient (DICOM).
     """
     scan_ids = sorted(record.case_id for record in records)
     table = read_patients(convert.splits.patients, scan_ids)
     scans_by_patient: dict[str, list[str]] = {}
     for scan in scan_ids:
         scans_by_patient.setdefault(table[scan], []).append(scan)
+    stated: dict[str, list[str]] = {}
+    for record in sorted(records, key=lambda record: record.case_id):
+        if record.facts.get(PATIENT_FACT):
+            stated.setdefault(str(record.facts[PATIENT_FACT]), []).append(record.case_id)
     groups: list[Sequence[str]] = [
+        *stated.values(),
         *_find_duplicate_scans(records),
         *find_ircadb_overlaps(scan_ids),
         *scans_by_patient.values(),

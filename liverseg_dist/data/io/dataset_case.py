@@ -71,6 +71,11 @@ class DatasetCase:
         return self.label is not None or bool(self.structure_files)
 
     @property
+    def patient(self) -> str:
+        """Pseudonym of the patient, where the source states one (DICOM); else ""."""
+        return self.image.patient if isinstance(self.image, DicomScan) else ""
+
+    @property
     def label_name(self) -> str:
         """The label file for messages; of DICOM cases without its path, which may name a patient."""
         if self.label is None:

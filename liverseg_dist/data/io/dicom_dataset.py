@@ -3,13 +3,14 @@
     dataset.json  case_a/ct/IM0001.dcm ...  case_a/label.nii.gz      the label as NIfTI
                   case_b/ct/IM0001.dcm ...  case_b/segmentation.dcm  the label as DICOM SEG
 
-`dataset.json` is optional; it names the labels (and channels) as for NIfTI. A SEG names its segments
-itself. Cases without a label are test cases. Case ids are pseudonyms (`dicom_names`), unless the
-names of the folders are asked for.
+An RTSTRUCT is read like a SEG. `dataset.json` is optional; it names the labels (and channels) as for
+NIfTI. A SEG names its segments itself. Cases without a label are test cases. Scans with one PatientID
+stay together in the splits. Case ids are pseudonyms (`dicom_names`), unless the names of the folders
+are asked for.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from liverseg_dist.config import ChannelConfig
@@ -17,13 +18,16 @@ from liverseg_dist.data.io.dataset_case import Cases, DatasetCase
 from liverseg_dist.data.io.dataset_folder import is_file, list_entries
 from liverseg_dist.data.io.dicom_files import DicomFile, walk_files
 from liverseg_dist.data.io.dicom_segments import is_segmentation, list_segment_names
+from liverseg_dist.data.io.dicom_series import DicomScan
 from liverseg_dist.data.io.dicom_sources import DicomOptions, has_dicom_files, name_scan
 from liverseg_dist.data.io.source_labels import SourceLabels, labels_of_files
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.optional_packages import require_dicom
 from liverseg_dist.texts.names import is_scan_name
 
-SEG_MAX_FRACTION = 8
+MIN_CASES_OF_ANONYMISED = 3
+"""Two scans of one patient are a follow-up; more with one PatientID are probably anonymised."""
+MAX_SEARCHED_FILES = 8
 """A SEG lies alone or with few other files in its folder; folders of images are not searched."""
 
 
@@ -86,8 +90,26 @@ def list_dicom_cases(
         raise UserError(
             f"{printable(folder)}: some labels are NIfTI and others DICOM SEG; use one kind"
         )
+    training, test = _forget_shared_patient(training, test)
     labels = labels_of_files(printable(folder), sorted(names)) if names else None
     return DicomCases(tuple(training), tuple(test), labels)
+
+
+def _forget_shared_patient(
+    training: list[DatasetCase], test: list[DatasetCase]
+) -> tuple[list[DatasetCase], list[DatasetCase]]:
+    """Drop the patient where all cases have the same one: anonymised sets often have one PatientID
+    for all."""
+    cases = [*training, *test]
+    patients = {case.patient for case in cases}
+    if len(cases) < MIN_CASES_OF_ANONYMISED or len(patients) > 1:
+        return training, test
+    forgotten = []
+    for case in cases:
+        assert isinstance(case.image, DicomScan)
+        scan = replace(case.image, patient="")
+        forgotten.append(replace(case, image=scan, images=(scan,)))
+    return forgotten[: len(training)], forgotten[len(training) :]
 
 
 def _find_label(entry: Path, name: str) -> tuple[Path | None, tuple[tuple[str, Path], ...]]:
@@ -108,7 +130,7 @@ def _find_label(entry: Path, name: str) -> tuple[Path | None, tuple[tuple[str, P
         return nifti[0], ()
     for files in by_folder.values():
         # The first bytes of each image would have to be read otherwise, twice.
-        candidates = files if len(files) <= SEG_MAX_FRACTION else _named_like_labels(files)
+        candidates = files if len(files) <= MAX_SEARCHED_FILES else _named_like_labels(files)
         for path in candidates:
             file = DicomFile(1, path)
             if file.is_dicom and is_segmentation(file):

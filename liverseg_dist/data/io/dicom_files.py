@@ -115,8 +115,18 @@ def open_dicom_files(paths: Sequence[Path], name: str) -> Iterator[list[DicomFil
         yield files
 
 
-def walk_files(path: Path, name: str, depth: int = 0) -> Iterator[Path]:
-    """The regular files of a folder and its subfolders, sorted; hidden ones are left out."""
+def walk_files(path: Path, name: str) -> Iterator[Path]:
+    """The regular files of a folder and its subfolders, sorted; hidden ones are left out.
+
+    Links are followed, each folder once.
+
+    Raises:
+        ScanFileError: the path cannot be read.
+    """
+    yield from _walk(path, name, 0, set())
+
+
+def _walk(path: Path, name: str, depth: int, seen: set[tuple[int, int]]) -> Iterator[Path]:
     if depth > MAX_FOLDER_DEPTH:
         return
     try:
@@ -124,8 +134,10 @@ def walk_files(path: Path, name: str, depth: int = 0) -> Iterator[Path]:
         if stat.S_ISREG(status.st_mode):
             yield path
             return
-        if not stat.S_ISDIR(status.st_mode):
+        folder = (status.st_dev, status.st_ino)
+        if not stat.S_ISDIR(status.st_mode) or folder in seen:
             return
+        seen.add(folder)
         with os.scandir(path) as entries:
             names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     except OSError as error:
@@ -134,7 +146,7 @@ def walk_files(path: Path, name: str, depth: int = 0) -> Iterator[Path]:
             return
         raise ScanFileError(name, "unreadable", error.strerror or "not readable") from None
     for inside in names:
-        yield from walk_files(path / inside, name, depth + 1)
+        yield from _walk(path / inside, name, depth + 1, seen)
 
 
 def _open_zip(path: Path, name: str) -> zipfile.ZipFile:

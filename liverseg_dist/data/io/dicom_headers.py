@@ -2,7 +2,8 @@
 
 A classic CT or MR file is one frame; an Enhanced (multi-frame) file has many, described by
 functional groups. Both become `FileHeader` with `FrameHeader`s, so that all later steps are the
-same. Of the patient nothing is read: no name, id, date or comment.
+same. Of the patient only PatientID is read, to find the scans of one patient in a data set; it is
+stored as a keyed hash (`dicom_names`) or not at all.
 
 Files are untrusted: whatever pydicom raises for a damaged file becomes `DicomDamaged`.
 """
@@ -26,7 +27,7 @@ MAX_FRAMES = 100_000
 MAX_TEXT = 64
 """Longest text that is kept of a value."""
 HEADER_TAGS = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
+    "PatientID", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
     "SeriesDescription", "Modality", "ImageType", "InstanceNumber", "AcquisitionNumber",
     "EchoTime", "TemporalPositionIdentifier", "TriggerTime", "DiffusionBValue",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
@@ -76,6 +77,7 @@ class FileHeader:
     """One file. `pixel_offset` is where uncompressed pixels begin, None where pydicom must decode."""
 
     file: DicomFile
+    patient_id: str
     sop_class: str
     sop_uid: str
     study_uid: str
@@ -151,7 +153,8 @@ def _find_pixels(stream: Any, dataset: Any) -> tuple[int | None, int]:
     header = stream.read(12)
     if header[:4] != b"\xe0\x7f\x10\x00":
         return None, 0
-    is_explicit = header[4:6] in (b"OW", b"OB")
+    # Some files are implicit although their meta information says explicit.
+    is_explicit = syntax == uid.ExplicitVRLittleEndian and header[4:6].isalpha()
     skipped = 12 if is_explicit else 8
     length = int.from_bytes(header[skipped - 4 : skipped], "little")
     if length == 0xFFFFFFFF:
@@ -182,6 +185,7 @@ def _describe_file(
     high = _integer(dataset, "HighBit")
     return FileHeader(
         file=file,
+        patient_id=_text(dataset, "PatientID"),
         sop_class=sop_class,
         sop_uid=_text(dataset, "SOPInstanceUID"),
         study_uid=_text(dataset, "StudyInstanceUID"),

@@ -19,13 +19,18 @@ from liverseg_dist.errors import RunFailed
 KEY_VARIABLE = "LIVERSEG_NAME_KEY"
 KEY_FILE = "liverseg_dist/name.key"
 DIGITS = 10
-PREFIX = "scan_"
 
 
-def make_pseudonym(*parts: str) -> str:
-    """The name for identifying texts, such as UIDs. Equal parts give equal names."""
-    message = "\0".join(parts).encode("utf-8", "surrogateescape")
-    return PREFIX + hmac.new(_load_key(), message, hashlib.sha256).hexdigest()[:DIGITS]
+def make_pseudonym(prefix: str, *parts: str) -> str:
+    """The name for identifying texts, such as UIDs. Equal parts give equal names.
+
+    Args:
+        prefix: what is named, such as `scan`.
+        parts: the texts.
+    """
+    message = "\0".join((prefix, *parts)).encode("utf-8", "surrogateescape")
+    digest = hmac.new(_load_key(), message, hashlib.sha256).hexdigest()
+    return f"{prefix}_{digest[:DIGITS]}"
 
 
 def _load_key() -> bytes:

@@ -114,10 +114,14 @@ def _decode(header: FileHeader, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         with quiet_pydicom(), header.file.open() as stream:
             dataset = pydicom.dcmread(stream)
             _check_compressed_size(dataset, header)
+            missing = len(numbers)
             for values in pixels.iter_pixels(dataset, indices=list(numbers), raw=True):
+                missing -= 1
                 if values.shape != shape or values.dtype.kind not in "iu":
                     raise DicomDamaged("the decoded pixels do not have the size of the header")
                 yield values
+            if missing:
+                raise DicomDamaged("the file has fewer frames than its header states")
     except (OSError, DicomDamaged):
         raise
     except MemoryError:

@@ -1,4 +1,4 @@
-"""Read the segments of a DICOM segmentation (SEG) onto the grid of a scan.
+"""Read the segments of a DICOM segmentation (SEG, RTSTRUCT) onto the grid of a scan.
 
 BINARY, FRACTIONAL (a voxel belongs to a segment from one half) and LABELMAP. Frames are placed by
 their positions and must lie on the slices of the scan; a SEG of another series is refused.
@@ -15,6 +15,11 @@ import numpy as np
 from liverseg_dist.data.findings import ScanFileError
 from liverseg_dist.data.io.dicom_files import DicomFile
 from liverseg_dist.data.io.dicom_geometry import LPS_TO_RAS
+from liverseg_dist.data.io.dicom_structure_set import (
+    STRUCTURE_SET_CLASS,
+    fill_structure,
+    list_roi_names,
+)
 from liverseg_dist.optional_packages import load_module, quiet_pydicom
 from liverseg_dist.texts.names import clean_text
 from liverseg_dist.volume import Grid, Volume
@@ -37,29 +42,29 @@ class SegmentName:
 
 
 def is_segmentation(file: DicomFile) -> bool:
-    """Whether a DICOM file is a SEG."""
+    """Whether a DICOM file is a SEG or an RTSTRUCT."""
     try:
         dataset = _read(file.path, only_header=True)
     except ScanFileError:
         return False
-    return str(dataset.get("SOPClassUID", "")) in SEG_CLASSES
+    return str(dataset.get("SOPClassUID", "")) in (*SEG_CLASSES, STRUCTURE_SET_CLASS)
 
 
 def list_segment_names(path: Path) -> list[SegmentName]:
     """The segments of a SEG, without the background of a label map.
 
-    A number at the end of a label is dropped where several segments share the text before it.
+    A number at the end of a label is dropped if it is 1 or several segments share the text before it.
 
     Raises:
         ScanFileError: the file is damaged or has no segment.
     """
     dataset = _read(path, only_header=True)
-    labels: list[tuple[int, str]] = []
+    labels: list[tuple[int, str]] = list_roi_names(dataset)
     for item in dataset.get("SegmentSequence") or ():
         number = int(item.get("SegmentNumber", 0))
         if number:
             text = clean_text(str(item.get("SegmentLabel", "")))[:MAX_NAME_CHARACTERS]
-            labels.append((number, text or f"segment {number}"))
+            labels.append((number, text or f"segment{number}"))
     if not labels:
         raise ScanFileError(NAME, "dicom_seg", "has no segment")
     stems = []
@@ -68,8 +73,9 @@ def list_segment_names(path: Path) -> list[SegmentName]:
         stems.append(match[1] if match else label)
     names = []
     for (number, label), stem in zip(labels, stems, strict=True):
-        shared = stems.count(stem) > 1 or (dict(labels).get(number) != stem and number > 1)
-        names.append(SegmentName(number, stem if shared else label))
+        # A case with one lesion has `tumour 1` alone.
+        is_numbered = stems.count(stem) > 1 or label[len(stem) :].strip(" _-") == "1"
+        names.append(SegmentName(number, stem if is_numbered else label))
     return names
 
 
@@ -81,6 +87,13 @@ def read_segments(path: Path, structure: str, grid: Grid) -> Volume:
     """
     numbers = {one.number for one in list_segment_names(path) if one.structure == structure}
     dataset = _read(path)
+    if str(dataset.get("SOPClassUID", "")) == STRUCTURE_SET_CLASS:
+        try:
+            return fill_structure(dataset, numbers, grid)
+        except ScanFileError:
+            raise
+        except (Exception, RecursionError):
+            raise ScanFileError(NAME, "dicom_seg", "is damaged; export it again") from None
     mask = np.zeros(grid.shape, dtype=np.uint8)
     try:
         kind = str(dataset.get("SegmentationType", "BINARY"))

@@ -49,12 +49,14 @@ class DicomScan:
         name: name of the scan in results and messages (`dicom_names`); never a path.
         series: selects one of several series (`dicom_stacks.choose_stack`).
         fill_gaps: interpolate missing slices instead of refusing the scan.
+        patient: pseudonym of the patient, the same for all scans of one; "" if not known.
     """
 
     paths: tuple[Path, ...]
     name: str
     series: str = ""
     fill_gaps: bool = False
+    patient: str = ""
 
 
 @dataclass(frozen=True)

@@ -96,17 +96,19 @@ def find_dicom_scans(
 
 def name_scan(paths: tuple[Path, ...], options: DicomOptions) -> DicomScan:
     """The scan of these paths with its pseudonym, or named after its folder if asked."""
+    # Without a readable image the scan fails later, under a name that follows from its path.
+    header = find_first_header(paths)
     if options.names == "folder":
         path = paths[0] if len(paths) == 1 else paths[0].parent
         name = clean_text(path.resolve().name.removesuffix(ZIP_SUFFIX))
+    elif header is None:
+        name = make_pseudonym("scan", str(paths[0].absolute()), options.series)
     else:
-        # Without a readable image the scan fails later, under a name that follows from its path.
-        header = find_first_header(paths)
-        parts = [str(paths[0].absolute())]
-        if header is not None:
-            parts = [header.study_uid, header.series_uid]
-        name = make_pseudonym(*parts, options.series)
-    return DicomScan(paths, name, options.series, options.fill_gaps)
+        name = make_pseudonym("scan", header.study_uid, header.series_uid, options.series)
+    patient = ""
+    if header is not None and header.patient_id:
+        patient = make_pseudonym("patient", header.patient_id)
+    return DicomScan(paths, name, options.series, options.fill_gaps, patient)
 
 
 def find_first_header(paths: Sequence[Path]) -> FileHeader | None:

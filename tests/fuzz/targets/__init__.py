@@ -7,6 +7,7 @@ from typing import Protocol
 
 PLACES = {
     "nifti": "scans.NiftiTarget",
+    "dicom": "dicom.DicomTarget",
     "index": "texts.IndexTarget",
     "config": "texts.ConfigTarget",
     "tables": "texts.TablesTarget",
