@@ -133,9 +133,7 @@ class System:
         for case_id in self.bench.split["test"]:
             link(truth / f"{case_id}.nii.gz", self.bench.source / "labelsTr" / f"{case_id}.nii.gz")
         out = masks.with_name(f"{masks.name}_scores")
-        run_logged(
-            self.bench.out, "score", liverseg("score", masks, truth, "--out", out, "--no-pictures")
-        )
+        self.bench.timed("score", liverseg("score", masks, truth, "--out", out, "--no-pictures"))
         return json.loads((out / "summary.json").read_text())
 
 
