@@ -102,7 +102,8 @@ class Context:
             return self._record(case, system, OUT_OF_MEMORY, reason=first_line(error))
         except LiversegError as error:
             return self._fail(case, system, error)
-        except Exception as error:
+        # `accuracy_systems` ends its program when one of its commands fails.
+        except (Exception, SystemExit) as error:
             traceback.print_exc(file=sys.stderr)
             return self._fail(case, system, error)
         finally:
@@ -110,7 +111,7 @@ class Context:
         figures["took_s"] = round(time.monotonic() - started, 2)
         return self._record(case, system, MEASURED, **figures)
 
-    def _fail(self, case: str, system: str, error: Exception) -> Figures:
+    def _fail(self, case: str, system: str, error: BaseException) -> Figures:
         self.failures += 1
         reason = f"{type(error).__name__}: {first_line(error)}"
         return self._record(case, system, FAILED, reason=reason)

@@ -20,7 +20,7 @@ WHEELS = (
 PEER_WHEELS = (
     "nnunetv2==2.8.1", "batchgenerators==0.25.5", "batchgeneratorsv2==0.3.6",
     "acvl-utils==0.2.6", "dynamic-network-architectures==0.4.4", "blosc2==3.12.2",
-    "ndindex==1.10.1", "monai==1.6.1",
+    "ndindex==1.10.1", "numexpr==2.14.1", "platformdirs==4.5.1", "monai==1.6.1",
 )  # fmt: skip
 """For the comparisons; `--without-peers` leaves them out."""
 SDISTS = {"batchgenerators", "nnunetv2", "acvl-utils", "dynamic-network-architectures",
