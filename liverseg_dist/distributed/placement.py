@@ -112,10 +112,14 @@ def find_gpu_addresses(ranks: int) -> list[str | None]:
 def find_gpu_address(index: int) -> str | None:
     """Return the PCI address of a GPU that this process sees; None if torch does not tell."""
     properties = torch.cuda.get_device_properties(index)
-    parts = []
+    numbers: list[int] = []
     for name in ("pci_domain_id", "pci_bus_id", "pci_device_id"):
-        parts.append(getattr(properties, name, None))
-    return None if None in parts else "{:04x}:{:02x}:{:02x}.0".format(*parts)
+        number = getattr(properties, name, None)
+        if number is None:
+            return None
+        numbers.append(number)
+    domain, bus, device = numbers
+    return f"{domain:04x}:{bus:02x}:{device:02x}.0"
 
 
 def divide_cpus(

@@ -235,6 +235,8 @@ class NnUnet(System):
             "labels": {"background": 0, "liver": 1, "tumour": 2},
             "numTraining": len(train),
             "file_ending": ".nii.gz",
+            # The same voxels as with SimpleITK, which not every GPU machine has.
+            "overwrite_image_reader_writer": "NibabelIO",
         }
         (raw / "dataset.json").write_text(json.dumps(described))
 
