@@ -47,11 +47,15 @@ class CaseProgress:
     def complete(self, total: int) -> None:
         """Show the total, after all ranks have finished."""
         with self._lock:
+            # The count of the other ranks lags by a heartbeat, so the line may still be short of
+            # the total when the work is done.
             if self._line.done < total:
                 self._line.advance(total - self._line.done, note=self._note)
 
     def _show(self) -> None:
         with self._lock:
+            # Both threads may have counted the same case; only what the line does not show yet is
+            # added.
             new = self._monitor.done + self._done_by_others - self._line.done
             if new > 0:
                 self._line.advance(new, note=self._note)
@@ -69,4 +73,6 @@ def case_progress(title: str, total: int, monitor: HeartbeatMonitor) -> Iterator
         try:
             yield progress
         finally:
+            # A later phase starts with its own counts; a late heartbeat must not move a line that
+            # is closed.
             monitor.on_others = None

@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.out.mkdir(parents=True, exist_ok=True)
         write_json(args.out / "comparison.json", result)
     left_out = len(result["only_a"]) + len(result["only_b"])
+    # Cases of one evaluation only would change the means without saying anything about the
+    # methods.
     rest = f", {left_out} in only one" if left_out else ""
     write_lines(f"A {args.first}", f"B {args.second}", f"{result['n_cases']} cases in both{rest}")
     headings = (
@@ -73,6 +75,8 @@ def parse_folders(text: str) -> list[Path]:
     """Split folders joined by commas. A text that names an existing folder is not split."""
     try:
         folder = expand_path(text)
+        # A folder may have a comma in its name, so the file system decides before the text is
+        # split.
         if folder.exists():
             return [folder]
         return [expand_path(part) for part in text.split(",") if part]

@@ -125,27 +125,36 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         dataset, args.store, settings.convert, _build_labeller(settings.convert, args.device)
     )
     if conversion.labeller is not None:
+        # Labels of another scheme would be written into the store as if they were the data set's
+        # own; that must fail before the first scan is read, which may take hours.
         _check_run_labels(conversion, conversion.labeller)
     jobs = conversion.jobs(audit_only=args.dry_run)
     if not jobs:
         raise UserError(f"{', '.join(map(str, sources))}: the data set names no case")
     if args.shard:
         number, total = _parse_shard(args.shard)
+        # Sorted by name, because the order in dataset.json may differ between copies of a data
+        # set: all array tasks must divide the same list.
         jobs = sorted(jobs, key=lambda job: job.case.case_id)[number::total]
     _warn_of_unused_splits(settings.convert.splits)
     ids = [case.case_id for case in (*dataset.training, *dataset.test)]
+    # A split file that names unknown cases is noticed now, not after hours of conversion.
     check_split_files(settings.convert.splits, ids)
     table = settings.convert.cleaning.spacing_table
     if table is not None:
         for line in describe_unmatched(table, ids):
             _logger.warning("%s", line)
     if args.dry_run:
+        # The lock of the store is not taken: a dry run may look at a data set while a conversion
+        # runs.
         records, processed = _run_jobs(jobs, args.executor, settings.convert.workers, "audit")
         _print_findings(conversion, records)
         return _report_result(args, records, processed, finished=False)
     with conversion.opened(force=args.force):
         records, processed = _run_jobs(jobs, args.executor, settings.convert.workers, "convert")
         _print_findings(conversion, records)
+        # Splits and the root metadata need all cases, so only the call that finds the last shard
+        # complete writes them.
         all_records = conversion.finish()
     if all_records is not None:
         _print_store(CaseStore.open(args.store))
@@ -157,6 +166,7 @@ def _split_positionals(args: argparse.Namespace) -> list[Path]:
 
     argparse takes the second path for the store, and all further ones for settings.
     """
+    # The number of sources varies, so argparse cannot tell the store from the sources by position.
     paths = [args.source, args.store]
     overrides = []
     for text in args.overrides:
@@ -172,6 +182,7 @@ def _split_positionals(args: argparse.Namespace) -> list[Path]:
 def _warn_of_unused_splits(splits: SplitConfig) -> None:
     if splits.kind == "stratified":
         return
+    # Only settings that were given: the defaults must not cause a warning.
     unused = sorted({"folds", "test_fraction"} & splits.model_fields_set)
     if unused:
         names = ", ".join(f"convert.splits.{key}" for key in unused)
@@ -193,6 +204,7 @@ def _run_jobs(
         def report_case(record: CaseRecord, is_new: bool) -> None:
             nonlocal processed, voxels
             processed += is_new
+            # Scans of an earlier call cost no time, so they do not count for the speed.
             voxels += is_new * math.prod(record.facts.get("shape_zyx", [0]))
             speed = voxels / 1e6 / max(1e-3, time.monotonic() - start_s)
             line.advance(
@@ -260,6 +272,7 @@ def _describe_labels(store: CaseStore) -> list[str]:
         lines.append(f"labels: {describe_classes(labels)}")
     counts = Counter(name for case_id in store.case_ids for name in store.meta(case_id).annotated)
     labelled = sum(store.meta(case_id).labelled for case_id in store.case_ids)
+    # Unlabelled cases are left out of the count: none of their structures is annotated.
     partly = [name for name in labels.structure_names if counts[name] < labelled]
     if partly:
         shown = [f"{printable(name)} in {counts[name]}" for name in partly]
@@ -289,6 +302,8 @@ def _print_table(records: list[CaseRecord]) -> None:
         shape = " x ".join(map(str, facts.get("shape_zyx", [])))
         spacing = " x ".join(f"{s:.2f}" for s in facts.get("spacing_mm", []))
         findings = audit[record.case_id]["findings"]
+        # Rich text, not markup: a message may contain square brackets, such as a setting of a
+        # list.
         messages = [Text(f["message"], style=SEVERITY_STYLES[f["severity"]]) for f in findings]
         status = Text(record.status, style=STATUS_STYLES[record.status])
         found = Text("\n").join(messages)
@@ -309,6 +324,7 @@ def _build_labeller(convert: ConvertConfig, device: str) -> RunLabeller | None:
         raise UserError(
             "convert.labels_from needs convert.cleaning.missing_label=impute or unlabelled; set one of them"
         )
+    # Checked here and not by argparse, because importing torch for --help would take seconds.
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU; omit the option to label on the CPU")
     return RunLabeller.from_run(convert.labels_from, device)
@@ -340,6 +356,7 @@ def _splits_overrides(how: str | None) -> list[str]:
 
 def _parse_shard(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
+    # The I-th of N shards has the numbers of SLURM array tasks, which begin at 0.
     if not match or not int(match[1]) < int(match[2]):
         raise UserError(f"--shard {text}: must be I/N with I from 0 to N-1, e.g. 0/8")
     return int(match[1]), int(match[2])

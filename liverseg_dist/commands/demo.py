@@ -30,10 +30,13 @@ from liverseg_dist.cores import usable_cores
 from liverseg_dist.errors import EXIT_DONE, UserError
 from liverseg_dist.texts.paths import path_argument, quote_path
 
+# The seed is fixed so that everybody who runs the demo trains on the same phantoms.
 CASES, SEED = 20, 7
 MINUTES = 8.0
 PLAN_FILE = "plan.yaml"
 DEFAULT_CONFIG = Path("configs/demo_cpu.yaml")
+# SLURM and users send these to the parent process only; Ctrl-C reaches the steps through the
+# terminal.
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """glibc returns large blocks to the kernel at each free. Keeping them saves a third of a training step on a CPU."""
@@ -92,6 +95,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"{args.data}: no such folder; --data is a folder with dataset.json, imagesTr and labelsTr"
         )
     _check_minutes(args)
+    # A plan fits the data better than any fixed file; phantoms have a tuned configuration that the
+    # README's figures come from.
     args.config = args.config or (DEFAULT_CONFIG if args.data is None else None)
     # Find mistakes in settings before the phantoms are made, which takes a while.
     load_settings([args.config] if args.config else [], args.overrides)
@@ -112,6 +117,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             write_error(f"{reason}; run the same line again to continue", "liverseg demo")
             return {"exit_code": code, "error": reason}
     _print_next_steps(training, args.out)
+    # Read from the file, not from the last step's output: the step may have been done by an
+    # earlier call.
     summary = json.loads((training / "evaluation" / "summary.json").read_text(encoding="utf-8"))
     return {"store": str(store), "run": str(training), "summary": summary}
 
@@ -131,6 +138,7 @@ def _list_steps(args: argparse.Namespace, ranks: int) -> Iterator[tuple[str, lis
     store, training = args.out / "store.zarr", args.out / "run"
     config = args.config or args.out / PLAN_FILE
     settings = ["--config", str(config), *args.overrides]
+    # sys.executable and not `python`: the environment of the demo may not be the active one.
     one, in_parallel = [sys.executable, "-m", "liverseg_dist"], torchrun_command(ranks)
     if args.data is None:
         phantoms = ["--cases", str(args.cases), "--seed", str(SEED), "--size", "small"]
@@ -140,6 +148,7 @@ def _list_steps(args: argparse.Namespace, ranks: int) -> Iterator[tuple[str, lis
         line = [*one, "plan", str(data), "--out", str(config), "--cpu-minutes", minutes]
         yield f"plan -> {config}", [*line, *args.overrides]
     yield f"convert -> {store}", [*one, "convert", str(data), str(store), *settings]
+    # A folder per kind of result, so that each step can find what an earlier call has finished.
     folders = [f"data.store={store}", f"run.dir={training}"]
     yield (
         f"train with {ranks} process(es) -> {training}",
@@ -162,6 +171,8 @@ def count_processes() -> int:
 
 def torchrun_command(ranks: int) -> list[str]:
     """Return `torchrun ... -m liverseg_dist` for this interpreter, which the PATH may not contain."""
+    # The port 0 lets the system choose a free one: two demos on one machine do not disturb each
+    # other.
     rendezvous = ["--rdzv-backend=liverseg", "--rdzv-endpoint=localhost:0"]
     launcher = [sys.executable, "-m", "torch.distributed.run", *rendezvous]
     return [*launcher, f"--nproc-per-node={ranks}", "-m", "liverseg_dist"]
@@ -183,6 +194,7 @@ def run_step(command: Sequence[str], environment: dict[str, str]) -> int:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+    # A process that a signal ended has a negative code; shells report 128 + the signal's number.
     return 128 - code if code < 0 else code
 
 

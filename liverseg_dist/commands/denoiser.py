@@ -31,6 +31,8 @@ from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.volume import CANONICAL_ORIENTATION
 
 _logger = logging.getLogger(__name__)
+# Neighbouring slices are nearly copies of each other. Few slices of many scans teach more than all
+# slices of few.
 SLICES_PER_SCAN = 24
 
 
@@ -74,6 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--steps and --scans must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU; omit the option to train on the CPU")
+    # Checked before the scans are read and the network is trained, which takes minutes.
     if not args.out.parent.is_dir():
         raise UserError(
             f"{args.out.parent}: no such folder; --out must name a file in an existing folder"
@@ -88,6 +91,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             lambda step, loss: line.advance(note=f"loss {loss:.4f}"),
         )
     write_bytes(args.out, denoiser.to_bytes())
+    # The noise before and after is measured on the scans of the training. It shows that the
+    # denoiser works, not how well it does on other scans.
     before_hu = float(np.mean([estimate_noise(scan) for scan in scans]))
     after_hu = float(np.mean([estimate_noise(apply_denoiser(scan, denoiser)) for scan in scans]))
     write_lines(
@@ -123,6 +128,7 @@ def read_scans(files: list[Path], max_scans: int, seed: int) -> list[np.ndarray]
         except ScanFileError as error:
             _logger.info("left out: %s", error)
             continue
+        # A random block of slices: always the first ones would show the pelvis or the lungs only.
         start = int(rng.integers(max(1, len(voxels) - SLICES_PER_SCAN + 1)))
         scans.append(np.ascontiguousarray(voxels[start : start + SLICES_PER_SCAN]))
     if not scans:
@@ -140,4 +146,6 @@ def _list_files(sources: list[Path]) -> list[Path]:
             ]
         else:
             files.append(source)
+    # Sorted: the order of a folder's entries depends on the file system, and the seed must choose
+    # the same scans everywhere.
     return sorted(files)

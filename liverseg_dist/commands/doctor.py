@@ -42,11 +42,16 @@ PACKAGES = (
 )
 DEEPSPEED_OPS = ("fused_adam", "cpu_adam")
 SHARED_MEMORY = Path("/dev/shm")  # only its size is read  # nosec B108
+# Limits of what a small run needs. Below them commands fail or become slow in ways that their
+# messages do not explain.
 MIN_SHM_GIB = 1.0
 MIN_DISK_GIB = 5.0
 MIN_OPEN_FILES = 1024
+# 64 MiB are more than the write buffers of most drives, and are written within a second on a slow
+# one.
 PROBE_BYTES = 64 << 20
 PROBE_FILES = 50
+# A checkpoint of 400 MB then takes 8 s, during which the next one must not be due.
 MIN_WRITE_MIB_S = 50.0
 MAX_SMALL_FILE_MS = 50.0
 PROGRAM_TIMEOUT_S = 20
@@ -126,6 +131,7 @@ def _check_machine(found: Findings) -> None:
     )
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     found.add_fact("open_files", files, "limit; a rank keeps up to 128 files of the store open")
+    # A rank keeps files of the store open, and gloo opens sockets to each other rank.
     if files < MIN_OPEN_FILES:
         found.warnings.append(f"only {files} files may be open at a time: ulimit -n 4096")
 
@@ -146,6 +152,8 @@ def _check_torch(found: Findings) -> None:
     shown = ", ".join(f"{gpu.name} {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus)
     names = [gpu.name for gpu in gpus]
     found.add_fact("gpus", names, "usable by torch; liverseg plan: what fits on them", shown)
+    # A CPU build of torch beside a driver is the most frequent reason for a training that does not
+    # use the GPU.
     if shutil.which("nvidia-smi") and not gpus:
         found.warnings.append(
             "an NVIDIA driver is installed, but torch finds no GPU: LIVERSEG_TORCH=cuda tools/setup"
@@ -154,6 +162,7 @@ def _check_torch(found: Findings) -> None:
     for gpu in gpus:
         # A build for sm_80 also runs on sm_86: the major version decides.
         is_supported = f"sm_{gpu.major}{gpu.minor}" in built or f"sm_{gpu.major}0" in built
+        # CUDA code is compatible within a major version of the compute capability.
         if built and not is_supported:
             found.problems.append(
                 f"torch was not built for {gpu.name} (sm_{gpu.major}{gpu.minor}); "
@@ -200,6 +209,7 @@ def _check_deepspeed(found: Findings) -> None:
     # Located, not imported: the import takes seconds.
     package = importlib.util.find_spec("deepspeed")
     state = {}
+    # Only the files are looked at: building an op to test it takes minutes.
     if package is not None and package.origin:
         for name in DEEPSPEED_OPS:
             can_be_built = compiler and (nvcc or name == "cpu_adam")
@@ -254,6 +264,8 @@ def _check_disk(found: Findings, folder: Path) -> None:
     path = folder.resolve()
     try:
         free_gib = shutil.disk_usage(folder).free / 2**30
+        # The disk is measured in the folder that runs will use: on a cluster each mount has
+        # another speed.
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
             mib_s, file_ms = _measure_write_speed(Path(name))
             with hold_lock(Path(name) / "lock") as has_locks:
@@ -271,6 +283,7 @@ def _check_disk(found: Findings, folder: Path) -> None:
     )
     found.add_flag("locks", has_locks, "keep two sweeps or conversions from using one folder")
     if not has_locks:
+        # Locks are missing on some network file systems, such as Lustre mounted without flock.
         found.warnings.append(f"{path} has no file locks: {LOCKS_REMEDY}")
     if free_gib < MIN_DISK_GIB:
         found.warnings.append(f"{path}: {free_gib:.1f} GiB free is little for a store or a run")
@@ -294,6 +307,7 @@ def _measure_write_speed(folder: Path) -> tuple[float, float]:
         for _ in range(PROBE_BYTES >> 20):
             file.write(block)
         file.flush()
+        # Without fsync the figures would be those of the page cache.
         os.fsync(file.fileno())
     large_s = time.monotonic() - start_s
     start_s = time.monotonic()
@@ -310,6 +324,7 @@ def _output_of(*command: str) -> str:
     """Standard output of a program; empty if it fails or does not answer within some seconds."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROGRAM_TIMEOUT_S)
+    # A program that hangs, such as sinfo without a controller, must not stop the diagnosis.
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

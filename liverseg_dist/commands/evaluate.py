@@ -127,8 +127,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     runs = load_runs(args, world, args.overrides)
     store = store_for(args, runs)
     case_ids, part, folder = _choose_cases(args, runs[0], store)
+    # Cases that a run was trained on give a score that is too good. The part `train` asks for
+    # exactly that.
     overlap = find_training_overlap(runs, store, case_ids) if part != "train" else {}
     leakage = format_leakage_warning(overlap)
+    # With an explicit --part or --cases the user has chosen these cases; a warning is enough then.
     if leakage and args.part is None and args.cases is None:
         raise UserError(
             f"{leakage}: an ensemble is scored on cases that none of its runs was trained on; make a "
@@ -140,6 +143,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"{store.path}: {part} has no labelled case; choose another --part or --cases"
         )
+    # Scores of slabs are not comparable with those of whole scans, and would replace them without
+    # a word.
     if args.out is None and args.source is None:
         refuse_slabs_over_scans(folder)
     evaluation = _build_evaluation(args, runs, inputs, folder, world)
@@ -150,6 +155,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if leakage:
             _logger.warning("%s: expect less on other cases", leakage, extra=ONCE)
         fingerprint = evaluation.ledger.fingerprint
+        # Results of other weights or settings are moved, not deleted: they may have taken days.
         moved = share_from_rank0(lambda: move_earlier_results(folder, fingerprint))
         if moved is not None:
             _logger.info("%s", describe_moved_results(moved, folder))
@@ -171,6 +177,8 @@ def _choose_cases(
     if args.cases is not None:
         index = ScanIndex(store.case_ids)
         names = [name.strip() for name in args.cases.split(",") if name.strip()]
+        # Names may be written as in the file names of the scans; the index finds the case of the
+        # store.
         wanted = {index.find_scan(name) or name for name in names}
         unknown = sorted(wanted - set(store.case_ids))
         if unknown or not wanted:
@@ -188,6 +196,7 @@ def _build_evaluation(
 ) -> CaseEvaluator:
     # Everything that changes a case's score is in the fingerprint, so that no stale entry is reused.
     fingerprint = fingerprint_runs(runs)
+    # The number of bins changes the calibration that is stored with each case.
     fingerprint |= {"input": input_kind(inputs), "calibration": BINS}
     fingerprint |= gate_of(inputs)
     masks = None
@@ -207,6 +216,8 @@ def _score_cases(
     Returns:
         Number of cases, of all ranks, that the ledger already contained.
     """
+    # One rank reads the ledger for all: ranks that read it at different times would divide
+    # different lists.
     recorded = share_from_rank0(lambda: sorted(evaluation.ledger.done()))
     known = sorted(evaluation.inputs.slabs.keys() & set(recorded))
     sizes = voxels_of(evaluation.inputs)
@@ -222,13 +233,18 @@ def _score_cases(
     parallel = WindowParallel(world.device)
     shared = replace(
         evaluation,
+        # The same predictor with other hands: it gives each rank a share of the windows of one
+        # scan.
         predictor=evaluation.predictor.with_window_mapper(parallel.map_windows),
         window_scope=parallel.case_scope,
     )
+    # Known cases are divided as well, because their pictures may have to be drawn again.
     own = [*known[world.global_rank :: world.world_size], *division.whole]
     reused = 0
     total = len(evaluation.inputs.slabs)
     with case_progress("evaluate", total, monitor) as progress:
+        # The shared cases first: all ranks are needed for them, and none may be busy with its own
+        # ones.
         for case_id in division.shared:
             progress.report_activity(f"scoring {case_id}")
             _score_shared_case(shared, case_id, world, folder)
@@ -302,6 +318,8 @@ def _write_results(
         line = summarize_exception(error)
         write_error(line)
         return {"error": line, "exit_code": EXIT_FAILED}
+    # Scores are printed after all files are written, so that a printed score can always be looked
+    # up.
     _print_summary(summary, cases, folder)
     dice = {}
     for name in structures_of_summary(summary):

@@ -123,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --run: also segment scans that the audit refuses, and mark them",
     )
+    # The functions that segment scans read this option, which following has no use for.
     parser.set_defaults(probabilities=False)
     add_inference(parser)
 
@@ -137,6 +138,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     torch.set_num_threads(1)
     keep_freed_memory()
+    # A file may have `=` in its name, so what exists is a file.
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
     paths = [expand_user_path(text) for text in args.inputs if text not in overrides]
     if len(paths) < 2:
@@ -146,6 +148,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(
                 f"{printable(path)}: no such file; name each mask (or scan, with --run)"
             )
+    # A mask that is given twice would be followed as a stable disease.
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("a file is given twice; each date has a scan of its own")
     if args.run is None:
@@ -156,6 +159,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return _follow(args, paths, _images_of(args.images, paths, scheme), scheme, dates)
     if args.images is not None:
         raise UserError("--images: with --run the given scans are the images")
+    # Masks of the run go to a folder of their own, which a second call finds and does not compute
+    # again.
     settings = argparse.Namespace(**{**vars(args), "out": args.out / "masks"})
     job, scans = load_prediction(settings, overrides, paths, world)
     scheme = parse_label_options(args.labels) if args.labels else job.labels
@@ -195,6 +200,8 @@ def _follow_table(args: argparse.Namespace, world: World) -> dict[str, Any]:
         images: list[Path | None],
         dates: list[datetime.date],
     ) -> dict[str, Any]:
+        # Many patients are followed by several ranks; the lines of one patient would mix with
+        # those of others. Its results are in its own folder.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return _follow(own, files, images, scheme, dates)
 
@@ -285,6 +292,7 @@ def _follow(
     scheme: LabelScheme,
     dates: list[datetime.date] | None,
 ) -> dict[str, Any]:
+    # The lesions of an organ move with it, so the scans are registered by the organ.
     organ = choose_organ(scheme, args.organ)
     points, notes = [], []
     for number, (mask, image) in enumerate(zip(masks, images, strict=True), start=1):
@@ -298,6 +306,8 @@ def _follow(
             replace(point, name=f"{point.name} ({number})")
             for number, point in enumerate(points, start=1)
         ]
+    # Growth needs intervals only; the dates themselves are written to the results but not used in
+    # the computation.
     days = None if dates is None else [float((date - dates[0]).days) for date in dates]
     follow = follow_patient(
         points,
@@ -320,6 +330,8 @@ def _read_point(
     image, note = read_on_grid(image_file, mask)
     notes += note
     quantities = quantify_case(mask, scheme, image, connectivity=connectivity)
+    # Sizes come from the scan's own grid; only the pictures and the registration use the standard
+    # axes.
     turned = None if image is None else image.reoriented()
     return TimePoint(derive_scan_id(file.name), mask.reoriented(), turned, quantities), notes
 

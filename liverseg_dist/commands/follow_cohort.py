@@ -76,6 +76,7 @@ def read_patients(file: Path) -> list[PatientScans]:
 def _patient(
     file: Path, name: str, entries: list[tuple[datetime.date, Path, Path | None]]
 ) -> PatientScans:
+    # The rows of a table may have any order; growth needs that of the dates.
     dates, masks, images = zip(*sorted(entries, key=lambda entry: entry[0]), strict=True)
     if len(entries) < 2:
         raise UserError(
@@ -124,6 +125,8 @@ def _follow_all(
     watch: HeartbeatMonitor,
     follow_scans: FollowScans,
 ) -> dict[str, Any]:
+    # Whatever changes a patient's result is part of the settings: an entry made with others is not
+    # used.
     settings = {
         "follow": FOLLOW_VERSION,
         "quantities": QUANTITIES_VERSION,
@@ -135,6 +138,8 @@ def _follow_all(
     }
     ledger = Ledger(args.out / "ledger", settings)
     by_name = {patient.patient: patient for patient in patients}
+    # The number of scans stands for the work: registration takes most of the time, once for each
+    # later date.
     mine = shard_cases(
         {patient.patient: len(patient.masks) for patient in patients},
         world.global_rank,
@@ -145,6 +150,8 @@ def _follow_all(
     with show_progress("follow", len(mine)) as line:
         for name in mine:
             watch.report_progress(-1, f"following {name}")
+            # A patient who cannot be followed must not cost the others, some of whom took minutes
+            # already.
             try:
                 rows[name] = _follow_one(args, by_name[name], ledger, follow_scans)
             except (UserError, RunFailed) as error:
@@ -156,6 +163,7 @@ def _follow_all(
     rows = {name: row for part in parts for name, row in part[0].items()}
     failures = {name: failure for part in parts for name, failure in part[1].items()}
     ordered = [rows[patient.patient] for patient in patients if patient.patient in rows]
+    # Nothing was done at all, so the reason is more useful than an empty page.
     if not ordered:
         text, is_mistake = next(iter(failures.values()))
         raise (UserError if is_mistake else RunFailed)(
@@ -177,6 +185,7 @@ def _follow_one(
     args: argparse.Namespace, patient: PatientScans, ledger: Ledger, follow_scans: FollowScans
 ) -> dict[str, Any]:
     """A patient's row, from the ledger where its files and dates are the same."""
+    # The encoded name is safe as a folder's name and cannot leave the output folder.
     folder = args.out / "patients" / encode_file_name(patient.patient)
     inputs: str | None = None
     try:
@@ -185,6 +194,7 @@ def _follow_one(
                 raise UserError(f"{patient.patient}: {path.name}: no such file")
         inputs = _fingerprint(patient)
         known = ledger.read(patient.patient, inputs)
+        # The ledger's entry alone is not enough: somebody may have removed the patient's folder.
         if known is not None and (folder / "follow.json").is_file():
             return known
         own = argparse.Namespace(**{**vars(args), "out": folder})
@@ -203,6 +213,7 @@ def _follow_one(
 
 
 def _fingerprint(patient: PatientScans) -> str:
+    # Contents, not dates of files: a copied table with the same masks is not computed again.
     files = [file_sha256(mask) for mask in patient.masks]
     images = [None if image is None else file_sha256(image) for image in patient.images]
     dates = [date.isoformat() for date in patient.dates]
@@ -212,6 +223,8 @@ def _fingerprint(patient: PatientScans) -> str:
 def _write_cohort(
     args: argparse.Namespace, rows: list[dict[str, Any]], failures: dict[str, str]
 ) -> None:
+    # The JSON is removed first and written last, so that it never describes files of an earlier
+    # call.
     (args.out / "cohort.json").unlink(missing_ok=True)
     write_text(args.out / "cohort.csv", cohort_csv(rows, failures))
     title = f"Cohort, {args.out.resolve().name}"

@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code (see `liverseg_dist.errors`).
     """
     handler = None
+    # Before anything else, so that a mistake in the command line has the same form as every other
+    # error.
     set_up_logging()
     if argv is None:
         guard_output_streams()
@@ -96,6 +98,7 @@ def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None)
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _top_parser()
     if not argv or argv[0] not in COMMANDS:
+        # A wrong command is answered at once; the parsers of the commands import torch.
         if argv and (close := suggest_name(argv[0], list(COMMANDS))) is not None:
             parser.error(
                 f"argument COMMAND: no command '{argv[0]}'; did you mean '{close}'? "
@@ -106,6 +109,8 @@ def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None)
         return EXIT_DONE
     name = argv[0]
     try:
+        # A deleted working directory makes many libraries fail with errors that do not name the
+        # cause.
         check_working_directory()
     except UserError as error:
         write_error(error)
@@ -119,6 +124,7 @@ def _parse_and_run(argv: Sequence[str] | None, handler: InterruptHandler | None)
         epilog=EXIT_CODES,
     )
     add_command_arguments(name, command)
+    # Intermixed: settings KEY=VALUE may stand before or behind options.
     args = command.parse_intermixed_args(argv[1:])
     _set_verbosity(args)
     if handler:
@@ -201,6 +207,7 @@ def _run(module: ModuleType, args: argparse.Namespace) -> int:
         return error.exit_code
     except OSError as error:
         write_error(os_error_line(error))
+        # Errors of the system, such as a full disk, need no traceback: the line names the file.
         return EXIT_FAILED
     if isinstance(result, dict) and result.get("error"):
         _write_torchrun_error(str(result["error"]))
@@ -214,6 +221,7 @@ def _report_result(as_json: bool, result: object, code: int) -> int:
     The work is done at this point, so a missing reader or a full disk does not change the exit code. The JSON line
     is the exception: a program waits for it, and a file without the line must not count as success.
     """
+    # The line must be complete: a program reads it.
     if as_json and (failure := print_checked(json.dumps(result if result is not None else {}))):
         write_error(
             f"the result could not be written to stdout: {failure}; the work itself is done"
@@ -228,12 +236,14 @@ def _write_torchrun_error(line: str) -> None:
     """Write the reason to the file that torchrun reads for the summary at the end of its log."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
+        # torchrun's format; it prints the message of the rank that failed first.
         content = {"message": {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}}
         with contextlib.suppress(OSError), open(file, "w", encoding="utf-8") as stream:
             json.dump(content, stream)
 
 
 def _top_parser() -> argparse.ArgumentParser:
+    # The parsers of the commands would import torch, so the list is written from the table.
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(

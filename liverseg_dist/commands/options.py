@@ -84,6 +84,7 @@ def add_channels(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add `--device auto|cpu|cuda`."""
+    # On a CPU build `auto` and `cpu` are the same, so that config files and scripts work on both.
     parser.add_argument(
         "--device",
         default="auto",
@@ -95,12 +96,14 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def window_threads(args: argparse.Namespace, world: World) -> int:
     """Return how many windows to compute at the same time: `--threads`, or this rank's cores up to
     `MAX_THREADS`."""
+    # More threads than cores make each window slower and need more memory.
     return args.threads or min(world.cores, MAX_THREADS)
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
     """Return the resolved settings. With `--print-config` print them and exit with code 0."""
     settings = load_settings(args.config, args.overrides)
+    # The text ends with a line break already, and the console adds one.
     if args.print_config:
         write_lines(settings.to_yaml().removesuffix("\n"))
         sys.exit(0)

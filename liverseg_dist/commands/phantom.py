@@ -99,11 +99,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"--cases must be 1 to {FIRST_TEST}, --workers at least 1, --test-cases and --seed at least 0"
         )
+    # Checked before the cases are made: the format of the picture follows from the name.
     if args.montage and args.montage.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--montage {args.montage}: the name must end in .png or .jpg")
     wanted = PhantomSet(
         args.folder, args.cases, args.test_cases, args.seed, args.size, args.difficulty == "hard"
     )
+    # The generator of Task03 is separate, because the bytes of its cases must not change with new
+    # options.
     if not is_task03(args):
         if args.follow_up:
             raise UserError("--follow-up makes CTs of the liver only; leave out the other options")
@@ -154,6 +157,7 @@ def _make_follow_ups(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_table(cases: list[CaseSummary]) -> None:
+    # Without a label the volumes are unknown, which is not the same as zero.
     headings = ("case", "voxels zyx", "spacing mm zyx", "axes", "liver ml", "tumours", "tumour ml")
     rows = []
     for case in cases:

@@ -26,6 +26,7 @@ from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.tracking.terminal_table import print_table
 
 DEFAULT_ORGANS = "liver"
+# The default is about two voxels of small phantoms: fusion suffers without registration.
 MISALIGNMENT_MM, MAX_MISALIGNMENT_MM = 6.0, 50.0
 BENIGN_LESIONS, MAX_BENIGN_LESIONS = 3, 10
 MAX_CHANNELS_4D = 4
@@ -93,6 +94,7 @@ def is_task03(args: argparse.Namespace) -> bool:
     """Whether the options ask for CTs in the layout of Task03_Liver, without any other option."""
     is_ct = _parse_choice("--modality", args.modality, MODALITIES) == "ct"
     is_liver = parse_organs(args.organs) == parse_organs(DEFAULT_ORGANS)
+    # Any of these options changes the label, the image or the layout.
     others = (
         args.annotate,
         args.mr_sequence,
@@ -115,10 +117,13 @@ def plan_channel_set(args: argparse.Namespace) -> ChannelSet:
         labels = select_annotated(labels, args.annotate)
     sequences = _parse_sequences(args.mr_sequence, modality)
     channels = len(sequences) + ("ct" in modality)
+    # Task03's labels do not need nnU-Net's layout, which only states more.
     has_task03_labels = args.annotate is None and labels == parse_organs(DEFAULT_ORGANS)
     layout = _parse_layout(args.layout, channels, has_task03_labels)
     if args.benign_lesions is not None and not 0 <= args.benign_lesions <= MAX_BENIGN_LESIONS:
         raise UserError(f"--benign-lesions must be 0 to {MAX_BENIGN_LESIONS}")
+    # Benign lesions give the second channel a purpose: only both channels together tell them from
+    # tumours.
     default_benign = BENIGN_LESIONS if modality == "ct+mr" else 0
     recipe = Recipe(
         modality=modality,
@@ -188,6 +193,7 @@ def _parse_layout(text: str | None, channels: int, has_task03_labels: bool) -> L
     if text is None:
         return "msd" if channels == 1 and has_task03_labels else "nnunet"
     layout: Layout = _parse_choice("--layout", text, LAYOUTS)
+    # One NIfTI file per case: a second channel has no place in this layout.
     if layout == "msd" and channels > 1:
         raise UserError(
             f"--layout msd holds one channel, not {channels}; use nnunet, or msd4d for registered "
@@ -203,6 +209,7 @@ def _check_misalignment(value_mm: float | None, modality: Modality, layout: Layo
         return MISALIGNMENT_MM if modality == "ct+mr" and layout != "msd4d" else 0.0
     if not math.isfinite(value_mm) or not 0 <= value_mm <= MAX_MISALIGNMENT_MM:
         raise UserError(f"--misalignment-mm must be 0 to {MAX_MISALIGNMENT_MM:g}, not {value_mm:g}")
+    # With 0.25 degrees per mm the shift also turns the image; the truth file states both.
     if value_mm and modality != "ct+mr":
         raise UserError(
             "--misalignment-mm is the shift between CT and MR; it needs --modality ct+mr"
@@ -215,6 +222,7 @@ def _check_misalignment(value_mm: float | None, modality: Modality, layout: Layo
 def _check_missing_share(share: float, channels: int, layout: Layout) -> float:
     if not 0 <= share <= 1:
         raise UserError(f"--missing-channel must be 0 to 1, not {share:g}")
+    # A 4D file has all its channels by definition.
     if share and (channels < 2 or layout != "nnunet"):
         raise UserError("--missing-channel needs two channels or more, and the layout nnunet")
     return share

@@ -58,6 +58,8 @@ from liverseg_dist.texts.paths import path_argument, quote_path, text_argument
 from liverseg_dist.tracking.terminal_table import print_table
 from liverseg_dist.volume import Float3, Index3
 
+# The largest case that a store can have: the last lines state what training on whole slabs would
+# need.
 SLAB: Index3 = (64, 512, 512)
 
 
@@ -185,6 +187,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return plan_dataset(args, settings, source)
     _refuse_dataset_options(args)
     args.gpus = args.gpus or 1
+    # Each rank must have a sample in every step, otherwise it would wait for the others with
+    # nothing to do.
     if args.gpus > settings.train.global_batch_size:
         raise UserError(
             f"--gpus {args.gpus}: train.global_batch_size = {settings.train.global_batch_size} "
@@ -223,6 +227,7 @@ def _refuse_dataset_options(args: argparse.Namespace) -> None:
 
 def _plan_memory(args: argparse.Namespace, settings: Settings, store: CaseStore) -> dict[str, Any]:
     budget = args.gpu_memory or settings.memory.budget_gib or 24.0
+    # The median shape limits the patch: larger ones would be padding in half of the cases.
     largest = _median_shape(store)
     options = _list_options(settings, store.spacing_mm, budget, args.gpus, largest)
     best = best_option(options, store.spacing_mm, budget)
@@ -285,6 +290,8 @@ def _list_options(
         try:
             options.append(plan_patch(settings, patch, spacing_mm, budget, ranks))
         except UserError:
+            # A patch that the network cannot take is left out of the list, unless the user asked
+            # for it.
             if given:
                 raise
     if not options:
@@ -301,6 +308,8 @@ def _complete_settings(
     chosen = resolve_model(
         replace_settings(settings, patch=best.patch_size, micro=best.micro_batch), spacing_mm
     )
+    # A larger patch is worth more than a few levels that are recomputed, so the patch is chosen
+    # first.
     auto = chosen.train.model_copy(update={"activation_checkpointing": "auto"})
     least = resolve_checkpointing(chosen.model_copy(update={"train": auto}), budget, ranks, "cuda")
     return replace_settings(chosen, levels=least.levels)
@@ -319,6 +328,7 @@ def _list_overrides(chosen: Settings, budget: float) -> dict[str, Any]:
         "model.preset": chosen.model.preset,
         "train.global_batch_size": train.global_batch_size,
         "train.micro_batch_size": train.micro_batch_size,
+        # The empty list would mean "default" in the config file.
         "train.activation_checkpointing": list(train.activation_checkpointing) or "none",
         "train.strategy": train.strategy,
         "train.precision": train.precision,
@@ -386,4 +396,5 @@ def _print_memory(
 
 
 def _format_value(value: Any) -> str:
+    # No spaces, so that a shell passes the list as one argument.
     return json.dumps(value, separators=(",", ":")) if isinstance(value, list) else f"{value}"

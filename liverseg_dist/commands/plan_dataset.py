@@ -51,6 +51,7 @@ def plan_dataset(args: argparse.Namespace, settings: Settings, source: Path) -> 
         log.warning(line)
     for note in fingerprint.notes:
         log.warning(note)
+    # Settings that the user gave are kept as they are; the plan chooses the others around them.
     given = list_given(settings)
     if args.cpu_minutes is not None:
         plan = plan_for_cpu(fingerprint, args.cpu_minutes, cores, given)
@@ -86,14 +87,17 @@ def _find_budget(args: argparse.Namespace, settings: Settings) -> GpuBudget:
     gib = args.gpu_memory or settings.memory.budget_gib
     if gib is None and found:
         sizes = [torch.cuda.get_device_properties(n).total_memory for n in range(found)]
+        # The smallest GPU decides: all ranks have the same settings.
         gib = round(min(sizes) / GIB, 2)
     if gib is None:
         gib = DEFAULT_GIB
         log.warning("no GPU found: planning for %g GiB; --gpu-memory-gib states another size", gib)
     devices = args.gpus or max(1, found)
+    # bf16 needs no loss scaling, and every GPU since 2020 has it.
     precision = "bf16"
     if "precision" in settings.train.model_fields_set:
         precision = settings.train.precision
+    # Emulated bf16 is slower than fp32, so it does not count as support.
     elif found and not torch.cuda.is_bf16_supported(including_emulation=False):
         precision = "fp16"
     return GpuBudget(float(gib), devices, precision)
@@ -115,6 +119,7 @@ def _print_plan(plan: ExperimentPlan, title: list[str]) -> None:
     write_lines(title[1])
     rows = []
     for decision in plan.decisions:
+        # One form for terminal and file: JSON of a list is YAML as well.
         value = decision.value
         text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
         rows.append((decision.key, text, decision.reason))

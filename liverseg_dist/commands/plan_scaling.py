@@ -15,6 +15,7 @@ from liverseg_dist.planning.memory_fit import resolve_model
 from liverseg_dist.planning.scaling_model import MLPERF_U_NET3D, Machine, scaling_table
 from liverseg_dist.tracking.terminal_table import print_table
 
+# 72 is one of the published MLPerf sizes, which the table compares with.
 GPUS = (1, 2, 4, 8, 16, 32, 64, 72, 128, 256, 512, 1024)
 MESSAGE_BYTES = 25 << 20
 """Default bucket size of DDP."""
@@ -39,6 +40,8 @@ def predict_scaling(
         inter_latency_us=args.latency_us,
         spread=args.spread_pct / 100,
     )
+    # DDP sends gradients in buckets, each with its own latency. Below two buckets nothing overlaps
+    # with computation.
     groups = max(2, round(4 * step.parameters / MESSAGE_BYTES))
     rows = scaling_table(compute, step.parameters, groups, machine, GPUS)
     published = {n: value / MLPERF_U_NET3D[8] for n, value in MLPERF_U_NET3D.items()}
@@ -67,6 +70,7 @@ def _read_step_time(folder: Path) -> float:
         ]
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: no metrics of a run ({error}); give --step-seconds") from None
+    # The last value: the first steps are slower, because kernels are chosen and caches filled.
     values = [row["speed/step_s_median"] for row in rows if "speed/step_s_median" in row]
     if not values:
         raise UserError(f"{file}: contains no speed/step_s_median yet; give --step-seconds")

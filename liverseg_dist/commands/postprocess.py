@@ -117,10 +117,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # the number of threads.
     torch.set_num_threads(1)
     keep_freed_memory()
+    # What was chosen earlier must not be part of the predictions on which the choice is made
+    # again.
     loaded = load_runs(args, world, args.overrides, postprocessed=False)
     runs = [_without_postprocessing(one) for one in loaded]
     store = store_for(args, runs)
     case_ids = store.ids(args.part, runs[0].settings.data.fold)
+    # On training cases nearly every lesion is right, so no operation would show what it does.
     if args.part != "train" and (overlap := find_training_overlap(runs, store, case_ids)):
         raise UserError(
             f"{format_leakage_warning(overlap)}: post-processing is chosen on cases that none of the "
@@ -128,6 +131,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     search = _build_search(args, runs, store, world)
     cases = len(search.inputs.slabs)
+    # With fewer cases cross-validation would choose by chance.
     if cases < MIN_CASES:
         raise UserError(
             f"{store.path}: {args.part} has {cases} labelled cases; "
@@ -149,6 +153,7 @@ def _choose_operations(
     monitor: HeartbeatMonitor,
 ) -> dict[str, Any]:
     failed = _predict_cases(search, world, monitor)
+    # The warnings are in the ledger, because cases of an earlier call are not read again.
     world.call_on_rank0(partial(_write_scan_warnings, search))
     if failed:
         return {"failed": failed, "exit_code": EXIT_FAILED}
@@ -158,6 +163,7 @@ def _choose_operations(
     _print_decisions(decisions)
 
     def save_choice() -> None:
+        # Comment and choice are one file, so that a copy of it keeps its evidence.
         comment = _describe_choice(args, runs, decisions, cases)
         write_choice(args.run / POSTPROCESS, search.labels, chosen, comment)
         record = {"chosen": chosen, "decisions": [asdict(one) for one in decisions]}
@@ -263,6 +269,7 @@ def _decide_operations(
 
 def _final_score(decisions: list[Decision]) -> float:
     """Cross-validated score with all operations that were kept."""
+    # Decisions are cumulative: the score of the last kept one includes the earlier ones.
     kept = [one for one in decisions if one.kept]
     return kept[-1].score_cross_validated if kept else decisions[0].score_before
 
@@ -286,6 +293,8 @@ def _describe_choice(
     args: argparse.Namespace, runs: list[LoadedRun], decisions: list[Decision], cases: int
 ) -> str:
     """The comment at the top of postprocess.yaml: cases, weights, and the scores of each operation."""
+    # The hash ties the choice to the weights; after more training the file is reported as
+    # outdated.
     weights = " ".join(run.weights_sha256 for run in runs)
     names = runs[0].settings.data.label_scheme.structure_names
     lines = [

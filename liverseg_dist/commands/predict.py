@@ -113,6 +113,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     inputs = [expand_user_path(text) for text in args.inputs if text not in overrides]
     runs = load_runs(args, world, overrides)
     scans = find_scans_of_run(args, inputs, args.out, runs[0].settings)
+    # Listed before the work starts: only what this call creates may be removed if nothing could be
+    # read.
     new = [path for path in _output_paths(args.out) if not path.exists()]
     prediction = _build_prediction(args, runs, world)
     result = run_distributed(
@@ -121,6 +123,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.out,
         lambda monitor: _predict(args, prediction, scans, world, monitor),
     )
+    # A wrong path should leave no trace, so that a corrected call starts clean.
     if result.get("masks") == [] and result["exit_code"] == EXIT_USER:
         world.call_on_rank0(partial(_remove, new))
     return result
@@ -156,6 +159,7 @@ def _predict(
     names = [scan.scan_id for scan in scans]
     table = share_from_rank0(lambda: str(prediction.write_volume_table()))
     marks = share_from_rank0(lambda: _collect_marks(prediction, names))
+    # If all failures are mistakes of the call, nothing was computed and no table is worth naming.
     all_are_mistakes = len(failed) == len(scans) and all(failed.values())
     if not all_are_mistakes:
         write_lines(f"table: {table}")
@@ -193,6 +197,8 @@ def find_scans_of_run(
         return list(find_named_channels(args.channel, out, channels).values())
     scans = list(find_scans(inputs, out, channels).values())
     if not scans:
+        # The two cases differ: a folder without scans is a mistake, skipped files in it are
+        # normal.
         raise UserError("no scan is given; name .nii.gz files or a folder of them after RUN")
     for line in describe_skipped_files(inputs, len(channels)):
         _logger.warning("%s", line, extra=ONCE)
@@ -207,8 +213,11 @@ def _build_prediction(
     check_dataset_file(args.out, settings.data.label_scheme)
     # Before the folder is made: the runs may not fit each other or the settings.
     predictor = build_predictor(runs, world.device, window_threads(args, world))
+    # Probabilities take much more space than masks, so they are written on request only.
     folder = args.out / PROBABILITIES if args.probabilities else args.out
     folder.mkdir(parents=True, exist_ok=True)
+    # The rules of the audit are part of the fingerprint: with other limits a refused scan may be
+    # accepted.
     fingerprint = fingerprint_runs(runs) | {"gate": fingerprint_scan_checks(settings)}
     return ScanPredictor(
         predictor=predictor,
@@ -248,9 +257,12 @@ def segment_scans(
     Returns:
         The scans that failed on any rank -> whether it was a mistake of the user.
     """
+    # All ranks must divide the same list, so they use what rank 0 has read.
     done = set() if prediction.recompute else broadcast_from_rank0(prediction.ledger.done())
     by_id = {scan.scan_id: scan for scan in scans}
     known = [scan for scan in scans if scan.scan_id in done]
+    # The size of the file stands for the time; the header is not read before it is this scan's
+    # turn.
     sizes = {scan.scan_id: scan.size_bytes for scan in scans if scan.scan_id not in done}
     division = divide_work(sizes, world.global_rank, world.world_size)
     _logger.debug(
@@ -266,6 +278,7 @@ def segment_scans(
         predictor=prediction.predictor.with_window_mapper(parallel.map_windows),
         window_scope=parallel.case_scope,
     )
+    # Finished scans are divided too: each prints a line, and its checksum is compared.
     own = [*known[world.global_rank :: world.world_size], *(by_id[one] for one in division.whole)]
     failed: dict[str, bool] = {}
     with case_progress("predict", len(scans), monitor) as progress:
@@ -274,6 +287,7 @@ def segment_scans(
             failed |= _segment_shared_scan(shared, scan, world)
             progress.advance(note=scan.name, shared=True)
         for scan in own:
+            # Before the rank's own scans: a shared scan needs all ranks at the same time.
             progress.report_activity(f"segmenting {scan.name}")
             failed |= _segment_own_scan(prediction, scan, world)
             progress.advance(note=scan.name)
@@ -292,6 +306,7 @@ def _segment_own_scan(prediction: ScanPredictor, scan: ScanFiles, world: World) 
     try:
         _segment_and_print(prediction, scan)
     except (UserError, RunFailed) as error:
+        # The rank that failed has printed the reason.
         if not isinstance(error, PeerFailed):
             report_case_failure(error, world, prediction.out, scan.name)
         return {scan.scan_id: isinstance(error, UserError)}
@@ -347,6 +362,8 @@ def _collect_marks(prediction: ScanPredictor, names: list[str]) -> dict[str, Any
 def _format_record(record: dict[str, Any], was_done: bool, prediction: ScanPredictor) -> str:
     """One line about a segmented scan."""
     line = f"{record['case_id']}: {format_mask_line(record, prediction.labels)}"
+    # Channels that the run knows but this scan lacks are named, because a mask without them is
+    # less certain.
     if "channels" in record:
         names = [channel.name for channel in prediction.settings.data.image_channels]
         absent = [name for name in names if name not in record["channels"]]

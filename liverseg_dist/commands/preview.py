@@ -69,7 +69,10 @@ def run(args: argparse.Namespace) -> dict:
         store, case_ids, settings.data, settings.seed, settings.train.global_batch_size
     )
     with PatchLoader(
-        source, ([n] for n in range(args.first, args.first + args.samples)), workers=0
+        # No workers: a few samples do not pay for the start of processes.
+        source,
+        ([n] for n in range(args.first, args.first + args.samples)),
+        workers=0,
     ) as loader:
         rows = []
         for batch in loader:
@@ -88,6 +91,8 @@ def preview_rows(source: PatchSource, batch: Batch, settings: Settings) -> list[
     """Draw one sample, from a batch of size one, as stored and as augmented: a row per channel."""
     data, size = settings.data, settings.data.patch_size
     preset = build_preset(data, settings.train.modality_dropout)
+    # The samples as stored go through the same code as augmented ones, with every transform
+    # switched off.
     plain = replace(PRESETS["none"], channels=preset.channels)
     stored_BCDHW, stored_label = DeviceTransform(plain, size)(batch)
     augmented_BCDHW, augmented_label = DeviceTransform(preset, size)(batch)
@@ -97,6 +102,8 @@ def preview_rows(source: PatchSource, batch: Batch, settings: Settings) -> list[
     notes = (f"centred {where}", *describe_augmentation(preset, draw))
     traits = source.get_traits(case_id)
     dropped: list[int] = []
+    # The number of the sample fixes its random numbers, so that the picture shows what the
+    # training saw.
     if "modality_dropout" in draw.parameters:
         chances = draw.parameters["modality_dropout"]
         dropped = preset.modality_dropout.find_dropped(chances, list(traits.present))
@@ -133,6 +140,8 @@ def describe_centre(centre: Centre | None, labels: LabelScheme) -> str:
 
 
 def grey_range(intensity: IntensityConfig) -> tuple[float, float]:
+    # A normalised value v stands for mean + v * std, so the bounds 0 and 1 of the clipping are
+    # inverted.
     """Return the normalised values of the clipping bounds, for black and white."""
     black, white = (np.array([0.0, 1.0]) - intensity.mean) / intensity.std
     return float(black), float(white)

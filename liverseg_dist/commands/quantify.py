@@ -54,6 +54,7 @@ from liverseg_dist.texts.paths import expand_user_path, path_argument
 from liverseg_dist.tracking.progress import show_progress
 
 SCHEMA = 1
+# Thousands of cases fill a terminal; the tables have all of them.
 MAX_CASES_SHOWN = 50
 Failures = dict[str, tuple[str, bool]]
 """Case -> why it failed, and whether that was the user's mistake."""
@@ -116,6 +117,7 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     world = start_rank(args.device)
+    # Measurements must not depend on the number of threads.
     torch.set_num_threads(1)
     keep_freed_memory()
     overrides = [text for text in args.inputs if "=" in text and not Path(text).exists()]
@@ -155,6 +157,7 @@ def _segment_and_measure(
         barrier()
         segmented = [scan for scan in scans if scan.scan_id not in failed]
         cases = [_case_of_scan(job, scan, args.probabilities, scheme) for scan in segmented]
+        # The reasons are in the ledger, because another rank may have met them.
         errors = job.ledger.failures()
         failures = {
             name: (errors.get(name, "could not be segmented"), mistake)
@@ -172,6 +175,7 @@ def _case_of_scan(
     probabilities = {}
     if with_probabilities:
         for structure in scheme.structures:
+            # A structure without a file, such as one the run does not predict, has no interval.
             found = job.get_probability_file(name, structure.name)
             if found.is_file():
                 probabilities[structure.name] = found
@@ -209,6 +213,7 @@ def _measure_share(
 ) -> tuple[dict[str, dict[str, Any]], Failures, int]:
     by_name = {case.case: case for case in cases}
     sizes = {case.case: case.mask.stat().st_size for case in cases}
+    # The size of the file stands for the time; opening each mask would be slow for thousands.
     mine = shard_cases(sizes, world.global_rank, world.world_size)
     records: dict[str, dict[str, Any]] = {}
     failed: Failures = {}
@@ -217,6 +222,7 @@ def _measure_share(
         for name in mine:
             watch.report_progress(-1, f"measuring {name}")
             try:
+                # Paths of this machine are not part of results that may be passed on.
                 records[name], is_known = job.run_case(by_name[name])
                 reused += is_known
             except (UserError, RunFailed) as error:
@@ -271,6 +277,7 @@ def _result(
     notes: list[str] = []
     for case in cases[:MAX_CASES_SHOWN]:
         volumes = ", ".join(
+            # A cut structure is at least this large, hence the sign.
             f"{s['structure']} {'>= ' if s['cut_by'] else ''}{s['volume_ml']:.1f} ml"
             for s in case["structures"][:6]
         )

@@ -45,6 +45,7 @@ def load_runs(
     """
     kinds = ("last", "best") if args.weights == "both" else (args.weights,)
     runs = []
+    # Each model is one more pass over the scan; its probabilities are averaged with equal weight.
     for path in (args.run, *args.ensemble):
         for kind in kinds:
             runs.append(load_run(path, world.device, overrides, kind, postprocessed))
@@ -58,6 +59,8 @@ def load_runs(
 def _warn_of_unmirrored_axes(runs: Sequence[LoadedRun]) -> None:
     """A network that was not trained on mirrored patches is not mirrored in inference either."""
     common = set(find_common_mirror_axes(runs))
+    # The axes of the first run may be fewer than those of another: only common ones can be
+    # averaged.
     of_some_runs: set[int] = set()
     for run in runs:
         of_some_runs.update(find_common_mirror_axes([run]))
@@ -82,6 +85,7 @@ def store_for(args: argparse.Namespace, runs: Sequence[LoadedRun]) -> CaseStore:
     if path is None:
         raise UserError("--store is not given, and the run does not name one")
     store = CaseStore.open(path)
+    # Another store with the same name may have other voxel sizes or labels.
     check_same_data(store, runs[0].settings.data)
     return store
 
@@ -110,6 +114,8 @@ def inputs_for(
         check_same_channels(source, dataset.channels, channels)
         sources = {}
         for case in (*dataset.training, *dataset.test):
+            # All files of a case together, so that a missing channel is noticed when the case is
+            # read.
             sources[case.case_id] = ScanFiles(case.case_id, case.images, len(channels))
     return CaseInputs(store, slabs, settings, sources, force), unlabelled
 

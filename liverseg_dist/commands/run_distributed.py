@@ -44,6 +44,7 @@ def run_distributed(
         printed already, before the process group and the work are torn down.
     """
     errors = folder / "errors"
+    # The record of collectives is useful only if it was switched on before the first one.
     if world.is_distributed:
         enable_flight_recorder(errors)
     with world.connected(timeout_s), HeartbeatMonitor(world, timeout_s) as monitor:
@@ -54,7 +55,10 @@ def run_distributed(
             return work(monitor)
         except Exception as error:
             result = failure.report(error)
+            # Peers that wait in a collective would otherwise wait for its whole timeout.
             abort_process_groups()
+            # The process that serves the store must live until the others have read the reason
+            # from it.
             if monitor.failure is not None and world.serves_store:
                 monitor.failure.wait_until_read()
             return result
@@ -80,6 +84,7 @@ class FailureReporter:
         Later calls return the result of the first one: an error during the teardown is a
         consequence.
         """
+        # A failing teardown must not replace the reason of the failure.
         if self._result is not None:
             return self._result
         rank, is_mistake = self._world.global_rank, isinstance(error, UserError)
@@ -96,9 +101,12 @@ class FailureReporter:
             write_error(line)
         self._result = {"error": line, "exit_code": exit_code}
         if self._world.is_distributed:
+            # NCCL's teardown can hang if one rank fails alone (pytorch/pytorch#141510), so the
+            # process gets a time limit.
             exit_after(TEARDOWN_LIMIT_S, exit_code)
         if not is_mistake:
             self._on_failure(line)
+            # A rank that fails because of another one records what it was waiting for.
             if is_consequence(error):
                 write_flight_record(self._folder / "errors", rank)
         return self._result
@@ -111,5 +119,6 @@ def report_case_failure(error: LiversegError, world: World, folder: Path, name: 
     """
     write_error(error)
     cause = error.__cause__
+    # Errors of files are complete in one line; anything else is a fault that needs a traceback.
     if cause is not None and not isinstance(cause, (LiversegError, OSError)):
         write_crash_report(folder, error, world.global_rank, -1, [name])

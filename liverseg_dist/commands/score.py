@@ -42,6 +42,7 @@ from liverseg_dist.tracking.progress import show_progress
 from liverseg_dist.volume import Volume
 
 _logger = logging.getLogger(__name__)
+# More names would push the result out of the terminal.
 MAX_NAMED_CASES = 10
 
 
@@ -115,10 +116,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for outcome in score_pairs(pairing.pairs, job, args.workers):
             outcomes.append(outcome)
             line.advance(note=outcome.case_id)
+    # A pair that fails does not end the others; its reason is part of the results.
     failures = {outcome.case_id: outcome.error for outcome in outcomes if outcome.error is not None}
     for error in failures.values():
         write_error(error)
     scored = {outcome.case_id for outcome in outcomes if outcome.error is None}
+    # The ledger may contain pairs of an earlier call that are not among today's folders.
     cases = [case for case in ledger.read_all() if case["case_id"] in scored]
     if not cases:
         first = next(iter(failures.values()), "no reason was recorded")
@@ -162,6 +165,7 @@ def _find_labels(args: argparse.Namespace) -> LabelScheme:
     """
     if args.labels:
         return parse_label_options(args.labels)
+    # The truth states what its values mean; predictions often come without a dataset.json.
     folder = args.truth if args.truth.is_dir() else args.truth.parent
     return find_mask_labels(folder)
 
@@ -170,6 +174,7 @@ def _draw_pictures(
     args: argparse.Namespace, pairing: Pairing, job: ScoreJob, cases: list[dict[str, Any]]
 ) -> None:
     """Draw the cases that the report shows."""
+    # The report shows the worst and the best cases, so only these are drawn.
     chosen = {case["case_id"] for _, case in select_shown_cases(cases)}
     pairs = [pair for pair in pairing.pairs if pair.case_id in chosen]
     drawing = PictureJob(args.out / PICTURES, find_images(args.images, pairs), read_nifti)
@@ -188,6 +193,7 @@ def read_mask(file: Path) -> Volume:
 def _exit_code(outcomes: list[ScoreOutcome], pairing: Pairing, allow_missing: bool) -> int:
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:
+        # A wrong file is a mistake of the call; anything else is a failure of the work.
         return EXIT_USER if all(outcome.is_user_error for outcome in failed) else EXIT_FAILED
     return EXIT_FAILED if pairing.missing and not allow_missing else EXIT_DONE
 

@@ -86,6 +86,7 @@ def _print_sections(settings: Described) -> None:
     for key in settings:
         section, _, name = key.partition(".")
         names.setdefault(section, []).append(name)
+    # Lines are cut, so that each section stays one line.
     lines: list[str] = []
     for section in sorted(names):
         listing = textwrap.shorten(", ".join(names[section]), WIDTH - 12, placeholder=" ...")
@@ -99,6 +100,7 @@ def _print_shipped_configs() -> dict[str, str]:
     for path in list_shipped_configs():
         name = f"configs/{path.name}"
         paths[name] = str(path)
+        # Each shipped file begins with a comment that says what it is for.
         title = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         write_lines(name, f"    {title}", f"    {path}")
     return paths
@@ -107,9 +109,11 @@ def _print_shipped_configs() -> dict[str, str]:
 def _suggestion(word: str) -> str:
     """Name the nearest key or section; the section may be missing in `word`."""
     keys = [key for key, _ in describe_keys(Settings, {})]
+    # Both names and sections: `tran.steps` is one mistake away from both.
     sections = {key[:end] for key in keys for end, char in enumerate(key) if char == "."}
     close = suggest_name(word, [*keys, *sorted(sections)])
     if close is None:
+        # Users type the last part of a key, or the name it has in another program.
         endings = {key.rpartition(".")[2]: key for key in reversed(keys)}
         last = word.rpartition(".")[2]
         ending = KEYS_OF_OTHER_PROGRAMS.get(last) or suggest_name(last, list(endings))

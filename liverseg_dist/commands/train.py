@@ -43,6 +43,7 @@ from liverseg_dist.training.store_conflicts import describe_store_conflicts
 from liverseg_dist.training.trainer import Trainer, TrainingResult
 
 _logger = logging.getLogger(__name__)
+# The status is one line of a table for launch status; the error file has the whole reason.
 MAX_STATUS_CHARACTERS = 500
 
 
@@ -73,6 +74,8 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     world = start_rank(args.device)
     keep_freed_memory()
     store = open_store(settings)
+    # The store's voxel size and channels override those of the config file; what the user gave
+    # explicitly is mentioned.
     conflicts = describe_store_conflicts(settings, store, args.overrides)
     if conflicts:
         _logger.warning("%s", conflicts, extra=ONCE)
@@ -81,9 +84,12 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     _check_settings(settings, was_started)
 
     def work(monitor: HeartbeatMonitor) -> dict[str, Any]:
+        # The number of threads changes the order of sums, so a resumed run uses the recorded one.
         threads = folder.recorded_threads(world.global_rank, world.world_size)
         components = build_components(settings, store, world, threads)
         _logger.info("%s", _describe_plan(components, world))
+        # A dry run in a started folder also says whether the run could continue with these
+        # settings.
         if args.dry_run:
             if was_started:
                 recorded = load_settings([folder.config], warn_of_old_keys=False)
@@ -132,6 +138,7 @@ def _check_settings(settings: Settings, was_started: bool) -> None:
             "give both"
         )
     slices = settings.convert.slab.slices
+    # Slabs end at 64 slices by design; a higher patch costs time and learns nothing.
     if settings.data.patch_size[0] > slices:
         _logger.warning(
             "data.patch_size is %d slices high, slabs have %d: the rest is padding",
@@ -145,6 +152,7 @@ def _train(
     folder: RunFolder, components: TrainingComponents, world: World, monitor: HeartbeatMonitor
 ) -> dict[str, Any]:
     max_steps = monitor.last_step = components.settings.train.max_steps
+    # After resume: the schedule depends on the horizons of earlier calls.
     trainer = Trainer(folder, components, world, monitor)
     first = trainer.resume()
     threads = gather_from_ranks(torch.get_num_threads())
@@ -166,6 +174,7 @@ def _train(
     step = result.progress.step
     status = "stopped" if result.stopped_by else "finished"
     world.call_on_rank0(partial(folder.set_status, status, step, max_steps))
+    # The stop was in time but the disk refused: the job must not count as stopped safely.
     if result.stopped_by and not result.saved:
         raise RunFailed(
             f"stopped at step {step} by {result.stopped_by}, but the last checkpoint could not be "

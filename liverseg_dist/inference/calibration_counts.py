@@ -38,6 +38,7 @@ class CalibrationCollector:
         for name in self._labels.structure_names:
             if annotated is None or name in annotated:
                 self._counters[name] = CalibrationCounter()
+        # Voxels that nobody labelled say nothing about the probabilities.
         ignore = self._labels.ignore
         self._ignore = IGNORE if ignore is None else ignore
         self._reoriented_truth = truth
@@ -50,6 +51,8 @@ class CalibrationCollector:
             orientation: orientation of the boxes that follow.
             slices: slices of the reoriented scan to count; None: all.
         """
+        # The probabilities arrive in the image's orientation, so the truth is turned, which costs
+        # no copy, instead of the probabilities.
         self._reoriented_truth = self._truth.reoriented(orientation)
         self._slices = slices
         return self
@@ -58,6 +61,7 @@ class CalibrationCollector:
         truth = self._reoriented_truth.voxels[box]
         is_counted = truth != self._ignore
         if self._slices is not None:
+            # Slabs of one scan overlap; each slice is counted for one of them only.
             in_piece = np.isin(np.arange(box[0].start, box[0].stop), self._slices)
             is_counted &= in_piece[:, None, None]
         for name, counter in self._counters.items():

@@ -75,6 +75,7 @@ class CaseInputs:
 
     def read_truth(self, case_id: str) -> Volume:
         """The true labels on the scan's own grid."""
+        # All slabs of a scan have the label of the whole scan, so the first one serves.
         name = self.slabs[case_id][0]
         return Volume(self.store.source_label(name), self.store.meta(name).source_grid)
 
@@ -84,6 +85,8 @@ class CaseInputs:
 
     def compute_fingerprint(self, case_id: str, truth: Volume) -> str:
         """Fingerprint of the data that the case's score depends on."""
+        # The content of the truth, not the name of its file: a corrected label must give a new
+        # score.
         parts: dict[str, object] = {"truth": _hash_array(truth.voxels)}
         for name in self.slabs[case_id]:
             meta = self.store.meta(name)
@@ -95,6 +98,8 @@ class CaseInputs:
             if set(annotated) != set(self.store.labels.structure_names):
                 parts[f"annotated {name}"] = list(annotated)
         if self.sources is not None:
+            # The whole file is read: size and date do not change when voxels are corrected in
+            # place.
             parts["image"] = self._find_source(case_id).compute_sha256()
         elif len(self.slabs[case_id]) > 1:
             # Earlier versions post-processed each slab by itself: their scores are not reused.
@@ -162,6 +167,8 @@ class CaseInputs:
         number = next(at for at, read in enumerate(channels) if read is not None)
         first = channels[number]
         assert first is not None
+        # Another shape means another scan of that name; its score would be meaningless but not
+        # obviously wrong.
         if first.volume.shape != target.shape:
             raise UserError(
                 f"{files.name}: has shape {first.volume.shape} (z, y, x), but the scan in the "
@@ -172,6 +179,7 @@ class CaseInputs:
         findings = check_channels(channels, self.settings, self.read_truth(case_id))
         if is_refused(findings) and not self.force:
             raise ScanRefused(files.name, findings)
+        # An absent channel stays None, so that its position still says which channel it is.
         volumes = [None if read is None else read.volume for read in channels]
         return volumes, tuple(findings)
 
@@ -187,6 +195,7 @@ class PieceAssembler:
 
     def __init__(self, target: Grid, fill: int, dtype: type[np.generic]) -> None:
         self.target = target
+        # Voxels that no slab covers keep this value: background for masks, air for pictures.
         self.voxels = np.full(target.shape, fill, dtype=dtype)
 
     def add_piece(self, piece: Piece, values: np.ndarray) -> None:
@@ -195,6 +204,7 @@ class PieceAssembler:
             self.voxels = values
             return
         orientation = piece.image.grid.orientation
+        # Views: the values are copied in the piece's orientation, and nothing is allocated.
         view = Volume(self.voxels, self.target).reoriented(orientation).voxels
         values_view = Volume(values, self.target).reoriented(orientation).voxels
         view[piece.slices] = values_view[piece.slices]
@@ -213,6 +223,7 @@ def resample_image_to_grid(image: Volume, target: Grid, fill: int = AIR_HU) -> n
     """
     voxels = np.full(target.shape, fill, dtype=np.int16)
     view = Volume(voxels, target).reoriented(image.grid.orientation)
+    # Rounded: truncation would make every value darker by half a unit on average.
     for box, values_FDHW in resample_to_scan(_iterate_slices(image), image.grid, view.grid):
         view.voxels[box] = values_FDHW[0].round().numpy()
     return voxels
@@ -248,6 +259,7 @@ def assemble_case(
     image = PieceAssembler(target, fill, np.int16)
     scan: Volume | None = None
     for piece in pieces:
+        # One piece at a time: the pieces of a tiled scan together need more memory than the scan.
         mask.add_piece(piece, segment(piece))
         scan = piece.scan
         if with_image and scan is None:
@@ -267,11 +279,13 @@ def assign_slices_to_slabs(slabs: Sequence[Grid], target: Grid) -> list[np.ndarr
     Returns:
         For each slab, its slices of the target in the slabs' orientation.
     """
+    # The nearest centre, because a network is least certain at the border of its input.
     distances_mm = []
     for slab in slabs:
         reoriented, _, _ = plan_reorientation(target, slab.orientation)
         indices = np.zeros((reoriented.shape[0], 3))
         indices[:, 0] = np.arange(reoriented.shape[0])
+        # In the slab's own axes, so that oblique scans are compared along their slices.
         z_mm = slab.index_of(reoriented.world_mm(indices))[:, 0] * slab.spacing_mm[0]
         centre_mm = (slab.shape[0] - 1) / 2 * slab.spacing_mm[0]
         distances_mm.append(np.abs(z_mm - centre_mm))

@@ -83,14 +83,19 @@ class CaseEvaluator:
         """
         fingerprint: str | None = None
         try:
+            # All ranks enter the scope, also if they find that the case cannot be read: the others
+            # wait for them.
             with self.window_scope() if self.window_scope is not None else nullcontext():
                 truth = self.inputs.read_truth(case_id)
                 fingerprint = self.inputs.compute_fingerprint(case_id, truth)
+                # A shared case is computed in any case: the other ranks have started already and
+                # cannot ask the ledger.
                 if self.window_scope is None and self._is_done(case_id, fingerprint):
                     return True
                 result = self._segment_case(case_id, truth)
             scores = self._score_result(case_id, result, truth)
             self._write_outputs(case_id, result, truth, fingerprint)
+        # A lost rank ends the whole evaluation; it is not a failure of this case.
         except RankLost:
             raise
         # A case can fail for many reasons (damaged file, memory); the others must continue.
@@ -98,6 +103,8 @@ class CaseEvaluator:
             message = format_failure(case_id, error)
             self.ledger.write_failure(case_id, message, fingerprint)
             raise RunFailed(message) from error
+        # The entry is written last: a process that is killed before leaves a case that is simply
+        # done again.
         self.ledger.write(case_id, scores, fingerprint)
         return False
 
@@ -131,6 +138,8 @@ class CaseEvaluator:
                 return False
             if self.masks.read(case_id, fingerprint) is None:
                 return False
+        # A refused scan that an earlier call scored with --force counts only if this call has the
+        # option as well.
         known = self.ledger.read(case_id, fingerprint)
         return known is not None and (self.inputs.force or not known.get("forced"))
 
@@ -150,6 +159,8 @@ class CaseEvaluator:
                 piece.image,
                 truth.grid,
                 self.predictor,
+                # The slices of the piece are selected before the count, so that overlapping slabs
+                # are not counted twice.
                 on_probabilities=calibration.select_piece(
                     piece.image.grid.orientation, piece.slices
                 ),
@@ -175,6 +186,8 @@ class CaseEvaluator:
             result.mask_zyx,
             truth.voxels,
             truth.spacing_mm,
+            # Structures that were not annotated have no truth; their Dice would be that of an
+            # empty mask.
             labels=self.predictor.outputs.labels,
             annotated=self.inputs.read_annotated(case_id),
         )
@@ -188,6 +201,7 @@ class CaseEvaluator:
         self, case_id: str, result: SegmentedCase, truth: Volume, fingerprint: str
     ) -> None:
         if self.masks is not None:
+            # The mask is complete before its record says so.
             # The folder of an earlier evaluation may have been moved after it was made.
             self.get_mask_file(case_id).parent.mkdir(parents=True, exist_ok=True)
             write_mask(self.get_mask_file(case_id), result.mask_zyx, truth.grid)

@@ -51,6 +51,8 @@ def refuse_slabs_over_scans(folder: Path) -> None:
         UserError: the folder contains the scores of whole scans.
     """
     try:
+        # Only the part of the data that decides is read, so that summaries of older versions work
+        # too.
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         has_scan_scores = summary["details"]["input"] == "scan"
     # Without a readable summary there are no earlier scores to protect.
@@ -83,6 +85,7 @@ def read_complete_ledger(
     """
     end = time.monotonic() + SHARED_DISK_PATIENCE_S
     while True:
+        # Entries of other parts of the store lie in the same folder.
         cases = [case for case in ledger.read_all() if case["case_id"] in wanted]
         failures = {name: text for name, text in ledger.failures().items() if name in wanted}
         missing = sorted(wanted - {case["case_id"] for case in cases} - set(failures))
@@ -92,6 +95,7 @@ def read_complete_ledger(
         if time.monotonic() > end:
             names = ", ".join(missing[:MAX_NAMED_CASES])
             raise RunFailed(f"{ledger.folder}: no entry for {names}; run the same line again")
+        # Short, compared with the seconds that network file systems take to show a new file.
         time.sleep(0.5)
 
 
@@ -112,6 +116,7 @@ def describe_evaluation(
         leakage_warning: one line, empty if no case was used in training.
     """
     run = runs[0]
+    # The folder's name only: a path may contain the name of a user or a patient.
     run_name = printable(run_dir.resolve().name)
     data_set = str(inputs.store.root["name"] or Path(inputs.store.path).name)
     details: dict[str, Any] = {
@@ -164,6 +169,7 @@ def add_scan_note(details: dict[str, Any], cases: Sequence[Mapping[str, Any]]) -
     ):
         names = []
         for case in cases:
+            # Warnings come from scans only; slabs were checked in conversion.
             findings = select_warnings(case.get("scan_findings", ()))
             codes = sorted({finding["code"] for finding in findings})
             if codes and bool(case.get("forced")) == is_forced:
@@ -225,6 +231,7 @@ def write_evaluation(
             f"the first: {first}"
         )
     predictor = evaluation.predictor
+    # Date and machine are kept apart from the summary, so that equal results stay equal files.
     environment = {"date": time.strftime("%Y-%m-%d"), **collect_provenance(predictor.device)}
     summary = write_results(
         folder,

@@ -40,6 +40,7 @@ def add_background(foreground_FDHW: Tensor, outputs: OutputChannels) -> Tensor:
     if outputs.regions:
         return foreground_FDHW
     if len(foreground_FDHW) == 2:
+        # Two classes are Task03's case, whose results must not change by a bit.
         # The order of the sum decides about its last bits; it is that of `foreground_probabilities_`.
         first, second = foreground_FDHW
         return torch.stack([1 - (first + second), first, second])
@@ -72,6 +73,7 @@ def assign_labels(
         thresholds: lowest probability of lesion structures; those without an entry have none.
     """
     label = assign_most_likely(foreground_FDHW, outputs)
+    # An organ's groups are independent of each other: their values do not overlap.
     for group in list_thresholded_organs(outputs, thresholds):
         rest = assign_without_lesions(foreground_FDHW, outputs, group)
         reached = []
@@ -93,6 +95,7 @@ def list_thresholded_organs(
     """The organs with the named lesions, containers before what they contain."""
     labels = outputs.labels
     groups: dict[str | None, list[Structure]] = {}
+    # Containers first: a lesion inside a lesion is painted over it.
     by_size = sorted(labels.lesions, key=lambda lesion: -len(lesion.values))
     for lesion in by_size:
         if lesion.name in names:
@@ -120,9 +123,13 @@ def assign_without_lesions(
                 lesion_values |= set(lesion.values)
         others = [value for value in range(labels.num_classes) if value not in lesion_values]
         return _find_most_likely(foreground_FDHW, outputs, others)
+    # The probabilities of the lesions are part of their organ's, so a large lesion does not make a
+    # hole in it.
     inside = sum_structure_probability(foreground_FDHW, group.organ, outputs) >= ORGAN_PROBABILITY
     tissue = list_tissue_values(labels, group.organ) or group.organ.values
     others = [value for value in range(labels.num_classes) if value not in group.organ.values]
+    # The best class of each side is computed for all voxels: two passes are cheaper than a gather
+    # by voxel.
     outer = _find_most_likely(foreground_FDHW, outputs, others)
     inner = _find_most_likely(foreground_FDHW, outputs, tissue)
     return torch.where(inside, inner, outer)
@@ -159,6 +166,8 @@ def apply_thresholds(
         replaced = (inside | _is_any(label_DHW, group.organ.values)) & ~is_kept
     label = torch.where(replaced, rest_DHW, label_DHW)
     for lesion, is_reached in zip(group.lesions, reached, strict=True):
+        # A threshold says where the lesion is, not which of its parts; the most likely class
+        # decides that.
         # A lesion in the lesion keeps its value where it is the most likely class.
         own_value = find_painted_value(lesion, outputs)
         is_lesion = inside & is_reached
@@ -194,9 +203,11 @@ def _find_most_likely(
     for value in values:
         probability = all_channels[value]
         if best is None or best_probability is None:
+            # One class after the other: `argmax` over a selection would copy all channels.
             best = torch.full_like(probability, value, dtype=torch.uint8)
             best_probability = probability
             continue
+        # Strictly greater: of equals the first class stays, as in `argmax`.
         best = best.masked_fill(probability > best_probability, value)
         best_probability = torch.maximum(best_probability, probability)
     assert best is not None

@@ -63,6 +63,7 @@ class LabelCodes:
         Raises:
             UserError: too many lesion structures for one number.
         """
+        # The product counts the different codes; the largest code is one less.
         codes = 1
         for radix in self.radices:
             codes *= radix
@@ -76,12 +77,14 @@ class LabelCodes:
 
     def encode(self, foreground_FDHW: Tensor) -> np.ndarray:
         """The codes (D, H, W) of probabilities."""
+        # The order of the digits is that of `radices`; `decode` reads them in the same order.
         digits = [assign_most_likely(foreground_FDHW, self.outputs)]
         for group in self.groups:
             digits.append(assign_without_lesions(foreground_FDHW, self.outputs, group))
             for lesion in group.lesions:
                 probability = sum_structure_probability(foreground_FDHW, lesion, self.outputs)
                 level = torch.zeros_like(digits[0])
+                # A count instead of one bit per threshold: reaching one includes all lower ones.
                 for threshold in THRESHOLDS:
                     level += probability >= threshold
                 digits.append(level)
@@ -102,6 +105,8 @@ class LabelCodes:
         rest = codes
         digits = []
         for radix in self.radices:
+            # Division with remainder takes the digits off in the order in which they were
+            # multiplied.
             rest, digit = np.divmod(rest, self.dtype(radix))
             digits.append(torch.from_numpy(digit.astype(np.uint8)))
         label = digits.pop(0)

@@ -60,6 +60,8 @@ class RunLabeller:
         """
         threads = torch.get_num_threads()
         # Another number of threads changes the order of sums, and with it the last bits.
+        # Conversion runs one process per core, so more threads would compete with the other
+        # processes.
         torch.set_num_threads(1)
         try:
             predictor, settings = _load_predictor(self.run, self.device)

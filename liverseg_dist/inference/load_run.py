@@ -111,12 +111,16 @@ def load_run(
     """
     path = Path(run_dir)
     file = path / find_registered(WEIGHTS, weights, "weights")
+    # Whether the folder is a run at all is checked first, for an error that names what is missing.
     _check_run_folder(path, file, weights)
     config_files = [path / CONFIG]
     if postprocessed and (path / POSTPROCESS).is_file():
         config_files.append(path / POSTPROCESS)
     settings = load_settings(
-        config_files, check_inference_overrides(overrides), warn_of_old_keys=False
+        # Old keys of a finished run are no mistake of the user, who did not write the file.
+        config_files,
+        check_inference_overrides(overrides),
+        warn_of_old_keys=False,
     )
     for section, key in RESOLVED_KEYS:
         if getattr(getattr(settings, section), key) is None:
@@ -139,7 +143,10 @@ def _load_model(settings: Settings, file: Path) -> nn.Module:
         # weights are compared with them.
         with torch.device("meta"):
             model = build_model(topology)
+        # Weights may be stored in half precision; the model computes in float32 unless autocast is
+        # on.
         tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+        # `assign` takes the tensors as parameters: no second copy of the weights.
         model.load_state_dict(tensors, assign=True)
     except (SafetensorError, OSError) as error:
         raise UserError(
@@ -147,6 +154,7 @@ def _load_model(settings: Settings, file: Path) -> nn.Module:
             "which writes it again"
         ) from None
     except RuntimeError as error:
+        # torch lists every tensor that does not fit; the first ones are enough for a message.
         reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
         raise UserError(
             f"{file}: the weights do not fit the model in {CONFIG} ({reason})"
@@ -175,6 +183,7 @@ def build_predictor(
     Raises:
         UserError: the runs differ in a setting of `SHARED_KEYS`.
     """
+    # Runs of other voxel sizes or labels have probabilities with another meaning.
     first = runs[0]
     for other in runs[1:]:
         for section, key in SHARED_KEYS:
@@ -211,6 +220,8 @@ def find_common_mirror_axes(runs: Sequence[LoadedRun]) -> tuple[int, ...]:
 def fingerprint_runs(runs: Sequence[LoadedRun]) -> dict[str, object]:
     """All settings and weights that a mask depends on; the batch size changes the speed only."""
     settings = runs[0].settings
+    # Keys are added only where they change something, because a new key would make all earlier
+    # results invalid.
     content: dict[str, Any] = {}
     axes = find_common_mirror_axes(runs)
     # Absent for all axes: fingerprints of earlier versions, which had no such key, stay valid.
@@ -219,6 +230,7 @@ def fingerprint_runs(runs: Sequence[LoadedRun]) -> dict[str, object]:
     content["weights_sha256"] = [run.weights_sha256 for run in runs]
     labels = settings.data.label_scheme
     content["inference"] = dump_inference(settings.inference, labels)
+    # The batch size is a question of memory; a user who changes it must not lose finished masks.
     del content["inference"]["batch_size"]
     content["data"] = settings.data.model_dump(
         mode="json", include={"spacing_mm", "intensity", "patch_size"}
@@ -245,6 +257,7 @@ def check_inference_overrides(overrides: Iterable[str]) -> list[str]:
     Raises:
         UserError: another setting is overridden.
     """
+    # A list: the iterable may be a generator, and it is used again after the check.
     checked = list(overrides)
     for override in checked:
         if not override.startswith("inference."):

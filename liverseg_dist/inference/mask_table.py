@@ -32,11 +32,13 @@ def measure_mask(mask_zyx: np.ndarray, grid: Grid, labels: LabelScheme) -> dict[
     counts = _count_values(mask_zyx)
     voxels = {}
     for structure in labels.structures:
+        # Values are added because a structure contains the lesions inside it.
         voxels[structure.name] = int(counts[list(structure.values)].sum())
     found: dict[str, object] = {}
     for structure in labels.structures:
         found[f"{structure.name}_ml"] = voxels[structure.name] * grid.voxel_volume_ml
     for lesion in labels.lesions:
+        # Without a container there is nothing that the volume could be a share of.
         container = find_container(labels, lesion)
         if container is not None:
             whole = voxels[container.name]
@@ -96,6 +98,7 @@ def check_dataset_file(folder: Path, labels: LabelScheme) -> None:
     if not file.is_file():
         return
     found = read_label_scheme(file)
+    # Structures and values must agree; names of the data set or SNOMED codes may differ.
     if _list_structure_values(found) != _list_structure_values(labels):
         raise UserError(
             f"{printable(file)}: names the labels {describe_labels(found)}, the run has "
@@ -108,6 +111,7 @@ def write_dataset_file(folder: Path, labels: LabelScheme) -> None:
 
     Viewers, `score` and `quantify` read the names there. A file that is there already stays.
     """
+    # The file of an earlier call or of the user has precedence.
     if not (folder / DATASET_FILE).is_file():
         write_json(folder / DATASET_FILE, describe_dataset(labels))
 
@@ -126,6 +130,7 @@ def describe_dataset(labels: LabelScheme) -> dict[str, Any]:
         values = list(structure.values)
         named[structure.name] = values if len(values) > 1 else values[0]
     content: dict[str, Any] = {"labels": named, "file_ending": ".nii.gz"}
+    # nnU-Net expects the painting order where a structure has several values.
     order = [value for _, value in labels.paint_order]
     if any(len(structure.values) > 1 for structure in labels.structures):
         content["regions_class_order"] = order

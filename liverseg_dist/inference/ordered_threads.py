@@ -25,6 +25,7 @@ def compute_in_order(
     if threads <= 1:
         yield from map(compute, items)
         return
+    # Each thread uses one thread of torch: nested parallelism would start cores x cores threads.
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         pending: deque[Future[Tensor]] = deque()
         try:

@@ -26,6 +26,7 @@ def find_outdated_results(run_dir: Path) -> list[str]:
     Args:
         run_dir: a run's folder; without weights nothing is outdated.
     """
+    # Reading large weights takes a while, and most folders have no results to compare.
     present = _hash_weights(run_dir)
     if not present:
         return []
@@ -33,6 +34,7 @@ def find_outdated_results(run_dir: Path) -> list[str]:
     folder = run_dir / EVALUATION
     for summary in (folder / SUMMARY, *sorted(folder.glob(f"*/{SUMMARY}"))):
         used = _read_summary_weights(summary)
+        # `best` and `last` weights differ; an evaluation may have used either.
         if used and not present.intersection(used):
             found.append(
                 f"{summary.parent} holds scores of earlier weights; run `liverseg evaluate` again"

@@ -73,6 +73,8 @@ def _apply_largest_component(
         organ = labels.structure(name)
         near = []
         for lesion in labels.lesions:
+            # Lesions far from the kept part are judged by distance below, instead of being removed
+            # with their part.
             if lesion.inside == name and lesion.name in settings.reach_mm:
                 near.append(lesion)
         if not keep_largest_component(mask_zyx, organ, labels, near):
@@ -146,6 +148,7 @@ def keep_largest_component(
         select_values(mask_zyx, organ.values).view(np.uint8), connectivity=ORGAN_CONNECTIVITY
     )
     voxels = cc3d.statistics(components, no_slice_conversion=True)["voxel_counts"][1:]
+    # One part is the usual case; the mask is left as it is, also its memory.
     if len(voxels) < 2:
         return False
     largest = np.argmax(voxels) + 1
@@ -187,6 +190,7 @@ def fill_holes(mask_zyx: np.ndarray, organ: Structure, labels: LabelScheme) -> N
     if others.any():
         values[_find_adjacent_components(spaces, others)] = BACKGROUND
     values[[0, spaces[0, 0, 0]]] = BACKGROUND
+    # The maximum writes the holes and keeps everything else: holes are 0 in the mask.
     np.maximum(mask_zyx, values[spaces[1:-1, 1:-1, 1:-1]], out=mask_zyx)
 
 
@@ -213,11 +217,14 @@ def remove_distant_lesions(
     )
     count = int(lesions.max())
     tissue = _select_tissue(mask_zyx, lesion, labels)
+    # Lesions that touch tissue are kept without a search: most lesions do.
     detached = np.setdiff1d(np.arange(1, count + 1), _find_adjacent_components(lesions, tissue))
     if detached.size == 0:
         return
     is_removed = np.zeros(count + 1, dtype=bool)
     spacing = np.asarray(spacing_mm)
+    # A tree over the tissue and not a distance map of the volume: detached lesions are few and
+    # small.
     tree = cKDTree(np.argwhere(tissue) * spacing) if tissue.any() else None
     boxes = cc3d.statistics(lesions)["bounding_boxes"]
     for number in detached:
@@ -251,6 +258,7 @@ def trim_lesions_outside_organ(
     """
     tissue = _select_tissue(mask_zyx, lesion, labels)
     inside = tissue.copy()
+    # Slice by slice in each plane: a vessel that enters a lesion leaves no closed hole in 3D.
     for axis in range(3):
         inside_planes, tissue_planes = np.moveaxis(inside, axis, 0), np.moveaxis(tissue, axis, 0)
         for inside_plane, tissue_plane in zip(inside_planes, tissue_planes, strict=True):
@@ -280,6 +288,7 @@ def relabel_small_components(
     box = find_foreground_box(members)
     if box is None:
         return
+    # cc3d needs contiguous memory; the copy has the size of the box only.
     inner = np.ascontiguousarray(members[box])
     is_lesion = structure.kind == "lesion"
     kept = cc3d.dust(

@@ -83,6 +83,7 @@ def build_config(labels: LabelScheme, chosen: Mapping[str, Any]) -> InferenceCon
         labels: the scheme.
         chosen: option of each operation by name.
     """
+    # Through the validation of the settings, so that every option is one that a user could write.
     return InferenceConfig.model_validate(_build_settings(labels, chosen))
 
 
@@ -119,6 +120,7 @@ def _build_settings(labels: LabelScheme, chosen: Mapping[str, Any]) -> dict[str,
     settings: dict[str, Any] = {}
     for setting, options in OPTIONS.items():
         if setting in ORGAN_SETTINGS:
+            # An empty list, not an absent key: the run's own setting must be overridden.
             settings[setting] = []
             continue
         # Structures that are switched off are named: the mapping is merged with that of training.

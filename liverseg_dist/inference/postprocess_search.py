@@ -44,8 +44,10 @@ from liverseg_dist.labels import IGNORE, LabelScheme
 from liverseg_dist.volume import Volume
 
 FOLDS = 5
+# A smaller gain is within what rounding and a single voxel can cause.
 MIN_GAIN = 1e-4
 MIN_CASES = 3
+# Sums of the same numbers can differ in the last bits.
 EQUAL_SCORES = 1e-12
 """Scores that differ by no more than this are equal: only rounding differs."""
 
@@ -88,6 +90,7 @@ class PostprocessSearch:
             truth = self.inputs.read_truth(case_id)
             fingerprint = self.inputs.compute_fingerprint(case_id, truth)
             known = self.ledger.read(case_id, fingerprint)
+            # A scan that was accepted with --force must be asked for again.
             is_usable = known is not None and (self.inputs.force or not known.get("forced"))
             if is_usable and self._get_file(case_id).is_file():
                 return True
@@ -149,6 +152,7 @@ class PostprocessSearch:
         return encode_piece
 
     def _write_codes(self, case_id: str, codes: np.ndarray, truth: Volume) -> None:
+        # Unknown voxels are not scored, so they need not be stored.
         is_foreground = (truth.voxels > 0) & (truth.voxels != IGNORE)
         box = find_foreground_box((codes > 0) | is_foreground)
         # One voxel represents a case without any foreground.
@@ -161,6 +165,8 @@ class PostprocessSearch:
             spacing_mm=truth.spacing_mm,
             annotated=np.array(self.inputs.read_annotated(case_id), dtype=str),
         )
+        # Written as a whole or not at all: a truncated archive would be read as a damaged case
+        # later.
         self.folder.mkdir(parents=True, exist_ok=True)
         write_bytes(self._get_file(case_id), content.getvalue())
 
@@ -206,7 +212,9 @@ def decide_operation(
     """
     table = np.array([scores[case_id] for case_id in sorted(scores)])
     before = table[:, 0]
+    # Every case is scored exactly once, by options that were chosen without it.
     held_out = np.zeros(len(table))
+    # With fewer cases than folds, each case is a fold of its own.
     folds = min(folds, len(table))
     for fold in range(folds):
         # Rows are sorted by case id, so the folds do not depend on the order of the input.
@@ -221,6 +229,7 @@ def decide_operation(
     return Decision(
         operation,
         options[best],
+        # The first option changes nothing; keeping it would only add a line to the file.
         best > 0 and is_gain and better >= worse,
         score_before,
         score_cross_validated,

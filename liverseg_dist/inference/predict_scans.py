@@ -123,6 +123,7 @@ class ScanPredictor:
         sha256: str | None = None
         try:
             with self.window_scope() if self.window_scope is not None else nullcontext():
+                # All names are checked before the checksums, which read the whole files.
                 for file in files.paths:
                     _check_file_name(file)
                 sha256 = files.compute_sha256()
@@ -134,6 +135,7 @@ class ScanPredictor:
                     image, checked.grid, self.predictor, self.with_probabilities
                 )
             # The checks of the mask need memory of their own.
+            # The image has the voxel size of the network and can be larger than the scan.
             del image
             mask = Volume(result.mask_zyx, checked.grid)
             findings = [*checked.findings, *check_mask(mask, checked.overview, self.settings)]
@@ -151,6 +153,8 @@ class ScanPredictor:
             if isinstance(error, UserError):
                 raise UserError(message) from error
             raise RunFailed(message) from error
+        # Measured once and recorded: the table is written from the records, also those of other
+        # ranks.
         record = {
             "case_id": scan,
             "mask": self.get_mask_file(scan).name,
@@ -161,6 +165,7 @@ class ScanPredictor:
         # Runs of one channel have no choice: their records keep the keys of earlier versions.
         if len(self.settings.data.image_channels) > 1:
             record["channels"] = list(checked.channels)
+        # Last of all: only a scan with an entry counts as done.
         self.ledger.write(scan, record, sha256)
         return record, False
 
@@ -190,8 +195,10 @@ class ScanPredictor:
         if self.recompute or self.window_scope is not None:
             return None
         known = self.ledger.read(scan, sha256)
+        # A forced mask is not reused silently when the option is no longer given.
         if known is None or (known["forced"] and not self.force):
             return None
+        # The ledger alone is not enough; somebody may have deleted a mask.
         return known if all(path.is_file() for path in self._list_outputs(scan)) else None
 
     def _read_scan(self, files: ScanFiles) -> tuple[NetworkImage, CheckedScan]:
@@ -214,6 +221,7 @@ class ScanPredictor:
         for channel, volume in zip(self.settings.data.image_channels, volumes, strict=True):
             if volume is not None:
                 names.append(channel.name)
+        # Taken before the scan is resampled, because the scan itself is not kept.
         overview = Overview.from_scan(first, number)
         checked = CheckedScan(first.grid, overview, tuple(findings), tuple(names))
         return prepare_for_network(volumes, self.settings), checked
@@ -253,6 +261,7 @@ class ScanPredictor:
             status = "refused" if scan in details else "failed"
             warnings = join_warnings(details.get(scan, {}).get("findings", []))
             rows.append({"scan": scan, "status": status, "warnings": warnings, "error": text})
+        # Natural order, so that case 2 comes before case 10.
         rows.sort(key=lambda row: natural_key(str(row["scan"])))
         has_channels = len(self.settings.data.image_channels) > 1
         columns = list_volume_columns(self.labels, with_channels=has_channels)

@@ -55,6 +55,8 @@ class AxisMap:
         """
         position = offset + step * np.arange(target_length)
         nearest = np.rint(position)
+        # Headers store affines in single precision; without rounding equal grids would be
+        # interpolated.
         position = np.where(np.abs(position - nearest) < TOLERANCE_VOXELS, nearest, position)
         # The field of view ends half a voxel beyond the centres of the outermost voxels.
         inside = np.flatnonzero((position >= -0.5) & (position <= source_length - 0.5))
@@ -95,9 +97,12 @@ def compute_axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, Axi
     Raises:
         RunFailed: the axes of the grids are not parallel.
     """
+    # The three unit steps of the target in source voxels: off-diagonal parts mean that the axes
+    # are not parallel.
     origin = source.index_of(target.world_mm(np.zeros(3)))
     steps = source.index_of(target.world_mm(np.eye(3))) - origin
     scale = np.diag(steps)
+    # The deviation grows with the distance, so the largest axis of the scan decides.
     skew = np.abs(steps - np.diag(scale)) @ np.ones(3) * max(target.shape)
     if (scale <= 0).any() or skew.max() > MAX_SKEW_VOXELS:
         raise RunFailed(
@@ -135,6 +140,7 @@ def resample_to_scan(
     """
     maps = compute_axis_maps(source, target)
     z = maps[0]
+    # The network's field of view and the scan do not overlap along an axis.
     if not all(len(axis) for axis in maps):
         return
     plane = (maps[1].target, maps[2].target)

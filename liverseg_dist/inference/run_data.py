@@ -43,6 +43,7 @@ def have_same_channels(channels: Sequence[ChannelConfig], others: Sequence[Chann
 
     A single channel may have another name: `CT` and `portal venous CT`.
     """
+    # The modality decides about normalisation; a name may be written in many ways.
     if [one.modality for one in channels] != [one.modality for one in others]:
         return False
     names = [one.name.casefold() for one in channels]

@@ -75,6 +75,7 @@ class Overview:
     def from_scan(cls, scan: Volume, channel: int = 0) -> "Overview":
         """The coarse copy of one channel of a scan."""
         canonical = scan.reoriented(CANONICAL_ORIENTATION)
+        # About as many voxels for any scan, so that the check costs the same for each.
         z, y, x = (max(1, n // OVERVIEW_MIN_VOXELS) for n in canonical.shape)
         return cls(_subsample(canonical, (z, y, x)), (z, y, x), channel)
 
@@ -110,6 +111,8 @@ def check_channels(
             continue
         findings = check_scan(read.volume, read.notes, settings, label, number)
         # The label is that of the first channel's grid.
+        # The first channel consumes it: the others lie on grids of their own until they are
+        # resampled.
         label = None
         if len(channels) > 1:
             name = settings.data.image_channels[number].name
@@ -189,6 +192,7 @@ def compare_with_training(scan: Volume, settings: Settings, number: int = 0) -> 
     sample = sample_voxels(scan)
     if intensity is not None and sample.size:
         is_in_range = (sample >= intensity.lower_hu) & (sample <= intensity.upper_hu)
+        # Raw detector values or another unit leave hardly any voxel in the range.
         share = float(np.mean(is_in_range))
         if share < MIN_SHARE_IN_RANGE:
             unit = _name_unit(settings, number)
@@ -205,6 +209,7 @@ def _name_unit(settings: Settings, number: int) -> str:
 
 
 def _compare_spacing(spacing_mm: Float3, trained_mm: Float3) -> list[Finding]:
+    # Only coarser voxels are a problem: finer ones are averaged.
     limit_mm = MAX_SPACING_RATIO * np.asarray(trained_mm)
     if (np.asarray(spacing_mm) <= limit_mm).all():
         return []
@@ -267,6 +272,7 @@ def check_mask(mask: Volume, overview: Overview, settings: Settings) -> list[Fin
     labels = settings.data.label_scheme
     organs = list_main_organs(labels) or labels.structures
     found: list[Finding] = []
+    # The end slices of the mask show whether an organ continues outside the scan.
     areas = {organ.name: _count_voxels_per_slice(mask, organ) for organ in organs}
     if not any(area.any() for area in areas.values()):
         names = " and no ".join(areas)
@@ -274,6 +280,7 @@ def check_mask(mask: Volume, overview: Overview, settings: Settings) -> list[Fin
         return [Finding("warning", f"{organs[0].name}_volume", message)]
     for organ, anatomy in known_organs(labels):
         area = areas.get(organ.name)
+        # Organs with known anatomy that are no main organ, such as the kidneys beside the liver.
         if area is None:
             area = _count_voxels_per_slice(mask, organ)
         found += check_volume(organ, anatomy, float(area.sum()) * mask.grid.voxel_volume_ml)

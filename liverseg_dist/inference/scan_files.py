@@ -96,6 +96,7 @@ def find_scans(
         UserError: a folder holds no scan, two scans have the same id, a scan is in `out`, or a file
             is a channel that the run does not have.
     """
+    # Keyed by id, so that two scans with one name are noticed before any file is read.
     files: dict[str, ScanFiles] = {}
     by_folded_id: dict[str, Path] = {}
     for scan in _group_files(inputs, channels):
@@ -149,6 +150,7 @@ def find_named_channels(
 def _parse_channel_options(
     options: Sequence[str], channels: Sequence[ChannelConfig]
 ) -> dict[str, Path]:
+    # Users write the names of channels in any case.
     known = {channel.name.casefold(): channel.name for channel in channels}
     paths: dict[str, Path] = {}
     for option in options:
@@ -169,6 +171,7 @@ def _parse_channel_options(
 
 def _check_not_in_output(scan: ScanFiles, out: Path) -> None:
     for file in scan.paths:
+        # Compared with resolved paths, because --out may be a link to the input.
         if file.parent.resolve() == out.resolve():
             raise UserError(
                 f"{printable(file)}: lies in --out, where its mask would replace it; "
@@ -182,6 +185,7 @@ def _group_files(inputs: Sequence[Path], channels: Sequence[ChannelConfig]) -> l
         return [ScanFiles(scan, (file,)) for scan, file in _name_files(inputs)]
     found: dict[str, dict[int | None, Path]] = {}
     for file in _list_files(inputs):
+        # With several channels the number at the end of a name tells which channel a file is.
         scan, number = _split_channel_number(file, channels)
         earlier = found.setdefault(scan, {}).setdefault(number, file)
         if earlier.resolve() != file.resolve():

@@ -87,6 +87,7 @@ class SlidingWindowPredictor:
         mirror_axes: Sequence[int] = (0, 1, 2),
     ) -> None:
         self.models = [model] if isinstance(model, nn.Module) else list(model)
+        # Evaluation mode: normalisation layers and dropout must not depend on the batch.
         for each_model in self.models:
             each_model.to(device).eval()
         self.patch_size = patch_size
@@ -94,6 +95,7 @@ class SlidingWindowPredictor:
         self.config = config
         self.structure_settings = resolve_structure_settings(config, outputs.labels)
         self.device = device
+        # On a GPU one stream computes all windows; threads would only compete for it.
         self.threads = threads if device.type == "cpu" else 1
         self.flips = _list_flips(mirror_axes if config.mirror else ())
         self._averaging = WindowAveraging(self.models, outputs, config, device)
@@ -105,6 +107,7 @@ class SlidingWindowPredictor:
         Args:
             mapper: distributes the windows (`distributed.window_parallel`).
         """
+        # A shallow copy: the models are shared, which on a GPU is most of the memory.
         other = copy.copy(self)
         other._window_mapper = mapper
         return other
@@ -178,11 +181,13 @@ class SlidingWindowPredictor:
         )
         yield from self._stream_rows(channels, grid)
 
+    # Inference mode saves the bookkeeping of autograd, which a scan's size would multiply.
     @torch.inference_mode()
     def _stream_rows(
         self, channels: ImageChannels, grid: WindowGrid
     ) -> Iterator[tuple[int, Tensor]]:
         shares = []
+        # Computed once per scan: the shares depend on the shape only.
         for axis_shares in grid.compute_shares():
             on_device = {at: torch.from_numpy(s).to(self.device) for at, s in axis_shares.items()}
             shares.append(on_device)
@@ -193,6 +198,7 @@ class SlidingWindowPredictor:
         margin_z, margin_y, margin_x = grid.margin
         crop_y = slice(margin_y, margin_y + grid.shape[1])
         crop_x = slice(margin_x, margin_x + grid.shape[2])
+        # A row ends where the next one starts; the slices above are complete then.
         ends = [*grid.starts[0][1:], grid.padded_shape[0]]
         for start, end in zip(grid.starts[0], ends, strict=True):
             row_CDHW = read_row(channels, grid, start, self.device)
@@ -200,6 +206,7 @@ class SlidingWindowPredictor:
             # The input is not needed while the caller works on the finished slices.
             del row_CDHW
             first, last = max(start, margin_z), min(end, margin_z + grid.shape[0])
+            # Small parts: the caller resamples each one, and its temporary arrays grow with it.
             step = max(1, YIELDED_VOXELS // (grid.shape[1] * grid.shape[2]))
             for z in range(first, last, step):
                 part = slice(z - start, min(z + step, last) - start)
@@ -219,6 +226,7 @@ class SlidingWindowPredictor:
         """Add the windows of the row at padded slice `start` to the sum."""
         height, width = self.patch_size[1:]
         shares_z, shares_y, shares_x = shares
+        # In one fixed order, because sums of float32 depend on it.
         for y, x, read_window in self._compute_windows(row_CDHW, grid):
             box_FDHW = total_FDHW[:, :, y : y + height, x : x + width]
             share_HW = shares_y[y][:, None] * shares_x[x]
@@ -256,6 +264,7 @@ class SlidingWindowPredictor:
             return self._averaging.compute_model_mean(self._cut_windows(row_CDHW, batch))
 
         total: Tensor | None = None
+        # Copies of one window are consecutive, so one running sum is enough.
         summed = 0
         for batch, results in zip(batches, self._map_batches(compute, batches), strict=True):
             for offset, ((y, x), axes) in enumerate(batch):
@@ -297,6 +306,7 @@ def _select_slices(window_FDHW: Tensor, part: slice) -> Tensor:
     return window_FDHW[:, part]
 
 
+# The order is fixed, because the sum over the copies depends on it in its last bits.
 def _list_flips(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """Axes of B C D H W that each mirrored copy flips: none, then one, two, all."""
     flips = []

@@ -65,6 +65,7 @@ def resolve_structure_settings(config: InferenceConfig, labels: LabelScheme) -> 
         UserError: a setting names a structure that the scheme does not have or that the setting
             does not apply to.
     """
+    # Resolved once per run, so that a wrong name is reported before the first scan.
     values = {name: _resolve_values(config, labels, name) for name in VALUE_SETTINGS}
     names = {name: _resolve_names(config, labels, name) for name in ORGAN_SETTINGS}
     return StructureSettings(
@@ -108,6 +109,7 @@ def _without_names(resolved: StructureSettings, setting: str) -> Any:
     found = getattr(resolved, setting)
     if setting in ORGAN_SETTINGS:
         return bool(found)
+    # What "off" looks like differs: a distance of 0 is a strict limit, a threshold of 0 is none.
     off = None if setting in ("reach_mm", "cut_mm") else 0.0
     return next(iter(found.values()), off)
 

@@ -34,6 +34,7 @@ def list_tissue_values(labels: LabelScheme, structure: Structure) -> tuple[int, 
     own = set(structure.values)
     tissue = set(own)
     for lesion in labels.lesions:
+        # Only lesions strictly inside: a lesion with the same values is the structure itself.
         if set(lesion.values) < own:
             tissue -= set(lesion.values)
     return tuple(sorted(tissue))
@@ -54,6 +55,7 @@ def find_value_after_removal(labels: LabelScheme, structure: Structure) -> int:
 
 def select_values(mask: np.ndarray, values: Collection[int]) -> np.ndarray:
     """Boolean mask of the voxels that have one of the values."""
+    # A table costs one read per voxel for any number of values.
     if len(values) > MAX_COMPARED_VALUES:
         table = np.zeros(LARGEST_VALUE + 1, dtype=bool)
         table[list(values)] = True

@@ -28,6 +28,8 @@ def find_training_overlap(
     overlap: TrainingOverlap = {}
     for run in runs:
         data = run.settings.data
+        # A run of another data set shares no cases with the store, even if ids happen to be the
+        # same.
         if data.intensity != store.intensity or data.spacing_mm != store.spacing_mm:
             continue
         ids = sorted(wanted.intersection(store.ids("train", data.fold)))

@@ -114,6 +114,7 @@ class WindowAveraging:
 
     def split_into_blocks(self, shape: Sequence[int]) -> list[slice]:
         """The slices of a window (D, H, W) that are converted at once; all of them on a GPU."""
+        # A GPU converts all slices in one kernel launch; blocks would only add launches.
         step = shape[0]
         if self._device_type == "cpu":
             # One slice can exceed the block; the step must not become 0.

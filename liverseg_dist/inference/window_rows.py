@@ -64,6 +64,8 @@ class ImageChannels:
                 # The voxels of an absent channel may be undefined: their minimum is not read.
                 pad_values.append(0.0)
             elif intensity is None:
+                # As in training, where padding without a normalisation takes the lowest value of
+                # the image.
                 pad_values.append(float(voxels_ZYX.min()))
             else:
                 # The lower limit, which the clipping of the normalisation does not change.
@@ -104,6 +106,8 @@ def _read_channel(
 ) -> Tensor:
     row_shape = (grid.window[0], *grid.padded_shape[1:])
     if not channels.present[number]:
+        # Zero is the mean of a normalised channel: what the network saw for absent channels in
+        # training.
         return torch.zeros(row_shape, device=device)
     intensity = channels.intensities[number]
     first = start - grid.margin[0]
@@ -132,6 +136,7 @@ def shift_slices(total_FDHW: Tensor, slices: int) -> None:
     The moved pieces do not overlap, so no copy of the sum is needed.
     """
     depth = total_FDHW.shape[1]
+    # Pieces as long as the shift, so that source and destination of one copy never overlap.
     for first in range(0, depth - slices, slices):
         last = min(first + slices, depth - slices)
         total_FDHW[:, first:last] = total_FDHW[:, first + slices : last + slices]

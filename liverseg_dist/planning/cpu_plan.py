@@ -43,6 +43,7 @@ GFLOPS_PER_CORE = 25.0
 """Speed of a training step. The demo's 800 steps of 12 GFLOP took 172 s on two cores, 28 each."""
 TRAINING_SHARE = 0.75
 """The rest of the time goes to conversion, validation and evaluation."""
+# Fewer steps than 50 teach a network nothing; more than 20,000 are beyond what a CPU is used for.
 MIN_STEPS, MAX_STEPS = 50, 20_000
 BATCH = 2
 MIN_VOXEL_MM = 1.0
@@ -91,10 +92,13 @@ def coarse_spacing(fingerprint: DatasetFingerprint) -> tuple[Float3, str]:
     median, _ = median_spacing(fingerprint)
     boxes = fingerprint.foregrounds_mm
     if not len(boxes):
+        # Without any labelled structure the whole scan is what the patch should hold.
         boxes = fingerprint.shapes_at((1.0, 1.0, 1.0))
     box = np.percentile(boxes, COVERED_PERCENTILE, axis=0)
+    # A cube in mm: no direction of the body is preferred.
     edge = max(MIN_VOXEL_MM, float(np.cbrt(box.prod() / PATCH_VOXELS)))
     reason = f"{PATCH_VOXELS:,} voxels hold the structures' box of {_format_box(box)} mm"
+    # Lesions decide where they are small: a lesion below three voxels cannot be learned.
     diameters = fingerprint.lesion_diameters_mm
     if len(diameters) and np.median(diameters) / VOXELS_PER_LESION < edge:
         edge = max(MIN_VOXEL_MM, float(np.median(diameters)) / VOXELS_PER_LESION)
@@ -108,7 +112,9 @@ def choose_cpu_steps(settings: Settings, minutes: float, cores: int) -> tuple[in
     """Return the steps that fit into the time, and the reason."""
     flops = BATCH * trace_micro_batch(settings, device="cpu").flops
     seconds = 60 * minutes * TRAINING_SHARE
+    # Counted on the real training step, so that patch, widths and levels are all included.
     steps = int(seconds * cores * GFLOPS_PER_CORE * 1e9 / flops)
+    # Whole tens, because a planned number should not pretend to more accuracy than it has.
     steps = min(MAX_STEPS, max(MIN_STEPS, steps // 10 * 10))
     reason = (
         f"{TRAINING_SHARE:.0%} of {minutes:g} min on {count_text(cores, 'core')} at about "
@@ -137,6 +143,7 @@ def _network_decisions(fingerprint: DatasetFingerprint, voxels: VoxelChoice) -> 
 
 
 def _schedule_decisions(steps: int) -> list[Decision]:
+    # Few checkpoints: writing one costs as much as several steps of a tiny network.
     every = max(1, steps // 4)
     return [
         Decision("train.schedule.warmup_steps", min(20, steps // 10), "a few steps of warm-up"),

@@ -59,19 +59,23 @@ def choose_patch(
     else:
         wanted, _ = wanted_patch(fingerprint, spacing_mm, levels)
         median = stored_shape(fingerprint, spacing_mm)
+        # Rounded up: a batch of 2 on 3 devices still has one sample on each.
         patches = smaller_patches(wanted, median, spacing_mm, levels)
     together = -(-MIN_BATCH // budget.devices)
     # The number of the best patch so far, and how it is computed.
     best: tuple[int, int, bool] | None = None
+    # In the order of preference: together, one by one, one by one with recomputation.
     for micro, recompute in ((together, False), (1, False), (1, True)):
         number = _find_fitting(base, patches, spacing_mm, budget, micro, recompute)
         if number is None:
             continue
         if best is None or _voxels(patches[number]) >= WORTH_IT * _voxels(patches[best[0]]):
             best = number, micro, recompute
+        # The wanted patch fits; a slower way to compute it would gain nothing.
         if best[0] == 0:
             break
     if best is None:
+        # The smallest patch with everything recomputed is the least that a training can need.
         least = _estimate(base, patches[-1], spacing_mm, budget, 1, recompute=True)
         voxels = "x".join(map(str, patches[-1]))
         raise UserError(
@@ -130,6 +134,7 @@ def _first_true(count: int, test: Callable[[int], bool]) -> int | None:
 
     By bisection, because each estimate runs the training step on tensors without memory.
     """
+    # The first patch fits in most plans, and one estimate answers it.
     if test(0):
         return 0
     low, high = 0, count - 1

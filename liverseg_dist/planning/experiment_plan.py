@@ -68,9 +68,11 @@ def plan_experiment(
     """
     given = given or {}
     spacing = build_settings(given).convert.cleaning.spacing_mm
+    # The user's voxel size decides everything after it: patch, topology and memory.
     voxels = choose_voxels(fingerprint, (spacing, GIVEN) if spacing else None)
     network = choose_network(fingerprint, budget)
     base = _base_settings(fingerprint, given, network, budget)
+    # The patch is found with the widths of the preset, because they decide the memory.
     chosen = choose_patch(base, fingerprint, voxels.spacing_mm, budget)
     levels = PRESETS[base.model.preset].max_levels
     wanted, wanted_reason = wanted_patch(fingerprint, voxels.spacing_mm, levels)
@@ -147,6 +149,7 @@ def choose_batch(
     limit = largest_batch(fingerprint, voxels, settings.data.patch_size)
     micro = train.micro_batch_size
     if not train.activation_checkpointing:
+        # Recomputed levels were chosen for one sample; more at once would not fit.
         micro = largest_micro_batch(settings, budget, max(micro, -(-limit // devices)))
     batch = max(MIN_BATCH, devices, min(micro * devices, limit))
     # Every rank computes as many samples.
@@ -162,6 +165,7 @@ def choose_batch(
             update[name] = getattr(own, name)
     chosen = settings.model_copy(update={"train": train.model_copy(update=update)})
     steps = chosen.train.max_steps
+    # Ten checkpoints of a short run, one per 1000 steps of a long one.
     every = max(1, min(1000, steps // 10))
     decisions = [
         Decision("train.max_steps", steps, steps_reason),
@@ -188,6 +192,7 @@ def choose_batch(
         Decision("checkpoint.every_steps", every, "ten or more checkpoints in a run"),
         Decision(
             "validation.every_steps",
+            # Each validation takes the time of many steps; more than 50 would dominate a run.
             max(every, steps // 50),
             "about 50 validations in a run, as their curve shows overfitting",
         ),
@@ -226,6 +231,7 @@ def _topology_decisions(settings: Settings, spacing_mm: Float3) -> list[Decision
     assert model.kernels
     lowest = list(settings.data.patch_size)
     for stride in model.strides:
+        # Rounded up: a padded convolution of stride 2 keeps the odd voxel.
         lowest = [-(-edge // step) for edge, step in zip(lowest, stride, strict=True)]
     voxel = "x".join(f"{step:g}" for step in spacing_mm)
     return [
@@ -268,6 +274,7 @@ def _base_settings(
 ) -> Settings:
     """Return the settings that the memory search starts from; given ones come last."""
     values: dict[str, Any] = {decision.key: decision.value for decision in network}
+    # The precision decides the bytes of an activation, so it must be set before the search.
     values["train.precision"] = budget.precision
     values["train.global_batch_size"] = max(MIN_BATCH, budget.devices)
     settings = build_settings(values | dict(given))

@@ -84,6 +84,7 @@ def choose_voxels(
     spacing, reason = wanted or median_spacing(fingerprint)
     needed = slices_needed(fingerprint, spacing[0])
     if needed <= SLICES:
+        # With the wanted thickness one slab holds everything, so nothing is lost along z.
         return VoxelChoice(
             round_spacing(spacing),
             reason,
@@ -104,6 +105,7 @@ def choose_voxels(
             f"{SLICES} slices of {z:.3g} mm hold the structures and {MARGIN_MM:g} mm in "
             f"{COVERED_PERCENTILE} % of the scans",
         )
+    # Tiles at in-plane thickness: thinner slices would only multiply the number of tiles.
     plane = max(spacing[1:])
     if wanted is None and spacing[0] < plane:
         reason += (
@@ -128,6 +130,7 @@ def median_spacing(fingerprint: DatasetFingerprint) -> tuple[Float3, str]:
     reason = f"nnU-Net: median voxel size of {count_text(len(spacings), 'scan')}"
     worst = int(np.argmax(target))
     others = [axis for axis in range(3) if axis != worst]
+    # Both conditions as in nnU-Net: long voxels alone, in a scan of many slices, are no reason.
     is_coarse = target[worst] > ANISOTROPY * target[others].max()
     is_short = shape[worst] * ANISOTROPY < shape[others].min()
     if is_coarse and is_short:
@@ -151,6 +154,7 @@ def round_spacing(spacing_mm: Float3) -> Float3:
 def slices_needed(fingerprint: DatasetFingerprint, z_mm: float) -> float:
     """Return the slices that hold the structures and the margin in most scans."""
     if not len(fingerprint.foregrounds_mm):
+        # Without structures the slab must hold the scan.
         return float(np.percentile(fingerprint.heights_mm, COVERED_PERCENTILE)) / z_mm
     lengths = []
     for case, height in zip(fingerprint.cases, fingerprint.heights_mm, strict=True):
@@ -158,6 +162,9 @@ def slices_needed(fingerprint: DatasetFingerprint, z_mm: float) -> float:
             # The margin ends at the last slice of the scan.
             lengths.append(min(float(height), case.foreground_mm[0] + 2 * MARGIN_MM))
     return float(np.percentile(lengths, COVERED_PERCENTILE)) / z_mm
+
+
+# 90 % of the scans: one unusually tall scan must not make all slices thicker.
 
 
 def thickest_slice(fingerprint: DatasetFingerprint, spacing_mm: Float3) -> tuple[float, str]:
@@ -189,6 +196,7 @@ def wanted_patch(
     """Return the patch that would be used with any amount of memory, and the reason."""
     median = stored_shape(fingerprint, spacing_mm)
     spacing = np.array(spacing_mm)
+    # nnU-Net starts with a cube in mm, so that the field of view is the same in all directions.
     cubic = REFERENCE_EDGE * np.cbrt(spacing.prod()) / spacing
     edges = np.minimum(cubic, median)
     reason = "the median scan" if (edges == median).all() else "nnU-Net's cubic start"
@@ -225,6 +233,7 @@ def smaller_patches(
     patches = [largest]
     while True:
         patch = list(patches[-1])
+        # Relative to the scan: the axis on which the patch sees most of the scan loses least.
         ratios = np.array(patch) / np.array(median)
         for axis in np.argsort(-ratios, kind="stable"):
             shorter = _shorten(patch, int(axis), spacing_mm, max_levels)
@@ -257,6 +266,7 @@ def _shorten(patch: Sequence[int], axis: int, spacing_mm: Float3, max_levels: in
 def largest_batch(fingerprint: DatasetFingerprint, voxels: VoxelChoice, patch: Index3) -> int:
     """Return nnU-Net's limit: a batch sees at most 5 % of the data's voxels, at least 2 samples."""
     median = np.median(fingerprint.shapes_at(voxels.spacing_mm), axis=0)
+    # A slab has 64 slices at most, so a taller scan counts only as far as it is stored.
     if voxels.policy == "fit":
         median[0] = min(median[0], SLICES)
     total = float(median.prod()) * len(fingerprint.cases)
@@ -276,6 +286,7 @@ def choose_oversampling(fingerprint: DatasetFingerprint) -> tuple[float, str]:
 
 def choose_steps(cases: int, batch: int) -> tuple[int, str]:
     """Return the optimizer steps, and the reason."""
+    # Small data sets would be seen hundreds of times more often than nnU-Net sees Task03's cases.
     samples = min(NNUNET_SAMPLES, SAMPLES_PER_CASE * cases)
     steps = max(MIN_STEPS, round(samples / batch))
     if samples == NNUNET_SAMPLES:
@@ -299,6 +310,7 @@ def choose_splits(cases: int) -> list[Decision]:
     if cases < 10:
         reason = f"{count_text(cases, 'case')}: a test set would hold one or two and judge nothing"
         found.append(Decision("convert.splits.test_fraction", 0.0, reason))
+    # At least two cases to validate on, if there are enough cases.
     folds = max(2, min(5, cases // 2))
     if folds < 5:
         reason = f"{count_text(cases, 'case')}: each fold validates on two or more if possible"

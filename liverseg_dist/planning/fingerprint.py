@@ -67,6 +67,7 @@ class CaseFingerprint:
                 intensities.append(None)
                 continue
             quantiles = tuple(float(value) for value in entry["quantiles"])
+            # Entries of another version have other quantiles and cannot be pooled with these.
             if len(quantiles) != len(QUANTILES):
                 raise ValueError("another number of quantiles")
             intensities.append(
@@ -134,6 +135,8 @@ class DatasetFingerprint:
     def lesion_fraction(self) -> float:
         """Return the share of lesion voxels in the content boxes of all cases."""
         names = [structure.name for structure in self.scheme.lesions]
+        # Lesions may overlap as structures (a part inside a whole); the sum is an upper bound
+        # then.
         lesion = sum(case.structure_voxels.get(n, 0) for case in self.cases for n in names)
         return lesion / max(1.0, float(self.content_shapes.prod(axis=1).sum()))
 
@@ -144,6 +147,7 @@ class DatasetFingerprint:
     def foreground_percentiles(self, channel: int, percentiles: tuple[float, ...]) -> list[float]:
         """Return percentiles of a channel's foreground values; each case has the same weight."""
         pooled: list[float] = []
+        # Quantiles and not voxels are pooled, so that large scans do not outweigh small ones.
         for case in self.cases:
             found = case.intensities[channel] if case.intensities else None
             if found is not None:

@@ -59,6 +59,7 @@ class CaseResult:
 
 def try_case(scan: LabelledScan, channels: int) -> CaseResult:
     """Return the fingerprint of a case, or the reason why the case cannot be read."""
+    # Errors are returned, not raised: a worker's exception would end the measurement of all scans.
     try:
         return CaseResult(scan.case_id, measure_case(scan, channels))
     except LiversegError as error:
@@ -89,6 +90,7 @@ def measure_case(scan: LabelledScan, channels: int) -> CaseFingerprint:
         label_text = "x".join(map(str, label.shape))
         raise UserError(f"image is {image_text} voxels, label {label_text}")
     scheme = scan.mapping.scheme
+    # The ignore value is no structure, so it must not enlarge the box.
     foreground = (label.voxels > 0) & (label.voxels != IGNORE)
     voxels = {}
     for structure in scheme.structures:
@@ -108,6 +110,7 @@ def measure_case(scan: LabelledScan, channels: int) -> CaseFingerprint:
 
 def _read_images(files: ChannelFiles, channels: int) -> list[Volume | None]:
     """Read the channels in RAS orientation; None for an absent one."""
+    # One 4D file holds all channels.
     if len(files) == 1 and channels > 1 and files[0] is not None:
         found = read_scan_channels(files[0], channels)
         return [file.volume.reoriented() for file in found]
@@ -131,6 +134,7 @@ def _read_label(scan: LabelledScan) -> Volume:
         return joined.reoriented()
     assert case.label is not None
     label = read_nifti(case.label, "label").reoriented()
+    # 256 counters instead of a sort of all voxels: labels are bytes.
     values = np.flatnonzero(np.bincount(label.voxels.reshape(-1), minlength=256))
     unknown = [int(value) for value in values if not mapping.knows(int(value))]
     if unknown:
@@ -221,6 +225,7 @@ def measure_lesions(label: Volume, scheme: LabelScheme) -> dict[str, tuple[float
         )
         sizes = np.bincount(components.reshape(-1))[1:]
         volumes_mm3 = np.sort(sizes[sizes >= MIN_LESION_VOXELS]) * voxel_mm3
+        # The diameter of a sphere with the same volume.
         diameters = np.cbrt(6 * volumes_mm3 / np.pi)
         found[structure.name] = tuple(round(float(d), 3) for d in diameters)
     return found

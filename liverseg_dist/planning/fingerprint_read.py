@@ -62,6 +62,7 @@ def read_fingerprint(
     """
     convert = convert or ConvertConfig()
     index = read_dataset(folder, convert.channels)
+    # The plan must see the labels as conversion will write them.
     labels = plan_labels(index.sources, convert.labels)
     inputs = _describe_inputs(labels, index.channels)
     scans, left_out = [], []
@@ -74,6 +75,7 @@ def read_fingerprint(
             scans.append(LabelledScan(case, labels.mappings[case.source]))
     if not scans and not left_out:
         raise UserError(f"{printable(folder)}: no training case has a label; a plan needs labels")
+    # Entries are valid only for the same labels and channels, which `inputs` describes.
     known = _read_cache(cache, inputs) if cache is not None else {}
     cases = []
     for result in _measure_cases(scans, len(index.channels), workers, known):
@@ -118,6 +120,7 @@ def _measure_cases(
     with show_progress("fingerprint", len(scans)) as line:
         if results:
             line.advance(len(results), note="measured before")
+        # One case alone gains nothing from a second process.
         if workers <= 1 or len(todo) <= 1:
             for scan in todo:
                 results[scan.case_id] = try_case(scan, channels)
@@ -130,6 +133,7 @@ def _measure_cases(
                     result = future.result()
                     results[result.case_id] = result
                     line.advance(note=result.case_id)
+    # In the order of the data set and not of completion, so that a plan is the same each time.
     return [results[scan.case_id] for scan in scans]
 
 
@@ -165,6 +169,7 @@ def _read_cache(file: Path, inputs: Mapping[str, Any]) -> dict[str, CaseFingerpr
     if not file.exists():
         return {}
     content = read_json(file, max_bytes=MAX_FILE_BYTES)
+    # A file that is no fingerprint is not overwritten: the user may have named the wrong one.
     refusal = UserError(
         f"{printable(file)}: not a fingerprint that liverseg plan wrote; remove it or name another"
     )

@@ -79,6 +79,7 @@ def estimate_memory(
         update = 2 * BYTES * footprint.parameters // optimizer_shards(train, ranks)
     parts["activations"] = max(footprint.peak, update)
     margin = settings.memory.margin_gib
+    # A measured margin is better than the assumption, so the setting replaces it.
     if margin is None:
         parts["margin"] = int(CONTEXT_GIB * GIB + ALLOCATOR_OVERHEAD * sum(parts.values()))
     else:
@@ -107,6 +108,7 @@ def micro_batch(train: TrainConfig, ranks: int) -> int:
 
     It is less than the setting if the rank's share of the global batch is smaller.
     """
+    # Rounded up: the rank with the largest share decides the memory.
     return min(train.micro_batch_size, -(-train.global_batch_size // ranks))
 
 
@@ -137,6 +139,7 @@ def state_bytes(
     """
     whole = BYTES * parameters
     shard = -(-whole // optimizer_shards(train, ranks))
+    # The optimizer knows its own state, so that a new one needs no change here.
     tensors = len(find_optimizer(train).configured_state_keys(train))
     stage = train.zero_stage if train.strategy == "deepspeed" else None
     fsdp = train.strategy == "fsdp" and ranks > 1
@@ -155,6 +158,7 @@ def state_bytes(
         if train.offload_optimizer:
             parts["optimizer"] = 0
     if stage == 3:
+        # Parameters are gathered for use and stay until they are released.
         parts["weights"] = shard + whole
     # The gradients of every micro-batch are stored, and their sum.
     if train.deterministic_reduction:

@@ -87,6 +87,7 @@ def resolve_checkpointing(
         return estimate_memory(settings, ranks, device, configured_levels(settings))
     # Without recomputation first: it is the fastest form.
     smallest = estimate_memory(settings, ranks, device, ())
+    # From little extra work to much; the first that fits is the fastest that fits.
     for levels in candidate_levels(settings, budget_gib, ranks, device):
         if smallest.gib <= budget_gib:
             break
@@ -127,6 +128,8 @@ def candidate_levels(
     work = [_forward_cost(settings, level) for level in range(depth)]
     fixed = sum(none.parts.values()) - none.parts["activations"]
     options = []
+    # Contiguous ranges only: the levels that store most are neighbours, and all subsets would be
+    # too many.
     for first, end in combinations(range(depth + 1), 2):
         options.append((sum(work[first:end]), tuple(range(first, end))))
     for _, levels in sorted(options):
@@ -217,6 +220,7 @@ def candidate_patches(largest: Index3) -> list[Index3]:
 
     They have the slab's depth and are square in plane.
     """
+    # Multiples of 16, so that an edge can be halved four times.
     z, y, x = (edge // 16 * 16 or edge for edge in largest)
     patches = {(min(64, z), min(edge, y), min(edge, x)) for edge in (*CANDIDATE_EDGES, max(y, x))}
     return sorted(patches, key=lambda patch: patch[1] * patch[2])
@@ -240,6 +244,7 @@ def plan_patch(
         bytes_per_sample = one.parts["activations"] * (1 + ALLOCATOR_OVERHEAD)
         more_samples = int((budget_gib - one.gib) * GIB / bytes_per_sample)
         most = min(1 + more_samples, -(-settings.train.global_batch_size // ranks))
+        # From the largest on: the estimate is not exactly linear in the number of samples.
         for size in range(most, 1, -1):
             several = estimate_memory(replace_settings(settings, micro=size), ranks)
             if several.gib <= budget_gib:
@@ -263,6 +268,7 @@ def best_option(
     for option in fitting:
         _, height, width = option.patch_size
         if max(height * spacing_mm[1], width * spacing_mm[2]) <= MAX_FIELD_MM:
+            # A width beyond a liver is used only if nothing smaller exists.
             useful.append(option)
     plain = [o for o in useful or fitting[:1] if o.one_sample.gib <= budget_gib]
     best = plain or useful or fitting

@@ -27,6 +27,7 @@ def format_plan(decisions: Sequence[Decision], title: Sequence[str] = ()) -> str
         for section in sections:
             node = node.setdefault(section, {})
         node[name] = decision
+    # A comment of several lines would end in the middle of a setting.
     lines = [f"# {_comment(text)}" for text in title]
     _append_section(lines, tree, "")
     return "\n".join(lines) + "\n"
@@ -41,6 +42,7 @@ def write_plan(path: Path, decisions: Sequence[Decision], title: Sequence[str] =
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, format_plan(decisions, title))
+    # Read back: a plan that cannot be loaded must fail here and not in the training.
     load_settings([path])
 
 

@@ -35,6 +35,7 @@ def build_settings(values: Mapping[str, Any]) -> Settings:
     for key, value in values.items():
         # Text is taken as written; JSON is YAML for everything else.
         texts.append(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
+    # Through the same parser as the command line, so that a plan obeys the same checks.
     return load_settings([], texts)
 
 
@@ -59,6 +60,7 @@ def _collect_given(
 
 def replace_given(decisions: Sequence[Decision], given: Mapping[str, Any]) -> tuple[Decision, ...]:
     """Return the decisions with the user's own values, so that the file holds all of them."""
+    # Given settings come last in the file, where a reader finds them together.
     kept = [decision for decision in decisions if decision.key not in given]
     return (*kept, *(Decision(key, value, GIVEN) for key, value in given.items()))
 
@@ -67,6 +69,7 @@ def add_network_channels(settings: Settings, fingerprint: DatasetFingerprint) ->
     """Return the settings with the network's inputs and outputs, which training takes from the
     store: they decide the memory, but are not written into the plan."""
     scheme = fingerprint.scheme
+    # The ignore value has no output of its own.
     classes = sum(1 for value, _ in scheme.values if value != scheme.ignore)
     outputs = len(scheme.structures) if settings.model.regions else classes
     update = {"in_channels": len(fingerprint.channels), "out_channels": outputs}

@@ -101,11 +101,13 @@ class _Exchange:
 
 
 def _exposed_ddp(time: _Exchange) -> float:
+    # The last bucket becomes ready only when backward has ended.
     return max(time.last_message, 2 * time.once - time.backward)
 
 
 def _exposed_fsdp(time: _Exchange) -> float:
     """Gather in forward; gather again and scatter in backward."""
+    # The first group must arrive before any computation can start.
     gather = time.once / time.groups + max(0.0, time.once - time.forward)
     return gather + max(time.last_message / 2, 2 * time.once - time.backward)
 
