@@ -14,6 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "bench" / "gpu"
+# All sections run in one fixture: 30 s on an idle machine, minutes on a busy one.
+pytestmark = pytest.mark.timeout(1200)
 SECTIONS = {
     "ceilings": "forward_backward_tflop_per_s",
     "steps": "predicted_gib",

@@ -23,13 +23,13 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
 
 from . import pack, runner, table
-from .context import append_line
-from .data import ROOT
+from .context import ROOT, append_line
 
 DEFAULT_LIMIT_S = 480.0
 
@@ -59,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--without-peers", action="store_true", help="with --pack: without nnU-Net and MONAI"
     )
+    # A section in a program of its own, see `runner`.
+    parser.add_argument("--section", choices=list(runner.SECTIONS), help=argparse.SUPPRESS)
     return parser
 
 
@@ -79,9 +81,23 @@ def main() -> int:
         return 0
     if args.out is None:
         parser.error("--out FILE is needed: the lines of JSON are appended to it")
-    if not args.cpu and not torch.cuda.is_available():
+    if args.section is not None:
+        end = time.monotonic() + args.limit_s
+        device = "cpu" if args.cpu else "cuda"
+        return runner.run_section(args.section, device, args.work, args.out, end)
+    if not args.cpu and not sees_gpu():
         parser.error("torch sees no GPU; --cpu tests the script on tiny sizes")
     return run(args)
+
+
+def sees_gpu() -> bool:
+    """Ask torch in another process: once asked, this one could not fork sections any more."""
+    command = [
+        sys.executable,
+        "-c",
+        "import torch; raise SystemExit(not torch.cuda.is_available())",
+    ]
+    return subprocess.run(command, check=False).returncode == 0
 
 
 def run(args: argparse.Namespace) -> int:

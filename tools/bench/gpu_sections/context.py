@@ -21,6 +21,7 @@ from step_timing import free_device_memory
 
 from liverseg_dist.errors import LiversegError
 
+ROOT = Path(__file__).resolve().parents[3]
 MEASURED, ABSENT, SKIPPED, FAILED = "measured", "absent", "skipped", "failed"
 OUT_OF_MEMORY = "out of memory"
 Figures = dict[str, Any]

@@ -20,9 +20,8 @@ from liverseg_dist.data.store.case_store import CaseStore
 from liverseg_dist.distributed.world import World
 from liverseg_dist.training.components import resolve_settings
 
-from .context import Context, NotMeasured
+from .context import ROOT, Context, NotMeasured
 
-ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = {
     "M": ROOT / "configs" / "task03_M.yaml",
     "S": ROOT / "configs" / "task03_S.yaml",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .data import ROOT
+from .context import ROOT
 
 WHEELS = (
     "zarr==3.1.6", "numcodecs==0.16.6", "donfig==0.8.1.post1", "google-crc32c==1.8.0",

@@ -1,8 +1,9 @@
 """Runs the sections one after the other, each in a process of its own with a time limit.
 
-The processes are forks of one that has imported torch but not touched the GPU: imports take
-seconds, and a fork after the first use of CUDA would not work. A section that hangs or crashes
-loses nothing but its own remaining lines.
+The processes are forks of one that has imported torch but not touched the GPU, because imports take
+seconds. After a first use of CUDA torch refuses forks (some package may have asked for the number
+of GPUs); a section is then a new program instead. A section that hangs or crashes loses nothing but
+its own remaining lines.
 """
 
 import contextlib
@@ -22,6 +23,8 @@ import torch
 
 from .context import FAILED, Context, append_line, first_line, read_lines
 
+PROGRAM = Path(__file__).resolve().parents[1] / "gpu"
+DEVICES = {"cpu": "cpu", "cuda": "cuda:0"}
 POLL_S = 0.05
 TIMED_OUT, DONE = "stopped at its time limit", "done"
 
@@ -131,19 +134,30 @@ def run_child(name: str, device: str, work: Path, out: Path, end: float) -> None
         os.setsid()
         # Peers and commands print; the table is the only output of the program.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        context = Context(name, torch.device(device), work, out, end)
-        module = importlib.import_module(f"{__package__}.{SECTIONS[name].module}")
-        module.run(context)
-        code = min(context.failures, 1)
-    except BaseException as error:
-        traceback.print_exc(file=sys.stderr)
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        append_line(out, {"section": name, "case": "section", "status": FAILED, "reason": reason})
+        if torch.cuda._is_in_bad_fork():
+            words = [str(PROGRAM), "--section", name, "--out", str(out), "--work", str(work)]
+            words += ["--limit-s", str(end - time.monotonic())]
+            words += ["--cpu"] if device == "cpu" else []
+            os.execv(sys.executable, [sys.executable, *words])
+        code = run_section(name, device, work, out, end)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         # Without the parent's exit handlers.
         os._exit(code)
+
+
+def run_section(name: str, device: str, work: Path, out: Path, end: float) -> int:
+    """Run a section in this process; returns 0, or 1 if a case failed."""
+    try:
+        context = Context(name, torch.device(DEVICES[device]), work, out, end)
+        importlib.import_module(f"{__package__}.{SECTIONS[name].module}").run(context)
+        return min(context.failures, 1)
+    except BaseException as error:
+        traceback.print_exc(file=sys.stderr)
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        append_line(out, {"section": name, "case": "section", "status": FAILED, "reason": reason})
+        return 1
 
 
 def kill_group(leader: int) -> None:

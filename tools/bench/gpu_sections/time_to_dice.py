@@ -13,8 +13,8 @@ from pathlib import Path
 from accuracy import figures
 from accuracy_systems import Bench, NnUnet, Ours
 
-from .context import Context, Figures
-from .data import ROOT, phantom_source, run_command
+from .context import ROOT, Context, Figures
+from .data import phantom_source, run_command
 
 SAMPLES = 3000
 PACKAGES = ("nnunetv2", "batchgenerators", "batchgeneratorsv2", "blosc2", "SimpleITK")
