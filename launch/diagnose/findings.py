@@ -64,6 +64,7 @@ def find_problems(
     findings += _check_bandwidth(reports, requested)
     findings += _check_folder(reports)
     findings += _check_gpus(reports, requested)
+    findings += _check_placement(reports)
     findings += _check_versions(reports)
     # "problem" comes before "warning" in the alphabet.
     return sorted(findings, key=lambda finding: finding.level)
@@ -197,6 +198,24 @@ def _check_gpus(reports: Sequence[Report], requested: Resources) -> list[Finding
                 findings.append(Finding("warning", what, remedy))
     # Several ranks may see the same GPU.
     return list(dict.fromkeys(findings))
+
+
+def _check_placement(reports: Sequence[Report]) -> list[Finding]:
+    """Ranks whose CPUs are far from their GPU, and ranks of a node that share their CPUs."""
+    findings = []
+    for report in reports:
+        gpu_node, cpu_nodes = report.get("gpu_node"), report.get("cpu_nodes", [])
+        if gpu_node is not None and cpu_nodes and gpu_node not in cpu_nodes:
+            what = (
+                f"{describe_place(report)} has its GPU on NUMA node {gpu_node}, but CPUs of node "
+                f"{', '.join(map(str, cpu_nodes))} only"
+            )
+            remedy = (
+                "give the ranks all cores of the node (--cpu-bind none, more --cpus-per-task): "
+                "each then takes those near its GPU"
+            )
+            findings.append(Finding("warning", what, remedy))
+    return findings
 
 
 def _check_versions(reports: Sequence[Report]) -> list[Finding]:

@@ -24,6 +24,12 @@ import torch
 import torch.distributed as dist
 
 from liverseg_dist.distributed import collectives
+from liverseg_dist.distributed.placement import (
+    SYS,
+    find_gpu_address,
+    read_pci_numa_node,
+    read_topology,
+)
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import EXIT_DONE, UserError
 from liverseg_dist.locks import hold_lock
@@ -59,13 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = "cuda" if args.gpus and torch.cuda.is_available() else "cpu"
     node = platform.node()
     try:
-        world = World.from_environment(device)
+        # As the commands start: each rank is bound to its share of the node's CPUs.
+        world = World.from_environment(device).with_cpu_binding()
     except UserError as error:
         rank = int(os.environ.get("SLURM_PROCID", "0"))
         print_line({"rank": rank, "node": node, "error": str(error)})
         return EXIT_DONE
     place = {"rank": world.global_rank, "node": node}
-    own_results = {"versions": probe_versions(), "gpus": probe_gpus()}
+    own_results = {"versions": probe_versions(), "gpus": probe_gpus(), **probe_placement(world)}
     # One rank per node measures the write speed; several would share it.
     folder_results = probe_folder(args.folder, args.marker, write=world.local_rank == 0)
     print_line({**place, **own_results, **folder_results})
@@ -99,6 +106,26 @@ def probe_gpus() -> list[list[float]]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         found.append([round(free / 2**30, 1), round(total / 2**30, 1)])
+    return found
+
+
+def probe_placement(world: World, root: Path = SYS) -> dict[str, Any]:
+    """How many CPUs this rank may use, and the NUMA nodes of its CPUs and of its GPU.
+
+    Args:
+        world: this rank, after it was bound to CPUs.
+        root: where sysfs is mounted.
+    """
+    cpus = frozenset(os.sched_getaffinity(0))
+    topology = read_topology(root)
+    found: dict[str, Any] = {
+        "cpus": len(cpus),
+        "cpu_nodes": topology.nodes_of(cpus),
+        "numa_nodes": len(topology.numa_nodes),
+    }
+    if world.device.type == "cuda":
+        address = find_gpu_address(world.device.index or 0)
+        found["gpu_node"] = None if address is None else read_pci_numa_node(address, root)
     return found
 
 

@@ -13,7 +13,8 @@ _logger = logging.getLogger(__name__)
 
 
 def start_rank(device: str) -> World:
-    """Read the rank of this process from the environment, and silence it unless it is rank 0.
+    """Read the rank of this process from the environment, bind it to CPU cores, and silence it unless
+    it is rank 0.
 
     Call it before anything is written: all ranks write the same results.
 
@@ -23,7 +24,7 @@ def start_rank(device: str) -> World:
     Raises:
         UserError: The environment is incomplete, or there is no GPU for this rank.
     """
-    world = World.from_environment(device)
+    world = World.from_environment(device).with_cpu_binding()
     if not world.is_main:
         console.silence_process()
     _logger.debug(

@@ -13,15 +13,16 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from liverseg_dist.cores import usable_cores
+from liverseg_dist.cores import cgroup_quota, usable_cores
 from liverseg_dist.distributed.descriptors import connect_gloo_lazily, raise_descriptor_limit
+from liverseg_dist.distributed.placement import bind_to_cpus
 from liverseg_dist.distributed.process_groups import (
     abort_process_groups,
     destroy_process_groups,
@@ -68,6 +69,8 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     launched_by: str = "none"
     """torchrun, srun, hand (the variables were set by another program) or none (one process)."""
+    bound_cpus: frozenset[int] | None = None
+    """CPUs to which `with_cpu_binding` has restricted this process; None: not restricted by it."""
 
     @property
     def serves_store(self) -> bool:
@@ -228,9 +231,29 @@ class World:
         rank sees are already its share.
         """
         visible = usable_cores()
+        if self.bound_cpus is not None:
+            quota = cgroup_quota()
+            # The quota is that of all ranks of the node.
+            share = visible if quota is None else int(quota) // self.local_world_size
+            return max(1, min(visible, share))
+        return max(1, visible // (1 if self._is_bound_by_slurm else self.local_world_size))
+
+    @property
+    def _is_bound_by_slurm(self) -> bool:
         cores_per_task = int(os.environ.get("SLURM_CPUS_PER_TASK", "0"))
-        is_bound = self.launched_by == "srun" and visible <= cores_per_task
-        return max(1, visible // (1 if is_bound else self.local_world_size))
+        return self.launched_by == "srun" and usable_cores() <= cores_per_task
+
+    def with_cpu_binding(self) -> "World":
+        """Restrict this process to CPU cores near its GPU, and return its world with them.
+
+        Only with several ranks on a node of several NUMA nodes, and not where SLURM has bound the
+        ranks (see `placement`).
+        """
+        if self._is_bound_by_slurm:
+            return self
+        has_gpu = self.device.type == "cuda"
+        cpus = bind_to_cpus(self.local_rank, self.local_world_size, has_gpu=has_gpu)
+        return self if cpus is None else replace(self, bound_cpus=cpus)
 
 
 def backend_for(device: torch.device) -> str:

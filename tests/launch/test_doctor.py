@@ -70,6 +70,12 @@ def test_the_bandwidth_is_explained_in_milliseconds_per_step() -> None:
         ({"clock_s": -7.25}, "warning", "the clock of node2 is -7.2 s off", "chrony"),
         ({"all_reduce_gib_s": 0.01}, "warning", "0.01 GiB/s between nodes", "NCCL_SOCKET_IFNAME"),
         (
+            {"cpu_nodes": [0], "gpu_node": 1},
+            "warning",
+            "rank 1 on node2 has its GPU on NUMA node 1, but CPUs of node 0 only",
+            "--cpu-bind none",
+        ),
+        (
             {"versions": {"torch": "2.8.0", "code": "abc"}},
             "problem",
             "torch differs: 2.13.0 on node1",

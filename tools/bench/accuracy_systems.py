@@ -133,9 +133,7 @@ class System:
         for case_id in self.bench.split["test"]:
             link(truth / f"{case_id}.nii.gz", self.bench.source / "labelsTr" / f"{case_id}.nii.gz")
         out = masks.with_name(f"{masks.name}_scores")
-        run_logged(
-            self.bench.out, "score", liverseg("score", masks, truth, "--out", out, "--no-pictures")
-        )
+        self.bench.timed("score", liverseg("score", masks, truth, "--out", out, "--no-pictures"))
         return json.loads((out / "summary.json").read_text())
 
 
@@ -237,6 +235,8 @@ class NnUnet(System):
             "labels": {"background": 0, "liver": 1, "tumour": 2},
             "numTraining": len(train),
             "file_ending": ".nii.gz",
+            # The same voxels as with SimpleITK, which not every GPU machine has.
+            "overwrite_image_reader_writer": "NibabelIO",
         }
         (raw / "dataset.json").write_text(json.dumps(described))
 

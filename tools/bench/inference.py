@@ -1,17 +1,19 @@
 """Sliding window: time outside of the network and peak memory, compared with MONAI and nnU-Net on equal inputs.
 
   python tools/bench/inference.py [--shape 64 512 512] [--long 400 512 512] [--patch 64 128 128] [--peers monai nnunet]
-                                  [--average logits]
+                                  [--average logits] [--mirror] [--allocator both]
 
 Each system predicts the same synthetic scan in its own process with one thread and a network of negligible cost, so
 that the predictor remains, until the probabilities of the scan (nnU-Net: logits) are finished. Repeats are
-interleaved, so that other load affects all systems.
+interleaved, so that other load affects all systems. All systems mirror alike: without copies, or with --mirror eight
+copies of each window. All have the same settings of the C library's allocator: by default all keep freed memory, as
+this project's commands do; with `--allocator default` the peers have the C library's own settings, as their users have.
 
-`beyond_model_ms` is CPU ms per window outside the forward pass, the minimum of the repeats. `peak_mib` is the peak
-of the process above its memory before. `ratio` is peer / this project. `--average` selects what this project and
-MONAI average: probabilities, or logits (then one softmax). `labels_differing` is the share of voxels with another label
-than this project's: MONAI's window weights differ, nnU-Net averages logits in half precision. nnunet needs
-`pip install nnunetv2`; peers that are not installed are omitted with a message.
+`beyond_model_ms` is CPU ms per window (with its mirrored copies) outside the forward pass, the minimum of the
+repeats. `peak_mib` is the peak of the process above its memory before. `ratio` is peer / this project. `--average`
+selects what this project and MONAI average: probabilities, or logits (then one softmax). `labels_differing` is the
+share of voxels with another label than this project's: MONAI's window weights differ, nnU-Net averages logits in half
+precision. nnunet needs `pip install nnunetv2`; peers that are not installed are omitted with a message.
 """
 
 import argparse
@@ -23,119 +25,36 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from inference_systems import (
+    PEER_PACKAGES,
+    SYSTEMS,
+    Cheap,
+    Options,
+    Shape,
+    build_our_predictor,
+    make_scan,
+)
 
-from liverseg_dist.config import InferenceConfig
-from liverseg_dist.inference import SlidingWindowPredictor
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
-from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.streams import guard_output_streams
 
-PEERS = {"monai": ("monai",), "nnunet": ("nnunetv2", "acvl_utils")}
-"""Modules that each needs."""
-OVERLAP = 0.5
-SAME_ALLOCATOR, AVERAGE = "BENCH_SAME_ALLOCATOR", "BENCH_AVERAGE"
-Shape = tuple[int, int, int]
+MIRRORED_COPIES = 8
+ALLOCATORS = {"kept": ("kept",), "default": ("default",), "both": ("kept", "default")}
 
 
-class Cheap(nn.Module):
-    """Three logits from each voxel and its place in the window; keeps count of its own CPU time."""
-
-    def __init__(self, patch: Shape) -> None:
-        super().__init__()
-        z, y, x = (torch.linspace(-1, 1, n) for n in patch)
-        self.place = (z[:, None, None] + y[:, None] * 0.5 - x * 0.7)[None, None]
-        self.spent_s, self.windows = 0.0, 0
-
-    def forward(self, image_BCDHW: Tensor) -> Tensor:
-        begin = time.process_time()
-        liver = image_BCDHW * 2 + self.place
-        result = torch.cat([-liver, liver, image_BCDHW * 3 - 2], dim=1)
-        self.spent_s += time.process_time() - begin
-        self.windows += len(image_BCDHW)
-        return result
-
-
-def make_scan(shape: Shape) -> np.ndarray:
-    """Smooth structure and noise, float32, normalised."""
-    rng = np.random.default_rng(0)
-    plane = np.kron(
-        rng.standard_normal((-(-shape[1] // 32), -(-shape[2] // 32))), np.ones((32, 32))
-    )
-    image = np.empty(shape, dtype=np.float32)
-    for z in range(shape[0]):
-        image[z] = plane[: shape[1], : shape[2]] + 0.3 * rng.standard_normal(shape[1:])
-    return image
-
-
-def run_ours(image: np.ndarray, model: nn.Module, patch: Shape) -> None:
-    keep_freed_memory()  # as the commands do
-    predictor = our_predictor(model, patch)
-    for _ in predictor.stream_probabilities(image):
-        pass
-
-
-def our_predictor(model: nn.Module, patch: Shape) -> SlidingWindowPredictor:
-    config = InferenceConfig(overlap=OVERLAP, average=average())
-    return SlidingWindowPredictor(
-        model, patch, OutputChannels(), config=config, device=torch.device("cpu")
-    )
-
-
-def average() -> Any:
-    return os.environ.get(AVERAGE, "probabilities")
-
-
-def run_monai(image: np.ndarray, model: nn.Module, patch: Shape) -> np.ndarray:
-    from monai.inferers import sliding_window_inference
-
-    with torch.inference_mode():
-        result = sliding_window_inference(
-            torch.from_numpy(image)[None, None],
-            roi_size=patch,
-            sw_batch_size=1,
-            predictor=model if average() == "logits" else lambda batch: model(batch).softmax(1),
-            overlap=OVERLAP,
-            mode="gaussian",
-            sigma_scale=0.125,
-        )
-        return (result.softmax(1) if average() == "logits" else result)[0].numpy()
-
-
-def run_nnunet(image: np.ndarray, model: nn.Module, patch: Shape) -> np.ndarray:
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    predictor = nnUNetPredictor(
-        tile_step_size=OVERLAP, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False
-    )
-    predictor.network = model
-    predictor.configuration_manager = SimpleNamespace(patch_size=patch)
-    predictor.label_manager = SimpleNamespace(num_segmentation_heads=3)
-    predictor.allowed_mirroring_axes = None
-    logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(image)[None])
-    return logits.numpy()
-
-
-CONTESTANTS: dict[str, Callable[[np.ndarray, nn.Module, Shape], np.ndarray | None]] = {
-    "ours": run_ours,
-    "monai": run_monai,
-    "nnunet": run_nnunet,
-}
-
-
-def contest(name: str, shape: Shape, patch: Shape, labels: Path) -> None:
+def contest(name: str, args: argparse.Namespace) -> None:
     """Run one system in this process: one repeat per input line, with its figures as JSON."""
     torch.set_num_threads(1)
-    if os.environ.get(SAME_ALLOCATOR):
+    if args.allocator == "kept":
         keep_freed_memory()
-    CONTESTANTS[name](make_scan(patch), Cheap(patch), patch)  # imports and first-call costs
+    shape, patch = tuple(args.shape), tuple(args.patch)
+    options = Options(average=args.average, mirror=args.mirror)
+    SYSTEMS[name](make_scan(patch), Cheap(patch), patch, options)  # imports, first-call costs
     image = make_scan(shape)
     before_kib = current_rss_kib()
     reset_peak()
@@ -144,16 +63,16 @@ def contest(name: str, shape: Shape, patch: Shape, labels: Path) -> None:
     for _ in sys.stdin:
         model, result = Cheap(patch), None
         begin = time.process_time()
-        result = CONTESTANTS[name](image, model, patch)
-        beyond = time.process_time() - begin - model.spent_s
-        figures = {"windows": model.windows, "beyond_model_ms": 1000 * beyond / model.windows}
+        result = SYSTEMS[name](image, model, patch, options)
+        beyond_s = time.process_time() - begin - model.spent_s
+        windows = model.windows // (MIRRORED_COPIES if args.mirror else 1)
+        figures = {"windows": windows, "beyond_model_ms": 1000 * beyond_s / windows}
         print(json.dumps(figures | {"peak_mib": (peak_rss_kib() - before_kib) / 1024}), flush=True)
     if result is None:
-        np.save(labels, our_predictor(Cheap(patch), patch).predict_labels(image))
+        labels = build_our_predictor(Cheap(patch), patch, options).predict_labels(image)
     else:
-        np.save(
-            labels, np.stack([result[:, z].argmax(0).astype(np.uint8) for z in range(shape[0])])
-        )
+        labels = np.stack([result[:, z].argmax(0).astype(np.uint8) for z in range(shape[0])])
+    np.save(args.labels, labels)
 
 
 def reset_peak() -> None:
@@ -173,28 +92,17 @@ def peak_rss_kib() -> int:
 class Contestant:
     """A process that runs `contest`, and the best of its figures."""
 
-    def __init__(
-        self, name: str, folder: Path, arguments: list[str], environment: dict[str, str]
-    ) -> None:
+    def __init__(self, name: str, folder: Path, arguments: list[str]) -> None:
         self.labels = folder / f"{name}.npy"
         self.best: dict[str, Any] = {}
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            __file__,
-            "--contest",
-            name,
-            "--labels",
-            str(self.labels),
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        command = [sys.executable, "-W", "ignore", __file__, "--contest", name]
+        command += ["--labels", str(self.labels), *arguments]
         self._process = subprocess.Popen(
-            [*command, *arguments],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         self._answer()
 
@@ -221,94 +129,93 @@ class Contestant:
 
 
 def compete(
-    names: list[str], shape: Shape, patch: Shape, repeats: int, environment: dict[str, str]
+    names: list[str], shape: Shape, repeats: int, allocator: str, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    arguments = ["--shape", *map(str, shape), "--patch", *map(str, patch)]
+    arguments = ["--shape", *map(str, shape), "--patch", *map(str, args.patch)]
+    arguments += ["--average", args.average, "--allocator", allocator]
+    arguments += ["--mirror"] if args.mirror else []
     with tempfile.TemporaryDirectory() as folder:
-        contestants = {
-            name: Contestant(name, Path(folder), arguments, environment) for name in names
-        }
+        contestants = {name: Contestant(name, Path(folder), arguments) for name in names}
         for _ in range(repeats):
             for one in contestants.values():
                 one.repeat()
         for one in contestants.values():
             one.end()
         figures = {name: one.best for name, one in contestants.items()}
-        labels = {
-            name: np.load(one.labels, mmap_mode="r", allow_pickle=False)
-            for name, one in contestants.items()
-        }
+        labels = {}
+        for name, one in contestants.items():
+            labels[name] = np.load(one.labels, mmap_mode="r", allow_pickle=False)
         rows = []
         for name in names[1:]:
-            ours, theirs = figures["ours"], figures[name]
-            differing = float(
-                np.mean(
-                    [np.mean(a != b) for a, b in zip(labels["ours"], labels[name], strict=True)]
-                )
-            )
-            for case in ("beyond_model_ms", "peak_mib"):
-                row = {
-                    "bench": "inference",
-                    "case": case,
-                    "vs": name,
-                    "ratio": round(theirs[case] / ours[case], 2),
-                }
-                row |= {
-                    "ours": round(ours[case], 2),
-                    "theirs": round(theirs[case], 2),
-                    "shape": list(shape),
-                }
-                row |= {
-                    "windows": [ours["windows"], theirs["windows"]],
-                    "labels_differing": differing,
-                }
-                rows.append(row)
+            shares = []
+            for ours_YX, theirs_YX in zip(labels["ours"], labels[name], strict=True):
+                shares.append(np.mean(ours_YX != theirs_YX))
+            rows += compare(figures["ours"], figures[name], name, float(np.mean(shares)))
+    about = {"shape": list(shape), "mirrored": args.mirror, "average": args.average}
+    return [row | about | {"freed_memory": allocator} for row in rows]
+
+
+def compare(
+    ours: dict[str, Any], theirs: dict[str, Any], name: str, labels_differing: float
+) -> list[dict[str, Any]]:
+    rows = []
+    for case in ("beyond_model_ms", "peak_mib"):
+        row: dict[str, Any] = {"bench": "inference", "case": case, "vs": name}
+        row["ratio"] = round(theirs[case] / ours[case], 2)
+        row |= {"ours": round(ours[case], 2), "theirs": round(theirs[case], 2)}
+        row["windows"] = [ours["windows"], theirs["windows"]]
+        rows.append(row | {"labels_differing": labels_differing})
     return rows
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--shape", type=int, nargs=3, default=(64, 512, 512), metavar=("Z", "Y", "X")
-    )
-    parser.add_argument(
-        "--long", type=int, nargs=3, default=(400, 512, 512), metavar=("Z", "Y", "X")
-    )
-    parser.add_argument(
-        "--patch", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X")
-    )
+    zyx = {"type": int, "nargs": 3, "metavar": ("Z", "Y", "X")}
+    parser.add_argument("--shape", default=(64, 512, 512), **zyx)
+    parser.add_argument("--long", default=(400, 512, 512), **zyx)
+    parser.add_argument("--patch", default=(64, 128, 128), **zyx)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--same-allocator", action="store_true", help="peers keep freed memory as we do"
-    )
+    parser.add_argument("--allocator", choices=sorted(ALLOCATORS), default="kept")
     parser.add_argument("--average", choices=("probabilities", "logits"), default="probabilities")
-    parser.add_argument("--peers", nargs="*", choices=sorted(PEERS), default=sorted(PEERS))
-    parser.add_argument("--contest", choices=sorted(CONTESTANTS), help=argparse.SUPPRESS)
+    parser.add_argument("--mirror", action="store_true", help="eight copies of each window")
+    parser.add_argument(
+        "--peers", nargs="*", choices=sorted(PEER_PACKAGES), default=sorted(PEER_PACKAGES)
+    )
+    parser.add_argument("--contest", choices=sorted(SYSTEMS), help=argparse.SUPPRESS)
     parser.add_argument("--labels", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    shape, patch = tuple(args.shape), tuple(args.patch)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     if args.contest:
-        contest(args.contest, shape, patch, args.labels)
+        contest(args.contest, args)
         return
-    absent = [peer for peer in args.peers if not all(map(importlib.util.find_spec, PEERS[peer]))]
+    absent = []
+    for peer in args.peers:
+        if not all(map(importlib.util.find_spec, PEER_PACKAGES[peer])):
+            absent.append(peer)
     if absent:
         print(f"not installed, omitted: {', '.join(absent)}", file=sys.stderr)
     names = ["ours", *(peer for peer in args.peers if peer not in absent)]
-    environment = {SAME_ALLOCATOR: "1" if args.same_allocator else "", AVERAGE: args.average}
-    rows = compete(names, shape, patch, args.repeats, environment)
-    if args.long[0]:
-        rows += compete(names, tuple(args.long), patch, 1, environment)
+    rows = []
+    for allocator in ALLOCATORS[args.allocator]:
+        rows += compete(names, tuple(args.shape), args.repeats, allocator, args)
+        if args.long[0]:
+            rows += compete(names, tuple(args.long), 1, allocator, args)
     for row in rows:
         print(json.dumps(row))
-    print(
-        f"\n{'shape':16} {'case':16} {'against':8} {'liverseg':>9} {'peer':>9} {'ratio':>7}  labels differing"
-    )
+    headings = ("shape", "freed", "case", "against", "liverseg", "peer", "ratio")
+    widths = (16, 8, 16, 8, 9, 9, 7)
+    line = " ".join(f"{text:>{width}}" for text, width in zip(headings, widths, strict=True))
+    print(f"\n{line}  labels differing")
     for row in rows:
         size = "x".join(map(str, row["shape"]))
         print(
-            f"{size:16} {row['case']:16} {row['vs']:8} {row['ours']:9.1f} {row['theirs']:9.1f} {row['ratio']:7.2f}"
+            f"{size:>16} {row['freed_memory']:>8} {row['case']:>16} {row['vs']:>8}"
+            f" {row['ours']:9.1f} {row['theirs']:9.1f} {row['ratio']:7.2f}"
             f"  {row['labels_differing']:.2e}"
         )
 

@@ -2,6 +2,9 @@
 
   OMP_NUM_THREADS=1 python tools/bench/loader.py [--patch 64 128 128] [--samples 40] [--scan CT.nii.gz LABEL.nii.gz]
 
+The headline, first, is the whole way for all systems: loading plus augmentation, both on the CPU. Then follow its
+parts: loading alone (nnU-Net's loader without transforms), augmentation alone, one patch from disk, and what this
+project leaves to the loader's CPU when a GPU augments, which the peers cannot do.
 Cases are synthetic (CT-like noise), or cut from a scan. Each comparison prints one JSON line; a table follows at the
 end. Times are CPU milliseconds per sample on one core, all in this process; `ratio` is peer / this project. nnU-Net's
 loader takes part if nnunetv2 and blosc2 can be imported (pip install nnunetv2; remove its torchvision), its transforms
@@ -21,12 +24,12 @@ import numpy as np
 import tensorstore
 import torch
 import zarr
+from loader_monai import time_monai
 from loader_peers import (
     INTENSITY,
     Case,
     cpu_ms,
     nnUNetDataLoader,
-    time_monai,
     time_nnunet_loader,
     time_nnunet_transforms,
 )
@@ -43,6 +46,7 @@ from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.volume import Index3
 
 SLAB: Index3 = (64, 512, 512)
+NNUNET = "nnU-Net loader, blosc2"
 BUSY_S = 0.02
 """CPU seconds of Python a sample, in the main thread, while others read."""
 
@@ -105,29 +109,30 @@ def main() -> None:
 def run_contests(
     folder: Path, store: "BenchStore", cases: list[Case], patch: Index3, samples: int
 ) -> Iterator[Contest]:
+    loaded, transformed = time_ours(store, patch, 5 * samples)
+    whole = {}
+    if nnUNetDataLoader is not None:
+        whole[NNUNET] = time_nnunet_loader(folder / "nnunet", cases, patch, samples)
+    whole |= {
+        "MONAI CacheDataset": time_monai(cases, patch, samples // 2),
+        "MONAI CacheDataset, indices cached": time_monai(
+            cases, patch, samples, cached_indices=True
+        ),
+        "MONAI PersistentDataset": time_monai(cases, patch, samples // 2, disk=folder / "monai"),
+    }
+    for name, spent in whole.items():
+        yield Contest("loading and augmentation", name, loaded + transformed, spent)
+    if nnUNetDataLoader is not None:
+        spent = time_nnunet_loader(folder / "plain", cases, patch, samples, is_augmented=False)
+        yield Contest("loading alone", NNUNET, loaded, spent)
+    spent = time_nnunet_transforms(cases, patch, samples)
+    yield Contest("augmentation alone", "batchgeneratorsv2 (nnU-Net)", transformed, spent)
     readers = time_readers(folder, store, cases, patch)
     ours = readers.pop("ours")
     for name, spent in readers.items():
         yield Contest("one random image patch from disk", name, ours, spent)
-    loaded, transformed = time_ours(store, patch, 5 * samples)
-    yield Contest("delivered to the device (loader's CPU)", "goal of 4 ms", loaded, 4.0)
-    peers = {"batchgeneratorsv2 (nnU-Net)": time_nnunet_transforms(cases, patch, samples)}
-    for name, spent in peers.items():
-        yield Contest("augmentation alone, on the CPU", name, transformed, spent)
-    whole = {
-        "MONAI CacheDataset": time_monai(cases, patch, samples // 2),
-        "MONAI PersistentDataset": time_monai(cases, patch, samples // 2, disk=folder / "monai"),
-        "MONAI CacheDataset, indices cached": time_monai(
-            cases, patch, samples, cached_indices=True
-        ),
-    }
-    if nnUNetDataLoader is not None:
-        whole["nnU-Net loader, blosc2"] = time_nnunet_loader(
-            folder / "nnunet", cases, patch, samples
-        )
     for name, spent in whole.items():
-        yield Contest("whole loader's CPU, device augments", name, loaded, spent)
-        yield Contest("whole loader and augmentation on the CPU", name, loaded + transformed, spent)
+        yield Contest("CPU of a loader whose device augments", name, loaded, spent)
     yield time_threads_against_processes(store, patch, 2 * samples)
 
 

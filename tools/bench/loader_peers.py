@@ -1,8 +1,7 @@
-"""The peers of `loader.py`: transforms and loader of nnU-Net, data sets of MONAI, with equal augmentation."""
+"""nnU-Net's transforms and loader, for `loader.py` and `gpu`."""
 
 import math
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,6 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from liverseg_dist.config import IntensityConfig
 from liverseg_dist.data.augment import normalise_intensity
 from liverseg_dist.volume import Index3
-
-warnings.simplefilter("ignore")
-import monai.transforms as mt  # noqa: E402  (warns while it is imported)
-from monai.data import CacheDataset, PersistentDataset  # noqa: E402
 
 try:
     from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -86,7 +81,9 @@ def nnunet_transforms(patch: Index3) -> ComposeTransforms:
     )  # fmt: skip
 
 
-def time_nnunet_transforms(cases: list[Case], patch: Index3, count: int) -> float:
+def time_nnunet_transforms(
+    cases: list[Case], patch: Index3, count: int, warm_up: int = 30
+) -> float:
     """On patches as its loader crops them; warmed up until its blur has chosen its convolution."""
     transforms, size = nnunet_transforms(patch), field_size(patch)
     image = torch.from_numpy(
@@ -100,11 +97,14 @@ def time_nnunet_transforms(cases: list[Case], patch: Index3, count: int) -> floa
     return cpu_ms(
         lambda i: transforms(image=normalised.clone(), segmentation=label.clone()),
         2 * count,
-        warm_up=30,
+        warm_up=warm_up,
     )
 
 
-def time_nnunet_loader(folder: Path, cases: list[Case], patch: Index3, count: int) -> float:
+def time_nnunet_loader(
+    folder: Path, cases: list[Case], patch: Index3, count: int, *, is_augmented: bool = True
+) -> float:
+    """nnU-Net's loader in this process; without augmentation it cuts the patch itself."""
     folder.mkdir()
     for number, (image, label) in enumerate(cases):
         normalised = normalise_intensity(
@@ -129,9 +129,10 @@ def time_nnunet_loader(folder: Path, cases: list[Case], patch: Index3, count: in
 
     dataset: Any = nnUNetDatasetBlosc2(str(folder))
     seed_peers()
-    loader = nnUNetDataLoader(
-        dataset, 2, field_size(patch), patch, Labels(), 0.33, transforms=nnunet_transforms(patch)
-    )
+    cut, transforms = patch, None
+    if is_augmented:
+        cut, transforms = field_size(patch), nnunet_transforms(patch)
+    loader = nnUNetDataLoader(dataset, 2, cut, patch, Labels(), 0.33, transforms=transforms)
     return cpu_ms(lambda i: next(loader), count // 2, warm_up=10) / 2
 
 
@@ -142,62 +143,3 @@ def seed_peers() -> None:
 
 def _sampled(voxels: np.ndarray) -> np.ndarray:
     return voxels[np.random.default_rng(0).integers(0, len(voxels), 1000)]
-
-
-def time_monai(
-    cases: list[Case],
-    patch: Index3,
-    count: int,
-    *,
-    cached_indices: bool = False,
-    disk: Path | None = None,
-) -> float:
-    """CacheDataset, or with a folder PersistentDataset, whose cases lie there as it wrote them."""
-    keys, angle = ("image", "label"), math.radians(30)
-    mode = ("bilinear", "nearest")
-    cached: list = [mt.FgBgToIndicesd("label")] if cached_indices else [mt.Identityd(keys)]
-    indices = (
-        {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"}
-        if cached_indices
-        else {}
-    )
-    randomly: list = [
-        mt.RandCropByPosNegLabeld(
-            keys, label_key="label", spatial_size=patch, pos=1, neg=2, num_samples=1, **indices
-        ),
-        mt.RandAffined(
-            keys,
-            prob=1 - 0.8 * 0.8,
-            rotate_range=(angle,) * 3,
-            scale_range=((-0.3, 0.4),) * 3,
-            mode=mode,
-            padding_mode="zeros",
-        ),
-        mt.RandGaussianNoised("image", prob=0.1, std=0.1),
-        mt.RandGaussianSmoothd("image", (0.5, 1.0), (0.5, 1.0), (0.5, 1.0), prob=0.1),
-        mt.RandScaleIntensityd("image", 0.25, prob=0.15),
-        mt.RandScaleIntensityFixedMeand("image", factors=0.25, preserve_range=True, prob=0.15),
-        mt.RandSimulateLowResolutiond("image", prob=0.125, zoom_range=(0.5, 1.0)),
-        mt.RandAdjustContrastd(
-            "image", prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True
-        ),
-        mt.RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
-        *[mt.RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)],
-    ]
-    statistics = INTENSITY.model_dump().values()
-    data = [
-        {
-            "image": normalise_intensity(torch.from_numpy(image), *statistics)[None],
-            "label": torch.from_numpy(label)[None],
-        }
-        for image, label in cases
-    ]
-    transform = mt.Compose([*cached, *randomly]).set_random_state(0)
-    dataset: CacheDataset | PersistentDataset
-    if disk is None:
-        dataset = CacheDataset(data, transform, num_workers=1, progress=False)
-    else:
-        dataset = PersistentDataset(data, transform, cache_dir=disk)
-        for number in range(len(dataset)):
-            dataset[number]
-    return cpu_ms(lambda i: dataset[i % len(dataset)], count)

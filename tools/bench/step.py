@@ -1,59 +1,80 @@
 """CPU time and activation memory of a training step: this project, nnU-Net's PlainConvUNet, MONAI's DynUNet, equal topology.
 
   OMP_NUM_THREADS=1 python tools/bench/step.py [--patch 64 128 128] [--features 32] [--rounds 3]
-  python tools/bench/step.py --device cuda --precision bf16 --compile          on a GPU: milliseconds and GiB of it
+  python tools/bench/step.py --device cuda --precision bf16 --steps 20 --rounds 1    on a GPU
+  python tools/bench/step.py --device cuda --precision bf16 --steps 20 --rounds 1 --compile
 
-A step is forward, cross-entropy on the full-resolution output, backward, SGD; batch 1, fp32, one thread. Before the
-timing, nnU-Net's weights are copied into this project's network (`ours`), and loss and gradients are compared: the
-mathematics is equal. Each timing is a new process (a warm-up step, then timed ones); systems are interleaved, and the best
-round counts. `memory`: peak of tensor bytes beyond parameters, gradients and optimizer state; `rss`: growth of the
-process's peak resident memory beyond the model with its optimizer. Ratios are peer / ours. `liverseg train`
-keeps freed memory on CPUs, and so does `ours`; `freed memory kept` and `given back` show the effect of that alone.
+A step is forward, cross-entropy on the full-resolution output, backward, SGD; batch 1, fp32, one
+thread. Before the timing, nnU-Net's weights are copied into this project's network, and loss and
+gradients are compared: the mathematics is equal. Each system is timed in a new process: warm-up
+steps, then `--steps` timed ones, of which the median counts. Systems are interleaved; the best of
+`--rounds` counts. `memory`: peak of tensor bytes beyond parameters, gradients and optimizer state;
+`rss` (CPU): growth of the process's peak resident memory. Ratios are peer / ours.
+
+All systems run with the same settings of the C library's allocator, because they change the time of
+a CPU step by a third: by default all keep freed memory, as `liverseg train` makes its process do.
+`--allocator default` gives the C library's own settings to all; `both` measures both.
+On a GPU `cudnn.benchmark` is on, and `--compile` compiles every system.
 Each comparison prints one JSON line.
 Needs: pip install '.[bench]' monai (remove the torchvision that nnunetv2 installs).
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
-import time
-import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peer_networks import build_dynunet, build_plain_conv_unet
+from step_timing import measure_peak_bytes, peak_resident_gib, time_calls
 from torch import Tensor, nn
 
 from liverseg_dist.config import ModelConfig
 from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.model import UNet, build_model
-from liverseg_dist.model.memory_trace import LiveBytes
 from liverseg_dist.model.topology import plan_pooling, resolve_topology
+from liverseg_dist.precision import autocast
 from liverseg_dist.streams import guard_output_streams
 
-OURS = {
+OURS: dict[str, dict[str, Any]] = {
     "ours": {},
-    "ours, freed memory given back": {"keep": False},
     "ours, channels last": {"channels_last": True},
     "ours, levels 0 and 1 recomputed": {"levels": (0, 1)},
     "ours, all levels recomputed": {"levels": range(6)},
 }
-KEPT = ", freed memory kept"
-"""A peer helped by our switch of the C library's allocator (`keep_freed_memory`)."""
-PEERS = (
-    "nnU-Net PlainConvUNet",
-    "MONAI DynUNet",
-    "nnU-Net PlainConvUNet" + KEPT,
-    "MONAI DynUNet" + KEPT,
-)
+NNUNET, DYNUNET = "nnU-Net PlainConvUNet", "MONAI DynUNet"
+PEERS = {NNUNET: "dynamic_network_architectures", DYNUNET: "monai"}
+"""The package that each needs."""
+ALLOCATORS = {"kept": ("freed memory kept",), "default": ("C library's default",)}
+ALLOCATORS["both"] = ALLOCATORS["kept"] + ALLOCATORS["default"]
 TOLERANCE = 1e-9
 """Largest relative difference (2-norm) of loss and gradients between ours and nnU-Net's in float64."""
+FLOAT32_ROUNDING = 1e-6
+"""Relative difference (2-norm) that float32 may have from float64 for the smallest networks."""
+WARM_UP_STEPS = {"cpu": 1, "cuda": 5}
+"""cudnn.benchmark and torch.compile choose kernels in the first steps."""
 
 
 def main() -> None:
+    args = parse_arguments()
+    torch.set_num_threads(1)
+    if args.one:
+        print(json.dumps(measure_system(args.one, args)))
+        return
+    absent = [name for name, package in PEERS.items() if not importlib.util.find_spec(package)]
+    if absent:
+        print(f"not installed, omitted: {', '.join(absent)}", file=sys.stderr)
+    if NNUNET not in absent:
+        print(json.dumps({"bench": "step", "case": "equal mathematics", **parity(args)}))
+    for allocator in ALLOCATORS[args.allocator] if args.device == "cpu" else ("",):
+        names = [name for name in args.systems if name not in absent]
+        report(time_systems(names, allocator, args), allocator, args)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,75 +88,80 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="timed steps of each process")
     parser.add_argument("--systems", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
-    parser.add_argument("--compile", action="store_true", help="torch.compile for all")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16"))
+    parser.add_argument("--allocator", default="kept", choices=sorted(ALLOCATORS))
+    parser.add_argument("--compile", action="store_true", help="torch.compile for all systems")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--keep-memory", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.one:
-        print(json.dumps(one(args.one, args)))
-        return
-    print(json.dumps({"bench": "step", "case": "equal mathematics", **parity(args)}), flush=True)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU")
+    return args
+
+
+def time_systems(
+    names: list[str], allocator: str, args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """The best round of each system; each round of a system is a process."""
     found: dict[str, dict[str, Any]] = {}
     for _ in range(args.rounds):
-        for name in args.systems:
-            done = subprocess.run(
-                [sys.executable, *sys.argv, "--one", name],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
+        for name in names:
+            command = [sys.executable, *sys.argv, "--one", name]
+            if allocator == ALLOCATORS["kept"][0]:
+                command.append("--keep-memory")
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             figures = json.loads(done.stdout.splitlines()[-1])
             best = found.setdefault(name, figures)
             found[name] = {key: min(value, best[key]) for key, value in figures.items()}
-    report(found, args)
+    return found
 
 
-def report(found: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
-    case = f"{'x'.join(map(str, args.patch))}, {args.features} features, {args.device} {args.precision}"
+def report(found: dict[str, dict[str, Any]], allocator: str, args: argparse.Namespace) -> None:
+    shape = "x".join(map(str, args.patch))
+    words = [shape, f"{args.features} features", f"{args.device} {args.precision}"]
+    if args.compile:
+        words.append("compiled")
+    if allocator:
+        words.append(f"{allocator} by all")
+    case = ", ".join(words)
     for ours in (name for name in found if name in OURS):
         for peer in (name for name in found if name in PEERS):
-            ratios = {
-                f"ratio_{key}": round(found[peer][key] / found[ours][key], 3) for key in found[ours]
-            }
-            line = {
-                "bench": "step",
-                "case": case,
-                "system": ours,
-                "vs": peer,
-                "ratio": ratios["ratio_seconds"],
-            }
-            print(json.dumps({**line, **ratios}))
-    print(f"\n{case}\n{'':34} {'seconds':>9} {'memory GiB':>11} {'rss GiB':>9}")
+            line: dict[str, Any] = {"bench": "step", "case": case, "system": ours, "vs": peer}
+            line["ratio"] = round(found[peer]["seconds"] / found[ours]["seconds"], 3)
+            for key in found[ours]:
+                line[f"ratio_{key}"] = round(found[peer][key] / max(found[ours][key], 1e-9), 3)
+            print(json.dumps(line))
+    print(f"\n{case}")
+    print(f"{'':34} " + " ".join(f"{key:>12}" for key in next(iter(found.values()))))
     for name, figures in found.items():
-        print(
-            f"{name:34} {figures['seconds']:9.3f} {figures['memory_gib']:11.3f} {figures['rss_gib']:9.3f}"
-        )
+        print(f"{name:34} " + " ".join(f"{value:12.3f}" for value in figures.values()))
 
 
-# --- one system in a process of its own ---------------------------------------------------------------------------
+# --- one system in a process of its own ---------------------------------------------------------
 
 
-def one(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of a step (CPU seconds of the process, or the GPU's), GiB of tensors, GiB of resident memory."""
-    gpu = args.device == "cuda"
-    options = OURS.get(name, {})
-    if not gpu and (name.endswith(KEPT) or (name in OURS and options.get("keep", True))):
-        keep_freed_memory()  # as `liverseg train` does
+def measure_system(name: str, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a step (CPU seconds of the process, or the GPU's), GiB of tensors; on a CPU also
+    GiB of resident memory."""
+    device = torch.device(args.device)
+    if args.keep_memory:
+        keep_freed_memory()
+    set_arithmetic(args.precision)
     torch.manual_seed(0)
-    model = network(name, args).to(args.device).train()
-    form = torch.channels_last_3d if options.get("channels_last") else torch.contiguous_format
-    model.to(memory_format=form)
+    model = build_network(name, args).to(device).train()
+    is_channels_last = OURS.get(name, {}).get("channels_last", False)
+    form = torch.channels_last_3d if is_channels_last else torch.contiguous_format
+    model.to(memory_format=form)  # type: ignore[call-overload]
     if args.compile:
-        model.compile()
+        model.compile(dynamic=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.99, nesterov=True)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    image, label = (tensor.to(args.device) for tensor in sample(args))
+    image, label = (tensor.to(device) for tensor in sample(args))
     image = image.contiguous(memory_format=form)
 
     def step() -> None:
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.precision == "bf16"):
+        with autocast(args.device, args.precision):
             output = model(image)
         full_resolution_loss(output, label).backward()
         optimizer.step()
@@ -143,37 +169,25 @@ def one(name: str, args: argparse.Namespace) -> dict[str, float]:
 
     optimizer.step()  # makes its state
     before = peak_resident_gib(reset=True)
-    step()
+    for _ in range(WARM_UP_STEPS[args.device]):
+        step()
     rss = peak_resident_gib() - before
-    with LiveBytes() as counter:
-        step()
-    seconds = timed(step, args.steps, gpu)
-    memory = torch.cuda.max_memory_allocated() if gpu else counter.peak
-    return {"seconds": seconds, "memory_gib": memory / 2**30, "rss_gib": rss}
+    # A compiled model would be compiled again under the counter, into another program.
+    is_counted = device.type == "cuda" or not args.compile
+    memory = measure_peak_bytes(step, device) / 2**30 if is_counted else float("nan")
+    timing = time_calls(step, args.steps, device)
+    found = {"seconds": timing.median_s, "memory_gib": memory}
+    return found if device.type == "cuda" else {**found, "rss_gib": rss}
 
 
-def timed(step: Callable[[], None], steps: int, gpu: bool) -> float:
-    spent = []
-    for _ in range(steps):
-        if gpu:
-            torch.cuda.synchronize()
-        started = time.perf_counter() if gpu else time.process_time()
-        step()
-        if gpu:
-            torch.cuda.synchronize()
-        spent.append((time.perf_counter() if gpu else time.process_time()) - started)
-    return min(spent)
+def set_arithmetic(precision: str) -> None:
+    """The switches that training sets, for all systems: kernels chosen by time, TF32 by choice."""
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
 
 
-def peak_resident_gib(reset: bool = False) -> float:
-    """Linux: of this process, since its start or the last reset."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
-
-
-# --- the networks -------------------------------------------------------------------------------------------------
+# --- the networks -------------------------------------------------------------------------------
 
 
 def topology(args: argparse.Namespace) -> ModelConfig:
@@ -183,51 +197,15 @@ def topology(args: argparse.Namespace) -> ModelConfig:
     return resolve_topology(config, args.patch, (1.0, 1.0, 1.0))
 
 
-def network(name: str, args: argparse.Namespace) -> nn.Module:
+def build_network(name: str, args: argparse.Namespace) -> nn.Module:
     config = topology(args)
-    if name in OURS:
-        ours = build_model(config)
-        ours.set_checkpointing([n for n in OURS[name].get("levels", ()) if n < ours.num_levels])
-        return ours
-    assert config.features
-    assert config.strides
-    assert config.kernels
-    if name.removesuffix(KEPT) == PEERS[0]:
-        from dynamic_network_architectures.architectures.unet import (
-            PlainConvUNet,  # seconds, so only where needed
-        )
-
-        return PlainConvUNet(
-            1,
-            len(config.features),
-            config.features,
-            nn.Conv3d,
-            config.kernels,
-            config.strides,
-            n_conv_per_stage=2,
-            num_classes=3,
-            n_conv_per_stage_decoder=2,
-            conv_bias=True,
-            norm_op=nn.InstanceNorm3d,
-            norm_op_kwargs={"eps": 1e-5, "affine": True},
-            nonlin=nn.LeakyReLU,
-            nonlin_kwargs={"inplace": True},
-            deep_supervision=False,
-        )
-    warnings.simplefilter("ignore")
-    from monai.networks.nets import DynUNet
-
-    return DynUNet(
-        3,
-        1,
-        3,
-        kernel_size=config.kernels,
-        strides=config.strides,
-        upsample_kernel_size=config.strides[1:],
-        filters=config.features,
-        norm_name=("INSTANCE", {"affine": True}),
-        deep_supervision=False,
-    )
+    if name == NNUNET:
+        return build_plain_conv_unet(config)
+    if name == DYNUNET:
+        return build_dynunet(config)
+    ours = build_model(config)
+    ours.set_checkpointing([n for n in OURS[name].get("levels", ()) if n < ours.num_levels])
+    return ours
 
 
 def sample(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -246,13 +224,8 @@ def parity(args: argparse.Namespace) -> dict[str, Any]:
     In float64 they must agree to `TOLERANCE`; in float32 ours may be at most twice as far from that as nnU-Net's.
     """
     torch.manual_seed(0)
-    ours, theirs = network("ours", args), network(PEERS[0], args)
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if name.endswith("bias") and "norm" not in name and "seg" not in name:
-                parameter.zero_()  # of convolutions; the norm behind takes them out, ours has none
-        for mine, other in zip(weights(ours), weights(theirs), strict=True):
-            mine.copy_(other)
+    ours, theirs = build_network("ours", args), build_network(NNUNET, args)
+    copy_peer_weights(ours, theirs)
     image, label = (tensor[..., :64, :64, :64] for tensor in sample(args))
     single = [gradients(model, image, label) for model in (ours, theirs)]
     exact = [gradients(model.double(), image.double(), label) for model in (ours, theirs)]
@@ -261,13 +234,22 @@ def parity(args: argparse.Namespace) -> dict[str, Any]:
         "float32_ours_against_float64": distance(single[0], exact[1]),
         "float32_peer_against_float64": distance(single[1], exact[1]),
     }
-    same = found["float64_ours_against_peer"] < TOLERANCE
-    if (
-        not same
-        or found["float32_ours_against_float64"] > 2 * found["float32_peer_against_float64"]
-    ):
+    limit = max(2 * found["float32_peer_against_float64"], FLOAT32_ROUNDING)
+    is_same = found["float64_ours_against_peer"] < TOLERANCE
+    if not is_same or found["float32_ours_against_float64"] > limit:
         sys.exit(f"not the same mathematics: {found}")
-    return {"vs": PEERS[0], **found, "tolerance": TOLERANCE}
+    return {"vs": NNUNET, **found, "tolerance": TOLERANCE}
+
+
+@torch.no_grad()
+def copy_peer_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    """Give our network the weights of nnU-Net's, whose biases before a norm become 0."""
+    for name, parameter in theirs.named_parameters():
+        # The norm subtracts the bias of the convolution before it; ours has none.
+        if name.endswith("bias") and "norm" not in name and "seg" not in name:
+            parameter.zero_()
+    for mine, other in zip(weights(ours), weights(theirs), strict=True):
+        mine.copy_(other)
 
 
 def gradients(model: nn.Module, image: Tensor, label: Tensor) -> Tensor:

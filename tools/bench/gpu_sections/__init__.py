@@ -1,0 +1,1 @@
+"""The sections of `tools/bench/gpu`: each module measures one thing and appends lines of JSON."""
