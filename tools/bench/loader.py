@@ -191,6 +191,9 @@ class BenchStore:
     case_ids: list[str]
     foregrounds: list[np.ndarray]
 
+    content_sha256: str | None = None
+    """Set where the store has a loading index."""
+
     def meta(self, case_id: str) -> BenchMeta:
         return BenchMeta()
 
