@@ -130,7 +130,7 @@ def test_a_sample_of_an_unknown_case_opens_its_two_shards_only(
         source.close()
     assert counts["with"] == {"open": 2}
     assert counts["without"]["open"] >= 7
-    assert counts["without"]["stat"] >= 5
+    assert counts["without"]["stat"] >= 1
 
 
 def _case_of(source: PatchSource, index: int) -> str:

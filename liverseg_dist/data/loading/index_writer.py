@@ -5,13 +5,14 @@ was converted earlier; `liverseg verify` compares an index with the arrays of th
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import google_crc32c
 import numpy as np
 
+from liverseg_dist.data.loading.case_source import PatchStore
 from liverseg_dist.data.loading.file_reads import ByteSource, LocalFiles
 from liverseg_dist.data.loading.loading_index import (
     ABSENT_SHARD,
@@ -32,8 +33,17 @@ from liverseg_dist.errors import UserError
 from liverseg_dist.files import atomic_write, file_sha256, write_text
 
 
+class IndexableStore(PatchStore, Protocol):
+    """The part of `CaseStore` that is used here."""
+
+    @property
+    def case_ids(self) -> Sequence[str]: ...
+
+
 def write_index(
-    store: CaseStore, file: BinaryIO, on_case_done: Callable[[str], None] = lambda case_id: None
+    store: IndexableStore,
+    file: BinaryIO,
+    on_case_done: Callable[[str], None] = lambda case_id: None,
 ) -> dict[str, str]:
     """Write the index of a store in a folder.
 
@@ -177,7 +187,7 @@ class _IndexFile:
 
     def write_all(
         self,
-        store: CaseStore,
+        store: IndexableStore,
         files: ByteSource,
         left_out: dict[str, str],
         on_case_done: Callable[[str], None],
@@ -211,12 +221,14 @@ class _IndexFile:
         self._position += len(content)
 
 
-def _list_labelled(store: CaseStore) -> list[str]:
+def _list_labelled(store: IndexableStore) -> list[str]:
     """The cases that training can use."""
     return [case_id for case_id in store.case_ids if store.meta(case_id).labelled]
 
 
-def _encode_case(store: CaseStore, files: ByteSource, case_id: str, texts: dict[str, int]) -> bytes:
+def _encode_case(
+    store: IndexableStore, files: ByteSource, case_id: str, texts: dict[str, int]
+) -> bytes:
     """Return the record of a case; new metadata texts are added to `texts`."""
     may_be_empty = {"image": False, "label": not any(store.meta(case_id).class_voxels[1:])}
     numbers, counts, blocks = [], [], []
