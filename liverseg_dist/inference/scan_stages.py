@@ -10,7 +10,7 @@ Used by `liverseg predict`.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -26,7 +26,7 @@ Outcome = tuple[dict[str, Any], bool] | UserError | RunFailed
 
 def segment_in_stages(
     prediction: ScanPredictor, scans: Sequence[ScanFiles]
-) -> Iterator[tuple[ScanFiles, Outcome]]:
+) -> Generator[tuple[ScanFiles, Outcome], None, None]:
     """Segment scans, and yield each with its outcome, in the order of the scans.
 
     The caller's thread computes. When it stops (an exception, an interrupt, `close`), the scan that

@@ -111,20 +111,20 @@ def test_no_thread_waits_while_another_one_decodes(tmp_path: Path) -> None:
     image, label = np.ones((1, *SHAPE), np.int16), np.ones(SHAPE, np.uint8)
     cache = NodeCache(tmp_path, "store", b"", 9 * CASE_BYTES)
     pair = (MemoryArray(image), MemoryArray(label))
-    assert cache.get_readers("ready", *pair) is not None
+    assert cache.get_readers("case_ready", *pair) is not None
     slow = BlockedArray(image)
     with ThreadPoolExecutor(2) as pool:
-        decoded = pool.submit(cache.get_readers, "slow", slow, pair[1])
+        decoded = pool.submit(cache.get_readers, "case_slow", slow, pair[1])
         assert slow.has_begun.wait(60)
         try:
-            assert pool.submit(cache.get_readers, "ready", *pair).result(60) is not None
-            assert pool.submit(cache.get_readers, "slow", *pair).result(60) is None
-            assert pool.submit(cache.get_readers, "new", *pair).result(60) is not None
+            assert pool.submit(cache.get_readers, "case_ready", *pair).result(60) is not None
+            assert pool.submit(cache.get_readers, "case_slow", *pair).result(60) is None
+            assert pool.submit(cache.get_readers, "case_new", *pair).result(60) is not None
         finally:
             slow.may_end.set()
         assert decoded.result(60) is not None
     assert cached(tmp_path) == [
-        f"{case}.{name}" for case in ("new", "ready", "slow") for name in ("image", "label")
+        f"case_{case}.{name}" for case in ("new", "ready", "slow") for name in ("image", "label")
     ]
     cache.close()
 
@@ -158,12 +158,12 @@ def test_the_limit_holds_after_a_failed_decode(tmp_path: Path) -> None:
     pair = (MemoryArray(np.ones((1, *SHAPE), np.int16)), MemoryArray(np.ones(SHAPE, np.uint8)))
     cache = NodeCache(tmp_path, "store", b"", 2 * CASE_BYTES)
     with pytest.raises(ValueError, match="damaged"):
-        cache.get_readers("a", pair[0], UnreadableArray(np.ones(SHAPE, np.uint8)))
-    assert cache.get_readers("b", *pair) is not None
+        cache.get_readers("case_a", pair[0], UnreadableArray(np.ones(SHAPE, np.uint8)))
+    assert cache.get_readers("case_b", *pair) is not None
     (cache.folder / ".ledger").write_bytes(b"0000x")
     other = NodeCache(tmp_path, "store", b"", 2 * CASE_BYTES + 64)
-    assert other.get_readers("c", *pair) is not None
-    assert other.get_readers("d", *pair) is None
+    assert other.get_readers("case_c", *pair) is not None
+    assert other.get_readers("case_d", *pair) is None
     assert len(cached(tmp_path)) == 4
     other.close()
     cache.close()
