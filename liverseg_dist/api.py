@@ -144,10 +144,16 @@ def iterate_batches(
     source = PatchSource(store, store.ids("train", fold), data, seed, batch_size)
     # Accepts names such as "cuda:1".
     device = torch.device(device)
+    transform = DeviceTransform(build_preset(data), patch_size)
     with PatchLoader(
-        source, _count_samples(batch_size), workers, data.prefetch, device.type == "cuda"
+        source,
+        _count_samples(batch_size),
+        workers,
+        data.prefetch,
+        device.type == "cuda",
+        transform.list_tables,
     ) as loader:
-        yield from DevicePrefetcher(loader, DeviceTransform(build_preset(data), patch_size), device)
+        yield from DevicePrefetcher(loader, transform, device)
 
 
 def _count_samples(batch_size: int) -> Iterator[list[int]]:

@@ -49,6 +49,7 @@ COMMANDS = {
     "convert": "clean CT scans and write the Zarr store (also: tools/to_zarr)",
     "denoiser": "train a small denoiser on noisy CTs, for convert.cleaning.noise=autoencoder",
     "verify": "check the checksums and the metadata of a store",
+    "index": "add the loading index to a store of an earlier version",
     "preview": "draw the samples that training gets: as stored and augmented, with labels",
     "plan": "plan a training for a data set or a GPU; efficiency on many GPUs",
     "train": "train a 3D U-Net; run the same line again to continue",

@@ -66,7 +66,7 @@ from liverseg_dist.inference.malloc_settings import keep_freed_memory
 from liverseg_dist.inference.mask_table import (
     DATASET_FILE,
     check_dataset_file,
-    format_mask_line,
+    format_result_line,
     write_dataset_file,
 )
 from liverseg_dist.inference.predict_scans import PROBABILITIES, ScanPredictor
@@ -82,6 +82,7 @@ from liverseg_dist.inference.scan_files import (
     find_named_channels,
     find_scans,
 )
+from liverseg_dist.inference.scan_stages import Outcome, segment_in_stages
 from liverseg_dist.inference.work_division import divide_work
 from liverseg_dist.logging_setup import ONCE
 from liverseg_dist.texts.paths import expand_user_path, path_argument
@@ -111,6 +112,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also segment scans that the audit refuses, and mark them",
     )
     parser.add_argument("--again", action="store_true", help="also segment finished scans again")
+    parser.add_argument(
+        "--stages",
+        choices=("auto", "parallel", "serial"),
+        default="auto",
+        help="parallel: read the next scan and write the last one while one is computed, which "
+        "needs the memory of three scans (auto: on a GPU); the masks are the same",
+    )
     add_channels(parser)
     add_dicom(parser)
     add_dicom_results(parser)
@@ -169,7 +177,9 @@ def _predict(
     world: World,
     monitor: HeartbeatMonitor,
 ) -> dict[str, Any]:
-    failed = segment_scans(prediction, scans, world, monitor)
+    # On a CPU the windows use all cores already, and the stages would only need more memory.
+    in_stages = args.stages == "parallel" or (args.stages == "auto" and world.device.type == "cuda")
+    failed = segment_scans(prediction, scans, world, monitor, in_stages)
     barrier()
     names = [scan.scan_id for scan in scans]
     table = share_from_rank0(lambda: str(prediction.write_volume_table()))
@@ -281,9 +291,20 @@ def load_prediction(
 
 
 def segment_scans(
-    prediction: ScanPredictor, scans: list[ScanFiles], world: World, monitor: HeartbeatMonitor
+    prediction: ScanPredictor,
+    scans: list[ScanFiles],
+    world: World,
+    monitor: HeartbeatMonitor,
+    in_stages: bool = False,
 ) -> dict[str, bool]:
     """Segment the share of this rank. All ranks return at the same time.
+
+    Args:
+        prediction: what segments a scan.
+        scans: all scans.
+        world: this rank.
+        monitor: reports the progress to the other ranks.
+        in_stages: read, compute and write different scans at the same time (`scan_stages`).
 
     Returns:
         The scans that failed on any rank -> whether it was a mistake of the user.
@@ -317,11 +338,18 @@ def segment_scans(
             progress.report_activity(f"segmenting {scan.name}")
             failed |= _segment_shared_scan(shared, scan, world)
             progress.advance(note=scan.name, shared=True)
-        for scan in own:
-            # Before the rank's own scans: a shared scan needs all ranks at the same time.
-            progress.report_activity(f"segmenting {scan.name}")
-            failed |= _segment_own_scan(prediction, scan, world)
-            progress.advance(note=scan.name)
+        if in_stages:
+            progress.report_activity(f"segmenting {len(own)} scans")
+            with contextlib.closing(segment_in_stages(prediction, own)) as outcomes:
+                for scan, outcome in outcomes:
+                    failed |= _report_outcome(prediction, scan, outcome, world)
+                    progress.advance(note=scan.name)
+                    progress.report_activity(f"segmenting the scans after {scan.name}")
+        else:
+            for scan in own:
+                progress.report_activity(f"segmenting {scan.name}")
+                failed |= _segment_own_scan(prediction, scan, world)
+                progress.advance(note=scan.name)
         progress.report_activity("waiting for the scans of other ranks")
         all_failed: dict[str, bool] = {}
         for part in gather_from_ranks(failed):
@@ -335,12 +363,25 @@ def segment_scans(
 def _segment_own_scan(prediction: ScanPredictor, scan: ScanFiles, world: World) -> dict[str, bool]:
     """Segment a scan on this rank; returns its name and whether it was a user's mistake if it failed."""
     try:
-        _segment_and_print(prediction, scan)
+        outcome: Outcome = prediction.segment_scan(scan)
     except (UserError, RunFailed) as error:
+        outcome = error
+    return _report_outcome(prediction, scan, outcome, world)
+
+
+def _report_outcome(
+    prediction: ScanPredictor, scan: ScanFiles, outcome: Outcome, world: World
+) -> dict[str, bool]:
+    """Print the result or the failure of a scan; returns as `_segment_own_scan`."""
+    if isinstance(outcome, Exception):
         # The rank that failed has printed the reason.
-        if not isinstance(error, PeerFailed):
-            report_case_failure(error, world, prediction.out, scan.name)
-        return {scan.scan_id: isinstance(error, UserError)}
+        if not isinstance(outcome, PeerFailed):
+            report_case_failure(outcome, world, prediction.out, scan.name)
+        return {scan.scan_id: isinstance(outcome, UserError)}
+    record, was_done = outcome
+    channels = [channel.name for channel in prediction.settings.data.image_channels]
+    write_lines(format_result_line(record, was_done, prediction.labels, channels))
+    write_notes(*format_warnings(record["case_id"], record["findings"]))
     return {}
 
 
@@ -365,12 +406,6 @@ def _segment_shared_scan(
     return world.select_for_rank(segment, compute_windows)
 
 
-def _segment_and_print(prediction: ScanPredictor, scan: ScanFiles) -> None:
-    record, was_done = prediction.segment_scan(scan)
-    write_lines(_format_record(record, was_done, prediction))
-    write_notes(*format_warnings(record["case_id"], record["findings"]))
-
-
 def _collect_marks(prediction: ScanPredictor, names: list[str]) -> dict[str, Any]:
     """Of the scans of this call: refused ones, forced ones, and the codes of their warnings."""
     records = {}
@@ -388,18 +423,3 @@ def _collect_marks(prediction: ScanPredictor, names: list[str]) -> dict[str, Any
         "forced": [name for name in names if name in records and records[name]["forced"]],
         "warnings": warnings,
     }
-
-
-def _format_record(record: dict[str, Any], was_done: bool, prediction: ScanPredictor) -> str:
-    """One line about a segmented scan."""
-    line = f"{record['case_id']}: {format_mask_line(record, prediction.labels)}"
-    # Channels that the run knows but this scan lacks are named, because a mask without them is
-    # less certain.
-    if "channels" in record:
-        names = [channel.name for channel in prediction.settings.data.image_channels]
-        absent = [name for name in names if name not in record["channels"]]
-        line += f", from {', '.join(record['channels'])}"
-        line += f" without {', '.join(absent)}" if absent else ""
-    line += "  (done before)" if was_done else ""
-    line += "  (forced)" if record["forced"] else ""
-    return line

@@ -3,6 +3,7 @@
 Used by `predict_scans` and `liverseg predict`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,26 @@ def _count_values(mask_zyx: np.ndarray) -> np.ndarray:
     for slice_yx in mask_zyx:
         counts += np.bincount(slice_yx.reshape(-1), minlength=LARGEST_VALUE + 1)
     return counts
+
+
+def format_result_line(
+    record: dict[str, Any], was_done: bool, labels: LabelScheme, channels: Sequence[str]
+) -> str:
+    """One line about a segmented scan.
+
+    Args:
+        record: its entry in the ledger of `liverseg predict`.
+        was_done: whether an earlier call has segmented it.
+        labels: scheme of the mask.
+        channels: names of the run's channels.
+    """
+    line = f"{record['case_id']}: {format_mask_line(record, labels)}"
+    # Channels that the run knows but this scan lacks are named, because a mask without them is
+    # less certain.
+    if "channels" in record:
+        absent = [name for name in channels if name not in record["channels"]]
+        line += f", from {', '.join(record['channels'])}"
+        line += f" without {', '.join(absent)}" if absent else ""
+    line += "  (done before)" if was_done else ""
+    line += "  (forced)" if record["forced"] else ""
+    return line

@@ -5,8 +5,8 @@ stop the others. The audit of conversion checks every scan first (`scan_checks`)
 kept in the record of the scan and in `volumes.csv`. Used by `liverseg predict`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from liverseg_dist.evaluation.ledger import Ledger, encode_file_name
 from liverseg_dist.files import natural_key, write_text
 from liverseg_dist.inference.dicom_results import DicomResults, write_dicom_results
 from liverseg_dist.inference.mask_table import list_volume_columns, measure_mask
+from liverseg_dist.inference.postprocess import postprocess_mask
 from liverseg_dist.inference.scan_checks import (
     Overview,
     ScanRefused,
@@ -70,6 +71,27 @@ class CheckedScan:
     overview: Overview
     findings: tuple[Finding, ...]
     channels: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class ScanInWork:
+    """A scan on its way through the stages of `ScanPredictor`.
+
+    Attributes:
+        files: the scan's files.
+        sha256: their checksum.
+        known: the record of an earlier call; then the other stages are skipped.
+        image: the prepared image; None once the mask is computed.
+        checked: what is kept of the scan.
+        result: the mask before post-processing, and the probabilities.
+    """
+
+    files: ScanFiles
+    sha256: str | None = None
+    known: dict[str, Any] | None = None
+    image: NetworkImage | None = None
+    checked: CheckedScan | None = None
+    result: Segmentation | None = None
 
 
 @dataclass(frozen=True)
@@ -132,40 +154,59 @@ class ScanPredictor:
             RunFailed: another reason; in all three cases the ledger has the reason.
             RankLost: another rank no longer answers.
         """
-        scan = files.scan_id
-        sha256: str | None = None
-        try:
-            with self.window_scope() if self.window_scope is not None else nullcontext():
-                # All names are checked before the checksums, which read the whole files.
-                for file in files.paths:
-                    if isinstance(file, Path):
-                        _check_file_name(file)
-                sha256 = files.compute_sha256()
-                known = self._find_record(files, sha256)
-                if known is not None:
-                    return known, True
-                image, checked = self._read_scan(files)
-                with_probabilities = self.with_probabilities or self._needs_probabilities(files)
-                result = segment_to_grid(image, checked.grid, self.predictor, with_probabilities)
-            # The checks of the mask need memory of their own.
-            # The image has the voxel size of the network and can be larger than the scan.
-            del image
+        work = ScanInWork(files)
+        with self.window_scope() if self.window_scope is not None else nullcontext():
+            self.read_scan(work)
+            if work.known is None:
+                self.compute_mask(work)
+        if work.known is not None:
+            return work.known, True
+        return self.finish_scan(work), False
+
+    def read_scan(self, work: ScanInWork) -> None:
+        """First stage: find a known result, or read, check and prepare the scan.
+
+        Raises:
+            As `segment_scan`; the ledger has the reason. The same holds for the other stages.
+        """
+        with self._recorded_failure(work):
+            # All names are checked before the checksums, which read the whole files.
+            for file in work.files.paths:
+                if isinstance(file, Path):
+                    _check_file_name(file)
+            work.sha256 = work.files.compute_sha256()
+            work.known = self._find_record(work.files, work.sha256)
+            if work.known is None:
+                work.image, work.checked = self._read_scan(work.files)
+
+    def compute_mask(self, work: ScanInWork) -> None:
+        """Second stage: the network, and the mask on the grid of the scan."""
+        assert work.image is not None
+        assert work.checked is not None
+        with self._recorded_failure(work):
+            work.result = segment_to_grid(
+                work.image,
+                work.checked.grid,
+                self.predictor,
+                self.with_probabilities or self._needs_probabilities(work.files),
+                postprocess=False,
+            )
+        # The image has the voxel size of the network and can be larger than the scan; the last
+        # stage needs memory of its own.
+        work.image = None
+
+    def finish_scan(self, work: ScanInWork) -> dict[str, Any]:
+        """Last stage: post-process, check, write and record the mask; returns the record."""
+        assert work.result is not None
+        assert work.checked is not None
+        result, checked, scan = work.result, work.checked, work.files.scan_id
+        with self._recorded_failure(work):
+            postprocess_mask(
+                result.mask_zyx, checked.grid.spacing_mm, self.predictor.config, self.labels
+            )
             mask = Volume(result.mask_zyx, checked.grid)
             findings = [*checked.findings, *check_mask(mask, checked.overview, self.settings)]
-            self._write_result(files, result, checked.grid)
-        except RankLost:
-            raise
-        except ScanRefused as error:
-            details = {"refused": True, "findings": findings_to_json(error.findings)}
-            self.ledger.write_failure(scan, _strip_folders(str(error), files), sha256, details)
-            raise
-        # A file can fail for many reasons (damage, memory); the others must continue.
-        except Exception as error:
-            message = format_failure(files.location, error)
-            self.ledger.write_failure(scan, _strip_folders(message, files), sha256)
-            if isinstance(error, UserError):
-                raise UserError(message) from error
-            raise RunFailed(message) from error
+            self._write_result(work.files, result, checked.grid)
         # Measured once and recorded: the table is written from the records, also those of other
         # ranks.
         record = {
@@ -179,8 +220,29 @@ class ScanPredictor:
         if len(self.settings.data.image_channels) > 1:
             record["channels"] = list(checked.channels)
         # Last of all: only a scan with an entry counts as done.
-        self.ledger.write(scan, record, sha256)
-        return record, False
+        self.ledger.write(scan, record, work.sha256)
+        return record
+
+    @contextmanager
+    def _recorded_failure(self, work: ScanInWork) -> Iterator[None]:
+        """Record the reason in the ledger if a stage fails, and raise it as one line."""
+        files, scan = work.files, work.files.scan_id
+        try:
+            yield
+        except RankLost:
+            raise
+        except ScanRefused as error:
+            details = {"refused": True, "findings": findings_to_json(error.findings)}
+            text = _strip_folders(str(error), files)
+            self.ledger.write_failure(scan, text, work.sha256, details)
+            raise
+        # A file can fail for many reasons (damage, memory); the others must continue.
+        except Exception as error:
+            message = format_failure(files.location, error)
+            self.ledger.write_failure(scan, _strip_folders(message, files), work.sha256)
+            if isinstance(error, UserError):
+                raise UserError(message) from error
+            raise RunFailed(message) from error
 
     def compute_shared_windows(self, files: ScanFiles) -> None:
         """Compute this process's windows of a scan that another process segments.

@@ -240,16 +240,17 @@ class Trainer:
             settings.seed,
             settings.train.global_batch_size,
         )
+        preset = build_preset(settings.data, settings.train.modality_dropout)
+        transform = DeviceTransform(preset, settings.data.patch_size)
         loader = PatchLoader(
             source,
             rank_batches(settings, first, last),
             settings.data.workers,
             settings.data.prefetch,
             device.type == "cuda",
+            transform.list_tables,
         )
         with loader:
-            preset = build_preset(settings.data, settings.train.modality_dropout)
-            transform = DeviceTransform(preset, settings.data.patch_size)
             yield DevicePrefetcher(loader, transform, device)
 
     def _train_one_step(

@@ -31,6 +31,10 @@ class MiniStore:
         self.path, self.case_ids = path, case_ids
         self._group = zarr.open_group(str(path), mode="r")
 
+    @property
+    def content_sha256(self) -> str | None:
+        return None
+
     def meta(self, case_id: str) -> MiniMeta:
         attributes: Any = self._group[f"cases/{case_id}"].attrs["liverseg"]
         valid = tuple(attributes["valid_slices"])

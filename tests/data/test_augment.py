@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -33,6 +33,7 @@ from liverseg_dist.data.augment import (
     normalise_intensity,
     spatial_resampling,
 )
+from liverseg_dist.data.augment.host_tables import NO_TABLES, DeviceTables
 from liverseg_dist.data.augment.lesion_transforms import (
     LesionCopyTransform,
     copyable_values,
@@ -491,6 +492,7 @@ class RawBatch:
     intensity_BC4: torch.Tensor
     present_BC: torch.Tensor
     augment_seed_B: torch.Tensor
+    tables: ClassVar[DeviceTables] = NO_TABLES
 
     def select(self, samples: list[int]) -> "RawBatch":
         return RawBatch(*(tensor[samples] for tensor in vars(self).values()))

@@ -33,7 +33,8 @@ opened = sorted(touched)
 ids = store.ids("train", 0)
 source = PatchSource(store, ids, DataConfig(patch_size=(16, 32, 32), augmentation="none"), 0, 2)
 cases = {source.read_sample(n).case_id for n in range(20)}
-strangers = [name for name in touched - set(opened) if Path(name).relative_to(path).parts[1] not in cases]
+own = {path + "/loading.index", *opened}
+strangers = [name for name in touched - own if Path(name).relative_to(path).parts[1] not in cases]
 print(json.dumps({"open_s": open_s, "cpu_s": cpu_s, "opened": opened, "listed": listed, "train": len(ids),
                   "cases": len(cases), "strangers": strangers, "all": len(store.case_ids),
                   "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))

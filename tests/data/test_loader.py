@@ -5,8 +5,10 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,6 +188,73 @@ def test_device_prefetcher_gives_the_same_samples(store: MiniStore, reference: d
                 got[index] = (batch.case_ids[i], hashlib.sha256(content).hexdigest())
     assert got == reference
     assert batches.wait_s == loader.wait_s > 0
+
+
+def digests_of_packed(store: MiniStore, settings: DataConfig, monkeypatch: Any) -> tuple[dict, Any]:
+    """Digests as `digests`, of batches that carry their tables; and the copies of each batch."""
+    source = PatchSource(store, store.case_ids, settings, seed=7, global_batch_size=BATCH)
+    transform = DeviceTransform(build_preset(settings), PATCH)
+    copies: Counter[str] = Counter()
+    from_numpy, to = torch.from_numpy, torch.Tensor.to
+    found, batches = {}, 0
+    with (
+        # Without threads, whose own tensors would be counted.
+        PatchLoader(source, rank_batches(0, 1), 0, list_tables=transform.list_tables) as loader,
+        monkeypatch.context() as patched,
+    ):
+        for batch in loader:
+            # Pageable memory becomes a tensor by `from_numpy` or `tensor`; `to` copies it.
+            for name in ("from_numpy", "tensor", "as_tensor"):
+                real = getattr(torch, name)
+                patched.setattr(torch, name, counted(copies, "host arrays", real))
+            patched.setattr(torch.Tensor, "to", counted(copies, "to", to, only_devices=True))
+            moved = batch.to("cpu")
+            copies["transfers"] += copies.pop("to")
+            image_BCDHW, label_BDHW = transform(moved)
+            patched.undo()
+            assert torch.from_numpy is from_numpy
+            batches += 1
+            for i, index in enumerate(batch.indices):
+                content = image_BCDHW[i].numpy().tobytes() + label_BDHW[i].numpy().tobytes()
+                found[index] = (batch.case_ids[i], hashlib.sha256(content).hexdigest())
+    return found, (dict(copies), batches)
+
+
+def counted(copies: Counter[str], name: str, real: Any, only_devices: bool = False) -> Any:
+    def call(*arguments: Any, **named: Any) -> Any:
+        target = arguments[1] if len(arguments) > 1 else None
+        if not only_devices or isinstance(target, (str, torch.device)):
+            copies[name] += 1
+        return real(*arguments, **named)
+
+    return call
+
+
+def test_a_batch_is_one_transfer_and_the_augmentation_copies_nothing(
+    store: MiniStore, reference: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each copy from memory that is not pinned waits for the stream."""
+    found, (copies, batches) = digests_of_packed(store, SETTINGS, monkeypatch)
+    assert found == reference
+    assert copies == {"transfers": batches}
+    assert batches == SAMPLES // 2
+
+
+def test_the_parts_of_a_packed_batch_share_one_block(store: MiniStore) -> None:
+    source = PatchSource(store, store.case_ids, SETTINGS, seed=7, global_batch_size=BATCH)
+    transform = DeviceTransform(build_preset(SETTINGS), PATCH)
+    seen = 0
+    with PatchLoader(source, rank_batches(0, 1), 1, list_tables=transform.list_tables) as loader:
+        for batch in loader:
+            blocks = {batch.image_BCDHW.untyped_storage().data_ptr()}
+            blocks.add(batch.label_BDHW.untyped_storage().data_ptr())
+            for key, table in batch.tables.tensors.items():
+                blocks.add(table.untyped_storage().data_ptr())
+                make, arguments = key
+                np.testing.assert_array_equal(table.numpy(), make(*arguments))
+                seen += 1
+            assert len(blocks) == 1
+    assert seen > SAMPLES
 
 
 # --- failures -----------------------------------------------------------------------------------------------------

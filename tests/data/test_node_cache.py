@@ -1,9 +1,14 @@
 """The node's cache: one copy of each case, limited size, complete files, removed at the end."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +91,82 @@ def test_case_that_another_process_is_writing_is_read_from_the_store(tmp_path: P
 class UnreadableArray(MemoryArray):
     def read_box(self, start: tuple[int, ...], out: np.ndarray) -> None:
         raise ValueError("damaged")
+
+
+class BlockedArray(MemoryArray):
+    """Decoding begins, and ends when the test allows it."""
+
+    def __init__(self, voxels: np.ndarray) -> None:
+        super().__init__(voxels)
+        self.has_begun, self.may_end = threading.Event(), threading.Event()
+
+    def read_box(self, start: tuple[int, ...], out: np.ndarray) -> None:
+        self.has_begun.set()
+        assert self.may_end.wait(60)
+        super().read_box(start, out)
+
+
+def test_no_thread_waits_while_another_one_decodes(tmp_path: Path) -> None:
+    """The cached case is there at once; the case that is being decoded is read from the store."""
+    image, label = np.ones((1, *SHAPE), np.int16), np.ones(SHAPE, np.uint8)
+    cache = NodeCache(tmp_path, "store", b"", 9 * CASE_BYTES)
+    pair = (MemoryArray(image), MemoryArray(label))
+    assert cache.get_readers("case_ready", *pair) is not None
+    slow = BlockedArray(image)
+    with ThreadPoolExecutor(2) as pool:
+        decoded = pool.submit(cache.get_readers, "case_slow", slow, pair[1])
+        assert slow.has_begun.wait(60)
+        try:
+            assert pool.submit(cache.get_readers, "case_ready", *pair).result(60) is not None
+            assert pool.submit(cache.get_readers, "case_slow", *pair).result(60) is None
+            assert pool.submit(cache.get_readers, "case_new", *pair).result(60) is not None
+        finally:
+            slow.may_end.set()
+        assert decoded.result(60) is not None
+    assert cached(tmp_path) == [
+        f"case_{case}.{name}" for case in ("new", "ready", "slow") for name in ("image", "label")
+    ]
+    cache.close()
+
+
+def test_adding_a_case_does_not_look_at_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls of stat and listdir for one more case, with 5 and with 50 cases in the folder."""
+    pair = (MemoryArray(np.ones((1, *SHAPE), np.int16)), MemoryArray(np.ones(SHAPE, np.uint8)))
+    cache = NodeCache(tmp_path, "store", b"", 99 * CASE_BYTES)
+    calls: Counter[str] = Counter()
+    for name in ("stat", "listdir", "scandir"):
+        real = getattr(os, name)
+
+        def count(*arguments: Any, _real: Any = real, _name: str = name, **named: Any) -> Any:
+            calls[_name] += 1
+            return _real(*arguments, **named)
+
+        monkeypatch.setattr(os, name, count)
+    for_case = {}
+    for number in range(51):
+        calls.clear()
+        assert cache.get_readers(f"case_{number}", *pair) is not None
+        for_case[number] = dict(calls)
+    assert for_case[50] == for_case[5]
+    cache.close()
+
+
+def test_the_limit_holds_after_a_failed_decode(tmp_path: Path) -> None:
+    """A failed case gives its bytes back; a damaged ledger is made again from the files."""
+    pair = (MemoryArray(np.ones((1, *SHAPE), np.int16)), MemoryArray(np.ones(SHAPE, np.uint8)))
+    cache = NodeCache(tmp_path, "store", b"", 2 * CASE_BYTES)
+    with pytest.raises(ValueError, match="damaged"):
+        cache.get_readers("case_a", pair[0], UnreadableArray(np.ones(SHAPE, np.uint8)))
+    assert cache.get_readers("case_b", *pair) is not None
+    (cache.folder / ".ledger").write_bytes(b"0000x")
+    other = NodeCache(tmp_path, "store", b"", 2 * CASE_BYTES + 64)
+    assert other.get_readers("case_c", *pair) is not None
+    assert other.get_readers("case_d", *pair) is None
+    assert len(cached(tmp_path)) == 4
+    other.close()
+    cache.close()
 
 
 def test_failed_decode_leaves_no_files(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ from liverseg_dist.data.augment import PRESETS, DeviceTransform
 from liverseg_dist.data.io.nifti import read_nifti
 from liverseg_dist.data.loading import PatchLoader, PatchSource
 from liverseg_dist.data.loading.array_reader import StoreReader
-from liverseg_dist.data.store.layout import IMAGE_CHUNK, LABEL_CHUNK, make_compressors
+from liverseg_dist.data.loading.index_writer import write_index
+from liverseg_dist.data.store.layout import IMAGE_CHUNK, INDEX_FILE, LABEL_CHUNK, make_compressors
 from liverseg_dist.labels import LITS_SCHEME
 from liverseg_dist.streams import guard_output_streams
 from liverseg_dist.volume import Index3
@@ -134,6 +135,7 @@ def run_contests(
     for name, spent in whole.items():
         yield Contest("CPU of a loader whose device augments", name, loaded, spent)
     yield time_threads_against_processes(store, patch, 2 * samples)
+    yield from time_unknown_cases(store, patch, max(2, samples // len(cases)))
 
 
 # --- cases --------------------------------------------------------------------------------------------------------
@@ -196,6 +198,9 @@ class BenchStore:
     case_ids: list[str]
     foregrounds: list[np.ndarray]
     channels: int = 1
+
+    content_sha256: str | None = None
+    """Set where the store has a loading index."""
 
     def meta(self, case_id: str) -> BenchMeta:
         return BenchMeta(intensities=(INTENSITY,) * self.channels, present=(True,) * self.channels)
@@ -340,6 +345,47 @@ def time_threads_against_processes(store: BenchStore, patch: Index3, count: int)
         by_thread,
         by_process,
     )
+
+
+# --- cases that were not read before ------------------------------------------------------------------------------
+
+
+class StoreOnDisk(BenchStore):
+    """Foreground samples as a store has them, in an array of each case."""
+
+    def foreground(self, case_id: str) -> np.ndarray:
+        return np.asarray(zarr.open_array(str(self.path), path=f"cases/{case_id}/foreground")[...])
+
+
+def time_unknown_cases(store: BenchStore, patch: Index3, rounds: int) -> Iterator[Contest]:
+    """The first sample of a case, with and without the loading index, and a later one."""
+    on_disk = StoreOnDisk(store.path, store.case_ids, store.foregrounds, "content")
+    group = zarr.open_group(str(store.path))
+    for case_id, rows in zip(store.case_ids, store.foregrounds, strict=True):
+        group.create_array(f"cases/{case_id}/foreground", data=rows)
+    without, _ = time_first_samples(on_disk, patch, rounds)
+    with (store.path / INDEX_FILE).open("wb") as file:
+        write_index(on_disk, file)
+    unknown, known = time_first_samples(on_disk, patch, rounds)
+    yield Contest("first sample of a case, with the index", "without the index", unknown, without)
+    yield Contest("first sample of a case, with the index", "a later sample", unknown, known)
+
+
+def time_first_samples(store: BenchStore, patch: Index3, rounds: int) -> tuple[float, float]:
+    """CPU ms of the first sample of each case, and of the same sample again."""
+    settings = DataConfig(patch_size=patch, augmentation="none")
+    first_s, again_s, count = 0.0, 0.0, len(store.case_ids)
+    for _ in range(rounds):
+        source = PatchSource(store, store.case_ids, settings, seed=0, global_batch_size=2)
+        marks = [time.process_time()]
+        for _ in range(2):
+            for index in range(count):
+                source.read_sample(index)
+            marks.append(time.process_time())
+        source.close()
+        first_s += marks[1] - marks[0]
+        again_s += marks[2] - marks[1]
+    return first_s * 1e3 / rounds / count, again_s * 1e3 / rounds / count
 
 
 if __name__ == "__main__":

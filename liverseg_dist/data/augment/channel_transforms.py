@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from liverseg_dist.data.augment.host_tables import TableKey
 from liverseg_dist.data.augment.transform import Sample, SampleContext, Transform
 from liverseg_dist.data.counter_random import CounterRandom
+from liverseg_dist.volume import Index3
 
 _DROPOUT_STREAM = 18
 """Purpose of the random stream of dropped channels: no other draw depends on it."""
@@ -56,6 +58,19 @@ class ChannelTransform(Transform):
                 sample.channels_DHW[channel] = self.apply_channel(
                     sample.channels_DHW[channel], value, context, seed
                 )
+
+    def list_tables(
+        self, parameters: tuple[Any, ...], field_shape: Index3, context: SampleContext
+    ) -> list[TableKey]:
+        keys: list[TableKey] = []
+        for value in parameters:
+            if value is not None:
+                keys += self.list_channel_tables(value, context)
+        return keys
+
+    def list_channel_tables(self, parameters: Any, context: SampleContext) -> list[TableKey]:
+        """Return the tables that `apply_channel` takes from `context.tables`."""
+        return []
 
     def describe(self, parameters: tuple[Any, ...]) -> list[str]:
         notes = []

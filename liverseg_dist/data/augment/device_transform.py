@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from liverseg_dist.data.augment.host_tables import DeviceTables, TableKey
 from liverseg_dist.data.augment.presets import (
     APPLY_ORDER,
     AugmentDraw,
@@ -36,6 +37,8 @@ class AugmentableBatch(Protocol):
     def present_BC(self) -> Tensor: ...
     @property
     def augment_seed_B(self) -> Tensor: ...
+    @property
+    def tables(self) -> DeviceTables: ...
 
 
 class DeviceTransform:
@@ -81,7 +84,7 @@ class DeviceTransform:
             sample = self._crop_and_normalise(
                 image_BCDHW[i], label_BDHW[i], draw.field_shape, intensities[i], present[i]
             )
-            self._augment(sample, draw, seeds[i])
+            self._augment(sample, draw, seeds[i], batch.tables)
             label_out[i] = sample.label_DHW
             for channel, image_DHW in enumerate(sample.channels_DHW):
                 # Exactly 0 at the end, also where a transform has changed the zeros.
@@ -107,8 +110,28 @@ class DeviceTransform:
             air_values.append(-mean / std)
         return Sample(images, label, air_values, list(present))
 
-    def _augment(self, sample: Sample, draw: AugmentDraw, seed: int) -> None:
-        context = SampleContext(self.patch_size, seed, len(sample.channels_DHW))
+    def list_tables(self, seed: int, batch_shape: Index3) -> list[TableKey]:
+        """Return the tables that the augmentation of a sample needs on the device.
+
+        Args:
+            seed: augmentation seed of the sample.
+            batch_shape: size (z, y, x) of the images in the sample's batch.
+        """
+        draw = draw_augmentation(self._preset, self.patch_size, seed)
+        wanted = self.patch_size if draw.field_shape is None else draw.field_shape
+        # As `crop_centre` does: an axis that is shorter stays as it is.
+        z, y, x = (min(size, length) for size, length in zip(wanted, batch_shape, strict=True))
+        context = SampleContext(self.patch_size, seed, self._preset.channels)
+        keys: list[TableKey] = []
+        for name in APPLY_ORDER:
+            if name in draw.parameters:
+                keys += self._transforms[name].list_tables(
+                    draw.parameters[name], (z, y, x), context
+                )
+        return keys
+
+    def _augment(self, sample: Sample, draw: AugmentDraw, seed: int, tables: DeviceTables) -> None:
+        context = SampleContext(self.patch_size, seed, len(sample.channels_DHW), tables)
         for name in APPLY_ORDER:
             if name in draw.parameters:
                 self._transforms[name].apply(sample, draw.parameters[name], context)

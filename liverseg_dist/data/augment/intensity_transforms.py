@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from liverseg_dist.data.augment.channel_transforms import ChannelTransform
+from liverseg_dist.data.augment.host_tables import NO_TABLES, DeviceTables, TableKey
 from liverseg_dist.data.augment.spatial_resampling import multiply_axis
 from liverseg_dist.data.augment.transform import (
     Range,
@@ -74,7 +75,13 @@ class BlurTransform(ChannelTransform):
     def apply_channel(
         self, image_DHW: Tensor, parameters: Float3, context: SampleContext, seed: int
     ) -> Tensor:
-        return blur_gaussian(image_DHW, parameters)
+        return blur_gaussian(image_DHW, parameters, context.tables)
+
+    def list_channel_tables(self, parameters: Float3, context: SampleContext) -> list[TableKey]:
+        keys: list[TableKey] = []
+        for sigma, length in zip(parameters, context.patch_size, strict=True):
+            keys.append((_blur_weights, (sigma, length)))
+        return keys
 
     def describe_channel(self, parameters: Float3) -> str:
         return f"blur {max(parameters):.2f}"
@@ -152,7 +159,10 @@ class ThickSlicesTransform(ChannelTransform):
     def apply_channel(
         self, image_DHW: Tensor, parameters: float, context: SampleContext, seed: int
     ) -> Tensor:
-        return thicken_slices(image_DHW, parameters)
+        return thicken_slices(image_DHW, parameters, context.tables)
+
+    def list_channel_tables(self, parameters: float, context: SampleContext) -> list[TableKey]:
+        return [(_thick_slice_weights, (context.patch_size[0], parameters))]
 
     def describe_channel(self, parameters: float) -> str:
         return f"slices thicker by {parameters:.2f}"
@@ -186,13 +196,13 @@ def add_noise(image: Tensor, sigma: float, seed: int) -> Tensor:
     return image.add_(noise, alpha=sigma)
 
 
-def blur_gaussian(image: Tensor, sigma_voxels: Float3) -> Tensor:
+def blur_gaussian(image: Tensor, sigma_voxels: Float3, tables: DeviceTables = NO_TABLES) -> Tensor:
     """Blur with a sigma per axis (z, y, x).
 
     The image is mirrored at its border without repetition of the outer voxel.
     """
     for axis, sigma in enumerate(sigma_voxels):
-        weights = torch.from_numpy(_blur_weights(sigma, image.shape[axis])).to(image.device)
+        weights = tables.get_table(image.device, _blur_weights, sigma, image.shape[axis])
         image = multiply_axis(image, weights, axis)
     return image
 
@@ -237,13 +247,13 @@ def lower_resolution(image: Tensor, scale: float, *, in_plane_only: bool = False
     return F.interpolate(down, size=list(image.shape), mode="trilinear")[0, 0]
 
 
-def thicken_slices(image: Tensor, thickness: float) -> Tensor:
+def thicken_slices(image: Tensor, thickness: float, tables: DeviceTables = NO_TABLES) -> Tensor:
     """Simulate slices that are `thickness` times as thick.
 
     Slices are averaged along z, then interpolated linearly back to the same number of slices.
     """
-    weights = torch.from_numpy(_thick_slice_weights(image.shape[0], thickness))
-    return multiply_axis(image, weights.to(image.device), 0)
+    weights = tables.get_table(image.device, _thick_slice_weights, image.shape[0], thickness)
+    return multiply_axis(image, weights, 0)
 
 
 def _thick_slice_weights(length: int, thickness: float) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from liverseg_dist.data.augment.host_tables import NO_TABLES, DeviceTables, TableKey
 from liverseg_dist.labels import IGNORE
 from liverseg_dist.volume import Index3
 
@@ -47,6 +48,7 @@ def resample_patch(
     draw: SpatialDraw,
     patch_size: Index3,
     outside: Sequence[float],
+    tables: DeviceTables = NO_TABLES,
 ) -> tuple[list[Tensor], Tensor]:
     """Resample a field of voxels to the patch with the same centre.
 
@@ -56,37 +58,62 @@ def resample_patch(
         draw: the transform, which is the same for all channels.
         patch_size: size (z, y, x) of the result in voxels.
         outside: image value outside the field, for each channel.
+        tables: tables that are on the device already (`list_resampling_tables`).
 
     Returns:
         Images (float32) and label (uint8) of `patch_size`.
     """
     if draw.is_rotated or draw.control_displacement is not None:
-        return _resample_with_grid(channels_DHW, label_DHW, draw, patch_size, outside)
-    return _resample_along_axes(channels_DHW, label_DHW, np.diag(draw.matrix), patch_size, outside)
+        return _resample_with_grid(channels_DHW, label_DHW, draw, patch_size, outside, tables)
+    return _resample_along_axes(channels_DHW, label_DHW, draw, patch_size, outside, tables)
+
+
+def list_resampling_tables(
+    draw: SpatialDraw, field_shape: Index3, patch_size: Index3
+) -> list[TableKey]:
+    """Return the tables that `resample_patch` needs for a field of this shape."""
+    keys: list[TableKey] = []
+    if draw.control_displacement is not None:
+        keys.append((_control_values, _hashable(draw.control_displacement)))
+        for size, count in zip(patch_size, draw.control_displacement.shape[1:], strict=True):
+            keys.append((_spline_weights, (size, count)))
+    if not draw.is_rotated and draw.control_displacement is None:
+        for _, arguments in _list_resized_axes(draw, field_shape, patch_size):
+            for make in (_linear_weights, _nearest_rows, _rows_outside):
+                keys.append((make, arguments))
+    return keys
+
+
+def _list_resized_axes(
+    draw: SpatialDraw, field_shape: Sequence[int], patch_size: Index3
+) -> list[tuple[int, tuple[int, float, int]]]:
+    """Axes that change, each with its new size, its scale and its old length."""
+    resized = []
+    for axis, (size, scale) in enumerate(zip(patch_size, np.diag(draw.matrix), strict=True)):
+        length = field_shape[axis]
+        if scale != 1.0 or length != size:
+            resized.append((axis, (size, float(scale), length)))
+    return resized
 
 
 def _resample_along_axes(
     channels: Sequence[Tensor],
     label: Tensor,
-    scaling: np.ndarray,
+    draw: SpatialDraw,
     patch_size: Index3,
     outside: Sequence[float],
+    tables: DeviceTables,
 ) -> tuple[list[Tensor], Tensor]:
     # Relative to `outside`, so that the zeros of the weights' border mean `outside`.
     images = [image - value for image, value in zip(channels, outside, strict=True)]
-    for axis, (size, scale) in enumerate(zip(patch_size, scaling, strict=True)):
-        length = label.shape[axis]
-        if scale == 1.0 and length == size:
-            continue
-        position = _voxel_offsets(size) * scale + (length - 1) / 2
-        weights = torch.from_numpy(_linear_weights(position, length)).to(label.device)
+    for axis, arguments in _list_resized_axes(draw, label.shape, patch_size):
+        weights = tables.get_table(label.device, _linear_weights, *arguments)
         images = [multiply_axis(image, weights, axis) for image in images]
-        nearest = np.rint(position).astype(np.int64)
-        index = torch.from_numpy(np.clip(nearest, 0, length - 1)).to(label.device)
+        index = tables.get_table(label.device, _nearest_rows, *arguments)
         label = label.index_select(axis, index)
-        outside_field = np.flatnonzero((nearest < 0) | (nearest >= length))
-        if len(outside_field):
-            label.index_fill_(axis, torch.from_numpy(outside_field).to(label.device), IGNORE)
+        outside_field = tables.get_table(label.device, _rows_outside, *arguments)
+        if outside_field.numel():
+            label.index_fill_(axis, outside_field, IGNORE)
     for image, value in zip(images, outside, strict=True):
         image.add_(value)
     return images, label
@@ -102,13 +129,41 @@ def multiply_axis(image_DHW: Tensor, weights: Tensor, axis: int) -> Tensor:
     return flat.reshape(weights.shape[0], *image_DHW.shape[1:])
 
 
-def _linear_weights(position: np.ndarray, length: int) -> np.ndarray:
-    """Return rows of linear interpolation weights at `position` (voxels).
+def _positions_along_axis(size: int, scale: float, length: int) -> np.ndarray:
+    """Return where `size` voxels sample an axis of `length` voxels with the same centre."""
+    return _voxel_offsets(size) * scale + (length - 1) / 2
+
+
+def _linear_weights(size: int, scale: float, length: int) -> np.ndarray:
+    """Return rows (size, length) of linear interpolation weights.
 
     Beyond the ends the outer voxel fades into zero.
     """
+    position = _positions_along_axis(size, scale, length)
     distance = np.abs(position[:, None] - np.arange(length))
     return np.maximum(0.0, 1.0 - distance).astype(np.float32)
+
+
+def _nearest_rows(size: int, scale: float, length: int) -> np.ndarray:
+    """Return the nearest voxel inside the field (int64)."""
+    nearest = np.rint(_positions_along_axis(size, scale, length)).astype(np.int64)
+    return np.clip(nearest, 0, length - 1)
+
+
+def _rows_outside(size: int, scale: float, length: int) -> np.ndarray:
+    """Return the voxels (int64) whose nearest position is outside the field."""
+    nearest = np.rint(_positions_along_axis(size, scale, length)).astype(np.int64)
+    return np.flatnonzero((nearest < 0) | (nearest >= length))
+
+
+def _hashable(control: np.ndarray) -> tuple[bytes, tuple[int, ...]]:
+    """Arguments of `_control_values`; a few KB, so that equal values mean an equal table."""
+    return control.astype(np.float32).tobytes(), control.shape
+
+
+def _control_values(values: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    # A copy: torch needs an array that can be written.
+    return np.frombuffer(values, np.float32).reshape(shape).copy()
 
 
 def _voxel_offsets(size: int) -> np.ndarray:
@@ -122,8 +177,9 @@ def _resample_with_grid(
     draw: SpatialDraw,
     patch_size: Index3,
     outside: Sequence[float],
+    tables: DeviceTables,
 ) -> tuple[list[Tensor], Tensor]:
-    positions = sampling_positions(draw, patch_size, label.device)
+    positions = sampling_positions(draw, patch_size, label.device, tables)
     grid = torch.empty((*patch_size, 3), dtype=torch.float32, device=label.device)
     # `grid_sample` wants (x, y, z) in units of half the field.
     for axis, size in enumerate(label.shape):
@@ -160,7 +216,9 @@ def _sample_nearest_label(label: Tensor, positions: list[Tensor]) -> Tensor:
     return bordered.view(-1).index_select(0, flat_index).view(index.shape)
 
 
-def sampling_positions(draw: SpatialDraw, patch_size: Index3, device: torch.device) -> list[Tensor]:
+def sampling_positions(
+    draw: SpatialDraw, patch_size: Index3, device: torch.device, tables: DeviceTables = NO_TABLES
+) -> list[Tensor]:
     """Return where each patch voxel samples the field.
 
     Returns:
@@ -170,10 +228,11 @@ def sampling_positions(draw: SpatialDraw, patch_size: Index3, device: torch.devi
     for axis, size in enumerate(patch_size):
         shape = [1, 1, 1]
         shape[axis] = -1
-        offsets = torch.from_numpy(_voxel_offsets(size).astype(np.float32)).to(device)
+        # Halves of integers, which float32 represents: the same bits as `_voxel_offsets`.
+        offsets = torch.arange(size, dtype=torch.float32, device=device) - (size - 1) / 2
         axes.append(offsets.view(shape))
     if draw.control_displacement is not None:
-        displacement = displacement_field(draw.control_displacement, patch_size, device)
+        displacement = displacement_field(draw.control_displacement, patch_size, device, tables)
         axes = [axis + moved for axis, moved in zip(axes, displacement, strict=True)]
     positions = []
     for row in draw.matrix:
@@ -182,7 +241,12 @@ def sampling_positions(draw: SpatialDraw, patch_size: Index3, device: torch.devi
     return positions
 
 
-def displacement_field(control: np.ndarray, patch_size: Index3, device: torch.device) -> Tensor:
+def displacement_field(
+    control: np.ndarray,
+    patch_size: Index3,
+    device: torch.device,
+    tables: DeviceTables = NO_TABLES,
+) -> Tensor:
     """Return the uniform cubic B-spline of control displacements.
 
     The control points reach one knot beyond each end of the patch, as in free-form deformation
@@ -192,14 +256,15 @@ def displacement_field(control: np.ndarray, patch_size: Index3, device: torch.de
         control: displacements (3, nz, ny, nx) in voxels.
         patch_size: (z, y, x) in voxels.
         device: where the result is computed.
+        tables: tables that are on the device already.
 
     Returns:
         Displacements (3, D, H, W) in voxels.
     """
     weights = []
     for size, count in zip(patch_size, control.shape[1:], strict=True):
-        weights.append(torch.from_numpy(_spline_weights(size, count)).to(device))
-    field = torch.from_numpy(control.astype(np.float32)).to(device)
+        weights.append(tables.get_table(device, _spline_weights, size, count))
+    field = tables.get_table(device, _control_values, *_hashable(control))
     return torch.stack([_multiply_all_axes(component, weights) for component in field])
 
 

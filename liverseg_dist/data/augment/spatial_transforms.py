@@ -9,7 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from liverseg_dist.data.augment.spatial_resampling import SpatialDraw, resample_patch
+from liverseg_dist.data.augment.host_tables import TableKey
+from liverseg_dist.data.augment.spatial_resampling import (
+    SpatialDraw,
+    list_resampling_tables,
+    resample_patch,
+)
 from liverseg_dist.data.augment.transform import Range, Sample, SampleContext, Transform
 from liverseg_dist.data.counter_random import CounterRandom
 from liverseg_dist.volume import Float3, Index3
@@ -56,7 +61,13 @@ class SpatialTransform(Transform):
             parameters,
             context.patch_size,
             outside=sample.air_values,
+            tables=context.tables,
         )
+
+    def list_tables(
+        self, parameters: SpatialDraw, field_shape: Index3, context: SampleContext
+    ) -> list[TableKey]:
+        return list_resampling_tables(parameters, field_shape, context.patch_size)
 
     def describe(self, parameters: SpatialDraw) -> list[str]:
         angle, scaling = _decompose_matrix(parameters.matrix)

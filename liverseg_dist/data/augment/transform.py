@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from liverseg_dist.data.augment.host_tables import NO_TABLES, DeviceTables, TableKey
 from liverseg_dist.data.counter_random import CounterRandom
 from liverseg_dist.volume import Index3
 
@@ -35,6 +36,8 @@ class SampleContext:
     """Augmentation seed of the sample, 0 <= seed < 2**63."""
     channels: int = 1
     """Channels of the image."""
+    tables: DeviceTables = NO_TABLES
+    """Tables that were packed with the batch; for `apply` only."""
 
     @property
     def is_anisotropic(self) -> bool:
@@ -80,6 +83,18 @@ class Transform(ABC):
         transforms (`lesion_transforms`) have always drawn here.
         """
         return drawn
+
+    def list_tables(
+        self, parameters: Any, field_shape: Index3, context: SampleContext
+    ) -> list[TableKey]:
+        """Return the tables that `apply` takes from `context.tables`.
+
+        Args:
+            parameters: what `draw` has drawn.
+            field_shape: size (z, y, x) of the sample before the spatial transform.
+            context: patch size and seed of the sample.
+        """
+        return []
 
     @abstractmethod
     def apply(self, sample: Sample, parameters: Any, context: SampleContext) -> None:

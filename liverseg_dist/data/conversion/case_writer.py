@@ -11,10 +11,11 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import zarr
@@ -189,10 +190,15 @@ def write_bytes(staging: StagingDir, path: Path, content: bytes) -> None:
             return
     except OSError:
         pass
+    write_in_one_step(staging, path, lambda file: file.write(content))
+
+
+def write_in_one_step(staging: StagingDir, path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file with `write` in the staging folder, and then give it its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = staging.new_path()
     with staged.open("wb") as file:
-        file.write(content)
+        write(file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(staged, path)

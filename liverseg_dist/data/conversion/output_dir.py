@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from liverseg_dist.data.conversion.case_writer import (
     StagingDir,
     format_json,
     format_root,
+    write_in_one_step,
     write_text,
 )
 from liverseg_dist.data.conversion.settings_match import list_setting_differences
 from liverseg_dist.data.conversion.store_locks import StoreLocks
-from liverseg_dist.data.store.layout import CASES, CHECKSUM_FILE, PRIVATE_DIR
+from liverseg_dist.data.loading.index_writer import has_complete_index, write_index
+from liverseg_dist.data.store.case_store import CaseStore
+from liverseg_dist.data.store.layout import CASES, CHECKSUM_FILE, INDEX_FILE, PRIVATE_DIR
 from liverseg_dist.errors import UserError
 from liverseg_dist.files import file_sha256
 from liverseg_dist.locks import hold_lock
@@ -113,7 +117,7 @@ def remove_orphans(store: Path, records: Sequence[CaseRecord]) -> None:
 def write_root_files(
     store: Path, content: dict[str, Any], records: Sequence[CaseRecord], *, is_locked: bool
 ) -> None:
-    """Write the group of the cases, the audit page, the checksums and, last, the root.
+    """Write the group of the cases, audit page, loading index, checksums and, last, the root.
 
     Args:
         store: Folder of the store.
@@ -130,6 +134,10 @@ def write_root_files(
     write_text(staging, store / CASES / "zarr.json", EMPTY_GROUP)
     thumbnails = {record.case_id: thumbnail_file(store, record.case_id) for record in records}
     write_text(staging, store / "audit.html", render_audit_page(content, thumbnails))
+    indexed = CaseStore(str(store), content)
+    # The hash of the content decides: a second run of a finished conversion writes nothing.
+    if not has_complete_index(indexed):
+        write_in_one_step(staging, store / INDEX_FILE, partial(write_index, indexed))
     root = format_root(content)
     write_text(staging, store / CHECKSUM_FILE, _format_checksums(store, records, root))
     # A reader recognises a complete store by its root, so the root is the last file.
@@ -141,7 +149,12 @@ def write_root_files(
 def _format_checksums(store: Path, records: Iterable[CaseRecord], root: str) -> str:
     """Text of SHA256SUMS, as `sha256sum -c` reads it."""
     checksums = {"zarr.json": hashlib.sha256(root.encode()).hexdigest()}
-    other_files = [store / CASES / "zarr.json", store / "audit.html", store / SETTINGS_FILE]
+    other_files = [
+        store / CASES / "zarr.json",
+        store / "audit.html",
+        store / INDEX_FILE,
+        store / SETTINGS_FILE,
+    ]
     for record in records:
         # Checksums of arrays come from the records; the arrays are not read again.
         for case_id, stored in record.slabs.items():

@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 
 from liverseg_dist.data.loading.file_reads import ByteSource, LocalFiles, RemoteFiles
+from liverseg_dist.data.loading.loading_index import KnownArray, LoadingIndex
 from liverseg_dist.data.loading.shard_reader import ChunkError, Index, ShardedArray
 from liverseg_dist.data.store.layout import DTYPES, IMAGE_DIMS, LABEL_DIMS
 from liverseg_dist.data.store.metadata_checks import check_array
@@ -99,20 +100,42 @@ class StoreReader:
         else:
             self._files = LocalFiles(Path(self._store))
 
-    def open_array(self, case_id: str, name: str, *, may_be_empty: bool = False) -> BoxReader:
+    def open_index(self, content_sha256: str | None) -> LoadingIndex | None:
+        """Open the store's loading index; None: there is none of this content."""
+        return LoadingIndex.open(self._files, content_sha256)
+
+    def open_array(
+        self,
+        case_id: str,
+        name: str,
+        *,
+        may_be_empty: bool = False,
+        known: KnownArray | None = None,
+    ) -> BoxReader:
         """Open an array of a case.
 
         Args:
             case_id: the case.
             name: image or label.
             may_be_empty: whether a missing shard is an array of fill values instead of an error.
+            known: what the loading index knows of the array; then no file is opened here.
 
         Raises:
             ChunkError: the array cannot be opened.
         """
         path = f"cases/{case_id}/{name}"
-        # The fast reader first; it returns None for arrays that it does not support.
-        sharded = ShardedArray.open(self._files, path, may_be_empty=may_be_empty)
+        sharded: ShardedArray | None
+        if known is not None:
+            sharded = ShardedArray(
+                self._files,
+                path,
+                known.layout,
+                may_be_empty=may_be_empty,
+                shard_indices={(0,) * len(known.layout.shape): known.shard_index},
+            )
+        else:
+            # The fast reader first; it returns None for arrays that it does not support.
+            sharded = ShardedArray.open(self._files, path, may_be_empty=may_be_empty)
         reader: BoxReader
         if sharded is not None and sharded.layout.dtype == DTYPES[name]:
             reader = sharded

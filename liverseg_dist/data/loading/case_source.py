@@ -54,6 +54,9 @@ class PatchStore(Protocol):
     @property
     def path(self) -> str | Path: ...
 
+    @property
+    def content_sha256(self) -> str | None: ...
+
     def meta(self, case_id: str) -> StoredCase: ...
 
     def foreground(self, case_id: str) -> np.ndarray: ...
@@ -140,6 +143,8 @@ class PatchSource:
         self._order = SampleOrder(case_ids, seed, global_batch_size, settings.oversample_foreground)
         self._preset = build_preset(settings)
         self._reader = StoreReader(store.path)
+        # None for stores that were written without one: each case is then read from its own files.
+        self._index = self._reader.open_index(store.content_sha256)
         # Without a cache (`cache_gib` 0) every read goes to the store.
         self._cache = _open_cache(store, self._reader, settings)
         # Two threads may open a case twice; both readers return the same voxels.
@@ -284,30 +289,37 @@ class PatchSource:
 
     def _open_case(self, case_id: str) -> _OpenCase:
         meta = self._store.meta(case_id)
-        try:
-            foreground = self._store.foreground(case_id)
-        # zarr and file systems raise many types.
-        except Exception as error:
-            raise ChunkError(
-                f"cases/{case_id}/foreground: {' '.join(str(error).split())}"
-            ) from error
-        # Checked here and not at the start, which would have to open all cases.
+        # Checked here and not at the start, which would have to look at all cases.
         if not meta.labelled:
             raise UserError(
                 f"{self._store.path}: case {case_id} has no label and cannot be used for training; "
                 "convert the store again"
             )
+        known = self._index.find_case(case_id) if self._index is not None else None
+        foreground = known.foreground if known is not None else self._read_foreground(case_id)
         first, last = (int(z) for z in meta.valid_slices)
-        image = self._reader.open_array(case_id, "image")
+        image = self._reader.open_array(case_id, "image", known=known.image if known else None)
         label = self._reader.open_array(
-            case_id, "label", may_be_empty=not any(meta.class_voxels[1:])
+            case_id,
+            "label",
+            may_be_empty=not any(meta.class_voxels[1:]),
+            known=known.label if known else None,
         )
         traits = self._read_traits(meta)
         # Voxels outside of an array are padding: a wrong shape would silently become padding.
         expected = (len(traits.intensities), *label.shape)
         if image.shape != expected:
             raise ChunkError(f"cases/{case_id}/image: shape {image.shape}, not {expected}")
-        return _OpenCase(image, label, ForegroundIndex(foreground), (first, last), traits)
+        return _OpenCase(image, label, foreground, (first, last), traits)
+
+    def _read_foreground(self, case_id: str) -> ForegroundIndex:
+        try:
+            return ForegroundIndex(self._store.foreground(case_id))
+        # zarr and file systems raise many types.
+        except Exception as error:
+            raise ChunkError(
+                f"cases/{case_id}/foreground: {' '.join(str(error).split())}"
+            ) from error
 
     def _read_traits(self, meta: StoredCase) -> CaseTraits:
         if self.channels != len(meta.intensities):

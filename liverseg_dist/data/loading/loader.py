@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
@@ -25,7 +25,14 @@ import numpy as np
 import torch
 
 from liverseg_dist.config import IntensityConfig
-from liverseg_dist.data.loading.case_source import PatchSource
+from liverseg_dist.data.augment.host_tables import (
+    NO_TABLES,
+    DeviceTables,
+    TableKey,
+    compute_tables,
+)
+from liverseg_dist.data.loading.case_source import PatchPlan, PatchSource
+from liverseg_dist.data.loading.packed_buffer import PackedBuffer
 from liverseg_dist.errors import LiversegError, RunFailed
 from liverseg_dist.volume import Index3
 
@@ -52,13 +59,26 @@ class Batch:
     annotated: list[tuple[str, ...]]
     """Names of the annotated structures of each sample's case."""
 
+    tables: DeviceTables = NO_TABLES
+    """Tables of the augmentation, on the device of the images."""
+    packed: PackedBuffer | None = None
+    """The memory that holds images, labels and tables; None: they are separate."""
+
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> "Batch":
-        """Return the batch with image and label on a device."""
-        image = self.image_BCDHW.to(device, non_blocking=non_blocking)
+        """Return the batch with images, labels and tables on a device, by one transfer."""
+        if self.packed is None:
+            return replace(
+                self,
+                image_BCDHW=self.image_BCDHW.to(device, non_blocking=non_blocking),
+                label_BDHW=self.label_BDHW.to(device, non_blocking=non_blocking),
+            )
+        packed = self.packed.to(device, non_blocking=non_blocking)
         return replace(
             self,
-            image_BCDHW=image,
-            label_BDHW=self.label_BDHW.to(device, non_blocking=non_blocking),
+            image_BCDHW=packed.images,
+            label_BDHW=packed.labels,
+            tables=packed.tables,
+            packed=packed,
         )
 
 
@@ -84,6 +104,8 @@ class PatchLoader:
         workers: number of threads; 0: the caller reads.
         prefetch: batches per thread that are read ahead.
         pin_memory: whether batches are in pinned memory, which a GPU copies faster.
+        list_tables: tables that the augmentation of a sample needs on the device
+            (`DeviceTransform.list_tables`), which then travel with the batch; None: none.
     """
 
     def __init__(
@@ -93,10 +115,12 @@ class PatchLoader:
         workers: int = 1,
         prefetch: int = 4,
         pin_memory: bool = False,
+        list_tables: Callable[[int, Index3], list[TableKey]] | None = None,
     ) -> None:
         self._source = source
         self._index_batches = iter(index_batches)
         self._ahead = workers * prefetch
+        self._list_tables = list_tables
         self._pin = pin_memory and torch.cuda.is_available()
         self._timeout_s = source.settings.stall_timeout_s
         self._pending: deque[_Job] = deque()
@@ -178,7 +202,9 @@ class PatchLoader:
             planned.append(self._source.plan_readable_sample(index))
         # The samples of a batch need different surroundings; the batch has the largest.
         z, y, x = np.max([plan.shape for plan, _ in planned], axis=0).tolist()
-        images, labels = self._allocate_buffers(len(planned), (z, y, x))
+        job.activity = f"computing the tables of sample {indices[0]}"
+        packed = self._allocate_buffer([plan for plan, _ in planned], (z, y, x))
+        images, labels = packed.images, packed.labels
         plans = []
         for i, (plan, attempt) in enumerate(planned):
             job.activity = f"reading case {plan.case_id} (sample {plan.index})"
@@ -196,12 +222,19 @@ class PatchLoader:
             torch.tensor([entry.present for entry in traits], dtype=torch.bool),
             torch.tensor([plan.augment_seed for plan in plans], dtype=torch.int64),
             [entry.annotated for entry in traits],
+            packed.tables,
+            packed,
         )
 
-    def _allocate_buffers(self, count: int, shape: Index3) -> tuple[torch.Tensor, torch.Tensor]:
-        channels = self._source.channels
-        images = torch.empty((count, channels, *shape), dtype=torch.int16, pin_memory=self._pin)
-        return images, torch.empty((count, *shape), dtype=torch.uint8, pin_memory=self._pin)
+    def _allocate_buffer(self, plans: Sequence[PatchPlan], shape: Index3) -> PackedBuffer:
+        """Memory of a batch, with its tables filled in; a replaced sample keeps its tables."""
+        keys: list[TableKey] = []
+        if self._list_tables is not None:
+            for plan in plans:
+                keys += self._list_tables(plan.augment_seed, shape)
+        tables = compute_tables(keys)
+        image_shape = (len(plans), self._source.channels, *shape)
+        return PackedBuffer.allocate(image_shape, tables, pin_memory=self._pin)
 
     def close(self) -> None:
         """Stop the threads and close the source.

@@ -55,6 +55,7 @@ class NodeCache:
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._ready: dict[str, ReaderPair] = {}
+        self._decoding: set[str] = set()
         self._refused = False
         prefix = f"liverseg-{os.getuid()}-"
         # Before the own folder is created, so that the memory of killed processes is free.
@@ -67,17 +68,30 @@ class NodeCache:
     def get_readers(self, case_id: str, image: BoxReader, label: BoxReader) -> ReaderPair | None:
         """Return readers of a cached case; None: read it from the store.
 
-        A case that is not in the cache is decoded into it, if it fits.
+        A case that is not in the cache is decoded into it, if it fits. While one thread does so,
+        the others read this case from the store, and other cases from the cache.
         """
         with self._lock:
             known = self._ready.get(case_id)
-            if known is None and self._users is not None:
-                known = self._open_cached(case_id, (image.shape, label.shape)) or self._add_case(
-                    case_id, (image, label)
-                )
-                if known is not None:
+            is_decoded_here = case_id in self._decoding
+            if known is not None or is_decoded_here or self._users is None:
+                return known
+            self._decoding.add(case_id)
+        # Without the lock: decoding takes seconds, and other threads want cases that are ready.
+        try:
+            known = self._open_cached(case_id, (image.shape, label.shape)) or self._add_case(
+                case_id, (image, label)
+            )
+        except FileNotFoundError:
+            # The cache was closed meanwhile, and its folder removed: read from the store.
+            if self._users is not None:
+                raise
+        finally:
+            with self._lock:
+                self._decoding.discard(case_id)
+                if known is not None and self._users is not None:
                     self._ready[case_id] = known
-            return known
+        return known
 
     def _open_cached(self, case_id: str, shapes: ShapePair) -> ReaderPair | None:
         paths = self._cache_files(case_id)
@@ -104,11 +118,15 @@ class NodeCache:
             # Another process decodes this case now (None) or has decoded it.
             if any(path.exists() for path in (*parts, *finals)):
                 return self._open_cached(case_id, shapes)
-            used = sum(file.stat().st_size for file in self.folder.iterdir())
+            used = self._read_used_bytes()
             if used + sum(sizes) > self._limit_bytes:
                 self._refused = True
                 return None
+            # Before the files: a process that is killed in between makes the cache smaller, never
+            # larger than its limit.
+            self._write_used_bytes(used + sum(sizes))
             if not self._reserve_files(parts, sizes):
+                self._write_used_bytes(used)
                 return None
         try:
             for part, reader, (_, dtype) in zip(parts, source, _ARRAYS, strict=True):
@@ -118,8 +136,26 @@ class NodeCache:
                 os.replace(part, final)
         except BaseException:
             _remove_files(parts)
+            with contextlib.suppress(OSError), hold_lock(self.folder / _LEDGER):
+                self._write_used_bytes(self._read_used_bytes() - sum(sizes))
             raise
         return self._open_cached(case_id, shapes)
+
+    def _read_used_bytes(self) -> int:
+        """Return the size of all cases in the folder; the caller holds the ledger's lock.
+
+        A sum over the files would take time for every case that is there already.
+        """
+        try:
+            return int((self.folder / _LEDGER).read_bytes() or b"0")
+        # A process was killed while it wrote the number.
+        except ValueError:
+            return sum(file.stat().st_size for file in self.folder.iterdir())
+
+    def _write_used_bytes(self, used: int) -> None:
+        # In place: other processes hold the lock on this very file.
+        with open(self.folder / _LEDGER, "r+b") as file:
+            file.write(b"%020d" % max(0, used))
 
     def _reserve_files(self, parts: list[Path], sizes: list[int]) -> bool:
         """Allocate the files: a write to a mapping on a full file system would kill the process."""

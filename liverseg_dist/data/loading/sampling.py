@@ -49,6 +49,41 @@ class ForegroundIndex:
         # Ascending. A class that the case does not have, or that was not annotated, has no rows.
         self._classes = sorted(self._spans)
 
+    @classmethod
+    def from_spans(
+        cls, voxels_zyx: np.ndarray, spans: Sequence[Sequence[int]]
+    ) -> "ForegroundIndex":
+        """Build the index from its parts, without a search for the spans.
+
+        Args:
+            voxels_zyx: int16 (n, 3), sorted by class and component.
+            spans: class, component, first row and one past the last row of each span, sorted.
+
+        Raises:
+            ValueError: a span is not inside the rows.
+        """
+        index = cls(np.empty((0, 5), np.int16))
+        index._voxels = voxels_zyx
+        for label, component, start, stop in spans:
+            if not 0 <= start < stop <= len(voxels_zyx):
+                raise ValueError(f"a span of foreground voxels from {start} to {stop}")
+            index._spans.setdefault(label, []).append((component, start, stop))
+        index._classes = sorted(index._spans)
+        return index
+
+    @property
+    def voxels_zyx(self) -> np.ndarray:
+        """int16 (n, 3)."""
+        return self._voxels
+
+    def list_spans(self) -> list[tuple[int, int, int, int]]:
+        """Class, component, first row and one past the last row of each span."""
+        rows = []
+        for label in self._classes:
+            for component, start, stop in self._spans[label]:
+                rows.append((label, component, start, stop))
+        return rows
+
     def draw_centre(self, random: CounterRandom) -> Centre | None:
         """Draw a class of the case, one of its components and one of its voxels, each uniformly.
 

@@ -13,6 +13,7 @@ Specification: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-in
 import itertools
 import json
 import threading
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -52,12 +53,18 @@ class ShardedArray:
     """One array of the store. Safe to use from several threads."""
 
     def __init__(
-        self, files: ByteSource, path: str, layout: Layout, *, may_be_empty: bool = False
+        self,
+        files: ByteSource,
+        path: str,
+        layout: Layout,
+        *,
+        may_be_empty: bool = False,
+        shard_indices: Mapping[Index, list[tuple[int, int]] | None] | None = None,
     ) -> None:
         self.path, self.layout = path, layout
         self._files = files
         self._may_be_empty = may_be_empty
-        self._indices: dict[Index, list[tuple[int, int]] | None] = {}
+        self._indices = dict(shard_indices or {})
 
     @classmethod
     def open(
@@ -121,7 +128,7 @@ class ShardedArray:
             self._read_from_shard(shard, pieces, out)
 
     def _read_from_shard(self, shard: Index, pieces: list[_Piece], out: np.ndarray) -> None:
-        index = self._read_index(shard)
+        index = self.read_shard_index(shard)
         located = []
         for piece in pieces:
             offset, size = index[piece[0]] if index is not None else (_ABSENT, _ABSENT)
@@ -184,8 +191,12 @@ class ShardedArray:
             )
             raise ChunkError(f"{self.path}: chunk {chunk}: {short_message(error)}") from error
 
-    def _read_index(self, shard: Index) -> list[tuple[int, int]] | None:
-        """Return (offset, size) of every chunk in C order; None: the shard may be absent and is."""
+    def read_shard_index(self, shard: Index) -> list[tuple[int, int]] | None:
+        """Return (offset, size) of every chunk in C order; None: the shard may be absent and is.
+
+        Raises:
+            ChunkError: the index cannot be read.
+        """
         if shard in self._indices:
             return self._indices[shard]
         layout = self.layout

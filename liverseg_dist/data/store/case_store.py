@@ -143,6 +143,12 @@ class CaseStore:
         return self._root
 
     @property
+    def content_sha256(self) -> str | None:
+        """Hash of the stored files of all cases; None where the store does not record it."""
+        value = self._root.get("content_sha256")
+        return value if isinstance(value, str) else None
+
+    @property
     def class_voxels(self) -> tuple[int, ...]:
         """Voxels of each class in all labelled cases, background first."""
         classes = self.labels.num_classes

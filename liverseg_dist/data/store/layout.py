@@ -5,6 +5,7 @@
     STORE/cases/<id>/label         uint8 (64, Y, X); 255 is padding
     STORE/cases/<id>/source_label  uint8 (z, y, x) on the scan's own grid, in its file's axis order
     STORE/cases/<id>/foreground    int16 (n, 5): class, lesion number, z, y, x of sampled voxels
+    STORE/loading.index            shard indices and foreground of all cases (`loading.loading_index`)
     STORE/SHA256SUMS               of every file, for `sha256sum -c` and `liverseg verify STORE`
     STORE/audit.html               every scan with its picture and findings
     STORE/.liverseg/               state of the conversion; readers never need it
@@ -31,6 +32,8 @@ PRIVATE_DIR = ".liverseg"
 """Folder for the state of the conversion."""
 CHECKSUM_FILE = "SHA256SUMS"
 """Checksum of every file of the store, in the format of `sha256sum`."""
+INDEX_FILE = "loading.index"
+"""What the loader must know of every case, in one file; a store may lack it."""
 TRAIN_ONLY = "train_only"
 """Entry of `splits`: cases labelled by a run, which are in no fold and no test set."""
 FILL = {"image": -32768, "label": 254, "source_label": 254, "foreground": -1}

@@ -17,9 +17,17 @@ import numpy as np
 import zarr
 
 from liverseg_dist.data.conversion.settings_match import settings_sha256
+from liverseg_dist.data.loading.index_writer import find_index_defects
 from liverseg_dist.data.splits import Splits, find_divided_patients
 from liverseg_dist.data.store.case_store import CaseStore
-from liverseg_dist.data.store.layout import ARRAYS, CASES, CHECKSUM_FILE, PRIVATE_DIR, TRAIN_ONLY
+from liverseg_dist.data.store.layout import (
+    ARRAYS,
+    CASES,
+    CHECKSUM_FILE,
+    INDEX_FILE,
+    PRIVATE_DIR,
+    TRAIN_ONLY,
+)
 from liverseg_dist.data.store.metadata_checks import check_array
 from liverseg_dist.errors import UserError, printable
 from liverseg_dist.files import file_sha256
@@ -81,7 +89,18 @@ def verify_store(path: Path, on_case_done: Callable[[str], None]) -> list[StoreD
         defects += _verify_case(path, store, case_id, case_checksums, bool(checksums))
         on_case_done(case_id)
     defects += _find_unlisted_cases(path, case_ids)
+    if store is not None:
+        defects += _check_index(store, {defect.case_id for defect in defects})
     return defects
+
+
+def _check_index(store: CaseStore, damaged: set[str]) -> Iterator[StoreDefect]:
+    """Compare the loading index with the cases whose own files are undamaged."""
+    # A checksum that has changed is reported already; damage of the root hides what belongs to it.
+    if "" in damaged:
+        return
+    for case_id, what in find_index_defects(store, set(store.case_ids) - damaged):
+        yield StoreDefect(case_id, INDEX_FILE, what)
 
 
 def _verify_case(
