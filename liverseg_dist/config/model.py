@@ -36,6 +36,8 @@ class ModelConfig(Section):
     out_channels: Channels | None = None
     """Channels of the output: classes with the background, or regions; filled in from the store.
     null: those of LiTS."""
+    stem: bool = False
+    """Begin with one more convolution at full resolution, as nnU-Net's residual encoders do."""
     norm: Literal["instance", "group"] = "instance"
     deep_supervision: bool = True
     """Also compute the loss on the outputs of the lower levels (all but the two lowest)."""
@@ -43,11 +45,12 @@ class ModelConfig(Section):
     """Predict the structures of the label scheme (liver with its tumours, tumour) as overlapping
     regions with sigmoids instead of exclusive classes with a softmax."""
     pretrained: UserPath | None = None
-    """Initial weights: a run, a safetensors file, or a state dict of another program (tensors
-    only)."""
+    """Initial weights: a run, a safetensors file, a state dict of another program (tensors only),
+    or a result folder of nnU-Net v2, whose plans.json also decides model.*."""
     pretrained_names: Literal["ours", "nnunet", "monai"] | UserPath = "ours"
-    """Parameter names in that file: of this program, of nnU-Net's PlainConvUNet, of MONAI's
-    DynUNet, or as a YAML file maps them (`name in the file: name here`)."""
+    """Parameter names in that file: of this program, of nnU-Net's U-Nets, of MONAI's DynUNet, or
+    as a YAML file maps them (`name in the file: name here`). Without effect for a result folder of
+    nnU-Net."""
     upsampling_bias: bool = False
     """Add a bias to the transposed convolutions, as nnU-Net's weights have."""
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from liverseg_dist.config import ModelConfig
 from liverseg_dist.model.activation_recompute import keep_storage, recompute_in_backward
 from liverseg_dist.model.architectures import find_architecture
-from liverseg_dist.model.blocks import SLOPE, DecoderLevel, build_stack
+from liverseg_dist.model.blocks import SLOPE, ConvBlock, DecoderLevel, Stack, build_stack
 from liverseg_dist.model.convolution import Head
 from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.topology import size_multiple
@@ -53,11 +53,21 @@ class UNet(nn.Module):
             zip(features, kernels, strides, strict=True)
         ):
             blocks = config.blocks_per_level[level]
-            encoder.append(
-                build_stack(
-                    architecture.encoder_block, channels, width, kernel, stride, config.norm, blocks
-                )
+            has_stem = config.stem and level == 0
+            stage = build_stack(
+                architecture.encoder_block,
+                width if has_stem else channels,
+                width,
+                kernel,
+                stride,
+                config.norm,
+                blocks,
             )
+            if has_stem:
+                # Part of the first level, so that it is frozen, recomputed and sharded with it.
+                stem = ConvBlock(channels, width, kernel, (1, 1, 1), config.norm)
+                stage = Stack(stem, *stage)
+            encoder.append(stage)
             channels = width
         self.encoder = nn.ModuleList(encoder)
         decoder = []
