@@ -5,6 +5,7 @@ do, by the names of their tensors; `tests/model/test_nnunet_folder.py` compares 
 package is installed.
 """
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ Tensors = dict[str, Tensor]
 def make_plans(kind: str = "PlainConvUNet") -> dict[str, Any]:
     """Plans with the third axis of the files in front, as for coronal slices."""
     blocks_key = "n_conv_per_stage" if kind == "PlainConvUNet" else "n_blocks_per_stage"
-    return {
+    plans = {
         "dataset_name": "Dataset003_Liver",
         "plans_name": "nnUNetPlans",
         "image_reader_writer": "SimpleITKIO",
@@ -86,6 +87,8 @@ def make_plans(kind: str = "PlainConvUNet") -> dict[str, Any]:
             }
         },
     }  # fmt: skip
+    # A copy, so that a test can change it.
+    return copy.deepcopy(plans)
 
 
 def make_tensors(kind: str = "PlainConvUNet", seed: int = 3) -> Tensors:

@@ -16,11 +16,13 @@ from liverseg_dist.errors import UserError, printable
 from liverseg_dist.labels import LabelScheme
 from liverseg_dist.model.nnunet_folder import DATASET, PLANS, NnunetFolder
 from liverseg_dist.model.outputs import OutputChannels
+from liverseg_dist.model.topology import resolve_topology
 
 AXIS_NAMES = "zyx"
 CT_SCHEME = "CTNormalization"
 ORDER_KEY = "regions_class_order"
 RESAMPLING = "resample_data_or_seg_to_shape"
+MAX_REASON_CHARACTERS = 200
 IMAGE_ORDERS, AXIAL_ORDERS = (1, 3), (0, 1)
 """Interpolations that `convert.cleaning` has, in plane and across thick slices."""
 
@@ -29,8 +31,25 @@ def build_run_settings(folder: NnunetFolder) -> Settings:
     """Return the resolved settings of a run with nnU-Net's network and preprocessing.
 
     Raises:
-        UserError: the network or the preprocessing has no equal in this program.
+        UserError: the network or the preprocessing has no equal in this program, or the folder's
+            files are damaged.
     """
+    try:
+        settings = _convert_settings(folder)
+    # Any value of the two files may be of another type than nnU-Net writes.
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
+        raise UserError(
+            f"{folder.root}: {PLANS} or {DATASET} is not as nnU-Net writes it ({printable(reason)})"
+        ) from None
+    data = settings.data
+    assert data.spacing_mm is not None
+    # Checks that the patch fits the strides.
+    model = resolve_topology(settings.model, data.patch_size, data.spacing_mm)
+    return settings.model_copy(update={"model": model})
+
+
+def _convert_settings(folder: NnunetFolder) -> Settings:
     labels, regions = _read_labels(folder)
     channels, intensities = _read_channels(folder)
     outputs = OutputChannels(labels, regions)

@@ -75,7 +75,8 @@ class NnunetFolder:
         content = read_torch_file(checkpoint)
         try:
             name = str(content["init_args"]["configuration"])
-            tensors = dict(content["network_weights"].items())
+            weights = content["network_weights"].items()
+            tensors = {key: value for key, value in weights if isinstance(value, Tensor)}
             # Earlier versions did not record the axes; all were mirrored then.
             mirrored = content.get("inference_allowed_mirroring_axes", range(NUM_AXES)) or ()
             backward = tuple(int(axis) for axis in plans["transpose_backward"])
@@ -87,8 +88,13 @@ class NnunetFolder:
                 f"{checkpoint}: not a checkpoint of nnU-Net v2 with {PLANS} ({error!r})"
             ) from None
         configuration = _find_configuration(plans, name, root / PLANS)
-        if sorted(backward) != list(range(NUM_AXES)):
-            raise UserError(f"{root / PLANS}: transpose_backward is {list(backward)}")
+        if sorted(backward) != list(range(NUM_AXES)) or [forward[axis] for axis in backward] != [
+            *range(NUM_AXES)
+        ]:
+            raise UserError(
+                f"{root / PLANS}: transpose_forward {list(forward)} and transpose_backward "
+                f"{list(backward)} are not the inverse of each other"
+            )
         z, y, x = backward
         return cls(
             root, checkpoint, plans, dataset, name, configuration, trainer, mirror_axes, (z, y, x),
@@ -185,7 +191,8 @@ def _find_configuration(plans: Mapping[str, Any], name: str, where: Path) -> dic
     parent: object = name
     seen = set()
     while parent is not None:
-        found = configurations.get(parent) if isinstance(configurations, Mapping) else None
+        is_known = isinstance(configurations, Mapping) and isinstance(parent, str)
+        found = configurations.get(parent) if is_known else None  # type: ignore[union-attr]
         if not isinstance(found, Mapping) or parent in seen:
             raise UserError(f"{where}: configuration {printable(str(parent))} cannot be found")
         seen.add(parent)
@@ -197,6 +204,7 @@ def _find_configuration(plans: Mapping[str, Any], name: str, where: Path) -> dic
             f"{where}: {name} is the second stage of a cascade, which is not supported; give "
             "3d_fullres or 3d_lowres"
         )
-    if len(merged.get("patch_size", ())) != NUM_AXES:
+    patch = merged.get("patch_size")
+    if not isinstance(patch, Sequence) or len(patch) != NUM_AXES:
         raise UserError(f"{where}: {name} is not a 3D network; give 3d_fullres or 3d_lowres")
     return merged

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,33 @@ def test_other_preprocessing_is_refused(
     root = write_results(tmp_path, plans=plans)
     with pytest.raises(UserError, match=message):
         build_run_settings(NnunetFolder.open(root))
+
+
+def list_places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each (container, key) of nested dictionaries and lists."""
+    if isinstance(value, (dict, list)):
+        for key in list(value) if isinstance(value, dict) else range(len(value)):
+            yield value, key
+            yield from list_places(value[key])
+
+
+@pytest.mark.parametrize("damage", [None, -1], ids=repr)
+def test_damaged_plans_end_in_one_line(damage: object, tmp_path: Path) -> None:
+    """Each value of plans.json is replaced; the folder is refused with a reason or still usable."""
+    root = write_results(tmp_path)
+    count = len(list(list_places(make_plans())))
+    messages = []
+    for number in range(count):
+        plans = make_plans()
+        container, key = list(list_places(plans))[number]
+        container[key] = damage
+        (root / "plans.json").write_text(json.dumps(plans))
+        try:
+            build_run_settings(NnunetFolder.open(root))
+        except UserError as error:
+            messages.append(str(error))
+    assert len(messages) > count // 3
+    assert "\n" not in "".join(messages)
 
 
 def test_command_refuses_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
