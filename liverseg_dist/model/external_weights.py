@@ -121,6 +121,39 @@ def _list_monai_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
             yield f"deep_supervision_heads.{level - 1}.conv.conv.{kind}", f"heads.{level}.{kind}"
 
 
+def _list_mednext_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Yield names of MedNeXt. Its heads have transposed weights, so they are left out."""
+    blocks = _resolved_blocks(config)
+    lowest = len(blocks) - 1
+    for kind in ("weight", "bias"):
+        yield f"stem.{kind}", f"encoder.0.0.{kind}"
+    for level, count in enumerate(blocks):
+        if level:
+            yield from _list_mednext_block_names(f"down_blocks.{level - 1}", f"encoder.{level}.0")
+        stage = "bottleneck" if level == lowest else f"enc_stages.{level}"
+        for block in range(count):
+            own = f"encoder.{level}.{block + 1}"
+            yield from _list_mednext_block_names(f"{stage}.{block}", own)
+    for number, level in enumerate(range(lowest - 1, -1, -1)):
+        yield from _list_mednext_block_names(f"up_blocks.{number}", f"decoder.{level}.up")
+        for block in range(blocks[level]):
+            own = f"decoder.{level}.blocks.{block}"
+            yield from _list_mednext_block_names(f"dec_stages.{number}.{block}", own)
+
+
+def _list_mednext_block_names(external: str, own: str) -> Iterator[tuple[str, str]]:
+    pairs = (
+        ("conv1", "depthwise"),
+        ("norm", "norm"),
+        ("conv2", "expand"),
+        ("conv3", "reduce"),
+        ("res_conv", "shortcut"),
+    )
+    for theirs, ours in pairs:
+        for kind in ("weight", "bias"):
+            yield f"{external}.{theirs}.{kind}", f"{own}.{ours}.{kind}"
+
+
 def _list_block_names(external: str, own: str, conv: str, norm: str) -> Iterator[tuple[str, str]]:
     yield f"{external}.{conv}.weight", f"{own}.conv.weight"
     for kind in ("weight", "bias"):
@@ -146,6 +179,6 @@ def _read_names(path: Path) -> dict[str, str]:
 
 EXTERNAL_NAMES = {
     "nnunet": {"unet": _list_plain_nnunet_names, "resenc": _list_residual_nnunet_names},
-    "monai": {"unet": _list_monai_names},
+    "monai": {"unet": _list_monai_names, "mednext": _list_mednext_names},
 }
 """Names by `model.pretrained_names` and `model.architecture`."""

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Size, Tensor, nn
@@ -215,8 +216,11 @@ def adapt_kernel(found: Tensor, shape: Size) -> Tensor | None:
 
     2D to 3D: the kernel is repeated along z and divided by its length, so that a constant volume
     gives the 2D result (inflation, https://arxiv.org/abs/1705.07750). Other input channels: the
-    mean over channels, scaled so that the sum stays the same.
+    mean over channels, scaled so that the sum stays the same. A larger kernel of a depthwise
+    convolution: trilinear interpolation (UpKern, https://arxiv.org/abs/2303.09975).
     """
+    if _is_smaller_kernel(found, shape):
+        return F.interpolate(found, tuple(shape[2:]), mode="trilinear")
     # A 2D kernel (out, in, y, x) for a 3D convolution (out, in, z, y, x).
     if found.dim() == 4 and len(shape) == 5:
         found = found.unsqueeze(2).repeat(1, 1, shape[2], 1, 1) / shape[2]
@@ -232,6 +236,15 @@ def adapt_kernel(found: Tensor, shape: Size) -> Tensor | None:
         repeats[1] = shape[1]
         found = found.sum(dim=1, keepdim=True).repeat(*repeats) / shape[1]
     return found
+
+
+def _is_smaller_kernel(found: Tensor, shape: Size) -> bool:
+    """Whether a tensor is a depthwise kernel (out, 1, z, y, x) with smaller edges than `shape`."""
+    is_depthwise = found.dim() == len(shape) == 5 and found.shape[1] == shape[1] == 1
+    if not is_depthwise or found.shape[0] != shape[0] or found.shape == shape:
+        return False
+    pairs = zip(found.shape[2:], shape[2:], strict=True)
+    return all(1 < before <= now for before, now in pairs)
 
 
 def name_other_network(names: Collection[str]) -> str | None:

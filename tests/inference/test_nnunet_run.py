@@ -76,6 +76,7 @@ def test_window_has_nnunets_mask(
     assert len(np.unique(found)) == 3
 
 
+@pytest.mark.filterwarnings("ignore")  # of nnU-Net's packages
 @pytest.mark.parametrize("kind", sorted(BLOCKS))
 def test_masks_equal_those_of_nnunets_predictor(kind: str, tmp_path: Path) -> None:
     """Several windows, at the voxel size of the plans. It runs where nnunetv2 is installed."""
@@ -99,6 +100,8 @@ def test_masks_equal_those_of_nnunets_predictor(kind: str, tmp_path: Path) -> No
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3000)
+@pytest.mark.filterwarnings("ignore")
 def test_masks_of_a_network_that_nnunet_trains(tmp_path: Path) -> None:
     """nnU-Net plans, trains a few iterations and predicts; scans are resampled."""
     pytest.importorskip("nnunetv2")
