@@ -30,6 +30,7 @@ from liverseg_dist.errors import UserError
 from liverseg_dist.inference.load_run import CUDA_ARITHMETIC
 from liverseg_dist.inference.sliding_window import SlidingWindowPredictor
 from liverseg_dist.inference.window_averaging import AVERAGES
+from liverseg_dist.inference.window_rows import PADDINGS
 from liverseg_dist.inference.windows import WINDOW_WEIGHTS, compute_window_weights
 from liverseg_dist.model import build_model
 from liverseg_dist.model.architectures import ARCHITECTURES
@@ -63,6 +64,7 @@ def allowed_names(section: type, key: str) -> set[str]:
         (InferenceConfig, "precision", CUDA_ARITHMETIC),
         (InferenceConfig, "average", AVERAGES),
         (InferenceConfig, "window_weights", WINDOW_WEIGHTS),
+        (InferenceConfig, "padding", PADDINGS),
         (ModelConfig, "architecture", ARCHITECTURES),
         (ModelConfig, "preset", WIDTH_PRESETS),
         (ModelConfig, "norm", NORMS),

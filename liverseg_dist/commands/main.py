@@ -52,6 +52,7 @@ COMMANDS = {
     "index": "add the loading index to a store of an earlier version",
     "preview": "draw the samples that training gets: as stored and augmented, with labels",
     "plan": "plan a training for a data set or a GPU; efficiency on many GPUs",
+    "nnunet": "make a run of a network that nnU-Net v2 trained",
     "train": "train a 3D U-Net; run the same line again to continue",
     "evaluate": "score a run on its test or validation cases, exactly, on any number of ranks",
     "postprocess": "choose the post-processing of a run on its validation cases",

@@ -21,6 +21,9 @@ class InferenceConfig(Section):
     window_weights: Literal["gaussian", "constant"] = "gaussian"
     """Weight of a voxel in the average over windows: highest at the window's centre, or
     constant."""
+    padding: Literal["lowest", "mean"] = "lowest"
+    """Around a scan that is smaller than a window. lowest: the lowest value of the normalisation,
+    as in training; mean: 0 after it, as nnU-Net."""
     average: Literal["probabilities", "logits"] = "probabilities"
     """What is averaged over windows, mirrored copies and models; logits: as nnU-Net, and faster."""
     mirror: bool = False

@@ -18,10 +18,12 @@ NORM_GROUPS = 8
 
 
 class ModelConfig(Section):
-    architecture: Literal["unet", "resenc"] = "unet"
-    """unet: plain convolutions; resenc: residual encoder."""
-    preset: Literal["tiny", "S", "M", "L"] = "S"
-    """Channels and depth where the keys below are null. tiny is for CPUs and tests."""
+    architecture: Literal["unet", "resenc", "mednext"] = "unet"
+    """unet: plain convolutions; resenc: residual encoder; mednext: MedNeXt's blocks, with depthwise
+    convolutions."""
+    preset: Literal["tiny", "S", "B", "M", "L"] = "S"
+    """Channels and depth where the keys below are null. tiny is for CPUs and tests; S, B, M and L
+    of mednext are those of its paper."""
     features: tuple[Channels, ...] | None = Field(default=None, min_length=1, max_length=MAX_LEVELS)
     """Channels per level, highest resolution first; null: from the preset."""
     strides: tuple[Kernel, ...] | None = Field(default=None, min_length=1, max_length=MAX_LEVELS)
@@ -29,6 +31,14 @@ class ModelConfig(Section):
     and the patch size."""
     kernels: tuple[Kernel, ...] | None = Field(default=None, min_length=1, max_length=MAX_LEVELS)
     """Kernel size (z, y, x) of each level, odd; null: from the store's spacing."""
+    kernel_edge: Literal[3, 5] = 3
+    """Edge of the kernels where `kernels` is null; 5 for mednext only, whose weights of 3 can start
+    it (UpKern)."""
+    expansion_ratios: tuple[Blocks, ...] | None = Field(
+        default=None, min_length=1, max_length=MAX_LEVELS
+    )
+    """For mednext: channels within a block per channel of its input, for each level; null: from
+    the preset."""
     blocks_per_level: Blocks | tuple[Blocks, ...] | None = None
     """Convolution blocks per level, one number or one per level; null: from the preset."""
     in_channels: Channels | None = None
@@ -36,18 +46,23 @@ class ModelConfig(Section):
     out_channels: Channels | None = None
     """Channels of the output: classes with the background, or regions; filled in from the store.
     null: those of LiTS."""
+    stem: bool = False
+    """Begin with one more convolution at full resolution, as nnU-Net's residual encoders do;
+    without effect for mednext."""
     norm: Literal["instance", "group"] = "instance"
+    """Normalisation over each sample; mednext always normalises each channel."""
     deep_supervision: bool = True
     """Also compute the loss on the outputs of the lower levels (all but the two lowest)."""
     regions: bool = False
     """Predict the structures of the label scheme (liver with its tumours, tumour) as overlapping
     regions with sigmoids instead of exclusive classes with a softmax."""
     pretrained: UserPath | None = None
-    """Initial weights: a run, a safetensors file, or a state dict of another program (tensors
-    only)."""
+    """Initial weights: a run, a safetensors file, a state dict of another program (tensors only),
+    or a result folder of nnU-Net v2, whose plans.json also decides model.*."""
     pretrained_names: Literal["ours", "nnunet", "monai"] | UserPath = "ours"
-    """Parameter names in that file: of this program, of nnU-Net's PlainConvUNet, of MONAI's
-    DynUNet, or as a YAML file maps them (`name in the file: name here`)."""
+    """Parameter names in that file: of this program, of nnU-Net's U-Nets, of MONAI's DynUNet, or
+    as a YAML file maps them (`name in the file: name here`). Without effect for a result folder of
+    nnU-Net."""
     upsampling_bias: bool = False
     """Add a bias to the transposed convolutions, as nnU-Net's weights have."""
 

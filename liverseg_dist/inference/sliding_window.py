@@ -164,8 +164,7 @@ class SlidingWindowPredictor:
         Args:
             image: (C, z, y, x), or (z, y, x) for one channel: the network's input, or stored voxels
                 of any type (HU for CT) if `intensities` are given. It is read one row at a time, so
-                it can be a memory map. Each channel is padded with its lowest value, or with the
-                lower bound of its normalisation, as in training.
+                it can be a memory map. Each channel is padded as `inference.padding` says.
             intensities: normalisation of each channel; one entry is that of the only channel.
             present: which channels the scan has; None: all. The network's input of an absent one is
                 0; its voxels in the image have no effect.
@@ -175,7 +174,7 @@ class SlidingWindowPredictor:
             without the background, or the regions, of the scheme. The tensor is valid until the
             next one is requested: its memory is reused.
         """
-        channels = ImageChannels.from_array(image, intensities, present)
+        channels = ImageChannels.from_array(image, intensities, present, self.config.padding)
         grid = WindowGrid.from_shape(
             channels.shape, self.patch_size, self.config.overlap, self.config.window_weights
         )

@@ -87,6 +87,9 @@ def dump_inference(config: InferenceConfig, labels: LabelScheme) -> dict[str, An
     resolved = resolve_structure_settings(config, labels)
     content: dict[str, Any] = {}
     for name, value in config.model_dump(mode="json").items():
+        # Earlier versions had no such key: their fingerprints and results stay valid.
+        if name == "padding" and value == InferenceConfig.model_fields[name].default:
+            continue
         if name not in (*VALUE_SETTINGS, *ORGAN_SETTINGS):
             content[name] = value
         elif is_expressible_without_names(resolved, labels, name):

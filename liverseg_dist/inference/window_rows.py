@@ -11,12 +11,26 @@ import torch
 from torch import Tensor
 
 from liverseg_dist.config import IntensityConfig
+from liverseg_dist.config.registry import find_registered
 from liverseg_dist.data.intensity import normalise_intensity_
 from liverseg_dist.inference.windows import WindowGrid
 from liverseg_dist.volume import Index3
 
 Intensities = IntensityConfig | Sequence[IntensityConfig | None] | None
 """Normalisation of each channel, or of the only one; None: the voxels are the network's input."""
+
+
+def _find_lowest(intensity: IntensityConfig) -> float:
+    # The lower limit, which the clipping of the normalisation does not change.
+    return intensity.lower_hu
+
+
+def _find_mean(intensity: IntensityConfig) -> float:
+    return intensity.lower_hu + intensity.mean * (intensity.upper_hu - intensity.lower_hu)
+
+
+PADDINGS = {"lowest": _find_lowest, "mean": _find_mean}
+"""Value before normalisation, by the name of `inference.padding`."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +51,25 @@ class ImageChannels:
 
     @classmethod
     def from_array(
-        cls, image: np.ndarray, intensities: Intensities, present: Sequence[bool] | None
+        cls,
+        image: np.ndarray,
+        intensities: Intensities,
+        present: Sequence[bool] | None,
+        padding: str = "lowest",
     ) -> "ImageChannels":
         """The channels of an array (C, z, y, x), or (z, y, x) for one channel.
 
+        Args:
+            image: the voxels.
+            intensities: normalisation of each channel.
+            present: which channels the scan has; None: all.
+            padding: a name of `PADDINGS`; without effect on channels without normalisation.
+
         Raises:
             ValueError: another number of channels than of normalisations or of `present`.
+            UserError: unknown padding.
         """
+        pad_value = find_registered(PADDINGS, padding, "inference.padding")
         voxels_CZYX = image[None] if image.ndim == 3 else image
         count = len(voxels_CZYX)
         if intensities is None:
@@ -68,8 +94,7 @@ class ImageChannels:
                 # the image.
                 pad_values.append(float(voxels_ZYX.min()))
             else:
-                # The lower limit, which the clipping of the normalisation does not change.
-                pad_values.append(intensity.lower_hu)
+                pad_values.append(pad_value(intensity))
         return cls(voxels_CZYX, tuple(intensities), has_channel, tuple(pad_values))
 
     @property

@@ -5,7 +5,7 @@ bias directly before an instance norm has no effect and is ignored; the bias of 
 convolutions has an effect (`model.upsampling_bias`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from liverseg_dist.config import ModelConfig
@@ -23,22 +23,19 @@ def external_parameter_names(kind: str | Path, config: ModelConfig) -> dict[str,
     Raises:
         UserError: the file cannot be used, or the architecture has no table.
     """
-    list_names = EXTERNAL_NAMES.get(str(kind))
-    if list_names is None:
+    if str(kind) not in EXTERNAL_NAMES:
         return _read_names(Path(kind))
-    if config.architecture != "unet":
+    list_names = EXTERNAL_NAMES[str(kind)].get(config.architecture)
+    if list_names is None:
         raise UserError(
-            f"model.pretrained_names={kind} supports model.architecture=unet only; "
-            "give a YAML file of names"
+            f"model.pretrained_names={kind} does not support model.architecture="
+            f"{config.architecture}; give a YAML file of names"
         )
     return dict(list_names(config))
 
 
-def _list_nnunet_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
-    """Yield names of PlainConvUNet of dynamic-network-architectures.
-
-    Its decoder levels are numbered from the bottom.
-    """
+def _list_plain_nnunet_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Yield names of PlainConvUNet of dynamic-network-architectures."""
     blocks = _resolved_blocks(config)
     for level, count in enumerate(blocks):
         for block in range(count):
@@ -48,8 +45,43 @@ def _list_nnunet_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
                 "conv",
                 "norm",
             )
-    # The decoder's first level is the lowest one in both projects.
-    for number, level in enumerate(range(len(blocks) - 2, -1, -1)):
+    yield from _list_nnunet_decoder_names(blocks[:-1])
+
+
+def _list_residual_nnunet_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Yield names of ResidualEncoderUNet of dynamic-network-architectures."""
+    blocks = _resolved_blocks(config)
+    assert config.features is not None
+    assert config.strides is not None
+    channels = config.in_channels or 1
+    if config.stem:
+        yield from _list_block_names("encoder.stem.convs.0", "encoder.0.0", "conv", "norm")
+        channels = config.features[0]
+    for level, count in enumerate(blocks):
+        for block in range(count):
+            external = f"encoder.stages.{level}.blocks.{block}"
+            # The stem is the first module of the first level.
+            own = f"encoder.{level}.{block + (config.stem and level == 0)}"
+            yield from _list_block_names(external, f"{own}.first", "conv1.conv", "conv1.norm")
+            yield from _list_block_names(external, own, "conv2.conv", "conv2.norm")
+            if block == 0 and channels != config.features[level]:
+                # Average pooling, where there is one, comes before the projection.
+                number = int(any(edge > 1 for edge in config.strides[level]))
+                skip = f"{external}.skip.{number}"
+                yield f"{skip}.conv.weight", f"{own}.shortcut.{number}.weight"
+                for kind in ("weight", "bias"):
+                    yield f"{skip}.norm.{kind}", f"{own}.shortcut.{number + 1}.{kind}"
+        channels = config.features[level]
+    yield from _list_nnunet_decoder_names((1,) * (len(blocks) - 1))
+
+
+def _list_nnunet_decoder_names(blocks: Sequence[int]) -> Iterator[tuple[str, str]]:
+    """Yield names of UNetDecoder, whose levels are numbered from the bottom.
+
+    Args:
+        blocks: convolutions of each decoder level, full resolution first.
+    """
+    for number, level in enumerate(range(len(blocks) - 1, -1, -1)):
         for block in range(blocks[level]):
             external = f"decoder.stages.{number}.convs.{block}"
             yield from _list_block_names(external, f"decoder.{level}.convs.{block}", "conv", "norm")
@@ -89,6 +121,39 @@ def _list_monai_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
             yield f"deep_supervision_heads.{level - 1}.conv.conv.{kind}", f"heads.{level}.{kind}"
 
 
+def _list_mednext_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Yield names of MedNeXt. Its heads have transposed weights, so they are left out."""
+    blocks = _resolved_blocks(config)
+    lowest = len(blocks) - 1
+    for kind in ("weight", "bias"):
+        yield f"stem.{kind}", f"encoder.0.0.{kind}"
+    for level, count in enumerate(blocks):
+        if level:
+            yield from _list_mednext_block_names(f"down_blocks.{level - 1}", f"encoder.{level}.0")
+        stage = "bottleneck" if level == lowest else f"enc_stages.{level}"
+        for block in range(count):
+            own = f"encoder.{level}.{block + 1}"
+            yield from _list_mednext_block_names(f"{stage}.{block}", own)
+    for number, level in enumerate(range(lowest - 1, -1, -1)):
+        yield from _list_mednext_block_names(f"up_blocks.{number}", f"decoder.{level}.up")
+        for block in range(blocks[level]):
+            own = f"decoder.{level}.blocks.{block}"
+            yield from _list_mednext_block_names(f"dec_stages.{number}.{block}", own)
+
+
+def _list_mednext_block_names(external: str, own: str) -> Iterator[tuple[str, str]]:
+    pairs = (
+        ("conv1", "depthwise"),
+        ("norm", "norm"),
+        ("conv2", "expand"),
+        ("conv3", "reduce"),
+        ("res_conv", "shortcut"),
+    )
+    for theirs, ours in pairs:
+        for kind in ("weight", "bias"):
+            yield f"{external}.{theirs}.{kind}", f"{own}.{ours}.{kind}"
+
+
 def _list_block_names(external: str, own: str, conv: str, norm: str) -> Iterator[tuple[str, str]]:
     yield f"{external}.{conv}.weight", f"{own}.conv.weight"
     for kind in ("weight", "bias"):
@@ -112,5 +177,8 @@ def _read_names(path: Path) -> dict[str, str]:
     return content
 
 
-EXTERNAL_NAMES = {"nnunet": _list_nnunet_names, "monai": _list_monai_names}
-"""Names by `model.pretrained_names`."""
+EXTERNAL_NAMES = {
+    "nnunet": {"unet": _list_plain_nnunet_names, "resenc": _list_residual_nnunet_names},
+    "monai": {"unet": _list_monai_names, "mednext": _list_mednext_names},
+}
+"""Names by `model.pretrained_names` and `model.architecture`."""

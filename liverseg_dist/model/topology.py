@@ -7,36 +7,25 @@ topology").
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from liverseg_dist.config import ModelConfig
 from liverseg_dist.config.registry import find_registered
 from liverseg_dist.errors import UserError
-from liverseg_dist.model.architectures import find_architecture
+from liverseg_dist.model.architectures import Architecture, Width, find_architecture
 
 MIN_EDGE = 4
 """Voxels that an edge keeps at the lowest level."""
 Triple = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Widths and depth of a network."""
-
-    base: int
-    """Channels of the first level; each level has twice as many as the one above."""
-    cap: int
-    """Most channels of a level (nnU-Net: 320 in 3D)."""
-    max_levels: int
-
-
-PRESETS: dict[str, Preset] = {
-    "tiny": Preset(8, 64, 4),
-    "S": Preset(16, 160, 5),
-    "M": Preset(32, 320, 6),
-    "L": Preset(32, 512, 7),
+PRESETS: dict[str, Width] = {
+    "tiny": Width(8, 64, 4),
+    "S": Width(16, 160, 5),
+    "B": Width(32, 320, 5),
+    "M": Width(32, 320, 6),
+    "L": Width(32, 512, 7),
 }
 """Presets by `model.preset`."""
 
@@ -87,9 +76,12 @@ def resolve_topology(
     Raises:
         UserError: the network does not fit the patch.
     """
-    preset = find_registered(PRESETS, config.preset, "model.preset")
+    architecture = find_architecture(config)
+    widths = architecture.widths or PRESETS
+    preset = find_registered(widths, config.preset, "model.preset")
     depth = _given_depth(config)
     strides, kernels = plan_pooling(patch_size, spacing_mm, depth or preset.max_levels)
+    kernels = _enlarge_kernels(kernels, config, architecture)
     if config.strides is not None:
         strides = list(config.strides)
     if config.kernels is not None:
@@ -111,8 +103,26 @@ def resolve_topology(
         "strides": tuple(strides),
         "kernels": tuple(kernels),
         "blocks_per_level": _resolve_blocks(config, levels),
+        "expansion_ratios": config.expansion_ratios
+        or architecture.preset_ratios.get(config.preset),
     }
     return config.model_copy(update=resolved)
+
+
+def _enlarge_kernels(
+    kernels: list[Triple], config: ModelConfig, architecture: Architecture
+) -> list[Triple]:
+    """Use `model.kernel_edge` where the planner's kernel spans several voxels."""
+    if config.kernel_edge > architecture.largest_kernel:
+        raise UserError(
+            f"model.kernel_edge={config.kernel_edge}: model.architecture={config.architecture} has "
+            f"kernels of {architecture.largest_kernel}; mednext has 3 or 5"
+        )
+    enlarged = []
+    for kernel in kernels:
+        z, y, x = (config.kernel_edge if edge > 1 else 1 for edge in kernel)
+        enlarged.append((z, y, x))
+    return enlarged
 
 
 def _given_depth(config: ModelConfig) -> int | None:

@@ -1,4 +1,4 @@
-"""The 3D U-Net, plain or with a residual encoder, with deep supervision.
+"""The 3D U-Net, plain, with a residual encoder or of MedNeXt blocks, with deep supervision.
 
 It is a plain `nn.Module` without any dependence on ranks. https://arxiv.org/abs/1606.06650 (3D
 U-Net), https://www.nature.com/articles/s41592-020-01008-z (the form of it that nnU-Net uses).
@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from liverseg_dist.config import ModelConfig
 from liverseg_dist.model.activation_recompute import keep_storage, recompute_in_backward
 from liverseg_dist.model.architectures import find_architecture
-from liverseg_dist.model.blocks import SLOPE, DecoderLevel, build_stack
 from liverseg_dist.model.convolution import Head
 from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.topology import size_multiple
@@ -29,56 +28,32 @@ class UNet(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if not (
-            config.features
-            and config.strides
-            and config.kernels
-            and isinstance(config.blocks_per_level, tuple)
-        ):
+        if not config.features or not config.strides:
             raise ValueError(
                 "the topology of the settings is not filled in; "
                 "call topology.resolve_topology first"
             )
-        features, strides, kernels = config.features, config.strides, config.kernels
+        features = config.features
         self.num_levels = len(features)
-        self.size_multiple = size_multiple(strides)
+        self.size_multiple = size_multiple(config.strides)
         self.deep_supervision = config.deep_supervision
         self._checkpointed: frozenset[int] = frozenset()
         architecture = find_architecture(config)
         self.in_channels = config.in_channels or 1
         self.out_channels = config.out_channels or OutputChannels(regions=config.regions).count
-        channels = self.in_channels
         encoder = []
-        for level, (width, kernel, stride) in enumerate(
-            zip(features, kernels, strides, strict=True)
-        ):
-            blocks = config.blocks_per_level[level]
-            encoder.append(
-                build_stack(
-                    architecture.encoder_block, channels, width, kernel, stride, config.norm, blocks
-                )
-            )
-            channels = width
+        for level in range(self.num_levels):
+            encoder.append(architecture.build_encoder_level(config, level))
         self.encoder = nn.ModuleList(encoder)
         decoder = []
         for level in range(self.num_levels - 1):
-            blocks = architecture.decoder_blocks or config.blocks_per_level[level]
-            decoder.append(
-                DecoderLevel(
-                    features[level + 1],
-                    features[level],
-                    kernels[level],
-                    strides[level + 1],
-                    config.norm,
-                    blocks,
-                    config.upsampling_bias,
-                )
-            )
+            decoder.append(architecture.build_decoder_level(config, level))
         self.decoder = nn.ModuleList(decoder)
         # All levels but the two lowest, where a voxel covers too much tissue to be supervised.
         supervised = max(1, self.num_levels - 2) if config.deep_supervision else 1
         self.heads = nn.ModuleList(Head(features[i], self.out_channels) for i in range(supervised))
-        self.apply(_initialise_weights)
+        if architecture.initialise is not None:
+            self.apply(architecture.initialise)
 
     def set_checkpointing(self, levels: Collection[int]) -> None:
         """Choose the levels whose activations are recomputed in backward.
@@ -137,11 +112,3 @@ class UNet(nn.Module):
                 return keep_storage(checkpoint(stage, *inputs, use_reentrant=False))
         out: Tensor = stage(*inputs)
         return out
-
-
-def _initialise_weights(module: nn.Module) -> None:
-    """Initialise with He's rule for the leaky ReLU; biases start at zero."""
-    if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
-        nn.init.kaiming_normal_(module.weight, a=SLOPE)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -17,10 +17,9 @@ from liverseg_dist.distributed.strategies.parallelize import check_strategy, par
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.model import build_model
-from liverseg_dist.model.external_weights import external_parameter_names
 from liverseg_dist.model.losses import build_loss
 from liverseg_dist.model.outputs import OutputChannels
-from liverseg_dist.model.pretrained import load_pretrained
+from liverseg_dist.model.pretrained import apply_nnunet_settings, load_initial_weights
 from liverseg_dist.model.topology import resolve_topology
 from liverseg_dist.planning.memory_fit import choose_checkpointed_levels
 from liverseg_dist.training.data_description import complete_settings, list_data_conflicts
@@ -51,7 +50,8 @@ def resolve_settings(settings: Settings, store: CaseStore) -> Settings:
     With the resolved settings, the model can be rebuilt and new scans prepared without the store.
     """
     data = fill_in_data_settings(settings.data, store)
-    model = resolve_topology(settings.model, data.patch_size, store.spacing_mm)
+    given = apply_nnunet_settings(settings.model)
+    model = resolve_topology(given, data.patch_size, store.spacing_mm)
     settings = settings.model_copy(update={"data": data, "model": model, "convert": store.convert})
     return complete_settings(settings)
 
@@ -114,10 +114,7 @@ def build_components(
     torch.manual_seed(settings.seed)
     model = build_model(settings.model)
     if settings.model.pretrained is not None:
-        kind = settings.model.pretrained_names
-        names = None if kind == "ours" else external_parameter_names(kind, settings.model)
-        report = load_pretrained(model, settings.model.pretrained, names)
-        _logger.info("%s", report)
+        _logger.info("%s", load_initial_weights(model, settings.model))
     # All ranks decide alike: requested and recorded numbers are the same for all ranks of a run.
     if world.device.type == "cpu" and broadcast_from_rank0(not threads and world.cores > 1):
         torch.set_num_threads(choose_threads(model, settings, world.cores))

@@ -83,8 +83,8 @@ def test_invalid_file_of_names_is_refused(text: str | None, message: str, tmp_pa
 
 
 def test_other_networks_are_refused() -> None:
-    with pytest.raises(UserError, match=r"supports model\.architecture=unet only"):
-        external_parameter_names("nnunet", CONFIG.model_copy(update={"architecture": "resenc"}))
+    with pytest.raises(UserError, match=r"does not support model\.architecture=resenc"):
+        external_parameter_names("monai", CONFIG.model_copy(update={"architecture": "resenc"}))
     with pytest.raises(UserError, match="two convolutions per level"):
         external_parameter_names(
             "monai", CONFIG.model_copy(update={"blocks_per_level": (1, 2, 2, 2)})
