@@ -20,19 +20,17 @@ def current_rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def all_sum(values: torch.Tensor) -> torch.Tensor:
-    """Sum a tensor element by element over all ranks.
+def begin_sum(values: torch.Tensor) -> dist.Work | None:
+    """Start to sum a tensor element by element over all ranks, in place.
 
     Args:
-        values: tensor on the device of the process group; changed in place if there are several
-            ranks.
+        values: tensor on the device of the process group.
 
     Returns:
-        The sum, on the same device.
+        What to wait for before the sum is used; None with one process. On a GPU, waiting holds up
+        the current stream and not the host.
     """
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return values
+    return dist.all_reduce(values, async_op=True) if dist.is_initialized() else None
 
 
 def all_max(value: int) -> int:

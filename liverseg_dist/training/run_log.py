@@ -27,7 +27,7 @@ from liverseg_dist.tracking.writer import NullWriter, RunWriter, Writer
 from liverseg_dist.training.hparams import comparable_settings
 from liverseg_dist.training.resume_state import ResumeState
 from liverseg_dist.training.run_folder import RunFolder
-from liverseg_dist.training.step import StepResult
+from liverseg_dist.training.step_figures import StepResult
 from liverseg_dist.training.validation import ValidationResult
 
 STATUS_INTERVAL_S = 5.0
@@ -82,8 +82,11 @@ class RunLog:
         """Call before step `step` (from 1)."""
         self._profile.before(step)
 
-    def log_step(self, step: int, result: StepResult) -> None:
-        """Record a finished step (from 1) and show the progress."""
+    def log_step(self, result: StepResult | None) -> None:
+        """Record a finished step and show the progress; None: no step was finished."""
+        if result is None:
+            return
+        step = result.step
         self._recent.append(result)
         train = self._settings.train
         if step % train.log_every_steps == 0 or step == train.max_steps:

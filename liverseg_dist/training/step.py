@@ -1,4 +1,19 @@
-"""One optimizer step: forward and backward of micro-batches, metrics over all ranks, update."""
+"""One optimizer step: forward and backward of micro-batches, metrics over all ranks, update.
+
+The host does not wait for the device within a step. What a step has computed is read after the next
+step was launched (`step_figures`), so that on a GPU the queue of kernels never runs empty. What this
+changes against reading at once:
+
+- Metrics are logged, and a stop is honoured, one step later. All ranks read the same sums, so they
+  stop after the same step.
+- `train.on_nonfinite=stop`: the run fails one step later, with the samples of the step that caused
+  it. In between the weights are updated with the unusable gradient. They are lost with the process:
+  `Stepper.finish` reads the last figures before weights are validated, saved or exported.
+- `train.on_nonfinite=skip` must know before the update whether to make it. It reads the loss and the
+  norm in the step and waits for the device twice.
+
+The weights of a run with finite losses do not depend on it.
+"""
 
 import math
 import time
@@ -11,40 +26,23 @@ from torch import Tensor, nn
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.loading import DeviceBatch, DevicePrefetcher
-from liverseg_dist.distributed.collectives import (
-    all_sum,
-    current_rank,
-    gather_from_ranks,
-    world_size,
-)
+from liverseg_dist.distributed.collectives import current_rank, gather_from_ranks, world_size
 from liverseg_dist.distributed.strategies.base import Strategy
 from liverseg_dist.errors import RunFailed
 from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.training_dice import dice_from_counts, overlap_counts
 from liverseg_dist.training.schedule import learning_rate
+from liverseg_dist.training.step_figures import (
+    MicroBatchFigures,
+    StepFigures,
+    StepResult,
+    add_up,
+)
 
 KINDS = ("true", "false_positive", "false_negative")
 COUNTS = "count/"
 """Prefix of the names of voxel counts. They are summed over ranks like the parts of the loss, and
 give the Dice of the batch's patches."""
-
-
-@dataclass
-class StepResult:
-    """Metrics of one step, equal on all ranks except for the durations."""
-
-    loss: float
-    parts: dict[str, float]
-    gradient_norm: float
-    learning_rate: float
-    skipped: bool
-    stop_votes: int
-    """Number of ranks on which a stop was requested."""
-    wait_s: float = 0.0
-    """Seconds that this rank waited for data."""
-    step_s: float = 0.0
-    warning: str = ""
-    """Why the step was skipped, with the names of the samples."""
 
 
 def rank_batches(settings: Settings, first_step: int, last_step: int) -> Iterator[list[int]]:
@@ -88,77 +86,79 @@ class Stepper:
         self._set_current_samples = set_current_samples
         own_samples = len(range(current_rank(), settings.train.global_batch_size, world_size()))
         self.micro_batches = math.ceil(own_samples / settings.train.micro_batch_size)
+        self._launched: _LaunchedStep | None = None
 
-    def run(self, step: int, batches: DevicePrefetcher, stop_vote: bool) -> StepResult:
-        """Run optimizer step `step` (from 0). A collective call.
+    def run(
+        self, step: int, batches: DevicePrefetcher, is_stop_requested: Callable[[], bool]
+    ) -> StepResult | None:
+        """Launch optimizer step `step` (from 0). A collective call.
 
         Args:
-            stop_vote: whether a stop was requested on this rank.
-        """
-        started, waited_before = time.perf_counter(), batches.wait_s
-        totals, samples, nonfinite_samples = self._accumulate_gradients(step, batches)
-        self._report_progress(step, "summing figures")
-        flags = _as_tensors(bool(nonfinite_samples), stop_vote)
-        # One collective call for all metrics and flags: each call costs a round trip.
-        sums = all_sum(torch.stack([*totals.values(), *flags])).tolist()
-        # The two flags at the end of the sums have no name.
-        metrics = dict(zip(totals, sums, strict=False))
-        is_nonfinite, stop_votes = sums[-2] > 0, int(sums[-1])
-        rate = self.rate(step)
-        suspects = nonfinite_samples if is_nonfinite else samples
-        norm, warning = self._update(step, rate, suspects, is_nonfinite)
-        loss = metrics.pop("loss")
-        return StepResult(
-            loss,
-            _replace_counts_by_dice(metrics, self.outputs.labels.structure_names),
-            norm,
-            rate,
-            bool(warning),
-            stop_votes,
-            wait_s=batches.wait_s - waited_before,
-            step_s=time.perf_counter() - started,
-            warning=warning,
-        )
-
-    def _accumulate_gradients(
-        self, step: int, batches: DevicePrefetcher
-    ) -> tuple[dict[str, Tensor], list[str], list[str]]:
-        """Run forward and backward of this rank's micro-batches.
+            step: number of the step.
+            batches: the rank's micro-batches.
+            is_stop_requested: whether a stop is requested on this rank; asked after backward.
 
         Returns:
-            Sums of the metrics (float64, CPU), names of all samples, and names of the samples in
-            micro-batches whose loss is not finite.
+            The result of the step before; None in the first call.
+
+        Raises:
+            RunFailed: loss or gradient of the step before is not finite, and `train.on_nonfinite`
+                is stop.
         """
-        totals: dict[str, Tensor] = {}
-        samples: list[str] = []
-        nonfinite: list[str] = []
+        started, waited_before = time.perf_counter(), batches.wait_s
+        own = self._accumulate_gradients(step, batches)
+        self._report_progress(step, "summing figures")
+        # One collective call for all metrics and flags: each call costs a round trip.
+        figures = StepFigures(own, is_stop_requested())
+        rate = self.rate(step)
+        norm = self._update(rate, figures)
+        figures.begin_copy(norm)
+        before, self._launched = self._launched, _LaunchedStep(step, rate, own, figures)
+        result = None if before is None else self._read_result(before)
+        self._launched.wait_s = batches.wait_s - waited_before
+        self._launched.step_s = time.perf_counter() - started
+        return result
+
+    def finish(self) -> StepResult | None:
+        """Wait for the last step. A collective call.
+
+        Returns:
+            Its result; None if it was returned already.
+
+        Raises:
+            RunFailed: as `run`.
+        """
+        before, self._launched = self._launched, None
+        return None if before is None else self._read_result(before)
+
+    def _accumulate_gradients(self, step: int, batches: DevicePrefetcher) -> MicroBatchFigures:
+        """Run forward and backward of this rank's micro-batches."""
+        names: list[str] = []
+        vectors, is_finite, samples = [], [], []
         for number in range(self.micro_batches):
             self._report_progress(step, "waiting for data")
             batch = next(batches)
-            names = [f"{n} ({case})" for n, case in zip(batch.indices, batch.case_ids, strict=True)]
-            self._set_current_samples(names)
-            on_device = self._forward_backward(step, batch, last=number == self.micro_batches - 1)
-            # The GPU is still busy: copy the next batch to it before waiting for the results.
+            shown = [f"{n} ({case})" for n, case in zip(batch.indices, batch.case_ids, strict=True)]
+            self._set_current_samples(shown)
+            metrics = self._forward_backward(step, batch, last=number == self.micro_batches - 1)
+            # The GPU is still busy: copy the next batch to it.
             batches.begin_next()
-            # This waits for the GPU.
-            metrics = {name: value.cpu() for name, value in on_device.items()}
-            samples += names
-            if not torch.isfinite(metrics["loss"]):
-                nonfinite += names
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + value
-        return totals, samples, nonfinite
+            names = list(metrics)
+            vectors.append(torch.stack(list(metrics.values())))
+            is_finite.append(torch.isfinite(metrics["loss"]))
+            samples.append(shown)
+        return MicroBatchFigures(names, add_up(vectors), is_finite, samples)
 
     def _forward_backward(self, step: int, batch: DeviceBatch, *, last: bool) -> dict[str, Tensor]:
         """Compute the loss of a micro-batch and add its gradients.
 
-        Nothing here waits for the GPU.
-
         Args:
+            step: number of the step.
+            batch: the micro-batch.
             last: whether it is the rank's last micro-batch of the step.
 
         Returns:
-            The micro-batch's share of the step's metrics, on the device.
+            The micro-batch's share of the step's metrics, float64 on the device.
         """
         image_BCDHW = batch.image_BCDHW
         if self.settings.train.channels_last:
@@ -176,41 +176,69 @@ class Stepper:
         counts = overlap_counts(outputs, batch.label_BDHW, self.outputs, batch.annotated)
         names = _count_names(self.outputs.labels.structure_names)
         for name, count in zip(names, counts.flatten(), strict=True):
-            metrics[name] = count
+            metrics[name] = count.double()
         return metrics
 
-    def _update(
-        self, step: int, rate: float, suspects: list[str], is_nonfinite: bool
-    ) -> tuple[float, str]:
-        """Update the weights, or skip the step.
-
-        Args:
-            suspects: this rank's samples that may have caused a loss or gradient that is not
-                finite.
-            is_nonfinite: whether the loss is not finite on some rank.
-
-        Returns:
-            The gradient's norm, and why the step was skipped (empty if it was not).
-
-        Raises:
-            RunFailed: loss or gradient is not finite, and `train.on_nonfinite` is stop.
-        """
-        if is_nonfinite:
+    def _update(self, rate: float, figures: StepFigures) -> Tensor:
+        """Update the weights, or skip the step. Returns the gradient's norm, on the device."""
+        skips = self.settings.train.on_nonfinite == "skip"
+        if skips and figures.is_nonfinite():
             # The gradients contain NaN and must not be used.
             self.strategy.skip()
-            norm, problem = float("nan"), "the loss is not finite"
-        else:
-            norm, problem = self.strategy.step(rate), "the gradient is not finite"
-            # With fp16 the scaler itself skips the step and reduces the scale.
-            if math.isfinite(norm) or self.strategy.scaler.is_enabled():
-                return norm, ""
+            return torch.tensor(float("nan"))
+        return self.strategy.step(rate, skip_nonfinite=skips)
+
+    def _read_result(self, launched: "_LaunchedStep") -> StepResult:
+        """Wait for the figures of a step that was launched."""
+        metrics, nonfinite, stop_votes, norm = launched.figures.read()
+        problem, samples = "", []
+        if nonfinite > 0:
+            problem = "the loss is not finite"
+            samples = launched.own.find_nonfinite_samples()
+        # With fp16 the scaler itself skips the step and reduces the scale.
+        elif not math.isfinite(norm) and not self.strategy.scaler.is_enabled():
+            problem, samples = "the gradient is not finite", launched.own.all_samples
+        warning = ""
+        if problem:
+            warning = self._describe_nonfinite(launched, problem, samples, is_loss=nonfinite > 0)
+        loss = metrics.pop("loss")
+        return StepResult(
+            launched.step + 1,
+            loss,
+            _replace_counts_by_dice(metrics, self.outputs.labels.structure_names),
+            norm,
+            launched.rate,
+            bool(warning),
+            stop_votes,
+            wait_s=launched.wait_s,
+            step_s=launched.step_s,
+            warning=warning,
+        )
+
+    def _describe_nonfinite(
+        self, launched: "_LaunchedStep", problem: str, suspects: list[str], *, is_loss: bool
+    ) -> str:
+        """Why a step was skipped. A collective call: the samples are those of all ranks.
+
+        Args:
+            launched: the step.
+            problem: what is not finite.
+            suspects: this rank's samples that may have caused it.
+            is_loss: whether the loss is not finite, and not only the gradient.
+
+        Raises:
+            RunFailed: `train.on_nonfinite` is stop, or the step could not be skipped.
+        """
         names: list[str] = []
         for samples in gather_from_ranks(suspects):
             names += samples
-        message = f"step {step + 1}: {problem}; samples {', '.join(sorted(names))}"
-        can_skip = is_nonfinite or self.strategy.skips_nonfinite
+        message = f"step {launched.step + 1}: {problem}; samples {', '.join(sorted(names))}"
+        can_skip = is_loss or self.strategy.skips_nonfinite
         if self.settings.train.on_nonfinite == "skip" and can_skip:
-            return norm, f"{message}; the step is skipped"
+            return f"{message}; the step is skipped"
+        # The report of the failure is about this step, not about the one launched since.
+        self._report_progress(launched.step, "reading figures")
+        self._set_current_samples(launched.own.all_samples)
         # DeepSpeed with sharded state has updated the weights before it returns the norm.
         remedy = "" if can_skip else "train.zero_stage=0 "
         raise RunFailed(
@@ -218,6 +246,18 @@ class Stepper:
             f"steps, run the same line with {remedy}train.on_nonfinite=skip; to start again, "
             "choose another run.dir and a lower train.learning_rate"
         )
+
+
+@dataclass
+class _LaunchedStep:
+    """A step whose figures were not read yet."""
+
+    step: int
+    rate: float
+    own: MicroBatchFigures
+    figures: StepFigures
+    wait_s: float = 0.0
+    step_s: float = 0.0
 
 
 def _count_names(structures: Sequence[str]) -> list[str]:
@@ -242,7 +282,3 @@ def _replace_counts_by_dice(
     for name, dice in zip(structures, dice_from_counts(table), strict=True):
         values[f"pseudo_dice_{name}"] = float(dice)
     return values
-
-
-def _as_tensors(*flags: bool) -> list[Tensor]:
-    return [torch.tensor(float(flag), dtype=torch.float64) for flag in flags]

@@ -41,7 +41,8 @@ from liverseg_dist.training.preemption import StopFlag, StopWhileWaiting, end_at
 from liverseg_dist.training.resume_state import ResumeState, parse_progress
 from liverseg_dist.training.run_folder import RunFolder
 from liverseg_dist.training.run_log import RunLog
-from liverseg_dist.training.step import Stepper, StepResult, rank_batches
+from liverseg_dist.training.step import Stepper, rank_batches
+from liverseg_dist.training.step_figures import StepResult
 from liverseg_dist.training.validation import validate_cases
 
 STEPS_PER_CLOCK_CHECK = 10
@@ -148,18 +149,25 @@ class Trainer:
             for step in range(first, last):
                 log.begin_step(step + 1)
                 try:
-                    result = self._train_one_step(step, stepper, batches)
+                    before = self._train_one_step(step, stepper, batches)
                 except StopWhileWaiting:
+                    log.log_step(stepper.finish())
                     return self._name_of_stop()
-                log.log_step(step + 1, result)
+                log.log_step(before)
                 # Compilation and allocation are over.
                 if step == first:
                     self._limit_waits()
-                is_stopping = result.stop_votes > 0 or self._stops_alone()
-                if self._validation_is_due(step + 1):
+                is_stopping = _has_stop_votes(before) or self._stops_alone()
+                validates, saves = self._validation_is_due(step + 1), self._save_is_due(step + 1)
+                if is_stopping or validates or saves or step + 1 == last:
+                    # Weights leave the loop only if the step that made them was a good one.
+                    result = stepper.finish()
+                    log.log_step(result)
+                    is_stopping = is_stopping or _has_stop_votes(result)
+                if validates:
                     is_stopping = self._validate_or_defer(log, is_stopping)
                 # A stop ends the loop, and `_finish` saves.
-                if not is_stopping and self._save_is_due(step + 1):
+                if not is_stopping and saves:
                     self._save()
                 log.end_step(step + 1)
                 if is_stopping:
@@ -244,9 +252,15 @@ class Trainer:
             transform = DeviceTransform(preset, settings.data.patch_size)
             yield DevicePrefetcher(loader, transform, device)
 
-    def _train_one_step(self, step: int, stepper: Stepper, batches: DevicePrefetcher) -> StepResult:
-        """Run step `step` (from 0) and update the average of the weights."""
-        result = stepper.run(step, batches, self._stop.requested)
+    def _train_one_step(
+        self, step: int, stepper: Stepper, batches: DevicePrefetcher
+    ) -> StepResult | None:
+        """Launch step `step` (from 0) and update the average of the weights.
+
+        Returns:
+            The result of the step before, if it was not read yet.
+        """
+        result = stepper.run(step, batches, lambda: self._stop.requested)
         self.ema.update(self.parts.strategy.plain, step)
         self.progress.step = step + 1
         return result
@@ -375,3 +389,8 @@ class Trainer:
 
     def _end_at_once(self) -> None:
         end_at_once(self.folder, self.progress.step, self.settings.train.max_steps)
+
+
+def _has_stop_votes(result: StepResult | None) -> bool:
+    """Whether a stop was requested on some rank in a step. All ranks have the same result."""
+    return result is not None and result.stop_votes > 0

@@ -89,7 +89,7 @@ def main(folder: str, mode: str, overrides: list[str]) -> None:
                 if world.is_distributed:
                     torch.distributed.all_reduce(total)
                 losses.append(float(total))
-                losses.append(strategy.step(1e-2))
+                losses.append(float(strategy.step(1e-2)))
             return losses
 
         if mode == "fresh":

@@ -74,18 +74,23 @@ class Strategy(ABC):
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's gradients."""
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, *, skip_nonfinite: bool = False) -> Tensor:
         """Clip the gradient, update the weights and delete the gradients.
 
+        Args:
+            learning_rate: rate of this step.
+            skip_nonfinite: whether to leave the weights as they are if the gradient's norm is not
+                finite. The host then waits for the device, which it does not do otherwise.
+
         Returns:
-            The global gradient norm before clipping. If it is not finite, nothing was updated.
+            The global gradient norm before clipping, a scalar on the device.
         """
         self.scaler.unscale_(self.optimizer)
         # An infinite limit does not clip, but the norm is computed.
         limit = self.clip_grad_norm or float("inf")
-        norm = float(_gather_full_tensor(nn.utils.clip_grad_norm_(self.plain.parameters(), limit)))
+        norm = _gather_full_tensor(nn.utils.clip_grad_norm_(self.plain.parameters(), limit))
         # With fp16 the scaler itself skips the step and reduces its scale.
-        if not self.scaler.is_enabled() and not math.isfinite(norm):
+        if skip_nonfinite and not self.scaler.is_enabled() and not math.isfinite(float(norm)):
             self.skip()
             return norm
         for group in self.optimizer.param_groups:

@@ -68,15 +68,16 @@ class DeepSpeedStrategy(Strategy):
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss * loss_scale())
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, *, skip_nonfinite: bool = False) -> Tensor:
         if not self._sharded:
             # Stage 0 is plain data parallelism; the engine has averaged the gradients in backward.
-            return super().step(learning_rate)
+            return super().step(learning_rate, skip_nonfinite=skip_nonfinite)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        # DeepSpeed itself waits for the device to compute it.
+        return torch.as_tensor(float("nan") if norm is None else norm)
 
     def skip(self) -> None:
         self._engine.zero_grad()
