@@ -9,8 +9,9 @@ changes against reading at once:
 - `train.on_nonfinite=stop`: the run fails one step later, with the samples of the step that caused
   it. In between the weights are updated with the unusable gradient. They are lost with the process:
   `Stepper.finish` reads the last figures before weights are validated, saved or exported.
-- `train.on_nonfinite=skip` must know before the update whether to make it. It reads the loss and the
-  norm in the step and waits for the device twice.
+- `train.on_nonfinite=skip`: the device itself leaves the update out (`conditional_update`), and the
+  warning comes one step later. DeepSpeed's ZeRO stages 1 to 3 are the exception: they decide on the
+  host, which waits there.
 
 The weights of a run with finite losses do not depend on it.
 """
@@ -224,12 +225,10 @@ class Stepper:
 
     def _update(self, rate: float, figures: StepFigures) -> Tensor:
         """Update the weights, or skip the step. Returns the gradient's norm, on the device."""
-        skips = self.settings.train.on_nonfinite == "skip"
-        if skips and figures.is_nonfinite():
-            # The gradients contain NaN and must not be used.
-            self.strategy.skip()
-            return torch.tensor(float("nan"))
-        return self.strategy.step(rate, skip_nonfinite=skips)
+        is_nonfinite = None
+        if self.settings.train.on_nonfinite == "skip":
+            is_nonfinite = figures.is_nonfinite()
+        return self.strategy.step(rate, skip_if=is_nonfinite)
 
     def _read_result(self, launched: "_LaunchedStep") -> StepResult:
         """Wait for the figures of a step that was launched."""

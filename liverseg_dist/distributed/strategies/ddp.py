@@ -124,7 +124,7 @@ class DeterministicReduction(Strategy):
         self._samples.append(torch.cat(parts))
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, learning_rate: float, *, skip_nonfinite: bool = False) -> Tensor:
+    def step(self, learning_rate: float, *, skip_if: Tensor | None = None) -> Tensor:
         # Ranks may have different numbers of samples; all_gather needs the same number of calls.
         rounds = all_max(len(self._samples))
         total = torch.zeros_like(self._samples[0])
@@ -140,7 +140,7 @@ class DeterministicReduction(Strategy):
         sizes = [parameter.numel() for parameter in self._parameters]
         for parameter, part in zip(self._parameters, total.split(sizes), strict=True):
             parameter.grad = part.view_as(parameter)
-        return super().step(learning_rate, skip_nonfinite=skip_nonfinite)
+        return super().step(learning_rate, skip_if=skip_if)
 
     def skip(self) -> None:
         self._samples.clear()
