@@ -2,7 +2,9 @@
 
 A fused optimizer has this built in: `found_inf`, made for torch.amp.GradScaler, leaves weights, state
 and step counters as they are. Every other optimizer updates them, and they are copied back where the
-step is to be left out; that takes a copy of weights and state during the update.
+step is to be left out; that takes a copy of weights and state during the update. On a GPU the host
+waits for an optimizer that is not fused and counts steps, because its counters are on the CPU.
+`optimizers` builds none of this kind, except for ZeRO, which does not use this module.
 """
 
 import torch

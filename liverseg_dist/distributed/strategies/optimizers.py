@@ -34,9 +34,11 @@ class OptimizerSpec:
 def _build_sgd(config: TrainConfig, groups: Iterable[dict]) -> torch.optim.Optimizer:
     """Build SGD with Nesterov momentum, as nnU-Net does."""
     groups = list(groups)
+    # PyTorch 2.13 has no fused SGD for DTensors.
+    fused = None if config.strategy == "fsdp" else _may_be_fused(config, groups)
     return torch.optim.SGD(
         groups,
-        fused=_may_be_fused(config, groups),
+        fused=fused,
         lr=config.learning_rate,
         momentum=config.momentum,
         nesterov=config.momentum > 0,
