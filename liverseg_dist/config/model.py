@@ -122,8 +122,10 @@ class LossConfig(Section):
     dice_weight: float = Field(default=1.0, ge=0)
     ce_weight: float = Field(default=1.0, ge=0)
     batch_dice: bool = False
-    """Compute Dice over the micro-batch (nnU-Net's batch dice) instead of per sample; samples whose
-    annotated structures differ are kept apart."""
+    """Compute Dice over the batch of all ranks and micro-batches (nnU-Net's batch dice) instead of
+    per sample. With several micro-batches a step computes the network's output twice, for a third
+    more time. Needs complete annotation, except on one rank with one micro-batch, where samples
+    whose annotated structures differ are kept apart."""
     focal_gamma: float = Field(default=2.0, ge=0)
     tversky_alpha: float = Field(default=0.3, ge=0, le=1)
     """Weight of false positives; false negatives get 1 - alpha."""

@@ -139,6 +139,15 @@ class TrainConfig(Section):
     fsdp_shard_ranks: int = Field(default=0, ge=0)
     """FSDP only: shard over groups of this many ranks and replicate between groups. With the GPUs
     of a node as the group, parameters are gathered within the node. 0: shard over all ranks."""
+    fsdp_reshard_after_forward: bool = True
+    """FSDP only: release gathered parameters after forward and gather them again in backward.
+    false: gather them once per micro-batch and keep the whole network in memory meanwhile."""
+    ddp_static_graph: bool = False
+    """DDP only: the same parameters are used in each step, so DDP plans the exchange of gradients
+    once."""
+    reduce_precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format in which ddp and fsdp exchange gradients; bf16 halves the bytes and rounds the
+    sums to 8 bits."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed only."""
     offload_optimizer: bool = False

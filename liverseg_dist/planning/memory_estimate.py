@@ -4,7 +4,9 @@ Activations are measured by `model.memory_trace`. The state of a strategy is ari
 parameters of 4 bytes, W ranks and k optimizer tensors (SGD with momentum 1, AdamW 2):
 
   ddp           P weights, P gradients (DDP's buckets), k P optimizer state
-  fsdp          1/W of each (W: fsdp_shard_ranks if set); two gathered groups and their gradients
+  fsdp          1/W of each (W: fsdp_shard_ranks if set); two gathered groups and their gradients,
+                or all gathered groups with fsdp_reshard_after_forward=false; P gradients more where
+                micro-batches are accumulated
   deepspeed 0   as ddp, and an exchange buffer
   deepspeed 1   P weights, P gradients; 1/W of optimizer state and weight copies; exchange buffer
   deepspeed 2   P weights; 1/W of gradients, optimizer state and weight copies; exchange buffer
@@ -126,6 +128,22 @@ def optimizer_shards(train: TrainConfig, ranks: int) -> int:
     return find_registered(shards, train.strategy, "train.strategy")
 
 
+def _fsdp_exchange_bytes(
+    train: TrainConfig, parameters: int, largest_group: int, ranks: int
+) -> int:
+    """Return the bytes of gathered parameters and complete gradients; arguments: `state_bytes`."""
+    gathered_bytes = 2 if train.precision == "bf16" else BYTES
+    gradient_bytes = 2 if train.reduce_precision == "bf16" else BYTES
+    # Two groups of each: one is used while the next is exchanged.
+    gathered, gradients = 2 * largest_group, 2 * largest_group
+    if not train.fsdp_reshard_after_forward:
+        gathered = parameters
+    # Ranks exchange gradients in the last micro-batch; until then each keeps its own, complete.
+    if train.global_batch_size > ranks * train.micro_batch_size:
+        gradients += parameters
+    return gathered_bytes * gathered + gradient_bytes * gradients
+
+
 def state_bytes(
     train: TrainConfig, parameters: int, largest_group: int, ranks: int
 ) -> dict[str, int]:
@@ -146,9 +164,7 @@ def state_bytes(
     parts = {"weights": whole, "gradients": whole, "optimizer": tensors * whole}
     if fsdp:
         parts = {"weights": shard, "gradients": shard, "optimizer": tensors * shard}
-        # Two gathered groups and the gradients of two groups: one is used while the next is
-        # exchanged.
-        parts["exchange"] = 4 * BYTES * largest_group
+        parts["exchange"] = _fsdp_exchange_bytes(train, parameters, largest_group, ranks)
     if stage is not None:
         parts["exchange"] = BYTES * min(BUCKET, parameters) if stage == 0 else BYTES * BUCKET
     # From stage 1 on ZeRO updates a sharded copy of the weights.

@@ -1,10 +1,10 @@
 """Build the components of a run from its settings: store, model, loss, strategy."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from liverseg_dist.config import Settings
 from liverseg_dist.config.base import Section
@@ -17,7 +17,7 @@ from liverseg_dist.distributed.strategies.parallelize import check_strategy, par
 from liverseg_dist.distributed.world import World
 from liverseg_dist.errors import UserError
 from liverseg_dist.model import build_model
-from liverseg_dist.model.losses import build_loss
+from liverseg_dist.model.losses import SegmentationLoss, build_loss
 from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.pretrained import apply_nnunet_settings, load_initial_weights
 from liverseg_dist.model.topology import resolve_topology
@@ -40,7 +40,7 @@ class TrainingComponents:
     train_ids: tuple[str, ...]
     validation_ids: tuple[str, ...]
     strategy: Strategy
-    loss: nn.Module
+    loss: SegmentationLoss
 
 
 def resolve_settings(settings: Settings, store: CaseStore) -> Settings:
@@ -119,6 +119,7 @@ def build_components(
     if world.device.type == "cpu" and broadcast_from_rank0(not threads and world.cores > 1):
         torch.set_num_threads(choose_threads(model, settings, world.cores))
     freeze_parameters(model, train.fine_tune.freeze)
+    _check_batch_dice(settings, store, train_ids, world.world_size)
     outputs = OutputChannels(settings.data.label_scheme, settings.model.regions)
     loss = build_loss(settings.loss, outputs, store.class_voxels, store.spacing_mm)
     loss.to(world.device)
@@ -132,6 +133,25 @@ def build_components(
     return TrainingComponents(
         settings, store, train_ids, store.ids("validation", settings.data.fold), strategy, loss
     )
+
+
+def _check_batch_dice(
+    settings: Settings, store: CaseStore, train_ids: Sequence[str], ranks: int
+) -> None:
+    """Refuse batch Dice over parts of a batch in which other structures may be annotated."""
+    train = settings.train
+    is_whole = ranks == 1 and train.micro_batch_size >= train.global_batch_size
+    if not settings.loss.batch_dice or is_whole:
+        return
+    structures = set(settings.data.label_scheme.structure_names)
+    for case_id in train_ids:
+        missing = structures - set(store.meta(case_id).annotated)
+        if missing:
+            raise UserError(
+                f"loss.batch_dice over several ranks or micro-batches: case {case_id} has no "
+                f"annotation of {min(missing)}; set loss.batch_dice=false, or use one rank and "
+                f"train.micro_batch_size={train.global_batch_size}"
+            )
 
 
 def _set_arithmetic(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Stopping on request: a signal sets a flag, and the ranks agree on it at the end of a step.
+"""Stopping on request: a signal sets a flag, and the ranks agree on it one step later.
 
 A signal handler must not save a checkpoint itself: saving is a collective operation, and the ranks
 receive the signal in different steps.

@@ -33,7 +33,7 @@ FREE_TO_CHANGE = (
     "train.log_every_steps", "train.stop_at_step", "train.threads", "train.strategy",
     "train.zero_stage", "train.offload_optimizer", "train.micro_batch_size",
     "train.activation_checkpointing", "train.profile_steps", "train.on_nonfinite",
-    "train.collective_timeout_s",
+    "train.collective_timeout_s", "train.fsdp_reshard_after_forward", "train.ddp_static_graph",
 )  # fmt: skip
 """Prefixes of keys that may change when a run is resumed. They do not change the result (except for
 the order of float sums), or they only decide about a step or case that would end the run."""

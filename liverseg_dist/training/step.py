@@ -9,8 +9,9 @@ changes against reading at once:
 - `train.on_nonfinite=stop`: the run fails one step later, with the samples of the step that caused
   it. In between the weights are updated with the unusable gradient. They are lost with the process:
   `Stepper.finish` reads the last figures before weights are validated, saved or exported.
-- `train.on_nonfinite=skip` must know before the update whether to make it. It reads the loss and the
-  norm in the step and waits for the device twice.
+- `train.on_nonfinite=skip`: the device itself leaves the update out (`conditional_update`), and the
+  warning comes one step later. DeepSpeed's ZeRO stages 1 to 3 are the exception: they decide on the
+  host, which waits there.
 
 The weights of a run with finite losses do not depend on it.
 """
@@ -22,13 +23,19 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from liverseg_dist.config import Settings
 from liverseg_dist.data.loading import DeviceBatch, DevicePrefetcher
-from liverseg_dist.distributed.collectives import current_rank, gather_from_ranks, world_size
+from liverseg_dist.distributed.collectives import (
+    begin_sum,
+    current_rank,
+    gather_from_ranks,
+    world_size,
+)
 from liverseg_dist.distributed.strategies.base import Strategy
 from liverseg_dist.errors import RunFailed
+from liverseg_dist.model.losses import BatchOverlaps, SegmentationLoss
 from liverseg_dist.model.outputs import OutputChannels
 from liverseg_dist.model.training_dice import dice_from_counts, overlap_counts
 from liverseg_dist.training.schedule import learning_rate
@@ -72,7 +79,7 @@ class Stepper:
         self,
         settings: Settings,
         strategy: Strategy,
-        loss: nn.Module,
+        loss: SegmentationLoss,
         report_progress: Callable[[int, str], None],
         set_current_samples: Callable[[list[str]], None],
         rate: Callable[[int], float] | None = None,
@@ -84,8 +91,11 @@ class Stepper:
         self.rate = rate or partial(learning_rate, settings.train)
         self._report_progress = report_progress
         self._set_current_samples = set_current_samples
-        own_samples = len(range(current_rank(), settings.train.global_batch_size, world_size()))
-        self.micro_batches = math.ceil(own_samples / settings.train.micro_batch_size)
+        self.micro_batches = _count_micro_batches(settings, current_rank())
+        # Rank 0 has most samples.
+        self._rounds = _count_micro_batches(settings, 0)
+        is_cut = self._rounds > 1 or world_size() > 1
+        self._sums_overlaps = is_cut and loss.couples_samples
         self._launched: _LaunchedStep | None = None
 
     def run(
@@ -135,12 +145,17 @@ class Stepper:
         """Run forward and backward of this rank's micro-batches."""
         names: list[str] = []
         vectors, is_finite, samples = [], [], []
+        held: list[DeviceBatch] = []
+        overlaps = None
+        if self._sums_overlaps and self._rounds > 1:
+            held = [self._read_batch(step, batches) for _ in range(self.micro_batches)]
+            overlaps = self._sum_overlaps(step, held)
         for number in range(self.micro_batches):
-            self._report_progress(step, "waiting for data")
-            batch = next(batches)
-            shown = [f"{n} ({case})" for n, case in zip(batch.indices, batch.case_ids, strict=True)]
+            batch = held[number] if held else self._read_batch(step, batches)
+            shown = _name_samples(batch)
             self._set_current_samples(shown)
-            metrics = self._forward_backward(step, batch, last=number == self.micro_batches - 1)
+            last = number == self.micro_batches - 1
+            metrics = self._forward_backward(step, batch, overlaps, last=last)
             # The GPU is still busy: copy the next batch to it.
             batches.begin_next()
             names = list(metrics)
@@ -149,25 +164,54 @@ class Stepper:
             samples.append(shown)
         return MicroBatchFigures(names, add_up(vectors), is_finite, samples)
 
-    def _forward_backward(self, step: int, batch: DeviceBatch, *, last: bool) -> dict[str, Tensor]:
+    def _read_batch(self, step: int, batches: DevicePrefetcher) -> DeviceBatch:
+        self._report_progress(step, "waiting for data")
+        return next(batches)
+
+    @torch.no_grad()
+    def _sum_overlaps(self, step: int, held: Sequence[DeviceBatch]) -> Tensor:
+        """Return the sums for batch Dice over all micro-batches and ranks. A collective call.
+
+        The gradient of each micro-batch needs them, so the network's output is computed once more.
+        """
+        sums = []
+        for batch in held:
+            self._set_current_samples(_name_samples(batch))
+            self._report_progress(step, "in forward")
+            outputs = self.strategy.forward(self._to_input(batch), last=False)
+            sums.append(self.loss.overlap_sums(outputs, batch.label_BDHW, batch.annotated))
+        return _sum_over_ranks(add_up(sums))
+
+    def _to_input(self, batch: DeviceBatch) -> Tensor:
+        """Return the images of a micro-batch in the network's memory format."""
+        if self.settings.train.channels_last:
+            return batch.image_BCDHW.contiguous(memory_format=torch.channels_last_3d)
+        return batch.image_BCDHW
+
+    def _forward_backward(
+        self, step: int, batch: DeviceBatch, overlaps: Tensor | None, *, last: bool
+    ) -> dict[str, Tensor]:
         """Compute the loss of a micro-batch and add its gradients.
 
         Args:
             step: number of the step.
             batch: the micro-batch.
+            overlaps: result of `_sum_overlaps`; None: not needed, or each rank has one micro-batch,
+                whose sums are exchanged here.
             last: whether it is the rank's last micro-batch of the step.
 
         Returns:
             The micro-batch's share of the step's metrics, float64 on the device.
         """
-        image_BCDHW = batch.image_BCDHW
-        if self.settings.train.channels_last:
-            image_BCDHW = image_BCDHW.contiguous(memory_format=torch.channels_last_3d)
         self._report_progress(step, "in forward")
-        outputs = self.strategy.forward(image_BCDHW, last=last)
-        result = self.loss(outputs, batch.label_BDHW, batch.annotated)
+        outputs = self.strategy.forward(self._to_input(batch), last=last)
         # The last micro-batch may be smaller; the sum of all is the mean over the batch.
         share = len(batch.indices) / self.settings.train.global_batch_size
+        if self._sums_overlaps and overlaps is None:
+            own = self.loss.overlap_sums(outputs, batch.label_BDHW, batch.annotated)
+            overlaps = _sum_over_ranks(own)
+        whole = None if overlaps is None else BatchOverlaps(overlaps, share)
+        result = self.loss(outputs, batch.label_BDHW, batch.annotated, whole)
         self._report_progress(step, "in backward")
         self.strategy.backward(result.total * share)
         metrics: dict[str, Tensor] = {}
@@ -181,12 +225,10 @@ class Stepper:
 
     def _update(self, rate: float, figures: StepFigures) -> Tensor:
         """Update the weights, or skip the step. Returns the gradient's norm, on the device."""
-        skips = self.settings.train.on_nonfinite == "skip"
-        if skips and figures.is_nonfinite():
-            # The gradients contain NaN and must not be used.
-            self.strategy.skip()
-            return torch.tensor(float("nan"))
-        return self.strategy.step(rate, skip_nonfinite=skips)
+        is_nonfinite = None
+        if self.settings.train.on_nonfinite == "skip":
+            is_nonfinite = figures.is_nonfinite()
+        return self.strategy.step(rate, skip_if=is_nonfinite)
 
     def _read_result(self, launched: "_LaunchedStep") -> StepResult:
         """Wait for the figures of a step that was launched."""
@@ -258,6 +300,25 @@ class _LaunchedStep:
     figures: StepFigures
     wait_s: float = 0.0
     step_s: float = 0.0
+
+
+def _count_micro_batches(settings: Settings, rank: int) -> int:
+    """Return the number of micro-batches of a rank in a step."""
+    own_samples = len(range(rank, settings.train.global_batch_size, world_size()))
+    return math.ceil(own_samples / settings.train.micro_batch_size)
+
+
+def _name_samples(batch: DeviceBatch) -> list[str]:
+    """Name samples by their number in the run and their case."""
+    return [f"{n} ({case})" for n, case in zip(batch.indices, batch.case_ids, strict=True)]
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    work = begin_sum(values)
+    if work is not None:
+        # On a GPU this makes the stream wait, not the host.
+        work.wait()
+    return values
 
 
 def _count_names(structures: Sequence[str]) -> list[str]:

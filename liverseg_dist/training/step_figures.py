@@ -89,10 +89,10 @@ class StepFigures:
         self._sum: dist.Work | None = begin_sum(self._values[:-1])
         self._copied: torch.cuda.Event | None = None
 
-    def is_nonfinite(self) -> bool:
-        """Whether the loss is not finite on some rank. Waits for the device."""
+    def is_nonfinite(self) -> Tensor:
+        """Whether the loss is not finite on some rank, a bool scalar on the device."""
         self._wait_for_sum()
-        return bool(self._values[-3] > 0)
+        return self._values[-3] > 0
 
     def begin_copy(self, norm: Tensor) -> None:
         """Add the gradient's norm and start the copy to the host."""

@@ -2,7 +2,7 @@
 
 `Trainer._train` is the loop. All ranks run it alike: what only rank 0 does (files, terminal) is
 behind `RunLog`, `Checkpoints` and `World`. A stop is requested by a signal on some rank; the ranks
-agree on it at the end of a step, together with the sum of the metrics, or between two cases of a
+agree on it one step later, together with the sum of the metrics, or between two cases of a
 validation. The interrupted validation is run again when the run is resumed.
 
 After the first step a rank that hangs or is lost ends the run within

@@ -153,7 +153,7 @@ def test_a_gradient_that_is_not_finite_does_not_change_the_weights(value: float)
     )
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     strategy.backward(strategy.forward(torch.ones(1, 1, 2, 2, 2), last=True).sum())  # type: ignore[union-attr]
-    assert not torch.isfinite(strategy.step(0.1, skip_nonfinite=True))
+    assert not torch.isfinite(strategy.step(0.1, skip_if=torch.tensor(False)))
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
     assert all(p.grad is None for p in net.parameters())
 

@@ -86,8 +86,11 @@ def count_host_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield found
 
 
-def test_a_step_reads_the_figures_of_the_step_before_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    stepper, batches = make_stepper(), FixedBatches()
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_step_reads_the_figures_of_the_step_before_only(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper, batches = make_stepper(f"train.on_nonfinite={policy}"), FixedBatches()
     with count_host_reads(monkeypatch) as copies, CountReads() as reads:
         assert stepper.run(0, batches, lambda: False) is None
         assert (copies, reads.count) == ([], 0), "the first step has nothing to read"

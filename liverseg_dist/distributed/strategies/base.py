@@ -9,13 +9,13 @@ names are the same for every strategy, so a run resumes under another strategy a
 ranks.
 """
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 from liverseg_dist.distributed.collectives import world_size
+from liverseg_dist.distributed.strategies.conditional_update import update_unless
 from liverseg_dist.distributed.strategies.optimizers import fill_optimizer_state
 from liverseg_dist.precision import autocast
 
@@ -74,13 +74,15 @@ class Strategy(ABC):
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's gradients."""
 
-    def step(self, learning_rate: float, *, skip_nonfinite: bool = False) -> Tensor:
+    def step(self, learning_rate: float, *, skip_if: Tensor | None = None) -> Tensor:
         """Clip the gradient, update the weights and delete the gradients.
+
+        Nothing here waits for the device.
 
         Args:
             learning_rate: rate of this step.
-            skip_nonfinite: whether to leave the weights as they are if the gradient's norm is not
-                finite. The host then waits for the device, which it does not do otherwise.
+            skip_if: bool scalar on the device. The weights stay as they are where it is true, and
+                also if the gradient's norm is not finite. None: they are updated in any case.
 
         Returns:
             The global gradient norm before clipping, a scalar on the device.
@@ -89,16 +91,37 @@ class Strategy(ABC):
         # An infinite limit does not clip, but the norm is computed.
         limit = self.clip_grad_norm or float("inf")
         norm = _gather_full_tensor(nn.utils.clip_grad_norm_(self.plain.parameters(), limit))
-        # With fp16 the scaler itself skips the step and reduces its scale.
-        if skip_nonfinite and not self.scaler.is_enabled() and not math.isfinite(float(norm)):
-            self.skip()
-            return norm
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled():
+            self._update_scaled(skip_if)
+        elif skip_if is None:
+            self.optimizer.step()
+        else:
+            update_unless(self.optimizer, skip_if | ~torch.isfinite(norm))
         self.skip()
         return norm
+
+    def _update_scaled(self, skip_if: Tensor | None) -> None:
+        """Update with fp16: without effect where a gradient overflowed, and then reduce the scale.
+
+        `GradScaler.step` does the same, but lets the host wait for the device.
+        """
+        scaler = self.scaler
+        overflows = list(scaler._found_inf_per_device(self.optimizer).values())
+        is_left_out = torch.stack(overflows).sum() > 0
+        scale, growth = scaler._scale, scaler._growth_tracker
+        assert scale is not None
+        assert growth is not None
+        before = scale.clone(), growth.clone()
+        if skip_if is not None:
+            is_left_out = is_left_out | skip_if
+        update_unless(self.optimizer, is_left_out)
+        scaler.update()
+        if skip_if is not None:
+            # A loss that is not finite says nothing about the scale.
+            for tensor, old in zip((scale, growth), before, strict=True):
+                tensor.copy_(torch.where(skip_if, old, tensor))
 
     def skip(self) -> None:
         """Delete the gradients of this step."""

@@ -16,6 +16,14 @@ class DataParallel(Strategy):
     """Every rank has the complete model; gradients are averaged in buckets during backward.
 
     https://arxiv.org/abs/2006.15704
+
+    Args:
+        plain: as for `Strategy`, as the next three.
+        optimizer: optimizer of the module's parameters.
+        clip_grad_norm: largest norm of the gradient.
+        precision: setting `train.precision`.
+        is_static: setting `train.ddp_static_graph`.
+        reduce_precision: setting `train.reduce_precision`.
     """
 
     def __init__(
@@ -24,17 +32,25 @@ class DataParallel(Strategy):
         optimizer: torch.optim.Optimizer,
         clip_grad_norm: float,
         precision: str,
+        *,
+        is_static: bool = False,
+        reduce_precision: str = "fp32",
     ) -> None:
         super().__init__(plain, optimizer, clip_grad_norm, precision)
         self._ddp: nn.Module = plain
         if dist.is_initialized():
             device = next(plain.parameters()).device
-            self._ddp = DistributedDataParallel(
+            ddp = DistributedDataParallel(
                 plain,
                 # DDP refuses device numbers for modules on a CPU.
                 device_ids=[device.index] if device.type == "cuda" else None,
+                # The gradients are views of the buckets: no second copy, and no copy back.
                 gradient_as_bucket_view=True,
+                static_graph=is_static,
             )
+            if reduce_precision == "bf16":
+                ddp.register_comm_hook(None, _average_in_bf16)
+            self._ddp = ddp
 
     def warm_up(self, image_BCDHW: Tensor) -> None:
         """Run one backward and discard its gradients.
@@ -59,6 +75,21 @@ class DataParallel(Strategy):
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss * loss_scale()).backward()
+
+
+def _average_in_bf16(_state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Average a bucket of gradients over the ranks in bfloat16; a communication hook of DDP.
+
+    As torch's `bf16_compress_hook`, which DDP refuses without a GPU.
+    """
+    gradients = bucket.buffer()
+    rounded = gradients.to(torch.bfloat16).div_(world_size())
+    work = dist.all_reduce(rounded, async_op=True)
+
+    def copy_back(future: torch.futures.Future[list[Tensor]]) -> Tensor:
+        return gradients.copy_(future.value()[0])
+
+    return work.get_future().then(copy_back)
 
 
 class DeterministicReduction(Strategy):
@@ -93,7 +124,7 @@ class DeterministicReduction(Strategy):
         self._samples.append(torch.cat(parts))
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, learning_rate: float, *, skip_nonfinite: bool = False) -> Tensor:
+    def step(self, learning_rate: float, *, skip_if: Tensor | None = None) -> Tensor:
         # Ranks may have different numbers of samples; all_gather needs the same number of calls.
         rounds = all_max(len(self._samples))
         total = torch.zeros_like(self._samples[0])
@@ -109,7 +140,7 @@ class DeterministicReduction(Strategy):
         sizes = [parameter.numel() for parameter in self._parameters]
         for parameter, part in zip(self._parameters, total.split(sizes), strict=True):
             parameter.grad = part.view_as(parameter)
-        return super().step(learning_rate, skip_nonfinite=skip_nonfinite)
+        return super().step(learning_rate, skip_if=skip_if)
 
     def skip(self) -> None:
         self._samples.clear()

@@ -68,10 +68,14 @@ class DeepSpeedStrategy(Strategy):
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss * loss_scale())
 
-    def step(self, learning_rate: float, *, skip_nonfinite: bool = False) -> Tensor:
+    def step(self, learning_rate: float, *, skip_if: Tensor | None = None) -> Tensor:
         if not self._sharded:
             # Stage 0 is plain data parallelism; the engine has averaged the gradients in backward.
-            return super().step(learning_rate, skip_nonfinite=skip_nonfinite)
+            return super().step(learning_rate, skip_if=skip_if)
+        # DeepSpeed updates in any case, so the host has to know it before.
+        if skip_if is not None and bool(skip_if):
+            self.skip()
+            return torch.tensor(float("nan"))
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         self._engine.step()

@@ -9,24 +9,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from liverseg_dist.config import TrainConfig
 from liverseg_dist.distributed.strategies.base import Strategy, loss_scale
+from liverseg_dist.precision import find_autocast_dtype
 
 
-def apply_fully_shard(plain: nn.Module, ranks_per_shard: int = 0) -> nn.Module:
+def apply_fully_shard(plain: nn.Module, config: TrainConfig) -> nn.Module:
     """Shard a module in place.
 
     Call it before the optimizer is built: the parameters become DTensors.
 
     Args:
         plain: module; its `shard_groups()` are gathered one at a time, then the rest.
-        ranks_per_shard: number of neighbouring ranks that share one copy of the state; 0: all
-            ranks.
+        config: settings `train.*`.
 
     Returns:
         The same module.
     """
+    ranks_per_shard = config.fsdp_shard_ranks
     device_type = next(plain.parameters()).device.type
     ranks = dist.get_world_size()
     if 0 < ranks_per_shard < ranks:
@@ -35,10 +37,34 @@ def apply_fully_shard(plain: nn.Module, ranks_per_shard: int = 0) -> nn.Module:
     else:
         mesh = init_device_mesh(device_type, (ranks,))
     # Small groups, so that only a part of the parameters is gathered at any time.
+    policy = _choose_number_formats(config)
     for group in plain.shard_groups():  # type: ignore[operator]
-        fully_shard(group, mesh=mesh)
-    fully_shard(plain, mesh=mesh)
+        fully_shard(
+            group,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=config.fsdp_reshard_after_forward,
+        )
+    # What is in no group is used at the ends of the network: backward needs it at once.
+    fully_shard(plain, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     return plain
+
+
+def _choose_number_formats(config: TrainConfig) -> MixedPrecisionPolicy:
+    """Return the formats of gathered parameters and of exchanged gradients.
+
+    The optimizer updates float32 shards. With bf16 the network computes with rounded weights in any
+    case (autocast), so that they are rounded before they are gathered: half of the bytes, and no
+    copies of complete weights in two formats. Gradients of micro-batches are added in the format of
+    the exchange.
+    """
+    gathered = find_autocast_dtype(config.precision)
+    if config.reduce_precision == "bf16":
+        exchanged: torch.dtype | None = torch.bfloat16
+    else:
+        # FSDP would otherwise exchange gradients in the format of the parameters.
+        exchanged = None if gathered is None else torch.float32
+    return MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=exchanged)
 
 
 class FullyShard(Strategy):

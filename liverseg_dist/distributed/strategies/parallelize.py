@@ -36,6 +36,7 @@ def check_strategy(config: TrainConfig, ranks: int, device: torch.device) -> Non
     _check_batch(config, ranks)
     _check_sharding(config, ranks)
     _check_arithmetic(config, device)
+    _check_exchange(config)
     _check_deepspeed(config)
 
 
@@ -60,6 +61,11 @@ def _check_sharding(config: TrainConfig, ranks: int) -> None:
         raise UserError(
             f"train.fsdp_shard_ranks = {config.fsdp_shard_ranks}: {ranks} ranks cannot be divided "
             "into groups of this size; use the number of ranks per node, or 0"
+        )
+    if not config.fsdp_reshard_after_forward and config.strategy != "fsdp":
+        raise UserError(
+            "train.fsdp_reshard_after_forward=false needs train.strategy=fsdp, "
+            f"not {config.strategy}"
         )
 
 
@@ -86,6 +92,24 @@ def _check_arithmetic(config: TrainConfig, device: torch.device) -> None:
         raise UserError(
             "train.compile works with strategies ddp and deepspeed, not fsdp: torch 2.13 cannot "
             "compile gathered parameters; deepspeed with zero_stage=3 shards the same state"
+        )
+
+
+def _check_exchange(config: TrainConfig) -> None:
+    if config.ddp_static_graph and (config.strategy != "ddp" or config.deterministic_reduction):
+        raise UserError(
+            "train.ddp_static_graph needs train.strategy=ddp without train.deterministic_reduction"
+        )
+    if config.reduce_precision == "fp32":
+        return
+    if config.strategy == "deepspeed":
+        raise UserError(
+            "train.reduce_precision=bf16 works with strategies ddp and fsdp, not deepspeed"
+        )
+    if config.deterministic_reduction:
+        raise UserError(
+            "train.reduce_precision=bf16 with train.deterministic_reduction: rounded sums would "
+            "depend on the number of ranks; use fp32"
         )
 
 
@@ -148,16 +172,24 @@ def parallelize_model(
 
 
 def _build_ddp(model: nn.Module, config: TrainConfig, groups: ParameterGroups) -> Strategy:
-    kind = DeterministicReduction if config.deterministic_reduction else DataParallel
     optimizer = build_optimizer(config, groups(model))
-    return kind(model, optimizer, config.clip_grad_norm, config.precision)
+    if config.deterministic_reduction:
+        return DeterministicReduction(model, optimizer, config.clip_grad_norm, config.precision)
+    return DataParallel(
+        model,
+        optimizer,
+        config.clip_grad_norm,
+        config.precision,
+        is_static=config.ddp_static_graph,
+        reduce_precision=config.reduce_precision,
+    )
 
 
 def _build_fsdp(model: nn.Module, config: TrainConfig, groups: ParameterGroups) -> Strategy:
     # One rank has nothing to shard.
     if world_size() == 1:
         return _build_ddp(model, config, groups)
-    apply_fully_shard(model, config.fsdp_shard_ranks)
+    apply_fully_shard(model, config)
     optimizer = build_optimizer(config, groups(model))
     return FullyShard(model, optimizer, config.clip_grad_norm, config.precision)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from liverseg_dist.config import LossConfig
 from liverseg_dist.config.registry import find_registered
+from liverseg_dist.errors import UserError
 from liverseg_dist.model.losses.class_weights import class_weights
 from liverseg_dist.model.losses.partial_labels import (
     ComparedChannels,
@@ -15,8 +16,8 @@ from liverseg_dist.model.losses.partial_labels import (
     group_samples,
     select_samples,
 )
-from liverseg_dist.model.losses.registry import LOSSES, LevelInputs, LossTerm
-from liverseg_dist.model.losses.terms import subsample_label
+from liverseg_dist.model.losses.registry import LOSSES, DiceTerm, LevelInputs, LossTerm
+from liverseg_dist.model.losses.terms import BatchOverlaps, subsample_label
 from liverseg_dist.model.outputs import OutputChannels
 
 
@@ -66,6 +67,7 @@ class SegmentationLoss(nn.Module):
         outputs: Tensor | Sequence[Tensor],
         label_BDHW: Tensor,
         annotated: Sequence[Sequence[str]] | None = None,
+        batch: BatchOverlaps | None = None,
     ) -> LossResult:
         """Compute the loss.
 
@@ -75,6 +77,8 @@ class SegmentationLoss(nn.Module):
             annotated: names of the annotated structures of each sample's case; the others have no
                 influence (`partial_labels`). None: everything is annotated. With
                 `loss.batch_dice`, Dice is computed over the samples with equal annotation.
+            batch: sums of the batch that these samples are a part of (see `overlap_sums`); None:
+                they are the batch.
         """
         levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         shares = [0.5**level for level in range(len(levels))]
@@ -83,7 +87,8 @@ class SegmentationLoss(nn.Module):
         parts: dict[str, Tensor] = {}
         for level, (logits, share) in enumerate(zip(levels, shares, strict=True)):
             terms = [term for term in self.terms if level == 0 or not term.only_full_resolution]
-            values = self._compute_terms(terms, logits, label_BDHW, groups)
+            part_of = None if batch is None else batch.at_level(level)
+            values = self._compute_terms(terms, logits, label_BDHW, groups, part_of)
             for term, value in zip(terms, values, strict=True):
                 weight = term.weight
                 # A term of the full resolution only does not share its weight with other levels.
@@ -94,17 +99,54 @@ class SegmentationLoss(nn.Module):
                     parts[term.part] = value.detach()
         return LossResult(torch.stack(summands).sum(), parts)
 
+    @property
+    def couples_samples(self) -> bool:
+        """Whether the loss of a batch is not the mean of the losses of its samples."""
+        return self.config.batch_dice and any(isinstance(term, DiceTerm) for term in self.terms)
+
+    @torch.no_grad()
+    def overlap_sums(
+        self,
+        outputs: Tensor | Sequence[Tensor],
+        label_BDHW: Tensor,
+        annotated: Sequence[Sequence[str]] | None = None,
+    ) -> Tensor:
+        """Return the sums that Dice of a batch is computed from; those of its parts can be added.
+
+        The arguments are those of `forward`.
+
+        Returns:
+            float64 (levels, 3, foreground channels), for `BatchOverlaps`.
+
+        Raises:
+            UserError: not all structures are annotated in these cases.
+        """
+        if group_samples(self.outputs, annotated):
+            raise UserError(
+                "loss.batch_dice over several ranks or micro-batches needs cases in which all "
+                "structures are annotated; set loss.batch_dice=false, or use one rank and "
+                "train.micro_batch_size of the whole batch"
+            )
+        dice = next(term for term in self.terms if isinstance(term, DiceTerm))
+        sums = []
+        for logits in [outputs] if isinstance(outputs, Tensor) else outputs:
+            label = subsample_label(label_BDHW, logits.shape[2:])
+            sums.append(dice.sum_overlaps(self._prepare_level(logits, label, None)).double())
+        return torch.stack(sums)
+
     def _compute_terms(
         self,
         terms: Sequence[LossTerm],
         logits: Tensor,
         label_BDHW: Tensor,
         groups: Sequence[SampleGroup],
+        batch: BatchOverlaps | None = None,
     ) -> list[Tensor]:
         """Return the value of each term for one output of the network, a mean over samples."""
         label_BDHW = subsample_label(label_BDHW, logits.shape[2:])
         if not groups:
             inputs = self._prepare_level(logits, label_BDHW, None)
+            inputs.batch = batch
             return [term.compute(inputs) for term in terms]
         # Without any annotation the loss is 0, but still a function of the network's output: all
         # ranks have to run backward.

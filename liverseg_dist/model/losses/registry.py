@@ -18,8 +18,10 @@ from liverseg_dist.config import LossConfig
 from liverseg_dist.labels import IGNORE
 from liverseg_dist.model.losses.boundary import boundary_term
 from liverseg_dist.model.losses.terms import (
+    BatchOverlaps,
     class_entropy,
     one_hot,
+    overlap_sums,
     region_entropy,
     tversky_index,
 )
@@ -44,6 +46,8 @@ class LevelInputs:
     """Weight of each class value in the cross-entropy; None: all equal."""
     spacing_mm: Sequence[float]
     """Voxel size (z, y, x)."""
+    batch: BatchOverlaps | None = None
+    """Sums of the whole batch, of which these samples are a part; None: they are the batch."""
 
     @cached_property
     def known_BDHW(self) -> Tensor:
@@ -110,16 +114,19 @@ class DiceTerm(LossTerm):
     def weight(self) -> float:
         return self.config.dice_weight
 
-    def compute(self, inputs: LevelInputs) -> Tensor:
-        probability = inputs.foreground_probability
-        index = tversky_index(
-            probability * inputs.valid_B1DHW,
+    def sum_overlaps(self, inputs: LevelInputs) -> Tensor:
+        """Return the sums that the index is computed from."""
+        return overlap_sums(
+            inputs.foreground_probability * inputs.valid_B1DHW,
             inputs.foreground_target,
-            self.alpha,
-            1 - self.alpha,
             self.config.batch_dice,
         )
-        return 1 - index
+
+    def compute(self, inputs: LevelInputs) -> Tensor:
+        sums = self.sum_overlaps(inputs)
+        if inputs.batch is not None:
+            sums = inputs.batch.with_gradient_of(sums)
+        return 1 - tversky_index(sums, self.alpha, 1 - self.alpha)
 
 
 class TverskyTerm(DiceTerm):

@@ -4,6 +4,7 @@ Shapes: logits and one-hot targets (B, C, D, H, W), labels (B, D, H, W) uint8.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +20,56 @@ from the truth but present in the prediction has a value near 0, as in nnU-Net.
 """
 
 
-def tversky_index(
-    probability: Tensor, target: Tensor, alpha: float, beta: float, batch: bool
-) -> Tensor:
-    """Return the mean over channels (and samples unless `batch`) of the Tversky index.
+@dataclass(frozen=True, eq=False)
+class BatchOverlaps:
+    """Sums of `overlap_sums` over all samples of an optimizer step, on all ranks.
+
+    The index of a batch is not a mean over its parts. A part of the batch therefore computes the
+    index of the whole batch, of which only its own sums have a gradient.
+    """
+
+    sums: Tensor
+    """(3, channels), or (levels, 3, channels) for all outputs of a network."""
+    share: float
+    """Samples of the part, divided by those of the batch. The caller multiplies the loss with it,
+    so that the values of all parts add up to one; the gradients must add up to the whole sum."""
+
+    def at_level(self, level: int) -> "BatchOverlaps":
+        """Return the sums of one output."""
+        return BatchOverlaps(self.sums[level], self.share)
+
+    def with_gradient_of(self, own: Tensor) -> Tensor:
+        """Return the sums of the batch with the gradient of this part's own sums."""
+        return self.sums.to(own.dtype) + (own - own.detach()) / self.share
+
+
+def overlap_sums(probability: Tensor, target: Tensor, batch: bool) -> Tensor:
+    """Return sums of probability * target, probability and target over voxels: (3, ...).
+
+    Args:
+        probability: in [0, 1]; 0 on padding.
+        target: 0 or 1; 0 on padding.
+        batch: whether voxels of all samples are summed: (3, channels), else (3, samples, channels).
+    """
+    axes = (0, 2, 3, 4) if batch else (2, 3, 4)
+    products = (probability * target).sum(axes)
+    return torch.stack([products, probability.sum(axes), target.sum(axes)])
+
+
+def tversky_index(sums: Tensor, alpha: float, beta: float) -> Tensor:
+    """Return the mean over channels (and samples) of the Tversky index.
 
     TP / (TP + alpha FP + beta FN); with alpha = beta = 0.5 it is the soft Dice coefficient.
     https://arxiv.org/abs/1706.05721 (Tversky); https://arxiv.org/abs/1606.04797 (soft Dice).
 
     Args:
-        probability: in [0, 1]; 0 on padding.
-        target: 0 or 1; 0 on padding.
+        sums: of `overlap_sums`.
         alpha: weight of false positives.
         beta: weight of false negatives.
-        batch: whether voxels of all samples are summed before the ratio.
     """
-    axes = (0, 2, 3, 4) if batch else (2, 3, 4)
-    true_positive = (probability * target).sum(axes)
-    false_positive = probability.sum(axes) - true_positive
-    false_negative = target.sum(axes) - true_positive
+    true_positive, predicted, true = sums.unbind(0)
+    false_positive = predicted - true_positive
+    false_negative = true - true_positive
     denominator = true_positive + alpha * false_positive + beta * false_negative + SMOOTH
     return ((true_positive + SMOOTH) / denominator).mean()
 
