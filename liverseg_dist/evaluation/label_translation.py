@@ -72,7 +72,8 @@ def translate_labels(
     known = {fold_name(structure.name): structure.values for structure in truth.structures}
     if {name: structure.values for name, structure in by_name.items()} == known:
         return None
-    scored, left_out = [], []
+    scored: list[str] = []
+    left_out: list[str] = []
     for name in truth.structure_names:
         (scored if fold_name(name) in by_name else left_out).append(name)
     if not scored:
