@@ -54,7 +54,7 @@ class MaskFile:
     mask: Path
     image: ScanSource | None = None
     probabilities: Mapping[str, Path] = field(default_factory=dict)
-    further_channels: tuple[Path | None, ...] = ()
+    further_channels: tuple[ScanSource | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ def test_window_has_nnunets_mask(
     assert len(np.unique(found)) == 3
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # of nnU-Net's packages
 @pytest.mark.parametrize("kind", sorted(BLOCKS))
 def test_masks_equal_those_of_nnunets_predictor(kind: str, tmp_path: Path) -> None:

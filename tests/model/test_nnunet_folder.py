@@ -56,6 +56,7 @@ def test_network_gives_the_logits_of_nnunets_network(kind: str, tmp_path: Path) 
         torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # of that package
 @pytest.mark.parametrize("kind", KINDS)
 def test_reference_equals_dynamic_network_architectures(kind: str) -> None:

@@ -102,7 +102,7 @@ def time_our_step(context: Context, preset: str, overrides: Sequence[str]) -> Fi
     numbers = count()
 
     def step() -> None:
-        stepper.run(next(numbers), batches, False)  # type: ignore[arg-type]
+        stepper.run(next(numbers), batches, lambda: False)  # type: ignore[arg-type]
 
     found = time_step(context, step)
     estimate = estimate_memory(settings, 1, context.device.type)
