@@ -168,7 +168,7 @@ def _split_positionals(args: argparse.Namespace) -> list[Path]:
 
     argparse takes the second path for the store, and all further ones for settings.
     """
-    # The number of sources varies, so argparse cannot tell the store from the sources by position.
+    # The number of sources varies, so argparse cannot find the store by its position.
     paths = [args.source, args.store]
     overrides = []
     for text in args.overrides:

@@ -45,7 +45,7 @@ def add_dicom_results(parser: argparse.ArgumentParser) -> None:
         default="binary",
         help="binary (default, read by all viewers): organs and lesions overlap; labelmap: organs "
         "without their lesions; fractional: probabilities of each structure; finished scans keep "
-        "theirs unless --again is given",
+        "their kind unless --again is given",
     )
     parser.add_argument(
         "--rtstruct",

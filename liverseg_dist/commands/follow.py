@@ -35,9 +35,10 @@ from liverseg_dist.commands.dicom_options import add_dicom, dicom_options
 from liverseg_dist.commands.follow_cohort import Prepare, follow_cohort, read_patients
 from liverseg_dist.commands.follow_segmentation import name_scans, segment_patients
 from liverseg_dist.commands.options import add_inference
-from liverseg_dist.commands.predict import load_prediction, segment_scans
+from liverseg_dist.commands.predict import load_prediction
 from liverseg_dist.commands.quantify import add_labels
 from liverseg_dist.commands.run_distributed import run_distributed
+from liverseg_dist.commands.segment_scans import segment_scans
 from liverseg_dist.console import write_lines, write_progress
 from liverseg_dist.data.io.dicom_sources import is_dicom_source
 from liverseg_dist.data.io.nifti import read_nifti

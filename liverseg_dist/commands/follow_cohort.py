@@ -125,7 +125,7 @@ def _follow_all(
     follow_scans: FollowScans,
     missing: dict[Path, str],
 ) -> dict[str, Any]:
-    # Whatever changes a patient's result is part of the settings: an entry made with others is not
+    # Everything that changes a patient's result is part of the settings: an entry made with others is not
     # used.
     settings = {
         "follow": FOLLOW_VERSION,

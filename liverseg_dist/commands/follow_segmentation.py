@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from liverseg_dist.commands.follow_cohort import PatientScans, Prepare
-from liverseg_dist.commands.predict import load_prediction, segment_scans
+from liverseg_dist.commands.predict import load_prediction
+from liverseg_dist.commands.segment_scans import segment_scans
 from liverseg_dist.data.io.dicom_series import DicomScan
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor
 from liverseg_dist.distributed.world import World

@@ -1,8 +1,8 @@
 """Make a run folder of a network that nnU-Net v2 trained, for predict, evaluate and fine-tuning.
 
-  liverseg nnunet results/Dataset003_Liver/nnUNetTrainer__nnUNetPlans__3d_fullres/fold_0 runs/theirs
-  liverseg predict runs/theirs SCAN.nii.gz --out masks/
-  liverseg train ... model.pretrained=runs/theirs       (or the folder of nnU-Net itself)
+  liverseg nnunet results/Dataset003_Liver/nnUNetTrainer__nnUNetPlans__3d_fullres/fold_0 runs/nnunet
+  liverseg predict runs/nnunet SCAN.nii.gz --out masks/
+  liverseg train ... model.pretrained=runs/nnunet       (or the folder of nnU-Net itself)
 
 plans.json and dataset.json decide network, voxel size, normalisation, labels and mirroring. A fold
 makes one run; `predict --ensemble` averages several. The checkpoint is read without running code of

@@ -122,7 +122,7 @@ def plan_channel_set(args: argparse.Namespace) -> ChannelSet:
     layout = _parse_layout(args.layout, channels, has_task03_labels)
     if args.benign_lesions is not None and not 0 <= args.benign_lesions <= MAX_BENIGN_LESIONS:
         raise UserError(f"--benign-lesions must be 0 to {MAX_BENIGN_LESIONS}")
-    # Benign lesions give the second channel a purpose: only both channels together tell them from
+    # Benign lesions give the second channel a purpose: only both channels together distinguish them from
     # tumours.
     default_benign = BENIGN_LESIONS if modality == "ct+mr" else 0
     recipe = Recipe(

@@ -29,8 +29,9 @@ from liverseg_dist.clinical.page import render_quantities
 from liverseg_dist.clinical.tables import lesions_csv, structures_csv
 from liverseg_dist.commands.dicom_options import add_dicom, dicom_options
 from liverseg_dist.commands.options import add_channels, add_inference
-from liverseg_dist.commands.predict import load_prediction, segment_scans
+from liverseg_dist.commands.predict import load_prediction
 from liverseg_dist.commands.run_distributed import report_case_failure, run_distributed
+from liverseg_dist.commands.segment_scans import segment_scans
 from liverseg_dist.console import write_lines, write_notes
 from liverseg_dist.distributed.collectives import barrier, gather_from_ranks
 from liverseg_dist.distributed.heartbeat import HeartbeatMonitor

@@ -100,7 +100,7 @@ def _print_shipped_configs() -> dict[str, str]:
     for path in list_shipped_configs():
         name = f"configs/{path.name}"
         paths[name] = str(path)
-        # Each shipped file begins with a comment that says what it is for.
+        # Each shipped file begins with a comment about its purpose.
         title = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         write_lines(name, f"    {title}", f"    {path}")
     return paths

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         threads = folder.recorded_threads(world.global_rank, world.world_size)
         components = build_components(settings, store, world, threads)
         _logger.info("%s", _describe_plan(components, world))
-        # A dry run in a started folder also says whether the run could continue with these
+        # A dry run in a started folder also shows whether the run could continue with these
         # settings.
         if args.dry_run:
             if was_started:

@@ -102,7 +102,7 @@ def read_pci_numa_node(address: str, root: Path = SYS) -> int | None:
 def find_gpu_addresses(ranks: int) -> list[str | None]:
     """Return the PCI addresses of the GPUs of the node's ranks, in the order of the local ranks.
 
-    None where this rank does not see the GPU of another rank, or torch does not tell.
+    None where this rank does not see the GPU of another rank, or torch does not report it.
     """
     if torch.cuda.device_count() < ranks:
         return [None] * ranks
@@ -110,7 +110,7 @@ def find_gpu_addresses(ranks: int) -> list[str | None]:
 
 
 def find_gpu_address(index: int) -> str | None:
-    """Return the PCI address of a GPU that this process sees; None if torch does not tell."""
+    """Return the PCI address of a GPU that this process sees; None if torch does not report it."""
     properties = torch.cuda.get_device_properties(index)
     numbers: list[int] = []
     for name in ("pci_domain_id", "pci_bus_id", "pci_device_id"):

@@ -38,7 +38,7 @@ class CalibrationCollector:
         for name in self._labels.structure_names:
             if annotated is None or name in annotated:
                 self._counters[name] = CalibrationCounter()
-        # Voxels that nobody labelled say nothing about the probabilities.
+        # Voxels that nobody labelled are no evidence about the probabilities.
         ignore = self._labels.ignore
         self._ignore = IGNORE if ignore is None else ignore
         self._reoriented_truth = truth

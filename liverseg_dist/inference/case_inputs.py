@@ -179,7 +179,7 @@ class CaseInputs:
         findings = check_channels(channels, self.settings, self.read_truth(case_id))
         if is_refused(findings) and not self.force:
             raise ScanRefused(files.name, findings)
-        # An absent channel stays None, so that its position still says which channel it is.
+        # An absent channel stays None, so that the position of each channel is kept.
         volumes = [None if read is None else read.volume for read in channels]
         return volumes, tuple(findings)
 

@@ -201,7 +201,7 @@ class CaseEvaluator:
         self, case_id: str, result: SegmentedCase, truth: Volume, fingerprint: str
     ) -> None:
         if self.masks is not None:
-            # The mask is complete before its record says so.
+            # The mask is complete before it is recorded.
             # The folder of an earlier evaluation may have been moved after it was made.
             self.get_mask_file(case_id).parent.mkdir(parents=True, exist_ok=True)
             write_mask(self.get_mask_file(case_id), result.mask_zyx, truth.grid)

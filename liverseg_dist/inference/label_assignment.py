@@ -166,7 +166,7 @@ def apply_thresholds(
         replaced = (inside | _is_any(label_DHW, group.organ.values)) & ~is_kept
     label = torch.where(replaced, rest_DHW, label_DHW)
     for lesion, is_reached in zip(group.lesions, reached, strict=True):
-        # A threshold says where the lesion is, not which of its parts; the most likely class
+        # A threshold gives the place of the lesion, not which of its parts; the most likely class
         # decides that.
         # A lesion in the lesion keeps its value where it is the most likely class.
         own_value = find_painted_value(lesion, outputs)

@@ -120,7 +120,7 @@ def _read_channels(
                 f"image; only {CT_SCHEME} is equal in this program. The weights can start a "
                 f"training: model.pretrained={folder.root}"
             )
-        # nnU-Net applies the data set's figures whatever the channel is called.
+        # nnU-Net applies the data set's figures for any name of the channel.
         found.append(ChannelConfig(name=channel.name))
         intensities.append(_read_intensity(folder, number))
     return tuple(found), intensities

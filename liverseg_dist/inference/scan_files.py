@@ -267,7 +267,7 @@ def _group_files(inputs: Sequence[Path], channels: Sequence[ChannelConfig]) -> l
         return [ScanFiles(scan, (file,)) for scan, file in _name_files(inputs)]
     found: dict[str, dict[int | None, Path]] = {}
     for file in _list_files(inputs):
-        # With several channels the number at the end of a name tells which channel a file is.
+        # With several channels the number at the end of a name is that of the channel.
         scan, number = _split_channel_number(file, channels)
         earlier = found.setdefault(scan, {}).setdefault(number, file)
         if earlier.resolve() != file.resolve():

@@ -164,7 +164,7 @@ class SlidingWindowPredictor:
         Args:
             image: (C, z, y, x), or (z, y, x) for one channel: the network's input, or stored voxels
                 of any type (HU for CT) if `intensities` are given. It is read one row at a time, so
-                it can be a memory map. Each channel is padded as `inference.padding` says.
+                it can be a memory map. Each channel is padded by `inference.padding`.
             intensities: normalisation of each channel; one entry is that of the only channel.
             present: which channels the scan has; None: all. The network's input of an absent one is
                 0; its voxels in the image have no effect.

@@ -2,7 +2,7 @@
 ... are one patient.
 
 `truth/liver_3.json` holds what is known of patient 3 and is written after its scans, so that a run
-that was stopped continues there; `follow_up.json` collects all of them, `patients.csv` says which
+that was stopped continues there; `follow_up.json` collects all of them, `patients.csv` states which
 scans are of one patient (for splits), `visits.csv` is the table of `liverseg follow --table`.
 """
 

@@ -1,7 +1,7 @@
 """Small tables that transforms compute on the host: blur weights, spline weights, positions.
 
 A copy of a table to a GPU from memory that is not pinned waits for the stream. The loader therefore
-computes the tables of a batch ahead (`list_tables` of the transforms says which), packs them behind
+computes the tables of a batch ahead (`list_tables` of the transforms names them), packs them behind
 the voxels of the batch in one pinned buffer, and one transfer moves everything. A table that was
 not packed is computed and copied when it is needed: the values are the same.
 """

@@ -5,7 +5,7 @@ functional groups. Both become `FileHeader` with `FrameHeader`s, so that all lat
 same. Of the patient only PatientID is read, to find the scans of one patient in a data set; it is
 stored as a keyed hash (`dicom_names`) or not at all.
 
-Files are untrusted: whatever pydicom raises for a damaged file becomes `DicomDamaged`.
+Files are untrusted: every error that pydicom raises for a damaged file becomes `DicomDamaged`.
 """
 
 import math
@@ -39,7 +39,7 @@ SPLIT_TAGS = (
     "ImageType", "AcquisitionNumber", "EchoTime", "TemporalPositionIdentifier", "TriggerTime",
     "DiffusionBValue",
 )  # fmt: skip
-"""Values that tell the volumes of one series apart (phases, echoes, diffusion)."""
+"""Values that distinguish the volumes of one series (phases, echoes, diffusion)."""
 
 Float3 = tuple[float, float, float]
 Float6 = tuple[float, float, float, float, float, float]
@@ -153,7 +153,7 @@ def _find_pixels(stream: Any, dataset: Any) -> tuple[int | None, int]:
     header = stream.read(12)
     if header[:4] != b"\xe0\x7f\x10\x00":
         return None, 0
-    # Some files are implicit although their meta information says explicit.
+    # Some files are implicit although their meta information names explicit.
     is_explicit = syntax == uid.ExplicitVRLittleEndian and header[4:6].isalpha()
     skipped = 12 if is_explicit else 8
     length = int.from_bytes(header[skipped - 4 : skipped], "little")

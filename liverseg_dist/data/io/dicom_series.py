@@ -135,7 +135,7 @@ def open_series(scan: DicomScan) -> Iterator[OpenSeries]:
     """Choose the stack of a source and find its grid. The files are open within the block.
 
     Raises:
-        ScanFileError: the source has no volume that can be read; one line says why.
+        ScanFileError: the source has no volume that can be read; one line gives the reason.
     """
     require_dicom()
     with open_dicom_files(scan.paths, scan.name) as files:

@@ -5,7 +5,7 @@
     a folder of one study  one scan, wherever its files lie below the folder
     a folder of several    one scan for each subfolder or ZIP
 
-The last two are told apart by StudyInstanceUID of the first image in each subfolder. If a source has
+The last two are distinguished by StudyInstanceUID of the first image in each subfolder. If a source has
 several series, `dicom_stacks.choose_stack` decides when it is read.
 """
 

@@ -129,7 +129,7 @@ def _series_key(files: list[FileHeader]) -> tuple[int, str]:
 
 
 def _split_series(files: list[FileHeader]) -> list[list[Slice]]:
-    """Parallel frames of one size, then by the values that tell volumes apart."""
+    """Parallel frames of one size, then by the values that distinguish volumes."""
     clusters: list[list[Slice]] = []
     for file in files:
         for frame in file.frames:

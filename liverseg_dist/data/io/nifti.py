@@ -60,7 +60,7 @@ class ScanFile:
     """Type of the voxels in the file, such as `int16`; `int16, scaled` if scl_slope and scl_inter
     change the values."""
     modality: str = ""
-    """`CT` or `MR` where the file says so (DICOM); NIfTI does not."""
+    """`CT` or `MR` where the file states it (DICOM); NIfTI does not."""
 
 
 def read_nifti(path: Path | str, kind: Kind = "image") -> Volume:

@@ -119,7 +119,7 @@ class Strategy(ABC):
         update_unless(self.optimizer, is_left_out)
         scaler.update()
         if skip_if is not None:
-            # A loss that is not finite says nothing about the scale.
+            # A loss that is not finite is no evidence about the scale.
             for tensor, old in zip((scale, growth), before, strict=True):
                 tensor.copy_(torch.where(skip_if, old, tensor))
 
