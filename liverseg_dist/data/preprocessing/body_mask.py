@@ -58,6 +58,8 @@ def remove_surroundings(
         )
     has_crop = cleaning.body_margin_mm >= 0
     sets_air = cleaning.outside_body == "air"
+    # Both switched off is the usual case; finding the body would cost a second per scan for
+    # nothing.
     if not has_crop and not sets_air:
         return volume, {}
     mask = find_body(volume, channel)
@@ -82,10 +84,12 @@ def find_tissue_threshold(volume: Volume, channel: ChannelConfig = CT_CHANNEL) -
     """
     if channel.is_ct:
         return TISSUE_HU
+    # Every fourth row and column: a threshold needs no more voxels than that.
     sample = volume.voxels[:, ::OTSU_STEP, ::OTSU_STEP].astype(np.float64)
     sample = sample[np.isfinite(sample)]
     if not sample.size:
         return 0.0
+    # Single bright or dark voxels would stretch the histogram until tissue has a few bins only.
     low, high = np.percentile(sample, OTSU_LIMITS)
     roots = np.sqrt(np.clip(sample, low, high) - low)
     counts, edges = np.histogram(roots, OTSU_BINS)
@@ -106,6 +110,7 @@ def find_body(volume: Volume, channel: ChannelConfig = CT_CHANNEL) -> np.ndarray
     On a coarse grid: threshold, opening in plane, largest connected component, holes filled slice
     by slice. The mask is a few mm larger than the body, so that no skin is lost.
     """
+    # In plane only: slices are thick already.
     step_y, step_x = (max(1, round(COARSE_MM / mm)) for mm in volume.spacing_mm[1:])
     threshold = find_tissue_threshold(volume, channel)
     coarse = volume.voxels[:, ::step_y, ::step_x] > threshold
@@ -115,6 +120,7 @@ def find_body(volume: Volume, channel: ChannelConfig = CT_CHANNEL) -> np.ndarray
     disc = _make_disc(radius)[None]
     opened = ndimage.binary_opening(coarse, disc)
     # A body smaller than the disc would vanish by the opening.
+    # The whole slice set is kept then, because a missing body is worse than a table in it.
     if not opened.any():
         opened = coarse
     components = cc3d.connected_components(opened, connectivity=6)
@@ -122,8 +128,11 @@ def find_body(volume: Volume, channel: ChannelConfig = CT_CHANNEL) -> np.ndarray
     if len(sizes) < 2:
         return np.zeros(volume.shape, dtype=bool)
     body = components == 1 + int(np.argmax(sizes[1:]))
+    # Slice by slice: the bowel is open at the end of a scan, so its gas is no hole in 3D.
     for slice_yx in body:
         slice_yx[:] = ndimage.binary_fill_holes(slice_yx)
+    # The opening has removed the skin; the dilation by the same disc brings it back, and a little
+    # more.
     body = ndimage.binary_dilation(body, disc)
     # The last coarse row or column may cover more than the scan; cut it off.
     full = body.repeat(step_y, axis=1).repeat(step_x, axis=2)
@@ -132,6 +141,7 @@ def find_body(volume: Volume, channel: ChannelConfig = CT_CHANNEL) -> np.ndarray
 
 def bounding_box(mask_zyx: np.ndarray, spacing_mm: Float3, margin_mm: float) -> Box:
     """The mask's box in plane with a margin, within the scan; the whole plane for an empty mask."""
+    # One box for all slices, because the slices of a volume have one shape.
     plane = np.asarray(mask_zyx.any(axis=0))
     if not plane.any():
         return Box((0, plane.shape[0]), (0, plane.shape[1]))

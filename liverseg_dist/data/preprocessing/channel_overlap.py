@@ -17,6 +17,7 @@ def measure_overlap(reference: Grid, other: Grid) -> float:
         # Centres of equal parts, so that the faces of the field of view are not favoured.
         positions.append((np.arange(LATTICE) + 0.5) * length / LATTICE - 0.5)
     lattice = np.stack(np.meshgrid(*positions, indexing="ij"), axis=-1).reshape(-1, 3)
+    # Positions in world space: the headers are what is checked.
     index = other.index_of(reference.world_mm(lattice))
     is_inside = (index >= -0.5) & (index <= np.asarray(other.shape) - 0.5)
     return float(is_inside.all(axis=1).mean())
@@ -32,6 +33,7 @@ def check_overlap(
         overlap, a warning for less than half.
     """
     share = measure_overlap(reference, other)
+    # Without any overlap every voxel of the channel would be padding.
     if share == 0:
         message = (
             f"channel {name} does not overlap channel {reference_name} in world space; is it of "

@@ -46,6 +46,7 @@ class RigidAlignment:
     @property
     def rotation_degrees(self) -> float:
         cosine = (np.trace(self.matrix[:3, :3]) - 1) / 2
+        # Rounding can bring the cosine slightly above 1.
         return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
     def shift_mm(self, grid: Grid) -> float:
@@ -76,10 +77,13 @@ def register_rigid(fixed: Volume, moving: Volume) -> RigidAlignment:
     """
     fixed_image, moving_image = _coarse_image(fixed), _coarse_image(moving)
     transform = SimpleITK.Euler3DTransform()
+    # Rotations about the centre of the scan: about the origin, a small angle would be a large
+    # shift.
     centre = fixed.grid.world_mm((np.asarray(fixed.shape) - 1) / 2)
     transform.SetCenter([float(v) for v in centre])
     method = _make_method()
     method.SetInitialTransform(transform, inPlace=True)
+    # The metric before and after is evaluated on the same images, so both are comparable.
     before = -float(method.MetricEvaluate(fixed_image, moving_image))
     method.Execute(fixed_image, moving_image)
     after = -float(method.MetricEvaluate(fixed_image, moving_image))
@@ -88,6 +92,7 @@ def register_rigid(fixed: Volume, moving: Volume) -> RigidAlignment:
     to_moving[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
     middle, offset = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
     to_moving[:3, 3] = middle + offset - to_moving[:3, :3] @ middle
+    # Images without a common structure, such as constant ones, have no finite similarity.
     if not all(map(math.isfinite, (before, after))):
         after = before = 0.0
     return RigidAlignment(np.linalg.inv(to_moving), before, after)
@@ -95,6 +100,7 @@ def register_rigid(fixed: Volume, moving: Volume) -> RigidAlignment:
 
 def _make_method() -> Any:
     method = SimpleITK.ImageRegistrationMethod()
+    # The same seed for each scan: the result depends on the scan alone.
     method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=HISTOGRAM_BINS)
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(SAMPLED_SHARE, SEED)
@@ -106,9 +112,11 @@ def _make_method() -> Any:
         relaxationFactor=0.6,
         gradientMagnitudeTolerance=1e-6,
     )
+    # Degrees and millimetres have different effects; the scales make a step of each equally large.
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel([4, 2, 1])
     method.SetSmoothingSigmasPerLevel([2.0, 1.0, 0.0])
+    # With several threads the sums, and so the last bits of the transform, would differ.
     method.SetNumberOfThreads(1)
     return method
 
@@ -118,15 +126,18 @@ def _coarse_image(volume: Volume) -> Any:
 
     Values are clipped: bone, metal and bright vessels would take most bins of the histogram.
     """
+    # Never finer than the scan itself.
     spacing_mm = [max(COARSE_MM, mm) for mm in volume.spacing_mm]
     grid = volume.grid.with_spacing(spacing_mm)
     coarse = resample_to_grid(volume, grid, "image")
     low, high = np.percentile(coarse.voxels, CLIP_PERCENTILES)
+    # A constant image must keep a range above 0.
     values = np.clip(coarse.voxels.astype(np.float32), low, max(high, low + 1))
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(values))
     z_mm, y_mm, x_mm = grid.spacing_mm
     image.SetSpacing((x_mm, y_mm, z_mm))
     image.SetOrigin([float(v) for v in grid.affine[:3, 3]])
+    # The affine without the voxel sizes is the rotation.
     directions = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
     image.SetDirection([float(v) for v in directions.reshape(-1)])
     return image

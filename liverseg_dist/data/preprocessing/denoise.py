@@ -61,6 +61,7 @@ def reduce_noise(
             f"convert.cleaning.noise: unknown method {cleaning.noise!r}; "
             f"use one of none, {', '.join(NOISE_METHODS)}"
         )
+    # Values in other units would lie outside of what the network has seen.
     if cleaning.noise == "autoencoder" and tissue is not None:
         return voxels_zyx, {"method": "none", "reason": "the denoiser was trained on HU"}
     values = SOFT_TISSUE_HU if tissue is None else tissue
@@ -85,6 +86,8 @@ def _apply_gaussian(
 def _apply_bilateral(
     voxels_zyx: np.ndarray, cleaning: CleaningConfig, tissue: ValueRange
 ) -> tuple[np.ndarray, dict[str, object]]:
+    # The filter adapts to the scan: the same width in HU would blur clean scans and leave noisy
+    # ones.
     noise_hu = estimate_noise(voxels_zyx, tissue=tissue)
     sigma_hu = BILATERAL_RANGE * noise_hu
     voxels = _filter_slices(
@@ -97,6 +100,7 @@ def _apply_total_variation(
     voxels_zyx: np.ndarray, cleaning: CleaningConfig, tissue: ValueRange
 ) -> tuple[np.ndarray, dict[str, object]]:
     noise_hu = estimate_noise(voxels_zyx, tissue=tissue)
+    # The weight in units of the noise, for the same reason.
     weight = cleaning.noise_strength * noise_hu
     voxels = _filter_slices(voxels_zyx, lambda image: minimise_total_variation(image, weight))
     return voxels, {"sigma_hu": round(noise_hu, 3)}
@@ -125,6 +129,7 @@ def _filter_slices(
     """Apply a filter to each slice and round to int16."""
     filtered = np.empty(voxels_zyx.shape, dtype=np.int16)
     for target, image in zip(filtered, voxels_zyx, strict=True):
+        # Rounded to the nearest: truncation would darken the image by half a unit.
         target[:] = np.rint(filter_slice(image))
     return filtered
 
@@ -244,6 +249,8 @@ def estimate_noise(
     Returns:
         The estimate; 0 for a scan without soft tissue.
     """
+    # Nine slices over the scan: noise grows in the pelvis and at the shoulders, and the median
+    # balances it.
     selected = np.unique(np.linspace(0, len(voxels_zyx) - 1, slices).round().astype(int))
     details = []
     # The Haar detail needs pairs of rows and columns: an odd last one is left out.
@@ -252,6 +259,7 @@ def estimate_noise(
         quads = np.stack(
             [image[0::2, 0::2], image[0::2, 1::2], image[1::2, 0::2], image[1::2, 1::2]]
         )
+        # All four pixels: an edge to air or bone would count as noise.
         is_soft = (quads.min(axis=0) > tissue[0]) & (quads.max(axis=0) < tissue[1])
         detail = (quads[0] - quads[1] - quads[2] + quads[3]) / 2
         details.append(detail[is_soft])

@@ -84,6 +84,7 @@ def train_denoiser(
         device: Where the network is trained.
         on_step: Called with step and loss after each step.
     """
+    # Two runs with one seed must give the same file.
     # For the initial weights; the samples have generators of their own.
     torch.manual_seed(training.seed)
     net = DenoiserNet().to(device)
@@ -96,6 +97,7 @@ def train_denoiser(
         stacks = np.stack([draw_patch(scans, rng) for _ in range(training.batch_size)])
         masked, is_predicted = mask_blind_spots(stacks, rng, training)
         masked_BSHW = torch.from_numpy(masked).to(device)
+        # Only the middle slice is the target; the neighbours are context.
         target_BHW = torch.from_numpy(stacks).to(device)[:, middle]
         is_predicted_BHW = torch.from_numpy(is_predicted).to(device)
         prediction_BHW = masked_BSHW[:, middle] - net(masked_BSHW)
@@ -116,6 +118,7 @@ def draw_patch(scans: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndar
     """
     scan = scans[int(rng.integers(len(scans)))]
     depth, height, width = scan.shape
+    # Air and bone fill most of a scan, and the denoiser does not change them.
     for _ in range(MAX_TRIES):
         z, y, x = (int(rng.integers(n)) for n in scan.shape)
         if TISSUE_HU[0] < scan[z, y, x] < TISSUE_HU[1]:
@@ -126,6 +129,7 @@ def draw_patch(scans: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndar
     patch_y = np.clip(np.arange(y - half, y + half), 0, height - 1)
     patch_x = np.clip(np.arange(x - half, x + half), 0, width - 1)
     patch = normalise_hu(scan[np.ix_(patch_z, patch_y, patch_x)])
+    # Mirroring doubles the samples; noise has no preferred side.
     step_y, step_x = (-1 if flip else 1 for flip in rng.random(2) < 0.5)
     return np.ascontiguousarray(patch[:, ::step_y, ::step_x])
 
@@ -144,6 +148,7 @@ def mask_blind_spots(
         (masked stacks, boolean (B, H, W): which pixels are predicted).
     """
     radius, middle = training.block_radius, SLICES // 2
+    # Few pixels: their neighbours must stay visible to predict them.
     is_predicted = rng.random((len(stacks), *stacks.shape[2:])) < training.hidden_share
     is_hidden = np.zeros_like(is_predicted)
     for dy in range(-radius, radius + 1):

@@ -78,6 +78,7 @@ class Denoiser:
             raise UserError(
                 f"{SETTING}: not a denoiser ({error}); create one with `liverseg denoiser`"
             ) from None
+        # The shapes are checked here, because a wrong one would fail deep inside a worker process.
         widths = layer_widths()
         for number, weight, bias in zip(numbers, weights, biases, strict=True):
             outputs, inputs = widths[number + 1], widths[number]
@@ -120,6 +121,7 @@ def predict_noise(stack_BSHW: "torch.Tensor", layers: Layers) -> "torch.Tensor":
     values = stack_BSHW
     last = len(DILATIONS) - 1
     for number, ((weight, bias), dilation) in enumerate(zip(layers, DILATIONS, strict=True)):
+        # The border is repeated, as in training, so that the edge of a slice is not darkened.
         padded = F.pad(values, (dilation,) * 4, mode="replicate")
         values = F.conv2d(padded, weight, bias, dilation=dilation)
         if number < last:
@@ -158,6 +160,7 @@ def apply_denoiser(voxels_zyx: np.ndarray, denoiser: Denoiser, share: float = 1.
             stack_z = np.clip(stack_z, 0, len(voxels_zyx) - 1)
             stack = torch.from_numpy(normalise_hu(voxels_zyx[stack_z]))[None]
             noise_hu = predict_noise(stack, layers)[0].numpy() * SCALE_HU
+            # Bone, air and metal have no noise that matters for soft tissue.
             is_in_range = (image > RANGE_HU[0]) & (image < RANGE_HU[1])
             out[z] = np.where(is_in_range, np.rint(image - share * noise_hu), image)
     return out

@@ -39,6 +39,7 @@ class HuHistogram:
         Raises:
             ValueError: The voxels are not int16.
         """
+        # Other types would be rounded, and the histogram would no longer be exact.
         if values_hu.dtype != np.int16:
             raise ValueError(f"a histogram counts int16 HU, not {values_hu.dtype}")
         # int32: the difference does not fit into int16.
@@ -64,6 +65,7 @@ class HuHistogram:
         """
         if not self.total:
             raise ValueError("an empty histogram has no percentiles")
+        # The position between two ranks, by numpy's definition of `linear`.
         position = percent / 100 * (self.total - 1)
         below = math.floor(position)
         low, high = self._value_at_rank(below), self._value_at_rank(math.ceil(position))
@@ -81,6 +83,7 @@ class HuHistogram:
         hu, counts = self._occurring_values()
         clipped = np.clip(hu, lower, upper)
         mean = math.fsum(n * v for n, v in zip(counts, clipped, strict=True)) / self.total
+        # Around the mean and not as a difference of squares, which would cancel digits.
         squares = math.fsum(n * (v - mean) ** 2 for n, v in zip(counts, clipped, strict=True))
         return mean, math.sqrt(squares / self.total)
 
@@ -88,6 +91,8 @@ class HuHistogram:
         """Median absolute deviation from the median."""
         hu, counts = self._occurring_values()
         deviations = np.abs(hu - self.quantile(50))
+        # Stable, so that equal deviations keep their order and the result is the same on each
+        # machine.
         order = np.argsort(deviations, kind="stable")
         ends = np.cumsum(counts[order])
         # The two middle voxels; the same voxel twice for an odd number.
@@ -97,6 +102,7 @@ class HuHistogram:
 
     def to_json(self) -> dict[str, object]:
         """The lowest HU that occurs, and the counts from there to the highest."""
+        # Only the part that occurs is stored: most of the 65,536 values never do.
         occurring = np.flatnonzero(self.counts)
         if not occurring.size:
             return {"first_hu": 0, "counts": []}
@@ -172,6 +178,7 @@ def clip_range_hu(foreground: HuHistogram, cleaning: CleaningConfig) -> tuple[fl
             "there are none, so use window"
         )
     lower, upper = CLIP_RULES[cleaning.outliers](foreground, cleaning)
+    # The range must not be empty, also where all labelled voxels have one value.
     return lower, max(upper, lower + MIN_WIDTH_HU)
 
 
@@ -184,6 +191,7 @@ def choose_intensity(foreground: HuHistogram, cleaning: CleaningConfig) -> Inten
     lower, upper = clip_range_hu(foreground, cleaning)
     if not cleaning.standardise:
         return IntensityConfig(lower_hu=lower, upper_hu=upper, mean=0.0, std=1.0)
+    # A uniform distribution on [0, 1] has this mean and deviation.
     if not foreground.total:
         return IntensityConfig(lower_hu=lower, upper_hu=upper, mean=0.5, std=math.sqrt(1 / 12))
     mean_hu, std_hu = foreground.moments(lower, upper)

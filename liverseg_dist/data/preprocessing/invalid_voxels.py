@@ -88,6 +88,7 @@ def store_voxels(
     if channel.is_ct:
         voxels, invalid = fill_invalid_voxels(voxels_zyx)
         return voxels, invalid, Scale()
+    # The scale is chosen on the whole scan, because all slices must share it.
     scale = choose_scale(voxels_zyx)
     voxels, nonfinite, saturated = _convert_to_stored(voxels_zyx, scale)
     blank = find_blank_slices(voxels)
@@ -107,14 +108,17 @@ def choose_scale(voxels_zyx: np.ndarray) -> Scale:
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
             is_whole = is_whole and bool((finite == np.rint(finite)).all())
+    # Whole numbers within the range are stored as they are, so that nothing is lost.
     if low > high or (is_whole and -INT16.max <= low and high <= INT16.max):
         return Scale()
+    # A sample gives the usual magnitude; a percentile of all voxels would sort a large scan.
     sample = voxels_zyx[:, ::SAMPLE_STRIDE, ::SAMPLE_STRIDE]
     magnitudes = np.abs(sample[np.isfinite(sample)].astype(np.float64))
     largest = max(abs(low), abs(high))
     if magnitudes.size:
         usual = float(np.percentile(magnitudes, SPIKE_PERCENTILE))
         largest = min(largest, SPIKE_FACTOR * usual) if usual > 0 else largest
+    # From their minimum on: with an intercept the small range uses all of int16.
     if high - low < MIN_RELATIVE_RANGE * largest:
         return Scale(max(high - low, MIN_RANGE) / LARGEST_STORED, low)
     return Scale(max(largest, MIN_RANGE) / LARGEST_STORED)
@@ -148,6 +152,7 @@ def fill_invalid_voxels(voxels_zyx: np.ndarray) -> tuple[np.ndarray, InvalidVoxe
     Returns:
         Int16 HU (the input itself if nothing changes), and the number of replaced voxels.
     """
+    # First the conversion: NaN would make every later comparison false.
     voxels, nonfinite, saturated = _convert_to_int16(voxels_zyx)
     padding = 0
     # The test avoids a copy of scans without padding.
@@ -162,6 +167,7 @@ def fill_invalid_voxels(voxels_zyx: np.ndarray) -> tuple[np.ndarray, InvalidVoxe
 
 def find_blank_slices(voxels_zyx: np.ndarray) -> tuple[int, ...]:
     """Slices (z) of one value that are between slices with content."""
+    # A slice of one value between others is a lost slice; at the ends it is empty space.
     has_content = voxels_zyx.min(axis=(1, 2)) < voxels_zyx.max(axis=(1, 2))
     content = np.flatnonzero(has_content)
     if not content.size:
@@ -195,6 +201,7 @@ def _convert_to_int16(voxels: np.ndarray) -> tuple[np.ndarray, int, int]:
 def _interpolate_slices(voxels: np.ndarray, blank: tuple[int, ...]) -> np.ndarray:
     """A copy in which the blank slices are interpolated from the nearest others."""
     voxels = voxels.copy()
+    # Only slices with content: two blank ones beside each other are both interpolated.
     content = np.setdiff1d(np.arange(len(voxels)), blank)
     for z in blank:
         below, above = content[content < z][-1], content[content > z][0]

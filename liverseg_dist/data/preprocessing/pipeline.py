@@ -76,6 +76,7 @@ def noise_step(
     volume: Volume, cleaning: CleaningConfig, channel: ChannelConfig
 ) -> tuple[Volume, Provenance]:
     """Reduce noise slice by slice."""
+    # Without a filter the threshold is not needed, and finding it costs a pass over the scan.
     tissue = None
     if not channel.is_ct and cleaning.noise != "none":
         tissue = (find_tissue_threshold(volume, channel), float(INT16.max))
@@ -109,6 +110,7 @@ def clean_scan(
         UserError: A setting has a value that no step implements.
     """
     provenance: Provenance = {}
+    # Each step gets the result of the one before, and adds what it did to one record.
     for step in CLEANING_STEPS.values():
         volume, step_provenance = step(volume, cleaning, channel)
         provenance.update(step_provenance)
@@ -135,6 +137,7 @@ def prepare_scan(
     Returns:
         Int16 voxels in RAS orientation; HU for CT.
     """
+    # Cleaned at the scan's own voxel size: noise and the body are properties of the measurement.
     clean = clean_scan(volume, convert.cleaning, channel).volume
     return resample_channel(clean, clean.grid.with_spacing(spacing_mm), convert.cleaning, channel)
 

@@ -74,11 +74,13 @@ def resample_to_grid(
         UserError: The result would have more than 2^30 voxels.
         ValueError: The kind is unknown.
     """
+    # The type is checked by mypy, but the kind may come from a setting.
     if kind not in get_args(Kind):
         raise ValueError(f"unknown kind {kind!r}; use one of {', '.join(get_args(Kind))}")
     # Within a micrometre the grids are equal: interpolation would only add rounding errors.
     if grid.shape == volume.shape and grid.matches(volume.grid, tolerance_mm=1e-3):
         return Volume(volume.voxels, grid)
+    # A header with voxels in micrometres would ask for terabytes.
     if math.prod(grid.shape) > MAX_VOXELS:
         sizes = " x ".join(map(str, grid.shape))
         raise UserError(
@@ -95,6 +97,7 @@ def resample_to_grid(
     flips = tuple(slice(None, None, -1 if axis.step < 0 else 1) for axis in signed_positions)
     voxels = voxels[flips]
     positions = [axis.mirrored() if axis.step < 0 else axis for axis in signed_positions]
+    # Whole voxels are copied: interpolation at voxel centres would only add rounding errors.
     if all(axis.nearest_indices() is not None for axis in positions):
         return Volume(copy_voxels(voxels, positions, fill), grid)
     if kind == "label":
@@ -103,6 +106,7 @@ def resample_to_grid(
     if kind == "image":
         orders = _choose_orders(volume.grid, grid, axes, interpolation)
     antialias = interpolation.antialias and kind == "image"
+    # Written block by block into one array, so that memory holds input and output only.
     out = np.empty(grid.shape, dtype=voxels.dtype)
     resample_values(voxels, out, plan_axes(positions, orders, antialias), fill)
     return Volume(out, grid)
@@ -147,6 +151,7 @@ def align_axes(
     linear = change[:3, :3][::-1, ::-1]  # rows: source z, y, x; columns: target z, y, x
     offset = change[:3, 3][::-1]
     axes = [int(axis) for axis in np.argmax(np.abs(linear), axis=0)]
+    # Two target axes along one source axis: the grids are rotated by about 45 degrees.
     if sorted(axes) != [0, 1, 2]:
         return None
     # The rest of the matrix is the deviation from parallel axes, in voxels at the last voxel.
@@ -174,6 +179,7 @@ def _choose_orders(
     orders = [interpolation.order] * 3
     for spacing in ([source.spacing_mm[axis] for axis in axes], list(target.spacing_mm)):
         longest = max(spacing)
+        # One axis only: where two are equally long, none is the axis of the slices.
         if longest > THICK_RATIO * min(spacing) and spacing.count(longest) == 1:
             orders[spacing.index(longest)] = min(interpolation.thick_order, interpolation.order)
             break

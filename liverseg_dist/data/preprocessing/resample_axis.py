@@ -60,6 +60,7 @@ class SamplePositions:
         """The input voxel of each output voxel if every position is a voxel centre, else None."""
         coordinates = self.coordinates()
         nearest = np.rint(coordinates)
+        # One position between voxels makes the whole axis an interpolation.
         if np.abs(coordinates - nearest).max() >= INDEX_TOLERANCE:
             return None
         return nearest.astype(np.int64)
@@ -122,6 +123,7 @@ def interpolation_matrix(
         matrix = _nearest_matrix(positions)
     else:
         raise ValueError(f"interpolation order {order}; use 0, 1 or 3")
+    # Smoothing before the voxels grow: each new voxel then averages what it covers.
     if antialias and order > 0 and abs(positions.step) > 1:
         matrix = matrix @ _gaussian_matrix(positions.length, (abs(positions.step) - 1) / 2)
     return matrix
@@ -129,6 +131,7 @@ def interpolation_matrix(
 
 def _nearest_matrix(positions: SamplePositions) -> np.ndarray:
     matrix = np.zeros((positions.count, positions.length))
+    # Half a voxel is rounded up, as scipy does.
     nearest = np.floor(positions.coordinates() + 0.5)
     columns = np.clip(nearest, 0, positions.length - 1).astype(int)
     matrix[np.arange(positions.count), columns] = 1
@@ -150,6 +153,7 @@ def _linear_matrix(positions: SamplePositions) -> np.ndarray:
 def _cubic_matrix(positions: SamplePositions) -> np.ndarray:
     """Interpolating cubic B-spline (Unser 1999, https://doi.org/10.1109/79.799930)."""
     padded = np.arange(-EDGE_VOXELS, positions.length + EDGE_VOXELS)
+    # The padded axis repeats the edge, so that the spline is not pulled to 0 there.
     repeated = np.clip(padded, 0, positions.length - 1)
     coefficients = ndimage.spline_filter1d(
         np.eye(positions.length)[repeated], order=3, axis=0, mode="mirror"

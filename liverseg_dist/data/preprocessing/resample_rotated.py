@@ -25,6 +25,7 @@ def resample_rotated(volume: Volume, grid: Grid, is_label: bool, fill: float) ->
     is_integer = np.issubdtype(out.dtype, np.integer)
     last = np.asarray(volume.shape) - 1
     depth, height, width = grid.shape
+    # Blocks of slices: the coordinates of a whole scan would need 24 times its voxels.
     slices = max(1, BLOCK_VOXELS // (height * width))
     in_plane = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1)
     for start in range(0, depth, slices):
@@ -43,6 +44,7 @@ def resample_rotated(volume: Volume, grid: Grid, is_label: bool, fill: float) ->
             values = ndimage.map_coordinates(
                 volume.voxels, np.moveaxis(positions, -1, 0), np.float32, order=1, mode="nearest"
             )
+            # Rounded, because a conversion to integers would truncate.
             values = np.rint(values) if is_integer else values
         out[start:stop] = np.where(inside, values, fill)
     return out

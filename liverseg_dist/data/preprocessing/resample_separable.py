@@ -54,6 +54,7 @@ def plan_axes(
     plans = []
     block_sizes = (BLOCK_SLICES, PLANE_BLOCK, PLANE_BLOCK)
     for axis, order, block in zip(positions, orders, block_sizes, strict=True):
+        # An axis of whole steps needs no product, for any degree.
         index = axis.nearest_indices()
         if index is not None:
             plans.append(AxisPlan(axis, np.clip(index, 0, axis.length - 1), ()))
@@ -71,6 +72,7 @@ def resample_values(
     rounded.
     """
     is_integer = np.issubdtype(out.dtype, np.integer)
+    # Once for the whole input: the range of a block would differ from slice to slice.
     low, high = float(voxels.min()), float(voxels.max())
     inside_z, inside_y, inside_x = (axis.positions.inside() for axis in axes)
     for start, stop, block in _stream_blocks(voxels, axes, lambda slices: slices):
@@ -121,6 +123,7 @@ def resample_label(
             part = replace(part, first=part.first + NUDGE)
         box_positions.append(part)
     axes = plan_axes(box_positions, (1, 1, 1), antialias=False)
+    # `fill` has no stream of its own: its share follows from the others.
     classes = [value for value in _list_values(source) if value != fill]
     streams = [_stream_blocks(source, axes, _class_mask(value)) for value in classes]
     target = out[target_box]
@@ -163,6 +166,7 @@ def _find_label_boxes(
         used = np.flatnonzero(occupied.any(axis=other_axes))
         if not used.size:
             return None
+        # Linear interpolation reaches one voxel beyond the structure.
         low, high = max(int(used[0]) - 1, 0), min(int(used[-1]) + 2, axis_positions.length)
         coordinates = axis_positions.coordinates()
         is_affected = (coordinates >= low - 0.5) & (coordinates <= high - 0.5)
@@ -200,6 +204,7 @@ def _stream_blocks(
             yield start, stop, np.zeros((stop - start, *window.shape[1:]), dtype=np.float32)
             continue
         window_high = window_low + len(window)
+        # Only what the next block needs again is kept.
         kept = window[max(low - window_low, 0) :] if low < window_high else window[:0]
         first_new = max(low, window_high) if len(kept) else low
         parts = [kept]
@@ -234,6 +239,7 @@ def _resample_across(
 
 
 def _resample_in_plane(slices_zyx: np.ndarray, axis_y: AxisPlan, axis_x: AxisPlan) -> np.ndarray:
+    # x first: the rows of a slice are contiguous in memory.
     """Float32 slices (n, y, x) resampled along x, then y."""
     slices = np.ascontiguousarray(slices_zyx, dtype=np.float32)
     count, height, _ = slices.shape

@@ -127,6 +127,7 @@ def clean_channels(
     Raises:
         UserError: The scan has no channel, or its channels do not overlap in world space.
     """
+    # A mistake of the caller and not of the data, hence no `UserError`.
     if len(volumes) != len(channels):
         raise ValueError(f"{len(volumes)} volumes for {len(channels)} channels")
     # The other channels are cut by the grid of the reference; a crop of their own could only lose.
@@ -149,6 +150,7 @@ def clean_channels(
             scan, found = _place_channel(scan, reference, convert, (reference_name, channel.name))
             findings += found
         scans.append(scan)
+        # On the cleaned scan at its own voxel size, so that inference computes the same numbers.
         intensities.append(scan_intensity(scan.volume, channel, scan.scale))
     if reference is None:
         raise UserError(f"none of the channels {', '.join(c.name for c in channels)} is present")
@@ -168,12 +170,14 @@ def _place_channel(
     """
     fixed, moving = reference.volume, scan.volume
     share, findings = check_overlap(fixed.grid, moving.grid, *names)
+    # Channels that share no place in the world cannot be combined, registered or not.
     if share == 0:
         raise UserError(findings[0].message)
     if convert.register_channels == "none":
         return scan, findings
     alignment = register_rigid(fixed, moving)
     record = {**alignment.to_json(), "applied": alignment.is_better}
+    # A registration that is worse than the header must not move the channel.
     if not alignment.is_better:
         message = (
             f"channel {names[1]}: registration to {names[0]} found no better position than that of "
@@ -189,6 +193,7 @@ def _place_channel(
             f"{record['mutual_information_after']:.3f})"
         )
         findings = [*findings, Finding("info", "channel_registered", message)]
+        # Only the affine changes: the voxels are interpolated once, later, onto the final grid.
         moving = Volume(moving.voxels, Grid(moving.shape, alignment.matrix @ moving.affine))
     provenance = {**scan.provenance, "registration": record}
     return replace(scan, volume=moving, provenance=provenance), findings
