@@ -50,6 +50,7 @@ class Comparison:
         errors_mm: Distance of the two centroids of a persistent lesion after registration.
         truth_errors_mm: Distance of the later one to the true centre.
         responses: (patient, true category, category that was found) outside the measurement error.
+        targets: As `responses`, of the target lesions alone: a new lesion makes most patients PD.
         borderline: Patients whose true sum lies within the measurement error of a threshold.
     """
 
@@ -58,6 +59,7 @@ class Comparison:
     errors_mm: list[float] = field(default_factory=list)
     truth_errors_mm: list[float] = field(default_factory=list)
     responses: list[tuple[str, str, str]] = field(default_factory=list)
+    targets: list[tuple[str, str, str]] = field(default_factory=list)
     borderline: list[str] = field(default_factory=list)
 
     @property
@@ -66,7 +68,7 @@ class Comparison:
 
     @property
     def wrong_responses(self) -> list[tuple[str, str, str]]:
-        return [one for one in self.responses if one[1] != one[2]]
+        return [one for one in (*self.responses, *self.targets) if one[1] != one[2]]
 
 
 def main() -> None:
@@ -181,6 +183,10 @@ def compare_response(
     before = [baseline[name] for name in targets]
     after = expected_axes_mm(lesions, targets, baseline)
     category, is_clear = true_response(lesions, targets, baseline, before, after)
+    of_targets, targets_clear = true_target_response(before, after)
+    if targets and targets_clear:
+        target = content["response"]["dates"][-1]["target"]
+        found.targets.append((truth["patient"], of_targets, target))
     if is_clear:
         found.responses.append((truth["patient"], category, content["response"]["recist"]))
     else:
@@ -241,20 +247,30 @@ def true_response(
     others = [one for one in others if not {one["identity"], one["merged_into"]} & set(targets)]
     volume = sum(one["radius_mm"][0] ** 3 for one in others)
     later = sum(one["radius_mm"][1] ** 3 for one in others)
+    category, is_clear = true_target_response(before, after)
+    # A fifth: the error of the volume of all other lesions together.
+    is_clear &= not others or not 1.5 < later / volume < 2.0
+    if others and later >= 1.73 * volume:
+        return "PD", is_clear
+    if not targets:
+        return "non-CR/non-PD", False
+    if category == "CR" and later > 0:
+        return "PR", is_clear
+    return category, is_clear
+
+
+def true_target_response(before: Sequence[float], after: Sequence[float]) -> tuple[str, bool]:
+    """The same of the target lesions alone, by their long axes at both dates."""
     start, end = sum(before), sum(after)
     # Of a sum: the errors of its parts are independent. Pixels of 3 mm, slices of up to 5 mm.
     parts = [diameter_sd_mm(mm, 3.0, 5.0) for mm in (*before, *after)]
     error = Z95 * math.sqrt(sum(part**2 for part in parts))
     thresholds = (0.7 * start, max(1.2 * start, start + 5.0))
-    # A fifth: the error of the volume of all other lesions together.
     is_clear = all(abs(end - value) > error for value in thresholds)
-    is_clear &= not others or not 1.5 < later / volume < 2.0
-    if end >= thresholds[1] or (others and later >= 1.73 * volume):
+    if end >= thresholds[1]:
         return "PD", is_clear
-    if targets and end == 0:
-        return ("CR" if later == 0 else "PR"), is_clear
-    if not targets:
-        return "non-CR/non-PD", False
+    if end == 0:
+        return "CR", is_clear
     return ("PR" if end <= thresholds[0] else "SD"), is_clear
 
 
@@ -268,8 +284,9 @@ def print_table(found: Comparison, patients: int) -> None:
     ):
         p95 = np.percentile(errors, 95)
         print(f"| {name} (95 %) | {np.mean(errors):.2f} ({p95:.1f}) mm | 2 mm |")
-    right = len(found.responses) - len(found.wrong_responses)
-    print(f"| response right, of {len(found.responses)} clear | {right} | all |")
+    for name, responses in (("response", found.responses), ("of the targets", found.targets)):
+        right = sum(true == category for _, true, category in responses)
+        print(f"| {name} right, of {len(responses)} clear | {right} | all |")
     print(f"| response within the measurement error | {len(found.borderline)} | |")
     for line in found.wrong:
         print(f"wrong match: {line}")
