@@ -104,7 +104,7 @@ def read_segments(path: Path, structure: str, grid: Grid) -> Volume:
                 pixels = dataset.pixel_array[np.newaxis]
             for group, values in zip(_list_frames(dataset), pixels, strict=True):
                 is_member = values > half if kind != "LABELMAP" else np.isin(values, list(numbers))
-                if kind != "LABELMAP" and _segment_number(group) not in numbers:
+                if kind != "LABELMAP" and _segment_number(group, dataset) not in numbers:
                     continue
                 at = _find_slice(group, dataset, grid)
                 mask[at] |= is_member.astype(np.uint8)
@@ -131,8 +131,10 @@ def _list_frames(dataset: Any) -> Iterator[Any]:
     yield from dataset.PerFrameFunctionalGroupsSequence
 
 
-def _segment_number(group: Any) -> int:
-    return int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+def _segment_number(group: Any, dataset: Any) -> int:
+    # A SEG of one segment may state its number once for all frames.
+    macro = _find_macro(group, dataset, "SegmentIdentificationSequence")
+    return int(macro.ReferencedSegmentNumber)
 
 
 def _find_macro(group: Any, dataset: Any, keyword: str) -> Any:
