@@ -12,7 +12,6 @@ from torch import nn
 
 from liverseg_dist.config import ModelConfig
 from liverseg_dist.config.registry import find_registered
-from liverseg_dist.model import mednext
 from liverseg_dist.model.blocks import (
     SLOPE,
     ConvBlock,
@@ -22,6 +21,7 @@ from liverseg_dist.model.blocks import (
     build_stack,
 )
 from liverseg_dist.model.convolution import Triple
+from liverseg_dist.model.mednext import MedNeXtDecoderLevel, build_encoder_level
 
 LevelBuilder = Callable[[ModelConfig, int], nn.Module]
 """Builds one level of a network from its settings, with the topology filled in."""
@@ -90,7 +90,7 @@ def _build_mednext_encoder_level(config: ModelConfig, level: int) -> nn.Module:
     features, kernels, strides, blocks = _read_topology(config)
     ratios = _read_ratios(config)
     above = max(0, level - 1)
-    return mednext.build_encoder_level(
+    return build_encoder_level(
         features[level - 1] if level else config.in_channels or 1,
         features[level],
         kernels[above : level + 1],
@@ -102,7 +102,7 @@ def _build_mednext_encoder_level(config: ModelConfig, level: int) -> nn.Module:
 
 def _build_mednext_decoder_level(config: ModelConfig, level: int) -> nn.Module:
     features, kernels, strides, blocks = _read_topology(config)
-    return mednext.MedNeXtDecoderLevel(
+    return MedNeXtDecoderLevel(
         features[level + 1],
         features[level],
         kernels[level],
