@@ -25,6 +25,8 @@ SETTINGS = {
     "fsdp bf16": [FSDP, BF16],
     "fsdp all bf16": [FSDP, BF16, "train.reduce_precision=bf16"],
 }
+TOLERANCES = {"ddp bf16": 1e-2, "fsdp bf16": 0.25, "fsdp all bf16": 0.25}
+"""Error of the update. Rounded sums give 0.4 %, a network that computes in bf16 13 %."""
 
 pytestmark = pytest.mark.distributed
 
@@ -70,11 +72,10 @@ def test_the_exchange_does_not_change_the_step(steps: dict[str, dict[str, Any]])
     reference = np.array(steps["ddp"]["weights"])
     moved = steps["ddp"]["norm"] * 1e-2
     for name, step in steps.items():
-        # A rounded gradient has a relative error of 2^-9.
-        tolerance = 1e-2 if "bf16" in name else 1e-5
-        assert step["norm"] == pytest.approx(steps["ddp"]["norm"], rel=tolerance), name
+        tolerance = TOLERANCES.get(name, 1e-6)
+        assert step["norm"] == pytest.approx(steps["ddp"]["norm"], rel=min(tolerance, 1e-2)), name
         error = np.linalg.norm(np.array(step["weights"]) - reference)
-        assert error <= 3 * tolerance * moved, name
+        assert error <= tolerance * moved, name
 
 
 @pytest.mark.parametrize(
