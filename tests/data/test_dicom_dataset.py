@@ -140,7 +140,8 @@ def test_scans_of_one_patient_stay_together(sources: tuple[Path, Path], tmp_path
         dataset.StudyInstanceUID = f"{dataset.StudyInstanceUID[:-2]}9"
         dataset.SeriesInstanceUID = f"{dataset.SeriesInstanceUID[:-2]}9"
         dataset.SOPInstanceUID = f"{dataset.SOPInstanceUID[:-4]}{number:04d}"
-        dataset.RescaleIntercept = "-1023"
+        # One HU more.
+        dataset.RescaleIntercept = str(int(dataset.RescaleIntercept) + 1)
         dataset.save_as(file)
     store = convert(source, tmp_path / "a.zarr")
     assert len(store.case_ids) == 3

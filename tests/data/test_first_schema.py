@@ -29,7 +29,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[CaseStore, CaseSto
 
 
 def write_as_first_schema(path: Path) -> None:
-    """Replace root and images by those of schema 1."""
+    """Replace root and images by those of schema 1, which had no loading index."""
+    (path / "loading.index").unlink()
     file = path / "zarr.json"
     content = json.loads(file.read_text())
     root = content["attributes"]["liverseg"]
