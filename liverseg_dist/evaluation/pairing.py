@@ -23,6 +23,8 @@ SAME_PLACE_MM = 0.1
 """Largest distance of the corners of equal grids: headers are float32, and tools round them."""
 
 DESCRIPTION_SUFFIXES = (".json", ".csv")
+RESULT_FOLDERS = ("ledger", "probabilities")
+"""What `predict` writes beside masks; nobody expects `score` to read it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,11 @@ def describe_left_out(folder: Path) -> list[str]:
     visible = [
         file
         for file in folder.iterdir()
-        if not file.name.startswith(".") and file.suffix not in DESCRIPTION_SUFFIXES
+        if not (
+            file.name.startswith(".")
+            or file.suffix in DESCRIPTION_SUFFIXES
+            or file.name in RESULT_FOLDERS
+        )
     ]
     lines = describe_unread(file for file in visible if not _is_scan_file(file))
     channels = assign_scan_ids(file.name for file in visible if _is_scan_file(file)).channels
