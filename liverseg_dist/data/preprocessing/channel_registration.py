@@ -75,7 +75,24 @@ def register_rigid(fixed: Volume, moving: Volume) -> RigidAlignment:
     Returns:
         The alignment. Callers keep the headers' positions unless it `is_better`.
     """
-    fixed_image, moving_image = _coarse_image(fixed), _coarse_image(moving)
+    # Without contrast there is nothing to compare, and ITK refuses a histogram without a width.
+    if _is_constant(fixed) or _is_constant(moving):
+        return RigidAlignment(np.eye(4), 0.0, 0.0)
+    threads = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    # With several threads the sums, and so the last bits of the transform, would differ from call to
+    # call. The metric has no number of threads of its own.
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        return _align(fixed, _coarse_image(fixed), _coarse_image(moving))
+    finally:
+        SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+def _is_constant(volume: Volume) -> bool:
+    return bool(volume.voxels.min() == volume.voxels.max())
+
+
+def _align(fixed: Volume, fixed_image: Any, moving_image: Any) -> RigidAlignment:
     transform = SimpleITK.Euler3DTransform()
     # Rotations about the centre of the scan: about the origin, a small angle would be a large
     # shift.
