@@ -16,7 +16,7 @@ from liverseg_dist.clinical.tables import csv_text
 from liverseg_dist.pages import load_script
 
 WIDTH, HEIGHT = 760, 300
-LEFT, RIGHT, TOP, BOTTOM = 72, 8, 10, 30
+LEFT, RIGHT, TOP, BOTTOM = 88, 8, 10, 30
 LOW, HIGH = -1.0, 1.0
 """Changes shown; larger ones end at the edge, their values are in the title of the mark."""
 CATEGORIES = ("CR", "PR", "SD", "PD", "NE", "non-CR/non-PD", "ND")

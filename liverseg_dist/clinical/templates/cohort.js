@@ -1,6 +1,6 @@
 "use strict";
 // Filters of the cohort's page: rows, bars and lines of one patient share `data-row`.
-const LEFT = 72, RIGHT = 752;
+const LEFT = 88, RIGHT = 752;
 const rows = [...document.querySelectorAll("#patients tbody tr")];
 const bars = [...document.querySelectorAll("svg.chart rect[data-row]")];
 const lines = [...document.querySelectorAll("svg.chart polyline[data-row]")];
