@@ -155,7 +155,10 @@ def test_an_interrupted_conversion_reports_how_to_continue(
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert stderr.splitlines() == ["liverseg: interrupted; run the same line again to continue"]
+    line, *rest = stderr.splitlines()
+    assert line == "liverseg: interrupted; run the same line again to continue"
+    # On a busy machine a worker may be interrupted in Python's own exit, which then writes this.
+    assert not rest or rest[0].startswith("Exception ignored in: <module 'threading'"), rest
     assert convert(source, store)[0] == 0
     assert tree(store) == expected
 
